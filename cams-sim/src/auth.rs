@@ -1,0 +1,170 @@
+//! Is the call for this endpoint, and is its caller who it says it is, now, and for the first time? Host, key, STS token, time, signature and nonce, in that order. The nonce is remembered here
+//! and so before any limit is looked at: a throttled call has spent it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hyper::Request;
+use tokio::time::Instant;
+
+use crate::refusal::Refusal;
+use crate::request::{Call, Scheme, header};
+use crate::{Key, Settings, date, signature};
+
+/// How far a time stamp may be off.
+const WINDOW: Duration = Duration::from_secs(15 * 60);
+
+/// How long a nonce is remembered: an Alibaba engineer's answer says 31 minutes.
+const NONCE_MEMORY: Duration = Duration::from_secs(31 * 60);
+
+/// Knows the keys, the time of day and the nonces.
+#[derive(Debug)]
+pub(crate) struct Gatekeeper {
+    keys: HashMap<String, Key>,
+    check: bool,
+    strict: bool,
+    host: Option<String>,
+    clock: Option<(SystemTime, Instant)>,
+    nonces: HashSet<(String, String)>,
+    by_age: VecDeque<(Instant, (String, String))>,
+}
+
+// === impl Gatekeeper ===
+
+impl Gatekeeper {
+    pub(crate) fn new(settings: &Settings, start: Instant) -> Self {
+        Self {
+            keys: settings.keys.iter().map(|key| (key.access_key_id.clone(), key.clone())).collect(),
+            check: settings.check_signatures,
+            strict: settings.strict,
+            host: settings.host.clone(),
+            clock: settings.now.map(|now| (now, start)),
+            nonces: HashSet::new(),
+            by_age: VecDeque::new(),
+        }
+    }
+
+    /// Sets the time of day at `now`, to run on tokio's clock; `None` returns to the system's.
+    pub(crate) fn set_clock(&mut self, time: Option<SystemTime>, now: Instant) {
+        self.clock = time.map(|time| (time, now));
+    }
+
+    /// The account that a key belongs to, checked or not.
+    pub(crate) fn account(&self, call: &Call) -> String {
+        let id = &call.credential.access_key_id;
+        let named = if id.is_empty() { "anonymous" } else { id };
+        self.keys.get(id).map_or(named, |key| &key.account).to_owned()
+    }
+
+    /// Lets a call in, and remembers its nonce, or says why not.
+    pub(crate) fn admit(&mut self, call: &Call, request: &Request<Bytes>, now: Instant) -> Result<(), Refusal> {
+        if self.host.as_ref().is_some_and(|host| *host != header(request.headers(), "host")) {
+            return Err(Refusal::new("InvalidProduct.NotFound"));
+        }
+        if !["GET", "POST"].contains(&call.method.as_str()) {
+            return Err(Refusal::new("UnsupportedHTTPMethod"));
+        }
+        if !self.check {
+            return Ok(());
+        }
+        if call.scheme == Scheme::Unsigned {
+            return Err(Refusal::missing("AccessKeyId"));
+        }
+        let id = &call.credential.access_key_id;
+        let key = self.keys.get(id).ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
+        if call.credential.security_token != key.security_token {
+            return Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"));
+        }
+        self.check_time(&call.timestamp, now)?;
+        match call.scheme {
+            Scheme::V3 => check_v3(call, request, &key.secret, self.strict)?,
+            _ => check_v1(call, &key.secret)?,
+        }
+        let account = key.account.clone();
+        self.spend_nonce(account, &call.nonce, now)
+    }
+
+    fn check_time(&self, timestamp: &str, now: Instant) -> Result<(), Refusal> {
+        if timestamp.is_empty() {
+            return Err(Refusal::missing("Timestamp"));
+        }
+        let stamped = date::parse(timestamp).ok_or_else(|| Refusal::new("InvalidTimeStamp.Format"))?;
+        let time = self.clock.map_or_else(SystemTime::now, |(time, set)| time + now.duration_since(set));
+        let off = time.duration_since(stamped).unwrap_or_else(|ahead| ahead.duration());
+        if off > WINDOW { Err(Refusal::new("InvalidTimeStamp.Expired")) } else { Ok(()) }
+    }
+
+    fn spend_nonce(&mut self, account: String, nonce: &str, now: Instant) -> Result<(), Refusal> {
+        while self.by_age.front().is_some_and(|(then, _)| now.duration_since(*then) > NONCE_MEMORY) {
+            let (_, forgotten) = self.by_age.pop_front().expect("a front was just seen");
+            self.nonces.remove(&forgotten);
+        }
+        if nonce.is_empty() {
+            return Err(Refusal::missing("SignatureNonce"));
+        }
+        let spent = (account, nonce.to_owned());
+        if !self.nonces.insert(spent.clone()) {
+            return Err(Refusal::new("SignatureNonceUsed"));
+        }
+        self.by_age.push_back((now, spent));
+        Ok(())
+    }
+}
+
+fn check_v1(call: &Call, secret: &str) -> Result<(), Refusal> {
+    if call.credential.algorithm != "HMAC-SHA1" {
+        return Err(Refusal::new("InvalidSignatureMethod"));
+    }
+    if call.parameter("SignatureVersion") != Some("1.0") {
+        return Err(Refusal::new("IncompleteSignature"));
+    }
+    let text = signature::v1_string_to_sign(&call.method, &call.parameters());
+    compare(&signature::v1_signature(secret, &text), &call.credential.signature, &text)
+}
+
+fn check_v3(call: &Call, request: &Request<Bytes>, secret: &str, strict: bool) -> Result<(), Refusal> {
+    if call.credential.algorithm != signature::V3_ALGORITHM {
+        return Err(Refusal::new("InvalidSignatureMethod"));
+    }
+    let (headers, signed) = (request.headers(), &call.credential.signed_headers);
+    let mandatory =
+        ["host", "x-acs-action", "x-acs-version", "x-acs-date", "x-acs-signature-nonce", "x-acs-content-sha256"];
+    let received = headers.keys().map(hyper::header::HeaderName::as_str).filter(|name| name.starts_with("x-acs-"));
+    for name in received.chain(mandatory) {
+        if !signed.iter().any(|other| other == name) {
+            return Err(Refusal::new("IncompleteSignature").with_message(format!("{name} must be signed.")));
+        }
+    }
+    if strict && let Some(name) = signed.iter().find(|name| !headers.contains_key(name.as_str())) {
+        return Err(Refusal::strict("SignedButAbsent", format!("{name} is named as signed but did not come.")));
+    }
+    if strict && !signed.is_sorted_by(|a, b| a < b) {
+        return Err(Refusal::strict("SignedHeaders", "The signed headers are not sorted and unique.".to_owned()));
+    }
+    if strict
+        && ![String::new(), call.credential.access_key_id.clone()].contains(&header(headers, "x-acs-accesskey-id"))
+    {
+        return Err(Refusal::strict("TwoKeys", "x-acs-accesskey-id is not the key of the signature.".to_owned()));
+    }
+    if header(headers, "x-acs-content-sha256") != signature::sha256(request.body()) {
+        return Err(Refusal::new("SignatureDoesNotMatch")
+            .with_message("x-acs-content-sha256: not the hash of the body.".to_owned()));
+    }
+    let canonical = signature::v3_canonical_request(&call.method, &call.query, headers, signed, request.body());
+    let text = signature::v3_string_to_sign(&canonical);
+    compare(&signature::v3_signature(secret, &text), &call.credential.signature, &format!("{text}\n{canonical}"))
+}
+
+/// Says, as the real gateway does, what the server signed: that is how a mistake is found.
+fn compare(expected: &str, given: &str, signed: &str) -> Result<(), Refusal> {
+    if expected == given {
+        return Ok(());
+    }
+    let refusal = Refusal::new("SignatureDoesNotMatch");
+    let message = format!("{} server string to sign is:{signed}", refusal.message);
+    Err(refusal.with_message(message))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,53 @@
+//! Which moment does `2026-11-24T02:54:06Z` name? The one form of ISO 8601 that Alibaba's signatures use, read strictly.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The moment that an Alibaba time stamp names, or `None` for any other text.
+pub(crate) fn parse(text: &str) -> Option<SystemTime> {
+    let shape = text.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
+    if !shape.eq(*b"0000-00-00T00:00:00Z") {
+        return None;
+    }
+    let field = |at: usize, length: usize| text[at..at + length].parse::<u64>().ok();
+    let (year, month, day) = (field(0, 4)?, field(5, 2)?, field(8, 2)?);
+    let (hour, minute, second) = (field(11, 2)?, field(14, 2)?, field(17, 2)?);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let lengths = [31, if leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let month = usize::try_from(month.checked_sub(1)?).ok()?;
+    if year < 1970 || day == 0 || day > *lengths.get(month)? || hour > 23 || minute > 59 || second > 59 {
+        return None;
+    }
+    let before: u64 = (1970..year).map(|year| if leap(year) { 366 } else { 365 }).sum();
+    let days = before + lengths[..month].iter().sum::<u64>() + day - 1;
+    Some(UNIX_EPOCH + Duration::from_secs(((days * 24 + hour) * 60 + minute) * 60 + second))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(text: &str) -> Option<u64> {
+        parse(text).map(|moment| moment.duration_since(UNIX_EPOCH).unwrap().as_secs())
+    }
+
+    #[test]
+    fn names_the_second() {
+        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(seconds("2000-02-29T12:00:00Z"), Some(951_825_600));
+        assert_eq!(seconds("2026-11-24T02:54:06Z"), Some(1_795_488_846));
+    }
+
+    #[test]
+    fn refuses_every_other_form() {
+        for text in [
+            "2026-11-24 02:54:06Z",
+            "2026-11-24T02:54:06",
+            "2026-02-29T00:00:00Z",
+            "2026-13-01T00:00:00Z",
+            "2026-11-24T24:00:00Z",
+            "",
+        ] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What goes wrong, and when? A rule picks calls (the next few, those whose FlowName bears a mark, a share of all, every one) and spoils them in one
+//! way. Each way says in its doc whether the call was processed: that is what a careful client cannot see and must not guess.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::refusal::Refusal;
+use crate::{Hints, parse_duration};
+
+/// One fault and the calls that it strikes. Read from text like `next=3,action=CreateFlow,throttle,acs-retry-after=2000`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// Which calls.
+    pub when: When,
+    /// Only calls of this action, if given.
+    pub action: Option<String>,
+    /// What happens to them.
+    pub fault: Fault,
+}
+
+/// Which calls a [`Rule`] strikes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum When {
+    /// The next so many: `next=3`.
+    Next(u32),
+    /// Those whose FlowName contains this: `named=doomed`.
+    Named(String),
+    /// So many of a hundred, by the seeded dice: `percent=10`.
+    Percent(u8),
+    /// All: `always`.
+    Always,
+}
+
+/// How a call is spoiled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// `unavailable`: 503 with CAMS's error body; not processed.
+    Unavailable(Hints),
+    /// `throttle`: refused as flow control after its nonce was spent; not processed.
+    Throttle(Throttle),
+    /// `refuse=CODE`: refused with any other code, as for `Ram.PermissionDeny`; not processed.
+    Refuse(String),
+    /// `close-before`: the connection is closed; not processed.
+    CloseBefore,
+    /// `close-after`: the connection is closed without an answer; processed.
+    CloseAfter,
+    /// `reset`: the connection is reset without an answer; processed.
+    Reset,
+    /// `slow=5s`: the answer comes so much later; processed.
+    Slow(Duration),
+    /// `garbage`: bytes that are not HTTP, then closed; processed.
+    Garbage,
+    /// `html`: 200 with a page of HTML; processed.
+    Html,
+    /// `empty`: 200 without a body; processed.
+    Empty,
+    /// `cut`: the whole answer under a Content-Length that promises more, then closed; processed.
+    Cut,
+    /// `huge=BYTES`: a success with so much padding in it; processed.
+    Huge(usize),
+    /// `redirect`: 302 to another address; not processed.
+    Redirect,
+}
+
+/// The shape of a forced throttle: `throttle`, then any of `code=Throttling.User`, `status=429`, `ok` (inside HTTP 200), `xml`, and the hints
+/// `acs-retry-after=MS`, `retry-after=S`, `time-left=MS`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Throttle {
+    /// The code, by default `System.LimitControl`.
+    pub code: String,
+    /// The HTTP status, by default 400.
+    pub status: u16,
+    /// Whether the body is XML.
+    pub xml: bool,
+    /// When to come back.
+    pub hints: Hints,
+}
+
+/// The rules in force.
+#[derive(Debug)]
+pub(crate) struct Faults {
+    rules: Vec<Rule>,
+    dice: fastrand::Rng,
+}
+
+// === impl Throttle ===
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self { code: "System.LimitControl".to_owned(), status: 400, xml: false, hints: Hints::default() }
+    }
+}
+
+// === impl Faults ===
+
+impl Faults {
+    pub(crate) fn new(rules: Vec<Rule>, seed: u64) -> Self {
+        Self { rules, dice: fastrand::Rng::with_seed(seed) }
+    }
+
+    pub(crate) fn set(&mut self, rules: Vec<Rule>) {
+        self.rules = rules;
+    }
+
+    /// The fault of the first rule that strikes a call.
+    pub(crate) fn pick(&mut self, action: &str, flow_name: Option<&str>) -> Option<Fault> {
+        let dice = &mut self.dice;
+        let rules = self.rules.iter_mut();
+        rules.filter(|rule| rule.action.as_deref().is_none_or(|only| only == action)).find_map(|rule| {
+            let strikes = match &mut rule.when {
+                When::Next(left) => left.checked_sub(1).map(|less| *left = less).is_some(),
+                When::Named(mark) => flow_name.is_some_and(|name| name.contains(&**mark)),
+                When::Percent(share) => dice.u8(0..100) < *share,
+                When::Always => true,
+            };
+            strikes.then(|| rule.fault.clone())
+        })
+    }
+}
+
+// === impl Fault ===
+
+impl Fault {
+    /// The word by which records name this fault.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Throttle(_) => "throttle",
+            Self::Refuse(_) => "refuse",
+            Self::CloseBefore => "close-before",
+            Self::CloseAfter => "close-after",
+            Self::Reset => "reset",
+            Self::Slow(_) => "slow",
+            Self::Garbage => "garbage",
+            Self::Html => "html",
+            Self::Empty => "empty",
+            Self::Cut => "cut",
+            Self::Huge(_) => "huge",
+            Self::Redirect => "redirect",
+        }
+    }
+
+    /// The refusal that this fault forces once the caller is known.
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Throttle(Throttle { code, status, xml, hints }) => {
+                Some(Refusal { status: *status, xml: *xml, ..Refusal::new(code).with_hints(*hints) })
+            }
+            Self::Refuse(code) => Some(Refusal::new(code)),
+            _ => None,
+        }
+    }
+}
+
+// === impl Rule ===
+
+impl FromStr for Rule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words: BTreeMap<&str, &str> =
+            text.split(',').map(|word| word.trim().split_once('=').unwrap_or((word.trim(), ""))).collect();
+        let when = read_when(&mut words)?;
+        let action = words.remove("action").map(str::to_owned);
+        let fault = read_fault(&mut words)?;
+        match words.keys().next() {
+            None => Ok(Self { when, action, fault }),
+            Some(word) => Err(format!("{word} does not belong into the fault {text}")),
+        }
+    }
+}
+
+fn read_when(words: &mut BTreeMap<&str, &str>) -> Result<When, String> {
+    if let Some(count) = words.remove("next") {
+        return number(count).map(When::Next);
+    }
+    if let Some(mark) = words.remove("named") {
+        return Ok(When::Named(mark.to_owned()));
+    }
+    if let Some(share) = words.remove("percent") {
+        return number(share).map(When::Percent);
+    }
+    words.remove("always");
+    Ok(When::Always)
+}
+
+fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
+    let kinds = [
+        "unavailable",
+        "throttle",
+        "refuse",
+        "close-before",
+        "close-after",
+        "reset",
+        "slow",
+        "garbage",
+        "html",
+        "empty",
+        "cut",
+        "huge",
+        "redirect",
+    ];
+    let kind = kinds.into_iter().find(|kind| words.contains_key(kind));
+    let value = kind.and_then(|kind| words.remove(kind)).unwrap_or_default();
+    Ok(match kind.ok_or_else(|| format!("expected one of {}", kinds.join(", ")))? {
+        "unavailable" => Fault::Unavailable(read_hints(words)?),
+        "throttle" => Fault::Throttle(read_throttle(words)?),
+        "refuse" => Fault::Refuse(value.to_owned()),
+        "close-before" => Fault::CloseBefore,
+        "close-after" => Fault::CloseAfter,
+        "reset" => Fault::Reset,
+        "slow" => Fault::Slow(parse_duration(value)?),
+        "garbage" => Fault::Garbage,
+        "html" => Fault::Html,
+        "empty" => Fault::Empty,
+        "cut" => Fault::Cut,
+        "huge" => Fault::Huge(number(value)?),
+        _ => Fault::Redirect,
+    })
+}
+
+fn read_throttle(words: &mut BTreeMap<&str, &str>) -> Result<Throttle, String> {
+    let plain = Throttle::default();
+    let ok = words.remove("ok").map(|_| 200);
+    let status = words.remove("status").map(number).transpose()?.or(ok).unwrap_or(plain.status);
+    let code = words.remove("code").map_or(plain.code, str::to_owned);
+    Ok(Throttle { code, status, xml: words.remove("xml").is_some(), hints: read_hints(words)? })
+}
+
+fn read_hints(words: &mut BTreeMap<&str, &str>) -> Result<Hints, String> {
+    Ok(Hints {
+        acs_retry_after_ms: words.remove("acs-retry-after").map(number).transpose()?,
+        retry_after_s: words.remove("retry-after").map(number).transpose()?,
+        time_left_ms: words.remove("time-left").map(number).transpose()?,
+    })
+}
+
+fn number<N: FromStr>(text: &str) -> Result<N, String> {
+    text.parse().map_err(|_| format!("expected a number in range, not {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_rules() {
+        let rule = |when, fault| Ok(Rule { when, action: None, fault });
+        let hints = Hints { acs_retry_after_ms: Some(2_000), retry_after_s: Some(2), time_left_ms: Some(7) };
+        assert_eq!("next=3,throttle".parse(), rule(When::Next(3), Fault::Throttle(Throttle::default())));
+        assert_eq!(
+            "throttle, ok, xml, code=Throttling.User, acs-retry-after=2000, retry-after=2, time-left=7".parse(),
+            rule(
+                When::Always,
+                Fault::Throttle(Throttle { code: "Throttling.User".into(), status: 200, xml: true, hints })
+            )
+        );
+        assert_eq!("named=x,slow=2s".parse(), rule(When::Named("x".into()), Fault::Slow(Duration::from_secs(2))));
+        assert_eq!("percent=5,huge=10".parse(), rule(When::Percent(5), Fault::Huge(10)));
+        assert_eq!(
+            "always,action=ListFlow,refuse=Ram.PermissionDeny".parse(),
+            Ok(Rule {
+                when: When::Always,
+                action: Some("ListFlow".into()),
+                fault: Fault::Refuse("Ram.PermissionDeny".into())
+            })
+        );
+    }
+
+    #[test]
+    fn says_what_it_cannot_read() {
+        let error = |text: &str| text.parse::<Rule>().unwrap_err();
+        assert_eq!(error("next=x,reset"), "expected a number in range, not \"x\"");
+        assert_eq!(error("reset,xml"), "xml does not belong into the fault reset,xml");
+        assert!(error("next=1,explode").starts_with("expected one of unavailable, throttle,"));
+    }
+
+    #[test]
+    fn every_word_names_its_own_fault() {
+        for text in [
+            "unavailable",
+            "throttle",
+            "refuse=X",
+            "close-before",
+            "close-after",
+            "reset",
+            "slow=1s",
+            "garbage",
+            "html",
+            "empty",
+            "cut",
+        ] {
+            assert_eq!(text.parse::<Rule>().unwrap().fault.name(), text.split('=').next().unwrap());
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_strikes_wins() {
+        let rules = ["next=1,action=CreateFlow,reset", "named=doomed,cut", "percent=0,empty"];
+        let mut faults = Faults::new(rules.map(|rule| rule.parse().unwrap()).to_vec(), 0);
+        assert_eq!(faults.pick("ListFlow", None), None);
+        assert_eq!(faults.pick("CreateFlow", Some("doomed")), Some(Fault::Reset));
+        assert_eq!(faults.pick("CreateFlow", Some("a doomed one")), Some(Fault::Cut));
+        assert_eq!(faults.pick("CreateFlow", Some("fine")), None);
+    }
+}

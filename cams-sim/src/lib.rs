@@ -1,0 +1,48 @@
+//! The CAMS endpoint, simulated after its API page: what would Alibaba answer, and what did it see?
+//!
+//! A call goes through the files in this order: `serve` reads it off a connection, `request` decodes it, `fault` may spoil it, `auth` checks
+//! key, time, signature and nonce, `limit` counts it, `flows` creates or lists, `answer` writes the reply, `record` remembers it all. [`Sim`] joins them.
+//! Nothing is shared with Flowgate itself: a mistake made in both would pass every test.
+//!
+//! Two ways to use it. [`Sim::start`] listens on a free port of this machine; [`Sim::answer`] and [`Sim::serve_connection`] need no socket, so
+//! that a test may run hours of simulated time. What is not documented about the real CAMS is a setting: how the window moves, whether refused
+//! calls count, whether retry hints come.
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(async {
+//! use cams_sim::{Answer, Settings, Sim};
+//! let sim = Sim::new(Settings { check_signatures: false, ..Settings::default() });
+//! let call = || hyper::Request::post("/?Action=CreateFlow&Version=2020-06-06&Format=JSON&FlowName=a&Categories=%5B%22OTHER%22%5D");
+//! for _ in 0..6 {
+//!     sim.answer(call().header("host", "cams").body(bytes::Bytes::new()).unwrap()).await;
+//! }
+//! let report = sim.report();
+//! assert_eq!((report.accepted, report.refused, report.worst_window), (5, 1, 6));
+//! # });
+//! ```
+
+mod answer;
+mod auth;
+mod date;
+mod fault;
+mod flows;
+mod limit;
+mod record;
+mod refusal;
+mod request;
+mod serve;
+mod settings;
+mod signature;
+mod sim;
+#[cfg(test)]
+mod testing;
+
+pub use answer::Answer;
+pub use fault::{Fault, Rule, Throttle, When};
+pub use limit::{Kind, Limit};
+pub use record::{Arrival, Report, Verdict};
+pub use refusal::Hints;
+pub use request::Scheme;
+pub use serve::Running;
+pub use settings::{Key, Settings, parse_duration};
+pub use sim::Sim;

@@ -1,0 +1,169 @@
+//! May this call pass, by the account's limit on the action? The window's algorithm and alignment are unpublished, so all three plausible kinds are
+//! here, and refused calls may count or not. Others who spend the same quota from elsewhere are played here too: their calls fall due between ours.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::Hints;
+
+/// How often an action may be called by one account.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// Calls per window; 0 refuses every call.
+    pub per_window: u32,
+    /// The window's length.
+    pub window: Duration,
+    /// How the window moves.
+    pub kind: Kind,
+    /// Whether refused calls count like accepted ones: whoever hammers then never gets through.
+    pub refused_count: bool,
+    /// An outsider spends one call of the same quota each time this has passed.
+    pub outsider_every: Option<Duration>,
+    /// Whether a refusal says in `x-acs-retry-after` when the next call would pass.
+    pub hints: bool,
+}
+
+/// How the window of a [`Limit`] moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// At most so many in any stretch of one window.
+    Sliding,
+    /// At most so many between two ticks of the server's clock; ten may pass around a tick.
+    Aligned,
+    /// One per window divided by the number: 5 a second means one each 200 ms.
+    Smooth,
+}
+
+/// All limits, and what was spent of them.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    origin: Instant,
+    by_action: BTreeMap<String, (Limit, Instant)>,
+    lanes: HashMap<(String, String), Lane>,
+}
+
+/// What one account spent of one action's limit.
+#[derive(Debug)]
+struct Lane {
+    limit: Limit,
+    origin: Instant,
+    outsider_next: Instant,
+    outsider_passed: u64,
+    counted: VecDeque<Instant>,
+}
+
+// === impl Limit ===
+
+impl Default for Limit {
+    /// What the API page of CreateFlow says: 5 a second; the rest is the plainest reading.
+    fn default() -> Self {
+        Self {
+            per_window: 5,
+            window: Duration::from_secs(1),
+            kind: Kind::Sliding,
+            refused_count: false,
+            outsider_every: None,
+            hints: false,
+        }
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    pub(crate) fn new(limits: &BTreeMap<String, Limit>, origin: Instant) -> Self {
+        let by_action = limits.iter().map(|(action, limit)| (action.clone(), (limit.clone(), origin))).collect();
+        Self { origin, by_action, lanes: HashMap::new() }
+    }
+
+    /// Replaces an action's limit from `now` on. What was spent stays spent.
+    pub(crate) fn set(&mut self, action: &str, limit: Limit, now: Instant) {
+        for (_, lane) in self.lanes.iter_mut().filter(|((_, of), _)| of == action) {
+            lane.outsider_spends(now);
+            lane.limit = limit.clone();
+            lane.outsider_next = now;
+        }
+        self.by_action.insert(action.to_owned(), (limit, now));
+    }
+
+    /// Counts a call at `now`, or says what a refusal hints.
+    pub(crate) fn admit(&mut self, account: &str, action: &str, now: Instant) -> Result<(), Hints> {
+        let Some((limit, since)) = self.by_action.get(action) else { return Ok(()) };
+        let lane = self
+            .lanes
+            .entry((account.to_owned(), action.to_owned()))
+            .or_insert_with(|| Lane::new(limit.clone(), self.origin, *since));
+        lane.outsider_spends(now);
+        lane.take(now).map_err(|wait| {
+            let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
+            Hints { acs_retry_after_ms: lane.limit.hints.then_some(millis), ..Hints::default() }
+        })
+    }
+
+    /// The window of an action that has a limit.
+    pub(crate) fn window(&self, action: &str) -> Option<Duration> {
+        self.by_action.get(action).map(|(limit, _)| limit.window)
+    }
+
+    /// How many calls of outsiders passed by `now`.
+    pub(crate) fn outsiders(&mut self, now: Instant) -> u64 {
+        self.lanes.values_mut().for_each(|lane| lane.outsider_spends(now));
+        self.lanes.values().map(|lane| lane.outsider_passed).sum()
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    fn new(limit: Limit, origin: Instant, since: Instant) -> Self {
+        Self { limit, origin, outsider_next: since, outsider_passed: 0, counted: VecDeque::new() }
+    }
+
+    /// Plays the outsider's calls that fell due, each at its own moment.
+    fn outsider_spends(&mut self, now: Instant) {
+        let Some(every) = self.limit.outsider_every.filter(|every| !every.is_zero()) else { return };
+        while self.outsider_next <= now {
+            self.outsider_passed += u64::from(self.take(self.outsider_next).is_ok());
+            self.outsider_next += every;
+        }
+    }
+
+    fn take(&mut self, now: Instant) -> Result<(), Duration> {
+        while self.counted.front().is_some_and(|then| now.duration_since(*then) >= self.limit.window) {
+            self.counted.pop_front();
+        }
+        let wait = self.wait(now);
+        if wait.is_zero() || self.limit.refused_count {
+            self.counted.push_back(now);
+        }
+        if wait.is_zero() { Ok(()) } else { Err(wait) }
+    }
+
+    /// How long until a call would pass if nobody else called.
+    fn wait(&self, now: Instant) -> Duration {
+        let Limit { per_window, window, kind, .. } = self.limit;
+        let Some(most) = usize::try_from(per_window).ok().filter(|most| *most > 0) else { return window };
+        match kind {
+            Kind::Sliding => {
+                let blocking = self.counted.len().checked_sub(most).map(|index| self.counted[index]);
+                blocking.map_or(Duration::ZERO, |then| (then + window).duration_since(now))
+            }
+            Kind::Aligned => {
+                let nanos = window.as_nanos().max(1);
+                let tick = |then: Instant| then.duration_since(self.origin).as_nanos() / nanos;
+                let used = self.counted.iter().filter(|then| tick(**then) == tick(now)).count();
+                let ticks = u32::try_from(tick(now) + 1).unwrap_or(u32::MAX);
+                if used < most { Duration::ZERO } else { (self.origin + window * ticks).duration_since(now) }
+            }
+            Kind::Smooth => {
+                let next = self.counted.back().map(|last| *last + window / per_window);
+                next.map_or(Duration::ZERO, |next| next.duration_since(now))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

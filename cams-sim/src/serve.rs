@@ -1,0 +1,209 @@
+//! How do calls come in? HTTP/1.1 over TCP or over any pipe. Faults that are no HTTP answers take the connection back from hyper and write or close it
+//! themselves. Under `/__` stands what drives the simulator from outside: report, arrivals, faults, reset.
+
+use std::io;
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::answer::json_answer;
+use crate::{Answer, Rule, Settings, Sim};
+
+/// A [`Sim`] that listens. Dropping it closes the port and every connection.
+#[derive(Debug)]
+pub struct Running {
+    sim: Sim,
+    addr: SocketAddr,
+    accepting: JoinHandle<()>,
+}
+
+/// Hyper must give the connection back: the answer is none that it could write.
+#[derive(Debug)]
+struct GiveBack;
+
+// === impl Sim ===
+
+impl Sim {
+    /// Starts a simulated endpoint on a free port of this machine.
+    ///
+    /// # Errors
+    /// When no port can be bound.
+    pub async fn start(settings: Settings) -> io::Result<Running> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        Self::new(settings).listen(listener)
+    }
+
+    /// Serves a listener until the returned value is dropped.
+    ///
+    /// # Errors
+    /// When the listener has no address.
+    pub fn listen(self, listener: TcpListener) -> io::Result<Running> {
+        let addr = listener.local_addr()?;
+        let accepting = tokio::spawn(self.clone().accept(listener));
+        Ok(Running { sim: self, addr, accepting })
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        let mut connections = JoinSet::new();
+        loop {
+            tokio::select! {
+                Ok((stream, _)) = listener.accept() => {
+                    connections.spawn(self.clone().serve_tcp(stream));
+                }
+                Some(_) = connections.join_next() => {}
+                // Out of descriptors: some must be given back first.
+                else => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
+            }
+        }
+    }
+
+    async fn serve_tcp(self, stream: TcpStream) {
+        // Without this a small answer may wait for an acknowledgement; if it fails the answer is only later.
+        drop(stream.set_nodelay(true));
+        if let Some(stream) = self.serve_io(stream).await {
+            // Closing without lingering is what sends a reset; a failure means that the peer was quicker.
+            drop(stream.set_zero_linger());
+        }
+    }
+
+    /// Serves one connection over any pipe, such as TLS or `tokio::io::duplex`, until it ends. A reset is a plain close here.
+    pub async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(&self, io: I) {
+        drop(self.serve_io(io).await);
+    }
+
+    /// Serves until the connection ends; gives it back when it is to be reset.
+    async fn serve_io<I: AsyncRead + AsyncWrite + Unpin>(&self, io: I) -> Option<I> {
+        self.count_connection();
+        let left = Arc::new(Mutex::new(None));
+        let service = service_fn(|request| {
+            let (sim, left) = (self.clone(), Arc::clone(&left));
+            Box::pin(async move { sim.respond(request, &left).await })
+        });
+        let mut connection = http1::Builder::new().serve_connection(TokioIo::new(io), service);
+        let ended = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+        if ended.is_err_and(|error| error.is_parse()) {
+            self.count_not_http();
+        }
+        let mut io = connection.into_parts().io.into_inner();
+        let answer = left.lock().take();
+        match answer {
+            Some(Answer::Reset) => return Some(io),
+            Some(Answer::Raw(bytes)) => drop(io.write_all(&bytes).await),
+            _ => {}
+        }
+        drop(io.shutdown().await);
+        None
+    }
+
+    async fn respond(
+        &self,
+        request: Request<Incoming>,
+        left: &Mutex<Option<Answer>>,
+    ) -> Result<Response<Full<Bytes>>, GiveBack> {
+        let (head, body) = request.into_parts();
+        // A body that breaks off makes no call; hyper ends the connection.
+        let body = body.collect().await.map_err(|_| GiveBack)?.to_bytes();
+        let request = Request::from_parts(head, body);
+        if request.uri().path().starts_with("/__") {
+            return Ok(self.drive(&request).map(Full::new));
+        }
+        let sim = self.clone();
+        // What has arrived is processed even if its caller hangs up now.
+        match tokio::spawn(async move { sim.answer(request).await }).await {
+            Ok(Answer::Http(response)) => Ok(response.map(Full::new)),
+            Ok(other) => {
+                *left.lock() = Some(other);
+                Err(GiveBack)
+            }
+            Err(_) => Err(GiveBack),
+        }
+    }
+
+    fn drive(&self, request: &Request<Bytes>) -> Response<Bytes> {
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/__report") => json_answer(200, &json!(self.report())),
+            (&Method::GET, "/__arrivals") => json_answer(200, &self.arrivals_json()),
+            (&Method::POST, "/__reset") => {
+                self.reset();
+                json_answer(200, &json!({}))
+            }
+            (&Method::POST, "/__faults") => match read_rules(request.body()) {
+                Ok(rules) => {
+                    self.set_faults(rules);
+                    json_answer(200, &json!({}))
+                }
+                Err(error) => json_answer(400, &json!({ "error": error })),
+            },
+            _ => json_answer(404, &json!({ "error": "GET /__report, GET /__arrivals, POST /__reset, POST /__faults" })),
+        }
+    }
+}
+
+/// A JSON list of rules in their text form.
+fn read_rules(body: &[u8]) -> Result<Vec<Rule>, String> {
+    let texts: Vec<String> = serde_json::from_slice(body).map_err(|_| "expected a JSON list of texts".to_owned())?;
+    texts.iter().map(|text| text.parse()).collect()
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where it listens, as `http://…` without a slash at the end.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+
+    /// Closes the port and every connection, and returns when that is done. The records stay with the returned value.
+    pub async fn stop(mut self) -> Sim {
+        self.accepting.abort();
+        drop((&mut self.accepting).await);
+        self.sim.clone()
+    }
+}
+
+impl Deref for Running {
+    type Target = Sim;
+
+    fn deref(&self) -> &Sim {
+        &self.sim
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+// === impl GiveBack ===
+
+impl std::fmt::Display for GiveBack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection is needed back")
+    }
+}
+
+impl std::error::Error for GiveBack {}
+
+#[cfg(test)]
+mod tests;
