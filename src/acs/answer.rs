@@ -1,0 +1,272 @@
+//! What does CAMS say? A complete JSON or XML document is parsed and never scanned, so that nothing a caller wrote into
+//! a flow's name can pass for the answer's own `Code`. What follows from the code is the judge's.
+
+use quick_xml::Reader;
+use quick_xml::escape::resolve_xml_entity;
+use quick_xml::events::{BytesRef, Event};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+/// What an answer's top level says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Summary {
+    /// `Code`, with every escape resolved.
+    pub(crate) code: Option<String>,
+    /// `RequestId`.
+    pub(crate) request_id: Option<String>,
+    /// Whether `Data` is there and not null.
+    pub(crate) has_data: bool,
+}
+
+/// The top level as serde sees it: a field that comes twice, in whatever spelling, is an error.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(rename = "Code", alias = "code")]
+    code: Option<Scalar>,
+    #[serde(rename = "RequestId", alias = "requestId")]
+    request_id: Option<Scalar>,
+    #[serde(rename = "Data", alias = "data")]
+    data: Option<IgnoredAny>,
+}
+
+/// A text, or a number as it was written.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Scalar {
+    Text(String),
+    Number(serde_json::Number),
+}
+
+/// The children of an XML root that matter.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Code,
+    RequestId,
+}
+
+/// An XML document while it is read.
+#[derive(Default)]
+struct Page {
+    depth: usize,
+    closed: bool,
+    field: Option<Field>,
+    summary: Summary,
+}
+
+/// Reads an answer's body; `None` if it is not one whole document of CAMS's shape, or can be read in two ways.
+pub(crate) fn read(content_type: Option<&str>, body: &[u8]) -> Option<Summary> {
+    let text = std::str::from_utf8(body).ok()?;
+    let is_xml = match content_type {
+        Some(value) => is_xml(value),
+        None => text.trim_ascii_start().starts_with('<'),
+    };
+    if is_xml { read_xml(text) } else { read_json(text) }
+}
+
+fn is_xml(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim_ascii();
+    essence.eq_ignore_ascii_case("text/xml") || essence.eq_ignore_ascii_case("application/xml")
+}
+
+fn read_json(text: &str) -> Option<Summary> {
+    // serde would also read a struct from an array.
+    if !text.trim_ascii_start().starts_with('{') {
+        return None;
+    }
+    let document: Document = serde_json::from_str(text).ok()?;
+    Some(Summary {
+        code: document.code.map(Scalar::into_text),
+        request_id: document.request_id.map(Scalar::into_text),
+        has_data: document.data.is_some(),
+    })
+}
+
+fn read_xml(text: &str) -> Option<Summary> {
+    let mut reader = Reader::from_str(text);
+    let mut page = Page::default();
+    loop {
+        match reader.read_event().ok()? {
+            Event::Start(tag) => page.open(tag.name().0)?,
+            Event::Empty(tag) => {
+                page.open(tag.name().0)?;
+                page.close();
+            }
+            Event::End(_) => page.close(),
+            Event::Text(text) => page.text(&text.xml10_content())?,
+            Event::CData(text) => page.text(&text.xml10_content())?,
+            Event::GeneralRef(name) => page.text(&resolve(&name)?)?,
+            Event::Decl(_) | Event::PI(_) | Event::Comment(_) => {}
+            // A document type may define entities: what the text then says is not what is written.
+            Event::DocType(_) => return None,
+            Event::Eof => return page.closed.then_some(page.summary),
+        }
+    }
+}
+
+/// One of the five entities that every XML has, or a character by its number.
+fn resolve(name: &BytesRef<'_>) -> Option<String> {
+    match name.resolve_char_ref().ok()? {
+        Some(character) => Some(character.to_string()),
+        None => resolve_xml_entity(name).map(str::to_owned),
+    }
+}
+
+// === impl Scalar ===
+
+impl Scalar {
+    fn into_text(self) -> String {
+        match self {
+            Self::Text(text) => text,
+            Self::Number(number) => number.to_string(),
+        }
+    }
+}
+
+// === impl Page ===
+
+impl Page {
+    /// `None` for a second root, a root that is not CAMS's, a field that comes twice or holds elements.
+    fn open(&mut self, name: &str) -> Option<()> {
+        if self.field.is_some() || self.closed {
+            return None;
+        }
+        match self.depth {
+            0 if name != "Error" && !name.ends_with("Response") => return None,
+            1 => self.enter(name)?,
+            _ => {}
+        }
+        self.depth += 1;
+        Some(())
+    }
+
+    fn enter(&mut self, name: &str) -> Option<()> {
+        let (field, place) = match name {
+            "Code" | "code" => (Field::Code, &mut self.summary.code),
+            "RequestId" | "requestId" => (Field::RequestId, &mut self.summary.request_id),
+            "Data" | "data" => {
+                self.summary.has_data = true;
+                return Some(());
+            }
+            _ => return Some(()),
+        };
+        self.field = Some(field);
+        place.replace(String::new()).is_none().then_some(())
+    }
+
+    /// The reader has checked that the end tag fits.
+    fn close(&mut self) {
+        self.depth -= 1;
+        self.field = None;
+        self.closed = self.depth == 0;
+    }
+
+    /// `None` for text outside the root.
+    fn text(&mut self, text: &str) -> Option<()> {
+        match self.field {
+            Some(Field::Code) => self.summary.code.get_or_insert_default().push_str(text),
+            Some(Field::RequestId) => self.summary.request_id.get_or_insert_default().push_str(text),
+            None if self.depth == 0 && !text.trim_ascii().is_empty() => return None,
+            None => {}
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn summary(code: Option<&str>, request_id: Option<&str>, has_data: bool) -> Option<Summary> {
+        Some(Summary { code: code.map(str::to_owned), request_id: request_id.map(str::to_owned), has_data })
+    }
+
+    fn json(body: &str) -> Option<Summary> {
+        read(Some("application/json;charset=utf-8"), body.as_bytes())
+    }
+
+    fn xml(body: &str) -> Option<Summary> {
+        read(Some("text/xml;charset=utf-8"), body.as_bytes())
+    }
+
+    #[test]
+    fn json_top_level_is_read() {
+        let whole = r#"{"RequestId":"R","Message":"None","Data":{"FlowId":"1","Code":"x"},"Code":"OK"}"#;
+        assert_eq!(json(whole), summary(Some("OK"), Some("R"), true));
+        assert_eq!(json(r#" {"code":"OK","requestId":"R","data":null} "#), summary(Some("OK"), Some("R"), false));
+        assert_eq!(json(r#"{"Code":"System\u002eLimitControl"}"#), summary(Some("System.LimitControl"), None, false));
+        assert_eq!(json(r#"{"C\u006fde":"OK"}"#), summary(Some("OK"), None, false));
+        assert_eq!(json(r#"{"Code":503,"Data":""}"#), summary(Some("503"), None, true));
+        assert_eq!(json(r#"{"Code":null}"#), summary(None, None, false));
+        assert_eq!(json("{}"), summary(None, None, false));
+        assert_eq!(json(r#"{"X":[{"Code":"a"},{"Code":"b"}]}"#), summary(None, None, false));
+    }
+
+    #[test]
+    fn json_that_can_be_read_in_two_ways_or_is_not_whole_is_no_answer() {
+        for body in [
+            "",
+            "null",
+            r#"["OK","R",null]"#,
+            r#""Code""#,
+            r#"{"Code":"OK""#,
+            r#"{"Code":"OK"}{"Code":"Throttling"}"#,
+            r#"{"Code":"OK"} x"#,
+            r#"{"Code":"OK","Code":"Throttling"}"#,
+            r#"{"Code":"OK","code":"Throttling"}"#,
+            r#"{"Code":"OK","C\u006fde":"Throttling"}"#,
+            r#"{"Code":{"a":1}}"#,
+            r#"{"Code":true}"#,
+            r#"{"RequestId":"a","requestId":"b"}"#,
+            "<Error><Code>OK</Code></Error>",
+            "Service Unavailable",
+        ] {
+            assert_eq!(json(body), None, "{body}");
+        }
+        assert_eq!(read(None, b"{\"Code\":\"\xff\"}"), None);
+    }
+
+    #[test]
+    fn a_value_never_becomes_a_name() {
+        let echo = r#"{"Data":{"FlowName":"\",\"Code\":\"System.LimitControl"},"Code":"OK"}"#;
+        assert_eq!(json(echo), summary(Some("OK"), None, true));
+        let echo = "<R_Response><Data><FlowName>&lt;/FlowName&gt;&lt;Code&gt;Throttling&lt;/Code&gt;</FlowName></Data>\
+                    <Code>OK</Code></R_Response>";
+        assert_eq!(xml(echo), summary(Some("OK"), None, true));
+    }
+
+    #[test]
+    fn xml_top_level_is_read() {
+        let error = "<?xml version='1.0' encoding='UTF-8'?>\n<Error><RequestId>R</RequestId><HostId>h</HostId>\
+                     <Code>System.LimitControl</Code><Message>a &amp; b</Message></Error>\n";
+        assert_eq!(xml(error), summary(Some("System.LimitControl"), Some("R"), false));
+        let answer = "<CreateFlowResponse><Data><Code>x</Code></Data><Code>O&#75;</Code></CreateFlowResponse>";
+        assert_eq!(xml(answer), summary(Some("OK"), None, true));
+        assert_eq!(xml("<Error><Code><![CDATA[a<b]]></Code></Error>"), summary(Some("a<b"), None, false));
+        assert_eq!(xml("<Error><Code/></Error>"), summary(Some(""), None, false));
+        assert_eq!(xml("<Error/>"), summary(None, None, false));
+        assert_eq!(read(None, b" <Error><Code>c</Code></Error>"), summary(Some("c"), None, false));
+        assert_eq!(read(Some("Application/XML"), b"<Error/>"), summary(None, None, false));
+    }
+
+    #[test]
+    fn xml_that_is_not_whole_or_not_plain_is_no_answer() {
+        for body in [
+            "",
+            "text",
+            "{}",
+            "<html><Code>OK</Code></html>",
+            "<Error><Code>OK</Code>",
+            "<Error><Code>OK</Error>",
+            "<Error><Code>OK</Code></Error></Error>",
+            "<Error/><Error/>",
+            "<Error/>text",
+            "text<Error/>",
+            "<Error><Code>OK</Code><Code>Throttling</Code></Error>",
+            "<Error><Code>O<b/>K</Code></Error>",
+            "<Error><Code>&e;</Code></Error>",
+            "<!DOCTYPE Error [<!ENTITY e 'Throttling'>]><Error><Code>OK</Code></Error>",
+        ] {
+            assert_eq!(xml(body), None, "{body}");
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What may stand on the command line? `flowgate --config F` runs, `flowgate check --config F` only validates. What
+//! follows from it, and the exit codes, are `main.rs`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+/// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
+#[derive(Clone, Debug, PartialEq, Eq, Parser)]
+#[command(name = "flowgate", version, about)]
+pub struct Cli {
+    /// The configuration file; without one, only the environment counts.
+    #[arg(long, value_name = "FILE", env = "FLOWGATE_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+    /// What to do instead of running.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What Flowgate does instead of running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+pub enum Command {
+    /// Validates the configuration and prints every mistake with its key and line, never a value; exit code 64.
+    Check,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split(' ')).unwrap()
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_file_may_stand_before_and_after_the_command() {
+        let file = Some(PathBuf::from("f.toml"));
+        assert_eq!(parse("flowgate --config f.toml"), Cli { config: file.clone(), command: None });
+        let check = Cli { config: file, command: Some(Command::Check) };
+        assert_eq!(parse("flowgate check --config f.toml"), check);
+        assert_eq!(parse("flowgate --config f.toml check"), check);
+    }
+}

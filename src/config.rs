@@ -1,0 +1,281 @@
+//! What Flowgate was told, checked: every duration positive, every bound known, no option that must be set. What may be
+//! written is `config/file.rs`; every rule, and all mistakes at once, is `config/check.rs`.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::id::{AccessKeyId, AccountId, ActionName, ClientId};
+use crate::secret::Secret;
+
+pub use effective::effective;
+pub use mistakes::{Mistake, Mistakes};
+
+mod check;
+mod effective;
+mod env;
+mod file;
+mod keys;
+mod load;
+mod mistakes;
+mod read;
+mod secrets;
+mod units;
+
+/// The whole checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What happens to a call under an access key that stands nowhere in the configuration.
+    pub unknown_keys: UnknownKeys,
+    /// Where Flowgate listens, and the bounds of what it accepts.
+    pub listen: Listen,
+    /// The one endpoint that Flowgate dials.
+    pub upstream: Upstream,
+    /// The accounts whose quota is paced.
+    pub accounts: Vec<Account>,
+    /// Keys that Flowgate itself hands out.
+    pub clients: Vec<Client>,
+    /// Calls per window of each limited action; an action that is not here is not limited.
+    pub limits: BTreeMap<ActionName, Limit>,
+    /// How many may wait, and for how long.
+    pub queue: Queue,
+    /// What is added to the window before a token comes back.
+    pub gap: Duration,
+    /// Attempts and back-off after a throttle refusal.
+    pub retry: Retry,
+    /// What SIGTERM does.
+    pub drain: Drain,
+    /// What is written to standard error.
+    pub log: Log,
+}
+
+/// What happens to a call under an access key that stands nowhere in the configuration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownKeys {
+    /// `InvalidAccessKeyId.NotFound`.
+    Refuse,
+    /// Passed on unverified, each key an account of its own.
+    Relay,
+}
+
+/// Where a listener is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bind {
+    /// An address and a port; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+}
+
+/// `[listen]`.
+#[derive(Clone, Debug)]
+pub struct Listen {
+    /// Where applications point their SDK's endpoint.
+    pub proxy: Bind,
+    /// `/metrics` and the other pages for operators.
+    pub admin: Bind,
+    /// Own host names, besides the address, that a signed host may bear.
+    pub names: Vec<String>,
+    /// Connections at once, in total.
+    pub max_connections: usize,
+    /// Connections at once from one address.
+    pub max_connections_per_source: usize,
+    /// From a request's first byte to the end of its head.
+    pub header_timeout: Duration,
+    /// From the end of the head to the end of the body; also how long a caller may stall while it reads an answer.
+    pub body_timeout: Duration,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// Bytes of a request's head.
+    pub max_header: usize,
+    /// Bytes of a request's body.
+    pub max_body: usize,
+}
+
+/// Scheme of the upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// Only to loopback, or with `plaintext = true`.
+    Http,
+    /// Verified TLS, 1.2 or later.
+    Https,
+}
+
+/// `[upstream]`.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Scheme of `url`.
+    pub scheme: Scheme,
+    /// Host of `url`: dialled, and the name that the certificate must bear.
+    pub dial_host: String,
+    /// Port of `url`.
+    pub dial_port: u16,
+    /// Signed and sent as `Host`; with a port only if `url` or `host` was written with one.
+    pub host: String,
+    /// Pins the addresses that are dialled; empty: resolve `dial_host`.
+    pub connect_to: Vec<SocketAddr>,
+    /// More roots, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// From the hand-over of a request to the last byte of its answer.
+    pub answer_timeout: Duration,
+    /// How long a connection may lie idle before it is not used again.
+    pub idle_timeout: Duration,
+    /// Bytes of an answer's body.
+    pub max_response: usize,
+}
+
+/// What Flowgate signs with.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The access key id.
+    pub access_key_id: AccessKeyId,
+    /// Its secret.
+    pub secret: Secret,
+    /// The STS token, for temporary keys.
+    pub security_token: Option<Secret>,
+}
+
+/// One `[[accounts]]` entry.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Its name in metrics and logs.
+    pub id: AccountId,
+    /// With credentials the account is managed: Flowgate signs. Without: relayed.
+    pub credentials: Option<Credentials>,
+    /// Every key of a relayed account, and the other keys of a managed one: relayed unverified.
+    pub aliases: Vec<AccessKeyId>,
+}
+
+/// Which actions a client may call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Actions {
+    /// `["*"]`.
+    All,
+    /// Only these.
+    Listed(Vec<ActionName>),
+}
+
+/// One `[[clients]]` entry.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Its name in metrics and logs: its access key id.
+    pub id: ClientId,
+    /// The secret that Flowgate verifies its signatures with.
+    pub secret: Secret,
+    /// The account whose quota it spends and whose key signs for it. Always managed.
+    pub account: AccountId,
+    /// What it may call.
+    pub actions: Actions,
+    /// When not empty: `CustSpaceId` must be present and one of these.
+    pub cust_space_ids: Vec<String>,
+    /// Its own hold.
+    pub hold: Option<Duration>,
+}
+
+/// Calls per window: `count` tokens, each usable again one `window` (and the gap) after its own use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// Tokens. With `burst` below the rate's count, `burst` tokens and a window shortened in proportion.
+    pub count: NonZeroU32,
+    /// How long a spent token stays away, less the gap.
+    pub window: Duration,
+}
+
+/// `[queue]`.
+#[derive(Clone, Debug)]
+pub struct Queue {
+    /// Waiting calls per lane.
+    pub max_waiting: usize,
+    /// Waiting calls per lane and client.
+    pub max_waiting_per_client: usize,
+    /// Bytes of all queued bodies.
+    pub max_bytes: usize,
+    /// How long a call may be kept when its client says nothing else.
+    pub hold: Duration,
+    /// The most that any hold may be.
+    pub max_hold: Duration,
+}
+
+/// `[retry]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Retry {
+    /// Attempts per call, the first included.
+    pub max_attempts: u32,
+    /// First step of the back-off.
+    pub base: Duration,
+    /// The most that our own back-off may be.
+    pub max: Duration,
+    /// The most that a server's hint may ask.
+    pub max_pause: Duration,
+}
+
+/// `[drain]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Drain {
+    /// Readiness is down, calls are still accepted.
+    pub delay: Duration,
+    /// How long queued and running calls may go on after that.
+    pub grace: Duration,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// `[log]`.
+#[derive(Clone, Debug)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// The least severe level written by Flowgate itself; other crates never go below info.
+    pub level: tracing::level_filters::LevelFilter,
+}
+
+/// A configuration without mistakes.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What holds.
+    pub config: Config,
+    /// What is no mistake, but worth a line in the log. Shows no value.
+    pub warnings: Vec<String>,
+}
+
+/// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
+pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
+    load::load(file, env::Environment::new(env))
+}
+
+// === impl Bind ===
+
+impl Bind {
+    /// The TCP address; none of a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(address) => Some(*address),
+            Self::Unix(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Bind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

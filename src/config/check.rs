@@ -1,0 +1,169 @@
+//! What does it mean, and can it be right? Every rule, section by section and between sections; all mistakes are noted
+//! in the reader, and only a configuration without any becomes a [`Config`]. A section's function reads all of its keys
+//! before it gives up on one.
+
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use super::read::{MAX_TIME, POSITIVE, Section};
+use super::{Account, Bind, Client, Config, Drain, Listen, Log, LogFormat, Queue, Retry, UnknownKeys};
+
+mod accounts;
+mod limits;
+mod listen;
+mod upstream;
+
+/// Bytes that a bound on bytes may be.
+const BYTES: std::ops::RangeInclusive<usize> = 1..=1 << 30;
+
+/// Entries that a bound on a count may be.
+const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+
+/// The configuration, or `None` when the reader has noted a mistake.
+pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
+    root.later("mode");
+    quota(root.table("quota"));
+    let listen = listen::check(root.table("listen"));
+    let upstream = upstream::check(root.table("upstream"), listen.as_ref());
+    let queue = queue(root.table("queue"), listen.as_ref());
+    let (accounts, clients) = accounts::check(&mut root, queue.as_ref().map(|queue| queue.max_hold));
+    let unknown_keys = unknown_keys(&mut root, listen.as_ref(), &accounts, &clients);
+    let limits = limits::check(root.table("limits"));
+    let gap =
+        gap(root.table("learn"), limits.iter().flat_map(|limits| limits.values()).map(|limit| limit.window).min());
+    let retry = retry(root.table("retry"));
+    let drain = drain(root.table("drain"));
+    let log = log(root.table("log"));
+    let reader = root.reader;
+    root.done();
+    let config = Config {
+        unknown_keys: unknown_keys?,
+        listen: listen?,
+        upstream: upstream?,
+        accounts,
+        clients,
+        limits: limits?,
+        queue: queue?,
+        gap: gap?,
+        retry: retry?,
+        drain: drain?,
+        log: log?,
+    };
+    reader.mistakes.borrow().is_empty().then_some(config)
+}
+
+fn quota(mut section: Section<'_>) {
+    section.later("store");
+    section.later("on_store_failure");
+    section.done();
+}
+
+fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {
+    section.later("tenant");
+    let max_waiting = section.key("max_waiting").count(&MANY);
+    let max_waiting_per_client = section.key("max_waiting_per_client").count(&MANY);
+    let bytes = section.key("max_bytes");
+    let max_bytes = bytes.size(&(1..=1 << 40));
+    if let (Some(max_bytes), Some(listen)) = (max_bytes, listen)
+        && max_bytes < listen.max_body
+    {
+        bytes.mistake("expected at least listen.max_body, or the largest call never fits");
+    }
+    let max_hold = section.key("max_hold").time(&POSITIVE);
+    let hold = section.key("hold");
+    let auto = hold.says("auto");
+    if auto {
+        hold.mistake("\"auto\" is not available yet, expected a duration such as 10s");
+    }
+    let mut time = if auto { None } else { hold.time(&POSITIVE) };
+    if let (Some(own), Some(max)) = (time, max_hold)
+        && own > max
+    {
+        if hold.is_given() {
+            hold.mistake("expected at most queue.max_hold");
+        }
+        time = Some(max);
+    }
+    section.done();
+    Some(Queue {
+        max_waiting: max_waiting? as usize,
+        max_waiting_per_client: max_waiting_per_client? as usize,
+        max_bytes: max_bytes?,
+        hold: time?,
+        max_hold: max_hold?,
+    })
+}
+
+/// An unverified caller is let through by default only where it can be nobody but this machine's own applications, and
+/// only while there is nothing here that it could be mistaken for.
+fn unknown_keys(
+    root: &mut Section<'_>,
+    listen: Option<&Listen>,
+    accounts: &[Account],
+    clients: &[Client],
+) -> Option<UnknownKeys> {
+    let words = [("refuse", UnknownKeys::Refuse), ("relay", UnknownKeys::Relay)];
+    let given = root.key("unknown_keys").optional(|key| key.choice(&words))?;
+    let local = match &listen?.proxy {
+        Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Bind::Unix(_) => true,
+    };
+    let secrets = !clients.is_empty() || accounts.iter().any(|account| account.credentials.is_some());
+    let default = if local && !secrets { UnknownKeys::Relay } else { UnknownKeys::Refuse };
+    let unknown_keys = given.unwrap_or(default);
+    if unknown_keys == UnknownKeys::Refuse && accounts.is_empty() {
+        root.reader.warn("there is no account and unknown keys are refused: every call will be refused");
+    }
+    Some(unknown_keys)
+}
+
+/// `shortest` is the shortest window of all limits.
+fn gap(mut section: Section<'_>, shortest: Option<Duration>) -> Option<Duration> {
+    section.later("max_gap");
+    let key = section.key("gap");
+    let gap = key.time(&(*POSITIVE.start()..=Duration::from_millis(40)));
+    if let (Some(gap), Some(shortest)) = (gap, shortest)
+        && gap >= shortest
+    {
+        key.mistake("expected less than the shortest window of the limits");
+    }
+    section.done();
+    gap
+}
+
+fn retry(mut section: Section<'_>) -> Option<Retry> {
+    let max_attempts = section.key("max_attempts").count(&(1..=1000));
+    let base = section.key("base").time(&POSITIVE);
+    let max_key = section.key("max");
+    let max = max_key.time(&POSITIVE);
+    if let (Some(base), Some(max)) = (base, max)
+        && base > max
+    {
+        max_key.mistake("expected at least retry.base");
+    }
+    let max_pause = section.key("max_pause").time(&POSITIVE);
+    section.done();
+    Some(Retry { max_attempts: max_attempts?, base: base?, max: max?, max_pause: max_pause? })
+}
+
+fn drain(mut section: Section<'_>) -> Option<Drain> {
+    let delay = section.key("delay").time(&(Duration::ZERO..=MAX_TIME));
+    let grace = section.key("grace").time(&(Duration::ZERO..=MAX_TIME));
+    section.done();
+    Some(Drain { delay: delay?, grace: grace? })
+}
+
+fn log(mut section: Section<'_>) -> Option<Log> {
+    let format = section.key("format").choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let levels = [
+        ("error", LevelFilter::ERROR),
+        ("warn", LevelFilter::WARN),
+        ("info", LevelFilter::INFO),
+        ("debug", LevelFilter::DEBUG),
+        ("trace", LevelFilter::TRACE),
+    ];
+    let level = section.key("level").choice(&levels);
+    section.done();
+    Some(Log { format: format?, level: level? })
+}

@@ -1,0 +1,111 @@
+//! `[limits]`: calls per window of each action, on top of the documented ones. A burst below the rate's count is fewer
+//! tokens, each back after a shorter window.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::acs::limits::DOCUMENTED;
+use crate::config::Limit;
+use crate::config::read::{Field, Section};
+use crate::config::units::Rate;
+use crate::id::ActionName;
+
+const ACTION_FORM: &str = "an action such as CreateFlow: 1 to 64 letters and digits";
+const MAX_COUNT: u32 = 10_000;
+const MIN_WINDOW: Duration = Duration::from_millis(10);
+const MAX_WINDOW: Duration = Duration::from_secs(3600);
+
+/// The limits, or `None` after a mistake.
+pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Limit>> {
+    let documented = section.key("preset").choice(&[("documented", true), ("none", false)]);
+    let mut limits = if documented == Some(true) { preset() } else { BTreeMap::new() };
+    let mut sound = documented.is_some();
+    for (name, field) in section.rest("limits.<Action>") {
+        match named(&field, &name).zip(limit(field)) {
+            None => sound = false,
+            Some((action, None)) => drop(limits.remove(&action)),
+            Some((action, Some(limit))) => drop(limits.insert(action, limit)),
+        }
+    }
+    sound.then_some(limits)
+}
+
+fn preset() -> BTreeMap<ActionName, Limit> {
+    let limit = |&(name, count): &(&str, u32)| {
+        let count = NonZeroU32::new(count).expect("no documented limit is zero");
+        (ActionName::new(name), Limit { count, window: Duration::from_secs(1) })
+    };
+    DOCUMENTED.iter().map(limit).collect()
+}
+
+/// Reads the name of an action, in its exact case.
+pub(super) fn action(field: &Field<'_>) -> Option<ActionName> {
+    let name = field.text(ACTION_FORM, |text| is_action(text).then(|| text.to_owned()))?;
+    named(field, &name)
+}
+
+/// The name of an action. CAMS knows one spelling only, so another one of a documented action would limit nothing.
+fn named(field: &Field<'_>, name: &str) -> Option<ActionName> {
+    if !is_action(name) {
+        field.mistake(format!("expected {ACTION_FORM}"));
+        return None;
+    }
+    let documented = DOCUMENTED.iter().find(|(documented, _)| name.eq_ignore_ascii_case(documented));
+    match documented {
+        Some((documented, _)) if *documented != name => {
+            field.mistake(format!("expected the spelling {documented}"));
+            None
+        }
+        _ => Some(ActionName::new(name)),
+    }
+}
+
+fn is_action(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric())
+}
+
+/// A rate, a table, or `off`, which is no limit. The outer `None` is a mistake.
+fn limit(field: Field<'_>) -> Option<Option<Limit>> {
+    if field.says("off") {
+        return Some(None);
+    }
+    let mut section = match field.into_table() {
+        Ok(section) => section,
+        Err(field) => {
+            let expected = "a rate such as 5/1s, a table with rate and burst, or \"off\"";
+            let Rate { count, window } = rate(&field, expected)?;
+            return Some(Some(Limit { count, window }));
+        }
+    };
+    section.later("reserve");
+    let rate = rate(&section.key("rate"), "a rate such as 5/1s");
+    let burst_key = section.key("burst");
+    let burst = burst_key.optional(|key| key.count(&(1..=MAX_COUNT)));
+    section.done();
+    let (rate, burst) = (rate?, burst?);
+    let limit = burst.map_or(Some(Limit { count: rate.count, window: rate.window }), |burst| lower(rate, burst));
+    if limit.is_none() {
+        burst_key.mistake("expected a divisor of the rate's count (with 5/1s, 1 or 5), each at least 10ms apart");
+    }
+    limit.map(Some)
+}
+
+fn rate(field: &Field<'_>, expected: &str) -> Option<Rate> {
+    let rate: Rate = field.text(expected, |text| text.parse().ok())?;
+    if rate.count.get() > MAX_COUNT || !(MIN_WINDOW..=MAX_WINDOW).contains(&rate.window) {
+        field.mistake("expected a rate of at most 10000 calls in a window of 10ms to 1h");
+        return None;
+    }
+    Some(rate)
+}
+
+/// As many calls in the long run, `burst` of them at once.
+fn lower(rate: Rate, burst: u32) -> Option<Limit> {
+    let count = NonZeroU32::new(burst).filter(|burst| rate.count.get().is_multiple_of(burst.get()))?;
+    let parts = rate.count.get() / burst;
+    // Rounded up: a nanosecond too late is within the limit, one too early is not.
+    let nanos = rate.window.as_nanos().div_ceil(u128::from(parts));
+    let window = Duration::from_nanos(u64::try_from(nanos).ok()?);
+    (window >= MIN_WINDOW).then_some(Limit { count, window })
+}

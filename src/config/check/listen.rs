@@ -1,0 +1,76 @@
+//! `[listen]`: where Flowgate is bound, and the bounds of what it accepts.
+
+use std::path::Path;
+
+use super::{BYTES, MANY};
+use crate::config::read::{Field, POSITIVE, Section};
+use crate::config::{Bind, Listen};
+
+/// Bytes of a Unix socket's path: one less than the system's structure holds.
+const MAX_PATH: usize = 107;
+
+/// The section, or `None` after a mistake.
+pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
+    section.later("tls");
+    let proxy = bind(&section.key("proxy"));
+    let admin_key = section.key("admin");
+    let admin = bind(&admin_key);
+    if let (Some(proxy), Some(admin)) = (&proxy, &admin)
+        && clash(proxy, admin)
+    {
+        admin_key.mistake("expected another address than listen.proxy");
+    }
+    let names = section.key("names").list(|entry| entry.text("a host name such as flowgate.internal", host_name));
+    let max_connections = section.key("max_connections").count(&MANY);
+    let per_source = section.key("max_connections_per_source").count(&MANY);
+    let header_timeout = section.key("header_timeout").time(&POSITIVE);
+    let body_timeout = section.key("body_timeout").time(&POSITIVE);
+    let idle_timeout = section.key("idle_timeout").time(&POSITIVE);
+    // The server's buffer cannot be smaller.
+    let max_header = section.key("max_header").size(&(8 << 10..=1 << 20));
+    let max_body = section.key("max_body").size(&BYTES);
+    section.done();
+    Some(Listen {
+        proxy: proxy?,
+        admin: admin?,
+        names: names?,
+        max_connections: max_connections? as usize,
+        max_connections_per_source: per_source? as usize,
+        header_timeout: header_timeout?,
+        body_timeout: body_timeout?,
+        idle_timeout: idle_timeout?,
+        max_header: max_header?,
+        max_body: max_body?,
+    })
+}
+
+fn bind(key: &Field<'_>) -> Option<Bind> {
+    key.text("ip:port such as 127.0.0.1:8080, or unix: and an absolute path", |text| match text.strip_prefix("unix:") {
+        None => text.parse().ok().map(Bind::Tcp),
+        Some(path) if path.len() <= MAX_PATH && !path.contains('\0') => {
+            Path::new(path).is_absolute().then(|| Bind::Unix(path.into()))
+        }
+        Some(_) => None,
+    })
+}
+
+/// Whether both cannot be bound at once. Port 0 is a new port each time.
+fn clash(a: &Bind, b: &Bind) -> bool {
+    match (a, b) {
+        (Bind::Tcp(a), Bind::Tcp(b)) => {
+            let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+            let overlap = one == other || one.is_unspecified() || other.is_unspecified();
+            a.port() == b.port() && a.port() != 0 && overlap
+        }
+        _ => a == b,
+    }
+}
+
+/// A host name without a port, in lower case.
+pub(super) fn host_name(text: &str) -> Option<String> {
+    let label = |label: &str| {
+        let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        (1..=63).contains(&label.len()) && inner && !label.starts_with('-') && !label.ends_with('-')
+    };
+    (text.len() <= 253 && text.split('.').all(label)).then(|| text.to_ascii_lowercase())
+}

@@ -1,0 +1,162 @@
+//! What holds, for `/config`: every value that takes effect, and no secret. Each part is taken apart field by field, so
+//! that a new field is shown or left out by decision and never by accident.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+
+use super::units::{Size, Time};
+use super::{
+    Account, Actions, Client, Config, Credentials, Drain, Limit, Listen, Log, LogFormat, Queue, Retry, Scheme,
+    UnknownKeys, Upstream,
+};
+use crate::id::AccessKeyId;
+
+/// The configuration as JSON, without secrets; access key ids of accounts are masked.
+pub fn effective(config: &Config) -> Value {
+    let Config { unknown_keys, listen, upstream, accounts, clients, limits, queue, gap, retry, drain, log } = config;
+    let unknown_keys = match unknown_keys {
+        UnknownKeys::Refuse => "refuse",
+        UnknownKeys::Relay => "relay",
+    };
+    let limit = |(action, limit): (&crate::id::ActionName, &Limit)| {
+        let Limit { count, window } = limit;
+        (action.to_string(), json!({ "count": count, "window": time(*window) }))
+    };
+    json!({
+        "unknown_keys": unknown_keys,
+        "listen": listen_json(listen),
+        "upstream": upstream_json(upstream),
+        "accounts": accounts.iter().map(account_json).collect::<Vec<_>>(),
+        "clients": clients.iter().map(client_json).collect::<Vec<_>>(),
+        "limits": limits.iter().map(limit).collect::<Map<_, _>>(),
+        "queue": queue_json(queue),
+        "learn": { "gap": time(*gap) },
+        "retry": retry_json(*retry),
+        "drain": drain_json(*drain),
+        "log": log_json(log),
+    })
+}
+
+fn time(time: Duration) -> String {
+    Time(time).to_string()
+}
+
+fn size(bytes: usize) -> String {
+    Size(bytes).to_string()
+}
+
+fn listen_json(listen: &Listen) -> Value {
+    let Listen {
+        proxy,
+        admin,
+        names,
+        max_connections,
+        max_connections_per_source,
+        header_timeout,
+        body_timeout,
+        idle_timeout,
+        max_header,
+        max_body,
+    } = listen;
+    json!({
+        "proxy": proxy.to_string(),
+        "admin": admin.to_string(),
+        "names": names,
+        "max_connections": max_connections,
+        "max_connections_per_source": max_connections_per_source,
+        "header_timeout": time(*header_timeout),
+        "body_timeout": time(*body_timeout),
+        "idle_timeout": time(*idle_timeout),
+        "max_header": size(*max_header),
+        "max_body": size(*max_body),
+    })
+}
+
+fn upstream_json(upstream: &Upstream) -> Value {
+    let Upstream {
+        scheme,
+        dial_host,
+        dial_port,
+        host,
+        connect_to,
+        ca_file,
+        connect_timeout,
+        answer_timeout,
+        idle_timeout,
+        max_response,
+    } = upstream;
+    let scheme = match scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    };
+    let dial_host = if dial_host.contains(':') { format!("[{dial_host}]") } else { dial_host.clone() };
+    json!({
+        "url": format!("{scheme}://{dial_host}:{dial_port}"),
+        "host": host,
+        "connect_to": connect_to,
+        "ca_file": ca_file.as_ref().map(|path| path.display().to_string()),
+        "connect_timeout": time(*connect_timeout),
+        "answer_timeout": time(*answer_timeout),
+        "idle_timeout": time(*idle_timeout),
+        "max_response": size(*max_response),
+    })
+}
+
+fn account_json(account: &Account) -> Value {
+    let Account { id, credentials, aliases } = account;
+    let key = credentials.as_ref().map(|Credentials { access_key_id, secret: _, security_token: _ }| access_key_id);
+    json!({
+        "id": id.as_str(),
+        "kind": if key.is_some() { "managed" } else { "relayed" },
+        "access_key_id": key.map(AccessKeyId::masked),
+        "aliases": aliases.iter().map(AccessKeyId::masked).collect::<Vec<_>>(),
+    })
+}
+
+fn client_json(client: &Client) -> Value {
+    let Client { id, secret: _, account, actions, cust_space_ids, hold } = client;
+    let actions = match actions {
+        Actions::All => vec!["*"],
+        Actions::Listed(actions) => actions.iter().map(|action| action.as_str()).collect(),
+    };
+    json!({
+        "id": id.as_str(),
+        "account": account.as_str(),
+        "actions": actions,
+        "cust_space_ids": cust_space_ids,
+        "hold": hold.map(time),
+    })
+}
+
+fn queue_json(queue: &Queue) -> Value {
+    let Queue { max_waiting, max_waiting_per_client, max_bytes, hold, max_hold } = queue;
+    json!({
+        "max_waiting": max_waiting,
+        "max_waiting_per_client": max_waiting_per_client,
+        "max_bytes": size(*max_bytes),
+        "hold": time(*hold),
+        "max_hold": time(*max_hold),
+    })
+}
+
+fn retry_json(Retry { max_attempts, base, max, max_pause }: Retry) -> Value {
+    json!({
+        "max_attempts": max_attempts,
+        "base": time(base),
+        "max": time(max),
+        "max_pause": time(max_pause),
+    })
+}
+
+fn drain_json(Drain { delay, grace }: Drain) -> Value {
+    json!({ "delay": time(delay), "grace": time(grace) })
+}
+
+fn log_json(Log { format, level }: &Log) -> Value {
+    let format = match format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    json!({ "format": format, "level": level.to_string() })
+}

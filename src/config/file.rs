@@ -1,0 +1,84 @@
+//! What was written, and where? One tree for the TOML file and the environment, each node with its origin, before
+//! anybody asks what it means. A tree instead of serde's structs, because serde stops at the first mistake and prints
+//! the value; here all mistakes are found, and none shows what was written.
+
+use std::collections::BTreeMap;
+
+use toml::Spanned;
+use toml::de::{DeInteger, DeTable, DeValue};
+
+use super::mistakes::{Mistake, Origin};
+
+/// A value and where it stands. Has no `Debug`: it may hold a secret in the wrong place.
+pub(crate) struct Node {
+    pub(crate) origin: Origin,
+    pub(crate) item: Item,
+}
+
+/// A value as it was written.
+pub(crate) enum Item {
+    Scalar { text: String, style: Style },
+    List(Vec<Node>),
+    Table(BTreeMap<String, Node>),
+}
+
+/// How a scalar was written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Style {
+    /// A TOML string.
+    Quoted,
+    /// A TOML number, truth value or date.
+    Bare,
+    /// An environment variable, which has no types.
+    Variable,
+}
+
+/// The file as a tree, or what is wrong with its syntax.
+pub(crate) fn parse(text: &str) -> Result<Node, Vec<Mistake>> {
+    let line = |offset: usize| 1 + text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count();
+    let (root, errors) = DeTable::parse_recoverable(text);
+    if errors.is_empty() {
+        return Ok(Node { origin: Origin::Nowhere, item: table(root.into_inner(), &line) });
+    }
+    // The message alone is made of fixed words; the error's Display would print the source line.
+    let mistake = |error: &toml::de::Error| Mistake {
+        origin: error.span().map_or(Origin::Nowhere, |span| Origin::Line(line(span.start))),
+        key: String::new(),
+        expectation: format!("not valid TOML: {}", error.message()),
+    };
+    Err(errors.iter().map(mistake).collect())
+}
+
+fn table(table: DeTable<'_>, line: &impl Fn(usize) -> usize) -> Item {
+    let entry = |(key, value): (Spanned<_>, Spanned<DeValue<'_>>)| {
+        // The line of the key: a value may span many.
+        let origin = Origin::Line(line(key.span().start));
+        let key: std::borrow::Cow<'_, str> = key.into_inner();
+        (key.into_owned(), Node { origin, item: item(value.into_inner(), line) })
+    };
+    Item::Table(table.into_iter().map(entry).collect())
+}
+
+fn item(value: DeValue<'_>, line: &impl Fn(usize) -> usize) -> Item {
+    let bare = |text: String| Item::Scalar { text, style: Style::Bare };
+    match value {
+        DeValue::String(text) => Item::Scalar { text: text.into_owned(), style: Style::Quoted },
+        DeValue::Integer(number) => bare(decimal(&number)),
+        DeValue::Float(number) => bare(number.as_str().to_owned()),
+        DeValue::Boolean(truth) => bare(truth.to_string()),
+        DeValue::Datetime(date) => bare(date.to_string()),
+        DeValue::Table(entries) => table(entries, line),
+        DeValue::Array(values) => {
+            let node = |value: Spanned<DeValue<'_>>| {
+                let origin = Origin::Line(line(value.span().start));
+                Node { origin, item: item(value.into_inner(), line) }
+            };
+            Item::List(values.into_iter().map(node).collect())
+        }
+    }
+}
+
+/// `0x10` and `1_000` are numbers too. What fits nowhere stays as it is and is a wrong number wherever it is read.
+fn decimal(number: &DeInteger<'_>) -> String {
+    i128::from_str_radix(number.as_str(), number.radix()).map_or_else(|_| number.to_string(), |n| n.to_string())
+}

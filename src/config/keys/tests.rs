@@ -1,0 +1,63 @@
+use super::*;
+
+/// Where the manual's table begins and ends.
+const MARKS: [&str; 2] = ["<!-- keys: made from src/config/keys.rs -->\n", "<!-- end of keys -->\n"];
+
+fn default(key: &Key) -> String {
+    match (key.default, key.kind) {
+        (None, _) => String::new(),
+        (Some(default), Kind::Count | Kind::Flag | Kind::List) => format!("`{default}`"),
+        (Some(default), _) => format!("`\"{default}\"`"),
+    }
+}
+
+fn kind(key: &Key) -> &'static str {
+    match key.kind {
+        Kind::Text => "text",
+        Kind::Count => "whole number",
+        Kind::Flag => "true or false",
+        Kind::Time => "duration",
+        Kind::Size => "size",
+        Kind::Limit => "rate, table or `off`",
+        Kind::List => "list of text",
+        Kind::Secret => "place of a secret",
+        Kind::Table => "table",
+    }
+}
+
+fn manual() -> String {
+    let row = |key: &Key| format!("| `{}` | {} | {} | {} |\n", key.path, kind(key), default(key), key.meaning);
+    let rows: String = KEYS.iter().map(row).collect();
+    format!("\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n")
+}
+
+/// Run with `UPDATE_DOCS=1` to write the table anew.
+#[test]
+fn the_manual_is_current() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = page.split_once(MARKS[0]).unwrap();
+    let (table, after) = rest.split_once(MARKS[1]).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(path, [before, MARKS[0], &manual(), MARKS[1], after].concat()).unwrap();
+        return;
+    }
+    assert_eq!(table, manual());
+}
+
+#[test]
+fn every_key_stands_once_and_ends_in_a_full_stop() {
+    for (index, key) in KEYS.iter().enumerate() {
+        assert!(key.meaning.ends_with('.') && !key.meaning.contains(['\n', '|']), "{}", key.path);
+        assert!(KEYS[..index].iter().all(|other| other.path != key.path), "{}", key.path);
+    }
+}
+
+#[test]
+fn names_are_those_of_one_table() {
+    assert_eq!(names("quota"), ["store", "on_store_failure"]);
+    assert_eq!(names("limits.<Action>"), ["rate", "burst", "reserve"]);
+    assert_eq!(names("drain"), ["delay", "grace"]);
+    let top = ["mode", "unknown_keys", "listen", "upstream", "accounts", "clients"];
+    assert_eq!(names("")[..6], top);
+}

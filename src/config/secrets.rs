@@ -1,0 +1,88 @@
+//! Where does a secret come from? From its place, an environment variable or a file, and from nowhere else: a secret
+//! that stands in the configuration itself is refused without showing it. Names of places are not shown either; they
+//! may be the secret, in the wrong place.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use super::file::{Item, Node};
+use super::mistakes::Origin;
+use super::read::{Field, Place};
+use crate::secret::Secret;
+
+/// Bytes of a secret's file.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// One byte more tells a file that is too long; the rest is for the read that finds the end.
+const ROOM: usize = MAX_FILE as usize + 64;
+
+/// Reads the secret whose place the key names.
+pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
+    let expected = "expected { env = \"NAME\" } or { file = \"path\" }";
+    let Field { reader, key, place, item } = field;
+    let Some(item) = item else {
+        reader.mistake(&place, format!("missing, {expected}"));
+        return None;
+    };
+    let Some((name, node)) = only(item) else {
+        reader.mistake(&place, expected);
+        return None;
+    };
+    let place = Place { path: format!("{}.{name}", place.path), origin: node.origin };
+    let field = Field { reader, key, place, item: Some(node.item) };
+    let text = field.text("text", |text| Some(text.to_owned()))?;
+    let found = if name == "env" { variable(&field, &text) } else { file(&field.resolve(Path::new(&text))) };
+    found.map_err(|expectation| field.mistake(expectation)).ok()
+}
+
+/// The one place; where the file names one and the environment the other, the environment's.
+fn only(item: Item) -> Option<(&'static str, Node)> {
+    let Item::Table(mut nodes) = item else { return None };
+    let found = (nodes.remove("env"), nodes.remove("file"));
+    let overrides = |node: &Node| matches!(node.origin, Origin::Variable(_));
+    match found {
+        _ if !nodes.is_empty() => None,
+        (Some(node), None) => Some(("env", node)),
+        (None, Some(node)) => Some(("file", node)),
+        (Some(env), Some(file)) => match (overrides(&env), overrides(&file)) {
+            (true, false) => Some(("env", env)),
+            (false, true) => Some(("file", file)),
+            _ => None,
+        },
+        (None, None) => None,
+    }
+}
+
+fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
+    let text = field.reader.environment.get(name);
+    one_line(text.ok_or("expected the name of an environment variable that is set and not empty")?)
+}
+
+fn file(path: &Path) -> Result<Secret, String> {
+    let unreadable = |error: io::Error| format!("the file cannot be read: {}", error.kind());
+    // Asked before it is opened, because opening a pipe waits for a writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err("expected a regular file".to_owned());
+    }
+    // With room for all of it, so that growing leaves no copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
+    File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err("expected a file of at most 64KiB".to_owned());
+    }
+    one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
+}
+
+/// One line of text. The newline that editors and `echo` leave at the end is not part of it.
+pub(crate) fn one_line(text: &str) -> Result<Secret, String> {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    let text = text.strip_suffix('\r').unwrap_or(text);
+    match text {
+        "" => Err("the secret is empty".to_owned()),
+        text if text.contains(char::is_control) => Err("expected a secret of one line".to_owned()),
+        text => Ok(Secret::new(text)),
+    }
+}

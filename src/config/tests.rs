@@ -1,0 +1,232 @@
+use std::ffi::OsString;
+use std::io::Write;
+use std::time::Duration;
+
+use super::file::{Item, Node};
+use super::keys::KEYS;
+use super::*;
+
+const SENTINEL: &str = "hunter2-hunter2";
+
+/// Variables for [`load`].
+fn env(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
+    variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
+}
+
+/// Loads this text as a file.
+fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, String> {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+    let prefix = format!("{}:", file.path().display());
+    load(Some(file.path()), env(variables)).map_err(|mistakes| mistakes.to_string().replace(&prefix, ""))
+}
+
+fn config(text: &str) -> Config {
+    load_text(text, &[("SECRET", SENTINEL)]).unwrap().config
+}
+
+/// The key, set to a piece of TOML.
+fn written(path: &str, value: &str) -> String {
+    let path = path.replace("<Action>", "CreateFlow");
+    match path.rsplit_once('.') {
+        None => format!("{path} = {value}\n"),
+        Some((table, key)) if table.ends_with("[]") => {
+            format!("[[{}]]\n{key} = {value}\n", table.trim_end_matches("[]"))
+        }
+        Some((table, key)) => format!("[{table}]\n{key} = {value}\n"),
+    }
+}
+
+#[test]
+fn every_key_of_the_manual_is_read() {
+    for key in KEYS {
+        // No key takes a date, so each is named in a mistake.
+        let mistakes = load_text(&written(key.path, "1979-05-27"), &[]).unwrap_err();
+        let path = key.path.replace("[]", "[0]").replace("<Action>", "CreateFlow");
+        assert!(mistakes.contains(&format!("{path}: ")), "{}: {mistakes}", key.path);
+        assert!(!mistakes.contains("unknown key"), "{}: {mistakes}", key.path);
+    }
+}
+
+#[test]
+fn a_secret_in_a_wrong_place_is_never_shown() {
+    let forms = [
+        "\"S\"",
+        "S",
+        "'S",
+        "\"S",
+        "\"\"\"\nS",
+        "\"a\\S\"",
+        "[\"S\"]",
+        "[S]",
+        "[[\"S\"]]",
+        "{ env = \"S\" }",
+        "{ file = \"S\" }",
+        "{ env = S }",
+        "{ value = \"S\" }",
+        "\"https://user:S@host\"",
+        "\"https://S\"",
+        "\"redis://:S@host\"",
+        "{ env = \"NAME\" } S",
+        "1979-S",
+        "0xS",
+        "\"a\" # S\nS",
+        "\"/S\"",
+        "\"unix:S\"",
+    ];
+    let mut mistaken = 0;
+    for key in KEYS {
+        for form in forms {
+            let form = form.replace('S', SENTINEL);
+            let variable = key.path.replace("[]", ".0").replace("<Action>", "CreateFlow").replace('.', "__");
+            let variable = format!("FLOWGATE_{variable}").to_uppercase();
+            let results = [
+                load_text(&written(key.path, &form), &[]),
+                load_text("", &[(&variable, &form)]),
+                load_text("", &[(&format!("{variable}__ENV"), &form)]),
+                load_text("", &[(&format!("{variable}__FILE"), &form)]),
+            ];
+            for result in results {
+                match result {
+                    Err(mistakes) => {
+                        assert!(!mistakes.contains(SENTINEL), "{} = {form}: {mistakes}", key.path);
+                        mistaken += 1;
+                    }
+                    Ok(Loaded { warnings, .. }) => {
+                        assert!(!warnings.concat().contains(SENTINEL), "{} = {form}: {warnings:?}", key.path);
+                    }
+                }
+            }
+        }
+    }
+    assert!(mistaken > KEYS.len() * forms.len(), "{mistaken}");
+}
+
+#[test]
+fn no_secret_is_in_what_is_shown_of_a_configuration() {
+    let text = "
+        [[accounts]]
+        id = 'acme'
+        access_key_id = 'LTAI-acme-1234'
+        access_key_secret = { env = 'SECRET' }
+        [[clients]]
+        access_key_id = 'team'
+        access_key_secret = { env = 'SECRET' }
+        account = 'acme'
+        actions = ['*']
+    ";
+    let config = config(text);
+    assert_eq!(config.clients[0].secret.expose(), SENTINEL);
+    let shown = format!("{config:?} {}", effective(&config));
+    assert!(!shown.contains(SENTINEL), "{shown}");
+    assert!(!effective(&config).to_string().contains("LTAI-acme-1234"));
+}
+
+#[test]
+fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret() {
+    let account = "[[accounts]]\nid = 'a'\naccess_key_id = 'LTAI'\naccess_key_secret = { env = 'SECRET' }\n";
+    let aliases = "[[accounts]]\nid = 'a'\naliases = ['LTAI']\n";
+    let cases = [
+        ("", UnknownKeys::Relay),
+        ("[listen]\nproxy = '[::1]:8080'", UnknownKeys::Relay),
+        ("[listen]\nproxy = 'unix:/run/flowgate.sock'", UnknownKeys::Relay),
+        (aliases, UnknownKeys::Relay),
+        (account, UnknownKeys::Refuse),
+        ("[listen]\nproxy = '0.0.0.0:8080'", UnknownKeys::Refuse),
+        ("unknown_keys = 'relay'\n[listen]\nproxy = '0.0.0.0:8080'", UnknownKeys::Relay),
+        ("unknown_keys = 'refuse'", UnknownKeys::Refuse),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(config(text).unknown_keys, expected, "{text}");
+    }
+    let warnings = load_text("unknown_keys = 'refuse'", &[]).unwrap().warnings;
+    assert_eq!(warnings, ["there is no account and unknown keys are refused: every call will be refused"]);
+}
+
+#[test]
+fn a_lower_burst_is_fewer_tokens_that_come_back_sooner() {
+    let limit = |text: &str| {
+        let limits = config(&format!("[limits]\npreset = 'none'\nCreateFlow = {text}")).limits;
+        limits.get("CreateFlow").map(|limit| (limit.count.get(), limit.window))
+    };
+    let millis = Duration::from_millis;
+    assert_eq!(limit("'5/1s'"), Some((5, millis(1000))));
+    assert_eq!(limit("{ rate = '5/1s' }"), Some((5, millis(1000))));
+    assert_eq!(limit("{ rate = '5/1s', burst = 5 }"), Some((5, millis(1000))));
+    assert_eq!(limit("{ rate = '5/1s', burst = 1 }"), Some((1, millis(200))));
+    assert_eq!(limit("{ rate = '10/2s', burst = 5, reserve = 0 }"), Some((5, millis(1000))));
+    assert_eq!(limit("{ rate = '3/1s', burst = 1 }"), Some((1, Duration::from_nanos(333_333_334))));
+    assert_eq!(limit("'off'"), None);
+    assert_eq!(config("[limits]\nCreateFlow = 'off'").limits.len(), 61);
+}
+
+#[test]
+fn host_and_port_come_from_the_url_unless_they_are_written() {
+    let upstream = |text: &str| {
+        let upstream = config(&format!("[upstream]\n{text}")).upstream;
+        (upstream.dial_host, upstream.dial_port, upstream.host)
+    };
+    let expect = |host: &str, port, header: &str| (host.to_owned(), port, header.to_owned());
+    assert_eq!(upstream(""), expect("cams.ap-southeast-1.aliyuncs.com", 443, "cams.ap-southeast-1.aliyuncs.com"));
+    assert_eq!(upstream("url = 'HTTPS://CAMS.example:443/'"), expect("cams.example", 443, "cams.example:443"));
+    assert_eq!(upstream("url = 'http://127.0.0.1:81'"), expect("127.0.0.1", 81, "127.0.0.1:81"));
+    assert_eq!(upstream("url = 'http://[::1]'\nhost = 'cams.example'"), expect("::1", 80, "cams.example"));
+    assert_eq!(upstream("url = 'http://cams.test'\nplaintext = true"), expect("cams.test", 80, "cams.test"));
+    let pinned = "url = 'http://cams.test'\nconnect_to = ['127.0.0.2:80', '[::1]:80']";
+    assert_eq!(upstream(pinned), expect("cams.test", 80, "cams.test"));
+}
+
+#[test]
+fn urls_that_say_more_than_scheme_host_and_port_are_refused() {
+    let urls = [
+        "cams.example",
+        "ftp://cams.example",
+        "https://",
+        "https://cams.example/x",
+        "https://cams.example?x",
+        "https://cams.example#x",
+        "https://@cams.example",
+        "https://a:b@cams.example",
+        "https://cams.example:",
+        "https://cams.example:0",
+        "https://cams.example:65536",
+        "https://cams..example",
+        "https://-cams.example",
+        "https://::1",
+        "https://[::1",
+        "https://cams example",
+        "https://cams.example:+443",
+        "//cams.example",
+        "",
+    ];
+    for url in urls {
+        let mistakes = load_text(&format!("[upstream]\nurl = '{url}'"), &[]).unwrap_err();
+        let expected = "scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com";
+        assert_eq!(mistakes, format!("2: upstream.url: expected {expected}"), "{url}");
+    }
+}
+
+#[test]
+fn the_default_hold_is_cut_to_the_most_that_any_may_be() {
+    let holds = |text| (config(text).queue.hold.as_secs(), config(text).queue.max_hold.as_secs());
+    assert_eq!(holds(""), (30, 120));
+    assert_eq!(holds("[queue]\nmax_hold = '20s'"), (20, 20));
+    assert_eq!(holds("[queue]\nhold = '2m'"), (120, 120));
+}
+
+#[test]
+fn the_tree_of_a_file_keeps_the_line_of_each_key() {
+    let Ok(Node { item: Item::Table(root), .. }) = file::parse("\n[a]\nb = [\n1,\n2]\n[[c]]\n[[c]]\nd = 1\n") else {
+        panic!("is valid TOML");
+    };
+    let lines = |node: &Node| match &node.item {
+        Item::List(nodes) => nodes.iter().map(|node| node.origin.clone()).collect(),
+        Item::Table(nodes) => nodes.values().map(|node| node.origin.clone()).collect(),
+        Item::Scalar { .. } => Vec::new(),
+    };
+    let at = mistakes::Origin::Line;
+    assert_eq!(lines(&root["a"]), [at(3)]);
+    assert_eq!(lines(&root["c"]), [at(6), at(7)]);
+    let Item::Table(a) = &root["a"].item else { panic!("is a table") };
+    assert_eq!(lines(&a["b"]), [at(4), at(5)]);
+}
