@@ -1,0 +1,120 @@
+//! What operators see: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever restarts and balances, `/lanes`
+//! and `/config` for people. On a port of its own, so that it shadows no path of CAMS's; it only reads.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use crate::app::Parts;
+use crate::config;
+use crate::flow::forward::Reach;
+use crate::flow::listen::socket::Hangup;
+use crate::flow::listen::{Answer, Gone};
+use crate::shutdown::Phase;
+
+/// The admin port's service.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    parts: Arc<Parts>,
+}
+
+struct Page {
+    status: StatusCode,
+    content_type: &'static str,
+    body: String,
+}
+
+const JSON: &str = "application/json";
+const TEXT: &str = "text/plain; charset=utf-8";
+/// Prometheus' text format.
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+// === impl Admin ===
+
+impl Admin {
+    pub(crate) fn new(parts: Arc<Parts>) -> Self {
+        Self { parts }
+    }
+
+    fn page(&self, path: &str) -> Page {
+        match path {
+            "/metrics" => Page::ok(METRICS, self.metrics()),
+            "/livez" => Page::ok(TEXT, "ok\n".into()),
+            "/readyz" => self.readyz(),
+            "/lanes" => Page::ok(JSON, self.lanes()),
+            "/config" => Page::ok(JSON, config::effective(&self.parts.config).to_string()),
+            _ => {
+                let body = "There is /metrics, /livez, /readyz, /lanes and /config.\n".into();
+                Page { status: StatusCode::NOT_FOUND, content_type: TEXT, body }
+            }
+        }
+    }
+
+    fn metrics(&self) -> String {
+        self.parts.metrics.render(&self.parts.queue.lanes(), self.parts.queue.bytes())
+    }
+
+    /// An upstream that is down does not make a replica unready: the others would not reach it either.
+    fn readyz(&self) -> Page {
+        match self.parts.phases.now() {
+            Phase::Serving => Page::ok(TEXT, "ok\n".into()),
+            _ => {
+                let body = "draining\n".into();
+                Page { status: StatusCode::SERVICE_UNAVAILABLE, content_type: TEXT, body }
+            }
+        }
+    }
+
+    fn lanes(&self) -> String {
+        let upstream = match self.parts.upstream.reach() {
+            Reach::Up => json!({ "reachable": true }),
+            Reach::Down { since, reason } => {
+                json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })
+            }
+        };
+        let lanes = self.parts.queue.lanes();
+        json!({ "upstream": upstream, "queued_bytes": self.parts.queue.bytes(), "lanes": lanes }).to_string()
+    }
+}
+
+impl Answer for Admin {
+    async fn answer(&self, request: Request<Incoming>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
+        let mut page = match *request.method() {
+            Method::GET | Method::HEAD => self.page(request.uri().path()),
+            _ => {
+                let body = "Only GET.\n".into();
+                Page { status: StatusCode::METHOD_NOT_ALLOWED, content_type: TEXT, body }
+            }
+        };
+        if request.method() == Method::HEAD {
+            page.body.clear();
+        }
+        Ok(page.into_response())
+    }
+}
+
+// === impl Page ===
+
+impl Page {
+    fn ok(content_type: &'static str, body: String) -> Self {
+        Self { status: StatusCode::OK, content_type, body }
+    }
+
+    fn into_response(self) -> Response<Full<Bytes>> {
+        let mut response = Response::new(Full::new(Bytes::from(self.body)));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        }
+        response
+    }
+}

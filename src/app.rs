@@ -1,0 +1,202 @@
+//! The one place where the parts are joined: configuration in, a running Flowgate out, and how it stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::admin::Admin;
+use crate::config::{Bind, Config};
+use crate::error::Outcome;
+use crate::flow;
+use crate::flow::forward::{Connection, Reach, Upstream};
+use crate::flow::identify::{Directory, Nonces};
+use crate::flow::listen::socket::Hangup;
+use crate::flow::listen::{Answer, Gone, Listener, Terms};
+use crate::flow::queue::{Connector, Queue};
+use crate::metrics::Metrics;
+use crate::room::Room;
+use crate::shutdown::{Phase, Phases, Signals};
+
+/// A running Flowgate.
+pub struct App {
+    parts: Arc<Parts>,
+    terms: Terms,
+    /// Ends, and leaves the listener, when a drain begins.
+    serving: JoinHandle<()>,
+}
+
+/// What every call needs.
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) directory: Directory,
+    pub(crate) nonces: Nonces,
+    pub(crate) queue: Queue<Upstream>,
+    pub(crate) upstream: Arc<Upstream>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) phases: Phases,
+    /// Bytes of bodies whose callers are not verified yet.
+    pub(crate) unverified: Arc<Room>,
+}
+
+/// The proxy port's service.
+#[derive(Clone)]
+struct Proxy(Arc<Parts>);
+
+/// Bytes of bodies whose callers are not verified yet, all together.
+const UNVERIFIED_BYTES: usize = 16 << 20;
+/// How often idle lanes are forgotten.
+const SWEEP: Duration = Duration::from_secs(10);
+/// How long callers have to read their last answer when the grace is over.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+// === impl App ===
+
+impl App {
+    /// Binds both listeners and begins to serve. Must be called inside a tokio runtime.
+    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
+        let bind = async |bind: &Bind, name: &str| {
+            Listener::bind(bind).await.with_context(|| format!("cannot listen on {name}"))
+        };
+        let proxy = bind(&config.listen.proxy, "listen.proxy").await?;
+        let admin = bind(&config.listen.admin, "listen.admin").await?;
+        config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
+        config.listen.admin = admin.bound().context("listen.admin has no address")?;
+        let parts = Arc::new(Parts::new(config)?);
+        let listen = &parts.config.listen;
+        let terms = Terms::new(listen, parts.metrics.clone(), parts.phases.clone());
+        let admin_terms = Terms::new(listen, parts.metrics.clone(), parts.phases.clone());
+        let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
+        tokio::spawn(async move { admin_terms.serve(admin, pages, Phase::Over).await });
+        let serving = terms.clone();
+        let serving = tokio::spawn(async move { serving.serve(proxy, service, Phase::Draining).await });
+        tokio::spawn(sweep(Arc::downgrade(&parts)));
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            proxy = %listen.proxy,
+            admin = %listen.admin,
+            upstream = parts.config.upstream.host,
+            accounts = parts.config.accounts.len(),
+            clients = parts.config.clients.len(),
+            "flowgate is ready"
+        );
+        Ok(Self { parts, terms, serving })
+    }
+
+    /// Where applications point their SDK's endpoint; none on a Unix socket.
+    pub fn proxy_address(&self) -> Option<SocketAddr> {
+        self.parts.config.listen.proxy.address()
+    }
+
+    /// Where `/metrics` and the other pages are; none on a Unix socket.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.parts.config.listen.admin.address()
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let mut signals = Signals::new().context("cannot listen for signals")?;
+        signals.next().await;
+        tracing::info!("draining; a second signal ends at once");
+        tokio::select! {
+            () = self.drain() => {}
+            () = signals.next() => tracing::warn!("ended by a second signal"),
+        }
+        Ok(())
+    }
+
+    /// Stops: readiness down, then no new connections, then what fits into the grace, then the rest is told.
+    pub async fn drain(self) {
+        let drain = self.parts.config.drain;
+        let phases = &self.parts.phases;
+        phases.enter(Phase::Leaving);
+        tokio::time::sleep(drain.delay).await;
+        let by = Instant::now() + drain.grace;
+        self.parts.queue.drain(by);
+        phases.enter(Phase::Draining);
+        if let Err(error) = self.serving.await {
+            tracing::error!(%error, "the listener had ended before");
+        }
+        if timeout(drain.grace, self.terms.all_closed()).await.is_err() {
+            self.parts.queue.drain(Instant::now());
+            phases.enter(Phase::Over);
+            drop(timeout(LAST_WORDS, self.terms.all_closed()).await);
+        }
+        phases.enter(Phase::Over);
+        tracing::info!("drained");
+    }
+}
+
+// === impl Parts ===
+
+impl Parts {
+    /// `config` with the addresses that were in fact bound.
+    fn new(config: Config) -> anyhow::Result<Self> {
+        let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
+        let metrics = Arc::new(Metrics::new());
+        let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
+        Ok(Self {
+            directory: Directory::new(&config),
+            nonces: Nonces::new(SystemTime::now()),
+            queue: Queue::new(&config, upstream.clone(), metrics.clone(), Instant::now()),
+            upstream,
+            metrics,
+            phases: Phases::new(),
+            unverified: Room::new(UNVERIFIED_BYTES),
+            config,
+        })
+    }
+}
+
+/// Forgets idle lanes for as long as anybody needs them.
+async fn sweep(parts: std::sync::Weak<Parts>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(parts) = parts.upgrade() else { return };
+        parts.queue.forget_idle();
+    }
+}
+
+// === impl Proxy ===
+
+impl Answer for Proxy {
+    async fn answer(&self, request: Request<Incoming>, hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
+        flow::call(&self.0, request, hangup).await
+    }
+
+    fn not_http(&self) {
+        self.0.metrics.ended("unknown", "other", Outcome::Invalid);
+    }
+}
+
+// === impl Upstream ===
+
+impl Connector for Upstream {
+    type Connection = Connection;
+
+    fn try_ready(&self) -> Option<Connection> {
+        Upstream::try_ready(self)
+    }
+
+    async fn ready(&self, wanted: usize) -> Connection {
+        Upstream::ready(self, wanted).await
+    }
+
+    fn is_usable(connection: &Connection) -> bool {
+        connection.is_usable()
+    }
+
+    fn down(&self) -> Option<String> {
+        match self.reach() {
+            Reach::Up => None,
+            Reach::Down { reason, .. } => Some(reason.to_string()),
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! One call from arrival to reply, a line per step. Each step is a file of that name and leaves a value that the next
+//! one needs: who asks (`Caller`), what is asked (`Operation`), the permission to send (`Turn`), what happened
+//! (`Verdict`), what now (`Decision`).
+
+pub(crate) mod attempt;
+pub(crate) mod body;
+pub(crate) mod classify;
+pub(crate) mod forward;
+pub(crate) mod identify;
+pub(crate) mod judge;
+pub(crate) mod listen;
+pub(crate) mod queue;
+pub(crate) mod record;
+pub(crate) mod reply;
+pub(crate) mod retry;
+pub(crate) mod sign;
+pub(crate) mod take_token;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http_body_util::Full;
+use hyper::body::Body;
+use hyper::{Request, Response};
+
+use crate::app::Parts;
+use crate::error::{Kind, Refusal};
+use crate::flow::attempt::{Attempted, Sending};
+use crate::flow::identify::Caller;
+use crate::flow::judge::Context;
+use crate::flow::listen::Gone;
+use crate::flow::listen::socket::Hangup;
+use crate::flow::record::Record;
+use crate::flow::reply::Manner;
+use crate::flow::retry::{Decision, Tries};
+use crate::shutdown::Phase;
+
+/// Why a call ends without an answer of CAMS.
+enum End {
+    /// Flowgate answers.
+    Refused(Refusal),
+    /// The caller has hung up.
+    Gone,
+}
+
+impl From<Refusal> for End {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic.
+pub(crate) async fn call<B>(
+    parts: &Arc<Parts>,
+    request: Request<B>,
+    hangup: Hangup,
+) -> Result<Response<Full<Bytes>>, Gone>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let mut record = Record::new(parts.clone());
+    let mut manner = Manner::default();
+    let mut phases = parts.phases.clone();
+    let end = {
+        let steps = AssertUnwindSafe(steps(parts, request, &hangup, (&mut record, &mut manner))).catch_unwind();
+        tokio::select! {
+            biased;
+            end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
+            () = hangup.happened() => Err(End::Gone),
+            () = phases.reached(Phase::Over) => Err(End::Refused(reply::over())),
+        }
+    };
+    let response = match end {
+        Ok(response) => response,
+        Err(End::Gone) => {
+            record.cancelled();
+            return Err(Gone);
+        }
+        Err(End::Refused(refusal)) => {
+            let refusal = record.refused(refusal);
+            reply::refuse(&refusal, &manner, record.request_id())
+        }
+    };
+    Ok(reply::closing(response, parts.phases.now()))
+}
+
+/// The table of contents.
+async fn steps<B>(
+    parts: &Arc<Parts>,
+    request: Request<B>,
+    hangup: &Hangup,
+    (record, manner): (&mut Record, &mut Manner),
+) -> Result<Response<Full<Bytes>>, End>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let arrived = SystemTime::now();
+    let (head, body) = request.into_parts();
+    *manner = Manner::of(&head);
+    let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
+    record.claimed(&claim);
+    let body = body::read(body, parts.allowance(&claim)).await?;
+    let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
+    let operation = Arc::new(classify::classify(&caller, &parts.config)?);
+    let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
+    record.queued(operation.clone());
+    let mut place = parts.queue.arrive(&operation, caller.bytes())?;
+    loop {
+        let turn = place.turn().await?;
+        record.turn(place.age());
+        if hangup.has_happened() {
+            return Err(End::Gone);
+        }
+        let request = sign::sign(&caller, &parts.config.upstream.host, SystemTime::now());
+        record.sent();
+        let sending = Sending { request, operation: operation.clone(), context };
+        let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
+            Attempted::Unsent => {
+                record.unsent();
+                continue;
+            }
+            Attempted::Judged(answer, verdict) => (answer, verdict),
+        };
+        let tries = Tries { sent: record.attempts(), can_sign: context.managed, has_lane: context.limited };
+        match retry::decide(&verdict, tries, &parts.config.retry, fastrand::f64()) {
+            Decision::Reply => {
+                let response = reply::pass_on(answer, &verdict, || place.predicted_wait())?;
+                record.answered(&verdict, response.status());
+                return Ok(response);
+            }
+            Decision::Again { after } => {
+                record.queued_again();
+                tokio::time::sleep(after).await;
+            }
+        }
+    }
+}
+
+impl Parts {
+    /// What a body may be before its caller is proved.
+    fn allowance(&self, claim: &identify::Claim) -> body::Allowance {
+        let listen = &self.config.listen;
+        let unverified = (!claim.is_verified()).then(|| self.unverified.take(0)).flatten();
+        body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, unverified }
+    }
+
+    /// Counts a failed check of a head; a passed one is counted when the whole is proved.
+    fn checked<T>(&self, checked: Result<T, Refusal>) -> Result<T, Refusal> {
+        checked.inspect_err(|refusal| self.count_check(refusal.kind))
+    }
+
+    fn proved(&self, proved: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
+        match &proved {
+            Ok(Caller::Verified(_)) => self.metrics.signature_check("ok"),
+            Ok(Caller::Relayed(_)) => self.metrics.signature_check("unverified"),
+            Err(refusal) => self.count_check(refusal.kind),
+        }
+        proved
+    }
+
+    fn count_check(&self, kind: Kind) {
+        let result = match kind {
+            Kind::SignatureDoesNotMatch
+            | Kind::IncompleteSignature
+            | Kind::UnknownAccessKey
+            | Kind::TimestampExpired
+            | Kind::NonceUsed
+            | Kind::SignedHostMismatch => kind.label(),
+            _ => return,
+        };
+        self.metrics.signature_check(result);
+    }
+}

@@ -1,0 +1,115 @@
+//! One attempt, from the token's use to its consequences. From here on it is a task of its own, which runs to its end
+//! whether or not the caller stays: CAMS has counted it, and its end feeds the lane's pause, the metrics and the log.
+
+use std::sync::Arc;
+
+use prometheus::IntGauge;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::app::Parts;
+use crate::flow::classify::Operation;
+use crate::flow::forward::{Answer, Request, Sent, Upstream};
+use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
+use crate::flow::queue::{Receipt, Turn};
+use crate::metrics;
+
+/// What came of an attempt.
+pub(crate) enum Attempted {
+    /// Nothing left this process: the connection had closed.
+    Unsent,
+    /// What happened, and the answer if there is one.
+    Judged(Option<Answer>, Verdict),
+}
+
+/// What is sent, and of which call.
+pub(crate) struct Sending {
+    pub(crate) request: Request,
+    pub(crate) operation: Arc<Operation>,
+    /// What the judge must know.
+    pub(crate) context: Context,
+}
+
+/// Counts an attempt as under way until dropped.
+struct InFlight(IntGauge);
+
+/// Uses the turn and sends the request.
+pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
+    let (told, outcome) = oneshot::channel();
+    tokio::spawn(run(parts.clone(), turn, sending, told));
+    // The task tells its end unless it panics.
+    outcome.await.unwrap_or(Attempted::Judged(None, Verdict::Unknown { reason: "an error inside Flowgate" }))
+}
+
+async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending, told: oneshot::Sender<Attempted>) {
+    let Sending { request, operation, context } = sending;
+    let _in_flight = InFlight::new(parts.metrics.in_flight(operation.account_label(), operation.action_label()));
+    let (connection, receipt) = turn.spend();
+    let sent_at = Instant::now();
+    let attempted = match connection.send(request).await {
+        Sent::Unsent => {
+            receipt.unsent();
+            drop(told.send(Attempted::Unsent));
+            return;
+        }
+        Sent::Answered(answer) => {
+            let verdict = judge::judge(&answer, context);
+            Attempted::Judged(Some(answer), verdict)
+        }
+        Sent::Lost(lost) => Attempted::Judged(None, lost.into()),
+    };
+    if let Attempted::Judged(answer, verdict) = &attempted {
+        count(&parts, &operation, (answer.as_ref(), verdict), sent_at);
+        settle(receipt, verdict);
+    }
+    if let Err(Attempted::Judged(_, verdict)) = told.send(attempted) {
+        let (account, action) = (operation.account_label(), operation.action_label());
+        let client = operation.client.as_str();
+        tracing::info!(account, action, client, ?verdict, "an attempt ended after its caller had gone");
+    }
+}
+
+/// Tells the lane.
+fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
+    match verdict {
+        Verdict::Throttled { hint, .. } => receipt.throttled(*hint),
+        Verdict::Unknown { .. } => drop(receipt),
+        Verdict::Ok { .. } | Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => receipt.answered(),
+    }
+}
+
+fn count(parts: &Parts, operation: &Operation, (answer, verdict): (Option<&Answer>, &Verdict), sent_at: Instant) {
+    let (account, action) = (operation.account_label(), operation.action_label());
+    let code = match verdict {
+        Verdict::Ok { code, .. }
+        | Verdict::UpstreamError { code, .. }
+        | Verdict::Throttled { code, .. }
+        | Verdict::Credentials { code, .. } => judge::code_label(code),
+        Verdict::Unknown { .. } => "unknown",
+    };
+    let status = answer.map_or("none".into(), |answer| answer.status.as_str().to_owned());
+    let attempt = metrics::Attempt { account, action, status: &status, code };
+    parts.metrics.attempt(&attempt, sent_at.elapsed());
+    if let Verdict::Throttled { source, .. } = verdict {
+        let source = match source {
+            ThrottleSource::Body => "body",
+            ThrottleSource::Header => "header",
+        };
+        parts.metrics.throttled(account, code, source);
+    }
+}
+
+// === impl InFlight ===
+
+impl InFlight {
+    fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,97 @@
+//! Which operation is it, may this caller do it, and is it limited? Permission is denied by default: a client may call
+//! what its entry lists, for the sub-customers that it lists. When the call's turn comes is the queue's question.
+
+use std::time::Duration;
+
+use crate::acs::limits;
+use crate::config::{self, Actions, Config, Limit};
+use crate::error::{Kind, Refusal};
+use crate::flow::identify::Caller;
+use crate::id::{AccountId, ActionName, ClientId, TenantId};
+
+/// Names are the caller's to invent, and a lane keeps them while calls wait.
+const MAX_TENANT: usize = 64;
+
+/// A permitted call, as the queue sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Operation {
+    /// Whose quota it spends.
+    pub(crate) account: AccountId,
+    /// Whether the configuration names the account.
+    pub(crate) known: bool,
+    /// Who calls.
+    pub(crate) client: ClientId,
+    /// For which sub-customer; empty if for none.
+    pub(crate) tenant: TenantId,
+    /// What is called.
+    pub(crate) action: ActionName,
+    /// The action's limit, if it has one.
+    pub(crate) limit: Option<Limit>,
+    /// How long the call may be kept.
+    pub(crate) hold: Duration,
+}
+
+/// Checks the caller's permission and looks up what the configuration says of its call.
+pub(crate) fn classify(caller: &Caller, config: &Config) -> Result<Operation, Refusal> {
+    let settings = match caller {
+        Caller::Verified(call) => call.settings(),
+        Caller::Relayed(_) => None,
+    };
+    if let Some(client) = settings {
+        authorize(caller, client)?;
+    }
+    let tenant = caller.params().get("CustSpaceId").unwrap_or_default();
+    let hold = settings.and_then(|client| client.hold).unwrap_or(config.queue.hold);
+    Ok(Operation {
+        account: caller.account().clone(),
+        known: caller.is_known(),
+        client: caller.client(),
+        tenant: TenantId::new(tenant.chars().take(MAX_TENANT).collect::<String>()),
+        action: caller.action().clone(),
+        limit: config.limits.get(caller.action()).copied(),
+        hold: hold.min(config.queue.max_hold),
+    })
+}
+
+fn authorize(caller: &Caller, client: &config::Client) -> Result<(), Refusal> {
+    let forbidden = |message: String| Err(Refusal::new(Kind::Forbidden, message));
+    let action = caller.action();
+    let is_listed = match &client.actions {
+        Actions::All => true,
+        Actions::Listed(actions) => actions.contains(action),
+    };
+    if !is_listed {
+        return forbidden(format!("this client may not call {action}"));
+    }
+    match client.cust_space_ids.is_empty() || is_own_space(caller, &client.cust_space_ids) {
+        true => Ok(()),
+        false => forbidden("this client must name one of its own CustSpaceIds, as a parameter, and no other".into()),
+    }
+}
+
+/// Whether the call names one of these sub-customers and none by another name or in another place.
+fn is_own_space(caller: &Caller, ids: &[String]) -> bool {
+    let has_json = matches!(caller, Caller::Verified(call) if call.json().is_some());
+    let names_other = |name: &str| {
+        let stem = name.split('.').next().unwrap_or_default();
+        let is_alias = ["CustSpaceId", "CustWabaId", "IsvCode"].iter().any(|alias| alias.eq_ignore_ascii_case(stem));
+        is_alias && name != "CustSpaceId"
+    };
+    let is_listed = caller.params().get("CustSpaceId").is_some_and(|id| ids.iter().any(|own| own == id));
+    is_listed && !has_json && !caller.params().iter().any(|(name, _)| names_other(name))
+}
+
+// === impl Operation ===
+
+impl Operation {
+    /// The account as a metric label: all keys that the configuration does not name are one.
+    pub(crate) fn account_label(&self) -> &str {
+        if self.known { self.account.as_str() } else { "unknown" }
+    }
+
+    /// The action as a metric label: those without a limit, set or documented, are one.
+    pub(crate) fn action_label(&self) -> &str {
+        let has_name = self.limit.is_some() || limits::is_documented(self.action.as_str());
+        if has_name { self.action.as_str() } else { "other" }
+    }
+}

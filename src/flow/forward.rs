@@ -1,0 +1,187 @@
+//! How does one signed request reach CAMS, and what came back? Over a connection that was ready before the call took
+//! its token, from a small pool of hyper's own connections: they know exactly what has left this process. Nothing is
+//! sent twice here, and what an answer means is the judge's.
+//!
+//! Only the configured upstream is dialled (`forward/dial.rs`), the pool keeps what is idle and probes what is down
+//! (`forward/pool.rs`), one request and its answer are `forward/exchange.rs`.
+
+mod dial;
+mod exchange;
+mod pool;
+mod tls;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::StatusCode;
+use hyper::client::conn::http1::SendRequest;
+use hyper::header::HeaderMap;
+use tokio::time::Instant;
+
+use crate::config;
+use dial::Dialer;
+use pool::Pool;
+
+/// A request as it goes to CAMS: origin form, with its `Host`.
+pub(crate) type Request = hyper::Request<Full<Bytes>>;
+
+/// hyper's end of one connection.
+type Sender = SendRequest<Full<Bytes>>;
+
+/// The one endpoint that Flowgate dials, with its connections. Clones share them.
+#[derive(Clone)]
+pub(crate) struct Upstream {
+    pool: Arc<Pool>,
+}
+
+/// One connection that stood ready when it was given out. Dropped unused it goes back.
+pub(crate) struct Connection {
+    pool: Arc<Pool>,
+    /// Absent while an answer is awaited: a connection that is dropped half-read is closed and not used again.
+    sender: Option<Sender>,
+}
+
+/// What became of one request.
+pub(crate) enum Sent {
+    /// The whole answer.
+    Answered(Answer),
+    /// The connection had closed: nothing has left this process.
+    Unsent,
+    /// It may have arrived.
+    Lost(Lost),
+}
+
+/// An answer that came in whole.
+pub(crate) struct Answer {
+    /// Its status.
+    pub(crate) status: StatusCode,
+    /// Its headers, as they came.
+    pub(crate) headers: HeaderMap,
+    /// Its body, of at most `upstream.max_response` bytes.
+    pub(crate) body: Bytes,
+}
+
+/// Why there is no answer to a request that may have arrived.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lost {
+    /// The last byte had not come within `upstream.answer_timeout`.
+    Timeout,
+    /// The connection broke before the answer's head was complete.
+    Closed,
+    /// The answer's body broke off.
+    Cut,
+    /// The answer is larger than `upstream.max_response`, or its head larger than is sensible.
+    TooLarge,
+    /// What came is not an HTTP answer, or wants to become another protocol.
+    Malformed,
+}
+
+/// Whether CAMS can be reached, as the latest attempts to connect have shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The latest connection could be opened, or none was tried yet.
+    Up,
+    /// It could not.
+    Down {
+        /// When the first of these attempts failed.
+        since: Instant,
+        /// Why the latest failed.
+        reason: Arc<str>,
+    },
+}
+
+/// Why the upstream cannot be set up at all.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum UpstreamError {
+    /// No certificate can bear the host's name.
+    #[error("upstream.url: its host is not a name that a certificate can bear")]
+    Name,
+    /// The file with more roots cannot be used.
+    #[error("upstream.ca_file: {}: {reason}", path.display())]
+    CaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The TLS library refuses its settings.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] tokio_rustls::rustls::Error),
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Sets up TLS and an empty pool; nothing is dialled before somebody waits. `own` are Flowgate's own listeners,
+    /// which are never dialled.
+    pub(crate) fn new(config: &config::Upstream, own: Vec<SocketAddr>) -> Result<Self, UpstreamError> {
+        let dialer = Dialer::new(config, own)?;
+        Ok(Self { pool: Arc::new(Pool::new(dialer, config)) })
+    }
+
+    /// A connection that is ready now, the one that was used last.
+    pub(crate) fn try_ready(&self) -> Option<Connection> {
+        self.pool.take()
+    }
+
+    /// Waits until a connection is ready, for ever if need be. `wanted` is how many calls could go now: so many
+    /// connections are opened side by side, unless CAMS cannot be reached; then one at a time. Nothing is lost when
+    /// the future is dropped: the pool dials in tasks of its own and keeps what they open.
+    pub(crate) async fn ready(&self, wanted: usize) -> Connection {
+        self.pool.ready(wanted).await
+    }
+
+    /// Whether the latest attempt to connect succeeded.
+    pub(crate) fn reach(&self) -> Reach {
+        self.pool.reach()
+    }
+
+    /// Connections that lie ready, among them some that the other side may have closed meanwhile.
+    #[cfg(test)]
+    pub(crate) fn idle(&self) -> usize {
+        self.pool.idle()
+    }
+
+    /// Connections that were given out and not given back.
+    #[cfg(test)]
+    pub(crate) fn in_use(&self) -> usize {
+        self.pool.in_use()
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Whether the connection can still be sent on, as far as hyper has noticed.
+    pub(crate) fn is_usable(&self) -> bool {
+        self.sender.as_ref().is_some_and(SendRequest::is_ready)
+    }
+
+    /// Sends one request and reads its answer to the last byte, within the answer time-out. Run it in a task of its
+    /// own: dropped half-way it closes the connection, and what happened stays unknown.
+    pub(crate) async fn send(mut self, request: Request) -> Sent {
+        let mut sender = self.sender.take().expect("a connection holds its sender until it is sent on");
+        let exchange = exchange::exchange(&mut sender, request, self.pool.max_response());
+        let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
+        match sent {
+            Ok(Sent::Answered(answer)) => {
+                self.sender = Some(sender);
+                Sent::Answered(answer)
+            }
+            Ok(failed) => failed,
+            Err(_elapsed) => Sent::Lost(Lost::Timeout),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.pool.give_back(self.sender.take());
+    }
+}
+
+#[cfg(test)]
+mod tests;

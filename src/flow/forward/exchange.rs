@@ -1,0 +1,40 @@
+//! One request on one connection: what was answered, what hyper handed back unsent, what is lost. Deadlines and the
+//! connection's further life are the caller's.
+
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::StatusCode;
+
+use super::{Answer, Lost, Request, Sender, Sent};
+
+/// Sends the request and collects the answer, up to so many bytes of body.
+pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response: usize) -> Sent {
+    let response = match sender.try_send_request(request).await {
+        Ok(response) => response,
+        Err(mut failed) => {
+            return match failed.take_message() {
+                Some(_request) => Sent::Unsent,
+                None => Sent::Lost(headless(failed.error())),
+            };
+        }
+    };
+    let (head, body) = response.into_parts();
+    if head.status == StatusCode::SWITCHING_PROTOCOLS {
+        return Sent::Lost(Lost::Malformed);
+    }
+    match Limited::new(body, max_response).collect().await {
+        Ok(body) => Sent::Answered(Answer { status: head.status, headers: head.headers, body: body.to_bytes() }),
+        Err(error) if error.is::<LengthLimitError>() => Sent::Lost(Lost::TooLarge),
+        Err(_broken) => Sent::Lost(Lost::Cut),
+    }
+}
+
+/// Why there is not even a head.
+fn headless(error: &hyper::Error) -> Lost {
+    if error.is_parse_too_large() {
+        Lost::TooLarge
+    } else if error.is_parse() {
+        Lost::Malformed
+    } else {
+        Lost::Closed
+    }
+}

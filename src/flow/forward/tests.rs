@@ -1,0 +1,615 @@
+//! Connections over real loopback sockets: what is reused, what is lost, what is handed back, and how a dead upstream is
+//! probed. The servers are written by hand, byte for byte.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use parking_lot::Mutex;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use socket2::{Domain, Socket, Type};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+
+use super::{Answer, Lost, Reach, Request, Sent, Upstream, UpstreamError};
+use crate::config::{self, Scheme};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+
+/// What a server has seen.
+#[derive(Default)]
+struct Seen {
+    accepted: AtomicUsize,
+    closed: AtomicUsize,
+    /// Target and body of each request, in order of arrival.
+    requests: Mutex<Vec<String>>,
+}
+
+impl Seen {
+    fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+
+    fn closed(&self) -> usize {
+        self.closed.load(Ordering::SeqCst)
+    }
+}
+
+/// Runs the script once per connection, with the connection's number from 1.
+async fn server<F, R>(script: F) -> (SocketAddr, Arc<Seen>)
+where
+    F: Fn(usize, TcpStream, Arc<Seen>) -> R + Send + 'static,
+    R: Future<Output = ()> + Send + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let seen = Arc::new(Seen::default());
+    let watch = seen.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let number = watch.accepted.fetch_add(1, Ordering::SeqCst) + 1;
+            let served = script(number, stream, watch.clone());
+            let watch = watch.clone();
+            tokio::spawn(async move {
+                served.await;
+                watch.closed.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, seen)
+}
+
+/// Answers every request of every connection with the same bytes.
+async fn answering(answer: &'static [u8]) -> (SocketAddr, Arc<Seen>) {
+    server(move |_, mut stream, seen| async move {
+        while read_request(&mut stream, &seen).await {
+            stream.write_all(answer).await.unwrap();
+        }
+    })
+    .await
+}
+
+/// Reads one request; false when the other side has closed.
+async fn read_request(stream: &mut (impl AsyncRead + Unpin), seen: &Seen) -> bool {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => return false,
+        }
+    }
+    let head = String::from_utf8(head).unwrap();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+    let mut body = vec![0; length.parse().unwrap()];
+    stream.read_exact(&mut body).await.unwrap();
+    let target = head.split(' ').nth(1).unwrap();
+    seen.requests.lock().push(format!("{target} {}", String::from_utf8(body).unwrap()));
+    true
+}
+
+fn settings(address: SocketAddr) -> config::Upstream {
+    config::Upstream {
+        scheme: Scheme::Http,
+        dial_host: address.ip().to_string(),
+        dial_port: address.port(),
+        host: "cams.ap-southeast-1.aliyuncs.com".to_owned(),
+        connect_to: Vec::new(),
+        ca_file: None,
+        connect_timeout: Duration::from_secs(3),
+        answer_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::from_secs(10),
+        max_response: 1000,
+    }
+}
+
+fn upstream(address: SocketAddr) -> Upstream {
+    Upstream::new(&settings(address), Vec::new()).unwrap()
+}
+
+fn request(target: &str) -> Request {
+    let request = hyper::Request::post(target).header("host", "cams.ap-southeast-1.aliyuncs.com");
+    request.body(Full::new(Bytes::from_static(b"body"))).unwrap()
+}
+
+async fn send(upstream: &Upstream, target: &str) -> Sent {
+    upstream.ready(1).await.send(request(target)).await
+}
+
+fn answered(sent: Sent) -> Answer {
+    match sent {
+        Sent::Answered(answer) => answer,
+        Sent::Unsent => panic!("unsent"),
+        Sent::Lost(lost) => panic!("lost: {lost:?}"),
+    }
+}
+
+fn lost(sent: Sent) -> Lost {
+    match sent {
+        Sent::Lost(lost) => lost,
+        Sent::Unsent => panic!("unsent"),
+        Sent::Answered(answer) => panic!("answered: {}", answer.status),
+    }
+}
+
+/// Lets everything else run until it has come true.
+async fn eventually(what: &str, is_true: impl Fn() -> bool) {
+    let wait = async {
+        while !is_true() {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+}
+
+fn down(upstream: &Upstream) -> Option<String> {
+    match upstream.reach() {
+        Reach::Up => None,
+        Reach::Down { reason, .. } => Some(reason.to_string()),
+    }
+}
+
+/// Why nothing could be dialled.
+async fn refusal(upstream: &Upstream) -> String {
+    let waiting = tokio::spawn({
+        let upstream = upstream.clone();
+        async move { drop(upstream.ready(1).await) }
+    });
+    eventually("down", || upstream.reach() != Reach::Up).await;
+    waiting.abort();
+    down(upstream).unwrap()
+}
+
+#[tokio::test]
+async fn a_connection_is_used_again() {
+    let (address, seen) = answering(OK).await;
+    let upstream = upstream(address);
+    assert!(upstream.try_ready().is_none());
+    for target in ["/?1", "/?2", "/?3"] {
+        let connection = upstream.ready(1).await;
+        assert!(connection.is_usable());
+        assert_eq!(upstream.in_use(), 1);
+        let answer = answered(connection.send(request(target)).await);
+        assert_eq!((answer.status.as_u16(), &*answer.body), (200, &b"{}"[..]));
+        assert_eq!(answer.headers["content-length"], "2");
+        eventually("given back", || (upstream.idle(), upstream.in_use()) == (1, 0)).await;
+    }
+    assert_eq!(*seen.requests.lock(), ["/?1 body", "/?2 body", "/?3 body"]);
+    assert_eq!(seen.accepted(), 1);
+    assert_eq!(upstream.reach(), Reach::Up);
+}
+
+#[tokio::test]
+async fn an_unused_connection_goes_back_and_the_latest_is_given_out_first() {
+    let (address, seen) = server(|number, mut stream, seen| async move {
+        while read_request(&mut stream, &seen).await {
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{number}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let upstream = upstream(address);
+    let (first, second) = (upstream.ready(1).await, upstream.ready(1).await);
+    drop(first);
+    drop(second);
+    assert_eq!((upstream.idle(), upstream.in_use()), (2, 0));
+    let answer = answered(upstream.try_ready().unwrap().send(request("/")).await);
+    assert_eq!(&*answer.body, b"2");
+    assert_eq!(seen.accepted(), 2);
+}
+
+#[tokio::test]
+async fn as_many_connections_are_opened_as_calls_could_go() {
+    let (address, seen) = answering(OK).await;
+    let upstream = upstream(address);
+    let connection = upstream.ready(5).await;
+    eventually("five open", || (upstream.idle(), seen.accepted()) == (4, 5)).await;
+    let others: Vec<_> = std::iter::from_fn(|| upstream.try_ready()).collect();
+    assert_eq!((others.len(), upstream.idle(), upstream.in_use()), (4, 0, 5));
+    drop((connection, others));
+    assert_eq!((upstream.idle(), upstream.in_use(), seen.accepted()), (5, 0, 5));
+}
+
+#[tokio::test]
+async fn a_server_that_closes_between_calls_costs_nothing_and_doubles_nothing() {
+    let (address, seen) = server(|_, mut stream, seen| async move {
+        read_request(&mut stream, &seen).await;
+        stream.write_all(OK).await.unwrap();
+    })
+    .await;
+    let upstream = upstream(address);
+    for call in 0..50 {
+        loop {
+            match upstream.ready(1).await.send(request(&format!("/?{call}"))).await {
+                Sent::Answered(answer) => break assert_eq!(answer.status, 200),
+                Sent::Unsent => {}
+                Sent::Lost(lost) => panic!("{lost:?}"),
+            }
+        }
+        // The close is on its way before the next call; whether hyper has seen it is left to chance.
+        eventually("closed", || seen.closed() == seen.accepted()).await;
+    }
+    let expected: Vec<_> = (0..50).map(|call| format!("/?{call} body")).collect();
+    assert_eq!(*seen.requests.lock(), expected);
+}
+
+#[tokio::test]
+async fn a_connection_that_closes_after_it_was_given_out_says_that_nothing_was_sent() {
+    let (address, seen) = server(|_, stream, _| async move { drop(stream) }).await;
+    let upstream = upstream(address);
+    let connection = upstream.ready(1).await;
+    eventually("close noticed", || !connection.is_usable()).await;
+    assert!(matches!(connection.send(request("/?x")).await, Sent::Unsent));
+    assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
+    assert_eq!(*seen.requests.lock(), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_connection_that_closes_while_idle_is_not_given_out() {
+    let close = Arc::new(Notify::new());
+    let closing = close.clone();
+    let (address, seen) = server(move |_, stream, _| {
+        let closing = closing.clone();
+        async move {
+            closing.notified().await;
+            drop(stream);
+        }
+    })
+    .await;
+    let upstream = upstream(address);
+    drop(upstream.ready(1).await);
+    drop(upstream.try_ready().unwrap());
+    close.notify_one();
+    let is_none = || match upstream.try_ready() {
+        Some(connection) => {
+            assert!(connection.is_usable());
+            false
+        }
+        None => true,
+    };
+    eventually("close noticed", is_none).await;
+    assert_eq!((upstream.idle(), upstream.in_use(), seen.accepted()), (0, 0, 1));
+}
+
+#[tokio::test]
+async fn what_is_not_a_whole_answer_is_lost_and_its_connection_with_it() {
+    const HUGE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n";
+    let rows: [(&[u8], Lost); 12] = [
+        (b"", Lost::Closed),
+        (b"HTTP/1.1 200 OK\r\ncontent-le", Lost::Closed),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", Lost::Closed),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}", Lost::Cut),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", Lost::Cut),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", Lost::Cut),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}", Lost::Malformed),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", Lost::Malformed),
+        (b"HTTP/1.1 abc\r\n\r\n", Lost::Malformed),
+        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", Lost::Malformed),
+        ([HUGE, &[b'x'; 1001]].concat().leak(), Lost::TooLarge),
+        ([b"HTTP/1.1 200 OK\r\nx: ", &[b'x'; 70_000][..], b"\r\n\r\n"].concat().leak(), Lost::TooLarge),
+    ];
+    for (bytes, expected) in rows {
+        let (address, seen) = server(move |_, mut stream, seen| async move {
+            read_request(&mut stream, &seen).await;
+            // The client may have hung up before the last byte.
+            stream.write_all(bytes).await.ok();
+            stream.shutdown().await.ok();
+            while stream.read_u8().await.is_ok() {}
+        })
+        .await;
+        let upstream = upstream(address);
+        assert_eq!(lost(send(&upstream, "/").await), expected, "{}", String::from_utf8_lossy(bytes));
+        eventually("closed", || seen.closed() == 1).await;
+        assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
+        assert_eq!(*seen.requests.lock(), ["/ body"]);
+    }
+}
+
+#[tokio::test]
+async fn interim_answers_are_passed_over_and_a_body_of_the_largest_size_is_whole() {
+    let (address, _) = server(|_, mut stream, seen| async move {
+        read_request(&mut stream, &seen).await;
+        let head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
+        stream.write_all(head).await.unwrap();
+        stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 1000\r\n\r\n").await.unwrap();
+        stream.write_all(&[b'x'; 1000]).await.unwrap();
+    })
+    .await;
+    let answer = answered(send(&upstream(address), "/").await);
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (503, 1000));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_whole_in_time_is_lost() {
+    for bytes in [&b""[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}"] {
+        let (address, seen) = server(move |_, mut stream, seen| async move {
+            read_request(&mut stream, &seen).await;
+            stream.write_all(bytes).await.unwrap();
+            while stream.read_u8().await.is_ok() {}
+        })
+        .await;
+        let settings = config::Upstream { answer_timeout: Duration::from_millis(50), ..settings(address) };
+        let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+        assert_eq!(lost(send(&upstream, "/").await), Lost::Timeout);
+        eventually("closed", || seen.closed() == 1).await;
+        assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_send_that_is_dropped_closes_its_connection() {
+    let (address, seen) =
+        server(|_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} }).await;
+    let upstream = upstream(address);
+    let sending = tokio::spawn(upstream.ready(1).await.send(request("/")));
+    eventually("arrived", || seen.requests.lock().len() == 1).await;
+    assert_eq!((upstream.idle(), upstream.in_use()), (0, 1));
+    sending.abort();
+    eventually("closed", || seen.closed() == 1).await;
+    assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
+}
+
+#[tokio::test]
+async fn a_connection_that_says_more_than_its_answer_or_says_close_is_not_used_again() {
+    let more = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
+    let close = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
+    for answer in [&more[..], close] {
+        let (address, seen) = answering(answer).await;
+        let upstream = upstream(address);
+        for _ in 0..3 {
+            assert_eq!(&*answered(send(&upstream, "/").await).body, b"{}");
+        }
+        eventually("closed", || seen.closed() == 3).await;
+        assert!(upstream.try_ready().is_none());
+        assert_eq!(seen.accepted(), 3);
+    }
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let (address, seen) = answering(OK).await;
+    let settings = config::Upstream { idle_timeout: Duration::from_millis(30), ..settings(address) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    assert_eq!(answered(send(&upstream, "/").await).status, 200);
+    eventually("closed", || (upstream.idle(), seen.closed()) == (0, 1)).await;
+    assert!(upstream.try_ready().is_none());
+}
+
+#[tokio::test]
+async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let upstream = upstream(socket.local_addr().unwrap().as_socket().unwrap());
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { upstream.ready(1).await })
+        })
+        .collect();
+    eventually("down", || upstream.reach() != Reach::Up).await;
+    assert_eq!(down(&upstream).unwrap(), "cannot connect: connection refused");
+    socket.listen(128).unwrap();
+    let mut connections = Vec::new();
+    for waiting in waiting {
+        connections.push(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
+    }
+    assert_eq!((upstream.in_use(), upstream.reach()), (20, Reach::Up));
+}
+
+/// A certificate authority, its file, and a server's side of TLS for one name.
+fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), authority.pem()).unwrap();
+    let leaf_key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&leaf_key, &Issuer::new(params, key)).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()))
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), file)
+}
+
+async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>) {
+    server(move |_, stream, seen| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            while read_request(&mut stream, &seen).await {
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+fn tls_settings(name: &str, address: SocketAddr, ca_file: Option<PathBuf>) -> config::Upstream {
+    config::Upstream {
+        scheme: Scheme::Https,
+        dial_host: name.to_owned(),
+        connect_to: vec![address],
+        ca_file,
+        ..settings(address)
+    }
+}
+
+#[tokio::test]
+async fn tls_takes_the_right_name_under_a_known_authority_only() {
+    let (acceptor, ca) = tls("cams.test");
+    let (address, seen) = tls_server(acceptor).await;
+    let known = Some(ca.path().to_owned());
+    let right = Upstream::new(&tls_settings("cams.test", address, known.clone()), Vec::new()).unwrap();
+    assert_eq!(answered(send(&right, "/").await).status, 200);
+
+    let wrong = Upstream::new(&tls_settings("other.test", address, known), Vec::new()).unwrap();
+    let reason = refusal(&wrong).await;
+    let expected = "TLS failed: invalid peer certificate: certificate not valid for name \"other.test\"";
+    assert!(reason.starts_with(expected), "{reason}");
+
+    let unknown = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
+    assert_eq!(refusal(&unknown).await, "TLS failed: invalid peer certificate: UnknownIssuer");
+    assert_eq!(*seen.requests.lock(), ["/ body"]);
+}
+
+#[tokio::test]
+async fn a_dead_upstream_is_probed_by_one_connection_at_a_time() {
+    const FAILING: usize = 4;
+    let (acceptor, ca) = tls("cams.test");
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (address, seen) = server({
+        let most = most.clone();
+        move |number, mut stream, seen| {
+            let (acceptor, open, most) = (acceptor.clone(), open.clone(), most.clone());
+            async move {
+                if number <= FAILING {
+                    most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    // The first bytes of TLS have come, so that the other side waits for ours until it is over; long
+                    // enough that a second probe would be seen.
+                    stream.read_u8().await.unwrap();
+                    for _ in 0..500 {
+                        tokio::task::yield_now().await;
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                } else {
+                    let mut stream = acceptor.accept(stream).await.unwrap();
+                    while read_request(&mut stream, &seen).await {}
+                }
+            }
+        }
+    })
+    .await;
+    let settings = tls_settings("cams.test", address, Some(ca.path().to_owned()));
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    refusal(&upstream).await;
+    assert_eq!(seen.accepted(), 1);
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { upstream.ready(5).await })
+        })
+        .collect();
+    let mut connections = Vec::new();
+    for waiting in waiting {
+        connections.push(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    assert_eq!((upstream.in_use(), upstream.reach()), (50, Reach::Up));
+    assert!(seen.accepted() >= FAILING + 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_become_rare_and_end_when_nobody_waits() {
+    let (address, seen) = server(|_, mut stream, _| async move { drop(stream.read_u8().await) }).await;
+    let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
+    assert!(timeout(Duration::from_secs(100), upstream.ready(5)).await.is_err());
+    // Five side by side, then one every 2 s at full jitter: 1 s on average.
+    let probes = seen.accepted();
+    assert!((60..200).contains(&probes), "{probes}");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!((seen.accepted(), seen.closed()), (probes, probes));
+    assert!(timeout(Duration::from_secs(1), upstream.ready(5)).await.is_err());
+    // The next waiter's first probe goes at once; ten more within a second are one chance in 10^9.
+    let again = seen.accepted() - probes;
+    assert!((1..11).contains(&again), "{again}");
+}
+
+#[tokio::test]
+async fn an_own_listener_is_never_dialled() {
+    let (address, seen) = answering(OK).await;
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    let itself = "would dial Flowgate itself: upstream.connect_to pins other addresses";
+    for own in [address, any] {
+        let upstream = Upstream::new(&settings(address), vec![own]).unwrap();
+        assert_eq!(refusal(&upstream).await, itself);
+        let pinned = config::Upstream { connect_to: vec![address], ..settings(address) };
+        let upstream = Upstream::new(&pinned, vec![own]).unwrap();
+        assert_eq!(refusal(&upstream).await, itself);
+    }
+    assert_eq!(seen.accepted(), 0);
+}
+
+#[tokio::test]
+async fn pinned_addresses_are_tried_in_turn() {
+    let refusing = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    refusing.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let refusing = refusing.local_addr().unwrap().as_socket().unwrap();
+    let (address, seen) = answering(OK).await;
+    let settings = config::Upstream { connect_to: vec![refusing, address], ..settings(refusing) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    assert_eq!(answered(send(&upstream, "/").await).status, 200);
+    assert_eq!((seen.accepted(), upstream.reach()), (1, Reach::Up));
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_ends_is_given_up() {
+    let (address, _) = server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
+    let settings =
+        config::Upstream { connect_timeout: Duration::from_millis(50), ..tls_settings("cams.test", address, None) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    assert_eq!(refusal(&upstream).await, "not connected within 50ms");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_waiters_that_leave_at_random_lose_nothing() {
+    let (address, seen) = answering(OK).await;
+    let upstream = upstream(address);
+    let waiting: Vec<_> = (0..1000)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move {
+                let patience = fastrand::usize(..30);
+                tokio::select! {
+                    biased;
+                    connection = upstream.ready(1 + patience % 3) => {
+                        for _ in 0..patience {
+                            tokio::task::yield_now().await;
+                        }
+                        drop(connection);
+                    }
+                    () = async { for _ in 0..patience { tokio::task::yield_now().await } } => {}
+                }
+            })
+        })
+        .collect();
+    let stayed: Vec<_> = (0..100)
+        .map(|call| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { answered(send(&upstream, &format!("/?{call}")).await).status.as_u16() })
+        })
+        .collect();
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    for stayed in stayed {
+        assert_eq!(timeout(Duration::from_secs(20), stayed).await.unwrap().unwrap(), 200);
+    }
+    eventually("all given back", || (upstream.idle(), upstream.in_use()) == (seen.accepted(), 0)).await;
+    assert_eq!((seen.requests.lock().len(), seen.closed(), upstream.reach()), (100, 0, Reach::Up));
+}
+
+#[test]
+fn mistakes_are_named_without_dialling() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let refused =
+        |settings: &config::Upstream| Upstream::new(settings, Vec::new()).err().map(|error| error.to_string());
+    let empty = refused(&tls_settings("cams.test", anywhere, Some(file.path().to_owned())));
+    assert_eq!(empty, Some(format!("upstream.ca_file: {}: holds no certificate in PEM", file.path().display())));
+    assert!(matches!(Upstream::new(&tls_settings("not a name", anywhere, None), Vec::new()), Err(UpstreamError::Name)));
+}

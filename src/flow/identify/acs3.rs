@@ -1,0 +1,127 @@
+//! Does a version 3 signature cover all that matters, and is it right? Both are known from the head alone, because the
+//! head states the body's hash: nothing of a body is read for a caller that cannot sign.
+
+use hyper::header::HeaderName;
+
+use super::said::{Proof, Said, Words, is_common};
+use super::shape::{self, Shape};
+use super::{bad, incomplete, one};
+use crate::acs::v3::{self, Algorithm, Authorization, Signable};
+use crate::error::{Kind, Refusal};
+use crate::secret::Secret;
+
+/// What CAMS's gateway decides by, and what therefore has to be signed.
+const REQUIRED: [&str; 6] =
+    ["host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"];
+
+/// A version 3 signature.
+pub(super) struct Acs3 {
+    algorithm: Algorithm,
+    string_to_sign: String,
+    signature: String,
+    body_hash: String,
+    signs_type: bool,
+}
+
+/// Reads the head of a version 3 call.
+pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<Said, Refusal> {
+    if shape.params.iter().any(|(name, _)| is_common(name)) {
+        return Err(bad("a version 3 Authorization stands beside a parameter of signature version 1"));
+    }
+    if header_text(shape, "x-acs-action")?.is_empty() {
+        return Err(bad("the mandatory Action is missing"));
+    }
+    covers(shape, authorization)?;
+    let body_hash = header_text(shape, "x-acs-content-sha256")?;
+    if body_hash.len() != 64 || !v3::is_hex(body_hash) {
+        return Err(bad("x-acs-content-sha256 is not 64 lower-case hexadecimal digits"));
+    }
+    let key = header_text(shape, "x-acs-accesskey-id")?;
+    if !key.is_empty() && key != authorization.credential {
+        return Err(bad("x-acs-accesskey-id differs from the Credential"));
+    }
+    let proof = Acs3 {
+        algorithm: authorization.algorithm,
+        string_to_sign: signable(shape, authorization, body_hash).string_to_sign(),
+        signature: authorization.signature.to_owned(),
+        body_hash: body_hash.to_owned(),
+        signs_type: authorization.signed_headers.contains(&"content-type"),
+    };
+    let words = Words {
+        key: authorization.credential,
+        action: header_text(shape, "x-acs-action")?,
+        version: header_text(shape, "x-acs-version")?,
+        nonce: header_text(shape, "x-acs-signature-nonce")?,
+        stamp: header_text(shape, "x-acs-date")?,
+    };
+    Said::new(words, shape, Proof::V3(proof))
+}
+
+/// The header's one value; empty if there is none.
+fn header_text<'a>(shape: &Shape<'a>, name: &'static str) -> Result<&'a str, Refusal> {
+    let value = one(&shape.parts.headers, &HeaderName::from_static(name))?;
+    value.map_or(Ok(""), |value| value.to_str().map_err(|_| bad(format!("the header {name} is not ASCII"))))
+}
+
+/// Whether the signature covers what CAMS decides by and every `x-acs-*` header, and nothing that is not one value.
+fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Refusal> {
+    let headers = &shape.parts.headers;
+    let signed = &authorization.signed_headers;
+    if let Some(missing) = REQUIRED.iter().find(|name| !signed.contains(name)) {
+        return Err(incomplete(format!("SignedHeaders do not name {missing}")));
+    }
+    let is_unsigned = |name: &&HeaderName| name.as_str().starts_with("x-acs-") && !signed.contains(&name.as_str());
+    if let Some(unsigned) = headers.keys().find(is_unsigned) {
+        return Err(incomplete(format!("the header {unsigned} is not signed")));
+    }
+    let listed = shape::connection_listed(headers);
+    for name in signed {
+        if shape::is_hop(name) || *name == "authorization" || listed.iter().any(|other| other == name) {
+            return Err(bad("SignedHeaders name a header that does not leave its connection"));
+        }
+        if headers.get_all(*name).iter().count() != 1 {
+            return Err(bad("a signed header is missing or occurs twice"));
+        }
+    }
+    Ok(())
+}
+
+fn signable<'a>(shape: &'a Shape<'_>, authorization: &Authorization<'a>, body_hash: &'a str) -> Signable<'a> {
+    let value = |name: &str| shape.parts.headers[name].as_bytes();
+    Signable {
+        method: shape.parts.method.as_str(),
+        query: shape.params.query().collect(),
+        headers: authorization.signed_headers.iter().map(|name| (*name, value(name))).collect(),
+        body_hash,
+    }
+}
+
+// === impl Acs3 ===
+
+impl Acs3 {
+    /// Whether the secret made the signature.
+    pub(super) fn verify(&self, secret: &Secret) -> Result<(), Refusal> {
+        if self.algorithm != Algorithm::HmacSha256 {
+            return Err(incomplete(super::SUPPORTED));
+        }
+        match v3::verify(secret, &self.string_to_sign, &self.signature) {
+            true => Ok(()),
+            false => Err(super::wrong_signature()),
+        }
+    }
+
+    /// Whether the body is the one that the head states. SM3 is CAMS's to check.
+    pub(super) fn check_body(&self, body: &[u8]) -> Result<(), Refusal> {
+        if self.algorithm.hashes_with_sha256() && v3::hash(body) != self.body_hash {
+            return Err(Refusal::new(
+                Kind::SignatureDoesNotMatch,
+                "Specified signature is not matched with our calculation: the body is not the one that \
+                 x-acs-content-sha256 states.",
+            ));
+        }
+        if !body.is_empty() && !self.signs_type {
+            return Err(incomplete("there is a body, and SignedHeaders do not name content-type"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,183 @@
+//! What was identified: a caller whose every word is proven, or one that is passed on as it came. Only identify makes
+//! them, and what sign and classify may see of them is what has an accessor here.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::Method;
+use hyper::header::HeaderMap;
+use hyper::http::uri::PathAndQuery;
+
+use crate::acs::decode::Params;
+use crate::config::{self, Credentials};
+use crate::id::{AccountId, ActionName, ClientId};
+
+/// Alibaba's two signatures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    /// RPC signature, version 1.0: all in the query.
+    V1,
+    /// `ACS3-…`: all in the headers.
+    V3,
+}
+
+/// Whoever calls.
+pub(crate) enum Caller {
+    /// Its signature is right; Flowgate signs for it.
+    Verified(Verified),
+    /// Flowgate has no secret of it; its own signature goes on.
+    Relayed(Relayed),
+}
+
+/// An account that Flowgate signs for.
+pub(super) struct Managed {
+    pub(super) id: AccountId,
+    pub(super) credentials: Arc<Credentials>,
+}
+
+/// A call as its verified signature states it. What the signature did not cover is not in here, and of the caller's
+/// credentials nothing is.
+pub(crate) struct Verified {
+    pub(super) account: Arc<Managed>,
+    pub(super) client: ClientId,
+    pub(super) settings: Option<Arc<config::Client>>,
+    pub(super) scheme: Scheme,
+    pub(super) method: Method,
+    pub(super) action: ActionName,
+    pub(super) params: Params,
+    pub(super) json: Option<Bytes>,
+    pub(super) format: Option<String>,
+}
+
+/// A call that goes on under its own signature, which only CAMS can check.
+pub(crate) struct Relayed {
+    pub(super) account: AccountId,
+    pub(super) is_known: bool,
+    pub(super) method: Method,
+    pub(super) action: ActionName,
+    pub(super) params: Params,
+    pub(super) target: PathAndQuery,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+// === impl Caller ===
+
+impl Caller {
+    /// The account whose quota the call spends.
+    pub(crate) fn account(&self) -> &AccountId {
+        match self {
+            Self::Verified(call) => &call.account.id,
+            Self::Relayed(call) => &call.account,
+        }
+    }
+
+    /// Whether the configuration names the account.
+    pub(crate) fn is_known(&self) -> bool {
+        match self {
+            Self::Verified(_) => true,
+            Self::Relayed(call) => call.is_known,
+        }
+    }
+
+    /// Who calls; all callers of an account that cannot be verified are one.
+    pub(crate) fn client(&self) -> ClientId {
+        match self {
+            Self::Verified(call) => call.client.clone(),
+            Self::Relayed(_) => ClientId::unverified(),
+        }
+    }
+
+    /// What is called.
+    pub(crate) fn action(&self) -> &ActionName {
+        match self {
+            Self::Verified(call) => &call.action,
+            Self::Relayed(call) => &call.action,
+        }
+    }
+
+    /// The parameters of query and form, without those that only sign.
+    pub(crate) fn params(&self) -> &Params {
+        match self {
+            Self::Verified(call) => &call.params,
+            Self::Relayed(call) => &call.params,
+        }
+    }
+
+    /// How many bytes wait with the call: its body, or what its parameters take.
+    pub(crate) fn bytes(&self) -> usize {
+        let params = |params: &Params| params.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        match self {
+            Self::Verified(call) => params(&call.params) + call.json.as_ref().map_or(0, Bytes::len),
+            Self::Relayed(call) => params(&call.params) + call.target.as_str().len() + call.body.len(),
+        }
+    }
+}
+
+// === impl Verified ===
+
+impl Verified {
+    /// What Flowgate signs with.
+    pub(crate) fn credentials(&self) -> &Credentials {
+        &self.account.credentials
+    }
+
+    /// What the configuration says of the client; nothing of an account's own key.
+    pub(crate) fn settings(&self) -> Option<&config::Client> {
+        self.settings.as_deref()
+    }
+
+    /// The signature that the caller used, and that CAMS gets: the answer's shape depends on it.
+    pub(crate) fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// GET or POST.
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// What is called.
+    pub(crate) fn action(&self) -> &ActionName {
+        &self.action
+    }
+
+    /// The call's parameters.
+    pub(crate) fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// A JSON body, which no form parameters stand beside.
+    pub(crate) fn json(&self) -> Option<&Bytes> {
+        self.json.as_ref()
+    }
+
+    /// `Format` of signature version 1, as the caller wrote it.
+    pub(crate) fn format(&self) -> Option<&str> {
+        self.format.as_deref()
+    }
+}
+
+// === impl Relayed ===
+
+impl Relayed {
+    /// GET or POST.
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Path and query, byte for byte.
+    pub(crate) fn target(&self) -> &PathAndQuery {
+        &self.target
+    }
+
+    /// The headers that go on; `Host` and `Content-Length` are sign's.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
+    }
+
+    /// The body, byte for byte.
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
+}

@@ -1,0 +1,206 @@
+//! Was this call seen before? Every nonce is remembered for as long as its stamp would be accepted. The memory is bounded
+//! by a floor and never by forgetting: when a client's part is full, its earliest second goes, and whatever is stamped
+//! at or below that is too old from then on. After a start the floor is the start less five seconds, because nobody
+//! knows what the process before had seen.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, SystemTime};
+
+use dashmap::DashMap;
+
+use super::said::WINDOW;
+use crate::acs::time;
+use crate::error::{Kind, Refusal};
+use crate::id::{AccessKeyId, AccountId};
+
+/// Longer than any step of the clock that is worth surviving.
+const MARGIN: Duration = Duration::from_secs(60);
+const COLD_START: Duration = Duration::from_secs(5);
+/// Per client: sixteen minutes of 250 calls a second, the highest documented rate.
+const DEFAULT_CAPACITY: usize = 1 << 18;
+
+/// All nonces, by whose memory they fill.
+pub(crate) struct Nonces {
+    /// A random key, so that nobody can choose nonces that collide. A chance collision refuses a call, once in 2^46.
+    key: RandomState,
+    capacity: usize,
+    floor: u64,
+    memories: DashMap<Holder, Memory>,
+}
+
+/// Whose memory a nonce fills. There are no more of them than the configuration has keys and accounts, and one.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Holder {
+    /// A verified caller's key.
+    Key(AccessKeyId),
+    /// All relayed callers of an account.
+    Relayed(AccountId),
+    /// All callers under keys that the configuration does not name.
+    Unknown,
+}
+
+/// One use of a nonce.
+pub(super) struct Use<'a> {
+    pub(super) holder: Holder,
+    pub(super) key: &'a AccessKeyId,
+    pub(super) nonce: &'a str,
+    pub(super) stamp: SystemTime,
+}
+
+/// What one holder used. Times are seconds since 1970, as stamps are.
+struct Memory {
+    floor: u64,
+    seen: HashSet<u64>,
+    slices: BTreeMap<u64, Vec<u64>>,
+}
+
+// === impl Nonces ===
+
+impl Nonces {
+    /// An empty memory at the process's start.
+    pub(crate) fn new(now: SystemTime) -> Self {
+        Self::with_capacity(now, DEFAULT_CAPACITY)
+    }
+
+    /// As [`new`](Self::new), with another bound per client.
+    pub(crate) fn with_capacity(now: SystemTime, capacity: usize) -> Self {
+        let floor = time::seconds(now).saturating_sub(COLD_START.as_secs());
+        Self { key: RandomState::new(), capacity, floor, memories: DashMap::new() }
+    }
+
+    /// Takes a nonce, if it is new: looking and storing are one step.
+    pub(super) fn take(&self, usage: &Use<'_>, now: SystemTime) -> Result<(), Refusal> {
+        let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
+        let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(|| Memory::new(self.floor));
+        memory.forget_before(now);
+        memory.take(hash, time::seconds(usage.stamp), self.capacity)
+    }
+}
+
+// === impl Memory ===
+
+impl Memory {
+    fn new(floor: u64) -> Self {
+        Self { floor, seen: HashSet::new(), slices: BTreeMap::new() }
+    }
+
+    fn take(&mut self, hash: u64, stamp: u64, capacity: usize) -> Result<(), Refusal> {
+        self.check_floor(stamp)?;
+        if self.seen.contains(&hash) {
+            return Err(Refusal::new(Kind::NonceUsed, "Specified signature nonce was used already."));
+        }
+        while self.seen.len() >= capacity && self.drop_earliest() {}
+        self.check_floor(stamp)?;
+        self.seen.insert(hash);
+        self.slices.entry(stamp).or_default().push(hash);
+        Ok(())
+    }
+
+    fn check_floor(&self, stamp: u64) -> Result<(), Refusal> {
+        match stamp > self.floor {
+            true => Ok(()),
+            false => Err(Refusal::new(
+                Kind::TimestampExpired,
+                "Specified time stamp or date value is expired: it is older than what Flowgate remembers of used nonces.",
+            )),
+        }
+    }
+
+    /// Drops what no stamp check would let pass again.
+    fn forget_before(&mut self, now: SystemTime) {
+        let oldest = time::seconds(now).saturating_sub((WINDOW + MARGIN).as_secs());
+        while self.slices.first_key_value().is_some_and(|(stamp, _)| *stamp < oldest) && self.drop_earliest() {}
+    }
+
+    /// Drops the earliest second and raises the floor to it.
+    fn drop_earliest(&mut self) -> bool {
+        let Some((stamp, hashes)) = self.slices.pop_first() else { return false };
+        for hash in &hashes {
+            self.seen.remove(hash);
+        }
+        self.floor = self.floor.max(stamp);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    const START: u64 = 1_800_000_000;
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    struct Client<'a>(&'a Nonces, &'static str);
+
+    impl Client<'_> {
+        /// The answer to a nonce stamped and arriving at these seconds after the start.
+        fn takes(&self, nonce: &str, stamp: u64, now: u64) -> Result<(), Kind> {
+            let key = AccessKeyId::new(self.1);
+            let usage = Use { holder: Holder::Key(key.clone()), key: &key, nonce, stamp: at(START + stamp) };
+            self.0.take(&usage, at(START + now)).map_err(|refusal| refusal.kind)
+        }
+    }
+
+    #[test]
+    fn rule_16_a_nonce_is_new_once_whatever_its_stamp() {
+        let nonces = Nonces::new(at(START));
+        let client = Client(&nonces, "a");
+        assert_eq!(client.takes("n", 10, 10), Ok(()));
+        assert_eq!(client.takes("n", 10, 10), Err(Kind::NonceUsed));
+        assert_eq!(client.takes("n", 11, 11), Err(Kind::NonceUsed));
+        assert_eq!(Client(&nonces, "b").takes("n", 10, 10), Ok(()));
+    }
+
+    #[test]
+    fn rule_16_nonces_outlive_their_stamps_window() {
+        let nonces = Nonces::new(at(START));
+        let client = Client(&nonces, "a");
+        assert_eq!(client.takes("n", 900, 0), Ok(()));
+        assert_eq!(client.takes("n", 900, 1860), Err(Kind::NonceUsed));
+        // Now it is forgotten, and its stamp is below the floor for ever, also if the clock is set back.
+        assert_eq!(client.takes("other", 1861, 1861), Ok(()));
+        assert_eq!(client.takes("n", 900, 1000), Err(Kind::TimestampExpired));
+        assert_eq!(client.takes("n", 901, 1000), Ok(()));
+    }
+
+    #[test]
+    fn rule_17_overflow_raises_the_floor_and_replays_stay_refused() {
+        let nonces = Nonces::with_capacity(at(START), 4);
+        let client = Client(&nonces, "a");
+        for (nonce, stamp) in [("1", 10), ("2", 10), ("3", 11), ("4", 12)] {
+            assert_eq!(client.takes(nonce, stamp, 12), Ok(()));
+        }
+        assert_eq!(client.takes("5", 12, 12), Ok(()));
+        for nonce in ["1", "2", "new"] {
+            assert_eq!(client.takes(nonce, 10, 12), Err(Kind::TimestampExpired));
+        }
+        assert_eq!(client.takes("3", 11, 12), Err(Kind::NonceUsed));
+        // Another client's memory is its own.
+        assert_eq!(Client(&nonces, "b").takes("1", 10, 12), Ok(()));
+    }
+
+    #[test]
+    fn rule_17_after_a_restart_replays_are_refused() {
+        let client = |nonces: &Nonces| Client(nonces, "a").takes("n", 94, 95);
+        assert_eq!(client(&Nonces::new(at(START))), Ok(()));
+        assert_eq!(client(&Nonces::new(at(START + 99))), Err(Kind::TimestampExpired));
+        assert_eq!(client(&Nonces::new(at(START + 98))), Ok(()));
+    }
+
+    #[test]
+    fn of_many_at_once_one_takes_it() {
+        let nonces = Nonces::new(at(START));
+        let taken = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..8).map(|_| scope.spawn(|| Client(&nonces, "a").takes("n", 1, 1).is_ok())).collect();
+            threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum::<usize>()
+        });
+        assert_eq!(taken, 1);
+    }
+}

@@ -1,0 +1,130 @@
+//! May this head be read at all? What two servers would read differently, what a browser sends by itself and what is
+//! meant for another proxy is refused before anybody asks who is calling.
+
+use hyper::Method;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::http::uri::{PathAndQuery, Scheme};
+
+use super::directory::Directory;
+use super::{bad, one};
+use crate::acs::decode::Params;
+use crate::error::{Kind, Refusal};
+
+/// A head that says one thing.
+pub(super) struct Shape<'a> {
+    pub(super) parts: &'a Parts,
+    pub(super) target: PathAndQuery,
+    pub(super) host: &'a HeaderValue,
+    pub(super) params: Params,
+    pub(super) body: BodyType,
+}
+
+/// What the body is said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyType {
+    /// No content type.
+    Unsaid,
+    /// `application/x-www-form-urlencoded`.
+    Form,
+    /// `application/json`.
+    Json,
+    /// Something else, or another character set than UTF-8.
+    Other,
+}
+
+/// Checks framing, target and headers, and decodes the query.
+pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<'a>, Refusal> {
+    let headers = &parts.headers;
+    if parts.method == Method::CONNECT {
+        return Err(Refusal::new(
+            Kind::Connect,
+            "Flowgate opens no tunnels: point the SDK's endpoint at it with protocol HTTP, or use it as http_proxy \
+             with protocol HTTP.",
+        ));
+    }
+    if parts.method != Method::GET && parts.method != Method::POST {
+        return Err(bad("the method is neither GET nor POST"));
+    }
+    framing(headers)?;
+    browser(headers)?;
+    let host = one(headers, &header::HOST)?.ok_or_else(|| bad("there is no Host header"))?;
+    let target = target(parts, host, directory)?;
+    let params = Params::from_query(target.query().unwrap_or_default()).map_err(|error| bad(error))?;
+    if params.iter().any(|(name, _)| name.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))) {
+        return Err(bad("a parameter is named like an x-acs header"));
+    }
+    Ok(Shape { parts, target, host, params, body: body_type(headers)? })
+}
+
+/// Whether a header is between two neighbours only.
+pub(super) fn is_hop(name: &str) -> bool {
+    const HOP: [&str; 7] = ["connection", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    HOP.contains(&name) || name.starts_with("proxy-")
+}
+
+/// The headers that `Connection` declares to be between two neighbours only.
+pub(super) fn connection_listed(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all(header::CONNECTION).into_iter();
+    let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    names.map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase()).collect()
+}
+
+fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
+    let coding = one(headers, &header::TRANSFER_ENCODING)?;
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(bad("the transfer coding is not exactly 'chunked'"));
+    }
+    let coding = one(headers, &header::CONTENT_ENCODING)?;
+    if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+        return Err(bad("the body has a content coding"));
+    }
+    Ok(())
+}
+
+/// Pages in a browser must not reach a proxy that signs. No SDK sends any of these.
+fn browser(headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_browser =
+        |name: &HeaderName| matches!(*name, header::ORIGIN | header::COOKIE) || name.as_str().starts_with("sec-fetch-");
+    match headers.keys().any(is_browser) {
+        true => Err(bad("calls from browsers are refused: there is an Origin, Cookie or Sec-Fetch header")),
+        false => Ok(()),
+    }
+}
+
+fn target(parts: &Parts, host: &HeaderValue, directory: &Directory) -> Result<PathAndQuery, Refusal> {
+    match (parts.uri.scheme(), parts.uri.authority()) {
+        (None, None) => {}
+        (Some(scheme), Some(authority)) if *scheme == Scheme::HTTP && !authority.as_str().contains('@') => {
+            if !directory.is_ours(authority.as_str()) {
+                let message = "Flowgate is no general proxy: the request is for a host that is neither the upstream \
+                               nor Flowgate itself.";
+                return Err(Refusal::new(Kind::ForeignHost, message));
+            }
+            if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) {
+                return Err(bad("the Host header differs from the target's host"));
+            }
+        }
+        _ => return Err(bad("the target is neither a path nor a plain http URL")),
+    }
+    let target = parts.uri.path_and_query().ok_or_else(|| bad("the target has no path"))?;
+    // Node's SDK sends two slashes when its endpoint ends in one.
+    match target.path() {
+        "/" | "//" => Ok(target.clone()),
+        _ => Err(bad("the path is not '/': the SDK's endpoint must be host and port only")),
+    }
+}
+
+fn body_type(headers: &HeaderMap) -> Result<BodyType, Refusal> {
+    let Some(value) = one(headers, &header::CONTENT_TYPE)? else { return Ok(BodyType::Unsaid) };
+    let Ok(value) = value.to_str() else { return Ok(BodyType::Other) };
+    let (essence, parameter) = value.split_once(';').unwrap_or((value, "charset=utf-8"));
+    if !parameter.trim_ascii().eq_ignore_ascii_case("charset=utf-8") {
+        return Ok(BodyType::Other);
+    }
+    match essence.trim_ascii().to_ascii_lowercase().as_str() {
+        "application/x-www-form-urlencoded" => Ok(BodyType::Form),
+        "application/json" => Ok(BodyType::Json),
+        _ => Ok(BodyType::Other),
+    }
+}

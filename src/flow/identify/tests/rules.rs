@@ -1,0 +1,485 @@
+//! One test per rule of what a managed account accepts.
+
+use super::call::{Call, v1, v3};
+use super::*;
+use Kind::{
+    BadRequest, Connect, Forbidden, ForeignHost, IncompleteSignature, NonceUsed, SignatureDoesNotMatch,
+    SignedHostMismatch, TimestampExpired, TooLarge, UnknownAccessKey,
+};
+
+/// The kind of the refusal, and that its message says why.
+#[track_caller]
+fn refused(capture: &Capture, kind: Kind, why: &str) {
+    let refusal = Gate::new().refuses(capture);
+    assert_eq!(refusal.0, kind, "{}", refusal.1);
+    assert!(refusal.1.contains(why), "{}", refusal.1);
+}
+
+#[track_caller]
+fn accepted(capture: &Capture) -> Capture {
+    let gate = Gate::new();
+    gate.send(&gate.ask(capture).unwrap())
+}
+
+fn with(mut capture: Capture, edit: impl FnOnce(&mut Capture)) -> Capture {
+    edit(&mut capture);
+    capture
+}
+
+fn plain_v1() -> Capture {
+    v1(&[], |_| ())
+}
+
+fn plain_v3() -> Capture {
+    v3(|_| ())
+}
+
+#[test]
+fn rule_2_one_name_one_value() {
+    // Version 1's string to sign would be the same: a form that the signature covers, and a victim beside it.
+    let own = v1(&[], |call| call.form("CustSpaceId=own"));
+    refused(&with(own, |call| call.target.push_str("&custspaceid=victim")), BadRequest, "twice");
+    refused(&v3(|call| call.query = "a=1&A=1".into()), BadRequest, "twice");
+    refused(&v3(|call| call.form("flowname=b")), BadRequest, "twice");
+}
+
+#[test]
+fn rule_3_version_1_bodies_are_forms_or_empty() {
+    refused(&v1(&[], |call| call.json("{}")), BadRequest, "not a form");
+    refused(&v1(&[], |call| call.body = "a=1".into()), BadRequest, "not a form");
+}
+
+#[test]
+fn rule_3_get_has_no_body() {
+    for mut call in [plain_v1(), plain_v3()] {
+        call.method = "GET".into();
+        call.body = b"a=1".to_vec();
+        assert_eq!(
+            Gate::new().ask(&call).err().unwrap().kind,
+            if call.is_v3() { SignatureDoesNotMatch } else { TooLarge }
+        );
+    }
+}
+
+#[test]
+fn rule_4_version_3_must_sign_what_cams_decides_by() {
+    for name in ["host", "x-acs-action", "x-acs-version", "x-acs-date", "x-acs-signature-nonce", "x-acs-content-sha256"]
+    {
+        refused(&v3(|call| call.unsigned.push(name)), IncompleteSignature, name);
+    }
+    for name in ["x-acs-version", "x-acs-date", "x-acs-signature-nonce"] {
+        refused(&v3(|call| call.unset(name)), IncompleteSignature, name);
+    }
+}
+
+#[test]
+fn rule_4_each_signed_header_is_there_once() {
+    let custom = || v3(|call| call.set("x-custom", "1"));
+    accepted(&custom());
+    refused(&with(custom(), |call| call.add("x-custom", "1")), BadRequest, "occurs twice");
+    refused(&with(custom(), |call| call.headers.retain(|(name, _)| name != "x-custom")), BadRequest, "missing");
+    refused(&with(custom(), |call| call.add("connection", "close, X-Custom")), BadRequest, "leave its connection");
+    for name in ["connection", "te", "proxy-authorization", "keep-alive", "expect"] {
+        refused(&v3(|call| call.set(name, "x")), BadRequest, "leave its connection");
+    }
+}
+
+#[test]
+fn rule_5_unsigned_acs_headers_are_refused_and_unknown_ones_dropped() {
+    refused(&with(plain_v3(), |call| call.add("x-acs-source-ip", "1.2.3.4")), IncompleteSignature, "x-acs-source-ip");
+    let foreign = ["x-acs-source-ip", "x-acs-secure-transport", "x-acs-proxy-x", "x-acs-caller-uid", "x-acs-parent-id"];
+    let own =
+        ["x-acs-security-token", "x-acs-bearer-token", "x-acs-zero-trust-idtoken", "x-acs-retry-attempts", "x-custom"];
+    let all = [foreign, own].concat();
+    let set = |call: &mut Call| all.iter().for_each(|name| call.set(name, "sentinel"));
+    for sent in [accepted(&v3(set)), accepted(&v1(&[("SecurityToken", "sentinel")], set))] {
+        assert!(!format!("{sent:?}").contains("sentinel"), "{sent:?}");
+        assert!(all.iter().all(|name| sent.header(name).is_none()), "{sent:?}");
+    }
+}
+
+#[test]
+fn rule_5_parameters_for_somebody_else_are_dropped() {
+    let query = [("SourceIp", "1.2.3.4"), ("secureTransport", "true")];
+    let foreign = v3(|call| call.query = "FlowName=a&sourceip=1.2.3.4&SecureTransport=true".into());
+    for sent in [accepted(&foreign), accepted(&v1(&query, |_| ()))] {
+        assert_eq!(sent.read().params.into_keys().collect::<Vec<_>>(), ["FlowName"]);
+    }
+    refused(&v3(|call| call.query = "X-Acs-Action=DeleteFlow".into()), BadRequest, "like an x-acs header");
+}
+
+#[test]
+fn rule_6_one_scheme_per_request() {
+    for name in ["Action", "action", "Version", "Signature", "AccessKeyId", "SignatureType", "Format", "BearerToken"] {
+        refused(&v3(|call| call.query = format!("{name}=x")), BadRequest, "beside a parameter");
+    }
+    refused(&v3(|call| call.form("Action=x")), BadRequest, "belongs into the query");
+    refused(&v1(&[("Format", "")], |call| call.form("Format=XML")), BadRequest, "belongs into the query");
+    let two = with(plain_v3(), |call| call.add("Authorization", "ACS3-HMAC-SHA256 x"));
+    refused(&two, BadRequest, "authorization occurs twice");
+}
+
+#[test]
+fn rule_7_one_reading_of_the_action() {
+    let action =
+        |action: &'static str| [v3(move |call| call.set("x-acs-action", action)), v1(&[("Action", action)], |_| ())];
+    for capture in action("createFlow") {
+        refused(&capture, BadRequest, "another case");
+    }
+    for name in ["Create.Flow", "Create Flow", "é"] {
+        refused(&action(name)[1], BadRequest, "1 to 64 letters and digits");
+    }
+    for capture in action("Unheard0f") {
+        assert_eq!(Gate::new().classify(&capture).unwrap().action.as_str(), "Unheard0f");
+    }
+    refused(&v3(|call| call.unset("x-acs-action")), BadRequest, "mandatory Action is missing");
+    refused(&v1(&[("Action", "")], |_| ()), BadRequest, "mandatory Action is missing");
+    refused(&v1(&[("action", "x")], |_| ()), BadRequest, "twice");
+    refused(&v1(&[("Action", ""), ("action", "CreateFlow")], |_| ()), BadRequest, "another case");
+}
+
+#[test]
+fn rule_7_headers_repeat_version_1s_parameters_or_are_refused() {
+    accepted(&v1(&[], |call| call.set("x-acs-action", "CreateFlow")));
+    refused(&v1(&[], |call| call.set("x-acs-action", "DeleteFlow")), BadRequest, "x-acs-action differs");
+    refused(&v1(&[], |call| call.set("x-acs-version", "2019-01-01")), BadRequest, "x-acs-version differs");
+    refused(&v1(&[("Version", "2019-01-01")], |_| ()), BadRequest, "not 2020-06-06");
+    refused(&v3(|call| call.set("x-acs-version", "2019-01-01")), BadRequest, "not 2020-06-06");
+}
+
+#[test]
+fn rule_8_method_and_path_are_data() {
+    for method in ["PUT", "DELETE", "HEAD", "OPTIONS", "post", "PATCH"] {
+        refused(&with(plain_v3(), |call| call.method = method.into()), BadRequest, "neither GET nor POST");
+    }
+    let at = |target: &str| with(plain_v3(), |call| call.target = format!("{target}?{}", call.query()));
+    assert_eq!(accepted(&at("//")).target, "/?FlowName=a&CustSpaceId=space-1");
+    for target in ["/prefix/", "///", "//evil/", "/./", "/%2F"] {
+        refused(&at(target), BadRequest, "the path is not '/'");
+    }
+    refused(&with(plain_v3(), |call| call.target = "*".into()), BadRequest, "the path is not '/'");
+    refused(&with(plain_v3(), |call| call.target = "127.0.0.1:8080".into()), BadRequest, "neither a path nor");
+}
+
+#[test]
+fn rule_9_the_content_type_of_a_version_3_body() {
+    let typed = |value: &'static str| {
+        v3(move |call| {
+            call.json("{\"a\":1}");
+            call.set("content-type", value);
+        })
+    };
+    for value in ["application/json", "Application/JSON;charset=UTF-8"] {
+        let sent = accepted(&typed(value));
+        assert_eq!(sent.header("content-type"), Some("application/json; charset=utf-8"));
+        assert_eq!(sent.body, b"{\"a\":1}");
+    }
+    for value in ["text/json", "application/json; charset=latin1", "application/json; charset=utf-8; x=y", ""] {
+        refused(&typed(value), BadRequest, "neither a form nor JSON");
+    }
+    let unsigned = v3(|call| {
+        call.json("{}");
+        call.unsigned.push("content-type");
+    });
+    refused(&unsigned, IncompleteSignature, "content-type");
+    refused(&v3(|call| call.body = "a=1".into()), IncompleteSignature, "content-type");
+    let empty = with(plain_v3(), |call| call.add("content-type", "application/octet-stream"));
+    assert_eq!(accepted(&empty).header("content-type"), None);
+    refused(&v3(|call| call.set("content-encoding", "gzip")), BadRequest, "content coding");
+}
+
+#[test]
+fn rule_10_the_body_is_the_one_that_was_hashed() {
+    let form = || v3(|call| call.form("a=1"));
+    accepted(&form());
+    refused(&with(form(), |call| call.body = b"a=2".to_vec()), SignatureDoesNotMatch, "the body is not the one");
+    refused(&with(form(), |call| call.body = vec![]), SignatureDoesNotMatch, "the body is not the one");
+    let hash = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855";
+    refused(&v3(|call| call.set("x-acs-content-sha256", hash)), BadRequest, "64 lower-case");
+    refused(&v3(|call| call.json("{\"a\":1,\"\\u0061\":2}")), BadRequest, "JSON");
+    refused(&v3(|call| call.json("{} {}")), BadRequest, "JSON");
+}
+
+#[test]
+fn rule_11_strict_decoding() {
+    let raw = |query: &'static str| with(plain_v3(), move |call| call.target = format!("/?{query}"));
+    for (query, why) in [("a=%zz", "hexadecimal"), ("a=%ff", "UTF-8"), ("a=%00", "NUL"), ("a", "'='"), ("é=1", "name")]
+    {
+        refused(&raw(query), BadRequest, why);
+    }
+}
+
+#[test]
+fn rule_14_a_managed_key_is_never_relayed() {
+    let gate = Gate::with(&[("FLOWGATE_UNKNOWN_KEYS", "relay")]);
+    let wrong = |call: &mut Call| call.secret = "wrong-secret";
+    assert_eq!(gate.refuses(&v3(wrong)).0, SignatureDoesNotMatch);
+    assert_eq!(gate.refuses(&v1(&[], wrong)).0, SignatureDoesNotMatch);
+    for file in ["py5_d_sm3.http", "py5_d_rsa.http", "pyv1_e_rsa.http"] {
+        let (kind, message) = gate.refuses(&capture::load(file));
+        assert_eq!(kind, IncompleteSignature, "{file}");
+        assert!(message.contains("ACS3-HMAC-SHA256") && message.contains("HMAC-SHA1"), "{message}");
+    }
+}
+
+#[test]
+fn rule_15_a_wrong_signature_is_not_explained_but_keeps_a_colon() {
+    for capture in [v3(|call| call.secret = "wrong-secret"), v1(&[], |call| call.secret = "wrong-secret")] {
+        let (kind, message) = Gate::new().refuses(&capture);
+        assert_eq!(kind, SignatureDoesNotMatch);
+        assert!(message.contains(':') && !message.contains("CreateFlow") && !message.contains(KEY), "{message}");
+    }
+}
+
+#[test]
+fn rule_16_the_nonce_is_taken_last() {
+    let gate = Gate::new();
+    assert_eq!(gate.refuses(&v3(|call| call.secret = "wrong-secret")).0, SignatureDoesNotMatch);
+    assert_eq!(gate.refuses(&v3(|call| call.json("{"))).0, BadRequest);
+    assert_eq!(gate.refuses(&v1(&[], |call| call.json("{}"))).0, BadRequest);
+    gate.ask(&plain_v3()).unwrap();
+    assert_eq!(gate.refuses(&plain_v3()).0, NonceUsed);
+    assert_eq!(gate.refuses(&plain_v1()).0, NonceUsed);
+}
+
+#[test]
+fn rule_25_stamps_are_within_15_minutes() {
+    for (stamp, is_fresh) in [
+        ("2026-11-24T02:44:00Z", true),
+        ("2026-11-24T02:43:59Z", false),
+        ("2026-11-24T03:14:00Z", true),
+        ("2026-11-24T03:14:01Z", false),
+    ] {
+        for capture in [v3(|call| call.set("x-acs-date", stamp)), v1(&[("Timestamp", stamp)], |_| ())] {
+            match is_fresh {
+                true => drop(accepted(&capture)),
+                false => refused(&capture, TimestampExpired, "15 minutes"),
+            }
+        }
+    }
+    refused(&v3(|call| call.set("x-acs-date", "Tue, 24 Nov 2026 02:59:00 GMT")), BadRequest, "timestamp");
+    refused(&v1(&[("Timestamp", "2026-11-24 02:59:00")], |_| ()), BadRequest, "timestamp");
+}
+
+#[test]
+fn rule_28_what_may_be_read_before_the_proof() {
+    let max = |capture: &Capture| {
+        let claim = Gate::new().claim(capture).unwrap();
+        (claim.is_verified(), claim.max_body(1 << 20))
+    };
+    assert_eq!(max(&plain_v3()), (true, 1 << 20));
+    assert_eq!(max(&plain_v1()), (false, 64 << 10));
+    assert_eq!(max(&v3(|call| call.method = "GET")), (true, 0));
+    assert_eq!(Gate::new().claim(&plain_v1()).unwrap().max_body(100), 100);
+}
+
+#[test]
+fn rule_31_no_browsers() {
+    for name in ["origin", "cookie", "sec-fetch-site"] {
+        refused(&with(plain_v3(), |call| call.add(name, "x")), BadRequest, "browsers");
+    }
+}
+
+#[test]
+fn rule_36_framing() {
+    accepted(&with(plain_v3(), |call| call.add("transfer-encoding", "chunked")));
+    for value in ["gzip, chunked", "identity", "chunked, chunked", "xchunked"] {
+        refused(&with(plain_v3(), |call| call.add("transfer-encoding", value)), BadRequest, "transfer coding");
+    }
+    refused(&with(plain_v1(), |call| call.add("host", "b")), BadRequest, "host occurs twice");
+    refused(&with(plain_v1(), |call| call.headers.clear()), BadRequest, "no Host");
+}
+
+#[test]
+fn rule_37_proxy_forms() {
+    let absolute = |scheme: &str, authority: &str, host: &'static str| {
+        let call = v3(|call| call.set("host", host));
+        let target = format!("{scheme}://{authority}/?{}", call.query());
+        with(call, |call| call.target = target)
+    };
+    for host in [UPSTREAM, "127.0.0.1:8080", "localhost:8080", "gate.internal:81"] {
+        let gate = Gate::with(&[("FLOWGATE_LISTEN__NAMES", "gate.internal")]);
+        gate.ask(&absolute("http", host, host)).unwrap();
+    }
+    refused(&absolute("http", UPSTREAM, "127.0.0.1:8080"), BadRequest, "Host header differs");
+    for host in ["example.com", "127.0.0.1:9", "ecs.aliyuncs.com"] {
+        refused(&absolute("http", host, host), ForeignHost, "no general proxy");
+    }
+    refused(&absolute("https", UPSTREAM, UPSTREAM), BadRequest, "plain http");
+    refused(&absolute("http", &format!("u:p@{UPSTREAM}"), UPSTREAM), BadRequest, "plain http");
+    refused(&capture::load("py5_c_connect_reject.http"), Connect, "no tunnels");
+}
+
+#[test]
+fn rule_42_the_authorization_grammar_is_exact() {
+    let is = |value: &str| Authorization::parse(value).map(|_| ());
+    let hex = "0".repeat(64);
+    let whole = format!("ACS3-HMAC-SHA256 Credential=a,SignedHeaders=a;b,Signature={hex}");
+    assert_eq!(is(&whole), Ok(()));
+    use crate::acs::v3::AuthorizationError::{Algorithm, Grammar, SignedHeaders};
+    for (from, to, error) in [
+        ("ACS3-HMAC-SHA256 ", "ACS3-HMAC-SHA1 ", Algorithm),
+        ("ACS3-HMAC-SHA256 ", "acs3-hmac-sha256 ", Algorithm),
+        ("ACS3-HMAC-SHA256 ", "ACS3-HMAC-SHA256  ", Grammar),
+        ("a,S", "a, S", Grammar),
+        ("Credential", "credential", Grammar),
+        ("=a,", "=,", Grammar),
+        ("a;b", "b;a", SignedHeaders),
+        ("a;b", "a;a", SignedHeaders),
+        ("a;b", "a;B", SignedHeaders),
+        ("a;b", "a;b;", SignedHeaders),
+        ("a;b", "", SignedHeaders),
+        ("Signature=0", "Signature=A", Grammar),
+        ("Signature=0", "Signature=", Grammar),
+        ("Credential=a", "Credential=a,Credential=b", Grammar),
+    ] {
+        assert_eq!(is(&whole.replacen(from, to, 1)), Err(error), "{from} {to}");
+    }
+    assert_eq!(is(&format!("{whole},x=y")), Err(Grammar));
+    assert_eq!(is(""), Err(Algorithm));
+    accepted(&v3(|call| call.set("x-acs-accesskey-id", KEY)));
+    refused(&v3(|call| call.set("x-acs-accesskey-id", "LTAI-other")), BadRequest, "differs from the Credential");
+}
+
+#[test]
+fn rule_43_calls_signed_for_another_product() {
+    let at = |host: &'static str| v3(move |call| call.set("host", host));
+    for host in [UPSTREAM, "gate.internal", "http://127.0.0.1:8080", "h:8080/", "h:8080/prefix", "xaliyuncs.com"] {
+        accepted(&at(host));
+    }
+    for host in
+        ["ecs.aliyuncs.com", "ECS.aliyuncs.com:443", "http://ecs.aliyuncs.com/", "aliyuncs.com", "ecs.aliyuncs.com."]
+    {
+        refused(&at(host), SignedHostMismatch, "another of Alibaba's hosts");
+    }
+}
+
+#[test]
+fn calls_without_a_signature_say_what_is_supported() {
+    for file in ["py5_a_bearer.http", "node1_a_bearer.http", "py5_a_bearer_v2.http"] {
+        refused(&capture::load(file), IncompleteSignature, "bearer and identity tokens");
+    }
+    refused(&capture::load("py5_a_anonymous.http"), IncompleteSignature, "not signed");
+    let basic = with(plain_v3(), |call| call.set("authorization", "Basic dTpw"));
+    refused(&basic, IncompleteSignature, "ACS3-HMAC-SHA256");
+    for name in ["AccessKeyId", "SignatureMethod", "SignatureNonce", "Timestamp"] {
+        refused(&v1(&[(name, "")], |_| ()), IncompleteSignature, name);
+    }
+    refused(&v1(&[("SignatureVersion", "2.0")], |_| ()), IncompleteSignature, "SignatureVersion");
+    refused(&v1(&[("SignatureMethod", "HMAC-SHA256")], |_| ()), IncompleteSignature, "HMAC-SHA1");
+}
+
+#[test]
+fn unknown_keys_are_refused_without_being_named() {
+    for capture in [v3(|call| call.key = "LTAI-foreign"), v1(&[], |call| call.key = "LTAI-foreign")] {
+        let (kind, message) = Gate::new().refuses(&capture);
+        assert_eq!(kind, UnknownAccessKey);
+        assert!(!message.contains("LTAI"), "{message}");
+    }
+}
+
+#[test]
+fn a_query_that_grows_past_an_http_target_is_refused() {
+    let long = "'".repeat(20 << 10);
+    refused(&v3(|call| call.query = format!("a={long}")), TooLarge, "56 KiB");
+}
+
+#[test]
+fn xml_is_for_version_1_that_asks_for_it() {
+    let wants = |capture: &Capture| wants_xml(&Request::try_from(capture).unwrap().into_parts().0);
+    assert!(wants(&v1(&[("Format", "XML")], |_| ())) && wants(&v1(&[("Format", "xml")], |_| ())));
+    assert!(!wants(&plain_v1()) && !wants(&v1(&[("Format", "")], |_| ())));
+    assert!(!wants(&v3(|call| call.query = "Format=XML".into())));
+    refused(&v1(&[("Format", "YAML")], |_| ()), BadRequest, "neither JSON nor XML");
+}
+
+/// A gate with a client that may create flows for two sub-customers, and one that may do all.
+fn clients() -> Gate {
+    Gate::with(&[
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET_A"),
+        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
+        ("FLOWGATE_CLIENTS__0__ACTIONS", "CreateFlow"),
+        ("FLOWGATE_CLIENTS__0__CUST_SPACE_IDS", "space-1,space-2"),
+        ("FLOWGATE_CLIENTS__0__HOLD", "60s"),
+        ("FLOWGATE_CLIENTS__1__ACCESS_KEY_ID", "team-b"),
+        ("FLOWGATE_CLIENTS__1__ACCESS_KEY_SECRET__ENV", "SECRET_B"),
+        ("FLOWGATE_CLIENTS__1__ACCOUNT", "acme"),
+        ("FLOWGATE_CLIENTS__1__ACTIONS", "*"),
+        ("SECRET_A", "secret-of-team-a-0123456789"),
+        ("SECRET_B", "secret-of-team-b-0123456789"),
+    ])
+}
+
+fn team_a(edit: impl FnOnce(&mut Call)) -> Capture {
+    v3(|call| {
+        (call.key, call.secret) = ("team-a", "secret-of-team-a-0123456789");
+        edit(call);
+    })
+}
+
+#[test]
+fn rule_12_a_client_may_do_what_is_listed() {
+    let gate = clients();
+    let forbidden = |capture: &Capture, why: &str| {
+        let refusal = clients().classify(capture).err().unwrap();
+        assert_eq!(refusal.kind, Forbidden);
+        assert!(refusal.message.contains(why), "{}", refusal.message);
+    };
+    let operation = gate.classify(&team_a(|_| ())).unwrap();
+    assert_eq!((operation.client.as_str(), operation.tenant.as_str()), ("team-a", "space-1"));
+    assert_eq!(operation.hold, Duration::from_secs(60));
+    forbidden(&team_a(|call| call.set("x-acs-action", "DeleteFlow")), "may not call DeleteFlow");
+    for query in [
+        "FlowName=a",
+        "CustSpaceId=space-3",
+        "CustSpaceId=",
+        "custspaceid=space-1",
+        "CustSpaceId=space-1&CustWabaId=x",
+        "CustSpaceId=space-1&isvcode=x",
+        "CustSpaceId=space-1&CustSpaceId.1=x",
+    ] {
+        forbidden(&team_a(|call| call.query = query.into()), "CustSpaceId");
+    }
+    forbidden(&team_a(|call| call.json("{\"CustSpaceId\":\"victim\"}")), "CustSpaceId");
+    let any = v3(|call| {
+        (call.key, call.secret, call.query) = ("team-b", "secret-of-team-b-0123456789", "CustWabaId=x".into());
+        call.set("x-acs-action", "DeleteFlow");
+    });
+    assert_eq!(gate.classify(&any).unwrap().client.as_str(), "team-b");
+    // A client's own secret and no other proves it.
+    assert_eq!(gate.refuses(&team_a(|call| call.secret = SECRET)).0, SignatureDoesNotMatch);
+}
+
+#[test]
+fn a_client_is_signed_for_with_the_accounts_key() {
+    let gate = clients();
+    let sent = gate.send(&gate.ask(&team_a(|_| ())).unwrap());
+    let authorization = sent.header("authorization").unwrap().to_owned();
+    assert!(authorization.starts_with("ACS3-HMAC-SHA256 Credential=LTAI-test-key-id-1,"), "{authorization}");
+    assert!(!format!("{sent:?}").contains("team-a"));
+}
+
+#[test]
+fn rule_38_labels_are_from_closed_sets() {
+    let gate = Gate::new();
+    let label = |nonce: &str, action: &str| {
+        let operation = gate.classify(&v3(|call| {
+            call.set("x-acs-signature-nonce", nonce);
+            call.set("x-acs-action", action);
+        }));
+        let operation = operation.unwrap();
+        (operation.account_label().to_owned(), operation.action_label().to_owned(), operation.limit.is_some())
+    };
+    assert_eq!(label("1", "CreateFlow"), ("acme".into(), "CreateFlow".into(), true));
+    assert_eq!(label("2", "Unheard0f"), ("acme".into(), "other".into(), false));
+}
+
+#[test]
+fn tenants_and_holds_are_bounded() {
+    let gate = Gate::with(&[("FLOWGATE_QUEUE__HOLD", "40s"), ("FLOWGATE_QUEUE__MAX_HOLD", "40s")]);
+    let long = v3(|call| call.query = format!("CustSpaceId={}", "é".repeat(100)));
+    let operation = gate.classify(&long).unwrap();
+    assert_eq!(operation.tenant.as_str(), "é".repeat(64));
+    assert_eq!(operation.hold, Duration::from_secs(40));
+}

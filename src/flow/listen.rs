@@ -1,0 +1,257 @@
+//! Who comes in, and on what terms? Connections by TCP or a Unix socket, HTTP/1.1 only, each bound in number, in time
+//! and in the size of its heads. What a request means is the next steps' business.
+
+pub(crate) mod socket;
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::net::{TcpListener, UnixListener};
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Bind, Listen};
+use crate::flow::listen::socket::{Hangup, Patience, Socket, Stream};
+use crate::metrics::Metrics;
+use crate::shutdown::{Phase, Phases};
+
+/// A bound socket.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    /// The path is removed again when the listener goes.
+    Unix(UnixListener, PathBuf),
+}
+
+/// The bounds that a listener's connections live in, and who counts them.
+#[derive(Clone)]
+pub(crate) struct Terms {
+    max_connections: usize,
+    max_per_source: usize,
+    patience: Patience,
+    idle_timeout: Duration,
+    max_header: usize,
+    metrics: Arc<Metrics>,
+    phases: Phases,
+    /// All connections, so that a drain can wait for them.
+    open: TaskTracker,
+    sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+/// The caller has gone; there is nobody to answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller has hung up")]
+pub(crate) struct Gone;
+
+/// What answers a request.
+pub(crate) trait Answer: Clone + Send + Sync + 'static {
+    /// Answers one request; `hangup` tells whether its caller is still there.
+    fn answer(
+        &self,
+        request: Request<Incoming>,
+        hangup: Hangup,
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send;
+
+    /// A connection has ended because what came was not HTTP.
+    fn not_http(&self) {}
+}
+
+/// One connection's place in the count of its source.
+struct Place {
+    source: IpAddr,
+    sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
+}
+
+// === impl Listener ===
+
+impl Listener {
+    /// Binds; a Unix socket that nobody listens on any more is replaced.
+    pub(crate) async fn bind(bind: &Bind) -> io::Result<Self> {
+        match bind {
+            Bind::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Bind::Unix(path) => {
+                if tokio::net::UnixStream::connect(path).await.is_ok() {
+                    return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens on this socket"));
+                }
+                match std::fs::symlink_metadata(path) {
+                    Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+                        std::fs::remove_file(path)?;
+                    }
+                    Ok(_) => {
+                        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
+                    }
+                    Err(_) => {}
+                }
+                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
+            }
+        }
+    }
+
+    /// What was in fact bound: the system may have chosen the port.
+    pub(crate) fn bound(&self) -> io::Result<Bind> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Bind::Tcp),
+            Self::Unix(_, path) => Ok(Bind::Unix(path.clone())),
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, from) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Socket::Tcp(stream), Some(from.ip())))
+            }
+            Self::Unix(listener, _) => Ok((Socket::Unix(listener.accept().await?.0), None)),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Self::Unix(_, path) = self {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+// === impl Terms ===
+
+impl Terms {
+    pub(crate) fn new(listen: &Listen, metrics: Arc<Metrics>, phases: Phases) -> Self {
+        Self {
+            max_connections: listen.max_connections,
+            max_per_source: listen.max_connections_per_source,
+            patience: Patience { head: listen.header_timeout, write: listen.body_timeout },
+            idle_timeout: listen.idle_timeout,
+            max_header: listen.max_header,
+            metrics,
+            phases,
+            open: TaskTracker::new(),
+            sources: Arc::default(),
+        }
+    }
+
+    /// Accepts until `until`, then leaves the listener. Connections go on until they end or a drain ends them.
+    pub(crate) async fn serve(&self, listener: Listener, service: impl Answer, until: Phase) {
+        let mut phases = self.phases.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = phases.reached(until) => return,
+            };
+            match accepted {
+                Ok((socket, source)) => self.admit(socket, source, &service),
+                Err(error) => {
+                    // Out of descriptors, or a connection that was gone before it was accepted.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    self.metrics.connection_errors.with_label_values(&["accept"]).inc();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until every connection has ended.
+    pub(crate) async fn all_closed(&self) {
+        self.open.close();
+        self.open.wait().await;
+    }
+
+    fn admit(&self, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
+        if self.open.len() >= self.max_connections {
+            return self.turn_away("too_many");
+        }
+        let Ok(place) = source.map(|source| self.enter(source)).transpose() else {
+            return self.turn_away("too_many_from_source");
+        };
+        let connection = self.clone().connection(socket, service.clone());
+        self.open.spawn(async move {
+            let _place = place;
+            connection.await;
+        });
+    }
+
+    fn turn_away(&self, kind: &str) {
+        self.metrics.connection_errors.with_label_values(&[kind]).inc();
+    }
+
+    fn enter(&self, source: IpAddr) -> Result<Place, ()> {
+        let mut sources = self.sources.lock();
+        let count = sources.entry(source).or_default();
+        if *count >= self.max_per_source {
+            return Err(());
+        }
+        *count += 1;
+        Ok(Place { source, sources: self.sources.clone() })
+    }
+
+    async fn connection(mut self, socket: Socket, service: impl Answer) {
+        self.metrics.connections.inc();
+        let (stream, hangup, turn) = Stream::new(socket, self.patience);
+        let answer = service.clone();
+        let service_fn = service_fn(move |request| {
+            let (answer, hangup, turn) = (answer.clone(), hangup.clone(), turn.clone());
+            async move {
+                let _ours = turn.take();
+                answer.answer(request, hangup).await
+            }
+        });
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of its own.
+            .header_read_timeout(self.idle_timeout)
+            .max_buf_size(self.max_header.max(8192))
+            .serve_connection(TokioIo::new(stream), service_fn);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.phases.reached(Phase::Draining) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        self.metrics.connections.dec();
+        if let Err(error) = ended {
+            self.count(&error, &service);
+        }
+    }
+
+    fn count(&self, error: &hyper::Error, service: &impl Answer) {
+        let kind = match error {
+            error if error.is_user() => return,
+            error if error.is_parse() => "not_http",
+            error if error.is_timeout() => "timeout",
+            error if error.is_incomplete_message() => "incomplete",
+            _ => "broken",
+        };
+        if kind == "not_http" {
+            service.not_http();
+        }
+        self.metrics.connection_errors.with_label_values(&[kind]).inc();
+        tracing::debug!(kind, "a connection ended with an error");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut sources = self.sources.lock();
+        if let Some(count) = sources.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&self.source);
+            }
+        }
+    }
+}

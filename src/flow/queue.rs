@@ -1,0 +1,209 @@
+//! When is it this call's turn? One lane per account and limited action; in it calls wait in fair order for a ready
+//! connection, for the end of a pause, and for a token. What comes out is a [`Turn`], the permission to send one
+//! attempt, which nobody else can make.
+//!
+//! The lane (`lane.rs`) is the state under one lock, the worker (`worker.rs`) the only one who waits on connections,
+//! pauses and token clocks, the waiter (`waiter.rs`) a queued call's end of it. Fair order and pause only decide
+//! (`fair.rs`, `pause.rs`).
+
+mod fair;
+mod lane;
+mod pause;
+#[cfg(test)]
+mod tests;
+mod turn;
+mod view;
+mod waiter;
+mod worker;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::config::{self, Config};
+use crate::error::{Kind, Refusal};
+use crate::flow::classify::Operation;
+use crate::flow::queue::fair::{Place, Standing};
+use crate::flow::queue::lane::{Entered, Lane};
+pub(crate) use crate::flow::queue::turn::{Receipt, Turn};
+pub(crate) use crate::flow::queue::view::LaneView;
+use crate::id::{AccountId, ActionName};
+use crate::metrics::Metrics;
+use crate::room::{Room, Share};
+
+/// Where a ready connection comes from. A turn is a token and a connection that is ready, in this order of getting
+/// them: first the connection, then the token.
+pub(crate) trait Connector: Send + Sync + 'static {
+    /// A connection that is ready to take a request; given back by dropping it.
+    type Connection: Send + 'static;
+
+    /// One that is ready at this moment.
+    fn try_ready(&self) -> Option<Self::Connection>;
+
+    /// Waits for one, for ever if need be; `wanted` calls could go now. Dropping the future loses nothing.
+    fn ready(&self, wanted: usize) -> impl Future<Output = Self::Connection> + Send;
+
+    /// Whether a connection that was ready still is.
+    fn is_usable(connection: &Self::Connection) -> bool;
+
+    /// Why no connection can be had at present, if so.
+    fn down(&self) -> Option<String>;
+}
+
+/// All lanes.
+pub(crate) struct Queue<K: Connector> {
+    lanes: DashMap<(AccountId, ActionName), Arc<Lane<K>>>,
+    shared: Arc<Shared<K>>,
+    /// The order of arrivals over all lanes.
+    next_place: AtomicU64,
+}
+
+/// What all lanes have in common.
+struct Shared<K: Connector> {
+    connector: Arc<K>,
+    metrics: Arc<Metrics>,
+    bounds: config::Queue,
+    retry: config::Retry,
+    gap: Duration,
+    /// When the process started: tokens count as just used then.
+    started: Instant,
+    /// Bytes of the bodies of all calls that are in the queue or on their way.
+    room: Arc<Room>,
+    /// Set once: no call is granted after this.
+    drain_by: Mutex<Option<Instant>>,
+}
+
+/// One call's claim on the queue: its place by first arrival, its hold, its share of the memory. Kept through retries.
+pub(crate) struct Call<K: Connector> {
+    /// None for an action without a limit.
+    lane: Option<Arc<Lane<K>>>,
+    shared: Arc<Shared<K>>,
+    standing: Standing,
+    /// Nothing is sent after this.
+    send_by: Instant,
+    /// The call has been in line (or had its turn) before: the bounds were checked then.
+    admitted: bool,
+    _bytes: Share,
+}
+
+// === impl Queue ===
+
+impl<K: Connector> Queue<K> {
+    /// An empty queue; `started` is when the process started.
+    pub(crate) fn new(config: &Config, connector: Arc<K>, metrics: Arc<Metrics>, started: Instant) -> Self {
+        let shared = Shared {
+            connector,
+            metrics,
+            bounds: config.queue.clone(),
+            retry: config.retry,
+            gap: config.gap,
+            started,
+            room: Room::new(config.queue.max_bytes),
+            drain_by: Mutex::new(None),
+        };
+        Self { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) }
+    }
+
+    /// A call has arrived, whole: it gets its place in the order of arrivals.
+    pub(crate) fn arrive(&self, operation: &Operation, bytes: usize) -> Result<Call<K>, Refusal> {
+        let now = Instant::now();
+        let lane = operation.limit.is_some().then(|| self.lane(operation));
+        let Some(share) = self.shared.room.take(bytes) else {
+            let wait = lane.as_ref().map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
+            return Err(Refusal::after(Kind::QueueFull, wait, "Flowgate's memory for queued calls is full."));
+        };
+        let standing = Standing {
+            place: Place(self.next_place.fetch_add(1, Ordering::Relaxed)),
+            client: operation.client.clone(),
+            tenant: operation.tenant.clone(),
+            arrived: now,
+        };
+        let send_by = now + operation.hold;
+        Ok(Call { lane, shared: self.shared.clone(), standing, send_by, admitted: false, _bytes: share })
+    }
+
+    /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
+    pub(crate) fn drain(&self, by: Instant) {
+        *self.shared.drain_by.lock() = Some(by);
+        self.all().iter().for_each(|lane| lane.drain(by));
+    }
+
+    /// The state of every lane, for metrics and operators.
+    pub(crate) fn lanes(&self) -> Vec<LaneView> {
+        self.all().iter().map(|lane| lane.view()).collect()
+    }
+
+    /// Bytes of the bodies of all calls that wait or are under way.
+    pub(crate) fn bytes(&self) -> usize {
+        self.shared.room.used()
+    }
+
+    /// Forgets lanes that nobody holds and whose tokens are all free.
+    pub(crate) fn forget_idle(&self) {
+        // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
+        self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.at_rest());
+    }
+
+    fn all(&self) -> Vec<Arc<Lane<K>>> {
+        self.lanes.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    fn lane(&self, operation: &Operation) -> Arc<Lane<K>> {
+        let key = (operation.account.clone(), operation.action.clone());
+        let new = || Arc::new(Lane::new(operation, self.shared.clone()));
+        self.lanes.entry(key).or_insert_with(new).clone()
+    }
+}
+
+// === impl Shared ===
+
+impl<K: Connector> Shared<K> {
+    /// Whether nothing is granted any more at `then`.
+    fn drained(&self, then: Instant) -> bool {
+        self.drain_by.lock().is_some_and(|by| by <= then)
+    }
+}
+
+// === impl Call ===
+
+impl<K: Connector> Call<K> {
+    /// Waits until it is this call's turn, at most until its send-by. Dropping the future leaves the queue and spends
+    /// no token.
+    pub(crate) async fn turn(&mut self) -> Result<Turn<K>, Refusal> {
+        let Some(lane) = self.lane.clone() else { return self.unlimited_turn().await };
+        let entered = lane.enter(self)?;
+        self.admitted = true;
+        match entered {
+            Entered::Now(turn) => Ok(turn),
+            Entered::Waiting(waiter) => waiter.turn().await,
+        }
+    }
+
+    /// Time since the call arrived.
+    pub(crate) fn age(&self) -> Duration {
+        self.standing.arrived.elapsed()
+    }
+
+    /// When a call that came now could be sent: the honest advice for when to come back.
+    pub(crate) fn predicted_wait(&self) -> Duration {
+        self.lane.as_ref().map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
+    }
+
+    async fn unlimited_turn(&self) -> Result<Turn<K>, Refusal> {
+        if self.shared.drained(Instant::now()) {
+            return Err(waiter::draining());
+        }
+        let connection = match self.shared.connector.try_ready() {
+            Some(connection) => connection,
+            None => tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1))
+                .await
+                .map_err(|_| waiter::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
+        };
+        Ok(Turn::unlimited(connection))
+    }
+}

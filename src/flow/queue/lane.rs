@@ -1,0 +1,203 @@
+//! One account's calls of one limited action: who waits, which tokens are free, whether the lane pauses, under one
+//! lock that is held for moments. A lone call is granted here and now; whoever must wait gets a waiter, and the lane a
+//! worker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaky_bucket::RateLimiter;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::config::Limit;
+use crate::error::{Kind, Refusal};
+use crate::flow::classify::Operation;
+use crate::flow::queue::fair::{Line, Place};
+use crate::flow::queue::pause::{Gate, Pause};
+use crate::flow::queue::turn::Turn;
+use crate::flow::queue::waiter::{self, Waiter};
+use crate::flow::queue::{Call, Connector, Shared, worker};
+use crate::flow::take_token::memory::Tokens;
+use crate::metrics::LaneMetrics;
+
+/// One lane.
+pub(super) struct Lane<K: Connector> {
+    pub(super) shared: Arc<Shared<K>>,
+    pub(super) state: Mutex<State<K>>,
+    /// Tells the worker that something it waits on has changed.
+    pub(super) changed: Notify,
+    pub(super) labels: Labels,
+    pub(super) limit: Limit,
+    pub(super) metrics: LaneMetrics,
+}
+
+/// How the lane is called in metrics and on operators' pages.
+pub(super) struct Labels {
+    pub(super) account: String,
+    pub(super) action: String,
+}
+
+/// The waiting end of a queued call: where its turn is sent, and until when it is of use.
+pub(super) struct Queued<K: Connector> {
+    pub(super) reply: oneshot::Sender<Result<Turn<K>, Refusal>>,
+    pub(super) send_by: Instant,
+}
+
+/// What the lane's lock guards.
+pub(super) struct State<K: Connector> {
+    pub(super) line: Line<Queued<K>>,
+    pub(super) tokens: Tokens,
+    pub(super) pause: Pause,
+    /// A worker lives; nobody else may try the tokens' clocks.
+    pub(super) worker: bool,
+    pub(super) random: fastrand::Rng,
+}
+
+/// What a call meets on entering.
+pub(super) enum Entered<K: Connector> {
+    /// Nobody waits and a token is free.
+    Now(Turn<K>),
+    /// It waits.
+    Waiting(Waiter<K>),
+}
+
+// === impl Lane ===
+
+impl<K: Connector> Lane<K> {
+    pub(super) fn new(operation: &Operation, shared: Arc<Shared<K>>) -> Self {
+        let limit = operation.limit.expect("only limited operations have a lane");
+        let labels =
+            Labels { account: operation.account_label().to_owned(), action: operation.action_label().to_owned() };
+        let state = State {
+            line: Line::new(),
+            tokens: Tokens::new(limit, shared.gap, shared.started),
+            pause: Pause::default(),
+            worker: false,
+            random: fastrand::Rng::new(),
+        };
+        let metrics = shared.metrics.lane(&labels.account);
+        Self { shared, state: Mutex::new(state), changed: Notify::new(), labels, limit, metrics }
+    }
+
+    /// A call comes, for the first time or back from a throttle refusal.
+    pub(super) fn enter(self: &Arc<Self>, call: &Call<K>) -> Result<Entered<K>, Refusal> {
+        let now = Instant::now();
+        if self.shared.drained(now) {
+            return Err(waiter::draining());
+        }
+        let mut state = self.state.lock();
+        if !state.worker
+            && let Some(turn) = self.pass(&mut state, now)
+        {
+            return Ok(Entered::Now(turn));
+        }
+        if !call.admitted {
+            self.admit(&state, call, now)?;
+        }
+        let (reply, turn) = oneshot::channel();
+        state.line.push(call.standing.clone(), Queued { reply, send_by: call.send_by });
+        if !std::mem::replace(&mut state.worker, true) {
+            tokio::spawn(worker::run(self.clone()));
+        }
+        let place = call.standing.place;
+        Ok(Entered::Waiting(Waiter { lane: self.clone(), place, send_by: call.send_by, turn }))
+    }
+
+    /// What a call that came now would wait.
+    pub(super) fn predicted_wait(&self, now: Instant) -> Duration {
+        let state = self.state.lock();
+        forecast(&state, state.line.len(), now)
+    }
+
+    /// A caller has gone or its time is over.
+    pub(super) fn leave(&self, place: Place) {
+        let mut state = self.state.lock();
+        if state.line.remove(place).is_some() && state.line.len() == 0 {
+            self.changed.notify_one();
+        }
+    }
+
+    /// Tells everybody who cannot be granted before `by`.
+    pub(super) fn drain(&self, by: Instant) {
+        let now = Instant::now();
+        let told = {
+            let mut state = self.state.lock();
+            let fits = |ahead: &usize| now + forecast(&state, *ahead, now) < by;
+            let keep = (0..state.line.len()).take_while(fits).count();
+            state.line.split_off(keep)
+        };
+        told.into_iter().for_each(|queued| drop(queued.reply.send(Err(waiter::draining()))));
+        self.changed.notify_one();
+    }
+
+    /// Whether a new lane would be the same as this one.
+    pub(super) fn at_rest(&self) -> bool {
+        let mut state = self.state.lock();
+        let quiet = state.pause.gate(Instant::now()) == Gate::Open;
+        !state.worker && quiet && state.line.len() == 0 && state.tokens.at_rest()
+    }
+
+    /// Grants at once, if nobody has to wait for anything.
+    fn pass(self: &Arc<Self>, state: &mut State<K>, now: Instant) -> Option<Turn<K>> {
+        if state.pause.gate(now) != Gate::Open {
+            return None;
+        }
+        state.tokens.collect();
+        if state.tokens.free() == 0 {
+            return None;
+        }
+        let connection = self.shared.connector.try_ready()?;
+        Some(self.grant(state, connection))
+    }
+
+    /// Takes a token for a call that has a connection. There must be a free token.
+    pub(super) fn grant(self: &Arc<Self>, state: &mut State<K>, connection: K::Connection) -> Turn<K> {
+        let taken = state.tokens.take();
+        assert!(taken, "a grant is decided on a free token, under the lane's lock");
+        self.metrics.granted.inc();
+        Turn::limited(connection, self.clone(), state.pause.granted())
+    }
+
+    /// Starts the clock of a granted token.
+    pub(super) fn spend(&self) -> Arc<RateLimiter> {
+        let clock = self.state.lock().tokens.spend();
+        self.metrics.spent.inc();
+        self.changed.notify_one();
+        clock
+    }
+
+    /// Whether a newcomer may wait: room in the lane and in its client's part, and a wait that its hold covers.
+    fn admit(&self, state: &State<K>, call: &Call<K>, now: Instant) -> Result<(), Refusal> {
+        let bounds = &self.shared.bounds;
+        let waiting = state.line.len();
+        let wait = forecast(state, waiting, now);
+        let full = |what: &str, bound: usize| {
+            let message = format!("{what} of {bound} waiting calls is full. Come back in {} ms.", wait.as_millis());
+            Err(Refusal::after(Kind::QueueFull, wait, message))
+        };
+        if self.shared.drained(now + wait) {
+            return Err(waiter::draining());
+        }
+        if waiting >= bounds.max_waiting {
+            return full("The queue", bounds.max_waiting);
+        }
+        if state.line.of_client(&call.standing.client) >= bounds.max_waiting_per_client {
+            return full("This client's part of the queue", bounds.max_waiting_per_client);
+        }
+        let hold = call.send_by - now;
+        if wait > hold {
+            let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
+            let message = format!(
+                "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the hold of {hold_ms} ms."
+            );
+            return Err(Refusal::after(Kind::WaitTooLong, wait - hold, message));
+        }
+        Ok(())
+    }
+}
+
+/// What the call that has `ahead` others before it will wait.
+pub(super) fn forecast<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
+    state.tokens.forecast(ahead, state.pause.open_at(now)).saturating_duration_since(now)
+}

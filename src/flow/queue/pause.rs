@@ -1,0 +1,233 @@
+//! May the lane send at all? A throttle refusal pauses the lane, not the call: nobody sends before the pause ends, then
+//! one probe goes, then the normal rate. Only decides; the lane tells it what was sent and what came back.
+//!
+//! Refusals of attempts that were sent before the first of them was known are one episode and count once: five calls
+//! refused together must not multiply the back-off by five.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::config::Retry;
+use crate::flow::retry::backoff;
+
+/// The pause of one lane.
+#[derive(Debug, Default)]
+pub(crate) struct Pause {
+    /// Nobody sends before this.
+    until: Option<Instant>,
+    probe: Probe,
+    /// When the first refusal of the latest episode was known.
+    known_at: Option<Instant>,
+    /// Episodes in a row without a probe that passed; the exponent of the back-off.
+    level: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Probe {
+    #[default]
+    NotNeeded,
+    /// The next grant is the probe.
+    Due,
+    /// It is under way; its end decides.
+    Out,
+}
+
+/// Whether the lane may send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Gate {
+    /// Yes.
+    Open,
+    /// Not before this.
+    Until(Instant),
+    /// Not before the probe has come back.
+    ProbeOut,
+}
+
+/// Whether a refusal is news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Episode {
+    /// The first refusal that this lane heard of since its last pause.
+    New,
+    /// Sent before the first refusal of the running episode was known.
+    Same,
+}
+
+// === impl Pause ===
+
+impl Pause {
+    pub(crate) fn gate(&self, now: Instant) -> Gate {
+        match self.until {
+            Some(until) if until > now => Gate::Until(until),
+            _ if self.probe == Probe::Out => Gate::ProbeOut,
+            _ => Gate::Open,
+        }
+    }
+
+    /// When the lane may send again, as far as is known: for forecasts.
+    pub(crate) fn open_at(&self, now: Instant) -> Instant {
+        self.until.map_or(now, |until| until.max(now))
+    }
+
+    /// What is left of the pause.
+    pub(crate) fn remaining(&self, now: Instant) -> Duration {
+        self.open_at(now) - now
+    }
+
+    /// An attempt may go; true when it is the probe.
+    pub(crate) fn granted(&mut self) -> bool {
+        let is_probe = self.probe == Probe::Due;
+        if is_probe {
+            self.probe = Probe::Out;
+        }
+        is_probe
+    }
+
+    /// The probe was never sent: the next grant is the probe.
+    pub(crate) fn probe_unsent(&mut self) {
+        self.probe = Probe::Due;
+    }
+
+    /// The probe has an end that is not a refusal. `answered`: CAMS took it, so the back-off starts from its base again;
+    /// otherwise nobody knows, and holding the lane longer would not tell.
+    pub(crate) fn probe_passed(&mut self, answered: bool) {
+        if self.probe == Probe::Out {
+            self.probe = Probe::NotNeeded;
+        }
+        if answered {
+            self.level = 0;
+        }
+    }
+
+    /// An attempt that was sent at `sent_at` came back refused. The lane pauses for the server's `hint`, at most
+    /// `policy.max_pause`, or for a back-off with full jitter, where `random` is in 0..1.
+    pub(crate) fn refused(&mut self, refusal: &Refused, policy: &Retry, now: Instant, random: f64) -> Episode {
+        let episode = match self.known_at {
+            Some(known_at) if refusal.sent_at <= known_at => Episode::Same,
+            _ => Episode::New,
+        };
+        if episode == Episode::New {
+            self.known_at = Some(now);
+            self.level = self.level.saturating_add(1);
+            self.probe = Probe::Due;
+        }
+        let wait = match (refusal.hint, episode) {
+            (Some(hint), _) => hint.min(policy.max_pause),
+            (None, Episode::New) => backoff::full_jitter(policy, self.level, random),
+            (None, Episode::Same) => return episode,
+        };
+        self.until = self.until.max(Some(now + wait));
+        episode
+    }
+}
+
+/// A throttle refusal, as the lane needs to know it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Refused {
+    pub(crate) sent_at: Instant,
+    /// How long the server asks to stay away.
+    pub(crate) hint: Option<Duration>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Retry = Retry {
+        max_attempts: 10,
+        base: Duration::from_millis(200),
+        max: Duration::from_secs(8),
+        max_pause: Duration::from_secs(60),
+    };
+
+    fn ms(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn refused(pause: &mut Pause, sent_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
+        pause.refused(&Refused { sent_at, hint }, &POLICY, now, 0.5)
+    }
+
+    #[test]
+    fn an_untroubled_lane_is_open_and_needs_no_probe() {
+        let mut pause = Pause::default();
+        assert_eq!(pause.gate(Instant::now()), Gate::Open);
+        assert!(!pause.granted());
+    }
+
+    #[test]
+    fn a_refusal_pauses_then_one_probe_then_the_normal_rate() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        assert_eq!(refused(&mut pause, t, t + ms(10), Some(ms(2000))), Episode::New);
+        assert_eq!(pause.gate(t + ms(2009)), Gate::Until(t + ms(2010)));
+        assert_eq!(pause.gate(t + ms(2010)), Gate::Open);
+        assert!(pause.granted());
+        assert_eq!(pause.gate(t + ms(2011)), Gate::ProbeOut);
+        pause.probe_passed(true);
+        assert_eq!(pause.gate(t + ms(2012)), Gate::Open);
+        assert!(!pause.granted());
+    }
+
+    #[test]
+    fn refusals_of_one_episode_count_once_and_the_longest_hint_holds() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        assert_eq!(refused(&mut pause, t, t + ms(10), None), Episode::New);
+        assert_eq!(pause.gate(t + ms(10)), Gate::Until(t + ms(110)));
+        assert_eq!(refused(&mut pause, t + ms(9), t + ms(20), None), Episode::Same);
+        assert_eq!(pause.gate(t + ms(20)), Gate::Until(t + ms(110)));
+        assert_eq!(refused(&mut pause, t + ms(10), t + ms(30), Some(ms(500))), Episode::Same);
+        assert_eq!(refused(&mut pause, t + ms(10), t + ms(40), Some(ms(100))), Episode::Same);
+        assert_eq!(pause.gate(t + ms(40)), Gate::Until(t + ms(530)));
+        assert_eq!(pause.level, 1);
+    }
+
+    #[test]
+    fn a_refused_probe_doubles_the_back_off_and_a_passed_one_resets_it() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        let mut now = t;
+        for expected in [100, 200, 400, 800, 1600, 3200, 4000, 4000] {
+            refused(&mut pause, now, now, None);
+            now += ms(expected);
+            assert_eq!(pause.gate(now - ms(1)), Gate::Until(now));
+            assert_eq!(pause.gate(now), Gate::Open);
+            assert!(pause.granted());
+            now += ms(1);
+        }
+        pause.probe_passed(true);
+        refused(&mut pause, now, now, None);
+        assert_eq!(pause.gate(now), Gate::Until(now + ms(100)));
+    }
+
+    #[test]
+    fn a_hint_is_clamped() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        refused(&mut pause, t, t, Some(Duration::from_secs(86_400)));
+        assert_eq!(pause.gate(t), Gate::Until(t + Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn a_probe_that_was_never_sent_is_still_due() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        refused(&mut pause, t, t, Some(ms(1)));
+        assert!(pause.granted());
+        pause.probe_unsent();
+        assert_eq!(pause.gate(t + ms(2)), Gate::Open);
+        assert!(pause.granted());
+    }
+
+    #[test]
+    fn a_probe_without_a_certain_end_opens_the_lane_but_keeps_the_back_off() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        refused(&mut pause, t, t, Some(ms(1)));
+        assert!(pause.granted());
+        pause.probe_passed(false);
+        assert_eq!(pause.gate(t + ms(2)), Gate::Open);
+        assert_eq!(pause.level, 1);
+    }
+}

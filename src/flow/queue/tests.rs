@@ -1,0 +1,645 @@
+//! The queue in simulated time: exact instants, random storms, an endpoint that enforces the limit.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use proptest::prelude::*;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
+
+use super::*;
+use crate::config::{Limit, Retry};
+use crate::id::{ClientId, TenantId};
+
+const GAP: Duration = Duration::from_millis(5);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Connections are ready at once, or after `delay`, or not at all.
+#[derive(Default)]
+struct Door {
+    delay_ms: AtomicU64,
+    shut: AtomicBool,
+    open: AtomicU64,
+}
+
+struct Held(Arc<Door>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+struct Doors(Arc<Door>);
+
+impl Doors {
+    fn one(&self) -> Held {
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+        Held(self.0.clone())
+    }
+}
+
+impl Connector for Doors {
+    type Connection = Held;
+
+    fn try_ready(&self) -> Option<Held> {
+        let at_once = self.0.delay_ms.load(Ordering::Relaxed) == 0 && !self.0.shut.load(Ordering::Relaxed);
+        at_once.then(|| self.one())
+    }
+
+    async fn ready(&self, _wanted: usize) -> Held {
+        sleep(Duration::from_millis(self.0.delay_ms.load(Ordering::Relaxed))).await;
+        while self.0.shut.load(Ordering::Relaxed) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        self.one()
+    }
+
+    fn is_usable(_: &Held) -> bool {
+        true
+    }
+
+    fn down(&self) -> Option<String> {
+        self.0.shut.load(Ordering::Relaxed).then(|| "the door is shut".into())
+    }
+}
+
+struct World {
+    queue: Arc<Queue<Doors>>,
+    door: Arc<Door>,
+    metrics: Arc<Metrics>,
+    bounds: config::Queue,
+}
+
+impl World {
+    /// A queue in a process that started long enough ago for all tokens to be free.
+    async fn new(gap: Duration) -> Self {
+        Self::with(gap, |_| {}).await
+    }
+
+    async fn with(gap: Duration, change: impl FnOnce(&mut config::Queue)) -> Self {
+        let started = Instant::now();
+        sleep(10 * SECOND).await;
+        let mut bounds = config::Queue {
+            max_waiting: 10_000,
+            max_waiting_per_client: 5_000,
+            max_bytes: 1 << 20,
+            hold: 120 * SECOND,
+            max_hold: 120 * SECOND,
+        };
+        change(&mut bounds);
+        let door = Arc::new(Door::default());
+        let metrics = Arc::new(Metrics::new());
+        let shared = Shared {
+            connector: Arc::new(Doors(door.clone())),
+            metrics: metrics.clone(),
+            bounds: bounds.clone(),
+            retry: RETRY,
+            gap,
+            started,
+            room: Room::new(bounds.max_bytes),
+            drain_by: Mutex::new(None),
+        };
+        let queue = Queue { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
+        Self { queue: Arc::new(queue), door, metrics, bounds }
+    }
+
+    fn arrive(&self, hold: Duration) -> Result<Call<Doors>, Refusal> {
+        self.queue.arrive(&operation("a", hold), 100)
+    }
+
+    fn view(&self) -> LaneView {
+        self.queue.lanes().pop().expect("there is a lane")
+    }
+
+    /// (granted, spent, returned) of all lanes.
+    fn tokens(&self) -> (u64, u64, u64) {
+        let lane = self.metrics.lane("acme");
+        (lane.granted.get(), lane.spent.get(), lane.returned.get())
+    }
+}
+
+const RETRY: Retry = Retry {
+    max_attempts: 10,
+    base: Duration::from_millis(200),
+    max: Duration::from_secs(8),
+    max_pause: Duration::from_secs(60),
+};
+
+fn operation(client: &str, hold: Duration) -> Operation {
+    let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: SECOND };
+    Operation {
+        account: AccountId::new("acme"),
+        known: true,
+        client: ClientId::new(client),
+        tenant: TenantId::new(""),
+        action: ActionName::new("CreateFlow"),
+        limit: Some(limit),
+        hold,
+    }
+}
+
+/// The most sends in any half-open second.
+fn worst_second(sends: &[Instant]) -> usize {
+    let mut sends = sends.to_vec();
+    sends.sort();
+    sends.iter().enumerate().map(|(i, at)| sends[i..].partition_point(|other| *other < *at + SECOND)).max().unwrap_or(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn sixty_at_once_leave_in_eleven_seconds_and_eleven_gaps() {
+    let world = World::new(GAP).await;
+    let start = Instant::now();
+    let mut calls = JoinSet::new();
+    for index in 0..60_u32 {
+        let mut call = world.arrive(120 * SECOND).unwrap();
+        calls.spawn(async move {
+            call.turn().await.unwrap().spend().1.answered();
+            (index, start.elapsed())
+        });
+    }
+    let left: BTreeMap<u32, Duration> = calls.join_all().await.into_iter().collect();
+    for (index, at) in left {
+        assert_eq!(at, (SECOND + GAP) * (index / 5), "call {index}");
+    }
+    assert_eq!(world.tokens(), (60, 60, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_fifth_call_after_idleness_waits_nothing_and_the_sixth_a_window() {
+    let world = World::new(GAP).await;
+    for _round in 0..3 {
+        let start = Instant::now();
+        for index in 0..6 {
+            world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+            let expected = if index < 5 { Duration::ZERO } else { SECOND + GAP };
+            assert_eq!(start.elapsed(), expected);
+        }
+        sleep(3 * SECOND).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_leaves_in_the_first_second_of_a_process() {
+    let mut world = World::new(GAP).await;
+    let shared = Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap();
+    shared.started = Instant::now();
+    let start = Instant::now();
+    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    assert_eq!(start.elapsed(), SECOND + GAP);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_not_used_goes_to_the_next_at_once() {
+    let world = World::new(GAP).await;
+    let mut turns = Vec::new();
+    for _ in 0..5 {
+        turns.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap());
+    }
+    let mut sixth = world.arrive(30 * SECOND).unwrap();
+    let start = Instant::now();
+    let waiting = tokio::spawn(async move { sixth.turn().await.map(|turn| (turn, Instant::now())) });
+    sleep(Duration::from_millis(70)).await;
+    turns.pop();
+    let (_turn, at) = waiting.await.unwrap().unwrap();
+    assert_eq!(at - start, Duration::from_millis(70));
+    assert_eq!(world.tokens(), (6, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_leaves_in_whatever_subset_nobody_hangs() {
+    for seed in 0..200 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let world = World::new(GAP).await;
+        let mut stay = Vec::new();
+        let mut leave = Vec::new();
+        for _ in 0..20 {
+            let mut call = world.arrive(120 * SECOND).unwrap();
+            let task = tokio::spawn(async move {
+                call.turn().await.unwrap().spend().1.answered();
+            });
+            if random.bool() { stay.push(task) } else { leave.push(task) }
+        }
+        sleep(Duration::from_millis(random.u64(0..2500))).await;
+        leave.iter().for_each(tokio::task::JoinHandle::abort);
+        for task in stay {
+            task.await.unwrap();
+        }
+        sleep(2 * SECOND).await;
+        world.queue.forget_idle();
+        assert!(world.queue.lanes().is_empty(), "seed {seed}: the lane is at rest");
+        let (granted, spent, returned) = world.tokens();
+        assert_eq!(granted, spent + returned, "seed {seed}");
+        assert_eq!(world.door.open.load(Ordering::Relaxed), 0, "seed {seed}: connections are given back");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
+    let world = World::new(GAP).await;
+    let start = Instant::now();
+    let mut first = world.arrive(30 * SECOND).unwrap();
+    let (_, receipt) = first.turn().await.unwrap().spend();
+    sleep(Duration::from_millis(20)).await;
+    receipt.throttled(Some(3 * SECOND));
+    let mut calls = JoinSet::new();
+    for index in 0..4 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        calls.spawn(async move {
+            let (_, receipt) = call.turn().await.unwrap().spend();
+            let at = start.elapsed();
+            sleep(Duration::from_millis(40)).await;
+            receipt.answered();
+            (index, at.as_millis())
+        });
+    }
+    // The refused call comes back last and still is the probe: it arrived first.
+    sleep(Duration::from_millis(100)).await;
+    let (_, receipt) = first.turn().await.unwrap().spend();
+    assert_eq!(start.elapsed().as_millis(), 3020);
+    sleep(Duration::from_millis(40)).await;
+    receipt.answered();
+    let left: BTreeMap<_, _> = calls.join_all().await.into_iter().collect();
+    assert_eq!(left.into_values().collect::<Vec<_>>(), [3060, 3060, 3060, 3060]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_probe_does_not_hold_the_lane() {
+    let world = World::new(GAP).await;
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    receipt.throttled(Some(SECOND));
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let mut next = world.arrive(30 * SECOND).unwrap();
+    let waiting = tokio::spawn(async move { next.turn().await.map(drop) });
+    sleep(SECOND).await;
+    assert!(!waiting.is_finished());
+    drop(probe);
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_hold_ends_the_wait_and_says_when_to_come_back() {
+    let world = World::new(GAP).await;
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let mut call = world.arrive(5 * SECOND).unwrap();
+    let start = Instant::now();
+    let waiting = tokio::spawn(async move { call.turn().await.map(drop) });
+    tokio::task::yield_now().await;
+    for _ in 0..4 {
+        world.arrive(5 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    }
+    waiting.await.unwrap().unwrap();
+    receipt.throttled(Some(20 * SECOND));
+    let mut late = world.arrive(30 * SECOND).unwrap();
+    late.send_by = Instant::now() + 5 * SECOND;
+    late.admitted = true;
+    let refusal = late.turn().await.err().unwrap();
+    assert_eq!(refusal.kind, Kind::HoldExpired);
+    assert_eq!(refusal.retry_after, Some(15 * SECOND));
+    assert_eq!(start.elapsed(), 5 * SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
+    let world = World::new(GAP).await;
+    for _ in 0..5 {
+        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    }
+    let mut waiting = Vec::new();
+    for _ in 0..25 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        waiting.push(tokio::spawn(async move { call.turn().await.unwrap().spend().1.answered() }));
+    }
+    tokio::task::yield_now().await;
+    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    assert_eq!(refusal.kind, Kind::WaitTooLong);
+    assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 6 - 5 * SECOND));
+    assert_eq!(world.view().queued, 25);
+    for task in waiting {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_bound_of_the_queue_is_kept_and_named() {
+    let world = World::with(GAP, |bounds| {
+        bounds.max_waiting = 4;
+        bounds.max_waiting_per_client = 3;
+        bounds.max_bytes = 1000;
+    })
+    .await;
+    for _ in 0..5 {
+        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    }
+    let mut waiting = Vec::new();
+    for client in ["a", "a", "a", "a", "b", "b"] {
+        let mut call = world.queue.arrive(&operation(client, 30 * SECOND), 100).unwrap();
+        waiting.push(tokio::spawn(async move { call.turn().await.map(drop).map_err(|refusal| refusal.message) }));
+        tokio::task::yield_now().await;
+    }
+    let mut ends = Vec::new();
+    for task in waiting.drain(..) {
+        ends.push(task.await.unwrap());
+    }
+    let client_full = "This client's part of the queue of 3 waiting calls is full. Come back in 1005 ms.";
+    let full = "The queue of 4 waiting calls is full. Come back in 1005 ms.";
+    let ok = Ok(());
+    assert_eq!(ends, [ok.clone(), ok.clone(), ok.clone(), Err(client_full.to_owned()), ok, Err(full.to_owned())]);
+    let held: Vec<_> = (0..10).map(|_| world.arrive(30 * SECOND).unwrap()).collect();
+    assert_eq!(world.arrive(30 * SECOND).err().unwrap().kind, Kind::QueueFull);
+    drop(held);
+    assert!(world.arrive(30 * SECOND).is_ok());
+    assert_eq!(world.bounds.max_bytes, 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
+    let world = World::new(GAP).await;
+    world.door.shut.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    let refusal = world.arrive(3 * SECOND).unwrap().turn().await.err().unwrap();
+    assert_eq!((refusal.kind, start.elapsed()), (Kind::UpstreamUnreachable, 3 * SECOND));
+    assert_eq!(world.tokens(), (0, 0, 0));
+    let mut call = world.arrive(30 * SECOND).unwrap();
+    let waiting = tokio::spawn(async move { call.turn().await.unwrap().spend().1.answered() });
+    sleep(SECOND).await;
+    world.door.shut.store(false, Ordering::Relaxed);
+    waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
+    let world = World::new(GAP).await;
+    let start = Instant::now();
+    let mut calls = JoinSet::new();
+    for index in 0..40_u32 {
+        let mut call = world.arrive(120 * SECOND).unwrap();
+        calls.spawn(async move {
+            let end = call.turn().await.map(|turn| turn.spend().1.answered()).map_err(|refusal| refusal.kind);
+            (index, end, start.elapsed())
+        });
+    }
+    sleep(Duration::from_millis(1)).await;
+    world.queue.drain(start + 5 * SECOND);
+    let ends: BTreeMap<_, _> = calls.join_all().await.into_iter().map(|(i, end, at)| (i, (end, at))).collect();
+    for (index, (end, at)) in ends {
+        if index < 25 {
+            assert_eq!((end, at), (Ok(()), (SECOND + GAP) * (index / 5)));
+        } else {
+            assert_eq!((end, at), (Err(Kind::Draining), Duration::from_millis(1)));
+        }
+    }
+    sleep_until(start + 6 * SECOND).await;
+    assert_eq!(world.arrive(30 * SECOND).unwrap().turn().await.err().map(|r| r.kind), Some(Kind::Draining));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_without_a_limit_needs_no_lane() {
+    let world = World::new(GAP).await;
+    let mut free = operation("a", SECOND);
+    free.limit = None;
+    let start = Instant::now();
+    for _ in 0..1000 {
+        world.queue.arrive(&free, 0).unwrap().turn().await.unwrap().spend().1.answered();
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert!(world.queue.lanes().is_empty());
+}
+
+// === An endpoint that enforces the limit ===
+
+/// Five per sliding second, refused calls not counting: the strictest reading of the documented limit.
+#[derive(Default)]
+struct Endpoint {
+    accepted: Mutex<Vec<Instant>>,
+    refused: AtomicU64,
+}
+
+impl Endpoint {
+    fn accepts(&self) -> bool {
+        let now = Instant::now();
+        let mut accepted = self.accepted.lock();
+        let recent = accepted.iter().rev().take_while(|at| **at + SECOND > now).count();
+        if recent < 5 {
+            accepted.push(now);
+            true
+        } else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            false
+        }
+    }
+}
+
+/// One minute of more calls than fit, `jitter_ms` of jitter on the way there. Returns (accepted, refused, sends).
+async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u64, Vec<Instant>) {
+    let world = World::new(gap).await;
+    let endpoint = Arc::new(Endpoint::default());
+    let sends = Arc::new(Mutex::new(Vec::new()));
+    let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
+    let start = Instant::now();
+    let mut calls = JoinSet::new();
+    for _ in 0..330 {
+        let mut call = world.arrive(119 * SECOND).unwrap();
+        let (endpoint, sends, random) = (endpoint.clone(), sends.clone(), random.clone());
+        calls.spawn(async move {
+            loop {
+                let Ok(turn) = call.turn().await else { return };
+                let (_connection, receipt) = turn.spend();
+                sends.lock().push(Instant::now());
+                let jitter = random.lock().u64(0..=jitter_ms * 1000);
+                sleep(Duration::from_micros(10_000 + jitter)).await;
+                let accepted = endpoint.accepts();
+                sleep(Duration::from_millis(10)).await;
+                if accepted {
+                    return receipt.answered();
+                }
+                receipt.throttled(None);
+            }
+        });
+    }
+    sleep_until(start + 60 * SECOND).await;
+    calls.abort_all();
+    let accepted = endpoint.accepted.lock().len();
+    let sends = sends.lock().clone();
+    (accepted, endpoint.refused.load(Ordering::Relaxed), sends)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sliding_window_behind_a_steady_path_refuses_nothing() {
+    let (accepted, refused, sends) = saturated_minute(GAP, 0, 1).await;
+    assert_eq!(refused, 0);
+    assert!(accepted * 100 >= 300 * 99, "{accepted} of 300");
+    assert_eq!(worst_second(&sends), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sliding_window_behind_jitter_refuses_little_with_a_wide_gap() {
+    let (mut accepted, mut refused) = (0, 0);
+    for seed in 0..20 {
+        let minute = saturated_minute(Duration::from_millis(20), 30, seed).await;
+        assert_eq!(worst_second(&minute.2), 5, "seed {seed}");
+        assert!(minute.0 * 100 >= 300 * 96, "seed {seed}: {} of 300", minute.0);
+        (accepted, refused) = (accepted + minute.0 as u64, refused + minute.1);
+    }
+    assert!(refused * 100 <= accepted + refused, "{refused} refused of {}", accepted + refused);
+}
+
+// === A storm ===
+
+#[derive(Clone, Debug)]
+struct Event {
+    /// Milliseconds after the event before it.
+    after: u64,
+    hold: u64,
+    /// The caller hangs up so many milliseconds after it came.
+    hang_up: Option<u64>,
+    latency: u64,
+    ends: Vec<End>,
+    unused: bool,
+    connect: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    Answered,
+    Throttled(Option<u64>),
+    Lost,
+    Unsent,
+}
+
+fn end() -> impl Strategy<Value = End> {
+    prop_oneof![
+        8 => Just(End::Answered),
+        2 => proptest::option::of(1..3000_u64).prop_map(End::Throttled),
+        1 => Just(End::Lost),
+        1 => Just(End::Unsent),
+    ]
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let after = prop_oneof![6 => Just(0_u64), 3 => 0..300_u64, 1 => 0..4000_u64];
+    let connect = prop_oneof![4 => Just(0_u64), 1 => 0..80_u64];
+    let ends = proptest::collection::vec(end(), 1..4);
+    (
+        after,
+        500..60_000_u64,
+        proptest::option::weighted(0.3, 0..8000_u64),
+        0..200_u64,
+        ends,
+        proptest::bool::weighted(0.05),
+        connect,
+    )
+        .prop_map(|(after, hold, hang_up, latency, ends, unused, connect)| Event {
+            after,
+            hold,
+            hang_up,
+            latency,
+            ends,
+            unused,
+            connect,
+        })
+}
+
+/// What became of one call: exactly one of these, or its caller hung up.
+#[derive(Debug, PartialEq)]
+enum Fate {
+    Answered,
+    Lost,
+    Refused(Kind),
+    Unused,
+}
+
+/// Takes one call through the queue as the flow does, ending attempts as the event says.
+async fn one_call(mut call: Call<Doors>, event: Event, sends: Arc<Mutex<Vec<Instant>>>) -> Fate {
+    let arrived = Instant::now();
+    for attempt in 0.. {
+        let turn = match call.turn().await {
+            Ok(turn) => turn,
+            Err(refusal) => return Fate::Refused(refusal.kind),
+        };
+        assert!(arrived.elapsed() <= Duration::from_millis(event.hold), "nothing gets its turn after its send-by");
+        if event.unused {
+            return Fate::Unused;
+        }
+        let (_connection, receipt) = turn.spend();
+        sends.lock().push(Instant::now());
+        let end = event.ends.get(attempt).copied().unwrap_or(End::Answered);
+        let latency = Duration::from_millis(event.latency);
+        // From the send on the attempt is its own task, and goes on when the caller hangs up.
+        let attempt = tokio::spawn(async move {
+            sleep(latency).await;
+            match end {
+                End::Answered => receipt.answered(),
+                End::Throttled(hint) => receipt.throttled(hint.map(Duration::from_millis)),
+                End::Lost => drop(receipt),
+                End::Unsent => receipt.unsent(),
+            }
+        });
+        attempt.await.unwrap();
+        match end {
+            End::Answered => return Fate::Answered,
+            End::Lost => return Fate::Lost,
+            End::Throttled(_) | End::Unsent => {}
+        }
+    }
+    unreachable!("the loop ends with a fate")
+}
+
+async fn storm(events: Vec<Event>) {
+    let world = World::new(GAP).await;
+    let sends = Arc::new(Mutex::new(Vec::new()));
+    let mut calls = Vec::new();
+    for event in events {
+        sleep(Duration::from_millis(event.after)).await;
+        world.door.delay_ms.store(event.connect, Ordering::Relaxed);
+        let call = world.arrive(Duration::from_millis(event.hold)).unwrap();
+        let hang_up = event.hang_up;
+        let task = tokio::spawn(one_call(call, event, sends.clone()));
+        if let Some(after) = hang_up {
+            let abort = task.abort_handle();
+            tokio::spawn(async move {
+                sleep(Duration::from_millis(after)).await;
+                abort.abort();
+            });
+        }
+        calls.push((task, hang_up.is_some()));
+    }
+    for (task, hangs_up) in calls {
+        if let Err(end) = task.await {
+            assert!(hangs_up && end.is_cancelled(), "only a hang-up leaves a call without an answer: {end}");
+        }
+    }
+    assert!(worst_second(&sends.lock()) <= 5, "six sends in a second");
+    // At rest: pauses end within a minute, tokens a second later.
+    sleep(70 * SECOND).await;
+    let (granted, spent, returned) = world.tokens();
+    assert_eq!(granted, spent + returned, "every token was spent or returned");
+    assert_eq!(spent, sends.lock().len() as u64, "what was spent was sent, once");
+    world.queue.forget_idle();
+    assert!(world.queue.lanes().is_empty(), "the lane is at rest and holds no token");
+    assert_eq!(world.queue.shared.room.used(), 0);
+    assert_eq!(world.door.open.load(Ordering::Relaxed), 0);
+    first_five_go_at_once(&world).await;
+}
+
+async fn first_five_go_at_once(world: &World) {
+    world.door.delay_ms.store(0, Ordering::Relaxed);
+    let start = Instant::now();
+    for _ in 0..5 {
+        world.arrive(SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    /// 96 storms of 150 to 250 calls: at least 14,400 arrivals, with hang-ups, throttles, lost answers, connections
+    /// that were closed before anything was sent, slow connections, turns that are not used.
+    #[test]
+    fn in_any_storm_the_rate_holds_and_every_call_has_one_end(events in proptest::collection::vec(event(), 150..250)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+        runtime.block_on(storm(events));
+    }
+}

@@ -1,0 +1,85 @@
+//! How does a lane look to an operator? A copy of its state at one moment, for `/lanes` and `/metrics`.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::flow::queue::Connector;
+use crate::flow::queue::fair::Line;
+use crate::flow::queue::lane::{Lane, forecast};
+use crate::id::TenantId;
+
+/// One lane as operators see it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct LaneView {
+    /// The account's label.
+    pub(crate) account: String,
+    /// The action's label.
+    pub(crate) action: String,
+    /// Calls per second that the limit allows.
+    pub(crate) limit_per_second: f64,
+    pub(crate) queued: usize,
+    pub(crate) oldest_wait_seconds: f64,
+    /// What a call that came now would wait.
+    pub(crate) predicted_wait_seconds: f64,
+    pub(crate) pause_remaining_seconds: f64,
+    pub(crate) tokens_free: u32,
+    pub(crate) tokens_held: u32,
+    pub(crate) tokens: u32,
+    /// The tenants that wait, longest queue first, at most twenty.
+    pub(crate) tenants: Vec<TenantView>,
+}
+
+/// One tenant inside a lane.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct TenantView {
+    pub(crate) client: String,
+    pub(crate) tenant: String,
+    pub(crate) queued: usize,
+    pub(crate) oldest_wait_seconds: f64,
+}
+
+// === impl Lane ===
+
+impl<K: Connector> Lane<K> {
+    pub(super) fn view(&self) -> LaneView {
+        let now = Instant::now();
+        let state = self.state.lock();
+        let oldest = state.line.oldest().map_or(Duration::ZERO, |arrived| now - arrived);
+        LaneView {
+            account: self.labels.account.clone(),
+            action: self.labels.action.clone(),
+            limit_per_second: f64::from(self.limit.count.get()) / self.limit.window.as_secs_f64(),
+            queued: state.line.len(),
+            oldest_wait_seconds: oldest.as_secs_f64(),
+            predicted_wait_seconds: forecast(&state, state.line.len(), now).as_secs_f64(),
+            pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
+            tokens_free: state.tokens.free(),
+            tokens_held: state.tokens.held(),
+            tokens: self.limit.count.get(),
+            tenants: tenants(&state.line, now),
+        }
+    }
+}
+
+fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
+    let mut by_tenant = HashMap::<(_, &TenantId), (usize, Instant)>::new();
+    for standing in line.standings() {
+        let entry = by_tenant.entry((&standing.client, &standing.tenant)).or_insert((0, standing.arrived));
+        entry.0 += 1;
+        entry.1 = entry.1.min(standing.arrived);
+    }
+    let mut views: Vec<_> = by_tenant
+        .into_iter()
+        .map(|((client, tenant), (queued, oldest))| TenantView {
+            client: client.to_string(),
+            tenant: tenant.to_string(),
+            queued,
+            oldest_wait_seconds: (now - oldest).as_secs_f64(),
+        })
+        .collect();
+    views.sort_by(|a, b| b.queued.cmp(&a.queued).then_with(|| (&a.client, &a.tenant).cmp(&(&b.client, &b.tenant))));
+    views.truncate(20);
+    views
+}

@@ -1,0 +1,65 @@
+//! A queued call's end of the queue: waits for its turn, at most until its send-by, and leaves the line when it is
+//! dropped, which is what a hang-up does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::error::{Kind, Refusal};
+use crate::flow::queue::Connector;
+use crate::flow::queue::fair::Place;
+use crate::flow::queue::lane::Lane;
+use crate::flow::queue::turn::Turn;
+
+/// One waiting call.
+pub(super) struct Waiter<K: Connector> {
+    pub(super) lane: Arc<Lane<K>>,
+    pub(super) place: Place,
+    pub(super) send_by: Instant,
+    pub(super) turn: oneshot::Receiver<Result<Turn<K>, Refusal>>,
+}
+
+// === impl Waiter ===
+
+impl<K: Connector> Waiter<K> {
+    pub(super) async fn turn(mut self) -> Result<Turn<K>, Refusal> {
+        tokio::select! {
+            biased;
+            turn = &mut self.turn => turn.unwrap_or_else(|_| Err(self.expired())),
+            () = tokio::time::sleep_until(self.send_by) => Err(self.expired()),
+        }
+    }
+
+    fn expired(&self) -> Refusal {
+        expired(self.lane.shared.connector.down(), self.lane.predicted_wait(Instant::now()))
+    }
+}
+
+impl<K: Connector> Drop for Waiter<K> {
+    fn drop(&mut self) {
+        self.lane.leave(self.place);
+    }
+}
+
+/// The hold is over: because CAMS cannot be reached, if that is so, else because the queue is long or paused.
+pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
+    match down {
+        Some(reason) => {
+            let message = format!("CAMS cannot be reached ({reason}). Nothing was sent.");
+            Refusal::after(Kind::UpstreamUnreachable, wait.max(Duration::from_secs(1)), message)
+        }
+        None => {
+            let message =
+                "The system is under flow control: the call's turn did not come within its hold. Nothing was sent.";
+            Refusal::after(Kind::HoldExpired, wait, message)
+        }
+    }
+}
+
+/// The call does not fit into what is left before the process ends.
+pub(super) fn draining() -> Refusal {
+    let message = "Flowgate is shutting down. Nothing was sent.";
+    Refusal::after(Kind::Draining, Duration::from_secs(1), message)
+}

@@ -1,0 +1,106 @@
+//! What now? A verdict says what happened; the decision is to answer the caller or to try again. Only what CAMS
+//! certainly did not do is tried again, with a new token, a fresh signature and the same deadline.
+
+pub(crate) mod backoff;
+
+use std::time::Duration;
+
+use crate::config::Retry;
+use crate::flow::judge::Verdict;
+
+/// What is done about a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// The caller gets the answer.
+    Reply,
+    /// Back through the queue: a new token, the same place and deadline. `after`: on a lane its pause governs; an
+    /// action without a lane waits by itself.
+    Again {
+        /// How long the call waits by itself before it goes back.
+        after: Duration,
+    },
+}
+
+/// One call's tries so far.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tries {
+    /// Attempts that were sent.
+    pub(crate) sent: u32,
+    /// Flowgate can sign anew. A relayed call cannot be replayed: Alibaba refuses a nonce that it has seen.
+    pub(crate) can_sign: bool,
+    /// The call has a lane.
+    pub(crate) has_lane: bool,
+}
+
+/// Decides; `random` is in 0..1.
+pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f64) -> Decision {
+    let Verdict::Throttled { hint, .. } = verdict else { return Decision::Reply };
+    if !tries.can_sign || tries.sent >= policy.max_attempts {
+        return Decision::Reply;
+    }
+    let after = match (tries.has_lane, hint) {
+        (true, _) => Duration::ZERO,
+        (false, Some(hint)) => (*hint).min(policy.max_pause),
+        (false, None) => backoff::full_jitter(policy, tries.sent, random),
+    };
+    Decision::Again { after }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::judge::ThrottleSource;
+
+    const POLICY: Retry = Retry {
+        max_attempts: 3,
+        base: Duration::from_millis(200),
+        max: Duration::from_secs(8),
+        max_pause: Duration::from_secs(60),
+    };
+
+    fn throttled(hint: Option<Duration>) -> Verdict {
+        let code = "System.LimitControl".to_owned();
+        Verdict::Throttled { code, source: ThrottleSource::Body, hint, request_id: None }
+    }
+
+    fn tries(sent: u32) -> Tries {
+        Tries { sent, can_sign: true, has_lane: true }
+    }
+
+    #[test]
+    fn only_a_throttle_refusal_is_tried_again() {
+        let code = || "x".to_owned();
+        for verdict in [
+            Verdict::Ok { request_id: None, code: code() },
+            Verdict::UpstreamError { code: code(), request_id: None },
+            Verdict::Credentials { code: code(), request_id: None },
+            Verdict::Unknown { reason: "x" },
+        ] {
+            assert_eq!(decide(&verdict, tries(1), &POLICY, 0.5), Decision::Reply);
+        }
+        assert_eq!(decide(&throttled(None), tries(1), &POLICY, 0.5), Decision::Again { after: Duration::ZERO });
+    }
+
+    #[test]
+    fn a_call_has_so_many_attempts() {
+        assert_eq!(decide(&throttled(None), tries(2), &POLICY, 0.5), Decision::Again { after: Duration::ZERO });
+        assert_eq!(decide(&throttled(None), tries(3), &POLICY, 0.5), Decision::Reply);
+    }
+
+    #[test]
+    fn a_relayed_call_cannot_be_signed_anew() {
+        let relayed = Tries { can_sign: false, ..tries(1) };
+        assert_eq!(decide(&throttled(None), relayed, &POLICY, 0.5), Decision::Reply);
+    }
+
+    #[test]
+    fn without_a_lane_the_call_waits_by_itself() {
+        let alone = |sent| Tries { has_lane: false, ..tries(sent) };
+        let after = |verdict: &Verdict, sent| decide(verdict, alone(sent), &POLICY, 0.5);
+        let ms = |ms| Decision::Again { after: Duration::from_millis(ms) };
+        assert_eq!(after(&throttled(Some(Duration::from_secs(2))), 1), ms(2000));
+        assert_eq!(after(&throttled(Some(Duration::from_secs(3600))), 1), ms(60_000));
+        assert_eq!(after(&throttled(None), 1), ms(100));
+        assert_eq!(after(&throttled(None), 2), ms(200));
+    }
+}

@@ -1,0 +1,37 @@
+//! How long to stay away when the server does not say? Exponential back-off with full jitter: evenly anywhere between
+//! nothing and a doubling step, so that callers and replicas that were refused together do not come back together.
+
+use std::time::Duration;
+
+use crate::config::Retry;
+
+/// The wait before the try after the `level`th refusal in a row (from 1); `random` is in 0..1. At least a millisecond.
+pub(crate) fn full_jitter(policy: &Retry, level: u32, random: f64) -> Duration {
+    let doublings = level.saturating_sub(1).min(20);
+    let step = policy.base.saturating_mul(1 << doublings).min(policy.max);
+    step.mul_f64(random.clamp(0.0, 1.0)).max(Duration::from_millis(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: Retry = Retry {
+        max_attempts: 10,
+        base: Duration::from_millis(200),
+        max: Duration::from_secs(8),
+        max_pause: Duration::from_secs(60),
+    };
+
+    #[test]
+    fn doubles_up_to_its_bound() {
+        let steps = [1, 2, 3, 6, 7, 40].map(|level| full_jitter(&POLICY, level, 1.0).as_millis());
+        assert_eq!(steps, [200, 400, 800, 6400, 8000, 8000]);
+    }
+
+    #[test]
+    fn is_spread_from_almost_nothing_to_the_step() {
+        let spread = [0.0, 0.25, 0.5].map(|random| full_jitter(&POLICY, 3, random).as_millis());
+        assert_eq!(spread, [1, 200, 400]);
+    }
+}

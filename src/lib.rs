@@ -1,0 +1,42 @@
+//! Flowgate: a client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
+//!
+//! # Layout
+//!
+//! One call's way, in order; each step is a file of that name under `src/flow/`:
+//!
+//! | step | question |
+//! |---|---|
+//! | `flow/listen.rs` | who comes in, and on what terms? |
+//! | `flow/identify.rs` | who is asking, and is it really them? |
+//! | `flow/body.rs` | has the whole request come? |
+//! | `flow/classify.rs` | which operation is it, may they, is it limited? |
+//! | `flow/queue.rs` | when is it this call's turn? |
+//! | `flow/take_token.rs` | when may one more attempt leave? |
+//! | `flow/sign.rs` | what goes to CAMS? |
+//! | `flow/attempt.rs`, `flow/forward.rs` | how does it get there, and what came back? |
+//! | `flow/judge.rs` | what happened? |
+//! | `flow/retry.rs` | what now? |
+//! | `flow/reply.rs`, `flow/record.rs` | what does the caller read, and what do we write down? |
+//!
+//! `flow.rs` calls them in this order and is the table of contents. Beside it stand the parts that are always there:
+//! `acs` (Alibaba's wire rules), `config`, `metrics`, `admin`, `shutdown`, `telemetry`, and `app`, where they are
+//! joined. The public surface is what `main` and the tests need: [`config`], [`App`], [`cli`] and [`telemetry`].
+
+mod flow;
+
+pub(crate) mod acs;
+pub(crate) mod error;
+pub mod id;
+pub mod secret;
+
+pub mod config;
+
+mod admin;
+mod app;
+pub mod cli;
+mod metrics;
+mod room;
+mod shutdown;
+pub mod telemetry;
+
+pub use crate::app::App;

@@ -1,0 +1,44 @@
+//! The binary: arguments, configuration, logs, then a running [`App`] until a signal. Exit code 64 for a configuration
+//! that cannot be used, 1 when the start fails; nothing else ends the process.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use flowgate::cli::{Cli, Command};
+use flowgate::config::{self, Loaded};
+use flowgate::{App, telemetry};
+
+/// The configuration cannot be used (EX_USAGE of sysexits.h).
+const BAD_CONFIGURATION: u8 = 64;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let loaded = match config::load(cli.config.as_deref(), std::env::vars_os()) {
+        Ok(loaded) => loaded,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    match cli.command {
+        Some(Command::Check) => {
+            loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            eprintln!("the configuration is valid");
+            ExitCode::SUCCESS
+        }
+        None => match run(loaded) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("flowgate: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn run(Loaded { config, warnings }: Loaded) -> anyhow::Result<()> {
+    let _lines = telemetry::init(&config.log)?;
+    warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async { App::start(config).await?.run().await })
+}

@@ -1,0 +1,278 @@
+//! Every metric that Prometheus scrapes, as the fields of one struct; each help text is the field's meaning. Names are
+//! prefixed `flowgate_`, in base units, and every label value comes from a closed set: accounts from the configuration
+//! (else `unknown`), actions that are limited or documented (else `other`), codes from a fixed list (else `other`).
+//!
+//! What is a state and not an event (queue lengths, waits, pauses, rates) is read from the lanes when somebody scrapes,
+//! so a cancelled call cannot leave a gauge behind.
+
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+use crate::error::{Outcome, Refusal};
+use crate::flow::queue::LaneView;
+
+/// All metrics of one process.
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    refused: IntCounterVec,
+    attempts: IntCounterVec,
+    throttled: IntCounterVec,
+    queue_wait: HistogramVec,
+    upstream: HistogramVec,
+    tokens: IntCounterVec,
+    cancelled: IntCounterVec,
+    signature_checks: IntCounterVec,
+    in_flight: IntGaugeVec,
+    /// Connections of callers that are open now.
+    pub(crate) connections: IntGauge,
+    /// Connections that ended with an error, by kind; what is not HTTP is counted here.
+    pub(crate) connection_errors: IntCounterVec,
+    queued_bytes: IntGauge,
+    lanes: LaneGauges,
+}
+
+/// What the lanes say when somebody scrapes.
+struct LaneGauges {
+    queued: IntGaugeVec,
+    oldest_wait: GaugeVec,
+    predicted_wait: GaugeVec,
+    pause_remaining: GaugeVec,
+    rate_limit: GaugeVec,
+    tokens_held: IntGaugeVec,
+}
+
+/// The counters of one lane, looked up once.
+pub(crate) struct LaneMetrics {
+    /// Tokens granted to a call.
+    pub(crate) granted: IntCounter,
+    /// Granted tokens whose clock was started by a send.
+    pub(crate) spent: IntCounter,
+    /// Granted tokens that were not used.
+    pub(crate) returned: IntCounter,
+}
+
+/// One attempt, as it is counted.
+pub(crate) struct Attempt<'a> {
+    pub(crate) account: &'a str,
+    pub(crate) action: &'a str,
+    /// HTTP status, or why there is none.
+    pub(crate) status: &'a str,
+    /// CAMS's code, from the fixed list.
+    pub(crate) code: &'static str,
+}
+
+/// Upper bounds in seconds. A token comes every 200 ms at 5/s, so the low end tells "at once" from "one token"; holds
+/// end at 30 s by default and at 120 s at most.
+const WAIT_BUCKETS: &[f64] = &[0.005, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
+/// Upper bounds in seconds: a gateway answers in tens of milliseconds, SDKs give up at 3 s or 10 s, Flowgate at 30 s.
+const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+// === impl Metrics ===
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let call = &["account", "action"];
+        let metrics = Self {
+            requests: counter(r, "requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
+            refused: counter(
+                r,
+                "refused_total",
+                "Calls that Flowgate answered by itself, by why.",
+                &["account", "reason"],
+            ),
+            attempts: counter(
+                r,
+                "attempts_total",
+                "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.",
+                &["account", "action", "status", "code"],
+            ),
+            throttled: counter(
+                r,
+                "throttled_total",
+                "Attempts that CAMS refused by throttling, by its code and where it said so.",
+                &["account", "code", "source"],
+            ),
+            queue_wait: histogram(r, "queue_wait_seconds", "Time in the queue of each turn.", call, WAIT_BUCKETS),
+            upstream: histogram(r, "upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
+            tokens: counter(
+                r,
+                "tokens_total",
+                "Tokens granted, spent and returned; granted = spent + returned + held.",
+                &["account", "event"],
+            ),
+            cancelled: counter(
+                r,
+                "cancelled_total",
+                "Callers that hung up, by where their call was.",
+                &["account", "stage"],
+            ),
+            signature_checks: counter(
+                r,
+                "signature_checks_total",
+                "Checks of callers' signatures, by result.",
+                &["result"],
+            ),
+            in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
+            connections: register(
+                r,
+                IntGauge::with_opts(opts("connections", "Open connections of callers.")).expect("a valid name"),
+            ),
+            connection_errors: counter(
+                r,
+                "connection_errors_total",
+                "Connections that ended with an error or were turned away, by kind.",
+                &["kind"],
+            ),
+            queued_bytes: register(
+                r,
+                IntGauge::with_opts(opts("queued_bytes", "Bytes of the bodies of calls that wait or are under way."))
+                    .expect("a valid name"),
+            ),
+            lanes: LaneGauges::new(r),
+            registry: registry.clone(),
+        };
+        let build = gauge(r, "build_info", "Always 1; the version is the label.", &["version"]);
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let process = Box::new(ProcessCollector::for_self());
+        registry.register(process).expect("every metric is registered once");
+        metrics
+    }
+
+    /// The counters of one account's tokens.
+    pub(crate) fn lane(&self, account: &str) -> LaneMetrics {
+        let event = |event| self.tokens.with_label_values(&[account, event]);
+        LaneMetrics { granted: event("granted"), spent: event("spent"), returned: event("returned") }
+    }
+
+    /// A call has ended.
+    pub(crate) fn ended(&self, account: &str, action: &str, outcome: Outcome) {
+        self.requests.with_label_values(&[account, action, outcome.label()]).inc();
+    }
+
+    /// A call was answered by Flowgate itself.
+    pub(crate) fn refused(&self, account: &str, refusal: &Refusal) {
+        self.refused.with_label_values(&[account, refusal.kind.label()]).inc();
+    }
+
+    /// An attempt has ended after `took`.
+    pub(crate) fn attempt(&self, attempt: &Attempt<'_>, took: Duration) {
+        let Attempt { account, action, status, code } = attempt;
+        self.attempts.with_label_values(&[*account, *action, *status, *code]).inc();
+        self.upstream.with_label_values(&[*account, *action]).observe(took.as_secs_f64());
+    }
+
+    /// CAMS refused an attempt by throttling.
+    pub(crate) fn throttled(&self, account: &str, code: &str, source: &str) {
+        self.throttled.with_label_values(&[account, code, source]).inc();
+    }
+
+    /// A call got its turn after `waited`.
+    pub(crate) fn waited(&self, account: &str, action: &str, waited: Duration) {
+        self.queue_wait.with_label_values(&[account, action]).observe(waited.as_secs_f64());
+    }
+
+    /// A caller hung up while its call was at `stage`: `queued` or `in_flight`.
+    pub(crate) fn cancelled(&self, account: &str, stage: &str) {
+        self.cancelled.with_label_values(&[account, stage]).inc();
+    }
+
+    /// A caller's signature was checked.
+    pub(crate) fn signature_check(&self, result: &str) {
+        self.signature_checks.with_label_values(&[result]).inc();
+    }
+
+    /// Attempts under way of one account and action.
+    pub(crate) fn in_flight(&self, account: &str, action: &str) -> IntGauge {
+        self.in_flight.with_label_values(&[account, action])
+    }
+
+    /// Everything in Prometheus' text format, with the lanes as they are now.
+    pub(crate) fn render(&self, lanes: &[LaneView], queued_bytes: usize) -> String {
+        self.queued_bytes.set(i64::try_from(queued_bytes).unwrap_or(i64::MAX));
+        self.lanes.set(lanes);
+        let mut text = String::new();
+        TextEncoder::new()
+            .encode_utf8(&self.registry.gather(), &mut text)
+            .expect("metrics that were registered can be encoded");
+        text
+    }
+}
+
+// === impl LaneGauges ===
+
+impl LaneGauges {
+    fn new(r: &Registry) -> Self {
+        let call = &["account", "action"];
+        Self {
+            queued: gauge(r, "queued", "Calls that wait for their turn.", call),
+            oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
+            predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),
+            pause_remaining: seconds(r, "pause_remaining_seconds", "What is left of a pause after a throttle.", call),
+            rate_limit: seconds(r, "rate_limit", "Calls per second.", &["account", "action", "kind"]),
+            tokens_held: gauge(r, "tokens_held", "Tokens granted and neither spent nor returned.", call),
+        }
+    }
+
+    /// Lanes of unknown keys share one label, so counts are added up and waits are the longest.
+    fn set(&self, lanes: &[LaneView]) {
+        self.reset();
+        for lane in lanes {
+            let call = [lane.account.as_str(), lane.action.as_str()];
+            let longest = |gauge: &GaugeVec, value: f64| {
+                let gauge = gauge.with_label_values(&call);
+                gauge.set(gauge.get().max(value));
+            };
+            self.queued.with_label_values(&call).add(i64::try_from(lane.queued).unwrap_or(i64::MAX));
+            self.tokens_held.with_label_values(&call).add(i64::from(lane.tokens_held));
+            longest(&self.oldest_wait, lane.oldest_wait_seconds);
+            longest(&self.predicted_wait, lane.predicted_wait_seconds);
+            longest(&self.pause_remaining, lane.pause_remaining_seconds);
+            for kind in ["configured", "effective"] {
+                self.rate_limit.with_label_values(&[call[0], call[1], kind]).set(lane.limit_per_second);
+            }
+        }
+    }
+
+    fn reset(&self) {
+        self.queued.reset();
+        self.tokens_held.reset();
+        [&self.oldest_wait, &self.predicted_wait, &self.pause_remaining, &self.rate_limit]
+            .into_iter()
+            .for_each(GaugeVec::reset);
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("flowgate")
+}
+
+fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
+    registry.register(Box::new(collector.clone())).expect("every metric is registered once");
+    collector
+}
+
+fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(opts(name, help), labels).expect("a valid name"))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(opts(name, help), labels).expect("a valid name"))
+}
+
+fn seconds(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+    register(registry, GaugeVec::new(opts(name, help), labels).expect("a valid name"))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
+    let opts = HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() };
+    register(registry, HistogramVec::new(opts, labels).expect("a valid name"))
+}

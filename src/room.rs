@@ -1,0 +1,71 @@
+//! How much may be held at once? A bound on a sum of bytes, shared out to calls and given back when they end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A bounded sum.
+pub(crate) struct Room {
+    size: usize,
+    used: AtomicUsize,
+}
+
+/// A part of a [`Room`], given back on drop.
+pub(crate) struct Share {
+    room: Arc<Room>,
+    bytes: usize,
+}
+
+// === impl Room ===
+
+impl Room {
+    pub(crate) fn new(size: usize) -> Arc<Self> {
+        Arc::new(Self { size, used: AtomicUsize::new(0) })
+    }
+
+    /// Takes a share, if it fits.
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.size);
+        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        Some(Share { room: self.clone(), bytes })
+    }
+
+    /// Bytes in use.
+    pub(crate) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Share ===
+
+impl Share {
+    /// Takes more into the same share; false, and nothing changes, when it does not fit.
+    pub(crate) fn grow(&mut self, bytes: usize) -> bool {
+        let Some(mut more) = self.room.take(bytes) else { return false };
+        self.bytes += std::mem::take(&mut more.bytes);
+        true
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.room.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_never_exceed_the_room_and_come_back() {
+        let room = Room::new(10);
+        let mut first = room.take(6).unwrap();
+        assert!(room.take(5).is_none());
+        assert!(first.grow(3));
+        assert!(!first.grow(2));
+        assert_eq!(room.used(), 9);
+        drop(first);
+        assert_eq!(room.used(), 0);
+        assert!(room.take(usize::MAX).is_none());
+    }
+}

@@ -1,0 +1,77 @@
+//! How does Flowgate stop? In phases that only go forward: serving; leaving (readiness is down, still accepting, every
+//! answer says `Connection: close`); draining (no new connection, what fits into the grace finishes at the legal rate,
+//! the rest is told at once); over (what is in flight is answered as unknown).
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+/// Where the process stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    /// Normal service.
+    #[default]
+    Serving,
+    /// Load balancers are told to go elsewhere.
+    Leaving,
+    /// Nothing new is accepted.
+    Draining,
+    /// The grace is over.
+    Over,
+}
+
+/// The phase, for everybody to see and to wait for.
+#[derive(Clone)]
+pub(crate) struct Phases {
+    now: watch::Receiver<Phase>,
+    set: watch::Sender<Phase>,
+}
+
+/// SIGTERM and SIGINT.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+// === impl Phases ===
+
+impl Phases {
+    pub(crate) fn new() -> Self {
+        let (set, now) = watch::channel(Phase::default());
+        Self { now, set }
+    }
+
+    pub(crate) fn now(&self) -> Phase {
+        *self.now.borrow()
+    }
+
+    /// Goes forward to `phase`; never back.
+    pub(crate) fn enter(&self, phase: Phase) {
+        self.set.send_if_modified(|now| {
+            let forward = phase > *now;
+            *now = phase.max(*now);
+            forward
+        });
+    }
+
+    /// Waits until `phase` is reached or passed.
+    pub(crate) async fn reached(&mut self, phase: Phase) {
+        // The sender lives as long as this value does.
+        drop(self.now.wait_for(|now| *now >= phase).await);
+    }
+}
+
+// === impl Signals ===
+
+impl Signals {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for either.
+    pub(crate) async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
