@@ -1,0 +1,76 @@
+//! The operators' port: its pages, and that nothing on them is a secret.
+
+use crate::caller::{self, Call, KEY, SECRET};
+use crate::world::World;
+
+#[tokio::test]
+async fn every_page_is_there_and_says_what_it_is() {
+    let world = World::new("").await;
+    for (path, status, content_type) in [
+        ("/metrics", 200, "text/plain; version=0.0.4; charset=utf-8"),
+        ("/livez", 200, "text/plain; charset=utf-8"),
+        ("/readyz", 200, "text/plain; charset=utf-8"),
+        ("/lanes", 200, "application/json"),
+        ("/config", 200, "application/json"),
+        ("/nothing", 404, "text/plain; charset=utf-8"),
+    ] {
+        let page = world.get(path).await;
+        assert_eq!((page.status, page.header("content-type")), (status, Some(content_type)), "{path}");
+        assert_eq!(page.header("cache-control"), Some("no-store"));
+    }
+    let admin = world.app.admin_address().unwrap();
+    let post = format!("POST /lanes HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(caller::exchange(admin, post.as_bytes()).await.unwrap().status, 405);
+}
+
+#[tokio::test]
+async fn the_proxy_port_has_no_pages() {
+    let world = World::new("").await;
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", world.proxy);
+    let reply = caller::exchange(world.proxy, request.as_bytes()).await.unwrap();
+    assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"));
+}
+
+#[tokio::test]
+async fn the_effective_configuration_holds_no_secret() {
+    let world = World::new("").await;
+    let page = world.get("/config").await;
+    assert_eq!(page.json()["accounts"][0]["id"], "acme");
+    assert!(!page.body.contains(SECRET) && !page.body.contains(KEY), "{}", page.body);
+}
+
+#[tokio::test]
+async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
+    let world = World::new("").await;
+    world.sim.set_faults(vec!["next=1,throttle,acs-retry-after=4000".parse().unwrap()]);
+    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), ("CustSpaceId", "cams-7")];
+    let call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));
+    let proxy = world.proxy;
+    let calling = tokio::spawn(async move { call.send(proxy).await });
+    world.until("flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    let lane = world.lane().await;
+    assert_eq!((lane["account"].as_str(), lane["action"].as_str()), (Some("acme"), Some("CreateFlow")));
+    assert_eq!(
+        (lane["queued"].as_u64(), lane["tokens"].as_u64(), lane["tokens_held"].as_u64()),
+        (Some(1), Some(5), Some(0))
+    );
+    assert!(lane["predicted_wait_seconds"].as_f64().unwrap() > 1.0);
+    assert_eq!(lane["tenants"][0]["tenant"], "cams-7");
+    let metrics = world.metrics().await;
+    for kind in ["configured", "effective"] {
+        let rate = format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}}");
+        assert_eq!(metrics.get(&rate), 5.0);
+    }
+    assert!(metrics.get("flowgate_predicted_wait_seconds{account=\"acme\",action=\"CreateFlow\"}") > 1.0);
+    assert_eq!(calling.await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn the_process_and_the_build_are_described() {
+    let world = World::new("").await;
+    let metrics = world.metrics().await;
+    assert_eq!(metrics.sum("flowgate_build_info"), 1.0);
+    assert!(metrics.get("process_resident_memory_bytes") > 0.0);
+    assert!(metrics.get("process_open_fds") > 0.0);
+}

@@ -1,0 +1,148 @@
+//! A caller that goes while its call waits leaves the queue and spends nothing, in whatever manner it goes; one that
+//! goes after the dispatch changes nothing.
+
+use std::time::Duration;
+
+use cams_sim::Settings;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::caller::Call;
+use crate::world::World;
+
+/// How a caller goes.
+#[derive(Clone, Copy, Debug)]
+enum Manner {
+    Close,
+    Reset,
+    HalfClose,
+    AfterStrayLine,
+    AfterPipelinedByte,
+}
+
+async fn go(mut stream: TcpStream, manner: Manner) -> Option<TcpStream> {
+    match manner {
+        Manner::Close => {}
+        Manner::Reset => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
+        Manner::HalfClose => {
+            stream.shutdown().await.unwrap();
+            return Some(stream);
+        }
+        Manner::AfterStrayLine | Manner::AfterPipelinedByte => {}
+    }
+    None
+}
+
+async fn come(world: &World, name: &str, manner: Manner) -> TcpStream {
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let mut bytes = Call::v3(&world.host(), name).bytes();
+    match manner {
+        Manner::AfterStrayLine => bytes.extend_from_slice(b"\r\n"),
+        Manner::AfterPipelinedByte => bytes.push(b'P'),
+        _ => {}
+    }
+    stream.write_all(&bytes).await.unwrap();
+    stream
+}
+
+/// Has a call throttled, so that its lane pauses and whoever comes now waits.
+async fn paused(world: &World, millis: u64) -> TcpStream {
+    world.sim.set_faults(vec![format!("next=1,throttle,acs-retry-after={millis}").parse().unwrap()]);
+    let stays = come(world, "stays", Manner::Close).await;
+    world.until("flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}", 1.0).await;
+    stays
+}
+
+async fn hangs_up_while_queued(manner: Manner) {
+    let world = World::new("").await;
+    let stays = paused(&world, 5000).await;
+    let mut goes = Vec::new();
+    for index in 0..5 {
+        goes.push(come(&world, &format!("goes-{index}"), manner).await);
+    }
+    let queued = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
+    world.until(queued, 6.0).await;
+    let mut half_open = Vec::new();
+    for stream in goes {
+        half_open.push(go(stream, manner).await);
+    }
+    world.until("flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}", 5.0).await;
+    assert_eq!(world.metrics().await.get(queued), 1.0);
+    // The lane goes on for who stays, and for a newcomer.
+    assert_eq!(Call::v3(&world.host(), "comes later").send(world.proxy).await.status, 200);
+    let names: Vec<_> = world.sim.arrivals().into_iter().filter_map(|arrival| arrival.flow_name).collect();
+    assert_eq!(names, ["stays", "stays", "comes later"], "{manner:?}");
+    let metrics = world.metrics().await;
+    assert_eq!(metrics.outcome("acme", "CreateFlow", "cancelled"), 5.0);
+    let tokens = |event| metrics.get(&format!("flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"));
+    assert_eq!(tokens("spent"), 3.0);
+    assert_eq!(tokens("granted"), tokens("spent") + tokens("returned"));
+    drop(stays);
+}
+
+#[tokio::test]
+async fn by_a_plain_close() {
+    hangs_up_while_queued(Manner::Close).await;
+}
+
+#[tokio::test]
+async fn by_a_reset() {
+    hangs_up_while_queued(Manner::Reset).await;
+}
+
+#[tokio::test]
+async fn by_a_half_close() {
+    hangs_up_while_queued(Manner::HalfClose).await;
+}
+
+#[tokio::test]
+async fn by_a_close_after_a_stray_line() {
+    hangs_up_while_queued(Manner::AfterStrayLine).await;
+}
+
+#[tokio::test]
+async fn by_a_close_after_a_pipelined_byte() {
+    hangs_up_while_queued(Manner::AfterPipelinedByte).await;
+}
+
+#[tokio::test]
+async fn after_the_dispatch_the_attempt_ends_by_itself_and_is_counted() {
+    let settings = Settings { latency: Duration::from_millis(600), ..Settings::default() };
+    let world = World::with(settings, "").await;
+    let stream = come(&world, "created all the same", Manner::Close).await;
+    world.until("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    drop(stream);
+    world.until("flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}", 1.0).await;
+    let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
+    world.until(ended, 1.0).await;
+    assert_eq!(world.sim.report().created, 1);
+    assert_eq!(world.metrics().await.get("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}"), 0.0);
+}
+
+#[tokio::test]
+async fn a_crowd_that_goes_together_leaves_nobody_behind() {
+    let world = World::new("[queue]\nhold = \"2m\"").await;
+    let stays = paused(&world, 8000).await;
+    let mut goes = Vec::new();
+    for index in 0..200 {
+        goes.push(come(&world, &format!("goes-{index}"), Manner::Close).await);
+    }
+    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 201.0).await;
+    let mut stay = JoinSet::new();
+    for index in 0..10 {
+        let (call, proxy) = (Call::v3(&world.host(), &format!("stays-{index}")), world.proxy);
+        stay.spawn(async move { call.send(proxy).await.status });
+    }
+    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 211.0).await;
+    drop(goes);
+    assert_eq!(stay.join_all().await, [200; 10]);
+    let gone = world
+        .sim
+        .arrivals()
+        .iter()
+        .filter(|arrival| arrival.flow_name.as_deref().is_some_and(|name| name.starts_with("goes")))
+        .count();
+    assert_eq!((world.sim.report().created, gone), (11, 0));
+    drop(stays);
+}

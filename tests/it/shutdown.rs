@@ -1,0 +1,73 @@
+//! A drain: readiness goes first, what fits into the grace finishes at the legal rate, the rest is told at once.
+
+use std::time::{Duration, Instant as WallClock};
+
+use cams_sim::Settings;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::caller::{Call, Reply};
+use crate::world::{World, get};
+
+async fn together(world: &World, count: usize) -> JoinSet<Reply> {
+    let mut calls = JoinSet::new();
+    for index in 0..count {
+        let (call, proxy) = (Call::v3(&world.host(), &format!("flow-{index}")), world.proxy);
+        calls.spawn(async move { call.send(proxy).await });
+    }
+    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", count as f64 - 10.0).await;
+    calls
+}
+
+#[tokio::test]
+async fn what_fits_finishes_and_the_rest_is_told_at_once() {
+    let world = World::new("[drain]\ngrace = \"3s\"").await;
+    let calls = together(&world, 60).await;
+    let proxy = world.proxy;
+    let start = WallClock::now();
+    world.app.drain().await;
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert!(TcpStream::connect(proxy).await.is_err(), "nobody listens any more");
+    let replies = calls.join_all().await;
+    let ok = replies.iter().filter(|reply| reply.status == 200).count();
+    let told: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
+    assert!((10..=20).contains(&ok), "{ok} of 60 fit into three seconds");
+    assert_eq!(ok + told.len(), 60, "nobody is left without an answer");
+    for reply in told {
+        assert_eq!((reply.status, reply.code().as_str()), (503, "Flowgate.Draining"));
+        assert!(reply.header("x-acs-retry-after").is_some() && reply.header("retry-after").is_some());
+    }
+    let report = world.sim.report();
+    assert_eq!((report.created as usize, report.worst_window), (ok, 5));
+}
+
+#[tokio::test]
+async fn what_is_in_flight_when_the_grace_ends_is_answered_as_unknown() {
+    let settings = Settings { latency: Duration::from_secs(20), ..Settings::default() };
+    let world = World::with(settings, "[drain]\ngrace = \"200ms\"").await;
+    let (call, proxy) = (Call::v3(&world.host(), "slow"), world.proxy);
+    let calling = tokio::spawn(async move { call.send(proxy).await });
+    world.until("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    world.app.drain().await;
+    let reply = calling.await.unwrap();
+    assert_eq!((reply.status, reply.code().as_str()), (409, "Flowgate.OutcomeUnknown"));
+    assert_eq!(reply.header("x-acs-retry-after"), None);
+}
+
+#[tokio::test]
+async fn readiness_goes_first_and_answers_say_close_while_it_still_accepts() {
+    let world = World::new("[drain]\ndelay = \"3s\"").await;
+    assert_eq!(world.get("/readyz").await.status, 200);
+    let reply = Call::v3(&world.host(), "before").send(world.proxy).await;
+    assert_eq!(reply.header("connection"), None);
+    let (admin, proxy) = (world.app.admin_address().unwrap(), world.proxy);
+    let host = world.host();
+    let drain = tokio::spawn(world.app.drain());
+    while get(admin, "/readyz").await.status == 200 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(get(admin, "/livez").await.status, 200);
+    let reply = Call::v3(&host, "during").send(proxy).await;
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+    drain.await.unwrap();
+}

@@ -1,0 +1,142 @@
+//! A Flowgate in front of a simulated endpoint, both on free loopback ports, and what a test asks them.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim};
+use flowgate::{App, config};
+use tokio::time::Instant;
+
+use crate::caller::{self, KEY, SECRET};
+
+/// Secrets by the name of the variable that the configuration names.
+const SECRETS: [(&str, &str); 3] = [("MANAGED", SECRET), ("TEAM", "team-secret-1"), ("WRONG", "not-the-secret")];
+
+pub struct World {
+    pub sim: Running,
+    pub app: App,
+    pub proxy: SocketAddr,
+    admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+/// Metrics as Prometheus would read them: name and labels to value.
+pub struct Metrics(BTreeMap<String, f64>);
+
+// === impl World ===
+
+impl World {
+    /// The simulator knows the managed key; the proxy has it as account `acme`. `more` is TOML after `[queue]`.
+    pub async fn new(more: &str) -> Self {
+        Self::with(Settings::default(), more).await
+    }
+
+    pub async fn with(settings: Settings, more: &str) -> Self {
+        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme")).await.expect("the simulator starts");
+        let upstream = sim.url();
+        Self::in_front_of(sim, &upstream, more).await
+    }
+
+    /// As `with`, but the proxy dials `upstream`.
+    pub async fn in_front_of(sim: Running, upstream: &str, more: &str) -> Self {
+        let toml = format!(
+            "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n\
+             [upstream]\nurl = \"{upstream}\"\n{more}"
+        );
+        Self::configured(sim, &toml).await
+    }
+
+    /// The proxy with this configuration, on free ports.
+    pub async fn configured(sim: Running, toml: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a folder for temporary files");
+        let app = App::start(load(&folder, toml)).await.expect("flowgate starts");
+        let (proxy, admin) = (app.proxy_address(), app.admin_address());
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { sim, app, proxy: proxy.unwrap_or(nowhere), admin: admin.expect("a TCP port"), _folder: folder }
+    }
+
+    /// The address as a Host header.
+    pub fn host(&self) -> String {
+        self.proxy.to_string()
+    }
+
+    pub async fn get(&self, path: &str) -> caller::Reply {
+        get(self.admin, path).await
+    }
+
+    pub async fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.get("/metrics").await.body)
+    }
+
+    /// Waits until a metric has at least this value: events of another task that have no other sign.
+    pub async fn until(&self, series: &str, value: f64) {
+        let give_up = Instant::now() + Duration::from_secs(60);
+        loop {
+            let metrics = self.metrics().await;
+            if metrics.get(series) >= value {
+                return;
+            }
+            assert!(Instant::now() < give_up, "{series} is {} and not {value}", metrics.get(series));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// What the lanes' pages say of the only lane.
+    pub async fn lane(&self) -> serde_json::Value {
+        self.get("/lanes").await.json()["lanes"][0].clone()
+    }
+}
+
+/// A configuration from TOML, with the tests' secrets as its environment and both listeners on free ports unless the
+/// text names them.
+pub fn load(folder: &tempfile::TempDir, toml: &str) -> config::Config {
+    let listen = "proxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
+    let toml = match toml.split_once("[listen]\n") {
+        Some((before, after)) if after.contains("proxy =") => {
+            format!("{before}[listen]\nadmin = \"127.0.0.1:0\"\n{after}")
+        }
+        Some((before, after)) => format!("{before}[listen]\n{listen}{after}"),
+        None => format!("{toml}\n[listen]\n{listen}"),
+    };
+    let path = folder.path().join("flowgate.toml");
+    std::fs::write(&path, toml).expect("the temporary folder takes files");
+    let env = SECRETS.map(|(name, secret)| (name.into(), secret.into()));
+    match config::load(Some(&path), env) {
+        Ok(loaded) => loaded.config,
+        Err(mistakes) => panic!("{mistakes}"),
+    }
+}
+
+pub async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    caller::exchange(admin, request.as_bytes()).await.expect("the admin port answers")
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    fn parse(text: &str) -> Self {
+        let sample = |line: &str| {
+            let (series, value) = line.rsplit_once(' ')?;
+            Some((series.to_owned(), value.parse().ok()?))
+        };
+        Self(text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
+    }
+
+    /// The series' value, 0 if it is not there. `name{label="value",...}` with the labels in alphabetical order.
+    pub fn get(&self, series: &str) -> f64 {
+        self.0.get(series).copied().unwrap_or(0.0)
+    }
+
+    /// The sum of all series of this name.
+    pub fn sum(&self, name: &str) -> f64 {
+        let of = |series: &&String| series.split('{').next() == Some(name);
+        self.0.keys().filter(of).map(|series| self.0[series]).sum()
+    }
+
+    pub fn outcome(&self, account: &str, action: &str, outcome: &str) -> f64 {
+        let labels = format!("{{account=\"{account}\",action=\"{action}\",outcome=\"{outcome}\"}}");
+        self.get(&format!("flowgate_requests_total{labels}"))
+    }
+}

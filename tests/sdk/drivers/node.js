@@ -1,0 +1,56 @@
+// The Node SDK (@alicloud/cams20200606) as an application uses it. Speaks with the runner as python_new.py does.
+
+const readline = require("readline");
+const { default: Client, ...models } = require("@alicloud/cams20200606");
+const { Config } = require("@alicloud/openapi-client");
+const { RuntimeOptions } = require("@alicloud/tea-util");
+
+const REQUESTS = {
+  CreateFlow: ["createFlowWithOptions", (name) => new models.CreateFlowRequest({ flowName: name, categories: ["SIGN_UP", "OTHER"] })],
+  ListFlow: [
+    "listFlowWithOptions",
+    (name) => new models.ListFlowRequest({ flowName: name, page: new models.ListFlowRequestPage({ index: 1, size: 10 }) }),
+  ],
+  GetPreValidatePhoneId: [
+    "getPreValidatePhoneIdWithOptions",
+    (name) => new models.GetPreValidatePhoneIdRequest({ phoneNumber: "1", verifyCode: name }),
+  ],
+};
+
+function client(job) {
+  const config = new Config({
+    accessKeyId: job.key,
+    accessKeySecret: job.secret,
+    securityToken: job.token,
+    endpoint: job.endpoint,
+    protocol: "HTTP",
+  });
+  if (job.scheme === "V1") {
+    config.signatureAlgorithm = "v2";
+  }
+  return new Client(config);
+}
+
+async function call(sdk, job, name) {
+  const [method, request] = REQUESTS[job.action];
+  // Both: the connect time-out is also the socket's idle timer.
+  const runtime = new RuntimeOptions({ readTimeout: job.timeout_ms, connectTimeout: job.timeout_ms });
+  try {
+    const { body } = await sdk[method](request(name), runtime);
+    return { ok: true, code: body.code, flow_name: body.data && body.data.flowName };
+  } catch (error) {
+    const status_code = error.data && error.data.statusCode;
+    return { ok: false, exception: error.name, code: error.code, message: error.message, status_code };
+  }
+}
+
+async function main() {
+  console.log("ready");
+  for await (const line of readline.createInterface({ input: process.stdin })) {
+    const job = JSON.parse(line);
+    const sdk = client(job);
+    console.log(JSON.stringify(await Promise.all(job.names.map((name) => call(sdk, job, name)))));
+  }
+}
+
+main();

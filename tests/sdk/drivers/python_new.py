@@ -1,0 +1,84 @@
+"""The new Python SDK (alibabacloud-cams20200606) as an application uses it. Reads one job a line as JSON, makes all of the job's calls at once, and
+answers with one line: what the SDK returned or raised for each. What a job may say stands in scenarios.py."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+import json
+import sys
+
+from alibabacloud_cams20200606 import models
+from alibabacloud_cams20200606.client import Client
+from alibabacloud_tea_openapi.models import Config
+from darabonba.policy.retry import RetryOptions
+
+REQUESTS = {
+    "CreateFlow": ("create_flow", lambda name: models.CreateFlowRequest(flow_name=name, categories=["SIGN_UP", "OTHER"])),
+    "ListFlow": ("list_flow", lambda name: models.ListFlowRequest(flow_name=name, page=models.ListFlowRequestPage(index=1, size=10))),
+    "GetPreValidatePhoneId": (
+        "get_pre_validate_phone_id",
+        lambda name: models.GetPreValidatePhoneIdRequest(phone_number="1", verify_code=name),
+    ),
+}
+
+
+def client(job):
+    config = Config(
+        access_key_id=job["key"],
+        access_key_secret=job["secret"],
+        security_token=job.get("token"),
+        endpoint=job["endpoint"],
+        protocol="HTTP",
+        http_proxy=job.get("proxy"),
+        connect_timeout=job["timeout_ms"],
+        read_timeout=job["timeout_ms"],
+    )
+    if job["scheme"] == "V1":
+        config.signature_algorithm = "v2"
+    if job.get("sdk_retries"):
+        condition = {"maxAttempts": job["sdk_retries"], "exception": ["ThrottlingException"], "errorCode": []}
+        config.retry_options = RetryOptions({"retryable": True, "retryCondition": [condition]})
+    return Client(config)
+
+
+def returned(response):
+    data = getattr(response.body, "data", None)
+    return {"ok": True, "code": response.body.code, "flow_name": getattr(data, "flow_name", None)}
+
+
+def raised(error):
+    fields = {field: getattr(error, field, None) for field in ("code", "message", "status_code", "retry_after")}
+    return {"ok": False, "exception": type(error).__name__, **fields, "message": str(fields["message"] or error)}
+
+
+def call(sdk, job, name):
+    method, request = REQUESTS[job["action"]]
+    try:
+        return returned(getattr(sdk, method)(request(name)))
+    except Exception as error:
+        return raised(error)
+
+
+async def call_async(sdk, job, name):
+    method, request = REQUESTS[job["action"]]
+    try:
+        return returned(await getattr(sdk, method + "_async")(request(name)))
+    except Exception as error:
+        return raised(error)
+
+
+async def run_async(job):
+    sdk = client(job)
+    return await asyncio.gather(*(call_async(sdk, job, name) for name in job["names"]))
+
+
+def run(job):
+    if job.get("async"):
+        return asyncio.run(run_async(job))
+    sdk = client(job)
+    with ThreadPoolExecutor(len(job["names"])) as threads:
+        return list(threads.map(lambda name: call(sdk, job, name), job["names"]))
+
+
+print("ready", flush=True)
+for line in sys.stdin:
+    print(json.dumps(run(json.loads(line))), flush=True)

@@ -1,0 +1,129 @@
+"""Who calls, as the simulator and Flowgate are told: one account for each scenario, and for each row with each SDK and scheme."""
+
+from dataclasses import dataclass, replace
+
+from scenarios import REAL_HOST, ROWS, SCENARIOS, Row, Scenario, slug
+
+
+@dataclass(frozen=True)
+class Party:
+    """An account and its one caller."""
+
+    what: Scenario | Row
+    sdk: str
+    scheme: str
+
+    @property
+    def account(self):
+        return slug(self.what.name if isinstance(self.what, Scenario) else f"{self.what.name} {self.sdk} {self.scheme}")
+
+    @property
+    def key(self):
+        return f"LTAI-{self.account}"
+
+    @property
+    def secret(self):
+        return f"secret of {self.account}"
+
+    @property
+    def caller(self):
+        """The key and secret that the caller signs with."""
+        if self.what.identity == "client":
+            return f"team-{self.account}", f"{self.secret}'s team"
+        return self.key, self.secret
+
+    @property
+    def token(self):
+        return f"token-of-{self.account}"
+
+    def job(self, flowgate, **more):
+        """What a driver is to do, through the Flowgate at this address."""
+        change = getattr(self.what, "change", {})
+        key, secret = self.caller
+        by_proxy = change.get("style", getattr(self.what, "style", "endpoint")) == "proxy"
+        return {
+            "key": change.get("key", key),
+            "secret": change.get("secret", secret),
+            "token": self.token if getattr(self.what, "sts", False) else None,
+            "endpoint": change.get("endpoint", REAL_HOST) if by_proxy else flowgate,
+            "proxy": f"http://{flowgate}" if by_proxy else None,
+            "scheme": self.scheme,
+            "async": getattr(self.what, "mode", "sync") == "async",
+            "timeout_ms": 60_000,
+            "action": getattr(self.what, "action", "CreateFlow"),
+            "names": self.what.names(),
+            **more,
+        }
+
+
+def of_scenarios():
+    return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in SCENARIOS]
+
+
+def of_rows():
+    return [
+        Party(row, sdk, scheme)
+        for row in ROWS
+        for sdk in row.sdks
+        for scheme in row.schemes
+        if (sdk, scheme) != ("python-old", "V3")  # the old SDK knows V1 only
+    ]
+
+
+def relayed_retries():
+    """Relayed callers whose SDK comes back by itself when it is told to."""
+    relayed = Scenario("python", "V3", style="proxy", identity="relayed")
+    return [Party(replace(relayed, scheme=scheme, mode=mode, flowgate="shared, retrying"), "python", scheme)
+            for scheme, mode in (("V3", "sync"), ("V1", "async"))]
+
+
+def simulator_key(party):
+    """The account's key as the simulator knows it. Only the sidecar's is a temporary one, with a token of its own."""
+    token = f":{party.token}" if party.what.flowgate == "sidecar" else ""
+    return f"{party.key}:{party.secret}:{party.account}{token}"
+
+
+def sidecar_environment(party, upstream):
+    """All that a Flowgate without a file is told."""
+    return {
+        "ALIBABA_CLOUD_ACCESS_KEY_ID": party.key,
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET": party.secret,
+        "ALIBABA_CLOUD_SECURITY_TOKEN": party.token,
+        "FLOWGATE_LISTEN__PROXY": "127.0.0.1:0",
+        "FLOWGATE_LISTEN__ADMIN": "127.0.0.1:0",
+        "FLOWGATE_UPSTREAM__URL": upstream,
+        "FLOWGATE_UPSTREAM__HOST": REAL_HOST,
+        "FLOWGATE_QUEUE__HOLD": "60s",
+        "FLOWGATE_LOG__FORMAT": "json",
+    }
+
+
+def configuration(parties, upstream, hold, attempts):
+    """A configuration file for these accounts, and the environment that holds their secrets."""
+    # The gap is wider than its default because simulator, Flowgate and a dozen SDKs share this machine's cores.
+    text = f"""\
+listen = {{ proxy = "127.0.0.1:0", admin = "127.0.0.1:0", max_body = "16KiB" }}
+upstream = {{ url = "{upstream}", host = "{REAL_HOST}" }}
+queue = {{ hold = "{hold}" }}
+learn = {{ gap = "20ms" }}
+retry = {{ max_attempts = {attempts} }}
+log = {{ format = "json" }}
+"""
+    clients, secrets = "", {}
+    for number, party in enumerate(parties):
+        text += f'\n[[accounts]]\nid = "{party.account}"\n'
+        if party.what.identity == "relayed":
+            text += f'aliases = ["{party.key}"]\n'
+            continue
+        text += f'access_key_id = "{party.key}"\naccess_key_secret = {{ env = "SECRET_{number}" }}\n'
+        secrets[f"SECRET_{number}"] = getattr(party.what, "change", {}).get("account_secret", party.secret)
+        if party.what.identity == "client":
+            key, secrets[f"TEAM_SECRET_{number}"] = party.caller
+            clients += f"""
+[[clients]]
+access_key_id = "{key}"
+access_key_secret = {{ env = "TEAM_SECRET_{number}" }}
+account = "{party.account}"
+actions = ["CreateFlow"]
+"""
+    return text + clients, secrets

@@ -1,0 +1,246 @@
+"""The stock Alibaba SDKs against the real binary. Starts the simulator and Flowgate on free ports, runs every scenario and every row of scenarios.py, and
+says for each in one line what came of it. Builds nothing: the binaries are named by FLOWGATE_BIN and CAMS_SIM_BIN, or lie in target/ci."""
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+import json
+import os
+from pathlib import Path
+import socket
+import sys
+import time
+
+from parties import configuration, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key
+from scenarios import CALLS, REAL_HOST, ROWS
+from services import Driver, Flowgate, Simulator
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# So many scenarios at once; more of them would only wait for this machine's cores.
+AT_ONCE = 6
+
+# What Flowgate holds a call for, and how often it tries, in each of its configurations.
+FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10)}
+
+
+class Tally:
+    """Counts and prints."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    def add(self, what, problems, figures=""):
+        self.passed, self.failed = self.passed + (not problems), self.failed + bool(problems)
+        print(f"{'FAILED' if problems else 'ok':7}{what:52} {figures}".rstrip(), flush=True)
+        for problem in problems:
+            print(f"       - {problem}", flush=True)
+
+
+def worst_window(arrivals):
+    """The most calls that came within less than a second, to the millisecond."""
+    times = sorted(arrival["received_ms"] for arrival in arrivals)
+    return max((sum(1 for other in times if start <= other < start + 1000) for start in times), default=0)
+
+
+def differ(**pairs):
+    """Says which of the named (seen, wanted) pairs are not equal."""
+    return [f"{name}: {seen!r} instead of {wanted!r}" for name, (seen, wanted) in pairs.items() if seen != wanted]
+
+
+def first_failures(results):
+    failures = {json.dumps({**result, "message": str(result.get("message"))[:200]}) for result in results if not result["ok"]}
+    return sorted(failures)[:3]
+
+
+def check_scenario(party, results, arrivals, outcomes):
+    """Problems of a scenario in which all calls should have succeeded, and its figures."""
+    names, created = party.what.names(), [arrival["flow_name"] for arrival in arrivals if arrival["verdict"] == "accepted"]
+    succeeded = sum(result["ok"] and result["code"] == "OK" for result in results)
+    refused = sum(arrival["verdict"] == "throttled" for arrival in arrivals)
+    problems = first_failures(results) + differ(
+        succeeded=(succeeded, CALLS),
+        echoed=([result.get("flow_name") for result in results], names),
+        created=(sorted(created), names),
+        attempts=(len(arrivals), CALLS),
+        refused=(refused, 0),
+        schemes=({arrival["scheme"] for arrival in arrivals}, {party.scheme}),
+        counted=(outcomes, {"ok": CALLS}),
+    )
+    worst = worst_window(arrivals)
+    if worst > 5:
+        problems.append(f"{worst} calls within a second")
+    # The sidecar is given the same temporary key, so there the token is the account's own and goes on.
+    if party.what.sts and party.what.flowgate != "sidecar" and party.token in json.dumps(arrivals):
+        problems.append("the caller's token reached the endpoint")
+    return problems, f"refused {refused}  worst second {worst}  duplicates {len(created) - len(set(created))}"
+
+
+def check_row(party, results, arrivals, outcomes):
+    """Problems of a row, in which calls should have failed in one way."""
+    row, failures = party.what, [result for result in results if not result["ok"]]
+    exception = {"python": row.python, "python-old": "ServerException", "node": "Error"}[party.sdk]
+    problems = [] if failures else ["no call failed"]
+    for failure in failures[:3]:
+        problems += differ(
+            exception=(failure["exception"], exception),
+            code=(failure.get("code"), row.code),
+            status=(failure.get("status_code"), row.status),
+        )
+        if row.says not in failure["message"]:
+            problems.append(f"message: {failure['message']!r} does not say {row.says!r}")
+        if exception == "ThrottlingException" and not (failure["retry_after"] or 0) > 0:
+            problems.append(f"retry_after: {failure['retry_after']!r}")
+    reaches = row.reaches if row.calls == 1 else row.calls - len(failures)
+    problems += differ(reached=(len(arrivals), reaches))
+    # A key that nobody knows belongs to no account.
+    if outcomes is not None:
+        problems += differ(counted=(outcomes.get(row.counted, 0), len(failures)))
+    return problems
+
+
+class Run:
+    """Everything that is up."""
+
+    def __init__(self, stack, options):
+        self.stack, self.options, self.tally = stack, options, Tally()
+        wanted = lambda party: options.only in f"{party.what.name} {party.sdk}"
+        self.scenarios, self.rows = list(filter(wanted, of_scenarios())), list(filter(wanted, of_rows()))
+        self.retries = list(filter(wanted, relayed_retries()))
+        parties = self.scenarios + self.rows + self.retries
+        keys = [argument for party in parties for argument in ("--key", simulator_key(party))]
+        self.simulator = self.start(Simulator, "simulator", options.cams_sim, options.logs, ["--host", REAL_HOST, *keys])
+        self.flowgates = {name: self.start_flowgate(name, parties) for name in FLOWGATES}
+        for party in parties:
+            if party.what.flowgate == "sidecar":
+                environment = sidecar_environment(party, self.simulator.url)
+                self.flowgates["sidecar"] = self.start(Flowgate, "sidecar", options.flowgate, options.logs, None, environment)
+
+    def start(self, kind, *arguments):
+        service = kind(*arguments)
+        self.stack.callback(service.stop)
+        return service
+
+    def start_flowgate(self, name, parties):
+        upstream = self.simulator.url
+        if name == "cut-off":
+            # Bound and never listening: connections are refused, and nobody else gets the port.
+            closed = self.stack.enter_context(socket.socket())
+            closed.bind(("127.0.0.1", 0))
+            upstream = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        own = [party for party in parties if party.what.flowgate.split(",")[0] == name]
+        config, secrets = configuration(own, upstream, *FLOWGATES[name])
+        return self.start(Flowgate, name, self.options.flowgate, self.options.logs, config, secrets)
+
+    def driver(self, name, sdk):
+        driver = Driver(name, sdk, self.options.logs)
+        self.stack.callback(driver.stop)
+        return driver
+
+    def arrivals_of(self, party):
+        return [arrival for arrival in self.simulator.arrivals() if arrival["account"] == party.account]
+
+    def run_scenarios(self):
+        for at in range(0, len(self.scenarios), AT_ONCE):
+            wave = self.scenarios[at : at + AT_ONCE]
+            with ThreadPoolExecutor(AT_ONCE) as threads:
+                drivers = [self.driver(f"driver-{party.account}", party.sdk) for party in wave]
+                list(map(Driver.wait_until_ready, drivers))
+                for party, (results, seconds) in zip(wave, threads.map(self.timed, wave, drivers)):
+                    flowgate = self.flowgates[party.what.flowgate]
+                    account = "default" if party.what.flowgate == "sidecar" else party.account
+                    problems, figures = check_scenario(party, results, self.arrivals_of(party), flowgate.outcomes().get(account))
+                    succeeded = sum(result["ok"] for result in results)
+                    self.tally.add(party.what.name, problems, f"{succeeded}/{CALLS}  {seconds:.1f} s  {figures}")
+                list(map(Driver.stop, drivers))
+
+    def timed(self, party, driver):
+        start = time.monotonic()
+        results = driver.run(party.job(self.flowgates[party.what.flowgate].proxy))
+        return results, time.monotonic() - start
+
+    def run_rows(self):
+        self.simulator.faults([f"named={row.mark},{row.fault}" for row in ROWS if row.fault])
+        sdks = sorted({party.sdk for party in self.rows})
+        drivers = [self.driver(f"driver-rows-{sdk}", sdk) for sdk in sdks]
+        with ThreadPoolExecutor() as threads:
+            each = threads.map(self.rows_of, sdks, drivers)
+            results = {party: result for answered in each for party, result in answered.items()}
+        for party in self.rows:
+            outcomes = self.flowgates[party.what.flowgate].outcomes().get(party.account)
+            problems = check_row(party, results[party], self.arrivals_of(party), outcomes)
+            self.tally.add(f"{party.what.name}: {party.sdk} {party.scheme}", problems, f"{party.what.status} {party.what.code}")
+
+    def rows_of(self, sdk, driver):
+        driver.wait_until_ready()
+        own = [party for party in self.rows if party.sdk == sdk]
+        return {party: driver.run(party.job(self.flowgates[party.what.flowgate].proxy)) for party in own}
+
+    def run_retries(self):
+        """A relayed call that is throttled comes back by its own SDK, signed anew, when it was told to."""
+        for party in self.retries:
+            driver = self.driver(f"driver-{party.account}", party.sdk)
+            driver.wait_until_ready()
+            self.simulator.faults(["next=1,action=CreateFlow,throttle,acs-retry-after=700"])
+            job = party.job(self.flowgates["shared"].proxy, sdk_retries=2)
+            results = driver.run({**job, "names": job["names"][:1]})
+            arrivals = self.arrivals_of(party)
+            problems = first_failures(results) + differ(
+                verdicts=([arrival["verdict"] for arrival in arrivals], ["throttled", "accepted"]),
+                nonces=(len({arrival["nonce"] for arrival in arrivals}), 2),
+            )
+            pause = arrivals[-1]["received_ms"] - arrivals[0]["received_ms"]
+            if pause < 700:
+                problems.append(f"came back after {pause} ms, told 700")
+            self.tally.add(f"{party.what.name}", problems, f"came back after {pause} ms, told 700")
+
+    def check_whole(self):
+        """What the simulator saw of everything together."""
+        report = self.simulator.report()
+        problems = differ(duplicates=(report["duplicates"], []), not_http=(report["not_http"], 0))
+        if report["worst_window"] > 5:
+            problems.append(f"{report['worst_window']} calls of one account within a second")
+        figures = f"{report['arrived']} arrived, worst second {report['worst_window']}, duplicates {len(report['duplicates'])}"
+        self.tally.add("the endpoint's whole record", problems, figures)
+
+
+def control(run):
+    """The same twenty calls without Flowgate, for the contrast: who is refused is told so."""
+    party = of_scenarios()[0]
+    arguments = ["--key", simulator_key(party)]
+    simulator = run.start(Simulator, "simulator-control", run.options.cams_sim, run.options.logs, arguments)
+    driver = run.driver("driver-control", "python")
+    driver.wait_until_ready()
+    results = driver.run(party.job(simulator.url.removeprefix("http://")))
+    report, succeeded = simulator.report(), sum(result["ok"] for result in results)
+    problems = differ(
+        succeeded=(succeeded, report["accepted"]),
+        refused=(report["refused"], CALLS - succeeded),
+        codes=({result["code"] for result in results if not result["ok"]}, {"System.LimitControl"}),
+        worst=(report["worst_accepted"], 5),
+    )
+    run.tally.add("python sync V3 straight at the endpoint", problems, f"{succeeded}/{CALLS}  refused {report['refused']}")
+
+
+def main():
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flowgate", default=os.environ.get("FLOWGATE_BIN", target / "ci/flowgate"), type=Path)
+    parser.add_argument("--cams-sim", default=os.environ.get("CAMS_SIM_BIN", target / "ci/cams-sim"), type=Path)
+    parser.add_argument("--logs", default=target / "test-logs/sdk", type=Path)
+    parser.add_argument("--only", default="", help="only what has this in its name")
+    options = parser.parse_args()
+    options.logs.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        run = Run(stack, options)
+        control(run)
+        run.run_scenarios()
+        run.run_rows()
+        run.run_retries()
+        run.check_whole()
+    print(f"sdk: {run.tally.passed} passed, {run.tally.failed} failed")
+    return 1 if run.tally.failed or not run.tally.passed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""What is tried: which SDK, signed how, sent which way, under whose key, and what must come of it. Each scenario and each row has an account of its own
+and so a lane of its own, which is why many can run at once and still be told apart in the simulator's records."""
+
+from dataclasses import dataclass, field
+import re
+
+# The one host that the simulator serves, and what a caller's SDK keeps as its endpoint when Flowgate is its http_proxy.
+REAL_HOST = "cams.ap-southeast-1.aliyuncs.com"
+
+CALLS = 20
+
+# Every reserved character, letters of two, three and four bytes, and what would be a throttle refusal to whoever searches an answer's text for one.
+AWKWARD = "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}\",\"Code\":\"System.LimitControl"
+
+# More than the configuration's max_body.
+TOO_LARGE = "x" * 20_000
+
+
+def slug(text):
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Twenty calls at once that all succeed."""
+
+    sdk: str
+    scheme: str
+    style: str = "endpoint"  # or "proxy": Flowgate is the SDK's http_proxy
+    mode: str = "sync"
+    identity: str = "account"  # the account's own key; or "client", "relayed"
+    sts: bool = False  # the caller signs with a temporary key, whose token must not go on
+    flowgate: str = "shared"  # or "sidecar": no file, only the environment
+
+    @property
+    def name(self):
+        words = [self.sdk, self.mode, self.scheme, "STS" if self.sts else "", f"as {self.identity}", f"by {self.style}"]
+        return " ".join(filter(None, words)) + ("" if self.flowgate == "shared" else f", {self.flowgate}")
+
+    def names(self):
+        return [f"{slug(self.name)} {number:02} {AWKWARD}" for number in range(CALLS)]
+
+
+SCENARIOS = [
+    Scenario("python", "V3"),
+    Scenario("python", "V3", mode="async"),
+    Scenario("python", "V1"),
+    Scenario("python", "V1", mode="async"),
+    Scenario("python", "V3", sts=True),
+    Scenario("python", "V1", sts=True),
+    Scenario("python", "V3", style="proxy"),
+    Scenario("python", "V3", style="proxy", mode="async"),
+    Scenario("python", "V1", style="proxy"),
+    Scenario("python", "V3", identity="client"),
+    Scenario("python", "V1", identity="client", sts=True),
+    Scenario("python", "V1", identity="relayed"),
+    Scenario("python", "V3", identity="relayed", style="proxy"),
+    Scenario("python-old", "V1"),
+    Scenario("python-old", "V1", style="proxy"),
+    Scenario("python-old", "V1", sts=True),
+    Scenario("python-old", "V1", identity="relayed"),
+    Scenario("node", "V3"),
+    Scenario("node", "V1"),
+    Scenario("node", "V3", sts=True),
+    Scenario("node", "V1", sts=True),
+    Scenario("node", "V1", identity="relayed"),
+    Scenario("python", "V3", sts=True, flowgate="sidecar"),
+]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A call that goes wrong, and how every SDK tells it to the application: Code, HTTP status and Message are Flowgate's or CAMS's, the exception is the
+    SDK's own. `python` is the new Python SDK's class; it turns every answer that says when to come back into a ThrottlingException."""
+
+    name: str
+    code: str
+    status: int
+    says: str
+    python: str = "ClientException"
+    identity: str = "account"
+    flowgate: str = "shared"  # or "impatient": one attempt, a short hold; or "cut-off": its upstream refuses connections
+    schemes: tuple = ("V3", "V1")
+    sdks: tuple = ("python", "python-old", "node")
+    action: str = "CreateFlow"
+    fault: str = ""  # what the simulator does to this row's calls
+    calls: int = 1
+    reaches: int = 0  # how many of them the simulator sees, if it is one call
+    counted: str = "invalid"  # flowgate_requests_total{outcome}
+    change: dict = field(default_factory=dict, hash=False)  # what the caller does differently
+
+    @property
+    def mark(self):
+        """By this in the FlowName the simulator knows the row's calls."""
+        return f"<{slug(self.name)}>"
+
+    def names(self):
+        return [self.change.get("flow_name", f"{self.mark} {number}") for number in range(self.calls)]
+
+
+ROWS = [
+    Row("wrong secret", "SignatureDoesNotMatch", 400, "signature is not matched", change={"secret": "wrong"}),
+    Row("unknown key", "InvalidAccessKeyId.NotFound", 404, "access key is not found", change={"key": "nobody"}),
+    Row("wrong host", "Flowgate.SignedHostMismatch", 400, "http_proxy", identity="relayed", schemes=("V3",)),
+    Row(
+        "another product",
+        "Flowgate.NotAProxy",
+        403,
+        "no general proxy",
+        sdks=("python", "python-old"),
+        change={"style": "proxy", "endpoint": "ecs.aliyuncs.com"},
+    ),
+    Row("not allowed", "Flowgate.Forbidden", 403, "ListFlow", identity="client", action="ListFlow", counted="refused"),
+    Row(
+        "body too large",
+        "Flowgate.RequestTooLarge",
+        413,
+        "16384 bytes",
+        action="GetPreValidatePhoneId",
+        change={"flow_name": TOO_LARGE},
+    ),
+    Row(
+        "no time",
+        "System.LimitControl",
+        400,
+        "predicted wait",
+        python="ThrottlingException",
+        flowgate="impatient",
+        calls=20,
+        counted="refused",
+    ),
+    Row(
+        "last attempt throttled",
+        "System.LimitControl",
+        400,
+        "flow control",
+        python="ThrottlingException",
+        flowgate="impatient",
+        fault="throttle",
+        reaches=1,
+        counted="throttled",
+    ),
+    Row(
+        "relayed and throttled",
+        "System.LimitControl",
+        400,
+        "flow control",
+        python="ThrottlingException",
+        identity="relayed",
+        change={"style": "proxy"},
+        sdks=("python", "python-old"),
+        fault="throttle,acs-retry-after=300",
+        reaches=1,
+        counted="throttled",
+    ),
+    Row(
+        "cannot be reached",
+        "Flowgate.UpstreamUnreachable",
+        503,
+        "Nothing was sent",
+        python="ThrottlingException",
+        flowgate="cut-off",
+        counted="unreachable",
+    ),
+    Row(
+        "unavailable",
+        "ServiceUnavailable",
+        503,
+        "temporary failure",
+        python="ServerException",
+        fault="unavailable",
+        reaches=1,
+        counted="upstream_error",
+    ),
+    Row(
+        "unavailable for a while",
+        "ServiceUnavailable",
+        503,
+        "temporary failure",
+        python="ThrottlingException",
+        fault="unavailable,acs-retry-after=300",
+        reaches=1,
+        counted="upstream_error",
+    ),
+    Row(
+        "a matter of business",
+        "Product.Unsubscript",
+        400,
+        "not subscribed",
+        fault="refuse=Product.Unsubscript",
+        reaches=1,
+        counted="upstream_error",
+    ),
+    Row("garbage", "Flowgate.OutcomeUnknown", 409, "ListFlow", fault="garbage", reaches=1, counted="outcome_unknown"),
+    Row("a web page", "Flowgate.OutcomeUnknown", 409, "ListFlow", fault="html", reaches=1, counted="outcome_unknown"),
+    Row("closed early", "Flowgate.OutcomeUnknown", 409, "ListFlow", fault="close-after", reaches=1, counted="outcome_unknown"),
+    Row(
+        "the account's key is wrong",
+        "Flowgate.AccountCredentials",
+        403,
+        "access key",
+        identity="client",
+        reaches=1,
+        counted="upstream_error",
+        change={"account_secret": "not-the-simulators"},
+    ),
+]

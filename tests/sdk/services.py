@@ -1,0 +1,151 @@
+"""The processes of a run: the simulator, Flowgate in several configurations, and the drivers, each with a log of its own, each ended by its own id."""
+
+import json
+import os
+from pathlib import Path
+import re
+import subprocess
+import threading
+import urllib.request
+
+HERE = Path(__file__).resolve().parent
+
+# The drivers see no proxy and no credentials of whoever runs them.
+_FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*)$")
+CLEAN = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
+
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def http(url, body=None):
+    """GET, or POST of JSON; the answer's text."""
+    data = None if body is None else json.dumps(body).encode()
+    with _OPENER.open(urllib.request.Request(url, data=data), timeout=10) as answer:
+        return answer.read().decode()
+
+
+class Service:
+    """A process that says in one of its lines where it listens."""
+
+    def __init__(self, name, argv, logs, ready, env=None):
+        self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            argv, env={**CLEAN, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        )
+        self._found = None
+        self._settled = threading.Event()
+        self._reader = threading.Thread(target=self._read, args=(ready,))
+        self._reader.start()
+        if not self._settled.wait(20) or self._found is None:
+            self.stop()
+            raise RuntimeError(f"{name} did not start, see {self._log.name}")
+
+    def _read(self, ready):
+        for line in self._process.stdout:
+            self._log.write(line)
+            if self._found is None:
+                self._found = ready(line)
+                if self._found is not None:
+                    self._settled.set()
+        self._settled.set()
+        self._log.close()
+
+    def stop(self):
+        """Ends it and returns its exit code."""
+        self._process.terminate()
+        try:
+            code = self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            code = self._process.wait()
+        self._reader.join()
+        return code
+
+
+class Simulator(Service):
+    def __init__(self, name, binary, logs, arguments):
+        def ready(line):
+            found = re.search(r"listening on (http://\S+)", line)
+            return found and found[1]
+
+        super().__init__(name, [binary, *arguments], logs, ready)
+        self.url = self._found
+
+    def report(self):
+        return json.loads(http(f"{self.url}/__report"))
+
+    def arrivals(self):
+        return json.loads(http(f"{self.url}/__arrivals"))
+
+    def faults(self, rules):
+        http(f"{self.url}/__faults", rules)
+
+
+class Flowgate(Service):
+    def __init__(self, name, binary, logs, config=None, env=None):
+        def ready(line):
+            event = json.loads(line) if line.startswith("{") else {}
+            return event if event.get("message") == "flowgate is ready" else None
+
+        arguments = []
+        if config is not None:
+            path = logs / f"{name}.toml"
+            path.write_text(config, encoding="utf-8")
+            arguments = ["--config", str(path)]
+        super().__init__(name, [binary, *arguments], logs, ready, env)
+        self.proxy, self.admin = self._found["proxy"], self._found["admin"]
+
+    def outcomes(self):
+        """How calls ended: {account: {outcome: how many}}."""
+        ended = {}
+        for line in http(f"http://{self.admin}/metrics").splitlines():
+            if line.startswith("flowgate_requests_total{"):
+                labels, count = dict(re.findall(r'(\w+)="([^"]*)"', line)), float(line.rsplit(" ", 1)[1])
+                outcomes = ended.setdefault(labels["account"], {})
+                outcomes[labels["outcome"]] = outcomes.get(labels["outcome"], 0) + int(count)
+        return ended
+
+
+class Driver:
+    """An application: one process with one SDK in it. It is ready, its imports done, before its first job comes."""
+
+    COMMANDS = {
+        "python": [str(HERE / ".venv/bin/python"), str(HERE / "drivers/python_new.py")],
+        "python-old": [str(HERE / ".venv/bin/python"), str(HERE / "drivers/python_old.py")],
+        "node": ["node", str(HERE / "drivers/node.js")],
+    }
+
+    def __init__(self, name, sdk, logs):
+        self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            self.COMMANDS[sdk],
+            env={**CLEAN, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def wait_until_ready(self):
+        if self._process.stdout.readline().strip() != "ready":
+            raise RuntimeError(f"a driver did not start, see {self._log.name}")
+
+    def run(self, job):
+        """What became of each call of the job."""
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a driver died, see {self._log.name}")
+        return json.loads(line)
+
+    def stop(self):
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
