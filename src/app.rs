@@ -171,7 +171,7 @@ impl Answer for Proxy {
         flow::call(&self.0, request, hangup).await
     }
 
-    fn not_http(&self) {
+    fn no_request(&self) {
         self.0.metrics.ended("unknown", "other", Outcome::Invalid);
     }
 }

@@ -16,7 +16,7 @@ use super::{Config, Loaded};
 /// Bytes of a configuration file.
 const MAX_FILE: u64 = 1 << 20;
 
-/// See [`super::load`].
+/// Does what `config::load` promises.
 pub(super) fn load(file: Option<&Path>, environment: Environment) -> Result<Loaded, Mistakes> {
     let name = file.map(|file| file.display().to_string());
     let mut root = match file.map(read) {

@@ -1,3 +1,5 @@
+//! Rules of the configuration that take many small files, and the promise that no message shows what was written.
+
 use std::ffi::OsString;
 use std::io::Write;
 use std::time::Duration;

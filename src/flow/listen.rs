@@ -4,6 +4,7 @@
 pub(crate) mod socket;
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
@@ -23,7 +24,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Bind, Listen};
-use crate::flow::listen::socket::{Hangup, Patience, Socket, Stream};
+use crate::flow::listen::socket::{Hangup, Patience, Socket, Stalled, Stream};
 use crate::metrics::Metrics;
 use crate::shutdown::{Phase, Phases};
 
@@ -63,8 +64,8 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
         hangup: Hangup,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send;
 
-    /// A connection has ended because what came was not HTTP.
-    fn not_http(&self) {}
+    /// A connection has ended because what came is no request: it was not HTTP, or its head did not end.
+    fn no_request(&self) {}
 }
 
 /// One connection's place in the count of its source.
@@ -229,19 +230,27 @@ impl Terms {
     }
 
     fn count(&self, error: &hyper::Error, service: &impl Answer) {
-        let kind = match error {
-            error if error.is_user() => return,
-            error if error.is_parse() => "not_http",
-            error if error.is_timeout() => "timeout",
-            error if error.is_incomplete_message() => "incomplete",
-            _ => "broken",
+        let kind = match stalled(error) {
+            Some(Stalled::Head) => "slow_head",
+            Some(Stalled::Answer) => "slow_reader",
+            None if error.is_user() => return,
+            None if error.is_parse() => "not_http",
+            None if error.is_timeout() => "idle",
+            None if error.is_incomplete_message() => "incomplete",
+            None => "broken",
         };
-        if kind == "not_http" {
-            service.not_http();
+        if ["not_http", "slow_head"].contains(&kind) {
+            service.no_request();
         }
         self.metrics.connection_errors.with_label_values(&[kind]).inc();
         tracing::debug!(kind, "a connection ended with an error");
     }
+}
+
+/// Whether a connection ended by one of our own clocks.
+fn stalled(error: &hyper::Error) -> Option<Stalled> {
+    let io = error.source()?.downcast_ref::<io::Error>()?;
+    io.get_ref()?.downcast_ref().copied()
 }
 
 impl Drop for Place {

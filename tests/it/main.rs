@@ -5,6 +5,7 @@ mod caller;
 mod world;
 
 mod admin;
+mod bad_input;
 // mod config;
 mod hang_up;
 mod journey;

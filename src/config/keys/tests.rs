@@ -1,3 +1,5 @@
+//! Whether the manual and the table of keys say the same, and how the table is asked.
+
 use super::*;
 
 /// Where the manual's table begins and ends.

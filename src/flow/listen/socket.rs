@@ -59,6 +59,17 @@ pub(crate) struct Ours(Turn);
 #[derive(Default)]
 struct Deadline(Option<Pin<Box<Sleep>>>);
 
+/// A caller stalled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stalled {
+    /// A head began and did not end.
+    #[error("the request's head did not end in time")]
+    Head,
+    /// An answer was not taken.
+    #[error("the answer was not taken in time")]
+    Answer,
+}
+
 /// How often a caller is looked at again that has sent more than its request, so that its socket always has something
 /// to read.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
@@ -168,9 +179,9 @@ impl Deadline {
         self.0 = None;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+    fn poll(&mut self, cx: &mut Context<'_>, stalled: Stalled) -> io::Result<()> {
         let over = self.0.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
-        if over { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        if over { Err(io::Error::new(io::ErrorKind::TimedOut, stalled)) } else { Ok(()) }
     }
 }
 
@@ -196,7 +207,7 @@ impl AsyncRead for Stream {
         }
         loop {
             if this.socket.poll_readable(cx)?.is_pending() {
-                this.head.poll(cx)?;
+                this.head.poll(cx, Stalled::Head)?;
                 return Poll::Pending;
             }
             match this.socket.try_read(buf) {
@@ -218,7 +229,7 @@ impl Stream {
         loop {
             if self.socket.poll_writable(cx)?.is_pending() {
                 self.write.start(self.patience.write);
-                self.write.poll(cx)?;
+                self.write.poll(cx, Stalled::Answer)?;
                 return Poll::Pending;
             }
             match self.socket.try_write(bufs) {

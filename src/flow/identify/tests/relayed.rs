@@ -76,7 +76,7 @@ fn version_1_goes_on_with_another_host() {
     let mut get = alias_v1(|call| call.method = "GET");
     get.target = format!("/{}", get.target);
     let sent = super::relayed::sent(&get);
-    assert_eq!((sent.target, sent.header("content-length")), (get.target.clone(), None));
+    assert_eq!((&sent.target, sent.header("content-length")), (&get.target, None));
 }
 
 #[test]

@@ -1,0 +1,174 @@
+//! What does one key say? It is asked for one form, such as a duration or a list, within bounds; what is written
+//! otherwise is a mistake that names the form and not what was written.
+
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{Place, Reader, Section};
+use crate::config::file::{Item, Node, Style};
+use crate::config::keys::Key;
+use crate::config::mistakes::Origin;
+use crate::config::units::{Size, Time};
+
+/// One key, written or not.
+pub(crate) struct Field<'a> {
+    pub(crate) reader: &'a Reader,
+    pub(crate) key: &'static Key,
+    pub(crate) place: Place,
+    pub(crate) item: Option<Item>,
+}
+
+/// The most that any duration may be: more is a slip, and far more would overflow the clock.
+pub(crate) const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// A duration of which zero makes no sense.
+pub(crate) const POSITIVE: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_TIME;
+
+// === impl Field ===
+
+impl<'a> Field<'a> {
+    /// Notes a mistake in this key.
+    pub(crate) fn mistake(&self, expectation: impl Into<String>) {
+        self.reader.mistake(&self.place, expectation);
+    }
+
+    /// Whether the key was written at all.
+    pub(crate) fn is_given(&self) -> bool {
+        self.item.is_some()
+    }
+
+    /// Whether exactly this word was written.
+    pub(crate) fn says(&self, word: &str) -> bool {
+        matches!(&self.item, Some(Item::Scalar { text, style: Style::Quoted | Style::Variable }) if text == word)
+    }
+
+    /// Reads a key that may be left out and has no default. The outer `None` is a mistake.
+    pub(crate) fn optional<T>(&self, read: impl FnOnce(&Self) -> Option<T>) -> Option<Option<T>> {
+        if self.is_given() { read(self).map(Some) } else { Some(None) }
+    }
+
+    /// Reads text of some form.
+    pub(crate) fn text<T>(&self, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+        let value = match (&self.item, self.key.default) {
+            (Some(Item::Scalar { text, style: Style::Quoted | Style::Variable }), _) => parse(text),
+            (Some(_), _) => None,
+            (None, Some(default)) => return Some(parse(default).expect("the manual's defaults are well-formed")),
+            (None, None) => {
+                self.mistake(format!("missing, expected {expected}"));
+                return None;
+            }
+        };
+        if value.is_none() {
+            self.mistake(format!("expected {expected}"));
+        }
+        value
+    }
+
+    /// Reads one of some words.
+    pub(crate) fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
+        let quoted: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
+        let find = |text: &str| words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        self.text(&quoted.join(" or "), find)
+    }
+
+    /// Reads a duration.
+    pub(crate) fn time(&self, range: &RangeInclusive<Duration>) -> Option<Duration> {
+        let Time(time) = self.text("a duration such as 10s", |text| text.parse().ok())?;
+        self.within(time, range, Time)
+    }
+
+    /// Reads a number of bytes.
+    pub(crate) fn size(&self, range: &RangeInclusive<usize>) -> Option<usize> {
+        let Size(size) = self.text("a size such as 64KiB", |text| text.parse().ok())?;
+        self.within(size, range, Size)
+    }
+
+    fn within<T: Copy + PartialOrd, S: fmt::Display>(
+        &self,
+        value: T,
+        range: &RangeInclusive<T>,
+        show: fn(T) -> S,
+    ) -> Option<T> {
+        if range.contains(&value) {
+            return Some(value);
+        }
+        self.mistake(format!("expected {} to {}", show(*range.start()), show(*range.end())));
+        None
+    }
+
+    /// Reads a whole number.
+    pub(crate) fn count(&self, range: &RangeInclusive<u32>) -> Option<u32> {
+        let value = self.bare().and_then(|text| text.parse().ok()).filter(|count| range.contains(count));
+        if value.is_none() {
+            self.mistake(format!("expected a whole number from {} to {}", range.start(), range.end()));
+        }
+        value
+    }
+
+    /// Reads `true` or `false`.
+    pub(crate) fn flag(&self) -> Option<bool> {
+        let value = self.bare().and_then(|text| text.parse().ok());
+        if value.is_none() {
+            self.mistake("expected true or false");
+        }
+        value
+    }
+
+    fn bare(&self) -> Option<&str> {
+        match &self.item {
+            None => self.key.default,
+            Some(Item::Scalar { text, style: Style::Bare | Style::Variable }) => Some(text),
+            Some(_) => None,
+        }
+    }
+
+    /// Reads a list, each entry as a key of its own. In the environment it may be written with commas.
+    pub(crate) fn list<T>(self, mut read: impl FnMut(&Field<'a>) -> Option<T>) -> Option<Vec<T>> {
+        let Self { reader, key, place, item } = self;
+        let nodes = match item {
+            None if key.default.is_some() => Vec::new(),
+            Some(Item::List(nodes)) => nodes,
+            Some(Item::Scalar { text, style: Style::Variable }) => split(&text, &place.origin),
+            found => {
+                let missing = if found.is_none() { "missing, " } else { "" };
+                reader.mistake(&place, format!("{missing}expected a list"));
+                return None;
+            }
+        };
+        let field = |(index, node): (usize, Node)| Field {
+            reader,
+            key,
+            place: Place { path: format!("{}[{index}]", place.path), origin: node.origin },
+            item: Some(node.item),
+        };
+        // Every entry is read before the first wrong one makes the whole wrong.
+        let read: Vec<_> = nodes.into_iter().enumerate().map(field).map(|entry| read(&entry)).collect();
+        read.into_iter().collect()
+    }
+
+    /// The key as a table, or as it was when it is none.
+    pub(crate) fn into_table(self) -> Result<Section<'a>, Self> {
+        match self.item {
+            Some(Item::Table(nodes)) => {
+                Ok(Section { reader: self.reader, place: self.place, manual: self.key.path.to_owned(), nodes })
+            }
+            item => Err(Self { item, ..self }),
+        }
+    }
+
+    /// Where a path that was written here leads: from the file's folder, or, in a variable, from the current one.
+    pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
+        match self.place.origin {
+            Origin::Line(_) => self.reader.folder.join(path),
+            Origin::Variable(_) | Origin::Nowhere => path.to_owned(),
+        }
+    }
+}
+
+fn split(text: &str, origin: &Origin) -> Vec<Node> {
+    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
+    let item = |entry: &str| Item::Scalar { text: entry.to_owned(), style: Style::Variable };
+    entries.map(|entry| Node { origin: origin.clone(), item: item(entry) }).collect()
+}

@@ -1,0 +1,382 @@
+//! Everything that can be wrong with a request, a row each: the exact answer, the outcome that is counted, and that
+//! nothing reached CAMS.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::caller::{self, Call, KEY, SECRET};
+use crate::world::World;
+
+const FLOW: [(&str, &str); 2] = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
+
+/// What is sent, and the status and code that come back.
+struct Row {
+    name: &'static str,
+    bytes: Vec<u8>,
+    status: u16,
+    code: &'static str,
+}
+
+fn row(name: &'static str, bytes: impl Into<Vec<u8>>, status: u16, code: &'static str) -> Row {
+    Row { name, bytes: bytes.into(), status, code }
+}
+
+/// A signed V3 call that was changed before or after it was signed.
+fn v3(host: &str, before: impl FnOnce(&mut Call), after: impl FnOnce(&mut Call)) -> Vec<u8> {
+    let mut call = Call::v3_with(host, &FLOW, before, (KEY, SECRET));
+    after(&mut call);
+    call.bytes()
+}
+
+fn v1(host: &str, before: impl FnOnce(&mut Call), after: impl FnOnce(&mut Call)) -> Vec<u8> {
+    let mut call = Call::v1_with(host, &FLOW, before, (KEY, SECRET));
+    after(&mut call);
+    call.bytes()
+}
+
+fn nothing(_: &mut Call) {}
+
+fn form(call: &mut Call) {
+    call.push("content-type", "application/x-www-form-urlencoded");
+    call.query.clear();
+    call.body = b"FlowName=x&Categories=%5B%22SIGN_UP%22%5D".to_vec();
+}
+
+fn set_query(call: &mut Call, name: &str, value: &str) {
+    call.query.iter_mut().find(|(known, _)| known == name).unwrap().1 = value.into();
+}
+
+fn late(minutes: u64) -> String {
+    caller::timestamp(SystemTime::now() - Duration::from_secs(60 * minutes))
+}
+
+/// Identity: who signs, with what, when, for whom.
+fn identity(host: &str) -> Vec<Row> {
+    let other_key = |key, secret| Call::v3_with(host, &FLOW, nothing, (key, secret)).bytes();
+    let rsa = |call: &mut Call| {
+        let authorization = call.header("authorization").replace("ACS3-HMAC-SHA256", "ACS3-RSA-SHA256");
+        call.set("authorization", &authorization);
+    };
+    let sm3 = |call: &mut Call| {
+        let authorization = call.header("authorization").replace("ACS3-HMAC-SHA256", "ACS3-HMAC-SM3");
+        call.set("authorization", &authorization);
+    };
+    let v1_rsa = |call: &mut Call| set_query(call, "SignatureMethod", "SHA256withRSA");
+    let bearer = |call: &mut Call| {
+        call.headers.retain(|(name, _)| name != "authorization");
+        call.push("x-acs-bearer-token", "token");
+        call.query.push(("SignatureType".into(), "BEARERTOKEN".into()));
+    };
+    let anonymous = |call: &mut Call| call.headers.retain(|(name, _)| name != "authorization");
+    let foreign_product = Call::v3("ecs.aliyuncs.com", "x").bytes();
+    vec![
+        row("unknown key", other_key("LTAI-nobody", SECRET), 404, "InvalidAccessKeyId.NotFound"),
+        row("wrong secret", other_key(KEY, "guessed"), 400, "SignatureDoesNotMatch"),
+        row(
+            "wrong secret, V1",
+            Call::v1_with(host, &FLOW, nothing, (KEY, "guessed")).bytes(),
+            400,
+            "SignatureDoesNotMatch",
+        ),
+        row(
+            "stale timestamp",
+            v3(host, |call| call.set("x-acs-date", &late(16)), nothing),
+            400,
+            "InvalidTimeStamp.Expired",
+        ),
+        row(
+            "stale timestamp, V1",
+            v1(host, |call| set_query(call, "Timestamp", &late(16)), nothing),
+            400,
+            "InvalidTimeStamp.Expired",
+        ),
+        row(
+            "older than the process",
+            v3(host, |call| call.set("x-acs-date", &late(2)), nothing),
+            400,
+            "InvalidTimeStamp.Expired",
+        ),
+        row(
+            "timestamp that is none",
+            v3(host, |call| call.set("x-acs-date", "yesterday"), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row("RSA", v3(host, nothing, rsa), 400, "IncompleteSignature"),
+        row("SM3", v3(host, nothing, sm3), 400, "IncompleteSignature"),
+        row("RSA, V1", v1(host, v1_rsa, nothing), 400, "IncompleteSignature"),
+        row("bearer", v3(host, nothing, bearer), 400, "IncompleteSignature"),
+        row("anonymous", v3(host, nothing, anonymous), 400, "IncompleteSignature"),
+        row("signed for another product", foreign_product, 400, "Flowgate.SignedHostMismatch"),
+    ]
+}
+
+/// Things that were changed after the signature, or that it does not cover.
+fn tampered(host: &str) -> Vec<Row> {
+    let unsigned = |name: &'static str, value: &'static str| v3(host, nothing, move |call| call.push(name, value));
+    let second_authorization = v3(host, nothing, |call| {
+        let authorization = call.header("authorization").to_owned();
+        call.push("authorization", &authorization);
+    });
+    vec![
+        row("tampered body", v3(host, form, |call| call.body[9] = b'y'), 400, "SignatureDoesNotMatch"),
+        row("tampered query", v3(host, nothing, |call| set_query(call, "FlowName", "y")), 400, "SignatureDoesNotMatch"),
+        row(
+            "tampered form, V1",
+            v1(host, nothing, |call| *call.body.last_mut().unwrap() = b'y'),
+            400,
+            "SignatureDoesNotMatch",
+        ),
+        row("another method", v3(host, nothing, |call| call.method = "GET".into()), 400, "SignatureDoesNotMatch"),
+        row("another Host", v3(host, nothing, |call| call.set("host", "elsewhere")), 400, "SignatureDoesNotMatch"),
+        row("unsigned x-acs header", unsigned("x-acs-source-ip", "1.2.3.4"), 400, "IncompleteSignature"),
+        row("two Authorization headers", second_authorization, 400, "Flowgate.BadRequest"),
+    ]
+}
+
+/// What can be read in two ways.
+fn ambiguous(host: &str) -> Vec<Row> {
+    let doubled = |call: &mut Call| call.query.push(("flowname".into(), "y".into()));
+    let query_and_form = |call: &mut Call| call.query.push(("FlowName".into(), "y".into()));
+    let json = |call: &mut Call| {
+        call.set("content-type", "application/json");
+        call.body = b"{\"FlowName\":\"x\"}".to_vec();
+    };
+    let v1_json = Call::v1_with(
+        host,
+        &[],
+        |call| {
+            call.push("content-type", "application/json");
+            call.body = b"{\"FlowName\":\"x\"}".to_vec();
+        },
+        (KEY, SECRET),
+    );
+    let twice_in_json = |call: &mut Call| {
+        call.query.clear();
+        call.push("content-type", "application/json");
+        call.body = b"{\"FlowName\":\"x\",\"Flow\\u004eame\":\"y\"}".to_vec();
+    };
+    let no_action = |call: &mut Call| call.headers.retain(|(name, _)| name != "x-acs-action");
+    vec![
+        row("no Action", v3(host, no_action, nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "no Action, V1",
+            v1(host, |call| call.query.retain(|(name, _)| name != "Action"), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "Action in another case",
+            v3(host, |call| call.set("x-acs-action", "createflow"), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "another version",
+            v3(host, |call| call.set("x-acs-version", "2019-01-01"), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row("doubled parameter", v3(host, doubled, nothing), 400, "Flowgate.BadRequest"),
+        row("query and form differ, V1", v1(host, query_and_form, nothing), 400, "Flowgate.BadRequest"),
+        row("a form that calls itself JSON, V1", v1(host, json, nothing), 400, "Flowgate.BadRequest"),
+        row("JSON body, V1", v1_json.bytes(), 400, "Flowgate.BadRequest"),
+        row("a key twice in JSON", v3(host, twice_in_json, nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "V3 with a V1 Action",
+            v3(host, |call| call.query.push(("Action".into(), "ListFlow".into())), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "V1 with another x-acs-action",
+            v1(host, |call| call.push("x-acs-action", "ListFlow"), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row("bad percent", v3(host, nothing, |call| call.path = "/?a=%zz&".into()), 400, "Flowgate.BadRequest"),
+        row("another path", v3(host, nothing, |call| call.path = "/prefix/".into()), 400, "Flowgate.BadRequest"),
+        row("another method", v3(host, |call| call.method = "PUT".into(), nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "a browser",
+            v3(host, nothing, |call| call.push("origin", "https://evil.example")),
+            400,
+            "Flowgate.BadRequest",
+        ),
+    ]
+}
+
+/// The frame: hosts, forms, lengths.
+fn framing(host: &str) -> Vec<Row> {
+    let absolute = |authority: &str| {
+        let mut call = Call::v3(authority, "x");
+        call.path = format!("http://{authority}/");
+        call.bytes()
+    };
+    let no_host = v3(host, nothing, |call| call.headers.retain(|(name, _)| name != "host"));
+    let two_hosts = v3(host, nothing, |call| call.push("host", "other"));
+    let gzip = v3(host, form, |call| {
+        call.push("transfer-encoding", "gzip, chunked");
+        call.body = b"0\r\n\r\n".to_vec();
+    });
+    let chunking = |chunks: &'static [u8]| {
+        v3(host, form, move |call| {
+            call.push("transfer-encoding", "chunked");
+            call.body = chunks.to_vec();
+        })
+    };
+    let large = |call: &mut Call| {
+        form(call);
+        call.body = [b"FlowName=".as_slice(), &[b'x'; 3000]].concat();
+    };
+    let connect = "CONNECT cams.ap-southeast-1.aliyuncs.com:443 HTTP/1.0\r\n\r\n";
+    vec![
+        row("CONNECT", connect, 405, "Flowgate.NotAProxy"),
+        row("a foreign host in absolute form", absolute("example.com"), 403, "Flowgate.NotAProxy"),
+        row("no Host", no_host, 400, "Flowgate.BadRequest"),
+        row("two Hosts", two_hosts, 400, "Flowgate.BadRequest"),
+        row("gzip, chunked", gzip, 400, "Flowgate.BadRequest"),
+        row("broken chunking", chunking(b"5\r\nFlow\r\nzz\r\n"), 400, "Flowgate.BadRequest"),
+        row("body over the limit", v3(host, large, nothing), 413, "Flowgate.RequestTooLarge"),
+    ]
+}
+
+#[tokio::test]
+async fn every_bad_request_has_its_answer_and_nothing_reaches_cams() {
+    let world = World::new("[listen]\nmax_body = \"2KiB\"").await;
+    let host = world.host();
+    for row in [identity(&host), tampered(&host), ambiguous(&host), framing(&host)].into_iter().flatten() {
+        let before = world.metrics().await;
+        let reply =
+            caller::exchange(world.proxy, &row.bytes).await.unwrap_or_else(|| panic!("{}: no answer", row.name));
+        assert_eq!((reply.status, reply.code().as_str()), (row.status, row.code), "{}: {reply:?}", row.name);
+        assert_eq!(reply.header("x-flowgate-error"), Some(row.code), "{}", row.name);
+        assert_eq!(reply.header("x-acs-retry-after"), None, "{}", row.name);
+        let body = reply.json();
+        for field in ["RequestId", "HostId", "Code", "Message", "Recommend"] {
+            assert!(body[field].is_string(), "{}: {field} in {body}", row.name);
+        }
+        assert!(row.code != "SignatureDoesNotMatch" || body["Message"].as_str().unwrap().contains(':'));
+        let after = world.metrics().await;
+        let counted = |outcome: &str| {
+            let of =
+                |account: &str| after.outcome(account, "other", outcome) - before.outcome(account, "other", outcome);
+            of("acme") + of("unknown")
+        };
+        assert_eq!(counted("invalid"), 1.0, "{}", row.name);
+        let all = after.sum("flowgate_requests_total") - before.sum("flowgate_requests_total");
+        assert_eq!(all, 1.0, "{}", row.name);
+    }
+    assert_eq!(world.sim.report().arrived, 0);
+    assert_eq!(world.sim.report().connections, 0, "CAMS is not even dialled");
+}
+
+#[tokio::test]
+async fn a_nonce_is_good_for_one_call() {
+    let world = World::new("").await;
+    for call in [Call::v3(&world.host(), "x"), Call::v1(&world.host(), "y")] {
+        assert_eq!(call.send(world.proxy).await.status, 200);
+        let reply = call.send(world.proxy).await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "SignatureNonceUsed"));
+    }
+    let metrics = world.metrics().await;
+    assert_eq!(metrics.get("flowgate_signature_checks_total{result=\"ok\"}"), 2.0);
+    assert_eq!(metrics.get("flowgate_signature_checks_total{result=\"nonce\"}"), 2.0);
+    assert_eq!(world.sim.report().arrived, 2);
+}
+
+#[tokio::test]
+async fn a_failed_check_spends_no_nonce() {
+    let world = World::new("").await;
+    let call = Call::v3(&world.host(), "x");
+    let mut tampered = call.clone();
+    set_query(&mut tampered, "FlowName", "y");
+    assert_eq!(tampered.send(world.proxy).await.code(), "SignatureDoesNotMatch");
+    assert_eq!(call.send(world.proxy).await.status, 200);
+}
+
+#[tokio::test]
+async fn xml_is_for_those_who_ask_for_it() {
+    let world = World::new("").await;
+    let xml = |call: &mut Call| set_query(call, "Format", "XML");
+    let reply = Call::v1_with(&world.host(), &FLOW, xml, (KEY, "guessed")).send(world.proxy).await;
+    assert_eq!((reply.status, reply.header("content-type")), (400, Some("text/xml;charset=utf-8")));
+    assert!(reply.body.contains("<Code>SignatureDoesNotMatch</Code>"), "{}", reply.body);
+}
+
+#[tokio::test]
+async fn what_is_not_http_gets_a_bare_answer_and_a_closed_connection() {
+    let world = World::new("").await;
+    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(100_000));
+    for (count, (bytes, status)) in
+        [(b"\x16\x03\x01\x02\x00\x01".as_slice(), "400"), (long.as_bytes(), "431")].into_iter().enumerate()
+    {
+        let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+        drop(stream.write_all(bytes).await);
+        let mut answer = Vec::new();
+        // What was not read makes the close a reset.
+        drop(stream.read_to_end(&mut answer).await);
+        assert!(String::from_utf8_lossy(&answer).starts_with(&format!("HTTP/1.1 {status} ")), "{answer:?}");
+        world
+            .until(
+                "flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}",
+                count as f64 + 1.0,
+            )
+            .await;
+    }
+    assert_eq!(world.metrics().await.get("flowgate_connection_errors_total{kind=\"not_http\"}"), 2.0);
+}
+
+#[tokio::test]
+async fn half_a_request_and_then_silence_is_given_up() {
+    let world = World::new("[listen]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"").await;
+    let whole = v1(&world.host(), nothing, nothing);
+    let half_head = &whole[..40];
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(half_head).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"", "the connection is closed");
+    world.until("flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}", 1.0).await;
+    assert_eq!(world.metrics().await.get("flowgate_connection_errors_total{kind=\"slow_head\"}"), 1.0);
+
+    let half_body = &whole[..whole.len() - 5];
+    let reply = caller::exchange(world.proxy, half_body).await.unwrap();
+    assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"));
+    assert_eq!(reply.header("connection"), Some("close"));
+    assert_eq!(world.metrics().await.outcome("acme", "other", "invalid"), 1.0);
+}
+
+#[tokio::test]
+async fn an_idle_connection_outlives_the_header_timeout() {
+    let world = World::new("[listen]\nheader_timeout = \"300ms\"").await;
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    for name in ["one", "two"] {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        stream.write_all(&Call::v3(&world.host(), name).bytes()).await.unwrap();
+        assert_eq!(caller::read_reply(&mut stream).await.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn connections_are_bounded_in_total_and_by_source() {
+    let world = World::new("[listen]\nmax_connections_per_source = 3").await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(TcpStream::connect(world.proxy).await.unwrap());
+    }
+    world.until("flowgate_connections", 4.0).await;
+    let mut fourth = TcpStream::connect(world.proxy).await.unwrap();
+    assert_eq!(fourth.read(&mut [0]).await.unwrap_or(0), 0, "closed at once");
+    world.until("flowgate_connection_errors_total{kind=\"too_many_from_source\"}", 1.0).await;
+    streams.pop();
+    world.until("flowgate_connection_errors_total{kind=\"too_many_from_source\"}", 1.0).await;
+    // The place is free again as soon as the proxy has seen the close.
+    loop {
+        if let Some(reply) = caller::exchange(world.proxy, &Call::v3(&world.host(), "x").bytes()).await {
+            break assert_eq!(reply.status, 200);
+        }
+    }
+}
