@@ -52,6 +52,8 @@ struct Proxy(Arc<Parts>);
 
 /// Bytes of bodies whose callers are not verified yet, all together.
 const UNVERIFIED_BYTES: usize = 16 << 20;
+/// Descriptors that callers' connections do not get.
+const KEPT_DESCRIPTORS: usize = 128;
 /// How often idle lanes are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
 /// How long callers have to read their last answer when the grace is over.
@@ -69,6 +71,7 @@ impl App {
         let admin = bind(&config.listen.admin, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
+        config.listen.max_connections = config.listen.max_connections.min(affordable_connections());
         let parts = Arc::new(Parts::new(config)?);
         let listen = &parts.config.listen;
         let terms = Terms::new(listen, parts.metrics.clone(), parts.phases.clone());
@@ -83,6 +86,7 @@ impl App {
             proxy = %listen.proxy,
             admin = %listen.admin,
             upstream = parts.config.upstream.host,
+            max_connections = listen.max_connections,
             accounts = parts.config.accounts.len(),
             clients = parts.config.clients.len(),
             "flowgate is ready"
@@ -134,11 +138,20 @@ impl App {
     }
 }
 
+/// How many callers' connections the descriptors suffice for. Each may need another one to CAMS, and some are kept for
+/// the admin port and for files.
+fn affordable_connections() -> usize {
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+    let affordable = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(KEPT_DESCRIPTORS) / 2;
+    tracing::debug!(descriptors, affordable, "descriptors");
+    affordable.max(1)
+}
+
 // === impl Parts ===
 
 impl Parts {
     /// `config` with the addresses that were in fact bound.
-    fn new(config: Config) -> anyhow::Result<Self> {
+    pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
         let metrics = Arc::new(Metrics::new());
         let upstream = Arc::new(Upstream::new(&config.upstream, own)?);

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 
 /// How a call ended, for `flowgate_requests_total{outcome}`: every call has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
+pub(crate) enum Outcome {
     /// CAMS answered with success.
     Ok,
     /// CAMS answered with an error that is the caller's to read.
@@ -17,7 +17,7 @@ pub enum Outcome {
     /// Flowgate refused: no room or no time in the queue, draining, not allowed.
     Refused,
     /// Sent, and nobody can say whether CAMS did it.
-    OutcomeUnknown,
+    Unknown,
     /// Nothing was sent because CAMS cannot be reached.
     Unreachable,
     /// The caller hung up before it was answered.
@@ -28,7 +28,7 @@ pub enum Outcome {
 
 /// Why Flowgate answers by itself (design section 6, one variant per row or cause).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Kind {
+pub(crate) enum Kind {
     /// The predicted wait exceeds the hold.
     WaitTooLong,
     /// The hold ran out while the call was queued.
@@ -74,26 +74,26 @@ pub enum Kind {
 /// One of Flowgate's own answers.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}: {message}", kind.code())]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// The cause; decides status, code and outcome.
-    pub kind: Kind,
+    pub(crate) kind: Kind,
     /// What the caller reads. Holds no secret, no signature and no foreign key.
-    pub message: String,
+    pub(crate) message: String,
     /// When coming back makes sense, where it does (never zero on the wire).
-    pub retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 // === impl Outcome ===
 
 impl Outcome {
     /// The metric label.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::UpstreamError => "upstream_error",
             Self::Throttled => "throttled",
             Self::Refused => "refused",
-            Self::OutcomeUnknown => "outcome_unknown",
+            Self::Unknown => "outcome_unknown",
             Self::Unreachable => "unreachable",
             Self::Cancelled => "cancelled",
             Self::Invalid => "invalid",
@@ -105,27 +105,27 @@ impl Outcome {
 
 impl Kind {
     /// `Code` of the answer.
-    pub fn code(self) -> &'static str {
+    pub(crate) fn code(self) -> &'static str {
         self.facts().1
     }
 
     /// HTTP status of the answer.
-    pub fn status(self) -> StatusCode {
+    pub(crate) fn status(self) -> StatusCode {
         self.facts().0
     }
 
     /// How a call that ends with this answer is counted.
-    pub fn outcome(self) -> Outcome {
+    pub(crate) fn outcome(self) -> Outcome {
         self.facts().2
     }
 
     /// The metric label of `flowgate_refused_total{reason}`.
-    pub fn label(self) -> &'static str {
+    pub(crate) fn label(self) -> &'static str {
         self.facts().3
     }
 
     fn facts(self) -> (StatusCode, &'static str, Outcome, &'static str) {
-        use Outcome::{Invalid, OutcomeUnknown, Refused, Unreachable, UpstreamError};
+        use Outcome::{Invalid, Refused, Unknown, Unreachable, UpstreamError};
         let status = |code: u16| StatusCode::from_u16(code).expect("the statuses below are all valid");
         match self {
             Self::WaitTooLong => (status(400), "System.LimitControl", Refused, "wait_too_long"),
@@ -133,7 +133,7 @@ impl Kind {
             Self::QueueFull => (status(400), "System.LimitControl", Refused, "queue_full"),
             Self::Draining => (status(503), "Flowgate.Draining", Refused, "draining"),
             Self::UpstreamUnreachable => (status(503), "Flowgate.UpstreamUnreachable", Unreachable, "unreachable"),
-            Self::OutcomeUnknown => (status(409), "Flowgate.OutcomeUnknown", OutcomeUnknown, "outcome_unknown"),
+            Self::OutcomeUnknown => (status(409), "Flowgate.OutcomeUnknown", Unknown, "outcome_unknown"),
             Self::SignedHostMismatch => (status(400), "Flowgate.SignedHostMismatch", Invalid, "signed_host"),
             Self::SignatureDoesNotMatch => (status(400), "SignatureDoesNotMatch", Invalid, "signature"),
             Self::IncompleteSignature => (status(400), "IncompleteSignature", Invalid, "incomplete_signature"),
@@ -147,7 +147,7 @@ impl Kind {
             Self::BodyTimeout => (status(400), "Flowgate.BadRequest", Invalid, "body_timeout"),
             Self::Connect => (status(405), "Flowgate.NotAProxy", Invalid, "connect"),
             Self::ForeignHost => (status(403), "Flowgate.NotAProxy", Invalid, "foreign_host"),
-            Self::Internal => (status(500), "Flowgate.Internal", OutcomeUnknown, "internal"),
+            Self::Internal => (status(500), "Flowgate.Internal", Unknown, "internal"),
         }
     }
 }
@@ -156,12 +156,12 @@ impl Kind {
 
 impl Refusal {
     /// An answer without advice to come back.
-    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: None }
     }
 
     /// An answer that says when to come back.
-    pub fn after(kind: Kind, wait: Duration, message: impl Into<String>) -> Self {
+    pub(crate) fn after(kind: Kind, wait: Duration, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), retry_after: Some(wait) }
     }
 }

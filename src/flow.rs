@@ -15,6 +15,8 @@ pub(crate) mod reply;
 pub(crate) mod retry;
 pub(crate) mod sign;
 pub(crate) mod take_token;
+#[cfg(test)]
+mod tests;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -124,7 +126,8 @@ where
             }
             Attempted::Judged(answer, verdict) => (answer, verdict),
         };
-        let tries = Tries { sent: record.attempts(), can_sign: context.managed, has_lane: context.limited };
+        let (sent, left) = (record.attempts(), place.left());
+        let tries = Tries { sent, can_sign: context.managed, has_lane: context.limited, left };
         match retry::decide(&verdict, tries, &parts.config.retry, fastrand::f64()) {
             Decision::Reply => {
                 let response = reply::pass_on(answer, &verdict, || place.predicted_wait())?;

@@ -30,16 +30,22 @@ pub(crate) struct Metrics {
     cancelled: IntCounterVec,
     signature_checks: IntCounterVec,
     in_flight: IntGaugeVec,
-    /// Connections of callers that are open now.
-    pub(crate) connections: IntGauge,
-    /// Connections that ended with an error, by kind; what is not HTTP is counted here.
-    pub(crate) connection_errors: IntCounterVec,
-    queued_bytes: IntGauge,
+    /// Those of callers and of operators.
+    pub(crate) connections: ConnectionMetrics,
     lanes: LaneGauges,
+}
+
+/// Connections to both ports.
+pub(crate) struct ConnectionMetrics {
+    /// Open now.
+    pub(crate) open: IntGauge,
+    /// Ended with an error or turned away, by kind; what is not HTTP is counted here.
+    pub(crate) errors: IntCounterVec,
 }
 
 /// What the lanes say when somebody scrapes.
 struct LaneGauges {
+    queued_bytes: IntGauge,
     queued: IntGaugeVec,
     oldest_wait: GaugeVec,
     predicted_wait: GaugeVec,
@@ -122,21 +128,7 @@ impl Metrics {
                 &["result"],
             ),
             in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
-            connections: register(
-                r,
-                IntGauge::with_opts(opts("connections", "Open connections of callers.")).expect("a valid name"),
-            ),
-            connection_errors: counter(
-                r,
-                "connection_errors_total",
-                "Connections that ended with an error or were turned away, by kind.",
-                &["kind"],
-            ),
-            queued_bytes: register(
-                r,
-                IntGauge::with_opts(opts("queued_bytes", "Bytes of the bodies of calls that wait or are under way."))
-                    .expect("a valid name"),
-            ),
+            connections: ConnectionMetrics::new(r),
             lanes: LaneGauges::new(r),
             registry: registry.clone(),
         };
@@ -197,7 +189,7 @@ impl Metrics {
 
     /// Everything in Prometheus' text format, with the lanes as they are now.
     pub(crate) fn render(&self, lanes: &[LaneView], queued_bytes: usize) -> String {
-        self.queued_bytes.set(i64::try_from(queued_bytes).unwrap_or(i64::MAX));
+        self.lanes.queued_bytes.set(i64::try_from(queued_bytes).unwrap_or(i64::MAX));
         self.lanes.set(lanes);
         let mut text = String::new();
         TextEncoder::new()
@@ -207,12 +199,26 @@ impl Metrics {
     }
 }
 
+// === impl ConnectionMetrics ===
+
+impl ConnectionMetrics {
+    fn new(r: &Registry) -> Self {
+        let help = "Connections that ended with an error or were turned away, by kind.";
+        Self {
+            open: single(r, "connections", "Open connections."),
+            errors: counter(r, "connection_errors_total", help, &["kind"]),
+        }
+    }
+}
+
 // === impl LaneGauges ===
 
 impl LaneGauges {
     fn new(r: &Registry) -> Self {
         let call = &["account", "action"];
+        let bytes = "Bytes of the bodies of calls that wait or are under way.";
         Self {
+            queued_bytes: single(r, "queued_bytes", bytes),
             queued: gauge(r, "queued", "Calls that wait for their turn.", call),
             oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
             predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),
@@ -266,6 +272,10 @@ fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntC
 
 fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
     register(registry, IntGaugeVec::new(opts(name, help), labels).expect("a valid name"))
+}
+
+fn single(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::with_opts(opts(name, help)).expect("a valid name"))
 }
 
 fn seconds(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {

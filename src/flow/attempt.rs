@@ -15,6 +15,7 @@ use crate::flow::queue::{Receipt, Turn};
 use crate::metrics;
 
 /// What came of an attempt.
+#[expect(clippy::large_enum_variant, reason = "made once per attempt and moved twice")]
 pub(crate) enum Attempted {
     /// Nothing left this process: the connection had closed.
     Unsent,

@@ -39,7 +39,7 @@ use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::config;
 use crate::error::{Kind, Refusal};
-use crate::id::{AccountId, ActionName, ClientId};
+use crate::id::{AccountId, ClientId};
 use crate::secret::Secret;
 
 /// The most that is read for a version 1 caller, whose signature is known only with the body.
@@ -94,7 +94,7 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
     let headers = &shape.parts.headers;
     if let Some(value) = one(headers, &header::AUTHORIZATION)? {
         let value = value.to_str().map_err(|_| incomplete("the Authorization header is not ASCII"))?;
-        return Authorization::parse(value).map(Some).map_err(|error| incomplete(error));
+        return Authorization::parse(value).map(Some).map_err(incomplete);
     }
     let is_bearer = headers.contains_key("x-acs-bearer-token")
         || headers.contains_key("x-acs-zero-trust-idtoken")
@@ -150,11 +150,6 @@ impl Claim {
     /// Whether the configuration names the account.
     pub(crate) fn is_known(&self) -> bool {
         !matches!(self.way, Way::Relayed { is_known: false, .. })
-    }
-
-    /// The action that the call names, proven or not.
-    pub(crate) fn action(&self) -> &ActionName {
-        &self.said.action
     }
 
     /// Whether the signature is known to be right before the body is read.

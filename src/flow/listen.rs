@@ -157,7 +157,7 @@ impl Terms {
                 Err(error) => {
                     // Out of descriptors, or a connection that was gone before it was accepted.
                     tracing::warn!(%error, "cannot accept a connection");
-                    self.metrics.connection_errors.with_label_values(&["accept"]).inc();
+                    self.metrics.connections.errors.with_label_values(&["accept"]).inc();
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -185,7 +185,7 @@ impl Terms {
     }
 
     fn turn_away(&self, kind: &str) {
-        self.metrics.connection_errors.with_label_values(&[kind]).inc();
+        self.metrics.connections.errors.with_label_values(&[kind]).inc();
     }
 
     fn enter(&self, source: IpAddr) -> Result<Place, ()> {
@@ -199,7 +199,7 @@ impl Terms {
     }
 
     async fn connection(mut self, socket: Socket, service: impl Answer) {
-        self.metrics.connections.inc();
+        self.metrics.connections.open.inc();
         let (stream, hangup, turn) = Stream::new(socket, self.patience);
         let answer = service.clone();
         let service_fn = service_fn(move |request| {
@@ -223,7 +223,7 @@ impl Terms {
                 connection.await
             }
         };
-        self.metrics.connections.dec();
+        self.metrics.connections.open.dec();
         if let Err(error) = ended {
             self.count(&error, &service);
         }
@@ -242,7 +242,7 @@ impl Terms {
         if ["not_http", "slow_head"].contains(&kind) {
             service.no_request();
         }
-        self.metrics.connection_errors.with_label_values(&[kind]).inc();
+        self.metrics.connections.errors.with_label_values(&[kind]).inc();
         tracing::debug!(kind, "a connection ended with an error");
     }
 }

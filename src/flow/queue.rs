@@ -189,6 +189,11 @@ impl<K: Connector> Call<K> {
         self.standing.arrived.elapsed()
     }
 
+    /// What is left of the hold.
+    pub(crate) fn left(&self) -> Duration {
+        self.send_by.saturating_duration_since(Instant::now())
+    }
+
     /// When a call that came now could be sent: the honest advice for when to come back.
     pub(crate) fn predicted_wait(&self) -> Duration {
         self.lane.as_ref().map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
@@ -197,6 +202,9 @@ impl<K: Connector> Call<K> {
     async fn unlimited_turn(&self) -> Result<Turn<K>, Refusal> {
         if self.shared.drained(Instant::now()) {
             return Err(waiter::draining());
+        }
+        if self.left().is_zero() {
+            return Err(waiter::expired(self.shared.connector.down(), Duration::from_secs(1)));
         }
         let connection = match self.shared.connector.try_ready() {
             Some(connection) => connection,

@@ -117,7 +117,7 @@ impl Record {
             }
             Verdict::Throttled { code, request_id, .. } => (Outcome::Throttled, code.as_str(), request_id.as_deref()),
             Verdict::Credentials { code, request_id } => (Outcome::UpstreamError, code.as_str(), request_id.as_deref()),
-            Verdict::Unknown { reason } => (Outcome::OutcomeUnknown, *reason, None),
+            Verdict::Unknown { reason } => (Outcome::Unknown, *reason, None),
         };
         self.end(&Ending { outcome, verdict: code, status: status.as_u16(), cams_request_id, detail: "" });
     }

@@ -30,6 +30,8 @@ pub(crate) struct Tries {
     pub(crate) can_sign: bool,
     /// The call has a lane.
     pub(crate) has_lane: bool,
+    /// What is left of its hold.
+    pub(crate) left: Duration,
 }
 
 /// Decides; `random` is in 0..1.
@@ -43,7 +45,8 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
         (false, Some(hint)) => (*hint).min(policy.max_pause),
         (false, None) => backoff::full_jitter(policy, tries.sent, random),
     };
-    Decision::Again { after }
+    // On a lane the queue says so itself when the hold runs out, and knows more about when to come back.
+    if after < tries.left || tries.has_lane { Decision::Again { after } } else { Decision::Reply }
 }
 
 #[cfg(test)]
@@ -64,7 +67,7 @@ mod tests {
     }
 
     fn tries(sent: u32) -> Tries {
-        Tries { sent, can_sign: true, has_lane: true }
+        Tries { sent, can_sign: true, has_lane: true, left: Duration::from_secs(90) }
     }
 
     #[test]
@@ -102,5 +105,13 @@ mod tests {
         assert_eq!(after(&throttled(Some(Duration::from_secs(3600))), 1), ms(60_000));
         assert_eq!(after(&throttled(None), 1), ms(100));
         assert_eq!(after(&throttled(None), 2), ms(200));
+    }
+
+    #[test]
+    fn without_a_lane_nobody_waits_longer_than_his_hold() {
+        let short = Tries { has_lane: false, left: Duration::from_secs(2), ..tries(1) };
+        let hint = |seconds| throttled(Some(Duration::from_secs(seconds)));
+        assert_eq!(decide(&hint(2), short, &POLICY, 0.5), Decision::Reply);
+        assert_eq!(decide(&hint(1), short, &POLICY, 0.5), Decision::Again { after: Duration::from_secs(1) });
     }
 }

@@ -149,8 +149,8 @@ fn put_length(headers: &mut HeaderMap, method: &Method, length: usize) {
 }
 
 fn put(request: &mut Request<Full<Bytes>>, name: &'static str, value: &str) {
-    let mut header =
-        HeaderValue::from_str(value).expect("the configuration admits only visible ASCII in keys and hosts");
+    let header = HeaderValue::from_bytes(value.as_bytes());
+    let mut header = header.expect("the configuration admits no control characters in keys, tokens and hosts");
     header.set_sensitive(matches!(name, "authorization" | "x-acs-security-token"));
     request.headers_mut().insert(HeaderName::from_static(name), header);
 }

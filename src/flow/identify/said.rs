@@ -157,7 +157,7 @@ impl Said {
     }
 
     fn read_form(&mut self, body: &[u8]) -> Result<(), Refusal> {
-        self.params.add_form(body).map_err(|error| bad(error))?;
+        self.params.add_form(body).map_err(bad)?;
         if self.params.form().any(|(name, _)| is_common(name)) {
             return Err(bad("a parameter of signature version 1 stands in the form: it belongs into the query"));
         }

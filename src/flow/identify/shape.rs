@@ -50,7 +50,7 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     browser(headers)?;
     let host = one(headers, &header::HOST)?.ok_or_else(|| bad("there is no Host header"))?;
     let target = target(parts, host, directory)?;
-    let params = Params::from_query(target.query().unwrap_or_default()).map_err(|error| bad(error))?;
+    let params = Params::from_query(target.query().unwrap_or_default()).map_err(bad)?;
     if params.iter().any(|(name, _)| name.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))) {
         return Err(bad("a parameter is named like an x-acs header"));
     }

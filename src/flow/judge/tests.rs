@@ -1,3 +1,5 @@
+//! What each kind of answer is judged to be, a row each.
+
 use bytes::Bytes;
 use hyper::header::HeaderName;
 

@@ -45,7 +45,7 @@ pub(crate) struct Stream {
 
 /// Tells whether a caller has hung up.
 #[derive(Clone)]
-pub(crate) struct Hangup(Option<Arc<Socket>>);
+pub(crate) struct Hangup(Arc<Socket>);
 
 /// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
 /// odd number is ours.
@@ -125,16 +125,9 @@ impl Socket {
 // === impl Hangup ===
 
 impl Hangup {
-    /// For calls that do not come over a socket.
-    #[cfg(test)]
-    pub(crate) fn never() -> Self {
-        Self(None)
-    }
-
     /// Waits for the hang-up: a close, a reset, or a half-close.
     pub(crate) async fn happened(&self) {
-        let Some(socket) = &self.0 else { return std::future::pending().await };
-        while !socket.closed().await {
+        while !self.0.closed().await {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -142,7 +135,7 @@ impl Hangup {
     /// Whether it has happened.
     pub(crate) fn has_happened(&self) -> bool {
         use futures_util::FutureExt;
-        self.0.as_ref().is_some_and(|socket| socket.closed().now_or_never() == Some(true))
+        self.0.closed().now_or_never() == Some(true)
     }
 }
 
@@ -191,7 +184,7 @@ impl Stream {
     pub(crate) fn new(socket: Socket, patience: Patience) -> (Self, Hangup, Turn) {
         let socket = Arc::new(socket);
         let turn = Turn::default();
-        let hangup = Hangup(Some(socket.clone()));
+        let hangup = Hangup(socket.clone());
         let (head, write) = (Deadline::default(), Deadline::default());
         (Self { socket, patience, turn: turn.clone(), head, head_of: 0, write }, hangup, turn)
     }

@@ -79,14 +79,6 @@ impl<W> Line<W> {
         self.per_client.get(client).copied().unwrap_or(0)
     }
 
-    /// How many are served before a call that stands at `place`.
-    pub(crate) fn ahead_of(&self, place: Place) -> usize {
-        match self.waiting.last_key_value() {
-            Some((last, _)) if *last >= place => self.waiting.range(..place).count(),
-            _ => self.waiting.len(),
-        }
-    }
-
     /// When the one that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
         self.waiting.values().map(|(standing, _)| standing.arrived).min()
@@ -137,12 +129,6 @@ mod tests {
         assert_eq!(line.pop(), Some(1));
         assert_eq!(line.of_client(&ClientId::new("a")), 0);
         assert_eq!(line.per_client.len(), 1);
-    }
-
-    #[test]
-    fn a_place_counts_those_before_it() {
-        let line = line(&[(1, "a"), (5, "a"), (9, "b")]);
-        assert_eq!([0, 1, 5, 7, 9, 10].map(|place| line.ahead_of(Place(place))), [0, 0, 1, 2, 2, 3]);
     }
 
     #[test]

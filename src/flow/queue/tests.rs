@@ -21,6 +21,8 @@ struct Door {
     delay_ms: AtomicU64,
     shut: AtomicBool,
     open: AtomicU64,
+    /// The next wait for a connection panics.
+    trapped: AtomicBool,
 }
 
 struct Held(Arc<Door>);
@@ -50,6 +52,7 @@ impl Connector for Doors {
 
     async fn ready(&self, _wanted: usize) -> Held {
         sleep(Duration::from_millis(self.0.delay_ms.load(Ordering::Relaxed))).await;
+        assert!(!self.0.trapped.swap(false, Ordering::Relaxed), "the trap");
         while self.0.shut.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(10)).await;
         }
@@ -366,6 +369,20 @@ async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
     sleep(SECOND).await;
     world.door.shut.store(false, Ordering::Relaxed);
     waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
+    let world = World::new(GAP).await;
+    world.door.delay_ms.store(1, Ordering::Relaxed);
+    world.door.trapped.store(true, Ordering::Relaxed);
+    let mut calls = JoinSet::new();
+    for _ in 0..7 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        calls.spawn(async move { call.turn().await.unwrap().spend().1.answered() });
+    }
+    assert_eq!(calls.join_all().await.len(), 7);
+    assert!(!world.door.trapped.load(Ordering::Relaxed), "the trap was sprung");
 }
 
 #[tokio::test(start_paused = true)]

@@ -27,10 +27,15 @@ pub(super) struct Reading {
     json: Option<String>,
 }
 
+/// How many captures [`signed`] gives.
+pub(super) const SIGNED: usize = 29;
+
 /// Every capture that an HMAC with SHA-1 or SHA-256 signs.
 pub(super) fn signed() -> Vec<(String, Capture)> {
     let is_signed = |vector: &&vectors::Vector| matches!(vector.kind.as_str(), "ACS3-HMAC-SHA256" | "RPC-V1 HMAC-SHA1");
-    vectors::all().iter().filter(is_signed).map(|vector| (vector.file.clone(), load(&vector.file))).collect()
+    let captures: Vec<_> = vectors::all().iter().filter(is_signed).map(|v| (v.file.clone(), load(&v.file))).collect();
+    assert_eq!(captures.len(), SIGNED);
+    captures
 }
 
 pub(super) fn load(file: &str) -> Capture {
