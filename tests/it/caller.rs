@@ -11,37 +11,42 @@ use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-pub const KEY: &str = "LTAI-managed-1";
-pub const SECRET: &str = "managed-secret-1";
+pub(crate) const KEY: &str = "LTAI-managed-1";
+pub(crate) const SECRET: &str = "managed-secret-1";
 
 /// One request, to be changed and sent.
 #[derive(Clone, Debug)]
-pub struct Call {
-    pub method: String,
-    pub path: String,
-    pub query: Vec<(String, String)>,
-    pub headers: Vec<(String, String)>,
-    pub body: Vec<u8>,
+pub(crate) struct Call {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    pub(crate) query: Vec<(String, String)>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
 }
 
 /// What came back.
 #[derive(Debug)]
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub body: String,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 // === impl Call ===
 
 impl Call {
     /// CreateFlow by V3, parameters in the query, as the newest Python SDK sends it.
-    pub fn v3(host: &str, flow_name: &str) -> Self {
+    pub(crate) fn v3(host: &str, flow_name: &str) -> Self {
         Self::v3_with(host, &[("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow_name)], |_| {}, (KEY, SECRET))
     }
 
     /// V3 with any parameters; `change` sees the call before it is signed.
-    pub fn v3_with(host: &str, query: &[(&str, &str)], change: impl FnOnce(&mut Self), key: (&str, &str)) -> Self {
+    pub(crate) fn v3_with(
+        host: &str,
+        query: &[(&str, &str)],
+        change: impl FnOnce(&mut Self),
+        key: (&str, &str),
+    ) -> Self {
         let mut call = Self::bare(host, query);
         call.push("x-acs-action", "CreateFlow");
         call.push("x-acs-version", "2020-06-06");
@@ -54,12 +59,17 @@ impl Call {
     }
 
     /// CreateFlow by V1, common parameters in the query, business parameters in a form.
-    pub fn v1(host: &str, flow_name: &str) -> Self {
+    pub(crate) fn v1(host: &str, flow_name: &str) -> Self {
         let form = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow_name)];
         Self::v1_with(host, &form, |_| {}, (KEY, SECRET))
     }
 
-    pub fn v1_with(host: &str, form: &[(&str, &str)], change: impl FnOnce(&mut Self), key: (&str, &str)) -> Self {
+    pub(crate) fn v1_with(
+        host: &str,
+        form: &[(&str, &str)],
+        change: impl FnOnce(&mut Self),
+        key: (&str, &str),
+    ) -> Self {
         let common = [
             ("Action", "CreateFlow"),
             ("Version", "2020-06-06"),
@@ -88,16 +98,16 @@ impl Call {
         Self { method: "POST".into(), path: "/".into(), query, headers, body: Vec::new() }
     }
 
-    pub fn push(&mut self, name: &str, value: &str) {
+    pub(crate) fn push(&mut self, name: &str, value: &str) {
         self.headers.push((name.into(), value.into()));
     }
 
-    pub fn set(&mut self, name: &str, value: &str) {
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
         let header = self.headers.iter_mut().find(|(known, _)| known == name).expect("a header to change");
         header.1 = value.into();
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         &self.headers.iter().find(|(known, _)| known == name).expect("a header").1
     }
 
@@ -132,14 +142,14 @@ impl Call {
         self.query.push(("Signature".into(), STANDARD.encode(mac.finalize().into_bytes())));
     }
 
-    pub fn target(&self) -> String {
+    pub(crate) fn target(&self) -> String {
         let query: Vec<_> =
             self.query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
         if query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, query.join("&")) }
     }
 
     /// The request as it goes over the wire.
-    pub fn bytes(&self) -> Vec<u8> {
+    pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target());
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
@@ -151,7 +161,7 @@ impl Call {
     }
 
     /// Sends the request on a connection of its own and reads the answer.
-    pub async fn send(&self, to: SocketAddr) -> Reply {
+    pub(crate) async fn send(&self, to: SocketAddr) -> Reply {
         exchange(to, &self.bytes()).await.expect("an answer")
     }
 }
@@ -159,21 +169,21 @@ impl Call {
 // === impl Reply ===
 
 impl Reply {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {self:?}"))
     }
 
-    pub fn code(&self) -> String {
+    pub(crate) fn code(&self) -> String {
         self.json()["Code"].as_str().unwrap_or_else(|| panic!("no Code: {self:?}")).to_owned()
     }
 }
 
 /// Sends bytes and reads one answer; none if the connection closes without one.
-pub async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
+pub(crate) async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
     let mut stream = TcpStream::connect(to).await.expect("the proxy listens");
     // A refused body may end the writing early.
     drop(stream.write_all(bytes).await);
@@ -181,7 +191,7 @@ pub async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
 }
 
 /// Reads one answer.
-pub async fn read_reply(stream: &mut TcpStream) -> Option<Reply> {
+pub(crate) async fn read_reply(stream: &mut TcpStream) -> Option<Reply> {
     let mut seen = Vec::new();
     loop {
         if let Some(reply) = parse(&seen) {
@@ -209,7 +219,7 @@ fn parse(seen: &[u8]) -> Option<Reply> {
     (body.len() >= length.unwrap_or(0)).then(|| Reply { status, headers, body: body.to_owned() })
 }
 
-pub fn encode(text: &str) -> String {
+pub(crate) fn encode(text: &str) -> String {
     let byte = |byte: u8| match byte {
         b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
         other => format!("%{other:02X}"),
@@ -217,11 +227,11 @@ pub fn encode(text: &str) -> String {
     text.bytes().map(byte).collect()
 }
 
-pub fn nonce() -> String {
+pub(crate) fn nonce() -> String {
     format!("{:032x}", fastrand::u128(..))
 }
 
-pub fn timestamp(at: SystemTime) -> String {
+pub(crate) fn timestamp(at: SystemTime) -> String {
     let seconds = at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days to a civil date, after Howard Hinnant.

@@ -1,10 +1,11 @@
 //! A call's whole way: both signatures, every place for parameters, every form of request, retries, relays.
 
-use std::time::{Duration, Instant as WallClock};
+use std::time::Duration;
 
 use cams_sim::{Key, Settings, Sim, Verdict};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::caller::{self, Call, KEY, SECRET};
 use crate::world::World;
@@ -91,7 +92,7 @@ async fn twenty_at_once_all_succeed_at_the_legal_rate() {
 async fn a_throttled_call_is_signed_anew_and_tried_again_after_the_hint() {
     let world = World::new("").await;
     world.sim.set_faults(vec!["next=2,throttle,acs-retry-after=700".parse().unwrap()]);
-    let start = WallClock::now();
+    let start = Instant::now();
     let reply = Call::v3(&world.host(), "again").send(world.proxy).await;
     assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some("again")));
     assert!(start.elapsed() >= Duration::from_millis(1400), "two pauses of 700 ms");

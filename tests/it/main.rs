@@ -1,12 +1,14 @@
 //! The integration tests: the whole proxy in front of the simulated endpoint over loopback sockets; one binary, a file
 //! per subject.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, in helpers too")]
+
 mod caller;
 mod world;
 
 mod admin;
 mod bad_input;
-// mod config;
+mod config;
 mod hang_up;
 mod journey;
 mod shutdown;

@@ -13,33 +13,33 @@ use crate::caller::{self, KEY, SECRET};
 /// Secrets by the name of the variable that the configuration names.
 const SECRETS: [(&str, &str); 3] = [("MANAGED", SECRET), ("TEAM", "team-secret-1"), ("WRONG", "not-the-secret")];
 
-pub struct World {
-    pub sim: Running,
-    pub app: App,
-    pub proxy: SocketAddr,
+pub(crate) struct World {
+    pub(crate) sim: Running,
+    pub(crate) app: App,
+    pub(crate) proxy: SocketAddr,
     admin: SocketAddr,
     _folder: tempfile::TempDir,
 }
 
 /// Metrics as Prometheus would read them: name and labels to value.
-pub struct Metrics(BTreeMap<String, f64>);
+pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 // === impl World ===
 
 impl World {
     /// The simulator knows the managed key; the proxy has it as account `acme`. `more` is TOML after `[queue]`.
-    pub async fn new(more: &str) -> Self {
+    pub(crate) async fn new(more: &str) -> Self {
         Self::with(Settings::default(), more).await
     }
 
-    pub async fn with(settings: Settings, more: &str) -> Self {
+    pub(crate) async fn with(settings: Settings, more: &str) -> Self {
         let sim = Sim::start(settings.with_key(KEY, SECRET, "acme")).await.expect("the simulator starts");
         let upstream = sim.url();
         Self::in_front_of(sim, &upstream, more).await
     }
 
     /// As `with`, but the proxy dials `upstream`.
-    pub async fn in_front_of(sim: Running, upstream: &str, more: &str) -> Self {
+    pub(crate) async fn in_front_of(sim: Running, upstream: &str, more: &str) -> Self {
         let toml = format!(
             "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n\
              [upstream]\nurl = \"{upstream}\"\n{more}"
@@ -48,7 +48,7 @@ impl World {
     }
 
     /// The proxy with this configuration, on free ports.
-    pub async fn configured(sim: Running, toml: &str) -> Self {
+    pub(crate) async fn configured(sim: Running, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
         let app = App::start(load(&folder, toml)).await.expect("flowgate starts");
         let (proxy, admin) = (app.proxy_address(), app.admin_address());
@@ -57,20 +57,20 @@ impl World {
     }
 
     /// The address as a Host header.
-    pub fn host(&self) -> String {
+    pub(crate) fn host(&self) -> String {
         self.proxy.to_string()
     }
 
-    pub async fn get(&self, path: &str) -> caller::Reply {
+    pub(crate) async fn get(&self, path: &str) -> caller::Reply {
         get(self.admin, path).await
     }
 
-    pub async fn metrics(&self) -> Metrics {
+    pub(crate) async fn metrics(&self) -> Metrics {
         Metrics::parse(&self.get("/metrics").await.body)
     }
 
     /// Waits until a metric has at least this value: events of another task that have no other sign.
-    pub async fn until(&self, series: &str, value: f64) {
+    pub(crate) async fn until(&self, series: &str, value: f64) {
         let give_up = Instant::now() + Duration::from_secs(60);
         loop {
             let metrics = self.metrics().await;
@@ -83,14 +83,14 @@ impl World {
     }
 
     /// What the lanes' pages say of the only lane.
-    pub async fn lane(&self) -> serde_json::Value {
+    pub(crate) async fn lane(&self) -> serde_json::Value {
         self.get("/lanes").await.json()["lanes"][0].clone()
     }
 }
 
 /// A configuration from TOML, with the tests' secrets as its environment and both listeners on free ports unless the
 /// text names them.
-pub fn load(folder: &tempfile::TempDir, toml: &str) -> config::Config {
+pub(crate) fn load(folder: &tempfile::TempDir, toml: &str) -> config::Config {
     let listen = "proxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
     let toml = match toml.split_once("[listen]\n") {
         Some((before, after)) if after.contains("proxy =") => {
@@ -108,7 +108,7 @@ pub fn load(folder: &tempfile::TempDir, toml: &str) -> config::Config {
     }
 }
 
-pub async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
+pub(crate) async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
     caller::exchange(admin, request.as_bytes()).await.expect("the admin port answers")
 }
@@ -125,17 +125,17 @@ impl Metrics {
     }
 
     /// The series' value, 0 if it is not there. `name{label="value",...}` with the labels in alphabetical order.
-    pub fn get(&self, series: &str) -> f64 {
+    pub(crate) fn get(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }
 
     /// The sum of all series of this name.
-    pub fn sum(&self, name: &str) -> f64 {
+    pub(crate) fn sum(&self, name: &str) -> f64 {
         let of = |series: &&String| series.split('{').next() == Some(name);
         self.0.keys().filter(of).map(|series| self.0[series]).sum()
     }
 
-    pub fn outcome(&self, account: &str, action: &str, outcome: &str) -> f64 {
+    pub(crate) fn outcome(&self, account: &str, action: &str, outcome: &str) -> f64 {
         let labels = format!("{{account=\"{account}\",action=\"{action}\",outcome=\"{outcome}\"}}");
         self.get(&format!("flowgate_requests_total{labels}"))
     }
