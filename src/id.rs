@@ -43,12 +43,12 @@ macro_rules! name {
 
 name!(
     /// The Alibaba Cloud account whose quota a call spends: the `id` of an `[[accounts]]` entry, or, for a relayed
-    /// key that the configuration does not name, the key itself.
+    /// key that the configuration does not name, `?` and the key.
     AccountId
 );
 name!(
-    /// Whoever calls Flowgate: the access key id that it signs with, or `unverified` for all callers of an account
-    /// whose signature Flowgate cannot check.
+    /// Whoever calls Flowgate: the access key id of a `[[clients]]` entry, the masked id of an account's own key, or
+    /// `unverified` for all callers of an account whose signature Flowgate cannot check.
     ClientId
 );
 name!(

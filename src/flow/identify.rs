@@ -217,9 +217,11 @@ fn verified(said: Said, account: Arc<Managed>, settings: Option<Arc<config::Clie
         Proof::V1(proof) => (Scheme::V1, proof.into_format()),
         Proof::V3(_) => (Scheme::V3, None),
     };
+    // An account's own key is masked: a client's name stands in logs and on operators' pages.
+    let client = settings.as_ref().map_or_else(|| ClientId::new(said.key.masked()), |client| client.id.clone());
     Verified {
         account,
-        client: ClientId::new(said.key.as_str()),
+        client,
         settings,
         scheme,
         method: said.method,

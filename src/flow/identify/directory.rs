@@ -69,7 +69,10 @@ impl Directory {
     pub(super) fn owner(&self, key: &AccessKeyId) -> Result<Owner, Refusal> {
         match (self.owners.get(key), self.unknown_keys) {
             (Some(owner), _) => Ok(owner.clone()),
-            (None, UnknownKeys::Relay) => Ok(Owner::Relayed { account: AccountId::new(key.as_str()), is_known: false }),
+            // The mark keeps the key out of the names of configured accounts, which cannot hold it.
+            (None, UnknownKeys::Relay) => {
+                Ok(Owner::Relayed { account: AccountId::new(format!("?{key}")), is_known: false })
+            }
             (None, UnknownKeys::Refuse) => Err(Refusal::new(
                 Kind::UnknownAccessKey,
                 "Specified access key is not found: Flowgate's configuration has no account, alias or client with it.",
