@@ -31,11 +31,13 @@ class Scenario:
     identity: str = "account"  # the account's own key; or "client", "relayed"
     sts: bool = False  # the caller signs with a temporary key, whose token must not go on
     flowgate: str = "shared"  # or "sidecar": no file, only the environment
+    retries: int = 0  # how often the SDK itself may send a call, if it is told to
 
     @property
     def name(self):
-        words = [self.sdk, self.mode, self.scheme, "STS" if self.sts else "", f"as {self.identity}", f"by {self.style}"]
-        return " ".join(filter(None, words)) + ("" if self.flowgate == "shared" else f", {self.flowgate}")
+        words = [self.sdk, self.mode if self.sdk == "python" else "", self.scheme, "STS" if self.sts else ""]
+        words += [f"as {self.identity}", f"by {self.style}", "sidecar" if self.flowgate == "sidecar" else ""]
+        return " ".join(filter(None, [*words, "retrying" if self.retries else ""]))
 
     def names(self):
         return [f"{slug(self.name)} {number:02} {AWKWARD}" for number in range(CALLS)]
