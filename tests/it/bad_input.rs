@@ -370,6 +370,28 @@ async fn an_idle_connection_outlives_the_header_timeout() {
 }
 
 #[tokio::test]
+async fn an_idle_connection_is_closed_after_its_time() {
+    let world = World::new("[listen]\nidle_timeout = \"300ms\"").await;
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
+    assert_eq!(caller::read_reply(&mut stream).await.unwrap().status, 200);
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed without a word");
+    assert_eq!(world.metrics().await.outcome("unknown", "other", "invalid"), 0.0, "idleness is no bad request");
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_its_answer_is_given_up() {
+    let settings = cams_sim::Settings::default();
+    let world = World::with(settings, "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"300ms\"").await;
+    world.sim.set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
+    world.until("flowgate_connection_errors_total{kind=\"slow_reader\"}", 1.0).await;
+    assert_eq!(world.metrics().await.get("flowgate_connections"), 1.0, "only the one that asks");
+    drop(stream);
+}
+
+#[tokio::test]
 async fn connections_are_bounded_in_total_and_by_source() {
     let world = World::new("[listen]\nmax_connections_per_source = 3").await;
     let mut streams = Vec::new();
