@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
 use crate::config::{Bind, Config};
@@ -44,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) phases: Phases,
     /// Bytes of bodies whose callers are not verified yet.
     pub(crate) unverified: Arc<Room>,
+    /// What is under way at CAMS.
+    pub(crate) attempts: TaskTracker,
 }
 
 /// The proxy port's service.
@@ -56,6 +59,8 @@ const UNVERIFIED_BYTES: usize = 16 << 20;
 const KEPT_DESCRIPTORS: usize = 128;
 /// How often idle lanes are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
+/// What CAMS's answer to the last call that is sent in a drain may take; a quarter of a short grace.
+const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long callers have to read their last answer when the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -74,12 +79,12 @@ impl App {
         config.listen.max_connections = config.listen.max_connections.min(affordable_connections());
         let parts = Arc::new(Parts::new(config)?);
         let listen = &parts.config.listen;
-        let terms = Terms::new(listen, parts.metrics.clone(), parts.phases.clone());
-        let admin_terms = Terms::new(listen, parts.metrics.clone(), parts.phases.clone());
+        let terms = |until| Terms::new(listen, parts.metrics.clone(), (parts.phases.clone(), until));
+        let (terms, admin_terms) = (terms(Phase::Draining), terms(Phase::Over));
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
-        tokio::spawn(async move { admin_terms.serve(admin, pages, Phase::Over).await });
+        tokio::spawn(async move { admin_terms.serve(admin, pages).await });
         let serving = terms.clone();
-        let serving = tokio::spawn(async move { serving.serve(proxy, service, Phase::Draining).await });
+        let serving = tokio::spawn(async move { serving.serve(proxy, service).await });
         tokio::spawn(sweep(Arc::downgrade(&parts)));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
@@ -117,24 +122,32 @@ impl App {
     }
 
     /// Stops: readiness down, then no new connections, then what fits into the grace, then the rest is told.
-    pub async fn drain(self) {
+    pub async fn drain(mut self) {
         let drain = self.parts.config.drain;
         let phases = &self.parts.phases;
         phases.enter(Phase::Leaving);
         tokio::time::sleep(drain.delay).await;
-        let by = Instant::now() + drain.grace;
-        self.parts.queue.drain(by);
+        // What is sent in the last moment would not be answered within the grace.
+        let sending = drain.grace.saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));
+        self.parts.queue.drain(Instant::now() + sending);
         phases.enter(Phase::Draining);
-        if let Err(error) = self.serving.await {
+        if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "the listener had ended before");
         }
-        if timeout(drain.grace, self.terms.all_closed()).await.is_err() {
+        if timeout(drain.grace, self.all_ended()).await.is_err() {
             self.parts.queue.drain(Instant::now());
             phases.enter(Phase::Over);
             drop(timeout(LAST_WORDS, self.terms.all_closed()).await);
         }
         phases.enter(Phase::Over);
         tracing::info!("drained");
+    }
+
+    /// Every caller is answered, and every attempt has its end, also those whose callers have gone.
+    async fn all_ended(&self) {
+        self.terms.all_closed().await;
+        self.parts.attempts.close();
+        self.parts.attempts.wait().await;
     }
 }
 
@@ -163,6 +176,7 @@ impl Parts {
             metrics,
             phases: Phases::new(),
             unverified: Room::new(UNVERIFIED_BYTES),
+            attempts: TaskTracker::new(),
             config,
         })
     }

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{
@@ -45,6 +46,8 @@ pub(crate) struct ConnectionMetrics {
 
 /// What the lanes say when somebody scrapes.
 struct LaneGauges {
+    /// Two scrapes at once would add to each other's sums.
+    scrape: Mutex<()>,
     queued_bytes: IntGauge,
     queued: IntGaugeVec,
     oldest_wait: GaugeVec,
@@ -189,6 +192,7 @@ impl Metrics {
 
     /// Everything in Prometheus' text format, with the lanes as they are now.
     pub(crate) fn render(&self, lanes: &[LaneView], queued_bytes: usize) -> String {
+        let _alone = self.lanes.scrape.lock();
         self.lanes.queued_bytes.set(i64::try_from(queued_bytes).unwrap_or(i64::MAX));
         self.lanes.set(lanes);
         let mut text = String::new();
@@ -218,6 +222,7 @@ impl LaneGauges {
         let call = &["account", "action"];
         let bytes = "Bytes of the bodies of calls that wait or are under way.";
         Self {
+            scrape: Mutex::new(()),
             queued_bytes: single(r, "queued_bytes", bytes),
             queued: gauge(r, "queued", "Calls that wait for their turn.", call),
             oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),

@@ -37,7 +37,7 @@ struct InFlight(IntGauge);
 /// Uses the turn and sends the request.
 pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
     let (told, outcome) = oneshot::channel();
-    tokio::spawn(run(parts.clone(), turn, sending, told));
+    parts.attempts.spawn(run(parts.clone(), turn, sending, told));
     // The task tells its end unless it panics.
     outcome.await.unwrap_or(Attempted::Judged(None, Verdict::Unknown { reason: "an error inside Flowgate" }))
 }

@@ -42,6 +42,8 @@ pub(crate) struct Connection {
     pool: Arc<Pool>,
     /// Absent while an answer is awaited: a connection that is dropped half-read is closed and not used again.
     sender: Option<Sender>,
+    /// When it was opened or last used.
+    since: Instant,
 }
 
 /// What became of one request.
@@ -155,9 +157,10 @@ impl Upstream {
 // === impl Connection ===
 
 impl Connection {
-    /// Whether the connection can still be sent on, as far as hyper has noticed.
+    /// Whether the connection can still be sent on, as far as hyper has noticed, and is not so old that the other side
+    /// may be about to close it.
     pub(crate) fn is_usable(&self) -> bool {
-        self.sender.as_ref().is_some_and(SendRequest::is_ready)
+        self.since.elapsed() < self.pool.idle_timeout() && self.sender.as_ref().is_some_and(SendRequest::is_ready)
     }
 
     /// Sends one request and reads its answer to the last byte, within the answer time-out. Run it in a task of its
@@ -168,6 +171,8 @@ impl Connection {
         let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
         match sent {
             Ok(Sent::Answered(answer)) => {
+                self.pool.came_up();
+                self.since = Instant::now();
                 self.sender = Some(sender);
                 Sent::Answered(answer)
             }
@@ -179,7 +184,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.pool.give_back(self.sender.take());
+        self.pool.give_back(self.sender.take(), self.since);
     }
 }
 

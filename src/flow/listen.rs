@@ -45,6 +45,8 @@ pub(crate) struct Terms {
     max_header: usize,
     metrics: Arc<Metrics>,
     phases: Phases,
+    /// When the listener is left and its connections are told to end.
+    until: Phase,
     /// All connections, so that a drain can wait for them.
     open: TaskTracker,
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
@@ -130,7 +132,8 @@ impl Drop for Listener {
 // === impl Terms ===
 
 impl Terms {
-    pub(crate) fn new(listen: &Listen, metrics: Arc<Metrics>, phases: Phases) -> Self {
+    /// For a listener that serves until `until`.
+    pub(crate) fn new(listen: &Listen, metrics: Arc<Metrics>, (phases, until): (Phases, Phase)) -> Self {
         Self {
             max_connections: listen.max_connections,
             max_per_source: listen.max_connections_per_source,
@@ -139,18 +142,19 @@ impl Terms {
             max_header: listen.max_header,
             metrics,
             phases,
+            until,
             open: TaskTracker::new(),
             sources: Arc::default(),
         }
     }
 
-    /// Accepts until `until`, then leaves the listener. Connections go on until they end or a drain ends them.
-    pub(crate) async fn serve(&self, listener: Listener, service: impl Answer, until: Phase) {
+    /// Accepts, then leaves the listener. A connection that is answering goes on until it has answered.
+    pub(crate) async fn serve(&self, listener: Listener, service: impl Answer) {
         let mut phases = self.phases.clone();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
-                () = phases.reached(until) => return,
+                () = phases.reached(self.until) => return,
             };
             match accepted {
                 Ok((socket, source)) => self.admit(socket, source, &service),
@@ -218,7 +222,7 @@ impl Terms {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.phases.reached(Phase::Draining) => {
+            () = self.phases.reached(self.until) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

@@ -130,7 +130,7 @@ impl<K: Connector> Queue<K> {
     /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
     pub(crate) fn drain(&self, by: Instant) {
         *self.shared.drain_by.lock() = Some(by);
-        self.all().iter().for_each(|lane| lane.drain(by));
+        self.all().iter().for_each(|lane| lane.drain());
     }
 
     /// The state of every lane, for metrics and operators.

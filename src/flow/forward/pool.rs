@@ -55,6 +55,7 @@ struct State {
 }
 
 struct Idle {
+    /// When it was opened or last used.
     since: Instant,
     sender: Sender,
 }
@@ -92,6 +93,10 @@ impl Pool {
         }
     }
 
+    pub(super) fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
     pub(super) fn answer_timeout(&self) -> Duration {
         self.answer_timeout
     }
@@ -121,10 +126,10 @@ impl Pool {
     pub(super) fn take(self: &Arc<Self>) -> Option<Connection> {
         let mut state = self.state.lock();
         state.expire(self.idle_timeout);
-        while let Some(Idle { sender, .. }) = state.idle.pop() {
+        while let Some(Idle { since, sender }) = state.idle.pop() {
             if sender.is_ready() {
                 state.in_use += 1;
-                return Some(Connection { pool: self.clone(), sender: Some(sender) });
+                return Some(Connection { pool: self.clone(), sender: Some(sender), since });
             }
         }
         None
@@ -149,26 +154,28 @@ impl Pool {
     }
 
     /// Takes back what was given out, unless it was closed or left half-read.
-    pub(super) fn give_back(self: &Arc<Self>, sender: Option<Sender>) {
+    pub(super) fn give_back(self: &Arc<Self>, sender: Option<Sender>, since: Instant) {
         self.state.lock().in_use -= 1;
         // Without a runtime the connection's task is gone, too.
         let (Some(mut sender), Ok(runtime)) = (sender, Handle::try_current()) else { return };
         if sender.is_ready() {
-            self.lay_down(sender);
+            self.lay_down(sender, since);
         } else if !sender.is_closed() {
             // The answer was there before hyper had come to the end of the exchange.
             let pool = self.clone();
             runtime.spawn(async move {
                 if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await {
-                    pool.lay_down(sender);
+                    pool.lay_down(sender, since);
                 }
             });
         }
     }
 
-    fn lay_down(self: &Arc<Self>, sender: Sender) {
+    fn lay_down(self: &Arc<Self>, sender: Sender, since: Instant) {
         let mut state = self.state.lock();
-        state.idle.push(Idle { since: Instant::now(), sender });
+        // One that was given out and not used is as old as before.
+        let place = state.idle.partition_point(|idle| idle.since <= since);
+        state.idle.insert(place, Idle { since, sender });
         if !std::mem::replace(&mut state.reaping, true) {
             tokio::spawn(self.clone().reap());
         }
@@ -206,7 +213,8 @@ impl Pool {
         }
     }
 
-    fn came_up(&self) {
+    /// The upstream was dialled, or has answered.
+    pub(super) fn came_up(&self) {
         if let Some(down) = self.state.lock().down.take() {
             info!(after = ?down.since.elapsed(), "upstream can be reached again");
         }
@@ -247,7 +255,7 @@ async fn dial(dialling: Dialling) {
     match pool.dialer.dial().await {
         Ok(sender) => {
             pool.came_up();
-            pool.lay_down(sender);
+            pool.lay_down(sender, Instant::now());
         }
         Err(error) => pool.went_down(&error, probe_due.is_some()),
     }

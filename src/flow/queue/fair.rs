@@ -57,16 +57,18 @@ impl<W> Line<W> {
         Some(waiter)
     }
 
-    /// Takes out all but the first `keep`, in order.
-    pub(crate) fn split_off(&mut self, keep: usize) -> Vec<W> {
-        let Some(place) = self.waiting.keys().nth(keep).copied() else { return Vec::new() };
-        let rest = self.waiting.split_off(&place);
-        rest.into_values()
-            .map(|(standing, waiter)| {
-                self.left(&standing.client);
-                waiter
-            })
-            .collect()
+    /// Takes out those whom `stays` does not let stay. It is asked in order, and told how many that stay are before.
+    pub(crate) fn sift(&mut self, mut stays: impl FnMut(usize, &W) -> bool) -> Vec<W> {
+        let mut ahead = 0;
+        let mut go = Vec::new();
+        for (place, (_, waiter)) in &self.waiting {
+            if stays(ahead, waiter) {
+                ahead += 1;
+            } else {
+                go.push(*place);
+            }
+        }
+        go.into_iter().filter_map(|place| self.remove(place)).collect()
     }
 
     /// How many wait.
@@ -132,11 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn splits_off_the_end_of_the_line() {
-        let mut line = line(&[(1, "a"), (5, "a"), (9, "b")]);
-        assert_eq!(line.split_off(1), vec![5, 9]);
-        assert_eq!(line.len(), 1);
-        assert_eq!(line.of_client(&ClientId::new("b")), 0);
-        assert_eq!(line.split_off(1), Vec::<u64>::new());
+    fn sifts_in_order_by_how_many_stay_before() {
+        let mut line = line(&[(1, "a"), (5, "a"), (9, "b"), (12, "b")]);
+        let mut asked = Vec::new();
+        let gone = line.sift(|ahead, waiter| {
+            asked.push((ahead, *waiter));
+            *waiter != 5 && *waiter != 12
+        });
+        assert_eq!(asked, [(0, 1), (1, 5), (1, 9), (2, 12)]);
+        assert_eq!((gone, line.len()), (vec![5, 12], 2));
+        assert_eq!(line.of_client(&ClientId::new("b")), 1);
     }
 }

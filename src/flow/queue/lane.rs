@@ -14,7 +14,7 @@ use crate::config::Limit;
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::queue::fair::{Line, Place};
-use crate::flow::queue::pause::{Gate, Pause};
+use crate::flow::queue::pause::{Gate, Pause, Refused};
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
@@ -87,6 +87,10 @@ impl<K: Connector> Lane<K> {
             return Err(waiter::draining());
         }
         let mut state = self.state.lock();
+        if call.send_by <= now {
+            let wait = forecast(&state, state.line.len(), now);
+            return Err(waiter::expired(self.shared.connector.down(), wait));
+        }
         if !state.worker
             && let Some(turn) = self.pass(&mut state, now)
         {
@@ -97,8 +101,15 @@ impl<K: Connector> Lane<K> {
         }
         let (reply, turn) = oneshot::channel();
         state.line.push(call.standing.clone(), Queued { reply, send_by: call.send_by });
+        if call.admitted {
+            // It stands before others, and before it stood nowhere: the forecasts have changed.
+            self.tell_late(&mut state, now);
+        }
         if !std::mem::replace(&mut state.worker, true) {
             tokio::spawn(worker::run(self.clone()));
+        } else if state.tokens.free() > 0 {
+            // The worker waits for a connection, and one more is wanted.
+            self.changed.notify_one();
         }
         let place = call.standing.place;
         Ok(Entered::Waiting(Waiter { lane: self.clone(), place, send_by: call.send_by, turn }))
@@ -118,23 +129,46 @@ impl<K: Connector> Lane<K> {
         }
     }
 
-    /// Tells everybody who cannot be granted before `by`.
-    pub(super) fn drain(&self, by: Instant) {
-        let now = Instant::now();
-        let told = {
-            let mut state = self.state.lock();
-            let fits = |ahead: &usize| now + forecast(&state, *ahead, now) < by;
-            let keep = (0..state.line.len()).take_while(fits).count();
-            state.line.split_off(keep)
-        };
-        told.into_iter().for_each(|queued| drop(queued.reply.send(Err(waiter::draining()))));
+    /// A drain has begun: tells everybody who will not be granted in time.
+    pub(super) fn drain(&self) {
+        self.tell_late(&mut self.state.lock(), Instant::now());
         self.changed.notify_one();
+    }
+
+    /// CAMS refused an attempt: the lane pauses, and whom that makes late is told now.
+    pub(super) fn throttled(&self, refused: &Refused) {
+        let now = Instant::now();
+        let mut state = self.state.lock();
+        let random = state.random.f64();
+        state.pause.refused(refused, &self.shared.retry, now, random);
+        self.tell_late(&mut state, now);
+        self.changed.notify_one();
+    }
+
+    /// Takes out of line, and tells, everybody whose turn is forecast for after its send-by or the end of a drain.
+    fn tell_late(&self, state: &mut State<K>, now: Instant) {
+        let State { line, tokens, pause, .. } = state;
+        let open = pause.open_at(now);
+        let late = line.sift(|ahead, queued| {
+            let turn = tokens.forecast(ahead, open).max(now);
+            turn <= queued.send_by && !self.shared.drained(turn)
+        });
+        let wait = tokens.forecast(line.len(), open).saturating_duration_since(now);
+        for queued in late {
+            let refusal = if self.shared.drained(now + wait) {
+                waiter::draining()
+            } else {
+                too_long(wait, queued.send_by.saturating_duration_since(now))
+            };
+            // Whoever has just gone does not need it.
+            drop(queued.reply.send(Err(refusal)));
+        }
     }
 
     /// Whether a new lane would be the same as this one.
     pub(super) fn at_rest(&self) -> bool {
         let mut state = self.state.lock();
-        let quiet = state.pause.gate(Instant::now()) == Gate::Open;
+        let quiet = state.pause.is_forgotten(&self.shared.retry, Instant::now());
         !state.worker && quiet && state.line.len() == 0 && state.tokens.at_rest()
     }
 
@@ -186,15 +220,17 @@ impl<K: Connector> Lane<K> {
             return full("This client's part of the queue", bounds.max_waiting_per_client);
         }
         let hold = call.send_by - now;
-        if wait > hold {
-            let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
-            let message = format!(
-                "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the hold of {hold_ms} ms."
-            );
-            return Err(Refusal::after(Kind::WaitTooLong, wait - hold, message));
-        }
-        Ok(())
+        if wait > hold { Err(too_long(wait, hold)) } else { Ok(()) }
     }
+}
+
+/// The call's turn would come after its hold.
+fn too_long(wait: Duration, hold: Duration) -> Refusal {
+    let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
+    let message = format!(
+        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the hold of {hold_ms} ms. Nothing was sent."
+    );
+    Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
 }
 
 /// What the call that has `ahead` others before it will wait.

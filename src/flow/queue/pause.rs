@@ -64,6 +64,14 @@ impl Pause {
         }
     }
 
+    /// Whether nothing of an earlier trouble is left to remember: no probe is due or out and the back-off stands at its
+    /// base, or the lane has been quiet for longer than any pause may be.
+    pub(crate) fn is_forgotten(&self, policy: &Retry, now: Instant) -> bool {
+        let Some(until) = self.until else { return true };
+        let untroubled = until <= now && self.probe == Probe::NotNeeded && self.level == 0;
+        untroubled || (self.probe != Probe::Out && until + policy.max_pause <= now)
+    }
+
     /// When the lane may send again, as far as is known: for forecasts.
     pub(crate) fn open_at(&self, now: Instant) -> Instant {
         self.until.map_or(now, |until| until.max(now))
@@ -199,6 +207,22 @@ mod tests {
         pause.probe_passed(true);
         refused(&mut pause, now, now, None);
         assert_eq!(pause.gate(now), Gate::Until(now + ms(100)));
+    }
+
+    #[test]
+    fn a_lane_is_forgotten_when_its_trouble_is_over_or_long_ago() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        assert!(pause.is_forgotten(&POLICY, t));
+        refused(&mut pause, t, t, Some(ms(1000)));
+        assert!(!pause.is_forgotten(&POLICY, t + ms(1000)), "a probe is due");
+        assert!(pause.is_forgotten(&POLICY, t + ms(61_000)), "nobody has called for a minute");
+        assert!(pause.granted());
+        assert!(!pause.is_forgotten(&POLICY, t + ms(61_000)), "the probe is out");
+        pause.probe_passed(false);
+        assert!(!pause.is_forgotten(&POLICY, t + ms(2000)), "the back-off is not at its base");
+        pause.probe_passed(true);
+        assert!(pause.is_forgotten(&POLICY, t + ms(2000)));
     }
 
     #[test]

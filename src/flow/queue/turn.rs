@@ -69,11 +69,7 @@ impl<K: Connector> Receipt<K> {
     /// CAMS refused by throttling: the lane pauses.
     pub(crate) fn throttled(mut self, hint: Option<Duration>) {
         let Some(lane) = self.lane.take() else { return };
-        let mut state = lane.state.lock();
-        let random = state.random.f64();
-        let refused = Refused { sent_at: self.sent_at, hint };
-        state.pause.refused(&refused, &lane.shared.retry, Instant::now(), random);
-        lane.changed.notify_one();
+        lane.throttled(&Refused { sent_at: self.sent_at, hint });
     }
 
     /// CAMS answered anything else.

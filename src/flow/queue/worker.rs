@@ -70,9 +70,12 @@ fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection
         return Next::Deliver(queued, Err(waiter::draining()));
     }
     match state.pause.gate(now) {
-        Gate::Until(until) => return Next::Pause(until),
-        Gate::ProbeOut => return Next::Change,
         Gate::Open => {}
+        closed => {
+            // A connection that lies through a pause would be stale at its end.
+            *connection = None;
+            return if let Gate::Until(until) = closed { Next::Pause(until) } else { Next::Change };
+        }
     }
     if !connection.as_ref().is_some_and(K::is_usable) {
         let wanted = state.line.len().min(state.tokens.free() as usize).max(1);

@@ -158,7 +158,7 @@ fn apply(mutation: &Mutation, capture: &mut Capture) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn rule_1_what_is_sent_is_what_was_authorised(at in 0..SIGNED, mutations in prop::collection::vec(mutation(), 1..4)) {
