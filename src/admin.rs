@@ -56,7 +56,8 @@ impl Admin {
     }
 
     fn metrics(&self) -> String {
-        self.parts.metrics.render(&self.parts.queue.lanes(), self.parts.queue.bytes())
+        let Parts { metrics, queue, upstream, .. } = &*self.parts;
+        metrics.render(&queue.lanes(), queue.bytes(), upstream.reach() == Reach::Up)
     }
 
     /// An upstream that is down does not make a replica unready: the others would not reach it either.

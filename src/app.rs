@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::{Bind, Config};
+use crate::config::{Bind, Config, Listen};
 use crate::error::Outcome;
 use crate::flow;
 use crate::flow::forward::{Connection, Reach, Upstream};
@@ -76,7 +76,7 @@ impl App {
         let admin = bind(&config.listen.admin, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
-        config.listen.max_connections = config.listen.max_connections.min(affordable_connections());
+        bound_connections(&mut config.listen);
         let parts = Arc::new(Parts::new(config)?);
         let listen = &parts.config.listen;
         let terms = |until| Terms::new(listen, parts.metrics.clone(), (parts.phases.clone(), until));
@@ -151,13 +151,22 @@ impl App {
     }
 }
 
-/// How many callers' connections the descriptors suffice for. Each may need another one to CAMS, and some are kept for
-/// the admin port and for files.
-fn affordable_connections() -> usize {
+/// Lowers `max_connections` to what the descriptors suffice for. Each caller's connection may need another one to CAMS,
+/// and some are kept for the admin port and for files.
+fn bound_connections(listen: &mut Listen) {
     let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
-    let affordable = usize::try_from(descriptors).unwrap_or(usize::MAX).saturating_sub(KEPT_DESCRIPTORS) / 2;
-    tracing::debug!(descriptors, affordable, "descriptors");
-    affordable.max(1)
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let affordable = (descriptors - KEPT_DESCRIPTORS.min(descriptors / 4)) / 2;
+    if affordable < listen.max_connections {
+        let set = listen.max_connections;
+        tracing::warn!(
+            set,
+            affordable,
+            descriptors,
+            "listen.max_connections is lowered: raise the limit of open files"
+        );
+        listen.max_connections = affordable.max(1);
+    }
 }
 
 // === impl Parts ===

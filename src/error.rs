@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
+use crate::id::{AccessKeyId, AccountId};
+
 /// How a call ended, for `flowgate_requests_total{outcome}`: every call has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
@@ -81,6 +83,17 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     /// When coming back makes sense, where it does (never zero on the wire).
     pub(crate) retry_after: Option<Duration>,
+    /// Whom the log names; never on the wire.
+    pub(crate) claimant: Option<Claimant>,
+}
+
+/// Who a caller says that it is, proven or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Claimant {
+    /// The access key id that it names.
+    pub(crate) key: AccessKeyId,
+    /// Whose key that is, if the configuration names it.
+    pub(crate) account: Option<AccountId>,
 }
 
 // === impl Outcome ===
@@ -147,7 +160,7 @@ impl Kind {
             Self::BodyTimeout => (status(400), "Flowgate.BadRequest", Invalid, "body_timeout"),
             Self::Connect => (status(405), "Flowgate.NotAProxy", Invalid, "connect"),
             Self::ForeignHost => (status(403), "Flowgate.NotAProxy", Invalid, "foreign_host"),
-            Self::Internal => (status(500), "Flowgate.Internal", Unknown, "internal"),
+            Self::Internal => (status(500), "Flowgate.Internal", Refused, "internal"),
         }
     }
 }
@@ -157,11 +170,16 @@ impl Kind {
 impl Refusal {
     /// An answer without advice to come back.
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: None }
+        Self { kind, message: message.into(), retry_after: None, claimant: None }
     }
 
     /// An answer that says when to come back.
     pub(crate) fn after(kind: Kind, wait: Duration, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: Some(wait) }
+        Self { retry_after: Some(wait), ..Self::new(kind, message) }
+    }
+
+    /// The same, with whom the log names.
+    pub(crate) fn of(self, claimant: Claimant) -> Self {
+        Self { claimant: Some(claimant), ..self }
     }
 }

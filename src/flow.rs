@@ -63,7 +63,7 @@ pub(crate) async fn call<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut record = Record::new(parts.clone());
+    let mut record = Record::new(parts.clone(), hangup.from());
     let mut manner = Manner::default();
     let mut phases = parts.phases.clone();
     let end = {
@@ -72,7 +72,7 @@ where
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
             () = hangup.happened() => Err(End::Gone),
-            () = phases.reached(Phase::Over) => Err(End::Refused(reply::over())),
+            () = phases.reached(Phase::Over) => Err(End::Refused(queue::draining())),
         }
     };
     let response = match end {
@@ -102,6 +102,7 @@ where
     let arrived = SystemTime::now();
     let (head, body) = request.into_parts();
     *manner = Manner::of(&head);
+    listen::check_size(&head, parts.config.listen.max_header)?;
     let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
     record.claimed(&claim);
     let body = body::read(body, parts.allowance(&claim)).await?;
@@ -126,6 +127,7 @@ where
             }
             Attempted::Judged(answer, verdict) => (answer, verdict),
         };
+        record.judged(&verdict);
         let (sent, left) = (record.attempts(), place.left());
         let tries = Tries { sent, can_sign: context.managed, has_lane: context.limited, left };
         match retry::decide(&verdict, tries, &parts.config.retry, fastrand::f64()) {

@@ -1,5 +1,5 @@
-//! The binary: arguments, configuration, logs, then a running [`App`] until a signal. Exit code 64 for a configuration
-//! that cannot be used, 1 when the start fails; nothing else ends the process.
+//! The binary: arguments, configuration, logs, then a running [`App`] until a signal. Exit code 64 for arguments or a
+//! configuration that cannot be used, 1 when the start fails; nothing else ends the process.
 
 use std::process::ExitCode;
 
@@ -12,7 +12,14 @@ use flowgate::{App, telemetry};
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(answer) => {
+            // Help and version are answers, too.
+            drop(answer.print());
+            return if answer.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
+        }
+    };
     let loaded = match config::load(cli.config.as_deref(), std::env::vars_os()) {
         Ok(loaded) => loaded,
         Err(mistakes) => {

@@ -46,6 +46,7 @@ pub(crate) struct ConnectionMetrics {
 
 /// What the lanes say when somebody scrapes.
 struct LaneGauges {
+    upstream_up: IntGauge,
     /// Two scrapes at once would add to each other's sums.
     scrape: Mutex<()>,
     queued_bytes: IntGauge,
@@ -110,7 +111,13 @@ impl Metrics {
                 "Attempts that CAMS refused by throttling, by its code and where it said so.",
                 &["account", "code", "source"],
             ),
-            queue_wait: histogram(r, "queue_wait_seconds", "Time in the queue of each turn.", call, WAIT_BUCKETS),
+            queue_wait: histogram(
+                r,
+                "queue_wait_seconds",
+                "From a call's arrival to its first turn.",
+                call,
+                WAIT_BUCKETS,
+            ),
             upstream: histogram(r, "upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
             tokens: counter(
                 r,
@@ -191,8 +198,9 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format, with the lanes as they are now.
-    pub(crate) fn render(&self, lanes: &[LaneView], queued_bytes: usize) -> String {
+    pub(crate) fn render(&self, lanes: &[LaneView], queued_bytes: usize, upstream_up: bool) -> String {
         let _alone = self.lanes.scrape.lock();
+        self.lanes.upstream_up.set(i64::from(upstream_up));
         self.lanes.queued_bytes.set(i64::try_from(queued_bytes).unwrap_or(i64::MAX));
         self.lanes.set(lanes);
         let mut text = String::new();
@@ -223,6 +231,7 @@ impl LaneGauges {
         let bytes = "Bytes of the bodies of calls that wait or are under way.";
         Self {
             scrape: Mutex::new(()),
+            upstream_up: single(r, "upstream_up", "1 while CAMS can be reached, as the latest connections showed."),
             queued_bytes: single(r, "queued_bytes", bytes),
             queued: gauge(r, "queued", "Calls that wait for their turn.", call),
             oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),

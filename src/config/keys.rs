@@ -94,7 +94,12 @@ pub(crate) const KEYS: &[Key] = &[
         Some("127.0.0.1:9900"),
         "Where `/metrics`, `/livez`, `/readyz`, `/lanes` and `/config` are: `ip:port` or `unix:/path`, never the proxy's.",
     ),
-    key("listen.names", Kind::List, Some("[]"), "Own host names, besides the address, that a signed host may bear."),
+    key(
+        "listen.names",
+        Kind::List,
+        Some("[]"),
+        "Own host names, besides the address (behind `0.0.0.0`, any address), that a signed host may bear: the names by which applications reach Flowgate, without a port or with one.",
+    ),
     key("listen.tls", Kind::Table, None, "Not available yet."),
     key("listen.max_connections", Kind::Count, Some("10000"), "Connections at once, in total."),
     key("listen.max_connections_per_source", Kind::Count, Some("2000"), "Connections at once from one address."),

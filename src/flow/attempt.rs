@@ -12,6 +12,7 @@ use crate::flow::classify::Operation;
 use crate::flow::forward::{Answer, Request, Sent, Upstream};
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
 use crate::flow::queue::{Receipt, Turn};
+use crate::flow::record::capped;
 use crate::metrics;
 
 /// What came of an attempt.
@@ -66,7 +67,8 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending, told: on
     if let Err(Attempted::Judged(_, verdict)) = told.send(attempted) {
         let (account, action) = (operation.account_label(), operation.action_label());
         let client = operation.client.as_str();
-        tracing::info!(account, action, client, ?verdict, "an attempt ended after its caller had gone");
+        let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
+        tracing::info!(account, action, client, code, cams_request_id, "an attempt ended after its caller had gone");
     }
 }
 
@@ -82,15 +84,16 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
 fn count(parts: &Parts, operation: &Operation, (answer, verdict): (Option<&Answer>, &Verdict), sent_at: Instant) {
     let (account, action) = (operation.account_label(), operation.action_label());
     let code = match verdict {
-        Verdict::Ok { code, .. }
-        | Verdict::UpstreamError { code, .. }
-        | Verdict::Throttled { code, .. }
-        | Verdict::Credentials { code, .. } => judge::code_label(code),
         Verdict::Unknown { .. } => "unknown",
+        known => judge::code_label(known.code()),
     };
     let status = answer.map_or("none".into(), |answer| answer.status.as_str().to_owned());
     let attempt = metrics::Attempt { account, action, status: &status, code };
     parts.metrics.attempt(&attempt, sent_at.elapsed());
+    if let Verdict::Credentials { .. } = verdict {
+        let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
+        tracing::error!(account, code, cams_request_id, "CAMS does not accept this account's access key");
+    }
     if let Verdict::Throttled { source, .. } = verdict {
         let source = match source {
             ThrottleSource::Body => "body",

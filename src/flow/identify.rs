@@ -38,7 +38,7 @@ use self::shape::Shape;
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::config;
-use crate::error::{Kind, Refusal};
+use crate::error::{Claimant, Kind, Refusal};
 use crate::id::{AccountId, ClientId};
 use crate::secret::Secret;
 
@@ -69,17 +69,22 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
         Some(signed) => acs3::read(&shape, signed)?,
         None => rpc::read(&shape)?,
     };
-    let owner = directory.owner(&said.key)?;
-    said.check(directory, now)?;
-    let way = match owner {
-        Owner::Managed { account, client } => Way::Managed { account, client },
-        Owner::Relayed { account, is_known } => {
-            Way::Relayed { account, is_known, passage: relay::passage(&shape, signed.as_ref(), directory)? }
-        }
+    let mut claimant = Claimant { key: said.key.clone(), account: None };
+    let owner = directory.owner(&said.key).map_err(|refusal| refusal.of(claimant.clone()))?;
+    claimant.account = owner.known_account().cloned();
+    let claim = || {
+        said.check(directory, now)?;
+        let way = match owner {
+            Owner::Managed { account, client } => Way::Managed { account, client },
+            Owner::Relayed { account, is_known } => {
+                Way::Relayed { account, is_known, passage: relay::passage(&shape, signed.as_ref(), directory)? }
+            }
+        };
+        let claim = Claim { said, way };
+        claim.check_head(&shape, directory)?;
+        Ok(claim)
     };
-    let claim = Claim { said, way };
-    claim.check_head(&shape, directory)?;
-    Ok(claim)
+    claim().map_err(|refusal: Refusal| refusal.of(claimant))
 }
 
 /// Whether errors are to be XML: only for signature version 1 with `Format=XML`.
@@ -139,17 +144,13 @@ fn wrong_signature() -> Refusal {
 // === impl Claim ===
 
 impl Claim {
-    /// The account that the call names, proven or not.
-    pub(crate) fn account(&self) -> &AccountId {
-        match &self.way {
-            Way::Managed { account, .. } => &account.id,
-            Way::Relayed { account, .. } => account,
-        }
-    }
-
-    /// Whether the configuration names the account.
-    pub(crate) fn is_known(&self) -> bool {
-        !matches!(self.way, Way::Relayed { is_known: false, .. })
+    /// Who the caller says that it is.
+    pub(crate) fn claimant(&self) -> Claimant {
+        let account = match &self.way {
+            Way::Managed { account, .. } => Some(account.id.clone()),
+            Way::Relayed { account, is_known, .. } => is_known.then(|| account.clone()),
+        };
+        Claimant { key: self.said.key.clone(), account }
     }
 
     /// Whether the signature is known to be right before the body is read.
@@ -202,7 +203,7 @@ impl Claim {
             Proof::V1(proof) => proof.check_method(),
             Proof::V3(proof) => {
                 proof.verify(secret(account, client.as_deref()))?;
-                directory.check_product(shape.host)
+                directory.check_host(shape.host)
             }
         }
     }

@@ -269,6 +269,30 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 
 // === impl Verdict ===
 
+impl Verdict {
+    /// CAMS's code, or why there is none.
+    pub(crate) fn code(&self) -> &str {
+        match self {
+            Self::Ok { code, .. }
+            | Self::UpstreamError { code, .. }
+            | Self::Throttled { code, .. }
+            | Self::Credentials { code, .. } => code,
+            Self::Unknown { reason } => reason,
+        }
+    }
+
+    /// CAMS's name for the call.
+    pub(crate) fn request_id(&self) -> Option<&str> {
+        match self {
+            Self::Ok { request_id, .. }
+            | Self::UpstreamError { request_id, .. }
+            | Self::Throttled { request_id, .. }
+            | Self::Credentials { request_id, .. } => request_id.as_deref(),
+            Self::Unknown { .. } => None,
+        }
+    }
+}
+
 impl From<Lost> for Verdict {
     fn from(lost: Lost) -> Self {
         let reason = match lost {

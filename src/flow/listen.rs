@@ -8,6 +8,7 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +16,19 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
+use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::net::{TcpListener, UnixListener};
+use prometheus::IntGauge;
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Bind, Listen};
+use crate::error::{Kind, Refusal};
 use crate::flow::listen::socket::{Hangup, Patience, Socket, Stalled, Stream};
 use crate::metrics::Metrics;
 use crate::shutdown::{Phase, Phases};
@@ -50,7 +55,12 @@ pub(crate) struct Terms {
     /// All connections, so that a drain can wait for them.
     open: TaskTracker,
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    /// When the log last told that callers are turned away.
+    told: Arc<Mutex<Option<Instant>>>,
 }
+
+/// How often it tells so.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// The caller has gone; there is nobody to answer.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +80,9 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
     fn no_request(&self) {}
 }
 
+/// One open connection in the metrics.
+struct Counted(IntGauge);
+
 /// One connection's place in the count of its source.
 struct Place {
     source: IpAddr,
@@ -84,17 +97,12 @@ impl Listener {
         match bind {
             Bind::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
             Bind::Unix(path) => {
-                if tokio::net::UnixStream::connect(path).await.is_ok() {
-                    return Err(io::Error::new(io::ErrorKind::AddrInUse, "somebody listens on this socket"));
-                }
-                match std::fs::symlink_metadata(path) {
-                    Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
-                        std::fs::remove_file(path)?;
-                    }
-                    Ok(_) => {
-                        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is a file that is no socket"));
-                    }
-                    Err(_) => {}
+                // Refused means that a process left its socket behind; whatever else it is, binding says.
+                let left = UnixStream::connect(path)
+                    .await
+                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+                if left && std::fs::symlink_metadata(path)?.file_type().is_socket() {
+                    std::fs::remove_file(path)?;
                 }
                 Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
             }
@@ -145,6 +153,7 @@ impl Terms {
             until,
             open: TaskTracker::new(),
             sources: Arc::default(),
+            told: Arc::default(),
         }
     }
 
@@ -189,6 +198,13 @@ impl Terms {
     }
 
     fn turn_away(&self, kind: &str) {
+        let now = Instant::now();
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told + TELL_AGAIN <= now) {
+            *told = Some(now);
+            tracing::warn!(kind, open = self.open.len(), "callers are turned away: a bound of [listen] is reached");
+        }
+        drop(told);
         self.metrics.connections.errors.with_label_values(&[kind]).inc();
     }
 
@@ -203,7 +219,7 @@ impl Terms {
     }
 
     async fn connection(mut self, socket: Socket, service: impl Answer) {
-        self.metrics.connections.open.inc();
+        let _open = Counted::new(&self.metrics.connections.open);
         let (stream, hangup, turn) = Stream::new(socket, self.patience);
         let answer = service.clone();
         let service_fn = service_fn(move |request| {
@@ -227,7 +243,6 @@ impl Terms {
                 connection.await
             }
         };
-        self.metrics.connections.open.dec();
         if let Err(error) = ended {
             self.count(&error, &service);
         }
@@ -251,11 +266,38 @@ impl Terms {
     }
 }
 
+/// hyper stops reading a head near the bound; this keeps it exactly.
+pub(crate) fn check_size(head: &request::Parts, max: usize) -> Result<(), Refusal> {
+    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let headers = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    if target + headers.sum::<usize>() <= max {
+        return Ok(());
+    }
+    Err(Refusal::new(Kind::TooLarge, format!("The request's head is larger than the {max} bytes allowed here.")))
+}
+
 /// Whether a connection ended by one of our own clocks.
 fn stalled(error: &hyper::Error) -> Option<Stalled> {
     let io = error.source()?.downcast_ref::<io::Error>()?;
     io.get_ref()?.downcast_ref().copied()
 }
+
+// === impl Counted ===
+
+impl Counted {
+    fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+// === impl Place ===
 
 impl Drop for Place {
     fn drop(&mut self) {

@@ -32,6 +32,7 @@ use crate::flow::queue::fair::{Place, Standing};
 use crate::flow::queue::lane::{Entered, Lane};
 pub(crate) use crate::flow::queue::turn::{Receipt, Turn};
 pub(crate) use crate::flow::queue::view::LaneView;
+pub(crate) use crate::flow::queue::waiter::draining;
 use crate::id::{AccountId, ActionName};
 use crate::metrics::Metrics;
 use crate::room::{Room, Share};
@@ -74,7 +75,7 @@ struct Shared<K: Connector> {
     started: Instant,
     /// Bytes of the bodies of all calls that are in the queue or on their way.
     room: Arc<Room>,
-    /// Set once: no call is granted after this.
+    /// In a drain: no call is granted after this.
     drain_by: Mutex<Option<Instant>>,
 }
 
@@ -84,7 +85,8 @@ pub(crate) struct Call<K: Connector> {
     lane: Option<Arc<Lane<K>>>,
     shared: Arc<Shared<K>>,
     standing: Standing,
-    /// Nothing is sent after this.
+    /// Nothing is sent after this: the arrival and the hold. What CAMS takes to answer comes on top, so a hold is to be
+    /// below the caller's own time-out by that much.
     send_by: Instant,
     /// The call has been in line (or had its turn) before: the bounds were checked then.
     admitted: bool,

@@ -1,6 +1,7 @@
 //! What is said of a call when it has ended: one outcome in the metrics, one line in the log. A record that is dropped
 //! without an end is a caller that hung up.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use hyper::StatusCode;
 use tokio::time::Instant;
 
 use crate::app::Parts;
-use crate::error::{Kind, Outcome, Refusal};
+use crate::error::{Claimant, Kind, Outcome, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::identify::Claim;
 use crate::flow::judge::Verdict;
@@ -21,12 +22,16 @@ pub(crate) struct Record {
     arrived: Instant,
     /// Flowgate's own name for the call, in its answers and in the log.
     request_id: String,
-    /// The account that the caller's key belongs to, proven or not, if the configuration names it.
-    account: Option<AccountId>,
+    /// The address that it came from; none for a Unix socket.
+    from: Option<IpAddr>,
+    claimant: Option<Claimant>,
     operation: Option<Arc<Operation>>,
     stage: Stage,
     attempts: u32,
-    waited: Duration,
+    /// From the arrival to the first turn.
+    waited: Option<Duration>,
+    /// CAMS's name for the latest attempt.
+    cams_request_id: Option<String>,
     ended: bool,
 }
 
@@ -42,23 +47,24 @@ struct Ending<'a> {
     outcome: Outcome,
     verdict: &'a str,
     status: u16,
-    cams_request_id: Option<&'a str>,
     detail: &'a str,
 }
 
 // === impl Record ===
 
 impl Record {
-    pub(crate) fn new(parts: Arc<Parts>) -> Self {
+    pub(crate) fn new(parts: Arc<Parts>, from: Option<IpAddr>) -> Self {
         Self {
             parts,
             arrived: Instant::now(),
             request_id: reply::request_id(),
-            account: None,
+            from,
+            claimant: None,
             operation: None,
             stage: Stage::Arriving,
             attempts: 0,
-            waited: Duration::ZERO,
+            waited: None,
+            cams_request_id: None,
             ended: false,
         }
     }
@@ -73,7 +79,7 @@ impl Record {
 
     /// The caller has named itself.
     pub(crate) fn claimed(&mut self, claim: &Claim) {
-        self.account = claim.is_known().then(|| claim.account().clone());
+        self.claimant = Some(claim.claimant());
     }
 
     /// The call is known and waits.
@@ -89,8 +95,8 @@ impl Record {
 
     /// Its turn came, so long after it arrived.
     pub(crate) fn turn(&mut self, age: Duration) {
-        if self.attempts == 0 {
-            self.waited = age;
+        if self.waited.is_none() {
+            self.waited = Some(age);
             let (account, action) = self.labels();
             self.parts.metrics.waited(account, action, age);
         }
@@ -108,18 +114,20 @@ impl Record {
         self.stage = Stage::Queued;
     }
 
+    /// An attempt has come back.
+    pub(crate) fn judged(&mut self, verdict: &Verdict) {
+        self.cams_request_id = verdict.request_id().map(ToOwned::to_owned);
+    }
+
     /// CAMS's answer is passed on.
     pub(crate) fn answered(&mut self, verdict: &Verdict, status: StatusCode) {
-        let (outcome, code, cams_request_id) = match verdict {
-            Verdict::Ok { code, request_id } => (Outcome::Ok, code.as_str(), request_id.as_deref()),
-            Verdict::UpstreamError { code, request_id } => {
-                (Outcome::UpstreamError, code.as_str(), request_id.as_deref())
-            }
-            Verdict::Throttled { code, request_id, .. } => (Outcome::Throttled, code.as_str(), request_id.as_deref()),
-            Verdict::Credentials { code, request_id } => (Outcome::UpstreamError, code.as_str(), request_id.as_deref()),
-            Verdict::Unknown { reason } => (Outcome::Unknown, *reason, None),
+        let outcome = match verdict {
+            Verdict::Ok { .. } => Outcome::Ok,
+            Verdict::Throttled { .. } => Outcome::Throttled,
+            Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => Outcome::UpstreamError,
+            Verdict::Unknown { .. } => Outcome::Unknown,
         };
-        self.end(&Ending { outcome, verdict: code, status: status.as_u16(), cams_request_id, detail: "" });
+        self.end(&Ending { outcome, verdict: verdict.code(), status: status.as_u16(), detail: "" });
     }
 
     /// Flowgate answers. What was in flight when the grace ended is unknown, whatever the reason says.
@@ -127,13 +135,13 @@ impl Record {
         if self.stage == Stage::InFlight && matches!(refusal.kind, Kind::Draining | Kind::Internal) {
             refusal = reply::unknown("Flowgate stopped before the answer came");
         }
+        self.claimant = self.claimant.take().or(refusal.claimant.take());
         let (account, _) = self.labels();
         self.parts.metrics.refused(account, &refusal);
         self.end(&Ending {
             outcome: refusal.kind.outcome(),
             verdict: refusal.kind.code(),
             status: refusal.kind.status().as_u16(),
-            cams_request_id: None,
             detail: &refusal.message,
         });
         refusal
@@ -145,7 +153,7 @@ impl Record {
         let (account, _) = self.labels();
         self.parts.metrics.cancelled(account, stage);
         let outcome = Outcome::Cancelled;
-        self.end(&Ending { outcome, verdict: "cancelled", status: 0, cams_request_id: None, detail: stage });
+        self.end(&Ending { outcome, verdict: "cancelled", status: 0, detail: stage });
     }
 
     fn end(&mut self, ending: &Ending<'_>) {
@@ -157,15 +165,18 @@ impl Record {
             request_id = self.request_id,
             account,
             action,
+            from = self.from.map(tracing::field::display),
             client = operation.map(|operation| capped(operation.client.as_str())),
+            // Until the call is known: whose key it names, proven or not.
+            claims = self.claimant.as_ref().filter(|_| operation.is_none()).map(|claimant| claimant.key.masked()),
             tenant = operation.map(|operation| capped(operation.tenant.as_str())).filter(|tenant| !tenant.is_empty()),
             outcome = ending.outcome.label(),
             verdict = capped(ending.verdict),
             status = ending.status,
             attempts = self.attempts,
-            waited_ms = millis(self.waited),
+            waited_ms = self.waited.map(millis),
             took_ms = millis(self.arrived.elapsed()),
-            cams_request_id = ending.cams_request_id.map(capped),
+            cams_request_id = self.cams_request_id.as_deref().map(capped),
             detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),
             "call"
         );
@@ -174,7 +185,10 @@ impl Record {
     fn labels(&self) -> (&str, &str) {
         match &self.operation {
             Some(operation) => (operation.account_label(), operation.action_label()),
-            None => (self.account.as_ref().map_or("unknown", AccountId::as_str), "other"),
+            None => {
+                let account = self.claimant.as_ref().and_then(|claimant| claimant.account.as_ref());
+                (account.map_or("unknown", AccountId::as_str), "other")
+            }
         }
     }
 }
@@ -188,7 +202,7 @@ impl Drop for Record {
 }
 
 /// Text from outside is logged as an escaped field and not at any length.
-fn capped(text: &str) -> &str {
+pub(crate) fn capped(text: &str) -> &str {
     let end = (0..=200.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     &text[..end]
 }

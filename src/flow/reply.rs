@@ -116,12 +116,7 @@ pub(crate) fn unknown(reason: &str) -> Refusal {
 
 /// A panic was caught.
 pub(crate) fn internal() -> Refusal {
-    Refusal::new(Kind::Internal, "An error inside Flowgate ended this call. Nothing was sent.")
-}
-
-/// The grace of a drain is over.
-pub(crate) fn over() -> Refusal {
-    Refusal::after(Kind::Draining, Duration::from_secs(1), "Flowgate is shutting down. Nothing was sent.")
+    Refusal::new(Kind::Internal, "An error inside Flowgate ended this call. CAMS has done nothing.")
 }
 
 fn credentials(request_id: Option<&str>) -> Refusal {
@@ -155,7 +150,7 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
         .flat_map(|value| value.split(','))
         .filter_map(|name| name.trim_matches([' ', '\t']).parse().ok())
         .collect();
-    let unwanted = |name: &HeaderName| {
+    let is_unwanted = |name: &HeaderName| {
         let text = name.as_str();
         [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, SET_COOKIE, UPGRADE].contains(name)
             || ["keep-alive", "alt-svc", "te", "trailer", "content-encoding"].contains(&text)
@@ -163,8 +158,10 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
             || text.starts_with("proxy-")
             || text.ends_with("-authenticate")
     };
-    let drop: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().chain(listed).collect();
-    drop.into_iter().for_each(|name| while headers.remove(&name).is_some() {});
+    let unwanted: Vec<HeaderName> = headers.keys().filter(|name| is_unwanted(name)).cloned().chain(listed).collect();
+    for name in unwanted {
+        headers.remove(&name);
+    }
     headers
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cams_sim::Settings;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -71,4 +72,49 @@ async fn readiness_goes_first_and_answers_say_close_while_it_still_accepts() {
     let reply = Call::v3(&host, "during").send(proxy).await;
     assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
     drain.await.unwrap();
+}
+
+#[tokio::test]
+async fn operators_see_the_drain_until_its_end() {
+    let world = World::new("[drain]\ngrace = \"4s\"").await;
+    let calls = together(&world, 20).await;
+    let admin = world.app.admin_address().unwrap();
+    let drain = tokio::spawn(world.app.drain());
+    while get(admin, "/readyz").await.status == 200 {
+        tokio::task::yield_now().await;
+    }
+    for path in ["/metrics", "/livez", "/lanes"] {
+        assert_eq!(get(admin, path).await.status, 200, "{path}");
+    }
+    assert_eq!(get(admin, "/readyz").await.body, "draining\n");
+    assert!(!drain.is_finished());
+    calls.join_all().await;
+    drain.await.unwrap();
+}
+
+#[tokio::test]
+async fn nothing_is_sent_that_could_not_be_answered_within_the_grace() {
+    let settings = Settings { latency: Duration::from_millis(400), ..Settings::default() };
+    let world = World::with(settings, "[drain]\ngrace = \"3s\"").await;
+    let calls = together(&world, 30).await;
+    world.app.drain().await;
+    let mut statuses: Vec<_> = calls.join_all().await.iter().map(|reply| reply.status).collect();
+    statuses.sort_unstable();
+    statuses.dedup();
+    assert_eq!(statuses, [200, 503], "answered or told, nothing unknown");
+}
+
+#[tokio::test]
+async fn an_attempt_whose_caller_has_gone_is_waited_for() {
+    let settings = Settings { latency: Duration::from_millis(1500), ..Settings::default() };
+    let world = World::with(settings, "[drain]\ngrace = \"20s\"").await;
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
+    world.until("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    drop(stream);
+    world.until("flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}", 1.0).await;
+    let start = Instant::now();
+    world.app.drain().await;
+    assert!(start.elapsed() > Duration::from_millis(500), "{:?}", start.elapsed());
+    assert_eq!(world.sim.report().created, 1);
 }

@@ -15,7 +15,11 @@ use super::UpstreamError;
 /// A connector that trusts the system's roots and those of the file.
 pub(super) fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, UpstreamError> {
     let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    let system = rustls_native_certs::load_native_certs();
+    for error in system.errors {
+        tracing::warn!(%error, "some of the system's root certificates cannot be read");
+    }
+    roots.add_parsable_certificates(system.certs);
     if roots.is_empty() {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }

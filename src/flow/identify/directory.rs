@@ -2,7 +2,7 @@
 //! once and never changed, so a call sees one state of it.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hyper::header::HeaderValue;
@@ -33,16 +33,32 @@ pub(super) enum Owner {
     Relayed { account: AccountId, is_known: bool },
 }
 
+/// What a `Host` value says between scheme and path.
+fn authority(host: &str) -> &str {
+    let host = host.split_once("://").map_or(host, |(_, rest)| rest);
+    host.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
 /// The host of a `Host` value in lower case, without scheme, port and path: some SDKs send their whole endpoint setting.
 pub(super) fn host_name(host: &str) -> String {
-    let host = host.split_once("://").map_or(host, |(_, rest)| rest);
-    let authority = host.split(['/', '?', '#']).next().unwrap_or_default();
-    let host = authority.rsplit('@').next().unwrap_or_default();
+    let host = authority(host).rsplit('@').next().unwrap_or_default();
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => name,
         _ => host,
     };
     name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+// === impl Owner ===
+
+impl Owner {
+    /// The account, if the configuration names it.
+    pub(super) fn known_account(&self) -> Option<&AccountId> {
+        match self {
+            Self::Managed { account, .. } => Some(&account.id),
+            Self::Relayed { account, is_known } => is_known.then_some(account),
+        }
+    }
 }
 
 // === impl Directory ===
@@ -85,17 +101,29 @@ impl Directory {
         &self.upstream_host
     }
 
-    /// Refuses what was signed for another of Alibaba's products: it came here by somebody else's hand.
-    pub(super) fn check_product(&self, host: &HeaderValue) -> Result<(), Refusal> {
-        let name = host_name(&String::from_utf8_lossy(host.as_bytes()));
+    /// Refuses what was signed for somebody else: another of Alibaba's products, or another gateway with the same keys.
+    /// Whoever listens on a Unix socket has no name of its own, so any but Alibaba's will do.
+    pub(super) fn check_host(&self, host: &HeaderValue) -> Result<(), Refusal> {
+        let host = String::from_utf8_lossy(host.as_bytes());
+        let name = host_name(&host);
         let is_alibaba = name == "aliyuncs.com" || name.ends_with(".aliyuncs.com");
-        match is_alibaba && name != host_name(&self.upstream_host) {
-            false => Ok(()),
-            true => Err(Refusal::new(
-                Kind::SignedHostMismatch,
-                format!("The call is signed for another of Alibaba's hosts than {}.", self.upstream_host),
-            )),
+        if is_alibaba && name != host_name(&self.upstream_host) {
+            let message = format!("The call is signed for another of Alibaba's hosts than {}.", self.upstream_host);
+            return Err(Refusal::new(Kind::SignedHostMismatch, message));
         }
+        let is_own = match self.address {
+            None => true,
+            // Behind 0.0.0.0 every address of the machine is ours; which these are, nobody tells for sure.
+            Some(address) => address.ip().is_unspecified() && name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok(),
+        };
+        if is_own || self.is_ours(authority(&host)) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            Kind::SignedHostMismatch,
+            "The call is signed for a host that is neither CAMS's nor one that Flowgate knows as its own. If applications \
+             reach Flowgate by this name, add it to listen.names.",
+        ))
     }
 
     /// Whether an action is a limited one in a spelling that its lane would not know.
@@ -166,5 +194,41 @@ mod tests {
         assert!(at("0.0.0.0:8080", "localhost:8080") && at("10.0.0.7:80", "10.0.0.7:80") && at("[::1]:1", "[::1]:1"));
         assert!(!at("127.0.0.1:8080", "127.0.0.1") && !at("10.0.0.7:80", "localhost:80"));
         assert!(!at("0.0.0.0:8080", "10.0.0.7:8080"));
+    }
+
+    fn checked(listen: &str, name: Option<&str>, host: &str) -> Option<Kind> {
+        let mut env = vec![("FLOWGATE_LISTEN__PROXY".into(), listen.into())];
+        env.extend(name.map(|name| ("FLOWGATE_LISTEN__NAMES".into(), name.into())));
+        let directory = Directory::new(&config::load(None, env).unwrap().config);
+        directory.check_host(&HeaderValue::from_str(host).unwrap()).err().map(|refusal| refusal.kind)
+    }
+
+    #[test]
+    fn a_signed_host_is_cams_or_one_of_our_own() {
+        let alien = Some(Kind::SignedHostMismatch);
+        let loopback = "127.0.0.1:8080";
+        for host in [
+            "127.0.0.1:8080",
+            "localhost:8080",
+            "http://127.0.0.1:8080",
+            "127.0.0.1:8080/",
+            "cams.ap-southeast-1.aliyuncs.com",
+        ] {
+            assert_eq!(checked(loopback, None, host), None, "{host}");
+        }
+        for host in [
+            "127.0.0.1:9",
+            "gateway:8080",
+            "10.0.0.1:8080",
+            "ecs.aliyuncs.com",
+            "cams.ap-southeast-1.aliyuncs.com.evil.example",
+        ] {
+            assert_eq!(checked(loopback, None, host), alien, "{host}");
+        }
+        assert_eq!(checked(loopback, Some("gateway"), "gateway:8080"), None);
+        assert_eq!(checked("0.0.0.0:8080", None, "10.0.0.1:30080"), None);
+        assert_eq!(checked("0.0.0.0:8080", None, "gateway:8080"), alien);
+        assert_eq!(checked("unix:/run/f.sock", None, "whatever"), None);
+        assert_eq!(checked("unix:/run/f.sock", None, "ecs.aliyuncs.com"), alien);
     }
 }

@@ -4,7 +4,7 @@
 //! that nobody reads.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +45,10 @@ pub(crate) struct Stream {
 
 /// Tells whether a caller has hung up.
 #[derive(Clone)]
-pub(crate) struct Hangup(Arc<Socket>);
+pub(crate) struct Hangup {
+    socket: Arc<Socket>,
+    from: Option<IpAddr>,
+}
 
 /// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
 /// odd number is ours.
@@ -112,6 +115,13 @@ impl Socket {
         }
     }
 
+    fn from(&self) -> Option<IpAddr> {
+        match self {
+            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
+            Self::Unix(_) => None,
+        }
+    }
+
     /// Waits until there is something to read or the other side has closed; true when it has closed.
     async fn closed(&self) -> bool {
         let ready = match self {
@@ -127,7 +137,7 @@ impl Socket {
 impl Hangup {
     /// Waits for the hang-up: a close, a reset, or a half-close.
     pub(crate) async fn happened(&self) {
-        while !self.0.closed().await {
+        while !self.socket.closed().await {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -135,7 +145,12 @@ impl Hangup {
     /// Whether it has happened.
     pub(crate) fn has_happened(&self) -> bool {
         use futures_util::FutureExt;
-        self.0.closed().now_or_never() == Some(true)
+        self.socket.closed().now_or_never() == Some(true)
+    }
+
+    /// The address that the caller came from; none for a Unix socket.
+    pub(crate) fn from(&self) -> Option<IpAddr> {
+        self.from
     }
 }
 
@@ -184,7 +199,7 @@ impl Stream {
     pub(crate) fn new(socket: Socket, patience: Patience) -> (Self, Hangup, Turn) {
         let socket = Arc::new(socket);
         let turn = Turn::default();
-        let hangup = Hangup(socket.clone());
+        let hangup = Hangup { from: socket.from(), socket: socket.clone() };
         let (head, write) = (Deadline::default(), Deadline::default());
         (Self { socket, patience, turn: turn.clone(), head, head_of: 0, write }, hangup, turn)
     }

@@ -14,7 +14,7 @@ use crate::config::Limit;
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::queue::fair::{Line, Place};
-use crate::flow::queue::pause::{Gate, Pause, Refused};
+use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
@@ -140,7 +140,13 @@ impl<K: Connector> Lane<K> {
         let now = Instant::now();
         let mut state = self.state.lock();
         let random = state.random.f64();
-        state.pause.refused(refused, &self.shared.retry, now, random);
+        let episode = state.pause.refused(refused, &self.shared.retry, now, random);
+        if episode == Episode::New {
+            let Labels { account, action } = &self.labels;
+            let (pause, hint) = (state.pause.remaining(now), refused.hint);
+            let queued = state.line.len();
+            tracing::warn!(account, action, ?pause, ?hint, queued, "CAMS throttles: the lane pauses");
+        }
         self.tell_late(&mut state, now);
         self.changed.notify_one();
     }
@@ -150,10 +156,10 @@ impl<K: Connector> Lane<K> {
         let State { line, tokens, pause, .. } = state;
         let open = pause.open_at(now);
         let late = line.sift(|ahead, queued| {
-            let turn = tokens.forecast(ahead, open).max(now);
+            let turn = tokens.forecast(ahead, now, open).max(now);
             turn <= queued.send_by && !self.shared.drained(turn)
         });
-        let wait = tokens.forecast(line.len(), open).saturating_duration_since(now);
+        let wait = tokens.forecast(line.len(), now, open).saturating_duration_since(now);
         for queued in late {
             let refusal = if self.shared.drained(now + wait) {
                 waiter::draining()
@@ -228,12 +234,12 @@ impl<K: Connector> Lane<K> {
 fn too_long(wait: Duration, hold: Duration) -> Refusal {
     let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
     let message = format!(
-        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the hold of {hold_ms} ms. Nothing was sent."
+        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the hold of {hold_ms} ms. CAMS has done nothing."
     );
     Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
 }
 
 /// What the call that has `ahead` others before it will wait.
 pub(super) fn forecast<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
-    state.tokens.forecast(ahead, state.pause.open_at(now)).saturating_duration_since(now)
+    state.tokens.forecast(ahead, now, state.pause.open_at(now)).saturating_duration_since(now)
 }

@@ -1,7 +1,7 @@
 //! May the lane send at all? A throttle refusal pauses the lane, not the call: nobody sends before the pause ends, then
 //! one probe goes, then the normal rate. Only decides; the lane tells it what was sent and what came back.
 //!
-//! Refusals of attempts that were sent before the first of them was known are one episode and count once: five calls
+//! Refusals of attempts that were granted before the first of them was known are one episode and count once: five calls
 //! refused together must not multiply the back-off by five.
 
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub(crate) enum Gate {
 pub(crate) enum Episode {
     /// The first refusal that this lane heard of since its last pause.
     New,
-    /// Sent before the first refusal of the running episode was known.
+    /// Granted before the first refusal of the running episode was known.
     Same,
 }
 
@@ -96,35 +96,44 @@ impl Pause {
         self.probe = Probe::Due;
     }
 
-    /// The probe has an end that is not a refusal. `answered`: CAMS took it, so the back-off starts from its base again;
-    /// otherwise nobody knows, and holding the lane longer would not tell.
-    pub(crate) fn probe_passed(&mut self, answered: bool) {
+    /// The probe has an end that is not a refusal: the lane is open. If nobody knows what became of the probe, holding
+    /// the lane longer would not tell.
+    pub(crate) fn probe_passed(&mut self) {
         if self.probe == Probe::Out {
             self.probe = Probe::NotNeeded;
         }
-        if answered {
+    }
+
+    /// CAMS took an attempt that was granted at `granted_at`. If that was after the latest refusal, the trouble is over
+    /// and the back-off starts from its base again.
+    pub(crate) fn answered(&mut self, granted_at: Instant) {
+        if self.known_at.is_some_and(|known_at| known_at < granted_at) {
             self.level = 0;
         }
     }
 
-    /// An attempt that was sent at `sent_at` came back refused. The lane pauses for the server's `hint`, at most
+    /// An attempt that was granted at `granted_at` came back refused. The lane pauses for the server's `hint`, at most
     /// `policy.max_pause`, or for a back-off with full jitter, where `random` is in 0..1.
     pub(crate) fn refused(&mut self, refusal: &Refused, policy: &Retry, now: Instant, random: f64) -> Episode {
         let episode = match self.known_at {
-            Some(known_at) if refusal.sent_at <= known_at => Episode::Same,
+            Some(known_at) if refusal.granted_at <= known_at => Episode::Same,
             _ => Episode::New,
         };
         if episode == Episode::New {
             self.known_at = Some(now);
             self.level = self.level.saturating_add(1);
-            self.probe = Probe::Due;
         }
         let wait = match (refusal.hint, episode) {
             (Some(hint), _) => hint.min(policy.max_pause),
             (None, Episode::New) => backoff::full_jitter(policy, self.level, random),
             (None, Episode::Same) => return episode,
         };
-        self.until = self.until.max(Some(now + wait));
+        let until = self.until.max(Some(now + wait));
+        if episode == Episode::New || until > self.until {
+            // Also when only a late hint of a known episode asks for it: after any pause one probe goes.
+            self.probe = Probe::Due;
+        }
+        self.until = until;
         episode
     }
 }
@@ -132,7 +141,8 @@ impl Pause {
 /// A throttle refusal, as the lane needs to know it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Refused {
-    pub(crate) sent_at: Instant,
+    /// When its turn was granted: what was on its way to the wire when the lane paused is no news after it.
+    pub(crate) granted_at: Instant,
     /// How long the server asks to stay away.
     pub(crate) hint: Option<Duration>,
 }
@@ -152,8 +162,8 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn refused(pause: &mut Pause, sent_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
-        pause.refused(&Refused { sent_at, hint }, &POLICY, now, 0.5)
+    fn refused(pause: &mut Pause, granted_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
+        pause.refused(&Refused { granted_at, hint }, &POLICY, now, 0.5)
     }
 
     #[test]
@@ -172,7 +182,7 @@ mod tests {
         assert_eq!(pause.gate(t + ms(2010)), Gate::Open);
         assert!(pause.granted());
         assert_eq!(pause.gate(t + ms(2011)), Gate::ProbeOut);
-        pause.probe_passed(true);
+        pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2012)), Gate::Open);
         assert!(!pause.granted());
     }
@@ -204,7 +214,9 @@ mod tests {
             assert!(pause.granted());
             now += ms(1);
         }
-        pause.probe_passed(true);
+        pause.probe_passed();
+        pause.answered(now);
+        now += ms(1);
         refused(&mut pause, now, now, None);
         assert_eq!(pause.gate(now), Gate::Until(now + ms(100)));
     }
@@ -219,9 +231,9 @@ mod tests {
         assert!(pause.is_forgotten(&POLICY, t + ms(61_000)), "nobody has called for a minute");
         assert!(pause.granted());
         assert!(!pause.is_forgotten(&POLICY, t + ms(61_000)), "the probe is out");
-        pause.probe_passed(false);
+        pause.probe_passed();
         assert!(!pause.is_forgotten(&POLICY, t + ms(2000)), "the back-off is not at its base");
-        pause.probe_passed(true);
+        pause.answered(t + ms(1500));
         assert!(pause.is_forgotten(&POLICY, t + ms(2000)));
     }
 
@@ -250,8 +262,24 @@ mod tests {
         let mut pause = Pause::default();
         refused(&mut pause, t, t, Some(ms(1)));
         assert!(pause.granted());
-        pause.probe_passed(false);
+        pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
         assert_eq!(pause.level, 1);
+        pause.answered(t);
+        assert_eq!(pause.level, 1, "that one was granted before the refusal was known");
+        pause.answered(t + ms(3));
+        assert_eq!(pause.level, 0);
+    }
+
+    #[test]
+    fn a_late_hint_of_a_known_episode_is_followed_by_a_probe_too() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        refused(&mut pause, t, t, Some(ms(10)));
+        assert!(pause.granted());
+        pause.probe_passed();
+        assert_eq!(refused(&mut pause, t, t + ms(30), Some(ms(500))), Episode::Same);
+        assert_eq!(pause.gate(t + ms(30)), Gate::Until(t + ms(530)));
+        assert!(pause.granted(), "the next one is a probe");
     }
 }

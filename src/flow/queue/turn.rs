@@ -16,13 +16,14 @@ pub(crate) struct Turn<K: Connector> {
     /// None after the turn was used.
     connection: Option<K::Connection>,
     lane: Option<Arc<Lane<K>>>,
+    granted_at: Instant,
     probe: bool,
 }
 
 /// Proof that an attempt left, to be settled with what came of it. Dropped unsettled, the end counts as unknown.
 pub(crate) struct Receipt<K: Connector> {
     lane: Option<Arc<Lane<K>>>,
-    sent_at: Instant,
+    granted_at: Instant,
     /// For a probe, the clock of its token.
     probe: Option<Arc<RateLimiter>>,
 }
@@ -32,12 +33,12 @@ pub(crate) struct Receipt<K: Connector> {
 impl<K: Connector> Turn<K> {
     /// A turn of an action without a limit: only a connection.
     pub(super) fn unlimited(connection: K::Connection) -> Self {
-        Self { connection: Some(connection), lane: None, probe: false }
+        Self { connection: Some(connection), lane: None, granted_at: Instant::now(), probe: false }
     }
 
     /// A turn on a lane, whose token has been granted.
     pub(super) fn limited(connection: K::Connection, lane: Arc<Lane<K>>, probe: bool) -> Self {
-        Self { connection: Some(connection), lane: Some(lane), probe }
+        Self { connection: Some(connection), lane: Some(lane), granted_at: Instant::now(), probe }
     }
 
     /// Uses the turn: the token's clock starts now, as the request is handed to the connection.
@@ -46,7 +47,7 @@ impl<K: Connector> Turn<K> {
         let lane = self.lane.take();
         let clock = lane.as_ref().map(|lane| lane.spend());
         let probe = clock.filter(|_| self.probe);
-        (connection, Receipt { lane, sent_at: Instant::now(), probe })
+        (connection, Receipt { lane, granted_at: self.granted_at, probe })
     }
 }
 
@@ -69,7 +70,7 @@ impl<K: Connector> Receipt<K> {
     /// CAMS refused by throttling: the lane pauses.
     pub(crate) fn throttled(mut self, hint: Option<Duration>) {
         let Some(lane) = self.lane.take() else { return };
-        lane.throttled(&Refused { sent_at: self.sent_at, hint });
+        lane.throttled(&Refused { granted_at: self.granted_at, hint });
     }
 
     /// CAMS answered anything else.
@@ -88,9 +89,12 @@ impl<K: Connector> Receipt<K> {
 
     fn end(&mut self, answered: bool) {
         let Some(lane) = self.lane.take() else { return };
-        let Some(clock) = &self.probe else { return };
         let mut state = lane.state.lock();
-        state.pause.probe_passed(answered);
+        if answered {
+            state.pause.answered(self.granted_at);
+        }
+        let Some(clock) = &self.probe else { return };
+        state.pause.probe_passed();
         // Those that waited for the probe go now, together. Had its token a head start of one round trip for ever
         // after, it would meet the server's window alone, where jitter cannot average out.
         state.tokens.restart(clock);

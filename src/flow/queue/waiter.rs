@@ -47,19 +47,18 @@ impl<K: Connector> Drop for Waiter<K> {
 pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
     match down {
         Some(reason) => {
-            let message = format!("CAMS cannot be reached ({reason}). Nothing was sent.");
+            let message = format!("CAMS cannot be reached ({reason}). CAMS has done nothing.");
             Refusal::after(Kind::UpstreamUnreachable, wait.max(Duration::from_secs(1)), message)
         }
         None => {
-            let message =
-                "The system is under flow control: the call's turn did not come within its hold. Nothing was sent.";
+            let message = "The system is under flow control: the call's turn did not come within its hold. CAMS has done nothing.";
             Refusal::after(Kind::HoldExpired, wait, message)
         }
     }
 }
 
 /// The call does not fit into what is left before the process ends.
-pub(super) fn draining() -> Refusal {
-    let message = "Flowgate is shutting down. Nothing was sent.";
+pub(crate) fn draining() -> Refusal {
+    let message = "Flowgate is shutting down. CAMS has done nothing.";
     Refusal::after(Kind::Draining, Duration::from_secs(1), message)
 }

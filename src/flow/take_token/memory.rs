@@ -38,7 +38,7 @@ impl Tokens {
     /// `started` + window + gap a new lane's tokens are spent.
     pub(crate) fn new(limit: Limit, gap: Duration, started: Instant) -> Self {
         let away = limit.window + gap;
-        let mut tokens = Self { count: limit.count.get(), away, free: 0, held: 0, spent: VecDeque::with_capacity(5) };
+        let mut tokens = Self { count: limit.count.get(), away, free: 0, held: 0, spent: VecDeque::new() };
         let cold = (started + away).saturating_duration_since(Instant::now());
         if cold.is_zero() {
             tokens.free = tokens.count;
@@ -100,13 +100,13 @@ impl Tokens {
     }
 
     /// When the `ahead` + 1st grant from now can come at the earliest, if nothing may be granted before `open`.
-    pub(crate) fn forecast(&self, ahead: usize, open: Instant) -> Instant {
+    pub(crate) fn forecast(&self, ahead: usize, now: Instant, open: Instant) -> Instant {
         let count = self.count as usize;
         let (round, place) = (ahead / count, ahead % count);
-        // Held tokens are about to be spent: they are away for a whole period from now.
+        // Held tokens are about to be spent: at the soonest they are back a whole period later.
         let free = std::iter::repeat_n(open, self.free as usize);
         let spent = self.spent.iter().map(|spent| spent.back_at.max(open));
-        let held = std::iter::repeat_n((Instant::now() + self.away).max(open), self.held as usize);
+        let held = std::iter::repeat_n((now + self.away).max(open), self.held as usize);
         let first = free.chain(spent).chain(held).nth(place).unwrap_or(open);
         first + self.away * u32::try_from(round).unwrap_or(u32::MAX)
     }
@@ -238,7 +238,7 @@ mod tests {
         tokens.spend();
         advance(Duration::from_millis(300)).await;
         let now = Instant::now();
-        let wait = |ahead, open| tokens.forecast(ahead, open) - start;
+        let wait = |ahead, open| tokens.forecast(ahead, now, open) - start;
         assert_eq!(wait(0, now), Duration::from_millis(300));
         assert_eq!(wait(3, now), Duration::from_millis(300));
         assert_eq!(wait(4, now), AWAY);

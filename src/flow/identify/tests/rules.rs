@@ -308,7 +308,7 @@ fn rule_37_proxy_forms() {
         gate.ask(&absolute("http", host, host)).unwrap();
     }
     refused(&absolute("http", UPSTREAM, "127.0.0.1:8080"), BadRequest, "Host header differs");
-    for host in ["example.com", "127.0.0.1:9", "ecs.aliyuncs.com"] {
+    for host in ["example.com", "10.0.0.1:9", "ecs.aliyuncs.com"] {
         refused(&absolute("http", host, host), ForeignHost, "no general proxy");
     }
     refused(&absolute("https", UPSTREAM, UPSTREAM), BadRequest, "plain http");
