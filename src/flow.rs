@@ -148,8 +148,9 @@ impl Parts {
     /// What a body may be before its caller is proved.
     fn allowance(&self, claim: &identify::Claim) -> body::Allowance {
         let listen = &self.config.listen;
-        let unverified = (!claim.is_verified()).then(|| self.unverified.take(0)).flatten();
-        body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, unverified }
+        let room = if claim.is_verified() { self.queue.room() } else { &self.unverified };
+        let share = room.take(0).expect("nothing always fits");
+        body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, share }
     }
 
     /// Counts a failed check of a head; a passed one is counted when the whole is proved.

@@ -16,8 +16,8 @@ pub(crate) struct Allowance {
     pub(crate) max: usize,
     /// Until its end.
     pub(crate) within: Duration,
-    /// Bytes of callers that are not verified yet come out of a common room.
-    pub(crate) unverified: Option<Share>,
+    /// The room that the bytes come out of, one of their own for callers that are not verified yet.
+    pub(crate) share: Share,
 }
 
 /// Reads the whole body.
@@ -46,10 +46,9 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, mut allowance: Allo
         if first.len() + whole.len() + data.len() > max {
             return Err(too_large());
         }
-        if let Some(share) = &mut allowance.unverified
-            && !share.grow(data.len())
-        {
-            return Err(Refusal::after(Kind::QueueFull, Duration::from_secs(1), "Too many unverified bytes at once."));
+        if !allowance.share.grow(data.len()) {
+            let message = "Flowgate's memory for bodies that come in is full.";
+            return Err(Refusal::after(Kind::QueueFull, Duration::from_secs(1), message));
         }
         if first.is_empty() && whole.is_empty() {
             first = data;
@@ -73,7 +72,7 @@ mod tests {
     use crate::room::Room;
 
     fn allowance(max: usize) -> Allowance {
-        Allowance { max, within: Duration::from_secs(30), unverified: None }
+        Allowance { max, within: Duration::from_secs(30), share: Room::new(1000).take(0).unwrap() }
     }
 
     fn chunks(chunks: &[&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
@@ -117,10 +116,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unverified_bytes_come_out_of_one_room() {
+    async fn bytes_come_out_of_one_room() {
         let room = Room::new(4);
         let mut allowed = allowance(100);
-        allowed.unverified = room.take(0);
+        allowed.share = room.take(0).unwrap();
         let refusal = read(chunks(&["ab", "cde"]), allowed).await.unwrap_err();
         assert_eq!(refusal.kind, Kind::QueueFull);
         assert_eq!(room.used(), 0);

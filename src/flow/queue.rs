@@ -140,7 +140,12 @@ impl<K: Connector> Queue<K> {
         self.all().iter().map(|lane| lane.view()).collect()
     }
 
-    /// Bytes of the bodies of all calls that wait or are under way.
+    /// The room for the bytes of all calls that come in, wait or are under way.
+    pub(crate) fn room(&self) -> &Arc<Room> {
+        &self.shared.room
+    }
+
+    /// Bytes of the bodies of all calls that come in, wait or are under way.
     pub(crate) fn bytes(&self) -> usize {
         self.shared.room.used()
     }

@@ -174,7 +174,7 @@ impl Record {
             verdict = capped(ending.verdict),
             status = ending.status,
             attempts = self.attempts,
-            waited_ms = self.waited.map(millis),
+            waited_ms = self.waited.or_else(|| operation.map(|_| self.arrived.elapsed())).map(millis),
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
             detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),

@@ -196,7 +196,7 @@ impl<K: Connector> Lane<K> {
         let taken = state.tokens.take();
         assert!(taken, "a grant is decided on a free token, under the lane's lock");
         self.metrics.granted.inc();
-        Turn::limited(connection, self.clone(), state.pause.granted())
+        Turn::limited(connection, self.clone(), state.pause.granted(Instant::now()))
     }
 
     /// Starts the clock of a granted token.

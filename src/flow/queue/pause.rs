@@ -29,19 +29,21 @@ enum Probe {
     NotNeeded,
     /// The next grant is the probe.
     Due,
-    /// It is under way; its end decides.
-    Out,
+    /// It has been under way since then; its end decides.
+    Out(Instant),
 }
+
+/// How long a lane waits for its probe. A refusal comes at once, so an answer that takes longer is none, and a slow call
+/// must not stop all the others.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether the lane may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
     /// Yes.
     Open,
-    /// Not before this.
+    /// Not before this, or before the probe comes back.
     Until(Instant),
-    /// Not before the probe has come back.
-    ProbeOut,
 }
 
 /// Whether a refusal is news.
@@ -57,9 +59,12 @@ pub(crate) enum Episode {
 
 impl Pause {
     pub(crate) fn gate(&self, now: Instant) -> Gate {
-        match self.until {
+        let probed = match self.probe {
+            Probe::Out(since) => Some(since + PATIENCE),
+            Probe::NotNeeded | Probe::Due => None,
+        };
+        match self.until.max(probed) {
             Some(until) if until > now => Gate::Until(until),
-            _ if self.probe == Probe::Out => Gate::ProbeOut,
             _ => Gate::Open,
         }
     }
@@ -69,7 +74,7 @@ impl Pause {
     pub(crate) fn is_forgotten(&self, policy: &Retry, now: Instant) -> bool {
         let Some(until) = self.until else { return true };
         let untroubled = until <= now && self.probe == Probe::NotNeeded && self.level == 0;
-        untroubled || (self.probe != Probe::Out && until + policy.max_pause <= now)
+        untroubled || until + policy.max_pause <= now
     }
 
     /// When the lane may send again, as far as is known: for forecasts.
@@ -83,10 +88,10 @@ impl Pause {
     }
 
     /// An attempt may go; true when it is the probe.
-    pub(crate) fn granted(&mut self) -> bool {
+    pub(crate) fn granted(&mut self, now: Instant) -> bool {
         let is_probe = self.probe == Probe::Due;
         if is_probe {
-            self.probe = Probe::Out;
+            self.probe = Probe::Out(now);
         }
         is_probe
     }
@@ -99,7 +104,7 @@ impl Pause {
     /// The probe has an end that is not a refusal: the lane is open. If nobody knows what became of the probe, holding
     /// the lane longer would not tell.
     pub(crate) fn probe_passed(&mut self) {
-        if self.probe == Probe::Out {
+        if let Probe::Out(_) = self.probe {
             self.probe = Probe::NotNeeded;
         }
     }
@@ -170,7 +175,7 @@ mod tests {
     fn an_untroubled_lane_is_open_and_needs_no_probe() {
         let mut pause = Pause::default();
         assert_eq!(pause.gate(Instant::now()), Gate::Open);
-        assert!(!pause.granted());
+        assert!(!pause.granted(Instant::now()));
     }
 
     #[test]
@@ -180,11 +185,12 @@ mod tests {
         assert_eq!(refused(&mut pause, t, t + ms(10), Some(ms(2000))), Episode::New);
         assert_eq!(pause.gate(t + ms(2009)), Gate::Until(t + ms(2010)));
         assert_eq!(pause.gate(t + ms(2010)), Gate::Open);
-        assert!(pause.granted());
-        assert_eq!(pause.gate(t + ms(2011)), Gate::ProbeOut);
+        assert!(pause.granted(t + ms(2010)));
+        assert_eq!(pause.gate(t + ms(2011)), Gate::Until(t + ms(3010)), "a second at most");
+        assert_eq!(pause.gate(t + ms(3010)), Gate::Open);
         pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2012)), Gate::Open);
-        assert!(!pause.granted());
+        assert!(!pause.granted(t));
     }
 
     #[test]
@@ -211,7 +217,7 @@ mod tests {
             now += ms(expected);
             assert_eq!(pause.gate(now - ms(1)), Gate::Until(now));
             assert_eq!(pause.gate(now), Gate::Open);
-            assert!(pause.granted());
+            assert!(pause.granted(now));
             now += ms(1);
         }
         pause.probe_passed();
@@ -229,8 +235,8 @@ mod tests {
         refused(&mut pause, t, t, Some(ms(1000)));
         assert!(!pause.is_forgotten(&POLICY, t + ms(1000)), "a probe is due");
         assert!(pause.is_forgotten(&POLICY, t + ms(61_000)), "nobody has called for a minute");
-        assert!(pause.granted());
-        assert!(!pause.is_forgotten(&POLICY, t + ms(61_000)), "the probe is out");
+        assert!(pause.granted(t + ms(1500)));
+        assert!(!pause.is_forgotten(&POLICY, t + ms(1600)), "the probe is out");
         pause.probe_passed();
         assert!(!pause.is_forgotten(&POLICY, t + ms(2000)), "the back-off is not at its base");
         pause.answered(t + ms(1500));
@@ -250,10 +256,10 @@ mod tests {
         let t = Instant::now();
         let mut pause = Pause::default();
         refused(&mut pause, t, t, Some(ms(1)));
-        assert!(pause.granted());
+        assert!(pause.granted(t));
         pause.probe_unsent();
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
-        assert!(pause.granted());
+        assert!(pause.granted(t));
     }
 
     #[test]
@@ -261,7 +267,7 @@ mod tests {
         let t = Instant::now();
         let mut pause = Pause::default();
         refused(&mut pause, t, t, Some(ms(1)));
-        assert!(pause.granted());
+        assert!(pause.granted(t));
         pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
         assert_eq!(pause.level, 1);
@@ -276,10 +282,10 @@ mod tests {
         let t = Instant::now();
         let mut pause = Pause::default();
         refused(&mut pause, t, t, Some(ms(10)));
-        assert!(pause.granted());
+        assert!(pause.granted(t));
         pause.probe_passed();
         assert_eq!(refused(&mut pause, t, t + ms(30), Some(ms(500))), Episode::Same);
         assert_eq!(pause.gate(t + ms(30)), Gate::Until(t + ms(530)));
-        assert!(pause.granted(), "the next one is a probe");
+        assert!(pause.granted(t), "the next one is a probe");
     }
 }

@@ -293,12 +293,24 @@ async fn pause(world: &World, hint: Duration) {
 #[tokio::test(start_paused = true)]
 async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
     let world = World::new(GAP).await;
-    pause(&world, SECOND).await;
-    let (_, _probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    world.door.delay_ms.store(60_000, Ordering::Relaxed);
     let start = Instant::now();
     let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
     assert_eq!((refusal.kind, start.elapsed()), (Kind::HoldExpired, 5 * SECOND));
     assert!(refusal.retry_after.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
+    let world = World::new(GAP).await;
+    pause(&world, SECOND).await;
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let start = Instant::now();
+    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    assert_eq!(start.elapsed(), SECOND);
+    // Should it be refused after all, that is a new episode.
+    probe.throttled(Some(SECOND));
+    assert!(world.view().pause_remaining_seconds > 0.9);
 }
 
 #[tokio::test(start_paused = true)]

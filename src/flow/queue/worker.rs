@@ -18,9 +18,9 @@ use crate::flow::queue::waiter;
 enum Next<K: Connector> {
     /// Nobody waits: the worker has left.
     Rest,
-    /// Wait for the pause to end.
+    /// Wait for the pause to end, or the probe.
     Pause(Instant),
-    /// Wait for something to change: the probe's end, or a held token.
+    /// Wait for something to change: all tokens are held.
     Change,
     /// Get a connection; so many calls could go now.
     Connect(usize),
@@ -71,10 +71,10 @@ fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection
     }
     match state.pause.gate(now) {
         Gate::Open => {}
-        closed => {
+        Gate::Until(until) => {
             // A connection that lies through a pause would be stale at its end.
             *connection = None;
-            return if let Gate::Until(until) = closed { Next::Pause(until) } else { Next::Change };
+            return Next::Pause(until);
         }
     }
     if !connection.as_ref().is_some_and(K::is_usable) {
