@@ -20,7 +20,8 @@ fn main() -> ExitCode {
             return if answer.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
         }
     };
-    let loaded = match config::load(cli.config.as_deref(), std::env::vars_os()) {
+    let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
+    let loaded = match config::load(file, std::env::vars_os()) {
         Ok(loaded) => loaded,
         Err(mistakes) => {
             eprintln!("{mistakes}");

@@ -45,6 +45,11 @@ impl Environment {
         self.variables.get(name)?.as_deref().filter(|value| !value.is_empty())
     }
 
+    /// Whether the variable is set to nothing.
+    pub(crate) fn is_empty(&self, name: &str) -> bool {
+        self.variables.get(name).is_some_and(|value| value.as_deref() == Some(""))
+    }
+
     /// Lays every variable that is a key over the tree.
     pub(crate) fn lay_over(&self, root: &mut Node) -> Vec<Mistake> {
         let mut known: Vec<_> = self.named().filter_map(|name| Some((steps(name)?, name))).collect();

@@ -117,7 +117,12 @@ pub(crate) const KEYS: &[Key] = &[
         "Between two requests of a connection. Keep it longer than the SDKs' pools.",
     ),
     key("listen.max_header", Kind::Size, Some("32KiB"), "Bytes of a request's head, from 8KiB."),
-    key("listen.max_body", Kind::Size, Some("1MiB"), "Bytes of a request's body."),
+    key(
+        "listen.max_body",
+        Kind::Size,
+        Some("1MiB"),
+        "Bytes of a request's body. Of calls signed in version 1, at most 64KiB are read: their signature is known only with the body.",
+    ),
     key(
         "upstream.url",
         Kind::Text,
@@ -242,7 +247,12 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key("queue.max_waiting", Kind::Count, Some("10000"), "Waiting calls per account and action."),
     key("queue.max_waiting_per_client", Kind::Count, Some("5000"), "Waiting calls per account, action and client."),
-    key("queue.max_bytes", Kind::Size, Some("256MiB"), "Bytes of all queued bodies. At least `listen.max_body`."),
+    key(
+        "queue.max_bytes",
+        Kind::Size,
+        Some("256MiB"),
+        "Bytes of all bodies that come in, wait or are under way. At least `listen.max_body`.",
+    ),
     key(
         "queue.hold",
         Kind::Time,

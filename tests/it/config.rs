@@ -50,7 +50,9 @@ fn each_right_file_means_exactly_what_stands_beside_it() {
         let Loaded { config, warnings } = config::load(Some(&file), env(&VARIABLES)).unwrap();
         let expected = std::fs::read_to_string(file.with_extension("json")).unwrap();
         assert_eq!(effective(&config), expected.parse::<serde_json::Value>().unwrap(), "{}", file.display());
-        assert_eq!(warnings, [""; 0]);
+        let odd = effective(&config)["limits"].get("GetFlow").is_some();
+        let doubt = "limits.NewAction: not among the actions with a documented limit: is it spelt right?";
+        assert_eq!(warnings, if odd { vec![doubt] } else { vec![] }, "{}", file.display());
     }
 }
 
@@ -103,7 +105,10 @@ fn alibabas_own_variables_are_one_account() {
     assert_eq!(credentials.security_token.as_ref().unwrap().expose(), "first-token");
 
     // Kubernetes sets an optional variable to nothing.
-    assert!(self::config(&[(key.0, ""), (secret.0, "")]).accounts.is_empty());
+    let Loaded { config, warnings } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
+    assert!(config.accounts.is_empty());
+    let empty = |name| format!("{name}: set, but empty: there is no account");
+    assert_eq!(warnings, [empty(key.0), empty(secret.0)]);
     let mistake = "ALIBABA_CLOUD_ACCESS_KEY_ID: expected ALIBABA_CLOUD_ACCESS_KEY_SECRET beside it";
     assert_eq!(from_env(&[key]).unwrap_err(), mistake);
     let mistake = "ALIBABA_CLOUD_ACCESS_KEY_SECRET: expected ALIBABA_CLOUD_ACCESS_KEY_ID beside it";
@@ -117,7 +122,7 @@ fn alibabas_own_variables_are_one_account() {
 
 #[test]
 fn every_kind_of_key_can_be_set_by_environment() {
-    let config = config(&[
+    let Loaded { config, .. } = from_env(&[
         ("FLOWGATE_CONFIG", "read by the command line"),
         ("FLOWGATE_UNKNOWN_KEYS", "relay"),
         ("FLOWGATE_LISTEN__PROXY", "0.0.0.0:1"),
@@ -133,7 +138,8 @@ fn every_kind_of_key_can_be_set_by_environment() {
         ("FLOWGATE_LIMITS__ListFlow__RATE", "6/1s"),
         ("FLOWGATE_LIMITS__LISTFLOW__BURST", "3"),
         ("FLOWGATE_LIMITS__NewAction", "1/1s"),
-    ]);
+    ])
+    .unwrap();
     assert_eq!(config.unknown_keys, UnknownKeys::Relay);
     assert_eq!(config.listen.proxy, Bind::Tcp("0.0.0.0:1".parse().unwrap()));
     assert_eq!(config.listen.names, ["flowgate", "flowgate.internal"]);

@@ -52,7 +52,12 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
     let place = |name: &str| Place { path: String::new(), origin: Origin::Variable(name.to_owned()) };
     let [key, secret, token] = [KEY_VARIABLE, SECRET_VARIABLE, TOKEN_VARIABLE].map(|name| reader.environment.get(name));
     let (key, secret) = match (key, secret) {
-        (None, None) => return None,
+        (None, None) => {
+            for name in [KEY_VARIABLE, SECRET_VARIABLE].into_iter().filter(|name| reader.environment.is_empty(name)) {
+                reader.warn(format!("{name}: set, but empty: there is no account"));
+            }
+            return None;
+        }
         (Some(key), Some(secret)) => (key, secret),
         (one, _) => {
             let (given, other) =

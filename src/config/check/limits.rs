@@ -22,6 +22,10 @@ pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Lim
     let mut limits = if documented == Some(true) { preset() } else { BTreeMap::new() };
     let mut sound = documented.is_some();
     for (name, field) in section.rest("limits.<Action>") {
+        if !DOCUMENTED.iter().any(|(documented, _)| name.eq_ignore_ascii_case(documented)) {
+            let place = &field.place.path;
+            field.reader.warn(format!("{place}: not among the actions with a documented limit: is it spelt right?"));
+        }
         match named(&field, &name).zip(limit(field)) {
             None => sound = false,
             Some((action, None)) => drop(limits.remove(&action)),

@@ -45,7 +45,10 @@ pub(crate) struct TenantView {
 impl<K: Connector> Lane<K> {
     pub(super) fn view(&self) -> LaneView {
         let now = Instant::now();
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        if !state.worker {
+            state.tokens.collect();
+        }
         let oldest = state.line.oldest().map_or(Duration::ZERO, |arrived| now - arrived);
         LaneView {
             account: self.labels.account.clone(),
