@@ -50,7 +50,7 @@ fn each_right_file_means_exactly_what_stands_beside_it() {
         let Loaded { config, warnings } = config::load(Some(&file), env(&VARIABLES)).unwrap();
         let expected = std::fs::read_to_string(file.with_extension("json")).unwrap();
         assert_eq!(effective(&config), expected.parse::<serde_json::Value>().unwrap(), "{}", file.display());
-        let odd = effective(&config)["limits"].get("GetFlow").is_some();
+        let odd = file.ends_with("gateway.toml");
         let doubt = "limits.NewAction: not among the actions with a documented limit: is it spelt right?";
         assert_eq!(warnings, if odd { vec![doubt] } else { vec![] }, "{}", file.display());
     }
