@@ -174,6 +174,8 @@ pub struct Client {
     pub actions: Actions,
     /// When not empty: `CustSpaceId` must be present and one of these.
     pub cust_space_ids: Vec<String>,
+    /// Its share among the account's clients.
+    pub weight: NonZeroU32,
     /// Its own hold.
     pub hold: Option<Duration>,
 }

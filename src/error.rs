@@ -83,8 +83,19 @@ pub(crate) struct Refusal {
     pub(crate) message: String,
     /// When coming back makes sense, where it does (never zero on the wire).
     pub(crate) retry_after: Option<Duration>,
+    /// Where the call would have stood and what it would have waited, if that is why.
+    pub(crate) queued: Option<Queued>,
     /// Whom the log names; never on the wire.
     pub(crate) claimant: Option<Claimant>,
+}
+
+/// A forecast that a caller is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Queued {
+    /// Calls before it.
+    pub(crate) ahead: usize,
+    /// Until its turn.
+    pub(crate) wait: Duration,
 }
 
 /// Who a caller says that it is, proven or not.
@@ -170,12 +181,17 @@ impl Kind {
 impl Refusal {
     /// An answer without advice to come back.
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: None, claimant: None }
+        Self { kind, message: message.into(), retry_after: None, queued: None, claimant: None }
     }
 
     /// An answer that says when to come back.
     pub(crate) fn after(kind: Kind, wait: Duration, message: impl Into<String>) -> Self {
         Self { retry_after: Some(wait), ..Self::new(kind, message) }
+    }
+
+    /// The same, with the forecast.
+    pub(crate) fn queued(self, ahead: usize, wait: Duration) -> Self {
+        Self { queued: Some(Queued { ahead, wait }), ..self }
     }
 
     /// The same, with whom the log names.

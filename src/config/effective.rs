@@ -115,7 +115,7 @@ fn account_json(account: &Account) -> Value {
 }
 
 fn client_json(client: &Client) -> Value {
-    let Client { id, secret: _, account, actions, cust_space_ids, hold } = client;
+    let Client { id, secret: _, account, actions, cust_space_ids, weight, hold } = client;
     let actions = match actions {
         Actions::All => vec!["*"],
         Actions::Listed(actions) => actions.iter().map(|action| action.as_str()).collect(),
@@ -125,6 +125,7 @@ fn client_json(client: &Client) -> Value {
         "account": account.as_str(),
         "actions": actions,
         "cust_space_ids": cust_space_ids,
+        "weight": weight,
         "hold": hold.map(time),
     })
 }

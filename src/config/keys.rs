@@ -212,7 +212,12 @@ pub(crate) const KEYS: &[Key] = &[
         Some("[]"),
         "When not empty, `CustSpaceId` must be present and one of these.",
     ),
-    key("clients[].weight", Kind::Count, Some("1"), "Only 1 for now."),
+    key(
+        "clients[].weight",
+        Kind::Count,
+        Some("1"),
+        "Its share among the account's clients, 1 to 100: a client of weight 2 has two turns for each one of a client of weight 1 while both wait.",
+    ),
     key(
         "clients[].hold",
         Kind::Time,
@@ -238,7 +243,12 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "How many may leave at once after idleness: a divisor of the rate's count, so with `5/1s` 1 or 5. Default: the count.",
     ),
-    key("limits.<Action>.reserve", Kind::Count, Some("0"), "Only 0 for now."),
+    key(
+        "limits.<Action>.reserve",
+        Kind::Count,
+        Some("0"),
+        "Calls per window that are left to whoever else spends the account's quota, the console or Terraform for instance.",
+    ),
     key(
         "queue.tenant",
         Kind::Text,

@@ -21,6 +21,8 @@ pub(crate) struct Operation {
     pub(crate) known: bool,
     /// Who calls.
     pub(crate) client: ClientId,
+    /// The client's share among the account's clients.
+    pub(crate) weight: u32,
     /// For which sub-customer; empty if for none.
     pub(crate) tenant: TenantId,
     /// What is called.
@@ -46,6 +48,7 @@ pub(crate) fn classify(caller: &Caller, config: &Config) -> Result<Operation, Re
         account: caller.account().clone(),
         known: caller.is_known(),
         client: caller.client(),
+        weight: settings.map_or(1, |client| client.weight.get()),
         tenant: TenantId::new(tenant.chars().take(MAX_TENANT).collect::<String>()),
         action: caller.action().clone(),
         limit: config.limits.get(caller.action()).copied(),

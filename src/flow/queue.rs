@@ -122,6 +122,7 @@ impl<K: Connector> Queue<K> {
         let standing = Standing {
             place: Place(self.next_place.fetch_add(1, Ordering::Relaxed)),
             client: operation.client.clone(),
+            weight: operation.weight,
             tenant: operation.tenant.clone(),
             arrived: now,
         };

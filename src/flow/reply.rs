@@ -86,6 +86,11 @@ pub(crate) fn refuse(refusal: &Refusal, manner: &Manner, request_id: &str) -> Re
     if let Some(wait) = refusal.retry_after {
         advise(headers, wait);
     }
+    if let Some(queued) = refusal.queued {
+        headers.insert("x-flowgate-queue-position", HeaderValue::from(queued.ahead + 1));
+        let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
+        headers.insert("x-flowgate-predicted-wait", HeaderValue::from(millis));
+    }
     if leaves_rest_unread(refusal.kind) {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -57,6 +57,7 @@ async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
     );
     assert!(lane["predicted_wait_seconds"].as_f64().unwrap() > 1.0);
     assert_eq!(lane["tenants"][0]["tenant"], "cams-7");
+    assert_eq!(lane["tenants"][0]["share"], 1.0);
     let metrics = world.metrics().await;
     for kind in ["configured", "effective"] {
         let rate = format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}}");

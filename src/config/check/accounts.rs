@@ -2,6 +2,7 @@
 //! or it could be read as two.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::limits::action;
@@ -104,13 +105,16 @@ fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<Cr
     Some(Some(Credentials { access_key_id: access_key_id?, secret: secret?, security_token: None }))
 }
 
+/// The largest share; a client of weight 1 beside it still has one turn in a hundred.
+const MAX_WEIGHT: u32 = 100;
+
 fn client(
     mut section: Section<'_>,
     accounts: Option<&[Account]>,
     max_hold: Option<Duration>,
     taken: &mut Taken,
 ) -> Option<Client> {
-    section.later("weight");
+    let weight = section.key("weight").count(&(1..=MAX_WEIGHT));
     let id = taken.key(&section.key("access_key_id")).map(|key| ClientId::new(key.as_str()));
     let secret = secret(section.key("access_key_secret"));
     let account = managed(&section.key("account"), accounts);
@@ -128,6 +132,7 @@ fn client(
     Some(Client {
         id: id?,
         secret: secret?,
+        weight: NonZeroU32::new(weight?)?,
         account: account?,
         actions: actions?,
         cust_space_ids: cust_space_ids?,

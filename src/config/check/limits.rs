@@ -82,12 +82,18 @@ fn limit(field: Field<'_>) -> Option<Option<Limit>> {
             return Some(Some(Limit { count, window }));
         }
     };
-    section.later("reserve");
+    let reserve_key = section.key("reserve");
+    let reserve = reserve_key.optional(|key| key.count(&(0..=MAX_COUNT)));
     let rate = rate(&section.key("rate"), "a rate such as 5/1s");
     let burst_key = section.key("burst");
     let burst = burst_key.optional(|key| key.count(&(1..=MAX_COUNT)));
     section.done();
-    let (rate, burst) = (rate?, burst?);
+    let (rate, burst, reserve) = (rate?, burst?, reserve?.unwrap_or(0));
+    let Some(count) = NonZeroU32::new(rate.count.get().saturating_sub(reserve)) else {
+        reserve_key.mistake("expected less than the rate's count");
+        return None;
+    };
+    let rate = Rate { count, ..rate };
     let limit = burst.map_or(Some(Limit { count: rate.count, window: rate.window }), |burst| lower(rate, burst));
     if limit.is_none() {
         burst_key.mistake("expected a divisor of the rate's count (with 5/1s, 1 or 5), each at least 10ms apart");

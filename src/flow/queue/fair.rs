@@ -1,13 +1,25 @@
-//! Whose turn is it? First come, first served, by first arrival: a call that comes back after a throttle refusal stands
-//! where it stood. Only decides; it is told of arrivals and departures by the lane.
+//! Whose turn is it? Clients of an account take turns by weight, tenants inside their client's turn one after the other,
+//! and each tenant's calls go by first arrival: a call that comes back after a throttle refusal stands where it stood.
+//! Only decides; it is told of arrivals and departures by the lane.
 //!
-//! Client and tenant are kept beside each call, for the bound per client, for the operators' view, and so that shares
-//! by client and tenant can take the place of plain order without anybody else noticing.
+//! # Why start-time fair queueing
+//!
+//! Every call costs one token, so what deficit round robin adds for costs of different size is of no use here, and it
+//! serves a client of weight 4 four calls in a row. Start-time fair queueing spreads them: a client's calls bear tags
+//! that lie 1/weight apart, the smallest tag goes next, and a client that comes back starts at the tag being served, or
+//! where its last calls ended if that is later. So nobody saves up turns while away, nobody gets ahead by coming one
+//! call at a time, and how many go before a call can be computed instead of simulated, which an honest forecast needs.
+//! Tenant names are invented for free: a thousand of them share one client's tags and take nothing from the others.
+//!
+//! Joining, leaving and being served cost O(log n); a forecast for a newcomer O(clients + tenants of its client).
+
+mod turns;
 
 use std::collections::{BTreeMap, HashMap};
 
 use tokio::time::Instant;
 
+use crate::flow::queue::fair::turns::{STRIDE, Tag, Turns};
 use crate::id::{ClientId, TenantId};
 
 /// A place in the order of first arrivals; lower is earlier. Given once per call and kept through its retries.
@@ -19,130 +31,206 @@ pub(crate) struct Place(pub(crate) u64);
 pub(crate) struct Standing {
     pub(crate) place: Place,
     pub(crate) client: ClientId,
+    /// The client's share among the account's clients.
+    pub(crate) weight: u32,
     pub(crate) tenant: TenantId,
     pub(crate) arrived: Instant,
 }
 
-/// The waiting calls of one lane, in the order in which they will be served.
+/// The waiting calls of one lane.
 pub(crate) struct Line<W> {
-    waiting: BTreeMap<Place, (Standing, W)>,
-    per_client: HashMap<ClientId, usize>,
+    clients: HashMap<ClientId, Client<W>>,
+    turns: Turns<ClientId>,
+    len: usize,
+}
+
+/// One client's calls.
+struct Client<W> {
+    stride: Tag,
+    tenants: HashMap<TenantId, BTreeMap<Place, (Standing, W)>>,
+    turns: Turns<TenantId>,
+    len: usize,
 }
 
 // === impl Line ===
 
 impl<W> Line<W> {
     pub(crate) fn new() -> Self {
-        Self { waiting: BTreeMap::new(), per_client: HashMap::new() }
+        Self { clients: HashMap::new(), turns: Turns::new(), len: 0 }
     }
 
     /// One more waits. A place is in line at most once.
     pub(crate) fn push(&mut self, standing: Standing, waiter: W) {
-        *self.per_client.entry(standing.client.clone()).or_default() += 1;
-        let before = self.waiting.insert(standing.place, (standing, waiter));
+        let (name, tenant, place) = (standing.client.clone(), standing.tenant.clone(), standing.place);
+        let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
+        client.stride = STRIDE / Tag::from(standing.weight.max(1));
+        let before = client.tenants.entry(tenant.clone()).or_default().insert(place, (standing, waiter));
         debug_assert!(before.is_none(), "a place is in line at most once");
+        client.len += 1;
+        self.len += 1;
+        self.update(&name, &tenant);
     }
 
     /// Takes out whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<W> {
-        let (_, (standing, waiter)) = self.waiting.pop_first()?;
-        self.left(&standing.client);
-        Some(waiter)
+        let name = self.turns.first()?.clone();
+        let client = self.clients.get_mut(&name).expect("who waits is a client");
+        let tenant = client.turns.first().expect("a client that waits has a tenant that waits").clone();
+        let place = client.first_of(&tenant).expect("a tenant that waits has a call");
+        client.turns.serve(STRIDE);
+        let stride = client.stride;
+        self.turns.serve(stride);
+        self.take(&name, &tenant, place)
     }
 
     /// Takes one out wherever it stands: it hung up, or its time is over.
-    pub(crate) fn remove(&mut self, place: Place) -> Option<W> {
-        let (standing, waiter) = self.waiting.remove(&place)?;
-        self.left(&standing.client);
-        Some(waiter)
+    pub(crate) fn remove(&mut self, standing: &Standing) -> Option<W> {
+        self.take(&standing.client, &standing.tenant, standing.place)
     }
 
-    /// Takes out those whom `stays` does not let stay. It is asked in order, and told how many that stay are before.
+    /// Takes out the newest call of the client with the most calls, if that has more than `than` has.
+    pub(crate) fn evict(&mut self, than: &ClientId) -> Option<W> {
+        let (name, client) = self.clients.iter().max_by_key(|(name, client)| (client.len, *name))?;
+        if client.len <= self.of_client(than) {
+            return None;
+        }
+        let newest = client.tenants.iter().filter_map(|(tenant, calls)| Some((*calls.last_key_value()?.0, tenant)));
+        let (place, tenant) = newest.max()?;
+        let (name, tenant) = (name.clone(), tenant.clone());
+        self.take(&name, &tenant, place)
+    }
+
+    /// Takes out those whom `stays` does not let stay. It is asked in the order of service, as it would be if nobody
+    /// else came, and told how many that stay are before.
     pub(crate) fn sift(&mut self, mut stays: impl FnMut(usize, &W) -> bool) -> Vec<W> {
+        let mut turns = self.turns.clone();
+        let mut inner: HashMap<ClientId, Ahead> =
+            self.clients.iter().map(|(name, client)| (name.clone(), Ahead::new(client))).collect();
         let mut ahead = 0;
         let mut go = Vec::new();
-        for (place, (_, waiter)) in &self.waiting {
+        while let Some(name) = turns.first().cloned() {
+            let (client, future) = (&self.clients[&name], inner.get_mut(&name).expect("every client has a future"));
+            let (tenant, place) = future.next(client).expect("a client that waits has a call");
+            let (standing, waiter) = &client.tenants[&tenant][&place];
             if stays(ahead, waiter) {
                 ahead += 1;
+                future.turns.serve(STRIDE);
+                turns.serve(client.stride);
             } else {
-                go.push(*place);
+                go.push(standing.clone());
             }
+            future.pass(client, (&tenant, place));
+            turns.set(&name, future.next(client).map(|(_, place)| (place, 0)));
         }
-        go.into_iter().filter_map(|place| self.remove(place)).collect()
+        go.iter().filter_map(|standing| self.remove(standing)).collect()
     }
 
     /// How many wait.
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.len
     }
 
     /// How many of this client's calls wait.
     pub(crate) fn of_client(&self, client: &ClientId) -> usize {
-        self.per_client.get(client).copied().unwrap_or(0)
+        self.clients.get(client).map_or(0, |client| client.len)
+    }
+
+    /// How many would be served before a newcomer, if nobody came after it.
+    pub(crate) fn ahead_of_new(&self, standing: &Standing) -> usize {
+        let own = self.clients.get(&standing.client);
+        let in_client = own.map_or(0, |client| client.ahead_of_new(&standing.tenant));
+        let stride = STRIDE / Tag::from(standing.weight.max(1));
+        let tag = self.turns.tag(&standing.client) + stride * in_client as Tag;
+        in_client + self.turns.before(&standing.client, tag, |other| self.clients[other].stride)
     }
 
     /// When the one that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.waiting.values().map(|(standing, _)| standing.arrived).min()
+        self.standings().map(|standing| standing.arrived).min()
     }
 
-    /// Every standing, in order.
+    /// Every standing, in no order.
     pub(crate) fn standings(&self) -> impl Iterator<Item = &Standing> {
-        self.waiting.values().map(|(standing, _)| standing)
+        let tenants = self.clients.values().flat_map(|client| client.tenants.values());
+        tenants.flat_map(|calls| calls.values().map(|(standing, _)| standing))
     }
 
-    fn left(&mut self, client: &ClientId) {
-        if let Some(count) = self.per_client.get_mut(client) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_client.remove(client);
-            }
+    fn take(&mut self, name: &ClientId, tenant: &TenantId, place: Place) -> Option<W> {
+        let client = self.clients.get_mut(name)?;
+        let (_, waiter) = client.tenants.get_mut(tenant)?.remove(&place)?;
+        client.len -= 1;
+        self.len -= 1;
+        self.update(name, tenant);
+        Some(waiter)
+    }
+
+    /// Brings both levels' turns up to what the tenant's calls are now.
+    fn update(&mut self, name: &ClientId, tenant: &TenantId) {
+        let Some(client) = self.clients.get_mut(name) else { return };
+        let first = client.first_of(tenant);
+        let calls = client.tenants.get(tenant).map_or(0, BTreeMap::len);
+        client.turns.set(tenant, first.map(|place| (place, calls)));
+        if first.is_none() {
+            client.tenants.remove(tenant);
+        }
+        let place = client.turns.first().and_then(|tenant| client.first_of(tenant));
+        self.turns.set(name, place.map(|place| (place, client.len)));
+        if self.len == 0 {
+            // Nobody waits, so nobody is ahead of anybody.
+            *self = Self::new();
+        } else if place.is_none() && !self.turns.is_ahead(name) {
+            self.clients.remove(name);
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+// === impl Client ===
 
-    fn standing(place: u64, client: &str) -> Standing {
-        let tenant = TenantId::new("");
-        Standing { place: Place(place), client: ClientId::new(client), tenant, arrived: Instant::now() }
+impl<W> Client<W> {
+    fn new() -> Self {
+        Self { stride: STRIDE, tenants: HashMap::new(), turns: Turns::new(), len: 0 }
     }
 
-    fn line(calls: &[(u64, &str)]) -> Line<u64> {
-        let mut line = Line::new();
-        calls.iter().for_each(|(place, client)| line.push(standing(*place, client), *place));
-        line
+    fn first_of(&self, tenant: &TenantId) -> Option<Place> {
+        self.tenants.get(tenant)?.first_key_value().map(|(place, _)| *place)
     }
 
-    #[test]
-    fn serves_by_first_arrival_whatever_the_order_of_coming_back() {
-        let mut line = line(&[(3, "a"), (1, "b"), (2, "a")]);
-        assert_eq!([line.pop(), line.pop(), line.pop(), line.pop()], [Some(1), Some(2), Some(3), None]);
-    }
-
-    #[test]
-    fn counts_per_client_and_forgets_clients_that_left() {
-        let mut line = line(&[(1, "a"), (2, "a"), (3, "b")]);
-        assert_eq!((line.of_client(&ClientId::new("a")), line.of_client(&ClientId::new("b"))), (2, 1));
-        assert_eq!(line.remove(Place(2)), Some(2));
-        assert_eq!(line.remove(Place(2)), None);
-        assert_eq!(line.pop(), Some(1));
-        assert_eq!(line.of_client(&ClientId::new("a")), 0);
-        assert_eq!(line.per_client.len(), 1);
-    }
-
-    #[test]
-    fn sifts_in_order_by_how_many_stay_before() {
-        let mut line = line(&[(1, "a"), (5, "a"), (9, "b"), (12, "b")]);
-        let mut asked = Vec::new();
-        let gone = line.sift(|ahead, waiter| {
-            asked.push((ahead, *waiter));
-            *waiter != 5 && *waiter != 12
-        });
-        assert_eq!(asked, [(0, 1), (1, 5), (1, 9), (2, 12)]);
-        assert_eq!((gone, line.len()), (vec![5, 12], 2));
-        assert_eq!(line.of_client(&ClientId::new("b")), 1);
+    fn ahead_of_new(&self, tenant: &TenantId) -> usize {
+        let own = self.tenants.get(tenant).map_or(0, BTreeMap::len);
+        let tag = self.turns.tag(tenant) + STRIDE * own as Tag;
+        own + self.turns.before(tenant, tag, |_| STRIDE)
     }
 }
+
+/// One client's future, for going through the line in the order of service without serving.
+struct Ahead {
+    turns: Turns<TenantId>,
+    /// The last call of each tenant that has been gone through.
+    passed: HashMap<TenantId, Place>,
+}
+
+impl Ahead {
+    fn new<W>(client: &Client<W>) -> Self {
+        Self { turns: client.turns.clone(), passed: HashMap::new() }
+    }
+
+    fn next<W>(&self, client: &Client<W>) -> Option<(TenantId, Place)> {
+        let tenant = self.turns.first()?;
+        Some((tenant.clone(), self.first_of(client, tenant)?))
+    }
+
+    fn pass<W>(&mut self, client: &Client<W>, (tenant, place): (&TenantId, Place)) {
+        self.passed.insert(tenant.clone(), place);
+        let first = self.first_of(client, tenant);
+        self.turns.set(tenant, first.map(|place| (place, 0)));
+    }
+
+    fn first_of<W>(&self, client: &Client<W>, tenant: &TenantId) -> Option<Place> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let after = self.passed.get(tenant).map_or(Unbounded, |place| Excluded(*place));
+        client.tenants.get(tenant)?.range((after, Unbounded)).next().map(|(place, _)| *place)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::config::Limit;
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
-use crate::flow::queue::fair::{Line, Place};
+use crate::flow::queue::fair::{Line, Standing};
 use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
@@ -52,7 +52,14 @@ pub(super) struct State<K: Connector> {
     /// A worker lives; nobody else may try the tokens' clocks.
     pub(super) worker: bool,
     pub(super) random: fastrand::Rng,
+    /// When somebody has come before others: when to look whom that has made late.
+    pub(super) check_at: Option<Instant>,
+    /// The moment that the last refused caller was told to come back at.
+    come_back: Instant,
 }
+
+/// How long arrivals that go before others are gathered before the line is gone through.
+const CHECK_AFTER: Duration = Duration::from_millis(20);
 
 /// What a call meets on entering.
 pub(super) enum Entered<K: Connector> {
@@ -75,6 +82,8 @@ impl<K: Connector> Lane<K> {
             pause: Pause::default(),
             worker: false,
             random: fastrand::Rng::new(),
+            check_at: None,
+            come_back: Instant::now(),
         };
         let metrics = shared.metrics.lane(&labels.account);
         Self { shared, state: Mutex::new(state), changed: Notify::new(), labels, limit, metrics }
@@ -97,7 +106,7 @@ impl<K: Connector> Lane<K> {
             return Ok(Entered::Now(turn));
         }
         if !call.admitted {
-            self.admit(&state, call, now)?;
+            self.admit(&mut state, call, now)?;
         }
         let (reply, turn) = oneshot::channel();
         state.line.push(call.standing.clone(), Queued { reply, send_by: call.send_by });
@@ -111,8 +120,8 @@ impl<K: Connector> Lane<K> {
             // The worker waits for a connection, and one more is wanted.
             self.changed.notify_one();
         }
-        let place = call.standing.place;
-        Ok(Entered::Waiting(Waiter { lane: self.clone(), place, send_by: call.send_by, turn }))
+        let standing = call.standing.clone();
+        Ok(Entered::Waiting(Waiter { lane: self.clone(), standing, send_by: call.send_by, turn }))
     }
 
     /// What a call that came now would wait.
@@ -122,9 +131,9 @@ impl<K: Connector> Lane<K> {
     }
 
     /// A caller has gone or its time is over.
-    pub(super) fn leave(&self, place: Place) {
+    pub(super) fn leave(&self, standing: &Standing) {
         let mut state = self.state.lock();
-        if state.line.remove(place).is_some() && state.line.len() == 0 {
+        if state.line.remove(standing).is_some() && state.line.len() == 0 {
             self.changed.notify_one();
         }
     }
@@ -152,19 +161,22 @@ impl<K: Connector> Lane<K> {
     }
 
     /// Takes out of line, and tells, everybody whose turn is forecast for after its send-by or the end of a drain.
-    fn tell_late(&self, state: &mut State<K>, now: Instant) {
+    pub(super) fn tell_late(&self, state: &mut State<K>, now: Instant) {
+        state.check_at = None;
         let State { line, tokens, pause, .. } = state;
         let open = pause.open_at(now);
         let late = line.sift(|ahead, queued| {
             let turn = tokens.forecast(ahead, now, open).max(now);
             turn <= queued.send_by && !self.shared.drained(turn)
         });
-        let wait = tokens.forecast(line.len(), now, open).saturating_duration_since(now);
+        let wait = forecast(state, state.line.len(), now);
         for queued in late {
             let refusal = if self.shared.drained(now + wait) {
                 waiter::draining()
             } else {
-                too_long(wait, queued.send_by.saturating_duration_since(now))
+                let refusal = too_long(wait, queued.send_by.saturating_duration_since(now));
+                let ahead = state.line.len();
+                self.advised(state, refusal.queued(ahead, wait), now)
             };
             // Whoever has just gone does not need it.
             drop(queued.reply.send(Err(refusal)));
@@ -207,26 +219,52 @@ impl<K: Connector> Lane<K> {
         clock
     }
 
-    /// Whether a newcomer may wait: room in the lane and in its client's part, and a wait that its hold covers.
-    fn admit(&self, state: &State<K>, call: &Call<K>, now: Instant) -> Result<(), Refusal> {
+    /// Whether a newcomer may wait: room in the lane and in its client's part, and a wait that its hold covers. Where the
+    /// lane is full, the newest call of the client with the most calls makes room.
+    fn admit(&self, state: &mut State<K>, call: &Call<K>, now: Instant) -> Result<(), Refusal> {
         let bounds = &self.shared.bounds;
-        let waiting = state.line.len();
-        let wait = forecast(state, waiting, now);
-        let full = |what: &str, bound: usize| {
-            let message = format!("{what} of {bound} waiting calls is full. Come back in {} ms.", wait.as_millis());
-            Err(Refusal::after(Kind::QueueFull, wait, message))
-        };
+        let ahead = state.line.ahead_of_new(&call.standing);
+        let wait = forecast(state, ahead, now);
         if self.shared.drained(now + wait) {
             return Err(waiter::draining());
         }
-        if waiting >= bounds.max_waiting {
-            return full("The queue", bounds.max_waiting);
-        }
         if state.line.of_client(&call.standing.client) >= bounds.max_waiting_per_client {
-            return full("This client's part of the queue", bounds.max_waiting_per_client);
+            return Err(self.full(state, "This client's part of the queue", bounds.max_waiting_per_client, now));
         }
         let hold = call.send_by - now;
-        if wait > hold { Err(too_long(wait, hold)) } else { Ok(()) }
+        if wait > hold {
+            return Err(self.advised(state, too_long(wait, hold).queued(ahead, wait), now));
+        }
+        if state.line.len() >= bounds.max_waiting {
+            let refusal = self.full(state, "The queue", bounds.max_waiting, now);
+            let Some(evicted) = state.line.evict(&call.standing.client) else { return Err(refusal) };
+            // Whoever has just gone does not need it.
+            drop(evicted.reply.send(Err(refusal)));
+        }
+        if ahead < state.line.len() {
+            // It goes before others, whose turns come later now.
+            state.check_at.get_or_insert(now + CHECK_AFTER);
+            self.changed.notify_one();
+        }
+        Ok(())
+    }
+
+    fn full(&self, state: &mut State<K>, what: &str, bound: usize, now: Instant) -> Refusal {
+        let wait = forecast(state, state.line.len(), now);
+        let refusal = Refusal::after(Kind::QueueFull, wait, format!("{what} of {bound} waiting calls is full."));
+        let ahead = state.line.len();
+        self.advised(state, refusal.queued(ahead, wait), now)
+    }
+
+    /// Spreads the advice when to come back: each refused caller gets a moment of its own, at the rate at which the lane
+    /// serves, so that they do not come back together only to be refused again.
+    fn advised(&self, state: &mut State<K>, refusal: Refusal, now: Instant) -> Refusal {
+        let step = self.limit.window / self.limit.count.get();
+        let earliest = now + refusal.retry_after.unwrap_or_default();
+        let latest = earliest + self.shared.retry.max_pause;
+        let moment = (state.come_back + step).clamp(earliest, latest);
+        state.come_back = moment;
+        Refusal { retry_after: Some(moment - now), ..refusal }
     }
 }
 

@@ -138,6 +138,7 @@ fn operation(client: &str, hold: Duration) -> Operation {
     Operation {
         account: AccountId::new("acme"),
         known: true,
+        weight: 1,
         client: ClientId::new(client),
         tenant: TenantId::new(""),
         action: ActionName::new("CreateFlow"),
@@ -394,6 +395,12 @@ async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
     let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
     assert_eq!(refusal.kind, Kind::WaitTooLong);
     assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 6 - 5 * SECOND));
+    assert_eq!(refusal.queued, Some(crate::error::Queued { ahead: 25, wait: (SECOND + GAP) * 6 }));
+    // Those who are refused together are not told to come back together, but one after the other as they can be served.
+    for later in 1..10_u32 {
+        let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+        assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 6 - 5 * SECOND + Duration::from_millis(200) * later));
+    }
     assert_eq!(world.view().queued, 25);
     for task in waiting {
         task.await.unwrap();
@@ -421,10 +428,10 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     for task in waiting.drain(..) {
         ends.push(task.await.unwrap());
     }
-    let client_full = "This client's part of the queue of 3 waiting calls is full. Come back in 1005 ms.";
-    let full = "The queue of 4 waiting calls is full. Come back in 1005 ms.";
-    let ok = Ok(());
-    assert_eq!(ends, [ok.clone(), ok.clone(), ok.clone(), Err(client_full.to_owned()), ok, Err(full.to_owned())]);
+    let client_full = Err("This client's part of the queue of 3 waiting calls is full.".to_owned());
+    // The second of b finds four waiting; a has the most, so its newest makes room.
+    let evicted = Err("The queue of 4 waiting calls is full.".to_owned());
+    assert_eq!(ends, [Ok(()), Ok(()), evicted, client_full, Ok(()), Ok(())]);
     let held: Vec<_> = (0..10).map(|_| world.arrive(30 * SECOND).unwrap()).collect();
     assert_eq!(world.arrive(30 * SECOND).err().unwrap().kind, Kind::QueueFull);
     drop(held);
@@ -498,6 +505,92 @@ async fn an_action_without_a_limit_needs_no_lane() {
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(world.queue.lanes().is_empty());
+}
+
+// === Fair shares ===
+
+/// Queues a call of this client and tenant, which notes its end and when that came.
+fn queue(
+    world: &World,
+    calls: &mut JoinSet<(String, Result<(), Kind>, Instant)>,
+    who: (&str, u32, &str),
+    hold: Duration,
+) {
+    let (client, weight, tenant) = who;
+    let operation = Operation { weight, tenant: TenantId::new(tenant), ..operation(client, hold) };
+    let mut call = world.queue.arrive(&operation, 10).unwrap();
+    let client = client.to_owned();
+    calls.spawn(async move {
+        let end = call.turn().await.map(|turn| turn.spend().1.answered()).map_err(|refusal| refusal.kind);
+        (client, end, Instant::now())
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_invented_tenants_of_one_client_do_not_delay_anothers_first() {
+    let world = World::with(GAP, |bounds| bounds.hold = 3600 * SECOND).await;
+    let mut calls = JoinSet::new();
+    for index in 0..1000 {
+        queue(&world, &mut calls, ("A", 1, &format!("tenant-{index}")), 3600 * SECOND);
+    }
+    sleep(3 * SECOND).await;
+    let start = Instant::now();
+    for _ in 0..5 {
+        queue(&world, &mut calls, ("B", 1, ""), 3600 * SECOND);
+    }
+    let mut of_b = Vec::new();
+    while of_b.len() < 5 {
+        let (client, end, at) = calls.join_next().await.unwrap().unwrap();
+        assert_eq!(end, Ok(()));
+        if client == "B" {
+            of_b.push(at - start);
+        }
+    }
+    // The next five tokens come at 3 x 1005 - 3000 = 15 ms and a window later: every other one is B's.
+    let windows: Vec<_> = of_b.iter().map(Duration::as_millis).collect();
+    assert_eq!(windows, [15, 15, 15, 1020, 1020]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_tenants_of_one_call_each_go_at_the_full_rate() {
+    let world = World::with(GAP, |bounds| bounds.max_waiting_per_client = 10_000).await;
+    let mut calls = JoinSet::new();
+    let start = Instant::now();
+    for index in 0..10_000 {
+        queue(&world, &mut calls, ("A", 1, &format!("tenant-{index}")), 3600 * SECOND);
+    }
+    while let Some(call) = calls.join_next().await {
+        assert_eq!(call.unwrap().1, Ok(()));
+    }
+    assert_eq!(start.elapsed(), (SECOND + GAP) * (10_000 / 5 - 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whom_a_later_arrival_makes_late_is_told_at_once() {
+    let world = World::new(GAP).await;
+    let mut calls = JoinSet::new();
+    let start = Instant::now();
+    // Thirty of A: the last five are due at 5025 ms, just within their hold.
+    for _ in 0..30 {
+        queue(&world, &mut calls, ("A", 1, ""), 5100 * SECOND / 1000);
+    }
+    sleep(Duration::from_millis(100)).await;
+    for _ in 0..5 {
+        queue(&world, &mut calls, ("B", 1, ""), 5100 * SECOND / 1000);
+    }
+    let mut ends = BTreeMap::new();
+    while let Some(call) = calls.join_next().await {
+        let (client, end, at) = call.unwrap();
+        let at = if end.is_ok() { "in time".to_owned() } else { format!("{} ms", (at - start).as_millis()) };
+        *ends.entry((client, format!("{end:?}"), at)).or_insert(0) += 1;
+    }
+    let line = |client: &str, end: &str, at: &str, count| ((client.to_owned(), end.to_owned(), at.to_owned()), count);
+    let expected = [
+        line("A", "Err(WaitTooLong)", "120 ms", 5),
+        line("A", "Ok(())", "in time", 25),
+        line("B", "Ok(())", "in time", 5),
+    ];
+    assert_eq!(ends, BTreeMap::from(expected));
 }
 
 // === An endpoint that enforces the limit ===

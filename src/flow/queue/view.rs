@@ -37,6 +37,8 @@ pub(crate) struct TenantView {
     pub(crate) client: String,
     pub(crate) tenant: String,
     pub(crate) queued: usize,
+    /// Its part of the lane's turns while all that wait now wait, from 0 to 1.
+    pub(crate) share: f64,
     pub(crate) oldest_wait_seconds: f64,
 }
 
@@ -68,17 +70,24 @@ impl<K: Connector> Lane<K> {
 
 fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
     let mut by_tenant = HashMap::<(_, &TenantId), (usize, Instant)>::new();
+    let mut weights = HashMap::new();
     for standing in line.standings() {
+        weights.insert(&standing.client, f64::from(standing.weight));
         let entry = by_tenant.entry((&standing.client, &standing.tenant)).or_insert((0, standing.arrived));
         entry.0 += 1;
         entry.1 = entry.1.min(standing.arrived);
     }
+    let all: f64 = weights.values().sum();
+    let mut tenants_of = HashMap::<_, u32>::new();
+    by_tenant.keys().for_each(|(client, _)| *tenants_of.entry(*client).or_default() += 1);
+    let share = |client| weights[client] / all / f64::from(tenants_of[client]);
     let mut views: Vec<_> = by_tenant
         .into_iter()
         .map(|((client, tenant), (queued, oldest))| TenantView {
             client: client.to_string(),
             tenant: tenant.to_string(),
             queued,
+            share: share(client),
             oldest_wait_seconds: (now - oldest).as_secs_f64(),
         })
         .collect();

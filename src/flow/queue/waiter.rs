@@ -9,14 +9,14 @@ use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
 use crate::flow::queue::Connector;
-use crate::flow::queue::fair::Place;
+use crate::flow::queue::fair::Standing;
 use crate::flow::queue::lane::Lane;
 use crate::flow::queue::turn::Turn;
 
 /// One waiting call.
 pub(super) struct Waiter<K: Connector> {
     pub(super) lane: Arc<Lane<K>>,
-    pub(super) place: Place,
+    pub(super) standing: Standing,
     pub(super) send_by: Instant,
     pub(super) turn: oneshot::Receiver<Result<Turn<K>, Refusal>>,
 }
@@ -39,7 +39,7 @@ impl<K: Connector> Waiter<K> {
 
 impl<K: Connector> Drop for Waiter<K> {
     fn drop(&mut self) {
-        self.lane.leave(self.place);
+        self.lane.leave(&self.standing);
     }
 }
 

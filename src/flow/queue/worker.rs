@@ -5,11 +5,11 @@
 use std::sync::Arc;
 
 use leaky_bucket::RateLimiter;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::error::Refusal;
 use crate::flow::queue::Connector;
-use crate::flow::queue::lane::{Lane, Queued};
+use crate::flow::queue::lane::{Lane, Queued, State};
 use crate::flow::queue::pause::Gate;
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter;
@@ -35,33 +35,61 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
     let _watch = Watch(lane.clone());
     let mut connection = None;
     loop {
-        match next(&lane, &mut connection) {
+        let (next, check_at) = next(&lane, &mut connection);
+        let change = change(&lane, check_at);
+        match next {
             Next::Rest => return,
             Next::Deliver(queued, turn) => {
                 // Who has just gone drops its turn, which gives the token and the connection back.
                 drop(queued.reply.send(turn));
             }
             Next::Pause(until) => tokio::select! {
-                () = tokio::time::sleep_until(until) => {}
-                () = lane.changed.notified() => {}
+                () = sleep_until(until) => {}
+                () = change => {}
             },
-            Next::Change => lane.changed.notified().await,
+            Next::Change => change.await,
             Next::Connect(wanted) => tokio::select! {
                 ready = lane.shared.connector.ready(wanted) => connection = Some(ready),
-                () = lane.changed.notified() => {}
+                () = change => {}
             },
             Next::Token(drip) => tokio::select! {
                 () = drip.acquire_one() => lane.state.lock().tokens.dripped(&drip),
-                () = lane.changed.notified() => {}
+                () = change => {}
             },
         }
     }
 }
 
-fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection>) -> Next<K> {
+/// Something has changed, or it is time to look whom newcomers have made late.
+async fn change<K: Connector>(lane: &Lane<K>, check_at: Option<Instant>) {
+    match check_at {
+        None => lane.changed.notified().await,
+        Some(at) => tokio::select! {
+            () = sleep_until(at) => {}
+            () = lane.changed.notified() => {}
+        },
+    }
+}
+
+/// What to do, and when to look whom newcomers have made late.
+fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection>) -> (Next<K>, Option<Instant>) {
     let now = Instant::now();
     let mut state = lane.state.lock();
+    if state.check_at.is_some_and(|at| at <= now) {
+        lane.tell_late(&mut state, now);
+    }
+    let next = decide(lane, &mut state, connection, now);
+    (next, state.check_at)
+}
+
+fn decide<K: Connector>(
+    lane: &Arc<Lane<K>>,
+    state: &mut State<K>,
+    connection: &mut Option<K::Connection>,
+    now: Instant,
+) -> Next<K> {
     if state.line.len() == 0 {
+        state.check_at = None;
         state.worker = false;
         return Next::Rest;
     }
@@ -90,7 +118,7 @@ fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection
         return Next::Deliver(queued, Err(waiter::expired(lane.shared.connector.down(), wait)));
     }
     let connection = connection.take().expect("a usable connection was seen above");
-    let turn = lane.grant(&mut state, connection);
+    let turn = lane.grant(state, connection);
     Next::Deliver(queued, Ok(turn))
 }
 
