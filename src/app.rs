@@ -18,6 +18,7 @@ use crate::config::{Bind, Config, Listen};
 use crate::error::Outcome;
 use crate::flow;
 use crate::flow::forward::{Connection, Reach, Upstream};
+use crate::flow::hold::margin::Margins;
 use crate::flow::identify::{Directory, Nonces};
 use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
@@ -39,6 +40,8 @@ pub(crate) struct Parts {
     pub(crate) config: Config,
     pub(crate) directory: Directory,
     pub(crate) nonces: Nonces,
+    /// What CAMS's answers usually take.
+    pub(crate) margins: Margins,
     pub(crate) queue: Queue<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
     pub(crate) metrics: Arc<Metrics>,
@@ -180,6 +183,7 @@ impl Parts {
         Ok(Self {
             directory: Directory::new(&config),
             nonces: Nonces::new(SystemTime::now()),
+            margins: Margins::default(),
             queue: Queue::new(&config, upstream.clone(), metrics.clone(), Instant::now()),
             upstream,
             metrics,

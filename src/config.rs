@@ -26,6 +26,8 @@ mod read;
 mod secrets;
 mod units;
 
+pub(crate) use units::Time;
+
 /// The whole checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -189,6 +191,15 @@ pub struct Limit {
     pub window: Duration,
 }
 
+/// How long calls are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// As the caller's SDK waits by default.
+    Auto,
+    /// All the same.
+    Fixed(Duration),
+}
+
 /// `[queue]`.
 #[derive(Clone, Debug)]
 pub struct Queue {
@@ -198,8 +209,8 @@ pub struct Queue {
     pub max_waiting_per_client: usize,
     /// Bytes of all queued bodies.
     pub max_bytes: usize,
-    /// How long a call may be kept when its client says nothing else.
-    pub hold: Duration,
+    /// How long a call may be kept when neither it nor its client says anything else.
+    pub hold: Hold,
     /// The most that any hold may be.
     pub max_hold: Duration,
 }

@@ -6,6 +6,7 @@ pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod classify;
 pub(crate) mod forward;
+pub(crate) mod hold;
 pub(crate) mod identify;
 pub(crate) mod judge;
 pub(crate) mod listen;
@@ -27,6 +28,7 @@ use futures_util::FutureExt;
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::{Request, Response};
+use tokio::time::Instant;
 
 use crate::app::Parts;
 use crate::error::{Kind, Refusal};
@@ -107,9 +109,10 @@ where
     record.claimed(&claim);
     let body = body::read(body, parts.allowance(&claim)).await?;
     let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
-    let operation = Arc::new(classify::classify(&caller, &parts.config)?);
+    let operation = Arc::new(classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
     record.queued(operation.clone());
+    let answer_by = Instant::now() + operation.hold;
     let mut place = parts.queue.arrive(&operation, caller.bytes())?;
     loop {
         let turn = place.turn().await?;
@@ -119,7 +122,7 @@ where
         }
         let request = sign::sign(&caller, &parts.config.upstream.host, SystemTime::now());
         record.sent();
-        let sending = Sending { request, operation: operation.clone(), context };
+        let sending = Sending { request, operation: operation.clone(), context, answer_by };
         let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
             Attempted::Unsent => {
                 record.unsent();
@@ -132,7 +135,7 @@ where
         let tries = Tries { sent, can_sign: context.managed, has_lane: context.limited, left };
         match retry::decide(&verdict, tries, &parts.config.retry, fastrand::f64()) {
             Decision::Reply => {
-                let response = reply::pass_on(answer, &verdict, || place.predicted_wait())?;
+                let response = reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait())?;
                 record.answered(&verdict, response.status());
                 return Ok(response);
             }

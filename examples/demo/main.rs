@@ -115,7 +115,8 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a sidecar is given: the application's key, in Alibaba's own variables, and here where CAMS is simulated.
+/// What a sidecar is given: the application's key, in Alibaba's own variables, and here where CAMS is simulated. The SDKs
+/// of `--serve` wait for 30 s, which Flowgate cannot see.
 fn configuration(cams: &Running) -> anyhow::Result<Config> {
     let variables = [
         ("ALIBABA_CLOUD_ACCESS_KEY_ID", KEY.id.to_owned()),
@@ -123,6 +124,7 @@ fn configuration(cams: &Running) -> anyhow::Result<Config> {
         ("FLOWGATE_UPSTREAM__URL", cams.url()),
         ("FLOWGATE_LISTEN__PROXY", "127.0.0.1:0".to_owned()),
         ("FLOWGATE_LISTEN__ADMIN", "127.0.0.1:0".to_owned()),
+        ("FLOWGATE_QUEUE__HOLD", "29s".to_owned()),
     ];
     let loaded = config::load(None, variables.map(|(name, value)| (name.into(), value.into())))?;
     Ok(loaded.config)

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
-use super::read::{MAX_TIME, POSITIVE, Section};
-use super::{Account, Bind, Client, Config, Drain, Listen, Log, LogFormat, Queue, Retry, UnknownKeys};
+use super::read::{Field, MAX_TIME, POSITIVE, Section};
+use super::{Account, Bind, Client, Config, Drain, Hold, Listen, Log, LogFormat, Queue, Retry, Time, UnknownKeys};
 
 mod accounts;
 mod limits;
@@ -71,28 +71,28 @@ fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {
         bytes.mistake("expected at least listen.max_body, or the largest call never fits");
     }
     let max_hold = section.key("max_hold").time(&POSITIVE);
-    let hold = section.key("hold");
-    let auto = hold.says("auto");
-    if auto {
-        hold.mistake("\"auto\" is not available yet, expected a duration such as 10s");
-    }
-    let mut time = if auto { None } else { hold.time(&POSITIVE) };
-    if let (Some(own), Some(max)) = (time, max_hold)
-        && own > max
-    {
-        if hold.is_given() {
-            hold.mistake("expected at most queue.max_hold");
-        }
-        time = Some(max);
-    }
+    let hold = hold(&section.key("hold"), max_hold);
     section.done();
     Some(Queue {
         max_waiting: max_waiting? as usize,
         max_waiting_per_client: max_waiting_per_client? as usize,
         max_bytes: max_bytes?,
-        hold: time?,
+        hold: hold?,
         max_hold: max_hold?,
     })
+}
+
+fn hold(key: &Field<'_>, max: Option<Duration>) -> Option<Hold> {
+    let time = |text: &str| text.parse().ok().map(|Time(time)| Hold::Fixed(time));
+    let read = |text: &str| if text == "auto" { Some(Hold::Auto) } else { time(text) };
+    let hold = key.text("\"auto\" or a duration such as 10s", read)?;
+    if let Hold::Fixed(time) = hold {
+        key.within(time, &POSITIVE, Time)?;
+        if max.is_some_and(|max| time > max) {
+            key.mistake("expected at most queue.max_hold");
+        }
+    }
+    Some(hold)
 }
 
 /// An unverified caller is let through by default only where it can be nobody but this machine's own applications, and

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
-    Account, Actions, Client, Config, Credentials, Drain, Limit, Listen, Log, LogFormat, Queue, Retry, Scheme,
+    Account, Actions, Client, Config, Credentials, Drain, Hold, Limit, Listen, Log, LogFormat, Queue, Retry, Scheme,
     UnknownKeys, Upstream,
 };
 use crate::id::AccessKeyId;
@@ -136,7 +136,10 @@ fn queue_json(queue: &Queue) -> Value {
         "max_waiting": max_waiting,
         "max_waiting_per_client": max_waiting_per_client,
         "max_bytes": size(*max_bytes),
-        "hold": time(*hold),
+        "hold": match hold {
+            Hold::Auto => "auto".to_owned(),
+            Hold::Fixed(hold) => time(*hold),
+        },
         "max_hold": time(*max_hold),
     })
 }

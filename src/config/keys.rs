@@ -222,7 +222,7 @@ pub(crate) const KEYS: &[Key] = &[
         "clients[].hold",
         Kind::Time,
         None,
-        "How long Flowgate may keep a call of this client. Default: `queue.hold`. At most `queue.max_hold`.",
+        "How long Flowgate may keep a call of this client that does not say so itself (`x-flowgate-hold`). Default: `queue.hold`. At most `queue.max_hold`.",
     ),
     key(
         "limits.preset",
@@ -266,10 +266,15 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         "queue.hold",
         Kind::Time,
-        Some("30s"),
-        "How long Flowgate may keep a call whose client says nothing else. At most `max_hold`, to which the default is cut. `auto` is not available yet.",
+        Some("auto"),
+        "How long Flowgate may keep a call when neither its `x-flowgate-hold` nor its client's `hold` says anything else: a duration of at most `max_hold`, or `auto`, as its SDK waits by default (docs/holds.md).",
     ),
-    key("queue.max_hold", Kind::Time, Some("2m"), "The most that any hold may be."),
+    key(
+        "queue.max_hold",
+        Kind::Time,
+        Some("2m"),
+        "The most that any hold may be; a longer one is cut to it, if a caller asks for it or its SDK waits so long.",
+    ),
     key(
         "learn.gap",
         Kind::Time,

@@ -209,11 +209,18 @@ fn urls_that_say_more_than_scheme_host_and_port_are_refused() {
 }
 
 #[test]
-fn the_default_hold_is_cut_to_the_most_that_any_may_be() {
-    let holds = |text| (config(text).queue.hold.as_secs(), config(text).queue.max_hold.as_secs());
-    assert_eq!(holds(""), (30, 120));
-    assert_eq!(holds("[queue]\nmax_hold = '20s'"), (20, 20));
-    assert_eq!(holds("[queue]\nhold = '2m'"), (120, 120));
+fn a_hold_is_auto_or_a_duration() {
+    let hold = |text| load_text(&format!("[queue]\n{text}"), &[]).map(|loaded| loaded.config.queue.hold);
+    let fixed = |seconds| Ok(Hold::Fixed(Duration::from_secs(seconds)));
+    assert_eq!(hold(""), Ok(Hold::Auto));
+    assert_eq!(hold("hold = 'auto'\nmax_hold = '2s'"), Ok(Hold::Auto));
+    assert_eq!(hold("hold = '2m'"), fixed(120));
+    assert_eq!(hold("hold = '3m'\nmax_hold = '3m'"), fixed(180));
+    let mistake = |text: &str| Err(format!("2: queue.hold: expected {text}"));
+    assert_eq!(hold("hold = 'Auto'"), mistake("\"auto\" or a duration such as 10s"));
+    assert_eq!(hold("hold = 10"), mistake("\"auto\" or a duration such as 10s"));
+    assert_eq!(hold("hold = '0s'"), mistake("1ms to 24h"));
+    assert_eq!(hold("hold = '3m'"), mistake("at most queue.max_hold"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use prometheus::IntGauge;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::app::Parts;
 use crate::flow::classify::Operation;
@@ -30,21 +30,28 @@ pub(crate) struct Sending {
     pub(crate) operation: Arc<Operation>,
     /// What the judge must know.
     pub(crate) context: Context,
+    /// When the caller's hold ends.
+    pub(crate) answer_by: Instant,
 }
 
 /// Counts an attempt as under way until dropped.
 struct InFlight(IntGauge);
 
-/// Uses the turn and sends the request.
+/// Uses the turn and sends the request; tells what came of it, at the latest when the hold ends.
 pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
     let (told, outcome) = oneshot::channel();
+    let answer_by = sending.answer_by;
     parts.attempts.spawn(run(parts.clone(), turn, sending, told));
-    // The task tells its end unless it panics.
-    outcome.await.unwrap_or(Attempted::Judged(None, Verdict::Unknown { reason: "an error inside Flowgate" }))
+    let unknown = |reason| Attempted::Judged(None, Verdict::Unknown { reason });
+    match timeout_at(answer_by, outcome).await {
+        // The task tells its end unless it panics.
+        Ok(told) => told.unwrap_or_else(|_| unknown("an error inside Flowgate")),
+        Err(_) => unknown("CAMS has not answered within the hold"),
+    }
 }
 
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending, told: oneshot::Sender<Attempted>) {
-    let Sending { request, operation, context } = sending;
+    let Sending { request, operation, context, answer_by: _ } = sending;
     let _in_flight = InFlight::new(parts.metrics.in_flight(operation.account_label(), operation.action_label()));
     let (connection, receipt) = turn.spend();
     let sent_at = Instant::now();
@@ -68,7 +75,14 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending, told: on
         let (account, action) = (operation.account_label(), operation.action_label());
         let client = operation.client.as_str();
         let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
-        tracing::info!(account, action, client, code, cams_request_id, "an attempt ended after its caller had gone");
+        tracing::info!(
+            account,
+            action,
+            client,
+            code,
+            cams_request_id,
+            "an attempt ended when nobody waited for it any more"
+        );
     }
 }
 
@@ -89,7 +103,12 @@ fn count(parts: &Parts, operation: &Operation, (answer, verdict): (Option<&Answe
     };
     let status = answer.map_or("none".into(), |answer| answer.status.as_str().to_owned());
     let attempt = metrics::Attempt { account, action, status: &status, code };
-    parts.metrics.attempt(&attempt, sent_at.elapsed());
+    let took = sent_at.elapsed();
+    parts.metrics.attempt(&attempt, took);
+    // A refusal is quick, and says nothing of what a call takes.
+    if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
+        parts.margins.answered(operation, took);
+    }
     if let Verdict::Credentials { .. } = verdict {
         let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
         tracing::error!(account, code, cams_request_id, "CAMS does not accept this account's access key");

@@ -3,9 +3,13 @@
 
 use std::time::Duration;
 
+use hyper::header::HeaderMap;
+
 use crate::acs::limits;
 use crate::config::{self, Actions, Config, Limit};
 use crate::error::{Kind, Refusal};
+use crate::flow::hold::hold;
+use crate::flow::hold::margin::Margins;
 use crate::flow::identify::Caller;
 use crate::id::{AccountId, ActionName, ClientId, TenantId};
 
@@ -29,12 +33,19 @@ pub(crate) struct Operation {
     pub(crate) action: ActionName,
     /// The action's limit, if it has one.
     pub(crate) limit: Option<Limit>,
-    /// How long the call may be kept.
+    /// How long the call may be kept, its answer included.
     pub(crate) hold: Duration,
+    /// How long of that it may wait for its turn.
+    pub(crate) wait: Duration,
 }
 
-/// Checks the caller's permission and looks up what the configuration says of its call.
-pub(crate) fn classify(caller: &Caller, config: &Config) -> Result<Operation, Refusal> {
+/// Checks the caller's permission and looks up what the configuration says of its call; `headers` are the request's.
+pub(crate) fn classify(
+    caller: &Caller,
+    headers: &HeaderMap,
+    config: &Config,
+    margins: &Margins,
+) -> Result<Operation, Refusal> {
     let settings = match caller {
         Caller::Verified(call) => call.settings(),
         Caller::Relayed(_) => None,
@@ -43,8 +54,8 @@ pub(crate) fn classify(caller: &Caller, config: &Config) -> Result<Operation, Re
         authorize(caller, client)?;
     }
     let tenant = caller.params().get("CustSpaceId").unwrap_or_default();
-    let hold = settings.and_then(|client| client.hold).unwrap_or(config.queue.hold);
-    Ok(Operation {
+    let hold = hold(headers, settings, &config.queue)?;
+    let mut operation = Operation {
         account: caller.account().clone(),
         known: caller.is_known(),
         client: caller.client(),
@@ -52,8 +63,11 @@ pub(crate) fn classify(caller: &Caller, config: &Config) -> Result<Operation, Re
         tenant: TenantId::new(tenant.chars().take(MAX_TENANT).collect::<String>()),
         action: caller.action().clone(),
         limit: config.limits.get(caller.action()).copied(),
-        hold: hold.min(config.queue.max_hold),
-    })
+        hold,
+        wait: hold,
+    };
+    operation.wait = margins.wait(&operation, hold);
+    Ok(operation)
 }
 
 fn authorize(caller: &Caller, client: &config::Client) -> Result<(), Refusal> {

@@ -116,7 +116,7 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
 }
 
 /// The header's value, if it is there; an error if it is there twice.
-fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Refusal> {
+pub(crate) fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Refusal> {
     let mut values = headers.get_all(name).into_iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
@@ -124,7 +124,7 @@ fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a Heade
     }
 }
 
-fn bad(message: impl Display) -> Refusal {
+pub(crate) fn bad(message: impl Display) -> Refusal {
     Refusal::new(Kind::BadRequest, format!("The request is malformed or ambiguous: {message}."))
 }
 

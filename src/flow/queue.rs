@@ -85,8 +85,7 @@ pub(crate) struct Call<K: Connector> {
     lane: Option<Arc<Lane<K>>>,
     shared: Arc<Shared<K>>,
     standing: Standing,
-    /// Nothing is sent after this: the arrival and the hold. What CAMS takes to answer comes on top, so a hold is to be
-    /// below the caller's own time-out by that much.
+    /// Nothing is sent after this: the arrival and the hold less the margin for CAMS's answer.
     send_by: Instant,
     /// The call has been in line (or had its turn) before: the bounds were checked then.
     admitted: bool,
@@ -126,7 +125,7 @@ impl<K: Connector> Queue<K> {
             tenant: operation.tenant.clone(),
             arrived: now,
         };
-        let send_by = now + operation.hold;
+        let send_by = now + operation.wait;
         Ok(Call { lane, shared: self.shared.clone(), standing, send_by, admitted: false, _bytes: share })
     }
 
@@ -197,7 +196,7 @@ impl<K: Connector> Call<K> {
         self.standing.arrived.elapsed()
     }
 
-    /// What is left of the hold.
+    /// What is left until its send-by.
     pub(crate) fn left(&self) -> Duration {
         self.send_by.saturating_duration_since(Instant::now())
     }

@@ -13,7 +13,7 @@ use crate::error::{Claimant, Kind, Outcome, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::identify::Claim;
 use crate::flow::judge::Verdict;
-use crate::flow::reply;
+use crate::flow::reply::{self, Service, millis};
 use crate::id::AccountId;
 
 /// One call so far.
@@ -28,7 +28,7 @@ pub(crate) struct Record {
     operation: Option<Arc<Operation>>,
     stage: Stage,
     attempts: u32,
-    /// From the arrival to the first turn.
+    /// From the arrival to the latest turn.
     waited: Option<Duration>,
     /// CAMS's name for the latest attempt.
     cams_request_id: Option<String>,
@@ -77,6 +77,11 @@ impl Record {
         self.attempts
     }
 
+    /// What it has taken so far.
+    pub(crate) fn service(&self) -> Service {
+        Service { waited: self.waited.unwrap_or_default(), attempts: self.attempts }
+    }
+
     /// The caller has named itself.
     pub(crate) fn claimed(&mut self, claim: &Claim) {
         self.claimant = Some(claim.claimant());
@@ -95,8 +100,7 @@ impl Record {
 
     /// Its turn came, so long after it arrived.
     pub(crate) fn turn(&mut self, age: Duration) {
-        if self.waited.is_none() {
-            self.waited = Some(age);
+        if self.waited.replace(age).is_none() {
             let (account, action) = self.labels();
             self.parts.metrics.waited(account, action, age);
         }
@@ -205,8 +209,4 @@ impl Drop for Record {
 pub(crate) fn capped(text: &str) -> &str {
     let end = (0..=200.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
     &text[..end]
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

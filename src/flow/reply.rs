@@ -21,6 +21,8 @@ use crate::shutdown::Phase;
 
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
 const FLOWGATE_ERROR: HeaderName = HeaderName::from_static("x-flowgate-error");
+const FLOWGATE_WAITED: HeaderName = HeaderName::from_static("x-flowgate-waited");
+const FLOWGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-flowgate-attempts");
 
 /// `Recommend` of an error: where CAMS puts a link to its diagnosis. Flowgate's message says what to do.
 const RECOMMEND: &str = "";
@@ -31,6 +33,15 @@ pub(crate) struct Manner {
     format: Format,
     /// `HostId` of an error: the host that the caller asked for.
     host: String,
+}
+
+/// What a call took to get CAMS's answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Service {
+    /// From its arrival to the turn of the attempt that CAMS answered.
+    pub(crate) waited: Duration,
+    /// How often it was sent.
+    pub(crate) attempts: u32,
 }
 
 // === impl Manner ===
@@ -55,6 +66,7 @@ impl Manner {
 pub(crate) fn pass_on(
     answer: Option<Answer>,
     verdict: &Verdict,
+    service: Service,
     predicted_wait: impl FnOnce() -> Duration,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let answer = match (verdict, answer) {
@@ -65,10 +77,13 @@ pub(crate) fn pass_on(
     };
     let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = answer.status;
-    *response.headers_mut() = end_to_end(answer.headers);
+    let headers = response.headers_mut();
+    *headers = end_to_end(answer.headers);
+    headers.insert(FLOWGATE_WAITED, HeaderValue::from(millis(service.waited)));
+    headers.insert(FLOWGATE_ATTEMPTS, HeaderValue::from(service.attempts));
     if let Verdict::Throttled { hint, .. } = verdict {
         let wait = hint.unwrap_or_default().max(predicted_wait());
-        advise(response.headers_mut(), wait);
+        advise(headers, wait);
     }
     Ok(response)
 }
@@ -135,9 +150,14 @@ fn credentials(request_id: Option<&str>) -> Refusal {
 
 /// When to come back, in the SDKs' own header (milliseconds) and the standard one (seconds, rounded up); never zero.
 fn advise(headers: &mut HeaderMap, wait: Duration) {
-    let millis = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+    let millis = millis(wait).max(1);
     headers.insert(ACS_RETRY_AFTER, HeaderValue::from(millis));
     headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+}
+
+/// Whole milliseconds.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The request may go on behind what was read: nothing after it can be trusted.
@@ -190,6 +210,8 @@ mod tests {
         Verdict::Throttled { code: "Throttling".into(), source, hint, request_id: None }
     }
 
+    const SERVICE: Service = Service { waited: Duration::from_micros(1_234_567), attempts: 3 };
+
     #[test]
     fn what_belongs_to_the_connection_or_to_flowgate_stays_behind() {
         let upstream = answer(&[
@@ -202,21 +224,24 @@ mod tests {
             ("alt-svc", "h3"),
             ("www-authenticate", "Basic"),
             ("x-flowgate-error", "forged"),
+            ("x-flowgate-waited", "forged"),
             ("content-type", "application/json;charset=utf-8"),
             ("x-acs-request-id", "R"),
         ]);
         let verdict = Verdict::UpstreamError { code: "x".into(), request_id: None };
-        let response = pass_on(upstream, &verdict, || Duration::ZERO).unwrap();
+        let response = pass_on(upstream, &verdict, SERVICE, || Duration::ZERO).unwrap();
         let mut names: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["content-type", "x-acs-request-id"]);
+        assert_eq!(names, ["content-type", "x-acs-request-id", "x-flowgate-attempts", "x-flowgate-waited"]);
+        assert_eq!(response.headers()["x-flowgate-waited"], "1234");
+        assert_eq!(response.headers()["x-flowgate-attempts"], "3");
         assert_eq!(response.status(), 400);
     }
 
     #[test]
     fn a_throttle_refusal_says_when_to_come_back_and_never_zero() {
         let advice = |verdict: &Verdict, wait| {
-            let response = pass_on(answer(&[]), verdict, || wait).unwrap();
+            let response = pass_on(answer(&[]), verdict, SERVICE, || wait).unwrap();
             let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
             (header("x-acs-retry-after"), header("retry-after"))
         };
@@ -251,7 +276,7 @@ mod tests {
     #[test]
     fn what_cams_says_of_our_own_signature_stays_inside() {
         let verdict = Verdict::Credentials { code: "SignatureDoesNotMatch".into(), request_id: Some("R-1".into()) };
-        let refusal = pass_on(answer(&[]), &verdict, || Duration::ZERO).unwrap_err();
+        let refusal = pass_on(answer(&[]), &verdict, SERVICE, || Duration::ZERO).unwrap_err();
         assert_eq!(refusal.kind, Kind::AccountCredentials);
         assert!(refusal.message.ends_with("CAMS's RequestId: R-1."));
     }

@@ -10,6 +10,7 @@ mod admin;
 mod bad_input;
 mod config;
 mod hang_up;
+mod holds;
 mod journey;
 mod shutdown;
 mod tidy;

@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 
 /// Files that only decide: the time is an argument, and nothing is waited for.
-const DECIDERS: [&str; 10] = [
+const DECIDERS: [&str; 12] = [
     "acs",
     "flow/classify.rs",
+    "flow/hold",
+    "flow/hold.rs",
     "flow/identify",
     "flow/identify.rs",
     "flow/judge.rs",

@@ -109,7 +109,8 @@ async fn an_upstream_that_refuses_connections_costs_the_hold_and_no_token() {
     let start = Instant::now();
     let reply = Call::v3(&world.host(), "x").send(world.proxy).await;
     assert_eq!((reply.status, reply.code().as_str()), (503, "Flowgate.UpstreamUnreachable"));
-    assert!(start.elapsed() >= Duration::from_secs(2));
+    // The hold less the margin for an answer.
+    assert!(start.elapsed() >= Duration::from_millis(1800));
     assert!(reply.header("x-acs-retry-after").unwrap().parse::<u64>().unwrap() > 0);
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "unreachable"), 1.0);

@@ -85,7 +85,8 @@ impl<'a> Field<'a> {
         self.within(size, range, Size)
     }
 
-    fn within<T: Copy + PartialOrd, S: fmt::Display>(
+    /// Notes a mistake if the value is out of range.
+    pub(crate) fn within<T: Copy + PartialOrd, S: fmt::Display>(
         &self,
         value: T,
         range: &RangeInclusive<T>,

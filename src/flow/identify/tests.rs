@@ -19,6 +19,7 @@ use super::*;
 use crate::acs::time;
 use crate::config::Config;
 use crate::flow::classify::{self, Operation};
+use crate::flow::hold::margin::Margins;
 use crate::flow::sign;
 
 const KEY: &str = "LTAI-test-key-id-1";
@@ -82,7 +83,8 @@ impl Gate {
     }
 
     fn classify(&self, capture: &Capture) -> Result<Operation, Refusal> {
-        classify::classify(&self.ask(capture)?, &self.config)
+        let headers = Request::try_from(capture).unwrap().into_parts().0.headers;
+        classify::classify(&self.ask(capture)?, &headers, &self.config, &Margins::default())
     }
 
     /// What CAMS gets.

@@ -91,7 +91,7 @@ impl World {
             max_waiting: 10_000,
             max_waiting_per_client: 5_000,
             max_bytes: 1 << 20,
-            hold: 120 * SECOND,
+            hold: config::Hold::Auto,
             max_hold: 120 * SECOND,
         };
         change(&mut bounds);
@@ -144,6 +144,7 @@ fn operation(client: &str, hold: Duration) -> Operation {
         action: ActionName::new("CreateFlow"),
         limit: Some(limit),
         hold,
+        wait: hold,
     }
 }
 

@@ -434,7 +434,7 @@ fn rule_12_a_client_may_do_what_is_listed() {
     };
     let operation = gate.classify(&team_a(|_| ())).unwrap();
     assert_eq!((operation.client.as_str(), operation.tenant.as_str()), ("team-a", "space-1"));
-    assert_eq!(operation.hold, Duration::from_secs(60));
+    assert_eq!((operation.hold, operation.wait), (Duration::from_secs(60), Duration::from_millis(59_800)));
     forbidden(&team_a(|call| call.set("x-acs-action", "DeleteFlow")), "may not call DeleteFlow");
     for query in [
         "FlowName=a",

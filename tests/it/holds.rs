@@ -1,0 +1,173 @@
+//! No call waits longer than its caller: by SDK, by header, and by what CAMS takes to answer; and what served callers are
+//! told of their wait.
+
+use std::time::Duration;
+
+use cams_sim::Settings;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::world::World;
+
+const PYTHON: &str = "AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.4.3 TeaDSL/2";
+const NODE: &str = "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1";
+/// The first second of a process is not for sending.
+const FIRST_SECOND: Duration = Duration::from_millis(1100);
+
+/// A call with these headers, as an SDK that has them sends it.
+fn call(world: &World, name: &str, headers: &[(&str, &str)]) -> Call {
+    let mut call = Call::v3(&world.host(), name);
+    headers.iter().for_each(|(name, value)| call.push(name, value));
+    call
+}
+
+/// So many calls at once, each with its answer and the time that it took.
+async fn burst(world: &World, calls: usize, headers: &[(&str, &str)]) -> Vec<(Reply, Duration)> {
+    let mut burst = JoinSet::new();
+    for index in 0..calls {
+        let (call, proxy) = (call(world, &format!("flow-{index}"), headers), world.proxy);
+        burst.spawn(async move {
+            let start = Instant::now();
+            (call.send(proxy).await, start.elapsed())
+        });
+    }
+    burst.join_all().await
+}
+
+/// Those of a burst that were served, each within `time_out`; the others were told at once when to come back.
+fn served(replies: &[(Reply, Duration)], time_out: Duration) -> u64 {
+    for (reply, took) in replies {
+        if reply.status == 200 {
+            assert!(*took < time_out, "served after {took:?}");
+            continue;
+        }
+        assert_eq!((reply.status, reply.code().as_str()), (400, "System.LimitControl"), "{reply:?}");
+        let after: u64 = reply.header("x-acs-retry-after").unwrap().parse().unwrap();
+        assert!(after > 0 && after < 60_000, "{after}");
+        assert!(*took < time_out / 2, "refused after {took:?}");
+    }
+    replies.iter().map(|(reply, _)| u64::from(reply.status == 200)).sum()
+}
+
+#[tokio::test]
+async fn the_python_sdk_waits_10_s() {
+    let world = World::new("").await;
+    tokio::time::sleep(FIRST_SECOND).await;
+    let replies = burst(&world, 100, &[("user-agent", PYTHON)]).await;
+    let served = served(&replies, Duration::from_secs(10));
+    // Ten windows of five; who came a little later than the first may fit into one more.
+    assert!((50..=55).contains(&served), "{served} served");
+    let report = world.sim.report();
+    assert_eq!((report.created, report.arrived, report.worst_window), (served, served, 5));
+    let metrics = world.metrics().await;
+    assert_eq!(metrics.outcome("acme", "CreateFlow", "ok") as u64, served);
+    assert_eq!(metrics.outcome("acme", "CreateFlow", "refused") as u64, 100 - served);
+}
+
+#[tokio::test]
+async fn the_node_sdk_waits_3_s() {
+    let world = World::new("").await;
+    tokio::time::sleep(FIRST_SECOND).await;
+    let replies = burst(&world, 30, &[("user-agent", NODE)]).await;
+    let served = served(&replies, Duration::from_secs(3));
+    assert!((15..=20).contains(&served), "{served} served");
+    assert_eq!(world.sim.report().created, served);
+}
+
+#[tokio::test]
+async fn who_comes_back_when_told_to_gets_through() {
+    let world = World::new("").await;
+    tokio::time::sleep(FIRST_SECOND).await;
+    let replies = burst(&world, 16, &[("user-agent", NODE)]).await;
+    let refused = replies.iter().find(|(reply, _)| reply.status != 200).expect("the sixteenth does not fit");
+    let after: u64 = refused.0.header("x-acs-retry-after").unwrap().parse().unwrap();
+    tokio::time::sleep(Duration::from_millis(after)).await;
+    assert_eq!(call(&world, "again", &[("user-agent", NODE)]).send(world.proxy).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_caller_may_say_how_long_it_waits() {
+    let world = World::new("[queue]\nhold = \"2m\"").await;
+    tokio::time::sleep(FIRST_SECOND).await;
+    let replies = burst(&world, 14, &[("x-flowgate-hold", "1500"), ("user-agent", PYTHON)]).await;
+    assert_eq!(served(&replies, Duration::from_millis(1500)), 10, "two windows of five");
+    assert!(!world.sim.arrivals().iter().any(|arrival| arrival.headers.iter().any(|(name, _)| name.contains("hold"))));
+}
+
+#[tokio::test]
+async fn a_hold_that_is_no_time_is_a_bad_request() {
+    let world = World::new("").await;
+    for values in [&["-1"][..], &[""], &["0"], &["forever"], &["25h"], &["1s", "1s"]] {
+        let headers: Vec<_> = values.iter().map(|value| ("x-flowgate-hold", *value)).collect();
+        let reply = call(&world, "x", &headers).send(world.proxy).await;
+        assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"), "{values:?}");
+        assert!(reply.body.contains("x-flowgate-hold"), "{}", reply.body);
+    }
+    assert_eq!(world.sim.report().arrived, 0);
+    assert_eq!(world.metrics().await.outcome("acme", "other", "invalid"), 6.0);
+}
+
+#[tokio::test]
+async fn when_the_hold_ends_before_cams_answers_the_outcome_is_unknown_and_the_attempt_runs_on() {
+    let world = World::with(Settings { latency: Duration::from_secs(3), ..Settings::default() }, "").await;
+    let start = Instant::now();
+    let list = |call: &mut Call| {
+        call.set("x-acs-action", "ListInstance");
+        call.push("x-flowgate-hold", "1s");
+    };
+    let limited = call(&world, "created all the same", &[("x-flowgate-hold", "1500ms")]);
+    let unlimited = Call::v3_with(&world.host(), &[], list, (KEY, SECRET));
+    for (reply, least) in [(unlimited.send(world.proxy).await, 1000), (limited.send(world.proxy).await, 2500)] {
+        let took = start.elapsed();
+        assert_eq!((reply.status, reply.code().as_str()), (409, "Flowgate.OutcomeUnknown"));
+        assert!(reply.body.contains("within the hold") && reply.body.contains("ListFlow"), "{}", reply.body);
+        assert_eq!((reply.header("x-acs-retry-after"), reply.header("x-flowgate-waited")), (None, None));
+        assert!(took >= Duration::from_millis(least), "{took:?}");
+    }
+    assert!(start.elapsed() < Duration::from_millis(3500));
+    assert_eq!(world.metrics().await.outcome("acme", "CreateFlow", "outcome_unknown"), 1.0);
+    let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
+    assert_eq!(world.metrics().await.get(ended), 0.0);
+    world.until(ended, 1.0).await;
+    let metrics = world.metrics().await;
+    assert_eq!((metrics.sum("flowgate_attempts_total"), metrics.sum("flowgate_requests_total")), (2.0, 2.0));
+    assert_eq!(world.sim.report().created, 1);
+}
+
+#[tokio::test]
+async fn what_cams_usually_takes_is_left_of_the_hold() {
+    let world = World::with(Settings { latency: Duration::from_secs(1), ..Settings::default() }, "").await;
+    // Measured by this one: a second. After it, every token is back.
+    assert_eq!(call(&world, "first", &[]).send(world.proxy).await.status, 200);
+    tokio::time::sleep(FIRST_SECOND).await;
+    // Those of a third window would be sent within the hold, and answered after it.
+    let replies = burst(&world, 12, &[("x-flowgate-hold", "2600ms")]).await;
+    assert_eq!(served(&replies, Duration::from_millis(2600)), 10);
+    assert_eq!(world.sim.report().created, 11);
+}
+
+#[tokio::test]
+async fn answers_say_how_long_they_waited_and_how_often_they_were_sent() {
+    let world = World::new("[retry]\nmax_attempts = 2").await;
+    tokio::time::sleep(FIRST_SECOND).await;
+    let of = |reply: &Reply| {
+        let number = |name| reply.header(name).map(|value| value.parse::<u64>().unwrap());
+        (reply.status, number("x-flowgate-waited").unwrap(), number("x-flowgate-attempts").unwrap())
+    };
+    let send = async |fault: &str| {
+        world.sim.set_faults(if fault.is_empty() { vec![] } else { vec![fault.parse().unwrap()] });
+        of(&call(&world, "x", &[]).send(world.proxy).await)
+    };
+    let (status, waited, attempts) = send("").await;
+    assert_eq!((status, attempts), (200, 1));
+    assert!(waited < 500, "{waited}");
+    let (status, _, attempts) = send("next=1,refuse=Product.Unsubscript").await;
+    assert_eq!((status, attempts), (400, 1));
+    let (status, waited, attempts) = send("next=1,throttle,acs-retry-after=700").await;
+    assert_eq!((status, attempts), (200, 2));
+    assert!((700..5000).contains(&waited), "{waited}");
+    let (status, waited, attempts) = send("always,throttle,acs-retry-after=700").await;
+    assert_eq!((status, attempts), (400, 2));
+    assert!((700..5000).contains(&waited), "{waited}");
+}
