@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from scenarios import REAL_HOST, ROWS, SCENARIOS, Row, Scenario, slug
+from scenarios import CROWDS, REAL_HOST, ROWS, SCENARIOS, Row, Scenario, slug
 
 # A window longer than the endpoint's: the simulator counts calls when it gets to read them, and it shares a few cores with a dozen applications that all
 # start to call in the same moment. The exact rate is for tests that have the cores to themselves.
@@ -53,7 +53,8 @@ class Party:
             "proxy": f"http://{flowgate}" if by_proxy else None,
             "scheme": self.scheme,
             "async": getattr(self.what, "mode", "sync") == "async",
-            "timeout_ms": 60_000,
+            "timeout_ms": None if getattr(self.what, "time_out", 0) else 60_000,
+            "hold": getattr(self.what, "hold", ""),
             "action": getattr(self.what, "action", "CreateFlow"),
             "names": self.what.names(),
             "sdk_retries": getattr(self.what, "retries", 0),
@@ -62,6 +63,10 @@ class Party:
 
 def of_scenarios():
     return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in SCENARIOS]
+
+
+def of_crowds():
+    return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in CROWDS]
 
 
 def of_rows():

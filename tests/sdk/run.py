@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 
-from parties import configuration, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key
+from parties import configuration, of_crowds, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key
 from scenarios import CALLS, REAL_HOST, ROWS
 from services import Driver, Flowgate, Simulator
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 6
 
 # What Flowgate holds a call for, and how often it tries, in each of its configurations.
-FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10)}
+FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10), "auto": ("auto", 10)}
 
 
 class Tally:
@@ -76,6 +76,29 @@ def check_scenario(party, results, arrivals, outcomes):
     return problems, f"refused {refused}  worst second {worst}  duplicates {len(created) - len(set(created))}"
 
 
+def check_crowd(party, results, seconds, arrivals, outcomes):
+    """Problems of a crowd: who fits into the SDK's default time-out is served within it, everybody else is told at once when to come back."""
+    served = sum(result["ok"] for result in results)
+    told = [result for result in results if result.get("code") == "System.LimitControl"]
+    accepted = sorted(arrival["flow_name"] for arrival in arrivals if arrival["verdict"] == "accepted")
+    problems = [failure for failure in first_failures(results) if "System.LimitControl" not in failure] + differ(
+        told=(len(told), len(results) - served),
+        created=(accepted, sorted(result["flow_name"] for result in results if result["ok"])),
+        attempts=(len(arrivals), served),
+        counted=(outcomes, {"ok": served, "refused": len(results) - served}),
+    )
+    # All windows but the last, into which a call fits or does not by what the endpoint usually takes.
+    least = 5 * int((party.what.time_out - 0.5) / 1.2)
+    if not least <= served < len(results):
+        problems.append(f"{served} served, at least {least} fit")
+    if seconds > party.what.time_out + 1:
+        problems.append(f"the last was answered after {seconds:.1f} s")
+    if party.sdk == "python":
+        problems += differ(exceptions=({result["exception"] for result in told}, {"ThrottlingException"}))
+        problems += [f"retry_after: {result['retry_after']!r}" for result in told if not (result["retry_after"] or 0) > 0][:3]
+    return problems, f"{served}/{len(results)}  {seconds:.1f} s  told when to come back {len(told)}"
+
+
 def check_row(party, results, arrivals, outcomes):
     """Problems of a row, in which calls should have failed in one way."""
     row, failures = party.what, [result for result in results if not result["ok"]]
@@ -107,7 +130,8 @@ class Run:
         wanted = lambda party: options.only in f"{party.what.name} {party.sdk}"
         self.scenarios, self.rows = list(filter(wanted, of_scenarios())), list(filter(wanted, of_rows()))
         self.retries = list(filter(wanted, relayed_retries()))
-        parties = self.scenarios + self.rows + self.retries
+        self.crowds = list(filter(wanted, of_crowds()))
+        parties = self.scenarios + self.rows + self.retries + self.crowds
         keys = [argument for party in parties for argument in ("--key", simulator_key(party))]
         self.simulator = self.start(Simulator, "simulator", options.cams_sim, options.logs, ["--host", REAL_HOST, *keys])
         self.flowgates = {name: self.start_flowgate(name, parties) for name in FLOWGATES}
@@ -158,6 +182,15 @@ class Run:
         start = time.monotonic()
         results = driver.run(party.job(self.flowgates[party.what.flowgate].proxy))
         return results, time.monotonic() - start
+
+    def run_crowds(self):
+        flowgate = self.flowgates["auto"]
+        for party in self.crowds:
+            driver = self.driver(f"driver-{party.account}", party.sdk)
+            driver.wait_until_ready()
+            results, seconds = self.timed(party, driver)
+            problems, figures = check_crowd(party, results, seconds, self.arrivals_of(party), flowgate.outcomes().get(party.account))
+            self.tally.add(party.what.name, problems, figures)
 
     def run_rows(self):
         self.simulator.faults([f"named={row.mark},{row.fault}" for row in ROWS if row.fault])
@@ -239,6 +272,7 @@ def main():
         run = Run(stack, options)
         control(run)
         run.run_scenarios()
+        run.run_crowds()
         run.run_rows()
         run.run_retries()
         run.check_whole()

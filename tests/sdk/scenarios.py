@@ -22,7 +22,7 @@ def slug(text):
 
 @dataclass(frozen=True)
 class Scenario:
-    """Twenty calls at once that all succeed."""
+    """Calls at once that all succeed, or, if the SDK keeps its default time-outs, all that fit into them."""
 
     sdk: str
     scheme: str
@@ -32,15 +32,20 @@ class Scenario:
     sts: bool = False  # the caller signs with a temporary key, whose token must not go on
     flowgate: str = "shared"  # or "sidecar": no file, only the environment
     retries: int = 0  # how often the SDK itself may send a call, if it is told to
+    calls: int = CALLS
+    hold: str = ""  # what the caller says of its time-out, in x-flowgate-hold
+    time_out: float = 0  # the SDK's own by default, in seconds; 0: raised, so that every call may wait
 
     @property
     def name(self):
         words = [self.sdk, self.mode if self.sdk == "python" else "", self.scheme, "STS" if self.sts else ""]
         words += [f"as {self.identity}", f"by {self.style}", "sidecar" if self.flowgate == "sidecar" else ""]
-        return " ".join(filter(None, [*words, "retrying" if self.retries else ""]))
+        words += ["retrying" if self.retries else "", "saying its hold" if self.hold else ""]
+        words.append("in a crowd" if self.time_out else "")
+        return " ".join(filter(None, words))
 
     def names(self):
-        return [f"{slug(self.name)} {number:02} {AWKWARD}" for number in range(CALLS)]
+        return [f"{slug(self.name)} {number:02} {AWKWARD}" for number in range(self.calls)]
 
 
 SCENARIOS = [
@@ -66,7 +71,18 @@ SCENARIOS = [
     Scenario("node", "V3", sts=True),
     Scenario("node", "V1", sts=True),
     Scenario("node", "V1", identity="relayed"),
+    Scenario("python", "V3", flowgate="auto", hold="59s"),
+    Scenario("python-old", "V1", flowgate="auto", hold="59000"),
+    # Twenty calls take four seconds, and Node is known to wait for three.
+    Scenario("node", "V3", flowgate="auto", hold="59s"),
     Scenario("python", "V3", sts=True, flowgate="sidecar"),
+]
+
+# A hundred at once, and nothing said of time-outs on either side: Flowgate knows the SDK.
+CROWDS = [
+    Scenario("python", "V3", flowgate="auto", calls=100, time_out=10),
+    Scenario("python-old", "V1", flowgate="auto", calls=100, time_out=10),
+    Scenario("node", "V3", flowgate="auto", calls=100, time_out=3),
 ]
 
 

@@ -2,7 +2,7 @@
 
 const readline = require("readline");
 const { default: Client, ...models } = require("@alicloud/cams20200606");
-const { Config } = require("@alicloud/openapi-client");
+const { Config, GlobalParameters } = require("@alicloud/openapi-client");
 const { RuntimeOptions } = require("@alicloud/tea-util");
 
 const REQUESTS = {
@@ -25,6 +25,9 @@ function client(job) {
     endpoint: job.endpoint,
     protocol: "HTTP",
   });
+  if (job.hold) {
+    config.globalParameters = new GlobalParameters({ headers: { "x-flowgate-hold": job.hold } });
+  }
   if (job.scheme === "V1") {
     config.signatureAlgorithm = "v2";
   }
@@ -34,7 +37,7 @@ function client(job) {
 async function call(sdk, job, name) {
   const [method, request] = REQUESTS[job.action];
   // Both: the connect time-out is also the socket's idle timer.
-  const runtime = new RuntimeOptions({ readTimeout: job.timeout_ms, connectTimeout: job.timeout_ms });
+  const runtime = new RuntimeOptions(job.timeout_ms ? { readTimeout: job.timeout_ms, connectTimeout: job.timeout_ms } : {});
   try {
     const { body } = await sdk[method](request(name), runtime);
     return { ok: true, code: body.code, flow_name: body.data && body.data.flowName };

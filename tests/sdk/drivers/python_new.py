@@ -8,7 +8,7 @@ import sys
 
 from alibabacloud_cams20200606 import models
 from alibabacloud_cams20200606.client import Client
-from alibabacloud_tea_openapi.models import Config
+from alibabacloud_tea_openapi.models import Config, GlobalParameters
 from darabonba.policy.retry import RetryOptions
 
 REQUESTS = {
@@ -32,6 +32,8 @@ def client(job):
         connect_timeout=job["timeout_ms"],
         read_timeout=job["timeout_ms"],
     )
+    if job.get("hold"):
+        config.global_parameters = GlobalParameters(headers={"x-flowgate-hold": job["hold"]})
     if job["scheme"] == "V1":
         config.signature_algorithm = "v2"
     if job.get("sdk_retries"):

@@ -42,12 +42,15 @@ def client(job):
     else:
         credential = AccessKeyCredential(job["key"], job["secret"])
     proxy = {"http": job["proxy"]} if job.get("proxy") else None
-    return AcsClient(region_id="ap-southeast-1", credential=credential, timeout=job["timeout_ms"] / 1000, proxy=proxy)
+    timeout = job["timeout_ms"] and job["timeout_ms"] / 1000
+    return AcsClient(region_id="ap-southeast-1", credential=credential, timeout=timeout, proxy=proxy)
 
 
 def call(sdk, job, name):
     request = REQUESTS[job["action"]](name)
     request.set_endpoint(job["endpoint"])
+    if job.get("hold"):
+        request.add_header("x-flowgate-hold", job["hold"])
     try:
         body = json.loads(sdk.do_action_with_exception(request))
         data = body.get("Data")
