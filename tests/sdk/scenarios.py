@@ -175,7 +175,7 @@ ROWS = [
         "cannot be reached",
         "Flowgate.UpstreamUnreachable",
         503,
-        "Nothing was sent",
+        "CAMS has done nothing",
         python="ThrottlingException",
         flowgate="cut-off",
         counted="unreachable",
