@@ -81,6 +81,7 @@ mod tests {
         Operation {
             account: AccountId::new(account),
             known: !account.starts_with('?'),
+            weight: 1,
             client: ClientId::new("a"),
             tenant: TenantId::new(""),
             action: ActionName::new(action),

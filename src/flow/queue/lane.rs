@@ -272,7 +272,7 @@ impl<K: Connector> Lane<K> {
 fn too_long(wait: Duration, hold: Duration) -> Refusal {
     let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
     let message = format!(
-        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the hold of {hold_ms} ms. CAMS has done nothing."
+        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {hold_ms} ms that its hold leaves. CAMS has done nothing."
     );
     Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
 }
