@@ -46,7 +46,7 @@ pub struct Config {
     /// How many may wait, and for how long.
     pub queue: Queue,
     /// What is added to the window before a token comes back.
-    pub gap: Duration,
+    pub learn: Learn,
     /// Attempts and back-off after a throttle refusal.
     pub retry: Retry,
     /// What SIGTERM does.
@@ -213,6 +213,15 @@ pub struct Queue {
     pub hold: Hold,
     /// The most that any hold may be.
     pub max_hold: Duration,
+}
+
+/// `[learn]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learn {
+    /// What is added to the window before a token comes back, at the least.
+    pub gap: Duration,
+    /// The most that throttle refusals may widen it to; in each lane at most half of its window.
+    pub max_gap: Duration,
 }
 
 /// `[retry]`.

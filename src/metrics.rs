@@ -237,12 +237,17 @@ impl LaneGauges {
             oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
             predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),
             pause_remaining: seconds(r, "pause_remaining_seconds", "What is left of a pause after a throttle.", call),
-            rate_limit: seconds(r, "rate_limit", "Calls per second.", &["account", "action", "kind"]),
+            rate_limit: seconds(
+                r,
+                "rate_limit",
+                "Calls per second: configured, and effective as learned from throttle refusals.",
+                &["account", "action", "kind"],
+            ),
             tokens_held: gauge(r, "tokens_held", "Tokens granted and neither spent nor returned.", call),
         }
     }
 
-    /// Lanes of unknown keys share one label, so counts are added up and waits are the longest.
+    /// Lanes of unknown keys share one label, so counts are added up, waits are the longest, the rate is the lowest.
     fn set(&self, lanes: &[LaneView]) {
         self.reset();
         for lane in lanes {
@@ -256,9 +261,10 @@ impl LaneGauges {
             longest(&self.oldest_wait, lane.oldest_wait_seconds);
             longest(&self.predicted_wait, lane.predicted_wait_seconds);
             longest(&self.pause_remaining, lane.pause_remaining_seconds);
-            for kind in ["configured", "effective"] {
-                self.rate_limit.with_label_values(&[call[0], call[1], kind]).set(lane.limit_per_second);
-            }
+            let rate = |kind| self.rate_limit.with_label_values(&[call[0], call[1], kind]);
+            rate("configured").set(lane.limit_per_second);
+            let slowest = Some(rate("effective").get()).filter(|rate| *rate > 0.0).unwrap_or(f64::INFINITY);
+            rate("effective").set(slowest.min(lane.effective_per_second));
         }
     }
 

@@ -7,7 +7,9 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
-use super::{Account, Bind, Client, Config, Drain, Hold, Listen, Log, LogFormat, Queue, Retry, Time, UnknownKeys};
+use super::{
+    Account, Bind, Client, Config, Drain, Hold, Learn, Listen, Log, LogFormat, Queue, Retry, Time, UnknownKeys,
+};
 
 mod accounts;
 mod limits;
@@ -16,6 +18,9 @@ mod upstream;
 
 /// Bytes that a bound on bytes may be.
 const BYTES: std::ops::RangeInclusive<usize> = 1..=1 << 30;
+
+/// What may be added to a window.
+const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
 
 /// Entries that a bound on a count may be.
 const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
@@ -30,8 +35,8 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let (accounts, clients) = accounts::check(&mut root, queue.as_ref().map(|queue| queue.max_hold));
     let unknown_keys = unknown_keys(&mut root, listen.as_ref(), &accounts, &clients);
     let limits = limits::check(root.table("limits"));
-    let gap =
-        gap(root.table("learn"), limits.iter().flat_map(|limits| limits.values()).map(|limit| limit.window).min());
+    let shortest = limits.iter().flat_map(|limits| limits.values()).map(|limit| limit.window).min();
+    let learn = learn(root.table("learn"), shortest);
     let retry = retry(root.table("retry"));
     let drain = drain(root.table("drain"));
     let log = log(root.table("log"));
@@ -45,7 +50,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         clients,
         limits: limits?,
         queue: queue?,
-        gap: gap?,
+        learn: learn?,
         retry: retry?,
         drain: drain?,
         log: log?,
@@ -119,17 +124,26 @@ fn unknown_keys(
 }
 
 /// `shortest` is the shortest window of all limits.
-fn gap(mut section: Section<'_>, shortest: Option<Duration>) -> Option<Duration> {
-    section.later("max_gap");
+fn learn(mut section: Section<'_>, shortest: Option<Duration>) -> Option<Learn> {
     let key = section.key("gap");
-    let gap = key.time(&(*POSITIVE.start()..=Duration::from_millis(40)));
+    let gap = key.time(&GAP);
     if let (Some(gap), Some(shortest)) = (gap, shortest)
         && gap >= shortest
     {
         key.mistake("expected less than the shortest window of the limits");
     }
+    let max_key = section.key("max_gap");
+    let mut max_gap = max_key.time(&GAP);
+    if let (Some(gap), Some(max)) = (gap, max_gap)
+        && max < gap
+    {
+        if max_key.is_given() {
+            max_key.mistake("expected at least learn.gap");
+        }
+        max_gap = Some(gap);
+    }
     section.done();
-    gap
+    Some(Learn { gap: gap?, max_gap: max_gap? })
 }
 
 fn retry(mut section: Section<'_>) -> Option<Retry> {

@@ -7,14 +7,14 @@ use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
-    Account, Actions, Client, Config, Credentials, Drain, Hold, Limit, Listen, Log, LogFormat, Queue, Retry, Scheme,
-    UnknownKeys, Upstream,
+    Account, Actions, Client, Config, Credentials, Drain, Hold, Learn, Limit, Listen, Log, LogFormat, Queue, Retry,
+    Scheme, UnknownKeys, Upstream,
 };
 use crate::id::AccessKeyId;
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
 pub fn effective(config: &Config) -> Value {
-    let Config { unknown_keys, listen, upstream, accounts, clients, limits, queue, gap, retry, drain, log } = config;
+    let Config { unknown_keys, listen, upstream, accounts, clients, limits, queue, learn, retry, drain, log } = config;
     let unknown_keys = match unknown_keys {
         UnknownKeys::Refuse => "refuse",
         UnknownKeys::Relay => "relay",
@@ -31,7 +31,7 @@ pub fn effective(config: &Config) -> Value {
         "clients": clients.iter().map(client_json).collect::<Vec<_>>(),
         "limits": limits.iter().map(limit).collect::<Map<_, _>>(),
         "queue": queue_json(queue),
-        "learn": { "gap": time(*gap) },
+        "learn": learn_json(*learn),
         "retry": retry_json(*retry),
         "drain": drain_json(*drain),
         "log": log_json(log),
@@ -142,6 +142,11 @@ fn queue_json(queue: &Queue) -> Value {
         },
         "max_hold": time(*max_hold),
     })
+}
+
+fn learn_json(learn: Learn) -> Value {
+    let Learn { gap, max_gap } = learn;
+    json!({ "gap": time(gap), "max_gap": time(max_gap) })
 }
 
 fn retry_json(Retry { max_attempts, base, max, max_pause }: Retry) -> Value {

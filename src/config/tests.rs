@@ -224,6 +224,14 @@ fn a_hold_is_auto_or_a_duration() {
 }
 
 #[test]
+fn the_most_that_a_gap_may_be_is_at_least_the_gap() {
+    let learn = |text| (config(text).learn.gap.as_millis(), config(text).learn.max_gap.as_millis());
+    assert_eq!(learn(""), (5, 40));
+    assert_eq!(learn("[learn]\ngap = '60ms'"), (60, 60));
+    assert_eq!(learn("[learn]\ngap = '60ms'\nmax_gap = '1s'"), (60, 1000));
+}
+
+#[test]
 fn the_tree_of_a_file_keeps_the_line_of_each_key() {
     let Ok(Node { item: Item::Table(root), .. }) = file::parse("\n[a]\nb = [\n1,\n2]\n[[c]]\n[[c]]\nd = 1\n") else {
         panic!("is valid TOML");

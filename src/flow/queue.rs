@@ -3,11 +3,12 @@
 //! attempt, which nobody else can make.
 //!
 //! The lane (`lane.rs`) is the state under one lock, the worker (`worker.rs`) the only one who waits on connections,
-//! pauses and token clocks, the waiter (`waiter.rs`) a queued call's end of it. Fair order and pause only decide
-//! (`fair.rs`, `pause.rs`).
+//! pauses and token clocks, the waiter (`waiter.rs`) a queued call's end of it. Fair order, pause and learning
+//! only decide (`fair.rs`, `pause.rs`, `learn.rs`).
 
 mod fair;
 mod lane;
+mod learn;
 mod pause;
 #[cfg(test)]
 mod tests;
@@ -70,7 +71,7 @@ struct Shared<K: Connector> {
     metrics: Arc<Metrics>,
     bounds: config::Queue,
     retry: config::Retry,
-    gap: Duration,
+    learn: config::Learn,
     /// When the process started: tokens count as just used then.
     started: Instant,
     /// Bytes of the bodies of all calls that are in the queue or on their way.
@@ -102,7 +103,7 @@ impl<K: Connector> Queue<K> {
             metrics,
             bounds: config.queue.clone(),
             retry: config.retry,
-            gap: config.gap,
+            learn: config.learn,
             started,
             room: Room::new(config.queue.max_bytes),
             drain_by: Mutex::new(None),

@@ -59,9 +59,10 @@ async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
     assert_eq!(lane["tenants"][0]["tenant"], "cams-7");
     assert_eq!(lane["tenants"][0]["share"], 1.0);
     let metrics = world.metrics().await;
-    for kind in ["configured", "effective"] {
+    // One episode has widened the gap from 5 ms to 15 ms.
+    for (kind, expected) in [("configured", 5.0), ("effective", 5.0 / 1.015)] {
         let rate = format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}}");
-        assert_eq!(metrics.get(&rate), 5.0);
+        assert_eq!(metrics.get(&rate), expected);
     }
     assert!(metrics.get("flowgate_predicted_wait_seconds{account=\"acme\",action=\"CreateFlow\"}") > 1.0);
     assert_eq!(calling.await.unwrap().status, 200);

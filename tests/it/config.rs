@@ -146,7 +146,7 @@ fn every_kind_of_key_can_be_set_by_environment() {
     assert_eq!(config.listen.max_connections, 7);
     assert_eq!(config.upstream.connect_to, ["203.0.113.7:80".parse().unwrap()]);
     assert_eq!(config.queue.max_bytes, 2 << 20);
-    assert_eq!(config.gap, Duration::from_millis(20));
+    assert_eq!(config.learn.gap, Duration::from_millis(20));
     let limits =
         config.limits.iter().map(|(action, limit)| (action.as_str(), limit.count.get(), limit.window.as_millis()));
     assert_eq!(limits.collect::<Vec<_>>(), [("CreateFlow", 4, 1000), ("ListFlow", 3, 500), ("NewAction", 1, 1000)]);

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Files that only decide: the time is an argument, and nothing is waited for.
-const DECIDERS: [&str; 12] = [
+const DECIDERS: [&str; 13] = [
     "acs",
     "flow/classify.rs",
     "flow/hold",
@@ -13,6 +13,7 @@ const DECIDERS: [&str; 12] = [
     "flow/identify.rs",
     "flow/judge.rs",
     "flow/queue/fair.rs",
+    "flow/queue/learn.rs",
     "flow/queue/pause.rs",
     "flow/retry.rs",
     "flow/retry",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaky_bucket::RateLimiter;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use crate::config::Limit;
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::queue::fair::{Line, Standing};
+use crate::flow::queue::learn::{Learned, Pace};
 use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
@@ -24,7 +25,7 @@ use crate::metrics::LaneMetrics;
 /// One lane.
 pub(super) struct Lane<K: Connector> {
     pub(super) shared: Arc<Shared<K>>,
-    pub(super) state: Mutex<State<K>>,
+    state: Mutex<State<K>>,
     /// Tells the worker that something it waits on has changed.
     pub(super) changed: Notify,
     pub(super) labels: Labels,
@@ -49,6 +50,7 @@ pub(super) struct State<K: Connector> {
     pub(super) line: Line<Queued<K>>,
     pub(super) tokens: Tokens,
     pub(super) pause: Pause,
+    pub(super) learned: Learned,
     /// A worker lives; nobody else may try the tokens' clocks.
     pub(super) worker: bool,
     pub(super) random: fastrand::Rng,
@@ -78,8 +80,9 @@ impl<K: Connector> Lane<K> {
             Labels { account: operation.account_label().to_owned(), action: operation.action_label().to_owned() };
         let state = State {
             line: Line::new(),
-            tokens: Tokens::new(limit, shared.gap, shared.started),
+            tokens: Tokens::new(limit, shared.learn.gap, shared.started),
             pause: Pause::default(),
+            learned: Learned::new(limit, shared.learn),
             worker: false,
             random: fastrand::Rng::new(),
             check_at: None,
@@ -89,13 +92,20 @@ impl<K: Connector> Lane<K> {
         Self { shared, state: Mutex::new(state), changed: Notify::new(), labels, limit, metrics }
     }
 
+    /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State<K>> {
+        let mut state = self.state.lock();
+        state.keep_pace(Instant::now());
+        state
+    }
+
     /// A call comes, for the first time or back from a throttle refusal.
     pub(super) fn enter(self: &Arc<Self>, call: &Call<K>) -> Result<Entered<K>, Refusal> {
         let now = Instant::now();
         if self.shared.drained(now) {
             return Err(waiter::draining());
         }
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if call.send_by <= now {
             let wait = forecast(&state, state.line.len(), now);
             return Err(waiter::expired(self.shared.connector.down(), wait));
@@ -126,13 +136,13 @@ impl<K: Connector> Lane<K> {
 
     /// What a call that came now would wait.
     pub(super) fn predicted_wait(&self, now: Instant) -> Duration {
-        let state = self.state.lock();
+        let state = self.lock();
         forecast(&state, state.line.len(), now)
     }
 
     /// A caller has gone or its time is over.
     pub(super) fn leave(&self, standing: &Standing) {
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if state.line.remove(standing).is_some() && state.line.len() == 0 {
             self.changed.notify_one();
         }
@@ -140,21 +150,24 @@ impl<K: Connector> Lane<K> {
 
     /// A drain has begun: tells everybody who will not be granted in time.
     pub(super) fn drain(&self) {
-        self.tell_late(&mut self.state.lock(), Instant::now());
+        self.tell_late(&mut self.lock(), Instant::now());
         self.changed.notify_one();
     }
 
     /// CAMS refused an attempt: the lane pauses, and whom that makes late is told now.
     pub(super) fn throttled(&self, refused: &Refused) {
         let now = Instant::now();
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         let random = state.random.f64();
         let episode = state.pause.refused(refused, &self.shared.retry, now, random);
         if episode == Episode::New {
+            let open = state.pause.open_at(now);
+            state.learned.episode(now, open);
+            state.keep_pace(now);
             let Labels { account, action } = &self.labels;
             let (pause, hint) = (state.pause.remaining(now), refused.hint);
-            let queued = state.line.len();
-            tracing::warn!(account, action, ?pause, ?hint, queued, "CAMS throttles: the lane pauses");
+            let (Pace { gap, tokens }, queued) = (state.learned.pace(now), state.line.len());
+            tracing::warn!(account, action, ?pause, ?hint, ?gap, tokens, queued, "CAMS throttles: the lane pauses");
         }
         self.tell_late(&mut state, now);
         self.changed.notify_one();
@@ -185,8 +198,9 @@ impl<K: Connector> Lane<K> {
 
     /// Whether a new lane would be the same as this one.
     pub(super) fn at_rest(&self) -> bool {
-        let mut state = self.state.lock();
-        let quiet = state.pause.is_forgotten(&self.shared.retry, Instant::now());
+        let mut state = self.lock();
+        let now = Instant::now();
+        let quiet = state.pause.is_forgotten(&self.shared.retry, now) && state.learned.is_forgotten(now);
         !state.worker && quiet && state.line.len() == 0 && state.tokens.at_rest()
     }
 
@@ -213,7 +227,7 @@ impl<K: Connector> Lane<K> {
 
     /// Starts the clock of a granted token.
     pub(super) fn spend(&self) -> Arc<RateLimiter> {
-        let clock = self.state.lock().tokens.spend();
+        let clock = self.lock().tokens.spend();
         self.metrics.spent.inc();
         self.changed.notify_one();
         clock
@@ -259,12 +273,22 @@ impl<K: Connector> Lane<K> {
     /// Spreads the advice when to come back: each refused caller gets a moment of its own, at the rate at which the lane
     /// serves, so that they do not come back together only to be refused again.
     fn advised(&self, state: &mut State<K>, refusal: Refusal, now: Instant) -> Refusal {
-        let step = self.limit.window / self.limit.count.get();
+        let pace = state.learned.pace(now);
+        let step = (self.limit.window + pace.gap) / pace.tokens.max(1);
         let earliest = now + refusal.retry_after.unwrap_or_default();
         let latest = earliest + self.shared.retry.max_pause;
         let moment = (state.come_back + step).clamp(earliest, latest);
         state.come_back = moment;
         Refusal { retry_after: Some(moment - now), ..refusal }
+    }
+}
+
+// === impl State ===
+
+impl<K: Connector> State<K> {
+    fn keep_pace(&mut self, now: Instant) {
+        let Pace { gap, tokens } = self.learned.pace(now);
+        self.tokens.keep(gap, tokens);
     }
 }
 

@@ -12,6 +12,8 @@ use super::*;
 use crate::config::{Limit, Retry};
 use crate::id::{ClientId, TenantId};
 
+mod learning;
+
 const GAP: Duration = Duration::from_millis(5);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -102,7 +104,7 @@ impl World {
             metrics: metrics.clone(),
             bounds: bounds.clone(),
             retry: RETRY,
-            gap,
+            learn: config::Learn { gap, max_gap: 8 * gap },
             started,
             room: Room::new(bounds.max_bytes),
             drain_by: Mutex::new(None),
@@ -400,7 +402,7 @@ async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
     // Those who are refused together are not told to come back together, but one after the other as they can be served.
     for later in 1..10_u32 {
         let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
-        assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 6 - 5 * SECOND + Duration::from_millis(200) * later));
+        assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 6 - 5 * SECOND + (SECOND + GAP) / 5 * later));
     }
     assert_eq!(world.view().queued, 25);
     for task in waiting {
@@ -798,8 +800,8 @@ async fn storm(events: Vec<Event>) {
         }
     }
     assert!(worst_second(&sends.lock()) <= 5, "six sends in a second");
-    // At rest: pauses end within a minute, tokens a second later.
-    sleep(70 * SECOND).await;
+    // At rest: pauses end within a minute; four tokens come back in 48 seconds, then 35 ms of the gap in 175.
+    sleep(300 * SECOND).await;
     let (granted, spent, returned) = world.tokens();
     assert_eq!(granted, spent + returned, "every token was spent or returned");
     assert_eq!(spent, sends.lock().len() as u64, "what was spent was sent, once");

@@ -54,7 +54,7 @@ impl<K: Connector> Turn<K> {
 impl<K: Connector> Drop for Turn<K> {
     fn drop(&mut self) {
         let Some(lane) = self.lane.take() else { return };
-        let mut state = lane.state.lock();
+        let mut state = lane.lock();
         state.tokens.give_back();
         if self.probe {
             state.pause.probe_unsent();
@@ -82,14 +82,14 @@ impl<K: Connector> Receipt<K> {
     pub(crate) fn unsent(mut self) {
         let Some(lane) = self.lane.take() else { return };
         if self.probe.is_some() {
-            lane.state.lock().pause.probe_unsent();
+            lane.lock().pause.probe_unsent();
             lane.changed.notify_one();
         }
     }
 
     fn end(&mut self, answered: bool) {
         let Some(lane) = self.lane.take() else { return };
-        let mut state = lane.state.lock();
+        let mut state = lane.lock();
         if answered {
             state.pause.answered(self.granted_at);
         }

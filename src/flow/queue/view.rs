@@ -19,6 +19,10 @@ pub(crate) struct LaneView {
     pub(crate) action: String,
     /// Calls per second that the limit allows.
     pub(crate) limit_per_second: f64,
+    /// Calls per second that the lane has learned to send, outside pauses.
+    pub(crate) effective_per_second: f64,
+    /// What is added to the window before a token comes back, as learned.
+    pub(crate) gap_seconds: f64,
     pub(crate) queued: usize,
     pub(crate) oldest_wait_seconds: f64,
     /// What a call that came now would wait.
@@ -26,6 +30,8 @@ pub(crate) struct LaneView {
     pub(crate) pause_remaining_seconds: f64,
     pub(crate) tokens_free: u32,
     pub(crate) tokens_held: u32,
+    /// Tokens that may be in use, as learned.
+    pub(crate) tokens_usable: u32,
     pub(crate) tokens: u32,
     /// The tenants that wait, longest queue first, at most twenty.
     pub(crate) tenants: Vec<TenantView>,
@@ -47,21 +53,25 @@ pub(crate) struct TenantView {
 impl<K: Connector> Lane<K> {
     pub(super) fn view(&self) -> LaneView {
         let now = Instant::now();
-        let mut state = self.state.lock();
+        let mut state = self.lock();
         if !state.worker {
             state.tokens.collect();
         }
+        let pace = state.learned.pace(now);
         let oldest = state.line.oldest().map_or(Duration::ZERO, |arrived| now - arrived);
         LaneView {
             account: self.labels.account.clone(),
             action: self.labels.action.clone(),
             limit_per_second: f64::from(self.limit.count.get()) / self.limit.window.as_secs_f64(),
+            effective_per_second: pace.per_second(self.limit.window),
+            gap_seconds: pace.gap.as_secs_f64(),
             queued: state.line.len(),
             oldest_wait_seconds: oldest.as_secs_f64(),
             predicted_wait_seconds: forecast(&state, state.line.len(), now).as_secs_f64(),
             pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
             tokens_free: state.tokens.free(),
             tokens_held: state.tokens.held(),
+            tokens_usable: pace.tokens,
             tokens: self.limit.count.get(),
             tenants: tenants(&state.line, now),
         }

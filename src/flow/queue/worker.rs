@@ -53,7 +53,7 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
                 () = change => {}
             },
             Next::Token(drip) => tokio::select! {
-                () = drip.acquire_one() => lane.state.lock().tokens.dripped(&drip),
+                () = drip.acquire_one() => lane.lock().tokens.dripped(&drip),
                 () = change => {}
             },
         }
@@ -74,7 +74,7 @@ async fn change<K: Connector>(lane: &Lane<K>, check_at: Option<Instant>) {
 /// What to do, and when to look whom newcomers have made late.
 fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection>) -> (Next<K>, Option<Instant>) {
     let now = Instant::now();
-    let mut state = lane.state.lock();
+    let mut state = lane.lock();
     if state.check_at.is_some_and(|at| at <= now) {
         lane.tell_late(&mut state, now);
     }

@@ -1,6 +1,10 @@
 //! The tokens of one lane, in this process's memory. Each spent token is a leaky-bucket limiter of one, built empty at
 //! the token's use: the token is back when it drips. A free token holds nothing.
 //!
+//! The pace may change at any time, and the window rule holds through every change: a spent token keeps the clock that it
+//! was spent under, which is never shorter than the window. When fewer tokens may be in use, those that are free stay
+//! unused, then those that come back next.
+//!
 //! The limiters are never a queue: several waiters on one of them can hang for ever when callers leave together. They
 //! are polled by the lane's worker alone, or, while no worker lives, tried under the lane's lock.
 
@@ -13,15 +17,16 @@ use tokio::time::Instant;
 
 use crate::config::Limit;
 
-/// Free, held and spent tokens; their sum is the limit's count.
+/// Held and spent tokens; the others are free.
 pub(crate) struct Tokens {
-    count: u32,
-    /// How long a token stays away from its use: window plus gap.
+    window: Duration,
+    /// How long a token that is spent now stays away: window plus gap.
     away: Duration,
-    free: u32,
+    /// How many may be held or spent at once.
+    usable: u32,
     /// Granted and neither spent nor given back.
     held: u32,
-    /// In order of use, so the front is back first.
+    /// In order of their return: with a narrower gap a later use may be back earlier.
     spent: VecDeque<Spent>,
 }
 
@@ -38,30 +43,33 @@ impl Tokens {
     /// `started` + window + gap a new lane's tokens are spent.
     pub(crate) fn new(limit: Limit, gap: Duration, started: Instant) -> Self {
         let away = limit.window + gap;
-        let mut tokens = Self { count: limit.count.get(), away, free: 0, held: 0, spent: VecDeque::new() };
+        let Limit { count, window } = limit;
+        let mut tokens = Self { window, away, usable: count.get(), held: 0, spent: VecDeque::new() };
         let cold = (started + away).saturating_duration_since(Instant::now());
-        if cold.is_zero() {
-            tokens.free = tokens.count;
-        } else {
-            (0..tokens.count).for_each(|_| drop(tokens.start_clock(cold)));
+        if !cold.is_zero() {
+            (0..count.get()).for_each(|_| drop(tokens.start_clock(cold)));
         }
         tokens
+    }
+
+    /// From now on a token that is spent stays away for window plus `gap`, and at most `usable` tokens are in use.
+    pub(crate) fn keep(&mut self, gap: Duration, usable: u32) {
+        self.away = self.window + gap;
+        self.usable = usable;
     }
 
     /// Makes every token free that has dripped. Only while no worker polls a limiter.
     pub(crate) fn collect(&mut self) {
         while self.spent.front().is_some_and(|spent| spent.drip.try_acquire(1)) {
             self.spent.pop_front();
-            self.free += 1;
         }
     }
 
     /// Grants one free token; false when there is none.
     pub(crate) fn take(&mut self) -> bool {
-        if self.free == 0 {
+        if self.free() == 0 {
             return false;
         }
-        self.free -= 1;
         self.held += 1;
         true
     }
@@ -70,7 +78,6 @@ impl Tokens {
     pub(crate) fn give_back(&mut self) {
         debug_assert!(self.held > 0, "only a held token can be given back");
         self.held -= 1;
-        self.free += 1;
     }
 
     /// A granted token is used now: its clock starts. Returns the clock.
@@ -94,26 +101,27 @@ impl Tokens {
 
     /// The worker has taken what `drip` dripped: the token is free.
     pub(crate) fn dripped(&mut self, drip: &Arc<RateLimiter>) {
-        if self.forget_clock(drip) {
-            self.free += 1;
-        }
+        self.forget_clock(drip);
     }
 
     /// When the `ahead` + 1st grant from now can come at the earliest, if nothing may be granted before `open`.
     pub(crate) fn forecast(&self, ahead: usize, now: Instant, open: Instant) -> Instant {
-        let count = self.count as usize;
-        let (round, place) = (ahead / count, ahead % count);
+        let usable = self.usable as usize;
+        let (round, place) = (ahead / usable, ahead % usable);
         // Held tokens are about to be spent: at the soonest they are back a whole period later.
-        let free = std::iter::repeat_n(open, self.free as usize);
         let spent = self.spent.iter().map(|spent| spent.back_at.max(open));
         let held = std::iter::repeat_n((now + self.away).max(open), self.held as usize);
-        let first = free.chain(spent).chain(held).nth(place).unwrap_or(open);
+        // Of those in use, the next to come back only make up for what is in use beyond what may be.
+        let beyond = self.in_use().saturating_sub(usable);
+        let free = std::iter::repeat_n(open, self.free() as usize);
+        let first = free.chain(spent.chain(held).skip(beyond)).nth(place).unwrap_or(open);
         first + self.away * u32::try_from(round).unwrap_or(u32::MAX)
     }
 
-    /// Tokens that are free as far as is known without trying a limiter.
+    /// Tokens that may be taken now, as far as is known without trying a limiter.
     pub(crate) fn free(&self) -> u32 {
-        self.free
+        let in_use = u32::try_from(self.in_use()).unwrap_or(u32::MAX);
+        self.usable.saturating_sub(in_use)
     }
 
     /// Tokens that are granted and neither spent nor given back.
@@ -124,15 +132,22 @@ impl Tokens {
     /// Whether a lane with these tokens may be forgotten: a new one would be the same.
     pub(crate) fn at_rest(&mut self) -> bool {
         self.collect();
-        self.free == self.count
+        self.in_use() == 0
     }
 
     /// One token is away for `away` from now.
     #[expect(clippy::disallowed_methods, reason = "this is the one place where limiters are made")]
     fn start_clock(&mut self, away: Duration) -> Arc<RateLimiter> {
         let drip = Arc::new(RateLimiter::builder().max(1).initial(0).refill(1).interval(away).build());
-        self.spent.push_back(Spent { back_at: Instant::now() + away, drip: drip.clone() });
+        let back_at = Instant::now() + away;
+        let place = self.spent.partition_point(|spent| spent.back_at <= back_at);
+        self.spent.insert(place, Spent { back_at, drip: drip.clone() });
         drip
+    }
+
+    /// Held and spent tokens.
+    fn in_use(&self) -> usize {
+        self.held as usize + self.spent.len()
     }
 
     fn forget_clock(&mut self, drip: &Arc<RateLimiter>) -> bool {
@@ -246,5 +261,82 @@ mod tests {
         assert_eq!(wait(9, now), AWAY * 2);
         assert_eq!(wait(0, start + Duration::from_secs(9)), Duration::from_secs(9));
         assert_eq!(wait(4, start + Duration::from_secs(9)), Duration::from_secs(9));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut tokens = warm();
+        let start = Instant::now();
+        for at in [0, 100, 200, 300] {
+            sleep_until(start + Duration::from_millis(at)).await;
+            assert!(tokens.take());
+            tokens.spend();
+        }
+        let now = Instant::now();
+        tokens.keep(GAP, 2);
+        assert_eq!(tokens.free(), 0);
+        let grants: Vec<_> = (0..4).map(|ahead| (tokens.forecast(ahead, now, now) - start).as_millis()).collect();
+        assert_eq!(grants, [1205, 1305, 2210, 2310]);
+        for expected in [1205, 1305] {
+            while !tokens.take() {
+                let drip = tokens.next_drip().unwrap();
+                drip.acquire_one().await;
+                tokens.dripped(&drip);
+            }
+            assert_eq!(start.elapsed().as_millis(), expected);
+        }
+        tokens.keep(GAP, 5);
+        assert_eq!(tokens.free(), 3, "nothing that was taken out of use is lost");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_keeps_the_clock_that_it_was_spent_under() {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut tokens = warm();
+        let start = Instant::now();
+        for gap in [40, 5, 20] {
+            tokens.keep(Duration::from_millis(gap), 5);
+            assert!(tokens.take());
+            tokens.spend();
+        }
+        for expected in [1005, 1020, 1040] {
+            let drip = tokens.next_drip().unwrap();
+            drip.acquire_one().await;
+            assert_eq!(start.elapsed().as_millis(), expected);
+            tokens.dripped(&drip);
+        }
+        assert!(tokens.at_rest());
+    }
+
+    /// Spends whatever can be had, while the pace changes every `after` milliseconds. Returns the uses.
+    async fn spend_at_every_pace(paces: &[(u64, u64, u32)]) -> Vec<Instant> {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let mut tokens = warm();
+        let mut uses = Vec::new();
+        for (after, gap, usable) in paces {
+            tokens.keep(Duration::from_millis(*gap), *usable);
+            for _ in 0..*after {
+                tokens.collect();
+                while tokens.take() {
+                    tokens.spend();
+                    uses.push(Instant::now());
+                }
+                assert!(tokens.in_use() <= 5);
+                advance(Duration::from_millis(1)).await;
+            }
+        }
+        uses
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_change_of_pace_lets_six_into_a_second(paces in proptest::collection::vec((0..900_u64, 5..41_u64, 1..6_u32), 1..20)) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+            let uses = runtime.block_on(spend_at_every_pace(&paces));
+            for (first, sixth) in uses.iter().zip(uses.iter().skip(5)) {
+                assert!(*sixth - *first > Duration::from_secs(1));
+            }
+        }
     }
 }

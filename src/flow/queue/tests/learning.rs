@@ -1,0 +1,185 @@
+//! What the lane learns, against an endpoint that enforces the limit: jitter on the way, and an outsider who spends the
+//! same quota. The time is simulated, and every seed is fixed.
+
+#![expect(clippy::print_stdout, reason = "the figures that the steps were chosen by")]
+
+use super::*;
+
+/// What became of the lane's attempts: when each reached the endpoint, since the start, and whether it was accepted.
+type Attempts = Vec<(Duration, bool)>;
+
+/// Somebody else who spends the account's quota, twice a second until the 120th.
+#[derive(Clone, Copy, Debug)]
+enum Outsider {
+    Nobody,
+    /// Evenly, and never refused.
+    Served,
+    /// Evenly; a call that is refused is lost.
+    Refusable,
+    /// As `Served`, at random times.
+    Poisson,
+}
+
+const OUTSIDER_STOPS: Duration = Duration::from_secs(120);
+
+// === A lane that always has more calls than fit ===
+
+/// All attempts of so many seconds, under default settings, with `jitter_ms` of jitter on the way there.
+async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) -> Attempts {
+    let world = Arc::new(World::new(GAP).await);
+    let endpoint = Arc::new(Endpoint::default());
+    let attempts = Arc::new(Mutex::new(Attempts::new()));
+    let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
+    let start = Instant::now();
+    let mut parties = JoinSet::new();
+    parties.spawn(spend_the_same_quota(outsider, endpoint.clone(), fastrand::Rng::with_seed(!seed)));
+    for _ in 0..20 {
+        let (world, endpoint, attempts, random) = (world.clone(), endpoint.clone(), attempts.clone(), random.clone());
+        parties.spawn(async move {
+            let mut call = world.arrive(119 * SECOND).unwrap();
+            loop {
+                let (_connection, receipt) = call.turn().await.unwrap().spend();
+                let jitter = random.lock().u64(0..=jitter_ms * 1000);
+                sleep(Duration::from_micros(10_000 + jitter)).await;
+                let accepted = endpoint.accepts();
+                attempts.lock().push((start.elapsed(), accepted));
+                sleep(Duration::from_millis(10)).await;
+                if accepted {
+                    receipt.answered();
+                    call = world.arrive(119 * SECOND).unwrap();
+                } else {
+                    receipt.throttled(None);
+                }
+            }
+        });
+    }
+    sleep_until(start + seconds * SECOND).await;
+    parties.shutdown().await;
+    std::mem::take(&mut *attempts.lock())
+}
+
+async fn spend_the_same_quota(outsider: Outsider, endpoint: Arc<Endpoint>, mut random: fastrand::Rng) {
+    let every = Duration::from_millis(500);
+    let stop = Instant::now() + OUTSIDER_STOPS;
+    sleep(every.mul_f64(random.f64())).await;
+    while Instant::now() < stop {
+        match outsider {
+            Outsider::Nobody => return,
+            Outsider::Served | Outsider::Poisson => endpoint.accepted.lock().push(Instant::now()),
+            Outsider::Refusable => drop(endpoint.accepts()),
+        }
+        let spread = if let Outsider::Poisson = outsider { -(1.0 - random.f64()).ln() } else { 1.0 };
+        sleep(every.mul_f64(spread)).await;
+    }
+}
+
+/// (accepted per second, per cent refused) between these seconds.
+fn figures(attempts: &Attempts, from: u64, to: u64) -> (f64, f64) {
+    let within = attempts.iter().filter(|(at, _)| (from..to).contains(&at.as_secs()));
+    let (accepted, refused): (Attempts, Attempts) = within.partition(|(_, accepted)| *accepted);
+    let sent = accepted.len() + refused.len();
+    (accepted.len() as f64 / (to - from) as f64, 100.0 * refused.len() as f64 / sent as f64)
+}
+
+#[tokio::test(start_paused = true)]
+async fn behind_jitter_two_per_cent_are_refused_at_most_and_the_rate_is_93_per_cent_at_least() {
+    let mut refused = Vec::new();
+    for seed in 0..40 {
+        let (rate, share) = figures(&saturated(60, 30, Outsider::Nobody, seed).await, 0, 60);
+        println!("seed {seed}: {:.1} % of the rate, {share:.2} % refused", rate * 20.0);
+        assert!(rate >= 0.93 * 5.0, "seed {seed}: {rate:.2}/s");
+        assert!(share <= 3.0, "seed {seed}: {share:.2} % refused");
+        refused.push(share);
+    }
+    let mean = refused.iter().sum::<f64>() / refused.len() as f64;
+    let within = refused.iter().filter(|share| **share <= 2.0).count();
+    println!("on average {mean:.2} % refused; at most 2 % in {within} minutes of {}", refused.len());
+    assert!(mean <= 2.0 && within * 100 >= refused.len() * 95, "{mean:.2} %, {within} of {}", refused.len());
+}
+
+#[tokio::test(start_paused = true)]
+async fn beside_an_outsider_the_lane_sends_what_is_left_and_comes_back_when_he_stops() {
+    for (outsider, jitter) in [(Outsider::Served, 0), (Outsider::Served, 30), (Outsider::Refusable, 30)] {
+        for seed in 0..20 {
+            let attempts = saturated(210, jitter, outsider, seed).await;
+            let (beside, after) = (figures(&attempts, 30, 120), figures(&attempts, 160, 210));
+            let which = format!("{outsider:?}, {jitter} ms, seed {seed}");
+            println!("{which}: {:.2}/s, {:.2} % refused; then {:.2}/s", beside.0, beside.1, after.0);
+            assert!((2.7..=3.2).contains(&beside.0), "{which}: {:.2}/s", beside.0);
+            assert!(beside.1 <= 6.0, "{which}: {:.2} % refused", beside.1);
+            assert!(after.0 >= 4.75, "{which}: {:.2}/s after he stopped", after.0);
+        }
+    }
+}
+
+/// What is left beside an outsider who comes at random times is only printed.
+#[tokio::test(start_paused = true)]
+async fn beside_a_poisson_outsider_the_lane_comes_back_when_he_stops() {
+    for seed in 0..5 {
+        let attempts = saturated(210, 30, Outsider::Poisson, seed).await;
+        let (beside, after) = (figures(&attempts, 30, 120), figures(&attempts, 180, 210));
+        println!("seed {seed}: {:.2}/s, {:.2} % refused; then {:.2}/s", beside.0, beside.1, after.0);
+        assert!(after.0 >= 4.75, "seed {seed}: {:.2}/s after he stopped", after.0);
+    }
+}
+
+// === What others see of it ===
+
+/// A lane after so many episodes, one each 2 s, and a second without calls.
+async fn troubled(episodes: u32) -> World {
+    let world = World::new(GAP).await;
+    for _ in 0..episodes {
+        pause(&world, Duration::from_millis(1)).await;
+        sleep(2 * SECOND).await;
+    }
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    probe.answered();
+    sleep(2 * SECOND).await;
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn operators_see_the_learned_rate() {
+    let world = troubled(6).await;
+    let view = world.view();
+    assert_eq!((view.tokens, view.tokens_usable, view.tokens_free), (5, 3, 3));
+    assert_eq!((view.gap_seconds, view.effective_per_second), (0.04, 3.0 / 1.04));
+    let text = world.metrics.render(&world.queue.lanes(), 0, true);
+    let rate = |kind, rate: f64| {
+        format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n")
+    };
+    assert!(text.contains(&rate("configured", 5.0)) && text.contains(&rate("effective", 3.0 / 1.04)), "{text}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn forecasts_go_by_the_learned_rate() {
+    let world = troubled(6).await;
+    let start = Instant::now();
+    let mut calls = JoinSet::new();
+    for index in 0..27_u32 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        let predicted = call.predicted_wait();
+        assert_eq!(predicted, Duration::from_millis(1040) * (index / 3));
+        calls.spawn(async move {
+            call.turn().await.unwrap().spend().1.answered();
+            (index, start.elapsed(), predicted)
+        });
+        tokio::task::yield_now().await;
+    }
+    for (index, waited, predicted) in calls.join_all().await {
+        // A token comes back twelve seconds after the last episode, which is eight seconds from the start.
+        if index < 24 { assert_eq!(waited, predicted, "call {index}") } else { assert!(waited <= predicted) }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_learned_outlives_idleness_until_quiet_time_gives_it_back() {
+    let world = troubled(6).await;
+    // The last pause ended a millisecond less than four seconds ago; two tokens take 24 s, then 35 ms take 175 s.
+    sleep(195 * SECOND).await;
+    world.queue.forget_idle();
+    assert_eq!(world.view().tokens_usable, 5);
+    sleep(Duration::from_millis(1)).await;
+    world.queue.forget_idle();
+    assert!(world.queue.lanes().is_empty());
+}
