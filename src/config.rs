@@ -9,6 +9,8 @@ use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper::header::HeaderName;
+
 use crate::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::secret::Secret;
 
@@ -200,9 +202,22 @@ pub enum Hold {
     Fixed(Duration),
 }
 
+/// What tells the tenants inside one client's share apart.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tenant {
+    /// The CAMS sub-customer.
+    CustSpaceId,
+    /// Nothing: a client's calls go in order of arrival.
+    None,
+    /// A header of the caller's, signed or not: it divides only the client's own share.
+    Header(HeaderName),
+}
+
 /// `[queue]`.
 #[derive(Clone, Debug)]
 pub struct Queue {
+    /// What tells tenants apart.
+    pub tenant: Tenant,
     /// Waiting calls per lane.
     pub max_waiting: usize,
     /// Waiting calls per lane and client.

@@ -4,11 +4,12 @@
 
 use std::time::Duration;
 
+use hyper::header::HeaderName;
 use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
 use super::{
-    Account, Bind, Client, Config, Drain, Hold, Learn, Listen, Log, LogFormat, Queue, Retry, Time, UnknownKeys,
+    Account, Bind, Client, Config, Drain, Hold, Learn, Listen, Log, LogFormat, Queue, Retry, Tenant, Time, UnknownKeys,
 };
 
 mod accounts;
@@ -65,7 +66,7 @@ fn quota(mut section: Section<'_>) {
 }
 
 fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {
-    section.later("tenant");
+    let tenant = tenant(section.key("tenant"));
     let max_waiting = section.key("max_waiting").count(&MANY);
     let max_waiting_per_client = section.key("max_waiting_per_client").count(&MANY);
     let bytes = section.key("max_bytes");
@@ -79,12 +80,35 @@ fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {
     let hold = hold(&section.key("hold"), max_hold);
     section.done();
     Some(Queue {
+        tenant: tenant?,
         max_waiting: max_waiting? as usize,
         max_waiting_per_client: max_waiting_per_client? as usize,
         max_bytes: max_bytes?,
         hold: hold?,
         max_hold: max_hold?,
     })
+}
+
+fn tenant(key: Field<'_>) -> Option<Tenant> {
+    let mut section = match key.into_table() {
+        Ok(section) => section,
+        Err(key) => {
+            let read = |text: &str| match text {
+                "cust-space-id" => Some(Tenant::CustSpaceId),
+                "none" => Some(Tenant::None),
+                _ => None,
+            };
+            return key.text("\"cust-space-id\", \"none\" or { header = \"x-team\" }", read);
+        }
+    };
+    let own = |name: &HeaderName| {
+        let name = name.as_str();
+        name.starts_with("x-") && !name.starts_with("x-acs-") && !name.starts_with("x-flowgate-")
+    };
+    let read = |text: &str| text.to_ascii_lowercase().parse().ok().filter(own).map(Tenant::Header);
+    let header = section.key("header").text("a header of your own such as x-team", read);
+    section.done();
+    header
 }
 
 fn hold(key: &Field<'_>, max: Option<Duration>) -> Option<Hold> {

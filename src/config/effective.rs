@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::units::{Size, Time};
 use super::{
     Account, Actions, Client, Config, Credentials, Drain, Hold, Learn, Limit, Listen, Log, LogFormat, Queue, Retry,
-    Scheme, UnknownKeys, Upstream,
+    Scheme, Tenant, UnknownKeys, Upstream,
 };
 use crate::id::AccessKeyId;
 
@@ -131,8 +131,13 @@ fn client_json(client: &Client) -> Value {
 }
 
 fn queue_json(queue: &Queue) -> Value {
-    let Queue { max_waiting, max_waiting_per_client, max_bytes, hold, max_hold } = queue;
+    let Queue { tenant, max_waiting, max_waiting_per_client, max_bytes, hold, max_hold } = queue;
     json!({
+        "tenant": match tenant {
+            Tenant::CustSpaceId => json!("cust-space-id"),
+            Tenant::None => json!("none"),
+            Tenant::Header(name) => json!({ "header": name.as_str() }),
+        },
         "max_waiting": max_waiting,
         "max_waiting_per_client": max_waiting_per_client,
         "max_bytes": size(*max_bytes),

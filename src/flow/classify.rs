@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::header::HeaderMap;
 
 use crate::acs::limits;
-use crate::config::{self, Actions, Config, Limit};
+use crate::config::{self, Actions, Config, Limit, Tenant};
 use crate::error::{Kind, Refusal};
 use crate::flow::hold::hold;
 use crate::flow::hold::margin::Margins;
@@ -27,7 +27,7 @@ pub(crate) struct Operation {
     pub(crate) client: ClientId,
     /// The client's share among the account's clients.
     pub(crate) weight: u32,
-    /// For which sub-customer; empty if for none.
+    /// For whom inside the client's share, by default which sub-customer; empty if for none.
     pub(crate) tenant: TenantId,
     /// What is called.
     pub(crate) action: ActionName,
@@ -53,7 +53,12 @@ pub(crate) fn classify(
     if let Some(client) = settings {
         authorize(caller, client)?;
     }
-    let tenant = caller.params().get("CustSpaceId").unwrap_or_default();
+    let tenant = match &config.queue.tenant {
+        Tenant::CustSpaceId => caller.params().get("CustSpaceId"),
+        Tenant::None => None,
+        Tenant::Header(name) => headers.get(name).and_then(|value| value.to_str().ok()),
+    };
+    let tenant = tenant.unwrap_or_default();
     let hold = hold(headers, settings, &config.queue)?;
     let mut operation = Operation {
         account: caller.account().clone(),

@@ -76,3 +76,19 @@ async fn the_process_and_the_build_are_described() {
     assert!(metrics.get("process_resident_memory_bytes") > 0.0);
     assert!(metrics.get("process_open_fds") > 0.0);
 }
+
+#[tokio::test]
+async fn tenants_may_be_told_apart_by_a_header() {
+    let world = World::new("[queue]\ntenant = { header = \"x-team\" }").await;
+    world.sim.set_faults(vec!["next=1,throttle,acs-retry-after=3000".parse().unwrap()]);
+    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), ("CustSpaceId", "cams-7")];
+    let mut call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));
+    call.push("x-team", "blue");
+    let proxy = world.proxy;
+    let calling = tokio::spawn(async move { call.send(proxy).await });
+    world.until("flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    assert_eq!(world.lane().await["tenants"][0]["tenant"], "blue");
+    assert_eq!(calling.await.unwrap().status, 200);
+    assert!(world.sim.arrivals().iter().all(|arrival| arrival.headers.iter().all(|(name, _)| name != "x-team")));
+}

@@ -90,6 +90,7 @@ impl World {
         let started = Instant::now();
         sleep(10 * SECOND).await;
         let mut bounds = config::Queue {
+            tenant: config::Tenant::CustSpaceId,
             max_waiting: 10_000,
             max_waiting_per_client: 5_000,
             max_bytes: 1 << 20,
