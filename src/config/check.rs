@@ -72,9 +72,9 @@ fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {
     let bytes = section.key("max_bytes");
     let max_bytes = bytes.size(&(1..=1 << 40));
     if let (Some(max_bytes), Some(listen)) = (max_bytes, listen)
-        && max_bytes < listen.max_body
+        && max_bytes / 2 < listen.max_body
     {
-        bytes.mistake("expected at least listen.max_body, or the largest call never fits");
+        bytes.mistake("expected at least twice listen.max_body: a client may have half, and the largest call must fit");
     }
     let max_hold = section.key("max_hold").time(&POSITIVE);
     let hold = hold(&section.key("hold"), max_hold);

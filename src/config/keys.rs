@@ -267,7 +267,7 @@ pub(crate) const KEYS: &[Key] = &[
         "queue.max_bytes",
         Kind::Size,
         Some("256MiB"),
-        "Bytes of all bodies that come in, wait or are under way. At least `listen.max_body`.",
+        "Bytes of all bodies that come in, wait or are under way; one client may have half of it. At least twice `listen.max_body`.",
     ),
     key(
         "queue.hold",

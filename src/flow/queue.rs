@@ -34,7 +34,7 @@ use crate::flow::queue::lane::{Entered, Lane};
 pub(crate) use crate::flow::queue::turn::{Receipt, Turn};
 pub(crate) use crate::flow::queue::view::LaneView;
 pub(crate) use crate::flow::queue::waiter::draining;
-use crate::id::{AccountId, ActionName};
+use crate::id::{AccountId, ActionName, ClientId};
 use crate::metrics::Metrics;
 use crate::room::{Room, Share};
 
@@ -74,8 +74,10 @@ struct Shared<K: Connector> {
     learn: config::Learn,
     /// When the process started: tokens count as just used then.
     started: Instant,
-    /// Bytes of the bodies of all calls that are in the queue or on their way.
+    /// Bytes of all calls that are in the queue or on their way.
     room: Arc<Room>,
+    /// The same of each client, which may take half of the room and no more.
+    client_rooms: DashMap<(AccountId, ClientId), Arc<Room>>,
     /// In a drain: no call is granted after this.
     drain_by: Mutex<Option<Instant>>,
 }
@@ -90,7 +92,7 @@ pub(crate) struct Call<K: Connector> {
     send_by: Instant,
     /// The call has been in line (or had its turn) before: the bounds were checked then.
     admitted: bool,
-    _bytes: Share,
+    _bytes: [Share; 2],
 }
 
 // === impl Queue ===
@@ -106,6 +108,7 @@ impl<K: Connector> Queue<K> {
             learn: config.learn,
             started,
             room: Room::new(config.queue.max_bytes),
+            client_rooms: DashMap::new(),
             drain_by: Mutex::new(None),
         };
         Self { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) }
@@ -115,10 +118,13 @@ impl<K: Connector> Queue<K> {
     pub(crate) fn arrive(&self, operation: &Operation, bytes: usize) -> Result<Call<K>, Refusal> {
         let now = Instant::now();
         let lane = operation.limit.is_some().then(|| self.lane(operation));
-        let Some(share) = self.shared.room.take(bytes) else {
+        let full = |what: &str| {
             let wait = lane.as_ref().map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
-            return Err(Refusal::after(Kind::QueueFull, wait, "Flowgate's memory for queued calls is full."));
+            Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
         };
+        let client = self.client_room(operation).take(bytes);
+        let client = client.ok_or_else(|| full("This client's part of Flowgate's memory for queued calls"))?;
+        let share = self.shared.room.take(bytes).ok_or_else(|| full("Flowgate's memory for queued calls"))?;
         let standing = Standing {
             place: Place(self.next_place.fetch_add(1, Ordering::Relaxed)),
             client: operation.client.clone(),
@@ -127,7 +133,7 @@ impl<K: Connector> Queue<K> {
             arrived: now,
         };
         let send_by = now + operation.wait;
-        Ok(Call { lane, shared: self.shared.clone(), standing, send_by, admitted: false, _bytes: share })
+        Ok(Call { lane, shared: self.shared.clone(), standing, send_by, admitted: false, _bytes: [client, share] })
     }
 
     /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
@@ -155,6 +161,13 @@ impl<K: Connector> Queue<K> {
     pub(crate) fn forget_idle(&self) {
         // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
         self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.at_rest());
+        self.shared.client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
+    }
+
+    fn client_room(&self, operation: &Operation) -> Arc<Room> {
+        let key = (operation.account.clone(), operation.client.clone());
+        let half = self.shared.bounds.max_bytes / 2;
+        self.shared.client_rooms.entry(key).or_insert_with(|| Room::new(half)).clone()
     }
 
     fn all(&self) -> Vec<Arc<Lane<K>>> {

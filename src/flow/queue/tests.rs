@@ -108,6 +108,7 @@ impl World {
             learn: config::Learn { gap, max_gap: 8 * gap },
             started,
             room: Room::new(bounds.max_bytes),
+            client_rooms: DashMap::new(),
             drain_by: Mutex::new(None),
         };
         let queue = Queue { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
@@ -436,10 +437,17 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     // The second of b finds four waiting; a has the most, so its newest makes room.
     let evicted = Err("The queue of 4 waiting calls is full.".to_owned());
     assert_eq!(ends, [Ok(()), Ok(()), evicted, client_full, Ok(()), Ok(())]);
-    let held: Vec<_> = (0..10).map(|_| world.arrive(30 * SECOND).unwrap()).collect();
-    assert_eq!(world.arrive(30 * SECOND).err().unwrap().kind, Kind::QueueFull);
-    drop(held);
-    assert!(world.arrive(30 * SECOND).is_ok());
+    // Each call has 100 bytes of the 1000; a client may have half of them.
+    let arrive = |client| world.queue.arrive(&operation(client, 30 * SECOND), 100);
+    let why = |client| arrive(client).err().unwrap().message;
+    let of_a: Vec<_> = (0..5).map(|_| arrive("a").unwrap()).collect();
+    assert_eq!(why("a"), "This client's part of Flowgate's memory for queued calls is full.");
+    let of_b: Vec<_> = (0..5).map(|_| arrive("b").unwrap()).collect();
+    assert_eq!(why("c"), "Flowgate's memory for queued calls is full.");
+    drop((of_a, of_b));
+    assert!(arrive("c").is_ok());
+    world.queue.forget_idle();
+    assert!(world.queue.shared.client_rooms.is_empty());
     assert_eq!(world.bounds.max_bytes, 1000);
 }
 
@@ -679,6 +687,8 @@ async fn a_sliding_window_behind_jitter_refuses_little_with_a_wide_gap() {
 
 #[derive(Clone, Debug)]
 struct Event {
+    /// Which client and which of its tenants; a client's weight is one more than its number.
+    who: (u32, u32),
     /// Milliseconds after the event before it.
     after: u64,
     hold: u64,
@@ -711,16 +721,19 @@ fn event() -> impl Strategy<Value = Event> {
     let after = prop_oneof![6 => Just(0_u64), 3 => 0..300_u64, 1 => 0..4000_u64];
     let connect = prop_oneof![4 => Just(0_u64), 1 => 0..80_u64];
     let ends = proptest::collection::vec(end(), 1..4);
+    let who = (0..3_u32, 0..4_u32);
+    let timing = (after, 500..60_000_u64);
     (
-        after,
-        500..60_000_u64,
+        who,
+        timing,
         proptest::option::weighted(0.3, 0..8000_u64),
         0..200_u64,
         ends,
         proptest::bool::weighted(0.05),
         connect,
     )
-        .prop_map(|(after, hold, hang_up, latency, ends, unused, connect)| Event {
+        .prop_map(|(who, (after, hold), hang_up, latency, ends, unused, connect)| Event {
+            who,
             after,
             hold,
             hang_up,
@@ -783,7 +796,10 @@ async fn storm(events: Vec<Event>) {
     for event in events {
         sleep(Duration::from_millis(event.after)).await;
         world.door.delay_ms.store(event.connect, Ordering::Relaxed);
-        let call = world.arrive(Duration::from_millis(event.hold)).unwrap();
+        let (client, tenant) = event.who;
+        let who = operation(&format!("client-{client}"), Duration::from_millis(event.hold));
+        let who = Operation { weight: client + 1, tenant: TenantId::new(format!("tenant-{tenant}")), ..who };
+        let call = world.queue.arrive(&who, 100).unwrap();
         let hang_up = event.hang_up;
         let task = tokio::spawn(one_call(call, event, sends.clone()));
         if let Some(after) = hang_up {
