@@ -274,8 +274,10 @@ impl<K: Connector> Lane<K> {
     /// serves, so that they do not come back together only to be refused again.
     fn advised(&self, state: &mut State<K>, refusal: Refusal, now: Instant) -> Refusal {
         let pace = state.learned.pace(now);
-        let step = (self.limit.window + pace.gap) / pace.tokens.max(1);
-        let earliest = now + refusal.retry_after.unwrap_or_default();
+        let window = self.limit.window + pace.gap;
+        let step = window / pace.tokens.max(1);
+        // Tokens come back in bunches: a window more, and whoever comes back then surely fits.
+        let earliest = now + refusal.retry_after.unwrap_or_default() + window;
         let latest = earliest + self.shared.retry.max_pause;
         let moment = (state.come_back + step).clamp(earliest, latest);
         state.come_back = moment;
