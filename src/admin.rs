@@ -78,8 +78,9 @@ impl Admin {
                 json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })
             }
         };
-        let lanes = self.parts.queue.lanes();
-        json!({ "upstream": upstream, "queued_bytes": self.parts.queue.bytes(), "lanes": lanes }).to_string()
+        let (mode, lanes) = (self.parts.config.mode.to_string(), self.parts.queue.lanes());
+        json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.queue.bytes(), "lanes": lanes })
+            .to_string()
     }
 }
 

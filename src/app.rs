@@ -91,6 +91,7 @@ impl App {
         tokio::spawn(sweep(Arc::downgrade(&parts)));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
+            mode = %parts.config.mode,
             proxy = %listen.proxy,
             admin = %listen.admin,
             upstream = parts.config.upstream.host,

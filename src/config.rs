@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -14,9 +13,12 @@ use hyper::header::HeaderName;
 use crate::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::secret::Secret;
 
+pub use bind::Bind;
 pub use effective::effective;
 pub use mistakes::{Mistake, Mistakes};
+pub use mode::Mode;
 
+mod bind;
 mod check;
 mod effective;
 mod env;
@@ -24,6 +26,7 @@ mod file;
 mod keys;
 mod load;
 mod mistakes;
+mod mode;
 mod read;
 mod secrets;
 mod units;
@@ -33,6 +36,8 @@ pub(crate) use units::Time;
 /// The whole checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
+    /// Whether calls are held to the limits.
+    pub mode: Mode,
     /// What happens to a call under an access key that stands nowhere in the configuration.
     pub unknown_keys: UnknownKeys,
     /// Where Flowgate listens, and the bounds of what it accepts.
@@ -64,15 +69,6 @@ pub enum UnknownKeys {
     Refuse,
     /// Passed on unverified, each key an account of its own.
     Relay,
-}
-
-/// Where a listener is bound.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Bind {
-    /// An address and a port; port 0 lets the system choose.
-    Tcp(SocketAddr),
-    /// A Unix socket.
-    Unix(PathBuf),
 }
 
 /// `[listen]`.
@@ -291,27 +287,6 @@ pub struct Loaded {
 /// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
 pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
     load::load(file, env::Environment::new(env))
-}
-
-// === impl Bind ===
-
-impl Bind {
-    /// The TCP address; none of a Unix socket.
-    pub fn address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(address) => Some(*address),
-            Self::Unix(_) => None,
-        }
-    }
-}
-
-impl fmt::Display for Bind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ use hyper::{Request, Response};
 use tokio::time::Instant;
 
 use crate::app::Parts;
+use crate::config::Mode;
 use crate::error::{Kind, Refusal};
 use crate::flow::attempt::{Attempted, Sending};
 use crate::flow::identify::Caller;
@@ -132,7 +133,8 @@ where
         };
         record.judged(&verdict);
         let (sent, left) = (record.attempts(), place.left());
-        let tries = Tries { sent, can_sign: context.managed, has_lane: context.limited, left };
+        let can_repeat = context.managed && parts.config.mode == Mode::Enforce;
+        let tries = Tries { sent, can_repeat, has_lane: context.limited, left };
         match retry::decide(&verdict, tries, &parts.config.retry, fastrand::f64()) {
             Decision::Reply => {
                 let response = reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait())?;

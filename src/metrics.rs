@@ -29,6 +29,7 @@ pub(crate) struct Metrics {
     upstream: HistogramVec,
     tokens: IntCounterVec,
     cancelled: IntCounterVec,
+    shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
     in_flight: IntGaugeVec,
     /// Those of callers and of operators.
@@ -91,6 +92,7 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let call = &["account", "action"];
+        let shadow = "Calls while Flowgate only observes, by what the limit would have done to them.";
         let metrics = Self {
             requests: counter(r, "requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
             refused: counter(
@@ -131,6 +133,7 @@ impl Metrics {
                 "Callers that hung up, by where their call was.",
                 &["account", "stage"],
             ),
+            shadow_decisions: counter(r, "shadow_decisions_total", shadow, &["account", "action", "decision"]),
             signature_checks: counter(
                 r,
                 "signature_checks_total",
@@ -185,6 +188,11 @@ impl Metrics {
     /// A caller hung up while its call was at `stage`: `queued` or `in_flight`.
     pub(crate) fn cancelled(&self, account: &str, stage: &str) {
         self.cancelled.with_label_values(&[account, stage]).inc();
+    }
+
+    /// What would have become of a call: `passed`, `waited` or `refused`.
+    pub(crate) fn shadow_decision(&self, account: &str, action: &str, decision: &str) {
+        self.shadow_decisions.with_label_values(&[account, action, decision]).inc();
     }
 
     /// A caller's signature was checked.

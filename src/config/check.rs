@@ -9,7 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
 use super::{
-    Account, Bind, Client, Config, Drain, Hold, Learn, Listen, Log, LogFormat, Queue, Retry, Tenant, Time, UnknownKeys,
+    Account, Bind, Client, Config, Drain, Hold, Learn, Listen, Log, LogFormat, Mode, Queue, Retry, Tenant, Time,
+    UnknownKeys,
 };
 
 mod accounts;
@@ -28,7 +29,7 @@ const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
 /// The configuration, or `None` when the reader has noted a mistake.
 pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
-    root.later("mode");
+    let mode = mode(&mut root);
     quota(root.table("quota"));
     let listen = listen::check(root.table("listen"));
     let upstream = upstream::check(root.table("upstream"), listen.as_ref());
@@ -44,6 +45,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let reader = root.reader;
     root.done();
     let config = Config {
+        mode: mode?,
         unknown_keys: unknown_keys?,
         listen: listen?,
         upstream: upstream?,
@@ -57,6 +59,14 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         log: log?,
     };
     reader.mistakes.borrow().is_empty().then_some(config)
+}
+
+fn mode(root: &mut Section<'_>) -> Option<Mode> {
+    let mode = root.key("mode").choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)])?;
+    if mode == Mode::Observe {
+        root.reader.warn("mode is observe: calls are not held to the limits");
+    }
+    Some(mode)
 }
 
 fn quota(mut section: Section<'_>) {

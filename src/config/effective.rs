@@ -14,7 +14,8 @@ use crate::id::AccessKeyId;
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
 pub fn effective(config: &Config) -> Value {
-    let Config { unknown_keys, listen, upstream, accounts, clients, limits, queue, learn, retry, drain, log } = config;
+    let Config { mode, unknown_keys, listen, upstream, accounts, clients, limits, queue, learn, retry, drain, log } =
+        config;
     let unknown_keys = match unknown_keys {
         UnknownKeys::Refuse => "refuse",
         UnknownKeys::Relay => "relay",
@@ -24,6 +25,7 @@ pub fn effective(config: &Config) -> Value {
         (action.to_string(), json!({ "count": count, "window": time(*window) }))
     };
     json!({
+        "mode": mode.to_string(),
         "unknown_keys": unknown_keys,
         "listen": listen_json(listen),
         "upstream": upstream_json(upstream),

@@ -75,7 +75,12 @@ const fn key(path: &'static str, kind: Kind, default: Option<&'static str>, mean
 
 /// Every key, in the order of the manual.
 pub(crate) const KEYS: &[Key] = &[
-    key("mode", Kind::Text, Some("enforce"), "Only `enforce` for now: calls are held to the limits."),
+    key(
+        "mode",
+        Kind::Text,
+        Some("enforce"),
+        "`enforce`: calls are held to the limits. `observe`: each call is sent at once, and once, and `flowgate_shadow_decisions_total` counts what the limits would have done to it.",
+    ),
     key(
         "unknown_keys",
         Kind::Text,

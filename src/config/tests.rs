@@ -143,6 +143,9 @@ fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret()
     }
     let warnings = load_text("unknown_keys = 'refuse'", &[]).unwrap().warnings;
     assert_eq!(warnings, ["there is no account and unknown keys are refused: every call will be refused"]);
+    let Loaded { config, warnings } = load_text("mode = 'observe'", &[]).unwrap();
+    assert_eq!(config.mode, Mode::Observe);
+    assert_eq!(warnings, ["mode is observe: calls are not held to the limits"]);
 }
 
 #[test]

@@ -4,12 +4,14 @@
 //!
 //! The lane (`lane.rs`) is the state under one lock, the worker (`worker.rs`) the only one who waits on connections,
 //! pauses and token clocks, the waiter (`waiter.rs`) a queued call's end of it. Fair order, pause and learning
-//! only decide (`fair.rs`, `pause.rs`, `learn.rs`).
+//! only decide (`fair.rs`, `pause.rs`, `learn.rs`); so does the would-be queue (`shadow.rs`) of a Flowgate that only
+//! observes, whose calls get their turn at once and without a token.
 
 mod fair;
 mod lane;
 mod learn;
 mod pause;
+mod shadow;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -26,11 +28,12 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::queue::fair::{Place, Standing};
-use crate::flow::queue::lane::{Entered, Lane};
+use crate::flow::queue::lane::{Entered, Labels, Lane};
+use crate::flow::queue::shadow::Shadow;
 pub(crate) use crate::flow::queue::turn::{Receipt, Turn};
 pub(crate) use crate::flow::queue::view::LaneView;
 pub(crate) use crate::flow::queue::waiter::draining;
@@ -67,6 +70,7 @@ pub(crate) struct Queue<K: Connector> {
 
 /// What all lanes have in common.
 struct Shared<K: Connector> {
+    mode: Mode,
     connector: Arc<K>,
     metrics: Arc<Metrics>,
     bounds: config::Queue,
@@ -90,7 +94,7 @@ pub(crate) struct Call<K: Connector> {
     standing: Standing,
     /// Nothing is sent after this: the arrival and the hold less the margin for CAMS's answer.
     send_by: Instant,
-    /// The call has been in line (or had its turn) before: the bounds were checked then.
+    /// The call has been in line (or had its turn) before: the bounds were checked, or the call was counted, then.
     admitted: bool,
     _bytes: [Share; 2],
 }
@@ -101,6 +105,7 @@ impl<K: Connector> Queue<K> {
     /// An empty queue; `started` is when the process started.
     pub(crate) fn new(config: &Config, connector: Arc<K>, metrics: Arc<Metrics>, started: Instant) -> Self {
         let shared = Shared {
+            mode: config.mode,
             connector,
             metrics,
             bounds: config.queue.clone(),
@@ -196,7 +201,11 @@ impl<K: Connector> Call<K> {
     /// Waits until it is this call's turn, at most until its send-by. Dropping the future leaves the queue and spends
     /// no token.
     pub(crate) async fn turn(&mut self) -> Result<Turn<K>, Refusal> {
-        let Some(lane) = self.lane.clone() else { return self.unlimited_turn().await };
+        let Some(lane) = self.lane.clone() else { return self.ready_turn().await };
+        if let Some(shadow) = &lane.shadow {
+            self.observe(&lane, shadow);
+            return self.ready_turn().await;
+        }
         let entered = lane.enter(self)?;
         self.admitted = true;
         match entered {
@@ -220,7 +229,23 @@ impl<K: Connector> Call<K> {
         self.lane.as_ref().map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
     }
 
-    async fn unlimited_turn(&self) -> Result<Turn<K>, Refusal> {
+    /// Counts, once, what would have become of the call.
+    fn observe(&mut self, lane: &Lane<K>, shadow: &Mutex<Shadow>) {
+        if self.shared.drained(Instant::now()) || std::mem::replace(&mut self.admitted, true) {
+            return;
+        }
+        let mut shadow = shadow.lock();
+        // Read under the lock, so that the shadow's time never goes back.
+        let now = Instant::now();
+        let would = shadow.decide(&self.standing.client, self.send_by.saturating_duration_since(now), now);
+        drop(shadow);
+        let (Labels { account, action }, client) = (&lane.labels, self.standing.client.as_str());
+        self.shared.metrics.shadow_decision(account, action, would.label());
+        tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
+    }
+
+    /// A turn as soon as a connection is ready.
+    async fn ready_turn(&self) -> Result<Turn<K>, Refusal> {
         if self.shared.drained(Instant::now()) {
             return Err(waiter::draining());
         }

@@ -26,8 +26,9 @@ pub(crate) enum Decision {
 pub(crate) struct Tries {
     /// Attempts that were sent.
     pub(crate) sent: u32,
-    /// Flowgate can sign anew. A relayed call cannot be replayed: Alibaba refuses a nonce that it has seen.
-    pub(crate) can_sign: bool,
+    /// Flowgate can sign anew (a relayed call cannot be replayed: Alibaba refuses a nonce that it has seen), and it does
+    /// not only observe.
+    pub(crate) can_repeat: bool,
     /// The call has a lane.
     pub(crate) has_lane: bool,
     /// What is left of its hold.
@@ -37,7 +38,7 @@ pub(crate) struct Tries {
 /// Decides; `random` is in 0..1.
 pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f64) -> Decision {
     let Verdict::Throttled { hint, .. } = verdict else { return Decision::Reply };
-    if !tries.can_sign || tries.sent >= policy.max_attempts {
+    if !tries.can_repeat || tries.sent >= policy.max_attempts {
         return Decision::Reply;
     }
     let after = match (tries.has_lane, hint) {
@@ -67,7 +68,7 @@ mod tests {
     }
 
     fn tries(sent: u32) -> Tries {
-        Tries { sent, can_sign: true, has_lane: true, left: Duration::from_secs(90) }
+        Tries { sent, can_repeat: true, has_lane: true, left: Duration::from_secs(90) }
     }
 
     #[test]
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_relayed_call_cannot_be_signed_anew() {
-        let relayed = Tries { can_sign: false, ..tries(1) };
+        let relayed = Tries { can_repeat: false, ..tries(1) };
         assert_eq!(decide(&throttled(None), relayed, &POLICY, 0.5), Decision::Reply);
     }
 

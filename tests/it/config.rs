@@ -236,14 +236,14 @@ fn mistakes_in_variables_name_the_variable() {
         ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
         ("FLOWGATE_ACCOUNTS__2__ID", "third"),
         ("FLOWGATE_LISTEN__MAX_CONNECTIONS", "1e3"),
-        ("FLOWGATE_MODE", "observe"),
+        ("FLOWGATE_MODE", "watch"),
         ("FLOWGATE_QUEUE__HOLD", "3m"),
     ];
     let expected = [
         r#"FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET: accounts[0].access_key_secret: expected { env = "NAME" } or { file = "path" }"#,
         "FLOWGATE_ACCOUNTS__2__ID: accounts[2].id: expected the entries before this one too: they count from 0",
         "FLOWGATE_LISTEN__MAX_CONNECTIONS: listen.max_connections: expected a whole number from 1 to 1000000",
-        "FLOWGATE_MODE: mode: not available yet, expected enforce",
+        r#"FLOWGATE_MODE: mode: expected "enforce" or "observe""#,
         "FLOWGATE_QUEUE__HOLD: queue.hold: expected at most queue.max_hold",
     ];
     assert_eq!(from_env(&variables).unwrap_err().lines().collect::<Vec<_>>(), expected);

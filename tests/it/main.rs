@@ -12,6 +12,7 @@ mod config;
 mod hang_up;
 mod holds;
 mod journey;
+mod observe;
 mod shutdown;
 mod tidy;
 mod upstream_faults;

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// Files that only decide: the time is an argument, and nothing is waited for.
-const DECIDERS: [&str; 13] = [
+const DECIDERS: [&str; 14] = [
     "acs",
     "flow/classify.rs",
     "flow/hold",
@@ -15,6 +15,7 @@ const DECIDERS: [&str; 13] = [
     "flow/queue/fair.rs",
     "flow/queue/learn.rs",
     "flow/queue/pause.rs",
+    "flow/queue/shadow.rs",
     "flow/retry.rs",
     "flow/retry",
     "flow/sign.rs",

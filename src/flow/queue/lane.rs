@@ -10,12 +10,13 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::config::Limit;
+use crate::config::{Limit, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::queue::fair::{Line, Standing};
 use crate::flow::queue::learn::{Learned, Pace};
 use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
+use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
@@ -28,6 +29,8 @@ pub(super) struct Lane<K: Connector> {
     state: Mutex<State<K>>,
     /// Tells the worker that something it waits on has changed.
     pub(super) changed: Notify,
+    /// While Flowgate only observes: the queue that there would be. There is no other then.
+    pub(super) shadow: Option<Mutex<Shadow>>,
     pub(super) labels: Labels,
     pub(super) limit: Limit,
     pub(super) metrics: LaneMetrics,
@@ -89,7 +92,9 @@ impl<K: Connector> Lane<K> {
             come_back: Instant::now(),
         };
         let metrics = shared.metrics.lane(&labels.account);
-        Self { shared, state: Mutex::new(state), changed: Notify::new(), labels, limit, metrics }
+        let shadow = (shared.mode == Mode::Observe)
+            .then(|| Mutex::new(Shadow::new(limit, shared.learn.gap, &shared.bounds, shared.started)));
+        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, labels, limit, metrics }
     }
 
     /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.
@@ -134,8 +139,11 @@ impl<K: Connector> Lane<K> {
         Ok(Entered::Waiting(Waiter { lane: self.clone(), standing, send_by: call.send_by, turn }))
     }
 
-    /// What a call that came now would wait.
+    /// What a call that came now would wait; while nobody waits here, when a refused one had best come back.
     pub(super) fn predicted_wait(&self, now: Instant) -> Duration {
+        if let Some(shadow) = &self.shadow {
+            return shadow.lock().come_back(now);
+        }
         let state = self.lock();
         forecast(&state, state.line.len(), now)
     }
@@ -201,7 +209,8 @@ impl<K: Connector> Lane<K> {
         let mut state = self.lock();
         let now = Instant::now();
         let quiet = state.pause.is_forgotten(&self.shared.retry, now) && state.learned.is_forgotten(now);
-        !state.worker && quiet && state.line.len() == 0 && state.tokens.at_rest()
+        let shadow = self.shadow.as_ref().is_none_or(|shadow| shadow.lock().at_rest(now));
+        !state.worker && quiet && shadow && state.line.len() == 0 && state.tokens.at_rest()
     }
 
     /// Grants at once, if nobody has to wait for anything.

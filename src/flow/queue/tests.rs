@@ -101,6 +101,7 @@ impl World {
         let door = Arc::new(Door::default());
         let metrics = Arc::new(Metrics::new());
         let shared = Shared {
+            mode: Mode::Enforce,
             connector: Arc::new(Doors(door.clone())),
             metrics: metrics.clone(),
             bounds: bounds.clone(),

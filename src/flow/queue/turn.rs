@@ -31,7 +31,7 @@ pub(crate) struct Receipt<K: Connector> {
 // === impl Turn ===
 
 impl<K: Connector> Turn<K> {
-    /// A turn of an action without a limit: only a connection.
+    /// A turn of an action without a limit, or while Flowgate only observes: only a connection.
     pub(super) fn unlimited(connection: K::Connection) -> Self {
         Self { connection: Some(connection), lane: None, granted_at: Instant::now(), probe: false }
     }

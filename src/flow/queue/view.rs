@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::flow::queue::Connector;
 use crate::flow::queue::fair::Line;
 use crate::flow::queue::lane::{Lane, forecast};
+use crate::flow::queue::shadow::Shadow;
 use crate::id::TenantId;
 
 /// One lane as operators see it.
@@ -35,6 +36,18 @@ pub(crate) struct LaneView {
     pub(crate) tokens: u32,
     /// The tenants that wait, longest queue first, at most twenty.
     pub(crate) tenants: Vec<TenantView>,
+    /// While Flowgate only observes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shadow: Option<ShadowView>,
+}
+
+/// The queue that a lane would have.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct ShadowView {
+    /// Calls that would wait.
+    pub(crate) queued: usize,
+    /// What a call that came now would wait.
+    pub(crate) predicted_wait_seconds: f64,
 }
 
 /// One tenant inside a lane.
@@ -58,6 +71,8 @@ impl<K: Connector> Lane<K> {
             state.tokens.collect();
         }
         let pace = state.learned.pace(now);
+        let shadow = self.shadow.as_ref().map(|shadow| ShadowView::of(&mut shadow.lock(), now));
+        let wait = if shadow.is_some() { Duration::ZERO } else { forecast(&state, state.line.len(), now) };
         let oldest = state.line.oldest().map_or(Duration::ZERO, |arrived| now - arrived);
         LaneView {
             account: self.labels.account.clone(),
@@ -67,14 +82,24 @@ impl<K: Connector> Lane<K> {
             gap_seconds: pace.gap.as_secs_f64(),
             queued: state.line.len(),
             oldest_wait_seconds: oldest.as_secs_f64(),
-            predicted_wait_seconds: forecast(&state, state.line.len(), now).as_secs_f64(),
+            predicted_wait_seconds: wait.as_secs_f64(),
             pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
             tokens_free: state.tokens.free(),
             tokens_held: state.tokens.held(),
             tokens_usable: pace.tokens,
             tokens: self.limit.count.get(),
             tenants: tenants(&state.line, now),
+            shadow,
         }
+    }
+}
+
+// === impl ShadowView ===
+
+impl ShadowView {
+    fn of(shadow: &mut Shadow, now: Instant) -> Self {
+        let predicted_wait_seconds = shadow.wait(now).as_secs_f64();
+        Self { queued: shadow.waiting(now), predicted_wait_seconds }
     }
 }
 
