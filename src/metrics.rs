@@ -145,10 +145,7 @@ impl Metrics {
             lanes: LaneGauges::new(r),
             registry: registry.clone(),
         };
-        let build = gauge(r, "build_info", "Always 1; the version is the label.", &["version"]);
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let process = Box::new(ProcessCollector::for_self());
-        registry.register(process).expect("every metric is registered once");
+        describe_process(r);
         metrics
     }
 
@@ -283,6 +280,14 @@ impl LaneGauges {
             .into_iter()
             .for_each(GaugeVec::reset);
     }
+}
+
+/// The build, and what the system knows of the process.
+fn describe_process(r: &Registry) {
+    let build = gauge(r, "build_info", "Always 1; the version is the label.", &["version"]);
+    build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    let process = Box::new(ProcessCollector::for_self());
+    r.register(process).expect("every metric is registered once");
 }
 
 fn opts(name: &str, help: &str) -> Opts {
