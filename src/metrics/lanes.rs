@@ -1,0 +1,75 @@
+//! What the lanes say when somebody scrapes: read from them at that moment, so nothing is left behind.
+
+use parking_lot::Mutex;
+use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Registry};
+
+use super::{gauge, seconds, single};
+use crate::flow::queue::LaneView;
+
+/// What the lanes say when somebody scrapes.
+pub(super) struct LaneGauges {
+    pub(super) upstream_up: IntGauge,
+    /// Two scrapes at once would add to each other's sums.
+    pub(super) scrape: Mutex<()>,
+    pub(super) queued_bytes: IntGauge,
+    queued: IntGaugeVec,
+    oldest_wait: GaugeVec,
+    predicted_wait: GaugeVec,
+    pause_remaining: GaugeVec,
+    rate_limit: GaugeVec,
+    tokens_held: IntGaugeVec,
+}
+
+// === impl LaneGauges ===
+
+impl LaneGauges {
+    pub(super) fn new(r: &Registry) -> Self {
+        let call = &["account", "action"];
+        let bytes = "Bytes of the bodies of calls that wait or are under way.";
+        Self {
+            scrape: Mutex::new(()),
+            upstream_up: single(r, "upstream_up", "1 while CAMS can be reached, as the latest connections showed."),
+            queued_bytes: single(r, "queued_bytes", bytes),
+            queued: gauge(r, "queued", "Calls that wait for their turn.", call),
+            oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
+            predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),
+            pause_remaining: seconds(r, "pause_remaining_seconds", "What is left of a pause after a throttle.", call),
+            rate_limit: seconds(
+                r,
+                "rate_limit",
+                "Calls per second: configured, and effective as learned from throttle refusals.",
+                &["account", "action", "kind"],
+            ),
+            tokens_held: gauge(r, "tokens_held", "Tokens granted and neither spent nor returned.", call),
+        }
+    }
+
+    /// Lanes of unknown keys share one label, so counts are added up, waits are the longest, the rate is the lowest.
+    pub(super) fn set(&self, lanes: &[LaneView]) {
+        self.reset();
+        for lane in lanes {
+            let call = [lane.account.as_str(), lane.action.as_str()];
+            let longest = |gauge: &GaugeVec, value: f64| {
+                let gauge = gauge.with_label_values(&call);
+                gauge.set(gauge.get().max(value));
+            };
+            self.queued.with_label_values(&call).add(i64::try_from(lane.queued).unwrap_or(i64::MAX));
+            self.tokens_held.with_label_values(&call).add(i64::from(lane.tokens_held));
+            longest(&self.oldest_wait, lane.oldest_wait_seconds);
+            longest(&self.predicted_wait, lane.predicted_wait_seconds);
+            longest(&self.pause_remaining, lane.pause_remaining_seconds);
+            let rate = |kind| self.rate_limit.with_label_values(&[call[0], call[1], kind]);
+            rate("configured").set(lane.limit_per_second);
+            let slowest = Some(rate("effective").get()).filter(|rate| *rate > 0.0).unwrap_or(f64::INFINITY);
+            rate("effective").set(slowest.min(lane.effective_per_second));
+        }
+    }
+
+    fn reset(&self) {
+        self.queued.reset();
+        self.tokens_held.reset();
+        [&self.oldest_wait, &self.predicted_wait, &self.pause_remaining, &self.rate_limit]
+            .into_iter()
+            .for_each(GaugeVec::reset);
+    }
+}
