@@ -7,6 +7,7 @@
 //! only decide (`fair.rs`, `pause.rs`, `learn.rs`); so does the would-be queue (`shadow.rs`) of a Flowgate that only
 //! observes, whose calls get their turn at once and without a token.
 
+mod admit;
 mod fair;
 mod lane;
 mod learn;

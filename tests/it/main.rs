@@ -13,6 +13,7 @@ mod hang_up;
 mod holds;
 mod journey;
 mod observe;
+mod process;
 mod shutdown;
 mod tidy;
 mod upstream_faults;

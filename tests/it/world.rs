@@ -66,20 +66,12 @@ impl World {
     }
 
     pub(crate) async fn metrics(&self) -> Metrics {
-        Metrics::parse(&self.get("/metrics").await.body)
+        Metrics::of(self.admin).await
     }
 
     /// Waits until a metric has at least this value: events of another task that have no other sign.
     pub(crate) async fn until(&self, series: &str, value: f64) {
-        let give_up = Instant::now() + Duration::from_secs(60);
-        loop {
-            let metrics = self.metrics().await;
-            if metrics.get(series) >= value {
-                return;
-            }
-            assert!(Instant::now() < give_up, "{series} is {} and not {value}", metrics.get(series));
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        Metrics::until(self.admin, series, |seen| seen >= value).await;
     }
 
     /// What the lanes' pages say of the only lane.
@@ -116,6 +108,24 @@ pub(crate) async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
 // === impl Metrics ===
 
 impl Metrics {
+    /// What the admin port says now.
+    pub(crate) async fn of(admin: SocketAddr) -> Self {
+        Self::parse(&get(admin, "/metrics").await.body)
+    }
+
+    /// Waits until a series' value is as wished, and returns what is seen then.
+    pub(crate) async fn until(admin: SocketAddr, series: &str, wished: impl Fn(f64) -> bool) -> Self {
+        let give_up = Instant::now() + Duration::from_secs(60);
+        loop {
+            let metrics = Self::of(admin).await;
+            if wished(metrics.get(series)) {
+                return metrics;
+            }
+            assert!(Instant::now() < give_up, "{series} stays at {}", metrics.get(series));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     fn parse(text: &str) -> Self {
         let sample = |line: &str| {
             let (series, value) = line.rsplit_once(' ')?;

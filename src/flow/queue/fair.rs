@@ -11,19 +11,22 @@
 //! call at a time, and how many go before a call can be computed instead of simulated, which an honest forecast needs.
 //! Tenant names are invented for free: a thousand of them share one client's tags and take nothing from the others.
 //!
-//! Joining, leaving and being served cost O(log n); a forecast for a newcomer O(clients + tenants of its client).
+//! Joining, leaving and being served cost O(log n), n being the calls that wait or have gone a moment ago; making room
+//! O(clients + log n); a forecast for a newcomer O(clients + tenants of its client); going through the line O(n log n).
+//! A test counts comparisons to guard this, and `benches/queue.rs` measures it.
 
 mod turns;
 
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tokio::time::Instant;
 
-use crate::flow::queue::fair::turns::{STRIDE, Tag, Turns};
+use crate::flow::queue::fair::turns::{STRIDE, Stride, Turns};
 use crate::id::{ClientId, TenantId};
 
 /// A place in the order of first arrivals; lower is earlier. Given once per call and kept through its retries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place(pub(crate) u64);
 
 /// Who stands in line, and since when.
@@ -46,10 +49,27 @@ pub(crate) struct Line<W> {
 
 /// One client's calls.
 struct Client<W> {
-    stride: Tag,
-    tenants: HashMap<TenantId, BTreeMap<Place, (Standing, W)>>,
+    stride: Stride,
+    calls: BTreeMap<Place, (Standing, W)>,
+    /// The places of each tenant's calls.
+    tenants: HashMap<TenantId, BTreeSet<Place>>,
     turns: Turns<TenantId>,
-    len: usize,
+}
+
+// === impl Place ===
+
+impl Ord for Place {
+    fn cmp(&self, other: &Self) -> Ordering {
+        #[cfg(all(test, debug_assertions))]
+        tests::compared();
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Place {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 // === impl Line ===
@@ -63,10 +83,10 @@ impl<W> Line<W> {
     pub(crate) fn push(&mut self, standing: Standing, waiter: W) {
         let (name, tenant, place) = (standing.client.clone(), standing.tenant.clone(), standing.place);
         let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
-        client.stride = STRIDE / Tag::from(standing.weight.max(1));
-        let before = client.tenants.entry(tenant.clone()).or_default().insert(place, (standing, waiter));
+        client.stride = stride(&standing);
+        client.tenants.entry(tenant.clone()).or_default().insert(place);
+        let before = client.calls.insert(place, (standing, waiter));
         debug_assert!(before.is_none(), "a place is in line at most once");
-        client.len += 1;
         self.len += 1;
         self.update(&name, &tenant);
     }
@@ -90,14 +110,13 @@ impl<W> Line<W> {
 
     /// Takes out the newest call of the client with the most calls, if that has more than `than` has.
     pub(crate) fn evict(&mut self, than: &ClientId) -> Option<W> {
-        let (name, client) = self.clients.iter().max_by_key(|(name, client)| (client.len, *name))?;
-        if client.len <= self.of_client(than) {
+        let (_, client) = self.clients.iter().max_by_key(|(name, client)| (client.calls.len(), *name))?;
+        if client.calls.len() <= self.of_client(than) {
             return None;
         }
-        let newest = client.tenants.iter().filter_map(|(tenant, calls)| Some((*calls.last_key_value()?.0, tenant)));
-        let (place, tenant) = newest.max()?;
-        let (name, tenant) = (name.clone(), tenant.clone());
-        self.take(&name, &tenant, place)
+        let (_, (newest, _)) = client.calls.last_key_value()?;
+        let newest = newest.clone();
+        self.remove(&newest)
     }
 
     /// Takes out those whom `stays` does not let stay. It is asked in the order of service, as it would be if nobody
@@ -111,7 +130,7 @@ impl<W> Line<W> {
         while let Some(name) = turns.first().cloned() {
             let (client, future) = (&self.clients[&name], inner.get_mut(&name).expect("every client has a future"));
             let (tenant, place) = future.next(client).expect("a client that waits has a call");
-            let (standing, waiter) = &client.tenants[&tenant][&place];
+            let (standing, waiter) = &client.calls[&place];
             if stays(ahead, waiter) {
                 ahead += 1;
                 future.turns.serve(STRIDE);
@@ -132,33 +151,32 @@ impl<W> Line<W> {
 
     /// How many of this client's calls wait.
     pub(crate) fn of_client(&self, client: &ClientId) -> usize {
-        self.clients.get(client).map_or(0, |client| client.len)
+        self.clients.get(client).map_or(0, |client| client.calls.len())
     }
 
     /// How many would be served before a newcomer, if nobody came after it.
     pub(crate) fn ahead_of_new(&self, standing: &Standing) -> usize {
         let own = self.clients.get(&standing.client);
         let in_client = own.map_or(0, |client| client.ahead_of_new(&standing.tenant));
-        let stride = STRIDE / Tag::from(standing.weight.max(1));
-        let tag = self.turns.tag(&standing.client) + stride * in_client as Tag;
+        let tag = self.turns.tag(&standing.client).after(in_client, stride(standing));
         in_client + self.turns.before(&standing.client, tag, |other| self.clients[other].stride)
     }
 
     /// When the one that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        self.standings().map(|standing| standing.arrived).min()
+        let first = |client: &Client<W>| client.calls.first_key_value().map(|(_, (standing, _))| standing.arrived);
+        self.clients.values().filter_map(first).min()
     }
 
     /// Every standing, in no order.
     pub(crate) fn standings(&self) -> impl Iterator<Item = &Standing> {
-        let tenants = self.clients.values().flat_map(|client| client.tenants.values());
-        tenants.flat_map(|calls| calls.values().map(|(standing, _)| standing))
+        self.clients.values().flat_map(|client| client.calls.values()).map(|(standing, _)| standing)
     }
 
     fn take(&mut self, name: &ClientId, tenant: &TenantId, place: Place) -> Option<W> {
         let client = self.clients.get_mut(name)?;
-        let (_, waiter) = client.tenants.get_mut(tenant)?.remove(&place)?;
-        client.len -= 1;
+        let (_, waiter) = client.calls.remove(&place)?;
+        client.tenants.get_mut(tenant).expect("the tenant of a call that waits").remove(&place);
         self.len -= 1;
         self.update(name, tenant);
         Some(waiter)
@@ -168,13 +186,13 @@ impl<W> Line<W> {
     fn update(&mut self, name: &ClientId, tenant: &TenantId) {
         let Some(client) = self.clients.get_mut(name) else { return };
         let first = client.first_of(tenant);
-        let calls = client.tenants.get(tenant).map_or(0, BTreeMap::len);
+        let calls = client.tenants.get(tenant).map_or(0, BTreeSet::len);
         client.turns.set(tenant, first.map(|place| (place, calls)));
         if first.is_none() {
             client.tenants.remove(tenant);
         }
         let place = client.turns.first().and_then(|tenant| client.first_of(tenant));
-        self.turns.set(name, place.map(|place| (place, client.len)));
+        self.turns.set(name, place.map(|place| (place, client.calls.len())));
         if self.len == 0 {
             // Nobody waits, so nobody is ahead of anybody.
             *self = Self::new();
@@ -188,18 +206,23 @@ impl<W> Line<W> {
 
 impl<W> Client<W> {
     fn new() -> Self {
-        Self { stride: STRIDE, tenants: HashMap::new(), turns: Turns::new(), len: 0 }
+        Self { stride: STRIDE, calls: BTreeMap::new(), tenants: HashMap::new(), turns: Turns::new() }
     }
 
     fn first_of(&self, tenant: &TenantId) -> Option<Place> {
-        self.tenants.get(tenant)?.first_key_value().map(|(place, _)| *place)
+        self.tenants.get(tenant)?.first().copied()
     }
 
     fn ahead_of_new(&self, tenant: &TenantId) -> usize {
-        let own = self.tenants.get(tenant).map_or(0, BTreeMap::len);
-        let tag = self.turns.tag(tenant) + STRIDE * own as Tag;
+        let own = self.tenants.get(tenant).map_or(0, BTreeSet::len);
+        let tag = self.turns.tag(tenant).after(own, STRIDE);
         own + self.turns.before(tenant, tag, |_| STRIDE)
     }
+}
+
+/// How far apart the tags of such a call's client lie.
+fn stride(standing: &Standing) -> Stride {
+    STRIDE / Stride::from(standing.weight.max(1))
 }
 
 /// One client's future, for going through the line in the order of service without serving.
@@ -228,7 +251,7 @@ impl Ahead {
     fn first_of<W>(&self, client: &Client<W>, tenant: &TenantId) -> Option<Place> {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = self.passed.get(tenant).map_or(Unbounded, |place| Excluded(*place));
-        client.tenants.get(tenant)?.range((after, Unbounded)).next().map(|(place, _)| *place)
+        client.tenants.get(tenant)?.range((after, Unbounded)).next().copied()
     }
 }
 

@@ -11,13 +11,15 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::config::{Limit, Mode};
-use crate::error::{Kind, Refusal};
+use crate::error::Refusal;
 use crate::flow::classify::Operation;
+use crate::flow::queue::admit::too_long;
 use crate::flow::queue::fair::{Line, Standing};
 use crate::flow::queue::learn::{Learned, Pace};
 use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
 use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::turn::Turn;
+use crate::flow::queue::view::tenants_in_words;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
 use crate::flow::take_token::memory::Tokens;
@@ -60,11 +62,8 @@ pub(super) struct State<K: Connector> {
     /// When somebody has come before others: when to look whom that has made late.
     pub(super) check_at: Option<Instant>,
     /// The moment that the last refused caller was told to come back at.
-    come_back: Instant,
+    pub(super) come_back: Instant,
 }
-
-/// How long arrivals that go before others are gathered before the line is gone through.
-const CHECK_AFTER: Duration = Duration::from_millis(20);
 
 /// What a call meets on entering.
 pub(super) enum Entered<K: Connector> {
@@ -175,7 +174,18 @@ impl<K: Connector> Lane<K> {
             let Labels { account, action } = &self.labels;
             let (pause, hint) = (state.pause.remaining(now), refused.hint);
             let (Pace { gap, tokens }, queued) = (state.learned.pace(now), state.line.len());
-            tracing::warn!(account, action, ?pause, ?hint, ?gap, tokens, queued, "CAMS throttles: the lane pauses");
+            let tenants = tenants_in_words(&state.line, now);
+            tracing::warn!(
+                account,
+                action,
+                ?pause,
+                ?hint,
+                ?gap,
+                tokens,
+                queued,
+                tenants,
+                "CAMS throttles: the lane pauses"
+            );
         }
         self.tell_late(&mut state, now);
         self.changed.notify_one();
@@ -241,57 +251,6 @@ impl<K: Connector> Lane<K> {
         self.changed.notify_one();
         clock
     }
-
-    /// Whether a newcomer may wait: room in the lane and in its client's part, and a wait that its hold covers. Where the
-    /// lane is full, the newest call of the client with the most calls makes room.
-    fn admit(&self, state: &mut State<K>, call: &Call<K>, now: Instant) -> Result<(), Refusal> {
-        let bounds = &self.shared.bounds;
-        let ahead = state.line.ahead_of_new(&call.standing);
-        let wait = forecast(state, ahead, now);
-        if self.shared.drained(now + wait) {
-            return Err(waiter::draining());
-        }
-        if state.line.of_client(&call.standing.client) >= bounds.max_waiting_per_client {
-            return Err(self.full(state, "This client's part of the queue", bounds.max_waiting_per_client, now));
-        }
-        let hold = call.send_by - now;
-        if wait > hold {
-            return Err(self.advised(state, too_long(wait, hold).queued(ahead, wait), now));
-        }
-        if state.line.len() >= bounds.max_waiting {
-            let refusal = self.full(state, "The queue", bounds.max_waiting, now);
-            let Some(evicted) = state.line.evict(&call.standing.client) else { return Err(refusal) };
-            // Whoever has just gone does not need it.
-            drop(evicted.reply.send(Err(refusal)));
-        }
-        if ahead < state.line.len() {
-            // It goes before others, whose turns come later now.
-            state.check_at.get_or_insert(now + CHECK_AFTER);
-            self.changed.notify_one();
-        }
-        Ok(())
-    }
-
-    fn full(&self, state: &mut State<K>, what: &str, bound: usize, now: Instant) -> Refusal {
-        let wait = forecast(state, state.line.len(), now);
-        let refusal = Refusal::after(Kind::QueueFull, wait, format!("{what} of {bound} waiting calls is full."));
-        let ahead = state.line.len();
-        self.advised(state, refusal.queued(ahead, wait), now)
-    }
-
-    /// Spreads the advice when to come back: each refused caller gets a moment of its own, at the rate at which the lane
-    /// serves, so that they do not come back together only to be refused again.
-    fn advised(&self, state: &mut State<K>, refusal: Refusal, now: Instant) -> Refusal {
-        let pace = state.learned.pace(now);
-        let window = self.limit.window + pace.gap;
-        let step = window / pace.tokens.max(1);
-        // Tokens come back in bunches: a window more, and whoever comes back then surely fits.
-        let earliest = now + refusal.retry_after.unwrap_or_default() + window;
-        let latest = earliest + self.shared.retry.max_pause;
-        let moment = (state.come_back + step).clamp(earliest, latest);
-        state.come_back = moment;
-        Refusal { retry_after: Some(moment - now), ..refusal }
-    }
 }
 
 // === impl State ===
@@ -301,15 +260,6 @@ impl<K: Connector> State<K> {
         let Pace { gap, tokens } = self.learned.pace(now);
         self.tokens.keep(gap, tokens);
     }
-}
-
-/// The call's turn would come after its hold.
-fn too_long(wait: Duration, hold: Duration) -> Refusal {
-    let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
-    let message = format!(
-        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {hold_ms} ms that its hold leaves. CAMS has done nothing."
-    );
-    Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
 }
 
 /// What the call that has `ahead` others before it will wait.

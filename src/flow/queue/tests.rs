@@ -13,6 +13,7 @@ use crate::config::{Limit, Retry};
 use crate::id::{ClientId, TenantId};
 
 mod learning;
+mod prediction;
 
 const GAP: Duration = Duration::from_millis(5);
 const SECOND: Duration = Duration::from_secs(1);

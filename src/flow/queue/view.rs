@@ -103,6 +103,15 @@ impl ShadowView {
     }
 }
 
+/// The five tenants with the longest queues, for a log line.
+pub(super) fn tenants_in_words<W>(line: &Line<W>, now: Instant) -> String {
+    let words = |view: &TenantView| {
+        let TenantView { client, tenant, queued, share, oldest_wait_seconds } = view;
+        format!("{client}/{tenant}: {queued} queued, share {share:.2}, oldest {oldest_wait_seconds:.1} s")
+    };
+    tenants(line, now).iter().take(5).map(words).collect::<Vec<_>>().join("; ")
+}
+
 fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
     let mut by_tenant = HashMap::<(_, &TenantId), (usize, Instant)>::new();
     let mut weights = HashMap::new();
@@ -129,4 +138,29 @@ fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
     views.sort_by(|a, b| b.queued.cmp(&a.queued).then_with(|| (&a.client, &a.tenant).cmp(&(&b.client, &b.tenant))));
     views.truncate(20);
     views
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::queue::fair::{Place, Standing};
+    use crate::id::ClientId;
+
+    #[test]
+    fn a_log_line_names_the_longest_queues_their_shares_and_their_oldest() {
+        let start = Instant::now();
+        let mut line = Line::new();
+        for (place, (client, weight, tenant)) in
+            [("a", 3, "x"), ("a", 3, "y"), ("a", 3, "y"), ("b", 1, "z")].into_iter().enumerate()
+        {
+            let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
+            let arrived = start + Duration::from_millis(100 * place as u64);
+            line.push(Standing { place: Place(place as u64), client, weight, tenant, arrived }, ());
+        }
+        let words = tenants_in_words(&line, start + Duration::from_secs(2));
+        assert_eq!(
+            words,
+            "a/y: 2 queued, share 0.38, oldest 1.9 s; a/x: 1 queued, share 0.38, oldest 2.0 s; b/z: 1 queued, share 0.25, oldest 1.7 s"
+        );
+    }
 }

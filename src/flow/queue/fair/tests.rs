@@ -1,8 +1,19 @@
 //! Fair order, exactly: turns by weight, tenants inside their client's turn, forecasts that come true.
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
 
 use super::*;
+
+thread_local! {
+    static COMPARISONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Two tags or two places were compared.
+pub(super) fn compared() {
+    COMPARISONS.set(COMPARISONS.get() + 1);
+}
 
 /// A call of (client, weight, tenant); its number is its place and what it is called by.
 fn standing(place: u64, (client, weight, tenant): (&str, u32, &str)) -> Standing {
@@ -139,6 +150,60 @@ fn a_sifted_call_leaves_its_turn_to_the_next_of_its_tenant() {
     assert_eq!(asked, [(0, 1), (0, 2), (1, 3), (2, 4)]);
     assert_eq!(gone.len(), 1);
     assert_eq!(places(&mut line), [2, 3, 4]);
+}
+
+/// Comparisons per operation, by operation, in a line of so many calls in so many tenants.
+#[cfg(debug_assertions)]
+fn cost(calls: u64, tenants: u64) -> [u64; 4] {
+    const ROUNDS: u64 = 1000;
+    let mut random = fastrand::Rng::with_seed(1);
+    let tenants: Vec<_> = (0..tenants).map(|tenant| format!("tenant-{tenant}")).collect();
+    let mut line = Line::new();
+    let mut waiting = Vec::new();
+    let mut costs = [0; 4];
+    let mut arrive = |line: &mut Line<u64>, waiting: &mut Vec<Standing>, place| {
+        // Half of them in a client whose tags tie with nobody's.
+        let client = if random.bool() { ("a", 1) } else { ("b", 7) };
+        let standing = standing(place, (client.0, client.1, &tenants[random.usize(..tenants.len())]));
+        waiting.push(standing.clone());
+        let before = COMPARISONS.get();
+        line.push(standing, place);
+        COMPARISONS.get() - before
+    };
+    for place in 0..calls {
+        arrive(&mut line, &mut waiting, place);
+    }
+    for place in calls..calls + ROUNDS {
+        costs[0] += arrive(&mut line, &mut waiting, 3 * place);
+        costs[0] += arrive(&mut line, &mut waiting, 3 * place + 1);
+        costs[0] += arrive(&mut line, &mut waiting, 3 * place + 2);
+        let before = COMPARISONS.get();
+        line.pop().unwrap();
+        costs[1] += COMPARISONS.get() - before;
+        let before = COMPARISONS.get();
+        line.evict(&ClientId::new("c")).unwrap();
+        costs[2] += COMPARISONS.get() - before;
+        while line.len() as u64 > calls {
+            let standing = waiting.swap_remove(place as usize * 7919 % waiting.len());
+            let before = COMPARISONS.get();
+            let removed = line.remove(&standing);
+            costs[3] += if removed.is_some() { COMPARISONS.get() - before } else { 0 };
+        }
+    }
+    [costs[0] / 3, costs[1], costs[2], costs[3]].map(|cost| cost / ROUNDS)
+}
+
+/// A thousand times the calls make the logarithm 2.5 times as long. In a longer line more tags tie, and a tie takes a
+/// second comparison, so the cost may be four times as high, where a linear one would be a thousand times.
+#[cfg(debug_assertions)]
+#[test]
+fn no_operation_costs_more_than_a_logarithm_of_the_line() {
+    for (few, many) in [(1, 1), (100, 10_000), (100, 100_000)] {
+        let (short, long) = (cost(100, few), cost(100_000, many));
+        for (operation, (short, long)) in ["push", "pop", "evict", "remove"].iter().zip(short.into_iter().zip(long)) {
+            assert!((1..=4 * short).contains(&long), "{operation}, {few} and {many} tenants: {short} grows to {long}");
+        }
+    }
 }
 
 /// What can happen to a line.

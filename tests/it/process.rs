@@ -1,0 +1,114 @@
+//! The program as a process of its own: what it holds of memory and descriptors, which no test can tell from within a
+//! process that runs other tests.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+
+use cams_sim::{Running, Settings, Sim};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+
+use crate::caller::{Call, KEY, SECRET};
+use crate::world::Metrics;
+
+const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
+
+/// A running Flowgate; it is killed when this is dropped.
+struct Process {
+    _child: Child,
+    proxy: SocketAddr,
+    admin: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+// === impl Process ===
+
+impl Process {
+    /// With the account `acme` of the simulator's key. `more` is TOML.
+    async fn start(sim: &Running, more: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("flowgate.toml");
+        let toml = format!(
+            "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n[[accounts]]\nid = \
+             \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n{more}",
+            sim.url()
+        );
+        std::fs::write(&config, toml).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
+            .arg("--config")
+            .arg(&config)
+            .env("MANAGED", SECRET)
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = loop {
+            let line = lines.next_line().await.unwrap().expect("flowgate says that it is ready");
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if event["message"] == "flowgate is ready" {
+                break event;
+            }
+        };
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
+        Self { _child: child, proxy: address("proxy"), admin: address("admin"), _folder: folder }
+    }
+
+    /// A call that is sent and whose answer nobody reads yet.
+    async fn come(&self, name: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(self.proxy).await.unwrap();
+        stream.write_all(&Call::v3(&self.proxy.to_string(), name).bytes()).await.unwrap();
+        stream
+    }
+}
+
+/// A thousand calls come, a few of which stay; and the others go together.
+async fn burst(flowgate: &Process, sim: &Running, round: usize) {
+    assert!(rlimit::increase_nofile_limit(u64::MAX).unwrap() > 4000, "room for two thousand sockets");
+    sim.set_faults(vec!["next=1,throttle,acs-retry-after=8000".parse().unwrap()]);
+    let stays = flowgate.come(&format!("first-{round}")).await;
+    let throttled = "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
+    Metrics::until(flowgate.admin, throttled, |times| times >= round as f64).await;
+    let mut go = Vec::new();
+    for index in 0..1000 {
+        go.push(flowgate.come(&format!("goes-{round}-{index}")).await);
+    }
+    let mut stay = JoinSet::new();
+    for index in 0..10 {
+        let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("stays-{round}-{index}")), flowgate.proxy);
+        stay.spawn(async move { call.send(proxy).await.status });
+    }
+    Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 1011.0).await;
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    drop(go);
+    assert_eq!(stay.join_all().await, [200; 10], "their tokens serve others");
+    drop(stays);
+    // The scrape's own is one.
+    let metrics = Metrics::until(flowgate.admin, "flowgate_connections", |open| open == 1.0).await;
+    assert_eq!((metrics.get(QUEUED), metrics.get("flowgate_queued_bytes")), (0.0, 0.0));
+}
+
+#[tokio::test]
+async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let flowgate = Process::start(&sim, "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"").await;
+    // The first round is the level: buffers and threads that any such load has made once.
+    burst(&flowgate, &sim, 1).await;
+    let before = Metrics::of(flowgate.admin).await;
+    burst(&flowgate, &sim, 2).await;
+    let after = Metrics::of(flowgate.admin).await;
+    let cancelled = "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}";
+    assert_eq!(after.get(cancelled), 2000.0);
+    let arrivals = sim.arrivals();
+    let gone =
+        arrivals.iter().filter(|arrival| arrival.flow_name.as_deref().is_some_and(|name| name.starts_with("goes")));
+    assert_eq!((sim.report().created, gone.count()), (22, 0));
+    let descriptors = |metrics: &Metrics| metrics.get("process_open_fds");
+    assert!(descriptors(&after) <= descriptors(&before) + 2.0, "{} {}", descriptors(&before), descriptors(&after));
+    let memory = |metrics: &Metrics| metrics.get("process_resident_memory_bytes");
+    // The allocator keeps some pages for the next crowd: after five such rounds it asks for no more.
+    assert!(memory(&after) <= 1.6 * memory(&before), "{} {}", memory(&before), memory(&after));
+}
