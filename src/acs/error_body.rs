@@ -1,5 +1,5 @@
-//! How does an error look that a stock SDK reads as one of CAMS's? The five fields of Alibaba's gateways, as JSON, or as
-//! XML for those who asked for it. Which error it is, and its HTTP status, is the caller's business.
+//! How does an error look that a stock SDK reads as one of CAMS's? The five fields of Alibaba's gateways and, for
+//! SDKs that show their callers no headers, when to come back; as JSON, or as XML for those who asked for it. Which error it is, and its HTTP status, is the caller's business.
 
 use std::fmt::Write;
 
@@ -29,6 +29,9 @@ pub(crate) struct ErrorBody<'a> {
     pub(crate) message: &'a str,
     /// Where to read more; may be empty.
     pub(crate) recommend: &'a str,
+    /// When to come back, in milliseconds: Node's SDK hands the whole body to its caller, but no header.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) retry_after: Option<u64>,
 }
 
 /// A new request id in CAMS's form: an upper-case UUID of 122 random bits.
@@ -86,7 +89,9 @@ impl ErrorBody<'_> {
             ("Recommend", self.recommend),
         ];
         let elements = fields.map(|(name, text)| format!("<{name}>{}</{name}>", escape(legal(text))));
-        format!("<?xml version='1.0' encoding='UTF-8'?><Error>{}</Error>", elements.concat())
+        let retry_after =
+            self.retry_after.map(|millis| format!("<RetryAfter>{millis}</RetryAfter>")).unwrap_or_default();
+        format!("<?xml version='1.0' encoding='UTF-8'?><Error>{}{retry_after}</Error>", elements.concat())
     }
 }
 
@@ -100,6 +105,7 @@ mod tests {
         code: "Flowgate.BadRequest",
         message: "a \"b\" <c> & 'd' é\u{1}\n",
         recommend: "",
+        retry_after: None,
     };
 
     #[test]
@@ -118,6 +124,13 @@ mod tests {
              <Code>Flowgate.BadRequest</Code><Message>a &quot;b&quot; &lt;c&gt; &amp; &apos;d&apos; é\u{fffd}\n</Message>\
              <Recommend></Recommend></Error>"
         );
+    }
+
+    #[test]
+    fn either_says_when_to_come_back() {
+        let body = ErrorBody { retry_after: Some(1500), ..BODY };
+        assert!(body.write(Format::Json).ends_with(r#""Recommend":"","RetryAfter":1500}"#));
+        assert!(body.write(Format::Xml).ends_with("<Recommend></Recommend><RetryAfter>1500</RetryAfter></Error>"));
     }
 
     #[test]

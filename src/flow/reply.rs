@@ -91,7 +91,8 @@ pub(crate) fn pass_on(
 /// One of Flowgate's own answers.
 pub(crate) fn refuse(refusal: &Refusal, manner: &Manner, request_id: &str) -> Response<Full<Bytes>> {
     let (code, message) = (refusal.kind.code(), refusal.message.as_str());
-    let body = ErrorBody { request_id, host_id: &manner.host, code, message, recommend: RECOMMEND };
+    let retry_after = refusal.retry_after.map(advice);
+    let body = ErrorBody { request_id, host_id: &manner.host, code, message, recommend: RECOMMEND, retry_after };
     let mut response = Response::new(Full::new(Bytes::from(body.write(manner.format))));
     *response.status_mut() = refusal.kind.status();
     let headers = response.headers_mut();
@@ -150,9 +151,14 @@ fn credentials(request_id: Option<&str>) -> Refusal {
 
 /// When to come back, in the SDKs' own header (milliseconds) and the standard one (seconds, rounded up); never zero.
 fn advise(headers: &mut HeaderMap, wait: Duration) {
-    let millis = millis(wait).max(1);
+    let millis = advice(wait);
     headers.insert(ACS_RETRY_AFTER, HeaderValue::from(millis));
     headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+}
+
+/// In milliseconds, and never zero: that would mean no advice.
+fn advice(wait: Duration) -> u64 {
+    millis(wait).max(1)
 }
 
 /// Whole milliseconds.
@@ -267,6 +273,7 @@ mod tests {
         assert_eq!(body["Message"], "Too \"long\".");
         assert_eq!(body["RequestId"], "REQUEST-ID");
         assert_eq!(body["HostId"], "h:1");
+        assert_eq!(body["RetryAfter"], 1500);
 
         manner.format = Format::Xml;
         let response = refuse(&refusal, &manner, "REQUEST-ID");

@@ -54,6 +54,7 @@ class Party:
             "scheme": self.scheme,
             "async": getattr(self.what, "mode", "sync") == "async",
             "timeout_ms": None if getattr(self.what, "time_out", 0) else 60_000,
+            "obeys": getattr(self.what, "obeys", False),
             "hold": getattr(self.what, "hold", ""),
             "action": getattr(self.what, "action", "CreateFlow"),
             "names": self.what.names(),

@@ -34,6 +34,7 @@ class Scenario:
     retries: int = 0  # how often the SDK itself may send a call, if it is told to
     calls: int = CALLS
     hold: str = ""  # what the caller says of its time-out, in x-flowgate-hold
+    obeys: bool = False  # whoever is refused comes back once, when it is told to
     time_out: float = 0  # the SDK's own by default, in seconds; 0: raised, so that every call may wait
 
     @property
@@ -41,7 +42,7 @@ class Scenario:
         words = [self.sdk, self.mode if self.sdk == "python" else "", self.scheme, "STS" if self.sts else ""]
         words += [f"as {self.identity}", f"by {self.style}", "sidecar" if self.flowgate == "sidecar" else ""]
         words += ["retrying" if self.retries else "", "saying its hold" if self.hold else ""]
-        words.append("in a crowd" if self.time_out else "")
+        words += ["in a crowd" if self.time_out else "", "that obeys" if self.obeys else ""]
         return " ".join(filter(None, words))
 
     def names(self):
@@ -83,6 +84,9 @@ CROWDS = [
     Scenario("python", "V3", flowgate="auto", calls=100, time_out=10),
     Scenario("python-old", "V1", flowgate="auto", calls=100, time_out=10),
     Scenario("node", "V3", flowgate="auto", calls=100, time_out=3),
+    # Who comes back when told gets through: with 40 in Node, the last is told a moment within ten seconds.
+    Scenario("python", "V3", flowgate="auto", calls=80, time_out=10, obeys=True),
+    Scenario("node", "V3", flowgate="auto", calls=40, time_out=3, obeys=True),
 ]
 
 
