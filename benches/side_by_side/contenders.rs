@@ -1,0 +1,204 @@
+//! Who takes part, and how is each set up? Every one keeps connections on both sides, logs no requests and has one
+//! worker, but for Flowgate on two.
+
+use std::fmt::Write;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::load;
+use crate::process::Process;
+use crate::{CONTENDER, OTHERS};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Direct,
+    Nginx,
+    NginxLimit,
+    Haproxy,
+    Envoy,
+    Floor,
+    Relayed,
+    RelayedOnTwo,
+    Managed,
+}
+
+/// A contender that serves.
+pub(crate) struct Contender {
+    pub(crate) process: Process,
+    pub(crate) address: SocketAddr,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    pub(crate) fn all(envoy: bool) -> impl Iterator<Item = Self> {
+        use Kind::{Direct, Envoy, Floor, Haproxy, Managed, Nginx, NginxLimit, Relayed, RelayedOnTwo};
+        let all = [Direct, Nginx, NginxLimit, Haproxy, Envoy, Floor, Relayed, Managed, RelayedOnTwo];
+        all.into_iter().filter(move |kind| envoy || *kind != Envoy)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Nginx => "nginx proxy_pass",
+            Self::NginxLimit => "nginx limit_req",
+            Self::Haproxy => "HAProxy",
+            Self::Envoy => "Envoy",
+            Self::Floor => "floor (hyper)",
+            Self::Relayed => "Flowgate relayed",
+            Self::RelayedOnTwo => "Flowgate relayed, 2 workers",
+            Self::Managed => "Flowgate managed",
+        }
+    }
+
+    pub(crate) fn is_managed(self) -> bool {
+        self == Self::Managed
+    }
+}
+
+/// Starts it and waits until it accepts.
+pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Option<&Path>) -> Option<Contender> {
+    let path = folder.join("configuration");
+    let port = free_port();
+    let write = |text: String| std::fs::write(&path, text).unwrap();
+    let command = match kind {
+        Kind::Direct => return None,
+        Kind::Floor => {
+            let mut process = Process::this(CONTENDER, &["floor".into(), upstream.to_string()]);
+            let address = process.address();
+            return Some(Contender { process, address });
+        }
+        Kind::Nginx | Kind::NginxLimit => {
+            write(nginx(kind == Kind::NginxLimit, port, upstream, folder));
+            command("nginx", &["-p", text(folder), "-e", "stderr", "-c", text(&path)])
+        }
+        Kind::Haproxy => {
+            write(haproxy(port, upstream));
+            command("haproxy", &["-db", "-f", text(&path)])
+        }
+        Kind::Envoy => {
+            let path = folder.join("envoy.yaml");
+            std::fs::write(&path, envoy_yaml(port, upstream)).unwrap();
+            let envoy = text(envoy?);
+            command(envoy, &["--concurrency", "1", "-l", "error", "--disable-hot-restart", "-c", text(&path)])
+        }
+        Kind::Relayed | Kind::RelayedOnTwo | Kind::Managed => return Some(flowgate(kind, upstream, folder)),
+    };
+    let process = Process::start(CONTENDER, &command);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    for _ in 0..200 {
+        if TcpStream::connect(address).is_ok() {
+            return Some(Contender { process, address });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("{} does not listen", kind.name());
+}
+
+/// Its log says where it listens.
+fn flowgate(kind: Kind, upstream: SocketAddr, folder: &Path) -> Contender {
+    let mut toml = format!(
+        "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"http://{upstream}\"\n"
+    );
+    if kind.is_managed() {
+        for account in 0..load::ACCOUNTS {
+            let (key, secret) = load::key(account);
+            std::fs::write(folder.join(&key), secret).unwrap();
+            let secret = format!("access_key_secret = {{ file = \"{key}\" }}");
+            writeln!(toml, "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\n{secret}").unwrap();
+        }
+    }
+    let path = folder.join("flowgate.toml");
+    std::fs::write(&path, toml).unwrap();
+    let log = folder.join("log");
+    let on_two = kind == Kind::RelayedOnTwo;
+    let cores = if on_two { format!("{CONTENDER},{OTHERS}") } else { CONTENDER.to_owned() };
+    // The log goes to a file: nobody reads a pipe while the load runs.
+    let script = format!("exec {} --config {} 2>{}", env!("CARGO_BIN_EXE_flowgate"), text(&path), text(&log));
+    let mut command = command("sh", &["-c", &script]);
+    command.env("TOKIO_WORKER_THREADS", if on_two { "2" } else { "1" }).stderr(Stdio::null());
+    let process = Process::start(&cores, &command);
+    for _ in 0..400 {
+        std::thread::sleep(Duration::from_millis(50));
+        let Ok(log) = std::fs::File::open(&log) else { continue };
+        for line in BufReader::new(log).lines().map_while(Result::ok) {
+            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
+            if event["message"] == "flowgate is ready" {
+                return Contender { process, address: event["proxy"].as_str().unwrap().parse().unwrap() };
+            }
+        }
+    }
+    panic!("Flowgate does not get ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
+}
+
+fn nginx(limited: bool, port: u16, upstream: SocketAddr, folder: &Path) -> String {
+    let folder = text(folder);
+    let (zone, limit) = if limited {
+        let key = r#"map $http_authorization $key { default $http_authorization; "~Credential=(?<id>[^,]+)" $id; }"#;
+        let zone = format!("{key}\n limit_req_zone $key zone=keys:64m rate=5r/s;");
+        (zone, "limit_req zone=keys burst=100;")
+    } else {
+        (String::new(), "")
+    };
+    let temps: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
+        .concat();
+    format!(
+        "daemon off; worker_processes 1; pid {folder}/pid; events {{ worker_connections 32768; }}\n\
+         http {{ access_log off; keepalive_requests 100000000; {zone}\n{temps}\
+         upstream backend {{ server {upstream}; keepalive 128; keepalive_requests 100000000; }}\n\
+         server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {limit} proxy_pass http://backend;\n\
+         proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host {upstream}; }} }} }}\n"
+    )
+}
+
+fn haproxy(port: u16, upstream: SocketAddr) -> String {
+    format!(
+        "global\n nbthread 1\n maxconn 4000\ndefaults\n mode http\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n \
+         http-reuse always\nfrontend front\n bind 127.0.0.1:{port}\n default_backend back\nbackend back\n server one {upstream}\n"
+    )
+}
+
+fn envoy_yaml(port: u16, upstream: SocketAddr) -> String {
+    let endpoint = upstream.port();
+    format!(
+        r#"static_resources:
+  listeners:
+  - address: {{ socket_address: {{ address: 127.0.0.1, port_value: {port} }} }}
+    filter_chains:
+    - filters:
+      - name: envoy.filters.network.http_connection_manager
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: bench
+          route_config: {{ virtual_hosts: [ {{ name: all, domains: ["*"], routes: [ {{ match: {{ prefix: "/" }}, route: {{ cluster: back }} }} ] }} ] }}
+          http_filters:
+          - name: envoy.filters.http.router
+            typed_config: {{ "@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router }}
+  clusters:
+  - name: back
+    type: STATIC
+    load_assignment:
+      cluster_name: back
+      endpoints: [ {{ lb_endpoints: [ {{ endpoint: {{ address: {{ socket_address: {{ address: 127.0.0.1, port_value: {endpoint} }} }} }} }} ] }} ]
+"#
+    )
+}
+
+fn command(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("the benchmark's paths are text")
+}
+
+/// Free a moment ago: these contenders cannot say which port they chose.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}

@@ -1,0 +1,145 @@
+//! Who calls? A closed loop of CreateFlow calls over kept connections, each under another access key and with a nonce of
+//! its own, signed before the clock starts.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+use crate::caller::Call;
+
+#[derive(Args)]
+pub(crate) struct Load {
+    to: SocketAddr,
+    /// The signed host.
+    host: String,
+    connections: usize,
+    seconds: f64,
+    /// Under the keys of managed accounts, which come round again; else each key is used once.
+    #[arg(long)]
+    managed: bool,
+    /// So many calls instead of so many seconds.
+    #[arg(long)]
+    calls: Option<usize>,
+}
+
+/// What came of it; times in microseconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    pub(crate) answered: usize,
+    pub(crate) failed: usize,
+    pub(crate) seconds: f64,
+    pub(crate) p50: f64,
+    pub(crate) p99: f64,
+}
+
+/// Managed accounts; each is called less often than its limit allows.
+pub(crate) const ACCOUNTS: usize = 9_000;
+/// More calls than any contender answers in a second.
+const PER_SECOND: f64 = 60_000.0;
+
+/// What the connections share.
+struct Shared {
+    calls: RefCell<Vec<Vec<u8>>>,
+    until: Instant,
+    took: RefCell<Vec<Duration>>,
+    failed: RefCell<usize>,
+}
+
+/// The access key and secret of an account.
+pub(crate) fn key(account: usize) -> (String, String) {
+    (format!("LTAI{account:08}"), format!("bench-secret-{account:08}"))
+}
+
+// === impl Load ===
+
+impl Load {
+    /// Says that it is ready, waits for a line, calls, and says what it saw.
+    pub(crate) async fn run(&self) {
+        let calls = self.calls.unwrap_or((self.seconds * PER_SECOND) as usize);
+        let start = fastrand::usize(..);
+        let calls: Vec<_> = (0..calls).map(|index| self.call(start.wrapping_add(index))).collect();
+        crate::process::say("ready");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        let start = Instant::now();
+        let seconds = if self.calls.is_some() { 600.0 } else { self.seconds };
+        let shared = Rc::new(Shared {
+            calls: RefCell::new(calls),
+            until: start + Duration::from_secs_f64(seconds),
+            took: RefCell::default(),
+            failed: RefCell::default(),
+        });
+        let connections = LocalSet::new();
+        for _ in 0..self.connections {
+            connections.spawn_local(connection(self.to, shared.clone()));
+        }
+        connections.await;
+        let seconds = start.elapsed().as_secs_f64();
+        let mut took = shared.took.borrow_mut();
+        took.sort_unstable();
+        let part = |part: f64| took[((took.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
+        let seen =
+            Seen { answered: took.len(), failed: *shared.failed.borrow(), seconds, p50: part(0.5), p99: part(0.99) };
+        crate::process::say(&serde_json::to_string(&seen).unwrap());
+    }
+
+    fn call(&self, index: usize) -> Vec<u8> {
+        let (key, secret) = key(if self.managed { index % ACCOUNTS } else { index });
+        let agent = "AlibabaCloud (Linux; x86_64) Python/3.11.2 Core/0.4.4 TeaDSL/2";
+        let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "a flow of the benchmark's")];
+        Call::v3_with(&self.host, &query, |call| call.push("user-agent", agent), (&key, &secret)).bytes()
+    }
+}
+
+async fn connection(to: SocketAddr, shared: Rc<Shared>) {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let mut seen = Vec::with_capacity(8192);
+    while Instant::now() < shared.until {
+        let Some(call) = shared.calls.borrow_mut().pop() else { return };
+        let start = Instant::now();
+        stream.write_all(&call).await.unwrap();
+        seen.clear();
+        while !is_whole(&seen) {
+            if stream.read_buf(&mut seen).await.unwrap() == 0 {
+                eprintln!("closed after {:?}", String::from_utf8_lossy(&seen));
+                *shared.failed.borrow_mut() += 1;
+                return;
+            }
+        }
+        if seen.starts_with(b"HTTP/1.1 200") {
+            shared.took.borrow_mut().push(start.elapsed());
+        } else {
+            if *shared.failed.borrow() == 0 {
+                eprintln!("{}", String::from_utf8_lossy(&seen));
+            }
+            *shared.failed.borrow_mut() += 1;
+        }
+    }
+}
+
+/// Contenders answer with a length or, as Envoy and nginx may, in chunks.
+fn is_whole(seen: &[u8]) -> bool {
+    let Some(end) = memmem(seen, b"\r\n\r\n") else { return false };
+    let head = &seen[..end];
+    let length = head.split(|byte| *byte == b'\n').find_map(|line| {
+        let (name, value) = line.split_at_checked(15)?;
+        name.eq_ignore_ascii_case(b"content-length:")
+            .then(|| str::from_utf8(value).unwrap().trim().parse::<usize>().unwrap())
+    });
+    match length {
+        Some(length) => seen.len() >= end + 4 + length,
+        None => seen.ends_with(b"0\r\n\r\n"),
+    }
+}
+
+fn memmem(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
