@@ -1,8 +1,6 @@
 //! What do a query and a form say? Exactly one thing, or it is an error: what one reader decodes leniently and another
 //! strictly is how a call gets signed that nobody authorised. Which parameters a call may have is identify's question.
 
-use std::collections::HashSet;
-
 /// The most parameters that a call may have, query and form together.
 const MAX_PARAMETERS: usize = 2048;
 const MAX_NAME: usize = 128;
@@ -41,6 +39,9 @@ pub(crate) struct Params {
 }
 
 fn decode(text: &[u8]) -> Result<String, DecodeError> {
+    if text.iter().all(|byte| byte.is_ascii_alphanumeric()) {
+        return Ok(String::from_utf8(text.to_vec()).expect("letters and digits are UTF-8"));
+    }
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.iter();
     while let Some(&byte) = rest.next() {
@@ -112,10 +113,10 @@ impl Params {
         if text.is_empty() {
             return Ok(Vec::new());
         }
-        let mut names: HashSet<String> = self.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+        let before = self.iter().count();
         let mut pairs = Vec::new();
         for pair in text.split(|byte| *byte == b'&') {
-            if names.len() == MAX_PARAMETERS {
+            if before + pairs.len() == MAX_PARAMETERS {
                 return Err(DecodeError::TooMany);
             }
             let equals = pair.iter().position(|byte| *byte == b'=').ok_or(DecodeError::NoValue)?;
@@ -123,12 +124,21 @@ impl Params {
             if !is_name(&name) {
                 return Err(DecodeError::Name);
             }
-            if !names.insert(name.to_ascii_lowercase()) {
-                return Err(DecodeError::Doubled);
-            }
             pairs.push((name, decode(&pair[equals + 1..])?));
         }
-        Ok(pairs)
+        match self.is_doubled(&pairs) {
+            true => Err(DecodeError::Doubled),
+            false => Ok(pairs),
+        }
+    }
+
+    /// Whether two names, here or in `more`, differ in nothing but case.
+    fn is_doubled(&self, more: &[(String, String)]) -> bool {
+        let mut names: Vec<&str> = self.iter().map(|(name, _)| name).collect();
+        names.extend(more.iter().map(|(name, _)| name.as_str()));
+        let lower = |byte: u8| byte.to_ascii_lowercase();
+        names.sort_unstable_by(|a, b| a.bytes().map(lower).cmp(b.bytes().map(lower)));
+        names.windows(2).any(|pair| pair[0].eq_ignore_ascii_case(pair[1]))
     }
 }
 

@@ -102,9 +102,9 @@ fn relay(call: &Relayed, upstream_host: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(call.body().clone()));
     *request.method_mut() = call.method().clone();
     *request.uri_mut() = Uri::from(call.target().clone());
+    *request.headers_mut() = call.headers().clone();
     put(&mut request, "host", upstream_host);
     put_length(request.headers_mut(), call.method(), call.body().len());
-    request.headers_mut().extend(call.headers().clone());
     request
 }
 

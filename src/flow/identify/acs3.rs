@@ -17,8 +17,6 @@ const REQUIRED: [&str; 6] =
 /// A version 3 signature.
 pub(super) struct Acs3 {
     algorithm: Algorithm,
-    string_to_sign: String,
-    signature: String,
     body_hash: String,
     signs_type: bool,
 }
@@ -42,8 +40,6 @@ pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Resu
     }
     let proof = Acs3 {
         algorithm: authorization.algorithm,
-        string_to_sign: signable(shape, authorization, body_hash).string_to_sign(),
-        signature: authorization.signature.to_owned(),
         body_hash: body_hash.to_owned(),
         signs_type: authorization.signed_headers.contains(&"content-type"),
     };
@@ -100,11 +96,17 @@ fn signable<'a>(shape: &'a Shape<'_>, authorization: &Authorization<'a>, body_ha
 
 impl Acs3 {
     /// Whether the secret made the signature.
-    pub(super) fn verify(&self, secret: &Secret) -> Result<(), Refusal> {
+    pub(super) fn verify(
+        &self,
+        secret: &Secret,
+        shape: &Shape<'_>,
+        authorization: &Authorization<'_>,
+    ) -> Result<(), Refusal> {
         if self.algorithm != Algorithm::HmacSha256 {
             return Err(incomplete(super::SUPPORTED));
         }
-        match v3::verify(secret, &self.string_to_sign, &self.signature) {
+        let string_to_sign = signable(shape, authorization, &self.body_hash).string_to_sign();
+        match v3::verify(secret, &string_to_sign, authorization.signature) {
             true => Ok(()),
             false => Err(super::wrong_signature()),
         }

@@ -47,8 +47,7 @@ pub(super) fn passage(
     for name in all.keys().filter(|name| stays(name.as_str()) && !is_signed(name.as_str())) {
         headers.remove(name);
     }
-    // Sign writes both anew.
-    headers.remove(header::HOST);
+    // Sign writes this and the host anew.
     headers.remove(header::CONTENT_LENGTH);
     if !is_signed("accept-encoding") {
         headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));

@@ -167,7 +167,9 @@ impl Said {
     /// Drops the parameters that sign or speak for somebody else: Flowgate writes the former itself.
     pub(super) fn keep_own_params(&mut self) -> Result<(), Refusal> {
         self.params.retain(|name| !is_common(name) && !is_foreign(name));
-        match encode::pairs(self.params.query()).len() <= MAX_QUERY {
+        // An encoded byte takes three at most.
+        let most: usize = self.params.query().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
+        match most <= MAX_QUERY || encode::pairs(self.params.query()).len() <= MAX_QUERY {
             true => Ok(()),
             false => Err(Refusal::new(Kind::TooLarge, "the query is longer than 56 KiB once it is encoded")),
         }
