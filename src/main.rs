@@ -8,6 +8,10 @@ use flowgate::cli::{Cli, Command};
 use flowgate::config::{self, Loaded};
 use flowgate::{App, telemetry};
 
+/// Calls come and go by the million, and what one leaves behind must serve the next.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The configuration cannot be used (EX_USAGE of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;
 

