@@ -60,8 +60,8 @@ struct Proxy(Arc<Parts>);
 const UNVERIFIED_BYTES: usize = 16 << 20;
 /// Descriptors that callers' connections do not get.
 const KEPT_DESCRIPTORS: usize = 128;
-/// How often idle lanes are forgotten.
-const SWEEP: Duration = Duration::from_secs(10);
+/// How often idle lanes are forgotten: a lane is at rest a window after its last call, and callers may be many.
+const SWEEP: Duration = Duration::from_secs(2);
 /// What CAMS's answer to the last call that is sent in a drain may take; a quarter of a short grace.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long callers have to read their last answer when the grace is over.

@@ -24,6 +24,10 @@ pub(crate) enum Kind {
     Managed,
 }
 
+/// Room and time for a crowd that waits.
+const PATIENT: &str =
+    "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"\nmax_waiting = 20000\nmax_waiting_per_client = 20000\n";
+
 /// A contender that serves.
 pub(crate) struct Contender {
     pub(crate) process: Process,
@@ -101,7 +105,7 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
 /// Without a line per call, as the others.
 fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Command {
     let mut toml = format!(
-        "log = {{ level = \"warn\" }}\n[listen]\nproxy = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"\n\
+        "log = {{ level = \"warn\" }}\n{PATIENT}[listen]\nmax_connections = 20000\nmax_connections_per_source = 20000\nproxy = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"\n\
          [upstream]\nurl = \"http://{upstream}\"\n"
     );
     for account in 0..if kind.is_managed() { load::ACCOUNTS } else { 0 } {
@@ -122,7 +126,7 @@ fn nginx(limited: bool, port: u16, upstream: SocketAddr, folder: &Path) -> Strin
     let (zone, limit) = if limited {
         let key = r#"map $http_authorization $key { default $http_authorization; "~Credential=(?<id>[^,]+)" $id; }"#;
         let zone = format!("{key}\n limit_req_zone $key zone=keys:64m rate=5r/s;");
-        (zone, "limit_req zone=keys burst=100;")
+        (zone, "limit_req zone=keys burst=20000;")
     } else {
         (String::new(), "")
     };
@@ -130,7 +134,7 @@ fn nginx(limited: bool, port: u16, upstream: SocketAddr, folder: &Path) -> Strin
         .map(|name| format!("{name}_temp_path {folder}/{name};\n"))
         .concat();
     format!(
-        "daemon off; worker_processes 1; pid {folder}/pid; events {{ worker_connections 32768; }}\n\
+        "daemon off; worker_processes 1; worker_rlimit_nofile 65536; pid {folder}/pid; events {{ worker_connections 32768; }}\n\
          http {{ access_log off; keepalive_requests 100000000; {zone}\n{temps}\
          upstream backend {{ server {upstream}; keepalive 128; keepalive_requests 100000000; }}\n\
          server {{ listen 127.0.0.1:{port} backlog=4096; location / {{ {limit} proxy_pass http://backend;\n\

@@ -3,6 +3,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::caller::Call;
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct Load {
     to: SocketAddr,
     /// The signed host.
@@ -28,6 +29,15 @@ pub(crate) struct Load {
     /// So many calls instead of so many seconds.
     #[arg(long)]
     calls: Option<usize>,
+}
+
+/// Calls of one account, each on a connection of its own, that wait until they are told to go.
+#[derive(Args)]
+pub(crate) struct Crowd {
+    to: SocketAddr,
+    /// The signed host.
+    host: String,
+    calls: usize,
 }
 
 /// What came of it; times in microseconds.
@@ -48,6 +58,8 @@ const PER_SECOND: f64 = 60_000.0;
 /// What the connections share.
 struct Shared {
     calls: RefCell<Vec<Vec<u8>>>,
+    /// Those that are signed only when their turn comes: a million would not fit.
+    later: RefCell<Range<usize>>,
     until: Instant,
     took: RefCell<Vec<Duration>>,
     failed: RefCell<usize>,
@@ -63,22 +75,23 @@ pub(crate) fn key(account: usize) -> (String, String) {
 impl Load {
     /// Says that it is ready, waits for a line, calls, and says what it saw.
     pub(crate) async fn run(&self) {
-        let calls = self.calls.unwrap_or((self.seconds * PER_SECOND) as usize);
-        let start = fastrand::usize(..);
-        let calls: Vec<_> = (0..calls).map(|index| self.call(start.wrapping_add(index))).collect();
+        let calls = if self.calls.is_some() { 0 } else { (self.seconds * PER_SECOND) as usize };
+        let first = fastrand::usize(..1 << 40);
+        let calls: Vec<_> = (0..calls).map(|index| self.call(first + index)).collect();
         crate::process::say("ready");
         std::io::stdin().read_line(&mut String::new()).unwrap();
         let start = Instant::now();
         let seconds = if self.calls.is_some() { 600.0 } else { self.seconds };
         let shared = Rc::new(Shared {
             calls: RefCell::new(calls),
+            later: RefCell::new(first..first + self.calls.unwrap_or_default()),
             until: start + Duration::from_secs_f64(seconds),
             took: RefCell::default(),
             failed: RefCell::default(),
         });
         let connections = LocalSet::new();
         for _ in 0..self.connections {
-            connections.spawn_local(connection(self.to, shared.clone()));
+            connections.spawn_local(connection(self.clone(), shared.clone()));
         }
         connections.await;
         let seconds = start.elapsed().as_secs_f64();
@@ -98,12 +111,33 @@ impl Load {
     }
 }
 
-async fn connection(to: SocketAddr, shared: Rc<Shared>) {
-    let mut stream = TcpStream::connect(to).await.unwrap();
+// === impl Crowd ===
+
+impl Crowd {
+    /// Says when all calls are sent, and goes when it is told to.
+    pub(crate) async fn run(&self) {
+        assert!(rlimit::increase_nofile_limit(u64::MAX).unwrap() > self.calls as u64, "room for the sockets");
+        let mut waiting = Vec::new();
+        for _ in 0..self.calls {
+            let mut stream = TcpStream::connect(self.to).await.unwrap();
+            let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "a flow of the benchmark's")];
+            let call = Call::v3_with(&self.host, &query, |_| {}, ("LTAI-crowd", "crowd-secret"));
+            stream.write_all(&call.bytes()).await.unwrap();
+            waiting.push(stream);
+        }
+        crate::process::say("waiting");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+    }
+}
+
+async fn connection(load: Load, shared: Rc<Shared>) {
+    let mut stream = TcpStream::connect(load.to).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let mut seen = Vec::with_capacity(8192);
     while Instant::now() < shared.until {
-        let Some(call) = shared.calls.borrow_mut().pop() else { return };
+        let signed = shared.calls.borrow_mut().pop();
+        let later = || shared.later.borrow_mut().next().map(|index| load.call(index));
+        let Some(call) = signed.or_else(later) else { return };
         let start = Instant::now();
         stream.write_all(&call).await.unwrap();
         seen.clear();

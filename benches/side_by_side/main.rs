@@ -11,6 +11,7 @@ mod caller;
 mod contenders;
 mod floor;
 mod load;
+mod memory;
 mod process;
 mod table;
 
@@ -48,8 +49,15 @@ struct Options {
 #[derive(Subcommand)]
 enum Role {
     Backend,
-    Floor { upstream: SocketAddr },
+    Floor {
+        upstream: SocketAddr,
+    },
     Load(load::Load),
+    Crowd(load::Crowd),
+    /// What a million accounts, one after another, leave behind.
+    Accounts,
+    /// What a waiting call holds, beside nginx.
+    Waiting,
 }
 
 /// The contender has the first core for itself.
@@ -66,6 +74,9 @@ fn main() {
         Some(Role::Backend) => runtime.block_on(backend::serve()),
         Some(Role::Floor { upstream }) => runtime.block_on(floor::serve(upstream)),
         Some(Role::Load(load)) => runtime.block_on(load.run()),
+        Some(Role::Crowd(crowd)) => runtime.block_on(crowd.run()),
+        Some(Role::Accounts) => memory::accounts(),
+        Some(Role::Waiting) => memory::waiting(),
         None => runtime.block_on(side_by_side(&options)),
     }
 }
