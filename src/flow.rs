@@ -111,6 +111,8 @@ where
     let body = body::read(body, parts.allowance(&claim)).await?;
     let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
     let operation = Arc::new(classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?);
+    // It keeps the buffer that it was read into.
+    drop(head);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
     record.queued(operation.clone());
     let answer_by = Instant::now() + operation.hold;
