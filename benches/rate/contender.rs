@@ -1,0 +1,197 @@
+//! Who stands between the callers and CAMS? Each contender is started for one row, with an endpoint of its own, and ends
+//! with it. A limiter within the caller holds it back before it signs; nginx and Flowgate are processes.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim};
+use leaky_bucket::RateLimiter;
+use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::Case;
+use crate::caller::SECRET;
+
+/// What calls go through.
+#[derive(Clone, Copy)]
+pub(crate) enum Contender {
+    /// Nothing.
+    Straight,
+    /// nginx with `limit_req` by access key.
+    Nginx,
+    /// The crate leaky-bucket, one limiter per account, shared by all its callers.
+    Limiter,
+    /// The binary, managed: it verifies and signs.
+    Flowgate,
+}
+
+/// All that a row needs; everything ends when it is dropped.
+pub(crate) struct Stage {
+    pub(crate) cams: Running,
+    /// Where callers connect.
+    pub(crate) to: SocketAddr,
+    /// The host that callers sign.
+    pub(crate) host: String,
+    /// The callers' own limiters, one for each account, or none.
+    pub(crate) limiters: Vec<RateLimiter>,
+    /// A process that stands between.
+    _process: Option<(Child, TempDir)>,
+}
+
+pub(crate) const ALL: [Contender; 4] = [Contender::Straight, Contender::Nginx, Contender::Limiter, Contender::Flowgate];
+
+/// How long CAMS takes to answer.
+const LATENCY: Duration = Duration::from_millis(30);
+
+/// After a start Flowgate holds every token for its window and gap: a process before it may just have spent them.
+const PAUSE: Duration = Duration::from_millis(1100);
+
+/// Each five calls straddle a tick where the way has jitter: the worst for an aligned window.
+const BEFORE_TICK: Duration = Duration::from_millis(20);
+
+/// How long a process may take to be ready.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The access key of an account.
+pub(crate) fn key(account: usize) -> String {
+    format!("LTAI-account-{account}")
+}
+
+// === impl Contender ===
+
+impl Contender {
+    /// Starts it before a fresh CAMS and returns just before a tick of CAMS's clock; `None` if it is not installed.
+    pub(crate) async fn prepare(self, case: Case) -> Option<Stage> {
+        // What is strict in it is for what Flowgate makes; nginx and these callers send hop headers.
+        let settings = Settings { latency: LATENCY, jitter: case.jitter, strict: false, ..Settings::default() };
+        let mut settings = Settings { keep_requests: false, ..settings }.with_limit(case.limit());
+        for account in 0..case.size.accounts {
+            settings = settings.with_key(&key(account), SECRET, &key(account));
+        }
+        let (cams, opened) = (Sim::start(settings).await.unwrap(), Instant::now());
+        let (to, host) = (cams.addr(), cams.addr().to_string());
+        let mut stage = Stage { cams, to, host, limiters: Vec::new(), _process: None };
+        match self {
+            Self::Straight | Self::Limiter => {}
+            Self::Nginx => stage.put_nginx_between().await?,
+            Self::Flowgate => stage.put_flowgate_between(case.size.accounts).await,
+        }
+        let phase = Duration::from_nanos(opened.elapsed().subsec_nanos().into());
+        sleep(Duration::from_secs(2) - BEFORE_TICK - phase).await;
+        // Its second begins with the crowd, which is the best for it: else the next five follow the first at once.
+        if matches!(self, Self::Limiter) {
+            stage.limiters = (0..case.size.accounts).map(|_| limiter(case)).collect();
+        }
+        Some(stage)
+    }
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Straight => "nothing",
+            Self::Nginx => "nginx limit_req",
+            Self::Limiter => "limiter in the caller",
+            Self::Flowgate => "**Flowgate**",
+        })
+    }
+}
+
+/// As an application would have it: full at the start, and the limit's count back each second.
+#[allow(clippy::disallowed_methods, reason = "it is what Flowgate is compared with")]
+fn limiter(case: Case) -> RateLimiter {
+    let five = usize::try_from(case.limit().per_window).unwrap();
+    RateLimiter::builder().max(five).initial(five).refill(five).interval(case.limit().window).build()
+}
+
+// === impl Stage ===
+
+impl Stage {
+    async fn put_nginx_between(&mut self) -> Option<()> {
+        let folder = tempfile::tempdir().unwrap();
+        let to = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        std::fs::write(folder.path().join("nginx.conf"), nginx_conf(to, &self.host)).unwrap();
+        // Debian has it where only root looks.
+        let start = |program: &str| {
+            let mut command = Command::new(program);
+            command.arg("-p").arg(folder.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
+            command.stderr(Stdio::null()).kill_on_drop(true).spawn()
+        };
+        let child = start("nginx").or_else(|_| start("/usr/sbin/nginx")).ok()?;
+        let ready = async {
+            while TcpStream::connect(to).await.is_err() {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, ready).await.expect("nginx listens");
+        // The signed host stays CAMS's own, which nginx sends by default.
+        (self.to, self._process) = (to, Some((child, folder)));
+        Some(())
+    }
+
+    async fn put_flowgate_between(&mut self, accounts: usize) {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("flowgate.toml");
+        std::fs::write(&config, flowgate_toml(&self.cams.url(), accounts)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        command.arg("--config").arg(&config).env("MANAGED", SECRET).stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let ready = async {
+            loop {
+                let line = lines.next_line().await.unwrap().expect("flowgate says that it is ready");
+                let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+                if event["message"] == "flowgate is ready" {
+                    break event["proxy"].as_str().unwrap().parse().unwrap();
+                }
+            }
+        };
+        self.to = timeout(PATIENCE, ready).await.expect("flowgate is ready in time");
+        self.host = self.to.to_string();
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        self._process = Some((child, folder));
+        sleep(PAUSE).await;
+    }
+}
+
+/// One process, paced by the access key of the V3 signature, with room for everybody to wait.
+fn nginx_conf(listen: SocketAddr, cams: &str) -> String {
+    format!(
+        "daemon off; master_process off; pid nginx.pid; worker_rlimit_nofile 8192;
+         events {{ worker_connections 4096; }}
+         http {{
+             access_log off;
+             client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
+             uwsgi_temp_path uwsgi; scgi_temp_path scgi;
+             map $http_authorization $access_key {{ \"~Credential=(?<id>[^,]+)\" $id; }}
+             limit_req_zone $access_key zone=cams:10m rate=5r/s;
+             server {{
+                 listen {listen} backlog=4096;
+                 location / {{
+                     limit_req zone=cams burst=1000;
+                     proxy_http_version 1.1;
+                     proxy_pass http://{cams};
+                 }}
+             }}
+         }}"
+    )
+}
+
+fn flowgate_toml(cams: &str, accounts: usize) -> String {
+    let start = format!(
+        "log = {{ format = \"json\" }}\nlisten = {{ proxy = \"127.0.0.1:0\", admin = \"127.0.0.1:0\" }}\n\
+         upstream = {{ url = \"{cams}\" }}\nqueue = {{ max_hold = \"10m\" }}\n"
+    );
+    let account = |number| {
+        let key = key(number);
+        format!(
+            "[[accounts]]\nid = \"{key}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n"
+        )
+    };
+    start + &(0..accounts).map(account).collect::<String>()
+}
