@@ -24,9 +24,9 @@ pub(crate) struct Outcome {
     pub(crate) took: Duration,
     /// Until every account had five successes.
     pub(crate) first_five: Option<Duration>,
-    /// The most that any account sent within a second.
-    pub(crate) worst_sent: usize,
-    /// The most that CAMS counted or refused within a second, after the jitter of the way.
+    /// The most calls of an account that CAMS received within a second.
+    pub(crate) worst_received: usize,
+    /// The same by when CAMS decided on them, which is later by the jitter of the way.
     pub(crate) worst_counted: usize,
 }
 
@@ -63,7 +63,7 @@ impl Stage {
             refused: self.cams.report().refused,
             took: answers.iter().map(|answer| answer.after).max().unwrap_or_default(),
             first_five: first_five(&answers, case.size.accounts),
-            worst_sent: worst(&arrivals, |arrival| arrival.received),
+            worst_received: worst(&arrivals, |arrival| arrival.received),
             worst_counted: worst(&arrivals, |arrival| arrival.at),
         }
     }

@@ -63,7 +63,7 @@ const SIZES: [Size; 3] = [
 const APART: Duration = Duration::from_millis(530);
 
 const HEAD: &str = "| calls | window | way | through | succeeded | refused at CAMS | seconds (optimum) | first five, s \
-                    | worst second: sent, counted |\n|---|---|---|---|--:|--:|--:|--:|--:|";
+                    | worst second: received, counted |\n|---|---|---|---|--:|--:|--:|--:|--:|";
 
 #[tokio::main]
 async fn main() {
@@ -135,7 +135,7 @@ impl Outcome {
             self.refused,
             self.took.as_secs_f64(),
             case.optimum(),
-            self.worst_sent,
+            self.worst_received,
             self.worst_counted,
         )
     }
