@@ -23,6 +23,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus::IntGauge;
+use socket2::SockRef;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -58,6 +59,9 @@ pub(crate) struct Terms {
     /// When the log last told that callers are turned away.
     told: Arc<Mutex<Option<Instant>>>,
 }
+
+/// So many may connect before they are accepted: who finds tokio's 128 full loses a second until the kernel tries again.
+const BACKLOG: i32 = 4096;
 
 /// How often it tells so.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
@@ -95,7 +99,11 @@ impl Listener {
     /// Binds; a Unix socket that nobody listens on any more is replaced.
     pub(crate) async fn bind(bind: &Bind) -> io::Result<Self> {
         match bind {
-            Bind::Tcp(address) => Ok(Self::Tcp(TcpListener::bind(address).await?)),
+            Bind::Tcp(address) => {
+                let listener = TcpListener::bind(address).await?;
+                SockRef::from(&listener).listen(BACKLOG)?;
+                Ok(Self::Tcp(listener))
+            }
             Bind::Unix(path) => {
                 // Refused means that a process left its socket behind; whatever else it is, binding says.
                 let left = UnixStream::connect(path)

@@ -361,3 +361,12 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
     assert_eq!((reply.status, reply.code().as_str()), (503, "Flowgate.UpstreamUnreachable"));
     assert_eq!(sim.report().created, 1);
 }
+
+#[tokio::test]
+async fn a_crowd_may_connect_before_the_first_of_it_is_accepted() {
+    let world = World::new("").await;
+    // Nothing is awaited, so nothing is accepted meanwhile.
+    let connect = |_| std::net::TcpStream::connect_timeout(&world.proxy, Duration::from_millis(500));
+    let crowd: Result<Vec<_>, _> = (0..300).map(connect).collect();
+    assert_eq!(crowd.unwrap().len(), 300);
+}
