@@ -33,6 +33,8 @@ pub mod config;
 
 mod admin;
 mod app;
+#[doc(hidden)]
+pub mod bench_support;
 pub mod cli;
 mod metrics;
 mod room;

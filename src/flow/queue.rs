@@ -8,7 +8,7 @@
 //! observes, whose calls get their turn at once and without a token.
 
 mod admit;
-mod fair;
+pub(crate) mod fair;
 mod lane;
 mod learn;
 mod pause;

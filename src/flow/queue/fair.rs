@@ -84,19 +84,21 @@ impl<W> Line<W> {
         let (name, tenant, place) = (standing.client.clone(), standing.tenant.clone(), standing.place);
         let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
         client.stride = stride(&standing);
-        client.tenants.entry(tenant.clone()).or_default().insert(place);
+        let places = client.tenants.entry(tenant.clone()).or_default();
+        places.insert(place);
+        client.turns.set(&tenant, first_of(places));
         let before = client.calls.insert(place, (standing, waiter));
         debug_assert!(before.is_none(), "a place is in line at most once");
         self.len += 1;
-        self.update(&name, &tenant);
+        self.turns.set(&name, client.first());
     }
 
     /// Takes out whose turn it is.
     pub(crate) fn pop(&mut self) -> Option<W> {
-        let name = self.turns.first()?.clone();
+        let name = self.turns.first()?.0.clone();
         let client = self.clients.get_mut(&name).expect("who waits is a client");
-        let tenant = client.turns.first().expect("a client that waits has a tenant that waits").clone();
-        let place = client.first_of(&tenant).expect("a tenant that waits has a call");
+        let (tenant, place) = client.turns.first().expect("a client that waits has a tenant that waits");
+        let tenant = tenant.clone();
         client.turns.serve(STRIDE);
         let stride = client.stride;
         self.turns.serve(stride);
@@ -127,9 +129,10 @@ impl<W> Line<W> {
             self.clients.iter().map(|(name, client)| (name.clone(), Ahead::new(client))).collect();
         let mut ahead = 0;
         let mut go = Vec::new();
-        while let Some(name) = turns.first().cloned() {
+        while let Some((name, _)) = turns.first() {
+            let name = name.clone();
             let (client, future) = (&self.clients[&name], inner.get_mut(&name).expect("every client has a future"));
-            let (tenant, place) = future.next(client).expect("a client that waits has a call");
+            let (tenant, place) = future.next().expect("a client that waits has a call");
             let (standing, waiter) = &client.calls[&place];
             if stays(ahead, waiter) {
                 ahead += 1;
@@ -139,7 +142,7 @@ impl<W> Line<W> {
                 go.push(standing.clone());
             }
             future.pass(client, (&tenant, place));
-            turns.set(&name, future.next(client).map(|(_, place)| (place, 0)));
+            turns.set(&name, future.next().map(|(_, place)| (place, 0)));
         }
         go.iter().filter_map(|standing| self.remove(standing)).collect()
     }
@@ -176,29 +179,23 @@ impl<W> Line<W> {
     fn take(&mut self, name: &ClientId, tenant: &TenantId, place: Place) -> Option<W> {
         let client = self.clients.get_mut(name)?;
         let (_, waiter) = client.calls.remove(&place)?;
-        client.tenants.get_mut(tenant).expect("the tenant of a call that waits").remove(&place);
-        self.len -= 1;
-        self.update(name, tenant);
-        Some(waiter)
-    }
-
-    /// Brings both levels' turns up to what the tenant's calls are now.
-    fn update(&mut self, name: &ClientId, tenant: &TenantId) {
-        let Some(client) = self.clients.get_mut(name) else { return };
-        let first = client.first_of(tenant);
-        let calls = client.tenants.get(tenant).map_or(0, BTreeSet::len);
-        client.turns.set(tenant, first.map(|place| (place, calls)));
-        if first.is_none() {
+        let places = client.tenants.get_mut(tenant).expect("the tenant of a call that waits");
+        places.remove(&place);
+        let rest = first_of(places);
+        client.turns.set(tenant, rest);
+        if rest.is_none() {
             client.tenants.remove(tenant);
         }
-        let place = client.turns.first().and_then(|tenant| client.first_of(tenant));
-        self.turns.set(name, place.map(|place| (place, client.calls.len())));
+        let first = client.first();
+        self.turns.set(name, first);
+        self.len -= 1;
         if self.len == 0 {
             // Nobody waits, so nobody is ahead of anybody.
             *self = Self::new();
-        } else if place.is_none() && !self.turns.is_ahead(name) {
+        } else if first.is_none() && !self.turns.is_ahead(name) {
             self.clients.remove(name);
         }
+        Some(waiter)
     }
 }
 
@@ -209,8 +206,9 @@ impl<W> Client<W> {
         Self { stride: STRIDE, calls: BTreeMap::new(), tenants: HashMap::new(), turns: Turns::new() }
     }
 
-    fn first_of(&self, tenant: &TenantId) -> Option<Place> {
-        self.tenants.get(tenant)?.first().copied()
+    /// Where its next call stands, and how many wait.
+    fn first(&self) -> Option<(Place, usize)> {
+        self.turns.first().map(|(_, place)| (place, self.calls.len()))
     }
 
     fn ahead_of_new(&self, tenant: &TenantId) -> usize {
@@ -218,6 +216,11 @@ impl<W> Client<W> {
         let tag = self.turns.tag(tenant).after(own, STRIDE);
         own + self.turns.before(tenant, tag, |_| STRIDE)
     }
+}
+
+/// The first of a tenant's calls, and how many there are.
+fn first_of(places: &BTreeSet<Place>) -> Option<(Place, usize)> {
+    Some((*places.first()?, places.len()))
 }
 
 /// How far apart the tags of such a call's client lie.
@@ -237,9 +240,8 @@ impl Ahead {
         Self { turns: client.turns.clone(), passed: HashMap::new() }
     }
 
-    fn next<W>(&self, client: &Client<W>) -> Option<(TenantId, Place)> {
-        let tenant = self.turns.first()?;
-        Some((tenant.clone(), self.first_of(client, tenant)?))
+    fn next(&self) -> Option<(TenantId, Place)> {
+        self.turns.first().map(|(tenant, place)| (tenant.clone(), place))
     }
 
     fn pass<W>(&mut self, client: &Client<W>, (tenant, place): (&TenantId, Place)) {

@@ -99,7 +99,9 @@ impl<K: Connector> Lane<K> {
     /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.
     pub(super) fn lock(&self) -> MutexGuard<'_, State<K>> {
         let mut state = self.state.lock();
-        state.keep_pace(Instant::now());
+        if state.learned.has_learned() {
+            state.keep_pace(Instant::now());
+        }
         state
     }
 
@@ -135,7 +137,7 @@ impl<K: Connector> Lane<K> {
             self.changed.notify_one();
         }
         let standing = call.standing.clone();
-        Ok(Entered::Waiting(Waiter { lane: self.clone(), standing, send_by: call.send_by, turn }))
+        Ok(Entered::Waiting(Waiter { lane: self.clone(), standing, send_by: call.send_by, turn, told: false }))
     }
 
     /// What a call that came now would wait; while nobody waits here, when a refused one had best come back.
@@ -241,14 +243,24 @@ impl<K: Connector> Lane<K> {
         let taken = state.tokens.take();
         assert!(taken, "a grant is decided on a free token, under the lane's lock");
         self.metrics.granted.inc();
-        Turn::limited(connection, self.clone(), state.pause.granted(Instant::now()))
+        let now = Instant::now();
+        let probe = state.pause.granted(now);
+        Turn::limited(connection, self.clone(), (now, probe))
     }
 
     /// Starts the clock of a granted token.
     pub(super) fn spend(&self) -> Arc<RateLimiter> {
-        let clock = self.lock().tokens.spend();
+        let (clock, is_first) = {
+            let mut state = self.lock();
+            let clock = state.tokens.spend();
+            let is_first = state.tokens.next_drip().is_some_and(|first| Arc::ptr_eq(&first, &clock));
+            (clock, is_first)
+        };
         self.metrics.spent.inc();
-        self.changed.notify_one();
+        // Otherwise the worker, if it waits for a token, already waits for one that is back sooner.
+        if is_first {
+            self.changed.notify_one();
+        }
         clock
     }
 }

@@ -61,6 +61,11 @@ impl Learned {
         Self { limit, bounds: Learn { max_gap, ..bounds }, pace, quiet_from: None }
     }
 
+    /// Whether there was an episode: without one the pace does not change with time.
+    pub(crate) fn has_learned(&self) -> bool {
+        self.quiet_from.is_some()
+    }
+
     /// The pace to keep at `now`.
     pub(crate) fn pace(&self, now: Instant) -> Pace {
         let Some(quiet_from) = self.quiet_from else { return self.pace };

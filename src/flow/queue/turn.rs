@@ -36,9 +36,9 @@ impl<K: Connector> Turn<K> {
         Self { connection: Some(connection), lane: None, granted_at: Instant::now(), probe: false }
     }
 
-    /// A turn on a lane, whose token has been granted.
-    pub(super) fn limited(connection: K::Connection, lane: Arc<Lane<K>>, probe: bool) -> Self {
-        Self { connection: Some(connection), lane: Some(lane), granted_at: Instant::now(), probe }
+    /// A turn on a lane, whose token was granted at this moment.
+    pub(super) fn limited(connection: K::Connection, lane: Arc<Lane<K>>, (granted_at, probe): (Instant, bool)) -> Self {
+        Self { connection: Some(connection), lane: Some(lane), granted_at, probe }
     }
 
     /// Uses the turn: the token's clock starts now, as the request is handed to the connection.

@@ -19,6 +19,8 @@ pub(super) struct Waiter<K: Connector> {
     pub(super) standing: Standing,
     pub(super) send_by: Instant,
     pub(super) turn: oneshot::Receiver<Result<Turn<K>, Refusal>>,
+    /// It has its turn or its refusal, for which it was taken out of line.
+    pub(super) told: bool,
 }
 
 // === impl Waiter ===
@@ -27,7 +29,10 @@ impl<K: Connector> Waiter<K> {
     pub(super) async fn turn(mut self) -> Result<Turn<K>, Refusal> {
         tokio::select! {
             biased;
-            turn = &mut self.turn => turn.unwrap_or_else(|_| Err(self.expired())),
+            turn = &mut self.turn => {
+                self.told = turn.is_ok();
+                turn.unwrap_or_else(|_| Err(self.expired()))
+            }
             () = tokio::time::sleep_until(self.send_by) => Err(self.expired()),
         }
     }
@@ -39,7 +44,9 @@ impl<K: Connector> Waiter<K> {
 
 impl<K: Connector> Drop for Waiter<K> {
     fn drop(&mut self) {
-        self.lane.leave(&self.standing);
+        if !self.told {
+            self.lane.leave(&self.standing);
+        }
     }
 }
 

@@ -53,7 +53,12 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
                 () = change => {}
             },
             Next::Token(drip) => tokio::select! {
-                () = drip.acquire_one() => lane.lock().tokens.dripped(&drip),
+                () = drip.acquire_one() => {
+                    let mut state = lane.lock();
+                    state.tokens.dripped(&drip);
+                    // Tokens that were used together are back together: no wait for each.
+                    state.tokens.collect();
+                }
                 () = change => {}
             },
         }
@@ -106,6 +111,9 @@ fn decide<K: Connector>(
         }
     }
     if !connection.as_ref().is_some_and(K::is_usable) {
+        *connection = lane.shared.connector.try_ready();
+    }
+    if connection.is_none() {
         let wanted = state.line.len().min(state.tokens.free() as usize).max(1);
         return Next::Connect(wanted);
     }

@@ -6,7 +6,7 @@
 //! unused, then those that come back next.
 //!
 //! The limiters are never a queue: several waiters on one of them can hang for ever when callers leave together. They
-//! are polled by the lane's worker alone, or, while no worker lives, tried under the lane's lock.
+//! are polled by the lane's worker alone, and tried, under the lane's lock, by it or while no worker lives.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Tokens {
         self.usable = usable;
     }
 
-    /// Makes every token free that has dripped. Only while no worker polls a limiter.
+    /// Makes every token free that has dripped. Only while nobody polls a limiter.
     pub(crate) fn collect(&mut self) {
         while self.spent.front().is_some_and(|spent| spent.drip.try_acquire(1)) {
             self.spent.pop_front();

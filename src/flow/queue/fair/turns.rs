@@ -44,18 +44,29 @@ impl<N: Clone + Ord + Hash> Turns<N> {
 
     /// The first call of this name is now the one at this place, and so many wait; none: nothing of it waits.
     pub(super) fn set(&mut self, name: &N, first: Option<(Place, usize)>) {
-        let tag = self.tag(name);
-        match self.tags.remove(name) {
-            Some((tag, Some(place))) => drop(self.waiting.remove(&(tag, place, name.clone()))),
-            Some((tag, None)) => drop(self.ahead.remove(&(tag, name.clone()))),
-            None => {}
+        let Some(known) = self.tags.get_mut(name) else {
+            if let Some((place, calls)) = first {
+                self.tags.insert(name.clone(), (self.now, Some(place)));
+                self.waiting.insert((self.now, place, name.clone()), calls);
+            }
+            return;
+        };
+        let (before, tag) = (*known, self.now.max(known.0));
+        *known = (tag, first.map(|(place, _)| place));
+        // Mostly one more comes behind others, and its name stands where it stood.
+        if let Some((place, calls)) = first.filter(|_| *known == before) {
+            self.waiting.insert((tag, place, name.clone()), calls);
+            return;
+        }
+        match before {
+            (tag, Some(place)) => drop(self.waiting.remove(&(tag, place, name.clone()))),
+            (tag, None) => drop(self.ahead.remove(&(tag, name.clone()))),
         }
         match first {
             Some((place, calls)) => drop(self.waiting.insert((tag, place, name.clone()), calls)),
             None if tag > self.now => drop(self.ahead.insert((tag, name.clone()))),
-            None => return,
+            None => drop(self.tags.remove(name)),
         }
-        self.tags.insert(name.clone(), (tag, first.map(|(place, _)| place)));
     }
 
     /// Whether it does not wait and has been served ahead of the others.
@@ -63,9 +74,9 @@ impl<N: Clone + Ord + Hash> Turns<N> {
         self.tags.get(name).is_some_and(|(_, place)| place.is_none())
     }
 
-    /// Whose turn it is.
-    pub(super) fn first(&self) -> Option<&N> {
-        self.waiting.first_key_value().map(|((_, _, name), _)| name)
+    /// Whose turn it is, and where its first call stands.
+    pub(super) fn first(&self) -> Option<(&N, Place)> {
+        self.waiting.first_key_value().map(|((_, place, name), _)| (name, *place))
     }
 
     /// The first is served: its next call's tag lies a stride on. What is ahead of nobody any more is forgotten.
