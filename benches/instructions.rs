@@ -15,8 +15,11 @@ use serde::Deserialize;
 const CAPTURE: &str = include_str!("../tests/data/captures/py5_a_v3_ak.http");
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.toml");
 const UPDATE: &str = "cargo bench --profile ci --bench instructions -- --update";
-const TOLERANCE: f64 = 0.05;
-const TIMES: u64 = 1000;
+/// A clone of the header map makes `identify` dearer by 2 %; what the counts differ by themselves is below 1 %.
+const TOLERANCE: f64 = 0.015;
+const TIMES: u64 = 2000;
+/// An allocator that keeps all that is freed takes the same path every time, in whatever order the maps are.
+const ALLOCATOR: &str = "glibc.malloc.tcache_count=10000:glibc.malloc.tcache_max=65536";
 
 /// What the file keeps.
 #[derive(Deserialize)]
@@ -91,6 +94,7 @@ fn count(name: &str) -> Result<u64> {
 /// All instructions of a process that repeats a step so often.
 fn collected(name: &str, times: u64) -> Result<u64> {
     let output = Command::new("valgrind")
+        .env("GLIBC_TUNABLES", ALLOCATOR)
         .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
         .arg(std::env::current_exe()?)
         .args(["--step", name, &times.to_string()])
