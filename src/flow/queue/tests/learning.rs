@@ -82,7 +82,7 @@ fn figures(attempts: &Attempts, from: u64, to: u64) -> (f64, f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn behind_jitter_two_per_cent_are_refused_at_most_and_the_rate_is_93_per_cent_at_least() {
+async fn behind_jitter_one_per_cent_is_refused_on_average_and_the_rate_is_93_per_cent_at_least() {
     let mut refused = Vec::new();
     for seed in 0..40 {
         let (rate, share) = figures(&saturated(60, 30, Outsider::Nobody, seed).await, 0, 60);

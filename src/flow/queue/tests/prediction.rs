@@ -89,7 +89,7 @@ async fn one_tenant_without_throttles_waits_what_it_was_told() {
 /// What the lane learns from the throttles makes the difference: at half the rate 84 of 100 are this close, at two thirds
 /// of it 75, at the rate itself 65, for the forecast takes the pace that is effective now for the pace to come.
 #[tokio::test(start_paused = true)]
-async fn with_two_percent_throttled_four_of_five_wait_about_what_they_were_told() {
+async fn at_half_the_rate_and_two_percent_throttled_four_of_five_wait_about_what_they_were_told() {
     let (mut calls, mut close) = (0, 0);
     for seed in 0..20 {
         let path = Path { refuses: 0.02, latency: ms(40), to_send: ms(2), apart: ms(400), hold: 30 * SECOND };
