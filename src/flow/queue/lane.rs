@@ -188,6 +188,9 @@ impl<K: Connector> Lane<K> {
                 tenants,
                 "CAMS throttles: the lane pauses"
             );
+        } else {
+            state.learned.refused_too();
+            state.keep_pace(now);
         }
         self.tell_late(&mut state, now);
         self.changed.notify_one();

@@ -6,11 +6,12 @@
 //! The lane's own count never explains a refusal: no window holds more of its sends than the limit allows, and what a
 //! predecessor may have sent is waited out at the start. So every new episode teaches.
 //!
-//! The steps are a compromise, as simulated against an endpoint that takes 5 per sliding second. With 30 ms of jitter
-//! the first minute has 1.0 % refused at 97.4 % of the rate, later ones 0.4 %. A minute is over 2 % (at most 2.7 %) in 27
-//! cases of 1500, when whole bunches of five meet a gap that is still narrow; steps of 25 ms would end that, but cost half
-//! a per cent of the rate for ever after and blame outsiders sooner. Beside an outsider's even 2/s the lane sends 2.9/s
-//! with 3 % refused: a token is tried again every twelve seconds, for an outsider's end can be seen in no other way.
+//! The more of an episode's attempts were refused, the more too narrow was the gap: each further refusal widens it by a
+//! step too, but costs no token and does not lengthen the back-off. An endpoint that takes 5 per sliding second, behind
+//! 30 ms of jitter, then refuses 0.8 % of the first minute at 97.5 % of the rate, and at most 1.7 % in the worst of 1500
+//! minutes. With a step per episode, however many it refused, it is 1.0 % and 2.7 %: whole bunches of five meet a gap
+//! that is still narrow. Beside an outsider's even 2/s the lane sends 2.9/s with 3 % refused: a token is tried again every
+//! twelve seconds, for an outsider's end can be seen in no other way.
 //!
 //! Known limit: on a steady path the lane's five take up the quota in the instant in which it frees. An outsider who gives
 //! up when refused is crowded out then, and as the lane is not refused, it learns nothing of him.
@@ -21,7 +22,7 @@ use tokio::time::Instant;
 
 use crate::config::{Learn, Limit};
 
-/// What one episode adds to the gap.
+/// What one refusal adds to the gap.
 const WIDER: Duration = Duration::from_millis(10);
 /// How long it must be quiet before the gap narrows.
 const BEFORE_NARROWING: Duration = Duration::from_secs(10);
@@ -91,6 +92,11 @@ impl Learned {
         self.quiet_from = Some(quiet_from);
     }
 
+    /// Another attempt of the running episode came back refused.
+    pub(crate) fn refused_too(&mut self) {
+        self.pace.gap = (self.pace.gap + WIDER).min(self.bounds.max_gap);
+    }
+
     /// Whether nothing is left of what was learned.
     pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
         self.pace(now) == Pace { gap: self.bounds.gap, tokens: self.limit.count.get() }
@@ -145,6 +151,30 @@ mod tests {
         for (episodes, (gap, tokens)) in (0..).zip(expected) {
             assert_eq!(after(episodes), (gap * 1000, tokens), "{episodes} episodes");
         }
+    }
+
+    #[test]
+    fn the_more_an_episode_refuses_the_wider_the_gap_but_it_takes_one_token_at_most() {
+        let t = Instant::now();
+        let mut learned = learned(5, SECOND);
+        let mut episode = |refusals| {
+            learned.episode(t, t);
+            (1..refusals).for_each(|_| learned.refused_too());
+            pace(&learned, t)
+        };
+        assert_eq!(
+            [1, 2, 5, 5, 1].map(&mut episode),
+            [(15, 5), (35, 5), (40, 5), (40, 4), (40, 3)].map(|(ms, n)| (ms * 1000, n))
+        );
+    }
+
+    #[test]
+    fn a_late_refusal_of_an_episode_takes_back_no_quiet_time() {
+        let t = Instant::now();
+        let mut learned = troubled(5, 1, t);
+        assert_eq!(pace(&learned, t + SECOND * 20), (13_000, 5));
+        learned.refused_too();
+        assert_eq!(pace(&learned, t + SECOND * 20), (23_000, 5));
     }
 
     #[test]

@@ -82,19 +82,13 @@ fn figures(attempts: &Attempts, from: u64, to: u64) -> (f64, f64) {
 }
 
 #[tokio::test(start_paused = true)]
-async fn behind_jitter_one_per_cent_is_refused_on_average_and_the_rate_is_93_per_cent_at_least() {
-    let mut refused = Vec::new();
+async fn behind_jitter_at_most_2_per_cent_are_refused_and_the_rate_is_93_per_cent_at_least() {
     for seed in 0..40 {
         let (rate, share) = figures(&saturated(60, 30, Outsider::Nobody, seed).await, 0, 60);
         println!("seed {seed}: {:.1} % of the rate, {share:.2} % refused", rate * 20.0);
         assert!(rate >= 0.93 * 5.0, "seed {seed}: {rate:.2}/s");
-        assert!(share <= 3.0, "seed {seed}: {share:.2} % refused");
-        refused.push(share);
+        assert!(share <= 2.0, "seed {seed}: {share:.2} % refused");
     }
-    let mean = refused.iter().sum::<f64>() / refused.len() as f64;
-    let within = refused.iter().filter(|share| **share <= 2.0).count();
-    println!("on average {mean:.2} % refused; at most 2 % in {within} minutes of {}", refused.len());
-    assert!(mean <= 2.0 && within * 100 >= refused.len() * 95, "{mean:.2} %, {within} of {}", refused.len());
 }
 
 #[tokio::test(start_paused = true)]
