@@ -199,10 +199,10 @@ impl<K: Connector> Lane<K> {
     /// Takes out of line, and tells, everybody whose turn is forecast for after its send-by or the end of a drain.
     pub(super) fn tell_late(&self, state: &mut State<K>, now: Instant) {
         state.check_at = None;
-        let State { line, tokens, pause, .. } = state;
-        let open = pause.open_at(now);
+        let State { line, tokens, pause, learned, .. } = state;
+        let (open, more) = (pause.open_at(now), learned.returns(now));
         let late = line.sift(|ahead, queued| {
-            let turn = tokens.forecast(ahead, now, open).max(now);
+            let turn = tokens.forecast(ahead, now, open, &more).max(now);
             turn <= queued.send_by && !self.shared.drained(turn)
         });
         let wait = forecast(state, state.line.len(), now);
@@ -277,7 +277,15 @@ impl<K: Connector> State<K> {
     }
 }
 
-/// What the call that has `ahead` others before it will wait.
+/// A twentieth: in simulations (`tests/prediction.rs`) most forecasts of a lane that is refused now and then come true.
+const FOR_REFUSALS: u32 = 20;
+
+/// What the call that has `ahead` others before it will wait. A lane that was refused of late is likely to be refused
+/// again before a long wait is over: that is allowed for by a part of what is forecast after the pause.
 pub(super) fn forecast<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
-    state.tokens.forecast(ahead, now, state.pause.open_at(now)).saturating_duration_since(now)
+    let State { tokens, pause, learned, .. } = state;
+    let open = pause.open_at(now);
+    let turn = tokens.forecast(ahead, now, open, &learned.returns(now));
+    let spare = if learned.is_forgotten(now) { Duration::ZERO } else { (turn - open) / FOR_REFUSALS };
+    (turn + spare).saturating_duration_since(now)
 }

@@ -72,13 +72,21 @@ impl Learned {
         let Some(quiet_from) = self.quiet_from else { return self.pace };
         let quiet = now.saturating_duration_since(quiet_from);
         let count = self.limit.count.get();
-        let per_step = self.limit.window.max(Duration::from_secs(1)) * WINDOWS_PER_TOKEN;
+        let per_step = self.per_step();
         let steps = u32::try_from(quiet.as_nanos() / per_step.as_nanos()).unwrap_or(u32::MAX);
         let tokens = self.pace.tokens.saturating_add(steps.saturating_mul(self.step())).min(count);
         // The gap's turn comes when all tokens are back.
         let whole_after = per_step * (count - self.pace.tokens).div_ceil(self.step());
         let narrowed = quiet.saturating_sub(whole_after.max(BEFORE_NARROWING)) / NARROWING;
         Pace { gap: self.pace.gap.saturating_sub(narrowed).max(self.bounds.gap), tokens }
+    }
+
+    /// When one token more may be used, from `now` on, if it stays quiet: in order.
+    pub(crate) fn returns(&self, now: Instant) -> Vec<Instant> {
+        let Some(quiet_from) = self.quiet_from else { return Vec::new() };
+        let missing = self.limit.count.get() - self.pace.tokens;
+        let returns = (0..missing).map(|token| quiet_from + self.per_step() * (token / self.step() + 1));
+        returns.filter(|at| *at > now).collect()
     }
 
     /// An episode has begun that holds the lane until `quiet_from`.
@@ -100,6 +108,10 @@ impl Learned {
     /// Whether nothing is left of what was learned.
     pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
         self.pace(now) == Pace { gap: self.bounds.gap, tokens: self.limit.count.get() }
+    }
+
+    fn per_step(&self) -> Duration {
+        self.limit.window.max(Duration::from_secs(1)) * WINDOWS_PER_TOKEN
     }
 
     fn step(&self) -> u32 {
@@ -187,6 +199,13 @@ mod tests {
             [11_999, 12_000, 24_000, 47_999, 48_000].map(|ms| pace(&back, t + SECOND * ms / 1000).1),
             [2, 4, 6, 8, 10]
         );
+        let returns = |learned: &Learned, at: u32| -> Vec<u64> {
+            learned.returns(t + SECOND * at).iter().map(|back| (*back - t).as_secs()).collect()
+        };
+        assert_eq!(returns(&back, 0), [12, 12, 24, 24, 36, 36, 48, 48]);
+        assert_eq!(returns(&back, 24), [36, 36, 48, 48]);
+        assert_eq!(returns(&troubled(7, 9, t), 0), [12, 12, 24, 24, 36, 36]);
+        assert!(returns(&troubled(10, 4, t), 0).is_empty() && returns(&learned(10, SECOND), 0).is_empty());
     }
 
     #[test]

@@ -35,8 +35,8 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
     let _watch = Watch(lane.clone());
     let mut connection = None;
     loop {
-        let (next, check_at) = next(&lane, &mut connection);
-        let change = change(&lane, check_at);
+        let (next, look_at) = next(&lane, &mut connection);
+        let change = change(&lane, look_at);
         match next {
             Next::Rest => return,
             Next::Deliver(queued, turn) => {
@@ -65,9 +65,9 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
     }
 }
 
-/// Something has changed, or it is time to look whom newcomers have made late.
-async fn change<K: Connector>(lane: &Lane<K>, check_at: Option<Instant>) {
-    match check_at {
+/// Something has changed, or will have by itself.
+async fn change<K: Connector>(lane: &Lane<K>, look_at: Option<Instant>) {
+    match look_at {
         None => lane.changed.notified().await,
         Some(at) => tokio::select! {
             () = sleep_until(at) => {}
@@ -76,7 +76,7 @@ async fn change<K: Connector>(lane: &Lane<K>, check_at: Option<Instant>) {
     }
 }
 
-/// What to do, and when to look whom newcomers have made late.
+/// What to do, and when to look again: whom newcomers have made late, or what quiet time has given back.
 fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection>) -> (Next<K>, Option<Instant>) {
     let now = Instant::now();
     let mut state = lane.lock();
@@ -84,7 +84,8 @@ fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection
         lane.tell_late(&mut state, now);
     }
     let next = decide(lane, &mut state, connection, now);
-    (next, state.check_at)
+    let back_at = state.learned.returns(now).first().copied();
+    (next, [state.check_at, back_at].into_iter().flatten().min())
 }
 
 fn decide<K: Connector>(

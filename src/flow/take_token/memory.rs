@@ -104,18 +104,45 @@ impl Tokens {
         self.forget_clock(drip);
     }
 
-    /// When the `ahead` + 1st grant from now can come at the earliest, if nothing may be granted before `open`.
-    pub(crate) fn forecast(&self, ahead: usize, now: Instant, open: Instant) -> Instant {
-        let usable = self.usable as usize;
-        let (round, place) = (ahead / usable, ahead % usable);
+    /// When the `ahead` + 1st grant from now can come at the earliest, if nothing may be granted before `open` and one
+    /// token more may be in use from each of `more` on.
+    pub(crate) fn forecast(&self, ahead: usize, now: Instant, open: Instant, more: &[Instant]) -> Instant {
         // Held tokens are about to be spent: at the soonest they are back a whole period later.
         let spent = self.spent.iter().map(|spent| spent.back_at.max(open));
         let held = std::iter::repeat_n((now + self.away).max(open), self.held as usize);
-        // Of those in use, the next to come back only make up for what is in use beyond what may be.
-        let beyond = self.in_use().saturating_sub(usable);
+        let in_use = spent.chain(held);
         let free = std::iter::repeat_n(open, self.free() as usize);
-        let first = free.chain(spent.chain(held).skip(beyond)).nth(place).unwrap_or(open);
-        first + self.away * u32::try_from(round).unwrap_or(u32::MAX)
+        // Of those in use, the next to come back only make up for what is in use beyond what may be.
+        let beyond = self.in_use().saturating_sub(self.usable as usize);
+        if more.is_empty() {
+            let (round, place) = (ahead / self.usable as usize, ahead % self.usable as usize);
+            return self.rounds_after(free.chain(in_use.skip(beyond)).nth(place).unwrap_or(open), round);
+        }
+        let mut turns: Vec<Instant> = free.chain(in_use.clone().skip(beyond)).collect();
+        let beyond: Vec<Instant> = in_use.take(beyond).collect();
+        let mut back = beyond.into_iter().rev();
+        let mut joins: Vec<Instant> = more.iter().map(|at| back.next().map_or(*at, |back| back.max(*at))).collect();
+        joins.sort_unstable();
+        let mut ahead = ahead;
+        for joins_at in joins {
+            let rounds = |turn: &Instant| {
+                let until = joins_at.saturating_duration_since(*turn);
+                usize::try_from(until.as_nanos().div_ceil(self.away.as_nanos())).unwrap_or(usize::MAX)
+            };
+            let before = turns.iter().map(rounds).fold(0, usize::saturating_add);
+            if ahead < before {
+                break;
+            }
+            ahead -= before;
+            turns.iter_mut().for_each(|turn| *turn = self.rounds_after(*turn, rounds(turn)));
+            turns.push(joins_at);
+        }
+        turns.sort_unstable();
+        self.rounds_after(turns[ahead % turns.len()], ahead / turns.len())
+    }
+
+    fn rounds_after(&self, turn: Instant, rounds: usize) -> Instant {
+        turn + self.away * u32::try_from(rounds).unwrap_or(u32::MAX)
     }
 
     /// Tokens that may be taken now, as far as is known without trying a limiter.
@@ -253,7 +280,7 @@ mod tests {
         tokens.spend();
         advance(Duration::from_millis(300)).await;
         let now = Instant::now();
-        let wait = |ahead, open| tokens.forecast(ahead, now, open) - start;
+        let wait = |ahead, open| tokens.forecast(ahead, now, open, &[]) - start;
         assert_eq!(wait(0, now), Duration::from_millis(300));
         assert_eq!(wait(3, now), Duration::from_millis(300));
         assert_eq!(wait(4, now), AWAY);
@@ -261,6 +288,51 @@ mod tests {
         assert_eq!(wait(9, now), AWAY * 2);
         assert_eq!(wait(0, start + Duration::from_secs(9)), Duration::from_secs(9));
         assert_eq!(wait(4, start + Duration::from_secs(9)), Duration::from_secs(9));
+    }
+
+    /// Takes whatever can be taken, as a lane's worker does, one token more being usable from each of `more` on.
+    async fn grants(tokens: &mut Tokens, start: Instant, number: usize, more: &[u64]) -> Vec<u128> {
+        let mut usable = tokens.usable;
+        let mut more = more.iter().map(|ms| start + Duration::from_millis(*ms)).peekable();
+        let mut grants = Vec::new();
+        while grants.len() < number {
+            while more.next_if(|at| *at <= Instant::now()).is_some() {
+                usable += 1;
+                tokens.keep(tokens.away - tokens.window, usable);
+            }
+            tokens.collect();
+            while tokens.take() {
+                tokens.spend();
+                grants.push(start.elapsed().as_millis());
+            }
+            advance(Duration::from_millis(1)).await;
+        }
+        grants.truncate(number);
+        grants
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_forecast_reckons_with_tokens_that_may_be_used_later() {
+        for (usable, used, more) in [
+            (3, &[0, 100, 200][..], &[5000, 9000][..]),
+            (2, &[0, 100, 200, 300, 400], &[450, 600, 5000]),
+            (1, &[0, 0, 0, 700, 900], &[1000, 1000, 1100, 20_000]),
+            (4, &[], &[300]),
+        ] {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            let (mut tokens, start) = (warm(), Instant::now());
+            for at in used {
+                sleep_until(start + Duration::from_millis(*at)).await;
+                assert!(tokens.take());
+                tokens.spend();
+            }
+            tokens.keep(GAP, usable);
+            let now = Instant::now();
+            let joins: Vec<_> = more.iter().map(|ms| start + Duration::from_millis(*ms)).collect();
+            let forecasts: Vec<_> =
+                (0..60).map(|ahead| (tokens.forecast(ahead, now, now, &joins) - start).as_millis()).collect();
+            assert_eq!(forecasts, grants(&mut tokens, start, 60, more).await, "{usable} usable");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -276,7 +348,7 @@ mod tests {
         let now = Instant::now();
         tokens.keep(GAP, 2);
         assert_eq!(tokens.free(), 0);
-        let grants: Vec<_> = (0..4).map(|ahead| (tokens.forecast(ahead, now, now) - start).as_millis()).collect();
+        let grants: Vec<_> = (0..4).map(|ahead| (tokens.forecast(ahead, now, now, &[]) - start).as_millis()).collect();
         assert_eq!(grants, [1205, 1305, 2210, 2310]);
         for expected in [1205, 1305] {
             while !tokens.take() {

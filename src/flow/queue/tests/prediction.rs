@@ -1,5 +1,7 @@
 //! Forecasts that come true: what a newcomer is told it will wait is what it waits.
 
+#![expect(clippy::print_stdout, reason = "how many forecasts came true")]
+
 use super::*;
 use crate::flow::queue::lane::forecast;
 
@@ -86,19 +88,23 @@ async fn one_tenant_without_throttles_waits_what_it_was_told() {
     assert!(calls > 5000 && worst > Duration::ZERO, "{calls} calls, off by {worst:?} at most");
 }
 
-/// What the lane learns from the throttles makes the difference: at half the rate 84 of 100 are this close, at two thirds
-/// of it 75, at the rate itself 65, for the forecast takes the pace that is effective now for the pace to come.
+/// From half of the rate to all of it. What is refused again during a long wait, and what the lane learns from it, is
+/// allowed for but not foreseen.
 #[tokio::test(start_paused = true)]
-async fn at_half_the_rate_and_two_percent_throttled_four_of_five_wait_about_what_they_were_told() {
-    let (mut calls, mut close) = (0, 0);
-    for seed in 0..20 {
-        let path = Path { refuses: 0.02, latency: ms(40), to_send: ms(2), apart: ms(400), hold: 30 * SECOND };
-        let predictions = one_tenant(path, seed).await;
-        let is_close = |(predicted, came): &&(Duration, Duration)| predicted.abs_diff(*came) <= SECOND.max(*came / 10);
-        let of_seed = predictions.iter().filter(is_close).count();
-        (calls, close) = (calls + predictions.len(), close + of_seed);
+async fn with_two_percent_throttled_four_of_five_wait_about_what_they_were_told() {
+    for apart in [400, 300, 230, 200].map(ms) {
+        let (mut calls, mut close) = (0, 0);
+        for seed in 0..20 {
+            let path = Path { refuses: 0.02, latency: ms(40), to_send: ms(2), apart, hold: 30 * SECOND };
+            let predictions = one_tenant(path, seed).await;
+            let is_close =
+                |(predicted, came): &&(Duration, Duration)| predicted.abs_diff(*came) <= SECOND.max(*came / 10);
+            let of_seed = predictions.iter().filter(is_close).count();
+            (calls, close) = (calls + predictions.len(), close + of_seed);
+        }
+        println!("a call every {apart:?}: {close} of {calls}, {} %", close * 100 / calls);
+        assert!(close * 100 >= calls * 80, "a call every {apart:?}: {close} of {calls}");
     }
-    assert!(close * 100 >= calls * 80, "{close} of {calls}");
 }
 
 /// A newcomer of any client and tenant, after a random past, is served exactly when it was told.
