@@ -1,11 +1,16 @@
-//! One attempt, from the token's use to its consequences. From here on it is a task of its own, which runs to its end
-//! whether or not the caller stays: CAMS has counted it, and its end feeds the lane's pause, the metrics and the log.
+//! One attempt, from the token's use to its consequences. It runs within its call as long as the call waits for it, and
+//! as a task of its own when the caller has left or its hold is over: CAMS has counted it, so it runs to its end, which
+//! feeds the lane's pause, the metrics and the log.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context as Polling, Poll};
 
 use prometheus::IntGauge;
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
 
 use crate::app::Parts;
 use crate::flow::classify::Operation;
@@ -37,53 +42,57 @@ pub(crate) struct Sending {
 /// Counts an attempt as under way until dropped.
 struct InFlight(IntGauge);
 
-/// Uses the turn and sends the request; tells what came of it, at the latest when the hold ends.
-pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
-    let (told, outcome) = oneshot::channel();
-    let answer_by = sending.answer_by;
-    parts.attempts.spawn(run(parts.clone(), turn, sending, told));
-    let unknown = |reason| Attempted::Judged(None, Verdict::Unknown { reason });
-    match timeout_at(answer_by, outcome).await {
-        // The task tells its end unless it panics.
-        Ok(told) => told.unwrap_or_else(|_| unknown("an error inside Flowgate")),
-        Err(_) => unknown("CAMS has not answered within the hold"),
-    }
+/// An attempt that its call waits for. Dropped before its end it goes on as a task.
+struct Attended {
+    /// None once it has ended, and while it is polled: one that panics is not polled again.
+    run: Option<Pin<Box<dyn Future<Output = Attempted> + Send>>>,
+    operation: Arc<Operation>,
+    tracker: TaskTracker,
 }
 
-async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending, told: oneshot::Sender<Attempted>) {
+/// Uses the turn and sends the request; tells what came of it, at the latest when the hold ends.
+pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
+    let answer_by = sending.answer_by;
+    let attended = Attended::new(parts, turn, sending);
+    let in_time = timeout_at(answer_by, attended).await;
+    in_time.unwrap_or(Attempted::Judged(None, Verdict::Unknown { reason: "CAMS has not answered within the hold" }))
+}
+
+async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
     let Sending { request, operation, context, answer_by: _ } = sending;
     let _in_flight = InFlight::new(parts.metrics.in_flight(operation.account_label(), operation.action_label()));
     let (connection, receipt) = turn.spend();
     let sent_at = Instant::now();
-    let attempted = match connection.send(request).await {
+    let (answer, verdict) = match connection.send(request).await {
         Sent::Unsent => {
             receipt.unsent();
-            drop(told.send(Attempted::Unsent));
-            return;
+            return Attempted::Unsent;
         }
         Sent::Answered(answer) => {
             let verdict = judge::judge(&answer, context);
-            Attempted::Judged(Some(answer), verdict)
+            (Some(answer), verdict)
         }
-        Sent::Lost(lost) => Attempted::Judged(None, lost.into()),
+        Sent::Lost(lost) => (None, lost.into()),
     };
-    if let Attempted::Judged(answer, verdict) = &attempted {
-        count(&parts, &operation, (answer.as_ref(), verdict), sent_at);
-        settle(receipt, verdict);
-    }
-    if let Err(Attempted::Judged(_, verdict)) = told.send(attempted) {
-        let (account, action) = (operation.account_label(), operation.action_label());
-        let client = operation.client.as_str();
-        let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
-        tracing::info!(
-            account,
-            action,
-            client,
-            code,
-            cams_request_id,
-            "an attempt ended when nobody waited for it any more"
-        );
-    }
+    count(&parts, &operation, (answer.as_ref(), &verdict), sent_at);
+    settle(receipt, &verdict);
+    Attempted::Judged(answer, verdict)
+}
+
+/// Says what came of an attempt that nobody waited for any more.
+fn tell(operation: &Operation, attempted: &Attempted) {
+    let Attempted::Judged(_, verdict) = attempted else { return };
+    let (account, action) = (operation.account_label(), operation.action_label());
+    let client = operation.client.as_str();
+    let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
+    tracing::info!(
+        account,
+        action,
+        client,
+        code,
+        cams_request_id,
+        "an attempt ended when nobody waited for it any more"
+    );
 }
 
 /// Tells the lane.
@@ -119,6 +128,38 @@ fn count(parts: &Parts, operation: &Operation, (answer, verdict): (Option<&Answe
             ThrottleSource::Header => "header",
         };
         parts.metrics.throttled(account, code, source);
+    }
+}
+
+// === impl Attended ===
+
+impl Attended {
+    fn new(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Self {
+        let operation = sending.operation.clone();
+        let run = parts.attempts.track_future(run(parts.clone(), turn, sending));
+        Self { run: Some(Box::pin(run)), operation, tracker: parts.attempts.clone() }
+    }
+}
+
+impl Future for Attended {
+    type Output = Attempted;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Polling<'_>) -> Poll<Attempted> {
+        let mut run = self.run.take().expect("nobody polls what has ended");
+        let polled = run.as_mut().poll(cx);
+        if polled.is_pending() {
+            self.run = Some(run);
+        }
+        polled
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        // Without a runtime the connection's task is gone, too.
+        let (Some(run), Ok(runtime)) = (self.run.take(), Handle::try_current()) else { return };
+        let operation = self.operation.clone();
+        self.tracker.spawn_on(async move { tell(&operation, &run.await) }, &runtime);
     }
 }
 

@@ -163,8 +163,8 @@ impl Connection {
         self.since.elapsed() < self.pool.idle_timeout() && self.sender.as_ref().is_some_and(SendRequest::is_ready)
     }
 
-    /// Sends one request and reads its answer to the last byte, within the answer time-out. Run it in a task of its
-    /// own: dropped half-way it closes the connection, and what happened stays unknown.
+    /// Sends one request and reads its answer to the last byte, within the answer time-out. Do not drop it
+    /// half-way: that closes the connection, and what happened stays unknown.
     pub(crate) async fn send(mut self, request: Request) -> Sent {
         let mut sender = self.sender.take().expect("a connection holds its sender until it is sent on");
         let exchange = exchange::exchange(&mut sender, request, self.pool.max_response());
