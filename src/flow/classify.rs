@@ -16,6 +16,10 @@ use crate::id::{AccountId, ActionName, ClientId, TenantId};
 /// Names are the caller's to invent, and a lane keeps them while calls wait.
 const MAX_TENANT: usize = 64;
 
+/// The labels of what has none of its own.
+pub(crate) const UNKNOWN_ACCOUNT: &str = "unknown";
+pub(crate) const OTHER_ACTION: &str = "other";
+
 /// A permitted call, as the queue sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Operation {
@@ -108,12 +112,16 @@ fn is_own_space(caller: &Caller, ids: &[String]) -> bool {
 impl Operation {
     /// The account as a metric label: all keys that the configuration does not name are one.
     pub(crate) fn account_label(&self) -> &str {
-        if self.known { self.account.as_str() } else { "unknown" }
+        if self.known { self.account.as_str() } else { UNKNOWN_ACCOUNT }
     }
 
     /// The action as a metric label: those without a limit, set or documented, are one.
     pub(crate) fn action_label(&self) -> &str {
-        let has_name = self.limit.is_some() || limits::is_documented(self.action.as_str());
-        if has_name { self.action.as_str() } else { "other" }
+        if self.has_action_label() { self.action.as_str() } else { OTHER_ACTION }
+    }
+
+    /// Whether the action has a label of its own.
+    pub(crate) fn has_action_label(&self) -> bool {
+        self.limit.is_some() || limits::is_documented(self.action.as_str())
     }
 }

@@ -8,16 +8,18 @@
 //! overruns it, and one answer of 5 s among answers of 50 ms is forgotten (a margin below 200 ms) after 28 of them. In
 //! the meantime two bounds keep it from eating the hold: a third of the hold, and 2 s.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use dashmap::DashMap;
 
-use crate::flow::classify::Operation;
+use crate::flow::classify::{OTHER_ACTION, Operation, UNKNOWN_ACCOUNT};
+use crate::id::{AccountId, ActionName};
 
 /// The usual answer time of each account and action, by their labels: those are closed sets, so callers cannot make this
 /// grow.
 #[derive(Default)]
-pub(crate) struct Margins(DashMap<(String, String), AnswerTime>);
+pub(crate) struct Margins(DashMap<(AccountId, ActionName), AnswerTime>);
 
 /// How long answers take.
 struct AnswerTime {
@@ -48,8 +50,13 @@ impl Margins {
     }
 }
 
-fn key(operation: &Operation) -> (String, String) {
-    (operation.account_label().to_owned(), operation.action_label().to_owned())
+/// The labels as names, of which the usual ones need not be copied.
+fn key(operation: &Operation) -> (AccountId, ActionName) {
+    static UNKNOWN: LazyLock<AccountId> = LazyLock::new(|| AccountId::new(UNKNOWN_ACCOUNT));
+    static OTHER: LazyLock<ActionName> = LazyLock::new(|| ActionName::new(OTHER_ACTION));
+    let account = if operation.known { &operation.account } else { &*UNKNOWN };
+    let action = if operation.has_action_label() { &operation.action } else { &*OTHER };
+    (account.clone(), action.clone())
 }
 
 // === impl AnswerTime ===
@@ -71,7 +78,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::id::{AccountId, ActionName, ClientId, TenantId};
+    use crate::id::{ClientId, TenantId};
 
     fn ms(ms: u64) -> Duration {
         Duration::from_millis(ms)
