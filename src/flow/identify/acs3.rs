@@ -15,6 +15,14 @@ use crate::secret::Secret;
 const REQUIRED: [&str; 6] =
     ["host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"];
 
+// The headers that hold the call's own words.
+static ACTION: HeaderName = HeaderName::from_static("x-acs-action");
+static BODY_HASH: HeaderName = HeaderName::from_static("x-acs-content-sha256");
+static KEY: HeaderName = HeaderName::from_static("x-acs-accesskey-id");
+static VERSION: HeaderName = HeaderName::from_static("x-acs-version");
+static NONCE: HeaderName = HeaderName::from_static("x-acs-signature-nonce");
+static DATE: HeaderName = HeaderName::from_static("x-acs-date");
+
 /// A version 3 signature.
 pub(super) struct Acs3 {
     algorithm: Algorithm,
@@ -27,15 +35,16 @@ pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Resu
     if shape.params.iter().any(|(name, _)| is_common(name)) {
         return Err(bad("a version 3 Authorization stands beside a parameter of signature version 1"));
     }
-    if header_text(shape, "x-acs-action")?.is_empty() {
+    let action = header_text(shape, &ACTION)?;
+    if action.is_empty() {
         return Err(bad("the mandatory Action is missing"));
     }
     covers(shape, authorization)?;
-    let body_hash = header_text(shape, "x-acs-content-sha256")?;
+    let body_hash = header_text(shape, &BODY_HASH)?;
     if body_hash.len() != 64 || !v3::is_hex(body_hash) {
         return Err(bad("x-acs-content-sha256 is not 64 lower-case hexadecimal digits"));
     }
-    let key = header_text(shape, "x-acs-accesskey-id")?;
+    let key = header_text(shape, &KEY)?;
     if !key.is_empty() && key != authorization.credential {
         return Err(bad("x-acs-accesskey-id differs from the Credential"));
     }
@@ -46,17 +55,17 @@ pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Resu
     };
     let words = Words {
         key: authorization.credential,
-        action: header_text(shape, "x-acs-action")?,
-        version: header_text(shape, "x-acs-version")?,
-        nonce: header_text(shape, "x-acs-signature-nonce")?,
-        stamp: header_text(shape, "x-acs-date")?,
+        action,
+        version: header_text(shape, &VERSION)?,
+        nonce: header_text(shape, &NONCE)?,
+        stamp: header_text(shape, &DATE)?,
     };
     Said::new(words, shape, Proof::V3(proof))
 }
 
 /// The header's one value; empty if there is none.
-fn header_text<'a>(shape: &Shape<'a>, name: &'static str) -> Result<&'a str, Refusal> {
-    let value = one(&shape.parts.headers, &HeaderName::from_static(name))?;
+fn header_text<'a>(shape: &Shape<'a>, name: &HeaderName) -> Result<&'a str, Refusal> {
+    let value = one(&shape.parts.headers, name)?;
     value.map_or(Ok(""), |value| value.to_str().map_err(|_| bad(format!("the header {name} is not ASCII"))))
 }
 
@@ -67,16 +76,22 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
     if let Some(missing) = REQUIRED.iter().find(|name| !signed.contains(name)) {
         return Err(incomplete(format!("SignedHeaders do not name {missing}")));
     }
-    let is_unsigned = |name: &&HeaderName| name.as_str().starts_with("x-acs-") && !signed.contains(&name.as_str());
-    if let Some(unsigned) = headers.keys().find(is_unsigned) {
-        return Err(incomplete(format!("the header {unsigned} is not signed")));
+    let mut values = vec![0_usize; signed.len()];
+    for (name, _) in headers {
+        match signed.binary_search(&name.as_str()) {
+            Ok(at) => values[at] += 1,
+            Err(_) if name.as_str().starts_with("x-acs-") => {
+                return Err(incomplete(format!("the header {name} is not signed")));
+            }
+            Err(_) => {}
+        }
     }
     let listed = shape::connection_listed(headers);
-    for name in signed {
+    for (name, values) in signed.iter().zip(values) {
         if shape::is_hop(name) || *name == "authorization" || listed.iter().any(|other| other == name) {
             return Err(bad("SignedHeaders name a header that does not leave its connection"));
         }
-        if headers.iter().filter(|(other, _)| other.as_str() == *name).count() != 1 {
+        if values != 1 {
             return Err(bad("a signed header is missing or occurs twice"));
         }
     }
