@@ -109,10 +109,9 @@ where
     let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
     record.claimed(&claim);
     let body = body::read(body, parts.allowance(&claim)).await?;
-    let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
+    let mut caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
     let operation = Arc::new(classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?);
-    // It keeps the buffer that it was read into.
-    drop(head);
+    caller.keep(head.headers);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
     record.queued(operation.clone());
     let answer_by = Instant::now() + operation.hold;
@@ -123,11 +122,12 @@ where
         if hangup.has_happened() {
             return Err(End::Gone);
         }
-        let request = sign::sign(&caller, &parts.config.upstream.host, SystemTime::now());
+        let request = sign::sign(&mut caller, &parts.config.upstream.host, SystemTime::now());
         record.sent();
         let sending = Sending { request, operation: operation.clone(), context, answer_by };
         let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
-            Attempted::Unsent => {
+            Attempted::Unsent(headers) => {
+                caller.keep(headers);
                 record.unsent();
                 continue;
             }

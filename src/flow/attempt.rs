@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Polling, Poll};
 
+use hyper::header::HeaderMap;
 use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
@@ -23,8 +24,8 @@ use crate::metrics;
 /// What came of an attempt.
 #[expect(clippy::large_enum_variant, reason = "made once per attempt and moved twice")]
 pub(crate) enum Attempted {
-    /// Nothing left this process: the connection had closed.
-    Unsent,
+    /// Nothing left this process: the connection had closed. The request's headers are given back.
+    Unsent(HeaderMap),
     /// What happened, and the answer if there is one.
     Judged(Option<Answer>, Verdict),
 }
@@ -64,9 +65,9 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
     let (connection, receipt) = turn.spend();
     let sent_at = Instant::now();
     let (answer, verdict) = match connection.send(request).await {
-        Sent::Unsent => {
+        Sent::Unsent(request) => {
             receipt.unsent();
-            return Attempted::Unsent;
+            return Attempted::Unsent(request.into_parts().0.headers);
         }
         Sent::Answered(answer) => {
             let verdict = judge::judge(&answer, context);

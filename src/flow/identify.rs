@@ -197,8 +197,8 @@ impl Claim {
                 method: said.method,
                 action: said.action,
                 params: said.params,
-                target: passage.target,
-                headers: passage.headers,
+                passage,
+                headers: HeaderMap::new(),
                 body,
             }),
         })
