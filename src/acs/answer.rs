@@ -1,11 +1,13 @@
 //! What does CAMS say? A complete JSON or XML document is parsed and never scanned, so that nothing a caller wrote into
 //! a flow's name can pass for the answer's own `Code`. What follows from the code is the judge's.
 
+use std::fmt;
+
 use quick_xml::Reader;
 use quick_xml::escape::resolve_xml_entity;
 use quick_xml::events::{BytesRef, Event};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
+use serde::de::{self, IgnoredAny, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// What an answer's top level says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,13 +31,11 @@ struct Document {
     data: Option<IgnoredAny>,
 }
 
-/// A text, or a number as it was written.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Scalar {
-    Text(String),
-    Number(serde_json::Number),
-}
+/// A text, or a number as JSON writes it.
+struct Scalar(String);
+
+/// Reads a [`Scalar`].
+struct Scalars;
 
 /// The children of an XML root that matter.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -75,8 +75,8 @@ fn read_json(text: &str) -> Option<Summary> {
     }
     let document: Document = serde_json::from_str(text).ok()?;
     Some(Summary {
-        code: document.code.map(Scalar::into_text),
-        request_id: document.request_id.map(Scalar::into_text),
+        code: document.code.map(|code| code.0),
+        request_id: document.request_id.map(|id| id.0),
         has_data: document.data.is_some(),
     })
 }
@@ -113,12 +113,34 @@ fn resolve(name: &BytesRef<'_>) -> Option<String> {
 
 // === impl Scalar ===
 
-impl Scalar {
-    fn into_text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-        }
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(Scalars)
+    }
+}
+
+impl Visitor<'_> for Scalars {
+    type Value = Scalar;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text or a number")
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Scalar, E> {
+        Ok(Scalar(text.to_owned()))
+    }
+
+    fn visit_u64<E>(self, number: u64) -> Result<Scalar, E> {
+        Ok(Scalar(number.to_string()))
+    }
+
+    fn visit_i64<E>(self, number: i64) -> Result<Scalar, E> {
+        Ok(Scalar(number.to_string()))
+    }
+
+    fn visit_f64<E: de::Error>(self, number: f64) -> Result<Scalar, E> {
+        let number = serde_json::Number::from_f64(number).ok_or_else(|| E::custom("not a number"))?;
+        Ok(Scalar(number.to_string()))
     }
 }
 

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::forward::{Answer, Lost};
 use crate::acs::answer::{self, Summary};
@@ -134,7 +134,7 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
     if let Some(reason) = garbage(answer) {
         return Verdict::Unknown { reason };
     }
-    let read = || answer::read(text(&answer.headers, CONTENT_TYPE.as_str()), &answer.body);
+    let read = || answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body);
     if answer.body.len() > MAX_JUDGED {
         // Too large to be a throttle refusal, but a refused signature is echoed in whatever length it had.
         let summary = if context.managed && !status.is_success() { read() } else { None };
@@ -263,7 +263,7 @@ fn time_left(text: &str) -> Option<u64> {
     pairs.filter(|(name, _)| name.trim_matches([' ', '\t']) == "TimeLeft").filter_map(|(_, left)| positive(left)).max()
 }
 
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::to_str)?.ok()
 }
 
