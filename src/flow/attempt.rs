@@ -22,7 +22,6 @@ use crate::flow::record::capped;
 use crate::metrics;
 
 /// What came of an attempt.
-#[expect(clippy::large_enum_variant, reason = "made once per attempt and moved twice")]
 pub(crate) enum Attempted {
     /// Nothing left this process: the connection had closed. The request's headers are given back.
     Unsent(HeaderMap),

@@ -49,9 +49,8 @@ pub(super) fn passage(
     let stays =
         |name: &str| shape::is_hop(name) || listed.iter().any(|other| other == name) || name.starts_with("x-flowgate-");
     // Sign writes the length and the host anew.
-    let left = |name: &&HeaderName| {
-        **name == header::CONTENT_LENGTH || (stays(name.as_str()) && !is_signed(name.as_str()))
-    };
+    let left =
+        |name: &&HeaderName| **name == header::CONTENT_LENGTH || (stays(name.as_str()) && !is_signed(name.as_str()));
     Ok(Passage {
         target: shape.target.as_str().parse().expect("it was parsed from the same text"),
         stay: all.keys().filter(left).cloned().collect(),
