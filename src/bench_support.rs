@@ -200,7 +200,7 @@ impl Steps {
 
     /// Makes the request of a managed version 3 attempt.
     fn sign(&mut self) {
-        black_box(sign::sign(black_box(&mut self.caller), &self.config.upstream.host, self.now));
+        black_box(sign::sign(black_box(&self.caller), &self.config.upstream.host, self.now));
     }
 
     /// From CAMS's answer to a verdict.

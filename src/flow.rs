@@ -109,9 +109,10 @@ where
     let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
     record.claimed(&claim);
     let body = body::read(body, parts.allowance(&claim)).await?;
-    let mut caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
+    let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
     let operation = Arc::new(classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?);
-    caller.keep(head.headers);
+    // It keeps the buffer that it was read into.
+    drop(head);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
     record.queued(operation.clone());
     let answer_by = Instant::now() + operation.hold;
@@ -122,12 +123,11 @@ where
         if hangup.has_happened() {
             return Err(End::Gone);
         }
-        let request = sign::sign(&mut caller, &parts.config.upstream.host, SystemTime::now());
+        let request = sign::sign(&caller, &parts.config.upstream.host, SystemTime::now());
         record.sent();
         let sending = Sending { request, operation: operation.clone(), context, answer_by };
         let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
-            Attempted::Unsent(headers) => {
-                caller.keep(headers);
+            Attempted::Unsent => {
                 record.unsent();
                 continue;
             }

@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Polling, Poll};
 
-use hyper::header::HeaderMap;
 use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
@@ -23,8 +22,8 @@ use crate::metrics;
 
 /// What came of an attempt.
 pub(crate) enum Attempted {
-    /// Nothing left this process: the connection had closed. The request's headers are given back.
-    Unsent(HeaderMap),
+    /// Nothing left this process: the connection had closed.
+    Unsent,
     /// What happened, and the answer if there is one.
     Judged(Option<Answer>, Verdict),
 }
@@ -64,9 +63,9 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
     let (connection, receipt) = turn.spend();
     let sent_at = Instant::now();
     let (answer, verdict) = match connection.send(request).await {
-        Sent::Unsent(request) => {
+        Sent::Unsent => {
             receipt.unsent();
-            return Attempted::Unsent(request.into_parts().0.headers);
+            return Attempted::Unsent;
         }
         Sent::Answered(answer) => {
             let verdict = judge::judge(&answer, context);

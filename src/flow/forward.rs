@@ -50,8 +50,8 @@ pub(crate) struct Connection {
 pub(crate) enum Sent {
     /// The whole answer.
     Answered(Answer),
-    /// The connection had closed: nothing has left this process. The request comes back.
-    Unsent(Request),
+    /// The connection had closed: nothing has left this process.
+    Unsent,
     /// It may have arrived.
     Lost(Lost),
 }

@@ -197,8 +197,8 @@ impl Claim {
                 method: said.method,
                 action: said.action,
                 params: said.params,
-                passage,
-                headers: HeaderMap::new(),
+                target: passage.target,
+                headers: passage.headers,
                 body,
             }),
         })

@@ -25,7 +25,7 @@ struct Stamp<'a> {
 }
 
 /// Makes the request of one attempt.
-pub(crate) fn sign(caller: &mut Caller, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
+pub(crate) fn sign(caller: &Caller, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
     let call = match caller {
         Caller::Verified(call) => call,
         Caller::Relayed(call) => return relay(call, upstream_host),
@@ -98,11 +98,11 @@ fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     request
 }
 
-fn relay(call: &mut Relayed, upstream_host: &str) -> Request<Full<Bytes>> {
+fn relay(call: &Relayed, upstream_host: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(call.body().clone()));
     *request.method_mut() = call.method().clone();
     *request.uri_mut() = Uri::from(call.target().clone());
-    *request.headers_mut() = call.take_headers();
+    *request.headers_mut() = call.headers().clone();
     put(&mut request, "host", upstream_host);
     put_length(request.headers_mut(), call.method(), call.body().len());
     request

@@ -12,7 +12,7 @@ pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response
         Ok(response) => response,
         Err(mut failed) => {
             return match failed.take_message() {
-                Some(request) => Sent::Unsent(request),
+                Some(_request) => Sent::Unsent,
                 None => Sent::Lost(headless(failed.error())),
             };
         }

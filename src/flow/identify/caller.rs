@@ -8,7 +8,6 @@ use hyper::Method;
 use hyper::header::HeaderMap;
 use hyper::http::uri::PathAndQuery;
 
-use super::relay::Passage;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials};
 use crate::id::{AccountId, ActionName, ClientId};
@@ -57,8 +56,7 @@ pub(crate) struct Relayed {
     pub(super) method: Method,
     pub(super) action: ActionName,
     pub(super) params: Params,
-    pub(super) passage: Passage,
-    /// Empty until they are given, and while an attempt has them.
+    pub(super) target: PathAndQuery,
     pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
@@ -79,13 +77,6 @@ impl Caller {
         match self {
             Self::Verified(_) => true,
             Self::Relayed(call) => call.is_known,
-        }
-    }
-
-    /// Keeps of its head's headers what goes on, without the buffer that they were read into: nothing of a verified call.
-    pub(crate) fn keep(&mut self, headers: HeaderMap) {
-        if let Self::Relayed(call) = self {
-            call.headers = call.passage.pass(headers);
         }
     }
 
@@ -118,7 +109,7 @@ impl Caller {
         let params = |params: &Params| params.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         match self {
             Self::Verified(call) => params(&call.params) + call.json.as_ref().map_or(0, Bytes::len),
-            Self::Relayed(call) => params(&call.params) + call.target().as_str().len() + call.body.len(),
+            Self::Relayed(call) => params(&call.params) + call.target.as_str().len() + call.body.len(),
         }
     }
 }
@@ -177,13 +168,12 @@ impl Relayed {
 
     /// Path and query, byte for byte.
     pub(crate) fn target(&self) -> &PathAndQuery {
-        &self.passage.target
+        &self.target
     }
 
-    /// The headers that go on; `Host` and `Content-Length` are sign's. Whoever takes them and does not send them gives
-    /// them back by [`Caller::keep`].
-    pub(crate) fn take_headers(&mut self) -> HeaderMap {
-        std::mem::take(&mut self.headers)
+    /// The headers that go on; `Host` and `Content-Length` are sign's.
+    pub(crate) fn headers(&self) -> &HeaderMap {
+        &self.headers
     }
 
     /// The body, byte for byte.

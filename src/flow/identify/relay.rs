@@ -1,7 +1,6 @@
 //! What of a relayed call goes on? All of it that its signature covers, byte for byte, and no header that is between two
 //! neighbours, meant for Flowgate, or said by somebody else.
 
-use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 
@@ -16,13 +15,10 @@ use crate::error::{Kind, Refusal};
 /// The part of a relayed call that its head decides.
 pub(super) struct Passage {
     pub(super) target: PathAndQuery,
-    /// Headers that do not go on.
-    stay: Vec<HeaderName>,
-    /// The caller has not signed which encodings it accepts.
-    wants_identity: bool,
+    pub(super) headers: HeaderMap,
 }
 
-/// Decides what goes on; `signed` is the `Authorization` of a version 3 call.
+/// Picks what goes on; `signed` is the `Authorization` of a version 3 call.
 pub(super) fn passage(
     shape: &Shape<'_>,
     params: &Params,
@@ -48,26 +44,27 @@ pub(super) fn passage(
     let listed = shape::connection_listed(all);
     let stays =
         |name: &str| shape::is_hop(name) || listed.iter().any(|other| other == name) || name.starts_with("x-flowgate-");
-    // Sign writes the length and the host anew.
-    let left =
-        |name: &&HeaderName| **name == header::CONTENT_LENGTH || (stays(name.as_str()) && !is_signed(name.as_str()));
-    Ok(Passage {
-        target: shape.target.as_str().parse().expect("it was parsed from the same text"),
-        stay: all.keys().filter(left).cloned().collect(),
-        wants_identity: !is_signed("accept-encoding"),
-    })
+    let mut headers = HeaderMap::with_capacity(all.len() + 2);
+    for (name, value) in all.iter().filter(|(name, _)| !stays(name.as_str()) || is_signed(name.as_str())) {
+        headers.append(own_name(name), own_value(value));
+    }
+    // Sign writes this and the host anew.
+    headers.remove(header::CONTENT_LENGTH);
+    if !is_signed("accept-encoding") {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    let target = shape.target.as_str().parse().expect("it was parsed from the same text");
+    Ok(Passage { target, headers })
 }
 
-/// Copies the values: they are slices of the caller's read buffer, 8 KiB and more, which is not to be kept for as long
-/// as the call waits. The names are copies already.
-fn own_values(headers: &mut HeaderMap) {
-    let mut bytes = Vec::with_capacity(headers.values().map(HeaderValue::len).sum());
-    headers.values().for_each(|value| bytes.extend_from_slice(value.as_bytes()));
-    let mut bytes = Bytes::from(bytes);
-    for value in headers.values_mut() {
-        let own = bytes.split_to(value.len());
-        *value = HeaderValue::from_maybe_shared(own).expect("a value is one");
-    }
+/// A copy that does not keep the caller's read buffer, 8 KiB and more, for as long as the call waits.
+fn own_name(name: &HeaderName) -> HeaderName {
+    HeaderName::from_bytes(name.as_str().as_bytes()).expect("a name is one")
+}
+
+/// As [`own_name`].
+fn own_value(value: &HeaderValue) -> HeaderValue {
+    HeaderValue::from_bytes(value.as_bytes()).expect("a value is one")
 }
 
 /// Headers with which a gateway speaks for somebody else.
@@ -75,20 +72,4 @@ fn speaks_for_another(name: &str) -> bool {
     matches!(name, "x-acs-source-ip" | "x-acs-secure-transport" | "x-acs-parent-id")
         || name.starts_with("x-acs-proxy-")
         || name.starts_with("x-acs-caller-")
-}
-
-// === impl Passage ===
-
-impl Passage {
-    /// What goes on of the head's own headers.
-    pub(super) fn pass(&self, mut headers: HeaderMap) -> HeaderMap {
-        for name in &self.stay {
-            headers.remove(name);
-        }
-        own_values(&mut headers);
-        if self.wants_identity {
-            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        }
-        headers
-    }
 }

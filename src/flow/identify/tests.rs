@@ -74,9 +74,7 @@ impl Gate {
         if capture.body.len() > claim.max_body(self.config.listen.max_body) {
             return Err(Refusal::new(Kind::TooLarge, "the body is too large"));
         }
-        let mut caller = claim.prove(Bytes::from(capture.body.clone()), &self.nonces, self.now)?;
-        caller.keep(Request::try_from(capture).unwrap().into_parts().0.headers);
-        Ok(caller)
+        claim.prove(Bytes::from(capture.body.clone()), &self.nonces, self.now)
     }
 
     fn refuses(&self, capture: &Capture) -> (Kind, String) {
@@ -90,7 +88,7 @@ impl Gate {
     }
 
     /// What CAMS gets.
-    fn send(&self, caller: &mut Caller) -> Capture {
+    fn send(&self, caller: &Caller) -> Capture {
         sign::sign(caller, UPSTREAM, self.now).into()
     }
 }
