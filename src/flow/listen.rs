@@ -242,6 +242,8 @@ impl Terms {
             // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of its own.
             .header_read_timeout(self.idle_timeout)
             .max_buf_size(self.max_header.max(8192))
+            // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
+            .half_close(true)
             .serve_connection(TokioIo::new(stream), service_fn);
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
