@@ -38,15 +38,21 @@ pub(crate) struct Sending {
 struct InFlight(IntGauge);
 
 /// Uses the turn and sends the request; tells what came of it, at the latest when the hold ends.
-pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
+pub(crate) fn attempt(
+    parts: &Arc<Parts>,
+    turn: Turn<Upstream>,
+    sending: Sending,
+) -> impl Future<Output = Attempted> + use<> {
     let (told, outcome) = oneshot::channel();
-    let answer_by = sending.answer_by;
+    let answered = timeout_at(sending.answer_by, outcome);
     parts.attempts.spawn(run(parts.clone(), turn, sending, told));
-    let unknown = |reason| Attempted::Judged(None, Verdict::Unknown { reason });
-    match timeout_at(answer_by, outcome).await {
-        // The task tells its end unless it panics.
-        Ok(told) => told.unwrap_or_else(|_| unknown("an error inside Flowgate")),
-        Err(_) => unknown("CAMS has not answered within the hold"),
+    async move {
+        let unknown = |reason| Attempted::Judged(None, Verdict::Unknown { reason });
+        match answered.await {
+            // The task tells its end unless it panics.
+            Ok(told) => told.unwrap_or_else(|_| unknown("an error inside Flowgate")),
+            Err(_) => unknown("CAMS has not answered within the hold"),
+        }
     }
 }
 

@@ -207,12 +207,12 @@ impl<K: Connector> Call<K> {
             self.observe(&lane, shadow);
             return self.ready_turn().await;
         }
-        let entered = lane.enter(self)?;
-        self.admitted = true;
-        match entered {
+        let turn = match lane.enter(self)? {
             Entered::Now(turn) => Ok(turn),
-            Entered::Waiting(waiter) => waiter.turn().await,
-        }
+            Entered::Waiting(mut waiter) => waiter.turn().await,
+        };
+        self.admitted = true;
+        turn
     }
 
     /// Time since the call arrived.
@@ -255,7 +255,8 @@ impl<K: Connector> Call<K> {
         }
         let connection = match self.shared.connector.try_ready() {
             Some(connection) => connection,
-            None => tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1))
+            // Boxed: seldom needed, and room for it would be in every call that waits.
+            None => Box::pin(tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1)))
                 .await
                 .map_err(|_| waiter::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
         };
