@@ -196,12 +196,13 @@ impl Parts {
     }
 }
 
-/// Forgets idle lanes for as long as anybody needs them.
+/// Forgets idle lanes and old nonces for as long as anybody needs them.
 async fn sweep(parts: std::sync::Weak<Parts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(parts) = parts.upgrade() else { return };
         parts.queue.forget_idle();
+        parts.nonces.forget_idle(SystemTime::now());
     }
 }
 

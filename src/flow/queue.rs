@@ -61,6 +61,9 @@ pub(crate) trait Connector: Send + Sync + 'static {
     fn down(&self) -> Option<String>;
 }
 
+/// A map shrinks when it has so many times the room that it needs.
+const SPARSE: usize = 8;
+
 /// All lanes.
 pub(crate) struct Queue<K: Connector> {
     lanes: DashMap<(AccountId, ActionName), Arc<Lane<K>>>,
@@ -166,8 +169,16 @@ impl<K: Connector> Queue<K> {
     /// Forgets lanes that nobody holds and whose tokens are all free.
     pub(crate) fn forget_idle(&self) {
         // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
+        let Shared { client_rooms, .. } = &*self.shared;
         self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.at_rest());
-        self.shared.client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        // A map keeps the room of its greatest crowd.
+        if self.lanes.len() < self.lanes.capacity() / SPARSE {
+            self.lanes.shrink_to_fit();
+        }
+        if client_rooms.len() < client_rooms.capacity() / SPARSE {
+            client_rooms.shrink_to_fit();
+        }
     }
 
     fn client_room(&self, operation: &Operation) -> Arc<Room> {
@@ -207,12 +218,9 @@ impl<K: Connector> Call<K> {
             self.observe(&lane, shadow);
             return self.ready_turn().await;
         }
-        let turn = match lane.enter(self)? {
-            Entered::Now(turn) => Ok(turn),
-            Entered::Waiting(mut waiter) => waiter.turn().await,
-        };
+        let turn = self.wait(&lane).await?;
         self.admitted = true;
-        turn
+        Ok(turn)
     }
 
     /// Time since the call arrived.
@@ -243,6 +251,15 @@ impl<K: Connector> Call<K> {
         let (Labels { account, action }, client) = (&lane.labels, self.standing.client.as_str());
         self.shared.metrics.shadow_decision(account, action, would.label());
         tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
+    }
+
+    /// In a statement of its own the turn that comes at once needs no room while the call waits.
+    async fn wait(&self, lane: &Arc<Lane<K>>) -> Result<Turn<K>, Refusal> {
+        let mut waiter = match lane.enter(self)? {
+            Entered::Now(turn) => return Ok(turn),
+            Entered::Waiting(waiter) => waiter,
+        };
+        waiter.turn().await
     }
 
     /// A turn as soon as a connection is ready.
