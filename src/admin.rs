@@ -85,7 +85,7 @@ impl Admin {
 }
 
 impl Answer for Admin {
-    async fn answer(&self, request: Request<Incoming>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
+    async fn answer(&self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
         let mut page = match *request.method() {
             Method::GET | Method::HEAD => self.page(request.uri().path()),
             _ => {

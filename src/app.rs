@@ -30,7 +30,7 @@ use crate::shutdown::{Phase, Phases, Signals};
 /// A running Flowgate.
 pub struct App {
     parts: Arc<Parts>,
-    terms: Terms,
+    terms: Arc<Terms>,
     /// Ends, and leaves the listener, when a drain begins.
     serving: JoinHandle<()>,
 }
@@ -196,20 +196,25 @@ impl Parts {
     }
 }
 
-/// Forgets idle lanes for as long as anybody needs them.
+/// Forgets idle lanes and old nonces for as long as anybody needs them.
 async fn sweep(parts: std::sync::Weak<Parts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(parts) = parts.upgrade() else { return };
         parts.queue.forget_idle();
+        parts.nonces.forget_idle(SystemTime::now());
     }
 }
 
 // === impl Proxy ===
 
 impl Answer for Proxy {
-    async fn answer(&self, request: Request<Incoming>, hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
-        flow::call(&self.0, request, hangup).await
+    fn answer(
+        &self,
+        request: Box<Request<Incoming>>,
+        hangup: Hangup,
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send {
+        flow::call(&self.0, request, hangup)
     }
 
     fn no_request(&self) {

@@ -34,6 +34,7 @@ use crate::app::Parts;
 use crate::config::Mode;
 use crate::error::{Kind, Refusal};
 use crate::flow::attempt::{Attempted, Sending};
+use crate::flow::classify::Operation;
 use crate::flow::identify::Caller;
 use crate::flow::judge::Context;
 use crate::flow::listen::Gone;
@@ -60,7 +61,7 @@ impl From<Refusal> for End {
 /// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic.
 pub(crate) async fn call<B>(
     parts: &Arc<Parts>,
-    request: Request<B>,
+    request: Box<Request<B>>,
     hangup: Hangup,
 ) -> Result<Response<Full<Bytes>>, Gone>
 where
@@ -95,24 +96,16 @@ where
 /// The table of contents.
 async fn steps<B>(
     parts: &Arc<Parts>,
-    request: Request<B>,
+    request: Box<Request<B>>,
     hangup: &Hangup,
     (record, manner): (&mut Record, &mut Manner),
 ) -> Result<Response<Full<Bytes>>, End>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let arrived = SystemTime::now();
-    let (head, body) = request.into_parts();
-    *manner = Manner::of(&head);
-    listen::check_size(&head, parts.config.listen.max_header)?;
-    let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
-    record.claimed(&claim);
-    let body = body::read(body, parts.allowance(&claim)).await?;
-    let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
-    let operation = Arc::new(classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?);
-    // It keeps the buffer that it was read into.
-    drop(head);
+    // Boxed, so that a call that waits has no room for it any more.
+    let (caller, operation) = Box::pin(arrive(parts, request, record, manner)).await?;
+    let operation = Arc::new(operation);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
     record.queued(operation.clone());
     let answer_by = Instant::now() + operation.hold;
@@ -149,6 +142,28 @@ where
             }
         }
     }
+}
+
+/// The steps before the call may wait: who asks, and for what.
+async fn arrive<B>(
+    parts: &Arc<Parts>,
+    request: Box<Request<B>>,
+    record: &mut Record,
+    manner: &mut Manner,
+) -> Result<(Caller, Operation), Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    let arrived = SystemTime::now();
+    let (head, body) = request.into_parts();
+    *manner = Manner::of(&head);
+    listen::check_size(&head, parts.config.listen.max_header)?;
+    let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
+    record.claimed(&claim);
+    let body = body::read(body, parts.allowance(&claim)).await?;
+    let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
+    let operation = classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?;
+    Ok((caller, operation))
 }
 
 impl Parts {

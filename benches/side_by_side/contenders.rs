@@ -93,11 +93,11 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
     let both = format!("{CONTENDER},{OTHERS}");
     let process = Process::start(if kind == Kind::RelayedOnTwo { &both } else { CONTENDER }, &command);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    for _ in 0..200 {
+    for _ in 0..20_000 {
         if TcpStream::connect(address).is_ok() {
             return Some(Contender { process, address });
         }
-        std::thread::sleep(Duration::from_millis(50));
+        std::thread::sleep(Duration::from_micros(500));
     }
     panic!("{} does not listen", kind.name());
 }

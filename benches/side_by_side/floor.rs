@@ -1,4 +1,5 @@
-//! What must any hyper proxy cost? hyper's server, a small pool of its client connections, and nothing in between.
+//! What must any hyper proxy cost? hyper's server, a small pool of its client connections, and nothing in between. Or
+//! nothing behind the server: what a call that waits must hold.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -17,12 +18,12 @@ use tokio::task::LocalSet;
 
 type Pool = Rc<RefCell<Vec<SendRequest<Incoming>>>>;
 
-/// Serves until it is killed.
-pub(crate) async fn serve(upstream: SocketAddr) {
+/// Serves until it is killed; without an upstream, every call waits for ever.
+pub(crate) async fn serve(upstream: Option<SocketAddr>) {
     LocalSet::new().run_until(accept(upstream)).await;
 }
 
-async fn accept(upstream: SocketAddr) {
+async fn accept(upstream: Option<SocketAddr>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     crate::process::say(&listener.local_addr().unwrap().to_string());
     let pool = Pool::default();
@@ -39,9 +40,10 @@ async fn accept(upstream: SocketAddr) {
 
 async fn forward(
     pool: Pool,
-    upstream: SocketAddr,
+    upstream: Option<SocketAddr>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
+    let Some(upstream) = upstream else { return std::future::pending().await };
     let pooled = pool.borrow_mut().pop();
     let mut sender = match pooled {
         Some(sender) => sender,

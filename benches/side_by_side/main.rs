@@ -13,6 +13,7 @@ mod floor;
 mod load;
 mod memory;
 mod process;
+mod start;
 mod table;
 
 use std::net::SocketAddr;
@@ -50,14 +51,14 @@ struct Options {
 enum Role {
     Backend,
     Floor {
-        upstream: SocketAddr,
+        upstream: Option<SocketAddr>,
     },
     Load(load::Load),
     Crowd(load::Crowd),
-    /// What a million accounts, one after another, leave behind.
-    Accounts,
-    /// What a waiting call holds, beside nginx.
+    /// What a waiting call holds, beside nginx and a server that does nothing.
     Waiting,
+    /// How long Flowgate takes from its start until it accepts, and how large it is.
+    Start,
 }
 
 /// The contender has the first core for itself.
@@ -75,8 +76,8 @@ fn main() {
         Some(Role::Floor { upstream }) => runtime.block_on(floor::serve(upstream)),
         Some(Role::Load(load)) => runtime.block_on(load.run()),
         Some(Role::Crowd(crowd)) => runtime.block_on(crowd.run()),
-        Some(Role::Accounts) => memory::accounts(),
         Some(Role::Waiting) => memory::waiting(),
+        Some(Role::Start) => start::start(),
         None => runtime.block_on(side_by_side(&options)),
     }
 }

@@ -73,11 +73,6 @@ impl Process {
         self.memory_mib("VmRSS:")
     }
 
-    /// The most that was resident so far.
-    pub(crate) fn peak_mib(&self) -> f64 {
-        self.memory_mib("VmHWM:")
-    }
-
     fn memory_mib(&self, field: &str) -> f64 {
         let of = |pid: u32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();

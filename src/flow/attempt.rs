@@ -21,6 +21,7 @@ use crate::flow::record::capped;
 use crate::metrics;
 
 /// What came of an attempt.
+#[expect(clippy::large_enum_variant, reason = "made once per attempt and moved twice")]
 pub(crate) enum Attempted {
     /// Nothing left this process: the connection had closed.
     Unsent,
@@ -50,11 +51,17 @@ struct Attended {
 }
 
 /// Uses the turn and sends the request; tells what came of it, at the latest when the hold ends.
-pub(crate) async fn attempt(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
+pub(crate) fn attempt(
+    parts: &Arc<Parts>,
+    turn: Turn<Upstream>,
+    sending: Sending,
+) -> impl Future<Output = Attempted> + use<> {
     let answer_by = sending.answer_by;
-    let attended = Attended::new(parts, turn, sending);
-    let in_time = timeout_at(answer_by, attended).await;
-    in_time.unwrap_or(Attempted::Judged(None, Verdict::Unknown { reason: "CAMS has not answered within the hold" }))
+    let answered = timeout_at(answer_by, Attended::new(parts, turn, sending));
+    async move {
+        let late = Verdict::Unknown { reason: "CAMS has not answered within the hold" };
+        answered.await.unwrap_or(Attempted::Judged(None, late))
+    }
 }
 
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {

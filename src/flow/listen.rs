@@ -42,7 +42,6 @@ pub(crate) enum Listener {
 }
 
 /// The bounds that a listener's connections live in, and who counts them.
-#[derive(Clone)]
 pub(crate) struct Terms {
     max_connections: usize,
     max_per_source: usize,
@@ -57,7 +56,7 @@ pub(crate) struct Terms {
     open: TaskTracker,
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
     /// When the log last told that callers are turned away.
-    told: Arc<Mutex<Option<Instant>>>,
+    told: Mutex<Option<Instant>>,
 }
 
 /// So many may connect before they are accepted: who finds tokio's 128 full loses a second until the kernel tries again.
@@ -76,7 +75,7 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
     /// Answers one request; `hangup` tells whether its caller is still there.
     fn answer(
         &self,
-        request: Request<Incoming>,
+        request: Box<Request<Incoming>>,
         hangup: Hangup,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send;
 
@@ -149,8 +148,8 @@ impl Drop for Listener {
 
 impl Terms {
     /// For a listener that serves until `until`.
-    pub(crate) fn new(listen: &Listen, metrics: Arc<Metrics>, (phases, until): (Phases, Phase)) -> Self {
-        Self {
+    pub(crate) fn new(listen: &Listen, metrics: Arc<Metrics>, (phases, until): (Phases, Phase)) -> Arc<Self> {
+        Arc::new(Self {
             max_connections: listen.max_connections,
             max_per_source: listen.max_connections_per_source,
             patience: Patience { head: listen.header_timeout, write: listen.body_timeout },
@@ -161,12 +160,12 @@ impl Terms {
             until,
             open: TaskTracker::new(),
             sources: Arc::default(),
-            told: Arc::default(),
-        }
+            told: Mutex::default(),
+        })
     }
 
     /// Accepts, then leaves the listener. A connection that is answering goes on until it has answered.
-    pub(crate) async fn serve(&self, listener: Listener, service: impl Answer) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: Listener, service: impl Answer) {
         let mut phases = self.phases.clone();
         loop {
             let accepted = tokio::select! {
@@ -191,18 +190,14 @@ impl Terms {
         self.open.wait().await;
     }
 
-    fn admit(&self, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
+    fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
         if self.open.len() >= self.max_connections {
             return self.turn_away("too_many");
         }
         let Ok(place) = source.map(|source| self.enter(source)).transpose() else {
             return self.turn_away("too_many_from_source");
         };
-        let connection = self.clone().connection(socket, service.clone());
-        self.open.spawn(async move {
-            let _place = place;
-            connection.await;
-        });
+        self.open.spawn(self.clone().connection(socket, place, service.clone()));
     }
 
     fn turn_away(&self, kind: &str) {
@@ -226,14 +221,16 @@ impl Terms {
         Ok(Place { source, sources: self.sources.clone() })
     }
 
-    async fn connection(mut self, socket: Socket, service: impl Answer) {
+    async fn connection(self: Arc<Self>, socket: Socket, _place: Option<Place>, service: impl Answer) {
         let _open = Counted::new(&self.metrics.connections.open);
         let (stream, hangup, turn) = Stream::new(socket, self.patience);
         let answer = service.clone();
         let service_fn = service_fn(move |request| {
-            let (answer, hangup, turn) = (answer.clone(), hangup.clone(), turn.clone());
+            let (answer, hangup, ours) = (answer.clone(), hangup.clone(), turn.clone().take());
+            // Boxed: a future has room for its arguments until its end.
+            let request = Box::new(request);
             async move {
-                let _ours = turn.take();
+                let _ours = ours;
                 answer.answer(request, hangup).await
             }
         });
@@ -242,13 +239,16 @@ impl Terms {
             // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of its own.
             .header_read_timeout(self.idle_timeout)
             .max_buf_size(self.max_header.max(8192))
+            // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
+            .half_close(true)
             .serve_connection(TokioIo::new(stream), service_fn);
         let mut connection = std::pin::pin!(connection);
+        let mut phases = self.phases.clone();
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = self.phases.reached(self.until) => {
+            () = phases.reached(self.until) => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                connection.as_mut().await
             }
         };
         if let Err(error) = ended {

@@ -61,6 +61,9 @@ pub(crate) trait Connector: Send + Sync + 'static {
     fn down(&self) -> Option<String>;
 }
 
+/// A map shrinks when it has so many times the room that it needs.
+const SPARSE: usize = 8;
+
 /// All lanes.
 pub(crate) struct Queue<K: Connector> {
     lanes: DashMap<(AccountId, ActionName), Arc<Lane<K>>>,
@@ -166,8 +169,16 @@ impl<K: Connector> Queue<K> {
     /// Forgets lanes that nobody holds and whose tokens are all free.
     pub(crate) fn forget_idle(&self) {
         // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
+        let Shared { client_rooms, .. } = &*self.shared;
         self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.at_rest());
-        self.shared.client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        // A map keeps the room of its greatest crowd.
+        if self.lanes.len() < self.lanes.capacity() / SPARSE {
+            self.lanes.shrink_to_fit();
+        }
+        if client_rooms.len() < client_rooms.capacity() / SPARSE {
+            client_rooms.shrink_to_fit();
+        }
     }
 
     fn client_room(&self, operation: &Operation) -> Arc<Room> {
@@ -207,12 +218,9 @@ impl<K: Connector> Call<K> {
             self.observe(&lane, shadow);
             return self.ready_turn().await;
         }
-        let entered = lane.enter(self)?;
+        let turn = self.wait(&lane).await?;
         self.admitted = true;
-        match entered {
-            Entered::Now(turn) => Ok(turn),
-            Entered::Waiting(waiter) => waiter.turn().await,
-        }
+        Ok(turn)
     }
 
     /// Time since the call arrived.
@@ -245,6 +253,15 @@ impl<K: Connector> Call<K> {
         tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
     }
 
+    /// In a statement of its own the turn that comes at once needs no room while the call waits.
+    async fn wait(&self, lane: &Arc<Lane<K>>) -> Result<Turn<K>, Refusal> {
+        let mut waiter = match lane.enter(self)? {
+            Entered::Now(turn) => return Ok(turn),
+            Entered::Waiting(waiter) => waiter,
+        };
+        waiter.turn().await
+    }
+
     /// A turn as soon as a connection is ready.
     async fn ready_turn(&self) -> Result<Turn<K>, Refusal> {
         if self.shared.drained(Instant::now()) {
@@ -255,7 +272,8 @@ impl<K: Connector> Call<K> {
         }
         let connection = match self.shared.connector.try_ready() {
             Some(connection) => connection,
-            None => tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1))
+            // Boxed: seldom needed, and room for it would be in every call that waits.
+            None => Box::pin(tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1)))
                 .await
                 .map_err(|_| waiter::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
         };

@@ -45,7 +45,7 @@ async fn a_panic_costs_one_call() {
         .header("content-length", "1")
         .body(Trap)
         .unwrap();
-    let reply = call(&parts, request, hangup).await.unwrap();
+    let reply = call(&parts, Box::new(request), hangup).await.unwrap();
     let status = reply.status();
     let body = reply.into_body().collect().await.unwrap().to_bytes();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

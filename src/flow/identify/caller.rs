@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 
+use super::relay::Headers;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials};
 use crate::id::{AccountId, ActionName, ClientId};
@@ -57,7 +58,7 @@ pub(crate) struct Relayed {
     pub(super) action: ActionName,
     pub(super) params: Params,
     pub(super) target: PathAndQuery,
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Headers,
     pub(super) body: Bytes,
 }
 
@@ -172,7 +173,7 @@ impl Relayed {
     }
 
     /// The headers that go on; `Host` and `Content-Length` are sign's.
-    pub(crate) fn headers(&self) -> &HeaderMap {
+    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }
 

@@ -76,6 +76,16 @@ impl Nonces {
         memory.forget_before(now);
         memory.take(hash, time::seconds(usage.stamp), self.capacity)
     }
+
+    /// Forgets what no stamp check would let pass again, also of those who do not call any more; the floors stay.
+    pub(crate) fn forget_idle(&self, now: SystemTime) {
+        for mut memory in self.memories.iter_mut() {
+            memory.forget_before(now);
+            if memory.seen.is_empty() {
+                memory.seen.shrink_to_fit();
+            }
+        }
+    }
 }
 
 // === impl Memory ===
@@ -202,5 +212,17 @@ mod tests {
             threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum::<usize>()
         });
         assert_eq!(taken, 1);
+    }
+
+    #[test]
+    fn what_is_too_old_goes_without_another_call() {
+        let nonces = Nonces::new(at(START));
+        Client(&nonces, "a").takes("1", 10, 10).unwrap();
+        let kept = (WINDOW + MARGIN).as_secs();
+        nonces.forget_idle(at(START + 10 + kept));
+        assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::NonceUsed));
+        nonces.forget_idle(at(START + 11 + kept));
+        assert!(nonces.memories.iter().all(|memory| memory.seen.capacity() == 0 && memory.slices.is_empty()));
+        assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::TimestampExpired));
     }
 }

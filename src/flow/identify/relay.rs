@@ -1,7 +1,7 @@
 //! What of a relayed call goes on? All of it that its signature covers, byte for byte, and no header that is between two
 //! neighbours, meant for Flowgate, or said by somebody else.
 
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 
 use super::bad;
@@ -12,10 +12,13 @@ use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::error::{Kind, Refusal};
 
+/// Headers that wait: a map of them would take three times the memory.
+pub(super) type Headers = Box<[(HeaderName, HeaderValue)]>;
+
 /// The part of a relayed call that its head decides.
 pub(super) struct Passage {
     pub(super) target: PathAndQuery,
-    pub(super) headers: HeaderMap,
+    pub(super) headers: Headers,
 }
 
 /// Picks what goes on; `signed` is the `Authorization` of a version 3 call.
@@ -44,27 +47,18 @@ pub(super) fn passage(
     let listed = shape::connection_listed(all);
     let stays =
         |name: &str| shape::is_hop(name) || listed.iter().any(|other| other == name) || name.starts_with("x-flowgate-");
-    let mut headers = HeaderMap::with_capacity(all.len() + 2);
-    for (name, value) in all.iter().filter(|(name, _)| !stays(name.as_str()) || is_signed(name.as_str())) {
-        headers.append(own_name(name), own_value(value));
-    }
-    // Sign writes this and the host anew.
-    headers.remove(header::CONTENT_LENGTH);
+    // Sign writes the length and the host anew.
+    let goes = |name: &HeaderName| {
+        let is_written =
+            name == header::CONTENT_LENGTH || name == header::ACCEPT_ENCODING && !is_signed("accept-encoding");
+        !is_written && (!stays(name.as_str()) || is_signed(name.as_str()))
+    };
+    let mut headers: Vec<_> =
+        all.iter().filter(|(name, _)| goes(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
     if !is_signed("accept-encoding") {
-        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
     }
-    let target = shape.target.as_str().parse().expect("it was parsed from the same text");
-    Ok(Passage { target, headers })
-}
-
-/// A copy that does not keep the caller's read buffer, 8 KiB and more, for as long as the call waits.
-fn own_name(name: &HeaderName) -> HeaderName {
-    HeaderName::from_bytes(name.as_str().as_bytes()).expect("a name is one")
-}
-
-/// As [`own_name`].
-fn own_value(value: &HeaderValue) -> HeaderValue {
-    HeaderValue::from_bytes(value.as_bytes()).expect("a value is one")
+    Ok(Passage { target: shape.target.clone(), headers: headers.into() })
 }
 
 /// Headers with which a gateway speaks for somebody else.

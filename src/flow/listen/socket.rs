@@ -1,7 +1,7 @@
 //! Is the caller still there, and does it keep moving? A caller's socket, shared between hyper, which reads and writes
-//! it, and the queued call, which watches it for a hang-up: hyper stops looking as soon as one stray byte lies behind
-//! the request. Also the clocks that hyper does not have: for a head that began and does not end, and for an answer
-//! that nobody reads.
+//! it, and the call, which watches it for a hang-up: hyper would read for that, into another buffer, and stop looking as
+//! soon as one stray byte lies behind the request. Also the clocks that hyper does not have: for a head that began and
+//! does not end, and for an answer that nobody reads.
 
 use std::io;
 use std::net::{IpAddr, Shutdown};
@@ -22,6 +22,12 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
+/// A caller's end, and where it is.
+struct Peer {
+    socket: Socket,
+    from: Option<IpAddr>,
+}
+
 /// How long a caller may stall.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
@@ -33,7 +39,7 @@ pub(crate) struct Patience {
 
 /// The socket as hyper uses it.
 pub(crate) struct Stream {
-    socket: Arc<Socket>,
+    peer: Arc<Peer>,
     patience: Patience,
     /// Whose turn it is: while a request is being answered, what comes is no head.
     turn: Turn,
@@ -45,10 +51,7 @@ pub(crate) struct Stream {
 
 /// Tells whether a caller has hung up.
 #[derive(Clone)]
-pub(crate) struct Hangup {
-    socket: Arc<Socket>,
-    from: Option<IpAddr>,
-}
+pub(crate) struct Hangup(Arc<Peer>);
 
 /// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
 /// odd number is ours.
@@ -60,7 +63,11 @@ pub(crate) struct Ours(Turn);
 
 /// A clock that runs or does not.
 #[derive(Default)]
-struct Deadline(Option<Pin<Box<Sleep>>>);
+struct Deadline {
+    ends: Option<Instant>,
+    /// Made when somebody must wait: a head mostly comes in one piece.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
 
 /// A caller stalled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -73,8 +80,13 @@ pub(crate) enum Stalled {
     Answer,
 }
 
-/// How often a caller is looked at again that has sent more than its request, so that its socket always has something
-/// to read.
+/// What becomes ready when the other side closes, and for nothing else but TCP's urgent data, which nobody sends.
+#[cfg(target_os = "linux")]
+const CLOSE: Interest = Interest::PRIORITY;
+#[cfg(not(target_os = "linux"))]
+const CLOSE: Interest = Interest::READABLE;
+
+/// How often a caller is looked at again whose socket is ready and not closed.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 // === impl Socket ===
@@ -122,11 +134,11 @@ impl Socket {
         }
     }
 
-    /// Waits until there is something to read or the other side has closed; true when it has closed.
+    /// Waits until the other side has closed, which is true, or something else has become ready.
     async fn closed(&self) -> bool {
         let ready = match self {
-            Self::Tcp(stream) => stream.ready(Interest::READABLE).await,
-            Self::Unix(stream) => stream.ready(Interest::READABLE).await,
+            Self::Tcp(stream) => stream.ready(CLOSE).await,
+            Self::Unix(stream) => stream.ready(CLOSE).await,
         };
         ready.map_or(true, |ready| ready.is_read_closed())
     }
@@ -137,7 +149,7 @@ impl Socket {
 impl Hangup {
     /// Waits for the hang-up: a close, a reset, or a half-close.
     pub(crate) async fn happened(&self) {
-        while !self.socket.closed().await {
+        while !self.0.socket.closed().await {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
@@ -145,12 +157,12 @@ impl Hangup {
     /// Whether it has happened.
     pub(crate) fn has_happened(&self) -> bool {
         use futures_util::FutureExt;
-        self.socket.closed().now_or_never() == Some(true)
+        self.0.socket.closed().now_or_never() == Some(true)
     }
 
     /// The address that the caller came from; none for a Unix socket.
     pub(crate) fn from(&self) -> Option<IpAddr> {
-        self.from
+        self.0.from
     }
 }
 
@@ -178,17 +190,17 @@ impl Drop for Ours {
 
 impl Deadline {
     fn start(&mut self, after: Duration) {
-        if self.0.is_none() {
-            self.0 = Some(Box::pin(tokio::time::sleep_until(Instant::now() + after)));
-        }
+        self.ends.get_or_insert_with(|| Instant::now() + after);
     }
 
     fn stop(&mut self) {
-        self.0 = None;
+        *self = Self::default();
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, stalled: Stalled) -> io::Result<()> {
-        let over = self.0.as_mut().is_some_and(|sleep| sleep.as_mut().poll(cx).is_ready());
+        let Some(ends) = self.ends else { return Ok(()) };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+        let over = sleep.as_mut().poll(cx).is_ready();
         if over { Err(io::Error::new(io::ErrorKind::TimedOut, stalled)) } else { Ok(()) }
     }
 }
@@ -197,11 +209,11 @@ impl Deadline {
 
 impl Stream {
     pub(crate) fn new(socket: Socket, patience: Patience) -> (Self, Hangup, Turn) {
-        let socket = Arc::new(socket);
+        let peer = Arc::new(Peer { from: socket.from(), socket });
         let turn = Turn::default();
-        let hangup = Hangup { from: socket.from(), socket: socket.clone() };
+        let hangup = Hangup(peer.clone());
         let (head, write) = (Deadline::default(), Deadline::default());
-        (Self { socket, patience, turn: turn.clone(), head, head_of: 0, write }, hangup, turn)
+        (Self { peer, patience, turn: turn.clone(), head, head_of: 0, write }, hangup, turn)
     }
 }
 
@@ -214,11 +226,11 @@ impl AsyncRead for Stream {
             this.head.stop();
         }
         loop {
-            if this.socket.poll_readable(cx)?.is_pending() {
+            if this.peer.socket.poll_readable(cx)?.is_pending() {
                 this.head.poll(cx, Stalled::Head)?;
                 return Poll::Pending;
             }
-            match this.socket.try_read(buf) {
+            match this.peer.socket.try_read(buf) {
                 Ok(read) => {
                     if read > 0 && turn.is_multiple_of(2) {
                         this.head.start(this.patience.head);
@@ -235,12 +247,12 @@ impl AsyncRead for Stream {
 impl Stream {
     fn poll_write_some(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
-            if self.socket.poll_writable(cx)?.is_pending() {
+            if self.peer.socket.poll_writable(cx)?.is_pending() {
                 self.write.start(self.patience.write);
                 self.write.poll(cx, Stalled::Answer)?;
                 return Poll::Pending;
             }
-            match self.socket.try_write(bufs) {
+            match self.peer.socket.try_write(bufs) {
                 Ok(written) => {
                     self.write.stop();
                     return Poll::Ready(Ok(written));
@@ -274,6 +286,6 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(self.socket.shutdown())
+        Poll::Ready(self.peer.socket.shutdown())
     }
 }

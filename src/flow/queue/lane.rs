@@ -66,11 +66,11 @@ pub(super) struct State<K: Connector> {
 }
 
 /// What a call meets on entering.
-pub(super) enum Entered<K: Connector> {
+pub(super) enum Entered<'a, K: Connector> {
     /// Nobody waits and a token is free.
     Now(Turn<K>),
     /// It waits.
-    Waiting(Waiter<K>),
+    Waiting(Waiter<'a, K>),
 }
 
 // === impl Lane ===
@@ -106,7 +106,7 @@ impl<K: Connector> Lane<K> {
     }
 
     /// A call comes, for the first time or back from a throttle refusal.
-    pub(super) fn enter(self: &Arc<Self>, call: &Call<K>) -> Result<Entered<K>, Refusal> {
+    pub(super) fn enter<'a>(self: &'a Arc<Self>, call: &'a Call<K>) -> Result<Entered<'a, K>, Refusal> {
         let now = Instant::now();
         if self.shared.drained(now) {
             return Err(waiter::draining());
@@ -136,8 +136,8 @@ impl<K: Connector> Lane<K> {
             // The worker waits for a connection, and one more is wanted.
             self.changed.notify_one();
         }
-        let standing = call.standing.clone();
-        Ok(Entered::Waiting(Waiter { lane: self.clone(), standing, send_by: call.send_by, turn, told: false }))
+        let standing = &call.standing;
+        Ok(Entered::Waiting(Waiter { lane: self, standing, send_by: call.send_by, turn, told: false }))
     }
 
     /// What a call that came now would wait; while nobody waits here, when a refused one had best come back.

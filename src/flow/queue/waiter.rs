@@ -14,9 +14,9 @@ use crate::flow::queue::lane::Lane;
 use crate::flow::queue::turn::Turn;
 
 /// One waiting call.
-pub(super) struct Waiter<K: Connector> {
-    pub(super) lane: Arc<Lane<K>>,
-    pub(super) standing: Standing,
+pub(super) struct Waiter<'a, K: Connector> {
+    pub(super) lane: &'a Arc<Lane<K>>,
+    pub(super) standing: &'a Standing,
     pub(super) send_by: Instant,
     pub(super) turn: oneshot::Receiver<Result<Turn<K>, Refusal>>,
     /// It has its turn or its refusal, for which it was taken out of line.
@@ -25,8 +25,8 @@ pub(super) struct Waiter<K: Connector> {
 
 // === impl Waiter ===
 
-impl<K: Connector> Waiter<K> {
-    pub(super) async fn turn(mut self) -> Result<Turn<K>, Refusal> {
+impl<K: Connector> Waiter<'_, K> {
+    pub(super) async fn turn(&mut self) -> Result<Turn<K>, Refusal> {
         tokio::select! {
             biased;
             turn = &mut self.turn => {
@@ -42,10 +42,10 @@ impl<K: Connector> Waiter<K> {
     }
 }
 
-impl<K: Connector> Drop for Waiter<K> {
+impl<K: Connector> Drop for Waiter<'_, K> {
     fn drop(&mut self) {
         if !self.told {
-            self.lane.leave(&self.standing);
+            self.lane.leave(self.standing);
         }
     }
 }
