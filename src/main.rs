@@ -50,8 +50,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Tokio's runtime for one thread where only one is wanted, as in a container of one core: answers then leave in batches
-/// and wake their readers less often. `TOKIO_WORKER_THREADS` is tokio's own setting.
+/// Tokio's runtime for one thread where only one is wanted, as in a container of one core: the same work
+/// then takes less of the kernel's time. `TOKIO_WORKER_THREADS` is tokio's own setting.
 fn runtime() -> std::io::Result<Runtime> {
     let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
     let threads = asked.or_else(|| std::thread::available_parallelism().ok());

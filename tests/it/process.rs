@@ -28,6 +28,11 @@ struct Process {
 impl Process {
     /// With the account `acme` of the simulator's key. `more` is TOML.
     async fn start(sim: &Running, more: &str) -> Self {
+        Self::with_threads(sim, more, 2).await
+    }
+
+    /// On so many worker threads.
+    async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("flowgate.toml");
         let toml = format!(
@@ -40,6 +45,7 @@ impl Process {
             .arg("--config")
             .arg(&config)
             .env("MANAGED", SECRET)
+            .env("TOKIO_WORKER_THREADS", threads.to_string())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
@@ -119,4 +125,19 @@ async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
     let memory = |metrics: &Metrics| metrics.get("process_resident_memory_bytes");
     // A thousand calls that stayed would be as much again.
     assert!(memory(&after) <= 1.6 * memory(&before), "{} {}", memory(&before), memory(&after));
+}
+
+#[tokio::test]
+async fn one_thread_serves_as_two_do() {
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let flowgate = Process::with_threads(&sim, "", 1).await;
+    let mut calls = JoinSet::new();
+    for index in 0..12 {
+        let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}")), flowgate.proxy);
+        calls.spawn(async move { call.send(proxy).await.status });
+    }
+    // While they wait their turn the thread has time for others. The other thread writes the log.
+    assert_eq!(Metrics::of(flowgate.admin).await.get("process_threads"), 2.0);
+    assert_eq!(calls.join_all().await, [200; 12]);
+    assert_eq!((sim.report().created, sim.report().refused), (12, 0));
 }
