@@ -24,6 +24,7 @@ use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
 use crate::flow::queue::{Connector, Queue};
 use crate::metrics::Metrics;
+use crate::quota::Quota;
 use crate::room::Room;
 use crate::shutdown::{Phase, Phases, Signals};
 
@@ -44,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) margins: Margins,
     pub(crate) queue: Queue<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
+    /// None: each process has the quota for itself.
+    pub(crate) quota: Option<Arc<Quota>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) phases: Phases,
     /// Bytes of bodies whose callers are not verified yet.
@@ -81,6 +84,15 @@ impl App {
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
         bound_connections(&mut config.listen);
         let parts = Arc::new(Parts::new(config)?);
+        if let Some(quota) = &parts.quota {
+            quota.check().await.map_err(anyhow::Error::msg)?;
+            let queue = Arc::downgrade(&parts);
+            tokio::spawn(quota.clone().keep(move || {
+                if let Some(parts) = queue.upgrade() {
+                    parts.queue.refresh();
+                }
+            }));
+        }
         let listen = &parts.config.listen;
         let terms = |until| Terms::new(listen, parts.metrics.clone(), (parts.phases.clone(), until));
         let (terms, admin_terms) = (terms(Phase::Draining), terms(Phase::Over));
@@ -144,6 +156,9 @@ impl App {
             drop(timeout(LAST_WORDS, self.terms.all_closed()).await);
         }
         phases.enter(Phase::Over);
+        if let Some(quota) = &self.parts.quota {
+            quota.leave().await;
+        }
         tracing::info!("drained");
     }
 
@@ -181,11 +196,18 @@ impl Parts {
         let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
         let metrics = Arc::new(Metrics::new());
         let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
+        let quota = config
+            .quota
+            .store
+            .as_ref()
+            .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
+            .transpose()?;
         Ok(Self {
             directory: Directory::new(&config),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
-            queue: Queue::new(&config, upstream.clone(), metrics.clone(), Instant::now()),
+            queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
+            quota,
             upstream,
             metrics,
             phases: Phases::new(),

@@ -2,6 +2,7 @@
 //! plain function over inputs that were prepared before. No part of the public surface; it may change at any time.
 
 mod lanes;
+mod takes;
 
 use std::ffi::OsString;
 use std::hint::black_box;
@@ -15,6 +16,7 @@ use hyper::{Request, StatusCode};
 use tokio::time::Instant;
 
 pub use self::lanes::Lanes;
+pub use self::takes::{TAKE, dealt, take_args};
 use crate::acs::decode::Params;
 use crate::acs::time;
 use crate::acs::v3::{self, Authorization, Signable};

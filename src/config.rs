@@ -17,6 +17,7 @@ pub use bind::Bind;
 pub use effective::effective;
 pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
+pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
 
 mod bind;
 mod check;
@@ -27,6 +28,7 @@ mod keys;
 mod load;
 mod mistakes;
 mod mode;
+mod quota;
 mod read;
 mod secrets;
 mod units;
@@ -56,6 +58,8 @@ pub struct Config {
     pub learn: Learn,
     /// Attempts and back-off after a throttle refusal.
     pub retry: Retry,
+    /// Where the quota is kept.
+    pub quota: Quota,
     /// What SIGTERM does.
     pub drain: Drain,
     /// What is written to standard error.

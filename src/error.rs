@@ -39,6 +39,8 @@ pub(crate) enum Kind {
     QueueFull,
     /// Flowgate is shutting down and the call does not fit into the grace.
     Draining,
+    /// The store of the shared quota is away, and this replica has no part of the quota.
+    StoreUnavailable,
     /// Nothing was sent: no connection to CAMS within the hold.
     UpstreamUnreachable,
     /// Sent, no certain answer.
@@ -155,6 +157,7 @@ impl Kind {
             Self::WaitTooLong => (status(400), "System.LimitControl", Refused, "wait_too_long"),
             Self::HoldExpired => (status(400), "System.LimitControl", Refused, "hold_expired"),
             Self::QueueFull => (status(400), "System.LimitControl", Refused, "queue_full"),
+            Self::StoreUnavailable => (status(400), "System.LimitControl", Refused, "store_unavailable"),
             Self::Draining => (status(503), "Flowgate.Draining", Refused, "draining"),
             Self::UpstreamUnreachable => (status(503), "Flowgate.UpstreamUnreachable", Unreachable, "unreachable"),
             Self::OutcomeUnknown => (status(409), "Flowgate.OutcomeUnknown", Unknown, "outcome_unknown"),

@@ -37,8 +37,13 @@ mod app;
 pub mod bench_support;
 pub mod cli;
 mod metrics;
+mod quota;
 mod room;
+#[cfg(test)]
+#[path = "../tests/it/redis.rs"]
+mod servers;
 mod shutdown;
+mod store;
 pub mod telemetry;
 
 pub use crate::app::App;

@@ -6,6 +6,7 @@
 //! so a cancelled call cannot leave a gauge behind.
 
 mod lanes;
+mod store;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use prometheus::{
 use crate::error::{Outcome, Refusal};
 use crate::flow::queue::LaneView;
 use crate::metrics::lanes::LaneGauges;
+use crate::metrics::store::StoreMetrics;
 
 /// All metrics of one process.
 pub(crate) struct Metrics {
@@ -37,6 +39,7 @@ pub(crate) struct Metrics {
     /// Those of callers and of operators.
     pub(crate) connections: ConnectionMetrics,
     lanes: LaneGauges,
+    store: StoreMetrics,
 }
 
 /// Connections to both ports.
@@ -131,6 +134,7 @@ impl Metrics {
             in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
             connections: ConnectionMetrics::new(r),
             lanes: LaneGauges::new(r),
+            store: StoreMetrics::new(),
             registry: registry.clone(),
         };
         describe_process(r);

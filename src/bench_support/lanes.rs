@@ -63,7 +63,7 @@ impl Lanes {
             wait: hold,
         };
         let started = Instant::now() - Duration::from_secs(2);
-        let queue = Queue::new(&super::config(), Arc::new(Open), Arc::new(Metrics::new()), started);
+        let queue = Queue::new(&super::config(), Arc::new(Open), (Arc::new(Metrics::new()), None), started);
         Self { queue, operations: (0..lanes).map(operation).collect() }
     }
 
@@ -71,7 +71,7 @@ impl Lanes {
     pub async fn call(&self, lane: usize) -> bool {
         let Ok(mut call) = self.queue.arrive(&self.operations[lane], 256) else { return false };
         let Ok(turn) = call.turn().await else { return false };
-        turn.spend().1.answered();
+        turn.spend().expect("memory deals for ever").1.answered();
         true
     }
 }

@@ -16,6 +16,7 @@ use super::{
 mod accounts;
 mod limits;
 mod listen;
+mod quota;
 mod upstream;
 
 /// Bytes that a bound on bytes may be.
@@ -30,7 +31,6 @@ const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 /// The configuration, or `None` when the reader has noted a mistake.
 pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let mode = mode(&mut root);
-    quota(root.table("quota"));
     let listen = listen::check(root.table("listen"));
     let upstream = upstream::check(root.table("upstream"), listen.as_ref());
     let queue = queue(root.table("queue"), listen.as_ref());
@@ -39,6 +39,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let limits = limits::check(root.table("limits"));
     let shortest = limits.iter().flat_map(|limits| limits.values()).map(|limit| limit.window).min();
     let learn = learn(root.table("learn"), shortest);
+    let quota = quota::check(root.table("quota"), limits.as_ref());
     let retry = retry(root.table("retry"));
     let drain = drain(root.table("drain"));
     let log = log(root.table("log"));
@@ -55,6 +56,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         queue: queue?,
         learn: learn?,
         retry: retry?,
+        quota: quota?,
         drain: drain?,
         log: log?,
     };
@@ -67,12 +69,6 @@ fn mode(root: &mut Section<'_>) -> Option<Mode> {
         root.reader.warn("mode is observe: calls are not held to the limits");
     }
     Some(mode)
-}
-
-fn quota(mut section: Section<'_>) {
-    section.later("store");
-    section.later("on_store_failure");
-    section.done();
 }
 
 fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {

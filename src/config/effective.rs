@@ -7,15 +7,28 @@ use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
-    Account, Actions, Client, Config, Credentials, Drain, Hold, Learn, Limit, Listen, Log, LogFormat, Queue, Retry,
-    Scheme, Tenant, UnknownKeys, Upstream,
+    Account, Actions, Client, Config, Credentials, Drain, Hold, Learn, Limit, Listen, Log, LogFormat, OnStoreFailure,
+    Queue, Quota, Retry, Scheme, Server, Store, Tenant, Topology, UnknownKeys, Upstream,
 };
 use crate::id::AccessKeyId;
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
 pub fn effective(config: &Config) -> Value {
-    let Config { mode, unknown_keys, listen, upstream, accounts, clients, limits, queue, learn, retry, drain, log } =
-        config;
+    let Config {
+        mode,
+        unknown_keys,
+        listen,
+        upstream,
+        accounts,
+        clients,
+        limits,
+        queue,
+        learn,
+        retry,
+        quota,
+        drain,
+        log,
+    } = config;
     let unknown_keys = match unknown_keys {
         UnknownKeys::Refuse => "refuse",
         UnknownKeys::Relay => "relay",
@@ -35,6 +48,7 @@ pub fn effective(config: &Config) -> Value {
         "queue": queue_json(queue),
         "learn": learn_json(*learn),
         "retry": retry_json(*retry),
+        "quota": quota_json(quota),
         "drain": drain_json(*drain),
         "log": log_json(log),
     })
@@ -162,6 +176,52 @@ fn retry_json(Retry { max_attempts, base, max, max_pause }: Retry) -> Value {
         "base": time(base),
         "max": time(max),
         "max_pause": time(max_pause),
+    })
+}
+
+fn quota_json(Quota { store, on_store_failure }: &Quota) -> Value {
+    json!({
+        "store": store.as_ref().map_or_else(|| json!("memory"), store_json),
+        "on_store_failure": match on_store_failure {
+            OnStoreFailure::Share => "share",
+            OnStoreFailure::Refuse => "refuse",
+        },
+    })
+}
+
+fn store_json(store: &Store) -> Value {
+    let Store {
+        topology,
+        servers,
+        tls,
+        database,
+        username,
+        password: _,
+        sentinel_password: _,
+        ca_file,
+        prefix,
+        timeout,
+        lease,
+        slack,
+    } = store;
+    let scheme = if *tls { "rediss" } else { "redis" };
+    let url = |Server { host, port }: &Server| {
+        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        format!("{scheme}://{host}:{port}/{database}")
+    };
+    json!({
+        "servers": servers.iter().map(url).collect::<Vec<_>>(),
+        "topology": match topology {
+            Topology::Single => json!("single"),
+            Topology::Cluster => json!("cluster"),
+            Topology::Sentinel(name) => json!({ "sentinel": name }),
+        },
+        "username": username,
+        "ca_file": ca_file.as_ref().map(|path| path.display().to_string()),
+        "prefix": prefix,
+        "timeout": time(*timeout),
+        "lease": time(*lease),
+        "slack": time(*slack),
     })
 }
 

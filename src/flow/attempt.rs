@@ -67,7 +67,9 @@ pub(crate) fn attempt(
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
     let Sending { request, operation, context, answer_by: _ } = sending;
     let _in_flight = InFlight::new(parts.metrics.in_flight(operation.account_label(), operation.action_label()));
-    let (connection, receipt) = turn.spend();
+    let Some((connection, receipt)) = turn.spend() else {
+        return Attempted::Unsent;
+    };
     let sent_at = Instant::now();
     let (answer, verdict) = match connection.send(request).await {
         Sent::Unsent => {

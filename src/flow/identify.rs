@@ -29,8 +29,8 @@ use self::caller::Managed;
 pub(crate) use self::caller::{Caller, Relayed, Scheme, Verified};
 pub(crate) use self::directory::Directory;
 use self::directory::Owner;
-pub(crate) use self::nonces::Nonces;
 use self::nonces::{Holder, Use};
+pub(crate) use self::nonces::{Nonce, Nonces, used};
 use self::relay::Passage;
 pub(crate) use self::said::VERSION;
 use self::said::{Proof, Said};
@@ -159,6 +159,11 @@ impl Claim {
             Way::Relayed { account, is_known, .. } => is_known.then(|| account.clone()),
         };
         Claimant { key: self.said.key.clone(), account }
+    }
+
+    /// The nonce, for those who share it.
+    pub(crate) fn nonce(&self) -> Nonce {
+        Nonce::new(&self.said.key, &self.said.nonce, self.said.stamp)
     }
 
     /// Whether the signature is known to be right before the body is read.

@@ -8,7 +8,10 @@
 //! observes, whose calls get their turn at once and without a token.
 
 mod admit;
+mod ask;
 pub(crate) mod fair;
+mod follow;
+mod grant;
 mod lane;
 mod learn;
 mod pause;
@@ -40,6 +43,7 @@ pub(crate) use crate::flow::queue::view::LaneView;
 pub(crate) use crate::flow::queue::waiter::draining;
 use crate::id::{AccountId, ActionName, ClientId};
 use crate::metrics::Metrics;
+use crate::quota::Quota;
 use crate::room::{Room, Share};
 
 /// Where a ready connection comes from. A turn is a token and a connection that is ready, in this order of getting
@@ -80,6 +84,8 @@ struct Shared<K: Connector> {
     bounds: config::Queue,
     retry: config::Retry,
     learn: config::Learn,
+    /// Where replicas share the quota.
+    quota: Option<Arc<Quota>>,
     /// When the process started: tokens count as just used then.
     started: Instant,
     /// Bytes of all calls that are in the queue or on their way.
@@ -107,7 +113,12 @@ pub(crate) struct Call<K: Connector> {
 
 impl<K: Connector> Queue<K> {
     /// An empty queue; `started` is when the process started.
-    pub(crate) fn new(config: &Config, connector: Arc<K>, metrics: Arc<Metrics>, started: Instant) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        connector: Arc<K>,
+        (metrics, quota): (Arc<Metrics>, Option<Arc<Quota>>),
+        started: Instant,
+    ) -> Self {
         let shared = Shared {
             mode: config.mode,
             connector,
@@ -115,6 +126,7 @@ impl<K: Connector> Queue<K> {
             bounds: config.queue.clone(),
             retry: config.retry,
             learn: config.learn,
+            quota,
             started,
             room: Room::new(config.queue.max_bytes),
             client_rooms: DashMap::new(),
@@ -164,6 +176,11 @@ impl<K: Connector> Queue<K> {
     /// Bytes of the bodies of all calls that come in, wait or are under way.
     pub(crate) fn bytes(&self) -> usize {
         self.shared.room.used()
+    }
+
+    /// Whoever deals out the quota has changed.
+    pub(crate) fn refresh(&self) {
+        self.all().iter().for_each(|lane| lane.refresh());
     }
 
     /// Forgets lanes that nobody holds and whose tokens are all free.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, in helpers too")]
 
 mod caller;
+mod redis;
 mod world;
 
 mod admin;
@@ -14,6 +15,8 @@ mod holds;
 mod journey;
 mod observe;
 mod process;
+mod replicas;
 mod shutdown;
+mod store;
 mod tidy;
 mod upstream_faults;

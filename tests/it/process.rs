@@ -3,12 +3,17 @@
 
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
+use parking_lot::Mutex;
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, SECRET};
 use crate::world::Metrics;
@@ -16,10 +21,12 @@ use crate::world::Metrics;
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
 /// A running Flowgate; it is killed when this is dropped.
-struct Process {
-    _child: Child,
-    proxy: SocketAddr,
-    admin: SocketAddr,
+pub(crate) struct Process {
+    child: Child,
+    pub(crate) proxy: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    /// What it has logged so far.
+    events: Arc<Mutex<Vec<Value>>>,
     _folder: tempfile::TempDir,
 }
 
@@ -27,12 +34,12 @@ struct Process {
 
 impl Process {
     /// With the account `acme` of the simulator's key. `more` is TOML.
-    async fn start(sim: &Running, more: &str) -> Self {
+    pub(crate) async fn start(sim: &Running, more: &str) -> Self {
         Self::with_threads(sim, more, 2).await
     }
 
     /// On so many worker threads.
-    async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
+    pub(crate) async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("flowgate.toml");
         let toml = format!(
@@ -45,22 +52,49 @@ impl Process {
             .arg("--config")
             .arg(&config)
             .env("MANAGED", SECRET)
+            .env("TEAM", "team-secret-1")
             .env("TOKIO_WORKER_THREADS", threads.to_string())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let events = Arc::<Mutex<Vec<Value>>>::default();
         let ready = loop {
             let line = lines.next_line().await.unwrap().expect("flowgate says that it is ready");
-            let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
+            events.lock().push(event.clone());
             if event["message"] == "flowgate is ready" {
                 break event;
             }
         };
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let seen = events.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                seen.lock().push(serde_json::from_str(&line).unwrap());
+            }
+        });
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
-        Self { _child: child, proxy: address("proxy"), admin: address("admin"), _folder: folder }
+        Self { child, proxy: address("proxy"), admin: address("admin"), events, _folder: folder }
+    }
+
+    /// Waits until it has logged this message so many times, and returns those events.
+    pub(crate) async fn logged(&self, message: &str, times: usize) -> Vec<Value> {
+        let give_up = Instant::now() + Duration::from_secs(30);
+        loop {
+            let is_it = |event: &&Value| event["message"] == message;
+            let found: Vec<Value> = self.events.lock().iter().filter(is_it).cloned().collect();
+            if found.len() >= times {
+                return found;
+            }
+            assert!(Instant::now() < give_up, "{message}: {:?}", self.events.lock());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// SIGKILL.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
     }
 
     /// A call that is sent and whose answer nobody reads yet.
@@ -88,7 +122,7 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
         stay.spawn(async move { call.send(proxy).await.status });
     }
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 1011.0).await;
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     drop(go);
     assert_eq!(stay.join_all().await, [200; 10], "their tokens serve others");
     drop(stays);

@@ -78,7 +78,7 @@ fn endpoint(text: &str) -> Option<Endpoint> {
 }
 
 /// `host` or `host:port`, an IPv6 address in brackets: the host without brackets, the port, the whole in lower case.
-fn authority(text: &str) -> Option<(String, Option<u16>, String)> {
+pub(super) fn authority(text: &str) -> Option<(String, Option<u16>, String)> {
     let (name, port) = match text.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
         _ => (text, None),
@@ -141,7 +141,7 @@ fn reaches(own: &Bind, dialled: SocketAddr) -> bool {
 }
 
 /// Empty is none. That the file is there is checked now; what is in it, when it is loaded.
-fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
+pub(super) fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
     let text = key.text("the path of a PEM file", |text| Some(text.to_owned()))?;
     if text.is_empty() {
         return Some(None);

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use dashmap::DashMap;
 
 use super::said::WINDOW;
-use crate::acs::time;
+use crate::acs::{time, v3};
 use crate::error::{Kind, Refusal};
 use crate::id::{AccessKeyId, AccountId};
 
@@ -46,6 +46,12 @@ pub(super) struct Use<'a> {
     pub(super) key: &'a AccessKeyId,
     pub(super) nonce: &'a str,
     pub(super) stamp: SystemTime,
+}
+
+/// A nonce as replicas share it: what nobody can read, and until when it must be remembered.
+pub(crate) struct Nonce {
+    pub(crate) digest: String,
+    pub(crate) until: SystemTime,
 }
 
 /// What one holder used. Times are seconds since 1970, as stamps are.
@@ -88,6 +94,21 @@ impl Nonces {
     }
 }
 
+// === impl Nonce ===
+
+impl Nonce {
+    pub(super) fn new(key: &AccessKeyId, nonce: &str, stamp: SystemTime) -> Self {
+        // The length keeps "a", "bc" and "ab", "c" apart.
+        let text = format!("{}:{}:{nonce}", key.as_str().len(), key.as_str());
+        Self { digest: v3::hash(text.as_bytes()), until: stamp + WINDOW + MARGIN }
+    }
+}
+
+/// The answer to a nonce that was seen before, here or by another replica.
+pub(crate) fn used() -> Refusal {
+    Refusal::new(Kind::NonceUsed, "Specified signature nonce was used already.")
+}
+
 // === impl Memory ===
 
 impl Memory {
@@ -98,7 +119,7 @@ impl Memory {
     fn take(&mut self, hash: u64, stamp: u64, capacity: usize) -> Result<(), Refusal> {
         self.check_floor(stamp)?;
         if self.seen.contains(&hash) {
-            return Err(Refusal::new(Kind::NonceUsed, "Specified signature nonce was used already."));
+            return Err(used());
         }
         while self.seen.len() >= capacity && self.drop_earliest() {}
         self.check_floor(stamp)?;

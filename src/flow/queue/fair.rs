@@ -49,6 +49,7 @@ pub(crate) struct Line<W> {
 
 /// One client's calls.
 struct Client<W> {
+    weight: u32,
     stride: Stride,
     calls: BTreeMap<Place, (Standing, W)>,
     /// The places of each tenant's calls.
@@ -84,6 +85,7 @@ impl<W> Line<W> {
         let (name, tenant, place) = (standing.client.clone(), standing.tenant.clone(), standing.place);
         let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
         client.stride = stride(&standing);
+        client.weight = standing.weight;
         let places = client.tenants.entry(tenant.clone()).or_default();
         places.insert(place);
         client.turns.set(&tenant, first_of(places));
@@ -152,6 +154,12 @@ impl<W> Line<W> {
         self.len
     }
 
+    /// The weights of the clients that wait, together.
+    pub(crate) fn weight(&self) -> u32 {
+        let waiting = self.clients.values().filter(|client| !client.calls.is_empty());
+        waiting.map(|client| client.weight).fold(0, u32::saturating_add)
+    }
+
     /// How many of this client's calls wait.
     pub(crate) fn of_client(&self, client: &ClientId) -> usize {
         self.clients.get(client).map_or(0, |client| client.calls.len())
@@ -203,7 +211,7 @@ impl<W> Line<W> {
 
 impl<W> Client<W> {
     fn new() -> Self {
-        Self { stride: STRIDE, calls: BTreeMap::new(), tenants: HashMap::new(), turns: Turns::new() }
+        Self { weight: 1, stride: STRIDE, calls: BTreeMap::new(), tenants: HashMap::new(), turns: Turns::new() }
     }
 
     /// Where its next call stands, and how many wait.

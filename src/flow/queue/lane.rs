@@ -5,12 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaky_bucket::RateLimiter;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::config::{Limit, Mode};
+use crate::config::{Limit, Mode, Retry};
 use crate::error::Refusal;
 use crate::flow::classify::Operation;
 use crate::flow::queue::admit::too_long;
@@ -19,11 +18,11 @@ use crate::flow::queue::learn::{Learned, Pace};
 use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
 use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::turn::Turn;
-use crate::flow::queue::view::tenants_in_words;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
-use crate::flow::take_token::memory::Tokens;
+use crate::flow::take_token::{Spent, Tokens, memory};
 use crate::metrics::LaneMetrics;
+use crate::quota::Stands;
 
 /// One lane.
 pub(super) struct Lane<K: Connector> {
@@ -56,6 +55,10 @@ pub(super) struct State<K: Connector> {
     pub(super) tokens: Tokens,
     pub(super) pause: Pause,
     pub(super) learned: Learned,
+    /// Who deals out the tokens.
+    pub(super) stands: Stands,
+    /// How often that has changed: what an earlier source granted is nothing to the present one.
+    pub(super) epoch: u64,
     /// A worker lives; nobody else may try the tokens' clocks.
     pub(super) worker: bool,
     pub(super) random: fastrand::Rng,
@@ -82,9 +85,11 @@ impl<K: Connector> Lane<K> {
             Labels { account: operation.account_label().to_owned(), action: operation.action_label().to_owned() };
         let state = State {
             line: Line::new(),
-            tokens: Tokens::new(limit, shared.learn.gap, shared.started),
+            tokens: Tokens::Memory(memory::Tokens::new(limit, shared.learn.gap, shared.started)),
             pause: Pause::default(),
             learned: Learned::new(limit, shared.learn),
+            stands: Stands::Alone,
+            epoch: 0,
             worker: false,
             random: fastrand::Rng::new(),
             check_at: None,
@@ -99,6 +104,9 @@ impl<K: Connector> Lane<K> {
     /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.
     pub(super) fn lock(&self) -> MutexGuard<'_, State<K>> {
         let mut state = self.state.lock();
+        if let Some(quota) = &self.shared.quota {
+            self.follow(&mut state, quota.stands(self.limit));
+        }
         if state.learned.has_learned() {
             state.keep_pace(Instant::now());
         }
@@ -112,6 +120,9 @@ impl<K: Connector> Lane<K> {
             return Err(waiter::draining());
         }
         let mut state = self.lock();
+        if let (Tokens::None, Some(quota)) = (&state.tokens, &self.shared.quota) {
+            return Err(waiter::no_part(quota.advice()));
+        }
         if call.send_by <= now {
             let wait = forecast(&state, state.line.len(), now);
             return Err(waiter::expired(self.shared.connector.down(), wait));
@@ -132,7 +143,7 @@ impl<K: Connector> Lane<K> {
         }
         if !std::mem::replace(&mut state.worker, true) {
             tokio::spawn(worker::run(self.clone()));
-        } else if state.tokens.free() > 0 {
+        } else if state.tokens.free(now) > 0 {
             // The worker waits for a connection, and one more is wanted.
             self.changed.notify_one();
         }
@@ -164,33 +175,14 @@ impl<K: Connector> Lane<K> {
     }
 
     /// CAMS refused an attempt: the lane pauses, and whom that makes late is told now.
-    pub(super) fn throttled(&self, refused: &Refused) {
+    pub(super) fn throttled(self: &Arc<Self>, refused: &Refused, spent: &Spent) {
         let now = Instant::now();
         let mut state = self.lock();
-        let random = state.random.f64();
-        let episode = state.pause.refused(refused, &self.shared.retry, now, random);
-        if episode == Episode::New {
-            let open = state.pause.open_at(now);
-            state.learned.episode(now, open);
-            state.keep_pace(now);
-            let Labels { account, action } = &self.labels;
-            let (pause, hint) = (state.pause.remaining(now), refused.hint);
-            let (Pace { gap, tokens }, queued) = (state.learned.pace(now), state.line.len());
-            let tenants = tenants_in_words(&state.line, now);
-            tracing::warn!(
-                account,
-                action,
-                ?pause,
-                ?hint,
-                ?gap,
-                tokens,
-                queued,
-                tenants,
-                "CAMS throttles: the lane pauses"
-            );
-        } else {
-            state.learned.refused_too();
-            state.keep_pace(now);
+        if let (Spent::Slot(slot), Some(quota)) = (spent, &self.shared.quota) {
+            return self.tell_throttled(&mut state, quota, *slot, *refused);
+        }
+        if state.throttled(refused, &self.shared.retry, now) == Episode::New {
+            self.log_pause(&state, refused.hint, now);
         }
         self.tell_late(&mut state, now);
         self.changed.notify_one();
@@ -233,38 +225,12 @@ impl<K: Connector> Lane<K> {
         if state.pause.gate(now) != Gate::Open {
             return None;
         }
-        state.tokens.collect();
-        if state.tokens.free() == 0 {
+        state.tokens.collect(now);
+        if state.tokens.free(now) == 0 {
             return None;
         }
         let connection = self.shared.connector.try_ready()?;
         Some(self.grant(state, connection))
-    }
-
-    /// Takes a token for a call that has a connection. There must be a free token.
-    pub(super) fn grant(self: &Arc<Self>, state: &mut State<K>, connection: K::Connection) -> Turn<K> {
-        let taken = state.tokens.take();
-        assert!(taken, "a grant is decided on a free token, under the lane's lock");
-        self.metrics.granted.inc();
-        let now = Instant::now();
-        let probe = state.pause.granted(now);
-        Turn::limited(connection, self.clone(), (now, probe))
-    }
-
-    /// Starts the clock of a granted token.
-    pub(super) fn spend(&self) -> Arc<RateLimiter> {
-        let (clock, is_first) = {
-            let mut state = self.lock();
-            let clock = state.tokens.spend();
-            let is_first = state.tokens.next_drip().is_some_and(|first| Arc::ptr_eq(&first, &clock));
-            (clock, is_first)
-        };
-        self.metrics.spent.inc();
-        // Otherwise the worker, if it waits for a token, already waits for one that is back sooner.
-        if is_first {
-            self.changed.notify_one();
-        }
-        clock
     }
 }
 
@@ -273,7 +239,22 @@ impl<K: Connector> Lane<K> {
 impl<K: Connector> State<K> {
     fn keep_pace(&mut self, now: Instant) {
         let Pace { gap, tokens } = self.learned.pace(now);
-        self.tokens.keep(gap, tokens);
+        let part = if let Stands::Part { count, .. } = self.stands { count.get() } else { tokens };
+        self.tokens.keep(gap, tokens.min(part));
+    }
+
+    /// This process keeps the pause and the pace: an attempt was refused.
+    pub(super) fn throttled(&mut self, refused: &Refused, retry: &Retry, now: Instant) -> Episode {
+        let random = self.random.f64();
+        let episode = self.pause.refused(refused, retry, now, random);
+        if episode == Episode::New {
+            let open = self.pause.open_at(now);
+            self.learned.episode(now, open);
+        } else {
+            self.learned.refused_too();
+        }
+        self.keep_pace(now);
+        episode
     }
 }
 

@@ -105,6 +105,12 @@ impl Learned {
         self.pace.gap = (self.pace.gap + WIDER).min(self.bounds.max_gap);
     }
 
+    /// The store keeps what was learned.
+    pub(crate) fn told(&mut self, gap: Duration, tokens: u32, quiet_from: Option<Instant>) {
+        self.pace = Pace { gap: gap.max(self.bounds.gap), tokens: tokens.clamp(1, self.limit.count.get()) };
+        self.quiet_from = quiet_from;
+    }
+
     /// Whether nothing is left of what was learned.
     pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
         self.pace(now) == Pace { gap: self.bounds.gap, tokens: self.limit.count.get() }

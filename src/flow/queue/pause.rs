@@ -82,6 +82,11 @@ impl Pause {
         self.until.map_or(now, |until| until.max(now))
     }
 
+    /// The store keeps the pause, and the probe is its business: nobody sends before `open`.
+    pub(crate) fn told(&mut self, open: Instant) {
+        *self = Self { until: Some(open), ..Self::default() };
+    }
+
     /// What is left of the pause.
     pub(crate) fn remaining(&self, now: Instant) -> Duration {
         self.open_at(now) - now

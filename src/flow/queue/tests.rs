@@ -11,9 +11,12 @@ use tokio::time::{sleep, sleep_until};
 use super::*;
 use crate::config::{Limit, Retry};
 use crate::id::{ClientId, TenantId};
+use crate::store::State;
 
 mod learning;
 mod prediction;
+mod replicas;
+mod sources;
 
 const GAP: Duration = Duration::from_millis(5);
 const SECOND: Duration = Duration::from_secs(1);
@@ -87,9 +90,46 @@ impl World {
         Self::with(gap, |_| {}).await
     }
 
+    /// The only replica that uses this server, when it may send.
+    async fn sharing(server: &crate::servers::Redis) -> Self {
+        Self::replica(server.port, format!("test{}:", fastrand::u64(..))).await
+    }
+
+    /// One of the replicas that share this prefix, when it may send.
+    async fn replica(port: u16, prefix: String) -> Self {
+        let mut world = Self::since(Instant::now() - 10 * SECOND, GAP, |_| {});
+        let settings = config::Store {
+            topology: config::Topology::Single,
+            servers: vec![config::Server { host: "127.0.0.1".to_owned(), port }],
+            tls: false,
+            database: 0,
+            username: None,
+            password: None,
+            sentinel_password: None,
+            ca_file: None,
+            prefix,
+            timeout: Duration::from_millis(250),
+            lease: Duration::from_secs(600),
+            slack: Duration::from_millis(15),
+        };
+        let quota = Quota::open(&settings, config::OnStoreFailure::Share, world.metrics.clone()).unwrap();
+        Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap().quota = Some(quota.clone());
+        let queue = world.queue.clone();
+        let quota_changes = quota.changes();
+        tokio::spawn(quota.keep(move || queue.refresh()));
+        let mut changes = quota_changes;
+        changes.wait_for(|state| matches!(state, State::Up { .. })).await.unwrap();
+        sleep(SECOND + 30 * GAP).await;
+        world
+    }
+
     async fn with(gap: Duration, change: impl FnOnce(&mut config::Queue)) -> Self {
         let started = Instant::now();
         sleep(10 * SECOND).await;
+        Self::since(started, gap, change)
+    }
+
+    fn since(started: Instant, gap: Duration, change: impl FnOnce(&mut config::Queue)) -> Self {
         let mut bounds = config::Queue {
             tenant: config::Tenant::CustSpaceId,
             max_waiting: 10_000,
@@ -108,6 +148,7 @@ impl World {
             bounds: bounds.clone(),
             retry: RETRY,
             learn: config::Learn { gap, max_gap: 8 * gap },
+            quota: None,
             started,
             room: Room::new(bounds.max_bytes),
             client_rooms: DashMap::new(),
@@ -169,7 +210,7 @@ async fn sixty_at_once_leave_in_eleven_seconds_and_eleven_gaps() {
     for index in 0..60_u32 {
         let mut call = world.arrive(120 * SECOND).unwrap();
         calls.spawn(async move {
-            call.turn().await.unwrap().spend().1.answered();
+            call.turn().await.unwrap().spend().unwrap().1.answered();
             (index, start.elapsed())
         });
     }
@@ -186,7 +227,7 @@ async fn the_fifth_call_after_idleness_waits_nothing_and_the_sixth_a_window() {
     for _round in 0..3 {
         let start = Instant::now();
         for index in 0..6 {
-            world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+            world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
             let expected = if index < 5 { Duration::ZERO } else { SECOND + GAP };
             assert_eq!(start.elapsed(), expected);
         }
@@ -200,7 +241,7 @@ async fn nothing_leaves_in_the_first_second_of_a_process() {
     let shared = Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap();
     shared.started = Instant::now();
     let start = Instant::now();
-    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
     assert_eq!(start.elapsed(), SECOND + GAP);
 }
 
@@ -231,7 +272,7 @@ async fn whoever_leaves_in_whatever_subset_nobody_hangs() {
         for _ in 0..20 {
             let mut call = world.arrive(120 * SECOND).unwrap();
             let task = tokio::spawn(async move {
-                call.turn().await.unwrap().spend().1.answered();
+                call.turn().await.unwrap().spend().unwrap().1.answered();
             });
             if random.bool() { stay.push(task) } else { leave.push(task) }
         }
@@ -254,14 +295,14 @@ async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
     let world = World::new(GAP).await;
     let start = Instant::now();
     let mut first = world.arrive(30 * SECOND).unwrap();
-    let (_, receipt) = first.turn().await.unwrap().spend();
+    let (_, receipt) = first.turn().await.unwrap().spend().unwrap();
     sleep(Duration::from_millis(20)).await;
     receipt.throttled(Some(3 * SECOND));
     let mut calls = JoinSet::new();
     for index in 0..4 {
         let mut call = world.arrive(30 * SECOND).unwrap();
         calls.spawn(async move {
-            let (_, receipt) = call.turn().await.unwrap().spend();
+            let (_, receipt) = call.turn().await.unwrap().spend().unwrap();
             let at = start.elapsed();
             sleep(Duration::from_millis(40)).await;
             receipt.answered();
@@ -270,7 +311,7 @@ async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
     }
     // The refused call comes back last and still is the probe: it arrived first.
     sleep(Duration::from_millis(100)).await;
-    let (_, receipt) = first.turn().await.unwrap().spend();
+    let (_, receipt) = first.turn().await.unwrap().spend().unwrap();
     assert_eq!(start.elapsed().as_millis(), 3020);
     sleep(Duration::from_millis(40)).await;
     receipt.answered();
@@ -281,9 +322,9 @@ async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_probe_does_not_hold_the_lane() {
     let world = World::new(GAP).await;
-    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
     receipt.throttled(Some(SECOND));
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
     let mut next = world.arrive(30 * SECOND).unwrap();
     let waiting = tokio::spawn(async move { next.turn().await.map(drop) });
     sleep(SECOND).await;
@@ -294,7 +335,7 @@ async fn a_lost_probe_does_not_hold_the_lane() {
 
 /// Pauses the lane by a refusal with this hint.
 async fn pause(world: &World, hint: Duration) {
-    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
     receipt.throttled(Some(hint));
 }
 
@@ -312,9 +353,9 @@ async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
 async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
     let world = World::new(GAP).await;
     pause(&world, SECOND).await;
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend();
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
     let start = Instant::now();
-    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
     assert_eq!(start.elapsed(), SECOND);
     // Should it be refused after all, that is a new episode.
     probe.throttled(Some(SECOND));
@@ -326,7 +367,7 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
     let world = World::new(GAP).await;
     let mut receipts = Vec::new();
     for _ in 0..5 {
-        receipts.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1);
+        receipts.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1);
     }
     let start = Instant::now();
     let mut ends = JoinSet::new();
@@ -357,7 +398,7 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
 async fn a_call_that_comes_back_after_its_hold_is_not_sent() {
     let world = World::new(GAP).await;
     let mut call = world.arrive(5 * SECOND).unwrap();
-    let (_, receipt) = call.turn().await.unwrap().spend();
+    let (_, receipt) = call.turn().await.unwrap().spend().unwrap();
     sleep(20 * SECOND).await;
     receipt.throttled(Some(SECOND));
     sleep(2 * SECOND).await;
@@ -383,7 +424,7 @@ async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
     let mut calls = JoinSet::new();
     for _ in 0..9 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        calls.spawn(async move { call.turn().await.unwrap().spend().1.answered() });
+        calls.spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
     }
     calls.join_all().await;
     assert_eq!(world.door.wanted.load(Ordering::Relaxed), 5);
@@ -393,12 +434,12 @@ async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
 async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
     let world = World::new(GAP).await;
     for _ in 0..5 {
-        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
     }
     let mut waiting = Vec::new();
     for _ in 0..25 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        waiting.push(tokio::spawn(async move { call.turn().await.unwrap().spend().1.answered() }));
+        waiting.push(tokio::spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() }));
     }
     tokio::task::yield_now().await;
     let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
@@ -425,7 +466,7 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     })
     .await;
     for _ in 0..5 {
-        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
     }
     let mut waiting = Vec::new();
     for client in ["a", "a", "a", "a", "b", "b"] {
@@ -464,7 +505,7 @@ async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
     assert_eq!((refusal.kind, start.elapsed()), (Kind::UpstreamUnreachable, 3 * SECOND));
     assert_eq!(world.tokens(), (0, 0, 0));
     let mut call = world.arrive(30 * SECOND).unwrap();
-    let waiting = tokio::spawn(async move { call.turn().await.unwrap().spend().1.answered() });
+    let waiting = tokio::spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
     sleep(SECOND).await;
     world.door.shut.store(false, Ordering::Relaxed);
     waiting.await.unwrap();
@@ -478,7 +519,7 @@ async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
     let mut calls = JoinSet::new();
     for _ in 0..7 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        calls.spawn(async move { call.turn().await.unwrap().spend().1.answered() });
+        calls.spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
     }
     assert_eq!(calls.join_all().await.len(), 7);
     assert!(!world.door.trapped.load(Ordering::Relaxed), "the trap was sprung");
@@ -492,7 +533,7 @@ async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
     for index in 0..40_u32 {
         let mut call = world.arrive(120 * SECOND).unwrap();
         calls.spawn(async move {
-            let end = call.turn().await.map(|turn| turn.spend().1.answered()).map_err(|refusal| refusal.kind);
+            let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
             (index, end, start.elapsed())
         });
     }
@@ -517,7 +558,7 @@ async fn an_action_without_a_limit_needs_no_lane() {
     free.limit = None;
     let start = Instant::now();
     for _ in 0..1000 {
-        world.queue.arrive(&free, 0).unwrap().turn().await.unwrap().spend().1.answered();
+        world.queue.arrive(&free, 0).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(world.queue.lanes().is_empty());
@@ -537,7 +578,7 @@ fn queue(
     let mut call = world.queue.arrive(&operation, 10).unwrap();
     let client = client.to_owned();
     calls.spawn(async move {
-        let end = call.turn().await.map(|turn| turn.spend().1.answered()).map_err(|refusal| refusal.kind);
+        let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
         (client, end, Instant::now())
     });
 }
@@ -647,7 +688,7 @@ async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u
         calls.spawn(async move {
             loop {
                 let Ok(turn) = call.turn().await else { return };
-                let (_connection, receipt) = turn.spend();
+                let (_connection, receipt) = turn.spend().unwrap();
                 sends.lock().push(Instant::now());
                 let jitter = random.lock().u64(0..=jitter_ms * 1000);
                 sleep(Duration::from_micros(10_000 + jitter)).await;
@@ -769,7 +810,7 @@ async fn one_call(mut call: Call<Doors>, event: Event, sends: Arc<Mutex<Vec<Inst
         if event.unused {
             return Fate::Unused;
         }
-        let (_connection, receipt) = turn.spend();
+        let (_connection, receipt) = turn.spend().unwrap();
         sends.lock().push(Instant::now());
         let end = event.ends.get(attempt).copied().unwrap_or(End::Answered);
         let latency = Duration::from_millis(event.latency);
@@ -837,7 +878,7 @@ async fn first_five_go_at_once(world: &World) {
     world.door.delay_ms.store(0, Ordering::Relaxed);
     let start = Instant::now();
     for _ in 0..5 {
-        world.arrive(SECOND).unwrap().turn().await.unwrap().spend().1.answered();
+        world.arrive(SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
 }

@@ -68,7 +68,7 @@ impl<K: Connector> Lane<K> {
         let now = Instant::now();
         let mut state = self.lock();
         if !state.worker {
-            state.tokens.collect();
+            state.tokens.collect(now);
         }
         let pace = state.learned.pace(now);
         let shadow = self.shadow.as_ref().map(|shadow| ShadowView::of(&mut shadow.lock(), now));
@@ -84,7 +84,7 @@ impl<K: Connector> Lane<K> {
             oldest_wait_seconds: oldest.as_secs_f64(),
             predicted_wait_seconds: wait.as_secs_f64(),
             pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
-            tokens_free: state.tokens.free(),
+            tokens_free: state.tokens.free(now),
             tokens_held: state.tokens.held(),
             tokens_usable: pace.tokens,
             tokens: self.limit.count.get(),

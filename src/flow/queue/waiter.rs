@@ -64,6 +64,12 @@ pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
     }
 }
 
+/// The store that deals out the quota is away, and this replica has no part of it.
+pub(super) fn no_part(again: Duration) -> Refusal {
+    let message = "The system is under flow control: the store of the shared quota cannot be reached, and this Flowgate has no part of the quota meanwhile. CAMS has done nothing.";
+    Refusal::after(Kind::StoreUnavailable, again, message)
+}
+
 /// The call does not fit into what is left before the process ends.
 pub(crate) fn draining() -> Refusal {
     let message = "Flowgate is shutting down. CAMS has done nothing.";

@@ -13,6 +13,7 @@ use crate::flow::queue::lane::{Lane, Queued, State};
 use crate::flow::queue::pause::Gate;
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter;
+use crate::flow::take_token::{Tokens, Wait};
 
 /// What the worker does next.
 enum Next<K: Connector> {
@@ -26,6 +27,8 @@ enum Next<K: Connector> {
     Connect(usize),
     /// Wait for a token to drip.
     Token(Arc<RateLimiter>),
+    /// Wait for the moment of a slot, or of the next question.
+    Slot(Instant),
     /// Hand this over; the lane's lock is free again.
     Deliver(Queued<K>, Result<Turn<K>, Refusal>),
 }
@@ -43,7 +46,7 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
                 // Who has just gone drops its turn, which gives the token and the connection back.
                 drop(queued.reply.send(turn));
             }
-            Next::Pause(until) => tokio::select! {
+            Next::Pause(until) | Next::Slot(until) => tokio::select! {
                 () = sleep_until(until) => {}
                 () = change => {}
             },
@@ -54,10 +57,11 @@ pub(super) async fn run<K: Connector>(lane: Arc<Lane<K>>) {
             },
             Next::Token(drip) => tokio::select! {
                 () = drip.acquire_one() => {
-                    let mut state = lane.lock();
-                    state.tokens.dripped(&drip);
-                    // Tokens that were used together are back together: no wait for each.
-                    state.tokens.collect();
+                    if let Tokens::Memory(tokens) = &mut lane.lock().tokens {
+                        tokens.dripped(&drip);
+                        // Tokens that were used together are back together: no wait for each.
+                        tokens.collect();
+                    }
                 }
                 () = change => {}
             },
@@ -97,6 +101,7 @@ fn decide<K: Connector>(
     if state.line.len() == 0 {
         state.check_at = None;
         state.worker = false;
+        lane.return_unused(state);
         return Next::Rest;
     }
     if lane.shared.drained(now) {
@@ -115,11 +120,23 @@ fn decide<K: Connector>(
         *connection = lane.shared.connector.try_ready();
     }
     if connection.is_none() {
-        let wanted = state.line.len().min(state.tokens.free() as usize).max(1);
+        let wanted = state.line.len().min(state.tokens.free(now) as usize).max(1);
         return Next::Connect(wanted);
     }
-    if state.tokens.free() == 0 {
-        return state.tokens.next_drip().map_or(Next::Change, Next::Token);
+    if let Tokens::Shared(slots) = &mut state.tokens {
+        slots.drop_late(now);
+    }
+    if let Wait::Ask = state.tokens.wait(state.line.len(), now)
+        && let Some(quota) = &lane.shared.quota
+    {
+        lane.ask(state, quota);
+    }
+    if state.tokens.free(now) == 0 {
+        return match state.tokens.wait(state.line.len(), now) {
+            Wait::Drip(drip) => Next::Token(drip),
+            Wait::Until(moment) => Next::Slot(moment),
+            Wait::Ask | Wait::Change => Next::Change,
+        };
     }
     let queued = state.line.pop().expect("the line is not empty");
     if queued.send_by <= now {

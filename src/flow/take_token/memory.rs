@@ -16,6 +16,7 @@ use leaky_bucket::RateLimiter;
 use tokio::time::Instant;
 
 use crate::config::Limit;
+use crate::flow::take_token::forecast::{after, nth};
 
 /// Held and spent tokens; the others are free.
 pub(crate) struct Tokens {
@@ -116,33 +117,14 @@ impl Tokens {
         let beyond = self.in_use().saturating_sub(self.usable as usize);
         if more.is_empty() {
             let (round, place) = (ahead / self.usable as usize, ahead % self.usable as usize);
-            return self.rounds_after(free.chain(in_use.skip(beyond)).nth(place).unwrap_or(open), round);
+            return after(free.chain(in_use.skip(beyond)).nth(place).unwrap_or(open), round, self.away);
         }
-        let mut turns: Vec<Instant> = free.chain(in_use.clone().skip(beyond)).collect();
+        let turns: Vec<Instant> = free.chain(in_use.clone().skip(beyond)).collect();
         let beyond: Vec<Instant> = in_use.take(beyond).collect();
         let mut back = beyond.into_iter().rev();
         let mut joins: Vec<Instant> = more.iter().map(|at| back.next().map_or(*at, |back| back.max(*at))).collect();
         joins.sort_unstable();
-        let mut ahead = ahead;
-        for joins_at in joins {
-            let rounds = |turn: &Instant| {
-                let until = joins_at.saturating_duration_since(*turn);
-                usize::try_from(until.as_nanos().div_ceil(self.away.as_nanos())).unwrap_or(usize::MAX)
-            };
-            let before = turns.iter().map(rounds).fold(0, usize::saturating_add);
-            if ahead < before {
-                break;
-            }
-            ahead -= before;
-            turns.iter_mut().for_each(|turn| *turn = self.rounds_after(*turn, rounds(turn)));
-            turns.push(joins_at);
-        }
-        turns.sort_unstable();
-        self.rounds_after(turns[ahead % turns.len()], ahead / turns.len())
-    }
-
-    fn rounds_after(&self, turn: Instant, rounds: usize) -> Instant {
-        turn + self.away * u32::try_from(rounds).unwrap_or(u32::MAX)
+        nth(ahead, turns, self.away, &joins)
     }
 
     /// Tokens that may be taken now, as far as is known without trying a limiter.

@@ -41,7 +41,7 @@ fn come(world: &World, calls: &mut JoinSet<()>, predictions: &Predictions, (path
                 predictions.lock().push((predicted, start.elapsed()));
             }
             sleep(path.to_send.mul_f64(random.f64())).await;
-            let (_connection, receipt) = turn.spend();
+            let (_connection, receipt) = turn.spend().unwrap();
             sleep(path.latency).await;
             if random.f64() >= path.refuses {
                 return receipt.answered();
@@ -121,13 +121,16 @@ async fn nobody_comes_later(seed: u64) {
         let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
         // Some have gone again before the newcomer comes.
         let patience = if random.u8(..5) == 0 { ms(1) } else { 120 * SECOND };
-        calls.spawn(tokio::time::timeout(patience, async move { call.turn().await.unwrap().spend().1.answered() }));
+        calls.spawn(tokio::time::timeout(
+            patience,
+            async move { call.turn().await.unwrap().spend().unwrap().1.answered() },
+        ));
         sleep(ms(if random.bool() { 0 } else { random.u64(2..200) })).await;
     }
     sleep(ms(2)).await;
     let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
     let (start, predicted) = (Instant::now(), predicted(&call));
-    call.turn().await.unwrap().spend().1.answered();
+    call.turn().await.unwrap().spend().unwrap().1.answered();
     assert_eq!(start.elapsed(), predicted, "seed {seed}");
     while calls.join_next().await.is_some() {}
 }
@@ -148,7 +151,7 @@ async fn the_newest_of_the_tenant_furthest_over_its_share_is_told() {
         let operation = Operation { tenant: TenantId::new(tenant), ..operation("a", hold) };
         let (mut call, name) = (world.queue.arrive(&operation, 10).unwrap(), format!("{tenant}{index}"));
         calls.spawn(async move {
-            let end = call.turn().await.map(|turn| turn.spend().1.answered());
+            let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered());
             (name, end.map_err(|refusal| refusal.kind), start.elapsed())
         });
     };

@@ -1,0 +1,132 @@
+//! What holds for all replicas together: one quota, one pause, one probe, one pace, and turns for everybody.
+
+use super::*;
+use crate::servers::Redis;
+
+/// So many replicas of one fleet.
+async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
+    let prefix = format!("test{}:", fastrand::u64(..));
+    let worlds: JoinSet<World> = (0..replicas).map(|_| World::replica(server.port, prefix.clone())).collect();
+    worlds.join_all().await.into_iter().map(Arc::new).collect()
+}
+
+/// Waits for its turn and uses it, with the moment before that.
+async fn sent(world: &World) -> (Instant, Receipt<Doors>) {
+    let mut call = world.arrive(60 * SECOND).unwrap();
+    loop {
+        let turn = call.turn().await.unwrap();
+        let before = Instant::now();
+        if let Some((_, receipt)) = turn.spend() {
+            return (before, receipt);
+        }
+    }
+}
+
+/// Who sent when, while each replica has as many callers as are given here, one call after the other.
+async fn load(worlds: &[Arc<World>], callers: &[usize], duration: Duration) -> Vec<(Instant, usize)> {
+    let sends = Arc::new(Mutex::new(Vec::new()));
+    let mut calls = JoinSet::new();
+    for (index, (world, callers)) in worlds.iter().zip(callers).enumerate() {
+        for _ in 0..*callers {
+            let (world, sends) = (world.clone(), sends.clone());
+            calls.spawn(async move {
+                loop {
+                    let (at, receipt) = sent(&world).await;
+                    sends.lock().push((at, index));
+                    sleep(Duration::from_millis(20)).await;
+                    receipt.answered();
+                }
+            });
+        }
+    }
+    sleep(duration).await;
+    calls.shutdown().await;
+    let mut sends = std::mem::take(&mut *sends.lock());
+    sends.sort();
+    sends
+}
+
+fn moments(sends: &[(Instant, usize)]) -> Vec<Instant> {
+    sends.iter().map(|(at, _)| *at).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn together_they_keep_the_limit_and_each_has_its_turns() {
+    let server = Redis::start().await;
+    let worlds = fleet(&server, 3).await;
+    // A crowd at the first, and enough at the others that there is always somebody.
+    let sends = load(&worlds, &[60, 6, 6], 8 * SECOND).await;
+    assert_eq!(worst_second(&moments(&sends)), 5);
+    assert!(sends.len() > 5 * 6, "the quota is used: {}", sends.len());
+    for replica in 0..3 {
+        let turns: Vec<usize> = (0..sends.len()).filter(|at| sends[*at].1 == replica).collect();
+        let longest = turns.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        // Slots of one date leave in any order.
+        assert!(longest <= 2 * 3 + 4, "replica {replica} had none of {longest} turns: {turns:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_pauses_all_then_one_probe_goes_for_all() {
+    let server = Redis::start().await;
+    let worlds = fleet(&server, 2).await;
+    // Each has seen the lane.
+    for world in &worlds {
+        sent(world).await.1.answered();
+    }
+    let (_, refused) = sent(&worlds[0]).await;
+    let start = Instant::now();
+    refused.throttled(Some(2 * SECOND));
+    // The store knows it when this replica knows what it has said.
+    while worlds[0].view().pause_remaining_seconds == 0.0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    let sends = load(&worlds, &[4, 4], 5 * SECOND / 2).await;
+    let pauses: Vec<Duration> = sends.iter().map(|(at, _)| *at - start).collect();
+    assert!(pauses[0] >= 2 * SECOND, "{pauses:?}");
+    assert!(
+        pauses[1] - pauses[0] >= Duration::from_millis(20),
+        "one probe, and the others when it is answered: {pauses:?}"
+    );
+    let view = |world: &World| (world.view().effective_per_second, world.view().gap_seconds);
+    assert_eq!(view(&worlds[0]), (5.0 / 1.015, 0.015));
+    assert_eq!(view(&worlds[1]), view(&worlds[0]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flushed_store_costs_one_burst_at_most() {
+    let server = Redis::start().await;
+    let worlds = fleet(&server, 2).await;
+    let flush = async {
+        sleep(5 * SECOND / 2).await;
+        server.flush().await;
+    };
+    let (sends, ()) = tokio::join!(load(&worlds, &[20, 20], 5 * SECOND), flush);
+    assert!(worst_second(&moments(&sends)) <= 10, "{}", worst_second(&moments(&sends)));
+    assert!(sends.len() >= 20, "{}", sends.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_dead_replica_had_is_lost_for_a_second() {
+    let server = Redis::start().await;
+    let prefix = format!("test{}:", fastrand::u64(..));
+    let other = World::replica(server.port, prefix.clone()).await;
+    // It dies with its runtime, in the middle of its work.
+    let dying = std::thread::spawn({
+        let port = server.port;
+        move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let world = Arc::new(runtime.block_on(World::replica(port, prefix)));
+            let sends = runtime.block_on(load(&[world], &[20], 2 * SECOND));
+            runtime.shutdown_background();
+            sends
+        }
+    });
+    let sends = load(&[Arc::new(other)], &[20], 6 * SECOND).await;
+    let dead = dying.join().unwrap();
+    let all: Vec<Instant> = moments(&sends).into_iter().chain(moments(&dead)).collect();
+    assert_eq!(worst_second(&all), 5);
+    let died = dead.last().unwrap().0;
+    let after = sends.iter().filter(|(at, _)| *at > died + SECOND && *at <= died + 3 * SECOND).count();
+    assert!(after >= 9, "the whole quota from a second later on: {after} in two seconds");
+}

@@ -1,0 +1,205 @@
+//! What is a token source? The same tests over both: the memory of one process, in simulated time, and the store that
+//! replicas share, a real server in real time. Nothing here says how soon a machine must be; only what may not be before
+//! what, and in which order.
+
+use super::*;
+use crate::servers::Redis;
+
+/// Asserted of both sources.
+macro_rules! of_both {
+    ($($name:ident),* $(,)?) => {
+        mod memory {
+            use super::*;
+            $(#[tokio::test(start_paused = true)]
+            async fn $name() {
+                super::$name(World::new(GAP).await).await;
+            })*
+        }
+
+        mod store {
+            use super::*;
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let server = Redis::start().await;
+                super::$name(World::sharing(&server).await).await;
+            })*
+        }
+    };
+}
+
+of_both!(
+    each_token_is_back_one_window_and_gap_after_its_own_use,
+    no_second_has_six_whatever_becomes_of_turns,
+    a_turn_that_is_not_used_serves_another,
+    after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all,
+    a_probe_that_never_left_is_followed_by_another,
+    a_probe_that_is_refused_pauses_the_lane_again,
+    episodes_widen_the_gap_and_then_take_tokens,
+    refusals_of_one_episode_take_one_token_and_the_longest_hint_holds,
+    callers_that_go_leave_their_tokens_to_others,
+);
+
+type Used = (Held, Receipt<Doors>);
+
+/// Used as soon as it may be. A turn that comes too late to be used is no turn.
+async fn sent(world: &World) -> Used {
+    let mut call = world.arrive(60 * SECOND).unwrap();
+    loop {
+        if let Some(used) = call.turn().await.unwrap().spend() {
+            return used;
+        }
+    }
+}
+
+/// Whether a call could be sent within so long.
+async fn could_be_sent(world: &World, within: Duration) -> Option<Used> {
+    tokio::time::timeout(within, sent(world)).await.ok()
+}
+
+async fn each_token_is_back_one_window_and_gap_after_its_own_use(world: World) {
+    let start = Instant::now();
+    let mut first = Vec::new();
+    for at in [0, 100, 250, 400, 900] {
+        sleep_until(start + Duration::from_millis(at)).await;
+        let before = Instant::now();
+        sent(&world).await.1.answered();
+        first.push(before);
+    }
+    assert!(first[4] - first[0] < SECOND, "five go without waiting");
+    for first in first {
+        sent(&world).await.1.answered();
+        assert!(first.elapsed() >= SECOND + GAP, "{:?}", first.elapsed());
+    }
+}
+
+async fn no_second_has_six_whatever_becomes_of_turns(world: World) {
+    let world = Arc::new(world);
+    let sends = Arc::new(Mutex::new(Vec::new()));
+    let mut calls = JoinSet::new();
+    for index in 0..50_u64 {
+        let (world, sends) = (world.clone(), sends.clone());
+        calls.spawn(async move {
+            let mut random = fastrand::Rng::with_seed(index);
+            sleep(Duration::from_millis(random.u64(..2000))).await;
+            let mut call = world.arrive(60 * SECOND).unwrap();
+            loop {
+                let turn = call.turn().await.unwrap();
+                sleep(Duration::from_millis([0, 0, 2, 30][random.usize(..4)])).await;
+                if random.u8(..6) == 0 {
+                    continue;
+                }
+                let at = Instant::now();
+                if let Some((_connection, receipt)) = turn.spend() {
+                    sends.lock().push(at);
+                    sleep(Duration::from_millis(random.u64(..50))).await;
+                    return receipt.answered();
+                }
+            }
+        });
+    }
+    calls.join_all().await;
+    let sends = sends.lock().clone();
+    assert_eq!((sends.len(), worst_second(&sends)), (50, 5));
+    let (granted, spent, returned) = world.tokens();
+    assert_eq!((granted, spent), (spent + returned, 50));
+}
+
+async fn a_turn_that_is_not_used_serves_another(world: World) {
+    for _ in 0..4 {
+        sent(&world).await.1.answered();
+    }
+    let mut unused = world.arrive(60 * SECOND).unwrap();
+    let (turn, start) = (unused.turn().await.unwrap(), Instant::now());
+    let other = tokio::spawn({
+        let mut call = world.arrive(60 * SECOND).unwrap();
+        async move { while call.turn().await.unwrap().spend().is_none() {} }
+    });
+    drop(turn);
+    other.await.unwrap();
+    assert!(start.elapsed() < SECOND, "it is not the first token's next use: {:?}", start.elapsed());
+}
+
+async fn after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all(world: World) {
+    let (_, refused) = sent(&world).await;
+    let start = Instant::now();
+    refused.throttled(Some(3 * SECOND / 2));
+    let (_, probe) = sent(&world).await;
+    assert!(start.elapsed() >= 3 * SECOND / 2, "{:?}", start.elapsed());
+    assert!(could_be_sent(&world, SECOND / 2).await.is_none(), "the probe is under way");
+    probe.answered();
+    let answered = Instant::now();
+    for _ in 0..4 {
+        sent(&world).await.1.answered();
+    }
+    assert!(answered.elapsed() < SECOND, "the others go together: {:?}", answered.elapsed());
+}
+
+async fn a_probe_that_never_left_is_followed_by_another(world: World) {
+    sent(&world).await.1.throttled(Some(SECOND / 10));
+    let (_, probe) = sent(&world).await;
+    probe.unsent();
+    let (_, probe) = sent(&world).await;
+    assert!(could_be_sent(&world, SECOND / 2).await.is_none(), "the second probe is under way");
+    probe.answered();
+    sent(&world).await.1.answered();
+}
+
+async fn a_probe_that_is_refused_pauses_the_lane_again(world: World) {
+    sent(&world).await.1.throttled(Some(SECOND / 10));
+    let (_, probe) = sent(&world).await;
+    let start = Instant::now();
+    probe.throttled(Some(SECOND));
+    sent(&world).await.1.answered();
+    assert!(start.elapsed() >= SECOND, "{:?}", start.elapsed());
+}
+
+async fn episodes_widen_the_gap_and_then_take_tokens(world: World) {
+    let mut seen = Vec::new();
+    for _ in 0..7 {
+        sent(&world).await.1.throttled(Some(Duration::from_millis(1)));
+        let (_, probe) = sent(&world).await;
+        let view = world.view();
+        seen.push(((view.gap_seconds * 1000.0).round() as u32, view.tokens_usable));
+        probe.answered();
+    }
+    assert_eq!(seen, [(15, 5), (25, 5), (35, 5), (40, 5), (40, 4), (40, 3), (40, 2)]);
+}
+
+async fn refusals_of_one_episode_take_one_token_and_the_longest_hint_holds(world: World) {
+    for expected in [(40, 5), (40, 4)] {
+        let mut used = Vec::new();
+        for _ in 0..expected.1 {
+            used.push(sent(&world).await);
+        }
+        let start = Instant::now();
+        for (index, (_connection, receipt)) in (1_u64..).zip(used) {
+            receipt.throttled(Some(Duration::from_millis(200 * index)));
+        }
+        let (_, probe) = sent(&world).await;
+        assert!(start.elapsed() >= Duration::from_millis(200 * u64::from(expected.1)), "{:?}", start.elapsed());
+        let view = world.view();
+        assert_eq!(((view.gap_seconds * 1000.0).round() as u32, view.tokens_usable), expected);
+        probe.answered();
+        sleep(2 * SECOND).await;
+    }
+}
+
+async fn callers_that_go_leave_their_tokens_to_others(world: World) {
+    let world = Arc::new(world);
+    for _round in 0..2 {
+        let start = Instant::now();
+        let mut go = JoinSet::new();
+        for _ in 0..30 {
+            let world = world.clone();
+            go.spawn(async move { could_be_sent(&world, SECOND / 2).await.map(|used| used.1.answered()) });
+        }
+        let sent_at_once = go.join_all().await.into_iter().flatten().count();
+        assert_eq!(sent_at_once, 5, "the first five go, the others hang up");
+        for _ in 0..5 {
+            sent(&world).await.1.answered();
+        }
+        assert!(start.elapsed() >= SECOND + GAP && start.elapsed() < 2 * (SECOND + GAP), "{:?}", start.elapsed());
+        sleep(2 * SECOND).await;
+    }
+    assert_eq!(world.view().queued, 0);
+}

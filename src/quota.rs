@@ -1,0 +1,220 @@
+//! Who deals out the quota? Alone, this process; with others, the store; and while the store is away, each replica uses
+//! the part that falls to it by rank, or nothing. This file asks the store, and says how things stand.
+
+mod members;
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use redis::Script;
+use tokio::time::Instant;
+
+use crate::config::{self, Limit, OnStoreFailure};
+use crate::flow::identify::Nonce;
+use crate::flow::take_token::script::{self, Op, Question, View};
+use crate::metrics::Metrics;
+use crate::quota::members::Members;
+use crate::store::{OpenError, State, Store};
+
+/// The shared quota, as one replica takes part in it.
+pub(crate) struct Quota {
+    store: Arc<Store>,
+    slack: Duration,
+    lease: Duration,
+    on_failure: OnStoreFailure,
+    replica: String,
+    members: Mutex<Members>,
+    take: Script,
+    beat: Script,
+    metrics: Arc<Metrics>,
+    has_left: AtomicBool,
+}
+
+/// Who deals out the tokens of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stands {
+    /// This process has no store.
+    Alone,
+    /// The store, since then.
+    Together { since: Instant },
+    /// Nobody: since then this replica uses its part.
+    Part { count: NonZeroU32, since: Instant },
+    /// Nobody, and it has no part.
+    Nothing { since: Option<Instant> },
+}
+
+/// How often a replica says that it is there.
+const BEAT: Duration = Duration::from_millis(250);
+/// When a caller who was refused for want of the store had best come back.
+const ADVICE: Duration = Duration::from_secs(2);
+
+// === impl Quota ===
+
+impl Quota {
+    /// The store is connected to by a task of the runtime; nothing waits for it.
+    pub(crate) fn open(
+        settings: &config::Store,
+        on_failure: OnStoreFailure,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, OpenError> {
+        let store = Store::open(settings, metrics.clone())?;
+        let replica = format!("{:016x}", fastrand::u64(..));
+        Ok(Arc::new(Self {
+            members: Mutex::new(Members::new(replica.clone(), settings.lease)),
+            take: Script::new(script::SOURCE),
+            beat: Script::new(include_str!("quota/beat.lua")),
+            slack: settings.slack,
+            lease: settings.lease,
+            on_failure,
+            store,
+            replica,
+            metrics,
+            has_left: AtomicBool::new(false),
+        }))
+    }
+
+    /// For the start: `Err` when the store answers and must not be used.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        self.store.check().await
+    }
+
+    /// A way to wait for the store to come and go.
+    #[cfg(test)]
+    pub(crate) fn changes(&self) -> tokio::sync::watch::Receiver<State> {
+        self.store.changes()
+    }
+
+    /// This process's name among the replicas; another one after every start.
+    pub(crate) fn replica(&self) -> &str {
+        &self.replica
+    }
+
+    /// How late a slot may be used.
+    pub(crate) fn slack(&self) -> Duration {
+        self.slack
+    }
+
+    /// When to come back while this replica has no part of the quota.
+    pub(crate) fn advice(&self) -> Duration {
+        ADVICE
+    }
+
+    /// Who deals out the tokens of a lane with this limit.
+    pub(crate) fn stands(&self, limit: Limit) -> Stands {
+        match self.store.state() {
+            State::Up { since } => Stands::Together { since },
+            State::NeverSeen => Stands::Nothing { since: None },
+            State::Down { since } => {
+                let part = match self.on_failure {
+                    OnStoreFailure::Share => self.members.lock().part(limit.count, Instant::now()),
+                    OnStoreFailure::Refuse => None,
+                };
+                part.map_or(Stands::Nothing { since: Some(since) }, |count| Stands::Part { count, since })
+            }
+        }
+    }
+
+    /// How many tokens of such a limit may be in use: those that replicas which have vanished may use are withheld.
+    pub(crate) fn cap(&self, limit: Limit) -> u32 {
+        limit.count.get().saturating_sub(self.members.lock().withheld(limit.count, Instant::now()))
+    }
+
+    /// One operation on one lane; none if the store does not answer as it should.
+    pub(crate) async fn take(&self, account: &str, action: &str, op: &Op, question: &Question<'_>) -> Option<View> {
+        // What is in braces decides on which of a cluster's servers the key lies.
+        let key = format!("{}lane:{{{account}}}:{action}", self.store.prefix());
+        let answer = self.store.run(op.name(), &self.take, &key, &op.args(question)).await.ok()?;
+        let view = redis::from_redis_value::<Vec<i64>>(answer).ok().and_then(|numbers| View::read(&numbers));
+        if view.is_none() {
+            tracing::error!(account, action, op = op.name(), "the store's answer is not that of take.lua");
+        }
+        view
+    }
+
+    /// Takes a nonce for all replicas; true when it was new, none if the store does not say.
+    pub(crate) async fn take_nonce(&self, nonce: &Nonce, now: SystemTime) -> Option<bool> {
+        let key = format!("{}nonce:{}", self.store.prefix(), nonce.digest);
+        let expires = nonce.until.duration_since(now).unwrap_or_default().max(Duration::from_secs(1));
+        self.store.set_new("nonce", &key, expires).await.ok()
+    }
+
+    /// Says that this replica is there, for as long as anybody needs it, and calls `changed` when others must know.
+    pub(crate) async fn keep(self: Arc<Self>, changed: impl Fn() + Send) {
+        let mut changes = self.store.changes();
+        let mut connection = None;
+        loop {
+            let state = *changes.borrow_and_update();
+            if let State::Up { since } = state {
+                if connection.is_none_or(|(known, _)| known != since) {
+                    connection = Some((since, self.store.own_connection().await.unwrap_or(UNKNOWN)));
+                }
+                self.beat(connection.map_or(UNKNOWN, |(_, id)| id)).await;
+            }
+            let is_down = matches!(state, State::Down { .. });
+            let ends = self.members.lock().part_ends().filter(|ends| is_down && *ends > Instant::now());
+            self.metrics.store_degraded(!matches!(state, State::Up { .. }));
+            self.metrics.replicas(self.members.lock().len());
+            let ended = async {
+                match ends {
+                    Some(ends) => tokio::time::sleep_until(ends).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                gone = changes.changed() => {
+                    if gone.is_err() {
+                        return;
+                    }
+                    changed();
+                }
+                () = ended => changed(),
+                () = tokio::time::sleep(BEAT) => {}
+            }
+        }
+    }
+
+    /// Leaves the others their whole quota: nothing is sent any more.
+    pub(crate) async fn leave(&self) {
+        self.has_left.store(true, Ordering::Relaxed);
+        self.roll("leave", [UNKNOWN.to_string(), String::new(), String::new()]).await;
+    }
+
+    /// This replica is there. Of those that are silent, the ones whose connection the server has seen closed are dead: a
+    /// replica that is cut off from the store has one that is open.
+    async fn beat(&self, connection: u64) {
+        if self.has_left.load(Ordering::Relaxed) {
+            return;
+        }
+        self.roll("beat", [connection.to_string(), String::new(), String::new()]).await;
+        let silent: Vec<(String, u64)> = self.members.lock().vanished(Instant::now()).collect();
+        for (name, through) in silent.into_iter().filter(|(_, through)| *through != UNKNOWN) {
+            if self.store.is_closed(through).await == Some(true) {
+                tracing::info!(replica = name, "a replica has died: its part of the quota is free");
+                self.roll("bury", [connection.to_string(), name.clone(), through.to_string()]).await;
+                self.members.lock().left(&name);
+            }
+        }
+    }
+
+    async fn roll(&self, op: &'static str, [connection, name, through]: [String; 3]) {
+        let lease = self.lease.as_micros().to_string();
+        let args = [op.to_owned(), self.replica.clone(), connection, lease, name, through].map(String::into_bytes);
+        let key = format!("{}replicas", self.store.prefix());
+        let asked = Instant::now();
+        let Ok(answer) = self.store.run(op, &self.beat, &key, &args).await else { return };
+        match redis::from_redis_value::<Vec<(String, u64, u64)>>(answer) {
+            Ok(list) => {
+                let seen =
+                    |(name, through, silent)| members::Seen { name, through, silent: Duration::from_micros(silent) };
+                self.members.lock().heard(list.into_iter().map(seen), asked);
+            }
+            Err(error) => tracing::error!(%error, "the store's answer is not that of beat.lua"),
+        }
+    }
+}
+
+/// The connection of a replica of which that is not known: a cluster has many.
+const UNKNOWN: u64 = 0;

@@ -1,0 +1,165 @@
+//! Who shares the quota, and what is each one's part while the store is away? Every replica knows the same list, as the
+//! store last told it, and deals the tokens by rank in it. Only decides.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Who has been silent for so long has vanished: it may have been cut off, and use its part.
+const VANISHED: Duration = Duration::from_secs(1);
+
+/// The replicas as this one knows them.
+#[derive(Debug)]
+pub(super) struct Members {
+    me: String,
+    /// How long a replica that is cut off may use its part.
+    lease: Duration,
+    /// When each was last seen by the store, and through which connection.
+    seen: BTreeMap<String, (Instant, u64)>,
+    /// When the store last answered.
+    contact: Option<Instant>,
+}
+
+/// One of the replicas as the store has it.
+pub(super) struct Seen {
+    pub(super) name: String,
+    /// The server's number of its connection.
+    pub(super) through: u64,
+    /// For how long it has said nothing.
+    pub(super) silent: Duration,
+}
+
+// === impl Members ===
+
+impl Members {
+    pub(super) fn new(me: String, lease: Duration) -> Self {
+        Self { me, lease, seen: BTreeMap::new(), contact: None }
+    }
+
+    /// The store has answered who is there, and for how long each has been silent. `asked` is when the question left.
+    pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
+        for Seen { name, through, silent } in list {
+            let at = asked.checked_sub(silent).unwrap_or(asked);
+            let seen = self.seen.entry(name).or_insert((at, through));
+            *seen = (at.max(seen.0), through);
+        }
+        self.seen.retain(|name, (at, _)| *name == self.me || *at + self.lease > asked);
+        self.contact = Some(asked);
+    }
+
+    /// One has said good-bye, or is known to be dead.
+    pub(super) fn left(&mut self, name: &str) {
+        self.seen.remove(name);
+    }
+
+    /// How many there are, with those that have vanished.
+    pub(super) fn len(&self) -> usize {
+        self.seen.len()
+    }
+
+    /// Those that have vanished, and their connections.
+    pub(super) fn vanished(&self, now: Instant) -> impl Iterator<Item = (String, u64)> {
+        let silent = move |at: Instant| now.saturating_duration_since(at) > VANISHED;
+        let vanished = self.seen.iter().filter(move |(name, (at, _))| **name != self.me && silent(*at));
+        vanished.map(|(name, (_, through))| (name.clone(), *through))
+    }
+
+    /// This replica's part of `count` tokens while the store is away: none if it never saw the store, none a moment
+    /// before the others cease to withhold it.
+    pub(super) fn part(&self, count: NonZeroU32, now: Instant) -> Option<NonZeroU32> {
+        let contact = self.contact?;
+        if now + VANISHED >= contact + self.lease {
+            return None;
+        }
+        NonZeroU32::new(self.part_of(&self.me, count))
+    }
+
+    /// When the part ends.
+    pub(super) fn part_ends(&self) -> Option<Instant> {
+        Some((self.contact? + self.lease).checked_sub(VANISHED).unwrap_or_else(Instant::now))
+    }
+
+    /// What must not be used while the store is there, since those that have vanished may use it.
+    pub(super) fn withheld(&self, count: NonZeroU32, now: Instant) -> u32 {
+        self.vanished(now).map(|(name, _)| self.part_of(&name, count)).sum()
+    }
+
+    fn part_of(&self, name: &str, count: NonZeroU32) -> u32 {
+        let all = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).max(1);
+        let Some(rank) = self.seen.keys().position(|other| other == name) else { return 0 };
+        let over = u32::try_from(rank).unwrap_or(u32::MAX) < count.get() % all;
+        count.get() / all + u32::from(over)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const FIVE: NonZeroU32 = NonZeroU32::new(5).unwrap();
+
+    fn members(me: &str, all: u32, asked: Instant) -> Members {
+        let mut members = Members::new(me.to_owned(), 60 * SECOND);
+        members.heard((0..all).map(|rank| seen(rank, Duration::ZERO)), asked);
+        members
+    }
+
+    fn seen(rank: u32, silent: Duration) -> Seen {
+        Seen { name: format!("r{rank}"), through: 7, silent }
+    }
+
+    #[test]
+    fn the_tokens_are_dealt_by_rank() {
+        let now = Instant::now();
+        let parts = |all| -> Vec<u32> {
+            (0..all).map(|me| members(&format!("r{me}"), all, now).part(FIVE, now).map_or(0, NonZeroU32::get)).collect()
+        };
+        assert_eq!(parts(1), [5]);
+        assert_eq!(parts(2), [3, 2]);
+        assert_eq!(parts(3), [2, 2, 1]);
+        assert_eq!(parts(8), [1, 1, 1, 1, 1, 0, 0, 0]);
+    }
+
+    #[test]
+    fn who_never_saw_the_store_has_no_part() {
+        assert_eq!(Members::new("r0".to_owned(), 60 * SECOND).part(FIVE, Instant::now()), None);
+    }
+
+    #[test]
+    fn a_part_is_withheld_from_the_others_for_longer_than_it_is_used() {
+        let start = Instant::now();
+        let cut_off = members("r0", 2, start);
+        let mut other = members("r1", 2, start);
+        for second in 1..100 {
+            let now = start + second * SECOND;
+            // The other goes on hearing of it, ever older.
+            let list = [seen(0, second * SECOND), seen(1, Duration::ZERO)];
+            other.heard(list.into_iter().filter(|seen| seen.silent <= 60 * SECOND), now);
+            let used = cut_off.part(FIVE, now).map_or(0, NonZeroU32::get);
+            assert!(other.withheld(FIVE, now) >= used || second == 1, "after {second} s");
+        }
+        assert_eq!((other.len(), other.withheld(FIVE, start + 99 * SECOND)), (1, 0));
+    }
+
+    #[test]
+    fn who_has_left_is_withheld_nothing() {
+        let start = Instant::now();
+        let mut members = members("r0", 3, start);
+        assert_eq!(members.withheld(FIVE, start + 2 * SECOND), 3);
+        members.left("r1");
+        assert_eq!((members.len(), members.withheld(FIVE, start + 2 * SECOND)), (2, 2));
+    }
+
+    #[test]
+    fn an_empty_store_that_is_back_does_not_make_others_forgotten() {
+        let start = Instant::now();
+        let mut members = members("r0", 2, start);
+        members.heard([seen(0, Duration::ZERO)], start + 5 * SECOND);
+        assert_eq!((members.len(), members.withheld(FIVE, start + 5 * SECOND)), (2, 2));
+        members.heard([seen(1, Duration::ZERO)], start + 6 * SECOND);
+        assert_eq!(members.withheld(FIVE, start + 6 * SECOND), 0);
+    }
+}

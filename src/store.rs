@@ -1,0 +1,269 @@
+//! How does Flowgate talk to the store that replicas share? Over one connection that a task of its own keeps
+//! (`store/keeper.rs`); whoever asks the store never waits for a connection. The first operation that the store does not
+//! answer in time, or answers as no healthy store would, opens the circuit: from then on every operation fails at once,
+//! until the keeper has found the store in order. What is asked of the store is for its users.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::{RedisError, RedisResult, Script, cmd};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::config;
+use crate::metrics::Metrics;
+use crate::store::connect::{Connection, Dial};
+use crate::store::trouble::Trouble;
+
+pub(crate) use connect::OpenError;
+
+mod connect;
+mod health;
+mod keeper;
+mod trouble;
+
+/// The store that replicas share.
+pub(crate) struct Store {
+    shared: Arc<Shared>,
+    prefix: String,
+    is_cluster: bool,
+    _keeper: AbortOnDropHandle<()>,
+}
+
+/// How the store is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// Since the start of the process nothing was answered.
+    NeverSeen,
+    /// It answers.
+    Up {
+        /// When this connection became usable; every reconnect is a new one.
+        since: Instant,
+    },
+    /// It answered once, and does no more.
+    Down {
+        /// When that was noticed.
+        since: Instant,
+    },
+}
+
+/// Why the store gave no answer.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub(crate) enum Unavailable {
+    /// Nothing was asked: the circuit is open.
+    #[error("the shared store is down")]
+    Down,
+    /// Asked, and perhaps done.
+    #[error("the shared store did not answer within {0:?}")]
+    Late(Duration),
+    /// It answered with an error, or the connection broke.
+    #[error("the shared store: {0}")]
+    Failed(String),
+}
+
+/// What the keeper and those who ask have in common.
+struct Shared {
+    dial: Dial,
+    /// Of a key that is written to see whether writes are taken.
+    probe: String,
+    timeout: Duration,
+    metrics: Arc<Metrics>,
+    /// Changed only while `link` is locked.
+    state: watch::Sender<State>,
+    /// There is one exactly while the state is `Up`.
+    link: Mutex<Option<Arc<Link>>>,
+}
+
+/// A connection that was found in order. Who sees it fail closes this one and no later one.
+struct Link {
+    connection: Connection,
+    masters: usize,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Never waits for the server: a task of the runtime connects, keeps the connection, and reconnects.
+    pub(crate) fn open(config: &config::Store, metrics: Arc<Metrics>) -> Result<Arc<Self>, OpenError> {
+        Ok(Self::over(connect::dial(config)?, config, metrics))
+    }
+
+    /// As `open`, with whatever `dial` connects to.
+    fn over(dial: Dial, config: &config::Store, metrics: Arc<Metrics>) -> Arc<Self> {
+        metrics.has_store();
+        let shared = Arc::new(Shared {
+            dial,
+            probe: format!("{}probe", config.prefix),
+            timeout: config.timeout,
+            metrics,
+            state: watch::Sender::new(State::NeverSeen),
+            link: Mutex::default(),
+        });
+        let keeper = AbortOnDropHandle::new(tokio::spawn(keeper::keep(shared.clone())));
+        let is_cluster = config.topology == config::Topology::Cluster;
+        Arc::new(Self { shared, prefix: config.prefix.clone(), is_cluster, _keeper: keeper })
+    }
+
+    /// What the name of every key begins with; the operations take whole names.
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Runs a script on its one key; a server that does not know it, after a flush or a failover, is given it first. At
+    /// once `Err` while the store is down.
+    pub(crate) async fn run(
+        &self,
+        op: &'static str,
+        script: &Script,
+        key: &str,
+        args: &[Vec<u8>],
+    ) -> Result<redis::Value, Unavailable> {
+        let link = self.shared.link()?;
+        let mut connection = link.connection.clone();
+        let mut call = script.key(key);
+        for arg in args {
+            call.arg(arg.as_slice());
+        }
+        self.shared.operation(op, &link, call.invoke_async(&mut connection)).await
+    }
+
+    /// `SET key value NX PX ms`: true when it was new.
+    pub(crate) async fn set_new(&self, op: &'static str, key: &str, expires: Duration) -> Result<bool, Unavailable> {
+        let link = self.shared.link()?;
+        let mut set = cmd("SET");
+        let millis = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX).max(1);
+        set.arg(key).arg(1).arg("NX").arg("PX").arg(millis);
+        let mut connection = link.connection.clone();
+        let answer: Option<String> = self.shared.operation(op, &link, set.query_async(&mut connection)).await?;
+        Ok(answer.is_some())
+    }
+
+    /// The server's number of this process's connection; none in a cluster, where there are many.
+    pub(crate) async fn own_connection(&self) -> Option<u64> {
+        self.client(&["ID"]).await
+    }
+
+    /// Whether the server has seen this connection closed; none if it does not say.
+    pub(crate) async fn is_closed(&self, connection: u64) -> Option<bool> {
+        let open: String = self.client(&["LIST", "ID", &connection.to_string()]).await?;
+        Some(!open.starts_with("id="))
+    }
+
+    async fn client<T: redis::FromRedisValue>(&self, args: &[&str]) -> Option<T> {
+        let link = self.alone()?;
+        let mut connection = link.connection.clone();
+        let mut command = cmd("CLIENT");
+        command.arg(args);
+        self.shared.operation("connections", &link, command.query_async(&mut connection)).await.ok()
+    }
+
+    fn alone(&self) -> Option<Arc<Link>> {
+        if self.is_cluster { None } else { self.shared.link().ok() }
+    }
+
+    /// How it is now.
+    pub(crate) fn state(&self) -> State {
+        *self.shared.state.borrow()
+    }
+
+    /// A way to wait for changes.
+    pub(crate) fn changes(&self) -> watch::Receiver<State> {
+        self.shared.state.subscribe()
+    }
+
+    /// For the start: `Err` when the store answers and must not be used. One that does not answer is no reason not to
+    /// start.
+    pub(crate) async fn check(&self) -> Result<(), String> {
+        match self.shared.reach().await {
+            Err(Trouble::Evicts(text)) => Err(text),
+            Err(Trouble::Unreachable(_) | Trouble::Refused(_)) | Ok(_) => Ok(()),
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn link(&self) -> Result<Arc<Link>, Unavailable> {
+        self.link.lock().clone().ok_or(Unavailable::Down)
+    }
+
+    /// Whether it still answers; if not, the circuit opens.
+    async fn ping(&self, link: &Arc<Link>) {
+        let mut connection = link.connection.clone();
+        let _seen: Result<(), Unavailable> = self.operation("ping", link, connection.ping(link.masters)).await;
+    }
+
+    /// Waits for an operation for as long as it may take, counts it, and opens the circuit when it failed as it does
+    /// only when the store is ill.
+    async fn operation<T>(
+        &self,
+        op: &'static str,
+        link: &Arc<Link>,
+        operation: impl Future<Output = RedisResult<T>>,
+    ) -> Result<T, Unavailable> {
+        let began = Instant::now();
+        let answer = timeout(self.timeout, operation).await;
+        let result = match answer {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err((trouble::is_illness(&error), Unavailable::Failed(trouble::text(&error)))),
+            Err(_elapsed) => Err((true, Unavailable::Late(self.timeout))),
+        };
+        self.metrics.store_operation(op, began.elapsed(), result.is_err());
+        result.map_err(|(ill, unavailable)| {
+            if ill {
+                self.fail(link, op, &unavailable);
+            }
+            unavailable
+        })
+    }
+
+    /// The circuit opens, unless this connection is not the one in use any more.
+    fn fail(&self, failed: &Arc<Link>, op: &'static str, reason: &Unavailable) {
+        let mut link = self.link.lock();
+        if !link.as_ref().is_some_and(|link| Arc::ptr_eq(link, failed)) {
+            return;
+        }
+        *link = None;
+        let now = Instant::now();
+        let before = self.state.send_replace(State::Down { since: now });
+        self.metrics.store_up(false);
+        let up = if let State::Up { since } = before { now - since } else { Duration::ZERO };
+        tracing::warn!(op, %reason, up_seconds = up.as_secs_f64(), "the shared store is down");
+    }
+
+    /// The circuit closes. Returns how it was before.
+    fn restore(&self, connection: Connection, masters: usize) -> State {
+        let mut link = self.link.lock();
+        *link = Some(Arc::new(Link { connection, masters }));
+        self.metrics.store_up(true);
+        self.state.send_replace(State::Up { since: Instant::now() })
+    }
+
+    /// Connects anew and looks whether the store is in order.
+    async fn reach(&self) -> Result<(Connection, health::Health), Trouble> {
+        let began = Instant::now();
+        let reached = self.connect_and_look().await;
+        self.metrics.store_operation("connect", began.elapsed(), reached.is_err());
+        reached
+    }
+
+    async fn connect_and_look(&self) -> Result<(Connection, health::Health), Trouble> {
+        let limit = connect::limit(self.timeout);
+        let dialled = timeout(limit, (self.dial)()).await;
+        let mut connection = dialled.map_err(|_elapsed| Trouble::late(limit))??;
+        let health = health::look(&mut connection, &self.probe, self.timeout).await?;
+        Ok((connection, health))
+    }
+}
+
+impl From<RedisError> for Trouble {
+    fn from(error: RedisError) -> Self {
+        Self::of(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests;

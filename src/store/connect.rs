@@ -1,0 +1,240 @@
+//! How is the store reached? One server by its address, a cluster by any of its nodes, a master by the name under which
+//! sentinels watch it, who are asked anew each time. All three become one connection that many share.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::ClusterClient;
+use redis::cluster_async::ClusterConnection;
+use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRoutingInfo};
+use redis::io::tcp::TcpSettings;
+use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict, IntoConnectionInfo,
+    Pipeline, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
+    Value, cmd,
+};
+use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+
+use crate::config::{self, Topology};
+use crate::secret::Secret;
+
+/// Connects; asked again for every new connection.
+pub(super) type Dial = Arc<dyn Fn() -> BoxFuture<'static, RedisResult<Connection>> + Send + Sync>;
+
+/// Shared by all who ask: answers come back in the order of the questions.
+#[derive(Clone)]
+pub(super) enum Connection {
+    /// One server, which may be the master that sentinels named.
+    One(MultiplexedConnection),
+    /// The nodes of a cluster.
+    Cluster(ClusterConnection),
+}
+
+/// Why the store's settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// The file of roots.
+    #[error("quota.store_ca_file: {}: {reason}", path.display())]
+    CaFile { path: PathBuf, reason: String },
+    /// What the library does not take.
+    #[error("quota.store: {0}")]
+    Client(#[from] RedisError),
+}
+
+/// What connecting may take in units of what one operation may: TCP, TLS and the password are a round trip or two each.
+const ROUND_TRIPS: u32 = 4;
+
+/// What finding the master may take: while a sentinel does not answer, the library waits a second for it.
+const FINDING: Duration = Duration::from_secs(2);
+
+/// What connecting may take at most when one operation may take `timeout`.
+pub(super) fn limit(timeout: Duration) -> Duration {
+    FINDING + ROUND_TRIPS * timeout
+}
+
+/// A way to connect to this store, or why there is none; connects to nothing yet.
+pub(super) fn dial(config: &config::Store) -> Result<Dial, OpenError> {
+    let certificates = config.ca_file.as_deref().map(certificates).transpose()?;
+    match &config.topology {
+        Topology::Single => one(config, certificates),
+        Topology::Cluster => cluster(config, certificates),
+        Topology::Sentinel(name) => sentinel(config, name.clone(), certificates),
+    }
+}
+
+fn one(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<Dial, OpenError> {
+    let address = addresses(config).next().expect("a store has at least one server");
+    let info = connection_info(config, address)?;
+    let client = match certificates {
+        Some(certificates) => Client::build_with_tls(info, certificates)?,
+        None => Client::open(info)?,
+    };
+    let terms = terms(config);
+    Ok(Arc::new(move || {
+        let (client, terms) = (client.clone(), terms.clone());
+        Box::pin(async move { client.get_multiplexed_async_connection_with_config(&terms).await.map(Connection::One) })
+    }))
+}
+
+fn cluster(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<Dial, OpenError> {
+    let nodes: RedisResult<Vec<_>> = addresses(config).map(|address| connection_info(config, address)).collect();
+    let mut builder = ClusterClient::builder(nodes?)
+        .connection_timeout(ROUND_TRIPS * config.timeout)
+        .response_timeout(config.timeout)
+        .tcp_settings(tcp());
+    if let Some(certificates) = certificates {
+        builder = builder.certs(certificates);
+    }
+    let client = builder.build()?;
+    Ok(Arc::new(move || {
+        let client = client.clone();
+        Box::pin(async move { client.get_async_connection().await.map(Connection::Cluster) })
+    }))
+}
+
+fn sentinel(config: &config::Store, name: String, certificates: Option<TlsCertificates>) -> Result<Dial, OpenError> {
+    let (config, terms) = (config.clone(), terms(config));
+    let client = move || {
+        let mut builder = SentinelClientBuilder::new(addresses(&config), &name, SentinelServerType::Master)?
+            .set_client_to_redis_db(config.database.into())
+            .set_client_to_redis_tcp_settings(tcp())
+            .set_client_to_sentinel_tcp_settings(tcp());
+        if let Some(username) = &config.username {
+            builder = builder.set_client_to_redis_username(username);
+        }
+        if let Some(password) = &config.password {
+            builder = builder.set_client_to_redis_password(password.expose());
+        }
+        if let Some(password) = &config.sentinel_password {
+            builder = builder.set_client_to_sentinel_password(password.expose());
+        }
+        if config.tls {
+            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+            builder = builder.set_client_to_sentinel_tls_mode(TlsMode::Secure);
+        }
+        if let Some(certificates) = &certificates {
+            builder = builder.set_client_to_redis_certificates(certificates.clone());
+            builder = builder.set_client_to_sentinel_certificates(certificates.clone());
+        }
+        builder.build()
+    };
+    client()?;
+    Ok(Arc::new(move || {
+        // A new one each time: the old one would first try its old connections to the sentinels.
+        let (client, terms) = (client(), terms.clone());
+        Box::pin(async move { client?.get_async_connection_with_config(&terms).await.map(Connection::One) })
+    }))
+}
+
+fn addresses(config: &config::Store) -> impl Iterator<Item = ConnectionAddr> {
+    config.servers.iter().map(|config::Server { host, port }| {
+        let (host, port) = (host.clone(), *port);
+        if config.tls {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        }
+    })
+}
+
+fn connection_info(config: &config::Store, address: ConnectionAddr) -> RedisResult<ConnectionInfo> {
+    let mut redis = RedisConnectionInfo::default()
+        .set_db(config.database.into())
+        .set_lib_name(env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"));
+    if let Some(username) = &config.username {
+        redis = redis.set_username(username);
+    }
+    if let Some(password) = config.password.as_ref().map(Secret::expose) {
+        redis = redis.set_password(password);
+    }
+    Ok(address.into_connection_info()?.set_tcp_settings(tcp()).set_redis_settings(redis))
+}
+
+/// The library would wait for more to send before it sends a little.
+fn tcp() -> TcpSettings {
+    TcpSettings::default().set_nodelay(true)
+}
+
+/// Whoever asks has a time-out of his own.
+fn terms(config: &config::Store) -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new().set_connection_timeout(Some(ROUND_TRIPS * config.timeout)).set_response_timeout(None)
+}
+
+fn certificates(path: &Path) -> Result<TlsCertificates, OpenError> {
+    let refuse = |reason| OpenError::CaFile { path: path.to_owned(), reason };
+    let bytes = std::fs::read(path).map_err(|error: io::Error| refuse(error.to_string()))?;
+    let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    match parsed {
+        Ok(roots) if roots.is_empty() => Err(refuse("holds no certificate in PEM".to_owned())),
+        Ok(_) => Ok(TlsCertificates { client_tls: None, root_cert: Some(bytes) }),
+        Err(error) => Err(refuse(error.to_string())),
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// How many masters there are; of a cluster one of its nodes says so, and that all slots are served.
+    pub(super) async fn masters(&mut self) -> RedisResult<usize> {
+        let Self::Cluster(cluster) = self else { return Ok(1) };
+        let (mut info, anybody) = (cmd("CLUSTER"), RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random));
+        info.arg("INFO");
+        let info: InfoDict = redis::from_redis_value(cluster.route_command(info, anybody).await?)?;
+        match (info.get::<String>("cluster_state").as_deref(), info.get("cluster_size")) {
+            (Some("ok"), Some(size)) => Ok(size),
+            _ => Err((ServerErrorKind::ClusterDown.into(), "cluster_state is not ok").into()),
+        }
+    }
+
+    /// Every master must answer: the library would leave out those that it has lost.
+    pub(super) async fn ping(&mut self, masters: usize) -> RedisResult<()> {
+        let answered = match self {
+            Self::One(connection) => cmd("PING").query_async(connection).await.map(|_pong: Value| 1)?,
+            Self::Cluster(cluster) => {
+                let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
+                match cluster.route_command(cmd("PING"), all).await? {
+                    Value::Map(answers) => answers.len(),
+                    _ => 0,
+                }
+            }
+        };
+        if answered < masters {
+            return Err((ErrorKind::ClusterConnectionNotFound, "not every master answers").into());
+        }
+        Ok(())
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::One(connection) => connection.req_packed_command(command),
+            Self::Cluster(connection) => connection.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::One(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::One(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}

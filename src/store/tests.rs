@@ -1,0 +1,334 @@
+//! The circuit in simulated time, against a server that is made of a pipe and a few answers; and operations against real
+//! servers, which are stopped, frozen and flushed meanwhile.
+
+use std::io;
+
+use futures_util::future::BoxFuture;
+use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, RedisConnectionInfo, Value};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
+use tokio::time::sleep;
+
+use super::*;
+use crate::config::{Server, Topology};
+use crate::servers::{Cluster, Redis, SERVICE, Watched};
+
+const TIMEOUT: Duration = Duration::from_millis(250);
+
+fn config(topology: Topology, ports: &[u16]) -> config::Store {
+    let server = |port: &u16| Server { host: "127.0.0.1".to_owned(), port: *port };
+    config::Store {
+        topology,
+        servers: ports.iter().map(server).collect(),
+        tls: false,
+        database: 0,
+        username: None,
+        password: None,
+        sentinel_password: None,
+        ca_file: None,
+        prefix: "flowgate:".to_owned(),
+        timeout: TIMEOUT,
+        lease: Duration::from_secs(600),
+        slack: Duration::from_millis(15),
+    }
+}
+
+fn single(port: u16) -> config::Store {
+    config(Topology::Single, &[port])
+}
+
+async fn until(store: &Store, wished: impl Fn(State) -> bool) -> State {
+    let mut changes = store.changes();
+    *timeout(Duration::from_secs(60), changes.wait_for(|state| wished(*state))).await.unwrap().unwrap()
+}
+
+async fn up(store: &Store) -> Instant {
+    let State::Up { since } = until(store, |state| matches!(state, State::Up { .. })).await else { unreachable!() };
+    since
+}
+
+async fn down(store: &Store) -> Instant {
+    let State::Down { since } = until(store, |state| matches!(state, State::Down { .. })).await else { unreachable!() };
+    since
+}
+
+/// How a made-up server behaves.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mood {
+    Well,
+    /// Takes no connection.
+    Away,
+    /// Answers nothing.
+    Frozen,
+    /// Answers every command but PING and INFO like this.
+    Says(&'static str),
+}
+
+/// A made-up server; counts the connections that were tried, each with its moment.
+struct Fake {
+    mood: Mutex<Mood>,
+    dialled: Mutex<Vec<Instant>>,
+}
+
+// === impl Fake ===
+
+impl Fake {
+    fn new(mood: Mood) -> Arc<Self> {
+        Arc::new(Self { mood: Mutex::new(mood), dialled: Mutex::default() })
+    }
+
+    fn is(&self, mood: Mood) {
+        *self.mood.lock() = mood;
+    }
+
+    fn store(self: &Arc<Self>) -> (Arc<Store>, Arc<Metrics>) {
+        let (fake, metrics) = (self.clone(), Arc::new(Metrics::new()));
+        let dial: Dial = Arc::new(move || fake.clone().dial());
+        (Store::over(dial, &single(0), metrics.clone()), metrics)
+    }
+
+    fn dial(self: Arc<Self>) -> BoxFuture<'static, RedisResult<Connection>> {
+        Box::pin(async move {
+            self.dialled.lock().push(Instant::now());
+            if *self.mood.lock() == Mood::Away {
+                return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
+            }
+            let (ours, theirs) = tokio::io::duplex(1 << 16);
+            tokio::spawn(async move { self.serve(theirs).await });
+            let terms = AsyncConnectionConfig::new().set_response_timeout(None);
+            let info = RedisConnectionInfo::default();
+            let (connection, driver) = MultiplexedConnection::new_with_config(&info, ours, terms).await?;
+            tokio::spawn(driver);
+            Ok(Connection::One(connection))
+        })
+    }
+
+    async fn serve(&self, stream: DuplexStream) {
+        let mut stream = BufReader::new(stream);
+        while let Some(command) = read(&mut stream).await {
+            let info = "redis_version:7.0.15\r\nrun_id:a\r\nmaxmemory_policy:noeviction\r\n";
+            let answer = match (*self.mood.lock(), command.as_str()) {
+                (Mood::Frozen, _) => continue,
+                (Mood::Says(answer), "EVALSHA") => answer.to_owned(),
+                (_, "INFO") => format!("${}\r\n{info}\r\n", info.len()),
+                (_, "EVALSHA") => ":7\r\n".to_owned(),
+                _ => "+OK\r\n".to_owned(),
+            };
+            if stream.write_all(answer.as_bytes()).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The name of the next command.
+async fn read(stream: &mut BufReader<DuplexStream>) -> Option<String> {
+    let mut line = String::new();
+    stream.read_line(&mut line).await.ok()?;
+    let count: usize = line.trim().strip_prefix('*')?.parse().ok()?;
+    let mut name = None;
+    for _ in 0..count {
+        line.clear();
+        stream.read_line(&mut line).await.ok()?;
+        let length: usize = line.trim().strip_prefix('$')?.parse().ok()?;
+        let mut bytes = vec![0; length + 2];
+        stream.read_exact(&mut bytes).await.ok()?;
+        name = name.or_else(|| Some(String::from_utf8_lossy(&bytes[..length]).into_owned()));
+    }
+    name
+}
+
+async fn take(store: &Store) -> Result<Value, Unavailable> {
+    store.run("take", &Script::new("return 7"), "flowgate:a", &[]).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_late_answer_opens_the_circuit_for_all() {
+    let fake = Fake::new(Mood::Well);
+    let (store, metrics) = fake.store();
+    assert_eq!((store.state(), take(&store).await), (State::NeverSeen, Err(Unavailable::Down)));
+    up(&store).await;
+    assert_eq!(take(&store).await, Ok(Value::Int(7)));
+    fake.is(Mood::Frozen);
+    let start = Instant::now();
+    assert_eq!(take(&store).await, Err(Unavailable::Late(TIMEOUT)));
+    assert_eq!((start.elapsed(), store.state()), (TIMEOUT, State::Down { since: Instant::now() }));
+    for _ in 0..1000 {
+        assert_eq!(take(&store).await, Err(Unavailable::Down));
+    }
+    assert_eq!(start.elapsed(), TIMEOUT);
+    let page = metrics.render(&[], 0, true);
+    for line in [
+        "flowgate_store_up 0",
+        "flowgate_store_errors_total{op=\"take\"} 1",
+        "flowgate_store_seconds_count{op=\"take\"} 2",
+        "flowgate_store_seconds_sum{op=\"take\"} 0.25",
+    ] {
+        assert!(page.lines().any(|seen| seen == line), "{line} is not in {page}");
+    }
+    fake.is(Mood::Well);
+    let since = up(&store).await;
+    assert!(since > start && take(&store).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_freezes_is_noticed_without_traffic() {
+    let fake = Fake::new(Mood::Well);
+    let (store, _) = fake.store();
+    let since = up(&store).await;
+    sleep(Duration::from_millis(10_500)).await;
+    assert_eq!(store.state(), State::Up { since });
+    let start = Instant::now();
+    fake.is(Mood::Frozen);
+    let noticed = down(&store).await - start;
+    assert!(noticed <= Duration::from_millis(1250), "{noticed:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_to_connect_come_in_growing_pauses() {
+    let fake = Fake::new(Mood::Away);
+    let (store, _) = fake.store();
+    sleep(Duration::from_secs(5)).await;
+    assert_eq!(store.state(), State::NeverSeen);
+    let dialled = fake.dialled.lock().clone();
+    let pauses: Vec<_> = dialled.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+    assert_eq!(pauses[..7], [50, 100, 200, 400, 800, 1000, 1000]);
+    fake.is(Mood::Well);
+    let since = up(&store).await;
+    assert_eq!(store.state(), State::Up { since });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_scripts_own_error_is_no_illness_of_the_store() {
+    let fake = Fake::new(Mood::Well);
+    let (store, _) = fake.store();
+    let since = up(&store).await;
+    fake.is(Mood::Says("-ERR user_script:1: attempt to index a nil value\r\n"));
+    let failed = take(&store).await.unwrap_err();
+    assert!(matches!(&failed, Unavailable::Failed(text) if text.contains("attempt to index a nil value")), "{failed}");
+    assert_eq!(store.state(), State::Up { since });
+    let ill = [
+        "-READONLY You can't write against a read only replica.\r\n",
+        "-LOADING Redis is loading the dataset in memory\r\n",
+        "-CLUSTERDOWN The cluster is down\r\n",
+        "-MASTERDOWN Link with MASTER is down\r\n",
+        "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        "-BUSY Redis is busy running a script.\r\n",
+    ];
+    for answer in ill {
+        fake.is(Mood::Says(answer));
+        assert!(matches!(take(&store).await, Err(Unavailable::Failed(_))), "{answer}");
+        assert_eq!(store.state(), State::Down { since: Instant::now() }, "{answer}");
+        up(&store).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_in_flight_over_the_old_connection_does_not_close_the_new_one() {
+    let fake = Fake::new(Mood::Well);
+    let (store, _) = fake.store();
+    up(&store).await;
+    fake.is(Mood::Frozen);
+    let asking = |store: Arc<Store>, after| async move {
+        sleep(Duration::from_millis(after)).await;
+        take(&store).await
+    };
+    let early = tokio::spawn(asking(store.clone(), 0));
+    let late = tokio::spawn(asking(store.clone(), 240));
+    assert_eq!(early.await.unwrap(), Err(Unavailable::Late(TIMEOUT)));
+    fake.is(Mood::Well);
+    let since = up(&store).await;
+    assert!(!late.is_finished());
+    assert_eq!(late.await.unwrap(), Err(Unavailable::Late(TIMEOUT)));
+    assert_eq!(store.state(), State::Up { since });
+}
+
+/// A script that counts, so that what was done twice can be seen.
+fn counting() -> Script {
+    Script::new("return {redis.call('INCRBY', KEYS[1], ARGV[1]), ARGV[2]}")
+}
+
+async fn count(store: &Store, key: &str) -> i64 {
+    let args = [b"2".to_vec(), b"\xff\x00".to_vec()];
+    let answer = store.run("count", &counting(), key, &args).await.unwrap();
+    let (count, bytes): (i64, Vec<u8>) = redis::from_redis_value(answer).unwrap();
+    assert_eq!(bytes, args[1]);
+    count
+}
+
+#[tokio::test]
+async fn a_flush_of_the_scripts_is_survived() {
+    let redis = Redis::start().await;
+    let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
+    let since = up(&store).await;
+    assert_eq!((count(&store, "flowgate:a").await, count(&store, "flowgate:a").await), (2, 4));
+    redis.flush().await;
+    assert_eq!((count(&store, "flowgate:a").await, count(&store, "flowgate:a").await), (2, 4));
+    let nonce = |key: &'static str| store.set_new("nonce", key, Duration::from_millis(200));
+    assert_eq!(
+        (nonce("flowgate:n").await, nonce("flowgate:n").await, nonce("flowgate:m").await),
+        (Ok(true), Ok(false), Ok(true))
+    );
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(nonce("flowgate:n").await, Ok(true));
+    assert_eq!(store.state(), State::Up { since });
+    assert_eq!(store.check().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_frozen_server_is_noticed_costs_nobody_time_and_comes_back() {
+    let redis = Redis::start().await;
+    let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
+    let first = up(&store).await;
+    let start = Instant::now();
+    redis.freeze().await;
+    let noticed = down(&store).await - start;
+    assert!(noticed < Duration::from_millis(1750), "{noticed:?}");
+    let start = Instant::now();
+    for _ in 0..1000 {
+        assert_eq!(take(&store).await, Err(Unavailable::Down));
+    }
+    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    redis.thaw().await;
+    assert!(up(&store).await > first);
+    assert_eq!(count(&store, "flowgate:a").await, 2);
+}
+
+#[tokio::test]
+async fn in_a_cluster_each_key_has_its_node_and_all_masters_must_answer() {
+    let mut cluster = Cluster::start().await;
+    let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
+    let store = Store::open(&config(Topology::Cluster, &ports), Arc::new(Metrics::new())).unwrap();
+    up(&store).await;
+    for key in 0..50 {
+        assert_eq!(count(&store, &format!("flowgate:{key}")).await, 2);
+    }
+    for node in &cluster.nodes {
+        node.flush().await;
+    }
+    for key in 0..50 {
+        assert_eq!(count(&store, &format!("flowgate:{key}")).await, 2);
+    }
+    cluster.nodes[2].stop().await;
+    down(&store).await;
+    cluster.nodes[2].start_again().await;
+    up(&store).await;
+    assert_eq!(count(&store, "flowgate:new").await, 2);
+}
+
+#[tokio::test]
+async fn after_a_failover_scripts_run_on_the_new_master() {
+    let mut watched = Watched::start().await;
+    let ports: Vec<_> = watched.sentinels.iter().map(|sentinel| sentinel.port).collect();
+    let topology = Topology::Sentinel(SERVICE.to_owned());
+    let store = Store::open(&config(topology, &ports), Arc::new(Metrics::new())).unwrap();
+    up(&store).await;
+    assert_eq!(count(&store, "flowgate:a").await, 2);
+    // A sentinel that does not answer does not hide the others.
+    watched.sentinels[0].freeze().await;
+    watched.master.stop().await;
+    down(&store).await;
+    up(&store).await;
+    assert_eq!(count(&store, "flowgate:b").await, 2);
+    assert!(watched.replica.ask(&["GET", "flowgate:b"]).await.contains('2'));
+}

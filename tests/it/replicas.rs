@@ -1,0 +1,236 @@
+//! One quota for all replicas, as processes over real sockets and a real store: nobody sends more than the account's
+//! limit whatever becomes of the store or of a replica, and no call is lost or done twice.
+
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::caller::{Call, KEY, Reply, SECRET, exchange};
+use crate::process::Process;
+use crate::redis::{Cluster, Redis, SERVICE, Watched};
+use crate::world::{self, Metrics};
+
+/// Replicas behind nothing: each is called directly.
+struct Fleet {
+    sim: Running,
+    replicas: Vec<Process>,
+}
+
+/// What a crowded machine may add on the way from Flowgate's clock to the endpoint's.
+const PATH: Duration = Duration::from_millis(50);
+
+// === impl Fleet ===
+
+impl Fleet {
+    /// So many replicas, when each knows all of them. `quota` is TOML.
+    async fn start(replicas: usize, quota: &str) -> Self {
+        let fleet = Self::without_store(replicas, quota).await;
+        fleet.all("flowgate_replicas", replicas as f64).await;
+        fleet
+    }
+
+    async fn without_store(replicas: usize, quota: &str) -> Self {
+        let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+        let more = format!("[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\n{quota}");
+        let mut processes = Vec::new();
+        for _ in 0..replicas {
+            processes.push(Process::start(&sim, &more).await);
+        }
+        Self { sim, replicas: processes }
+    }
+
+    /// Waits until this is so at all of them.
+    async fn all(&self, series: &str, value: f64) {
+        for replica in &self.replicas {
+            Metrics::until(replica.admin, series, |seen| seen == value).await;
+        }
+    }
+
+    /// So many calls, dealt out among the replicas.
+    fn calls(&self, name: &str, number: usize) -> JoinSet<Reply> {
+        let mut calls = JoinSet::new();
+        for index in 0..number {
+            let proxy = self.replicas[index % self.replicas.len()].proxy;
+            let call = Call::v3(&proxy.to_string(), &format!("{name}-{index}"));
+            calls.spawn(async move { call.send(proxy).await });
+        }
+        calls
+    }
+
+    /// The most attempts that the endpoint has seen in a second, but for what the path adds.
+    fn worst_second(&self) -> usize {
+        let mut at: Vec<_> = self.sim.arrivals().iter().map(|arrival| arrival.received).collect();
+        at.sort();
+        let second = Duration::from_secs(1) - PATH;
+        at.iter().enumerate().map(|(i, from)| at[i..].partition_point(|other| *other < *from + second)).max().unwrap()
+    }
+
+    /// Every call was served once.
+    fn all_served(&self, answers: &[Reply]) {
+        assert!(
+            answers.iter().all(|answer| answer.status == 200),
+            "{:?}",
+            answers.iter().map(|answer| &answer.body).collect::<Vec<_>>()
+        );
+        let report = self.sim.report();
+        assert_eq!((report.created, report.duplicates), (answers.len() as u64, Vec::<String>::new()));
+    }
+}
+
+#[tokio::test]
+async fn two_replicas_share_one_quota() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let answers = fleet.calls("call", 40).join_all().await;
+    fleet.all_served(&answers);
+    assert_eq!(fleet.worst_second(), 5);
+}
+
+#[tokio::test]
+async fn over_tls_and_a_cluster_and_sentinels_too() {
+    let (tls, cluster, watched) = tokio::join!(Redis::with_tls(), Cluster::start(), Watched::start());
+    let quotas = [
+        format!("store = \"{}\"\nstore_ca_file = {:?}", tls.url(), tls.ca_file()),
+        format!("store = {}", cluster.urls()),
+        format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls()),
+    ];
+    for quota in quotas {
+        let fleet = Fleet::start(2, &quota).await;
+        let answers = fleet.calls("call", 12).join_all().await;
+        fleet.all_served(&answers);
+        assert_eq!(fleet.worst_second(), 5, "{quota}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_dies_and_returns_loses_no_call_and_gives_nothing_away() {
+    let mut redis = Redis::start().await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let calls = fleet.calls("call", 60);
+    sleep(Duration::from_secs(2)).await;
+    redis.stop().await;
+    fleet.all("flowgate_store_degraded", 1.0).await;
+    // Each goes on with its part meanwhile, and is ready.
+    sleep(Duration::from_secs(4)).await;
+    let before = fleet.sim.report().created;
+    assert_eq!(world::get(fleet.replicas[0].admin, "/readyz").await.status, 200);
+    redis.start_again().await;
+    let answers = calls.join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+    assert!(before > 15, "the replicas have sent on without the store: {before}");
+    fleet.all("flowgate_store_degraded", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_frozen_store_is_left_and_found_again() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let calls = fleet.calls("call", 50);
+    sleep(Duration::from_secs(2)).await;
+    redis.freeze().await;
+    fleet.all("flowgate_store_degraded", 1.0).await;
+    sleep(Duration::from_secs(3)).await;
+    redis.thaw().await;
+    let answers = calls.join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+}
+
+#[tokio::test]
+async fn a_failover_under_load_gives_nothing_away() {
+    let mut watched = Watched::start().await;
+    let quota = format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls());
+    let fleet = Fleet::start(2, &quota).await;
+    let calls = fleet.calls("call", 50);
+    sleep(Duration::from_secs(2)).await;
+    watched.master.stop().await;
+    let answers = calls.join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+}
+
+#[tokio::test]
+async fn a_flushed_store_costs_one_burst_and_no_call() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let calls = fleet.calls("call", 40);
+    sleep(Duration::from_millis(2500)).await;
+    redis.flush().await;
+    let answers = calls.join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 10, "{}", fleet.worst_second());
+}
+
+#[tokio::test]
+async fn a_killed_replica_takes_nothing_with_it_but_its_own_calls() {
+    let redis = Redis::start().await;
+    let mut fleet = Fleet::start(3, &format!("store = \"{}\"", redis.url())).await;
+    let victim = fleet.replicas.pop().unwrap();
+    let proxy = victim.proxy;
+    let mut lost = JoinSet::new();
+    for index in 0..20 {
+        let call = Call::v3(&proxy.to_string(), &format!("lost-{index}"));
+        lost.spawn(async move { exchange(proxy, &call.bytes()).await.is_some() });
+    }
+    let calls = fleet.calls("call", 60);
+    sleep(Duration::from_secs(3)).await;
+    victim.kill().await;
+    let killed = Instant::now();
+    fleet.all("flowgate_replicas", 2.0).await;
+    let answers = calls.join_all().await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    let answered = lost.join_all().await.into_iter().filter(|answered| *answered).count();
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+    // The whole quota from a second later on, until the calls were all served.
+    let mut after: Vec<_> = fleet.sim.arrivals().iter().map(|arrival| arrival.received).collect();
+    after.retain(|at| *at > killed + Duration::from_secs(2));
+    let seconds = after.last().unwrap().duration_since(after[0]).as_secs_f64();
+    assert!(after.len() as f64 >= 4.5 * seconds, "{} in {seconds} s", after.len());
+    let report = fleet.sim.report();
+    assert!(report.created >= 60 + answered as u64 && report.duplicates.is_empty(), "{report:?}");
+}
+
+#[tokio::test]
+async fn without_a_store_that_was_ever_seen_nobody_sends() {
+    let mut redis = Redis::start().await;
+    redis.stop().await;
+    let fleet = Fleet::without_store(1, &format!("store = \"{}\"", redis.url())).await;
+    let refused = fleet.calls("call", 1).join_all().await.pop().unwrap();
+    assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"));
+    assert!(refused.header("x-acs-retry-after").is_some(), "{refused:?}");
+    assert!(fleet.sim.arrivals().is_empty());
+    redis.start_again().await;
+    fleet.all("flowgate_store_up", 1.0).await;
+    let answers = fleet.calls("call", 5).join_all().await;
+    fleet.all_served(&answers);
+}
+
+#[tokio::test]
+async fn who_would_rather_refuse_than_share_refuses_while_the_store_is_away() {
+    let mut redis = Redis::start().await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"\non_store_failure = \"refuse\"", redis.url())).await;
+    let served = fleet.calls("served", 5).join_all().await;
+    fleet.all_served(&served);
+    redis.stop().await;
+    fleet.all("flowgate_store_up", 0.0).await;
+    for refused in fleet.calls("refused", 4).join_all().await {
+        assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"));
+        assert_eq!(refused.header("x-flowgate-error"), Some("System.LimitControl"));
+    }
+    assert_eq!(fleet.sim.report().created, 5);
+}
+
+#[tokio::test]
+async fn a_nonce_is_good_for_one_replica() {
+    let redis = Redis::start().await;
+    let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
+    let [one, other] = [0, 1].map(|index| fleet.replicas[index].proxy);
+    let call = Call::v1(&one.to_string(), "once");
+    assert_eq!(call.send(one).await.status, 200);
+    // Byte for byte, at the other.
+    assert_eq!(call.send(other).await.code(), "SignatureNonceUsed");
+    assert_eq!(fleet.sim.report().created, 1);
+}

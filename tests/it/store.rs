@@ -1,0 +1,119 @@
+//! The connection to the store that replicas share, from outside: each kind of store is found, what cannot be used is
+//! said clearly, and each change of state is one line.
+
+use cams_sim::{Settings, Sim};
+use flowgate::App;
+
+use crate::process::Process;
+use crate::redis::{Cluster, Redis, SERVICE, Watched};
+use crate::world::{self, Metrics, World};
+
+const UP: &str = "flowgate_store_up";
+
+/// Its secret is the tests' variable `TEAM`.
+const PASSWORD: &str = "store_password = { env = \"TEAM\" }\n";
+
+async fn process(quota: &str) -> Process {
+    let sim = Sim::start(Settings::default()).await.unwrap();
+    Process::start(&sim, &format!("[quota]\n{quota}")).await
+}
+
+#[tokio::test]
+async fn without_a_store_nothing_is_said_of_one() {
+    let page = World::new("").await.get("/metrics").await.body;
+    assert!(!page.contains("flowgate_store") && !page.contains("flowgate_replicas"), "{page}");
+}
+
+#[tokio::test]
+async fn a_server_is_found_and_seen_to_leave_and_to_return() {
+    let mut redis = Redis::start().await;
+    let world = World::new(&format!("[quota]\nstore = \"{}/3\"", redis.url())).await;
+    world.until(UP, 1.0).await;
+    redis.stop().await;
+    let admin = world.app.admin_address().unwrap();
+    let metrics = Metrics::until(admin, UP, |up| up == 0.0).await;
+    assert!(metrics.sum("flowgate_store_errors_total") >= 1.0);
+    redis.start_again().await;
+    world.until(UP, 1.0).await;
+    assert!(world.metrics().await.get("flowgate_store_seconds_count{op=\"connect\"}") >= 2.0);
+}
+
+#[tokio::test]
+async fn a_user_needs_no_more_rights_than_the_manual_says() {
+    let user = "flowgate on >team-secret-1 ~flowgate:* +@read +@write +@scripting +@connection +info +time";
+    let options: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
+    let redis = Redis::with(&[&options[..], &["--requirepass", "another"]].concat()).await;
+    let quota = format!("store = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}", redis.url());
+    World::new(&format!("[quota]\n{quota}")).await.until(UP, 1.0).await;
+}
+
+#[tokio::test]
+async fn tls_is_verified_against_the_file() {
+    let (redis, other) = (Redis::with_tls().await, Redis::with_tls().await);
+    let quota = |ca: &Redis| format!("store = \"{}\"\nstore_ca_file = {:?}", redis.url(), ca.ca_file());
+    World::new(&format!("[quota]\n{}", quota(&redis))).await.until(UP, 1.0).await;
+    let flowgate = process(&quota(&other)).await;
+    let event = &flowgate.logged("the shared store cannot be reached; trying on", 1).await[0];
+    assert!(event["reason"].as_str().unwrap().contains("certificate"), "{event}");
+}
+
+#[tokio::test]
+async fn a_cluster_is_found() {
+    let cluster = Cluster::start().await;
+    World::new(&format!("[quota]\nstore = {}", cluster.urls())).await.until(UP, 1.0).await;
+    // One node is enough to find the others.
+    let quota = format!("[quota]\nstore = \"{}\"\nstore_cluster = true", cluster.nodes[1].url());
+    World::new(&quota).await.until(UP, 1.0).await;
+}
+
+#[tokio::test]
+async fn a_failover_of_the_sentinels_is_followed() {
+    let mut watched = Watched::start().await;
+    let flowgate = process(&format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls())).await;
+    flowgate.logged("the shared store is up", 1).await;
+    watched.master.stop().await;
+    let events = flowgate.logged("the shared store is up", 2).await;
+    assert_eq!(events[1]["restarted"], true);
+    let run = watched.replica.ask(&["INFO", "server"]).await;
+    assert!(run.contains(events[1]["run_id"].as_str().unwrap()), "{events:?} {run}");
+    assert_eq!(flowgate.logged("the shared store is down", 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_said_once_and_without_it() {
+    let redis = Redis::with(&["--requirepass", "another"]).await;
+    let flowgate = process(&format!("store = \"{}\"\n{PASSWORD}", redis.url())).await;
+    let refused = "the shared store cannot be used; trying on";
+    let event = flowgate.logged(refused, 1).await[0].clone();
+    assert_eq!(event["reason"], "Password authentication failed - AuthenticationFailed");
+    Metrics::until(flowgate.admin, "flowgate_store_errors_total{op=\"connect\"}", |times| times >= 3.0).await;
+    assert_eq!(Metrics::of(flowgate.admin).await.get(UP), 0.0);
+    assert_eq!(flowgate.logged(refused, 1).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_store_that_evicts_is_refused_at_the_start() {
+    let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let refused = App::start(world::load(&folder, &format!("[quota]\nstore = \"{}\"", redis.url()))).await;
+    let expected = "the shared store evicts keys (maxmemory-policy allkeys-lru), which would forget spent tokens: set it to noeviction";
+    assert_eq!(refused.err().map(|error| error.to_string()).as_deref(), Some(expected));
+}
+
+#[tokio::test]
+async fn another_run_of_the_server_is_told_from_a_broken_connection() {
+    let mut redis = Redis::start().await;
+    let flowgate = process(&format!("store = \"{}\"", redis.url())).await;
+    let up = "the shared store is up";
+    flowgate.logged(up, 1).await;
+    assert_eq!(redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await.trim(), "1");
+    flowgate.logged(up, 2).await;
+    redis.stop().await;
+    redis.start_again().await;
+    let events = flowgate.logged(up, 3).await;
+    let restarted: Vec<_> = events.iter().map(|event| event["restarted"].as_bool().unwrap()).collect();
+    assert_eq!(restarted, [false, false, true]);
+    assert_eq!(events[0]["run_id"], events[1]["run_id"]);
+    assert_ne!(events[1]["run_id"], events[2]["run_id"]);
+    assert_eq!(flowgate.logged("the shared store is down", 2).await.len(), 2);
+}
