@@ -1,7 +1,7 @@
 //! Who deals out the quota? Alone, this process; with others, the store; and while the store is away, each replica uses
 //! the part that falls to it by rank, or nothing. This file asks the store, and says how things stand.
 
-mod members;
+pub(crate) mod members;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -119,7 +119,11 @@ impl Quota {
 
     /// How many tokens of such a limit may be in use: those that replicas which have vanished may use are withheld.
     pub(crate) fn cap(&self, limit: Limit) -> u32 {
-        limit.count.get().saturating_sub(self.members.lock().withheld(limit.count, Instant::now()))
+        limit.count.get().saturating_sub(self.members.lock().withheld(
+            limit.count,
+            limit.window + self.slack,
+            Instant::now(),
+        ))
     }
 
     /// One operation on one lane; none if the store does not answer as it should.

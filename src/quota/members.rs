@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Who has been silent for so long has vanished: it may have been cut off, and use its part.
-const VANISHED: Duration = Duration::from_secs(1);
+/// Who has been silent for so long has vanished: it may have been cut off, and use its part. Three beats.
+pub(crate) const VANISHED: Duration = Duration::from_millis(750);
 
 /// The replicas as this one knows them.
 #[derive(Debug)]
@@ -16,10 +16,20 @@ pub(super) struct Members {
     me: String,
     /// How long a replica that is cut off may use its part.
     lease: Duration,
-    /// When each was last seen by the store, and through which connection.
-    seen: BTreeMap<String, (Instant, u64)>,
+    seen: BTreeMap<String, Member>,
     /// When the store last answered.
     contact: Option<Instant>,
+}
+
+/// One replica.
+#[derive(Debug)]
+struct Member {
+    /// When the store last saw it.
+    at: Instant,
+    /// The server's number of its connection.
+    through: u64,
+    /// When it was first heard of again after it had vanished: what it did meanwhile is not over yet.
+    back: Option<Instant>,
 }
 
 /// One of the replicas as the store has it.
@@ -42,10 +52,14 @@ impl Members {
     pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
         for Seen { name, through, silent } in list {
             let at = asked.checked_sub(silent).unwrap_or(asked);
-            let seen = self.seen.entry(name).or_insert((at, through));
-            *seen = (at.max(seen.0), through);
+            let member = self.seen.entry(name).or_insert(Member { at, through, back: None });
+            if at > member.at + VANISHED {
+                member.back = Some(asked);
+            }
+            member.at = at.max(member.at);
+            member.through = through;
         }
-        self.seen.retain(|name, (at, _)| *name == self.me || *at + self.lease > asked);
+        self.seen.retain(|name, member| *name == self.me || member.at + self.lease > asked);
         self.contact = Some(asked);
     }
 
@@ -61,9 +75,8 @@ impl Members {
 
     /// Those that have vanished, and their connections.
     pub(super) fn vanished(&self, now: Instant) -> impl Iterator<Item = (String, u64)> {
-        let silent = move |at: Instant| now.saturating_duration_since(at) > VANISHED;
-        let vanished = self.seen.iter().filter(move |(name, (at, _))| **name != self.me && silent(*at));
-        vanished.map(|(name, (_, through))| (name.clone(), *through))
+        let vanished = self.seen.iter().filter(move |(name, member)| **name != self.me && member.has_vanished(now));
+        vanished.map(|(name, member)| (name.clone(), member.through))
     }
 
     /// This replica's part of `count` tokens while the store is away: none if it never saw the store, none a moment
@@ -81,9 +94,12 @@ impl Members {
         Some((self.contact? + self.lease).checked_sub(VANISHED).unwrap_or_else(Instant::now))
     }
 
-    /// What must not be used while the store is there, since those that have vanished may use it.
-    pub(super) fn withheld(&self, count: NonZeroU32, now: Instant) -> u32 {
-        self.vanished(now).map(|(name, _)| self.part_of(&name, count)).sum()
+    /// What must not be used while the store is there, since those that have vanished may use it, or have within the last
+    /// `window`.
+    pub(super) fn withheld(&self, count: NonZeroU32, window: Duration, now: Instant) -> u32 {
+        let may_use = |member: &Member| member.has_vanished(now) || member.back.is_some_and(|back| now < back + window);
+        let others = self.seen.iter().filter(|(name, member)| **name != self.me && may_use(member));
+        others.map(|(name, _)| self.part_of(name, count)).sum()
     }
 
     fn part_of(&self, name: &str, count: NonZeroU32) -> u32 {
@@ -91,6 +107,14 @@ impl Members {
         let Some(rank) = self.seen.keys().position(|other| other == name) else { return 0 };
         let over = u32::try_from(rank).unwrap_or(u32::MAX) < count.get() % all;
         count.get() / all + u32::from(over)
+    }
+}
+
+// === impl Member ===
+
+impl Member {
+    fn has_vanished(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.at) > VANISHED
     }
 }
 
@@ -139,18 +163,18 @@ mod tests {
             let list = [seen(0, second * SECOND), seen(1, Duration::ZERO)];
             other.heard(list.into_iter().filter(|seen| seen.silent <= 60 * SECOND), now);
             let used = cut_off.part(FIVE, now).map_or(0, NonZeroU32::get);
-            assert!(other.withheld(FIVE, now) >= used || second == 1, "after {second} s");
+            assert!(other.withheld(FIVE, SECOND, now) >= used || second == 1, "after {second} s");
         }
-        assert_eq!((other.len(), other.withheld(FIVE, start + 99 * SECOND)), (1, 0));
+        assert_eq!((other.len(), other.withheld(FIVE, SECOND, start + 99 * SECOND)), (1, 0));
     }
 
     #[test]
     fn who_has_left_is_withheld_nothing() {
         let start = Instant::now();
         let mut members = members("r0", 3, start);
-        assert_eq!(members.withheld(FIVE, start + 2 * SECOND), 3);
+        assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 3);
         members.left("r1");
-        assert_eq!((members.len(), members.withheld(FIVE, start + 2 * SECOND)), (2, 2));
+        assert_eq!((members.len(), members.withheld(FIVE, SECOND, start + 2 * SECOND)), (2, 2));
     }
 
     #[test]
@@ -158,8 +182,12 @@ mod tests {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
         members.heard([seen(0, Duration::ZERO)], start + 5 * SECOND);
-        assert_eq!((members.len(), members.withheld(FIVE, start + 5 * SECOND)), (2, 2));
+        assert_eq!((members.len(), members.withheld(FIVE, SECOND, start + 5 * SECOND)), (2, 2));
         members.heard([seen(1, Duration::ZERO)], start + 6 * SECOND);
-        assert_eq!(members.withheld(FIVE, start + 6 * SECOND), 0);
+        // What it has sent before it came back is over a window later.
+        assert_eq!(members.withheld(FIVE, SECOND, start + 6 * SECOND), 2);
+        members.heard([seen(1, Duration::ZERO)], start + 7 * SECOND - VANISHED);
+        assert_eq!(members.withheld(FIVE, SECOND, start + 7 * SECOND - VANISHED), 2);
+        assert_eq!(members.withheld(FIVE, SECOND, start + 7 * SECOND), 0);
     }
 }

@@ -1,9 +1,14 @@
 //! One quota for all replicas, as processes over real sockets and a real store: nobody sends more than the account's
 //! limit whatever becomes of the store or of a replica, and no call is lost or done twice.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -20,6 +25,55 @@ struct Fleet {
 
 /// What a crowded machine may add on the way from Flowgate's clock to the endpoint's.
 const PATH: Duration = Duration::from_millis(50);
+
+/// A way to the store that can be made slow, or shut without a word.
+struct Way {
+    address: SocketAddr,
+    condition: watch::Sender<Condition>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Condition {
+    Open,
+    Slow(Duration),
+    Shut,
+}
+
+// === impl Way ===
+
+impl Way {
+    async fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let condition = watch::Sender::new(Condition::Open);
+        let seen = condition.subscribe();
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let (near_read, near_write) = near.into_split();
+                let (far_read, far_write) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+                tokio::spawn(pass(near_read, far_write, seen.clone()));
+                tokio::spawn(pass(far_read, near_write, seen.clone()));
+            }
+        });
+        Self { address, condition }
+    }
+}
+
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut condition: watch::Receiver<Condition>) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let now = *condition.borrow_and_update();
+        if let Condition::Slow(by) = now {
+            sleep(by).await;
+        }
+        if condition.wait_for(|now| *now != Condition::Shut).await.is_err() {
+            return;
+        }
+        if to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}
 
 // === impl Fleet ===
 
@@ -150,6 +204,46 @@ async fn a_failover_under_load_gives_nothing_away() {
     let answers = calls.join_all().await;
     fleet.all_served(&answers);
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+}
+
+#[tokio::test]
+async fn a_slow_store_is_left_alone() {
+    let redis = Redis::start().await;
+    let way = Way::to(redis.port).await;
+    let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
+    let calls = fleet.calls("call", 40);
+    sleep(Duration::from_secs(2)).await;
+    way.condition.send_replace(Condition::Slow(Duration::from_millis(500)));
+    fleet.all("flowgate_store_degraded", 1.0).await;
+    sleep(Duration::from_secs(2)).await;
+    way.condition.send_replace(Condition::Open);
+    let answers = calls.join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+}
+
+#[tokio::test]
+async fn a_replica_that_is_cut_off_uses_its_part_and_no_more() {
+    let redis = Redis::start().await;
+    let way = Way::to(redis.port).await;
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let hold = "[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\n";
+    let mut replicas = Vec::new();
+    for address in [way.address.to_string(), format!("127.0.0.1:{}", redis.port)] {
+        replicas.push(Process::start(&sim, &format!("{hold}store = \"redis://{address}\"")).await);
+    }
+    let fleet = Fleet { sim, replicas };
+    fleet.all("flowgate_replicas", 2.0).await;
+    let calls = fleet.calls("call", 70);
+    sleep(Duration::from_secs(2)).await;
+    // Nothing passes, and nobody is told: to the server its connection is open.
+    way.condition.send_replace(Condition::Shut);
+    Metrics::until(fleet.replicas[0].admin, "flowgate_store_degraded", |degraded| degraded == 1.0).await;
+    let answers = calls.join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+    let degraded = Metrics::of(fleet.replicas[1].admin).await.get("flowgate_store_degraded");
+    assert_eq!(degraded, 0.0, "the other one has its store");
 }
 
 #[tokio::test]

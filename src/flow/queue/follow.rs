@@ -11,6 +11,7 @@ use crate::flow::queue::{Connector, waiter};
 use crate::flow::take_token::shared::Slots;
 use crate::flow::take_token::{Tokens, memory};
 use crate::quota::Stands;
+use crate::quota::members::VANISHED;
 
 /// How far ahead the store dates slots (`take.lua`).
 const DEALT_AHEAD: Duration = Duration::from_millis(250);
@@ -32,9 +33,9 @@ impl<K: Connector> Lane<K> {
                 Tokens::Shared(Slots::new(limit.window, (gap, quota.slack()), limit.count.get(), since + silent))
             }
             Stands::Part { count, since } => {
-                // What was dealt before the store was missed may have been used until then.
+                // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
                 let part = Limit { count, ..limit };
-                Tokens::Memory(memory::Tokens::new(part, gap, since + DEALT_AHEAD + quota.slack()))
+                Tokens::Memory(memory::Tokens::new(part, gap, since + VANISHED + DEALT_AHEAD + quota.slack()))
             }
             Stands::Nothing { .. } => Tokens::None,
         };

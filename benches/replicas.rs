@@ -1,0 +1,131 @@
+//! Do replicas keep one quota together, and all of it? One to eight processes of Flowgate, a real redis-server and the
+//! simulated endpoint, one account that always has more calls than fit: spread evenly, or all at one replica but for a
+//! few. `benches/README.md` has the method and the figures.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
+#![expect(clippy::print_stdout, reason = "the table is what the benchmark is for")]
+
+#[allow(dead_code, reason = "the tests' caller does more than send")]
+#[path = "../tests/it/caller.rs"]
+mod caller;
+#[path = "../tests/it/redis.rs"]
+mod redis;
+
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::caller::{Call, KEY, SECRET};
+use crate::redis::Redis;
+
+const MEASURED: Duration = Duration::from_secs(30);
+/// At most so many callers wait at once.
+const CROWD: usize = 64;
+
+/// A running replica; it is killed when this is dropped.
+struct Replica {
+    child: Child,
+    proxy: SocketAddr,
+    _folder: tempfile::TempDir,
+}
+
+impl Replica {
+    fn start(sim: &Running, redis: &Redis) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("flowgate.toml");
+        let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let toml = format!(
+            "log = {{ level = \"error\" }}\n[listen]\nproxy = \"{proxy}\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n\
+             [queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\nstore = \"{}\"\n\
+             [[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n",
+            sim.url(),
+            redis.url()
+        );
+        std::fs::write(&config, toml).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
+            .arg("--config")
+            .arg(&config)
+            .env("MANAGED", SECRET)
+            .stderr(Stdio::inherit())
+            .spawn()
+            .unwrap();
+        Self { child, proxy, _folder: folder }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Callers who come back as soon as they are answered.
+async fn caller(proxy: SocketAddr, name: String, end: Instant) -> usize {
+    let mut served = 0;
+    while Instant::now() < end {
+        let reply = Call::v3(&proxy.to_string(), &format!("{name}-{served}")).send(proxy).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        served += 1;
+    }
+    served
+}
+
+/// The most attempts that came within a second, and in all between the second after the start and the end.
+fn seen(sim: &Running, start: Instant) -> (usize, usize) {
+    let mut at: Vec<_> = sim.arrivals().iter().map(|arrival| arrival.received).collect();
+    at.sort();
+    let second = Duration::from_secs(1);
+    let worst = at.iter().enumerate().map(|(i, from)| at[i..].partition_point(|other| *other < *from + second)).max();
+    let within = at.iter().filter(|at| **at >= start && **at < start + MEASURED).count();
+    (worst.unwrap(), within)
+}
+
+async fn run(replicas: usize, is_skewed: bool) {
+    let (sim, redis) =
+        (Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap(), Redis::start().await);
+    let processes: Vec<Replica> = (0..replicas).map(|_| Replica::start(&sim, &redis)).collect();
+    sleep(Duration::from_secs(3)).await;
+    let start = Instant::now() + Duration::from_secs(2);
+    let mut callers = JoinSet::new();
+    for (index, replica) in processes.iter().enumerate() {
+        let crowd = if !is_skewed {
+            CROWD / replicas
+        } else if index == 0 {
+            CROWD
+        } else {
+            2
+        };
+        for number in 0..crowd {
+            let (proxy, name) = (replica.proxy, format!("{index}-{number}"));
+            callers.spawn(async move { (index, caller(proxy, name, start + MEASURED).await) });
+        }
+    }
+    let mut shares = vec![0; replicas];
+    callers.join_all().await.into_iter().for_each(|(index, served)| shares[index] += served);
+    let ((worst, within), report) = (seen(&sim, start), sim.report());
+    let calls = if is_skewed { "at one" } else { "spread" };
+    let rate = within as f64 / MEASURED.as_secs_f64();
+    assert!(report.duplicates.is_empty());
+    println!(
+        "| {replicas} | {calls} | {rate:.2} | {:.1} % | {worst} | {} | {} |",
+        rate * 20.0,
+        report.refused,
+        shares.iter().map(usize::to_string).collect::<Vec<_>>().join(" ")
+    );
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() {
+    println!("| replicas | calls | sent a second | of 5 | worst second | refused | served at each |");
+    println!("|--:|---|--:|--:|--:|--:|---|");
+    for replicas in [1, 2, 4, 8] {
+        for is_skewed in [false, true] {
+            run(replicas, is_skewed).await;
+        }
+    }
+}
