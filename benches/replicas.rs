@@ -23,6 +23,7 @@ use crate::caller::{Call, KEY, SECRET};
 use crate::redis::Redis;
 
 const MEASURED: Duration = Duration::from_secs(30);
+const LONE: usize = 9;
 /// At most so many callers wait at once.
 const CROWD: usize = 64;
 
@@ -119,6 +120,34 @@ async fn run(replicas: usize, is_skewed: bool) {
     );
 }
 
+/// What a lone call takes from end to end, in milliseconds: the median and the most of so many, far enough apart for tokens
+/// to be free.
+async fn lone(proxy: SocketAddr, name: &str) -> (f64, f64) {
+    let mut took = Vec::new();
+    for number in 0..LONE {
+        sleep(Duration::from_millis(1100)).await;
+        let begin = Instant::now();
+        let reply = Call::v3(&proxy.to_string(), &format!("{name}-{number}")).send(proxy).await;
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        took.push(begin.elapsed().as_secs_f64() * 1000.0);
+    }
+    took.sort_by(f64::total_cmp);
+    (took[LONE / 2], took[LONE - 1])
+}
+
+/// Does a dead store make calls slower?
+async fn without_store() {
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let mut redis = Redis::start().await;
+    let replica = Replica::start(&sim, &redis);
+    sleep(Duration::from_secs(3)).await;
+    let with = lone(replica.proxy, "with").await;
+    redis.stop().await;
+    sleep(Duration::from_secs(4)).await;
+    let without = lone(replica.proxy, "without").await;
+    println!("\na lone call, ms, median and most of {LONE}: with the store {with:.1?}, with a dead one {without:.1?}");
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
     println!("| replicas | calls | sent a second | of 5 | worst second | refused | served at each |");
@@ -128,4 +157,5 @@ async fn main() {
             run(replicas, is_skewed).await;
         }
     }
+    without_store().await;
 }
