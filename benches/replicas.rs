@@ -41,7 +41,7 @@ impl Replica {
         let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let toml = format!(
             "log = {{ level = \"error\" }}\n[listen]\nproxy = \"{proxy}\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n\
-             [queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\nstore = \"{}\"\n\
+             [queue]\nhold = \"2m\"\nmax_hold = \"2m\"\n[quota]\nstore = \"{}\"\n\
              [[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n",
             sim.url(),
             redis.url()

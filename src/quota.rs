@@ -155,7 +155,7 @@ impl Quota {
                 if connection.is_none_or(|(known, _)| known != since) {
                     connection = Some((since, self.store.own_connection().await.unwrap_or(UNKNOWN)));
                 }
-                self.beat(connection.map_or(UNKNOWN, |(_, id)| id)).await;
+                self.beat(since, connection.map_or(UNKNOWN, |(_, id)| id)).await;
             }
             let is_down = matches!(state, State::Down { .. });
             let ends = self.members.lock().part_ends().filter(|ends| is_down && *ends > Instant::now());
@@ -188,12 +188,12 @@ impl Quota {
 
     /// This replica is there. Of those that are silent, the ones whose connection the server has seen closed are dead: a
     /// replica that is cut off from the store has one that is open.
-    async fn beat(&self, connection: u64) {
+    async fn beat(&self, since: Instant, connection: u64) {
         if self.has_left.load(Ordering::Relaxed) {
             return;
         }
         self.roll("beat", [connection.to_string(), String::new(), String::new()]).await;
-        let silent: Vec<(String, u64)> = self.members.lock().vanished(Instant::now()).collect();
+        let silent: Vec<(String, u64)> = self.members.lock().vanished(since, Instant::now()).collect();
         for (name, through) in silent.into_iter().filter(|(_, through)| *through != UNKNOWN) {
             if self.store.is_closed(through).await == Some(true) {
                 tracing::info!(replica = name, "a replica has died: its part of the quota is free");

@@ -73,9 +73,13 @@ impl Members {
         self.seen.len()
     }
 
-    /// Those that have vanished, and their connections.
-    pub(super) fn vanished(&self, now: Instant) -> impl Iterator<Item = (String, u64)> {
-        let vanished = self.seen.iter().filter(move |(name, member)| **name != self.me && member.has_vanished(now));
+    /// Those that have vanished, and their connections, if the store has seen them after `since`: the numbers of an earlier
+    /// server mean nothing to the one that is there now.
+    pub(super) fn vanished(&self, since: Instant, now: Instant) -> impl Iterator<Item = (String, u64)> {
+        let vanished = self
+            .seen
+            .iter()
+            .filter(move |(name, member)| **name != self.me && member.has_vanished(now) && member.at > since);
         vanished.map(|(name, member)| (name.clone(), member.through))
     }
 
@@ -175,6 +179,15 @@ mod tests {
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 3);
         members.left("r1");
         assert_eq!((members.len(), members.withheld(FIVE, SECOND, start + 2 * SECOND)), (2, 2));
+    }
+
+    #[test]
+    fn only_who_was_seen_by_this_server_can_be_known_to_be_dead() {
+        let start = Instant::now();
+        let members = members("r0", 2, start);
+        let vanished = |since| members.vanished(since, start + SECOND).count();
+        assert_eq!((vanished(start - SECOND), vanished(start)), (1, 0));
+        assert_eq!(members.vanished(start - SECOND, start + VANISHED).count(), 0);
     }
 
     #[test]
