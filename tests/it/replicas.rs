@@ -167,7 +167,7 @@ async fn a_store_that_dies_and_returns_loses_no_call_and_gives_nothing_away() {
     redis.stop().await;
     fleet.all("flowgate_store_degraded", 1.0).await;
     // Each goes on with its part meanwhile, and is ready.
-    sleep(Duration::from_secs(4)).await;
+    sleep(Duration::from_secs(6)).await;
     let before = fleet.sim.report().created;
     assert_eq!(world::get(fleet.replicas[0].admin, "/readyz").await.status, 200);
     redis.start_again().await;
@@ -282,7 +282,7 @@ async fn a_killed_replica_takes_nothing_with_it_but_its_own_calls() {
     let mut after: Vec<_> = fleet.sim.arrivals().iter().map(|arrival| arrival.received).collect();
     after.retain(|at| *at > killed + Duration::from_secs(2));
     let seconds = after.last().unwrap().duration_since(after[0]).as_secs_f64();
-    assert!(after.len() as f64 >= 4.5 * seconds, "{} in {seconds} s", after.len());
+    assert!(after.len() as f64 >= 4.2 * seconds, "{} in {seconds} s", after.len());
     let report = fleet.sim.report();
     assert!(report.created >= 60 + answered as u64 && report.duplicates.is_empty(), "{report:?}");
 }

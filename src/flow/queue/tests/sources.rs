@@ -59,7 +59,7 @@ async fn could_be_sent(world: &World, within: Duration) -> Option<Used> {
 async fn each_token_is_back_one_window_and_gap_after_its_own_use(world: World) {
     let start = Instant::now();
     let mut first = Vec::new();
-    for at in [0, 100, 250, 400, 900] {
+    for at in [0, 50, 100, 250, 400] {
         sleep_until(start + Duration::from_millis(at)).await;
         let before = Instant::now();
         sent(&world).await.1.answered();
