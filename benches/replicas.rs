@@ -8,11 +8,13 @@
 #[allow(dead_code, reason = "the tests' caller does more than send")]
 #[path = "../tests/it/caller.rs"]
 mod caller;
+#[allow(dead_code, reason = "the tests' processes do more than run")]
+#[path = "../tests/it/process.rs"]
+mod process;
 #[path = "../tests/it/redis.rs"]
 mod redis;
 
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
@@ -20,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::caller::{Call, KEY, SECRET};
+use crate::process::Process;
 use crate::redis::Redis;
 
 const MEASURED: Duration = Duration::from_secs(30);
@@ -27,42 +30,10 @@ const LONE: usize = 9;
 /// At most so many callers wait at once.
 const CROWD: usize = 64;
 
-/// A running replica; it is killed when this is dropped.
-struct Replica {
-    child: Child,
-    proxy: SocketAddr,
-    _folder: tempfile::TempDir,
-}
-
-impl Replica {
-    fn start(sim: &Running, redis: &Redis) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("flowgate.toml");
-        let proxy = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let toml = format!(
-            "log = {{ level = \"error\" }}\n[listen]\nproxy = \"{proxy}\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n\
-             [queue]\nhold = \"2m\"\nmax_hold = \"2m\"\n[quota]\nstore = \"{}\"\n\
-             [[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n",
-            sim.url(),
-            redis.url()
-        );
-        std::fs::write(&config, toml).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
-            .arg("--config")
-            .arg(&config)
-            .env("MANAGED", SECRET)
-            .stderr(Stdio::inherit())
-            .spawn()
-            .unwrap();
-        Self { child, proxy, _folder: folder }
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
+/// A replica that waits for its turn as long as it may.
+async fn replica(sim: &Running, redis: &Redis) -> Process {
+    let hold = "[queue]\nhold = \"2m\"\nmax_hold = \"2m\"";
+    Process::start(sim, &format!("{hold}\n[quota]\nstore = \"{}\"", redis.url())).await
 }
 
 /// Callers who come back as soon as they are answered.
@@ -89,7 +60,10 @@ fn seen(sim: &Running, start: Instant) -> (usize, usize) {
 async fn run(replicas: usize, is_skewed: bool) {
     let (sim, redis) =
         (Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap(), Redis::start().await);
-    let processes: Vec<Replica> = (0..replicas).map(|_| Replica::start(&sim, &redis)).collect();
+    let mut processes = Vec::new();
+    for _ in 0..replicas {
+        processes.push(replica(&sim, &redis).await);
+    }
     sleep(Duration::from_secs(3)).await;
     let start = Instant::now() + Duration::from_secs(2);
     let mut callers = JoinSet::new();
@@ -139,7 +113,7 @@ async fn lone(proxy: SocketAddr, name: &str) -> (f64, f64) {
 async fn without_store() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
     let mut redis = Redis::start().await;
-    let replica = Replica::start(&sim, &redis);
+    let replica = replica(&sim, &redis).await;
     sleep(Duration::from_secs(3)).await;
     let with = lone(replica.proxy, "with").await;
     redis.stop().await;

@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(clippy::print_stdout, reason = "the figures are what the benchmark is for")]
 
-use std::process::{Child, Command, Stdio};
+#[path = "../tests/it/redis.rs"]
+mod servers;
+
 use std::time::Duration;
 
 use flowgate::bench_support::{TAKE, dealt, take_args};
@@ -14,54 +16,13 @@ use redis::{Script, cmd};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::servers::Redis;
+
 const ACCOUNTS: usize = 100_000;
 const ONE_BY_ONE: usize = 20_000;
 const AT_ONCE: usize = 64;
 /// Calls that wait at a saturated lane.
 const CROWD: usize = 50;
-
-/// A server with a folder of its own; it is killed when this is dropped.
-struct Server {
-    child: Child,
-    port: u16,
-    _folder: tempfile::TempDir,
-}
-
-impl Server {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new("redis-server")
-            .args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no", "--dir"])
-            .arg(folder.path())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server is installed");
-        let server = Self { child, port, _folder: folder };
-        for _ in 0..100 {
-            if redis::Client::open(server.url()).unwrap().get_connection().is_ok() {
-                return server;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("redis-server does not answer");
-    }
-
-    fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    async fn connect(&self) -> MultiplexedConnection {
-        redis::Client::open(self.url()).unwrap().get_multiplexed_async_connection().await.unwrap()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
 
 async fn info(connection: &mut MultiplexedConnection, names: &[&str]) -> f64 {
     let text: String = cmd("INFO").arg("everything").query_async(connection).await.unwrap();
@@ -155,8 +116,9 @@ async fn saturated(connection: &mut MultiplexedConnection, script: &Script) {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    let server = Server::start().await;
-    let (mut connection, script) = (server.connect().await, Script::new(TAKE));
+    let server = Redis::start().await;
+    let client = redis::Client::open(server.url()).unwrap();
+    let (mut connection, script) = (client.get_multiplexed_async_connection().await.unwrap(), Script::new(TAKE));
     script.prepare_invoke().load_async(&mut connection).await.unwrap();
     one_by_one(&mut connection, &script).await;
     many(&mut connection, &script).await;

@@ -162,12 +162,14 @@ where
     record.claimed(&claim);
     let body = body::read(body, parts.allowance(&claim)).await?;
     let nonce = parts.quota.as_ref().map(|quota| (quota, claim.nonce()));
-    let caller = parts.proved(claim.prove(body, &parts.nonces, arrived))?;
-    if let Some((quota, nonce)) = nonce {
+    let mut proved = claim.prove(body, &parts.nonces, arrived);
+    if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
         // While the store is away, each replica's own memory is all there is.
-        let is_new = quota.take_nonce(&nonce, arrived).await.unwrap_or(true);
-        parts.checked(if is_new { Ok(()) } else { Err(identify::used()) })?;
+        && !quota.take_nonce(&nonce, arrived).await.unwrap_or(true)
+    {
+        proved = Err(identify::used());
     }
+    let caller = parts.proved(proved)?;
     let operation = classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?;
     Ok((caller, operation))
 }

@@ -119,11 +119,8 @@ impl Quota {
 
     /// How many tokens of such a limit may be in use: those that replicas which have vanished may use are withheld.
     pub(crate) fn cap(&self, limit: Limit) -> u32 {
-        limit.count.get().saturating_sub(self.members.lock().withheld(
-            limit.count,
-            limit.window + self.slack,
-            Instant::now(),
-        ))
+        let withheld = self.members.lock().withheld(limit.count, limit.window + self.slack, Instant::now());
+        limit.count.get().saturating_sub(withheld)
     }
 
     /// One operation on one lane; none if the store does not answer as it should.

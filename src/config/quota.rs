@@ -72,3 +72,25 @@ pub struct Server {
     /// Its port.
     pub port: u16,
 }
+
+#[cfg(test)]
+impl Store {
+    /// As the defaults are, with these servers on loopback.
+    pub(crate) fn on(topology: Topology, ports: &[u16]) -> Self {
+        let server = |port: &u16| Server { host: "127.0.0.1".to_owned(), port: *port };
+        Self {
+            topology,
+            servers: ports.iter().map(server).collect(),
+            tls: false,
+            database: 0,
+            username: None,
+            password: None,
+            sentinel_password: None,
+            ca_file: None,
+            prefix: "flowgate:".to_owned(),
+            timeout: Duration::from_millis(250),
+            lease: Duration::from_secs(600),
+            slack: Duration::from_millis(15),
+        }
+    }
+}

@@ -10,31 +10,13 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexS
 use tokio::time::sleep;
 
 use super::*;
-use crate::config::{Server, Topology};
+use crate::config::Topology;
 use crate::servers::{Cluster, Redis, SERVICE, Watched};
 
 const TIMEOUT: Duration = Duration::from_millis(250);
 
-fn config(topology: Topology, ports: &[u16]) -> config::Store {
-    let server = |port: &u16| Server { host: "127.0.0.1".to_owned(), port: *port };
-    config::Store {
-        topology,
-        servers: ports.iter().map(server).collect(),
-        tls: false,
-        database: 0,
-        username: None,
-        password: None,
-        sentinel_password: None,
-        ca_file: None,
-        prefix: "flowgate:".to_owned(),
-        timeout: TIMEOUT,
-        lease: Duration::from_secs(600),
-        slack: Duration::from_millis(15),
-    }
-}
-
 fn single(port: u16) -> config::Store {
-    config(Topology::Single, &[port])
+    config::Store::on(Topology::Single, &[port])
 }
 
 async fn until(store: &Store, wished: impl Fn(State) -> bool) -> State {
@@ -296,7 +278,7 @@ async fn a_frozen_server_is_noticed_costs_nobody_time_and_comes_back() {
 async fn in_a_cluster_each_key_has_its_node_and_all_masters_must_answer() {
     let mut cluster = Cluster::start().await;
     let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
-    let store = Store::open(&config(Topology::Cluster, &ports), Arc::new(Metrics::new())).unwrap();
+    let store = Store::open(&config::Store::on(Topology::Cluster, &ports), Arc::new(Metrics::new())).unwrap();
     up(&store).await;
     for key in 0..50 {
         assert_eq!(count(&store, &format!("flowgate:{key}")).await, 2);
@@ -319,7 +301,7 @@ async fn after_a_failover_scripts_run_on_the_new_master() {
     let mut watched = Watched::start().await;
     let ports: Vec<_> = watched.sentinels.iter().map(|sentinel| sentinel.port).collect();
     let topology = Topology::Sentinel(SERVICE.to_owned());
-    let store = Store::open(&config(topology, &ports), Arc::new(Metrics::new())).unwrap();
+    let store = Store::open(&config::Store::on(topology, &ports), Arc::new(Metrics::new())).unwrap();
     up(&store).await;
     assert_eq!(count(&store, "flowgate:a").await, 2);
     // A sentinel that does not answer does not hide the others.

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, in helpers too")]
 
 mod caller;
+mod process;
 mod redis;
 mod world;
 
@@ -11,10 +12,10 @@ mod admin;
 mod bad_input;
 mod config;
 mod hang_up;
+mod holdings;
 mod holds;
 mod journey;
 mod observe;
-mod process;
 mod replicas;
 mod shutdown;
 mod store;

@@ -1,24 +1,20 @@
-//! The program as a process of its own: what it holds of memory and descriptors, which no test can tell from within a
-//! process that runs other tests.
+//! The program as a process of its own, for tests and benchmarks: started with a configuration on free ports, read by its
+//! log, killed at will.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cams_sim::{Running, Settings, Sim};
+use cams_sim::Running;
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, SECRET};
-use crate::world::Metrics;
-
-const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
 /// A running Flowgate; it is killed when this is dropped.
 pub(crate) struct Process {
@@ -98,80 +94,9 @@ impl Process {
     }
 
     /// A call that is sent and whose answer nobody reads yet.
-    async fn come(&self, name: &str) -> TcpStream {
+    pub(crate) async fn come(&self, name: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.proxy).await.unwrap();
         stream.write_all(&Call::v3(&self.proxy.to_string(), name).bytes()).await.unwrap();
         stream
     }
-}
-
-/// A thousand calls come, a few of which stay; and the others go together.
-async fn burst(flowgate: &Process, sim: &Running, round: usize) {
-    assert!(rlimit::increase_nofile_limit(u64::MAX).unwrap() > 4000, "room for two thousand sockets");
-    sim.set_faults(vec!["next=1,throttle,acs-retry-after=8000".parse().unwrap()]);
-    let stays = flowgate.come(&format!("first-{round}")).await;
-    let throttled = "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
-    Metrics::until(flowgate.admin, throttled, |times| times >= round as f64).await;
-    let mut go = Vec::new();
-    for index in 0..1000 {
-        go.push(flowgate.come(&format!("goes-{round}-{index}")).await);
-    }
-    let mut stay = JoinSet::new();
-    for index in 0..10 {
-        let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("stays-{round}-{index}")), flowgate.proxy);
-        stay.spawn(async move { call.send(proxy).await.status });
-    }
-    Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 1011.0).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    drop(go);
-    assert_eq!(stay.join_all().await, [200; 10], "their tokens serve others");
-    drop(stays);
-    // The scrape's own is one.
-    let metrics = Metrics::until(flowgate.admin, "flowgate_connections", |open| open == 1.0).await;
-    assert_eq!((metrics.get(QUEUED), metrics.get("flowgate_queued_bytes")), (0.0, 0.0));
-}
-
-/// The metrics once every worker has had something to do since: the allocator gives back what a worker has freed when that
-/// worker next allocates, and after a burst one of them may have no more work.
-async fn settled(admin: SocketAddr) -> Metrics {
-    let crowd: JoinSet<Metrics> = (0..64).map(|_| Metrics::of(admin)).collect();
-    crowd.join_all().await;
-    Metrics::of(admin).await
-}
-
-#[tokio::test]
-async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
-    let flowgate = Process::start(&sim, "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"").await;
-    // The first round is the level: buffers and threads that any such load has made once.
-    burst(&flowgate, &sim, 1).await;
-    let before = settled(flowgate.admin).await;
-    burst(&flowgate, &sim, 2).await;
-    let after = settled(flowgate.admin).await;
-    let cancelled = "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}";
-    assert_eq!(after.get(cancelled), 2000.0);
-    let arrivals = sim.arrivals();
-    let gone =
-        arrivals.iter().filter(|arrival| arrival.flow_name.as_deref().is_some_and(|name| name.starts_with("goes")));
-    assert_eq!((sim.report().created, gone.count()), (22, 0));
-    let descriptors = |metrics: &Metrics| metrics.get("process_open_fds");
-    assert!(descriptors(&after) <= descriptors(&before) + 2.0, "{} {}", descriptors(&before), descriptors(&after));
-    let memory = |metrics: &Metrics| metrics.get("process_resident_memory_bytes");
-    // A thousand calls that stayed would be as much again.
-    assert!(memory(&after) <= 1.6 * memory(&before), "{} {}", memory(&before), memory(&after));
-}
-
-#[tokio::test]
-async fn one_thread_serves_as_two_do() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
-    let flowgate = Process::with_threads(&sim, "", 1).await;
-    let mut calls = JoinSet::new();
-    for index in 0..12 {
-        let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}")), flowgate.proxy);
-        calls.spawn(async move { call.send(proxy).await.status });
-    }
-    // While they wait their turn the thread has time for others. The other thread writes the log.
-    assert_eq!(Metrics::of(flowgate.admin).await.get("process_threads"), 2.0);
-    assert_eq!(calls.join_all().await, [200; 12]);
-    assert_eq!((sim.report().created, sim.report().refused), (12, 0));
 }

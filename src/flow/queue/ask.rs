@@ -17,73 +17,86 @@ use crate::quota::Quota;
 /// How long after an unanswered question the store is asked again, if it is not known to be away by then.
 const AGAIN: Duration = Duration::from_millis(50);
 
+/// What the lane wants of the store.
+struct Wants {
+    /// Of the source that asks.
+    epoch: u64,
+    /// Calls that wait without a slot.
+    wanted: usize,
+    /// Of the clients that wait.
+    weight: u32,
+    /// What goes back.
+    unused: Vec<Dated>,
+}
+
 // === impl Lane ===
 
 impl<K: Connector> Lane<K> {
-    /// Asks the store for slots, unless that is under way. Whatever it answers wakes the worker.
+    /// Asks the store for slots. Whatever it answers wakes the worker.
     pub(super) fn ask(self: &Arc<Self>, state: &mut State<K>, quota: &Arc<Quota>) {
-        let Tokens::Shared(slots) = &mut state.tokens else { return };
-        let (wanted, unused) = slots.ask(state.line.len());
-        tokio::spawn(self.clone().tell(quota.clone(), Op::Take, (wanted, state.line.weight(), unused), None));
+        self.send(state, quota, Op::Take, None);
     }
 
-    /// CAMS refused an attempt: the lane pauses on all replicas.
-    pub(super) fn tell_throttled(
-        self: &Arc<Self>,
-        state: &mut State<K>,
-        quota: &Arc<Quota>,
-        slot: Dated,
-        refused: Refused,
-    ) {
-        let Tokens::Shared(slots) = &mut state.tokens else { return };
+    /// CAMS refused an attempt: the lane pauses on all replicas. False when it is not the store that deals out the tokens.
+    pub(super) fn tell_throttled(self: &Arc<Self>, state: &mut State<K>, slot: Dated, refused: &Refused) -> bool {
+        let (Tokens::Shared(slots), Some(quota)) = (&mut state.tokens, &self.shared.quota) else { return false };
         slots.void();
-        let (wanted, unused) = slots.ask(state.line.len());
         let op = Op::Throttled { at: slot.at, hint: refused.hint, random: state.random.f64() };
-        tokio::spawn(self.clone().tell(quota.clone(), op, (wanted, state.line.weight(), unused), Some(refused)));
+        self.send(state, quota, op, Some(*refused));
+        true
     }
 
-    /// An attempt has another end, which the store must know of: it was the probe, or a trouble is over.
-    pub(super) fn tell_ended(self: &Arc<Self>, state: &mut State<K>, quota: &Arc<Quota>, slot: Dated, how: How) {
-        let Tokens::Shared(slots) = &mut state.tokens else { return };
-        let is_news = slot.probe || (how == How::Answered && slots.is_troubled());
-        if !is_news {
-            return;
+    /// An attempt has another end, which the store must know of if it was the probe, or if a trouble is over.
+    pub(super) fn tell_ended(self: &Arc<Self>, state: &mut State<K>, slot: Dated, how: How) {
+        let (Tokens::Shared(slots), Some(quota)) = (&state.tokens, &self.shared.quota) else { return };
+        if slot.probe || (how == How::Answered && slots.is_troubled()) {
+            self.send(state, quota, Op::Ended { slot, how }, None);
         }
-        let (wanted, unused) = slots.ask(state.line.len());
-        let op = Op::Ended { slot, how };
-        tokio::spawn(self.clone().tell(quota.clone(), op, (wanted, state.line.weight(), unused), None));
     }
 
-    async fn tell(
-        self: Arc<Self>,
-        quota: Arc<Quota>,
-        op: Op,
-        (wanted, weight, unused): (usize, u32, Vec<Dated>),
-        refused: Option<Refused>,
-    ) {
+    /// Every question also says what is wanted here, and gives back what was not used.
+    fn send(self: &Arc<Self>, state: &mut State<K>, quota: &Arc<Quota>, op: Op, refused: Option<Refused>) {
+        let Tokens::Shared(slots) = &mut state.tokens else { return };
+        let (wanted, unused) = slots.ask(state.line.len());
+        let wants = Wants { epoch: state.epoch, wanted, weight: state.line.weight(), unused };
+        let (lane, quota) = (self.clone(), quota.clone());
+        tokio::spawn(async move {
+            let asked = Instant::now();
+            let answer = lane.question(&quota, &op, &wants).await;
+            lane.hear(answer, asked, wants.epoch, refused);
+        });
+    }
+
+    async fn question(&self, quota: &Quota, op: &Op, wants: &Wants) -> Option<View> {
         let question = Question {
             replica: quota.replica(),
             limit: self.limit,
             learn: self.shared.learn,
             slack: quota.slack(),
             cap: quota.cap(self.limit),
-            wanted,
-            weight,
-            unused: &unused,
+            wanted: wants.wanted,
+            weight: wants.weight,
+            unused: &wants.unused,
             retry: &self.shared.retry,
         };
-        let asked = Instant::now();
-        let (account, action) = (&self.labels.account, &self.labels.action);
-        let answer = quota.take(account, action, &op, &question).await;
+        quota.take(&self.labels.account, &self.labels.action, op, &question).await
+    }
+
+    /// The store has answered, or has not.
+    fn hear(self: &Arc<Self>, answer: Option<View>, asked: Instant, epoch: u64, refused: Option<Refused>) {
         let now = Instant::now();
         let mut state = self.lock();
         match answer {
+            // Whoever deals out the tokens now knows nothing of it.
+            Some(_) if state.epoch != epoch => {}
             Some(view) => {
-                state.told(&view, &Clock::new(asked, now, view.now), now);
+                let is_slower = state.told(&view, &Clock::new(asked, now, view.now), now);
                 if view.new_episode {
                     self.log_pause(&state, refused.and_then(|refused| refused.hint), now);
                 }
-                self.tell_late(&mut state, now);
+                if is_slower {
+                    self.tell_late(&mut state, now);
+                }
             }
             None => {
                 if let Tokens::Shared(slots) = &mut state.tokens {
@@ -95,13 +108,7 @@ impl<K: Connector> Lane<K> {
                 }
             }
         }
-        let nobody_waits = state.line.len() == 0;
-        if let Tokens::Shared(slots) = &state.tokens
-            && nobody_waits
-            && slots.has_unused()
-        {
-            self.ask(&mut state, &quota);
-        }
+        self.return_unused(&mut state);
         drop(state);
         self.changed.notify_one();
     }
@@ -129,13 +136,16 @@ impl<K: Connector> Lane<K> {
 // === impl State ===
 
 impl<K: Connector> State<K> {
-    /// The store has answered: its pause and its pace are ours.
-    fn told(&mut self, view: &View, clock: &Clock, now: Instant) {
-        let Tokens::Shared(slots) = &mut self.tokens else { return };
+    /// The store has answered: its pause and its pace are ours. Whether that makes the lane slower than it was forecast.
+    fn told(&mut self, view: &View, clock: &Clock, now: Instant) -> bool {
+        let Tokens::Shared(slots) = &mut self.tokens else { return false };
+        let (open, rate) = (self.pause.open_at(now), slots.rate());
         slots.answered(view, clock, now);
+        let is_less = slots.rate() < rate;
         self.pause.told(clock.latest(view.open));
         let (gap, tokens) = view.learned;
         let quiet_from = (view.quiet > 0).then(|| clock.latest(view.quiet));
         self.learned.told(Duration::from_micros(gap), tokens, quiet_from);
+        is_less || self.pause.open_at(now) > open
     }
 }

@@ -94,13 +94,13 @@ impl<K: Connector> Lane<K> {
     /// An attempt has an end that is no refusal.
     pub(super) fn ended(self: &Arc<Self>, granted_at: Instant, (spent, probe): (Spent, bool), how: How) {
         let mut state = self.lock();
-        if let (Spent::Slot(slot), Some(quota)) = (&spent, &self.shared.quota) {
-            return self.tell_ended(&mut state, quota, *slot, how);
-        }
+        let clock = match spent {
+            Spent::Slot(slot) => return self.tell_ended(&mut state, slot, how),
+            Spent::Memory(clock) => clock,
+        };
         if how == How::Answered {
             state.pause.answered(granted_at);
         }
-        let Spent::Memory(clock) = spent else { return };
         if !probe {
             return;
         }

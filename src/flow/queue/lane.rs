@@ -178,8 +178,10 @@ impl<K: Connector> Lane<K> {
     pub(super) fn throttled(self: &Arc<Self>, refused: &Refused, spent: &Spent) {
         let now = Instant::now();
         let mut state = self.lock();
-        if let (Spent::Slot(slot), Some(quota)) = (spent, &self.shared.quota) {
-            return self.tell_throttled(&mut state, quota, *slot, *refused);
+        if let Spent::Slot(slot) = spent
+            && self.tell_throttled(&mut state, *slot, refused)
+        {
+            return;
         }
         if state.throttled(refused, &self.shared.retry, now) == Episode::New {
             self.log_pause(&state, refused.hint, now);

@@ -169,6 +169,11 @@ impl Slots {
         if turns.is_empty() { open + self.seen.away } else { nth(ahead, turns, self.seen.away, more) }
     }
 
+    /// Calls per second that this replica may expect.
+    pub(crate) fn rate(&self) -> f64 {
+        self.seen.turns.len() as f64 / self.seen.away.as_secs_f64() * self.seen.part
+    }
+
     pub(crate) fn at_rest(&self) -> bool {
         self.held == 0 && !self.asking && !self.has_unused()
     }

@@ -3,6 +3,7 @@
 
 #![expect(clippy::print_stdout, reason = "the figures that the steps were chosen by")]
 
+use super::endpoint::Endpoint;
 use super::*;
 
 /// What became of the lane's attempts: when each reached the endpoint, since the start, and whether it was accepted.

@@ -1,0 +1,103 @@
+//! A throttle pauses the lane, one probe follows, then the normal rate.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
+    let world = World::new(GAP).await;
+    let start = Instant::now();
+    let mut first = world.arrive(30 * SECOND).unwrap();
+    let (_, receipt) = first.turn().await.unwrap().spend().unwrap();
+    sleep(Duration::from_millis(20)).await;
+    receipt.throttled(Some(3 * SECOND));
+    let mut calls = JoinSet::new();
+    for index in 0..4 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        calls.spawn(async move {
+            let (_, receipt) = call.turn().await.unwrap().spend().unwrap();
+            let at = start.elapsed();
+            sleep(Duration::from_millis(40)).await;
+            receipt.answered();
+            (index, at.as_millis())
+        });
+    }
+    // The refused call comes back last and still is the probe: it arrived first.
+    sleep(Duration::from_millis(100)).await;
+    let (_, receipt) = first.turn().await.unwrap().spend().unwrap();
+    assert_eq!(start.elapsed().as_millis(), 3020);
+    sleep(Duration::from_millis(40)).await;
+    receipt.answered();
+    let left: BTreeMap<_, _> = calls.join_all().await.into_iter().collect();
+    assert_eq!(left.into_values().collect::<Vec<_>>(), [3060, 3060, 3060, 3060]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_probe_does_not_hold_the_lane() {
+    let world = World::new(GAP).await;
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    receipt.throttled(Some(SECOND));
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let mut next = world.arrive(30 * SECOND).unwrap();
+    let waiting = tokio::spawn(async move { next.turn().await.map(drop) });
+    sleep(SECOND).await;
+    assert!(!waiting.is_finished());
+    drop(probe);
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
+    let world = World::new(GAP).await;
+    pause(&world, SECOND).await;
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let start = Instant::now();
+    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+    assert_eq!(start.elapsed(), SECOND);
+    // Should it be refused after all, that is a new episode.
+    probe.throttled(Some(SECOND));
+    assert!(world.view().pause_remaining_seconds > 0.9);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whom_a_pause_makes_late_is_told_at_once() {
+    let world = World::new(GAP).await;
+    let mut receipts = Vec::new();
+    for _ in 0..5 {
+        receipts.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1);
+    }
+    let start = Instant::now();
+    let mut ends = JoinSet::new();
+    for (index, hold) in [5, 30, 5, 30].into_iter().enumerate() {
+        let mut call = world.arrive(hold * SECOND).unwrap();
+        ends.spawn(
+            async move { (index, call.turn().await.map(drop).map_err(|refusal| refusal.kind), start.elapsed()) },
+        );
+    }
+    sleep(Duration::from_millis(10)).await;
+    receipts.pop().unwrap().throttled(Some(20 * SECOND));
+    let ends: BTreeMap<_, _> = ends.join_all().await.into_iter().map(|(index, end, at)| (index, (end, at))).collect();
+    let (told, paused) = (Duration::from_millis(10), Duration::from_millis(20_010));
+    for index in [0, 2] {
+        assert_eq!(ends[&index], (Err(Kind::WaitTooLong), told));
+    }
+    assert_eq!(ends[&1], (Ok(()), paused));
+    assert_eq!(ends[&3].0, Ok(()));
+    // A newcomer is told at once, too, and what to wait for.
+    pause(&world, 20 * SECOND).await;
+    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    // What is left of the pause after its hold, and a window at the gap that two episodes have widened.
+    let learned = Duration::from_millis(20);
+    assert_eq!((refusal.kind, refusal.retry_after), (Kind::WaitTooLong, Some(15 * SECOND + SECOND + GAP + learned)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_in_trouble_is_not_forgotten() {
+    let world = World::new(GAP).await;
+    pause(&world, SECOND).await;
+    sleep(10 * SECOND).await;
+    world.queue.forget_idle();
+    let mut turns = Vec::new();
+    turns.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap());
+    let second = tokio::time::timeout(SECOND, async { world.arrive(30 * SECOND).unwrap().turn().await.map(drop) });
+    assert!(second.await.is_err(), "one probe goes, nobody else");
+}
