@@ -1,20 +1,16 @@
 //! Who deals out this lane's tokens now? With a store that comes and goes the answer changes; nothing that an earlier
 //! source has granted is used after that, and every new one begins with a silent window.
 
-use std::time::Duration;
-
 use tokio::time::Instant;
 
 use crate::config::Limit;
 use crate::flow::queue::lane::{Lane, State};
 use crate::flow::queue::{Connector, waiter};
+use crate::flow::take_token::script::AHEAD;
 use crate::flow::take_token::shared::Slots;
 use crate::flow::take_token::{Tokens, memory};
 use crate::quota::Stands;
 use crate::quota::members::VANISHED;
-
-/// How far ahead the store dates slots (`take.lua`).
-const DEALT_AHEAD: Duration = Duration::from_millis(250);
 
 // === impl Lane ===
 
@@ -35,7 +31,7 @@ impl<K: Connector> Lane<K> {
             Stands::Part { count, since } => {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
                 let part = Limit { count, ..limit };
-                Tokens::Memory(memory::Tokens::new(part, gap, since + VANISHED + DEALT_AHEAD + quota.slack()))
+                Tokens::Memory(memory::Tokens::new(part, gap, since + VANISHED + AHEAD + quota.slack()))
             }
             Stands::Nothing { .. } => Tokens::None,
         };

@@ -10,6 +10,9 @@ use crate::config::{Learn, Limit, Retry};
 /// The script itself.
 pub(crate) const SOURCE: &str = include_str!("take.lua");
 
+/// How far ahead slots are dated: further than the replicas' questions are apart, and nearer than a window.
+pub(crate) const AHEAD: Duration = Duration::from_millis(250);
+
 /// A slot as the store knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dated {
@@ -128,6 +131,7 @@ impl Op {
             weight.to_string(),
             micros(retry.max_pause).to_string(),
             unused.join(","),
+            micros(AHEAD).to_string(),
         ];
         match self {
             Self::Take => {}

@@ -1,7 +1,7 @@
 -- One lane's tokens, pause and pace, for all replicas together, on the store's clock. Every operation answers the same
 -- view. Times are microseconds.
 --
--- A slot is the right to send one attempt, dated at most `AHEAD` from now, by the replica that it was dealt to. It is of
+-- A slot is the right to send one attempt, dated at most `ahead` from now, by the replica that it was dealt to. It is of
 -- use until its date plus the slack: the token counts as used then, and is back one window and gap later. Who cannot use a
 -- slot in time gives it back, and what a dead replica had is lost with its dates.
 --
@@ -11,11 +11,10 @@
 local op, me = ARGV[1], ARGV[2]
 local count, window, base_gap, max_gap, slack = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local cap, wanted, weight, max_pause = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local unused = ARGV[12]
+local unused, ahead = ARGV[12], tonumber(ARGV[13])
 
--- How far ahead slots are dated; the longest silence after which a replica is still dealt to; how often it asks while
--- others have work, too.
-local AHEAD, SILENCE, ASK = 250000, 600000, 100000
+-- The longest silence after which a replica is still dealt to; how often it asks while others have work, too.
+local SILENCE, ASK = 600000, 100000
 -- As in queue/learn.rs and queue/pause.rs.
 local WIDER, BEFORE_NARROWING, NARROWING, WINDOWS_PER_TOKEN, STEPS, PATIENCE = 10000, 10000000, 5000, 12, 5, 1000000
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
@@ -52,7 +51,7 @@ end
 -- as used, seen or known now.
 local away = window + pace() + slack
 for token = 1, count do
-  if lane.back[token] > now + AHEAD + window + max_gap + slack then lane.back[token] = now + away end
+  if lane.back[token] > now + ahead + window + max_gap + slack then lane.back[token] = now + away end
 end
 lane.open = math.min(lane.open, now + max_pause)
 lane.quiet = math.min(lane.quiet, now + max_pause)
@@ -87,7 +86,8 @@ end
 
 local episode = 0
 if op == 'throttled' then
-  local granted, hint, backoff = tonumber(ARGV[13]), tonumber(ARGV[14]), { base = tonumber(ARGV[15]), max = tonumber(ARGV[16]), random = tonumber(ARGV[17]) }
+  local granted, hint = tonumber(ARGV[14]), tonumber(ARGV[15])
+  local backoff = { base = tonumber(ARGV[16]), max = tonumber(ARGV[17]), random = tonumber(ARGV[18]) }
   if granted > lane.known then
     episode = 1
     lane.known, lane.level = now, lane.level + 1
@@ -120,7 +120,7 @@ if op == 'throttled' then
   end
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
-  local token, at, back, probe, how = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), ARGV[16], ARGV[17]
+  local token, at, back, probe, how = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), ARGV[17], ARGV[18]
   if how == 'answered' and lane.known < at then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
@@ -191,7 +191,7 @@ local function next_slot()
   local at = math.max(lane.back[token], now, lane.open)
   local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PATIENCE
   if waits_for_probe then at = math.max(at, lane.probe_at + PATIENCE) end
-  return token, at, not waits_for_probe and at <= now + AHEAD
+  return token, at, not waits_for_probe and at <= now + ahead
 end
 
 while usable > 0 do
@@ -238,7 +238,7 @@ if mine then
     ask = ASK
     if working == 1 and usable > 0 then
       local _, at = next_slot()
-      ask = math.min(math.max(at - AHEAD - now, 2000), SILENCE - 2 * ASK)
+      ask = math.min(math.max(at - ahead - now, 2000), SILENCE - 2 * ASK)
     end
   end
 end
