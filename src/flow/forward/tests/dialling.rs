@@ -1,0 +1,232 @@
+//! How connections are made: whom an upstream that is down costs what, TLS, own addresses, pinned ones.
+
+use super::*;
+
+#[tokio::test]
+async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let upstream = upstream(socket.local_addr().unwrap().as_socket().unwrap());
+    let waiting: Vec<_> = (0..20)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { upstream.ready(1).await })
+        })
+        .collect();
+    eventually("down", || upstream.reach() != Reach::Up).await;
+    assert_eq!(down(&upstream).unwrap(), "cannot connect: connection refused");
+    socket.listen(128).unwrap();
+    let mut connections = Vec::new();
+    for waiting in waiting {
+        connections.push(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
+    }
+    assert_eq!((upstream.in_use(), upstream.reach()), (20, Reach::Up));
+}
+
+/// A certificate authority, its file, and a server's side of TLS for one name.
+fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let authority = params.self_signed(&key).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), authority.pem()).unwrap();
+    let leaf_key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let leaf = leaf.signed_by(&leaf_key, &Issuer::new(params, key)).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()))
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), file)
+}
+
+async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>) {
+    server(move |_, stream, seen| {
+        let acceptor = acceptor.clone();
+        async move {
+            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            while read_request(&mut stream, &seen).await {
+                stream.write_all(OK).await.unwrap();
+            }
+        }
+    })
+    .await
+}
+
+fn tls_settings(name: &str, address: SocketAddr, ca_file: Option<PathBuf>) -> config::Upstream {
+    config::Upstream {
+        scheme: Scheme::Https,
+        dial_host: name.to_owned(),
+        connect_to: vec![address],
+        ca_file,
+        ..settings(address)
+    }
+}
+
+#[tokio::test]
+async fn tls_takes_the_right_name_under_a_known_authority_only() {
+    let (acceptor, ca) = tls("cams.test");
+    let (address, seen) = tls_server(acceptor).await;
+    let known = Some(ca.path().to_owned());
+    let right = Upstream::new(&tls_settings("cams.test", address, known.clone()), Vec::new()).unwrap();
+    assert_eq!(answered(send(&right, "/").await).status, 200);
+
+    let wrong = Upstream::new(&tls_settings("other.test", address, known), Vec::new()).unwrap();
+    let reason = refusal(&wrong).await;
+    let expected = "TLS failed: invalid peer certificate: certificate not valid for name \"other.test\"";
+    assert!(reason.starts_with(expected), "{reason}");
+
+    let unknown = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
+    assert_eq!(refusal(&unknown).await, "TLS failed: invalid peer certificate: UnknownIssuer");
+    assert_eq!(*seen.requests.lock(), ["/ body"]);
+}
+
+#[tokio::test]
+async fn a_dead_upstream_is_probed_by_one_connection_at_a_time() {
+    const FAILING: usize = 4;
+    let (acceptor, ca) = tls("cams.test");
+    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (address, seen) = server({
+        let most = most.clone();
+        move |number, mut stream, seen| {
+            let (acceptor, open, most) = (acceptor.clone(), open.clone(), most.clone());
+            async move {
+                if number <= FAILING {
+                    most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    // The first bytes of TLS have come, so that the other side waits for ours until it is over; long
+                    // enough that a second probe would be seen.
+                    stream.read_u8().await.unwrap();
+                    for _ in 0..500 {
+                        tokio::task::yield_now().await;
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                } else {
+                    let mut stream = acceptor.accept(stream).await.unwrap();
+                    while read_request(&mut stream, &seen).await {}
+                }
+            }
+        }
+    })
+    .await;
+    let settings = tls_settings("cams.test", address, Some(ca.path().to_owned()));
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    refusal(&upstream).await;
+    assert_eq!(seen.accepted(), 1);
+    let waiting: Vec<_> = (0..50)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { upstream.ready(5).await })
+        })
+        .collect();
+    let mut connections = Vec::new();
+    for waiting in waiting {
+        connections.push(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    assert_eq!((upstream.in_use(), upstream.reach()), (50, Reach::Up));
+    assert!(seen.accepted() >= FAILING + 50);
+}
+
+#[tokio::test(start_paused = true)]
+async fn probes_become_rare_and_end_when_nobody_waits() {
+    let (address, seen) = server(|_, mut stream, _| async move { drop(stream.read_u8().await) }).await;
+    let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
+    assert!(timeout(Duration::from_secs(100), upstream.ready(5)).await.is_err());
+    // Five side by side, then one every 2 s at full jitter: 1 s on average.
+    let probes = seen.accepted();
+    assert!((60..200).contains(&probes), "{probes}");
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    assert_eq!((seen.accepted(), seen.closed()), (probes, probes));
+    assert!(timeout(Duration::from_secs(1), upstream.ready(5)).await.is_err());
+    // The next waiter's first probe goes at once; ten more within a second are one chance in 10^9.
+    let again = seen.accepted() - probes;
+    assert!((1..11).contains(&again), "{again}");
+}
+
+#[tokio::test]
+async fn an_own_listener_is_never_dialled() {
+    let (address, seen) = answering(OK).await;
+    let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()));
+    let itself = "would dial Flowgate itself: upstream.connect_to pins other addresses";
+    for own in [address, any] {
+        let upstream = Upstream::new(&settings(address), vec![own]).unwrap();
+        assert_eq!(refusal(&upstream).await, itself);
+        let pinned = config::Upstream { connect_to: vec![address], ..settings(address) };
+        let upstream = Upstream::new(&pinned, vec![own]).unwrap();
+        assert_eq!(refusal(&upstream).await, itself);
+    }
+    assert_eq!(seen.accepted(), 0);
+}
+
+#[tokio::test]
+async fn pinned_addresses_are_tried_in_turn() {
+    let refusing = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    refusing.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let refusing = refusing.local_addr().unwrap().as_socket().unwrap();
+    let (address, seen) = answering(OK).await;
+    let settings = config::Upstream { connect_to: vec![refusing, address], ..settings(refusing) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    assert_eq!(answered(send(&upstream, "/").await).status, 200);
+    assert_eq!((seen.accepted(), upstream.reach()), (1, Reach::Up));
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_ends_is_given_up() {
+    let (address, _) = server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
+    let settings =
+        config::Upstream { connect_timeout: Duration::from_millis(50), ..tls_settings("cams.test", address, None) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    assert_eq!(refusal(&upstream).await, "not connected within 50ms");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_waiters_that_leave_at_random_lose_nothing() {
+    let (address, seen) = answering(OK).await;
+    let upstream = upstream(address);
+    let waiting: Vec<_> = (0..1000)
+        .map(|_| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move {
+                let patience = fastrand::usize(..30);
+                tokio::select! {
+                    biased;
+                    connection = upstream.ready(1 + patience % 3) => {
+                        for _ in 0..patience {
+                            tokio::task::yield_now().await;
+                        }
+                        drop(connection);
+                    }
+                    () = async { for _ in 0..patience { tokio::task::yield_now().await } } => {}
+                }
+            })
+        })
+        .collect();
+    let stayed: Vec<_> = (0..100)
+        .map(|call| {
+            let upstream = upstream.clone();
+            tokio::spawn(async move { answered(send(&upstream, &format!("/?{call}")).await).status.as_u16() })
+        })
+        .collect();
+    for waiting in waiting {
+        waiting.await.unwrap();
+    }
+    for stayed in stayed {
+        assert_eq!(timeout(Duration::from_secs(20), stayed).await.unwrap().unwrap(), 200);
+    }
+    eventually("all given back", || (upstream.idle(), upstream.in_use()) == (seen.accepted(), 0)).await;
+    assert_eq!((seen.requests.lock().len(), seen.closed(), upstream.reach()), (100, 0, Reach::Up));
+}
+
+#[test]
+fn mistakes_are_named_without_dialling() {
+    let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let refused =
+        |settings: &config::Upstream| Upstream::new(settings, Vec::new()).err().map(|error| error.to_string());
+    let empty = refused(&tls_settings("cams.test", anywhere, Some(file.path().to_owned())));
+    assert_eq!(empty, Some(format!("upstream.ca_file: {}: holds no certificate in PEM", file.path().display())));
+    assert!(matches!(Upstream::new(&tls_settings("not a name", anywhere, None), Vec::new()), Err(UpstreamError::Name)));
+}
