@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::config::{Learn, Limit, Retry};
-use crate::flow::take_token::script::{Op, Question, SOURCE, View};
+use crate::flow::take_token::script::{Op, Question, SOURCE, View, Waiting};
+use crate::id::ClientId;
 
 /// The script.
 pub const TAKE: &str = SOURCE;
@@ -19,7 +20,7 @@ pub fn take_args(replica: &str, wanted: usize) -> Vec<Vec<u8>> {
         slack: ms(15),
         cap: 5,
         wanted,
-        weight: 1,
+        waiting: &[Waiting::new(&ClientId::new("team"), 1, 1)],
         unused: &[],
         retry: &Retry { max_attempts: 10, base: ms(200), max: ms(8000), max_pause: ms(60_000) },
     };

@@ -11,11 +11,14 @@ use crate::flow::queue::lane::{Labels, Lane, State};
 use crate::flow::queue::pause::Refused;
 use crate::flow::queue::view::tenants_in_words;
 use crate::flow::take_token::Tokens;
-use crate::flow::take_token::script::{Clock, Dated, How, Op, Question, View};
+use crate::flow::take_token::script::{Clock, Dated, How, Op, Question, View, Waiting};
 use crate::quota::Quota;
 
 /// How long after an unanswered question the store is asked again, if it is not known to be away by then.
 const AGAIN: Duration = Duration::from_millis(50);
+
+/// So many of the clients that wait are told to the store; an account seldom has more.
+const NAMED: usize = 64;
 
 /// What the lane wants of the store.
 struct Wants {
@@ -23,8 +26,7 @@ struct Wants {
     epoch: u64,
     /// Calls that wait without a slot.
     wanted: usize,
-    /// Of the clients that wait.
-    weight: u32,
+    waiting: Vec<Waiting>,
     /// What goes back.
     unused: Vec<Dated>,
 }
@@ -58,7 +60,9 @@ impl<K: Connector> Lane<K> {
     fn send(self: &Arc<Self>, state: &mut State<K>, quota: &Arc<Quota>, op: Op, refused: Option<Refused>) {
         let Tokens::Shared(slots) = &mut state.tokens else { return };
         let (wanted, unused) = slots.ask(state.line.len());
-        let wants = Wants { epoch: state.epoch, wanted, weight: state.line.weight(), unused };
+        let waiting =
+            state.line.clients().take(NAMED).map(|(client, weight, tenants)| Waiting::new(client, weight, tenants));
+        let wants = Wants { epoch: state.epoch, wanted, waiting: waiting.collect(), unused };
         let (lane, quota) = (self.clone(), quota.clone());
         tokio::spawn(async move {
             let asked = Instant::now();
@@ -75,7 +79,7 @@ impl<K: Connector> Lane<K> {
             slack: quota.slack(),
             cap: quota.cap(self.limit),
             wanted: wants.wanted,
-            weight: wants.weight,
+            waiting: &wants.waiting,
             unused: &wants.unused,
             retry: &self.shared.retry,
         };

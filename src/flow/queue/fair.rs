@@ -154,10 +154,10 @@ impl<W> Line<W> {
         self.len
     }
 
-    /// The weights of the clients that wait, together.
-    pub(crate) fn weight(&self) -> u32 {
-        let waiting = self.clients.values().filter(|client| !client.calls.is_empty());
-        waiting.map(|client| client.weight).fold(0, u32::saturating_add)
+    /// The clients that wait, with their weights and how many of their tenants wait.
+    pub(crate) fn clients(&self) -> impl Iterator<Item = (&ClientId, u32, usize)> {
+        let waiting = self.clients.iter().filter(|(_, client)| !client.calls.is_empty());
+        waiting.map(|(name, client)| (name, client.weight, client.tenants.len()))
     }
 
     /// How many of this client's calls wait.

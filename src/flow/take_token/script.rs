@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::acs::v3;
 use crate::config::{Learn, Limit, Retry};
+use crate::id::ClientId;
 
 /// The script itself.
 pub(crate) const SOURCE: &str = include_str!("take.lua");
@@ -36,11 +38,20 @@ pub(crate) struct Question<'a> {
     pub(crate) cap: u32,
     /// Calls that wait here without a slot.
     pub(crate) wanted: usize,
-    /// The weight of the clients that they are of.
-    pub(crate) weight: u32,
+    /// The clients that wait here, and how many of their tenants.
+    pub(crate) waiting: &'a [Waiting],
     /// Slots that were not used.
     pub(crate) unused: &'a [Dated],
     pub(crate) retry: &'a Retry,
+}
+
+/// A client that waits at this replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Waiting {
+    /// Nobody can read it, and all replicas make the same of a client's name.
+    pub(crate) digest: String,
+    pub(crate) weight: u32,
+    pub(crate) tenants: usize,
 }
 
 /// What happened.
@@ -113,11 +124,13 @@ impl Op {
 
     /// The script's arguments.
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
-        let Question { replica, limit, learn, slack, cap, wanted, weight, unused, retry } = question;
+        let Question { replica, limit, learn, slack, cap, wanted, waiting, unused, retry } = question;
         let unused: Vec<String> = unused
             .iter()
             .map(|slot| format!("{}:{}:{}:{}", slot.token, slot.at, slot.back, u8::from(slot.probe)))
             .collect();
+        let waiting: Vec<String> =
+            waiting.iter().map(|client| format!("{}:{}:{}", client.digest, client.weight, client.tenants)).collect();
         let mut args = vec![
             self.name().to_owned(),
             (*replica).to_owned(),
@@ -128,7 +141,7 @@ impl Op {
             micros(*slack).to_string(),
             cap.to_string(),
             wanted.to_string(),
-            weight.to_string(),
+            waiting.join(","),
             micros(retry.max_pause).to_string(),
             unused.join(","),
             micros(AHEAD).to_string(),
@@ -152,6 +165,16 @@ impl Op {
             }
         }
         args.into_iter().map(String::into_bytes).collect()
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    pub(crate) fn new(client: &ClientId, weight: u32, tenants: usize) -> Self {
+        let mut digest = v3::hash(client.as_str().as_bytes());
+        digest.truncate(16);
+        Self { digest, weight, tenants }
     }
 }
 

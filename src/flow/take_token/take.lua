@@ -5,12 +5,13 @@
 -- use until its date plus the slack: the token counts as used then, and is back one window and gap later. Who cannot use a
 -- slot in time gives it back, and what a dead replica had is lost with its dates.
 --
--- Replicas take turns by the weight of the clients that wait there, and whoever has waited for as many grants as there
--- are replicas with work goes before: with R of them each has a slot at least every 2 R grants.
+-- Replicas take turns by who waits there: each client brings its weight, dealt out over the replicas at which it waits by
+-- how many of its tenants wait at each. Whoever has waited for as many grants as there are replicas with work goes before:
+-- with R of them each has a slot at least every 2 R grants.
 
 local op, me = ARGV[1], ARGV[2]
 local count, window, base_gap, max_gap, slack = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local cap, wanted, weight, max_pause = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
+local cap, wanted, waiting, max_pause = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10], tonumber(ARGV[11])
 local unused, ahead = ARGV[12], tonumber(ARGV[13])
 
 -- The longest silence after which a replica is still dealt to; how often it asks while others have work, too.
@@ -152,9 +153,26 @@ if wanted >= 0 then
     mine = mine or { slots = {}, pass = 0 }
     mine.pass, mine.last = math.max(mine.pass, lowest()), lane.grants
   end
-  mine.weight, mine.seen = math.max(weight, 1), now
+  mine.seen, mine.clients = now, {}
+  for client, weight, tenants in string.gmatch(waiting, '(%x+):(%d+):(%d+)') do
+    mine.clients[client] = { tonumber(weight), tonumber(tenants) }
+  end
   mine.wanted = math.max(wanted - #mine.slots, 0)
   lane.replicas[me] = mine
+end
+
+local tenants_of = {}
+for _, replica in pairs(lane.replicas) do
+  for client, brings in pairs(replica.clients) do
+    tenants_of[client] = (tenants_of[client] or 0) + brings[2]
+  end
+end
+for _, replica in pairs(lane.replicas) do
+  replica.weight = 0
+  for client, brings in pairs(replica.clients) do
+    replica.weight = replica.weight + brings[1] * brings[2] / tenants_of[client]
+  end
+  replica.weight = math.max(replica.weight, 0.01)
 end
 
 -- Whose turn is it?

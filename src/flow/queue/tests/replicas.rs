@@ -66,6 +66,50 @@ async fn together_they_keep_the_limit_and_each_has_its_turns() {
     }
 }
 
+/// How many turns each had of the first sixty or so, while each replica has these clients' tenants wait all the time.
+async fn turns(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize> {
+    let sends = Arc::new(Mutex::new(Vec::new()));
+    let mut calls = JoinSet::new();
+    for (index, (world, waiting)) in worlds.iter().zip(waiting).enumerate() {
+        for (client, tenant) in waiting.iter().flat_map(|who| [*who; 12]) {
+            let (world, sends) = (world.clone(), sends.clone());
+            let who = Operation { tenant: TenantId::new(tenant), ..operation(client, 60 * SECOND) };
+            calls.spawn(async move {
+                loop {
+                    let mut call = world.queue.arrive(&who, 10).unwrap();
+                    if let Some((_, receipt)) = call.turn().await.unwrap().spend() {
+                        sends.lock().push(index);
+                        receipt.answered();
+                    }
+                }
+            });
+        }
+    }
+    while sends.lock().len() < 60 {
+        sleep(SECOND / 10).await;
+    }
+    calls.shutdown().await;
+    let sends = sends.lock();
+    (0..worlds.len()).map(|index| sends.iter().filter(|sent| **sent == index).count()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turns_go_by_clients_and_their_tenants_and_not_by_calls() {
+    let server = Redis::start().await;
+    for (waiting, expected) in [
+        // Three tenants of a client here, one there; and the other way round.
+        ([&[("a", "x"), ("a", "y"), ("a", "z")][..], &[("a", "w")][..]], (35..=45, 15..=25)),
+        // Two clients here, one there; tenants do not make a client heavier.
+        ([&[("a", ""), ("b", "")], &[("c", "x"), ("c", "y"), ("c", "z")]], (35..=45, 15..=25)),
+        // Nobody is more than the other.
+        ([&[("a", ""), ("b", "")], &[("c", ""), ("d", "")]], (25..=35, 25..=35)),
+    ] {
+        let worlds = fleet(&server, 2).await;
+        let turns = turns(&worlds, &waiting).await;
+        assert!(expected.0.contains(&turns[0]) && expected.1.contains(&turns[1]), "{waiting:?}: {turns:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_pauses_all_then_one_probe_goes_for_all() {
     let server = Redis::start().await;
