@@ -47,7 +47,7 @@ impl Admin {
             "/livez" => Page::ok(TEXT, "ok\n".into()),
             "/readyz" => self.readyz(),
             "/lanes" => Page::ok(JSON, self.lanes()),
-            "/config" => Page::ok(JSON, config::effective(&self.parts.config).to_string()),
+            "/config" => Page::ok(JSON, config::effective(&self.parts.settings.load().config).to_string()),
             _ => {
                 let body = "There is /metrics, /livez, /readyz, /lanes and /config.\n".into();
                 Page { status: StatusCode::NOT_FOUND, content_type: TEXT, body }
@@ -78,7 +78,7 @@ impl Admin {
                 json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })
             }
         };
-        let (mode, lanes) = (self.parts.config.mode.to_string(), self.parts.queue.lanes());
+        let (mode, lanes) = (self.parts.settings.load().config.mode.to_string(), self.parts.queue.lanes());
         json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.queue.bytes(), "lanes": lanes })
             .to_string()
     }

@@ -1,10 +1,12 @@
 //! The one place where the parts are joined: configuration in, a running Flowgate out, and how it stops.
 
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -14,19 +16,22 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::{Bind, Config, Listen};
+use crate::config::{Bind, Config, Listen, Loaded, Source};
 use crate::error::Outcome;
 use crate::flow;
 use crate::flow::forward::{Connection, Reach, Upstream};
 use crate::flow::hold::margin::Margins;
-use crate::flow::identify::{Directory, Nonces};
+use crate::flow::identify::Nonces;
 use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
 use crate::flow::queue::{Connector, Queue};
 use crate::metrics::Metrics;
 use crate::quota::Quota;
+use crate::reload::{Ask, Reloader};
 use crate::room::Room;
+use crate::settings::Settings;
 use crate::shutdown::{Phase, Phases, Signals};
+use crate::telemetry;
 
 /// A running Flowgate.
 pub struct App {
@@ -38,8 +43,9 @@ pub struct App {
 
 /// What every call needs.
 pub(crate) struct Parts {
-    pub(crate) config: Config,
-    pub(crate) directory: Directory,
+    pub(crate) settings: ArcSwap<Settings>,
+    /// None where nobody reads the configuration anew.
+    changes: OnceLock<Ask>,
     pub(crate) nonces: Nonces,
     /// What CAMS's answers usually take.
     pub(crate) margins: Margins,
@@ -93,7 +99,8 @@ impl App {
                 }
             }));
         }
-        let listen = &parts.config.listen;
+        let settings = parts.settings.load_full();
+        let (config, listen) = (&settings.config, &settings.config.listen);
         let terms = |until| Terms::new(listen, parts.metrics.clone(), (parts.phases.clone(), until));
         let (terms, admin_terms) = (terms(Phase::Draining), terms(Phase::Over));
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
@@ -103,26 +110,35 @@ impl App {
         tokio::spawn(sweep(Arc::downgrade(&parts)));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
-            mode = %parts.config.mode,
+            mode = %config.mode,
             proxy = %listen.proxy,
             admin = %listen.admin,
-            upstream = parts.config.upstream.host,
+            upstream = config.upstream.host,
             max_connections = listen.max_connections,
-            accounts = parts.config.accounts.len(),
-            clients = parts.config.clients.len(),
+            accounts = config.accounts.len(),
+            clients = config.clients.len(),
             "flowgate is ready"
         );
         Ok(Self { parts, terms, serving })
     }
 
+    /// Reads the configuration anew on SIGHUP and when its files change. `loaded` is what the source said at the start.
+    pub fn follow(&self, source: Source, loaded: &Loaded) -> io::Result<()> {
+        let (reloader, ask) = Reloader::new(source, loaded)?;
+        if self.parts.changes.set(ask).is_ok() {
+            tokio::spawn(reloader.run(Arc::downgrade(&self.parts)));
+        }
+        Ok(())
+    }
+
     /// Where applications point their SDK's endpoint; none on a Unix socket.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
-        self.parts.config.listen.proxy.address()
+        self.parts.settings.load().config.listen.proxy.address()
     }
 
     /// Where `/metrics` and the other pages are; none on a Unix socket.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.parts.config.listen.admin.address()
+        self.parts.settings.load().config.listen.admin.address()
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
@@ -139,7 +155,7 @@ impl App {
 
     /// Stops: readiness down, then no new connections, then what fits into the grace, then the rest is told.
     pub async fn drain(mut self) {
-        let drain = self.parts.config.drain;
+        let drain = self.parts.settings.load().config.drain;
         let phases = &self.parts.phases;
         phases.enter(Phase::Leaving);
         tokio::time::sleep(drain.delay).await;
@@ -195,6 +211,7 @@ impl Parts {
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
         let metrics = Arc::new(Metrics::new());
+        metrics.credentials(&config.accounts);
         let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
         let quota = config
             .quota
@@ -203,7 +220,6 @@ impl Parts {
             .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
             .transpose()?;
         Ok(Self {
-            directory: Directory::new(&config),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
@@ -213,8 +229,31 @@ impl Parts {
             phases: Phases::new(),
             unverified: Room::new(UNVERIFIED_BYTES),
             attempts: TaskTracker::new(),
-            config,
+            settings: ArcSwap::from_pointee(Settings::new(config)),
+            changes: OnceLock::new(),
         })
+    }
+
+    /// From now on this configuration holds, but for what a running process cannot change.
+    pub(crate) fn apply(&self, mut config: Config) {
+        let before = self.settings.load_full();
+        config.listen.proxy = before.config.listen.proxy.clone();
+        config.listen.admin = before.config.listen.admin.clone();
+        let settings = Arc::new(before.then(config));
+        self.settings.store(settings.clone());
+        self.queue.reload(&settings.config);
+        self.metrics.credentials(&settings.config.accounts);
+        telemetry::set_level(settings.config.log.level);
+    }
+
+    /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile.
+    pub(crate) async fn reread(&self, generation: u64) -> bool {
+        let Some(changes) = self.changes.get() else { return false };
+        // Many calls come here at once, and the first has read for all.
+        if self.settings.load().generation == generation {
+            changes.changed().await;
+        }
+        self.settings.load().generation != generation
     }
 }
 

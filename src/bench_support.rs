@@ -134,7 +134,7 @@ impl Steps {
     /// Prepares a captured call without a body, as it came over the wire.
     pub fn new(capture: &str) -> Self {
         let (config, head) = (config(), head(capture));
-        let directory = Directory::new(&config);
+        let directory = Directory::new(&config, None);
         let date = head.headers["x-acs-date"].to_str().expect("a date is ASCII");
         let now = time::parse(date).expect("the captured call is dated");
         let claim = identify::head(&head, &directory, now).expect("the captured call is in order");

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderName;
 
@@ -21,6 +21,7 @@ pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
 
 mod bind;
 mod check;
+mod credentials;
 mod effective;
 mod env;
 mod file;
@@ -134,7 +135,7 @@ pub struct Upstream {
     pub max_response: usize,
 }
 
-/// What Flowgate signs with.
+/// What Flowgate signs with; all of it changes at once or not at all.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// The access key id.
@@ -143,6 +144,8 @@ pub struct Credentials {
     pub secret: Secret,
     /// The STS token, for temporary keys.
     pub security_token: Option<Secret>,
+    /// When temporary keys end, if their file says so.
+    pub expires: Option<SystemTime>,
 }
 
 /// One `[[accounts]]` entry.
@@ -152,6 +155,8 @@ pub struct Account {
     pub id: AccountId,
     /// With credentials the account is managed: Flowgate signs. Without: relayed.
     pub credentials: Option<Credentials>,
+    /// Where they come from when they are read from one file, which somebody writes anew before they expire.
+    pub credentials_file: Option<PathBuf>,
     /// Every key of a relayed account, and the other keys of a managed one: relayed unverified.
     pub aliases: Vec<AccessKeyId>,
 }
@@ -170,8 +175,11 @@ pub enum Actions {
 pub struct Client {
     /// Its name in metrics and logs: its access key id.
     pub id: ClientId,
-    /// The secret that Flowgate verifies its signatures with.
-    pub secret: Secret,
+    /// The secrets that Flowgate verifies its signatures with: the present one first, then, while it is being replaced,
+    /// the previous one.
+    pub secrets: Vec<Secret>,
+    /// Whether all its calls are refused.
+    pub disabled: bool,
     /// The account whose quota it spends and whose key signs for it. Always managed.
     pub account: AccountId,
     /// What it may call.
@@ -286,6 +294,27 @@ pub struct Loaded {
     pub config: Config,
     /// What is no mistake, but worth a line in the log. Shows no value.
     pub warnings: Vec<String>,
+    /// Every file that was read; when one of them changes, it may all read differently.
+    pub files: Vec<PathBuf>,
+}
+
+/// Where a configuration comes from, time and again.
+#[derive(Clone)]
+pub struct Source {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// The environment; none for the process's own.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+}
+
+impl Source {
+    /// Reads it as it is now.
+    pub fn load(&self) -> Result<Loaded, Mistakes> {
+        match &self.environment {
+            None => load(self.file.as_deref(), std::env::vars_os()),
+            Some(environment) => load(self.file.as_deref(), environment.iter().cloned()),
+        }
+    }
 }
 
 /// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.

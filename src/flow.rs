@@ -31,7 +31,7 @@ use hyper::{Request, Response};
 use tokio::time::Instant;
 
 use crate::app::Parts;
-use crate::config::Mode;
+use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::attempt::{Attempted, Sending};
 use crate::flow::classify::Operation;
@@ -42,6 +42,7 @@ use crate::flow::listen::socket::Hangup;
 use crate::flow::record::Record;
 use crate::flow::reply::Manner;
 use crate::flow::retry::{Decision, Tries};
+use crate::settings::Settings;
 use crate::shutdown::Phase;
 
 /// Why a call ends without an answer of CAMS.
@@ -104,19 +105,24 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a call that waits has no room for it any more.
-    let (caller, operation) = Box::pin(arrive(parts, request, record, manner)).await?;
+    let (mut caller, operation, mut generation) = Box::pin(arrive(parts, request, record, manner)).await?;
     let operation = Arc::new(operation);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
     record.queued(operation.clone());
     let answer_by = Instant::now() + operation.hold;
     let mut place = parts.queue.arrive(&operation, caller.bytes())?;
+    let mut renewed = false;
     loop {
         let turn = place.turn().await?;
         record.turn(place.age());
         if hangup.has_happened() {
             return Err(End::Gone);
         }
-        let request = sign::sign(&caller, &parts.config.upstream.host, SystemTime::now());
+        let request = {
+            let settings = parts.settings.load();
+            settings.recheck(&mut caller, &mut generation)?;
+            sign::sign(&caller, &settings.config.upstream.host, SystemTime::now())
+        };
         record.sent();
         let sending = Sending { request, operation: operation.clone(), context, answer_by };
         let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
@@ -127,10 +133,15 @@ where
             Attempted::Judged(answer, verdict) => (answer, verdict),
         };
         record.judged(&verdict);
+        if verdict.is_old_session() && !std::mem::replace(&mut renewed, true) && parts.reread(generation).await {
+            record.queued_again();
+            continue;
+        }
         let (sent, left) = (record.attempts(), place.left());
-        let can_repeat = context.managed && parts.config.mode == Mode::Enforce;
+        let settings = parts.settings.load_full();
+        let can_repeat = context.managed && settings.config.mode == Mode::Enforce;
         let tries = Tries { sent, can_repeat, has_lane: context.limited, left };
-        match retry::decide(&verdict, tries, &parts.config.retry, fastrand::f64()) {
+        match retry::decide(&verdict, tries, &settings.config.retry, fastrand::f64()) {
             Decision::Reply => {
                 let response = reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait())?;
                 record.answered(&verdict, response.status());
@@ -150,17 +161,19 @@ async fn arrive<B>(
     request: Box<Request<B>>,
     record: &mut Record,
     manner: &mut Manner,
-) -> Result<(Caller, Operation), Refusal>
+) -> Result<(Caller, Operation, u64), Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let arrived = SystemTime::now();
+    let settings = parts.settings.load_full();
+    let Settings { config, directory, generation } = &*settings;
     let (head, body) = request.into_parts();
     *manner = Manner::of(&head);
-    listen::check_size(&head, parts.config.listen.max_header)?;
-    let claim = parts.checked(identify::head(&head, &parts.directory, arrived))?;
+    listen::check_size(&head, config.listen.max_header)?;
+    let claim = parts.checked(identify::head(&head, directory, arrived))?;
     record.claimed(&claim);
-    let body = body::read(body, parts.allowance(&claim)).await?;
+    let body = body::read(body, parts.allowance(&claim, &config.listen)).await?;
     let nonce = parts.quota.as_ref().map(|quota| (quota, claim.nonce()));
     let mut proved = claim.prove(body, &parts.nonces, arrived);
     if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
@@ -170,14 +183,13 @@ where
         proved = Err(identify::used());
     }
     let caller = parts.proved(proved)?;
-    let operation = classify::classify(&caller, &head.headers, &parts.config, &parts.margins)?;
-    Ok((caller, operation))
+    let operation = classify::classify(&caller, &head.headers, config, &parts.margins)?;
+    Ok((caller, operation, *generation))
 }
 
 impl Parts {
     /// What a body may be before its caller is proved.
-    fn allowance(&self, claim: &identify::Claim) -> body::Allowance {
-        let listen = &self.config.listen;
+    fn allowance(&self, claim: &identify::Claim, listen: &Listen) -> body::Allowance {
         let room = if claim.is_verified() { self.queue.room() } else { &self.unverified };
         let share = room.take(0).expect("nothing always fits");
         body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, share }

@@ -38,10 +38,12 @@ pub mod bench_support;
 pub mod cli;
 mod metrics;
 mod quota;
+mod reload;
 mod room;
 #[cfg(test)]
 #[path = "../tests/it/redis.rs"]
 mod servers;
+mod settings;
 mod shutdown;
 mod store;
 pub mod telemetry;

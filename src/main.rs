@@ -2,11 +2,13 @@
 //! configuration that cannot be used, 1 when the start fails; nothing else ends the process.
 
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use flowgate::cli::{Cli, Command};
-use flowgate::config::{self, Loaded};
+use flowgate::config::{Loaded, Source};
 use flowgate::{App, telemetry};
 use tokio::runtime::{Builder, Runtime};
 
@@ -27,7 +29,8 @@ fn main() -> ExitCode {
         }
     };
     let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
-    let loaded = match config::load(file, std::env::vars_os()) {
+    let source = Source { file: file.map(Path::to_owned), environment: None };
+    let loaded = match source.load() {
         Ok(loaded) => loaded,
         Err(mistakes) => {
             eprintln!("{mistakes}");
@@ -40,7 +43,7 @@ fn main() -> ExitCode {
             eprintln!("the configuration is valid");
             ExitCode::SUCCESS
         }
-        None => match run(loaded) {
+        None => match run(source, loaded) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("flowgate: {error:#}");
@@ -62,8 +65,13 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-fn run(Loaded { config, warnings }: Loaded) -> anyhow::Result<()> {
-    let _lines = telemetry::init(&config.log)?;
-    warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
-    runtime()?.block_on(async { App::start(config).await?.run().await })
+fn run(source: Source, loaded: Loaded) -> anyhow::Result<()> {
+    let _lines = telemetry::init(&loaded.config.log)?;
+    loaded.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+    runtime()?.block_on(async {
+        let app = App::start(loaded.config.clone()).await?;
+        app.follow(source, &loaded).context("cannot listen for SIGHUP")?;
+        drop(loaded);
+        app.run().await
+    })
 }

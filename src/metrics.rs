@@ -5,6 +5,7 @@
 //! What is a state and not an event (queue lengths, waits, pauses, rates) is read from the lanes when somebody scrapes,
 //! so a cancelled call cannot leave a gauge behind.
 
+mod config;
 mod lanes;
 mod store;
 
@@ -19,6 +20,8 @@ use prometheus::{
 
 use crate::error::{Outcome, Refusal};
 use crate::flow::queue::LaneView;
+use crate::metrics::config::ConfigMetrics;
+pub(crate) use crate::metrics::config::Reload;
 use crate::metrics::lanes::LaneGauges;
 use crate::metrics::store::StoreMetrics;
 
@@ -38,6 +41,7 @@ pub(crate) struct Metrics {
     in_flight: IntGaugeVec,
     /// Those of callers and of operators.
     pub(crate) connections: ConnectionMetrics,
+    config: ConfigMetrics,
     lanes: LaneGauges,
     store: StoreMetrics,
 }
@@ -133,6 +137,7 @@ impl Metrics {
             ),
             in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
             connections: ConnectionMetrics::new(r),
+            config: ConfigMetrics::new(r),
             lanes: LaneGauges::new(r),
             store: StoreMetrics::new(),
             registry: registry.clone(),

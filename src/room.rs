@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A bounded sum.
 pub(crate) struct Room {
-    size: usize,
+    size: AtomicUsize,
     used: AtomicUsize,
 }
 
@@ -19,14 +19,20 @@ pub(crate) struct Share {
 
 impl Room {
     pub(crate) fn new(size: usize) -> Arc<Self> {
-        Arc::new(Self { size, used: AtomicUsize::new(0) })
+        Arc::new(Self { size: AtomicUsize::new(size), used: AtomicUsize::new(0) })
     }
 
     /// Takes a share, if it fits.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= self.size);
+        let size = self.size.load(Ordering::Relaxed);
+        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= size);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
         Some(Share { room: self.clone(), bytes })
+    }
+
+    /// From now on this is the bound; what is in use stays.
+    pub(crate) fn resize(&self, size: usize) {
+        self.size.store(size, Ordering::Relaxed);
     }
 
     /// Bytes in use.
@@ -67,5 +73,10 @@ mod tests {
         drop(first);
         assert_eq!(room.used(), 0);
         assert!(room.take(usize::MAX).is_none());
+        let held = room.take(8).unwrap();
+        room.resize(4);
+        assert!(room.take(1).is_none());
+        drop(held);
+        assert!(room.take(4).is_some() && room.take(5).is_none());
     }
 }

@@ -4,6 +4,7 @@
 
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, error};
@@ -12,22 +13,37 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
-use tracing_subscriber::{Layer, fmt};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat};
 
 /// Lines that may wait to be written; more are dropped.
 const MAX_LINES: usize = 8192;
 
+/// The way to change what is written.
+type Levels = reload::Handle<Targets, Registry>;
+
+static LEVELS: OnceLock<Levels> = OnceLock::new();
+
 /// Makes events of this process log lines, and panics events. Lines are written while the guard lives.
 pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
     let (queue, guard) = NonBlockingBuilder::default().buffered_lines_limit(MAX_LINES).lossy(true).finish(io::stderr());
-    subscriber(log, io::stderr().is_terminal(), queue).try_init()?;
+    let (subscriber, levels) = subscriber(log, io::stderr().is_terminal(), queue);
+    subscriber.try_init()?;
+    drop(LEVELS.set(levels));
     std::panic::set_hook(Box::new(report));
     Ok(guard)
 }
 
-fn subscriber<W>(log: &Log, ansi: bool, writer: W) -> impl Subscriber + Send + Sync + use<W>
+/// From now on this is the least severe level.
+pub(crate) fn set_level(level: LevelFilter) {
+    if let Some(handle) = LEVELS.get() {
+        // It fails only when the process has no subscriber any more.
+        drop(handle.reload(levels(level)));
+    }
+}
+
+fn subscriber<W>(log: &Log, ansi: bool, writer: W) -> (impl Subscriber + Send + Sync + use<W>, Levels)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -35,9 +51,12 @@ where
         LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(OneLine { writer, ansi }).boxed(),
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_ansi(false).with_writer(writer).boxed(),
     };
-    let capped = log.level.min(LevelFilter::INFO);
-    let levels = Targets::new().with_target(env!("CARGO_CRATE_NAME"), log.level).with_default(capped);
-    tracing_subscriber::registry().with(lines.with_filter(levels))
+    let (levels, handle) = reload::Layer::new(levels(log.level));
+    (tracing_subscriber::registry().with(lines.with_filter(levels)), handle)
+}
+
+fn levels(own: LevelFilter) -> Targets {
+    Targets::new().with_target(env!("CARGO_CRATE_NAME"), own).with_default(own.min(LevelFilter::INFO))
 }
 
 /// A panic's message may hold what a caller sent, so only its place is told.
@@ -109,7 +128,7 @@ mod tests {
     fn logged(format: LogFormat, level: LevelFilter, work: impl FnOnce()) -> Vec<String> {
         let page = Page::default();
         let writer = page.clone();
-        let subscriber = subscriber(&Log { format, level }, false, move || writer.clone());
+        let (subscriber, _levels) = subscriber(&Log { format, level }, false, move || writer.clone());
         tracing::subscriber::with_default(subscriber, work);
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
         text.lines().map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest).trim().to_owned()).collect()

@@ -19,6 +19,8 @@ mod listen;
 mod quota;
 mod upstream;
 
+pub(super) use accounts::{KEY_FORM, access_key};
+
 /// Bytes that a bound on bytes may be.
 const BYTES: std::ops::RangeInclusive<usize> = 1..=1 << 30;
 

@@ -10,6 +10,7 @@ use super::{
     Account, Actions, Client, Config, Credentials, Drain, Hold, Learn, Limit, Listen, Log, LogFormat, OnStoreFailure,
     Queue, Quota, Retry, Scheme, Server, Store, Tenant, Topology, UnknownKeys, Upstream,
 };
+use crate::acs;
 use crate::id::AccessKeyId;
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
@@ -120,24 +121,31 @@ fn upstream_json(upstream: &Upstream) -> Value {
 }
 
 fn account_json(account: &Account) -> Value {
-    let Account { id, credentials, aliases } = account;
-    let key = credentials.as_ref().map(|Credentials { access_key_id, secret: _, security_token: _ }| access_key_id);
+    let Account { id, credentials, credentials_file, aliases } = account;
+    let key = credentials.as_ref().map(|credentials| {
+        let Credentials { access_key_id, secret: _, security_token: _, expires: _ } = credentials;
+        access_key_id
+    });
     json!({
         "id": id.as_str(),
         "kind": if key.is_some() { "managed" } else { "relayed" },
         "access_key_id": key.map(AccessKeyId::masked),
+        "credentials": credentials_file.as_ref().map(|path| path.display().to_string()),
+        "expires": credentials.as_ref().and_then(|credentials| credentials.expires).map(acs::time::format),
         "aliases": aliases.iter().map(AccessKeyId::masked).collect::<Vec<_>>(),
     })
 }
 
 fn client_json(client: &Client) -> Value {
-    let Client { id, secret: _, account, actions, cust_space_ids, weight, hold } = client;
+    let Client { id, secrets, disabled, account, actions, cust_space_ids, weight, hold } = client;
     let actions = match actions {
         Actions::All => vec!["*"],
         Actions::Listed(actions) => actions.iter().map(|action| action.as_str()).collect(),
     };
     json!({
         "id": id.as_str(),
+        "disabled": disabled,
+        "secrets": secrets.len(),
         "account": account.as_str(),
         "actions": actions,
         "cust_space_ids": cust_space_ids,

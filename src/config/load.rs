@@ -29,16 +29,17 @@ pub(super) fn load(file: Option<&Path>, environment: Environment) -> Result<Load
     };
     let overlay = environment.lay_over(&mut root);
     let folder = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
-    let reader = Reader { environment, folder, mistakes: RefCell::new(overlay), warnings: RefCell::default() };
+    let files = RefCell::new(file.map(Path::to_owned).into_iter().collect());
+    let reader = Reader { environment, folder, mistakes: RefCell::new(overlay), warnings: RefCell::default(), files };
     let config: Option<Config> = check(Section::root(&reader, root));
-    let Reader { environment, mistakes, warnings, .. } = reader;
+    let Reader { environment, mistakes, warnings, files, .. } = reader;
     match config {
         None => Err(Mistakes::new(name, mistakes.into_inner())),
         Some(config) => {
             let mut warnings = warnings.into_inner();
             let unknown = environment.unknown().into_iter();
             warnings.extend(unknown.map(|name| format!("{}: unknown variable, ignored", name.escape_debug())));
-            Ok(Loaded { config, warnings })
+            Ok(Loaded { config, warnings, files: files.into_inner() })
         }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Reader {
     pub(crate) folder: PathBuf,
     pub(crate) mistakes: RefCell<Vec<Mistake>>,
     pub(crate) warnings: RefCell<Vec<String>>,
+    /// What was opened.
+    pub(crate) files: RefCell<Vec<PathBuf>>,
 }
 
 /// A key's path and origin.

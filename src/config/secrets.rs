@@ -34,7 +34,7 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
     let place = Place { path: format!("{}.{name}", place.path), origin: node.origin };
     let field = Field { reader, key, place, item: Some(node.item) };
     let text = field.text("text", |text| Some(text.to_owned()))?;
-    let found = if name == "env" { variable(&field, &text) } else { file(&field.resolve(Path::new(&text))) };
+    let found = if name == "env" { variable(&field, &text) } else { file(&field.opens(Path::new(&text))) };
     found.map_err(|expectation| field.mistake(expectation)).ok()
 }
 
@@ -62,6 +62,12 @@ fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
 }
 
 fn file(path: &Path) -> Result<Secret, String> {
+    let bytes = bytes(path)?;
+    one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
+}
+
+/// All of a regular file that holds a secret, and is wiped when dropped.
+pub(crate) fn bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |error: io::Error| format!("the file cannot be read: {}", error.kind());
     // Asked before it is opened, because opening a pipe waits for a writer.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
@@ -73,7 +79,7 @@ fn file(path: &Path) -> Result<Secret, String> {
     if bytes.len() as u64 > MAX_FILE {
         return Err("expected a file of at most 64KiB".to_owned());
     }
-    one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
+    Ok(bytes)
 }
 
 /// One line of text. The newline that editors and `echo` leave at the end is not part of it.

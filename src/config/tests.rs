@@ -35,7 +35,10 @@ fn written(path: &str, value: &str) -> String {
         Some((table, key)) if table.ends_with("[]") => {
             format!("[[{}]]\n{key} = {value}\n", table.trim_end_matches("[]"))
         }
-        Some((table, key)) => format!("[{table}]\n{key} = {value}\n"),
+        Some((table, key)) => match table.split_once("[].") {
+            Some((list, table)) => format!("[[{list}]]\n{table}.{key} = {value}\n"),
+            None => format!("[{table}]\n{key} = {value}\n"),
+        },
     }
 }
 
@@ -118,7 +121,7 @@ fn no_secret_is_in_what_is_shown_of_a_configuration() {
         actions = ['*']
     ";
     let config = config(text);
-    assert_eq!(config.clients[0].secret.expose(), SENTINEL);
+    assert_eq!(config.clients[0].secrets[0].expose(), SENTINEL);
     let shown = format!("{config:?} {}", effective(&config));
     assert!(!shown.contains(SENTINEL), "{shown}");
     assert!(!effective(&config).to_string().contains("LTAI-acme-1234"));
@@ -143,7 +146,7 @@ fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret()
     }
     let warnings = load_text("unknown_keys = 'refuse'", &[]).unwrap().warnings;
     assert_eq!(warnings, ["there is no account and unknown keys are refused: every call will be refused"]);
-    let Loaded { config, warnings } = load_text("mode = 'observe'", &[]).unwrap();
+    let Loaded { config, warnings, .. } = load_text("mode = 'observe'", &[]).unwrap();
     assert_eq!(config.mode, Mode::Observe);
     assert_eq!(warnings, ["mode is observe: calls are not held to the limits"]);
 }

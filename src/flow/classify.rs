@@ -6,7 +6,7 @@ use std::time::Duration;
 use hyper::header::HeaderMap;
 
 use crate::acs::limits;
-use crate::config::{self, Actions, Config, Limit, Tenant};
+use crate::config::{Actions, Config, Limit, Tenant};
 use crate::error::{Kind, Refusal};
 use crate::flow::hold::hold;
 use crate::flow::hold::margin::Margins;
@@ -50,13 +50,8 @@ pub(crate) fn classify(
     config: &Config,
     margins: &Margins,
 ) -> Result<Operation, Refusal> {
-    let settings = match caller {
-        Caller::Verified(call) => call.settings(),
-        Caller::Relayed(_) => None,
-    };
-    if let Some(client) = settings {
-        authorize(caller, client)?;
-    }
+    authorize(caller)?;
+    let settings = caller.settings();
     let tenant = match &config.queue.tenant {
         Tenant::CustSpaceId => caller.params().get("CustSpaceId"),
         Tenant::None => None,
@@ -79,8 +74,13 @@ pub(crate) fn classify(
     Ok(operation)
 }
 
-fn authorize(caller: &Caller, client: &config::Client) -> Result<(), Refusal> {
+/// Whether the caller may call what it calls; asked again before a call is sent when the configuration has changed.
+pub(crate) fn authorize(caller: &Caller) -> Result<(), Refusal> {
+    let Some(client) = caller.settings() else { return Ok(()) };
     let forbidden = |message: String| Err(Refusal::new(Kind::Forbidden, message));
+    if client.disabled {
+        return forbidden("this client is disabled".into());
+    }
     let action = caller.action();
     let is_listed = match &client.actions {
         Actions::All => true,

@@ -25,7 +25,7 @@ use hyper::Method;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 
-use self::caller::Managed;
+use self::caller::Principal;
 pub(crate) use self::caller::{Caller, Relayed, Scheme, Verified};
 pub(crate) use self::directory::Directory;
 use self::directory::Owner;
@@ -37,10 +37,8 @@ use self::said::{Proof, Said};
 use self::shape::Shape;
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
-use crate::config;
 use crate::error::{Claimant, Kind, Refusal};
 use crate::id::{AccountId, ClientId};
-use crate::secret::Secret;
 
 /// The most that is read for a version 1 caller, whose signature is known only with the body.
 const MAX_UNPROVEN_BODY: usize = 64 * 1024;
@@ -56,7 +54,7 @@ pub(crate) struct Claim {
 /// Who signs for CAMS.
 enum Way {
     /// Flowgate.
-    Managed { account: Arc<Managed>, client: Option<Arc<config::Client>> },
+    Managed(Arc<Principal>),
     /// The caller.
     Relayed { account: AccountId, is_known: bool, passage: Passage },
 }
@@ -76,7 +74,7 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
     let claim = || {
         said.check(directory, now)?;
         let way = match owner {
-            Owner::Managed { account, client } => Way::Managed { account, client },
+            Owner::Managed(principal) => Way::Managed(principal),
             Owner::Relayed { account, is_known } => Way::Relayed {
                 account,
                 is_known,
@@ -155,7 +153,7 @@ impl Claim {
     /// Who the caller says that it is.
     pub(crate) fn claimant(&self) -> Claimant {
         let account = match &self.way {
-            Way::Managed { account, .. } => Some(account.id.clone()),
+            Way::Managed(principal) => Some(principal.account.id.clone()),
             Way::Relayed { account, is_known, .. } => is_known.then(|| account.clone()),
         };
         Claimant { key: self.said.key.clone(), account }
@@ -168,7 +166,7 @@ impl Claim {
 
     /// Whether the signature is known to be right before the body is read.
     pub(crate) fn is_verified(&self) -> bool {
-        matches!((&self.way, &self.said.proof), (Way::Managed { .. }, Proof::V3(_)))
+        matches!((&self.way, &self.said.proof), (Way::Managed(_), Proof::V3(_)))
     }
 
     /// The most bytes of a body that may be read, where the listener's own bound is `max_body`.
@@ -184,18 +182,18 @@ impl Claim {
     pub(crate) fn prove(self, body: Bytes, nonces: &Nonces, now: SystemTime) -> Result<Caller, Refusal> {
         let Self { mut said, way } = self;
         let json = said.read_body(&body)?;
-        if let (Proof::V1(proof), Way::Managed { account, client }) = (&said.proof, &way) {
-            proof.verify(secret(account, client.as_deref()), said.method.as_str(), &said.params)?;
+        if let (Proof::V1(proof), Way::Managed(principal)) = (&said.proof, &way) {
+            proof.verify(&principal.secrets, said.method.as_str(), &said.params)?;
         }
         said.keep_own_params()?;
         let holder = match &way {
-            Way::Managed { .. } => Holder::Key(said.key.clone()),
+            Way::Managed(_) => Holder::Key(said.key.clone()),
             Way::Relayed { account, is_known: true, .. } => Holder::Relayed(account.clone()),
             Way::Relayed { is_known: false, .. } => Holder::Unknown,
         };
         nonces.take(&Use { holder, key: &said.key, nonce: &said.nonce, stamp: said.stamp }, now)?;
         Ok(match way {
-            Way::Managed { account, client } => Caller::Verified(verified(said, account, client, json)),
+            Way::Managed(principal) => Caller::Verified(verified(said, principal, json)),
             Way::Relayed { account, is_known, passage } => Caller::Relayed(Relayed {
                 account,
                 is_known,
@@ -216,10 +214,10 @@ impl Claim {
         signed: Option<&Authorization<'_>>,
         directory: &Directory,
     ) -> Result<(), Refusal> {
-        let Way::Managed { account, client } = &self.way else { return Ok(()) };
+        let Way::Managed(principal) = &self.way else { return Ok(()) };
         match (&self.said.proof, signed) {
             (Proof::V3(proof), Some(signed)) => {
-                proof.verify(secret(account, client.as_deref()), (shape, &self.said.params), signed)?;
+                proof.verify(&principal.secrets, (shape, &self.said.params), signed)?;
                 directory.check_host(shape.host)
             }
             (Proof::V3(_), None) => Err(wrong_signature()),
@@ -228,26 +226,13 @@ impl Claim {
     }
 }
 
-fn secret<'a>(account: &'a Managed, client: Option<&'a config::Client>) -> &'a Secret {
-    client.map_or(&account.credentials.secret, |client| &client.secret)
-}
-
-fn verified(said: Said, account: Arc<Managed>, settings: Option<Arc<config::Client>>, json: Option<Bytes>) -> Verified {
+fn verified(said: Said, principal: Arc<Principal>, json: Option<Bytes>) -> Verified {
     let (scheme, format) = match said.proof {
         Proof::V1(proof) => (Scheme::V1, proof.into_format()),
         Proof::V3(_) => (Scheme::V3, None),
     };
     // An account's own key is masked: a client's name stands in logs and on operators' pages.
-    let client = settings.as_ref().map_or_else(|| ClientId::new(said.key.masked()), |client| client.id.clone());
-    Verified {
-        account,
-        client,
-        settings,
-        scheme,
-        method: said.method,
-        action: said.action,
-        params: said.params,
-        json,
-        format,
-    }
+    let settings = principal.client.as_ref();
+    let client = settings.map_or_else(|| ClientId::new(said.key.masked()), |client| client.id.clone());
+    Verified { principal, client, scheme, method: said.method, action: said.action, params: said.params, json, format }
 }

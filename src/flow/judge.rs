@@ -281,6 +281,13 @@ impl Verdict {
         }
     }
 
+    /// Whether CAMS does not know the account's key or token any more, which others may have replaced.
+    pub(crate) fn is_old_session(&self) -> bool {
+        let Self::Credentials { code, .. } = self else { return false };
+        let family = code.split('.').next().unwrap_or_default();
+        ["InvalidAccessKeyId", "InvalidSecurityToken"].iter().any(|known| known.eq_ignore_ascii_case(family))
+    }
+
     /// CAMS's name for the call.
     pub(crate) fn request_id(&self) -> Option<&str> {
         match self {

@@ -15,6 +15,7 @@ mod grant;
 mod lane;
 mod learn;
 mod pause;
+mod rules;
 mod shadow;
 #[cfg(test)]
 mod tests;
@@ -28,15 +29,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Mode};
+use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::queue::fair::{Place, Standing};
 use crate::flow::queue::lane::{Entered, Labels, Lane};
+use crate::flow::queue::rules::Rules;
 use crate::flow::queue::shadow::Shadow;
 pub(crate) use crate::flow::queue::turn::{Receipt, Turn};
 pub(crate) use crate::flow::queue::view::LaneView;
@@ -81,9 +84,7 @@ struct Shared<K: Connector> {
     mode: Mode,
     connector: Arc<K>,
     metrics: Arc<Metrics>,
-    bounds: config::Queue,
-    retry: config::Retry,
-    learn: config::Learn,
+    rules: ArcSwap<Rules>,
     /// Where replicas share the quota.
     quota: Option<Arc<Quota>>,
     /// When the process started: tokens count as just used then.
@@ -123,9 +124,7 @@ impl<K: Connector> Queue<K> {
             mode: config.mode,
             connector,
             metrics,
-            bounds: config.queue.clone(),
-            retry: config.retry,
-            learn: config.learn,
+            rules: ArcSwap::from_pointee(Rules::new(config)),
             quota,
             started,
             room: Room::new(config.queue.max_bytes),
@@ -155,6 +154,17 @@ impl<K: Connector> Queue<K> {
         };
         let send_by = now + operation.wait;
         Ok(Call { lane, shared: self.shared.clone(), standing, send_by, admitted: false, _bytes: [client, share] })
+    }
+
+    /// From now on this configuration holds, for those who wait, too. A lane whose limit has changed begins anew, with all
+    /// of its tokens just used; one whose limit has gone ends when nobody waits in it.
+    pub(crate) fn reload(&self, config: &Config) {
+        let Shared { rules, room, client_rooms, .. } = &*self.shared;
+        rules.store(Arc::new(Rules::new(config)));
+        room.resize(config.queue.max_bytes);
+        client_rooms.iter().for_each(|room| room.resize(config.queue.max_bytes / 2));
+        // A lane that is made meanwhile reads the new rules.
+        self.all().iter().for_each(|lane| lane.reload());
     }
 
     /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
@@ -200,8 +210,8 @@ impl<K: Connector> Queue<K> {
 
     fn client_room(&self, operation: &Operation) -> Arc<Room> {
         let key = (operation.account.clone(), operation.client.clone());
-        let half = self.shared.bounds.max_bytes / 2;
-        self.shared.client_rooms.entry(key).or_insert_with(|| Room::new(half)).clone()
+        let half = || self.shared.rules.load().bounds.max_bytes / 2;
+        self.shared.client_rooms.entry(key).or_insert_with(|| Room::new(half())).clone()
     }
 
     fn all(&self) -> Vec<Arc<Lane<K>>> {

@@ -19,7 +19,7 @@ fn from_env(variables: &[(&str, &str)]) -> Result<Loaded, String> {
 }
 
 fn config(variables: &[(&str, &str)]) -> Config {
-    let Loaded { config, warnings } = from_env(variables).expect("the variables are right");
+    let Loaded { config, warnings, .. } = from_env(variables).expect("the variables are right");
     assert_eq!(warnings, [""; 0]);
     config
 }
@@ -47,7 +47,7 @@ fn each_wrong_file_gets_exactly_its_mistakes() {
 #[test]
 fn each_right_file_means_exactly_what_stands_beside_it() {
     for file in files("valid") {
-        let Loaded { config, warnings } = config::load(Some(&file), env(&VARIABLES)).unwrap();
+        let Loaded { config, warnings, .. } = config::load(Some(&file), env(&VARIABLES)).unwrap();
         let expected = std::fs::read_to_string(file.with_extension("json")).unwrap();
         assert_eq!(effective(&config), expected.parse::<serde_json::Value>().unwrap(), "{}", file.display());
         let odd = file.ends_with("gateway.toml");
@@ -61,14 +61,14 @@ fn secrets_come_from_their_places() {
     let Loaded { config, .. } =
         config::load(Some(Path::new("tests/data/config/valid/gateway.toml")), env(&VARIABLES)).unwrap();
     assert_eq!(config.accounts[0].credentials.as_ref().unwrap().secret.expose(), "acme-secret");
-    let clients: Vec<_> = config.clients.iter().map(|client| client.secret.expose()).collect();
+    let clients: Vec<_> = config.clients.iter().map(|client| client.secrets[0].expose()).collect();
     assert_eq!(clients, ["file-secret", "team"]);
 }
 
 #[test]
 fn the_example_says_what_holds_without_it() {
     let secrets = env(&[("ACME_SECRET", "a"), ("TEAM_A_SECRET", "b")]);
-    let Loaded { config: example, warnings } =
+    let Loaded { config: example, warnings, .. } =
         config::load(Some(Path::new("docs/flowgate.example.toml")), secrets).unwrap();
     assert_eq!(warnings, [""; 0]);
     let (mut example, mut without) = (effective(&example), effective(&config(&[])));
@@ -82,7 +82,7 @@ fn the_example_says_what_holds_without_it() {
 #[test]
 fn what_is_deployed_is_valid() {
     let secrets = env(&[("TEST_ACCOUNT_SECRET", "a")]);
-    let Loaded { config, warnings } = config::load(Some(Path::new("deploy/compose.toml")), secrets).unwrap();
+    let Loaded { config, warnings, .. } = config::load(Some(Path::new("deploy/compose.toml")), secrets).unwrap();
     assert_eq!(warnings, [""; 0]);
     assert!(config.quota.store.is_some());
 }
@@ -113,7 +113,7 @@ fn alibabas_own_variables_are_one_account() {
     assert_eq!(credentials.security_token.as_ref().unwrap().expose(), "first-token");
 
     // Kubernetes sets an optional variable to nothing.
-    let Loaded { config, warnings } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
+    let Loaded { config, warnings, .. } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
     assert!(config.accounts.is_empty());
     let empty = |name| format!("{name}: set, but empty: there is no account");
     assert_eq!(warnings, [empty(key.0), empty(secret.0)]);
@@ -183,7 +183,7 @@ fn accounts_and_clients_can_be_written_in_the_environment_alone() {
     assert_eq!(config.accounts.len(), 12);
     assert_eq!(config.accounts[10].aliases[0].as_str(), "LTAI-10");
     assert_eq!(config.accounts[11].credentials.as_ref().unwrap().secret.expose(), "acme-secret");
-    assert_eq!(config.clients[0].secret.expose(), "file-secret");
+    assert_eq!(config.clients[0].secrets[0].expose(), "file-secret");
 }
 
 #[test]
@@ -208,7 +208,7 @@ fn the_environment_wins_over_the_file() {
     assert_eq!(config.listen.names, ["flowgate.internal", "second"]);
     assert_eq!(config.accounts[0].id.as_str(), "renamed");
     assert_eq!(config.accounts[0].aliases[0].as_str(), "LTAI-acme-5678");
-    assert_eq!(config.clients[0].secret.expose(), "new");
+    assert_eq!(config.clients[0].secrets[0].expose(), "new");
     assert_eq!(config.limits["CreateFlow"].count.get(), 2);
     assert!(!config.limits.contains_key("ListFlow"));
 }
@@ -227,7 +227,7 @@ fn variables_that_are_no_keys_are_warnings() {
         ("FLOWGATE___", ""),
         ("OTHER_LISTEN__PROXY", "127.0.0.1:1"),
     ];
-    let Loaded { config, warnings } = from_env(&injected).unwrap();
+    let Loaded { config, warnings, .. } = from_env(&injected).unwrap();
     let known = ["OTHER_LISTEN__PROXY"];
     let mut names: Vec<_> = injected.map(|(name, _)| name).into_iter().filter(|name| !known.contains(name)).collect();
     names.sort_unstable();

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::limits::action;
+use crate::config::credentials;
 use crate::config::mistakes::Origin;
 use crate::config::read::{Field, POSITIVE, Place, Reader, Section};
 use crate::config::secrets::{one_line, secret};
@@ -22,7 +24,7 @@ const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 /// The label of all accounts that stand nowhere in the configuration.
 const UNKNOWN: &str = "unknown";
 
-const KEY_FORM: &str = "an access key id: 1 to 128 of letters, digits, '.', '_', '-'";
+pub(in crate::config) const KEY_FORM: &str = "an access key id: 1 to 128 of letters, digits, '.', '_', '-'";
 const ID_FORM: &str = "a name: 1 to 64 of letters, digits, '.', '_', '-', and not \"unknown\"";
 
 /// Names that are taken, and by which key.
@@ -76,14 +78,19 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
     let security_token = token.map(|token| read(TOKEN_VARIABLE, token));
     let security_token: Option<Secret> = if let Some(read) = security_token { Some(read?) } else { None };
     taken.keys.insert(access_key_id.clone(), KEY_VARIABLE.to_owned());
-    let credentials = Some(Credentials { access_key_id, secret, security_token });
-    Some(Account { id: AccountId::new(DEFAULT_ACCOUNT), credentials, aliases: Vec::new() })
+    let credentials = Some(Credentials { access_key_id, secret, security_token, expires: None });
+    Some(Account { id: AccountId::new(DEFAULT_ACCOUNT), credentials, credentials_file: None, aliases: Vec::new() })
 }
 
 fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
-    section.later("credentials");
     let id = taken.id(&section.key("id"));
-    let credentials = credentials(&mut section, taken);
+    let (credentials, credentials_file) = match from_file(section.key("credentials"), &mut section, taken) {
+        None => (credentials(&mut section, taken), None),
+        Some(read) => {
+            let (credentials, file) = read.unzip();
+            (credentials.map(Some), file)
+        }
+    };
     let key = section.key("aliases");
     let place = key.place.clone();
     let aliases = key.list(|entry| taken.key(entry));
@@ -91,7 +98,24 @@ fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
         section.reader.mistake(&place, "expected at least one: without a secret an account is known by its aliases");
     }
     section.done();
-    Some(Account { id: id?, credentials: credentials?, aliases: aliases? })
+    Some(Account { id: id?, credentials: credentials?, credentials_file, aliases: aliases? })
+}
+
+/// `None`: they are not to be read from one file. The inner `None` is a mistake.
+fn from_file(key: Field<'_>, section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<(Credentials, PathBuf)>> {
+    if !key.is_given() {
+        return None;
+    }
+    for beside in ["access_key_id", "access_key_secret"].map(|name| section.key(name)) {
+        if beside.is_given() {
+            beside.mistake("expected nothing beside credentials: the file holds both");
+        }
+    }
+    let read = credentials::read(key);
+    Some(read.and_then(|(field, credentials, path)| {
+        taken.own(&field, &credentials.access_key_id)?;
+        Some((credentials, path))
+    }))
 }
 
 /// Both or neither; the outer `None` is a mistake.
@@ -102,7 +126,7 @@ fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<Cr
     }
     let access_key_id = taken.key(&key);
     let secret = secret(place);
-    Some(Some(Credentials { access_key_id: access_key_id?, secret: secret?, security_token: None }))
+    Some(Some(Credentials { access_key_id: access_key_id?, secret: secret?, security_token: None, expires: None }))
 }
 
 /// The largest share; a client of weight 1 beside it still has one turn in a hundred.
@@ -116,7 +140,10 @@ fn client(
 ) -> Option<Client> {
     let weight = section.key("weight").count(&(1..=MAX_WEIGHT));
     let id = taken.key(&section.key("access_key_id")).map(|key| ClientId::new(key.as_str()));
-    let secret = secret(section.key("access_key_secret"));
+    let present = secret(section.key("access_key_secret"));
+    let key = section.key("previous_access_key_secret");
+    let previous = if key.is_given() { secret(key).map(Some) } else { Some(None) };
+    let disabled = section.key("disabled").flag();
     let account = managed(&section.key("account"), accounts);
     let actions = actions(section.key("actions"));
     let spaces = section.key("cust_space_ids");
@@ -131,7 +158,8 @@ fn client(
     section.done();
     Some(Client {
         id: id?,
-        secret: secret?,
+        secrets: [present?].into_iter().chain(previous?).collect(),
+        disabled: disabled?,
         weight: NonZeroU32::new(weight?)?,
         account: account?,
         actions: actions?,
@@ -173,12 +201,18 @@ fn actions(key: Field<'_>) -> Option<Actions> {
 impl Taken {
     fn key(&mut self, field: &Field<'_>) -> Option<AccessKeyId> {
         let key = field.text(KEY_FORM, access_key)?;
-        if let Some(first) = self.keys.get(&key) {
+        self.own(field, &key)?;
+        Some(key)
+    }
+
+    /// The key is this field's, and nobody else's.
+    fn own(&mut self, field: &Field<'_>, key: &AccessKeyId) -> Option<()> {
+        if let Some(first) = self.keys.get(key) {
             field.mistake(format!("expected another access key than that of {first}"));
             return None;
         }
         self.keys.insert(key.clone(), field.place.path.clone());
-        Some(key)
+        Some(())
     }
 
     fn id(&mut self, field: &Field<'_>) -> Option<AccountId> {
@@ -192,7 +226,7 @@ impl Taken {
     }
 }
 
-fn access_key(text: &str) -> Option<AccessKeyId> {
+pub(in crate::config) fn access_key(text: &str) -> Option<AccessKeyId> {
     // All callers that cannot be verified are one client of this name.
     let key = is_name(text, 128) && text != ClientId::unverified().as_str();
     key.then(|| AccessKeyId::new(text))

@@ -146,7 +146,7 @@ pub(super) fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
     if text.is_empty() {
         return Some(None);
     }
-    let path = key.resolve(text.as_ref());
+    let path = key.opens(text.as_ref());
     if path.is_file() {
         return Some(Some(path));
     }

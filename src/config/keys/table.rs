@@ -119,7 +119,13 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "The place of the secret: `{ env = \"NAME\" }` or `{ file = \"path\" }`.",
     ),
-    key("accounts[].credentials", Kind::Table, None, "Not available yet."),
+    key(
+        "accounts[].credentials",
+        Kind::Table,
+        None,
+        "`{ file = \"acme.json\" }` instead of the two above: `AccessKeyId`, `AccessKeySecret`, `SecurityToken` and `Expiration` of temporary keys (STS) in one JSON object, as Alibaba's metadata service hands them out. Read anew when it changes; callers that still sign with one of the last three are accepted.",
+    ),
+    key("accounts[].credentials.file", Kind::Text, None, "Required in the table. The file's path."),
     key(
         "accounts[].aliases",
         Kind::List,
@@ -137,6 +143,18 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::Secret,
         None,
         "Required. The place of the secret that the client's signatures are verified with.",
+    ),
+    key(
+        "clients[].previous_access_key_secret",
+        Kind::Secret,
+        None,
+        "While the secret is being replaced: the place of the one before, which is accepted, too.",
+    ),
+    key(
+        "clients[].disabled",
+        Kind::Flag,
+        Some("false"),
+        "`true`: every call of the client is refused, also those that wait already.",
     ),
     key(
         "clients[].account",

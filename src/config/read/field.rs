@@ -159,12 +159,15 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Where a path that was written here leads: from the file's folder, or, in a variable, from the current one.
-    pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
-        match self.place.origin {
+    /// Where a path that was written here leads: from the file's folder, or, in a variable, from the current one. Its
+    /// file is one that the configuration depends on.
+    pub(crate) fn opens(&self, path: &Path) -> PathBuf {
+        let path = match self.place.origin {
             Origin::Line(_) => self.reader.folder.join(path),
             Origin::Variable(_) | Origin::Nowhere => path.to_owned(),
-        }
+        };
+        self.reader.files.borrow_mut().push(path.clone());
+        path
     }
 }
 

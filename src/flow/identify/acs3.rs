@@ -115,10 +115,10 @@ fn signable<'a>(
 // === impl Acs3 ===
 
 impl Acs3 {
-    /// Whether the secret made the signature.
+    /// Whether one of the secrets made the signature.
     pub(super) fn verify(
         &self,
-        secret: &Secret,
+        secrets: &[Secret],
         (shape, params): (&Shape<'_>, &Params),
         authorization: &Authorization<'_>,
     ) -> Result<(), Refusal> {
@@ -126,7 +126,7 @@ impl Acs3 {
             return Err(incomplete(super::SUPPORTED));
         }
         let string_to_sign = signable((shape, params), authorization, &self.body_hash).string_to_sign();
-        match v3::verify(secret, &string_to_sign, authorization.signature) {
+        match secrets.iter().any(|secret| v3::verify(secret, &string_to_sign, authorization.signature)) {
             true => Ok(()),
             false => Err(super::wrong_signature()),
         }

@@ -11,7 +11,8 @@ use hyper::http::uri::PathAndQuery;
 use super::relay::Headers;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials};
-use crate::id::{AccountId, ActionName, ClientId};
+use crate::id::{AccessKeyId, AccountId, ActionName, ClientId};
+use crate::secret::Secret;
 
 /// Alibaba's two signatures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,15 +34,25 @@ pub(crate) enum Caller {
 /// An account that Flowgate signs for.
 pub(super) struct Managed {
     pub(super) id: AccountId,
-    pub(super) credentials: Arc<Credentials>,
+    /// What it signs with, and before that, newest first, what it has signed with of late: applications that read the same
+    /// temporary keys are not all as quick.
+    pub(super) sessions: Vec<Arc<Credentials>>,
+}
+
+/// Whoever may sign for a managed account: the account itself, or a client.
+pub(super) struct Principal {
+    pub(super) key: AccessKeyId,
+    /// Any of them will do.
+    pub(super) secrets: Vec<Secret>,
+    pub(super) account: Arc<Managed>,
+    pub(super) client: Option<Arc<config::Client>>,
 }
 
 /// A call as its verified signature states it. What the signature did not cover is not in here, and of the caller's
 /// credentials nothing is.
 pub(crate) struct Verified {
-    pub(super) account: Arc<Managed>,
+    pub(super) principal: Arc<Principal>,
     pub(super) client: ClientId,
-    pub(super) settings: Option<Arc<config::Client>>,
     pub(super) scheme: Scheme,
     pub(super) method: Method,
     pub(super) action: ActionName,
@@ -62,13 +73,22 @@ pub(crate) struct Relayed {
     pub(super) body: Bytes,
 }
 
+// === impl Managed ===
+
+impl Managed {
+    /// What it signs with.
+    pub(super) fn credentials(&self) -> &Arc<Credentials> {
+        self.sessions.first().expect("a managed account is made with credentials")
+    }
+}
+
 // === impl Caller ===
 
 impl Caller {
     /// The account whose quota the call spends.
     pub(crate) fn account(&self) -> &AccountId {
         match self {
-            Self::Verified(call) => &call.account.id,
+            Self::Verified(call) => &call.principal.account.id,
             Self::Relayed(call) => &call.account,
         }
     }
@@ -86,6 +106,14 @@ impl Caller {
         match self {
             Self::Verified(call) => call.client.clone(),
             Self::Relayed(_) => ClientId::unverified(),
+        }
+    }
+
+    /// What the configuration says of the client; nothing of an account's own key, or of who cannot be verified.
+    pub(crate) fn settings(&self) -> Option<&config::Client> {
+        match self {
+            Self::Verified(call) => call.principal.client.as_deref(),
+            Self::Relayed(_) => None,
         }
     }
 
@@ -120,12 +148,7 @@ impl Caller {
 impl Verified {
     /// What Flowgate signs with.
     pub(crate) fn credentials(&self) -> &Credentials {
-        &self.account.credentials
-    }
-
-    /// What the configuration says of the client; nothing of an account's own key.
-    pub(crate) fn settings(&self) -> Option<&config::Client> {
-        self.settings.as_deref()
+        self.principal.account.credentials()
     }
 
     /// The signature that the caller used, and that CAMS gets: the answer's shape depends on it.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hyper::header::HeaderValue;
 
-use super::caller::Managed;
+use super::caller::{Managed, Principal, Verified};
 use crate::acs::limits;
 use crate::config::{self, Bind, Config, UnknownKeys};
 use crate::error::{Kind, Refusal};
@@ -16,6 +16,8 @@ use crate::id::{AccessKeyId, AccountId};
 /// Everything that identify knows about the outside.
 pub(crate) struct Directory {
     owners: HashMap<AccessKeyId, Owner>,
+    /// Those that Flowgate signs for.
+    accounts: HashMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
     upstream_host: String,
     names: Vec<String>,
@@ -28,7 +30,7 @@ pub(crate) struct Directory {
 #[derive(Clone)]
 pub(super) enum Owner {
     /// An account's own key, or a client's.
-    Managed { account: Arc<Managed>, client: Option<Arc<config::Client>> },
+    Managed(Arc<Principal>),
     /// An alias, or a key that the configuration does not name.
     Relayed { account: AccountId, is_known: bool },
 }
@@ -55,7 +57,7 @@ impl Owner {
     /// The account, if the configuration names it.
     pub(super) fn known_account(&self) -> Option<&AccountId> {
         match self {
-            Self::Managed { account, .. } => Some(&account.id),
+            Self::Managed(principal) => Some(&principal.account.id),
             Self::Relayed { account, is_known } => is_known.then_some(account),
         }
     }
@@ -64,12 +66,15 @@ impl Owner {
 // === impl Directory ===
 
 impl Directory {
-    /// Reads it from the configuration, whose `listen.proxy` should be the address that was in fact bound.
-    pub(crate) fn new(config: &Config) -> Self {
+    /// Reads it from the configuration, whose `listen.proxy` should be the address that was in fact bound. The sessions
+    /// of accounts that were here `before` stay good for their callers.
+    pub(crate) fn new(config: &Config, before: Option<&Self>) -> Self {
+        let accounts = accounts(config, before);
         let limited = config.limits.keys().map(|action| action.as_str());
         let actions = limits::DOCUMENTED.iter().map(|(action, _)| *action).chain(limited);
         Self {
-            owners: owners(config),
+            owners: owners(config, &accounts),
+            accounts,
             unknown_keys: config.unknown_keys,
             upstream_host: config.upstream.host.clone(),
             names: config.listen.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
@@ -94,6 +99,26 @@ impl Directory {
                 "Specified access key is not found: Flowgate's configuration has no account, alias or client with it.",
             )),
         }
+    }
+
+    /// Looks at a caller again that was identified with another directory: it may not be who it was. What it is signed
+    /// with is what its account has now. An account that is gone drains: who waits is sent with what it had.
+    pub(crate) fn renew(&self, call: &mut Verified) -> Result<(), Refusal> {
+        let was = &call.principal;
+        let now = match (self.owners.get(&was.key), self.accounts.get(&was.account.id)) {
+            (Some(Owner::Managed(now)), _) if now.account.id == was.account.id => now.clone(),
+            _ if was.client.is_some() => return Err(Refusal::new(Kind::Forbidden, "this client has been removed")),
+            // Its session is older than the last three.
+            (_, Some(account)) => Arc::new(Principal {
+                key: was.key.clone(),
+                secrets: Vec::new(),
+                account: account.clone(),
+                client: None,
+            }),
+            (_, None) => return Ok(()),
+        };
+        call.principal = now;
+        Ok(())
     }
 
     /// The host that is signed and sent upstream.
@@ -147,23 +172,44 @@ fn is_at(address: SocketAddr, authority: &str) -> bool {
     authority == address.to_string() || (takes_loopback && local.iter().any(|local| local == authority))
 }
 
-fn owners(config: &Config) -> HashMap<AccessKeyId, Owner> {
+/// How many sessions of an account its callers may sign with: the present one, and those that it had before.
+const SESSIONS: usize = 3;
+
+fn accounts(config: &Config, before: Option<&Directory>) -> HashMap<AccountId, Arc<Managed>> {
+    let managed = |account: &config::Account| {
+        let credentials = account.credentials.clone()?;
+        let before = before.and_then(|before| before.accounts.get(&account.id));
+        let old = before.filter(|_| account.credentials_file.is_some()).into_iter().flat_map(|before| &before.sessions);
+        let old = old.filter(|old| old.access_key_id != credentials.access_key_id).take(SESSIONS - 1).cloned();
+        let sessions = old.collect::<Vec<_>>();
+        let sessions = std::iter::once(Arc::new(credentials)).chain(sessions).collect();
+        Some((account.id.clone(), Arc::new(Managed { id: account.id.clone(), sessions })))
+    };
+    config.accounts.iter().filter_map(managed).collect()
+}
+
+fn owners(config: &Config, managed: &HashMap<AccountId, Arc<Managed>>) -> HashMap<AccessKeyId, Owner> {
     let mut owners = HashMap::new();
-    let mut managed = HashMap::new();
+    // The oldest first: a key that stands in the configuration is what it says there.
+    for age in (0..SESSIONS).rev() {
+        for account in managed.values() {
+            let Some(session) = account.sessions.get(age) else { continue };
+            let (key, secrets) = (session.access_key_id.clone(), vec![session.secret.clone()]);
+            let principal = Principal { key: key.clone(), secrets, account: account.clone(), client: None };
+            owners.insert(key, Owner::Managed(Arc::new(principal)));
+        }
+    }
     for account in &config.accounts {
         for alias in &account.aliases {
             owners.insert(alias.clone(), Owner::Relayed { account: account.id.clone(), is_known: true });
         }
-        if let Some(credentials) = &account.credentials {
-            let entry = Arc::new(Managed { id: account.id.clone(), credentials: Arc::new(credentials.clone()) });
-            managed.insert(account.id.clone(), entry.clone());
-            owners.insert(credentials.access_key_id.clone(), Owner::Managed { account: entry, client: None });
-        }
     }
     for client in &config.clients {
         let account = managed.get(&client.account).expect("a checked configuration gives clients managed accounts");
-        let owner = Owner::Managed { account: account.clone(), client: Some(Arc::new(client.clone())) };
-        owners.insert(AccessKeyId::new(client.id.as_str()), owner);
+        let (key, secrets) = (AccessKeyId::new(client.id.as_str()), client.secrets.clone());
+        let client = Some(Arc::new(client.clone()));
+        let principal = Principal { key: key.clone(), secrets, account: account.clone(), client };
+        owners.insert(key, Owner::Managed(Arc::new(principal)));
     }
     owners
 }
@@ -199,7 +245,7 @@ mod tests {
     fn checked(listen: &str, name: Option<&str>, host: &str) -> Option<Kind> {
         let mut env = vec![("FLOWGATE_LISTEN__PROXY".into(), listen.into())];
         env.extend(name.map(|name| ("FLOWGATE_LISTEN__NAMES".into(), name.into())));
-        let directory = Directory::new(&config::load(None, env).unwrap().config);
+        let directory = Directory::new(&config::load(None, env).unwrap().config, None);
         directory.check_host(&HeaderValue::from_str(host).unwrap()).err().map(|refusal| refusal.kind)
     }
 

@@ -69,10 +69,10 @@ impl Rpc {
         }
     }
 
-    /// Whether the secret made the signature.
-    pub(super) fn verify(&self, secret: &Secret, method: &str, params: &Params) -> Result<(), Refusal> {
+    /// Whether one of the secrets made the signature.
+    pub(super) fn verify(&self, secrets: &[Secret], method: &str, params: &Params) -> Result<(), Refusal> {
         let string_to_sign = v1::string_to_sign(method, params.iter());
-        match v1::verify(secret, &string_to_sign, &self.signature) {
+        match secrets.iter().any(|secret| v1::verify(secret, &string_to_sign, &self.signature)) {
             true => Ok(()),
             false => Err(super::wrong_signature()),
         }

@@ -4,6 +4,7 @@ mod call;
 mod capture;
 mod mutations;
 mod relayed;
+mod renewal;
 mod rules;
 mod sending;
 mod vectors;
@@ -21,6 +22,7 @@ use crate::config::Config;
 use crate::flow::classify::{self, Operation};
 use crate::flow::hold::margin::Margins;
 use crate::flow::sign;
+use crate::secret::Secret;
 
 const KEY: &str = "LTAI-test-key-id-1";
 const SECRET: &str = "test-secret-1";
@@ -61,7 +63,7 @@ impl Gate {
         let config = crate::config::load(None, env).unwrap().config;
         let now = time::parse(NOW).unwrap();
         let nonces = Nonces::new(now - Duration::from_secs(3600));
-        Self { directory: Directory::new(&config), config, nonces, now }
+        Self { directory: Directory::new(&config, None), config, nonces, now }
     }
 
     fn claim(&self, capture: &Capture) -> Result<Claim, Refusal> {

@@ -18,7 +18,8 @@ impl<K: Connector> Lane<K> {
     /// Whether a newcomer may wait: room in the lane and in its client's part, and a wait that its hold covers. Where the
     /// lane is full, the newest call of the client with the most calls makes room.
     pub(super) fn admit(&self, state: &mut State<K>, call: &Call<K>, now: Instant) -> Result<(), Refusal> {
-        let bounds = &self.shared.bounds;
+        let rules = self.shared.rules.load();
+        let bounds = &rules.bounds;
         let ahead = state.line.ahead_of_new(&call.standing);
         let wait = forecast(state, ahead, now);
         if self.shared.drained(now + wait) {
@@ -56,11 +57,11 @@ impl<K: Connector> Lane<K> {
     /// serves, so that they do not come back together only to be refused again.
     pub(super) fn advised(&self, state: &mut State<K>, refusal: Refusal, now: Instant) -> Refusal {
         let pace = state.learned.pace(now);
-        let window = self.limit.window + pace.gap;
+        let window = state.limit.window + pace.gap;
         let step = window / pace.tokens.max(1);
         // Tokens come back in bunches: a window more, and whoever comes back then surely fits.
         let earliest = now + refusal.retry_after.unwrap_or_default() + window;
-        let latest = earliest + self.shared.retry.max_pause;
+        let latest = earliest + self.shared.rules.load().retry.max_pause;
         let moment = (state.come_back + step).clamp(earliest, latest);
         state.come_back = moment;
         Refusal { retry_after: Some(moment - now), ..refusal }

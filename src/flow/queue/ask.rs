@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::config::Limit;
 use crate::flow::queue::Connector;
 use crate::flow::queue::lane::{Labels, Lane, State};
 use crate::flow::queue::pause::Refused;
@@ -24,6 +25,7 @@ const NAMED: usize = 64;
 struct Wants {
     /// Of the source that asks.
     epoch: u64,
+    limit: Limit,
     /// Calls that wait without a slot.
     wanted: usize,
     waiting: Vec<Waiting>,
@@ -62,7 +64,7 @@ impl<K: Connector> Lane<K> {
         let (wanted, unused) = slots.ask(state.line.len());
         let waiting =
             state.line.clients().take(NAMED).map(|(client, weight, tenants)| Waiting::new(client, weight, tenants));
-        let wants = Wants { epoch: state.epoch, wanted, waiting: waiting.collect(), unused };
+        let wants = Wants { epoch: state.epoch, limit: state.limit, wanted, waiting: waiting.collect(), unused };
         let (lane, quota) = (self.clone(), quota.clone());
         tokio::spawn(async move {
             let asked = Instant::now();
@@ -72,16 +74,17 @@ impl<K: Connector> Lane<K> {
     }
 
     async fn question(&self, quota: &Quota, op: &Op, wants: &Wants) -> Option<View> {
+        let rules = self.shared.rules.load_full();
         let question = Question {
             replica: quota.replica(),
-            limit: self.limit,
-            learn: self.shared.learn,
+            limit: wants.limit,
+            learn: rules.learn,
             slack: quota.slack(),
-            cap: quota.cap(self.limit),
+            cap: quota.cap(wants.limit),
             wanted: wants.wanted,
             waiting: &wants.waiting,
             unused: &wants.unused,
-            retry: &self.shared.retry,
+            retry: &rules.retry,
         };
         quota.take(&self.labels.account, &self.labels.action, op, &question).await
     }
@@ -108,7 +111,7 @@ impl<K: Connector> Lane<K> {
                 }
                 if let Some(refused) = refused {
                     // The store does not know of it: at least this replica keeps still.
-                    state.throttled(&refused, &self.shared.retry, now);
+                    state.throttled(&refused, &self.shared.rules.load().retry, now);
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! Who deals out this lane's tokens now? With a store that comes and goes the answer changes; nothing that an earlier
-//! source has granted is used after that, and every new one begins with a silent window.
+//! source has granted is used after that, and every new one begins with a silent window. A limit that has changed is a
+//! new source, too.
 
 use tokio::time::Instant;
 
 use crate::config::Limit;
 use crate::flow::queue::lane::{Lane, State};
+use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::{Connector, waiter};
 use crate::flow::take_token::script::AHEAD;
 use crate::flow::take_token::shared::Slots;
@@ -21,7 +23,7 @@ impl<K: Connector> Lane<K> {
             return;
         }
         let Some(quota) = &self.shared.quota else { return };
-        let (limit, gap) = (self.limit, state.learned.pace(Instant::now()).gap);
+        let (limit, gap) = (state.limit, state.learned.pace(Instant::now()).gap);
         state.tokens = match stands {
             Stands::Alone => return,
             Stands::Together { since } => {
@@ -42,6 +44,33 @@ impl<K: Connector> Lane<K> {
                 drop(queued.reply.send(Err(waiter::no_part(quota.advice()))));
             }
         }
+        self.changed.notify_one();
+    }
+
+    /// The rules have changed.
+    pub(super) fn reload(&self) {
+        let (rules, now) = (self.shared.rules.load_full(), Instant::now());
+        let mut state = self.lock();
+        // One that has gone holds on for those who wait.
+        let limit = rules.limits.get(self.labels.action.as_str()).copied().unwrap_or(state.limit);
+        state.learned.keep_to(limit, rules.learn);
+        if let Some(shadow) = &self.shadow {
+            let mut shadow = shadow.lock();
+            if !shadow.keeps_to(limit, rules.learn.gap, &rules.bounds) {
+                *shadow = Shadow::new(limit, rules.learn.gap, &rules.bounds, now);
+            }
+        }
+        state.keep_pace(now);
+        if limit != state.limit {
+            state.limit = limit;
+            state.tokens = Tokens::Memory(memory::Tokens::new(limit, state.learned.pace(now).gap, now));
+            // Where others share the quota, `follow` asks who deals it out.
+            state.stands = Stands::Alone;
+            state.epoch += 1;
+        }
+        drop(state);
+        // Looks who deals out the tokens, and has the worker look again.
+        self.tell_late(&mut self.lock(), now);
         self.changed.notify_one();
     }
 

@@ -16,6 +16,7 @@ use crate::flow::queue::admit::too_long;
 use crate::flow::queue::fair::{Line, Standing};
 use crate::flow::queue::learn::{Learned, Pace};
 use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
+use crate::flow::queue::rules::Rules;
 use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
@@ -33,7 +34,6 @@ pub(super) struct Lane<K: Connector> {
     /// While Flowgate only observes: the queue that there would be. There is no other then.
     pub(super) shadow: Option<Mutex<Shadow>>,
     pub(super) labels: Labels,
-    pub(super) limit: Limit,
     pub(super) metrics: LaneMetrics,
 }
 
@@ -51,6 +51,7 @@ pub(super) struct Queued<K: Connector> {
 
 /// What the lane's lock guards.
 pub(super) struct State<K: Connector> {
+    pub(super) limit: Limit,
     pub(super) line: Line<Queued<K>>,
     pub(super) tokens: Tokens,
     pub(super) pause: Pause,
@@ -80,14 +81,19 @@ pub(super) enum Entered<'a, K: Connector> {
 
 impl<K: Connector> Lane<K> {
     pub(super) fn new(operation: &Operation, shared: Arc<Shared<K>>) -> Self {
-        let limit = operation.limit.expect("only limited operations have a lane");
+        let rules = shared.rules.load_full();
+        let Rules { limits, learn, bounds, .. } = &*rules;
+        // Without one in the rules, the limit has just gone.
+        let limit = limits.get(&operation.action).copied().or(operation.limit);
+        let limit = limit.expect("only limited operations have a lane");
         let labels =
             Labels { account: operation.account_label().to_owned(), action: operation.action_label().to_owned() };
         let state = State {
+            limit,
             line: Line::new(),
-            tokens: Tokens::Memory(memory::Tokens::new(limit, shared.learn.gap, shared.started)),
+            tokens: Tokens::Memory(memory::Tokens::new(limit, learn.gap, shared.started)),
             pause: Pause::default(),
-            learned: Learned::new(limit, shared.learn),
+            learned: Learned::new(limit, *learn),
             stands: Stands::Alone,
             epoch: 0,
             worker: false,
@@ -96,16 +102,17 @@ impl<K: Connector> Lane<K> {
             come_back: Instant::now(),
         };
         let metrics = shared.metrics.lane(&labels.account);
-        let shadow = (shared.mode == Mode::Observe)
-            .then(|| Mutex::new(Shadow::new(limit, shared.learn.gap, &shared.bounds, shared.started)));
-        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, labels, limit, metrics }
+        let shadow =
+            (shared.mode == Mode::Observe).then(|| Mutex::new(Shadow::new(limit, learn.gap, bounds, shared.started)));
+        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, labels, metrics }
     }
 
     /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.
     pub(super) fn lock(&self) -> MutexGuard<'_, State<K>> {
         let mut state = self.state.lock();
         if let Some(quota) = &self.shared.quota {
-            self.follow(&mut state, quota.stands(self.limit));
+            let stands = quota.stands(state.limit);
+            self.follow(&mut state, stands);
         }
         if state.learned.has_learned() {
             state.keep_pace(Instant::now());
@@ -183,7 +190,7 @@ impl<K: Connector> Lane<K> {
         {
             return;
         }
-        if state.throttled(refused, &self.shared.retry, now) == Episode::New {
+        if state.throttled(refused, &self.shared.rules.load().retry, now) == Episode::New {
             self.log_pause(&state, refused.hint, now);
         }
         self.tell_late(&mut state, now);
@@ -217,7 +224,7 @@ impl<K: Connector> Lane<K> {
     pub(super) fn at_rest(&self) -> bool {
         let mut state = self.lock();
         let now = Instant::now();
-        let quiet = state.pause.is_forgotten(&self.shared.retry, now) && state.learned.is_forgotten(now);
+        let quiet = state.pause.is_forgotten(&self.shared.rules.load().retry, now) && state.learned.is_forgotten(now);
         let shadow = self.shadow.as_ref().is_none_or(|shadow| shadow.lock().at_rest(now));
         !state.worker && quiet && shadow && state.line.len() == 0 && state.tokens.at_rest()
     }
@@ -239,7 +246,7 @@ impl<K: Connector> Lane<K> {
 // === impl State ===
 
 impl<K: Connector> State<K> {
-    fn keep_pace(&mut self, now: Instant) {
+    pub(super) fn keep_pace(&mut self, now: Instant) {
         let Pace { gap, tokens } = self.learned.pace(now);
         let part = if let Stands::Part { count, .. } = self.stands { count.get() } else { tokens };
         self.tokens.keep(gap, tokens.min(part));

@@ -62,6 +62,17 @@ impl Learned {
         Self { limit, bounds: Learn { max_gap, ..bounds }, pace, quiet_from: None }
     }
 
+    /// The rules have changed. What was learned of another limit says nothing of this one.
+    pub(crate) fn keep_to(&mut self, limit: Limit, bounds: Learn) {
+        let fresh = Self::new(limit, bounds);
+        if limit != self.limit || !self.has_learned() {
+            *self = fresh;
+            return;
+        }
+        self.bounds = fresh.bounds;
+        self.pace.gap = self.pace.gap.clamp(self.bounds.gap, self.bounds.max_gap);
+    }
+
     /// Whether there was an episode: without one the pace does not change with time.
     pub(crate) fn has_learned(&self) -> bool {
         self.quiet_from.is_some()

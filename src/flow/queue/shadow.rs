@@ -54,6 +54,13 @@ impl Shadow {
         }
     }
 
+    /// Whether it is the queue that there would be under these rules.
+    pub(crate) fn keeps_to(&self, limit: Limit, gap: Duration, bounds: &config::Queue) -> bool {
+        let Self { away, max_waiting, max_waiting_per_client, .. } = self;
+        let rules = (limit.window + gap, bounds.max_waiting, bounds.max_waiting_per_client);
+        self.sends.len() == limit.count.get() as usize && rules == (*away, *max_waiting, *max_waiting_per_client)
+    }
+
     /// A call of this client came `now` and could have waited for `hold`. A refused one takes no place.
     pub(crate) fn decide(&mut self, client: &ClientId, hold: Duration, now: Instant) -> Would {
         self.advance(now);

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
 use super::*;
-use crate::config::{Limit, Retry};
+use crate::config::{self, Limit, Retry};
 use crate::id::{ClientId, TenantId};
 use crate::store::State;
 
@@ -16,6 +16,7 @@ mod endpoint;
 mod learning;
 mod pauses;
 mod prediction;
+mod reload;
 mod replicas;
 mod shares;
 mod sources;
@@ -131,13 +132,13 @@ impl World {
         change(&mut bounds);
         let door = Arc::new(Door::default());
         let metrics = Arc::new(Metrics::new());
+        let learn = config::Learn { gap, max_gap: 8 * gap };
+        let rules = Rules { limits: BTreeMap::new(), bounds: bounds.clone(), retry: RETRY, learn };
         let shared = Shared {
             mode: Mode::Enforce,
             connector: Arc::new(Doors(door.clone())),
             metrics: metrics.clone(),
-            bounds: bounds.clone(),
-            retry: RETRY,
-            learn: config::Learn { gap, max_gap: 8 * gap },
+            rules: ArcSwap::from_pointee(rules),
             quota: None,
             started,
             room: Room::new(bounds.max_bytes),

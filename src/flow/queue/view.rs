@@ -77,8 +77,8 @@ impl<K: Connector> Lane<K> {
         LaneView {
             account: self.labels.account.clone(),
             action: self.labels.action.clone(),
-            limit_per_second: f64::from(self.limit.count.get()) / self.limit.window.as_secs_f64(),
-            effective_per_second: pace.per_second(self.limit.window),
+            limit_per_second: f64::from(state.limit.count.get()) / state.limit.window.as_secs_f64(),
+            effective_per_second: pace.per_second(state.limit.window),
             gap_seconds: pace.gap.as_secs_f64(),
             queued: state.line.len(),
             oldest_wait_seconds: oldest.as_secs_f64(),
@@ -87,7 +87,7 @@ impl<K: Connector> Lane<K> {
             tokens_free: state.tokens.free(now),
             tokens_held: state.tokens.held(),
             tokens_usable: pace.tokens,
-            tokens: self.limit.count.get(),
+            tokens: state.limit.count.get(),
             tenants: tenants(&state.line, now),
             shadow,
         }

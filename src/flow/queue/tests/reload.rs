@@ -1,0 +1,122 @@
+//! A configuration that changes while calls wait: who waits stays, what was spent stays spent, and a limit that is
+//! another one begins with all of its tokens just used.
+
+use super::*;
+use crate::flow::queue::view::LaneView;
+
+/// The rules with this limit for what the tests call; `change` may change others.
+fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {
+    let mut config = config::load(None, []).unwrap().config;
+    let action = operation("a", SECOND).action;
+    config.limits.clear();
+    config.limits.extend(limit.map(|(count, ms)| {
+        (action, Limit { count: NonZeroU32::new(count).unwrap(), window: Duration::from_millis(ms) })
+    }));
+    config.queue = world.bounds.clone();
+    config.learn = config::Learn { gap: GAP, max_gap: 8 * GAP };
+    config.retry = RETRY;
+    change(&mut config);
+    world.queue.reload(&config);
+}
+
+/// So many calls come, and are told when they left, from now on.
+fn come(world: &World, count: usize) -> JoinSet<Result<Duration, Refusal>> {
+    let (mut calls, start) = (JoinSet::new(), Instant::now());
+    for _ in 0..count {
+        let mut call = world.arrive(100 * SECOND).unwrap();
+        calls.spawn(async move {
+            drop(call.turn().await?.spend());
+            Ok(start.elapsed())
+        });
+    }
+    calls
+}
+
+async fn left(calls: JoinSet<Result<Duration, Refusal>>) -> Vec<u128> {
+    let mut left: Vec<_> = calls.join_all().await.into_iter().map(|left| left.unwrap().as_millis()).collect();
+    left.sort_unstable();
+    left
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_same_limit_changes_nothing_for_who_waits() {
+    let world = World::new(GAP).await;
+    let calls = come(&world, 12);
+    sleep(Duration::from_millis(300)).await;
+    for _ in 0..10 {
+        reload(&world, Some((5, 1000)), |config| config.queue.max_waiting = 20_000);
+    }
+    let expected = [[0_u128; 5].as_slice(), &[1005; 5], &[2010; 2]].concat();
+    assert_eq!(left(calls).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_limit_begins_with_all_tokens_just_used() {
+    for (limit, then) in [((2, 1000), vec![1305, 1305, 2310]), ((10, 2000), vec![2305; 3]), ((5, 500), vec![805; 3])] {
+        let world = World::new(GAP).await;
+        let calls = come(&world, 8);
+        sleep(Duration::from_millis(300)).await;
+        reload(&world, Some(limit), |_| {});
+        let view: LaneView = world.view();
+        assert_eq!((view.queued, view.tokens), (3, limit.0));
+        assert_eq!(left(calls).await, [[0_u128; 5].as_slice(), &then].concat(), "{limit:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_has_gone_holds_for_who_waits() {
+    let world = World::new(GAP).await;
+    let calls = come(&world, 6);
+    reload(&world, None, |_| {});
+    assert_eq!(left(calls).await, [0, 0, 0, 0, 0, 1005]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_turn_of_the_former_limit_is_not_sent_on() {
+    let world = World::new(GAP).await;
+    let turn = world.arrive(SECOND).unwrap().turn().await.unwrap();
+    reload(&world, Some((2, 1000)), |_| {});
+    assert!(turn.spend().is_none(), "its token is another limit's");
+    let (granted, spent, returned) = world.tokens();
+    assert_eq!((granted, spent, returned), (1, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_becomes_late_by_it_is_told_at_once() {
+    let world = World::new(GAP).await;
+    let start = Instant::now();
+    let mut calls: Vec<_> = (0..10).map(|_| world.arrive(3 * SECOND).unwrap()).collect();
+    let mut waiting = JoinSet::new();
+    for mut call in calls.drain(..) {
+        waiting.spawn(async move { call.turn().await.map(|turn| drop(turn.spend())).map_err(|_| start.elapsed()) });
+    }
+    sleep(Duration::from_millis(100)).await;
+    reload(&world, Some((1, 1000)), |_| {});
+    let ends = waiting.join_all().await;
+    let told: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
+    assert_eq!((told.len(), told.iter().all(|at| at.as_millis() == 100)), (3, true), "{told:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_learned_stays_and_a_pause_goes_on() {
+    let world = World::new(GAP).await;
+    let receipt = world.arrive(SECOND).unwrap().turn().await.unwrap().spend().unwrap().1;
+    receipt.throttled(Some(10 * SECOND));
+    let before = world.view();
+    reload(&world, Some((5, 1000)), |config| config.retry.max_attempts = 3);
+    let after = world.view();
+    assert!(after.pause_remaining_seconds > 9.9 && after.gap_seconds > 0.014, "{after:?}");
+    assert_eq!(before.gap_seconds, after.gap_seconds);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bounds_hold_for_who_comes_from_now_on() {
+    let world = World::new(GAP).await;
+    let calls = come(&world, 8);
+    sleep(Duration::from_millis(10)).await;
+    reload(&world, Some((5, 1000)), |config| config.queue.max_waiting = 3);
+    assert_eq!(world.arrive(10 * SECOND).unwrap().turn().await.err().unwrap().kind, Kind::QueueFull);
+    reload(&world, Some((5, 1000)), |config| config.queue.max_bytes = 100);
+    assert!(world.queue.arrive(&operation("b", SECOND), 60).is_err(), "half of the room is a client's");
+    assert_eq!(left(calls).await.len(), 8);
+}

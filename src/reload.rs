@@ -1,0 +1,214 @@
+//! How does a changed configuration come into force? On SIGHUP, or when a file changes that it was read from, all of it is
+//! read and checked anew; then all of it holds at once, or, with a mistake in it, nothing of it. What waits, what was
+//! spent, what pauses and what is under way goes on.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Weak;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::app::Parts;
+use crate::config::{self, Config, Loaded, Mistakes, Source};
+use crate::metrics::Reload;
+
+/// The task that reads the configuration anew, one time after the other.
+pub(crate) struct Reloader {
+    source: Source,
+    last: Last,
+    hangup: Signal,
+    asked: mpsc::Receiver<Done>,
+}
+
+/// The way to ask for what has changed.
+pub(crate) struct Ask(mpsc::Sender<Done>);
+
+/// Tells whoever has asked that it is done.
+type Done = oneshot::Sender<()>;
+
+/// What was read last.
+struct Last {
+    /// As it was written: with the addresses that were asked for, not those that were bound.
+    written: Value,
+    stamps: Stamps,
+}
+
+/// What tells that a file is another one now; none if it is not there.
+type Stamps = BTreeMap<PathBuf, Option<(SystemTime, u64, u64, u64)>>;
+
+/// How often the files are looked at. One that has changed is read at the look after, when it is whole.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What a running process cannot change.
+const FIXED: [&str; 7] = ["mode", "listen.proxy", "listen.admin", "listen.tls", "upstream", "quota", "log.format"];
+
+/// Why nothing has changed.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{0}")]
+    Mistakes(Mistakes),
+    #[error("only a restart can change {}", .0.join(", "))]
+    Fixed(Vec<String>),
+}
+
+fn stamps<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Stamps {
+    let stamp = |path: &Path| {
+        let file = std::fs::metadata(path).ok()?;
+        Some((file.modified().ok()?, file.len(), file.dev(), file.ino()))
+    };
+    files.into_iter().map(|path| (path.clone(), stamp(path))).collect()
+}
+
+/// The keys that are not the same in both, by their paths; a list is one.
+fn differences(before: &Value, after: &Value, path: &str, found: &mut Vec<String>) {
+    match (before, after) {
+        (Value::Object(old), Value::Object(new)) => {
+            let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
+            for name in names {
+                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                differences(&before[name], &after[name], &path, found);
+            }
+        }
+        _ if before == after => {}
+        _ => found.push(path.to_owned()),
+    }
+}
+
+/// Whether a key is one of these or stands in one of these tables.
+fn is_fixed(key: &str) -> bool {
+    FIXED.iter().any(|fixed| key.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+}
+
+// === impl Ask ===
+
+impl Ask {
+    /// Waits until what has changed in the files, if anything has, is read.
+    pub(crate) async fn changed(&self) {
+        let (done, is_done) = oneshot::channel();
+        // Whoever reads ends with the process, and nobody waits for it then.
+        if self.0.send(done).await.is_ok() {
+            drop(is_done.await);
+        }
+    }
+}
+
+// === impl Reloader ===
+
+impl Reloader {
+    /// `loaded` is what the source said at the start.
+    pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
+        let last = Last::of(loaded, Stamps::new());
+        let (ask, asked) = mpsc::channel(1);
+        Ok((Self { source, last, hangup: signal(SignalKind::hangup())?, asked }, Ask(ask)))
+    }
+
+    /// Reads anew on SIGHUP, when it is asked and when files change, for as long as there is somebody to read for.
+    pub(crate) async fn run(mut self, parts: Weak<Parts>) {
+        let mut changing = None;
+        loop {
+            let (mut is_due, mut done) = (false, None);
+            tokio::select! {
+                _ = self.hangup.recv() => is_due = true,
+                asked = self.asked.recv() => done = asked,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            let Some(parts) = parts.upgrade() else { return };
+            let seen = self.last.changed();
+            // Whoever writes a file may not be done, but who asks cannot wait.
+            is_due |= seen.is_some() && (done.is_some() || seen == changing);
+            changing = if is_due { None } else { seen };
+            if is_due {
+                self.reload(&parts).await;
+            }
+            if let Some(done) = done {
+                // Whoever has asked may have gone.
+                let _gone = done.send(());
+            }
+        }
+    }
+
+    /// Reads everything anew, and has it hold if there is no mistake in it.
+    async fn reload(&mut self, parts: &Parts) {
+        let before = stamps(self.last.stamps.keys());
+        let source = self.source.clone();
+        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
+        let loaded = loaded.expect("reading a configuration does not panic").map_err(Refused::Mistakes);
+        match loaded.and_then(|loaded| self.last.accept(&loaded.config).map(|changed| (loaded, changed))) {
+            Ok((loaded, changed)) => {
+                self.last = Last::of(&loaded, before);
+                let Loaded { config, warnings, .. } = loaded;
+                parts.apply(config);
+                parts.metrics.reloaded(Reload::Done);
+                warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+                let changed = changed.join(", ");
+                tracing::info!(changed, "the configuration was read anew");
+            }
+            Err(refused) => {
+                self.last.stamps = before;
+                parts.metrics.reloaded(Reload::Refused);
+                let mistakes = refused.to_string();
+                tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
+            }
+        }
+    }
+}
+
+// === impl Last ===
+
+impl Last {
+    /// A file that has changed since `before`, when reading began, is not what was read.
+    fn of(loaded: &Loaded, before: Stamps) -> Self {
+        let mut stamps = stamps(&loaded.files);
+        stamps.extend(before.into_iter().filter(|(path, _)| loaded.files.contains(path)));
+        Self { written: config::effective(&loaded.config), stamps }
+    }
+
+    /// What the files are now, if that is not what was read.
+    fn changed(&self) -> Option<Stamps> {
+        let now = stamps(self.stamps.keys());
+        (now != self.stamps).then_some(now)
+    }
+
+    /// What is not as it was, if a running process can change it.
+    fn accept(&self, config: &Config) -> Result<Vec<String>, Refused> {
+        let mut changed = Vec::new();
+        differences(&self.written, &config::effective(config), "", &mut changed);
+        let fixed: Vec<_> = changed.iter().filter(|key| is_fixed(key)).cloned().collect();
+        if fixed.is_empty() { Ok(changed) } else { Err(Refused::Fixed(fixed)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn differences_are_told_by_their_keys() {
+        let before = json!({ "mode": "enforce", "queue": { "hold": "1s", "tenant": "none" }, "clients": [1, 2] });
+        let after =
+            json!({ "mode": "enforce", "queue": { "hold": "2s", "tenant": "none" }, "clients": [1], "log": {} });
+        let mut found = Vec::new();
+        differences(&before, &after, "", &mut found);
+        assert_eq!(found, ["clients", "queue.hold", "log"]);
+    }
+
+    #[test]
+    fn what_a_running_process_cannot_change_is_known_by_its_table() {
+        assert!(
+            ["mode", "upstream.url", "upstream.connect_to", "quota.store.lease", "listen.proxy"]
+                .iter()
+                .all(|key| is_fixed(key))
+        );
+        assert!(
+            !["modes", "listen.names", "listen.proxy_header", "log.level", "queue.hold"]
+                .iter()
+                .any(|key| is_fixed(key))
+        );
+    }
+}
