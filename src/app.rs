@@ -1,6 +1,5 @@
 //! The one place where the parts are joined: configuration in, a running Flowgate out, and how it stops.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -39,6 +38,8 @@ pub struct App {
     terms: Arc<Terms>,
     /// Ends, and leaves the listener, when a drain begins.
     serving: JoinHandle<()>,
+    /// Awaited since before the start was announced.
+    signals: Option<Signals>,
 }
 
 /// What every call needs.
@@ -79,6 +80,17 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 // === impl App ===
 
 impl App {
+    /// Starts with what the source says now, and reads it anew on SIGHUP and when its files change.
+    pub async fn start_from(source: Source, loaded: Loaded) -> anyhow::Result<Self> {
+        // Before anybody is told that it runs: a signal that nobody awaits ends the process.
+        let signals = Signals::new().context("cannot listen for signals")?;
+        let (reloader, ask) = Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
+        let app = Self::start(loaded.config).await?;
+        drop(app.parts.changes.set(ask));
+        tokio::spawn(reloader.run(Arc::downgrade(&app.parts)));
+        Ok(Self { signals: Some(signals), ..app })
+    }
+
     /// Binds both listeners and begins to serve. Must be called inside a tokio runtime.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let bind = async |bind: &Bind, name: &str| {
@@ -119,16 +131,7 @@ impl App {
             clients = config.clients.len(),
             "flowgate is ready"
         );
-        Ok(Self { parts, terms, serving })
-    }
-
-    /// Reads the configuration anew on SIGHUP and when its files change. `loaded` is what the source said at the start.
-    pub fn follow(&self, source: Source, loaded: &Loaded) -> io::Result<()> {
-        let (reloader, ask) = Reloader::new(source, loaded)?;
-        if self.parts.changes.set(ask).is_ok() {
-            tokio::spawn(reloader.run(Arc::downgrade(&self.parts)));
-        }
-        Ok(())
+        Ok(Self { parts, terms, serving, signals: None })
     }
 
     /// Where applications point their SDK's endpoint; none on a Unix socket.
@@ -142,8 +145,9 @@ impl App {
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
-    pub async fn run(self) -> anyhow::Result<()> {
-        let mut signals = Signals::new().context("cannot listen for signals")?;
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let signals = self.signals.take().map_or_else(Signals::new, Ok);
+        let mut signals = signals.context("cannot listen for signals")?;
         signals.next().await;
         tracing::info!("draining; a second signal ends at once");
         tokio::select! {

@@ -2,10 +2,9 @@
 //! written is `config/file.rs`; every rule, and all mistakes at once, is `config/check.rs`.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderName;
@@ -15,6 +14,7 @@ use crate::secret::Secret;
 
 pub use bind::Bind;
 pub use effective::effective;
+pub use load::{Loaded, Source, load};
 pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
@@ -285,41 +285,6 @@ pub struct Log {
     pub format: LogFormat,
     /// The least severe level written by Flowgate itself; other crates never go below info.
     pub level: tracing::level_filters::LevelFilter,
-}
-
-/// A configuration without mistakes.
-#[derive(Debug)]
-pub struct Loaded {
-    /// What holds.
-    pub config: Config,
-    /// What is no mistake, but worth a line in the log. Shows no value.
-    pub warnings: Vec<String>,
-    /// Every file that was read; when one of them changes, it may all read differently.
-    pub files: Vec<PathBuf>,
-}
-
-/// Where a configuration comes from, time and again.
-#[derive(Clone)]
-pub struct Source {
-    /// The file, if there is one.
-    pub file: Option<PathBuf>,
-    /// The environment; none for the process's own.
-    pub environment: Option<Vec<(OsString, OsString)>>,
-}
-
-impl Source {
-    /// Reads it as it is now.
-    pub fn load(&self) -> Result<Loaded, Mistakes> {
-        match &self.environment {
-            None => load(self.file.as_deref(), std::env::vars_os()),
-            Some(environment) => load(self.file.as_deref(), environment.iter().cloned()),
-        }
-    }
-}
-
-/// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
-pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
-    load::load(file, env::Environment::new(env))
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Parser;
 use flowgate::cli::{Cli, Command};
 use flowgate::config::{Loaded, Source};
@@ -68,10 +67,5 @@ fn runtime() -> std::io::Result<Runtime> {
 fn run(source: Source, loaded: Loaded) -> anyhow::Result<()> {
     let _lines = telemetry::init(&loaded.config.log)?;
     loaded.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
-    runtime()?.block_on(async {
-        let app = App::start(loaded.config.clone()).await?;
-        app.follow(source, &loaded).context("cannot listen for SIGHUP")?;
-        drop(loaded);
-        app.run().await
-    })
+    runtime()?.block_on(async { App::start_from(source, loaded).await?.run().await })
 }

@@ -2,22 +2,44 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use super::Config;
 use super::check::check;
 use super::env::Environment;
 use super::file::{self, Item, Node};
 use super::mistakes::{Mistake, Mistakes, Origin};
 use super::read::{Reader, Section};
-use super::{Config, Loaded};
+
+/// A configuration without mistakes.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What holds.
+    pub config: Config,
+    /// What is no mistake, but worth a line in the log. Shows no value.
+    pub warnings: Vec<String>,
+    /// Every file that was read; when one of them changes, it may all read differently.
+    pub files: Vec<PathBuf>,
+}
+
+/// Where a configuration comes from, time and again.
+#[derive(Clone)]
+pub struct Source {
+    /// The file, if there is one.
+    pub file: Option<PathBuf>,
+    /// The environment; none for the process's own.
+    pub environment: Option<Vec<(OsString, OsString)>>,
+}
 
 /// Bytes of a configuration file.
 const MAX_FILE: u64 = 1 << 20;
 
-/// Does what `config::load` promises.
-pub(super) fn load(file: Option<&Path>, environment: Environment) -> Result<Loaded, Mistakes> {
+/// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
+pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
+    let environment = Environment::new(env);
     let name = file.map(|file| file.display().to_string());
     let mut root = match file.map(read) {
         None => Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) },
@@ -53,4 +75,16 @@ fn read(path: &Path) -> Result<String, Vec<Mistake>> {
         return Err(mistake("expected a file of at most 1MiB".to_owned()));
     }
     String::from_utf8(bytes).map_err(|_| mistake("expected a file in UTF-8".to_owned()))
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Reads it as it is now.
+    pub fn load(&self) -> Result<Loaded, Mistakes> {
+        match &self.environment {
+            None => load(self.file.as_deref(), std::env::vars_os()),
+            Some(environment) => load(self.file.as_deref(), environment.iter().cloned()),
+        }
+    }
 }

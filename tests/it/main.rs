@@ -16,6 +16,7 @@ mod holdings;
 mod holds;
 mod journey;
 mod observe;
+mod reload;
 mod replicas;
 mod shutdown;
 mod store;

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
-use crate::caller::{Call, KEY, SECRET};
+use crate::caller::{Call, SECRET};
 
 /// A running Flowgate; it is killed when this is dropped.
 pub(crate) struct Process {
@@ -23,8 +23,14 @@ pub(crate) struct Process {
     pub(crate) admin: SocketAddr,
     /// What it has logged so far.
     events: Arc<Mutex<Vec<Value>>>,
-    _folder: tempfile::TempDir,
+    /// What every configuration of it begins with.
+    head: String,
+    pub(crate) folder: tempfile::TempDir,
 }
+
+/// The account `acme` of the simulator's key.
+pub(crate) const ACME: &str =
+    "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"MANAGED\" }\n";
 
 // === impl Process ===
 
@@ -36,14 +42,17 @@ impl Process {
 
     /// On so many worker threads.
     pub(crate) async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("flowgate.toml");
-        let toml = format!(
-            "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n[[accounts]]\nid = \
-             \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n{more}",
+        Self::configured(sim, &format!("{ACME}{more}"), tempfile::tempdir().unwrap(), threads).await
+    }
+
+    /// Without any account but those of `toml`, whose relative paths lead into the folder.
+    pub(crate) async fn configured(sim: &Running, toml: &str, folder: tempfile::TempDir, threads: u32) -> Self {
+        let head = format!(
+            "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n",
             sim.url()
         );
-        std::fs::write(&config, toml).unwrap();
+        let config = folder.path().join("flowgate.toml");
+        std::fs::write(&config, format!("{head}{toml}")).unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
             .arg("--config")
             .arg(&config)
@@ -71,7 +80,7 @@ impl Process {
             }
         });
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
-        Self { child, proxy: address("proxy"), admin: address("admin"), events, _folder: folder }
+        Self { child, proxy: address("proxy"), admin: address("admin"), events, head, folder }
     }
 
     /// Waits until it has logged this message so many times, and returns those events.
@@ -86,6 +95,19 @@ impl Process {
             assert!(Instant::now() < give_up, "{message}: {:?}", self.events.lock());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Puts another configuration in the place of the former, as editors and Kubernetes do: at once.
+    pub(crate) fn write(&self, toml: &str) {
+        let (new, config) = (self.folder.path().join("new.toml"), self.folder.path().join("flowgate.toml"));
+        std::fs::write(&new, format!("{}{toml}", self.head)).unwrap();
+        std::fs::rename(new, config).unwrap();
+    }
+
+    /// Sends it a signal such as `-HUP`.
+    pub(crate) async fn signal(&self, signal: &str) {
+        let id = self.child.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
     }
 
     /// SIGKILL.

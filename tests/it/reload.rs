@@ -1,0 +1,176 @@
+//! A configuration that is read anew while calls wait, over the real program: all of it or nothing holds, on SIGHUP and when
+//! a file changes, and nobody who waits is lost.
+
+use std::path::Path;
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim};
+use tokio::task::JoinSet;
+
+use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::process::{ACME, Process};
+use crate::world::{self, Metrics};
+
+const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
+const SUCCESSFUL: &str = "flowgate_config_last_reload_successful";
+const DONE: &str = "flowgate_config_reloads_total{result=\"done\"}";
+const REFUSED: &str = "flowgate_config_reloads_total{result=\"refused\"}";
+const HOLD: &str = "[queue]\nhold = \"60s\"\n";
+
+async fn sim() -> Running {
+    Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap()
+}
+
+fn team(more: &str) -> String {
+    format!(
+        "[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = {{ env = \"TEAM\" }}\naccount = \"acme\"\nactions = [\"CreateFlow\"]\n{more}\n"
+    )
+}
+
+fn call(flowgate: &Process, name: &str, key: (&str, &str)) -> Call {
+    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name)];
+    Call::v3_with(&flowgate.proxy.to_string(), &query, |_| {}, key)
+}
+
+/// So many calls of this key at once.
+fn together(flowgate: &Process, count: usize, key: (&'static str, &'static str)) -> JoinSet<Reply> {
+    let mut calls = JoinSet::new();
+    for index in 0..count {
+        let (call, proxy) = (call(flowgate, &format!("{}-{index}", key.0), key), flowgate.proxy);
+        calls.spawn(async move { call.send(proxy).await });
+    }
+    calls
+}
+
+const OWN: (&str, &str) = (KEY, SECRET);
+const TEAM: (&str, &str) = ("team-a", "team-secret-1");
+
+#[tokio::test]
+async fn a_storm_of_hangups_loses_nobody_and_sends_nothing_twice_or_early() {
+    let sim = sim().await;
+    let flowgate = Process::start(&sim, HOLD).await;
+    let calls = together(&flowgate, 40, OWN);
+    for round in 0..60 {
+        let toml = match round % 3 {
+            0 => format!("{ACME}{HOLD}"),
+            1 => format!("{ACME}{HOLD}max_waiting = {}\n", 1000 + round),
+            _ => format!("{ACME}{HOLD}max_waiting = \"many\"\n"),
+        };
+        flowgate.write(&toml);
+        flowgate.signal("-HUP").await;
+        tokio::time::sleep(Duration::from_millis(60)).await;
+    }
+    let replies = calls.join_all().await;
+    assert!(replies.iter().all(|reply| reply.status == 200), "{replies:?}");
+    let report = sim.report();
+    assert_eq!((report.created, report.duplicates.len(), report.worst_window, report.arrived), (40, 0, 5, 40));
+    let metrics = Metrics::of(flowgate.admin).await;
+    assert!(metrics.get(DONE) >= 10.0 && metrics.get(REFUSED) >= 5.0, "{} {}", metrics.get(DONE), metrics.get(REFUSED));
+    assert_eq!(metrics.get("flowgate_tokens_total{account=\"acme\",event=\"spent\"}"), 40.0);
+}
+
+#[tokio::test]
+async fn a_mistake_changes_nothing_and_its_mending_is_noticed() {
+    let sim = sim().await;
+    let flowgate = Process::start(&sim, HOLD).await;
+    assert_eq!(Metrics::of(flowgate.admin).await.get(SUCCESSFUL), 1.0);
+    // A good client and a mistake elsewhere: none of it holds.
+    flowgate.write(&format!("{ACME}{}{HOLD}max_waiting = \"hunter2\"\n", team("")));
+    flowgate.signal("-HUP").await;
+    Metrics::until(flowgate.admin, REFUSED, |times| times == 1.0).await;
+    let told = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
+    let mistakes = told[0]["mistakes"].as_str().unwrap();
+    assert!(mistakes.contains("queue.max_waiting: expected a whole number") && !mistakes.contains("hunter2"));
+    assert_eq!(Metrics::of(flowgate.admin).await.get(SUCCESSFUL), 0.0);
+    let reply = call(&flowgate, "early", TEAM).send(flowgate.proxy).await;
+    assert_eq!((reply.status, reply.code().as_str()), (404, "InvalidAccessKeyId.NotFound"));
+    assert_eq!(call(&flowgate, "still", OWN).send(flowgate.proxy).await.status, 200);
+    // Nobody says that it is mended.
+    flowgate.write(&format!("{ACME}{}{HOLD}", team("")));
+    let metrics = Metrics::until(flowgate.admin, SUCCESSFUL, |successful| successful == 1.0).await;
+    assert_eq!(metrics.get(DONE), 1.0);
+    assert_eq!(call(&flowgate, "new", TEAM).send(flowgate.proxy).await.status, 200);
+    let read = flowgate.logged("the configuration was read anew", 1).await;
+    assert_eq!(read[0]["changed"], "clients");
+    let page = world::get(flowgate.admin, "/config").await.json();
+    assert_eq!(page["clients"][0]["id"], "team-a");
+}
+
+#[tokio::test]
+async fn what_only_a_restart_can_change_is_said() {
+    let sim = sim().await;
+    let flowgate = Process::start(&sim, "").await;
+    let quota = "[quota]\nstore = \"redis://127.0.0.1:1\"\n";
+    flowgate.write(&format!("{ACME}{}[retry]\nmax_attempts = 3\n{quota}", team("")));
+    flowgate.signal("-HUP").await;
+    let told = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
+    assert_eq!(told[0]["mistakes"], "only a restart can change quota.store");
+    let page = world::get(flowgate.admin, "/config").await.json();
+    assert_eq!((&page["retry"]["max_attempts"], page["clients"].as_array().map(Vec::len)), (&10.into(), Some(0)));
+}
+
+#[tokio::test]
+async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
+    let sim = sim().await;
+    let flowgate = Process::start(&sim, &format!("{}{HOLD}", team(""))).await;
+    let (theirs, own) = (together(&flowgate, 10, TEAM), together(&flowgate, 10, OWN));
+    Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 10.0).await;
+    flowgate.write(&format!("{ACME}{}{HOLD}", team("disabled = true")));
+    flowgate.signal("-HUP").await;
+    let theirs = theirs.join_all().await;
+    let refused: Vec<_> = theirs.iter().filter(|reply| reply.status != 200).collect();
+    assert!(!refused.is_empty());
+    assert!(refused.iter().all(|reply| (reply.status, reply.code().as_str()) == (403, "Flowgate.Forbidden")));
+    assert!(own.join_all().await.iter().all(|reply| reply.status == 200));
+    let report = sim.report();
+    assert_eq!((report.created as usize, report.worst_window), (20 - refused.len(), 5));
+}
+
+#[tokio::test]
+async fn an_account_that_is_gone_drains() {
+    let sim = sim().await;
+    let flowgate = Process::start(&sim, HOLD).await;
+    let calls = together(&flowgate, 15, OWN);
+    Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 9.0).await;
+    flowgate.write(&format!("[[accounts]]\nid = \"other\"\naliases = [\"LTAI-other\"]\n{HOLD}"));
+    flowgate.signal("-HUP").await;
+    flowgate.logged("the configuration was read anew", 1).await;
+    // Without a secret of anybody's, keys that are not known are relayed, and this one is signed for Flowgate.
+    let late = call(&flowgate, "late", OWN).send(flowgate.proxy).await;
+    assert_eq!((late.status, late.code().as_str()), (400, "Flowgate.SignedHostMismatch"));
+    assert!(calls.join_all().await.iter().all(|reply| reply.status == 200), "who waited is served");
+    assert_eq!((sim.report().created, sim.report().worst_window), (15, 5));
+}
+
+fn session(folder: &Path, number: u32) {
+    let session = format!(
+        "{{\"AccessKeyId\": \"STS.{number}\", \"AccessKeySecret\": \"secret-{number}\", \"SecurityToken\": \"token-{number}\", \"Expiration\": \"2126-01-01T00:00:00Z\"}}"
+    );
+    std::fs::write(folder.join("new.json"), session).unwrap();
+    std::fs::rename(folder.join("new.json"), folder.join("acme.json")).unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
+    // CAMS knows only the second session.
+    let settings = Settings { keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()], ..Settings::default() };
+    let sim = Sim::start(settings).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    session(folder.path(), 1);
+    let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
+    let flowgate = Process::configured(&sim, toml, folder, 2).await;
+    let own = ("STS.1", "secret-1");
+    let refused = call(&flowgate, "old", own).send(flowgate.proxy).await;
+    assert_eq!((refused.status, refused.code().as_str()), (403, "Flowgate.AccountCredentials"));
+    assert_eq!(sim.report().arrived, 1, "there is nothing else to sign with");
+    session(flowgate.folder.path(), 2);
+    // At once, and with the session that the application has read before.
+    let reply = call(&flowgate, "new", own).send(flowgate.proxy).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(sim.report().created, 1);
+    let metrics = Metrics::of(flowgate.admin).await;
+    assert!(metrics.get("flowgate_credentials_expiry_timestamp_seconds{account=\"acme\"}") > 4e9);
+    // The file that is written again is noticed without any call.
+    session(flowgate.folder.path(), 3);
+    Metrics::until(flowgate.admin, DONE, |times| times >= 2.0).await;
+}
