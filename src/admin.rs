@@ -1,12 +1,15 @@
 //! What operators see: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever restarts and balances, `/lanes`
-//! and `/config` for people. On a port of its own, so that it shadows no path of CAMS's; it only reads.
+//! and `/config` for people. On a port of its own, so that it shadows no path of CAMS's; it only reads. Who may see what
+//! is `admin/access.rs`.
+
+mod access;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
@@ -86,9 +89,12 @@ impl Admin {
 
 impl Answer for Admin {
     async fn answer(&self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
-        let mut page = match *request.method() {
-            Method::GET | Method::HEAD => self.page(request.uri().path()),
-            _ => {
+        let path = request.uri().path();
+        let allowed = access::check(&self.parts.settings.load().config.listen, path, request.headers());
+        let mut page = match (allowed, request.method()) {
+            (Err((status, why)), _) => Page { status, content_type: TEXT, body: why.into() },
+            (Ok(()), &Method::GET | &Method::HEAD) => self.page(path),
+            (Ok(()), _) => {
                 let body = "Only GET.\n".into();
                 Page { status: StatusCode::METHOD_NOT_ALLOWED, content_type: TEXT, body }
             }
@@ -114,6 +120,9 @@ impl Page {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         }

@@ -162,6 +162,9 @@ impl App {
         let drain = self.parts.settings.load().config.drain;
         let phases = &self.parts.phases;
         phases.enter(Phase::Leaving);
+        if drain.hand_over {
+            self.parts.queue.hand_over();
+        }
         tokio::time::sleep(drain.delay).await;
         // What is sent in the last moment would not be answered within the grace.
         let sending = drain.grace.saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));

@@ -83,6 +83,8 @@ pub struct Listen {
     pub proxy: Bind,
     /// `/metrics` and the other pages for operators.
     pub admin: Bind,
+    /// What operators beyond loopback show to see more than health and metrics.
+    pub admin_token: Option<Secret>,
     /// Own host names, besides the address, that a signed host may bear.
     pub names: Vec<String>,
     /// Connections at once, in total.
@@ -267,6 +269,8 @@ pub struct Drain {
     pub delay: Duration,
     /// How long queued and running calls may go on after that.
     pub grace: Duration,
+    /// Whether limited actions stop at once, because a successor already uses their quota.
+    pub hand_over: bool,
 }
 
 /// How log lines look.

@@ -37,6 +37,7 @@ mod app;
 pub mod bench_support;
 pub mod cli;
 mod metrics;
+mod names;
 mod quota;
 mod reload;
 mod room;

@@ -196,8 +196,9 @@ fn retry(mut section: Section<'_>) -> Option<Retry> {
 fn drain(mut section: Section<'_>) -> Option<Drain> {
     let delay = section.key("delay").time(&(Duration::ZERO..=MAX_TIME));
     let grace = section.key("grace").time(&(Duration::ZERO..=MAX_TIME));
+    let hand_over = section.key("hand_over").flag();
     section.done();
-    Some(Drain { delay: delay?, grace: grace? })
+    Some(Drain { delay: delay?, grace: grace?, hand_over: hand_over? })
 }
 
 fn log(mut section: Section<'_>) -> Option<Log> {

@@ -67,6 +67,7 @@ fn listen_json(listen: &Listen) -> Value {
     let Listen {
         proxy,
         admin,
+        admin_token,
         names,
         max_connections,
         max_connections_per_source,
@@ -79,6 +80,7 @@ fn listen_json(listen: &Listen) -> Value {
     json!({
         "proxy": proxy.to_string(),
         "admin": admin.to_string(),
+        "admin_token": admin_token.is_some(),
         "names": names,
         "max_connections": max_connections,
         "max_connections_per_source": max_connections_per_source,
@@ -233,8 +235,8 @@ fn store_json(store: &Store) -> Value {
     })
 }
 
-fn drain_json(Drain { delay, grace }: Drain) -> Value {
-    json!({ "delay": time(delay), "grace": time(grace) })
+fn drain_json(Drain { delay, grace, hand_over }: Drain) -> Value {
+    json!({ "delay": time(delay), "grace": time(grace), "hand_over": hand_over })
 }
 
 fn log_json(Log { format, level }: &Log) -> Value {

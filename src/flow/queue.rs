@@ -9,6 +9,7 @@
 
 mod admit;
 mod ask;
+mod drain;
 pub(crate) mod fair;
 mod follow;
 mod grant;
@@ -37,6 +38,7 @@ use tokio::time::Instant;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
+use crate::flow::queue::drain::DrainBy;
 use crate::flow::queue::fair::{Place, Standing};
 use crate::flow::queue::lane::{Entered, Labels, Lane};
 use crate::flow::queue::rules::Rules;
@@ -93,8 +95,7 @@ struct Shared<K: Connector> {
     room: Arc<Room>,
     /// The same of each client, which may take half of the room and no more.
     client_rooms: DashMap<(AccountId, ClientId), Arc<Room>>,
-    /// In a drain: no call is granted after this.
-    drain_by: Mutex<Option<Instant>>,
+    drain_by: Mutex<DrainBy>,
 }
 
 /// One call's claim on the queue: its place by first arrival, its hold, its share of the memory. Kept through retries.
@@ -129,7 +130,7 @@ impl<K: Connector> Queue<K> {
             started,
             room: Room::new(config.queue.max_bytes),
             client_rooms: DashMap::new(),
-            drain_by: Mutex::new(None),
+            drain_by: Mutex::default(),
         };
         Self { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) }
     }
@@ -169,7 +170,13 @@ impl<K: Connector> Queue<K> {
 
     /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
     pub(crate) fn drain(&self, by: Instant) {
-        *self.shared.drain_by.lock() = Some(by);
+        self.shared.drain_by.lock().begin(by);
+        self.all().iter().for_each(|lane| lane.drain());
+    }
+
+    /// Leaves the limited actions' quota to a successor: nothing of them is sent from now on.
+    pub(crate) fn hand_over(&self) {
+        self.shared.drain_by.lock().hand_over(Instant::now());
         self.all().iter().for_each(|lane| lane.drain());
     }
 
@@ -228,9 +235,9 @@ impl<K: Connector> Queue<K> {
 // === impl Shared ===
 
 impl<K: Connector> Shared<K> {
-    /// Whether nothing is granted any more at `then`.
+    /// Whether no call of a limited action is granted any more at `then`.
     fn drained(&self, then: Instant) -> bool {
-        self.drain_by.lock().is_some_and(|by| by <= then)
+        self.drain_by.lock().is_over(then)
     }
 }
 
@@ -291,7 +298,7 @@ impl<K: Connector> Call<K> {
 
     /// A turn as soon as a connection is ready.
     async fn ready_turn(&self) -> Result<Turn<K>, Refusal> {
-        if self.shared.drained(Instant::now()) {
+        if self.shared.drain_by.lock().is_over_for_all(Instant::now()) {
             return Err(waiter::draining());
         }
         if self.left().is_zero() {

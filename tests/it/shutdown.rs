@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::caller::{Call, Reply};
+use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::world::{World, get};
 
 async fn together(world: &World, count: usize) -> JoinSet<Reply> {
@@ -117,4 +117,25 @@ async fn an_attempt_whose_caller_has_gone_is_waited_for() {
     world.app.drain().await;
     assert!(start.elapsed() > Duration::from_millis(500), "{:?}", start.elapsed());
     assert_eq!(world.sim.report().created, 1);
+}
+
+#[tokio::test]
+async fn a_hand_over_leaves_the_quota_to_the_successor_at_once() {
+    let world = World::new("[drain]\ndelay = \"2s\"\ngrace = \"3s\"\nhand_over = true").await;
+    let calls = together(&world, 30).await;
+    let (proxy, host) = (world.proxy, world.host());
+    let draining = tokio::spawn(world.app.drain());
+    let replies = calls.join_all().await;
+    let told: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
+    assert!(told.iter().all(|reply| (reply.status, reply.code().as_str()) == (503, "Flowgate.Draining")));
+    assert!(told.iter().all(|reply| reply.header("x-acs-retry-after").is_some()));
+    assert!(!draining.is_finished(), "they were told while it still accepts");
+    let created = world.sim.report().created as usize;
+    assert_eq!(created + told.len(), 30);
+    assert_eq!(Call::v3(&host, "late").send(proxy).await.code(), "Flowgate.Draining");
+    // What has no limit goes on.
+    let free = Call::v3_with(&host, &[], |call| call.set("x-acs-action", "GetAccountInfo"), (KEY, SECRET));
+    assert_ne!(free.send(proxy).await.code(), "Flowgate.Draining");
+    draining.await.unwrap();
+    assert_eq!(world.sim.report().created as usize, created, "nothing of a limited action was sent any more");
 }

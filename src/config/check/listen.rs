@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{BYTES, MANY};
 use crate::config::read::{Field, POSITIVE, Section};
+use crate::config::secrets::secret;
 use crate::config::{Bind, Listen};
 
 /// Bytes of a Unix socket's path: one less than the system's structure holds.
@@ -20,6 +21,8 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     {
         admin_key.mistake("expected another address than listen.proxy");
     }
+    let token_key = section.key("admin_token");
+    let admin_token = if token_key.is_given() { secret(token_key).map(Some) } else { Some(None) };
     let names = section.key("names").list(|entry| entry.text("a host name such as flowgate.internal", host_name));
     let max_connections = section.key("max_connections").count(&MANY);
     let per_source = section.key("max_connections_per_source").count(&MANY);
@@ -33,6 +36,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     Some(Listen {
         proxy: proxy?,
         admin: admin?,
+        admin_token: admin_token?,
         names: names?,
         max_connections: max_connections? as usize,
         max_connections_per_source: per_source? as usize,

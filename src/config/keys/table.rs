@@ -34,10 +34,16 @@ pub(crate) const KEYS: &[Key] = &[
         "Where `/metrics`, `/livez`, `/readyz`, `/lanes` and `/config` are: `ip:port` or `unix:/path`, never the proxy's.",
     ),
     key(
+        "listen.admin_token",
+        Kind::Secret,
+        None,
+        "The place of a token. Where `listen.admin` is not a loopback address or a Unix socket, all pages but `/metrics`, `/livez` and `/readyz` are only for who shows it as `Authorization: Bearer ...`; without one, for nobody.",
+    ),
+    key(
         "listen.names",
         Kind::List,
         Some("[]"),
-        "Own host names, besides the address (behind `0.0.0.0`, any address), that a signed host may bear: the names by which applications reach Flowgate, without a port or with one.",
+        "Own host names, besides the address (behind `0.0.0.0`, any address), that a signed host may bear: the names by which applications reach Flowgate, without a port or with one. The admin port answers to no others, either.",
     ),
     key("listen.tls", Kind::Table, None, "Not available yet."),
     key("listen.max_connections", Kind::Count, Some("10000"), "Connections at once, in total."),
@@ -318,6 +324,12 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key("drain.delay", Kind::Time, Some("0s"), "After SIGTERM: readiness is down, calls are still accepted."),
     key("drain.grace", Kind::Time, Some("25s"), "How long queued and running calls may go on after that."),
+    key(
+        "drain.hand_over",
+        Kind::Flag,
+        Some("false"),
+        "`true`: after SIGTERM no call of a limited action is sent any more, and those that wait are told to come back, for where a successor may start before this process has ended and both would spend the quota.",
+    ),
     key("log.format", Kind::Text, Some("text"), "`text` for people, `json` for machines, on standard error."),
     key(
         "log.level",

@@ -59,7 +59,7 @@ fn every_key_stands_once_and_ends_in_a_full_stop() {
 fn names_are_those_of_one_table() {
     assert_eq!(names("queue.tenant"), ["header"]);
     assert_eq!(names("limits.<Action>"), ["rate", "burst", "reserve"]);
-    assert_eq!(names("drain"), ["delay", "grace"]);
+    assert_eq!(names("drain"), ["delay", "grace", "hand_over"]);
     let top = ["mode", "unknown_keys", "listen", "upstream", "accounts", "clients"];
     assert_eq!(names("")[..6], top);
 }

@@ -2,16 +2,16 @@
 //! once and never changed, so a call sees one state of it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use hyper::header::HeaderValue;
 
 use super::caller::{Managed, Principal, Verified};
 use crate::acs::limits;
-use crate::config::{self, Bind, Config, UnknownKeys};
+use crate::config::{self, Config, UnknownKeys};
 use crate::error::{Kind, Refusal};
 use crate::id::{AccessKeyId, AccountId};
+use crate::names::{Names, authority, host_name};
 
 /// Everything that identify knows about the outside.
 pub(crate) struct Directory {
@@ -20,8 +20,7 @@ pub(crate) struct Directory {
     accounts: HashMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
     upstream_host: String,
-    names: Vec<String>,
-    address: Option<SocketAddr>,
+    names: Names,
     /// The exact spelling of each limited action, by its lower-case form.
     actions: HashMap<String, String>,
 }
@@ -33,22 +32,6 @@ pub(super) enum Owner {
     Managed(Arc<Principal>),
     /// An alias, or a key that the configuration does not name.
     Relayed { account: AccountId, is_known: bool },
-}
-
-/// What a `Host` value says between scheme and path.
-fn authority(host: &str) -> &str {
-    let host = host.split_once("://").map_or(host, |(_, rest)| rest);
-    host.split(['/', '?', '#']).next().unwrap_or_default()
-}
-
-/// The host of a `Host` value in lower case, without scheme, port and path: some SDKs send their whole endpoint setting.
-pub(super) fn host_name(host: &str) -> String {
-    let host = authority(host).rsplit('@').next().unwrap_or_default();
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => name,
-        _ => host,
-    };
-    name.trim_end_matches('.').to_ascii_lowercase()
 }
 
 // === impl Owner ===
@@ -77,11 +60,7 @@ impl Directory {
             accounts,
             unknown_keys: config.unknown_keys,
             upstream_host: config.upstream.host.clone(),
-            names: config.listen.names.iter().map(|name| name.to_ascii_lowercase()).collect(),
-            address: match config.listen.proxy {
-                Bind::Tcp(address) => Some(address),
-                Bind::Unix(_) => None,
-            },
+            names: Names::new(&config.listen.proxy, &config.listen.names),
             actions: actions.map(|action| (action.to_ascii_lowercase(), action.to_owned())).collect(),
         }
     }
@@ -136,12 +115,7 @@ impl Directory {
             let message = format!("The call is signed for another of Alibaba's hosts than {}.", self.upstream_host);
             return Err(Refusal::new(Kind::SignedHostMismatch, message));
         }
-        let is_own = match self.address {
-            None => true,
-            // Behind 0.0.0.0 every address of the machine is ours; which these are, nobody tells for sure.
-            Some(address) => address.ip().is_unspecified() && name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok(),
-        };
-        if is_own || self.is_ours(authority(&host)) {
+        if self.names.could_be(&name) || self.is_ours(authority(&host)) {
             return Ok(());
         }
         Err(Refusal::new(
@@ -158,18 +132,8 @@ impl Directory {
 
     /// Whether an authority means CAMS or Flowgate itself.
     pub(super) fn is_ours(&self, authority: &str) -> bool {
-        let authority = authority.to_ascii_lowercase();
-        authority.eq_ignore_ascii_case(&self.upstream_host)
-            || self.names.iter().any(|name| *name == authority || *name == host_name(&authority))
-            || self.address.is_some_and(|address| is_at(address, &authority))
+        authority.eq_ignore_ascii_case(&self.upstream_host) || self.names.contain(authority)
     }
-}
-
-/// Whether an authority is the listener's address, or a loopback one where the listener is or takes all.
-fn is_at(address: SocketAddr, authority: &str) -> bool {
-    let local = [format!("localhost:{}", address.port()), format!("127.0.0.1:{}", address.port())];
-    let takes_loopback = address.ip().is_loopback() || address.ip().is_unspecified();
-    authority == address.to_string() || (takes_loopback && local.iter().any(|local| local == authority))
 }
 
 /// How many sessions of an account its callers may sign with: the present one, and those that it had before.
@@ -217,30 +181,6 @@ fn owners(config: &Config, managed: &HashMap<AccountId, Arc<Managed>>) -> HashMa
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn odd_hosts_have_a_name() {
-        for (host, name) in [
-            ("Cams.Ap-Southeast-1.aliyuncs.com", "cams.ap-southeast-1.aliyuncs.com"),
-            ("http://127.0.0.1:18080", "127.0.0.1"),
-            ("h:80/", "h"),
-            ("h:80/prefix", "h"),
-            ("https://x@ecs.aliyuncs.com.:443/?a#b", "ecs.aliyuncs.com"),
-            ("[::1]:8080", "[::1]"),
-            ("[::1]", "[::1]"),
-        ] {
-            assert_eq!(host_name(host), name, "{host}");
-        }
-    }
-
-    #[test]
-    fn own_addresses() {
-        let at = |address: &str, authority| is_at(address.parse().unwrap(), authority);
-        assert!(at("127.0.0.1:8080", "127.0.0.1:8080") && at("127.0.0.1:8080", "localhost:8080"));
-        assert!(at("0.0.0.0:8080", "localhost:8080") && at("10.0.0.7:80", "10.0.0.7:80") && at("[::1]:1", "[::1]:1"));
-        assert!(!at("127.0.0.1:8080", "127.0.0.1") && !at("10.0.0.7:80", "localhost:80"));
-        assert!(!at("0.0.0.0:8080", "10.0.0.7:8080"));
-    }
 
     fn checked(listen: &str, name: Option<&str>, host: &str) -> Option<Kind> {
         let mut env = vec![("FLOWGATE_LISTEN__PROXY".into(), listen.into())];

@@ -143,7 +143,7 @@ impl World {
             started,
             room: Room::new(bounds.max_bytes),
             client_rooms: DashMap::new(),
-            drain_by: Mutex::new(None),
+            drain_by: Mutex::default(),
         };
         let queue = Queue { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
         Self { queue: Arc::new(queue), door, metrics, bounds }

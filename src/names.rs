@@ -1,0 +1,89 @@
+//! By which names is a listener reached? By its address, by those of this machine where it takes all of them, and by those
+//! that the configuration gives it; whoever says another one means somebody else.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::Bind;
+
+/// The names of one listener.
+pub(crate) struct Names {
+    /// In lower case.
+    given: Vec<String>,
+    /// None of a Unix socket.
+    address: Option<SocketAddr>,
+}
+
+/// What a `Host` value says between scheme and path.
+pub(crate) fn authority(host: &str) -> &str {
+    let host = host.split_once("://").map_or(host, |(_, rest)| rest);
+    host.split(['/', '?', '#']).next().unwrap_or_default()
+}
+
+/// The host of a `Host` value in lower case, without scheme, port and path: some SDKs send their whole endpoint setting.
+pub(crate) fn host_name(host: &str) -> String {
+    let host = authority(host).rsplit('@').next().unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => name,
+        _ => host,
+    };
+    name.trim_end_matches('.').to_ascii_lowercase()
+}
+
+// === impl Names ===
+
+impl Names {
+    /// `bind` is what was in fact bound.
+    pub(crate) fn new(bind: &Bind, given: &[String]) -> Self {
+        Self { given: given.iter().map(|name| name.to_ascii_lowercase()).collect(), address: bind.address() }
+    }
+
+    /// Whether an authority means this listener for sure.
+    pub(crate) fn contain(&self, authority: &str) -> bool {
+        let authority = authority.to_ascii_lowercase();
+        self.given.iter().any(|name| *name == authority || *name == host_name(&authority))
+            || self.address.is_some_and(|address| is_at(address, &authority))
+    }
+
+    /// Whether a host name may mean this listener: a Unix socket has none of its own, and behind 0.0.0.0 every address of
+    /// the machine is ours; which these are, nobody tells for sure.
+    pub(crate) fn could_be(&self, name: &str) -> bool {
+        let is_address = || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        self.address.is_none_or(|address| address.ip().is_unspecified() && is_address())
+    }
+}
+
+/// Whether an authority is the listener's address, or a loopback one where the listener is or takes all.
+fn is_at(address: SocketAddr, authority: &str) -> bool {
+    let local = [format!("localhost:{}", address.port()), format!("127.0.0.1:{}", address.port())];
+    let takes_loopback = address.ip().is_loopback() || address.ip().is_unspecified();
+    authority == address.to_string() || (takes_loopback && local.iter().any(|local| local == authority))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_hosts_have_a_name() {
+        for (host, name) in [
+            ("Cams.Ap-Southeast-1.aliyuncs.com", "cams.ap-southeast-1.aliyuncs.com"),
+            ("http://127.0.0.1:18080", "127.0.0.1"),
+            ("h:80/", "h"),
+            ("h:80/prefix", "h"),
+            ("https://x@ecs.aliyuncs.com.:443/?a#b", "ecs.aliyuncs.com"),
+            ("[::1]:8080", "[::1]"),
+            ("[::1]", "[::1]"),
+        ] {
+            assert_eq!(host_name(host), name, "{host}");
+        }
+    }
+
+    #[test]
+    fn own_addresses() {
+        let at = |address: &str, authority| is_at(address.parse().unwrap(), authority);
+        assert!(at("127.0.0.1:8080", "127.0.0.1:8080") && at("127.0.0.1:8080", "localhost:8080"));
+        assert!(at("0.0.0.0:8080", "localhost:8080") && at("10.0.0.7:80", "10.0.0.7:80") && at("[::1]:1", "[::1]:1"));
+        assert!(!at("127.0.0.1:8080", "127.0.0.1") && !at("10.0.0.7:80", "localhost:80"));
+        assert!(!at("0.0.0.0:8080", "10.0.0.7:8080"));
+    }
+}
