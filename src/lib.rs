@@ -36,7 +36,10 @@ mod app;
 #[doc(hidden)]
 pub mod bench_support;
 pub mod cli;
+pub mod hardening;
+pub mod journal;
 mod metrics;
+mod new_client;
 mod quota;
 mod room;
 #[cfg(test)]
@@ -47,3 +50,4 @@ mod store;
 pub mod telemetry;
 
 pub use crate::app::App;
+pub use crate::new_client::new_client;

@@ -5,6 +5,7 @@
 //! What is a state and not an event (queue lengths, waits, pauses, rates) is read from the lanes when somebody scrapes,
 //! so a cancelled call cannot leave a gauge behind.
 
+mod journal;
 mod lanes;
 mod store;
 
@@ -19,6 +20,7 @@ use prometheus::{
 
 use crate::error::{Outcome, Refusal};
 use crate::flow::queue::LaneView;
+use crate::metrics::journal::JournalMetrics;
 use crate::metrics::lanes::LaneGauges;
 use crate::metrics::store::StoreMetrics;
 
@@ -40,6 +42,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: ConnectionMetrics,
     lanes: LaneGauges,
     store: StoreMetrics,
+    journal: JournalMetrics,
 }
 
 /// Connections to both ports.
@@ -135,6 +138,7 @@ impl Metrics {
             connections: ConnectionMetrics::new(r),
             lanes: LaneGauges::new(r),
             store: StoreMetrics::new(),
+            journal: JournalMetrics::new(),
             registry: registry.clone(),
         };
         describe_process(r);

@@ -10,10 +10,12 @@ mod world;
 
 mod admin;
 mod bad_input;
+mod client_keys;
 mod config;
 mod hang_up;
 mod holdings;
 mod holds;
+mod journal;
 mod journey;
 mod observe;
 mod replicas;

@@ -36,6 +36,11 @@ impl Process {
 
     /// On so many worker threads.
     pub(crate) async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
+        Self::with_env(sim, more, &[("TOKIO_WORKER_THREADS", &threads.to_string())]).await
+    }
+
+    /// With these variables, too.
+    pub(crate) async fn with_env(sim: &Running, more: &str, env: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("flowgate.toml");
         let toml = format!(
@@ -44,16 +49,21 @@ impl Process {
             sim.url()
         );
         std::fs::write(&config, toml).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
-            .arg("--config")
-            .arg(&config)
-            .env("MANAGED", SECRET)
-            .env("TEAM", "team-secret-1")
-            .env("TOKIO_WORKER_THREADS", threads.to_string())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        command.arg("--config").arg(&config).env("MANAGED", SECRET).env("TEAM", "team-secret-1");
+        Self::run(command, env, folder).await
+    }
+
+    /// Without a file: from these variables alone.
+    pub(crate) async fn from_env(env: &[(&str, &str)]) -> Self {
+        let own = [("LISTEN__PROXY", "127.0.0.1:0"), ("LISTEN__ADMIN", "127.0.0.1:0"), ("LOG__FORMAT", "json")];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        command.envs(own.map(|(name, value)| (format!("FLOWGATE_{name}"), value)));
+        Self::run(command, env, tempfile::tempdir().unwrap()).await
+    }
+
+    async fn run(mut command: Command, env: &[(&str, &str)], folder: tempfile::TempDir) -> Self {
+        let mut child = command.envs(env.iter().copied()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let events = Arc::<Mutex<Vec<Value>>>::default();
         let ready = loop {
@@ -86,6 +96,16 @@ impl Process {
             assert!(Instant::now() < give_up, "{message}: {:?}", self.events.lock());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// All that it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.events.lock().iter().map(|event| format!("{event}\n")).collect()
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// SIGKILL.
