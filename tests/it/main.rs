@@ -19,6 +19,7 @@ mod journal;
 mod journey;
 mod observe;
 mod replicas;
+mod secrets;
 mod shutdown;
 mod store;
 mod tidy;
