@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use criterion::Criterion;
-use flowgate::bench_support::{STEPS, Steps};
+use flowgate::bench_support::{Attempts, STEPS, Steps};
 
 const CAPTURE: &str = include_str!("../tests/data/captures/py5_a_v3_ak.http");
 
@@ -18,5 +18,9 @@ fn main() {
         let mut steps = Steps::new(CAPTURE);
         criterion.bench_function(name, |bencher| bencher.iter(|| step(&mut steps)));
     }
+    // Both lines of an attempt, into a real file that rotates.
+    let folder = tempfile::tempdir().expect("a folder for temporary files");
+    let attempts = Attempts::new(Steps::new(CAPTURE), &folder.path().join("journal"));
+    criterion.bench_function("journal", |bencher| bencher.iter(|| attempts.journal()));
     criterion.final_summary();
 }

@@ -5,6 +5,7 @@ pub(crate) mod answer;
 pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod error_body;
+pub(crate) mod flow_id;
 pub(crate) mod json;
 pub(crate) mod limits;
 pub(crate) mod time;

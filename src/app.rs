@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::{Bind, Config, Listen, Loaded, Source};
+use crate::config::{self, Bind, Config, Listen, Loaded, Source};
 use crate::error::Outcome;
 use crate::flow;
 use crate::flow::forward::{Connection, Reach, Upstream};
@@ -24,6 +24,8 @@ use crate::flow::identify::Nonces;
 use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
 use crate::flow::queue::{Connector, Queue};
+use crate::hardening;
+use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::quota::Quota;
 use crate::reload::{Ask, Reloader};
@@ -54,6 +56,8 @@ pub(crate) struct Parts {
     pub(crate) upstream: Arc<Upstream>,
     /// None: each process has the quota for itself.
     pub(crate) quota: Option<Arc<Quota>>,
+    /// None: attempts are not written down.
+    pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) phases: Phases,
     /// Bytes of bodies whose callers are not verified yet.
@@ -101,6 +105,7 @@ impl App {
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
         bound_connections(&mut config.listen);
+        hardening::survive_file_limits().context("cannot catch SIGXFSZ")?;
         let parts = Arc::new(Parts::new(config)?);
         if let Some(quota) = &parts.quota {
             quota.check().await.map_err(anyhow::Error::msg)?;
@@ -226,7 +231,12 @@ impl Parts {
             .as_ref()
             .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
             .transpose()?;
+        let open = |journal: &config::Journal| {
+            let opened = Journal::open(journal, metrics.clone());
+            opened.map(Arc::new).with_context(|| format!("cannot write the journal {}", journal.path.display()))
+        };
         Ok(Self {
+            journal: config.journal.as_ref().map(open).transpose()?,
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),

@@ -1,6 +1,7 @@
 //! What does each pure step of a call cost? The benchmarks' door to steps that nobody else outside may call: each as a
 //! plain function over inputs that were prepared before. No part of the public surface; it may change at any time.
 
+mod attempts;
 mod lanes;
 mod takes;
 
@@ -15,6 +16,7 @@ use hyper::http::request::Parts;
 use hyper::{Request, StatusCode};
 use tokio::time::Instant;
 
+pub use self::attempts::Attempts;
 pub use self::lanes::Lanes;
 pub use self::takes::{TAKE, dealt, take_args};
 use crate::acs::decode::Params;

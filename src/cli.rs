@@ -1,5 +1,5 @@
-//! What may stand on the command line? `flowgate --config F` runs, `flowgate check --config F` only validates. What
-//! follows from it, and the exit codes, are `main.rs`.
+//! What may stand on the command line? `flowgate --config F` runs, `flowgate check --config F` only validates; two more
+//! read a journal and make a client's keys. What follows from it, and the exit codes, are `main.rs`.
 
 use std::path::PathBuf;
 
@@ -18,10 +18,41 @@ pub struct Cli {
 }
 
 /// What Flowgate does instead of running.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Validates the configuration and prints every mistake with its key and line, never a value; exit code 64.
     Check,
+    /// Lists the attempts of a journal that were sent and have no end; exit code 1 if there are any.
+    Journal {
+        /// The journal's file; its older files (FILE.1, FILE.2, ...) are read with it.
+        file: PathBuf,
+        /// Prints one object of JSON instead of a table.
+        #[arg(long)]
+        json: bool,
+        /// Lists also what has ended without anybody knowing how (result "unknown").
+        #[arg(long)]
+        unknown: bool,
+    },
+    /// Keys that Flowgate itself hands out.
+    #[command(subcommand)]
+    Client(ClientCommand),
+}
+
+/// What can be done about clients.
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum ClientCommand {
+    /// Prints a fresh secret and the lines for the configuration.
+    New {
+        /// The client's access key id, which is also its name in logs.
+        #[arg(long)]
+        id: String,
+        /// The id of the account whose quota it spends; `default` is the one of Alibaba's own variables.
+        #[arg(long, default_value = "default")]
+        account: String,
+        /// Writes the secret into this new file instead of printing it.
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+    },
 }
 
 #[cfg(test)]

@@ -34,6 +34,7 @@ mod read;
 mod secrets;
 mod units;
 
+pub(crate) use check::accounts::{check_account_id, check_client_id};
 pub(crate) use units::Time;
 
 /// The whole checked configuration.
@@ -65,6 +66,8 @@ pub struct Config {
     pub drain: Drain,
     /// What is written to standard error.
     pub log: Log,
+    /// Where attempts are written down, if they are.
+    pub journal: Option<Journal>,
 }
 
 /// What happens to a call under an access key that stands nowhere in the configuration.
@@ -289,6 +292,17 @@ pub struct Log {
     pub format: LogFormat,
     /// The least severe level written by Flowgate itself; other crates never go below info.
     pub level: tracing::level_filters::LevelFilter,
+}
+
+/// `journal`.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    /// The file that is written now; older ones have a number behind the name.
+    pub path: PathBuf,
+    /// Bytes of one file.
+    pub max_size: usize,
+    /// Older files that are kept.
+    pub keep: u32,
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ use crate::flow::listen::socket::Hangup;
 use crate::flow::record::Record;
 use crate::flow::reply::Manner;
 use crate::flow::retry::{Decision, Tries};
+use crate::journal::Journal;
 use crate::settings::Settings;
 use crate::shutdown::Phase;
 
@@ -124,7 +125,9 @@ where
             sign::sign(&caller, &settings.config.upstream.host, SystemTime::now())
         };
         record.sent();
-        let sending = Sending { request, operation: operation.clone(), context, answer_by };
+        let note = |journal: &Arc<Journal>| Box::new(journal.note(&caller, &operation, record.request_id()));
+        let note = parts.journal.as_ref().map(note);
+        let sending = Sending { request, operation: operation.clone(), context, answer_by, note };
         let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
             Attempted::Unsent => {
                 record.unsent();

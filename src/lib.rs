@@ -36,8 +36,11 @@ mod app;
 #[doc(hidden)]
 pub mod bench_support;
 pub mod cli;
+pub mod hardening;
+pub mod journal;
 mod metrics;
 mod names;
+mod new_client;
 mod quota;
 mod reload;
 mod room;
@@ -50,3 +53,4 @@ mod store;
 pub mod telemetry;
 
 pub use crate::app::App;
+pub use crate::new_client::new_client;

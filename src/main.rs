@@ -1,15 +1,18 @@
 //! The binary: arguments, configuration, logs, then a running [`App`] until a signal. Exit code 64 for arguments or a
-//! configuration that cannot be used, 1 when the start fails; nothing else ends the process.
+//! configuration that cannot be used, 1 when the start fails or a journal has open attempts; nothing else ends the
+//! process.
 
+use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use flowgate::cli::{Cli, Command};
+use flowgate::cli::{Cli, ClientCommand, Command};
 use flowgate::config::{Loaded, Source};
-use flowgate::{App, telemetry};
+use flowgate::{App, hardening, journal, new_client, telemetry};
 use tokio::runtime::{Builder, Runtime};
+use zeroize::Zeroizing;
 
 /// Calls come and go by the million, and what one leaves behind must serve the next.
 #[global_allocator]
@@ -19,6 +22,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
+    // Before there is a secret in memory.
+    let sealed = hardening::no_core_dumps();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => {
@@ -27,6 +32,13 @@ fn main() -> ExitCode {
             return if answer.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
         }
     };
+    match &cli.command {
+        Some(Command::Journal { file, json, unknown }) => return journal(file, *json, *unknown),
+        Some(Command::Client(ClientCommand::New { id, account, secret_file })) => {
+            return print(new_client(id, account, secret_file.as_deref()));
+        }
+        Some(Command::Check) | None => {}
+    }
     let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
     let source = Source { file: file.map(Path::to_owned), environment: None };
     let loaded = match source.load() {
@@ -36,25 +48,52 @@ fn main() -> ExitCode {
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    match cli.command {
-        Some(Command::Check) => {
-            loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-            eprintln!("the configuration is valid");
-            ExitCode::SUCCESS
-        }
-        None => match run(source, loaded) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("flowgate: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+    if cli.command.is_some() {
+        loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        eprintln!("the configuration is valid");
+        return ExitCode::SUCCESS;
     }
+    match run(source, loaded, sealed) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flowgate: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Lists what a journal says is open.
+fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
+    let reading = match journal::read(file, unknown) {
+        Ok(reading) => reading,
+        Err(error) => {
+            eprintln!("flowgate: {}: {error}", file.display());
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    if reading.damaged() > 0 {
+        eprintln!("warning: {} damaged lines were passed over", reading.damaged());
+    }
+    let printed = print(Ok(if json { reading.json() } else { reading.table() }.into()));
+    if reading.is_settled() { printed } else { ExitCode::FAILURE }
+}
+
+/// Prints a text, or the mistake in its place.
+fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
+    match text {
+        // Whoever does not want to read it to its end has had what they wanted.
+        Ok(text) => drop(io::stdout().write_all(text.as_bytes())),
+        Err(mistake) => {
+            eprintln!("flowgate: {mistake}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 /// Tokio's runtime for one thread where only one is wanted, as in a container of one core: the same work
 /// then takes less of the kernel's time. `TOKIO_WORKER_THREADS` is tokio's own setting.
-fn runtime() -> std::io::Result<Runtime> {
+fn runtime() -> io::Result<Runtime> {
     let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
     let threads = asked.or_else(|| std::thread::available_parallelism().ok());
     let mut builder = match threads {
@@ -64,8 +103,11 @@ fn runtime() -> std::io::Result<Runtime> {
     builder.enable_all().build()
 }
 
-fn run(source: Source, loaded: Loaded) -> anyhow::Result<()> {
+fn run(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
     let _lines = telemetry::init(&loaded.config.log)?;
+    if let Err(error) = sealed {
+        tracing::warn!(%error, "a crash of this process may leave a core dump, with secrets in it");
+    }
     loaded.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
     runtime()?.block_on(async { App::start_from(source, loaded).await?.run().await })
 }

@@ -6,6 +6,7 @@
 //! so a cancelled call cannot leave a gauge behind.
 
 mod config;
+mod journal;
 mod lanes;
 mod store;
 
@@ -22,6 +23,7 @@ use crate::error::{Outcome, Refusal};
 use crate::flow::queue::LaneView;
 use crate::metrics::config::ConfigMetrics;
 pub(crate) use crate::metrics::config::Reload;
+use crate::metrics::journal::JournalMetrics;
 use crate::metrics::lanes::LaneGauges;
 use crate::metrics::store::StoreMetrics;
 
@@ -44,6 +46,7 @@ pub(crate) struct Metrics {
     config: ConfigMetrics,
     lanes: LaneGauges,
     store: StoreMetrics,
+    journal: JournalMetrics,
 }
 
 /// Connections to both ports.
@@ -87,27 +90,16 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let call = &["account", "action"];
+        let count = |name, help, labels: &[&str]| counter(r, name, help, labels);
+        let attempts = "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.";
+        let throttled = "Attempts that CAMS refused by throttling, by its code and where it said so.";
+        let tokens = "Tokens granted, spent and returned; granted = spent + returned + held.";
         let shadow = "Calls while Flowgate only observes, by what the limit would have done to them.";
         let metrics = Self {
-            requests: counter(r, "requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
-            refused: counter(
-                r,
-                "refused_total",
-                "Calls that Flowgate answered by itself, by why.",
-                &["account", "reason"],
-            ),
-            attempts: counter(
-                r,
-                "attempts_total",
-                "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.",
-                &["account", "action", "status", "code"],
-            ),
-            throttled: counter(
-                r,
-                "throttled_total",
-                "Attempts that CAMS refused by throttling, by its code and where it said so.",
-                &["account", "code", "source"],
-            ),
+            requests: count("requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
+            refused: count("refused_total", "Calls that Flowgate answered by itself, by why.", &["account", "reason"]),
+            attempts: count("attempts_total", attempts, &["account", "action", "status", "code"]),
+            throttled: count("throttled_total", throttled, &["account", "code", "source"]),
             queue_wait: histogram(
                 r,
                 "queue_wait_seconds",
@@ -116,30 +108,20 @@ impl Metrics {
                 WAIT_BUCKETS,
             ),
             upstream: histogram(r, "upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
-            tokens: counter(
-                r,
-                "tokens_total",
-                "Tokens granted, spent and returned; granted = spent + returned + held.",
-                &["account", "event"],
-            ),
-            cancelled: counter(
-                r,
+            tokens: count("tokens_total", tokens, &["account", "event"]),
+            cancelled: count(
                 "cancelled_total",
                 "Callers that hung up, by where their call was.",
                 &["account", "stage"],
             ),
-            shadow_decisions: counter(r, "shadow_decisions_total", shadow, &["account", "action", "decision"]),
-            signature_checks: counter(
-                r,
-                "signature_checks_total",
-                "Checks of callers' signatures, by result.",
-                &["result"],
-            ),
+            shadow_decisions: count("shadow_decisions_total", shadow, &["account", "action", "decision"]),
+            signature_checks: count("signature_checks_total", "Checks of callers' signatures, by result.", &["result"]),
             in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
             connections: ConnectionMetrics::new(r),
             config: ConfigMetrics::new(r),
             lanes: LaneGauges::new(r),
             store: StoreMetrics::new(),
+            journal: JournalMetrics::new(),
             registry: registry.clone(),
         };
         describe_process(r);

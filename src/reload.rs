@@ -44,7 +44,8 @@ type Stamps = BTreeMap<PathBuf, Option<(SystemTime, u64, u64, u64)>>;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What a running process cannot change.
-const FIXED: [&str; 7] = ["mode", "listen.proxy", "listen.admin", "listen.tls", "upstream", "quota", "log.format"];
+const FIXED: [&str; 8] =
+    ["mode", "listen.proxy", "listen.admin", "listen.tls", "upstream", "quota", "log.format", "journal"];
 
 /// Why nothing has changed.
 #[derive(Debug, thiserror::Error)]

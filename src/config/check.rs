@@ -2,6 +2,7 @@
 //! in the reader, and only a configuration without any becomes a [`Config`]. A section's function reads all of its keys
 //! before it gives up on one.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::header::HeaderName;
@@ -9,11 +10,11 @@ use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
 use super::{
-    Account, Bind, Client, Config, Drain, Hold, Learn, Listen, Log, LogFormat, Mode, Queue, Retry, Tenant, Time,
-    UnknownKeys,
+    Account, Bind, Client, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat, Mode, Queue, Retry, Tenant,
+    Time, UnknownKeys,
 };
 
-mod accounts;
+pub(super) mod accounts;
 mod limits;
 mod listen;
 mod quota;
@@ -45,6 +46,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let retry = retry(root.table("retry"));
     let drain = drain(root.table("drain"));
     let log = log(root.table("log"));
+    let journal = journal(root.key("journal"));
     let reader = root.reader;
     root.done();
     let config = Config {
@@ -61,6 +63,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         quota: quota?,
         drain: drain?,
         log: log?,
+        journal: journal?,
     };
     reader.mistakes.borrow().is_empty().then_some(config)
 }
@@ -213,4 +216,27 @@ fn log(mut section: Section<'_>) -> Option<Log> {
     let level = section.key("level").choice(&levels);
     section.done();
     Some(Log { format: format?, level: level? })
+}
+
+/// A path alone, or a table with one; the outer `None` is a mistake.
+fn journal(key: Field<'_>) -> Option<Option<Journal>> {
+    if !key.is_given() {
+        return Some(None);
+    }
+    let file = |text: &str| {
+        let is_file = !text.is_empty() && !text.ends_with('/');
+        is_file.then(|| PathBuf::from(text))
+    };
+    let path = |key: &Field<'_>, expected| key.text(expected, file).map(|path| key.resolve(&path));
+    let (path, mut section) = match key.into_table() {
+        Ok(mut section) => (path(&section.key("path"), "the path of a file"), section),
+        Err(key) => {
+            let expected = "the path of a file or { path = \"...\", max_size = \"64MiB\", keep = 4 }";
+            (path(&key, expected), key.empty_table())
+        }
+    };
+    let max_size = section.key("max_size").size(&(4 << 10..=1 << 30));
+    let keep = section.key("keep").count(&(1..=1000));
+    section.done();
+    Some(Some(Journal { path: path?, max_size: max_size?, keep: keep? }))
 }

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
-    Account, Actions, Client, Config, Credentials, Drain, Hold, Learn, Limit, Listen, Log, LogFormat, OnStoreFailure,
-    Queue, Quota, Retry, Scheme, Server, Store, Tenant, Topology, UnknownKeys, Upstream,
+    Account, Actions, Client, Config, Credentials, Drain, Hold, Journal, Learn, Limit, Listen, Log, LogFormat,
+    OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Tenant, Topology, UnknownKeys, Upstream,
 };
 use crate::acs;
 use crate::id::AccessKeyId;
@@ -29,6 +29,7 @@ pub fn effective(config: &Config) -> Value {
         quota,
         drain,
         log,
+        journal,
     } = config;
     let unknown_keys = match unknown_keys {
         UnknownKeys::Refuse => "refuse",
@@ -52,6 +53,7 @@ pub fn effective(config: &Config) -> Value {
         "quota": quota_json(quota),
         "drain": drain_json(*drain),
         "log": log_json(log),
+        "journal": journal.as_ref().map(journal_json),
     })
 }
 
@@ -245,4 +247,8 @@ fn log_json(Log { format, level }: &Log) -> Value {
         LogFormat::Json => "json",
     };
     json!({ "format": format, "level": level.to_string() })
+}
+
+fn journal_json(Journal { path, max_size, keep }: &Journal) -> Value {
+    json!({ "path": path.display().to_string(), "max_size": size(*max_size), "keep": keep })
 }

@@ -18,6 +18,7 @@ use crate::flow::forward::{Answer, Request, Sent, Upstream};
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
 use crate::flow::queue::{Receipt, Turn};
 use crate::flow::record::capped;
+use crate::journal::Note;
 use crate::metrics;
 
 /// What came of an attempt.
@@ -37,6 +38,8 @@ pub(crate) struct Sending {
     pub(crate) context: Context,
     /// When the caller's hold ends.
     pub(crate) answer_by: Instant,
+    /// What the journal is told of it, if there is one.
+    pub(crate) note: Option<Box<Note>>,
 }
 
 /// Counts an attempt as under way until dropped.
@@ -65,14 +68,21 @@ pub(crate) fn attempt(
 }
 
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
-    let Sending { request, operation, context, answer_by: _ } = sending;
+    let Sending { request, operation, context, answer_by: _, note } = sending;
     let _in_flight = InFlight::new(parts.metrics.in_flight(operation.account_label(), operation.action_label()));
     let Some((connection, receipt)) = turn.spend() else {
         return Attempted::Unsent;
     };
+    // The token's clock runs: what is written down first costs a few microseconds of its gap.
+    if let Some(note) = &note {
+        note.sent();
+    }
     let sent_at = Instant::now();
     let (answer, verdict) = match connection.send(request).await {
         Sent::Unsent => {
+            if let Some(note) = &note {
+                note.unsent();
+            }
             receipt.unsent();
             return Attempted::Unsent;
         }
@@ -82,6 +92,9 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
         }
         Sent::Lost(lost) => (None, lost.into()),
     };
+    if let Some(note) = &note {
+        note.judged(answer.as_ref(), &verdict);
+    }
     count(&parts, &operation, (answer.as_ref(), &verdict), sent_at);
     settle(receipt, &verdict);
     Attempted::Judged(answer, verdict)

@@ -184,7 +184,15 @@ impl Reply {
 
 /// Sends bytes and reads one answer; none if the connection closes without one.
 pub(crate) async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
-    let mut stream = TcpStream::connect(to).await.expect("the proxy listens");
+    exchange_over(TcpStream::connect(to).await.expect("the proxy listens"), bytes).await
+}
+
+/// As `exchange`; none also if nobody listens.
+pub(crate) async fn try_exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
+    exchange_over(TcpStream::connect(to).await.ok()?, bytes).await
+}
+
+async fn exchange_over(mut stream: TcpStream, bytes: &[u8]) -> Option<Reply> {
     // A refused body may end the writing early.
     drop(stream.write_all(bytes).await);
     read_reply(&mut stream).await

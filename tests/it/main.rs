@@ -10,14 +10,17 @@ mod world;
 
 mod admin;
 mod bad_input;
+mod client_keys;
 mod config;
 mod hang_up;
 mod holdings;
 mod holds;
+mod journal;
 mod journey;
 mod observe;
 mod reload;
 mod replicas;
+mod secrets;
 mod shutdown;
 mod store;
 mod tidy;

@@ -42,27 +42,37 @@ impl Process {
 
     /// On so many worker threads.
     pub(crate) async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
-        Self::configured(sim, &format!("{ACME}{more}"), tempfile::tempdir().unwrap(), threads).await
+        Self::with_env(sim, more, &[("TOKIO_WORKER_THREADS", &threads.to_string())]).await
+    }
+
+    /// With these variables, too.
+    pub(crate) async fn with_env(sim: &Running, more: &str, env: &[(&str, &str)]) -> Self {
+        Self::configured(sim, &format!("{ACME}{more}"), tempfile::tempdir().unwrap(), env).await
     }
 
     /// Without any account but those of `toml`, whose relative paths lead into the folder.
-    pub(crate) async fn configured(sim: &Running, toml: &str, folder: tempfile::TempDir, threads: u32) -> Self {
+    pub(crate) async fn configured(sim: &Running, toml: &str, folder: tempfile::TempDir, env: &[(&str, &str)]) -> Self {
         let head = format!(
             "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n",
             sim.url()
         );
         let config = folder.path().join("flowgate.toml");
         std::fs::write(&config, format!("{head}{toml}")).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
-            .arg("--config")
-            .arg(&config)
-            .env("MANAGED", SECRET)
-            .env("TEAM", "team-secret-1")
-            .env("TOKIO_WORKER_THREADS", threads.to_string())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        command.arg("--config").arg(&config).env("MANAGED", SECRET).env("TEAM", "team-secret-1");
+        Self::run(command, env, folder, head).await
+    }
+
+    /// Without a file: from these variables alone.
+    pub(crate) async fn from_env(env: &[(&str, &str)]) -> Self {
+        let own = [("LISTEN__PROXY", "127.0.0.1:0"), ("LISTEN__ADMIN", "127.0.0.1:0"), ("LOG__FORMAT", "json")];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        command.envs(own.map(|(name, value)| (format!("FLOWGATE_{name}"), value)));
+        Self::run(command, env, tempfile::tempdir().unwrap(), String::new()).await
+    }
+
+    async fn run(mut command: Command, env: &[(&str, &str)], folder: tempfile::TempDir, head: String) -> Self {
+        let mut child = command.envs(env.iter().copied()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let events = Arc::<Mutex<Vec<Value>>>::default();
         let ready = loop {
@@ -106,8 +116,17 @@ impl Process {
 
     /// Sends it a signal such as `-HUP`.
     pub(crate) async fn signal(&self, signal: &str) {
-        let id = self.child.id().expect("it runs").to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
+        assert!(Command::new("kill").args([signal, &self.id().to_string()]).status().await.unwrap().success());
+    }
+
+    /// All that it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.events.lock().iter().map(|event| format!("{event}\n")).collect()
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
     }
 
     /// SIGKILL.

@@ -158,7 +158,7 @@ async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     session(folder.path(), 1);
     let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
-    let flowgate = Process::configured(&sim, toml, folder, 2).await;
+    let flowgate = Process::configured(&sim, toml, folder, &[]).await;
     let own = ("STS.1", "secret-1");
     let refused = call(&flowgate, "old", own).send(flowgate.proxy).await;
     assert_eq!((refused.status, refused.code().as_str()), (403, "Flowgate.AccountCredentials"));

@@ -226,6 +226,16 @@ impl Taken {
     }
 }
 
+/// Whether a client may have this access key id, and what is expected if not.
+pub(crate) fn check_client_id(text: &str) -> Result<(), String> {
+    access_key(text).map(drop).ok_or_else(|| format!("expected {KEY_FORM}"))
+}
+
+/// Whether an account may have this name, and what is expected if not.
+pub(crate) fn check_account_id(text: &str) -> Result<(), String> {
+    if is_name(text, 64) { Ok(()) } else { Err(format!("expected {ID_FORM}")) }
+}
+
 pub(in crate::config) fn access_key(text: &str) -> Option<AccessKeyId> {
     // All callers that cannot be verified are one client of this name.
     let key = is_name(text, 128) && text != ClientId::unverified().as_str();

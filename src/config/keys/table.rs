@@ -337,4 +337,13 @@ pub(crate) const KEYS: &[Key] = &[
         Some("info"),
         "`error`, `warn`, `info`, `debug` or `trace`, of Flowgate itself; other libraries never say more than `info`.",
     ),
+    key(
+        "journal",
+        Kind::Text,
+        None,
+        "The path of a file in which each attempt is written down before it is sent and when it has ended, so that it is known after a crash what may have been done (docs/journal.md); or a table with the keys below. Default: no journal.",
+    ),
+    key("journal.path", Kind::Text, None, "Required in the table. The path of the file."),
+    key("journal.max_size", Kind::Size, Some("64MiB"), "Bytes of one file, 4KiB to 1GiB; then it becomes `path.1`."),
+    key("journal.keep", Kind::Count, Some("4"), "How many older files are kept, 1 to 1000; `path.1` is the latest."),
 ];

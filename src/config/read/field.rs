@@ -1,6 +1,7 @@
 //! What does one key say? It is asked for one form, such as a duration or a list, within bounds; what is written
 //! otherwise is a mistake that names the form and not what was written.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -159,15 +160,25 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Where a path that was written here leads: from the file's folder, or, in a variable, from the current one. Its
-    /// file is one that the configuration depends on.
+    /// The key as a table in which nothing is written, for the defaults of its keys.
+    pub(crate) fn empty_table(self) -> Section<'a> {
+        let Self { reader, key, place, item: _ } = self;
+        Section { reader, place, manual: key.path.to_owned(), nodes: BTreeMap::new() }
+    }
+
+    /// Where a path that was written here leads, to a file that the configuration depends on.
     pub(crate) fn opens(&self, path: &Path) -> PathBuf {
-        let path = match self.place.origin {
-            Origin::Line(_) => self.reader.folder.join(path),
-            Origin::Variable(_) | Origin::Nowhere => path.to_owned(),
-        };
+        let path = self.resolve(path);
         self.reader.files.borrow_mut().push(path.clone());
         path
+    }
+
+    /// Where a path that was written here leads: from the file's folder, or, in a variable, from the current one.
+    pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
+        match self.place.origin {
+            Origin::Line(_) => self.reader.folder.join(path),
+            Origin::Variable(_) | Origin::Nowhere => path.to_owned(),
+        }
     }
 }
 

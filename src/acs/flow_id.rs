@@ -1,0 +1,68 @@
+//! Which flow did CAMS create? `Data.FlowId` of an answer, JSON or XML, for those who want to find the flow again. Nothing
+//! is decided by it.
+
+use quick_xml::Reader;
+use quick_xml::events::Event;
+use serde::Deserialize;
+
+use super::answer::{Scalar, is_xml};
+
+/// An answer, as far as it matters here.
+#[derive(Deserialize)]
+struct Document {
+    #[serde(rename = "Data", alias = "data")]
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    #[serde(rename = "FlowId", alias = "flowId")]
+    flow_id: Scalar,
+}
+
+/// Reads it; `None` if the answer has none.
+pub(crate) fn read(content_type: Option<&str>, body: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(body).ok()?;
+    if is_xml(content_type, text) {
+        return read_xml(text);
+    }
+    serde_json::from_str(text).ok().map(|Document { data }| data.flow_id.0)
+}
+
+/// The text of the first `FlowId` in a `Data` below the root; an id needs no escapes.
+fn read_xml(text: &str) -> Option<String> {
+    let mut reader = Reader::from_str(text);
+    let mut path: Vec<Vec<u8>> = Vec::new();
+    loop {
+        match reader.read_event().ok()? {
+            Event::Start(tag) => path.push(tag.name().0.as_bytes().to_vec()),
+            Event::End(_) => drop(path.pop()),
+            Event::Text(text) if matches!(path.as_slice(), [_, data, id] if data == b"Data" && id == b"FlowId") => {
+                return Some(text.xml10_content().into_owned());
+            }
+            Event::Eof => return None,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_forms_name_the_flow() {
+        let json = |body: &str| read(Some("application/json;charset=utf-8"), body.as_bytes());
+        assert_eq!(json(r#"{"Code":"OK","Data":{"FlowName":"x","FlowId":"123"}}"#).as_deref(), Some("123"));
+        assert_eq!(json(r#"{"data":{"flowId":123}}"#).as_deref(), Some("123"));
+        for without in [r#"{"FlowId":"1"}"#, r#"{"Data":null}"#, r#"{"Data":{"Flow":{"FlowId":"1"}}}"#, "{", ""] {
+            assert_eq!(json(without), None, "{without}");
+        }
+        let xml = |body: &str| read(Some("text/xml;charset=utf-8"), body.as_bytes());
+        let page = |inner: &str| format!("<CreateFlowResponse><Code>OK</Code>{inner}</CreateFlowResponse>");
+        assert_eq!(xml(&page("<Data><FlowName>x</FlowName><FlowId>123</FlowId></Data>")).as_deref(), Some("123"));
+        for without in ["<FlowId>1</FlowId>", "<Data/>", "<Data><A><FlowId>1</FlowId></A></Data>", "<Data>"] {
+            assert_eq!(xml(&page(without)), None, "{without}");
+        }
+    }
+}

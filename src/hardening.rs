@@ -1,0 +1,20 @@
+//! What does the process keep to itself, and what must not end it? Its memory holds secrets, so it leaves no core dump and
+//! nobody but root may look into it; a file that reaches its limit is an error of the write and no reason to die.
+
+use rlimit::Resource;
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// No core dump, neither into a file nor into a pipe, and no debugger of the same user.
+pub fn no_core_dumps() -> std::io::Result<()> {
+    Resource::CORE.set(0, 0)?;
+    // A core pattern that is a pipe does not ask for the limit.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    Ok(())
+}
+
+/// SIGXFSZ is caught for as long as the process lives, so that the write fails instead. Must be called inside a tokio
+/// runtime.
+pub(crate) fn survive_file_limits() -> std::io::Result<()> {
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
+}

@@ -1,0 +1,232 @@
+//! How does a line get into the file, and which file? By one write at its end, so that no line is lost with the process
+//! or mixed with another's; into a new file when this one is full, was moved or is gone. A write that got only a part of
+//! its line in is ended by the next one, so that a reader loses one line and no more.
+
+use std::fs::{File, Metadata, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::config;
+
+/// Read and written by its owner alone.
+const MODE: u32 = 0o600;
+
+/// The file that is written now.
+pub(super) struct RotatingFile {
+    path: PathBuf,
+    max_size: u64,
+    keep: u32,
+    file: File,
+    identity: Identity,
+    /// The last line has no end.
+    torn: bool,
+}
+
+/// What tells a file from another one of the same name.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Identity(u64, u64);
+
+/// The older files' names: the number grows with the age.
+pub(super) fn older(path: &Path, number: u32) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{number}"));
+    name.into()
+}
+
+/// Opens a file for appending, or makes it, and sees to it that only its owner can read it.
+fn open(path: &Path) -> io::Result<File> {
+    match std::fs::metadata(path) {
+        // Asked before it is opened, because opening a pipe waits for a reader.
+        Ok(found) if !found.is_file() => {
+            return Err(io::Error::new(ErrorKind::InvalidInput, "expected a regular file"));
+        }
+        _ => {}
+    }
+    let file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path)?;
+    if file.metadata()?.mode() & 0o777 & !MODE != 0 {
+        file.set_permissions(Permissions::from_mode(MODE))?;
+        tracing::warn!(path = %path.display(), "others could read the journal: now only its owner can");
+    }
+    Ok(file)
+}
+
+/// Whether the file's last line has no end: its writer was stopped, or its disk was full.
+fn is_torn(file: &File, size: u64) -> io::Result<bool> {
+    let Some(last) = size.checked_sub(1) else { return Ok(false) };
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, last)?;
+    Ok(byte != *b"\n")
+}
+
+// === impl Identity ===
+
+impl Identity {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self(metadata.dev(), metadata.ino())
+    }
+}
+
+// === impl RotatingFile ===
+
+impl RotatingFile {
+    pub(super) fn open(config: &config::Journal) -> io::Result<Self> {
+        let config::Journal { path, max_size, keep } = config;
+        Self::on(open(path)?, path, (*max_size as u64, *keep))
+    }
+
+    /// On a file that is open.
+    fn on(file: File, path: &Path, (max_size, keep): (u64, u32)) -> io::Result<Self> {
+        let found = file.metadata()?;
+        let (identity, torn) = (Identity::of(&found), is_torn(&file, found.len())?);
+        Ok(Self { path: path.to_owned(), max_size, keep, file, identity, torn })
+    }
+
+    /// Writes one line. After an error the line is lost, unless the error is of the rotation: then it stands in the file
+    /// that was to be replaced.
+    pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        let prepared = self.prepare(line.len() as u64);
+        let ended = if self.torn { [b"\n", line].concat().into() } else { std::borrow::Cow::Borrowed(line) };
+        match self.write_once(&ended) {
+            Ok(written) if written == ended.len() => self.torn = false,
+            Ok(_) => {
+                self.torn = true;
+                return Err(io::Error::new(ErrorKind::WriteZero, "only a part of a line could be written"));
+            }
+            Err(error) => return Err(error),
+        }
+        prepared
+    }
+
+    /// One write, however often a signal comes before it has begun.
+    fn write_once(&self, line: &[u8]) -> io::Result<usize> {
+        loop {
+            match (&self.file).write(line) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                written => return written,
+            }
+        }
+    }
+
+    /// Takes the next file when this one is full, and the file of this name when that is another one now.
+    fn prepare(&mut self, more: u64) -> io::Result<()> {
+        let found = std::fs::metadata(&self.path).ok();
+        match found.filter(|found| Identity::of(found) == self.identity) {
+            Some(found) if found.len() == 0 || found.len() + more <= self.max_size => return Ok(()),
+            Some(_) => self.make_room()?,
+            None => {}
+        }
+        *self = Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))?;
+        Ok(())
+    }
+
+    /// Renames the files, the oldest first, which is overwritten.
+    fn make_room(&self) -> io::Result<()> {
+        for number in (1..self.keep).rev() {
+            match std::fs::rename(older(&self.path, number), older(&self.path, number + 1)) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        std::fs::rename(&self.path, older(&self.path, 1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file in this folder, of so many bytes at most.
+    fn file(folder: &tempfile::TempDir, max_size: usize) -> (PathBuf, RotatingFile) {
+        let path = folder.path().join("journal");
+        let file = RotatingFile::open(&config::Journal { path: path.clone(), max_size, keep: 2 }).unwrap();
+        (path, file)
+    }
+
+    fn text(path: &Path) -> String {
+        std::fs::read_to_string(path).unwrap()
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().mode() & 0o777
+    }
+
+    #[test]
+    fn full_files_move_on_and_the_oldest_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut file) = file(&folder, 8);
+        for line in ["one\n", "two\n", "three\n", "longer than a file\n", "five\n"] {
+            file.write(line.as_bytes()).unwrap();
+        }
+        let kept = [path.clone(), older(&path, 1), older(&path, 2)];
+        assert_eq!(kept.each_ref().map(|path| text(path)), ["five\n", "longer than a file\n", "three\n"]);
+        assert_eq!(kept.each_ref().map(|path| mode(path)), [MODE; 3]);
+        assert!(!older(&path, 3).exists());
+    }
+
+    #[test]
+    fn what_others_could_read_they_can_read_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        std::fs::write(&path, "before\n").unwrap();
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let (path, mut file) = file(&folder, 100);
+        file.write(b"after\n").unwrap();
+        assert_eq!((text(&path).as_str(), mode(&path)), ("before\nafter\n", MODE));
+    }
+
+    #[test]
+    fn a_line_that_was_torn_is_ended_before_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("journal"), "whole\nto").unwrap();
+        let (path, mut file) = file(&folder, 100);
+        file.write(b"next\n").unwrap();
+        file.write(b"last\n").unwrap();
+        assert_eq!(text(&path), "whole\nto\nnext\nlast\n");
+    }
+
+    #[test]
+    fn a_file_that_was_moved_or_removed_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut file) = file(&folder, 100);
+        file.write(b"one\n").unwrap();
+        std::fs::rename(&path, older(&path, 1)).unwrap();
+        file.write(b"two\n").unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file.write(b"three\n").unwrap();
+        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n", "one\n"));
+        assert_eq!(mode(&path), MODE);
+    }
+
+    #[test]
+    fn where_no_new_file_can_be_made_the_open_one_is_written_and_the_error_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut file) = file(&folder, 8);
+        file.write(b"one\n").unwrap();
+        // A file cannot take a folder's name.
+        std::fs::write(older(&path, 1), "").unwrap();
+        std::fs::create_dir(older(&path, 2)).unwrap();
+        file.write(b"two too many\n").unwrap_err();
+        assert_eq!(text(&path), "one\ntwo too many\n");
+        std::fs::remove_dir(older(&path, 2)).unwrap();
+        file.write(b"three\n").unwrap();
+        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n", "one\ntwo too many\n"));
+    }
+
+    #[test]
+    fn a_full_disk_is_an_error() {
+        let full = Path::new("/dev/full");
+        let file = OpenOptions::new().append(true).open(full).unwrap();
+        let mut file = RotatingFile::on(file, full, (100, 1)).unwrap();
+        assert_eq!(file.write(b"line\n").unwrap_err().kind(), ErrorKind::StorageFull);
+    }
+
+    #[test]
+    fn only_a_regular_file_will_do() {
+        let config = |path: &str| config::Journal { path: path.into(), max_size: 100, keep: 1 };
+        for path in ["/dev/null", "/tmp"] {
+            let refused = RotatingFile::open(&config(path)).err().unwrap();
+            assert_eq!(refused.to_string(), "expected a regular file");
+        }
+    }
+}

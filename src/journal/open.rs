@@ -1,0 +1,131 @@
+//! Which attempts have no end? The journal's files are read from the oldest to the latest, and whatever was sent and is
+//! not done is open: a crash left it so, or it is still under way. Lines that are none are counted and passed over.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, ErrorKind};
+use std::path::Path;
+
+use serde_json::json;
+
+use super::file::{Identity, older};
+use super::line::{Line, Outcome, Sent};
+
+/// What a journal says.
+pub struct Reading {
+    /// In the order in which they were sent.
+    pub(super) open: Vec<Sent<'static>>,
+    damaged: u64,
+}
+
+/// The table's head.
+const HEAD: [&str; 7] = ["SENT", "ACCOUNT", "CLIENT", "TENANT", "ACTION", "FLOW NAME", "REQUEST ID"];
+
+/// Reads the journal of this path with its older files. With `unknown`, what has ended without anybody knowing how is
+/// told with what has no end.
+pub fn read(path: &Path, unknown: bool) -> io::Result<Reading> {
+    let mut sent = HashMap::new();
+    let (mut damaged, mut number) = (0, 0_u64);
+    for file in files(path)?.into_iter().rev() {
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line?;
+            number += 1;
+            match serde_json::from_slice(&line) {
+                Ok(Line::Sent(attempt)) => {
+                    sent.insert(attempt.attempt.clone().into_owned(), (number, attempt));
+                }
+                Ok(Line::Done(done)) if unknown && done.outcome == Outcome::Unknown => {}
+                Ok(Line::Done(done)) => {
+                    sent.remove(&*done.attempt);
+                }
+                Err(_) if line.is_empty() => {}
+                Err(_) => damaged += 1,
+            }
+        }
+    }
+    let mut open: Vec<_> = sent.into_values().collect();
+    open.sort_by_key(|(number, _)| *number);
+    Ok(Reading { open: open.into_iter().map(|(_, attempt)| attempt).collect(), damaged })
+}
+
+/// All files, the latest first. Opened in this order, so that a rotation meanwhile hides none: a file that it moves is met
+/// twice, and taken once.
+fn files(path: &Path) -> io::Result<Vec<File>> {
+    let mut files = vec![File::open(path)];
+    // A rotation that is under way leaves a gap.
+    let (mut number, mut gap) = (1, 0);
+    while gap < 2 {
+        let file = File::open(older(path, number));
+        gap = if file.is_err() { gap + 1 } else { 0 };
+        files.push(file);
+        number += 1;
+    }
+    let mut seen = Vec::new();
+    let mut found = Vec::new();
+    let mut missing = None;
+    for file in files {
+        match file {
+            Ok(file) => {
+                let identity = Identity::of(&file.metadata()?);
+                if !seen.contains(&identity) {
+                    seen.push(identity);
+                    found.push(file);
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => missing = missing.or(Some(error)),
+            Err(error) => return Err(error),
+        }
+    }
+    match missing {
+        Some(error) if found.is_empty() => Err(error),
+        _ => Ok(found),
+    }
+}
+
+/// Text as it can be shown on a terminal, whatever is in it.
+fn shown(text: &str) -> String {
+    text.escape_debug().to_string()
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// Whether every attempt has its end.
+    pub fn is_settled(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Lines that could not be read.
+    pub fn damaged(&self) -> u64 {
+        self.damaged
+    }
+
+    /// For people: one row each.
+    pub fn table(&self) -> String {
+        let row = |sent: &Sent<'_>| {
+            let Sent { time, attempt: _, request_id, account, client, tenant, action, flow_name } = sent;
+            let (tenant, name) = (tenant.as_deref().unwrap_or("-"), flow_name.as_deref().unwrap_or("-"));
+            [time, account, client, tenant, action, name, request_id].map(shown)
+        };
+        let rows: Vec<[String; 7]> = [HEAD.map(str::to_owned)].into_iter().chain(self.open.iter().map(row)).collect();
+        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+        let widths: [usize; 7] = std::array::from_fn(width);
+        let mut table = String::new();
+        for row in &rows {
+            let mut line = String::new();
+            for (cell, width) in row.iter().zip(widths) {
+                write!(line, "{cell:width$}  ").expect("a text takes more text");
+            }
+            table.push_str(line.trim_end());
+            table.push('\n');
+        }
+        table
+    }
+
+    /// For machines: one object.
+    pub fn json(&self) -> String {
+        let Self { open, damaged } = self;
+        format!("{}\n", json!({ "open": open, "damaged_lines": damaged }))
+    }
+}
