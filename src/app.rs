@@ -21,6 +21,7 @@ use crate::flow::forward::{Connection, Reach, Upstream};
 use crate::flow::hold::margin::Margins;
 use crate::flow::identify::{Directory, Nonces};
 use crate::flow::listen::socket::Hangup;
+use crate::flow::listen::tls::Certificates;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
 use crate::flow::queue::{Connector, Queue};
 use crate::metrics::Metrics;
@@ -39,6 +40,8 @@ pub struct App {
 /// What every call needs.
 pub(crate) struct Parts {
     pub(crate) config: Config,
+    /// What callers speak TLS with, if they do; swapped when the files have changed.
+    pub(crate) certificates: Option<Arc<Certificates>>,
     pub(crate) directory: Directory,
     pub(crate) nonces: Nonces,
     /// What CAMS's answers usually take.
@@ -94,8 +97,10 @@ impl App {
             }));
         }
         let listen = &parts.config.listen;
-        let terms = |until| Terms::new(listen, parts.metrics.clone(), (parts.phases.clone(), until));
-        let (terms, admin_terms) = (terms(Phase::Draining), terms(Phase::Over));
+        let terms = |certificates, until| {
+            Terms::new(listen, certificates, parts.metrics.clone(), (parts.phases.clone(), until))
+        };
+        let (terms, admin_terms) = (terms(parts.certificates.clone(), Phase::Draining), terms(None, Phase::Over));
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
         tokio::spawn(async move { admin_terms.serve(admin, pages).await });
         let serving = terms.clone();
@@ -105,6 +110,7 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             mode = %parts.config.mode,
             proxy = %listen.proxy,
+            tls = parts.certificates.is_some(),
             admin = %listen.admin,
             upstream = parts.config.upstream.host,
             max_connections = listen.max_connections,
@@ -203,6 +209,7 @@ impl Parts {
             .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
             .transpose()?;
         Ok(Self {
+            certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
             directory: Directory::new(&config),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),

@@ -18,6 +18,7 @@ pub use effective::effective;
 pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
+pub use tls::Tls;
 
 mod bind;
 mod check;
@@ -31,6 +32,7 @@ mod mode;
 mod quota;
 mod read;
 mod secrets;
+pub(crate) mod tls;
 mod units;
 
 pub(crate) use units::Time;
@@ -82,6 +84,8 @@ pub struct Listen {
     pub proxy: Bind,
     /// `/metrics` and the other pages for operators.
     pub admin: Bind,
+    /// What callers speak TLS with; without it they speak in the clear.
+    pub tls: Option<Tls>,
     /// Own host names, besides the address, that a signed host may bear.
     pub names: Vec<String>,
     /// Connections at once, in total.

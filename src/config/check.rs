@@ -17,6 +17,7 @@ mod accounts;
 mod limits;
 mod listen;
 mod quota;
+mod tls;
 mod upstream;
 
 /// Bytes that a bound on bytes may be.

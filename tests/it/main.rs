@@ -20,4 +20,5 @@ mod replicas;
 mod shutdown;
 mod store;
 mod tidy;
+mod tls;
 mod upstream_faults;
