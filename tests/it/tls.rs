@@ -319,8 +319,11 @@ async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
 }
 
 #[tokio::test]
-async fn who_closes_without_a_word_between_two_calls_is_no_error() {
+async fn who_closes_without_a_word_outside_of_a_call_is_no_error() {
     let place = Place::new("", "").await;
+    // As a pool does that has opened one connection too many. Under TLS 1.3 that is a reset: the ticket lies unread.
+    let client = place.authority.client(&[&version::TLS12], None);
+    drop(connect(place.world.proxy, client).await.unwrap().into_inner().0);
     let mut stream = place.connect().await;
     assert_eq!(send(&mut stream, &place.call("x")).await.unwrap().status, 200);
     drop(stream.into_inner().0);
