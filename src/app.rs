@@ -22,6 +22,7 @@ use crate::flow::forward::{Connection, Reach, Upstream};
 use crate::flow::hold::margin::Margins;
 use crate::flow::identify::Nonces;
 use crate::flow::listen::socket::Hangup;
+use crate::flow::listen::tls::Certificates;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
 use crate::flow::queue::{Connector, Queue};
 use crate::hardening;
@@ -49,6 +50,8 @@ pub(crate) struct Parts {
     pub(crate) settings: ArcSwap<Settings>,
     /// None where nobody reads the configuration anew.
     changes: OnceLock<Ask>,
+    /// What callers speak TLS with, if they do; swapped when the files have changed.
+    pub(crate) certificates: Option<Arc<Certificates>>,
     pub(crate) nonces: Nonces,
     /// What CAMS's answers usually take.
     pub(crate) margins: Margins,
@@ -118,8 +121,10 @@ impl App {
         }
         let settings = parts.settings.load_full();
         let (config, listen) = (&settings.config, &settings.config.listen);
-        let terms = |until| Terms::new(listen, parts.metrics.clone(), (parts.phases.clone(), until));
-        let (terms, admin_terms) = (terms(Phase::Draining), terms(Phase::Over));
+        let terms = |certificates, until| {
+            Terms::new(listen, certificates, parts.metrics.clone(), (parts.phases.clone(), until))
+        };
+        let (terms, admin_terms) = (terms(parts.certificates.clone(), Phase::Draining), terms(None, Phase::Over));
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
         tokio::spawn(async move { admin_terms.serve(admin, pages).await });
         let serving = terms.clone();
@@ -129,6 +134,7 @@ impl App {
             version = env!("CARGO_PKG_VERSION"),
             mode = %config.mode,
             proxy = %listen.proxy,
+            tls = parts.certificates.is_some(),
             admin = %listen.admin,
             upstream = config.upstream.host,
             max_connections = listen.max_connections,
@@ -237,6 +243,7 @@ impl Parts {
         };
         Ok(Self {
             journal: config.journal.as_ref().map(open).transpose()?,
+            certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
@@ -259,6 +266,9 @@ impl Parts {
         let settings = Arc::new(before.then(config));
         self.settings.store(settings.clone());
         self.queue.reload(&settings.config);
+        if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
+            certificates.swap(tls);
+        }
         self.metrics.credentials(&settings.config.accounts);
         telemetry::set_level(settings.config.log.level);
     }

@@ -18,6 +18,7 @@ pub use load::{Loaded, Source, load};
 pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
+pub use tls::Tls;
 
 mod bind;
 mod check;
@@ -32,6 +33,7 @@ mod mode;
 mod quota;
 mod read;
 mod secrets;
+pub(crate) mod tls;
 mod units;
 
 pub(crate) use check::accounts::{check_account_id, check_client_id};
@@ -88,6 +90,8 @@ pub struct Listen {
     pub admin: Bind,
     /// What operators beyond loopback show to see more than health and metrics.
     pub admin_token: Option<Secret>,
+    /// What callers speak TLS with; without it they speak in the clear.
+    pub tls: Option<Tls>,
     /// Own host names, besides the address, that a signed host may bear.
     pub names: Vec<String>,
     /// Connections at once, in total.

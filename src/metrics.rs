@@ -55,6 +55,8 @@ pub(crate) struct ConnectionMetrics {
     pub(crate) open: IntGauge,
     /// Ended with an error or turned away, by kind; what is not HTTP is counted here.
     pub(crate) errors: IntCounterVec,
+    /// When the certificate ends that Flowgate shows, by the name of where.
+    pub(crate) certificate_expiry: IntGaugeVec,
 }
 
 /// The counters of one lane, looked up once.
@@ -200,9 +202,11 @@ impl Metrics {
 impl ConnectionMetrics {
     fn new(r: &Registry) -> Self {
         let help = "Connections that ended with an error or were turned away, by kind.";
+        let expiry = "When the certificate ends that Flowgate shows, by where, in seconds since 1970.";
         Self {
             open: single(r, "connections", "Open connections."),
             errors: counter(r, "connection_errors_total", help, &["kind"]),
+            certificate_expiry: gauge(r, "certificate_expiry_timestamp_seconds", expiry, &["name"]),
         }
     }
 }

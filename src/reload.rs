@@ -43,9 +43,11 @@ type Stamps = BTreeMap<PathBuf, Option<(SystemTime, u64, u64, u64)>>;
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a running process cannot change.
-const FIXED: [&str; 8] =
-    ["mode", "listen.proxy", "listen.admin", "listen.tls", "upstream", "quota", "log.format", "journal"];
+/// What a running process cannot change: these keys, and those in these tables.
+const FIXED: [&str; 7] = ["mode", "listen.proxy", "listen.admin", "upstream", "quota", "log.format", "journal"];
+
+/// This one as a whole; its files may be others.
+const FIXED_WHOLE: &str = "listen.tls";
 
 /// Why nothing has changed.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +83,10 @@ fn differences(before: &Value, after: &Value, path: &str, found: &mut Vec<String
 
 /// Whether a key is one of these or stands in one of these tables.
 fn is_fixed(key: &str) -> bool {
-    FIXED.iter().any(|fixed| key.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+    key == FIXED_WHOLE
+        || FIXED
+            .iter()
+            .any(|fixed| key.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
 }
 
 // === impl Ask ===
@@ -202,12 +207,12 @@ mod tests {
     #[test]
     fn what_a_running_process_cannot_change_is_known_by_its_table() {
         assert!(
-            ["mode", "upstream.url", "upstream.connect_to", "quota.store.lease", "listen.proxy"]
+            ["mode", "upstream.url", "upstream.connect_to", "quota.store.lease", "listen.proxy", "listen.tls"]
                 .iter()
                 .all(|key| is_fixed(key))
         );
         assert!(
-            !["modes", "listen.names", "listen.proxy_header", "log.level", "queue.hold"]
+            !["modes", "listen.names", "listen.tls.cert", "listen.proxy_header", "log.level", "queue.hold"]
                 .iter()
                 .any(|key| is_fixed(key))
         );

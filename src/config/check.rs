@@ -18,6 +18,7 @@ pub(super) mod accounts;
 mod limits;
 mod listen;
 mod quota;
+mod tls;
 mod upstream;
 
 pub(super) use accounts::{KEY_FORM, access_key};

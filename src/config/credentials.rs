@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::Credentials;
 use super::check::{KEY_FORM, access_key};
 use super::read::Field;
-use super::secrets::{bytes, one_line};
+use super::secrets::{MAX_FILE, one_line, regular};
 use crate::acs::time;
 use crate::secret::Secret;
 
@@ -58,7 +58,8 @@ fn parse(path: &Path) -> Result<Credentials, String> {
     // What serde says of a mistake holds the value.
     let shape =
         "expected a JSON object with AccessKeyId, AccessKeySecret and, if need be, SecurityToken and Expiration";
-    let Written { id, secret, token, expires } = serde_json::from_slice(&bytes(path)?).map_err(|_| shape)?;
+    let Written { id, secret, token, expires } =
+        serde_json::from_slice(&regular(path, MAX_FILE)?).map_err(|_| shape)?;
     let expires = expires.map(|end| time::parse(&end).ok_or("expected an Expiration such as 2026-11-24T08:00:00Z"));
     Ok(Credentials {
         access_key_id: access_key(id.expose()).ok_or_else(|| format!("AccessKeyId: expected {KEY_FORM}"))?,

@@ -1,14 +1,14 @@
 //! What holds, for `/config`: every value that takes effect, and no secret. Each part is taken apart field by field, so
 //! that a new field is shown or left out by decision and never by accident.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
     Account, Actions, Client, Config, Credentials, Drain, Hold, Journal, Learn, Limit, Listen, Log, LogFormat,
-    OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Tenant, Topology, UnknownKeys, Upstream,
+    OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Tenant, Tls, Topology, UnknownKeys, Upstream,
 };
 use crate::acs;
 use crate::id::AccessKeyId;
@@ -70,6 +70,7 @@ fn listen_json(listen: &Listen) -> Value {
         proxy,
         admin,
         admin_token,
+        tls,
         names,
         max_connections,
         max_connections_per_source,
@@ -83,6 +84,7 @@ fn listen_json(listen: &Listen) -> Value {
         "proxy": proxy.to_string(),
         "admin": admin.to_string(),
         "admin_token": admin_token.is_some(),
+        "tls": tls.as_ref().map(tls_json),
         "names": names,
         "max_connections": max_connections,
         "max_connections_per_source": max_connections_per_source,
@@ -91,6 +93,16 @@ fn listen_json(listen: &Listen) -> Value {
         "idle_timeout": time(*idle_timeout),
         "max_header": size(*max_header),
         "max_body": size(*max_body),
+    })
+}
+
+fn tls_json(tls: &Tls) -> Value {
+    let Tls { cert, key, client_ca, not_after, server: _ } = tls;
+    json!({
+        "cert": cert.display().to_string(),
+        "key": key.display().to_string(),
+        "client_ca": client_ca.as_ref().map(|path| path.display().to_string()),
+        "not_after": not_after.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
     })
 }
 

@@ -130,17 +130,6 @@ impl<'a> Section<'a> {
         names.into_iter().map(|name| (name.clone(), self.take(&name, key))).collect()
     }
 
-    /// A key whose effect comes later: its default is accepted, everything else is refused by name.
-    pub(crate) fn later(&mut self, name: &str) {
-        let field = self.key(name);
-        match (&field.item, field.key.default) {
-            (None, _) => {}
-            (Some(Item::Scalar { text, .. }), Some(default)) if text == default => {}
-            (Some(_), Some(default)) => field.mistake(format!("not available yet, expected {default}")),
-            (Some(_), None) => field.mistake("not available yet"),
-        }
-    }
-
     /// Whatever was not taken out is unknown.
     pub(crate) fn done(self) {
         for (name, node) in self.nodes {

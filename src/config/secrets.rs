@@ -11,13 +11,14 @@ use zeroize::Zeroizing;
 use super::file::{Item, Node};
 use super::mistakes::Origin;
 use super::read::{Field, Place};
+use super::units::Size;
 use crate::secret::Secret;
 
 /// Bytes of a secret's file.
-const MAX_FILE: u64 = 64 * 1024;
+pub(super) const MAX_FILE: usize = 64 * 1024;
 
 /// One byte more tells a file that is too long; the rest is for the read that finds the end.
-const ROOM: usize = MAX_FILE as usize + 64;
+const ROOM: usize = 64;
 
 /// Reads the secret whose place the key names.
 pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
@@ -62,22 +63,22 @@ fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
 }
 
 fn file(path: &Path) -> Result<Secret, String> {
-    let bytes = bytes(path)?;
+    let bytes = regular(path, MAX_FILE)?;
     one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
 }
 
-/// All of a regular file that holds a secret, and is wiped when dropped.
-pub(crate) fn bytes(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+/// What is in a regular file of at most `max` bytes; wiped when dropped.
+pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     let unreadable = |error: io::Error| format!("the file cannot be read: {}", error.kind());
     // Asked before it is opened, because opening a pipe waits for a writer.
     if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
         return Err("expected a regular file".to_owned());
     }
     // With room for all of it, so that growing leaves no copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(ROOM));
-    File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err("expected a file of at most 64KiB".to_owned());
+    let mut bytes = Zeroizing::new(Vec::with_capacity(max + ROOM));
+    File::open(path).and_then(|file| file.take(max as u64 + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    if bytes.len() > max {
+        return Err(format!("expected a file of at most {}", Size(max)));
     }
     Ok(bytes)
 }

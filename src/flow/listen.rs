@@ -1,15 +1,16 @@
-//! Who comes in, and on what terms? Connections by TCP or a Unix socket, HTTP/1.1 only, each bound in number, in time
+//! Who comes in, and on what terms? Connections by TCP or a Unix socket, with TLS or without, HTTP/1.1 only, each bound in number, in time
 //! and in the size of its heads. What a request means is the next steps' business.
 
+mod clocks;
+mod listener;
 pub(crate) mod socket;
+pub(crate) mod tls;
 
 use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,30 +23,27 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use prometheus::IntGauge;
-use socket2::SockRef;
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use prometheus::{IntCounter, IntGauge};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Bind, Listen};
+use crate::config::Listen;
 use crate::error::{Kind, Refusal};
-use crate::flow::listen::socket::{Hangup, Patience, Socket, Stalled, Stream};
+use crate::flow::listen::clocks::{Patience, Stalled, Timed};
+pub(crate) use crate::flow::listen::listener::Listener;
+use crate::flow::listen::socket::{Hangup, Socket, Wire};
+use crate::flow::listen::tls::{Certificates, Opened, SpeaksTls};
 use crate::metrics::Metrics;
 use crate::shutdown::{Phase, Phases};
-
-/// A bound socket.
-pub(crate) enum Listener {
-    Tcp(TcpListener),
-    /// The path is removed again when the listener goes.
-    Unix(UnixListener, PathBuf),
-}
 
 /// The bounds that a listener's connections live in, and who counts them.
 pub(crate) struct Terms {
     max_connections: usize,
     max_per_source: usize,
     patience: Patience,
+    /// With these a caller speaks TLS.
+    certificates: Option<Arc<Certificates>>,
     idle_timeout: Duration,
     max_header: usize,
     metrics: Arc<Metrics>,
@@ -58,9 +56,6 @@ pub(crate) struct Terms {
     /// When the log last told that callers are turned away.
     told: Mutex<Option<Instant>>,
 }
-
-/// So many may connect before they are accepted: who finds tokio's 128 full loses a second until the kernel tries again.
-const BACKLOG: i32 = 4096;
 
 /// How often it tells so.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
@@ -92,67 +87,21 @@ struct Place {
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
 
-// === impl Listener ===
-
-impl Listener {
-    /// Binds; a Unix socket that nobody listens on any more is replaced.
-    pub(crate) async fn bind(bind: &Bind) -> io::Result<Self> {
-        match bind {
-            Bind::Tcp(address) => {
-                let listener = TcpListener::bind(address).await?;
-                SockRef::from(&listener).listen(BACKLOG)?;
-                Ok(Self::Tcp(listener))
-            }
-            Bind::Unix(path) => {
-                // Refused means that a process left its socket behind; whatever else it is, binding says.
-                let left = UnixStream::connect(path)
-                    .await
-                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-                if left && std::fs::symlink_metadata(path)?.file_type().is_socket() {
-                    std::fs::remove_file(path)?;
-                }
-                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
-            }
-        }
-    }
-
-    /// What was in fact bound: the system may have chosen the port.
-    pub(crate) fn bound(&self) -> io::Result<Bind> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().map(Bind::Tcp),
-            Self::Unix(_, path) => Ok(Bind::Unix(path.clone())),
-        }
-    }
-
-    async fn accept(&self) -> io::Result<(Socket, Option<IpAddr>)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, from) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Socket::Tcp(stream), Some(from.ip())))
-            }
-            Self::Unix(listener, _) => Ok((Socket::Unix(listener.accept().await?.0), None)),
-        }
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            drop(std::fs::remove_file(path));
-        }
-    }
-}
-
 // === impl Terms ===
 
 impl Terms {
     /// For a listener that serves until `until`.
-    pub(crate) fn new(listen: &Listen, metrics: Arc<Metrics>, (phases, until): (Phases, Phase)) -> Arc<Self> {
+    pub(crate) fn new(
+        listen: &Listen,
+        certificates: Option<Arc<Certificates>>,
+        metrics: Arc<Metrics>,
+        (phases, until): (Phases, Phase),
+    ) -> Arc<Self> {
         Arc::new(Self {
             max_connections: listen.max_connections,
             max_per_source: listen.max_connections_per_source,
             patience: Patience { head: listen.header_timeout, write: listen.body_timeout },
+            certificates,
             idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,
             metrics,
@@ -177,7 +126,7 @@ impl Terms {
                 Err(error) => {
                     // Out of descriptors, or a connection that was gone before it was accepted.
                     tracing::warn!(%error, "cannot accept a connection");
-                    self.metrics.connections.errors.with_label_values(&["accept"]).inc();
+                    self.errors("accept").inc();
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
             }
@@ -208,7 +157,7 @@ impl Terms {
             tracing::warn!(kind, open = self.open.len(), "callers are turned away: a bound of [listen] is reached");
         }
         drop(told);
-        self.metrics.connections.errors.with_label_values(&[kind]).inc();
+        self.errors(kind).inc();
     }
 
     fn enter(&self, source: IpAddr) -> Result<Place, ()> {
@@ -223,7 +172,36 @@ impl Terms {
 
     async fn connection(self: Arc<Self>, socket: Socket, _place: Option<Place>, service: impl Answer) {
         let _open = Counted::new(&self.metrics.connections.open);
-        let (stream, hangup, turn) = Stream::new(socket, self.patience);
+        let (wire, hangup) = Wire::new(socket, self.patience.write);
+        match &self.certificates {
+            None => self.http(wire, hangup, service).await,
+            // Boxed: a connection in the clear has no room for it.
+            Some(certificates) => Box::pin(self.secured(certificates, (wire, hangup), service)).await,
+        }
+    }
+
+    async fn secured(&self, certificates: &Certificates, (wire, hangup): (Wire, Hangup), service: impl Answer) {
+        match certificates.open(wire, self.patience.head).await {
+            Opened::Tls(stream) => self.http(stream, hangup, service).await,
+            Opened::Clear(wire) => {
+                self.errors("tls").inc();
+                service.no_request();
+                self.http(wire, hangup, SpeaksTls).await;
+            }
+            Opened::Failed(failed) => {
+                if let Some(kind) = failed.kind() {
+                    self.errors(kind).inc();
+                    tracing::debug!(kind, reason = %failed, "no connection came about");
+                }
+            }
+        }
+    }
+
+    async fn http<T>(&self, io: T, hangup: Hangup, service: impl Answer)
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (stream, turn) = Timed::new(io, self.patience.head);
         let answer = service.clone();
         let service_fn = service_fn(move |request| {
             let (answer, hangup, ours) = (answer.clone(), hangup.clone(), turn.clone().take());
@@ -269,8 +247,12 @@ impl Terms {
         if ["not_http", "slow_head"].contains(&kind) {
             service.no_request();
         }
-        self.metrics.connections.errors.with_label_values(&[kind]).inc();
+        self.errors(kind).inc();
         tracing::debug!(kind, "a connection ended with an error");
+    }
+
+    fn errors(&self, kind: &str) -> IntCounter {
+        self.metrics.connections.errors.with_label_values(&[kind])
     }
 }
 

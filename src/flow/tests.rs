@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::acs::time;
-use crate::flow::listen::socket::{Patience, Socket, Stream};
+use crate::flow::listen::socket::{Socket, Wire};
 
 /// A body that nobody should read.
 struct Trap;
@@ -31,8 +31,7 @@ async fn a_panic_costs_one_call() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let _caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-    let patience = Patience { head: Duration::from_secs(9), write: Duration::from_secs(9) };
-    let (_stream, hangup, _turn) = Stream::new(socket, patience);
+    let (_wire, hangup) = Wire::new(socket, Duration::from_secs(9));
 
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
     let target = format!(

@@ -8,7 +8,7 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 pub(crate) const KEY: &str = "LTAI-managed-1";
@@ -199,7 +199,7 @@ async fn exchange_over(mut stream: TcpStream, bytes: &[u8]) -> Option<Reply> {
 }
 
 /// Reads one answer.
-pub(crate) async fn read_reply(stream: &mut TcpStream) -> Option<Reply> {
+pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin)) -> Option<Reply> {
     let mut seen = Vec::new();
     loop {
         if let Some(reply) = parse(&seen) {

@@ -24,4 +24,5 @@ mod secrets;
 mod shutdown;
 mod store;
 mod tidy;
+mod tls;
 mod upstream_faults;

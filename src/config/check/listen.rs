@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{BYTES, MANY};
+use super::{BYTES, MANY, tls};
 use crate::config::read::{Field, POSITIVE, Section};
 use crate::config::secrets::secret;
 use crate::config::{Bind, Listen};
@@ -12,7 +12,6 @@ const MAX_PATH: usize = 107;
 
 /// The section, or `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
-    section.later("tls");
     let proxy = bind(&section.key("proxy"));
     let admin_key = section.key("admin");
     let admin = bind(&admin_key);
@@ -24,6 +23,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     let token_key = section.key("admin_token");
     let admin_token = if token_key.is_given() { secret(token_key).map(Some) } else { Some(None) };
     let names = section.key("names").list(|entry| entry.text("a host name such as flowgate.internal", host_name));
+    let tls = section.key("tls").given(tls::check);
     let max_connections = section.key("max_connections").count(&MANY);
     let per_source = section.key("max_connections_per_source").count(&MANY);
     let header_timeout = section.key("header_timeout").time(&POSITIVE);
@@ -37,6 +37,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         proxy: proxy?,
         admin: admin?,
         admin_token: admin_token?,
+        tls: tls?,
         names: names?,
         max_connections: max_connections? as usize,
         max_connections_per_source: per_source? as usize,

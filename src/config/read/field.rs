@@ -50,6 +50,11 @@ impl<'a> Field<'a> {
         if self.is_given() { read(self).map(Some) } else { Some(None) }
     }
 
+    /// As [`Field::optional`], for what takes the key over.
+    pub(crate) fn given<T>(self, read: impl FnOnce(Self) -> Option<T>) -> Option<Option<T>> {
+        if self.is_given() { read(self).map(Some) } else { Some(None) }
+    }
+
     /// Reads text of some form.
     pub(crate) fn text<T>(&self, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
         let value = match (&self.item, self.key.default) {

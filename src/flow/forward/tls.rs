@@ -6,11 +6,10 @@ use std::sync::Arc;
 
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::CertificateDer;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::UpstreamError;
+use crate::config;
 
 /// A connector that trusts the system's roots and those of the file.
 pub(super) fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, UpstreamError> {
@@ -25,20 +24,14 @@ pub(super) fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, Upstream
     }
     if let Some(path) = ca_file {
         let refuse = |reason| UpstreamError::CaFile { path: path.to_owned(), reason };
-        for certificate in certificates(path).map_err(refuse)? {
+        for certificate in config::tls::certificates(path).map_err(refuse)? {
             roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
         }
     }
-    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+    let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let sections = CertificateDer::pem_file_iter(path).map_err(|error| error.to_string())?;
-    let certificates: Vec<_> = sections.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-    if certificates.is_empty() { Err("holds no certificate in PEM".to_owned()) } else { Ok(certificates) }
+    client.alpn_protocols = vec![config::tls::ALPN.to_vec()];
+    Ok(TlsConnector::from(Arc::new(client)))
 }

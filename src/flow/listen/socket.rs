@@ -1,20 +1,19 @@
-//! Is the caller still there, and does it keep moving? A caller's socket, shared between hyper, which reads and writes
+//! Is the caller still there? A caller's socket, shared between whoever reads and writes it, which is hyper or TLS below
 //! it, and the call, which watches it for a hang-up: hyper would read for that, into another buffer, and stop looking as
-//! soon as one stray byte lies behind the request. Also the clocks that hyper does not have: for a head that began and
-//! does not end, and for an answer that nobody reads.
+//! soon as one stray byte lies behind the request. A close is seen here whatever the bytes before it mean.
 
 use std::io;
 use std::net::{IpAddr, Shutdown};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::time::{Instant, Sleep};
+
+use super::clocks::{Deadline, Stalled};
 
 /// A caller's end of a connection.
 pub(crate) enum Socket {
@@ -28,57 +27,17 @@ struct Peer {
     from: Option<IpAddr>,
 }
 
-/// How long a caller may stall.
-#[derive(Clone, Copy)]
-pub(crate) struct Patience {
-    /// From a head's first byte to its end.
-    pub(crate) head: Duration,
-    /// While it does not take what is written to it.
-    pub(crate) write: Duration,
-}
-
-/// The socket as hyper uses it.
-pub(crate) struct Stream {
+/// The socket to read and write.
+pub(crate) struct Wire {
     peer: Arc<Peer>,
-    patience: Patience,
-    /// Whose turn it is: while a request is being answered, what comes is no head.
-    turn: Turn,
-    /// For the head that began at this change of turns.
-    head: Deadline,
-    head_of: u64,
+    /// How long a caller may not take what is written to it.
+    patience: Duration,
     write: Deadline,
 }
 
 /// Tells whether a caller has hung up.
 #[derive(Clone)]
 pub(crate) struct Hangup(Arc<Peer>);
-
-/// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
-/// odd number is ours.
-#[derive(Clone, Default)]
-pub(crate) struct Turn(Arc<AtomicU64>);
-
-/// Our turn, until dropped.
-pub(crate) struct Ours(Turn);
-
-/// A clock that runs or does not.
-#[derive(Default)]
-struct Deadline {
-    ends: Option<Instant>,
-    /// Made when somebody must wait: a head mostly comes in one piece.
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-/// A caller stalled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Stalled {
-    /// A head began and did not end.
-    #[error("the request's head did not end in time")]
-    Head,
-    /// An answer was not taken.
-    #[error("the answer was not taken in time")]
-    Answer,
-}
 
 /// What becomes ready when the other side closes, and for nothing else but TCP's urgent data, which nobody sends.
 #[cfg(target_os = "linux")]
@@ -166,77 +125,37 @@ impl Hangup {
     }
 }
 
-// === impl Turn ===
+// === impl Wire ===
 
-impl Turn {
-    /// The request's head is complete.
-    pub(crate) fn take(self) -> Ours {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Ours(self)
-    }
-
-    fn changes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-// === impl Deadline ===
-
-impl Deadline {
-    fn start(&mut self, after: Duration) {
-        self.ends.get_or_insert_with(|| Instant::now() + after);
-    }
-
-    fn stop(&mut self) {
-        *self = Self::default();
-    }
-
-    fn poll(&mut self, cx: &mut Context<'_>, stalled: Stalled) -> io::Result<()> {
-        let Some(ends) = self.ends else { return Ok(()) };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
-        let over = sleep.as_mut().poll(cx).is_ready();
-        if over { Err(io::Error::new(io::ErrorKind::TimedOut, stalled)) } else { Ok(()) }
-    }
-}
-
-// === impl Stream ===
-
-impl Stream {
-    pub(crate) fn new(socket: Socket, patience: Patience) -> (Self, Hangup, Turn) {
+impl Wire {
+    pub(crate) fn new(socket: Socket, patience: Duration) -> (Self, Hangup) {
         let peer = Arc::new(Peer { from: socket.from(), socket });
-        let turn = Turn::default();
         let hangup = Hangup(peer.clone());
-        let (head, write) = (Deadline::default(), Deadline::default());
-        (Self { peer, patience, turn: turn.clone(), head, head_of: 0, write }, hangup, turn)
+        (Self { peer, patience, write: Deadline::default() }, hangup)
+    }
+
+    /// Waits for the first byte and leaves it there; none if the other side closes without one. A Unix socket cannot be
+    /// looked into.
+    pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
+        match &self.peer.socket {
+            Socket::Tcp(stream) => {
+                let mut byte = [0];
+                Ok((stream.peek(&mut byte).await? > 0).then_some(byte[0]))
+            }
+            Socket::Unix(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let turn = this.turn.changes();
-        if turn != this.head_of {
-            this.head_of = turn;
-            this.head.stop();
-        }
+        let socket = &self.peer.socket;
         loop {
-            if this.peer.socket.poll_readable(cx)?.is_pending() {
-                this.head.poll(cx, Stalled::Head)?;
+            if socket.poll_readable(cx)?.is_pending() {
                 return Poll::Pending;
             }
-            match this.peer.socket.try_read(buf) {
-                Ok(read) => {
-                    if read > 0 && turn.is_multiple_of(2) {
-                        this.head.start(this.patience.head);
-                    }
-                    return Poll::Ready(Ok(()));
-                }
+            match socket.try_read(buf) {
+                Ok(_) => return Poll::Ready(Ok(())),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -244,11 +163,11 @@ impl AsyncRead for Stream {
     }
 }
 
-impl Stream {
+impl Wire {
     fn poll_write_some(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             if self.peer.socket.poll_writable(cx)?.is_pending() {
-                self.write.start(self.patience.write);
+                self.write.start(self.patience);
                 self.write.poll(cx, Stalled::Answer)?;
                 return Poll::Pending;
             }
@@ -264,7 +183,7 @@ impl Stream {
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.get_mut().poll_write_some(cx, &[io::IoSlice::new(buf)])
     }

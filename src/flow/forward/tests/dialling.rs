@@ -227,6 +227,6 @@ fn mistakes_are_named_without_dialling() {
     let refused =
         |settings: &config::Upstream| Upstream::new(settings, Vec::new()).err().map(|error| error.to_string());
     let empty = refused(&tls_settings("cams.test", anywhere, Some(file.path().to_owned())));
-    assert_eq!(empty, Some(format!("upstream.ca_file: {}: holds no certificate in PEM", file.path().display())));
+    assert_eq!(empty, Some(format!("upstream.ca_file: {}: expected certificates in PEM", file.path().display())));
     assert!(matches!(Upstream::new(&tls_settings("not a name", anywhere, None), Vec::new()), Err(UpstreamError::Name)));
 }

@@ -1,0 +1,154 @@
+//! Does a caller keep moving? The clocks that hyper does not have: for a head that began and does not end, over whatever
+//! carries HTTP, and for an answer that nobody reads, which the socket itself asks for.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+/// How long a caller may stall.
+#[derive(Clone, Copy)]
+pub(crate) struct Patience {
+    /// From a head's first byte to its end; also for a handshake.
+    pub(crate) head: Duration,
+    /// While it does not take what is written to it.
+    pub(crate) write: Duration,
+}
+
+/// A connection as hyper uses it: the bytes of HTTP, and a clock for each head.
+pub(crate) struct Timed<T> {
+    io: T,
+    patience: Duration,
+    /// Whose turn it is: while a request is being answered, what comes is no head.
+    turn: Turn,
+    /// For the head that began at this change of turns.
+    head: Deadline,
+    head_of: u64,
+}
+
+/// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
+/// odd number is ours.
+#[derive(Clone, Default)]
+pub(crate) struct Turn(Arc<AtomicU64>);
+
+/// Our turn, until dropped.
+pub(crate) struct Ours(Turn);
+
+/// A clock that runs or does not.
+#[derive(Default)]
+pub(super) struct Deadline {
+    ends: Option<Instant>,
+    /// Made when somebody must wait: a head mostly comes in one piece.
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+/// A caller stalled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Stalled {
+    /// A head began and did not end.
+    #[error("the request's head did not end in time")]
+    Head,
+    /// An answer was not taken.
+    #[error("the answer was not taken in time")]
+    Answer,
+}
+
+// === impl Turn ===
+
+impl Turn {
+    /// The request's head is complete.
+    pub(crate) fn take(self) -> Ours {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ours(self)
+    }
+
+    fn changes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// === impl Deadline ===
+
+impl Deadline {
+    pub(super) fn start(&mut self, after: Duration) {
+        self.ends.get_or_insert_with(|| Instant::now() + after);
+    }
+
+    pub(super) fn stop(&mut self) {
+        *self = Self::default();
+    }
+
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, stalled: Stalled) -> io::Result<()> {
+        let Some(ends) = self.ends else { return Ok(()) };
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+        let over = sleep.as_mut().poll(cx).is_ready();
+        if over { Err(io::Error::new(io::ErrorKind::TimedOut, stalled)) } else { Ok(()) }
+    }
+}
+
+// === impl Timed ===
+
+impl<T> Timed<T> {
+    /// With so much time for each head.
+    pub(crate) fn new(io: T, patience: Duration) -> (Self, Turn) {
+        let turn = Turn::default();
+        (Self { io, patience, turn: turn.clone(), head: Deadline::default(), head_of: 0 }, turn)
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let turn = this.turn.changes();
+        if turn != this.head_of {
+            this.head_of = turn;
+            this.head.stop();
+        }
+        let before = buf.filled().len();
+        let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
+            this.head.poll(cx, Stalled::Head)?;
+            return Poll::Pending;
+        };
+        if read.is_ok() && buf.filled().len() > before && turn.is_multiple_of(2) {
+            this.head.start(this.patience);
+        }
+        Poll::Ready(read)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
