@@ -18,3 +18,15 @@ pub fn no_core_dumps() -> std::io::Result<()> {
 pub(crate) fn survive_file_limits() -> std::io::Result<()> {
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_a_file_nor_a_pipe_gets_a_core_dump() {
+        no_core_dumps().unwrap();
+        assert_eq!(Resource::CORE.get().unwrap(), (0, 0));
+        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+    }
+}

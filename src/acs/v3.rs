@@ -36,7 +36,7 @@ pub(crate) enum AuthorizationError {
 }
 
 /// The `Authorization` header, read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub(crate) struct Authorization<'a> {
     /// Its first word.
     pub(crate) algorithm: Algorithm,

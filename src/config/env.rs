@@ -6,23 +6,28 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 
+use zeroize::Zeroizing;
+
 use super::file::{Item, Node, Style};
 use super::keys::{self, Key};
 use super::mistakes::{Mistake, Origin};
 use crate::acs::limits::DOCUMENTED;
+use crate::secret::never_shown;
 
 const PREFIX: &str = "FLOWGATE_";
 
 /// Which file is read, and therefore no key; `cli.rs` reads it.
 const FILE: &str = "FLOWGATE_CONFIG";
 
-/// The variables as they were when Flowgate started. Has no `Debug`: some are secrets.
+/// The variables as they were when Flowgate started. Some are secrets.
 pub(crate) struct Environment {
     /// `None` is a value that is not UTF-8.
-    variables: BTreeMap<String, Option<String>>,
+    variables: BTreeMap<String, Option<Zeroizing<String>>>,
     /// Variables that turned out to be a secret's place, and so are known.
     asked: RefCell<BTreeSet<String>>,
 }
+
+never_shown!(Environment);
 
 /// A step on the way to a key. Indices are compared as numbers, so that the tenth entry follows the second.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,19 +40,21 @@ enum Step {
 
 impl Environment {
     pub(crate) fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        let utf8 = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()));
+        let utf8 = |(name, value): (OsString, OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok().map(Zeroizing::new)))
+        };
         Self { variables: variables.into_iter().filter_map(utf8).collect(), asked: RefCell::default() }
     }
 
     /// The variable's value, unless it is empty or not UTF-8.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.asked.borrow_mut().insert(name.to_owned());
-        self.variables.get(name)?.as_deref().filter(|value| !value.is_empty())
+        self.variables.get(name)?.as_deref().map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// Whether the variable is set to nothing.
     pub(crate) fn is_empty(&self, name: &str) -> bool {
-        self.variables.get(name).is_some_and(|value| value.as_deref() == Some(""))
+        self.variables.get(name).is_some_and(|value| value.as_ref().is_some_and(|value| value.is_empty()))
     }
 
     /// Lays every variable that is a key over the tree.

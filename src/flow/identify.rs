@@ -39,6 +39,7 @@ use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::error::{Claimant, Kind, Refusal};
 use crate::id::{AccountId, ClientId};
+use crate::secret::never_shown;
 
 /// The most that is read for a version 1 caller, whose signature is known only with the body.
 const MAX_UNPROVEN_BODY: usize = 64 * 1024;
@@ -87,6 +88,8 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
     };
     claim().map_err(|refusal: Refusal| refusal.of(claimant))
 }
+
+never_shown!(Authorization<'_>, Caller, Claim, Relayed, Said, Verified);
 
 /// Whether errors are to be XML: only for signature version 1 with `Format=XML`.
 pub(crate) fn wants_xml(parts: &Parts) -> bool {

@@ -13,6 +13,7 @@ mod bad_input;
 mod client_keys;
 mod config;
 mod hang_up;
+mod hardening;
 mod holdings;
 mod holds;
 mod journal;

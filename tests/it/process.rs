@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cams_sim::Running;
 use parking_lot::Mutex;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -132,6 +133,13 @@ impl Process {
     /// SIGKILL.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
+    }
+
+    /// SIGABRT, as a crash would end it.
+    pub(crate) async fn abort(mut self) -> std::process::ExitStatus {
+        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).unwrap();
+        kill_process(pid, Signal::ABORT).unwrap();
+        self.child.wait().await.unwrap()
     }
 
     /// A call that is sent and whose answer nobody reads yet.
