@@ -84,6 +84,8 @@ pub struct Listen {
     pub proxy: Bind,
     /// `/metrics` and the other pages for operators.
     pub admin: Bind,
+    /// Permissions of Unix sockets.
+    pub socket_mode: u32,
     /// What callers speak TLS with; without it they speak in the clear.
     pub tls: Option<Tls>,
     /// Own host names, besides the address, that a signed host may bear.

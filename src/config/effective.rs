@@ -66,6 +66,7 @@ fn listen_json(listen: &Listen) -> Value {
     let Listen {
         proxy,
         admin,
+        socket_mode,
         tls,
         names,
         max_connections,
@@ -79,6 +80,7 @@ fn listen_json(listen: &Listen) -> Value {
     json!({
         "proxy": proxy.to_string(),
         "admin": admin.to_string(),
+        "socket_mode": format!("{socket_mode:04o}"),
         "tls": tls.as_ref().map(tls_json),
         "names": names,
         "max_connections": max_connections,

@@ -21,4 +21,5 @@ mod shutdown;
 mod store;
 mod tidy;
 mod tls;
+mod unix;
 mod upstream_faults;

@@ -2,7 +2,7 @@
 //! log, killed at will.
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use crate::caller::{Call, KEY, SECRET};
 /// A running Flowgate; it is killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
+    /// Unspecified when it is a Unix socket.
     pub(crate) proxy: SocketAddr,
     pub(crate) admin: SocketAddr,
     /// What it has logged so far.
@@ -44,16 +45,15 @@ impl Process {
             sim.url()
         );
         std::fs::write(&config, toml).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_flowgate"))
-            .arg("--config")
-            .arg(&config)
-            .env("MANAGED", SECRET)
-            .env("TEAM", "team-secret-1")
-            .env("TOKIO_WORKER_THREADS", threads.to_string())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        command.arg("--config").arg(&config).env("TOKIO_WORKER_THREADS", threads.to_string());
+        Self::launch(command, folder).await
+    }
+
+    /// A command that runs a Flowgate which logs JSON, until it says that it is ready.
+    pub(crate) async fn launch(mut command: Command, folder: tempfile::TempDir) -> Self {
+        command.env("MANAGED", SECRET).env("TEAM", "team-secret-1").stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let events = Arc::<Mutex<Vec<Value>>>::default();
         let ready = loop {
@@ -70,7 +70,8 @@ impl Process {
                 seen.lock().push(serde_json::from_str(&line).unwrap());
             }
         });
-        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap_or(nowhere);
         Self { child, proxy: address("proxy"), admin: address("admin"), events, _folder: folder }
     }
 
@@ -86,6 +87,13 @@ impl Process {
             assert!(Instant::now() < give_up, "{message}: {:?}", self.events.lock());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// SIGTERM, and what it ended with.
+    pub(crate) async fn terminate(mut self) -> ExitStatus {
+        let id = self.child.id().expect("it runs").to_string();
+        assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
+        self.child.wait().await.unwrap()
     }
 
     /// SIGKILL.

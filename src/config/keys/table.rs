@@ -34,6 +34,12 @@ pub(crate) const KEYS: &[Key] = &[
         "Where `/metrics`, `/livez`, `/readyz`, `/lanes` and `/config` are: `ip:port` or `unix:/path`, never the proxy's.",
     ),
     key(
+        "listen.socket_mode",
+        Kind::Text,
+        Some("0660"),
+        "Permissions of Unix sockets, in octal: who may write to the file may connect.",
+    ),
+    key(
         "listen.names",
         Kind::List,
         Some("[]"),
