@@ -101,7 +101,9 @@ impl App {
     /// Binds both listeners and begins to serve. Must be called inside a tokio runtime.
     pub async fn start(mut config: Config) -> anyhow::Result<Self> {
         let bind = async |bind: &Bind, name: &str| {
-            Listener::bind(bind).await.with_context(|| format!("cannot listen on {bind} ({name})"))
+            Listener::bind(bind, config.listen.socket_mode)
+                .await
+                .with_context(|| format!("cannot listen on {bind} ({name})"))
         };
         let proxy = bind(&config.listen.proxy, "listen.proxy").await?;
         let admin = bind(&config.listen.admin, "listen.admin").await?;

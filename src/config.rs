@@ -90,6 +90,8 @@ pub struct Listen {
     pub admin: Bind,
     /// What operators beyond loopback show to see more than health and metrics.
     pub admin_token: Option<Secret>,
+    /// Permissions of Unix sockets.
+    pub socket_mode: u32,
     /// What callers speak TLS with; without it they speak in the clear.
     pub tls: Option<Tls>,
     /// Own host names, besides the address, that a signed host may bear.

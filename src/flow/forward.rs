@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use crate::config;
 use dial::Dialer;
 use pool::Pool;
+pub(crate) use tls::Trust;
 
 /// A request as it goes to CAMS: origin form, with its `Host`.
 pub(crate) type Request = hyper::Request<Full<Bytes>>;
@@ -139,6 +140,13 @@ impl Upstream {
     /// Whether the latest attempt to connect succeeded.
     pub(crate) fn reach(&self) -> Reach {
         self.pool.reach()
+    }
+
+    /// Believes whom `trust` does from now on. Connections that stand were made with what held then, and go on for as
+    /// long as they are used.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever sees that `upstream.ca_file` has changed"))]
+    pub(crate) fn trust(&self, trust: Trust) {
+        self.pool.dialer.trust(trust);
     }
 
     /// Connections that lie ready, among them some that the other side may have closed meanwhile.

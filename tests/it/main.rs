@@ -26,4 +26,5 @@ mod shutdown;
 mod store;
 mod tidy;
 mod tls;
+mod unix;
 mod upstream_faults;

@@ -2,7 +2,7 @@
 //! log, killed at will.
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use crate::caller::{Call, SECRET};
 /// A running Flowgate; it is killed when this is dropped.
 pub(crate) struct Process {
     child: Child,
+    /// Unspecified when it is a Unix socket.
     pub(crate) proxy: SocketAddr,
     pub(crate) admin: SocketAddr,
     /// What it has logged so far.
@@ -60,20 +61,22 @@ impl Process {
         let config = folder.path().join("flowgate.toml");
         std::fs::write(&config, format!("{head}{toml}")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.arg("--config").arg(&config).env("MANAGED", SECRET).env("TEAM", "team-secret-1");
-        Self::run(command, env, folder, head).await
+        command.arg("--config").arg(&config).envs(env.iter().copied());
+        Self { head, ..Self::launch(command, folder).await }
     }
 
     /// Without a file: from these variables alone.
     pub(crate) async fn from_env(env: &[(&str, &str)]) -> Self {
         let own = [("LISTEN__PROXY", "127.0.0.1:0"), ("LISTEN__ADMIN", "127.0.0.1:0"), ("LOG__FORMAT", "json")];
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.envs(own.map(|(name, value)| (format!("FLOWGATE_{name}"), value)));
-        Self::run(command, env, tempfile::tempdir().unwrap(), String::new()).await
+        command.envs(own.map(|(name, value)| (format!("FLOWGATE_{name}"), value))).envs(env.iter().copied());
+        Self::launch(command, tempfile::tempdir().unwrap()).await
     }
 
-    async fn run(mut command: Command, env: &[(&str, &str)], folder: tempfile::TempDir, head: String) -> Self {
-        let mut child = command.envs(env.iter().copied()).stderr(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
+    /// A command that runs a Flowgate which logs JSON, until it says that it is ready.
+    pub(crate) async fn launch(mut command: Command, folder: tempfile::TempDir) -> Self {
+        command.env("MANAGED", SECRET).env("TEAM", "team-secret-1").stderr(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let events = Arc::<Mutex<Vec<Value>>>::default();
         let ready = loop {
@@ -90,8 +93,9 @@ impl Process {
                 seen.lock().push(serde_json::from_str(&line).unwrap());
             }
         });
-        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap();
-        Self { child, proxy: address("proxy"), admin: address("admin"), events, head, folder }
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap_or(nowhere);
+        Self { child, proxy: address("proxy"), admin: address("admin"), events, head: String::new(), folder }
     }
 
     /// Waits until it has logged this message so many times, and returns those events.
@@ -128,6 +132,12 @@ impl Process {
     /// Its number.
     pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("it runs")
+    }
+
+    /// SIGTERM, and what it ended with.
+    pub(crate) async fn terminate(mut self) -> ExitStatus {
+        self.signal("-TERM").await;
+        self.child.wait().await.unwrap()
     }
 
     /// SIGKILL.

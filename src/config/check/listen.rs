@@ -22,6 +22,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     }
     let token_key = section.key("admin_token");
     let admin_token = if token_key.is_given() { secret(token_key).map(Some) } else { Some(None) };
+    let socket_mode = section.key("socket_mode").text("permissions in octal such as 0660", permissions);
     let names = section.key("names").list(|entry| entry.text("a host name such as flowgate.internal", host_name));
     let tls = section.key("tls").given(tls::check);
     let max_connections = section.key("max_connections").count(&MANY);
@@ -37,6 +38,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         proxy: proxy?,
         admin: admin?,
         admin_token: admin_token?,
+        socket_mode: socket_mode?,
         tls: tls?,
         names: names?,
         max_connections: max_connections? as usize,
@@ -57,6 +59,12 @@ fn bind(key: &Field<'_>) -> Option<Bind> {
         }
         Some(_) => None,
     })
+}
+
+/// As `chmod` takes them, without what is no permission.
+fn permissions(text: &str) -> Option<u32> {
+    let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777)
 }
 
 /// Whether both cannot be bound at once. Port 0 is a new port each time.

@@ -40,6 +40,12 @@ pub(crate) const KEYS: &[Key] = &[
         "The place of a token. Where `listen.admin` is not a loopback address or a Unix socket, all pages but `/metrics`, `/livez` and `/readyz` are only for who shows it as `Authorization: Bearer ...`; without one, for nobody.",
     ),
     key(
+        "listen.socket_mode",
+        Kind::Text,
+        Some("0660"),
+        "Permissions of Unix sockets, in octal: who may write to the file may connect.",
+    ),
+    key(
         "listen.names",
         Kind::List,
         Some("[]"),

@@ -5,6 +5,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hyper::client::conn::http1;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
@@ -12,10 +13,11 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::debug;
 
-use super::{Sender, UpstreamError, tls};
+use super::{Sender, Trust, UpstreamError};
 use crate::config::{self, Scheme};
 
 /// Bytes of an answer's head.
@@ -35,7 +37,7 @@ pub(super) struct Dialer {
     own: Vec<SocketAddr>,
     /// For the name, TCP and TLS together.
     timeout: Duration,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
 }
 
 /// Why a connection could not be opened.
@@ -72,11 +74,18 @@ impl Dialer {
             Scheme::Http => None,
             Scheme::Https => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| UpstreamError::Name)?;
-                Some((tls::connector(config.ca_file.as_deref())?, name))
+                Some((ArcSwap::new(Trust::load(config.ca_file.as_deref())?.0), name))
             }
         };
         let pinned = config.connect_to.clone();
         Ok(Self { host, port: config.dial_port, pinned, own, timeout: config.connect_timeout, tls })
+    }
+
+    /// From now on others are believed.
+    pub(super) fn trust(&self, trust: Trust) {
+        if let Some((client, _)) = &self.tls {
+            client.store(trust.0);
+        }
     }
 
     /// One connection, ready for its first request.
@@ -123,7 +132,8 @@ impl Dialer {
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive).map_err(DialError::Connect)?;
         match &self.tls {
             None => start(TokioIo::new(tcp)).await.map_err(DialError::Http),
-            Some((connector, name)) => {
+            Some((client, name)) => {
+                let connector = TlsConnector::from(client.load_full());
                 let tls = connector.connect(name.clone(), tcp).await.map_err(DialError::Tls)?;
                 start(TokioIo::new(tls)).await.map_err(DialError::Http)
             }

@@ -31,7 +31,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 
 /// The connections to one upstream.
 pub(super) struct Pool {
-    dialer: Dialer,
+    pub(super) dialer: Dialer,
     idle_timeout: Duration,
     answer_timeout: Duration,
     max_response: usize,

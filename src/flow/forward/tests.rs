@@ -23,7 +23,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use super::{Answer, Lost, Reach, Request, Sent, Upstream, UpstreamError};
+use super::{Answer, Lost, Reach, Request, Sent, Trust, Upstream, UpstreamError};
 use crate::config::{self, Scheme};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";

@@ -1,37 +1,44 @@
-//! How CAMS proves that it is CAMS: TLS 1.2 or later with the system's roots, the public ones where the system has
+//! How does CAMS prove that it is CAMS? TLS 1.2 or later with the system's roots, the public ones where the system has
 //! none, and those of `upstream.ca_file`. Nothing turns the verification off.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::UpstreamError;
 use crate::config;
 
-/// A connector that trusts the system's roots and those of the file.
-pub(super) fn connector(ca_file: Option<&Path>) -> Result<TlsConnector, UpstreamError> {
-    let mut roots = RootCertStore::empty();
-    let system = rustls_native_certs::load_native_certs();
-    for error in system.errors {
-        tracing::warn!(%error, "some of the system's root certificates cannot be read");
-    }
-    roots.add_parsable_certificates(system.certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    if let Some(path) = ca_file {
-        let refuse = |reason| UpstreamError::CaFile { path: path.to_owned(), reason };
-        for certificate in config::tls::certificates(path).map_err(refuse)? {
-            roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
+/// Whom to believe, loaded and ready to dial with.
+#[derive(Clone)]
+pub(crate) struct Trust(pub(super) Arc<ClientConfig>);
+
+// === impl Trust ===
+
+impl Trust {
+    /// In the system's roots and those of the file.
+    pub(crate) fn load(ca_file: Option<&Path>) -> Result<Self, UpstreamError> {
+        let mut roots = RootCertStore::empty();
+        let system = rustls_native_certs::load_native_certs();
+        for error in system.errors {
+            tracing::warn!(%error, "some of the system's root certificates cannot be read");
         }
+        roots.add_parsable_certificates(system.certs);
+        if roots.is_empty() {
+            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+        }
+        if let Some(path) = ca_file {
+            let refuse = |reason| UpstreamError::CaFile { path: path.to_owned(), reason };
+            for certificate in config::tls::certificates(path).map_err(refuse)? {
+                roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
+            }
+        }
+        let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        client.alpn_protocols = vec![config::tls::ALPN.to_vec()];
+        Ok(Self(Arc::new(client)))
     }
-    let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    client.alpn_protocols = vec![config::tls::ALPN.to_vec()];
-    Ok(TlsConnector::from(Arc::new(client)))
 }

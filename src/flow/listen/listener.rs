@@ -1,12 +1,15 @@
 //! Where do connections come from? From a bound socket: TCP, or a Unix socket's path, which is taken over from a
-//! process that left it behind.
+//! process that left it behind, and given up with care for who has come after.
 
+use std::fs::Permissions;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::FileTypeExt;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net;
+use std::path::{Path, PathBuf};
 
-use socket2::SockRef;
+use socket2::{Domain, SockAddr, SockRef, Socket as RawSocket, Type};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::socket::Socket;
@@ -15,8 +18,14 @@ use crate::config::Bind;
 /// A bound socket.
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    /// The path is removed again when the listener goes.
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, SocketFile),
+}
+
+/// A Unix socket's path. It is removed when the listener goes, unless somebody else stands there by then.
+pub(crate) struct SocketFile {
+    path: PathBuf,
+    /// Device and inode of what was bound. While the socket is open nothing else can have them.
+    ours: (u64, u64),
 }
 
 /// So many may connect before they are accepted: who finds tokio's 128 full loses a second until the kernel tries again.
@@ -25,8 +34,8 @@ const BACKLOG: i32 = 4096;
 // === impl Listener ===
 
 impl Listener {
-    /// Binds; a Unix socket that nobody listens on any more is replaced.
-    pub(crate) async fn bind(bind: &Bind) -> io::Result<Self> {
+    /// Binds; a Unix socket that nobody listens on any more is replaced, and its file gets `mode`.
+    pub(crate) async fn bind(bind: &Bind, mode: u32) -> io::Result<Self> {
         match bind {
             Bind::Tcp(address) => {
                 let listener = TcpListener::bind(address).await?;
@@ -41,7 +50,7 @@ impl Listener {
                 if left && std::fs::symlink_metadata(path)?.file_type().is_socket() {
                     std::fs::remove_file(path)?;
                 }
-                Ok(Self::Unix(UnixListener::bind(path)?, path.clone()))
+                bind_unix(path, mode)
             }
         }
     }
@@ -50,7 +59,7 @@ impl Listener {
     pub(crate) fn bound(&self) -> io::Result<Bind> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Bind::Tcp),
-            Self::Unix(_, path) => Ok(Bind::Unix(path.clone())),
+            Self::Unix(_, file) => Ok(Bind::Unix(file.path.clone())),
         }
     }
 
@@ -67,9 +76,79 @@ impl Listener {
 }
 
 impl Drop for Listener {
+    /// Here and not in the file's own drop, which would come after the socket's.
     fn drop(&mut self) {
-        if let Self::Unix(_, path) = self {
-            drop(std::fs::remove_file(path));
+        if let Self::Unix(_, file) = self
+            && identity(&file.path).is_ok_and(|there| there == file.ours)
+        {
+            drop(std::fs::remove_file(&file.path));
         }
+    }
+}
+
+fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    // Nobody can connect before it listens, so nobody slips through what the umask left open.
+    std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    let listener = UnixListener::from_std(net::UnixListener::from(OwnedFd::from(socket)))?;
+    Ok(Listener::Unix(listener, SocketFile { path: path.to_owned(), ours: identity(path)? }))
+}
+
+/// Device and inode of what stands there itself, be it a link.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn bind(path: &Path, mode: u32) -> io::Result<Listener> {
+        Listener::bind(&Bind::Unix(path.to_owned()), mode).await
+    }
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[tokio::test]
+    async fn a_socket_has_its_mode_and_is_removed_with_its_listener() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        for expected in [0o600, 0o660, 0o777] {
+            let listener = bind(&path, expected).await.unwrap();
+            assert_eq!(mode(&path), expected);
+            drop(listener);
+            assert!(!path.exists());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_left_behind_is_replaced_and_what_is_alive_or_no_socket_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        drop(net::UnixListener::bind(&path).unwrap());
+        let alive = bind(&path, 0o660).await.unwrap();
+        assert_eq!(bind(&path, 0o660).await.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+        drop(alive);
+        std::fs::write(&path, "a file").unwrap();
+        assert_eq!(bind(&path, 0o660).await.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_successor_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let old = bind(&path, 0o660).await.unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let successor = bind(&path, 0o660).await.unwrap();
+        drop(old);
+        assert!(UnixStream::connect(&path).await.is_ok());
+        drop(successor);
+        assert!(!path.exists());
     }
 }

@@ -1,5 +1,7 @@
 //! How connections are made: whom an upstream that is down costs what, TLS, own addresses, pinned ones.
 
+use tokio_rustls::rustls::{self, SupportedProtocolVersion};
+
 use super::*;
 
 #[tokio::test]
@@ -25,6 +27,14 @@ async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
 
 /// A certificate authority, its file, and a server's side of TLS for one name.
 fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
+    tls_with(name, rustls::DEFAULT_VERSIONS, |_| {})
+}
+
+fn tls_with(
+    name: &str,
+    versions: &[&'static SupportedProtocolVersion],
+    change: impl FnOnce(&mut CertificateParams),
+) -> (TlsAcceptor, tempfile::NamedTempFile) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
@@ -32,10 +42,11 @@ fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), authority.pem()).unwrap();
     let leaf_key = KeyPair::generate().unwrap();
-    let leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    let mut leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    change(&mut leaf);
     let leaf = leaf.signed_by(&leaf_key, &Issuer::new(params, key)).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()))
@@ -82,6 +93,94 @@ async fn tls_takes_the_right_name_under_a_known_authority_only() {
     let unknown = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
     assert_eq!(refusal(&unknown).await, "TLS failed: invalid peer certificate: UnknownIssuer");
     assert_eq!(*seen.requests.lock(), ["/ body"]);
+}
+
+/// What comes of a call under the authority of the server's certificate.
+async fn under_its_authority((acceptor, ca): (TlsAcceptor, tempfile::NamedTempFile)) -> Result<u16, String> {
+    what_comes(acceptor, Some(ca.path().to_owned())).await
+}
+
+async fn what_comes(acceptor: TlsAcceptor, ca_file: Option<PathBuf>) -> Result<u16, String> {
+    let (address, seen) = tls_server(acceptor).await;
+    let upstream = Upstream::new(&tls_settings("cams.test", address, ca_file), Vec::new()).unwrap();
+    let outcome = outcome(&upstream).await;
+    assert_eq!(seen.requests.lock().len(), usize::from(outcome.is_ok()));
+    outcome
+}
+
+/// The status, or why nobody can be reached.
+async fn outcome(upstream: &Upstream) -> Result<u16, String> {
+    tokio::select! {
+        sent = send(upstream, "/") => Ok(answered(sent).status.as_u16()),
+        () = eventually("down", || upstream.reach() != Reach::Up) => Err(down(upstream).unwrap()),
+    }
+}
+
+#[tokio::test]
+async fn tls_takes_no_certificate_that_has_ended_or_not_begun_or_vouches_for_itself() {
+    let versions = rustls::DEFAULT_VERSIONS;
+    let ended = tls_with("cams.test", versions, |leaf| leaf.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    let reason = under_its_authority(ended).await.unwrap_err();
+    assert!(reason.starts_with("TLS failed: invalid peer certificate: certificate expired"), "{reason}");
+    let early = tls_with("cams.test", versions, |leaf| leaf.not_before = rcgen::date_time_ymd(2999, 1, 1));
+    let reason = under_its_authority(early).await.unwrap_err();
+    assert!(reason.starts_with("TLS failed: invalid peer certificate: certificate not valid yet"), "{reason}");
+
+    let key = KeyPair::generate().unwrap();
+    let own = CertificateParams::new(vec!["cams.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+        .unwrap();
+    let reason = what_comes(TlsAcceptor::from(Arc::new(config)), None).await;
+    assert_eq!(reason, Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned()));
+}
+
+#[tokio::test]
+async fn tls_is_spoken_from_version_1_2_on() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        assert_eq!(under_its_authority(tls_with("cams.test", &[version], |_| {})).await, Ok(200));
+    }
+    // No library here speaks 1.1, so this is a ServerHello of it by hand, and what comes back is an alert.
+    let alert = Arc::new(Mutex::new(Vec::new()));
+    let (address, _) = server({
+        let alert = alert.clone();
+        move |_, mut stream, _| {
+            let alert = alert.clone();
+            async move {
+                drop(stream.read(&mut [0; 4096]).await);
+                let hello = [&[22, 3, 2, 0, 42, 2, 0, 0, 38, 3, 2][..], &[7; 32], &[0, 0xc0, 0x13, 0]].concat();
+                stream.write_all(&hello).await.unwrap();
+                let mut said = Vec::new();
+                drop(stream.read_to_end(&mut said).await);
+                alert.lock().extend(said);
+            }
+        }
+    })
+    .await;
+    let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
+    let reason = refusal(&upstream).await;
+    assert!(reason.starts_with("TLS failed: peer is incompatible"), "{reason}");
+    eventually("an alert", || alert.lock().len() >= 7).await;
+    // Fatal, protocol_version.
+    assert_eq!(alert.lock()[5..7], [2, 70]);
+}
+
+#[tokio::test]
+async fn others_are_believed_from_the_next_connection_on() {
+    let (acceptor, ca) = tls("cams.test");
+    let (address, _) = tls_server(acceptor).await;
+    let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
+    upstream.trust(Trust::load(Some(ca.path())).unwrap());
+    assert_eq!(outcome(&upstream).await, Ok(200));
+    upstream.trust(Trust::load(None).unwrap());
+    // This one stands; a second one does not come about.
+    let standing = upstream.try_ready().unwrap();
+    assert_eq!(outcome(&upstream).await, Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned()));
+    let sent = answered(standing.send(request("/")).await);
+    assert_eq!(sent.status, 200);
 }
 
 #[tokio::test]
