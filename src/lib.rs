@@ -36,6 +36,8 @@ mod app;
 #[doc(hidden)]
 pub mod bench_support;
 pub mod cli;
+#[doc(hidden)]
+pub mod fuzz_support;
 mod metrics;
 mod names;
 mod quota;
