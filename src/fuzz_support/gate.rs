@@ -76,7 +76,7 @@ impl Default for Gate {
         let config = settings();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         Self {
-            directory: Directory::new(&config),
+            directory: Directory::new(&config, None),
             margins: Margins::default(),
             secret: Secret::new(SIGNER[1]),
             now: time::parse(SIGNER[2]).expect("the moment is written as stamps are"),
