@@ -36,6 +36,8 @@ mod app;
 #[doc(hidden)]
 pub mod bench_support;
 pub mod cli;
+#[doc(hidden)]
+pub mod fuzz_support;
 pub mod hardening;
 pub mod journal;
 mod metrics;

@@ -15,7 +15,7 @@ mod follow;
 mod grant;
 mod lane;
 mod learn;
-mod pause;
+pub(crate) mod pause;
 mod rules;
 mod shadow;
 #[cfg(test)]

@@ -9,6 +9,7 @@ mod redis;
 mod world;
 
 mod admin;
+mod auth;
 mod bad_input;
 mod client_keys;
 mod config;

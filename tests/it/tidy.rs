@@ -45,7 +45,7 @@ fn without_tests(text: &str) -> &str {
 
 #[test]
 fn every_file_opens_with_its_question_and_ends_its_docs_with_a_full_stop() {
-    for (path, text) in ["src", "cams-sim/src", "tests/it"].into_iter().flat_map(sources) {
+    for (path, text) in ["src", "cams-sim/src", "tests/it", "fuzz/targets"].into_iter().flat_map(sources) {
         assert!(text.starts_with("//! "), "{} has no module doc", path.display());
         let lines: Vec<_> = text.lines().chain([""]).collect();
         for pair in lines.windows(2) {

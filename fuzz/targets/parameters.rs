@@ -1,0 +1,5 @@
+//! A query and a form.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| flowgate::fuzz_support::parameters(input));

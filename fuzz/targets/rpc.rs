@@ -1,0 +1,17 @@
+//! A call of signature version 1: its query and its form, by themselves and through every step before the queue.
+
+#![no_main]
+
+#[path = "../endpoint.rs"]
+mod endpoint;
+
+use std::sync::LazyLock;
+
+use flowgate::fuzz_support::{self, Gate};
+
+thread_local!(static GATE: LazyLock<Gate> = const { LazyLock::new(Gate::default) });
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    fuzz_support::rpc(input);
+    GATE.with(|gate| endpoint::takes(gate.rpc(input), gate.now()));
+});
