@@ -18,9 +18,10 @@ use crate::admin::Admin;
 use crate::config::{self, Bind, Config, Listen, Loaded, Source};
 use crate::error::Outcome;
 use crate::flow;
-use crate::flow::forward::{Connection, Reach, Upstream};
+use crate::flow::forward::{Connection, Reach, Trust, Upstream};
 use crate::flow::hold::margin::Margins;
 use crate::flow::identify::Nonces;
+use crate::flow::listen::bounds::{Bounds, Present};
 use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::tls::Certificates;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
@@ -52,6 +53,8 @@ pub(crate) struct Parts {
     changes: OnceLock<Ask>,
     /// What callers speak TLS with, if they do; swapped when the files have changed.
     pub(crate) certificates: Option<Arc<Certificates>>,
+    /// What callers' and operators' connections keep to.
+    bounds: Present,
     pub(crate) nonces: Nonces,
     /// What CAMS's answers usually take.
     pub(crate) margins: Margins,
@@ -124,7 +127,7 @@ impl App {
         let settings = parts.settings.load_full();
         let (config, listen) = (&settings.config, &settings.config.listen);
         let terms = |certificates, until| {
-            Terms::new(listen, certificates, parts.metrics.clone(), (parts.phases.clone(), until))
+            Terms::new(parts.bounds.clone(), certificates, parts.metrics.clone(), (parts.phases.clone(), until))
         };
         let (terms, admin_terms) = (terms(parts.certificates.clone(), Phase::Draining), terms(None, Phase::Over));
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
@@ -245,6 +248,7 @@ impl Parts {
         };
         Ok(Self {
             journal: config.journal.as_ref().map(open).transpose()?,
+            bounds: Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen))),
             certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
@@ -261,15 +265,20 @@ impl Parts {
     }
 
     /// From now on this configuration holds, but for what a running process cannot change.
-    pub(crate) fn apply(&self, mut config: Config) {
+    pub(crate) fn apply(&self, mut config: Config, trust: Option<Trust>) {
         let before = self.settings.load_full();
         config.listen.proxy = before.config.listen.proxy.clone();
         config.listen.admin = before.config.listen.admin.clone();
+        bound_connections(&mut config.listen);
+        self.bounds.store(Arc::new(Bounds::from(&config.listen)));
         let settings = Arc::new(before.then(config));
         self.settings.store(settings.clone());
         self.queue.reload(&settings.config);
         if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
             certificates.swap(tls);
+        }
+        if let Some(trust) = trust {
+            self.upstream.trust(trust);
         }
         self.metrics.credentials(&settings.config.accounts);
         telemetry::set_level(settings.config.log.level);

@@ -13,7 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::app::Parts;
-use crate::config::{self, Config, Loaded, Mistakes, Source};
+use crate::config::{self, Config, Loaded, Mistakes, Scheme, Source};
+use crate::flow::forward::{Trust, UpstreamError};
 use crate::metrics::Reload;
 
 /// The task that reads the configuration anew, one time after the other.
@@ -55,8 +56,18 @@ const FIXED_WHOLE: &str = "listen.tls";
 enum Refused {
     #[error("{0}")]
     Mistakes(Mistakes),
+    #[error("{0}")]
+    Trust(UpstreamError),
     #[error("only a restart can change {}", .0.join(", "))]
     Fixed(Vec<String>),
+}
+
+/// All that the files say, also those that the configuration only names.
+fn read(source: &Source) -> Result<(Loaded, Option<Trust>), Refused> {
+    let loaded = source.load().map_err(Refused::Mistakes)?;
+    let upstream = &loaded.config.upstream;
+    let trust = (upstream.scheme == Scheme::Https).then(|| Trust::load(upstream.ca_file.as_deref()));
+    Ok((loaded, trust.transpose().map_err(Refused::Trust)?))
 }
 
 fn stamps<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Stamps {
@@ -142,13 +153,13 @@ impl Reloader {
     async fn reload(&mut self, parts: &Parts) {
         let before = stamps(self.last.stamps.keys());
         let source = self.source.clone();
-        let loaded = tokio::task::spawn_blocking(move || source.load()).await;
-        let loaded = loaded.expect("reading a configuration does not panic").map_err(Refused::Mistakes);
-        match loaded.and_then(|loaded| self.last.accept(&loaded.config).map(|changed| (loaded, changed))) {
-            Ok((loaded, changed)) => {
+        let read = tokio::task::spawn_blocking(move || read(&source)).await;
+        let read = read.expect("reading a configuration does not panic");
+        match read.and_then(|read| self.last.accept(&read.0.config).map(|changed| (read, changed))) {
+            Ok(((loaded, trust), changed)) => {
                 self.last = Last::of(&loaded, before);
                 let Loaded { config, warnings, .. } = loaded;
-                parts.apply(config);
+                parts.apply(config, trust);
                 parts.metrics.reloaded(Reload::Done);
                 warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
                 let changed = changed.join(", ");

@@ -144,7 +144,6 @@ impl Upstream {
 
     /// Believes whom `trust` does from now on. Connections that stand were made with what held then, and go on for as
     /// long as they are used.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for whoever sees that `upstream.ca_file` has changed"))]
     pub(crate) fn trust(&self, trust: Trust) {
         self.pool.dialer.trust(trust);
     }

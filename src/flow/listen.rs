@@ -1,6 +1,7 @@
 //! Who comes in, and on what terms? Connections by TCP or a Unix socket, with TLS or without, HTTP/1.1 only, each bound in number, in time
 //! and in the size of its heads. What a request means is the next steps' business.
 
+pub(crate) mod bounds;
 mod clocks;
 mod listener;
 pub(crate) mod socket;
@@ -28,9 +29,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::config::Listen;
 use crate::error::{Kind, Refusal};
-use crate::flow::listen::clocks::{Patience, Stalled, Timed};
+use crate::flow::listen::bounds::{Bounds, Present};
+use crate::flow::listen::clocks::{Stalled, Timed};
 pub(crate) use crate::flow::listen::listener::Listener;
 use crate::flow::listen::socket::{Hangup, Socket, Wire};
 use crate::flow::listen::tls::{Certificates, Opened, SpeaksTls};
@@ -39,13 +40,9 @@ use crate::shutdown::{Phase, Phases};
 
 /// The bounds that a listener's connections live in, and who counts them.
 pub(crate) struct Terms {
-    max_connections: usize,
-    max_per_source: usize,
-    patience: Patience,
+    bounds: Present,
     /// With these a caller speaks TLS.
     certificates: Option<Arc<Certificates>>,
-    idle_timeout: Duration,
-    max_header: usize,
     metrics: Arc<Metrics>,
     phases: Phases,
     /// When the listener is left and its connections are told to end.
@@ -92,18 +89,14 @@ struct Place {
 impl Terms {
     /// For a listener that serves until `until`.
     pub(crate) fn new(
-        listen: &Listen,
+        bounds: Present,
         certificates: Option<Arc<Certificates>>,
         metrics: Arc<Metrics>,
         (phases, until): (Phases, Phase),
     ) -> Arc<Self> {
         Arc::new(Self {
-            max_connections: listen.max_connections,
-            max_per_source: listen.max_connections_per_source,
-            patience: Patience { head: listen.header_timeout, write: listen.body_timeout },
+            bounds,
             certificates,
-            idle_timeout: listen.idle_timeout,
-            max_header: listen.max_header,
             metrics,
             phases,
             until,
@@ -140,13 +133,14 @@ impl Terms {
     }
 
     fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
-        if self.open.len() >= self.max_connections {
+        let bounds = **self.bounds.load();
+        if self.open.len() >= bounds.max_connections {
             return self.turn_away("too_many");
         }
-        let Ok(place) = source.map(|source| self.enter(source)).transpose() else {
+        let Ok(place) = source.map(|source| self.enter(source, bounds.max_per_source)).transpose() else {
             return self.turn_away("too_many_from_source");
         };
-        self.open.spawn(self.clone().connection(socket, place, service.clone()));
+        self.open.spawn(self.clone().connection(socket, place, bounds, service.clone()));
     }
 
     fn turn_away(&self, kind: &str) {
@@ -160,33 +154,39 @@ impl Terms {
         self.errors(kind).inc();
     }
 
-    fn enter(&self, source: IpAddr) -> Result<Place, ()> {
+    fn enter(&self, source: IpAddr, max: usize) -> Result<Place, ()> {
         let mut sources = self.sources.lock();
         let count = sources.entry(source).or_default();
-        if *count >= self.max_per_source {
+        if *count >= max {
             return Err(());
         }
         *count += 1;
         Ok(Place { source, sources: self.sources.clone() })
     }
 
-    async fn connection(self: Arc<Self>, socket: Socket, _place: Option<Place>, service: impl Answer) {
+    async fn connection(self: Arc<Self>, socket: Socket, _place: Option<Place>, bounds: Bounds, service: impl Answer) {
         let _open = Counted::new(&self.metrics.connections.open);
-        let (wire, hangup) = Wire::new(socket, self.patience.write);
+        let (wire, hangup) = Wire::new(socket, bounds.patience.write);
         match &self.certificates {
-            None => self.http(wire, hangup, service).await,
+            None => self.http((wire, hangup), bounds, service).await,
             // Boxed: a connection in the clear has no room for it.
-            Some(certificates) => Box::pin(self.secured(certificates, (wire, hangup), service)).await,
+            Some(certificates) => Box::pin(self.secured(certificates, (wire, hangup), bounds, service)).await,
         }
     }
 
-    async fn secured(&self, certificates: &Certificates, (wire, hangup): (Wire, Hangup), service: impl Answer) {
-        match certificates.open(wire, self.patience.head).await {
-            Opened::Tls(stream) => self.http(stream, hangup, service).await,
+    async fn secured(
+        &self,
+        certificates: &Certificates,
+        (wire, hangup): (Wire, Hangup),
+        bounds: Bounds,
+        service: impl Answer,
+    ) {
+        match certificates.open(wire, bounds.patience.head).await {
+            Opened::Tls(stream) => self.http((stream, hangup), bounds, service).await,
             Opened::Clear(wire) => {
                 self.errors("tls").inc();
                 service.no_request();
-                self.http(wire, hangup, SpeaksTls).await;
+                self.http((wire, hangup), bounds, SpeaksTls).await;
             }
             Opened::Failed(failed) => {
                 if let Some(kind) = failed.kind() {
@@ -197,11 +197,11 @@ impl Terms {
         }
     }
 
-    async fn http<T>(&self, io: T, hangup: Hangup, service: impl Answer)
+    async fn http<T>(&self, (io, hangup): (T, Hangup), bounds: Bounds, service: impl Answer)
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (stream, turn) = Timed::new(io, self.patience.head);
+        let (stream, turn) = Timed::new(io, bounds.patience.head);
         let answer = service.clone();
         let service_fn = service_fn(move |request| {
             let (answer, hangup, ours) = (answer.clone(), hangup.clone(), turn.clone().take());
@@ -215,8 +215,8 @@ impl Terms {
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of its own.
-            .header_read_timeout(self.idle_timeout)
-            .max_buf_size(self.max_header.max(8192))
+            .header_read_timeout(bounds.idle_timeout)
+            .max_buf_size(bounds.max_header.max(8192))
             // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service_fn);

@@ -1,0 +1,35 @@
+//! How much may come in, and how slowly? What the configuration says of connections, for those that are accepted from now
+//! on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::clocks::Patience;
+use crate::config::Listen;
+
+/// What each connection keeps to.
+#[derive(Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(super) max_connections: usize,
+    pub(super) max_per_source: usize,
+    pub(super) patience: Patience,
+    pub(super) idle_timeout: Duration,
+    pub(super) max_header: usize,
+}
+
+/// The bounds that hold now, for all listeners.
+pub(crate) type Present = Arc<ArcSwap<Bounds>>;
+
+impl From<&Listen> for Bounds {
+    fn from(listen: &Listen) -> Self {
+        Self {
+            max_connections: listen.max_connections,
+            max_per_source: listen.max_connections_per_source,
+            patience: Patience { head: listen.header_timeout, write: listen.body_timeout },
+            idle_timeout: listen.idle_timeout,
+            max_header: listen.max_header,
+        }
+    }
+}
