@@ -312,3 +312,53 @@ fn check_and_a_failed_start_show_no_secret() {
         assert!(!told.contains(SECRET), "{told}");
     }
 }
+
+#[tokio::test]
+async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
+    let sim = endpoint().await;
+    let folder = tempfile::tempdir().unwrap();
+    let session = format!(
+        "{{\"AccessKeyId\":\"{}\",\"AccessKeySecret\":\"{}\",\"SecurityToken\":\"{}\",\"Expiration\":\"2126-01-01T00:00:00Z\"}}",
+        STS.0, STS.1, STS.2
+    );
+    std::fs::write(folder.path().join("session.json"), &session).unwrap();
+    let toml = "[[accounts]]\nid = \"default\"\ncredentials = { file = \"session.json\" }\n[[clients]]\naccess_key_id = \"team-a\"\n\
+                access_key_secret = { env = \"TEAM\" }\nprevious_access_key_secret = { env = \"FORMER\" }\naccount = \"default\"\n\
+                actions = [\"*\"]\n";
+    let (former, operator) = ("former-secret-1", "operator-token-1");
+    let mut search = Search::new();
+    search.hidden.extend([former, operator].map(str::to_owned));
+    let mut env = vec![("FORMER", former), ("OPERATOR", operator), ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "OPERATOR")];
+    env.extend(TALKATIVE);
+    let flowgate = Process::configured(&sim, toml, folder, &env).await;
+    let host = flowgate.proxy.to_string();
+    for (name, key) in [("present", TEAM), ("former", (TEAM.0, former)), ("session", (STS.0, STS.1))] {
+        let call = Call::v3_with(&host, &FLOW, |_| {}, key);
+        assert_eq!(search.send(name, &call, flowgate.proxy).await, 200, "{name}");
+    }
+    for token in [operator, SLIP] {
+        let ask = format!("GET /config HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n\r\n", flowgate.admin);
+        let page = exchange(flowgate.admin, ask.as_bytes()).await.unwrap();
+        search.pages.insert(format!("/config for {token}"), format!("{page:?}"));
+    }
+    let kept = "the configuration cannot be used, the one before stays";
+    let place = |secret: &str| toml.replace("{ env = \"FORMER\" }", secret);
+    let wrong = [place(&format!("\"{former}\"")), place(former), format!("{toml}[queue]\nhold = \"{former}\"\n")];
+    for (times, wrong) in wrong.iter().enumerate() {
+        flowgate.write(wrong);
+        flowgate.signal("-HUP").await;
+        flowgate.logged(kept, times + 1).await;
+    }
+    flowgate.write(toml);
+    let file = flowgate.folder.path().join("session.json");
+    let broken = [session.replace('}', ""), session.replace("2126", STS.1), session.replace(STS.0, "a b")];
+    for (times, broken) in broken.iter().enumerate() {
+        std::fs::write(&file, broken).unwrap();
+        flowgate.signal("-HUP").await;
+        flowgate.logged(kept, wrong.len() + times + 1).await;
+    }
+    flowgate.logged("call", 3).await;
+    search.look("reloaded", &flowgate).await;
+    sim.arrivals().iter().for_each(|arrival| search.arrival(arrival));
+    assert_eq!(search.found(), [""; 0]);
+}
