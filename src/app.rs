@@ -28,6 +28,7 @@ use crate::metrics::Metrics;
 use crate::quota::Quota;
 use crate::room::Room;
 use crate::shutdown::{Phase, Phases, Signals};
+use crate::systemd::{self, Handed, Passed};
 
 /// A running Flowgate.
 pub struct App {
@@ -77,14 +78,21 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl App {
     /// Binds both listeners and begins to serve. Must be called inside a tokio runtime.
-    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
-        let bind = async |bind: &Bind, name: &str| {
-            Listener::bind(bind, config.listen.socket_mode)
-                .await
-                .with_context(|| format!("cannot listen on {bind} ({name})"))
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_on(config, Handed::default()).await
+    }
+
+    /// As [`App::start`], on sockets that were bound before, as far as there are any.
+    pub async fn start_on(mut config: Config, handed: Handed) -> anyhow::Result<Self> {
+        let open = async |passed: Option<Passed>, bind: &Bind, name: &str| {
+            let listener = match passed {
+                Some(passed) => Listener::adopt(passed, bind),
+                None => Listener::bind(bind, config.listen.socket_mode).await,
+            };
+            listener.with_context(|| format!("cannot listen on {bind} ({name})"))
         };
-        let proxy = bind(&config.listen.proxy, "listen.proxy").await?;
-        let admin = bind(&config.listen.admin, "listen.admin").await?;
+        let proxy = open(handed.proxy, &config.listen.proxy, "listen.proxy").await?;
+        let admin = open(handed.admin, &config.listen.admin, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
         bound_connections(&mut config.listen);
@@ -136,7 +144,11 @@ impl App {
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
     pub async fn run(self) -> anyhow::Result<()> {
         let mut signals = Signals::new().context("cannot listen for signals")?;
+        systemd::ready(&self.parts.status());
+        let parts = Arc::downgrade(&self.parts);
+        tokio::spawn(systemd::keep_telling(move || parts.upgrade().map(|parts| parts.status())));
         signals.next().await;
+        systemd::stopping("draining");
         tracing::info!("draining; a second signal ends at once");
         tokio::select! {
             () = self.drain() => {}
@@ -224,6 +236,15 @@ impl Parts {
             attempts: TaskTracker::new(),
             config,
         })
+    }
+
+    /// Where Flowgate stands, in one line. It is had under every lock of the queue and the pool's.
+    fn status(&self) -> String {
+        let (lanes, waiting) = self.queue.count();
+        let accounts = self.config.accounts.len();
+        let phase = if self.phases.now() == Phase::Serving { "serving" } else { "draining" };
+        let upstream = if self.upstream.reach() == Reach::Up { "" } else { ", CAMS cannot be reached" };
+        format!("{phase}: accounts {accounts}, lanes {lanes}, waiting {waiting}{upstream}")
     }
 }
 

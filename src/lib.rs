@@ -44,6 +44,7 @@ mod room;
 mod servers;
 mod shutdown;
 mod store;
+pub mod systemd;
 pub mod telemetry;
 
 pub use crate::app::App;

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use flowgate::cli::{Cli, Command};
 use flowgate::config::{self, Loaded};
+use flowgate::systemd::Handed;
 use flowgate::{App, telemetry};
 use tokio::runtime::{Builder, Runtime};
 
@@ -63,7 +64,8 @@ fn runtime() -> std::io::Result<Runtime> {
 }
 
 fn run(Loaded { config, warnings }: Loaded) -> anyhow::Result<()> {
+    let handed = Handed::take()?;
     let _lines = telemetry::init(&config.log)?;
     warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
-    runtime()?.block_on(async { App::start(config).await?.run().await })
+    runtime()?.block_on(async { App::start_on(config, handed).await?.run().await })
 }

@@ -17,6 +17,7 @@ mod holds;
 mod journey;
 mod observe;
 mod replicas;
+mod service;
 mod shutdown;
 mod store;
 mod tidy;
