@@ -13,11 +13,11 @@ use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENT
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
-use crate::app::Parts;
 use crate::config;
 use crate::flow::forward::Reach;
 use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::{Answer, Gone};
+use crate::parts::Parts;
 use crate::shutdown::Phase;
 
 /// The admin port's service.

@@ -1,40 +1,29 @@
 //! The one place where the parts are joined: configuration in, a running Flowgate out, and how it stops.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
-use tokio_util::task::TaskTracker;
 
 use crate::admin::Admin;
-use crate::config::{self, Bind, Config, Listen, Loaded, Source};
+use crate::config::{Bind, Config, Loaded, Source};
 use crate::error::Outcome;
 use crate::flow;
-use crate::flow::forward::{Connection, Reach, Trust, Upstream};
-use crate::flow::hold::margin::Margins;
-use crate::flow::identify::Nonces;
-use crate::flow::listen::bounds::{Bounds, Present};
+use crate::flow::listen::bounds;
 use crate::flow::listen::socket::Hangup;
-use crate::flow::listen::tls::Certificates;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
-use crate::flow::queue::{Connector, Queue};
 use crate::hardening;
-use crate::journal::Journal;
-use crate::metrics::Metrics;
-use crate::quota::Quota;
-use crate::reload::{Ask, Reloader};
-use crate::room::Room;
-use crate::settings::Settings;
-use crate::shutdown::{Phase, Phases, Signals};
-use crate::telemetry;
+use crate::parts::{Parts, sweep};
+use crate::reload::Reloader;
+use crate::shutdown::{Phase, Signals};
+use crate::systemd::{self, Handed, Passed};
 
 /// A running Flowgate.
 pub struct App {
@@ -46,42 +35,10 @@ pub struct App {
     signals: Option<Signals>,
 }
 
-/// What every call needs.
-pub(crate) struct Parts {
-    pub(crate) settings: ArcSwap<Settings>,
-    /// None where nobody reads the configuration anew.
-    changes: OnceLock<Ask>,
-    /// What callers speak TLS with, if they do; swapped when the files have changed.
-    pub(crate) certificates: Option<Arc<Certificates>>,
-    /// What callers' and operators' connections keep to.
-    bounds: Present,
-    pub(crate) nonces: Nonces,
-    /// What CAMS's answers usually take.
-    pub(crate) margins: Margins,
-    pub(crate) queue: Queue<Upstream>,
-    pub(crate) upstream: Arc<Upstream>,
-    /// None: each process has the quota for itself.
-    pub(crate) quota: Option<Arc<Quota>>,
-    /// None: attempts are not written down.
-    pub(crate) journal: Option<Arc<Journal>>,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) phases: Phases,
-    /// Bytes of bodies whose callers are not verified yet.
-    pub(crate) unverified: Arc<Room>,
-    /// What is under way at CAMS.
-    pub(crate) attempts: TaskTracker,
-}
-
 /// The proxy port's service.
 #[derive(Clone)]
 struct Proxy(Arc<Parts>);
 
-/// Bytes of bodies whose callers are not verified yet, all together.
-const UNVERIFIED_BYTES: usize = 16 << 20;
-/// Descriptors that callers' connections do not get.
-const KEPT_DESCRIPTORS: usize = 128;
-/// How often idle lanes are forgotten: a lane is at rest a window after its last call, and callers may be many.
-const SWEEP: Duration = Duration::from_secs(2);
 /// What CAMS's answer to the last call that is sent in a drain may take; a quarter of a short grace.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long callers have to read their last answer when the grace is over.
@@ -91,28 +48,35 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl App {
     /// Starts with what the source says now, and reads it anew on SIGHUP and when its files change.
-    pub async fn start_from(source: Source, loaded: Loaded) -> anyhow::Result<Self> {
+    pub async fn start_from(source: Source, loaded: Loaded, handed: Handed) -> anyhow::Result<Self> {
         // Before anybody is told that it runs: a signal that nobody awaits ends the process.
         let signals = Signals::new().context("cannot listen for signals")?;
         let (reloader, ask) = Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
-        let app = Self::start(loaded.config).await?;
+        let app = Self::start_on(loaded.config, handed).await?;
         drop(app.parts.changes.set(ask));
         tokio::spawn(reloader.run(Arc::downgrade(&app.parts)));
         Ok(Self { signals: Some(signals), ..app })
     }
 
     /// Binds both listeners and begins to serve. Must be called inside a tokio runtime.
-    pub async fn start(mut config: Config) -> anyhow::Result<Self> {
-        let bind = async |bind: &Bind, name: &str| {
-            Listener::bind(bind, config.listen.socket_mode)
-                .await
-                .with_context(|| format!("cannot listen on {bind} ({name})"))
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_on(config, Handed::default()).await
+    }
+
+    /// As [`App::start`], on sockets that were bound before, as far as there are any.
+    pub async fn start_on(mut config: Config, handed: Handed) -> anyhow::Result<Self> {
+        let open = async |passed: Option<Passed>, bind: &Bind, name: &str| {
+            let listener = match passed {
+                Some(passed) => Listener::adopt(passed, bind),
+                None => Listener::bind(bind, config.listen.socket_mode).await,
+            };
+            listener.with_context(|| format!("cannot listen on {bind} ({name})"))
         };
-        let proxy = bind(&config.listen.proxy, "listen.proxy").await?;
-        let admin = bind(&config.listen.admin, "listen.admin").await?;
+        let proxy = open(handed.proxy, &config.listen.proxy, "listen.proxy").await?;
+        let admin = open(handed.admin, &config.listen.admin, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
-        bound_connections(&mut config.listen);
+        bounds::afford(&mut config.listen);
         hardening::survive_file_limits().context("cannot catch SIGXFSZ")?;
         let parts = Arc::new(Parts::new(config)?);
         if let Some(quota) = &parts.quota {
@@ -164,7 +128,11 @@ impl App {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let signals = self.signals.take().map_or_else(Signals::new, Ok);
         let mut signals = signals.context("cannot listen for signals")?;
+        systemd::ready(&self.parts.status());
+        let parts = Arc::downgrade(&self.parts);
+        tokio::spawn(systemd::keep_telling(move || parts.upgrade().map(|parts| parts.status())));
         signals.next().await;
+        systemd::stopping("draining");
         tracing::info!("draining; a second signal ends at once");
         tokio::select! {
             () = self.drain() => {}
@@ -209,102 +177,6 @@ impl App {
     }
 }
 
-/// Lowers `max_connections` to what the descriptors suffice for. Each caller's connection may need another one to CAMS,
-/// and some are kept for the admin port and for files.
-fn bound_connections(listen: &mut Listen) {
-    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
-    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
-    let affordable = (descriptors - KEPT_DESCRIPTORS.min(descriptors / 4)) / 2;
-    if affordable < listen.max_connections {
-        let set = listen.max_connections;
-        tracing::warn!(
-            set,
-            affordable,
-            descriptors,
-            "listen.max_connections is lowered: raise the limit of open files"
-        );
-        listen.max_connections = affordable.max(1);
-    }
-}
-
-// === impl Parts ===
-
-impl Parts {
-    /// `config` with the addresses that were in fact bound.
-    pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
-        let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
-        let metrics = Arc::new(Metrics::new());
-        metrics.credentials(&config.accounts);
-        let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
-        let quota = config
-            .quota
-            .store
-            .as_ref()
-            .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
-            .transpose()?;
-        let open = |journal: &config::Journal| {
-            let opened = Journal::open(journal, metrics.clone());
-            opened.map(Arc::new).with_context(|| format!("cannot write the journal {}", journal.path.display()))
-        };
-        Ok(Self {
-            journal: config.journal.as_ref().map(open).transpose()?,
-            bounds: Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen))),
-            certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
-            nonces: Nonces::new(SystemTime::now()),
-            margins: Margins::default(),
-            queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
-            quota,
-            upstream,
-            metrics,
-            phases: Phases::new(),
-            unverified: Room::new(UNVERIFIED_BYTES),
-            attempts: TaskTracker::new(),
-            settings: ArcSwap::from_pointee(Settings::new(config)),
-            changes: OnceLock::new(),
-        })
-    }
-
-    /// From now on this configuration holds, but for what a running process cannot change.
-    pub(crate) fn apply(&self, mut config: Config, trust: Option<Trust>) {
-        let before = self.settings.load_full();
-        config.listen.proxy = before.config.listen.proxy.clone();
-        config.listen.admin = before.config.listen.admin.clone();
-        bound_connections(&mut config.listen);
-        self.bounds.store(Arc::new(Bounds::from(&config.listen)));
-        let settings = Arc::new(before.then(config));
-        self.settings.store(settings.clone());
-        self.queue.reload(&settings.config);
-        if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
-            certificates.swap(tls);
-        }
-        if let Some(trust) = trust {
-            self.upstream.trust(trust);
-        }
-        self.metrics.credentials(&settings.config.accounts);
-        telemetry::set_level(settings.config.log.level);
-    }
-
-    /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile.
-    pub(crate) async fn reread(&self, generation: u64) -> bool {
-        let Some(changes) = self.changes.get() else { return false };
-        // Many calls come here at once, and the first has read for all.
-        if self.settings.load().generation == generation {
-            changes.changed().await;
-        }
-        self.settings.load().generation != generation
-    }
-}
-
-/// Forgets idle lanes and old nonces for as long as anybody needs them.
-async fn sweep(parts: std::sync::Weak<Parts>) {
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        let Some(parts) = parts.upgrade() else { return };
-        parts.queue.forget_idle();
-        parts.nonces.forget_idle(SystemTime::now());
-    }
-}
-
 // === impl Proxy ===
 
 impl Answer for Proxy {
@@ -318,30 +190,5 @@ impl Answer for Proxy {
 
     fn no_request(&self) {
         self.0.metrics.ended("unknown", "other", Outcome::Invalid);
-    }
-}
-
-// === impl Upstream ===
-
-impl Connector for Upstream {
-    type Connection = Connection;
-
-    fn try_ready(&self) -> Option<Connection> {
-        Upstream::try_ready(self)
-    }
-
-    async fn ready(&self, wanted: usize) -> Connection {
-        Upstream::ready(self, wanted).await
-    }
-
-    fn is_usable(connection: &Connection) -> bool {
-        connection.is_usable()
-    }
-
-    fn down(&self) -> Option<String> {
-        match self.reach() {
-            Reach::Up => None,
-            Reach::Down { reason, .. } => Some(reason.to_string()),
-        }
     }
 }

@@ -30,7 +30,6 @@ use hyper::body::Body;
 use hyper::{Request, Response};
 use tokio::time::Instant;
 
-use crate::app::Parts;
 use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::attempt::{Attempted, Sending};
@@ -43,6 +42,7 @@ use crate::flow::record::Record;
 use crate::flow::reply::Manner;
 use crate::flow::retry::{Decision, Tries};
 use crate::journal::Journal;
+use crate::parts::Parts;
 use crate::settings::Settings;
 use crate::shutdown::Phase;
 

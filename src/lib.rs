@@ -43,6 +43,7 @@ pub mod journal;
 mod metrics;
 mod names;
 mod new_client;
+mod parts;
 mod quota;
 mod reload;
 mod room;
@@ -52,6 +53,7 @@ mod servers;
 mod settings;
 mod shutdown;
 mod store;
+pub mod systemd;
 pub mod telemetry;
 
 pub use crate::app::App;

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use flowgate::cli::{Cli, ClientCommand, Command};
 use flowgate::config::{Loaded, Source};
+use flowgate::systemd::Handed;
 use flowgate::{App, hardening, journal, new_client, telemetry};
 use tokio::runtime::{Builder, Runtime};
 use zeroize::Zeroizing;
@@ -104,10 +105,11 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 fn run(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
+    let handed = Handed::take()?;
     let _lines = telemetry::init(&loaded.config.log)?;
     if let Err(error) = sealed {
         tracing::warn!(%error, "a crash of this process may leave a core dump, with secrets in it");
     }
     loaded.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
-    runtime()?.block_on(async { App::start_from(source, loaded).await?.run().await })
+    runtime()?.block_on(async { App::start_from(source, loaded, handed).await?.run().await })
 }

@@ -12,10 +12,11 @@ use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::app::Parts;
 use crate::config::{self, Config, Loaded, Mistakes, Scheme, Source};
 use crate::flow::forward::{Trust, UpstreamError};
 use crate::metrics::Reload;
+use crate::parts::Parts;
+use crate::systemd;
 
 /// The task that reads the configuration anew, one time after the other.
 pub(crate) struct Reloader {
@@ -151,6 +152,7 @@ impl Reloader {
 
     /// Reads everything anew, and has it hold if there is no mistake in it.
     async fn reload(&mut self, parts: &Parts) {
+        systemd::reloading();
         let before = stamps(self.last.stamps.keys());
         let source = self.source.clone();
         let read = tokio::task::spawn_blocking(move || read(&source)).await;
@@ -172,6 +174,7 @@ impl Reloader {
                 tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
             }
         }
+        systemd::ready(&parts.status());
     }
 }
 

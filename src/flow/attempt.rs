@@ -12,7 +12,6 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::app::Parts;
 use crate::flow::classify::Operation;
 use crate::flow::forward::{Answer, Request, Sent, Upstream};
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
@@ -20,6 +19,7 @@ use crate::flow::queue::{Receipt, Turn};
 use crate::flow::record::capped;
 use crate::journal::Note;
 use crate::metrics;
+use crate::parts::Parts;
 
 /// What came of an attempt.
 #[expect(clippy::large_enum_variant, reason = "made once per attempt and moved twice")]

@@ -185,6 +185,12 @@ impl<K: Connector> Queue<K> {
         self.all().iter().map(|lane| lane.view()).collect()
     }
 
+    /// How many lanes there are, and how many calls wait in them.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let lanes = self.all();
+        (lanes.len(), lanes.iter().map(|lane| lane.lock().line.len()).sum())
+    }
+
     /// The room for the bytes of all calls that come in, wait or are under way.
     pub(crate) fn room(&self) -> &Arc<Room> {
         &self.shared.room

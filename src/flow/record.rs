@@ -8,13 +8,13 @@ use std::time::Duration;
 use hyper::StatusCode;
 use tokio::time::Instant;
 
-use crate::app::Parts;
 use crate::error::{Claimant, Kind, Outcome, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::identify::Claim;
 use crate::flow::judge::Verdict;
 use crate::flow::reply::{self, Service, millis};
 use crate::id::AccountId;
+use crate::parts::Parts;
 
 /// One call so far.
 pub(crate) struct Record {

@@ -23,6 +23,7 @@ mod observe;
 mod reload;
 mod replicas;
 mod secrets;
+mod service;
 mod shutdown;
 mod store;
 mod tidy;

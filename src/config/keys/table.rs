@@ -25,13 +25,13 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.proxy",
         Kind::Text,
         Some("127.0.0.1:8080"),
-        "Where applications point their SDK's endpoint (protocol HTTP, or HTTPS with `listen.tls`): `ip:port`, or `unix:/run/flowgate.sock`.",
+        "Where applications point their SDK's endpoint (protocol HTTP, or HTTPS with `listen.tls`): `ip:port`, or `unix:/run/flowgate.sock`. A socket that systemd passes (`FileDescriptorName=proxy`, or the first without names) must be bound to the same.",
     ),
     key(
         "listen.admin",
         Kind::Text,
         Some("127.0.0.1:9900"),
-        "Where `/metrics`, `/livez`, `/readyz`, `/lanes` and `/config` are: `ip:port` or `unix:/path`, never the proxy's.",
+        "Where `/metrics`, `/livez`, `/readyz`, `/lanes` and `/config` are: `ip:port` or `unix:/path`, never the proxy's. A socket that systemd passes (`FileDescriptorName=admin`, or the second without names) must be bound to the same.",
     ),
     key(
         "listen.admin_token",

@@ -9,6 +9,8 @@ use arc_swap::ArcSwap;
 use super::clocks::Patience;
 use crate::config::Listen;
 
+/// Descriptors that callers' connections do not get.
+const KEPT_DESCRIPTORS: usize = 128;
 /// What each connection keeps to.
 #[derive(Clone, Copy)]
 pub(crate) struct Bounds {
@@ -31,5 +33,23 @@ impl From<&Listen> for Bounds {
             idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,
         }
+    }
+}
+
+/// Lowers `max_connections` to what the descriptors suffice for. Each caller's connection may need another one to CAMS,
+/// and some are kept for the admin port and for files.
+pub(crate) fn afford(listen: &mut Listen) {
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+    let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
+    let affordable = (descriptors - KEPT_DESCRIPTORS.min(descriptors / 4)) / 2;
+    if affordable < listen.max_connections {
+        let set = listen.max_connections;
+        tracing::warn!(
+            set,
+            affordable,
+            descriptors,
+            "listen.max_connections is lowered: raise the limit of open files"
+        );
+        listen.max_connections = affordable.max(1);
     }
 }

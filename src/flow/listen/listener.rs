@@ -14,6 +14,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::socket::Socket;
 use crate::config::Bind;
+use crate::systemd::Passed;
 
 /// A bound socket.
 pub(crate) enum Listener {
@@ -24,8 +25,8 @@ pub(crate) enum Listener {
 /// A Unix socket's path. It is removed when the listener goes, unless somebody else stands there by then.
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Device and inode of what was bound. While the socket is open nothing else can have them.
-    ours: (u64, u64),
+    /// Device and inode of what was bound; while the socket is open nothing else can have them. None if it was passed.
+    ours: Option<(u64, u64)>,
 }
 
 /// So many may connect before they are accepted: who finds tokio's 128 full loses a second until the kernel tries again.
@@ -55,6 +56,28 @@ impl Listener {
         }
     }
 
+    /// Takes a socket that was bound before. It must be the configured one, on which other settings are judged.
+    pub(crate) fn adopt(passed: Passed, bind: &Bind) -> io::Result<Self> {
+        let listener = match passed {
+            Passed::Tcp(listener) => {
+                listener.set_nonblocking(true)?;
+                SockRef::from(&listener).listen(BACKLOG)?;
+                Self::Tcp(TcpListener::from_std(listener)?)
+            }
+            Passed::Unix(listener) => {
+                listener.set_nonblocking(true)?;
+                SockRef::from(&listener).listen(BACKLOG)?;
+                let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
+                Self::Unix(UnixListener::from_std(listener)?, SocketFile { path, ours: None })
+            }
+        };
+        let bound = listener.bound()?;
+        if bound == *bind {
+            return Ok(listener);
+        }
+        Err(io::Error::other(format!("the socket that was passed is bound to {bound}: both must say the same")))
+    }
+
     /// What was in fact bound: the system may have chosen the port.
     pub(crate) fn bound(&self) -> io::Result<Bind> {
         match self {
@@ -79,7 +102,7 @@ impl Drop for Listener {
     /// Here and not in the file's own drop, which would come after the socket's.
     fn drop(&mut self) {
         if let Self::Unix(_, file) = self
-            && identity(&file.path).is_ok_and(|there| there == file.ours)
+            && identity(&file.path).is_ok_and(|there| Some(there) == file.ours)
         {
             drop(std::fs::remove_file(&file.path));
         }
@@ -94,7 +117,7 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     let listener = UnixListener::from_std(net::UnixListener::from(OwnedFd::from(socket)))?;
-    Ok(Listener::Unix(listener, SocketFile { path: path.to_owned(), ours: identity(path)? }))
+    Ok(Listener::Unix(listener, SocketFile { path: path.to_owned(), ours: Some(identity(path)?) }))
 }
 
 /// Device and inode of what stands there itself, be it a link.

@@ -1,0 +1,168 @@
+//! What does every call need? All that lives as long as the process, and what of it changes when the configuration does.
+
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{self, Bind, Config};
+use crate::flow::forward::{Connection, Reach, Trust, Upstream};
+use crate::flow::hold::margin::Margins;
+use crate::flow::identify::Nonces;
+use crate::flow::listen::bounds::{self, Bounds, Present};
+use crate::flow::listen::tls::Certificates;
+use crate::flow::queue::{Connector, Queue};
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use crate::quota::Quota;
+use crate::reload::Ask;
+use crate::room::Room;
+use crate::settings::Settings;
+use crate::shutdown::{Phase, Phases};
+use crate::telemetry;
+
+/// What every call needs.
+pub(crate) struct Parts {
+    pub(crate) settings: ArcSwap<Settings>,
+    /// None where nobody reads the configuration anew.
+    pub(crate) changes: OnceLock<Ask>,
+    /// What callers speak TLS with, if they do; swapped when the files have changed.
+    pub(crate) certificates: Option<Arc<Certificates>>,
+    /// What callers' and operators' connections keep to.
+    pub(crate) bounds: Present,
+    pub(crate) nonces: Nonces,
+    /// What CAMS's answers usually take.
+    pub(crate) margins: Margins,
+    pub(crate) queue: Queue<Upstream>,
+    pub(crate) upstream: Arc<Upstream>,
+    /// None: each process has the quota for itself.
+    pub(crate) quota: Option<Arc<Quota>>,
+    /// None: attempts are not written down.
+    pub(crate) journal: Option<Arc<Journal>>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) phases: Phases,
+    /// Bytes of bodies whose callers are not verified yet.
+    pub(crate) unverified: Arc<Room>,
+    /// What is under way at CAMS.
+    pub(crate) attempts: TaskTracker,
+}
+
+/// Bytes of bodies whose callers are not verified yet, all together.
+const UNVERIFIED_BYTES: usize = 16 << 20;
+/// How often idle lanes are forgotten: a lane is at rest a window after its last call, and callers may be many.
+const SWEEP: Duration = Duration::from_secs(2);
+
+// === impl Parts ===
+
+impl Parts {
+    /// `config` with the addresses that were in fact bound.
+    pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
+        let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
+        let metrics = Arc::new(Metrics::new());
+        metrics.credentials(&config.accounts);
+        let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
+        let quota = config
+            .quota
+            .store
+            .as_ref()
+            .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
+            .transpose()?;
+        let open = |journal: &config::Journal| {
+            let opened = Journal::open(journal, metrics.clone());
+            opened.map(Arc::new).with_context(|| format!("cannot write the journal {}", journal.path.display()))
+        };
+        Ok(Self {
+            journal: config.journal.as_ref().map(open).transpose()?,
+            bounds: Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen))),
+            certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
+            nonces: Nonces::new(SystemTime::now()),
+            margins: Margins::default(),
+            queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
+            quota,
+            upstream,
+            metrics,
+            phases: Phases::new(),
+            unverified: Room::new(UNVERIFIED_BYTES),
+            attempts: TaskTracker::new(),
+            settings: ArcSwap::from_pointee(Settings::new(config)),
+            changes: OnceLock::new(),
+        })
+    }
+
+    /// From now on this configuration holds, but for what a running process cannot change.
+    pub(crate) fn apply(&self, mut config: Config, trust: Option<Trust>) {
+        let before = self.settings.load_full();
+        config.listen.proxy = before.config.listen.proxy.clone();
+        config.listen.admin = before.config.listen.admin.clone();
+        bounds::afford(&mut config.listen);
+        self.bounds.store(Arc::new(Bounds::from(&config.listen)));
+        let settings = Arc::new(before.then(config));
+        self.settings.store(settings.clone());
+        self.queue.reload(&settings.config);
+        if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
+            certificates.swap(tls);
+        }
+        if let Some(trust) = trust {
+            self.upstream.trust(trust);
+        }
+        self.metrics.credentials(&settings.config.accounts);
+        telemetry::set_level(settings.config.log.level);
+    }
+
+    /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile.
+    pub(crate) async fn reread(&self, generation: u64) -> bool {
+        let Some(changes) = self.changes.get() else { return false };
+        // Many calls come here at once, and the first has read for all.
+        if self.settings.load().generation == generation {
+            changes.changed().await;
+        }
+        self.settings.load().generation != generation
+    }
+
+    /// Where Flowgate stands, in one line. It is had under every lock of the queue and the pool's.
+    pub(crate) fn status(&self) -> String {
+        let (lanes, waiting) = self.queue.count();
+        let accounts = self.settings.load().config.accounts.len();
+        let phase = if self.phases.now() == Phase::Serving { "serving" } else { "draining" };
+        let upstream = if self.upstream.reach() == Reach::Up { "" } else { ", CAMS cannot be reached" };
+        format!("{phase}: accounts {accounts}, lanes {lanes}, waiting {waiting}{upstream}")
+    }
+}
+
+/// Forgets idle lanes and old nonces for as long as anybody needs them.
+pub(crate) async fn sweep(parts: Weak<Parts>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(parts) = parts.upgrade() else { return };
+        parts.queue.forget_idle();
+        parts.nonces.forget_idle(SystemTime::now());
+    }
+}
+
+// === impl Upstream ===
+
+impl Connector for Upstream {
+    type Connection = Connection;
+
+    fn try_ready(&self) -> Option<Connection> {
+        Upstream::try_ready(self)
+    }
+
+    async fn ready(&self, wanted: usize) -> Connection {
+        Upstream::ready(self, wanted).await
+    }
+
+    fn is_usable(connection: &Connection) -> bool {
+        connection.is_usable()
+    }
+
+    fn down(&self) -> Option<String> {
+        match self.reach() {
+            Reach::Up => None,
+            Reach::Down { reason, .. } => Some(reason.to_string()),
+        }
+    }
+}
