@@ -17,6 +17,7 @@ use crate::config;
 use crate::flow::forward::Reach;
 use crate::flow::listen::socket::Hangup;
 use crate::flow::listen::{Answer, Gone};
+use crate::metrics;
 use crate::parts::Parts;
 use crate::shutdown::Phase;
 
@@ -59,8 +60,9 @@ impl Admin {
     }
 
     fn metrics(&self) -> String {
-        let Parts { metrics, queue, upstream, .. } = &*self.parts;
-        metrics.render(&queue.lanes(), queue.bytes(), upstream.reach() == Reach::Up)
+        let Parts { metrics, queue, unverified, upstream, .. } = &*self.parts;
+        let bytes = metrics::Bytes { queued: queue.bytes(), unverified: unverified.used() };
+        metrics.render(&queue.lanes(), bytes, upstream.reach() == Reach::Up)
     }
 
     /// An upstream that is down does not make a replica unready: the others would not reach it either.

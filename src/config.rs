@@ -102,7 +102,7 @@ pub struct Listen {
     pub max_connections_per_source: usize,
     /// From a request's first byte to the end of its head.
     pub header_timeout: Duration,
-    /// From the end of the head to the end of the body; also how long a caller may stall while it reads an answer.
+    /// From the end of the head to the end of the body; also what a caller may take to read an answer.
     pub body_timeout: Duration,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
@@ -110,6 +110,8 @@ pub struct Listen {
     pub max_header: usize,
     /// Bytes of a request's body.
     pub max_body: usize,
+    /// Bytes of the bodies of all callers that are not verified yet.
+    pub max_unverified: usize,
 }
 
 /// Scheme of the upstream.

@@ -79,6 +79,13 @@ pub(crate) struct Attempt<'a> {
     pub(crate) code: &'static str,
 }
 
+/// Memory that calls hold at a moment.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Bytes {
+    pub(crate) queued: usize,
+    pub(crate) unverified: usize,
+}
+
 /// Upper bounds in seconds. A token comes every 200 ms at 5/s, so the low end tells "at once" from "one token"; holds
 /// end at 30 s by default and at 120 s at most.
 const WAIT_BUCKETS: &[f64] = &[0.005, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
@@ -184,10 +191,11 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format, with the lanes as they are now.
-    pub(crate) fn render(&self, lanes: &[LaneView], queued_bytes: usize, upstream_up: bool) -> String {
+    pub(crate) fn render(&self, lanes: &[LaneView], bytes: Bytes, upstream_up: bool) -> String {
         let _alone = self.lanes.scrape.lock();
         self.lanes.upstream_up.set(i64::from(upstream_up));
-        self.lanes.queued_bytes.set(i64::try_from(queued_bytes).unwrap_or(i64::MAX));
+        self.lanes.queued_bytes.set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));
+        self.lanes.unverified_bytes.set(i64::try_from(bytes.unverified).unwrap_or(i64::MAX));
         self.lanes.set(lanes);
         let mut text = String::new();
         TextEncoder::new()

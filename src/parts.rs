@@ -50,8 +50,6 @@ pub(crate) struct Parts {
     pub(crate) attempts: TaskTracker,
 }
 
-/// Bytes of bodies whose callers are not verified yet, all together.
-const UNVERIFIED_BYTES: usize = 16 << 20;
 /// How often idle lanes are forgotten: a lane is at rest a window after its last call, and callers may be many.
 const SWEEP: Duration = Duration::from_secs(2);
 
@@ -85,7 +83,7 @@ impl Parts {
             upstream,
             metrics,
             phases: Phases::new(),
-            unverified: Room::new(UNVERIFIED_BYTES),
+            unverified: Room::new(config.listen.max_unverified),
             attempts: TaskTracker::new(),
             settings: ArcSwap::from_pointee(Settings::new(config)),
             changes: OnceLock::new(),
@@ -102,6 +100,7 @@ impl Parts {
         let settings = Arc::new(before.then(config));
         self.settings.store(settings.clone());
         self.queue.reload(&settings.config);
+        self.unverified.resize(settings.config.listen.max_unverified);
         if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
             certificates.swap(tls);
         }

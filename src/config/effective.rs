@@ -80,6 +80,7 @@ fn listen_json(listen: &Listen) -> Value {
         idle_timeout,
         max_header,
         max_body,
+        max_unverified,
     } = listen;
     json!({
         "proxy": proxy.to_string(),
@@ -95,6 +96,7 @@ fn listen_json(listen: &Listen) -> Value {
         "idle_timeout": time(*idle_timeout),
         "max_header": size(*max_header),
         "max_body": size(*max_body),
+        "max_unverified": size(*max_unverified),
     })
 }
 

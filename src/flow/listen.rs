@@ -166,7 +166,7 @@ impl Terms {
 
     async fn connection(self: Arc<Self>, socket: Socket, _place: Option<Place>, bounds: Bounds, service: impl Answer) {
         let _open = Counted::new(&self.metrics.connections.open);
-        let (wire, hangup) = Wire::new(socket, bounds.patience.write);
+        let (wire, hangup) = Wire::new(socket);
         match &self.certificates {
             None => self.http((wire, hangup), bounds, service).await,
             // Boxed: a connection in the clear has no room for it.
@@ -201,7 +201,7 @@ impl Terms {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (stream, turn) = Timed::new(io, bounds.patience.head);
+        let (stream, turn) = Timed::new(io, bounds.patience);
         let answer = service.clone();
         let service_fn = service_fn(move |request| {
             let (answer, hangup, ours) = (answer.clone(), hangup.clone(), turn.clone().take());

@@ -9,6 +9,7 @@
 
 mod admit;
 mod ask;
+mod connector;
 mod drain;
 pub(crate) mod fair;
 mod follow;
@@ -25,7 +26,6 @@ mod view;
 mod waiter;
 mod worker;
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -38,6 +38,7 @@ use tokio::time::Instant;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
+pub(crate) use crate::flow::queue::connector::Connector;
 use crate::flow::queue::drain::DrainBy;
 use crate::flow::queue::fair::{Place, Standing};
 use crate::flow::queue::lane::{Entered, Labels, Lane};
@@ -50,25 +51,6 @@ use crate::id::{AccountId, ActionName, ClientId};
 use crate::metrics::Metrics;
 use crate::quota::Quota;
 use crate::room::{Room, Share};
-
-/// Where a ready connection comes from. A turn is a token and a connection that is ready, in this order of getting
-/// them: first the connection, then the token.
-pub(crate) trait Connector: Send + Sync + 'static {
-    /// A connection that is ready to take a request; given back by dropping it.
-    type Connection: Send + 'static;
-
-    /// One that is ready at this moment.
-    fn try_ready(&self) -> Option<Self::Connection>;
-
-    /// Waits for one, for ever if need be; `wanted` calls could go now. Dropping the future loses nothing.
-    fn ready(&self, wanted: usize) -> impl Future<Output = Self::Connection> + Send;
-
-    /// Whether a connection that was ready still is.
-    fn is_usable(connection: &Self::Connection) -> bool;
-
-    /// Why no connection can be had at present, if so.
-    fn down(&self) -> Option<String>;
-}
 
 /// A map shrinks when it has so many times the room that it needs.
 const SPARSE: usize = 8;

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::task::{Context as Waking, Poll};
-use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::Frame;
@@ -31,7 +30,7 @@ async fn a_panic_costs_one_call() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let _caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-    let (_wire, hangup) = Wire::new(socket, Duration::from_secs(9));
+    let (_wire, hangup) = Wire::new(socket);
 
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
     let target = format!(

@@ -216,7 +216,7 @@ async fn trouble_is_counted_told_now_and_then_and_its_end_once() {
         desk.note("x").sent();
     }
     assert_eq!(told(), Some((5, start + Duration::from_secs(11))));
-    let page = || desk.journal.metrics.render(&[], 0, true);
+    let page = || desk.journal.metrics.render(&[], crate::metrics::Bytes::default(), true);
     assert!(page().contains("flowgate_journal_errors_total 5") && page().contains("flowgate_journal_up 0"));
     std::fs::remove_dir(desk.path()).unwrap();
     desk.note("y").sent();

@@ -12,6 +12,7 @@ pub(super) struct LaneGauges {
     /// Two scrapes at once would add to each other's sums.
     pub(super) scrape: Mutex<()>,
     pub(super) queued_bytes: IntGauge,
+    pub(super) unverified_bytes: IntGauge,
     queued: IntGaugeVec,
     oldest_wait: GaugeVec,
     predicted_wait: GaugeVec,
@@ -30,6 +31,7 @@ impl LaneGauges {
             scrape: Mutex::new(()),
             upstream_up: single(r, "upstream_up", "1 while CAMS can be reached, as the latest connections showed."),
             queued_bytes: single(r, "queued_bytes", bytes),
+            unverified_bytes: single(r, "unverified_bytes", "Bytes of bodies whose callers are not verified yet."),
             queued: gauge(r, "queued", "Calls that wait for their turn.", call),
             oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
             predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),

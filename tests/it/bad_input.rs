@@ -392,6 +392,24 @@ async fn a_caller_that_does_not_read_its_answer_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_caller_that_reads_its_answer_drop_by_drop_is_given_up_too() {
+    let settings = cams_sim::Settings::default();
+    let world = World::with(settings, "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"500ms\"").await;
+    world.sim.set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
+    let reading = tokio::spawn(async move {
+        // At this pace the whole answer would take an hour.
+        let mut drop_of_it = [0; 100];
+        while stream.read(&mut drop_of_it).await.is_ok_and(|read| read > 0) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    world.until("flowgate_connection_errors_total{kind=\"slow_reader\"}", 1.0).await;
+    reading.abort();
+}
+
+#[tokio::test]
 async fn connections_are_bounded_in_total_and_by_source() {
     let world = World::new("[listen]\nmax_connections_per_source = 3").await;
     let mut streams = Vec::new();

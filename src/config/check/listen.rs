@@ -33,6 +33,13 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     // The server's buffer cannot be smaller.
     let max_header = section.key("max_header").size(&(8 << 10..=1 << 20));
     let max_body = section.key("max_body").size(&BYTES);
+    let unverified = section.key("max_unverified");
+    let max_unverified = unverified.size(&BYTES);
+    if let (Some(all), Some(one)) = (max_unverified, max_body)
+        && all < one
+    {
+        unverified.mistake("expected at least listen.max_body: the largest call must fit");
+    }
     section.done();
     Some(Listen {
         proxy: proxy?,
@@ -48,6 +55,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         idle_timeout: idle_timeout?,
         max_header: max_header?,
         max_body: max_body?,
+        max_unverified: max_unverified?,
     })
 }
 

@@ -87,7 +87,7 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.body_timeout",
         Kind::Time,
         Some("30s"),
-        "From the end of the head to the end of the body; also how long a caller may stall while it reads an answer.",
+        "From the end of the head to the end of the body; also what a caller may take to read an answer that it does not take at once.",
     ),
     key(
         "listen.idle_timeout",
@@ -101,6 +101,12 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::Size,
         Some("1MiB"),
         "Bytes of a request's body. Of calls signed in version 1, at most 64KiB are read: their signature is known only with the body.",
+    ),
+    key(
+        "listen.max_unverified",
+        Kind::Size,
+        Some("16MiB"),
+        "Bytes of the bodies of all callers that are not verified yet: those signed in version 1 until their body has come, and those of relayed keys. At least `listen.max_body`.",
     ),
     key(
         "upstream.url",

@@ -1,5 +1,5 @@
-//! Does a caller keep moving? The clocks that hyper does not have: for a head that began and does not end, over whatever
-//! carries HTTP, and for an answer that nobody reads, which the socket itself asks for.
+//! Does a caller keep moving? The clocks that hyper does not have, over whatever carries HTTP: for a head that began and
+//! does not end, and for an answer that is not taken, however slowly it is read.
 
 use std::io;
 use std::pin::Pin;
@@ -16,19 +16,21 @@ use tokio::time::{Instant, Sleep};
 pub(crate) struct Patience {
     /// From a head's first byte to its end; also for a handshake.
     pub(crate) head: Duration,
-    /// While it does not take what is written to it.
+    /// From the first byte of an answer that it does not take at once to the answer's last.
     pub(crate) write: Duration,
 }
 
 /// A connection as hyper uses it: the bytes of HTTP, and a clock for each head.
 pub(crate) struct Timed<T> {
     io: T,
-    patience: Duration,
+    patience: Patience,
     /// Whose turn it is: while a request is being answered, what comes is no head.
     turn: Turn,
     /// For the head that began at this change of turns.
     head: Deadline,
     head_of: u64,
+    /// For what is being written, until all of it is.
+    answer: Deadline,
 }
 
 /// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
@@ -100,10 +102,20 @@ impl Deadline {
 // === impl Timed ===
 
 impl<T> Timed<T> {
-    /// With so much time for each head.
-    pub(crate) fn new(io: T, patience: Duration) -> (Self, Turn) {
+    /// With so much time for each head and for each answer.
+    pub(crate) fn new(io: T, patience: Patience) -> (Self, Turn) {
         let turn = Turn::default();
-        (Self { io, patience, turn: turn.clone(), head: Deadline::default(), head_of: 0 }, turn)
+        let (head, answer) = (Deadline::default(), Deadline::default());
+        (Self { io, patience, turn: turn.clone(), head, head_of: 0, answer }, turn)
+    }
+
+    /// Gives up when what is written is not taken in time.
+    fn taken<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+        if written.is_pending() {
+            self.answer.start(self.patience.write);
+            self.answer.poll(cx, Stalled::Answer)?;
+        }
+        written
     }
 }
 
@@ -121,7 +133,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
             return Poll::Pending;
         };
         if read.is_ok() && buf.filled().len() > before && turn.is_multiple_of(2) {
-            this.head.start(this.patience);
+            this.head.start(this.patience.head);
         }
         Poll::Ready(read)
     }
@@ -129,7 +141,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write(cx, buf);
+        this.taken(cx, written)
     }
 
     fn poll_write_vectored(
@@ -137,18 +151,28 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
+        this.taken(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.io.is_write_vectored()
     }
 
+    /// hyper asks for this when it has handed over all that it has.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.io).poll_flush(cx);
+        if flushed.is_ready() {
+            this.answer.stop();
+        }
+        this.taken(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+        let this = self.get_mut();
+        let shut = Pin::new(&mut this.io).poll_shutdown(cx);
+        this.taken(cx, shut)
     }
 }

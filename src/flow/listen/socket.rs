@@ -13,8 +13,6 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::clocks::{Deadline, Stalled};
-
 /// A caller's end of a connection.
 pub(crate) enum Socket {
     Tcp(TcpStream),
@@ -30,9 +28,6 @@ struct Peer {
 /// The socket to read and write.
 pub(crate) struct Wire {
     peer: Arc<Peer>,
-    /// How long a caller may not take what is written to it.
-    patience: Duration,
-    write: Deadline,
 }
 
 /// Tells whether a caller has hung up.
@@ -128,10 +123,10 @@ impl Hangup {
 // === impl Wire ===
 
 impl Wire {
-    pub(crate) fn new(socket: Socket, patience: Duration) -> (Self, Hangup) {
+    pub(crate) fn new(socket: Socket) -> (Self, Hangup) {
         let peer = Arc::new(Peer { from: socket.from(), socket });
         let hangup = Hangup(peer.clone());
-        (Self { peer, patience, write: Deadline::default() }, hangup)
+        (Self { peer }, hangup)
     }
 
     /// Waits for the first byte and leaves it there; none if the other side closes without one. A Unix socket cannot be
@@ -167,15 +162,10 @@ impl Wire {
     fn poll_write_some(&mut self, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         loop {
             if self.peer.socket.poll_writable(cx)?.is_pending() {
-                self.write.start(self.patience);
-                self.write.poll(cx, Stalled::Answer)?;
                 return Poll::Pending;
             }
             match self.peer.socket.try_write(bufs) {
-                Ok(written) => {
-                    self.write.stop();
-                    return Poll::Ready(Ok(written));
-                }
+                Ok(written) => return Poll::Ready(Ok(written)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }

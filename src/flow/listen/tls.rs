@@ -172,7 +172,7 @@ mod tests {
             .with_no_client_auth();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let name = ServerName::try_from("flowgate.test").unwrap();
-        let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0), Duration::from_secs(10));
+        let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0));
         let (client, opened) = tokio::join!(
             TlsConnector::from(Arc::new(client)).connect(name, tcp),
             certificates.open(wire, Duration::from_secs(10))
