@@ -14,7 +14,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use hyper::header::CONTENT_TYPE;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -181,10 +180,7 @@ impl Note {
         let says = Some(capped(verdict.code()).into());
         let (code, reason) = if is_known { (says, None) } else { (None, says) };
         let created = answer.filter(|_| self.creates && outcome == Outcome::Ok);
-        let flow_id = created.and_then(|answer| {
-            let content_type = answer.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-            flow_id::read(content_type, &answer.body)
-        });
+        let flow_id = created.and_then(|answer| flow_id::read(&answer.body));
         self.done(Done {
             outcome,
             code,

@@ -56,12 +56,14 @@ struct Page {
 /// Reads an answer's body; `None` if it is not one whole document of CAMS's shape, or can be read in two ways.
 pub(crate) fn read(content_type: Option<&str>, body: &[u8]) -> Option<Summary> {
     let text = std::str::from_utf8(body).ok()?;
-    if is_xml(content_type, text) { read_xml(text) } else { read_json(text) }
+    let is_xml = match content_type {
+        Some(value) => is_xml(value),
+        None => text.trim_ascii_start().starts_with('<'),
+    };
+    if is_xml { read_xml(text) } else { read_json(text) }
 }
 
-/// Whether a body is XML: its type says so, or, without one, its first character.
-pub(super) fn is_xml(content_type: Option<&str>, text: &str) -> bool {
-    let Some(content_type) = content_type else { return text.trim_ascii_start().starts_with('<') };
+fn is_xml(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim_ascii();
     essence.eq_ignore_ascii_case("text/xml") || essence.eq_ignore_ascii_case("application/xml")
 }

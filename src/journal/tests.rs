@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::HeaderMap;
 use serde_json::Value;
 
 use super::*;
@@ -31,11 +31,9 @@ fn operation() -> Operation {
 }
 
 fn created(flow_id: &str) -> (Answer, Verdict) {
-    let mut headers = HeaderMap::new();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = Bytes::from(format!(r#"{{"Code":"OK","Data":{{"FlowId":"{flow_id}"}}}}"#));
     let verdict = Verdict::Ok { request_id: Some("CAMS-1".to_owned()), code: "OK".to_owned() };
-    (Answer { status: StatusCode::OK, headers, body }, verdict)
+    (Answer { status: StatusCode::OK, headers: HeaderMap::new(), body }, verdict)
 }
 
 // === impl Desk ===
