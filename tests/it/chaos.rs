@@ -84,7 +84,7 @@ impl Stage {
     /// Checks the invariant; no caller may have been left with a closed connection.
     fn check(&self, ledger: &Ledger) {
         self.check_rate(ledger);
-        assert_eq!(ledger.closed(), 0, "Flowgate answers as long as it lives");
+        assert_eq!(ledger.ended(&End::Closed), 0, "Flowgate answers as long as it lives");
     }
 
     fn check_rate(&self, ledger: &Ledger) {
@@ -170,11 +170,11 @@ async fn the_program_is_killed_and_another_takes_its_place() {
     let second = stage.start("", "").await;
     let after = stage.storm("after", second.proxy, 20, seconds(2.0));
     let mut ledger = ends(before).await;
-    let closed = ledger.closed();
+    let closed = ledger.ended(&End::Closed);
     assert!(closed > 80, "who waited has a closed connection: {closed}");
     ledger.note(after.join_all().await);
     stage.check_rate(&ledger);
-    assert_eq!((ledger.closed(), ledger.count("OK")), (closed, 240 - closed), "the second serves all");
+    assert_eq!((ledger.ended(&End::Closed), ledger.count("OK")), (closed, 240 - closed), "the second serves all");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -75,9 +75,9 @@ impl Ledger {
         self.0.values().filter(is).count()
     }
 
-    /// How many heard nothing, and stayed.
-    pub(crate) fn closed(&self) -> usize {
-        self.0.values().filter(|end| **end == End::Closed).count()
+    /// How many ended so.
+    pub(crate) fn ended(&self, wanted: &End) -> usize {
+        self.0.values().filter(|end| *end == wanted).count()
     }
 
     /// Checks that answered ok ⊆ created ⊆ ok ∪ OutcomeUnknown ∪ gone ∪ closed, and nothing twice.

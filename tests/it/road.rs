@@ -58,21 +58,14 @@ impl Road {
         self.condition.send_replace(condition);
     }
 
-    /// The most requests of one key within a second.
+    /// The most requests of one key within a second, of all since this was last asked.
     pub(crate) fn worst_second(&self) -> usize {
-        let most = |at: &Vec<Instant>| {
+        let most = |mut at: Vec<Instant>| {
+            at.sort();
             let until = |from: &Instant| at.partition_point(|other| *other < *from + Duration::from_secs(1));
             at.iter().enumerate().map(|(index, from)| until(from) - index).max()
         };
-        self.passed
-            .lock()
-            .values_mut()
-            .filter_map(|at| {
-                at.sort();
-                most(at)
-            })
-            .max()
-            .unwrap_or(0)
+        std::mem::take(&mut *self.passed.lock()).into_values().filter_map(most).max().unwrap_or(0)
     }
 }
 
