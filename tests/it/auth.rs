@@ -11,6 +11,7 @@ use crate::world::World;
 
 const TEAM: (&str, &str) = ("team-a", "team-secret-1");
 const OTHERS: (&str, &str) = ("team-b", "not-the-secret");
+const DISABLED: (&str, &str) = ("team-d", "team-secret-1");
 const OWN: (&str, &str) = ("CustSpaceId", "space-1");
 const FLOW: [(&str, &str); 3] = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), OWN];
 
@@ -39,8 +40,12 @@ async fn gateway(more: &str) -> World {
         )
     };
     let limited = "actions = [\"CreateFlow\", \"ListFlow\"]\ncust_space_ids = [\"space-1\", \"space-2\"]";
-    World::new(&[client(TEAM, "TEAM", limited), client(OTHERS, "WRONG", "actions = [\"*\"]"), more.into()].concat())
-        .await
+    let clients = [
+        client(TEAM, "TEAM", limited),
+        client(OTHERS, "WRONG", "actions = [\"*\"]"),
+        client(DISABLED, "TEAM", "actions = [\"*\"]\ndisabled = true"),
+    ];
+    World::new(&[&clients.concat(), more].concat()).await
 }
 
 fn nothing(_: &mut Call) {}
@@ -206,6 +211,8 @@ fn out_of_bounds(host: &str) -> Vec<Row> {
         call("another client's secret", v3_by(host, (TEAM.0, OTHERS.1), nothing), MISMATCH),
         call("no secret", v3_by(host, (TEAM.0, ""), nothing), MISMATCH),
         call("another client's secret, V1", Call::v1_with(host, &FLOW, nothing, (TEAM.0, OTHERS.1)), MISMATCH),
+        call("a disabled client", v3_by(host, DISABLED, nothing), FORBIDDEN),
+        call("a disabled client, V1", Call::v1_with(host, &FLOW, nothing, DISABLED), FORBIDDEN),
         call("another action", action(TEAM), FORBIDDEN),
         call("another action, V1", v1_action, FORBIDDEN),
         call("a space in JSON", json, FORBIDDEN),

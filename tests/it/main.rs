@@ -4,13 +4,16 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, in helpers too")]
 
 mod caller;
+mod ledger;
 mod process;
 mod redis;
+mod road;
 mod world;
 
 mod admin;
 mod auth;
 mod bad_input;
+mod chaos;
 mod client_keys;
 mod config;
 mod hang_up;

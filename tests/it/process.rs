@@ -54,9 +54,13 @@ impl Process {
 
     /// Without any account but those of `toml`, whose relative paths lead into the folder.
     pub(crate) async fn configured(sim: &Running, toml: &str, folder: tempfile::TempDir, env: &[(&str, &str)]) -> Self {
+        Self::towards(&sim.url(), toml, folder, env).await
+    }
+
+    /// Dials `upstream`, whose section `toml` continues.
+    pub(crate) async fn towards(upstream: &str, toml: &str, folder: tempfile::TempDir, env: &[(&str, &str)]) -> Self {
         let head = format!(
-            "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{}\"\n",
-            sim.url()
+            "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{upstream}\"\n"
         );
         let config = folder.path().join("flowgate.toml");
         std::fs::write(&config, format!("{head}{toml}")).unwrap();

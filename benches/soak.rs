@@ -1,0 +1,188 @@
+//! Does anything grow? Two hundred accounts at full tilt, callers that hang up, an endpoint that throttles and loses answers, a
+//! configuration that is read again and again: after `--minutes` (2) the program holds what it held after a sixth of
+//! them, in memory and in descriptors, and all the while the ledger of all calls fits what the endpoint did.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed soak")]
+#![expect(clippy::print_stdout, reason = "the table is what the soak is for")]
+
+#[allow(dead_code, reason = "the tests' caller does more than send")]
+#[path = "../tests/it/caller.rs"]
+mod caller;
+#[allow(dead_code, reason = "the tests count more ends")]
+#[path = "../tests/it/ledger.rs"]
+mod ledger;
+#[allow(dead_code, reason = "the tests' processes do more than run")]
+#[path = "../tests/it/process.rs"]
+mod process;
+#[allow(dead_code, reason = "the tests' roads can be broken")]
+#[path = "../tests/it/road.rs"]
+mod road;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use cams_sim::{Settings, Sim};
+use clap::Parser;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::caller::{Call, SECRET, read_reply};
+use crate::ledger::{End, Ledger};
+use crate::process::Process;
+use crate::road::Road;
+
+const ACCOUNTS: usize = 200;
+/// So many that each account's line is never empty.
+const CALLERS: usize = 8;
+/// A share of a hundred hangs up.
+const HANG_UPS: u32 = 5;
+const ROUNDS: u32 = 6;
+const RELOAD: Duration = Duration::from_secs(3);
+const FAULTS: [&str; 3] = ["percent=1,throttle,acs-retry-after=200", "percent=1,close-after", "percent=1,throttle"];
+/// A crowded machine's lateness must not bring a sixth call into a second.
+const TOML: &str =
+    "answer_timeout = \"5s\"\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long, default_value_t = 2.0)]
+    minutes: f64,
+    /// Cargo says so to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What the program holds.
+#[derive(Clone, Copy)]
+struct Held {
+    /// Resident, in KiB.
+    memory: u64,
+    descriptors: usize,
+}
+
+/// Names of flows, each new.
+static NAMES: AtomicU64 = AtomicU64::new(0);
+
+fn key(account: usize) -> String {
+    format!("LTAI-{account}")
+}
+
+fn held(id: u32) -> Held {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let memory = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    Held { memory, descriptors: std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count() }
+}
+
+/// One account's caller: over one connection as long as it lasts, until the end.
+async fn call_on(proxy: SocketAddr, key: Arc<str>, until: Instant) -> Vec<(String, End)> {
+    let mut ends = Vec::new();
+    let mut connection = None;
+    while Instant::now() < until {
+        let name = format!("flow-{}", NAMES.fetch_add(1, Ordering::Relaxed));
+        let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name.as_str())];
+        let hold = |call: &mut Call| call.push("x-flowgate-hold", "60s");
+        let call = Call::v3_with(&proxy.to_string(), &query, hold, (&key, SECRET));
+        let mut stream = match connection.take() {
+            Some(stream) => stream,
+            None => TcpStream::connect(proxy).await.unwrap(),
+        };
+        stream.write_all(&call.bytes()).await.unwrap();
+        let hangs_up = fastrand::u32(..100) < HANG_UPS;
+        let patience = if hangs_up { Duration::from_millis(fastrand::u64(..2500)) } else { Duration::from_secs(90) };
+        let end = match timeout(patience, read_reply(&mut stream)).await {
+            Ok(Some(reply)) => {
+                connection = Some(stream);
+                End::Answered { status: reply.status, code: reply.code() }
+            }
+            Ok(None) => End::Closed,
+            Err(_) if hangs_up => End::Gone,
+            Err(_) => panic!("{name} hears nothing"),
+        };
+        ends.push((name, end));
+    }
+    ends
+}
+
+/// Reads the configuration anew again and again, each time another one.
+async fn reload(flowgate: &Process, toml: &str) {
+    for hold in (10..60).cycle() {
+        sleep(RELOAD).await;
+        flowgate.write(&toml.replace("max_hold", &format!("hold = \"{hold}s\"\nmax_hold")));
+        flowgate.signal("-HUP").await;
+    }
+}
+
+/// All callers for so long; what the program held just before the end.
+async fn round((flowgate, toml): (&Process, &str), sim: &Sim, road: &Road, length: Duration) -> Held {
+    let until = Instant::now() + length;
+    let mut callers = JoinSet::new();
+    for account in 0..ACCOUNTS {
+        let key: Arc<str> = key(account).into();
+        (0..CALLERS).for_each(|_| drop(callers.spawn(call_on(flowgate.proxy, key.clone(), until))));
+    }
+    tokio::select! {
+        () = tokio::time::sleep_until(until) => {}
+        () = reload(flowgate, toml) => {}
+    }
+    let held = held(flowgate.id());
+    let mut ledger = Ledger::default();
+    callers.join_all().await.into_iter().for_each(|ends| ledger.note(ends));
+    // Attempts whose callers have gone may be under way.
+    sleep(Duration::from_secs(1)).await;
+    let report = ledger.check(sim);
+    let worst = road.worst_second();
+    assert!(worst <= 5, "{worst} in a second");
+    assert_eq!(ledger.ended(&End::Closed), 0);
+    let [ok, unknown] = ["OK", "Flowgate.OutcomeUnknown"].map(|code| ledger.count(code));
+    println!(
+        "| {ok} | {unknown} | {} | {} | {:.1} | {} |",
+        ledger.ended(&End::Gone),
+        report.refused,
+        held.memory as f64 / 1024.0,
+        held.descriptors
+    );
+    sim.reset();
+    held
+}
+
+#[tokio::main]
+async fn main() {
+    let Arguments { minutes, .. } = Arguments::parse();
+    let settings = (0..ACCOUNTS).fold(Settings { keep_requests: false, ..Settings::default() }, |settings, account| {
+        settings.with_key(&key(account), SECRET, &account.to_string())
+    });
+    let sim = Sim::start(settings).await.unwrap();
+    let road = Road::to(sim.addr());
+    sim.set_faults(FAULTS.map(|fault| fault.parse().unwrap()).to_vec());
+    let account = |account| {
+        format!(
+            "[[accounts]]\nid = \"acme-{account}\"\naccess_key_id = \"{}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n",
+            key(account)
+        )
+    };
+    let toml = TOML.to_owned() + &(0..ACCOUNTS).map(account).collect::<String>();
+    let flowgate = Process::towards(&road.url(), &toml, tempfile::tempdir().unwrap(), &[]).await;
+    println!(
+        "| answered ok | unknown | hung up | refused at the endpoint | MiB | descriptors |\n|--:|--:|--:|--:|--:|--:|"
+    );
+    let length = Duration::from_secs_f64(minutes * 60.0 / f64::from(ROUNDS));
+    let first = round((&flowgate, &toml), &sim, &road, length).await;
+    let mut last = first;
+    for _ in 1..ROUNDS {
+        last = round((&flowgate, &toml), &sim, &road, length).await;
+    }
+    let growth = last.memory as f64 / first.memory as f64 - 1.0;
+    println!(
+        "\nmemory {:+.1} % since a sixth of {minutes} minutes, descriptors {} -> {}",
+        growth * 100.0,
+        first.descriptors,
+        last.descriptors
+    );
+    assert!(growth <= 0.10, "memory grows");
+    assert!(last.descriptors <= first.descriptors + 20, "descriptors are left open");
+}

@@ -1,0 +1,258 @@
+//! The real program while everything around it breaks, or it is broken itself: whatever happens, every caller has one
+//! answer or a closed connection, nothing is done twice or told wrongly, and no account sends six calls in a second.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use cams_sim::{Running, Settings, Sim};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::ledger::{self, End, Ledger};
+use crate::process::Process;
+use crate::road::{Condition, Road};
+use crate::world::Metrics;
+
+/// An endpoint, the road to it, and accounts that share it.
+struct Stage {
+    sim: Running,
+    road: Road,
+    accounts: usize,
+}
+
+/// Every gap between windows is so long that a crowded machine's lateness cannot bring a sixth call into a second.
+const GAP: &str = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n";
+
+fn key(account: usize) -> String {
+    format!("LTAI-{account}")
+}
+
+fn seconds(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds)
+}
+
+// === impl Stage ===
+
+impl Stage {
+    async fn new(accounts: usize, faults: &[&str]) -> Self {
+        let settings = (0..accounts).fold(Settings::default(), |settings, account| {
+            settings.with_key(&key(account), crate::caller::SECRET, &account.to_string())
+        });
+        let sim = Sim::start(settings).await.unwrap();
+        sim.set_faults(faults.iter().map(|fault| fault.parse().unwrap()).collect());
+        let road = Road::to(sim.addr());
+        Self { sim, road, accounts }
+    }
+
+    /// The configuration; `upstream` continues that section.
+    fn toml(&self, upstream: &str, more: &str) -> String {
+        let account = |account| {
+            let key = key(account);
+            format!(
+                "[[accounts]]\nid = \"acme-{account}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n"
+            )
+        };
+        let accounts: String = (0..self.accounts).map(account).collect();
+        format!("{upstream}\n{accounts}{GAP}{more}")
+    }
+
+    async fn start(&self, upstream: &str, more: &str) -> Process {
+        self.start_with(&self.toml(upstream, more), &[]).await
+    }
+
+    async fn start_with(&self, toml: &str, env: &[(&str, &str)]) -> Process {
+        Process::towards(&self.road.url(), toml, tempfile::tempdir().unwrap(), env).await
+    }
+
+    /// So many calls of each account, spread over a time.
+    fn storm(&self, name: &str, proxy: SocketAddr, calls: usize, over: Duration) -> JoinSet<(String, End)> {
+        let mut storm = JoinSet::new();
+        for account in 0..self.accounts {
+            for index in 0..calls {
+                let (key, name) = (key(account), format!("{name}-{account}/{index}"));
+                let after = over.mul_f64(index as f64 / calls as f64);
+                storm.spawn(async move {
+                    sleep(after).await;
+                    let end = ledger::create(proxy, &key, &name, None).await;
+                    (name, end)
+                });
+            }
+        }
+        storm
+    }
+
+    /// Checks the invariant; no caller may have been left with a closed connection.
+    fn check(&self, ledger: &Ledger) {
+        self.check_rate(ledger);
+        assert_eq!(ledger.ended(&End::Closed), 0, "Flowgate answers as long as it lives");
+    }
+
+    fn check_rate(&self, ledger: &Ledger) {
+        ledger.check(&self.sim);
+        let worst = self.road.worst_second();
+        assert!(worst <= 5, "{worst} in a second");
+    }
+}
+
+async fn ends(storm: JoinSet<(String, End)>) -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.note(storm.join_all().await);
+    ledger
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_endpoint_is_killed_and_comes_back() {
+    let stage = Stage::new(4, &[]).await;
+    let flowgate = stage.start("answer_timeout = \"2s\"", "").await;
+    let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
+    for _ in 0..2 {
+        sleep(seconds(1.2)).await;
+        stage.road.is(Condition::Killed);
+        sleep(seconds(0.8)).await;
+        stage.road.is(Condition::Open);
+    }
+    let ledger = ends(storm).await;
+    stage.check(&ledger);
+    let (ok, unknown) = (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown"));
+    assert_eq!(ok + unknown, 100, "the others wait for it");
+    assert!(unknown <= 40, "only what was under way is unknown: {unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_endpoint_freezes_and_thaws() {
+    let stage = Stage::new(4, &[]).await;
+    let flowgate = stage.start("answer_timeout = \"700ms\"", "").await;
+    let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
+    sleep(seconds(1.5)).await;
+    stage.road.is(Condition::Frozen);
+    sleep(seconds(2.0)).await;
+    stage.road.is(Condition::Open);
+    let ledger = ends(storm).await;
+    // What lay in the frozen endpoint's buffers is processed now.
+    sleep(seconds(0.5)).await;
+    stage.check(&ledger);
+    let (ok, unknown) = (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown"));
+    assert!(ok >= 50 && unknown > 0 && ok + unknown == 100, "{ok} {unknown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_call_in_a_hundred_meets_each_fault() {
+    let faults = [
+        "named=/7,cut",
+        "named=/13,close-after",
+        "percent=1,close-before",
+        "percent=1,reset",
+        "percent=1,garbage",
+        "percent=1,unavailable",
+        "percent=1,throttle",
+        "percent=1,throttle,acs-retry-after=300",
+        "percent=1,html",
+        "percent=1,slow=3s",
+        "percent=1,redirect",
+        "percent=1,empty",
+    ];
+    let stage = Stage::new(20, &faults).await;
+    let flowgate = stage.start("answer_timeout = \"1s\"", "").await;
+    let ledger = ends(stage.storm("flow", flowgate.proxy, 25, seconds(3.0))).await;
+    stage.check(&ledger);
+    let codes = ["OK", "Flowgate.OutcomeUnknown", "ServiceUnavailable"].map(|code| ledger.count(code));
+    assert_eq!(codes.iter().sum::<usize>(), 500, "{codes:?}");
+    assert!(codes[1] >= 40, "those whose answers were cut, at least: {codes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_is_killed_and_another_takes_its_place() {
+    let stage = Stage::new(4, &[]).await;
+    let first = stage.start("", "").await;
+    let before = stage.storm("before", first.proxy, 40, seconds(0.5));
+    sleep(seconds(2.0)).await;
+    first.kill().await;
+    let second = stage.start("", "").await;
+    let after = stage.storm("after", second.proxy, 20, seconds(2.0));
+    let mut ledger = ends(before).await;
+    let closed = ledger.ended(&End::Closed);
+    assert!(closed > 80, "who waited has a closed connection: {closed}");
+    ledger.note(after.join_all().await);
+    stage.check_rate(&ledger);
+    assert_eq!((ledger.ended(&End::Closed), ledger.count("OK")), (closed, 240 - closed), "the second serves all");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_queue_is_drained() {
+    let stage = Stage::new(2, &[]).await;
+    let flowgate = stage.start("", "[queue]\nmax_waiting = 30\n[drain]\ngrace = \"3s\"").await;
+    let storm = stage.storm("flow", flowgate.proxy, 60, Duration::ZERO);
+    for account in 0..2 {
+        let full = format!("flowgate_refused_total{{account=\"acme-{account}\",reason=\"queue_full\"}}");
+        Metrics::until(flowgate.admin, &full, |refused| refused >= 20.0).await;
+    }
+    let begun = Instant::now();
+    assert!(flowgate.terminate().await.success());
+    let ledger = ends(storm).await;
+    assert!(begun.elapsed() < seconds(6.0), "{:?}", begun.elapsed());
+    stage.check(&ledger);
+    let codes = ["OK", "Flowgate.Draining", "System.LimitControl"].map(|code| ledger.count(code));
+    assert_eq!(codes.iter().sum::<usize>(), 120, "{codes:?}");
+    assert!(codes.iter().all(|count| *count > 0), "{codes:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_program_is_stopped_and_goes_on() {
+    let stage = Stage::new(4, &[]).await;
+    let flowgate = stage.start("", "").await;
+    let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
+    for _ in 0..3 {
+        sleep(seconds(0.7)).await;
+        flowgate.signal("-STOP").await;
+        sleep(seconds(1.3)).await;
+        flowgate.signal("-CONT").await;
+    }
+    let ledger = ends(storm).await;
+    stage.check(&ledger);
+    assert_eq!(ledger.count("OK"), 100, "nobody's tokens bunch, and nobody is forgotten");
+}
+
+/// Debian's libfaketime, which scripts/test installs.
+fn faketime() -> String {
+    let at = |machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1");
+    let found = ["x86_64", "aarch64"].map(at).into_iter().find(|path| std::path::Path::new(path).exists());
+    found.expect("libfaketime is installed")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_clock_is_set_forward_and_back() {
+    let stage = Stage::new(4, &["percent=5,throttle,acs-retry-after=500"]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let clock = folder.path().join("clock");
+    let set = |off: &str| {
+        let new = folder.path().join("new");
+        std::fs::write(&new, off).unwrap();
+        std::fs::rename(new, &clock).unwrap();
+    };
+    set("+0");
+    let (library, file) = (faketime(), clock.display().to_string());
+    let env = [
+        ("LD_PRELOAD", library.as_str()),
+        ("FAKETIME_TIMESTAMP_FILE", &file),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let flowgate = stage.start_with(&stage.toml("", ""), &env).await;
+    let storm = stage.storm("flow", flowgate.proxy, 30, seconds(4.0));
+    for (off, accepted) in [("+300", 10), ("-300", 30), ("+600", 50), ("-600", 70), ("+0", 90)] {
+        while stage.sim.report().accepted < accepted {
+            sleep(seconds(0.02)).await;
+        }
+        set(off);
+    }
+    let ledger = ends(storm).await;
+    stage.check(&ledger);
+    assert_eq!(ledger.count("OK"), 120, "all of it is within the quarter of an hour that a stamp may be off");
+    let stamps = stage.sim.arrivals().into_iter().filter_map(|arrival| {
+        arrival.headers.into_iter().find(|(name, _)| name == "x-acs-date").map(|(_, stamp)| stamp)
+    });
+    let mut minutes: Vec<_> = stamps.map(|stamp| stamp[..16].to_owned()).collect();
+    minutes.sort();
+    minutes.dedup();
+    assert!(minutes.len() >= 5, "Flowgate signs by the clock that was set: {minutes:?}");
+}

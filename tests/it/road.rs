@@ -1,0 +1,129 @@
+//! The road from Flowgate to the endpoint, for tests and benchmarks: it notes when each request passes, and can be
+//! blocked as by a frozen endpoint, or broken as by one that was killed.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// A relay that closes with the test.
+pub(crate) struct Road {
+    address: SocketAddr,
+    condition: watch::Sender<Condition>,
+    passed: Passed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Open,
+    /// Connections are taken and bytes are read, and nothing moves: as the kernel does for a stopped process.
+    Frozen,
+    /// Nobody listens, and every connection is gone.
+    Killed,
+}
+
+/// When each request came, by its access key.
+type Passed = Arc<Mutex<BTreeMap<String, Vec<Instant>>>>;
+
+// === impl Road ===
+
+impl Road {
+    pub(crate) fn to(endpoint: SocketAddr) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (condition, passed) = (watch::Sender::new(Condition::Open), Passed::default());
+        let (seen, noted) = (condition.subscribe(), passed.clone());
+        // A thread of its own: what passes is noted at once, however busy the test is.
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            runtime.block_on(keep(listener, endpoint, seen, noted));
+        });
+        Self { address, condition, passed }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn is(&self, condition: Condition) {
+        self.condition.send_replace(condition);
+    }
+
+    /// The most requests of one key within a second, of all since this was last asked.
+    pub(crate) fn worst_second(&self) -> usize {
+        let most = |mut at: Vec<Instant>| {
+            at.sort();
+            let until = |from: &Instant| at.partition_point(|other| *other < *from + Duration::from_secs(1));
+            at.iter().enumerate().map(|(index, from)| until(from) - index).max()
+        };
+        std::mem::take(&mut *self.passed.lock()).into_values().filter_map(most).max().unwrap_or(0)
+    }
+}
+
+/// Waits until it is so; false when the road is no more.
+async fn until(condition: &mut watch::Receiver<Condition>, wished: fn(Condition) -> bool) -> bool {
+    condition.wait_for(|now| wished(*now)).await.is_ok()
+}
+
+async fn keep(
+    listener: std::net::TcpListener,
+    endpoint: SocketAddr,
+    mut condition: watch::Receiver<Condition>,
+    passed: Passed,
+) {
+    let address = listener.local_addr().unwrap();
+    let mut listener = TcpListener::from_std(listener).unwrap();
+    loop {
+        let mut ways = JoinSet::new();
+        loop {
+            let seen = condition.clone();
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let (near, far) = (accepted.unwrap().0.into_split(), TcpStream::connect(endpoint).await.unwrap().into_split());
+                    ways.spawn(pass(near.0, far.1, seen.clone(), Some(passed.clone())));
+                    ways.spawn(pass(far.0, near.1, seen, None));
+                }
+                Some(_) = ways.join_next() => {}
+                killed = until(&mut condition, |now| now == Condition::Killed) => if killed { break } else { return },
+            }
+        }
+        drop(listener);
+        ways.shutdown().await;
+        until(&mut condition, |now| now != Condition::Killed).await;
+        listener = TcpListener::bind(address).await.unwrap();
+    }
+}
+
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut condition: watch::Receiver<Condition>,
+    passed: Option<Passed>,
+) {
+    let mut buffer = [0; 16 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if let (Some(passed), Some(key)) = (&passed, key(&buffer[..read])) {
+            passed.lock().entry(key).or_default().push(Instant::now());
+        }
+        if !until(&mut condition, |now| now != Condition::Frozen).await || to.write_all(&buffer[..read]).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The access key of a request that begins here; Flowgate writes each head in one piece.
+fn key(bytes: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(bytes);
+    let credential = text.strip_prefix("POST ")?.split_once("Credential=").expect("a head in one piece").1;
+    credential.split_once(',').map(|(key, _)| key.to_owned())
+}
