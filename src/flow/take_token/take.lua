@@ -26,13 +26,29 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 local function fresh()
   local back = {}
   for token = 1, count do back[token] = 0 end
-  return { count = count, back = back, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED, probe_at = 0, known = 0,
+  return { count = count, window = window, back = back, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED, probe_at = 0, known = 0,
     level = 0, gap = base_gap, tokens = count, quiet = 0 }
 end
 
 local kept = redis.call('GET', KEYS[1])
 local lane = kept and cmsgpack.unpack(kept) or fresh()
-if lane.count ~= count then lane = fresh() end
+
+-- Another limit keeps the uses of the former: of fewer tokens those that are back last, and more of them are back with the
+-- last. While some replicas have the one limit and some the other, that goes back and forth and nobody is locked out.
+if lane.count ~= count or lane.window ~= window then
+  local back = {}
+  for token = 1, lane.count do back[token] = lane.back[token] + window - (lane.window or window) end
+  table.sort(back)
+  local last = back[lane.count]
+  while #back > count do table.remove(back, 1) end
+  while #back < count do table.insert(back, last) end
+  lane.back, lane.count, lane.window = back, count, window
+  lane.gap, lane.tokens, lane.quiet = base_gap, count, 0
+  -- What was dealt and not fetched counts as used.
+  for _, replica in pairs(lane.replicas) do
+    replica.wanted, replica.slots = replica.wanted + #replica.slots, {}
+  end
+end
 
 -- Pace, as learned: queue/learn.rs.
 

@@ -120,3 +120,29 @@ async fn bounds_hold_for_who_comes_from_now_on() {
     assert!(world.queue.arrive(&operation("b", SECOND), 60).is_err(), "half of the room is a client's");
     assert_eq!(left(calls).await.len(), 8);
 }
+
+#[tokio::test]
+async fn another_limit_holds_where_the_store_deals_out_the_tokens_too() {
+    let server = crate::servers::Redis::start().await;
+    let world = World::sharing(&server).await;
+    let calls = come(&world, 8);
+    sleep(Duration::from_millis(300)).await;
+    reload(&world, Some((2, 1000)), |_| {});
+    let left = left(calls).await;
+    assert!(left[..5].iter().all(|at| *at < 1000) && left[5] >= 1000, "{left:?}");
+    assert!(left[7] - left[5] >= 1000, "two in a second from now on: {left:?}");
+    assert_eq!(world.view().tokens, 2);
+}
+
+#[tokio::test]
+async fn replicas_that_have_not_all_read_the_new_limit_lock_nobody_out() {
+    let server = crate::servers::Redis::start().await;
+    let fleet = super::replicas::fleet(&server, 2).await;
+    reload(&fleet[1], Some((2, 1000)), |_| {});
+    let (one, other) = (come(&fleet[0], 8), come(&fleet[1], 8));
+    let (one, other) = tokio::join!(left(one), left(other));
+    let mut all = [one, other].concat();
+    all.sort_unstable();
+    // Two tasks of a loaded machine may be told of their turns some milliseconds late.
+    assert!(all.windows(6).all(|six| six[5] - six[0] >= 950), "{all:?}");
+}

@@ -4,7 +4,7 @@ use super::*;
 use crate::servers::Redis;
 
 /// So many replicas of one fleet.
-async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
+pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
     let prefix = format!("test{}:", fastrand::u64(..));
     let worlds: JoinSet<World> = (0..replicas).map(|_| World::replica(server.port, prefix.clone())).collect();
     worlds.join_all().await.into_iter().map(Arc::new).collect()
