@@ -17,6 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
+use crate::process::{ACME, Process};
 use crate::world::World;
 
 const NAME: &str = "flowgate.internal";
@@ -347,6 +348,32 @@ async fn a_drain_answers_what_is_under_way_and_closes_as_tls_does() {
     assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
     assert_eq!(busy.read(&mut [0]).await.unwrap(), 0);
     drain.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_replaced_is_shown_to_the_next_caller_and_the_old_connection_goes_on() {
+    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+    let first = authority.issue(|_| {});
+    first.write(folder.path());
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (cert, key) = (file("cert.pem"), file("key.pem"));
+    let env = [("FLOWGATE_LISTEN__TLS__CERT", cert.as_str()), ("FLOWGATE_LISTEN__TLS__KEY", key.as_str())];
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let flowgate = Process::configured(&sim, ACME, folder, &env).await;
+    let client = || authority.client(&[&version::TLS13], None);
+    let shown = |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let mut old = connect(flowgate.proxy, client()).await.unwrap();
+    assert_eq!(shown(&old), first.der);
+
+    let second = authority.issue(|_| {});
+    second.write(flowgate.folder.path());
+    flowgate.logged("the configuration was read anew", 1).await;
+    let mut new = connect(flowgate.proxy, client()).await.unwrap();
+    assert_eq!(shown(&new), second.der);
+    for (stream, name) in [(&mut old, "old"), (&mut new, "new")] {
+        let call = Call::v3(&flowgate.proxy.to_string(), name);
+        assert_eq!(send(stream, &call).await.unwrap().status, 200);
+    }
 }
 
 fn check(folder: &Path, tls: &str) -> Result<Vec<String>, String> {
