@@ -71,6 +71,9 @@ pub(crate) fn classify(
         wait: hold,
     };
     operation.wait = margins.wait(&operation, hold);
+    if let Caller::Relayed(call) = caller {
+        operation.wait = operation.wait.min(call.fresh_for());
+    }
     Ok(operation)
 }
 

@@ -200,6 +200,7 @@ impl Claim {
             Way::Relayed { account, is_known, passage } => Caller::Relayed(Relayed {
                 account,
                 is_known,
+                fresh_for: said.fresh_for(now),
                 method: said.method,
                 action: said.action,
                 params: said.params,

@@ -25,6 +25,7 @@ mod journey;
 mod observe;
 mod reload;
 mod replicas;
+mod rules;
 mod secrets;
 mod service;
 mod shutdown;

@@ -2,6 +2,7 @@
 //! them, and what sign and classify may see of them is what has an accessor here.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
@@ -65,6 +66,7 @@ pub(crate) struct Verified {
 pub(crate) struct Relayed {
     pub(super) account: AccountId,
     pub(super) is_known: bool,
+    pub(super) fresh_for: Duration,
     pub(super) method: Method,
     pub(super) action: ActionName,
     pub(super) params: Params,
@@ -185,6 +187,11 @@ impl Verified {
 // === impl Relayed ===
 
 impl Relayed {
+    /// How long from its arrival it may wait: later, CAMS would refuse its stamp.
+    pub(crate) fn fresh_for(&self) -> Duration {
+        self.fresh_for
+    }
+
     /// GET or POST.
     pub(crate) fn method(&self) -> &Method {
         &self.method

@@ -18,6 +18,8 @@ use crate::id::{AccessKeyId, ActionName};
 
 /// How far a stamp may be off, either way.
 pub(super) const WINDOW: Duration = Duration::from_secs(15 * 60);
+/// How old a relayed call may be when it is sent, which Flowgate cannot stamp anew: a minute less than CAMS takes.
+const RELAYED_WINDOW: Duration = Duration::from_secs(14 * 60);
 /// The API version that Flowgate knows.
 pub(crate) const VERSION: &str = "2020-06-06";
 const MAX_NONCE: usize = 256;
@@ -132,6 +134,11 @@ impl Said {
                 "Specified time stamp or date value is expired: it differs from Flowgate's clock by more than 15 minutes.",
             )),
         }
+    }
+
+    /// How long its stamp is still fresh enough to be relayed.
+    pub(super) fn fresh_for(&self, now: SystemTime) -> Duration {
+        (self.stamp + RELAYED_WINDOW).duration_since(now).unwrap_or_default()
     }
 
     /// Reads the body by what the head says of it; gives back a JSON body.

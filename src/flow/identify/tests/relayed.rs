@@ -121,6 +121,22 @@ fn an_alias_spends_its_accounts_quota_as_one_unverified_client() {
 }
 
 #[test]
+fn rule_44_a_relayed_call_is_sent_before_its_stamp_is_14_minutes_old_or_not_at_all() {
+    let wait = |stamp: &'static str| {
+        let call = v1(&[("Timestamp", stamp)], |call| (call.key, call.secret) = (ALIAS, "not-here"));
+        gate().classify(&call).unwrap().wait
+    };
+    let usual = wait(NOW);
+    assert!(usual > Duration::from_secs(25));
+    assert_eq!(wait("2026-11-24T03:10:00Z"), usual, "a clock that is ahead gains nothing");
+    assert_eq!(wait("2026-11-24T02:45:10Z"), Duration::from_secs(10));
+    assert_eq!(wait("2026-11-24T02:45:00Z"), Duration::ZERO);
+    assert_eq!(wait("2026-11-24T02:44:30Z"), Duration::ZERO);
+    let managed = Gate::new().classify(&v3(|call| call.set("x-acs-date", "2026-11-24T02:44:30Z")));
+    assert_eq!(managed.unwrap().wait, usual, "Flowgate stamps what it signs");
+}
+
+#[test]
 fn rule_38_unknown_keys_are_accounts_of_their_own_under_one_label() {
     let gate = gate();
     // Even a key that is called as an account is spends nothing of that account's.
