@@ -1,9 +1,12 @@
-//! What may stand on the command line? `flowgate --config F` runs, `flowgate check --config F` only validates; two more
-//! read a journal and make a client's keys. What follows from it, and the exit codes, are `main.rs`.
+//! What may stand on the command line? `flowgate --config F` runs, `flowgate check --config F` only validates; others
+//! ask the Flowgate that runs, read a journal and make a client's keys. What follows from it, and the exit codes, are
+//! `main.rs`.
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+
+pub mod ask;
 
 /// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
@@ -22,6 +25,12 @@ pub struct Cli {
 pub enum Command {
     /// Validates the configuration and prints every mistake with its key and line, never a value; exit code 64.
     Check,
+    /// Asks the Flowgate that runs with this configuration whether it is alive; exit code 1 if it does not say so in 2 s.
+    Health {
+        /// Asks whether it is ready: a Flowgate that drains is alive and not ready.
+        #[arg(long)]
+        ready: bool,
+    },
     /// Lists the attempts of a journal that were sent and have no end; exit code 1 if there are any.
     Journal {
         /// The journal's file; its older files (FILE.1, FILE.2, ...) are read with it.

@@ -1,6 +1,6 @@
 //! The binary: arguments, configuration, logs, then a running [`App`] until a signal. Exit code 64 for arguments or a
-//! configuration that cannot be used, 1 when the start fails or a journal has open attempts; nothing else ends the
-//! process.
+//! configuration that cannot be used, 1 when the start fails, a journal has open attempts or nobody is healthy; nothing
+//! else ends the process.
 
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use flowgate::cli::{Cli, ClientCommand, Command};
+use flowgate::cli::{Cli, ClientCommand, Command, ask};
 use flowgate::config::{Loaded, Source};
 use flowgate::systemd::Handed;
 use flowgate::{App, hardening, journal, new_client, telemetry};
@@ -33,15 +33,16 @@ fn main() -> ExitCode {
             return if answer.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
         }
     };
+    let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
+    let source = Source { file: file.map(Path::to_owned), environment: None };
     match &cli.command {
+        Some(Command::Health { ready }) => return health(&source, *ready),
         Some(Command::Journal { file, json, unknown }) => return journal(file, *json, *unknown),
         Some(Command::Client(ClientCommand::New { id, account, secret_file })) => {
             return print(new_client(id, account, secret_file.as_deref()));
         }
         Some(Command::Check) | None => {}
     }
-    let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
-    let source = Source { file: file.map(Path::to_owned), environment: None };
     let loaded = match source.load() {
         Ok(loaded) => loaded,
         Err(mistakes) => {
@@ -61,6 +62,27 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Asks whoever listens where the configuration says.
+fn health(source: &Source, ready: bool) -> ExitCode {
+    let admin = match source.admin() {
+        Ok(admin) => admin,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    let path = if ready { "/readyz" } else { "/livez" };
+    let asked = Builder::new_current_thread().enable_all().build().map(|it| it.block_on(ask::ask(&admin, path)));
+    let mistake = match asked {
+        Ok(Ok(said)) if said.status.is_success() => return print(Ok(said.body.into())),
+        Ok(Ok(said)) => format!("{admin}{path} says {}: {}", said.status.as_u16(), said.body.trim_end()),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    eprintln!("flowgate: {mistake}");
+    ExitCode::FAILURE
 }
 
 /// Lists what a journal says is open.

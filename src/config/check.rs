@@ -32,6 +32,11 @@ const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Durat
 /// Entries that a bound on a count may be.
 const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
+/// Where the admin listener is, and nothing else.
+pub(super) fn admin(mut root: Section<'_>) -> Option<Bind> {
+    listen::bind(&root.table("listen").key("admin"))
+}
+
 /// The configuration, or `None` when the reader has noted a mistake.
 pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let mode = mode(&mut root);

@@ -7,12 +7,12 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::Config;
-use super::check::check;
+use super::check::{self, check};
 use super::env::Environment;
 use super::file::{self, Item, Node};
 use super::mistakes::{Mistake, Mistakes, Origin};
 use super::read::{Reader, Section};
+use super::{Bind, Config};
 
 /// A configuration without mistakes.
 #[derive(Debug)]
@@ -39,24 +39,11 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
 pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
-    let environment = Environment::new(env);
-    let name = file.map(|file| file.display().to_string());
-    let mut root = match file.map(read) {
-        None => Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) },
-        Some(read) => match read.and_then(|text| file::parse(&text)) {
-            Ok(root) => root,
-            // What follows a slip in the syntax would only repeat it.
-            Err(mistakes) => return Err(Mistakes::new(name, mistakes)),
-        },
-    };
-    let overlay = environment.lay_over(&mut root);
-    let folder = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
-    let files = RefCell::new(file.map(Path::to_owned).into_iter().collect());
-    let reader = Reader { environment, folder, mistakes: RefCell::new(overlay), warnings: RefCell::default(), files };
+    let (reader, root) = layers(file, env)?;
     let config: Option<Config> = check(Section::root(&reader, root));
     let Reader { environment, mistakes, warnings, files, .. } = reader;
     match config {
-        None => Err(Mistakes::new(name, mistakes.into_inner())),
+        None => Err(Mistakes::new(name(file), mistakes.into_inner())),
         Some(config) => {
             let mut warnings = warnings.into_inner();
             let unknown = environment.unknown().into_iter();
@@ -64,6 +51,40 @@ pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsStri
             Ok(Loaded { config, warnings, files: files.into_inner() })
         }
     }
+}
+
+/// Where the admin listener is, whatever else the file and the environment say: a process that runs goes on with what was
+/// right before, and no secret is read.
+fn admin(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Bind, Mistakes> {
+    let (reader, root) = layers(file, env)?;
+    reader.mistakes.borrow_mut().clear();
+    let admin = check::admin(Section::root(&reader, root));
+    admin.ok_or_else(|| Mistakes::new(name(file), reader.mistakes.into_inner()))
+}
+
+/// The environment over the file, before anybody asks what it means.
+fn layers(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<(Reader, Node), Mistakes> {
+    let environment = Environment::new(env);
+    let mut root = match file.map(read) {
+        None => Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) },
+        Some(read) => match read.and_then(|text| file::parse(&text)) {
+            Ok(root) => root,
+            // What follows a slip in the syntax would only repeat it.
+            Err(mistakes) => return Err(Mistakes::new(name(file), mistakes)),
+        },
+    };
+    let overlay = environment.lay_over(&mut root);
+    let folder = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
+    let files = RefCell::new(file.map(Path::to_owned).into_iter().collect());
+    let reader = Reader { environment, folder, mistakes: RefCell::new(overlay), warnings: RefCell::default(), files };
+    Ok((reader, root))
+}
+
+fn name(file: Option<&Path>) -> Option<String> {
+    file.map(|file| file.display().to_string())
 }
 
 fn read(path: &Path) -> Result<String, Vec<Mistake>> {
@@ -85,6 +106,14 @@ impl Source {
         match &self.environment {
             None => load(self.file.as_deref(), std::env::vars_os()),
             Some(environment) => load(self.file.as_deref(), environment.iter().cloned()),
+        }
+    }
+
+    /// Where the admin listener is, even if something else in it is wrong.
+    pub fn admin(&self) -> Result<Bind, Mistakes> {
+        match &self.environment {
+            None => admin(self.file.as_deref(), std::env::vars_os()),
+            Some(environment) => admin(self.file.as_deref(), environment.iter().cloned()),
         }
     }
 }

@@ -18,6 +18,7 @@ mod client_keys;
 mod config;
 mod hang_up;
 mod hardening;
+mod health;
 mod holdings;
 mod holds;
 mod journal;

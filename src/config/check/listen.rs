@@ -59,7 +59,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     })
 }
 
-fn bind(key: &Field<'_>) -> Option<Bind> {
+pub(super) fn bind(key: &Field<'_>) -> Option<Bind> {
     key.text("ip:port such as 127.0.0.1:8080, or unix: and an absolute path", |text| match text.strip_prefix("unix:") {
         None => text.parse().ok().map(Bind::Tcp),
         Some(path) if path.len() <= MAX_PATH && !path.contains('\0') => {
