@@ -30,6 +30,9 @@ pub(crate) struct Process {
     pub(crate) folder: tempfile::TempDir,
 }
 
+/// So many lines of a log are kept: more than any test has, and less than a soak writes.
+const KEPT: usize = 50_000;
+
 /// The account `acme` of the simulator's key.
 pub(crate) const ACME: &str =
     "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"MANAGED\" }\n";
@@ -94,7 +97,11 @@ impl Process {
         let seen = events.clone();
         tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
-                seen.lock().push(serde_json::from_str(&line).unwrap());
+                let event = serde_json::from_str(&line).unwrap();
+                let mut seen = seen.lock();
+                if seen.len() < KEPT {
+                    seen.push(event);
+                }
             }
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));

@@ -88,9 +88,7 @@ async fn keep(
             let seen = condition.clone();
             tokio::select! {
                 accepted = listener.accept() => {
-                    let (near, far) = (accepted.unwrap().0.into_split(), TcpStream::connect(endpoint).await.unwrap().into_split());
-                    ways.spawn(pass(near.0, far.1, seen.clone(), Some(passed.clone())));
-                    ways.spawn(pass(far.0, near.1, seen, None));
+                    ways.spawn(way(accepted.unwrap().0, endpoint, seen, passed.clone()));
                 }
                 Some(_) = ways.join_next() => {}
                 killed = until(&mut condition, |now| now == Condition::Killed) => if killed { break } else { return },
@@ -103,22 +101,41 @@ async fn keep(
     }
 }
 
+/// One connection. Its client speaks first, and is heard before the endpoint is dialled.
+async fn way(near: TcpStream, endpoint: SocketAddr, condition: watch::Receiver<Condition>, passed: Passed) {
+    let (mut from, to) = near.into_split();
+    let first = read(&mut from, Some(&passed)).await;
+    let Ok(far) = TcpStream::connect(endpoint).await else { return };
+    let (mut back, forth) = far.into_split();
+    let there = pass(first, (from, forth), condition.clone(), Some(&passed));
+    let and_back = async { pass(read(&mut back, None).await, (back, to), condition, None).await };
+    tokio::join!(there, and_back);
+}
+
+/// Passes on these bytes and what comes behind them.
 async fn pass(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
+    mut bytes: Vec<u8>,
+    (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
     mut condition: watch::Receiver<Condition>,
-    passed: Option<Passed>,
+    passed: Option<&Passed>,
 ) {
-    let mut buffer = [0; 16 * 1024];
-    while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        if let (Some(passed), Some(key)) = (&passed, key(&buffer[..read])) {
-            passed.lock().entry(key).or_default().push(Instant::now());
-        }
-        if !until(&mut condition, |now| now != Condition::Frozen).await || to.write_all(&buffer[..read]).await.is_err()
-        {
+    while !bytes.is_empty() {
+        if !until(&mut condition, |now| now != Condition::Frozen).await || to.write_all(&bytes).await.is_err() {
             return;
         }
+        bytes = read(&mut from, passed).await;
     }
+}
+
+/// What comes next; nothing at the end.
+async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
+    let mut buffer = vec![0; 16 * 1024];
+    let read = from.read(&mut buffer).await.unwrap_or(0);
+    buffer.truncate(read);
+    if let (Some(passed), Some(key)) = (passed, key(&buffer)) {
+        passed.lock().entry(key).or_default().push(Instant::now());
+    }
+    buffer
 }
 
 /// The access key of a request that begins here; Flowgate writes each head in one piece.
