@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, replace
 
-from scenarios import CROWDS, REAL_HOST, ROWS, SCENARIOS, Row, Scenario, slug
+from renewal import lines
+from scenarios import CROWDS, REAL_HOST, RENEWALS, ROWS, SCENARIOS, TLS, Row, Scenario, slug
 
 # A window longer than the endpoint's: the simulator counts calls when it gets to read them, and it shares a few cores with a dozen applications that all
 # start to call in the same moment. The exact rate is for tests that have the cores to themselves.
@@ -40,25 +41,29 @@ class Party:
     def token(self):
         return f"token-of-{self.account}"
 
-    def job(self, flowgate):
+    def job(self, flowgate, certificates):
         """What a driver is to do, through the Flowgate at this address."""
-        change = getattr(self.what, "change", {})
+        what = self.what
+        change = getattr(what, "change", {})
         key, secret = self.caller
-        by_proxy = change.get("style", getattr(self.what, "style", "endpoint")) == "proxy"
+        by_proxy = change.get("style", getattr(what, "style", "endpoint")) == "proxy"
         return {
             "key": change.get("key", key),
             "secret": change.get("secret", secret),
-            "token": self.token if getattr(self.what, "sts", False) else None,
+            "token": self.token if getattr(what, "sts", False) else None,
             "endpoint": change.get("endpoint", REAL_HOST) if by_proxy else flowgate,
             "proxy": f"http://{flowgate}" if by_proxy else None,
+            "protocol": change.get("protocol", "HTTPS" if what.flowgate in TLS else "HTTP"),
+            "ca": str(certificates.ca) if what.flowgate in TLS and what.trust == "option" else None,
+            "certificate": change.get("certificate", certificates.application.paths() if what.flowgate == "mutual" else None),
             "scheme": self.scheme,
-            "async": getattr(self.what, "mode", "sync") == "async",
-            "timeout_ms": None if getattr(self.what, "time_out", 0) else 60_000,
-            "obeys": getattr(self.what, "obeys", False),
-            "hold": getattr(self.what, "hold", ""),
-            "action": getattr(self.what, "action", "CreateFlow"),
-            "names": self.what.names(),
-            "sdk_retries": getattr(self.what, "retries", 0),
+            "async": getattr(what, "mode", "sync") == "async",
+            "timeout_ms": None if getattr(what, "time_out", 0) else 60_000,
+            "obeys": getattr(what, "obeys", False),
+            "hold": getattr(what, "hold", ""),
+            "action": getattr(what, "action", "CreateFlow"),
+            "names": what.names(),
+            "sdk_retries": getattr(what, "retries", 0),
         }
 
 
@@ -68,6 +73,10 @@ def of_scenarios():
 
 def of_crowds():
     return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in CROWDS]
+
+
+def of_renewals():
+    return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in RENEWALS]
 
 
 def of_rows():
@@ -109,10 +118,18 @@ def sidecar_environment(party, upstream):
     }
 
 
-def configuration(parties, upstream, hold, attempts):
+def tls(name, certificates):
+    """The table listen.tls of the Flowgate of this name, if it speaks TLS."""
+    if name not in TLS:
+        return ""
+    client_ca = f', client_ca = "{certificates.ca}"' if name == "mutual" else ""
+    return f', tls = {{ cert = "{certificates.server.cert}", key = "{certificates.server.key}"{client_ca} }}'
+
+
+def configuration(parties, upstream, listen, hold, attempts):
     """A configuration file for these accounts, and the environment that holds their secrets."""
     text = f"""\
-listen = {{ proxy = "127.0.0.1:0", admin = "127.0.0.1:0", max_body = "16KiB" }}
+listen = {{ proxy = "127.0.0.1:0", admin = "127.0.0.1:0", max_body = "16KiB"{listen} }}
 upstream = {{ url = "{upstream}", host = "{REAL_HOST}" }}
 queue = {{ hold = "{hold}" }}
 limits = {{ CreateFlow = "{LIMIT}" }}
@@ -129,10 +146,12 @@ log = {{ format = "json" }}
         secrets[f"SECRET_{number}"] = getattr(party.what, "change", {}).get("account_secret", party.secret)
         if party.what.identity == "client":
             key, secrets[f"TEAM_SECRET_{number}"] = party.caller
+            renewing = party.what.flowgate == "renewing"
             clients += f"""
 [[clients]]
 access_key_id = "{key}"
-access_key_secret = {{ env = "TEAM_SECRET_{number}" }}
+{lines(party) if renewing else f'access_key_secret = {{ env = "TEAM_SECRET_{number}" }}'}
+disabled = {str("disabled" in getattr(party.what, "change", {})).lower()}
 account = "{party.account}"
 actions = ["CreateFlow"]
 """

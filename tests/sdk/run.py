@@ -11,8 +11,10 @@ import socket
 import sys
 import time
 
-from parties import configuration, of_crowds, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key
-from scenarios import CALLS, REAL_HOST, ROWS
+import certificates
+from parties import configuration, of_crowds, of_renewals, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key, tls
+from renewal import renew, write
+from scenarios import CALLS, REAL_HOST, ROWS, TLS
 from services import Driver, Flowgate, Simulator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,6 +24,7 @@ AT_ONCE = 6
 
 # What Flowgate holds a call for, and how often it tries, in each of its configurations.
 FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10), "auto": ("auto", 10)}
+FLOWGATES |= dict.fromkeys([*TLS, "renewing"], FLOWGATES["shared"])
 
 
 class Tally:
@@ -55,17 +58,17 @@ def first_failures(results):
 
 def check_scenario(party, results, arrivals, outcomes):
     """Problems of a scenario in which all calls should have succeeded, and its figures."""
-    names, created = party.what.names(), [arrival["flow_name"] for arrival in arrivals if arrival["verdict"] == "accepted"]
+    names, calls, created = party.what.names(), party.what.calls, [arrival["flow_name"] for arrival in arrivals if arrival["verdict"] == "accepted"]
     succeeded = sum(result["ok"] and result["code"] == "OK" for result in results)
     refused = sum(arrival["verdict"] == "throttled" for arrival in arrivals)
     problems = first_failures(results) + differ(
-        succeeded=(succeeded, CALLS),
+        succeeded=(succeeded, calls),
         echoed=([result.get("flow_name") for result in results], names),
         created=(sorted(created), names),
-        attempts=(len(arrivals), CALLS),
+        attempts=(len(arrivals), calls),
         refused=(refused, 0),
         schemes=({arrival["scheme"] for arrival in arrivals}, {party.scheme}),
-        counted=(outcomes, {"ok": CALLS}),
+        counted=(outcomes, {"ok": calls}),
     )
     worst = worst_window(arrivals)
     if worst > 5:
@@ -105,12 +108,13 @@ def check_crowd(party, results, seconds, arrivals, outcomes):
 def check_row(party, results, arrivals, outcomes):
     """Problems of a row, in which calls should have failed in one way."""
     row, failures = party.what, [result for result in results if not result["ok"]]
-    exception = {"python": row.python, "python-old": "ServerException", "node": "Error"}[party.sdk]
+    exception = {"python": row.python, "python-old": "ServerException" if row.status else "ClientException", "node": "Error"}[party.sdk]
     problems = [] if failures else ["no call failed"]
     for failure in failures[:3]:
         problems += differ(
             exception=(failure["exception"], exception),
-            code=(failure.get("code"), row.code),
+            # Of a connection that did not come about Node says more.
+            code=(failure.get("code") if row.status else None, row.code),
             status=(failure.get("status_code"), row.status),
         )
         if row.says not in failure["message"]:
@@ -119,6 +123,8 @@ def check_row(party, results, arrivals, outcomes):
             problems.append(f"retry_after: {failure['retry_after']!r}")
     reaches = row.reaches if row.calls == 1 else row.calls - len(failures)
     problems += differ(reached=(len(arrivals), reaches))
+    if row.status is None:
+        problems += differ(known=(outcomes, None))
     # What is refused before it is known whose it is counts for no account.
     if outcomes is not None or row.counted != "invalid":
         problems += differ(counted=((outcomes or {}).get(row.counted, 0), len(failures)))
@@ -134,7 +140,9 @@ class Run:
         self.scenarios, self.rows = list(filter(wanted, of_scenarios())), list(filter(wanted, of_rows()))
         self.retries = list(filter(wanted, relayed_retries()))
         self.crowds = list(filter(wanted, of_crowds()))
-        parties = self.scenarios + self.rows + self.retries + self.crowds
+        self.renewals = list(filter(wanted, of_renewals()))
+        parties = self.scenarios + self.rows + self.retries + self.crowds + self.renewals
+        self.certificates = certificates.make(options.logs / "certificates")
         keys = [argument for party in parties for argument in ("--key", simulator_key(party))]
         self.simulator = self.start(Simulator, "simulator", options.cams_sim, options.logs, ["--host", REAL_HOST, *keys])
         self.flowgates = {name: self.start_flowgate(name, parties) for name in FLOWGATES}
@@ -156,13 +164,19 @@ class Run:
             closed.bind(("127.0.0.1", 0))
             upstream = f"http://127.0.0.1:{closed.getsockname()[1]}"
         own = [party for party in parties if party.what.flowgate == name]
-        config, secrets = configuration(own, upstream, *FLOWGATES[name])
+        if name == "renewing":
+            for party in own:
+                write(self.options.logs, party, 1)
+        config, secrets = configuration(own, upstream, tls(name, self.certificates), *FLOWGATES[name])
         return self.start(Flowgate, name, self.options.flowgate, self.options.logs, config, secrets)
 
-    def driver(self, name, sdk):
-        driver = Driver(name, sdk, self.options.logs)
+    def driver(self, name, sdk, trust=""):
+        driver = Driver(name, sdk, self.options.logs, self.certificates.ca if trust == "environment" else None)
         self.stack.callback(driver.stop)
         return driver
+
+    def job(self, party):
+        return party.job(self.flowgates[party.what.flowgate].proxy, self.certificates)
 
     def arrivals_of(self, party):
         return [arrival for arrival in self.simulator.arrivals() if arrival["account"] == party.account]
@@ -171,7 +185,7 @@ class Run:
         for at in range(0, len(self.scenarios), AT_ONCE):
             wave = self.scenarios[at : at + AT_ONCE]
             with ThreadPoolExecutor(AT_ONCE) as threads:
-                drivers = [self.driver(f"driver-{party.account}", party.sdk) for party in wave]
+                drivers = [self.driver(f"driver-{party.account}", party.sdk, party.what.trust) for party in wave]
                 list(map(Driver.wait_until_ready, drivers))
                 for party, (results, seconds) in zip(wave, threads.map(self.timed, wave, drivers)):
                     flowgate = self.flowgates[party.what.flowgate]
@@ -183,8 +197,17 @@ class Run:
 
     def timed(self, party, driver):
         start = time.monotonic()
-        results = driver.run(party.job(self.flowgates[party.what.flowgate].proxy))
+        results = driver.run(self.job(party))
         return results, time.monotonic() - start
+
+    def run_renewals(self):
+        flowgate = self.flowgates["renewing"]
+        for party, results, waited, problems in renew(self, flowgate, self.renewals):
+            outcomes = flowgate.outcomes().get(party.account, {})
+            problems += differ(refused=(outcomes.pop("invalid", 0), 1))
+            more, figures = check_scenario(party, results, self.arrivals_of(party), outcomes)
+            succeeded = sum(result["ok"] for result in results)
+            self.tally.add(party.what.name, problems + more, f"{succeeded}/{party.what.calls}  {waited} waited as the secret was replaced  {figures}")
 
     def run_crowds(self):
         flowgate = self.flowgates["auto"]
@@ -206,15 +229,19 @@ class Run:
         for party in self.rows:
             outcomes = ended[party.what.flowgate].get(party.account)
             problems = check_row(party, results[party], self.arrivals_of(party), outcomes)
-            self.tally.add(f"{party.what.name}: {party.sdk} {party.scheme}", problems, f"{party.what.status} {party.what.code}")
+            self.tally.add(f"{party.what.name}: {party.sdk} {party.scheme}", problems, f"{party.what.status} {party.what.code}" if party.what.status else "no answer")
         nobodys = sum(party.account not in ended["shared"] for party in self.rows if party.what.flowgate == "shared")
         counted = ended["shared"].get("unknown", {}).get("invalid", 0)
         self.tally.add("rows that no account is charged with", differ(counted=(counted, nobodys)), f"{counted} counted as invalid")
+        strangers = [party.what.flowgate for party in self.rows if party.what.status is None or "protocol" in party.what.change]
+        for name in TLS:
+            failed, wanted = self.flowgates[name].failed_handshakes(), strangers.count(name)
+            self.tally.add(f"handshakes that failed: {TLS[name]}", differ(failed=(failed, wanted)), f"{failed}")
 
     def rows_of(self, sdk, driver):
         driver.wait_until_ready()
         own = [party for party in self.rows if party.sdk == sdk]
-        return {party: driver.run(party.job(self.flowgates[party.what.flowgate].proxy)) for party in own}
+        return {party: driver.run(self.job(party)) for party in own}
 
     def run_retries(self):
         """A relayed call that is throttled comes back by its own SDK, signed anew, when it was told to."""
@@ -222,7 +249,7 @@ class Run:
             driver = self.driver(f"driver-{party.account}", party.sdk)
             driver.wait_until_ready()
             self.simulator.faults(["next=1,action=CreateFlow,throttle,acs-retry-after=700"])
-            job = party.job(self.flowgates["shared"].proxy)
+            job = self.job(party)
             results = driver.run({**job, "names": job["names"][:1]})
             arrivals = self.arrivals_of(party)
             problems = first_failures(results) + differ(
@@ -251,7 +278,7 @@ def control(run):
     simulator = run.start(Simulator, "simulator-control", run.options.cams_sim, run.options.logs, arguments)
     driver = run.driver("driver-control", "python")
     driver.wait_until_ready()
-    results = driver.run(party.job(simulator.url.removeprefix("http://")))
+    results = driver.run(party.job(simulator.url.removeprefix("http://"), run.certificates))
     report, succeeded = simulator.report(), sum(result["ok"] for result in results)
     problems = differ(
         succeeded=(succeeded, report["accepted"]),
@@ -275,6 +302,7 @@ def main():
         run = Run(stack, options)
         control(run)
         run.run_scenarios()
+        run.run_renewals()
         run.run_crowds()
         run.run_rows()
         run.run_retries()

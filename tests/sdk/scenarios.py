@@ -2,12 +2,16 @@
 and so a lane of its own, which is why many can run at once and still be told apart in the simulator's records."""
 
 from dataclasses import dataclass, field
+from functools import partial
 import re
 
 # The one host that the simulator serves, and what a caller's SDK keeps as its endpoint when Flowgate is its http_proxy.
 REAL_HOST = "cams.ap-southeast-1.aliyuncs.com"
 
 CALLS = 20
+
+# The Flowgates that speak TLS: to everybody, and only to who shows a certificate.
+TLS = {"tls": "TLS", "mutual": "mutual TLS"}
 
 # Every reserved character, letters of two, three and four bytes, and what would be a throttle refusal to whoever searches an answer's text for one.
 AWKWARD = "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}\",\"Code\":\"System.LimitControl"
@@ -30,7 +34,8 @@ class Scenario:
     mode: str = "sync"
     identity: str = "account"  # the account's own key; or "client", "relayed"
     sts: bool = False  # the caller signs with a temporary key, whose token must not go on
-    flowgate: str = "shared"  # or "sidecar": no file, only the environment
+    flowgate: str = "shared"  # or "sidecar": no file, only the environment; "renewing": its clients' secrets are replaced; or one of TLS
+    trust: str = ""  # where TLS is spoken: by the SDK's own "option" or by the "environment" it is told whose certificates count
     retries: int = 0  # how often the SDK itself may send a call, if it is told to
     calls: int = CALLS
     hold: str = ""  # what the caller says of its time-out, in x-flowgate-hold
@@ -40,7 +45,8 @@ class Scenario:
     @property
     def name(self):
         words = [self.sdk, self.mode if self.sdk == "python" else "", self.scheme, "STS" if self.sts else ""]
-        words += [f"as {self.identity}", f"by {self.style}", "sidecar" if self.flowgate == "sidecar" else ""]
+        way = f"{TLS[self.flowgate]}, CA by {self.trust}" if self.flowgate in TLS else self.style
+        words += [f"as {self.identity}", f"by {way}", self.flowgate if self.flowgate in ("sidecar", "renewing") else ""]
         words += ["retrying" if self.retries else "", "saying its hold" if self.hold else ""]
         words += ["in a crowd" if self.time_out else "", "that obeys" if self.obeys else ""]
         return " ".join(filter(None, words))
@@ -79,6 +85,31 @@ SCENARIOS = [
     Scenario("python", "V3", sts=True, flowgate="sidecar"),
 ]
 
+# Every SDK and way to sign over TLS, and over mutual TLS all that have a certificate to show: the old Python SDK has no place for one.
+SCENARIOS += [
+    Scenario(sdk, scheme, mode=mode, identity=identity, flowgate="tls", trust=trust)
+    for sdk, scheme, mode in (
+        ("python", "V3", "sync"),
+        ("python", "V3", "async"),
+        ("python", "V1", "sync"),
+        ("python", "V1", "async"),
+        ("python-old", "V1", "sync"),
+        ("node", "V3", "sync"),
+        ("node", "V1", "sync"),
+    )
+    for identity, trust in (("account", "option"), ("client", "environment"))
+] + [
+    Scenario("python", "V3", identity="client", flowgate="mutual", trust="option"),
+    Scenario("python", "V3", mode="async", identity="client", flowgate="mutual", trust="environment"),
+    Scenario("node", "V3", identity="client", flowgate="mutual", trust="option"),
+]
+
+# A secret is replaced while CALLS of them wait; half of the rest are signed with the new one.
+RENEWALS = [
+    Scenario(sdk, scheme, identity="client", flowgate="renewing", calls=CALLS + 10)
+    for sdk, scheme in (("python", "V3"), ("python-old", "V1"), ("node", "V3"))
+]
+
 # A hundred at once, and nothing said of time-outs on either side: Flowgate knows the SDK.
 CROWDS = [
     Scenario("python", "V3", flowgate="auto", calls=100, time_out=10),
@@ -93,15 +124,19 @@ CROWDS = [
 @dataclass(frozen=True)
 class Row:
     """A call that goes wrong, and how every SDK tells it to the application: Code, HTTP status and Message are Flowgate's or CAMS's, the exception is the
-    SDK's own. `python` is the new Python SDK's class; it turns every answer that says when to come back into a ThrottlingException."""
+    SDK's own. `python` is the new Python SDK's class; it turns every answer that says when to come back into a ThrottlingException. Without a status
+    there was no answer, only the SDK's own error of a connection that did not come about."""
 
     name: str
-    code: str
-    status: int
+    code: str | None
+    status: int | None
     says: str
     python: str = "ClientException"
     identity: str = "account"
-    flowgate: str = "shared"  # or "impatient": one attempt, a short hold; or "cut-off": its upstream refuses connections
+    mode: str = "sync"
+    # Or "impatient": one attempt, a short hold; "cut-off": its upstream refuses connections; or one of TLS.
+    flowgate: str = "shared"
+    trust: str = "option"
     schemes: tuple = ("V3", "V1")
     sdks: tuple = ("python", "python-old", "node")
     action: str = "CreateFlow"
@@ -118,6 +153,12 @@ class Row:
 
     def names(self):
         return [self.change.get("flow_name", f"{self.mark} {number}") for number in range(self.calls)]
+
+
+def strangers(name, flowgate, says, **more):
+    """Rows in which an SDK and Flowgate do not come to trust each other. What is signed, and how, does not come into it."""
+    row = partial(Row, code=None, status=None, says=says, python="UnretryableException", flowgate=flowgate, schemes=("V1",), **more)
+    return row(name), row(f"{name}, async", mode="async", sdks=("python",))
 
 
 ROWS = [
@@ -226,4 +267,10 @@ ROWS = [
         counted="upstream_error",
         change={"account_secret": "not-the-simulators"},
     ),
+    Row("no TLS where it is spoken", "Flowgate.BadRequest", 400, "set the SDK's protocol to HTTPS", flowgate="tls", change={"protocol": "HTTP"}),
+    # Before any row that trusts: the Python SDK does not forget in a process whom it has trusted once.
+    *strangers("not trusted", "tls", "certificate", trust=""),
+    # What the SDK says depends on whether it reads Flowgate's alert before it writes its request.
+    *strangers("no certificate to show", "mutual", "", change={"certificate": None}),
+    Row("disabled", "Flowgate.Forbidden", 403, "disabled", identity="client", flowgate="tls", counted="refused", change={"disabled": True}),
 ]

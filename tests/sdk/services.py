@@ -4,14 +4,16 @@ import json
 import os
 from pathlib import Path
 import re
+import signal
 import subprocess
 import threading
+import time
 import urllib.request
 
 HERE = Path(__file__).resolve().parent
 
-# The drivers see no proxy and no credentials of whoever runs them.
-_FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*)$")
+# The drivers see no proxy, no credentials and no authorities of whoever runs them.
+_FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*|ssl_cert_.*|node_extra_ca_certs)$")
 CLEAN = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -95,15 +97,36 @@ class Flowgate(Service):
         super().__init__(name, [binary, *arguments], logs, ready, env)
         self.proxy, self.admin = self._found["proxy"], self._found["admin"]
 
+    def counts(self, metric):
+        """Each of the metric's series: its labels, and how many."""
+        for line in http(f"http://{self.admin}/metrics").splitlines():
+            if line.startswith(f"flowgate_{metric}{{"):
+                yield dict(re.findall(r'(\w+)="([^"]*)"', line)), int(float(line.rsplit(" ", 1)[1]))
+
     def outcomes(self):
         """How calls ended: {account: {outcome: how many}}."""
         ended = {}
-        for line in http(f"http://{self.admin}/metrics").splitlines():
-            if line.startswith("flowgate_requests_total{"):
-                labels, count = dict(re.findall(r'(\w+)="([^"]*)"', line)), float(line.rsplit(" ", 1)[1])
-                outcomes = ended.setdefault(labels["account"], {})
-                outcomes[labels["outcome"]] = outcomes.get(labels["outcome"], 0) + int(count)
+        for labels, count in self.counts("requests_total"):
+            outcomes = ended.setdefault(labels["account"], {})
+            outcomes[labels["outcome"]] = outcomes.get(labels["outcome"], 0) + count
         return ended
+
+    def failed_handshakes(self):
+        return sum(count for labels, count in self.counts("connection_errors_total") if labels["kind"] == "tls")
+
+    def reloads(self):
+        """How often the configuration was read anew."""
+        return sum(count for labels, count in self.counts("config_reloads_total") if labels["result"] == "done")
+
+    def hang_up(self):
+        self._process.send_signal(signal.SIGHUP)
+
+    def wait_for_reload(self, number):
+        end = time.monotonic() + 20
+        while self.reloads() < number:
+            if time.monotonic() > end:
+                raise RuntimeError("the configuration was not read anew")
+            time.sleep(0.02)
 
 
 class Driver:
@@ -115,12 +138,16 @@ class Driver:
         "node": ["node", str(HERE / "drivers/node.js")],
     }
 
-    def __init__(self, name, sdk, logs):
+    # By which variable each SDK is told of a private authority, and by no other.
+    AUTHORITY = {"python": "SSL_CERT_FILE", "python-old": "ALIBABA_CLOUD_CA_BUNDLE", "node": "NODE_EXTRA_CA_CERTS"}
+
+    def __init__(self, name, sdk, logs, ca=None):
         self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
+        authority = {self.AUTHORITY[sdk]: str(ca)} if ca else {}
         self._process = subprocess.Popen(
             # Applications run on machines of their own; here they leave the cores to what is measured.
             ["nice", "-n", "10", *self.COMMANDS[sdk]],
-            env={**CLEAN, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**CLEAN, **authority, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

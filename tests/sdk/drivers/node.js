@@ -1,5 +1,6 @@
 // The Node SDK (@alicloud/cams20200606) as an application uses it. Speaks with the runner as python_new.py does.
 
+const fs = require("fs");
 const readline = require("readline");
 const { default: Client, ...models } = require("@alicloud/cams20200606");
 const { Config, GlobalParameters } = require("@alicloud/openapi-client");
@@ -17,13 +18,19 @@ const REQUESTS = {
   ],
 };
 
+// The Node SDK wants what is in a PEM file, not its name.
+const read = (path) => (path ? fs.readFileSync(path, "utf8") : undefined);
+
 function client(job) {
   const config = new Config({
     accessKeyId: job.key,
     accessKeySecret: job.secret,
     securityToken: job.token,
     endpoint: job.endpoint,
-    protocol: "HTTP",
+    protocol: job.protocol,
+    ca: read(job.ca),
+    cert: read(job.certificate && job.certificate.cert),
+    key: read(job.certificate && job.certificate.key),
   });
   if (job.hold) {
     config.globalParameters = new GlobalParameters({ headers: { "x-flowgate-hold": job.hold } });

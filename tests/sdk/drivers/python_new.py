@@ -28,7 +28,10 @@ def client(job):
         access_key_secret=job["secret"],
         security_token=job.get("token"),
         endpoint=job["endpoint"],
-        protocol="HTTP",
+        protocol=job["protocol"],
+        ca=job["ca"],
+        # The certificate and its key in one file: the SDK reads no other key.
+        cert=job["certificate"] and job["certificate"]["both"],
         http_proxy=job.get("proxy"),
         connect_timeout=job["timeout_ms"],
         read_timeout=job["timeout_ms"],

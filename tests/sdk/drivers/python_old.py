@@ -10,6 +10,7 @@ from aliyunsdkcams.request.v20200606.ListFlowRequest import ListFlowRequest
 from aliyunsdkcore.acs_exception.exceptions import ServerException
 from aliyunsdkcore.auth.credentials import AccessKeyCredential, StsTokenCredential
 from aliyunsdkcore.client import AcsClient
+from aliyunsdkcore.http import protocol_type
 
 
 def create_flow(name):
@@ -43,12 +44,13 @@ def client(job):
         credential = AccessKeyCredential(job["key"], job["secret"])
     proxy = {"http": job["proxy"]} if job.get("proxy") else None
     timeout = job["timeout_ms"] and job["timeout_ms"] / 1000
-    return AcsClient(region_id="ap-southeast-1", credential=credential, timeout=timeout, proxy=proxy)
+    return AcsClient(region_id="ap-southeast-1", credential=credential, timeout=timeout, proxy=proxy, verify=job["ca"])
 
 
 def call(sdk, job, name):
     request = REQUESTS[job["action"]](name)
     request.set_endpoint(job["endpoint"])
+    request.set_protocol_type(getattr(protocol_type, job["protocol"]))
     if job.get("hold"):
         request.add_header("x-flowgate-hold", job["hold"])
     try:
