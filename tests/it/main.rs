@@ -16,6 +16,7 @@ mod bad_input;
 mod chaos;
 mod client_keys;
 mod config;
+mod docs;
 mod hang_up;
 mod hardening;
 mod health;

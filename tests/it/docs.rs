@@ -1,0 +1,104 @@
+//! Does what the documents name exist? Every answer and every warning has its place in the runbook, every metric that is
+//! named is registered, every test and file that is to show something is there.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+fn read(path: &str) -> String {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path));
+    text.unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn files(folder: &str, extension: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().into_string().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.ends_with(extension) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// What stands in quotes; escapes there are none.
+fn literals(text: &str) -> impl Iterator<Item = &str> {
+    text.split('"').skip(1).step_by(2)
+}
+
+/// What stands between backticks in a line.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+#[test]
+fn every_answer_of_flowgates_own_has_its_place_in_the_runbook() {
+    let (errors, runbook) = (read("src/error.rs"), read("docs/runbook.md"));
+    let named: BTreeSet<_> = quoted(&runbook).collect();
+    let rows: Vec<_> = errors.lines().filter(|line| line.contains("=> (status(")).collect();
+    assert!(rows.len() > 15);
+    for row in rows {
+        let [code, label] = literals(row).collect::<Vec<_>>()[..] else { panic!("{row}") };
+        assert!(runbook.contains(&format!("\n### {code}\n")), "{code} has no section");
+        assert!(named.contains(label), "{label} is not explained");
+    }
+}
+
+#[test]
+fn every_warning_and_error_has_its_place_in_the_runbook() {
+    let runbook = read("docs/runbook.md");
+    let mut count = 0;
+    for path in files("src", ".rs") {
+        let source = read(&path);
+        for (level, called) in [("WARN", "warn!("), ("ERROR", "error!(")] {
+            for event in source.split(called).skip(1) {
+                let message = literals(event).next().unwrap();
+                assert!(runbook.contains(&format!("| `{message}` | {level} |")), "{path}: {message}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20, "{count}");
+}
+
+#[test]
+fn every_metric_that_a_document_names_is_registered() {
+    let sources: String =
+        files("src", ".rs").iter().filter(|path| path.starts_with("src/metrics")).map(|path| read(path)).collect();
+    let names: BTreeSet<_> = literals(&sources).filter(|name| is_word(name)).collect();
+    let mut count = 0;
+    for path in files("docs", ".md").into_iter().chain(["README.md".to_owned()]) {
+        let text = read(&path);
+        for (at, _) in text.match_indices("flowgate_") {
+            // As a part of another name it is none.
+            if text[..at].ends_with(|char: char| char.is_ascii_alphanumeric() || char == '_') {
+                continue;
+            }
+            let rest = &text[at + "flowgate_".len()..];
+            let name = rest.split(|char: char| !char.is_ascii_lowercase() && char != '_').next().unwrap();
+            let stem = ["_bucket", "_sum", "_count"].iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name);
+            assert!(name.is_empty() || names.contains(stem), "{path}: flowgate_{name}");
+            count += 1;
+        }
+    }
+    assert!(count > 50, "{count}");
+}
+
+#[test]
+fn every_test_and_file_that_the_security_page_names_is_there() {
+    let page = read("docs/security.md");
+    let mut tests = 0;
+    for name in quoted(&page).filter(|name| name.starts_with("src/") || name.starts_with("tests/")) {
+        let (path, test) = name.split_once("::").map_or((name, None), |(path, test)| (path, Some(test)));
+        let source = read(path);
+        assert!(test.is_none_or(|test| source.contains(&format!("fn {test}("))), "{name}");
+        tests += usize::from(test.is_some());
+    }
+    assert!(tests > 30, "{tests}");
+}
