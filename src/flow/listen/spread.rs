@@ -72,14 +72,20 @@ mod tests {
                 let begin = |socket| {
                     tokio::spawn(async move {
                         let Socket::Unix(mut stream) = socket else { panic!("it was a Unix socket") };
+                        // From here on it must be woken.
+                        assert!(stream.try_read(&mut [0]).is_err());
+                        tell.send(Handle::current().id()).unwrap();
                         stream.read_u8().await.unwrap();
                         tell.send(Handle::current().id()).unwrap();
                     });
                 };
                 spread.begin(Socket::Unix(listener.accept().await.unwrap().0), begin).unwrap();
             });
+            let wait = || told.recv_timeout(Duration::from_secs(20)).unwrap();
+            let began = wait();
             caller.write_all(b"x").unwrap();
-            told.recv_timeout(Duration::from_secs(20)).unwrap()
+            assert_eq!(wait(), began);
+            began
         };
         (0..4).map(|_| serve_one()).collect()
     }
