@@ -166,7 +166,7 @@ impl<'a> Authorization<'a> {
         let are_tokens =
             holds_only(names, |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b';'));
         // Of names in ascending order only the first can be empty.
-        let is_list = signed_headers[0] != "" && signed_headers.is_sorted_by(|a, b| a < b);
+        let is_list = !signed_headers[0].is_empty() && signed_headers.is_sorted_by(|a, b| a < b);
         if !are_tokens || !is_list {
             return Err(AuthorizationError::SignedHeaders);
         }
