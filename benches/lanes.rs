@@ -1,6 +1,6 @@
 //! What do queue and tokens cost alone? Ten thousand lanes of 5/s, each with eight callers who come back as soon as they
 //! are answered, for some seconds in real time: how much of a core that takes, and how much of the rate is granted.
-//! An argument picks one runtime. `benches/README.md` has the method and the figures.
+//! `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(clippy::print_stdout, reason = "the figures are what the benchmark is for")]
@@ -60,20 +60,10 @@ fn cpu() -> f64 {
 }
 
 fn main() {
-    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    println!("| runtime | tokens of a lane | of a core | us per call | granted |\n|---|---|--:|--:|--:|");
-    for (name, apart) in
-        [("current_thread", false), ("current_thread", true), ("one worker", false), ("one worker", true)]
-    {
-        if !name.contains(&only) {
-            continue;
-        }
-        print!("| {name} | {} ", if apart { "apart" } else { "together" });
-        let mut builder = match name {
-            "current_thread" => Builder::new_current_thread(),
-            _ => Builder::new_multi_thread(),
-        };
-        let runtime = builder.worker_threads(1).enable_time().build().unwrap();
+    println!("| tokens of a lane | of a core | us per call | granted |\n|---|--:|--:|--:|");
+    for apart in [false, true] {
+        print!("| {} ", if apart { "apart" } else { "together" });
+        let runtime = Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(async { tokio::spawn(run(apart)).await.unwrap() });
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::{Request, Response};
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -18,6 +19,7 @@ use crate::error::Outcome;
 use crate::flow;
 use crate::flow::listen::bounds;
 use crate::flow::listen::socket::Hangup;
+use crate::flow::listen::spread::Spread;
 use crate::flow::listen::{Answer, Gone, Listener, Terms};
 use crate::hardening;
 use crate::parts::{Parts, sweep};
@@ -27,7 +29,7 @@ use crate::systemd::{self, Handed, Passed};
 
 /// A running Flowgate.
 pub struct App {
-    parts: Arc<Parts>,
+    pub(crate) parts: Arc<Parts>,
     terms: Arc<Terms>,
     /// Ends, and leaves the listener, when a drain begins.
     serving: JoinHandle<()>,
@@ -48,23 +50,29 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl App {
     /// Starts with what the source says now, and reads it anew on SIGHUP and when its files change.
-    pub async fn start_from(source: Source, loaded: Loaded, handed: Handed) -> anyhow::Result<Self> {
+    pub async fn start_from(
+        source: Source,
+        loaded: Loaded,
+        handed: Handed,
+        runtimes: Vec<Handle>,
+    ) -> anyhow::Result<Self> {
         // Before anybody is told that it runs: a signal that nobody awaits ends the process.
         let signals = Signals::new().context("cannot listen for signals")?;
         let (reloader, ask) = Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
-        let app = Self::start_on(loaded.config, handed).await?;
+        let app = Self::start_on(loaded.config, handed, runtimes).await?;
         drop(app.parts.changes.set(ask));
         tokio::spawn(reloader.run(Arc::downgrade(&app.parts)));
         Ok(Self { signals: Some(signals), ..app })
     }
 
-    /// Binds both listeners and begins to serve. Must be called inside a tokio runtime.
+    /// Binds both listeners and begins to serve. Must be called inside a tokio runtime, which does all there is to do.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        Self::start_on(config, Handed::default()).await
+        Self::start_on(config, Handed::default(), Vec::new()).await
     }
 
-    /// As [`App::start`], on sockets that were bound before, as far as there are any.
-    pub async fn start_on(mut config: Config, handed: Handed) -> anyhow::Result<Self> {
+    /// As [`App::start`], on sockets that were bound before, as far as there are any; callers' connections are served by
+    /// `runtimes` in turn, if there are any, which must live for as long as the present one.
+    pub async fn start_on(mut config: Config, handed: Handed, runtimes: Vec<Handle>) -> anyhow::Result<Self> {
         let open = async |passed: Option<Passed>, bind: &Bind, name: &str| {
             let listener = match passed {
                 Some(passed) => Listener::adopt(passed, bind),
@@ -95,9 +103,9 @@ impl App {
         };
         let (terms, admin_terms) = (terms(parts.certificates.clone(), Phase::Draining), terms(None, Phase::Over));
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
-        tokio::spawn(async move { admin_terms.serve(admin, pages).await });
+        tokio::spawn(async move { admin_terms.serve(admin, pages, Spread::default()).await });
         let serving = terms.clone();
-        let serving = tokio::spawn(async move { serving.serve(proxy, service).await });
+        let serving = tokio::spawn(async move { serving.serve(proxy, service, Spread::over(runtimes)).await });
         tokio::spawn(sweep(Arc::downgrade(&parts)));
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 pub use self::attempts::Attempts;
 pub use self::lanes::Lanes;
 pub use self::takes::{TAKE, dealt, take_args};
+use crate::App;
 use crate::acs::decode::Params;
 use crate::acs::time;
 use crate::acs::v3::{self, Authorization, Signable};
@@ -56,6 +57,11 @@ pub const STEPS: [Step; 8] = [
     ("sign", Steps::sign),
     ("judge", Steps::judge),
 ];
+
+/// Forgets what is idle, as a running Flowgate does every two seconds; of nonces, what is old at `now`.
+pub fn forget_idle(app: &App, now: SystemTime) {
+    app.parts.forget_idle(now);
+}
 
 /// What the steps work on.
 pub struct Steps {

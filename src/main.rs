@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 
 use clap::Parser;
 use flowgate::cli::{Cli, ClientCommand, Command, ask};
@@ -13,6 +14,7 @@ use flowgate::config::{Loaded, Source};
 use flowgate::systemd::Handed;
 use flowgate::{App, hardening, journal, new_client, telemetry};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 /// Calls come and go by the million, and what one leaves behind must serve the next.
@@ -114,16 +116,15 @@ fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Tokio's runtime for one thread where only one is wanted, as in a container of one core: the same work
-/// then takes less of the kernel's time. `TOKIO_WORKER_THREADS` is tokio's own setting.
-fn runtime() -> io::Result<Runtime> {
+/// How many threads serve. `TOKIO_WORKER_THREADS` is tokio's own setting.
+fn threads() -> usize {
     let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
-    let threads = asked.or_else(|| std::thread::available_parallelism().ok());
-    let mut builder = match threads {
-        Some(NonZeroUsize::MIN) => Builder::new_current_thread(),
-        _ => Builder::new_multi_thread(),
-    };
-    builder.enable_all().build()
+    asked.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+}
+
+/// Each thread has one of its own: one for many threads takes more of the kernel's time for the same work.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
 }
 
 fn run(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
@@ -133,5 +134,16 @@ fn run(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result
         tracing::warn!(%error, "a crash of this process may leave a core dump, with secrets in it");
     }
     loaded.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
-    runtime()?.block_on(async { App::start_from(source, loaded, handed).await?.run().await })
+    let own = runtime()?;
+    let others = (1..threads()).map(|_| runtime()).collect::<io::Result<Vec<_>>>()?;
+    let all = others.iter().chain([&own]).map(|runtime| runtime.handle().clone()).collect();
+    thread::scope(|scope| {
+        // Dropped with this closure, which ends the others.
+        let (_end, ended) = watch::channel(());
+        for other in others {
+            let mut ended = ended.clone();
+            thread::Builder::new().spawn_scoped(scope, move || drop(other.block_on(ended.changed())))?;
+        }
+        own.block_on(async { App::start_from(source, loaded, handed, all).await?.run().await })
+    })
 }

@@ -121,6 +121,12 @@ impl Parts {
         self.settings.load().generation != generation
     }
 
+    /// Forgets lanes at rest, and the nonces that are old at `now`.
+    pub(crate) fn forget_idle(&self, now: SystemTime) {
+        self.queue.forget_idle();
+        self.nonces.forget_idle(now);
+    }
+
     /// Where Flowgate stands, in one line. It is had under every lock of the queue and the pool's.
     pub(crate) fn status(&self) -> String {
         let (lanes, waiting) = self.queue.count();
@@ -136,8 +142,7 @@ pub(crate) async fn sweep(parts: Weak<Parts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(parts) = parts.upgrade() else { return };
-        parts.queue.forget_idle();
-        parts.nonces.forget_idle(SystemTime::now());
+        parts.forget_idle(SystemTime::now());
     }
 }
 

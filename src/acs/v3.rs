@@ -106,7 +106,12 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 
 /// Whether a text is lower-case hex.
 pub(crate) fn is_hex(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    holds_only(text, |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// As `text.bytes().all(is_one)`, but to the end in any case: so it takes many bytes at a time.
+fn holds_only(text: &str, is_one: impl Fn(u8) -> bool) -> bool {
+    text.bytes().fold(true, |all, byte| all & is_one(byte))
 }
 
 /// Surrounding blanks are no part of a signed value. Only these two: a wider trim would let two values sign alike.
@@ -148,7 +153,7 @@ impl<'a> Authorization<'a> {
         let algorithm: Algorithm = algorithm.parse()?;
         let [credential, names, signature] =
             fields(rest, ["Credential=", "SignedHeaders=", "Signature="]).ok_or(AuthorizationError::Grammar)?;
-        let is_key = |text: &str| (1..=128).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+        let is_key = |text: &str| (1..=128).contains(&text.len()) && holds_only(text, |byte| byte.is_ascii_graphic());
         let length = match algorithm {
             Algorithm::RsaSha256 => 2..=2048,
             Algorithm::HmacSha256 | Algorithm::HmacSm3 => 64..=64,
@@ -158,11 +163,11 @@ impl<'a> Authorization<'a> {
         }
         let mut signed_headers = Vec::with_capacity(USUAL_HEADERS);
         signed_headers.extend(Pieces { rest: Some(names), separator: b';' });
-        let is_name = |name: &&str| {
-            let is_token = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.');
-            !name.is_empty() && name.bytes().all(is_token)
-        };
-        if !signed_headers.iter().all(is_name) || !signed_headers.is_sorted_by(|a, b| a < b) {
+        let are_tokens =
+            holds_only(names, |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b';'));
+        // Of names in ascending order only the first can be empty.
+        let is_list = !signed_headers[0].is_empty() && signed_headers.is_sorted_by(|a, b| a < b);
+        if !are_tokens || !is_list {
             return Err(AuthorizationError::SignedHeaders);
         }
         Ok(Self { algorithm, credential, signed_headers, signature })

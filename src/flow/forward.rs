@@ -23,7 +23,7 @@ use tokio::time::Instant;
 
 use crate::config;
 use dial::Dialer;
-use pool::Pool;
+use pool::{Link, Pool};
 pub(crate) use tls::Trust;
 
 /// A request as it goes to CAMS: origin form, with its `Host`.
@@ -42,9 +42,7 @@ pub(crate) struct Upstream {
 pub(crate) struct Connection {
     pool: Arc<Pool>,
     /// Absent while an answer is awaited: a connection that is dropped half-read is closed and not used again.
-    sender: Option<Sender>,
-    /// When it was opened or last used.
-    since: Instant,
+    link: Option<Link>,
 }
 
 /// What became of one request.
@@ -167,20 +165,21 @@ impl Connection {
     /// Whether the connection can still be sent on, as far as hyper has noticed, and is not so old that the other side
     /// may be about to close it.
     pub(crate) fn is_usable(&self) -> bool {
-        self.since.elapsed() < self.pool.idle_timeout() && self.sender.as_ref().is_some_and(SendRequest::is_ready)
+        let standing = |link: &Link| link.since.elapsed() < self.pool.idle_timeout() && link.sender.is_ready();
+        self.link.as_ref().is_some_and(standing)
     }
 
     /// Sends one request and reads its answer to the last byte, within the answer time-out. Do not drop it
     /// half-way: that closes the connection, and what happened stays unknown.
     pub(crate) async fn send(mut self, request: Request) -> Sent {
-        let mut sender = self.sender.take().expect("a connection holds its sender until it is sent on");
-        let exchange = exchange::exchange(&mut sender, request, self.pool.max_response());
+        let mut link = self.link.take().expect("a connection holds its link until it is sent on");
+        let exchange = exchange::exchange(&mut link.sender, request, self.pool.max_response());
         let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
         match sent {
             Ok(Sent::Answered(answer)) => {
                 self.pool.came_up();
-                self.since = Instant::now();
-                self.sender = Some(sender);
+                link.since = Instant::now();
+                self.link = Some(link);
                 Sent::Answered(answer)
             }
             Ok(failed) => failed,
@@ -191,7 +190,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.pool.give_back(self.sender.take(), self.since);
+        self.pool.give_back(self.link.take());
     }
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod bounds;
 mod clocks;
 mod listener;
 pub(crate) mod socket;
+pub(crate) mod spread;
 pub(crate) mod tls;
 
 use std::collections::HashMap;
@@ -34,6 +35,7 @@ use crate::flow::listen::bounds::{Bounds, Present};
 use crate::flow::listen::clocks::{Stalled, Timed};
 pub(crate) use crate::flow::listen::listener::Listener;
 use crate::flow::listen::socket::{Hangup, Socket, Wire};
+use crate::flow::listen::spread::Spread;
 use crate::flow::listen::tls::{Certificates, Opened, SpeaksTls};
 use crate::metrics::Metrics;
 use crate::shutdown::{Phase, Phases};
@@ -107,21 +109,20 @@ impl Terms {
     }
 
     /// Accepts, then leaves the listener. A connection that is answering goes on until it has answered.
-    pub(crate) async fn serve(self: Arc<Self>, listener: Listener, service: impl Answer) {
+    pub(crate) async fn serve(self: Arc<Self>, listener: Listener, service: impl Answer, mut spread: Spread) {
         let mut phases = self.phases.clone();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = phases.reached(self.until) => return,
             };
-            match accepted {
-                Ok((socket, source)) => self.admit(socket, source, &service),
-                Err(error) => {
-                    // Out of descriptors, or a connection that was gone before it was accepted.
-                    tracing::warn!(%error, "cannot accept a connection");
-                    self.errors("accept").inc();
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
+            let begun =
+                accepted.and_then(|(socket, from)| spread.begin(socket, |socket| self.admit(socket, from, &service)));
+            if let Err(error) = begun {
+                // Out of descriptors, or a connection that was gone before it was accepted.
+                tracing::warn!(%error, "cannot accept a connection");
+                self.errors("accept").inc();
+                tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
     }

@@ -1,7 +1,6 @@
 //! What a process holds of memory, descriptors and threads, which no test can tell from within a process that runs other
 //! tests.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
@@ -9,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, SECRET};
 use crate::process::Process;
-use crate::world::Metrics;
+use crate::world::{self, Metrics};
 
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
@@ -41,10 +40,11 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
 
 /// The metrics once every worker has had something to do since: the allocator gives back what a worker has freed when that
 /// worker next allocates, and after a burst one of them may have no more work.
-async fn settled(admin: SocketAddr) -> Metrics {
-    let crowd: JoinSet<Metrics> = (0..64).map(|_| Metrics::of(admin)).collect();
-    crowd.join_all().await;
-    Metrics::of(admin).await
+async fn settled(flowgate: &Process) -> Metrics {
+    let proxy = flowgate.proxy;
+    let crowd: JoinSet<u16> = (0..64).map(|_| async move { world::get(proxy, "/").await.status }).collect();
+    assert_eq!(crowd.join_all().await, [400; 64]);
+    Metrics::of(flowgate.admin).await
 }
 
 #[tokio::test]
@@ -53,9 +53,9 @@ async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
     let flowgate = Process::start(&sim, "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"").await;
     // The first round is the level: buffers and threads that any such load has made once.
     burst(&flowgate, &sim, 1).await;
-    let before = settled(flowgate.admin).await;
+    let before = settled(&flowgate).await;
     burst(&flowgate, &sim, 2).await;
-    let after = settled(flowgate.admin).await;
+    let after = settled(&flowgate).await;
     let cancelled = "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}";
     assert_eq!(after.get(cancelled), 2000.0);
     let arrivals = sim.arrivals();

@@ -1,6 +1,6 @@
-//! Which connection does a call get? The idle one that was used last, else a new one: as many are opened side by side
-//! as calls could go, and only one at a time, ever more rarely, while the upstream cannot be reached. How one is opened
-//! is the dialer's.
+//! Which connection does a call get? The idle one that was used last, of its own runtime if there is one, else a new
+//! one: as many are opened side by side as calls could go, and only one at a time, ever more rarely, while the upstream
+//! cannot be reached. How one is opened is the dialer's.
 //!
 //! A waiter owns nothing. Connections are opened by tasks of the pool and laid on the idle stack; laying one there, and
 //! the end of every dial whatever became of it, wakes one waiter, which takes what lies there or sees to it that enough
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::runtime::Handle;
+use tokio::runtime::{self, Handle};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
@@ -29,6 +29,9 @@ const PROBE_MAX: Duration = Duration::from_secs(2);
 /// How long a connection may take after an answer until hyper is ready for the next request.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// Among so many, used last, a call looks for a connection of its own runtime: any other wakes another thread.
+const NEAR: usize = 64;
+
 /// The connections to one upstream.
 pub(super) struct Pool {
     pub(super) dialer: Dialer,
@@ -43,7 +46,7 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct State {
     /// The longest idle first.
-    idle: Vec<Idle>,
+    idle: Vec<Link>,
     /// Whether a task watches the idle stack.
     reaping: bool,
     in_use: usize,
@@ -54,10 +57,13 @@ struct State {
     down: Option<Down>,
 }
 
-struct Idle {
+/// One connection that stands.
+pub(super) struct Link {
     /// When it was opened or last used.
-    since: Instant,
-    sender: Sender,
+    pub(super) since: Instant,
+    pub(super) sender: Sender,
+    /// Where its task runs.
+    pub(super) home: runtime::Id,
 }
 
 /// The upstream cannot be reached.
@@ -124,12 +130,13 @@ impl Pool {
 
     /// The connection that was used last and still stands.
     pub(super) fn take(self: &Arc<Self>) -> Option<Connection> {
+        let here = Handle::current().id();
         let mut state = self.state.lock();
         state.expire(self.idle_timeout);
-        while let Some(Idle { since, sender }) = state.idle.pop() {
-            if sender.is_ready() {
+        while let Some(link) = state.pop(here) {
+            if link.sender.is_ready() {
                 state.in_use += 1;
-                return Some(Connection { pool: self.clone(), sender: Some(sender), since });
+                return Some(Connection { pool: self.clone(), link: Some(link) });
             }
         }
         None
@@ -154,28 +161,28 @@ impl Pool {
     }
 
     /// Takes back what was given out, unless it was closed or left half-read.
-    pub(super) fn give_back(self: &Arc<Self>, sender: Option<Sender>, since: Instant) {
+    pub(super) fn give_back(self: &Arc<Self>, link: Option<Link>) {
         self.state.lock().in_use -= 1;
         // Without a runtime the connection's task is gone, too.
-        let (Some(mut sender), Ok(runtime)) = (sender, Handle::try_current()) else { return };
-        if sender.is_ready() {
-            self.lay_down(sender, since);
-        } else if !sender.is_closed() {
+        let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else { return };
+        if link.sender.is_ready() {
+            self.lay_down(link);
+        } else if !link.sender.is_closed() {
             // The answer was there before hyper had come to the end of the exchange.
             let pool = self.clone();
             runtime.spawn(async move {
-                if let Ok(Ok(())) = timeout(SETTLE, sender.ready()).await {
-                    pool.lay_down(sender, since);
+                if let Ok(Ok(())) = timeout(SETTLE, link.sender.ready()).await {
+                    pool.lay_down(link);
                 }
             });
         }
     }
 
-    fn lay_down(self: &Arc<Self>, sender: Sender, since: Instant) {
+    fn lay_down(self: &Arc<Self>, link: Link) {
         let mut state = self.state.lock();
         // One that was given out and not used is as old as before.
-        let place = state.idle.partition_point(|idle| idle.since <= since);
-        state.idle.insert(place, Idle { since, sender });
+        let place = state.idle.partition_point(|idle| idle.since <= link.since);
+        state.idle.insert(place, link);
         if !std::mem::replace(&mut state.reaping, true) {
             tokio::spawn(self.clone().reap());
         }
@@ -255,7 +262,8 @@ async fn dial(dialling: Dialling) {
     match pool.dialer.dial().await {
         Ok(sender) => {
             pool.came_up();
-            pool.lay_down(sender, Instant::now());
+            // The dialer has given the connection a task beside this one.
+            pool.lay_down(Link { since: Instant::now(), sender, home: Handle::current().id() });
         }
         Err(error) => pool.went_down(&error, probe_due.is_some()),
     }
@@ -270,6 +278,13 @@ fn back_off(probes: u32) -> Duration {
 // === impl State ===
 
 impl State {
+    /// The one that was used last: of `here`, if one is near, else of any runtime.
+    fn pop(&mut self, here: runtime::Id) -> Option<Link> {
+        let near = self.idle.iter().enumerate().rev().take(NEAR).find(|(_, link)| link.home == here);
+        let place = near.map_or(self.idle.len().checked_sub(1), |(place, _)| Some(place))?;
+        Some(self.idle.remove(place))
+    }
+
     /// Drops what has lain idle for the time-out or longer.
     fn expire(&mut self, idle_timeout: Duration) {
         let expired = self.idle.partition_point(|idle| idle.since.elapsed() >= idle_timeout);

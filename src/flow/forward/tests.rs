@@ -16,6 +16,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use socket2::{Domain, Socket, Type};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -23,7 +24,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use super::{Answer, Lost, Reach, Request, Sent, Trust, Upstream, UpstreamError};
+use super::{Answer, Connection, Lost, Reach, Request, Sent, Trust, Upstream, UpstreamError};
 use crate::config::{self, Scheme};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
@@ -170,6 +171,28 @@ async fn refusal(upstream: &Upstream) -> String {
     eventually("down", || upstream.reach() != Reach::Up).await;
     waiting.abort();
     down(upstream).unwrap()
+}
+
+/// Another one's connection would wake another thread for each request and each answer.
+#[tokio::test]
+async fn a_connection_of_the_calls_own_runtime_comes_first() {
+    let (address, seen) = answering(OK).await;
+    let upstream = upstream(address);
+    let other = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let own = upstream.ready(1).await;
+    let there = upstream.clone();
+    let others = other.spawn(async move { there.ready(1).await }).await.unwrap();
+    // The other's was used last.
+    drop(own);
+    drop(others);
+    let [first, second] = [(); 2].map(|()| upstream.try_ready().unwrap());
+    let home = |connection: &Connection| connection.link.as_ref().unwrap().home;
+    assert_eq!(home(&first), Handle::current().id());
+    assert_eq!(home(&second), other.handle().id());
+    // It serves a call of any runtime.
+    assert!(matches!(second.send(request("/")).await, Sent::Answered(_)));
+    assert_eq!(seen.accepted(), 2);
+    other.shutdown_background();
 }
 
 #[tokio::test]
