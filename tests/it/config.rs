@@ -80,14 +80,6 @@ fn the_example_says_what_holds_without_it() {
 }
 
 #[test]
-fn what_is_deployed_is_valid() {
-    let secrets = env(&[("TEST_ACCOUNT_SECRET", "a")]);
-    let Loaded { config, warnings, .. } = config::load(Some(Path::new("deploy/compose.toml")), secrets).unwrap();
-    assert_eq!(warnings, [""; 0]);
-    assert!(config.quota.store.is_some());
-}
-
-#[test]
 fn a_missing_file_is_one_mistake() {
     let mistakes = config::load(Some(Path::new("no/such.toml")), env(&[])).unwrap_err();
     assert_eq!(mistakes.to_string(), "no/such.toml: the file cannot be read: entity not found");

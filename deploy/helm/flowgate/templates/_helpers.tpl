@@ -1,0 +1,133 @@
+{{/* The name of everything that is made. */}}
+{{- define "flowgate.fullname" -}}
+{{- if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 53 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 53 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "flowgate.selector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: gateway
+{{- end -}}
+
+{{- define "flowgate.labels" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: {{ .Values.mode }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{/* Says so if the pods share one quota. */}}
+{{- define "flowgate.shared" -}}
+{{- if ne (toString (dig "quota" "store" "memory" .Values.config)) "memory" -}}shared{{- end -}}
+{{- end -}}
+
+{{- define "flowgate.image" -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+
+{{/* The whole configuration as a map, in YAML: what follows from the mode, and the values over it. */}}
+{{- define "flowgate.merged" -}}
+{{- $name := include "flowgate.fullname" . -}}
+{{- $proxy := ternary "127.0.0.1:8080" "0.0.0.0:8080" (eq .Values.mode "sidecar") -}}
+{{- $listen := dict "proxy" $proxy "admin" "0.0.0.0:9900" -}}
+{{- if eq .Values.mode "gateway" -}}
+{{- $service := printf "%s.%s" $name .Release.Namespace -}}
+{{- $own := list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) -}}
+{{- $_ := set $listen "names" (concat $own (dig "listen" "names" list .Values.config) | uniq) -}}
+{{- end -}}
+{{- $given := deepCopy .Values.config -}}
+{{- if hasKey $given "listen" -}}
+{{- $_ := unset $given.listen "names" -}}
+{{- end -}}
+{{- mergeOverwrite (dict "listen" $listen "log" (dict "format" "json")) $given | toYaml -}}
+{{- end -}}
+
+{{/* flowgate.toml. Helm's numbers are floats, and no key of Flowgate's takes one with a fraction of zero. */}}
+{{- define "flowgate.toml" -}}
+{{- $toml := include "flowgate.merged" . | fromYaml | toToml | trim -}}
+{{- regexReplaceAll "(?m)^( *[^ \"]+ = -?[0-9]+)\\.0$" $toml "${1}" -}}
+{{- end -}}
+
+{{/* What a running Flowgate cannot change: pods with another one of it are other pods. */}}
+{{- define "flowgate.fixed" -}}
+{{- $merged := include "flowgate.merged" . | fromYaml -}}
+{{- $listen := pick $merged.listen "proxy" "admin" "socket_mode" -}}
+{{- $fixed := pick $merged "mode" "upstream" "quota" "journal" -}}
+{{- list $listen $fixed (dig "listen" "tls" "" $merged | empty) $merged.log.format | toJson | sha256sum -}}
+{{- end -}}
+
+{{/* The container, without the dash of a list. */}}
+{{- define "flowgate.container" -}}
+name: flowgate
+image: {{ include "flowgate.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+args: ["--config", "/etc/flowgate/flowgate.toml"]
+{{- with .Values.env }}
+env:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+startupProbe:
+  httpGet: {path: /readyz, port: 9900}
+  periodSeconds: 1
+  failureThreshold: 30
+livenessProbe:
+  httpGet: {path: /livez, port: 9900}
+  periodSeconds: 10
+  timeoutSeconds: 2
+readinessProbe:
+  httpGet: {path: /readyz, port: 9900}
+  periodSeconds: 5
+  timeoutSeconds: 2
+resources:
+  {{- toYaml .Values.resources | nindent 2 }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 65532
+  runAsGroup: 65532
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+  seccompProfile: {type: RuntimeDefault}
+volumeMounts:
+  - {name: flowgate, mountPath: /etc/flowgate, readOnly: true}
+  {{- with .Values.volumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* For another chart: an entry of a pod's initContainers. */}}
+{{- define "flowgate.sidecar" -}}
+- {{ include "flowgate.container" . | nindent 2 | trim }}
+  # A native sidecar: ready before the application starts, and told to end only when the application has ended.
+  restartPolicy: Always
+  ports:
+    - {name: flowgate-admin, containerPort: 9900}
+  lifecycle:
+    preStop:
+      sleep: {seconds: 2}
+{{- end -}}
+
+{{/* Entries of the pod's volumes: one volume, so that a changed configuration and its secrets arrive together. */}}
+{{- define "flowgate.volumes" -}}
+- name: flowgate
+  projected:
+    # The pod's fsGroup, or everybody in it, must be able to read.
+    defaultMode: 0444
+    sources:
+      - configMap:
+          name: {{ include "flowgate.fullname" . }}
+          items: [{key: flowgate.toml, path: flowgate.toml}]
+      {{- with .Values.existingSecret }}
+      - secret:
+          name: {{ . }}
+      {{- end }}
+{{- with .Values.volumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,211 @@
+"""Is everything under deploy/ what its reader takes? Each file is given to the real checker, and each configuration in
+it, also those that Helm makes, to `flowgate check`. One line per check; exit code 1 if one fails."""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import helm_python as helm
+import kubernetes_validate
+import yaml
+from cloudcoil.models.prometheus_operator.v1 import ServiceMonitor
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+CHART = DEPLOY / "helm" / "flowgate"
+TOOLS = Path(sys.executable).parent
+# The oldest that has all that is used (sleep in preStop), and the newest that the checker knows.
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
+# Tenths of systemd's measure: 0 is shut, 100 is open.
+EXPOSURE = 20
+
+SELECTORS = {
+    "Service": lambda spec: spec["selector"],
+    "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
+    "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
+}
+VALUES = {file.name.removesuffix("-values.yaml"): yaml.safe_load(file.read_text()) for file in (CHART / "ci").iterdir()}
+# Changes to the values of the gateway that must not render, each with what is said.
+REFUSED = [
+    ({"replicas": 2}, "without config.quota.store each pod would spend the whole quota"),
+    ({"replicas": 2, "config": {"quota": {"store": "memory"}}}, "without config.quota.store"),
+    ({"mode": "daemon"}, "mode"),
+    ({"image": {"repository": ""}}, "repository"),
+    ({"config": {"accounts": []}}, "accounts"),
+    ({"config": {"accounts": [{"id": "a", "access_key_secret": "the secret itself"}]}}, "access_key_secret"),
+    ({"config": {"listen": {"admin": "127.0.0.1:1"}}}, "admin"),
+    ({"service": {"type": "LoadBalancer"}}, "serviceMonitor.enabled needs service.type ClusterIP"),
+    ({"replica": 2}, "replica"),
+]
+
+
+def run(*command, env=None, cwd=None):
+    """What a command says; it must end well."""
+    command = [str(part) for part in command]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+    said = (done.stdout + done.stderr).strip()
+    assert done.returncode == 0, f"exit code {done.returncode}: {said}"
+    return said
+
+
+def over(values, changes):
+    """Maps into one another; everything else replaces."""
+    merged = dict(values)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = over(merged[key], value) if both else value
+    return merged
+
+
+def config(flowgate, toml, env=(), secrets=()):
+    """The configuration is loaded as in its place, with its secrets beside it, and nothing is odd about it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "flowgate.toml")
+        file.write_text(toml)
+        for name in [*secrets, *re.findall(r'file = "([^"/]+)"', toml)]:
+            Path(folder, name).write_text("a-secret\n")
+        env = {name: value.replace("%d", folder) for name, value in dict(env).items()}
+        said = run(flowgate, "check", "--config", file, env=env)
+        assert said == "the configuration is valid", said
+
+
+def objects(documents, flowgate):
+    """Kubernetes takes them, they find each other, and the configurations among them are right."""
+    kinds = [(document["kind"], document) for document in documents]
+    maps = {document["metadata"]["name"] for kind, document in kinds if kind == "ConfigMap"}
+    pods = [document["spec"]["template"] for kind, document in kinds if kind == "Deployment"]
+    for kind, document in kinds:
+        if kind == "ServiceMonitor":
+            # Unknown keys are dropped, so what comes out must be what went in.
+            known = ServiceMonitor.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True)
+            assert known == document, f"ServiceMonitor: {known}"
+        else:
+            for version in VERSIONS:
+                kubernetes_validate.validate(document, version, strict=True)
+        if kind == "ConfigMap":
+            config(flowgate, document["data"]["flowgate.toml"])
+        if kind in SELECTORS:
+            wanted = SELECTORS[kind](document["spec"]).items()
+            assert any(wanted <= pod["metadata"]["labels"].items() for pod in pods), f"{kind} selects no pod"
+    volumes = [volume.get("projected", {}) for pod in pods for volume in pod["spec"]["volumes"]]
+    sources = [source for volume in volumes for source in volume.get("sources", [])]
+    assert maps == {source["configMap"]["name"] for source in sources if "configMap" in source} or not pods, maps
+    return pods
+
+
+def render(chart, values):
+    """What Helm makes of it, less its notes and what is empty."""
+    with helm.Chart.load(str(chart)) as loaded:
+        made = loaded.render(values, name="release", namespace="messaging")
+    texts = [text for name, text in made.items() if not name.endswith("NOTES.txt")]
+    return [document for text in texts for document in yaml.safe_load_all(text) if document]
+
+
+def dockerfile(_):
+    run(TOOLS / "hadolint", DEPLOY / "Dockerfile")
+    pinned = re.search(r'channel = "(\d+\.\d+)', (ROOT / "rust-toolchain.toml").read_text())[1]
+    assert f"FROM rust:{pinned}-" in (DEPLOY / "Dockerfile").read_text(), f"not built with Rust {pinned}"
+
+
+def yaml_files(_):
+    files = [file for file in DEPLOY.rglob("*.yaml") if "templates" not in file.parts]
+    run(TOOLS / "yamllint", "--strict", "-c", Path(__file__).with_name("yamllint.yaml"), *files)
+
+
+def compose(flowgate):
+    run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DEPLOY / "compose.yaml")
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    config(flowgate, (DEPLOY / "compose.toml").read_text(), env=services["flowgate"]["environment"])
+    for service in services.values():
+        for volume in service.get("volumes", []):
+            place = volume.split(":")[0]
+            assert not place.startswith(".") or (DEPLOY / place).exists(), f"nothing to mount at {place}"
+
+
+def kubernetes(flowgate):
+    for file in sorted((DEPLOY / "kubernetes").iterdir()):
+        [pod] = objects(list(yaml.safe_load_all(file.read_text())), flowgate)
+        assert pod["spec"]["enableServiceLinks"] is False
+
+
+def helm_chart(flowgate):
+    run(TOOLS / "check-jsonschema", "--check-metaschema", CHART / "values.schema.json")
+    made = {}
+    for mode, values in VALUES.items():
+        messages = [it for it in helm.lint(str(CHART), values, strict=True)["messages"] if it["severity"] > 1]
+        assert not messages, f"{mode}: {messages}"
+        documents = render(CHART, values)
+        objects(documents, flowgate)
+        made[mode] = {document["kind"]: document for document in documents}
+    gateway, replicas = made["gateway"]["Deployment"]["spec"], made["replicas"]["Deployment"]["spec"]
+    assert (gateway["replicas"], gateway["strategy"]["type"]) == (1, "Recreate")
+    assert (replicas["replicas"], replicas["strategy"]["type"]) == (3, "RollingUpdate")
+    assert set(made["sidecar"]) == {"ConfigMap"}
+    assert set(made["gateway"]) == {"ConfigMap", "Deployment", "Pod", "ServiceMonitor", *SELECTORS}
+    for change, replaces in (({"quota": {"on_store_failure": "refuse"}}, True), ({"queue": {"hold": "9s"}}, False)):
+        [pod] = objects(render(CHART, over(VALUES["gateway"], {"config": change})), flowgate)
+        assert (pod != gateway["template"]) == replaces, f"{change}: only what a restart must change replaces the pods"
+
+
+def helm_refusals(_):
+    for changes, expected in REFUSED:
+        try:
+            render(CHART, over(VALUES["gateway"], changes))
+        except helm.HelmError as error:
+            assert expected in str(error), f"{changes}: {error}"
+        else:
+            raise AssertionError(f"{changes} renders")
+
+
+def helm_sidecar(flowgate):
+    with tempfile.TemporaryDirectory() as folder:
+        for chart in ("application", "flowgate"):
+            shutil.copytree(DEPLOY / "helm" / chart, Path(folder, chart))
+        helm.dependency_build(str(Path(folder, "application")))
+        [pod] = objects(render(Path(folder, "application"), {}), flowgate)
+    [sidecar] = pod["spec"]["initContainers"]
+    assert sidecar["restartPolicy"] == "Always"
+
+
+def systemd(flowgate):
+    units = {file.name: file.read_text() for file in (DEPLOY / "systemd").iterdir()}
+    toml, service = units.pop("flowgate.toml"), units["flowgate.service"]
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in units.items():
+            Path(folder, name).write_text(text.replace("/usr/bin/flowgate", flowgate))
+        said = run("systemd-analyze", "verify", "--man=no", *units, cwd=folder)
+        assert not said, said
+        security = ("security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", "./flowgate.service")
+        run("systemd-analyze", *security, cwd=folder)
+    env = dict(re.findall(r"^Environment=(\w+)=(.*)$", service, re.M))
+    config(flowgate, toml, env, re.findall(r"^LoadCredential=([^:]+):", service, re.M))
+    for socket, key in (("flowgate.socket", "proxy"), ("flowgate-admin.socket", "admin")):
+        address = re.search(r"^ListenStream=(.*)$", units[socket], re.M)[1]
+        assert f'{key} = "{address}"' in toml and f"FileDescriptorName={key}\n" in units[socket], socket
+
+
+CHECKS = [dockerfile, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_sidecar, systemd]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--flowgate", required=True, help="the program that checks the configurations")
+    flowgate = str(Path(parser.parse_args().flowgate).resolve(strict=True))
+    failed = 0
+    for check in CHECKS:
+        try:
+            check(flowgate)
+            print(f"ok      {check.__name__}")
+        except Exception as error:  # Whatever goes wrong in one, the others are still worth knowing.
+            failed += 1
+            print(f"FAILED  {check.__name__}: {type(error).__name__}: {getattr(error, 'message', error)}")
+    print(f"deploy: {len(CHECKS) - failed} passed, {failed} failed")
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()
