@@ -25,6 +25,7 @@ use crate::hardening;
 use crate::parts::{Parts, sweep};
 use crate::reload::Reloader;
 use crate::shutdown::{Phase, Signals};
+use crate::start_error::StartError;
 use crate::systemd::{self, Handed, Passed};
 
 /// A running Flowgate.
@@ -73,12 +74,12 @@ impl App {
     /// As [`App::start`], on sockets that were bound before, as far as there are any; callers' connections are served by
     /// `runtimes` in turn, if there are any, which must live for as long as the present one.
     pub async fn start_on(mut config: Config, handed: Handed, runtimes: Vec<Handle>) -> anyhow::Result<Self> {
-        let open = async |passed: Option<Passed>, bind: &Bind, name: &str| {
+        let open = async |passed: Option<Passed>, bind: &Bind, key: &'static str| {
             let listener = match passed {
                 Some(passed) => Listener::adopt(passed, bind),
                 None => Listener::bind(bind, config.listen.socket_mode).await,
             };
-            listener.with_context(|| format!("cannot listen on {bind} ({name})"))
+            listener.map_err(|error| StartError::Listen { bind: bind.clone(), key, error })
         };
         let proxy = open(handed.proxy, &config.listen.proxy, "listen.proxy").await?;
         let admin = open(handed.admin, &config.listen.admin, "listen.admin").await?;
@@ -88,7 +89,7 @@ impl App {
         hardening::survive_file_limits().context("cannot catch SIGXFSZ")?;
         let parts = Arc::new(Parts::new(config)?);
         if let Some(quota) = &parts.quota {
-            quota.check().await.map_err(anyhow::Error::msg)?;
+            quota.check().await.map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
             let queue = Arc::downgrade(&parts);
             tokio::spawn(quota.clone().keep(move || {
                 if let Some(parts) = queue.upgrade() {
@@ -108,7 +109,7 @@ impl App {
         let serving = tokio::spawn(async move { serving.serve(proxy, service, Spread::over(runtimes)).await });
         tokio::spawn(sweep(Arc::downgrade(&parts)));
         tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
+            version = crate::VERSION,
             mode = %config.mode,
             proxy = %listen.proxy,
             tls = parts.certificates.is_some(),

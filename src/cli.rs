@@ -5,12 +5,16 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 
 pub mod ask;
+pub mod pages;
+pub mod status;
+pub(crate) mod table;
 
 /// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
-#[command(name = "flowgate", version, about)]
+#[command(name = "flowgate", version = crate::VERSION, about)]
 pub struct Cli {
     /// The configuration file; without one, only the environment counts.
     #[arg(long, value_name = "FILE", env = "FLOWGATE_CONFIG", global = true)]
@@ -24,7 +28,13 @@ pub struct Cli {
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// Validates the configuration and prints every mistake with its key and line, never a value; exit code 64.
-    Check,
+    Check {
+        /// Prints the configuration that would hold as JSON: every key with its value or its default, and no secret.
+        #[arg(long)]
+        print: bool,
+    },
+    /// Shows who waits for what in the Flowgate that runs with this configuration; exit code 1 if it does not answer.
+    Status(status::Status),
     /// Asks the Flowgate that runs with this configuration whether it is alive; exit code 1 if it does not say so in 2 s.
     Health {
         /// Asks whether it is ready: a Flowgate that drains is alive and not ready.
@@ -45,6 +55,16 @@ pub enum Command {
     /// Keys that Flowgate itself hands out.
     #[command(subcommand)]
     Client(ClientCommand),
+    /// Prints what a shell reads to complete this command line.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Prints the manual page flowgate(1), or writes it and one of each command into a folder.
+    Man {
+        /// The folder, such as /usr/local/share/man/man1.
+        folder: Option<PathBuf>,
+    },
 }
 
 /// What can be done about clients.
@@ -83,7 +103,7 @@ mod tests {
     fn the_file_may_stand_before_and_after_the_command() {
         let file = Some(PathBuf::from("f.toml"));
         assert_eq!(parse("flowgate --config f.toml"), Cli { config: file.clone(), command: None });
-        let check = Cli { config: file, command: Some(Command::Check) };
+        let check = Cli { config: file, command: Some(Command::Check { print: false }) };
         assert_eq!(parse("flowgate check --config f.toml"), check);
         assert_eq!(parse("flowgate --config f.toml check"), check);
     }

@@ -52,9 +52,13 @@ mod room;
 mod servers;
 mod settings;
 mod shutdown;
+mod start_error;
 mod store;
 pub mod systemd;
 pub mod telemetry;
 
 pub use crate::app::App;
 pub use crate::new_client::new_client;
+
+/// The version, and the commit that it was built from.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FLOWGATE_COMMIT"), ")");

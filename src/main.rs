@@ -1,16 +1,19 @@
-//! The binary: arguments, configuration, logs, then a running [`App`] until a signal. Exit code 64 for arguments or a
+//! The binary: arguments, configuration, logs, then a running [`App`] until a signal, or a command's answer. Exit code 64 for arguments or a
 //! configuration that cannot be used, 1 when the start fails, a journal has open attempts or nobody is healthy; nothing
 //! else ends the process.
 
-use std::io::{self, Write};
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
 use std::num::NonZeroUsize;
 use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
 use clap::Parser;
-use flowgate::cli::{Cli, ClientCommand, Command, ask};
-use flowgate::config::{Loaded, Source};
+use flowgate::cli::ask::{self, Admin};
+use flowgate::cli::status::Status;
+use flowgate::cli::{Cli, ClientCommand, Command, pages};
+use flowgate::config::{Loaded, Source, effective};
 use flowgate::systemd::Handed;
 use flowgate::{App, hardening, journal, new_client, telemetry};
 use tokio::runtime::{Builder, Runtime};
@@ -38,96 +41,32 @@ fn main() -> ExitCode {
     let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
     let source = Source { file: file.map(Path::to_owned), environment: None };
     match &cli.command {
-        Some(Command::Health { ready }) => return health(&source, *ready),
-        Some(Command::Journal { file, json, unknown }) => return journal(file, *json, *unknown),
+        None => run(source, sealed),
+        Some(Command::Check { print }) => check(&source, *print),
+        Some(Command::Status(wanted)) => status(wanted, &source),
+        Some(Command::Health { ready }) => health(&source, *ready),
+        Some(Command::Journal { file, json, unknown }) => journal(file, *json, *unknown),
         Some(Command::Client(ClientCommand::New { id, account, secret_file })) => {
-            return print(new_client(id, account, secret_file.as_deref()));
+            print(new_client(id, account, secret_file.as_deref()))
         }
-        Some(Command::Check) | None => {}
+        Some(Command::Completions { shell }) => write(&pages::completions(*shell)),
+        Some(Command::Man { folder }) => manual(folder.as_deref()),
     }
+}
+
+/// Runs until a signal.
+fn run(source: Source, sealed: io::Result<()>) -> ExitCode {
     let loaded = match source.load() {
         Ok(loaded) => loaded,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(mistakes) => return unusable(&mistakes),
     };
-    if cli.command.is_some() {
-        loaded.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
-        eprintln!("the configuration is valid");
-        return ExitCode::SUCCESS;
-    }
-    match run(source, loaded, sealed) {
+    match serve(source, loaded, sealed) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("flowgate: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => failed(&format!("{error:#}")),
     }
 }
 
-/// Asks whoever listens where the configuration says.
-fn health(source: &Source, ready: bool) -> ExitCode {
-    let admin = match source.admin() {
-        Ok(admin) => admin,
-        Err(mistakes) => {
-            eprintln!("{mistakes}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
-    };
-    let path = if ready { "/readyz" } else { "/livez" };
-    let asked = Builder::new_current_thread().enable_all().build().map(|it| it.block_on(ask::ask(&admin, path)));
-    let mistake = match asked {
-        Ok(Ok(said)) if said.status.is_success() => return print(Ok(said.body.into())),
-        Ok(Ok(said)) => format!("{admin}{path} says {}: {}", said.status.as_u16(), said.body.trim_end()),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
-    };
-    eprintln!("flowgate: {mistake}");
-    ExitCode::FAILURE
-}
-
-/// Lists what a journal says is open.
-fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
-    let reading = match journal::read(file, unknown) {
-        Ok(reading) => reading,
-        Err(error) => {
-            eprintln!("flowgate: {}: {error}", file.display());
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
-    };
-    if reading.damaged() > 0 {
-        eprintln!("warning: {} damaged lines were passed over", reading.damaged());
-    }
-    let printed = print(Ok(if json { reading.json() } else { reading.table() }.into()));
-    if reading.is_settled() { printed } else { ExitCode::FAILURE }
-}
-
-/// Prints a text, or the mistake in its place.
-fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
-    match text {
-        // Whoever does not want to read it to its end has had what they wanted.
-        Ok(text) => drop(io::stdout().write_all(text.as_bytes())),
-        Err(mistake) => {
-            eprintln!("flowgate: {mistake}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
-    }
-    ExitCode::SUCCESS
-}
-
-/// How many threads serve. `TOKIO_WORKER_THREADS` is tokio's own setting.
-fn threads() -> usize {
-    let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
-    asked.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
-}
-
-/// Each thread has one of its own: one for many threads takes more of the kernel's time for the same work.
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
-}
-
-fn run(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
+fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
     let handed = Handed::take()?;
     let _lines = telemetry::init(&loaded.config.log)?;
     if let Err(error) = sealed {
@@ -146,4 +85,115 @@ fn run(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result
         }
         own.block_on(async { App::start_from(source, loaded, handed, all).await?.run().await })
     })
+}
+
+/// How many threads serve. `TOKIO_WORKER_THREADS` is tokio's own setting.
+fn threads() -> usize {
+    let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
+    asked.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+}
+
+/// Each thread has one of its own: one for many threads takes more of the kernel's time for the same work.
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
+/// Says what is wrong, or that nothing is, and what would hold.
+fn check(source: &Source, print: bool) -> ExitCode {
+    let Loaded { config, warnings, .. } = match source.load() {
+        Ok(loaded) => loaded,
+        Err(mistakes) => return unusable(&mistakes),
+    };
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    eprintln!("the configuration is valid");
+    if print { write(format!("{:#}\n", effective(&config)).as_bytes()) } else { ExitCode::SUCCESS }
+}
+
+/// Shows the lanes of whoever listens there, once or until nobody looks any more.
+fn status(wanted: &Status, source: &Source) -> ExitCode {
+    let admin = match wanted.admin(source) {
+        Ok(admin) => admin,
+        Err(mistake) => return unusable(&mistake),
+    };
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    if wanted.watch {
+        let mut out = io::stdout();
+        let is_terminal = out.is_terminal();
+        drop(runtime.block_on(wanted.watch(&admin, &mut out, is_terminal)));
+        return ExitCode::SUCCESS;
+    }
+    match runtime.block_on(wanted.look(&admin)) {
+        Ok(text) => write(text.as_bytes()),
+        Err(error) => failed(&error),
+    }
+}
+
+/// Asks whoever listens where the configuration says.
+fn health(source: &Source, ready: bool) -> ExitCode {
+    let admin = match source.admin() {
+        Ok(bind) => Admin { bind, token: None },
+        Err(mistakes) => return unusable(&mistakes),
+    };
+    let path = if ready { "/readyz" } else { "/livez" };
+    let mistake = match runtime().map(|runtime| runtime.block_on(ask::ask(&admin, path))) {
+        Ok(Ok(said)) if said.status.is_success() => return write(said.body.as_bytes()),
+        Ok(Ok(said)) => format!("{}{path} says {}: {}", admin.bind, said.status.as_u16(), said.body.trim_end()),
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    failed(&mistake)
+}
+
+/// Prints a page, or writes all of them into a folder.
+fn manual(folder: Option<&Path>) -> ExitCode {
+    let Some(folder) = folder else {
+        return pages::manual().map_or_else(|error| failed(&error), |page| write(&page));
+    };
+    match pages::write_manual(folder) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&format!("{}: {error}", folder.display())),
+    }
+}
+
+/// Lists what a journal says is open.
+fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
+    let reading = match journal::read(file, unknown) {
+        Ok(reading) => reading,
+        Err(error) => {
+            eprintln!("flowgate: {}: {error}", file.display());
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    if reading.damaged() > 0 {
+        eprintln!("warning: {} damaged lines were passed over", reading.damaged());
+    }
+    let printed = write(if json { reading.json() } else { reading.table() }.as_bytes());
+    if reading.is_settled() { printed } else { ExitCode::FAILURE }
+}
+
+/// Prints a text, or the mistake in its place.
+fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
+    match text {
+        Ok(text) => write(text.as_bytes()),
+        Err(mistake) => unusable(&format!("flowgate: {mistake}")),
+    }
+}
+
+/// Whoever does not want to read it to its end has had what they wanted.
+fn write(text: &[u8]) -> ExitCode {
+    drop(io::stdout().write_all(text));
+    ExitCode::SUCCESS
+}
+
+fn unusable(mistake: &dyn Display) -> ExitCode {
+    eprintln!("{mistake}");
+    ExitCode::from(BAD_CONFIGURATION)
+}
+
+fn failed(mistake: &dyn Display) -> ExitCode {
+    eprintln!("flowgate: {mistake}");
+    ExitCode::FAILURE
 }

@@ -3,7 +3,6 @@
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -22,6 +21,7 @@ use crate::reload::Ask;
 use crate::room::Room;
 use crate::settings::Settings;
 use crate::shutdown::{Phase, Phases};
+use crate::start_error::StartError;
 use crate::telemetry;
 
 /// What every call needs.
@@ -70,7 +70,7 @@ impl Parts {
             .transpose()?;
         let open = |journal: &config::Journal| {
             let opened = Journal::open(journal, metrics.clone());
-            opened.map(Arc::new).with_context(|| format!("cannot write the journal {}", journal.path.display()))
+            opened.map(Arc::new).map_err(|error| StartError::Journal { path: journal.path.clone(), error })
         };
         Ok(Self {
             journal: config.journal.as_ref().map(open).transpose()?,

@@ -1,12 +1,13 @@
 //! What does the Flowgate that runs here say? One GET to its admin listener, over TCP or its Unix socket, within a bound
-//! of time. For the commands that look at another process; it carries no secret.
+//! of time. For the commands that look at another process; a token goes along only to whom it is for.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
-use hyper::header::HOST;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue};
+use hyper::http::request::Builder;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +15,16 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::Bind;
+use crate::secret::Secret;
+
+/// Whom to ask.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// Where it listens.
+    pub bind: Bind,
+    /// What is shown to it.
+    pub token: Option<Secret>,
+}
 
 /// What was answered.
 #[derive(Debug)]
@@ -42,20 +53,28 @@ pub enum AskError {
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// Asks for a page.
-pub async fn ask(admin: &Bind, path: &'static str) -> Result<Said, AskError> {
+pub async fn ask(Admin { bind, token }: &Admin, path: &'static str) -> Result<Said, AskError> {
     let asked = async {
-        let failed = |error| AskError::Connect(admin.clone(), error);
-        let said = match admin {
+        let failed = |error| AskError::Connect(bind.clone(), error);
+        let request = Request::get(path);
+        let request = match token.as_ref().map(bearer) {
+            Some(token) => request.header(AUTHORIZATION, token),
+            None => request,
+        };
+        let said = match bind {
             Bind::Tcp(address) => {
                 let address = reachable(*address);
                 let stream = TcpStream::connect(address).await.map_err(failed)?;
-                get(stream, &address.to_string(), path).await
+                get(stream, request.header(HOST, address.to_string())).await
             }
-            Bind::Unix(socket) => get(UnixStream::connect(socket).await.map_err(failed)?, "localhost", path).await,
+            Bind::Unix(socket) => {
+                let stream = UnixStream::connect(socket).await.map_err(failed)?;
+                get(stream, request.header(HOST, "localhost")).await
+            }
         };
-        said.map_err(|error| AskError::Http(admin.clone(), error))
+        said.map_err(|error| AskError::Http(bind.clone(), error))
     };
-    timeout(WITHIN, asked).await.unwrap_or_else(|_| Err(AskError::Slow(admin.clone(), WITHIN.as_secs())))
+    timeout(WITHIN, asked).await.unwrap_or_else(|_| Err(AskError::Slow(bind.clone(), WITHIN.as_secs())))
 }
 
 /// Whoever listens on every address listens on loopback, too.
@@ -68,15 +87,19 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-async fn get(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    host: &str,
-    path: &'static str,
-) -> hyper::Result<Said> {
+/// Marked, so that no log shows it.
+fn bearer(token: &Secret) -> HeaderValue {
+    let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
+    let mut value = value.expect("a secret is one line without control characters");
+    value.set_sensitive(true);
+    value
+}
+
+async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, request: Builder) -> hyper::Result<Said> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Its failure is the request's.
     tokio::spawn(connection);
-    let request = Request::get(path).header(HOST, host).body(Empty::<Bytes>::new());
+    let request = request.body(Empty::<Bytes>::new());
     let response = sender.send_request(request.expect("a path and a host make a request")).await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 /// Where a listener is bound.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,17 @@ pub enum Bind {
     /// A Unix socket.
     Unix(PathBuf),
 }
+
+/// How it is written.
+pub(super) const BIND_FORM: &str = "ip:port such as 127.0.0.1:8080, or unix: and an absolute path";
+
+/// Bytes of a Unix socket's path: one less than the system's structure holds.
+const MAX_PATH: usize = 107;
+
+/// This is not how it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected {BIND_FORM}")]
+pub struct NotABind;
 
 // === impl Bind ===
 
@@ -30,6 +42,20 @@ impl fmt::Display for Bind {
         match self {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl FromStr for Bind {
+    type Err = NotABind;
+
+    fn from_str(text: &str) -> Result<Self, NotABind> {
+        match text.strip_prefix("unix:") {
+            None => text.parse().map(Self::Tcp).map_err(|_| NotABind),
+            Some(path) if path.len() <= MAX_PATH && !path.contains('\0') && Path::new(path).is_absolute() => {
+                Ok(Self::Unix(path.into()))
+            }
+            Some(_) => Err(NotABind),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::env::Environment;
 use super::file::{self, Item, Node};
 use super::mistakes::{Mistake, Mistakes, Origin};
 use super::read::{Reader, Section};
+use super::secrets::unreadable;
 use super::{Bind, Config};
 
 /// A configuration without mistakes.
@@ -91,7 +92,7 @@ fn read(path: &Path) -> Result<String, Vec<Mistake>> {
     let mistake = |expectation: String| vec![Mistake { origin: Origin::Nowhere, key: String::new(), expectation }];
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.map_err(|error| mistake(format!("the file cannot be read: {}", error.kind())))?;
+    read.map_err(|error| mistake(format!("{} (--config, FLOWGATE_CONFIG)", unreadable(&error))))?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(mistake("expected a file of at most 1MiB".to_owned()));
     }

@@ -3,7 +3,7 @@
 //! may be the secret, in the wrong place.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -62,25 +62,36 @@ fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
     one_line(text.ok_or("expected the name of an environment variable that is set and not empty")?)
 }
 
-fn file(path: &Path) -> Result<Secret, String> {
+/// The secret in a file.
+pub(crate) fn file(path: &Path) -> Result<Secret, String> {
     let bytes = regular(path, MAX_FILE)?;
     one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
 }
 
 /// What is in a regular file of at most `max` bytes; wiped when dropped.
 pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
-    let unreadable = |error: io::Error| format!("the file cannot be read: {}", error.kind());
     // Asked before it is opened, because opening a pipe waits for a writer.
-    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+    if !std::fs::metadata(path).map_err(|error| unreadable(&error))?.is_file() {
         return Err("expected a regular file".to_owned());
     }
     // With room for all of it, so that growing leaves no copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(max + ROOM));
-    File::open(path).and_then(|file| file.take(max as u64 + 1).read_to_end(&mut bytes)).map_err(unreadable)?;
+    File::open(path)
+        .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| unreadable(&error))?;
     if bytes.len() > max {
         return Err(format!("expected a file of at most {}", Size(max)));
     }
     Ok(bytes)
+}
+
+/// Why a file is not read.
+pub(super) fn unreadable(error: &io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound => "there is no such file".to_owned(),
+        ErrorKind::PermissionDenied => "the user that Flowgate runs as may not read the file".to_owned(),
+        kind => format!("the file cannot be read: {kind}"),
+    }
 }
 
 /// One line of text. The newline that editors and `echo` leave at the end is not part of it.

@@ -2,7 +2,6 @@
 //! not done is open: a crash left it so, or it is still under way. Lines that are none are counted and passed over.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
@@ -11,6 +10,7 @@ use serde_json::json;
 
 use super::file::{Identity, older};
 use super::line::{Line, Outcome, Sent};
+use crate::cli::table::{shown, table};
 
 /// What a journal says.
 pub struct Reading {
@@ -83,11 +83,6 @@ fn files(path: &Path) -> io::Result<Vec<File>> {
     }
 }
 
-/// Text as it can be shown on a terminal, whatever is in it.
-fn shown(text: &str) -> String {
-    text.escape_debug().to_string()
-}
-
 // === impl Reading ===
 
 impl Reading {
@@ -109,18 +104,7 @@ impl Reading {
             [time, account, client, tenant, action, name, request_id].map(shown)
         };
         let rows: Vec<[String; 7]> = [HEAD.map(str::to_owned)].into_iter().chain(self.open.iter().map(row)).collect();
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-        let widths: [usize; 7] = std::array::from_fn(width);
-        let mut table = String::new();
-        for row in &rows {
-            let mut line = String::new();
-            for (cell, width) in row.iter().zip(widths) {
-                write!(line, "{cell:width$}  ").expect("a text takes more text");
-            }
-            table.push_str(line.trim_end());
-            table.push('\n');
-        }
-        table
+        table(&rows)
     }
 
     /// For machines: one object.

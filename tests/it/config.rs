@@ -82,7 +82,7 @@ fn the_example_says_what_holds_without_it() {
 #[test]
 fn a_missing_file_is_one_mistake() {
     let mistakes = config::load(Some(Path::new("no/such.toml")), env(&[])).unwrap_err();
-    assert_eq!(mistakes.to_string(), "no/such.toml: the file cannot be read: entity not found");
+    assert_eq!(mistakes.to_string(), "no/such.toml: there is no such file (--config, FLOWGATE_CONFIG)");
     assert_eq!(mistakes.iter().map(|mistake| (mistake.line(), mistake.key())).collect::<Vec<_>>(), [(None, "")]);
 }
 

@@ -96,7 +96,7 @@ async fn a_store_that_evicts_is_refused_at_the_start() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
     let folder = tempfile::tempdir().unwrap();
     let refused = App::start(world::load(&folder, &format!("[quota]\nstore = \"{}\"", redis.url()))).await;
-    let expected = "the shared store evicts keys (maxmemory-policy allkeys-lru), which would forget spent tokens: set it to noeviction";
+    let expected = "quota.store: the shared store evicts keys (maxmemory-policy allkeys-lru), which would forget spent tokens: set it to noeviction";
     assert_eq!(refused.err().map(|error| error.to_string()).as_deref(), Some(expected));
 }
 

@@ -410,7 +410,7 @@ fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
         (tls("cert.pem", ""), "listen.tls.key: expected the path of a PEM file"),
         (tls("key.pem", "key.pem"), "listen.tls.cert: expected certificates in PEM"),
         (tls("bad.pem", "key.pem"), "listen.tls.cert: expected an X.509 certificate that can be read"),
-        (tls("none.pem", "key.pem"), "listen.tls.cert: the file cannot be read: entity not found"),
+        (tls("none.pem", "key.pem"), "listen.tls.cert: there is no such file"),
         (with_ca("bad.pem"), "listen.tls.client_ca: expected certificates of authorities"),
         (with_ca("key.pem"), "listen.tls.client_ca: expected certificates in PEM"),
         (check(folder, "tls = true"), "listen.tls: expected a table: { cert = \"cert.pem\", key = \"key.pem\" }"),

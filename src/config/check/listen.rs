@@ -1,14 +1,10 @@
 //! `[listen]`: where Flowgate is bound, and the bounds of what it accepts.
 
-use std::path::Path;
-
 use super::{BYTES, MANY, tls};
+use crate::config::bind::BIND_FORM;
 use crate::config::read::{Field, POSITIVE, Section};
 use crate::config::secrets::secret;
 use crate::config::{Bind, Listen};
-
-/// Bytes of a Unix socket's path: one less than the system's structure holds.
-const MAX_PATH: usize = 107;
 
 /// The section, or `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
@@ -60,13 +56,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
 }
 
 pub(super) fn bind(key: &Field<'_>) -> Option<Bind> {
-    key.text("ip:port such as 127.0.0.1:8080, or unix: and an absolute path", |text| match text.strip_prefix("unix:") {
-        None => text.parse().ok().map(Bind::Tcp),
-        Some(path) if path.len() <= MAX_PATH && !path.contains('\0') => {
-            Path::new(path).is_absolute().then(|| Bind::Unix(path.into()))
-        }
-        Some(_) => None,
-    })
+    key.text(BIND_FORM, |text| text.parse().ok())
 }
 
 /// As `chmod` takes them, without what is no permission.

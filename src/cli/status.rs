@@ -1,0 +1,263 @@
+//! Who waits for what? The lanes of the Flowgate that runs, as its admin listener shows them, as a table in the terminal:
+//! the fullest first, once or every second. Another version's page can be read, too: what it does not say is nothing.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+use super::ask::{Admin, ask};
+use super::table::{shown, table};
+use crate::config::{Bind, Source, secret_file};
+
+/// How `flowgate status` asks, and what it shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct Status {
+    /// Whom to ask, as ip:port or unix:/path, instead of the configuration's listen.admin.
+    #[arg(long, value_name = "ADDRESS")]
+    pub admin: Option<Bind>,
+    /// The file of the token that is shown; by default the configuration's listen.admin_token, unless --admin is given.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Shows the tenants that wait in each lane, too: client, tenant, and its part of the rate.
+    #[arg(long)]
+    pub tenants: bool,
+    /// Shows it anew every second.
+    #[arg(long)]
+    pub watch: bool,
+    /// Prints the whole page as one line of JSON.
+    #[arg(long, conflicts_with = "tenants")]
+    pub json: bool,
+}
+
+/// `/lanes`, as far as it is shown.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Page {
+    mode: String,
+    upstream: Upstream,
+    lanes: Vec<Lane>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Upstream {
+    reachable: bool,
+    down_seconds: f64,
+    reason: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Lane {
+    account: String,
+    action: String,
+    limit_per_second: f64,
+    effective_per_second: f64,
+    queued: usize,
+    oldest_wait_seconds: f64,
+    predicted_wait_seconds: f64,
+    pause_remaining_seconds: f64,
+    tenants: Vec<Tenant>,
+    /// While Flowgate only observes.
+    shadow: Option<Shadow>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Shadow {
+    queued: usize,
+    predicted_wait_seconds: f64,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Tenant {
+    client: String,
+    tenant: String,
+    queued: usize,
+    share: f64,
+    oldest_wait_seconds: f64,
+}
+
+/// The table's head.
+const HEAD: [&str; 8] = ["ACCOUNT", "ACTION", "QUEUED", "OLDEST", "WAIT", "PAUSE", "RATE", "LIMIT"];
+/// So many lanes are shown; a terminal has no room for more.
+const MOST: usize = 100;
+/// How often `--watch` looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// The cursor goes home, and what stands there goes.
+const CLEAR: &str = "\x1b[H\x1b[J";
+
+// === impl Status ===
+
+impl Status {
+    /// Whom to ask, and what to show them. The configuration's token is for the configuration's listener only.
+    pub fn admin(&self, source: &Source) -> Result<Admin, String> {
+        let key = |mistake| format!("--token-file: {mistake}");
+        let token = self.token_file.as_deref().map(secret_file).transpose().map_err(key)?;
+        if let Some(bind) = &self.admin {
+            return Ok(Admin { bind: bind.clone(), token });
+        }
+        let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
+        // A mistake elsewhere in the configuration is no reason not to look.
+        let token = token.or_else(|| source.load().ok()?.config.listen.admin_token);
+        Ok(Admin { bind, token })
+    }
+
+    /// Looks once.
+    pub async fn look(&self, admin: &Admin) -> Result<String, String> {
+        let said = ask(admin, "/lanes").await.map_err(|error| format!("{error}: does Flowgate run there?"))?;
+        if !said.status.is_success() {
+            let why = shown(said.body.trim_end());
+            return Err(format!("{}/lanes says {}: {why} (--token-file)", admin.bind, said.status.as_u16()));
+        }
+        if self.json {
+            return Ok(format!("{}\n", said.body.trim_end()));
+        }
+        let page = serde_json::from_str::<Page>(&said.body);
+        page.map(|page| page.table(self.tenants)).map_err(|_| format!("{}/lanes is not Flowgate's page", admin.bind))
+    }
+
+    /// Looks every second until nobody reads it any more; who does not answer may do so the next time.
+    pub async fn watch(&self, admin: &Admin, out: &mut impl Write, is_terminal: bool) -> io::Result<()> {
+        let clear = if is_terminal && !self.json { CLEAR } else { "" };
+        loop {
+            match self.look(admin).await {
+                Ok(text) => write!(out, "{clear}{text}")?,
+                // What reads JSON line by line must not meet another line.
+                Err(error) if self.json => tracing::debug!(error, "no answer"),
+                Err(error) => writeln!(out, "{clear}{error}")?,
+            }
+            out.flush()?;
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+}
+
+// === impl Page ===
+
+impl Page {
+    fn table(mut self, tenants: bool) -> String {
+        self.lanes.sort_by(|a, b| {
+            b.waiting().cmp(&a.waiting()).then_with(|| (&a.account, &a.action).cmp(&(&b.account, &b.action)))
+        });
+        let mut rows = vec![HEAD.map(str::to_owned)];
+        for lane in self.lanes.iter().take(MOST) {
+            rows.push(lane.row());
+            let tenants = if tenants { &lane.tenants[..] } else { &[] };
+            rows.extend(tenants.iter().map(|tenant| tenant.row(lane.effective_per_second)));
+        }
+        let table = if rows.len() > 1 { table(&rows) } else { String::new() };
+        let more = self.lanes.len().saturating_sub(MOST);
+        let rest = if more > 0 { format!("and {more} lanes more\n") } else { String::new() };
+        format!("{}\n{table}{rest}", self.summary())
+    }
+
+    fn summary(&self) -> String {
+        let upstream = match &self.upstream {
+            Upstream { reachable: true, .. } => "CAMS is reachable".to_owned(),
+            Upstream { down_seconds, reason, .. } => {
+                format!("CAMS has not been reachable for {}: {}", seconds(*down_seconds), shown(reason))
+            }
+        };
+        let waiting: usize = self.lanes.iter().map(Lane::waiting).sum();
+        format!("mode {}, lanes {}, waiting {waiting}; {upstream}", shown(&self.mode), self.lanes.len())
+    }
+}
+
+// === impl Lane ===
+
+impl Lane {
+    /// How many wait, or would.
+    fn waiting(&self) -> usize {
+        self.shadow.as_ref().map_or(self.queued, |shadow| shadow.queued)
+    }
+
+    fn row(&self) -> [String; 8] {
+        let wait = self.shadow.as_ref().map_or(self.predicted_wait_seconds, |shadow| shadow.predicted_wait_seconds);
+        [
+            shown(&self.account),
+            shown(&self.action),
+            self.waiting().to_string(),
+            seconds(self.oldest_wait_seconds),
+            seconds(wait),
+            seconds(self.pause_remaining_seconds),
+            per_second(self.effective_per_second),
+            per_second(self.limit_per_second),
+        ]
+    }
+}
+
+// === impl Tenant ===
+
+impl Tenant {
+    fn row(&self, rate: f64) -> [String; 8] {
+        [
+            format!("  {}", shown(&self.client)),
+            if self.tenant.is_empty() { "  -".to_owned() } else { format!("  {}", shown(&self.tenant)) },
+            self.queued.to_string(),
+            seconds(self.oldest_wait_seconds),
+            String::new(),
+            String::new(),
+            per_second(self.share * rate),
+            String::new(),
+        ]
+    }
+}
+
+fn seconds(seconds: f64) -> String {
+    if seconds > 0.0 { format!("{seconds:.1}s") } else { "-".to_owned() }
+}
+
+fn per_second(rate: f64) -> String {
+    // 5 and 4.93, but not 5.00.
+    format!("{}/s", (rate * 100.0).round() / 100.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table_of(page: &str, tenants: bool) -> String {
+        serde_json::from_str::<Page>(page).unwrap().table(tenants)
+    }
+
+    #[test]
+    fn the_fullest_lane_comes_first_and_its_tenants_below_it() {
+        let page = r#"{"mode":"enforce","upstream":{"reachable":true},"later":1,"lanes":[
+            {"account":"b","action":"ListFlow","limit_per_second":5,"effective_per_second":4.975},
+            {"account":"acme","action":"CreateFlow","queued":3,"limit_per_second":5.0,"effective_per_second":2,
+             "oldest_wait_seconds":1.25,"predicted_wait_seconds":2,"pause_remaining_seconds":0.04,
+             "tenants":[{"client":"team-a","tenant":"a\u001b[2J","queued":3,"share":0.5,"oldest_wait_seconds":1.25}]}]}"#;
+        let expected = "\
+mode enforce, lanes 2, waiting 3; CAMS is reachable
+ACCOUNT   ACTION        QUEUED  OLDEST  WAIT  PAUSE  RATE    LIMIT
+acme      CreateFlow    3       1.2s    2.0s  0.0s   2/s     5/s
+  team-a    a\\u{1b}[2J  3       1.2s                 1/s
+b         ListFlow      0       -       -     -      4.97/s  5/s
+";
+        assert_eq!(table_of(page, true), expected);
+        assert_eq!(table_of(page, false).lines().count(), 4);
+    }
+
+    #[test]
+    fn who_observes_shows_who_would_wait_and_who_is_away_since_when() {
+        let page = r#"{"mode":"observe","upstream":{"reachable":false,"down_seconds":12,"reason":"refused"},"lanes":[
+            {"account":"acme","action":"CreateFlow","shadow":{"queued":7,"predicted_wait_seconds":1.5}}]}"#;
+        let table = table_of(page, false);
+        let summary = "mode observe, lanes 1, waiting 7; CAMS has not been reachable for 12.0s: refused";
+        assert_eq!(table.lines().next(), Some(summary));
+        assert!(table.contains("CreateFlow  7       -       1.5s"), "{table}");
+        assert_eq!(table_of("{}", true).lines().count(), 1);
+    }
+
+    #[test]
+    fn a_terminal_has_room_for_a_hundred() {
+        let lanes: Vec<String> = (0..103).map(|lane| format!(r#"{{"account":"{lane}"}}"#)).collect();
+        let table = table_of(&format!(r#"{{"lanes":[{}]}}"#, lanes.join(",")), false);
+        assert_eq!((table.lines().count(), table.lines().last()), (103, Some("and 3 lanes more")));
+    }
+}
