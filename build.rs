@@ -11,7 +11,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=FLOWGATE_COMMIT");
     let given = std::env::var("FLOWGATE_COMMIT").ok().filter(|commit| !commit.is_empty());
     let commit = given.or_else(committed).unwrap_or_else(|| "unknown".to_owned());
-    println!("cargo::rustc-env=FLOWGATE_COMMIT={commit}");
+    println!("cargo::rustc-env=BUILD_COMMIT={commit}");
 }
 
 /// The commit of the repository that begins in this folder: one further up is somebody else's.

@@ -61,4 +61,4 @@ pub use crate::app::App;
 pub use crate::new_client::new_client;
 
 /// The version, and the commit that it was built from.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FLOWGATE_COMMIT"), ")");
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");

@@ -68,12 +68,12 @@ impl Said {
         match trouble {
             Trouble::Unreachable(reason) => {
                 if !std::mem::replace(&mut self.unreachable, true) {
-                    tracing::warn!(key = "quota.store", reason, "the shared store cannot be reached; trying on");
+                    tracing::warn!(reason, "the shared store cannot be reached; trying on");
                 }
             }
             Trouble::Refused(reason) | Trouble::Evicts(reason) => {
                 if !std::mem::replace(&mut self.unfit, true) {
-                    tracing::error!(key = "quota.store", reason, "the shared store cannot be used; trying on");
+                    tracing::error!(reason, "the shared store cannot be used; trying on");
                 }
             }
         }
