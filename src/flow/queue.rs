@@ -43,7 +43,7 @@ pub(crate) use crate::flow::queue::connector::Connector;
 use crate::flow::queue::drain::DrainBy;
 use crate::flow::queue::fair::{Place, Standing};
 use crate::flow::queue::lane::{Entered, Labels, Lane};
-pub(crate) use crate::flow::queue::order::{Obeyed, Order};
+pub(crate) use crate::flow::queue::order::Order;
 use crate::flow::queue::rules::Rules;
 use crate::flow::queue::shadow::Shadow;
 pub(crate) use crate::flow::queue::turn::{Receipt, Turn};

@@ -25,7 +25,7 @@ pub(crate) enum Order {
 }
 
 /// What came of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Obeyed {
     /// Calls that were told to come back.
     pub(crate) told: usize,
