@@ -130,7 +130,7 @@ function showLane(lane, view, now) {
   put(lane.queued, String(view.shadow ? view.shadow.queued : view.queued));
   put(lane.oldest, view.queued ? seconds(view.oldest_wait_seconds) : '');
   put(lane.predicted, seconds(view.shadow ? view.shadow.predicted_wait_seconds : view.predicted_wait_seconds));
-  put(lane.grantedText, rate(lane.points.at(-1) ?? 0));
+  put(lane.grantedText, (lane.points.at(-1) ?? 0).toFixed(1));
   put(lane.rate, `${rate(view.effective_per_second)} of ${rate(view.limit_per_second)}`);
   put(lane.pause, pauseWords(view));
   lane.row.classList.remove('idle');
@@ -148,8 +148,7 @@ function showLane(lane, view, now) {
 
 // Flowgate has forgotten it: nobody waits, nothing was sent for a window, and nothing pauses.
 function showIdle(lane, now) {
-  const points = Math.round((now - lane.before.now) / 1000);
-  if (points > 0) showLane(lane, { ...lane.view, granted: lane.before.granted, queued: 0, oldest_wait_seconds: 0, predicted_wait_seconds: 0, pause_remaining_seconds: 0, operator_pause: undefined, hold_used: 0, tenants: [] }, now);
+  if (now > lane.before.now) showLane(lane, { ...lane.view, granted: lane.before.granted, queued: 0, oldest_wait_seconds: 0, predicted_wait_seconds: 0, pause_remaining_seconds: 0, operator_pause: undefined, hold_used: 0, tenants: [] }, now);
   lane.row.classList.add('idle');
 }
 
@@ -295,8 +294,8 @@ function showState(shown) {
     ['Orders', shown.may_order ? 'with the token' : 'off (listen.admin_actions)'],
   ];
   const list = at('state');
-  const row = ([name, text, isRed]) => [make('dt', { text: name }), make('dd', { text, classes: isRed ? 'red' : '' })];
-  list.replaceChildren(...facts.flatMap(row));
+  const fact = ([name, text, isRed]) => make('div', {}, make('dt', { text: name }), make('dd', { text, classes: isRed ? 'red' : '' }));
+  list.replaceChildren(...facts.map(fact));
   put(at('version'), shown.version);
 }
 
@@ -335,7 +334,7 @@ async function give() {
     }
     if (answer.status === 401) token = null;
     at('ask-token-row').hidden = token !== null;
-    put(at('ask-error'), await answer.text());
+    put(at('ask-error'), answer.status === 401 ? 'That is not the token.' : await answer.text());
   } catch (error) {
     put(at('ask-error'), `The order did not get through: ${error.message}.`);
   }
