@@ -1,18 +1,24 @@
-//! What operators see: `/metrics` for Prometheus, `/livez` and `/readyz` for whoever restarts and balances, `/lanes`
-//! and `/config` for people. On a port of its own, so that it shadows no path of CAMS's; it only reads. Who may see what
-//! is `admin/access.rs`.
+//! What operators see and may do: the status page at `/`, which `/events` keeps current, `/metrics` for Prometheus, `/livez`
+//! and `/readyz` for whoever restarts and balances, `/lanes` and `/config` for people; and orders to lanes, by POST. On a
+//! port of its own, so that it shadows no path of CAMS's. Who may is `admin/access.rs`.
 
 mod access;
+mod events;
+mod orders;
+mod snapshot;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
+use crate::admin::events::Events;
 use crate::config;
 use crate::flow::forward::Reach;
 use crate::flow::listen::socket::Hangup;
@@ -25,37 +31,90 @@ use crate::shutdown::Phase;
 #[derive(Clone)]
 pub(crate) struct Admin {
     parts: Arc<Parts>,
+    events: Arc<Events>,
 }
 
+/// An answer.
 struct Page {
     status: StatusCode,
     content_type: &'static str,
-    body: String,
+    /// The methods that there are, where the one that came is none of them.
+    allow: Option<&'static str>,
+    body: UnsyncBoxBody<Bytes, Infallible>,
 }
 
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
+const EVENTS: &str = "text/event-stream";
 /// Prometheus' text format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The status page's files, from the binary: path, kind, text.
+const FILES: [(&str, &str, &str); 3] = [
+    ("/", "text/html; charset=utf-8", include_str!("admin/page/page.html")),
+    ("/page.css", "text/css; charset=utf-8", include_str!("admin/page/page.css")),
+    ("/page.js", "text/javascript; charset=utf-8", include_str!("admin/page/page.js")),
+];
+
+/// On every answer: nothing is stored, guessed, framed or told to others, and a page may load nothing but its own files.
+const GUARDS: [(&str, &str); 5] = [
+    ("cache-control", "no-store"),
+    (
+        "content-security-policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
+         frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    ),
+    ("referrer-policy", "no-referrer"),
+    ("x-content-type-options", "nosniff"),
+    ("x-frame-options", "DENY"),
+];
 
 // === impl Admin ===
 
 impl Admin {
     pub(crate) fn new(parts: Arc<Parts>) -> Self {
-        Self { parts }
+        Self { parts, events: Arc::default() }
     }
 
-    fn page(&self, path: &str) -> Page {
+    async fn page(&self, request: Box<Request<Incoming>>, hangup: &Hangup) -> Page {
+        let path = request.uri().path();
+        let settings = self.parts.settings.load_full();
+        let listen = &settings.config.listen;
+        if let Err((status, why)) = access::check(listen, path, request.headers()) {
+            return Page::refused(status, why);
+        }
+        match (request.method(), orders::known(path)) {
+            (&Method::POST, Some(name)) => match access::may_order(listen, request.headers()) {
+                Ok(()) => orders::obey(&self.parts, name, *request, hangup.from()).await,
+                Err((status, why)) => Page::refused(status, why),
+            },
+            (_, Some(_)) => Page::not_allowed("POST"),
+            (&Method::GET, None) => self.shown(path),
+            // Its head is that of GET, and nobody is followed for it.
+            (&Method::HEAD, None) if path == "/events" => Page::ok(EVENTS, ""),
+            (&Method::HEAD, None) => Page { body: Page::ok(TEXT, "").body, ..self.shown(path) },
+            _ => Page::not_allowed("GET, HEAD"),
+        }
+    }
+
+    fn shown(&self, path: &str) -> Page {
         match path {
             "/metrics" => Page::ok(METRICS, self.metrics()),
-            "/livez" => Page::ok(TEXT, "ok\n".into()),
+            "/livez" => Page::ok(TEXT, "ok\n"),
             "/readyz" => self.readyz(),
             "/lanes" => Page::ok(JSON, self.lanes()),
             "/config" => Page::ok(JSON, config::effective(&self.parts.settings.load().config).to_string()),
-            _ => {
-                let body = "There is /metrics, /livez, /readyz, /lanes and /config.\n".into();
-                Page { status: StatusCode::NOT_FOUND, content_type: TEXT, body }
-            }
+            "/events" => match self.events.follow(&self.parts) {
+                Some(body) => Page { body, ..Page::ok(EVENTS, "") },
+                None => Page::refused(StatusCode::SERVICE_UNAVAILABLE, events::FULL),
+            },
+            _ => match FILES.iter().find(|(known, ..)| *known == path) {
+                Some((_, content_type, text)) => Page::ok(content_type, *text),
+                None => {
+                    let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /config and /events.\n";
+                    Page::refused(StatusCode::NOT_FOUND, why)
+                }
+            },
         }
     }
 
@@ -68,66 +127,58 @@ impl Admin {
     /// An upstream that is down does not make a replica unready: the others would not reach it either.
     fn readyz(&self) -> Page {
         match self.parts.phases.now() {
-            Phase::Serving => Page::ok(TEXT, "ok\n".into()),
-            _ => {
-                let body = "draining\n".into();
-                Page { status: StatusCode::SERVICE_UNAVAILABLE, content_type: TEXT, body }
-            }
+            Phase::Serving => Page::ok(TEXT, "ok\n"),
+            _ => Page::refused(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         }
     }
 
     fn lanes(&self) -> String {
-        let upstream = match self.parts.upstream.reach() {
-            Reach::Up => json!({ "reachable": true }),
-            Reach::Down { since, reason } => {
-                json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })
-            }
-        };
         let (mode, lanes) = (self.parts.settings.load().config.mode.to_string(), self.parts.queue.lanes());
+        let upstream = snapshot::upstream(&self.parts);
         json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.queue.bytes(), "lanes": lanes })
             .to_string()
     }
 }
 
 impl Answer for Admin {
-    async fn answer(&self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
-        let path = request.uri().path();
-        let allowed = access::check(&self.parts.settings.load().config.listen, path, request.headers());
-        let mut page = match (allowed, request.method()) {
-            (Err((status, why)), _) => Page { status, content_type: TEXT, body: why.into() },
-            (Ok(()), &Method::GET | &Method::HEAD) => self.page(path),
-            (Ok(()), _) => {
-                let body = "Only GET.\n".into();
-                Page { status: StatusCode::METHOD_NOT_ALLOWED, content_type: TEXT, body }
-            }
-        };
-        if request.method() == Method::HEAD {
-            page.body.clear();
-        }
-        Ok(page.into_response())
+    type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+    async fn answer(&self, request: Box<Request<Incoming>>, hangup: Hangup) -> Result<Response<Self::Body>, Gone> {
+        Ok(self.page(request, &hangup).await.into_response())
     }
 }
 
 // === impl Page ===
 
 impl Page {
-    fn ok(content_type: &'static str, body: String) -> Self {
-        Self { status: StatusCode::OK, content_type, body }
+    fn ok(content_type: &'static str, body: impl Into<Bytes>) -> Self {
+        let body = Full::new(body.into()).boxed_unsync();
+        Self { status: StatusCode::OK, content_type, allow: None, body }
     }
 
-    fn into_response(self) -> Response<Full<Bytes>> {
-        let mut response = Response::new(Full::new(Bytes::from(self.body)));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
+    fn refused(status: StatusCode, why: impl Into<Bytes>) -> Self {
+        Self { status, ..Self::ok(TEXT, why) }
+    }
+
+    fn not_allowed(allow: &'static str) -> Self {
+        Self { allow: Some(allow), ..Self::refused(StatusCode::METHOD_NOT_ALLOWED, format!("Only {allow}.\n")) }
+    }
+
+    fn into_response(self) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
+        let mut headers: HeaderMap = GUARDS
+            .iter()
+            .map(|(name, value)| (name.parse().expect("a header"), HeaderValue::from_static(value)))
+            .collect();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
+        let mut response = Response::new(self.body);
+        *response.status_mut() = self.status;
+        *response.headers_mut() = headers;
         response
     }
 }

@@ -61,6 +61,7 @@ impl App {
         let signals = Signals::new().context("cannot listen for signals")?;
         let (reloader, ask) = Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
         let app = Self::start_on(loaded.config, handed, runtimes).await?;
+        app.parts.reading.lock().warnings = loaded.warnings;
         drop(app.parts.changes.set(ask));
         tokio::spawn(reloader.run(Arc::downgrade(&app.parts)));
         Ok(Self { signals: Some(signals), ..app })
@@ -189,6 +190,8 @@ impl App {
 // === impl Proxy ===
 
 impl Answer for Proxy {
+    type Body = Full<Bytes>;
+
     fn answer(
         &self,
         request: Box<Request<Incoming>>,

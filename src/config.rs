@@ -91,6 +91,8 @@ pub struct Listen {
     pub admin: Bind,
     /// What operators beyond loopback show to see more than health and metrics.
     pub admin_token: Option<Secret>,
+    /// Whether who shows it may also pause, resume and flush lanes.
+    pub admin_actions: bool,
     /// Permissions of Unix sockets.
     pub socket_mode: u32,
     /// What callers speak TLS with; without it they speak in the clear.

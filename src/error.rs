@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     HoldExpired,
     /// The lane, the client's part of it or the budget for queued bytes is full.
     QueueFull,
+    /// An operator has flushed the lane.
+    Flushed,
     /// Flowgate is shutting down and the call does not fit into the grace.
     Draining,
     /// The store of the shared quota is away, and this replica has no part of the quota.
@@ -157,6 +159,7 @@ impl Kind {
             Self::WaitTooLong => (status(400), "System.LimitControl", Refused, "wait_too_long"),
             Self::HoldExpired => (status(400), "System.LimitControl", Refused, "hold_expired"),
             Self::QueueFull => (status(400), "System.LimitControl", Refused, "queue_full"),
+            Self::Flushed => (status(400), "System.LimitControl", Refused, "flushed"),
             Self::StoreUnavailable => (status(400), "System.LimitControl", Refused, "store_unavailable"),
             Self::Draining => (status(503), "Flowgate.Draining", Refused, "draining"),
             Self::UpstreamUnreachable => (status(503), "Flowgate.UpstreamUnreachable", Unreachable, "unreachable"),

@@ -109,7 +109,7 @@ where
     let (mut caller, operation, mut generation) = Box::pin(arrive(parts, request, record, manner)).await?;
     let operation = Arc::new(operation);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
-    record.queued(operation.clone());
+    record.queued(operation.clone(), caller.params().get("FlowName"));
     let answer_by = Instant::now() + operation.hold;
     let mut place = parts.queue.arrive(&operation, caller.bytes())?;
     let mut renewed = false;

@@ -129,6 +129,11 @@ impl Journal {
         Note { journal: self.clone(), attempt, sent, creates: operation.action.as_str() == CREATE }
     }
 
+    /// Whether it can be written.
+    pub(crate) fn is_up(&self) -> bool {
+        self.page.lock().trouble.is_none()
+    }
+
     fn write(&self, line: &[u8]) {
         let page = &mut *self.page.lock();
         match (page.file.write(line), &mut page.trouble) {

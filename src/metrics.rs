@@ -40,6 +40,7 @@ pub(crate) struct Metrics {
     cancelled: IntCounterVec,
     shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
+    operator_actions: IntCounterVec,
     in_flight: IntGaugeVec,
     /// Those of callers and of operators.
     pub(crate) connections: ConnectionMetrics,
@@ -125,6 +126,7 @@ impl Metrics {
             ),
             shadow_decisions: count("shadow_decisions_total", shadow, &["account", "action", "decision"]),
             signature_checks: count("signature_checks_total", "Checks of callers' signatures, by result.", &["result"]),
+            operator_actions: count("operator_actions_total", "Orders that operators gave to lanes.", &["action"]),
             in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
             connections: ConnectionMetrics::new(r),
             config: ConfigMetrics::new(r),
@@ -134,6 +136,9 @@ impl Metrics {
             registry: registry.clone(),
         };
         describe_process(r);
+        ["pause", "resume", "flush"]
+            .iter()
+            .for_each(|action| drop(metrics.operator_actions.with_label_values(&[*action])));
         metrics
     }
 
@@ -183,6 +188,11 @@ impl Metrics {
     /// A caller's signature was checked.
     pub(crate) fn signature_check(&self, result: &str) {
         self.signature_checks.with_label_values(&[result]).inc();
+    }
+
+    /// An operator gave an order: `pause`, `resume` or `flush`.
+    pub(crate) fn operator_action(&self, action: &str) {
+        self.operator_actions.with_label_values(&[action]).inc();
     }
 
     /// Attempts under way of one account and action.

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -14,10 +15,11 @@ use crate::flow::identify::Nonces;
 use crate::flow::listen::bounds::{self, Bounds, Present};
 use crate::flow::listen::tls::Certificates;
 use crate::flow::queue::{Connector, Queue};
+use crate::flow::record::Recent;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::quota::Quota;
-use crate::reload::Ask;
+use crate::reload::{Ask, Reading};
 use crate::room::Room;
 use crate::settings::Settings;
 use crate::shutdown::{Phase, Phases};
@@ -43,6 +45,10 @@ pub(crate) struct Parts {
     /// None: attempts are not written down.
     pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) metrics: Arc<Metrics>,
+    /// The calls that ended last.
+    pub(crate) recent: Recent,
+    /// How the configuration was read last.
+    pub(crate) reading: Mutex<Reading>,
     pub(crate) phases: Phases,
     /// Bytes of bodies whose callers are not verified yet.
     pub(crate) unverified: Arc<Room>,
@@ -82,6 +88,8 @@ impl Parts {
             quota,
             upstream,
             metrics,
+            recent: Recent::default(),
+            reading: Mutex::new(Reading::done(Vec::new())),
             phases: Phases::new(),
             unverified: Room::new(config.listen.max_unverified),
             attempts: TaskTracker::new(),

@@ -123,6 +123,16 @@ impl Quota {
         limit.count.get().saturating_sub(withheld)
     }
 
+    /// Whether the store deals out the quota: it answers.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.store.state(), State::Up { .. })
+    }
+
+    /// How many replicas share it, as the store last said.
+    pub(crate) fn replicas(&self) -> usize {
+        self.members.lock().len()
+    }
+
     /// One operation on one lane; none if the store does not answer as it should.
     pub(crate) async fn take(&self, account: &str, action: &str, op: &Op, question: &Question<'_>) -> Option<View> {
         // What is in braces decides on which of a cluster's servers the key lies.

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::config::{self, Config, Loaded, Mistakes, Scheme, Source};
 use crate::flow::forward::{Trust, UpstreamError};
@@ -37,6 +38,17 @@ struct Last {
     /// As it was written: with the addresses that were asked for, not those that were bound.
     written: Value,
     stamps: Stamps,
+}
+
+/// How the configuration was read last, for operators.
+#[derive(Clone, Debug)]
+pub(crate) struct Reading {
+    /// When.
+    pub(crate) at: Instant,
+    /// What is right but strange in what holds.
+    pub(crate) warnings: Vec<String>,
+    /// Why what was read does not hold; keys and lines, never a value.
+    pub(crate) refused: Option<String>,
 }
 
 /// What tells that a file is another one now; none if it is not there.
@@ -164,6 +176,7 @@ impl Reloader {
                 parts.apply(config, trust);
                 parts.metrics.reloaded(Reload::Done);
                 warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+                *parts.reading.lock() = Reading::done(warnings);
                 let changed = changed.join(", ");
                 tracing::info!(changed, "the configuration was read anew");
             }
@@ -172,9 +185,25 @@ impl Reloader {
                 parts.metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
                 tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
+                parts.reading.lock().refuse(mistakes);
             }
         }
         systemd::ready(&parts.status());
+    }
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// What was read holds.
+    pub(crate) fn done(warnings: Vec<String>) -> Self {
+        Self { at: Instant::now(), warnings, refused: None }
+    }
+
+    /// What was read does not hold, and what held before still does.
+    fn refuse(&mut self, mistakes: String) {
+        self.at = Instant::now();
+        self.refused = Some(mistakes);
     }
 }
 

@@ -1,5 +1,6 @@
-//! Who may see what? Health and metrics anybody who knows the listener's name; the other pages only whoever is on this
-//! machine or shows the token. A name that is not ours comes from a browser that was lied to about where it leads.
+//! Who may see what, and who may give orders? Health and metrics anybody who knows the listener's name; what else there is
+//! to see only whoever is on this machine or shows the token; orders only who shows it, wherever. A name that is not ours
+//! comes from a browser that was lied to about where it leads.
 
 use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
@@ -8,12 +9,17 @@ use subtle::ConstantTimeEq;
 use crate::config::{Bind, Listen};
 use crate::names::{Names, authority, host_name};
 
-/// What anybody may see, because machines that cannot keep a secret look at it.
-const OPEN: [&str; 3] = ["/metrics", "/livez", "/readyz"];
+/// What anybody may see, because machines that cannot keep a secret look at it; and the page as it is in the binary, which
+/// shows nothing before it has asked for the token: a browser cannot send one for it.
+const OPEN: [&str; 6] = ["/metrics", "/livez", "/readyz", "/", "/page.css", "/page.js"];
 
-/// Refuses with a status and a line that says what to do.
-pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+/// A status, and a line that says what to do.
+type Refused = (StatusCode, &'static str);
+
+/// Whether this may be seen.
+pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
     named(listen, headers)?;
+    own_page(headers)?;
     let is_local = match &listen.admin {
         Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
         Bind::Unix(_) => true,
@@ -21,18 +27,31 @@ pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<
     if is_local || OPEN.contains(&path) {
         return Ok(());
     }
+    shows_token(listen, headers)
+}
+
+/// Whether orders may be given, by whoever may see.
+pub(super) fn may_order(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
+    if !listen.admin_actions {
+        let why = "Set listen.admin_actions = true to have lanes paused, resumed and flushed from here.\n";
+        return Err((StatusCode::FORBIDDEN, why));
+    }
+    shows_token(listen, headers)
+}
+
+fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     let Some(token) = &listen.admin_token else {
         let why = "Set listen.admin_token to see this page where listen.admin is not a loopback address.\n";
         return Err((StatusCode::FORBIDDEN, why));
     };
     let shown = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let is_it = shown.is_some_and(|shown| shown.ct_eq(token.expose().as_bytes()).into());
-    let why = "This page is for who shows the token of listen.admin_token: Authorization: Bearer ...\n";
+    let why = "This is for who shows the token of listen.admin_token: Authorization: Bearer ...\n";
     if is_it { Ok(()) } else { Err((StatusCode::UNAUTHORIZED, why)) }
 }
 
 /// Whether the request was meant for this listener. A prober that speaks HTTP/1.0 names none.
-fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), (StatusCode, &'static str)> {
+fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     let mut hosts = headers.get_all(HOST).into_iter();
     let Some(host) = hosts.next() else { return Ok(()) };
     if hosts.next().is_some() {
@@ -47,6 +66,16 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), (StatusCode, &'stat
     Err((StatusCode::MISDIRECTED_REQUEST, why))
 }
 
+/// Whether no other page asks, in a browser of somebody who may. It could not read the answer, but it would take the
+/// place of somebody who can. A link from elsewhere may lead here.
+fn own_page(headers: &HeaderMap) -> Result<(), Refused> {
+    let says = |name, values: &[&str]| headers.get(name).is_some_and(|said| values.iter().any(|value| said == value));
+    if says("sec-fetch-site", &["cross-site", "same-site"]) && !says("sec-fetch-mode", &["navigate"]) {
+        return Err((StatusCode::FORBIDDEN, "Only Flowgate's own page may ask for this in a browser.\n"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use hyper::header::HeaderValue;
@@ -55,13 +84,21 @@ mod tests {
     use crate::config;
 
     fn asked(env: &[(&str, &str)], path: &str, headers: &[(&'static str, &str)]) -> u16 {
+        judged(env, headers, |listen, map| check(listen, path, map))
+    }
+
+    fn judged(
+        env: &[(&str, &str)],
+        headers: &[(&'static str, &str)],
+        check: impl Fn(&Listen, &HeaderMap) -> Result<(), Refused>,
+    ) -> u16 {
         let env = env.iter().map(|(name, value)| (name.into(), value.into()));
         let listen = config::load(None, env).unwrap().config.listen;
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        check(&listen, path, &map).map_or_else(|(status, _)| status.as_u16(), |()| 200)
+        check(&listen, &map).map_or_else(|(status, _)| status.as_u16(), |()| 200)
     }
 
     #[test]
@@ -93,7 +130,7 @@ mod tests {
         let open = [("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:9900")];
         let guarded = [open[0], ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"), ("TOKEN", "a-long-token")];
         let home = [guarded[1], guarded[2]];
-        for path in ["/lanes", "/config", "/", "/nothing"] {
+        for path in ["/lanes", "/config", "/events", "/lanes/pause", "/nothing"] {
             assert_eq!(asked(&open, path, &[]), 403, "{path}");
             assert_eq!(asked(&guarded, path, &[]), 401, "{path}");
             for wrong in [
@@ -110,6 +147,34 @@ mod tests {
             assert_eq!(asked(&home, path, &[]), 200, "on this machine");
         }
         assert_eq!(asked(&guarded, "/lanes?token=a-long-token", &[]), 401);
-        assert_eq!(asked(&guarded, "/metrics", &[]), 200);
+        for path in ["/metrics", "/", "/page.css", "/page.js"] {
+            assert_eq!(asked(&guarded, path, &[]), 200);
+        }
+    }
+
+    #[test]
+    fn rule_32_orders_need_the_token_on_this_machine_too() {
+        let token = [("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"), ("TOKEN", "a-long-token")];
+        let on = [token[0], token[1], ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true")];
+        let asked = |env: &[(&str, &str)], headers: &[_]| judged(env, headers, may_order);
+        let shown = ("authorization", "Bearer a-long-token");
+        assert_eq!(asked(&token, &[shown]), 403);
+        assert_eq!(asked(&on, &[]), 401);
+        assert_eq!(asked(&on, &[("authorization", "Bearer a-long-toke")]), 401);
+        assert_eq!(asked(&on, &[shown]), 200);
+    }
+
+    #[test]
+    fn only_the_page_itself_asks_in_a_browser() {
+        for (site, mode, status) in [
+            ("same-origin", "cors", 200),
+            ("none", "navigate", 200),
+            ("cross-site", "navigate", 200),
+            ("cross-site", "no-cors", 403),
+            ("same-site", "cors", 403),
+        ] {
+            let headers = [("sec-fetch-site", site), ("sec-fetch-mode", mode)];
+            assert_eq!(asked(&[], "/events", &headers), status, "{site} {mode}");
+        }
     }
 }

@@ -17,8 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -66,12 +65,15 @@ pub(crate) struct Gone;
 
 /// What answers a request.
 pub(crate) trait Answer: Clone + Send + Sync + 'static {
+    /// What its answers carry.
+    type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
+
     /// Answers one request; `hangup` tells whether its caller is still there.
     fn answer(
         &self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
-    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send;
+    ) -> impl Future<Output = Result<Response<Self::Body>, Gone>> + Send;
 
     /// A connection has ended because what came is no request: it was not HTTP, or its head did not end.
     fn no_request(&self) {}

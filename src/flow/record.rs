@@ -1,5 +1,7 @@
-//! What is said of a call when it has ended: one outcome in the metrics, one line in the log. A record that is dropped
+//! What is said of a call when it has ended: one outcome in the metrics, one line in the log, one of the page's last calls. A record that is dropped
 //! without an end is a caller that hung up.
+
+mod recent;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use crate::error::{Claimant, Kind, Outcome, Refusal};
 use crate::flow::classify::Operation;
 use crate::flow::identify::Claim;
 use crate::flow::judge::Verdict;
+use crate::flow::record::recent::Ended;
+pub(crate) use crate::flow::record::recent::Recent;
 use crate::flow::reply::{self, Service, millis};
 use crate::id::AccountId;
 use crate::parts::Parts;
@@ -26,6 +30,8 @@ pub(crate) struct Record {
     from: Option<IpAddr>,
     claimant: Option<Claimant>,
     operation: Option<Arc<Operation>>,
+    /// How the flow is to be called, if it is one.
+    flow_name: Option<Box<str>>,
     stage: Stage,
     attempts: u32,
     /// From the arrival to the latest turn.
@@ -61,6 +67,7 @@ impl Record {
             from,
             claimant: None,
             operation: None,
+            flow_name: None,
             stage: Stage::Arriving,
             attempts: 0,
             waited: None,
@@ -88,7 +95,8 @@ impl Record {
     }
 
     /// The call is known and waits.
-    pub(crate) fn queued(&mut self, operation: Arc<Operation>) {
+    pub(crate) fn queued(&mut self, operation: Arc<Operation>, flow_name: Option<&str>) {
+        self.flow_name = flow_name.map(|name| capped(name).into());
         self.operation = Some(operation);
         self.stage = Stage::Queued;
     }
@@ -184,6 +192,23 @@ impl Record {
             detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),
             "call"
         );
+        self.remember(ending);
+    }
+
+    fn remember(&mut self, ending: &Ending<'_>) {
+        let took = self.arrived.elapsed();
+        self.parts.recent.push(Ended {
+            at: self.arrived + took,
+            operation: self.operation.clone(),
+            account: self.claimant.as_ref().and_then(|claimant| claimant.account.clone()),
+            flow_name: self.flow_name.take(),
+            outcome: ending.outcome,
+            code: capped(ending.verdict).into(),
+            status: ending.status,
+            attempts: self.attempts,
+            waited: self.waited.unwrap_or(if self.operation.is_some() { took } else { Duration::ZERO }),
+            took,
+        });
     }
 
     fn labels(&self) -> (&str, &str) {

@@ -35,7 +35,12 @@ impl LaneGauges {
             queued: gauge(r, "queued", "Calls that wait for their turn.", call),
             oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
             predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),
-            pause_remaining: seconds(r, "pause_remaining_seconds", "What is left of a pause after a throttle.", call),
+            pause_remaining: seconds(
+                r,
+                "pause_remaining_seconds",
+                "What is left of a pause, after a throttle or by an operator.",
+                call,
+            ),
             rate_limit: seconds(
                 r,
                 "rate_limit",

@@ -18,6 +18,11 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     }
     let token_key = section.key("admin_token");
     let admin_token = if token_key.is_given() { secret(token_key).map(Some) } else { Some(None) };
+    let actions_key = section.key("admin_actions");
+    let admin_actions = actions_key.flag();
+    if let (Some(true), Some(None)) = (admin_actions, &admin_token) {
+        actions_key.mistake("expected listen.admin_token beside it: orders are for who shows it");
+    }
     let socket_mode = section.key("socket_mode").text("permissions in octal such as 0660", permissions);
     let names = section.key("names").list(|entry| entry.text("a host name such as flowgate.internal", host_name));
     let tls = section.key("tls").given(tls::check);
@@ -41,6 +46,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         proxy: proxy?,
         admin: admin?,
         admin_token: admin_token?,
+        admin_actions: admin_actions?,
         socket_mode: socket_mode?,
         tls: tls?,
         names: names?,

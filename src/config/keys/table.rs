@@ -31,13 +31,19 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.admin",
         Kind::Text,
         Some("127.0.0.1:9900"),
-        "Where `/metrics`, `/livez`, `/readyz`, `/lanes` and `/config` are: `ip:port` or `unix:/path`, never the proxy's. A socket that systemd passes (`FileDescriptorName=admin`, or the second without names) must be bound to the same.",
+        "Where the status page is (`/`), and `/metrics`, `/livez`, `/readyz`, `/lanes`, `/config` and `/events`: `ip:port` or `unix:/path`, never the proxy's. A socket that systemd passes (`FileDescriptorName=admin`, or the second without names) must be bound to the same.",
     ),
     key(
         "listen.admin_token",
         Kind::Secret,
         None,
-        "The place of a token. Where `listen.admin` is not a loopback address or a Unix socket, all pages but `/metrics`, `/livez` and `/readyz` are only for who shows it as `Authorization: Bearer ...`; without one, for nobody.",
+        "The place of a token. Where `listen.admin` is not a loopback address or a Unix socket, all pages but `/metrics`, `/livez` and `/readyz` are only for who shows it as `Authorization: Bearer ...`; without one, for nobody. The status page asks for it, and shows nothing before.",
+    ),
+    key(
+        "listen.admin_actions",
+        Kind::Flag,
+        Some("false"),
+        "`true`: who shows `listen.admin_token`, which it needs, may pause and resume lanes and flush their queues, on the status page or by POST to `/lanes/pause`, `/lanes/resume` and `/lanes/flush`. Also on a loopback address.",
     ),
     key(
         "listen.socket_mode",

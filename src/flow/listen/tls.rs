@@ -111,6 +111,8 @@ impl Failed {
 // === impl SpeaksTls ===
 
 impl Answer for SpeaksTls {
+    type Body = Full<Bytes>;
+
     async fn answer(&self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
         let refusal = Refusal::new(Kind::BadRequest, "TLS is spoken here: set the SDK's protocol to HTTPS.");
         let manner = Manner::of(&request.into_parts().0);

@@ -27,6 +27,7 @@ impl<K: Connector> Lane<K> {
         let now = Instant::now();
         let token = state.tokens.take(now).expect("a grant is decided on a free token, under the lane's lock");
         self.metrics.granted.inc();
+        state.granted += 1;
         let probe = state.pause.granted(now) || matches!(&token, Granted::Slot(slot) if slot.dated.probe);
         let grant = Grant { token, epoch: state.epoch, at: now, probe };
         Turn::limited(connection, self.clone(), grant)

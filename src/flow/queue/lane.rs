@@ -67,6 +67,8 @@ pub(super) struct State<K: Connector> {
     pub(super) check_at: Option<Instant>,
     /// The moment that the last refused caller was told to come back at.
     pub(super) come_back: Instant,
+    /// Turns so far.
+    pub(super) granted: u64,
 }
 
 /// What a call meets on entering.
@@ -100,6 +102,7 @@ impl<K: Connector> Lane<K> {
             random: fastrand::Rng::new(),
             check_at: None,
             come_back: Instant::now(),
+            granted: 0,
         };
         let metrics = shared.metrics.lane(&labels.account);
         let shadow =

@@ -1,5 +1,6 @@
 //! May the lane send at all? A throttle refusal pauses the lane, not the call: nobody sends before the pause ends, then
-//! one probe goes, then the normal rate. Only decides; the lane tells it what was sent and what came back.
+//! one probe goes, then the normal rate. An operator may pause it, too. Only decides; the lane tells it what was sent and
+//! what came back.
 //!
 //! Refusals of attempts that were granted before the first of them was known are one episode and count once: five calls
 //! refused together must not multiply the back-off by five.
@@ -21,6 +22,17 @@ pub(crate) struct Pause {
     known_at: Option<Instant>,
     /// Episodes in a row without a probe that passed; the exponent of the back-off.
     level: u32,
+    /// An operator has said so. No trouble of CAMS's: no probe follows.
+    ordered: Option<Ordered>,
+}
+
+/// How long an operator has the lane pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ordered {
+    /// Until an operator resumes it.
+    Open,
+    /// Until then, if nobody resumes it before.
+    Until(Instant),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +48,9 @@ enum Probe {
 /// How long a lane waits for its probe. A refusal comes at once, so an answer that takes longer is none, and a slow call
 /// must not stop all the others.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// What is forecast of an operator's pause that has no end yet: who has less time is told at once, and comes back soon.
+const NO_END_YET: Duration = Duration::from_secs(60);
 
 /// Whether the lane may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,15 +78,18 @@ impl Pause {
             Probe::Out(since) => Some(since + PATIENCE),
             Probe::NotNeeded | Probe::Due => None,
         };
-        match self.until.max(probed) {
+        match self.until.max(probed).max(self.ordered_until(now)) {
             Some(until) if until > now => Gate::Until(until),
             _ => Gate::Open,
         }
     }
 
     /// Whether nothing of an earlier trouble is left to remember: no probe is due or out and the back-off stands at its
-    /// base, or the lane has been quiet for longer than any pause may be.
+    /// base, or the lane has been quiet for longer than any pause of CAMS's may be.
     pub(crate) fn is_forgotten(&self, policy: &Retry, now: Instant) -> bool {
+        if self.ordered(now).is_some() {
+            return false;
+        }
         let Some(until) = self.until else { return true };
         let untroubled = until <= now && self.probe == Probe::NotNeeded && self.level == 0;
         untroubled || until + policy.max_pause <= now
@@ -79,12 +97,34 @@ impl Pause {
 
     /// When the lane may send again, as far as is known: for forecasts.
     pub(crate) fn open_at(&self, now: Instant) -> Instant {
-        self.until.map_or(now, |until| until.max(now))
+        self.until.max(self.ordered_until(now)).map_or(now, |until| until.max(now))
     }
 
     /// The store keeps the pause, and the probe is its business: nobody sends before `open`.
     pub(crate) fn told(&mut self, open: Instant) {
-        *self = Self { until: Some(open), ..Self::default() };
+        *self = Self { until: Some(open), ordered: self.ordered, ..Self::default() };
+    }
+
+    /// An operator pauses the lane, for so long or until it is resumed.
+    pub(crate) fn order(&mut self, time: Option<Duration>, now: Instant) {
+        self.ordered = Some(time.map_or(Ordered::Open, |time| Ordered::Until(now + time)));
+    }
+
+    /// An operator resumes it. A pause of CAMS's goes on.
+    pub(crate) fn resume(&mut self) {
+        self.ordered = None;
+    }
+
+    /// What an operator has ordered that is not over.
+    pub(crate) fn ordered(&self, now: Instant) -> Option<Ordered> {
+        self.ordered.filter(|ordered| !matches!(ordered, Ordered::Until(then) if *then <= now))
+    }
+
+    fn ordered_until(&self, now: Instant) -> Option<Instant> {
+        self.ordered.map(|ordered| match ordered {
+            Ordered::Open => now + NO_END_YET,
+            Ordered::Until(then) => then,
+        })
     }
 
     /// What is left of the pause.
@@ -246,6 +286,40 @@ mod tests {
         assert!(!pause.is_forgotten(&POLICY, t + ms(2000)), "the back-off is not at its base");
         pause.answered(t + ms(1500));
         assert!(pause.is_forgotten(&POLICY, t + ms(2000)));
+    }
+
+    #[test]
+    fn an_operators_pause_lasts_until_its_end_or_its_order_and_needs_no_probe() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        pause.order(Some(ms(5000)), t);
+        assert_eq!(pause.gate(t + ms(4999)), Gate::Until(t + ms(5000)));
+        assert_eq!(pause.open_at(t), t + ms(5000));
+        assert!(!pause.is_forgotten(&POLICY, t + ms(4999)));
+        assert_eq!((pause.gate(t + ms(5000)), pause.ordered(t + ms(5000))), (Gate::Open, None));
+        assert!(pause.is_forgotten(&POLICY, t + ms(5000)));
+        pause.order(None, t);
+        for later in [0, 86_400_000] {
+            let now = t + ms(later);
+            assert_eq!((pause.gate(now), pause.ordered(now)), (Gate::Until(now + NO_END_YET), Some(Ordered::Open)));
+            assert!(!pause.is_forgotten(&POLICY, now));
+        }
+        pause.resume();
+        assert_eq!(pause.gate(t), Gate::Open);
+        assert!(!pause.granted(t));
+    }
+
+    #[test]
+    fn an_operators_pause_and_one_of_cams_end_by_themselves() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        pause.order(None, t);
+        refused(&mut pause, t, t, Some(ms(3000)));
+        pause.resume();
+        assert_eq!(pause.gate(t), Gate::Until(t + ms(3000)));
+        pause.order(None, t);
+        pause.told(t);
+        assert_eq!(pause.gate(t), Gate::Until(t + NO_END_YET), "what the store says of CAMS does not end it");
     }
 
     #[test]

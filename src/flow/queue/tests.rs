@@ -14,6 +14,7 @@ use crate::store::State;
 
 mod endpoint;
 mod learning;
+mod orders;
 mod pauses;
 mod prediction;
 mod reload;

@@ -1,14 +1,15 @@
-//! How does a lane look to an operator? A copy of its state at one moment, for `/lanes` and `/metrics`.
+//! How does a lane look to an operator? A copy of its state at one moment, for `/lanes`, `/metrics` and the page.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::flow::queue::Connector;
 use crate::flow::queue::fair::Line;
 use crate::flow::queue::lane::{Lane, forecast};
+use crate::flow::queue::pause::Ordered;
 use crate::flow::queue::shadow::Shadow;
+use crate::flow::queue::{Connector, Queue};
 use crate::id::TenantId;
 
 /// One lane as operators see it.
@@ -29,6 +30,11 @@ pub(crate) struct LaneView {
     /// What a call that came now would wait.
     pub(crate) predicted_wait_seconds: f64,
     pub(crate) pause_remaining_seconds: f64,
+    /// While an operator has the lane pause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) operator_pause: Option<OperatorPause>,
+    /// Turns since the lane was made.
+    pub(crate) granted: u64,
     pub(crate) tokens_free: u32,
     pub(crate) tokens_held: u32,
     /// Tokens that may be in use, as learned.
@@ -50,6 +56,13 @@ pub(crate) struct ShadowView {
     pub(crate) predicted_wait_seconds: f64,
 }
 
+/// A pause that an operator has ordered.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub(crate) struct OperatorPause {
+    /// None: until an operator resumes the lane.
+    pub(crate) remaining_seconds: Option<f64>,
+}
+
 /// One tenant inside a lane.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(crate) struct TenantView {
@@ -59,6 +72,28 @@ pub(crate) struct TenantView {
     /// Its part of the lane's turns while all that wait now wait, from 0 to 1.
     pub(crate) share: f64,
     pub(crate) oldest_wait_seconds: f64,
+}
+
+/// So many tenants of a lane are told.
+const TENANTS: usize = 20;
+
+// === impl Queue ===
+
+impl<K: Connector> Queue<K> {
+    /// The lanes as `/metrics` knows them: those of all keys that the configuration does not name are one. Only one of them
+    /// at a time is in memory.
+    pub(crate) fn lanes_by_label(&self) -> Vec<LaneView> {
+        let mut views = BTreeMap::<(String, String), LaneView>::new();
+        for lane in self.all() {
+            let view = lane.view();
+            let label = (view.account.clone(), view.action.clone());
+            match views.get_mut(&label) {
+                Some(known) => known.add(view),
+                None => drop(views.insert(label, view)),
+            }
+        }
+        views.into_values().collect()
+    }
 }
 
 // === impl Lane ===
@@ -84,12 +119,51 @@ impl<K: Connector> Lane<K> {
             oldest_wait_seconds: oldest.as_secs_f64(),
             predicted_wait_seconds: wait.as_secs_f64(),
             pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
+            operator_pause: state.pause.ordered(now).map(|ordered| OperatorPause::of(ordered, now)),
+            granted: state.granted,
             tokens_free: state.tokens.free(now),
             tokens_held: state.tokens.held(),
             tokens_usable: pace.tokens,
             tokens: state.limit.count.get(),
             tenants: tenants(&state.line, now),
             shadow,
+        }
+    }
+}
+
+// === impl LaneView ===
+
+impl LaneView {
+    /// Counts are added up, waits are the longest, the rate is the lowest.
+    fn add(&mut self, other: Self) {
+        let longest = |mine: &mut f64, other: f64| *mine = mine.max(other);
+        longest(&mut self.oldest_wait_seconds, other.oldest_wait_seconds);
+        longest(&mut self.predicted_wait_seconds, other.predicted_wait_seconds);
+        longest(&mut self.pause_remaining_seconds, other.pause_remaining_seconds);
+        longest(&mut self.gap_seconds, other.gap_seconds);
+        self.effective_per_second = self.effective_per_second.min(other.effective_per_second);
+        self.operator_pause = self.operator_pause.or(other.operator_pause);
+        self.queued += other.queued;
+        self.granted += other.granted;
+        self.tokens_free += other.tokens_free;
+        self.tokens_held += other.tokens_held;
+        self.tokens_usable += other.tokens_usable;
+        self.tokens += other.tokens;
+        longest_first(&mut self.tenants, other.tenants);
+        if let (Some(shadow), Some(other)) = (&mut self.shadow, other.shadow) {
+            shadow.queued += other.queued;
+            longest(&mut shadow.predicted_wait_seconds, other.predicted_wait_seconds);
+        }
+    }
+}
+
+// === impl OperatorPause ===
+
+impl OperatorPause {
+    fn of(ordered: Ordered, now: Instant) -> Self {
+        match ordered {
+            Ordered::Open => Self { remaining_seconds: None },
+            Ordered::Until(then) => Self { remaining_seconds: Some((then - now).as_secs_f64()) },
         }
     }
 }
@@ -125,19 +199,22 @@ fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
     let mut tenants_of = HashMap::<_, u32>::new();
     by_tenant.keys().for_each(|(client, _)| *tenants_of.entry(*client).or_default() += 1);
     let share = |client| weights[client] / all / f64::from(tenants_of[client]);
-    let mut views: Vec<_> = by_tenant
-        .into_iter()
-        .map(|((client, tenant), (queued, oldest))| TenantView {
-            client: client.to_string(),
-            tenant: tenant.to_string(),
-            queued,
-            share: share(client),
-            oldest_wait_seconds: (now - oldest).as_secs_f64(),
-        })
-        .collect();
+    let views = by_tenant.into_iter().map(|((client, tenant), (queued, oldest))| TenantView {
+        client: client.to_string(),
+        tenant: tenant.to_string(),
+        queued,
+        share: share(client),
+        oldest_wait_seconds: (now - oldest).as_secs_f64(),
+    });
+    let mut longest = Vec::new();
+    longest_first(&mut longest, views);
+    longest
+}
+
+fn longest_first(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = TenantView>) {
+    views.extend(more);
     views.sort_by(|a, b| b.queued.cmp(&a.queued).then_with(|| (&a.client, &a.tenant).cmp(&(&b.client, &b.tenant))));
-    views.truncate(20);
-    views
+    views.truncate(TENANTS);
 }
 
 #[cfg(test)]

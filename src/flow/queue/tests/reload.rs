@@ -5,7 +5,7 @@ use super::*;
 use crate::flow::queue::view::LaneView;
 
 /// The rules with this limit for what the tests call; `change` may change others.
-fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {
+pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {
     let mut config = config::load(None, []).unwrap().config;
     let action = operation("a", SECOND).action;
     config.limits.clear();

@@ -1,0 +1,406 @@
+// Shows what /events says, second by second, and gives orders. Every name is somebody else's text: it is only ever set as
+// textContent. The token, if one is asked for, lives in this variable and nowhere else.
+'use strict';
+
+let token = null;
+let orders = null;
+
+const RUNBOOK = 'https://github.com/flowgate/flowgate/blob/main/docs/runbook.md#';
+const DAY = 86400;
+// Points of a sparkline, a second each; what is shown is the mean of so many, because tokens come back in bunches.
+const POINTS = 60;
+const MEAN = 5;
+// A lane that nobody calls is forgotten by Flowgate at once, and by this page after so long.
+const REMEMBERED_MS = 60_000;
+
+const at = (id) => document.getElementById(id);
+const lanes = new Map();
+
+// === Small things ===
+
+function make(name, { text, classes, ...attributes } = {}, ...children) {
+  const node = document.createElement(name);
+  if (text !== undefined) node.textContent = text;
+  if (classes) node.className = classes;
+  for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+  node.append(...children);
+  return node;
+}
+
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+function seconds(value) {
+  if (value === null || value === undefined) return '';
+  if (value < 0.0005) return '0 s';
+  if (value < 10) return `${value.toFixed(value < 1 ? 2 : 1)} s`;
+  if (value < 120) return `${Math.round(value)} s`;
+  if (value < 2 * 3600) return `${Math.round(value / 60)} min`;
+  return value < 2 * DAY ? `${Math.round(value / 3600)} h` : `${Math.round(value / DAY)} days`;
+}
+
+function bytes(value) {
+  return value < 1024 ? `${value} B` : value < 1 << 20 ? `${(value / 1024).toFixed(1)} KiB` : `${(value / (1 << 20)).toFixed(1)} MiB`;
+}
+
+const rate = (value) => String(Number(value.toPrecision(3)));
+const laneName = ({ account, action }) => `${account} / ${action}`;
+const sum = (list) => list.reduce((all, one) => all + one, 0);
+
+function cell(column, classes = '') {
+  return make('td', { role: 'cell', classes, 'data-name': column });
+}
+
+// === Lanes ===
+
+function newLane({ account, action }) {
+  const lane = { account, action, points: [], samples: [], isOpen: false };
+  lane.more = make('button', { type: 'button', classes: 'more', 'aria-expanded': 'false', text: laneName(lane) });
+  lane.name = make('td', { role: 'cell', classes: 'whole' }, lane.more);
+  lane.queued = cell('Queued', 'number');
+  lane.oldest = cell('Oldest wait', 'number');
+  lane.predicted = cell('A new call waits', 'number');
+  lane.granted = cell('Granted per second');
+  lane.rate = cell('Rate, of limit', 'number');
+  lane.pause = cell('Pause');
+  lane.orders = cell('Orders', 'orders');
+  lane.spark = sparkline();
+  lane.grantedText = make('span');
+  lane.granted.append(make('span', {}, lane.spark.svg, lane.grantedText));
+  lane.pauseButton = make('button', { type: 'button', text: 'Pause' });
+  lane.flushButton = make('button', { type: 'button', text: 'Flush' });
+  lane.orders.append(make('span', {}, lane.pauseButton, lane.flushButton));
+  lane.row = make('tr', { role: 'row' }, lane.name, lane.queued, lane.oldest, lane.predicted, lane.granted, lane.rate, lane.pause, lane.orders);
+  lane.tenants = make('tr', { role: 'row', classes: 'tenants', hidden: '' });
+  lane.more.addEventListener('click', () => {
+    lane.isOpen = !lane.isOpen;
+    lane.more.setAttribute('aria-expanded', String(lane.isOpen));
+    lane.tenants.hidden = !lane.isOpen;
+  });
+  lane.pauseButton.addEventListener('click', () => ask(lane.isPaused ? 'resume' : 'pause', lane));
+  lane.flushButton.addEventListener('click', () => ask('flush', lane));
+  return lane;
+}
+
+function sparkline() {
+  const make = (name, attributes) => {
+    const node = document.createElementNS('http://www.w3.org/2000/svg', name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const svg = make('svg', { class: 'spark', viewBox: `0 0 ${POINTS - 1} 20`, preserveAspectRatio: 'none', 'aria-hidden': 'true' });
+  const line = make('polyline', { points: '' });
+  const limit = make('line', { x1: 0, x2: POINTS - 1 });
+  svg.append(limit, line);
+  return { svg, line, limit };
+}
+
+function drawSpark({ points, spark }, limit) {
+  const top = Math.max(limit * 1.25, ...points, 1e-9);
+  const y = (value) => (20 - (value / top) * 20).toFixed(2);
+  const first = POINTS - points.length;
+  spark.line.setAttribute('points', points.map((value, index) => `${first + index},${y(value)}`).join(' '));
+  spark.limit.setAttribute('y1', y(limit));
+  spark.limit.setAttribute('y2', y(limit));
+}
+
+// What was granted since the snapshot before, as the mean of the last few.
+function sample(lane, granted, now) {
+  const before = lane.before;
+  lane.before = { granted, now };
+  if (!before || now <= before.now) return;
+  // A lane that was forgotten meanwhile counts from nothing again.
+  const more = granted >= before.granted ? granted - before.granted : granted;
+  lane.samples.push({ more, time: (now - before.now) / 1000 });
+  lane.samples = lane.samples.slice(-MEAN);
+  lane.points.push(sum(lane.samples.map((one) => one.more)) / sum(lane.samples.map((one) => one.time)));
+  lane.points = lane.points.slice(-POINTS);
+}
+
+function pauseWords(view) {
+  const { operator_pause: order, pause_remaining_seconds: left } = view;
+  if (order) return order.remaining_seconds === undefined || order.remaining_seconds === null ? 'by an operator, until resumed' : `by an operator, ${seconds(order.remaining_seconds)}`;
+  return left > 0 ? `throttled, ${seconds(left)}` : '';
+}
+
+function showLane(lane, view, now) {
+  lane.seen = now;
+  sample(lane, view.granted, now);
+  put(lane.queued, String(view.shadow ? view.shadow.queued : view.queued));
+  put(lane.oldest, view.queued ? seconds(view.oldest_wait_seconds) : '');
+  put(lane.predicted, seconds(view.shadow ? view.shadow.predicted_wait_seconds : view.predicted_wait_seconds));
+  put(lane.grantedText, (lane.points.at(-1) ?? 0).toFixed(1));
+  put(lane.rate, `${rate(view.effective_per_second)} of ${rate(view.limit_per_second)}`);
+  put(lane.pause, pauseWords(view));
+  lane.row.classList.remove('idle');
+  lane.rate.classList.toggle('amber', view.effective_per_second < 0.9 * view.limit_per_second);
+  lane.oldest.classList.toggle('red', view.hold_used >= 0.8);
+  lane.pause.classList.toggle('amber', Boolean(view.operator_pause));
+  lane.pause.classList.toggle('red', !view.operator_pause && view.pause_remaining_seconds > 0);
+  lane.isPaused = Boolean(view.operator_pause);
+  put(lane.pauseButton, lane.isPaused ? 'Resume' : 'Pause');
+  lane.pauseButton.setAttribute('aria-label', `${lane.isPaused ? 'Resume' : 'Pause'} ${laneName(lane)}`);
+  lane.flushButton.setAttribute('aria-label', `Flush ${laneName(lane)}`);
+  drawSpark(lane, view.limit_per_second);
+  showTenants(lane, view.tenants);
+}
+
+// Flowgate has forgotten it: nobody waits, nothing was sent for a window, and nothing pauses.
+function showIdle(lane, now) {
+  if (now > lane.before.now) showLane(lane, { ...lane.view, granted: lane.before.granted, queued: 0, oldest_wait_seconds: 0, predicted_wait_seconds: 0, pause_remaining_seconds: 0, operator_pause: undefined, hold_used: 0, tenants: [] }, now);
+  lane.row.classList.add('idle');
+}
+
+function showTenants(lane, tenants) {
+  const words = tenants.map((one) => [one.client, one.tenant || 'no tenant', String(one.queued), `${(100 * one.share).toFixed(0)} %`, seconds(one.oldest_wait_seconds)]);
+  const said = JSON.stringify(words);
+  if (lane.said === said) return;
+  lane.said = said;
+  const names = ['Client', 'Tenant', 'Queued', 'Share', 'Oldest wait'];
+  const row = (list) => make('tr', { role: 'row' }, ...list.map((text, index) => make('td', { role: 'cell', text, 'data-name': names[index], classes: index > 1 ? 'number' : '' })));
+  const heads = names.map((text, index) => make('th', { scope: 'col', role: 'columnheader', text, classes: index > 1 ? 'number' : '' }));
+  const table = make('table', { role: 'table', 'aria-label': `Tenants of ${laneName(lane)}` },
+    make('thead', { role: 'rowgroup' }, make('tr', { role: 'row' }, ...heads)), make('tbody', { role: 'rowgroup' }, ...words.map(row)));
+  const inside = words.length ? table : make('p', { classes: 'note', text: 'Nobody waits.' });
+  lane.tenants.replaceChildren(make('td', { role: 'cell', colspan: '8' }, inside));
+}
+
+function showLanes({ lanes: views, all_lanes: all, at_ms: now }) {
+  const body = at('lanes').tBodies[0];
+  for (const view of views) {
+    const name = JSON.stringify([view.account, view.action]);
+    if (!lanes.has(name)) lanes.set(name, newLane(view));
+    const lane = lanes.get(name);
+    lane.view = view;
+    lane.called = now;
+    showLane(lane, view, now);
+  }
+  for (const [name, lane] of lanes) {
+    if (lane.called !== now) showIdle(lane, now);
+    if (now - lane.called > REMEMBERED_MS) {
+      lanes.delete(name);
+      lane.row.remove();
+      lane.tenants.remove();
+    }
+  }
+  const sorted = [...lanes.keys()].sort().map((name) => lanes.get(name));
+  sorted.forEach((lane, index) => {
+    const here = body.children[2 * index];
+    if (here !== lane.row) body.insertBefore(lane.row, here ?? null);
+    if (lane.row.nextSibling !== lane.tenants) lane.row.after(lane.tenants);
+  });
+  const hidden = all > views.length ? `The ${views.length} of ${all} lanes with the longest queues.` : '';
+  put(at('lanes-note'), sorted.length ? hidden : 'No lane: nobody has called a limited action of late.');
+  at('lanes').hidden = sorted.length === 0;
+}
+
+// === Calls ===
+
+const GOOD = ['ok'];
+const BAD = ['outcome_unknown', 'unreachable', 'throttled'];
+
+function showCalls(calls) {
+  const row = (call) => {
+    const outcome = cell('Outcome', GOOD.includes(call.outcome) ? 'green' : BAD.includes(call.outcome) ? 'red' : 'amber');
+    const status = call.status ? `${call.status} ${call.code}` : call.code;
+    outcome.append(make('span', { text: call.outcome.replaceAll('_', ' ') }, ...(call.outcome === 'ok' ? [] : [make('small', { text: status })])));
+    const plain = (column, text, classes = '') => {
+      const node = cell(column, text ? classes : `${classes} empty`);
+      node.append(make('span', { text }));
+      return node;
+    };
+    const who = cell('Client, tenant', call.client ? '' : 'empty');
+    who.append(make('span', { text: call.client }, ...(call.tenant ? [make('small', { text: call.tenant })] : [])));
+    return make('tr', { role: 'row' }, plain('Ago', `${call.age_seconds} s`, 'number'), plain('Account, action', laneName(call)), who,
+      plain('Flow', call.flow_name ?? ''), outcome, plain('Waited', seconds(call.waited_ms / 1000), 'number'),
+      plain('Took', seconds(call.took_ms / 1000), 'number'), plain('Sent', `${call.attempts} times`.replace(/^1 times$/, 'once'), 'number'));
+  };
+  at('calls').tBodies[0].replaceChildren(...calls.map(row));
+  at('calls').hidden = calls.length === 0;
+  put(at('calls-note'), calls.length ? '' : 'No call has ended since the start.');
+}
+
+// === What is wrong ===
+
+// Each: the runbook's section (none: a notice), whom it is about, and what to do, in a sentence.
+function troubles(shown) {
+  const { upstream, store, journal, config, calls } = shown;
+  const found = [];
+  const add = (name, about, text, more) => found.push({ name, about, text, more });
+  if (!upstream.reachable) add('UpstreamUnreachable', upstream.reason, `CAMS has not been reached for ${seconds(upstream.down_seconds)}: calls wait for their hold and nothing is sent. Look at the network, DNS and proxies from this machine to upstream.url.`);
+  if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not answer: each replica goes on with its part of the quota, or refuses (quota.on_store_failure). See to the store and the way to it.');
+  if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls go on without it. Look at the disk and the permissions of its folder.');
+  if (config.refused) add('ReloadFailed', '', 'The configuration that was read last has mistakes; the one before it stays in force. Mend what is listed, then send SIGHUP or write the file again.', config.refused);
+  for (const lane of shown.lanes) {
+    if (!lane.operator_pause && lane.pause_remaining_seconds > 0) add('ThrottledUnderRate', laneName(lane), `CAMS refuses although Flowgate keeps to the limit, and the lane pauses for ${seconds(lane.pause_remaining_seconds)}. If it goes on, somebody else spends this account's quota: find who, or set a reserve.`);
+    if (lane.effective_per_second < 0.9 * lane.limit_per_second) add('EffectiveRateLow', laneName(lane), `Flowgate has learned to send ${rate(lane.effective_per_second)} of ${rate(lane.limit_per_second)} a second. It takes back by itself what quiet time allows; if it stays low, the limit is lower than configured, or shared.`);
+    if (lane.hold_used >= 0.8) add('QueueAgeNearHold', laneName(lane), 'Somebody has waited for most of what their caller allows, and is refused soon. Look who queues so much (below), or let callers wait longer.');
+  }
+  const recent = (test, within = 60) => calls.filter((call) => call.age_seconds <= within && test(call));
+  const about = (list) => [...new Set(list.map((call) => call.account))].join(', ');
+  const some = (name, list, text) => list.length && add(name, about(list), `${list.length} of the last ${calls.length} calls: ${text}`);
+  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS does not accept the key that Flowgate signs with. Renew the account\'s access key.');
+  some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, and nobody knows whether CAMS did it. Look (ListFlow) before anybody repeats them.');
+  some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused for want of room or time in the queue, and told when to come back. More is asked for than the limit gives.');
+  some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names them.');
+  const end = shown.certificate_ends_seconds;
+  if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate that callers are shown has ended: renew it.' : `The certificate that callers are shown ends in ${seconds(end)}: renew it.`);
+  for (const { account, seconds: left } of shown.credentials) {
+    if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have ended: whoever writes their file has stopped.' : `The temporary credentials end in ${seconds(left)}, and their file is not renewed.`);
+  }
+  if (shown.phase !== 'serving') add('', shown.phase, 'Flowgate shuts down: what fits into the grace finishes, the rest is told to come back.');
+  if (shown.mode === 'observe') add('', 'mode = observe', 'Calls are not held to the limits; the queues are those that there would be.');
+  for (const lane of shown.lanes.filter((lane) => lane.operator_pause)) add('', laneName(lane), 'An operator has this lane pause: nobody is sent.');
+  for (const warning of config.warnings) add('', 'configuration', warning);
+  return found;
+}
+
+let told = '';
+function showTroubles(shown) {
+  const found = troubles(shown);
+  // Numbers change each second, and nobody wants them read out again.
+  const names = JSON.stringify(found.map(({ name, about, more }) => [name, about, more]));
+  const item = ({ name, about, text, more }) => {
+    const link = name ? [make('a', { text: name, href: RUNBOOK + name.toLowerCase(), target: '_blank', rel: 'noreferrer' }), ' '] : [];
+    const list = [...link, make('strong', { text: about }), about ? ': ' : '', make('span', { text }), ...(more ? [make('pre', { text: more })] : [])];
+    return make('li', { classes: name ? '' : 'notice' }, ...list);
+  };
+  const list = at('troubles');
+  if (names !== told) {
+    told = names;
+    list.replaceChildren(...(found.length ? found.map(item) : [make('li', { classes: 'fine', text: 'Nothing. All is well.' })]));
+  } else {
+    found.forEach(({ text }, index) => put(list.children[index].querySelector('span'), text));
+  }
+  const reds = found.filter((one) => one.name).length;
+  document.title = reds ? `(${reds}) Flowgate` : 'Flowgate';
+}
+
+// === State ===
+
+function showState(shown) {
+  const { upstream, store, journal, config } = shown;
+  const facts = [
+    ['Phase', shown.phase, shown.phase !== 'serving'],
+    ['Mode', shown.mode],
+    ['CAMS', upstream.reachable ? 'reachable' : `not reachable for ${seconds(upstream.down_seconds)}: ${upstream.reason}`, !upstream.reachable],
+    ['Quota', store ? `shared by ${store.replicas} replicas; the store ${store.up ? 'answers' : 'does not answer'}` : 'in this process alone', store && !store.up],
+    ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'none', journal && !journal.up],
+    ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'and refused' : 'and in force'}`, config.refused],
+    ['Certificate', shown.certificate_ends_seconds === null ? 'callers speak in the clear' : `ends in ${seconds(Math.max(0, shown.certificate_ends_seconds))}`],
+    ...shown.credentials.map(({ account, seconds: left }) => [`Credentials of ${account}`, `end in ${seconds(Math.max(0, left))}`]),
+    ['Bodies in memory', bytes(shown.queued_bytes)],
+    ['Orders', shown.may_order ? 'with the token' : 'off (listen.admin_actions)'],
+  ];
+  const list = at('state');
+  const fact = ([name, text, isRed]) => make('div', {}, make('dt', { text: name }), make('dd', { text, classes: isRed ? 'red' : '' }));
+  list.replaceChildren(...facts.map(fact));
+  put(at('version'), shown.version);
+}
+
+// === Orders ===
+
+const ORDERS = {
+  pause: ['Pause', 'Nobody of this lane is sent until the pause is over. Who becomes late by it is told at once when to come back.'],
+  resume: ['Resume', 'What waits goes on at the lane\'s rate.'],
+  flush: ['Flush', 'Everybody who waits in this lane is answered now with System.LimitControl, and told when to come back.'],
+};
+
+function ask(order, lane) {
+  orders = { order, lane };
+  const [name, text] = ORDERS[order];
+  put(at('ask-title'), `${name} ${laneName(lane)}`);
+  put(at('ask-text'), text);
+  put(at('ask-do'), name);
+  put(at('ask-error'), '');
+  at('ask-seconds-row').hidden = order !== 'pause';
+  at('ask-token-row').hidden = token !== null;
+  at('ask').showModal();
+}
+
+async function give() {
+  const { order, lane: { account, action } } = orders;
+  const said = { account, action };
+  if (order === 'pause' && at('ask-seconds').value !== '') said.seconds = Number(at('ask-seconds').value);
+  const shown = token ?? at('ask-token').value;
+  const headers = { 'content-type': 'application/json', authorization: `Bearer ${shown}` };
+  try {
+    const answer = await fetch(`lanes/${order}`, { method: 'POST', headers, body: JSON.stringify(said), cache: 'no-store' });
+    if (answer.ok) {
+      token = shown;
+      at('ask-token').value = '';
+      return at('ask').close();
+    }
+    if (answer.status === 401) token = null;
+    at('ask-token-row').hidden = token !== null;
+    put(at('ask-error'), answer.status === 401 ? 'That is not the token.' : await answer.text());
+  } catch (error) {
+    put(at('ask-error'), `The order did not get through: ${error.message}.`);
+  }
+}
+
+// === The stream ===
+
+function show(shown) {
+  document.body.classList.toggle('may-order', shown.may_order);
+  showState(shown);
+  showTroubles(shown);
+  showLanes(shown);
+  showCalls(shown.calls);
+}
+
+function say(text, classes) {
+  put(at('link'), text);
+  at('link').className = classes;
+}
+
+async function follow() {
+  const headers = token === null ? {} : { authorization: `Bearer ${token}` };
+  const answer = await fetch('events', { headers, cache: 'no-store' });
+  if (answer.status === 401) return askForToken(token === null ? '' : 'That is not the token.');
+  if (!answer.ok) throw new Error((await answer.text()).trim());
+  const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let text = ''; ; ) {
+    const { value, done } = await reader.read();
+    if (done) throw new Error('the stream has ended');
+    const events = (text + value).split('\n\n');
+    text = events.pop();
+    for (const event of events) show(JSON.parse(event.replace(/^data: /, '')));
+    say('Live', 'live');
+  }
+}
+
+function askForToken(why) {
+  say('Waiting for the token', '');
+  put(at('gate-error'), why);
+  at('gate').hidden = false;
+  at('gate-token').focus();
+  return new Promise((resolve) => {
+    at('gate').onsubmit = (event) => {
+      event.preventDefault();
+      token = at('gate-token').value;
+      at('gate-token').value = '';
+      at('gate').hidden = true;
+      resolve();
+    };
+  });
+}
+
+async function keepFollowing() {
+  for (;;) {
+    try {
+      await follow();
+    } catch (error) {
+      say(`Not connected (${error.message}); what is shown is old`, 'lost');
+      await new Promise((resolve) => setTimeout(resolve, 2000));
+    }
+  }
+}
+
+at('ask-cancel').addEventListener('click', () => at('ask').close());
+at('ask-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  give();
+});
+keepFollowing();

@@ -1,0 +1,83 @@
+//! What is seen at one moment? Everything that the status page shows, as JSON, and no secret among it: lanes, the calls
+//! that ended last, how CAMS, the store, the journal and the configuration are, and what will end.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::flow::forward::Reach;
+use crate::flow::reply::millis;
+use crate::parts::Parts;
+use crate::shutdown::Phase;
+
+/// So many lanes are shown, those with the longest queues first: more is nothing to look at.
+const LANES: usize = 200;
+
+/// The snapshot.
+pub(super) fn snapshot(parts: &Parts) -> Value {
+    let settings = parts.settings.load();
+    let config = &settings.config;
+    let mut lanes = parts.queue.lanes_by_label();
+    let all_lanes = lanes.len();
+    lanes.sort_by_key(|lane| std::cmp::Reverse(lane.queued));
+    lanes.truncate(LANES);
+    let store = parts.quota.as_ref().map(|quota| {
+        let (up, replicas) = (quota.is_up(), quota.replicas());
+        json!({ "up": up, "replicas": replicas })
+    });
+    let reading = parts.reading.lock().clone();
+    let credentials = config.accounts.iter().filter_map(|account| {
+        let ends = account.credentials.as_ref()?.expires?;
+        Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
+    });
+    json!({
+        "at_ms": millis(since_1970(SystemTime::now())),
+        "version": env!("CARGO_PKG_VERSION"),
+        "phase": phase(parts.phases.now()),
+        "mode": config.mode.to_string(),
+        "may_order": config.listen.admin_actions,
+        "upstream": upstream(parts),
+        "store": store,
+        "journal": parts.journal.as_ref().map(|journal| json!({ "up": journal.is_up() })),
+        "config": {
+            "generation": settings.generation,
+            "read_seconds_ago": reading.at.elapsed().as_secs(),
+            "warnings": reading.warnings,
+            "refused": reading.refused,
+        },
+        "certificate_ends_seconds": config.listen.tls.as_ref().map(|tls| seconds_until(tls.not_after)),
+        "credentials": credentials.collect::<Vec<_>>(),
+        "queued_bytes": parts.queue.bytes(),
+        "all_lanes": all_lanes,
+        "lanes": lanes,
+        "calls": parts.recent.views(),
+    })
+}
+
+/// Whether CAMS can be reached, as the latest connections showed.
+pub(super) fn upstream(parts: &Parts) -> Value {
+    match parts.upstream.reach() {
+        Reach::Up => json!({ "reachable": true }),
+        Reach::Down { since, reason } => {
+            json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })
+        }
+    }
+}
+
+fn phase(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Serving => "serving",
+        Phase::Leaving => "leaving",
+        Phase::Draining => "draining",
+        Phase::Over => "over",
+    }
+}
+
+/// Negative when it is past.
+fn seconds_until(then: SystemTime) -> i64 {
+    since_1970(then).as_secs().cast_signed() - since_1970(SystemTime::now()).as_secs().cast_signed()
+}
+
+fn since_1970(time: SystemTime) -> Duration {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default()
+}

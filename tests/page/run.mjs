@@ -1,0 +1,304 @@
+// The status page in a real browser: a load runs against the binary and the simulator, and the page must show it, give orders, and let nothing in or out
+// that it should not. Screenshots for people go to the folder of SCREENSHOTS. Builds nothing: the binaries are named by FLOWGATE_BIN and CAMS_SIM_BIN.
+
+import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
+import { createHash, createHmac, randomUUID } from 'node:crypto';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { request } from 'node:http';
+import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { createInterface } from 'node:readline';
+import { chromium } from 'playwright-core';
+
+const [KEY, SECRET, TOKEN] = ['LTAI-page-1', 'page-secret-1', 'operators-token-1'];
+const SCREENSHOTS = process.env.SCREENSHOTS ?? 'target/screenshots';
+const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
+// What a caller may send as its flow's and its tenant's name: each must stay text.
+const HOSTILE = '<img src=x onerror="window.hit=1">';
+// As root Chromium has no sandbox; without the rest it looks for its maker's hosts.
+const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
+
+const folder = mkdtempSync(join(tmpdir(), 'flowgate-page-'));
+const children = [];
+let failed = 0;
+
+// === The parties ===
+
+function start(binary, args, env, ready) {
+  const child = spawn(binary, args, { env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
+  children.push(child);
+  const ended = new Promise((resolve) => child.on('exit', resolve));
+  return new Promise((resolve, reject) => {
+    child.on('error', reject);
+    ended.then((code) => reject(new Error(`${binary} ended with ${code}`)));
+    for (const stream of [child.stdout, child.stderr]) {
+      createInterface({ input: stream }).on('line', (line) => {
+        const found = ready(line);
+        if (found) resolve({ ...found, child, ended });
+      });
+    }
+  });
+}
+
+function simulator() {
+  const args = ['--listen', '127.0.0.1:0', '--key', `${KEY}:${SECRET}:acme`];
+  return start(process.env.CAMS_SIM_BIN, args, {}, (line) => {
+    const found = line.match(/listening on (http:\S+)/);
+    return found && { url: found[1] };
+  });
+}
+
+function flowgate(upstream) {
+  const file = join(folder, 'flowgate.toml');
+  writeFileSync(file, `
+log = { format = "json" }
+[listen]
+proxy = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+admin_token = { env = "OPERATORS" }
+admin_actions = true
+[upstream]
+url = "${upstream}"
+[[accounts]]
+id = "acme"
+access_key_id = "${KEY}"
+access_key_secret = { env = "ACME" }
+[queue]
+hold = "100s"
+`);
+  return start(process.env.FLOWGATE_BIN, ['--config', file], { OPERATORS: TOKEN, ACME: SECRET }, (line) => {
+    const event = line.startsWith('{') ? JSON.parse(line) : {};
+    return event.message === 'flowgate is ready' && { proxy: event.proxy, admin: `http://${event.admin}` };
+  });
+}
+
+const encode = (text) => encodeURIComponent(text).replace(/[!'()*]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
+const hash = (text) => createHash('sha256').update(text).digest('hex');
+
+// CreateFlow, signed by Alibaba's V3 as the SDKs do; resolves to the answer's status and Code.
+function createFlow(proxy, flowName, tenant) {
+  const query = Object.entries({ Categories: '["SIGN_UP"]', CustSpaceId: tenant, FlowName: flowName }).map(([name, value]) => `${name}=${encode(value)}`).join('&');
+  const headers = {
+    host: proxy, 'x-acs-action': 'CreateFlow', 'x-acs-content-sha256': hash(''), 'x-acs-date': `${new Date().toISOString().slice(0, 19)}Z`,
+    'x-acs-signature-nonce': randomUUID(), 'x-acs-version': '2020-06-06',
+  };
+  const names = Object.keys(headers).sort();
+  const canonical = ['POST', '/', query, ...names.map((name) => `${name}:${headers[name]}`), '', names.join(';'), hash('')].join('\n');
+  const signature = createHmac('sha256', SECRET).update(`ACS3-HMAC-SHA256\n${hash(canonical)}`).digest('hex');
+  headers.authorization = `ACS3-HMAC-SHA256 Credential=${KEY},SignedHeaders=${names.join(';')},Signature=${signature}`;
+  const [hostname, port] = proxy.split(':');
+  return new Promise((resolve, reject) => {
+    const call = request({ hostname, port, method: 'POST', path: `/?${query}`, headers: { ...headers, 'content-length': 0 } }, (answer) => {
+      let body = '';
+      answer.on('data', (data) => { body += data; });
+      answer.on('end', () => resolve({ status: answer.statusCode, code: JSON.parse(body).Code, retryAfter: answer.headers['x-acs-retry-after'] }));
+    });
+    call.on('error', reject);
+    call.end();
+  });
+}
+
+const crowd = (proxy, count, name = HOSTILE) => Array.from({ length: count }, (_, index) => createFlow(proxy, `${name} ${index}`, index % 3 ? `cams-${index % 3}` : HOSTILE));
+
+// === The page ===
+
+async function step(name, run) {
+  try {
+    await run();
+    console.log(`ok      ${name}`);
+  } catch (error) {
+    failed += 1;
+    console.log(`FAILED  ${name}\n        ${String(error.stack ?? error).replaceAll('\n', '\n        ')}`);
+  }
+}
+
+// A page that notes whatever it should not do.
+async function open(browser, origin, options = {}) {
+  const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+  const page = await context.newPage();
+  const noted = { errors: [], foreign: [] };
+  page.on('console', (message) => ['error', 'warning'].includes(message.type()) && noted.errors.push(message.text()));
+  page.on('pageerror', (error) => noted.errors.push(String(error)));
+  page.on('request', (call) => !call.url().startsWith(`${origin}/`) && !call.url().startsWith('data:') && noted.foreign.push(call.url()));
+  await page.addInitScript(() => {
+    window.violations = [];
+    document.addEventListener('securitypolicyviolation', (event) => window.violations.push(`${event.violatedDirective} ${event.blockedURI}`));
+  });
+  return { context, page, noted };
+}
+
+const column = (page, name) => page.locator(`#lanes > tbody > tr:not(.tenants) > td[data-name="${name}"]`);
+const until = (page, test, arg) => page.waitForFunction(test, arg, { timeout: 20_000 });
+const queued = async (page) => Number(await column(page, 'Queued').innerText());
+
+async function isAccessible(page) {
+  await page.evaluate(AXE);
+  const { violations } = await page.evaluate(() => window.axe.run());
+  assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]), []);
+}
+
+async function looks(page, name, scheme, width) {
+  await page.emulateMedia({ colorScheme: scheme });
+  await page.setViewportSize({ width, height: 900 });
+  await isAccessible(page);
+  const [needs, has] = await page.evaluate(() => [document.documentElement.scrollWidth, window.innerWidth]);
+  assert.ok(needs <= has, `${name} is ${needs} wide, on ${has}`);
+  await page.screenshot({ path: join(SCREENSHOTS, `${name}.png`), fullPage: true });
+}
+
+async function all(browser, sim, gate) {
+  const origin = gate.admin;
+  const { context, page, noted } = await open(browser, origin);
+  const answers = [];
+  const send = (count) => answers.push(...crowd(gate.proxy, count));
+  const faults = (rules) => fetch(`${sim.url}/__faults`, { method: 'POST', body: JSON.stringify(rules) });
+  const arrivals = async () => (await (await fetch(`${sim.url}/__arrivals`)).json()).length;
+  const button = (name) => page.getByRole('button', { name, exact: true });
+
+  await step('an idle Flowgate is shown', async () => {
+    await page.goto(`${origin}/`);
+    await until(page, () => document.getElementById('link').textContent === 'Live');
+    assert.match(await page.locator('#lanes-note').innerText(), /No lane/);
+    assert.match(await page.locator('#troubles').innerText(), /All is well/);
+    assert.match(await page.locator('#state').innerText(), /serving/);
+    await isAccessible(page);
+  });
+
+  await step('a lane comes with its first call, and stays for a while when it is forgotten', async () => {
+    send(1);
+    await until(page, () => document.querySelector('#lanes tbody tr:not(.idle)') !== null);
+    await until(page, () => document.querySelector('#lanes tr.idle') !== null);
+    assert.equal(await column(page, 'Queued').innerText(), '0');
+  });
+
+  await step('a load runs and the numbers move', async () => {
+    send(70);
+    await until(page, () => document.querySelector('td[data-name="Queued"]')?.textContent > 10);
+    const before = await queued(page);
+    await until(page, (before) => Number(document.querySelector('td[data-name="Queued"]').textContent) <= before - 10, before);
+    const granted = Number(await column(page, 'Granted per second').innerText());
+    assert.ok(granted >= 3.5 && granted <= 6.5, `${granted} granted per second, of 5`);
+    const points = await page.locator('.spark polyline').first().getAttribute('points');
+    assert.ok(points.split(' ').length >= 2, points);
+    assert.match(await column(page, 'Rate, of limit').innerText(), /^4\.\d+ of 5$/);
+    assert.match(await column(page, 'Oldest wait').innerText(), /^\d+(\.\d)? s$/);
+  });
+
+  await step('tenants and last calls are shown, and hostile names stay text', async () => {
+    await button('acme / CreateFlow').click();
+    await until(page, (name) => document.querySelector('tr.tenants').textContent.includes(name), HOSTILE);
+    await until(page, (name) => document.querySelector('#calls td[data-name="Flow"]')?.textContent.startsWith(name), HOSTILE);
+    const made = await page.evaluate(() => [document.querySelectorAll('img, b, script:not([src])').length, window.hit]);
+    assert.deepEqual(made, [0, undefined]);
+    assert.equal(await page.locator('tr.tenants tbody tr').count(), 3);
+    assert.equal(await page.locator('#calls td[data-name="Outcome"]').first().innerText(), 'ok');
+  });
+
+  await step('a throttle shows, with what to do', async () => {
+    await faults(['next=1,throttle,acs-retry-after=8000']);
+    await until(page, () => document.querySelector('td[data-name="Pause"]').textContent.startsWith('throttled'));
+    const link = page.getByRole('link', { name: 'ThrottledUnderRate' });
+    assert.match(await link.getAttribute('href'), /docs\/runbook\.md#throttledunderrate$/);
+    assert.match(await page.title(), /^\(\d\) Flowgate$/);
+  });
+
+  await step('it is readable, light, dark and narrow, and fits', async () => {
+    await looks(page, 'light', 'light', 1280);
+    await looks(page, 'dark', 'dark', 1280);
+    await looks(page, 'narrow-light', 'light', 390);
+    await looks(page, 'narrow-dark', 'dark', 390);
+    await page.emulateMedia({ colorScheme: 'light' });
+    await page.setViewportSize({ width: 1280, height: 900 });
+  });
+
+  await step('a wrong token orders nothing', async () => {
+    await until(page, () => document.querySelector('td[data-name="Pause"]').textContent === '');
+    await button('Pause acme / CreateFlow').click();
+    await page.getByLabel(/^Token/).last().fill('not-the-token');
+    await page.locator('#ask-do').click();
+    await until(page, () => document.getElementById('ask-error').textContent === 'That is not the token.');
+    assert.deepEqual(noted.errors.splice(0).map((text) => text.includes('401')), [true]);
+    await isAccessible(page);
+    await page.screenshot({ path: join(SCREENSHOTS, 'order.png') });
+  });
+
+  await step('the pause button pauses, and the token is asked for once', async () => {
+    await page.getByLabel(/^Token/).last().fill(TOKEN);
+    await page.keyboard.press('Enter');
+    await until(page, () => document.querySelector('td[data-name="Pause"]').textContent === 'by an operator, until resumed');
+    const before = await arrivals();
+    send(5);
+    await until(page, () => document.querySelector('td[data-name="Granted per second"]').textContent === '0.0');
+    assert.equal(await arrivals(), before);
+    await button('Resume acme / CreateFlow').click();
+    assert.equal(await page.locator('#ask-token-row').isHidden(), true);
+    await page.locator('#ask-do').click();
+    await until(page, () => document.querySelector('td[data-name="Pause"]').textContent === '');
+    await until(page, () => document.querySelector('td[data-name="Granted per second"]').textContent > 0);
+    assert.ok(await arrivals() > before);
+  });
+
+  await step('flush answers who waits', async () => {
+    send(40);
+    await until(page, () => document.querySelector('td[data-name="Queued"]').textContent > 20);
+    await button('Flush acme / CreateFlow').click();
+    await page.locator('#ask-do').click();
+    const ends = await Promise.all(answers);
+    const flushed = ends.filter(({ code }) => code === 'System.LimitControl');
+    assert.ok(flushed.length >= 10 && flushed.every(({ status, retryAfter }) => status === 400 && retryAfter > 0), JSON.stringify(flushed));
+    assert.equal(ends.filter(({ code }) => code === 'OK').length, ends.length - flushed.length);
+    await until(page, () => document.getElementById('troubles').textContent.includes('CallsRefused'));
+    const metrics = await (await fetch(`${origin}/metrics`)).text();
+    for (const action of ['pause', 'resume', 'flush']) assert.ok(metrics.includes(`flowgate_operator_actions_total{action="${action}"} 1\n`), action);
+  });
+
+  await step('nothing is kept, nothing leaves, nothing is broken', async () => {
+    const kept = await page.evaluate(() => [localStorage.length, sessionStorage.length, document.cookie, location.href, window.violations]);
+    assert.deepEqual(kept, [0, 0, '', `${origin}/`, []]);
+    assert.deepEqual(noted, { errors: [], foreign: [] });
+    assert.deepEqual(await context.cookies(), []);
+  });
+
+  await step('beyond loopback it asks for the token before it shows anything', async () => {
+    const { page, noted } = await open(browser, origin, { viewport: { width: 390, height: 700 } });
+    // What the admin port answers there; a test binds loopback only.
+    await page.route('**/events', (route) => (route.request().headers().authorization === `Bearer ${TOKEN}` ? route.continue() : route.fulfill({ status: 401, body: 'no\n' })));
+    await page.goto(`${origin}/`);
+    await page.locator('#gate-token').waitFor();
+    await page.screenshot({ path: join(SCREENSHOTS, 'token.png') });
+    await page.locator('#gate-token').fill('wrong');
+    await page.keyboard.press('Enter');
+    await until(page, () => document.getElementById('gate-error').textContent !== '');
+    await page.locator('#gate-token').fill(TOKEN);
+    await page.keyboard.press('Enter');
+    await until(page, () => document.getElementById('link').textContent === 'Live');
+    assert.deepEqual([noted.errors.every((text) => text.includes('401')), noted.foreign], [true, []]);
+    await page.close();
+  });
+
+  await step('a drain ends the stream, and the page says that what it shows is old', async () => {
+    gate.child.kill('SIGTERM');
+    assert.equal(await gate.ended, 0);
+    await until(page, () => document.getElementById('link').textContent.startsWith('Not connected'));
+  });
+}
+
+mkdirSync(SCREENSHOTS, { recursive: true });
+let browser;
+try {
+  const sim = await simulator();
+  const gate = await flowgate(sim.url);
+  browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: FLAGS });
+  await all(browser, sim, gate);
+} catch (error) {
+  failed += 1;
+  console.log(`FAILED  ${error.stack}`);
+} finally {
+  await browser?.close();
+  for (const child of children) child.kill('SIGKILL');
+  rmSync(folder, { recursive: true });
+}
+console.log(`page: ${failed ? `${failed} failed` : 'all passed'}`);
+process.exitCode = failed ? 1 : 0;
