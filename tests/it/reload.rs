@@ -113,8 +113,8 @@ async fn what_only_a_restart_can_change_is_said() {
 async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, &format!("{}{HOLD}", team(""))).await;
-    let (theirs, own) = (together(&flowgate, 10, TEAM), together(&flowgate, 10, OWN));
-    Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 10.0).await;
+    let (theirs, own) = (together(&flowgate, 30, TEAM), together(&flowgate, 10, OWN));
+    Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 30.0).await;
     flowgate.write(&format!("{ACME}{}{HOLD}", team("disabled = true")));
     flowgate.signal("-HUP").await;
     let theirs = theirs.join_all().await;
@@ -123,7 +123,7 @@ async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
     assert!(refused.iter().all(|reply| (reply.status, reply.code().as_str()) == (403, "Flowgate.Forbidden")));
     assert!(own.join_all().await.iter().all(|reply| reply.status == 200));
     let report = sim.report();
-    assert_eq!((report.created as usize, report.worst_window), (20 - refused.len(), 5));
+    assert_eq!((report.created as usize, report.worst_window), (40 - refused.len(), 5));
 }
 
 #[tokio::test]
