@@ -102,3 +102,45 @@ fn every_test_and_file_that_the_security_page_names_is_there() {
     }
     assert!(tests > 30, "{tests}");
 }
+
+/// The text without what stands between fences.
+fn prose(page: &str) -> String {
+    page.split("```").step_by(2).collect()
+}
+
+/// As GitHub makes it of a heading.
+fn anchor(heading: &str) -> String {
+    let kept = |char: char| match char {
+        ' ' => Some('-'),
+        char if char.is_alphanumeric() || "-_".contains(char) => Some(char),
+        _ => None,
+    };
+    heading.to_lowercase().chars().filter_map(kept).collect()
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "benches/README.md"];
+    let mut links = 0;
+    for page in files("docs", ".md").into_iter().chain(pages.map(str::to_owned)) {
+        let text = prose(&read(&page));
+        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if target.contains("://") {
+                continue;
+            }
+            let (file, section) = target.split_once('#').unwrap_or((target, ""));
+            let folder = root.join(&page).parent().unwrap().to_owned();
+            let place = if file.is_empty() { root.join(&page) } else { folder.join(file) };
+            assert!(place.exists(), "{page}: {target}");
+            if !section.is_empty() {
+                let there = prose(&std::fs::read_to_string(&place).unwrap());
+                let mut headings = there.lines().filter(|line| line.starts_with('#'));
+                let is_there = headings.any(|line| anchor(line.trim_start_matches('#').trim()) == section);
+                assert!(is_there, "{page}: {target}");
+            }
+            links += 1;
+        }
+    }
+    assert!(links > 40, "{links}");
+}
