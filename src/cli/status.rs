@@ -60,9 +60,18 @@ struct Lane {
     oldest_wait_seconds: f64,
     predicted_wait_seconds: f64,
     pause_remaining_seconds: f64,
+    /// While an operator has the lane pause.
+    operator_pause: Option<OperatorPause>,
     tenants: Vec<Tenant>,
     /// While Flowgate only observes.
     shadow: Option<Shadow>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct OperatorPause {
+    /// None: until it is resumed.
+    remaining_seconds: Option<f64>,
 }
 
 #[derive(Default, Deserialize)]
@@ -176,6 +185,15 @@ impl Lane {
         self.shadow.as_ref().map_or(self.queued, |shadow| shadow.queued)
     }
 
+    /// An operator's pause is told from CAMS's.
+    fn pause(&self) -> String {
+        match &self.operator_pause {
+            None => seconds(self.pause_remaining_seconds),
+            Some(OperatorPause { remaining_seconds: None }) => "ordered".to_owned(),
+            Some(OperatorPause { remaining_seconds: Some(left) }) => format!("ordered {}", seconds(*left)),
+        }
+    }
+
     fn row(&self) -> [String; 8] {
         let wait = self.shadow.as_ref().map_or(self.predicted_wait_seconds, |shadow| shadow.predicted_wait_seconds);
         [
@@ -184,7 +202,7 @@ impl Lane {
             self.waiting().to_string(),
             seconds(self.oldest_wait_seconds),
             seconds(wait),
-            seconds(self.pause_remaining_seconds),
+            self.pause(),
             per_second(self.effective_per_second),
             per_second(self.limit_per_second),
         ]
@@ -252,6 +270,16 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
         assert_eq!(table.lines().next(), Some(summary));
         assert!(table.contains("CreateFlow  7       -       1.5s"), "{table}");
         assert_eq!(table_of("{}", true).lines().count(), 1);
+    }
+
+    #[test]
+    fn an_operators_pause_is_told_from_cams_own() {
+        for (ordered, shown) in [("null", "2.0s"), ("{}", "ordered"), (r#"{"remaining_seconds":1.5}"#, "ordered 1.5s")]
+        {
+            let lane = format!(r#"{{"lanes":[{{"pause_remaining_seconds":2,"operator_pause":{ordered}}}]}}"#);
+            let table = table_of(&lane, false);
+            assert!(table.lines().last().is_some_and(|row| row.contains(&format!("  {shown}  "))), "{table}");
+        }
     }
 
     #[test]
