@@ -114,6 +114,12 @@ pub(crate) struct Claimant {
 // === impl Outcome ===
 
 impl Outcome {
+    /// Each of them.
+    pub(crate) const ALL: [Self; Self::Invalid as usize + 1] = {
+        use Outcome::*;
+        [Ok, UpstreamError, Throttled, Refused, Unknown, Unreachable, Cancelled, Invalid]
+    };
+
     /// The metric label.
     pub(crate) fn label(self) -> &'static str {
         match self {
@@ -132,6 +138,35 @@ impl Outcome {
 // === impl Kind ===
 
 impl Kind {
+    /// Each of them.
+    pub(crate) const ALL: [Self; Self::Internal as usize + 1] = {
+        use Kind::*;
+        [
+            WaitTooLong,
+            HoldExpired,
+            QueueFull,
+            Flushed,
+            Draining,
+            StoreUnavailable,
+            UpstreamUnreachable,
+            OutcomeUnknown,
+            SignedHostMismatch,
+            SignatureDoesNotMatch,
+            IncompleteSignature,
+            UnknownAccessKey,
+            TimestampExpired,
+            NonceUsed,
+            AccountCredentials,
+            Forbidden,
+            BadRequest,
+            TooLarge,
+            BodyTimeout,
+            Connect,
+            ForeignHost,
+            Internal,
+        ]
+    };
+
     /// `Code` of the answer.
     pub(crate) fn code(self) -> &'static str {
         self.facts().1

@@ -1,42 +1,44 @@
 //! Every metric that Prometheus scrapes, as the fields of one struct; each help text is the field's meaning. Names are
-//! prefixed `flowgate_`, in base units, and every label value comes from a closed set: accounts from the configuration
-//! (else `unknown`), actions that are limited or documented (else `other`), codes from a fixed list (else `other`).
+//! prefixed `flowgate_`, in base units, and every label value comes from a closed set: accounts and clients from the
+//! configuration (else `unknown` and `unverified`), actions that are limited or documented (else `other`), codes from a
+//! fixed list (else `other`). docs/metrics.md is made from them.
 //!
 //! What is a state and not an event (queue lengths, waits, pauses, rates) is read from the lanes when somebody scrapes,
 //! so a cancelled call cannot leave a gauge behind.
 
 mod config;
+mod families;
 mod journal;
+pub(crate) mod labels;
 mod lanes;
 mod store;
 
 use std::time::Duration;
 
-use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
-};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::error::{Outcome, Refusal};
 use crate::flow::queue::LaneView;
 use crate::metrics::config::ConfigMetrics;
 pub(crate) use crate::metrics::config::Reload;
+use crate::metrics::families::Families;
 use crate::metrics::journal::JournalMetrics;
 use crate::metrics::lanes::LaneGauges;
 use crate::metrics::store::StoreMetrics;
 
 /// All metrics of one process.
 pub(crate) struct Metrics {
-    registry: Registry,
+    families: Families,
     requests: IntCounterVec,
     refused: IntCounterVec,
     attempts: IntCounterVec,
     throttled: IntCounterVec,
     queue_wait: HistogramVec,
     upstream: HistogramVec,
+    pauses: HistogramVec,
     tokens: IntCounterVec,
+    client_turns: IntCounterVec,
     cancelled: IntCounterVec,
     shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
@@ -97,49 +99,44 @@ const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 impl Metrics {
     pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let r = &registry;
+        let r = Families::new();
         let call = &["account", "action"];
-        let count = |name, help, labels: &[&str]| counter(r, name, help, labels);
         let attempts = "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.";
         let throttled = "Attempts that CAMS refused by throttling, by its code and where it said so.";
+        let wait = "From a call's arrival to its first turn.";
+        let pauses = "Pauses after a throttle, by how long each was to last when it began.";
         let tokens = "Tokens granted, spent and returned; granted = spent + returned + held.";
+        let turns = "Turns that a client's calls of limited actions got: how much of the quota is whose.";
+        let cancelled = "Callers that hung up, by where their call was.";
         let shadow = "Calls while Flowgate only observes, by what the limit would have done to them.";
-        let metrics = Self {
-            requests: count("requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
-            refused: count("refused_total", "Calls that Flowgate answered by itself, by why.", &["account", "reason"]),
-            attempts: count("attempts_total", attempts, &["account", "action", "status", "code"]),
-            throttled: count("throttled_total", throttled, &["account", "code", "source"]),
-            queue_wait: histogram(
-                r,
-                "queue_wait_seconds",
-                "From a call's arrival to its first turn.",
-                call,
-                WAIT_BUCKETS,
+        let checks = "Checks of callers' signatures, by result.";
+        let orders = "Orders that operators gave to lanes.";
+        Self {
+            requests: r.counter("requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
+            refused: r.counter(
+                "refused_total",
+                "Calls that Flowgate answered by itself, by why.",
+                &["account", "reason"],
             ),
-            upstream: histogram(r, "upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
-            tokens: count("tokens_total", tokens, &["account", "event"]),
-            cancelled: count(
-                "cancelled_total",
-                "Callers that hung up, by where their call was.",
-                &["account", "stage"],
-            ),
-            shadow_decisions: count("shadow_decisions_total", shadow, &["account", "action", "decision"]),
-            signature_checks: count("signature_checks_total", "Checks of callers' signatures, by result.", &["result"]),
-            operator_actions: count("operator_actions_total", "Orders that operators gave to lanes.", &["action"]),
-            in_flight: gauge(r, "in_flight", "Attempts that are under way.", call),
-            connections: ConnectionMetrics::new(r),
-            config: ConfigMetrics::new(r),
-            lanes: LaneGauges::new(r),
+            attempts: r.counter("attempts_total", attempts, &["account", "action", "status", "code"]),
+            throttled: r.counter("throttled_total", throttled, &["account", "code", "source"]),
+            queue_wait: r.histogram("queue_wait_seconds", wait, call, WAIT_BUCKETS),
+            upstream: r.histogram("upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
+            pauses: r.histogram("pause_seconds", pauses, call, WAIT_BUCKETS),
+            tokens: r.counter("tokens_total", tokens, &["account", "event"]),
+            client_turns: r.counter("client_turns_total", turns, &["account", "client"]),
+            cancelled: r.counter("cancelled_total", cancelled, &["account", "stage"]),
+            shadow_decisions: r.counter("shadow_decisions_total", shadow, &["account", "action", "decision"]),
+            signature_checks: r.counter("signature_checks_total", checks, &["result"]),
+            operator_actions: r.counter("operator_actions_total", orders, &["action"]),
+            in_flight: r.gauge("in_flight", "Attempts that are under way.", call),
+            connections: ConnectionMetrics::new(&r),
+            config: ConfigMetrics::new(&r),
+            lanes: LaneGauges::new(&r),
             store: StoreMetrics::new(),
             journal: JournalMetrics::new(),
-            registry: registry.clone(),
-        };
-        describe_process(r);
-        ["pause", "resume", "flush"]
-            .iter()
-            .for_each(|action| drop(metrics.operator_actions.with_label_values(&[*action])));
-        metrics
+            families: describe_process(r),
+        }
     }
 
     /// The counters of one account's tokens.
@@ -170,9 +167,19 @@ impl Metrics {
         self.throttled.with_label_values(&[account, code, source]).inc();
     }
 
+    /// A lane pauses for so long.
+    pub(crate) fn paused(&self, account: &str, action: &str, pause: Duration) {
+        self.pauses.with_label_values(&[account, action]).observe(pause.as_secs_f64());
+    }
+
     /// A call got its turn after `waited`.
     pub(crate) fn waited(&self, account: &str, action: &str, waited: Duration) {
         self.queue_wait.with_label_values(&[account, action]).observe(waited.as_secs_f64());
+    }
+
+    /// A client's call of a limited action got a turn.
+    pub(crate) fn client_turn(&self, account: &str, client: &str) {
+        self.client_turns.with_label_values(&[account, client]).inc();
     }
 
     /// A caller hung up while its call was at `stage`: `queued` or `in_flight`.
@@ -207,62 +214,31 @@ impl Metrics {
         self.lanes.queued_bytes.set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));
         self.lanes.unverified_bytes.set(i64::try_from(bytes.unverified).unwrap_or(i64::MAX));
         self.lanes.set(lanes);
-        let mut text = String::new();
-        TextEncoder::new()
-            .encode_utf8(&self.registry.gather(), &mut text)
-            .expect("metrics that were registered can be encoded");
-        text
+        self.families.render()
     }
 }
 
 // === impl ConnectionMetrics ===
 
 impl ConnectionMetrics {
-    fn new(r: &Registry) -> Self {
+    fn new(r: &Families) -> Self {
         let help = "Connections that ended with an error or were turned away, by kind.";
         let expiry = "When the certificate ends that Flowgate shows, by where, in seconds since 1970.";
         Self {
-            open: single(r, "connections", "Open connections."),
-            errors: counter(r, "connection_errors_total", help, &["kind"]),
-            certificate_expiry: gauge(r, "certificate_expiry_timestamp_seconds", expiry, &["name"]),
+            open: r.only_gauge("connections", "Open connections."),
+            errors: r.counter("connection_errors_total", help, &["kind"]),
+            certificate_expiry: r.gauge("certificate_expiry_timestamp_seconds", expiry, &["name"]),
         }
     }
 }
 
 /// The build, and what the system knows of the process.
-fn describe_process(r: &Registry) {
-    let build = gauge(r, "build_info", "Always 1; the version is the label.", &["version"]);
+fn describe_process(r: Families) -> Families {
+    let build = r.gauge("build_info", "Always 1; the version is the label.", &["version"]);
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-    let process = Box::new(ProcessCollector::for_self());
-    r.register(process).expect("every metric is registered once");
+    r.add(Box::new(ProcessCollector::for_self()));
+    r
 }
 
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(name, help).namespace("flowgate")
-}
-
-fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -> C {
-    registry.register(Box::new(collector.clone())).expect("every metric is registered once");
-    collector
-}
-
-fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(registry, IntCounterVec::new(opts(name, help), labels).expect("a valid name"))
-}
-
-fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    register(registry, IntGaugeVec::new(opts(name, help), labels).expect("a valid name"))
-}
-
-fn single(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::with_opts(opts(name, help)).expect("a valid name"))
-}
-
-fn seconds(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
-    register(registry, GaugeVec::new(opts(name, help), labels).expect("a valid name"))
-}
-
-fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-    let opts = HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() };
-    register(registry, HistogramVec::new(opts, labels).expect("a valid name"))
-}
+#[cfg(test)]
+mod tests;

@@ -66,7 +66,7 @@ impl Parts {
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
         let metrics = Arc::new(Metrics::new());
-        metrics.credentials(&config.accounts);
+        metrics.accounts(&config.accounts);
         let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
         let quota = config
             .quota
@@ -115,7 +115,7 @@ impl Parts {
         if let Some(trust) = trust {
             self.upstream.trust(trust);
         }
-        self.metrics.credentials(&settings.config.accounts);
+        self.metrics.accounts(&settings.config.accounts);
         telemetry::set_level(settings.config.log.level);
     }
 

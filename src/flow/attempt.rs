@@ -18,7 +18,7 @@ use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
 use crate::flow::queue::{Receipt, Turn};
 use crate::flow::record::capped;
 use crate::journal::Note;
-use crate::metrics;
+use crate::metrics::{self, labels};
 use crate::parts::Parts;
 
 /// What came of an attempt.
@@ -128,8 +128,8 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
 fn count(parts: &Parts, operation: &Operation, (answer, verdict): (Option<&Answer>, &Verdict), sent_at: Instant) {
     let (account, action) = (operation.account_label(), operation.action_label());
     let code = match verdict {
-        Verdict::Unknown { .. } => "unknown",
-        known => judge::code_label(known.code()),
+        Verdict::Unknown { .. } => labels::UNKNOWN,
+        known => labels::code(known.code()),
     };
     let status = answer.map_or("none".into(), |answer| answer.status.as_str().to_owned());
     let attempt = metrics::Attempt { account, action, status: &status, code };

@@ -34,38 +34,7 @@ const CREDENTIAL_CODES: &[&str] = &[
     "SecurityTokenExpired",
 ];
 
-/// The codes that have a label of their own in metrics.
-const LABELLED_CODES: &[&str] = &[
-    "OK",
-    "System.LimitControl",
-    "Throttling",
-    "Throttling.User",
-    "Throttling.Api",
-    "Throttling.System",
-    "Product.Unsubscript",
-    "Ram.PermissionDeny",
-    "Unknown.ResourceOwnerId",
-    "isv.BUSINESS_LIMIT_CONTROL",
-    "SignatureDoesNotMatch",
-    "SignatureNonceUsed",
-    "IncompleteSignature",
-    "InvalidAccessKeyId.NotFound",
-    "InvalidAccessKeyId.Inactive",
-    "InvalidSecurityToken.Expired",
-    "InvalidSecurityToken.Malformed",
-    "InvalidTimeStamp.Expired",
-    "InvalidTimeStamp.Format",
-    "InvalidApi.NotFound",
-    "InvalidAction.NotFound",
-    "InvalidVersion",
-    "InvalidProduct.NotFound",
-    "Forbidden.RAM",
-    "NoPermission",
-    "ServiceUnavailable",
-    "InternalError",
-];
-
-/// The label of every other code, and the code of an answer whose own is not known.
+/// The code of an answer whose own is not known.
 const OTHER: &str = "other";
 
 /// What happened to one attempt.
@@ -157,11 +126,6 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
         None if context.limited => Verdict::Unknown { reason: "an answer that is not in CAMS's shape" },
         summary => by_status(status, summary),
     }
-}
-
-/// The label of a code in metrics: itself if it is known, else `other`.
-pub(crate) fn code_label(code: &str) -> &'static str {
-    LABELLED_CODES.iter().copied().find(|known| *known == code).unwrap_or(OTHER)
 }
 
 /// Why an answer is nobody's: CAMS neither redirects nor switches protocols, compresses only when asked and always says

@@ -108,6 +108,9 @@ impl Record {
 
     /// Its turn came, so long after it arrived.
     pub(crate) fn turn(&mut self, age: Duration) {
+        if let Some(operation) = self.operation.as_deref().filter(|operation| operation.limit.is_some()) {
+            self.parts.metrics.client_turn(operation.account_label(), operation.client.as_str());
+        }
         if self.waited.replace(age).is_none() {
             let (account, action) = self.labels();
             self.parts.metrics.waited(account, action, age);

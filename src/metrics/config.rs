@@ -3,10 +3,12 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::{counter, gauge, single};
+use super::families::Families;
 use crate::config::Account;
+use crate::error::Kind;
+use crate::flow::classify::UNKNOWN_ACCOUNT;
 
 /// What is seen of the configuration.
 pub(super) struct ConfigMetrics {
@@ -34,18 +36,17 @@ pub(super) fn seconds(time: SystemTime) -> i64 {
 
 impl ConfigMetrics {
     /// The configuration of the start was read, or there would be no metrics.
-    pub(super) fn new(r: &Registry) -> Self {
+    pub(super) fn new(r: &Families) -> Self {
         let help = "1 while the configuration could be read the last time that it was tried.";
-        let successful = single(r, "config_last_reload_successful", help);
+        let successful = r.only_gauge("config_last_reload_successful", help);
         let help = "When the configuration that holds was read, in seconds since 1970.";
-        let succeeded_at = single(r, "config_last_reload_success_timestamp_seconds", help);
+        let succeeded_at = r.only_gauge("config_last_reload_success_timestamp_seconds", help);
         let reloads =
-            counter(r, "config_reloads_total", "Reloads of the configuration, by what became of them.", &["result"]);
+            r.counter("config_reloads_total", "Reloads of the configuration, by what became of them.", &["result"]);
         let help = "When an account's temporary credentials end, in seconds since 1970.";
-        let credentials_end = gauge(r, "credentials_expiry_timestamp_seconds", help, &["account"]);
+        let credentials_end = r.gauge("credentials_expiry_timestamp_seconds", help, &["account"]);
         successful.set(1);
         succeeded_at.set(seconds(SystemTime::now()));
-        ["done", "refused"].iter().for_each(|result| drop(reloads.with_label_values(&[*result])));
         Self { successful, succeeded_at, reloads, credentials_end }
     }
 }
@@ -67,8 +68,13 @@ impl super::Metrics {
         }
     }
 
-    /// These accounts are there now.
-    pub(crate) fn credentials(&self, accounts: &[Account]) {
+    /// These accounts are there now. What somebody is told of at its first time begins at zero.
+    pub(crate) fn accounts(&self, accounts: &[Account]) {
+        for account in accounts.iter().map(|account| account.id.as_str()).chain([UNKNOWN_ACCOUNT]) {
+            [Kind::OutcomeUnknown, Kind::AccountCredentials]
+                .iter()
+                .for_each(|kind| drop(self.refused.with_label_values(&[account, kind.label()])));
+        }
         let ends = &self.config.credentials_end;
         ends.reset();
         for account in accounts {

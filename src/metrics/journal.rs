@@ -1,9 +1,9 @@
 //! What is seen of the journal. Nothing of it is on the page when there is none.
 
 use prometheus::core::Collector;
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{IntCounter, IntGauge};
 
-use super::opts;
+use super::families::{Families, opts};
 
 /// What is seen of the journal.
 pub(super) struct JournalMetrics {
@@ -24,11 +24,9 @@ impl JournalMetrics {
         }
     }
 
-    fn register(&self, registry: &Registry) {
+    fn register(&self, families: &Families) {
         let collectors: [Box<dyn Collector>; 2] = [Box::new(self.up.clone()), Box::new(self.errors.clone())];
-        for collector in collectors {
-            registry.register(collector).expect("a process has one journal");
-        }
+        collectors.into_iter().for_each(|collector| families.add(collector));
     }
 }
 
@@ -36,7 +34,7 @@ impl super::Metrics {
     /// There is a journal: its metrics are on the page from now on.
     pub(crate) fn has_journal(&self) {
         self.journal.up.set(1);
-        self.journal.register(&self.registry);
+        self.journal.register(&self.families);
     }
 
     /// Whether the journal can be written.

@@ -1,9 +1,9 @@
 //! What the lanes say when somebody scrapes: read from them at that moment, so nothing is left behind.
 
 use parking_lot::Mutex;
-use prometheus::{GaugeVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{GaugeVec, IntGauge, IntGaugeVec};
 
-use super::{gauge, seconds, single};
+use super::families::Families;
 use crate::flow::queue::LaneView;
 
 /// What the lanes say when somebody scrapes.
@@ -16,6 +16,7 @@ pub(super) struct LaneGauges {
     queued: IntGaugeVec,
     oldest_wait: GaugeVec,
     predicted_wait: GaugeVec,
+    hold_used: GaugeVec,
     pause_remaining: GaugeVec,
     rate_limit: GaugeVec,
     tokens_held: IntGaugeVec,
@@ -24,30 +25,27 @@ pub(super) struct LaneGauges {
 // === impl LaneGauges ===
 
 impl LaneGauges {
-    pub(super) fn new(r: &Registry) -> Self {
+    pub(super) fn new(r: &Families) -> Self {
         let call = &["account", "action"];
+        let hold = "The largest part that a waiting call has used of the time that it may wait, from 0 to 1.";
+        let pause = "What is left of a pause, after a throttle or by an operator.";
         let bytes = "Bytes of the bodies of calls that wait or are under way.";
         Self {
             scrape: Mutex::new(()),
-            upstream_up: single(r, "upstream_up", "1 while CAMS can be reached, as the latest connections showed."),
-            queued_bytes: single(r, "queued_bytes", bytes),
-            unverified_bytes: single(r, "unverified_bytes", "Bytes of bodies whose callers are not verified yet."),
-            queued: gauge(r, "queued", "Calls that wait for their turn.", call),
-            oldest_wait: seconds(r, "oldest_wait_seconds", "How long the longest waiting call has waited.", call),
-            predicted_wait: seconds(r, "predicted_wait_seconds", "What a call that came now would wait.", call),
-            pause_remaining: seconds(
-                r,
-                "pause_remaining_seconds",
-                "What is left of a pause, after a throttle or by an operator.",
-                call,
-            ),
-            rate_limit: seconds(
-                r,
+            upstream_up: r.only_gauge("upstream_up", "1 while CAMS can be reached, as the latest connections showed."),
+            queued_bytes: r.only_gauge("queued_bytes", bytes),
+            unverified_bytes: r.only_gauge("unverified_bytes", "Bytes of bodies whose callers are not verified yet."),
+            queued: r.gauge("queued", "Calls that wait for their turn.", call),
+            oldest_wait: r.fraction("oldest_wait_seconds", "How long the longest waiting call has waited.", call),
+            predicted_wait: r.fraction("predicted_wait_seconds", "What a call that came now would wait.", call),
+            hold_used: r.fraction("hold_used_ratio", hold, call),
+            pause_remaining: r.fraction("pause_remaining_seconds", pause, call),
+            rate_limit: r.fraction(
                 "rate_limit",
                 "Calls per second: configured, and effective as learned from throttle refusals.",
                 &["account", "action", "kind"],
             ),
-            tokens_held: gauge(r, "tokens_held", "Tokens granted and neither spent nor returned.", call),
+            tokens_held: r.gauge("tokens_held", "Tokens granted and neither spent nor returned.", call),
         }
     }
 
@@ -64,6 +62,7 @@ impl LaneGauges {
             self.tokens_held.with_label_values(&call).add(i64::from(lane.tokens_held));
             longest(&self.oldest_wait, lane.oldest_wait_seconds);
             longest(&self.predicted_wait, lane.predicted_wait_seconds);
+            longest(&self.hold_used, lane.hold_used);
             longest(&self.pause_remaining, lane.pause_remaining_seconds);
             let rate = |kind| self.rate_limit.with_label_values(&[call[0], call[1], kind]);
             rate("configured").set(lane.limit_per_second);
@@ -75,7 +74,7 @@ impl LaneGauges {
     fn reset(&self) {
         self.queued.reset();
         self.tokens_held.reset();
-        [&self.oldest_wait, &self.predicted_wait, &self.pause_remaining, &self.rate_limit]
+        [&self.oldest_wait, &self.predicted_wait, &self.hold_used, &self.pause_remaining, &self.rate_limit]
             .into_iter()
             .for_each(GaugeVec::reset);
     }

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge};
 
-use super::opts;
+use super::families::{Families, opts};
 
 /// What is seen of the store.
 pub(super) struct StoreMetrics {
@@ -38,7 +38,7 @@ impl StoreMetrics {
         }
     }
 
-    pub(super) fn register(&self, registry: &Registry) {
+    pub(super) fn register(&self, families: &Families) {
         let collectors: [Box<dyn Collector>; 5] = [
             Box::new(self.up.clone()),
             Box::new(self.degraded.clone()),
@@ -46,16 +46,14 @@ impl StoreMetrics {
             Box::new(self.seconds.clone()),
             Box::new(self.errors.clone()),
         ];
-        for collector in collectors {
-            registry.register(collector).expect("a process has one store");
-        }
+        collectors.into_iter().for_each(|collector| families.add(collector));
     }
 }
 
 impl super::Metrics {
     /// There is a store: its metrics are on the page from now on.
     pub(crate) fn has_store(&self) {
-        self.store.register(&self.registry);
+        self.store.register(&self.families);
     }
 
     /// Whether the store answers.

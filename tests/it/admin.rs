@@ -65,7 +65,12 @@ async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
         assert_eq!(metrics.get(&rate), expected);
     }
     assert!(metrics.get("flowgate_predicted_wait_seconds{account=\"acme\",action=\"CreateFlow\"}") > 1.0);
+    let used = metrics.get("flowgate_hold_used_ratio{account=\"acme\",action=\"CreateFlow\"}");
+    assert!(used > 0.0 && used < 1.0, "{used}");
+    assert_eq!(metrics.get("flowgate_pause_seconds_count{account=\"acme\",action=\"CreateFlow\"}"), 1.0);
     assert_eq!(calling.await.unwrap().status, 200);
+    let turns = "flowgate_client_turns_total{account=\"acme\",client=\"LTAI***-1\"}";
+    assert_eq!(world.metrics().await.get(turns), 2.0, "one for each attempt");
 }
 
 #[tokio::test]

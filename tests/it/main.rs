@@ -26,6 +26,7 @@ mod holds;
 mod journal;
 mod journey;
 mod observe;
+mod prometheus;
 mod reload;
 mod replicas;
 mod rules;

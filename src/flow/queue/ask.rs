@@ -99,7 +99,7 @@ impl<K: Connector> Lane<K> {
             Some(view) => {
                 let is_slower = state.told(&view, &Clock::new(asked, now, view.now), now);
                 if view.new_episode {
-                    self.log_pause(&state, refused.and_then(|refused| refused.hint), now);
+                    self.note_pause(&state, refused.and_then(|refused| refused.hint), now);
                 }
                 if is_slower {
                     self.tell_late(&mut state, now);
@@ -120,9 +120,11 @@ impl<K: Connector> Lane<K> {
         self.changed.notify_one();
     }
 
-    pub(super) fn log_pause(&self, state: &State<K>, hint: Option<Duration>, now: Instant) {
+    /// A pause has begun.
+    pub(super) fn note_pause(&self, state: &State<K>, hint: Option<Duration>, now: Instant) {
         let Labels { account, action } = &self.labels;
         let pause = state.pause.remaining(now);
+        self.shared.metrics.paused(account, action, pause);
         let pace = state.learned.pace(now);
         let (gap, tokens, queued) = (pace.gap, pace.tokens, state.line.len());
         let tenants = tenants_in_words(&state.line, now);

@@ -179,9 +179,9 @@ impl<W> Line<W> {
         self.clients.values().filter_map(first).min()
     }
 
-    /// Every standing, in no order.
-    pub(crate) fn standings(&self) -> impl Iterator<Item = &Standing> {
-        self.clients.values().flat_map(|client| client.calls.values()).map(|(standing, _)| standing)
+    /// All that wait, in no order.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &(Standing, W)> {
+        self.clients.values().flat_map(|client| client.calls.values())
     }
 
     fn take(&mut self, name: &ClientId, tenant: &TenantId, place: Place) -> Option<W> {

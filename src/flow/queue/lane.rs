@@ -194,7 +194,7 @@ impl<K: Connector> Lane<K> {
             return;
         }
         if state.throttled(refused, &self.shared.rules.load().retry, now) == Episode::New {
-            self.log_pause(&state, refused.hint, now);
+            self.note_pause(&state, refused.hint, now);
         }
         self.tell_late(&mut state, now);
         self.changed.notify_one();

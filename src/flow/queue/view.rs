@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::flow::queue::fair::Line;
-use crate::flow::queue::lane::{Lane, forecast};
+use crate::flow::queue::fair::{Line, Standing};
+use crate::flow::queue::lane::{Lane, Queued, forecast};
 use crate::flow::queue::pause::Ordered;
 use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::{Connector, Queue};
@@ -29,6 +29,8 @@ pub(crate) struct LaneView {
     pub(crate) oldest_wait_seconds: f64,
     /// What a call that came now would wait.
     pub(crate) predicted_wait_seconds: f64,
+    /// The largest part that a waiting call has used of the time that it may wait.
+    pub(crate) hold_used: f64,
     pub(crate) pause_remaining_seconds: f64,
     /// While an operator has the lane pause.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,6 +120,7 @@ impl<K: Connector> Lane<K> {
             queued: state.line.len(),
             oldest_wait_seconds: oldest.as_secs_f64(),
             predicted_wait_seconds: wait.as_secs_f64(),
+            hold_used: hold_used(&state.line, now),
             pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
             operator_pause: state.pause.ordered(now).map(|ordered| OperatorPause::of(ordered, now)),
             granted: state.granted,
@@ -186,10 +189,18 @@ pub(super) fn tenants_in_words<W>(line: &Line<W>, now: Instant) -> String {
     tenants(line, now).iter().take(5).map(words).collect::<Vec<_>>().join("; ")
 }
 
+fn hold_used<K: Connector>(line: &Line<Queued<K>>, now: Instant) -> f64 {
+    let used = |(standing, queued): &(Standing, Queued<K>)| {
+        let may = queued.send_by - standing.arrived;
+        if may.is_zero() { 1.0 } else { ((now - standing.arrived).as_secs_f64() / may.as_secs_f64()).min(1.0) }
+    };
+    line.waiting().map(used).fold(0.0, f64::max)
+}
+
 fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
     let mut by_tenant = HashMap::<(_, &TenantId), (usize, Instant)>::new();
     let mut weights = HashMap::new();
-    for standing in line.standings() {
+    for (standing, _) in line.waiting() {
         weights.insert(&standing.client, f64::from(standing.weight));
         let entry = by_tenant.entry((&standing.client, &standing.tenant)).or_insert((0, standing.arrived));
         entry.0 += 1;
@@ -220,7 +231,7 @@ fn longest_first(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = Ten
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::queue::fair::{Place, Standing};
+    use crate::flow::queue::fair::Place;
     use crate::id::ClientId;
 
     #[test]

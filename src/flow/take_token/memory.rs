@@ -48,6 +48,8 @@ impl Tokens {
         let mut tokens = Self { window, away, usable: count.get(), held: 0, spent: VecDeque::new() };
         let cold = (started + away).saturating_duration_since(Instant::now());
         if !cold.is_zero() {
+            // leaky-bucket takes no interval below a millisecond.
+            let cold = cold.max(Duration::from_millis(1));
             (0..count.get()).for_each(|_| drop(tokens.start_clock(cold)));
         }
         tokens
@@ -200,6 +202,18 @@ mod tests {
         advance(AWAY - Duration::from_millis(1)).await;
         tokens.collect();
         assert_eq!(tokens.free(), 0);
+        advance(Duration::from_millis(1)).await;
+        tokens.collect();
+        assert_eq!(tokens.free(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_may_begin_in_the_last_moment_of_the_first_window() {
+        let start = Instant::now();
+        tokio::time::sleep(AWAY).await;
+        let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: Duration::from_secs(1) };
+        let mut tokens = Tokens::new(limit, GAP, start + Duration::from_micros(300));
+        assert!(!tokens.take());
         advance(Duration::from_millis(1)).await;
         tokens.collect();
         assert_eq!(tokens.free(), 5);
