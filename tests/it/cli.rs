@@ -127,7 +127,7 @@ async fn the_token_is_shown_to_the_listener_that_it_is_for() {
     let Output { status, stderr, .. } = asked.env(env[1].0, env[1].1).output().await.unwrap();
     let (code, why) = (status.code(), String::from_utf8(stderr).unwrap());
     let expected = format!(
-        "flowgate: {admin}/lanes says 401: This page is for who shows the token of listen.admin_token: Authorization: Bearer ... (--token-file)\n"
+        "flowgate: {admin}/lanes says 401: This is for who shows the token of listen.admin_token: Authorization: Bearer ... (--token-file)\n"
     );
     assert_eq!((code, why), (Some(1), expected));
     let args = ["status", "--admin", &admin, "--token-file", token.to_str().unwrap()];
