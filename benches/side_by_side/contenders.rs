@@ -93,7 +93,8 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
     let both = format!("{CONTENDER},{OTHERS}");
     let process = Process::start(if kind == Kind::RelayedOnTwo { &both } else { CONTENDER }, &command);
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    for _ in 0..20_000 {
+    // Nine thousand accounts take seconds to read.
+    for _ in 0..120_000 {
         if TcpStream::connect(address).is_ok() {
             return Some(Contender { process, address });
         }
