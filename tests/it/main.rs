@@ -33,6 +33,7 @@ mod secrets;
 mod service;
 mod shutdown;
 mod start;
+mod status;
 mod store;
 mod tidy;
 mod tls;
