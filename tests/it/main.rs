@@ -34,6 +34,7 @@ mod secrets;
 mod service;
 mod shutdown;
 mod start;
+mod status;
 mod store;
 mod tidy;
 mod tls;
