@@ -174,12 +174,12 @@ async function all(browser, sim, gate) {
   });
 
   await step('a load runs and the numbers move', async () => {
-    send(70);
+    send(90);
     await until(page, () => document.querySelector('td[data-name="Queued"]')?.textContent > 10);
     const before = await queued(page);
     await until(page, (before) => Number(document.querySelector('td[data-name="Queued"]').textContent) <= before - 10, before);
-    const granted = Number(await column(page, 'Granted per second').innerText());
-    assert.ok(granted >= 3.5 && granted <= 6.5, `${granted} granted per second, of 5`);
+    // A mean of seconds, which begins from nothing.
+    await until(page, () => Math.abs(document.querySelector('td[data-name="Granted per second"]').textContent - 5) <= 1.5);
     const points = await page.locator('.spark polyline').first().getAttribute('points');
     assert.ok(points.split(' ').length >= 2, points);
     assert.match(await column(page, 'Rate, of limit').innerText(), /^4\.\d+ of 5$/);
