@@ -121,7 +121,7 @@ impl Admin {
     fn metrics(&self) -> String {
         let Parts { metrics, queue, unverified, upstream, .. } = &*self.parts;
         let bytes = metrics::Bytes { queued: queue.bytes(), unverified: unverified.used() };
-        metrics.render(&queue.lanes(), bytes, upstream.reach() == Reach::Up)
+        metrics.render(&queue.lanes_by_label(), bytes, upstream.reach() == Reach::Up)
     }
 
     /// An upstream that is down does not make a replica unready: the others would not reach it either.

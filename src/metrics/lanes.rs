@@ -9,7 +9,7 @@ use crate::flow::queue::LaneView;
 /// What the lanes say when somebody scrapes.
 pub(super) struct LaneGauges {
     pub(super) upstream_up: IntGauge,
-    /// Two scrapes at once would add to each other's sums.
+    /// Of two scrapes at once, one would see what the other has just reset.
     pub(super) scrape: Mutex<()>,
     pub(super) queued_bytes: IntGauge,
     pub(super) unverified_bytes: IntGauge,
@@ -49,25 +49,21 @@ impl LaneGauges {
         }
     }
 
-    /// Lanes of unknown keys share one label, so counts are added up, waits are the longest, the rate is the lowest.
+    /// The lanes as they are now, each label once.
     pub(super) fn set(&self, lanes: &[LaneView]) {
         self.reset();
         for lane in lanes {
             let call = [lane.account.as_str(), lane.action.as_str()];
-            let longest = |gauge: &GaugeVec, value: f64| {
-                let gauge = gauge.with_label_values(&call);
-                gauge.set(gauge.get().max(value));
-            };
-            self.queued.with_label_values(&call).add(i64::try_from(lane.queued).unwrap_or(i64::MAX));
-            self.tokens_held.with_label_values(&call).add(i64::from(lane.tokens_held));
-            longest(&self.oldest_wait, lane.oldest_wait_seconds);
-            longest(&self.predicted_wait, lane.predicted_wait_seconds);
-            longest(&self.hold_used, lane.hold_used);
-            longest(&self.pause_remaining, lane.pause_remaining_seconds);
+            let set = |gauge: &GaugeVec, value| gauge.with_label_values(&call).set(value);
+            self.queued.with_label_values(&call).set(i64::try_from(lane.queued).unwrap_or(i64::MAX));
+            self.tokens_held.with_label_values(&call).set(i64::from(lane.tokens_held));
+            set(&self.oldest_wait, lane.oldest_wait_seconds);
+            set(&self.predicted_wait, lane.predicted_wait_seconds);
+            set(&self.hold_used, lane.hold_used);
+            set(&self.pause_remaining, lane.pause_remaining_seconds);
             let rate = |kind| self.rate_limit.with_label_values(&[call[0], call[1], kind]);
             rate("configured").set(lane.limit_per_second);
-            let slowest = Some(rate("effective").get()).filter(|rate| *rate > 0.0).unwrap_or(f64::INFINITY);
-            rate("effective").set(slowest.min(lane.effective_per_second));
+            rate("effective").set(lane.effective_per_second);
         }
     }
 

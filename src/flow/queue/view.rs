@@ -82,8 +82,8 @@ const TENANTS: usize = 20;
 // === impl Queue ===
 
 impl<K: Connector> Queue<K> {
-    /// The lanes as `/metrics` knows them: those of all keys that the configuration does not name are one. Only one of them
-    /// at a time is in memory.
+    /// The lanes by what metrics and operators call them: those of all keys that the configuration does not name are one. No
+    /// more than one view at a time is in memory beside these.
     pub(crate) fn lanes_by_label(&self) -> Vec<LaneView> {
         let mut views = BTreeMap::<(String, String), LaneView>::new();
         for lane in self.all() {
@@ -142,6 +142,7 @@ impl LaneView {
         let longest = |mine: &mut f64, other: f64| *mine = mine.max(other);
         longest(&mut self.oldest_wait_seconds, other.oldest_wait_seconds);
         longest(&mut self.predicted_wait_seconds, other.predicted_wait_seconds);
+        longest(&mut self.hold_used, other.hold_used);
         longest(&mut self.pause_remaining_seconds, other.pause_remaining_seconds);
         longest(&mut self.gap_seconds, other.gap_seconds);
         self.effective_per_second = self.effective_per_second.min(other.effective_per_second);

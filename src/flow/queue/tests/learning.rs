@@ -139,7 +139,7 @@ async fn operators_see_the_learned_rate() {
     let view = world.view();
     assert_eq!((view.tokens, view.tokens_usable, view.tokens_free), (5, 3, 3));
     assert_eq!((view.gap_seconds, view.effective_per_second), (0.04, 3.0 / 1.04));
-    let text = world.metrics.render(&world.queue.lanes(), crate::metrics::Bytes::default(), true);
+    let text = world.metrics.render(&world.queue.lanes_by_label(), crate::metrics::Bytes::default(), true);
     let rate = |kind, rate: f64| {
         format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n")
     };
