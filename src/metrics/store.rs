@@ -31,7 +31,10 @@ impl StoreMetrics {
         let help = "Operations on the store that failed; none is tried while the store is down.";
         Self {
             up: gauge("store_up", "1 while the store that replicas share answers."),
-            degraded: gauge("store_degraded", "1 while tokens are granted without the store."),
+            degraded: gauge(
+                "store_degraded",
+                "1 while the store is not up: what is granted then is this replica's part.",
+            ),
             replicas: gauge("replicas", "Replicas that share the quota, as the store last said."),
             seconds: HistogramVec::new(seconds, &["op"]).expect("a valid name"),
             errors: IntCounterVec::new(opts("store_errors_total", help), &["op"]).expect("a valid name"),
