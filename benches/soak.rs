@@ -47,7 +47,7 @@ const ROUNDS: u32 = 6;
 const APART: Duration = Duration::from_millis(15);
 /// How long a nonce is remembered, and bytes for each.
 const REMEMBERED: Duration = Duration::from_secs(16 * 60);
-const NONCE: f64 = 32.0;
+const NONCE: f64 = 56.0;
 const RELOAD: Duration = Duration::from_secs(3);
 const FAULTS: [&str; 3] = ["percent=1,throttle,acs-retry-after=200", "percent=1,close-after", "percent=1,throttle"];
 /// A crowded machine's lateness must not bring a sixth call into a second.
@@ -168,9 +168,10 @@ async fn round((flowgate, toml): (&Process, &str), sim: &Sim, road: &Road, lengt
 /// Nothing has grown between the first round and the last, but for nonces.
 fn check(rounds: &[Held], length: Duration) {
     let (first, last) = (rounds[0], rounds[rounds.len() - 1]);
-    let remembered = REMEMBERED.div_duration_f64(length).ceil() as usize;
-    let nonces: usize = rounds.iter().rev().take(remembered).map(|round| round.calls).sum();
-    let more = (nonces as f64 - first.calls as f64) * NONCE / 1024.0;
+    let calls: usize = rounds.iter().map(|round| round.calls).sum();
+    let share = |time: Duration| REMEMBERED.div_duration_f64(time).min(1.0);
+    let nonces = calls as f64 * share(length * ROUNDS) - first.calls as f64 * share(length);
+    let more = nonces * NONCE / 1024.0;
     let growth = (last.memory as f64 - more) / first.memory as f64 - 1.0;
     println!(
         "\nmemory {:+.1} % since a sixth of the time, without {:.1} MiB for more nonces; descriptors {} -> {}",
