@@ -17,6 +17,8 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.to
 const UPDATE: &str = "cargo bench --profile ci --bench instructions -- --update";
 /// A clone of the header map makes `identify` dearer by 2 %; what the counts differ by themselves is below 1 %.
 const TOLERANCE: f64 = 0.015;
+/// So many may come and go with the build: a step of a thousand moves by three per cent when something else changes.
+const FEW: f64 = 45.0;
 const TIMES: u64 = 2000;
 /// An allocator that keeps all that is freed takes the same path every time, in whatever order the maps are.
 const ALLOCATOR: &str = "glibc.malloc.tcache_count=10000:glibc.malloc.tcache_max=65536";
@@ -61,9 +63,10 @@ fn check() -> Result<ExitCode> {
         let stored = *kept.instructions.get(name).with_context(|| format!("{name} is missing: {UPDATE}"))?;
         let seen = count(name)?;
         let change = seen as f64 / stored as f64 - 1.0;
+        let allowed = kept.tolerance.max(FEW / stored as f64);
         let word = match change {
-            _ if change > kept.tolerance => "DEARER",
-            _ if change < -kept.tolerance => "CHEAPER",
+            _ if change > allowed => "DEARER",
+            _ if change < -allowed => "CHEAPER",
             _ => "ok",
         };
         failed |= word != "ok";
