@@ -6,7 +6,6 @@
 //! (`forward/pool.rs`), one request and its answer are `forward/exchange.rs`.
 
 mod dial;
-mod drive;
 mod exchange;
 mod pool;
 mod tls;
@@ -24,18 +23,14 @@ use tokio::time::Instant;
 
 use crate::config;
 use dial::Dialer;
-use drive::Drive;
 use pool::{Link, Pool};
 pub(crate) use tls::Trust;
 
 /// A request as it goes to CAMS: origin form, with its `Host`.
 pub(crate) type Request = hyper::Request<Full<Bytes>>;
 
-/// Our end of one connection: what takes requests, and what makes them leave.
-struct Sender {
-    http: SendRequest<Full<Bytes>>,
-    drive: Drive,
-}
+/// hyper's end of one connection.
+type Sender = SendRequest<Full<Bytes>>;
 
 /// The one endpoint that Flowgate dials, with its connections. Clones share them.
 #[derive(Clone)]
@@ -170,7 +165,7 @@ impl Connection {
     /// Whether the connection can still be sent on, as far as hyper has noticed, and is not so old that the other side
     /// may be about to close it.
     pub(crate) fn is_usable(&self) -> bool {
-        let standing = |link: &Link| link.since.elapsed() < self.pool.idle_timeout() && link.sender.http.is_ready();
+        let standing = |link: &Link| link.since.elapsed() < self.pool.idle_timeout() && link.sender.is_ready();
         self.link.as_ref().is_some_and(standing)
     }
 

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tracing::debug;
 
-use super::drive::Drive;
 use super::{Sender, Trust, UpstreamError};
 use crate::config::{self, Scheme};
 
@@ -146,10 +146,14 @@ async fn start<T>(io: T) -> hyper::Result<Sender>
 where
     T: Read + Write + Unpin + Send + 'static,
 {
-    let (mut http, connection) = http1::Builder::new().max_header_size(MAX_HEAD).handshake(io).await?;
-    let drive = Drive::spawn(connection);
-    http.ready().await?;
-    Ok(Sender { http, drive })
+    let (mut sender, connection) = http1::Builder::new().max_header_size(MAX_HEAD).handshake(io).await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(%error, "upstream connection ended");
+        }
+    });
+    sender.ready().await?;
+    Ok(sender)
 }
 
 /// Whether dialling the address reaches the listener.

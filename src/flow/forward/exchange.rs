@@ -8,9 +8,7 @@ use super::{Answer, Lost, Request, Sender, Sent};
 
 /// Sends the request and collects the answer, up to so many bytes of body.
 pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response: usize) -> Sent {
-    let response = sender.http.try_send_request(request);
-    sender.drive.on();
-    let response = match response.await {
+    let response = match sender.try_send_request(request).await {
         Ok(response) => response,
         Err(mut failed) => {
             return match failed.take_message() {

@@ -134,7 +134,7 @@ impl Pool {
         let mut state = self.state.lock();
         state.expire(self.idle_timeout);
         while let Some(link) = state.pop(here) {
-            if link.sender.http.is_ready() {
+            if link.sender.is_ready() {
                 state.in_use += 1;
                 return Some(Connection { pool: self.clone(), link: Some(link) });
             }
@@ -165,13 +165,13 @@ impl Pool {
         self.state.lock().in_use -= 1;
         // Without a runtime the connection's task is gone, too.
         let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else { return };
-        if link.sender.http.is_ready() {
+        if link.sender.is_ready() {
             self.lay_down(link);
-        } else if !link.sender.http.is_closed() {
+        } else if !link.sender.is_closed() {
             // The answer was there before hyper had come to the end of the exchange.
             let pool = self.clone();
             runtime.spawn(async move {
-                if let Ok(Ok(())) = timeout(SETTLE, link.sender.http.ready()).await {
+                if let Ok(Ok(())) = timeout(SETTLE, link.sender.ready()).await {
                     pool.lay_down(link);
                 }
             });

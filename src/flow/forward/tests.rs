@@ -195,18 +195,6 @@ async fn a_connection_of_the_calls_own_runtime_comes_first() {
     other.shutdown_background();
 }
 
-/// Its task waits there until all others have had their turn, and the token's clock runs.
-#[test]
-fn a_request_leaves_at_once_however_busy_the_connections_thread_is() {
-    let [here, busy] = [(); 2].map(|()| Builder::new_current_thread().enable_all().build().unwrap());
-    let (address, seen) = here.block_on(answering(OK));
-    let connection = busy.block_on(upstream(address).ready(1));
-    here.block_on(async {
-        tokio::spawn(connection.send(request("/")));
-        eventually("the request has come", || seen.requests.lock().len() == 1).await;
-    });
-}
-
 #[tokio::test]
 async fn a_connection_is_used_again() {
     let (address, seen) = answering(OK).await;
