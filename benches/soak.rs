@@ -47,7 +47,7 @@ const ROUNDS: u32 = 6;
 const APART: Duration = Duration::from_millis(15);
 /// How long a nonce is remembered, and bytes for each.
 const REMEMBERED: Duration = Duration::from_secs(16 * 60);
-const NONCE: f64 = 56.0;
+const NONCE: f64 = 32.0;
 const RELOAD: Duration = Duration::from_secs(3);
 const FAULTS: [&str; 3] = ["percent=1,throttle,acs-retry-after=200", "percent=1,close-after", "percent=1,throttle"];
 /// A crowded machine's lateness must not bring a sixth call into a second.
