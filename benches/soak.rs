@@ -3,7 +3,7 @@
 //! them, in memory and in descriptors, and all the while the ledger of all calls fits what the endpoint did.
 //!
 //! One thing must grow, for a quarter of an hour: nonces are remembered for as long as their stamps would be accepted. The
-//! soak knows how many there are, and what they may take.
+//! soak knows how many there are, and what they may take: nothing more, when enough rounds of `--warm-up` have gone before.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed soak")]
 #![expect(clippy::print_stdout, reason = "the table is what the soak is for")]
@@ -58,6 +58,9 @@ const TOML: &str =
 struct Arguments {
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
+    /// Rounds before the first that counts, each a sixth of the minutes.
+    #[arg(long, default_value_t = 0)]
+    warm_up: u32,
     /// Cargo says so to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -165,16 +168,19 @@ async fn round((flowgate, toml): (&Process, &str), sim: &Sim, road: &Road, lengt
     Held { memory, descriptors, calls }
 }
 
-/// Nothing has grown between the first round and the last, but for nonces.
-fn check(rounds: &[Held], length: Duration) {
-    let (first, last) = (rounds[0], rounds[rounds.len() - 1]);
-    let calls: usize = rounds.iter().map(|round| round.calls).sum();
-    let share = |time: Duration| REMEMBERED.div_duration_f64(time).min(1.0);
-    let nonces = calls as f64 * share(length * ROUNDS) - first.calls as f64 * share(length);
-    let more = nonces * NONCE / 1024.0;
+/// Nothing has grown between the first round that counts and the last, but for nonces.
+fn check(rounds: &[Held], warm_up: usize, length: Duration) {
+    let (first, last) = (rounds[warm_up], rounds[rounds.len() - 1]);
+    let nonces = |rounds: &[Held]| {
+        let time = length * u32::try_from(rounds.len()).unwrap();
+        rounds.iter().map(|round| round.calls).sum::<usize>() as f64 * REMEMBERED.div_duration_f64(time).min(1.0)
+    };
+    let more = (nonces(rounds) - nonces(&rounds[..=warm_up])).max(0.0) * NONCE / 1024.0;
     let growth = (last.memory as f64 - more) / first.memory as f64 - 1.0;
     println!(
-        "\nmemory {:+.1} % since a sixth of the time, without {:.1} MiB for more nonces; descriptors {} -> {}",
+        "\nmemory {:+.1} % since round {}, {:+.1} % without {:.1} MiB for more nonces; descriptors {} -> {}",
+        (last.memory as f64 / first.memory as f64 - 1.0) * 100.0,
+        warm_up + 1,
         growth * 100.0,
         more / 1024.0,
         first.descriptors,
@@ -186,7 +192,7 @@ fn check(rounds: &[Held], length: Duration) {
 
 #[tokio::main]
 async fn main() {
-    let Arguments { minutes, .. } = Arguments::parse();
+    let Arguments { minutes, warm_up, .. } = Arguments::parse();
     let settings = (0..ACCOUNTS).fold(Settings { keep_requests: false, ..Settings::default() }, |settings, account| {
         settings.with_key(&key(account), SECRET, &account.to_string())
     });
@@ -206,9 +212,9 @@ async fn main() {
     );
     let length = Duration::from_secs_f64(minutes * 60.0 / f64::from(ROUNDS));
     let mut rounds = Vec::new();
-    for _ in 0..ROUNDS {
+    for _ in 0..warm_up + ROUNDS {
         rounds.push(round((&flowgate, &toml), &sim, &road, length).await);
     }
     flowgate.logged("the configuration was read anew", 3).await;
-    check(&rounds, length);
+    check(&rounds, usize::try_from(warm_up).unwrap(), length);
 }

@@ -3,7 +3,7 @@
 //! at or below that is too old from then on. After a start the floor is the start less five seconds, because nobody
 //! knows what the process before had seen.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, SystemTime};
 
@@ -54,12 +54,17 @@ pub(crate) struct Nonce {
     pub(crate) until: SystemTime,
 }
 
-/// What one holder used. Times are seconds since 1970, as stamps are.
+/// What one holder used, by digest, and its stamp. Times are seconds since 1970, as stamps are.
+///
+/// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: what is too old stays
+/// until the table is full, and then the rest moves to a table of its size.
 struct Memory {
     floor: u64,
-    seen: HashSet<u64>,
-    slices: BTreeMap<u64, Vec<u64>>,
+    seen: HashMap<Digest, u32>,
 }
+
+/// A nonce's hash, in two parts: so an entry has no padding.
+type Digest = [u32; 2];
 
 // === impl Nonces ===
 
@@ -78,19 +83,14 @@ impl Nonces {
     /// Takes a nonce, if it is new: looking and storing are one step.
     pub(super) fn take(&self, usage: &Use<'_>, now: SystemTime) -> Result<(), Refusal> {
         let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
+        let digest = [hash as u32, (hash >> 32) as u32];
         let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(|| Memory::new(self.floor));
-        memory.forget_before(now);
-        memory.take(hash, time::seconds(usage.stamp), self.capacity)
+        memory.take(digest, time::seconds(usage.stamp), self.capacity, now)
     }
 
     /// Forgets what no stamp check would let pass again, also of those who do not call any more; the floors stay.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
-        for mut memory in self.memories.iter_mut() {
-            memory.forget_before(now);
-            if memory.seen.is_empty() {
-                memory.seen.shrink_to_fit();
-            }
-        }
+        self.memories.iter_mut().for_each(|mut memory| memory.sweep(now));
     }
 }
 
@@ -113,18 +113,21 @@ pub(crate) fn used() -> Refusal {
 
 impl Memory {
     fn new(floor: u64) -> Self {
-        Self { floor, seen: HashSet::new(), slices: BTreeMap::new() }
+        Self { floor, seen: HashMap::new() }
     }
 
-    fn take(&mut self, hash: u64, stamp: u64, capacity: usize) -> Result<(), Refusal> {
+    fn take(&mut self, digest: Digest, stamp: u64, capacity: usize, now: SystemTime) -> Result<(), Refusal> {
         self.check_floor(stamp)?;
-        if self.seen.contains(&hash) {
+        if self.seen.contains_key(&digest) {
             return Err(used());
+        }
+        if self.seen.len() >= capacity || self.seen.len() == self.seen.capacity() {
+            self.sweep(now);
         }
         while self.seen.len() >= capacity && self.drop_earliest() {}
         self.check_floor(stamp)?;
-        self.seen.insert(hash);
-        self.slices.entry(stamp).or_default().push(hash);
+        // The stamp was checked against the clock: it is between 1970 and 2106.
+        self.seen.insert(digest, u32::try_from(stamp).unwrap_or(u32::MAX));
         Ok(())
     }
 
@@ -138,20 +141,36 @@ impl Memory {
         }
     }
 
-    /// Drops what no stamp check would let pass again.
-    fn forget_before(&mut self, now: SystemTime) {
+    /// Drops what no stamp check would let pass again, and has room for a quarter more in a table that fits.
+    fn sweep(&mut self, now: SystemTime) {
         let oldest = time::seconds(now).saturating_sub((WINDOW + MARGIN).as_secs());
-        while self.slices.first_key_value().is_some_and(|(stamp, _)| *stamp < oldest) && self.drop_earliest() {}
+        self.drop_until(oldest.saturating_sub(1));
+        let room = self.seen.len() + self.seen.len() / 4;
+        // A table that only lost entries is no smaller, and what they leave behind counts as taken.
+        if room > self.seen.capacity() || room < self.seen.capacity().div_ceil(4) {
+            let mut seen = HashMap::with_capacity(room);
+            seen.extend(self.seen.drain());
+            self.seen = seen;
+        }
     }
 
-    /// Drops the earliest second and raises the floor to it.
+    /// Drops the earliest second.
     fn drop_earliest(&mut self) -> bool {
-        let Some((stamp, hashes)) = self.slices.pop_first() else { return false };
-        for hash in &hashes {
-            self.seen.remove(hash);
-        }
-        self.floor = self.floor.max(stamp);
-        true
+        let earliest = self.seen.values().min().copied();
+        earliest.inspect(|stamp| self.drop_until(u64::from(*stamp))).is_some()
+    }
+
+    /// Drops all up to a second, and raises the floor to the last that went.
+    fn drop_until(&mut self, last: u64) {
+        let floor = &mut self.floor;
+        self.seen.retain(|_, stamp| {
+            let stamp = u64::from(*stamp);
+            let stays = stamp > last;
+            if !stays {
+                *floor = stamp.max(*floor);
+            }
+            stays
+        });
     }
 }
 
@@ -195,7 +214,7 @@ mod tests {
         assert_eq!(client.takes("n", 900, 0), Ok(()));
         assert_eq!(client.takes("n", 900, 1860), Err(Kind::NonceUsed));
         // Now it is forgotten, and its stamp is below the floor for ever, also if the clock is set back.
-        assert_eq!(client.takes("other", 1861, 1861), Ok(()));
+        nonces.forget_idle(at(START + 1861));
         assert_eq!(client.takes("n", 900, 1000), Err(Kind::TimestampExpired));
         assert_eq!(client.takes("n", 901, 1000), Ok(()));
     }
@@ -243,7 +262,28 @@ mod tests {
         nonces.forget_idle(at(START + 10 + kept));
         assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::NonceUsed));
         nonces.forget_idle(at(START + 11 + kept));
-        assert!(nonces.memories.iter().all(|memory| memory.seen.capacity() == 0 && memory.slices.is_empty()));
+        assert!(nonces.memories.iter().all(|memory| memory.seen.capacity() == 0));
         assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::TimestampExpired));
+    }
+
+    #[test]
+    fn a_steady_client_takes_no_more_memory_than_its_window_needs() {
+        let nonces = Nonces::new(at(START));
+        let client = Client(&nonces, "a");
+        let most = |seconds: std::ops::Range<u64>| {
+            let capacity = seconds.map(|second| {
+                for call in 0..5 {
+                    assert_eq!(client.takes(&format!("{second}-{call}"), second, second), Ok(()));
+                }
+                if second % 60 == 0 {
+                    nonces.forget_idle(at(START + second));
+                }
+                nonces.memories.iter().next().unwrap().seen.capacity()
+            });
+            capacity.max().unwrap()
+        };
+        // The window holds 4,800, a table of 8,192 places 7,168.
+        assert_eq!(most(1..961), 7168);
+        assert_eq!(most(961..10_000), 7168);
     }
 }
