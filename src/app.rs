@@ -176,6 +176,9 @@ impl App {
         if let Some(quota) = &self.parts.quota {
             quota.leave().await;
         }
+        if let Some(otlp) = &self.parts.otlp {
+            otlp.finish().await;
+        }
         tracing::info!("drained");
     }
 

@@ -18,6 +18,7 @@ pub use load::{Loaded, Source, load};
 pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
+pub use telemetry::{Collector, Journal, Log, LogFormat, Telemetry};
 pub use tls::Tls;
 
 mod bind;
@@ -33,6 +34,7 @@ mod mode;
 mod quota;
 mod read;
 mod secrets;
+mod telemetry;
 pub(crate) mod tls;
 mod units;
 
@@ -71,6 +73,8 @@ pub struct Config {
     pub log: Log,
     /// Where attempts are written down, if they are.
     pub journal: Option<Journal>,
+    /// Where traces go.
+    pub telemetry: Telemetry,
 }
 
 /// What happens to a call under an access key that stands nowhere in the configuration.
@@ -285,35 +289,6 @@ pub struct Drain {
     pub grace: Duration,
     /// Whether limited actions stop at once, because a successor already uses their quota.
     pub hand_over: bool,
-}
-
-/// How log lines look.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For machines, one object a line.
-    Json,
-}
-
-/// `[log]`.
-#[derive(Clone, Debug)]
-pub struct Log {
-    /// How lines look.
-    pub format: LogFormat,
-    /// The least severe level written by Flowgate itself; other crates never go below info.
-    pub level: tracing::level_filters::LevelFilter,
-}
-
-/// `journal`.
-#[derive(Clone, Debug)]
-pub struct Journal {
-    /// The file that is written now; older ones have a number behind the name.
-    pub path: PathBuf,
-    /// Bytes of one file.
-    pub max_size: usize,
-    /// Older files that are kept.
-    pub keep: u32,
 }
 
 #[cfg(test)]

@@ -18,10 +18,11 @@ pub(crate) mod sign;
 pub(crate) mod take_token;
 #[cfg(test)]
 mod tests;
+pub(crate) mod trace;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -119,12 +120,12 @@ where
         if hangup.has_happened() {
             return Err(End::Gone);
         }
-        let request = {
+        let mut request = {
             let settings = parts.settings.load();
             settings.recheck(&mut caller, &mut generation)?;
             sign::sign(&caller, &settings.config.upstream.host, SystemTime::now())
         };
-        record.sent();
+        record.sent(request.headers_mut(), !context.managed);
         let note = |journal: &Arc<Journal>| Box::new(journal.note(&caller, &operation, record.request_id()));
         let note = parts.journal.as_ref().map(note);
         let sending = Sending { request, operation: operation.clone(), context, answer_by, note };
@@ -137,7 +138,7 @@ where
         };
         record.judged(&verdict);
         if verdict.is_old_session() && !std::mem::replace(&mut renewed, true) && parts.reread(generation).await {
-            record.queued_again();
+            record.queued_again(Duration::ZERO);
             continue;
         }
         let (sent, left) = (record.attempts(), place.left());
@@ -151,7 +152,7 @@ where
                 return Ok(response);
             }
             Decision::Again { after } => {
-                record.queued_again();
+                record.queued_again(after);
                 tokio::time::sleep(after).await;
             }
         }
@@ -173,6 +174,7 @@ where
     let Settings { config, directory, generation } = &*settings;
     let (head, body) = request.into_parts();
     *manner = Manner::of(&head);
+    record.traced(&head.headers, arrived, config.telemetry.sample_percent);
     listen::check_size(&head, config.listen.max_header)?;
     let claim = parts.checked(identify::head(&head, directory, arrived))?;
     record.claimed(&claim);

@@ -43,6 +43,7 @@ pub mod journal;
 mod metrics;
 mod names;
 mod new_client;
+mod otlp;
 mod parts;
 mod quota;
 mod reload;

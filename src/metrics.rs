@@ -12,6 +12,7 @@ mod journal;
 pub(crate) mod labels;
 mod lanes;
 mod store;
+mod traces;
 
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::metrics::families::Families;
 use crate::metrics::journal::JournalMetrics;
 use crate::metrics::lanes::LaneGauges;
 use crate::metrics::store::StoreMetrics;
+use crate::metrics::traces::TraceMetrics;
 
 /// All metrics of one process.
 pub(crate) struct Metrics {
@@ -50,6 +52,8 @@ pub(crate) struct Metrics {
     lanes: LaneGauges,
     store: StoreMetrics,
     journal: JournalMetrics,
+    #[cfg_attr(not(any(test, feature = "otlp")), expect(dead_code, reason = "an exporter counts"))]
+    traces: TraceMetrics,
 }
 
 /// Connections to both ports.
@@ -135,6 +139,7 @@ impl Metrics {
             lanes: LaneGauges::new(&r),
             store: StoreMetrics::new(),
             journal: JournalMetrics::new(),
+            traces: TraceMetrics::new(),
             families: describe_process(r),
         }
     }

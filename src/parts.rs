@@ -18,6 +18,7 @@ use crate::flow::queue::{Connector, Queue};
 use crate::flow::record::Recent;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::quota::Quota;
 use crate::reload::{Ask, Reading};
 use crate::room::Room;
@@ -44,6 +45,8 @@ pub(crate) struct Parts {
     pub(crate) quota: Option<Arc<Quota>>,
     /// None: attempts are not written down.
     pub(crate) journal: Option<Arc<Journal>>,
+    /// None: traces go nowhere.
+    pub(crate) otlp: Option<Exporter>,
     pub(crate) metrics: Arc<Metrics>,
     /// The calls that ended last.
     pub(crate) recent: Recent,
@@ -79,6 +82,7 @@ impl Parts {
             opened.map(Arc::new).map_err(|error| StartError::Journal { path: journal.path.clone(), error })
         };
         Ok(Self {
+            otlp: config.telemetry.otlp.as_ref().map(|to| Exporter::start(to, &metrics)).transpose()?,
             journal: config.journal.as_ref().map(open).transpose()?,
             bounds: Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen))),
             certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),

@@ -58,8 +58,17 @@ type Stamps = BTreeMap<PathBuf, Option<(SystemTime, u64, u64, u64)>>;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What a running process cannot change: these keys, and those in these tables.
-const FIXED: [&str; 8] =
-    ["mode", "listen.proxy", "listen.admin", "listen.socket_mode", "upstream", "quota", "log.format", "journal"];
+const FIXED: [&str; 9] = [
+    "mode",
+    "listen.proxy",
+    "listen.admin",
+    "listen.socket_mode",
+    "upstream",
+    "quota",
+    "log.format",
+    "journal",
+    "telemetry",
+];
 
 /// This one as a whole; its files may be others.
 const FIXED_WHOLE: &str = "listen.tls";

@@ -10,8 +10,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
 use super::{
-    Account, Bind, Client, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat, Mode, Queue, Retry, Tenant,
-    Time, UnknownKeys,
+    Account, Bind, Client, Collector, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat, Mode, Queue, Retry,
+    Telemetry, Tenant, Time, UnknownKeys,
 };
 
 pub(super) mod accounts;
@@ -53,6 +53,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let drain = drain(root.table("drain"));
     let log = log(root.table("log"));
     let journal = journal(root.key("journal"));
+    let telemetry = telemetry(root.table("telemetry"));
     let reader = root.reader;
     root.done();
     let config = Config {
@@ -70,6 +71,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         drain: drain?,
         log: log?,
         journal: journal?,
+        telemetry: telemetry?,
     };
     reader.mistakes.borrow().is_empty().then_some(config)
 }
@@ -222,6 +224,22 @@ fn log(mut section: Section<'_>) -> Option<Log> {
     let level = section.key("level").choice(&levels);
     section.done();
     Some(Log { format: format?, level: level? })
+}
+
+fn telemetry(mut section: Section<'_>) -> Option<Telemetry> {
+    let otlp = section.key("otlp").optional(|key| {
+        let collector = key.text("scheme, host and port of a collector, such as http://127.0.0.1:4318", |text| {
+            let upstream::Endpoint { scheme, host, port, authority } = upstream::endpoint(text)?;
+            Some(Collector { scheme, host, port, authority })
+        })?;
+        if !cfg!(feature = "otlp") {
+            key.mistake("expected nothing: this program was built without its feature otlp");
+        }
+        Some(collector)
+    });
+    let sample_percent = section.key("sample_percent").count(&(0..=100));
+    section.done();
+    Some(Telemetry { otlp: otlp?, sample_percent: sample_percent? })
 }
 
 /// A path alone, or a table with one; the outer `None` is a mistake.

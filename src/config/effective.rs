@@ -7,8 +7,9 @@ use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
-    Account, Actions, Client, Config, Credentials, Drain, Hold, Journal, Learn, Limit, Listen, Log, LogFormat,
-    OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Tenant, Tls, Topology, UnknownKeys, Upstream,
+    Account, Actions, Client, Collector, Config, Credentials, Drain, Hold, Journal, Learn, Limit, Listen, Log,
+    LogFormat, OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Telemetry, Tenant, Tls, Topology,
+    UnknownKeys, Upstream,
 };
 use crate::acs;
 use crate::id::AccessKeyId;
@@ -30,6 +31,7 @@ pub fn effective(config: &Config) -> Value {
         drain,
         log,
         journal,
+        telemetry,
     } = config;
     let unknown_keys = match unknown_keys {
         UnknownKeys::Refuse => "refuse",
@@ -54,6 +56,7 @@ pub fn effective(config: &Config) -> Value {
         "drain": drain_json(*drain),
         "log": log_json(log),
         "journal": journal.as_ref().map(journal_json),
+        "telemetry": telemetry_json(telemetry),
     })
 }
 
@@ -63,6 +66,13 @@ fn time(time: Duration) -> String {
 
 fn size(bytes: usize) -> String {
     Size(bytes).to_string()
+}
+
+fn scheme_text(scheme: Scheme) -> &'static str {
+    match scheme {
+        Scheme::Http => "http",
+        Scheme::Https => "https",
+    }
 }
 
 fn listen_json(listen: &Listen) -> Value {
@@ -125,13 +135,9 @@ fn upstream_json(upstream: &Upstream) -> Value {
         idle_timeout,
         max_response,
     } = upstream;
-    let scheme = match scheme {
-        Scheme::Http => "http",
-        Scheme::Https => "https",
-    };
     let dial_host = if dial_host.contains(':') { format!("[{dial_host}]") } else { dial_host.clone() };
     json!({
-        "url": format!("{scheme}://{dial_host}:{dial_port}"),
+        "url": format!("{}://{dial_host}:{dial_port}", scheme_text(*scheme)),
         "host": host,
         "connect_to": connect_to,
         "ca_file": ca_file.as_ref().map(|path| path.display().to_string()),
@@ -265,6 +271,11 @@ fn log_json(Log { format, level }: &Log) -> Value {
         LogFormat::Json => "json",
     };
     json!({ "format": format, "level": level.to_string() })
+}
+
+fn telemetry_json(Telemetry { otlp, sample_percent }: &Telemetry) -> Value {
+    let url = |Collector { scheme, authority, .. }: &Collector| format!("{}://{authority}", scheme_text(*scheme));
+    json!({ "otlp": otlp.as_ref().map(url), "sample_percent": sample_percent })
 }
 
 fn journal_json(Journal { path, max_size, keep }: &Journal) -> Value {

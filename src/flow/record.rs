@@ -5,9 +5,10 @@ mod recent;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
+use hyper::header::HeaderMap;
 use tokio::time::Instant;
 
 use crate::error::{Claimant, Kind, Outcome, Refusal};
@@ -17,7 +18,9 @@ use crate::flow::judge::Verdict;
 use crate::flow::record::recent::Ended;
 pub(crate) use crate::flow::record::recent::Recent;
 use crate::flow::reply::{self, Service, millis};
+use crate::flow::trace::{Kind as Step, Moment, Trace};
 use crate::id::AccountId;
+use crate::otlp::Call;
 use crate::parts::Parts;
 
 /// One call so far.
@@ -38,6 +41,7 @@ pub(crate) struct Record {
     waited: Option<Duration>,
     /// CAMS's name for the latest attempt.
     cams_request_id: Option<String>,
+    trace: Option<Box<Trace>>,
     ended: bool,
 }
 
@@ -72,8 +76,16 @@ impl Record {
             attempts: 0,
             waited: None,
             cams_request_id: None,
+            trace: None,
             ended: false,
         }
+    }
+
+    /// The call's head is here: it may be part of a trace.
+    pub(crate) fn traced(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
+        let arrived = Moment { wall, at: self.arrived };
+        let begins = || fastrand::u32(..100) < percent;
+        self.trace = Trace::of(headers, self.parts.otlp.is_some(), arrived, begins).map(Box::new);
     }
 
     pub(crate) fn request_id(&self) -> &str {
@@ -99,15 +111,18 @@ impl Record {
         self.flow_name = flow_name.map(|name| capped(name).into());
         self.operation = Some(operation);
         self.stage = Stage::Queued;
+        self.trace(|trace, now| trace.begin(Step::Queue, now));
     }
 
-    /// It was refused by throttling and waits again.
-    pub(crate) fn queued_again(&mut self) {
+    /// It was refused and waits again, after so long.
+    pub(crate) fn queued_again(&mut self, after: Duration) {
         self.stage = Stage::Queued;
+        self.trace(|trace, now| trace.back_off(after, now));
     }
 
     /// Its turn came, so long after it arrived.
     pub(crate) fn turn(&mut self, age: Duration) {
+        self.trace(Trace::end);
         if let Some(operation) = self.operation.as_deref().filter(|operation| operation.limit.is_some()) {
             self.parts.metrics.client_turn(operation.account_label(), operation.client.as_str());
         }
@@ -117,21 +132,29 @@ impl Record {
         }
     }
 
-    /// An attempt goes out.
-    pub(crate) fn sent(&mut self) {
+    /// An attempt goes out, with this head. A relayed call's goes as it came.
+    pub(crate) fn sent(&mut self, headers: &mut HeaderMap, is_relayed: bool) {
         self.attempts += 1;
         self.stage = Stage::InFlight;
+        self.trace(|trace, now| {
+            trace.begin(Step::Attempt, now);
+            if !is_relayed {
+                trace.onto(headers);
+            }
+        });
     }
 
     /// It did not, after all.
     pub(crate) fn unsent(&mut self) {
         self.attempts -= 1;
         self.stage = Stage::Queued;
+        self.trace(Trace::unsent);
     }
 
     /// An attempt has come back.
     pub(crate) fn judged(&mut self, verdict: &Verdict) {
         self.cams_request_id = verdict.request_id().map(ToOwned::to_owned);
+        self.trace(|trace, now| trace.judged(verdict.code(), verdict.request_id(), now));
     }
 
     /// CAMS's answer is passed on.
@@ -178,6 +201,7 @@ impl Record {
         let operation = self.operation.as_deref();
         tracing::info!(
             request_id = self.request_id,
+            trace_id = self.trace.as_ref().map(|trace| trace.id()),
             account,
             action,
             from = self.from.map(tracing::field::display),
@@ -195,7 +219,34 @@ impl Record {
             detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),
             "call"
         );
+        self.export(ending);
         self.remember(ending);
+    }
+
+    /// Gives the call's spans away, if it has any.
+    fn export(&mut self, ending: &Ending<'_>) {
+        let spans = self.trace.take().and_then(|trace| trace.into_spans());
+        if let (Some(otlp), Some(spans)) = (&self.parts.otlp, spans) {
+            let (account, action) = self.labels();
+            otlp.export(&Call {
+                spans,
+                ended: Instant::now(),
+                action,
+                account,
+                client: self.operation.as_deref().map_or("", |operation| capped(operation.client.as_str())),
+                request_id: &self.request_id,
+                outcome: ending.outcome,
+                code: capped(ending.verdict),
+                status: ending.status,
+            });
+        }
+    }
+
+    /// Notes a step of the call's trace, if it has one.
+    fn trace(&mut self, note: impl FnOnce(&mut Trace, Instant)) {
+        if let Some(trace) = &mut self.trace {
+            note(trace, Instant::now());
+        }
     }
 
     fn remember(&mut self, ending: &Ending<'_>) {

@@ -88,6 +88,7 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
         ("kind", "flowgate_rate_limit") => vec!["configured", "effective"],
         ("kind", _) => CONNECTION_ERRORS.to_vec(),
         ("result", "flowgate_config_reloads_total") => vec!["done", "refused"],
+        ("result", "flowgate_trace_exports_total") => vec!["done", "failed"],
         ("result", _) => ["ok", "unverified"].into_iter().chain(UNPROVEN.map(Kind::label)).collect(),
         _ => return None,
     };

@@ -18,11 +18,12 @@ const OPEN: [(&str, &str); 5] = [
     ("version", "Flowgate's"),
 ];
 
-/// All that a process with a store and a journal registers.
+/// All that a process with a store, a journal and a collector registers.
 fn registered() -> Vec<Family> {
     let metrics = Metrics::new();
     metrics.has_store();
     metrics.has_journal();
+    metrics.exports_traces();
     metrics.families.known()
 }
 

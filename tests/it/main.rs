@@ -38,5 +38,6 @@ mod status;
 mod store;
 mod tidy;
 mod tls;
+mod traces;
 mod unix;
 mod upstream_faults;

@@ -12,13 +12,13 @@ use crate::config::read::{Field, POSITIVE, Place, Section};
 use crate::config::{Bind, Listen, Scheme, Upstream};
 
 /// What `url` says.
-struct Endpoint {
-    scheme: Scheme,
+pub(super) struct Endpoint {
+    pub(super) scheme: Scheme,
     /// Without brackets.
-    host: String,
-    port: u16,
+    pub(super) host: String,
+    pub(super) port: u16,
     /// Host, and port if one was written, as in a `Host` header.
-    authority: String,
+    pub(super) authority: String,
 }
 
 /// The section, or `None` after a mistake.
@@ -62,7 +62,7 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
 }
 
 /// The parts of a URL that has nothing but them.
-fn endpoint(text: &str) -> Option<Endpoint> {
+pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     // The parser drops a fragment without a word.
     let uri: Uri = if text.contains('#') { None } else { text.parse().ok() }?;
     let (scheme, default) = match uri.scheme_str()? {

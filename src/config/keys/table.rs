@@ -392,4 +392,16 @@ pub(crate) const KEYS: &[Key] = &[
     key("journal.path", Kind::Text, None, "Required in the table. The path of the file."),
     key("journal.max_size", Kind::Size, Some("64MiB"), "Bytes of one file, 4KiB to 1GiB; then it becomes `path.1`."),
     key("journal.keep", Kind::Count, Some("4"), "How many older files are kept, 1 to 1000; `path.1` is the latest."),
+    key(
+        "telemetry.otlp",
+        Kind::Text,
+        None,
+        "A collector for traces, such as `http://127.0.0.1:4318`: each call's spans (its queue, its attempts, its back-off) are sent to its `/v1/traces`, OTLP over HTTP. `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES` and `OTEL_EXPORTER_OTLP_HEADERS` are heeded. Default: none; a caller's `traceparent` is carried on.",
+    ),
+    key(
+        "telemetry.sample_percent",
+        Kind::Count,
+        Some("100"),
+        "Of a hundred calls without a `traceparent`, so many begin a trace; with one, the caller has decided. 0 to 100.",
+    ),
 ];

@@ -4,6 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+#[cfg(feature = "otlp")]
+use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
@@ -40,5 +42,11 @@ impl Trust {
             .with_no_client_auth();
         client.alpn_protocols = vec![config::tls::ALPN.to_vec()];
         Ok(Self(Arc::new(client)))
+    }
+
+    /// To dial with.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn connector(&self) -> TlsConnector {
+        self.0.clone().into()
     }
 }

@@ -141,11 +141,11 @@ impl Memory {
         }
     }
 
-    /// Drops what no stamp check would let pass again, and has room for a quarter more in a table that fits.
+    /// Drops what no stamp check would let pass again, and has room for an eighth more in a table that fits.
     fn sweep(&mut self, now: SystemTime) {
         let oldest = time::seconds(now).saturating_sub((WINDOW + MARGIN).as_secs());
         self.drop_until(oldest.saturating_sub(1));
-        let room = self.seen.len() + self.seen.len() / 4;
+        let room = self.seen.len() + self.seen.len() / 8;
         // A table that only lost entries is no smaller, and what they leave behind counts as taken.
         if room > self.seen.capacity() || room < self.seen.capacity().div_ceil(4) {
             let mut seen = HashMap::with_capacity(room);
