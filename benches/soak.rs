@@ -39,25 +39,30 @@ use crate::process::Process;
 use crate::road::Road;
 
 const ACCOUNTS: usize = 200;
-/// So many that each account's line is never empty.
-const CALLERS: usize = 8;
 /// A share of a hundred hangs up.
 const HANG_UPS: u32 = 5;
 const ROUNDS: u32 = 6;
 const APART: Duration = Duration::from_millis(15);
+/// A caller's most patience if it hangs up, for each of the account's callers: about what it waits for its turn.
+const PATIENCE: u64 = 300;
+/// How often what is held is read before a round's end, and how far apart: the median does not depend on one moment.
+const READINGS: u32 = 15;
+const READ: Duration = Duration::from_secs(1);
 /// How long a nonce is remembered, and bytes for each.
 const REMEMBERED: Duration = Duration::from_secs(16 * 60);
 const NONCE: f64 = 32.0;
 const RELOAD: Duration = Duration::from_secs(3);
 const FAULTS: [&str; 3] = ["percent=1,throttle,acs-retry-after=200", "percent=1,close-after", "percent=1,throttle"];
 /// A crowded machine's lateness must not bring a sixth call into a second.
-const TOML: &str =
-    "answer_timeout = \"5s\"\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
+const TOML: &str = "answer_timeout = \"5s\"\n[listen]\nmax_connections_per_source = 10000\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
 
 #[derive(Parser)]
 struct Arguments {
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
+    /// Callers of each account: so many that no line is ever empty.
+    #[arg(long, default_value_t = 8)]
+    callers: u32,
     /// Rounds before the first that counts, each a sixth of the minutes.
     #[arg(long, default_value_t = 0)]
     warm_up: u32,
@@ -83,16 +88,28 @@ fn key(account: usize) -> String {
     format!("LTAI-{account}")
 }
 
-/// Memory and descriptors.
-fn held(id: u32) -> (u64, usize) {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    let memory = line.trim().strip_suffix(" kB").unwrap().parse().unwrap();
-    (memory, std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count())
+/// Memory and descriptors, the median of the readings.
+async fn held(id: u32) -> (u64, usize) {
+    let (mut memory, mut descriptors) = (Vec::new(), Vec::new());
+    for _ in 0..READINGS {
+        sleep(READ).await;
+        let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        memory.push(line.trim().strip_suffix(" kB").unwrap().parse().unwrap());
+        descriptors.push(std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count());
+    }
+    memory.sort_unstable();
+    descriptors.sort_unstable();
+    (memory[memory.len() / 2], descriptors[descriptors.len() / 2])
 }
 
 /// One account's caller: over one connection as long as it lasts, until the end.
-async fn call_on(proxy: SocketAddr, key: Arc<str>, (from, until): (Instant, Instant)) -> Vec<(String, End)> {
+async fn call_on(
+    proxy: SocketAddr,
+    key: Arc<str>,
+    callers: u32,
+    (from, until): (Instant, Instant),
+) -> Vec<(String, End)> {
     let mut ends = Vec::new();
     sleep_until(from).await;
     let mut connection = None;
@@ -107,7 +124,11 @@ async fn call_on(proxy: SocketAddr, key: Arc<str>, (from, until): (Instant, Inst
         };
         stream.write_all(&call.bytes()).await.unwrap();
         let hangs_up = fastrand::u32(..100) < HANG_UPS;
-        let patience = if hangs_up { Duration::from_millis(fastrand::u64(..2500)) } else { Duration::from_secs(90) };
+        let patience = if hangs_up {
+            Duration::from_millis(fastrand::u64(..PATIENCE * u64::from(callers)))
+        } else {
+            Duration::from_secs(90)
+        };
         let end = match timeout(patience, read_reply(&mut stream)).await {
             Ok(Some(reply)) => {
                 connection = Some(stream);
@@ -132,22 +153,25 @@ async fn reload(flowgate: &Process, toml: &str) {
 }
 
 /// All callers for so long; what the program held just before the end.
-async fn round((flowgate, toml): (&Process, &str), sim: &Sim, road: &Road, length: Duration) -> Held {
+async fn round((flowgate, toml): (&Process, &str), (sim, road): (&Sim, &Road), callers: u32, length: Duration) -> Held {
     let until = Instant::now() + length;
-    let mut callers = JoinSet::new();
+    let mut calls = JoinSet::new();
     for account in 0..ACCOUNTS {
         let key: Arc<str> = key(account).into();
         // One after the other: a thousand calls at one moment measure the machine.
         let from = Instant::now() + APART * u32::try_from(account).unwrap();
-        (0..CALLERS).for_each(|_| drop(callers.spawn(call_on(flowgate.proxy, key.clone(), (from, until)))));
+        (0..callers).for_each(|_| drop(calls.spawn(call_on(flowgate.proxy, key.clone(), callers, (from, until)))));
     }
-    tokio::select! {
-        () = sleep_until(until) => {}
-        () = reload(flowgate, toml) => {}
-    }
-    let (memory, descriptors) = held(flowgate.id());
+    let holds = async {
+        sleep_until(until - READ * READINGS).await;
+        held(flowgate.id()).await
+    };
+    let (memory, descriptors) = tokio::select! {
+        holds = holds => holds,
+        () = reload(flowgate, toml) => unreachable!("it goes on for ever"),
+    };
     let mut ledger = Ledger::default();
-    let ends: Vec<_> = callers.join_all().await.into_iter().flatten().collect();
+    let ends: Vec<_> = calls.join_all().await.into_iter().flatten().collect();
     let calls = ends.len();
     ledger.note(ends);
     // Attempts whose callers have gone may be under way.
@@ -192,7 +216,7 @@ fn check(rounds: &[Held], warm_up: usize, length: Duration) {
 
 #[tokio::main]
 async fn main() {
-    let Arguments { minutes, warm_up, .. } = Arguments::parse();
+    let Arguments { minutes, callers, warm_up, .. } = Arguments::parse();
     let settings = (0..ACCOUNTS).fold(Settings { keep_requests: false, ..Settings::default() }, |settings, account| {
         settings.with_key(&key(account), SECRET, &account.to_string())
     });
@@ -213,7 +237,7 @@ async fn main() {
     let length = Duration::from_secs_f64(minutes * 60.0 / f64::from(ROUNDS));
     let mut rounds = Vec::new();
     for _ in 0..warm_up + ROUNDS {
-        rounds.push(round((&flowgate, &toml), &sim, &road, length).await);
+        rounds.push(round((&flowgate, &toml), (&sim, &road), callers, length).await);
     }
     flowgate.logged("the configuration was read anew", 3).await;
     check(&rounds, usize::try_from(warm_up).unwrap(), length);

@@ -56,8 +56,8 @@ pub(crate) struct Nonce {
 
 /// What one holder used, by digest, and its stamp. Times are seconds since 1970, as stamps are.
 ///
-/// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: what is too old stays
-/// until the table is full, and then the rest moves to a table of its size.
+/// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: now and then,
+/// and when the table is full, what is too old goes, and the rest moves to a table of its size.
 struct Memory {
     floor: u64,
     seen: HashMap<Digest, u32>,
