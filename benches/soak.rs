@@ -54,7 +54,10 @@ const NONCE: f64 = 32.0;
 const RELOAD: Duration = Duration::from_secs(3);
 const FAULTS: [&str; 3] = ["percent=1,throttle,acs-retry-after=200", "percent=1,close-after", "percent=1,throttle"];
 /// A crowded machine's lateness must not bring a sixth call into a second.
-const TOML: &str = "answer_timeout = \"5s\"\n[listen]\nmax_connections_per_source = 10000\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
+const TOML: &str =
+    "answer_timeout = \"5s\"\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
+/// All callers are one source.
+const ROOM: (&str, &str) = ("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000");
 
 #[derive(Parser)]
 struct Arguments {
@@ -230,7 +233,7 @@ async fn main() {
         )
     };
     let toml = TOML.to_owned() + &(0..ACCOUNTS).map(account).collect::<String>();
-    let flowgate = Process::towards(&road.url(), &toml, tempfile::tempdir().unwrap(), &[]).await;
+    let flowgate = Process::towards(&road.url(), &toml, tempfile::tempdir().unwrap(), &[ROOM]).await;
     println!(
         "| answered ok | unknown | hung up | refused at the endpoint | MiB | descriptors |\n|--:|--:|--:|--:|--:|--:|"
     );
