@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -37,7 +37,7 @@ type Done = oneshot::Sender<()>;
 struct Last {
     /// As it was written: with the addresses that were asked for, not those that were bound.
     written: Value,
-    stamps: Stamps,
+    stamps: Arc<Stamps>,
 }
 
 /// How the configuration was read last, for operators.
@@ -51,8 +51,11 @@ pub(crate) struct Reading {
     pub(crate) refused: Option<String>,
 }
 
-/// What tells that a file is another one now; none if it is not there.
-type Stamps = BTreeMap<PathBuf, Option<(SystemTime, u64, u64, u64)>>;
+/// What tells that a file is another one now.
+type Stamp = (SystemTime, u64, u64, u64);
+
+/// Of each file; none if it is not there.
+type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
 const LOOK: Duration = Duration::from_secs(1);
@@ -92,11 +95,12 @@ fn read(source: &Source) -> Result<(Loaded, Option<Trust>), Refused> {
     Ok((loaded, trust.transpose().map_err(Refused::Trust)?))
 }
 
+fn stamp(path: &Path) -> Option<Stamp> {
+    let file = std::fs::metadata(path).ok()?;
+    Some((file.modified().ok()?, file.len(), file.dev(), file.ino()))
+}
+
 fn stamps<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Stamps {
-    let stamp = |path: &Path| {
-        let file = std::fs::metadata(path).ok()?;
-        Some((file.modified().ok()?, file.len(), file.dev(), file.ino()))
-    };
     files.into_iter().map(|path| (path.clone(), stamp(path))).collect()
 }
 
@@ -157,7 +161,7 @@ impl Reloader {
                 () = tokio::time::sleep(LOOK) => {}
             }
             let Some(parts) = parts.upgrade() else { return };
-            let seen = self.last.changed();
+            let seen = self.last.changed().await;
             // Whoever writes a file may not be done, but who asks cannot wait.
             is_due |= seen.is_some() && (done.is_some() || seen == changing);
             changing = if is_due { None } else { seen };
@@ -190,7 +194,7 @@ impl Reloader {
                 tracing::info!(changed, "the configuration was read anew");
             }
             Err(refused) => {
-                self.last.stamps = before;
+                self.last.stamps = Arc::new(before);
                 parts.metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
                 tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
@@ -223,13 +227,17 @@ impl Last {
     fn of(loaded: &Loaded, before: Stamps) -> Self {
         let mut stamps = stamps(&loaded.files);
         stamps.extend(before.into_iter().filter(|(path, _)| loaded.files.contains(path)));
-        Self { written: config::effective(&loaded.config), stamps }
+        Self { written: config::effective(&loaded.config), stamps: Arc::new(stamps) }
     }
 
-    /// What the files are now, if that is not what was read.
-    fn changed(&self) -> Option<Stamps> {
-        let now = stamps(self.stamps.keys());
-        (now != self.stamps).then_some(now)
+    /// What the files are now, if that is not what was read. There may be thousands of them: no call waits meanwhile.
+    async fn changed(&self) -> Option<Stamps> {
+        let last = self.stamps.clone();
+        let look = move || {
+            let same = last.iter().all(|(path, last)| stamp(path) == *last);
+            (!same).then(|| stamps(last.keys()))
+        };
+        tokio::task::spawn_blocking(look).await.expect("looking at files does not panic")
     }
 
     /// What is not as it was, if a running process can change it.

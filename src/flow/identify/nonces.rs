@@ -17,6 +17,8 @@ use crate::id::{AccessKeyId, AccountId};
 /// Longer than any step of the clock that is worth surviving.
 const MARGIN: Duration = Duration::from_secs(60);
 const COLD_START: Duration = Duration::from_secs(5);
+/// Seconds that what is too old may stay while there is room: to look for it is to look at all.
+const BETWEEN_SWEEPS: u64 = 60;
 /// Per client: sixteen minutes of 250 calls a second, the highest documented rate.
 const DEFAULT_CAPACITY: usize = 1 << 18;
 
@@ -56,10 +58,12 @@ pub(crate) struct Nonce {
 
 /// What one holder used, by digest, and its stamp. Times are seconds since 1970, as stamps are.
 ///
-/// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: now and then,
+/// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: once a minute,
 /// and when the table is full, what is too old goes, and the rest moves to a table of its size.
 struct Memory {
     floor: u64,
+    /// When what was too old went last.
+    swept: u64,
     seen: HashMap<Digest, u32>,
 }
 
@@ -84,13 +88,14 @@ impl Nonces {
     pub(super) fn take(&self, usage: &Use<'_>, now: SystemTime) -> Result<(), Refusal> {
         let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
         let digest = [hash as u32, (hash >> 32) as u32];
-        let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(|| Memory::new(self.floor));
+        let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(|| Memory::new(self.floor, now));
         memory.take(digest, time::seconds(usage.stamp), self.capacity, now)
     }
 
     /// Forgets what no stamp check would let pass again, also of those who do not call any more; the floors stay.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
-        self.memories.iter_mut().for_each(|mut memory| memory.sweep(now));
+        let is_due = |memory: &Memory| time::seconds(now).abs_diff(memory.swept) >= BETWEEN_SWEEPS;
+        self.memories.iter_mut().filter(|memory| is_due(memory)).for_each(|mut memory| memory.sweep(now));
     }
 }
 
@@ -112,8 +117,8 @@ pub(crate) fn used() -> Refusal {
 // === impl Memory ===
 
 impl Memory {
-    fn new(floor: u64) -> Self {
-        Self { floor, seen: HashMap::new() }
+    fn new(floor: u64, now: SystemTime) -> Self {
+        Self { floor, swept: time::seconds(now), seen: HashMap::new() }
     }
 
     fn take(&mut self, digest: Digest, stamp: u64, capacity: usize, now: SystemTime) -> Result<(), Refusal> {
@@ -143,6 +148,7 @@ impl Memory {
 
     /// Drops what no stamp check would let pass again, and has room for an eighth more in a table that fits.
     fn sweep(&mut self, now: SystemTime) {
+        self.swept = time::seconds(now);
         let oldest = time::seconds(now).saturating_sub((WINDOW + MARGIN).as_secs());
         self.drop_until(oldest.saturating_sub(1));
         let room = self.seen.len() + self.seen.len() / 8;
@@ -261,7 +267,10 @@ mod tests {
         let kept = (WINDOW + MARGIN).as_secs();
         nonces.forget_idle(at(START + 10 + kept));
         assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::NonceUsed));
+        // It was looked at a second ago.
         nonces.forget_idle(at(START + 11 + kept));
+        assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::NonceUsed));
+        nonces.forget_idle(at(START + 10 + kept + BETWEEN_SWEEPS));
         assert!(nonces.memories.iter().all(|memory| memory.seen.capacity() == 0));
         assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::TimestampExpired));
     }
