@@ -60,6 +60,10 @@ type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// Thousands of files are looked at less often: between two looks so many times a look's length passes, but not more than this.
+const APART: u32 = 100;
+const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
+
 /// What a running process cannot change: these keys, and those in these tables.
 const FIXED: [&str; 9] = [
     "mode",
@@ -152,16 +156,18 @@ impl Reloader {
 
     /// Reads anew on SIGHUP, when it is asked and when files change, for as long as there is somebody to read for.
     pub(crate) async fn run(mut self, parts: Weak<Parts>) {
-        let mut changing = None;
+        let (mut changing, mut took) = (None, Duration::ZERO);
         loop {
             let (mut is_due, mut done) = (false, None);
             tokio::select! {
                 _ = self.hangup.recv() => is_due = true,
                 asked = self.asked.recv() => done = asked,
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep((took * APART).clamp(LOOK, LOOK_AT_LEAST)) => {}
             }
             let Some(parts) = parts.upgrade() else { return };
+            let begun = Instant::now();
             let seen = self.last.changed().await;
+            took = begun.elapsed();
             // Whoever writes a file may not be done, but who asks cannot wait.
             is_due |= seen.is_some() && (done.is_some() || seen == changing);
             changing = if is_due { None } else { seen };
