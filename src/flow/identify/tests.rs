@@ -2,6 +2,7 @@
 
 mod call;
 mod capture;
+mod clients;
 mod mutations;
 mod relayed;
 mod renewal;

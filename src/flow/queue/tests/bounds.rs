@@ -1,0 +1,171 @@
+//! Whom does the queue not keep: holds that end, bounds that are reached, an upstream that is down, a drain?
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
+    let world = World::new(GAP).await;
+    world.door.delay_ms.store(60_000, Ordering::Relaxed);
+    let start = Instant::now();
+    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    assert_eq!((refusal.kind, start.elapsed()), (Kind::HoldExpired, 5 * SECOND));
+    assert!(refusal.retry_after.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_comes_back_after_its_hold_is_not_sent() {
+    let world = World::new(GAP).await;
+    let mut call = world.arrive(5 * SECOND).unwrap();
+    let (_, receipt) = call.turn().await.unwrap().spend().unwrap();
+    sleep(20 * SECOND).await;
+    receipt.throttled(Some(SECOND));
+    sleep(2 * SECOND).await;
+    assert_eq!(call.turn().await.err().unwrap().kind, Kind::HoldExpired);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
+    let world = World::new(GAP).await;
+    world.door.delay_ms.store(100, Ordering::Relaxed);
+    let mut calls = JoinSet::new();
+    for _ in 0..9 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        calls.spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
+    }
+    calls.join_all().await;
+    assert_eq!(world.door.wanted.load(Ordering::Relaxed), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
+    let world = World::new(GAP).await;
+    for _ in 0..5 {
+        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+    }
+    let mut waiting = Vec::new();
+    for _ in 0..25 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        waiting.push(tokio::spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() }));
+    }
+    tokio::task::yield_now().await;
+    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    assert_eq!(refusal.kind, Kind::WaitTooLong);
+    assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 7 - 5 * SECOND));
+    assert_eq!(refusal.queued, Some(crate::error::Queued { ahead: 25, wait: (SECOND + GAP) * 6 }));
+    // Those who are refused together are not told to come back together, but one after the other as they can be served.
+    for later in 1..10_u32 {
+        let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+        assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 7 - 5 * SECOND + (SECOND + GAP) / 5 * later));
+    }
+    assert_eq!(world.view().queued, 25);
+    for task in waiting {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_bound_of_the_queue_is_kept_and_named() {
+    let world = World::with(GAP, |bounds| {
+        bounds.max_waiting = 4;
+        bounds.max_waiting_per_client = 3;
+        bounds.max_bytes = 1000;
+    })
+    .await;
+    for _ in 0..5 {
+        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+    }
+    let mut waiting = Vec::new();
+    for client in ["a", "a", "a", "a", "b", "b"] {
+        let mut call = world.queue.arrive(&operation(client, 30 * SECOND), 100).unwrap();
+        waiting.push(tokio::spawn(async move { call.turn().await.map(drop).map_err(|refusal| refusal.message) }));
+        tokio::task::yield_now().await;
+    }
+    let mut ends = Vec::new();
+    for task in waiting.drain(..) {
+        ends.push(task.await.unwrap());
+    }
+    let client_full = Err("This client's part of the queue of 3 waiting calls is full.".to_owned());
+    // The second of b finds four waiting; a has the most, so its newest makes room.
+    let evicted = Err("The queue of 4 waiting calls is full.".to_owned());
+    assert_eq!(ends, [Ok(()), Ok(()), evicted, client_full, Ok(()), Ok(())]);
+    // Each call has 100 bytes of the 1000; a client may have half of them.
+    let arrive = |client| world.queue.arrive(&operation(client, 30 * SECOND), 100);
+    let why = |client| arrive(client).err().unwrap().message;
+    let of_a: Vec<_> = (0..5).map(|_| arrive("a").unwrap()).collect();
+    assert_eq!(why("a"), "This client's part of Flowgate's memory for queued calls is full.");
+    let of_b: Vec<_> = (0..5).map(|_| arrive("b").unwrap()).collect();
+    assert_eq!(why("c"), "Flowgate's memory for queued calls is full.");
+    drop((of_a, of_b));
+    assert!(arrive("c").is_ok());
+    world.queue.forget_idle();
+    assert!(world.queue.shared.client_rooms.is_empty());
+    assert_eq!(world.bounds.max_bytes, 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
+    let world = World::new(GAP).await;
+    world.door.shut.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    let refusal = world.arrive(3 * SECOND).unwrap().turn().await.err().unwrap();
+    assert_eq!((refusal.kind, start.elapsed()), (Kind::UpstreamUnreachable, 3 * SECOND));
+    assert_eq!(world.tokens(), (0, 0, 0));
+    let mut call = world.arrive(30 * SECOND).unwrap();
+    let waiting = tokio::spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
+    sleep(SECOND).await;
+    world.door.shut.store(false, Ordering::Relaxed);
+    waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
+    let world = World::new(GAP).await;
+    world.door.delay_ms.store(1, Ordering::Relaxed);
+    world.door.trapped.store(true, Ordering::Relaxed);
+    let mut calls = JoinSet::new();
+    for _ in 0..7 {
+        let mut call = world.arrive(30 * SECOND).unwrap();
+        calls.spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
+    }
+    assert_eq!(calls.join_all().await.len(), 7);
+    assert!(!world.door.trapped.load(Ordering::Relaxed), "the trap was sprung");
+}
+
+#[tokio::test(start_paused = true)]
+async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
+    let world = World::new(GAP).await;
+    let start = Instant::now();
+    let mut calls = JoinSet::new();
+    for index in 0..40_u32 {
+        let mut call = world.arrive(120 * SECOND).unwrap();
+        calls.spawn(async move {
+            let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
+            (index, end, start.elapsed())
+        });
+    }
+    sleep(Duration::from_millis(1)).await;
+    world.queue.drain(start + 5 * SECOND);
+    let ends: BTreeMap<_, _> = calls.join_all().await.into_iter().map(|(i, end, at)| (i, (end, at))).collect();
+    for (index, (end, at)) in ends {
+        if index < 25 {
+            assert_eq!((end, at), (Ok(()), (SECOND + GAP) * (index / 5)));
+        } else {
+            assert_eq!((end, at), (Err(Kind::Draining), Duration::from_millis(1)));
+        }
+    }
+    sleep_until(start + 6 * SECOND).await;
+    assert_eq!(world.arrive(30 * SECOND).unwrap().turn().await.err().map(|r| r.kind), Some(Kind::Draining));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_action_without_a_limit_needs_no_lane() {
+    let world = World::new(GAP).await;
+    let mut free = operation("a", SECOND);
+    free.limit = None;
+    let start = Instant::now();
+    for _ in 0..1000 {
+        world.queue.arrive(&free, 0).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+    }
+    assert_eq!(start.elapsed(), Duration::ZERO);
+    assert!(world.queue.lanes().is_empty());
+}
