@@ -60,9 +60,10 @@ type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Thousands of files are looked at less often: between two looks so many times a look's length passes, but not more than this.
+/// Where there are thousands of files, so many times as long as a look takes passes until the next.
 const APART: u32 = 100;
-const LOOK_AT_LEAST: Duration = Duration::from_secs(10);
+/// But not more than this.
+const FARTHEST: Duration = Duration::from_secs(10);
 
 /// What a running process cannot change: these keys, and those in these tables.
 const FIXED: [&str; 9] = [
@@ -106,6 +107,11 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 fn stamps<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Stamps {
     files.into_iter().map(|path| (path.clone(), stamp(path))).collect()
+}
+
+/// How long the files are not looked at after a look that took so long.
+fn until_next(took: Duration) -> Duration {
+    took.saturating_mul(APART).clamp(LOOK, FARTHEST)
 }
 
 /// The keys that are not the same in both, by their paths; a list is one.
@@ -162,7 +168,7 @@ impl Reloader {
             tokio::select! {
                 _ = self.hangup.recv() => is_due = true,
                 asked = self.asked.recv() => done = asked,
-                () = tokio::time::sleep((took * APART).clamp(LOOK, LOOK_AT_LEAST)) => {}
+                () = tokio::time::sleep(until_next(took)) => {}
             }
             let Some(parts) = parts.upgrade() else { return };
             let begun = Instant::now();
@@ -260,6 +266,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn what_takes_long_to_look_at_is_looked_at_less_often() {
+        let next = |millis| until_next(Duration::from_millis(millis)).as_millis();
+        assert_eq!([0, 10, 18, 99, 101, 3_600_000].map(next), [1_000, 1_000, 1_800, 9_900, 10_000, 10_000]);
+        assert_eq!(until_next(Duration::MAX), FARTHEST);
+    }
 
     #[test]
     fn differences_are_told_by_their_keys() {

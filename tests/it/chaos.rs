@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
-use rlimit::{INFINITY, Resource, prlimit};
+use rlimit::INFINITY;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -23,6 +23,9 @@ struct Stage {
 
 /// Every gap between windows is so long that a crowded machine's lateness cannot bring a sixth call into a second.
 const GAP: &str = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n";
+
+/// The eighth call of each account is processed, and its answer is cut.
+const CUT: &str = "named=/7,cut";
 
 fn key(account: usize) -> String {
     format!("LTAI-{account}")
@@ -80,6 +83,12 @@ impl Stage {
             }
         }
         storm
+    }
+
+    /// As [`check`](Self::check), of a hundred calls of four accounts, each of which has one that the endpoint cuts.
+    fn check_cut(&self, ledger: &Ledger) {
+        self.check(ledger);
+        assert_eq!((ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown")), (96, 4));
     }
 
     /// Checks the invariant; no caller may have been left with a closed connection.
@@ -215,7 +224,7 @@ async fn the_program_is_stopped_and_goes_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_configuration_is_read_again_and_again() {
-    let stage = Stage::new(4, &["percent=2,throttle", "named=/7,cut"]).await;
+    let stage = Stage::new(4, &["percent=2,throttle", CUT]).await;
     let toml = stage.toml("answer_timeout = \"2s\"", "[queue]\nmax_hold = \"2m\"\n");
     let flowgate = stage.start_with(&toml, &[]).await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
@@ -226,39 +235,25 @@ async fn the_configuration_is_read_again_and_again() {
         sleep(seconds(0.05)).await;
     }
     let ledger = ends(storm).await;
-    stage.check(&ledger);
-    assert_eq!(
-        (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown")),
-        (96, 4),
-        "those that were cut are unknown"
-    );
+    stage.check_cut(&ledger);
     flowgate.logged("the configuration was read anew", 5).await;
     flowgate.logged("the configuration cannot be used, the one before stays", 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_journals_disk_is_full_for_a_while() {
-    let stage = Stage::new(4, &["named=/7,cut"]).await;
+    let stage = Stage::new(4, &[CUT]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let journal = format!("[journal]\npath = \"{}\"\n", path.display());
     let flowgate = stage.start("answer_timeout = \"2s\"", &journal).await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
-    let room = |soft: u64| {
-        let pid = i32::try_from(flowgate.id()).unwrap();
-        prlimit(pid, Resource::FSIZE, Some((soft, INFINITY)), None).unwrap();
-    };
     sleep(seconds(1.0)).await;
-    room(std::fs::metadata(&path).unwrap().len());
+    flowgate.files_end_at(std::fs::metadata(&path).unwrap().len());
     Metrics::until(flowgate.admin, "flowgate_journal_errors_total", |errors| errors >= 10.0).await;
-    room(INFINITY);
+    flowgate.files_end_at(INFINITY);
     let ledger = ends(storm).await;
-    stage.check(&ledger);
-    assert_eq!(
-        (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown")),
-        (96, 4),
-        "those that were cut are unknown"
-    );
+    stage.check_cut(&ledger);
     assert_eq!(Metrics::of(flowgate.admin).await.get("flowgate_journal_up"), 1.0);
     let lines = std::fs::read_to_string(&path).unwrap().lines().count();
     assert!((100..=190).contains(&lines), "some were lost, and most were not: {lines}");

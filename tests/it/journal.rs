@@ -7,7 +7,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
-use rlimit::{INFINITY, Resource, prlimit};
+use rlimit::INFINITY;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -163,18 +163,14 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
     let process = Process::start(&sim, &configured(&path, "")).await;
     assert_eq!(call(&process, "before").await.status, 200);
     let size = std::fs::metadata(&path).unwrap().len();
-    let limit = |soft: u64| {
-        let pid = i32::try_from(process.id()).unwrap();
-        prlimit(pid, Resource::FSIZE, Some((soft, INFINITY)), None).unwrap();
-    };
-    limit(size + 40);
+    process.files_end_at(size + 40);
     for name in ["torn", "lost"] {
         assert_eq!(call(&process, name).await.status, 200);
     }
     let metrics = Metrics::of(process.admin).await;
     assert_eq!((metrics.get(ERRORS), metrics.get("flowgate_journal_up")), (4.0, 0.0));
     assert_eq!(std::fs::metadata(&path).unwrap().len(), size + 40);
-    limit(INFINITY);
+    process.files_end_at(INFINITY);
     assert_eq!(call(&process, "after").await.status, 200);
     let metrics = Metrics::of(process.admin).await;
     assert_eq!((metrics.get(ERRORS), metrics.get("flowgate_journal_up")), (4.0, 1.0));

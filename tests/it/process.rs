@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cams_sim::Running;
 use parking_lot::Mutex;
+use rlimit::{INFINITY, Resource, prlimit};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -133,6 +134,12 @@ impl Process {
     /// Sends it a signal such as `-HUP`.
     pub(crate) async fn signal(&self, signal: &str) {
         assert!(Command::new("kill").args([signal, &self.id().to_string()]).status().await.unwrap().success());
+    }
+
+    /// No file of it may grow beyond so many bytes from now on: to it, the disk is full.
+    pub(crate) fn files_end_at(&self, bytes: u64) {
+        let id = i32::try_from(self.id()).unwrap();
+        prlimit(id, Resource::FSIZE, Some((bytes, INFINITY)), None).unwrap();
     }
 
     /// All that it has logged so far.
