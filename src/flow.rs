@@ -110,7 +110,8 @@ where
     let (mut caller, operation, mut generation) = Box::pin(arrive(parts, request, record, manner)).await?;
     let operation = Arc::new(operation);
     let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
-    record.queued(operation.clone(), caller.params().get("FlowName"));
+    let metrics = parts.metrics.calls(&operation);
+    record.queued(operation.clone(), metrics.clone(), caller.params().get("FlowName"));
     let answer_by = Instant::now() + operation.hold;
     let mut place = parts.queue.arrive(&operation, caller.bytes())?;
     let mut renewed = false;
@@ -128,7 +129,8 @@ where
         record.sent(request.headers_mut(), !context.managed);
         let note = |journal: &Arc<Journal>| Box::new(journal.note(&caller, &operation, record.request_id()));
         let note = parts.journal.as_ref().map(note);
-        let sending = Sending { request, operation: operation.clone(), context, answer_by, note };
+        let sending =
+            Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, answer_by, note };
         let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
             Attempted::Unsent => {
                 record.unsent();

@@ -6,6 +6,7 @@
 //! What is a state and not an event (queue lengths, waits, pauses, rates) is read from the lanes when somebody scrapes,
 //! so a cancelled call cannot leave a gauge behind.
 
+mod calls;
 mod config;
 mod families;
 mod journal;
@@ -14,13 +15,17 @@ mod lanes;
 mod store;
 mod traces;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::error::{Outcome, Refusal};
+use crate::flow::classify::Operation;
 use crate::flow::queue::LaneView;
+use crate::metrics::calls::Calls;
+pub(crate) use crate::metrics::calls::{Attempt, CallMetrics};
 use crate::metrics::config::ConfigMetrics;
 pub(crate) use crate::metrics::config::Reload;
 use crate::metrics::families::Families;
@@ -32,20 +37,15 @@ use crate::metrics::traces::TraceMetrics;
 /// All metrics of one process.
 pub(crate) struct Metrics {
     families: Families,
-    requests: IntCounterVec,
+    calls: Calls,
     refused: IntCounterVec,
-    attempts: IntCounterVec,
     throttled: IntCounterVec,
-    queue_wait: HistogramVec,
-    upstream: HistogramVec,
     pauses: HistogramVec,
-    tokens: IntCounterVec,
     client_turns: IntCounterVec,
     cancelled: IntCounterVec,
     shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
     operator_actions: IntCounterVec,
-    in_flight: IntGaugeVec,
     /// Those of callers and of operators.
     pub(crate) connections: ConnectionMetrics,
     config: ConfigMetrics,
@@ -66,26 +66,6 @@ pub(crate) struct ConnectionMetrics {
     pub(crate) certificate_expiry: IntGaugeVec,
 }
 
-/// The counters of one lane, looked up once.
-pub(crate) struct LaneMetrics {
-    /// Tokens granted to a call.
-    pub(crate) granted: IntCounter,
-    /// Granted tokens whose clock was started by a send.
-    pub(crate) spent: IntCounter,
-    /// Granted tokens that were not used.
-    pub(crate) returned: IntCounter,
-}
-
-/// One attempt, as it is counted.
-pub(crate) struct Attempt<'a> {
-    pub(crate) account: &'a str,
-    pub(crate) action: &'a str,
-    /// HTTP status, or why there is none.
-    pub(crate) status: &'a str,
-    /// CAMS's code, from the fixed list.
-    pub(crate) code: &'static str,
-}
-
 /// Memory that calls hold at a moment.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Bytes {
@@ -96,8 +76,6 @@ pub(crate) struct Bytes {
 /// Upper bounds in seconds. A token comes every 200 ms at 5/s, so the low end tells "at once" from "one token"; holds
 /// end at 30 s by default and at 120 s at most.
 const WAIT_BUCKETS: &[f64] = &[0.005, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
-/// Upper bounds in seconds: a gateway answers in tens of milliseconds, SDKs give up at 3 s or 10 s, Flowgate at 30 s.
-const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 // === impl Metrics ===
 
@@ -105,35 +83,27 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let r = Families::new();
         let call = &["account", "action"];
-        let attempts = "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.";
         let throttled = "Attempts that CAMS refused by throttling, by its code and where it said so.";
-        let wait = "From a call's arrival to its first turn.";
         let pauses = "Pauses after a throttle, by how long each was to last when it began.";
-        let tokens = "Tokens granted, spent and returned; granted = spent + returned + held.";
         let turns = "Turns that a client's calls of limited actions got: how much of the quota is whose.";
         let cancelled = "Callers that hung up, by where their call was.";
         let shadow = "Calls while Flowgate only observes, by what the limit would have done to them.";
         let checks = "Checks of callers' signatures, by result.";
         let orders = "Orders that operators gave to lanes.";
         Self {
-            requests: r.counter("requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
+            calls: Calls::new(&r),
             refused: r.counter(
                 "refused_total",
                 "Calls that Flowgate answered by itself, by why.",
                 &["account", "reason"],
             ),
-            attempts: r.counter("attempts_total", attempts, &["account", "action", "status", "code"]),
             throttled: r.counter("throttled_total", throttled, &["account", "code", "source"]),
-            queue_wait: r.histogram("queue_wait_seconds", wait, call, WAIT_BUCKETS),
-            upstream: r.histogram("upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
             pauses: r.histogram("pause_seconds", pauses, call, WAIT_BUCKETS),
-            tokens: r.counter("tokens_total", tokens, &["account", "event"]),
             client_turns: r.counter("client_turns_total", turns, &["account", "client"]),
             cancelled: r.counter("cancelled_total", cancelled, &["account", "stage"]),
             shadow_decisions: r.counter("shadow_decisions_total", shadow, &["account", "action", "decision"]),
             signature_checks: r.counter("signature_checks_total", checks, &["result"]),
             operator_actions: r.counter("operator_actions_total", orders, &["action"]),
-            in_flight: r.gauge("in_flight", "Attempts that are under way.", call),
             connections: ConnectionMetrics::new(&r),
             config: ConfigMetrics::new(&r),
             lanes: LaneGauges::new(&r),
@@ -144,27 +114,19 @@ impl Metrics {
         }
     }
 
-    /// The counters of one account's tokens.
-    pub(crate) fn lane(&self, account: &str) -> LaneMetrics {
-        let event = |event| self.tokens.with_label_values(&[account, event]);
-        LaneMetrics { granted: event("granted"), spent: event("spent"), returned: event("returned") }
+    /// What is counted of an operation's account and action.
+    pub(crate) fn calls(&self, operation: &Operation) -> Arc<CallMetrics> {
+        self.calls.of(operation.labels())
     }
 
-    /// A call has ended.
+    /// A call has ended before more of it was known than this.
     pub(crate) fn ended(&self, account: &str, action: &str, outcome: Outcome) {
-        self.requests.with_label_values(&[account, action, outcome.label()]).inc();
+        self.calls.ended(account, action, outcome);
     }
 
     /// A call was answered by Flowgate itself.
     pub(crate) fn refused(&self, account: &str, refusal: &Refusal) {
         self.refused.with_label_values(&[account, refusal.kind.label()]).inc();
-    }
-
-    /// An attempt has ended after `took`.
-    pub(crate) fn attempt(&self, attempt: &Attempt<'_>, took: Duration) {
-        let Attempt { account, action, status, code } = attempt;
-        self.attempts.with_label_values(&[*account, *action, *status, *code]).inc();
-        self.upstream.with_label_values(&[*account, *action]).observe(took.as_secs_f64());
     }
 
     /// CAMS refused an attempt by throttling.
@@ -175,11 +137,6 @@ impl Metrics {
     /// A lane pauses for so long.
     pub(crate) fn paused(&self, account: &str, action: &str, pause: Duration) {
         self.pauses.with_label_values(&[account, action]).observe(pause.as_secs_f64());
-    }
-
-    /// A call got its turn after `waited`.
-    pub(crate) fn waited(&self, account: &str, action: &str, waited: Duration) {
-        self.queue_wait.with_label_values(&[account, action]).observe(waited.as_secs_f64());
     }
 
     /// A client's call of a limited action got a turn.
@@ -205,11 +162,6 @@ impl Metrics {
     /// An operator gave an order: `pause`, `resume` or `flush`.
     pub(crate) fn operator_action(&self, action: &str) {
         self.operator_actions.with_label_values(&[action]).inc();
-    }
-
-    /// Attempts under way of one account and action.
-    pub(crate) fn in_flight(&self, account: &str, action: &str) -> IntGauge {
-        self.in_flight.with_label_values(&[account, action])
     }
 
     /// Everything in Prometheus' text format, with the lanes as they are now.

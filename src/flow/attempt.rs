@@ -7,7 +7,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Polling, Poll};
 
-use prometheus::IntGauge;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -18,7 +17,7 @@ use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
 use crate::flow::queue::{Receipt, Turn};
 use crate::flow::record::capped;
 use crate::journal::Note;
-use crate::metrics::{self, labels};
+use crate::metrics::{self, CallMetrics, labels};
 use crate::parts::Parts;
 
 /// What came of an attempt.
@@ -34,6 +33,8 @@ pub(crate) enum Attempted {
 pub(crate) struct Sending {
     pub(crate) request: Request,
     pub(crate) operation: Arc<Operation>,
+    /// What is counted of such operations.
+    pub(crate) metrics: Arc<CallMetrics>,
     /// What the judge must know.
     pub(crate) context: Context,
     /// When the caller's hold ends.
@@ -43,7 +44,7 @@ pub(crate) struct Sending {
 }
 
 /// Counts an attempt as under way until dropped.
-struct InFlight(IntGauge);
+struct InFlight(Arc<CallMetrics>);
 
 /// An attempt that its call waits for. Dropped before its end it goes on as a task.
 struct Attended {
@@ -68,8 +69,8 @@ pub(crate) fn attempt(
 }
 
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
-    let Sending { request, operation, context, answer_by: _, note } = sending;
-    let _in_flight = InFlight::new(parts.metrics.in_flight(operation.account_label(), operation.action_label()));
+    let Sending { request, operation, metrics, context, answer_by: _, note } = sending;
+    let in_flight = InFlight::new(metrics);
     let Some((connection, receipt)) = turn.spend() else {
         return Attempted::Unsent;
     };
@@ -95,7 +96,7 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
     if let Some(note) = &note {
         note.judged(answer.as_ref(), &verdict);
     }
-    count(&parts, &operation, (answer.as_ref(), &verdict), sent_at);
+    count(&parts, (&operation, &in_flight.0), (answer.as_ref(), &verdict), sent_at);
     settle(receipt, &verdict);
     Attempted::Judged(answer, verdict)
 }
@@ -125,16 +126,20 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
     }
 }
 
-fn count(parts: &Parts, operation: &Operation, (answer, verdict): (Option<&Answer>, &Verdict), sent_at: Instant) {
-    let (account, action) = (operation.account_label(), operation.action_label());
+fn count(
+    parts: &Parts,
+    (operation, metrics): (&Operation, &CallMetrics),
+    (answer, verdict): (Option<&Answer>, &Verdict),
+    sent_at: Instant,
+) {
+    let [account, _] = metrics.labels();
     let code = match verdict {
         Verdict::Unknown { .. } => labels::UNKNOWN,
         known => labels::code(known.code()),
     };
-    let status = answer.map_or("none".into(), |answer| answer.status.as_str().to_owned());
-    let attempt = metrics::Attempt { account, action, status: &status, code };
+    let status = answer.map_or("none", |answer| answer.status.as_str());
     let took = sent_at.elapsed();
-    parts.metrics.attempt(&attempt, took);
+    metrics.attempt(&metrics::Attempt { status, code, took });
     // A refusal is quick, and says nothing of what a call takes.
     if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
         parts.margins.answered(operation, took);
@@ -187,14 +192,14 @@ impl Drop for Attended {
 // === impl InFlight ===
 
 impl InFlight {
-    fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
+    fn new(metrics: Arc<CallMetrics>) -> Self {
+        metrics.in_flight.inc();
+        Self(metrics)
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.dec();
+        self.0.in_flight.dec();
     }
 }

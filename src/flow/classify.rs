@@ -1,6 +1,7 @@
 //! Which operation is it, may this caller do it, and is it limited? Permission is denied by default: a client may call
 //! what its entry lists, for the sub-customers that it lists. When the call's turn comes is the queue's question.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use hyper::header::HeaderMap;
@@ -113,6 +114,15 @@ fn is_own_space(caller: &Caller, ids: &[String]) -> bool {
 // === impl Operation ===
 
 impl Operation {
+    /// Both labels as names, of which the usual ones need not be copied.
+    pub(crate) fn labels(&self) -> (AccountId, ActionName) {
+        static UNKNOWN: LazyLock<AccountId> = LazyLock::new(|| AccountId::new(UNKNOWN_ACCOUNT));
+        static OTHER: LazyLock<ActionName> = LazyLock::new(|| ActionName::new(OTHER_ACTION));
+        let account = if self.known { &self.account } else { &*UNKNOWN };
+        let action = if self.has_action_label() { &self.action } else { &*OTHER };
+        (account.clone(), action.clone())
+    }
+
     /// The account as a metric label: all keys that the configuration does not name are one.
     pub(crate) fn account_label(&self) -> &str {
         if self.known { self.account.as_str() } else { UNKNOWN_ACCOUNT }

@@ -42,7 +42,7 @@ use crate::flow::classify::Operation;
 pub(crate) use crate::flow::queue::connector::Connector;
 use crate::flow::queue::drain::DrainBy;
 use crate::flow::queue::fair::{Place, Standing};
-use crate::flow::queue::lane::{Entered, Labels, Lane};
+use crate::flow::queue::lane::{Entered, Lane};
 pub(crate) use crate::flow::queue::order::Order;
 use crate::flow::queue::rules::Rules;
 use crate::flow::queue::shadow::Shadow;
@@ -272,7 +272,7 @@ impl<K: Connector> Call<K> {
         let now = Instant::now();
         let would = shadow.decide(&self.standing.client, self.send_by.saturating_duration_since(now), now);
         drop(shadow);
-        let (Labels { account, action }, client) = (&lane.labels, self.standing.client.as_str());
+        let ([account, action], client) = (lane.metrics.labels(), self.standing.client.as_str());
         self.shared.metrics.shadow_decision(account, action, would.label());
         tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
     }

@@ -20,6 +20,7 @@ pub(crate) use crate::flow::record::recent::Recent;
 use crate::flow::reply::{self, Service, millis};
 use crate::flow::trace::{Kind as Step, Moment, Trace};
 use crate::id::AccountId;
+use crate::metrics::CallMetrics;
 use crate::otlp::Call;
 use crate::parts::Parts;
 
@@ -33,6 +34,8 @@ pub(crate) struct Record {
     from: Option<IpAddr>,
     claimant: Option<Claimant>,
     operation: Option<Arc<Operation>>,
+    /// What is counted of such operations.
+    metrics: Option<Arc<CallMetrics>>,
     /// How the flow is to be called, if it is one.
     flow_name: Option<Box<str>>,
     stage: Stage,
@@ -71,6 +74,7 @@ impl Record {
             from,
             claimant: None,
             operation: None,
+            metrics: None,
             flow_name: None,
             stage: Stage::Arriving,
             attempts: 0,
@@ -107,9 +111,10 @@ impl Record {
     }
 
     /// The call is known and waits.
-    pub(crate) fn queued(&mut self, operation: Arc<Operation>, flow_name: Option<&str>) {
+    pub(crate) fn queued(&mut self, operation: Arc<Operation>, metrics: Arc<CallMetrics>, flow_name: Option<&str>) {
         self.flow_name = flow_name.map(|name| capped(name).into());
         self.operation = Some(operation);
+        self.metrics = Some(metrics);
         self.stage = Stage::Queued;
         self.trace(|trace, now| trace.begin(Step::Queue, now));
     }
@@ -127,8 +132,7 @@ impl Record {
             self.parts.metrics.client_turn(operation.account_label(), operation.client.as_str());
         }
         if self.waited.replace(age).is_none() {
-            let (account, action) = self.labels();
-            self.parts.metrics.waited(account, action, age);
+            self.metrics.iter().for_each(|metrics| metrics.waited(age));
         }
     }
 
@@ -197,7 +201,10 @@ impl Record {
     fn end(&mut self, ending: &Ending<'_>) {
         self.ended = true;
         let (account, action) = self.labels();
-        self.parts.metrics.ended(account, action, ending.outcome);
+        match &self.metrics {
+            Some(metrics) => metrics.ended(ending.outcome),
+            None => self.parts.metrics.ended(account, action, ending.outcome),
+        }
         let operation = self.operation.as_deref();
         tracing::info!(
             request_id = self.request_id,

@@ -8,7 +8,7 @@ use crate::error::{Kind, Outcome};
 
 /// CAMS's codes that are told apart.
 const CODES: [&str; 27] = [
-    "OK",
+    OK,
     "System.LimitControl",
     "Throttling",
     "Throttling.User",
@@ -36,6 +36,8 @@ const CODES: [&str; 27] = [
     "ServiceUnavailable",
     "InternalError",
 ];
+/// The label of what CAMS has done.
+pub(super) const OK: &str = "OK";
 /// The label of CAMS's other codes.
 const OTHER: &str = "other";
 /// The label of what no certain answer says.

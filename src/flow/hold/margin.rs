@@ -8,12 +8,11 @@
 //! overruns it, and one answer of 5 s among answers of 50 ms is forgotten (a margin below 200 ms) after 28 of them. In
 //! the meantime two bounds keep it from eating the hold: a third of the hold, and 2 s.
 
-use std::sync::LazyLock;
 use std::time::Duration;
 
 use dashmap::DashMap;
 
-use crate::flow::classify::{OTHER_ACTION, Operation, UNKNOWN_ACCOUNT};
+use crate::flow::classify::Operation;
 use crate::id::{AccountId, ActionName};
 
 /// The usual answer time of each account and action, by their labels: those are closed sets, so callers cannot make this
@@ -39,24 +38,15 @@ const MOST: Duration = Duration::from_secs(2);
 impl Margins {
     /// How long a call that is kept for `hold` may wait for its turn.
     pub(crate) fn wait(&self, operation: &Operation, hold: Duration) -> Duration {
-        let usual = self.0.get(&key(operation)).map_or(START, |known| known.usual());
+        let usual = self.0.get(&operation.labels()).map_or(START, |known| known.usual());
         hold - usual.min(MOST).min(hold / 3)
     }
 
     /// CAMS has answered, and this is what it took.
     pub(crate) fn answered(&self, operation: &Operation, took: Duration) {
         let first = || AnswerTime { mean: took, deviation: took / 2 };
-        self.0.entry(key(operation)).and_modify(|known| known.add(took)).or_insert_with(first);
+        self.0.entry(operation.labels()).and_modify(|known| known.add(took)).or_insert_with(first);
     }
-}
-
-/// The labels as names, of which the usual ones need not be copied.
-fn key(operation: &Operation) -> (AccountId, ActionName) {
-    static UNKNOWN: LazyLock<AccountId> = LazyLock::new(|| AccountId::new(UNKNOWN_ACCOUNT));
-    static OTHER: LazyLock<ActionName> = LazyLock::new(|| ActionName::new(OTHER_ACTION));
-    let account = if operation.known { &operation.account } else { &*UNKNOWN };
-    let action = if operation.has_action_label() { &operation.action } else { &*OTHER };
-    (account.clone(), action.clone())
 }
 
 // === impl AnswerTime ===

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::config::Limit;
 use crate::flow::queue::Connector;
-use crate::flow::queue::lane::{Labels, Lane, State};
+use crate::flow::queue::lane::{Lane, State};
 use crate::flow::queue::pause::Refused;
 use crate::flow::queue::view::tenants_in_words;
 use crate::flow::take_token::Tokens;
@@ -86,7 +86,8 @@ impl<K: Connector> Lane<K> {
             unused: &wants.unused,
             retry: &rules.retry,
         };
-        quota.take(&self.labels.account, &self.labels.action, op, &question).await
+        let [account, action] = self.metrics.labels();
+        quota.take(account, action, op, &question).await
     }
 
     /// The store has answered, or has not.
@@ -122,7 +123,7 @@ impl<K: Connector> Lane<K> {
 
     /// A pause has begun.
     pub(super) fn note_pause(&self, state: &State<K>, hint: Option<Duration>, now: Instant) {
-        let Labels { account, action } = &self.labels;
+        let [account, action] = self.metrics.labels();
         let pause = state.pause.remaining(now);
         self.shared.metrics.paused(account, action, pause);
         let pace = state.learned.pace(now);

@@ -52,7 +52,7 @@ impl<K: Connector> Lane<K> {
         let (rules, now) = (self.shared.rules.load_full(), Instant::now());
         let mut state = self.lock();
         // One that has gone holds on for those who wait.
-        let limit = rules.limits.get(self.labels.action.as_str()).copied().unwrap_or(state.limit);
+        let limit = rules.limits.get(&self.action).copied().unwrap_or(state.limit);
         state.learned.keep_to(limit, rules.learn);
         if let Some(shadow) = &self.shadow {
             let mut shadow = shadow.lock();

@@ -22,7 +22,8 @@ use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
 use crate::flow::take_token::{Spent, Tokens, memory};
-use crate::metrics::LaneMetrics;
+use crate::id::ActionName;
+use crate::metrics::CallMetrics;
 use crate::quota::Stands;
 
 /// One lane.
@@ -33,14 +34,9 @@ pub(super) struct Lane<K: Connector> {
     pub(super) changed: Notify,
     /// While Flowgate only observes: the queue that there would be. There is no other then.
     pub(super) shadow: Option<Mutex<Shadow>>,
-    pub(super) labels: Labels,
-    pub(super) metrics: LaneMetrics,
-}
-
-/// How the lane is called in metrics and on operators' pages.
-pub(super) struct Labels {
-    pub(super) account: String,
-    pub(super) action: String,
+    pub(super) action: ActionName,
+    /// Its metrics know how operators call it: accounts that the configuration does not name have one label together.
+    pub(super) metrics: Arc<CallMetrics>,
 }
 
 /// The waiting end of a queued call: where its turn is sent, and until when it is of use.
@@ -88,8 +84,6 @@ impl<K: Connector> Lane<K> {
         // Without one in the rules, the limit has just gone.
         let limit = limits.get(&operation.action).copied().or(operation.limit);
         let limit = limit.expect("only limited operations have a lane");
-        let labels =
-            Labels { account: operation.account_label().to_owned(), action: operation.action_label().to_owned() };
         let state = State {
             limit,
             line: Line::new(),
@@ -104,10 +98,11 @@ impl<K: Connector> Lane<K> {
             come_back: Instant::now(),
             granted: 0,
         };
-        let metrics = shared.metrics.lane(&labels.account);
+        let metrics = shared.metrics.calls(operation);
+        let action = operation.action.clone();
         let shadow =
             (shared.mode == Mode::Observe).then(|| Mutex::new(Shadow::new(limit, learn.gap, bounds, shared.started)));
-        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, labels, metrics }
+        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, action, metrics }
     }
 
     /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.

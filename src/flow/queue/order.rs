@@ -39,7 +39,7 @@ impl<K: Connector> Queue<K> {
     /// Gives the order to all lanes of these labels. A limited action of a configured account has one as soon as it is
     /// named, so that it can be paused before anybody calls. None: there is no such lane.
     pub(crate) fn order(&self, account: &str, action: &str, is_configured: bool, order: Order) -> Option<Obeyed> {
-        let is_named = |lane: &Arc<Lane<K>>| lane.labels.account == account && lane.labels.action == action;
+        let is_named = |lane: &Arc<Lane<K>>| lane.metrics.labels() == [account, action];
         let mut lanes: Vec<_> = self.all().into_iter().filter(is_named).collect();
         if lanes.is_empty() && is_configured {
             lanes.push(self.new_lane(account, action)?);

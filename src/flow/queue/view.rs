@@ -110,10 +110,11 @@ impl<K: Connector> Lane<K> {
         let pace = state.learned.pace(now);
         let shadow = self.shadow.as_ref().map(|shadow| ShadowView::of(&mut shadow.lock(), now));
         let wait = if shadow.is_some() { Duration::ZERO } else { forecast(&state, state.line.len(), now) };
+        let [account, action] = self.metrics.labels();
         let oldest = state.line.oldest().map_or(Duration::ZERO, |arrived| now - arrived);
         LaneView {
-            account: self.labels.account.clone(),
-            action: self.labels.action.clone(),
+            account: account.to_owned(),
+            action: action.to_owned(),
             limit_per_second: f64::from(state.limit.count.get()) / state.limit.window.as_secs_f64(),
             effective_per_second: pace.per_second(state.limit.window),
             gap_seconds: pace.gap.as_secs_f64(),
