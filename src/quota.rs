@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use crate::config::{self, Limit, OnStoreFailure};
 use crate::flow::identify::Nonce;
 use crate::flow::take_token::script::{self, Op, Question, View};
+use crate::id::{AccountId, ActionName};
 use crate::metrics::Metrics;
 use crate::quota::members::Members;
 use crate::store::{OpenError, State, Store};
@@ -134,13 +135,19 @@ impl Quota {
     }
 
     /// One operation on one lane; none if the store does not answer as it should.
-    pub(crate) async fn take(&self, account: &str, action: &str, op: &Op, question: &Question<'_>) -> Option<View> {
+    pub(crate) async fn take(
+        &self,
+        account: &AccountId,
+        action: &ActionName,
+        op: &Op,
+        question: &Question<'_>,
+    ) -> Option<View> {
         // What is in braces decides on which of a cluster's servers the key lies.
         let key = format!("{}lane:{{{account}}}:{action}", self.store.prefix());
         let answer = self.store.run(op.name(), &self.take, &key, &op.args(question)).await.ok()?;
         let view = redis::from_redis_value::<Vec<i64>>(answer).ok().and_then(|numbers| View::read(&numbers));
         if view.is_none() {
-            tracing::error!(account, action, op = op.name(), "the store's answer is not that of take.lua");
+            tracing::error!(%action, op = op.name(), "the store's answer is not that of take.lua");
         }
         view
     }

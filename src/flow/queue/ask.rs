@@ -86,8 +86,7 @@ impl<K: Connector> Lane<K> {
             unused: &wants.unused,
             retry: &rules.retry,
         };
-        let [account, action] = self.metrics.labels();
-        quota.take(account, action, op, &question).await
+        quota.take(&self.account, &self.action, op, &question).await
     }
 
     /// The store has answered, or has not.

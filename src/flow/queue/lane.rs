@@ -22,7 +22,7 @@ use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
 use crate::flow::queue::{Call, Connector, Shared, worker};
 use crate::flow::take_token::{Spent, Tokens, memory};
-use crate::id::ActionName;
+use crate::id::{AccountId, ActionName};
 use crate::metrics::CallMetrics;
 use crate::quota::Stands;
 
@@ -34,6 +34,8 @@ pub(super) struct Lane<K: Connector> {
     pub(super) changed: Notify,
     /// While Flowgate only observes: the queue that there would be. There is no other then.
     pub(super) shadow: Option<Mutex<Shadow>>,
+    /// Whose quota its calls spend, and of what.
+    pub(super) account: AccountId,
     pub(super) action: ActionName,
     /// Its metrics know how operators call it: accounts that the configuration does not name have one label together.
     pub(super) metrics: Arc<CallMetrics>,
@@ -99,10 +101,10 @@ impl<K: Connector> Lane<K> {
             granted: 0,
         };
         let metrics = shared.metrics.calls(operation);
-        let action = operation.action.clone();
+        let (account, action) = (operation.account.clone(), operation.action.clone());
         let shadow =
             (shared.mode == Mode::Observe).then(|| Mutex::new(Shadow::new(limit, learn.gap, bounds, shared.started)));
-        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, action, metrics }
+        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, account, action, metrics }
     }
 
     /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.

@@ -37,13 +37,18 @@ of_both!(
     episodes_widen_the_gap_and_then_take_tokens,
     refusals_of_one_episode_take_one_token_and_the_longest_hint_holds,
     callers_that_go_leave_their_tokens_to_others,
+    each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own,
 );
 
 type Used = (Held, Receipt<Doors>);
 
 /// Used as soon as it may be. A turn that comes too late to be used is no turn.
 async fn sent(world: &World) -> Used {
-    let mut call = world.arrive(60 * SECOND).unwrap();
+    sent_as(world, &operation("a", 60 * SECOND)).await
+}
+
+async fn sent_as(world: &World, operation: &Operation) -> Used {
+    let mut call = world.queue.arrive(operation, 100).unwrap();
     loop {
         if let Some(used) = call.turn().await.unwrap().spend() {
             return used;
@@ -54,6 +59,18 @@ async fn sent(world: &World) -> Used {
 /// Whether a call could be sent within so long.
 async fn could_be_sent(world: &World, within: Duration) -> Option<Used> {
     tokio::time::timeout(within, sent(world)).await.ok()
+}
+
+async fn each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own(world: World) {
+    let stranger =
+        |key| Operation { account: AccountId::new(key), known: false, ..operation("unverified", 30 * SECOND) };
+    sent_as(&world, &stranger("?one")).await.1.throttled(Some(59 * SECOND));
+    // The store knows it when this replica knows what it has said.
+    while world.view().pause_remaining_seconds == 0.0 {
+        sleep(Duration::from_millis(1)).await;
+    }
+    // Were the pause everybody's, the call would end without a turn.
+    sent_as(&world, &stranger("?other")).await.1.answered();
 }
 
 async fn each_token_is_back_one_window_and_gap_after_its_own_use(world: World) {
