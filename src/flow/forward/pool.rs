@@ -287,7 +287,8 @@ impl State {
 
     /// Drops what has lain idle for the time-out or longer.
     fn expire(&mut self, idle_timeout: Duration) {
-        let expired = self.idle.partition_point(|idle| idle.since.elapsed() >= idle_timeout);
+        let now = Instant::now();
+        let expired = self.idle.partition_point(|idle| now.duration_since(idle.since) >= idle_timeout);
         self.idle.drain(..expired);
     }
 }
