@@ -102,14 +102,14 @@ fn relay(call: &Relayed, upstream_host: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(call.body().clone()));
     *request.method_mut() = call.method().clone();
     *request.uri_mut() = Uri::from(call.target().clone());
+    request.headers_mut().reserve(call.headers().len() + 3);
+    put(&mut request, "host", upstream_host);
     let headers = request.headers_mut();
-    // The host and the length come besides.
-    headers.reserve(call.headers().len() + 2);
     for (name, value) in call.headers() {
         headers.append(name, value.clone());
     }
-    put(&mut request, "host", upstream_host);
-    put_length(request.headers_mut(), call.method(), call.body().len());
+    headers.entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
+    put_length(headers, call.method(), call.body().len());
     request
 }
 

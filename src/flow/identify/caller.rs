@@ -202,7 +202,7 @@ impl Relayed {
         &self.target
     }
 
-    /// The headers that go on; `Host` and `Content-Length` are sign's.
+    /// The headers that go on; `Host` and `Content-Length` are sign's, and `Accept-Encoding` if it is not here.
     pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }

@@ -47,18 +47,14 @@ pub(super) fn passage(
     let listed = shape::connection_listed(all);
     let stays =
         |name: &str| shape::is_hop(name) || listed.iter().any(|other| other == name) || name.starts_with("x-flowgate-");
-    // Sign writes the length and the host anew.
-    let goes = |name: &HeaderName| {
-        let is_written =
-            name == header::CONTENT_LENGTH || name == header::ACCEPT_ENCODING && !is_signed("accept-encoding");
-        !is_written && (!stays(name.as_str()) || is_signed(name.as_str()))
+    // Sign writes these anew: what waits does not hold them. An encoding stays if it is signed.
+    let is_written = |name: &HeaderName| {
+        [header::HOST, header::CONTENT_LENGTH].contains(name)
+            || name == header::ACCEPT_ENCODING && !is_signed("accept-encoding")
     };
-    let mut headers: Vec<_> =
-        all.iter().filter(|(name, _)| goes(name)).map(|(name, value)| (name.clone(), value.clone())).collect();
-    if !is_signed("accept-encoding") {
-        headers.push((header::ACCEPT_ENCODING, HeaderValue::from_static("identity")));
-    }
-    Ok(Passage { target: shape.target.clone(), headers: headers.into() })
+    let goes = |name: &HeaderName| !is_written(name) && (!stays(name.as_str()) || is_signed(name.as_str()));
+    let headers = all.iter().filter(|(name, _)| goes(name)).map(|(name, value)| (name.clone(), value.clone()));
+    Ok(Passage { target: shape.target.clone(), headers: headers.collect() })
 }
 
 /// Headers with which a gateway speaks for somebody else.

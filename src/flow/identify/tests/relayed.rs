@@ -68,6 +68,13 @@ fn version_3_goes_on_as_it_was_signed() {
 }
 
 #[test]
+fn an_encoding_that_is_signed_goes_on_and_no_other_beside_it() {
+    let sent = sent(&through_proxy(|call| call.set("accept-encoding", "gzip, br")));
+    let encodings = sent.headers.iter().filter(|(name, _)| name == "accept-encoding");
+    assert_eq!(encodings.map(|(_, value)| &value[..]).collect::<Vec<_>>(), [b"gzip, br"]);
+}
+
+#[test]
 fn version_1_goes_on_with_another_host() {
     let capture = alias_v1(|call| call.form("Name=a+b%2A"));
     let sent = sent(&capture);
