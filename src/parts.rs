@@ -110,8 +110,9 @@ impl Parts {
         bounds::afford(&mut config.listen);
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
         let settings = Arc::new(before.then(config));
-        self.settings.store(settings.clone());
+        // First the queue: no lane may begin by what held before for a call that is identified by what holds now.
         self.queue.reload(&settings.config);
+        self.settings.store(settings.clone());
         self.unverified.resize(settings.config.listen.max_unverified);
         if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
             certificates.swap(tls);

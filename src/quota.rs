@@ -50,7 +50,7 @@ pub(crate) enum Stands {
 /// How often a replica says that it is there.
 const BEAT: Duration = Duration::from_millis(250);
 /// When a caller who was refused for want of the store had best come back.
-const ADVICE: Duration = Duration::from_secs(2);
+pub(crate) const ADVICE: Duration = Duration::from_secs(2);
 
 // === impl Quota ===
 
@@ -98,11 +98,6 @@ impl Quota {
         self.slack
     }
 
-    /// When to come back while this replica has no part of the quota.
-    pub(crate) fn advice(&self) -> Duration {
-        ADVICE
-    }
-
     /// Who deals out the tokens of a lane with this limit.
     pub(crate) fn stands(&self, limit: Limit) -> Stands {
         match self.store.state() {
@@ -118,9 +113,14 @@ impl Quota {
         }
     }
 
-    /// How many tokens of such a limit may be in use: those that replicas which have vanished may use are withheld.
+    /// How many tokens of such a limit may be in use: those that replicas which have vanished may use are withheld. Where
+    /// all refuse without the store, nobody uses a part.
     pub(crate) fn cap(&self, limit: Limit) -> u32 {
-        let withheld = self.members.lock().withheld(limit.count, limit.window + self.slack, Instant::now());
+        let window = limit.window + self.slack;
+        let withheld = match self.on_failure {
+            OnStoreFailure::Share => self.members.lock().withheld(limit.count, window, Instant::now()),
+            OnStoreFailure::Refuse => 0,
+        };
         limit.count.get().saturating_sub(withheld)
     }
 
@@ -236,3 +236,25 @@ impl Quota {
 
 /// The connection of a replica of which that is not known: a cluster has many.
 const UNKNOWN: u64 = 0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_may_use_a_part_is_withheld_one() {
+        let limit = Limit { count: NonZeroU32::new(4).unwrap(), window: Duration::from_secs(1) };
+        let settings = config::Store::on(config::Topology::Single, &[1]);
+        let cap = |on_failure| {
+            let quota = Quota::open(&settings, on_failure, Arc::new(Metrics::new())).unwrap();
+            let seen = [(quota.replica(), 0), ("vanished", 5)].map(|(name, silent)| members::Seen {
+                name: name.to_owned(),
+                through: UNKNOWN,
+                silent: Duration::from_secs(silent),
+            });
+            quota.members.lock().heard(seen, Instant::now());
+            quota.cap(limit)
+        };
+        assert_eq!((cap(OnStoreFailure::Share), cap(OnStoreFailure::Refuse)), (2, 4));
+    }
+}

@@ -109,7 +109,7 @@ impl<K: Connector> Queue<K> {
             mode: config.mode,
             connector,
             metrics,
-            rules: ArcSwap::from_pointee(Rules::new(config)),
+            rules: ArcSwap::from_pointee(Rules::new(config, started)),
             quota,
             started,
             room: Room::new(config.queue.max_bytes),
@@ -127,7 +127,7 @@ impl<K: Connector> Queue<K> {
             let wait = lane.as_ref().map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
             Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
         };
-        let client = self.client_room(operation).take(bytes);
+        let client = self.client_room((operation.account.clone(), operation.client.clone())).take(bytes);
         let client = client.ok_or_else(|| full("This client's part of Flowgate's memory for queued calls"))?;
         let share = self.shared.room.take(bytes).ok_or_else(|| full("Flowgate's memory for queued calls"))?;
         let standing = Standing {
@@ -142,10 +142,11 @@ impl<K: Connector> Queue<K> {
     }
 
     /// From now on this configuration holds, for those who wait, too. A lane whose limit has changed begins anew, with all
-    /// of its tokens just used; one whose limit has gone ends when nobody waits in it.
+    /// of its tokens just used, as does one that is made after accounts, keys or limits have changed: others may have sent
+    /// for it before. One whose limit has gone ends when nobody waits in it.
     pub(crate) fn reload(&self, config: &Config) {
         let Shared { rules, room, client_rooms, .. } = &*self.shared;
-        rules.store(Arc::new(Rules::new(config)));
+        rules.store(Arc::new(rules.load().then(config, Instant::now())));
         room.resize(config.queue.max_bytes);
         client_rooms.iter().for_each(|room| room.resize(config.queue.max_bytes / 2));
         // A lane that is made meanwhile reads the new rules.
@@ -205,8 +206,8 @@ impl<K: Connector> Queue<K> {
         }
     }
 
-    fn client_room(&self, operation: &Operation) -> Arc<Room> {
-        let key = (operation.account.clone(), operation.client.clone());
+    /// The room for the bytes of one client's calls.
+    pub(crate) fn client_room(&self, key: (AccountId, ClientId)) -> Arc<Room> {
         let half = || self.shared.rules.load().bounds.max_bytes / 2;
         self.shared.client_rooms.entry(key).or_insert_with(|| Room::new(half())).clone()
     }

@@ -101,6 +101,15 @@ impl Tokens {
         }
     }
 
+    /// Whether there are none, for nobody knows how long.
+    pub(crate) fn are_withheld(&self) -> bool {
+        match self {
+            Self::Memory(_) => false,
+            Self::Shared(slots) => slots.are_withheld(),
+            Self::None => true,
+        }
+    }
+
     /// What to wait for while none is free and so many calls wait.
     pub(crate) fn wait(&self, waiting: usize, now: Instant) -> Wait {
         match self {

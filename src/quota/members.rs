@@ -17,6 +17,8 @@ pub(super) struct Members {
     /// How long a replica that is cut off may use its part.
     lease: Duration,
     seen: BTreeMap<String, Member>,
+    /// When the store first answered; or again, after so long that the others may have forgotten this replica.
+    joined: Option<Instant>,
     /// When the store last answered.
     contact: Option<Instant>,
 }
@@ -45,7 +47,7 @@ pub(super) struct Seen {
 
 impl Members {
     pub(super) fn new(me: String, lease: Duration) -> Self {
-        Self { me, lease, seen: BTreeMap::new(), contact: None }
+        Self { me, lease, seen: BTreeMap::new(), joined: None, contact: None }
     }
 
     /// The store has answered who is there, and for how long each has been silent. `asked` is when the question left.
@@ -60,6 +62,8 @@ impl Members {
             member.through = through;
         }
         self.seen.retain(|name, member| *name == self.me || member.at + self.lease > asked);
+        let is_known = self.contact.is_some_and(|contact| asked < contact + self.lease);
+        self.joined = self.joined.filter(|_| is_known).or(Some(asked));
         self.contact = Some(asked);
     }
 
@@ -83,11 +87,11 @@ impl Members {
         vanished.map(|(name, member)| (name.clone(), member.through))
     }
 
-    /// This replica's part of `count` tokens while the store is away: none if it never saw the store, none a moment
-    /// before the others cease to withhold it.
+    /// This replica's part of `count` tokens while the store is away: none if it has not seen the store for long enough that
+    /// all the others have heard of it, none a moment before the others cease to withhold it.
     pub(super) fn part(&self, count: NonZeroU32, now: Instant) -> Option<NonZeroU32> {
-        let contact = self.contact?;
-        if now + VANISHED >= contact + self.lease {
+        let (joined, contact) = (self.joined?, self.contact?);
+        if contact < joined + VANISHED || now + VANISHED >= contact + self.lease {
             return None;
         }
         NonZeroU32::new(self.part_of(&self.me, count))
@@ -131,7 +135,10 @@ mod tests {
 
     fn members(me: &str, all: u32, asked: Instant) -> Members {
         let mut members = Members::new(me.to_owned(), 60 * SECOND);
-        members.heard((0..all).map(|rank| seen(rank, Duration::ZERO)), asked);
+        // For long enough that all know of all.
+        for asked in [asked - VANISHED, asked] {
+            members.heard((0..all).map(|rank| seen(rank, Duration::ZERO)), asked);
+        }
         members
     }
 
@@ -154,6 +161,29 @@ mod tests {
     #[test]
     fn who_never_saw_the_store_has_no_part() {
         assert_eq!(Members::new("r0".to_owned(), 60 * SECOND).part(FIVE, Instant::now()), None);
+    }
+
+    #[test]
+    fn who_has_just_joined_has_no_part_before_the_others_know_of_it() {
+        let (start, ms) = (Instant::now(), Duration::from_millis(1));
+        let mut alone = members("r0", 1, start);
+        let mut joins = Members::new("r1".to_owned(), 60 * SECOND);
+        let both = || [seen(0, Duration::ZERO), seen(1, Duration::ZERO)];
+        let parts = |alone: &Members, joins: &Members, now| [alone, joins].map(|members| members.part(FIVE, now));
+        let used = |count| NonZeroU32::new(count);
+        joins.heard(both(), start + 50 * ms);
+        assert_eq!(parts(&alone, &joins, start + 100 * ms), [used(5), None]);
+        alone.heard(both(), start + 250 * ms);
+        joins.heard(both(), start + 799 * ms);
+        assert_eq!(parts(&alone, &joins, start + 799 * ms), [used(3), None]);
+        joins.heard(both(), start + 800 * ms);
+        assert_eq!(parts(&alone, &joins, start + 800 * ms), [used(3), used(2)]);
+        // After its lease it is forgotten, and joins anew.
+        let back = start + 800 * ms + 60 * SECOND;
+        joins.heard(both(), back);
+        assert_eq!(joins.part(FIVE, back), None);
+        joins.heard(both(), back + VANISHED);
+        assert_eq!(joins.part(FIVE, back + VANISHED), used(2));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
-use crate::flow::queue::lane::{Lane, State, forecast};
+use crate::flow::queue::lane::{Lane, State, advice, forecast};
 use crate::flow::queue::{Call, Connector, waiter};
 
 /// How long arrivals that go before others are gathered before the line is gone through.
@@ -28,6 +28,9 @@ impl<K: Connector> Lane<K> {
         if state.line.of_client(&call.standing.client) >= bounds.max_waiting_per_client {
             return Err(self.full(state, "This client's part of the queue", bounds.max_waiting_per_client, now));
         }
+        if state.tokens.are_withheld() {
+            return Err(waiter::withheld());
+        }
         let hold = call.send_by - now;
         if wait > hold {
             return Err(self.advised(state, too_long(wait, hold).queued(ahead, wait), now));
@@ -47,7 +50,7 @@ impl<K: Connector> Lane<K> {
     }
 
     fn full(&self, state: &mut State<K>, what: &str, bound: usize, now: Instant) -> Refusal {
-        let wait = forecast(state, state.line.len(), now);
+        let wait = advice(state, state.line.len(), now);
         let refusal = Refusal::after(Kind::QueueFull, wait, format!("{what} of {bound} waiting calls is full."));
         let ahead = state.line.len();
         self.advised(state, refusal.queued(ahead, wait), now)

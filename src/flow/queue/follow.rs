@@ -23,17 +23,20 @@ impl<K: Connector> Lane<K> {
             return;
         }
         let Some(quota) = &self.shared.quota else { return };
-        let (limit, gap) = (state.limit, state.learned.pace(Instant::now()).gap);
+        let (limit, gap, slack) = (state.limit, state.learned.pace(Instant::now()).gap, quota.slack());
+        // Whoever deals them out: what was sent before the limit began is not over any sooner.
+        let begun = state.limit_since;
         state.tokens = match stands {
             Stands::Alone => return,
             Stands::Together { since } => {
-                let silent = limit.window + gap + quota.slack();
-                Tokens::Shared(Slots::new(limit.window, (gap, quota.slack()), limit.count.get(), since + silent))
+                let from = since.max(begun) + limit.window + gap + slack;
+                Tokens::Shared(Slots::new(limit.window, (gap, slack), limit.count.get(), from))
             }
             Stands::Part { count, since } => {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
                 let part = Limit { count, ..limit };
-                Tokens::Memory(memory::Tokens::new(part, gap, since + VANISHED + AHEAD + quota.slack()))
+                let since = (since + VANISHED + AHEAD + slack).max(begun);
+                Tokens::Memory(memory::Tokens::new(part, gap, since))
             }
             Stands::Nothing { .. } => Tokens::None,
         };
@@ -41,7 +44,7 @@ impl<K: Connector> Lane<K> {
         state.epoch += 1;
         if let Stands::Nothing { .. } = stands {
             while let Some(queued) = state.line.pop() {
-                drop(queued.reply.send(Err(waiter::no_part(quota.advice()))));
+                drop(queued.reply.send(Err(waiter::no_part())));
             }
         }
         self.changed.notify_one();
@@ -62,7 +65,7 @@ impl<K: Connector> Lane<K> {
         }
         state.keep_pace(now);
         if limit != state.limit {
-            state.limit = limit;
+            (state.limit, state.limit_since) = (limit, now);
             state.tokens = Tokens::Memory(memory::Tokens::new(limit, state.learned.pace(now).gap, now));
             // Where others share the quota, `follow` asks who deals it out.
             state.stands = Stands::Alone;

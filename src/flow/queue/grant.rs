@@ -22,9 +22,8 @@ pub(super) struct Grant {
 // === impl Lane ===
 
 impl<K: Connector> Lane<K> {
-    /// Takes a token for a call that has a connection. There must be a free token.
-    pub(super) fn grant(self: &Arc<Self>, state: &mut State<K>, connection: K::Connection) -> Turn<K> {
-        let now = Instant::now();
+    /// Takes a token for a call that has a connection. One must be free at `now`: a moment later a slot may be too late.
+    pub(super) fn grant(self: &Arc<Self>, state: &mut State<K>, connection: K::Connection, now: Instant) -> Turn<K> {
         let token = state.tokens.take(now).expect("a grant is decided on a free token, under the lane's lock");
         self.metrics.granted.inc();
         state.granted += 1;

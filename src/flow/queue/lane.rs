@@ -24,7 +24,7 @@ use crate::flow::queue::{Call, Connector, Shared, worker};
 use crate::flow::take_token::{Spent, Tokens, memory};
 use crate::id::{AccountId, ActionName};
 use crate::metrics::CallMetrics;
-use crate::quota::Stands;
+use crate::quota::{self, Stands};
 
 /// One lane.
 pub(super) struct Lane<K: Connector> {
@@ -50,6 +50,8 @@ pub(super) struct Queued<K: Connector> {
 /// What the lane's lock guards.
 pub(super) struct State<K: Connector> {
     pub(super) limit: Limit,
+    /// When it began: tokens count as just used then, whoever deals them out.
+    pub(super) limit_since: Instant,
     pub(super) line: Line<Queued<K>>,
     pub(super) tokens: Tokens,
     pub(super) pause: Pause,
@@ -82,14 +84,16 @@ pub(super) enum Entered<'a, K: Connector> {
 impl<K: Connector> Lane<K> {
     pub(super) fn new(operation: &Operation, shared: Arc<Shared<K>>) -> Self {
         let rules = shared.rules.load_full();
-        let Rules { limits, learn, bounds, .. } = &*rules;
+        let Rules { limits, learn, bounds, since, .. } = &*rules;
+        let since = shared.started.max(*since);
         // Without one in the rules, the limit has just gone.
         let limit = limits.get(&operation.action).copied().or(operation.limit);
         let limit = limit.expect("only limited operations have a lane");
         let state = State {
             limit,
+            limit_since: since,
             line: Line::new(),
-            tokens: Tokens::Memory(memory::Tokens::new(limit, learn.gap, shared.started)),
+            tokens: Tokens::Memory(memory::Tokens::new(limit, learn.gap, since)),
             pause: Pause::default(),
             learned: Learned::new(limit, *learn),
             stands: Stands::Alone,
@@ -102,8 +106,7 @@ impl<K: Connector> Lane<K> {
         };
         let metrics = shared.metrics.calls(operation);
         let (account, action) = (operation.account.clone(), operation.action.clone());
-        let shadow =
-            (shared.mode == Mode::Observe).then(|| Mutex::new(Shadow::new(limit, learn.gap, bounds, shared.started)));
+        let shadow = (shared.mode == Mode::Observe).then(|| Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
         Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, account, action, metrics }
     }
 
@@ -122,17 +125,17 @@ impl<K: Connector> Lane<K> {
 
     /// A call comes, for the first time or back from a throttle refusal.
     pub(super) fn enter<'a>(self: &'a Arc<Self>, call: &'a Call<K>) -> Result<Entered<'a, K>, Refusal> {
-        let now = Instant::now();
-        if self.shared.drained(now) {
+        if self.shared.drained(Instant::now()) {
             return Err(waiter::draining());
         }
         let mut state = self.lock();
-        if let (Tokens::None, Some(quota)) = (&state.tokens, &self.shared.quota) {
-            return Err(waiter::no_part(quota.advice()));
+        // Read under the lock, for which it may have waited.
+        let now = Instant::now();
+        if let Tokens::None = &state.tokens {
+            return Err(waiter::no_part());
         }
         if call.send_by <= now {
-            let wait = forecast(&state, state.line.len(), now);
-            return Err(waiter::expired(self.shared.connector.down(), wait));
+            return Err(waiter::expired(self.shared.connector.down(), advice(&state, state.line.len(), now)));
         }
         if !state.worker
             && let Some(turn) = self.pass(&mut state, now)
@@ -164,7 +167,7 @@ impl<K: Connector> Lane<K> {
             return shadow.lock().come_back(now);
         }
         let state = self.lock();
-        forecast(&state, state.line.len(), now)
+        advice(&state, state.line.len(), now)
     }
 
     /// A caller has gone or its time is over.
@@ -183,8 +186,8 @@ impl<K: Connector> Lane<K> {
 
     /// CAMS refused an attempt: the lane pauses, and whom that makes late is told now.
     pub(super) fn throttled(self: &Arc<Self>, refused: &Refused, spent: &Spent) {
-        let now = Instant::now();
         let mut state = self.lock();
+        let now = Instant::now();
         if let Spent::Slot(slot) = spent
             && self.tell_throttled(&mut state, *slot, refused)
         {
@@ -210,6 +213,8 @@ impl<K: Connector> Lane<K> {
         for queued in late {
             let refusal = if self.shared.drained(now + wait) {
                 waiter::draining()
+            } else if state.tokens.are_withheld() {
+                waiter::withheld()
             } else {
                 let refusal = too_long(wait, queued.send_by.saturating_duration_since(now));
                 let ahead = state.line.len();
@@ -239,7 +244,7 @@ impl<K: Connector> Lane<K> {
             return None;
         }
         let connection = self.shared.connector.try_ready()?;
-        Some(self.grant(state, connection))
+        Some(self.grant(state, connection, now))
     }
 }
 
@@ -278,4 +283,10 @@ pub(super) fn forecast<K: Connector>(state: &State<K>, ahead: usize, now: Instan
     let turn = tokens.forecast(ahead, now, open, &learned.returns(now));
     let spare = if learned.is_forgotten(now) { Duration::ZERO } else { (turn - open) / FOR_REFUSALS };
     (turn + spare).saturating_duration_since(now)
+}
+
+/// When the call that has `ahead` others before it had best come back. While there are no tokens nobody knows, and a day
+/// would be no advice.
+pub(super) fn advice<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
+    if state.tokens.are_withheld() { quota::ADVICE } else { forecast(state, ahead, now) }
 }

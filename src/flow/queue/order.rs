@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
-use crate::flow::queue::lane::{Lane, State, forecast};
+use crate::flow::queue::lane::{Lane, State, advice};
 use crate::flow::queue::{Connector, Queue};
 use crate::id::{AccountId, ActionName, ClientId, TenantId};
 
@@ -89,7 +89,7 @@ impl<K: Connector> Lane<K> {
     fn flush(&self, state: &mut State<K>, now: Instant) {
         while let Some(queued) = state.line.pop() {
             let message = "The system is under flow control: an operator has flushed the queue. CAMS has done nothing.";
-            let refusal = Refusal::after(Kind::Flushed, forecast(state, 0, now), message);
+            let refusal = Refusal::after(Kind::Flushed, advice(state, 0, now), message);
             // Whoever has just gone does not need it.
             drop(queued.reply.send(Err(self.advised(state, refusal, now))));
         }

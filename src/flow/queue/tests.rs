@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::task::{Context, Waker};
 
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
 use super::*;
 use crate::config::{self, Limit, Retry};
+use crate::flow::take_token::Tokens;
+use crate::flow::take_token::script::{Clock, Dated, View};
+use crate::flow::take_token::shared::Slots;
 use crate::id::{ClientId, TenantId};
 use crate::store::State;
 
@@ -36,6 +41,8 @@ struct Door {
     open: AtomicU64,
     /// The most connections that were wanted at once.
     wanted: AtomicU64,
+    /// How long it takes to say whether a connection is ready.
+    looks_ms: AtomicU64,
     /// The next wait for a connection panics.
     trapped: AtomicBool,
 }
@@ -55,12 +62,23 @@ impl Doors {
         self.0.open.fetch_add(1, Ordering::Relaxed);
         Held(self.0.clone())
     }
+
+    /// Lets the time go by that looking takes, as one does who is not scheduled meanwhile.
+    fn look(&self) {
+        let looks = Duration::from_millis(self.0.looks_ms.load(Ordering::Relaxed));
+        if !looks.is_zero() {
+            let mut advance = pin!(tokio::time::advance(looks));
+            // The first poll moves the clock, and the second would end it.
+            assert!(advance.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+    }
 }
 
 impl Connector for Doors {
     type Connection = Held;
 
     fn try_ready(&self) -> Option<Held> {
+        self.look();
         let at_once = self.0.delay_ms.load(Ordering::Relaxed) == 0 && !self.0.shut.load(Ordering::Relaxed);
         at_once.then(|| self.one())
     }
@@ -136,7 +154,9 @@ impl World {
         let door = Arc::new(Door::default());
         let metrics = Arc::new(Metrics::new());
         let learn = config::Learn { gap, max_gap: 8 * gap };
-        let rules = Rules { limits: BTreeMap::new(), bounds: bounds.clone(), retry: RETRY, learn };
+        let mut config = config::load(None, []).unwrap().config;
+        (config.limits, config.queue, config.retry, config.learn) = (BTreeMap::new(), bounds.clone(), RETRY, learn);
+        let rules = Rules::new(&config, started);
         let shared = Shared {
             mode: Mode::Enforce,
             connector: Arc::new(Doors(door.clone())),
@@ -150,6 +170,17 @@ impl World {
         };
         let queue = Queue { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
         Self { queue: Arc::new(queue), door, metrics, bounds }
+    }
+
+    /// As if the store had dealt these slots, dated now, where so many tokens may be in use.
+    fn dealt(&self, slots: usize, usable: u32) {
+        let (now, slack) = (Instant::now(), Duration::from_millis(15));
+        let dated = |token| Dated { token, at: 0, back: 1_020_000, probe: false };
+        let view = View { usable, gap: 5000, part: 1_000_000, back: vec![0; 5], ..View::default() };
+        let view = View { slots: (1..).map(dated).take(slots).collect(), ..view };
+        let mut tokens = Slots::new(SECOND, (GAP, slack), 5, now);
+        tokens.answered(&view, &Clock::new(now, now, 0), now);
+        self.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::Shared(tokens);
     }
 
     fn arrive(&self, hold: Duration) -> Result<Call<Doors>, Refusal> {

@@ -12,6 +12,7 @@ use crate::flow::queue::Connector;
 use crate::flow::queue::fair::Standing;
 use crate::flow::queue::lane::Lane;
 use crate::flow::queue::turn::Turn;
+use crate::quota::ADVICE;
 
 /// One waiting call.
 pub(super) struct Waiter<'a, K: Connector> {
@@ -65,9 +66,15 @@ pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
 }
 
 /// The store that deals out the quota is away, and this replica has no part of it.
-pub(super) fn no_part(again: Duration) -> Refusal {
+pub(super) fn no_part() -> Refusal {
     let message = "The system is under flow control: the store of the shared quota cannot be reached, and this Flowgate has no part of the quota meanwhile. CAMS has done nothing.";
-    Refusal::after(Kind::StoreUnavailable, again, message)
+    Refusal::after(Kind::StoreUnavailable, ADVICE, message)
+}
+
+/// All that the limit allows is withheld, for replicas that have vanished may use it.
+pub(super) fn withheld() -> Refusal {
+    let message = "The system is under flow control: replicas of this Flowgate that are cut off from the store of the shared quota may use all of it meanwhile. CAMS has done nothing.";
+    Refusal::after(Kind::StoreUnavailable, ADVICE, message)
 }
 
 /// The call does not fit into what is left before the process ends.

@@ -82,10 +82,12 @@ async fn change<K: Connector>(lane: &Lane<K>, look_at: Option<Instant>) {
 
 /// What to do, and when to look again: whom newcomers have made late, or what quiet time has given back.
 fn next<K: Connector>(lane: &Arc<Lane<K>>, connection: &mut Option<K::Connection>) -> (Next<K>, Option<Instant>) {
-    let now = Instant::now();
     let mut state = lane.lock();
+    // Read under the lock, for which it may have waited, and again after going through a long line.
+    let mut now = Instant::now();
     if state.check_at.is_some_and(|at| at <= now) {
         lane.tell_late(&mut state, now);
+        now = Instant::now();
     }
     let next = decide(lane, &mut state, connection, now);
     let back_at = state.learned.returns(now).first().copied();
@@ -144,7 +146,7 @@ fn decide<K: Connector>(
         return Next::Deliver(queued, Err(waiter::expired(lane.shared.connector.down(), wait)));
     }
     let connection = connection.take().expect("a usable connection was seen above");
-    let turn = lane.grant(state, connection);
+    let turn = lane.grant(state, connection, now);
     Next::Deliver(queued, Ok(turn))
 }
 

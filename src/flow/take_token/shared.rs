@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::flow::take_token::Wait;
 use crate::flow::take_token::forecast::nth;
 use crate::flow::take_token::script::{Clock, Dated, View};
+use crate::flow::take_token::{NEVER, Wait};
 
 /// The slots at hand, and what the store said last.
 pub(crate) struct Slots {
@@ -166,7 +166,12 @@ impl Slots {
         // Others take their part in between.
         let ahead = ((ahead - self.hand.len()) as f64 / self.seen.part.max(0.01)) as usize;
         let turns: Vec<Instant> = self.seen.turns.iter().map(|turn| (*turn).max(open)).collect();
-        if turns.is_empty() { open + self.seen.away } else { nth(ahead, turns, self.seen.away, more) }
+        if turns.is_empty() { open + NEVER } else { nth(ahead, turns, self.seen.away, more) }
+    }
+
+    /// Whether all tokens are withheld for replicas that have vanished.
+    pub(crate) fn are_withheld(&self) -> bool {
+        self.seen.turns.is_empty()
     }
 
     /// Calls per second that this replica may expect.

@@ -101,11 +101,15 @@ end
 
 -- What the operation says
 
+-- Whether an attempt of that date was dealt after the latest episode began: none is dated into a pause. Dates lie ahead, so
+-- one that is later than the refusal alone may have been dealt before it.
+local function is_after_the_pause(at) return at > lane.known and at >= lane.open end
+
 local episode = 0
 if op == 'throttled' then
   local granted, hint = tonumber(ARGV[14]), tonumber(ARGV[15])
   local backoff = { base = tonumber(ARGV[16]), max = tonumber(ARGV[17]), random = tonumber(ARGV[18]) }
-  if granted > lane.known then
+  if is_after_the_pause(granted) then
     episode = 1
     lane.known, lane.level = now, lane.level + 1
   end
@@ -138,7 +142,7 @@ if op == 'throttled' then
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
   local token, at, back, probe, how = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), ARGV[17], ARGV[18]
-  if how == 'answered' and lane.known < at then lane.level = 0 end
+  if how == 'answered' and is_after_the_pause(at) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
       unprobed()

@@ -169,3 +169,31 @@ async fn an_action_without_a_limit_needs_no_lane() {
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(world.queue.lanes().is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn without_tokens_the_advice_is_seconds_and_not_a_day() {
+    let world = World::new(GAP).await;
+    let call = world.arrive(SECOND).unwrap();
+    world.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::None;
+    assert_eq!(call.predicted_wait(), 2 * SECOND);
+    world.dealt(0, 0);
+    assert_eq!(call.predicted_wait(), 2 * SECOND);
+    world.dealt(0, 5);
+    assert_eq!(call.predicted_wait(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_all_tokens_are_withheld_nobody_sits_out_his_hold() {
+    let world = World::new(GAP).await;
+    world.dealt(0, 5);
+    let mut waiting = world.arrive(30 * SECOND).unwrap();
+    let waiting = tokio::spawn(async move { waiting.turn().await.err().unwrap() });
+    sleep(SECOND).await;
+    world.dealt(0, 0);
+    let lane = world.queue.lane(&operation("a", SECOND));
+    lane.tell_late(&mut lane.lock(), Instant::now());
+    let newcomer = world.arrive(30 * SECOND).unwrap().turn().await.err().unwrap();
+    for refusal in [waiting.await.unwrap(), newcomer] {
+        assert_eq!((refusal.kind, refusal.retry_after), (Kind::StoreUnavailable, Some(2 * SECOND)));
+    }
+}

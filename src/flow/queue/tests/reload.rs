@@ -2,7 +2,11 @@
 //! another one begins with all of its tokens just used.
 
 use super::*;
+use crate::config::{Account, Credentials};
 use crate::flow::queue::view::LaneView;
+use crate::id::AccessKeyId;
+use crate::quota::Stands;
+use crate::secret::Secret;
 
 /// The rules with this limit for what the tests call; `change` may change others.
 pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {
@@ -119,6 +123,75 @@ async fn bounds_hold_for_who_comes_from_now_on() {
     reload(&world, Some((5, 1000)), |config| config.queue.max_bytes = 100);
     assert!(world.queue.arrive(&operation("b", SECOND), 60).is_err(), "half of the room is a client's");
     assert_eq!(left(calls).await.len(), 8);
+}
+
+/// An account with these aliases, and with credentials of its own.
+fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>) -> Account {
+    let credentials = credentials.map(|(key, token)| Credentials {
+        access_key_id: AccessKeyId::new(key),
+        secret: Secret::new("secret"),
+        security_token: token.map(Secret::new),
+        expires: None,
+    });
+    let aliases = aliases.iter().map(|key| AccessKeyId::new(*key)).collect();
+    Account { id: AccountId::new(id), credentials, credentials_file: None, aliases }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_for_what_another_one_may_have_sent_begins_with_all_tokens_just_used() {
+    let five = Some((5, 1000));
+    let accounts = |accounts: &[Account]| {
+        let accounts = accounts.to_vec();
+        move |config: &mut Config| config.accounts = accounts
+    };
+    let [acme, other] = ["acme", "other"].map(|id| account(id, &["one"], None));
+    let more = account("acme", &["one", "two"], None);
+    let managed = |key, token| account("acme", &[], Some((key, token)));
+    let (cold, warm) = ([1005, 1005, 1005, 1005, 1005, 2010], [0, 0, 0, 0, 0, 1005]);
+    for (what, before, limit, after, expected) in [
+        ("nothing", &acme, five, &acme, warm),
+        ("an id", &other, five, &acme, cold),
+        ("an alias", &acme, five, &more, cold),
+        ("a key", &managed("one", None), five, &managed("two", None), cold),
+        ("a temporary key", &managed("one", Some("first")), five, &managed("two", Some("second")), warm),
+        ("the limit", &acme, None, &acme, cold),
+    ] {
+        let world = World::new(GAP).await;
+        reload(&world, limit, accounts(std::slice::from_ref(before)));
+        sleep(10 * SECOND).await;
+        reload(&world, five, accounts(std::slice::from_ref(after)));
+        assert_eq!(left(come(&world, 6)).await, expected, "{what}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_would_be_queue_of_such_a_lane_does_too() {
+    let mut world = World::new(GAP).await;
+    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap().mode = Mode::Observe;
+    reload(&world, Some((5, 1000)), |config| config.accounts = vec![account("acme", &["one"], None)]);
+    world.arrive(SECOND).unwrap();
+    assert_eq!(world.view().shadow.unwrap().predicted_wait_seconds, 1.005);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
+    let mut world = World::new(GAP).await;
+    let settings = config::Store::on(config::Topology::Single, &[1]);
+    let quota = Quota::open(&settings, config::OnStoreFailure::Share, world.metrics.clone()).unwrap();
+    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap().quota = Some(quota.clone());
+    let (lane, now) = (world.queue.lane(&operation("a", SECOND)), Instant::now());
+    let (count, since) = (NonZeroU32::new(2).unwrap(), now - 8 * SECOND);
+    for (stands, limit, free, more) in [
+        (Stands::Part { count, since }, (5, 1000), 2, Duration::ZERO),
+        (Stands::Part { count, since }, (4, 1000), 0, SECOND + GAP),
+        (Stands::Together { since }, (3, 1000), 0, SECOND + GAP + quota.slack()),
+    ] {
+        reload(&world, Some(limit), |_| {});
+        let mut state = lane.lock();
+        lane.follow(&mut state, stands);
+        let next = state.tokens.forecast(0, now, now, &[]);
+        assert_eq!((state.tokens.free(now), next - now), (free, more), "{stands:?}, {limit:?}");
+    }
 }
 
 #[tokio::test]

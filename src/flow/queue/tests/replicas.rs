@@ -1,6 +1,7 @@
 //! What holds for all replicas together: one quota, one pause, one probe, one pace, and turns for everybody.
 
 use super::*;
+use crate::flow::take_token::script::{Op, Question};
 use crate::servers::Redis;
 
 /// So many replicas of one fleet.
@@ -135,6 +136,37 @@ async fn a_refusal_pauses_all_then_one_probe_goes_for_all() {
     let view = |world: &World| (world.view().effective_per_second, world.view().gap_seconds);
     assert_eq!(view(&worlds[0]), (5.0 / 1.015, 0.015));
     assert_eq!(view(&worlds[1]), view(&worlds[0]));
+}
+
+#[tokio::test]
+async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
+    let server = Redis::start().await;
+    let world = World::sharing(&server).await;
+    let quota = world.queue.shared.quota.clone().unwrap();
+    let learn = config::Learn { gap: GAP, max_gap: 8 * GAP };
+    let ask = async |replica, wanted, op: Op| {
+        // Its one token is back soon, so the second slot is dated ahead.
+        let limit = Limit { count: NonZeroU32::MIN, window: SECOND / 5 };
+        let (slack, unused, waiting) = (quota.slack(), &[], &[]);
+        let question = Question { replica, limit, learn, slack, cap: 1, wanted, waiting, unused, retry: &RETRY };
+        quota.take(&AccountId::new("acme"), &ActionName::new("Other"), &op, &question).await.unwrap()
+    };
+    let refused = |at, hint| Op::Throttled { at, hint: Some(hint), random: 0.5 };
+    let first = ask("one", 1, Op::Take).await.slots[0];
+    let ahead = ask("other", 1, Op::Take).await.slots[0];
+    let known = ask("one", 0, refused(first.at, SECOND / 2)).await;
+    assert!(known.new_episode && known.now < ahead.at && ahead.at < known.open, "{known:?}, {ahead:?}");
+    let again = ask("other", 0, refused(ahead.at, SECOND / 2)).await;
+    assert_eq!((again.new_episode, again.level, again.learned.1), (false, 1, 1));
+    // What goes after the pause is news.
+    let mut probe = ask("one", 1, Op::Take).await;
+    while probe.slots.is_empty() {
+        sleep(Duration::from_millis(5)).await;
+        probe = ask("one", 1, Op::Take).await;
+    }
+    assert!(probe.slots[0].probe && probe.slots[0].at >= again.open, "{probe:?}");
+    let news = ask("one", 0, refused(probe.slots[0].at, SECOND)).await;
+    assert_eq!((news.new_episode, news.level), (true, 2));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -89,3 +89,18 @@ async fn whoever_leaves_in_whatever_subset_nobody_hangs() {
         assert_eq!(world.door.open.load(Ordering::Relaxed), 0, "seed {seed}: connections are given back");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slot_that_becomes_too_late_while_it_is_granted_ends_no_worker() {
+    // At once, and by the worker after a pause.
+    for pause in [0, 10] {
+        let world = World::new(GAP).await;
+        world.dealt(1, 5);
+        let lane = world.queue.lane(&operation("a", SECOND));
+        lane.lock().pause.told(Instant::now() + Duration::from_millis(pause));
+        world.door.looks_ms.store(20, Ordering::Relaxed);
+        let turn = world.arrive(SECOND).unwrap().turn().await.expect("it is granted");
+        assert!(turn.spend().is_none(), "it is too late to be used");
+        assert_eq!(world.tokens(), (1, 0, 1));
+    }
+}
