@@ -180,7 +180,13 @@ where
     listen::check_size(&head, config.listen.max_header)?;
     let claim = parts.checked(identify::head(&head, directory, arrived))?;
     record.claimed(&claim);
-    let body = body::read(body, parts.allowance(&claim, &config.listen)).await?;
+    let body = match body.is_end_stream() {
+        true => Bytes::new(),
+        false => {
+            parts.checked(claim.check_nonce(&parts.nonces))?;
+            body::read(body, parts.allowance(&claim, &config.listen)).await?
+        }
+    };
     let nonce = parts.quota.as_ref().map(|quota| (quota, claim.nonce()));
     let mut proved = claim.prove(body, &parts.nonces, arrived);
     if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
@@ -197,9 +203,12 @@ where
 impl Parts {
     /// What a body may be before its caller is proved.
     fn allowance(&self, claim: &identify::Claim, listen: &Listen) -> body::Allowance {
-        let room = if claim.is_verified() { self.queue.room() } else { &self.unverified };
-        let share = room.take(0).expect("nothing always fits");
-        body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, share }
+        let rooms = match claim.payer() {
+            Some(payer) => vec![self.queue.client_room(payer), self.queue.room().clone()],
+            None => vec![self.unverified.clone()],
+        };
+        let shares = rooms.iter().map(|room| room.take(0).expect("nothing always fits")).collect();
+        body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, shares }
     }
 
     /// Counts a failed check of a head; a passed one is counted when the whole is proved.

@@ -11,6 +11,8 @@ pub(crate) struct Names {
     given: Vec<String>,
     /// None of a Unix socket.
     address: Option<SocketAddr>,
+    /// The port that nobody needs to name.
+    usual_port: u16,
 }
 
 /// What a `Host` value says between scheme and path.
@@ -32,16 +34,17 @@ pub(crate) fn host_name(host: &str) -> String {
 // === impl Names ===
 
 impl Names {
-    /// `bind` is what was in fact bound.
-    pub(crate) fn new(bind: &Bind, given: &[String]) -> Self {
-        Self { given: given.iter().map(|name| name.to_ascii_lowercase()).collect(), address: bind.address() }
+    /// `bind` is what was in fact bound, and whoever reaches it speaks TLS or not.
+    pub(crate) fn new(bind: &Bind, given: &[String], over_tls: bool) -> Self {
+        let given = given.iter().map(|name| name.to_ascii_lowercase()).collect();
+        Self { given, address: bind.address(), usual_port: if over_tls { 443 } else { 80 } }
     }
 
     /// Whether an authority means this listener for sure.
     pub(crate) fn contain(&self, authority: &str) -> bool {
         let authority = authority.to_ascii_lowercase();
         self.given.iter().any(|name| *name == authority || *name == host_name(&authority))
-            || self.address.is_some_and(|address| is_at(address, &authority))
+            || self.address.is_some_and(|address| is_at(address, &authority, self.usual_port))
     }
 
     /// Whether a host name may mean this listener: a Unix socket has none of its own, and behind 0.0.0.0 every address of
@@ -53,10 +56,16 @@ impl Names {
 }
 
 /// Whether an authority is the listener's address, or a loopback one where the listener is or takes all.
-fn is_at(address: SocketAddr, authority: &str) -> bool {
-    let local = [format!("localhost:{}", address.port()), format!("127.0.0.1:{}", address.port())];
+fn is_at(address: SocketAddr, authority: &str, usual_port: u16) -> bool {
+    let port = format!(":{}", address.port());
+    let host = match authority.strip_suffix(&port) {
+        Some(host) => host,
+        None if address.port() == usual_port => authority,
+        None => return false,
+    };
     let takes_loopback = address.ip().is_loopback() || address.ip().is_unspecified();
-    authority == address.to_string() || (takes_loopback && local.iter().any(|local| local == authority))
+    let own = SocketAddr::new(address.ip(), address.port()).to_string();
+    own.strip_suffix(&port) == Some(host) || takes_loopback && ["localhost", "127.0.0.1"].contains(&host)
 }
 
 #[cfg(test)]
@@ -80,10 +89,13 @@ mod tests {
 
     #[test]
     fn own_addresses() {
-        let at = |address: &str, authority| is_at(address.parse().unwrap(), authority);
+        let at = |address: &str, authority| is_at(address.parse().unwrap(), authority, 80);
         assert!(at("127.0.0.1:8080", "127.0.0.1:8080") && at("127.0.0.1:8080", "localhost:8080"));
         assert!(at("0.0.0.0:8080", "localhost:8080") && at("10.0.0.7:80", "10.0.0.7:80") && at("[::1]:1", "[::1]:1"));
         assert!(!at("127.0.0.1:8080", "127.0.0.1") && !at("10.0.0.7:80", "localhost:80"));
         assert!(!at("0.0.0.0:8080", "10.0.0.7:8080"));
+        // The port that nobody names.
+        assert!(at("127.0.0.1:80", "127.0.0.1") && at("0.0.0.0:80", "localhost") && at("[::1]:80", "[::1]"));
+        assert!(!at("127.0.0.1:443", "127.0.0.1") && !at("10.0.0.7:80", "localhost") && !at("[::1]:80", "::1"));
     }
 }

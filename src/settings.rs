@@ -33,8 +33,9 @@ impl Settings {
         if std::mem::replace(since, self.generation) == self.generation {
             return Ok(());
         }
-        if let Caller::Verified(call) = caller {
-            self.directory.renew(call)?;
+        match caller {
+            Caller::Verified(call) => self.directory.renew(call)?,
+            Caller::Relayed(_) => self.directory.check_relayed(caller.account())?,
         }
         classify::authorize(caller)
     }

@@ -19,7 +19,7 @@ type Refused = (StatusCode, &'static str);
 /// Whether this may be seen.
 pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
     named(listen, headers)?;
-    own_page(headers)?;
+    own_page(path, headers)?;
     let is_local = match &listen.admin {
         Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
         Bind::Unix(_) => true,
@@ -57,7 +57,7 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     if hosts.next().is_some() {
         return Err((StatusCode::BAD_REQUEST, "There are two Host headers.\n"));
     }
-    let (names, host) = (Names::new(&listen.admin, &listen.names), String::from_utf8_lossy(host.as_bytes()));
+    let (names, host) = (Names::new(&listen.admin, &listen.names, false), String::from_utf8_lossy(host.as_bytes()));
     if names.contain(authority(&host)) || names.could_be(&host_name(&host)) {
         return Ok(());
     }
@@ -67,10 +67,13 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
 }
 
 /// Whether no other page asks, in a browser of somebody who may. It could not read the answer, but it would take the
-/// place of somebody who can. A link from elsewhere may lead here.
-fn own_page(headers: &HeaderMap) -> Result<(), Refused> {
+/// place of somebody who can. A link from elsewhere may lead here; a frame is no link, though it says that it navigates,
+/// and nobody's link leads to what takes a place for as long as it stays.
+fn own_page(path: &str, headers: &HeaderMap) -> Result<(), Refused> {
     let says = |name, values: &[&str]| headers.get(name).is_some_and(|said| values.iter().any(|value| said == value));
-    if says("sec-fetch-site", &["cross-site", "same-site"]) && !says("sec-fetch-mode", &["navigate"]) {
+    let is_framed = headers.contains_key("sec-fetch-dest") && !says("sec-fetch-dest", &["document"]);
+    let is_link = says("sec-fetch-mode", &["navigate"]) && !is_framed && path != "/events";
+    if says("sec-fetch-site", &["cross-site", "same-site"]) && !is_link {
         return Err((StatusCode::FORBIDDEN, "Only Flowgate's own page may ask for this in a browser.\n"));
     }
     Ok(())
@@ -169,12 +172,30 @@ mod tests {
         for (site, mode, status) in [
             ("same-origin", "cors", 200),
             ("none", "navigate", 200),
-            ("cross-site", "navigate", 200),
+            ("cross-site", "navigate", 403),
+            ("same-site", "navigate", 403),
             ("cross-site", "no-cors", 403),
             ("same-site", "cors", 403),
         ] {
             let headers = [("sec-fetch-site", site), ("sec-fetch-mode", mode)];
             assert_eq!(asked(&[], "/events", &headers), status, "{site} {mode}");
         }
+    }
+
+    #[test]
+    fn a_link_from_elsewhere_leads_to_a_page_and_a_frame_does_not() {
+        for site in ["cross-site", "same-site"] {
+            let navigates = [("sec-fetch-site", site), ("sec-fetch-mode", "navigate")];
+            for path in ["/", "/lanes", "/metrics"] {
+                assert_eq!(asked(&[], path, &navigates), 200, "{path}");
+            }
+            for (dest, page) in [("document", 200), ("iframe", 403), ("frame", 403), ("object", 403), ("embed", 403)] {
+                let headers = [navigates[0], navigates[1], ("sec-fetch-dest", dest)];
+                assert_eq!(asked(&[], "/lanes", &headers), page, "{site} {dest}");
+                assert_eq!(asked(&[], "/events", &headers), 403, "{site} {dest}");
+            }
+        }
+        let own = [("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")];
+        assert_eq!(asked(&[], "/events", &own), 200);
     }
 }

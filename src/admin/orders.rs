@@ -55,7 +55,7 @@ pub(super) async fn obey(parts: &Parts, name: Name, request: Request<Incoming>, 
         return Page::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "An order is application/json.\n");
     }
     let share = parts.unverified.take(0).expect("nothing always fits");
-    let allowance = Allowance { max: MAX_BODY, within: config.listen.body_timeout, share };
+    let allowance = Allowance { max: MAX_BODY, within: config.listen.body_timeout, shares: vec![share] };
     let (said, order) = match body::read(request.into_body(), allowance).await {
         Err(refusal) => return Page::refused(refusal.kind.status(), format!("{}\n", refusal.message)),
         Ok(body) => match read(name, &body) {

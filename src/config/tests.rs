@@ -54,6 +54,19 @@ fn every_key_of_the_manual_is_read() {
 }
 
 #[test]
+fn an_empty_variable_does_not_allow_a_client_all_sub_customers() {
+    let text = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-acme\"\naccess_key_secret = { env = \"SECRET\" }\n\
+                [[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"SECRET\" }\naccount = \"acme\"\n\
+                actions = [\"*\"]\ncust_space_ids = [\"space-1\"]\n";
+    let with = |spaces| load_text(text, &[("SECRET", SENTINEL), ("FLOWGATE_CLIENTS__0__CUST_SPACE_IDS", spaces)]);
+    for empty in ["", ",", " , "] {
+        let mistakes = with(empty).err().unwrap();
+        assert!(mistakes.contains("expected a CustSpaceId: an empty list would allow all of them"), "{mistakes}");
+    }
+    assert_eq!(with("space-2").unwrap().config.clients[0].cust_space_ids, ["space-2"]);
+}
+
+#[test]
 fn a_secret_in_a_wrong_place_is_never_shown() {
     let forms = [
         "\"S\"",

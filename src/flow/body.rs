@@ -16,8 +16,8 @@ pub(crate) struct Allowance {
     pub(crate) max: usize,
     /// Until its end.
     pub(crate) within: Duration,
-    /// The room that the bytes come out of, one of their own for callers that are not verified yet.
-    pub(crate) share: Share,
+    /// The rooms that the bytes come out of: the client's and everybody's, or that of callers who are not verified yet.
+    pub(crate) shares: Vec<Share>,
 }
 
 /// Reads the whole body.
@@ -46,7 +46,7 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, mut allowance: Allo
         if first.len() + whole.len() + data.len() > max {
             return Err(too_large());
         }
-        if !allowance.share.grow(data.len()) {
+        if !allowance.shares.iter_mut().all(|share| share.grow(data.len())) {
             let message = "Flowgate's memory for bodies that come in is full.";
             return Err(Refusal::after(Kind::QueueFull, Duration::from_secs(1), message));
         }
@@ -72,7 +72,7 @@ mod tests {
     use crate::room::Room;
 
     fn allowance(max: usize) -> Allowance {
-        Allowance { max, within: Duration::from_secs(30), share: Room::new(1000).take(0).unwrap() }
+        Allowance { max, within: Duration::from_secs(30), shares: vec![Room::new(1000).take(0).unwrap()] }
     }
 
     fn chunks(chunks: &[&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
@@ -116,12 +116,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bytes_come_out_of_one_room() {
-        let room = Room::new(4);
-        let mut allowed = allowance(100);
-        allowed.share = room.take(0).unwrap();
-        let refusal = read(chunks(&["ab", "cde"]), allowed).await.unwrap_err();
-        assert_eq!(refusal.kind, Kind::QueueFull);
-        assert_eq!(room.used(), 0);
+    async fn bytes_come_out_of_every_room() {
+        let (small, large) = (Room::new(4), Room::new(100));
+        for rooms in [vec![&small], vec![&large, &small], vec![&small, &large]] {
+            let mut allowed = allowance(100);
+            allowed.shares = rooms.into_iter().map(|room| room.take(0).unwrap()).collect();
+            let refusal = read(chunks(&["ab", "cde"]), allowed).await.unwrap_err();
+            assert_eq!(refusal.kind, Kind::QueueFull);
+            assert_eq!((small.used(), large.used()), (0, 0));
+        }
     }
 }

@@ -167,6 +167,26 @@ impl Claim {
         Nonce::new(&self.said.key, &self.said.nonce, self.said.stamp)
     }
 
+    /// Whether the nonce is new as far as is known before the body is read: nobody's body is kept for a replay.
+    pub(crate) fn check_nonce(&self, nonces: &Nonces) -> Result<(), Refusal> {
+        nonces.check(&self.usage())
+    }
+
+    fn usage(&self) -> Use<'_> {
+        let holder = match &self.way {
+            Way::Managed(_) => Holder::Key(self.said.key.clone()),
+            Way::Relayed { account, is_known: true, .. } => Holder::Relayed(account.clone()),
+            Way::Relayed { is_known: false, .. } => Holder::Unknown,
+        };
+        Use { holder, key: &self.said.key, nonce: &self.said.nonce, stamp: self.said.stamp }
+    }
+
+    /// Whose part of the memory for bodies its body takes, if its signature is known to be right before that is read.
+    pub(crate) fn payer(&self) -> Option<(AccountId, ClientId)> {
+        let Way::Managed(principal) = &self.way else { return None };
+        self.is_verified().then(|| (principal.account.id.clone(), principal.client_id()))
+    }
+
     /// Whether the signature is known to be right before the body is read.
     pub(crate) fn is_verified(&self) -> bool {
         matches!((&self.way, &self.said.proof), (Way::Managed(_), Proof::V3(_)))
@@ -182,19 +202,18 @@ impl Claim {
     }
 
     /// Proves the rest with the body, and takes the nonce as the last thing.
-    pub(crate) fn prove(self, body: Bytes, nonces: &Nonces, now: SystemTime) -> Result<Caller, Refusal> {
-        let Self { mut said, way } = self;
-        let json = said.read_body(&body)?;
-        if let (Proof::V1(proof), Way::Managed(principal)) = (&said.proof, &way) {
+    pub(crate) fn prove(mut self, body: Bytes, nonces: &Nonces, now: SystemTime) -> Result<Caller, Refusal> {
+        let json = self.said.read_body(&body)?;
+        let (said, way) = (&mut self.said, &self.way);
+        if let Way::Relayed { .. } = way {
+            relay::check_params(said.params.form())?;
+        }
+        if let (Proof::V1(proof), Way::Managed(principal)) = (&said.proof, way) {
             proof.verify(&principal.secrets, said.method.as_str(), &said.params)?;
         }
         said.keep_own_params()?;
-        let holder = match &way {
-            Way::Managed(_) => Holder::Key(said.key.clone()),
-            Way::Relayed { account, is_known: true, .. } => Holder::Relayed(account.clone()),
-            Way::Relayed { is_known: false, .. } => Holder::Unknown,
-        };
-        nonces.take(&Use { holder, key: &said.key, nonce: &said.nonce, stamp: said.stamp }, now)?;
+        nonces.take(&self.usage(), now)?;
+        let Self { said, way } = self;
         Ok(match way {
             Way::Managed(principal) => Caller::Verified(verified(said, principal, json)),
             Way::Relayed { account, is_known, passage } => Caller::Relayed(Relayed {
@@ -235,8 +254,6 @@ fn verified(said: Said, principal: Arc<Principal>, json: Option<Bytes>) -> Verif
         Proof::V1(proof) => (Scheme::V1, proof.into_format()),
         Proof::V3(_) => (Scheme::V3, None),
     };
-    // An account's own key is masked: a client's name stands in logs and on operators' pages.
-    let settings = principal.client.as_ref();
-    let client = settings.map_or_else(|| ClientId::new(said.key.masked()), |client| client.id.clone());
+    let client = principal.client_id();
     Verified { principal, client, scheme, method: said.method, action: said.action, params: said.params, json, format }
 }

@@ -107,11 +107,11 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
     if answer.body.len() > MAX_JUDGED {
         // Too large to be a throttle refusal, but a refused signature is echoed in whatever length it had.
         let summary = if context.managed && !status.is_success() { read() } else { None };
-        return refused_signature(context, summary.as_ref()).unwrap_or_else(|| by_status(status, None));
+        return refused_signature(context, status, summary.as_ref()).unwrap_or_else(|| by_status(status, None));
     }
     let summary = read();
     // A wrong signature is not mended by waiting, and the answer must stay inside whatever else it says.
-    if let Some(verdict) = refused_signature(context, summary.as_ref()) {
+    if let Some(verdict) = refused_signature(context, status, summary.as_ref()) {
         return verdict;
     }
     if let Some(source) = throttle(answer, summary.as_ref()) {
@@ -145,11 +145,18 @@ fn garbage(answer: &Answer) -> Option<&'static str> {
     }
 }
 
-fn refused_signature(context: Context, summary: Option<&Summary>) -> Option<Verdict> {
-    let Summary { code: Some(code), request_id, .. } = summary? else { return None };
+/// Only a refusal says for sure that CAMS did nothing; what says so elsewhere stays inside, too.
+fn refused_signature(context: Context, status: StatusCode, summary: Option<&Summary>) -> Option<Verdict> {
+    let Summary { code: Some(code), request_id, has_data } = summary? else { return None };
     let family = code.split('.').next().unwrap_or_default();
-    let refused = CREDENTIAL_CODES.iter().any(|known| known.eq_ignore_ascii_case(family));
-    (context.managed && refused).then(|| Verdict::Credentials { code: code.clone(), request_id: request_id.clone() })
+    if !context.managed || !CREDENTIAL_CODES.iter().any(|known| known.eq_ignore_ascii_case(family)) {
+        return None;
+    }
+    Some(if status.is_client_error() || status.is_success() && !has_data {
+        Verdict::Credentials { code: code.clone(), request_id: request_id.clone() }
+    } else {
+        Verdict::Unknown { reason: "a refusal of the signature in an answer that is none" }
+    })
 }
 
 /// Whether and where the answer says that CAMS did nothing because of too many calls.

@@ -182,7 +182,7 @@ impl Visit<'_> {
         let as_it_came = identify::head(head, directory, *now);
         let max = as_it_came.as_ref().map_or(config.listen.max_body, |claim| claim.max_body(config.listen.max_body));
         let share = Room::new(max).take(0).expect("nothing always fits");
-        let allowance = body::Allowance { max, within: config.listen.body_timeout, share };
+        let allowance = body::Allowance { max, within: config.listen.body_timeout, shares: vec![share] };
         let body = body::read(body, allowance).await?;
         let Some(head) = self.gate.signed_anew(head, &body) else { return as_it_came.map(drop) };
         let caller = identify::head(&head, directory, *now)?.prove(body.clone(), &self.nonces, *now)?;

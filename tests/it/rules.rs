@@ -101,6 +101,49 @@ async fn rule_27_a_listener_outlives_the_last_descriptor() {
 }
 
 #[tokio::test]
+async fn rule_29_bodies_that_come_in_are_their_clients_own_part() {
+    const BODY: usize = 200 * 1024;
+    let team = "[listen]\nmax_body = \"256KiB\"\n[queue]\nmax_bytes = \"512KiB\"\n[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"TEAM\" }\n\
+                account = \"acme\"\nactions = [\"*\"]";
+    let world = World::new(team).await;
+    let form = |call: &mut Call| {
+        call.push("content-type", "application/x-www-form-urlencoded");
+        call.body = b"FlowName=x&Categories=%5B%22OTHER%22%5D&x=".to_vec();
+        call.body.resize(BODY, b'x');
+    };
+    let call = |signer| Call::v3_with(&world.host(), &[], form, signer);
+    let begun = |signer| {
+        let mut bytes = call(signer).bytes();
+        bytes.truncate(bytes.len() - 1);
+        bytes
+    };
+    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    stream.write_all(&begun(("team-a", "team-secret-1"))).await.unwrap();
+    world.until("flowgate_queued_bytes", (BODY - 1) as f64).await;
+    let refused = caller::exchange(world.proxy, &begun(("team-a", "team-secret-1"))).await.unwrap();
+    assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"), "its half is taken");
+    assert_eq!(call((KEY, SECRET)).send(world.proxy).await.status, 200, "the others have theirs");
+    drop(stream);
+    world.until("flowgate_queued_bytes", 0.0).await;
+    assert_eq!(call(("team-a", "team-secret-1")).send(world.proxy).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_replay_is_known_before_its_body_comes() {
+    let world = World::new("").await;
+    let form = |call: &mut Call| {
+        call.push("content-type", "application/x-www-form-urlencoded");
+        call.body = b"FlowName=x&Categories=%5B%22OTHER%22%5D".to_vec();
+    };
+    let call = Call::v3_with(&world.host(), &[], form, (KEY, SECRET));
+    assert_eq!(call.send(world.proxy).await.status, 200);
+    let mut head = call.bytes();
+    head.truncate(head.len() - call.body.len());
+    // Not a byte of the body.
+    assert_eq!(caller::exchange(world.proxy, &head).await.unwrap().code(), "SignatureNonceUsed");
+}
+
+#[tokio::test]
 async fn rule_28_bodies_of_callers_that_prove_nothing_have_a_room_of_their_own() {
     const BODY: usize = 63 * 1024;
     let world = World::new("[listen]\nmax_body = \"64KiB\"\nmax_unverified = \"256KiB\"").await;

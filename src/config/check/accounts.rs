@@ -147,6 +147,9 @@ fn client(
     let account = managed(&section.key("account"), accounts);
     let actions = actions(section.key("actions"));
     let spaces = section.key("cust_space_ids");
+    if spaces.is_empty_variable() {
+        spaces.mistake("expected a CustSpaceId: an empty list would allow all of them");
+    }
     let cust_space_ids = spaces.list(|entry| entry.text("a CustSpaceId of at most 128 printable characters", space));
     let key = section.key("hold");
     let hold = key.optional(|key| key.time(&POSITIVE));

@@ -40,6 +40,12 @@ impl<'a> Field<'a> {
         self.item.is_some()
     }
 
+    /// Whether an environment variable is there and says nothing.
+    pub(crate) fn is_empty_variable(&self) -> bool {
+        let Some(Item::Scalar { text, style: Style::Variable }) = &self.item else { return false };
+        split(text, &self.place.origin).is_empty()
+    }
+
     /// Whether exactly this word was written.
     pub(crate) fn says(&self, word: &str) -> bool {
         matches!(&self.item, Some(Item::Scalar { text, style: Style::Quoted | Style::Variable }) if text == word)

@@ -75,6 +75,15 @@ pub(crate) struct Relayed {
     pub(super) body: Bytes,
 }
 
+// === impl Principal ===
+
+impl Principal {
+    /// An account's own key is masked: a client's name stands in logs and on operators' pages.
+    pub(super) fn client_id(&self) -> ClientId {
+        self.client.as_ref().map_or_else(|| ClientId::new(self.key.masked()), |client| client.id.clone())
+    }
+}
+
 // === impl Managed ===
 
 impl Managed {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::header::HeaderValue;
 
@@ -60,7 +61,7 @@ impl Directory {
             accounts,
             unknown_keys: config.unknown_keys,
             upstream_host: config.upstream.host.clone(),
-            names: Names::new(&config.listen.proxy, &config.listen.names),
+            names: Names::new(&config.listen.proxy, &config.listen.names, config.listen.tls.is_some()),
             actions: actions.map(|action| (action.to_ascii_lowercase(), action.to_owned())).collect(),
         }
     }
@@ -84,6 +85,7 @@ impl Directory {
     /// with is what its account has now. An account that is gone drains: who waits is sent with what it had.
     pub(crate) fn renew(&self, call: &mut Verified) -> Result<(), Refusal> {
         let was = &call.principal;
+        self.check_account(&was.key, &was.account.id)?;
         let now = match (self.owners.get(&was.key), self.accounts.get(&was.account.id)) {
             (Some(Owner::Managed(now)), _) if now.account.id == was.account.id => now.clone(),
             _ if was.client.is_some() => return Err(Refusal::new(Kind::Forbidden, "this client has been removed")),
@@ -98,6 +100,23 @@ impl Directory {
         };
         call.principal = now;
         Ok(())
+    }
+
+    /// Looks again at a call that goes on under its caller's signature.
+    pub(crate) fn check_relayed(&self, account: &AccountId) -> Result<(), Refusal> {
+        // Only the account of a key that had no name is its key's.
+        account.as_str().strip_prefix('?').map_or(Ok(()), |key| self.check_account(&AccessKeyId::new(key), account))
+    }
+
+    /// A key whose account has another name now spends that one's quota: who waits by the old name would spend it twice.
+    fn check_account(&self, key: &AccessKeyId, was: &AccountId) -> Result<(), Refusal> {
+        match self.owners.get(key).and_then(Owner::known_account) {
+            Some(now) if now != was => {
+                let message = "The configuration now counts this access key to another account. CAMS has done nothing.";
+                Err(Refusal::after(Kind::Flushed, Duration::from_secs(1), message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The host that is signed and sent upstream.

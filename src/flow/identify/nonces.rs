@@ -1,7 +1,8 @@
 //! Was this call seen before? Every nonce is remembered for as long as its stamp would be accepted. The memory is bounded
 //! by a floor and never by forgetting: when a client's part is full, its earliest second goes, and whatever is stamped
 //! at or below that is too old from then on. After a start the floor is the start less five seconds, because nobody
-//! knows what the process before had seen.
+//! knows what the process before had seen. Only callers whose signature nobody here can check have no floor that rises when
+//! they are too many: any of them could raise it for all, and CAMS itself refuses their replays.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -61,6 +62,8 @@ pub(crate) struct Nonce {
 /// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: once a minute,
 /// and when the table is full, what is too old goes, and the rest moves to a table of its size.
 struct Memory {
+    /// Its floor rises when it is full.
+    is_verified: bool,
     floor: u64,
     /// When what was too old went last.
     swept: u64,
@@ -86,10 +89,26 @@ impl Nonces {
 
     /// Takes a nonce, if it is new: looking and storing are one step.
     pub(super) fn take(&self, usage: &Use<'_>, now: SystemTime) -> Result<(), Refusal> {
-        let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
-        let digest = [hash as u32, (hash >> 32) as u32];
-        let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(|| Memory::new(self.floor, now));
+        let digest = self.digest(usage);
+        let is_verified = matches!(usage.holder, Holder::Key(_));
+        let new = || Memory::new(is_verified, self.floor, now);
+        let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(new);
         memory.take(digest, time::seconds(usage.stamp), self.capacity, now)
+    }
+
+    /// Whether a nonce could be taken now.
+    pub(super) fn check(&self, usage: &Use<'_>) -> Result<(), Refusal> {
+        let Some(memory) = self.memories.get(&usage.holder) else { return Ok(()) };
+        memory.check_floor(time::seconds(usage.stamp))?;
+        match memory.seen.contains_key(&self.digest(usage)) {
+            true => Err(used()),
+            false => Ok(()),
+        }
+    }
+
+    fn digest(&self, usage: &Use<'_>) -> Digest {
+        let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
+        [hash as u32, (hash >> 32) as u32]
     }
 
     /// Forgets what no stamp check would let pass again, also of those who do not call any more; the floors stay.
@@ -117,8 +136,8 @@ pub(crate) fn used() -> Refusal {
 // === impl Memory ===
 
 impl Memory {
-    fn new(floor: u64, now: SystemTime) -> Self {
-        Self { floor, swept: time::seconds(now), seen: HashMap::new() }
+    fn new(is_verified: bool, floor: u64, now: SystemTime) -> Self {
+        Self { is_verified, floor, swept: time::seconds(now), seen: HashMap::new() }
     }
 
     fn take(&mut self, digest: Digest, stamp: u64, capacity: usize, now: SystemTime) -> Result<(), Refusal> {
@@ -162,8 +181,12 @@ impl Memory {
 
     /// Drops the earliest second.
     fn drop_earliest(&mut self) -> bool {
-        let earliest = self.seen.values().min().copied();
-        earliest.inspect(|stamp| self.drop_until(u64::from(*stamp))).is_some()
+        let (floor, earliest) = (self.floor, self.seen.values().min().copied());
+        earliest.into_iter().for_each(|stamp| self.drop_until(u64::from(stamp)));
+        if !self.is_verified {
+            self.floor = floor;
+        }
+        earliest.is_some()
     }
 
     /// Drops all up to a second, and raises the floor to the last that went.
@@ -239,6 +262,33 @@ mod tests {
         assert_eq!(client.takes("3", 11, 12), Err(Kind::NonceUsed));
         // Another client's memory is its own.
         assert_eq!(Client(&nonces, "b").takes("1", 10, 12), Ok(()));
+    }
+
+    #[test]
+    fn who_cannot_be_verified_raises_no_floor_for_the_others() {
+        let nonces = Nonces::with_capacity(at(START), 4);
+        for holder in [Holder::Unknown, Holder::Relayed(AccountId::new("partner"))] {
+            let takes = |key: &str, nonce: &str, stamp: u64| {
+                let key = AccessKeyId::new(key);
+                nonces.take(&Use { holder: holder.clone(), key: &key, nonce, stamp: at(START + stamp) }, at(START + 1))
+            };
+            // All from a clock that is a quarter of an hour ahead.
+            (0..9).for_each(|nonce| takes("many", &nonce.to_string(), 899).unwrap());
+            assert!(takes("honest", "1", 1).is_ok());
+            assert_eq!(takes("honest", "1", 1).unwrap_err().kind, Kind::NonceUsed);
+        }
+    }
+
+    #[test]
+    fn a_nonce_is_looked_at_without_being_taken() {
+        let nonces = Nonces::new(at(START));
+        let key = AccessKeyId::new("a");
+        let usage = |nonce, stamp| Use { holder: Holder::Key(key.clone()), key: &key, nonce, stamp: at(START + stamp) };
+        let check = |nonce, stamp| nonces.check(&usage(nonce, stamp)).map_err(|refusal| refusal.kind);
+        assert_eq!((check("n", 10), check("n", 10)), (Ok(()), Ok(())));
+        nonces.take(&usage("n", 10), at(START + 10)).unwrap();
+        assert_eq!(check("n", 10), Err(Kind::NonceUsed));
+        assert_eq!(check("m", 10), Ok(()));
     }
 
     #[test]

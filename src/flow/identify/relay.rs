@@ -21,6 +21,8 @@ pub(super) struct Passage {
     pub(super) headers: Headers,
 }
 
+const FOR_ANOTHER: &str = "a header or parameter speaks for another caller";
+
 /// Picks what goes on; `signed` is the `Authorization` of a version 3 call.
 pub(super) fn passage(
     shape: &Shape<'_>,
@@ -40,9 +42,10 @@ pub(super) fn passage(
         ));
     }
     let all = &shape.parts.headers;
-    if all.keys().any(|name| speaks_for_another(name.as_str())) || params.iter().any(|(name, _)| is_foreign(name)) {
-        return Err(bad("a header or parameter speaks for another caller"));
+    if all.keys().any(|name| speaks_for_another(name.as_str())) {
+        return Err(bad(FOR_ANOTHER));
     }
+    check_params(params.query())?;
     let is_signed = |name: &str| signed.is_some_and(|signed| signed.signed_headers.contains(&name));
     let listed = shape::connection_listed(all);
     let stays =
@@ -55,6 +58,14 @@ pub(super) fn passage(
     let goes = |name: &HeaderName| !is_written(name) && (!stays(name.as_str()) || is_signed(name.as_str()));
     let headers = all.iter().filter(|(name, _)| goes(name)).map(|(name, value)| (name.clone(), value.clone()));
     Ok(Passage { target: shape.target.clone(), headers: headers.collect() })
+}
+
+/// Whether none of these parameters speaks for somebody else: what is signed cannot be left out.
+pub(super) fn check_params<'a>(mut params: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
+    match params.any(|(name, _)| is_foreign(name)) {
+        true => Err(bad(FOR_ANOTHER)),
+        false => Ok(()),
+    }
 }
 
 /// Headers with which a gateway speaks for somebody else.

@@ -44,6 +44,9 @@ const COMMON: [&str; 12] = [
 /// Parameters with which a gateway speaks for somebody else.
 const FOREIGN: [&str; 2] = ["SourceIp", "SecureTransport"];
 
+/// Why no parameter may have such a name.
+pub(super) const LIKE_ACS_HEADER: &str = "a parameter is named like an x-acs header";
+
 /// A call's own words.
 pub(super) struct Said {
     pub(super) key: AccessKeyId,
@@ -79,6 +82,11 @@ pub(super) fn is_common(name: &str) -> bool {
 /// Whether a name is one of version 1's own in a case that Flowgate would not recognise and another reader might.
 pub(super) fn is_misspelt_common(name: &str) -> bool {
     is_common(name) && !COMMON.contains(&name)
+}
+
+/// Whether a parameter is named like a header that only a version 3 call has.
+pub(super) fn is_acs_header(name: &str) -> bool {
+    name.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))
 }
 
 /// Whether a name speaks for somebody else.
@@ -168,7 +176,10 @@ impl Said {
         if self.params.form().any(|(name, _)| is_common(name)) {
             return Err(bad("a parameter of signature version 1 stands in the form: it belongs into the query"));
         }
-        Ok(())
+        match self.params.form().any(|(name, _)| is_acs_header(name)) {
+            true => Err(bad(LIKE_ACS_HEADER)),
+            false => Ok(()),
+        }
     }
 
     /// Drops the parameters that sign or speak for somebody else: Flowgate writes the former itself.

@@ -7,6 +7,7 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Scheme};
 
 use super::directory::Directory;
+use super::said::{LIKE_ACS_HEADER, is_acs_header};
 use super::{bad, one};
 use crate::acs::decode::Params;
 use crate::error::{Kind, Refusal};
@@ -51,8 +52,8 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     let host = one(headers, &header::HOST)?.ok_or_else(|| bad("there is no Host header"))?;
     let target = target(parts, host, directory)?;
     let params = Params::from_query(target.query().unwrap_or_default()).map_err(bad)?;
-    if params.iter().any(|(name, _)| name.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))) {
-        return Err(bad("a parameter is named like an x-acs header"));
+    if params.iter().any(|(name, _)| is_acs_header(name)) {
+        return Err(bad(LIKE_ACS_HEADER));
     }
     Ok(Shape { parts, target, host, params, body: body_type(headers)? })
 }

@@ -164,6 +164,9 @@ fn a_refusal_of_our_own_signature_stays_inside() {
         assert_eq!(judge(&answer(404, &[], &error(code)), UNLIMITED), inside);
         assert_eq!(judge(&answer(400, &[], &error(code)), RELAYED), upstream_error(code));
     }
+    let unknown = Verdict::Unknown { reason: "a refusal of the signature in an answer that is none" };
+    assert_eq!(verdict(500, &[], &error("InvalidSecurityToken.Expired")), unknown);
+    assert_eq!(verdict(200, &[], r#"{"Code":"InvalidSecurityToken.Expired","Data":{"FlowId":"1"}}"#), unknown);
     let long = format!(r#"{{"RequestId":"R","Message":"{}","Code":"SignatureDoesNotMatch"}}"#, "x".repeat(MAX_JUDGED));
     let inside = Verdict::Credentials { code: "SignatureDoesNotMatch".to_owned(), request_id: id() };
     assert_eq!(verdict(400, &[], &long), inside);

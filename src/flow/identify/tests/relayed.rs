@@ -111,6 +111,10 @@ fn rule_25_what_needs_no_secret_is_checked() {
     assert_eq!(refuses(&through_proxy(|call| call.json("{\"a\":1,\"a\":2}"))), Kind::BadRequest);
     assert_eq!(refuses(&through_proxy(|call| call.set("x-acs-caller-uid", "1"))), Kind::BadRequest);
     assert_eq!(refuses(&alias_v1(|call| call.set("x-acs-source-ip", "1.2.3.4"))), Kind::BadRequest);
+    for form in ["Name=a&SourceIp=1.2.3.4", "securetransport=true"] {
+        assert_eq!(refuses(&alias_v1(|call| call.form(form))), Kind::BadRequest);
+        assert_eq!(refuses(&through_proxy(|call| call.form(form))), Kind::BadRequest);
+    }
     assert_eq!(refuses(&alias_v1(|call| call.json("{}"))), Kind::BadRequest);
     let gate = gate();
     gate.ask(&through_proxy(|_| ())).unwrap();

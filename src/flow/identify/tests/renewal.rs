@@ -129,6 +129,26 @@ fn what_waits_is_signed_with_what_its_account_has_now() {
 }
 
 #[test]
+fn who_waits_by_an_accounts_old_name_comes_back_by_its_new_one() {
+    let relaying = "unknown_keys = \"relay\"\n";
+    let [relayed, _] = calls("LTAI-acme-1", "not-here");
+    let [managed, _] = calls("LTAI-acme-1", "secret-ONE");
+    let alias = "[[accounts]]\nid = \"partner\"\naliases = [\"LTAI-acme-1\"]\n";
+    for (before, call, after) in [
+        (ACME, &managed, ACME.replace("id = \"acme\"", "id = \"acme-prod\"")),
+        (ACME, &managed, alias.to_owned()),
+        (relaying, &relayed, format!("{relaying}{ACME}")),
+        (relaying, &relayed, format!("{relaying}{alias}")),
+    ] {
+        let mut gate = Gate::new(before);
+        let mut caller = gate.ask(call).unwrap();
+        gate.then(&after);
+        let refusal = gate.send(&mut caller).unwrap_err();
+        assert_eq!((refusal.kind, refusal.retry_after), (Kind::Flushed, Some(Duration::from_secs(1))), "{after}");
+    }
+}
+
+#[test]
 fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
     const NAMES: [(&str, &str); 4] =
         [("STS.one", "secret-1"), ("STS.two", "secret-2"), ("STS.three", "secret-3"), ("STS.four", "secret-4")];

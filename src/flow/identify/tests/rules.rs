@@ -111,6 +111,14 @@ fn rule_5_parameters_for_somebody_else_are_dropped() {
         assert_eq!(sent.read().params.into_keys().collect::<Vec<_>>(), ["FlowName"]);
     }
     refused(&v3(|call| call.query = "X-Acs-Action=DeleteFlow".into()), BadRequest, "like an x-acs header");
+    for form in [v3(|call| call.form("X-Acs-Action=DeleteFlow")), v1(&[], |call| call.form("x-acs-caller-uid=1"))] {
+        refused(&form, BadRequest, "like an x-acs header");
+    }
+    for form in [v3(|call| call.form("Name=a&sourceip=1.2.3.4")), v1(&[], |call| call.form("Name=a&SecureTransport=1"))]
+    {
+        let params = accepted(&form).read().params;
+        assert!(params.contains_key("Name") && !params.into_keys().any(|name| name.to_lowercase().starts_with('s')));
+    }
 }
 
 #[test]
