@@ -39,6 +39,7 @@ pub(crate) mod tls;
 mod units;
 
 pub(crate) use check::accounts::{check_account_id, check_client_id};
+pub(crate) use read::files;
 pub(crate) use secrets::file as secret_file;
 pub(crate) use units::Time;
 

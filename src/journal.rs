@@ -113,7 +113,8 @@ impl Journal {
         self.named(name.as_deref(), operation, request_id)
     }
 
-    fn named(self: &Arc<Self>, flow_name: Option<&str>, operation: &Operation, request_id: &str) -> Note {
+    /// As [`Journal::note`], of a call whose flow's name was read before.
+    pub(crate) fn named(self: &Arc<Self>, flow_name: Option<&str>, operation: &Operation, request_id: &str) -> Note {
         let attempt = format!("{}-{}", self.run, self.attempts.fetch_add(1, Ordering::Relaxed));
         let sent = Line::Sent(Sent {
             time: line::time(SystemTime::now()).into(),

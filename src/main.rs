@@ -81,9 +81,16 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
         let (_end, ended) = watch::channel(());
         for other in others {
             let mut ended = ended.clone();
-            thread::Builder::new().spawn_scoped(scope, move || drop(other.block_on(ended.changed())))?;
+            thread::Builder::new().spawn_scoped(scope, move || {
+                drop(other.block_on(ended.changed()));
+                other.shutdown_background();
+            })?;
         }
-        own.block_on(async { App::start_from(source, loaded, handed, all).await?.run().await })
+        let served = own.block_on(async { App::start_from(source, loaded, handed, all).await?.run().await });
+        // Dropped, it would wait for a look-up or for a file that hangs. What must be written has been: the spans within
+        // the drain, each line of the journal by its own write; the log ends after this.
+        own.shutdown_background();
+        served
     })
 }
 

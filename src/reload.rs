@@ -100,6 +100,24 @@ fn read(source: &Source) -> Result<(Loaded, Option<Trust>), Refused> {
     Ok((loaded, trust.transpose().map_err(Refused::Trust)?))
 }
 
+/// The same, and what the files were before they were read: also those that only a configuration with mistakes names,
+/// because it may lack nothing but one of them.
+fn read_stamped(source: &Source, known: &Stamps) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
+    let mut before = stamps(known.keys());
+    loop {
+        let read = read(source);
+        let files = match &read {
+            Ok((loaded, _)) => loaded.files.clone(),
+            Err(_) => config::files(source),
+        };
+        if files.iter().all(|path| before.contains_key(path)) {
+            return (read, before);
+        }
+        // One that is named for the first time was read before it was looked at: all of it once more.
+        before = stamps(before.keys().chain(&files));
+    }
+}
+
 fn stamp(path: &Path) -> Option<Stamp> {
     let file = std::fs::metadata(path).ok()?;
     Some((file.modified().ok()?, file.len(), file.dev(), file.ino()))
@@ -190,10 +208,9 @@ impl Reloader {
     /// Reads everything anew, and has it hold if there is no mistake in it.
     async fn reload(&mut self, parts: &Parts) {
         systemd::reloading();
-        let before = stamps(self.last.stamps.keys());
-        let source = self.source.clone();
-        let read = tokio::task::spawn_blocking(move || read(&source)).await;
-        let read = read.expect("reading a configuration does not panic");
+        let (source, known) = (self.source.clone(), self.last.stamps.clone());
+        let read = tokio::task::spawn_blocking(move || read_stamped(&source, &known)).await;
+        let (read, before) = read.expect("reading a configuration does not panic");
         match read.and_then(|read| self.last.accept(&read.0.config).map(|changed| (read, changed))) {
             Ok(((loaded, trust), changed)) => {
                 self.last = Last::of(&loaded, before);
@@ -272,6 +289,25 @@ mod tests {
         let next = |millis| until_next(Duration::from_millis(millis)).as_millis();
         assert_eq!([0, 10, 18, 99, 101, 3_600_000].map(next), [1_000, 1_000, 1_800, 9_900, 10_000, 10_000]);
         assert_eq!(until_next(Duration::MAX), FARTHEST);
+    }
+
+    #[test]
+    fn a_file_that_only_a_refused_configuration_names_is_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, secret) = (folder.path().join("flowgate.toml"), folder.path().join("secret"));
+        let account = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\n";
+        std::fs::write(&file, format!("{account}access_key_secret = {{ file = \"secret\" }}\n")).unwrap();
+        let source = Source { file: Some(file.clone()), environment: Some(Vec::new()) };
+        let (read, before) = read_stamped(&source, &stamps([&file]));
+        assert!(matches!(read, Err(Refused::Mistakes(_))));
+        assert_eq!(before, [(file.clone(), stamp(&file)), (secret.clone(), None)].into());
+        std::fs::write(&secret, "a-secret").unwrap();
+        let (read, before) = read_stamped(&source, &before);
+        assert!(read.is_ok());
+        assert_eq!(before, stamps([&file, &secret]));
+        // What cannot even be parsed names nothing else.
+        std::fs::write(&file, "[[accounts").unwrap();
+        assert_eq!(config::files(&source), [file]);
     }
 
     #[test]

@@ -71,13 +71,17 @@ pub(crate) fn attempt(
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
     let Sending { request, operation, metrics, context, answer_by: _, note } = sending;
     let in_flight = InFlight::new(metrics);
-    let Some((connection, receipt)) = turn.spend() else {
-        return Attempted::Unsent;
-    };
-    // The token's clock runs: what is written down first costs a few microseconds of its gap.
+    // Before the token's clock runs: were the disk slow between the two, those that it held up would leave late and
+    // together, and the next ones, whose tokens are back by the clock, right behind them.
     if let Some(note) = &note {
         note.sent();
     }
+    let Some((connection, receipt)) = turn.spend() else {
+        if let Some(note) = &note {
+            note.unsent();
+        }
+        return Attempted::Unsent;
+    };
     let sent_at = Instant::now();
     let (answer, verdict) = match connection.send(request).await {
         Sent::Unsent => {
@@ -201,5 +205,68 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.in_flight.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU32;
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::{self, Config, Limit};
+    use crate::id::{AccountId, ActionName, ClientId, TenantId};
+
+    fn operation(limit: Limit) -> Operation {
+        Operation {
+            account: AccountId::new("acme"),
+            known: true,
+            client: ClientId::new("team-a"),
+            weight: 1,
+            tenant: TenantId::new(""),
+            action: ActionName::new("CreateFlow"),
+            limit: Some(limit),
+            hold: Duration::from_secs(10),
+            wait: Duration::from_secs(10),
+        }
+    }
+
+    fn limited(upstream: &TcpListener, journal: config::Journal, limit: Limit) -> Config {
+        let url = format!("http://{}", upstream.local_addr().unwrap());
+        let mut config = config::load(None, [("FLOWGATE_UPSTREAM__URL".into(), url.into())]).unwrap().config;
+        config.limits = [(ActionName::new("CreateFlow"), limit)].into();
+        config.journal = Some(journal);
+        config
+    }
+
+    #[tokio::test]
+    async fn the_journal_is_told_before_the_turn_is_used() {
+        let (upstream, folder) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), tempfile::tempdir().unwrap());
+        let path = folder.path().join("journal");
+        let journal = config::Journal { path: path.clone(), max_size: 1 << 20, keep: 1 };
+        let limit = Limit { count: NonZeroU32::MIN, window: Duration::from_millis(1) };
+        let mut config = limited(&upstream, journal, limit);
+        let parts = Arc::new(Parts::new(config.clone()).unwrap());
+        let operation = operation(limit);
+        let turn = parts.queue.arrive(&operation, 0).ok().unwrap().turn().await.ok().unwrap();
+        // Another limit is another source of tokens: this turn's token is of no use any more.
+        config.limits = [(ActionName::new("CreateFlow"), Limit { window: Duration::from_millis(2), ..limit })].into();
+        parts.queue.reload(&config);
+        let note = parts.journal.as_ref().unwrap().named(Some("x"), &operation, "REQUEST-1");
+        let sending = Sending {
+            request: Request::default(),
+            metrics: parts.metrics.calls(&operation),
+            context: Context { managed: true, limited: true },
+            answer_by: Instant::now() + operation.hold,
+            operation: Arc::new(operation),
+            note: Some(Box::new(note)),
+        };
+        assert!(matches!(attempt(&parts, turn, sending).await, Attempted::Unsent));
+        let text = std::fs::read_to_string(&path).unwrap();
+        let said = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let said: Vec<_> = said.map(|line| [line["event"].clone(), line["result"].clone()]).collect();
+        assert_eq!(said, [["sent".into(), serde_json::Value::Null], ["done".into(), "unsent".into()]]);
     }
 }

@@ -1,11 +1,16 @@
 //! How does a line get into the file, and which file? By one write at its end, so that no line is lost with the process
 //! or mixed with another's; into a new file when this one is full, was moved or is gone. A write that got only a part of
-//! its line in is ended by the next one, so that a reader loses one line and no more.
+//! its line in is ended by the next one, whoever makes it, so that a reader loses one line and no more. Others may write
+//! the same file: what it is now is looked at before each line, and who moves a full one on holds its lock meanwhile.
 
+use std::borrow::Cow;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::config;
 
@@ -19,8 +24,8 @@ pub(super) struct RotatingFile {
     keep: u32,
     file: File,
     identity: Identity,
-    /// The last line has no end.
-    torn: bool,
+    /// Its length, as it was seen last.
+    size: u64,
 }
 
 /// What tells a file from another one of the same name.
@@ -78,22 +83,21 @@ impl RotatingFile {
     /// On a file that is open.
     fn on(file: File, path: &Path, (max_size, keep): (u64, u32)) -> io::Result<Self> {
         let found = file.metadata()?;
-        let (identity, torn) = (Identity::of(&found), is_torn(&file, found.len())?);
-        Ok(Self { path: path.to_owned(), max_size, keep, file, identity, torn })
+        let (identity, size) = (Identity::of(&found), found.len());
+        Ok(Self { path: path.to_owned(), max_size, keep, file, identity, size })
     }
 
     /// Writes one line. After an error the line is lost, unless the error is of the rotation: then it stands in the file
     /// that was to be replaced.
     pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
         let prepared = self.prepare(line.len() as u64);
-        let ended = if self.torn { [b"\n", line].concat().into() } else { std::borrow::Cow::Borrowed(line) };
-        match self.write_once(&ended) {
-            Ok(written) if written == ended.len() => self.torn = false,
-            Ok(_) => {
-                self.torn = true;
-                return Err(io::Error::new(ErrorKind::WriteZero, "only a part of a line could be written"));
-            }
-            Err(error) => return Err(error),
+        // What was seen is the file of this name, and that may be another one still.
+        let size = if prepared.is_ok() { self.size } else { self.file.metadata()?.len() };
+        // One that cannot be looked at is no reason to lose the line.
+        let is_torn = is_torn(&self.file, size).unwrap_or(false);
+        let ended = if is_torn { [b"\n", line].concat().into() } else { Cow::Borrowed(line) };
+        if self.write_once(&ended)? < ended.len() {
+            return Err(io::Error::new(ErrorKind::WriteZero, "only a part of a line could be written"));
         }
         prepared
     }
@@ -110,14 +114,41 @@ impl RotatingFile {
 
     /// Takes the next file when this one is full, and the file of this name when that is another one now.
     fn prepare(&mut self, more: u64) -> io::Result<()> {
-        let found = std::fs::metadata(&self.path).ok();
-        match found.filter(|found| Identity::of(found) == self.identity) {
-            Some(found) if found.len() == 0 || found.len() + more <= self.max_size => return Ok(()),
-            Some(_) => self.make_room()?,
-            None => {}
+        match self.has_room(more) {
+            Some(true) => Ok(()),
+            Some(false) => self.move_on(more),
+            None => self.reopen(),
         }
+    }
+
+    /// Whether so many bytes more may go into the file; none if another one has its name, or none has.
+    fn has_room(&mut self, more: u64) -> Option<bool> {
+        let found = std::fs::metadata(&self.path).ok().filter(|found| Identity::of(found) == self.identity)?;
+        self.size = found.len();
+        Some(self.size == 0 || self.size + more <= self.max_size)
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
         *self = Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))?;
         Ok(())
+    }
+
+    /// Moves the full file on and takes a new one, unless another process does so, or has done so since it was seen full:
+    /// moved by both, a file with a line or two would push out an older one. Nobody waits for the lock, because who holds
+    /// it may have been stopped: the line goes into the full file then.
+    fn move_on(&mut self, more: u64) -> io::Result<()> {
+        // Where there are no locks, which is another error, one process at a time writes the journal.
+        if flock(&self.file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
+            return Ok(());
+        }
+        let moved = match self.has_room(more) {
+            Some(true) => Ok(()),
+            Some(false) => self.make_room().and_then(|()| self.reopen()),
+            None => self.reopen(),
+        };
+        // That of a file that is open no more has gone with it.
+        let _unlocked = flock(&self.file, FlockOperation::Unlock);
+        moved
     }
 
     /// Renames the files, the oldest first, which is overwritten.
@@ -183,6 +214,74 @@ mod tests {
         file.write(b"next\n").unwrap();
         file.write(b"last\n").unwrap();
         assert_eq!(text(&path), "whole\nto\nnext\nlast\n");
+    }
+
+    #[test]
+    fn a_line_that_another_process_has_torn_is_ended_before_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut file) = file(&folder, 100);
+        file.write(b"one\n").unwrap();
+        let mut other = OpenOptions::new().append(true).open(&path).unwrap();
+        other.write_all(b"tw").unwrap();
+        file.write(b"three\n").unwrap();
+        other.write_all(b"four\n").unwrap();
+        file.write(b"five\n").unwrap();
+        assert_eq!(text(&path), "one\ntw\nthree\nfour\nfive\n");
+    }
+
+    #[test]
+    fn a_file_that_two_have_seen_full_moves_on_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut first) = file(&folder, 8);
+        first.write(b"one\n").unwrap();
+        first.write(b"two\n").unwrap();
+        let (_, mut second) = file(&folder, 8);
+        assert_eq!([&mut first, &mut second].map(|file| file.has_room(6)), [Some(false); 2]);
+        first.move_on(6).unwrap();
+        first.write(b"three\n").unwrap();
+        second.move_on(5).unwrap();
+        second.write(b"4\n").unwrap();
+        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n4\n", "one\ntwo\n"));
+        assert!(!older(&path, 2).exists());
+    }
+
+    #[test]
+    fn many_at_once_lose_no_line_and_move_only_full_files_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("journal");
+        let config = config::Journal { path: path.clone(), max_size: 80, keep: 200 };
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let mut file = RotatingFile::open(&config).unwrap();
+                scope.spawn(move || {
+                    for line in 0..500 {
+                        file.write(format!("{writer}-{line:05}\n").as_bytes()).unwrap();
+                    }
+                });
+            }
+        });
+        let older: Vec<_> = (1..).map(|number| older(&path, number)).take_while(|path| path.exists()).collect();
+        assert!(older.len() > 5, "{}", older.len());
+        for path in &older {
+            assert!(text(path).len() > 80 - 8, "{}: {}", path.display(), text(path));
+        }
+        let all: String = older.iter().chain([&path]).map(|path| text(path)).collect();
+        let lines: std::collections::BTreeSet<_> = all.lines().collect();
+        assert_eq!((lines.len(), all.lines().count()), (2000, 2000));
+    }
+
+    #[test]
+    fn who_moves_the_file_on_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, mut file) = file(&folder, 8);
+        file.write(b"one\n").unwrap();
+        let other = File::open(&path).unwrap();
+        flock(&other, FlockOperation::LockExclusive).unwrap();
+        file.write(b"two too many\n").unwrap();
+        assert_eq!(text(&path), "one\ntwo too many\n");
+        drop(other);
+        file.write(b"three\n").unwrap();
+        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n", "one\ntwo too many\n"));
     }
 
     #[test]

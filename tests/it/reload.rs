@@ -99,6 +99,21 @@ async fn a_mistake_changes_nothing_and_its_mending_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_file_that_was_missing_is_noticed_when_it_appears() {
+    let sim = sim().await;
+    let flowgate = Process::start(&sim, HOLD).await;
+    let team = team("").replace("env = \"TEAM\"", "file = \"team-secret\"");
+    flowgate.write(&format!("{ACME}{team}{HOLD}"));
+    flowgate.signal("-HUP").await;
+    let told = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
+    assert!(told[0]["mistakes"].as_str().unwrap().contains("there is no such file"), "{told:?}");
+    // Nobody says that it is there.
+    std::fs::write(flowgate.folder.path().join("team-secret"), TEAM.1).unwrap();
+    Metrics::until(flowgate.admin, DONE, |times| times == 1.0).await;
+    assert_eq!(call(&flowgate, "new", TEAM).send(flowgate.proxy).await.status, 200);
+}
+
+#[tokio::test]
 async fn what_only_a_restart_can_change_is_said() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, "").await;

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use cams_sim::Settings;
+use cams_sim::{Settings, Sim};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::process::Process;
 use crate::world::{World, get};
 
 async fn together(world: &World, count: usize) -> JoinSet<Reply> {
@@ -138,4 +140,26 @@ async fn a_hand_over_leaves_the_quota_to_the_successor_at_once() {
     assert_ne!(free.send(proxy).await.code(), "Flowgate.Draining");
     draining.await.unwrap();
     assert_eq!(world.sim.report().created as usize, created, "nothing of a limited action was sent any more");
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_read_to_its_end_does_not_keep_the_process() {
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let flowgate = Process::start(&sim, "").await;
+    let (config, pipe) = (flowgate.folder.path().join("flowgate.toml"), flowgate.folder.path().join("pipe"));
+    // Reading a pipe lasts for as long as somebody may write, as on a mount that hangs.
+    rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    std::fs::rename(&pipe, &config).unwrap();
+    flowgate.signal("-HUP").await;
+    // Without a reader a pipe cannot be opened in this way.
+    let give_up = Instant::now() + Duration::from_secs(30);
+    let _writer = loop {
+        match rustix::fs::open(&config, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
+            Ok(writer) => break writer,
+            Err(error) => assert!(Instant::now() < give_up, "nobody reads the pipe: {error}"),
+        }
+        tokio::task::yield_now().await;
+    };
+    let ended = tokio::time::timeout(Duration::from_secs(30), flowgate.terminate()).await;
+    assert!(ended.expect("it ends").success());
 }
