@@ -37,7 +37,7 @@ pub(crate) enum Kind {
     HoldExpired,
     /// The lane, the client's part of it or the budget for queued bytes is full.
     QueueFull,
-    /// An operator has flushed the lane.
+    /// An operator has flushed the lane, or given the key to another account.
     Flushed,
     /// Flowgate is shutting down and the call does not fit into the grace.
     Draining,
