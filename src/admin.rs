@@ -143,7 +143,7 @@ impl Admin {
 impl Answer for Admin {
     type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-    async fn answer(&self, request: Box<Request<Incoming>>, hangup: Hangup) -> Result<Response<Self::Body>, Gone> {
+    async fn answer(self, request: Box<Request<Incoming>>, hangup: Hangup) -> Result<Response<Self::Body>, Gone> {
         Ok(self.page(request, &hangup).await.into_response())
     }
 }

@@ -196,11 +196,11 @@ impl Answer for Proxy {
     type Body = Full<Bytes>;
 
     fn answer(
-        &self,
+        self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send {
-        flow::call(&self.0, request, hangup)
+        flow::call(self.0, request, hangup)
     }
 
     fn no_request(&self) {

@@ -33,9 +33,9 @@ use tokio::time::Instant;
 
 use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
-use crate::flow::attempt::{Attempted, Sending};
+use crate::flow::attempt::{Attempted, Judged, Sending};
 use crate::flow::classify::Operation;
-use crate::flow::identify::Caller;
+use crate::flow::identify::{Caller, Sendable};
 use crate::flow::judge::Context;
 use crate::flow::listen::Gone;
 use crate::flow::listen::socket::Hangup;
@@ -61,25 +61,26 @@ impl From<Refusal> for End {
     }
 }
 
-/// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic.
+/// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic. Whoever
+/// polls it does so anew when a phase begins.
 pub(crate) async fn call<B>(
-    parts: &Arc<Parts>,
+    parts: Arc<Parts>,
     request: Box<Request<B>>,
     hangup: Hangup,
 ) -> Result<Response<Full<Bytes>>, Gone>
 where
     B: Body<Data = Bytes> + Unpin,
 {
+    let (parts, hangup) = (&parts, &hangup);
     let mut record = Record::new(parts.clone(), hangup.from());
     let mut manner = Manner::default();
-    let mut phases = parts.phases.clone();
     let end = {
-        let steps = AssertUnwindSafe(steps(parts, request, &hangup, (&mut record, &mut manner))).catch_unwind();
+        let steps = AssertUnwindSafe(steps(parts, request, hangup, (&mut record, &mut manner))).catch_unwind();
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
             () = hangup.happened() => Err(End::Gone),
-            () = phases.reached(Phase::Over) => Err(End::Refused(queue::draining())),
+            () = parts.phases.now_in(Phase::Over) => Err(End::Refused(queue::draining())),
         }
     };
     let response = match end {
@@ -107,13 +108,13 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a call that waits has no room for it any more.
-    let (mut caller, operation, mut generation) = Box::pin(arrive(parts, request, record, manner)).await?;
-    let operation = Arc::new(operation);
-    let context = Context { managed: matches!(caller, Caller::Verified(_)), limited: operation.limit.is_some() };
+    let Arrived { mut call, operation, bytes, mut generation } =
+        Box::pin(arrive(parts, request, record, manner)).await?;
+    let context = Context { managed: matches!(call, Sendable::Verified(_)), limited: operation.limit.is_some() };
     let metrics = parts.metrics.calls(&operation);
-    record.queued(operation.clone(), metrics.clone(), caller.params().get("FlowName"));
+    record.queued(operation.clone(), metrics.clone());
     let answer_by = Instant::now() + operation.hold;
-    let mut place = parts.queue.arrive(&operation, caller.bytes())?;
+    let mut place = parts.queue.arrive(&operation, bytes)?;
     let mut renewed = false;
     loop {
         let turn = place.turn().await?;
@@ -121,44 +122,56 @@ where
         if hangup.has_happened() {
             return Err(End::Gone);
         }
-        let mut request = {
+        let sending = {
             let settings = parts.settings.load();
-            settings.recheck(&mut caller, &mut generation)?;
-            sign::sign(&caller, &settings.config.upstream.host, SystemTime::now())
+            settings.recheck(&mut call, &operation.account, &mut generation)?;
+            let mut request = sign::sign(&call, &settings.config.upstream.host, SystemTime::now());
+            record.sent(request.headers_mut(), !context.managed);
+            let note =
+                |journal: &Arc<Journal>| Box::new(journal.note(record.flow_name(), &operation, record.request_id()));
+            let note = parts.journal.as_ref().map(note);
+            Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, answer_by, note }
         };
-        record.sent(request.headers_mut(), !context.managed);
-        let note = |journal: &Arc<Journal>| Box::new(journal.note(&caller, &operation, record.request_id()));
-        let note = parts.journal.as_ref().map(note);
-        let sending =
-            Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, answer_by, note };
-        let (answer, verdict) = match attempt::attempt(parts, turn, sending).await {
-            Attempted::Unsent => {
+        let after = {
+            let Attempted::Judged(judged) = attempt::attempt(parts, turn, sending).await else {
                 record.unsent();
                 continue;
+            };
+            record.judged(&judged.verdict);
+            if judged.verdict.is_old_session()
+                && !std::mem::replace(&mut renewed, true)
+                && Box::pin(parts.reread(generation)).await
+            {
+                record.queued_again(Duration::ZERO);
+                continue;
             }
-            Attempted::Judged(answer, verdict) => (answer, verdict),
+            let (sent, left) = (record.attempts(), place.left());
+            let settings = parts.settings.load_full();
+            let can_repeat = context.managed && settings.config.mode == Mode::Enforce;
+            let tries = Tries { sent, can_repeat, has_lane: context.limited, left };
+            match retry::decide(&judged.verdict, tries, &settings.config.retry, fastrand::f64()) {
+                Decision::Again { after } => after,
+                Decision::Reply => {
+                    let Judged { answer, verdict } = *judged;
+                    let response = reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait())?;
+                    record.answered(&verdict, response.status());
+                    return Ok(response);
+                }
+            }
         };
-        record.judged(&verdict);
-        if verdict.is_old_session() && !std::mem::replace(&mut renewed, true) && parts.reread(generation).await {
-            record.queued_again(Duration::ZERO);
-            continue;
-        }
-        let (sent, left) = (record.attempts(), place.left());
-        let settings = parts.settings.load_full();
-        let can_repeat = context.managed && settings.config.mode == Mode::Enforce;
-        let tries = Tries { sent, can_repeat, has_lane: context.limited, left };
-        match retry::decide(&verdict, tries, &settings.config.retry, fastrand::f64()) {
-            Decision::Reply => {
-                let response = reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait())?;
-                record.answered(&verdict, response.status());
-                return Ok(response);
-            }
-            Decision::Again { after } => {
-                record.queued_again(after);
-                tokio::time::sleep(after).await;
-            }
-        }
+        record.queued_again(after);
+        tokio::time::sleep(after).await;
     }
+}
+
+/// A call that has arrived, whole, as far as it is of use from now on.
+struct Arrived {
+    call: Sendable,
+    operation: Arc<Operation>,
+    /// How many bytes wait with it.
+    bytes: usize,
+    /// The settings that it was identified with.
+    generation: u64,
 }
 
 /// The steps before the call may wait: who asks, and for what.
@@ -167,7 +180,7 @@ async fn arrive<B>(
     request: Box<Request<B>>,
     record: &mut Record,
     manner: &mut Manner,
-) -> Result<(Caller, Operation, u64), Refusal>
+) -> Result<Arrived, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
@@ -197,7 +210,9 @@ where
     }
     let caller = parts.proved(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &parts.margins)?;
-    Ok((caller, operation, *generation))
+    record.named(caller.flow_name().as_deref());
+    let (operation, bytes, generation) = (Arc::new(operation), caller.bytes(), *generation);
+    Ok(Arrived { call: caller.into_sendable(), operation, bytes, generation })
 }
 
 impl Parts {

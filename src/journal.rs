@@ -15,14 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::acs::flow_id;
 use crate::config;
 use crate::flow::classify::Operation;
 use crate::flow::forward::Answer;
-use crate::flow::identify::Caller;
 use crate::flow::judge::Verdict;
 use crate::flow::record::capped;
 use crate::id::AccessKeyId;
@@ -68,25 +66,6 @@ pub(crate) struct Note {
 /// The one action whose calls are told by a name.
 const CREATE: &str = "CreateFlow";
 
-/// A call's body, as far as it matters here.
-#[derive(Deserialize)]
-struct Named {
-    #[serde(rename = "FlowName")]
-    flow_name: String,
-}
-
-/// What the flow is to be called.
-fn flow_name(caller: &Caller) -> Option<Cow<'_, str>> {
-    if let Some(name) = caller.params().get("FlowName") {
-        return Some(name.into());
-    }
-    let body = match caller {
-        Caller::Verified(call) => call.json()?,
-        Caller::Relayed(call) => call.body(),
-    };
-    serde_json::from_slice(body).ok().map(|Named { flow_name }| flow_name.into())
-}
-
 /// The account as it may stand in a file: a key that the configuration does not name only masked.
 fn account(operation: &Operation) -> Cow<'_, str> {
     let name = operation.account.as_str();
@@ -106,15 +85,9 @@ impl Journal {
         Ok(Self { run: crate::acs::v3::hex(&run), attempts: AtomicU64::new(0), page, metrics })
     }
 
-    /// Prepares what is written down of the attempt that is about to be made.
-    pub(crate) fn note(self: &Arc<Self>, caller: &Caller, operation: &Operation, request_id: &str) -> Note {
+    /// Prepares what is written down of the attempt that is about to be made; `flow_name` counts if it makes a flow.
+    pub(crate) fn note(self: &Arc<Self>, flow_name: Option<&str>, operation: &Operation, request_id: &str) -> Note {
         let creates = operation.action.as_str() == CREATE;
-        let name = if creates { flow_name(caller) } else { None };
-        self.named(name.as_deref(), operation, request_id)
-    }
-
-    /// As [`Journal::note`], of a call whose flow's name was read before.
-    pub(crate) fn named(self: &Arc<Self>, flow_name: Option<&str>, operation: &Operation, request_id: &str) -> Note {
         let attempt = format!("{}-{}", self.run, self.attempts.fetch_add(1, Ordering::Relaxed));
         let sent = Line::Sent(Sent {
             time: line::time(SystemTime::now()).into(),
@@ -124,10 +97,10 @@ impl Journal {
             client: capped(operation.client.as_str()).into(),
             tenant: Some(operation.tenant.as_str()).filter(|tenant| !tenant.is_empty()).map(Cow::from),
             action: operation.action.as_str().into(),
-            flow_name: flow_name.map(|name| capped(name).into()),
+            flow_name: flow_name.filter(|_| creates).map(|name| capped(name).into()),
         })
         .to_bytes();
-        Note { journal: self.clone(), attempt, sent, creates: operation.action.as_str() == CREATE }
+        Note { journal: self.clone(), attempt, sent, creates }
     }
 
     /// Whether it can be written.

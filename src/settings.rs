@@ -4,7 +4,8 @@
 use crate::config::Config;
 use crate::error::Refusal;
 use crate::flow::classify;
-use crate::flow::identify::{Caller, Directory};
+use crate::flow::identify::{Directory, Sendable};
+use crate::id::AccountId;
 
 /// What holds from one reload to the next.
 pub(crate) struct Settings {
@@ -27,16 +28,18 @@ impl Settings {
         Self { directory: Directory::new(&config, Some(&self.directory)), config, generation: self.generation + 1 }
     }
 
-    /// Looks again, before it is sent, at a call that was identified under the settings of generation `since`: its client
-    /// may have gone, or may do less, and its account may have other credentials.
-    pub(crate) fn recheck(&self, caller: &mut Caller, since: &mut u64) -> Result<(), Refusal> {
+    /// Looks again, before it is sent, at a call of `account` that was identified under the settings of generation `since`:
+    /// its client may have gone, or may do less, and its account may have other credentials.
+    pub(crate) fn recheck(&self, call: &mut Sendable, account: &AccountId, since: &mut u64) -> Result<(), Refusal> {
         if std::mem::replace(since, self.generation) == self.generation {
             return Ok(());
         }
-        match caller {
-            Caller::Verified(call) => self.directory.renew(call)?,
-            Caller::Relayed(_) => self.directory.check_relayed(caller.account())?,
+        match call {
+            Sendable::Verified(call) => {
+                self.directory.renew(call)?;
+                classify::authorize(call)
+            }
+            Sendable::Relayed(_) => self.directory.check_relayed(account),
         }
-        classify::authorize(caller)
     }
 }

@@ -2,8 +2,12 @@
 //! answer says `Connection: close`); draining (no new connection, what fits into the grace finishes at the legal rate,
 //! the rest is told at once); over (what is in flight is answered as unknown).
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::sync::watch::error::RecvError;
 
 /// Where the process stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,6 +46,16 @@ impl Phases {
 
     pub(crate) fn now(&self) -> Phase {
         *self.now.borrow()
+    }
+
+    /// Whether `phase` is reached, for those who are polled when one begins: ready then, and never wakes by itself.
+    pub(crate) fn now_in(&self, phase: Phase) -> impl Future<Output = ()> {
+        poll_fn(move |_| if self.now() >= phase { Poll::Ready(()) } else { Poll::Pending })
+    }
+
+    /// Waits for the next phase. It does not fail: the sender lives as long as this value does.
+    pub(crate) fn changed(&mut self) -> impl Future<Output = Result<(), RecvError>> {
+        self.now.changed()
     }
 
     /// Goes forward to `phase`; never back.

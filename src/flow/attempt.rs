@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Polling, Poll};
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -21,12 +22,17 @@ use crate::metrics::{self, CallMetrics, labels};
 use crate::parts::Parts;
 
 /// What came of an attempt.
-#[expect(clippy::large_enum_variant, reason = "made once per attempt and moved twice")]
 pub(crate) enum Attempted {
     /// Nothing left this process: the connection had closed.
     Unsent,
-    /// What happened, and the answer if there is one.
-    Judged(Option<Answer>, Verdict),
+    /// Something did.
+    Judged(Box<Judged>),
+}
+
+/// What happened, and the answer if there is one.
+pub(crate) struct Judged {
+    pub(crate) answer: Option<Answer>,
+    pub(crate) verdict: Verdict,
 }
 
 /// What is sent, and of which call.
@@ -61,11 +67,10 @@ pub(crate) fn attempt(
     sending: Sending,
 ) -> impl Future<Output = Attempted> + use<> {
     let answer_by = sending.answer_by;
-    let answered = timeout_at(answer_by, Attended::new(parts, turn, sending));
-    async move {
-        let late = Verdict::Unknown { reason: "CAMS has not answered within the hold" };
-        answered.await.unwrap_or(Attempted::Judged(None, late))
-    }
+    timeout_at(answer_by, Attended::new(parts, turn, sending)).map(|answered| {
+        let late = || Verdict::Unknown { reason: "CAMS has not answered within the hold" };
+        answered.unwrap_or_else(|_| Attempted::judged(None, late()))
+    })
 }
 
 async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
@@ -102,12 +107,13 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
     }
     count(&parts, (&operation, &in_flight.0), (answer.as_ref(), &verdict), sent_at);
     settle(receipt, &verdict);
-    Attempted::Judged(answer, verdict)
+    Attempted::judged(answer, verdict)
 }
 
 /// Says what came of an attempt that nobody waited for any more.
 fn tell(operation: &Operation, attempted: &Attempted) {
-    let Attempted::Judged(_, verdict) = attempted else { return };
+    let Attempted::Judged(judged) = attempted else { return };
+    let verdict = &judged.verdict;
     let (account, action) = (operation.account_label(), operation.action_label());
     let client = operation.client.as_str();
     let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
@@ -158,6 +164,14 @@ fn count(
             ThrottleSource::Header => "header",
         };
         parts.metrics.throttled(account, code, source);
+    }
+}
+
+// === impl Attempted ===
+
+impl Attempted {
+    fn judged(answer: Option<Answer>, verdict: Verdict) -> Self {
+        Self::Judged(Box::new(Judged { answer, verdict }))
     }
 }
 
@@ -254,7 +268,7 @@ mod tests {
         // Another limit is another source of tokens: this turn's token is of no use any more.
         config.limits = [(ActionName::new("CreateFlow"), Limit { window: Duration::from_millis(2), ..limit })].into();
         parts.queue.reload(&config);
-        let note = parts.journal.as_ref().unwrap().named(Some("x"), &operation, "REQUEST-1");
+        let note = parts.journal.as_ref().unwrap().note(Some("x"), &operation, "REQUEST-1");
         let sending = Sending {
             request: Request::default(),
             metrics: parts.metrics.calls(&operation),

@@ -11,7 +11,7 @@ use crate::config::{Actions, Config, Limit, Tenant};
 use crate::error::{Kind, Refusal};
 use crate::flow::hold::hold;
 use crate::flow::hold::margin::Margins;
-use crate::flow::identify::Caller;
+use crate::flow::identify::{Caller, Verified};
 use crate::id::{AccountId, ActionName, ClientId, TenantId};
 
 /// Names are the caller's to invent, and a lane keeps them while calls wait.
@@ -51,7 +51,9 @@ pub(crate) fn classify(
     config: &Config,
     margins: &Margins,
 ) -> Result<Operation, Refusal> {
-    authorize(caller)?;
+    if let Caller::Verified(call) = caller {
+        authorize(call)?;
+    }
     let settings = caller.settings();
     let tenant = match &config.queue.tenant {
         Tenant::CustSpaceId => caller.params().get("CustSpaceId"),
@@ -78,14 +80,14 @@ pub(crate) fn classify(
     Ok(operation)
 }
 
-/// Whether the caller may call what it calls; asked again before a call is sent when the configuration has changed.
-pub(crate) fn authorize(caller: &Caller) -> Result<(), Refusal> {
-    let Some(client) = caller.settings() else { return Ok(()) };
+/// Whether the client may call what it calls; asked again before a call is sent when the configuration has changed.
+pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
+    let Some(client) = call.settings() else { return Ok(()) };
     let forbidden = |message: String| Err(Refusal::new(Kind::Forbidden, message));
     if client.disabled {
         return forbidden("this client is disabled".into());
     }
-    let action = caller.action();
+    let action = call.action();
     let is_listed = match &client.actions {
         Actions::All => true,
         Actions::Listed(actions) => actions.contains(action),
@@ -93,22 +95,21 @@ pub(crate) fn authorize(caller: &Caller) -> Result<(), Refusal> {
     if !is_listed {
         return forbidden(format!("this client may not call {action}"));
     }
-    match client.cust_space_ids.is_empty() || is_own_space(caller, &client.cust_space_ids) {
+    match client.cust_space_ids.is_empty() || is_own_space(call, &client.cust_space_ids) {
         true => Ok(()),
         false => forbidden("this client must name one of its own CustSpaceIds, as a parameter, and no other".into()),
     }
 }
 
 /// Whether the call names one of these sub-customers and none by another name or in another place.
-fn is_own_space(caller: &Caller, ids: &[String]) -> bool {
-    let has_json = matches!(caller, Caller::Verified(call) if call.json().is_some());
+fn is_own_space(call: &Verified, ids: &[String]) -> bool {
     let names_other = |name: &str| {
         let stem = name.split('.').next().unwrap_or_default();
         let is_alias = ["CustSpaceId", "CustWabaId", "IsvCode"].iter().any(|alias| alias.eq_ignore_ascii_case(stem));
         is_alias && name != "CustSpaceId"
     };
-    let is_listed = caller.params().get("CustSpaceId").is_some_and(|id| ids.iter().any(|own| own == id));
-    is_listed && !has_json && !caller.params().iter().any(|(name, _)| names_other(name))
+    let is_listed = call.params().get("CustSpaceId").is_some_and(|id| ids.iter().any(|own| own == id));
+    is_listed && call.json().is_none() && !call.params().iter().any(|(name, _)| names_other(name))
 }
 
 // === impl Operation ===

@@ -26,12 +26,12 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 
 use self::caller::Principal;
-pub(crate) use self::caller::{Caller, Relayed, Scheme, Verified};
+pub(crate) use self::caller::{Caller, Relayed, Scheme, Sendable, Verified};
 pub(crate) use self::directory::Directory;
 use self::directory::Owner;
 use self::nonces::{Holder, Use};
 pub(crate) use self::nonces::{Nonce, Nonces, used};
-use self::relay::Passage;
+pub(crate) use self::relay::Passage;
 pub(crate) use self::said::VERSION;
 use self::said::{Proof, Said};
 use self::shape::Shape;
@@ -89,7 +89,7 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
     claim().map_err(|refusal: Refusal| refusal.of(claimant))
 }
 
-never_shown!(Authorization<'_>, Caller, Claim, Relayed, Said, Verified);
+never_shown!(Authorization<'_>, Caller, Claim, Passage, Relayed, Said, Sendable, Verified);
 
 /// Whether errors are to be XML: only for signature version 1 with `Format=XML`.
 pub(crate) fn wants_xml(parts: &Parts) -> bool {
@@ -215,17 +215,14 @@ impl Claim {
         nonces.take(&self.usage(), now)?;
         let Self { said, way } = self;
         Ok(match way {
-            Way::Managed(principal) => Caller::Verified(verified(said, principal, json)),
+            Way::Managed(principal) => Caller::Verified(Box::new(verified(said, principal, json))),
             Way::Relayed { account, is_known, passage } => Caller::Relayed(Relayed {
                 account,
                 is_known,
                 fresh_for: said.fresh_for(now),
-                method: said.method,
                 action: said.action,
                 params: said.params,
-                target: passage.target,
-                headers: passage.headers,
-                body,
+                passage: passage.with(body),
             }),
         })
     }

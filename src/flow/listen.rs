@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use hyper::body::{Body, Incoming};
 use hyper::http::request;
 use hyper::server::conn::http1;
@@ -30,7 +31,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::error::{Kind, Refusal};
-use crate::flow::listen::bounds::{Bounds, Present};
+use crate::flow::listen::bounds::Present;
 use crate::flow::listen::clocks::{Stalled, Timed};
 pub(crate) use crate::flow::listen::listener::Listener;
 use crate::flow::listen::socket::{Hangup, Socket, Wire};
@@ -68,9 +69,9 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
     /// What its answers carry.
     type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Answers one request; `hangup` tells whether its caller is still there.
+    /// Answers one request; `hangup` tells whether its caller is still there. It is polled anew when a phase begins.
     fn answer(
-        &self,
+        self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
     ) -> impl Future<Output = Result<Response<Self::Body>, Gone>> + Send;
@@ -79,11 +80,15 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
     fn no_request(&self) {}
 }
 
-/// One open connection in the metrics.
-struct Counted(IntGauge);
+/// What counts a connection, until it is dropped with its socket.
+pub(crate) struct Held {
+    place: Option<Place>,
+    /// Open connections in the metrics.
+    open: IntGauge,
+}
 
 /// One connection's place in the count of its source.
-struct Place {
+pub(crate) struct Place {
     source: IpAddr,
     sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
@@ -136,14 +141,18 @@ impl Terms {
     }
 
     fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
-        let bounds = **self.bounds.load();
+        let bounds = self.bounds.load();
         if self.open.len() >= bounds.max_connections {
             return self.turn_away("too_many");
         }
         let Ok(place) = source.map(|source| self.enter(source, bounds.max_per_source)).transpose() else {
             return self.turn_away("too_many_from_source");
         };
-        self.open.spawn(self.clone().connection(socket, place, bounds, service.clone()));
+        let (wire, hangup) = Wire::new(socket, Held::new(place, &self.metrics.connections.open));
+        match self.certificates.clone() {
+            None => self.open.spawn(self.clone().http(wire, hangup, service.clone())),
+            Some(certificates) => self.open.spawn(self.clone().secured(certificates, wire, hangup, service.clone())),
+        };
     }
 
     fn turn_away(&self, kind: &str) {
@@ -167,29 +176,20 @@ impl Terms {
         Ok(Place { source, sources: self.sources.clone() })
     }
 
-    async fn connection(self: Arc<Self>, socket: Socket, _place: Option<Place>, bounds: Bounds, service: impl Answer) {
-        let _open = Counted::new(&self.metrics.connections.open);
-        let (wire, hangup) = Wire::new(socket);
-        match &self.certificates {
-            None => self.http((wire, hangup), bounds, service).await,
-            // Boxed: a connection in the clear has no room for it.
-            Some(certificates) => Box::pin(self.secured(certificates, (wire, hangup), bounds, service)).await,
-        }
-    }
-
     async fn secured(
-        &self,
-        certificates: &Certificates,
-        (wire, hangup): (Wire, Hangup),
-        bounds: Bounds,
+        self: Arc<Self>,
+        certificates: Arc<Certificates>,
+        wire: Wire,
+        hangup: Hangup,
         service: impl Answer,
     ) {
-        match certificates.open(wire, bounds.patience.head).await {
-            Opened::Tls(stream) => self.http((stream, hangup), bounds, service).await,
+        let within = self.bounds.load().patience.head;
+        match certificates.open(wire, within).await {
+            Opened::Tls(stream) => self.http(stream, hangup, service).await,
             Opened::Clear(wire) => {
                 self.errors("tls").inc();
                 service.no_request();
-                self.http((wire, hangup), bounds, SpeaksTls).await;
+                self.http(wire, hangup, SpeaksTls).await;
             }
             Opened::Failed(failed) => {
                 if let Some(kind) = failed.kind() {
@@ -200,40 +200,52 @@ impl Terms {
         }
     }
 
-    async fn http<T>(&self, (io, hangup): (T, Hangup), bounds: Bounds, service: impl Answer)
+    /// Lives while its connection does, with a call that may wait. What it holds meanwhile is counted in bytes
+    /// (benches/README.md): an `async fn` would hold its arguments twice.
+    pub(super) fn http<T>(
+        self: Arc<Self>,
+        io: T,
+        hangup: Hangup,
+        service: impl Answer,
+    ) -> impl Future<Output = ()> + Send
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (stream, turn) = Timed::new(io, bounds.patience);
-        let answer = service.clone();
-        let service_fn = service_fn(move |request| {
-            let (answer, hangup, ours) = (answer.clone(), hangup.clone(), turn.clone().take());
-            // Boxed: a future has room for its arguments until its end.
-            let request = Box::new(request);
-            async move {
-                let _ours = ours;
-                answer.answer(request, hangup).await
+        async move {
+            let mut connection = {
+                let bounds = self.bounds.load();
+                let (stream, turn) = Timed::new(io, bounds.patience.clone());
+                let answer = service.clone();
+                let answers = service_fn(move |request| {
+                    let ours = turn.clone().take();
+                    // Boxed: a future has room for its arguments until its end.
+                    answer.clone().answer(Box::new(request), hangup.clone()).inspect(move |_| drop(ours))
+                });
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of
+                    // its own.
+                    .header_read_timeout(bounds.idle_timeout)
+                    .max_buf_size(bounds.max_header.max(8192))
+                    // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
+                    .half_close(true)
+                    .serve_connection(TokioIo::new(stream), answers)
+            };
+            let mut phases = self.phases.clone();
+            // Each phase wakes the connection, and with it the call that it answers.
+            let ended = loop {
+                tokio::select! {
+                    ended = &mut connection => break ended,
+                    _ = phases.changed() => {
+                        if phases.now() >= self.until {
+                            std::pin::Pin::new(&mut connection).graceful_shutdown();
+                        }
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                self.count(&error, &service);
             }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of its own.
-            .header_read_timeout(bounds.idle_timeout)
-            .max_buf_size(bounds.max_header.max(8192))
-            // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
-            .half_close(true)
-            .serve_connection(TokioIo::new(stream), service_fn);
-        let mut connection = std::pin::pin!(connection);
-        let mut phases = self.phases.clone();
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = phases.reached(self.until) => {
-                connection.as_mut().graceful_shutdown();
-                connection.as_mut().await
-            }
-        };
-        if let Err(error) = ended {
-            self.count(&error, &service);
         }
     }
 
@@ -275,18 +287,23 @@ fn stalled(error: &hyper::Error) -> Option<Stalled> {
     io.get_ref()?.downcast_ref().copied()
 }
 
-// === impl Counted ===
+// === impl Held ===
 
-impl Counted {
-    fn new(gauge: &IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge.clone())
+impl Held {
+    pub(crate) fn new(place: Option<Place>, open: &IntGauge) -> Self {
+        open.inc();
+        Self { place, open: open.clone() }
+    }
+
+    /// The address that the caller came from; none for a Unix socket.
+    pub(super) fn from(&self) -> Option<IpAddr> {
+        self.place.as_ref().map(|place| place.source)
     }
 }
 
-impl Drop for Counted {
+impl Drop for Held {
     fn drop(&mut self) {
-        self.0.dec();
+        self.open.dec();
     }
 }
 

@@ -243,9 +243,13 @@ impl<K: Connector> Call<K> {
             self.observe(&lane, shadow);
             return self.ready_turn().await;
         }
-        let turn = self.wait(&lane).await?;
-        self.admitted = true;
-        Ok(turn)
+        // In a statement of its own the turn that comes at once needs no room while the call waits.
+        let admitted = std::mem::replace(&mut self.admitted, true);
+        let (mut waiter, told) = match lane.enter(&self.standing, self.send_by, admitted)? {
+            Entered::Now(turn) => return Ok(turn),
+            Entered::Waiting(waiter, told) => (waiter, told),
+        };
+        waiter.turn(tokio::time::timeout_at(self.send_by, told).await)
     }
 
     /// Time since the call arrived.
@@ -276,15 +280,6 @@ impl<K: Connector> Call<K> {
         let ([account, action], client) = (lane.metrics.labels(), self.standing.client.as_str());
         self.shared.metrics.shadow_decision(account, action, would.label());
         tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
-    }
-
-    /// In a statement of its own the turn that comes at once needs no room while the call waits.
-    async fn wait(&self, lane: &Arc<Lane<K>>) -> Result<Turn<K>, Refusal> {
-        let mut waiter = match lane.enter(self)? {
-            Entered::Now(turn) => return Ok(turn),
-            Entered::Waiting(waiter) => waiter,
-        };
-        waiter.turn().await
     }
 
     /// A turn as soon as a connection is ready.

@@ -29,7 +29,7 @@ pub(crate) struct Record {
     parts: Arc<Parts>,
     arrived: Instant,
     /// Flowgate's own name for the call, in its answers and in the log.
-    request_id: String,
+    request_id: Box<str>,
     /// The address that it came from; none for a Unix socket.
     from: Option<IpAddr>,
     claimant: Option<Claimant>,
@@ -43,7 +43,7 @@ pub(crate) struct Record {
     /// From the arrival to the latest turn.
     waited: Option<Duration>,
     /// CAMS's name for the latest attempt.
-    cams_request_id: Option<String>,
+    cams_request_id: Option<Box<str>>,
     trace: Option<Box<Trace>>,
     ended: bool,
 }
@@ -70,7 +70,7 @@ impl Record {
         Self {
             parts,
             arrived: Instant::now(),
-            request_id: reply::request_id(),
+            request_id: reply::request_id().into(),
             from,
             claimant: None,
             operation: None,
@@ -110,9 +110,18 @@ impl Record {
         self.claimant = Some(claim.claimant());
     }
 
-    /// The call is known and waits.
-    pub(crate) fn queued(&mut self, operation: Arc<Operation>, metrics: Arc<CallMetrics>, flow_name: Option<&str>) {
+    /// How the flow is to be called.
+    pub(crate) fn named(&mut self, flow_name: Option<&str>) {
         self.flow_name = flow_name.map(|name| capped(name).into());
+    }
+
+    /// As far as it is known, and not at any length.
+    pub(crate) fn flow_name(&self) -> Option<&str> {
+        self.flow_name.as_deref()
+    }
+
+    /// The call is known and waits.
+    pub(crate) fn queued(&mut self, operation: Arc<Operation>, metrics: Arc<CallMetrics>) {
         self.operation = Some(operation);
         self.metrics = Some(metrics);
         self.stage = Stage::Queued;
@@ -157,7 +166,7 @@ impl Record {
 
     /// An attempt has come back.
     pub(crate) fn judged(&mut self, verdict: &Verdict) {
-        self.cams_request_id = verdict.request_id().map(ToOwned::to_owned);
+        self.cams_request_id = verdict.request_id().map(Into::into);
         self.trace(|trace, now| trace.judged(verdict.code(), verdict.request_id(), now));
     }
 

@@ -32,7 +32,7 @@ const RECOMMEND: &str = "";
 pub(crate) struct Manner {
     format: Format,
     /// `HostId` of an error: the host that the caller asked for.
-    host: String,
+    host: Box<str>,
 }
 
 /// What a call took to get CAMS's answer.
@@ -48,7 +48,7 @@ pub(crate) struct Service {
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { format: Format::Json, host: String::new() }
+        Self { format: Format::Json, host: Box::default() }
     }
 }
 
@@ -57,7 +57,7 @@ impl Manner {
     pub(crate) fn of(head: &request::Parts) -> Self {
         let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
         let format = if identify::wants_xml(head) { Format::Xml } else { Format::Json };
-        Self { format, host: host.unwrap_or_default().to_owned() }
+        Self { format, host: host.unwrap_or_default().into() }
     }
 }
 

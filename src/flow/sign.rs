@@ -11,7 +11,7 @@ use hyper::{Method, Request, Uri};
 
 use crate::acs::v3::Signable;
 use crate::acs::{encode, time, v1, v3};
-use crate::flow::identify::{Caller, Relayed, Scheme, VERSION, Verified};
+use crate::flow::identify::{Passage, Scheme, Sendable, VERSION, Verified};
 
 const USER_AGENT: &str = concat!("flowgate/", env!("CARGO_PKG_VERSION"));
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -25,10 +25,10 @@ struct Stamp<'a> {
 }
 
 /// Makes the request of one attempt.
-pub(crate) fn sign(caller: &Caller, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
-    let call = match caller {
-        Caller::Verified(call) => call,
-        Caller::Relayed(call) => return relay(call, upstream_host),
+pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
+    let call = match call {
+        Sendable::Verified(call) => call,
+        Sendable::Relayed(passage) => return relay(passage, upstream_host),
     };
     let stamp = Stamp { host: upstream_host, date: time::format(now), nonce: nonce() };
     match call.scheme() {
@@ -98,7 +98,7 @@ fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     request
 }
 
-fn relay(call: &Relayed, upstream_host: &str) -> Request<Full<Bytes>> {
+fn relay(call: &Passage, upstream_host: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(call.body().clone()));
     *request.method_mut() = call.method().clone();
     *request.uri_mut() = Uri::from(call.target().clone());

@@ -27,7 +27,7 @@ use crate::acs::{answer, encode, time, v1};
 use crate::config::{self, Config};
 use crate::error::Refusal;
 use crate::flow::hold::margin::Margins;
-use crate::flow::identify::{self, Caller, Directory, Nonces};
+use crate::flow::identify::{self, Directory, Nonces, Sendable};
 use crate::flow::reply::{self, Manner};
 use crate::flow::{body, classify, listen, sign};
 use crate::room::Room;
@@ -188,23 +188,23 @@ impl Visit<'_> {
         let caller = identify::head(&head, directory, *now)?.prove(body.clone(), &self.nonces, *now)?;
         let operation = classify::classify(&caller, &head.headers, config, &self.gate.margins)?;
         assert!(!operation.hold.is_zero() && operation.hold <= config.queue.max_hold);
-        self.send(&caller, (&head, &body)).await;
+        self.send(&caller.into_sendable(), (&head, &body)).await;
         Ok(())
     }
 
     /// Signs for CAMS, and compares what that says with what the caller said.
-    async fn send(&self, caller: &Caller, (head, body): (&Parts, &Bytes)) {
+    async fn send(&self, call: &Sendable, (head, body): (&Parts, &Bytes)) {
         let host = &self.gate.config.upstream.host;
-        let (sent, sent_body) = sign::sign(caller, host, self.gate.now).into_parts();
+        let (sent, sent_body) = sign::sign(call, host, self.gate.now).into_parts();
         let Ok(sent_body) = sent_body.collect().await;
         let sent_body = sent_body.to_bytes();
         assert_eq!(sent.headers["host"], host.as_str());
-        match caller {
-            Caller::Verified(_) => {
+        match call {
+            Sendable::Verified(_) => {
                 assert_eq!(reading::read(&sent, &sent_body), reading::read(head, body), "what was authorised is sent");
                 self.sent.borrow_mut().push(Request::from_parts(sent, sent_body));
             }
-            Caller::Relayed(_) => {
+            Sendable::Relayed(_) => {
                 assert_eq!((sent.uri.path_and_query(), &sent_body), (head.uri.path_and_query(), body), "byte for byte");
                 assert!(!sent.headers.contains_key("transfer-encoding") && !sent.headers.contains_key("connection"));
             }

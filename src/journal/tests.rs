@@ -52,7 +52,7 @@ impl Desk {
 
     /// The attempt of a call for a flow of this name.
     fn note(&self, flow_name: &str) -> Note {
-        self.journal.named(Some(flow_name), &operation(), "REQUEST-1")
+        self.journal.note(Some(flow_name), &operation(), "REQUEST-1")
     }
 
     fn lines(&self) -> Vec<Value> {
@@ -129,7 +129,7 @@ fn every_end_has_its_word() {
 fn names_are_capped_and_keys_that_nobody_configured_are_masked() {
     let desk = Desk::new(1 << 20, 1);
     let (account, long) = (AccountId::new("?LTAI-somebody-1"), "ü".repeat(1000));
-    desk.journal.named(Some(&long), &Operation { account, known: false, ..operation() }, "R").sent();
+    desk.journal.note(Some(&long), &Operation { account, known: false, ..operation() }, "R").sent();
     let line = &desk.lines()[0];
     assert_eq!(line["account"], "LTAI***-1");
     assert_eq!(line["flow_name"].as_str(), Some(&*"ü".repeat(100)));
@@ -152,7 +152,7 @@ fn pairs_are_found_over_rotations_and_processes() {
     // The next process writes on.
     let config = config::Journal { path: desk.path(), max_size: 4096, keep: 1000 };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
-    let note = next.named(Some("next"), &operation(), "R");
+    let note = next.note(Some("next"), &operation(), "R");
     note.sent();
     assert_eq!(desk.open(), [expected, vec!["next".to_owned()]].concat());
     assert!(notes.iter().all(|other| other.attempt != note.attempt));
@@ -177,7 +177,7 @@ fn damage_costs_its_own_line_only() {
     // Whoever opens a torn file ends its last line.
     let config = config::Journal { path: desk.path(), max_size: 1 << 20, keep: 1 };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
-    next.named(Some("after"), &operation(), "R").sent();
+    next.note(Some("after"), &operation(), "R").sent();
     let torn = std::fs::read(desk.path()).unwrap();
     std::fs::write(desk.path(), [&torn, &b"\xff\xfe\n\n[]\n{\"event\":\"else\"}\n"[..]].concat()).unwrap();
     let reading = read(&desk.path(), false).unwrap();
@@ -189,7 +189,7 @@ fn a_table_is_aligned_and_shows_nothing_raw() {
     let desk = Desk::new(1 << 20, 1);
     let operation = Operation { tenant: TenantId::new("cams-1"), ..operation() };
     desk.note("\u{1b}[2J\u{202e}ü").sent();
-    desk.journal.named(None, &Operation { action: ActionName::new("ListFlow"), ..operation }, "R").sent();
+    desk.journal.note(None, &Operation { action: ActionName::new("ListFlow"), ..operation }, "R").sent();
     let table = read(&desk.path(), false).unwrap().table();
     let rows: Vec<_> = table.lines().map(|line| line.split_once("  ").unwrap().1.trim_start()).collect();
     assert_eq!(

@@ -1,15 +1,16 @@
 //! What was identified: a caller whose every word is proven, or one that is passed on as it came. Only identify makes
-//! them, and what sign and classify may see of them is what has an accessor here.
+//! them, and what sign and classify may see of them is what has an accessor here. Once it is known what is called, only
+//! what will be sent is kept.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::{HeaderName, HeaderValue};
-use hyper::http::uri::PathAndQuery;
+use serde::Deserialize;
 
-use super::relay::Headers;
+use super::relay::Passage;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials};
 use crate::id::{AccessKeyId, AccountId, ActionName, ClientId};
@@ -27,9 +28,17 @@ pub(crate) enum Scheme {
 /// Whoever calls.
 pub(crate) enum Caller {
     /// Its signature is right; Flowgate signs for it.
-    Verified(Verified),
+    Verified(Box<Verified>),
     /// Flowgate has no secret of it; its own signature goes on.
     Relayed(Relayed),
+}
+
+/// What a call is sent from, and all that is kept of its caller while it waits.
+pub(crate) enum Sendable {
+    /// Flowgate signs it.
+    Verified(Box<Verified>),
+    /// It goes as it came.
+    Relayed(Passage),
 }
 
 /// An account that Flowgate signs for.
@@ -67,12 +76,16 @@ pub(crate) struct Relayed {
     pub(super) account: AccountId,
     pub(super) is_known: bool,
     pub(super) fresh_for: Duration,
-    pub(super) method: Method,
     pub(super) action: ActionName,
     pub(super) params: Params,
-    pub(super) target: PathAndQuery,
-    pub(super) headers: Headers,
-    pub(super) body: Bytes,
+    pub(super) passage: Passage,
+}
+
+/// A JSON body, as far as it says how a flow is to be called.
+#[derive(Deserialize)]
+struct Named {
+    #[serde(rename = "FlowName")]
+    flow_name: String,
 }
 
 // === impl Principal ===
@@ -123,7 +136,7 @@ impl Caller {
     /// What the configuration says of the client; nothing of an account's own key, or of who cannot be verified.
     pub(crate) fn settings(&self) -> Option<&config::Client> {
         match self {
-            Self::Verified(call) => call.principal.client.as_deref(),
+            Self::Verified(call) => call.settings(),
             Self::Relayed(_) => None,
         }
     }
@@ -144,12 +157,35 @@ impl Caller {
         }
     }
 
+    /// How the flow is to be called that the call makes or is about, if it says so in a place that is known.
+    pub(crate) fn flow_name(&self) -> Option<Cow<'_, str>> {
+        if let Some(name) = self.params().get("FlowName") {
+            return Some(name.into());
+        }
+        if self.action().as_str() != "CreateFlow" {
+            return None;
+        }
+        let body = match self {
+            Self::Verified(call) => call.json()?,
+            Self::Relayed(call) => call.passage.body(),
+        };
+        serde_json::from_slice(body).ok().map(|Named { flow_name }| flow_name.into())
+    }
+
     /// How many bytes wait with the call: its body, or what its parameters take.
     pub(crate) fn bytes(&self) -> usize {
         let params = |params: &Params| params.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
         match self {
             Self::Verified(call) => params(&call.params) + call.json.as_ref().map_or(0, Bytes::len),
-            Self::Relayed(call) => params(&call.params) + call.target.as_str().len() + call.body.len(),
+            Self::Relayed(call) => call.passage.target().as_str().len() + call.passage.body().len(),
+        }
+    }
+
+    /// What the call is sent from. A relayed one's parameters are in what goes as it came.
+    pub(crate) fn into_sendable(self) -> Sendable {
+        match self {
+            Self::Verified(call) => Sendable::Verified(call),
+            Self::Relayed(call) => Sendable::Relayed(call.passage),
         }
     }
 }
@@ -157,6 +193,11 @@ impl Caller {
 // === impl Verified ===
 
 impl Verified {
+    /// What the configuration says of the client; nothing of an account's own key.
+    pub(crate) fn settings(&self) -> Option<&config::Client> {
+        self.principal.client.as_deref()
+    }
+
     /// What Flowgate signs with.
     pub(crate) fn credentials(&self) -> &Credentials {
         self.principal.account.credentials()
@@ -199,25 +240,5 @@ impl Relayed {
     /// How long from its arrival it may wait: later, CAMS would refuse its stamp.
     pub(crate) fn fresh_for(&self) -> Duration {
         self.fresh_for
-    }
-
-    /// GET or POST.
-    pub(crate) fn method(&self) -> &Method {
-        &self.method
-    }
-
-    /// Path and query, byte for byte.
-    pub(crate) fn target(&self) -> &PathAndQuery {
-        &self.target
-    }
-
-    /// The headers that go on; `Host` and `Content-Length` are sign's, and `Accept-Encoding` if it is not here.
-    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
-    }
-
-    /// The body, byte for byte.
-    pub(crate) fn body(&self) -> &Bytes {
-        &self.body
     }
 }

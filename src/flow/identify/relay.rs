@@ -1,6 +1,8 @@
 //! What of a relayed call goes on? All of it that its signature covers, byte for byte, and no header that is between two
 //! neighbours, meant for Flowgate, or said by somebody else.
 
+use bytes::Bytes;
+use hyper::Method;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 
@@ -12,18 +14,18 @@ use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::error::{Kind, Refusal};
 
-/// Headers that wait: a map of them would take three times the memory.
-pub(super) type Headers = Box<[(HeaderName, HeaderValue)]>;
-
-/// The part of a relayed call that its head decides.
-pub(super) struct Passage {
-    pub(super) target: PathAndQuery,
-    pub(super) headers: Headers,
+/// What of a relayed call goes on.
+pub(crate) struct Passage {
+    method: Method,
+    target: PathAndQuery,
+    /// A map of them would take three times the memory while the call waits.
+    headers: Box<[(HeaderName, HeaderValue)]>,
+    body: Bytes,
 }
 
 const FOR_ANOTHER: &str = "a header or parameter speaks for another caller";
 
-/// Picks what goes on; `signed` is the `Authorization` of a version 3 call.
+/// Picks what goes on, but for the body; `signed` is the `Authorization` of a version 3 call.
 pub(super) fn passage(
     shape: &Shape<'_>,
     params: &Params,
@@ -57,7 +59,8 @@ pub(super) fn passage(
     };
     let goes = |name: &HeaderName| !is_written(name) && (!stays(name.as_str()) || is_signed(name.as_str()));
     let headers = all.iter().filter(|(name, _)| goes(name)).map(|(name, value)| (name.clone(), value.clone()));
-    Ok(Passage { target: shape.target.clone(), headers: headers.collect() })
+    let (method, target) = (shape.parts.method.clone(), shape.target.clone());
+    Ok(Passage { method, target, headers: headers.collect(), body: Bytes::new() })
 }
 
 /// Whether none of these parameters speaks for somebody else: what is signed cannot be left out.
@@ -73,4 +76,33 @@ fn speaks_for_another(name: &str) -> bool {
     matches!(name, "x-acs-source-ip" | "x-acs-secure-transport" | "x-acs-parent-id")
         || name.starts_with("x-acs-proxy-")
         || name.starts_with("x-acs-caller-")
+}
+
+// === impl Passage ===
+
+impl Passage {
+    /// With the body, which comes last.
+    pub(super) fn with(self, body: Bytes) -> Self {
+        Self { body, ..self }
+    }
+
+    /// GET or POST.
+    pub(crate) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    /// Path and query, byte for byte.
+    pub(crate) fn target(&self) -> &PathAndQuery {
+        &self.target
+    }
+
+    /// The headers that go on; `Host` and `Content-Length` are sign's, and `Accept-Encoding` if it is not here.
+    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.headers
+    }
+
+    /// The body, byte for byte.
+    pub(crate) fn body(&self) -> &Bytes {
+        &self.body
+    }
 }

@@ -91,7 +91,7 @@ impl Gate {
     }
 
     /// What CAMS gets.
-    fn send(&self, caller: &Caller) -> Capture {
-        sign::sign(caller, UPSTREAM, self.now).into()
+    fn send(&self, caller: Caller) -> Capture {
+        sign::sign(&caller.into_sendable(), UPSTREAM, self.now).into()
     }
 }

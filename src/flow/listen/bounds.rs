@@ -12,11 +12,10 @@ use crate::config::Listen;
 /// Descriptors that callers' connections do not get.
 const KEPT_DESCRIPTORS: usize = 128;
 /// What each connection keeps to.
-#[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     pub(super) max_connections: usize,
     pub(super) max_per_source: usize,
-    pub(super) patience: Patience,
+    pub(super) patience: Arc<Patience>,
     pub(super) idle_timeout: Duration,
     pub(super) max_header: usize,
 }
@@ -29,7 +28,7 @@ impl From<&Listen> for Bounds {
         Self {
             max_connections: listen.max_connections,
             max_per_source: listen.max_connections_per_source,
-            patience: Patience { head: listen.header_timeout, write: listen.body_timeout },
+            patience: Arc::new(Patience { head: listen.header_timeout, write: listen.body_timeout }),
             idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,
         }

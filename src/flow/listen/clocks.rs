@@ -23,7 +23,7 @@ pub(crate) struct Patience {
 /// A connection as hyper uses it: the bytes of HTTP, and a clock for each head.
 pub(crate) struct Timed<T> {
     io: T,
-    patience: Patience,
+    patience: Arc<Patience>,
     /// Whose turn it is: while a request is being answered, what comes is no head.
     turn: Turn,
     /// For the head that began at this change of turns.
@@ -103,7 +103,7 @@ impl Deadline {
 
 impl<T> Timed<T> {
     /// With so much time for each head and for each answer.
-    pub(crate) fn new(io: T, patience: Patience) -> (Self, Turn) {
+    pub(crate) fn new(io: T, patience: Arc<Patience>) -> (Self, Turn) {
         let turn = Turn::default();
         let (head, answer) = (Deadline::default(), Deadline::default());
         (Self { io, patience, turn: turn.clone(), head, head_of: 0, answer }, turn)

@@ -13,6 +13,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::Held;
+
 /// A caller's end of a connection.
 pub(crate) enum Socket {
     Tcp(TcpStream),
@@ -22,7 +24,7 @@ pub(crate) enum Socket {
 /// A caller's end, and where it is.
 struct Peer {
     socket: Socket,
-    from: Option<IpAddr>,
+    held: Held,
 }
 
 /// The socket to read and write.
@@ -81,13 +83,6 @@ impl Socket {
         }
     }
 
-    fn from(&self) -> Option<IpAddr> {
-        match self {
-            Self::Tcp(stream) => stream.peer_addr().ok().map(|address| address.ip()),
-            Self::Unix(_) => None,
-        }
-    }
-
     /// Waits until the other side has closed, which is true, or something else has become ready.
     async fn closed(&self) -> bool {
         let ready = match self {
@@ -116,15 +111,16 @@ impl Hangup {
 
     /// The address that the caller came from; none for a Unix socket.
     pub(crate) fn from(&self) -> Option<IpAddr> {
-        self.0.from
+        self.0.held.from()
     }
 }
 
 // === impl Wire ===
 
 impl Wire {
-    pub(crate) fn new(socket: Socket) -> (Self, Hangup) {
-        let peer = Arc::new(Peer { from: socket.from(), socket });
+    /// Counted while either of the two is there.
+    pub(crate) fn new(socket: Socket, held: Held) -> (Self, Hangup) {
+        let peer = Arc::new(Peer { socket, held });
         let hangup = Hangup(peer.clone());
         (Self { peer }, hangup)
     }

@@ -113,7 +113,7 @@ impl Failed {
 impl Answer for SpeaksTls {
     type Body = Full<Bytes>;
 
-    async fn answer(&self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
+    async fn answer(self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
         let refusal = Refusal::new(Kind::BadRequest, "TLS is spoken here: set the SDK's protocol to HTTPS.");
         let manner = Manner::of(&request.into_parts().0);
         let mut response = reply::refuse(&refusal, &manner, &reply::request_id());
@@ -128,6 +128,7 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
+    use prometheus::IntGauge;
     use rcgen::{CertificateParams, KeyPair};
     use rustls::pki_types::{CertificateDer, ServerName};
     use rustls::{ClientConfig, RootCertStore};
@@ -135,6 +136,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsConnector;
 
+    use super::super::Held;
     use super::super::socket::Socket;
     use super::*;
     use crate::config;
@@ -174,7 +176,8 @@ mod tests {
             .with_no_client_auth();
         let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let name = ServerName::try_from("flowgate.test").unwrap();
-        let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0));
+        let held = Held::new(None, &IntGauge::new("open", "open").unwrap());
+        let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0), held);
         let (client, opened) = tokio::join!(
             TlsConnector::from(Arc::new(client)).connect(name, tcp),
             certificates.open(wire, Duration::from_secs(10))

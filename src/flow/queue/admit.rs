@@ -6,8 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
+use crate::flow::queue::fair::Standing;
 use crate::flow::queue::lane::{Lane, State, advice, forecast};
-use crate::flow::queue::{Call, Connector, waiter};
+use crate::flow::queue::{Connector, waiter};
 
 /// How long arrivals that go before others are gathered before the line is gone through.
 const CHECK_AFTER: Duration = Duration::from_millis(20);
@@ -17,27 +18,32 @@ const CHECK_AFTER: Duration = Duration::from_millis(20);
 impl<K: Connector> Lane<K> {
     /// Whether a newcomer may wait: room in the lane and in its client's part, and a wait that its hold covers. Where the
     /// lane is full, the newest call of the client with the most calls makes room.
-    pub(super) fn admit(&self, state: &mut State<K>, call: &Call<K>, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn admit(
+        &self,
+        state: &mut State<K>,
+        (standing, send_by): (&Standing, Instant),
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let rules = self.shared.rules.load();
         let bounds = &rules.bounds;
-        let ahead = state.line.ahead_of_new(&call.standing);
+        let ahead = state.line.ahead_of_new(standing);
         let wait = forecast(state, ahead, now);
         if self.shared.drained(now + wait) {
             return Err(waiter::draining());
         }
-        if state.line.of_client(&call.standing.client) >= bounds.max_waiting_per_client {
+        if state.line.of_client(&standing.client) >= bounds.max_waiting_per_client {
             return Err(self.full(state, "This client's part of the queue", bounds.max_waiting_per_client, now));
         }
         if state.tokens.are_withheld() {
             return Err(waiter::withheld());
         }
-        let hold = call.send_by - now;
+        let hold = send_by - now;
         if wait > hold {
             return Err(self.advised(state, too_long(wait, hold).queued(ahead, wait), now));
         }
         if state.line.len() >= bounds.max_waiting {
             let refusal = self.full(state, "The queue", bounds.max_waiting, now);
-            let Some(evicted) = state.line.evict(&call.standing.client) else { return Err(refusal) };
+            let Some(evicted) = state.line.evict(&standing.client) else { return Err(refusal) };
             // Whoever has just gone does not need it.
             drop(evicted.reply.send(Err(refusal)));
         }

@@ -20,7 +20,7 @@ use crate::flow::queue::rules::Rules;
 use crate::flow::queue::shadow::Shadow;
 use crate::flow::queue::turn::Turn;
 use crate::flow::queue::waiter::{self, Waiter};
-use crate::flow::queue::{Call, Connector, Shared, worker};
+use crate::flow::queue::{Connector, Shared, worker};
 use crate::flow::take_token::{Spent, Tokens, memory};
 use crate::id::{AccountId, ActionName};
 use crate::metrics::CallMetrics;
@@ -75,8 +75,8 @@ pub(super) struct State<K: Connector> {
 pub(super) enum Entered<'a, K: Connector> {
     /// Nobody waits and a token is free.
     Now(Turn<K>),
-    /// It waits.
-    Waiting(Waiter<'a, K>),
+    /// It waits to be told.
+    Waiting(Waiter<'a, K>, oneshot::Receiver<Result<Turn<K>, Refusal>>),
 }
 
 // === impl Lane ===
@@ -123,8 +123,13 @@ impl<K: Connector> Lane<K> {
         state
     }
 
-    /// A call comes, for the first time or back from a throttle refusal.
-    pub(super) fn enter<'a>(self: &'a Arc<Self>, call: &'a Call<K>) -> Result<Entered<'a, K>, Refusal> {
+    /// A call comes, for the first time or back from a throttle refusal: then it was admitted before.
+    pub(super) fn enter<'a>(
+        self: &'a Arc<Self>,
+        standing: &'a Standing,
+        send_by: Instant,
+        admitted: bool,
+    ) -> Result<Entered<'a, K>, Refusal> {
         if self.shared.drained(Instant::now()) {
             return Err(waiter::draining());
         }
@@ -134,7 +139,7 @@ impl<K: Connector> Lane<K> {
         if let Tokens::None = &state.tokens {
             return Err(waiter::no_part());
         }
-        if call.send_by <= now {
+        if send_by <= now {
             return Err(waiter::expired(self.shared.connector.down(), advice(&state, state.line.len(), now)));
         }
         if !state.worker
@@ -142,12 +147,12 @@ impl<K: Connector> Lane<K> {
         {
             return Ok(Entered::Now(turn));
         }
-        if !call.admitted {
-            self.admit(&mut state, call, now)?;
+        if !admitted {
+            self.admit(&mut state, (standing, send_by), now)?;
         }
         let (reply, turn) = oneshot::channel();
-        state.line.push(call.standing.clone(), Queued { reply, send_by: call.send_by });
-        if call.admitted {
+        state.line.push(standing.clone(), Queued { reply, send_by });
+        if admitted {
             // It stands before others, and before it stood nowhere: the forecasts have changed.
             self.tell_late(&mut state, now);
         }
@@ -157,8 +162,7 @@ impl<K: Connector> Lane<K> {
             // The worker waits for a connection, and one more is wanted.
             self.changed.notify_one();
         }
-        let standing = &call.standing;
-        Ok(Entered::Waiting(Waiter { lane: self, standing, send_by: call.send_by, turn, told: false }))
+        Ok(Entered::Waiting(Waiter { lane: self, standing, told: false }, turn))
     }
 
     /// What a call that came now would wait; while nobody waits here, when a refused one had best come back.

@@ -1,11 +1,11 @@
-//! A queued call's end of the queue: waits for its turn, at most until its send-by, and leaves the line when it is
-//! dropped, which is what a hang-up does.
+//! A queued call's end of the queue: what it is told, its turn or why there is none, at the latest at its send-by. It
+//! leaves the line when it is dropped, which is what a hang-up does.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use crate::error::{Kind, Refusal};
 use crate::flow::queue::Connector;
@@ -16,10 +16,8 @@ use crate::quota::ADVICE;
 
 /// One waiting call.
 pub(super) struct Waiter<'a, K: Connector> {
-    pub(super) lane: &'a Arc<Lane<K>>,
+    pub(super) lane: &'a Lane<K>,
     pub(super) standing: &'a Standing,
-    pub(super) send_by: Instant,
-    pub(super) turn: oneshot::Receiver<Result<Turn<K>, Refusal>>,
     /// It has its turn or its refusal, for which it was taken out of line.
     pub(super) told: bool,
 }
@@ -27,15 +25,14 @@ pub(super) struct Waiter<'a, K: Connector> {
 // === impl Waiter ===
 
 impl<K: Connector> Waiter<'_, K> {
-    pub(super) async fn turn(&mut self) -> Result<Turn<K>, Refusal> {
-        tokio::select! {
-            biased;
-            turn = &mut self.turn => {
-                self.told = turn.is_ok();
-                turn.unwrap_or_else(|_| Err(self.expired()))
-            }
-            () = tokio::time::sleep_until(self.send_by) => Err(self.expired()),
-        }
+    /// What has come before the send-by, if anything has.
+    pub(super) fn turn(
+        &mut self,
+        told: Result<Result<Result<Turn<K>, Refusal>, RecvError>, Elapsed>,
+    ) -> Result<Turn<K>, Refusal> {
+        let Ok(Ok(turn)) = told else { return Err(self.expired()) };
+        self.told = true;
+        turn
     }
 
     fn expired(&self) -> Refusal {

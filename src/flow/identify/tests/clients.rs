@@ -65,7 +65,7 @@ fn rule_12_a_client_may_do_what_is_listed() {
 #[test]
 fn a_client_is_signed_for_with_the_accounts_key() {
     let gate = clients();
-    let sent = gate.send(&gate.ask(&team_a(|_| ())).unwrap());
+    let sent = gate.send(gate.ask(&team_a(|_| ())).unwrap());
     let authorization = sent.header("authorization").unwrap().to_owned();
     assert!(authorization.starts_with("ACS3-HMAC-SHA256 Credential=LTAI-test-key-id-1,"), "{authorization}");
     let names_client = |text: &str| text.contains("team-a");

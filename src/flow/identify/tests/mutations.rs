@@ -169,7 +169,7 @@ proptest! {
         }
         let gate = Gate::new();
         if let Ok(caller) = gate.ask(&mangled) {
-            prop_assert_eq!(gate.send(&caller).read(), original.read(), "{:?}", mutations);
+            prop_assert_eq!(gate.send(caller).read(), original.read(), "{:?}", mutations);
         }
     }
 }
@@ -190,7 +190,7 @@ fn changes_that_no_signature_covers_change_nothing() {
             apply(change, &mut changed);
             let gate = Gate::new();
             let caller = gate.ask(&changed).map_err(|refusal| format!("{file}, {change:?}: {refusal}")).unwrap();
-            assert_eq!(gate.send(&caller).read(), original.read(), "{file}, {change:?}");
+            assert_eq!(gate.send(caller).read(), original.read(), "{file}, {change:?}");
         }
     }
 }
@@ -202,6 +202,6 @@ fn version_1_does_not_say_where_a_parameter_stands() {
     let mut moved = original.clone();
     apply(&Mutation::MoveToForm { index }, &mut moved);
     let gate = Gate::new();
-    let sent = gate.send(&gate.ask(&moved).unwrap());
+    let sent = gate.send(gate.ask(&moved).unwrap());
     assert_eq!((sent.body.as_slice(), sent.read()), (b"FlowName=flow_001".as_slice(), original.read()));
 }

@@ -30,7 +30,7 @@ fn alias_v1(edit: impl FnOnce(&mut Call)) -> Capture {
 
 fn sent(capture: &Capture) -> Capture {
     let gate = gate();
-    gate.send(&gate.ask(capture).unwrap())
+    gate.send(gate.ask(capture).unwrap())
 }
 
 #[test]
@@ -175,11 +175,11 @@ fn other_algorithms_pass_for_keys_that_flowgate_cannot_check() {
         assert_eq!(gate.refuses(&capture::load(file)).0, Kind::SignedHostMismatch, "{file}");
         let mut capture = capture::load(file);
         capture.set("host", UPSTREAM);
-        let sent = gate.send(&gate.ask(&capture).unwrap());
+        let sent = gate.send(gate.ask(&capture).unwrap());
         assert_eq!(sent.header("authorization"), capture.header("authorization"));
     }
     let rsa = capture::load("pyv1_e_rsa.http");
-    assert_eq!(gate.send(&gate.ask(&rsa).unwrap()).target, rsa.target);
+    assert_eq!(gate.send(gate.ask(&rsa).unwrap()).target, rsa.target);
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn stock_captures_pass_where_their_signature_allows_it() {
             assert_eq!(gate.refuses(&capture).0, Kind::SignedHostMismatch, "{file}");
             continue;
         }
-        let sent = gate.send(&gate.ask(&capture).unwrap());
+        let sent = gate.send(gate.ask(&capture).unwrap());
         assert_eq!((sent.query(), &sent.body), (capture.query(), &capture.body), "{file}");
         passed += 1;
     }

@@ -25,20 +25,29 @@ impl Gate {
         self.settings = self.settings.then(read(&self.folder, toml));
     }
 
-    fn ask(&self, capture: &Capture) -> Result<Caller, Refusal> {
+    fn ask(&self, capture: &Capture) -> Result<Waiting, Refusal> {
         let request = Request::try_from(capture).unwrap();
         let claim = head(&request.into_parts().0, &self.settings.directory, self.now)?;
         let caller = claim.prove(Bytes::from(capture.body.clone()), &self.nonces, self.now)?;
-        classify::authorize(&caller).map(|()| caller)
+        if let Caller::Verified(call) = &caller {
+            classify::authorize(call)?;
+        }
+        Ok(Waiting { account: caller.account().clone(), call: caller.into_sendable() })
     }
 
     /// What CAMS would get of a call that was identified before.
-    fn send(&self, caller: &mut Caller) -> Result<Capture, Refusal> {
+    fn send(&self, Waiting { account, call }: &mut Waiting) -> Result<Capture, Refusal> {
         let mut generation = 0;
-        self.settings.recheck(caller, &mut generation)?;
+        self.settings.recheck(call, account, &mut generation)?;
         assert_eq!(generation, self.settings.generation);
-        Ok(sign::sign(caller, UPSTREAM, self.now).into())
+        Ok(sign::sign(call, UPSTREAM, self.now).into())
     }
+}
+
+/// A call that was identified.
+struct Waiting {
+    account: AccountId,
+    call: Sendable,
 }
 
 fn read(folder: &tempfile::TempDir, toml: &str) -> Config {

@@ -18,7 +18,7 @@ fn refused(capture: &Capture, kind: Kind, why: &str) {
 #[track_caller]
 fn accepted(capture: &Capture) -> Capture {
     let gate = Gate::new();
-    gate.send(&gate.ask(capture).unwrap())
+    gate.send(gate.ask(capture).unwrap())
 }
 
 fn with(mut capture: Capture, edit: impl FnOnce(&mut Capture)) -> Capture {

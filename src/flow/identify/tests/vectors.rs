@@ -111,7 +111,7 @@ fn all_captures_are_accepted_and_mean_upstream_what_they_said() {
     let gate = Gate::new();
     for (file, capture) in capture::signed() {
         let caller = gate.ask(&capture).map_err(|refusal| format!("{file}: {refusal}")).unwrap();
-        assert_eq!(gate.send(&caller).read(), capture.read(), "{file}");
+        assert_eq!(gate.send(caller).read(), capture.read(), "{file}");
         let replayed = gate.refuses(&capture).0;
         assert_eq!(replayed, Kind::NonceUsed, "{file}");
     }
@@ -121,9 +121,9 @@ fn all_captures_are_accepted_and_mean_upstream_what_they_said() {
 fn what_flowgate_signs_it_accepts() {
     let gate = Gate::new();
     for (file, capture) in capture::signed() {
-        let sent = gate.send(&gate.ask(&capture).unwrap());
+        let sent = gate.send(gate.ask(&capture).unwrap());
         let again = gate.ask(&sent).map_err(|refusal| format!("{file}: {refusal}")).unwrap();
-        assert_eq!(gate.send(&again).read(), capture.read(), "{file}");
+        assert_eq!(gate.send(again).read(), capture.read(), "{file}");
     }
 }
 
