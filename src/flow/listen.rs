@@ -4,11 +4,11 @@
 pub(crate) mod bounds;
 mod clocks;
 mod listener;
+pub(crate) mod place;
 pub(crate) mod socket;
 pub(crate) mod spread;
 pub(crate) mod tls;
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::io;
@@ -25,7 +25,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use prometheus::{IntCounter, IntGauge};
+use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -34,6 +34,7 @@ use crate::error::{Kind, Refusal};
 use crate::flow::listen::bounds::Present;
 use crate::flow::listen::clocks::{Stalled, Timed};
 pub(crate) use crate::flow::listen::listener::Listener;
+use crate::flow::listen::place::{Held, Sources};
 use crate::flow::listen::socket::{Hangup, Socket, Wire};
 use crate::flow::listen::spread::Spread;
 use crate::flow::listen::tls::{Certificates, Opened, SpeaksTls};
@@ -51,7 +52,7 @@ pub(crate) struct Terms {
     until: Phase,
     /// All connections, so that a drain can wait for them.
     open: TaskTracker,
-    sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    sources: Sources,
     /// When the log last told that callers are turned away.
     told: Mutex<Option<Instant>>,
 }
@@ -80,19 +81,6 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
     fn no_request(&self) {}
 }
 
-/// What counts a connection, until it is dropped with its socket.
-pub(crate) struct Held {
-    place: Option<Place>,
-    /// Open connections in the metrics.
-    open: IntGauge,
-}
-
-/// One connection's place in the count of its source.
-pub(crate) struct Place {
-    source: IpAddr,
-    sources: Arc<Mutex<HashMap<IpAddr, usize>>>,
-}
-
 // === impl Terms ===
 
 impl Terms {
@@ -110,7 +98,7 @@ impl Terms {
             phases,
             until,
             open: TaskTracker::new(),
-            sources: Arc::default(),
+            sources: Sources::default(),
             told: Mutex::default(),
         })
     }
@@ -145,7 +133,7 @@ impl Terms {
         if self.open.len() >= bounds.max_connections {
             return self.turn_away("too_many");
         }
-        let Ok(place) = source.map(|source| self.enter(source, bounds.max_per_source)).transpose() else {
+        let Ok(place) = source.map(|source| self.sources.enter(source, bounds.max_per_source)).transpose() else {
             return self.turn_away("too_many_from_source");
         };
         let (wire, hangup) = Wire::new(socket, Held::new(place, &self.metrics.connections.open));
@@ -164,16 +152,6 @@ impl Terms {
         }
         drop(told);
         self.errors(kind).inc();
-    }
-
-    fn enter(&self, source: IpAddr, max: usize) -> Result<Place, ()> {
-        let mut sources = self.sources.lock();
-        let count = sources.entry(source).or_default();
-        if *count >= max {
-            return Err(());
-        }
-        *count += 1;
-        Ok(Place { source, sources: self.sources.clone() })
     }
 
     async fn secured(
@@ -232,12 +210,13 @@ impl Terms {
                     .serve_connection(TokioIo::new(stream), answers)
             };
             let mut phases = self.phases.clone();
+            let mut ending = false;
             // Each phase wakes the connection, and with it the call that it answers.
             let ended = loop {
                 tokio::select! {
                     ended = &mut connection => break ended,
                     _ = phases.changed() => {
-                        if phases.now() >= self.until {
+                        if phases.now() >= self.until && !std::mem::replace(&mut ending, true) {
                             std::pin::Pin::new(&mut connection).graceful_shutdown();
                         }
                     }
@@ -285,38 +264,4 @@ pub(crate) fn check_size(head: &request::Parts, max: usize) -> Result<(), Refusa
 fn stalled(error: &hyper::Error) -> Option<Stalled> {
     let io = error.source()?.downcast_ref::<io::Error>()?;
     io.get_ref()?.downcast_ref().copied()
-}
-
-// === impl Held ===
-
-impl Held {
-    pub(crate) fn new(place: Option<Place>, open: &IntGauge) -> Self {
-        open.inc();
-        Self { place, open: open.clone() }
-    }
-
-    /// The address that the caller came from; none for a Unix socket.
-    pub(super) fn from(&self) -> Option<IpAddr> {
-        self.place.as_ref().map(|place| place.source)
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.open.dec();
-    }
-}
-
-// === impl Place ===
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut sources = self.sources.lock();
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
-    }
 }

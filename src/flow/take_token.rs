@@ -24,8 +24,8 @@ use crate::flow::take_token::shared::{Slot, Slots};
 pub(crate) enum Tokens {
     /// This process has them all, or its part of them while the store is away.
     Memory(memory::Tokens),
-    /// The store deals them out.
-    Shared(Slots),
+    /// The store deals them out. Boxed: lanes are many, and most have the others.
+    Shared(Box<Slots>),
     /// There are none: the store is away, and this replica has no part.
     None,
 }

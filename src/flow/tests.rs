@@ -9,8 +9,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::acs::time;
+use crate::flow::listen::place::Held;
 use crate::flow::listen::socket::{Socket, Wire};
-use crate::flow::listen::{Answer, Held, Terms};
+use crate::flow::listen::{Answer, Terms};
 
 /// A body that nobody should read.
 struct Trap;

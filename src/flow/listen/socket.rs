@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::Held;
+use super::place::Held;
 
 /// A caller's end of a connection.
 pub(crate) enum Socket {

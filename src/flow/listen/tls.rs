@@ -136,7 +136,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsConnector;
 
-    use super::super::Held;
+    use super::super::place::Held;
     use super::super::socket::Socket;
     use super::*;
     use crate::config;

@@ -30,7 +30,7 @@ impl<K: Connector> Lane<K> {
             Stands::Alone => return,
             Stands::Together { since } => {
                 let from = since.max(begun) + limit.window + gap + slack;
-                Tokens::Shared(Slots::new(limit.window, (gap, slack), limit.count.get(), from))
+                Tokens::Shared(Box::new(Slots::new(limit.window, (gap, slack), limit.count.get(), from)))
             }
             Stands::Part { count, since } => {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.

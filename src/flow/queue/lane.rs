@@ -32,8 +32,8 @@ pub(super) struct Lane<K: Connector> {
     state: Mutex<State<K>>,
     /// Tells the worker that something it waits on has changed.
     pub(super) changed: Notify,
-    /// While Flowgate only observes: the queue that there would be. There is no other then.
-    pub(super) shadow: Option<Mutex<Shadow>>,
+    /// While Flowgate only observes: the queue that there would be. There is no other then. Boxed: lanes are many.
+    pub(super) shadow: Option<Box<Mutex<Shadow>>>,
     /// Whose quota its calls spend, and of what.
     pub(super) account: AccountId,
     pub(super) action: ActionName,
@@ -106,7 +106,8 @@ impl<K: Connector> Lane<K> {
         };
         let metrics = shared.metrics.calls(operation);
         let (account, action) = (operation.account.clone(), operation.action.clone());
-        let shadow = (shared.mode == Mode::Observe).then(|| Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
+        let shadow = || Box::new(Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
+        let shadow = (shared.mode == Mode::Observe).then(shadow);
         Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, account, action, metrics }
     }
 

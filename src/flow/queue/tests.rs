@@ -180,7 +180,7 @@ impl World {
         let view = View { slots: (1..).map(dated).take(slots).collect(), ..view };
         let mut tokens = Slots::new(SECOND, (GAP, slack), 5, now);
         tokens.answered(&view, &Clock::new(now, now, 0), now);
-        self.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::Shared(tokens);
+        self.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::Shared(Box::new(tokens));
     }
 
     fn arrive(&self, hold: Duration) -> Result<Call<Doors>, Refusal> {

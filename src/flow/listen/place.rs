@@ -1,0 +1,75 @@
+//! Which connections are open, and how many come from one address? Each has a place, which goes with its socket.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use prometheus::IntGauge;
+
+/// How many connections come from each address.
+#[derive(Clone, Default)]
+pub(crate) struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+/// One connection's place in the count of its source.
+pub(crate) struct Place {
+    source: IpAddr,
+    sources: Sources,
+}
+
+/// What counts a connection, until it is dropped with its socket.
+pub(crate) struct Held {
+    place: Option<Place>,
+    /// Open connections in the metrics.
+    open: IntGauge,
+}
+
+// === impl Sources ===
+
+impl Sources {
+    /// One more comes from there; none if there are `max`.
+    pub(super) fn enter(&self, source: IpAddr, max: usize) -> Result<Place, ()> {
+        let mut sources = self.0.lock();
+        let count = sources.entry(source).or_default();
+        if *count >= max {
+            return Err(());
+        }
+        *count += 1;
+        Ok(Place { source, sources: self.clone() })
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut sources = self.sources.0.lock();
+        if let Some(count) = sources.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&self.source);
+            }
+        }
+    }
+}
+
+// === impl Held ===
+
+impl Held {
+    /// Without a place if it comes over a Unix socket.
+    pub(crate) fn new(place: Option<Place>, open: &IntGauge) -> Self {
+        open.inc();
+        Self { place, open: open.clone() }
+    }
+
+    /// The address that the caller came from; none for a Unix socket.
+    pub(super) fn from(&self) -> Option<IpAddr> {
+        self.place.as_ref().map(|place| place.source)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.open.dec();
+    }
+}
