@@ -34,13 +34,14 @@ mod mode;
 mod quota;
 mod read;
 mod secrets;
+mod stamps;
 mod telemetry;
 pub(crate) mod tls;
 mod units;
 
 pub(crate) use check::accounts::{check_account_id, check_client_id};
-pub(crate) use read::files;
 pub(crate) use secrets::file as secret_file;
+pub(crate) use stamps::{Stamps, stamp};
 pub(crate) use units::Time;
 
 /// The whole checked configuration.

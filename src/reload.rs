@@ -2,18 +2,15 @@
 //! read and checked anew; then all of it holds at once, or, with a mistake in it, nothing of it. What waits, what was
 //! spent, what pauses and what is under way goes on.
 
-use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Loaded, Mistakes, Scheme, Source};
+use crate::config::{self, Config, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
 use crate::flow::forward::{Trust, UpstreamError};
 use crate::metrics::Reload;
 use crate::parts::Parts;
@@ -51,12 +48,6 @@ pub(crate) struct Reading {
     pub(crate) refused: Option<String>,
 }
 
-/// What tells that a file is another one now.
-type Stamp = (SystemTime, u64, u64, u64);
-
-/// Of each file; none if it is not there.
-type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
-
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -92,39 +83,21 @@ enum Refused {
     Fixed(Vec<String>),
 }
 
-/// All that the files say, also those that the configuration only names.
-fn read(source: &Source) -> Result<(Loaded, Option<Trust>), Refused> {
-    let loaded = source.load().map_err(Refused::Mistakes)?;
-    let upstream = &loaded.config.upstream;
-    let trust = (upstream.scheme == Scheme::Https).then(|| Trust::load(upstream.ca_file.as_deref()));
-    Ok((loaded, trust.transpose().map_err(Refused::Trust)?))
-}
-
-/// The same, and what the files were before they were read: also those that only a configuration with mistakes names,
-/// because it may lack nothing but one of them.
-fn read_stamped(source: &Source, known: &Stamps) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
-    let mut before = stamps(known.keys());
-    loop {
-        let read = read(source);
-        let files = match &read {
-            Ok((loaded, _)) => loaded.files.clone(),
-            Err(_) => config::files(source),
-        };
-        if files.iter().all(|path| before.contains_key(path)) {
-            return (read, before);
+/// All that the files say, also those that the configuration only names; and what the files were before they were read,
+/// also those that a configuration with mistakes names, because it may lack nothing but one of them.
+fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
+    match source.load() {
+        Err(mut mistakes) => {
+            let files = std::mem::take(&mut mistakes.files);
+            (Err(Refused::Mistakes(mistakes)), files)
         }
-        // One that is named for the first time was read before it was looked at: all of it once more.
-        before = stamps(before.keys().chain(&files));
+        Ok(mut loaded) => {
+            let files = std::mem::take(&mut loaded.files);
+            let upstream = &loaded.config.upstream;
+            let trust = (upstream.scheme == Scheme::Https).then(|| Trust::load(upstream.ca_file.as_deref()));
+            (trust.transpose().map(|trust| (loaded, trust)).map_err(Refused::Trust), files)
+        }
     }
-}
-
-fn stamp(path: &Path) -> Option<Stamp> {
-    let file = std::fs::metadata(path).ok()?;
-    Some((file.modified().ok()?, file.len(), file.dev(), file.ino()))
-}
-
-fn stamps<'a>(files: impl IntoIterator<Item = &'a PathBuf>) -> Stamps {
-    files.into_iter().map(|path| (path.clone(), stamp(path))).collect()
 }
 
 /// How long the files are not looked at after a look that took so long.
@@ -173,7 +146,7 @@ impl Ask {
 impl Reloader {
     /// `loaded` is what the source said at the start.
     pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
-        let last = Last::of(loaded, Stamps::new());
+        let last = Last::of(loaded, loaded.files.clone());
         let (ask, asked) = mpsc::channel(1);
         Ok((Self { source, last, hangup: signal(SignalKind::hangup())?, asked }, Ask(ask)))
     }
@@ -208,12 +181,12 @@ impl Reloader {
     /// Reads everything anew, and has it hold if there is no mistake in it.
     async fn reload(&mut self, parts: &Parts) {
         systemd::reloading();
-        let (source, known) = (self.source.clone(), self.last.stamps.clone());
-        let read = tokio::task::spawn_blocking(move || read_stamped(&source, &known)).await;
-        let (read, before) = read.expect("reading a configuration does not panic");
+        let source = self.source.clone();
+        let read = tokio::task::spawn_blocking(move || read(&source)).await;
+        let (read, files) = read.expect("reading a configuration does not panic");
         match read.and_then(|read| self.last.accept(&read.0.config).map(|changed| (read, changed))) {
             Ok(((loaded, trust), changed)) => {
-                self.last = Last::of(&loaded, before);
+                self.last = Last::of(&loaded, files);
                 let Loaded { config, warnings, .. } = loaded;
                 parts.apply(config, trust);
                 parts.metrics.reloaded(Reload::Done);
@@ -223,7 +196,7 @@ impl Reloader {
                 tracing::info!(changed, "the configuration was read anew");
             }
             Err(refused) => {
-                self.last.stamps = Arc::new(before);
+                self.last.stamps = Arc::new(files);
                 parts.metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
                 tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
@@ -252,11 +225,8 @@ impl Reading {
 // === impl Last ===
 
 impl Last {
-    /// A file that has changed since `before`, when reading began, is not what was read.
-    fn of(loaded: &Loaded, before: Stamps) -> Self {
-        let mut stamps = stamps(&loaded.files);
-        stamps.extend(before.into_iter().filter(|(path, _)| loaded.files.contains(path)));
-        Self { written: config::effective(&loaded.config), stamps: Arc::new(stamps) }
+    fn of(loaded: &Loaded, files: Stamps) -> Self {
+        Self { written: config::effective(&loaded.config), stamps: Arc::new(files) }
     }
 
     /// What the files are now, if that is not what was read. There may be thousands of them: no call waits meanwhile.
@@ -264,7 +234,7 @@ impl Last {
         let last = self.stamps.clone();
         let look = move || {
             let same = last.iter().all(|(path, last)| stamp(path) == *last);
-            (!same).then(|| stamps(last.keys()))
+            (!same).then(|| last.keys().map(|path| (path.clone(), stamp(path))).collect())
         };
         tokio::task::spawn_blocking(look).await.expect("looking at files does not panic")
     }
@@ -298,16 +268,28 @@ mod tests {
         let account = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\n";
         std::fs::write(&file, format!("{account}access_key_secret = {{ file = \"secret\" }}\n")).unwrap();
         let source = Source { file: Some(file.clone()), environment: Some(Vec::new()) };
-        let (read, before) = read_stamped(&source, &stamps([&file]));
-        assert!(matches!(read, Err(Refused::Mistakes(_))));
-        assert_eq!(before, [(file.clone(), stamp(&file)), (secret.clone(), None)].into());
+        let (refused, files) = read(&source);
+        assert!(matches!(refused, Err(Refused::Mistakes(_))));
+        assert_eq!(files, [(file.clone(), stamp(&file)), (secret.clone(), None)].into());
         std::fs::write(&secret, "a-secret").unwrap();
-        let (read, before) = read_stamped(&source, &before);
-        assert!(read.is_ok());
-        assert_eq!(before, stamps([&file, &secret]));
+        let (done, files) = read(&source);
+        assert!(done.is_ok());
+        assert_eq!(files, [(file.clone(), stamp(&file)), (secret.clone(), stamp(&secret))].into());
         // What cannot even be parsed names nothing else.
         std::fs::write(&file, "[[accounts").unwrap();
-        assert_eq!(config::files(&source), [file]);
+        assert_eq!(read(&source).1, [(file.clone(), stamp(&file))].into());
+    }
+
+    #[tokio::test]
+    async fn what_changes_between_the_reading_and_the_first_look_is_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("flowgate.toml");
+        std::fs::write(&file, "mode = \"observe\"\n").unwrap();
+        let loaded = Source { file: Some(file.clone()), environment: Some(Vec::new()) }.load().unwrap();
+        assert!(Last::of(&loaded, loaded.files.clone()).changed().await.is_none());
+        std::fs::write(&file, "mode = \"enforce\" # another one\n").unwrap();
+        let last = Last::of(&loaded, loaded.files.clone());
+        assert_eq!(last.changed().await, Some([(file.clone(), stamp(&file))].into()));
     }
 
     #[test]

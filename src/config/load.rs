@@ -13,6 +13,7 @@ use super::file::{self, Item, Node};
 use super::mistakes::{Mistake, Mistakes, Origin};
 use super::read::{Reader, Section};
 use super::secrets::unreadable;
+use super::stamps::{Stamps, stamp};
 use super::{Bind, Config};
 
 /// A configuration without mistakes.
@@ -22,8 +23,8 @@ pub struct Loaded {
     pub config: Config,
     /// What is no mistake, but worth a line in the log. Shows no value.
     pub warnings: Vec<String>,
-    /// Every file that was read; when one of them changes, it may all read differently.
-    pub files: Vec<PathBuf>,
+    /// Every file that was read, as it was before; when one of them changes, it may all read differently.
+    pub(crate) files: Stamps,
 }
 
 /// Where a configuration comes from, time and again.
@@ -44,7 +45,7 @@ pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsStri
     let config: Option<Config> = check(Section::root(&reader, root));
     let Reader { environment, mistakes, warnings, files, .. } = reader;
     match config {
-        None => Err(Mistakes::new(name(file), mistakes.into_inner())),
+        None => Err(Mistakes::new(name(file), mistakes.into_inner(), files.into_inner())),
         Some(config) => {
             let mut warnings = warnings.into_inner();
             let unknown = environment.unknown().into_iter();
@@ -60,7 +61,7 @@ fn admin(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)
     let (reader, root) = layers(file, env)?;
     reader.mistakes.borrow_mut().clear();
     let admin = check::admin(Section::root(&reader, root));
-    admin.ok_or_else(|| Mistakes::new(name(file), reader.mistakes.into_inner()))
+    admin.ok_or_else(|| Mistakes::new(name(file), reader.mistakes.into_inner(), reader.files.into_inner()))
 }
 
 /// The environment over the file, before anybody asks what it means.
@@ -69,18 +70,19 @@ fn layers(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<(Reader, Node), Mistakes> {
     let environment = Environment::new(env);
+    let files: Stamps = file.map(|file| (file.to_owned(), stamp(file))).into_iter().collect();
     let mut root = match file.map(read) {
         None => Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) },
         Some(read) => match read.and_then(|text| file::parse(&text)) {
             Ok(root) => root,
             // What follows a slip in the syntax would only repeat it.
-            Err(mistakes) => return Err(Mistakes::new(name(file), mistakes)),
+            Err(mistakes) => return Err(Mistakes::new(name(file), mistakes, files)),
         },
     };
     let overlay = environment.lay_over(&mut root);
     let folder = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
-    let files = RefCell::new(file.map(Path::to_owned).into_iter().collect());
-    let reader = Reader { environment, folder, mistakes: RefCell::new(overlay), warnings: RefCell::default(), files };
+    let (mistakes, files) = (RefCell::new(overlay), RefCell::new(files));
+    let reader = Reader { environment, folder, mistakes, warnings: RefCell::default(), files };
     Ok((reader, root))
 }
 

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use super::stamps::Stamps;
+
 /// Where something was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
@@ -28,6 +30,8 @@ pub struct Mistake {
 pub struct Mistakes {
     file: Option<String>,
     list: Vec<Mistake>,
+    /// Every file that was read or looked for, as it was before: one of these may be what mends them.
+    pub(crate) files: Stamps,
 }
 
 // === impl Mistake ===
@@ -56,10 +60,10 @@ impl Mistake {
 
 impl Mistakes {
     /// In the order of the file; then the environment's, by name; then those that were written nowhere.
-    pub(crate) fn new(file: Option<String>, mut list: Vec<Mistake>) -> Self {
+    pub(crate) fn new(file: Option<String>, mut list: Vec<Mistake>, files: Stamps) -> Self {
         list.sort_by(|a, b| a.origin.cmp(&b.origin));
         list.dedup();
-        Self { file, list }
+        Self { file, list, files }
     }
 
     /// One after the other.

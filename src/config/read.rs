@@ -4,15 +4,13 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use super::check::check;
 use super::env::Environment;
-use super::file::{self, Item, Node};
+use super::file::{Item, Node};
 use super::keys::{self, Key};
-use super::load::Source;
 use super::mistakes::{Mistake, Origin};
-use super::secrets::regular;
+use super::stamps::Stamps;
 
 pub(crate) use field::{Field, MAX_TIME, POSITIVE};
 
@@ -26,7 +24,7 @@ pub(crate) struct Reader {
     pub(crate) mistakes: RefCell<Vec<Mistake>>,
     pub(crate) warnings: RefCell<Vec<String>>,
     /// What was opened, or looked for.
-    pub(crate) files: RefCell<Vec<PathBuf>>,
+    pub(crate) files: RefCell<Stamps>,
 }
 
 /// A key's path and origin.
@@ -43,31 +41,6 @@ pub(crate) struct Section<'a> {
     /// Its path in the manual.
     manual: String,
     nodes: BTreeMap<String, Node>,
-}
-
-/// Bytes of a configuration file that is worth looking into.
-const MAX_FILE: usize = 1 << 20;
-
-/// Every file that the source names now, whether or not it is there: where there are mistakes, one of these may be what
-/// mends them.
-pub(crate) fn files(source: &Source) -> Vec<PathBuf> {
-    let environment = match &source.environment {
-        None => Environment::new(std::env::vars_os()),
-        Some(environment) => Environment::new(environment.iter().cloned()),
-    };
-    let mut root = Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) };
-    if let Some(path) = &source.file {
-        let text = regular(path, MAX_FILE).ok();
-        let parsed = text.and_then(|text| file::parse(std::str::from_utf8(&text).ok()?).ok());
-        let Some(parsed) = parsed else { return vec![path.clone()] };
-        root = parsed;
-    }
-    let mistakes = RefCell::new(environment.lay_over(&mut root));
-    let folder = source.file.as_deref().and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
-    let files = RefCell::new(source.file.iter().cloned().collect());
-    let reader = Reader { environment, folder, mistakes, warnings: RefCell::default(), files };
-    drop(check(Section::root(&reader, root)));
-    reader.files.into_inner()
 }
 
 // === impl Reader ===

@@ -11,6 +11,7 @@ use super::{Place, Reader, Section};
 use crate::config::file::{Item, Node, Style};
 use crate::config::keys::Key;
 use crate::config::mistakes::Origin;
+use crate::config::stamps::stamp;
 use crate::config::units::{Size, Time};
 
 /// One key, written or not.
@@ -180,7 +181,7 @@ impl<'a> Field<'a> {
     /// Where a path that was written here leads, to a file that the configuration depends on.
     pub(crate) fn opens(&self, path: &Path) -> PathBuf {
         let path = self.resolve(path);
-        self.reader.files.borrow_mut().push(path.clone());
+        self.reader.files.borrow_mut().entry(path.clone()).or_insert_with(|| stamp(&path));
         path
     }
 
