@@ -44,6 +44,8 @@ struct Proxy(Arc<Parts>);
 
 /// What CAMS's answer to the last call that is sent in a drain may take; a quarter of a short grace.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
+/// How long a drain waits for the first request of whoever has been let in before it.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// How long callers have to read their last answer when the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -167,7 +169,13 @@ impl App {
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "the listener had ended before");
         }
-        if timeout(drain.grace, self.all_ended()).await.is_err() {
+        let first = FIRST_WORDS.min(drain.grace);
+        let mut ended = timeout(first, self.all_ended()).await;
+        if ended.is_err() {
+            phases.enter(Phase::Closing);
+            ended = timeout(drain.grace - first, self.all_ended()).await;
+        }
+        if ended.is_err() {
             self.parts.queue.drain(Instant::now());
             phases.enter(Phase::Over);
             drop(timeout(LAST_WORDS, self.terms.all_closed()).await);

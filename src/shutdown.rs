@@ -1,6 +1,7 @@
 //! How does Flowgate stop? In phases that only go forward: serving; leaving (readiness is down, still accepting, every
 //! answer says `Connection: close`); draining (no new connection, what fits into the grace finishes at the legal rate,
-//! the rest is told at once); over (what is in flight is answered as unknown).
+//! the rest is told at once); closing (nobody is waited for who has been let in and says nothing); over (what is in flight
+//! is answered as unknown).
 
 use std::future::{Future, poll_fn};
 use std::task::Poll;
@@ -19,6 +20,8 @@ pub(crate) enum Phase {
     Leaving,
     /// Nothing new is accepted.
     Draining,
+    /// Whoever was accepted and has said nothing so far is not waited for any more.
+    Closing,
     /// The grace is over.
     Over,
 }
@@ -29,6 +32,9 @@ pub(crate) struct Phases {
     now: watch::Receiver<Phase>,
     set: watch::Sender<Phase>,
 }
+
+/// The phases as they begin.
+pub(crate) struct Changes(watch::Receiver<Phase>);
 
 /// SIGTERM and SIGINT.
 pub(crate) struct Signals {
@@ -53,9 +59,9 @@ impl Phases {
         poll_fn(move |_| if self.now() >= phase { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Waits for the next phase. It does not fail: the sender lives as long as this value does.
-    pub(crate) fn changed(&mut self) -> impl Future<Output = Result<(), RecvError>> {
-        self.now.changed()
+    /// For those who look at every phase.
+    pub(crate) fn changes(&self) -> Changes {
+        Changes(self.now.clone())
     }
 
     /// Goes forward to `phase`; never back.
@@ -71,6 +77,15 @@ impl Phases {
     pub(crate) async fn reached(&mut self, phase: Phase) {
         // The sender lives as long as this value does.
         drop(self.now.wait_for(|now| *now >= phase).await);
+    }
+}
+
+// === impl Changes ===
+
+impl Changes {
+    /// Waits for the next phase. It does not fail as long as there are [`Phases`].
+    pub(crate) fn next(&mut self) -> impl Future<Output = Result<(), RecvError>> {
+        self.0.changed()
     }
 }
 

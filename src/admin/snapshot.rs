@@ -68,7 +68,7 @@ fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Serving => "serving",
         Phase::Leaving => "leaving",
-        Phase::Draining => "draining",
+        Phase::Draining | Phase::Closing => "draining",
         Phase::Over => "over",
     }
 }

@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::{Kind, Refusal};
 use crate::flow::listen::bounds::Present;
-use crate::flow::listen::clocks::{Stalled, Timed};
+use crate::flow::listen::clocks::{Stalled, Timed, Turn};
 pub(crate) use crate::flow::listen::listener::Listener;
 use crate::flow::listen::place::{Held, Sources};
 use crate::flow::listen::socket::{Hangup, Socket, Wire};
@@ -189,11 +189,12 @@ impl Terms {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let turn = Turn::default();
         async move {
             let mut connection = {
                 let bounds = self.bounds.load();
-                let (stream, turn) = Timed::new(io, bounds.patience.clone());
-                let answer = service.clone();
+                let stream = Timed::new(io, bounds.patience.clone(), turn.clone());
+                let (answer, turn) = (service.clone(), turn.clone());
                 let answers = service_fn(move |request| {
                     let ours = turn.clone().take();
                     // Boxed: a future has room for its arguments until its end.
@@ -209,14 +210,17 @@ impl Terms {
                     .half_close(true)
                     .serve_connection(TokioIo::new(stream), answers)
             };
-            let mut phases = self.phases.clone();
+            let mut changes = self.phases.changes();
             let mut ending = false;
             // Each phase wakes the connection, and with it the call that it answers.
             let ended = loop {
                 tokio::select! {
                     ended = &mut connection => break ended,
-                    _ = phases.changed() => {
-                        if phases.now() >= self.until && !std::mem::replace(&mut ending, true) {
+                    _ = changes.next() => {
+                        let phase = self.phases.now();
+                        // Whoever has just been let in is about to ask.
+                        let is_due = phase > self.until || phase == self.until && !turn.is_first();
+                        if is_due && !std::mem::replace(&mut ending, true) {
                             std::pin::Pin::new(&mut connection).graceful_shutdown();
                         }
                     }

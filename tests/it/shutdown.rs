@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use cams_sim::{Settings, Sim};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
 use crate::process::Process;
 use crate::world::{World, get};
 
@@ -74,6 +74,28 @@ async fn readiness_goes_first_and_answers_say_close_while_it_still_accepts() {
     let reply = Call::v3(&host, "during").send(proxy).await;
     assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
     drain.await.unwrap();
+}
+
+#[tokio::test]
+async fn whoever_has_just_been_let_in_is_answered_and_who_says_nothing_is_not_waited_for() {
+    let grace = Duration::from_secs(20);
+    let world = World::new("[drain]\ngrace = \"20s\"").await;
+    let (proxy, host) = (world.proxy, world.host());
+    let mut quick = TcpStream::connect(proxy).await.unwrap();
+    let mut silent = TcpStream::connect(proxy).await.unwrap();
+    // Who comes later is let in later.
+    assert_eq!(Call::v3(&host, "later").send(proxy).await.status, 200);
+    let start = Instant::now();
+    let drain = tokio::spawn(world.app.drain());
+    while TcpStream::connect(proxy).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    quick.write_all(&Call::v3(&host, "quick").bytes()).await.unwrap();
+    let reply = read_reply(&mut quick).await.expect("an answer");
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+    drain.await.unwrap();
+    assert!(start.elapsed() < grace, "{:?}", start.elapsed());
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
 }
 
 #[tokio::test]

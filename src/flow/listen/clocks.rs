@@ -69,6 +69,11 @@ impl Turn {
         Ours(self)
     }
 
+    /// Whether no request's head has been complete yet.
+    pub(crate) fn is_first(&self) -> bool {
+        self.changes() == 0
+    }
+
     fn changes(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -103,10 +108,9 @@ impl Deadline {
 
 impl<T> Timed<T> {
     /// With so much time for each head and for each answer.
-    pub(crate) fn new(io: T, patience: Arc<Patience>) -> (Self, Turn) {
-        let turn = Turn::default();
+    pub(crate) fn new(io: T, patience: Arc<Patience>, turn: Turn) -> Self {
         let (head, answer) = (Deadline::default(), Deadline::default());
-        (Self { io, patience, turn: turn.clone(), head, head_of: 0, answer }, turn)
+        Self { io, patience, turn, head, head_of: 0, answer }
     }
 
     /// Gives up when what is written is not taken in time.
