@@ -215,6 +215,8 @@ impl Terms {
             // Each phase wakes the connection, and with it the call that it answers.
             let ended = loop {
                 tokio::select! {
+                    // First, so that what has come is read before the connection is told to end.
+                    biased;
                     ended = &mut connection => break ended,
                     _ = changes.next() => {
                         let phase = self.phases.now();
