@@ -26,6 +26,10 @@ pub(crate) enum Scheme {
 }
 
 /// Whoever calls.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives until the call is classified, and a box would be one more piece"
+)]
 pub(crate) enum Caller {
     /// Its signature is right; Flowgate signs for it.
     Verified(Box<Verified>),
