@@ -250,6 +250,8 @@ impl Last {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use serde_json::json;
 
     use super::*;
@@ -289,6 +291,10 @@ mod tests {
         assert!(Last::of(&loaded, loaded.files.clone()).changed().await.is_none());
         std::fs::write(&file, "mode = \"enforce\" # another one\n").unwrap();
         let last = Last::of(&loaded, loaded.files.clone());
+        assert_eq!(last.changed().await, Some([(file.clone(), stamp(&file))].into()));
+        // Whoever may read it now could not before, perhaps.
+        let last = Last { stamps: Arc::new([(file.clone(), stamp(&file))].into()), ..last };
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(last.changed().await, Some([(file.clone(), stamp(&file))].into()));
     }
 

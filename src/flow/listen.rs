@@ -162,7 +162,13 @@ impl Terms {
         service: impl Answer,
     ) {
         let within = self.bounds.load().patience.head;
-        match certificates.open(wire, within).await {
+        let mut phases = self.phases.clone();
+        let opened = tokio::select! {
+            biased;
+            opened = certificates.open(wire, within) => opened,
+            () = phases.reached(Phase::Closing) => return,
+        };
+        match opened {
             Opened::Tls(stream) => self.http(stream, hangup, service).await,
             Opened::Clear(wire) => {
                 self.errors("tls").inc();
@@ -221,7 +227,7 @@ impl Terms {
                     _ = changes.next() => {
                         let phase = self.phases.now();
                         // Whoever has just been let in is about to ask.
-                        let is_due = phase > self.until || phase == self.until && !turn.is_first();
+                        let is_due = phase >= self.until && (phase >= Phase::Closing || !turn.is_first());
                         if is_due && !std::mem::replace(&mut ending, true) {
                             std::pin::Pin::new(&mut connection).graceful_shutdown();
                         }
