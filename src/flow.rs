@@ -1,6 +1,6 @@
 //! One call from arrival to reply, a line per step. Each step is a file of that name and leaves a value that the next
-//! one needs: who asks (`Caller`), what is asked (`Operation`), the permission to send (`Turn`), what happened
-//! (`Verdict`), what now (`Decision`).
+//! one needs: who asks (`Caller`, of which `Sendable` is kept), what is asked (`Operation`), the permission to send
+//! (`Turn`), what happened (`Verdict`), what now (`Decision`).
 
 pub(crate) mod attempt;
 pub(crate) mod body;

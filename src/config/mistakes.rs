@@ -26,11 +26,12 @@ pub struct Mistake {
 }
 
 /// Every mistake of a configuration at once; there is at least one.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Mistakes {
     file: Option<String>,
     list: Vec<Mistake>,
-    /// Every file that was read or looked for, as it was before: one of these may be what mends them.
+    /// Every file that was read or looked for, as it was before: one of these may be what mends them. Never shown: a path
+    /// may be a secret in the wrong place.
     pub(crate) files: Stamps,
 }
 
@@ -73,6 +74,12 @@ impl Mistakes {
 }
 
 impl std::error::Error for Mistakes {}
+
+impl fmt::Debug for Mistakes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mistakes").field("file", &self.file).field("list", &self.list).finish_non_exhaustive()
+    }
+}
 
 impl fmt::Display for Mistakes {
     /// One line each: `flowgate.toml:12: listen.header_timeout: expected a duration such as 10s`.

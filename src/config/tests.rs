@@ -20,7 +20,10 @@ fn load_text(text: &str, variables: &[(&str, &str)]) -> Result<Loaded, String> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(text.as_bytes()).unwrap();
     let prefix = format!("{}:", file.path().display());
-    load(Some(file.path()), env(variables)).map_err(|mistakes| mistakes.to_string().replace(&prefix, ""))
+    load(Some(file.path()), env(variables)).map_err(|mistakes| {
+        assert!(!format!("{mistakes:?}").contains(SENTINEL), "{mistakes}");
+        mistakes.to_string().replace(&prefix, "")
+    })
 }
 
 fn config(text: &str) -> Config {

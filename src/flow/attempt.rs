@@ -68,8 +68,8 @@ pub(crate) fn attempt(
 ) -> impl Future<Output = Attempted> + use<> {
     let answer_by = sending.answer_by;
     timeout_at(answer_by, Attended::new(parts, turn, sending)).map(|answered| {
-        let late = || Verdict::Unknown { reason: "CAMS has not answered within the hold" };
-        answered.unwrap_or_else(|_| Attempted::judged(None, late()))
+        let reason = "CAMS has not answered within the hold";
+        answered.unwrap_or_else(|_| Attempted::judged(None, Verdict::Unknown { reason }))
     })
 }
 
