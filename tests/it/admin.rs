@@ -41,7 +41,8 @@ async fn the_effective_configuration_holds_no_secret() {
 
 #[tokio::test]
 async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
-    let world = World::new("").await;
+    // With the gap that users have.
+    let world = World::new("[learn]").await;
     world.sim.set_faults(vec!["next=1,throttle,acs-retry-after=4000".parse().unwrap()]);
     let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), ("CustSpaceId", "cams-7")];
     let call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));

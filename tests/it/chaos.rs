@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::ledger::{self, End, Ledger};
 use crate::process::Process;
 use crate::road::{Condition, Road};
-use crate::world::Metrics;
+use crate::world::{GAP, Metrics};
 
 /// An endpoint, the road to it, and accounts that share it.
 struct Stage {
@@ -20,9 +20,6 @@ struct Stage {
     road: Road,
     accounts: usize,
 }
-
-/// Every gap between windows is so long that a crowded machine's lateness cannot bring a sixth call into a second.
-const GAP: &str = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n";
 
 /// The eighth call of each account is processed, and its answer is cut.
 const CUT: &str = "named=/7,cut";

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, SECRET};
 use crate::process::Process;
-use crate::world::{self, Metrics};
+use crate::world::{self, GAP, Metrics};
 
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
@@ -72,7 +72,7 @@ async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
 #[tokio::test]
 async fn one_thread_serves_as_two_do() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
-    let flowgate = Process::with_threads(&sim, "", 1).await;
+    let flowgate = Process::with_threads(&sim, GAP, 1).await;
     let mut calls = JoinSet::new();
     for index in 0..12 {
         let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}")), flowgate.proxy);

@@ -56,8 +56,8 @@ async fn the_python_sdk_waits_10_s() {
     tokio::time::sleep(FIRST_SECOND).await;
     let replies = burst(&world, 100, &[("user-agent", PYTHON)]).await;
     let served = served(&replies, Duration::from_secs(10));
-    // Ten windows of five; who came a little later than the first may fit into one more.
-    assert!((50..=55).contains(&served), "{served} served");
+    // Nine or ten windows of five.
+    assert!((45..=50).contains(&served), "{served} served");
     let report = world.sim.report();
     assert_eq!((report.created, report.arrived, report.worst_window), (served, served, 5));
     let metrics = world.metrics().await;
@@ -151,9 +151,7 @@ async fn when_the_hold_ends_before_cams_answers_the_outcome_is_unknown_and_the_a
 
 #[tokio::test]
 async fn what_cams_usually_takes_is_left_of_the_hold() {
-    // The gap is so long that a crowded machine's lateness cannot bring a sixth call into a second.
-    let gap = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"";
-    let world = World::with(Settings { latency: Duration::from_secs(1), ..Settings::default() }, gap).await;
+    let world = World::with(Settings { latency: Duration::from_secs(1), ..Settings::default() }, "").await;
     // Measured by this one: a second. After it, every token is back.
     assert_eq!(call(&world, "first", &[]).send(world.proxy).await.status, 200);
     tokio::time::sleep(FIRST_SECOND).await;

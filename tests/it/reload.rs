@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::process::{ACME, Process};
-use crate::world::{self, Metrics};
+use crate::world::{self, GAP, Metrics};
 
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 const SUCCESSFUL: &str = "flowgate_config_last_reload_successful";
@@ -48,8 +48,7 @@ const TEAM: (&str, &str) = ("team-a", "team-secret-1");
 #[tokio::test]
 async fn a_storm_of_hangups_loses_nobody_and_sends_nothing_twice_or_early() {
     let sim = sim().await;
-    // With a gap for what a loaded machine adds between two processes: how exact the rate is, others test.
-    let head = format!("{ACME}[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n{HOLD}");
+    let head = format!("{ACME}{GAP}{HOLD}");
     let flowgate = Process::configured(&sim, &head, tempfile::tempdir().unwrap(), &[]).await;
     let calls = together(&flowgate, 40, OWN);
     for round in 0..60 {
@@ -129,10 +128,10 @@ async fn what_only_a_restart_can_change_is_said() {
 #[tokio::test]
 async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
     let sim = sim().await;
-    let flowgate = Process::start(&sim, &format!("{}{HOLD}", team(""))).await;
+    let flowgate = Process::start(&sim, &format!("{}{GAP}{HOLD}", team(""))).await;
     let (theirs, own) = (together(&flowgate, 30, TEAM), together(&flowgate, 10, OWN));
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 30.0).await;
-    flowgate.write(&format!("{ACME}{}{HOLD}", team("disabled = true")));
+    flowgate.write(&format!("{ACME}{}{GAP}{HOLD}", team("disabled = true")));
     flowgate.signal("-HUP").await;
     let theirs = theirs.join_all().await;
     let refused: Vec<_> = theirs.iter().filter(|reply| reply.status != 200).collect();
@@ -146,10 +145,10 @@ async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
 #[tokio::test]
 async fn an_account_that_is_gone_drains() {
     let sim = sim().await;
-    let flowgate = Process::start(&sim, HOLD).await;
+    let flowgate = Process::start(&sim, &format!("{GAP}{HOLD}")).await;
     let calls = together(&flowgate, 15, OWN);
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 9.0).await;
-    flowgate.write(&format!("[[accounts]]\nid = \"other\"\naliases = [\"LTAI-other\"]\n{HOLD}"));
+    flowgate.write(&format!("[[accounts]]\nid = \"other\"\naliases = [\"LTAI-other\"]\n{GAP}{HOLD}"));
     flowgate.signal("-HUP").await;
     flowgate.logged("the configuration was read anew", 1).await;
     // Without a secret of anybody's, keys that are not known are relayed, and this one is signed for Flowgate.
