@@ -134,8 +134,8 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
         assert!(span.end_time_unix_nano <= whole.end_time_unix_nano);
     }
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
-    // The lane pauses for as long as the endpoint asks.
-    assert!(spans[2].end_time_unix_nano - spans[2].start_time_unix_nano >= Duration::from_millis(50).as_nanos() as u64);
+    // From the refusal, which came within the first attempt, the lane pauses for as long as the endpoint asks.
+    assert!(spans[2].end_time_unix_nano - spans[1].start_time_unix_nano >= Duration::from_millis(50).as_nanos() as u64);
     let codes: Vec<_> = spans.iter().filter_map(|span| text(&span.attributes, "flowgate.code")).collect();
     assert_eq!(codes, ["System.LimitControl", "OK", "OK"]);
     // What the endpoint was told are the attempts' own names, and the caller's where nobody listens.
