@@ -30,6 +30,7 @@ impl super::Metrics {
     }
 
     /// A batch was taken, or not.
+    #[cfg(feature = "otlp")]
     pub(crate) fn exported_traces(&self, done: bool) {
         self.traces.exports.with_label_values(&[if done { "done" } else { "failed" }]).inc();
     }
