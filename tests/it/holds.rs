@@ -52,12 +52,13 @@ fn served(replies: &[(Reply, Duration)], time_out: Duration) -> u64 {
 
 #[tokio::test]
 async fn the_python_sdk_waits_10_s() {
-    let world = World::new("").await;
+    // Half the gap of other tests, so that the tenth window is well within the ten seconds.
+    let world = World::new("[learn]\ngap = \"50ms\"\nmax_gap = \"50ms\"").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let replies = burst(&world, 100, &[("user-agent", PYTHON)]).await;
     let served = served(&replies, Duration::from_secs(10));
-    // Nine or ten windows of five.
-    assert!((45..=50).contains(&served), "{served} served");
+    // Ten windows of five; who came a little later than the first may fit into one more.
+    assert!((50..=55).contains(&served), "{served} served");
     let report = world.sim.report();
     assert_eq!((report.created, report.arrived, report.worst_window), (served, served, 5));
     let metrics = world.metrics().await;

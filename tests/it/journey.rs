@@ -68,7 +68,8 @@ async fn what_leaves_is_rebuilt_and_signed_anew_and_holds_nothing_of_the_caller(
 
 #[tokio::test]
 async fn twenty_at_once_all_succeed_at_the_legal_rate() {
-    let world = World::new("").await;
+    // With the gap that users have.
+    let world = World::new("[learn]").await;
     // The first second of a process is not for sending.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let mut calls = JoinSet::new();

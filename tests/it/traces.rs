@@ -100,7 +100,7 @@ fn told(sim: &cams_sim::Running, flow: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
-    let fault = "next=1,throttle,acs-retry-after=50".parse().unwrap();
+    let fault = "next=1,throttle,acs-retry-after=500".parse().unwrap();
     let settings = Settings { faults: vec![fault], ..Settings::default() };
     let sim = Sim::start(settings.with_key(KEY, SECRET, "acme")).await.unwrap();
     let (toml, collector) = Collector::start().await;
@@ -135,7 +135,9 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
     }
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
     // From the refusal, which came within the first attempt, the lane pauses for as long as the endpoint asks.
-    assert!(spans[2].end_time_unix_nano - spans[1].start_time_unix_nano >= Duration::from_millis(50).as_nanos() as u64);
+    assert!(
+        spans[2].end_time_unix_nano - spans[1].start_time_unix_nano >= Duration::from_millis(500).as_nanos() as u64
+    );
     let codes: Vec<_> = spans.iter().filter_map(|span| text(&span.attributes, "flowgate.code")).collect();
     assert_eq!(codes, ["System.LimitControl", "OK", "OK"]);
     // What the endpoint was told are the attempts' own names, and the caller's where nobody listens.

@@ -14,7 +14,7 @@ use crate::caller::{self, KEY, SECRET};
 const SECRETS: [(&str, &str); 3] = [("MANAGED", SECRET), ("TEAM", "team-secret-1"), ("WRONG", "not-the-secret")];
 
 /// The gap between windows: so long that a crowded machine's lateness brings no sixth call into a second. How exact the rate
-/// is with the gap that users have, simulated time and the demonstration show.
+/// is with the gap that users have, simulated time, `journey` and the demonstration show.
 pub(crate) const GAP: &str = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n";
 
 pub(crate) struct World {
