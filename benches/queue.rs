@@ -12,17 +12,15 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion};
 use tokio::time::Instant;
 
-use crate::flow::queue::fair::{Line, Place, Standing};
 use crate::id::{ClientId, TenantId};
+use crate::limiter::fair::{Line, Place, Standing};
 // The line's files know it by this path.
 use flowgate::id;
 
 #[allow(dead_code, unused_imports, reason = "the benchmark uses a part of it, and none of its tests")]
-#[path = "../src/flow"]
-mod flow {
-    pub(crate) mod queue {
-        pub(crate) mod fair;
-    }
+#[path = "../src/limiter"]
+mod limiter {
+    pub(crate) mod fair;
 }
 
 /// Waiting calls and tenants that they are spread over.

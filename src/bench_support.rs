@@ -29,10 +29,10 @@ use crate::flow::forward::Answer;
 use crate::flow::hold::margin::Margins;
 use crate::flow::identify::{self, Caller, Directory, Nonces, Sendable};
 use crate::flow::judge::{self, Context};
-use crate::flow::queue::fair::{Line, Place, Standing};
 use crate::flow::sign;
-use crate::flow::take_token::memory::Tokens;
 use crate::id::{ClientId, TenantId};
+use crate::limiter::fair::{Line, Place, Standing};
+use crate::limiter::tokens::Tokens;
 use crate::secret::Secret;
 
 /// The key and the secret that the call is signed with.

@@ -10,12 +10,10 @@ pub(crate) mod hold;
 pub(crate) mod identify;
 pub(crate) mod judge;
 pub(crate) mod listen;
-pub(crate) mod queue;
 pub(crate) mod record;
 pub(crate) mod reply;
 pub(crate) mod retry;
 pub(crate) mod sign;
-pub(crate) mod take_token;
 #[cfg(test)]
 mod tests;
 pub(crate) mod trace;
@@ -43,6 +41,7 @@ use crate::flow::record::Record;
 use crate::flow::reply::Manner;
 use crate::flow::retry::{Decision, Tries};
 use crate::journal::Journal;
+use crate::limiter;
 use crate::parts::Parts;
 use crate::settings::Settings;
 use crate::shutdown::Phase;
@@ -80,7 +79,7 @@ where
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
             () = hangup.happened() => Err(End::Gone),
-            () = parts.phases.now_in(Phase::Over) => Err(End::Refused(queue::draining())),
+            () = parts.phases.now_in(Phase::Over) => Err(End::Refused(limiter::draining())),
         }
     };
     let response = match end {

@@ -40,12 +40,12 @@ pub mod cli;
 pub mod fuzz_support;
 pub mod hardening;
 pub mod journal;
+mod limiter;
 mod metrics;
 mod names;
 mod new_client;
 mod otlp;
 mod parts;
-mod quota;
 mod reload;
 mod room;
 #[cfg(test)]
@@ -54,7 +54,6 @@ mod servers;
 mod settings;
 mod shutdown;
 mod start_error;
-mod store;
 pub mod systemd;
 pub mod telemetry;
 

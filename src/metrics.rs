@@ -23,7 +23,7 @@ use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::error::{Outcome, Refusal};
 use crate::flow::classify::Operation;
-use crate::flow::queue::LaneView;
+use crate::limiter::LaneView;
 use crate::metrics::calls::Calls;
 pub(crate) use crate::metrics::calls::{Attempt, CallMetrics};
 use crate::metrics::config::ConfigMetrics;

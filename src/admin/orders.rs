@@ -13,7 +13,7 @@ use serde_json::json;
 use super::{JSON, Page};
 use crate::config::Mode;
 use crate::flow::body::{self, Allowance};
-use crate::flow::queue::Order;
+use crate::limiter::Order;
 use crate::parts::Parts;
 
 /// What is ordered by this name.

@@ -9,8 +9,8 @@ use tokio::time::Instant;
 
 use crate::config::Limit;
 use crate::flow::classify::Operation;
-use crate::flow::queue::{Connector, Queue};
 use crate::id::{AccountId, ActionName, ClientId, TenantId};
+use crate::limiter::{Connector, Queue};
 use crate::metrics::Metrics;
 
 /// A connection is always ready.

@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::config::{Learn, Limit, Retry};
-use crate::flow::take_token::script::{Op, Question, SOURCE, View, Waiting};
 use crate::id::ClientId;
+use crate::limiter::shared::protocol::{Op, Question, SOURCE, View, Waiting};
 
 /// The script.
 pub const TAKE: &str = SOURCE;

@@ -15,9 +15,9 @@ use tokio_util::task::TaskTracker;
 use crate::flow::classify::Operation;
 use crate::flow::forward::{Answer, Request, Sent, Upstream};
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
-use crate::flow::queue::{Receipt, Turn};
 use crate::flow::record::capped;
 use crate::journal::Note;
+use crate::limiter::{Receipt, Turn};
 use crate::metrics::{self, CallMetrics, labels};
 use crate::parts::Parts;
 

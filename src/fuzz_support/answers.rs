@@ -16,9 +16,9 @@ use crate::config::{self, Config};
 use crate::flow::forward::Answer;
 use crate::flow::hold;
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
-use crate::flow::queue::pause::{Pause, Refused};
 use crate::flow::reply::{self, Service};
 use crate::flow::retry::{self, Decision, Tries};
+use crate::limiter::pause::{Pause, Refused};
 
 const STATUSES: [u16; 12] = [200, 201, 204, 302, 400, 403, 404, 409, 429, 500, 503, 599];
 const TYPES: [&str; 4] = ["", "application/json;charset=utf-8", "text/xml;charset=utf-8", "text/html"];

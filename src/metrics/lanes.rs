@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec};
 
 use super::families::Families;
-use crate::flow::queue::LaneView;
+use crate::limiter::LaneView;
 
 /// What the lanes say when somebody scrapes.
 pub(super) struct LaneGauges {

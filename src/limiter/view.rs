@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::flow::queue::fair::{Line, Standing};
-use crate::flow::queue::lane::{Lane, Queued, forecast};
-use crate::flow::queue::pause::Ordered;
-use crate::flow::queue::shadow::Shadow;
-use crate::flow::queue::{Connector, Queue};
 use crate::id::TenantId;
+use crate::limiter::fair::{Line, Standing};
+use crate::limiter::lane::{Lane, Queued, forecast};
+use crate::limiter::pause::Ordered;
+use crate::limiter::shadow::Shadow;
+use crate::limiter::{Connector, Queue};
 
 /// One lane as operators see it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -233,8 +233,8 @@ fn longest_first(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = Ten
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flow::queue::fair::Place;
     use crate::id::ClientId;
+    use crate::limiter::fair::Place;
 
     #[test]
     fn a_log_line_names_the_longest_queues_their_shares_and_their_oldest() {

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
 use crate::error::{Kind, Refusal};
-use crate::flow::queue::Connector;
-use crate::flow::queue::fair::Standing;
-use crate::flow::queue::lane::Lane;
-use crate::flow::queue::turn::Turn;
-use crate::quota::ADVICE;
+use crate::limiter::Connector;
+use crate::limiter::fair::Standing;
+use crate::limiter::lane::Lane;
+use crate::limiter::permit::Turn;
+use crate::limiter::shared::ADVICE;
 
 /// One waiting call.
 pub(super) struct Waiter<'a, K: Connector> {

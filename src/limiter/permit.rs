@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::flow::queue::Connector;
-use crate::flow::queue::grant::Grant;
-use crate::flow::queue::lane::Lane;
-use crate::flow::queue::pause::Refused;
-use crate::flow::take_token::Spent;
-use crate::flow::take_token::script::How;
+use crate::limiter::Connector;
+use crate::limiter::grant::Grant;
+use crate::limiter::lane::Lane;
+use crate::limiter::pause::Refused;
+use crate::limiter::shared::protocol::How;
+use crate::limiter::source::Spent;
 
 /// The permission to send one attempt now: a ready connection and, on a lane, a token. Dropped unused, both go back.
 pub(crate) struct Turn<K: Connector> {

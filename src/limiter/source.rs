@@ -6,24 +6,20 @@
 //! No plain token bucket keeps "at most 5 in any second, the first five at once": with capacity 5 at 5/s it lets ten
 //! calls into one second, with capacity 1 the fifth call after idleness waits 0.8 s. A clock per token does both.
 
-pub(crate) mod forecast;
-pub(crate) mod memory;
-pub(crate) mod script;
-pub(crate) mod shared;
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use leaky_bucket::RateLimiter;
 use tokio::time::Instant;
 
-use crate::flow::take_token::script::Dated;
-use crate::flow::take_token::shared::{Slot, Slots};
+use crate::limiter::shared::protocol::Dated;
+use crate::limiter::shared::slots::{Slot, Slots};
+use crate::limiter::tokens;
 
 /// Where a lane's tokens come from.
 pub(crate) enum Tokens {
     /// This process has them all, or its part of them while the store is away.
-    Memory(memory::Tokens),
+    Memory(tokens::Tokens),
     /// The store deals them out. Boxed: lanes are many, and most have the others.
     Shared(Box<Slots>),
     /// There are none: the store is away, and this replica has no part.
@@ -140,4 +136,4 @@ impl Tokens {
 }
 
 /// Longer than any hold.
-const NEVER: Duration = Duration::from_secs(24 * 3600);
+pub(crate) const NEVER: Duration = Duration::from_secs(24 * 3600);

@@ -7,13 +7,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::flow::queue::Connector;
-use crate::flow::queue::lane::{Lane, State};
-use crate::flow::queue::pause::Refused;
-use crate::flow::queue::view::tenants_in_words;
-use crate::flow::take_token::Tokens;
-use crate::flow::take_token::script::{Clock, Dated, How, Op, Question, View, Waiting};
-use crate::quota::Quota;
+use crate::limiter::Connector;
+use crate::limiter::lane::{Lane, State};
+use crate::limiter::pause::Refused;
+use crate::limiter::shared::Quota;
+use crate::limiter::shared::protocol::{Clock, Dated, How, Op, Question, View, Waiting};
+use crate::limiter::source::Tokens;
+use crate::limiter::view::tenants_in_words;
 
 /// How long after an unanswered question the store is asked again, if it is not known to be away by then.
 const AGAIN: Duration = Duration::from_millis(50);

@@ -13,16 +13,22 @@ mod connector;
 mod drain;
 pub(crate) mod fair;
 mod follow;
+mod forecast;
 mod grant;
 mod lane;
-mod learn;
+
 mod order;
+mod pace;
 pub(crate) mod pause;
+mod permit;
 mod rules;
 mod shadow;
+pub(crate) mod shared;
+pub(crate) mod source;
 #[cfg(test)]
 mod tests;
-mod turn;
+
+pub(crate) mod tokens;
 mod view;
 mod waiter;
 mod worker;
@@ -39,19 +45,19 @@ use tokio::time::Instant;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
-pub(crate) use crate::flow::queue::connector::Connector;
-use crate::flow::queue::drain::DrainBy;
-use crate::flow::queue::fair::{Place, Standing};
-use crate::flow::queue::lane::{Entered, Lane};
-pub(crate) use crate::flow::queue::order::Order;
-use crate::flow::queue::rules::Rules;
-use crate::flow::queue::shadow::Shadow;
-pub(crate) use crate::flow::queue::turn::{Receipt, Turn};
-pub(crate) use crate::flow::queue::view::LaneView;
-pub(crate) use crate::flow::queue::waiter::draining;
 use crate::id::{AccountId, ActionName, ClientId};
+pub(crate) use crate::limiter::connector::Connector;
+use crate::limiter::drain::DrainBy;
+use crate::limiter::fair::{Place, Standing};
+use crate::limiter::lane::{Entered, Lane};
+pub(crate) use crate::limiter::order::Order;
+pub(crate) use crate::limiter::permit::{Receipt, Turn};
+use crate::limiter::rules::Rules;
+use crate::limiter::shadow::Shadow;
+use crate::limiter::shared::Quota;
+pub(crate) use crate::limiter::view::LaneView;
+pub(crate) use crate::limiter::waiter::draining;
 use crate::metrics::Metrics;
-use crate::quota::Quota;
 use crate::room::{Room, Share};
 
 /// A map shrinks when it has so many times the room that it needs.

@@ -8,12 +8,12 @@ use leaky_bucket::RateLimiter;
 use tokio::time::{Instant, sleep_until};
 
 use crate::error::Refusal;
-use crate::flow::queue::Connector;
-use crate::flow::queue::lane::{Lane, Queued, State};
-use crate::flow::queue::pause::Gate;
-use crate::flow::queue::turn::Turn;
-use crate::flow::queue::waiter;
-use crate::flow::take_token::{Tokens, Wait};
+use crate::limiter::Connector;
+use crate::limiter::lane::{Lane, Queued, State};
+use crate::limiter::pause::Gate;
+use crate::limiter::permit::Turn;
+use crate::limiter::source::{Tokens, Wait};
+use crate::limiter::waiter;
 
 /// What the worker does next.
 enum Next<K: Connector> {

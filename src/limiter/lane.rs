@@ -12,19 +12,20 @@ use tokio::time::Instant;
 use crate::config::{Limit, Mode, Retry};
 use crate::error::Refusal;
 use crate::flow::classify::Operation;
-use crate::flow::queue::admit::too_long;
-use crate::flow::queue::fair::{Line, Standing};
-use crate::flow::queue::learn::{Learned, Pace};
-use crate::flow::queue::pause::{Episode, Gate, Pause, Refused};
-use crate::flow::queue::rules::Rules;
-use crate::flow::queue::shadow::Shadow;
-use crate::flow::queue::turn::Turn;
-use crate::flow::queue::waiter::{self, Waiter};
-use crate::flow::queue::{Connector, Shared, worker};
-use crate::flow::take_token::{Spent, Tokens, memory};
 use crate::id::{AccountId, ActionName};
+use crate::limiter::admit::too_long;
+use crate::limiter::fair::{Line, Standing};
+use crate::limiter::pace::{Learned, Pace};
+use crate::limiter::pause::{Episode, Gate, Pause, Refused};
+use crate::limiter::permit::Turn;
+use crate::limiter::rules::Rules;
+use crate::limiter::shadow::Shadow;
+use crate::limiter::shared::{self, Stands};
+use crate::limiter::source::{Spent, Tokens};
+use crate::limiter::tokens;
+use crate::limiter::waiter::{self, Waiter};
+use crate::limiter::{Connector, Shared, worker};
 use crate::metrics::CallMetrics;
-use crate::quota::{self, Stands};
 
 /// One lane.
 pub(super) struct Lane<K: Connector> {
@@ -93,7 +94,7 @@ impl<K: Connector> Lane<K> {
             limit,
             limit_since: since,
             line: Line::new(),
-            tokens: Tokens::Memory(memory::Tokens::new(limit, learn.gap, since)),
+            tokens: Tokens::Memory(tokens::Tokens::new(limit, learn.gap, since)),
             pause: Pause::default(),
             learned: Learned::new(limit, *learn),
             stands: Stands::Alone,
@@ -293,5 +294,5 @@ pub(super) fn forecast<K: Connector>(state: &State<K>, ahead: usize, now: Instan
 /// When the call that has `ahead` others before it had best come back. While there are no tokens nobody knows, and a day
 /// would be no advice.
 pub(super) fn advice<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
-    if state.tokens.are_withheld() { quota::ADVICE } else { forecast(state, ahead, now) }
+    if state.tokens.are_withheld() { shared::ADVICE } else { forecast(state, ahead, now) }
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::flow::queue::Connector;
-use crate::flow::queue::lane::{Lane, State};
-use crate::flow::queue::turn::Turn;
-use crate::flow::take_token::script::How;
-use crate::flow::take_token::{Granted, Spent, Tokens};
+use crate::limiter::Connector;
+use crate::limiter::lane::{Lane, State};
+use crate::limiter::permit::Turn;
+use crate::limiter::shared::protocol::How;
+use crate::limiter::source::{Granted, Spent, Tokens};
 
 /// What a turn on the lane is made of.
 pub(super) struct Grant {

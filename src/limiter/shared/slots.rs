@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::flow::take_token::forecast::nth;
-use crate::flow::take_token::script::{Clock, Dated, View};
-use crate::flow::take_token::{NEVER, Wait};
+use crate::limiter::forecast::nth;
+use crate::limiter::shared::protocol::{Clock, Dated, View};
+use crate::limiter::source::{NEVER, Wait};
 
 /// The slots at hand, and what the store said last.
 pub(crate) struct Slots {

@@ -5,14 +5,15 @@
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::flow::queue::lane::{Lane, State};
-use crate::flow::queue::shadow::Shadow;
-use crate::flow::queue::{Connector, waiter};
-use crate::flow::take_token::script::AHEAD;
-use crate::flow::take_token::shared::Slots;
-use crate::flow::take_token::{Tokens, memory};
-use crate::quota::Stands;
-use crate::quota::members::VANISHED;
+use crate::limiter::lane::{Lane, State};
+use crate::limiter::shadow::Shadow;
+use crate::limiter::shared::Stands;
+use crate::limiter::shared::members::VANISHED;
+use crate::limiter::shared::protocol::AHEAD;
+use crate::limiter::shared::slots::Slots;
+use crate::limiter::source::Tokens;
+use crate::limiter::tokens;
+use crate::limiter::{Connector, waiter};
 
 // === impl Lane ===
 
@@ -36,7 +37,7 @@ impl<K: Connector> Lane<K> {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
                 let part = Limit { count, ..limit };
                 let since = (since + VANISHED + AHEAD + slack).max(begun);
-                Tokens::Memory(memory::Tokens::new(part, gap, since))
+                Tokens::Memory(tokens::Tokens::new(part, gap, since))
             }
             Stands::Nothing { .. } => Tokens::None,
         };
@@ -66,7 +67,7 @@ impl<K: Connector> Lane<K> {
         state.keep_pace(now);
         if limit != state.limit {
             (state.limit, state.limit_since) = (limit, now);
-            state.tokens = Tokens::Memory(memory::Tokens::new(limit, state.learned.pace(now).gap, now));
+            state.tokens = Tokens::Memory(tokens::Tokens::new(limit, state.learned.pace(now).gap, now));
             // Where others share the quota, `follow` asks who deals it out.
             state.stands = Stands::Alone;
             state.epoch += 1;

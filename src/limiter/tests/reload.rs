@@ -3,9 +3,9 @@
 
 use super::*;
 use crate::config::{Account, Credentials};
-use crate::flow::queue::view::LaneView;
 use crate::id::AccessKeyId;
-use crate::quota::Stands;
+use crate::limiter::shared::Stands;
+use crate::limiter::view::LaneView;
 use crate::secret::Secret;
 
 /// The rules with this limit for what the tests call; `change` may change others.

@@ -11,11 +11,11 @@ use tokio::time::{sleep, sleep_until};
 
 use super::*;
 use crate::config::{self, Limit, Retry};
-use crate::flow::take_token::Tokens;
-use crate::flow::take_token::script::{Clock, Dated, View};
-use crate::flow::take_token::shared::Slots;
 use crate::id::{ClientId, TenantId};
-use crate::store::State;
+use crate::limiter::shared::protocol::{Clock, Dated, View};
+use crate::limiter::shared::slots::Slots;
+use crate::limiter::shared::store::State;
+use crate::limiter::source::Tokens;
 
 mod bounds;
 mod endpoint;

@@ -10,7 +10,7 @@ use crate::config::{Learn, Limit, Retry};
 use crate::id::ClientId;
 
 /// The script itself.
-pub(crate) const SOURCE: &str = include_str!("take.lua");
+pub(crate) const SOURCE: &str = include_str!("deal.lua");
 
 /// How far ahead slots are dated: further than the replicas' questions are apart, and nearer than a window.
 pub(crate) const AHEAD: Duration = Duration::from_millis(250);

@@ -1,7 +1,7 @@
 //! What holds for all replicas together: one quota, one pause, one probe, one pace, and turns for everybody.
 
 use super::*;
-use crate::flow::take_token::script::{Op, Question};
+use crate::limiter::shared::protocol::{Op, Question};
 use crate::servers::Redis;
 
 /// So many replicas of one fleet.

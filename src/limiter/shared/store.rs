@@ -13,9 +13,9 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config;
+use crate::limiter::shared::store::connect::{Connection, Dial};
+use crate::limiter::shared::store::trouble::Trouble;
 use crate::metrics::Metrics;
-use crate::store::connect::{Connection, Dial};
-use crate::store::trouble::Trouble;
 
 pub(crate) use connect::OpenError;
 

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
 use crate::flow::classify::Operation;
-use crate::flow::queue::lane::{Lane, State, advice};
-use crate::flow::queue::{Connector, Queue};
 use crate::id::{AccountId, ActionName, ClientId, TenantId};
+use crate::limiter::lane::{Lane, State, advice};
+use crate::limiter::{Connector, Queue};
 
 /// An order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

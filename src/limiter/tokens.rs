@@ -16,7 +16,7 @@ use leaky_bucket::RateLimiter;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::flow::take_token::forecast::{after, nth};
+use crate::limiter::forecast::{after, nth};
 
 /// Held and spent tokens; the others are free.
 pub(crate) struct Tokens {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Kind, Refusal};
-use crate::flow::queue::fair::Standing;
-use crate::flow::queue::lane::{Lane, State, advice, forecast};
-use crate::flow::queue::{Connector, waiter};
+use crate::limiter::fair::Standing;
+use crate::limiter::lane::{Lane, State, advice, forecast};
+use crate::limiter::{Connector, waiter};
 
 /// How long arrivals that go before others are gathered before the line is gone through.
 const CHECK_AFTER: Duration = Duration::from_millis(20);

@@ -2,6 +2,9 @@
 //! the part that falls to it by rank, or nothing. This file asks the store, and says how things stand.
 
 pub(crate) mod members;
+pub(crate) mod protocol;
+pub(crate) mod slots;
+pub(crate) mod store;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -14,11 +17,11 @@ use tokio::time::Instant;
 
 use crate::config::{self, Limit, OnStoreFailure};
 use crate::flow::identify::Nonce;
-use crate::flow::take_token::script::{self, Op, Question, View};
 use crate::id::{AccountId, ActionName};
+use crate::limiter::shared::members::Members;
+use crate::limiter::shared::protocol::{Op, Question, View};
+use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::metrics::Metrics;
-use crate::quota::members::Members;
-use crate::store::{OpenError, State, Store};
 
 /// The shared quota, as one replica takes part in it.
 pub(crate) struct Quota {
@@ -65,8 +68,8 @@ impl Quota {
         let replica = format!("{:016x}", fastrand::u64(..));
         Ok(Arc::new(Self {
             members: Mutex::new(Members::new(replica.clone(), settings.lease)),
-            take: Script::new(script::SOURCE),
-            beat: Script::new(include_str!("quota/beat.lua")),
+            take: Script::new(protocol::SOURCE),
+            beat: Script::new(include_str!("shared/members.lua")),
             slack: settings.slack,
             lease: settings.lease,
             on_failure,

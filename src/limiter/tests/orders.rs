@@ -2,7 +2,7 @@
 //! that is flushed is told at once.
 
 use super::*;
-use crate::flow::queue::order::Obeyed;
+use crate::limiter::order::Obeyed;
 
 /// So many calls come with this hold, and are told what became of them and when, from now on.
 fn come(world: &World, count: usize, hold: Duration) -> JoinSet<(Option<Kind>, u128)> {

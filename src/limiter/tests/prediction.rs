@@ -3,7 +3,7 @@
 #![expect(clippy::print_stdout, reason = "how many forecasts came true")]
 
 use super::*;
-use crate::flow::queue::lane::forecast;
+use crate::limiter::lane::forecast;
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
