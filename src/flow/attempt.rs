@@ -88,7 +88,7 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
         return Attempted::Unsent;
     };
     let sent_at = Instant::now();
-    let (answer, verdict) = match connection.send(request).await {
+    let (answer, verdict) = match connection.send(request, None).await {
         Sent::Unsent => {
             if let Some(note) = &note {
                 note.unsent();

@@ -3,10 +3,12 @@
 //! sent twice here, and what an answer means is the judge's.
 //!
 //! Only the configured upstream is dialled (`forward/dial.rs`), the pool keeps what is idle and probes what is down
-//! (`forward/pool.rs`), one request and its answer are `forward/exchange.rs`.
+//! (`forward/pool.rs`), one request and its answer are `forward/exchange.rs`, the moment of its write is
+//! `forward/first_write.rs`.
 
 mod dial;
 mod exchange;
+mod first_write;
 mod pool;
 mod tls;
 
@@ -32,6 +34,10 @@ pub(crate) type Request = hyper::Request<Full<Bytes>>;
 /// hyper's end of one connection.
 type Sender = SendRequest<Full<Bytes>>;
 
+/// Called with the time right after the kernel has taken the first byte of a request, on the thread that wrote it.
+/// It must be quick: the connection waits for it.
+pub(crate) type OnWrite = Box<dyn FnOnce(Instant) + Send>;
+
 /// The one endpoint that Flowgate dials, with its connections. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Upstream {
@@ -49,7 +55,8 @@ pub(crate) struct Connection {
 pub(crate) enum Sent {
     /// The whole answer.
     Answered(Answer),
-    /// The connection had closed: nothing has left this process.
+    /// No byte of the request has left this process, and none will: the connection had closed, or could not be written
+    /// to in time.
     Unsent,
     /// It may have arrived.
     Lost(Lost),
@@ -165,16 +172,25 @@ impl Connection {
     /// Whether the connection can still be sent on, as far as hyper has noticed, and is not so old that the other side
     /// may be about to close it.
     pub(crate) fn is_usable(&self) -> bool {
-        let standing = |link: &Link| link.since.elapsed() < self.pool.idle_timeout() && link.sender.is_ready();
+        let standing = |link: &Link| link.since.elapsed() < self.pool.idle_timeout() && link.is_ready();
         self.link.as_ref().is_some_and(standing)
     }
 
     /// Sends one request and reads its answer to the last byte, within the answer time-out. Do not drop it
     /// half-way: that closes the connection, and what happened stays unknown.
-    pub(crate) async fn send(mut self, request: Request) -> Sent {
+    ///
+    /// `on_write` is called once, when the first byte is written, from the connection's task. It is dropped uncalled,
+    /// before this returns, if nothing is written. Over TLS an alert that is written while the request waits to be sent
+    /// counts as its first byte, so `on_write` may have been called although this returns `Unsent`.
+    pub(crate) async fn send(mut self, request: Request, on_write: Option<OnWrite>) -> Sent {
         let mut link = self.link.take().expect("a connection holds its link until it is sent on");
+        let first_write = link.first_write.clone();
+        let armed = first_write.arm(on_write);
         let exchange = exchange::exchange(&mut link.sender, request, self.pool.max_response());
         let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
+        if !armed.was_written() {
+            return Sent::Unsent;
+        }
         match sent {
             Ok(Sent::Answered(answer)) => {
                 self.pool.came_up();

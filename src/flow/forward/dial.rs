@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -17,6 +18,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::debug;
 
+use super::first_write::{FirstWrite, WatchedTcp};
 use super::{Sender, Trust, UpstreamError};
 use crate::config::{self, Scheme};
 
@@ -38,6 +40,12 @@ pub(super) struct Dialer {
     /// For the name, TCP and TLS together.
     timeout: Duration,
     tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
+}
+
+/// A connection that is ready for its first request.
+pub(super) struct Dialled {
+    pub(super) sender: Sender,
+    pub(super) first_write: Arc<FirstWrite>,
 }
 
 /// Why a connection could not be opened.
@@ -89,14 +97,14 @@ impl Dialer {
     }
 
     /// One connection, ready for its first request.
-    pub(super) async fn dial(&self) -> Result<Sender, DialError> {
+    pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
         let late = |_| DialError::Timeout(self.timeout);
         timeout(self.timeout, self.try_each()).await.map_err(late)?
     }
 
     /// Tries the addresses in turn, each for an equal part of the time that is left, so that one that swallows
     /// everything does not hide the next.
-    async fn try_each(&self) -> Result<Sender, DialError> {
+    async fn try_each(&self) -> Result<Dialled, DialError> {
         let deadline = Instant::now() + self.timeout;
         let addresses = self.addresses().await?;
         let mut failed = DialError::NoAddress(self.host.clone());
@@ -104,7 +112,7 @@ impl Dialer {
             let left = deadline.saturating_duration_since(Instant::now());
             let part = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             match timeout(part, self.open(*address)).await {
-                Ok(Ok(sender)) => return Ok(sender),
+                Ok(Ok(dialled)) => return Ok(dialled),
                 Ok(Err(error)) => failed = error,
                 Err(_elapsed) => failed = DialError::Timeout(self.timeout),
             }
@@ -125,19 +133,22 @@ impl Dialer {
         if addresses.is_empty() && found > 0 { Err(DialError::Itself) } else { Ok(addresses) }
     }
 
-    async fn open(&self, address: SocketAddr) -> Result<Sender, DialError> {
+    async fn open(&self, address: SocketAddr) -> Result<Dialled, DialError> {
         let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
         tcp.set_nodelay(true).map_err(DialError::Connect)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL);
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive).map_err(DialError::Connect)?;
-        match &self.tls {
-            None => start(TokioIo::new(tcp)).await.map_err(DialError::Http),
+        let first_write = Arc::<FirstWrite>::default();
+        let tcp = WatchedTcp::new(tcp, first_write.clone());
+        let sender = match &self.tls {
+            None => start(TokioIo::new(tcp)).await,
             Some((client, name)) => {
                 let connector = TlsConnector::from(client.load_full());
                 let tls = connector.connect(name.clone(), tcp).await.map_err(DialError::Tls)?;
-                start(TokioIo::new(tls)).await.map_err(DialError::Http)
+                start(TokioIo::new(tls)).await
             }
-        }
+        };
+        Ok(Dialled { sender: sender.map_err(DialError::Http)?, first_write })
     }
 }
 

@@ -15,7 +15,8 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::dial::{DialError, Dialer};
+use super::dial::{DialError, Dialer, Dialled};
+use super::first_write::FirstWrite;
 use super::{Connection, Reach, Sender};
 use crate::config;
 
@@ -62,6 +63,8 @@ pub(super) struct Link {
     /// When it was opened or last used.
     pub(super) since: Instant,
     pub(super) sender: Sender,
+    /// Reports the first write of each request.
+    pub(super) first_write: Arc<FirstWrite>,
     /// Where its task runs.
     pub(super) home: runtime::Id,
 }
@@ -134,7 +137,7 @@ impl Pool {
         let mut state = self.state.lock();
         state.expire(self.idle_timeout);
         while let Some(link) = state.pop(here) {
-            if link.sender.is_ready() {
+            if link.is_ready() {
                 state.in_use += 1;
                 return Some(Connection { pool: self.clone(), link: Some(link) });
             }
@@ -165,6 +168,9 @@ impl Pool {
         self.state.lock().in_use -= 1;
         // Without a runtime the connection's task is gone, too.
         let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else { return };
+        if link.first_write.is_behind() {
+            return;
+        }
         if link.sender.is_ready() {
             self.lay_down(link);
         } else if !link.sender.is_closed() {
@@ -260,10 +266,10 @@ async fn dial(dialling: Dialling) {
         }
     }
     match pool.dialer.dial().await {
-        Ok(sender) => {
+        Ok(Dialled { sender, first_write }) => {
             pool.came_up();
             // The dialer has given the connection a task beside this one.
-            pool.lay_down(Link { since: Instant::now(), sender, home: Handle::current().id() });
+            pool.lay_down(Link { since: Instant::now(), sender, first_write, home: Handle::current().id() });
         }
         Err(error) => pool.went_down(&error, probe_due.is_some()),
     }
@@ -290,6 +296,15 @@ impl State {
         let now = Instant::now();
         let expired = self.idle.partition_point(|idle| now.duration_since(idle.since) >= idle_timeout);
         self.idle.drain(..expired);
+    }
+}
+
+// === impl Link ===
+
+impl Link {
+    /// Whether the next bytes on the connection are those of the next request.
+    pub(super) fn is_ready(&self) -> bool {
+        self.sender.is_ready() && !self.first_write.is_behind()
     }
 }
 

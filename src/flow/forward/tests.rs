@@ -2,6 +2,7 @@
 //! `tests/dialling.rs`. The servers are written by hand, byte for byte.
 
 mod dialling;
+mod first_write;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -126,7 +127,7 @@ fn request(target: &str) -> Request {
 }
 
 async fn send(upstream: &Upstream, target: &str) -> Sent {
-    upstream.ready(1).await.send(request(target)).await
+    upstream.ready(1).await.send(request(target), None).await
 }
 
 fn answered(sent: Sent) -> Answer {
@@ -190,7 +191,7 @@ async fn a_connection_of_the_calls_own_runtime_comes_first() {
     assert_eq!(home(&first), Handle::current().id());
     assert_eq!(home(&second), other.handle().id());
     // It serves a call of any runtime.
-    assert!(matches!(second.send(request("/")).await, Sent::Answered(_)));
+    assert!(matches!(second.send(request("/"), None).await, Sent::Answered(_)));
     assert_eq!(seen.accepted(), 2);
     other.shutdown_background();
 }
@@ -204,7 +205,7 @@ async fn a_connection_is_used_again() {
         let connection = upstream.ready(1).await;
         assert!(connection.is_usable());
         assert_eq!(upstream.in_use(), 1);
-        let answer = answered(connection.send(request(target)).await);
+        let answer = answered(connection.send(request(target), None).await);
         assert_eq!((answer.status.as_u16(), &*answer.body), (200, &b"{}"[..]));
         assert_eq!(answer.headers["content-length"], "2");
         eventually("given back", || (upstream.idle(), upstream.in_use()) == (1, 0)).await;
@@ -228,7 +229,7 @@ async fn an_unused_connection_goes_back_and_the_latest_is_given_out_first() {
     drop(first);
     drop(second);
     assert_eq!((upstream.idle(), upstream.in_use()), (2, 0));
-    let answer = answered(upstream.try_ready().unwrap().send(request("/")).await);
+    let answer = answered(upstream.try_ready().unwrap().send(request("/"), None).await);
     assert_eq!(&*answer.body, b"2");
     assert_eq!(seen.accepted(), 2);
 }
@@ -255,7 +256,7 @@ async fn a_server_that_closes_between_calls_costs_nothing_and_doubles_nothing() 
     let upstream = upstream(address);
     for call in 0..50 {
         loop {
-            match upstream.ready(1).await.send(request(&format!("/?{call}"))).await {
+            match upstream.ready(1).await.send(request(&format!("/?{call}")), None).await {
                 Sent::Answered(answer) => break assert_eq!(answer.status, 200),
                 Sent::Unsent => {}
                 Sent::Lost(lost) => panic!("{lost:?}"),
@@ -274,7 +275,7 @@ async fn a_connection_that_closes_after_it_was_given_out_says_that_nothing_was_s
     let upstream = upstream(address);
     let connection = upstream.ready(1).await;
     eventually("close noticed", || !connection.is_usable()).await;
-    assert!(matches!(connection.send(request("/?x")).await, Sent::Unsent));
+    assert!(matches!(connection.send(request("/?x"), None).await, Sent::Unsent));
     assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
     assert_eq!(*seen.requests.lock(), [""; 0]);
 }
@@ -376,7 +377,7 @@ async fn a_send_that_is_dropped_closes_its_connection() {
     let (address, seen) =
         server(|_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} }).await;
     let upstream = upstream(address);
-    let sending = tokio::spawn(upstream.ready(1).await.send(request("/")));
+    let sending = tokio::spawn(upstream.ready(1).await.send(request("/"), None));
     eventually("arrived", || seen.requests.lock().len() == 1).await;
     assert_eq!((upstream.idle(), upstream.in_use()), (0, 1));
     sending.abort();

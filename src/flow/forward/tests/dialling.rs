@@ -26,7 +26,7 @@ async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
 }
 
 /// A certificate authority, its file, and a server's side of TLS for one name.
-fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
+pub(super) fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
     tls_with(name, rustls::DEFAULT_VERSIONS, |_| {})
 }
 
@@ -54,7 +54,7 @@ fn tls_with(
     (TlsAcceptor::from(Arc::new(config)), file)
 }
 
-async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>) {
+pub(super) async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>) {
     server(move |_, stream, seen| {
         let acceptor = acceptor.clone();
         async move {
@@ -67,7 +67,7 @@ async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>) {
     .await
 }
 
-fn tls_settings(name: &str, address: SocketAddr, ca_file: Option<PathBuf>) -> config::Upstream {
+pub(super) fn tls_settings(name: &str, address: SocketAddr, ca_file: Option<PathBuf>) -> config::Upstream {
     config::Upstream {
         scheme: Scheme::Https,
         dial_host: name.to_owned(),
@@ -179,7 +179,7 @@ async fn others_are_believed_from_the_next_connection_on() {
     // This one stands; a second one does not come about.
     let standing = upstream.try_ready().unwrap();
     assert_eq!(outcome(&upstream).await, Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned()));
-    let sent = answered(standing.send(request("/")).await);
+    let sent = answered(standing.send(request("/"), None).await);
     assert_eq!(sent.status, 200);
 }
 
