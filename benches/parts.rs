@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use criterion::Criterion;
 use flowgate::bench_support::{Attempts, STEPS, Steps};
+use tokio::runtime::Builder;
 
 const CAPTURE: &str = include_str!("../tests/data/captures/py5_a_v3_ak.http");
 
@@ -21,6 +22,7 @@ fn main() {
     // Both lines of an attempt, into a real file that rotates.
     let folder = tempfile::tempdir().expect("a folder for temporary files");
     let attempts = Attempts::new(Steps::new(CAPTURE), &folder.path().join("journal"));
-    criterion.bench_function("journal", |bencher| bencher.iter(|| attempts.journal()));
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    criterion.bench_function("journal", |bencher| bencher.iter(|| runtime.block_on(attempts.journal())));
     criterion.final_summary();
 }

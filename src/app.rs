@@ -187,6 +187,9 @@ impl App {
         if let Some(otlp) = &self.parts.otlp {
             otlp.finish().await;
         }
+        if let Some(journal) = &self.parts.journal {
+            journal.finish().await;
+        }
         tracing::info!("drained");
     }
 

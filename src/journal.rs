@@ -1,12 +1,15 @@
 //! What may CAMS have done? Each attempt is written down before its first byte leaves, and again when it has ended: what
-//! was sent and has no end may have been done, also after a crash. Each line is one write to the file, so that a killed
-//! process has lost none; what cannot be written is counted, and the call goes on (docs/journal.md says why).
+//! was sent and has no end may have been done, also after a crash. What cannot be written is counted, and the call goes on
+//! (docs/journal.md says why).
 //!
-//! The file and its rotation are `journal/file.rs`, what a line says `journal/line.rs`, who reads it `journal/open.rs`.
+//! A thread writes the lines (`journal/writer.rs`) to a file that rotates (`journal/file.rs`) and keeps track of outages
+//! (`journal/health.rs`). What a line says is `journal/line.rs`, how a journal is read is `journal/open.rs`.
 
 mod file;
+mod health;
 mod line;
 mod open;
+mod writer;
 
 use std::borrow::Cow;
 use std::io;
@@ -14,8 +17,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use parking_lot::Mutex;
-use tokio::time::Instant;
+use bytes::Bytes;
+use tokio::time::{Instant, timeout};
 
 use crate::acs::flow_id;
 use crate::config;
@@ -26,42 +29,32 @@ use crate::flow::record::capped;
 use crate::id::AccessKeyId;
 use crate::metrics::Metrics;
 use file::RotatingFile;
+use health::Health;
 use line::{Done, Line, Outcome, Sent};
+use writer::{Sink, Writer};
 
 pub use open::{Reading, read};
-
-/// How often a journal that cannot be written is complained of.
-const COMPLAINT: Duration = Duration::from_secs(10);
 
 /// Where attempts are written down.
 pub(crate) struct Journal {
     /// Tells this process's attempts from those of every other one.
     run: String,
     attempts: AtomicU64,
-    page: Mutex<Page>,
-    metrics: Arc<Metrics>,
-}
-
-/// The file, and since when it cannot be written.
-struct Page {
-    file: RotatingFile,
-    trouble: Option<Trouble>,
-}
-
-/// A journal that cannot be written.
-struct Trouble {
-    errors: u64,
-    told: Instant,
+    writer: Writer,
+    health: Arc<Health>,
 }
 
 /// One attempt that is to be written down. Dropped without an end, its end is unknown.
 pub(crate) struct Note {
     journal: Arc<Journal>,
     attempt: String,
-    sent: Vec<u8>,
+    sent: Bytes,
     /// Whether its answer names a flow.
     creates: bool,
 }
+
+/// How long the end of a drain waits for a disk that hangs.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
 /// The one action whose calls are told by a name.
 const CREATE: &str = "CreateFlow";
@@ -77,12 +70,15 @@ fn account(operation: &Operation) -> Cow<'_, str> {
 impl Journal {
     /// Opens the file, or makes it.
     pub(crate) fn open(config: &config::Journal, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let file = RotatingFile::open(config)?;
+        Self::on(RotatingFile::open(config)?, metrics)
+    }
+
+    fn on(sink: impl Sink, metrics: Arc<Metrics>) -> io::Result<Self> {
         let mut run = [0; 8];
         getrandom::fill(&mut run).map_err(io::Error::other)?;
-        metrics.has_journal();
-        let page = Mutex::new(Page { file, trouble: None });
-        Ok(Self { run: crate::acs::v3::hex(&run), attempts: AtomicU64::new(0), page, metrics })
+        let health = Arc::new(Health::new(metrics));
+        let writer = Writer::start(sink, health.clone())?;
+        Ok(Self { run: crate::acs::v3::hex(&run), attempts: AtomicU64::new(0), writer, health })
     }
 
     /// Prepares what is written down of the attempt that is about to be made; `flow_name` counts if it makes a flow.
@@ -100,36 +96,23 @@ impl Journal {
             flow_name: flow_name.filter(|_| creates).map(|name| capped(name).into()),
         })
         .to_bytes();
-        Note { journal: self.clone(), attempt, sent, creates }
+        Note { journal: self.clone(), attempt, sent: sent.into(), creates }
     }
 
     /// Whether it can be written.
     pub(crate) fn is_up(&self) -> bool {
-        self.page.lock().trouble.is_none()
+        self.health.is_up(Instant::now())
     }
 
-    fn write(&self, line: &[u8]) {
-        let page = &mut *self.page.lock();
-        match (page.file.write(line), &mut page.trouble) {
-            (Ok(()), None) => {}
-            (Ok(()), Some(Trouble { errors, .. })) => {
-                tracing::info!(errors, "the journal can be written again");
-                page.trouble = None;
-                self.metrics.journal_up(true);
-            }
-            (Err(error), trouble) => {
-                self.metrics.journal_failed();
-                self.metrics.journal_up(false);
-                let now = Instant::now();
-                let is_new = trouble.is_none();
-                let trouble = trouble.get_or_insert(Trouble { errors: 0, told: now });
-                trouble.errors += 1;
-                if is_new || now - trouble.told >= COMPLAINT {
-                    trouble.told = now;
-                    let errors = trouble.errors;
-                    tracing::error!(%error, errors, "the journal cannot be written; calls go on without it");
-                }
-            }
+    /// Waits until every line so far is written.
+    pub(crate) async fn flushed(&self) {
+        self.writer.flushed().await;
+    }
+
+    /// The end of a drain: as [`Journal::flushed`], for a short time if the disk hangs.
+    pub(crate) async fn finish(&self) {
+        if timeout(FINISH_WITHIN, self.flushed()).await.is_err() {
+            tracing::error!("the journal's disk hangs; its last lines are not written yet");
         }
     }
 }
@@ -137,9 +120,13 @@ impl Journal {
 // === impl Note ===
 
 impl Note {
-    /// The attempt's first byte is about to leave.
-    pub(crate) fn sent(&self) {
-        self.journal.write(&self.sent);
+    /// Writes down that the attempt's first byte is about to leave. Ends when the line is in the file, or is lost: the call
+    /// goes on without it.
+    ///
+    /// Waits for as long as the disk hangs. Dropped earlier, the attempt must not leave: the journal has no line of it, or
+    /// says that it is unsent.
+    pub(crate) async fn sent(&self) {
+        self.journal.writer.write(&self.sent).await;
     }
 
     /// Nothing left, after all.
@@ -172,7 +159,8 @@ impl Note {
 
     fn done(&self, done: Done<'_>) {
         let time = line::time(SystemTime::now()).into();
-        self.journal.write(&Line::Done(Done { time, attempt: self.attempt.as_str().into(), ..done }).to_bytes());
+        let line = Line::Done(Done { time, attempt: self.attempt.as_str().into(), ..done });
+        self.journal.writer.push(line.to_bytes().into());
     }
 }
 

@@ -87,8 +87,8 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
             })?;
         }
         let served = own.block_on(async { App::start_from(source, loaded, handed, all).await?.run().await });
-        // Dropped, it would wait for a look-up or for a file that hangs. What must be written has been: the spans within
-        // the drain, each line of the journal by its own write; the log ends after this.
+        // Dropped, it would wait for a look-up or for a file that hangs. What must be written has been, within the drain:
+        // the spans and the journal. The journal ends with the last task, the log after this.
         own.shutdown_background();
         served
     })

@@ -36,10 +36,10 @@ impl Attempts {
     }
 
     /// Writes down that one is sent, and how it has ended.
-    pub fn journal(&self) {
+    pub async fn journal(&self) {
         let note =
             self.journal.note(self.flow_name.as_deref(), &self.operation, "90E63D28-E31D-1EB2-8939-A94866411234");
-        note.sent();
+        note.sent().await;
         note.judged(Some(&self.answer), &self.verdict);
     }
 }

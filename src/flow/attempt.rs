@@ -79,7 +79,7 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
     // Before the token's clock runs: were the disk slow between the two, those that it held up would leave late and
     // together, and the next ones, whose tokens are back by the clock, right behind them.
     if let Some(note) = &note {
-        note.sent();
+        note.sent().await;
     }
     let Some((connection, receipt)) = turn.spend() else {
         if let Some(note) = &note {
@@ -278,6 +278,7 @@ mod tests {
             note: Some(Box::new(note)),
         };
         assert!(matches!(attempt(&parts, turn, sending).await, Attempted::Unsent));
+        parts.journal.as_ref().unwrap().flushed().await;
         let text = std::fs::read_to_string(&path).unwrap();
         let said = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
         let said: Vec<_> = said.map(|line| [line["event"].clone(), line["result"].clone()]).collect();

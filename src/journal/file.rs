@@ -1,17 +1,18 @@
-//! How does a line get into the file, and which file? By one write at its end, so that no line is lost with the process
-//! or mixed with another's; into a new file when this one is full, was moved or is gone. A write that got only a part of
-//! its line in is ended by the next one, whoever makes it, so that a reader loses one line and no more. Others may write
-//! the same file: what it is now is looked at before each line, and who moves a full one on holds its lock meanwhile.
+//! How do lines get into the file, and which file? By one write of whole lines at its end, so that none is mixed with
+//! another process's; into a new file when this one is full, was moved or is gone. A write that got only a part of a line
+//! in is ended by the next one, of any process, so that a reader loses one line and no more. Others may write the same
+//! file: what it is now is looked at before each write, and a process that moves a full one holds its lock meanwhile.
 
-use std::borrow::Cow;
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use super::writer::Sink;
 use crate::config;
 
 /// Read and written by its owner alone.
@@ -26,6 +27,19 @@ pub(super) struct RotatingFile {
     identity: Identity,
     /// Its length, as it was seen last.
     size: u64,
+    /// What is written at once.
+    buffer: Vec<u8>,
+}
+
+/// What came of one write.
+#[derive(Debug)]
+pub(super) struct Appended {
+    /// How many lines it was for, the lost ones among them.
+    pub(super) lines: usize,
+    /// How many of these are not in the file.
+    pub(super) lost: usize,
+    /// Why lines are lost; or why the next file could not be taken, and the lines are in the one that was to be replaced.
+    pub(super) error: Option<io::Error>,
 }
 
 /// What tells a file from another one of the same name.
@@ -84,28 +98,34 @@ impl RotatingFile {
     fn on(file: File, path: &Path, (max_size, keep): (u64, u32)) -> io::Result<Self> {
         let found = file.metadata()?;
         let (identity, size) = (Identity::of(&found), found.len());
-        Ok(Self { path: path.to_owned(), max_size, keep, file, identity, size })
+        Ok(Self { path: path.to_owned(), max_size, keep, file, identity, size, buffer: Vec::new() })
     }
 
-    /// Writes one line. After an error the line is lost, unless the error is of the rotation: then it stands in the file
-    /// that was to be replaced.
-    pub(super) fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        let prepared = self.prepare(line.len() as u64);
+    /// Puts the first of these lines into the buffer, and as many more as the file has room for. Where each one ends there.
+    fn fill(&mut self, lines: &[Bytes], prepared: &io::Result<()>) -> io::Result<Vec<usize>> {
         // What was seen is the file of this name, and that may be another one still.
         let size = if prepared.is_ok() { self.size } else { self.file.metadata()?.len() };
-        // One that cannot be looked at is no reason to lose the line.
-        let is_torn = is_torn(&self.file, size).unwrap_or(false);
-        let ended = if is_torn { [b"\n", line].concat().into() } else { Cow::Borrowed(line) };
-        if self.write_once(&ended)? < ended.len() {
-            return Err(io::Error::new(ErrorKind::WriteZero, "only a part of a line could be written"));
+        self.buffer.clear();
+        // A file that cannot be read is no reason to lose the line.
+        if is_torn(&self.file, size).unwrap_or(false) {
+            self.buffer.push(b'\n');
         }
-        prepared
+        let mut ends = Vec::with_capacity(lines.len());
+        for line in lines {
+            let end = self.buffer.len() + line.len();
+            if !ends.is_empty() && size + end as u64 > self.max_size {
+                break;
+            }
+            self.buffer.extend_from_slice(line);
+            ends.push(end);
+        }
+        Ok(ends)
     }
 
     /// One write, however often a signal comes before it has begun.
-    fn write_once(&self, line: &[u8]) -> io::Result<usize> {
+    fn write_once(&self) -> io::Result<usize> {
         loop {
-            match (&self.file).write(line) {
+            match (&self.file).write(&self.buffer) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 written => return written,
             }
@@ -129,7 +149,8 @@ impl RotatingFile {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        *self = Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))?;
+        let buffer = std::mem::take(&mut self.buffer);
+        *self = Self { buffer, ..Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))? };
         Ok(())
     }
 
@@ -163,9 +184,39 @@ impl RotatingFile {
     }
 }
 
+impl Sink for RotatingFile {
+    fn append(&mut self, lines: &[Bytes]) -> Appended {
+        let prepared = self.prepare(lines.first().map_or(0, |line| line.len() as u64));
+        let all_lost = |error| Appended { lines: lines.len(), lost: lines.len(), error: Some(error) };
+        let ends = match self.fill(lines, &prepared) {
+            Ok(ends) => ends,
+            Err(error) => return all_lost(error),
+        };
+        let written = match self.write_once() {
+            Ok(written) => written,
+            Err(error) => return all_lost(error),
+        };
+        let whole = ends.iter().take_while(|end| **end <= written).count();
+        if whole == ends.len() {
+            return Appended { lines: whole, lost: 0, error: prepared.err() };
+        }
+        let error = io::Error::new(ErrorKind::WriteZero, "only a part of a line could be written");
+        Appended { lines: whole + 1, lost: 1, error: Some(error) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl RotatingFile {
+        /// Writes one line.
+        fn write(&mut self, line: &[u8]) -> io::Result<()> {
+            let Appended { lines, error, .. } = self.append(&[Bytes::copy_from_slice(line)]);
+            assert_eq!(lines, 1);
+            error.map_or(Ok(()), Err)
+        }
+    }
 
     /// A file in this folder, of so many bytes at most.
     fn file(folder: &tempfile::TempDir, max_size: usize) -> (PathBuf, RotatingFile) {

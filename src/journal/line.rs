@@ -78,6 +78,13 @@ pub(super) fn time(at: SystemTime) -> String {
     format!("{}.{millis:03}Z", seconds.trim_end_matches('Z'))
 }
 
+/// The line that says that the attempt of this one did not leave; none if it is no such line.
+pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
+    let Ok(Line::Sent(Sent { attempt, .. })) = serde_json::from_slice(sent) else { return None };
+    let time = time(SystemTime::now()).into();
+    Some(Line::Done(Done { time, attempt, outcome: Outcome::Unsent, ..Done::default() }).to_bytes())
+}
+
 // === impl Line ===
 
 impl Line<'_> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use bytes::Bytes;
+use futures_util::future::join_all;
 use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use crate::id::{AccountId, ActionName, ClientId, TenantId};
 /// A journal in a folder of its own.
 struct Desk {
     folder: tempfile::TempDir,
+    metrics: Arc<Metrics>,
     journal: Arc<Journal>,
 }
 
@@ -42,8 +43,9 @@ impl Desk {
     fn new(max_size: usize, keep: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = config::Journal { path: folder.path().join("journal"), max_size, keep };
-        let journal = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
-        Self { folder, journal }
+        let metrics = Arc::new(Metrics::new());
+        let journal = Arc::new(Journal::open(&config, metrics.clone()).unwrap());
+        Self { folder, metrics, journal }
     }
 
     fn path(&self) -> PathBuf {
@@ -67,14 +69,15 @@ impl Desk {
     }
 }
 
-#[test]
-fn an_attempt_is_two_lines() {
+#[tokio::test]
+async fn an_attempt_is_two_lines() {
     let desk = Desk::new(1 << 20, 1);
     let note = desk.note("a\n\"b\"");
-    note.sent();
+    note.sent().await;
     assert_eq!(desk.open(), ["a\n\"b\""]);
     let (answer, verdict) = created("3339938380001");
     note.judged(Some(&answer), &verdict);
+    desk.journal.flushed().await;
     let [mut sent, mut done] = <[Value; 2]>::try_from(desk.lines()).unwrap();
     for line in [&mut sent, &mut done] {
         let time = line["time"].take();
@@ -95,8 +98,8 @@ fn an_attempt_is_two_lines() {
     assert_eq!(desk.open(), [""; 0]);
 }
 
-#[test]
-fn every_end_has_its_word() {
+#[tokio::test]
+async fn every_end_has_its_word() {
     let desk = Desk::new(1 << 20, 1);
     let (code, request_id) = (|code: &str| code.to_owned(), None);
     let verdicts = [
@@ -112,6 +115,7 @@ fn every_end_has_its_word() {
     ];
     verdicts.iter().for_each(|verdict| desk.note("x").judged(None, verdict));
     desk.note("x").unsent();
+    desk.journal.flushed().await;
     let said = |line: &Value| ["result", "code", "reason"].map(|key| line[key].as_str().unwrap_or_default().to_owned());
     assert_eq!(
         desk.lines().iter().map(said).collect::<Vec<_>>(),
@@ -125,71 +129,73 @@ fn every_end_has_its_word() {
     );
 }
 
-#[test]
-fn names_are_capped_and_keys_that_nobody_configured_are_masked() {
+#[tokio::test]
+async fn names_are_capped_and_keys_that_nobody_configured_are_masked() {
     let desk = Desk::new(1 << 20, 1);
     let (account, long) = (AccountId::new("?LTAI-somebody-1"), "ü".repeat(1000));
-    desk.journal.note(Some(&long), &Operation { account, known: false, ..operation() }, "R").sent();
+    desk.journal.note(Some(&long), &Operation { account, known: false, ..operation() }, "R").sent().await;
     let line = &desk.lines()[0];
     assert_eq!(line["account"], "LTAI***-1");
     assert_eq!(line["flow_name"].as_str(), Some(&*"ü".repeat(100)));
 }
 
-#[test]
-fn pairs_are_found_over_rotations_and_processes() {
+#[tokio::test]
+async fn pairs_are_found_over_rotations_and_processes() {
     let desk = Desk::new(4096, 1000);
     let (answer, verdict) = created("1");
     let notes: Vec<_> = (0..200).map(|index| desk.note(&format!("flow-{index}"))).collect();
-    notes.iter().for_each(Note::sent);
+    join_all(notes.iter().map(Note::sent)).await;
     let expected: Vec<_> = (0..200).filter(|index| index % 50 == 0).map(|index| format!("flow-{index}")).collect();
     for (index, note) in notes.iter().enumerate() {
         if index % 50 != 0 {
             note.judged(Some(&answer), &verdict);
         }
     }
+    desk.journal.flushed().await;
     assert!(file::older(&desk.path(), 10).exists(), "many files");
     assert_eq!(desk.open(), expected);
     // The next process writes on.
     let config = config::Journal { path: desk.path(), max_size: 4096, keep: 1000 };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
     let note = next.note(Some("next"), &operation(), "R");
-    note.sent();
+    note.sent().await;
     assert_eq!(desk.open(), [expected, vec!["next".to_owned()]].concat());
     assert!(notes.iter().all(|other| other.attempt != note.attempt));
 }
 
-#[test]
-fn what_ended_unknown_is_told_when_it_is_asked_for() {
+#[tokio::test]
+async fn what_ended_unknown_is_told_when_it_is_asked_for() {
     let desk = Desk::new(1 << 20, 1);
     let note = desk.note("lost");
-    note.sent();
+    note.sent().await;
     note.judged(None, &Verdict::Unknown { reason: "the connection broke before an answer" });
+    desk.journal.flushed().await;
     assert!(read(&desk.path(), false).unwrap().is_settled());
     assert!(!read(&desk.path(), true).unwrap().is_settled());
 }
 
-#[test]
-fn damage_costs_its_own_line_only() {
+#[tokio::test]
+async fn damage_costs_its_own_line_only() {
     let desk = Desk::new(1 << 20, 1);
-    desk.note("before").sent();
+    desk.note("before").sent().await;
     let whole = std::fs::read(desk.path()).unwrap();
     std::fs::write(desk.path(), [&whole, &b"{\"event\":\"sent\",\"attem"[..]].concat()).unwrap();
     // Whoever opens a torn file ends its last line.
     let config = config::Journal { path: desk.path(), max_size: 1 << 20, keep: 1 };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
-    next.note(Some("after"), &operation(), "R").sent();
+    next.note(Some("after"), &operation(), "R").sent().await;
     let torn = std::fs::read(desk.path()).unwrap();
     std::fs::write(desk.path(), [&torn, &b"\xff\xfe\n\n[]\n{\"event\":\"else\"}\n"[..]].concat()).unwrap();
     let reading = read(&desk.path(), false).unwrap();
     assert_eq!((reading.damaged(), desk.open()), (4, vec!["before".to_owned(), "after".to_owned()]));
 }
 
-#[test]
-fn a_table_is_aligned_and_shows_nothing_raw() {
+#[tokio::test]
+async fn a_table_is_aligned_and_shows_nothing_raw() {
     let desk = Desk::new(1 << 20, 1);
     let operation = Operation { tenant: TenantId::new("cams-1"), ..operation() };
-    desk.note("\u{1b}[2J\u{202e}ü").sent();
-    desk.journal.note(None, &Operation { action: ActionName::new("ListFlow"), ..operation }, "R").sent();
+    desk.note("\u{1b}[2J\u{202e}ü").sent().await;
+    desk.journal.note(None, &Operation { action: ActionName::new("ListFlow"), ..operation }, "R").sent().await;
     let table = read(&desk.path(), false).unwrap().table();
     let rows: Vec<_> = table.lines().map(|line| line.split_once("  ").unwrap().1.trim_start()).collect();
     assert_eq!(
@@ -207,17 +213,17 @@ async fn trouble_is_counted_told_now_and_then_and_its_end_once() {
     let desk = Desk::new(1 << 20, 1);
     std::fs::remove_file(desk.path()).unwrap();
     std::fs::create_dir(desk.path()).unwrap();
-    let told = || desk.journal.page.lock().trouble.as_ref().map(|trouble| (trouble.errors, trouble.told));
+    let told = || desk.journal.health.outage_now().map(|outage| (outage.errors, outage.logged_at));
     let start = Instant::now();
     for second in [0, 1, 9, 11, 12] {
         tokio::time::sleep_until(start + Duration::from_secs(second)).await;
-        desk.note("x").sent();
+        desk.note("x").sent().await;
     }
     assert_eq!(told(), Some((5, start + Duration::from_secs(11))));
-    let page = || desk.journal.metrics.render(&[], crate::metrics::Bytes::default(), true);
+    let page = || desk.metrics.render(&[], crate::metrics::Bytes::default(), true);
     assert!(page().contains("flowgate_journal_errors_total 5") && page().contains("flowgate_journal_up 0"));
     std::fs::remove_dir(desk.path()).unwrap();
-    desk.note("y").sent();
+    desk.note("y").sent().await;
     assert_eq!(told(), None);
     assert!(page().contains("flowgate_journal_errors_total 5") && page().contains("flowgate_journal_up 1"));
     assert_eq!(desk.open(), ["y"]);
