@@ -39,11 +39,11 @@ async fn cpu(connection: &mut MultiplexedConnection) -> f64 {
 
 async fn take(script: &Script, key: &str, wanted: usize, connection: &mut MultiplexedConnection) -> (usize, u64) {
     let mut call = script.key(key);
-    for arg in take_args("0123456789abcdef", wanted) {
+    for arg in take_args("0123456789abcdef", FIVE, wanted) {
         call.arg(arg);
     }
-    let answer: Vec<i64> = call.invoke_async(connection).await.unwrap();
-    dealt(&answer).unwrap()
+    let answer: redis::Value = call.invoke_async(connection).await.unwrap();
+    dealt(answer).unwrap()
 }
 
 fn percentile(sorted: &[Duration], part: f64) -> f64 {

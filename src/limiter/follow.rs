@@ -10,7 +10,7 @@ use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Stands;
 use crate::limiter::shared::members::VANISHED;
 use crate::limiter::shared::protocol::AHEAD;
-use crate::limiter::shared::slots::Slots;
+use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::source::Tokens;
 use crate::limiter::tokens;
 use crate::limiter::{Connector, waiter};
@@ -31,18 +31,20 @@ impl<K: Connector> Lane<K> {
             Stands::Alone => return,
             Stands::Together { since } => {
                 let from = since.max(begun) + limit.window + gap + slack;
-                Tokens::Shared(Box::new(Slots::new(limit.window, (gap, slack), limit.count.get(), from)))
+                let start = Start { limit, gap, slack, distance: quota.distance(), from };
+                Tokens::Shared(Box::new(Slots::new(&start)))
             }
             Stands::Part { count, since } => {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
                 let part = Limit { count, ..limit };
-                let since = (since + VANISHED + AHEAD + slack).max(begun);
+                let since = (since + VANISHED + AHEAD + quota.longest_slack()).max(begun);
                 Tokens::Memory(tokens::Tokens::new(part, gap, since))
             }
             Stands::Nothing { .. } => Tokens::None,
         };
         state.stands = stands;
         state.epoch += 1;
+        (state.version, state.saving) = (0, false);
         if let Stands::Nothing { .. } = stands {
             while let Some(queued) = state.line.pop() {
                 drop(queued.reply.send(Err(waiter::no_part())));
@@ -71,6 +73,7 @@ impl<K: Connector> Lane<K> {
             // Where others share the quota, `follow` asks who deals it out.
             state.stands = Stands::Alone;
             state.epoch += 1;
+            (state.version, state.unsaved, state.saving) = (0, None, false);
         }
         drop(state);
         // Looks who deals out the tokens, and has the worker look again.

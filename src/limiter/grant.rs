@@ -45,7 +45,13 @@ impl<K: Connector> Lane<K> {
                     (Some(Spent::Memory(clock)), is_first)
                 }
                 (Granted::Slot(slot), Tokens::Shared(slots)) if is_current => {
-                    (slots.spend(slot, now).then_some(Spent::Slot(slot.dated)), false)
+                    if slots.is_usable(&slot, now) {
+                        slots.written(slot, now, now);
+                        (Some(Spent::Slot(slot.dated)), false)
+                    } else {
+                        slots.give_back(slot, now);
+                        (None, false)
+                    }
                 }
                 // Whoever deals out the tokens now has not dealt this one.
                 _ => (None, true),
@@ -68,7 +74,7 @@ impl<K: Connector> Lane<K> {
         if grant.epoch == state.epoch {
             match (grant.token, &mut state.tokens) {
                 (Granted::Memory, Tokens::Memory(tokens)) => tokens.give_back(),
-                (Granted::Slot(slot), Tokens::Shared(slots)) => slots.give_back(slot),
+                (Granted::Slot(slot), Tokens::Shared(slots)) => slots.give_back(slot, Instant::now()),
                 _ => {}
             }
             if grant.probe {

@@ -61,6 +61,12 @@ pub(super) struct State<K: Connector> {
     pub(super) stands: Stands,
     /// How often that has changed: what an earlier source granted is nothing to the present one.
     pub(super) epoch: u64,
+    /// The version of what the store has learned.
+    pub(super) version: u64,
+    /// Something was learned that the store does not know.
+    pub(super) unsaved: Option<()>,
+    /// A question tells the store what was learned.
+    pub(super) saving: bool,
     /// A worker lives; nobody else may try the tokens' clocks.
     pub(super) worker: bool,
     pub(super) random: fastrand::Rng,
@@ -99,6 +105,9 @@ impl<K: Connector> Lane<K> {
             learned: Learned::new(limit, *learn),
             stands: Stands::Alone,
             epoch: 0,
+            version: 0,
+            unsaved: None,
+            saving: false,
             worker: false,
             random: fastrand::Rng::new(),
             check_at: None,

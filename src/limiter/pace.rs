@@ -116,10 +116,34 @@ impl Learned {
         self.pace.gap = (self.pace.gap + WIDER).min(self.bounds.max_gap);
     }
 
-    /// The store keeps what was learned.
-    pub(crate) fn told(&mut self, gap: Duration, tokens: u32, quiet_from: Option<Instant>) {
-        self.pace = Pace { gap: gap.max(self.bounds.gap), tokens: tokens.clamp(1, self.limit.count.get()) };
-        self.quiet_from = quiet_from;
+    /// For the store to keep: of which limit, the gap in microseconds, the tokens, and since when it has been quiet.
+    pub(crate) fn text(&self, limit: Limit, stored: impl Fn(Instant) -> u64) -> String {
+        let quiet_from = self.quiet_from.map_or(0, stored);
+        let Pace { gap, tokens } = self.pace;
+        format!("{}/{}:{}:{tokens}:{quiet_from}", limit.count, limit.window.as_micros(), gap.as_micros())
+    }
+
+    /// What the store has kept; of another limit it says nothing.
+    pub(crate) fn read(&mut self, text: &str, limit: Limit, moment: impl Fn(u64) -> Instant) {
+        let of = format!("{}/{}", limit.count, limit.window.as_micros());
+        let parts: Vec<&str> = text.split(':').collect();
+        let known = match parts[..] {
+            [kept, gap, tokens, quiet] if kept == of => {
+                gap.parse().ok().zip(tokens.parse().ok()).zip(quiet.parse::<u64>().ok())
+            }
+            _ => None,
+        };
+        match known {
+            Some(((gap, tokens), quiet)) => {
+                let gap = Duration::from_micros(gap).max(self.bounds.gap);
+                self.pace = Pace { gap, tokens: u32::clamp(tokens, 1, self.limit.count.get()) };
+                self.quiet_from = (quiet > 0).then(|| moment(quiet));
+            }
+            None => {
+                self.pace = Pace { gap: self.bounds.gap, tokens: self.limit.count.get() };
+                self.quiet_from = None;
+            }
+        }
     }
 
     /// Whether nothing is left of what was learned.

@@ -47,7 +47,7 @@ enum Probe {
 
 /// How long a lane waits for its probe. A refusal comes at once, so an answer that takes longer is none, and a slow call
 /// must not stop all the others.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What is forecast of an operator's pause that has no end yet: who has less time is told at once, and comes back soon.
 const NO_END_YET: Duration = Duration::from_secs(60);

@@ -1,6 +1,7 @@
 //! Who deals out the quota? Alone, this process; with others, the store; and while the store is away, each replica uses
 //! the part that falls to it by rank, or nothing. This file asks the store, and says how things stand.
 
+pub(crate) mod clock;
 pub(crate) mod members;
 pub(crate) mod protocol;
 pub(crate) mod slots;
@@ -19,7 +20,7 @@ use crate::config::{self, Limit, OnStoreFailure};
 use crate::flow::identify::Nonce;
 use crate::id::{AccountId, ActionName};
 use crate::limiter::shared::members::Members;
-use crate::limiter::shared::protocol::{Op, Question, View};
+use crate::limiter::shared::protocol::{Answer, Op, Question, View};
 use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::metrics::Metrics;
 
@@ -96,9 +97,24 @@ impl Quota {
         &self.replica
     }
 
-    /// How late a slot may be used.
+    /// How late a slot may be used, as configured.
     pub(crate) fn slack(&self) -> Duration {
         self.slack
+    }
+
+    /// How late any replica may use a slot: what is unknown of the store's clock is at most what an answer may take.
+    pub(crate) fn longest_slack(&self) -> Duration {
+        self.slack + self.store.timeout() + slots::MOST_EXTRA
+    }
+
+    /// What an answer of the store takes: the least round trip of the latest checks.
+    pub(crate) fn distance(&self) -> Duration {
+        self.store.distance()
+    }
+
+    /// The answers come too late for their slots to be used: the store counts as down until it is found in order.
+    pub(crate) fn is_too_far(&self) {
+        self.store.is_too_far();
     }
 
     /// Who deals out the tokens of a lane with this limit.
@@ -144,15 +160,17 @@ impl Quota {
         action: &ActionName,
         op: &Op,
         question: &Question<'_>,
-    ) -> Option<View> {
-        // What is in braces decides on which of a cluster's servers the key lies.
-        let key = format!("{}lane:{{{account}}}:{action}", self.store.prefix());
-        let answer = self.store.run(op.name(), &self.take, &key, &op.args(question)).await.ok()?;
-        let view = redis::from_redis_value::<Vec<i64>>(answer).ok().and_then(|numbers| View::read(&numbers));
+    ) -> Option<Answer> {
+        // What is in braces decides on which of a cluster's servers the keys lie.
+        let [lane, ring] = ["lane", "ring"].map(|what| format!("{}{what}:{{{account}}}:{action}", self.store.prefix()));
+        let sent = Instant::now();
+        let answer = self.store.run(op.name(), &self.take, &[&lane, &ring], &op.args(question)).await.ok()?;
+        let received = Instant::now();
+        let view = View::read(answer);
         if view.is_none() {
-            tracing::error!(%action, op = op.name(), "the store's answer is not that of take.lua");
+            tracing::error!(%action, op = op.name(), "the store's answer is not that of deal.lua");
         }
-        view
+        Some(Answer { view: view?, sent, received })
     }
 
     /// Takes a nonce for all replicas; true when it was new, none if the store does not say.
@@ -225,7 +243,7 @@ impl Quota {
         let args = [op.to_owned(), self.replica.clone(), connection, lease, name, through].map(String::into_bytes);
         let key = format!("{}replicas", self.store.prefix());
         let asked = Instant::now();
-        let Ok(answer) = self.store.run(op, &self.beat, &key, &args).await else { return };
+        let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else { return };
         match redis::from_redis_value::<Vec<(String, u64, u64)>>(answer) {
             Ok(list) => {
                 let seen =

@@ -12,8 +12,8 @@ use tokio::time::{sleep, sleep_until};
 use super::*;
 use crate::config::{self, Limit, Retry};
 use crate::id::{ClientId, TenantId};
-use crate::limiter::shared::protocol::{Clock, Dated, View};
-use crate::limiter::shared::slots::Slots;
+use crate::limiter::shared::protocol::{Answer, Dated, View};
+use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::store::State;
 use crate::limiter::source::Tokens;
 
@@ -175,11 +175,13 @@ impl World {
     /// As if the store had dealt these slots, dated now, where so many tokens may be in use.
     fn dealt(&self, slots: usize, usable: u32) {
         let (now, slack) = (Instant::now(), Duration::from_millis(15));
-        let dated = |token| Dated { token, at: 0, back: 1_020_000, probe: false };
-        let view = View { usable, gap: 5000, part: 1_000_000, back: vec![0; 5], ..View::default() };
-        let view = View { slots: (1..).map(dated).take(slots).collect(), ..view };
-        let mut tokens = Slots::new(SECOND, (GAP, slack), 5, now);
-        tokens.answered(&view, &Clock::new(now, now, 0), now);
+        let dated = Dated { at: 0, back: 1_020_000, slack: 15_000, probe: false };
+        let view = View { usable, gap: 5000, away: 1_020_000, part: 1_000_000, ..View::default() };
+        let view = View { slots: vec![dated; slots], ..view };
+        let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: SECOND };
+        let mut tokens = Slots::new(&Start { limit, gap: GAP, slack, distance: Duration::ZERO, from: now });
+        let number = tokens.ask(1, now).number;
+        tokens.answered(number, &Answer { view, sent: now, received: now }, now);
         self.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::Shared(Box::new(tokens));
     }
 

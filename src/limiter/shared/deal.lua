@@ -1,102 +1,187 @@
--- One lane's tokens, pause and pace, for all replicas together, on the store's clock. Every operation answers the same
+-- One lane's tokens, pause and turns, for all replicas together, on the store's clock. Every operation answers the same
 -- view. Times are microseconds.
 --
--- A slot is the right to send one attempt, dated at most `ahead` from now, by the replica that it was dealt to. It is of
--- use until its date plus the slack: the token counts as used then, and is back one window and gap later. Who cannot use a
--- slot in time gives it back, and what a dead replica had is lost with its dates.
+-- A slot is the right to send one attempt, dated at most AHEAD from now, by the replica that it was dealt to. It may be
+-- used until its date plus its slack: the token counts as used then, and is back one window and gap later. A replica that
+-- cannot use a slot in time gives it back. What a dead replica had fetched is lost until its tokens are back.
+--
+-- The ring (KEYS[2]) lists when the tokens are back, in order. A lane has `count` tokens; those that are not listed are
+-- free. To deal a slot is to add the time when its token is back and to drop the first of the list if that makes more than
+-- `count`. The first is never later than the slot's date, so a token's time is only ever replaced by a later one, and no
+-- window holds more than `count` uses. It falls back only where a slot was given back unused, and then to the slot's date.
+-- Where fewer tokens may be in use than there are, the date is that of the last `usable` ones: the others are the oldest.
+--
+-- Each step costs the same whatever `count` is, but when the limit has changed or the clock has gone back.
 --
 -- Replicas take turns by who waits there: each client brings its weight, dealt out over the replicas at which it waits by
--- how many of its tenants wait at each. Whoever has waited for as many grants as there are replicas with work goes before:
--- with R of them each has a slot at least every 2 R grants.
+-- how many of its tenants wait at each. A replica that has waited for as many grants as there are replicas with work goes
+-- before: with R of them each has a slot at least every 2 R grants.
 
+local function numbers(first, last)
+  if first > last then return end
+  return tonumber(ARGV[first]), numbers(first + 1, last)
+end
+
+local state, ring = KEYS[1], KEYS[2]
 local op, me = ARGV[1], ARGV[2]
-local count, window, base_gap, max_gap, slack = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local cap, wanted, waiting, max_pause = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10], tonumber(ARGV[11])
-local unused, ahead = ARGV[12], tonumber(ARGV[13])
-
--- The longest silence after which a replica is still dealt to; how often it asks while others have work, too.
-local SILENCE, ASK = 600000, 100000
--- As in queue/learn.rs and queue/pause.rs.
-local WIDER, BEFORE_NARROWING, NARROWING, WINDOWS_PER_TOKEN, STEPS, PATIENCE = 10000, 10000000, 5000, 12, 5, 1000000
+local AHEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SAMPLES = numbers(3, 11)
+local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives = numbers(12, 22)
+local pace, waiting, unused, late = ARGV[23], ARGV[24], ARGV[25], ARGV[26]
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
-local function fresh()
-  local back = {}
-  for token = 1, count do back[token] = 0 end
-  return { count = count, window = window, back = back, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED, probe_at = 0, known = 0,
-    level = 0, gap = base_gap, tokens = count, quiet = 0 }
+-- The ring
+
+local function text(time) return string.format('%.0f', time) end
+local function listed(index) return tonumber(redis.call('LINDEX', ring, index)) end
+
+local length = redis.call('LLEN', ring)
+local last = length > 0 and listed(-1) or 0
+
+local kept = redis.call('GET', state)
+local lane = kept and cmsgpack.unpack(kept)
+if not lane then
+  lane = { count = count, window = limit_window, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED, probe_at = 0, known = 0, level = 0,
+    version = 0, pace = '', pace_until = 0, reach = math.max(last - now, 0) }
 end
 
-local kept = redis.call('GET', KEYS[1])
-local lane = kept and cmsgpack.unpack(kept) or fresh()
+-- Lists them in place of what there is.
+local function list(times)
+  redis.call('DEL', ring)
+  for first = 1, #times, 1000 do
+    redis.call('RPUSH', ring, unpack(times, first, math.min(first + 999, #times)))
+  end
+  length = #times
+  last = length > 0 and tonumber(times[length]) or 0
+end
 
 -- Another limit keeps the uses of the former: of fewer tokens those that are back last, and more of them are back with the
--- last. While some replicas have the one limit and some the other, that goes back and forth and nobody is locked out.
-if lane.count ~= count or lane.window ~= window then
-  local back = {}
-  for token = 1, lane.count do back[token] = lane.back[token] + window - (lane.window or window) end
-  table.sort(back)
-  local last = back[lane.count]
-  while #back > count do table.remove(back, 1) end
-  while #back < count do table.insert(back, last) end
-  lane.back, lane.count, lane.window = back, count, window
-  lane.gap, lane.tokens, lane.quiet = base_gap, count, 0
+-- last. While some replicas have the one limit and some the other, that goes back and forth and none is locked out.
+if lane.count ~= count or lane.window ~= limit_window then
+  local longer, times = limit_window - lane.window, {}
+  local all = redis.call('LRANGE', ring, -count, -1)
+  for index, back in ipairs(all) do times[index] = text(tonumber(back) + longer) end
+  if #all > 0 then
+    for _ = 1, math.min(count - lane.count, count - #all) do times[#times + 1] = times[#all] end
+  end
+  list(times)
+  lane.count, lane.window, lane.reach = count, limit_window, math.max(lane.reach + longer, 0)
   -- What was dealt and not fetched counts as used.
   for _, replica in pairs(lane.replicas) do
     replica.wanted, replica.slots = replica.wanted + #replica.slots, {}
   end
 end
 
--- Pace, as learned: queue/learn.rs.
-
-local step = math.ceil(count / STEPS)
-local per_step = math.max(window, 1000000) * WINDOWS_PER_TOKEN
-
-local function pace()
-  if lane.quiet == 0 then return lane.gap, lane.tokens end
-  local quiet = math.max(now - lane.quiet, 0)
-  local tokens = math.min(lane.tokens + math.floor(quiet / per_step) * step, count)
-  local whole_after = math.ceil((count - lane.tokens) / step) * per_step
-  local narrowed = math.max(quiet - math.max(whole_after, BEFORE_NARROWING), 0) / NARROWING
-  return math.max(math.floor(lane.gap - narrowed), base_gap), tokens
-end
-
--- A clock that has gone back, after a failover say, must not lock anybody out: what lies further ahead than it can counts
--- as used, seen or known now.
-local away = window + pace() + slack
-for token = 1, count do
-  if lane.back[token] > now + ahead + window + max_gap + slack then lane.back[token] = now + away end
+-- A clock that has gone back, after a failover say, must not lock anybody out: what lies further ahead than any token was
+-- when it was dealt counts as used, seen or known now.
+if last > now + lane.reach then
+  local times = redis.call('LRANGE', ring, 0, -1)
+  for index, back in ipairs(times) do times[index] = text(math.min(tonumber(back), now + lane.reach)) end
+  list(times)
 end
 lane.open = math.min(lane.open, now + max_pause)
-lane.quiet = math.min(lane.quiet, now + max_pause)
 lane.known = math.min(lane.known, now)
 lane.probe_at = math.min(lane.probe_at, now + max_pause)
-for id, replica in pairs(lane.replicas) do
-  replica.seen = math.min(replica.seen, now)
-  if now - replica.seen > SILENCE then lane.replicas[id] = nil end
+
+-- Adds a token's return. In a long ring one that would not be the last waits for the last.
+local function add(back)
+  if back < last and length > DEPTH then back = last end
+  if back >= last then
+    redis.call('RPUSH', ring, text(back))
+    last = back
+  else
+    local low, high = 0, length - 1
+    while low < high do
+      local middle = math.floor((low + high) / 2)
+      if listed(middle) > back then high = middle else low = middle + 1 end
+    end
+    redis.call('LINSERT', ring, 'BEFORE', redis.call('LINDEX', ring, low), text(back))
+  end
+  length = length + 1
+  if length > count then
+    redis.call('LPOP', ring)
+    length = count
+  end
+  lane.reach = math.max(lane.reach, back - now)
 end
 
--- Slots
+-- Takes out the latest that is back then, if it is one of the last DEPTH.
+local function take_out(back)
+  local found = redis.call('LPOS', ring, text(back), 'RANK', -1, 'MAXLEN', DEPTH)
+  if not found then return false end
+  redis.call('LREM', ring, -1, text(back))
+  length = length - 1
+  if back == last then last = length > 0 and listed(-1) or 0 end
+  return true
+end
 
 local function free(slot)
-  if lane.back[slot.token] == slot.back then lane.back[slot.token] = slot.at end
-end
-
-local function stamp(slot, at)
-  slot.at, slot.back = at, at + away
-  lane.back[slot.token] = slot.back
+  if take_out(slot.back) and slot.at > now then add(slot.at) end
 end
 
 local function unprobed()
   if lane.probe == OUT then lane.probe = DUE end
 end
 
-for token, at, back, probe in string.gmatch(unused, '(%d+):(%d+):(%d+):(%d)') do
-  free({ token = tonumber(token), at = tonumber(at), back = tonumber(back) })
-  if probe == '1' then unprobed() end
+local function give_back(slot)
+  free(slot)
+  if slot.probe == 1 then unprobed() end
+end
+
+-- What was not used
+
+for at, back, _, probe in string.gmatch(unused, '(%d+):(%d+):(%d+):(%d)') do
+  give_back({ at = tonumber(at), back = tonumber(back), probe = tonumber(probe) })
+end
+
+-- Which replicas are there
+
+for id, replica in pairs(lane.replicas) do
+  replica.seen = math.min(replica.seen, now)
+  if now - replica.seen > SILENCE then
+    for _, slot in ipairs(replica.slots) do give_back(slot) end
+    lane.replicas[id] = nil
+  end
+end
+local function lowest()
+  local least
+  for id, replica in pairs(lane.replicas) do
+    if id ~= me and replica.wanted > 0 and (not least or replica.pass < least) then least = replica.pass end
+  end
+  return least or 0
+end
+local mine = lane.replicas[me]
+if not mine or mine.wanted == 0 then
+  mine = mine or { slots = {}, pass = 0 }
+  mine.pass, mine.last = math.max(mine.pass, lowest()), lane.grants
+end
+lane.replicas[me] = mine
+mine.seen, mine.gap, mine.slack, mine.clients = now, gap, slack, {}
+for client, weight, tenants in string.gmatch(waiting, '(%x+):(%d+):(%d+)') do
+  mine.clients[client] = { tonumber(weight), tonumber(tenants) }
+end
+if wanted == 0 then
+  for _, slot in ipairs(mine.slots) do give_back(slot) end
+  mine.slots = {}
+end
+mine.wanted = math.max(wanted - #mine.slots, 0)
+
+for _, replica in pairs(lane.replicas) do gap = math.max(gap, replica.gap) end
+local function away(replica) return window + gap + replica.slack end
+
+-- What was used too late counts from then. If its token was used again meanwhile, it costs the one that is back first.
+for _, back, _, _, used in string.gmatch(late, '(%d+):(%d+):(%d+):(%d):(%d+)') do
+  take_out(tonumber(back))
+  add(math.min(tonumber(used), now) + window + gap)
+end
+
+-- The pace: whoever has computed with an earlier one is dealt nothing.
+
+local stale = version ~= lane.version
+if pace ~= '' and not stale then
+  lane.pace, lane.pace_until, lane.version = pace, now + pace_lives, math.max(lane.version + 1, now)
 end
 
 -- What the operation says
@@ -107,191 +192,164 @@ local function is_after_the_pause(at) return at > lane.known and at >= lane.open
 
 local episode = 0
 if op == 'throttled' then
-  local granted, hint = tonumber(ARGV[14]), tonumber(ARGV[15])
-  local backoff = { base = tonumber(ARGV[16]), max = tonumber(ARGV[17]), random = tonumber(ARGV[18]) }
-  if is_after_the_pause(granted) then
-    episode = 1
-    lane.known, lane.level = now, lane.level + 1
-  end
-  local wait = math.min(hint, max_pause)
-  if hint < 0 then
-    local doubled = math.min(backoff.base * 2 ^ math.min(lane.level - 1, 20), backoff.max)
-    wait = math.max(math.floor(doubled * backoff.random), 1000)
-  end
-  -- Only a hint makes the pause of a known episode longer.
-  if episode == 1 or (hint >= 0 and now + wait > lane.open) then
-    lane.probe = DUE
-    lane.open = math.max(lane.open, now + wait)
-  end
-  if episode == 1 then
-    lane.gap, lane.tokens = pace()
-    if lane.gap < max_gap then
-      lane.gap = math.min(lane.gap + WIDER, max_gap)
-    else
-      lane.tokens = math.max(lane.tokens - step, 1)
+  local at, new, same = numbers(27, 29)
+  if is_after_the_pause(at) then episode = 1 end
+  -- Without a pause the refusal is isolated, and the lane goes on.
+  if new >= 0 then
+    local pause = episode == 1 and new or same
+    local open = now + math.min(pause, max_pause)
+    if episode == 1 then lane.known, lane.level = now, lane.level + 1 end
+    -- Only a hint makes the pause of a known episode longer.
+    if episode == 1 or (pause >= 0 and open > lane.open) then
+      lane.probe = DUE
+      lane.open = math.max(lane.open, open)
     end
-    lane.quiet = lane.open
-    -- What was dealt and not fetched is not to be sent before the pause ends.
-    for _, replica in pairs(lane.replicas) do
-      for _, slot in ipairs(replica.slots) do free(slot) end
-      replica.wanted, replica.slots = replica.wanted + #replica.slots, {}
+    if episode == 1 then
+      -- What was dealt and not fetched is not to be sent before the pause ends.
+      for _, replica in pairs(lane.replicas) do
+        for _, slot in ipairs(replica.slots) do free(slot) end
+        replica.wanted, replica.slots = replica.wanted + #replica.slots, {}
+      end
     end
-  else
-    lane.gap = math.min(lane.gap + WIDER, max_gap)
   end
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
-  local token, at, back, probe, how = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), ARGV[17], ARGV[18]
-  if how == 'answered' and is_after_the_pause(at) then lane.level = 0 end
+  local at, back, _, probe = string.match(ARGV[27], '(%d+):(%d+):(%d+):(%d)')
+  local how = ARGV[28]
+  if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
       unprobed()
     elseif lane.probe == OUT then
       lane.probe = NOT_NEEDED
       -- The probe's token counts from its answer.
-      if lane.back[token] == back then lane.back[token] = now + away end
+      if take_out(tonumber(back)) then add(now + away(mine)) end
     end
   end
 end
 
-local gap, tokens = pace()
-away = window + gap + slack
-local usable = math.min(tokens, cap)
+-- Whose turn is it?
 
--- Who has work
-
-local mine = lane.replicas[me]
-local function lowest()
-  local least
-  for id, replica in pairs(lane.replicas) do
-    if id ~= me and replica.wanted > 0 and (not least or replica.pass < least) then least = replica.pass end
-  end
-  return least or 0
-end
-if wanted >= 0 then
-  if not mine or mine.wanted == 0 then
-    mine = mine or { slots = {}, pass = 0 }
-    mine.pass, mine.last = math.max(mine.pass, lowest()), lane.grants
-  end
-  mine.seen, mine.clients = now, {}
-  for client, weight, tenants in string.gmatch(waiting, '(%x+):(%d+):(%d+)') do
-    mine.clients[client] = { tonumber(weight), tonumber(tenants) }
-  end
-  mine.wanted = math.max(wanted - #mine.slots, 0)
-  lane.replicas[me] = mine
-end
-
-local tenants_of = {}
-for _, replica in pairs(lane.replicas) do
+local ids, tenants_of = {}, {}
+for id, replica in pairs(lane.replicas) do
+  ids[#ids + 1] = id
   for client, brings in pairs(replica.clients) do
     tenants_of[client] = (tenants_of[client] or 0) + brings[2]
   end
 end
+table.sort(ids)
+local dealt, kept_slots = 0, 0
 for _, replica in pairs(lane.replicas) do
   replica.weight = 0
   for client, brings in pairs(replica.clients) do
     replica.weight = replica.weight + brings[1] * brings[2] / tenants_of[client]
   end
   replica.weight = math.max(replica.weight, 0.01)
+  if replica ~= mine then kept_slots = kept_slots + #replica.slots end
 end
 
--- Whose turn is it?
-
 local function next_replica()
-  local ids, chosen = {}, nil
-  for id, replica in pairs(lane.replicas) do
-    if replica.wanted > 0 then ids[#ids + 1] = id end
+  local working, chosen, overdue = 0, nil, nil
+  for _, id in ipairs(ids) do
+    if lane.replicas[id].wanted > 0 then working = working + 1 end
   end
-  table.sort(ids)
-  local overdue
   for _, id in ipairs(ids) do
     local replica = lane.replicas[id]
-    local waited = lane.grants - replica.last
-    if waited >= #ids and (not overdue or waited > lane.grants - overdue.last) then overdue = replica end
-    if not chosen or replica.pass < chosen.pass then chosen = replica end
+    if replica.wanted > 0 and (replica == mine or kept_slots < KEPT) then
+      local waited = lane.grants - replica.last
+      if waited >= working and (not overdue or waited > lane.grants - overdue.last) then overdue = replica end
+      if not chosen or replica.pass < chosen.pass then chosen = replica end
+    end
   end
   return overdue or chosen
 end
 
-local function next_token()
-  local order = {}
-  for token = 1, count do order[token] = token end
-  table.sort(order, function(a, b)
-    if lane.back[a] == lane.back[b] then return a < b end
-    return lane.back[a] < lane.back[b]
-  end)
-  return order[count - usable + 1]
-end
-
 -- When the next slot can be, and whether it may be dealt.
-local function next_slot()
-  local token = next_token()
-  local at = math.max(lane.back[token], now, lane.open)
+local usable = math.min(tokens, cap, count)
+local function next_date()
+  local at = math.max(now, lane.open)
+  if length >= usable then at = math.max(at, listed(-usable)) end
   local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PATIENCE
   if waits_for_probe then at = math.max(at, lane.probe_at + PATIENCE) end
-  return token, at, not waits_for_probe and at <= now + ahead
+  return at, not waits_for_probe and at <= now + AHEAD
 end
 
-while usable > 0 do
+while usable > 0 and not stale and dealt < SLOTS do
   local replica = next_replica()
   if not replica then break end
-  local token, at, may = next_slot()
+  local at, may = next_date()
   if not may then break end
-  local slot = { token = token, probe = 0 }
-  stamp(slot, at)
+  local slot = { at = at, back = at + away(replica), slack = replica.slack, probe = 0 }
+  if slot.back < last and length > DEPTH then slot.back = last end
+  add(slot.back)
   if lane.probe == DUE then
     lane.probe, lane.probe_at, slot.probe = OUT, at, 1
   end
   replica.slots[#replica.slots + 1] = slot
-  lane.grants = lane.grants + 1
+  if replica ~= mine then kept_slots = kept_slots + 1 end
+  dealt, lane.grants = dealt + 1, lane.grants + 1
   replica.pass, replica.last = replica.pass + 1 / replica.weight, lane.grants
   replica.wanted = replica.wanted - 1
 end
 
 -- The answer
 
-local fetched = {}
-local ask, part = 0, 1000000
-if mine then
+local fetched, ask, part = {}, 0, 1000000
+local function fetch(slot)
+  for _, value in ipairs({ slot.at, slot.back, slot.slack, slot.probe }) do fetched[#fetched + 1] = value end
+end
+if not stale then
   for _, slot in ipairs(mine.slots) do
     if slot.at >= now then
-      fetched[#fetched + 1] = slot
-    elseif lane.back[slot.token] == slot.back then
-      stamp(slot, now)
-      fetched[#fetched + 1] = slot
+      fetch(slot)
+    elseif take_out(slot.back) then
+      -- It was kept for too long: it is dated now.
+      slot.at, slot.back, slot.slack = now, now + away(mine), slack
+      if slot.back < last and length > DEPTH then slot.back = last end
+      add(slot.back)
+      fetch(slot)
     else
       if slot.probe == 1 then unprobed() end
       mine.wanted = mine.wanted + 1
     end
   end
   mine.slots = {}
-  local working, weights = 0, 0
-  for _, replica in pairs(lane.replicas) do
-    if replica.wanted > 0 or replica == mine then
-      working, weights = working + 1, weights + replica.weight
-    end
+end
+local working, weights = 0, 0
+for _, replica in pairs(lane.replicas) do
+  if replica.wanted > 0 or replica == mine then
+    working, weights = working + 1, weights + replica.weight
   end
-  part = math.floor(1000000 * math.max(mine.weight / weights, 1 / (2 * working)))
-  if mine.wanted > 0 then
-    ask = ASK
-    if working == 1 and usable > 0 then
-      local _, at = next_slot()
-      ask = math.min(math.max(at - ahead - now, 2000), SILENCE - 2 * ASK)
-    end
+end
+part = math.floor(1000000 * math.max(mine.weight / weights, 1 / (2 * working)))
+if mine.wanted > 0 then
+  ask = ASK
+  if usable > 0 and (working == 1 or dealt == SLOTS) then
+    local at = next_date()
+    ask = math.min(math.max(at - AHEAD - now, SOON), SILENCE - 2 * ASK)
   end
 end
 
-local replies = { now, lane.open, lane.gap, lane.tokens, lane.quiet, lane.level, lane.probe, lane.known, gap, usable, ask, part, episode, #fetched }
-for _, slot in ipairs(fetched) do
-  for _, value in ipairs({ slot.token, slot.at, slot.back, slot.probe }) do replies[#replies + 1] = value end
+local used, back = 0, {}
+if usable > 0 and last > now then
+  used = math.min(usable, length)
+  if used <= SAMPLES then
+    back = redis.call('LRANGE', ring, -used, -1)
+  else
+    for sample = 0, SAMPLES - 1 do
+      back[sample + 1] = redis.call('LINDEX', ring, math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5) - used)
+    end
+  end
 end
-for token = 1, count do replies[#replies + 1] = lane.back[token] end
 
 -- Trouble is remembered until nothing of it is left, tokens until all are back.
-local latest = now
-for token = 1, count do latest = math.max(latest, lane.back[token]) end
-local troubled = lane.quiet > 0 and (gap > base_gap or tokens < count or lane.level > 0 or lane.probe ~= NOT_NEEDED)
-local lives = latest - now + 2 * SILENCE
-if troubled then lives = lives + math.max(lane.open - now, 0) + max_pause + per_step * STEPS + max_gap * NARROWING end
-redis.call('SET', KEYS[1], cmsgpack.pack(lane), 'PX', math.ceil(lives / 1000))
-return replies
+local lives = math.max(last - now, 0) + 2 * SILENCE
+if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.open - now, 0) + max_pause end
+lives = math.ceil(math.max(lives, lane.open - now, lane.pace_until - now) / 1000)
+redis.call('SET', state, cmsgpack.pack(lane), 'PX', lives)
+redis.call('PEXPIRE', ring, lives)
+
+return {
+  { now, lane.open, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, part, used },
+  lane.pace, back, fetched
+}

@@ -1,48 +1,100 @@
-//! What goes to `take.lua`, and what comes back? One kind of question, whatever the operation, and one kind of answer.
-//! Times are microseconds of the store's clock; [`Clock`] turns them into ours without ever being early.
+//! What goes to `deal.lua`, and what comes back? One kind of question, whatever the operation, and one kind of answer.
+//! Times are microseconds of the store's clock; `clock.rs` turns them into ours.
 
 use std::time::Duration;
 
+use redis::Value;
 use tokio::time::Instant;
 
 use crate::acs::v3;
-use crate::config::{Learn, Limit, Retry};
+use crate::config::Limit;
 use crate::id::ClientId;
+use crate::limiter::pause::PATIENCE;
 
 /// The script itself.
 pub(crate) const SOURCE: &str = include_str!("deal.lua");
 
 /// How far ahead slots are dated: further than the replicas' questions are apart, and nearer than a window.
 pub(crate) const AHEAD: Duration = Duration::from_millis(250);
+/// The longest silence after which a replica is still dealt to.
+const SILENCE: Duration = Duration::from_millis(600);
+/// How often a replica asks while others have work, too.
+const ASK: Duration = Duration::from_millis(100);
+/// How soon it asks again at the earliest.
+const SOON: Duration = Duration::from_millis(2);
+/// Slots that one question can be dealt: 25 ms of a lane of 10,000 a second. It bounds the time that the store spends on
+/// one question, in which every other lane of the server waits.
+const SLOTS: u32 = 256;
+/// Slots that are kept for other replicas until they ask. It bounds the size of the lane's state, which every question
+/// reads and writes.
+const KEPT: u32 = 256;
+/// How many of the latest uses are searched for one that is given back or was late. One that is not found there stays
+/// used for its whole window.
+const DEPTH: u32 = 512;
+/// Tokens whose return the answer tells: all, or this many that are evenly spread over them.
+const SAMPLES: u32 = 32;
+/// Slots given back with one question; more are given back with the next. It bounds the store's work, as `SLOTS` does.
+pub(crate) const GIVEN_BACK: usize = 64;
 
 /// A slot as the store knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dated {
-    /// Which of the lane's tokens.
-    pub(crate) token: u32,
     /// Not to be used before this.
     pub(crate) at: u64,
-    /// When the token is back; changed by whoever dates it next.
+    /// When its token is back; names the slot to the store.
     pub(crate) back: u64,
+    /// How long after its date it may be used: the token counts as used then.
+    pub(crate) slack: u64,
     /// It is the one attempt that goes after a pause.
     pub(crate) probe: bool,
+}
+
+/// A slot that was used later than it allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Late {
+    pub(crate) slot: Dated,
+    /// It was used no later than this.
+    pub(crate) used: u64,
 }
 
 /// What every operation says.
 pub(crate) struct Question<'a> {
     pub(crate) replica: &'a str,
     pub(crate) limit: Limit,
-    pub(crate) learn: Learn,
+    /// Tokens that may be in use, as this replica has learned.
+    pub(crate) tokens: u32,
+    /// The limit's window, stretched as this replica has learned.
+    pub(crate) window: Duration,
+    /// What is added to the window. Of all replicas with work the largest holds.
+    pub(crate) gap: Duration,
+    /// How late this replica may use a slot: what is configured, and how little it knows of the store's clock.
     pub(crate) slack: Duration,
     /// Tokens that may be in use at most, as others' parts are withheld.
     pub(crate) cap: u32,
-    /// Calls that wait here without a slot.
+    /// The version of the pace that `tokens` and `window` come from: 0 before the store has one. A question with another
+    /// version than the store's is dealt nothing.
+    pub(crate) version: u64,
+    /// A new pace, if the version is still the store's.
+    pub(crate) pace: Option<NewPace<'a>>,
+    /// Calls that wait here without a slot. 0 takes back every earlier wish.
     pub(crate) wanted: usize,
     /// The clients that wait here, and how many of their tenants.
     pub(crate) waiting: &'a [Waiting],
     /// Slots that were not used.
     pub(crate) unused: &'a [Dated],
-    pub(crate) retry: &'a Retry,
+    /// Slots that were used too late.
+    pub(crate) late: &'a [Late],
+    /// The longest pause that CAMS can ask for.
+    pub(crate) max_pause: Duration,
+}
+
+/// What the replicas have learned, for the store to keep. The store does not read it, so it has to say of which limit it
+/// was learned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NewPace<'a> {
+    pub(crate) text: &'a str,
+    /// How long it is worth keeping.
+    pub(crate) lives: Duration,
 }
 
 /// A client that waits at this replica.
@@ -59,10 +111,19 @@ pub(crate) struct Waiting {
 pub(crate) enum Op {
     /// Calls wait.
     Take,
-    /// CAMS refused an attempt whose slot was dated `at`; `random` is in 0..1.
-    Throttled { at: u64, hint: Option<Duration>, random: f64 },
+    /// CAMS refused an attempt whose slot was dated `at`. No pauses: the refusal is isolated, and the lane goes on.
+    Throttled { at: u64, pauses: Option<Pauses> },
     /// An attempt has another end.
     Ended { slot: Dated, how: How },
+}
+
+/// How long a lane pauses after a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pauses {
+    /// If an episode begins with it.
+    pub(crate) new: Duration,
+    /// If its episode is known. None: the pause stays as it is.
+    pub(crate) same: Option<Duration>,
 }
 
 /// The end of an attempt that was not refused.
@@ -78,37 +139,44 @@ pub(crate) enum How {
 pub(crate) struct View {
     /// The store's time.
     pub(crate) now: u64,
-    /// Nobody sends before this.
+    /// No slot is dated before this.
     pub(crate) open: u64,
-    /// As the latest episode left it.
-    pub(crate) learned: (u64, u32),
-    /// Since when it has been quiet; 0 when there was no episode.
-    pub(crate) quiet: u64,
-    /// The back-off's level.
+    /// Episodes in a row: the back-off's level.
     pub(crate) level: u32,
-    /// The pace of this moment.
+    /// The refusal was news: an episode has begun, or would have if the refusal were not isolated.
+    pub(crate) new_episode: bool,
+    /// The pace's version was not that of the question, which was dealt nothing.
+    pub(crate) stale: bool,
+    pub(crate) version: u64,
+    /// The pace, as the replica wrote it that wrote it last; empty before.
+    pub(crate) pace: String,
+    /// The gap in force.
     pub(crate) gap: u64,
+    /// For how long a token is away after a slot's date.
+    pub(crate) away: u64,
     pub(crate) usable: u32,
-    /// After how long to ask again; 0 for not at all.
+    /// Slots that the store still means to deal to this replica.
+    pub(crate) wanted: u32,
+    /// After how long to ask again if calls wait.
     pub(crate) ask: u64,
     /// This replica's part of the lane's grants, in millionths.
     pub(crate) part: u64,
-    /// The refusal was news.
-    pub(crate) new_episode: bool,
+    /// How many of the usable tokens have been used; the others are free.
+    pub(crate) used: u32,
+    /// When these are back, in order: all, or some that are evenly spread over them. None when all are back.
+    pub(crate) back: Vec<u64>,
     /// Dealt to this replica.
     pub(crate) slots: Vec<Dated>,
-    /// When each token is back.
-    pub(crate) back: Vec<u64>,
 }
 
-/// Where the store's clock stands against ours.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Clock {
-    /// When the question left, at the earliest.
-    asked: Instant,
-    /// When the answer was here, at the latest.
-    answered: Instant,
-    store: u64,
+/// An answer, with what it tells of the store's clock.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) view: View,
+    /// The question left no earlier than this.
+    pub(crate) sent: Instant,
+    /// The answer was here no later than this.
+    pub(crate) received: Instant,
 }
 
 // === impl Op ===
@@ -124,34 +192,36 @@ impl Op {
 
     /// The script's arguments.
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
-        let Question { replica, limit, learn, slack, cap, wanted, waiting, unused, retry } = question;
-        let unused: Vec<String> = unused
-            .iter()
-            .map(|slot| format!("{}:{}:{}:{}", slot.token, slot.at, slot.back, u8::from(slot.probe)))
-            .collect();
-        let waiting: Vec<String> =
-            waiting.iter().map(|client| format!("{}:{}:{}", client.digest, client.weight, client.tenants)).collect();
-        let mut args = vec![
-            self.name().to_owned(),
-            (*replica).to_owned(),
-            limit.count.to_string(),
-            micros(limit.window).to_string(),
-            micros(learn.gap).to_string(),
-            micros(learn.max_gap.min(limit.window / 2).max(learn.gap)).to_string(),
-            micros(*slack).to_string(),
-            cap.to_string(),
-            wanted.to_string(),
-            waiting.join(","),
-            micros(retry.max_pause).to_string(),
-            unused.join(","),
-            micros(AHEAD).to_string(),
+        let Question { replica, limit, tokens, window, gap, slack, cap, version, pace, wanted, max_pause, .. } =
+            question;
+        let constants = [micros(AHEAD), micros(SILENCE), micros(ASK), micros(SOON), micros(PATIENCE)];
+        let bounds = [SLOTS, KEPT, DEPTH, SAMPLES].map(u64::from);
+        let numbers = [
+            u64::from(limit.count.get()),
+            micros(limit.window),
+            u64::from(*tokens),
+            micros(*window),
+            micros(*gap),
+            micros(*slack),
+            u64::from(*cap),
+            u64::try_from(*wanted).unwrap_or(u64::from(u32::MAX)),
+            micros(*max_pause),
+            *version,
+            pace.map_or(0, |pace| micros(pace.lives)),
         ];
+        let mut args = vec![self.name().to_owned(), (*replica).to_owned()];
+        args.extend(constants.into_iter().chain(bounds).chain(numbers).map(|number| number.to_string()));
+        args.push(pace.map_or(String::new(), |pace| pace.text.to_owned()));
+        args.push(list(question.waiting, |client| format!("{}:{}:{}", client.digest, client.weight, client.tenants)));
+        args.push(list(question.unused, Dated::text));
+        args.push(list(question.late, |late| format!("{}:{}", late.slot.text(), late.used)));
         match self {
             Self::Take => {}
-            Self::Throttled { at, hint, random } => {
-                let hint = hint.map_or("-1".to_owned(), |hint| micros(hint).to_string());
-                let (base, max) = (micros(retry.base).to_string(), micros(retry.max).to_string());
-                args.extend([at.to_string(), hint, base, max, format!("{random:.6}")]);
+            Self::Throttled { at, pauses } => {
+                let text = |pause: Option<Duration>| pause.map_or("-1".to_owned(), |pause| micros(pause).to_string());
+                let new = pauses.map(|pauses| pauses.new);
+                let same = pauses.and_then(|pauses| pauses.same);
+                args.extend([at.to_string(), text(new), text(same)]);
             }
             Self::Ended { slot, how } => {
                 let how = match how {
@@ -159,12 +229,18 @@ impl Op {
                     How::Unknown => "unknown",
                     How::Unsent => "unsent",
                 };
-                let Dated { token, at, back, probe } = slot;
-                args.extend([token.to_string(), at.to_string(), back.to_string()]);
-                args.extend([u8::from(*probe).to_string(), how.to_owned()]);
+                args.extend([slot.text(), how.to_owned()]);
             }
         }
         args.into_iter().map(String::into_bytes).collect()
+    }
+}
+
+// === impl Dated ===
+
+impl Dated {
+    fn text(&self) -> String {
+        format!("{}:{}:{}:{}", self.at, self.back, self.slack, u8::from(self.probe))
     }
 }
 
@@ -182,60 +258,40 @@ impl Waiting {
 
 impl View {
     /// The script's answer; none if it is not one.
-    pub(crate) fn read(numbers: &[i64]) -> Option<Self> {
-        let number = |number: &i64| u64::try_from(*number).ok();
-        let (head, rest) = numbers.split_at_checked(14)?;
-        let head: Vec<u64> = head.iter().map(number).collect::<Option<_>>()?;
+    pub(crate) fn read(answer: Value) -> Option<Self> {
+        type Parts = (Vec<u64>, String, Vec<u64>, Vec<u64>);
+        let (numbers, pace, back, slots): Parts = redis::from_redis_value(answer).ok()?;
+        let [now, open, level, episode, stale, version, gap, away, usable, wanted, ask, part, used] =
+            numbers.try_into().ok()?;
         let small = |number: u64| u32::try_from(number).ok();
-        let (slots, back) = rest.split_at_checked(usize::try_from(head[13]).ok()?.checked_mul(4)?)?;
-        let slot = |slot: &[i64]| {
-            Some(Dated {
-                token: u32::try_from(slot[0]).ok()?,
-                at: number(&slot[1])?,
-                back: number(&slot[2])?,
-                probe: slot[3] == 1,
-            })
-        };
+        let slot = |slot: &[u64]| Dated { at: slot[0], back: slot[1], slack: slot[2], probe: slot[3] == 1 };
+        let slots = slots.chunks_exact(4);
+        if !slots.remainder().is_empty() {
+            return None;
+        }
         Some(Self {
-            now: head[0],
-            open: head[1],
-            learned: (head[2], small(head[3])?),
-            quiet: head[4],
-            level: small(head[5])?,
-            gap: head[8],
-            usable: small(head[9])?,
-            ask: head[10],
-            part: head[11],
-            new_episode: head[12] == 1,
-            slots: slots.chunks_exact(4).map(slot).collect::<Option<_>>()?,
-            back: back.iter().map(number).collect::<Option<_>>()?,
+            now,
+            open,
+            level: small(level)?,
+            new_episode: episode == 1,
+            stale: stale == 1,
+            version,
+            pace,
+            gap,
+            away,
+            usable: small(usable)?,
+            wanted: small(wanted)?,
+            ask,
+            part,
+            used: small(used)?,
+            back,
+            slots: slots.map(slot).collect(),
         })
     }
 }
 
-// === impl Clock ===
-
-impl Clock {
-    pub(crate) fn new(asked: Instant, answered: Instant, store: u64) -> Self {
-        Self { asked, answered, store }
-    }
-
-    /// The store's `at` is not after this.
-    pub(crate) fn latest(&self, at: u64) -> Instant {
-        shift(self.answered, at, self.store)
-    }
-
-    /// The store's `at` is not before this.
-    pub(crate) fn earliest(&self, at: u64) -> Instant {
-        shift(self.asked, at, self.store)
-    }
-}
-
-fn shift(ours: Instant, at: u64, store: u64) -> Instant {
-    match at.checked_sub(store) {
-        Some(ahead) => ours + Duration::from_micros(ahead),
-        None => ours.checked_sub(Duration::from_micros(store - at)).unwrap_or(ours),
-    }
+fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
+    items.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -1,30 +1,94 @@
 //! What has the store dealt to this lane, here? Slots: each the right to send one attempt, from its date until a moment
-//! later. Whoever would be later than that gives the slot back and takes another. Only decides; asking is the lane's
-//! (`queue/ask.rs`).
+//! later. One that cannot be used in time is given back. One that was used too late all the same is reported, and no
+//! other slot is used before the store knows of it. Only decides: no I/O, and the time is an argument.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::limiter::forecast::nth;
-use crate::limiter::shared::protocol::{Clock, Dated, View};
+use crate::config::Limit;
+use crate::limiter::forecast::{after, nth};
+use crate::limiter::shared::clock::Clock;
+use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
 use crate::limiter::source::{NEVER, Wait};
+
+/// The most that is added to the slack of a lane whose slots come too late.
+pub(crate) const MOST_EXTRA: Duration = Duration::from_millis(100);
+/// What is added first.
+const FIRST_EXTRA: Duration = Duration::from_millis(10);
+/// The part of it that an answer in time takes away.
+const LESS_EXTRA: u32 = 16;
+/// The part of a longer round trip that each shorter one takes away.
+const NEARER: u32 = 8;
+/// After so many answers in a row whose slots all came too late the store cannot deal.
+const TOO_FAR: u32 = 5;
 
 /// The slots at hand, and what the store said last.
 pub(crate) struct Slots {
-    window: Duration,
+    /// How late a slot may be used, as configured.
     slack: Duration,
+    /// What an answer takes.
+    distance: Duration,
+    /// Added to the slack, as slots have come too late.
+    extra: Duration,
+    /// Answers in a row whose slots all came too late.
+    too_late: u32,
+    clock: Clock,
     /// By date.
     hand: Vec<Slot>,
     /// To be given back with the next question.
     unused: Vec<Dated>,
+    /// Used too late: to be reported with the next question.
+    late: Vec<Late>,
+    /// Reported with the question of this number, which is not answered yet.
+    reported: Option<(u64, Vec<Late>)>,
     /// Granted, and neither spent nor given back.
     held: u32,
-    /// A question is under way.
+    /// The number of the latest question.
+    number: u64,
+    /// The latest question is under way.
     asking: bool,
+    /// The store means to deal to this replica, as it was last asked to.
+    is_wanting: bool,
     /// When to ask; not before the silent window is over.
     ask_at: Instant,
     seen: Seen,
+}
+
+/// How a lane begins to use the store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    pub(crate) limit: Limit,
+    pub(crate) gap: Duration,
+    /// How late a slot may be used, as configured.
+    pub(crate) slack: Duration,
+    /// What an answer of the store usually takes.
+    pub(crate) distance: Duration,
+    /// Nothing is asked for before this.
+    pub(crate) from: Instant,
+}
+
+/// What a question says of this lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ask {
+    /// For the answer.
+    pub(crate) number: u64,
+    /// Calls that still want a slot.
+    pub(crate) wanted: usize,
+    pub(crate) unused: Vec<Dated>,
+    pub(crate) late: Vec<Late>,
+    pub(crate) slack: Duration,
+}
+
+/// What an answer is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Worth {
+    /// Its slots can be used, or it had none.
+    Fine,
+    /// All its slots came too late. The next ones may be used for longer.
+    TooLate,
+    /// Such answers have come several times in a row: the store is of no use.
+    TooFar,
 }
 
 /// One slot by our own clock.
@@ -37,56 +101,115 @@ pub(crate) struct Slot {
 
 /// The lane as the store has it, for forecasts.
 struct Seen {
-    /// When each usable token is back.
-    turns: Vec<Instant>,
-    away: Duration,
+    turns: Turns,
     /// This replica's part of the grants, from 0 to 1.
     part: f64,
     level: u32,
 }
 
+/// When each usable token is back.
+#[derive(Clone, Debug)]
+pub(crate) struct Turns {
+    usable: u32,
+    /// How many of them are not free.
+    used: u32,
+    /// When these are back, in order: all of them, or some that are evenly spread.
+    back: Vec<Instant>,
+    /// When the others are free.
+    free: Instant,
+    /// How long a token is away.
+    away: Duration,
+}
+
 // === impl Slots ===
 
 impl Slots {
-    /// Nothing is asked for before `from`.
-    pub(crate) fn new(window: Duration, (gap, slack): (Duration, Duration), count: u32, from: Instant) -> Self {
-        let seen = Seen { turns: vec![from; count as usize], away: window + gap + slack, part: 1.0, level: 0 };
-        Self { window, slack, hand: Vec::new(), unused: Vec::new(), held: 0, asking: false, ask_at: from, seen }
+    pub(crate) fn new(start: &Start) -> Self {
+        let Start { limit, gap, slack, distance, from } = *start;
+        let away = limit.window + gap + slack;
+        let turns = Turns { usable: limit.count.get(), used: 0, back: Vec::new(), free: from, away };
+        Self {
+            slack,
+            distance,
+            extra: Duration::ZERO,
+            too_late: 0,
+            clock: Clock::new(from),
+            hand: Vec::new(),
+            unused: Vec::new(),
+            late: Vec::new(),
+            reported: None,
+            held: 0,
+            number: 0,
+            asking: false,
+            is_wanting: false,
+            ask_at: from,
+            seen: Seen { turns, part: 1.0, level: 0 },
+        }
     }
 
-    /// A question is about to be asked, for so many waiting calls: how many slots they still want, and what goes back.
-    pub(crate) fn ask(&mut self, waiting: usize) -> (usize, Vec<Dated>) {
+    /// A question is about to be asked, for this many waiting calls: what it says.
+    pub(crate) fn ask(&mut self, waiting: usize, now: Instant) -> Ask {
+        self.number += 1;
         self.asking = true;
         if waiting == 0 {
-            // Nobody is there to use them.
-            self.unused.extend(self.hand.drain(..).map(|slot| slot.dated));
+            // No call is there to use them.
+            self.void();
         }
-        (waiting.saturating_sub(self.hand.len()), std::mem::take(&mut self.unused))
+        let wanted = waiting.saturating_sub(self.hand.len());
+        self.is_wanting = wanted > 0;
+        let unused = first(&mut self.unused);
+        let mut late = Vec::new();
+        if self.reported.is_none() && !self.late.is_empty() {
+            late = first(&mut self.late);
+            self.reported = Some((self.number, late.clone()));
+        }
+        Ask { number: self.number, wanted, unused, late, slack: self.slack_at(now) }
     }
 
-    /// The store has answered.
-    pub(crate) fn answered(&mut self, view: &View, clock: &Clock, now: Instant) {
-        self.asking = false;
-        let slot = |dated: &Dated| Slot {
+    /// The store has answered the question of this number.
+    pub(crate) fn answered(&mut self, number: u64, answer: &Answer, now: Instant) -> Worth {
+        let Answer { view, sent, received } = answer;
+        self.clock.observe(*sent, *received, view.now);
+        self.distance = (*received - *sent).max(self.distance - self.distance / NEARER);
+        let blocked_before = self.is_blocked();
+        if self.reported.as_ref().is_some_and(|(reported, _)| number >= *reported) {
+            self.reported = None;
+        }
+        if number == self.number {
+            self.asking = false;
+            self.is_wanting = view.wanted > 0;
+            self.ask_at = if view.stale { now } else { now + Duration::from_micros(view.ask) };
+        }
+        let slots = view.slots.iter().map(|dated| Slot {
             dated: *dated,
-            from: clock.latest(dated.at),
-            until: clock.earliest(dated.at) + self.slack,
-        };
-        self.hand.extend(view.slots.iter().map(slot));
-        self.hand.sort_by_key(|slot| slot.from);
-        self.ask_at = now + Duration::from_micros(view.ask);
-        let mut turns: Vec<Instant> = view.back.iter().map(|back| clock.latest(*back).max(now)).collect();
-        turns.sort_unstable();
-        // Those that may not be in use are the ones that come back first.
-        turns.drain(..turns.len().saturating_sub(view.usable as usize));
-        let away = self.window + Duration::from_micros(view.gap) + self.slack;
-        self.seen = Seen { turns, away, part: view.part as f64 / 1e6, level: view.level };
+            from: self.clock.latest(dated.at, now),
+            until: self.clock.earliest(dated.at, now) + Duration::from_micros(dated.slack),
+        });
+        let (in_time, too_late): (Vec<_>, Vec<_>) = slots.partition(|slot| slot.until >= slot.from.max(now));
+        let worth = self.judge(!in_time.is_empty(), !too_late.is_empty(), now);
+        self.unused.extend(too_late.iter().map(|slot| slot.dated));
+        if blocked_before && self.is_blocked() {
+            // They were dealt by a store that does not know of the late use.
+            self.unused.extend(in_time.iter().map(|slot| slot.dated));
+        } else {
+            self.hand.extend(in_time);
+            self.hand.sort_by_key(|slot| slot.from);
+        }
+        let turns = Turns::of(view, &self.clock, now);
+        self.seen = Seen { turns, part: view.part as f64 / 1e6, level: view.level };
+        worth
     }
 
-    /// The store did not answer: it is asked again at `again`.
-    pub(crate) fn unanswered(&mut self, again: Instant) {
-        self.asking = false;
-        self.ask_at = again;
+    /// The store did not answer this question: it is asked again at `again`.
+    pub(crate) fn unanswered(&mut self, number: u64, again: Instant) {
+        if let Some((_, late)) = self.reported.take_if(|(reported, _)| *reported == number) {
+            // Were it reported twice, it would cost a second token.
+            self.late.extend(late);
+        }
+        if number == self.number {
+            self.asking = false;
+            self.ask_at = again;
+        }
     }
 
     /// The lane pauses: nothing at hand may be used.
@@ -96,41 +219,55 @@ impl Slots {
 
     /// Puts aside what can no longer be used in time.
     pub(crate) fn drop_late(&mut self, now: Instant) {
-        let late = self.hand.iter().take_while(|slot| slot.is_late(now)).count();
-        if late > 0 {
-            self.unused.extend(self.hand.drain(..late).map(|slot| slot.dated));
+        let before = self.unused.len();
+        self.unused.extend(self.hand.extract_if(.., |slot| slot.until < now).map(|slot| slot.dated));
+        if self.unused.len() > before {
             self.ask_at = self.ask_at.min(now);
         }
     }
 
     pub(crate) fn take(&mut self, now: Instant) -> Option<Slot> {
         self.drop_late(now);
-        let first = self.hand.first().filter(|slot| slot.from <= now).copied()?;
-        self.hand.remove(0);
+        if self.is_blocked() {
+            return None;
+        }
+        self.hand.first().filter(|slot| slot.from <= now)?;
         self.held += 1;
-        Some(first)
+        Some(self.hand.remove(0))
     }
 
-    /// A granted slot was not used: another call may use it.
-    pub(crate) fn give_back(&mut self, slot: Slot) {
-        self.held = self.held.saturating_sub(1);
-        self.hand.insert(0, slot);
-        self.hand.sort_by_key(|slot| slot.from);
+    /// Whether a granted slot may be used now.
+    pub(crate) fn is_usable(&self, slot: &Slot, now: Instant) -> bool {
+        !self.is_blocked() && slot.from <= now && now <= slot.until
     }
 
-    /// A granted slot is used now; or, if it is late, put aside.
-    pub(crate) fn spend(&mut self, slot: Slot, now: Instant) -> bool {
+    /// A granted slot was not used: another call may use it, or it goes back to the store.
+    pub(crate) fn give_back(&mut self, slot: Slot, now: Instant) {
         self.held = self.held.saturating_sub(1);
-        let in_time = !slot.is_late(now);
-        if !in_time {
+        if self.is_blocked() || slot.until < now {
             self.unused.push(slot.dated);
+            self.ask_at = self.ask_at.min(now);
+        } else {
+            self.hand.push(slot);
+            self.hand.sort_by_key(|slot| slot.from);
+        }
+    }
+
+    /// A granted slot was used: its attempt's first byte left no later than `at`. False if that was too late: nothing at
+    /// hand may be used then, and the store is to be asked now.
+    pub(crate) fn written(&mut self, slot: Slot, at: Instant, now: Instant) -> bool {
+        self.held = self.held.saturating_sub(1);
+        let in_time = at <= slot.until;
+        if !in_time {
+            self.late.push(Late { slot: slot.dated, used: self.clock.at_most(at, now) });
+            self.void();
             self.ask_at = self.ask_at.min(now);
         }
         in_time
     }
 
     pub(crate) fn free(&self, now: Instant) -> u32 {
-        let free = self.hand.iter().filter(|slot| slot.from <= now && !slot.is_late(now)).count();
+        let free = self.hand.iter().filter(|slot| self.is_usable(slot, now)).count();
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
@@ -138,9 +275,10 @@ impl Slots {
         self.held
     }
 
-    /// Slots that lie here though nobody waits are to be given back.
+    /// While no call waits: the store must be asked, to take back slots or what it was asked for.
     pub(crate) fn has_unused(&self) -> bool {
-        !self.unused.is_empty() || !self.hand.is_empty()
+        let wants = self.is_wanting && !self.asking;
+        wants || !self.unused.is_empty() || !self.hand.is_empty() || self.must_report()
     }
 
     /// The store remembers a trouble that an answer of CAMS ends.
@@ -148,8 +286,21 @@ impl Slots {
         self.seen.level > 0
     }
 
+    /// The back-off's level, as the store last said.
+    pub(crate) fn level(&self) -> u32 {
+        self.seen.level
+    }
+
+    /// The store's clock.
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
     pub(crate) fn wait(&self, waiting: usize, now: Instant) -> Wait {
-        let slot = self.hand.first().map(|slot| slot.from);
+        if self.must_report() {
+            return Wait::Ask;
+        }
+        let slot = self.hand.first().map(|slot| slot.from).filter(|_| !self.is_blocked());
         if self.asking || self.hand.len() >= waiting {
             return slot.map_or(Wait::Change, Wait::Until);
         }
@@ -159,35 +310,120 @@ impl Slots {
         Wait::Until(slot.map_or(self.ask_at, |slot| slot.min(self.ask_at)))
     }
 
+    /// When the `ahead` + 1st grant from now can come at the earliest, if nothing is granted before `open` and one token
+    /// more may be in use from each of `more` on.
     pub(crate) fn forecast(&self, ahead: usize, open: Instant, more: &[Instant]) -> Instant {
         if let Some(slot) = self.hand.get(ahead) {
             return slot.from.max(open);
         }
-        // Others take their part in between.
-        let ahead = ((ahead - self.hand.len()) as f64 / self.seen.part.max(0.01)) as usize;
-        let turns: Vec<Instant> = self.seen.turns.iter().map(|turn| (*turn).max(open)).collect();
-        if turns.is_empty() { open + NEVER } else { nth(ahead, turns, self.seen.away, more) }
+        let ahead = self.ahead_of_all(ahead);
+        let turns = &self.seen.turns;
+        if turns.usable == 0 {
+            return open + NEVER;
+        }
+        if more.is_empty() {
+            return turns.nth(ahead, open);
+        }
+        let each = (0..turns.usable as usize).map(|token| turns.nth(token, open)).collect();
+        nth(ahead, each, turns.away, more)
+    }
+
+    /// How many grants of all replicas come before this replica's `ahead` + 1st that is not at hand.
+    pub(crate) fn ahead_of_all(&self, ahead: usize) -> usize {
+        (ahead.saturating_sub(self.hand.len()) as f64 / self.seen.part.max(0.01)) as usize
+    }
+
+    /// When the tokens are back, for forecasts.
+    pub(crate) fn turns(&self) -> &Turns {
+        &self.seen.turns
     }
 
     /// Whether all tokens are withheld for replicas that have vanished.
     pub(crate) fn are_withheld(&self) -> bool {
-        self.seen.turns.is_empty()
+        self.seen.turns.usable == 0
     }
 
     /// Calls per second that this replica may expect.
     pub(crate) fn rate(&self) -> f64 {
-        self.seen.turns.len() as f64 / self.seen.away.as_secs_f64() * self.seen.part
+        let Turns { usable, away, .. } = &self.seen.turns;
+        f64::from(*usable) / away.as_secs_f64() * self.seen.part
     }
 
     pub(crate) fn at_rest(&self) -> bool {
-        self.held == 0 && !self.asking && !self.has_unused()
+        self.held == 0 && !self.asking && !self.has_unused() && !self.is_blocked()
+    }
+
+    /// A slot was used too late, and the store does not know of it yet.
+    fn is_blocked(&self) -> bool {
+        self.reported.is_some() || !self.late.is_empty()
+    }
+
+    fn must_report(&self) -> bool {
+        self.reported.is_none() && !self.late.is_empty()
+    }
+
+    /// How late a slot of the next answer may be used. What is unknown of the store's clock shortens the time in which a
+    /// slot may be used, so it is added.
+    fn slack_at(&self, now: Instant) -> Duration {
+        let unknown = self.clock.uncertainty(now).map_or(self.distance, |unknown| unknown.min(self.distance));
+        self.slack + unknown + self.extra
+    }
+
+    fn judge(&mut self, some_in_time: bool, some_too_late: bool, now: Instant) -> Worth {
+        if some_in_time {
+            self.too_late = 0;
+            self.extra -= self.extra / LESS_EXTRA;
+        } else if some_too_late {
+            self.too_late += 1;
+            self.extra = (2 * self.extra).clamp(FIRST_EXTRA, MOST_EXTRA);
+            self.ask_at = self.ask_at.min(now);
+            return if self.too_late >= TOO_FAR { Worth::TooFar } else { Worth::TooLate };
+        }
+        Worth::Fine
     }
 }
 
 // === impl Slot ===
 
 impl Slot {
-    fn is_late(&self, now: Instant) -> bool {
-        self.until < now
+    /// Not to be used after this.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
     }
+}
+
+// === impl Turns ===
+
+impl Turns {
+    fn of(view: &View, clock: &Clock, now: Instant) -> Self {
+        let mut back: Vec<Instant> = view.back.iter().map(|back| clock.latest(*back, now).max(now)).collect();
+        back.sort_unstable();
+        let used = if back.is_empty() { 0 } else { view.used.min(view.usable) };
+        Self { usable: view.usable, used, back, free: now, away: Duration::from_micros(view.away) }
+    }
+
+    /// When the `ahead` + 1st grant can come, if none comes before `open`. There must be a usable token.
+    pub(crate) fn nth(&self, ahead: usize, open: Instant) -> Instant {
+        let usable = self.usable as usize;
+        after(self.first(ahead % usable).max(open), ahead / usable, self.away)
+    }
+
+    /// When the usable token of this rank is back: between two that the store told of, by their distance.
+    fn first(&self, rank: usize) -> Instant {
+        let free = (self.usable - self.used) as usize;
+        let Some(rank) = rank.checked_sub(free) else { return self.free };
+        let (spans, tokens) = (self.back.len() - 1, self.used as usize - 1);
+        if spans == tokens || tokens == 0 {
+            return self.back[rank.min(spans)];
+        }
+        let place = rank as f64 * spans as f64 / tokens as f64;
+        let (from, part) = (place as usize, place.fract());
+        let to = self.back[(from + 1).min(spans)];
+        self.back[from] + to.saturating_duration_since(self.back[from]).mul_f64(part)
+    }
+}
+
+/// Takes as many as one question may carry.
+fn first<T>(list: &mut Vec<T>) -> Vec<T> {
+    list.drain(..list.len().min(GIVEN_BACK)).collect()
 }

@@ -111,18 +111,21 @@ impl Store {
         &self.prefix
     }
 
-    /// Runs a script on its one key; a server that does not know it, after a flush or a failover, is given it first. At
+    /// Runs a script on its keys, which are of one slot; a server that does not know it, after a flush or a failover, is given it first. At
     /// once `Err` while the store is down.
     pub(crate) async fn run(
         &self,
         op: &'static str,
         script: &Script,
-        key: &str,
+        keys: &[&str],
         args: &[Vec<u8>],
     ) -> Result<redis::Value, Unavailable> {
         let link = self.shared.link()?;
         let mut connection = link.connection.clone();
-        let mut call = script.key(key);
+        let mut call = script.prepare_invoke();
+        for key in keys {
+            call.key(*key);
+        }
         for arg in args {
             call.arg(arg.as_slice());
         }
@@ -172,6 +175,19 @@ impl Store {
     pub(crate) fn changes(&self) -> watch::Receiver<State> {
         self.shared.state.subscribe()
     }
+
+    /// What one operation may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.shared.timeout
+    }
+
+    /// What an answer takes: the least round trip over this connection.
+    pub(crate) fn distance(&self) -> Duration {
+        Duration::ZERO
+    }
+
+    /// The answers come too late to be of use.
+    pub(crate) fn is_too_far(&self) {}
 
     /// For the start: `Err` when the store answers and must not be used. One that does not answer is no reason not to
     /// start.

@@ -1,7 +1,7 @@
 //! What holds for all replicas together: one quota, one pause, one probe, one pace, and turns for everybody.
 
 use super::*;
-use crate::limiter::shared::protocol::{Op, Question};
+use crate::limiter::shared::protocol::{Op, Pauses, Question};
 use crate::servers::Redis;
 
 /// So many replicas of one fleet.
@@ -143,21 +143,34 @@ async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
     let server = Redis::start().await;
     let world = World::sharing(&server).await;
     let quota = world.queue.shared.quota.clone().unwrap();
-    let learn = config::Learn { gap: GAP, max_gap: 8 * GAP };
     let ask = async |replica, wanted, op: Op| {
         // Its one token is back soon, so the second slot is dated ahead.
         let limit = Limit { count: NonZeroU32::MIN, window: SECOND / 5 };
-        let (slack, unused, waiting) = (quota.slack(), &[], &[]);
-        let question = Question { replica, limit, learn, slack, cap: 1, wanted, waiting, unused, retry: &RETRY };
-        quota.take(&AccountId::new("acme"), &ActionName::new("Other"), &op, &question).await.unwrap()
+        let question = Question {
+            replica,
+            limit,
+            tokens: 1,
+            window: limit.window,
+            gap: GAP,
+            slack: quota.slack(),
+            cap: 1,
+            version: 0,
+            pace: None,
+            wanted,
+            waiting: &[],
+            unused: &[],
+            late: &[],
+            max_pause: RETRY.max_pause,
+        };
+        quota.take(&AccountId::new("acme"), &ActionName::new("Other"), &op, &question).await.unwrap().view
     };
-    let refused = |at, hint| Op::Throttled { at, hint: Some(hint), random: 0.5 };
+    let refused = |at, hint| Op::Throttled { at, pauses: Some(Pauses { new: hint, same: Some(hint) }) };
     let first = ask("one", 1, Op::Take).await.slots[0];
     let ahead = ask("other", 1, Op::Take).await.slots[0];
     let known = ask("one", 0, refused(first.at, SECOND / 2)).await;
     assert!(known.new_episode && known.now < ahead.at && ahead.at < known.open, "{known:?}, {ahead:?}");
     let again = ask("other", 0, refused(ahead.at, SECOND / 2)).await;
-    assert_eq!((again.new_episode, again.level, again.learned.1), (false, 1, 1));
+    assert_eq!((again.new_episode, again.level), (false, 1));
     // What goes after the pause is news.
     let mut probe = ask("one", 1, Op::Take).await;
     while probe.slots.is_empty() {

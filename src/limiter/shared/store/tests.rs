@@ -121,7 +121,7 @@ async fn read(stream: &mut BufReader<DuplexStream>) -> Option<String> {
 }
 
 async fn take(store: &Store) -> Result<Value, Unavailable> {
-    store.run("take", &Script::new("return 7"), "flowgate:a", &[]).await
+    store.run("take", &Script::new("return 7"), &["flowgate:a"], &[]).await
 }
 
 #[tokio::test(start_paused = true)]
@@ -232,7 +232,7 @@ fn counting() -> Script {
 
 async fn count(store: &Store, key: &str) -> i64 {
     let args = [b"2".to_vec(), b"\xff\x00".to_vec()];
-    let answer = store.run("count", &counting(), key, &args).await.unwrap();
+    let answer = store.run("count", &counting(), &[key], &args).await.unwrap();
     let (count, bytes): (i64, Vec<u8>) = redis::from_redis_value(answer).unwrap();
     assert_eq!(bytes, args[1]);
     count
