@@ -1,5 +1,6 @@
-//! What does the shared quota cost the store? A real redis-server on loopback runs `take.lua` as a replica asks for it:
-//! one after the other, many at once, and for a hundred thousand accounts; its own CPU time and memory are read from it.
+//! What does the shared quota cost the store? A real redis-server on loopback runs `deal.lua` as a replica asks for it:
+//! at several counts, one after the other, many at once, and for a hundred thousand accounts. What a take costs, its CPU
+//! time and its memory are read from the server.
 //! `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
@@ -8,6 +9,7 @@
 #[path = "../tests/it/redis.rs"]
 mod servers;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use flowgate::bench_support::{TAKE, dealt, take_args};
@@ -23,6 +25,14 @@ const ONE_BY_ONE: usize = 20_000;
 const AT_ONCE: usize = 64;
 /// Calls that wait at a saturated lane.
 const CROWD: usize = 50;
+const FIVE: NonZeroU32 = NonZeroU32::new(5).unwrap();
+const COUNTS: [u32; 3] = [5, 200, 10_000];
+/// Lanes of one count.
+const LANES: usize = 200;
+/// Commands of which the server remembers what they took.
+const LOGGED: i64 = 300;
+/// The most slots that one take is dealt.
+const AT_MOST: usize = 256;
 
 async fn info(connection: &mut MultiplexedConnection, names: &[&str]) -> f64 {
     let text: String = cmd("INFO").arg("everything").query_async(connection).await.unwrap();
@@ -37,13 +47,74 @@ async fn cpu(connection: &mut MultiplexedConnection) -> f64 {
     info(connection, &["used_cpu_user", "used_cpu_sys"]).await
 }
 
-async fn take(script: &Script, key: &str, wanted: usize, connection: &mut MultiplexedConnection) -> (usize, u64) {
-    let mut call = script.key(key);
-    for arg in take_args("0123456789abcdef", FIVE, wanted) {
+/// A lane, the script, and a way to the server.
+struct Lane<'a> {
+    name: String,
+    count: NonZeroU32,
+    script: &'a Script,
+}
+
+async fn take(lane: &Lane<'_>, wanted: usize, connection: &mut MultiplexedConnection) -> (usize, u64) {
+    let Lane { name, count, script } = lane;
+    let mut call = script.prepare_invoke();
+    call.key(format!("flowgate:lane:{{{name}}}:CreateFlow")).key(format!("flowgate:ring:{{{name}}}:CreateFlow"));
+    for arg in take_args("0123456789abcdef", *count, wanted) {
         call.arg(arg);
     }
     let answer: redis::Value = call.invoke_async(connection).await.unwrap();
     dealt(answer).unwrap()
+}
+
+/// The median of the microseconds that the server has spent on each script since it was last asked: what else the
+/// machine does shows in the mean.
+async fn median(connection: &mut MultiplexedConnection) -> u64 {
+    type Entry = (u64, u64, u64, Vec<redis::Value>, redis::Value, redis::Value);
+    let entries: Vec<Entry> = cmd("SLOWLOG").arg("GET").arg(LOGGED).query_async(connection).await.unwrap();
+    cmd("SLOWLOG").arg("RESET").query_async::<()>(connection).await.unwrap();
+    let is_script = |entry: &&Entry| entry.3.first() == Some(&redis::Value::BulkString(b"EVALSHA".to_vec()));
+    let mut took: Vec<u64> = entries.iter().filter(is_script).map(|entry| entry.2).collect();
+    took.sort_unstable();
+    took.get(took.len() / 2).copied().unwrap_or(0)
+}
+
+/// What a take of one slot, and one of as many as there can be, cost on the server: where all tokens are free, where they
+/// are back after use, and where they are away.
+async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
+    for (name, value) in [("slowlog-log-slower-than", 0), ("slowlog-max-len", LOGGED)] {
+        cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(connection).await.unwrap();
+    }
+    for count in COUNTS {
+        let count = NonZeroU32::new(count).unwrap();
+        let lane = |index: usize| Lane { name: format!("count-{count}-{index}"), count, script };
+        let many = AT_MOST.min(count.get() as usize);
+        median(connection).await;
+        for index in 0..LANES {
+            take(&lane(index), 1, connection).await;
+        }
+        let free = median(connection).await;
+        for index in 0..LANES {
+            take(&lane(index), many, connection).await;
+        }
+        let crowd = median(connection).await;
+        for index in 0..LANES {
+            while take(&lane(index), many, connection).await.0 > 0 {}
+        }
+        median(connection).await;
+        for index in 0..LANES {
+            take(&lane(index), 1, connection).await;
+        }
+        let away = median(connection).await;
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        for index in 0..LANES {
+            assert_eq!(take(&lane(index), 1, connection).await.0, 1, "its tokens are back");
+        }
+        let back = median(connection).await;
+        println!(
+            "at {count} a second: {free} us a take of a free token, {back} us of one that is back, {away} us while all are away, {crowd} us a take of {many}",
+        );
+    }
+    cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(-1).query_async::<()>(connection).await.unwrap();
+    cmd("FLUSHALL").query_async::<()>(connection).await.unwrap();
 }
 
 fn percentile(sorted: &[Duration], part: f64) -> f64 {
@@ -55,7 +126,8 @@ async fn one_by_one(connection: &mut MultiplexedConnection, script: &Script) {
     let before = cpu(connection).await;
     for account in 0..ONE_BY_ONE {
         let start = Instant::now();
-        assert_eq!(take(script, &format!("one:{account}"), 1, connection).await.0, 1, "each account has five");
+        let lane = Lane { name: format!("one-{account}"), count: FIVE, script };
+        assert_eq!(take(&lane, 1, connection).await.0, 1, "each account has five");
         waits.push(start.elapsed());
     }
     let used = cpu(connection).await - before;
@@ -82,7 +154,8 @@ async fn many(connection: &mut MultiplexedConnection, script: &Script) {
             let (mut connection, script) = (connection.clone(), script.clone());
             tasks.spawn(async move {
                 for account in (task..ACCOUNTS).step_by(AT_ONCE) {
-                    take(&script, &format!("flowgate:lane:{{account-{account}}}:CreateFlow"), 1, &mut connection).await;
+                    let lane = Lane { name: format!("account-{account}"), count: FIVE, script: &script };
+                    take(&lane, 1, &mut connection).await;
                 }
             });
         }
@@ -101,9 +174,10 @@ async fn many(connection: &mut MultiplexedConnection, script: &Script) {
 /// One replica with a crowd waiting asks when the store says: how many questions a second that takes.
 async fn saturated(connection: &mut MultiplexedConnection, script: &Script) {
     let (mut asked, mut slots) = (0, 0);
+    let lane = Lane { name: "saturated".to_owned(), count: FIVE, script };
     let end = Instant::now() + Duration::from_secs(10);
     while Instant::now() < end {
-        let (dealt, again) = take(script, "saturated", CROWD, connection).await;
+        let (dealt, again) = take(&lane, CROWD, connection).await;
         (asked, slots) = (asked + 1, slots + dealt);
         tokio::time::sleep(Duration::from_micros(again)).await;
     }
@@ -120,6 +194,10 @@ async fn main() {
     let client = redis::Client::open(server.url()).unwrap();
     let (mut connection, script) = (client.get_multiplexed_async_connection().await.unwrap(), Script::new(TAKE));
     script.prepare_invoke().load_async(&mut connection).await.unwrap();
+    // The first script that a server runs costs what no other does.
+    let lane = Lane { name: "first".to_owned(), count: FIVE, script: &script };
+    take(&lane, 1, &mut connection).await;
+    by_count(&mut connection, &script).await;
     one_by_one(&mut connection, &script).await;
     many(&mut connection, &script).await;
     saturated(&mut connection, &script).await;

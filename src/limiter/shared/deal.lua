@@ -24,9 +24,9 @@ end
 
 local state, ring = KEYS[1], KEYS[2]
 local op, me = ARGV[1], ARGV[2]
-local AHEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SAMPLES = numbers(3, 11)
-local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives = numbers(12, 22)
-local pace, waiting, unused, late = ARGV[23], ARGV[24], ARGV[25], ARGV[26]
+local AHEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = numbers(3, 12)
+local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives = numbers(13, 23)
+local pace, waiting, unused, late = ARGV[24], ARGV[25], ARGV[26], ARGV[27]
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
 
 local clock = redis.call('TIME')
@@ -192,7 +192,7 @@ local function is_after_the_pause(at) return at > lane.known and at >= lane.open
 
 local episode = 0
 if op == 'throttled' then
-  local at, new, same = numbers(27, 29)
+  local at, new, same = numbers(28, 30)
   if is_after_the_pause(at) then episode = 1 end
   -- Without a pause the refusal is isolated, and the lane goes on.
   if new >= 0 then
@@ -214,8 +214,8 @@ if op == 'throttled' then
   end
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
-  local at, back, _, probe = string.match(ARGV[27], '(%d+):(%d+):(%d+):(%d)')
-  local how = ARGV[28]
+  local at, back, _, probe = string.match(ARGV[28], '(%d+):(%d+):(%d+):(%d)')
+  local how = ARGV[29]
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
@@ -330,15 +330,17 @@ if mine.wanted > 0 then
   end
 end
 
+-- In a long ring a few that are evenly spread stand for all: each costs a look into the list.
 local used, back = 0, {}
 if usable > 0 and last > now then
   used = math.min(usable, length)
-  if used <= SAMPLES then
+  if used <= TOLD then
     back = redis.call('LRANGE', ring, -used, -1)
   else
-    for sample = 0, SAMPLES - 1 do
+    for sample = 0, SAMPLES - 2 do
       back[sample + 1] = redis.call('LINDEX', ring, math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5) - used)
     end
+    back[SAMPLES] = last
   end
 end
 

@@ -31,8 +31,10 @@ const KEPT: u32 = 256;
 /// How many of the latest uses are searched for one that is given back or was late. One that is not found there stays
 /// used for its whole window.
 const DEPTH: u32 = 512;
-/// Tokens whose return the answer tells: all, or this many that are evenly spread over them.
-const SAMPLES: u32 = 32;
+/// The answer tells when each token is back, if they are no more than this.
+const TOLD: u32 = 32;
+/// Of more it tells this many, which are evenly spread over them.
+const SAMPLES: u32 = 4;
 /// Slots given back with one question; more are given back with the next. It bounds the store's work, as `SLOTS` does.
 pub(crate) const GIVEN_BACK: usize = 64;
 
@@ -195,7 +197,7 @@ impl Op {
         let Question { replica, limit, tokens, window, gap, slack, cap, version, pace, wanted, max_pause, .. } =
             question;
         let constants = [micros(AHEAD), micros(SILENCE), micros(ASK), micros(SOON), micros(PATIENCE)];
-        let bounds = [SLOTS, KEPT, DEPTH, SAMPLES].map(u64::from);
+        let bounds = [SLOTS, KEPT, DEPTH, TOLD, SAMPLES].map(u64::from);
         let numbers = [
             u64::from(limit.count.get()),
             micros(limit.window),
