@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use crate::config::{self, Limit, OnStoreFailure};
 use crate::flow::identify::Nonce;
 use crate::id::{AccountId, ActionName};
-use crate::limiter::shared::members::Members;
+use crate::limiter::shared::members::{Members, UNKNOWN};
 use crate::limiter::shared::protocol::{Answer, Op, Question, View};
 use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::metrics::Metrics;
@@ -70,7 +70,7 @@ impl Quota {
         Ok(Arc::new(Self {
             members: Mutex::new(Members::new(replica.clone(), settings.lease)),
             take: Script::new(protocol::SOURCE),
-            beat: Script::new(include_str!("shared/members.lua")),
+            beat: Script::new(members::SOURCE),
             slack: settings.slack,
             lease: settings.lease,
             on_failure,
@@ -168,7 +168,7 @@ impl Quota {
         let received = Instant::now();
         let view = View::read(answer);
         if view.is_none() {
-            tracing::error!(%action, op = op.name(), "the store's answer is not that of deal.lua");
+            self.store.has_no_answer(op.name());
         }
         Some(Answer { view: view?, sent, received })
     }
@@ -218,7 +218,7 @@ impl Quota {
     /// Leaves the others their whole quota: nothing is sent any more.
     pub(crate) async fn leave(&self) {
         self.has_left.store(true, Ordering::Relaxed);
-        self.roll("leave", [UNKNOWN.to_string(), String::new(), String::new()]).await;
+        self.roll("leave", UNKNOWN, None).await;
     }
 
     /// This replica is there. Of those that are silent, the ones whose connection the server has seen closed are dead: a
@@ -227,36 +227,28 @@ impl Quota {
         if self.has_left.load(Ordering::Relaxed) {
             return;
         }
-        self.roll("beat", [connection.to_string(), String::new(), String::new()]).await;
+        self.roll("beat", connection, None).await;
         let silent: Vec<(String, u64)> = self.members.lock().vanished(since, Instant::now()).collect();
         for (name, through) in silent.into_iter().filter(|(_, through)| *through != UNKNOWN) {
             if self.store.is_closed(through).await == Some(true) {
                 tracing::info!(replica = name, "a replica has died: its part of the quota is free");
-                self.roll("bury", [connection.to_string(), name.clone(), through.to_string()]).await;
+                self.roll("bury", connection, Some((&name, through))).await;
                 self.members.lock().left(&name);
             }
         }
     }
 
-    async fn roll(&self, op: &'static str, [connection, name, through]: [String; 3]) {
-        let lease = self.lease.as_micros().to_string();
-        let args = [op.to_owned(), self.replica.clone(), connection, lease, name, through].map(String::into_bytes);
+    async fn roll(&self, op: &'static str, connection: u64, buried: Option<(&str, u64)>) {
+        let args = members::args(op, &self.replica, connection, self.lease, buried);
         let key = format!("{}replicas", self.store.prefix());
         let asked = Instant::now();
         let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else { return };
-        match redis::from_redis_value::<Vec<(String, u64, u64)>>(answer) {
-            Ok(list) => {
-                let seen =
-                    |(name, through, silent)| members::Seen { name, through, silent: Duration::from_micros(silent) };
-                self.members.lock().heard(list.into_iter().map(seen), asked);
-            }
-            Err(error) => tracing::error!(%error, "the store's answer is not that of beat.lua"),
+        match members::read(answer) {
+            Some(list) => self.members.lock().heard(list, asked),
+            None => self.store.has_no_answer(op),
         }
     }
 }
-
-/// The connection of a replica of which that is not known: a cluster has many.
-const UNKNOWN: u64 = 0;
 
 #[cfg(test)]
 mod tests {
@@ -272,6 +264,7 @@ mod tests {
                 name: name.to_owned(),
                 through: UNKNOWN,
                 silent: Duration::from_secs(silent),
+                has_left: false,
             });
             quota.members.lock().heard(seen, Instant::now());
             quota.cap(limit)

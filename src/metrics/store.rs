@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge};
+use prometheus::{Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGauge};
 
 use super::families::{Families, opts};
 
@@ -12,9 +12,12 @@ pub(super) struct StoreMetrics {
     up: IntGauge,
     degraded: IntGauge,
     replicas: IntGauge,
+    distance: Gauge,
     seconds: HistogramVec,
     errors: IntCounterVec,
 }
+
+const DISTANCE: &str = "The least round trip of the latest pings of the store.";
 
 /// Upper bounds in seconds: over loopback an operation takes a tenth of a millisecond, in a region one, and after a
 /// quarter of a second (by default) the store counts as down.
@@ -36,16 +39,18 @@ impl StoreMetrics {
                 "1 while the store is not up: what is granted then is this replica's part.",
             ),
             replicas: gauge("replicas", "Replicas that share the quota, as the store last said."),
+            distance: Gauge::with_opts(opts("store_distance_seconds", DISTANCE)).expect("a valid name"),
             seconds: HistogramVec::new(seconds, &["op"]).expect("a valid name"),
             errors: IntCounterVec::new(opts("store_errors_total", help), &["op"]).expect("a valid name"),
         }
     }
 
     pub(super) fn register(&self, families: &Families) {
-        let collectors: [Box<dyn Collector>; 5] = [
+        let collectors: [Box<dyn Collector>; 6] = [
             Box::new(self.up.clone()),
             Box::new(self.degraded.clone()),
             Box::new(self.replicas.clone()),
+            Box::new(self.distance.clone()),
             Box::new(self.seconds.clone()),
             Box::new(self.errors.clone()),
         ];
@@ -72,6 +77,11 @@ impl super::Metrics {
     /// How many replicas share the quota.
     pub(crate) fn replicas(&self, replicas: usize) {
         self.store.replicas.set(i64::try_from(replicas).unwrap_or(i64::MAX));
+    }
+
+    /// How far away the store is.
+    pub(crate) fn store_distance(&self, round_trip: Duration) {
+        self.store.distance.set(round_trip.as_secs_f64());
     }
 
     /// An operation on the store has ended after `took`.

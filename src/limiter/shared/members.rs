@@ -7,6 +7,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// The script that keeps the list.
+pub(crate) const SOURCE: &str = include_str!("members.lua");
+/// The connection of a replica of which that is not known: a cluster has many.
+pub(crate) const UNKNOWN: u64 = 0;
+
 /// Who has been silent for so long has vanished: it may have been cut off, and use its part. Three beats.
 pub(crate) const VANISHED: Duration = Duration::from_millis(750);
 
@@ -41,6 +46,24 @@ pub(super) struct Seen {
     pub(super) through: u64,
     /// For how long it has said nothing.
     pub(super) silent: Duration,
+    /// It has left, or is known to be dead: it uses nothing any more.
+    pub(super) has_left: bool,
+}
+
+/// The script's arguments. To bury a replica takes its name and the connection that is known to be closed.
+pub(crate) fn args(op: &str, me: &str, connection: u64, lease: Duration, buried: Option<(&str, u64)>) -> [Vec<u8>; 6] {
+    let (name, through) =
+        buried.map_or((String::new(), String::new()), |(name, through)| (name.to_owned(), through.to_string()));
+    [op.to_owned(), me.to_owned(), connection.to_string(), lease.as_micros().to_string(), name, through]
+        .map(String::into_bytes)
+}
+
+/// The script's answer; none if it is not one.
+pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
+    let list: Vec<(String, u64, u64, bool)> = redis::from_redis_value(answer).ok()?;
+    let seen =
+        |(name, through, silent, has_left)| Seen { name, through, silent: Duration::from_micros(silent), has_left };
+    Some(list.into_iter().map(seen).collect())
 }
 
 // === impl Members ===
@@ -52,7 +75,11 @@ impl Members {
 
     /// The store has answered who is there, and for how long each has been silent. `asked` is when the question left.
     pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
-        for Seen { name, through, silent } in list {
+        for Seen { name, through, silent, has_left } in list {
+            if has_left && name != self.me {
+                self.left(&name);
+                continue;
+            }
             let at = asked.checked_sub(silent).unwrap_or(asked);
             let member = self.seen.entry(name).or_insert(Member { at, through, back: None });
             if at > member.at + VANISHED {
@@ -143,7 +170,7 @@ mod tests {
     }
 
     fn seen(rank: u32, silent: Duration) -> Seen {
-        Seen { name: format!("r{rank}"), through: 7, silent }
+        Seen { name: format!("r{rank}"), through: 7, silent, has_left: false }
     }
 
     #[test]
@@ -209,6 +236,29 @@ mod tests {
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 3);
         members.left("r1");
         assert_eq!((members.len(), members.withheld(FIVE, SECOND, start + 2 * SECOND)), (2, 2));
+    }
+
+    #[test]
+    fn one_that_is_listed_as_having_left_is_withheld_nothing_from_then_on() {
+        let start = Instant::now();
+        let mut members = members("r0", 3, start);
+        let list = || [seen(0, Duration::ZERO), Seen { has_left: true, ..seen(1, SECOND) }, seen(2, Duration::ZERO)];
+        for second in 1..70 {
+            let now = start + second * SECOND;
+            members.heard(list(), now);
+            assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (2, 0), "after {second} s");
+        }
+        assert_eq!(members.part(FIVE, start + 69 * SECOND), NonZeroU32::new(3));
+    }
+
+    #[test]
+    fn one_that_was_thought_dead_and_is_heard_of_again_is_there() {
+        let start = Instant::now();
+        let mut members = members("r0", 2, start);
+        members.heard([seen(0, Duration::ZERO), Seen { has_left: true, ..seen(1, Duration::ZERO) }], start + SECOND);
+        assert_eq!(members.len(), 1);
+        members.heard([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], start + 2 * SECOND);
+        assert_eq!((members.len(), members.part(FIVE, start + 2 * SECOND)), (2, NonZeroU32::new(3)));
     }
 
     #[test]

@@ -14,14 +14,18 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::config;
 use crate::limiter::shared::store::connect::{Connection, Dial};
+use crate::limiter::shared::store::distance::Distance;
+use crate::limiter::shared::store::probe::Probe;
 use crate::limiter::shared::store::trouble::Trouble;
 use crate::metrics::Metrics;
 
 pub(crate) use connect::OpenError;
 
 mod connect;
+mod distance;
 mod health;
 mod keeper;
+mod probe;
 mod trouble;
 
 /// The store that replicas share.
@@ -61,19 +65,25 @@ pub(crate) enum Unavailable {
     /// It answered with an error, or the connection broke.
     #[error("the shared store: {0}")]
     Failed(String),
+    /// It answers so late that what it deals cannot be used.
+    #[error("the shared store answers too late for its slots to be used")]
+    TooFar,
+    /// It answered a script with something else than the script's answer.
+    #[error("the shared store's answer is not the script's")]
+    NoAnswer,
 }
 
 /// What the keeper and those who ask have in common.
 struct Shared {
     dial: Dial,
-    /// Of a key that is written to see whether writes are taken.
-    probe: String,
+    probe: Probe,
     timeout: Duration,
     metrics: Arc<Metrics>,
     /// Changed only while `link` is locked.
     state: watch::Sender<State>,
     /// There is one exactly while the state is `Up`.
     link: Mutex<Option<Arc<Link>>>,
+    distance: Mutex<Distance>,
 }
 
 /// A connection that was found in order. Who sees it fail closes this one and no later one.
@@ -95,11 +105,12 @@ impl Store {
         metrics.has_store();
         let shared = Arc::new(Shared {
             dial,
-            probe: format!("{}probe", config.prefix),
+            probe: Probe::new(config),
             timeout: config.timeout,
             metrics,
             state: watch::Sender::new(State::NeverSeen),
             link: Mutex::default(),
+            distance: Mutex::default(),
         });
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper::keep(shared.clone())));
         let is_cluster = config.topology == config::Topology::Cluster;
@@ -154,12 +165,19 @@ impl Store {
         Some(!open.starts_with("id="))
     }
 
+    /// None also if this user may not ask: dead replicas are found out by their silence then.
     async fn client<T: redis::FromRedisValue>(&self, args: &[&str]) -> Option<T> {
         let link = self.alone()?;
         let mut connection = link.connection.clone();
         let mut command = cmd("CLIENT");
         command.arg(args);
-        self.shared.operation("connections", &link, command.query_async(&mut connection)).await.ok()
+        let answer = async {
+            match command.query_async(&mut connection).await {
+                Err(error) if matches!(Trouble::of(&error), Trouble::Forbids(_)) => Ok(None),
+                answer => answer.map(Some),
+            }
+        };
+        self.shared.operation("connections", &link, answer).await.ok().flatten()
     }
 
     fn alone(&self) -> Option<Arc<Link>> {
@@ -181,20 +199,33 @@ impl Store {
         self.shared.timeout
     }
 
-    /// What an answer takes: the least round trip over this connection.
+    /// What an answer takes: the least round trip of the last pings.
     pub(crate) fn distance(&self) -> Duration {
-        Duration::ZERO
+        self.shared.distance.lock().least()
     }
 
-    /// The answers come too late to be of use.
-    pub(crate) fn is_too_far(&self) {}
+    /// The answers come too late to be of use: the circuit opens.
+    pub(crate) fn is_too_far(&self) {
+        self.give_up("take", &Unavailable::TooFar);
+    }
 
-    /// For the start: `Err` when the store answers and must not be used. One that does not answer is no reason not to
+    /// An answer was not the script's: the circuit opens.
+    pub(crate) fn has_no_answer(&self, op: &'static str) {
+        self.give_up(op, &Unavailable::NoAnswer);
+    }
+
+    fn give_up(&self, op: &'static str, reason: &Unavailable) {
+        if let Ok(link) = self.shared.link() {
+            self.shared.fail(&link, op, reason);
+        }
+    }
+
+    /// For the start: `Err` when the store answers and must not be used, or does not permit what is needed. One that does not answer is no reason not to
     /// start.
     pub(crate) async fn check(&self) -> Result<(), String> {
-        match self.shared.reach().await {
-            Err(Trouble::Evicts(text)) => Err(text),
-            Err(Trouble::Unreachable(_) | Trouble::Refused(_)) | Ok(_) => Ok(()),
+        match self.shared.reach().await.err().and_then(Trouble::forbids_start) {
+            Some(reason) => Err(reason),
+            None => Ok(()),
         }
     }
 }
@@ -209,11 +240,25 @@ impl Shared {
     /// Whether it still answers; if not, the circuit opens.
     async fn ping(&self, link: &Arc<Link>) {
         let mut connection = link.connection.clone();
-        let _seen: Result<(), Unavailable> = self.operation("ping", link, connection.ping(link.masters)).await;
+        let sent = Instant::now();
+        if self.operation("ping", link, connection.ping(link.masters)).await.is_ok() {
+            self.has_answered(sent.elapsed());
+        }
     }
 
-    /// Waits for an operation for as long as it may take, counts it, and opens the circuit when it failed as it does
-    /// only when the store is ill.
+    /// A ping was answered after this time.
+    fn has_answered(&self, round_trip: Duration) {
+        let mut distance = self.distance.lock();
+        let is_far = distance.observe(round_trip, Instant::now());
+        let least = distance.least();
+        self.metrics.store_distance(least);
+        if is_far {
+            tracing::warn!(distance_seconds = least.as_secs_f64(), "the shared store is far away: it costs rate");
+        }
+    }
+
+    /// Waits for an operation for as long as it may take, counts it, and opens the circuit when it failed: no operation
+    /// fails on a store in order.
     async fn operation<T>(
         &self,
         op: &'static str,
@@ -224,16 +269,11 @@ impl Shared {
         let answer = timeout(self.timeout, operation).await;
         let result = match answer {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err((trouble::is_illness(&error), Unavailable::Failed(trouble::text(&error)))),
-            Err(_elapsed) => Err((true, Unavailable::Late(self.timeout))),
+            Ok(Err(error)) => Err(Unavailable::Failed(trouble::text(&error))),
+            Err(_elapsed) => Err(Unavailable::Late(self.timeout)),
         };
         self.metrics.store_operation(op, began.elapsed(), result.is_err());
-        result.map_err(|(ill, unavailable)| {
-            if ill {
-                self.fail(link, op, &unavailable);
-            }
-            unavailable
-        })
+        result.inspect_err(|unavailable| self.fail(link, op, unavailable))
     }
 
     /// The circuit opens, unless this connection is not the one in use any more.
@@ -251,10 +291,12 @@ impl Shared {
     }
 
     /// The circuit closes. Returns how it was before.
-    fn restore(&self, connection: Connection, masters: usize) -> State {
+    fn restore(&self, connection: Connection, health: &health::Health) -> State {
         let mut link = self.link.lock();
-        *link = Some(Arc::new(Link { connection, masters }));
+        *link = Some(Arc::new(Link { connection, masters: health.masters }));
         self.metrics.store_up(true);
+        *self.distance.lock() = Distance::default();
+        self.has_answered(health.round_trip);
         self.state.send_replace(State::Up { since: Instant::now() })
     }
 

@@ -1,6 +1,7 @@
 //! How is the store reached? One server by its address, a cluster by any of its nodes, a master by the name under which
 //! sentinels watch it, who are asked anew each time. All three become one connection that many share.
 
+use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +53,9 @@ const ROUND_TRIPS: u32 = 4;
 
 /// What finding the master may take: while a sentinel does not answer, the library waits a second for it.
 const FINDING: Duration = Duration::from_secs(2);
+
+/// Names that are tried to find one for each master of a cluster: enough for some hundred masters.
+const MOST_TAGS: u32 = 4096;
 
 /// What connecting may take at most when one operation may take `timeout`.
 pub(super) fn limit(timeout: Duration) -> Duration {
@@ -190,6 +194,35 @@ impl Connection {
             (Some("ok"), Some(size)) => Ok(size),
             _ => Err((ServerErrorKind::ClusterDown.into(), "cluster_state is not ok").into()),
         }
+    }
+
+    /// A hash tag for each master: keys with it lie there.
+    pub(super) async fn tags(&mut self) -> RedisResult<Vec<String>> {
+        let Self::Cluster(cluster) = self else { return Ok(vec!["0".to_owned()]) };
+        type Range = (u16, u16, (String, u16, String));
+        let any = || RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        let (mut slots, mut tags) = (cmd("CLUSTER"), Vec::new());
+        slots.arg("SLOTS");
+        let ranges: Vec<Vec<Value>> = redis::from_redis_value(cluster.route_command(slots, any()).await?)?;
+        let range = |mut range: Vec<Value>| -> RedisResult<Range> {
+            range.truncate(3);
+            Ok(redis::from_redis_value(Value::Array(range))?)
+        };
+        let ranges: Vec<Range> = ranges.into_iter().map(range).collect::<RedisResult<_>>()?;
+        let mut masters: HashSet<&str> = ranges.iter().map(|(_, _, (_, _, id))| id.as_str()).collect();
+        for tag in (0..MOST_TAGS).map(|tag: u32| tag.to_string()) {
+            if masters.is_empty() {
+                break;
+            }
+            let mut slot = cmd("CLUSTER");
+            slot.arg("KEYSLOT").arg(&tag);
+            let slot: u16 = redis::from_redis_value(cluster.route_command(slot, any()).await?)?;
+            let master = ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
+            if master.is_some_and(|(_, _, (_, _, id))| masters.remove(id.as_str())) {
+                tags.push(tag);
+            }
+        }
+        Ok(tags)
     }
 
     /// Every master must answer: the library would leave out those that it has lost.

@@ -1,45 +1,60 @@
-//! Is the store in order? It answers in time, it takes writes, and it drops no keys to make room. Says which run of which
-//! server it is, because a server that has started anew may have forgotten everything.
+//! Is the store in order? It answers in time, it takes writes, it drops no keys to make room, and it can deal: the
+//! scripts run, and their answers are here in time. Says which run of which server it is, because a server that has
+//! started again may have forgotten everything.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redis::{InfoDict, RedisResult, Value, cmd};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::connect::Connection;
+use super::probe::Probe;
 use super::trouble::Trouble;
 
 /// A store in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Health {
-    /// The server's run id; of a cluster those of all masters.
-    pub(super) runs: String,
-    /// The server's version, of a cluster the first master's.
-    pub(super) version: String,
+    /// What it says of itself; none if this user may not ask.
+    pub(super) server: Option<Server>,
     /// How many masters answered: of a cluster all.
     pub(super) masters: usize,
+    /// What an answer takes; of a cluster the slowest master's.
+    pub(super) round_trip: Duration,
+}
+
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Server {
+    /// Its run id; of a cluster those of all masters.
+    pub(super) runs: String,
+    /// Its version, of a cluster the first master's.
+    pub(super) version: String,
 }
 
 /// How long the key lives that is written to see whether writes are taken.
 const PROBE_MS: u32 = 1000;
 
 /// Looks the store over; each question may take `limit`. In a cluster every master must answer.
-pub(super) async fn look(connection: &mut Connection, probe: &str, limit: Duration) -> Result<Health, Trouble> {
+pub(super) async fn look(connection: &mut Connection, probe: &Probe, limit: Duration) -> Result<Health, Trouble> {
     let masters = within(limit, connection.masters()).await?;
+    let sent = Instant::now();
     within(limit, connection.ping(masters)).await?;
-    let info: Value = within(limit, cmd("INFO").query_async(connection)).await?;
-    let health = health(each_master(info)?)?;
-    if health.masters < masters {
-        return Err(Trouble::Unreachable("not every master answers".to_owned()));
-    }
+    let round_trip = sent.elapsed();
+    let server = match within(limit, cmd("INFO").query_async::<Value>(connection)).await {
+        Ok(info) => Some(server(&each_master(info)?, masters)?),
+        Err(Trouble::Forbids(_)) => None,
+        Err(trouble) => return Err(trouble),
+    };
     let mut set = cmd("SET");
-    set.arg(probe).arg(1).arg("PX").arg(PROBE_MS);
+    set.arg(probe.key()).arg(1).arg("PX").arg(PROBE_MS);
     let _ok: Value = within(limit, set.query_async(connection)).await?;
-    Ok(health)
+    probe.deal(connection, round_trip, limit).await?;
+    Ok(Health { server, masters, round_trip })
 }
 
-async fn within<T>(limit: Duration, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Trouble> {
+/// An answer in time, or what is wrong with the store.
+pub(super) async fn within<T>(limit: Duration, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Trouble> {
     Ok(timeout(limit, answer).await.map_err(|_elapsed| Trouble::late(limit))??)
 }
 
@@ -53,9 +68,9 @@ fn each_master(info: Value) -> Result<Vec<InfoDict>, Trouble> {
     Ok(vec![redis::from_redis_value(info).map_err(unreadable)?])
 }
 
-fn health(masters: Vec<InfoDict>) -> Result<Health, Trouble> {
+fn server(said: &[InfoDict], masters: usize) -> Result<Server, Trouble> {
     let mut runs = Vec::new();
-    for master in &masters {
+    for master in said {
         match master.get::<String>("maxmemory_policy").as_deref() {
             // A server that does not say so is no Redis; a proxy before one, perhaps.
             None | Some("noeviction") => {}
@@ -68,24 +83,27 @@ fn health(masters: Vec<InfoDict>) -> Result<Health, Trouble> {
         }
         runs.push(master.get::<String>("run_id").unwrap_or_default());
     }
+    if said.len() < masters {
+        return Err(Trouble::Unreachable("not every master answers".to_owned()));
+    }
     runs.sort_unstable();
     let version = |master: &InfoDict| master.get("valkey_version").or_else(|| master.get("redis_version"));
-    let version = masters.first().and_then(version).unwrap_or_default();
-    Ok(Health { runs: runs.join(","), version, masters: masters.len() })
+    let version = said.first().and_then(version).unwrap_or_default();
+    Ok(Server { runs: runs.join(","), version })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn server(policy: &str, run: &str) -> String {
+    fn info(policy: &str, run: &str) -> String {
         format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{run}\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n")
     }
 
     #[test]
     fn a_store_that_evicts_is_not_in_order() {
-        let one = |policy| health(each_master(Value::BulkString(server(policy, "a1").into_bytes())).unwrap());
-        assert_eq!(one("noeviction"), Ok(Health { runs: "a1".to_owned(), version: "7.0.15".to_owned(), masters: 1 }));
+        let one = |policy| server(&each_master(Value::BulkString(info(policy, "a1").into_bytes())).unwrap(), 1);
+        assert_eq!(one("noeviction"), Ok(Server { runs: "a1".to_owned(), version: "7.0.15".to_owned() }));
         let text = "the shared store evicts keys (maxmemory-policy volatile-lru), which would forget spent tokens: set it to noeviction";
         assert_eq!(one("volatile-lru"), Err(Trouble::Evicts(text.to_owned())));
     }
@@ -93,18 +111,20 @@ mod tests {
     #[test]
     fn a_cluster_is_as_good_as_the_worst_of_its_masters() {
         let entry = |address: &str, policy, run| {
-            (Value::BulkString(address.into()), Value::BulkString(server(policy, run).into_bytes()))
+            (Value::BulkString(address.into()), Value::BulkString(info(policy, run).into_bytes()))
         };
-        let two = |policy| {
-            health(each_master(Value::Map(vec![entry("h:1", "noeviction", "b"), entry("h:2", policy, "a")])).unwrap())
+        let two = |policy, masters| {
+            let map = Value::Map(vec![entry("h:1", "noeviction", "b"), entry("h:2", policy, "a")]);
+            server(&each_master(map).unwrap(), masters)
         };
-        assert_eq!(two("noeviction").map(|health| (health.runs, health.masters)), Ok(("a,b".to_owned(), 2)));
-        assert!(matches!(two("allkeys-lru"), Err(Trouble::Evicts(_))));
+        assert_eq!(two("noeviction", 2).map(|server| server.runs), Ok("a,b".to_owned()));
+        assert!(matches!(two("noeviction", 3), Err(Trouble::Unreachable(_))));
+        assert!(matches!(two("allkeys-lru", 2), Err(Trouble::Evicts(_))));
     }
 
     #[test]
     fn a_valkey_is_known_by_its_own_version() {
         let info = InfoDict::new("redis_version:7.2.4\r\nvalkey_version:8.1.1\r\nmaxmemory_policy:noeviction\r\n");
-        assert_eq!(health(vec![info]).unwrap().version, "8.1.1");
+        assert_eq!(server(&[info], 1).unwrap().version, "8.1.1");
     }
 }

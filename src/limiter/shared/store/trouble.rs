@@ -1,23 +1,26 @@
-//! What does an error say of the store? That it is ill (nobody should ask it for now), that it will not have us (somebody
-//! must change a setting), or nothing: a script's own error is a mistake of ours.
+//! What does an error say of the store? That it is ill (it is not asked for now), or that it will not have this process,
+//! until an operator changes a setting.
 
 use std::time::Duration;
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 
-/// Why there is no connection.
+/// Why the store cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
     /// It may pass by itself.
     Unreachable(String),
-    /// It stays until somebody changes a setting: a password, a right, the server's mode.
+    /// It stays until a setting is changed: a password, the server's mode.
     Refused(String),
+    /// The store answers, and this user may not do what Flowgate needs.
+    Forbids(String),
     /// The store would drop keys to make room: it must not be used.
     Evicts(String),
+    /// The store does not run the scripts as it should.
+    Unfit(String),
+    /// Answers come too late for their slots to be used; they took up to this.
+    TooFar(Duration),
 }
-
-/// Codes that the library has no kind for, of servers that are up and yet cannot serve.
-const ILL: [&str; 6] = ["BUSY", "MISCONF", "NOAUTH", "NOREPLICAS", "OOM", "UNKILLABLE"];
 
 // === impl Trouble ===
 
@@ -27,37 +30,41 @@ impl Trouble {
     }
 
     pub(super) fn of(error: &RedisError) -> Self {
-        let refused = match error.kind() {
-            ErrorKind::AuthenticationFailed
-            | ErrorKind::InvalidClientConfig
-            | ErrorKind::Server(ServerErrorKind::NoPerm) => true,
-            _ => matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "DENIED")),
-        };
         let text = text(error);
-        if refused { Self::Refused(text) } else { Self::Unreachable(text) }
+        match error.kind() {
+            ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => Self::Refused(text),
+            ErrorKind::Server(ServerErrorKind::NoPerm) => Self::Forbids(text),
+            _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "DENIED")) => Self::Refused(text),
+            _ => Self::Unreachable(text),
+        }
+    }
+
+    /// What a script that is known to be right was answered with.
+    pub(super) fn of_script(error: &RedisError) -> Self {
+        let text = text(error);
+        match error.kind() {
+            // A script whose own command is refused fails with a plain error on servers before Redis 7.
+            ErrorKind::Server(ServerErrorKind::ResponseError) if is_refused_command(&text) => Self::Forbids(text),
+            ErrorKind::Server(
+                ServerErrorKind::ResponseError | ServerErrorKind::NoScript | ServerErrorKind::CrossSlot,
+            ) => Self::Unfit(text),
+            _ => Self::of(error),
+        }
+    }
+
+    /// The reason not to start: the store answers, and will not serve before a setting is changed.
+    pub(super) fn forbids_start(self) -> Option<String> {
+        match self {
+            Self::Evicts(text) => Some(text),
+            Self::Forbids(text) => Some(format!("the shared store does not permit what Flowgate needs: {text}")),
+            Self::Unfit(text) => Some(format!("the shared store cannot run Flowgate's scripts: {text}")),
+            Self::Unreachable(_) | Self::Refused(_) | Self::TooFar(_) => None,
+        }
     }
 }
 
-/// Whether the store is ill, and not only this operation wrong.
-pub(super) fn is_illness(error: &RedisError) -> bool {
-    match error.kind() {
-        // The operation's own mistakes.
-        ErrorKind::Server(
-            ServerErrorKind::ResponseError
-            | ServerErrorKind::ExecAbort
-            | ServerErrorKind::NoScript
-            | ServerErrorKind::CrossSlot
-            | ServerErrorKind::NotBusy
-            | ServerErrorKind::NoSub
-            | ServerErrorKind::NoPerm,
-        )
-        | ErrorKind::UnexpectedReturnType
-        | ErrorKind::InvalidClientConfig
-        | ErrorKind::Client => false,
-        ErrorKind::Extension => error.code().is_some_and(|code| ILL.contains(&code)),
-        // Connections, replicas that take no writes, clusters without a master, servers that load.
-        _ => true,
-    }
+fn is_refused_command(text: &str) -> bool {
+    ["NOPERM", "can't run this command", "can't access at least one of the keys"].iter().any(|said| text.contains(said))
 }
 
 /// One line, without control characters: part of it is what a server sent.

@@ -1,0 +1,142 @@
+//! Can the store deal? The scripts themselves run on keys of their own, in a cluster on each master, and the slots that
+//! they deal must be here in time. A store that only answers a ping may still refuse every question of a lane.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use redis::{RedisResult, Script, Value};
+use tokio::time::{Instant, timeout};
+
+use super::connect::Connection;
+use super::health::within;
+use super::trouble::Trouble;
+use crate::config::{self, Limit};
+use crate::limiter::shared::members;
+use crate::limiter::shared::protocol::{self, Answer, Op, Question, View};
+use crate::limiter::shared::slots::{Slots, Start};
+
+/// What runs the scripts to see whether they can be run.
+pub(super) struct Probe {
+    /// What the names of its keys begin with.
+    prefix: String,
+    /// How late a slot may be used.
+    slack: Duration,
+    /// Its name among the replicas of its keys.
+    me: String,
+    take: Script,
+    beat: Script,
+}
+
+/// So many answers in a row must be in time.
+const IN_A_ROW: u32 = 3;
+/// Of so many.
+const TRIES: u32 = 8;
+/// Its lane has more tokens than it uses.
+const LIMIT: Limit = Limit { count: NonZeroU32::new(1000).expect("it is not zero"), window: Duration::from_secs(1) };
+const GAP: Duration = Duration::from_millis(5);
+/// How long its name is remembered.
+const LEASE: Duration = Duration::from_secs(1);
+
+// === impl Probe ===
+
+impl Probe {
+    pub(super) fn new(config: &config::Store) -> Self {
+        Self {
+            prefix: format!("{}probe", config.prefix),
+            slack: config.slack,
+            me: format!("{:016x}", fastrand::u64(..)),
+            take: Script::new(protocol::SOURCE),
+            beat: Script::new(members::SOURCE),
+        }
+    }
+
+    /// Of a key that is written to see whether writes are taken.
+    pub(super) fn key(&self) -> &str {
+        &self.prefix
+    }
+
+    /// Whether the store can deal; each question may take `limit`.
+    pub(super) async fn deal(
+        &self,
+        connection: &mut Connection,
+        distance: Duration,
+        limit: Duration,
+    ) -> Result<(), Trouble> {
+        for tag in within(limit, connection.tags()).await? {
+            run(limit, self.beat(connection, &tag)).await?;
+            self.take(connection, &tag, distance, limit).await?;
+        }
+        Ok(())
+    }
+
+    async fn beat(&self, connection: &mut Connection, tag: &str) -> RedisResult<()> {
+        let mut call = self.beat.key(format!("{}:{{{tag}}}:replicas", self.prefix));
+        for arg in members::args("beat", &self.me, members::UNKNOWN, LEASE, None) {
+            call.arg(arg);
+        }
+        call.invoke_async::<Value>(connection).await.map(drop)
+    }
+
+    /// Slots must be here in time, several times in a row.
+    async fn take(
+        &self,
+        connection: &mut Connection,
+        tag: &str,
+        distance: Duration,
+        limit: Duration,
+    ) -> Result<(), Trouble> {
+        let start = Start { limit: LIMIT, gap: GAP, slack: self.slack, distance, from: Instant::now() };
+        let (mut slots, mut in_time, mut longest) = (Slots::new(&start), 0, Duration::ZERO);
+        for _ in 0..TRIES {
+            let ask = slots.ask(1, Instant::now());
+            let sent = Instant::now();
+            let answer = run(limit, self.question(connection, tag, ask.slack)).await?;
+            let received = Instant::now();
+            longest = longest.max(received - sent);
+            let view = View::read(answer).filter(|view| !view.slots.is_empty());
+            let view = view.ok_or_else(|| Trouble::Unfit("the scripts do not answer as they should".to_owned()))?;
+            slots.answered(ask.number, &Answer { view, sent, received }, received);
+            in_time = if slots.free(received) > 0 { in_time + 1 } else { 0 };
+            slots.void();
+            if in_time == IN_A_ROW {
+                return Ok(());
+            }
+        }
+        Err(Trouble::TooFar(longest))
+    }
+
+    async fn question(&self, connection: &mut Connection, tag: &str, slack: Duration) -> RedisResult<Value> {
+        let question = Question {
+            replica: &self.me,
+            limit: LIMIT,
+            tokens: LIMIT.count.get(),
+            window: LIMIT.window,
+            gap: GAP,
+            slack,
+            cap: LIMIT.count.get(),
+            version: 0,
+            pace: None,
+            wanted: 1,
+            waiting: &[],
+            unused: &[],
+            late: &[],
+            max_pause: LIMIT.window,
+        };
+        let mut call = self.take.prepare_invoke();
+        for what in ["lane", "ring"] {
+            call.key(format!("{}:{{{tag}}}:{what}", self.prefix));
+        }
+        for arg in Op::Take.args(&question) {
+            call.arg(arg);
+        }
+        call.invoke_async(connection).await
+    }
+}
+
+/// What a script answers in time, or what is wrong with the store.
+async fn run<T>(limit: Duration, script: impl Future<Output = RedisResult<T>>) -> Result<T, Trouble> {
+    match timeout(limit, script).await {
+        Ok(answer) => answer.map_err(|error| Trouble::of_script(&error)),
+        Err(_elapsed) => Err(Trouble::late(limit)),
+    }
+}
