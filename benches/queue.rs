@@ -13,7 +13,7 @@ use criterion::{BenchmarkId, Criterion};
 use tokio::time::Instant;
 
 use crate::id::{ClientId, TenantId};
-use crate::limiter::fair::{Line, Place, Standing};
+use crate::limiter::fair::{FairQueue, Place, QueueEntry};
 // The line's files know it by this path.
 use flowgate::id;
 
@@ -57,8 +57,8 @@ const OPERATIONS: [(&str, Operation); 6] = [
 
 /// A line and who stands in it; a call is known in line by its index here.
 struct Crowd {
-    line: Line<usize>,
-    standings: Vec<Standing>,
+    queue: FairQueue<usize>,
+    entries: Vec<QueueEntry>,
     next: u64,
     random: fastrand::Rng,
 }
@@ -73,15 +73,15 @@ impl Crowd {
         // As many of each, in random order.
         let mut of: Vec<_> = (0..waiters).map(|waiter| &tenants[waiter % tenants.len()]).collect();
         random.shuffle(&mut of);
-        let standing = |tenant: &TenantId| Standing {
+        let entry = |tenant: &TenantId| QueueEntry {
             place: Place(0),
             client: client.clone(),
             weight: 1,
             tenant: tenant.clone(),
             arrived: Instant::now(),
         };
-        let standings: Vec<_> = of.into_iter().map(standing).collect();
-        let mut crowd = Self { line: Line::new(), standings, next: 0, random };
+        let entries: Vec<_> = of.into_iter().map(entry).collect();
+        let mut crowd = Self { queue: FairQueue::new(), entries, next: 0, random };
         (0..waiters).for_each(|index| crowd.come(index));
         crowd
     }
@@ -89,13 +89,13 @@ impl Crowd {
     /// Joins the line as its last.
     fn come(&mut self, index: usize) {
         self.next += 1;
-        self.standings[index].place = Place(self.next);
-        self.line.push(self.standings[index].clone(), index);
+        self.entries[index].place = Place(self.next);
+        self.queue.push(self.entries[index].clone(), index);
     }
 
     /// Random calls, each at most once.
     fn some(&mut self) -> Vec<usize> {
-        self.random.choose_multiple(0..self.standings.len(), TOGETHER as usize)
+        self.random.choose_multiple(0..self.entries.len(), TOGETHER as usize)
     }
 
     fn push(&mut self, times: u64) -> Duration {
@@ -103,11 +103,11 @@ impl Crowd {
             let mut new = Vec::with_capacity(count);
             for index in self.some().into_iter().take(count) {
                 self.next += 1;
-                new.push(Standing { place: Place(self.next), ..self.standings[index].clone() });
+                new.push(QueueEntry { place: Place(self.next), ..self.entries[index].clone() });
             }
             let coming = new.clone();
-            let took = timed(|| coming.into_iter().for_each(|standing| self.line.push(standing, 0)));
-            new.iter().for_each(|standing| assert!(self.line.remove(standing).is_some()));
+            let took = timed(|| coming.into_iter().for_each(|entry| self.queue.push(entry, 0)));
+            new.iter().for_each(|entry| assert!(self.queue.remove(entry).is_some()));
             took
         })
     }
@@ -115,7 +115,7 @@ impl Crowd {
     fn pop(&mut self, times: u64) -> Duration {
         together(times, |count| {
             let mut gone = Vec::with_capacity(count);
-            let took = timed(|| gone.extend((0..count).map_while(|_| self.line.pop())));
+            let took = timed(|| gone.extend((0..count).map_while(|_| self.queue.pop())));
             gone.into_iter().for_each(|index| self.come(index));
             took
         })
@@ -126,7 +126,7 @@ impl Crowd {
             let some: Vec<_> = self.some().into_iter().take(count).collect();
             let took = timed(|| {
                 for index in &some {
-                    black_box(self.line.remove(&self.standings[*index])).unwrap();
+                    black_box(self.queue.remove(&self.entries[*index])).unwrap();
                 }
             });
             some.into_iter().for_each(|index| self.come(index));
@@ -138,23 +138,23 @@ impl Crowd {
         let other = ClientId::new("other");
         together(times, |count| {
             let mut gone = Vec::with_capacity(count);
-            let took = timed(|| gone.extend((0..count).map_while(|_| self.line.evict(&other))));
+            let took = timed(|| gone.extend((0..count).map_while(|_| self.queue.evict(&other))));
             gone.into_iter().for_each(|index| self.come(index));
             took
         })
     }
 
     fn ahead_of_new(&mut self, times: u64) -> Duration {
-        let standing = self.standings[0].clone();
+        let entry = self.entries[0].clone();
         timed(|| {
             for _ in 0..times {
-                black_box(self.line.ahead_of_new(black_box(&standing)));
+                black_box(self.queue.ahead_of_new(black_box(&entry)));
             }
         })
     }
 
     fn sift(&mut self, times: u64) -> Duration {
-        timed(|| (0..times).for_each(|_| drop(black_box(self.line.sift(|ahead, _| black_box(ahead) < usize::MAX)))))
+        timed(|| (0..times).for_each(|_| drop(black_box(self.queue.sift(|ahead, _| black_box(ahead) < usize::MAX)))))
     }
 }
 

@@ -119,9 +119,9 @@ impl Admin {
     }
 
     fn metrics(&self) -> String {
-        let Parts { metrics, queue, unverified, upstream, .. } = &*self.parts;
-        let bytes = metrics::Bytes { queued: queue.bytes(), unverified: unverified.used() };
-        metrics.render(&queue.lanes_by_label(), bytes, upstream.reach() == Reach::Up)
+        let Parts { metrics, limiter, unverified, upstream, .. } = &*self.parts;
+        let bytes = metrics::Bytes { queued: limiter.bytes(), unverified: unverified.used() };
+        metrics.render(&limiter.lanes_by_label(), bytes, upstream.reach() == Reach::Up)
     }
 
     /// An upstream that is down does not make a replica unready: the others would not reach it either.
@@ -133,9 +133,9 @@ impl Admin {
     }
 
     fn lanes(&self) -> String {
-        let (mode, lanes) = (self.parts.settings.load().config.mode.to_string(), self.parts.queue.lanes());
+        let (mode, lanes) = (self.parts.settings.load().config.mode.to_string(), self.parts.limiter.lanes());
         let upstream = snapshot::upstream(&self.parts);
-        json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.queue.bytes(), "lanes": lanes })
+        json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.limiter.bytes(), "lanes": lanes })
             .to_string()
     }
 }

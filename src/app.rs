@@ -96,7 +96,7 @@ impl App {
             let queue = Arc::downgrade(&parts);
             tokio::spawn(quota.clone().keep(move || {
                 if let Some(parts) = queue.upgrade() {
-                    parts.queue.refresh();
+                    parts.limiter.refresh();
                 }
             }));
         }
@@ -159,12 +159,12 @@ impl App {
         let phases = &self.parts.phases;
         phases.enter(Phase::Leaving);
         if drain.hand_over {
-            self.parts.queue.hand_over();
+            self.parts.limiter.hand_over();
         }
         tokio::time::sleep(drain.delay).await;
         // What is sent in the last moment would not be answered within the grace.
         let sending = drain.grace.saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));
-        self.parts.queue.drain(Instant::now() + sending);
+        self.parts.limiter.drain(Instant::now() + sending);
         phases.enter(Phase::Draining);
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "the listener had ended before");
@@ -176,7 +176,7 @@ impl App {
             ended = timeout(drain.grace - first, self.all_ended()).await;
         }
         if ended.is_err() {
-            self.parts.queue.drain(Instant::now());
+            self.parts.limiter.drain(Instant::now());
             phases.enter(Phase::Over);
             drop(timeout(LAST_WORDS, self.terms.all_closed()).await);
         }

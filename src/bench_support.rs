@@ -31,7 +31,7 @@ use crate::flow::identify::{self, Caller, Directory, Nonces, Sendable};
 use crate::flow::judge::{self, Context};
 use crate::flow::sign;
 use crate::id::{ClientId, TenantId};
-use crate::limiter::fair::{Line, Place, Standing};
+use crate::limiter::fair::{FairQueue, Place, QueueEntry};
 use crate::limiter::tokens::Tokens;
 use crate::secret::Secret;
 
@@ -75,8 +75,8 @@ pub struct Steps {
     string_to_sign: String,
     caller: Caller,
     call: Sendable,
-    line: Line<usize>,
-    standings: Vec<Standing>,
+    queue: FairQueue<usize>,
+    entries: Vec<QueueEntry>,
     next: usize,
     tokens: Tokens,
     answer: Answer,
@@ -105,21 +105,21 @@ fn config() -> Config {
     config::load(None, env).expect("the benchmarks' configuration has no mistake").config
 }
 
-fn standings() -> Vec<Standing> {
-    let standing = |index: usize| Standing {
+fn entries() -> Vec<QueueEntry> {
+    let entry = |index: usize| QueueEntry {
         place: Place(index as u64),
         client: ClientId::new(format!("client-{}", index % CLIENTS)),
         weight: 1,
         tenant: TenantId::new(format!("cams-{}", index / CLIENTS % TENANTS)),
         arrived: Instant::now(),
     };
-    (0..WAITING).map(standing).collect()
+    (0..WAITING).map(entry).collect()
 }
 
 /// So many that one is always free, back so soon that each repetition collects what one before it spent.
 fn tokens() -> Tokens {
     let limit = Limit { count: NonZeroU32::MAX, window: Duration::from_millis(1) };
-    Tokens::new(limit, Duration::ZERO, Instant::now() - Duration::from_secs(1))
+    Tokens::new(limit, Duration::ZERO, Instant::now() - Duration::from_secs(1), Instant::now())
 }
 
 fn signed(head: &Parts) -> Authorization<'_> {
@@ -163,8 +163,8 @@ impl Steps {
             string_to_sign: signable(&head, &params).string_to_sign(),
             caller,
             call,
-            line: Line::new(),
-            standings: standings(),
+            queue: FairQueue::new(),
+            entries: entries(),
             next: 0,
             tokens: tokens(),
             answer: Answer {
@@ -205,14 +205,15 @@ impl Steps {
     /// One joins the line, and one is served.
     fn next(&mut self) {
         self.push();
-        black_box(self.line.pop());
+        black_box(self.queue.pop());
     }
 
     /// One token is taken and spent, and one is back.
     fn take_token(&mut self) {
-        self.tokens.collect();
-        assert!(self.tokens.take());
-        black_box(self.tokens.spend());
+        let now = Instant::now();
+        self.tokens.collect(now);
+        assert!(self.tokens.take(now));
+        black_box(self.tokens.used(now));
     }
 
     /// Makes the request of a managed version 3 attempt.
@@ -226,8 +227,8 @@ impl Steps {
     }
 
     fn push(&mut self) {
-        let standing = &self.standings[self.next % WAITING];
-        self.line.push(Standing { place: Place(self.next as u64), ..standing.clone() }, self.next);
+        let entry = &self.entries[self.next % WAITING];
+        self.queue.push(QueueEntry { place: Place(self.next as u64), ..entry.clone() }, self.next);
         self.next += 1;
     }
 }

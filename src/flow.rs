@@ -113,10 +113,10 @@ where
     let metrics = parts.metrics.calls(&operation);
     record.queued(operation.clone(), metrics.clone());
     let answer_by = Instant::now() + operation.hold;
-    let mut place = parts.queue.arrive(&operation, bytes)?;
+    let mut place = parts.limiter.arrive(&operation, bytes)?;
     let mut renewed = false;
     loop {
-        let turn = place.turn().await?;
+        let permit = place.permit().await?;
         record.turn(place.age());
         if hangup.has_happened() {
             return Err(End::Gone);
@@ -129,10 +129,19 @@ where
             let note =
                 |journal: &Arc<Journal>| Box::new(journal.note(record.flow_name(), &operation, record.request_id()));
             let note = parts.journal.as_ref().map(note);
-            Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, answer_by, note }
+            let send_by = place.send_by();
+            Sending {
+                request,
+                operation: operation.clone(),
+                metrics: metrics.clone(),
+                context,
+                send_by,
+                answer_by,
+                note,
+            }
         };
         let after = {
-            let Attempted::Judged(judged) = attempt::attempt(parts, turn, sending).await else {
+            let Attempted::Judged(judged) = attempt::attempt(parts, permit, sending).await else {
                 record.unsent();
                 continue;
             };
@@ -218,7 +227,7 @@ impl Parts {
     /// What a body may be before its caller is proved.
     fn allowance(&self, claim: &identify::Claim, listen: &Listen) -> body::Allowance {
         let rooms = match claim.payer() {
-            Some(payer) => vec![self.queue.client_room(payer), self.queue.room().clone()],
+            Some(payer) => vec![self.limiter.client_room(payer), self.limiter.room().clone()],
             None => vec![self.unverified.clone()],
         };
         let shares = rooms.iter().map(|room| room.take(0).expect("nothing always fits")).collect();

@@ -1,308 +1,40 @@
-//! When is it this call's turn? One lane per account and limited action; in it calls wait in fair order for a ready
-//! connection, for the end of a pause, and for a token. What comes out is a [`Turn`], the permission to send one
-//! attempt, which nobody else can make.
+//! May this attempt leave now? Each account and limited action has a lane; in it calls wait in fair order for a ready
+//! connection, for the end of a pause, and for a token. What comes out is a [`SendPermit`], the right to send one attempt,
+//! which only this module makes.
 //!
-//! The lane (`lane.rs`) is the state under one lock, the worker (`worker.rs`) the only one who waits on connections,
-//! pauses and token clocks, the waiter (`waiter.rs`) a queued call's end of it. Fair order, pause and learning
-//! only decide (`fair.rs`, `pause.rs`, `learn.rs`); so does the would-be queue (`shadow.rs`) of a Flowgate that only
-//! observes, whose calls get their turn at once and without a token.
+//! | file | what it is |
+//! |---|---|
+//! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out |
+//! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `shadow.rs` | the parts of a lane; they only decide |
+//! | `registry.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, a lane's lock, the task that waits for it, the right to send, where connections come from |
+//! | `rules.rs`, `drain.rs`, `order.rs`, `refusals.rs`, `view.rs` | what the configuration says, until when calls are granted, what operators order, what callers and operators read |
+//! | `shared/` | the quota that replicas share: tokens dealt by a store |
 
-mod admit;
-mod ask;
 mod connector;
 mod drain;
 pub(crate) mod fair;
-mod follow;
 mod forecast;
-mod grant;
+mod handle;
 mod lane;
-
 mod order;
-mod pace;
+pub(crate) mod pace;
 pub(crate) mod pause;
 mod permit;
+mod refusals;
+mod registry;
 mod rules;
 mod shadow;
 pub(crate) mod shared;
-pub(crate) mod source;
+mod source;
 #[cfg(test)]
 mod tests;
-
 pub(crate) mod tokens;
 mod view;
-mod waiter;
 mod worker;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use arc_swap::ArcSwap;
-use dashmap::DashMap;
-use parking_lot::Mutex;
-use tokio::time::Instant;
-
-use crate::config::{Config, Mode};
-use crate::error::{Kind, Refusal};
-use crate::flow::classify::Operation;
-use crate::id::{AccountId, ActionName, ClientId};
 pub(crate) use crate::limiter::connector::Connector;
-use crate::limiter::drain::DrainBy;
-use crate::limiter::fair::{Place, Standing};
-use crate::limiter::lane::{Entered, Lane};
 pub(crate) use crate::limiter::order::Order;
-pub(crate) use crate::limiter::permit::{Receipt, Turn};
-use crate::limiter::rules::Rules;
-use crate::limiter::shadow::Shadow;
-use crate::limiter::shared::Quota;
+pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
+pub(crate) use crate::limiter::refusals::draining;
+pub(crate) use crate::limiter::registry::Limiter;
 pub(crate) use crate::limiter::view::LaneView;
-pub(crate) use crate::limiter::waiter::draining;
-use crate::metrics::Metrics;
-use crate::room::{Room, Share};
-
-/// A map shrinks when it has so many times the room that it needs.
-const SPARSE: usize = 8;
-
-/// All lanes.
-pub(crate) struct Queue<K: Connector> {
-    lanes: DashMap<(AccountId, ActionName), Arc<Lane<K>>>,
-    shared: Arc<Shared<K>>,
-    /// The order of arrivals over all lanes.
-    next_place: AtomicU64,
-}
-
-/// What all lanes have in common.
-struct Shared<K: Connector> {
-    mode: Mode,
-    connector: Arc<K>,
-    metrics: Arc<Metrics>,
-    rules: ArcSwap<Rules>,
-    /// Where replicas share the quota.
-    quota: Option<Arc<Quota>>,
-    /// When the process started: tokens count as just used then.
-    started: Instant,
-    /// Bytes of all calls that are in the queue or on their way.
-    room: Arc<Room>,
-    /// The same of each client, which may take half of the room and no more.
-    client_rooms: DashMap<(AccountId, ClientId), Arc<Room>>,
-    drain_by: Mutex<DrainBy>,
-}
-
-/// One call's claim on the queue: its place by first arrival, its hold, its share of the memory. Kept through retries.
-pub(crate) struct Call<K: Connector> {
-    /// None for an action without a limit.
-    lane: Option<Arc<Lane<K>>>,
-    shared: Arc<Shared<K>>,
-    standing: Standing,
-    /// Nothing is sent after this: the arrival and the hold less the margin for CAMS's answer.
-    send_by: Instant,
-    /// The call has been in line (or had its turn) before: the bounds were checked, or the call was counted, then.
-    admitted: bool,
-    _bytes: [Share; 2],
-}
-
-// === impl Queue ===
-
-impl<K: Connector> Queue<K> {
-    /// An empty queue; `started` is when the process started.
-    pub(crate) fn new(
-        config: &Config,
-        connector: Arc<K>,
-        (metrics, quota): (Arc<Metrics>, Option<Arc<Quota>>),
-        started: Instant,
-    ) -> Self {
-        let shared = Shared {
-            mode: config.mode,
-            connector,
-            metrics,
-            rules: ArcSwap::from_pointee(Rules::new(config, started)),
-            quota,
-            started,
-            room: Room::new(config.queue.max_bytes),
-            client_rooms: DashMap::new(),
-            drain_by: Mutex::default(),
-        };
-        Self { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) }
-    }
-
-    /// A call has arrived, whole: it gets its place in the order of arrivals.
-    pub(crate) fn arrive(&self, operation: &Operation, bytes: usize) -> Result<Call<K>, Refusal> {
-        let now = Instant::now();
-        let lane = operation.limit.is_some().then(|| self.lane(operation));
-        let full = |what: &str| {
-            let wait = lane.as_ref().map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
-            Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
-        };
-        let client = self.client_room((operation.account.clone(), operation.client.clone())).take(bytes);
-        let client = client.ok_or_else(|| full("This client's part of Flowgate's memory for queued calls"))?;
-        let share = self.shared.room.take(bytes).ok_or_else(|| full("Flowgate's memory for queued calls"))?;
-        let standing = Standing {
-            place: Place(self.next_place.fetch_add(1, Ordering::Relaxed)),
-            client: operation.client.clone(),
-            weight: operation.weight,
-            tenant: operation.tenant.clone(),
-            arrived: now,
-        };
-        let send_by = now + operation.wait;
-        Ok(Call { lane, shared: self.shared.clone(), standing, send_by, admitted: false, _bytes: [client, share] })
-    }
-
-    /// From now on this configuration holds, for those who wait, too. A lane whose limit has changed begins anew, with all
-    /// of its tokens just used, as does one that is made after accounts, keys or limits have changed: others may have sent
-    /// for it before. One whose limit has gone ends when nobody waits in it.
-    pub(crate) fn reload(&self, config: &Config) {
-        let Shared { rules, room, client_rooms, .. } = &*self.shared;
-        rules.store(Arc::new(rules.load().then(config, Instant::now())));
-        room.resize(config.queue.max_bytes);
-        client_rooms.iter().for_each(|room| room.resize(config.queue.max_bytes / 2));
-        // A lane that is made meanwhile reads the new rules.
-        self.all().iter().for_each(|lane| lane.reload());
-    }
-
-    /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
-    pub(crate) fn drain(&self, by: Instant) {
-        self.shared.drain_by.lock().begin(by);
-        self.all().iter().for_each(|lane| lane.drain());
-    }
-
-    /// Leaves the limited actions' quota to a successor: nothing of them is sent from now on.
-    pub(crate) fn hand_over(&self) {
-        self.shared.drain_by.lock().hand_over(Instant::now());
-        self.all().iter().for_each(|lane| lane.drain());
-    }
-
-    /// The state of every lane, for metrics and operators.
-    pub(crate) fn lanes(&self) -> Vec<LaneView> {
-        self.all().iter().map(|lane| lane.view()).collect()
-    }
-
-    /// How many lanes there are, and how many calls wait in them.
-    pub(crate) fn count(&self) -> (usize, usize) {
-        let lanes = self.all();
-        (lanes.len(), lanes.iter().map(|lane| lane.lock().line.len()).sum())
-    }
-
-    /// The room for the bytes of all calls that come in, wait or are under way.
-    pub(crate) fn room(&self) -> &Arc<Room> {
-        &self.shared.room
-    }
-
-    /// Bytes of the bodies of all calls that come in, wait or are under way.
-    pub(crate) fn bytes(&self) -> usize {
-        self.shared.room.used()
-    }
-
-    /// Whoever deals out the quota has changed.
-    pub(crate) fn refresh(&self) {
-        self.all().iter().for_each(|lane| lane.refresh());
-    }
-
-    /// Forgets lanes that nobody holds and whose tokens are all free.
-    pub(crate) fn forget_idle(&self) {
-        // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
-        let Shared { client_rooms, .. } = &*self.shared;
-        self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.at_rest());
-        client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
-        // A map keeps the room of its greatest crowd.
-        if self.lanes.len() < self.lanes.capacity() / SPARSE {
-            self.lanes.shrink_to_fit();
-        }
-        if client_rooms.len() < client_rooms.capacity() / SPARSE {
-            client_rooms.shrink_to_fit();
-        }
-    }
-
-    /// The room for the bytes of one client's calls.
-    pub(crate) fn client_room(&self, key: (AccountId, ClientId)) -> Arc<Room> {
-        let half = || self.shared.rules.load().bounds.max_bytes / 2;
-        self.shared.client_rooms.entry(key).or_insert_with(|| Room::new(half())).clone()
-    }
-
-    fn all(&self) -> Vec<Arc<Lane<K>>> {
-        self.lanes.iter().map(|entry| entry.value().clone()).collect()
-    }
-
-    fn lane(&self, operation: &Operation) -> Arc<Lane<K>> {
-        let key = (operation.account.clone(), operation.action.clone());
-        let new = || Arc::new(Lane::new(operation, self.shared.clone()));
-        self.lanes.entry(key).or_insert_with(new).clone()
-    }
-}
-
-// === impl Shared ===
-
-impl<K: Connector> Shared<K> {
-    /// Whether no call of a limited action is granted any more at `then`.
-    fn drained(&self, then: Instant) -> bool {
-        self.drain_by.lock().is_over(then)
-    }
-}
-
-// === impl Call ===
-
-impl<K: Connector> Call<K> {
-    /// Waits until it is this call's turn, at most until its send-by. Dropping the future leaves the queue and spends
-    /// no token.
-    pub(crate) async fn turn(&mut self) -> Result<Turn<K>, Refusal> {
-        let Some(lane) = self.lane.clone() else { return self.ready_turn().await };
-        if let Some(shadow) = &lane.shadow {
-            self.observe(&lane, shadow);
-            return self.ready_turn().await;
-        }
-        // In a statement of its own the turn that comes at once needs no room while the call waits.
-        let admitted = std::mem::replace(&mut self.admitted, true);
-        let (mut waiter, told) = match lane.enter(&self.standing, self.send_by, admitted)? {
-            Entered::Now(turn) => return Ok(turn),
-            Entered::Waiting(waiter, told) => (waiter, told),
-        };
-        waiter.turn(tokio::time::timeout_at(self.send_by, told).await)
-    }
-
-    /// Time since the call arrived.
-    pub(crate) fn age(&self) -> Duration {
-        self.standing.arrived.elapsed()
-    }
-
-    /// What is left until its send-by.
-    pub(crate) fn left(&self) -> Duration {
-        self.send_by.saturating_duration_since(Instant::now())
-    }
-
-    /// When a call that came now could be sent: the honest advice for when to come back.
-    pub(crate) fn predicted_wait(&self) -> Duration {
-        self.lane.as_ref().map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
-    }
-
-    /// Counts, once, what would have become of the call.
-    fn observe(&mut self, lane: &Lane<K>, shadow: &Mutex<Shadow>) {
-        if self.shared.drained(Instant::now()) || std::mem::replace(&mut self.admitted, true) {
-            return;
-        }
-        let mut shadow = shadow.lock();
-        // Read under the lock, so that the shadow's time never goes back.
-        let now = Instant::now();
-        let would = shadow.decide(&self.standing.client, self.send_by.saturating_duration_since(now), now);
-        drop(shadow);
-        let ([account, action], client) = (lane.metrics.labels(), self.standing.client.as_str());
-        self.shared.metrics.shadow_decision(account, action, would.label());
-        tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
-    }
-
-    /// A turn as soon as a connection is ready.
-    async fn ready_turn(&self) -> Result<Turn<K>, Refusal> {
-        if self.shared.drain_by.lock().is_over_for_all(Instant::now()) {
-            return Err(waiter::draining());
-        }
-        if self.left().is_zero() {
-            return Err(waiter::expired(self.shared.connector.down(), Duration::from_secs(1)));
-        }
-        let connection = match self.shared.connector.try_ready() {
-            Some(connection) => connection,
-            // Boxed: seldom needed, and room for it would be in every call that waits.
-            None => Box::pin(tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1)))
-                .await
-                .map_err(|_| waiter::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
-        };
-        Ok(Turn::unlimited(connection))
-    }
-}

@@ -17,7 +17,7 @@ use crate::flow::listen::tls::Certificates;
 use crate::flow::record::Recent;
 use crate::journal::Journal;
 use crate::limiter::shared::Quota;
-use crate::limiter::{Connector, Queue};
+use crate::limiter::{Connector, Limiter};
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::reload::{Ask, Reading};
@@ -39,7 +39,7 @@ pub(crate) struct Parts {
     pub(crate) nonces: Nonces,
     /// What CAMS's answers usually take.
     pub(crate) margins: Margins,
-    pub(crate) queue: Queue<Upstream>,
+    pub(crate) limiter: Limiter<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
     /// None: each process has the quota for itself.
     pub(crate) quota: Option<Arc<Quota>>,
@@ -88,7 +88,7 @@ impl Parts {
             certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
-            queue: Queue::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
+            limiter: Limiter::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
             quota,
             upstream,
             metrics,
@@ -111,7 +111,7 @@ impl Parts {
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
         let settings = Arc::new(before.then(config));
         // First the queue: no lane may begin by what held before for a call that is identified by what holds now.
-        self.queue.reload(&settings.config);
+        self.limiter.reload(&settings.config);
         self.settings.store(settings.clone());
         self.unverified.resize(settings.config.listen.max_unverified);
         if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
@@ -136,13 +136,13 @@ impl Parts {
 
     /// Forgets lanes at rest, and the nonces that are old at `now`.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
-        self.queue.forget_idle();
+        self.limiter.forget_idle();
         self.nonces.forget_idle(now);
     }
 
     /// Where Flowgate stands, in one line. It is had under every lock of the queue and the pool's.
     pub(crate) fn status(&self) -> String {
-        let (lanes, waiting) = self.queue.count();
+        let (lanes, waiting) = self.limiter.count();
         let accounts = self.settings.load().config.accounts.len();
         let phase = if self.phases.now() == Phase::Serving { "serving" } else { "draining" };
         let upstream = if self.upstream.reach() == Reach::Up { "" } else { ", CAMS cannot be reached" };

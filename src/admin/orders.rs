@@ -68,7 +68,7 @@ pub(super) async fn obey(parts: &Parts, name: Name, request: Request<Incoming>, 
     }
     let Said { account, action, seconds } = &said;
     let is_configured = config.accounts.iter().any(|known| known.id.as_str() == account);
-    let Some(obeyed) = parts.queue.order(account, action, is_configured, order) else {
+    let Some(obeyed) = parts.limiter.order(account, action, is_configured, order).await else {
         return Page::refused(
             StatusCode::NOT_FOUND,
             "There is no such lane: see the accounts and actions of /lanes.\n",

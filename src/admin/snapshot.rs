@@ -17,7 +17,7 @@ const LANES: usize = 200;
 pub(super) fn snapshot(parts: &Parts) -> Value {
     let settings = parts.settings.load();
     let config = &settings.config;
-    let mut lanes = parts.queue.lanes_by_label();
+    let mut lanes = parts.limiter.lanes_by_label();
     let all_lanes = lanes.len();
     lanes.sort_by_key(|lane| std::cmp::Reverse(lane.queued));
     lanes.truncate(LANES);
@@ -47,7 +47,7 @@ pub(super) fn snapshot(parts: &Parts) -> Value {
         },
         "certificate_ends_seconds": config.listen.tls.as_ref().map(|tls| seconds_until(tls.not_after)),
         "credentials": credentials.collect::<Vec<_>>(),
-        "queued_bytes": parts.queue.bytes(),
+        "queued_bytes": parts.limiter.bytes(),
         "all_lanes": all_lanes,
         "lanes": lanes,
         "calls": parts.recent.views(),

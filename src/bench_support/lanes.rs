@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::config::Limit;
 use crate::flow::classify::Operation;
 use crate::id::{AccountId, ActionName, ClientId, TenantId};
-use crate::limiter::{Connector, Queue};
+use crate::limiter::{Connector, Limiter};
 use crate::metrics::Metrics;
 
 /// A connection is always ready.
@@ -18,7 +18,7 @@ struct Open;
 
 /// So many active lanes of 5/s each.
 pub struct Lanes {
-    queue: Queue<Open>,
+    limiter: Limiter<Open>,
     operations: Vec<Operation>,
 }
 
@@ -63,15 +63,15 @@ impl Lanes {
             wait: hold,
         };
         let started = Instant::now() - Duration::from_secs(2);
-        let queue = Queue::new(&super::config(), Arc::new(Open), (Arc::new(Metrics::new()), None), started);
-        Self { queue, operations: (0..lanes).map(operation).collect() }
+        let limiter = Limiter::new(&super::config(), Arc::new(Open), (Arc::new(Metrics::new()), None), started);
+        Self { limiter, operations: (0..lanes).map(operation).collect() }
     }
 
     /// One call of a lane from its arrival to its answer; false if it was refused.
     pub async fn call(&self, lane: usize) -> bool {
-        let Ok(mut call) = self.queue.arrive(&self.operations[lane], 256) else { return false };
-        let Ok(turn) = call.turn().await else { return false };
-        turn.spend().expect("memory deals for ever").1.answered();
+        let Ok(mut call) = self.limiter.arrive(&self.operations[lane], 256) else { return false };
+        let Ok(permit) = call.permit().await else { return false };
+        permit.spend().expect("memory deals for ever").1.answered();
         true
     }
 }

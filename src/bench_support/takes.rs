@@ -19,6 +19,7 @@ pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>
         tokens: count.get(),
         window: ms(1000),
         gap: ms(5),
+        spacing: Duration::ZERO,
         slack: ms(15),
         cap: count.get(),
         version: 0,

@@ -1,4 +1,4 @@
-//! One attempt, from the token's use to its consequences. It runs within its call as long as the call waits for it, and
+//! One attempt, from its permit to its consequences. It runs within its call as long as the call waits for it, and
 //! as a task of its own when the caller has left or its hold is over: CAMS has counted it, so it runs to its end, which
 //! feeds the lane's pause, the metrics and the log.
 
@@ -7,17 +7,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Polling, Poll};
 
-use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::flow::classify::Operation;
-use crate::flow::forward::{Answer, Request, Sent, Upstream};
+use crate::flow::forward::{Answer, Connection, Request, Sent, Upstream};
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
 use crate::flow::record::capped;
 use crate::journal::Note;
-use crate::limiter::{Receipt, Turn};
+use crate::limiter::{Receipt, SendPermit};
 use crate::metrics::{self, CallMetrics, labels};
 use crate::parts::Parts;
 
@@ -43,6 +42,8 @@ pub(crate) struct Sending {
     pub(crate) metrics: Arc<CallMetrics>,
     /// What the judge must know.
     pub(crate) context: Context,
+    /// Nothing is sent after this.
+    pub(crate) send_by: Instant,
     /// When the caller's hold ends.
     pub(crate) answer_by: Instant,
     /// What the journal is told of it, if there is one.
@@ -60,35 +61,33 @@ struct Attended {
     tracker: TaskTracker,
 }
 
-/// Uses the turn and sends the request; tells what came of it, at the latest when the hold ends.
-pub(crate) fn attempt(
-    parts: &Arc<Parts>,
-    turn: Turn<Upstream>,
-    sending: Sending,
-) -> impl Future<Output = Attempted> + use<> {
-    let answer_by = sending.answer_by;
-    timeout_at(answer_by, Attended::new(parts, turn, sending)).map(|answered| {
-        let reason = "CAMS has not answered within the hold";
-        answered.unwrap_or_else(|_| Attempted::judged(None, Verdict::Unknown { reason }))
-    })
-}
-
-async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attempted {
-    let Sending { request, operation, metrics, context, answer_by: _, note } = sending;
-    let in_flight = InFlight::new(metrics);
-    // Before the token's clock runs: were the disk slow between the two, those that it held up would leave late and
-    // together, and the next ones, whose tokens are back by the clock, right behind them.
-    if let Some(note) = &note {
-        note.sent().await;
+/// Sends the request with this permit; tells what came of it, at the latest when the hold ends.
+pub(crate) async fn attempt(parts: &Arc<Parts>, permit: SendPermit<Upstream>, sending: Sending) -> Attempted {
+    // Before the first byte leaves: a slow disk delays the attempt, and its token is held meanwhile.
+    if let Some(note) = &sending.note {
+        let announced = Announced(Some(note));
+        if timeout_at(sending.send_by, note.sent()).await.is_err() {
+            return Attempted::Unsent;
+        }
+        announced.keep();
     }
-    let Some((connection, receipt)) = turn.spend() else {
-        if let Some(note) = &note {
+    let Some((connection, receipt)) = permit.begin() else {
+        if let Some(note) = &sending.note {
             note.unsent();
         }
         return Attempted::Unsent;
     };
+    let answer_by = sending.answer_by;
+    let answered = timeout_at(answer_by, Attended::new(parts, connection, receipt, sending)).await;
+    let reason = "CAMS has not answered within the hold";
+    answered.unwrap_or_else(|_| Attempted::judged(None, Verdict::Unknown { reason }))
+}
+
+async fn run(parts: Arc<Parts>, connection: Connection, receipt: Receipt<Upstream>, sending: Sending) -> Attempted {
+    let Sending { request, operation, metrics, context, note, .. } = sending;
+    let in_flight = InFlight::new(metrics);
     let sent_at = Instant::now();
-    let (answer, verdict) = match connection.send(request, None).await {
+    let (answer, verdict) = match connection.send(request, receipt.on_write()).await {
         Sent::Unsent => {
             if let Some(note) = &note {
                 note.unsent();
@@ -108,6 +107,23 @@ async fn run(parts: Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Attem
     count(&parts, (&operation, &in_flight.0), (answer.as_ref(), &verdict), sent_at);
     settle(receipt, &verdict);
     Attempted::judged(answer, verdict)
+}
+
+/// An attempt that the journal is told of and that has not begun. Dropped, it is noted as not sent.
+struct Announced<'a>(Option<&'a Note>);
+
+impl Announced<'_> {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Announced<'_> {
+    fn drop(&mut self) {
+        if let Some(note) = self.0 {
+            note.unsent();
+        }
+    }
 }
 
 /// Says what came of an attempt that nobody waited for any more.
@@ -178,9 +194,9 @@ impl Attempted {
 // === impl Attended ===
 
 impl Attended {
-    fn new(parts: &Arc<Parts>, turn: Turn<Upstream>, sending: Sending) -> Self {
+    fn new(parts: &Arc<Parts>, connection: Connection, receipt: Receipt<Upstream>, sending: Sending) -> Self {
         let operation = sending.operation.clone();
-        let run = parts.attempts.track_future(run(parts.clone(), turn, sending));
+        let run = parts.attempts.track_future(run(parts.clone(), connection, receipt, sending));
         Self { run: Some(Box::pin(run)), operation, tracker: parts.attempts.clone() }
     }
 }
@@ -256,7 +272,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_journal_is_told_before_the_turn_is_used() {
+    async fn the_journal_is_told_before_the_permit_is_used() {
         let (upstream, folder) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), tempfile::tempdir().unwrap());
         let path = folder.path().join("journal");
         let journal = config::Journal { path: path.clone(), max_size: 1 << 20, keep: 1 };
@@ -264,20 +280,21 @@ mod tests {
         let mut config = limited(&upstream, journal, limit);
         let parts = Arc::new(Parts::new(config.clone()).unwrap());
         let operation = operation(limit);
-        let turn = parts.queue.arrive(&operation, 0).ok().unwrap().turn().await.ok().unwrap();
-        // Another limit is another source of tokens: this turn's token is of no use any more.
+        let permit = parts.limiter.arrive(&operation, 0).ok().unwrap().permit().await.ok().unwrap();
+        // Another limit is another source of tokens: this permit's token is of no use any more.
         config.limits = [(ActionName::new("CreateFlow"), Limit { window: Duration::from_millis(2), ..limit })].into();
-        parts.queue.reload(&config);
+        parts.limiter.reload(&config);
         let note = parts.journal.as_ref().unwrap().note(Some("x"), &operation, "REQUEST-1");
         let sending = Sending {
             request: Request::default(),
             metrics: parts.metrics.calls(&operation),
             context: Context { managed: true, limited: true },
+            send_by: Instant::now() + operation.hold,
             answer_by: Instant::now() + operation.hold,
             operation: Arc::new(operation),
             note: Some(Box::new(note)),
         };
-        assert!(matches!(attempt(&parts, turn, sending).await, Attempted::Unsent));
+        assert!(matches!(attempt(&parts, permit, sending).await, Attempted::Unsent));
         parts.journal.as_ref().unwrap().flushed().await;
         let text = std::fs::read_to_string(&path).unwrap();
         let said = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());

@@ -119,7 +119,7 @@ pub fn hints(input: &[u8]) {
     let Verdict::Throttled { hint, .. } = &verdict else { return };
     let (now, policy) = (Instant::now(), &DEFAULTS.retry);
     let mut pause = Pause::default();
-    pause.refused(&Refused { granted_at: now, hint: *hint }, policy, now, 0.99);
+    pause.refused(&Refused { written_at: now, hint: *hint, isolated: false }, policy, now, 0.99);
     assert!(pause.remaining(now) <= policy.max_pause, "nobody pauses a lane for longer");
     let left = Duration::from_secs(3600);
     let alone = Tries { sent: 1, can_repeat: true, has_lane: false, left };

@@ -24,9 +24,9 @@ impl DrainBy {
         self.limited = Some(now);
     }
 
-    /// Whether calls of limited actions are not granted any more at `then`.
-    pub(super) fn is_over(&self, then: Instant) -> bool {
-        self.limited.is_some_and(|by| by <= then)
+    /// When calls of limited actions are not granted any more.
+    pub(super) fn limited(&self) -> Option<Instant> {
+        self.limited
     }
 
     /// Whether calls without a limit are not, either.

@@ -31,7 +31,7 @@ pub(crate) struct Place(pub(crate) u64);
 
 /// Who stands in line, and since when.
 #[derive(Clone, Debug)]
-pub(crate) struct Standing {
+pub(crate) struct QueueEntry {
     pub(crate) place: Place,
     pub(crate) client: ClientId,
     /// The client's share among the account's clients.
@@ -41,7 +41,7 @@ pub(crate) struct Standing {
 }
 
 /// The waiting calls of one lane.
-pub(crate) struct Line<W> {
+pub(crate) struct FairQueue<W> {
     clients: HashMap<ClientId, Client<W>>,
     turns: Turns<ClientId>,
     len: usize,
@@ -51,7 +51,7 @@ pub(crate) struct Line<W> {
 struct Client<W> {
     weight: u32,
     stride: Stride,
-    calls: BTreeMap<Place, (Standing, W)>,
+    calls: BTreeMap<Place, (QueueEntry, W)>,
     /// The places of each tenant's calls.
     tenants: HashMap<TenantId, BTreeSet<Place>>,
     turns: Turns<TenantId>,
@@ -73,29 +73,29 @@ impl PartialOrd for Place {
     }
 }
 
-// === impl Line ===
+// === impl FairQueue ===
 
-impl<W> Line<W> {
+impl<W> FairQueue<W> {
     pub(crate) fn new() -> Self {
         Self { clients: HashMap::new(), turns: Turns::new(), len: 0 }
     }
 
     /// One more waits. A place is in line at most once.
-    pub(crate) fn push(&mut self, standing: Standing, waiter: W) {
-        let (name, tenant, place) = (standing.client.clone(), standing.tenant.clone(), standing.place);
+    pub(crate) fn push(&mut self, entry: QueueEntry, waiter: W) {
+        let (name, tenant, place) = (entry.client.clone(), entry.tenant.clone(), entry.place);
         let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
-        client.stride = stride(&standing);
-        client.weight = standing.weight;
+        client.stride = stride(&entry);
+        client.weight = entry.weight;
         let places = client.tenants.entry(tenant.clone()).or_default();
         places.insert(place);
         client.turns.set(&tenant, first_of(places));
-        let before = client.calls.insert(place, (standing, waiter));
+        let before = client.calls.insert(place, (entry, waiter));
         debug_assert!(before.is_none(), "a place is in line at most once");
         self.len += 1;
         self.turns.set(&name, client.first());
     }
 
-    /// Takes out whose turn it is.
+    /// Takes out the call that is served next.
     pub(crate) fn pop(&mut self) -> Option<W> {
         let name = self.turns.first()?.0.clone();
         let client = self.clients.get_mut(&name).expect("who waits is a client");
@@ -108,8 +108,8 @@ impl<W> Line<W> {
     }
 
     /// Takes one out wherever it stands: it hung up, or its time is over.
-    pub(crate) fn remove(&mut self, standing: &Standing) -> Option<W> {
-        self.take(&standing.client, &standing.tenant, standing.place)
+    pub(crate) fn remove(&mut self, entry: &QueueEntry) -> Option<W> {
+        self.take(&entry.client, &entry.tenant, entry.place)
     }
 
     /// Takes out the newest call of the client with the most calls, if that has more than `than` has.
@@ -123,30 +123,48 @@ impl<W> Line<W> {
         self.remove(&newest)
     }
 
-    /// Takes out those whom `stays` does not let stay. It is asked in the order of service, as it would be if nobody
-    /// else came, and told how many that stay are before.
-    pub(crate) fn sift(&mut self, mut stays: impl FnMut(usize, &W) -> bool) -> Vec<W> {
-        let mut turns = self.turns.clone();
-        let mut inner: HashMap<ClientId, Ahead> =
-            self.clients.iter().map(|(name, client)| (name.clone(), Ahead::new(client))).collect();
-        let mut ahead = 0;
-        let mut go = Vec::new();
-        while let Some((name, _)) = turns.first() {
-            let name = name.clone();
-            let (client, future) = (&self.clients[&name], inner.get_mut(&name).expect("every client has a future"));
-            let (tenant, place) = future.next().expect("a client that waits has a call");
-            let (standing, waiter) = &client.calls[&place];
-            if stays(ahead, waiter) {
-                ahead += 1;
-                future.turns.serve(STRIDE);
-                turns.serve(client.stride);
-            } else {
-                go.push(standing.clone());
+    /// Begins to go through the queue in the order of service, as it would be if no other call arrived. Costs
+    /// O(clients + tenants).
+    pub(crate) fn walk(&self) -> Walk {
+        let clients = self.clients.iter().map(|(name, client)| (name.clone(), ClientWalk::new(client)));
+        Walk { turns: self.turns.clone(), clients: clients.collect(), ahead: 0, is_over: self.len == 0 }
+    }
+
+    /// Goes on with a walk for at most `steps` calls. `stays` is asked of each call with the number of calls that stay
+    /// before it; those that do not stay are taken out and returned. The queue may change between two pieces: calls that
+    /// left or were served are passed over, and calls that arrived at a later place are met in their turn.
+    pub(crate) fn walk_on(
+        &mut self,
+        walk: &mut Walk,
+        steps: usize,
+        mut stays: impl FnMut(usize, &W) -> bool,
+    ) -> Vec<W> {
+        let mut leave = Vec::new();
+        for _ in 0..steps {
+            let Some(name) = walk.turns.first().map(|(name, _)| name.clone()) else {
+                walk.is_over = true;
+                break;
+            };
+            let known = self.clients.get(&name).zip(walk.clients.get_mut(&name));
+            let Some((client, future)) = known else {
+                walk.turns.set(&name, None);
+                continue;
+            };
+            if let Some((tenant, place)) = future.next() {
+                match client.calls.get(&place) {
+                    Some((entry, waiter)) if !stays(walk.ahead, waiter) => leave.push(entry.clone()),
+                    Some(_) => {
+                        walk.ahead += 1;
+                        future.turns.serve(STRIDE);
+                        walk.turns.serve(client.stride);
+                    }
+                    None => {}
+                }
+                future.pass(client, &tenant, place);
             }
-            future.pass(client, (&tenant, place));
-            turns.set(&name, future.next().map(|(_, place)| (place, 0)));
+            walk.turns.set(&name, future.next().map(|(_, place)| (place, 0)));
         }
-        go.iter().filter_map(|standing| self.remove(standing)).collect()
+        leave.iter().filter_map(|entry| self.remove(entry)).collect()
     }
 
     /// How many wait.
@@ -166,21 +184,21 @@ impl<W> Line<W> {
     }
 
     /// How many would be served before a newcomer, if nobody came after it.
-    pub(crate) fn ahead_of_new(&self, standing: &Standing) -> usize {
-        let own = self.clients.get(&standing.client);
-        let in_client = own.map_or(0, |client| client.ahead_of_new(&standing.tenant));
-        let tag = self.turns.tag(&standing.client).after(in_client, stride(standing));
-        in_client + self.turns.before(&standing.client, tag, |other| self.clients[other].stride)
+    pub(crate) fn ahead_of_new(&self, entry: &QueueEntry) -> usize {
+        let own = self.clients.get(&entry.client);
+        let in_client = own.map_or(0, |client| client.ahead_of_new(&entry.tenant));
+        let tag = self.turns.tag(&entry.client).after(in_client, stride(entry));
+        in_client + self.turns.before(&entry.client, tag, |other| self.clients[other].stride)
     }
 
     /// When the one that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        let first = |client: &Client<W>| client.calls.first_key_value().map(|(_, (standing, _))| standing.arrived);
+        let first = |client: &Client<W>| client.calls.first_key_value().map(|(_, (entry, _))| entry.arrived);
         self.clients.values().filter_map(first).min()
     }
 
     /// All that wait, in no order.
-    pub(crate) fn waiting(&self) -> impl Iterator<Item = &(Standing, W)> {
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = &(QueueEntry, W)> {
         self.clients.values().flat_map(|client| client.calls.values())
     }
 
@@ -232,36 +250,54 @@ fn first_of(places: &BTreeSet<Place>) -> Option<(Place, usize)> {
 }
 
 /// How far apart the tags of such a call's client lie.
-fn stride(standing: &Standing) -> Stride {
-    STRIDE / Stride::from(standing.weight.max(1))
+fn stride(entry: &QueueEntry) -> Stride {
+    STRIDE / Stride::from(entry.weight.max(1))
 }
 
-/// One client's future, for going through the line in the order of service without serving.
-struct Ahead {
+/// How far a walk through the queue has come.
+pub(crate) struct Walk {
+    turns: Turns<ClientId>,
+    clients: HashMap<ClientId, ClientWalk>,
+    /// Calls that were passed and stay.
+    ahead: usize,
+    is_over: bool,
+}
+
+/// One client's part of a walk.
+struct ClientWalk {
     turns: Turns<TenantId>,
-    /// The last call of each tenant that has been gone through.
-    passed: HashMap<TenantId, Place>,
 }
 
-impl Ahead {
+// === impl Walk ===
+
+impl Walk {
+    /// Whether every call was passed.
+    pub(crate) fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// A call was served meanwhile: one call fewer is ahead of those that are still to come.
+    pub(crate) fn served(&mut self) {
+        self.ahead = self.ahead.saturating_sub(1);
+    }
+}
+
+// === impl ClientWalk ===
+
+impl ClientWalk {
     fn new<W>(client: &Client<W>) -> Self {
-        Self { turns: client.turns.clone(), passed: HashMap::new() }
+        Self { turns: client.turns.clone() }
     }
 
     fn next(&self) -> Option<(TenantId, Place)> {
         self.turns.first().map(|(tenant, place)| (tenant.clone(), place))
     }
 
-    fn pass<W>(&mut self, client: &Client<W>, (tenant, place): (&TenantId, Place)) {
-        self.passed.insert(tenant.clone(), place);
-        let first = self.first_of(client, tenant);
-        self.turns.set(tenant, first.map(|place| (place, 0)));
-    }
-
-    fn first_of<W>(&self, client: &Client<W>, tenant: &TenantId) -> Option<Place> {
+    fn pass<W>(&mut self, client: &Client<W>, tenant: &TenantId, place: Place) {
         use std::ops::Bound::{Excluded, Unbounded};
-        let after = self.passed.get(tenant).map_or(Unbounded, |place| Excluded(*place));
-        client.tenants.get(tenant)?.range((after, Unbounded)).next().copied()
+        let after = (Excluded(place), Unbounded);
+        let next = client.tenants.get(tenant).and_then(|places| places.range(after).next().copied());
+        self.turns.set(tenant, next.map(|place| (place, 0)));
     }
 }
 

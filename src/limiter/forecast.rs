@@ -1,28 +1,143 @@
-//! When will the next tokens be back? Only computes, for honest predictions; nobody is granted anything by it.
+//! When do the next grants of a lane come? Computed for forecasts only; it grants nothing.
+//!
+//! With a steady rate the answer is exact and costs O(1). A rate that is about to rise is exact for up to
+//! [`EXACT`] tokens; above that tokens are so close together that the mean rate is right to within a token's distance.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// When the `ahead` + 1st grant comes, if each token's first is at one of `turns`, which all lie within one period, and
-/// each comes back `away` after every grant. From each of `joins` on, in order, there is one token more.
-pub(crate) fn nth(ahead: usize, mut turns: Vec<Instant>, away: Duration, joins: &[Instant]) -> Instant {
-    let mut ahead = ahead;
-    for joins_at in joins {
-        let rounds = |turn: &Instant| {
-            let until = joins_at.saturating_duration_since(*turn);
-            usize::try_from(until.as_nanos().div_ceil(away.as_nanos())).unwrap_or(usize::MAX)
-        };
-        let before = turns.iter().map(rounds).fold(0, usize::saturating_add);
-        if ahead < before {
-            break;
+use crate::limiter::pace::Rate;
+
+/// Up to this many tokens a rising rate is forecast token by token.
+const EXACT: usize = 64;
+
+/// The grants to come: each token's next grant, and how the rate rises.
+pub(crate) struct Forecast<'a> {
+    turns: Turns<'a>,
+    /// After a grant a token is back this much later.
+    away: Duration,
+    rises: Vec<(Instant, Rate)>,
+}
+
+/// When each token that may be in use is granted next, in order. All lie within about one period.
+pub(crate) enum Turns<'a> {
+    /// The tokens of this process.
+    Ring {
+        /// No grant comes before this.
+        open: Instant,
+        /// Tokens that are free.
+        free: usize,
+        /// When those that are away are back.
+        back: &'a VecDeque<Instant>,
+        /// The first of them that make none free.
+        beyond: usize,
+        /// Tokens that are about to be used, and when they are back.
+        held: usize,
+        /// The same.
+        held_back_at: Instant,
+    },
+    /// As they were listed.
+    List(Vec<Instant>),
+}
+
+// === impl Turns ===
+
+impl Turns<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Ring { free, back, beyond, held, .. } => free + (back.len() + held).saturating_sub(*beyond),
+            Self::List(list) => list.len(),
         }
-        ahead -= before;
-        turns.iter_mut().for_each(|turn| *turn = after(*turn, rounds(turn), away));
-        turns.push(*joins_at);
     }
-    turns.sort_unstable();
-    after(turns[ahead % turns.len()], ahead / turns.len(), away)
+
+    fn get(&self, index: usize) -> Instant {
+        match self {
+            Self::List(list) => list[index],
+            Self::Ring { open, free, back, beyond, held_back_at, .. } => match index.checked_sub(*free) {
+                None => *open,
+                Some(index) => back.get(index + beyond).map_or(*held_back_at, |back_at| *back_at).max(*open),
+            },
+        }
+    }
+}
+
+// === impl Forecast ===
+
+impl<'a> Forecast<'a> {
+    /// There is at least one turn.
+    pub(crate) fn new(turns: Turns<'a>, away: Duration, rises: Vec<(Instant, Rate)>) -> Self {
+        debug_assert!(turns.len() > 0, "a lane without tokens has no forecast");
+        Self { turns, away, rises }
+    }
+
+    /// When the grant comes that has `ahead` others before it.
+    pub(crate) fn at(&self, ahead: usize) -> Instant {
+        let Some((_, highest)) = self.rises.last() else { return self.steady(ahead) };
+        if highest.tokens as usize <= EXACT { self.token_by_token(ahead) } else { self.by_mean_rate(ahead) }
+    }
+
+    /// If the rate does not rise: every token comes back `away` after each grant.
+    fn steady(&self, ahead: usize) -> Instant {
+        let tokens = self.turns.len().max(1);
+        after(self.turns.get(ahead % tokens), ahead / tokens, self.away)
+    }
+
+    fn token_by_token(&self, mut ahead: usize) -> Instant {
+        let mut turns: Vec<Instant> = (0..self.turns.len()).map(|index| self.turns.get(index)).collect();
+        let mut away = self.away;
+        for (rises_at, rate) in &self.rises {
+            let before: usize = turns.iter().map(|turn| rounds(*turn, *rises_at, away)).sum();
+            if ahead < before {
+                break;
+            }
+            ahead -= before;
+            for turn in &mut turns {
+                *turn = after(*turn, rounds(*turn, *rises_at, away), away);
+            }
+            turns.resize(turns.len().max(rate.tokens as usize), *rises_at);
+            away = rate.away();
+        }
+        turns.sort_unstable();
+        after(turns[ahead % turns.len()], ahead / turns.len(), away)
+    }
+
+    fn by_mean_rate(&self, ahead: usize) -> Instant {
+        let [(first, rate), rises @ ..] = &self.rises[..] else { return self.steady(ahead) };
+        let before = self.steady_before(*first);
+        if ahead < before {
+            return self.steady(ahead);
+        }
+        let (mut from, mut rate, mut ahead) = (*first, rate, ahead - before);
+        for (rises_at, next) in rises {
+            let before = (rate.per_second() * (*rises_at - from).as_secs_f64()) as usize;
+            if ahead < before {
+                break;
+            }
+            (from, rate, ahead) = (*rises_at, next, ahead - before);
+        }
+        from + Duration::from_secs_f64(ahead as f64 / rate.per_second())
+    }
+
+    /// How many grants come before `until` if the rate does not rise.
+    fn steady_before(&self, until: Instant) -> usize {
+        let all = self.turns.len();
+        let most = rounds(self.turns.get(0), until, self.away);
+        // All turns lie within about one period, so two tokens differ by one round.
+        let (mut low, mut high) = (0, all);
+        while low < high {
+            let middle = low.midpoint(high);
+            if rounds(self.turns.get(middle), until, self.away) >= most { low = middle + 1 } else { high = middle }
+        }
+        most.saturating_mul(low) + most.saturating_sub(1).saturating_mul(all - low)
+    }
+}
+
+/// How often a token is granted before `until`, first at `turn`.
+fn rounds(turn: Instant, until: Instant, away: Duration) -> usize {
+    let time = until.saturating_duration_since(turn);
+    usize::try_from(time.as_nanos().div_ceil(away.as_nanos().max(1))).unwrap_or(usize::MAX)
 }
 
 /// So many periods after `turn`.

@@ -1,307 +1,461 @@
-//! One account's calls of one limited action: who waits, which tokens are free, whether the lane pauses, under one
-//! lock that is held for moments. A lone call is granted here and now; whoever must wait gets a waiter, and the lane a
-//! worker.
+//! One lane, the calls of one limited action of one account, as a state machine: events and the time go in, effects come
+//! out. It has no lock, no task and no clock; `handle.rs`, `worker.rs` and `permit.rs` carry its effects out.
+//!
+//! A call is granted in the order of the fair queue, when the lane does not pause, a connection is ready and a token is
+//! free. The grant holds its token until the first byte of the attempt was written; the token's clock runs from there.
+//! Where the tokens come from is a [`Source`]: this process's memory or the store that replicas share. Both are asked the
+//! same questions and told the same events.
 
-use std::sync::Arc;
+mod admission;
+mod attempts;
+mod review;
+mod sources;
+
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::config::{Limit, Mode, Retry};
+use crate::config::{Learn, Limit};
 use crate::error::Refusal;
-use crate::flow::classify::Operation;
-use crate::id::{AccountId, ActionName};
-use crate::limiter::admit::too_long;
-use crate::limiter::fair::{Line, Standing};
-use crate::limiter::pace::{Learned, Pace};
-use crate::limiter::pause::{Episode, Gate, Pause, Refused};
-use crate::limiter::permit::Turn;
+use crate::limiter::fair::{FairQueue, QueueEntry};
+use crate::limiter::lane::review::Review;
+use crate::limiter::lane::sources::SharedPace;
+use crate::limiter::pace::{Pace, Rate};
+use crate::limiter::pause::{Gate, Pause, Refused};
 use crate::limiter::rules::Rules;
-use crate::limiter::shadow::Shadow;
+use crate::limiter::shared::protocol::{Answer, Op, Waiting as WaitingClient};
+use crate::limiter::shared::slots::Ask;
 use crate::limiter::shared::{self, Stands};
-use crate::limiter::source::{Spent, Tokens};
-use crate::limiter::tokens;
-use crate::limiter::waiter::{self, Waiter};
-use crate::limiter::{Connector, Shared, worker};
-use crate::metrics::CallMetrics;
+use crate::limiter::source::{Granted, Source, SourceForecast, Wait};
+use crate::limiter::tokens::Tokens;
 
-/// One lane.
-pub(super) struct Lane<K: Connector> {
-    pub(super) shared: Arc<Shared<K>>,
-    state: Mutex<State<K>>,
-    /// Tells the worker that something it waits on has changed.
-    pub(super) changed: Notify,
-    /// While Flowgate only observes: the queue that there would be. There is no other then. Boxed: lanes are many.
-    pub(super) shadow: Option<Box<Mutex<Shadow>>>,
-    /// Whose quota its calls spend, and of what.
-    pub(super) account: AccountId,
-    pub(super) action: ActionName,
-    /// Its metrics know how operators call it: accounts that the configuration does not name have one label together.
-    pub(super) metrics: Arc<CallMetrics>,
+/// The state of one lane. `W` is the waiting end of a queued call.
+pub(crate) struct Lane<W> {
+    limit: Limit,
+    /// Tokens count as used then, whichever source deals them out.
+    limit_since: Instant,
+    queue: FairQueue<Waiting<W>>,
+    source: Source,
+    stands: Stands,
+    /// How often the source has changed: a grant of an earlier source is of no use.
+    epoch: u64,
+    pause: Pause,
+    pace: Pace,
+    review: Review,
+    shared_pace: SharedPace,
+    /// When the probe's token is back, while the probe is under way and the token is this process's.
+    probe_back_at: Option<Instant>,
+    /// The moment that was last advised to a refused caller.
+    advised: Instant,
+    granted: u64,
+    effects: VecDeque<Effect<W>>,
 }
 
-/// The waiting end of a queued call: where its turn is sent, and until when it is of use.
-pub(super) struct Queued<K: Connector> {
-    pub(super) reply: oneshot::Sender<Result<Turn<K>, Refusal>>,
-    pub(super) send_by: Instant,
+/// A queued call.
+pub(crate) struct Waiting<W> {
+    pub(crate) waiter: W,
+    /// The call is not sent after this.
+    pub(crate) send_by: Instant,
 }
 
-/// What the lane's lock guards.
-pub(super) struct State<K: Connector> {
-    pub(super) limit: Limit,
-    /// When it began: tokens count as just used then, whoever deals them out.
-    pub(super) limit_since: Instant,
-    pub(super) line: Line<Queued<K>>,
-    pub(super) tokens: Tokens,
-    pub(super) pause: Pause,
-    pub(super) learned: Learned,
-    /// Who deals out the tokens.
-    pub(super) stands: Stands,
-    /// How often that has changed: what an earlier source granted is nothing to the present one.
-    pub(super) epoch: u64,
-    /// The version of what the store has learned.
-    pub(super) version: u64,
-    /// Something was learned that the store does not know.
-    pub(super) unsaved: Option<()>,
-    /// A question tells the store what was learned.
-    pub(super) saving: bool,
-    /// A worker lives; nobody else may try the tokens' clocks.
-    pub(super) worker: bool,
-    pub(super) random: fastrand::Rng,
-    /// When somebody has come before others: when to look whom that has made late.
-    pub(super) check_at: Option<Instant>,
-    /// The moment that the last refused caller was told to come back at.
-    pub(super) come_back: Instant,
-    /// Turns so far.
-    pub(super) granted: u64,
+/// What every event is handled with.
+#[derive(Clone, Copy)]
+pub(crate) struct Context<'a> {
+    pub(crate) now: Instant,
+    pub(crate) rules: &'a Rules,
+    /// A drain has begun that ends then: no call is granted from then on.
+    pub(crate) drain_by: Option<Instant>,
 }
 
-/// What a call meets on entering.
-pub(super) enum Entered<'a, K: Connector> {
-    /// Nobody waits and a token is free.
-    Now(Turn<K>),
-    /// It waits to be told.
-    Waiting(Waiter<'a, K>, oneshot::Receiver<Result<Turn<K>, Refusal>>),
+/// What happens to a lane.
+pub(crate) enum Event<W> {
+    /// A call arrives. `returning`: it was admitted before, and keeps its place.
+    Arrived { entry: QueueEntry, send_by: Instant, returning: bool, waiter: W },
+    /// A queued caller has disconnected, or its hold is over.
+    Left(QueueEntry),
+    /// A connection is ready, for one call.
+    Connected,
+    /// The first byte of a granted attempt was written at `at`.
+    Written { grant: Grant, at: Instant },
+    /// A grant was not used.
+    Returned(Grant),
+    /// A written attempt has ended.
+    Ended { grant: Grant, written_at: Instant, end: End },
+    /// The store has answered a question; none if it has not.
+    Answered { question: Asked, answer: Option<Answer> },
+    /// Another source deals out the tokens.
+    SourceChanged { stands: Stands, store: StoreTerms },
+    /// The configuration was reloaded; none where it has no limit for the action any more.
+    RulesChanged { limit: Option<Limit> },
+    /// A drain has begun.
+    DrainBegan,
+    /// An operator pauses the lane for a time, or until it is resumed.
+    Paused(Option<Duration>),
+    /// An operator resumes the lane.
+    Resumed,
+    /// An operator flushes the queue.
+    Flushed,
+    /// A piece of the review of the queue is due.
+    Review,
+}
+
+/// How a written attempt ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum End {
+    /// CAMS answered, and not by throttling.
+    Accepted,
+    /// CAMS refused by throttling, with this hint. `random` in 0..1 draws the back-off.
+    Throttled { hint: Option<Duration>, random: f64 },
+    /// What became of it is not known.
+    Unknown,
+    /// Nothing of the request was sent after all.
+    Unsent,
+}
+
+/// What a lane wants done.
+pub(crate) enum Effect<W> {
+    /// This call may be sent now.
+    Grant { waiter: W, grant: Grant },
+    /// This call is refused.
+    Refuse { waiter: W, refusal: Refusal },
+    /// This call's hold is over; `advice` is when to come back.
+    Expire { waiter: W, advice: Duration },
+    /// All calls that wait are refused, the first with this advice, each one a step later.
+    RefuseAll { queue: FairQueue<Waiting<W>>, refusal: Refusal, step: Duration, most: Duration },
+    /// The store is to be asked.
+    Ask(Box<Question>),
+    /// The store's answers come too late for their slots to be used: it is of no use.
+    StoreTooFar,
+    /// The lane pauses: for the metrics and the log.
+    PauseBegan { pause: Duration, hint: Option<Duration>, rate: Rate },
+}
+
+/// The permission to send one attempt.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grant {
+    token: Granted,
+    epoch: u64,
+    send_by: Instant,
+    probe: bool,
+}
+
+/// A question to the store.
+pub(crate) struct Question {
+    pub(crate) op: Op,
+    pub(crate) limit: Limit,
+    /// The rate that this replica keeps.
+    pub(crate) rate: Rate,
+    pub(crate) waiting: Vec<WaitingClient>,
+    pub(crate) asked: Asked,
+}
+
+/// What must be known when a question is answered.
+#[derive(Clone, Debug)]
+pub(crate) struct Asked {
+    epoch: u64,
+    pub(crate) ask: Ask,
+    /// The version of the pace that the question came from.
+    pub(crate) version: u64,
+    /// The pace that it tells the store.
+    pub(crate) pace: Option<String>,
+    /// The refusal that it reports.
+    refused: Option<Refused>,
+}
+
+/// What a lane must know of the store when it begins to use it, or to do without it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoreTerms {
+    /// How late a slot may be used, as configured.
+    pub(crate) slack: Duration,
+    /// How late any replica may use a slot.
+    pub(crate) longest_slack: Duration,
+    /// What an answer of the store usually takes.
+    pub(crate) distance: Duration,
+}
+
+/// What the lane waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// No call waits.
+    Rest,
+    /// A call can be granted: a connection is there, and a token is free.
+    Grant,
+    /// A piece of the review is due.
+    Review,
+    /// One of this many connections.
+    Connect(usize),
+    /// The lane's pause ends then; a connection is of no use before.
+    Pause(Instant),
+    /// A token is back then.
+    Token(Instant),
+    /// Something is due then.
+    Until(Instant),
+    /// Another event.
+    Event,
 }
 
 // === impl Lane ===
 
-impl<K: Connector> Lane<K> {
-    pub(super) fn new(operation: &Operation, shared: Arc<Shared<K>>) -> Self {
-        let rules = shared.rules.load_full();
-        let Rules { limits, learn, bounds, since, .. } = &*rules;
-        let since = shared.started.max(*since);
-        // Without one in the rules, the limit has just gone.
-        let limit = limits.get(&operation.action).copied().or(operation.limit);
-        let limit = limit.expect("only limited operations have a lane");
-        let state = State {
+impl<W> Lane<W> {
+    /// A lane whose tokens count as used at `since`.
+    pub(crate) fn new(limit: Limit, learn: Learn, since: Instant, now: Instant) -> Self {
+        Self {
             limit,
             limit_since: since,
-            line: Line::new(),
-            tokens: Tokens::Memory(tokens::Tokens::new(limit, learn.gap, since)),
-            pause: Pause::default(),
-            learned: Learned::new(limit, *learn),
+            queue: FairQueue::new(),
+            source: Source::Memory(Tokens::new(limit, learn.gap, since, now)),
             stands: Stands::Alone,
             epoch: 0,
-            version: 0,
-            unsaved: None,
-            saving: false,
-            worker: false,
-            random: fastrand::Rng::new(),
-            check_at: None,
-            come_back: Instant::now(),
+            pause: Pause::default(),
+            pace: Pace::new(limit, learn),
+            review: Review::new(now),
+            shared_pace: SharedPace::default(),
+            probe_back_at: None,
+            advised: now,
             granted: 0,
-        };
-        let metrics = shared.metrics.calls(operation);
-        let (account, action) = (operation.account.clone(), operation.action.clone());
-        let shadow = || Box::new(Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
-        let shadow = (shared.mode == Mode::Observe).then(shadow);
-        Self { shared, state: Mutex::new(state), changed: Notify::new(), shadow, account, action, metrics }
-    }
-
-    /// The lane's state, with the tokens at the pace that is right now: quiet time gives it back without a timer.
-    pub(super) fn lock(&self) -> MutexGuard<'_, State<K>> {
-        let mut state = self.state.lock();
-        if let Some(quota) = &self.shared.quota {
-            let stands = quota.stands(state.limit);
-            self.follow(&mut state, stands);
-        }
-        if state.learned.has_learned() {
-            state.keep_pace(Instant::now());
-        }
-        state
-    }
-
-    /// A call comes, for the first time or back from a throttle refusal: then it was admitted before.
-    pub(super) fn enter<'a>(
-        self: &'a Arc<Self>,
-        standing: &'a Standing,
-        send_by: Instant,
-        admitted: bool,
-    ) -> Result<Entered<'a, K>, Refusal> {
-        if self.shared.drained(Instant::now()) {
-            return Err(waiter::draining());
-        }
-        let mut state = self.lock();
-        // Read under the lock, for which it may have waited.
-        let now = Instant::now();
-        if let Tokens::None = &state.tokens {
-            return Err(waiter::no_part());
-        }
-        if send_by <= now {
-            return Err(waiter::expired(self.shared.connector.down(), advice(&state, state.line.len(), now)));
-        }
-        if !state.worker
-            && let Some(turn) = self.pass(&mut state, now)
-        {
-            return Ok(Entered::Now(turn));
-        }
-        if !admitted {
-            self.admit(&mut state, (standing, send_by), now)?;
-        }
-        let (reply, turn) = oneshot::channel();
-        state.line.push(standing.clone(), Queued { reply, send_by });
-        if admitted {
-            // It stands before others, and before it stood nowhere: the forecasts have changed.
-            self.tell_late(&mut state, now);
-        }
-        if !std::mem::replace(&mut state.worker, true) {
-            tokio::spawn(worker::run(self.clone()));
-        } else if state.tokens.free(now) > 0 {
-            // The worker waits for a connection, and one more is wanted.
-            self.changed.notify_one();
-        }
-        Ok(Entered::Waiting(Waiter { lane: self, standing, told: false }, turn))
-    }
-
-    /// What a call that came now would wait; while nobody waits here, when a refused one had best come back.
-    pub(super) fn predicted_wait(&self, now: Instant) -> Duration {
-        if let Some(shadow) = &self.shadow {
-            return shadow.lock().come_back(now);
-        }
-        let state = self.lock();
-        advice(&state, state.line.len(), now)
-    }
-
-    /// A caller has gone or its time is over.
-    pub(super) fn leave(&self, standing: &Standing) {
-        let mut state = self.lock();
-        if state.line.remove(standing).is_some() && state.line.len() == 0 {
-            self.changed.notify_one();
+            effects: VecDeque::new(),
         }
     }
 
-    /// A drain has begun: tells everybody who will not be granted in time.
-    pub(super) fn drain(&self) {
-        self.tell_late(&mut self.lock(), Instant::now());
-        self.changed.notify_one();
+    /// Handles an event. The effects are to be carried out once the lane's lock is free.
+    pub(crate) fn handle(&mut self, event: Event<W>, cx: Context<'_>) -> VecDeque<Effect<W>> {
+        self.refresh(cx.now);
+        match event {
+            Event::Arrived { entry, send_by, returning, waiter } => {
+                self.arrived(entry, Waiting { waiter, send_by }, returning, cx);
+            }
+            Event::Left(entry) => self.left(&entry, cx.now),
+            Event::Connected => self.connected(cx.now),
+            Event::Written { grant, at } => self.written(grant, at, cx.now),
+            Event::Returned(grant) => self.returned(grant, cx.now),
+            Event::Ended { grant, written_at, end } => self.ended(grant, written_at, end, cx),
+            Event::Answered { question, answer } => self.answered(&question, answer.as_ref(), cx),
+            Event::SourceChanged { stands, store } => self.source_changed(stands, store, cx),
+            Event::RulesChanged { limit } => self.rules_changed(limit, cx),
+            Event::DrainBegan => self.review.request(cx.now),
+            Event::Paused(time) => {
+                self.pause.order(time, cx.now);
+                self.review.request(cx.now);
+            }
+            Event::Resumed => self.pause.resume(),
+            Event::Flushed => self.flush(cx),
+            Event::Review => self.review_piece(cx),
+        }
+        self.take_effects()
     }
 
-    /// CAMS refused an attempt: the lane pauses, and whom that makes late is told now.
-    pub(super) fn throttled(self: &Arc<Self>, refused: &Refused, spent: &Spent) {
-        let mut state = self.lock();
-        let now = Instant::now();
-        if let Spent::Slot(slot) = spent
-            && self.tell_throttled(&mut state, *slot, refused)
-        {
+    /// The effects of what was asked of the lane.
+    pub(crate) fn take_effects(&mut self) -> VecDeque<Effect<W>> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Grants a call that arrives while no call waits, if nothing keeps it. Where it answers true to
+    /// [`Lane::is_open`], this takes a token and no place in the queue.
+    pub(crate) fn pass(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
+        self.is_open(now).then(|| self.grant(send_by, now)).flatten()
+    }
+
+    /// Whether a call that arrived now would be granted at once, if a connection is ready.
+    pub(crate) fn is_open(&mut self, now: Instant) -> bool {
+        self.refresh(now);
+        self.queue.len() == 0 && self.pause.gate(now) == Gate::Open && self.source.free(now) > 0
+    }
+
+    /// Whether a granted attempt may be written now. A grant does not outlast its source, a pause that begins, its
+    /// slot's moment, or its call's send-by.
+    pub(crate) fn may_send(&mut self, grant: &Grant, now: Instant) -> bool {
+        grant.epoch == self.epoch
+            && now <= grant.send_by
+            && (grant.probe || self.pause.gate(now) == Gate::Open)
+            && self.source.is_usable(&grant.token, now)
+    }
+
+    /// What the lane waits for, and when it must look again in any case. It may have effects, too.
+    pub(crate) fn next(&mut self, is_connected: bool, cx: Context<'_>) -> (Next, Option<Instant>) {
+        self.refresh(cx.now);
+        let next = self.decide(is_connected, cx);
+        let look_at = [self.review.due_at(), self.pace.changes_at(cx.now)].into_iter().flatten().min();
+        (next, look_at)
+    }
+
+    fn decide(&mut self, is_connected: bool, cx: Context<'_>) -> Next {
+        let now = cx.now;
+        if self.queue.len() == 0 {
+            self.review.end();
+            self.return_unused(now);
+            return Next::Rest;
+        }
+        if cx.is_drained(now) {
+            self.review.request(now);
+            return Next::Review;
+        }
+        let review = self.review.is_due(now).then_some(Next::Review);
+        if let Gate::Until(until) = self.pause.gate(now) {
+            return review.unwrap_or(Next::Pause(until));
+        }
+        let free = self.source.free(now);
+        if !is_connected {
+            return review.unwrap_or_else(|| Next::Connect(self.queue.len().min(free as usize).max(1)));
+        }
+        self.ask_if_due(now);
+        if free > 0 {
+            return Next::Grant;
+        }
+        let wait = self.source.wait(self.queue.len(), now);
+        review.unwrap_or(match wait {
+            Wait::Token(back_at) => Next::Token(back_at),
+            Wait::Until(moment) => Next::Until(moment),
+            Wait::Ask | Wait::Change => Next::Event,
+        })
+    }
+
+    /// A connection is ready: the call that is next is granted, if it may be.
+    fn connected(&mut self, now: Instant) {
+        if self.pause.gate(now) != Gate::Open || self.source.free(now) == 0 {
             return;
         }
-        if state.throttled(refused, &self.shared.rules.load().retry, now) == Episode::New {
-            self.note_pause(&state, refused.hint, now);
+        let Some(Waiting { waiter, send_by }) = self.queue.pop() else { return };
+        self.review.served();
+        if send_by <= now {
+            let advice = Duration::from_secs(1);
+            self.effects.push_back(Effect::Expire { waiter, advice });
+            return;
         }
-        self.tell_late(&mut state, now);
-        self.changed.notify_one();
-    }
-
-    /// Takes out of line, and tells, everybody whose turn is forecast for after its send-by or the end of a drain.
-    pub(super) fn tell_late(&self, state: &mut State<K>, now: Instant) {
-        state.check_at = None;
-        let State { line, tokens, pause, learned, .. } = state;
-        let (open, more) = (pause.open_at(now), learned.returns(now));
-        let late = line.sift(|ahead, queued| {
-            let turn = tokens.forecast(ahead, now, open, &more).max(now);
-            turn <= queued.send_by && !self.shared.drained(turn)
-        });
-        let wait = forecast(state, state.line.len(), now);
-        for queued in late {
-            let refusal = if self.shared.drained(now + wait) {
-                waiter::draining()
-            } else if state.tokens.are_withheld() {
-                waiter::withheld()
-            } else {
-                let refusal = too_long(wait, queued.send_by.saturating_duration_since(now));
-                let ahead = state.line.len();
-                self.advised(state, refusal.queued(ahead, wait), now)
-            };
-            // Whoever has just gone does not need it.
-            drop(queued.reply.send(Err(refusal)));
+        if let Some(grant) = self.grant(send_by, now) {
+            self.effects.push_back(Effect::Grant { waiter, grant });
         }
     }
 
-    /// Whether a new lane would be the same as this one.
-    pub(super) fn at_rest(&self) -> bool {
-        let mut state = self.lock();
-        let now = Instant::now();
-        let quiet = state.pause.is_forgotten(&self.shared.rules.load().retry, now) && state.learned.is_forgotten(now);
-        let shadow = self.shadow.as_ref().is_none_or(|shadow| shadow.lock().at_rest(now));
-        !state.worker && quiet && shadow && state.line.len() == 0 && state.tokens.at_rest()
+    fn grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
+        let token = self.source.take(now)?;
+        self.granted += 1;
+        let probe = self.pause.granted(now) || token.is_probe();
+        Some(Grant { token, epoch: self.epoch, send_by, probe })
     }
 
-    /// Grants at once, if nobody has to wait for anything.
-    fn pass(self: &Arc<Self>, state: &mut State<K>, now: Instant) -> Option<Turn<K>> {
-        if state.pause.gate(now) != Gate::Open {
-            return None;
+    fn left(&mut self, entry: &QueueEntry, now: Instant) {
+        if self.queue.remove(entry).is_some() {
+            self.return_unused(now);
         }
-        state.tokens.collect(now);
-        if state.tokens.free(now) == 0 {
-            return None;
-        }
-        let connection = self.shared.connector.try_ready()?;
-        Some(self.grant(state, connection, now))
-    }
-}
-
-// === impl State ===
-
-impl<K: Connector> State<K> {
-    pub(super) fn keep_pace(&mut self, now: Instant) {
-        let Pace { gap, tokens } = self.learned.pace(now);
-        let part = if let Stands::Part { count, .. } = self.stands { count.get() } else { tokens };
-        self.tokens.keep(gap, tokens.min(part));
     }
 
-    /// This process keeps the pause and the pace: an attempt was refused.
-    pub(super) fn throttled(&mut self, refused: &Refused, retry: &Retry, now: Instant) -> Episode {
-        let random = self.random.f64();
-        let episode = self.pause.refused(refused, retry, now, random);
-        if episode == Episode::New {
-            let open = self.pause.open_at(now);
-            self.learned.episode(now, open);
-        } else {
-            self.learned.refused_too();
+    /// The rate that holds now: quiet time gives it back without a timer. Tokens that are back are free.
+    pub(crate) fn refresh(&mut self, now: Instant) {
+        self.keep_rate(now);
+        self.source.collect(now);
+    }
+
+    fn keep_rate(&mut self, now: Instant) {
+        let rate = self.rate(now);
+        self.source.keep(rate);
+    }
+
+    /// The rate that this lane keeps now.
+    pub(crate) fn rate(&self, now: Instant) -> Rate {
+        self.part_of(self.pace.rate(now))
+    }
+
+    /// While the store is away each replica has a part of the tokens.
+    fn part_of(&self, rate: Rate) -> Rate {
+        match self.stands {
+            Stands::Part { count, .. } => Rate { tokens: rate.tokens.min(count.get()), ..rate },
+            Stands::Alone | Stands::Together { .. } | Stands::Nothing { .. } => rate,
         }
-        self.keep_pace(now);
-        episode
+    }
+
+    /// The grants to come; none while there are no tokens.
+    fn forecast(&self, now: Instant) -> Option<SourceForecast<'_>> {
+        let rises = self.pace.ahead(now).map(|(at, rate)| (at, self.part_of(rate))).collect();
+        self.source.forecast(now, self.pause.open_at(now), rises)
+    }
+
+    /// Whether a lane that is made now would be the same.
+    pub(crate) fn is_at_rest(&mut self, cx: Context<'_>) -> bool {
+        let quiet = self.pause.is_forgotten(&cx.rules.retry, cx.now) && self.pace.is_forgotten(cx.now);
+        quiet && self.queue.len() == 0 && self.source.at_rest(cx.now)
     }
 }
 
 /// A twentieth: in simulations (`tests/prediction.rs`) most forecasts of a lane that is refused now and then come true.
 const FOR_REFUSALS: u32 = 20;
 
-/// What the call that has `ahead` others before it will wait. A lane that was refused of late is likely to be refused
-/// again before a long wait is over: that is allowed for by a part of what is forecast after the pause.
-pub(super) fn forecast<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
-    let State { tokens, pause, learned, .. } = state;
-    let open = pause.open_at(now);
-    let turn = tokens.forecast(ahead, now, open, &learned.returns(now));
-    let spare = if learned.is_forgotten(now) { Duration::ZERO } else { (turn - open) / FOR_REFUSALS };
-    (turn + spare).saturating_duration_since(now)
+impl<W> Lane<W> {
+    /// What the call that has `ahead` others before it will wait. A lane that was refused of late is likely to be refused
+    /// again before a long wait is over: that is allowed for by a part of what is forecast after the pause.
+    pub(crate) fn predicted_wait(&self, ahead: usize, now: Instant) -> Duration {
+        let open = self.pause.open_at(now);
+        let turn = self.forecast(now).map_or(open + shared::NEVER, |forecast| forecast.at(ahead));
+        let is_calm = self.pace.is_forgotten(now);
+        let spare = if is_calm { Duration::ZERO } else { turn.saturating_duration_since(open) / FOR_REFUSALS };
+        (turn + spare).saturating_duration_since(now)
+    }
+
+    /// When the call that has `ahead` others before it had best come back. While there are no tokens that is not known,
+    /// and a day would be no advice.
+    pub(crate) fn advice(&self, ahead: usize, now: Instant) -> Duration {
+        if self.source.is_withheld() { shared::ADVICE } else { self.predicted_wait(ahead, now) }
+    }
+
+    /// The same for a call that arrives now.
+    pub(crate) fn advice_now(&self, now: Instant) -> Duration {
+        self.advice(self.queue.len(), now)
+    }
+
+    /// Whether a review of the queue was requested.
+    pub(crate) fn has_review(&self) -> bool {
+        self.review.due_at().is_some()
+    }
+
+    /// Whether a piece of a review is due.
+    pub(crate) fn is_reviewing(&self, now: Instant) -> bool {
+        self.review.is_due(now)
+    }
+
+    pub(crate) fn limit(&self) -> Limit {
+        self.limit
+    }
+
+    pub(crate) fn stands(&self) -> Stands {
+        self.stands
+    }
+
+    pub(crate) fn queue(&self) -> &FairQueue<Waiting<W>> {
+        &self.queue
+    }
+
+    pub(crate) fn pause(&self) -> &Pause {
+        &self.pause
+    }
+
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
+    /// Calls granted so far.
+    pub(crate) fn granted(&self) -> u64 {
+        self.granted
+    }
 }
 
-/// When the call that has `ahead` others before it had best come back. While there are no tokens nobody knows, and a day
-/// would be no advice.
-pub(super) fn advice<K: Connector>(state: &State<K>, ahead: usize, now: Instant) -> Duration {
-    if state.tokens.are_withheld() { shared::ADVICE } else { forecast(state, ahead, now) }
+// === impl Context ===
+
+impl Context<'_> {
+    /// Whether no call is granted any more at `then`.
+    pub(crate) fn is_drained(&self, then: Instant) -> bool {
+        self.drain_by.is_some_and(|by| by <= then)
+    }
+}
+
+#[cfg(test)]
+impl<W> Lane<W> {
+    /// The lane's tokens come from here from now on.
+    pub(crate) fn set_source(&mut self, source: Source) {
+        self.source = source;
+    }
+
+    /// Nothing is sent before `open`.
+    pub(crate) fn pause_until(&mut self, open: Instant) {
+        self.pause.told(open);
+    }
 }

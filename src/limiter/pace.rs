@@ -1,321 +1,381 @@
-//! At what rate does CAMS really take this lane's attempts? An episode of throttle refusals is either jitter on the way,
-//! which bunches attempts that left a window apart, or an outsider who spends the same quota. The lane cannot tell which:
-//! it widens the gap first, and uses fewer tokens per window once the gap is at its ceiling. Quiet time gives back the
-//! tokens, then the gap. Only decides; the tokens (`take_token/memory.rs`) keep the pace that it names.
+//! At what rate does CAMS really take this lane's attempts? Two things can lower it: jitter on the way, which lets
+//! attempts arrive closer together than they were written, and an outsider who spends the same quota.
 //!
-//! The lane's own count never explains a refusal: no window holds more of its sends than the limit allows, and what a
-//! predecessor may have sent is waited out at the start. So every new episode teaches.
+//! Jitter is known before anything is refused: it cannot be larger than the spread of the answer times. The gap is a part
+//! of that spread. Quiet time, and answers that come faster than the way in allows, make the part smaller; refusals make
+//! it larger.
 //!
-//! The more of an episode's attempts were refused, the more too narrow was the gap: each further refusal widens it by a
-//! step too, but costs no token and does not lengthen the back-off. An endpoint that takes 5 per sliding second, behind
-//! 30 ms of jitter, then refuses 0.8 % of the first minute at 97.5 % of the rate, and at most 1.7 % in the worst of 1500
-//! minutes. With a step per episode, however many it refused, it is 1.0 % and 2.7 %: whole bunches of five meet a gap
-//! that is still narrow. Beside an outsider's even 2/s the lane sends 2.9/s with 3 % refused: a token is tried again every
-//! twelve seconds, for an outsider's end can be seen in no other way.
+//! An outsider is known by refusals that jitter does not explain. The lane then sends at a lower rate, evenly spaced, and
+//! goes back to where it was refused within a time in which few attempts would be refused, then faster and faster.
 //!
-//! Known limit: on a steady path the lane's five take up the quota in the instant in which it frees. An outsider who gives
-//! up when refused is crowded out then, and as the lane is not refused, it learns nothing of him.
+//! Only decides; time is an argument. `docs/decisions/0001-how-a-lane-learns.md` has the figures.
+
+#![allow(dead_code, reason = "the rebuilt lane is to use it")]
+
+mod answer_times;
+#[cfg(test)]
+mod simulation;
+mod slowdown;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::config::{Learn, Limit};
+use crate::limiter::pace::answer_times::AnswerTimes;
+pub(crate) use crate::limiter::pace::slowdown::SharedRate;
+use crate::limiter::pace::slowdown::Slowdown;
 
-/// What one refusal adds to the gap.
-const WIDER: Duration = Duration::from_millis(10);
-/// How long it must be quiet before the gap narrows.
-const BEFORE_NARROWING: Duration = Duration::from_secs(10);
-/// The gap narrows by a part in so many of the time that passes: 0.2 ms a second.
-const NARROWING: u32 = 5000;
-/// Windows (of a second at least) that must be quiet for each step of tokens to come back.
-const WINDOWS_PER_TOKEN: u32 = 12;
-/// Tokens go in so many steps: one by one for a count of five.
-const STEPS: u32 = 5;
+/// A new lane's gap, as a part of the spread of its answer times. Attempts that leave together are sorted by their
+/// jitter on arrival, so the whole spread is more than a window needs.
+const FIRST_PART: f64 = 0.75;
+/// What a refusal adds to the part.
+const WIDER: f64 = 0.1;
+/// In quiet time the part shrinks to nothing, slowly at first: a tenth is gone after 95 s.
+const NARROWED_AFTER: Duration = Duration::from_secs(300);
+/// What is left of the part when answers prove that the spread is not on the way in.
+const LEFT_BY_PROOF: f64 = 0.8;
+/// After a refusal by jitter answers prove nothing for so long: the spread is on the way in, in part.
+const NO_PROOF_FOR: Duration = Duration::from_secs(60);
+/// From this part of what jitter explains on, a refusal has another cause.
+const EXPLAINED: f64 = 0.85;
+/// Accepted attempts that make up for one isolated refusal.
+const PER_ISOLATED: f64 = 10.0;
+/// A second isolated refusal within so many windows is a lesson for the rate. One alone is not.
+const SUSPICION: u32 = 10;
+/// An attempt that was written within this part of a window after the first refusal met the same full window.
+const SAME_LESSON: f64 = 0.9;
+/// With less between two attempts timers are too coarse to space them.
+const CLOSEST: Duration = Duration::from_millis(8);
 
-/// What the lane has learned.
+/// What one lane has learned, and the rate that follows from it.
 #[derive(Debug)]
-pub(crate) struct Learned {
+pub(crate) struct Pace {
     limit: Limit,
-    bounds: Learn,
-    /// As the latest episode left it; time gives back.
-    pace: Pace,
-    /// Since when it has been quiet, or will be: the lane sends again after the latest episode.
-    quiet_from: Option<Instant>,
+    /// In microseconds, as all that a quiet lane keeps is small: lanes are many.
+    gap: u32,
+    max_gap: u32,
+    answer_times: AnswerTimes,
+    /// The gap as a part of the spread of answer times, at `part_since`.
+    part: f32,
+    part_since: Option<Instant>,
+    /// How many accepted attempts have not yet made up for an isolated refusal.
+    credit: f32,
+    /// Accepted attempts whose answer came within a window of the first of them.
+    answers: u32,
+    answers_since: Option<Instant>,
+    /// What refusals have taught.
+    refusals: Option<Box<Refusals>>,
 }
 
-/// How a lane uses its tokens.
+/// At most `tokens` attempts are written per `window` and `gap`, and `spacing` lies between two of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Pace {
+pub(crate) struct Rate {
+    /// How many tokens may be in use: at most the limit's count.
+    pub(crate) tokens: u32,
+    /// At least the limit's window.
+    pub(crate) window: Duration,
     /// What is added to the window before a token comes back.
     pub(crate) gap: Duration,
-    /// How many tokens may be in use.
-    pub(crate) tokens: u32,
+    /// The least time between two writes of the lane. Zero unless it sends less than its limit.
+    pub(crate) spacing: Duration,
 }
 
-// === impl Learned ===
+/// A refused attempt, as its lane knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RefusedAttempt {
+    /// When the first byte of the request was written.
+    pub(crate) written_at: Instant,
+    /// A refused probe is no evidence about the rate: the lane sent nothing else.
+    pub(crate) probe: bool,
+    /// This process's part of the lane's attempts (0..=1): it sees the refusals of its own only.
+    pub(crate) own_part: f64,
+}
 
-impl Learned {
-    pub(crate) fn new(limit: Limit, bounds: Learn) -> Self {
-        let max_gap = bounds.max_gap.min(limit.window / 2).max(bounds.gap);
-        let pace = Pace { gap: bounds.gap, tokens: limit.count.get() };
-        Self { limit, bounds: Learn { max_gap, ..bounds }, pace, quiet_from: None }
-    }
+#[derive(Debug, Default)]
+struct Refusals {
+    slowdown: Option<Slowdown>,
+    lesson: Option<Lesson>,
+    /// The latest isolated refusal that jitter does not explain.
+    suspected_at: Option<Instant>,
+    /// The latest refusal that jitter explains.
+    jitter_at: Option<Instant>,
+    /// The limit has changed then: refusals of attempts that were written before say nothing of the new one.
+    taught_from: Option<Instant>,
+}
 
-    /// The rules have changed. What was learned of another limit says nothing of this one.
-    pub(crate) fn keep_to(&mut self, limit: Limit, bounds: Learn) {
-        let fresh = Self::new(limit, bounds);
-        if limit != self.limit || !self.has_learned() {
-            *self = fresh;
-            return;
-        }
-        self.bounds = fresh.bounds;
-        self.pace.gap = self.pace.gap.clamp(self.bounds.gap, self.bounds.max_gap);
-    }
-
-    /// Whether there was an episode: without one the pace does not change with time.
-    pub(crate) fn has_learned(&self) -> bool {
-        self.quiet_from.is_some()
-    }
-
-    /// The pace to keep at `now`.
-    pub(crate) fn pace(&self, now: Instant) -> Pace {
-        let Some(quiet_from) = self.quiet_from else { return self.pace };
-        let quiet = now.saturating_duration_since(quiet_from);
-        let count = self.limit.count.get();
-        let per_step = self.per_step();
-        let steps = u32::try_from(quiet.as_nanos() / per_step.as_nanos()).unwrap_or(u32::MAX);
-        let tokens = self.pace.tokens.saturating_add(steps.saturating_mul(self.step())).min(count);
-        // The gap's turn comes when all tokens are back.
-        let whole_after = per_step * (count - self.pace.tokens).div_ceil(self.step());
-        let narrowed = quiet.saturating_sub(whole_after.max(BEFORE_NARROWING)) / NARROWING;
-        Pace { gap: self.pace.gap.saturating_sub(narrowed).max(self.bounds.gap), tokens }
-    }
-
-    /// When one token more may be used, from `now` on, if it stays quiet: in order.
-    pub(crate) fn returns(&self, now: Instant) -> Vec<Instant> {
-        let Some(quiet_from) = self.quiet_from else { return Vec::new() };
-        let missing = self.limit.count.get() - self.pace.tokens;
-        let returns = (0..missing).map(|token| quiet_from + self.per_step() * (token / self.step() + 1));
-        returns.filter(|at| *at > now).collect()
-    }
-
-    /// An episode has begun that holds the lane until `quiet_from`.
-    pub(crate) fn episode(&mut self, now: Instant, quiet_from: Instant) {
-        self.pace = self.pace(now);
-        if self.pace.gap < self.bounds.max_gap {
-            self.pace.gap = (self.pace.gap + WIDER).min(self.bounds.max_gap);
-        } else {
-            self.pace.tokens = self.pace.tokens.saturating_sub(self.step()).max(1);
-        }
-        self.quiet_from = Some(quiet_from);
-    }
-
-    /// Another attempt of the running episode came back refused.
-    pub(crate) fn refused_too(&mut self) {
-        self.pace.gap = (self.pace.gap + WIDER).min(self.bounds.max_gap);
-    }
-
-    /// For the store to keep: of which limit, the gap in microseconds, the tokens, and since when it has been quiet.
-    pub(crate) fn text(&self, limit: Limit, stored: impl Fn(Instant) -> u64) -> String {
-        let quiet_from = self.quiet_from.map_or(0, stored);
-        let Pace { gap, tokens } = self.pace;
-        format!("{}/{}:{}:{tokens}:{quiet_from}", limit.count, limit.window.as_micros(), gap.as_micros())
-    }
-
-    /// What the store has kept; of another limit it says nothing.
-    pub(crate) fn read(&mut self, text: &str, limit: Limit, moment: impl Fn(u64) -> Instant) {
-        let of = format!("{}/{}", limit.count, limit.window.as_micros());
-        let parts: Vec<&str> = text.split(':').collect();
-        let known = match parts[..] {
-            [kept, gap, tokens, quiet] if kept == of => {
-                gap.parse().ok().zip(tokens.parse().ok()).zip(quiet.parse::<u64>().ok())
-            }
-            _ => None,
-        };
-        match known {
-            Some(((gap, tokens), quiet)) => {
-                let gap = Duration::from_micros(gap).max(self.bounds.gap);
-                self.pace = Pace { gap, tokens: u32::clamp(tokens, 1, self.limit.count.get()) };
-                self.quiet_from = (quiet > 0).then(|| moment(quiet));
-            }
-            None => {
-                self.pace = Pace { gap: self.bounds.gap, tokens: self.limit.count.get() };
-                self.quiet_from = None;
-            }
-        }
-    }
-
-    /// Whether nothing is left of what was learned.
-    pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
-        self.pace(now) == Pace { gap: self.bounds.gap, tokens: self.limit.count.get() }
-    }
-
-    fn per_step(&self) -> Duration {
-        self.limit.window.max(Duration::from_secs(1)) * WINDOWS_PER_TOKEN
-    }
-
-    fn step(&self) -> u32 {
-        self.limit.count.get().div_ceil(STEPS)
-    }
+/// All refusals of attempts that met the same full window: one lesson.
+#[derive(Clone, Copy, Debug)]
+struct Lesson {
+    known_at: Instant,
+    /// Refusals that this process has seen, and as many as that means for the whole lane.
+    seen: u32,
+    refused: f64,
+    /// Calls per window, and lessons in a row, before it.
+    rate_before: f64,
+    streak_before: u32,
+    by_jitter: bool,
 }
 
 // === impl Pace ===
 
 impl Pace {
-    /// Calls per second that fit, for operators.
-    pub(crate) fn per_second(&self, window: Duration) -> f64 {
-        f64::from(self.tokens) / (window + self.gap).as_secs_f64()
+    pub(crate) fn new(limit: Limit, bounds: Learn) -> Self {
+        let (gap, max_gap) = micros(bounds, limit);
+        Self {
+            limit,
+            gap,
+            max_gap,
+            answer_times: AnswerTimes::default(),
+            part: FIRST_PART as f32,
+            part_since: None,
+            credit: 0.0,
+            answers: 0,
+            answers_since: None,
+            refusals: None,
+        }
+    }
+
+    /// The rules have changed. What was learned of another limit says nothing of this one.
+    pub(crate) fn set_rules(&mut self, limit: Limit, bounds: Learn, now: Instant) {
+        if limit == self.limit {
+            (self.gap, self.max_gap) = micros(bounds, limit);
+            return;
+        }
+        *self = Self::new(limit, bounds);
+        self.refusals = Some(Box::new(Refusals { taught_from: Some(now), ..Refusals::default() }));
+    }
+
+    /// What holds at `now`.
+    pub(crate) fn rate(&self, now: Instant) -> Rate {
+        let gap = Duration::from_secs_f64(self.gap(now));
+        let rate = self.calls_per_window(now);
+        if rate >= self.count() {
+            return Rate { tokens: self.limit.count.get(), window: self.limit.window, gap, spacing: Duration::ZERO };
+        }
+        let tokens = rate.ceil().max(1.0);
+        let spacing = self.limit.window.div_f64(rate);
+        Rate {
+            tokens: tokens as u32,
+            window: self.limit.window.mul_f64(tokens / rate).max(self.limit.window),
+            gap,
+            spacing: if spacing < CLOSEST { Duration::ZERO } else { spacing },
+        }
+    }
+
+    /// When the rate allows more than at `now`, if no attempt is refused until then.
+    pub(crate) fn changes_at(&self, now: Instant) -> Option<Instant> {
+        self.slowdown()?.next_rise(self.limit, now)
+    }
+
+    /// The rates to come if no attempt is refused, in order: at most 16, the last of them the whole limit.
+    pub(crate) fn ahead(&self, now: Instant) -> impl Iterator<Item = (Instant, Rate)> {
+        let rises = self.slowdown().into_iter().flat_map(move |slowdown| slowdown.rises(self.limit, now));
+        rises.map(|at| (at, self.rate(at)))
+    }
+
+    /// CAMS took an attempt.
+    pub(crate) fn answered(&mut self, written_at: Instant, now: Instant) {
+        self.sample(written_at, now);
+        let most = PER_ISOLATED * (1.0 + self.count() / 10.0);
+        self.credit = (self.credit + 1.0).min(most as f32);
+        self.count_answer(now);
+        self.forget_what_is_over(now);
+    }
+
+    /// An attempt was refused. Returns whether the refusal is isolated: it came amid accepted attempts.
+    pub(crate) fn refused(&mut self, attempt: &RefusedAttempt, now: Instant) -> bool {
+        self.sample(attempt.written_at, now);
+        let isolated = f64::from(self.credit) >= PER_ISOLATED;
+        self.credit = if isolated { self.credit - PER_ISOLATED as f32 } else { 0.0 };
+        let taught_from = self.refusals.as_ref().and_then(|refusals| refusals.taught_from);
+        if attempt.probe || taught_from.is_some_and(|from| attempt.written_at < from) {
+            return isolated;
+        }
+        let lesson = self.lesson(attempt, now);
+        self.widen_gap(&lesson, now);
+        self.slow_down(&lesson, isolated, now);
+        isolated
+    }
+
+    /// The lane is paused until `at`: a pause is not quiet time.
+    pub(crate) fn resumes_at(&mut self, at: Instant) {
+        if let Some(slowdown) = self.refusals.as_mut().and_then(|refusals| refusals.slowdown.as_mut()) {
+            slowdown.grows_from(at);
+        }
+    }
+
+    /// Whether the lane sends less than its limit.
+    pub(crate) fn has_learned(&self) -> bool {
+        self.slowdown().is_some()
+    }
+
+    /// Whether a new lane would do as well as this one. It learns its gap from its first answers.
+    pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
+        let Some(refusals) = &self.refusals else { return true };
+        let slow = refusals.slowdown.is_some_and(|slowdown| !slowdown.is_over(self.limit, now));
+        let recent = |at: Option<Instant>, time: Duration| at.is_some_and(|at| now < at + time);
+        !slow && !recent(refusals.jitter_at, NO_PROOF_FOR) && !recent(refusals.taught_from, self.limit.window)
+    }
+
+    /// What replicas that share the quota have in common. The gap is each replica's own.
+    pub(crate) fn share(&self, now: Instant) -> Option<SharedRate> {
+        self.slowdown().map(|slowdown| slowdown.share(now))
+    }
+
+    /// Another replica has learned this. Of two lessons from the same window the harder one holds, else the later one.
+    pub(crate) fn adopt(&mut self, shared: &SharedRate, now: Instant) {
+        let Some(theirs) = Slowdown::shared(shared, self.limit, now) else { return };
+        let refusals = self.refusals.get_or_insert_default();
+        if refusals.taught_from.is_some_and(|from| theirs.known_at() < from) {
+            return;
+        }
+        if refusals.slowdown.is_none_or(|ours| theirs.supersedes(&ours, self.limit)) {
+            refusals.slowdown = Some(theirs);
+            let rate_before = theirs.rate_before();
+            let streak_before = theirs.streak().saturating_sub(1);
+            // What this replica hears of the same window is no lesson of its own.
+            let lesson = Lesson {
+                known_at: theirs.known_at(),
+                seen: 1,
+                refused: rate_before - theirs.lowest(),
+                rate_before,
+                streak_before,
+                by_jitter: false,
+            };
+            refusals.lesson = Some(lesson);
+        }
+    }
+
+    /// The gap in seconds.
+    fn gap(&self, now: Instant) -> f64 {
+        (self.part(now) * self.answer_times.spread()).max(f64::from(self.gap) / 1e6)
+    }
+
+    /// The part of the spread that the gap is.
+    fn part(&self, now: Instant) -> f64 {
+        let ceiling = (f64::from(self.max_gap) / 1e6 / self.answer_times.spread().max(1e-9)).min(1.0);
+        let quiet = self.part_since.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64());
+        let narrowed = (quiet / NARROWED_AFTER.as_secs_f64()).powi(2);
+        f64::from(self.part).min(ceiling) * (1.0 - narrowed).max(0.0)
+    }
+
+    fn set_part(&mut self, part: f64, now: Instant) {
+        self.part = part as f32;
+        self.part_since = Some(now);
+    }
+
+    fn sample(&mut self, written_at: Instant, now: Instant) {
+        self.answer_times.add(now.saturating_duration_since(written_at));
+        self.part_since.get_or_insert(now);
+    }
+
+    /// More answers than tokens came within one window. Had they been spread on the way in, one would have been refused.
+    fn count_answer(&mut self, now: Instant) {
+        match self.answers_since {
+            Some(since) if now < since + self.limit.window => self.answers += 1,
+            _ => (self.answers_since, self.answers) = (Some(now), 1),
+        }
+        if self.answers <= self.limit.count.get() {
+            return;
+        }
+        self.answers_since = None;
+        let jitter_at = self.refusals.as_ref().and_then(|refusals| refusals.jitter_at);
+        if jitter_at.is_none_or(|at| now >= at + NO_PROOF_FOR) {
+            self.set_part(self.part(now) * LEFT_BY_PROOF, now);
+        }
+    }
+
+    /// The lesson that this refusal belongs to, with it.
+    fn lesson(&mut self, attempt: &RefusedAttempt, now: Instant) -> Lesson {
+        let (gap, rate_before) = (self.gap(now), self.calls_per_window(now));
+        let explained = self.answer_times.spread().min(f64::from(self.max_gap) / 1e6);
+        let window = self.limit.window;
+        let refusals = self.refusals.get_or_insert_default();
+        let running =
+            refusals.lesson.filter(|lesson| attempt.written_at <= lesson.known_at + window.mul_f64(SAME_LESSON));
+        let mut lesson = running.unwrap_or(Lesson {
+            known_at: now,
+            seen: 0,
+            refused: 0.0,
+            rate_before,
+            streak_before: refusals.slowdown.map_or(0, |slowdown| slowdown.streak()),
+            by_jitter: gap < explained * EXPLAINED,
+        });
+        lesson.seen = lesson.seen.saturating_add(1);
+        lesson.refused += 1.0 / attempt.own_part.clamp(0.01, 1.0);
+        // Jitter alone does not refuse so many together.
+        lesson.by_jitter &= lesson.refused <= 2.0 + lesson.rate_before / 20.0;
+        refusals.lesson = Some(lesson);
+        lesson
+    }
+
+    fn widen_gap(&mut self, lesson: &Lesson, now: Instant) {
+        if lesson.by_jitter {
+            self.set_part(self.part(now) + WIDER, now);
+            self.refusals.get_or_insert_default().jitter_at = Some(now);
+        }
+    }
+
+    fn slow_down(&mut self, lesson: &Lesson, isolated: bool, now: Instant) {
+        if lesson.by_jitter {
+            return;
+        }
+        let suspicion = self.limit.window * SUSPICION;
+        let refusals = self.refusals.get_or_insert_default();
+        if lesson.seen == 1 && isolated && refusals.slowdown.is_none() {
+            let suspected_at = refusals.suspected_at.replace(now);
+            if suspected_at.is_none_or(|at| now > at + suspicion) {
+                return;
+            }
+        }
+        let refused = if lesson.seen == 1 { 0.0 } else { lesson.refused };
+        refusals.slowdown = Some(Slowdown::new(
+            lesson.rate_before,
+            refused,
+            lesson.streak_before.saturating_add(1),
+            (lesson.known_at, now),
+        ));
+    }
+
+    fn forget_what_is_over(&mut self, now: Instant) {
+        let Some(refusals) = &mut self.refusals else { return };
+        if refusals.slowdown.is_some_and(|slowdown| slowdown.is_over(self.limit, now)) {
+            refusals.slowdown = None;
+        }
+    }
+
+    fn slowdown(&self) -> Option<&Slowdown> {
+        self.refusals.as_ref()?.slowdown.as_ref()
+    }
+
+    fn calls_per_window(&self, now: Instant) -> f64 {
+        self.slowdown().map_or(self.count(), |slowdown| slowdown.rate(self.limit, now))
+    }
+
+    fn count(&self) -> f64 {
+        f64::from(self.limit.count.get())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU32;
+/// The least and the largest gap in microseconds; the largest is at most half of the window.
+fn micros(bounds: Learn, limit: Limit) -> (u32, u32) {
+    let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
+    (micros(bounds.gap), micros(bounds.max_gap.min(limit.window / 2).max(bounds.gap)))
+}
 
-    use super::*;
+// === impl Rate ===
 
-    const LEARN: Learn = Learn { gap: Duration::from_millis(5), max_gap: Duration::from_millis(40) };
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn learned(count: u32, window: Duration) -> Learned {
-        Learned::new(Limit { count: NonZeroU32::new(count).unwrap(), window }, LEARN)
+impl Rate {
+    /// After how long a token that is written now is back.
+    pub(crate) fn away(&self) -> Duration {
+        self.window + self.gap
     }
 
-    /// After so many episodes in a row at `t`.
-    fn troubled(count: u32, episodes: u32, t: Instant) -> Learned {
-        let mut learned = learned(count, SECOND);
-        (0..episodes).for_each(|_| learned.episode(t, t));
-        learned
-    }
-
-    /// (gap in microseconds, tokens)
-    fn pace(learned: &Learned, now: Instant) -> (u128, u32) {
-        let Pace { gap, tokens } = learned.pace(now);
-        (gap.as_micros(), tokens)
-    }
-
-    #[test]
-    fn episodes_widen_the_gap_to_its_ceiling_then_take_tokens_but_the_last() {
-        let t = Instant::now();
-        let after = |episodes| pace(&troubled(5, episodes, t), t);
-        let expected =
-            [(5, 5), (15, 5), (25, 5), (35, 5), (40, 5), (40, 4), (40, 3), (40, 2), (40, 1), (40, 1), (40, 1)];
-        for (episodes, (gap, tokens)) in (0..).zip(expected) {
-            assert_eq!(after(episodes), (gap * 1000, tokens), "{episodes} episodes");
-        }
-    }
-
-    #[test]
-    fn the_more_an_episode_refuses_the_wider_the_gap_but_it_takes_one_token_at_most() {
-        let t = Instant::now();
-        let mut learned = learned(5, SECOND);
-        let mut episode = |refusals| {
-            learned.episode(t, t);
-            (1..refusals).for_each(|_| learned.refused_too());
-            pace(&learned, t)
-        };
-        assert_eq!(
-            [1, 2, 5, 5, 1].map(&mut episode),
-            [(15, 5), (35, 5), (40, 5), (40, 4), (40, 3)].map(|(ms, n)| (ms * 1000, n))
-        );
-    }
-
-    #[test]
-    fn a_late_refusal_of_an_episode_takes_back_no_quiet_time() {
-        let t = Instant::now();
-        let mut learned = troubled(5, 1, t);
-        assert_eq!(pace(&learned, t + SECOND * 20), (13_000, 5));
-        learned.refused_too();
-        assert_eq!(pace(&learned, t + SECOND * 20), (23_000, 5));
-    }
-
-    #[test]
-    fn a_larger_count_goes_in_as_many_steps() {
-        let t = Instant::now();
-        assert_eq!([4, 5, 6, 7, 8, 9, 10].map(|n| pace(&troubled(10, n, t), t).1), [10, 8, 6, 4, 2, 1, 1]);
-        assert_eq!([4, 5, 6, 7, 8, 9, 10].map(|n| pace(&troubled(7, n, t), t).1), [7, 5, 3, 1, 1, 1, 1]);
-        let back = troubled(10, 8, t);
-        assert_eq!(
-            [11_999, 12_000, 24_000, 47_999, 48_000].map(|ms| pace(&back, t + SECOND * ms / 1000).1),
-            [2, 4, 6, 8, 10]
-        );
-        let returns = |learned: &Learned, at: u32| -> Vec<u64> {
-            learned.returns(t + SECOND * at).iter().map(|back| (*back - t).as_secs()).collect()
-        };
-        assert_eq!(returns(&back, 0), [12, 12, 24, 24, 36, 36, 48, 48]);
-        assert_eq!(returns(&back, 24), [36, 36, 48, 48]);
-        assert_eq!(returns(&troubled(7, 9, t), 0), [12, 12, 24, 24, 36, 36]);
-        assert!(returns(&troubled(10, 4, t), 0).is_empty() && returns(&learned(10, SECOND), 0).is_empty());
-    }
-
-    #[test]
-    fn ten_quiet_seconds_then_a_fifth_of_a_millisecond_each() {
-        let t = Instant::now();
-        let learned = troubled(5, 2, t);
-        let expected = [(0, 25_000), (10_000, 25_000), (11_000, 24_800), (60_000, 15_000), (110_000, 5000)];
-        for (ms, gap) in expected {
-            assert_eq!(pace(&learned, t + Duration::from_millis(ms)), (gap, 5), "after {ms} ms");
-        }
-        assert!(!learned.is_forgotten(t + Duration::from_millis(109_999)));
-        assert!(learned.is_forgotten(t + Duration::from_millis(110_000)));
-        assert_eq!(pace(&learned, t + SECOND * 3600), (5000, 5));
-    }
-
-    #[test]
-    fn tokens_come_back_one_per_twelve_quiet_seconds_before_the_gap_does() {
-        let t = Instant::now();
-        let learned = troubled(5, 7, t);
-        let expected = [
-            (11_999, (40_000, 2)),
-            (12_000, (40_000, 3)),
-            (24_000, (40_000, 4)),
-            (36_000, (40_000, 5)),
-            (37_000, (39_800, 5)),
-            (211_000, (5000, 5)),
-        ];
-        for (ms, expected) in expected {
-            assert_eq!(pace(&learned, t + Duration::from_millis(ms)), expected, "after {ms} ms");
-        }
-        assert!(learned.is_forgotten(t + Duration::from_millis(211_000)));
-    }
-
-    #[test]
-    fn an_episode_goes_on_from_what_is_left_of_the_last() {
-        let t = Instant::now();
-        let mut learned = troubled(5, 7, t);
-        learned.episode(t + SECOND * 13, t + SECOND * 13);
-        assert_eq!(pace(&learned, t + SECOND * 13), (40_000, 2));
-        learned.episode(t + SECOND * (13 + 36 + 100), t + SECOND * 150);
-        assert_eq!(pace(&learned, t + SECOND * 150), (30_000, 5));
-    }
-
-    #[test]
-    fn a_pause_is_not_quiet_time() {
-        let t = Instant::now();
-        let mut learned = troubled(5, 4, t);
-        learned.episode(t, t + SECOND * 60);
-        assert_eq!(pace(&learned, t + SECOND * 60), (40_000, 4));
-        assert_eq!(pace(&learned, t + SECOND * 72), (40_000, 5));
-    }
-
-    #[test]
-    fn the_bounds_of_a_short_and_of_a_long_window() {
-        let t = Instant::now();
-        let mut short = learned(5, Duration::from_millis(50));
-        (0..4).for_each(|_| short.episode(t, t));
-        assert_eq!(pace(&short, t), (25_000, 3));
-        assert_eq!(pace(&short, t + SECOND * 12), (25_000, 4));
-        let mut long = learned(5, SECOND * 60);
-        (0..5).for_each(|_| long.episode(t, t));
-        assert_eq!(pace(&long, t + SECOND * 719), (40_000, 4));
-        assert_eq!(pace(&long, t + SECOND * 720), (40_000, 5));
-    }
-
-    #[test]
-    fn the_rate_that_operators_see() {
-        let t = Instant::now();
-        assert_eq!(learned(5, SECOND).pace(t).per_second(SECOND), 5.0 / 1.005);
-        assert_eq!(troubled(5, 6, t).pace(t).per_second(SECOND), 3.0 / 1.04);
+    /// Calls per second that fit, for operators.
+    pub(crate) fn per_second(&self) -> f64 {
+        f64::from(self.tokens) / self.away().as_secs_f64()
     }
 }

@@ -1,9 +1,12 @@
-//! May the lane send at all? A throttle refusal pauses the lane, not the call: nobody sends before the pause ends, then
-//! one probe goes, then the normal rate. An operator may pause it, too. Only decides; the lane tells it what was sent and
-//! what came back.
+//! May the lane send at all? A throttle refusal pauses the lane, not the call: nothing is sent before the pause ends, then
+//! one probe, then the normal rate. An operator may pause it, too. Only decides; the lane reports what was sent and what
+//! came back.
 //!
-//! Refusals of attempts that were granted before the first of them was known are one episode and count once: five calls
+//! Refusals of attempts that were written before the first of them was known are one episode and count once: five calls
 //! refused together must not multiply the back-off by five.
+//!
+//! A single refusal amid accepted attempts is no episode: jitter, or one call of an outsider. The lane waits for a moment
+//! and sends no probe. A server's hint always pauses the lane.
 
 use std::time::Duration;
 
@@ -15,23 +18,23 @@ use crate::flow::retry::backoff;
 /// The pause of one lane.
 #[derive(Debug, Default)]
 pub(crate) struct Pause {
-    /// Nobody sends before this.
+    /// Nothing is sent before this.
     until: Option<Instant>,
     probe: Probe,
     /// When the first refusal of the latest episode was known.
     known_at: Option<Instant>,
     /// Episodes in a row without a probe that passed; the exponent of the back-off.
     level: u32,
-    /// An operator has said so. No trouble of CAMS's: no probe follows.
+    /// By an operator: CAMS has no trouble, so no probe follows.
     ordered: Option<Ordered>,
 }
 
-/// How long an operator has the lane pause.
+/// How long an operator pauses the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ordered {
     /// Until an operator resumes it.
     Open,
-    /// Until then, if nobody resumes it before.
+    /// Until then, unless it is resumed before.
     Until(Instant),
 }
 
@@ -49,7 +52,10 @@ enum Probe {
 /// must not stop all the others.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
 
-/// What is forecast of an operator's pause that has no end yet: who has less time is told at once, and comes back soon.
+/// An isolated refusal costs the lane at most this.
+const LONGEST_MOMENT: Duration = Duration::from_millis(50);
+
+/// What is forecast of an operator's pause that has no end yet: calls that have less time are refused immediately.
 const NO_END_YET: Duration = Duration::from_secs(60);
 
 /// Whether the lane may send.
@@ -64,10 +70,12 @@ pub(crate) enum Gate {
 /// Whether a refusal is news.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Episode {
-    /// The first refusal that this lane heard of since its last pause.
+    /// The first refusal since the lane's last pause.
     New,
-    /// Granted before the first refusal of the running episode was known.
+    /// Written before the first refusal of the running episode was known.
     Same,
+    /// A single refusal amid accepted attempts: the lane waits for a moment and sends no probe.
+    Isolated,
 }
 
 // === impl Pause ===
@@ -95,12 +103,12 @@ impl Pause {
         untroubled || until + policy.max_pause <= now
     }
 
-    /// When the lane may send again, as far as is known: for forecasts.
+    /// When the lane may send again, if nothing else happens: for forecasts.
     pub(crate) fn open_at(&self, now: Instant) -> Instant {
         self.until.max(self.ordered_until(now)).map_or(now, |until| until.max(now))
     }
 
-    /// The store keeps the pause, and the probe is its business: nobody sends before `open`.
+    /// The store keeps the pause and deals the probe: nothing is sent before `open`.
     pub(crate) fn told(&mut self, open: Instant) {
         *self = Self { until: Some(open), ordered: self.ordered, ..Self::default() };
     }
@@ -146,29 +154,34 @@ impl Pause {
         self.probe = Probe::Due;
     }
 
-    /// The probe has an end that is not a refusal: the lane is open. If nobody knows what became of the probe, holding
-    /// the lane longer would not tell.
+    /// The probe has an end that is not a refusal: the lane is open. An unknown end opens it too, for waiting longer
+    /// would not make it known.
     pub(crate) fn probe_passed(&mut self) {
         if let Probe::Out(_) = self.probe {
             self.probe = Probe::NotNeeded;
         }
     }
 
-    /// CAMS took an attempt that was granted at `granted_at`. If that was after the latest refusal, the trouble is over
+    /// CAMS took an attempt that was written at `written_at`. If that was after the latest refusal, the trouble is over
     /// and the back-off starts from its base again.
-    pub(crate) fn answered(&mut self, granted_at: Instant) {
-        if self.known_at.is_some_and(|known_at| known_at < granted_at) {
+    pub(crate) fn answered(&mut self, written_at: Instant) {
+        if self.known_at.is_some_and(|known_at| known_at < written_at) {
             self.level = 0;
         }
     }
 
-    /// An attempt that was granted at `granted_at` came back refused. The lane pauses for the server's `hint`, at most
-    /// `policy.max_pause`, or for a back-off with full jitter, where `random` is in 0..1.
+    /// An attempt came back refused. The lane pauses for the server's hint, at most `policy.max_pause`, or for a back-off
+    /// with full jitter, where `random` is in 0..1; after an isolated refusal for a moment.
     pub(crate) fn refused(&mut self, refusal: &Refused, policy: &Retry, now: Instant, random: f64) -> Episode {
         let episode = match self.known_at {
-            Some(known_at) if refusal.granted_at <= known_at => Episode::Same,
+            Some(known_at) if refusal.written_at <= known_at => Episode::Same,
+            _ if refusal.isolated && refusal.hint.is_none() && self.probe == Probe::NotNeeded => Episode::Isolated,
             _ => Episode::New,
         };
+        if episode == Episode::Isolated {
+            self.until = self.until.max(Some(now + policy.base.min(LONGEST_MOMENT).mul_f64(random)));
+            return episode;
+        }
         if episode == Episode::New {
             self.known_at = Some(now);
             self.level = self.level.saturating_add(1);
@@ -176,7 +189,7 @@ impl Pause {
         let wait = match (refusal.hint, episode) {
             (Some(hint), _) => hint.min(policy.max_pause),
             (None, Episode::New) => backoff::full_jitter(policy, self.level, random),
-            (None, Episode::Same) => return episode,
+            (None, _) => return episode,
         };
         let until = self.until.max(Some(now + wait));
         if episode == Episode::New || until > self.until {
@@ -191,10 +204,12 @@ impl Pause {
 /// A throttle refusal, as the lane needs to know it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Refused {
-    /// When its turn was granted: what was on its way to the wire when the lane paused is no news after it.
-    pub(crate) granted_at: Instant,
+    /// When it was written: what was on its way when the lane paused is no news after it.
+    pub(crate) written_at: Instant,
     /// How long the server asks to stay away.
     pub(crate) hint: Option<Duration>,
+    /// Whether it came amid accepted attempts (`Pace::refused`). With a hint the lane pauses all the same.
+    pub(crate) isolated: bool,
 }
 
 #[cfg(test)]
@@ -212,8 +227,8 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn refused(pause: &mut Pause, granted_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
-        pause.refused(&Refused { granted_at, hint }, &POLICY, now, 0.5)
+    fn refused(pause: &mut Pause, written_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
+        pause.refused(&Refused { written_at, hint, isolated: false }, &POLICY, now, 0.5)
     }
 
     #[test]
@@ -279,7 +294,7 @@ mod tests {
         assert!(pause.is_forgotten(&POLICY, t));
         refused(&mut pause, t, t, Some(ms(1000)));
         assert!(!pause.is_forgotten(&POLICY, t + ms(1000)), "a probe is due");
-        assert!(pause.is_forgotten(&POLICY, t + ms(61_000)), "nobody has called for a minute");
+        assert!(pause.is_forgotten(&POLICY, t + ms(61_000)), "no call for a minute");
         assert!(pause.granted(t + ms(1500)));
         assert!(!pause.is_forgotten(&POLICY, t + ms(1600)), "the probe is out");
         pause.probe_passed();
@@ -351,7 +366,7 @@ mod tests {
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
         assert_eq!(pause.level, 1);
         pause.answered(t);
-        assert_eq!(pause.level, 1, "that one was granted before the refusal was known");
+        assert_eq!(pause.level, 1, "that one was written before the refusal was known");
         pause.answered(t + ms(3));
         assert_eq!(pause.level, 0);
     }
@@ -366,5 +381,43 @@ mod tests {
         assert_eq!(refused(&mut pause, t, t + ms(30), Some(ms(500))), Episode::Same);
         assert_eq!(pause.gate(t + ms(30)), Gate::Until(t + ms(530)));
         assert!(pause.granted(t), "the next one is a probe");
+    }
+    fn isolated(pause: &mut Pause, written_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
+        pause.refused(&Refused { written_at, hint, isolated: true }, &POLICY, now, 0.5)
+    }
+
+    #[test]
+    fn an_isolated_refusal_costs_a_moment_and_no_probe() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        assert_eq!(isolated(&mut pause, t, t, None), Episode::Isolated);
+        assert_eq!(pause.gate(t), Gate::Until(t + ms(25)));
+        assert_eq!(pause.gate(t + ms(25)), Gate::Open);
+        assert!(!pause.granted(t + ms(25)), "it is no probe");
+        assert!(pause.is_forgotten(&POLICY, t + ms(25)));
+        assert_eq!(isolated(&mut pause, t + ms(1), t + ms(30), None), Episode::Isolated, "it began no episode");
+        assert_eq!(refused(&mut pause, t + ms(2), t + ms(40), None), Episode::New);
+        assert_eq!(pause.level, 1);
+    }
+
+    #[test]
+    fn an_isolated_refusal_with_a_hint_pauses_the_lane() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        assert_eq!(isolated(&mut pause, t, t, Some(ms(500))), Episode::New);
+        assert_eq!(pause.gate(t), Gate::Until(t + ms(500)));
+        assert!(pause.granted(t + ms(500)));
+    }
+
+    #[test]
+    fn in_an_episode_and_for_a_probe_no_refusal_is_isolated() {
+        let t = Instant::now();
+        let mut pause = Pause::default();
+        assert_eq!(refused(&mut pause, t, t + ms(10), None), Episode::New);
+        assert_eq!(isolated(&mut pause, t + ms(5), t + ms(20), None), Episode::Same);
+        assert_eq!(pause.gate(t + ms(20)), Gate::Until(t + ms(110)));
+        assert!(pause.granted(t + ms(110)));
+        assert_eq!(isolated(&mut pause, t + ms(110), t + ms(130), None), Episode::New, "the probe");
+        assert_eq!(pause.level, 2);
     }
 }

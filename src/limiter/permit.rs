@@ -1,65 +1,89 @@
-//! A permission is a value: [`Turn`] is the right to send one attempt, made only by the queue and used up by sending;
-//! [`Receipt`] is what remains of it until the attempt's end is known. Dropped early, each leaves the lane in order.
+//! A permission is a value: [`SendPermit`] is the right to send one attempt, made only by the limiter and used up by
+//! sending; [`Receipt`] is what remains of it until the attempt's end is known. Dropped early, each leaves the lane in order.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::limiter::Connector;
-use crate::limiter::grant::Grant;
-use crate::limiter::lane::Lane;
-use crate::limiter::pause::Refused;
-use crate::limiter::shared::protocol::How;
-use crate::limiter::source::Spent;
+use crate::limiter::handle::LaneHandle;
+use crate::limiter::lane::{End, Event, Grant};
 
 /// The permission to send one attempt now: a ready connection and, on a lane, a token. Dropped unused, both go back.
-pub(crate) struct Turn<K: Connector> {
-    /// None after the turn was used.
+pub(crate) struct SendPermit<K: Connector> {
+    /// None after the permit was used.
     connection: Option<K::Connection>,
-    lane: Option<(Arc<Lane<K>>, Grant)>,
+    lane: Option<(Arc<LaneHandle<K>>, Grant)>,
 }
 
-/// Proof that an attempt left, to be settled with what came of it. Dropped unsettled, the end counts as unknown.
+/// An attempt that is being sent, to be settled with what came of it. Dropped unsettled, its end counts as unknown.
 pub(crate) struct Receipt<K: Connector> {
-    lane: Option<(Arc<Lane<K>>, Used)>,
+    attempt: Option<Arc<Attempt<K>>>,
 }
 
-/// What was used.
-struct Used {
-    granted_at: Instant,
-    probe: bool,
-    spent: Spent,
+/// An attempt of a lane: its token is held until the first byte was written.
+struct Attempt<K: Connector> {
+    lane: Arc<LaneHandle<K>>,
+    grant: Grant,
+    progress: Mutex<Progress>,
 }
 
-// === impl Turn ===
+#[derive(Clone, Copy)]
+enum Progress {
+    /// Nothing was written yet.
+    Held,
+    Written(Instant),
+    Settled,
+}
 
-impl<K: Connector> Turn<K> {
-    /// A turn of an action without a limit, or while Flowgate only observes: only a connection.
+// === impl SendPermit ===
+
+impl<K: Connector> SendPermit<K> {
+    /// A permit of an action without a limit, or while Flowgate only observes: only a connection.
     pub(super) fn unlimited(connection: K::Connection) -> Self {
         Self { connection: Some(connection), lane: None }
     }
 
-    /// A turn on a lane, with a token.
-    pub(super) fn limited(connection: K::Connection, lane: Arc<Lane<K>>, grant: Grant) -> Self {
+    /// A permit of a lane, with a token.
+    pub(super) fn limited(connection: K::Connection, lane: Arc<LaneHandle<K>>, grant: Grant) -> Self {
         Self { connection: Some(connection), lane: Some((lane, grant)) }
     }
 
-    /// Uses the turn: the token's clock starts now, as the request is handed to the connection. None if the token is of
-    /// no use any more: one that the store has dealt out lasts for a moment only.
-    pub(crate) fn spend(mut self) -> Option<(K::Connection, Receipt<K>)> {
-        let connection = self.connection.take().expect("a turn is used once");
-        let Some((lane, grant)) = self.lane.take() else { return Some((connection, Receipt { lane: None })) };
-        let (granted_at, probe) = (grant.at, grant.probe);
-        let spent = lane.spend(grant)?;
-        Some((connection, Receipt { lane: Some((lane, Used { granted_at, probe, spent })) }))
+    /// Begins to send. None if the permit is of no use any more: the lane pauses since it was granted, the store's slot or
+    /// the call's hold is over, or another source deals out the tokens. Then token and connection go back.
+    pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt<K>)> {
+        if let Some((lane, grant)) = &self.lane {
+            let mut locked = lane.lock();
+            let now = locked.now;
+            if !locked.state.lane.may_send(grant, now) {
+                return None;
+            }
+        }
+        let connection = self.connection.take().expect("a permit is used once");
+        let attempt = self
+            .lane
+            .take()
+            .map(|(lane, grant)| Arc::new(Attempt { lane, grant, progress: Mutex::new(Progress::Held) }));
+        Some((connection, Receipt { attempt }))
+    }
+
+    /// Begins to send where there is nothing to write: the attempt counts as written now.
+    pub(crate) fn spend(self) -> Option<(K::Connection, Receipt<K>)> {
+        let (connection, receipt) = self.begin()?;
+        if let Some(attempt) = &receipt.attempt {
+            attempt.written(Instant::now());
+        }
+        Some((connection, receipt))
     }
 }
 
-impl<K: Connector> Drop for Turn<K> {
+impl<K: Connector> Drop for SendPermit<K> {
     fn drop(&mut self) {
         if let Some((lane, grant)) = self.lane.take() {
-            lane.give_back(grant);
+            lane.metrics.returned.inc();
+            lane.event(Event::Returned(grant));
         }
     }
 }
@@ -67,31 +91,69 @@ impl<K: Connector> Drop for Turn<K> {
 // === impl Receipt ===
 
 impl<K: Connector> Receipt<K> {
-    /// CAMS refused by throttling: the lane pauses.
+    /// To be called with the time at which the first byte of the request was written.
+    pub(crate) fn on_write(&self) -> Option<Box<dyn FnOnce(Instant) + Send>> {
+        let attempt = self.attempt.clone()?;
+        Some(Box::new(move |at| attempt.written(at)))
+    }
+
+    /// CAMS refused by throttling.
     pub(crate) fn throttled(mut self, hint: Option<Duration>) {
-        let Some((lane, used)) = self.lane.take() else { return };
-        lane.throttled(&Refused { granted_at: used.granted_at, hint }, &used.spent);
+        self.end(End::Throttled { hint, random: fastrand::f64() });
     }
 
     /// CAMS answered anything else.
     pub(crate) fn answered(mut self) {
-        self.end(How::Answered);
+        self.end(End::Accepted);
     }
 
-    /// Nothing left this process after all. The token stays spent: its clock had started.
+    /// Nothing of the request was sent. If nothing was written at all, the token goes back.
     pub(crate) fn unsent(mut self) {
-        self.end(How::Unsent);
+        self.end(End::Unsent);
     }
 
-    fn end(&mut self, how: How) {
-        if let Some((lane, Used { granted_at, probe, spent })) = self.lane.take() {
-            lane.ended(granted_at, (spent, probe), how);
+    fn end(&mut self, end: End) {
+        if let Some(attempt) = self.attempt.take() {
+            attempt.end(end);
         }
     }
 }
 
 impl<K: Connector> Drop for Receipt<K> {
     fn drop(&mut self) {
-        self.end(How::Unknown);
+        self.end(End::Unknown);
+    }
+}
+
+// === impl Attempt ===
+
+impl<K: Connector> Attempt<K> {
+    /// The first byte was written at `at`: the token's clock runs from there.
+    fn written(&self, at: Instant) {
+        {
+            let mut progress = self.progress.lock();
+            if !matches!(*progress, Progress::Held) {
+                return;
+            }
+            *progress = Progress::Written(at);
+        }
+        self.lane.metrics.spent.inc();
+        self.lane.event(Event::Written { grant: self.grant, at });
+    }
+
+    fn end(&self, end: End) {
+        if end != End::Unsent {
+            // What has an answer, or may have one, was written, also if that was not reported.
+            self.written(Instant::now());
+        }
+        let progress = std::mem::replace(&mut *self.progress.lock(), Progress::Settled);
+        match progress {
+            Progress::Written(written_at) => self.lane.event(Event::Ended { grant: self.grant, written_at, end }),
+            Progress::Held => {
+                self.lane.metrics.returned.inc();
+                self.lane.event(Event::Returned(self.grant));
+            }
+            Progress::Settled => {}
+        }
     }
 }

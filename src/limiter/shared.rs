@@ -55,6 +55,8 @@ pub(crate) enum Stands {
 const BEAT: Duration = Duration::from_millis(250);
 /// When a caller who was refused for want of the store had best come back.
 pub(crate) const ADVICE: Duration = Duration::from_secs(2);
+/// Longer than any hold.
+pub(crate) const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 // === impl Quota ===
 

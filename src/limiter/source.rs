@@ -1,25 +1,17 @@
-//! When may one more attempt leave? A lane's tokens: as many as its limit allows in a window, each usable again one
-//! window plus the gap after *its own* use. A token is the right to send one attempt now; whose turn it is, is the
-//! queue's business. Where the tokens are kept is a source: this process's memory (`memory.rs`), or the store that all
-//! replicas share (`shared.rs` here, `take.lua` there).
-//!
-//! No plain token bucket keeps "at most 5 in any second, the first five at once": with capacity 5 at 5/s it lets ten
-//! calls into one second, with capacity 1 the fifth call after idleness waits 0.8 s. A clock per token does both.
+//! Where do a lane's tokens come from? From this process's memory (`tokens.rs`), or from the store that replicas share
+//! (`shared/slots.rs`). A token is the right to send one attempt now; whose turn it is, is the fair queue's business.
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use leaky_bucket::RateLimiter;
 use tokio::time::Instant;
 
-use crate::limiter::shared::protocol::Dated;
+use crate::limiter::forecast::Forecast;
+use crate::limiter::pace::Rate;
 use crate::limiter::shared::slots::{Slot, Slots};
-use crate::limiter::tokens;
+use crate::limiter::tokens::Tokens;
 
 /// Where a lane's tokens come from.
-pub(crate) enum Tokens {
+pub(crate) enum Source {
     /// This process has them all, or its part of them while the store is away.
-    Memory(tokens::Tokens),
+    Memory(Tokens),
     /// The store deals them out. Boxed: lanes are many, and most have the others.
     Shared(Box<Slots>),
     /// There are none: the store is away, and this replica has no part.
@@ -27,44 +19,45 @@ pub(crate) enum Tokens {
 }
 
 /// A granted token that is not used yet.
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Granted {
     Memory,
     Slot(Slot),
 }
 
-/// A used token, for what its end changes.
-#[derive(Clone)]
-pub(crate) enum Spent {
-    Memory(Arc<RateLimiter>),
-    Slot(Dated),
-}
-
 /// What a lane whose tokens are all away waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// This clock's drip.
-    Drip(Arc<RateLimiter>),
-    /// A moment.
+    /// A token is back then.
+    Token(Instant),
+    /// A slot's date, or the moment of the next question.
     Until(Instant),
     /// The store's answer, which is to be asked for now.
     Ask,
-    /// Something that others do.
+    /// Another event.
     Change,
 }
 
-// === impl Tokens ===
+/// The grants to come.
+pub(crate) enum SourceForecast<'a> {
+    Memory(Forecast<'a>),
+    Shared { slots: &'a Slots, open: Instant, rises: Vec<(Instant, Rate)> },
+}
 
-impl Tokens {
-    /// From now on a token that is spent stays away for window plus `gap`, and at most `usable` tokens are in use.
-    pub(crate) fn keep(&mut self, gap: Duration, usable: u32) {
+// === impl Source ===
+
+impl Source {
+    /// From now on this rate holds for tokens that are used. The store is told with each question.
+    pub(crate) fn keep(&mut self, rate: Rate) {
         if let Self::Memory(tokens) = self {
-            tokens.keep(gap, usable);
+            tokens.keep(rate);
         }
     }
 
-    /// Makes every token free that is back. Only while nobody polls a limiter.
+    /// Makes every token free that is back.
     pub(crate) fn collect(&mut self, now: Instant) {
         match self {
-            Self::Memory(tokens) => tokens.collect(),
+            Self::Memory(tokens) => tokens.collect(now),
             Self::Shared(slots) => slots.drop_late(now),
             Self::None => {}
         }
@@ -73,22 +66,31 @@ impl Tokens {
     /// Grants one free token.
     pub(crate) fn take(&mut self, now: Instant) -> Option<Granted> {
         match self {
-            Self::Memory(tokens) => tokens.take().then_some(Granted::Memory),
+            Self::Memory(tokens) => tokens.take(now).then_some(Granted::Memory),
             Self::Shared(slots) => slots.take(now).map(Granted::Slot),
             Self::None => None,
         }
     }
 
-    /// Tokens that may be taken now, as far as is known without trying a limiter.
+    /// Whether a granted token may be used now.
+    pub(crate) fn is_usable(&self, token: &Granted, now: Instant) -> bool {
+        match (self, token) {
+            (Self::Memory(_), Granted::Memory) => true,
+            (Self::Shared(slots), Granted::Slot(slot)) => slots.is_usable(slot, now),
+            _ => false,
+        }
+    }
+
+    /// Tokens that may be taken now.
     pub(crate) fn free(&self, now: Instant) -> u32 {
         match self {
-            Self::Memory(tokens) => tokens.free(),
+            Self::Memory(tokens) => tokens.free(now),
             Self::Shared(slots) => slots.free(now),
             Self::None => 0,
         }
     }
 
-    /// Tokens that are granted and neither spent nor given back.
+    /// Tokens that are granted and neither used nor given back.
     pub(crate) fn held(&self) -> u32 {
         match self {
             Self::Memory(tokens) => tokens.held(),
@@ -97,8 +99,17 @@ impl Tokens {
         }
     }
 
-    /// Whether there are none, for nobody knows how long.
-    pub(crate) fn are_withheld(&self) -> bool {
+    /// This process's part of the lane's attempts, from 0 to 1.
+    pub(crate) fn part(&self) -> f64 {
+        if let Self::Shared(slots) = self { slots.part() } else { 1.0 }
+    }
+
+    pub(crate) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// Whether there are no tokens, for a time that is not known.
+    pub(crate) fn is_withheld(&self) -> bool {
         match self {
             Self::Memory(_) => false,
             Self::Shared(slots) => slots.are_withheld(),
@@ -106,34 +117,55 @@ impl Tokens {
         }
     }
 
-    /// What to wait for while none is free and so many calls wait.
+    /// What to wait for while none is free and `waiting` calls wait.
     pub(crate) fn wait(&self, waiting: usize, now: Instant) -> Wait {
         match self {
-            Self::Memory(tokens) => tokens.next_drip().map_or(Wait::Change, Wait::Drip),
+            Self::Memory(tokens) => tokens.next_at(now).map_or(Wait::Change, Wait::Token),
             Self::Shared(slots) => slots.wait(waiting, now),
             Self::None => Wait::Change,
         }
     }
 
-    /// When the `ahead` + 1st grant from now can come at the earliest, if nothing may be granted before `open` and one
-    /// token more may be in use from each of `more` on.
-    pub(crate) fn forecast(&self, ahead: usize, now: Instant, open: Instant, more: &[Instant]) -> Instant {
+    /// The grants to come, if none comes before `open` and the rate rises at these moments.
+    pub(crate) fn forecast(
+        &self,
+        now: Instant,
+        open: Instant,
+        rises: Vec<(Instant, Rate)>,
+    ) -> Option<SourceForecast<'_>> {
         match self {
-            Self::Memory(tokens) => tokens.forecast(ahead, now, open, more),
-            Self::Shared(slots) => slots.forecast(ahead, open, more),
-            Self::None => now + NEVER,
+            Self::Memory(tokens) => Some(SourceForecast::Memory(tokens.forecast(now, open, rises))),
+            Self::Shared(slots) => Some(SourceForecast::Shared { slots, open, rises }),
+            Self::None => None,
         }
     }
 
     /// Whether a lane with these tokens may be forgotten: a new one would be the same.
-    pub(crate) fn at_rest(&mut self) -> bool {
+    pub(crate) fn at_rest(&mut self, now: Instant) -> bool {
         match self {
-            Self::Memory(tokens) => tokens.at_rest(),
+            Self::Memory(tokens) => tokens.at_rest(now),
             Self::Shared(slots) => slots.at_rest(),
             Self::None => true,
         }
     }
 }
 
-/// Longer than any hold.
-pub(crate) const NEVER: Duration = Duration::from_secs(24 * 3600);
+// === impl Granted ===
+
+impl Granted {
+    pub(crate) fn is_probe(&self) -> bool {
+        matches!(self, Self::Slot(slot) if slot.dated.probe)
+    }
+}
+
+// === impl SourceForecast ===
+
+impl SourceForecast<'_> {
+    /// When the grant comes that has `ahead` others before it.
+    pub(crate) fn at(&self, ahead: usize) -> Instant {
+        match self {
+            Self::Memory(forecast) => forecast.at(ahead),
+            Self::Shared { slots, open, rises } => slots.forecast(ahead, *open, rises),
+        }
+    }
+}

@@ -3,19 +3,31 @@
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::pin::pin;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Waker};
+use std::time::Duration;
 
+use arc_swap::ArcSwap;
+use dashmap::DashMap;
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::*;
-use crate::config::{self, Limit, Retry};
-use crate::id::{ClientId, TenantId};
+use crate::config::{self, Config, Limit, Mode, Retry};
+use crate::error::{Kind, Refusal};
+use crate::flow::classify::Operation;
+use crate::id::{AccountId, ActionName, ClientId, TenantId};
+use crate::limiter::registry::{LimitedCall, Shared};
+use crate::limiter::rules::Rules;
+use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{Answer, Dated, View};
 use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::store::State;
-use crate::limiter::source::Tokens;
+use crate::limiter::source::Source;
+use crate::limiter::{Connector, LaneView, Limiter, Order, Receipt, view};
+use crate::metrics::Metrics;
+use crate::room::Room;
 
 mod bounds;
 mod endpoint;
@@ -103,7 +115,7 @@ impl Connector for Doors {
 }
 
 struct World {
-    queue: Arc<Queue<Doors>>,
+    queue: Arc<Limiter<Doors>>,
     door: Arc<Door>,
     metrics: Arc<Metrics>,
     bounds: config::Queue,
@@ -168,7 +180,7 @@ impl World {
             client_rooms: DashMap::new(),
             drain_by: Mutex::default(),
         };
-        let queue = Queue { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
+        let queue = Limiter { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
         Self { queue: Arc::new(queue), door, metrics, bounds }
     }
 
@@ -182,10 +194,15 @@ impl World {
         let mut tokens = Slots::new(&Start { limit, gap: GAP, slack, distance: Duration::ZERO, from: now });
         let number = tokens.ask(1, now).number;
         tokens.answered(number, &Answer { view, sent: now, received: now }, now);
-        self.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::Shared(Box::new(tokens));
+        self.set_source(Source::Shared(Box::new(tokens)));
     }
 
-    fn arrive(&self, hold: Duration) -> Result<Call<Doors>, Refusal> {
+    /// The lane's tokens come from here from now on.
+    fn set_source(&self, source: Source) {
+        self.queue.lane(&operation("a", SECOND)).lock().state.lane.set_source(source);
+    }
+
+    fn arrive(&self, hold: Duration) -> Result<LimitedCall<Doors>, Refusal> {
         self.queue.arrive(&operation("a", hold), 100)
     }
 
@@ -231,6 +248,6 @@ fn worst_second(sends: &[Instant]) -> usize {
 
 /// Pauses the lane by a refusal with this hint.
 async fn pause(world: &World, hint: Duration) {
-    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
     receipt.throttled(Some(hint));
 }

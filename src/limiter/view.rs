@@ -1,16 +1,18 @@
 //! How does a lane look to an operator? A copy of its state at one moment, for `/lanes`, `/metrics` and the page.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::id::TenantId;
-use crate::limiter::fair::{Line, Standing};
-use crate::limiter::lane::{Lane, Queued, forecast};
+use crate::limiter::fair::{FairQueue, QueueEntry};
+use crate::limiter::handle::LaneHandle;
+use crate::limiter::lane::Waiting;
 use crate::limiter::pause::Ordered;
 use crate::limiter::shadow::Shadow;
-use crate::limiter::{Connector, Queue};
+use crate::limiter::{Connector, Limiter};
 
 /// One lane as operators see it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -79,9 +81,9 @@ pub(crate) struct TenantView {
 /// So many tenants of a lane are told.
 const TENANTS: usize = 20;
 
-// === impl Queue ===
+// === impl Limiter ===
 
-impl<K: Connector> Queue<K> {
+impl<K: Connector> Limiter<K> {
     /// The lanes by what metrics and operators call them: those of all keys that the configuration does not name are one. No
     /// more than one view at a time is in memory beside these.
     pub(crate) fn lanes_by_label(&self) -> Vec<LaneView> {
@@ -98,38 +100,36 @@ impl<K: Connector> Queue<K> {
     }
 }
 
-// === impl Lane ===
+// === impl LaneHandle ===
 
-impl<K: Connector> Lane<K> {
-    pub(super) fn view(&self) -> LaneView {
-        let now = Instant::now();
-        let mut state = self.lock();
-        if !state.worker {
-            state.tokens.collect(now);
-        }
-        let pace = state.learned.pace(now);
+impl<K: Connector> LaneHandle<K> {
+    pub(super) fn view(self: &Arc<Self>) -> LaneView {
+        let mut locked = self.lock();
+        locked.refresh();
+        let (now, lane) = (locked.now, &locked.state.lane);
+        let (limit, rate, queue) = (lane.limit(), lane.rate(now), lane.queue());
         let shadow = self.shadow.as_ref().map(|shadow| ShadowView::of(&mut shadow.lock(), now));
-        let wait = if shadow.is_some() { Duration::ZERO } else { forecast(&state, state.line.len(), now) };
+        let wait = if shadow.is_some() { Duration::ZERO } else { lane.predicted_wait(queue.len(), now) };
         let [account, action] = self.metrics.labels();
-        let oldest = state.line.oldest().map_or(Duration::ZERO, |arrived| now - arrived);
+        let oldest = queue.oldest().map_or(Duration::ZERO, |arrived| now.saturating_duration_since(arrived));
         LaneView {
             account: account.to_owned(),
             action: action.to_owned(),
-            limit_per_second: f64::from(state.limit.count.get()) / state.limit.window.as_secs_f64(),
-            effective_per_second: pace.per_second(state.limit.window),
-            gap_seconds: pace.gap.as_secs_f64(),
-            queued: state.line.len(),
+            limit_per_second: f64::from(limit.count.get()) / limit.window.as_secs_f64(),
+            effective_per_second: rate.per_second(),
+            gap_seconds: rate.gap.as_secs_f64(),
+            queued: queue.len(),
             oldest_wait_seconds: oldest.as_secs_f64(),
             predicted_wait_seconds: wait.as_secs_f64(),
-            hold_used: hold_used(&state.line, now),
-            pause_remaining_seconds: state.pause.remaining(now).as_secs_f64(),
-            operator_pause: state.pause.ordered(now).map(|ordered| OperatorPause::of(ordered, now)),
-            granted: state.granted,
-            tokens_free: state.tokens.free(now),
-            tokens_held: state.tokens.held(),
-            tokens_usable: pace.tokens,
-            tokens: state.limit.count.get(),
-            tenants: tenants(&state.line, now),
+            hold_used: hold_used(queue, now),
+            pause_remaining_seconds: lane.pause().remaining(now).as_secs_f64(),
+            operator_pause: lane.pause().ordered(now).map(|ordered| OperatorPause::of(ordered, now)),
+            granted: lane.granted(),
+            tokens_free: lane.source().free(now),
+            tokens_held: lane.source().held(),
+            tokens_usable: rate.tokens,
+            tokens: limit.count.get(),
+            tenants: tenants(queue, now),
             shadow,
         }
     }
@@ -183,7 +183,7 @@ impl ShadowView {
 }
 
 /// The five tenants with the longest queues, for a log line.
-pub(super) fn tenants_in_words<W>(line: &Line<W>, now: Instant) -> String {
+pub(super) fn tenants_in_words<W>(line: &FairQueue<W>, now: Instant) -> String {
     let words = |view: &TenantView| {
         let TenantView { client, tenant, queued, share, oldest_wait_seconds } = view;
         format!("{client}/{tenant}: {queued} queued, share {share:.2}, oldest {oldest_wait_seconds:.1} s")
@@ -191,22 +191,22 @@ pub(super) fn tenants_in_words<W>(line: &Line<W>, now: Instant) -> String {
     tenants(line, now).iter().take(5).map(words).collect::<Vec<_>>().join("; ")
 }
 
-fn hold_used<K: Connector>(line: &Line<Queued<K>>, now: Instant) -> f64 {
-    let used = |(standing, queued): &(Standing, Queued<K>)| {
-        let may = queued.send_by - standing.arrived;
-        if may.is_zero() { 1.0 } else { ((now - standing.arrived).as_secs_f64() / may.as_secs_f64()).min(1.0) }
+fn hold_used<W>(line: &FairQueue<Waiting<W>>, now: Instant) -> f64 {
+    let used = |(entry, waiting): &(QueueEntry, Waiting<W>)| {
+        let may = waiting.send_by - entry.arrived;
+        if may.is_zero() { 1.0 } else { ((now - entry.arrived).as_secs_f64() / may.as_secs_f64()).min(1.0) }
     };
     line.waiting().map(used).fold(0.0, f64::max)
 }
 
-fn tenants<W>(line: &Line<W>, now: Instant) -> Vec<TenantView> {
+fn tenants<W>(line: &FairQueue<W>, now: Instant) -> Vec<TenantView> {
     let mut by_tenant = HashMap::<(_, &TenantId), (usize, Instant)>::new();
     let mut weights = HashMap::new();
-    for (standing, _) in line.waiting() {
-        weights.insert(&standing.client, f64::from(standing.weight));
-        let entry = by_tenant.entry((&standing.client, &standing.tenant)).or_insert((0, standing.arrived));
-        entry.0 += 1;
-        entry.1 = entry.1.min(standing.arrived);
+    for (entry, _) in line.waiting() {
+        weights.insert(&entry.client, f64::from(entry.weight));
+        let tenant = by_tenant.entry((&entry.client, &entry.tenant)).or_insert((0, entry.arrived));
+        tenant.0 += 1;
+        tenant.1 = tenant.1.min(entry.arrived);
     }
     let all: f64 = weights.values().sum();
     let mut tenants_of = HashMap::<_, u32>::new();
@@ -239,13 +239,13 @@ mod tests {
     #[test]
     fn a_log_line_names_the_longest_queues_their_shares_and_their_oldest() {
         let start = Instant::now();
-        let mut line = Line::new();
+        let mut line = FairQueue::new();
         for (place, (client, weight, tenant)) in
             [("a", 3, "x"), ("a", 3, "y"), ("a", 3, "y"), ("b", 1, "z")].into_iter().enumerate()
         {
             let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
             let arrived = start + Duration::from_millis(100 * place as u64);
-            line.push(Standing { place: Place(place as u64), client, weight, tenant, arrived }, ());
+            line.push(QueueEntry { place: Place(place as u64), client, weight, tenant, arrived }, ());
         }
         let words = tenants_in_words(&line, start + Duration::from_secs(2));
         assert_eq!(

@@ -16,9 +16,9 @@ pub(super) fn compared() {
 }
 
 /// A call of (client, weight, tenant); its number is its place and what it is called by.
-fn standing(place: u64, (client, weight, tenant): (&str, u32, &str)) -> Standing {
+fn entry(place: u64, (client, weight, tenant): (&str, u32, &str)) -> QueueEntry {
     let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
-    Standing { place: Place(place), client, weight, tenant, arrived: Instant::now() }
+    QueueEntry { place: Place(place), client, weight, tenant, arrived: Instant::now() }
 }
 
 #[derive(Default)]
@@ -27,32 +27,44 @@ struct Calls {
 }
 
 impl Calls {
-    fn push(&mut self, line: &mut Line<(u64, String)>, who: (&str, u32, &str)) {
+    fn push(&mut self, line: &mut FairQueue<(u64, String)>, who: (&str, u32, &str)) {
         self.next += 1;
-        line.push(standing(self.next, who), (self.next, who.0.to_owned()));
+        line.push(entry(self.next, who), (self.next, who.0.to_owned()));
     }
 }
 
-fn clients(line: &mut Line<(u64, String)>, count: usize) -> String {
+/// Walks through the whole queue, in pieces.
+fn sift(
+    line: &mut FairQueue<(u64, String)>,
+    mut stays: impl FnMut(usize, &(u64, String)) -> bool,
+) -> Vec<(u64, String)> {
+    let (mut walk, mut gone) = (line.walk(), Vec::new());
+    while !walk.is_over() {
+        gone.extend(line.walk_on(&mut walk, 3, &mut stays));
+    }
+    gone
+}
+
+fn clients(line: &mut FairQueue<(u64, String)>, count: usize) -> String {
     (0..count).map_while(|_| line.pop()).map(|(_, client)| client).collect()
 }
 
-fn places(line: &mut Line<(u64, String)>) -> Vec<u64> {
+fn places(line: &mut FairQueue<(u64, String)>) -> Vec<u64> {
     std::iter::from_fn(|| line.pop()).map(|(place, _)| place).collect()
 }
 
 #[test]
 fn one_tenant_is_served_by_first_arrival_whatever_the_order_of_coming_back() {
-    let mut line = Line::new();
+    let mut line = FairQueue::new();
     for place in [3, 1, 2] {
-        line.push(standing(place, ("a", 1, "")), place);
+        line.push(entry(place, ("a", 1, "")), place);
     }
     assert_eq!([line.pop(), line.pop(), line.pop(), line.pop()], [Some(1), Some(2), Some(3), None]);
 }
 
 #[test]
 fn a_thousand_calls_in_a_hundred_tenants_and_five_of_another_client_alternate() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for index in 0..1000 {
         calls.push(&mut line, ("A", 1, &format!("tenant-{}", index % 100)));
     }
@@ -66,7 +78,7 @@ fn a_thousand_calls_in_a_hundred_tenants_and_five_of_another_client_alternate() 
 
 #[test]
 fn tenants_of_a_client_take_turns() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for tenant in ["x", "x", "x", "x", "y", "z", "y"] {
         calls.push(&mut line, ("a", 1, tenant));
     }
@@ -75,7 +87,7 @@ fn tenants_of_a_client_take_turns() {
 
 #[test]
 fn weights_are_shares() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for _ in 0..700 {
         for who in [("a", 1, ""), ("b", 2, ""), ("c", 4, "")] {
             calls.push(&mut line, who);
@@ -93,7 +105,7 @@ fn weights_are_shares() {
 
 #[test]
 fn coming_one_call_at_a_time_gains_nothing() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for _ in 0..50 {
         calls.push(&mut line, ("A", 1, ""));
     }
@@ -109,7 +121,7 @@ fn coming_one_call_at_a_time_gains_nothing() {
 
 #[test]
 fn nobody_saves_up_turns_while_away() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for _ in 0..50 {
         calls.push(&mut line, ("A", 1, ""));
         calls.push(&mut line, ("B", 1, ""));
@@ -124,7 +136,7 @@ fn nobody_saves_up_turns_while_away() {
 
 #[test]
 fn the_newest_call_of_the_longest_client_makes_room() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for who in [("a", 1, "x"), ("a", 1, "y"), ("a", 1, "x"), ("b", 1, "")] {
         calls.push(&mut line, who);
     }
@@ -138,12 +150,12 @@ fn the_newest_call_of_the_longest_client_makes_room() {
 
 #[test]
 fn a_sifted_call_leaves_its_turn_to_the_next_of_its_tenant() {
-    let (mut line, mut calls) = (Line::new(), Calls::default());
+    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
     for who in [("a", 1, ""), ("a", 1, ""), ("b", 1, ""), ("b", 1, "")] {
         calls.push(&mut line, who);
     }
     let mut asked = Vec::new();
-    let gone = line.sift(|ahead, (place, _)| {
+    let gone = sift(&mut line, |ahead, (place, _)| {
         asked.push((ahead, *place));
         *place != 1
     });
@@ -158,16 +170,16 @@ fn cost(calls: u64, tenants: u64) -> [u64; 4] {
     const ROUNDS: u64 = 1000;
     let mut random = fastrand::Rng::with_seed(1);
     let tenants: Vec<_> = (0..tenants).map(|tenant| format!("tenant-{tenant}")).collect();
-    let mut line = Line::new();
+    let mut line = FairQueue::new();
     let mut waiting = Vec::new();
     let mut costs = [0; 4];
-    let mut arrive = |line: &mut Line<u64>, waiting: &mut Vec<Standing>, place| {
+    let mut arrive = |line: &mut FairQueue<u64>, waiting: &mut Vec<QueueEntry>, place| {
         // Half of them in a client whose tags tie with nobody's.
         let client = if random.bool() { ("a", 1) } else { ("b", 7) };
-        let standing = standing(place, (client.0, client.1, &tenants[random.usize(..tenants.len())]));
-        waiting.push(standing.clone());
+        let entry = entry(place, (client.0, client.1, &tenants[random.usize(..tenants.len())]));
+        waiting.push(entry.clone());
         let before = COMPARISONS.get();
-        line.push(standing, place);
+        line.push(entry, place);
         COMPARISONS.get() - before
     };
     for place in 0..calls {
@@ -184,9 +196,9 @@ fn cost(calls: u64, tenants: u64) -> [u64; 4] {
         line.evict(&ClientId::new("c")).unwrap();
         costs[2] += COMPARISONS.get() - before;
         while line.len() as u64 > calls {
-            let standing = waiting.swap_remove(place as usize * 7919 % waiting.len());
+            let entry = waiting.swap_remove(place as usize * 7919 % waiting.len());
             let before = COMPARISONS.get();
-            let removed = line.remove(&standing);
+            let removed = line.remove(&entry);
             costs[3] += if removed.is_some() { COMPARISONS.get() - before } else { 0 };
         }
     }
@@ -233,27 +245,27 @@ fn who(event: (usize, usize), weights: [u32; 4]) -> (&'static str, u32, String) 
 }
 
 /// Lets all of this happen and returns the line and who waits.
-fn after(events: &[Event], weights: [u32; 4]) -> (Line<(u64, String)>, Vec<Standing>) {
-    let mut line = Line::new();
-    let mut waiting = Vec::<Standing>::new();
+fn after(events: &[Event], weights: [u32; 4]) -> (FairQueue<(u64, String)>, Vec<QueueEntry>) {
+    let mut line = FairQueue::new();
+    let mut waiting = Vec::<QueueEntry>::new();
     for (number, event) in (1..).zip(events) {
         match event {
             Event::Come { client, tenant } => {
                 let (client, weight, tenant) = who((*client, *tenant), weights);
-                let standing = standing(number, (client, weight, &tenant));
-                line.push(standing.clone(), (number, client.to_owned()));
-                waiting.push(standing);
+                let entry = entry(number, (client, weight, &tenant));
+                line.push(entry.clone(), (number, client.to_owned()));
+                waiting.push(entry);
             }
             Event::Go(which) if !waiting.is_empty() => {
-                let standing = waiting.remove(which % waiting.len());
-                assert_eq!(line.remove(&standing).map(|(place, _)| Place(place)), Some(standing.place));
+                let entry = waiting.remove(which % waiting.len());
+                assert_eq!(line.remove(&entry).map(|(place, _)| Place(place)), Some(entry.place));
             }
             Event::Go(_) => {}
             Event::Serve => {
                 // Work conserving: whenever somebody waits, somebody is served.
                 let served = line.pop();
                 assert_eq!(served.is_some(), !waiting.is_empty());
-                waiting.retain(|standing| Some(standing.place.0) != served.as_ref().map(|(place, _)| *place));
+                waiting.retain(|entry| Some(entry.place.0) != served.as_ref().map(|(place, _)| *place));
             }
         }
         assert_eq!(line.len(), waiting.len());
@@ -273,9 +285,9 @@ proptest! {
     ) {
         let (mut line, _) = after(&events, weights);
         let (client, weight, tenant) = who(new, weights);
-        let standing = standing(1_000_000, (client, weight, &tenant));
-        let ahead = line.ahead_of_new(&standing);
-        line.push(standing, (1_000_000, client.to_owned()));
+        let entry = entry(1_000_000, (client, weight, &tenant));
+        let ahead = line.ahead_of_new(&entry);
+        line.push(entry, (1_000_000, client.to_owned()));
         prop_assert_eq!(places(&mut line).iter().position(|place| *place == 1_000_000), Some(ahead));
     }
 
@@ -287,7 +299,7 @@ proptest! {
     ) {
         let (mut line, waiting) = after(&events, weights);
         let mut order = Vec::new();
-        let gone = line.sift(|ahead, (place, _)| {
+        let gone = sift(&mut line, |ahead, (place, _)| {
             assert_eq!(ahead, order.len());
             order.push(*place);
             true

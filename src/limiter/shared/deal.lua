@@ -25,8 +25,8 @@ end
 local state, ring = KEYS[1], KEYS[2]
 local op, me = ARGV[1], ARGV[2]
 local AHEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = numbers(3, 12)
-local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives = numbers(13, 23)
-local pace, waiting, unused, late = ARGV[24], ARGV[25], ARGV[26], ARGV[27]
+local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing = numbers(13, 24)
+local pace, waiting, unused, late = ARGV[25], ARGV[26], ARGV[27], ARGV[28]
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
 
 local clock = redis.call('TIME')
@@ -83,6 +83,7 @@ if last > now + lane.reach then
 end
 lane.open = math.min(lane.open, now + max_pause)
 lane.known = math.min(lane.known, now)
+if lane.dated then lane.dated = math.min(lane.dated, now + AHEAD) end
 lane.probe_at = math.min(lane.probe_at, now + max_pause)
 
 -- Adds a token's return. In a long ring one that would not be the last waits for the last.
@@ -192,7 +193,7 @@ local function is_after_the_pause(at) return at > lane.known and at >= lane.open
 
 local episode = 0
 if op == 'throttled' then
-  local at, new, same = numbers(28, 30)
+  local at, new, same = numbers(29, 31)
   if is_after_the_pause(at) then episode = 1 end
   -- Without a pause the refusal is isolated, and the lane goes on.
   if new >= 0 then
@@ -214,8 +215,8 @@ if op == 'throttled' then
   end
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
-  local at, back, _, probe = string.match(ARGV[28], '(%d+):(%d+):(%d+):(%d)')
-  local how = ARGV[29]
+  local at, back, _, probe = string.match(ARGV[29], '(%d+):(%d+):(%d+):(%d)')
+  local how = ARGV[30]
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
@@ -269,6 +270,7 @@ local usable = math.min(tokens, cap, count)
 local function next_date()
   local at = math.max(now, lane.open)
   if length >= usable then at = math.max(at, listed(-usable)) end
+  if spacing > 0 and lane.dated then at = math.max(at, lane.dated + spacing) end
   local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PATIENCE
   if waits_for_probe then at = math.max(at, lane.probe_at + PATIENCE) end
   return at, not waits_for_probe and at <= now + AHEAD
@@ -282,6 +284,7 @@ while usable > 0 and not stale and dealt < SLOTS do
   local slot = { at = at, back = at + away(replica), slack = replica.slack, probe = 0 }
   if slot.back < last and length > DEPTH then slot.back = last end
   add(slot.back)
+  lane.dated = at
   if lane.probe == DUE then
     lane.probe, lane.probe_at, slot.probe = OUT, at, 1
   end

@@ -69,6 +69,8 @@ pub(crate) struct Question<'a> {
     pub(crate) window: Duration,
     /// What is added to the window. Of all replicas with work the largest holds.
     pub(crate) gap: Duration,
+    /// The least time between two dates, as this replica has learned.
+    pub(crate) spacing: Duration,
     /// How late this replica may use a slot: what is configured, and how little it knows of the store's clock.
     pub(crate) slack: Duration,
     /// Tokens that may be in use at most, as others' parts are withheld.
@@ -194,8 +196,8 @@ impl Op {
 
     /// The script's arguments.
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
-        let Question { replica, limit, tokens, window, gap, slack, cap, version, pace, wanted, max_pause, .. } =
-            question;
+        let Question { replica, limit, tokens, window, gap, spacing, slack, cap, .. } = question;
+        let Question { version, pace, wanted, max_pause, .. } = question;
         let constants = [micros(AHEAD), micros(SILENCE), micros(ASK), micros(SOON), micros(PATIENCE)];
         let bounds = [SLOTS, KEPT, DEPTH, TOLD, SAMPLES].map(u64::from);
         let numbers = [
@@ -210,6 +212,7 @@ impl Op {
             micros(*max_pause),
             *version,
             pace.map_or(0, |pace| micros(pace.lives)),
+            micros(*spacing),
         ];
         let mut args = vec![self.name().to_owned(), (*replica).to_owned()];
         args.extend(constants.into_iter().chain(bounds).chain(numbers).map(|number| number.to_string()));

@@ -7,10 +7,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::forecast::{after, nth};
+use crate::limiter::forecast::{Forecast, Turns as EachTurn, after};
+use crate::limiter::pace::Rate;
+use crate::limiter::shared::NEVER;
 use crate::limiter::shared::clock::Clock;
 use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
-use crate::limiter::source::{NEVER, Wait};
+use crate::limiter::source::Wait;
 
 /// The most that is added to the slack of a lane whose slots come too late.
 pub(crate) const MOST_EXTRA: Duration = Duration::from_millis(100);
@@ -266,6 +268,15 @@ impl Slots {
         in_time
     }
 
+    /// An attempt was written at `at` for which this store has dealt no slot: an earlier source had granted it. It is
+    /// reported as a late use.
+    pub(crate) fn written_besides(&mut self, at: Instant, now: Instant) {
+        let unknown = Dated { at: 0, back: 0, slack: 0, probe: false };
+        self.late.push(Late { slot: unknown, used: self.clock.at_most(at, now) });
+        self.void();
+        self.ask_at = self.ask_at.min(now);
+    }
+
     pub(crate) fn free(&self, now: Instant) -> u32 {
         let free = self.hand.iter().filter(|slot| self.is_usable(slot, now)).count();
         u32::try_from(free).unwrap_or(u32::MAX)
@@ -310,9 +321,8 @@ impl Slots {
         Wait::Until(slot.map_or(self.ask_at, |slot| slot.min(self.ask_at)))
     }
 
-    /// When the `ahead` + 1st grant from now can come at the earliest, if nothing is granted before `open` and one token
-    /// more may be in use from each of `more` on.
-    pub(crate) fn forecast(&self, ahead: usize, open: Instant, more: &[Instant]) -> Instant {
+    /// When the grant can come that has `ahead` others before it, if none comes before `open` and the rate rises so.
+    pub(crate) fn forecast(&self, ahead: usize, open: Instant, rises: &[(Instant, Rate)]) -> Instant {
         if let Some(slot) = self.hand.get(ahead) {
             return slot.from.max(open);
         }
@@ -321,11 +331,11 @@ impl Slots {
         if turns.usable == 0 {
             return open + NEVER;
         }
-        if more.is_empty() {
+        if rises.is_empty() {
             return turns.nth(ahead, open);
         }
         let each = (0..turns.usable as usize).map(|token| turns.nth(token, open)).collect();
-        nth(ahead, each, turns.away, more)
+        Forecast::new(EachTurn::List(each), turns.away, rises.to_vec()).at(ahead)
     }
 
     /// How many grants of all replicas come before this replica's `ahead` + 1st that is not at hand.
@@ -341,6 +351,11 @@ impl Slots {
     /// Whether all tokens are withheld for replicas that have vanished.
     pub(crate) fn are_withheld(&self) -> bool {
         self.seen.turns.usable == 0
+    }
+
+    /// This replica's part of the grants, from 0 to 1.
+    pub(crate) fn part(&self) -> f64 {
+        self.seen.part
     }
 
     /// Calls per second that this replica may expect.

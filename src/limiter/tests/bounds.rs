@@ -1,13 +1,14 @@
 //! Whom does the queue not keep: holds that end, bounds that are reached, an upstream that is down, a drain?
 
 use super::*;
+use crate::limiter::lane::Event;
 
 #[tokio::test(start_paused = true)]
 async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
     let world = World::new(GAP).await;
     world.door.delay_ms.store(60_000, Ordering::Relaxed);
     let start = Instant::now();
-    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
     assert_eq!((refusal.kind, start.elapsed()), (Kind::HoldExpired, 5 * SECOND));
     assert!(refusal.retry_after.is_some());
 }
@@ -16,11 +17,11 @@ async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
 async fn a_call_that_comes_back_after_its_hold_is_not_sent() {
     let world = World::new(GAP).await;
     let mut call = world.arrive(5 * SECOND).unwrap();
-    let (_, receipt) = call.turn().await.unwrap().spend().unwrap();
+    let (_, receipt) = call.permit().await.unwrap().spend().unwrap();
     sleep(20 * SECOND).await;
     receipt.throttled(Some(SECOND));
     sleep(2 * SECOND).await;
-    assert_eq!(call.turn().await.err().unwrap().kind, Kind::HoldExpired);
+    assert_eq!(call.permit().await.err().unwrap().kind, Kind::HoldExpired);
 }
 
 #[tokio::test(start_paused = true)]
@@ -30,7 +31,7 @@ async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
     let mut calls = JoinSet::new();
     for _ in 0..9 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        calls.spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
+        calls.spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     }
     calls.join_all().await;
     assert_eq!(world.door.wanted.load(Ordering::Relaxed), 5);
@@ -40,21 +41,21 @@ async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
 async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
     let world = World::new(GAP).await;
     for _ in 0..5 {
-        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+        world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
     }
     let mut waiting = Vec::new();
     for _ in 0..25 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        waiting.push(tokio::spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() }));
+        waiting.push(tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() }));
     }
     tokio::task::yield_now().await;
-    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
     assert_eq!(refusal.kind, Kind::WaitTooLong);
     assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 7 - 5 * SECOND));
     assert_eq!(refusal.queued, Some(crate::error::Queued { ahead: 25, wait: (SECOND + GAP) * 6 }));
     // Those who are refused together are not told to come back together, but one after the other as they can be served.
     for later in 1..10_u32 {
-        let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+        let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
         assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 7 - 5 * SECOND + (SECOND + GAP) / 5 * later));
     }
     assert_eq!(world.view().queued, 25);
@@ -72,12 +73,12 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     })
     .await;
     for _ in 0..5 {
-        world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+        world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
     }
     let mut waiting = Vec::new();
     for client in ["a", "a", "a", "a", "b", "b"] {
         let mut call = world.queue.arrive(&operation(client, 30 * SECOND), 100).unwrap();
-        waiting.push(tokio::spawn(async move { call.turn().await.map(drop).map_err(|refusal| refusal.message) }));
+        waiting.push(tokio::spawn(async move { call.permit().await.map(drop).map_err(|refusal| refusal.message) }));
         tokio::task::yield_now().await;
     }
     let mut ends = Vec::new();
@@ -107,11 +108,11 @@ async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
     let world = World::new(GAP).await;
     world.door.shut.store(true, Ordering::Relaxed);
     let start = Instant::now();
-    let refusal = world.arrive(3 * SECOND).unwrap().turn().await.err().unwrap();
+    let refusal = world.arrive(3 * SECOND).unwrap().permit().await.err().unwrap();
     assert_eq!((refusal.kind, start.elapsed()), (Kind::UpstreamUnreachable, 3 * SECOND));
     assert_eq!(world.tokens(), (0, 0, 0));
     let mut call = world.arrive(30 * SECOND).unwrap();
-    let waiting = tokio::spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
+    let waiting = tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     sleep(SECOND).await;
     world.door.shut.store(false, Ordering::Relaxed);
     waiting.await.unwrap();
@@ -125,7 +126,7 @@ async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
     let mut calls = JoinSet::new();
     for _ in 0..7 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        calls.spawn(async move { call.turn().await.unwrap().spend().unwrap().1.answered() });
+        calls.spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     }
     assert_eq!(calls.join_all().await.len(), 7);
     assert!(!world.door.trapped.load(Ordering::Relaxed), "the trap was sprung");
@@ -139,7 +140,8 @@ async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
     for index in 0..40_u32 {
         let mut call = world.arrive(120 * SECOND).unwrap();
         calls.spawn(async move {
-            let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
+            let end =
+                call.permit().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
             (index, end, start.elapsed())
         });
     }
@@ -154,7 +156,7 @@ async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
         }
     }
     sleep_until(start + 6 * SECOND).await;
-    assert_eq!(world.arrive(30 * SECOND).unwrap().turn().await.err().map(|r| r.kind), Some(Kind::Draining));
+    assert_eq!(world.arrive(30 * SECOND).unwrap().permit().await.err().map(|r| r.kind), Some(Kind::Draining));
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,7 +166,7 @@ async fn an_action_without_a_limit_needs_no_lane() {
     free.limit = None;
     let start = Instant::now();
     for _ in 0..1000 {
-        world.queue.arrive(&free, 0).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+        world.queue.arrive(&free, 0).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(world.queue.lanes().is_empty());
@@ -174,7 +176,7 @@ async fn an_action_without_a_limit_needs_no_lane() {
 async fn without_tokens_the_advice_is_seconds_and_not_a_day() {
     let world = World::new(GAP).await;
     let call = world.arrive(SECOND).unwrap();
-    world.queue.lane(&operation("a", SECOND)).lock().tokens = Tokens::None;
+    world.set_source(Source::None);
     assert_eq!(call.predicted_wait(), 2 * SECOND);
     world.dealt(0, 0);
     assert_eq!(call.predicted_wait(), 2 * SECOND);
@@ -187,12 +189,11 @@ async fn where_all_tokens_are_withheld_nobody_sits_out_his_hold() {
     let world = World::new(GAP).await;
     world.dealt(0, 5);
     let mut waiting = world.arrive(30 * SECOND).unwrap();
-    let waiting = tokio::spawn(async move { waiting.turn().await.err().unwrap() });
+    let waiting = tokio::spawn(async move { waiting.permit().await.err().unwrap() });
     sleep(SECOND).await;
     world.dealt(0, 0);
-    let lane = world.queue.lane(&operation("a", SECOND));
-    lane.tell_late(&mut lane.lock(), Instant::now());
-    let newcomer = world.arrive(30 * SECOND).unwrap().turn().await.err().unwrap();
+    world.queue.lane(&operation("a", SECOND)).event(Event::DrainBegan);
+    let newcomer = world.arrive(30 * SECOND).unwrap().permit().await.err().unwrap();
     for refusal in [waiting.await.unwrap(), newcomer] {
         assert_eq!((refusal.kind, refusal.retry_after), (Kind::StoreUnavailable, Some(2 * SECOND)));
     }

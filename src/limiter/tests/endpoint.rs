@@ -37,7 +37,7 @@ async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u
         let (endpoint, sends, random) = (endpoint.clone(), sends.clone(), random.clone());
         calls.spawn(async move {
             loop {
-                let Ok(turn) = call.turn().await else { return };
+                let Ok(turn) = call.permit().await else { return };
                 let (_connection, receipt) = turn.spend().unwrap();
                 sends.lock().push(Instant::now());
                 let jitter = random.lock().u64(0..=jitter_ms * 1000);

@@ -39,7 +39,7 @@ async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) 
         parties.spawn(async move {
             let mut call = world.arrive(119 * SECOND).unwrap();
             loop {
-                let (_connection, receipt) = call.turn().await.unwrap().spend().unwrap();
+                let (_connection, receipt) = call.permit().await.unwrap().spend().unwrap();
                 let jitter = random.lock().u64(0..=jitter_ms * 1000);
                 sleep(Duration::from_micros(10_000 + jitter)).await;
                 let accepted = endpoint.accepts();
@@ -127,7 +127,7 @@ async fn troubled(episodes: u32) -> World {
         pause(&world, Duration::from_millis(1)).await;
         sleep(2 * SECOND).await;
     }
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
     probe.answered();
     sleep(2 * SECOND).await;
     world
@@ -155,7 +155,7 @@ async fn forecasts_go_by_the_learned_rate_and_by_the_tokens_that_come_back() {
         let mut call = world.arrive(30 * SECOND).unwrap();
         let predicted = call.predicted_wait();
         calls.spawn(async move {
-            call.turn().await.unwrap().spend().unwrap().1.answered();
+            call.permit().await.unwrap().spend().unwrap().1.answered();
             (index, start.elapsed(), predicted)
         });
         tokio::task::yield_now().await;

@@ -7,14 +7,14 @@ async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
     let world = World::new(GAP).await;
     let start = Instant::now();
     let mut first = world.arrive(30 * SECOND).unwrap();
-    let (_, receipt) = first.turn().await.unwrap().spend().unwrap();
+    let (_, receipt) = first.permit().await.unwrap().spend().unwrap();
     sleep(Duration::from_millis(20)).await;
     receipt.throttled(Some(3 * SECOND));
     let mut calls = JoinSet::new();
     for index in 0..4 {
         let mut call = world.arrive(30 * SECOND).unwrap();
         calls.spawn(async move {
-            let (_, receipt) = call.turn().await.unwrap().spend().unwrap();
+            let (_, receipt) = call.permit().await.unwrap().spend().unwrap();
             let at = start.elapsed();
             sleep(Duration::from_millis(40)).await;
             receipt.answered();
@@ -23,7 +23,7 @@ async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
     }
     // The refused call comes back last and still is the probe: it arrived first.
     sleep(Duration::from_millis(100)).await;
-    let (_, receipt) = first.turn().await.unwrap().spend().unwrap();
+    let (_, receipt) = first.permit().await.unwrap().spend().unwrap();
     assert_eq!(start.elapsed().as_millis(), 3020);
     sleep(Duration::from_millis(40)).await;
     receipt.answered();
@@ -34,11 +34,11 @@ async fn a_throttle_pauses_everybody_then_one_probe_then_the_normal_rate() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_probe_does_not_hold_the_lane() {
     let world = World::new(GAP).await;
-    let (_, receipt) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let (_, receipt) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
     receipt.throttled(Some(SECOND));
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
     let mut next = world.arrive(30 * SECOND).unwrap();
-    let waiting = tokio::spawn(async move { next.turn().await.map(drop) });
+    let waiting = tokio::spawn(async move { next.permit().await.map(drop) });
     sleep(SECOND).await;
     assert!(!waiting.is_finished());
     drop(probe);
@@ -49,9 +49,9 @@ async fn a_lost_probe_does_not_hold_the_lane() {
 async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
     let world = World::new(GAP).await;
     pause(&world, SECOND).await;
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap();
+    let (_, probe) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
     let start = Instant::now();
-    world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+    world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
     assert_eq!(start.elapsed(), SECOND);
     // Should it be refused after all, that is a new episode.
     probe.throttled(Some(SECOND));
@@ -63,14 +63,14 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
     let world = World::new(GAP).await;
     let mut receipts = Vec::new();
     for _ in 0..5 {
-        receipts.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap().spend().unwrap().1);
+        receipts.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1);
     }
     let start = Instant::now();
     let mut ends = JoinSet::new();
     for (index, hold) in [5, 30, 5, 30].into_iter().enumerate() {
         let mut call = world.arrive(hold * SECOND).unwrap();
         ends.spawn(
-            async move { (index, call.turn().await.map(drop).map_err(|refusal| refusal.kind), start.elapsed()) },
+            async move { (index, call.permit().await.map(drop).map_err(|refusal| refusal.kind), start.elapsed()) },
         );
     }
     sleep(Duration::from_millis(10)).await;
@@ -84,7 +84,7 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
     assert_eq!(ends[&3].0, Ok(()));
     // A newcomer is told at once, too, and what to wait for.
     pause(&world, 20 * SECOND).await;
-    let refusal = world.arrive(5 * SECOND).unwrap().turn().await.err().unwrap();
+    let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
     // What is left of the pause after its hold, and a window at the gap that two episodes have widened.
     let learned = Duration::from_millis(20);
     assert_eq!((refusal.kind, refusal.retry_after), (Kind::WaitTooLong, Some(15 * SECOND + SECOND + GAP + learned)));
@@ -97,7 +97,7 @@ async fn a_lane_in_trouble_is_not_forgotten() {
     sleep(10 * SECOND).await;
     world.queue.forget_idle();
     let mut turns = Vec::new();
-    turns.push(world.arrive(30 * SECOND).unwrap().turn().await.unwrap());
-    let second = tokio::time::timeout(SECOND, async { world.arrive(30 * SECOND).unwrap().turn().await.map(drop) });
+    turns.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
+    let second = tokio::time::timeout(SECOND, async { world.arrive(30 * SECOND).unwrap().permit().await.map(drop) });
     assert!(second.await.is_err(), "one probe goes, nobody else");
 }

@@ -3,16 +3,14 @@
 #![expect(clippy::print_stdout, reason = "how many forecasts came true")]
 
 use super::*;
-use crate::limiter::lane::forecast;
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
 /// What this call will wait if nobody comes after it. It does not wait yet.
-fn predicted(call: &Call<Doors>) -> Duration {
-    let state = call.lane.as_ref().unwrap().lock();
-    forecast(&state, state.line.ahead_of_new(&call.standing), Instant::now())
+fn predicted(call: &LimitedCall<Doors>) -> Duration {
+    call.predicted_now()
 }
 
 /// What was predicted and what came, of every call that was served.
@@ -36,7 +34,7 @@ fn come(world: &World, calls: &mut JoinSet<()>, predictions: &Predictions, (path
     let (predictions, mut random) = (predictions.clone(), fastrand::Rng::with_seed(seed));
     calls.spawn(async move {
         let mut first = true;
-        while let Ok(turn) = call.turn().await {
+        while let Ok(turn) = call.permit().await {
             if std::mem::take(&mut first) {
                 predictions.lock().push((predicted, start.elapsed()));
             }
@@ -121,16 +119,15 @@ async fn nobody_comes_later(seed: u64) {
         let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
         // Some have gone again before the newcomer comes.
         let patience = if random.u8(..5) == 0 { ms(1) } else { 120 * SECOND };
-        calls.spawn(tokio::time::timeout(
-            patience,
-            async move { call.turn().await.unwrap().spend().unwrap().1.answered() },
-        ));
+        calls.spawn(tokio::time::timeout(patience, async move {
+            call.permit().await.unwrap().spend().unwrap().1.answered()
+        }));
         sleep(ms(if random.bool() { 0 } else { random.u64(2..200) })).await;
     }
     sleep(ms(2)).await;
     let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
     let (start, predicted) = (Instant::now(), predicted(&call));
-    call.turn().await.unwrap().spend().unwrap().1.answered();
+    call.permit().await.unwrap().spend().unwrap().1.answered();
     assert_eq!(start.elapsed(), predicted, "seed {seed}");
     while calls.join_next().await.is_some() {}
 }
@@ -151,7 +148,7 @@ async fn the_newest_of_the_tenant_furthest_over_its_share_is_told() {
         let operation = Operation { tenant: TenantId::new(tenant), ..operation("a", hold) };
         let (mut call, name) = (world.queue.arrive(&operation, 10).unwrap(), format!("{tenant}{index}"));
         calls.spawn(async move {
-            let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered());
+            let end = call.permit().await.map(|turn| turn.spend().unwrap().1.answered());
             (name, end.map_err(|refusal| refusal.kind), start.elapsed())
         });
     };

@@ -4,6 +4,7 @@
 use super::*;
 use crate::config::{Account, Credentials};
 use crate::id::AccessKeyId;
+use crate::limiter::lane::{Event, StoreTerms};
 use crate::limiter::shared::Stands;
 use crate::limiter::view::LaneView;
 use crate::secret::Secret;
@@ -29,7 +30,7 @@ fn come(world: &World, count: usize) -> JoinSet<Result<Duration, Refusal>> {
     for _ in 0..count {
         let mut call = world.arrive(100 * SECOND).unwrap();
         calls.spawn(async move {
-            drop(call.turn().await?.spend());
+            drop(call.permit().await?.spend());
             Ok(start.elapsed())
         });
     }
@@ -78,7 +79,7 @@ async fn a_limit_that_has_gone_holds_for_who_waits() {
 #[tokio::test(start_paused = true)]
 async fn a_turn_of_the_former_limit_is_not_sent_on() {
     let world = World::new(GAP).await;
-    let turn = world.arrive(SECOND).unwrap().turn().await.unwrap();
+    let turn = world.arrive(SECOND).unwrap().permit().await.unwrap();
     reload(&world, Some((2, 1000)), |_| {});
     assert!(turn.spend().is_none(), "its token is another limit's");
     let (granted, spent, returned) = world.tokens();
@@ -92,7 +93,7 @@ async fn who_becomes_late_by_it_is_told_at_once() {
     let mut calls: Vec<_> = (0..10).map(|_| world.arrive(3 * SECOND).unwrap()).collect();
     let mut waiting = JoinSet::new();
     for mut call in calls.drain(..) {
-        waiting.spawn(async move { call.turn().await.map(|turn| drop(turn.spend())).map_err(|_| start.elapsed()) });
+        waiting.spawn(async move { call.permit().await.map(|turn| drop(turn.spend())).map_err(|_| start.elapsed()) });
     }
     sleep(Duration::from_millis(100)).await;
     reload(&world, Some((1, 1000)), |_| {});
@@ -104,7 +105,7 @@ async fn who_becomes_late_by_it_is_told_at_once() {
 #[tokio::test(start_paused = true)]
 async fn what_was_learned_stays_and_a_pause_goes_on() {
     let world = World::new(GAP).await;
-    let receipt = world.arrive(SECOND).unwrap().turn().await.unwrap().spend().unwrap().1;
+    let receipt = world.arrive(SECOND).unwrap().permit().await.unwrap().spend().unwrap().1;
     receipt.throttled(Some(10 * SECOND));
     let before = world.view();
     reload(&world, Some((5, 1000)), |config| config.retry.max_attempts = 3);
@@ -119,7 +120,7 @@ async fn bounds_hold_for_who_comes_from_now_on() {
     let calls = come(&world, 8);
     sleep(Duration::from_millis(10)).await;
     reload(&world, Some((5, 1000)), |config| config.queue.max_waiting = 3);
-    assert_eq!(world.arrive(10 * SECOND).unwrap().turn().await.err().unwrap().kind, Kind::QueueFull);
+    assert_eq!(world.arrive(10 * SECOND).unwrap().permit().await.err().unwrap().kind, Kind::QueueFull);
     reload(&world, Some((5, 1000)), |config| config.queue.max_bytes = 100);
     assert!(world.queue.arrive(&operation("b", SECOND), 60).is_err(), "half of the room is a client's");
     assert_eq!(left(calls).await.len(), 8);
@@ -187,10 +188,11 @@ async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
         (Stands::Together { since }, (3, 1000), 0, SECOND + GAP + quota.slack()),
     ] {
         reload(&world, Some(limit), |_| {});
-        let mut state = lane.lock();
-        lane.follow(&mut state, stands);
-        let next = state.tokens.forecast(0, now, now, &[]);
-        assert_eq!((state.tokens.free(now), next - now), (free, more), "{stands:?}, {limit:?}");
+        let mut locked = lane.lock();
+        drop(locked.handle(Event::SourceChanged { stands, store: StoreTerms::of(&quota) }));
+        let source = locked.state.lane.source();
+        let next = source.forecast(now, now, Vec::new()).unwrap().at(0);
+        assert_eq!((source.free(now), next - now), (free, more), "{stands:?}, {limit:?}");
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
 async fn sent(world: &World) -> (Instant, Receipt<Doors>) {
     let mut call = world.arrive(60 * SECOND).unwrap();
     loop {
-        let turn = call.turn().await.unwrap();
+        let turn = call.permit().await.unwrap();
         let before = Instant::now();
         if let Some((_, receipt)) = turn.spend() {
             return (before, receipt);
@@ -78,7 +78,7 @@ async fn turns(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize>
             calls.spawn(async move {
                 loop {
                     let mut call = world.queue.arrive(&who, 10).unwrap();
-                    if let Some((_, receipt)) = call.turn().await.unwrap().spend() {
+                    if let Some((_, receipt)) = call.permit().await.unwrap().spend() {
                         sends.lock().push(index);
                         receipt.answered();
                     }
@@ -152,6 +152,7 @@ async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
             tokens: 1,
             window: limit.window,
             gap: GAP,
+            spacing: Duration::ZERO,
             slack: quota.slack(),
             cap: 1,
             version: 0,

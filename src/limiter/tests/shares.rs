@@ -14,7 +14,7 @@ fn queue(
     let mut call = world.queue.arrive(&operation, 10).unwrap();
     let client = client.to_owned();
     calls.spawn(async move {
-        let end = call.turn().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
+        let end = call.permit().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
         (client, end, Instant::now())
     });
 }

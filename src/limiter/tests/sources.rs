@@ -50,7 +50,7 @@ async fn sent(world: &World) -> Used {
 async fn sent_as(world: &World, operation: &Operation) -> Used {
     let mut call = world.queue.arrive(operation, 100).unwrap();
     loop {
-        if let Some(used) = call.turn().await.unwrap().spend() {
+        if let Some(used) = call.permit().await.unwrap().spend() {
             return used;
         }
     }
@@ -100,7 +100,7 @@ async fn no_second_has_six_whatever_becomes_of_turns(world: World) {
             sleep(Duration::from_millis(random.u64(..2000))).await;
             let mut call = world.arrive(60 * SECOND).unwrap();
             loop {
-                let turn = call.turn().await.unwrap();
+                let turn = call.permit().await.unwrap();
                 sleep(Duration::from_millis([0, 0, 2, 30][random.usize(..4)])).await;
                 if random.u8(..6) == 0 {
                     continue;
@@ -126,10 +126,10 @@ async fn a_turn_that_is_not_used_serves_another(world: World) {
         sent(&world).await.1.answered();
     }
     let mut unused = world.arrive(60 * SECOND).unwrap();
-    let (turn, start) = (unused.turn().await.unwrap(), Instant::now());
+    let (turn, start) = (unused.permit().await.unwrap(), Instant::now());
     let other = tokio::spawn({
         let mut call = world.arrive(60 * SECOND).unwrap();
-        async move { while call.turn().await.unwrap().spend().is_none() {} }
+        async move { while call.permit().await.unwrap().spend().is_none() {} }
     });
     drop(turn);
     other.await.unwrap();

@@ -73,10 +73,10 @@ enum Fate {
 }
 
 /// Takes one call through the queue as the flow does, ending attempts as the event says.
-async fn one_call(mut call: Call<Doors>, event: Event, sends: Arc<Mutex<Vec<Instant>>>) -> Fate {
+async fn one_call(mut call: LimitedCall<Doors>, event: Event, sends: Arc<Mutex<Vec<Instant>>>) -> Fate {
     let arrived = Instant::now();
     for attempt in 0.. {
-        let turn = match call.turn().await {
+        let turn = match call.permit().await {
             Ok(turn) => turn,
             Err(refusal) => return Fate::Refused(refusal.kind),
         };
@@ -152,7 +152,7 @@ async fn first_five_go_at_once(world: &World) {
     world.door.delay_ms.store(0, Ordering::Relaxed);
     let start = Instant::now();
     for _ in 0..5 {
-        world.arrive(SECOND).unwrap().turn().await.unwrap().spend().unwrap().1.answered();
+        world.arrive(SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
 }

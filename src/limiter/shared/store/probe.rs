@@ -112,6 +112,7 @@ impl Probe {
             tokens: LIMIT.count.get(),
             window: LIMIT.window,
             gap: GAP,
+            spacing: Duration::ZERO,
             slack,
             cap: LIMIT.count.get(),
             version: 0,

@@ -1,51 +1,17 @@
-//! A queued call's end of the queue: what it is told, its turn or why there is none, at the latest at its send-by. It
-//! leaves the line when it is dropped, which is what a hang-up does.
+//! What does a caller read that is not sent? One function for each cause.
 
 use std::time::Duration;
 
-use tokio::sync::oneshot::error::RecvError;
-use tokio::time::Instant;
-use tokio::time::error::Elapsed;
-
 use crate::error::{Kind, Refusal};
-use crate::limiter::Connector;
-use crate::limiter::fair::Standing;
-use crate::limiter::lane::Lane;
-use crate::limiter::permit::Turn;
 use crate::limiter::shared::ADVICE;
 
-/// One waiting call.
-pub(super) struct Waiter<'a, K: Connector> {
-    pub(super) lane: &'a Lane<K>,
-    pub(super) standing: &'a Standing,
-    /// It has its turn or its refusal, for which it was taken out of line.
-    pub(super) told: bool,
-}
-
-// === impl Waiter ===
-
-impl<K: Connector> Waiter<'_, K> {
-    /// What has come before the send-by, if anything has.
-    pub(super) fn turn(
-        &mut self,
-        told: Result<Result<Result<Turn<K>, Refusal>, RecvError>, Elapsed>,
-    ) -> Result<Turn<K>, Refusal> {
-        let Ok(Ok(turn)) = told else { return Err(self.expired()) };
-        self.told = true;
-        turn
-    }
-
-    fn expired(&self) -> Refusal {
-        expired(self.lane.shared.connector.down(), self.lane.predicted_wait(Instant::now()))
-    }
-}
-
-impl<K: Connector> Drop for Waiter<'_, K> {
-    fn drop(&mut self) {
-        if !self.told {
-            self.lane.leave(self.standing);
-        }
-    }
+/// The call's turn would come after its hold.
+pub(super) fn too_long(wait: Duration, hold: Duration) -> Refusal {
+    let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
+    let message = format!(
+        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {hold_ms} ms that its hold leaves. CAMS has done nothing."
+    );
+    Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
 }
 
 /// The hold is over: because CAMS cannot be reached, if that is so, else because the queue is long or paused.
@@ -72,6 +38,12 @@ pub(super) fn no_part() -> Refusal {
 pub(super) fn withheld() -> Refusal {
     let message = "The system is under flow control: replicas of this Flowgate that are cut off from the store of the shared quota may use all of it meanwhile. CAMS has done nothing.";
     Refusal::after(Kind::StoreUnavailable, ADVICE, message)
+}
+
+/// An operator has flushed the queue.
+pub(super) fn flushed(wait: Duration) -> Refusal {
+    let message = "The system is under flow control: an operator has flushed the queue. CAMS has done nothing.";
+    Refusal::after(Kind::Flushed, wait, message)
 }
 
 /// The call does not fit into what is left before the process ends.
