@@ -10,18 +10,40 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
+use crate::config::{self, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
 use crate::flow::forward::{Trust, UpstreamError};
 use crate::metrics::Reload;
 use crate::parts::Parts;
+use crate::settings::Settings;
 use crate::systemd;
 
-/// The task that reads the configuration anew, one time after the other.
+/// The task that reads the configuration again, one time after the other.
 pub(crate) struct Reloader {
-    source: Source,
-    last: Last,
+    work: Work,
     hangup: Signal,
     asked: mpsc::Receiver<Done>,
+}
+
+/// What the task does. With 100,000 accounts it reads as many files and builds and drops lists of that length, so all of it
+/// runs on a thread that serves no call.
+struct Work {
+    source: Source,
+    last: Last,
+    /// What the files were at the last look, while somebody writes them.
+    changing: Option<Stamps>,
+    /// What held before and a call may still use. The last user drops the lists, and that must not be a serving thread.
+    retired: Vec<Arc<Settings>>,
+}
+
+/// Why the files are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reason {
+    /// A second has passed.
+    Time,
+    /// SIGHUP: they are read, whether they have changed or not.
+    Signal,
+    /// A call needs what has changed.
+    Call,
 }
 
 /// The way to ask for what has changed.
@@ -34,7 +56,7 @@ type Done = oneshot::Sender<()>;
 struct Last {
     /// As it was written: with the addresses that were asked for, not those that were bound.
     written: Value,
-    stamps: Arc<Stamps>,
+    stamps: Stamps,
 }
 
 /// How the configuration was read last, for operators.
@@ -56,6 +78,9 @@ const APART: u32 = 100;
 /// But not more than this.
 const FARTHEST: Duration = Duration::from_secs(10);
 
+/// How many warnings are logged and shown.
+const WARNINGS: usize = 100;
+
 /// What a running process cannot change: these keys, and those in these tables.
 const FIXED: [&str; 9] = [
     "mode",
@@ -75,7 +100,7 @@ const FIXED_WHOLE: &str = "listen.tls";
 /// Why nothing has changed.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
-    #[error("{0}")]
+    #[error("{}", .0.summary())]
     Mistakes(Mistakes),
     #[error("{0}")]
     Trust(UpstreamError),
@@ -147,63 +172,92 @@ impl Reloader {
     /// `loaded` is what the source said at the start.
     pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
         let last = Last::of(loaded, loaded.files.clone());
+        let work = Work { source, last, changing: None, retired: Vec::new() };
         let (ask, asked) = mpsc::channel(1);
-        Ok((Self { source, last, hangup: signal(SignalKind::hangup())?, asked }, Ask(ask)))
+        Ok((Self { work, hangup: signal(SignalKind::hangup())?, asked }, Ask(ask)))
     }
 
-    /// Reads anew on SIGHUP, when it is asked and when files change, for as long as there is somebody to read for.
-    pub(crate) async fn run(mut self, parts: Weak<Parts>) {
-        let (mut changing, mut took) = (None, Duration::ZERO);
+    /// Reads again on SIGHUP, when it is asked and when files change, until the process ends.
+    pub(crate) async fn run(self, parts: Weak<Parts>) {
+        let Self { mut work, mut hangup, mut asked } = self;
+        let mut took = Duration::ZERO;
         loop {
-            let (mut is_due, mut done) = (false, None);
+            let (mut reason, mut done) = (Reason::Time, None);
             tokio::select! {
-                _ = self.hangup.recv() => is_due = true,
-                asked = self.asked.recv() => done = asked,
+                _ = hangup.recv() => reason = Reason::Signal,
+                asked = asked.recv() => (reason, done) = (Reason::Call, asked),
                 () = tokio::time::sleep(until_next(took)) => {}
             }
             let Some(parts) = parts.upgrade() else { return };
-            let begun = Instant::now();
-            let seen = self.last.changed().await;
-            took = begun.elapsed();
-            // Whoever writes a file may not be done, but who asks cannot wait.
-            is_due |= seen.is_some() && (done.is_some() || seen == changing);
-            changing = if is_due { None } else { seen };
-            if is_due {
-                self.reload(&parts).await;
-            }
+            let step = move || {
+                let took = work.step(reason, &parts);
+                (work, took)
+            };
+            let stepped = tokio::task::spawn_blocking(step).await;
+            (work, took) = stepped.expect("reading a configuration does not panic");
             if let Some(done) = done {
-                // Whoever has asked may have gone.
+                // The call may have ended.
                 let _gone = done.send(());
             }
         }
     }
+}
 
-    /// Reads everything anew, and has it hold if there is no mistake in it.
-    async fn reload(&mut self, parts: &Parts) {
-        systemd::reloading();
-        let source = self.source.clone();
-        let read = tokio::task::spawn_blocking(move || read(&source)).await;
-        let (read, files) = read.expect("reading a configuration does not panic");
-        match read.and_then(|read| self.last.accept(&read.0.config).map(|changed| (read, changed))) {
-            Ok(((loaded, trust), changed)) => {
-                self.last = Last::of(&loaded, files);
-                let Loaded { config, warnings, .. } = loaded;
+// === impl Work ===
+
+impl Work {
+    /// Looks at the files, and reads them if that is due. Returns how long the look took.
+    fn step(&mut self, reason: Reason, parts: &Parts) -> Duration {
+        self.retired.retain(|settings| Arc::strong_count(settings) > 1);
+        let begun = Instant::now();
+        let is_due = self.is_due(reason);
+        let took = begun.elapsed();
+        if is_due {
+            systemd::reloading();
+            self.reload(parts);
+            systemd::ready(&parts.status());
+        }
+        took
+    }
+
+    /// A file that has changed may not be whole yet, so it is read when it is the same at two looks; a call cannot wait for
+    /// that.
+    fn is_due(&mut self, reason: Reason) -> bool {
+        let seen = self.last.changed();
+        let has_settled = seen.is_some() && (reason == Reason::Call || seen == self.changing);
+        let is_due = reason == Reason::Signal || has_settled;
+        self.changing = if is_due { None } else { seen };
+        is_due
+    }
+
+    /// Reads everything, and has it hold if there is no mistake in it.
+    fn reload(&mut self, parts: &Parts) {
+        let (read, files) = read(&self.source);
+        let read = read.and_then(|(loaded, trust)| {
+            let written = config::outline(&loaded.config);
+            let changed = self.last.accept(&written)?;
+            Ok((loaded, trust, written, changed))
+        });
+        self.last.stamps = files;
+        match read {
+            Ok((Loaded { config, warnings, .. }, trust, written, changed)) => {
+                self.last.written = written;
+                self.retired.push(parts.settings.load_full());
                 parts.apply(config, trust);
                 parts.metrics.reloaded(Reload::Done);
-                warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
-                *parts.reading.lock() = Reading::done(warnings);
+                let reading = Reading::done(warnings);
+                reading.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+                *parts.reading.lock() = reading;
                 let changed = changed.join(", ");
                 tracing::info!(changed, "the configuration was read anew");
             }
             Err(refused) => {
-                self.last.stamps = Arc::new(files);
                 parts.metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
                 tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
                 parts.reading.lock().refuse(mistakes);
             }
         }
-        systemd::ready(&parts.status());
     }
 }
 
@@ -211,7 +265,12 @@ impl Reloader {
 
 impl Reading {
     /// What was read holds.
-    pub(crate) fn done(warnings: Vec<String>) -> Self {
+    pub(crate) fn done(mut warnings: Vec<String>) -> Self {
+        let more = warnings.len().saturating_sub(WARNINGS);
+        if more > 0 {
+            warnings.truncate(WARNINGS);
+            warnings.push(format!("and {more} more: flowgate check prints all of them"));
+        }
         Self { at: Instant::now(), warnings, refused: None }
     }
 
@@ -225,24 +284,20 @@ impl Reading {
 // === impl Last ===
 
 impl Last {
-    fn of(loaded: &Loaded, files: Stamps) -> Self {
-        Self { written: config::effective(&loaded.config), stamps: Arc::new(files) }
+    fn of(loaded: &Loaded, stamps: Stamps) -> Self {
+        Self { written: config::outline(&loaded.config), stamps }
     }
 
-    /// What the files are now, if that is not what was read. There may be thousands of them: no call waits meanwhile.
-    async fn changed(&self) -> Option<Stamps> {
-        let last = self.stamps.clone();
-        let look = move || {
-            let same = last.iter().all(|(path, last)| stamp(path) == *last);
-            (!same).then(|| last.keys().map(|path| (path.clone(), stamp(path))).collect())
-        };
-        tokio::task::spawn_blocking(look).await.expect("looking at files does not panic")
+    /// What the files are now, if that is not what was read.
+    fn changed(&self) -> Option<Stamps> {
+        let same = self.stamps.iter().all(|(path, last)| stamp(path) == *last);
+        (!same).then(|| self.stamps.keys().map(|path| (path.clone(), stamp(path))).collect())
     }
 
     /// What is not as it was, if a running process can change it.
-    fn accept(&self, config: &Config) -> Result<Vec<String>, Refused> {
+    fn accept(&self, written: &Value) -> Result<Vec<String>, Refused> {
         let mut changed = Vec::new();
-        differences(&self.written, &config::effective(config), "", &mut changed);
+        differences(&self.written, written, "", &mut changed);
         let fixed: Vec<_> = changed.iter().filter(|key| is_fixed(key)).cloned().collect();
         if fixed.is_empty() { Ok(changed) } else { Err(Refused::Fixed(fixed)) }
     }
@@ -282,20 +337,20 @@ mod tests {
         assert_eq!(read(&source).1, [(file.clone(), stamp(&file))].into());
     }
 
-    #[tokio::test]
-    async fn what_changes_between_the_reading_and_the_first_look_is_seen() {
+    #[test]
+    fn what_changes_between_the_reading_and_the_first_look_is_seen() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowgate.toml");
         std::fs::write(&file, "mode = \"observe\"\n").unwrap();
         let loaded = Source { file: Some(file.clone()), environment: Some(Vec::new()) }.load().unwrap();
-        assert!(Last::of(&loaded, loaded.files.clone()).changed().await.is_none());
+        assert!(Last::of(&loaded, loaded.files.clone()).changed().is_none());
         std::fs::write(&file, "mode = \"enforce\" # another one\n").unwrap();
         let last = Last::of(&loaded, loaded.files.clone());
-        assert_eq!(last.changed().await, Some([(file.clone(), stamp(&file))].into()));
+        assert_eq!(last.changed(), Some([(file.clone(), stamp(&file))].into()));
         // Whoever may read it now could not before, perhaps.
-        let last = Last { stamps: Arc::new([(file.clone(), stamp(&file))].into()), ..last };
+        let last = Last { stamps: [(file.clone(), stamp(&file))].into(), ..last };
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(last.changed().await, Some([(file.clone(), stamp(&file))].into()));
+        assert_eq!(last.changed(), Some([(file.clone(), stamp(&file))].into()));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What holds, for `/config`: every value that takes effect, and no secret. Each part is taken apart field by field, so
 //! that a new field is shown or left out by decision and never by accident.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
@@ -16,13 +17,32 @@ use crate::id::AccessKeyId;
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
 pub fn effective(config: &Config) -> Value {
+    let accounts = config.accounts.iter().map(account_json).collect();
+    let clients = config.clients.iter().map(client_json).collect();
+    with_lists(config, accounts, clients)
+}
+
+/// The same, with a number in the place of each list that may be long: it is another one when the list is.
+pub(crate) fn outline(config: &Config) -> Value {
+    let accounts = number(config.accounts.iter().map(account_json));
+    let clients = number(config.clients.iter().map(client_json));
+    with_lists(config, accounts, clients)
+}
+
+fn number(list: impl Iterator<Item = Value>) -> Value {
+    let mut hasher = DefaultHasher::new();
+    list.for_each(|entry| entry.to_string().hash(&mut hasher));
+    json!(hasher.finish())
+}
+
+fn with_lists(config: &Config, accounts_json: Value, clients_json: Value) -> Value {
     let Config {
         mode,
         unknown_keys,
         listen,
         upstream,
-        accounts,
-        clients,
+        accounts: _,
+        clients: _,
         limits,
         queue,
         learn,
@@ -46,8 +66,8 @@ pub fn effective(config: &Config) -> Value {
         "unknown_keys": unknown_keys,
         "listen": listen_json(listen),
         "upstream": upstream_json(upstream),
-        "accounts": accounts.iter().map(account_json).collect::<Vec<_>>(),
-        "clients": clients.iter().map(client_json).collect::<Vec<_>>(),
+        "accounts": accounts_json,
+        "clients": clients_json,
         "limits": limits.iter().map(limit).collect::<Map<_, _>>(),
         "queue": queue_json(queue),
         "learn": learn_json(*learn),

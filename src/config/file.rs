@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
-use super::mistakes::{Mistake, Origin};
+use super::mistakes::{FileId, Mistake, Origin};
 
 /// A value and where it stands. Has no `Debug`: it may hold a secret in the wrong place.
 pub(crate) struct Node {
@@ -33,33 +33,40 @@ pub(crate) enum Style {
     Variable,
 }
 
-/// The file as a tree, or what is wrong with its syntax.
-pub(crate) fn parse(text: &str) -> Result<Node, Vec<Mistake>> {
-    let line = |offset: usize| 1 + text.as_bytes().iter().take(offset).filter(|byte| **byte == b'\n').count();
+/// Which line an offset is on. Found by bisection: a file has a node for every few bytes.
+struct Lines {
+    file: FileId,
+    /// The offset of each line's end.
+    ends: Vec<usize>,
+}
+
+/// A file as a tree, or what is wrong with its syntax.
+pub(crate) fn parse(text: &str, file: FileId) -> Result<Node, Vec<Mistake>> {
+    let lines = Lines::of(text, file);
     let (root, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
-        return Ok(Node { origin: Origin::Nowhere, item: table(root.into_inner(), &line) });
+        return Ok(Node { origin: Origin::Nowhere, item: table(root.into_inner(), &lines) });
     }
     // The message alone is made of fixed words; the error's Display would print the source line.
     let mistake = |error: &toml::de::Error| Mistake {
-        origin: error.span().map_or(Origin::Nowhere, |span| Origin::Line(line(span.start))),
+        origin: error.span().map_or_else(|| file.whole(), |span| lines.origin(span.start)),
         key: String::new(),
         expectation: format!("not valid TOML: {}", error.message()),
     };
     Err(errors.iter().map(mistake).collect())
 }
 
-fn table(table: DeTable<'_>, line: &impl Fn(usize) -> usize) -> Item {
+fn table(table: DeTable<'_>, lines: &Lines) -> Item {
     let entry = |(key, value): (Spanned<_>, Spanned<DeValue<'_>>)| {
         // The line of the key: a value may span many.
-        let origin = Origin::Line(line(key.span().start));
+        let origin = lines.origin(key.span().start);
         let key: std::borrow::Cow<'_, str> = key.into_inner();
-        (key.into_owned(), Node { origin, item: item(value.into_inner(), line) })
+        (key.into_owned(), Node { origin, item: item(value.into_inner(), lines) })
     };
     Item::Table(table.into_iter().map(entry).collect())
 }
 
-fn item(value: DeValue<'_>, line: &impl Fn(usize) -> usize) -> Item {
+fn item(value: DeValue<'_>, lines: &Lines) -> Item {
     let bare = |text: String| Item::Scalar { text, style: Style::Bare };
     match value {
         DeValue::String(text) => Item::Scalar { text: text.into_owned(), style: Style::Quoted },
@@ -67,11 +74,11 @@ fn item(value: DeValue<'_>, line: &impl Fn(usize) -> usize) -> Item {
         DeValue::Float(number) => bare(number.as_str().to_owned()),
         DeValue::Boolean(truth) => bare(truth.to_string()),
         DeValue::Datetime(date) => bare(date.to_string()),
-        DeValue::Table(entries) => table(entries, line),
+        DeValue::Table(entries) => table(entries, lines),
         DeValue::Array(values) => {
             let node = |value: Spanned<DeValue<'_>>| {
-                let origin = Origin::Line(line(value.span().start));
-                Node { origin, item: item(value.into_inner(), line) }
+                let origin = lines.origin(value.span().start);
+                Node { origin, item: item(value.into_inner(), lines) }
             };
             Item::List(values.into_iter().map(node).collect())
         }
@@ -81,4 +88,16 @@ fn item(value: DeValue<'_>, line: &impl Fn(usize) -> usize) -> Item {
 /// `0x10` and `1_000` are numbers too. What fits nowhere stays as it is and is a wrong number wherever it is read.
 fn decimal(number: &DeInteger<'_>) -> String {
     i128::from_str_radix(number.as_str(), number.radix()).map_or_else(|_| number.to_string(), |n| n.to_string())
+}
+
+// === impl Lines ===
+
+impl Lines {
+    fn of(text: &str, file: FileId) -> Self {
+        Self { file, ends: text.match_indices('\n').map(|(offset, _)| offset).collect() }
+    }
+
+    fn origin(&self, offset: usize) -> Origin {
+        self.file.line(1 + self.ends.partition_point(|end| *end < offset))
+    }
 }

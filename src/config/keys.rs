@@ -1,6 +1,9 @@
 //! Which keys are there? What the one table (`keys/table.rs`) says of a key, and how the table is asked. What a value may
 //! be is checked by `check.rs`.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 pub(crate) use table::KEYS;
 
 mod table;
@@ -41,9 +44,22 @@ pub(crate) struct Key {
     pub(crate) meaning: &'static str,
 }
 
+/// By their paths: they are asked for once for each key of each account.
+static BY_PATH: LazyLock<HashMap<&str, &Key>> = LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
+
 /// The key of this path.
 pub(crate) fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.path == path)
+    BY_PATH.get(path).copied()
+}
+
+/// Whether this path is an array of tables.
+pub(crate) fn is_array(path: &str) -> bool {
+    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with("[].")))
+}
+
+/// How the manual calls what stands as `name` in a table: there, every limited action has one name.
+pub(crate) fn in_manual<'a>(table: &str, name: &'a str) -> &'a str {
+    if table == "limits" && name != "preset" { "<Action>" } else { name }
 }
 
 /// Names that may stand in the table of this path (empty: at the top), each once, in the manual's order.

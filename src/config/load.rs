@@ -1,19 +1,16 @@
-//! From a file and an environment to a checked configuration: the steps in order.
+//! From files and an environment to a checked configuration: the steps in order.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::check::{self, check};
 use super::env::Environment;
-use super::file::{self, Item, Node};
-use super::mistakes::{Mistake, Mistakes, Origin};
+use super::file::Node;
+use super::mistakes::Mistakes;
 use super::read::{Reader, Section};
-use super::secrets::unreadable;
-use super::stamps::{Stamps, stamp};
+use super::sources::{self, Sources};
+use super::stamps::Stamps;
 use super::{Bind, Config};
 
 /// A configuration without mistakes.
@@ -30,22 +27,19 @@ pub struct Loaded {
 /// Where a configuration comes from, time and again.
 #[derive(Clone)]
 pub struct Source {
-    /// The file, if there is one.
+    /// The file, or the directory whose `*.toml` are read in order of name, if there is one.
     pub file: Option<PathBuf>,
     /// The environment; none for the process's own.
     pub environment: Option<Vec<(OsString, OsString)>>,
 }
 
-/// Bytes of a configuration file.
-const MAX_FILE: u64 = 1 << 20;
-
-/// Reads the file, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
+/// Reads the file, or all files of the directory, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
 pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
     let (reader, root) = layers(file, env)?;
     let config: Option<Config> = check(Section::root(&reader, root));
-    let Reader { environment, mistakes, warnings, files, .. } = reader;
+    let Reader { environment, names, mistakes, warnings, files, .. } = reader;
     match config {
-        None => Err(Mistakes::new(name(file), mistakes.into_inner(), files.into_inner())),
+        None => Err(Mistakes::new(names, mistakes.into_inner(), files.into_inner())),
         Some(config) => {
             let mut warnings = warnings.into_inner();
             let unknown = environment.unknown().into_iter();
@@ -61,44 +55,21 @@ fn admin(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)
     let (reader, root) = layers(file, env)?;
     reader.mistakes.borrow_mut().clear();
     let admin = check::admin(Section::root(&reader, root));
-    admin.ok_or_else(|| Mistakes::new(name(file), reader.mistakes.into_inner(), reader.files.into_inner()))
+    let Reader { names, mistakes, files, .. } = reader;
+    admin.ok_or_else(|| Mistakes::new(names, mistakes.into_inner(), files.into_inner()))
 }
 
-/// The environment over the file, before anybody asks what it means.
+/// The environment over the files, before anybody asks what it means.
 fn layers(
-    file: Option<&Path>,
+    path: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<(Reader, Node), Mistakes> {
     let environment = Environment::new(env);
-    let files: Stamps = file.map(|file| (file.to_owned(), stamp(file))).into_iter().collect();
-    let mut root = match file.map(read) {
-        None => Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) },
-        Some(read) => match read.and_then(|text| file::parse(&text)) {
-            Ok(root) => root,
-            // What follows a slip in the syntax would only repeat it.
-            Err(mistakes) => return Err(Mistakes::new(name(file), mistakes, files)),
-        },
-    };
-    let overlay = environment.lay_over(&mut root);
-    let folder = file.and_then(Path::parent).map_or_else(PathBuf::new, Path::to_owned);
-    let (mistakes, files) = (RefCell::new(overlay), RefCell::new(files));
-    let reader = Reader { environment, folder, mistakes, warnings: RefCell::default(), files };
+    let Sources { names, folder, stamps, mut root, mut mistakes } = sources::read(path)?;
+    mistakes.extend(environment.lay_over(&mut root));
+    let (mistakes, files) = (RefCell::new(mistakes), RefCell::new(stamps));
+    let reader = Reader { environment, names, folder, mistakes, warnings: RefCell::default(), files };
     Ok((reader, root))
-}
-
-fn name(file: Option<&Path>) -> Option<String> {
-    file.map(|file| file.display().to_string())
-}
-
-fn read(path: &Path) -> Result<String, Vec<Mistake>> {
-    let mistake = |expectation: String| vec![Mistake { origin: Origin::Nowhere, key: String::new(), expectation }];
-    let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes));
-    read.map_err(|error| mistake(format!("{} (--config, FLOWGATE_CONFIG)", unreadable(&error))))?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(mistake("expected a file of at most 1MiB".to_owned()));
-    }
-    String::from_utf8(bytes).map_err(|_| mistake("expected a file in UTF-8".to_owned()))
 }
 
 // === impl Source ===

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::env::Environment;
 use super::file::{Item, Node};
 use super::keys::{self, Key};
-use super::mistakes::{Mistake, Origin};
+use super::mistakes::{FileNames, Mistake, Origin};
 use super::stamps::Stamps;
 
 pub(crate) use field::{Field, MAX_TIME, POSITIVE};
@@ -19,7 +19,8 @@ mod field;
 /// What all sections share: whom to tell about mistakes, and where secrets come from.
 pub(crate) struct Reader {
     pub(crate) environment: Environment,
-    /// Where the file's relative paths start.
+    pub(crate) names: FileNames,
+    /// Where the files' relative paths start.
     pub(crate) folder: PathBuf,
     pub(crate) mistakes: RefCell<Vec<Mistake>>,
     pub(crate) warnings: RefCell<Vec<String>>,
@@ -50,6 +51,19 @@ impl Reader {
     pub(crate) fn mistake(&self, place: &Place, expectation: impl Into<String>) {
         let Place { path, origin } = place.clone();
         self.mistakes.borrow_mut().push(Mistake { origin, key: path, expectation: expectation.into() });
+    }
+
+    /// Where something stands, for a mistake in `other`: by its path, and by its file where that is another one.
+    pub(crate) fn seen(&self, place: &Place, other: &Place) -> String {
+        let file = |place: &Place| match place.origin {
+            Origin::File { file, .. } => Some(file),
+            Origin::Variable(_) | Origin::Nowhere => None,
+        };
+        let path = &place.path;
+        match self.names.show(&place.origin) {
+            Some(shown) if file(place) != file(other) => format!("{path} ({shown})"),
+            _ => path.clone(),
+        }
     }
 
     /// Notes something that is no mistake.

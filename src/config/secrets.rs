@@ -3,7 +3,7 @@
 //! may be the secret, in the wrong place.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, ErrorKind, Read, Seek};
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -17,7 +17,7 @@ use crate::secret::Secret;
 /// Bytes of a secret's file.
 pub(super) const MAX_FILE: usize = 64 * 1024;
 
-/// One byte more tells a file that is too long; the rest is for the read that finds the end.
+/// Beyond a file's length: one byte more tells that it has grown, the rest is for the read that finds the end.
 const ROOM: usize = 64;
 
 /// Reads the secret whose place the key names.
@@ -71,14 +71,24 @@ pub(crate) fn file(path: &Path) -> Result<Secret, String> {
 /// What is in a regular file of at most `max` bytes; wiped when dropped.
 pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     // Asked before it is opened, because opening a pipe waits for a writer.
-    if !std::fs::metadata(path).map_err(|error| unreadable(&error))?.is_file() {
+    let about = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if !about.is_file() {
         return Err("expected a regular file".to_owned());
     }
-    // With room for all of it, so that growing leaves no copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(max + ROOM));
-    File::open(path)
-        .and_then(|file| file.take(max as u64 + 1).read_to_end(&mut bytes))
-        .map_err(|error| unreadable(&error))?;
+    let mut file = File::open(path).map_err(|error| unreadable(&error))?;
+    // With room for all of it, so that growing leaves no copies behind; and, because all of it is wiped, for no more.
+    let read = |file: &mut File, length: usize| {
+        let mut bytes = Zeroizing::new(Vec::with_capacity(length + ROOM));
+        file.take(length as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let length = usize::try_from(about.len()).unwrap_or(usize::MAX).min(max);
+    let mut bytes = read(&mut file, length).map_err(|error| unreadable(&error))?;
+    // It has grown meanwhile, or it says nothing of its length, as in /proc.
+    if bytes.len() > length && length < max {
+        file.rewind().map_err(|error| unreadable(&error))?;
+        bytes = read(&mut file, max).map_err(|error| unreadable(&error))?;
+    }
     if bytes.len() > max {
         return Err(format!("expected a file of at most {}", Size(max)));
     }

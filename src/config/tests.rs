@@ -255,7 +255,9 @@ fn the_most_that_a_gap_may_be_is_at_least_the_gap() {
 
 #[test]
 fn the_tree_of_a_file_keeps_the_line_of_each_key() {
-    let Ok(Node { item: Item::Table(root), .. }) = file::parse("\n[a]\nb = [\n1,\n2]\n[[c]]\n[[c]]\nd = 1\n") else {
+    let id = mistakes::FileNames::default().add("flowgate.toml".as_ref());
+    let text = "\n[a]\nb = [\n1,\n2]\n[[c]]\n[[c]]\nd = 1\n";
+    let Ok(Node { item: Item::Table(root), .. }) = file::parse(text, id) else {
         panic!("is valid TOML");
     };
     let lines = |node: &Node| match &node.item {
@@ -263,7 +265,7 @@ fn the_tree_of_a_file_keeps_the_line_of_each_key() {
         Item::Table(nodes) => nodes.values().map(|node| node.origin.clone()).collect(),
         Item::Scalar { .. } => Vec::new(),
     };
-    let at = mistakes::Origin::Line;
+    let at = |line| id.line(line);
     assert_eq!(lines(&root["a"]), [at(3)]);
     assert_eq!(lines(&root["c"]), [at(6), at(7)]);
     let Item::Table(a) = &root["a"].item else { panic!("is a table") };

@@ -1,7 +1,7 @@
 //! `[[accounts]]` and `[[clients]]`: whose quota it is, and who may spend it. An access key stands in one place only,
 //! or it could be read as two.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -27,12 +27,15 @@ const UNKNOWN: &str = "unknown";
 pub(in crate::config) const KEY_FORM: &str = "an access key id: 1 to 128 of letters, digits, '.', '_', '-'";
 const ID_FORM: &str = "a name: 1 to 64 of letters, digits, '.', '_', '-', and not \"unknown\"";
 
-/// Names that are taken, and by which key.
+/// Names that are taken, and where.
 #[derive(Default)]
 struct Taken {
-    keys: BTreeMap<AccessKeyId, String>,
-    ids: BTreeMap<AccountId, String>,
+    keys: HashMap<AccessKeyId, Place>,
+    ids: HashMap<AccountId, Place>,
 }
+
+/// Every account, and whether it has a secret to sign with.
+type Known = HashMap<AccountId, bool>;
 
 /// Both lists, without what holds a mistake.
 pub(super) fn check(root: &mut Section<'_>, max_hold: Option<Duration>) -> (Vec<Account>, Vec<Client>) {
@@ -45,9 +48,10 @@ pub(super) fn check(root: &mut Section<'_>, max_hold: Option<Duration>) -> (Vec<
     if count == 0 {
         accounts.extend(from_variables(root.reader, &mut taken));
     }
-    let known = whole.then_some(accounts.as_slice());
+    let known = |account: &Account| (account.id.clone(), account.credentials.is_some());
+    let known: Option<Known> = whole.then(|| accounts.iter().map(known).collect());
     let clients = root.tables("clients").into_iter();
-    let clients = clients.filter_map(|section| client(section, known, max_hold, &mut taken)).collect();
+    let clients = clients.filter_map(|section| client(section, known.as_ref(), max_hold, &mut taken)).collect();
     (accounts, clients)
 }
 
@@ -77,7 +81,8 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
     let secret = read(SECRET_VARIABLE, secret)?;
     let security_token = token.map(|token| read(TOKEN_VARIABLE, token));
     let security_token: Option<Secret> = if let Some(read) = security_token { Some(read?) } else { None };
-    taken.keys.insert(access_key_id.clone(), KEY_VARIABLE.to_owned());
+    let place = Place { path: KEY_VARIABLE.to_owned(), origin: Origin::Variable(KEY_VARIABLE.to_owned()) };
+    taken.keys.insert(access_key_id.clone(), place);
     let credentials = Some(Credentials { access_key_id, secret, security_token, expires: None });
     Some(Account { id: AccountId::new(DEFAULT_ACCOUNT), credentials, credentials_file: None, aliases: Vec::new() })
 }
@@ -134,7 +139,7 @@ const MAX_WEIGHT: u32 = 100;
 
 fn client(
     mut section: Section<'_>,
-    accounts: Option<&[Account]>,
+    accounts: Option<&Known>,
     max_hold: Option<Duration>,
     taken: &mut Taken,
 ) -> Option<Client> {
@@ -172,13 +177,13 @@ fn client(
 }
 
 /// The name of an account that has a secret to sign with.
-fn managed(key: &Field<'_>, accounts: Option<&[Account]>) -> Option<AccountId> {
+fn managed(key: &Field<'_>, accounts: Option<&Known>) -> Option<AccountId> {
     let id = key.text("the id of an account", |text| Some(AccountId::new(text)))?;
     let Some(accounts) = accounts else { return Some(id) };
-    match accounts.iter().find(|account| account.id == id) {
+    match accounts.get(&id) {
         None => key.mistake("expected the id of an account"),
-        Some(Account { credentials: None, .. }) => key.mistake("expected a managed account: one with a secret"),
-        Some(_) => return Some(id),
+        Some(false) => key.mistake("expected a managed account: one with a secret"),
+        Some(true) => return Some(id),
     }
     None
 }
@@ -211,20 +216,22 @@ impl Taken {
     /// The key is this field's, and nobody else's.
     fn own(&mut self, field: &Field<'_>, key: &AccessKeyId) -> Option<()> {
         if let Some(first) = self.keys.get(key) {
+            let first = field.reader.seen(first, &field.place);
             field.mistake(format!("expected another access key than that of {first}"));
             return None;
         }
-        self.keys.insert(key.clone(), field.place.path.clone());
+        self.keys.insert(key.clone(), field.place.clone());
         Some(())
     }
 
     fn id(&mut self, field: &Field<'_>) -> Option<AccountId> {
         let id = field.text(ID_FORM, |text| is_name(text, 64).then(|| AccountId::new(text)))?;
         if let Some(first) = self.ids.get(&id) {
+            let first = field.reader.seen(first, &field.place);
             field.mistake(format!("expected another name than that of {first}"));
             return None;
         }
-        self.ids.insert(id.clone(), field.place.path.clone());
+        self.ids.insert(id.clone(), field.place.clone());
         Some(id)
     }
 }

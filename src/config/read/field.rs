@@ -185,10 +185,10 @@ impl<'a> Field<'a> {
         path
     }
 
-    /// Where a path that was written here leads: from the file's folder, or, in a variable, from the current one.
+    /// Where a path that was written here leads: from the files' folder, or, in a variable, from the current one.
     pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
         match self.place.origin {
-            Origin::Line(_) => self.reader.folder.join(path),
+            Origin::File { .. } => self.reader.folder.join(path),
             Origin::Variable(_) | Origin::Nowhere => path.to_owned(),
         }
     }

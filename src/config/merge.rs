@@ -1,0 +1,68 @@
+//! What do several files say together? Entries of `[[accounts]]` and `[[clients]]` follow one another, tables are merged,
+//! and every other key has one file: the same key in two is a mistake that names both places.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+use super::file::{Item, Node};
+use super::keys::{self, Kind};
+use super::mistakes::{FileNames, Mistake, Origin};
+
+/// The files so far.
+pub(super) struct Merge<'a> {
+    names: &'a FileNames,
+    root: BTreeMap<String, Node>,
+    mistakes: Vec<Mistake>,
+}
+
+// === impl Merge ===
+
+impl<'a> Merge<'a> {
+    /// Without any file.
+    pub(super) fn new(names: &'a FileNames) -> Self {
+        Self { names, root: BTreeMap::new(), mistakes: Vec::new() }
+    }
+
+    /// Adds what the next file says.
+    pub(super) fn add(&mut self, file: Node) {
+        let Item::Table(entries) = file.item else { unreachable!("a TOML document is a table") };
+        let mut root = std::mem::take(&mut self.root);
+        self.tables(&mut root, entries, "", "");
+        self.root = root;
+    }
+
+    /// All files as one, and what two of them say of the same key.
+    pub(super) fn done(self) -> (Node, Vec<Mistake>) {
+        (Node { origin: Origin::Nowhere, item: Item::Table(self.root) }, self.mistakes)
+    }
+
+    /// `path` is the table's path, `manual` the same as the manual writes it.
+    fn tables(&mut self, into: &mut BTreeMap<String, Node>, from: BTreeMap<String, Node>, path: &str, manual: &str) {
+        for (name, node) in from {
+            match into.entry(name) {
+                Entry::Vacant(place) => drop(place.insert(node)),
+                Entry::Occupied(mut place) => {
+                    let (path, manual) = (join(path, place.key()), join(manual, keys::in_manual(manual, place.key())));
+                    self.key(place.get_mut(), node, &path, &manual);
+                }
+            }
+        }
+    }
+
+    fn key(&mut self, into: &mut Node, from: Node, path: &str, manual: &str) {
+        let is_table = keys::find(manual).is_none_or(|key| key.kind == Kind::Table);
+        match (&mut into.item, from.item) {
+            (Item::List(all), Item::List(more)) if keys::is_array(manual) => all.extend(more),
+            (Item::Table(all), Item::Table(more)) if is_table => self.tables(all, more, path, manual),
+            _ => {
+                let first = self.names.show(&into.origin).unwrap_or_default();
+                let expectation = format!("expected in one file only: {first} has it, too");
+                self.mistakes.push(Mistake { origin: from.origin, key: path.to_owned(), expectation });
+            }
+        }
+    }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+}
