@@ -1,4 +1,4 @@
-//! What may stand on the command line? `flowgate --config F` runs, `flowgate check --config F` only validates; others
+//! What may stand on the command line? `flowgate --config PATH` runs, `flowgate check --config PATH` only validates; others
 //! ask the Flowgate that runs, read a journal and make a client's keys. What follows from it, and the exit codes, are
 //! `main.rs`.
 
@@ -16,8 +16,9 @@ pub(crate) mod table;
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "flowgate", version = crate::VERSION, about)]
 pub struct Cli {
-    /// The configuration file; without one, only the environment counts.
-    #[arg(long, value_name = "FILE", env = "FLOWGATE_CONFIG", global = true)]
+    /// The configuration file, or a directory whose *.toml files are read in order of name; without it, only the environment
+    /// counts.
+    #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
     /// What to do instead of running.
     #[command(subcommand)]

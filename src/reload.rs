@@ -354,6 +354,54 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_has_changed_when_one_of_its_files_has_or_comes_or_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        std::fs::write(path("a.toml"), "mode = \"observe\"\n").unwrap();
+        let source = Source { file: Some(folder.path().to_owned()), environment: Some(Vec::new()) };
+        let read = || {
+            let loaded = source.load().unwrap();
+            Last::of(&loaded, loaded.files.clone())
+        };
+        let last = read();
+        std::fs::write(path(".b.toml.swp"), "").unwrap();
+        std::fs::write(path("a.toml~"), "").unwrap();
+        assert!(last.changed().is_none(), "what editors leave is no configuration");
+        std::fs::write(path("b.toml"), "").unwrap();
+        assert!(last.changed().is_some(), "a new file");
+        let last = read();
+        std::fs::write(path("a.toml"), "mode = \"enforce\" # another\n").unwrap();
+        assert!(last.changed().is_some(), "a changed file");
+        let last = read();
+        std::fs::remove_file(path("b.toml")).unwrap();
+        assert!(last.changed().is_some(), "a file that has gone");
+        assert!(read().changed().is_none());
+    }
+
+    #[test]
+    fn a_list_in_an_outline_is_a_number_that_changes_with_it() {
+        let outline = |alias: &str| {
+            let env = [("ACCOUNTS__0__ID", "acme"), ("ACCOUNTS__0__ALIASES", alias)];
+            let env = env.map(|(name, value)| (format!("FLOWGATE_{name}").into(), value.into()));
+            config::outline(&config::load(None, env).unwrap().config)
+        };
+        let (before, after) = (outline("LTAI-first-01"), outline("STS.second-02"));
+        assert!(before["accounts"].is_u64());
+        assert_eq!(before, outline("LTAI-first-01"));
+        let mut found = Vec::new();
+        differences(&before, &after, "", &mut found);
+        assert_eq!(found, ["accounts"]);
+    }
+
+    #[test]
+    fn warnings_that_are_shown_have_a_bound() {
+        let warnings = |count: usize| Reading::done((0..count).map(|index| index.to_string()).collect()).warnings;
+        assert_eq!((warnings(100).len(), warnings(100)[99].as_str()), (100, "99"));
+        assert_eq!(warnings(300).len(), 101);
+        assert_eq!(warnings(300)[100], "and 200 more: flowgate check prints all of them");
+    }
+
+    #[test]
     fn differences_are_told_by_their_keys() {
         let before = json!({ "mode": "enforce", "queue": { "hold": "1s", "tenant": "none" }, "clients": [1, 2] });
         let after =

@@ -161,3 +161,34 @@ impl fmt::Display for Mistakes {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn many(count: usize) -> Mistakes {
+        let mut names = FileNames::default();
+        let files = [names.add(Path::new("a.toml")), names.add(Path::new("b\n.toml"))];
+        let mistake = |line: usize| Mistake {
+            origin: files[line % 2].line(line),
+            key: "mode".to_owned(),
+            expectation: "expected another".to_owned(),
+        };
+        Mistakes::new(names, (1..=count).rev().map(mistake).collect(), Stamps::new())
+    }
+
+    #[test]
+    fn mistakes_stand_in_the_order_of_files_and_lines() {
+        let shown = many(4).to_string();
+        let places: Vec<_> = shown.lines().map(|line| line.split_once(": ").unwrap().0).collect();
+        assert_eq!(places, ["a.toml:2", "a.toml:4", "b\\n.toml:1", "b\\n.toml:3"]);
+    }
+
+    #[test]
+    fn a_log_line_has_a_hundred_mistakes_and_says_how_many_follow() {
+        assert_eq!(many(100).summary(), many(100).to_string());
+        let (all, summary) = (many(350).to_string(), many(350).summary());
+        let last = "and 250 more: flowgate check prints all of them";
+        assert_eq!(summary.lines().collect::<Vec<_>>(), all.lines().take(100).chain([last]).collect::<Vec<_>>());
+    }
+}

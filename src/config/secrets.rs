@@ -114,3 +114,26 @@ pub(crate) fn one_line(text: &str) -> Result<Secret, String> {
         text => Ok(Secret::new(text)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_does_not_say_its_length_is_read_to_its_end() {
+        let path = Path::new("/proc/self/environ");
+        assert_eq!(std::fs::metadata(path).unwrap().len(), 0);
+        // Tests run under cargo, which sets more variables than one read of a buffer for nothing holds.
+        let expected = std::fs::read(path).unwrap();
+        assert!(expected.len() > ROOM);
+        assert_eq!(*regular(path, 1 << 20).unwrap(), expected);
+        assert_eq!(regular(path, ROOM).unwrap_err(), "expected a file of at most 64B");
+    }
+
+    #[test]
+    fn a_short_secret_takes_a_short_buffer() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "secret").unwrap();
+        assert!(regular(file.path(), MAX_FILE).unwrap().capacity() <= 2 * ROOM);
+    }
+}

@@ -152,3 +152,35 @@ fn text(file: File, length: Option<u64>, max: u64) -> Result<String, Wrong> {
 fn bytes(bytes: u64) -> Size {
     Size(usize::try_from(bytes).unwrap_or(usize::MAX))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_is_on_all_files_of_a_directory_together() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["a.toml", "b.toml", "c.toml"] {
+            std::fs::write(directory.path().join(name), "# ".repeat(16)).unwrap();
+        }
+        assert!(all_of(directory.path(), 96).is_ok());
+        let mistakes = all_of(directory.path(), 95).err().unwrap();
+        let expected = "expected at most 95B in all files of the directory, found 96B with this one";
+        assert_eq!(mistakes.to_string(), format!("{}: {expected}", directory.path().join("c.toml").display()));
+    }
+
+    #[test]
+    fn a_pipe_has_the_bound_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let writer = std::thread::spawn({
+            let pipe = pipe.clone();
+            move || std::fs::write(pipe, "# more than ten")
+        });
+        let mistakes = one(&pipe, 10).err().unwrap();
+        writer.join().unwrap().unwrap();
+        let expected = "expected a file of at most 10B, found more";
+        assert_eq!(mistakes.to_string(), format!("{}: {expected}", pipe.display()));
+    }
+}

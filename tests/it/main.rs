@@ -17,6 +17,8 @@ mod chaos;
 mod cli;
 mod client_keys;
 mod config;
+mod config_directory;
+mod config_size;
 mod docs;
 mod hang_up;
 mod hardening;
