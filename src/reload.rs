@@ -378,6 +378,29 @@ mod tests {
         assert!(read().changed().is_none());
     }
 
+    #[tokio::test]
+    async fn what_held_before_is_dropped_by_the_reader_and_not_by_the_last_call_that_uses_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("flowgate.toml");
+        let listen = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
+        std::fs::write(&file, listen).unwrap();
+        let source = Source { file: Some(file.clone()), environment: Some(Vec::new()) };
+        let loaded = source.load().unwrap();
+        let last = Last::of(&loaded, loaded.files.clone());
+        let parts = crate::App::start(loaded.config).await.unwrap().parts;
+        let mut work = Work { source, last, changing: None, retired: Vec::new() };
+        let call = parts.settings.load_full();
+        let before = Arc::downgrade(&call);
+        std::fs::write(&file, format!("{listen}[queue]\nhold = \"10s\"\n")).unwrap();
+        work.step(Reason::Signal, &parts);
+        assert_eq!(parts.settings.load().generation, 1);
+        work.step(Reason::Time, &parts);
+        drop(call);
+        assert!(before.upgrade().is_some(), "the call was not the last that had it");
+        work.step(Reason::Time, &parts);
+        assert!(before.upgrade().is_none());
+    }
+
     #[test]
     fn a_list_in_an_outline_is_a_number_that_changes_with_it() {
         let outline = |alias: &str| {
