@@ -47,7 +47,7 @@ fn the_files_of_a_directory_mean_what_one_file_with_all_of_it_means() {
     assert_eq!(secrets, [("a-shop", "file-secret"), ("b-shop", "team")]);
     let together = directory(&[(
         "flowgate.toml",
-        &r#"
+        r#"
         unknown_keys = "refuse"
         [listen]
         proxy = "127.0.0.1:0"
