@@ -27,6 +27,7 @@ mod check;
 mod credentials;
 mod directory;
 mod effective;
+mod entries;
 mod env;
 mod file;
 mod keys;

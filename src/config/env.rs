@@ -8,6 +8,7 @@ use std::ffi::OsString;
 
 use zeroize::Zeroizing;
 
+use super::entries::Entries;
 use super::file::{Item, Node, Style};
 use super::keys::{self, Key};
 use super::mistakes::{Mistake, Origin};
@@ -132,10 +133,10 @@ fn set(root: &mut Node, steps: &[Step], name: &str, value: &str) -> Result<(), &
         node = match step {
             Step::Key(key) => {
                 if !matches!(node.item, Item::Table(_)) {
-                    *node = fresh(Item::Table(BTreeMap::new()));
+                    *node = fresh(Item::Table(Entries::default()));
                 }
                 let Item::Table(entries) = &mut node.item else { unreachable!("made a table above") };
-                entries.entry(key.clone()).or_insert_with(|| fresh(Item::Table(BTreeMap::new())))
+                entries.get_or_insert_with(key, || fresh(Item::Table(Entries::default())))
             }
             Step::Index(index) => {
                 if !matches!(node.item, Item::List(_)) {
@@ -143,7 +144,7 @@ fn set(root: &mut Node, steps: &[Step], name: &str, value: &str) -> Result<(), &
                 }
                 let Item::List(nodes) = &mut node.item else { unreachable!("made a list above") };
                 if *index == nodes.len() {
-                    nodes.push(fresh(Item::Table(BTreeMap::new())));
+                    nodes.push(fresh(Item::Table(Entries::default())));
                 }
                 nodes.get_mut(*index).ok_or("expected the entries before this one too: they count from 0")?
             }

@@ -2,11 +2,10 @@
 //! anybody asks what it means. A tree instead of serde's structs, because serde stops at the first mistake and prints
 //! the value; here all mistakes are found, and none shows what was written.
 
-use std::collections::BTreeMap;
-
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
+use super::entries::Entries;
 use super::mistakes::{FileId, Mistake, Origin};
 
 /// A value and where it stands. Has no `Debug`: it may hold a secret in the wrong place.
@@ -19,7 +18,7 @@ pub(crate) struct Node {
 pub(crate) enum Item {
     Scalar { text: String, style: Style },
     List(Vec<Node>),
-    Table(BTreeMap<String, Node>),
+    Table(Entries),
 }
 
 /// How a scalar was written.

@@ -1,9 +1,7 @@
 //! What do several files say together? Entries of `[[accounts]]` and `[[clients]]` follow one another, tables are merged,
 //! and every other key has one file: the same key in two is a mistake that names both places.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-
+use super::entries::Entries;
 use super::file::{Item, Node};
 use super::keys::{self, Kind};
 use super::mistakes::{FileNames, Mistake, Origin};
@@ -11,7 +9,7 @@ use super::mistakes::{FileNames, Mistake, Origin};
 /// The files so far.
 pub(super) struct Merge<'a> {
     names: &'a FileNames,
-    root: BTreeMap<String, Node>,
+    root: Entries,
     mistakes: Vec<Mistake>,
 }
 
@@ -20,7 +18,7 @@ pub(super) struct Merge<'a> {
 impl<'a> Merge<'a> {
     /// Without any file.
     pub(super) fn new(names: &'a FileNames) -> Self {
-        Self { names, root: BTreeMap::new(), mistakes: Vec::new() }
+        Self { names, root: Entries::default(), mistakes: Vec::new() }
     }
 
     /// Adds what the next file says.
@@ -37,16 +35,18 @@ impl<'a> Merge<'a> {
     }
 
     /// `path` is the table's path, `manual` the same as the manual writes it.
-    fn tables(&mut self, into: &mut BTreeMap<String, Node>, from: BTreeMap<String, Node>, path: &str, manual: &str) {
+    fn tables(&mut self, into: &mut Entries, from: Entries, path: &str, manual: &str) {
+        let mut fresh = Vec::new();
         for (name, node) in from {
-            match into.entry(name) {
-                Entry::Vacant(place) => drop(place.insert(node)),
-                Entry::Occupied(mut place) => {
-                    let (path, manual) = (join(path, place.key()), join(manual, keys::in_manual(manual, place.key())));
-                    self.key(place.get_mut(), node, &path, &manual);
+            match into.get_mut(&name) {
+                None => fresh.push((name, node)),
+                Some(first) => {
+                    let (path, manual) = (join(path, &name), join(manual, keys::in_manual(manual, &name)));
+                    self.key(first, node, &path, &manual);
                 }
             }
         }
+        into.extend(fresh);
     }
 
     fn key(&mut self, into: &mut Node, from: Node, path: &str, manual: &str) {

@@ -3,9 +3,9 @@
 //! all of them may say together `check.rs`.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use super::entries::Entries;
 use super::env::Environment;
 use super::file::{Item, Node};
 use super::keys::{self, Key};
@@ -41,7 +41,7 @@ pub(crate) struct Section<'a> {
     pub(crate) place: Place,
     /// Its path in the manual.
     manual: String,
-    nodes: BTreeMap<String, Node>,
+    nodes: Entries,
 }
 
 // === impl Reader ===
@@ -78,7 +78,7 @@ impl<'a> Section<'a> {
     /// The whole tree.
     pub(crate) fn root(reader: &'a Reader, root: Node) -> Self {
         let place = Place { path: String::new(), origin: root.origin };
-        let nodes = if let Item::Table(nodes) = root.item { nodes } else { BTreeMap::new() };
+        let nodes = if let Item::Table(nodes) = root.item { nodes } else { Entries::default() };
         Self { reader, place, manual: String::new(), nodes }
     }
 
@@ -90,6 +90,10 @@ impl<'a> Section<'a> {
 
     fn take(&mut self, name: &str, key: &'static Key) -> Field<'a> {
         let node = self.nodes.remove(name);
+        self.field(name, key, node)
+    }
+
+    fn field(&self, name: &str, key: &'static Key, node: Option<Node>) -> Field<'a> {
         // A key that is missing is missing where its table begins.
         let origin = node.as_ref().map_or(&self.place.origin, |node| &node.origin).clone();
         let place = Place { path: join(&self.place.path, name), origin };
@@ -101,7 +105,7 @@ impl<'a> Section<'a> {
         let manual = join(&self.manual, name);
         let mut place = Place { path: join(&self.place.path, name), origin: Origin::Nowhere };
         let nodes = match self.nodes.remove(name) {
-            None => BTreeMap::new(),
+            None => Entries::default(),
             Some(Node { origin, item }) => {
                 place.origin = origin;
                 self.entries(&place, item).unwrap_or_default()
@@ -130,7 +134,7 @@ impl<'a> Section<'a> {
         nodes.into_iter().enumerate().filter_map(section).collect()
     }
 
-    fn entries(&self, place: &Place, item: Item) -> Option<BTreeMap<String, Node>> {
+    fn entries(&self, place: &Place, item: Item) -> Option<Entries> {
         let Item::Table(nodes) = item else {
             self.reader.mistake(place, "expected a table");
             return None;
@@ -141,8 +145,12 @@ impl<'a> Section<'a> {
     /// Takes everything that is left, under names that are free, as one kind of key.
     pub(crate) fn rest(&mut self, manual: &str) -> Vec<(String, Field<'a>)> {
         let key = keys::find(manual).expect("every key that is read stands in the manual");
-        let names: Vec<_> = self.nodes.keys().cloned().collect();
-        names.into_iter().map(|name| (name.clone(), self.take(&name, key))).collect()
+        let rest = self.nodes.take().into_iter();
+        rest.map(|(name, node)| {
+            let field = self.field(&name, key, Some(node));
+            (name, field)
+        })
+        .collect()
     }
 
     /// Whatever was not taken out is unknown.

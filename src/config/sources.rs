@@ -1,12 +1,12 @@
 //! Which files make up the configuration, and what do they say together? One file, or those of a directory, merged in order
 //! of name. A slip in the syntax of one ends it: what follows would only repeat it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use super::directory;
+use super::entries::Entries;
 use super::file::{self, Item, Node};
 use super::merge::Merge;
 use super::mistakes::{FileNames, Mistake, Mistakes, Origin};
@@ -35,7 +35,7 @@ const PATH: &str = "(--config, FLOWGATE_CONFIG)";
 /// Reads the file or the directory; without either, nothing is written.
 pub(super) fn read(path: Option<&Path>) -> Result<Sources, Mistakes> {
     let (names, stamps) = (FileNames::default(), Stamps::new());
-    let root = Node { origin: Origin::Nowhere, item: Item::Table(BTreeMap::new()) };
+    let root = Node { origin: Origin::Nowhere, item: Item::Table(Entries::default()) };
     match path {
         None => Ok(Sources { names, folder: PathBuf::new(), stamps, root, mistakes: Vec::new() }),
         Some(path) if path.is_dir() => all_of(path, MAX_BYTES),

@@ -262,12 +262,12 @@ fn the_tree_of_a_file_keeps_the_line_of_each_key() {
     };
     let lines = |node: &Node| match &node.item {
         Item::List(nodes) => nodes.iter().map(|node| node.origin.clone()).collect(),
-        Item::Table(nodes) => nodes.values().map(|node| node.origin.clone()).collect(),
+        Item::Table(nodes) => nodes.nodes().map(|node| node.origin.clone()).collect(),
         Item::Scalar { .. } => Vec::new(),
     };
     let at = |line| id.line(line);
-    assert_eq!(lines(&root["a"]), [at(3)]);
-    assert_eq!(lines(&root["c"]), [at(6), at(7)]);
-    let Item::Table(a) = &root["a"].item else { panic!("is a table") };
-    assert_eq!(lines(&a["b"]), [at(4), at(5)]);
+    assert_eq!(lines(root.get("a").unwrap()), [at(3)]);
+    assert_eq!(lines(root.get("c").unwrap()), [at(6), at(7)]);
+    let Item::Table(a) = &root.get("a").unwrap().item else { panic!("is a table") };
+    assert_eq!(lines(a.get("b").unwrap()), [at(4), at(5)]);
 }

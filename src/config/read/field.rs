@@ -1,13 +1,13 @@
 //! What does one key say? It is asked for one form, such as a duration or a list, within bounds; what is written
 //! otherwise is a mistake that names the form and not what was written.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Place, Reader, Section};
+use crate::config::entries::Entries;
 use crate::config::file::{Item, Node, Style};
 use crate::config::keys::Key;
 use crate::config::mistakes::Origin;
@@ -175,7 +175,7 @@ impl<'a> Field<'a> {
     /// The key as a table in which nothing is written, for the defaults of its keys.
     pub(crate) fn empty_table(self) -> Section<'a> {
         let Self { reader, key, place, item: _ } = self;
-        Section { reader, place, manual: key.path.to_owned(), nodes: BTreeMap::new() }
+        Section { reader, place, manual: key.path.to_owned(), nodes: Entries::default() }
     }
 
     /// Where a path that was written here leads, to a file that the configuration depends on.
