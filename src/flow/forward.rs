@@ -2,14 +2,18 @@
 //! its token, from a small pool of hyper's own connections: they know exactly what has left this process. Nothing is
 //! sent twice here, and what an answer means is the judge's.
 //!
-//! Only the configured upstream is dialled (`forward/dial.rs`), the pool keeps what is idle and probes what is down
+//! Only the configured upstream is dialled (`forward/dial.rs`; its addresses are `forward/resolve.rs`, their order
+//! `forward/addresses.rs`, the race between them `forward/race.rs`), the pool keeps what is idle and probes what is down
 //! (`forward/pool.rs`), one request and its answer are `forward/exchange.rs`, the moment of its write is
 //! `forward/first_write.rs`.
 
+mod addresses;
 mod dial;
 mod exchange;
 mod first_write;
 mod pool;
+mod race;
+mod resolve;
 mod tls;
 
 use std::net::SocketAddr;

@@ -1,6 +1,8 @@
 //! Opens one connection to the configured upstream and to nothing else: its pinned addresses, or those that its name
-//! resolves to, in turn, never one of Flowgate's own listeners, through no proxy. When to dial is the pool's.
+//! resolves to, the first that answers, never one of Flowgate's own listeners, through no proxy. When to dial is the
+//! pool's.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -10,15 +12,19 @@ use arc_swap::ArcSwap;
 use hyper::client::conn::http1;
 use hyper::rt::{Read, Write};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Instant, timeout};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::debug;
 
+use super::addresses::Memory;
 use super::first_write::{FirstWrite, WatchedTcp};
+use super::race::{Connect, Outcome, race};
+use super::resolve::Resolver;
 use super::{Sender, Trust, UpstreamError};
 use crate::config::{self, Scheme};
 
@@ -32,7 +38,6 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// Where and how to connect.
 pub(super) struct Dialer {
     host: String,
-    port: u16,
     /// Dialled instead of what the name resolves to, unless empty.
     pinned: Vec<SocketAddr>,
     /// Flowgate's own listeners.
@@ -40,6 +45,8 @@ pub(super) struct Dialer {
     /// For the name, TCP and TLS together.
     timeout: Duration,
     tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
+    resolver: Resolver,
+    memory: Mutex<Memory>,
 }
 
 /// A connection that is ready for its first request.
@@ -72,6 +79,9 @@ pub(super) enum DialError {
     /// Not done in time.
     #[error("not connected within {0:?}")]
     Timeout(Duration),
+    /// More than one address was tried.
+    #[error("{}", Several(.0))]
+    Several(Vec<(SocketAddr, DialError)>),
 }
 
 impl Dialer {
@@ -85,8 +95,11 @@ impl Dialer {
                 Some((ArcSwap::new(Trust::load(config.ca_file.as_deref())?.0), name))
             }
         };
+        let timeout = config.connect_timeout;
+        // With the last addresses there must be time to connect.
+        let resolver = Resolver::of(&host, config.dial_port, timeout / 2);
         let pinned = config.connect_to.clone();
-        Ok(Self { host, port: config.dial_port, pinned, own, timeout: config.connect_timeout, tls })
+        Ok(Self { host, pinned, own, timeout, tls, resolver, memory: Mutex::default() })
     }
 
     /// From now on others are believed.
@@ -98,33 +111,47 @@ impl Dialer {
 
     /// One connection, ready for its first request.
     pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
-        let late = |_| DialError::Timeout(self.timeout);
-        timeout(self.timeout, self.try_each()).await.map_err(late)?
+        let deadline = Instant::now() + self.timeout;
+        let late = |_| {
+            let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", self.timeout));
+            DialError::Resolve(self.host.clone(), error)
+        };
+        let addresses = timeout_at(deadline, self.addresses()).await.map_err(late)??;
+        let order = self.memory.lock().order(&addresses, Instant::now());
+        let outcome = race(self, &order, deadline).await;
+        self.remember(&outcome);
+        match outcome.winner {
+            Some((_, dialled)) => Ok(dialled),
+            None => Err(self.failure(outcome.failed, &outcome.pending)),
+        }
     }
 
-    /// Tries the addresses in turn, each for an equal part of the time that is left, so that one that swallows
-    /// everything does not hide the next.
-    async fn try_each(&self) -> Result<Dialled, DialError> {
-        let deadline = Instant::now() + self.timeout;
-        let addresses = self.addresses().await?;
-        let mut failed = DialError::NoAddress(self.host.clone());
-        for (tried, address) in addresses.iter().enumerate() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let part = left / u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
-            match timeout(part, self.open(*address)).await {
-                Ok(Ok(dialled)) => return Ok(dialled),
-                Ok(Err(error)) => failed = error,
-                Err(_elapsed) => failed = DialError::Timeout(self.timeout),
-            }
+    fn remember(&self, outcome: &Outcome<Dialled, DialError>) {
+        let now = Instant::now();
+        let failed = outcome.failed.iter().map(|(address, _)| *address);
+        let late = outcome.pending[..outcome.late].iter().copied();
+        let mut memory = self.memory.lock();
+        failed.chain(late).for_each(|address| memory.avoid(address, now));
+        if let Some((address, _)) = outcome.winner {
+            memory.won(address, now);
         }
-        Err(failed)
+    }
+
+    /// Why none of the addresses could be connected to.
+    fn failure(&self, mut failed: Vec<(SocketAddr, DialError)>, late: &[SocketAddr]) -> DialError {
+        failed.extend(late.iter().map(|address| (*address, DialError::Timeout(self.timeout))));
+        match failed.len() {
+            0 => DialError::NoAddress(self.host.clone()),
+            1 => failed.remove(0).1,
+            _ => DialError::Several(failed),
+        }
     }
 
     /// Where to connect, without Flowgate itself.
     async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = if self.pinned.is_empty() {
-            let resolved = lookup_host((self.host.as_str(), self.port)).await;
-            resolved.map_err(|error| DialError::Resolve(self.host.clone(), error))?.collect()
+            let resolved = self.resolver.addresses().await;
+            resolved.map_err(|error| DialError::Resolve(self.host.clone(), error))?.to_vec()
         } else {
             self.pinned.clone()
         };
@@ -132,12 +159,22 @@ impl Dialer {
         addresses.retain(|address| !self.own.iter().any(|own| is_same(*own, *address)));
         if addresses.is_empty() && found > 0 { Err(DialError::Itself) } else { Ok(addresses) }
     }
+}
 
-    async fn open(&self, address: SocketAddr) -> Result<Dialled, DialError> {
+impl Connect for Dialer {
+    type Tcp = TcpStream;
+    type Ready = Dialled;
+    type Error = DialError;
+
+    async fn connect(&self, address: SocketAddr) -> Result<TcpStream, DialError> {
         let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
         tcp.set_nodelay(true).map_err(DialError::Connect)?;
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL);
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive).map_err(DialError::Connect)?;
+        Ok(tcp)
+    }
+
+    async fn handshake(&self, tcp: TcpStream) -> Result<Dialled, DialError> {
         let first_write = Arc::<FirstWrite>::default();
         let tcp = WatchedTcp::new(tcp, first_write.clone());
         let sender = match &self.tls {
@@ -149,6 +186,36 @@ impl Dialer {
             }
         };
         Ok(Dialled { sender: sender.map_err(DialError::Http)?, first_write })
+    }
+}
+
+// === impl DialError ===
+
+/// Failures of several addresses, grouped by what they say.
+struct Several<'a>(&'a [(SocketAddr, DialError)]);
+
+impl fmt::Display for Several<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// No more addresses are named for one reason.
+        const NAMED: usize = 4;
+        let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+        for (address, error) in self.0 {
+            let (reason, address) = (error.to_string(), address.to_string());
+            match groups.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, addresses)) => addresses.push(address),
+                None => groups.push((reason, vec![address])),
+            }
+        }
+        for (place, (reason, addresses)) in groups.iter().enumerate() {
+            let separator = if place == 0 { "" } else { "; " };
+            let named = addresses.len().min(NAMED);
+            write!(out, "{separator}{reason} ({}", addresses[..named].join(", "))?;
+            match addresses.len() - named {
+                0 => write!(out, ")")?,
+                more => write!(out, " and {more} more)")?,
+            }
+        }
+        Ok(())
     }
 }
 

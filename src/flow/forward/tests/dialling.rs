@@ -1,5 +1,6 @@
 //! How connections are made: whom an upstream that is down costs what, TLS, own addresses, pinned ones.
 
+use tokio::time::Instant;
 use tokio_rustls::rustls::{self, SupportedProtocolVersion};
 
 use super::*;
@@ -260,16 +261,93 @@ async fn an_own_listener_is_never_dialled() {
     assert_eq!(seen.accepted(), 0);
 }
 
+/// An address that refuses connections as long as the socket is open.
+fn refusing() -> (Socket, SocketAddr) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    (socket, address)
+}
+
 #[tokio::test]
 async fn pinned_addresses_are_tried_in_turn() {
-    let refusing = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    refusing.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
-    let refusing = refusing.local_addr().unwrap().as_socket().unwrap();
+    let (_socket, refusing) = refusing();
     let (address, seen) = answering(OK).await;
     let settings = config::Upstream { connect_to: vec![refusing, address], ..settings(refusing) };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     assert_eq!(answered(send(&upstream, "/").await).status, 200);
     assert_eq!((seen.accepted(), upstream.reach()), (1, Reach::Up));
+}
+
+#[tokio::test]
+async fn a_name_and_its_addresses_are_resolved() {
+    let (address, seen) = answering(OK).await;
+    // Its addresses may be of both families; only one has a listener.
+    let settings = config::Upstream { dial_host: "localhost".to_owned(), ..settings(address) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    assert_eq!(answered(send(&upstream, "/").await).status, 200);
+    assert_eq!((seen.accepted(), upstream.reach()), (1, Reach::Up));
+}
+
+#[tokio::test]
+async fn an_address_whose_tls_fails_is_followed_by_the_next_and_avoided_from_then_on() {
+    let (wrong, _) = tls("cams.test");
+    let (wrong, wrong_seen) = tls_server(wrong).await;
+    let (right, ca) = tls("cams.test");
+    let (right, right_seen) = tls_server(right).await;
+    let settings = tls_settings("cams.test", right, Some(ca.path().to_owned()));
+    let upstream = Upstream::new(&config::Upstream { connect_to: vec![wrong, right], ..settings }, Vec::new()).unwrap();
+    // Held, so that each call has a connection of its own.
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(upstream.ready(1).await);
+        assert_eq!(upstream.reach(), Reach::Up);
+    }
+    assert_eq!((wrong_seen.accepted(), right_seen.accepted()), (1, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_swallows_everything_costs_a_quarter_of_a_second_once() {
+    let (hole, hole_address) = refusing();
+    // One connection fills the queue, and Linux drops what comes then.
+    hole.listen(0).unwrap();
+    let _queued = TcpStream::connect(hole_address).await.unwrap();
+    let (address, seen) = answering(OK).await;
+    let settings = config::Upstream { connect_to: vec![hole_address, address], ..settings(address) };
+    let upstream = Upstream::new(&settings, Vec::new()).unwrap();
+    let start = Instant::now();
+    let first = upstream.ready(1).await;
+    let took = start.elapsed();
+    assert!((Duration::from_millis(250)..Duration::from_millis(260)).contains(&took), "{took:?}");
+    let second = upstream.ready(1).await;
+    assert_eq!((start.elapsed(), seen.accepted()), (took, 2));
+    drop((first, second));
+}
+
+#[tokio::test]
+async fn each_address_is_named_if_several_were_tried() {
+    let (_one, one) = refusing();
+    let (_other, other) = refusing();
+    let pinned = |connect_to| config::Upstream { connect_to, ..settings(one) };
+    let upstream = Upstream::new(&pinned(vec![one, other, one]), Vec::new()).unwrap();
+    assert_eq!(refusal(&upstream).await, format!("cannot connect: connection refused ({one}, {other})"));
+
+    let (hanging, _) = server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
+    let short = config::Upstream {
+        connect_timeout: Duration::from_millis(50),
+        connect_to: vec![one, hanging],
+        ..tls_settings("cams.test", one, None)
+    };
+    let upstream = Upstream::new(&short, Vec::new()).unwrap();
+    let expected = format!("cannot connect: connection refused ({one}); not connected within 50ms ({hanging})");
+    assert_eq!(refusal(&upstream).await, expected);
+
+    let many: Vec<_> = (0..6).map(|_| refusing()).collect();
+    let addresses: Vec<_> = many.iter().map(|(_, address)| *address).collect();
+    let upstream = Upstream::new(&pinned(addresses.clone()), Vec::new()).unwrap();
+    let [first, second, third, fourth, ..] = addresses[..] else { panic!("six") };
+    let expected = format!("cannot connect: connection refused ({first}, {second}, {third}, {fourth} and 2 more)");
+    assert_eq!(refusal(&upstream).await, expected);
 }
 
 #[tokio::test]

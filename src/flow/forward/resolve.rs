@@ -1,0 +1,213 @@
+//! Which addresses has the upstream's name? One lookup at a time serves all dials that wait for it, and when the resolver
+//! fails or is slow, the addresses that it gave last are used for a while (as RFC 8767 recommends to resolvers).
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, FutureExt, Shared};
+use parking_lot::Mutex;
+use tokio::net::lookup_host;
+use tokio::time::{Instant, timeout_at};
+use tracing::{info, warn};
+
+/// How long addresses may be used while the resolver fails. Connections end after some minutes, so it must cover an
+/// outage of DNS; an address that serves something else by then fails TLS.
+const STALE: Duration = Duration::from_secs(30 * 60);
+
+/// The addresses of one name.
+pub(super) struct Resolver {
+    inner: Arc<Inner>,
+    /// How long a lookup may take until the last addresses are used instead, if there are any.
+    patience: Duration,
+}
+
+/// Looks the name up, whatever time that takes.
+pub(super) type Lookup = Box<dyn Fn() -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+
+type Addresses = Arc<[SocketAddr]>;
+
+struct Inner {
+    lookup: Lookup,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    running: Option<Running>,
+    /// What the latest lookup that succeeded has found, and when.
+    known: Option<(Addresses, Instant)>,
+    /// The latest lookup failed or is late, and `known` was used instead.
+    stale: bool,
+}
+
+/// A lookup that runs.
+#[derive(Clone)]
+struct Running {
+    since: Instant,
+    /// The error as text: all that wait get it.
+    result: Shared<BoxFuture<'static, Result<Addresses, (io::ErrorKind, String)>>>,
+}
+
+/// The lookup's task, however it ends.
+struct Looking(Arc<Inner>);
+
+// === impl Resolver ===
+
+impl Resolver {
+    pub(super) fn new(lookup: Lookup, patience: Duration) -> Self {
+        Self { inner: Arc::new(Inner { lookup, state: Mutex::default() }), patience }
+    }
+
+    /// By the system's resolver.
+    pub(super) fn of(host: &str, port: u16, patience: Duration) -> Self {
+        let host = host.to_owned();
+        let lookup = move || {
+            let host = host.clone();
+            async move { Ok(lookup_host((host, port)).await?.collect()) }.boxed()
+        };
+        Self::new(Box::new(lookup), patience)
+    }
+
+    /// What the name resolves to now. It takes as long as the resolver, unless there are addresses to fall back on.
+    pub(super) async fn addresses(&self) -> io::Result<Addresses> {
+        let (running, known) = {
+            let mut state = self.inner.state.lock();
+            let running = state.running.get_or_insert_with(|| Running::start(&self.inner)).clone();
+            (running, state.known.clone())
+        };
+        let known = known.filter(|(_, at)| at.elapsed() < STALE);
+        let Some((known, at)) = known else {
+            return running.result.await.map_err(|(kind, text)| io::Error::new(kind, text));
+        };
+        let error = match timeout_at(running.since + self.patience, running.result).await {
+            Ok(Ok(addresses)) => return Ok(addresses),
+            Ok(Err((_, text))) => text,
+            Err(_elapsed) => format!("no answer within {:?}", self.patience),
+        };
+        if !std::mem::replace(&mut self.inner.state.lock().stale, true) {
+            warn!(error, age = ?at.elapsed(), "the upstream's name cannot be resolved; its last addresses are used");
+        }
+        Ok(known)
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    /// In a task of its own: the lookup can be neither stopped nor left, and what it finds late is of use, too.
+    fn start(inner: &Arc<Inner>) -> Self {
+        let looking = Looking(inner.clone());
+        let task = tokio::spawn(async move {
+            let found = (looking.0.lookup)().await;
+            let found = found.map(Addresses::from).map_err(|error| (error.kind(), error.to_string()));
+            if let Ok(addresses) = &found {
+                let mut state = looking.0.state.lock();
+                state.known = Some((addresses.clone(), Instant::now()));
+                if std::mem::take(&mut state.stale) {
+                    info!("the upstream's name can be resolved again");
+                }
+            }
+            found
+        });
+        let ended = |error: tokio::task::JoinError| Err((io::ErrorKind::Other, error.to_string()));
+        let result = task.map(move |found| found.unwrap_or_else(ended)).boxed().shared();
+        Self { since: Instant::now(), result }
+    }
+}
+
+// === impl Looking ===
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.0.state.lock().running = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::time::sleep;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_millis(1500);
+
+    fn address(last: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, last], 443))
+    }
+
+    /// Each lookup takes the next row's time and finds the next row's address; the last row stays.
+    fn resolver(rows: &'static [(u64, Option<u8>)]) -> (Arc<Resolver>, Arc<AtomicUsize>) {
+        let lookups = Arc::new(AtomicUsize::new(0));
+        let count = lookups.clone();
+        let lookup = move || {
+            let number = count.fetch_add(1, Ordering::Relaxed);
+            let (takes, found) = rows[number.min(rows.len() - 1)];
+            async move {
+                sleep(Duration::from_millis(takes)).await;
+                found.map(|last| vec![address(last)]).ok_or_else(|| io::Error::other("no such name"))
+            }
+            .boxed()
+        };
+        (Arc::new(Resolver::new(Box::new(lookup), PATIENCE)), lookups)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn dials_at_once_share_a_lookup_and_later_ones_make_their_own() {
+        let (resolver, lookups) = resolver(&[(100, Some(1)), (100, Some(2))]);
+        let all = (0..50).map(|_| resolver.addresses());
+        for found in futures_util::future::join_all(all).await {
+            assert_eq!(*found.unwrap(), [address(1)]);
+        }
+        assert_eq!(lookups.load(Ordering::Relaxed), 1);
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(2)]);
+        assert_eq!(lookups.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_without_earlier_addresses_is_said_to_all_and_not_kept() {
+        let (resolver, lookups) = resolver(&[(100, None), (100, Some(1))]);
+        for found in futures_util::future::join_all((0..5).map(|_| resolver.addresses())).await {
+            assert_eq!(found.unwrap_err().to_string(), "no such name");
+        }
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        assert_eq!(lookups.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_addresses_stand_in_for_a_resolver_that_fails_for_half_an_hour() {
+        let (resolver, _) = resolver(&[(0, Some(1)), (0, None)]);
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        sleep(STALE - Duration::from_secs(1)).await;
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(resolver.addresses().await.unwrap_err().to_string(), "no such name");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hanging_lookup_is_waited_for_once_and_what_it_finds_late_is_used() {
+        let (resolver, lookups) = resolver(&[(0, Some(1)), (60_000, Some(2)), (0, Some(3))]);
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        let start = Instant::now();
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        assert_eq!(start.elapsed(), PATIENCE);
+        // The same lookup, which is late already.
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        assert_eq!((start.elapsed(), lookups.load(Ordering::Relaxed)), (PATIENCE, 2));
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(*resolver.inner.state.lock().known.as_ref().unwrap().0, [address(2)]);
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(3)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiters_that_leave_do_not_end_a_lookup() {
+        let (resolver, lookups) = resolver(&[(5000, Some(1))]);
+        let late = tokio::time::timeout(Duration::from_secs(1), resolver.addresses());
+        assert!(late.await.is_err());
+        assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
+        assert_eq!(lookups.load(Ordering::Relaxed), 1);
+    }
+}
