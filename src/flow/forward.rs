@@ -11,8 +11,10 @@ mod addresses;
 mod dial;
 mod exchange;
 mod first_write;
+mod link;
 mod pool;
 mod race;
+mod reach;
 mod resolve;
 mod tls;
 
@@ -29,7 +31,8 @@ use tokio::time::Instant;
 
 use crate::config;
 use dial::Dialer;
-use pool::{Link, Pool};
+use link::Link;
+use pool::Pool;
 pub(crate) use tls::Trust;
 
 /// A request as it goes to CAMS: origin form, with its `Host`.
@@ -139,8 +142,8 @@ impl Upstream {
         self.pool.take()
     }
 
-    /// Waits until a connection is ready, for ever if need be. `wanted` is how many calls could go now: so many
-    /// connections are opened side by side, unless CAMS cannot be reached; then one at a time. Nothing is lost when
+    /// Waits until a connection is ready, for ever if need be. `wanted` is how many calls could go now: that many
+    /// connections are opened side by side, up to a limit, unless CAMS cannot be reached; then one at a time. Nothing is lost when
     /// the future is dropped: the pool dials in tasks of its own and keeps what they open.
     pub(crate) async fn ready(&self, wanted: usize) -> Connection {
         self.pool.ready(wanted).await
@@ -151,8 +154,8 @@ impl Upstream {
         self.pool.reach()
     }
 
-    /// Believes whom `trust` does from now on. Connections that stand were made with what held then, and go on for as
-    /// long as they are used.
+    /// Applies to new connections. Open ones were made with the trust of their time and are used until they are some
+    /// minutes old.
     pub(crate) fn trust(&self, trust: Trust) {
         self.pool.dialer.trust(trust);
     }
@@ -176,8 +179,8 @@ impl Connection {
     /// Whether the connection can still be sent on, as far as hyper has noticed, and is not so old that the other side
     /// may be about to close it.
     pub(crate) fn is_usable(&self) -> bool {
-        let standing = |link: &Link| link.since.elapsed() < self.pool.idle_timeout() && link.is_ready();
-        self.link.as_ref().is_some_and(standing)
+        let now = Instant::now();
+        self.link.as_ref().is_some_and(|link| link.is_fresh(self.pool.idle_timeout(), now) && link.is_ready(now))
     }
 
     /// Sends one request and reads its answer to the last byte, within the answer time-out. Do not drop it
@@ -193,12 +196,12 @@ impl Connection {
         let exchange = exchange::exchange(&mut link.sender, request, self.pool.max_response());
         let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
         if !armed.was_written() {
+            self.pool.closed(&link);
             return Sent::Unsent;
         }
         match sent {
             Ok(Sent::Answered(answer)) => {
-                self.pool.came_up();
-                link.since = Instant::now();
+                self.pool.answered(&mut link);
                 self.link = Some(link);
                 Sent::Answered(answer)
             }

@@ -31,9 +31,11 @@ use crate::config::{self, Scheme};
 /// Bytes of an answer's head.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// After so long without a byte the system asks whether the other side still lives, and how often after that.
+/// After so long without a byte the system asks whether the other side still lives, how often after that, and how many
+/// times without an answer: a host that has vanished is noticed within 30 s, not the 60 s of Linux's nine times.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Where and how to connect.
 pub(super) struct Dialer {
@@ -169,7 +171,8 @@ impl Connect for Dialer {
     async fn connect(&self, address: SocketAddr) -> Result<TcpStream, DialError> {
         let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
         tcp.set_nodelay(true).map_err(DialError::Connect)?;
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL);
+        let keepalive =
+            TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
         SockRef::from(&tcp).set_tcp_keepalive(&keepalive).map_err(DialError::Connect)?;
         Ok(tcp)
     }

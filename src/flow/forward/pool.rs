@@ -1,6 +1,6 @@
 //! Which connection does a call get? The idle one that was used last, of its own runtime if there is one, else a new
-//! one: as many are opened side by side as calls could go, and only one at a time, ever more rarely, while the upstream
-//! cannot be reached. How one is opened is the dialer's.
+//! one: as many are opened side by side as calls could go, but only one at a time, ever more rarely, while the upstream
+//! cannot be reached (`forward/reach.rs`). How one is opened is the dialer's. None is used for more than some minutes.
 //!
 //! A waiter owns nothing. Connections are opened by tasks of the pool and laid on the idle stack; laying one there, and
 //! the end of every dial whatever became of it, wakes one waiter, which takes what lies there or sees to it that enough
@@ -15,17 +15,11 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
-use super::dial::{DialError, Dialer, Dialled};
-use super::first_write::FirstWrite;
-use super::{Connection, Reach, Sender};
+use super::dial::Dialer;
+use super::link::Link;
+use super::reach::Reachability;
+use super::{Connection, Reach};
 use crate::config;
-
-/// Connections that are being opened at once.
-const MAX_DIALS: usize = 256;
-
-/// First step of the back-off between probes, and the most it comes to.
-const PROBE_BASE: Duration = Duration::from_millis(100);
-const PROBE_MAX: Duration = Duration::from_secs(2);
 
 /// How long a connection may take after an answer until hyper is ready for the next request.
 const SETTLE: Duration = Duration::from_secs(1);
@@ -41,6 +35,8 @@ pub(super) struct Pool {
     max_response: usize,
     /// Wakes one waiter: a connection lies ready, or a dial has ended.
     changed: Notify,
+    /// Wakes the dials that wait for their time while the upstream is down.
+    up: Notify,
     state: Mutex<State>,
 }
 
@@ -55,28 +51,7 @@ struct State {
     wanted: usize,
     /// Dials that have begun, the wait before a probe included.
     dialling: usize,
-    down: Option<Down>,
-}
-
-/// One connection that stands.
-pub(super) struct Link {
-    /// When it was opened or last used.
-    pub(super) since: Instant,
-    pub(super) sender: Sender,
-    /// Reports the first write of each request.
-    pub(super) first_write: Arc<FirstWrite>,
-    /// Where its task runs.
-    pub(super) home: runtime::Id,
-}
-
-/// The upstream cannot be reached.
-struct Down {
-    since: Instant,
-    reason: Arc<str>,
-    /// Probes that have failed.
-    probes: u32,
-    /// No probe before this.
-    next: Instant,
+    reach: Reachability,
 }
 
 /// A waiter's part of `State::wanted`.
@@ -98,6 +73,7 @@ impl Pool {
             answer_timeout: config.answer_timeout,
             max_response: config.max_response,
             changed: Notify::new(),
+            up: Notify::new(),
             state: Mutex::default(),
         }
     }
@@ -125,22 +101,20 @@ impl Pool {
     }
 
     pub(super) fn reach(&self) -> Reach {
-        match &self.state.lock().down {
-            None => Reach::Up,
-            Some(down) => Reach::Down { since: down.since, reason: down.reason.clone() },
-        }
+        self.state.lock().reach.reach()
     }
 
     /// The connection that was used last and still stands.
     pub(super) fn take(self: &Arc<Self>) -> Option<Connection> {
-        let here = Handle::current().id();
+        let (here, now) = (Handle::current().id(), Instant::now());
         let mut state = self.state.lock();
-        state.expire(self.idle_timeout);
+        state.expire(self.idle_timeout, now);
         while let Some(link) = state.pop(here) {
-            if link.is_ready() {
+            if link.is_ready(now) {
                 state.in_use += 1;
                 return Some(Connection { pool: self.clone(), link: Some(link) });
             }
+            state.note_early_close(&link, now);
         }
         None
     }
@@ -168,12 +142,12 @@ impl Pool {
         self.state.lock().in_use -= 1;
         // Without a runtime the connection's task is gone, too.
         let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else { return };
-        if link.first_write.is_behind() {
-            return;
-        }
-        if link.sender.is_ready() {
+        let now = Instant::now();
+        if link.is_ready(now) {
             self.lay_down(link);
-        } else if !link.sender.is_closed() {
+        } else if link.sender.is_closed() {
+            self.closed(&link);
+        } else if link.can_become_ready(now) {
             // The answer was there before hyper had come to the end of the exchange.
             let pool = self.clone();
             runtime.spawn(async move {
@@ -201,7 +175,7 @@ impl Pool {
         loop {
             let oldest = {
                 let mut state = self.state.lock();
-                state.expire(self.idle_timeout);
+                state.expire(self.idle_timeout, Instant::now());
                 state.reaping = !state.idle.is_empty();
                 state.idle.first().map(|idle| idle.since)
             };
@@ -214,10 +188,8 @@ impl Pool {
     fn dial_more(self: &Arc<Self>) {
         let missing = {
             let mut state = self.state.lock();
-            let missing = match state.down {
-                None => state.wanted.saturating_sub(state.idle.len()).min(MAX_DIALS).saturating_sub(state.dialling),
-                Some(_) => usize::from(state.dialling == 0),
-            };
+            let wanted = state.wanted.saturating_sub(state.idle.len());
+            let missing = wanted.min(state.reach.dials()).saturating_sub(state.dialling);
             state.dialling += missing;
             missing
         };
@@ -226,30 +198,22 @@ impl Pool {
         }
     }
 
-    /// The upstream was dialled, or has answered.
-    pub(super) fn came_up(&self) {
-        if let Some(down) = self.state.lock().down.take() {
-            info!(after = ?down.since.elapsed(), "upstream can be reached again");
-        }
+    /// CAMS has answered on this connection.
+    pub(super) fn answered(&self, link: &mut Link) {
+        link.answered();
+        let was_down = self.state.lock().reach.answered();
+        self.came_up(was_down);
     }
 
-    fn went_down(&self, error: &DialError, probing: bool) {
-        let reason: Arc<str> = error.to_string().into();
-        let now = Instant::now();
-        let mut state = self.state.lock();
-        match &mut state.down {
-            None => {
-                warn!(%reason, idle = state.idle.len(), in_use = state.in_use, "upstream cannot be reached");
-                state.down = Some(Down { since: now, reason, probes: 0, next: now + back_off(0) });
-            }
-            Some(down) => {
-                down.reason = reason;
-                // Of dials that began side by side while it was up only the first counts.
-                if probing {
-                    down.probes = down.probes.saturating_add(1);
-                    down.next = now + back_off(down.probes);
-                }
-            }
+    /// This connection has closed between requests.
+    pub(super) fn closed(&self, link: &Link) {
+        self.state.lock().note_early_close(link, Instant::now());
+    }
+
+    fn came_up(&self, was_down: Option<Instant>) {
+        if let Some(since) = was_down {
+            self.up.notify_waiters();
+            info!(after = ?since.elapsed(), "upstream can be reached again");
         }
     }
 }
@@ -258,27 +222,32 @@ impl Pool {
 /// only if somebody still waits.
 async fn dial(dialling: Dialling) {
     let pool = &dialling.0;
-    let probe_due = pool.state.lock().down.as_ref().map(|down| down.next);
+    // Enrolled before the look, so that it cannot come up unnoticed.
+    let up = pool.up.notified();
+    let probe_due = pool.state.lock().reach.next_probe();
     if let Some(due) = probe_due {
-        sleep_until(due).await;
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = up => {}
+        }
         if pool.state.lock().wanted == 0 {
             return;
         }
     }
     match pool.dialer.dial().await {
-        Ok(Dialled { sender, first_write }) => {
-            pool.came_up();
+        Ok(dialled) => {
+            let was_down = pool.state.lock().reach.opened();
+            pool.came_up(was_down);
             // The dialer has given the connection a task beside this one.
-            pool.lay_down(Link { since: Instant::now(), sender, first_write, home: Handle::current().id() });
+            pool.lay_down(Link::new(dialled, Handle::current().id()));
         }
-        Err(error) => pool.went_down(&error, probe_due.is_some()),
+        Err(error) => {
+            let mut state = pool.state.lock();
+            if state.reach.failed(error.to_string().into(), probe_due.is_some(), Instant::now()) {
+                state.warn_down();
+            }
+        }
     }
-}
-
-/// Full jitter: processes that lost the same upstream do not come back in step.
-fn back_off(probes: u32) -> Duration {
-    let most = PROBE_BASE.saturating_mul(2_u32.saturating_pow(probes)).min(PROBE_MAX);
-    most.mul_f64(fastrand::f64())
 }
 
 // === impl State ===
@@ -291,20 +260,22 @@ impl State {
         Some(self.idle.remove(place))
     }
 
+    fn note_early_close(&mut self, link: &Link, now: Instant) {
+        if link.has_closed_early(now) && self.reach.closed_early(now) {
+            self.warn_down();
+        }
+    }
+
+    fn warn_down(&self) {
+        if let Reach::Down { reason, .. } = self.reach.reach() {
+            warn!(%reason, idle = self.idle.len(), in_use = self.in_use, "upstream cannot be reached");
+        }
+    }
+
     /// Drops what has lain idle for the time-out or longer.
-    fn expire(&mut self, idle_timeout: Duration) {
-        let now = Instant::now();
+    fn expire(&mut self, idle_timeout: Duration, now: Instant) {
         let expired = self.idle.partition_point(|idle| now.duration_since(idle.since) >= idle_timeout);
         self.idle.drain(..expired);
-    }
-}
-
-// === impl Link ===
-
-impl Link {
-    /// Whether the next bytes on the connection are those of the next request.
-    pub(super) fn is_ready(&self) -> bool {
-        self.sender.is_ready() && !self.first_write.is_behind()
     }
 }
 
@@ -329,19 +300,5 @@ impl Drop for Dialling {
     fn drop(&mut self) {
         self.0.state.lock().dialling -= 1;
         self.0.changed.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_back_off_doubles_up_to_its_most() {
-        for (probes, most) in [(0, 100), (1, 200), (3, 800), (4, 1600), (5, 2000), (40, 2000)] {
-            let most = Duration::from_millis(most);
-            let longest = (0..1000).map(|_| back_off(probes)).max().unwrap();
-            assert!(longest <= most && longest > most.mul_f64(0.9), "{probes}: {longest:?}");
-        }
     }
 }

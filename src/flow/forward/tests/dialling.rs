@@ -246,6 +246,23 @@ async fn probes_become_rare_and_end_when_nobody_waits() {
     assert!((1..11).contains(&again), "{again}");
 }
 
+/// As a balancer does that has no servers.
+#[tokio::test(start_paused = true)]
+async fn a_port_that_closes_each_connection_at_once_is_not_dialled_in_a_loop() {
+    let (address, seen) = server(|_, stream, _| async move { drop(stream) }).await;
+    let upstream = upstream(address);
+    let calls = async {
+        loop {
+            assert!(matches!(send(&upstream, "/").await, Sent::Unsent));
+        }
+    };
+    assert!(timeout(Duration::from_secs(100), calls).await.is_err());
+    // Three at once, then one every 2 s at full jitter: 1 s on average.
+    let dialled = seen.accepted();
+    assert!((60..200).contains(&dialled), "{dialled}");
+    assert_eq!(down(&upstream).unwrap(), "closed before its first answer");
+}
+
 #[tokio::test]
 async fn an_own_listener_is_never_dialled() {
     let (address, seen) = answering(OK).await;

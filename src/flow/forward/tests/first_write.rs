@@ -155,6 +155,37 @@ async fn a_send_that_is_dropped_after_its_first_byte_has_reported_it() {
     assert!(written.try_recv().is_ok());
 }
 
+/// Dropped at any moment while another thread writes: either the server gets the request and its write is reported, or
+/// neither.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_reported_if_and_only_if_it_arrives() {
+    let (address, seen) = answering(OK).await;
+    let upstream = upstream(address);
+    let mut reported = Vec::new();
+    for call in 0..500 {
+        let target = format!("/?{call}");
+        let (on_write, written) = on_write();
+        let connection = upstream.ready(1).await;
+        let mut sent = Box::pin(connection.send(request(&target), on_write));
+        for _ in 0..fastrand::usize(..20) {
+            if sent.as_mut().now_or_never().is_some() {
+                break;
+            }
+            std::hint::spin_loop();
+        }
+        drop(sent);
+        // At once or, while another thread is in the middle of it, a moment later.
+        if written.await.is_ok() {
+            reported.push(format!("{target} body"));
+        }
+    }
+    eventually("all closed or idle", || seen.closed() + upstream.idle() == seen.accepted()).await;
+    let mut arrived = seen.requests.lock().clone();
+    arrived.sort();
+    reported.sort();
+    assert_eq!(arrived, reported);
+}
+
 /// Over TLS hyper takes the next request although rustls holds back bytes of the one before, which was answered early.
 #[tokio::test]
 async fn a_connection_is_behind_until_the_kernel_has_taken_everything() {

@@ -1,0 +1,69 @@
+//! One connection between two requests: can it take the next one? Not if it is closed, behind with its writes or too old.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime;
+use tokio::time::Instant;
+
+use super::Sender;
+use super::dial::Dialled;
+use super::first_write::FirstWrite;
+
+/// How old a connection gets: one in steady use would never follow a change of the name's addresses. It ends between two
+/// requests. A tenth more or less, so that those of one burst do not end together.
+const MAX_AGE: Duration = Duration::from_secs(5 * 60);
+const MAX_AGE_JITTER: f64 = 0.1;
+
+/// One that closes this soon, without an answer, was of no use from the start; later it may have been idle for too long.
+const EARLY: Duration = Duration::from_secs(1);
+
+/// One connection that stands.
+pub(super) struct Link {
+    opened: Instant,
+    /// When it was opened or last used.
+    pub(super) since: Instant,
+    /// When it is too old to be used again.
+    retires: Instant,
+    has_answered: bool,
+    pub(super) sender: Sender,
+    /// Reports the first write of each request.
+    pub(super) first_write: Arc<FirstWrite>,
+    /// Where its task runs.
+    pub(super) home: runtime::Id,
+}
+
+// === impl Link ===
+
+impl Link {
+    pub(super) fn new(Dialled { sender, first_write }: Dialled, home: runtime::Id) -> Self {
+        let opened = Instant::now();
+        let jitter = (fastrand::f64() - 0.5) * 2.0 * MAX_AGE_JITTER;
+        let retires = opened + MAX_AGE.mul_f64(1.0 + jitter);
+        Self { opened, since: opened, retires, has_answered: false, sender, first_write, home }
+    }
+
+    /// Whether a request can be sent now, and the next bytes on the connection are that request's.
+    pub(super) fn is_ready(&self, now: Instant) -> bool {
+        self.sender.is_ready() && self.can_become_ready(now)
+    }
+
+    /// Whether it has not been idle for so long that the other side may be about to close it.
+    pub(super) fn is_fresh(&self, idle_timeout: Duration, now: Instant) -> bool {
+        now - self.since < idle_timeout
+    }
+
+    pub(super) fn can_become_ready(&self, now: Instant) -> bool {
+        !self.first_write.is_behind() && now < self.retires
+    }
+
+    /// Whether it closed soon after it was opened, without an answer.
+    pub(super) fn has_closed_early(&self, now: Instant) -> bool {
+        !self.has_answered && now - self.opened < EARLY && self.sender.is_closed()
+    }
+
+    pub(super) fn answered(&mut self) {
+        self.since = Instant::now();
+        self.has_answered = true;
+    }
+}
