@@ -191,8 +191,7 @@ impl Connection {
     /// counts as its first byte, so `on_write` may have been called although this returns `Unsent`.
     pub(crate) async fn send(mut self, request: Request, on_write: Option<OnWrite>) -> Sent {
         let mut link = self.link.take().expect("a connection holds its link until it is sent on");
-        let first_write = link.first_write.clone();
-        let armed = first_write.arm(on_write);
+        let armed = link.first_write.arm(on_write);
         let exchange = exchange::exchange(&mut link.sender, request, self.pool.max_response());
         let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;
         if !armed.was_written() {

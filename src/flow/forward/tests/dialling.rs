@@ -246,6 +246,35 @@ async fn probes_become_rare_and_end_when_nobody_waits() {
     assert!((1..11).contains(&again), "{again}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
+    let (socket, address) = refusing();
+    socket.listen(8).unwrap();
+    let upstream = upstream(address);
+    let open = upstream.ready(1).await;
+    let (accepted, _) = socket.accept().unwrap();
+    accepted.set_nonblocking(true).unwrap();
+    let mut accepted = TcpStream::from_std(accepted.into()).unwrap();
+    // It refuses until it listens again.
+    socket.shutdown(std::net::Shutdown::Read).unwrap();
+    let waiting = tokio::spawn({
+        let upstream = upstream.clone();
+        async move { drop(upstream.ready(1).await) }
+    });
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(down(&upstream).unwrap(), "cannot connect: connection refused");
+    socket.listen(8).unwrap();
+    let start = Instant::now();
+    let serve = async {
+        read_request(&mut accepted, &Seen::default()).await;
+        accepted.write_all(OK).await.unwrap();
+    };
+    let (sent, ()) = tokio::join!(open.send(request("/"), None), serve);
+    assert_eq!((answered(sent).status.as_u16(), upstream.reach()), (200, Reach::Up));
+    waiting.await.unwrap();
+    assert_eq!(start.elapsed(), Duration::ZERO);
+}
+
 /// As a balancer does that has no servers.
 #[tokio::test(start_paused = true)]
 async fn a_port_that_closes_each_connection_at_once_is_not_dialled_in_a_loop() {

@@ -186,6 +186,29 @@ async fn a_request_is_reported_if_and_only_if_it_arrives() {
     assert_eq!(arrived, reported);
 }
 
+/// hyper may have taken it and be about to write.
+#[tokio::test]
+async fn nothing_can_be_written_of_a_request_that_was_withdrawn() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (mut peer, _) = listener.accept().await.unwrap();
+    let first_write = Arc::<FirstWrite>::default();
+    let mut watched = WatchedTcp::new(tcp, first_write.clone());
+    let (first, mut written) = on_write();
+    let armed = first_write.arm(first);
+    watched.write_all(b"one").await.unwrap();
+    assert!(armed.was_written());
+    assert!(written.try_recv().is_ok());
+    let (second, mut written) = on_write();
+    assert!(!first_write.arm(second).was_written());
+    assert_eq!(written.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    assert_eq!(watched.write(b"two").await.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+    drop(watched);
+    let mut said = Vec::new();
+    peer.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said, b"one");
+}
+
 /// Over TLS hyper takes the next request although rustls holds back bytes of the one before, which was answered early.
 #[tokio::test]
 async fn a_connection_is_behind_until_the_kernel_has_taken_everything() {
