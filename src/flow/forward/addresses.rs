@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::race::Outcome;
+
 /// How long it is remembered how an address did. RFC 8305 leaves it open and asks to forget when the network changes;
 /// Flowgate cannot see that, so it is minutes.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
@@ -45,13 +47,22 @@ impl Memory {
         order
     }
 
-    pub(super) fn won(&mut self, address: SocketAddr, now: Instant) {
+    /// What failed or was overtaken comes last from now on, and the winner first.
+    pub(super) fn learn<R, E>(&mut self, outcome: &Outcome<R, E>, now: Instant) {
+        let failed = outcome.failed.iter().map(|(address, _)| *address);
+        let late = outcome.pending[..outcome.late].iter().copied();
+        failed.chain(late).for_each(|address| self.avoid(address, now));
+        if let Some((address, _)) = outcome.winner {
+            self.won(address, now);
+        }
+    }
+
+    fn won(&mut self, address: SocketAddr, now: Instant) {
         self.winner = Some((address, now));
         self.avoided.remove(&address);
     }
 
-    /// It could not be connected to, or another one that was started later has won.
-    pub(super) fn avoid(&mut self, address: SocketAddr, now: Instant) {
+    fn avoid(&mut self, address: SocketAddr, now: Instant) {
         self.avoided.retain(|_, at| now - *at < REMEMBERED);
         self.avoided.insert(address, now);
     }

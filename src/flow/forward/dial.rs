@@ -23,7 +23,7 @@ use tracing::debug;
 
 use super::addresses::Memory;
 use super::first_write::{FirstWrite, WatchedTcp};
-use super::race::{Connect, Outcome, race};
+use super::race::{Connect, race};
 use super::resolve::Resolver;
 use super::{Sender, Trust, UpstreamError};
 use crate::config::{self, Scheme};
@@ -121,21 +121,10 @@ impl Dialer {
         let addresses = timeout_at(deadline, self.addresses()).await.map_err(late)??;
         let order = self.memory.lock().order(&addresses, Instant::now());
         let outcome = race(self, &order, deadline).await;
-        self.remember(&outcome);
+        self.memory.lock().learn(&outcome, Instant::now());
         match outcome.winner {
             Some((_, dialled)) => Ok(dialled),
             None => Err(self.failure(outcome.failed, &outcome.pending)),
-        }
-    }
-
-    fn remember(&self, outcome: &Outcome<Dialled, DialError>) {
-        let now = Instant::now();
-        let failed = outcome.failed.iter().map(|(address, _)| *address);
-        let late = outcome.pending[..outcome.late].iter().copied();
-        let mut memory = self.memory.lock();
-        failed.chain(late).for_each(|address| memory.avoid(address, now));
-        if let Some((address, _)) = outcome.winner {
-            memory.won(address, now);
         }
     }
 

@@ -127,6 +127,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
+    use crate::flow::forward::addresses::Memory;
 
     /// Milliseconds to connect and to shake hands, and whether each succeeds.
     #[derive(Clone, Copy)]
@@ -187,13 +188,17 @@ mod tests {
         late: Vec<u16>,
     }
 
+    fn address(number: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], number))
+    }
+
     /// Races the hosts, each named by its place from 1, for 3 s.
     async fn seen(hosts: &[Host]) -> Seen {
         seen_within(3000, hosts).await
     }
 
     async fn seen_within(time: u64, hosts: &[Host]) -> Seen {
-        let addresses: Vec<_> = (1..).take(hosts.len()).map(|port| SocketAddr::from(([192, 0, 2, 1], port))).collect();
+        let addresses: Vec<_> = (1..).take(hosts.len()).map(address).collect();
         let start = Instant::now();
         let hosts = addresses.iter().copied().zip(hosts.iter().copied()).collect();
         let world = World { hosts, start, tried: Mutex::default() };
@@ -268,5 +273,21 @@ mod tests {
         assert_eq!(seen(&[SWALLOWS, refuses(5)]).await, expected);
         let expected = Seen { winner: None, tried: vec![], failed: vec![], late: vec![] };
         assert_eq!(seen(&[]).await, expected);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_too_slow_once_is_not_waited_for_again() {
+        let addresses = [1, 2, 3].map(address);
+        let hosts = addresses.into_iter().zip([SWALLOWS, answers(10), answers(0)]).collect();
+        let world = World { hosts, start: Instant::now(), tried: Mutex::default() };
+        let mut memory = Memory::default();
+        for (expected, takes) in [([1, 2, 3], 260), ([2, 3, 1], 10), ([2, 3, 1], 10)] {
+            let start = Instant::now();
+            let order = memory.order(&addresses, start);
+            assert_eq!(order, expected.map(address));
+            let outcome = race(&world, &order, start + Duration::from_secs(3)).await;
+            assert_eq!(millis(start), takes);
+            memory.learn(&outcome, Instant::now());
+        }
     }
 }

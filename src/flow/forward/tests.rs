@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::Notify;
-use tokio::time::timeout;
+use tokio::time::{advance, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -411,45 +411,67 @@ async fn an_idle_connection_is_closed_after_its_time() {
     assert!(upstream.try_ready().is_none());
 }
 
+/// From now on time moves by `advance` alone: the runtime is never idle, so it does not run ahead of the sockets.
+fn freeze() {
+    tokio::time::pause();
+    tokio::spawn(async {
+        loop {
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
 /// A change of the name's addresses would never be followed.
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_connection_in_steady_use_ends_after_five_minutes() {
     let (address, seen) = answering(OK).await;
     let upstream = upstream(address);
+    freeze();
     for _ in 0..1200 {
         assert_eq!(answered(send(&upstream, "/").await).status, 200);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        advance(Duration::from_secs(1)).await;
     }
     // Each lives between 270 and 330 s.
     assert!((4..=5).contains(&seen.accepted()), "{}", seen.accepted());
     assert_eq!(seen.requests.lock().len(), 1200);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_connection_that_becomes_old_during_a_call_ends_after_it() {
-    let (address, seen) = server(|_, mut stream, seen| async move {
-        while read_request(&mut stream, &seen).await {
-            tokio::time::sleep(Duration::from_secs(400)).await;
-            stream.write_all(OK).await.unwrap();
+    let answer = Arc::new(Notify::new());
+    let answering = answer.clone();
+    let (address, seen) = server(move |_, mut stream, seen| {
+        let answering = answering.clone();
+        async move {
+            while read_request(&mut stream, &seen).await {
+                answering.notified().await;
+                stream.write_all(OK).await.unwrap();
+            }
         }
     })
     .await;
     let settings = config::Upstream { answer_timeout: Duration::from_secs(1000), ..settings(address) };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
-    assert_eq!(answered(send(&upstream, "/").await).status, 200);
+    freeze();
+    let sent = tokio::spawn(upstream.ready(1).await.send(request("/"), None));
+    eventually("arrived", || seen.requests.lock().len() == 1).await;
+    advance(Duration::from_secs(400)).await;
+    answer.notify_one();
+    assert_eq!(answered(sent.await.unwrap()).status, 200);
     eventually("closed", || (upstream.idle(), seen.closed()) == (0, 1)).await;
     assert!(upstream.try_ready().is_none());
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_connection_that_becomes_old_while_it_is_held_is_not_usable() {
     let (address, _) = answering(OK).await;
     let settings = config::Upstream { idle_timeout: Duration::from_secs(1000), ..settings(address) };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     let connection = upstream.ready(1).await;
-    tokio::time::sleep(Duration::from_secs(260)).await;
+    freeze();
+    advance(Duration::from_secs(260)).await;
     assert!(connection.is_usable());
-    tokio::time::sleep(Duration::from_secs(80)).await;
+    advance(Duration::from_secs(80)).await;
     assert!(!connection.is_usable());
     drop(connection);
     assert_eq!(upstream.idle(), 0);
