@@ -240,7 +240,24 @@ fn is_local(ip: IpAddr) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt;
+
     use super::*;
+    use crate::flow::forward::tests::settings;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_hangs_costs_no_more_than_the_time_for_a_connection() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = config::Upstream { dial_host: "cams.test".to_owned(), ..settings(address) };
+        let mut dialer = Dialer::new(&config, Vec::new()).unwrap();
+        let hangs = || std::future::pending().boxed();
+        dialer.resolver = Resolver::new(Box::new(hangs), dialer.timeout / 2);
+        let start = Instant::now();
+        let reason = dialer.dial().await.err().unwrap().to_string();
+        assert_eq!(reason, "cannot resolve cams.test: no answer within 3s");
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
+    }
 
     #[test]
     fn a_listener_is_recognised_behind_every_address_that_reaches_it() {

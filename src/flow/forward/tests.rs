@@ -102,7 +102,7 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin), seen: &Seen) -> boo
     true
 }
 
-fn settings(address: SocketAddr) -> config::Upstream {
+pub(super) fn settings(address: SocketAddr) -> config::Upstream {
     config::Upstream {
         scheme: Scheme::Http,
         dial_host: address.ip().to_string(),
