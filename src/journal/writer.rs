@@ -274,3 +274,6 @@ impl Line {
         if is_abandoned { unsent(&self.bytes) } else { None }
     }
 }
+
+#[cfg(test)]
+mod tests;
