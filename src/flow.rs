@@ -148,7 +148,7 @@ where
             record.judged(&judged.verdict);
             if judged.verdict.is_old_session()
                 && !std::mem::replace(&mut renewed, true)
-                && Box::pin(parts.reread(generation)).await
+                && Box::pin(parts.reread(generation, answer_by)).await
             {
                 record.queued_again(Duration::ZERO);
                 continue;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::config::{self, Bind, Config};
@@ -61,6 +61,9 @@ pub(crate) struct Parts {
 
 /// How often idle lanes are forgotten: a lane is at rest a window after its last call, and callers may be many.
 const SWEEP: Duration = Duration::from_secs(2);
+
+/// How long a call waits for other credentials. They are read in milliseconds; a hundred thousand accounts in a second.
+const REREAD_WITHIN: Duration = Duration::from_secs(5);
 
 // === impl Parts ===
 
@@ -124,12 +127,14 @@ impl Parts {
         telemetry::set_level(settings.config.log.level);
     }
 
-    /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile.
-    pub(crate) async fn reread(&self, generation: u64) -> bool {
+    /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile, which a file
+    /// system that hangs does not delay beyond `answer_by`.
+    pub(crate) async fn reread(&self, generation: u64, answer_by: Instant) -> bool {
         let Some(changes) = self.changes.get() else { return false };
         // Many calls come here at once, and the first has read for all.
         if self.settings.load().generation == generation {
-            changes.changed().await;
+            let give_up = answer_by.min(Instant::now() + REREAD_WITHIN);
+            drop(timeout_at(give_up, changes.changed()).await);
         }
         self.settings.load().generation != generation
     }
@@ -180,6 +185,29 @@ impl Connector for Upstream {
         match self.reach() {
             Reach::Up => None,
             Reach::Down { reason, .. } => Some(reason.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+    use crate::reload::Reloader;
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_that_cannot_be_read_are_waited_for_until_the_hold_ends_and_not_longer_than_a_moment() {
+        let source = Source { file: None, environment: Some(Vec::new()) };
+        let loaded = source.load().unwrap();
+        // It never looks, as on a file system that hangs.
+        let (_reloader, ask) = Reloader::new(source, &loaded).unwrap();
+        let parts = Parts::new(loaded.config).unwrap();
+        drop(parts.changes.set(ask));
+        let generation = parts.settings.load().generation;
+        for (hold, waits) in [(0, 0), (1, 1), (3600, 5)] {
+            let start = Instant::now();
+            assert!(!parts.reread(generation, start + Duration::from_secs(hold)).await);
+            assert_eq!(start.elapsed().as_secs(), waits);
         }
     }
 }

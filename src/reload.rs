@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
 
 use crate::config::{self, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
 use crate::flow::forward::{Trust, UpstreamError};
@@ -21,7 +21,10 @@ use crate::systemd;
 pub(crate) struct Reloader {
     work: Work,
     hangup: Signal,
-    asked: mpsc::Receiver<Done>,
+    /// How many have asked.
+    asked: watch::Receiver<u64>,
+    /// For how many of these the files have been looked at.
+    answered: watch::Sender<u64>,
 }
 
 /// What the task does. With 100,000 accounts it reads as many files and builds and drops lists of that length, so all of it
@@ -46,11 +49,11 @@ enum Reason {
     Call,
 }
 
-/// The way to ask for what has changed.
-pub(crate) struct Ask(mpsc::Sender<Done>);
-
-/// Tells whoever has asked that it is done.
-type Done = oneshot::Sender<()>;
+/// The way to ask for what has changed. All that ask before a look share it.
+pub(crate) struct Ask {
+    asked: watch::Sender<u64>,
+    answered: watch::Receiver<u64>,
+}
 
 /// What was read last.
 struct Last {
@@ -72,6 +75,9 @@ pub(crate) struct Reading {
 
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// Files that take longer hang, and that is logged.
+const HANGS_AFTER: Duration = Duration::from_secs(10);
 
 /// Where there are thousands of files, so many times as long as a look takes passes until the next.
 const APART: u32 = 100;
@@ -125,6 +131,20 @@ fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
     }
 }
 
+/// Works on files, one at a time, off the threads that serve. A file system that hangs is waited for: the work cannot be
+/// stopped, and more of it would hang, too.
+async fn on_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let mut work = tokio::task::spawn_blocking(work);
+    let done = match timeout(HANGS_AFTER, &mut work).await {
+        Ok(done) => done,
+        Err(_) => {
+            tracing::warn!("the configuration's files hang; nothing is read until they answer");
+            work.await
+        }
+    };
+    done.expect("reading files does not panic")
+}
+
 /// How long the files are not looked at after a look that took so long.
 fn until_next(took: Duration) -> Duration {
     took.saturating_mul(APART).clamp(LOOK, FARTHEST)
@@ -156,13 +176,15 @@ fn is_fixed(key: &str) -> bool {
 // === impl Ask ===
 
 impl Ask {
-    /// Waits until what has changed in the files, if anything has, is read.
+    /// Waits until what has changed in the files by now, if anything has, is read. As long as the files hang.
     pub(crate) async fn changed(&self) {
-        let (done, is_done) = oneshot::channel();
-        // Whoever reads ends with the process, and nobody waits for it then.
-        if self.0.send(done).await.is_ok() {
-            drop(is_done.await);
-        }
+        let mut number = 0;
+        self.asked.send_modify(|asked| {
+            *asked += 1;
+            number = *asked;
+        });
+        // The reloader ends with the process, and nothing waits for it then.
+        drop(self.answered.clone().wait_for(|answered| *answered >= number).await);
     }
 }
 
@@ -173,32 +195,35 @@ impl Reloader {
     pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
         let last = Last::of(loaded, loaded.files.clone());
         let work = Work { source, last, changing: None, retired: Vec::new() };
-        let (ask, asked) = mpsc::channel(1);
-        Ok((Self { work, hangup: signal(SignalKind::hangup())?, asked }, Ask(ask)))
+        let (ask, asked) = watch::channel(0);
+        let (answer, answered) = watch::channel(0);
+        let reloader = Self { work, hangup: signal(SignalKind::hangup())?, asked, answered: answer };
+        Ok((reloader, Ask { asked: ask, answered }))
     }
 
     /// Reads again on SIGHUP, when it is asked and when files change, until the process ends.
     pub(crate) async fn run(self, parts: Weak<Parts>) {
-        let Self { mut work, mut hangup, mut asked } = self;
+        let Self { mut work, mut hangup, mut asked, answered } = self;
         let mut took = Duration::ZERO;
         loop {
-            let (mut reason, mut done) = (Reason::Time, None);
+            let mut reason = Reason::Time;
             tokio::select! {
                 _ = hangup.recv() => reason = Reason::Signal,
-                asked = asked.recv() => (reason, done) = (Reason::Call, asked),
+                _ = asked.changed() => {}
                 () = tokio::time::sleep(until_next(took)) => {}
             }
             let Some(parts) = parts.upgrade() else { return };
+            // A call that asks later may know of a later change: the next look is for it.
+            let number = *asked.borrow_and_update();
+            if reason == Reason::Time && number > *answered.borrow() {
+                reason = Reason::Call;
+            }
             let step = move || {
                 let took = work.step(reason, &parts);
                 (work, took)
             };
-            let stepped = tokio::task::spawn_blocking(step).await;
-            (work, took) = stepped.expect("reading a configuration does not panic");
-            if let Some(done) = done {
-                // The call may have ended.
-                let _gone = done.send(());
-            }
+            (work, took) = on_files(step).await;
+            answered.send_replace(number);
         }
     }
 }
@@ -316,6 +341,26 @@ mod tests {
         let next = |millis| until_next(Duration::from_millis(millis)).as_millis();
         assert_eq!([0, 10, 18, 99, 101, 3_600_000].map(next), [1_000, 1_000, 1_800, 9_900, 10_000, 10_000]);
         assert_eq!(until_next(Duration::MAX), FARTHEST);
+    }
+
+    #[tokio::test]
+    async fn all_that_have_asked_before_a_look_share_it() {
+        let source = Source { file: None, environment: Some(Vec::new()) };
+        let loaded = source.load().unwrap();
+        let (reloader, ask) = Reloader::new(source, &loaded).unwrap();
+        let parts = Arc::new(Parts::new(loaded.config).unwrap());
+        let mut asks: Vec<_> = (0..100).map(|_| Box::pin(ask.changed())).collect();
+        for ask in &mut asks {
+            assert!(futures_util::poll!(ask).is_pending());
+        }
+        let mut answered = ask.answered.clone();
+        let reloader = tokio::spawn(reloader.run(Arc::downgrade(&parts)));
+        answered.changed().await.unwrap();
+        assert_eq!(*answered.borrow(), 100);
+        for ask in asks {
+            ask.await;
+        }
+        reloader.abort();
     }
 
     #[test]
