@@ -19,10 +19,15 @@ fn main() {
         let mut steps = Steps::new(CAPTURE);
         criterion.bench_function(name, |bencher| bencher.iter(|| step(&mut steps)));
     }
-    // Both lines of an attempt, into a real file that rotates.
+    // Into a real file that rotates: both lines of an attempt; the line that it waits for, alone and a hundred together; and
+    // that line written by the thread that asks.
     let folder = tempfile::tempdir().expect("a folder for temporary files");
-    let attempts = Attempts::new(Steps::new(CAPTURE), &folder.path().join("journal"));
+    let mut attempts = Attempts::new(Steps::new(CAPTURE), &folder.path().join("journal"));
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     criterion.bench_function("journal", |bencher| bencher.iter(|| runtime.block_on(attempts.journal())));
+    criterion.bench_function("journal_sent", |bencher| bencher.iter(|| runtime.block_on(attempts.sent())));
+    criterion.bench_function("journal_sent_here", |bencher| bencher.iter(|| attempts.sent_here()));
+    criterion
+        .bench_function("journal_sent_100", |bencher| bencher.iter(|| runtime.block_on(attempts.sent_together(100))));
     criterion.final_summary();
 }

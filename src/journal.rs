@@ -28,11 +28,11 @@ use crate::flow::judge::Verdict;
 use crate::flow::record::capped;
 use crate::id::AccessKeyId;
 use crate::metrics::Metrics;
-use file::RotatingFile;
 use health::Health;
 use line::{Done, Line, Outcome, Sent};
 use writer::{Sink, Writer};
 
+pub(crate) use file::RotatingFile;
 pub use open::{Reading, read};
 
 /// Where attempts are written down.
@@ -155,6 +155,12 @@ impl Note {
             flow_id: flow_id.as_deref().map(|id| capped(id).into()),
             ..Done::default()
         });
+    }
+
+    /// Writes the line of [`Note::sent`] on this thread: what a benchmark compares it with.
+    pub(crate) fn write_here(&self, file: &mut RotatingFile) {
+        let appended = file.append(std::slice::from_ref(&self.sent));
+        assert_eq!(appended.lost, 0, "a benchmark's disk takes lines");
     }
 
     fn done(&self, done: Done<'_>) {

@@ -19,7 +19,7 @@ use crate::config;
 const MODE: u32 = 0o600;
 
 /// The file that is written now.
-pub(super) struct RotatingFile {
+pub(crate) struct RotatingFile {
     path: PathBuf,
     max_size: u64,
     keep: u32,
@@ -89,7 +89,7 @@ impl Identity {
 // === impl RotatingFile ===
 
 impl RotatingFile {
-    pub(super) fn open(config: &config::Journal) -> io::Result<Self> {
+    pub(crate) fn open(config: &config::Journal) -> io::Result<Self> {
         let config::Journal { path, max_size, keep } = config;
         Self::on(open(path)?, path, (*max_size as u64, *keep))
     }

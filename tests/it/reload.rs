@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
+use rustix::fs::{CWD, FileType, Mode, OFlags};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
 
 use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::process::{ACME, Process};
@@ -189,4 +191,38 @@ async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
     // The file that is written again is noticed without any call.
     session(flowgate.folder.path(), 3);
     Metrics::until(flowgate.admin, DONE, |times| times >= 2.0).await;
+}
+
+#[tokio::test]
+async fn files_that_hang_do_not_hold_a_call_beyond_its_hold() {
+    // CAMS knows another session than the file's.
+    let settings = Settings { keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()], ..Settings::default() };
+    let sim = Sim::start(settings).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    session(folder.path(), 1);
+    let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n[queue]\nhold = \"3s\"\n";
+    let flowgate = Process::configured(&sim, toml, folder, &[]).await;
+    let (config, pipe) = (flowgate.folder.path().join("flowgate.toml"), flowgate.folder.path().join("pipe"));
+    // Reading a pipe that is open for writing does not end.
+    rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    std::fs::rename(&pipe, &config).unwrap();
+    flowgate.signal("-HUP").await;
+    let give_up = Instant::now() + Duration::from_secs(30);
+    let _writer = loop {
+        match rustix::fs::open(&config, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
+            Ok(writer) => break writer,
+            Err(error) => assert!(Instant::now() < give_up, "the pipe is not read: {error}"),
+        }
+        tokio::task::yield_now().await;
+    };
+    let begun = Instant::now();
+    let calls = ["one", "two", "three"].map(|name| {
+        let (call, proxy) = (call(&flowgate, name, ("STS.1", "secret-1")), flowgate.proxy);
+        tokio::spawn(async move { call.send(proxy).await })
+    });
+    for call in calls {
+        let refused = timeout(Duration::from_secs(60), call).await.expect("it is answered").unwrap();
+        assert_eq!((refused.status, refused.code().as_str()), (403, "Flowgate.AccountCredentials"));
+    }
+    assert!(begun.elapsed() >= Duration::from_secs(2), "they have waited for the files: {:?}", begun.elapsed());
 }
