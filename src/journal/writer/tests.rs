@@ -51,7 +51,7 @@ fn sent(attempt: &str) -> Bytes {
 impl Sink for Disk {
     fn append(&mut self, lines: &[Bytes]) -> Appended {
         self.writes += 1;
-        if self.writes % self.every == 0 {
+        if self.writes.is_multiple_of(self.every) {
             self.begun.send(()).unwrap();
             // A test that has ended waits for nothing.
             match self.go_on.recv().unwrap_or(Write::Done) {
@@ -114,7 +114,7 @@ async fn a_slow_write_delays_the_attempts_that_wait_for_it_and_nothing_else() {
         let attempt = bench.attempt(line(&format!("{index} sent")));
         // Each attempt's two lines are a write each, because the second is queued after the first has been written.
         for is_sent in [true, false] {
-            if (2 * index + usize::from(!is_sent) + 1) % 9 == 0 {
+            if (2 * index + usize::from(!is_sent) + 1).is_multiple_of(9) {
                 bench.begun.recv().await.unwrap();
                 held += 1;
                 assert!(!is_sent || !attempt.is_finished());
