@@ -243,12 +243,12 @@ mod tests {
         let start = Instant::now();
         let mut members = members("r0", 3, start);
         let list = || [seen(0, Duration::ZERO), Seen { has_left: true, ..seen(1, SECOND) }, seen(2, Duration::ZERO)];
-        for second in 1..70 {
-            let now = start + second * SECOND;
+        for beat in 1..300 {
+            let now = start + beat * SECOND / 4;
             members.heard(list(), now);
-            assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (2, 0), "after {second} s");
+            assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (2, 0), "beat {beat}");
         }
-        assert_eq!(members.part(FIVE, start + 69 * SECOND), NonZeroU32::new(3));
+        assert_eq!(members.part(FIVE, start + 75 * SECOND), NonZeroU32::new(3));
     }
 
     #[test]

@@ -37,6 +37,14 @@ pub(super) enum Connection {
     Cluster(ClusterConnection),
 }
 
+/// Slots of a cluster that one master has.
+struct SlotRange {
+    first: u16,
+    last: u16,
+    /// Its id.
+    master: String,
+}
+
 /// Why the store's settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
@@ -199,17 +207,12 @@ impl Connection {
     /// A hash tag for each master: keys with it lie there.
     pub(super) async fn tags(&mut self) -> RedisResult<Vec<String>> {
         let Self::Cluster(cluster) = self else { return Ok(vec!["0".to_owned()]) };
-        type Range = (u16, u16, (String, u16, String));
         let any = || RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
         let (mut slots, mut tags) = (cmd("CLUSTER"), Vec::new());
         slots.arg("SLOTS");
         let ranges: Vec<Vec<Value>> = redis::from_redis_value(cluster.route_command(slots, any()).await?)?;
-        let range = |mut range: Vec<Value>| -> RedisResult<Range> {
-            range.truncate(3);
-            Ok(redis::from_redis_value(Value::Array(range))?)
-        };
-        let ranges: Vec<Range> = ranges.into_iter().map(range).collect::<RedisResult<_>>()?;
-        let mut masters: HashSet<&str> = ranges.iter().map(|(_, _, (_, _, id))| id.as_str()).collect();
+        let ranges: Vec<SlotRange> = ranges.into_iter().filter_map(SlotRange::read).collect();
+        let mut masters: HashSet<&str> = ranges.iter().map(|range| range.master.as_str()).collect();
         for tag in (0..MOST_TAGS).map(|tag: u32| tag.to_string()) {
             if masters.is_empty() {
                 break;
@@ -217,8 +220,8 @@ impl Connection {
             let mut slot = cmd("CLUSTER");
             slot.arg("KEYSLOT").arg(&tag);
             let slot: u16 = redis::from_redis_value(cluster.route_command(slot, any()).await?)?;
-            let master = ranges.iter().find(|(first, last, _)| (*first..=*last).contains(&slot));
-            if master.is_some_and(|(_, _, (_, _, id))| masters.remove(id.as_str())) {
+            let range = ranges.iter().find(|range| (range.first..=range.last).contains(&slot));
+            if range.is_some_and(|range| masters.remove(range.master.as_str())) {
                 tags.push(tag);
             }
         }
@@ -241,6 +244,19 @@ impl Connection {
             return Err((ErrorKind::ClusterConnectionNotFound, "not every master answers").into());
         }
         Ok(())
+    }
+}
+
+impl SlotRange {
+    /// One entry of CLUSTER SLOTS: its first slot, its last, the master, the master's replicas. A node is its address, its
+    /// port, its id, and perhaps more.
+    fn read(entry: Vec<Value>) -> Option<Self> {
+        let mut entry = entry.into_iter();
+        let mut number = || redis::from_redis_value(entry.next()?).ok();
+        let (first, last) = (number()?, number()?);
+        let master: Vec<Value> = redis::from_redis_value(entry.next()?).ok()?;
+        let master = redis::from_redis_value(master.into_iter().nth(2)?).ok()?;
+        Some(Self { first, last, master })
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) async fn look(connection: &mut Connection, probe: &Probe, limit: Dura
     let mut set = cmd("SET");
     set.arg(probe.key()).arg(1).arg("PX").arg(PROBE_MS);
     let _ok: Value = within(limit, set.query_async(connection)).await?;
-    probe.deal(connection, round_trip, limit).await?;
+    probe.deal(connection, masters, round_trip, limit).await?;
     Ok(Health { server, masters, round_trip })
 }
 

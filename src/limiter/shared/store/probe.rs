@@ -55,14 +55,19 @@ impl Probe {
         &self.prefix
     }
 
-    /// Whether the store can deal; each question may take `limit`.
+    /// Whether the store can deal, on all masters; each question may take `limit`.
     pub(super) async fn deal(
         &self,
         connection: &mut Connection,
+        masters: usize,
         distance: Duration,
         limit: Duration,
     ) -> Result<(), Trouble> {
-        for tag in within(limit, connection.tags()).await? {
+        let tags = within(limit, connection.tags()).await?;
+        if tags.len() < masters {
+            return Err(Trouble::Unreachable("not every master has slots".to_owned()));
+        }
+        for tag in tags {
             run(limit, self.beat(connection, &tag)).await?;
             self.take(connection, &tag, distance, limit).await?;
         }

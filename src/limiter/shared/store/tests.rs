@@ -42,12 +42,17 @@ enum Mood {
     Away,
     /// Answers nothing.
     Frozen,
-    /// Answers every command but PING and INFO like this.
+    /// Answers every script like this.
     Says(&'static str),
+    /// Answers this command like this.
+    Lacks(&'static str, &'static str),
+    /// What it deals comes much later than its ping.
+    Far,
 }
 
 /// A made-up server; counts the connections that were tried, each with its moment.
 struct Fake {
+    started: Instant,
     mood: Mutex<Mood>,
     dialled: Mutex<Vec<Instant>>,
 }
@@ -56,7 +61,7 @@ struct Fake {
 
 impl Fake {
     fn new(mood: Mood) -> Arc<Self> {
-        Arc::new(Self { mood: Mutex::new(mood), dialled: Mutex::default() })
+        Arc::new(Self { started: Instant::now(), mood: Mutex::new(mood), dialled: Mutex::default() })
     }
 
     fn is(&self, mood: Mood) {
@@ -89,10 +94,17 @@ impl Fake {
         let mut stream = BufReader::new(stream);
         while let Some(command) = read(&mut stream).await {
             let info = "redis_version:7.0.15\r\nrun_id:a\r\nmaxmemory_policy:noeviction\r\n";
-            let answer = match (*self.mood.lock(), command.as_str()) {
+            let mood = *self.mood.lock();
+            let answer = match (mood, command[0].as_str()) {
                 (Mood::Frozen, _) => continue,
                 (Mood::Says(answer), "EVALSHA") => answer.to_owned(),
+                (Mood::Lacks(lacking, answer), name) if lacking == name => answer.to_owned(),
                 (_, "INFO") => format!("${}\r\n{info}\r\n", info.len()),
+                (mood, "EVALSHA") if command[3].contains("probe:") => {
+                    // The script that deals has two keys.
+                    if command[2] == "2" { self.deals(mood).await } else { "*0\r\n".to_owned() }
+                }
+                (_, "SCRIPT") => format!("+{}\r\n", Script::new(&command[2]).get_hash()),
                 (_, "EVALSHA") => ":7\r\n".to_owned(),
                 _ => "+OK\r\n".to_owned(),
             };
@@ -101,23 +113,38 @@ impl Fake {
             }
         }
     }
+
+    /// The answer of a script that deals one slot that is dated now.
+    async fn deals(&self, mood: Mood) -> String {
+        let slack = 15_000;
+        let now = u64::try_from(self.started.elapsed().as_micros()).unwrap();
+        if mood == Mood::Far {
+            sleep(Duration::from_millis(200)).await;
+        }
+        let list = |numbers: &[u64]| {
+            let numbers: String = numbers.iter().map(|number| format!(":{number}\r\n")).collect();
+            format!("*{}\r\n{numbers}", numbers.lines().count())
+        };
+        let head = list(&[now, 0, 0, 0, 0, 0, 5000, 1_020_000, 1000, 0, 0, 1_000_000, 0]);
+        format!("*4\r\n{head}$0\r\n\r\n*0\r\n{}", list(&[now, now + 1_020_000, slack, 0]))
+    }
 }
 
-/// The name of the next command.
-async fn read(stream: &mut BufReader<DuplexStream>) -> Option<String> {
+/// The next command.
+async fn read(stream: &mut BufReader<DuplexStream>) -> Option<Vec<String>> {
     let mut line = String::new();
     stream.read_line(&mut line).await.ok()?;
     let count: usize = line.trim().strip_prefix('*')?.parse().ok()?;
-    let mut name = None;
+    let mut command = Vec::new();
     for _ in 0..count {
         line.clear();
         stream.read_line(&mut line).await.ok()?;
         let length: usize = line.trim().strip_prefix('$')?.parse().ok()?;
         let mut bytes = vec![0; length + 2];
         stream.read_exact(&mut bytes).await.ok()?;
-        name = name.or_else(|| Some(String::from_utf8_lossy(&bytes[..length]).into_owned()));
+        command.push(String::from_utf8_lossy(&bytes[..length]).into_owned());
     }
-    name
+    Some(command)
 }
 
 async fn take(store: &Store) -> Result<Value, Unavailable> {
@@ -181,14 +208,10 @@ async fn attempts_to_connect_come_in_growing_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_scripts_own_error_is_no_illness_of_the_store() {
+async fn a_store_that_fails_a_question_is_down_until_it_runs_the_scripts_again() {
     let fake = Fake::new(Mood::Well);
     let (store, _) = fake.store();
-    let since = up(&store).await;
-    fake.is(Mood::Says("-ERR user_script:1: attempt to index a nil value\r\n"));
-    let failed = take(&store).await.unwrap_err();
-    assert!(matches!(&failed, Unavailable::Failed(text) if text.contains("attempt to index a nil value")), "{failed}");
-    assert_eq!(store.state(), State::Up { since });
+    up(&store).await;
     let ill = [
         "-READONLY You can't write against a read only replica.\r\n",
         "-LOADING Redis is loading the dataset in memory\r\n",
@@ -196,13 +219,81 @@ async fn a_scripts_own_error_is_no_illness_of_the_store() {
         "-MASTERDOWN Link with MASTER is down\r\n",
         "-OOM command not allowed when used memory > 'maxmemory'.\r\n",
         "-BUSY Redis is busy running a script.\r\n",
+        "-NOPERM this user has no permissions to run the 'evalsha' command\r\n",
+        "-NOSCRIPT No matching script.\r\n",
+        "-WRONGTYPE Operation against a key holding the wrong kind of value\r\n",
+        "-ERR user_script:1: attempt to index a nil value\r\n",
     ];
     for answer in ill {
         fake.is(Mood::Says(answer));
         assert!(matches!(take(&store).await, Err(Unavailable::Failed(_))), "{answer}");
-        assert_eq!(store.state(), State::Down { since: Instant::now() }, "{answer}");
+        let since = Instant::now();
+        assert_eq!(store.state(), State::Down { since }, "{answer}");
+        sleep(Duration::from_secs(60)).await;
+        assert_eq!(store.state(), State::Down { since }, "{answer}");
+        fake.is(Mood::Well);
         up(&store).await;
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_permits_what_is_needed_is_refused_at_the_start() {
+    let refused = async |mood| Fake::new(mood).store().0.check().await.err();
+    let no_scripts = "-NOPERM this user has no permissions to run the 'evalsha' command\r\n";
+    let no_key = "-NOPERM this user has no permissions to access one of the keys used as arguments\r\n";
+    let no_clock = "-ERR The user executing the script can't run this command or subcommand script: 7\r\n";
+    for mood in [Mood::Says(no_scripts), Mood::Says(no_clock), Mood::Lacks("SET", no_key)] {
+        let reason = refused(mood).await.expect("it is refused");
+        assert!(reason.starts_with("the shared store does not permit what Flowgate needs: "), "{reason}");
+    }
+    let reason = refused(Mood::Says("-ERR unknown command 'LPOS' script: 7\r\n")).await.expect("it is refused");
+    assert!(reason.starts_with("the shared store cannot run Flowgate's scripts: "), "{reason}");
+    let passes = ["-OOM command not allowed\r\n", "-READONLY You can't write\r\n", "-LOADING it is\r\n"];
+    for mood in passes.map(Mood::Says).into_iter().chain([Mood::Away, Mood::Frozen, Mood::Well, Mood::Far]) {
+        assert_eq!(refused(mood).await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_info_says_may_be_kept_secret() {
+    let fake = Fake::new(Mood::Lacks("INFO", "-NOPERM this user has no permissions to run the 'info' command\r\n"));
+    let (store, _) = fake.store();
+    assert_eq!(store.check().await, Ok(()));
+    up(&store).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_whose_slots_come_too_late_is_down_until_they_are_in_time() {
+    let fake = Fake::new(Mood::Well);
+    let (store, _) = fake.store();
+    up(&store).await;
+    fake.is(Mood::Far);
+    store.is_too_far();
+    let since = Instant::now();
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(store.state(), State::Down { since });
+    fake.is(Mood::Well);
+    up(&store).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_trouble_that_no_look_finds_brings_the_store_back_ever_more_seldom() {
+    let fake = Fake::new(Mood::Well);
+    let (store, _) = fake.store();
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        up(&store).await;
+        store.is_too_far();
+        let start = Instant::now();
+        up(&store).await;
+        pauses.push(start.elapsed().as_millis());
+    }
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000, 30_000]);
+    sleep(Duration::from_secs(10)).await;
+    store.is_too_far();
+    let start = Instant::now();
+    up(&store).await;
+    assert_eq!(start.elapsed().as_millis(), 50);
 }
 
 #[tokio::test(start_paused = true)]
