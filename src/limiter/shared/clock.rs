@@ -116,3 +116,94 @@ fn drift(from: Instant, to: Instant) -> i64 {
     let micros = to.saturating_duration_since(from).as_micros() * u128::from(DRIFT) / 1_000_000;
     i64::try_from(micros).unwrap_or(i64::MAX / 4)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn micros(span: Duration) -> u64 {
+        u64::try_from(span.as_micros()).unwrap()
+    }
+
+    #[test]
+    fn one_answer_bounds_the_stores_clock_by_its_round_trip() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start);
+        assert_eq!(clock.uncertainty(start), None);
+        clock.observe(start, start + 20 * MS, 1_000_000);
+        let now = start + 20 * MS;
+        assert_eq!(clock.uncertainty(now), Some(20 * MS + 4 * MS / 1000));
+        assert_eq!(clock.latest(1_000_000, now), now);
+        assert_eq!(clock.earliest(1_500_000, now), start + 500 * MS - 4 * MS / 1000);
+        assert_eq!(clock.at_most(start + 500 * MS, now), 1_500_004);
+    }
+
+    #[test]
+    fn bounds_of_several_answers_hold_together() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start);
+        // One way takes 1 ms and the other 30 ms, then the other way round.
+        clock.observe(start, start + 31 * MS, 1_001_000);
+        clock.observe(start + 40 * MS, start + 71 * MS, 1_070_000);
+        let now = start + 71 * MS;
+        let unknown = clock.uncertainty(now).unwrap();
+        assert!(unknown <= 2 * MS + MS / 10, "{unknown:?}");
+        assert!(clock.earliest(1_070_000, now) <= start + 70 * MS && clock.latest(1_070_000, now) >= start + 70 * MS);
+    }
+
+    #[test]
+    fn the_bounds_are_right_whatever_the_way_and_the_drift() {
+        for seed in 0..200 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let start = Instant::now();
+            let mut clock = Clock::new(start + MS * random.u32(0..2000));
+            // Millionths by which the store's clock is faster.
+            let drift = random.i64(-180..=180);
+            let store = |at: Instant| {
+                let ours = i64::try_from((at - start).as_micros()).unwrap();
+                u64::try_from(1_700_000_000_000_000 + ours + ours * drift / 1_000_000).unwrap()
+            };
+            let mut now = start;
+            for _ in 0..200 {
+                now += MS * random.u32(0..2000);
+                let (out, back) = (MS * random.u32(0..50), MS * random.u32(0..50));
+                clock.observe(now, now + out + back, store(now + out));
+                now += out + back;
+                let moment = now + MS * random.u32(0..300);
+                let at = store(moment);
+                // For rounding, and for the drift until that moment.
+                let (two, later) = (Duration::from_micros(2), (moment - now) / 5000);
+                assert!(clock.earliest(at, now) <= moment + two + later, "seed {seed}");
+                assert!(clock.latest(at, now) + two + later >= moment, "seed {seed}");
+                assert!(clock.at_most(moment, now) + micros(two + later) >= at, "seed {seed}");
+                let (unknown, took) = (clock.uncertainty(now).unwrap(), out + back);
+                assert!(unknown <= took + took / 2500 + two, "seed {seed}: {unknown:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_known_by_the_next_answer() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start);
+        clock.observe(start, start + MS, 5_000_000);
+        for (second, store) in [(1, 2_000_000), (2, 900_000_000), (3, 901_000_300)] {
+            let now = start + 1000 * MS * second;
+            clock.observe(now, now + MS, store);
+            assert!(clock.uncertainty(now + MS).unwrap() <= MS + MS / 500);
+            assert!(clock.earliest(store, now + MS) <= now + MS && clock.latest(store, now + MS) >= now);
+        }
+    }
+
+    #[test]
+    fn what_is_known_lasts_and_grows_uncertain() {
+        let start = Instant::now();
+        let mut clock = Clock::new(start);
+        clock.observe(start, start + MS, 0);
+        let unknown = |second| clock.uncertainty(start + 1000 * MS * second).unwrap();
+        assert!(unknown(1) < 2 * MS && unknown(60) > 20 * MS && unknown(60) < 30 * MS);
+        assert_eq!(micros(unknown(60) - unknown(59)), 400);
+    }
+}

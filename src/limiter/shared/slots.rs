@@ -153,6 +153,7 @@ impl Slots {
     pub(crate) fn ask(&mut self, waiting: usize, now: Instant) -> Ask {
         self.number += 1;
         self.asking = true;
+        self.drop_late(now);
         if waiting == 0 {
             // No call is there to use them.
             self.void();
@@ -442,3 +443,6 @@ impl Turns {
 fn first<T>(list: &mut Vec<T>) -> Vec<T> {
     list.drain(..list.len().min(GIVEN_BACK)).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,194 @@
+//! Slots in simulated time, beside a store whose clock shows microseconds since `START`.
+
+use std::num::NonZeroU32;
+
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+const START: u64 = 1_000_000_000;
+
+/// A lane, its store's clock, and the way there.
+struct World {
+    start: Instant,
+    slots: Slots,
+}
+
+// === impl World ===
+
+impl World {
+    fn new() -> Self {
+        let start = Instant::now();
+        let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: 1000 * MS };
+        let slots = Slots::new(&Start { limit, gap: 5 * MS, slack: 15 * MS, distance: Duration::ZERO, from: start });
+        Self { start, slots }
+    }
+
+    fn at(&self, ms: u32) -> Instant {
+        self.start + ms * MS
+    }
+
+    fn store(at: u32) -> u64 {
+        START + u64::from(at) * 1000
+    }
+
+    /// The store deals at `dealt` what was asked for at `sent`, dated then; the answer is here at `received`.
+    fn ask(&mut self, wanted: usize, [sent, dealt, received]: [u32; 3]) -> Worth {
+        let ask = self.slots.ask(wanted, self.at(sent));
+        self.answer(&ask, [sent, dealt, received])
+    }
+
+    fn answer(&mut self, ask: &Ask, [sent, dealt, received]: [u32; 3]) -> Worth {
+        let slack = u64::try_from(ask.slack.as_micros()).unwrap();
+        let at = Self::store(dealt);
+        let slot = Dated { at, back: at + 1_020_000, slack, probe: false };
+        let view = View { now: at, usable: 5, away: 1_020_000, part: 1_000_000, ..View::default() };
+        let view = View { slots: vec![slot; ask.wanted], ..view };
+        let answer = Answer { view, sent: self.at(sent), received: self.at(received) };
+        self.slots.answered(ask.number, &answer, self.at(received))
+    }
+}
+
+#[test]
+fn a_slot_may_be_used_from_its_date_until_its_slack_is_over() {
+    let mut world = World::new();
+    assert_eq!(world.ask(2, [0, 0, 0]), Worth::Fine);
+    let slot = world.slots.take(world.at(0)).unwrap();
+    assert!(world.slots.is_usable(&slot, world.at(15)) && !world.slots.is_usable(&slot, world.at(16)));
+    assert!(world.slots.written(slot, world.at(15), world.at(15)));
+    assert!(world.slots.take(world.at(16)).is_none(), "the other one is too late");
+    assert!(world.slots.has_unused() && matches!(world.slots.wait(1, world.at(16)), Wait::Ask));
+}
+
+#[test]
+fn a_store_at_any_distance_is_of_use_from_its_second_answer_on() {
+    for distance in [0, 5, 20, 100, 400] {
+        for there in [0, distance / 2, distance] {
+            let mut world = World::new();
+            let mut served = 0;
+            for question in 0..10 {
+                let sent = question * 1000;
+                world.ask(1, [sent, sent + there, sent + distance]);
+                let now = world.at(sent + distance);
+                if let Some(slot) = world.slots.take(now) {
+                    assert!(world.slots.written(slot, now, now));
+                    served += 1;
+                }
+            }
+            assert!(served >= 9, "{served} at {distance} ms, of which {there} ms there");
+        }
+    }
+}
+
+#[test]
+fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
+    for seed in 0..300 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut world = World::new();
+        let mut sent = 0;
+        for _ in 0..50 {
+            sent += random.u32(0..3000);
+            let (there, back) = (random.u32(0..150), random.u32(0..150));
+            world.ask(1, [sent, sent + there, sent + there + back]);
+            sent += there + back + random.u32(0..40);
+            while let Some(slot) = world.slots.take(world.at(sent)) {
+                let used = World::store(sent);
+                assert!(slot.dated.at <= used && used <= slot.dated.at + slot.dated.slack, "seed {seed}");
+                world.slots.written(slot, world.at(sent), world.at(sent));
+            }
+            world.slots.void();
+        }
+    }
+}
+
+#[test]
+fn slots_that_come_too_late_are_given_more_time_and_at_last_up() {
+    let mut world = World::new();
+    assert_eq!(world.ask(1, [0, 0, 0]), Worth::Fine);
+    let worth: Vec<_> = (1..=6).map(|i| world.ask(1, [i * 1000, i * 1000, i * 1000 + 240])).collect();
+    assert_eq!(worth[0], Worth::TooLate);
+    // What was known of the clock showed that they came late: the way back alone takes 240 ms.
+    assert_eq!(world.slots.extra, MOST_EXTRA);
+    assert_eq!(worth[4..], [Worth::TooFar, Worth::TooFar]);
+    assert_eq!(world.ask(1, [9000, 9000, 9001]), Worth::Fine);
+    assert!(world.slots.extra < MOST_EXTRA && world.slots.too_late == 0);
+    assert_eq!(world.ask(0, [9100, 9100, 9500]), Worth::Fine, "no slot, no judgement");
+}
+
+#[test]
+fn after_a_late_use_no_slot_is_used_before_the_store_knows_of_it() {
+    let mut world = World::new();
+    world.ask(2, [0, 0, 0]);
+    let [late, held] = [0, 0].map(|at| world.slots.take(world.at(at)).unwrap());
+    // A question is under way that does not carry the report.
+    let without = world.slots.ask(3, world.at(5));
+    assert!(!world.slots.written(late, world.at(30), world.at(31)));
+    assert!(!world.slots.is_usable(&held, world.at(10)) && world.slots.take(world.at(10)).is_none());
+    world.answer(&without, [5, 32, 33]);
+    assert!(world.slots.take(world.at(33)).is_none(), "it was dealt without knowing of it");
+    assert!(matches!(world.slots.wait(0, world.at(33)), Wait::Ask), "also if no call waits");
+    let report = world.slots.ask(1, world.at(34));
+    // What the clocks may have parted by is added.
+    let used: Vec<_> = report.late.iter().map(|late| late.used - World::store(30)).collect();
+    assert!(used[..] == [6], "{used:?}");
+    assert_eq!(report.unused.len(), 3);
+    assert!(world.slots.take(world.at(34)).is_none() && !world.slots.at_rest());
+    // The answer is lost: it is reported again.
+    world.slots.unanswered(report.number, world.at(84));
+    let again = world.slots.ask(1, world.at(84));
+    assert_eq!(again.late, report.late);
+    world.answer(&again, [84, 84, 84]);
+    assert!(world.slots.take(world.at(84)).is_some());
+}
+
+#[test]
+fn a_wish_is_taken_back_when_no_call_waits_any_more() {
+    let mut world = World::new();
+    let ask = world.slots.ask(9, world.at(0));
+    let view = View { now: START, wanted: 4, usable: 5, ask: 100_000, ..View::default() };
+    let answer = Answer { view, sent: world.at(0), received: world.at(0) };
+    world.slots.answered(ask.number, &answer, world.at(0));
+    assert!(world.slots.has_unused(), "the store means to deal four more");
+    assert_eq!(world.slots.ask(0, world.at(1)).wanted, 0);
+    world.slots.unanswered(2, world.at(50));
+    assert!(!world.slots.has_unused() && world.slots.at_rest());
+}
+
+#[test]
+fn a_question_of_an_earlier_pace_is_asked_again_at_once() {
+    let mut world = World::new();
+    let ask = world.slots.ask(1, world.at(0));
+    let view = View { now: START, wanted: 1, usable: 5, ask: 100_000, stale: true, ..View::default() };
+    let answer = Answer { view, sent: world.at(0), received: world.at(1) };
+    world.slots.answered(ask.number, &answer, world.at(1));
+    assert!(matches!(world.slots.wait(1, world.at(1)), Wait::Ask));
+}
+
+#[test]
+fn no_question_gives_back_more_than_its_bound() {
+    let mut world = World::new();
+    world.ask(200, [0, 0, 0]);
+    let given: Vec<_> = (1..=5).map(|at| world.slots.ask(0, world.at(at)).unused.len()).collect();
+    assert_eq!(given, [64, 64, 64, 8, 0]);
+}
+
+#[test]
+fn forecasts_are_of_each_token_or_between_those_that_were_told() {
+    let world = World::new();
+    let (now, second) = (world.at(0), 1000 * MS);
+    let turns = |usable, used, back: &[u32]| Turns {
+        usable,
+        used,
+        back: back.iter().map(|ms| world.at(*ms)).collect(),
+        free: now,
+        away: second,
+    };
+    let nth = |turns: &Turns, ahead: &[usize]| -> Vec<u128> {
+        ahead.iter().map(|ahead| (turns.nth(*ahead, now) - now).as_millis()).collect()
+    };
+    assert_eq!(nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]), [0, 0, 100, 200, 700, 1000, 1100]);
+    // Of 101 tokens three are told.
+    assert_eq!(nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]), [0, 50, 100, 500, 900, 1000]);
+    assert_eq!(nth(&turns(1, 1, &[300]), &[0, 2]), [300, 2300]);
+    let paused = turns(5, 3, &[100, 200, 700]).nth(2, world.at(500));
+    assert_eq!(paused, world.at(500));
+}
