@@ -174,8 +174,9 @@ local function away(replica) return window + gap + replica.slack end
 
 -- What was used too late counts from then. If its token was used again meanwhile, it costs the one that is back first.
 for _, back, _, _, used in string.gmatch(late, '(%d+):(%d+):(%d+):(%d):(%d+)') do
-  take_out(tonumber(back))
-  add(math.min(tonumber(used), now) + window + gap)
+  back, used = tonumber(back), math.min(tonumber(used), now)
+  take_out(back)
+  add(math.max(back, used + window + gap))
 end
 
 -- The pace: whoever has computed with an earlier one is dealt nothing.
@@ -224,7 +225,8 @@ elseif op == 'ended' then
     elseif lane.probe == OUT then
       lane.probe = NOT_NEEDED
       -- The probe's token counts from its answer.
-      if take_out(tonumber(back)) then add(now + away(mine)) end
+      back = tonumber(back)
+      if take_out(back) then add(math.max(back, now + away(mine))) end
     end
   end
 end
