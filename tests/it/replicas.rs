@@ -36,6 +36,8 @@ struct Way {
 enum Condition {
     Open,
     Slow(Duration),
+    /// Only what comes back is late.
+    Late(Duration),
     Shut,
 }
 
@@ -51,20 +53,26 @@ impl Way {
             while let Ok((near, _)) = listener.accept().await {
                 let (near_read, near_write) = near.into_split();
                 let (far_read, far_write) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
-                tokio::spawn(pass(near_read, far_write, seen.clone()));
-                tokio::spawn(pass(far_read, near_write, seen.clone()));
+                tokio::spawn(pass(near_read, far_write, (seen.clone(), false)));
+                tokio::spawn(pass(far_read, near_write, (seen.clone(), true)));
             }
         });
         Self { address, condition }
     }
 }
 
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut condition: watch::Receiver<Condition>) {
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    (mut condition, is_back): (watch::Receiver<Condition>, bool),
+) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         let now = *condition.borrow_and_update();
-        if let Condition::Slow(by) = now {
-            sleep(by).await;
+        match now {
+            Condition::Slow(by) => sleep(by).await,
+            Condition::Late(by) if is_back => sleep(by).await,
+            Condition::Late(_) | Condition::Open | Condition::Shut => {}
         }
         if condition.wait_for(|now| *now != Condition::Shut).await.is_err() {
             return;
@@ -220,6 +228,46 @@ async fn a_slow_store_is_left_alone() {
     let answers = calls.join_all().await;
     fleet.all_served(&answers);
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+}
+
+#[tokio::test]
+async fn a_store_at_any_distance_is_used_or_known_to_be_down() {
+    for distance in [0, 5, 20, 100, 400] {
+        let redis = Redis::start().await;
+        let way = Way::to(redis.port).await;
+        let fleet = Fleet::start(1, &format!("store = \"redis://{}\"", way.address)).await;
+        // From then on it has a part.
+        sleep(Duration::from_secs(1)).await;
+        way.condition.send_replace(Condition::Late(Duration::from_millis(distance)));
+        let admin = fleet.replicas[0].admin;
+        let up = Metrics::until(admin, "flowgate_store_up", |up| (up == 1.0) == (distance < 250)).await;
+        let answers = fleet.calls("call", 10).join_all().await;
+        // Each has the time to be served from this replica's part, too.
+        fleet.all_served(&answers);
+        assert!(fleet.worst_second() <= 5, "{} at {distance} ms", fleet.worst_second());
+        let metrics = Metrics::of(admin).await;
+        assert_eq!(metrics.get("flowgate_store_up"), up.get("flowgate_store_up"), "{distance} ms");
+        // As the connection is older than the way is long, the least round trip of its pings may still be shorter.
+        assert!(metrics.get("flowgate_store_distance_seconds") < 0.25);
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
+    let redis = Redis::start().await;
+    let way = Way::to(redis.port).await;
+    way.condition.send_replace(Condition::Late(Duration::from_millis(60)));
+    let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
+    let answers = fleet.calls("call", 20).join_all().await;
+    fleet.all_served(&answers);
+    assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
+    for replica in &fleet.replicas {
+        let metrics = Metrics::of(replica.admin).await;
+        assert_eq!(metrics.get("flowgate_store_up"), 1.0);
+        assert!(metrics.get("flowgate_store_distance_seconds") >= 0.06);
+        let events = replica.logged("the shared store is far away: it costs rate", 1).await;
+        assert_eq!(events.len(), 1);
+    }
 }
 
 #[tokio::test]

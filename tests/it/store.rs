@@ -47,6 +47,51 @@ async fn a_user_needs_no_more_rights_than_the_manual_says() {
     World::new(&format!("[quota]\n{quota}")).await.until(UP, 1.0).await;
 }
 
+/// Why a start with a user of these rights is refused, if it is.
+async fn refused(rights: &str) -> Option<String> {
+    let user = format!("flowgate on >team-secret-1 {rights}");
+    let options: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
+    let redis = Redis::with(&[&options[..], &["--requirepass", "another"]].concat()).await;
+    let folder = tempfile::tempdir().unwrap();
+    let quota = format!("[quota]\nstore = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}", redis.url());
+    let started = App::start(world::load(&folder, &quota)).await;
+    started.err().map(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn a_user_without_the_rights_is_refused_at_the_start_with_the_reason() {
+    for (rights, missing) in [
+        ("~flowgate:* +@read +@write +@connection +info +time", "evalsha"),
+        ("~flowgate:* +@read +@write +@scripting +@connection +info", "run this command"),
+        ("~flowgate:* +@read +@scripting +@connection +info +time", "set"),
+        ("~other:* +@read +@write +@scripting +@connection +info +time", "key"),
+    ] {
+        let reason = refused(rights).await.unwrap_or_else(|| panic!("{rights} is enough"));
+        let known = reason.starts_with("quota.store: the shared store does not permit what Flowgate needs (");
+        assert!(known && reason.split("): ").nth(1).is_some_and(|said| said.contains(missing)), "{reason}");
+    }
+    // What INFO says is good to know.
+    assert_eq!(refused("~flowgate:* +@read +@write +@scripting +@connection +time").await, None);
+}
+
+#[tokio::test]
+async fn a_user_who_loses_a_right_is_seen_and_said_once() {
+    let redis = Redis::start().await;
+    let flowgate = process(&format!("store = \"{}\"", redis.url())).await;
+    flowgate.logged("the shared store is up", 1).await;
+    assert_eq!(redis.ask(&["ACL", "SETUSER", "default", "-@scripting"]).await.trim(), "OK");
+    let event = flowgate.logged("the shared store is down", 1).await[0].clone();
+    assert!(event["reason"].as_str().unwrap().contains("evalsha"), "{event}");
+    let unfit = "the shared store cannot be used; trying on";
+    flowgate.logged(unfit, 1).await;
+    Metrics::until(flowgate.admin, "flowgate_store_errors_total{op=\"connect\"}", |times| times >= 3.0).await;
+    let metrics = Metrics::of(flowgate.admin).await;
+    assert_eq!((metrics.get(UP), metrics.get("flowgate_store_degraded")), (0.0, 1.0));
+    assert_eq!(flowgate.logged(unfit, 1).await.len(), 1);
+    redis.ask(&["ACL", "SETUSER", "default", "+@scripting"]).await;
+    Metrics::until(flowgate.admin, UP, |up| up == 1.0).await;
+}
+
 #[tokio::test]
 async fn tls_is_verified_against_the_file() {
     let (redis, other) = (Redis::with_tls().await, Redis::with_tls().await);

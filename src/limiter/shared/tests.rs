@@ -1,6 +1,7 @@
 //! The shared quota: what a replica withholds, and the script on a real server.
 
 use super::*;
+use crate::servers::Cluster;
 
 mod deal;
 
@@ -20,4 +21,44 @@ async fn only_who_may_use_a_part_is_withheld_one() {
         quota.cap(limit)
     };
     assert_eq!((cap(OnStoreFailure::Share), cap(OnStoreFailure::Refuse)), (2, 4));
+}
+
+/// A replica that says every now and then that it is there.
+async fn replica(settings: &config::Store) -> Arc<Quota> {
+    let quota = Quota::open(settings, OnStoreFailure::Share, Arc::new(Metrics::new())).unwrap();
+    tokio::spawn(quota.clone().keep(|| {}));
+    quota
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let give_up = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < give_up, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn in_a_cluster_replicas_that_are_replaced_leave_nothing_withheld() {
+    let cluster = Cluster::start().await;
+    let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
+    let settings = config::Store::on(config::Topology::Cluster, &ports);
+    let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: Duration::from_secs(1) };
+    let mut replicas = vec![replica(&settings).await, replica(&settings).await, replica(&settings).await];
+    until("all know of all", || replicas.iter().all(|replica| replica.replicas() == 3)).await;
+    for _ in 0..3 {
+        replicas.remove(0).leave().await;
+        until("it is known to have left", || replicas.iter().all(|replica| replica.replicas() == 2)).await;
+        // It would have vanished by then.
+        tokio::time::sleep(2 * members::VANISHED).await;
+        for replica in &replicas {
+            assert_eq!((replica.replicas(), replica.cap(limit)), (2, 5));
+        }
+        replicas.push(replica(&settings).await);
+        until("all know of the new one", || replicas.iter().all(|replica| replica.replicas() == 3)).await;
+    }
+    // One that dies is withheld its part, as nobody sees whether it is dead.
+    let dies = replicas.remove(0);
+    dies.has_left.store(true, Ordering::Relaxed);
+    until("its part is withheld", || replicas.iter().all(|replica| replica.cap(limit) < 5)).await;
 }

@@ -244,7 +244,7 @@ async fn a_store_that_never_permits_what_is_needed_is_refused_at_the_start() {
     let no_clock = "-ERR The user executing the script can't run this command or subcommand script: 7\r\n";
     for mood in [Mood::Says(no_scripts), Mood::Says(no_clock), Mood::Lacks("SET", no_key)] {
         let reason = refused(mood).await.expect("it is refused");
-        assert!(reason.starts_with("the shared store does not permit what Flowgate needs: "), "{reason}");
+        assert!(reason.starts_with("the shared store does not permit what Flowgate needs ("), "{reason}");
     }
     let reason = refused(Mood::Says("-ERR unknown command 'LPOS' script: 7\r\n")).await.expect("it is refused");
     assert!(reason.starts_with("the shared store cannot run Flowgate's scripts: "), "{reason}");

@@ -22,6 +22,9 @@ pub(super) enum Trouble {
     TooFar(Duration),
 }
 
+/// What the store's user needs.
+const RIGHTS: &str = "+@read +@write +@scripting +@connection +info +time, and the keys of quota.store_prefix";
+
 // === impl Trouble ===
 
 impl Trouble {
@@ -56,7 +59,9 @@ impl Trouble {
     pub(super) fn forbids_start(self) -> Option<String> {
         match self {
             Self::Evicts(text) => Some(text),
-            Self::Forbids(text) => Some(format!("the shared store does not permit what Flowgate needs: {text}")),
+            Self::Forbids(text) => {
+                Some(format!("the shared store does not permit what Flowgate needs ({RIGHTS}): {text}"))
+            }
             Self::Unfit(text) => Some(format!("the shared store cannot run Flowgate's scripts: {text}")),
             Self::Unreachable(_) | Self::Refused(_) | Self::TooFar(_) => None,
         }
