@@ -51,7 +51,8 @@ pub(crate) enum Stands {
     Nothing { since: Option<Instant> },
 }
 
-/// How often a replica says that it is there.
+/// How often a replica says that it is there, however long an answer takes: a store may be so far away that its list is as
+/// old as one beat, and none that is there has vanished in it.
 const BEAT: Duration = Duration::from_millis(250);
 /// When a caller who was refused for want of the store had best come back.
 pub(crate) const ADVICE: Duration = Duration::from_secs(2);
@@ -187,7 +188,7 @@ impl Quota {
         let mut changes = self.store.changes();
         let mut connection = None;
         loop {
-            let state = *changes.borrow_and_update();
+            let (state, next) = (*changes.borrow_and_update(), Instant::now() + BEAT);
             if let State::Up { since } = state {
                 if connection.is_none_or(|(known, _)| known != since) {
                     connection = Some((since, self.store.own_connection().await.unwrap_or(UNKNOWN)));
@@ -212,7 +213,7 @@ impl Quota {
                     changed();
                 }
                 () = ended => changed(),
-                () = tokio::time::sleep(BEAT) => {}
+                () = tokio::time::sleep_until(next) => {}
             }
         }
     }

@@ -24,9 +24,9 @@ end
 
 local state, ring = KEYS[1], KEYS[2]
 local op, me = ARGV[1], ARGV[2]
-local AHEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = numbers(3, 12)
-local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing = numbers(13, 24)
-local pace, waiting, unused, late = ARGV[25], ARGV[26], ARGV[27], ARGV[28]
+local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = numbers(3, 13)
+local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing = numbers(14, 25)
+local pace, waiting, unused, late = ARGV[26], ARGV[27], ARGV[28], ARGV[29]
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
 
 local clock = redis.call('TIME')
@@ -194,7 +194,7 @@ local function is_after_the_pause(at) return at > lane.known and at >= lane.open
 
 local episode = 0
 if op == 'throttled' then
-  local at, new, same = numbers(29, 31)
+  local at, new, same = numbers(30, 32)
   if is_after_the_pause(at) then episode = 1 end
   -- Without a pause the refusal is isolated, and the lane goes on.
   if new >= 0 then
@@ -216,8 +216,8 @@ if op == 'throttled' then
   end
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
-  local at, back, _, probe = string.match(ARGV[29], '(%d+):(%d+):(%d+):(%d)')
-  local how = ARGV[30]
+  local at, back, _, probe = string.match(ARGV[30], '(%d+):(%d+):(%d+):(%d)')
+  local how = ARGV[31]
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
@@ -331,7 +331,7 @@ if mine.wanted > 0 then
   ask = ASK
   if usable > 0 and (working == 1 or dealt == SLOTS) then
     local at = next_date()
-    ask = math.min(math.max(at - AHEAD - now, SOON), SILENCE - 2 * ASK)
+    ask = math.min(math.max(at - LEAD - now, SOON), SILENCE - 2 * ASK)
   end
 end
 

@@ -16,6 +16,9 @@ pub(crate) const SOURCE: &str = include_str!("deal.lua");
 
 /// How far ahead slots are dated: further than the replicas' questions are apart, and nearer than a window.
 pub(crate) const AHEAD: Duration = Duration::from_millis(250);
+/// How long before a slot's date a replica asks for it: longer than an answer takes, and so much shorter than `AHEAD` that
+/// one answer has the slots of a tenth of a second.
+const LEAD: Duration = Duration::from_millis(150);
 /// The longest silence after which a replica is still dealt to.
 const SILENCE: Duration = Duration::from_millis(600);
 /// How often a replica asks while others have work, too.
@@ -33,7 +36,8 @@ const KEPT: u32 = 256;
 const DEPTH: u32 = 512;
 /// The answer tells when each token is back, if they are no more than this.
 const TOLD: u32 = 32;
-/// Of more it tells this many, which are evenly spread over them.
+/// Of more it tells this many or more, which are evenly spread over them: one for each quarter of a second that they are
+/// away.
 const SAMPLES: u32 = 4;
 /// Slots given back with one question; more are given back with the next. It bounds the store's work, as `SLOTS` does.
 pub(crate) const GIVEN_BACK: usize = 64;
@@ -198,8 +202,9 @@ impl Op {
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
         let Question { replica, limit, tokens, window, gap, spacing, slack, cap, .. } = question;
         let Question { version, pace, wanted, max_pause, .. } = question;
-        let constants = [micros(AHEAD), micros(SILENCE), micros(ASK), micros(SOON), micros(PATIENCE)];
-        let bounds = [SLOTS, KEPT, DEPTH, TOLD, SAMPLES].map(u64::from);
+        let constants = [micros(AHEAD), micros(LEAD), micros(SILENCE), micros(ASK), micros(SOON), micros(PATIENCE)];
+        let samples = u32::try_from(limit.window.as_millis() / 250).unwrap_or(TOLD).clamp(SAMPLES, TOLD);
+        let bounds = [SLOTS, KEPT, DEPTH, TOLD, samples].map(u64::from);
         let numbers = [
             u64::from(limit.count.get()),
             micros(limit.window),

@@ -2,6 +2,7 @@
 //! later. One that cannot be used in time is given back. One that was used too late all the same is reported, and no
 //! other slot is used before the store knows of it. Only decides: no I/O, and the time is an argument.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -37,7 +38,7 @@ pub(crate) struct Slots {
     too_late: u32,
     clock: Clock,
     /// By date.
-    hand: Vec<Slot>,
+    hand: VecDeque<Slot>,
     /// To be given back with the next question.
     unused: Vec<Dated>,
     /// Used too late: to be reported with the next question.
@@ -136,7 +137,7 @@ impl Slots {
             extra: Duration::ZERO,
             too_late: 0,
             clock: Clock::new(from),
-            hand: Vec::new(),
+            hand: VecDeque::new(),
             unused: Vec::new(),
             late: Vec::new(),
             reported: None,
@@ -196,7 +197,7 @@ impl Slots {
             self.unused.extend(in_time.iter().map(|slot| slot.dated));
         } else {
             self.hand.extend(in_time);
-            self.hand.sort_by_key(|slot| slot.from);
+            self.hand.make_contiguous().sort_by_key(|slot| slot.from);
         }
         let turns = Turns::of(view, &self.clock, now);
         self.seen = Seen { turns, part: view.part as f64 / 1e6, level: view.level };
@@ -222,9 +223,8 @@ impl Slots {
 
     /// Puts aside what can no longer be used in time.
     pub(crate) fn drop_late(&mut self, now: Instant) {
-        let before = self.unused.len();
-        self.unused.extend(self.hand.extract_if(.., |slot| slot.until < now).map(|slot| slot.dated));
-        if self.unused.len() > before {
+        while self.hand.front().is_some_and(|slot| slot.until < now) {
+            self.unused.extend(self.hand.pop_front().map(|slot| slot.dated));
             self.ask_at = self.ask_at.min(now);
         }
     }
@@ -234,9 +234,10 @@ impl Slots {
         if self.is_blocked() {
             return None;
         }
-        self.hand.first().filter(|slot| slot.from <= now)?;
+        self.hand.front().filter(|slot| slot.from <= now)?;
+        let slot = self.hand.pop_front()?;
         self.held += 1;
-        Some(self.hand.remove(0))
+        Some(slot)
     }
 
     /// Whether a granted slot may be used now.
@@ -251,8 +252,8 @@ impl Slots {
             self.unused.push(slot.dated);
             self.ask_at = self.ask_at.min(now);
         } else {
-            self.hand.push(slot);
-            self.hand.sort_by_key(|slot| slot.from);
+            let place = self.hand.partition_point(|other| other.from < slot.from);
+            self.hand.insert(place, slot);
         }
     }
 
@@ -279,7 +280,10 @@ impl Slots {
     }
 
     pub(crate) fn free(&self, now: Instant) -> u32 {
-        let free = self.hand.iter().filter(|slot| self.is_usable(slot, now)).count();
+        if self.is_blocked() {
+            return 0;
+        }
+        let free = self.hand.iter().take_while(|slot| slot.from <= now).filter(|slot| now <= slot.until).count();
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
@@ -312,7 +316,7 @@ impl Slots {
         if self.must_report() {
             return Wait::Ask;
         }
-        let slot = self.hand.first().map(|slot| slot.from).filter(|_| !self.is_blocked());
+        let slot = self.hand.front().map(|slot| slot.from).filter(|_| !self.is_blocked());
         if self.asking || self.hand.len() >= waiting {
             return slot.map_or(Wait::Change, Wait::Until);
         }
