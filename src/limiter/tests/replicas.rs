@@ -222,3 +222,37 @@ async fn what_a_dead_replica_had_is_lost_for_a_second() {
     let after = sends.iter().filter(|(at, _)| *at > from && *at <= from + 12 * SECOND / 5).count();
     assert!(after >= 10, "the whole quota soon after: {after}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
+    let server = Redis::start().await;
+    for replicas in [1, 3] {
+        let worlds = fleet(&server, replicas).await;
+        let limit = Limit { count: NonZeroU32::new(200).unwrap(), window: SECOND };
+        let operation =
+            Operation { limit: Some(limit), action: ActionName::new("Fast"), ..operation("a", 60 * SECOND) };
+        // Its first second is over, as is that of the process.
+        for world in &worlds {
+            drop(world.queue.arrive(&operation, 10).unwrap().turn().await.unwrap());
+        }
+        let (sends, mut calls) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
+        for index in 0..600 {
+            let (world, operation, sends) = (worlds[index % replicas].clone(), operation.clone(), sends.clone());
+            calls.spawn(async move {
+                let mut call = world.queue.arrive(&operation, 10).unwrap();
+                loop {
+                    let turn = call.turn().await.unwrap();
+                    let at = Instant::now();
+                    if let Some((_, receipt)) = turn.spend() {
+                        sends.lock().push(at);
+                        return receipt.answered();
+                    }
+                }
+            });
+        }
+        calls.join_all().await;
+        let sends = sends.lock().clone();
+        assert_eq!(sends.len(), 600);
+        assert!(worst_second(&sends) <= 200, "{}", worst_second(&sends));
+    }
+}
