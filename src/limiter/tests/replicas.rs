@@ -15,9 +15,9 @@ pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
 async fn sent(world: &World) -> (Instant, Receipt<Doors>) {
     let mut call = world.arrive(60 * SECOND).unwrap();
     loop {
-        let turn = call.permit().await.unwrap();
+        let permit = call.permit().await.unwrap();
         let before = Instant::now();
-        if let Some((_, receipt)) = turn.spend() {
+        if let Some((_, receipt)) = permit.spend() {
             return (before, receipt);
         }
     }
@@ -233,7 +233,7 @@ async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
             Operation { limit: Some(limit), action: ActionName::new("Fast"), ..operation("a", 60 * SECOND) };
         // Its first second is over, as is that of the process.
         for world in &worlds {
-            drop(world.queue.arrive(&operation, 10).unwrap().turn().await.unwrap());
+            drop(world.queue.arrive(&operation, 10).unwrap().permit().await.unwrap());
         }
         let (sends, mut calls) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
         for index in 0..600 {
@@ -241,9 +241,9 @@ async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
             calls.spawn(async move {
                 let mut call = world.queue.arrive(&operation, 10).unwrap();
                 loop {
-                    let turn = call.turn().await.unwrap();
+                    let permit = call.permit().await.unwrap();
                     let at = Instant::now();
-                    if let Some((_, receipt)) = turn.spend() {
+                    if let Some((_, receipt)) = permit.spend() {
                         sends.lock().push(at);
                         return receipt.answered();
                     }

@@ -51,6 +51,7 @@ impl Lane {
             tokens: says.tokens,
             window: self.limit.window,
             gap: says.gap,
+            spacing: Duration::ZERO,
             slack: SLACK,
             cap: self.limit.count.get(),
             version: says.version,
