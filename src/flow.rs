@@ -31,7 +31,7 @@ use tokio::time::Instant;
 
 use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
-use crate::flow::attempt::{Attempted, Judged, Sending};
+use crate::flow::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::flow::classify::Operation;
 use crate::flow::identify::{Caller, Sendable};
 use crate::flow::judge::Context;
@@ -114,6 +114,7 @@ where
     record.queued(operation.clone(), metrics.clone());
     let answer_by = Instant::now() + operation.hold;
     let mut place = parts.limiter.arrive(&operation, bytes)?;
+    let deadlines = Deadlines { send_by: place.send_by(), answer_by };
     let mut renewed = false;
     loop {
         let permit = place.permit().await?;
@@ -129,16 +130,7 @@ where
             let note =
                 |journal: &Arc<Journal>| Box::new(journal.note(record.flow_name(), &operation, record.request_id()));
             let note = parts.journal.as_ref().map(note);
-            let send_by = place.send_by();
-            Sending {
-                request,
-                operation: operation.clone(),
-                metrics: metrics.clone(),
-                context,
-                send_by,
-                answer_by,
-                note,
-            }
+            Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, deadlines, note }
         };
         let after = {
             let Attempted::Judged(judged) = attempt::attempt(parts, permit, sending).await else {

@@ -5,14 +5,16 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Polling, Poll};
 
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::flow::classify::Operation;
-use crate::flow::forward::{Answer, Connection, Request, Sent, Upstream};
+use crate::flow::forward::{Answer, Request, Sent, Upstream};
 use crate::flow::judge::{self, Context, ThrottleSource, Verdict};
 use crate::flow::record::capped;
 use crate::journal::Note;
@@ -42,49 +44,68 @@ pub(crate) struct Sending {
     pub(crate) metrics: Arc<CallMetrics>,
     /// What the judge must know.
     pub(crate) context: Context,
+    pub(crate) deadlines: Deadlines,
+    /// What the journal is told of it, if there is one.
+    pub(crate) note: Option<Box<Note>>,
+}
+
+/// Until when a call may take.
+#[derive(Clone, Copy)]
+pub(crate) struct Deadlines {
     /// Nothing is sent after this.
     pub(crate) send_by: Instant,
     /// When the caller's hold ends.
     pub(crate) answer_by: Instant,
-    /// What the journal is told of it, if there is one.
-    pub(crate) note: Option<Box<Note>>,
 }
 
 /// Counts an attempt as under way until dropped.
 struct InFlight(Arc<CallMetrics>);
 
-/// An attempt that its call waits for. Dropped before its end it goes on as a task.
+/// An attempt that its call waits for. Dropped before anything of it was sent, it is not sent; dropped later, it goes on as
+/// a task.
 struct Attended {
     /// None once it has ended, and while it is polled: one that panics is not polled again.
     run: Option<Pin<Box<dyn Future<Output = Attempted> + Send>>>,
+    has_begun: Arc<AtomicBool>,
     operation: Arc<Operation>,
     tracker: TaskTracker,
 }
 
 /// Sends the request with this permit; tells what came of it, at the latest when the hold ends.
-pub(crate) async fn attempt(parts: &Arc<Parts>, permit: SendPermit<Upstream>, sending: Sending) -> Attempted {
+pub(crate) fn attempt(
+    parts: &Arc<Parts>,
+    permit: SendPermit<Upstream>,
+    sending: Sending,
+) -> impl Future<Output = Attempted> + use<> {
+    let answer_by = sending.deadlines.answer_by;
+    timeout_at(answer_by, Attended::new(parts, permit, sending)).map(|answered| {
+        let reason = "CAMS has not answered within the hold";
+        answered.unwrap_or_else(|_| Attempted::judged(None, Verdict::Unknown { reason }))
+    })
+}
+
+async fn run(
+    parts: Arc<Parts>,
+    permit: SendPermit<Upstream>,
+    sending: Sending,
+    has_begun: Arc<AtomicBool>,
+) -> Attempted {
+    let Sending { request, operation, metrics, context, note, deadlines } = sending;
     // Before the first byte leaves: a slow disk delays the attempt, and its token is held meanwhile.
-    if let Some(note) = &sending.note {
+    if let Some(note) = &note {
         let announced = Announced(Some(note));
-        if timeout_at(sending.send_by, note.sent()).await.is_err() {
+        if timeout_at(deadlines.send_by, note.sent()).await.is_err() {
             return Attempted::Unsent;
         }
         announced.keep();
     }
     let Some((connection, receipt)) = permit.begin() else {
-        if let Some(note) = &sending.note {
+        if let Some(note) = &note {
             note.unsent();
         }
         return Attempted::Unsent;
     };
-    let answer_by = sending.answer_by;
-    let answered = timeout_at(answer_by, Attended::new(parts, connection, receipt, sending)).await;
-    let reason = "CAMS has not answered within the hold";
-    answered.unwrap_or_else(|_| Attempted::judged(None, Verdict::Unknown { reason }))
-}
-
-async fn run(parts: Arc<Parts>, connection: Connection, receipt: Receipt<Upstream>, sending: Sending) -> Attempted {
-    let Sending { request, operation, metrics, context, note, .. } = sending;
+    has_begun.store(true, Ordering::Relaxed);
     let in_flight = InFlight::new(metrics);
     let sent_at = Instant::now();
     let (answer, verdict) = match connection.send(request, receipt.on_write()).await {
@@ -194,10 +215,10 @@ impl Attempted {
 // === impl Attended ===
 
 impl Attended {
-    fn new(parts: &Arc<Parts>, connection: Connection, receipt: Receipt<Upstream>, sending: Sending) -> Self {
-        let operation = sending.operation.clone();
-        let run = parts.attempts.track_future(run(parts.clone(), connection, receipt, sending));
-        Self { run: Some(Box::pin(run)), operation, tracker: parts.attempts.clone() }
+    fn new(parts: &Arc<Parts>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
+        let (operation, has_begun) = (sending.operation.clone(), Arc::new(AtomicBool::new(false)));
+        let run = parts.attempts.track_future(run(parts.clone(), permit, sending, has_begun.clone()));
+        Self { run: Some(Box::pin(run)), has_begun, operation, tracker: parts.attempts.clone() }
     }
 }
 
@@ -216,6 +237,9 @@ impl Future for Attended {
 
 impl Drop for Attended {
     fn drop(&mut self) {
+        if !self.has_begun.load(Ordering::Relaxed) {
+            return;
+        }
         // Without a runtime the connection's task is gone, too.
         let (Some(run), Ok(runtime)) = (self.run.take(), Handle::try_current()) else { return };
         let operation = self.operation.clone();
@@ -289,8 +313,10 @@ mod tests {
             request: Request::default(),
             metrics: parts.metrics.calls(&operation),
             context: Context { managed: true, limited: true },
-            send_by: Instant::now() + operation.hold,
-            answer_by: Instant::now() + operation.hold,
+            deadlines: Deadlines {
+                send_by: Instant::now() + operation.hold,
+                answer_by: Instant::now() + operation.hold,
+            },
             operation: Arc::new(operation),
             note: Some(Box::new(note)),
         };

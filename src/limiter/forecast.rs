@@ -29,14 +29,16 @@ pub(crate) enum Turns<'a> {
         open: Instant,
         /// Tokens that are free.
         free: usize,
-        /// When those that are away are back.
-        back: &'a VecDeque<Instant>,
-        /// The first of them that make none free.
-        beyond: usize,
-        /// Tokens that are about to be used, and when they are back.
+        /// The last uses.
+        used: &'a VecDeque<Instant>,
+        /// The first of them whose end makes a token free.
+        first: usize,
+        /// Tokens that are about to be used.
         held: usize,
-        /// The same.
-        held_back_at: Instant,
+        /// When they are, at the soonest.
+        held_until: Instant,
+        /// After a use its token is back this much later.
+        away: Duration,
     },
     /// As they were listed.
     List(Vec<Instant>),
@@ -47,7 +49,7 @@ pub(crate) enum Turns<'a> {
 impl Turns<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::Ring { free, back, beyond, held, .. } => free + (back.len() + held).saturating_sub(*beyond),
+            Self::Ring { free, used, first, held, .. } => free + used.len().saturating_sub(*first) + held,
             Self::List(list) => list.len(),
         }
     }
@@ -55,9 +57,9 @@ impl Turns<'_> {
     fn get(&self, index: usize) -> Instant {
         match self {
             Self::List(list) => list[index],
-            Self::Ring { open, free, back, beyond, held_back_at, .. } => match index.checked_sub(*free) {
+            Self::Ring { open, free, used, first, held_until, away, .. } => match index.checked_sub(*free) {
                 None => *open,
-                Some(index) => back.get(index + beyond).map_or(*held_back_at, |back_at| *back_at).max(*open),
+                Some(index) => (*used.get(index + first).unwrap_or(held_until) + *away).max(*open),
             },
         }
     }

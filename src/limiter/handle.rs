@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 
 use crate::config::Mode;
 use crate::error::Refusal;
@@ -240,7 +242,7 @@ impl<K: Connector> LaneHandle<K> {
     async fn ask(self: Arc<Self>, question: Question) {
         let Some(quota) = self.shared.quota.clone() else { return };
         let Question { op, limit, rate, waiting, asked } = question;
-        let answer: Option<Answer> = {
+        let answer: Option<Box<Answer>> = {
             let max_pause = self.shared.rules.load().retry.max_pause;
             let store_question = StoreQuestion {
                 replica: quota.replica(),
@@ -259,7 +261,7 @@ impl<K: Connector> LaneHandle<K> {
                 late: &asked.ask.late,
                 max_pause,
             };
-            quota.take(&self.account, &self.action, &op, &store_question).await
+            quota.take(&self.account, &self.action, &op, &store_question).await.map(Box::new)
         };
         self.event(Event::Answered { question: asked, answer });
     }
@@ -356,22 +358,17 @@ impl<'a, K: Connector> Queued<'a, K> {
         Self { lane, entry, has_answer: false }
     }
 
-    /// Waits for the call's answer, at most until its send-by.
-    pub(super) async fn answer(
-        mut self,
-        answer: oneshot::Receiver<Result<SendPermit<K>, Refusal>>,
-        send_by: Instant,
+    /// What has come by the call's send-by, if anything has.
+    pub(super) fn answered(
+        &mut self,
+        answer: Result<Result<Result<SendPermit<K>, Refusal>, RecvError>, Elapsed>,
     ) -> Result<SendPermit<K>, Refusal> {
-        match tokio::time::timeout_at(send_by, answer).await {
-            Ok(Ok(answer)) => {
-                self.has_answer = true;
-                answer
-            }
-            _ => {
-                let advice = self.lane.predicted_wait(Instant::now());
-                Err(refusals::expired(self.lane.shared.connector.down(), advice))
-            }
+        if let Ok(Ok(answer)) = answer {
+            self.has_answer = true;
+            return answer;
         }
+        let advice = self.lane.predicted_wait(Instant::now());
+        Err(refusals::expired(self.lane.shared.connector.down(), advice))
     }
 }
 

@@ -44,8 +44,6 @@ pub(crate) struct Lane<W> {
     pace: Pace,
     review: Review,
     shared_pace: SharedPace,
-    /// When the probe's token is back, while the probe is under way and the token is this process's.
-    probe_back_at: Option<Instant>,
     /// The moment that was last advised to a refused caller.
     advised: Instant,
     granted: u64,
@@ -83,7 +81,7 @@ pub(crate) enum Event<W> {
     /// A written attempt has ended.
     Ended { grant: Grant, written_at: Instant, end: End },
     /// The store has answered a question; none if it has not.
-    Answered { question: Asked, answer: Option<Answer> },
+    Answered { question: Asked, answer: Option<Box<Answer>> },
     /// Another source deals out the tokens.
     SourceChanged { stands: Stands, store: StoreTerms },
     /// The configuration was reloaded; none where it has no limit for the action any more.
@@ -211,7 +209,6 @@ impl<W> Lane<W> {
             pace: Pace::new(limit, learn),
             review: Review::new(now),
             shared_pace: SharedPace::default(),
-            probe_back_at: None,
             advised: now,
             granted: 0,
             effects: VecDeque::new(),
@@ -230,7 +227,7 @@ impl<W> Lane<W> {
             Event::Written { grant, at } => self.written(grant, at, cx.now),
             Event::Returned(grant) => self.returned(grant, cx.now),
             Event::Ended { grant, written_at, end } => self.ended(grant, written_at, end, cx),
-            Event::Answered { question, answer } => self.answered(&question, answer.as_ref(), cx),
+            Event::Answered { question, answer } => self.answered(&question, answer.as_deref(), cx),
             Event::SourceChanged { stands, store } => self.source_changed(stands, store, cx),
             Event::RulesChanged { limit } => self.rules_changed(limit, cx),
             Event::DrainBegan => self.review.request(cx.now),
@@ -340,10 +337,10 @@ impl<W> Lane<W> {
         }
     }
 
-    /// The rate that holds now: quiet time gives it back without a timer. Tokens that are back are free.
+    /// The rate that holds now: quiet time gives it back without a timer.
     pub(crate) fn refresh(&mut self, now: Instant) {
         self.keep_rate(now);
-        self.source.collect(now);
+        self.source.drop_late(now);
     }
 
     fn keep_rate(&mut self, now: Instant) {

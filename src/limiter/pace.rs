@@ -10,8 +10,6 @@
 //!
 //! Only decides; time is an argument. `docs/decisions/0001-how-a-lane-learns.md` has the figures.
 
-#![allow(dead_code, reason = "the rebuilt lane is to use it")]
-
 mod answer_times;
 #[cfg(test)]
 mod simulation;
@@ -37,13 +35,13 @@ const WIDER: f64 = 0.1;
 const NARROWED_AFTER: Duration = Duration::from_secs(300);
 /// What is left of the part when answers prove that the spread is not on the way in.
 const LEFT_BY_PROOF: f64 = 0.8;
-/// After a refusal by jitter answers prove nothing for so long: the spread is on the way in, in part.
+/// After a refusal by jitter answers prove nothing for this time: the spread is on the way in, in part.
 const NO_PROOF_FOR: Duration = Duration::from_secs(60);
 /// From this part of what jitter explains on, a refusal has another cause.
 const EXPLAINED: f64 = 0.85;
 /// Accepted attempts that make up for one isolated refusal.
 const PER_ISOLATED: f64 = 10.0;
-/// A second isolated refusal within so many windows is a lesson for the rate. One alone is not.
+/// A second isolated refusal within this number of windows is a lesson for the rate. One alone is not.
 const SUSPICION: u32 = 10;
 /// An attempt that was written within this part of a window after the first refusal met the same full window.
 const SAME_LESSON: f64 = 0.9;
@@ -70,7 +68,9 @@ pub(crate) struct Pace {
     refusals: Option<Box<Refusals>>,
 }
 
-/// At most `tokens` attempts are written per `window` and `gap`, and `spacing` lies between two of them.
+/// At most `tokens` attempts are written per `window` and `gap`, with `spacing` between two of them. That holds for what
+/// is already written, too: a token is back when the present window and gap have passed since its write. The answers of the
+/// first attempts tell the gap that these very tokens need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rate {
     /// How many tokens may be in use: at most the limit's count.
@@ -208,6 +208,7 @@ impl Pace {
     }
 
     /// Whether the lane sends less than its limit.
+    #[cfg(test)]
     pub(crate) fn has_learned(&self) -> bool {
         self.slowdown().is_some()
     }
@@ -215,9 +216,14 @@ impl Pace {
     /// Whether a new lane would do as well as this one. It learns its gap from its first answers.
     pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
         let Some(refusals) = &self.refusals else { return true };
+        let window = self.limit.window;
         let slow = refusals.slowdown.is_some_and(|slowdown| !slowdown.is_over(self.limit, now));
         let recent = |at: Option<Instant>, time: Duration| at.is_some_and(|at| now < at + time);
-        !slow && !recent(refusals.jitter_at, NO_PROOF_FOR) && !recent(refusals.taught_from, self.limit.window)
+        let lesson_at = refusals.lesson.map(|lesson| lesson.known_at);
+        !slow
+            && !recent(refusals.jitter_at, NO_PROOF_FOR)
+            && !recent(refusals.suspected_at, window * SUSPICION)
+            && !recent(refusals.taught_from.max(lesson_at), window)
     }
 
     /// What replicas that share the quota have in common. The gap is each replica's own.
@@ -251,15 +257,26 @@ impl Pace {
 
     /// The gap in seconds.
     fn gap(&self, now: Instant) -> f64 {
-        (self.part(now) * self.answer_times.spread()).max(f64::from(self.gap) / 1e6)
+        (self.part(now) * self.spread()).max(f64::from(self.gap) / 1e6)
     }
 
     /// The part of the spread that the gap is.
     fn part(&self, now: Instant) -> f64 {
-        let ceiling = (f64::from(self.max_gap) / 1e6 / self.answer_times.spread().max(1e-9)).min(1.0);
+        let ceiling = (self.max_gap() / self.spread().max(1e-9)).min(1.0);
         let quiet = self.part_since.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64());
         let narrowed = (quiet / NARROWED_AFTER.as_secs_f64()).powi(2);
         f64::from(self.part).min(ceiling) * (1.0 - narrowed).max(0.0)
+    }
+
+    /// The spread of answer times in seconds, of which no more counts than makes a new lane's gap the largest: one answer
+    /// that took a second says nothing about jitter.
+    fn spread(&self) -> f64 {
+        self.answer_times.spread().min(self.max_gap() / FIRST_PART)
+    }
+
+    /// In seconds.
+    fn max_gap(&self) -> f64 {
+        f64::from(self.max_gap) / 1e6
     }
 
     fn set_part(&mut self, part: f64, now: Instant) {
@@ -291,7 +308,7 @@ impl Pace {
     /// The lesson that this refusal belongs to, with it.
     fn lesson(&mut self, attempt: &RefusedAttempt, now: Instant) -> Lesson {
         let (gap, rate_before) = (self.gap(now), self.calls_per_window(now));
-        let explained = self.answer_times.spread().min(f64::from(self.max_gap) / 1e6);
+        let explained = self.spread().min(self.max_gap());
         let window = self.limit.window;
         let refusals = self.refusals.get_or_insert_default();
         let running =
@@ -306,7 +323,7 @@ impl Pace {
         });
         lesson.seen = lesson.seen.saturating_add(1);
         lesson.refused += 1.0 / attempt.own_part.clamp(0.01, 1.0);
-        // Jitter alone does not refuse so many together.
+        // Jitter alone does not refuse that many together.
         lesson.by_jitter &= lesson.refused <= 2.0 + lesson.rate_before / 20.0;
         refusals.lesson = Some(lesson);
         lesson
@@ -341,9 +358,10 @@ impl Pace {
     }
 
     fn forget_what_is_over(&mut self, now: Instant) {
-        let Some(refusals) = &mut self.refusals else { return };
-        if refusals.slowdown.is_some_and(|slowdown| slowdown.is_over(self.limit, now)) {
-            refusals.slowdown = None;
+        if self.refusals.is_some() && self.is_forgotten(now) {
+            self.refusals = None;
+        } else if let Some(refusals) = &mut self.refusals {
+            refusals.slowdown = refusals.slowdown.filter(|slowdown| !slowdown.is_over(self.limit, now));
         }
     }
 

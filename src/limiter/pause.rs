@@ -118,7 +118,7 @@ impl Pause {
         self.ordered = Some(time.map_or(Ordered::Open, |time| Ordered::Until(now + time)));
     }
 
-    /// An operator resumes it. A pause of CAMS's goes on.
+    /// An operator resumes it. A pause of CAMS's continues.
     pub(crate) fn resume(&mut self) {
         self.ordered = None;
     }

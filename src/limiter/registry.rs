@@ -224,7 +224,8 @@ impl<K: Connector> LimitedCall<K> {
             Entered::Now(permit) => return Ok(permit),
             Entered::Waiting(answer) => answer,
         };
-        Queued::new(&lane, &self.entry).answer(answer, self.send_by).await
+        let mut queued = Queued::new(&lane, &self.entry);
+        queued.answered(tokio::time::timeout_at(self.send_by, answer).await)
     }
 
     /// Time since the call arrived.

@@ -47,19 +47,17 @@ pub(crate) enum SourceForecast<'a> {
 // === impl Source ===
 
 impl Source {
-    /// From now on this rate holds for tokens that are used. The store is told with each question.
+    /// This rate holds from now on. The store is told with each question.
     pub(crate) fn keep(&mut self, rate: Rate) {
         if let Self::Memory(tokens) = self {
             tokens.keep(rate);
         }
     }
 
-    /// Makes every token free that is back.
-    pub(crate) fn collect(&mut self, now: Instant) {
-        match self {
-            Self::Memory(tokens) => tokens.collect(now),
-            Self::Shared(slots) => slots.drop_late(now),
-            Self::None => {}
+    /// Puts aside slots that can no longer be used in time.
+    pub(crate) fn drop_late(&mut self, now: Instant) {
+        if let Self::Shared(slots) = self {
+            slots.drop_late(now);
         }
     }
 
@@ -141,7 +139,7 @@ impl Source {
     }
 
     /// Whether a lane with these tokens may be forgotten: a new one would be the same.
-    pub(crate) fn at_rest(&mut self, now: Instant) -> bool {
+    pub(crate) fn at_rest(&self, now: Instant) -> bool {
         match self {
             Self::Memory(tokens) => tokens.at_rest(now),
             Self::Shared(slots) => slots.at_rest(),

@@ -4,11 +4,11 @@
 //!
 //! No plain token bucket keeps "at most 5 in any second, the first five at once": with capacity 5 at 5/s it lets ten calls
 //! into one second, with capacity 1 the fifth call after idleness waits 0.8 s. A clock for each token does both. The
-//! clocks are a ring: the times at which the tokens in use are back, in order. A free token holds nothing.
+//! clocks are a ring of the last uses.
 //!
-//! The rate may change at any time, and no window ever holds more uses than the limit's count: a token keeps the time
-//! that it was used under, which is never shorter than the window. When fewer tokens may be in use, those that are free
-//! stay unused, then those that come back next.
+//! The rate may change at any time. What is learned holds for uses that were before, too: the rate of the moment decides
+//! when a token is back. It is never sooner than the limit's window, so no window ever holds more uses than the limit's
+//! count. When fewer tokens may be in use, the latest uses keep them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -19,20 +19,20 @@ use crate::config::Limit;
 use crate::limiter::forecast::{Forecast, Turns};
 use crate::limiter::pace::Rate;
 
-/// Held tokens and tokens that are away; the others are free.
+/// The last uses, and the tokens that are held.
 pub(crate) struct Tokens {
-    /// How long a token that is used now stays away.
+    /// The most uses that are remembered: one for each token of the limit.
+    count: usize,
+    /// How long a token stays away after its use, now.
     away: Duration,
-    /// How many may be held or away at once.
-    usable: u32,
-    /// Granted, and neither used nor given back.
-    held: u32,
-    /// When each token that is away is back, in order: with a narrower gap a later use may be back earlier.
-    back: VecDeque<Instant>,
-    /// The least time between two uses: zero unless the lane sends less than its limit.
+    /// How many may be held or away at once, now.
+    usable: usize,
+    /// The least time between two uses, now: zero unless the lane sends less than its limit.
     spacing: Duration,
-    /// The latest use.
-    used_at: Option<Instant>,
+    /// Granted, and neither used nor given back.
+    held: usize,
+    /// The last uses, oldest first.
+    used: VecDeque<Instant>,
 }
 
 // === impl Tokens ===
@@ -40,24 +40,17 @@ pub(crate) struct Tokens {
 impl Tokens {
     /// All tokens count as used at `since`: a predecessor may have used them then.
     pub(crate) fn new(limit: Limit, gap: Duration, since: Instant, now: Instant) -> Self {
-        let (count, away) = (limit.count.get(), limit.window + gap);
-        let back_at = since + away;
-        let back = if back_at > now { std::iter::repeat_n(back_at, count as usize).collect() } else { VecDeque::new() };
-        Self { away, usable: count, held: 0, back, spacing: Duration::ZERO, used_at: None }
+        let (count, away) = (limit.count.get() as usize, limit.window + gap);
+        let is_cold = since + away > now;
+        let used = if is_cold { std::iter::repeat_n(since, count).collect() } else { VecDeque::new() };
+        Self { count, away, usable: count, spacing: Duration::ZERO, held: 0, used }
     }
 
-    /// From now on a token that is used stays away for the rate's window and gap, and at most its tokens are in use.
+    /// This rate holds from now on.
     pub(crate) fn keep(&mut self, rate: Rate) {
         self.away = rate.away();
-        self.usable = rate.tokens;
+        self.usable = (rate.tokens as usize).min(self.count);
         self.spacing = rate.spacing;
-    }
-
-    /// Makes every token free that is back at `now`.
-    pub(crate) fn collect(&mut self, now: Instant) {
-        while self.back.front().is_some_and(|back_at| *back_at <= now) {
-            self.back.pop_front();
-        }
     }
 
     /// Grants one free token; false when there is none.
@@ -75,27 +68,20 @@ impl Tokens {
         self.held = self.held.saturating_sub(1);
     }
 
-    /// A granted token was used at `at`. Returns when it is back.
-    pub(crate) fn used(&mut self, at: Instant) -> Instant {
+    /// A granted token was used at `at`.
+    pub(crate) fn used(&mut self, at: Instant) {
         debug_assert!(self.held > 0, "only a held token can be used");
         self.held = self.held.saturating_sub(1);
-        self.used_besides(at)
+        self.used_besides(at);
     }
 
-    /// An attempt was written at `at` that no token of this ring was granted for: one token fewer until it is over.
-    pub(crate) fn used_besides(&mut self, at: Instant) -> Instant {
-        let back_at = at + self.away;
-        let place = self.back.partition_point(|other| *other <= back_at);
-        self.back.insert(place, back_at);
-        self.used_at = self.used_at.max(Some(at));
-        back_at
-    }
-
-    /// A token that is back at `back_at`, if it still is away, counts as used at `at` instead. Returns when it is back.
-    pub(crate) fn restart(&mut self, back_at: Instant, at: Instant) -> Option<Instant> {
-        let place = self.back.binary_search(&back_at).ok()?;
-        self.back.remove(place);
-        Some(self.used_besides(at))
+    /// An attempt was written at `at` that no token of this ring was granted for: it keeps one away all the same.
+    pub(crate) fn used_besides(&mut self, at: Instant) {
+        let place = self.used.partition_point(|other| *other <= at);
+        self.used.insert(place, at);
+        if self.used.len() > self.count {
+            self.used.pop_front();
+        }
     }
 
     /// When a token may be taken next. None while that takes a held token's use or return.
@@ -104,57 +90,62 @@ impl Tokens {
             return None;
         }
         let spaced = self.spaced_until().unwrap_or(now);
-        match self.in_use().checked_sub(self.usable as usize) {
+        match (self.held + self.away(now)).checked_sub(self.usable) {
             None => Some(spaced),
-            Some(beyond) => self.back.get(beyond).map(|back_at| spaced.max(*back_at)),
+            Some(_) => self.used.get(self.first_of_usable()).map(|used| spaced.max(*used + self.away)),
         }
     }
 
     /// The grants to come, if none comes before `open` and the rate rises at these moments.
     pub(crate) fn forecast(&self, now: Instant, open: Instant, rises: Vec<(Instant, Rate)>) -> Forecast<'_> {
-        // Of those in use, the next to come back only make up for what is in use beyond what may be.
-        let beyond = self.in_use().saturating_sub(self.usable as usize);
-        let (free, held) = (self.unused() as usize, self.held as usize);
-        let open = self.spaced_until().map_or(open, |spaced| spaced.max(open));
-        // A held token is about to be used: at the soonest it is back a whole period from now.
-        let turns = Turns::Ring { open, free, back: &self.back, beyond, held, held_back_at: now + self.away };
+        let away = self.away(now);
+        let turns = Turns::Ring {
+            open: self.spaced_until().map_or(open, |spaced| spaced.max(open)),
+            free: self.usable.saturating_sub(self.held + away),
+            used: &self.used,
+            first: self.first_of_usable().max(self.used.len() - away),
+            held: self.held.min(self.usable),
+            // A held token is about to be used.
+            held_until: now,
+            away: self.away,
+        };
         Forecast::new(turns, self.away, rises)
     }
 
     /// Tokens that may be taken now.
     pub(crate) fn free(&self, now: Instant) -> u32 {
+        let free = self.usable.saturating_sub(self.held + self.away(now));
         if self.spacing.is_zero() {
-            return self.unused();
+            return u32::try_from(free).unwrap_or(u32::MAX);
         }
         let is_next_due = self.held == 0 && self.spaced_until().is_none_or(|until| until <= now);
-        if is_next_due { self.unused().min(1) } else { 0 }
-    }
-
-    /// Tokens that are neither in use nor taken out of use.
-    fn unused(&self) -> u32 {
-        let in_use = u32::try_from(self.in_use()).unwrap_or(u32::MAX);
-        self.usable.saturating_sub(in_use)
-    }
-
-    /// Until then the latest use keeps the next one away.
-    fn spaced_until(&self) -> Option<Instant> {
-        self.used_at.filter(|_| !self.spacing.is_zero()).map(|used_at| used_at + self.spacing)
+        u32::from(free > 0 && is_next_due)
     }
 
     /// Tokens that are granted and neither used nor given back.
     pub(crate) fn held(&self) -> u32 {
-        self.held
+        u32::try_from(self.held).unwrap_or(u32::MAX)
     }
 
     /// Whether a lane with these tokens may be forgotten: a new one would be the same.
-    pub(crate) fn at_rest(&mut self, now: Instant) -> bool {
-        self.collect(now);
-        self.in_use() == 0
+    pub(crate) fn at_rest(&self, now: Instant) -> bool {
+        self.held == 0 && self.away(now) == 0
     }
 
-    /// Held tokens and those that are away.
-    fn in_use(&self) -> usize {
-        self.held as usize + self.back.len()
+    /// How many uses are not over.
+    fn away(&self, now: Instant) -> usize {
+        // Mostly all of them are, or a few of the oldest are not.
+        self.used.len() - self.used.partition_point(|used| *used + self.away <= now)
+    }
+
+    /// The use whose end makes a token free when all usable ones are held or away.
+    fn first_of_usable(&self) -> usize {
+        (self.used.len() + self.held).saturating_sub(self.usable)
+    }
+
+    /// Until then the latest use keeps the next one away.
+    fn spaced_until(&self) -> Option<Instant> {
+        self.used.back().filter(|_| !self.spacing.is_zero()).map(|used| *used + self.spacing)
     }
 }
 

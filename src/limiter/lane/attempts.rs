@@ -21,19 +21,14 @@ impl<W> Lane<W> {
     pub(super) fn written(&mut self, grant: Grant, at: Instant, now: Instant) {
         let is_current = grant.epoch == self.epoch;
         match (grant.token, &mut self.source) {
-            (Granted::Memory, Source::Memory(tokens)) if is_current => {
-                let back_at = tokens.used(at);
-                if grant.probe {
-                    self.probe_back_at = Some(back_at);
-                }
-            }
+            (Granted::Memory, Source::Memory(tokens)) if is_current => tokens.used(at),
             (Granted::Slot(slot), Source::Shared(slots)) if is_current => {
                 if !slots.written(slot, at, now) {
                     self.ask(Op::Take, None, now);
                 }
             }
             // An earlier source granted it, and the present one counts it all the same.
-            (_, Source::Memory(tokens)) => drop(tokens.used_besides(at)),
+            (_, Source::Memory(tokens)) => tokens.used_besides(at),
             (_, Source::Shared(slots)) => {
                 slots.written_besides(at, now);
                 self.ask(Op::Take, None, now);
@@ -83,9 +78,9 @@ impl<W> Lane<W> {
             (End::Accepted, _) => {
                 self.pause.answered(written_at);
                 self.pace.answered(written_at, cx.now);
-                self.probe_ended(&grant, cx.now);
+                self.probe_ended(&grant);
             }
-            (End::Unknown, _) => self.probe_ended(&grant, cx.now),
+            (End::Unknown, _) => self.probe_ended(&grant),
             (End::Unsent, _) if grant.probe => self.pause.probe_unsent(),
             (End::Unsent, _) => {}
         }
@@ -95,16 +90,10 @@ impl<W> Lane<W> {
         grant.epoch == self.epoch && matches!(self.source, Source::Shared(_))
     }
 
-    /// The probe was not refused: the lane is open.
-    fn probe_ended(&mut self, grant: &Grant, now: Instant) {
-        if !grant.probe {
-            return;
-        }
-        self.pause.probe_passed();
-        // The calls that waited for the probe go now, together. Had its token a head start of one round trip for ever
-        // after, it would meet the server's window alone, where jitter cannot average out.
-        if let (Some(back_at), Source::Memory(tokens)) = (self.probe_back_at.take(), &mut self.source) {
-            tokens.restart(back_at, now);
+    /// A probe that was not refused opens the lane. So does one whose end is not known: a longer pause would tell nothing.
+    fn probe_ended(&mut self, grant: &Grant) {
+        if grant.probe {
+            self.pause.probe_passed();
         }
     }
 
@@ -127,8 +116,10 @@ impl<W> Lane<W> {
         let hint = refused.hint.map(|hint| hint.min(retry.max_pause));
         let is_isolated = refused.isolated && hint.is_none();
         let pauses = (!is_isolated).then(|| Pauses { new: pause(retry, hint, slots.level() + 1, random), same: hint });
-        if !is_isolated {
+        if let Some(pauses) = pauses {
             slots.void();
+            // What the store is told of the pace counts from the end of the pause.
+            self.pace.resumes_at(cx.now + pauses.new);
         }
         self.ask(Op::Throttled { at: slot.dated.at, pauses }, Some(refused), cx.now);
     }

@@ -88,7 +88,6 @@ impl<W> Lane<W> {
 
     fn begin_epoch(&mut self) {
         self.epoch += 1;
-        self.probe_back_at = None;
         self.shared_pace = SharedPace { is_unsaved: self.shared_pace.is_unsaved, ..SharedPace::default() };
     }
 

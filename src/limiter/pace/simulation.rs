@@ -1,5 +1,5 @@
 //! One lane, its pace and its pause in front of an endpoint that enforces a rate, event by event in simulated time: an hour
-//! of a lane of 200/s takes a second. The lane writes whatever its tokens, its spacing and its pause allow.
+//! of a lane of 50/s takes less than a second. The lane writes whatever its tokens, its spacing and its pause allow.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -61,7 +61,7 @@ pub(super) enum Outsider {
     Refusable,
     /// At random times, and never refused.
     Poisson,
-    /// Evenly, on and off for so many seconds.
+    /// Evenly, on and off for this number of seconds.
     OnOff(u64),
 }
 
@@ -172,7 +172,7 @@ pub(super) fn run(world: World) -> Outcome {
         let first = run.random.u64(0..=world.outsider_every());
         run.push(first, Event::Outsider);
     }
-    run.to_the_end();
+    run.drive();
     run.outcome
 }
 
@@ -201,7 +201,7 @@ impl Outcome {
     /// Seconds from the first arrival to the nth accepted one, and how many were refused by then.
     pub(super) fn nth_accepted(&self, nth: usize) -> (f64, usize) {
         let accepted = self.attempts.iter().filter(|(_, accepted)| *accepted).nth(nth - 1);
-        let until = accepted.expect("so many were accepted").0;
+        let until = accepted.expect("that many were accepted").0;
         let refused = self.attempts.iter().filter(|(at, accepted)| !accepted && *at <= until).count();
         ((until - self.attempts[0].0) as f64 / SECOND as f64, refused)
     }
@@ -259,7 +259,7 @@ impl Endpoint {
 // === impl Run ===
 
 impl Run {
-    fn to_the_end(&mut self) {
+    fn drive(&mut self) {
         while let Some(Reverse((now, _, event))) = self.events.pop() {
             while self.outcome.rates.len() as u64 * SECOND <= now {
                 self.outcome.rates.push(self.rate(now).per_second());

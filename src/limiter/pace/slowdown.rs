@@ -17,7 +17,7 @@ const LEFT_BY_FIRST: f64 = 0.5;
 const LEFT_BY_LATER: f64 = 0.75;
 /// Calls per window that are never taken.
 const LOWEST: f64 = 0.25;
-/// The first lesson's cut is back after so many windows, each further one's after twice as many as the one before.
+/// The first lesson's cut is back after this number of windows, each further one's after twice as many as the one before.
 const FIRST_RETURN: f64 = 4.0;
 /// But after at most as many windows as it takes to send this, so that few of them are refused...
 const ATTEMPTS_PER_LESSON: f64 = 28.0;
@@ -25,7 +25,7 @@ const ATTEMPTS_PER_LESSON: f64 = 28.0;
 const RETURN: std::ops::RangeInclusive<f64> = 3.0..=16.0;
 /// The rate has doubled when after its return this many times the return's duration has passed.
 const DOUBLES_AFTER: f64 = 1.1;
-/// The rate rises in so many steps from nothing to the limit.
+/// The rate rises in this number of steps from nothing to the limit.
 const STEPS: f64 = 64.0;
 /// The most rises that are named ahead.
 const RISES: u32 = 16;
@@ -156,7 +156,7 @@ impl Slowdown {
         (self.rate(limit, now) / step(limit) + 1e-6).floor() as u32
     }
 
-    /// When the rate has risen by so many steps from nothing.
+    /// When the rate has risen to this number of steps.
     fn reaches(&self, steps: u32, limit: Limit) -> Instant {
         let rate = f64::from(steps) * step(limit);
         let before = self.rate_before();

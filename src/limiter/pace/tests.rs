@@ -201,7 +201,23 @@ fn beside_an_outsider_the_lane_takes_what_is_left_and_comes_back_when_it_stops()
     }
 }
 
-/// At 5 and 10 per second a Poisson outsider fills the quota in so many seconds that no blind sender gets 85 % of the rest.
+#[test]
+fn beside_an_even_2_per_second_a_lane_of_5_sends_2_7_to_3_2() {
+    for (outsider, jitter_ms) in [(Outsider::Even, 0), (Outsider::Even, 30), (Outsider::Refusable, 30)] {
+        for seed in 0..20 {
+            let outcome = run(World { outsider, jitter_ms, outsider_stops_s: 120, seconds: 210, seed, ..STEADY });
+            let (accepted, refused) = outcome.between(30, 120);
+            let (rate, share) = (accepted / 90.0, 100.0 * refused / (accepted + refused));
+            let after = outcome.between(160, 210).0 / 50.0;
+            let which = format!("{outsider:?}, {jitter_ms} ms, seed {seed}");
+            assert!((2.7..=3.2).contains(&rate), "{which}: {rate:.2}/s");
+            assert!(share <= 6.0, "{which}: {share:.2} % refused");
+            assert!(after >= 4.75, "{which}: {after:.2}/s after it stopped");
+        }
+    }
+}
+
+/// At 5 and 10 per second a Poisson outsider fills the quota too often for any blind sender to get 85 % of the rest.
 #[test]
 fn beside_a_poisson_outsider_the_lane_comes_back_when_it_stops() {
     for (limit, share, refused) in [(5, 25.0, 15.0), (10, 30.0, 10.0), (50, 75.0, 6.0), (200, 85.0, 3.0)] {
@@ -259,7 +275,7 @@ fn refused(pace: &mut Pace, written_at: Instant, now: Instant) -> bool {
     pace.refused(&RefusedAttempt { written_at, probe: false, own_part: 1.0 }, now)
 }
 
-/// So many accepted attempts, each of which took 20 ms, the last one written at `until`.
+/// Accepts `count` attempts 200 ms apart, each of which takes 20 ms, the last one written at `until`.
 fn accepted(pace: &mut Pace, count: u32, until: Instant) {
     for before in (0..count).rev() {
         let written_at = until - ms(200) * before;
@@ -273,7 +289,7 @@ fn rate(pace: &Pace, now: Instant) -> (u32, u128, u128) {
     (rate.tokens, rate.away().as_millis(), rate.spacing.as_millis())
 }
 
-/// Some time after which every instant of a test lies.
+/// Late enough for every instant of a test to be after the epoch of the clock.
 fn start() -> Instant {
     Instant::now() + SECOND * 3600
 }
@@ -366,6 +382,17 @@ fn jitter_widens_the_gap_and_leaves_the_rate() {
     assert_eq!((after.tokens, after.window), (5, SECOND));
     assert!(after.gap > before.gap + ms(1), "{after:?}");
     assert!(!pace.is_forgotten(now) && pace.is_forgotten(now + 70 * SECOND));
+}
+
+#[test]
+fn one_slow_answer_widens_the_gap_until_it_is_forgotten() {
+    let t = start();
+    let mut pace = pace(5);
+    pace.answered(t, t + ms(2000));
+    accepted(&mut pace, 63, t + 20 * SECOND);
+    assert!(pace.rate(t + 20 * SECOND).gap > ms(39));
+    accepted(&mut pace, 1, t + 21 * SECOND);
+    assert_eq!(pace.rate(t + 21 * SECOND).gap, ms(5));
 }
 
 #[test]

@@ -30,7 +30,6 @@ fn rate(tokens: u32, gap: u64) -> Rate {
 
 /// Takes one token and uses it at `at`.
 fn spend(tokens: &mut Tokens, at: Instant) -> bool {
-    tokens.collect(at);
     let taken = tokens.take(at);
     if taken {
         tokens.used(at);
@@ -49,10 +48,8 @@ fn at_the_start_all_tokens_count_as_just_used() {
     let now = Instant::now();
     let mut tokens = Tokens::new(limit(5), GAP, now, now);
     assert!(!tokens.take(now));
-    tokens.collect(now + AWAY - ms(1));
-    assert_eq!(tokens.free(now), 0);
-    tokens.collect(now + AWAY);
-    assert_eq!(tokens.free(now), 5);
+    assert_eq!(tokens.free(now + AWAY - ms(1)), 0);
+    assert_eq!(tokens.free(now + AWAY), 5);
 }
 
 #[test]
@@ -65,7 +62,6 @@ fn each_token_is_back_one_window_and_gap_after_its_own_use() {
     for at in [0, 100, 250, 400, 900] {
         let back_at = tokens.next_at(start + ms(950)).unwrap();
         assert_eq!(back_at, start + AWAY + ms(at));
-        tokens.collect(back_at);
         assert!(tokens.take(back_at));
     }
     assert_eq!(tokens.next_at(start), None);
@@ -76,9 +72,10 @@ fn each_token_is_back_one_window_and_gap_after_its_own_use() {
 fn the_clock_runs_from_the_use_and_not_from_the_grant() {
     let (mut tokens, start) = warm(1);
     assert!(tokens.take(start));
-    assert_eq!(tokens.used(start + SECOND), start + SECOND + AWAY);
-    tokens.collect(start + SECOND + AWAY - ms(1));
+    tokens.used(start + SECOND);
     assert!(!tokens.take(start + SECOND + AWAY - ms(1)));
+    assert_eq!(tokens.next_at(start + SECOND), Some(start + SECOND + AWAY));
+    assert!(tokens.take(start + SECOND + AWAY));
 }
 
 #[test]
@@ -94,15 +91,6 @@ fn an_attempt_that_no_token_was_granted_for_keeps_one_away() {
     let (mut tokens, now) = warm(2);
     tokens.used_besides(now);
     assert!(spend(&mut tokens, now) && !spend(&mut tokens, now + AWAY - ms(1)) && spend(&mut tokens, now + AWAY));
-}
-
-#[test]
-fn a_restarted_token_counts_from_then() {
-    let (mut tokens, now) = warm(1);
-    assert!(tokens.take(now));
-    let back_at = tokens.used(now);
-    assert_eq!(tokens.restart(back_at, now + ms(20)), Some(now + ms(20) + AWAY));
-    assert_eq!(tokens.restart(back_at, now + ms(30)), None, "it has another clock by now");
 }
 
 #[test]
@@ -126,7 +114,7 @@ fn grants(tokens: &mut Tokens, start: Instant, number: usize, more: &[u64]) -> V
     let (mut grants, mut now) = (Vec::new(), start);
     while grants.len() < number {
         while more.next_if(|at| *at <= now).is_some() {
-            tokens.keep(rate(tokens.usable + 1, 5));
+            tokens.keep(rate(u32::try_from(tokens.usable).unwrap() + 1, 5));
         }
         while spend(tokens, now) {
             grants.push((now - start).as_millis());
@@ -187,7 +175,6 @@ fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() 
     for expected in [1205, 1305] {
         let at = tokens.next_at(now).unwrap();
         assert_eq!((at - start).as_millis(), expected);
-        tokens.collect(at);
         assert!(tokens.take(at));
     }
     tokens.keep(rate(5, 5));
@@ -195,13 +182,15 @@ fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() 
 }
 
 #[test]
-fn a_token_keeps_the_clock_that_it_was_used_under() {
+fn what_is_learned_holds_for_earlier_uses_too() {
     let (mut tokens, start) = warm(5);
-    for gap in [40, 5, 20] {
-        tokens.keep(rate(5, gap));
+    for _ in 0..5 {
         assert!(spend(&mut tokens, start));
     }
-    assert_eq!(tokens.back.iter().map(|at| (*at - start).as_millis()).collect::<Vec<_>>(), [1005, 1020, 1040]);
+    for gap in [40, 5, 20] {
+        tokens.keep(rate(5, gap));
+        assert_eq!(tokens.next_at(start), Some(start + SECOND + ms(gap)));
+    }
 }
 
 #[test]
@@ -239,7 +228,6 @@ proptest! {
                 }
                 !due
             });
-            tokens.collect(now);
             while tokens.take(now) {
                 match kind {
                     0 => { tokens.give_back(); break; }
@@ -247,7 +235,7 @@ proptest! {
                     _ => { tokens.used(now); uses.push(now); }
                 }
             }
-            prop_assert!(tokens.in_use() <= count as usize);
+            prop_assert!(tokens.held() <= count && tokens.used.len() <= count as usize);
         }
         uses.sort();
         for (first, last) in uses.iter().zip(uses.iter().skip(count as usize)) {
