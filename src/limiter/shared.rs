@@ -1,11 +1,13 @@
 //! Who deals out the quota? Alone, this process; with others, the store; and while the store is away, each replica uses
 //! the part that falls to it by rank, or nothing. This file asks the store, and says how things stand.
 
+pub(crate) mod allowance;
 pub(crate) mod clock;
 pub(crate) mod members;
 pub(crate) mod protocol;
 pub(crate) mod slots;
 pub(crate) mod store;
+pub(crate) mod turns;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -107,7 +109,7 @@ impl Quota {
 
     /// How late any replica may use a slot: what is unknown of the store's clock is at most what an answer may take.
     pub(crate) fn longest_slack(&self) -> Duration {
-        self.slack + self.store.timeout() + slots::MOST_EXTRA
+        self.slack + self.store.timeout() + allowance::MOST_EXTRA
     }
 
     /// What an answer of the store takes: the least round trip of the latest checks.

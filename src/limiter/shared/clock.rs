@@ -83,6 +83,7 @@ impl Clock {
     }
 
     /// How far apart the bounds are; none before the first answer.
+    #[cfg(test)]
     pub(crate) fn uncertainty(&self, now: Instant) -> Option<Duration> {
         let (least, most) = self.difference(now)?;
         Some(Duration::from_micros(u64::try_from(most - least).unwrap_or(0)))

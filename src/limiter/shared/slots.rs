@@ -8,34 +8,25 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::forecast::{Forecast, Turns as EachTurn, after};
+use crate::limiter::forecast::{Forecast, Turns as EachTurn};
 use crate::limiter::pace::Rate;
 use crate::limiter::shared::NEVER;
+use crate::limiter::shared::allowance::{Allowance, Worth};
 use crate::limiter::shared::clock::Clock;
-use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
+use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late};
+use crate::limiter::shared::turns::Turns;
 use crate::limiter::source::Wait;
 
-/// The most that is added to the slack of a lane whose slots come too late.
-pub(crate) const MOST_EXTRA: Duration = Duration::from_millis(100);
-/// What is added first.
-const FIRST_EXTRA: Duration = Duration::from_millis(10);
-/// The part of it that an answer in time takes away.
-const LESS_EXTRA: u32 = 16;
-/// The part of a longer round trip that each shorter one takes away.
+/// The part of a longer way that each shorter one takes away.
 const NEARER: u32 = 8;
-/// After so many answers in a row whose slots all came too late the store cannot deal.
-const TOO_FAR: u32 = 5;
-
 /// The slots at hand, and what the store said last.
 pub(crate) struct Slots {
     /// How late a slot may be used, as configured.
     slack: Duration,
-    /// What an answer takes.
+    /// How long after a slot's date its answer is here, for all that is known of the store's clock: that much longer it
+    /// may be used. It is at least what is unknown of the clock, and at most a round trip.
     distance: Duration,
-    /// Added to the slack, as slots have come too late.
-    extra: Duration,
-    /// Answers in a row whose slots all came too late.
-    too_late: u32,
+    allowance: Allowance,
     clock: Clock,
     /// By date.
     hand: VecDeque<Slot>,
@@ -83,17 +74,6 @@ pub(crate) struct Ask {
     pub(crate) slack: Duration,
 }
 
-/// What an answer is worth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Worth {
-    /// Its slots can be used, or it had none.
-    Fine,
-    /// All its slots came too late. The next ones may be used for longer.
-    TooLate,
-    /// Such answers have come several times in a row: the store is of no use.
-    TooFar,
-}
-
 /// One slot by our own clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
@@ -110,20 +90,6 @@ struct Seen {
     level: u32,
 }
 
-/// When each usable token is back.
-#[derive(Clone, Debug)]
-pub(crate) struct Turns {
-    usable: u32,
-    /// How many of them are not free.
-    used: u32,
-    /// When these are back, in order: all of them, or some that are evenly spread.
-    back: Vec<Instant>,
-    /// When the others are free.
-    free: Instant,
-    /// How long a token is away.
-    away: Duration,
-}
-
 // === impl Slots ===
 
 impl Slots {
@@ -134,8 +100,7 @@ impl Slots {
         Self {
             slack,
             distance,
-            extra: Duration::ZERO,
-            too_late: 0,
+            allowance: Allowance::default(),
             clock: Clock::new(from),
             hand: VecDeque::new(),
             unused: Vec::new(),
@@ -167,14 +132,16 @@ impl Slots {
             late = first(&mut self.late);
             self.reported = Some((self.number, late.clone()));
         }
-        Ask { number: self.number, wanted, unused, late, slack: self.slack_at(now) }
+        let slack = self.slack + self.distance + self.allowance.extra();
+        Ask { number: self.number, wanted, unused, late, slack }
     }
 
     /// The store has answered the question of this number.
     pub(crate) fn answered(&mut self, number: u64, answer: &Answer, now: Instant) -> Worth {
         let Answer { view, sent, received } = answer;
         self.clock.observe(*sent, *received, view.now);
-        self.distance = (*received - *sent).max(self.distance - self.distance / NEARER);
+        let took = received.saturating_duration_since(self.clock.earliest(view.now, *received));
+        self.distance = took.max(self.distance - self.distance / NEARER);
         let blocked_before = self.is_blocked();
         if self.reported.as_ref().is_some_and(|(reported, _)| number >= *reported) {
             self.reported = None;
@@ -190,7 +157,10 @@ impl Slots {
             until: self.clock.earliest(dated.at, now) + Duration::from_micros(dated.slack),
         });
         let (in_time, too_late): (Vec<_>, Vec<_>) = slots.partition(|slot| slot.until >= slot.from.max(now));
-        let worth = self.judge(!in_time.is_empty(), !too_late.is_empty(), now);
+        let worth = self.allowance.judge(in_time.len(), too_late.len());
+        if worth != Worth::Fine {
+            self.ask_at = self.ask_at.min(now);
+        }
         self.unused.extend(too_late.iter().map(|slot| slot.dated));
         if blocked_before && self.is_blocked() {
             // They were dealt by a store that does not know of the late use.
@@ -381,26 +351,6 @@ impl Slots {
     fn must_report(&self) -> bool {
         self.reported.is_none() && !self.late.is_empty()
     }
-
-    /// How late a slot of the next answer may be used. What is unknown of the store's clock shortens the time in which a
-    /// slot may be used, so it is added.
-    fn slack_at(&self, now: Instant) -> Duration {
-        let unknown = self.clock.uncertainty(now).map_or(self.distance, |unknown| unknown.min(self.distance));
-        self.slack + unknown + self.extra
-    }
-
-    fn judge(&mut self, some_in_time: bool, some_too_late: bool, now: Instant) -> Worth {
-        if some_in_time {
-            self.too_late = 0;
-            self.extra -= self.extra / LESS_EXTRA;
-        } else if some_too_late {
-            self.too_late += 1;
-            self.extra = (2 * self.extra).clamp(FIRST_EXTRA, MOST_EXTRA);
-            self.ask_at = self.ask_at.min(now);
-            return if self.too_late >= TOO_FAR { Worth::TooFar } else { Worth::TooLate };
-        }
-        Worth::Fine
-    }
 }
 
 // === impl Slot ===
@@ -409,37 +359,6 @@ impl Slot {
     /// Not to be used after this.
     pub(crate) fn until(&self) -> Instant {
         self.until
-    }
-}
-
-// === impl Turns ===
-
-impl Turns {
-    fn of(view: &View, clock: &Clock, now: Instant) -> Self {
-        let mut back: Vec<Instant> = view.back.iter().map(|back| clock.latest(*back, now).max(now)).collect();
-        back.sort_unstable();
-        let used = if back.is_empty() { 0 } else { view.used.min(view.usable) };
-        Self { usable: view.usable, used, back, free: now, away: Duration::from_micros(view.away) }
-    }
-
-    /// When the `ahead` + 1st grant can come, if none comes before `open`. There must be a usable token.
-    pub(crate) fn nth(&self, ahead: usize, open: Instant) -> Instant {
-        let usable = self.usable as usize;
-        after(self.first(ahead % usable).max(open), ahead / usable, self.away)
-    }
-
-    /// When the usable token of this rank is back: between two that the store told of, by their distance.
-    fn first(&self, rank: usize) -> Instant {
-        let free = (self.usable - self.used) as usize;
-        let Some(rank) = rank.checked_sub(free) else { return self.free };
-        let (spans, tokens) = (self.back.len() - 1, self.used as usize - 1);
-        if spans == tokens || tokens == 0 {
-            return self.back[rank.min(spans)];
-        }
-        let place = rank as f64 * spans as f64 / tokens as f64;
-        let (from, part) = (place as usize, place.fract());
-        let to = self.back[(from + 1).min(spans)];
-        self.back[from] + to.saturating_duration_since(self.back[from]).mul_f64(part)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 
 use super::*;
+use crate::limiter::shared::protocol::View;
 
 const MS: Duration = Duration::from_millis(1);
 const START: u64 = 1_000_000_000;
@@ -101,17 +102,20 @@ fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
 }
 
 #[test]
-fn slots_that_come_too_late_are_given_more_time_and_at_last_up() {
+fn a_store_that_moves_away_is_of_use_again_from_the_second_answer_on() {
     let mut world = World::new();
-    assert_eq!(world.ask(1, [0, 0, 0]), Worth::Fine);
+    world.ask(1, [0, 0, 0]);
     let worth: Vec<_> = (1..=6).map(|i| world.ask(1, [i * 1000, i * 1000, i * 1000 + 240])).collect();
-    assert_eq!(worth[0], Worth::TooLate);
-    // What was known of the clock showed that they came late: the way back alone takes 240 ms.
-    assert_eq!(world.slots.extra, MOST_EXTRA);
-    assert_eq!(worth[4..], [Worth::TooFar, Worth::TooFar]);
-    assert_eq!(world.ask(1, [9000, 9000, 9001]), Worth::Fine);
-    assert!(world.slots.extra < MOST_EXTRA && world.slots.too_late == 0);
-    assert_eq!(world.ask(0, [9100, 9100, 9500]), Worth::Fine, "no slot, no judgement");
+    assert_eq!((worth[0], &worth[1..]), (Worth::TooLate, &[Worth::Fine; 5][..]));
+}
+
+#[test]
+fn a_store_whose_answers_take_ever_longer_cannot_deal() {
+    let mut world = World::new();
+    let worth: Vec<_> = (0..6).map(|i| world.ask(1, [i * 3000, i * 3000, i * 3000 + 400 * i])).collect();
+    assert_eq!((worth[0], worth[1], worth[5]), (Worth::Fine, Worth::TooLate, Worth::TooFar));
+    assert_eq!(world.ask(0, [19_000, 19_000, 19_900]), Worth::Fine, "no slot, no judgement");
+    assert_eq!(world.ask(1, [20_000, 20_000, 20_100]), Worth::Fine);
 }
 
 #[test]
@@ -169,26 +173,4 @@ fn no_question_gives_back_more_than_its_bound() {
     world.ask(200, [0, 0, 0]);
     let given: Vec<_> = (1..=5).map(|at| world.slots.ask(0, world.at(at)).unused.len()).collect();
     assert_eq!(given, [64, 64, 64, 8, 0]);
-}
-
-#[test]
-fn forecasts_are_of_each_token_or_between_those_that_were_told() {
-    let world = World::new();
-    let (now, second) = (world.at(0), 1000 * MS);
-    let turns = |usable, used, back: &[u32]| Turns {
-        usable,
-        used,
-        back: back.iter().map(|ms| world.at(*ms)).collect(),
-        free: now,
-        away: second,
-    };
-    let nth = |turns: &Turns, ahead: &[usize]| -> Vec<u128> {
-        ahead.iter().map(|ahead| (turns.nth(*ahead, now) - now).as_millis()).collect()
-    };
-    assert_eq!(nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]), [0, 0, 100, 200, 700, 1000, 1100]);
-    // Of 101 tokens three are told.
-    assert_eq!(nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]), [0, 50, 100, 500, 900, 1000]);
-    assert_eq!(nth(&turns(1, 1, &[300]), &[0, 2]), [300, 2300]);
-    let paused = turns(5, 3, &[100, 200, 700]).nth(2, world.at(500));
-    assert_eq!(paused, world.at(500));
 }

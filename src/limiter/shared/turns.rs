@@ -1,0 +1,82 @@
+//! When are the lane's tokens back, as the store last said? Of many it tells some; the others are reckoned between these.
+//! Only for forecasts.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::limiter::forecast::after;
+use crate::limiter::shared::clock::Clock;
+use crate::limiter::shared::protocol::View;
+
+/// When each usable token is back.
+#[derive(Clone, Debug)]
+pub(crate) struct Turns {
+    pub(super) usable: u32,
+    /// How many of them are not free.
+    pub(super) used: u32,
+    /// When these are back, in order: all of them, or some that are evenly spread.
+    pub(super) back: Vec<Instant>,
+    /// When the others are free.
+    pub(super) free: Instant,
+    /// How long a token is away.
+    pub(super) away: Duration,
+}
+
+// === impl Turns ===
+
+impl Turns {
+    pub(super) fn of(view: &View, clock: &Clock, now: Instant) -> Self {
+        let mut back: Vec<Instant> = view.back.iter().map(|back| clock.latest(*back, now).max(now)).collect();
+        back.sort_unstable();
+        let used = if back.is_empty() { 0 } else { view.used.min(view.usable) };
+        Self { usable: view.usable, used, back, free: now, away: Duration::from_micros(view.away) }
+    }
+
+    /// When the `ahead` + 1st grant can come, if none comes before `open`. There must be a usable token.
+    pub(crate) fn nth(&self, ahead: usize, open: Instant) -> Instant {
+        let usable = self.usable as usize;
+        after(self.first(ahead % usable).max(open), ahead / usable, self.away)
+    }
+
+    /// When the usable token of this rank is back: between two that the store told of, by their distance.
+    fn first(&self, rank: usize) -> Instant {
+        let free = (self.usable - self.used) as usize;
+        let Some(rank) = rank.checked_sub(free) else { return self.free };
+        let (spans, tokens) = (self.back.len() - 1, self.used as usize - 1);
+        if spans == tokens || tokens == 0 {
+            return self.back[rank.min(spans)];
+        }
+        let place = rank as f64 * spans as f64 / tokens as f64;
+        let (from, part) = (place as usize, place.fract());
+        let to = self.back[(from + 1).min(spans)];
+        self.back[from] + to.saturating_duration_since(self.back[from]).mul_f64(part)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forecasts_are_of_each_token_or_between_those_that_were_told() {
+        let (now, second) = (Instant::now(), Duration::from_secs(1));
+        let at = |ms: &u32| now + Duration::from_millis(u64::from(*ms));
+        let turns = |usable, used, back: &[u32]| Turns {
+            usable,
+            used,
+            back: back.iter().map(at).collect(),
+            free: now,
+            away: second,
+        };
+        let nth = |turns: &Turns, ahead: &[usize]| -> Vec<u128> {
+            ahead.iter().map(|ahead| (turns.nth(*ahead, now) - now).as_millis()).collect()
+        };
+        assert_eq!(nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]), [0, 0, 100, 200, 700, 1000, 1100]);
+        // Of 101 tokens three are told.
+        assert_eq!(nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]), [0, 50, 100, 500, 900, 1000]);
+        assert_eq!(nth(&turns(1, 1, &[300]), &[0, 2]), [300, 2300]);
+        let paused = turns(5, 3, &[100, 200, 700]).nth(2, at(&500));
+        assert_eq!(paused, at(&500));
+    }
+}
