@@ -144,6 +144,41 @@ async fn one_by_one(connection: &mut MultiplexedConnection, script: &Script) {
     println!("CPU of the store: {:.1} ms per 1,000 takes, one after the other", used * 1e6 / ONE_BY_ONE as f64);
 }
 
+/// What a take waits while a lane of 10,000 a second has more calls than it can send.
+async fn beside_a_crowd(connection: &mut MultiplexedConnection, other: MultiplexedConnection, script: &Script) {
+    let crowd = tokio::spawn({
+        let (mut connection, script) = (other, script.clone());
+        async move {
+            let count = NonZeroU32::new(10_000).unwrap();
+            let lane = Lane { name: "crowd".to_owned(), count, script: &script };
+            let (start, mut slots) = (Instant::now(), 0);
+            loop {
+                let (dealt, again) = take(&lane, 20_000, &mut connection).await;
+                slots += dealt;
+                if start.elapsed() > Duration::from_secs(5) {
+                    return f64::from(u32::try_from(slots).unwrap()) / start.elapsed().as_secs_f64();
+                }
+                tokio::time::sleep(Duration::from_micros(again)).await;
+            }
+        }
+    });
+    let mut waits = Vec::new();
+    while !crowd.is_finished() {
+        let lane = Lane { name: format!("beside-{}", waits.len()), count: FIVE, script };
+        let start = Instant::now();
+        take(&lane, 1, connection).await;
+        waits.push(start.elapsed());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    waits.sort();
+    println!(
+        "a take beside a lane that is dealt {:.0} slots a second: p50 {:.0} us, p99 {:.0} us",
+        crowd.await.unwrap(),
+        percentile(&waits, 0.5),
+        percentile(&waits, 0.99)
+    );
+}
+
 /// Every account calls once, and then again when its first tokens are back: what a store carries.
 async fn many(connection: &mut MultiplexedConnection, script: &Script) {
     let empty = info(connection, &["used_memory"]).await;
@@ -199,6 +234,8 @@ async fn main() {
     take(&lane, 1, &mut connection).await;
     by_count(&mut connection, &script).await;
     one_by_one(&mut connection, &script).await;
+    let other = client.get_multiplexed_async_connection().await.unwrap();
+    beside_a_crowd(&mut connection, other, &script).await;
     many(&mut connection, &script).await;
     saturated(&mut connection, &script).await;
 }
