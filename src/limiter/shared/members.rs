@@ -37,6 +37,8 @@ struct Member {
     through: u64,
     /// When it was first heard of again after it had vanished: what it did meanwhile is not over yet.
     back: Option<Instant>,
+    /// It has left since then: it is listed only for what it did before it was back.
+    has_left: bool,
 }
 
 /// One of the replicas as the store has it.
@@ -77,16 +79,20 @@ impl Members {
     pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
         for Seen { name, through, silent, has_left } in list {
             if has_left && name != self.me {
-                self.left(&name);
+                match self.seen.get_mut(&name) {
+                    Some(member) if member.back.is_some() => member.has_left = true,
+                    _ => self.left(&name),
+                }
                 continue;
             }
             let at = asked.checked_sub(silent).unwrap_or(asked);
-            let member = self.seen.entry(name).or_insert(Member { at, through, back: None });
+            let member = self.seen.entry(name).or_insert(Member { at, through, back: None, has_left: false });
             if at > member.at + VANISHED {
                 member.back = Some(asked);
             }
             member.at = at.max(member.at);
             member.through = through;
+            member.has_left = false;
         }
         self.seen.retain(|name, member| *name == self.me || member.at + self.lease > asked);
         let is_known = self.contact.is_some_and(|contact| asked < contact + self.lease);
@@ -101,7 +107,7 @@ impl Members {
 
     /// How many there are, with those that have vanished.
     pub(super) fn len(&self) -> usize {
-        self.seen.len()
+        self.seen.values().filter(|member| !member.has_left).count()
     }
 
     /// Those that have vanished, and their connections, if the store has seen them after `since`: the numbers of an earlier
@@ -110,7 +116,8 @@ impl Members {
         let vanished = self
             .seen
             .iter()
-            .filter(move |(name, member)| **name != self.me && member.has_vanished(now) && member.at > since);
+            .filter(move |(name, _)| **name != self.me)
+            .filter(move |(_, member)| !member.has_left && member.has_vanished(now) && member.at > since);
         vanished.map(|(name, member)| (name.clone(), member.through))
     }
 
@@ -132,14 +139,18 @@ impl Members {
     /// What must not be used while the store is there, since those that have vanished may use it, or have within the last
     /// `window`.
     pub(super) fn withheld(&self, count: NonZeroU32, window: Duration, now: Instant) -> u32 {
-        let may_use = |member: &Member| member.has_vanished(now) || member.back.is_some_and(|back| now < back + window);
+        let may_use = |member: &Member| {
+            (member.has_vanished(now) && !member.has_left) || member.back.is_some_and(|back| now < back + window)
+        };
         let others = self.seen.iter().filter(|(name, member)| **name != self.me && may_use(member));
         others.map(|(name, _)| self.part_of(name, count)).sum()
     }
 
+    /// Its part among those that have not left.
     fn part_of(&self, name: &str, count: NonZeroU32) -> u32 {
-        let all = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).max(1);
-        let Some(rank) = self.seen.keys().position(|other| other == name) else { return 0 };
+        let there = || self.seen.iter().filter(|(other, member)| !member.has_left || *other == name);
+        let all = u32::try_from(there().count()).unwrap_or(u32::MAX).max(1);
+        let Some(rank) = there().position(|(other, _)| other == name) else { return 0 };
         let over = u32::try_from(rank).unwrap_or(u32::MAX) < count.get() % all;
         count.get() / all + u32::from(over)
     }
@@ -249,6 +260,21 @@ mod tests {
             assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (2, 0), "beat {beat}");
         }
         assert_eq!(members.part(FIVE, start + 75 * SECOND), NonZeroU32::new(3));
+    }
+
+    #[test]
+    fn what_one_did_before_it_was_back_is_withheld_for_a_window_though_it_leaves() {
+        let start = Instant::now();
+        let mut members = members("r0", 2, start);
+        let left = || Seen { has_left: true, ..seen(1, Duration::ZERO) };
+        // It was cut off for two seconds, comes back, and leaves at once.
+        let back = start + 2 * SECOND;
+        members.heard([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], back);
+        for (millis, withheld) in [(100, 2), (900, 2), (1000, 0), (5000, 0)] {
+            let now = back + Duration::from_millis(millis);
+            members.heard([seen(0, Duration::ZERO), left()], now);
+            assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (1, withheld), "after {millis} ms");
+        }
     }
 
     #[test]
