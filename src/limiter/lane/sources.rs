@@ -34,8 +34,8 @@ pub(super) struct SharedPace {
     version: u64,
     /// Something was learned that the store does not know.
     pub(super) is_unsaved: bool,
-    /// A question tells it what was learned.
-    is_saving: bool,
+    /// What a question under way tells it of that.
+    saving: Option<String>,
 }
 
 // === impl Lane ===
@@ -114,11 +114,11 @@ impl<W> Lane<W> {
         let rate = self.rate(now);
         let Source::Shared(slots) = &mut self.source else { return };
         let shared = &mut self.shared_pace;
-        let tells = shared.is_unsaved && !shared.is_saving;
+        let tells = shared.is_unsaved && shared.saving.is_none();
         let stored_now = slots.clock().at_most(now, now);
         let pace = tells.then(|| written(self.pace.share(now), self.limit, stored_now));
         if tells {
-            (shared.is_unsaved, shared.is_saving) = (false, true);
+            (shared.is_unsaved, shared.saving) = (false, pace.clone());
         }
         let version = shared.version;
         let ask = slots.ask(self.queue.len(), now);
@@ -148,8 +148,13 @@ impl<W> Lane<W> {
         let worth = slots.answered(asked.ask.number, answer, now);
         let is_slower = slots.rate() < rate;
         let (open, stored_now) = (slots.clock().latest(answer.view.open, now), slots.clock().at_most(now, now));
-        self.pause.told(open);
-        self.adopt_pace(asked, answer, stored_now, now);
+        // Answers may come in another order than the store gave them: the latest view holds.
+        if slots.is_latest(&answer.view) {
+            self.pause.told(open);
+            self.adopt_pace(asked, answer, stored_now, now);
+        } else if asked.pace.is_some() {
+            self.shared_pace.saving = None;
+        }
         if answer.view.new_episode {
             self.pace.resumes_at(self.pause.open_at(now));
             self.pause_began(asked.refused.and_then(|refused| refused.hint), now);
@@ -170,12 +175,14 @@ impl<W> Lane<W> {
     fn adopt_pace(&mut self, asked: &Asked, answer: &Answer, stored_now: u64, now: Instant) {
         let view = &answer.view;
         let shared = &mut self.shared_pace;
+        // The answer to another question may tell of it first.
+        let is_ours = shared.saving.as_ref() == Some(&view.pace);
         let has_told = asked.pace.is_some();
         if has_told {
-            shared.is_saving = false;
+            shared.saving = None;
         }
         let is_saved = has_told && !view.stale;
-        if view.version != shared.version && !is_saved {
+        if view.version != shared.version && !is_saved && !is_ours {
             if let Some(theirs) = read(&view.pace, self.limit, stored_now) {
                 self.pace.adopt(&theirs, now);
             }
@@ -187,7 +194,7 @@ impl<W> Lane<W> {
 
     fn not_told(&mut self, asked: &Asked, cx: Context<'_>) {
         if asked.pace.is_some() {
-            (self.shared_pace.is_saving, self.shared_pace.is_unsaved) = (false, true);
+            (self.shared_pace.saving, self.shared_pace.is_unsaved) = (None, true);
         }
         if let Source::Shared(slots) = &mut self.source {
             slots.unanswered(asked.ask.number, cx.now + AGAIN);

@@ -13,12 +13,15 @@ use crate::limiter::pace::Rate;
 use crate::limiter::shared::NEVER;
 use crate::limiter::shared::allowance::{Allowance, Worth};
 use crate::limiter::shared::clock::Clock;
-use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late};
+use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
 use crate::limiter::shared::turns::Turns;
 use crate::limiter::source::Wait;
 
 /// The part of a longer way that each shorter one takes away.
 const NEARER: u32 = 8;
+/// Longer than any question is under way, in microseconds.
+const UNDER_WAY: u64 = 10_000_000;
+
 /// The slots at hand, and what the store said last.
 pub(crate) struct Slots {
     /// How late a slot may be used, as configured.
@@ -47,6 +50,8 @@ pub(crate) struct Slots {
     /// When to ask; not before the silent window is over.
     ask_at: Instant,
     seen: Seen,
+    /// The store's time of it.
+    told_at: u64,
 }
 
 /// How a lane begins to use the store.
@@ -112,6 +117,7 @@ impl Slots {
             is_wanting: false,
             ask_at: from,
             seen: Seen { turns, part: 1.0, level: 0 },
+            told_at: 0,
         }
     }
 
@@ -169,9 +175,18 @@ impl Slots {
             self.hand.extend(in_time);
             self.hand.make_contiguous().sort_by_key(|slot| slot.from);
         }
-        let turns = Turns::of(view, &self.clock, now);
-        self.seen = Seen { turns, part: view.part as f64 / 1e6, level: view.level };
+        if self.is_latest(view) {
+            let turns = Turns::of(view, &self.clock, now);
+            self.seen = Seen { turns, part: view.part as f64 / 1e6, level: view.level };
+            self.told_at = view.now;
+        }
         worth
+    }
+
+    /// Whether no later view than this has been answered: answers to questions that were under way together come in any
+    /// order. A clock that has gone back has other views.
+    pub(crate) fn is_latest(&self, view: &View) -> bool {
+        view.now >= self.told_at || view.now + UNDER_WAY < self.told_at
     }
 
     /// The store did not answer this question: it is asked again at `again`.

@@ -3,7 +3,6 @@
 use std::num::NonZeroU32;
 
 use super::*;
-use crate::limiter::shared::protocol::View;
 
 const MS: Duration = Duration::from_millis(1);
 const START: u64 = 1_000_000_000;
@@ -173,4 +172,20 @@ fn no_question_gives_back_more_than_its_bound() {
     world.ask(200, [0, 0, 0]);
     let given: Vec<_> = (1..=5).map(|at| world.slots.ask(0, world.at(at)).unused.len()).collect();
     assert_eq!(given, [64, 64, 64, 8, 0]);
+}
+
+#[test]
+fn of_answers_that_come_in_another_order_the_latest_view_holds() {
+    let mut world = World::new();
+    let view = |now, usable| View { now, usable, away: 1_000_000, part: 1_000_000, ..View::default() };
+    let mut hear = |view: View| {
+        let (number, now) = (world.slots.ask(1, world.at(0)).number, world.at(1));
+        world.slots.answered(number, &Answer { view: view.clone(), sent: world.at(0), received: now }, now);
+        (world.slots.is_latest(&view), world.slots.rate())
+    };
+    assert_eq!(hear(view(START, 5)), (true, 5.0));
+    assert_eq!(hear(view(START + 300, 3)), (true, 3.0));
+    assert_eq!(hear(view(START + 200, 4)), (false, 3.0));
+    assert_eq!(hear(view(START - 3_600_000, 4)), (false, 3.0));
+    assert_eq!(hear(view(START - 36_000_000, 4)), (true, 4.0), "the clock has gone back");
 }
