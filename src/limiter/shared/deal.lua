@@ -17,16 +17,13 @@
 -- how many of its tenants wait at each. A replica that has waited for as many grants as there are replicas with work goes
 -- before: with R of them each has a slot at least every 2 R grants.
 
-local function numbers(first, last)
-  if first > last then return end
-  return tonumber(ARGV[first]), numbers(first + 1, last)
-end
-
 local state, ring = KEYS[1], KEYS[2]
-local op, me = ARGV[1], ARGV[2]
-local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = numbers(3, 13)
-local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing = numbers(14, 25)
-local pace, waiting, unused, late = ARGV[26], ARGV[27], ARGV[28], ARGV[29]
+local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+-- All numbers in one argument: each one more costs as much as a step of the script.
+local number = cmsgpack.unpack(ARGV[3])
+local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = unpack(number, 1, 11)
+local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
+  unpack(number, 12, 23)
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
 
 local clock = redis.call('TIME')
@@ -35,17 +32,20 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 -- The ring
 
 local function text(time) return string.format('%.0f', time) end
-local function listed(index) return tonumber(redis.call('LINDEX', ring, index)) end
-
-local length = redis.call('LLEN', ring)
-local last = length > 0 and listed(-1) or 0
+local function listed(index) return tonumber(redis.call('LINDEX', ring, index) or 0) end
 
 local kept = redis.call('GET', state)
-local lane = kept and cmsgpack.unpack(kept)
-if not lane then
-  lane = { count = count, window = limit_window, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED, probe_at = 0, known = 0, level = 0,
-    version = 0, pace = '', pace_until = 0, reach = math.max(last - now, 0) }
+local lane = kept and cmsgpack.unpack(kept) or { count = count, window = limit_window, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED,
+  probe_at = 0, known = 0, level = 0, version = 0, pace = '', pace_until = 0, length = 0, last = 0, reach = 0 }
+
+-- How many are listed, and the last of them. Where all are back the list says no more than none does.
+local length, last, has_changed = lane.length, lane.last, false
+if last <= now then
+  redis.call('DEL', ring)
+  length, last = 0, 0
 end
+-- What is listed, for as long as all of it was added here.
+local added = length == 0 and {}
 
 -- Lists them in place of what there is.
 local function list(times)
@@ -55,6 +55,7 @@ local function list(times)
   end
   length = #times
   last = length > 0 and tonumber(times[length]) or 0
+  added, has_changed = false, true
 end
 
 -- Another limit keeps the uses of the former: of fewer tokens those that are back last, and more of them are back with the
@@ -90,20 +91,23 @@ lane.probe_at = math.min(lane.probe_at, now + max_pause)
 local function add(back)
   if back < last and length > DEPTH then back = last end
   if back >= last then
-    redis.call('RPUSH', ring, text(back))
+    local time = text(back)
+    redis.call('RPUSH', ring, time)
     last = back
+    if added then added[#added + 1] = time end
   else
     local low, high = 0, length - 1
     while low < high do
       local middle = math.floor((low + high) / 2)
       if listed(middle) > back then high = middle else low = middle + 1 end
     end
-    redis.call('LINSERT', ring, 'BEFORE', redis.call('LINDEX', ring, low), text(back))
+    redis.call('LINSERT', ring, 'BEFORE', redis.call('LINDEX', ring, low) or '', text(back))
+    added = false
   end
-  length = length + 1
+  length, has_changed = length + 1, true
   if length > count then
     redis.call('LPOP', ring)
-    length = count
+    length, added = count, false
   end
   lane.reach = math.max(lane.reach, back - now)
 end
@@ -113,7 +117,7 @@ local function take_out(back)
   local found = redis.call('LPOS', ring, text(back), 'RANK', -1, 'MAXLEN', DEPTH)
   if not found then return false end
   redis.call('LREM', ring, -1, text(back))
-  length = length - 1
+  length, added = length - 1, false
   if back == last then last = length > 0 and listed(-1) or 0 end
   return true
 end
@@ -194,7 +198,7 @@ local function is_after_the_pause(at) return at > lane.known and at >= lane.open
 
 local episode = 0
 if op == 'throttled' then
-  local at, new, same = numbers(30, 32)
+  local at, new, same = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
   if is_after_the_pause(at) then episode = 1 end
   -- Without a pause the refusal is isolated, and the lane goes on.
   if new >= 0 then
@@ -216,8 +220,8 @@ if op == 'throttled' then
   end
 elseif op == 'ended' then
   -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
-  local at, back, _, probe = string.match(ARGV[30], '(%d+):(%d+):(%d+):(%d)')
-  local how = ARGV[31]
+  local at, back, _, probe = string.match(ARGV[8], '(%d+):(%d+):(%d+):(%d)')
+  local how = ARGV[9]
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
@@ -233,7 +237,7 @@ end
 
 -- Whose turn is it?
 
-local ids, tenants_of = {}, {}
+local ids, tenants_of, weight_of = {}, {}, {}
 for id, replica in pairs(lane.replicas) do
   ids[#ids + 1] = id
   for client, brings in pairs(replica.clients) do
@@ -243,11 +247,11 @@ end
 table.sort(ids)
 local dealt, kept_slots = 0, 0
 for _, replica in pairs(lane.replicas) do
-  replica.weight = 0
+  local weight = 0
   for client, brings in pairs(replica.clients) do
-    replica.weight = replica.weight + brings[1] * brings[2] / tenants_of[client]
+    weight = weight + brings[1] * brings[2] / tenants_of[client]
   end
-  replica.weight = math.max(replica.weight, 0.01)
+  weight_of[replica] = math.max(weight, 0.01)
   if replica ~= mine then kept_slots = kept_slots + #replica.slots end
 end
 
@@ -293,7 +297,7 @@ while usable > 0 and not stale and dealt < SLOTS do
   replica.slots[#replica.slots + 1] = slot
   if replica ~= mine then kept_slots = kept_slots + 1 end
   dealt, lane.grants = dealt + 1, lane.grants + 1
-  replica.pass, replica.last = replica.pass + 1 / replica.weight, lane.grants
+  replica.pass, replica.last = replica.pass + 1 / weight_of[replica], lane.grants
   replica.wanted = replica.wanted - 1
 end
 
@@ -323,10 +327,10 @@ end
 local working, weights = 0, 0
 for _, replica in pairs(lane.replicas) do
   if replica.wanted > 0 or replica == mine then
-    working, weights = working + 1, weights + replica.weight
+    working, weights = working + 1, weights + weight_of[replica]
   end
 end
-part = math.floor(1000000 * math.max(mine.weight / weights, 1 / (2 * working)))
+part = math.floor(1000000 * math.max(weight_of[mine] / weights, 1 / (2 * working)))
 if mine.wanted > 0 then
   ask = ASK
   if usable > 0 and (working == 1 or dealt == SLOTS) then
@@ -339,7 +343,9 @@ end
 local used, back = 0, {}
 if usable > 0 and last > now then
   used = math.min(usable, length)
-  if used <= TOLD then
+  if added and used == #added and used <= TOLD then
+    back = added
+  elseif used <= TOLD then
     back = redis.call('LRANGE', ring, -used, -1)
   else
     for sample = 0, SAMPLES - 2 do
@@ -353,8 +359,9 @@ end
 local lives = math.max(last - now, 0) + 2 * SILENCE
 if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.open - now, 0) + max_pause end
 lives = math.ceil(math.max(lives, lane.open - now, lane.pace_until - now) / 1000)
+lane.length, lane.last = length, last
 redis.call('SET', state, cmsgpack.pack(lane), 'PX', lives)
-redis.call('PEXPIRE', ring, lives)
+if has_changed then redis.call('PEXPIRE', ring, lives) end
 
 return {
   { now, lane.open, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, part, used },

@@ -219,19 +219,22 @@ impl Op {
             pace.map_or(0, |pace| micros(pace.lives)),
             micros(*spacing),
         ];
-        let mut args = vec![self.name().to_owned(), (*replica).to_owned()];
-        args.extend(constants.into_iter().chain(bounds).chain(numbers).map(|number| number.to_string()));
-        args.push(pace.map_or(String::new(), |pace| pace.text.to_owned()));
-        args.push(list(question.waiting, |client| format!("{}:{}:{}", client.digest, client.weight, client.tenants)));
-        args.push(list(question.unused, Dated::text));
-        args.push(list(question.late, |late| format!("{}:{}", late.slot.text(), late.used)));
+        let numbers: Vec<u64> = constants.into_iter().chain(bounds).chain(numbers).collect();
+        let texts = [
+            pace.map_or(String::new(), |pace| pace.text.to_owned()),
+            list(question.waiting, |client| format!("{}:{}:{}", client.digest, client.weight, client.tenants)),
+            list(question.unused, Dated::text),
+            list(question.late, |late| format!("{}:{}", late.slot.text(), late.used)),
+        ];
+        let mut args = vec![self.name().into(), (*replica).into(), packed(&numbers)];
+        args.extend(texts.map(String::into_bytes));
         match self {
             Self::Take => {}
             Self::Throttled { at, pauses } => {
                 let text = |pause: Option<Duration>| pause.map_or("-1".to_owned(), |pause| micros(pause).to_string());
                 let new = pauses.map(|pauses| pauses.new);
                 let same = pauses.and_then(|pauses| pauses.same);
-                args.extend([at.to_string(), text(new), text(same)]);
+                args.extend([at.to_string(), text(new), text(same)].map(String::into_bytes));
             }
             Self::Ended { slot, how } => {
                 let how = match how {
@@ -239,10 +242,10 @@ impl Op {
                     How::Unknown => "unknown",
                     How::Unsent => "unsent",
                 };
-                args.extend([slot.text(), how.to_owned()]);
+                args.extend([slot.text().into_bytes(), how.into()]);
             }
         }
-        args.into_iter().map(String::into_bytes).collect()
+        args
     }
 }
 
@@ -302,6 +305,18 @@ impl View {
 
 fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
     items.iter().map(text).collect::<Vec<_>>().join(",")
+}
+
+/// Numbers as MessagePack, an array of 64-bit integers: https://github.com/msgpack/msgpack/blob/master/spec.md.
+fn packed(numbers: &[u64]) -> Vec<u8> {
+    let length = u16::try_from(numbers.len()).unwrap_or(u16::MAX);
+    let mut packed = vec![0xdc];
+    packed.extend(length.to_be_bytes());
+    for number in numbers {
+        packed.push(0xcf);
+        packed.extend(number.to_be_bytes());
+    }
+    packed
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -230,9 +230,23 @@ async fn a_clock_that_has_gone_back_locks_nobody_out_for_longer_than_a_window() 
         lane.server.ask(&["RPUSH", ring, &far]).await;
         lane.server.ask(&["LPOP", ring]).await;
     }
+    let state = "local lane = cmsgpack.unpack(redis.call('GET', KEYS[1])) lane.last = tonumber(ARGV[1]) redis.call('SET', KEYS[1], cmsgpack.pack(lane))";
+    lane.server.ask(&["EVAL", state, "1", "flowgate:lane:{acme}:CreateFlow", &far]).await;
     let view = lane.take("one", 9).await;
     assert_eq!(view.back.len(), 5);
     assert!(view.back.iter().all(|back| *back <= view.now + view.away), "{view:?}");
+}
+
+#[tokio::test]
+async fn a_ring_that_was_deleted_costs_its_tokens_and_no_error() {
+    let lane = Lane::of(5, Duration::from_secs(60)).await;
+    let slots = lane.take("one", 9).await.slots;
+    lane.server.ask(&["DEL", "flowgate:ring:{acme}:CreateFlow"]).await;
+    lane.ask("one", Op::Take, Says { unused: &slots[..1], late: &[], ..lane.says() }).await;
+    lane.take("one", 9).await;
+    let late = [Late { slot: slots[1], used: slots[1].at }];
+    assert_eq!(lane.ask("one", Op::Take, Says { late: &late, ..lane.says() }).await.usable, 5);
+    lane.take("one", 9).await;
 }
 
 #[tokio::test]
