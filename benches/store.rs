@@ -28,7 +28,7 @@ const CROWD: usize = 50;
 const FIVE: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const COUNTS: [u32; 3] = [5, 200, 10_000];
 /// Lanes of one count.
-const LANES: usize = 200;
+const LANES: usize = 20;
 /// Commands of which the server remembers what they took.
 const LOGGED: i64 = 300;
 /// The most slots that one take is dealt.
@@ -104,9 +104,25 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
             take(&lane(index), 1, connection).await;
         }
         let away = median(connection).await;
-        tokio::time::sleep(Duration::from_millis(1100)).await;
+        // Half of the tokens are back, and half are away.
+        let half = count.get() as usize / 2;
+        let lane = |index: usize| Lane { name: format!("half-{count}-{index}"), count, script };
+        for pause in [600, 450] {
+            for index in 0..LANES {
+                let mut dealt = 0;
+                while dealt < half {
+                    dealt += take(&lane(index), many.min(half - dealt), connection).await.0;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+        // The odd one of five.
         for index in 0..LANES {
-            assert_eq!(take(&lane(index), 1, connection).await.0, 1, "its tokens are back");
+            take(&lane(index), count.get() as usize % 2, connection).await;
+        }
+        median(connection).await;
+        for index in 0..LANES {
+            assert_eq!(take(&lane(index), 1, connection).await.0, 1, "half of its tokens are back");
         }
         let back = median(connection).await;
         println!(

@@ -227,7 +227,7 @@ impl Slots {
 
     /// Whether a granted slot may be used now.
     pub(crate) fn is_usable(&self, slot: &Slot, now: Instant) -> bool {
-        !self.is_blocked() && slot.from <= now && now <= slot.until
+        !self.is_blocked() && slot.from <= now && now <= slot.until()
     }
 
     /// A granted slot was not used: another call may use it, or it goes back to the store.
@@ -317,7 +317,7 @@ impl Slots {
             return slot.from.max(open);
         }
         let ahead = self.ahead_of_all(ahead);
-        let turns = &self.seen.turns;
+        let turns = self.turns();
         if turns.usable == 0 {
             return open + NEVER;
         }
