@@ -1,4 +1,4 @@
-//! What does a replica ask of the store for one call? The benchmarks' door to `take.lua` and its arguments.
+//! What does a replica ask of the store for one call? The benchmarks' door to `deal.lua` and its arguments.
 
 use std::num::NonZeroU32;
 use std::time::Duration;

@@ -23,6 +23,11 @@ async fn only_who_may_use_a_part_is_withheld_one() {
     assert_eq!((cap(OnStoreFailure::Share), cap(OnStoreFailure::Refuse)), (2, 4));
 }
 
+/// However busy the machine is, the store is not down.
+fn patient(settings: config::Store) -> config::Store {
+    config::Store { timeout: Duration::from_secs(10), ..settings }
+}
+
 /// A replica that says every now and then that it is there.
 async fn replica(settings: &config::Store) -> Arc<Quota> {
     let quota = Quota::open(settings, OnStoreFailure::Share, Arc::new(Metrics::new())).unwrap();
@@ -42,7 +47,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 async fn in_a_cluster_replicas_that_are_replaced_leave_nothing_withheld() {
     let cluster = Cluster::start().await;
     let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
-    let settings = config::Store::on(config::Topology::Cluster, &ports);
+    let settings = patient(config::Store::on(config::Topology::Cluster, &ports));
     let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: Duration::from_secs(1) };
     let mut replicas = vec![replica(&settings).await, replica(&settings).await, replica(&settings).await];
     until("all know of all", || replicas.iter().all(|replica| replica.replicas() == 3)).await;

@@ -33,7 +33,7 @@ struct Says<'a> {
 impl Lane {
     async fn of(count: u32, window: Duration) -> Self {
         let server = Redis::start().await;
-        let settings = config::Store::on(config::Topology::Single, &[server.port]);
+        let settings = patient(config::Store::on(config::Topology::Single, &[server.port]));
         let quota = Quota::open(&settings, OnStoreFailure::Share, Arc::new(Metrics::new())).unwrap();
         quota.changes().wait_for(|state| matches!(state, State::Up { .. })).await.unwrap();
         Self { server, quota, limit: Limit { count: NonZeroU32::new(count).unwrap(), window } }
