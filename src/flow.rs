@@ -151,9 +151,10 @@ where
             let tries = Tries { sent, can_repeat, has_lane: context.limited, left };
             match retry::decide(&judged.verdict, tries, &settings.config.retry, fastrand::f64()) {
                 Decision::Again { after } => after,
-                Decision::Reply => {
+                Decision::Reply { advice } => {
                     let Judged { answer, verdict } = *judged;
-                    let response = reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait())?;
+                    let response =
+                        reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait().max(advice))?;
                     record.answered(&verdict, response.status());
                     return Ok(response);
                 }

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //!
-//! One call's way, in order; each step is a file of that name under `src/flow/`:
+//! One call's way, in order:
 //!
 //! | step | question |
 //! |---|---|
@@ -10,8 +10,7 @@
 //! | `flow/identify.rs` | who is asking, and is it really them? |
 //! | `flow/body.rs` | has the whole request come? |
 //! | `flow/classify.rs` | which operation is it, may they, is it limited? |
-//! | `flow/queue.rs` | when is it this call's turn? |
-//! | `flow/take_token.rs` | when may one more attempt leave? |
+//! | `limiter.rs` | may this attempt leave now? |
 //! | `flow/sign.rs` | what goes to CAMS? |
 //! | `flow/attempt.rs`, `flow/forward.rs` | how does it get there, and what came back? |
 //! | `flow/judge.rs` | what happened? |

@@ -160,7 +160,11 @@ pub(crate) async fn sweep(parts: Weak<Parts>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(parts) = parts.upgrade() else { return };
-        parts.forget_idle(SystemTime::now());
+        // There may be 100,000 lanes: not on a thread that serves calls.
+        let swept = tokio::task::spawn_blocking(move || parts.forget_idle(SystemTime::now())).await;
+        if let Err(error) = swept {
+            tracing::error!(%error, "a sweep of idle lanes ended early");
+        }
     }
 }
 

@@ -11,8 +11,11 @@ use crate::flow::judge::Verdict;
 /// What is done about a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// The caller gets the answer.
-    Reply,
+    /// The caller gets the answer. `advice`: when a throttled caller had best come back, if no lane knows better.
+    Reply {
+        /// From now on.
+        advice: Duration,
+    },
     /// Back through the queue: a new token, the same place and deadline. `after`: on a lane its pause governs; an
     /// action without a lane waits by itself.
     Again {
@@ -37,17 +40,21 @@ pub(crate) struct Tries {
 
 /// Decides; `random` is in 0..1.
 pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f64) -> Decision {
-    let Verdict::Throttled { hint, .. } = verdict else { return Decision::Reply };
+    let Verdict::Throttled { hint, .. } = verdict else { return Decision::Reply { advice: Duration::ZERO } };
+    let hint = hint.map(|hint| hint.min(policy.max_pause));
+    // A caller that gets the whole back-off or half of it does not come back at once, and callers still come apart.
+    let own = hint.unwrap_or_else(|| backoff::full_jitter(policy, tries.sent, 0.5 + random / 2.0));
+    let advice = if tries.has_lane { Duration::ZERO } else { own };
     if !tries.can_repeat || tries.sent >= policy.max_attempts {
-        return Decision::Reply;
+        return Decision::Reply { advice };
     }
     let after = match (tries.has_lane, hint) {
         (true, _) => Duration::ZERO,
-        (false, Some(hint)) => (*hint).min(policy.max_pause),
+        (false, Some(hint)) => hint,
         (false, None) => backoff::full_jitter(policy, tries.sent, random),
     };
-    // On a lane the queue says so itself when the hold runs out, and knows more about when to come back.
-    if after < tries.left || tries.has_lane { Decision::Again { after } } else { Decision::Reply }
+    // On a lane the limiter says so itself when the hold runs out, and knows more about when to come back.
+    if after < tries.left || tries.has_lane { Decision::Again { after } } else { Decision::Reply { advice } }
 }
 
 #[cfg(test)]
@@ -61,6 +68,9 @@ mod tests {
         max: Duration::from_secs(8),
         max_pause: Duration::from_secs(60),
     };
+
+    /// Where a lane knows better when to come back, or there is no reason to.
+    const REPLY: Decision = Decision::Reply { advice: Duration::ZERO };
 
     fn throttled(hint: Option<Duration>) -> Verdict {
         let code = "System.LimitControl".to_owned();
@@ -80,7 +90,7 @@ mod tests {
             Verdict::Credentials { code: code(), request_id: None },
             Verdict::Unknown { reason: "x" },
         ] {
-            assert_eq!(decide(&verdict, tries(1), &POLICY, 0.5), Decision::Reply);
+            assert_eq!(decide(&verdict, tries(1), &POLICY, 0.5), REPLY);
         }
         assert_eq!(decide(&throttled(None), tries(1), &POLICY, 0.5), Decision::Again { after: Duration::ZERO });
     }
@@ -88,13 +98,13 @@ mod tests {
     #[test]
     fn a_call_has_so_many_attempts() {
         assert_eq!(decide(&throttled(None), tries(2), &POLICY, 0.5), Decision::Again { after: Duration::ZERO });
-        assert_eq!(decide(&throttled(None), tries(3), &POLICY, 0.5), Decision::Reply);
+        assert_eq!(decide(&throttled(None), tries(3), &POLICY, 0.5), REPLY);
     }
 
     #[test]
     fn a_relayed_call_cannot_be_signed_anew() {
         let relayed = Tries { can_repeat: false, ..tries(1) };
-        assert_eq!(decide(&throttled(None), relayed, &POLICY, 0.5), Decision::Reply);
+        assert_eq!(decide(&throttled(None), relayed, &POLICY, 0.5), REPLY);
     }
 
     #[test]
@@ -109,10 +119,21 @@ mod tests {
     }
 
     #[test]
-    fn without_a_lane_nobody_waits_longer_than_his_hold() {
+    fn without_a_lane_a_call_waits_no_longer_than_its_hold() {
         let short = Tries { has_lane: false, left: Duration::from_secs(2), ..tries(1) };
         let hint = |seconds| throttled(Some(Duration::from_secs(seconds)));
-        assert_eq!(decide(&hint(2), short, &POLICY, 0.5), Decision::Reply);
+        assert_eq!(decide(&hint(2), short, &POLICY, 0.5), Decision::Reply { advice: Duration::from_secs(2) });
         assert_eq!(decide(&hint(1), short, &POLICY, 0.5), Decision::Again { after: Duration::from_secs(1) });
+    }
+
+    #[test]
+    fn without_a_lane_a_throttled_caller_is_advised_the_back_off() {
+        let relayed = Tries { has_lane: false, can_repeat: false, ..tries(1) };
+        let advice = |hint, sent, random| decide(&throttled(hint), Tries { sent, ..relayed }, &POLICY, random);
+        let ms = |ms| Decision::Reply { advice: Duration::from_millis(ms) };
+        assert_eq!([0.0, 1.0].map(|random| advice(None, 1, random)), [ms(100), ms(200)]);
+        assert_eq!([0.0, 1.0].map(|random| advice(None, 3, random)), [ms(400), ms(800)]);
+        assert_eq!(advice(Some(Duration::from_secs(3)), 1, 0.5), ms(3000));
+        assert_eq!(advice(Some(Duration::from_secs(3600)), 1, 0.5), ms(60_000));
     }
 }
