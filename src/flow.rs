@@ -114,7 +114,6 @@ where
     record.queued(operation.clone(), metrics.clone());
     let answer_by = Instant::now() + operation.hold;
     let mut place = parts.limiter.arrive(&operation, bytes)?;
-    let deadlines = Deadlines { send_by: place.send_by(), answer_by };
     let mut renewed = false;
     loop {
         let permit = place.permit().await?;
@@ -130,6 +129,7 @@ where
             let note =
                 |journal: &Arc<Journal>| Box::new(journal.note(record.flow_name(), &operation, record.request_id()));
             let note = parts.journal.as_ref().map(note);
+            let deadlines = Deadlines { send_by: place.send_by(), answer_by };
             Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, deadlines, note }
         };
         let after = {
