@@ -44,6 +44,9 @@ pub(crate) struct Lane<W> {
     pace: Pace,
     review: Review,
     shared_pace: SharedPace,
+    /// The number of the grant that is the latest probe of a pause that this process keeps. An earlier one may be under
+    /// way, too: its end says nothing of the latest pause.
+    probe: u64,
     /// The moment that was last advised to a refused caller.
     advised: Instant,
     granted: u64,
@@ -132,6 +135,8 @@ pub(crate) enum Effect<W> {
 /// The permission to send one attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
+    /// The lane's grants are counted.
+    number: u64,
     token: Granted,
     epoch: u64,
     send_by: Instant,
@@ -209,6 +214,7 @@ impl<W> Lane<W> {
             pace: Pace::new(limit, learn),
             review: Review::new(now),
             shared_pace: SharedPace::default(),
+            probe: 0,
             advised: now,
             granted: 0,
             effects: VecDeque::new(),
@@ -327,8 +333,12 @@ impl<W> Lane<W> {
     fn grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
         let token = self.source.take(now)?;
         self.granted += 1;
-        let probe = self.pause.granted(now) || token.is_probe();
-        Some(Grant { token, epoch: self.epoch, send_by, probe })
+        let is_own_probe = self.pause.granted(now);
+        if is_own_probe {
+            self.probe = self.granted;
+        }
+        let probe = is_own_probe || token.is_probe();
+        Some(Grant { number: self.granted, token, epoch: self.epoch, send_by, probe })
     }
 
     fn left(&mut self, entry: &QueueEntry, now: Instant) {
@@ -456,3 +466,6 @@ impl<W> Lane<W> {
         self.pause.told(open);
     }
 }
+
+#[cfg(test)]
+mod tests;

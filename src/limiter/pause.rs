@@ -151,7 +151,9 @@ impl Pause {
 
     /// The probe was never sent: the next grant is the probe.
     pub(crate) fn probe_unsent(&mut self) {
-        self.probe = Probe::Due;
+        if let Probe::Out(_) = self.probe {
+            self.probe = Probe::Due;
+        }
     }
 
     /// The probe has an end that is not a refusal: the lane is open. An unknown end opens it too, for waiting longer

@@ -39,6 +39,7 @@ impl<W> Lane<W> {
 
     /// A grant was not used: its token is free again.
     pub(super) fn returned(&mut self, grant: Grant, now: Instant) {
+        self.probe_unsent(&grant);
         if grant.epoch != self.epoch {
             return;
         }
@@ -46,9 +47,6 @@ impl<W> Lane<W> {
             (Granted::Memory, Source::Memory(tokens)) => tokens.give_back(),
             (Granted::Slot(slot), Source::Shared(slots)) => slots.give_back(slot, now),
             _ => {}
-        }
-        if grant.probe {
-            self.pause.probe_unsent();
         }
         self.return_unused(now);
     }
@@ -81,8 +79,7 @@ impl<W> Lane<W> {
                 self.probe_ended(&grant);
             }
             (End::Unknown, _) => self.probe_ended(&grant),
-            (End::Unsent, _) if grant.probe => self.pause.probe_unsent(),
-            (End::Unsent, _) => {}
+            (End::Unsent, _) => self.probe_unsent(&grant),
         }
     }
 
@@ -90,9 +87,16 @@ impl<W> Lane<W> {
         grant.epoch == self.epoch && matches!(self.source, Source::Shared(_))
     }
 
+    /// The probe was never sent, also where its source has gone: the pause stays.
+    fn probe_unsent(&mut self, grant: &Grant) {
+        if grant.number == self.probe {
+            self.pause.probe_unsent();
+        }
+    }
+
     /// A probe that was not refused opens the lane. So does one whose end is not known: a longer pause would tell nothing.
     fn probe_ended(&mut self, grant: &Grant) {
-        if grant.probe {
+        if grant.number == self.probe {
             self.pause.probe_passed();
         }
     }

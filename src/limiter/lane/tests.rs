@@ -1,0 +1,304 @@
+//! The machine in pure time: tables of events and effects, and one property test. A row is a time, an event, the effects
+//! that must come of it, and what the lane waits for after it. Calls are numbers; times are milliseconds.
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+
+use super::*;
+use crate::config::{self, Retry};
+use crate::id::{ClientId, TenantId};
+use crate::limiter::fair::Place;
+use crate::limiter::shared::protocol::{Dated, View};
+
+mod calls;
+mod changes;
+mod pauses;
+mod review;
+mod store;
+
+const GAP: u64 = 5;
+/// After this a token of a limit of one second is back.
+const AWAY: u64 = 1000 + GAP;
+/// How late a slot of the store may be used.
+const SLACK: u64 = 15;
+/// What the store's clock shows at the origin, in microseconds.
+const STORED: u64 = 1_000_000_000;
+/// Longer than any table takes.
+const HOLD: u64 = 1_000_000;
+
+const RETRY: Retry = Retry {
+    max_attempts: 10,
+    base: Duration::from_millis(200),
+    max: Duration::from_secs(8),
+    max_pause: Duration::from_secs(60),
+};
+
+/// What happens in a row.
+enum Do {
+    /// This call arrives for this client, and may wait this long.
+    Arrive(u64, &'static str, u64),
+    /// It arrives again, after a refusal.
+    Again(u64, &'static str, u64),
+    /// It arrives while no call waits.
+    Pass(u64),
+    Leave(u64),
+    /// A connection is ready for one call.
+    Connected,
+    MaySend(u64),
+    /// The call's first byte was written then.
+    Written(u64, u64),
+    Returned(u64),
+    Accepted(u64),
+    /// Refused by throttling, with this hint. Without one the back-off is half of the most.
+    Throttled(u64, Option<u64>),
+    Unknown(u64),
+    Unsent(u64),
+    Source(Stands),
+    Reload(Option<(u32, u64)>),
+    /// A drain begins that ends then.
+    Drain(u64),
+    Order(Option<u64>),
+    Resume,
+    Flush,
+    Review,
+    /// The store answers the question of this number.
+    Answer(usize, View),
+    /// It does not.
+    NoAnswer(usize),
+    Look,
+}
+
+/// A time, what happens then, its effects, and what the lane waits for.
+type Row<'a> = (u64, Do, &'a str, &'a str);
+
+/// A lane, its carrier and its time.
+struct World {
+    origin: Instant,
+    now: Instant,
+    lane: Lane<u64>,
+    rules: Rules,
+    drain_by: Option<Instant>,
+    has_connection: bool,
+    entries: BTreeMap<u64, QueueEntry>,
+    grants: BTreeMap<u64, Grant>,
+    written: BTreeMap<u64, Instant>,
+    /// What was asked, and when.
+    questions: Vec<(Question, Instant)>,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn limit(count: u32, window: u64) -> Limit {
+    Limit { count: NonZeroU32::new(count).unwrap(), window: ms(window) }
+}
+
+fn rules() -> Rules {
+    let mut config = config::load(None, []).unwrap().config;
+    config.queue.max_waiting = 20_000;
+    config.queue.max_waiting_per_client = 20_000;
+    config.learn = Learn { gap: ms(GAP), max_gap: ms(8 * GAP) };
+    config.retry = RETRY;
+    Rules::new(&config, Instant::now())
+}
+
+fn entry(call: u64, client: &str, now: Instant) -> QueueEntry {
+    let (client, tenant) = (ClientId::new(client), TenantId::new(""));
+    QueueEntry { place: Place(call), client, weight: 1, tenant, arrived: now }
+}
+
+fn terms() -> StoreTerms {
+    StoreTerms { slack: ms(SLACK), longest_slack: ms(SLACK), distance: Duration::ZERO }
+}
+
+/// The store's clock at this time.
+fn stored(at: u64) -> u64 {
+    STORED + at * 1000
+}
+
+/// The store's answer at `at`: slots of these dates.
+fn view(at: u64, dates: &[u64]) -> View {
+    let away = AWAY + SLACK;
+    let slot = |date: &u64| Dated { at: stored(*date), back: stored(date + away), slack: SLACK * 1000, probe: false };
+    View {
+        now: stored(at),
+        usable: 5,
+        gap: GAP * 1000,
+        away: away * 1000,
+        part: 1_000_000,
+        ask: 100_000,
+        used: u32::try_from(dates.len()).unwrap(),
+        back: dates.iter().map(|date| stored(date + away)).collect(),
+        slots: dates.iter().map(slot).collect(),
+        ..View::default()
+    }
+}
+
+// === impl World ===
+
+impl World {
+    /// All tokens are free.
+    fn warm(count: u32) -> Self {
+        let mut world = Self::cold(count);
+        let since = world.origin - ms(10_000);
+        world.lane = Lane::new(limit(count, 1000), world.rules.learn, since, world.now);
+        world
+    }
+
+    /// All tokens count as just used.
+    fn cold(count: u32) -> Self {
+        let (rules, now) = (rules(), Instant::now());
+        Self {
+            origin: now,
+            now,
+            lane: Lane::new(limit(count, 1000), rules.learn, now, now),
+            rules,
+            drain_by: None,
+            has_connection: true,
+            entries: BTreeMap::new(),
+            grants: BTreeMap::new(),
+            written: BTreeMap::new(),
+            questions: Vec::new(),
+        }
+    }
+
+    fn at(&self, at: u64) -> Instant {
+        self.origin + ms(at)
+    }
+
+    fn since_origin(&self, at: Instant) -> u128 {
+        (at - self.origin).as_micros().div_ceil(1000)
+    }
+
+    fn rows(&mut self, rows: impl IntoIterator<Item = (u64, Do, &'static str, &'static str)>) {
+        for (number, (at, what, effects, next)) in rows.into_iter().enumerate() {
+            self.row(&format!("row {number}"), (at, what, effects, next));
+        }
+    }
+
+    fn row(&mut self, name: &str, (at, what, effects, next): Row<'_>) {
+        let seen = self.happens(at, what);
+        assert_eq!((seen.0.as_str(), seen.1.as_str()), (effects, next), "{name} at {at} ms");
+    }
+
+    /// What comes of it, and what the lane waits for.
+    fn happens(&mut self, at: u64, what: Do) -> (String, String) {
+        self.now = self.at(at);
+        let mut seen = self.does(what);
+        let (next, _) = {
+            let cx = Context { now: self.now, rules: &self.rules, drain_by: self.drain_by };
+            self.lane.next(self.has_connection, cx)
+        };
+        let effects = self.lane.take_effects();
+        self.carry_out(effects, &mut seen);
+        (seen.join(", "), self.next_text(next))
+    }
+
+    fn does(&mut self, what: Do) -> Vec<String> {
+        let now = self.now;
+        let mut seen = Vec::new();
+        let event = match what {
+            Do::Arrive(call, client, hold) | Do::Again(call, client, hold) => {
+                let returning = matches!(what, Do::Again(..));
+                let entry = self.entries.entry(call).or_insert_with(|| entry(call, client, now)).clone();
+                Event::Arrived { entry, send_by: now + ms(hold), returning, waiter: call }
+            }
+            Do::Pass(call) => {
+                let grant = self.lane.pass(now + ms(HOLD), now);
+                seen.push(grant.map_or("closed".to_owned(), |grant| self.granted(call, grant)));
+                return seen;
+            }
+            Do::MaySend(call) => {
+                let may = self.lane.may_send(&self.grants[&call], now);
+                seen.push(if may { "yes" } else { "no" }.to_owned());
+                return seen;
+            }
+            Do::Look => return seen,
+            Do::Leave(call) => Event::Left(self.entries[&call].clone()),
+            Do::Connected => Event::Connected,
+            Do::Written(call, at) => {
+                let at = self.at(at);
+                self.written.insert(call, at);
+                Event::Written { grant: self.grants[&call], at }
+            }
+            Do::Returned(call) => Event::Returned(self.grants[&call]),
+            Do::Accepted(call) => self.ended(call, End::Accepted),
+            Do::Unknown(call) => self.ended(call, End::Unknown),
+            Do::Unsent(call) => self.ended(call, End::Unsent),
+            Do::Throttled(call, hint) => self.ended(call, End::Throttled { hint: hint.map(ms), random: 0.5 }),
+            Do::Source(stands) => Event::SourceChanged { stands, store: terms() },
+            Do::Reload(changed) => Event::RulesChanged { limit: changed.map(|(count, window)| limit(count, window)) },
+            Do::Drain(by) => {
+                self.drain_by = Some(self.at(by));
+                Event::DrainBegan
+            }
+            Do::Order(time) => Event::Paused(time.map(ms)),
+            Do::Resume => Event::Resumed,
+            Do::Flush => Event::Flushed,
+            Do::Review => Event::Review,
+            Do::Answer(number, view) => {
+                let (question, sent) = &self.questions[number];
+                let answer = Answer { view, sent: *sent, received: now };
+                Event::Answered { question: question.asked.clone(), answer: Some(answer) }
+            }
+            Do::NoAnswer(number) => Event::Answered { question: self.questions[number].0.asked.clone(), answer: None },
+        };
+        let effects = self.lane.handle(event, Context { now, rules: &self.rules, drain_by: self.drain_by });
+        self.carry_out(effects, &mut seen);
+        seen
+    }
+
+    fn ended(&self, call: u64, end: End) -> Event<u64> {
+        Event::Ended { grant: self.grants[&call], written_at: self.written[&call], end }
+    }
+
+    fn granted(&mut self, call: u64, grant: Grant) -> String {
+        self.grants.insert(call, grant);
+        format!("{} {call}", if grant.probe { "probe" } else { "grant" })
+    }
+
+    fn carry_out(&mut self, effects: VecDeque<Effect<u64>>, seen: &mut Vec<String>) {
+        for effect in effects {
+            let text = match effect {
+                Effect::Grant { waiter, grant } => self.granted(waiter, grant),
+                Effect::Refuse { waiter, refusal } => format!("refuse {waiter} {:?}", refusal.kind),
+                Effect::Expire { waiter, .. } => format!("expire {waiter}"),
+                Effect::RefuseAll { queue, refusal, .. } => format!("refuse all {} {:?}", queue.len(), refusal.kind),
+                Effect::Ask(question) => {
+                    let ask = &question.asked.ask;
+                    let mut text = format!("{} for {}", question.op.name(), ask.wanted);
+                    for (what, number) in [("unused", ask.unused.len()), ("late", ask.late.len())] {
+                        if number > 0 {
+                            text += &format!(" {what} {number}");
+                        }
+                    }
+                    self.questions.push((*question, self.now));
+                    text
+                }
+                Effect::StoreTooFar => "too far".to_owned(),
+                Effect::PauseBegan { pause, .. } => format!("pauses {}", pause.as_millis()),
+            };
+            seen.push(text);
+        }
+    }
+
+    fn next_text(&self, next: Next) -> String {
+        match next {
+            Next::Rest => "rest".to_owned(),
+            Next::Grant => "grant".to_owned(),
+            Next::Review => "review".to_owned(),
+            Next::Event => "event".to_owned(),
+            Next::Connect(wanted) => format!("connect {wanted}"),
+            Next::Pause(until) => format!("pause {}", self.since_origin(until)),
+            Next::Token(back_at) => format!("token {}", self.since_origin(back_at)),
+            Next::Until(moment) => format!("until {}", self.since_origin(moment)),
+        }
+    }
+
+    /// Arrives, is granted and written at once.
+    fn sends(&mut self, call: u64, at: u64) {
+        self.row("sends", (at, Do::Pass(call), &format!("grant {call}"), "rest"));
+        self.row("sends", (at, Do::Written(call, at), "", "rest"));
+    }
+}
