@@ -50,6 +50,8 @@ pub(crate) struct Lane<W> {
     /// The moment that was last advised to a refused caller.
     advised: Instant,
     granted: u64,
+    /// Granted by the present source or an earlier one, and neither written nor returned.
+    held: u32,
     effects: VecDeque<Effect<W>>,
 }
 
@@ -217,6 +219,7 @@ impl<W> Lane<W> {
             probe: 0,
             advised: now,
             granted: 0,
+            held: 0,
             effects: VecDeque::new(),
         }
     }
@@ -270,8 +273,17 @@ impl<W> Lane<W> {
     pub(crate) fn may_send(&mut self, grant: &Grant, now: Instant) -> bool {
         grant.epoch == self.epoch
             && now <= grant.send_by
-            && (grant.probe || self.pause.gate(now) == Gate::Open)
+            && self.lets_pass(grant, now)
             && self.source.is_usable(&grant.token, now)
+    }
+
+    /// Whether no pause has begun since; the wait for a probe's end does not keep the probe itself.
+    fn lets_pass(&self, grant: &Grant, now: Instant) -> bool {
+        match self.pause.gate(now) {
+            Gate::Open => true,
+            Gate::Until(_) if grant.token.is_probe() => self.pause.ordered(now).is_none(),
+            Gate::Until(_) => grant.number == self.probe && self.pause.open_at(now) <= now,
+        }
     }
 
     /// What the lane waits for, and when it must look again in any case. It may have effects, too.
@@ -291,7 +303,7 @@ impl<W> Lane<W> {
         }
         if cx.is_drained(now) {
             self.review.request(now);
-            return Next::Review;
+            return if self.review.is_due(now) { Next::Review } else { Next::Event };
         }
         let review = self.review.is_due(now).then_some(Next::Review);
         if let Gate::Until(until) = self.pause.gate(now) {
@@ -333,6 +345,7 @@ impl<W> Lane<W> {
     fn grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
         let token = self.source.take(now)?;
         self.granted += 1;
+        self.held += 1;
         let is_own_probe = self.pause.granted(now);
         if is_own_probe {
             self.probe = self.granted;

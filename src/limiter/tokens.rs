@@ -49,8 +49,15 @@ impl Tokens {
     /// This rate holds from now on.
     pub(crate) fn keep(&mut self, rate: Rate) {
         self.away = rate.away();
-        self.usable = (rate.tokens as usize).min(self.count);
+        self.usable = rate.tokens as usize;
+        // A replica's part of the tokens may grow.
+        self.count = self.count.max(self.usable);
         self.spacing = rate.spacing;
+    }
+
+    /// This many attempts may still be written that were granted before: each holds a token until its use or return.
+    pub(crate) fn hold(&mut self, attempts: u32) {
+        self.held += attempts as usize;
     }
 
     /// Grants one free token; false when there is none.
@@ -72,11 +79,6 @@ impl Tokens {
     pub(crate) fn used(&mut self, at: Instant) {
         debug_assert!(self.held > 0, "only a held token can be used");
         self.held = self.held.saturating_sub(1);
-        self.used_besides(at);
-    }
-
-    /// An attempt was written at `at` that no token of this ring was granted for: it keeps one away all the same.
-    pub(crate) fn used_besides(&mut self, at: Instant) {
         let place = self.used.partition_point(|other| *other <= at);
         self.used.insert(place, at);
         if self.used.len() > self.count {

@@ -19,16 +19,17 @@ use crate::limiter::source::{Granted, Source};
 impl<W> Lane<W> {
     /// The first byte of a granted attempt was written: its token's clock starts.
     pub(super) fn written(&mut self, grant: Grant, at: Instant, now: Instant) {
+        self.held = self.held.saturating_sub(1);
         let is_current = grant.epoch == self.epoch;
         match (grant.token, &mut self.source) {
-            (Granted::Memory, Source::Memory(tokens)) if is_current => tokens.used(at),
+            // Also what an earlier source has granted: a memory holds a token for that.
+            (_, Source::Memory(tokens)) => tokens.used(at),
             (Granted::Slot(slot), Source::Shared(slots)) if is_current => {
                 if !slots.written(slot, at, now) {
                     self.ask(Op::Take, None, now);
                 }
             }
             // An earlier source granted it, and the present one counts it all the same.
-            (_, Source::Memory(tokens)) => tokens.used_besides(at),
             (_, Source::Shared(slots)) => {
                 slots.written_besides(at, now);
                 self.ask(Op::Take, None, now);
@@ -39,13 +40,11 @@ impl<W> Lane<W> {
 
     /// A grant was not used: its token is free again.
     pub(super) fn returned(&mut self, grant: Grant, now: Instant) {
+        self.held = self.held.saturating_sub(1);
         self.probe_unsent(&grant);
-        if grant.epoch != self.epoch {
-            return;
-        }
         match (grant.token, &mut self.source) {
-            (Granted::Memory, Source::Memory(tokens)) => tokens.give_back(),
-            (Granted::Slot(slot), Source::Shared(slots)) => slots.give_back(slot, now),
+            (_, Source::Memory(tokens)) => tokens.give_back(),
+            (Granted::Slot(slot), Source::Shared(slots)) if grant.epoch == self.epoch => slots.give_back(slot, now),
             _ => {}
         }
         self.return_unused(now);

@@ -46,6 +46,14 @@ impl<W> Lane<W> {
         if stands == self.stands {
             return;
         }
+        if let (Stands::Part { since, .. }, Stands::Part { since: known, .. }) = (stands, self.stands)
+            && since == known
+        {
+            // The same tokens, of which this replica has more or fewer: those that it has used are away.
+            self.stands = stands;
+            self.keep_rate(cx.now);
+            return self.review.request(cx.now);
+        }
         let (limit, gap, slack) = (self.limit, self.pace.rate(cx.now).gap, store.slack);
         // What was written before the limit began is not over any sooner, whichever source deals.
         let begun = self.limit_since;
@@ -58,7 +66,7 @@ impl<W> Lane<W> {
             Stands::Part { count, since } => {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
                 let since = (since + VANISHED + AHEAD + store.longest_slack).max(begun);
-                Source::Memory(Tokens::new(Limit { count, ..limit }, gap, since, cx.now))
+                self.memory(Limit { count, ..limit }, gap, since, cx.now)
             }
             Stands::Nothing { .. } => Source::None,
         };
@@ -78,13 +86,21 @@ impl<W> Lane<W> {
         self.pace.set_rules(limit, cx.rules.learn, cx.now);
         if limit != self.limit {
             (self.limit, self.limit_since) = (limit, cx.now);
-            self.source = Source::Memory(Tokens::new(limit, self.pace.rate(cx.now).gap, cx.now, cx.now));
+            self.source = self.memory(limit, self.pace.rate(cx.now).gap, cx.now, cx.now);
             // Where replicas share the quota, the carrier says next which source deals it out.
             self.stands = Stands::Alone;
             self.begin_epoch();
         }
         self.keep_rate(cx.now);
         self.review.request(cx.now);
+    }
+
+    /// The tokens of this process, all used at `since`. What an earlier source has granted and may still be written holds
+    /// tokens, too.
+    fn memory(&self, limit: Limit, gap: Duration, since: Instant, now: Instant) -> Source {
+        let mut tokens = Tokens::new(limit, gap, since, now);
+        tokens.hold(self.held);
+        Source::Memory(tokens)
     }
 
     fn begin_epoch(&mut self) {

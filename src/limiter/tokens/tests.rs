@@ -87,9 +87,11 @@ fn a_token_given_back_is_free_at_once() {
 }
 
 #[test]
-fn an_attempt_that_no_token_was_granted_for_keeps_one_away() {
+fn an_attempt_that_was_granted_before_holds_a_token_and_keeps_it_away() {
     let (mut tokens, now) = warm(2);
-    tokens.used_besides(now);
+    tokens.hold(1);
+    assert_eq!(tokens.free(now), 1);
+    tokens.used(now);
     assert!(spend(&mut tokens, now) && !spend(&mut tokens, now + AWAY - ms(1)) && spend(&mut tokens, now + AWAY));
 }
 
