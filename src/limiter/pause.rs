@@ -108,9 +108,10 @@ impl Pause {
         self.until.max(self.ordered_until(now)).map_or(now, |until| until.max(now))
     }
 
-    /// The store keeps the pause and deals the probe: nothing is sent before `open`.
+    /// The store keeps the pause and deals the probe: nothing is sent before `open`, nor before the end of a pause that
+    /// the store does not know of.
     pub(crate) fn told(&mut self, open: Instant) {
-        *self = Self { until: Some(open), ordered: self.ordered, ..Self::default() };
+        *self = Self { until: self.until.max(Some(open)), ordered: self.ordered, ..Self::default() };
     }
 
     /// An operator pauses the lane, for so long or until it is resumed.

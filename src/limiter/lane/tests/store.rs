@@ -1,1 +1,303 @@
-//! To come.
+//! The store deals the tokens: what is asked, what an answer does, and what no answer does.
+
+use super::Do::*;
+use super::*;
+use crate::limiter::shared::protocol::{How, Op};
+
+/// The store's slots are asked for from here on.
+const FROM: u64 = AWAY + SLACK;
+
+/// The lane's tokens come from the store since the origin.
+fn shared() -> World {
+    let mut world = World::warm(5);
+    let since = world.origin;
+    world.row("shared", (0, Source(Stands::Together { since }), "", "rest"));
+    world
+}
+
+/// The same, with slots of these dates for calls from 1 on, which wait.
+fn dealt(dates: &[u64]) -> World {
+    let mut world = shared();
+    for call in 1..=dates.len() as u64 {
+        world.does(Arrive(call, "a", HOLD));
+    }
+    world.row("asks", (2000, Look, &format!("take for {}", dates.len()), "event"));
+    world.happens(2000, Answer(0, view(2000, dates)));
+    world
+}
+
+fn probe(at: u64, date: u64) -> View {
+    let mut view = view(at, &[date]);
+    view.slots[0].probe = true;
+    View { level: 1, ..view }
+}
+
+#[test]
+fn a_store_that_has_just_come_is_asked_after_a_window() {
+    let mut world = shared();
+    world.rows([
+        (0, Arrive(1, "a", HOLD), "", "until 1020"),
+        (1, Arrive(2, "b", HOLD), "", "until 1020"),
+        (1019, Look, "", "until 1020"),
+        (1020, Look, "take for 2", "event"),
+        // One question at a time.
+        (1021, Arrive(3, "b", HOLD), "", "event"),
+    ]);
+    assert_eq!(FROM, 1020);
+    let question = &world.questions[0].0;
+    assert_eq!((question.limit, question.rate), (limit(5, 1000), world.lane.rate(world.now)));
+    assert_eq!(question.waiting.len(), 2);
+    assert_eq!((question.asked.ask.slack, question.asked.version, &question.asked.pace), (ms(SLACK), 0, &None));
+}
+
+#[test]
+fn a_slot_is_granted_from_its_date_until_its_slack_is_over() {
+    let mut world = dealt(&[2000, 2000, 2100]);
+    world.rows([
+        (2000, Look, "", "grant"),
+        (2000, Connected, "grant 1", "grant"),
+        (2000, Connected, "grant 2", "until 2100"),
+        (2015, MaySend(1), "yes", "until 2100"),
+        (2015, Written(1, 2015), "", "until 2100"),
+        (2016, MaySend(2), "no", "until 2100"),
+        // It goes back with the next question, which asks for the call that waits.
+        (2016, Returned(2), "", "until 2100"),
+        (2099, Connected, "", "until 2100"),
+        (2100, Connected, "grant 3, take for 0 unused 1", "rest"),
+    ]);
+}
+
+#[test]
+fn a_slot_that_is_returned_in_time_serves_the_next_call() {
+    let mut world = dealt(&[2000, 2000]);
+    world.rows([
+        (2000, Arrive(3, "a", HOLD), "", "grant"),
+        (2000, Connected, "grant 1", "grant"),
+        (2000, Connected, "grant 2", "until 2100"),
+        (2005, Returned(1), "", "grant"),
+        (2005, Connected, "grant 3", "rest"),
+    ]);
+}
+
+#[test]
+fn slots_that_no_call_waits_for_go_back_at_once() {
+    let mut world = dealt(&[2000, 2100]);
+    world.rows([
+        (2001, Leave(1), "", "grant"),
+        (2001, Leave(2), "take for 0 unused 2", "rest"),
+        (2002, Answer(1, view(2002, &[])), "", "rest"),
+    ]);
+}
+
+#[test]
+fn a_wish_that_no_call_has_any_more_is_taken_back() {
+    let mut world = shared();
+    world.rows([
+        (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+        // While the question is under way nothing is asked besides.
+        (2001, Leave(1), "", "rest"),
+        (2002, Answer(0, View { wanted: 1, ..view(2002, &[]) }), "take for 0", "rest"),
+        (2003, Answer(1, view(2003, &[])), "", "rest"),
+    ]);
+}
+
+#[test]
+fn slots_that_come_after_their_call_has_left_go_back() {
+    let mut world = shared();
+    world.rows([
+        (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+        (2001, Leave(1), "", "rest"),
+        (2002, Answer(0, view(2002, &[2002])), "take for 0 unused 1", "rest"),
+    ]);
+}
+
+#[test]
+fn an_unanswered_question_is_asked_again_after_a_moment() {
+    shared().rows([
+        (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+        (2010, NoAnswer(0), "", "until 2060"),
+        (2060, Look, "take for 1", "event"),
+        // The answer to the first one is too late to say anything of when to ask.
+        (2061, Answer(1, view(2061, &[2061])), "", "grant"),
+        (2061, Connected, "grant 1", "rest"),
+    ]);
+}
+
+#[test]
+fn an_answer_of_an_earlier_source_is_ignored_and_so_is_none() {
+    for answered in [true, false] {
+        let mut world = shared();
+        let since = world.at(2010);
+        let answer = if answered { Answer(0, view(2030, &[2030])) } else { NoAnswer(0) };
+        world.rows([
+            (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+            (2010, Source(Stands::Nothing { since: None }), "refuse all 1 StoreUnavailable", "rest"),
+            (2020, Source(Stands::Together { since }), "", "rest"),
+            (2020, Arrive(2, "a", HOLD), "", "until 3030"),
+            // Neither ends the silent window.
+            (2030, answer, "", "until 3030"),
+            (3029, Look, "", "until 3030"),
+            (3030, Look, "take for 1", "event"),
+        ]);
+    }
+}
+
+#[test]
+fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
+    let mut world = dealt(&[2000, 2000, 2000]);
+    world.rows([
+        (2000, Connected, "grant 1", "grant"),
+        (2000, Connected, "grant 2", "grant"),
+        // Its write is late by 85 ms; the third slot and the second grant are of no use any more.
+        (2001, MaySend(2), "yes", "grant"),
+        (2100, Written(1, 2100), "take for 1 unused 1 late 1", "event"),
+    ]);
+    let late = &world.questions[1].0.asked.ask.late[0];
+    // What the clocks may have parted by is added.
+    assert!((stored(2100)..stored(2100) + 100).contains(&late.used), "{}", late.used);
+    world.rows([
+        (2100, MaySend(2), "no", "event"),
+        (2101, Returned(2), "", "event"),
+        (2102, Arrive(4, "a", HOLD), "", "event"),
+        (2150, Connected, "", "event"),
+        // Unanswered, it is reported again.
+        (2160, NoAnswer(1), "take for 2 unused 1 late 1", "event"),
+        (2170, Answer(2, view(2170, &[2170])), "", "grant"),
+        (2170, Connected, "grant 3", "until 2270"),
+    ]);
+}
+
+#[test]
+fn an_attempt_of_an_earlier_source_is_reported_to_the_store() {
+    let mut world = World::warm(5);
+    let since = world.origin;
+    world.rows([
+        (0, Pass(1), "grant 1", "rest"),
+        (0, Source(Stands::Together { since }), "", "rest"),
+        (500, MaySend(1), "no", "rest"),
+        (500, Written(1, 500), "take for 0 late 1", "rest"),
+        (501, Answer(0, view(501, &[])), "", "rest"),
+    ]);
+}
+
+#[test]
+fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
+    let mut world = dealt(&[2000, 2100]);
+    world.rows([
+        (2000, Connected, "grant 1", "until 2100"),
+        (2000, Written(1, 2000), "", "until 2100"),
+        // Nothing at hand may be used in a pause.
+        (2010, Throttled(1, Some(3000)), "throttled for 1 unused 1", "event"),
+        (2099, Connected, "", "event"),
+    ]);
+    let Op::Throttled { at, pauses } = &world.questions[1].0.op else { panic!("a refusal") };
+    assert_eq!((*at, pauses.unwrap().new, pauses.unwrap().same), (stored(2000), ms(3000), Some(ms(3000))));
+    assert!(world.questions[1].0.asked.pace.is_some(), "it tells what was learned");
+    let paused = View { open: stored(5010), level: 1, new_episode: true, version: 1, ..view(2100, &[]) };
+    world.rows([
+        (2100, Answer(1, paused), "pauses 2910", "review"),
+        (2100, Review, "", "pause 5010"),
+    ]);
+}
+
+#[test]
+fn a_refusal_that_the_store_has_not_heard_of_pauses_this_replica() {
+    let mut world = dealt(&[2000, 2000]);
+    world.rows([
+        (2000, Connected, "grant 1", "grant"),
+        (2000, Connected, "grant 2", "rest"),
+        (2000, Written(1, 2000), "", "rest"),
+        (2000, Written(2, 2000), "", "rest"),
+        (2010, Throttled(1, Some(3000)), "throttled for 0", "rest"),
+        (2020, NoAnswer(1), "pauses 3000", "rest"),
+        (2030, Arrive(3, "a", HOLD), "", "pause 5020"),
+        // The next answer knows of no pause.
+        (2040, Accepted(2), "", "pause 5020"),
+    ]);
+    world.lane.ask(Op::Take, None, world.now);
+    world.row("asks", (2050, Look, "take for 1", "pause 5020"));
+    world.row("answered", (2060, Answer(2, view(2060, &[])), "", "pause 5020"));
+}
+
+#[test]
+fn the_stores_probe_is_sent_and_its_end_is_told() {
+    for (end, how) in [(Accepted(1), How::Answered), (Unknown(1), How::Unknown), (Unsent(1), How::Unsent)] {
+        let mut world = shared();
+        world.rows([
+            (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+            (2000, Answer(0, probe(2000, 2000)), "", "grant"),
+            (2000, Connected, "probe 1", "rest"),
+            (2001, MaySend(1), "yes", "rest"),
+            (2001, Written(1, 2001), "", "rest"),
+            (2020, end, "ended for 0", "rest"),
+        ]);
+        let Op::Ended { slot, how: told } = &world.questions[1].0.op else { panic!("an end") };
+        assert!(slot.probe);
+        assert_eq!(format!("{told:?}"), format!("{how:?}"));
+    }
+}
+
+#[test]
+fn an_end_is_told_only_if_it_changes_anything() {
+    let mut world = dealt(&[2000, 2000]);
+    world.rows([
+        (2000, Connected, "grant 1", "grant"),
+        (2000, Connected, "grant 2", "rest"),
+        (2001, Written(1, 2001), "", "rest"),
+        (2001, Written(2, 2001), "", "rest"),
+        (2010, Accepted(1), "", "rest"),
+        (2010, Unknown(2), "", "rest"),
+    ]);
+}
+
+#[test]
+fn a_stores_probe_that_was_returned_serves_the_next_call_as_the_probe() {
+    let mut world = shared();
+    world.rows([
+        (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+        (2000, Arrive(2, "a", HOLD), "", "event"),
+        (2000, Answer(0, probe(2000, 2000)), "", "grant"),
+        (2000, Connected, "probe 1", "until 2100"),
+        (2005, Returned(1), "", "grant"),
+        (2005, Connected, "probe 2", "rest"),
+        (2006, Written(2, 2006), "", "rest"),
+        (2006, Pass(3), "closed", "rest"),
+    ]);
+}
+
+#[test]
+fn withheld_tokens_refuse_new_calls() {
+    let mut world = shared();
+    world.rows([
+        (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
+        (2001, Answer(0, View { usable: 0, ..view(2001, &[]) }), "", "review"),
+        (2001, Review, "refuse 1 StoreUnavailable", "rest"),
+        (2002, Arrive(2, "a", HOLD), "refuse 2 StoreUnavailable", "rest"),
+    ]);
+    assert_eq!(world.lane.advice_now(world.now), shared::ADVICE);
+}
+
+#[test]
+fn a_store_whose_slots_always_come_too_late_is_of_no_use() {
+    let mut world = shared();
+    world.row("asks", (2000, Arrive(1, "a", HOLD), "take for 1", "event"));
+    world.row("near", (2000, Answer(0, view(2000, &[])), "", "until 2100"));
+    world.row("asks", (2100, Look, "take for 1", "event"));
+    let mut at = 2100;
+    for number in 1..=5 {
+        at += 400;
+        let effects = if number == 5 { "too far, take for 1 unused 1" } else { "take for 1 unused 1" };
+        world.row("late", (at, Answer(number, view(at - 400, &[at - 400])), effects, "event"));
+    }
+}
+
+#[test]
+fn a_forecast_is_of_the_slots_at_hand_and_then_of_the_stores_tokens() {
+    let mut world = dealt(&[2000, 2100]);
+    let waits: Vec<_> = (0..3).map(|ahead| world.lane.predicted_wait(ahead, world.now).as_millis()).collect();
+    // Three of the five are free.
+    assert_eq!(waits, [0, 100, 0]);
+    world.lane.refresh(world.now);
+    let wait = world.lane.predicted_wait(2 + 3, world.now);
+    assert_eq!(wait.as_millis(), u128::from(AWAY + SLACK));
+}
