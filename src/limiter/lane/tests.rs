@@ -240,7 +240,7 @@ impl World {
             Do::Answer(number, view) => {
                 let (question, sent) = &self.questions[number];
                 let answer = Answer { view, sent: *sent, received: now };
-                Event::Answered { question: question.asked.clone(), answer: Some(answer) }
+                Event::Answered { question: question.asked.clone(), answer: Some(Box::new(answer)) }
             }
             Do::NoAnswer(number) => Event::Answered { question: self.questions[number].0.asked.clone(), answer: None },
         };

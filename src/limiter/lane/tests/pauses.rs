@@ -25,29 +25,14 @@ fn after_a_refusal_a_pause_then_one_probe_then_the_learned_rate() {
         (2010, MaySend(2), "yes", "pause 3010"),
         (2012, Written(2, 2012), "", "pause 3010"),
     ]);
-    // The lane has learned: it sends less than its limit, evenly spaced, and the probe's token counts from its end.
+    // The lane has learned: it sends less than its limit, evenly spaced from the probe's write on.
     world.happens(2030, Accepted(2));
     let rate = world.lane.rate(world.now);
     assert!(!rate.spacing.is_zero() && rate.spacing < ms(400), "{rate:?}");
-    let next = world.now + rate.spacing;
+    let next = world.at(2012) + rate.spacing;
     world.row("spaced", (2030, Look, "", &world.next_text(Next::Token(next))));
     let at = u64::try_from(world.since_origin(next)).unwrap();
     world.row("spaced", (at, Connected, "grant 3", "rest"));
-}
-
-#[test]
-fn a_token_of_a_probe_counts_from_its_end() {
-    let mut world = refused(1, 2000);
-    world.rows([
-        (2010, Arrive(2, "a", HOLD), "", "grant"),
-        (2010, Connected, "probe 2", "rest"),
-        (2010, Written(2, 2010), "", "rest"),
-    ]);
-    world.happens(2500, Accepted(2));
-    let rate = world.lane.rate(world.now);
-    world.happens(2500, Arrive(3, "a", HOLD));
-    let back_at = world.now + rate.away().max(rate.spacing);
-    world.row("its token", (2500, Look, "", &world.next_text(Next::Token(back_at))));
 }
 
 #[test]
