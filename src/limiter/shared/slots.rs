@@ -47,7 +47,9 @@ pub(crate) struct Slots {
     asking: bool,
     /// The store means to deal to this replica, as it was last asked to.
     is_wanting: bool,
-    /// When to ask; not before the silent window is over.
+    /// When the silent window is over: before that nothing is asked for, and late uses only are reported.
+    from: Instant,
+    /// When to ask, at the earliest then.
     ask_at: Instant,
     seen: Seen,
     /// The store's time of it.
@@ -115,6 +117,7 @@ impl Slots {
             number: 0,
             asking: false,
             is_wanting: false,
+            from,
             ask_at: from,
             seen: Seen { turns, part: 1.0, level: 0 },
             told_at: 0,
@@ -126,6 +129,7 @@ impl Slots {
         self.number += 1;
         self.asking = true;
         self.drop_late(now);
+        let waiting = if now < self.from { 0 } else { waiting };
         if waiting == 0 {
             // No call is there to use them.
             self.void();
@@ -149,7 +153,7 @@ impl Slots {
         let took = received.saturating_duration_since(self.clock.earliest(view.now, *received));
         self.distance = took.max(self.distance - self.distance / NEARER);
         let blocked_before = self.is_blocked();
-        if self.reported.as_ref().is_some_and(|(reported, _)| number >= *reported) {
+        if self.reported.as_ref().is_some_and(|(reported, _)| number == *reported) {
             self.reported = None;
         }
         if number == self.number {
@@ -305,10 +309,11 @@ impl Slots {
         if self.asking || self.hand.len() >= waiting {
             return slot.map_or(Wait::Change, Wait::Until);
         }
-        if self.ask_at <= now {
+        let ask_at = self.ask_at.max(self.from);
+        if ask_at <= now {
             return Wait::Ask;
         }
-        Wait::Until(slot.map_or(self.ask_at, |slot| slot.min(self.ask_at)))
+        Wait::Until(slot.map_or(ask_at, |slot| slot.min(ask_at)))
     }
 
     /// When the grant can come that has `ahead` others before it, if none comes before `open` and the rate rises so.
