@@ -13,6 +13,7 @@ use crate::limiter::shared::protocol::{Dated, View};
 mod calls;
 mod changes;
 mod pauses;
+mod property;
 mod review;
 mod store;
 

@@ -181,6 +181,36 @@ fn an_attempt_of_an_earlier_source_is_reported_to_the_store() {
 }
 
 #[test]
+fn a_report_in_the_silent_window_asks_for_no_slots() {
+    let mut world = World::warm(5);
+    let since = world.origin;
+    world.rows([
+        (0, Pass(1), "grant 1", "rest"),
+        (0, Source(Stands::Together { since }), "", "rest"),
+        (100, Arrive(2, "a", HOLD), "", "until 1020"),
+        (500, Written(1, 500), "take for 0 late 1", "event"),
+        (501, Answer(0, view(501, &[])), "", "until 1020"),
+        (700, Look, "", "until 1020"),
+        (1020, Look, "take for 1", "event"),
+    ]);
+}
+
+#[test]
+fn the_answer_to_a_later_question_says_nothing_of_a_report() {
+    let mut world = dealt(&[2000, 2000]);
+    world.rows([
+        (2000, Connected, "grant 1", "grant"),
+        (2000, Connected, "grant 2", "rest"),
+        (2001, Written(2, 2001), "", "rest"),
+        (2100, Written(1, 2100), "take for 0 late 1", "rest"),
+        (2101, Throttled(2, None), "throttled for 0", "rest"),
+        (2110, Answer(2, view(2110, &[])), "", "rest"),
+        // The report was lost, and goes again.
+        (2120, NoAnswer(1), "take for 0 late 1", "rest"),
+    ]);
+}
+
+#[test]
 fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
     let mut world = dealt(&[2000, 2100]);
     world.rows([
@@ -194,10 +224,7 @@ fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
     assert_eq!((*at, pauses.unwrap().new, pauses.unwrap().same), (stored(2000), ms(3000), Some(ms(3000))));
     assert!(world.questions[1].0.asked.pace.is_some(), "it tells what was learned");
     let paused = View { open: stored(5010), level: 1, new_episode: true, version: 1, ..view(2100, &[]) };
-    world.rows([
-        (2100, Answer(1, paused), "pauses 2910", "review"),
-        (2100, Review, "", "pause 5010"),
-    ]);
+    world.rows([(2100, Answer(1, paused), "pauses 2910", "review"), (2100, Review, "", "pause 5010")]);
 }
 
 #[test]
