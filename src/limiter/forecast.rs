@@ -18,6 +18,8 @@ pub(crate) struct Forecast<'a> {
     turns: Turns<'a>,
     /// After a grant a token is back this much later.
     away: Duration,
+    /// The least time between two grants, until the rate rises.
+    spacing: Duration,
     rises: Vec<(Instant, Rate)>,
 }
 
@@ -71,7 +73,12 @@ impl<'a> Forecast<'a> {
     /// There is at least one turn.
     pub(crate) fn new(turns: Turns<'a>, away: Duration, rises: Vec<(Instant, Rate)>) -> Self {
         debug_assert!(turns.len() > 0, "a lane without tokens has no forecast");
-        Self { turns, away, rises }
+        Self { turns, away, spacing: Duration::ZERO, rises }
+    }
+
+    /// The same with this time between two grants at least.
+    pub(crate) fn spaced(self, spacing: Duration) -> Self {
+        Self { spacing, ..self }
     }
 
     /// When the grant comes that has `ahead` others before it.
@@ -87,7 +94,10 @@ impl<'a> Forecast<'a> {
     }
 
     fn token_by_token(&self, mut ahead: usize) -> Instant {
-        let mut turns: Vec<Instant> = (0..self.turns.len()).map(|index| self.turns.get(index)).collect();
+        // When each token is back, and when it is granted.
+        let mut back: Vec<Instant> = (0..self.turns.len()).map(|index| self.turns.get(index)).collect();
+        let mut turns = back.clone();
+        space(&mut back, &mut turns, None, self.spacing);
         let mut away = self.away;
         for (rises_at, rate) in &self.rises {
             let before: usize = turns.iter().map(|turn| rounds(*turn, *rises_at, away)).sum();
@@ -95,11 +105,19 @@ impl<'a> Forecast<'a> {
                 break;
             }
             ahead -= before;
-            for turn in &mut turns {
-                *turn = after(*turn, rounds(*turn, *rises_at, away), away);
+            let mut latest = None;
+            for (back, turn) in back.iter_mut().zip(&turns) {
+                let rounds = rounds(*turn, *rises_at, away);
+                if rounds > 0 {
+                    latest = latest.max(Some(after(*turn, rounds - 1, away)));
+                    *back = after(*turn, rounds, away);
+                }
+                *back = (*back).max(*rises_at);
             }
-            turns.resize(turns.len().max(rate.tokens as usize), *rises_at);
+            back.resize(back.len().max(rate.tokens as usize), *rises_at);
             away = rate.away();
+            turns.clone_from(&back);
+            space(&mut back, &mut turns, latest, rate.spacing);
         }
         turns.sort_unstable();
         after(turns[ahead % turns.len()], ahead / turns.len(), away)
@@ -107,9 +125,12 @@ impl<'a> Forecast<'a> {
 
     fn by_mean_rate(&self, ahead: usize) -> Instant {
         let [(first, rate), rises @ ..] = &self.rises[..] else { return self.steady(ahead) };
-        let before = self.steady_before(*first);
+        let open = self.turns.get(0);
+        let spaced = first.saturating_duration_since(open).as_nanos().checked_div(self.spacing.as_nanos());
+        let spaced = spaced.map_or(usize::MAX, |spaced| usize::try_from(spaced).unwrap_or(usize::MAX));
+        let before = self.steady_before(*first).min(spaced);
         if ahead < before {
-            return self.steady(ahead);
+            return self.steady(ahead).max(after(open, ahead, self.spacing));
         }
         let (mut from, mut rate, mut ahead) = (*first, rate, ahead - before);
         for (rises_at, next) in rises {
@@ -133,6 +154,21 @@ impl<'a> Forecast<'a> {
             if rounds(self.turns.get(middle), until, self.away) >= most { low = middle + 1 } else { high = middle }
         }
         most.saturating_mul(low) + most.saturating_sub(1).saturating_mul(all - low)
+    }
+}
+
+/// Each turn is at least this long after the one before, the first one after `latest`.
+fn space(back: &mut [Instant], turns: &mut Vec<Instant>, latest: Option<Instant>, spacing: Duration) {
+    if spacing.is_zero() {
+        return;
+    }
+    back.sort_unstable();
+    let mut latest = latest;
+    turns.clear();
+    for back in back {
+        let turn = latest.map_or(*back, |latest| (latest + spacing).max(*back));
+        turns.push(turn);
+        latest = Some(turn);
     }
 }
 

@@ -111,7 +111,7 @@ impl Tokens {
             held_until: now,
             away: self.away,
         };
-        Forecast::new(turns, self.away, rises)
+        Forecast::new(turns, self.away, rises).spaced(self.spacing)
     }
 
     /// Tokens that may be taken now.

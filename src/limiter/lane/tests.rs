@@ -12,6 +12,7 @@ use crate::limiter::shared::protocol::{Dated, View};
 
 mod calls;
 mod changes;
+mod forecasts;
 mod pauses;
 mod property;
 mod review;

@@ -1,0 +1,106 @@
+//! Forecasts come true: with no later arrivals and no refusals each call is granted when its arrival was told.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Grants and writes whatever the lane allows until no call waits: when each of them was granted.
+fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
+    let mut granted = BTreeMap::new();
+    for _ in 0..100_000 {
+        let cx = Context { now: world.now, rules: &world.rules, drain_by: None };
+        let (next, look_at) = world.lane.next(true, cx);
+        match next {
+            Next::Rest => return granted,
+            Next::Grant => {
+                for effect in world.lane.handle(Event::Connected, cx) {
+                    let Effect::Grant { waiter, grant } = effect else { panic!("a grant") };
+                    granted.insert(waiter, world.now);
+                    let written = Event::Written { grant, at: world.now };
+                    world.lane.handle(written, cx);
+                    // The probe's end comes at once.
+                    if grant.probe {
+                        world.lane.handle(Event::Ended { grant, written_at: world.now, end: End::Unknown }, cx);
+                    }
+                }
+            }
+            Next::Review => drop(world.lane.handle(Event::Review, cx)),
+            Next::Pause(until) | Next::Token(until) | Next::Until(until) => {
+                world.now = look_at.map_or(until, |at| at.min(until)).max(world.now);
+            }
+            Next::Connect(_) | Next::Event => panic!("nothing is held, and a connection is there"),
+        }
+    }
+    panic!("the queue never ends");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_steady_lanes_forecast_is_exact(
+        count in prop_oneof![Just(1_u32), Just(5), Just(200)],
+        part in proptest::option::of(1..6_u32),
+        sent in 0..8_u64,
+        calls in 1..200_u64,
+        pause in 0..3000_u64,
+    ) {
+        let mut world = World::warm(count);
+        if let Some(part) = part {
+            let (count, since) = (NonZeroU32::new(part.min(count)).unwrap(), world.now - ms(5000));
+            world.does(Do::Source(Stands::Part { count, since }));
+        }
+        for call in 0..sent {
+            world.now += ms(37);
+            if let Some(grant) = world.lane.pass(world.at(HOLD), world.now) {
+                let cx = Context { now: world.now, rules: &world.rules, drain_by: None };
+                world.lane.handle(Event::Written { grant, at: world.now }, cx);
+            }
+            prop_assert!(call < 8);
+        }
+        world.does(Do::Order(Some(pause)));
+        let mut told = BTreeMap::new();
+        for call in 0..calls {
+            let ahead = world.lane.queue().len();
+            told.insert(call, world.now + world.lane.predicted_wait(ahead, world.now));
+            world.does(Do::Arrive(call, "a", HOLD));
+        }
+        prop_assert_eq!(serve(&mut world), told);
+    }
+
+    /// The lane has learned: its rate rises while the calls wait.
+    #[test]
+    fn a_rising_lanes_forecast_is_right_to_a_tokens_distance_or_a_window_of_many(
+        count in prop_oneof![Just(5_u32), Just(30), Just(200)],
+        refusals in 1..4_u64,
+        idle in 0..8000_u64,
+        calls in 1..300_u64,
+    ) {
+        let mut world = World::warm(count);
+        for call in 0..refusals {
+            let at = world.now + ms(2000);
+            world.now = at;
+            let grant = world.lane.pass(at + ms(1), at).unwrap();
+            let cx = Context { now: at, rules: &world.rules, drain_by: None };
+            world.lane.handle(Event::Written { grant, at }, cx);
+            let end = End::Throttled { hint: Some(ms(500)), random: 0.5 };
+            world.lane.handle(Event::Ended { grant, written_at: at, end }, cx);
+            prop_assert!(call < 4);
+        }
+        world.now += ms(500 + idle);
+        let mut told = BTreeMap::new();
+        for call in 0..calls {
+            world.does(Do::Arrive(call, "a", HOLD));
+            told.insert(call, world.lane.forecast(world.now).unwrap().at(call as usize));
+        }
+        let rate = world.lane.rate(world.now);
+        let distance = (rate.away() / rate.tokens).max(rate.spacing);
+        // The mean rate of many tokens knows nothing of the bunches that they come in.
+        let distance = if rate.tokens > 64 { rate.away() } else { distance };
+        let granted = serve(&mut world);
+        for (call, told) in told {
+            let off = granted[&call].max(told) - granted[&call].min(told);
+            prop_assert!(off <= distance, "{call} is off by {off:?}, {rate:?}");
+        }
+    }
+}
