@@ -257,7 +257,7 @@ impl Driver {
                 if answer.is_some() && !asked.ask.late.is_empty() {
                     self.is_unreported = false;
                 }
-                self.event(Event::Answered { question: asked, answer });
+                self.event(Event::Answered { question: asked, answer: answer.map(Box::new) });
             }
             Due::Connection => (self.has_connection, self.is_connecting) = (true, false),
             Due::Change => self.change(),
