@@ -93,10 +93,11 @@ impl App {
         let parts = Arc::new(Parts::new(config)?);
         if let Some(quota) = &parts.quota {
             quota.check().await.map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
-            let queue = Arc::downgrade(&parts);
+            let weak = Arc::downgrade(&parts);
             tokio::spawn(quota.clone().keep(move || {
-                if let Some(parts) = queue.upgrade() {
-                    parts.limiter.refresh();
+                if let Some(parts) = weak.upgrade() {
+                    // There may be 100,000 lanes: not on a thread that serves calls. Each looks by itself, too, when it is used.
+                    drop(tokio::task::spawn_blocking(move || parts.limiter.refresh()));
                 }
             }));
         }

@@ -4,6 +4,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::Duration;
 
 use listenfd::ListenFd;
@@ -123,15 +124,18 @@ pub(crate) fn stopping(status: &str) {
 
 /// Says that Flowgate still moves and where it stands, twice in the watchdog's time, for as long as there is a status.
 /// A status that cannot be had, because a lock is never given back, ends that, and then the process.
-pub(crate) async fn keep_telling(status: impl Fn() -> Option<String>) {
+pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sync + 'static) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
     let watchdog = sd_notify::watchdog_enabled().filter(|time| !time.is_zero());
     let every = watchdog.map_or(EVERY, |time| time / 2);
+    let status = Arc::new(status);
     loop {
         tokio::time::sleep(every).await;
-        let Some(status) = status() else { return };
+        let status = status.clone();
+        // It goes through all lanes: not on a thread that serves calls.
+        let Ok(Some(status)) = tokio::task::spawn_blocking(move || status()).await else { return };
         tell(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
     }
 }

@@ -69,7 +69,9 @@ impl Events {
         let frames = stream::unfold(Some(follower), |follower| async {
             let mut follower = follower?;
             let is_last = follower.wait().await;
-            let event = follower.events.event(&follower.parts, is_last);
+            let (events, parts) = (follower.events.clone(), follower.parts.clone());
+            // A snapshot goes through all lanes: not on a thread that serves calls.
+            let event = tokio::task::spawn_blocking(move || events.event(&parts, is_last)).await.ok()?;
             Some((Ok(Frame::data(event)), (!is_last).then_some(follower)))
         });
         Some(StreamBody::new(frames).boxed_unsync())
