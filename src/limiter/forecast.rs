@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::limiter::pace::Rate;
+use crate::limiter::shared::turns::Turns as DealtTurns;
 
 /// Up to this many tokens a rising rate is forecast token by token.
 const EXACT: usize = 64;
@@ -42,8 +43,13 @@ pub(crate) enum Turns<'a> {
         /// After a use its token is back this much later.
         away: Duration,
     },
-    /// As they were listed.
-    List(Vec<Instant>),
+    /// Those that the store deals, as it last said.
+    Dealt {
+        /// When each is back.
+        dealt: &'a DealtTurns,
+        /// No grant comes before this.
+        open: Instant,
+    },
 }
 
 // === impl Turns ===
@@ -52,13 +58,13 @@ impl Turns<'_> {
     fn len(&self) -> usize {
         match self {
             Self::Ring { free, used, first, held, .. } => free + used.len().saturating_sub(*first) + held,
-            Self::List(list) => list.len(),
+            Self::Dealt { dealt, .. } => dealt.usable(),
         }
     }
 
     fn get(&self, index: usize) -> Instant {
         match self {
-            Self::List(list) => list[index],
+            Self::Dealt { dealt, open } => dealt.nth(index, *open),
             Self::Ring { open, free, used, first, held_until, away, .. } => match index.checked_sub(*free) {
                 None => *open,
                 Some(index) => (*used.get(index + first).unwrap_or(held_until) + *away).max(*open),
@@ -106,13 +112,18 @@ impl<'a> Forecast<'a> {
             }
             ahead -= before;
             let mut latest = None;
+            // The rate of the moment decides when a token of this process is back; the store dates it at its use.
+            let sooner = match self.turns {
+                Turns::Ring { .. } => away.saturating_sub(rate.away()),
+                Turns::Dealt { .. } => Duration::ZERO,
+            };
             for (back, turn) in back.iter_mut().zip(&turns) {
                 let rounds = rounds(*turn, *rises_at, away);
                 if rounds > 0 {
                     latest = latest.max(Some(after(*turn, rounds - 1, away)));
                     *back = after(*turn, rounds, away);
                 }
-                *back = (*back).max(*rises_at);
+                *back = back.checked_sub(sooner).unwrap_or(*back).max(*rises_at);
             }
             back.resize(back.len().max(rate.tokens as usize), *rises_at);
             away = rate.away();

@@ -144,8 +144,8 @@ impl<K: Connector> LaneHandle<K> {
         let Attended { lane, has_worker } = &mut *locked.state;
         if lane.queue().len() > 0 && !std::mem::replace(has_worker, true) {
             tokio::spawn(worker::run(self.clone()));
-        } else if returning || lane.source().free(now) > 0 || lane.has_review() {
-            // The worker waits for a connection, and one more is wanted; or there is something else to look at.
+        } else if returning || lane.source().is_shared() || lane.source().free(now) > 0 || lane.has_review() {
+            // The worker waits for a connection or the store, and one more is wanted; or a review is due.
             self.changed.notify_one();
         }
         drop(locked);

@@ -387,7 +387,7 @@ impl<W> Lane<W> {
     /// The grants to come; none while there are no tokens.
     fn forecast(&self, now: Instant) -> Option<SourceForecast<'_>> {
         let rises = self.pace.ahead(now).map(|(at, rate)| (at, self.part_of(rate))).collect();
-        self.source.forecast(now, self.pause.open_at(now), rises)
+        self.source.forecast(now, self.pause.open_at(now), self.rate(now), rises)
     }
 
     /// Whether a lane that is made now would be the same.

@@ -3,8 +3,9 @@
 
 use tokio::time::Instant;
 
-use crate::limiter::forecast::Forecast;
+use crate::limiter::forecast::{Forecast, Turns};
 use crate::limiter::pace::Rate;
+use crate::limiter::shared::NEVER;
 use crate::limiter::shared::slots::{Slot, Slots};
 use crate::limiter::tokens::Tokens;
 
@@ -41,7 +42,12 @@ pub(crate) enum Wait {
 /// The grants to come.
 pub(crate) enum SourceForecast<'a> {
     Memory(Forecast<'a>),
-    Shared { slots: &'a Slots, open: Instant, rises: Vec<(Instant, Rate)> },
+    /// Slots at hand go first; none is forecast while no token may be in use.
+    Shared {
+        slots: &'a Slots,
+        open: Instant,
+        dealt: Option<Forecast<'a>>,
+    },
 }
 
 // === impl Source ===
@@ -102,6 +108,11 @@ impl Source {
         if let Self::Shared(slots) = self { slots.part() } else { 1.0 }
     }
 
+    /// Whether the store that replicas share deals them out.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
     pub(crate) fn is_none(&self) -> bool {
         matches!(self, Self::None)
     }
@@ -124,16 +135,22 @@ impl Source {
         }
     }
 
-    /// The grants to come, if none comes before `open` and the rate rises at these moments.
+    /// The grants to come, if none comes before `open`, at this rate until it rises at these moments.
     pub(crate) fn forecast(
         &self,
         now: Instant,
         open: Instant,
+        rate: Rate,
         rises: Vec<(Instant, Rate)>,
     ) -> Option<SourceForecast<'_>> {
         match self {
             Self::Memory(tokens) => Some(SourceForecast::Memory(tokens.forecast(now, open, rises))),
-            Self::Shared(slots) => Some(SourceForecast::Shared { slots, open, rises }),
+            Self::Shared(slots) => {
+                let dealt = slots.turns();
+                let forecast = || Forecast::new(Turns::Dealt { dealt, open }, dealt.away(), rises).spaced(rate.spacing);
+                let dealt = (!slots.are_withheld()).then(forecast);
+                Some(SourceForecast::Shared { slots, open, dealt })
+            }
             Self::None => None,
         }
     }
@@ -163,7 +180,11 @@ impl SourceForecast<'_> {
     pub(crate) fn at(&self, ahead: usize) -> Instant {
         match self {
             Self::Memory(forecast) => forecast.at(ahead),
-            Self::Shared { slots, open, rises } => slots.forecast(ahead, *open, rises),
+            Self::Shared { slots, open, dealt } => match (slots.at_hand(ahead), dealt) {
+                (Some(at), _) => at.max(*open),
+                (None, Some(dealt)) => dealt.at(slots.ahead_of_all(ahead)),
+                (None, None) => *open + NEVER,
+            },
         }
     }
 }

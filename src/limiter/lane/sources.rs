@@ -151,10 +151,13 @@ impl<W> Lane<W> {
             return;
         }
         match answer {
-            Some(answer) => self.told(asked, answer, cx.now),
+            Some(answer) => {
+                self.told(asked, answer, cx.now);
+                self.return_unused(cx.now);
+            }
+            // Asked again at once, a store that fails at once would be asked in a loop.
             None => self.not_told(asked, cx),
         }
-        self.return_unused(cx.now);
     }
 
     fn told(&mut self, asked: &Asked, answer: &Answer, now: Instant) {

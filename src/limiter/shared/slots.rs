@@ -8,9 +8,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::forecast::{Forecast, Turns as EachTurn};
-use crate::limiter::pace::Rate;
-use crate::limiter::shared::NEVER;
 use crate::limiter::shared::allowance::{Allowance, Worth};
 use crate::limiter::shared::clock::Clock;
 use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
@@ -316,21 +313,9 @@ impl Slots {
         Wait::Until(slot.map_or(ask_at, |slot| slot.min(ask_at)))
     }
 
-    /// When the grant can come that has `ahead` others before it, if none comes before `open` and the rate rises so.
-    pub(crate) fn forecast(&self, ahead: usize, open: Instant, rises: &[(Instant, Rate)]) -> Instant {
-        if let Some(slot) = self.hand.get(ahead) {
-            return slot.from.max(open);
-        }
-        let ahead = self.ahead_of_all(ahead);
-        let turns = self.turns();
-        if turns.usable == 0 {
-            return open + NEVER;
-        }
-        if rises.is_empty() {
-            return turns.nth(ahead, open);
-        }
-        let each = (0..turns.usable as usize).map(|token| turns.nth(token, open)).collect();
-        Forecast::new(EachTurn::List(each), turns.away, rises.to_vec()).at(ahead)
+    /// When the slot at hand can be granted that has `ahead` others before it, if there is one.
+    pub(crate) fn at_hand(&self, ahead: usize) -> Option<Instant> {
+        self.hand.get(ahead).map(|slot| slot.from)
     }
 
     /// How many grants of all replicas come before this replica's `ahead` + 1st that is not at hand.

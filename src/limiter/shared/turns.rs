@@ -33,6 +33,16 @@ impl Turns {
         Self { usable: view.usable, used, back, free: now, away: Duration::from_micros(view.away) }
     }
 
+    /// How many tokens may be in use.
+    pub(crate) fn usable(&self) -> usize {
+        self.usable as usize
+    }
+
+    /// How long a token is away.
+    pub(crate) fn away(&self) -> Duration {
+        self.away
+    }
+
     /// When the `ahead` + 1st grant can come, if none comes before `open`. There must be a usable token.
     pub(crate) fn nth(&self, ahead: usize, open: Instant) -> Instant {
         let usable = self.usable as usize;

@@ -191,7 +191,7 @@ async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
         let mut locked = lane.lock();
         drop(locked.handle(Event::SourceChanged { stands, store: StoreTerms::of(&quota) }));
         let source = locked.state.lane.source();
-        let next = source.forecast(now, now, Vec::new()).unwrap().at(0);
+        let next = source.forecast(now, now, locked.state.lane.rate(now), Vec::new()).unwrap().at(0);
         assert_eq!((source.free(now), next - now), (free, more), "{stands:?}, {limit:?}");
     }
 }
