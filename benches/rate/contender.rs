@@ -1,4 +1,4 @@
-//! Who stands between the callers and CAMS? Each contender is started for one row, with an endpoint of its own, and ends
+//! What stands between the callers and CAMS? Each contender is started for one row, with an endpoint of its own, and ends
 //! with it. A limiter within the caller holds it back before it signs; nginx and Flowgate are processes.
 
 use std::fmt;
@@ -10,13 +10,15 @@ use cams_sim::{Running, Settings, Sim};
 use leaky_bucket::RateLimiter;
 use socket2::SockRef;
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::Case;
 use crate::caller::SECRET;
+use crate::crowd::key;
+use crate::flowgate;
+use crate::process::Process;
+use crate::table::Case;
 
 /// What calls go through.
 #[derive(Clone, Copy)]
@@ -41,7 +43,14 @@ pub(crate) struct Stage {
     /// The callers' own limiters, one for each account, or none.
     pub(crate) limiters: Vec<RateLimiter>,
     /// A process that stands between.
-    _process: Option<(Child, TempDir)>,
+    _process: Between,
+}
+
+/// What runs between callers and endpoint, and ends with the row.
+enum Between {
+    Nothing,
+    Nginx { _child: Child, _folder: TempDir },
+    Flowgate { _process: Process },
 }
 
 pub(crate) const ALL: [Contender; 4] = [Contender::Straight, Contender::Nginx, Contender::Limiter, Contender::Flowgate];
@@ -58,11 +67,6 @@ const BEFORE_TICK: Duration = Duration::from_millis(20);
 /// How long a process may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The access key of an account.
-pub(crate) fn key(account: usize) -> String {
-    format!("LTAI-account-{account}")
-}
-
 // === impl Contender ===
 
 impl Contender {
@@ -75,11 +79,11 @@ impl Contender {
             settings = settings.with_key(&key(account), SECRET, &key(account));
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        // Room for a crowd: whoever finds the line full comes a second late.
+        // Room for a crowd: a caller that finds the backlog full comes a second late.
         SockRef::from(&listener).listen(4096).unwrap();
         let (cams, opened) = (Sim::new(settings).listen(listener).unwrap(), Instant::now());
         let (to, host) = (cams.addr(), cams.addr().to_string());
-        let mut stage = Stage { cams, to, host, limiters: Vec::new(), _process: None };
+        let mut stage = Stage { cams, to, host, limiters: Vec::new(), _process: Between::Nothing };
         match self {
             Self::Straight | Self::Limiter => {}
             Self::Nginx => stage.put_nginx_between().await?,
@@ -134,36 +138,19 @@ impl Stage {
         };
         timeout(PATIENCE, ready).await.expect("nginx listens");
         // The signed host stays CAMS's own, which nginx sends by default.
-        (self.to, self._process) = (to, Some((child, folder)));
+        (self.to, self._process) = (to, Between::Nginx { _child: child, _folder: folder });
         Some(())
     }
 
     async fn put_flowgate_between(&mut self, accounts: usize) {
-        let folder = tempfile::tempdir().unwrap();
-        let config = folder.path().join("flowgate.toml");
-        std::fs::write(&config, flowgate_toml(&self.cams.url(), accounts)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.arg("--config").arg(&config).env("MANAGED", SECRET).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let ready = async {
-            loop {
-                let line = lines.next_line().await.unwrap().expect("flowgate says that it is ready");
-                let event: serde_json::Value = serde_json::from_str(&line).unwrap();
-                if event["message"] == "flowgate is ready" {
-                    break event["proxy"].as_str().unwrap().parse().unwrap();
-                }
-            }
-        };
-        self.to = timeout(PATIENCE, ready).await.expect("flowgate is ready in time");
-        self.host = self.to.to_string();
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        self._process = Some((child, folder));
+        let process = flowgate::start(&self.cams.url(), accounts, "").await;
+        (self.to, self.host) = (process.proxy, process.proxy.to_string());
+        self._process = Between::Flowgate { _process: process };
         sleep(PAUSE).await;
     }
 }
 
-/// One process, paced by the access key of the V3 signature, with room for everybody to wait.
+/// One process, paced by the access key of the V3 signature, with room for all to wait.
 fn nginx_conf(listen: SocketAddr, cams: &str) -> String {
     format!(
         "daemon off; master_process off; pid nginx.pid; worker_rlimit_nofile 8192;
@@ -184,18 +171,4 @@ fn nginx_conf(listen: SocketAddr, cams: &str) -> String {
              }}
          }}"
     )
-}
-
-fn flowgate_toml(cams: &str, accounts: usize) -> String {
-    let start = format!(
-        "log = {{ format = \"json\" }}\nlisten = {{ proxy = \"127.0.0.1:0\", admin = \"127.0.0.1:0\" }}\n\
-         upstream = {{ url = \"{cams}\" }}\nqueue = {{ max_hold = \"10m\" }}\n"
-    );
-    let account = |number| {
-        let key = key(number);
-        format!(
-            "[[accounts]]\nid = \"{key}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n"
-        )
-    };
-    start + &(0..accounts).map(account).collect::<String>()
 }

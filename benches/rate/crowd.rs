@@ -1,71 +1,94 @@
-//! What becomes of a crowd? All calls of a row start at once, each signed like an SDK's and on a connection of its own;
-//! what their callers read and what CAMS saw are summed up.
+//! All calls of a row start at once, each signed like an SDK's and on a connection of its own.
 
-use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use cams_sim::Arrival;
 use futures_util::future::join_all;
 use leaky_bucket::RateLimiter;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::Case;
 use crate::caller::{Call, SECRET};
-use crate::contender::{Stage, key};
 
-/// What became of a row's calls.
-pub(crate) struct Outcome {
-    pub(crate) succeeded: usize,
-    /// How often CAMS refused, whether its callers heard of it or not.
-    pub(crate) refused: u64,
-    /// Until the last was answered.
-    pub(crate) took: Duration,
-    /// Until every account had five successes.
-    pub(crate) first_five: Option<Duration>,
-    /// The most calls of an account that CAMS received within a second.
-    pub(crate) worst_received: usize,
-    /// The same by when CAMS decided on them, which is later by the jitter of the way.
-    pub(crate) worst_counted: usize,
+/// How many come.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    pub(crate) accounts: usize,
+    /// Of each account.
+    pub(crate) calls: usize,
+}
+
+/// Where a crowd goes.
+pub(crate) struct Target<'a> {
+    pub(crate) to: SocketAddr,
+    /// The host that callers sign.
+    pub(crate) host: &'a str,
+    /// The callers' own limiters, one for each account, or none.
+    pub(crate) limiters: &'a [RateLimiter],
 }
 
 /// What a caller read, and when.
-struct Answer {
-    account: usize,
-    after: Duration,
-    code: String,
+pub(crate) struct Answer {
+    pub(crate) account: usize,
+    pub(crate) after: Duration,
+    pub(crate) code: String,
 }
 
 /// How long a caller waits, and says so to Flowgate.
 const PATIENCE: Duration = Duration::from_secs(200);
 
-const SECOND: Duration = Duration::from_secs(1);
+/// The access key of an account.
+pub(crate) fn key(account: usize) -> String {
+    format!("LTAI-account-{account}")
+}
 
-// === impl Stage ===
+// === impl Size ===
 
-impl Stage {
+impl Size {
+    pub(crate) fn total(self) -> usize {
+        self.accounts * self.calls
+    }
+
+    /// A full second's calls at once, then as many each second.
+    pub(crate) fn optimum(self, count: usize) -> usize {
+        self.calls.div_ceil(count) - 1
+    }
+}
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { accounts, calls } = self;
+        if *accounts > 1 { write!(f, "{accounts} × {calls}") } else { write!(f, "{calls}") }
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(crate) fn is_ok(&self) -> bool {
+        self.code == "OK"
+    }
+
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.code == "System.LimitControl"
+    }
+}
+
+// === impl Target ===
+
+impl Target<'_> {
     /// Lets all come at once and waits for the last answer.
-    pub(crate) async fn run(&self, case: Case) -> Outcome {
+    pub(crate) async fn crowd(&self, size: Size) -> Vec<Answer> {
         let started = Instant::now();
         // One account's calls do not come before another's.
-        let calls =
-            (0..case.size.calls).flat_map(|number| (0..case.size.accounts).map(move |account| (number, account)));
+        let calls = (0..size.calls).flat_map(|number| (0..size.accounts).map(move |account| (number, account)));
         let answers = join_all(calls.map(|(number, account)| self.call(started, account, number))).await;
-        let others: Vec<_> =
-            answers.iter().filter(|answer| !["OK", "System.LimitControl"].contains(&&*answer.code)).collect();
+        let others: Vec<_> = answers.iter().filter(|answer| !answer.is_ok() && !answer.is_refusal()).collect();
         if let Some(other) = others.first() {
             eprintln!("{} calls ended otherwise, the first with {}", others.len(), other.code);
         }
-        let arrivals = self.cams.arrivals();
-        Outcome {
-            succeeded: answers.iter().filter(|answer| answer.code == "OK").count(),
-            refused: self.cams.report().refused,
-            took: answers.iter().map(|answer| answer.after).max().unwrap_or_default(),
-            first_five: first_five(&answers, case.size.accounts),
-            worst_received: worst(&arrivals, |arrival| arrival.received),
-            worst_counted: worst(&arrivals, |arrival| arrival.at),
-        }
+        answers
     }
 
     async fn call(&self, started: Instant, account: usize, number: usize) -> Answer {
@@ -84,7 +107,7 @@ impl Stage {
         let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
         let hold = format!("{}s", PATIENCE.as_secs());
         let mut call =
-            Call::v3_with(&self.host, &query, |call| call.push("x-flowgate-hold", &hold), (&key(account), SECRET));
+            Call::v3_with(self.host, &query, |call| call.push("x-flowgate-hold", &hold), (&key(account), SECRET));
         // So that the answer ends where the connection does. It is not signed: it is meant for the next hop.
         call.push("connection", "close");
         let mut stream = TcpStream::connect(self.to).await?;
@@ -97,31 +120,4 @@ impl Stage {
             .and_then(|body| body["Code"].as_str().map(str::to_owned));
         Ok(code.unwrap_or(answer))
     }
-}
-
-fn first_five(answers: &[Answer], accounts: usize) -> Option<Duration> {
-    let mut successes = vec![Vec::new(); accounts];
-    for answer in answers.iter().filter(|answer| answer.code == "OK") {
-        successes[answer.account].push(answer.after);
-    }
-    let fifth = successes.into_iter().map(|mut moments| {
-        moments.sort();
-        moments.get(4).copied()
-    });
-    fifth.collect::<Option<Vec<_>>>()?.into_iter().max()
-}
-
-/// The most arrivals of one account that lie within less than a second.
-fn worst(arrivals: &[Arrival], moment: fn(&Arrival) -> Instant) -> usize {
-    let mut accounts: BTreeMap<_, Vec<Instant>> = BTreeMap::new();
-    for arrival in arrivals {
-        accounts.entry(&arrival.account).or_default().push(moment(arrival));
-    }
-    let of_account = |mut moments: Vec<Instant>| {
-        moments.sort();
-        let within =
-            |(index, first): (usize, &Instant)| moments.partition_point(|other| *other - *first < SECOND) - index;
-        moments.iter().enumerate().map(within).max()
-    };
-    accounts.into_values().filter_map(of_account).max().unwrap_or(0)
 }

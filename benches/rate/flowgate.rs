@@ -1,0 +1,28 @@
+//! Flowgate's binary with the accounts of a crowd.
+
+use std::fmt::Write;
+
+use crate::crowd::key;
+use crate::process::Process;
+
+/// All callers are one source, and a crowd of a thousand a second comes at once.
+const ROOM: [(&str, &str); 2] =
+    [("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000"), ("TOKIO_WORKER_THREADS", "2")];
+
+/// `[limits]` with so many CreateFlow a second.
+pub(crate) fn limit(count: usize) -> String {
+    format!("[limits]\nCreateFlow = \"{count}/1s\"\n")
+}
+
+/// Starts one in front of this endpoint. `more` are sections of its configuration.
+pub(crate) async fn start(upstream: &str, accounts: usize, more: &str) -> Process {
+    let mut toml = format!("[queue]\nmax_hold = \"10m\"\n{more}");
+    for key in (0..accounts).map(key) {
+        write!(
+            toml,
+            "[[accounts]]\nid = \"{key}\"\naccess_key_id = \"{key}\"\naccess_key_secret = {{ env = \"MANAGED\" }}\n"
+        )
+        .unwrap();
+    }
+    Process::towards(upstream, &toml, tempfile::tempdir().unwrap(), &ROOM).await
+}

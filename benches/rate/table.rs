@@ -1,0 +1,180 @@
+//! How many calls get through which contender, how fast, and is the limit kept? One row for each crowd, kind of window, way
+//! and contender, at 5/s.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use cams_sim::{Arrival, Kind, Limit};
+use futures_util::{StreamExt, stream};
+use tokio::time::{Instant, sleep};
+
+use crate::contender::{ALL, Contender, Stage};
+use crate::crowd::{Answer, Size, Target};
+
+/// A crowd, and what the endpoint and the way to it are like.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    pub(crate) size: Size,
+    kind: Kind,
+    pub(crate) jitter: Duration,
+}
+
+/// What became of a row's calls.
+struct Outcome {
+    succeeded: usize,
+    /// How often CAMS refused, whether its callers saw it or not.
+    refused: u64,
+    /// Until the last was answered.
+    took: Duration,
+    /// Until every account had five successes.
+    first_five: Option<Duration>,
+    /// The most calls of an account that CAMS received within a second.
+    worst_received: usize,
+    /// The same by when CAMS decided on them, which is later by the jitter of the way.
+    worst_counted: usize,
+}
+
+/// Crowds, and how many rows of each run at once: what comes in crowds of a thousand has the machine for itself.
+const SIZES: [(Size, usize); 3] = [
+    (Size { accounts: 1, calls: 60 }, 16),
+    (Size { accounts: 1, calls: 600 }, 16),
+    (Size { accounts: 20, calls: 60 }, 1),
+];
+
+/// Between the starts of rows that run at once, so that their seconds do not begin together.
+const APART: Duration = Duration::from_millis(530);
+
+const SECOND: Duration = Duration::from_secs(1);
+
+pub(crate) const HEAD: &str = "| calls | window | way | through | succeeded | refused at CAMS | seconds (optimum) | first five, s | worst second: received, counted |\n\
+                               |---|---|---|---|--:|--:|--:|--:|--:|";
+
+/// Runs all rows, prints them, and says which of Flowgate's promises were broken.
+pub(crate) async fn run() -> Vec<String> {
+    let (mut rows, mut broken) = (Vec::new(), Vec::new());
+    for (size, at_once) in SIZES {
+        let pairs = cases(size).into_iter().flat_map(|case| ALL.map(|contender| (case, contender)));
+        let tasks = pairs.enumerate().map(|(index, (case, through))| tokio::spawn(row(case, through, index % at_once)));
+        let done: Vec<_> = stream::iter(tasks).buffered(at_once).map(Result::unwrap).collect().await;
+        for (line, promise) in done {
+            rows.push(line);
+            broken.extend(promise.err());
+        }
+    }
+    println!("{HEAD}\n{}", rows.join("\n"));
+    broken
+}
+
+fn cases(size: Size) -> Vec<Case> {
+    let kinds = [Kind::Sliding, Kind::Aligned];
+    let ways = [Duration::ZERO, Duration::from_millis(30)];
+    kinds.into_iter().flat_map(|kind| ways.map(|jitter| Case { size, kind, jitter })).collect()
+}
+
+/// One line of the table, and whether it is as promised.
+async fn row(case: Case, contender: Contender, place: usize) -> (String, Result<(), String>) {
+    let start = format!("| {case} | {contender} |");
+    sleep(APART * u32::try_from(place).unwrap()).await;
+    let Some(stage) = contender.prepare(case).await else {
+        return (format!("{start} not installed | | | | |"), Ok(()));
+    };
+    let target = Target { to: stage.to, host: &stage.host, limiters: &stage.limiters };
+    let outcome = Outcome::new(&target.crowd(case.size).await, &stage, case);
+    let line = format!("{start} {}", outcome.cells(case));
+    eprintln!("{line}");
+    let is_kept = !matches!(contender, Contender::Flowgate) || outcome.is_kept(case);
+    let promise = if is_kept { Ok(()) } else { Err(line.clone()) };
+    (line, promise)
+}
+
+fn first_five(answers: &[Answer], accounts: usize) -> Option<Duration> {
+    let mut successes = vec![Vec::new(); accounts];
+    for answer in answers.iter().filter(|answer| answer.is_ok()) {
+        successes[answer.account].push(answer.after);
+    }
+    let fifth = successes.into_iter().map(|mut moments| {
+        moments.sort();
+        moments.get(4).copied()
+    });
+    fifth.collect::<Option<Vec<_>>>()?.into_iter().max()
+}
+
+/// The most arrivals of one account that lie within less than a second.
+fn worst(arrivals: &[Arrival], moment: fn(&Arrival) -> Instant) -> usize {
+    let mut accounts: BTreeMap<_, Vec<Instant>> = BTreeMap::new();
+    for arrival in arrivals {
+        accounts.entry(&arrival.account).or_default().push(moment(arrival));
+    }
+    let of_account = |mut moments: Vec<Instant>| {
+        moments.sort();
+        let within =
+            |(index, first): (usize, &Instant)| moments.partition_point(|other| *other - *first < SECOND) - index;
+        moments.iter().enumerate().map(within).max()
+    };
+    accounts.into_values().filter_map(of_account).max().unwrap_or(0)
+}
+
+// === impl Case ===
+
+impl Case {
+    pub(crate) fn limit(self) -> Limit {
+        Limit { kind: self.kind, ..Limit::default() }
+    }
+
+    fn optimum(self) -> usize {
+        self.size.optimum(usize::try_from(self.limit().per_window).unwrap())
+    }
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = if self.jitter.is_zero() { "steady".into() } else { format!("0-{} ms", self.jitter.as_millis()) };
+        write!(f, "{} | {} | {way}", self.size, format!("{:?}", self.kind).to_lowercase())
+    }
+}
+
+// === impl Outcome ===
+
+impl Outcome {
+    fn new(answers: &[Answer], stage: &Stage, case: Case) -> Self {
+        let arrivals = stage.cams.arrivals();
+        Self {
+            succeeded: answers.iter().filter(|answer| answer.is_ok()).count(),
+            refused: stage.cams.report().refused,
+            took: answers.iter().map(|answer| answer.after).max().unwrap_or_default(),
+            first_five: first_five(answers, case.size.accounts),
+            worst_received: worst(&arrivals, |arrival| arrival.received),
+            worst_counted: worst(&arrivals, |arrival| arrival.at),
+        }
+    }
+
+    /// All calls succeed. On a steady way none is refused and at least 99 % of the rate is used; with jitter one of 60
+    /// calls of an account, and one of a hundred, may be refused.
+    fn is_kept(&self, case: Case) -> bool {
+        let Size { accounts, calls } = case.size;
+        let (refusals, seconds) = match (case.jitter.is_zero(), calls) {
+            (true, _) => (0, case.optimum() as f64 / 0.99 + 0.2),
+            (false, 600) => (6, 123.0),
+            // Twenty accounts: the slowest of twenty.
+            (false, _) if accounts > 1 => (accounts, 12.6),
+            (false, _) => (1, 11.6),
+        };
+        let (refused, took) = (usize::try_from(self.refused).unwrap(), self.took.as_secs_f64());
+        self.succeeded == case.size.total() && refused <= refusals && took <= seconds
+    }
+
+    fn cells(&self, case: Case) -> String {
+        let first_five = self.first_five.map_or("never".to_owned(), |at| format!("{:.2}", at.as_secs_f64()));
+        format!(
+            "{} of {} | {} | {:.2} ({}) | {first_five} | {}, {} |",
+            self.succeeded,
+            case.size.total(),
+            self.refused,
+            self.took.as_secs_f64(),
+            case.optimum(),
+            self.worst_received,
+            self.worst_counted,
+        )
+    }
+}
