@@ -1,1 +1,245 @@
-fn main() {}
+//! Is anything held up by a storm of refusals? Thousands of calls wait in a lane of 200/s whose endpoint takes 100/s.
+//! Flowgate runs in this process, on one serving thread, beside a task that another thread wakes every millisecond and
+//! that measures how late it is; `/livez` and another lane's calls are measured from outside. `benches/README.md` has the method and the figures.
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
+#![expect(clippy::print_stdout, reason = "the figures are what the benchmark is for")]
+
+#[allow(dead_code, reason = "the tests' caller does more than send")]
+#[path = "../tests/it/caller.rs"]
+mod caller;
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cams_sim::{Kind, Limit, Settings, Sim, Verdict};
+use clap::Parser;
+use flowgate::{App, config};
+use mimalloc::MiMalloc;
+use nix::time::{ClockId, clock_gettime};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, interval, sleep, timeout};
+
+use crate::caller::{Call, KEY, SECRET, try_exchange};
+
+/// The binary's allocator.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
+
+#[derive(Parser)]
+struct Options {
+    /// What cargo says.
+    #[arg(long, hide = true)]
+    bench: bool,
+    /// Calls that come at once.
+    #[arg(long, default_value_t = 4000)]
+    calls: usize,
+}
+
+/// Flowgate's limit of CreateFlow, and what the endpoint takes.
+const CONFIG: &str = r#"
+[[accounts]]
+id = "acme"
+access_key_id = "LTAI-managed-1"
+access_key_secret = { env = "MANAGED" }
+[listen]
+proxy = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+max_connections_per_source = 9000
+[limits]
+CreateFlow = "200/1s"
+"#;
+const TAKES: u32 = 100;
+
+/// The hold of the calls of the storm, and of the other lane's calls.
+const HOLD: &str = "50s";
+const SHORT_HOLD: &str = "3s";
+
+/// How often the serving thread is to run the heartbeat, `/livez` is asked, and the other lane is called.
+const BEAT: Duration = Duration::from_millis(1);
+const ASK: Duration = Duration::from_millis(10);
+const CALL: Duration = Duration::from_millis(500);
+
+/// A serving thread is held for less than this.
+const MOST_HELD: Duration = Duration::from_millis(5);
+
+/// What delays seen again and again were.
+#[derive(Default)]
+struct Delays(Vec<Duration>);
+
+/// What the heartbeat saw.
+#[derive(Default)]
+struct Held {
+    /// From a wake-up to its poll: what other processes take is included.
+    late: Delays,
+    /// The same, or the CPU time that the thread has used since the beat before, where that is less: the task that ran at
+    /// the wake-up has held the thread for at most that and the time between two beats.
+    held: Delays,
+    /// When the longest was.
+    longest_at: Option<Instant>,
+}
+
+// === impl Delays ===
+
+impl Delays {
+    fn most(&self) -> Duration {
+        self.0.iter().copied().max().unwrap_or_default()
+    }
+
+    fn text(&self) -> String {
+        let mut sorted = self.0.clone();
+        sorted.sort();
+        let part = |part: f64| sorted[((sorted.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+        format!("{:.2} | {:.2} | {:.2}", part(0.5), part(0.999), part(1.0))
+    }
+}
+
+fn thread_cpu() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+/// Wakes the heartbeat until it has gone.
+fn wake(beats: &mpsc::UnboundedSender<Instant>) {
+    while beats.send(Instant::now()).is_ok() {
+        std::thread::sleep(BEAT);
+    }
+}
+
+/// Beats until the end of the storm.
+async fn heartbeat(mut beats: mpsc::UnboundedReceiver<Instant>, ended: watch::Receiver<bool>) -> Held {
+    let (mut held, mut cpu) = (Held::default(), thread_cpu());
+    while !*ended.borrow() {
+        let late = beats.recv().await.unwrap().elapsed();
+        let used = thread_cpu() - std::mem::replace(&mut cpu, thread_cpu());
+        let at_most = late.min(used);
+        if at_most > held.held.most() {
+            held.longest_at = Some(Instant::now());
+        }
+        held.late.0.push(late);
+        held.held.0.push(at_most);
+    }
+    held
+}
+
+/// Asks `/livez`, each time on a connection of its own.
+async fn live(admin: SocketAddr, ended: watch::Receiver<bool>) -> Delays {
+    let (mut delays, mut ticks) = (Delays::default(), interval(ASK));
+    let question = format!("GET /livez HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
+    while !*ended.borrow() {
+        ticks.tick().await;
+        let asked = Instant::now();
+        let reply = try_exchange(admin, question.as_bytes()).await;
+        assert_eq!(reply.map(|reply| reply.status), Some(200));
+        delays.0.push(asked.elapsed());
+    }
+    delays
+}
+
+fn call(proxy: SocketAddr, action: &str, name: &str, hold: &str) -> Vec<u8> {
+    let create = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name)];
+    let parameters = if action == "CreateFlow" { &create[..] } else { &[] };
+    let change = |call: &mut Call| {
+        call.set("x-acs-action", action);
+        call.push("x-flowgate-hold", hold);
+    };
+    Call::v3_with(&proxy.to_string(), parameters, change, (KEY, SECRET)).bytes()
+}
+
+/// Calls ListFlow again and again; counts those that were not answered with 200.
+async fn other_lane(proxy: SocketAddr, ended: watch::Receiver<bool>) -> (Delays, usize) {
+    let (mut delays, mut failed, mut ticks) = (Delays::default(), 0, interval(CALL));
+    while !*ended.borrow() {
+        ticks.tick().await;
+        let called = Instant::now();
+        let reply = try_exchange(proxy, &call(proxy, "ListFlow", "", SHORT_HOLD)).await;
+        failed += usize::from(reply.is_none_or(|reply| reply.status != 200));
+        delays.0.push(called.elapsed());
+    }
+    (delays, failed)
+}
+
+/// Calls at once, and the status of each answer.
+async fn crowd(proxy: SocketAddr, calls: usize) -> Vec<Option<u16>> {
+    let mut answers = JoinSet::new();
+    for number in 0..calls {
+        let bytes = call(proxy, "CreateFlow", &format!("flow-{number}"), HOLD);
+        answers.spawn(async move { try_exchange(proxy, &bytes).await.map(|reply| reply.status) });
+    }
+    timeout(Duration::from_secs(120), answers.join_all()).await.unwrap()
+}
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Runs Flowgate on this thread until the storm has ended. Unlike the binary's, the runtime looks after each poll for tasks
+/// that other threads woke: so the heartbeat waits for one poll, and not for all tasks that are ready.
+fn serve(upstream: &str, started: &std::sync::mpsc::Sender<[SocketAddr; 2]>, ended: watch::Receiver<bool>) -> Held {
+    let runtime = Builder::new_current_thread().enable_all().global_queue_interval(1).build().unwrap();
+    runtime.block_on(async {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("flowgate.toml");
+        std::fs::write(&file, format!("upstream = {{ url = \"{upstream}\" }}\n{CONFIG}")).unwrap();
+        let environment = [(OsString::from("MANAGED"), OsString::from(SECRET))];
+        let app = App::start(config::load(Some(&file), environment).unwrap().config).await.unwrap();
+        started.send([app.proxy_address().unwrap(), app.admin_address().unwrap()]).unwrap();
+        let (waker, beats) = mpsc::unbounded_channel();
+        std::thread::spawn(move || wake(&waker));
+        tokio::spawn(heartbeat(beats, ended)).await.unwrap()
+    })
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if !options.bench {
+        return ExitCode::SUCCESS;
+    }
+    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    // Flowgate ends after those that ask it.
+    let (end, ended) = watch::channel(false);
+    let (end_serving, serving_ended) = watch::channel(false);
+    let (started, starts) = std::sync::mpsc::channel();
+    let outside = runtime();
+    let settings = Settings { latency: Duration::from_millis(30), keep_requests: false, ..Settings::default() };
+    let limit = Limit { per_window: TAKES, kind: Kind::Sliding, ..Limit::default() };
+    let sim = outside.block_on(Sim::start(settings.with_key(KEY, SECRET, "acme").with_limit(limit))).unwrap();
+    let upstream = sim.url();
+    let serving = std::thread::spawn(move || serve(&upstream, &started, serving_ended));
+    let [proxy, admin] = starts.recv().unwrap();
+    let (begin, took, ok, lived, (listed, failed)) = outside.block_on(async {
+        sleep(Duration::from_secs(2)).await;
+        let begin = Instant::now();
+        let asking = tokio::spawn(live(admin, ended.clone()));
+        let listing = tokio::spawn(other_lane(proxy, ended.clone()));
+        let answers =
+            tokio::task::spawn_blocking(move || runtime().block_on(crowd(proxy, options.calls))).await.unwrap();
+        let took = begin.elapsed();
+        end.send(true).unwrap();
+        let ok = answers.iter().filter(|status| **status == Some(200)).count();
+        assert!(answers.iter().all(Option::is_some), "each call is answered");
+        (begin, took, ok, asking.await.unwrap(), listing.await.unwrap())
+    });
+    end_serving.send(true).unwrap();
+    let held = serving.join().unwrap();
+    let refusals = sim.arrivals().iter().filter(|arrival| arrival.verdict == Verdict::Throttled).count();
+    println!(
+        "{} calls in {:.1} s: {ok} succeeded, {:.1} a second; refused by the endpoint {refusals}\n",
+        options.calls,
+        took.as_secs_f64(),
+        ok as f64 / took.as_secs_f64()
+    );
+    println!("| milliseconds | p50 | p99.9 | most |\n|---|--:|--:|--:|");
+    println!("| a serving thread is held | {} |", held.held.text());
+    println!("| a beat is late | {} |", held.late.text());
+    println!("| /livez | {} |", lived.text());
+    println!("| ListFlow | {} |", listed.text());
+    println!("\nListFlow: {} calls, {failed} failed", listed.0.len());
+    let longest_at = held.longest_at.map_or(0.0, |at| at.saturating_duration_since(begin).as_secs_f64());
+    println!("the longest hold was {longest_at:.2} s after the crowd came");
+    let is_kept = held.held.most() + BEAT < MOST_HELD && failed == 0;
+    if is_kept { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

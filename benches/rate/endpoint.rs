@@ -148,7 +148,7 @@ fn account(request: &[u8]) -> String {
 
 /// The most of these moments, which are in order, that are within less than a second.
 fn worst(moments: &[Duration]) -> usize {
-    let within = |(index, first): (usize, &Duration)| moments.partition_point(|other| *other - *first < SECOND) - index;
+    let within = |(index, first): (usize, &Duration)| moments.partition_point(|other| *other < *first + SECOND) - index;
     moments.iter().enumerate().map(within).max().unwrap_or(0)
 }
 
