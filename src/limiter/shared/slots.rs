@@ -156,7 +156,9 @@ impl Slots {
         if number == self.number {
             self.asking = false;
             self.is_wanting = view.wanted > 0;
-            self.ask_at = if view.stale { now } else { now + Duration::from_micros(view.ask) };
+            // What one question could not carry, or became unused meanwhile, can be dealt again as soon as the store has it.
+            let is_due = view.stale || !self.unused.is_empty();
+            self.ask_at = if is_due { now } else { now + Duration::from_micros(view.ask) };
         }
         let slots = view.slots.iter().map(|dated| Slot {
             dated: *dated,

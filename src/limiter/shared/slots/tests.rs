@@ -60,6 +60,24 @@ fn a_slot_may_be_used_from_its_date_until_its_slack_is_over() {
 }
 
 #[test]
+fn slots_that_one_question_cannot_give_back_are_given_back_with_the_next_at_once() {
+    let mut world = World::new();
+    world.ask(GIVEN_BACK + 30, [0, 0, 0]);
+    let mut given_back = Vec::new();
+    for sent in [20, 21] {
+        assert!(world.slots.take(world.at(sent)).is_none(), "all are too late");
+        assert_eq!(world.slots.wait(100, world.at(sent)), Wait::Ask);
+        let ask = world.slots.ask(100, world.at(sent));
+        let view = View { now: World::store(sent), usable: 5, away: 1_020_000, ask: 100_000, ..View::default() };
+        let answer = Answer { view, sent: world.at(sent), received: world.at(sent) };
+        world.slots.answered(ask.number, &answer, world.at(sent));
+        given_back.push(ask.unused.len());
+    }
+    assert_eq!(given_back, [GIVEN_BACK, 30]);
+    assert_eq!(world.slots.wait(100, world.at(21)), Wait::Until(world.at(121)), "then when the store says");
+}
+
+#[test]
 fn a_store_at_any_distance_is_of_use_from_its_second_answer_on() {
     for distance in [0, 5, 20, 100, 400] {
         for there in [0, distance / 2, distance] {
