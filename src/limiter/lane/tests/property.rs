@@ -91,7 +91,7 @@ enum Due {
     Report(usize, Instant),
     End(usize, Instant),
     Heard(Box<Question>, Instant),
-    Answered(Asked, Option<Answer>),
+    Answered(Asked, Option<Box<Answer>>),
     Connection,
     Change,
     Resume,
@@ -257,7 +257,7 @@ impl Driver {
                 if answer.is_some() && !asked.ask.late.is_empty() {
                     self.is_unreported = false;
                 }
-                self.event(Event::Answered { question: asked, answer: answer.map(Box::new) });
+                self.event(Event::Answered { question: asked, answer });
             }
             Due::Connection => (self.has_connection, self.is_connecting) = (true, false),
             Due::Change => self.change(),
@@ -440,7 +440,7 @@ impl Driver {
         let back = self.way();
         let answer = view.filter(|_| !lost).map(|view| Answer { view, sent, received: self.now + back });
         let back = if answer.is_some() { back } else { ms(250) };
-        self.after(back, Due::Answered(question.asked, answer));
+        self.after(back, Due::Answered(question.asked, answer.map(Box::new)));
     }
 
     fn stored(&self) -> u64 {
