@@ -32,7 +32,7 @@ pub(crate) struct Reloader {
 struct Work {
     source: Source,
     last: Last,
-    /// What the files were at the last look, while somebody writes them.
+    /// What the files were at the last look, while they are written.
     changing: Option<Stamps>,
     /// What held before and a call may still use. The last user drops the lists, and that must not be a serving thread.
     retired: Vec<Arc<Settings>>,

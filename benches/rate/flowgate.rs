@@ -9,7 +9,7 @@ use crate::process::Process;
 const ROOM: [(&str, &str); 2] =
     [("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000"), ("TOKIO_WORKER_THREADS", "2")];
 
-/// `[limits]` with so many CreateFlow a second.
+/// `[limits]` with this many CreateFlow a second.
 pub(crate) fn limit(count: usize) -> String {
     format!("[limits]\nCreateFlow = \"{count}/1s\"\n")
 }

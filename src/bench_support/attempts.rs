@@ -54,7 +54,7 @@ impl Attempts {
         self.note().sent().await;
     }
 
-    /// Writes down that so many are sent at once.
+    /// Writes down that this many are sent at once.
     pub async fn sent_together(&self, count: usize) {
         join_all((0..count).map(|_| self.sent())).await;
     }

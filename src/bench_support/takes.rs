@@ -10,7 +10,7 @@ use crate::limiter::shared::protocol::{Op, Question, SOURCE, View, Waiting};
 /// The script.
 pub const TAKE: &str = SOURCE;
 
-/// The arguments with which a replica takes slots of a lane of `count` a second for so many waiting calls.
+/// The arguments with which a replica takes slots of a lane of `count` a second for this many waiting calls.
 pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>> {
     let ms = Duration::from_millis;
     let question = Question {

@@ -130,7 +130,7 @@ async fn run(
     Attempted::judged(answer, verdict)
 }
 
-/// An attempt that the journal is told of and that has not begun. Dropped, it is noted as not sent.
+/// An attempt that is written in the journal and has not begun. Dropped, it is noted as not sent.
 struct Announced<'a>(Option<&'a Note>);
 
 impl Announced<'_> {

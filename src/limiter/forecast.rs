@@ -189,7 +189,7 @@ fn rounds(turn: Instant, until: Instant, away: Duration) -> usize {
     usize::try_from(time.as_nanos().div_ceil(away.as_nanos().max(1))).unwrap_or(usize::MAX)
 }
 
-/// So many periods after `turn`.
+/// This many periods after `turn`.
 pub(crate) fn after(turn: Instant, periods: usize, away: Duration) -> Instant {
     turn + away * u32::try_from(periods).unwrap_or(u32::MAX)
 }

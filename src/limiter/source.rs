@@ -53,7 +53,7 @@ pub(crate) enum SourceForecast<'a> {
 // === impl Source ===
 
 impl Source {
-    /// This rate holds from now on. The store is told with each question.
+    /// This rate holds from now on. The store gets it with each question.
     pub(crate) fn keep(&mut self, rate: Rate) {
         if let Self::Memory(tokens) = self {
             tokens.keep(rate);

@@ -14,7 +14,7 @@ use crate::caller::{Call, KEY, SECRET};
 use crate::process::{ACME, Process};
 use crate::world;
 
-/// So many accounts with a secret's file, or all with one variable; and a client of each.
+/// This many accounts with a secret's file, or all with one variable; and a client of each.
 fn configuration(folder: &Path, count: usize, files: bool) {
     let mut text = String::new();
     for index in 0..count {

@@ -56,7 +56,7 @@ fn lines(path: &Path) -> Vec<Value> {
     texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()
 }
 
-/// Waits until so many lines are written: the ends of attempts are, soon after their callers are answered.
+/// Waits until this many lines are written: the ends of attempts are, soon after their callers are answered.
 async fn written(path: &Path, count: usize) {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {

@@ -16,7 +16,7 @@ const MAX_DIALS: usize = 64;
 const PROBE_BASE: Duration = Duration::from_millis(100);
 const PROBE_MAX: Duration = Duration::from_secs(2);
 
-/// After so many connections in a row that closed before an answer the upstream counts as unreachable.
+/// After this many connections in a row that closed before an answer the upstream counts as unreachable.
 const CLOSED_EARLY: u32 = 3;
 
 /// What the latest connections have shown.

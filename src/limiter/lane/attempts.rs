@@ -121,7 +121,7 @@ impl<W> Lane<W> {
         let pauses = (!is_isolated).then(|| Pauses { new: pause(retry, hint, slots.level() + 1, random), same: hint });
         if let Some(pauses) = pauses {
             slots.void();
-            // What the store is told of the pace counts from the end of the pause.
+            // The pace that the store gets counts from the end of the pause.
             self.pace.resumes_at(cx.now + pauses.new);
         }
         self.ask(Op::Throttled { at: slot.dated.at, pauses }, Some(refused), cx.now);

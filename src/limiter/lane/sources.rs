@@ -1,7 +1,7 @@
 //! Where do this lane's tokens come from? With a store that comes and goes the answer changes; a grant of an earlier source
 //! is of no use after that, and every new source begins with a silent window. A limit that has changed is a new source, too.
 //!
-//! The store is asked one question at a time for slots, and is told at once what became of an attempt where that changes
+//! The store is asked one question at a time for slots, and hears at once what became of an attempt where that changes
 //! anything for other replicas. Each answer is the lane's whole state.
 
 use std::time::Duration;

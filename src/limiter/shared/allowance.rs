@@ -1,5 +1,5 @@
 //! How much longer may slots be used whose answers come late? What is known of the store's clock says how far away it is;
-//! an answer that took longer than that has slots that nobody can use any more. Then the next ones are given more time, and
+//! an answer that took longer than that has slots that can no longer be used. Then the next ones are given more time, and
 //! a store whose slots still come too late cannot deal.
 
 use std::time::Duration;
@@ -10,7 +10,7 @@ pub(crate) const MOST_EXTRA: Duration = Duration::from_millis(100);
 const FIRST_EXTRA: Duration = Duration::from_millis(10);
 /// The part of it that an answer in time takes away.
 const LESS_EXTRA: u32 = 16;
-/// After so many answers in a row whose slots all came too late the store cannot deal.
+/// After this many answers in a row whose slots all came too late the store cannot deal.
 const TOO_FAR: u32 = 5;
 
 /// What a lane adds to the slack.

@@ -75,7 +75,7 @@ if lane.count ~= count or lane.window ~= limit_window then
   end
 end
 
--- A clock that has gone back, after a failover say, must not lock anybody out: what lies further ahead than any token was
+-- A clock that has gone back, after a failover say, must not lock a replica out: what lies further ahead than any token was
 -- when it was dealt counts as used, seen or known now.
 if last > now + lane.reach then
   local times = redis.call('LRANGE', ring, 0, -1)
@@ -183,7 +183,7 @@ for _, back, _, _, used in string.gmatch(late, '(%d+):(%d+):(%d+):(%d):(%d+)') d
   add(math.max(back, used + window + gap))
 end
 
--- The pace: whoever has computed with an earlier one is dealt nothing.
+-- The pace: a replica that has computed with an earlier one is dealt nothing.
 
 local stale = version ~= lane.version
 if pace ~= '' and not stale then

@@ -108,7 +108,7 @@ pub(crate) struct NewPace<'a> {
 /// A client that waits at this replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    /// Nobody can read it, and all replicas make the same of a client's name.
+    /// Not readable, and the same at all replicas for a client's name.
     pub(crate) digest: String,
     pub(crate) weight: u32,
     pub(crate) tenants: usize,

@@ -62,7 +62,7 @@ async fn in_a_cluster_replicas_that_are_replaced_leave_nothing_withheld() {
         replicas.push(replica(&settings).await);
         until("all know of the new one", || replicas.iter().all(|replica| replica.replicas() == 3)).await;
     }
-    // One that dies is withheld its part, as nobody sees whether it is dead.
+    // One that dies is withheld its part, as the others cannot see whether it is dead.
     let dies = replicas.remove(0);
     dies.has_left.store(true, Ordering::Relaxed);
     until("its part is withheld", || replicas.iter().all(|replica| replica.cap(limit) < 5)).await;

@@ -206,7 +206,7 @@ impl Driver {
         self.at(self.now + time, due);
     }
 
-    /// Whether something with so many chances in a thousand happens.
+    /// Whether something with this many chances in a thousand happens.
     fn chance(&mut self, thousandths: u32) -> bool {
         self.random.u32(0..1000) < thousandths
     }
@@ -298,7 +298,7 @@ impl Driver {
         self.after(late, Due::Begin(number));
     }
 
-    /// Up to so many milliseconds; sometimes seconds.
+    /// Up to this many milliseconds; sometimes seconds.
     fn delay(&mut self, most: u64) -> Duration {
         let most = if self.chance(self.life.late) { 3000 } else { most };
         Duration::from_micros(self.random.u64(0..=1000 * most))

@@ -27,7 +27,7 @@ pub(super) struct Probe {
     beat: Script,
 }
 
-/// So many answers in a row must be in time.
+/// This many answers in a row must be in time.
 const IN_A_ROW: u32 = 3;
 /// Of so many.
 const TRIES: u32 = 8;
