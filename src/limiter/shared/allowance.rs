@@ -46,10 +46,20 @@ impl Allowance {
             self.extra -= self.extra / LESS_EXTRA;
         } else if too_late > 0 {
             self.too_late += 1;
-            self.extra = (2 * self.extra).clamp(FIRST_EXTRA, MOST_EXTRA);
+            self.more();
             return if self.too_late >= TOO_FAR { Worth::TooFar } else { Worth::TooLate };
         }
         Worth::Fine
+    }
+
+    /// A slot came in time, but its attempt did not: a slow disk or a busy machine kept it. The next slots may be used for
+    /// longer.
+    pub(super) fn used_late(&mut self) {
+        self.more();
+    }
+
+    fn more(&mut self) {
+        self.extra = (2 * self.extra).clamp(FIRST_EXTRA, MOST_EXTRA);
     }
 }
 
@@ -69,5 +79,18 @@ mod tests {
         let seen: Vec<_> = (0..20).map(|_| (allowance.judge(1, 1), allowance.extra())).collect();
         assert!(seen.is_sorted_by(|a, b| a.1 > b.1) && seen[19].1 < MOST_EXTRA / 3);
         assert_eq!(allowance.judge(0, 1), Worth::TooLate);
+    }
+
+    #[test]
+    fn attempts_that_are_too_late_double_it_too() {
+        let mut allowance = Allowance::default();
+        let seen: Vec<_> = (0..5)
+            .map(|_| {
+                allowance.used_late();
+                allowance.extra().as_millis()
+            })
+            .collect();
+        assert_eq!(seen, [10, 20, 40, 80, 100]);
+        assert_eq!(allowance.judge(0, 1), Worth::TooLate, "it says nothing of the store");
     }
 }

@@ -236,7 +236,11 @@ impl Slots {
     /// A granted slot was not used: another call may use it, or it goes back to the store.
     pub(crate) fn give_back(&mut self, slot: Slot, now: Instant) {
         self.held = self.held.saturating_sub(1);
-        if self.is_blocked() || slot.until < now {
+        let is_late = slot.until < now;
+        if is_late {
+            self.allowance.used_late();
+        }
+        if self.is_blocked() || is_late {
             self.unused.push(slot.dated);
             self.ask_at = self.ask_at.min(now);
         } else {
@@ -251,6 +255,7 @@ impl Slots {
         self.held = self.held.saturating_sub(1);
         let in_time = at <= slot.until;
         if !in_time {
+            self.allowance.used_late();
             self.late.push(Late { slot: slot.dated, used: self.clock.at_most(at, now) });
             self.void();
             self.ask_at = self.ask_at.min(now);
