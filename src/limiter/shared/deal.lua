@@ -40,6 +40,8 @@ local lane = kept and cmsgpack.unpack(kept) or { count = count, window = limit_w
 
 -- How many are listed, and the last of them. Where all are back the list says no more than none does.
 local length, last, has_changed = lane.length, lane.last, false
+-- An index from the end, counted from the start where that is nearer: a look into a list costs what lies between.
+local function nearer(index) return -2 * index > length and length + index or index end
 if last <= now then
   redis.call('DEL', ring)
   length, last = 0, 0
@@ -275,7 +277,7 @@ end
 local usable = math.min(tokens, cap, count)
 local function next_date()
   local at = math.max(now, lane.open)
-  if length >= usable then at = math.max(at, listed(-usable)) end
+  if length >= usable then at = math.max(at, listed(nearer(-usable))) end
   if spacing > 0 and lane.dated then at = math.max(at, lane.dated + spacing) end
   local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PATIENCE
   if waits_for_probe then at = math.max(at, lane.probe_at + PATIENCE) end
@@ -349,7 +351,7 @@ if usable > 0 and last > now then
     back = redis.call('LRANGE', ring, -used, -1)
   else
     for sample = 0, SAMPLES - 2 do
-      back[sample + 1] = redis.call('LINDEX', ring, math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5) - used)
+      back[sample + 1] = redis.call('LINDEX', ring, nearer(math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5) - used))
     end
     back[SAMPLES] = last
   end
