@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use crate::config::{self, Limit, OnStoreFailure};
 use crate::flow::identify::Nonce;
 use crate::id::{AccountId, ActionName};
-use crate::limiter::shared::members::{Members, UNKNOWN};
+use crate::limiter::shared::members::{Members, Own, UNKNOWN};
 use crate::limiter::shared::protocol::{Answer, Op, Question, View};
 use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::metrics::Metrics;
@@ -188,14 +188,20 @@ impl Quota {
     /// Says that this replica is there, for as long as anybody needs it, and calls `changed` when others must know.
     pub(crate) async fn keep(self: Arc<Self>, changed: impl Fn() + Send) {
         let mut changes = self.store.changes();
-        let mut connection = None;
+        let mut connection: Option<(Instant, Own)> = None;
         loop {
             let (state, next) = (*changes.borrow_and_update(), Instant::now() + BEAT);
             if let State::Up { since } = state {
-                if connection.is_none_or(|(known, _)| known != since) {
-                    connection = Some((since, self.store.own_connection().await.unwrap_or(UNKNOWN)));
-                }
-                self.beat(since, connection.map_or(UNKNOWN, |(_, id)| id)).await;
+                let own = match connection.take().filter(|(known, _)| *known == since) {
+                    Some((_, own)) => own,
+                    None => {
+                        let number = self.store.own_connection().await;
+                        Own { connection: number.unwrap_or(UNKNOWN), run: self.store.run_id() }
+                    }
+                };
+                self.beat(since, &own).await;
+                self.store.is_known_again();
+                connection = Some((since, own));
             }
             let is_down = matches!(state, State::Down { .. });
             let ends = self.members.lock().part_ends().filter(|ends| is_down && *ends > Instant::now());
@@ -223,28 +229,28 @@ impl Quota {
     /// Leaves the others their whole quota: nothing is sent any more.
     pub(crate) async fn leave(&self) {
         self.has_left.store(true, Ordering::Relaxed);
-        self.roll("leave", UNKNOWN, None).await;
+        self.roll("leave", &Own::unknown(), None).await;
     }
 
     /// This replica is there. Of those that are silent, the ones whose connection the server has seen closed are dead: a
     /// replica that is cut off from the store has one that is open.
-    async fn beat(&self, since: Instant, connection: u64) {
+    async fn beat(&self, since: Instant, own: &Own) {
         if self.has_left.load(Ordering::Relaxed) {
             return;
         }
-        self.roll("beat", connection, None).await;
-        let silent: Vec<(String, u64)> = self.members.lock().vanished(since, Instant::now()).collect();
+        self.roll("beat", own, None).await;
+        let silent: Vec<(String, u64)> = self.members.lock().vanished(since, &own.run, Instant::now()).collect();
         for (name, through) in silent.into_iter().filter(|(_, through)| *through != UNKNOWN) {
             if self.store.is_closed(through).await == Some(true) {
                 tracing::info!(replica = name, "a replica has died: its part of the quota is free");
-                self.roll("bury", connection, Some((&name, through))).await;
+                self.roll("bury", own, Some((&name, through))).await;
                 self.members.lock().left(&name);
             }
         }
     }
 
-    async fn roll(&self, op: &'static str, connection: u64, buried: Option<(&str, u64)>) {
-        let args = members::args(op, &self.replica, connection, self.lease, buried);
+    async fn roll(&self, op: &'static str, own: &Own, buried: Option<(&str, u64)>) {
+        let args = members::args(op, &self.replica, own, self.lease, buried);
         let key = format!("{}replicas", self.store.prefix());
         let asked = Instant::now();
         let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else { return };

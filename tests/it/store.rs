@@ -61,7 +61,7 @@ async fn refused(rights: &str) -> Option<String> {
 #[tokio::test]
 async fn a_user_without_the_rights_is_refused_at_the_start_with_the_reason() {
     for (rights, missing) in [
-        ("~flowgate:* +@read +@write +@connection +info +time", "evalsha"),
+        ("~flowgate:* +@read +@write +@connection +info +time", "script|load"),
         ("~flowgate:* +@read +@write +@scripting +@connection +info", "run this command"),
         ("~flowgate:* +@read +@scripting +@connection +info +time", "set"),
         ("~other:* +@read +@write +@scripting +@connection +info +time", "key"),

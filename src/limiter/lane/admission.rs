@@ -13,6 +13,9 @@ use crate::limiter::refusals;
 /// How long arrivals that go before others are gathered before the queue is reviewed.
 const REVIEW_AFTER: Duration = Duration::from_millis(20);
 
+/// The most that is added to an advice for the bunches in which tokens come back.
+const LONGEST_BUNCH: Duration = Duration::from_secs(5);
+
 // === impl Lane ===
 
 impl<W> Lane<W> {
@@ -84,8 +87,8 @@ impl<W> Lane<W> {
     pub(super) fn advised(&mut self, refusal: Refusal, cx: Context<'_>) -> Refusal {
         let rate = self.rate(cx.now);
         let step = rate.away() / rate.tokens.max(1);
-        // Tokens come back in bunches: a window later a caller surely fits.
-        let earliest = cx.now + refusal.retry_after.unwrap_or_default() + rate.away();
+        // Tokens come back in bunches: a window later a caller surely fits. Nor need it wait for a second long one.
+        let earliest = cx.now + refusal.retry_after.unwrap_or_default() + rate.away().min(LONGEST_BUNCH);
         let latest = earliest + cx.rules.retry.max_pause;
         self.advised = (self.advised + step).clamp(earliest, latest);
         Refusal { retry_after: Some(self.advised - cx.now), ..refusal }
@@ -97,7 +100,7 @@ impl<W> Lane<W> {
         let step = rate.away() / rate.tokens.max(1);
         let refusal = self.advised(refusals::flushed(self.advice(0, cx.now)), cx);
         let later = step * u32::try_from(self.queue.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let most = self.advice(0, cx.now) + rate.away() + cx.rules.retry.max_pause;
+        let most = self.advice(0, cx.now) + rate.away().min(LONGEST_BUNCH) + cx.rules.retry.max_pause;
         self.advised = (self.advised + later).min(cx.now + most);
         self.refuse_all(refusal, step, most, cx.now);
     }

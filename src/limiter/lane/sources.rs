@@ -174,7 +174,9 @@ impl<W> Lane<W> {
         } else if asked.pace.is_some() {
             self.shared_pace.saving = None;
         }
-        if answer.view.new_episode {
+        // An isolated refusal is news to the store, too, and pauses nothing.
+        let is_pause = asked.refused.is_some_and(|refused| !refused.isolated || refused.hint.is_some());
+        if answer.view.new_episode && is_pause {
             self.pace.resumes_at(self.pause.open_at(now));
             self.pause_began(asked.refused.and_then(|refused| refused.hint), now);
         }

@@ -35,6 +35,8 @@ struct Member {
     at: Instant,
     /// The server's number of its connection.
     through: u64,
+    /// The run of the server that gave this number; empty if it is not known.
+    run: String,
     /// When it was first heard of again after it had vanished: what it did meanwhile is not over yet.
     back: Option<Instant>,
     /// It has left since then: it is listed only for what it did before it was back.
@@ -46,26 +48,46 @@ pub(super) struct Seen {
     pub(super) name: String,
     /// The server's number of its connection.
     pub(super) through: u64,
+    /// The run of the server that gave this number; empty if it is not known.
+    pub(super) run: String,
     /// For how long it has said nothing.
     pub(super) silent: Duration,
     /// It has left, or is known to be dead: it uses nothing any more.
     pub(super) has_left: bool,
 }
 
+/// The connection of this replica: the server's number of it, and the run of the server that gave it.
+#[derive(Clone, Debug)]
+pub(crate) struct Own {
+    pub(crate) connection: u64,
+    pub(crate) run: String,
+}
+
 /// The script's arguments. To bury a replica takes its name and the connection that is known to be closed.
-pub(crate) fn args(op: &str, me: &str, connection: u64, lease: Duration, buried: Option<(&str, u64)>) -> [Vec<u8>; 6] {
+pub(crate) fn args(op: &str, me: &str, own: &Own, lease: Duration, buried: Option<(&str, u64)>) -> [Vec<u8>; 7] {
     let (name, through) =
         buried.map_or((String::new(), String::new()), |(name, through)| (name.to_owned(), through.to_string()));
-    [op.to_owned(), me.to_owned(), connection.to_string(), lease.as_micros().to_string(), name, through]
-        .map(String::into_bytes)
+    let (connection, lease) = (own.connection.to_string(), lease.as_micros().to_string());
+    [op.to_owned(), me.to_owned(), connection, own.run.clone(), lease, name, through].map(String::into_bytes)
 }
 
 /// The script's answer; none if it is not one.
 pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
-    let list: Vec<(String, u64, u64, bool)> = redis::from_redis_value(answer).ok()?;
-    let seen =
-        |(name, through, silent, has_left)| Seen { name, through, silent: Duration::from_micros(silent), has_left };
+    let list: Vec<(String, u64, u64, bool, String)> = redis::from_redis_value(answer).ok()?;
+    let seen = |(name, through, silent, has_left, run)| {
+        let silent = Duration::from_micros(silent);
+        Seen { name, through, run, silent, has_left }
+    };
     Some(list.into_iter().map(seen).collect())
+}
+
+// === impl Own ===
+
+impl Own {
+    /// That is not known.
+    pub(crate) fn unknown() -> Self {
+        Self { connection: UNKNOWN, run: String::new() }
+    }
 }
 
 // === impl Members ===
@@ -77,7 +99,7 @@ impl Members {
 
     /// The store has answered who is there, and for how long each has been silent. `asked` is when the question left.
     pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
-        for Seen { name, through, silent, has_left } in list {
+        for Seen { name, through, run, silent, has_left } in list {
             if has_left && name != self.me {
                 match self.seen.get_mut(&name) {
                     Some(member) if member.back.is_some() => member.has_left = true,
@@ -86,12 +108,14 @@ impl Members {
                 continue;
             }
             let at = asked.checked_sub(silent).unwrap_or(asked);
-            let member = self.seen.entry(name).or_insert(Member { at, through, back: None, has_left: false });
-            if at > member.at + VANISHED {
+            let new = || Member { at, through, run: run.clone(), back: None, has_left: false };
+            let member = self.seen.entry(name).or_insert_with(new);
+            // Another connection: it was without the store meanwhile, also where what it had said before was heard late.
+            if at > member.at + VANISHED || (member.through, &member.run) != (through, &run) {
                 member.back = Some(asked);
             }
             member.at = at.max(member.at);
-            member.through = through;
+            (member.through, member.run) = (through, run);
             member.has_left = false;
         }
         self.seen.retain(|name, member| *name == self.me || member.at + self.lease > asked);
@@ -110,14 +134,15 @@ impl Members {
         self.seen.values().filter(|member| !member.has_left).count()
     }
 
-    /// Those that have vanished, and their connections, if the store has seen them after `since`: the numbers of an earlier
-    /// server mean nothing to the one that is there now.
-    pub(super) fn vanished(&self, since: Instant, now: Instant) -> impl Iterator<Item = (String, u64)> {
+    /// Those that have vanished, and their connections. The numbers of an earlier run of the server mean nothing to the one
+    /// that is there now: a number counts if it is of this run, or if the store has seen the replica after `since`.
+    pub(super) fn vanished(&self, since: Instant, run: &str, now: Instant) -> impl Iterator<Item = (String, u64)> {
+        let is_of_this_run = move |member: &Member| member.at > since || (!run.is_empty() && member.run == run);
         let vanished = self
             .seen
             .iter()
             .filter(move |(name, _)| **name != self.me)
-            .filter(move |(_, member)| !member.has_left && member.has_vanished(now) && member.at > since);
+            .filter(move |(_, member)| !member.has_left && member.has_vanished(now) && is_of_this_run(member));
         vanished.map(|(name, member)| (name.clone(), member.through))
     }
 
@@ -181,7 +206,7 @@ mod tests {
     }
 
     fn seen(rank: u32, silent: Duration) -> Seen {
-        Seen { name: format!("r{rank}"), through: 7, silent, has_left: false }
+        Seen { name: format!("r{rank}"), through: 7, run: "run1".to_owned(), silent, has_left: false }
     }
 
     #[test]
@@ -291,9 +316,24 @@ mod tests {
     fn only_who_was_seen_by_this_server_can_be_known_to_be_dead() {
         let start = Instant::now();
         let members = members("r0", 2, start);
-        let vanished = |since| members.vanished(since, start + SECOND).count();
-        assert_eq!((vanished(start - SECOND), vanished(start)), (1, 0));
-        assert_eq!(members.vanished(start - SECOND, start + VANISHED).count(), 0);
+        let vanished = |since, run| members.vanished(since, run, start + SECOND).count();
+        assert_eq!((vanished(start - SECOND, "run2"), vanished(start, "run2")), (1, 0));
+        assert_eq!((vanished(start, "run1"), vanished(start, "")), (1, 0), "also one that died before this one came");
+        assert_eq!(members.vanished(start - SECOND, "run1", start + VANISHED).count(), 0);
+    }
+
+    #[test]
+    fn what_a_replica_did_before_it_came_back_through_another_connection_is_not_over() {
+        let start = Instant::now();
+        let mut members = members("r0", 2, start);
+        // The store was frozen, and hears what it said before only now.
+        members.heard([seen(1, Duration::ZERO)], start + SECOND / 2);
+        assert_eq!(members.withheld(FIVE, SECOND, start + SECOND / 2), 0);
+        members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + SECOND);
+        assert_eq!(members.withheld(FIVE, SECOND, start + SECOND), 2);
+        assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND - VANISHED), 2);
+        members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + 2 * SECOND);
+        assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 0);
     }
 
     #[test]

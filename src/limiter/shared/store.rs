@@ -84,6 +84,11 @@ struct Shared {
     /// There is one exactly while the state is `Up`.
     link: Mutex<Option<Arc<Link>>>,
     distance: Mutex<Distance>,
+    /// Of the server that the link leads to; empty if it is not known.
+    run: Mutex<String>,
+    /// The connection that was in use before. It stays open while the store is down: other replicas take one whose connection
+    /// is closed for dead, and this one goes on with its part.
+    retired: Mutex<Option<Arc<Link>>>,
 }
 
 /// A connection that was found in order. Who sees it fail closes this one and no later one.
@@ -111,6 +116,8 @@ impl Store {
             state: watch::Sender::new(State::NeverSeen),
             link: Mutex::default(),
             distance: Mutex::default(),
+            run: Mutex::default(),
+            retired: Mutex::default(),
         });
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper::keep(shared.clone())));
         let is_cluster = config.topology == config::Topology::Cluster;
@@ -133,14 +140,36 @@ impl Store {
     ) -> Result<redis::Value, Unavailable> {
         let link = self.shared.link()?;
         let mut connection = link.connection.clone();
-        let mut call = script.prepare_invoke();
-        for key in keys {
-            call.key(*key);
-        }
+        let mut call = cmd("EVALSHA");
+        call.arg(script.get_hash()).arg(keys.len()).arg(keys);
         for arg in args {
             call.arg(arg.as_slice());
         }
-        self.shared.operation(op, &link, call.invoke_async(&mut connection)).await
+        let known = async {
+            match call.query_async(&mut connection).await {
+                Err(error) if trouble::is_unknown_script(&error) => Ok(None),
+                answer => answer.map(Some),
+            }
+        };
+        if let Some(answer) = self.shared.operation(op, &link, known).await? {
+            return Ok(answer);
+        }
+        // Each round trip has the whole time: the store may be far away.
+        let load = script.prepare_invoke();
+        let mut connection = link.connection.clone();
+        self.shared.operation("load", &link, load.load_async(&mut connection)).await?;
+        self.shared.operation(op, &link, call.query_async(&mut connection)).await
+    }
+
+    /// The store knows this process by its present connection: the one before it may be closed.
+    pub(crate) fn is_known_again(&self) {
+        drop(self.shared.retired.lock().take());
+    }
+
+    /// The run of the server, if it tells it: the numbers of its connections are of this run. Empty in a cluster, where
+    /// there are many.
+    pub(crate) fn run_id(&self) -> String {
+        if self.is_cluster { String::new() } else { self.shared.run.lock().clone() }
     }
 
     /// `SET key value NX PX ms`: true when it was new.
@@ -282,7 +311,7 @@ impl Shared {
         if !link.as_ref().is_some_and(|link| Arc::ptr_eq(link, failed)) {
             return;
         }
-        *link = None;
+        *self.retired.lock() = link.take();
         let now = Instant::now();
         let before = self.state.send_replace(State::Down { since: now });
         self.metrics.store_up(false);
@@ -296,6 +325,7 @@ impl Shared {
         *link = Some(Arc::new(Link { connection, masters: health.masters }));
         self.metrics.store_up(true);
         *self.distance.lock() = Distance::default();
+        *self.run.lock() = health.server.as_ref().map(|server| server.runs.clone()).unwrap_or_default();
         self.has_answered(health.round_trip);
         self.state.send_replace(State::Up { since: Instant::now() })
     }

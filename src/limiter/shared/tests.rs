@@ -14,6 +14,7 @@ async fn only_who_may_use_a_part_is_withheld_one() {
         let seen = [(quota.replica(), 0), ("vanished", 5)].map(|(name, silent)| members::Seen {
             name: name.to_owned(),
             through: UNKNOWN,
+            run: String::new(),
             silent: Duration::from_secs(silent),
             has_left: false,
         });

@@ -67,6 +67,10 @@ impl Probe {
         if tags.len() < masters {
             return Err(Trouble::Unreachable("not every master has slots".to_owned()));
         }
+        // Each in a round trip of its own: of a store that is far away one question would not take three.
+        for script in [&self.beat, &self.take] {
+            run(limit, script.prepare_invoke().load_async(connection)).await?;
+        }
         for tag in tags {
             run(limit, self.beat(connection, &tag)).await?;
             self.take(connection, &tag, distance, limit).await?;
@@ -76,7 +80,7 @@ impl Probe {
 
     async fn beat(&self, connection: &mut Connection, tag: &str) -> RedisResult<()> {
         let mut call = self.beat.key(format!("{}:{{{tag}}}:replicas", self.prefix));
-        for arg in members::args("beat", &self.me, members::UNKNOWN, LEASE, None) {
+        for arg in members::args("beat", &self.me, &members::Own::unknown(), LEASE, None) {
             call.arg(arg);
         }
         call.invoke_async::<Value>(connection).await.map(drop)

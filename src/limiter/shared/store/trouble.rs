@@ -72,6 +72,11 @@ fn is_refused_command(text: &str) -> bool {
     ["NOPERM", "can't run this command", "can't access at least one of the keys"].iter().any(|said| text.contains(said))
 }
 
+/// The server does not know the script, or has forgotten it.
+pub(super) fn is_unknown_script(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoScript))
+}
+
 /// One line, without control characters: part of it is what a server sent.
 pub(super) fn text(error: &RedisError) -> String {
     let text = error.to_string();
