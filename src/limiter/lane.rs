@@ -118,7 +118,7 @@ pub(crate) enum End {
 
 /// What a lane wants done.
 pub(crate) enum Effect<W> {
-    /// This call may be sent now.
+    /// This call may be sent now, over the connection that was announced by `Event::Connected`.
     Grant { waiter: W, grant: Grant },
     /// This call is refused.
     Refuse { waiter: W, refusal: Refusal },
@@ -188,7 +188,7 @@ pub(crate) enum Next {
     Grant,
     /// A piece of the review is due.
     Review,
-    /// One of this many connections.
+    /// A connection; this many calls could use one.
     Connect(usize),
     /// The lane's pause ends then; a connection is of no use before.
     Pause(Instant),
@@ -277,11 +277,13 @@ impl<W> Lane<W> {
             && self.source.is_usable(&grant.token, now)
     }
 
-    /// Whether no pause has begun since; the wait for a probe's end does not keep the probe itself.
+    /// Whether no pause has begun since. While a probe is under way the lane is closed, and the probe itself must pass.
     fn lets_pass(&self, grant: &Grant, now: Instant) -> bool {
         match self.pause.gate(now) {
             Gate::Open => true,
+            // The store has dealt the probe after its pause; only an operator's pause keeps it.
             Gate::Until(_) if grant.token.is_probe() => self.pause.ordered(now).is_none(),
+            // This process's own probe, unless another pause has begun.
             Gate::Until(_) => grant.number == self.probe && self.pause.open_at(now) <= now,
         }
     }
