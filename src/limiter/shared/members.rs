@@ -332,7 +332,9 @@ mod tests {
         members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + SECOND);
         assert_eq!(members.withheld(FIVE, SECOND, start + SECOND), 2);
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND - VANISHED), 2);
-        members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + 2 * SECOND);
+        for half in [3, 4] {
+            members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + half * SECOND / 2);
+        }
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 0);
     }
 
