@@ -19,6 +19,8 @@ pub(super) struct Allowance {
     extra: Duration,
     /// Answers in a row whose slots all came too late.
     too_late: u32,
+    /// It has grown since the last answer.
+    has_grown: bool,
 }
 
 /// What an answer is worth.
@@ -41,6 +43,7 @@ impl Allowance {
 
     /// An answer had slots in time, and slots that were too late.
     pub(super) fn judge(&mut self, in_time: usize, too_late: usize) -> Worth {
+        self.has_grown = false;
         if in_time > 0 {
             self.too_late = 0;
             self.extra -= self.extra / LESS_EXTRA;
@@ -52,10 +55,12 @@ impl Allowance {
         Worth::Fine
     }
 
-    /// A slot came in time, but its attempt did not: a slow disk or a busy machine kept it. The next slots may be used for
-    /// longer.
+    /// A slot came in time, but its attempt did not: a slow disk, a busy machine, or more slots than can be written within
+    /// the slack. The next slots may be used for longer. All slots of one answer count once.
     pub(super) fn used_late(&mut self) {
-        self.more();
+        if !std::mem::replace(&mut self.has_grown, true) {
+            self.more();
+        }
     }
 
     fn more(&mut self) {
@@ -82,15 +87,14 @@ mod tests {
     }
 
     #[test]
-    fn attempts_that_are_too_late_double_it_too() {
+    fn attempts_that_are_too_late_double_it_too_once_for_an_answer() {
         let mut allowance = Allowance::default();
-        let seen: Vec<_> = (0..5)
-            .map(|_| {
-                allowance.used_late();
-                allowance.extra().as_millis()
-            })
-            .collect();
-        assert_eq!(seen, [10, 20, 40, 80, 100]);
+        let mut late = || {
+            allowance.judge(0, 0);
+            (0..3).for_each(|_| allowance.used_late());
+            allowance.extra().as_millis()
+        };
+        assert_eq!([(); 5].map(|()| late()), [10, 20, 40, 80, 100]);
         assert_eq!(allowance.judge(0, 1), Worth::TooLate, "it says nothing of the store");
     }
 }

@@ -214,6 +214,7 @@ impl Slots {
         while self.hand.front().is_some_and(|slot| slot.until < now) {
             self.unused.extend(self.hand.pop_front().map(|slot| slot.dated));
             self.ask_at = self.ask_at.min(now);
+            self.allowance.used_late();
         }
     }
 
