@@ -83,7 +83,7 @@ mod tests {
             ahead.iter().map(|ahead| (turns.nth(*ahead, now) - now).as_millis()).collect()
         };
         assert_eq!(nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]), [0, 0, 100, 200, 700, 1000, 1100]);
-        // Of 101 tokens three are told.
+        // The store tells three of 101 tokens.
         assert_eq!(nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]), [0, 50, 100, 500, 900, 1000]);
         assert_eq!(nth(&turns(1, 1, &[300]), &[0, 2]), [300, 2300]);
         let paused = turns(5, 3, &[100, 200, 700]).nth(2, at(&500));

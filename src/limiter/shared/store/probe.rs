@@ -29,7 +29,7 @@ pub(super) struct Probe {
 
 /// This many answers in a row must be in time.
 const IN_A_ROW: u32 = 3;
-/// Of so many.
+/// Of this many.
 const TRIES: u32 = 8;
 /// Its lane has more tokens than it uses.
 const LIMIT: Limit = Limit { count: NonZeroU32::new(1000).expect("it is not zero"), window: Duration::from_secs(1) };
