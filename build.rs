@@ -1,7 +1,10 @@
 //! Which commit is this? What `FLOWGATE_COMMIT` says where an image is built without its repository, else what git says
 //! of the package's own folder, else "unknown": a package from the registry has no repository, and needs none.
 
-#![allow(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
+#![allow(
+    clippy::print_stdout,
+    reason = "this is how a build script speaks to cargo"
+)]
 
 use std::path::Path;
 use std::process::Command;
@@ -9,8 +12,12 @@ use std::process::Command;
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed=FLOWGATE_COMMIT");
-    let given = std::env::var("FLOWGATE_COMMIT").ok().filter(|commit| !commit.is_empty());
-    let commit = given.or_else(committed).unwrap_or_else(|| "unknown".to_owned());
+    let given = std::env::var("FLOWGATE_COMMIT")
+        .ok()
+        .filter(|commit| !commit.is_empty());
+    let commit = given
+        .or_else(committed)
+        .unwrap_or_else(|| "unknown".to_owned());
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
 }
 
@@ -20,11 +27,20 @@ fn committed() -> Option<String> {
         return None;
     }
     // Changes with every commit and every checkout.
-    println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", "logs/HEAD"])?);
+    println!(
+        "cargo::rerun-if-changed={}",
+        git(&["rev-parse", "--git-path", "logs/HEAD"])?
+    );
     git(&["rev-parse", "--short=12", "HEAD"])
 }
 
 fn git(args: &[&str]) -> Option<String> {
-    let said = Command::new("git").args(args).output().ok().filter(|said| said.status.success())?;
-    String::from_utf8(said.stdout).ok().map(|text| text.trim().to_owned())
+    let said = Command::new("git")
+        .args(args)
+        .output()
+        .ok()
+        .filter(|said| said.status.success())?;
+    String::from_utf8(said.stdout)
+        .ok()
+        .map(|text| text.trim().to_owned())
 }

@@ -46,7 +46,10 @@ fn main() -> Result<ExitCode> {
 
 /// What runs under callgrind.
 fn repeat(name: &str, times: u64) -> Result<()> {
-    let (_, step) = STEPS.into_iter().find(|(known, _)| *known == name).context("no such step")?;
+    let (_, step) = STEPS
+        .into_iter()
+        .find(|(known, _)| *known == name)
+        .context("no such step")?;
     let mut steps = Steps::new(CAPTURE);
     (0..times).for_each(|_| step(&mut steps));
     Ok(())
@@ -55,12 +58,23 @@ fn repeat(name: &str, times: u64) -> Result<()> {
 fn check() -> Result<ExitCode> {
     let kept: Kept = toml::from_str(&std::fs::read_to_string(FILE).context(FILE)?)?;
     let recorded = &kept.architecture;
-    ensure!(recorded == ARCH, "instructions.toml was recorded on {recorded} and says nothing of {ARCH}");
+    ensure!(
+        recorded == ARCH,
+        "instructions.toml was recorded on {recorded} and says nothing of {ARCH}"
+    );
     let names: Vec<&str> = STEPS.iter().map(|(name, _)| *name).collect();
-    ensure!(kept.instructions.keys().all(|name| names.contains(&name.as_str())), "instructions.toml: unknown step");
+    ensure!(
+        kept.instructions
+            .keys()
+            .all(|name| names.contains(&name.as_str())),
+        "instructions.toml: unknown step"
+    );
     let mut failed = false;
     for name in names {
-        let stored = *kept.instructions.get(name).with_context(|| format!("{name} is missing: {UPDATE}"))?;
+        let stored = *kept
+            .instructions
+            .get(name)
+            .with_context(|| format!("{name} is missing: {UPDATE}"))?;
         let seen = count(name)?;
         let change = seen as f64 / stored as f64 - 1.0;
         let allowed = kept.tolerance.max(FEW / stored as f64);
@@ -70,10 +84,20 @@ fn check() -> Result<ExitCode> {
             _ => "ok",
         };
         failed |= word != "ok";
-        println!("{word:<8}{name:<14}stored {stored:>7}  seen {seen:>7}  {:+6.1} %", change * 100.0);
+        println!(
+            "{word:<8}{name:<14}stored {stored:>7}  seen {seen:>7}  {:+6.1} %",
+            change * 100.0
+        );
     }
-    println!("tolerance: {} %; to keep what was seen: {UPDATE}", kept.tolerance * 100.0);
-    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    println!(
+        "tolerance: {} %; to keep what was seen: {UPDATE}",
+        kept.tolerance * 100.0
+    );
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 fn update() -> Result<()> {
@@ -107,6 +131,9 @@ fn collected(name: &str, times: u64) -> Result<u64> {
     if !output.status.success() {
         bail!("{name} failed under callgrind:\n{text}");
     }
-    let line = text.lines().find_map(|line| line.split_once("Collected : ")).context("callgrind tells no count")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.split_once("Collected : "))
+        .context("callgrind tells no count")?;
     Ok(line.1.trim().parse()?)
 }

@@ -3,7 +3,10 @@
 //! `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
-#![expect(clippy::print_stdout, reason = "the figures are what the benchmark is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures are what the benchmark is for"
+)]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -30,7 +33,11 @@ async fn run(apart: bool) {
         let begin = start + PERIOD * u32::try_from(lane).unwrap() / u32::try_from(LANES).unwrap();
         for caller in 0..CALLERS {
             // Tokens keep the distances at which they were first used.
-            let begin = if apart { begin + PERIOD / 5 * u32::try_from(caller).unwrap() } else { begin };
+            let begin = if apart {
+                begin + PERIOD / 5 * u32::try_from(caller).unwrap()
+            } else {
+                begin
+            };
             let (lanes, granted) = (lanes.clone(), granted.clone());
             tokio::spawn(async move {
                 sleep_until(begin).await;
@@ -48,14 +55,24 @@ async fn run(apart: bool) {
     let granted = (granted.load(Ordering::Relaxed) - before) as f64;
     let cpu = self::cpu() - cpu;
     let rate = 5.0 * LANES as f64 * seconds;
-    println!("| {:.3} | {:.2} | {:.2} % |", cpu / seconds, cpu / granted * 1e6, 100.0 * granted / rate);
+    println!(
+        "| {:.3} | {:.2} | {:.2} % |",
+        cpu / seconds,
+        cpu / granted * 1e6,
+        100.0 * granted / rate
+    );
 }
 
 /// Seconds of CPU that this process has used, in user and system mode.
 fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (_, fields) = stat.rsplit_once(')').unwrap();
-    let ticks: f64 = fields.split_whitespace().skip(11).take(2).map(|field| field.parse::<f64>().unwrap()).sum();
+    let ticks: f64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|field| field.parse::<f64>().unwrap())
+        .sum();
     ticks / TICKS_PER_SECOND
 }
 

@@ -23,11 +23,21 @@ fn main() {
     // that line written by the thread that asks.
     let folder = tempfile::tempdir().expect("a folder for temporary files");
     let mut attempts = Attempts::new(Steps::new(CAPTURE), &folder.path().join("journal"));
-    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    criterion.bench_function("journal", |bencher| bencher.iter(|| runtime.block_on(attempts.journal())));
-    criterion.bench_function("journal_sent", |bencher| bencher.iter(|| runtime.block_on(attempts.sent())));
-    criterion.bench_function("journal_sent_here", |bencher| bencher.iter(|| attempts.sent_here()));
-    criterion
-        .bench_function("journal_sent_100", |bencher| bencher.iter(|| runtime.block_on(attempts.sent_together(100))));
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    criterion.bench_function("journal", |bencher| {
+        bencher.iter(|| runtime.block_on(attempts.journal()))
+    });
+    criterion.bench_function("journal_sent", |bencher| {
+        bencher.iter(|| runtime.block_on(attempts.sent()))
+    });
+    criterion.bench_function("journal_sent_here", |bencher| {
+        bencher.iter(|| attempts.sent_here())
+    });
+    criterion.bench_function("journal_sent_100", |bencher| {
+        bencher.iter(|| runtime.block_on(attempts.sent_together(100)))
+    });
     criterion.final_summary();
 }

@@ -17,7 +17,11 @@ use crate::limiter::fair::{FairQueue, Place, QueueEntry};
 // The line's files know it by this path.
 use flowgate::id;
 
-#[allow(dead_code, unused_imports, reason = "the benchmark uses a part of it, and none of its tests")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "the benchmark uses a part of it, and none of its tests"
+)]
 #[path = "../src/limiter"]
 mod limiter {
     pub(crate) mod fair;
@@ -69,9 +73,13 @@ impl Crowd {
     fn new((waiters, tenants): Size) -> Self {
         let mut random = fastrand::Rng::with_seed(1);
         let client = ClientId::new("client");
-        let tenants: Vec<_> = (0..tenants).map(|tenant| TenantId::new(format!("tenant-{tenant}"))).collect();
+        let tenants: Vec<_> = (0..tenants)
+            .map(|tenant| TenantId::new(format!("tenant-{tenant}")))
+            .collect();
         // As many of each, in random order.
-        let mut of: Vec<_> = (0..waiters).map(|waiter| &tenants[waiter % tenants.len()]).collect();
+        let mut of: Vec<_> = (0..waiters)
+            .map(|waiter| &tenants[waiter % tenants.len()])
+            .collect();
         random.shuffle(&mut of);
         let entry = |tenant: &TenantId| QueueEntry {
             place: Place(0),
@@ -81,7 +89,12 @@ impl Crowd {
             arrived: Instant::now(),
         };
         let entries: Vec<_> = of.into_iter().map(entry).collect();
-        let mut crowd = Self { queue: FairQueue::new(), entries, next: 0, random };
+        let mut crowd = Self {
+            queue: FairQueue::new(),
+            entries,
+            next: 0,
+            random,
+        };
         (0..waiters).for_each(|index| crowd.come(index));
         crowd
     }
@@ -95,7 +108,8 @@ impl Crowd {
 
     /// Random calls, each at most once.
     fn some(&mut self) -> Vec<usize> {
-        self.random.choose_multiple(0..self.entries.len(), TOGETHER as usize)
+        self.random
+            .choose_multiple(0..self.entries.len(), TOGETHER as usize)
     }
 
     fn push(&mut self, times: u64) -> Duration {
@@ -103,11 +117,19 @@ impl Crowd {
             let mut new = Vec::with_capacity(count);
             for index in self.some().into_iter().take(count) {
                 self.next += 1;
-                new.push(QueueEntry { place: Place(self.next), ..self.entries[index].clone() });
+                new.push(QueueEntry {
+                    place: Place(self.next),
+                    ..self.entries[index].clone()
+                });
             }
             let coming = new.clone();
-            let took = timed(|| coming.into_iter().for_each(|entry| self.queue.push(entry, 0)));
-            new.iter().for_each(|entry| assert!(self.queue.remove(entry).is_some()));
+            let took = timed(|| {
+                coming
+                    .into_iter()
+                    .for_each(|entry| self.queue.push(entry, 0))
+            });
+            new.iter()
+                .for_each(|entry| assert!(self.queue.remove(entry).is_some()));
             took
         })
     }
@@ -159,7 +181,9 @@ impl Crowd {
             for _ in 0..times {
                 let mut walk = self.queue.walk();
                 while !walk.is_over() {
-                    drop(black_box(self.queue.walk_on(&mut walk, 128, |ahead, _| black_box(ahead) < usize::MAX)));
+                    drop(black_box(self.queue.walk_on(&mut walk, 128, |ahead, _| {
+                        black_box(ahead) < usize::MAX
+                    })));
                 }
             }
         })
@@ -196,7 +220,11 @@ fn measure(criterion: &mut Criterion, samples: &RefCell<Samples>) {
                 bencher.iter_custom(|times| {
                     let took = operation(&mut crowd, times);
                     let sample = took.as_nanos() as f64 / times as f64;
-                    samples.borrow_mut().entry((row, column)).or_default().push(sample);
+                    samples
+                        .borrow_mut()
+                        .entry((row, column))
+                        .or_default()
+                        .push(sample);
                     took
                 });
             });
@@ -208,7 +236,9 @@ fn measure(criterion: &mut Criterion, samples: &RefCell<Samples>) {
 /// The medians as a table for `benches/README.md`.
 fn table(samples: Samples) -> String {
     let mut table = String::from("\n| calls | tenants |");
-    OPERATIONS.iter().for_each(|(name, _)| table.push_str(&format!(" {name} |")));
+    OPERATIONS
+        .iter()
+        .for_each(|(name, _)| table.push_str(&format!(" {name} |")));
     table.push_str(&format!("\n|--:|--:|{}\n", "--:|".repeat(OPERATIONS.len())));
     let median = |cell| {
         let mut samples: Vec<f64> = samples.get(&cell)?.clone();
@@ -219,7 +249,9 @@ fn table(samples: Samples) -> String {
         table.push_str(&format!("| {calls} | {tenants} |"));
         for row in 0..OPERATIONS.len() {
             let cell = median((row, column)).zip(median((row, 0)));
-            let text = cell.map(|(nanos, first)| format!("{nanos:.0} ({:.1})", nanos / first)).unwrap_or_default();
+            let text = cell
+                .map(|(nanos, first)| format!("{nanos:.0} ({:.1})", nanos / first))
+                .unwrap_or_default();
             table.push_str(&format!(" {text} |"));
         }
         table.push('\n');
@@ -227,7 +259,10 @@ fn table(samples: Samples) -> String {
     table
 }
 
-#[expect(clippy::print_stdout, reason = "the table is what the benchmark is for")]
+#[expect(
+    clippy::print_stdout,
+    reason = "the table is what the benchmark is for"
+)]
 fn main() {
     let mut criterion = Criterion::default()
         .sample_size(20)

@@ -3,7 +3,10 @@
 //! few. `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
-#![expect(clippy::print_stdout, reason = "the table is what the benchmark is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the table is what the benchmark is for"
+)]
 
 #[allow(dead_code, reason = "the tests' caller does more than send")]
 #[path = "../tests/it/caller.rs"]
@@ -33,14 +36,20 @@ const CROWD: usize = 64;
 /// A replica that waits for its turn as long as it may.
 async fn replica(sim: &Running, redis: &Redis) -> Process {
     let hold = "[queue]\nhold = \"2m\"\nmax_hold = \"2m\"";
-    Process::start(sim, &format!("{hold}\n[quota]\nstore = \"{}\"", redis.url())).await
+    Process::start(
+        sim,
+        &format!("{hold}\n[quota]\nstore = \"{}\"", redis.url()),
+    )
+    .await
 }
 
 /// Callers who come back as soon as they are answered.
 async fn caller(proxy: SocketAddr, name: String, end: Instant) -> usize {
     let mut served = 0;
     while Instant::now() < end {
-        let reply = Call::v3(&proxy.to_string(), &format!("{name}-{served}")).send(proxy).await;
+        let reply = Call::v3(&proxy.to_string(), &format!("{name}-{served}"))
+            .send(proxy)
+            .await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         served += 1;
     }
@@ -49,17 +58,32 @@ async fn caller(proxy: SocketAddr, name: String, end: Instant) -> usize {
 
 /// The most attempts that came within a second, and in all between the second after the start and the end.
 fn seen(sim: &Running, start: Instant) -> (usize, usize) {
-    let mut at: Vec<_> = sim.arrivals().iter().map(|arrival| arrival.received).collect();
+    let mut at: Vec<_> = sim
+        .arrivals()
+        .iter()
+        .map(|arrival| arrival.received)
+        .collect();
     at.sort();
     let second = Duration::from_secs(1);
-    let worst = at.iter().enumerate().map(|(i, from)| at[i..].partition_point(|other| *other < *from + second)).max();
-    let within = at.iter().filter(|at| **at >= start && **at < start + MEASURED).count();
+    let worst = at
+        .iter()
+        .enumerate()
+        .map(|(i, from)| at[i..].partition_point(|other| *other < *from + second))
+        .max();
+    let within = at
+        .iter()
+        .filter(|at| **at >= start && **at < start + MEASURED)
+        .count();
     (worst.unwrap(), within)
 }
 
 async fn run(replicas: usize, is_skewed: bool) {
-    let (sim, redis) =
-        (Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap(), Redis::start().await);
+    let (sim, redis) = (
+        Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+            .await
+            .unwrap(),
+        Redis::start().await,
+    );
     let mut processes = Vec::new();
     for _ in 0..replicas {
         processes.push(replica(&sim, &redis).await);
@@ -81,7 +105,11 @@ async fn run(replicas: usize, is_skewed: bool) {
         }
     }
     let mut shares = vec![0; replicas];
-    callers.join_all().await.into_iter().for_each(|(index, served)| shares[index] += served);
+    callers
+        .join_all()
+        .await
+        .into_iter()
+        .for_each(|(index, served)| shares[index] += served);
     let ((worst, within), report) = (seen(&sim, start), sim.report());
     let calls = if is_skewed { "at one" } else { "spread" };
     let rate = within as f64 / MEASURED.as_secs_f64();
@@ -90,7 +118,11 @@ async fn run(replicas: usize, is_skewed: bool) {
         "| {replicas} | {calls} | {rate:.2} | {:.1} % | {worst} | {} | {} |",
         rate * 20.0,
         report.refused,
-        shares.iter().map(usize::to_string).collect::<Vec<_>>().join(" ")
+        shares
+            .iter()
+            .map(usize::to_string)
+            .collect::<Vec<_>>()
+            .join(" ")
     );
 }
 
@@ -101,7 +133,9 @@ async fn lone(proxy: SocketAddr, name: &str) -> (f64, f64) {
     for number in 0..LONE {
         sleep(Duration::from_millis(1100)).await;
         let begin = Instant::now();
-        let reply = Call::v3(&proxy.to_string(), &format!("{name}-{number}")).send(proxy).await;
+        let reply = Call::v3(&proxy.to_string(), &format!("{name}-{number}"))
+            .send(proxy)
+            .await;
         assert_eq!(reply.status, 200, "{}", reply.body);
         took.push(begin.elapsed().as_secs_f64() * 1000.0);
     }
@@ -111,7 +145,9 @@ async fn lone(proxy: SocketAddr, name: &str) -> (f64, f64) {
 
 /// Does a dead store make calls slower?
 async fn without_store() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let mut redis = Redis::start().await;
     let replica = replica(&sim, &redis).await;
     sleep(Duration::from_secs(3)).await;
@@ -119,12 +155,16 @@ async fn without_store() {
     redis.stop().await;
     sleep(Duration::from_secs(4)).await;
     let without = lone(replica.proxy, "without").await;
-    println!("\na lone call, ms, median and most of {LONE}: with the store {with:.1?}, with a dead one {without:.1?}");
+    println!(
+        "\na lone call, ms, median and most of {LONE}: with the store {with:.1?}, with a dead one {without:.1?}"
+    );
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
-    println!("| replicas | calls | sent a second | of 5 | worst second | refused | served at each |");
+    println!(
+        "| replicas | calls | sent a second | of 5 | worst second | refused | served at each |"
+    );
     println!("|--:|---|--:|--:|--:|--:|---|");
     for replicas in [1, 2, 4, 8] {
         for is_skewed in [false, true] {

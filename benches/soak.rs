@@ -52,10 +52,13 @@ const READ: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(16 * 60);
 const NONCE: f64 = 32.0;
 const RELOAD: Duration = Duration::from_secs(3);
-const FAULTS: [&str; 3] = ["percent=1,throttle,acs-retry-after=200", "percent=1,close-after", "percent=1,throttle"];
+const FAULTS: [&str; 3] = [
+    "percent=1,throttle,acs-retry-after=200",
+    "percent=1,close-after",
+    "percent=1,throttle",
+];
 /// A crowded machine's lateness must not bring a sixth call into a second.
-const TOML: &str =
-    "answer_timeout = \"5s\"\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
+const TOML: &str = "answer_timeout = \"5s\"\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
 /// All callers are one source.
 const ROOM: (&str, &str) = ("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000");
 
@@ -97,7 +100,10 @@ async fn held(id: u32) -> (u64, usize) {
     for _ in 0..READINGS {
         sleep(READ).await;
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .unwrap();
         memory.push(line.trim().strip_suffix(" kB").unwrap().parse().unwrap());
         descriptors.push(std::fs::read_dir(format!("/proc/{id}/fd")).unwrap().count());
     }
@@ -135,7 +141,10 @@ async fn call_on(
         let end = match timeout(patience, read_reply(&mut stream)).await {
             Ok(Some(reply)) => {
                 connection = Some(stream);
-                End::Answered { status: reply.status, code: reply.code() }
+                End::Answered {
+                    status: reply.status,
+                    code: reply.code(),
+                }
             }
             Ok(None) => End::Closed,
             Err(_) if hangs_up => End::Gone,
@@ -156,14 +165,21 @@ async fn reload(flowgate: &Process, toml: &str) {
 }
 
 /// All callers for so long; what the program held just before the end.
-async fn round((flowgate, toml): (&Process, &str), (sim, road): (&Sim, &Road), callers: u32, length: Duration) -> Held {
+async fn round(
+    (flowgate, toml): (&Process, &str),
+    (sim, road): (&Sim, &Road),
+    callers: u32,
+    length: Duration,
+) -> Held {
     let until = Instant::now() + length;
     let mut calls = JoinSet::new();
     for account in 0..ACCOUNTS {
         let key: Arc<str> = key(account).into();
         // One after the other: a thousand calls at one moment measure the machine.
         let from = Instant::now() + APART * u32::try_from(account).unwrap();
-        (0..callers).for_each(|_| drop(calls.spawn(call_on(flowgate.proxy, key.clone(), callers, (from, until)))));
+        (0..callers).for_each(|_| {
+            drop(calls.spawn(call_on(flowgate.proxy, key.clone(), callers, (from, until))))
+        });
     }
     let holds = async {
         sleep_until(until - READ * READINGS).await;
@@ -192,7 +208,11 @@ async fn round((flowgate, toml): (&Process, &str), (sim, road): (&Sim, &Road), c
         descriptors
     );
     sim.reset();
-    Held { memory, descriptors, calls }
+    Held {
+        memory,
+        descriptors,
+        calls,
+    }
 }
 
 /// Nothing has grown between the first round that counts and the last, but for nonces.
@@ -200,7 +220,8 @@ fn check(rounds: &[Held], warm_up: usize, length: Duration) {
     let (first, last) = (rounds[warm_up], rounds[rounds.len() - 1]);
     let nonces = |rounds: &[Held]| {
         let time = length * u32::try_from(rounds.len()).unwrap();
-        rounds.iter().map(|round| round.calls).sum::<usize>() as f64 * REMEMBERED.div_duration_f64(time).min(1.0)
+        rounds.iter().map(|round| round.calls).sum::<usize>() as f64
+            * REMEMBERED.div_duration_f64(time).min(1.0)
     };
     let more = (nonces(rounds) - nonces(&rounds[..=warm_up])).max(0.0) * NONCE / 1024.0;
     let growth = (last.memory as f64 - more) / first.memory as f64 - 1.0;
@@ -214,15 +235,27 @@ fn check(rounds: &[Held], warm_up: usize, length: Duration) {
         last.descriptors
     );
     assert!(growth <= 0.10, "memory grows");
-    assert!(last.descriptors <= first.descriptors + 20, "descriptors are left open");
+    assert!(
+        last.descriptors <= first.descriptors + 20,
+        "descriptors are left open"
+    );
 }
 
 #[tokio::main]
 async fn main() {
-    let Arguments { minutes, callers, warm_up, .. } = Arguments::parse();
-    let settings = (0..ACCOUNTS).fold(Settings { keep_requests: false, ..Settings::default() }, |settings, account| {
-        settings.with_key(&key(account), SECRET, &account.to_string())
-    });
+    let Arguments {
+        minutes,
+        callers,
+        warm_up,
+        ..
+    } = Arguments::parse();
+    let settings = (0..ACCOUNTS).fold(
+        Settings {
+            keep_requests: false,
+            ..Settings::default()
+        },
+        |settings, account| settings.with_key(&key(account), SECRET, &account.to_string()),
+    );
     let sim = Sim::start(settings).await.unwrap();
     let road = Road::to(sim.addr());
     sim.set_faults(FAULTS.map(|fault| fault.parse().unwrap()).to_vec());
@@ -233,7 +266,8 @@ async fn main() {
         )
     };
     let toml = TOML.to_owned() + &(0..ACCOUNTS).map(account).collect::<String>();
-    let flowgate = Process::towards(&road.url(), &toml, tempfile::tempdir().unwrap(), &[ROOM]).await;
+    let flowgate =
+        Process::towards(&road.url(), &toml, tempfile::tempdir().unwrap(), &[ROOM]).await;
     println!(
         "| answered ok | unknown | hung up | refused at the endpoint | MiB | descriptors |\n|--:|--:|--:|--:|--:|--:|"
     );

@@ -4,7 +4,10 @@
 //! `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
-#![expect(clippy::print_stdout, reason = "the figures are what the benchmark is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures are what the benchmark is for"
+)]
 
 #[path = "../tests/it/redis.rs"]
 mod servers;
@@ -35,9 +38,16 @@ const LOGGED: i64 = 300;
 const AT_MOST: usize = 256;
 
 async fn info(connection: &mut MultiplexedConnection, names: &[&str]) -> f64 {
-    let text: String = cmd("INFO").arg("everything").query_async(connection).await.unwrap();
+    let text: String = cmd("INFO")
+        .arg("everything")
+        .query_async(connection)
+        .await
+        .unwrap();
     let value = |name: &&str| -> f64 {
-        let line = text.lines().find_map(|line| line.strip_prefix(*name)?.strip_prefix(':')).unwrap();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(*name)?.strip_prefix(':'))
+            .unwrap();
         line.trim().parse().unwrap()
     };
     names.iter().map(value).sum()
@@ -54,10 +64,19 @@ struct Lane<'a> {
     script: &'a Script,
 }
 
-async fn take(lane: &Lane<'_>, wanted: usize, connection: &mut MultiplexedConnection) -> (usize, u64) {
-    let Lane { name, count, script } = lane;
+async fn take(
+    lane: &Lane<'_>,
+    wanted: usize,
+    connection: &mut MultiplexedConnection,
+) -> (usize, u64) {
+    let Lane {
+        name,
+        count,
+        script,
+    } = lane;
     let mut call = script.prepare_invoke();
-    call.key(format!("flowgate:lane:{{{name}}}:CreateFlow")).key(format!("flowgate:ring:{{{name}}}:CreateFlow"));
+    call.key(format!("flowgate:lane:{{{name}}}:CreateFlow"))
+        .key(format!("flowgate:ring:{{{name}}}:CreateFlow"));
     for arg in take_args("0123456789abcdef", *count, wanted) {
         call.arg(arg);
     }
@@ -69,10 +88,24 @@ async fn take(lane: &Lane<'_>, wanted: usize, connection: &mut MultiplexedConnec
 /// machine does shows in the mean.
 async fn median(connection: &mut MultiplexedConnection) -> u64 {
     type Entry = (u64, u64, u64, Vec<redis::Value>, redis::Value, redis::Value);
-    let entries: Vec<Entry> = cmd("SLOWLOG").arg("GET").arg(LOGGED).query_async(connection).await.unwrap();
-    cmd("SLOWLOG").arg("RESET").query_async::<()>(connection).await.unwrap();
-    let is_script = |entry: &&Entry| entry.3.first() == Some(&redis::Value::BulkString(b"EVALSHA".to_vec()));
-    let mut took: Vec<u64> = entries.iter().filter(is_script).map(|entry| entry.2).collect();
+    let entries: Vec<Entry> = cmd("SLOWLOG")
+        .arg("GET")
+        .arg(LOGGED)
+        .query_async(connection)
+        .await
+        .unwrap();
+    cmd("SLOWLOG")
+        .arg("RESET")
+        .query_async::<()>(connection)
+        .await
+        .unwrap();
+    let is_script =
+        |entry: &&Entry| entry.3.first() == Some(&redis::Value::BulkString(b"EVALSHA".to_vec()));
+    let mut took: Vec<u64> = entries
+        .iter()
+        .filter(is_script)
+        .map(|entry| entry.2)
+        .collect();
     took.sort_unstable();
     took.get(took.len() / 2).copied().unwrap_or(0)
 }
@@ -81,11 +114,21 @@ async fn median(connection: &mut MultiplexedConnection) -> u64 {
 /// are back after use, and where they are away.
 async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
     for (name, value) in [("slowlog-log-slower-than", 0), ("slowlog-max-len", LOGGED)] {
-        cmd("CONFIG").arg("SET").arg(name).arg(value).query_async::<()>(connection).await.unwrap();
+        cmd("CONFIG")
+            .arg("SET")
+            .arg(name)
+            .arg(value)
+            .query_async::<()>(connection)
+            .await
+            .unwrap();
     }
     for count in COUNTS {
         let count = NonZeroU32::new(count).unwrap();
-        let lane = |index: usize| Lane { name: format!("count-{count}-{index}"), count, script };
+        let lane = |index: usize| Lane {
+            name: format!("count-{count}-{index}"),
+            count,
+            script,
+        };
         let many = AT_MOST.min(count.get() as usize);
         median(connection).await;
         for index in 0..LANES {
@@ -106,12 +149,18 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
         let away = median(connection).await;
         // Half of the tokens are back, and half are away.
         let half = count.get() as usize / 2;
-        let lane = |index: usize| Lane { name: format!("half-{count}-{index}"), count, script };
+        let lane = |index: usize| Lane {
+            name: format!("half-{count}-{index}"),
+            count,
+            script,
+        };
         for pause in [600, 450] {
             for index in 0..LANES {
                 let mut dealt = 0;
                 while dealt < half {
-                    dealt += take(&lane(index), many.min(half - dealt), connection).await.0;
+                    dealt += take(&lane(index), many.min(half - dealt), connection)
+                        .await
+                        .0;
                 }
             }
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -122,14 +171,24 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
         }
         median(connection).await;
         for index in 0..LANES {
-            assert_eq!(take(&lane(index), 1, connection).await.0, 1, "half of its tokens are back");
+            assert_eq!(
+                take(&lane(index), 1, connection).await.0,
+                1,
+                "half of its tokens are back"
+            );
         }
         let back = median(connection).await;
         println!(
             "at {count} a second: {free} us a take of a free token, {back} us of one that is back, {away} us while all are away, {crowd} us a take of {many}",
         );
     }
-    cmd("CONFIG").arg("SET").arg("slowlog-log-slower-than").arg(-1).query_async::<()>(connection).await.unwrap();
+    cmd("CONFIG")
+        .arg("SET")
+        .arg("slowlog-log-slower-than")
+        .arg(-1)
+        .query_async::<()>(connection)
+        .await
+        .unwrap();
     cmd("FLUSHALL").query_async::<()>(connection).await.unwrap();
 }
 
@@ -142,8 +201,16 @@ async fn one_by_one(connection: &mut MultiplexedConnection, script: &Script) {
     let before = cpu(connection).await;
     for account in 0..ONE_BY_ONE {
         let start = Instant::now();
-        let lane = Lane { name: format!("one-{account}"), count: FIVE, script };
-        assert_eq!(take(&lane, 1, connection).await.0, 1, "each account has five");
+        let lane = Lane {
+            name: format!("one-{account}"),
+            count: FIVE,
+            script,
+        };
+        assert_eq!(
+            take(&lane, 1, connection).await.0,
+            1,
+            "each account has five"
+        );
         waits.push(start.elapsed());
     }
     let used = cpu(connection).await - before;
@@ -153,26 +220,45 @@ async fn one_by_one(connection: &mut MultiplexedConnection, script: &Script) {
         cmd("PING").query_async::<String>(connection).await.unwrap();
         pings.push(start.elapsed());
     }
-    for (name, list) in [("a take", &mut waits), ("PING, the round trip alone", &mut pings)] {
+    for (name, list) in [
+        ("a take", &mut waits),
+        ("PING, the round trip alone", &mut pings),
+    ] {
         list.sort();
-        println!("{name}: p50 {:.0} us, p99 {:.0} us", percentile(list, 0.5), percentile(list, 0.99));
+        println!(
+            "{name}: p50 {:.0} us, p99 {:.0} us",
+            percentile(list, 0.5),
+            percentile(list, 0.99)
+        );
     }
-    println!("CPU of the store: {:.1} ms per 1,000 takes, one after the other", used * 1e6 / ONE_BY_ONE as f64);
+    println!(
+        "CPU of the store: {:.1} ms per 1,000 takes, one after the other",
+        used * 1e6 / ONE_BY_ONE as f64
+    );
 }
 
 /// What a take waits while a lane of 10,000 a second has more calls than it can send.
-async fn beside_a_crowd(connection: &mut MultiplexedConnection, other: MultiplexedConnection, script: &Script) {
+async fn beside_a_crowd(
+    connection: &mut MultiplexedConnection,
+    other: MultiplexedConnection,
+    script: &Script,
+) {
     let crowd = tokio::spawn({
         let (mut connection, script) = (other, script.clone());
         async move {
             let count = NonZeroU32::new(10_000).unwrap();
-            let lane = Lane { name: "crowd".to_owned(), count, script: &script };
+            let lane = Lane {
+                name: "crowd".to_owned(),
+                count,
+                script: &script,
+            };
             let (start, mut slots) = (Instant::now(), 0);
             loop {
                 let (dealt, again) = take(&lane, 20_000, &mut connection).await;
                 slots += dealt;
                 if start.elapsed() > Duration::from_secs(5) {
-                    return f64::from(u32::try_from(slots).unwrap()) / start.elapsed().as_secs_f64();
+                    return f64::from(u32::try_from(slots).unwrap())
+                        / start.elapsed().as_secs_f64();
                 }
                 tokio::time::sleep(Duration::from_micros(again)).await;
             }
@@ -180,7 +266,11 @@ async fn beside_a_crowd(connection: &mut MultiplexedConnection, other: Multiplex
     });
     let mut waits = Vec::new();
     while !crowd.is_finished() {
-        let lane = Lane { name: format!("beside-{}", waits.len()), count: FIVE, script };
+        let lane = Lane {
+            name: format!("beside-{}", waits.len()),
+            count: FIVE,
+            script,
+        };
         let start = Instant::now();
         take(&lane, 1, connection).await;
         waits.push(start.elapsed());
@@ -205,13 +295,20 @@ async fn many(connection: &mut MultiplexedConnection, script: &Script) {
             let (mut connection, script) = (connection.clone(), script.clone());
             tasks.spawn(async move {
                 for account in (task..ACCOUNTS).step_by(AT_ONCE) {
-                    let lane = Lane { name: format!("account-{account}"), count: FIVE, script: &script };
+                    let lane = Lane {
+                        name: format!("account-{account}"),
+                        count: FIVE,
+                        script: &script,
+                    };
                     take(&lane, 1, &mut connection).await;
                 }
             });
         }
         tasks.join_all().await;
-        let (seconds, used) = (start.elapsed().as_secs_f64(), cpu(connection).await - before);
+        let (seconds, used) = (
+            start.elapsed().as_secs_f64(),
+            cpu(connection).await - before,
+        );
         println!(
             "{ACCOUNTS} {round} accounts, {AT_ONCE} takes at once: {:.0} takes/s, CPU of the store {:.1} ms per 1,000 takes",
             ACCOUNTS as f64 / seconds,
@@ -219,13 +316,20 @@ async fn many(connection: &mut MultiplexedConnection, script: &Script) {
         );
     }
     let grown = info(connection, &["used_memory"]).await - empty;
-    println!("memory of the store: {:.0} bytes per account", grown / ACCOUNTS as f64);
+    println!(
+        "memory of the store: {:.0} bytes per account",
+        grown / ACCOUNTS as f64
+    );
 }
 
 /// One replica with a crowd waiting asks when the store says: how many questions a second that takes.
 async fn saturated(connection: &mut MultiplexedConnection, script: &Script) {
     let (mut asked, mut slots) = (0, 0);
-    let lane = Lane { name: "saturated".to_owned(), count: FIVE, script };
+    let lane = Lane {
+        name: "saturated".to_owned(),
+        count: FIVE,
+        script,
+    };
     let end = Instant::now() + Duration::from_secs(10);
     while Instant::now() < end {
         let (dealt, again) = take(&lane, CROWD, connection).await;
@@ -243,10 +347,21 @@ async fn saturated(connection: &mut MultiplexedConnection, script: &Script) {
 async fn main() {
     let server = Redis::start().await;
     let client = redis::Client::open(server.url()).unwrap();
-    let (mut connection, script) = (client.get_multiplexed_async_connection().await.unwrap(), Script::new(TAKE));
-    script.prepare_invoke().load_async(&mut connection).await.unwrap();
+    let (mut connection, script) = (
+        client.get_multiplexed_async_connection().await.unwrap(),
+        Script::new(TAKE),
+    );
+    script
+        .prepare_invoke()
+        .load_async(&mut connection)
+        .await
+        .unwrap();
     // The first script that a server runs costs what no other does.
-    let lane = Lane { name: "first".to_owned(), count: FIVE, script: &script };
+    let lane = Lane {
+        name: "first".to_owned(),
+        count: FIVE,
+        script: &script,
+    };
     take(&lane, 1, &mut connection).await;
     by_count(&mut connection, &script).await;
     one_by_one(&mut connection, &script).await;

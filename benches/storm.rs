@@ -3,7 +3,10 @@
 //! that measures how late it is; `/livez` and another lane's calls are measured from outside. `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
-#![expect(clippy::print_stdout, reason = "the figures are what the benchmark is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures are what the benchmark is for"
+)]
 
 #[allow(dead_code, reason = "the tests' caller does more than send")]
 #[path = "../tests/it/caller.rs"]
@@ -94,13 +97,16 @@ impl Delays {
     fn text(&self) -> String {
         let mut sorted = self.0.clone();
         sorted.sort();
-        let part = |part: f64| sorted[((sorted.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+        let part =
+            |part: f64| sorted[((sorted.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
         format!("{:.2}, {:.2}, {:.2}", part(0.5), part(0.999), part(1.0))
     }
 }
 
 fn thread_cpu() -> Duration {
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID)
+        .unwrap()
+        .into()
 }
 
 /// Wakes the heartbeat until it has gone.
@@ -111,7 +117,10 @@ fn wake(beats: &mpsc::UnboundedSender<Instant>) {
 }
 
 /// Beats until the end of the storm.
-async fn heartbeat(mut beats: mpsc::UnboundedReceiver<Instant>, ended: watch::Receiver<bool>) -> Held {
+async fn heartbeat(
+    mut beats: mpsc::UnboundedReceiver<Instant>,
+    ended: watch::Receiver<bool>,
+) -> Held {
     let (mut held, mut cpu) = (Held::default(), thread_cpu());
     while !*ended.borrow() {
         let late = beats.recv().await.unwrap().elapsed();
@@ -142,7 +151,11 @@ async fn live(admin: SocketAddr, ended: watch::Receiver<bool>) -> Delays {
 
 fn call(proxy: SocketAddr, action: &str, name: &str, hold: &str) -> Vec<u8> {
     let create = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name)];
-    let parameters = if action == "CreateFlow" { &create[..] } else { &[] };
+    let parameters = if action == "CreateFlow" {
+        &create[..]
+    } else {
+        &[]
+    };
     let change = |call: &mut Call| {
         call.set("x-acs-action", action);
         call.push("x-flowgate-hold", hold);
@@ -170,7 +183,9 @@ async fn crowd(proxy: SocketAddr, calls: usize) -> Vec<Option<u16>> {
         let bytes = call(proxy, "CreateFlow", &format!("flow-{number}"), HOLD);
         answers.spawn(async move { try_exchange(proxy, &bytes).await.map(|reply| reply.status) });
     }
-    timeout(Duration::from_secs(120), answers.join_all()).await.unwrap()
+    timeout(Duration::from_secs(120), answers.join_all())
+        .await
+        .unwrap()
 }
 
 fn runtime() -> Runtime {
@@ -179,15 +194,31 @@ fn runtime() -> Runtime {
 
 /// Runs Flowgate on this thread until the storm has ended. Unlike the binary's, the runtime looks after each poll for tasks
 /// that other threads woke: so the heartbeat waits for one poll, and not for all tasks that are ready.
-fn serve(upstream: &str, started: &std::sync::mpsc::Sender<[SocketAddr; 2]>, ended: watch::Receiver<bool>) -> Held {
-    let runtime = Builder::new_current_thread().enable_all().global_queue_interval(1).build().unwrap();
+fn serve(
+    upstream: &str,
+    started: &std::sync::mpsc::Sender<[SocketAddr; 2]>,
+    ended: watch::Receiver<bool>,
+) -> Held {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .global_queue_interval(1)
+        .build()
+        .unwrap();
     runtime.block_on(async {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowgate.toml");
-        std::fs::write(&file, format!("upstream = {{ url = \"{upstream}\" }}\n{CONFIG}")).unwrap();
+        std::fs::write(
+            &file,
+            format!("upstream = {{ url = \"{upstream}\" }}\n{CONFIG}"),
+        )
+        .unwrap();
         let environment = [(OsString::from("MANAGED"), OsString::from(SECRET))];
-        let app = App::start(config::load(Some(&file), environment).unwrap().config).await.unwrap();
-        started.send([app.proxy_address().unwrap(), app.admin_address().unwrap()]).unwrap();
+        let app = App::start(config::load(Some(&file), environment).unwrap().config)
+            .await
+            .unwrap();
+        started
+            .send([app.proxy_address().unwrap(), app.admin_address().unwrap()])
+            .unwrap();
         let (waker, beats) = mpsc::unbounded_channel();
         std::thread::spawn(move || wake(&waker));
         tokio::spawn(heartbeat(beats, ended)).await.unwrap()
@@ -201,10 +232,25 @@ fn storm(name: &str, faults: &[&str], calls: usize) -> bool {
     let (end_serving, serving_ended) = watch::channel(false);
     let (started, starts) = std::sync::mpsc::channel();
     let outside = runtime();
-    let settings = Settings { latency: Duration::from_millis(30), keep_requests: false, ..Settings::default() };
-    let settings = Settings { faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(), ..settings };
-    let limit = Limit { per_window: TAKES, kind: Kind::Sliding, ..Limit::default() };
-    let sim = outside.block_on(Sim::start(settings.with_key(KEY, SECRET, "acme").with_limit(limit))).unwrap();
+    let settings = Settings {
+        latency: Duration::from_millis(30),
+        keep_requests: false,
+        ..Settings::default()
+    };
+    let settings = Settings {
+        faults: faults.iter().map(|fault| fault.parse().unwrap()).collect(),
+        ..settings
+    };
+    let limit = Limit {
+        per_window: TAKES,
+        kind: Kind::Sliding,
+        ..Limit::default()
+    };
+    let sim = outside
+        .block_on(Sim::start(
+            settings.with_key(KEY, SECRET, "acme").with_limit(limit),
+        ))
+        .unwrap();
     let upstream = sim.url();
     let serving = std::thread::spawn(move || serve(&upstream, &started, serving_ended));
     let [proxy, admin] = starts.recv().unwrap();
@@ -213,15 +259,32 @@ fn storm(name: &str, faults: &[&str], calls: usize) -> bool {
         let begin = Instant::now();
         let asking = tokio::spawn(live(admin, ended.clone()));
         let listing = tokio::spawn(other_lane(proxy, ended.clone()));
-        let answers = tokio::task::spawn_blocking(move || runtime().block_on(crowd(proxy, calls))).await.unwrap();
+        let answers = tokio::task::spawn_blocking(move || runtime().block_on(crowd(proxy, calls)))
+            .await
+            .unwrap();
         let took = begin.elapsed();
         end.send(true).unwrap();
-        (begin, took, answers, asking.await.unwrap(), listing.await.unwrap())
+        (
+            begin,
+            took,
+            answers,
+            asking.await.unwrap(),
+            listing.await.unwrap(),
+        )
     });
     end_serving.send(true).unwrap();
     let held = serving.join().unwrap();
-    let refused = sim.arrivals().iter().filter(|arrival| arrival.verdict == Verdict::Throttled).count();
-    let of = |wanted: fn(u16) -> bool| answers.iter().filter(|status| status.is_some_and(wanted)).count();
+    let refused = sim
+        .arrivals()
+        .iter()
+        .filter(|arrival| arrival.verdict == Verdict::Throttled)
+        .count();
+    let of = |wanted: fn(u16) -> bool| {
+        answers
+            .iter()
+            .filter(|status| status.is_some_and(wanted))
+            .count()
+    };
     println!(
         "| {name} | {}, {} of {calls} | {:.1} | {refused} | {} | {} | {} | {}; {failed} of {} |",
         of(|status| status == 200),
@@ -233,7 +296,9 @@ fn storm(name: &str, faults: &[&str], calls: usize) -> bool {
         listed.text(),
         listed.0.len()
     );
-    let longest_at = held.longest_at.map_or(0.0, |at| at.saturating_duration_since(begin).as_secs_f64());
+    let longest_at = held
+        .longest_at
+        .map_or(0.0, |at| at.saturating_duration_since(begin).as_secs_f64());
     eprintln!("{name}: the longest hold was {longest_at:.2} s after the crowd came");
     held.longest + BEAT < MOST_HELD && failed == 0 && answers.iter().all(Option::is_some)
 }
@@ -245,8 +310,17 @@ fn main() -> ExitCode {
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
     println!("{HEAD}");
-    let storms =
-        [("takes 100/s", &[][..]), ("and refuses a fifth besides", &["percent=20,action=CreateFlow,throttle"])];
+    let storms = [
+        ("takes 100/s", &[][..]),
+        (
+            "and refuses a fifth besides",
+            &["percent=20,action=CreateFlow,throttle"],
+        ),
+    ];
     let kept = storms.map(|(name, faults)| storm(name, faults, options.calls));
-    if kept == [true; 2] { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if kept == [true; 2] {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -9,8 +9,14 @@ use futures_util::FutureExt;
 use hyper::Request;
 
 /// What CAMS refuses because of how a request is written or signed, not because of what it asks for.
-const ILL_MADE: [&str; 6] =
-    ["CamsSim.", "Signature", "IncompleteSignature", "InvalidTimeStamp", "InvalidAccessKeyId", "MissingAccessKeyId"];
+const ILL_MADE: [&str; 6] = [
+    "CamsSim.",
+    "Signature",
+    "IncompleteSignature",
+    "InvalidTimeStamp",
+    "InvalidAccessKeyId",
+    "MissingAccessKeyId",
+];
 
 /// Has the endpoint judge each request.
 pub fn takes(requests: Vec<Request<Bytes>>, now: SystemTime) {
@@ -18,14 +24,22 @@ pub fn takes(requests: Vec<Request<Bytes>>, now: SystemTime) {
         return;
     }
     let [key, secret, _] = SIGNER;
-    let settings = Settings { now: Some(now), ..Settings::default().with_key(key, secret, "acme") };
+    let settings = Settings {
+        now: Some(now),
+        ..Settings::default().with_key(key, secret, "acme")
+    };
     let sim = Sim::new(settings);
     for request in requests {
-        sim.answer(request).now_or_never().expect("an endpoint without latency answers at once");
+        sim.answer(request)
+            .now_or_never()
+            .expect("an endpoint without latency answers at once");
     }
     for arrival in sim.arrivals() {
         if let Verdict::Rejected(code) = &arrival.verdict {
-            assert!(!ILL_MADE.iter().any(|ill| code.starts_with(ill)), "{code}: {arrival:?}");
+            assert!(
+                !ILL_MADE.iter().any(|ill| code.starts_with(ill)),
+                "{code}: {arrival:?}"
+            );
         }
     }
 }

@@ -51,9 +51,21 @@ const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The status page's files, from the binary: path, kind, text.
 const FILES: [(&str, &str, &str); 3] = [
-    ("/", "text/html; charset=utf-8", include_str!("admin/page/page.html")),
-    ("/page.css", "text/css; charset=utf-8", include_str!("admin/page/page.css")),
-    ("/page.js", "text/javascript; charset=utf-8", include_str!("admin/page/page.js")),
+    (
+        "/",
+        "text/html; charset=utf-8",
+        include_str!("admin/page/page.html"),
+    ),
+    (
+        "/page.css",
+        "text/css; charset=utf-8",
+        include_str!("admin/page/page.css"),
+    ),
+    (
+        "/page.js",
+        "text/javascript; charset=utf-8",
+        include_str!("admin/page/page.js"),
+    ),
 ];
 
 /// On every answer: nothing is stored, guessed, framed or told to others, and a page may load nothing but its own files.
@@ -73,7 +85,10 @@ const GUARDS: [(&str, &str); 5] = [
 
 impl Admin {
     pub(crate) fn new(parts: Arc<Parts>) -> Self {
-        Self { parts, events: Arc::default() }
+        Self {
+            parts,
+            events: Arc::default(),
+        }
     }
 
     async fn page(&self, request: Box<Request<Incoming>>, hangup: &Hangup) -> Page {
@@ -92,7 +107,10 @@ impl Admin {
             (&Method::GET, None) => self.shown(path).await,
             // Its head is that of GET, and no events are followed for it.
             (&Method::HEAD, None) if path == "/events" => Page::ok(EVENTS, ""),
-            (&Method::HEAD, None) => Page { body: Page::ok(TEXT, "").body, ..self.shown(path).await },
+            (&Method::HEAD, None) => Page {
+                body: Page::ok(TEXT, "").body,
+                ..self.shown(path).await
+            },
             _ => Page::not_allowed("GET, HEAD"),
         }
     }
@@ -105,7 +123,10 @@ impl Admin {
             "/lanes" => Page::ok(JSON, self.built(Self::lanes).await),
             "/config" => Page::ok(JSON, self.built(Self::config).await),
             "/events" => match self.events.follow(&self.parts) {
-                Some(body) => Page { body, ..Page::ok(EVENTS, "") },
+                Some(body) => Page {
+                    body,
+                    ..Page::ok(EVENTS, "")
+                },
                 None => Page::refused(StatusCode::SERVICE_UNAVAILABLE, events::FULL),
             },
             _ => match FILES.iter().find(|(known, ..)| *known == path) {
@@ -130,9 +151,22 @@ impl Admin {
     }
 
     fn metrics(&self) -> String {
-        let Parts { metrics, limiter, unverified, upstream, .. } = &*self.parts;
-        let bytes = metrics::Bytes { queued: limiter.bytes(), unverified: unverified.used() };
-        metrics.render(&limiter.lanes_by_label(), bytes, upstream.reach() == Reach::Up)
+        let Parts {
+            metrics,
+            limiter,
+            unverified,
+            upstream,
+            ..
+        } = &*self.parts;
+        let bytes = metrics::Bytes {
+            queued: limiter.bytes(),
+            unverified: unverified.used(),
+        };
+        metrics.render(
+            &limiter.lanes_by_label(),
+            bytes,
+            upstream.reach() == Reach::Up,
+        )
     }
 
     /// An upstream that is down does not make a replica unready: the others would not reach it either.
@@ -144,7 +178,10 @@ impl Admin {
     }
 
     fn lanes(&self) -> String {
-        let (mode, lanes) = (self.parts.settings.load().config.mode.to_string(), self.parts.limiter.lanes());
+        let (mode, lanes) = (
+            self.parts.settings.load().config.mode.to_string(),
+            self.parts.limiter.lanes(),
+        );
         let upstream = snapshot::upstream(&self.parts);
         json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.limiter.bytes(), "lanes": lanes })
             .to_string()
@@ -154,7 +191,11 @@ impl Admin {
 impl Answer for Admin {
     type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-    async fn answer(self, request: Box<Request<Incoming>>, hangup: Hangup) -> Result<Response<Self::Body>, Gone> {
+    async fn answer(
+        self,
+        request: Box<Request<Incoming>>,
+        hangup: Hangup,
+    ) -> Result<Response<Self::Body>, Gone> {
         Ok(self.page(request, &hangup).await.into_response())
     }
 }
@@ -164,21 +205,37 @@ impl Answer for Admin {
 impl Page {
     fn ok(content_type: &'static str, body: impl Into<Bytes>) -> Self {
         let body = Full::new(body.into()).boxed_unsync();
-        Self { status: StatusCode::OK, content_type, allow: None, body }
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            allow: None,
+            body,
+        }
     }
 
     fn refused(status: StatusCode, why: impl Into<Bytes>) -> Self {
-        Self { status, ..Self::ok(TEXT, why) }
+        Self {
+            status,
+            ..Self::ok(TEXT, why)
+        }
     }
 
     fn not_allowed(allow: &'static str) -> Self {
-        Self { allow: Some(allow), ..Self::refused(StatusCode::METHOD_NOT_ALLOWED, format!("Only {allow}.\n")) }
+        Self {
+            allow: Some(allow),
+            ..Self::refused(StatusCode::METHOD_NOT_ALLOWED, format!("Only {allow}.\n"))
+        }
     }
 
     fn into_response(self) -> Response<UnsyncBoxBody<Bytes, Infallible>> {
         let mut headers: HeaderMap = GUARDS
             .iter()
-            .map(|(name, value)| (name.parse().expect("a header"), HeaderValue::from_static(value)))
+            .map(|(name, value)| {
+                (
+                    name.parse().expect("a header"),
+                    HeaderValue::from_static(value),
+                )
+            })
             .collect();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         if self.status == StatusCode::UNAUTHORIZED {

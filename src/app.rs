@@ -66,7 +66,10 @@ impl App {
         app.parts.reading.lock().warnings = loaded.warnings;
         drop(app.parts.changes.set(ask));
         tokio::spawn(reloader.run(Arc::downgrade(&app.parts)));
-        Ok(Self { signals: Some(signals), ..app })
+        Ok(Self {
+            signals: Some(signals),
+            ..app
+        })
     }
 
     /// Binds both listeners and begins to serve. Must be called inside a tokio runtime, which does all there is to do.
@@ -76,13 +79,21 @@ impl App {
 
     /// As [`App::start`], on sockets that were bound before, as far as there are any; callers' connections are served by
     /// `runtimes` in turn, if there are any, which must live for as long as the present one.
-    pub async fn start_on(mut config: Config, handed: Handed, runtimes: Vec<Handle>) -> anyhow::Result<Self> {
+    pub async fn start_on(
+        mut config: Config,
+        handed: Handed,
+        runtimes: Vec<Handle>,
+    ) -> anyhow::Result<Self> {
         let open = async |passed: Option<Passed>, bind: &Bind, key: &'static str| {
             let listener = match passed {
                 Some(passed) => Listener::adopt(passed, bind),
                 None => Listener::bind(bind, config.listen.socket_mode).await,
             };
-            listener.map_err(|error| StartError::Listen { bind: bind.clone(), key, error })
+            listener.map_err(|error| StartError::Listen {
+                bind: bind.clone(),
+                key,
+                error,
+            })
         };
         let proxy = open(handed.proxy, &config.listen.proxy, "listen.proxy").await?;
         let admin = open(handed.admin, &config.listen.admin, "listen.admin").await?;
@@ -92,7 +103,10 @@ impl App {
         hardening::survive_file_limits().context("cannot catch SIGXFSZ")?;
         let parts = Arc::new(Parts::new(config)?);
         if let Some(quota) = &parts.quota {
-            quota.check().await.map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
+            quota
+                .check()
+                .await
+                .map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
             let weak = Arc::downgrade(&parts);
             tokio::spawn(quota.clone().keep(move || {
                 if let Some(parts) = weak.upgrade() {
@@ -104,13 +118,24 @@ impl App {
         let settings = parts.settings.load_full();
         let (config, listen) = (&settings.config, &settings.config.listen);
         let terms = |certificates, until| {
-            Terms::new(parts.bounds.clone(), certificates, parts.metrics.clone(), (parts.phases.clone(), until))
+            Terms::new(
+                parts.bounds.clone(),
+                certificates,
+                parts.metrics.clone(),
+                (parts.phases.clone(), until),
+            )
         };
-        let (terms, admin_terms) = (terms(parts.certificates.clone(), Phase::Draining), terms(None, Phase::Over));
+        let (terms, admin_terms) = (
+            terms(parts.certificates.clone(), Phase::Draining),
+            terms(None, Phase::Over),
+        );
         let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
         tokio::spawn(async move { admin_terms.serve(admin, pages, Spread::default()).await });
         let serving = terms.clone();
-        let serving = tokio::spawn(async move { serving.serve(proxy, service, Spread::over(runtimes)).await });
+        let serving =
+            tokio::spawn(
+                async move { serving.serve(proxy, service, Spread::over(runtimes)).await },
+            );
         tokio::spawn(sweep(Arc::downgrade(&parts)));
         tracing::info!(
             version = crate::VERSION,
@@ -124,7 +149,12 @@ impl App {
             clients = config.clients.len(),
             "flowgate is ready"
         );
-        Ok(Self { parts, terms, serving, signals: None })
+        Ok(Self {
+            parts,
+            terms,
+            serving,
+            signals: None,
+        })
     }
 
     /// Where applications point their SDK's endpoint; none on a Unix socket.
@@ -143,7 +173,9 @@ impl App {
         let mut signals = signals.context("cannot listen for signals")?;
         systemd::ready(&self.parts.status());
         let parts = Arc::downgrade(&self.parts);
-        tokio::spawn(systemd::keep_telling(move || parts.upgrade().map(|parts| parts.status())));
+        tokio::spawn(systemd::keep_telling(move || {
+            parts.upgrade().map(|parts| parts.status())
+        }));
         signals.next().await;
         systemd::stopping("draining");
         tracing::info!("draining; a second signal ends at once");
@@ -164,7 +196,9 @@ impl App {
         }
         tokio::time::sleep(drain.delay).await;
         // What is sent in the last moment would not be answered within the grace.
-        let sending = drain.grace.saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));
+        let sending = drain
+            .grace
+            .saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));
         self.parts.limiter.drain(Instant::now() + sending);
         phases.enter(Phase::Draining);
         if let Err(error) = (&mut self.serving).await {

@@ -85,11 +85,23 @@ pub struct Steps {
 fn head(capture: &str) -> Parts {
     let (first, rest) = capture.split_once("\r\n").expect("a request has lines");
     let mut words = first.split(' ').map(str::to_owned);
-    let mut word = || words.next().expect("a request line has a method and a target");
+    let mut word = || {
+        words
+            .next()
+            .expect("a request line has a method and a target")
+    };
     let (method, target) = (word(), word());
     let headers = rest.split("\r\n").map_while(|line| line.split_once(": "));
-    let request = headers.fold(Request::builder(), |request, (name, value)| request.header(name, value));
-    request.method(&*method).uri(target).body(()).expect("a captured request is HTTP").into_parts().0
+    let request = headers.fold(Request::builder(), |request, (name, value)| {
+        request.header(name, value)
+    });
+    request
+        .method(&*method)
+        .uri(target)
+        .body(())
+        .expect("a captured request is HTTP")
+        .into_parts()
+        .0
 }
 
 fn config() -> Config {
@@ -102,7 +114,9 @@ fn config() -> Config {
         ("SECRET", secret),
     ];
     let env = env.map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    config::load(None, env).expect("the benchmarks' configuration has no mistake").config
+    config::load(None, env)
+        .expect("the benchmarks' configuration has no mistake")
+        .config
 }
 
 fn entries() -> Vec<QueueEntry> {
@@ -118,12 +132,22 @@ fn entries() -> Vec<QueueEntry> {
 
 /// So many that one is always free, back so soon that each repetition collects what one before it spent.
 fn tokens() -> Tokens {
-    let limit = Limit { count: NonZeroU32::MAX, window: Duration::from_millis(1) };
-    Tokens::new(limit, Duration::ZERO, Instant::now() - Duration::from_secs(1), Instant::now())
+    let limit = Limit {
+        count: NonZeroU32::MAX,
+        window: Duration::from_millis(1),
+    };
+    Tokens::new(
+        limit,
+        Duration::ZERO,
+        Instant::now() - Duration::from_secs(1),
+        Instant::now(),
+    )
 }
 
 fn signed(head: &Parts) -> Authorization<'_> {
-    let value = head.headers[AUTHORIZATION].to_str().expect("a captured signature is ASCII");
+    let value = head.headers[AUTHORIZATION]
+        .to_str()
+        .expect("a captured signature is ASCII");
     Authorization::parse(value).expect("the captured call is signed in version 3")
 }
 
@@ -132,8 +156,14 @@ fn signable<'a>(head: &'a Parts, params: &'a Params) -> Signable<'a> {
     Signable {
         method: head.method.as_str(),
         query: params.query().collect(),
-        headers: signed(head).signed_headers.iter().map(|name| (*name, value(*name))).collect(),
-        body_hash: head.headers["x-acs-content-sha256"].to_str().expect("a hash is ASCII"),
+        headers: signed(head)
+            .signed_headers
+            .iter()
+            .map(|name| (*name, value(*name)))
+            .collect(),
+        body_hash: head.headers["x-acs-content-sha256"]
+            .to_str()
+            .expect("a hash is ASCII"),
     }
 }
 
@@ -144,17 +174,26 @@ impl Steps {
     pub fn new(capture: &str) -> Self {
         let (config, head) = (config(), head(capture));
         let directory = Directory::new(&config, None);
-        let date = head.headers["x-acs-date"].to_str().expect("a date is ASCII");
+        let date = head.headers["x-acs-date"]
+            .to_str()
+            .expect("a date is ASCII");
         let now = time::parse(date).expect("the captured call is dated");
         let ask = || {
-            let claim = identify::head(&head, &directory, now).expect("the captured call is in order");
-            let caller = claim.prove(Bytes::new(), &Nonces::new(now - Duration::from_secs(60)), now);
+            let claim =
+                identify::head(&head, &directory, now).expect("the captured call is in order");
+            let caller = claim.prove(
+                Bytes::new(),
+                &Nonces::new(now - Duration::from_secs(60)),
+                now,
+            );
             caller.expect("the captured call has no body")
         };
         let (caller, call) = (ask(), ask().into_sendable());
-        let params = Params::from_query(head.uri.query().unwrap_or_default()).expect("the captured query is in order");
+        let params = Params::from_query(head.uri.query().unwrap_or_default())
+            .expect("the captured query is in order");
         // On the heap, as all that comes over a wire: where a binary keeps its own words decides how they are read.
-        let json = HeaderValue::from_bytes(b"application/json;charset=utf-8").expect("a media type is a value");
+        let json = HeaderValue::from_bytes(b"application/json;charset=utf-8")
+            .expect("a media type is a value");
         let mut steps = Self {
             directory,
             margins: Margins::default(),
@@ -188,17 +227,33 @@ impl Steps {
     /// One HMAC, compared.
     fn verify(&mut self) {
         let signature = signed(&self.head).signature;
-        assert!(v3::verify(&self.secret, black_box(&self.string_to_sign), signature));
+        assert!(v3::verify(
+            &self.secret,
+            black_box(&self.string_to_sign),
+            signature
+        ));
     }
 
     /// From a managed version 3 call's head to a claim; holds the two before.
     fn identify(&mut self) {
-        assert!(black_box(identify::head(black_box(&self.head), &self.directory, self.now)).is_ok());
+        assert!(
+            black_box(identify::head(
+                black_box(&self.head),
+                &self.directory,
+                self.now
+            ))
+            .is_ok()
+        );
     }
 
     /// From a caller to an operation, its limit and its hold.
     fn classify(&mut self) {
-        let operation = classify::classify(black_box(&self.caller), &self.head.headers, &self.config, &self.margins);
+        let operation = classify::classify(
+            black_box(&self.caller),
+            &self.head.headers,
+            &self.config,
+            &self.margins,
+        );
         assert!(black_box(operation).is_ok());
     }
 
@@ -217,17 +272,33 @@ impl Steps {
 
     /// Makes the request of a managed version 3 attempt.
     fn sign(&mut self) {
-        black_box(sign::sign(black_box(&self.call), &self.config.upstream.host, self.now));
+        black_box(sign::sign(
+            black_box(&self.call),
+            &self.config.upstream.host,
+            self.now,
+        ));
     }
 
     /// From CAMS's answer to a verdict.
     fn judge(&mut self) {
-        black_box(judge::judge(black_box(&self.answer), Context { managed: true, limited: true }));
+        black_box(judge::judge(
+            black_box(&self.answer),
+            Context {
+                managed: true,
+                limited: true,
+            },
+        ));
     }
 
     fn push(&mut self) {
         let entry = &self.entries[self.next % WAITING];
-        self.queue.push(QueueEntry { place: Place(self.next as u64), ..entry.clone() }, self.next);
+        self.queue.push(
+            QueueEntry {
+                place: Place(self.next as u64),
+                ..entry.clone()
+            },
+            self.next,
+        );
         self.next += 1;
     }
 }

@@ -103,8 +103,17 @@ mod tests {
     #[test]
     fn the_file_may_stand_before_and_after_the_command() {
         let file = Some(PathBuf::from("f.toml"));
-        assert_eq!(parse("flowgate --config f.toml"), Cli { config: file.clone(), command: None });
-        let check = Cli { config: file, command: Some(Command::Check { print: false }) };
+        assert_eq!(
+            parse("flowgate --config f.toml"),
+            Cli {
+                config: file.clone(),
+                command: None
+            }
+        );
+        let check = Cli {
+            config: file,
+            command: Some(Command::Check { print: false }),
+        };
         assert_eq!(parse("flowgate check --config f.toml"), check);
         assert_eq!(parse("flowgate --config f.toml check"), check);
     }

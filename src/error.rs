@@ -117,7 +117,16 @@ impl Outcome {
     /// Each of them.
     pub(crate) const ALL: [Self; Self::Invalid as usize + 1] = {
         use Outcome::*;
-        [Ok, UpstreamError, Throttled, Refused, Unknown, Unreachable, Cancelled, Invalid]
+        [
+            Ok,
+            UpstreamError,
+            Throttled,
+            Refused,
+            Unknown,
+            Unreachable,
+            Cancelled,
+            Invalid,
+        ]
     };
 
     /// The metric label.
@@ -189,26 +198,74 @@ impl Kind {
 
     fn facts(self) -> (StatusCode, &'static str, Outcome, &'static str) {
         use Outcome::{Invalid, Refused, Unknown, Unreachable, UpstreamError};
-        let status = |code: u16| StatusCode::from_u16(code).expect("the statuses below are all valid");
+        let status =
+            |code: u16| StatusCode::from_u16(code).expect("the statuses below are all valid");
         match self {
             Self::WaitTooLong => (status(400), "System.LimitControl", Refused, "wait_too_long"),
             Self::HoldExpired => (status(400), "System.LimitControl", Refused, "hold_expired"),
             Self::QueueFull => (status(400), "System.LimitControl", Refused, "queue_full"),
             Self::Flushed => (status(400), "System.LimitControl", Refused, "flushed"),
-            Self::StoreUnavailable => (status(400), "System.LimitControl", Refused, "store_unavailable"),
+            Self::StoreUnavailable => (
+                status(400),
+                "System.LimitControl",
+                Refused,
+                "store_unavailable",
+            ),
             Self::Draining => (status(503), "Flowgate.Draining", Refused, "draining"),
-            Self::UpstreamUnreachable => (status(503), "Flowgate.UpstreamUnreachable", Unreachable, "unreachable"),
-            Self::OutcomeUnknown => (status(409), "Flowgate.OutcomeUnknown", Unknown, "outcome_unknown"),
-            Self::SignedHostMismatch => (status(400), "Flowgate.SignedHostMismatch", Invalid, "signed_host"),
-            Self::SignatureDoesNotMatch => (status(400), "SignatureDoesNotMatch", Invalid, "signature"),
-            Self::IncompleteSignature => (status(400), "IncompleteSignature", Invalid, "incomplete_signature"),
-            Self::UnknownAccessKey => (status(404), "InvalidAccessKeyId.NotFound", Invalid, "unknown_key"),
-            Self::TimestampExpired => (status(400), "InvalidTimeStamp.Expired", Invalid, "timestamp"),
+            Self::UpstreamUnreachable => (
+                status(503),
+                "Flowgate.UpstreamUnreachable",
+                Unreachable,
+                "unreachable",
+            ),
+            Self::OutcomeUnknown => (
+                status(409),
+                "Flowgate.OutcomeUnknown",
+                Unknown,
+                "outcome_unknown",
+            ),
+            Self::SignedHostMismatch => (
+                status(400),
+                "Flowgate.SignedHostMismatch",
+                Invalid,
+                "signed_host",
+            ),
+            Self::SignatureDoesNotMatch => {
+                (status(400), "SignatureDoesNotMatch", Invalid, "signature")
+            }
+            Self::IncompleteSignature => (
+                status(400),
+                "IncompleteSignature",
+                Invalid,
+                "incomplete_signature",
+            ),
+            Self::UnknownAccessKey => (
+                status(404),
+                "InvalidAccessKeyId.NotFound",
+                Invalid,
+                "unknown_key",
+            ),
+            Self::TimestampExpired => (
+                status(400),
+                "InvalidTimeStamp.Expired",
+                Invalid,
+                "timestamp",
+            ),
             Self::NonceUsed => (status(400), "SignatureNonceUsed", Invalid, "nonce"),
-            Self::AccountCredentials => (status(403), "Flowgate.AccountCredentials", UpstreamError, "credentials"),
+            Self::AccountCredentials => (
+                status(403),
+                "Flowgate.AccountCredentials",
+                UpstreamError,
+                "credentials",
+            ),
             Self::Forbidden => (status(403), "Flowgate.Forbidden", Refused, "forbidden"),
             Self::BadRequest => (status(400), "Flowgate.BadRequest", Invalid, "bad_request"),
-            Self::TooLarge => (status(413), "Flowgate.RequestTooLarge", Invalid, "too_large"),
+            Self::TooLarge => (
+                status(413),
+                "Flowgate.RequestTooLarge",
+                Invalid,
+                "too_large",
+            ),
             Self::BodyTimeout => (status(400), "Flowgate.BadRequest", Invalid, "body_timeout"),
             Self::Connect => (status(405), "Flowgate.NotAProxy", Invalid, "connect"),
             Self::ForeignHost => (status(403), "Flowgate.NotAProxy", Invalid, "foreign_host"),
@@ -222,21 +279,36 @@ impl Kind {
 impl Refusal {
     /// An answer without advice to come back.
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), retry_after: None, queued: None, claimant: None }
+        Self {
+            kind,
+            message: message.into(),
+            retry_after: None,
+            queued: None,
+            claimant: None,
+        }
     }
 
     /// An answer that says when to come back.
     pub(crate) fn after(kind: Kind, wait: Duration, message: impl Into<String>) -> Self {
-        Self { retry_after: Some(wait), ..Self::new(kind, message) }
+        Self {
+            retry_after: Some(wait),
+            ..Self::new(kind, message)
+        }
     }
 
     /// The same, with the forecast.
     pub(crate) fn queued(self, ahead: usize, wait: Duration) -> Self {
-        Self { queued: Some(Queued { ahead, wait }), ..self }
+        Self {
+            queued: Some(Queued { ahead, wait }),
+            ..self
+        }
     }
 
     /// The same, with whom the log names.
     pub(crate) fn of(self, claimant: Claimant) -> Self {
-        Self { claimant: Some(claimant), ..self }
+        Self {
+            claimant: Some(claimant),
+            ..self
+        }
     }
 }

@@ -74,7 +74,8 @@ where
     let mut record = Record::new(parts.clone(), hangup.from());
     let mut manner = Manner::default();
     let end = {
-        let steps = AssertUnwindSafe(steps(parts, request, hangup, (&mut record, &mut manner))).catch_unwind();
+        let steps = AssertUnwindSafe(steps(parts, request, hangup, (&mut record, &mut manner)))
+            .catch_unwind();
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
@@ -107,9 +108,16 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a call that waits has no room for it any more.
-    let Arrived { mut call, operation, bytes, mut generation } =
-        Box::pin(arrive(parts, request, record, manner)).await?;
-    let context = Context { managed: matches!(call, Sendable::Verified(_)), limited: operation.limit.is_some() };
+    let Arrived {
+        mut call,
+        operation,
+        bytes,
+        mut generation,
+    } = Box::pin(arrive(parts, request, record, manner)).await?;
+    let context = Context {
+        managed: matches!(call, Sendable::Verified(_)),
+        limited: operation.limit.is_some(),
+    };
     let metrics = parts.metrics.calls(&operation);
     record.queued(operation.clone(), metrics.clone());
     let answer_by = Instant::now() + operation.hold;
@@ -126,11 +134,22 @@ where
             settings.recheck(&mut call, &operation.account, &mut generation)?;
             let mut request = sign::sign(&call, &settings.config.upstream.host, SystemTime::now());
             record.sent(request.headers_mut(), !context.managed);
-            let note =
-                |journal: &Arc<Journal>| Box::new(journal.note(record.flow_name(), &operation, record.request_id()));
+            let note = |journal: &Arc<Journal>| {
+                Box::new(journal.note(record.flow_name(), &operation, record.request_id()))
+            };
             let note = parts.journal.as_ref().map(note);
-            let deadlines = Deadlines { send_by: place.send_by(), answer_by };
-            Sending { request, operation: operation.clone(), metrics: metrics.clone(), context, deadlines, note }
+            let deadlines = Deadlines {
+                send_by: place.send_by(),
+                answer_by,
+            };
+            Sending {
+                request,
+                operation: operation.clone(),
+                metrics: metrics.clone(),
+                context,
+                deadlines,
+                note,
+            }
         };
         let after = {
             let Attempted::Judged(judged) = attempt::attempt(parts, permit, sending).await else {
@@ -148,13 +167,24 @@ where
             let (sent, left) = (record.attempts(), place.left());
             let settings = parts.settings.load_full();
             let can_repeat = context.managed && settings.config.mode == Mode::Enforce;
-            let tries = Tries { sent, can_repeat, has_lane: context.limited, left };
-            match retry::decide(&judged.verdict, tries, &settings.config.retry, fastrand::f64()) {
+            let tries = Tries {
+                sent,
+                can_repeat,
+                has_lane: context.limited,
+                left,
+            };
+            match retry::decide(
+                &judged.verdict,
+                tries,
+                &settings.config.retry,
+                fastrand::f64(),
+            ) {
                 Decision::Again { after } => after,
                 Decision::Reply { advice } => {
                     let Judged { answer, verdict } = *judged;
-                    let response =
-                        reply::pass_on(answer, &verdict, record.service(), || place.predicted_wait().max(advice))?;
+                    let response = reply::pass_on(answer, &verdict, record.service(), || {
+                        place.predicted_wait().max(advice)
+                    })?;
                     record.answered(&verdict, response.status());
                     return Ok(response);
                 }
@@ -187,7 +217,11 @@ where
 {
     let arrived = SystemTime::now();
     let settings = parts.settings.load_full();
-    let Settings { config, directory, generation } = &*settings;
+    let Settings {
+        config,
+        directory,
+        generation,
+    } = &*settings;
     let (head, body) = request.into_parts();
     *manner = Manner::of(&head);
     record.traced(&head.headers, arrived, config.telemetry.sample_percent);
@@ -213,7 +247,12 @@ where
     let operation = classify::classify(&caller, &head.headers, config, &parts.margins)?;
     record.named(caller.flow_name().as_deref());
     let (operation, bytes, generation) = (Arc::new(operation), caller.bytes(), *generation);
-    Ok(Arrived { call: caller.into_sendable(), operation, bytes, generation })
+    Ok(Arrived {
+        call: caller.into_sendable(),
+        operation,
+        bytes,
+        generation,
+    })
 }
 
 impl Parts {
@@ -223,8 +262,15 @@ impl Parts {
             Some(payer) => vec![self.limiter.client_room(payer), self.limiter.room().clone()],
             None => vec![self.unverified.clone()],
         };
-        let shares = rooms.iter().map(|room| room.take(0).expect("nothing always fits")).collect();
-        body::Allowance { max: claim.max_body(listen.max_body), within: listen.body_timeout, shares }
+        let shares = rooms
+            .iter()
+            .map(|room| room.take(0).expect("nothing always fits"))
+            .collect();
+        body::Allowance {
+            max: claim.max_body(listen.max_body),
+            within: listen.body_timeout,
+            shares,
+        }
     }
 
     /// Counts a failed check of a head; a passed one is counted when the whole is proved.

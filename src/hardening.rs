@@ -27,6 +27,9 @@ mod tests {
     fn neither_a_file_nor_a_pipe_gets_a_core_dump() {
         no_core_dumps().unwrap();
         assert_eq!(Resource::CORE.get().unwrap(), (0, 0));
-        assert_eq!(rustix::process::dumpable_behavior().unwrap(), DumpableBehavior::NotDumpable);
+        assert_eq!(
+            rustix::process::dumpable_behavior().unwrap(),
+            DumpableBehavior::NotDumpable
+        );
     }
 }

@@ -75,7 +75,10 @@ impl AccessKeyId {
     /// First four and last two characters: enough to tell keys apart, too little to look one up.
     pub fn masked(&self) -> String {
         let text = self.as_str();
-        match (text.get(..4), text.len().checked_sub(2).and_then(|from| text.get(from..))) {
+        match (
+            text.get(..4),
+            text.len().checked_sub(2).and_then(|from| text.get(from..)),
+        ) {
             (Some(head), Some(tail)) if text.len() > 8 => format!("{head}***{tail}"),
             _ => "***".into(),
         }

@@ -62,7 +62,13 @@ const CREATE: &str = "CreateFlow";
 /// The account as it may stand in a file: a key that the configuration does not name only masked.
 fn account(operation: &Operation) -> Cow<'_, str> {
     let name = operation.account.as_str();
-    if operation.known { name.into() } else { AccessKeyId::new(name.trim_start_matches('?')).masked().into() }
+    if operation.known {
+        name.into()
+    } else {
+        AccessKeyId::new(name.trim_start_matches('?'))
+            .masked()
+            .into()
+    }
 }
 
 // === impl Journal ===
@@ -78,25 +84,48 @@ impl Journal {
         getrandom::fill(&mut run).map_err(io::Error::other)?;
         let health = Arc::new(Health::new(metrics));
         let writer = Writer::start(sink, health.clone())?;
-        Ok(Self { run: crate::acs::v3::hex(&run), attempts: AtomicU64::new(0), writer, health })
+        Ok(Self {
+            run: crate::acs::v3::hex(&run),
+            attempts: AtomicU64::new(0),
+            writer,
+            health,
+        })
     }
 
     /// Prepares what is written down of the attempt that is about to be made; `flow_name` counts if it makes a flow.
-    pub(crate) fn note(self: &Arc<Self>, flow_name: Option<&str>, operation: &Operation, request_id: &str) -> Note {
+    pub(crate) fn note(
+        self: &Arc<Self>,
+        flow_name: Option<&str>,
+        operation: &Operation,
+        request_id: &str,
+    ) -> Note {
         let creates = operation.action.as_str() == CREATE;
-        let attempt = format!("{}-{}", self.run, self.attempts.fetch_add(1, Ordering::Relaxed));
+        let attempt = format!(
+            "{}-{}",
+            self.run,
+            self.attempts.fetch_add(1, Ordering::Relaxed)
+        );
         let sent = Line::Sent(Sent {
             time: line::time(SystemTime::now()).into(),
             attempt: attempt.as_str().into(),
             request_id: request_id.into(),
             account: account(operation),
             client: capped(operation.client.as_str()).into(),
-            tenant: Some(operation.tenant.as_str()).filter(|tenant| !tenant.is_empty()).map(Cow::from),
+            tenant: Some(operation.tenant.as_str())
+                .filter(|tenant| !tenant.is_empty())
+                .map(Cow::from),
             action: operation.action.as_str().into(),
-            flow_name: flow_name.filter(|_| creates).map(|name| capped(name).into()),
+            flow_name: flow_name
+                .filter(|_| creates)
+                .map(|name| capped(name).into()),
         })
         .to_bytes();
-        Note { journal: self.clone(), attempt, sent: sent.into(), creates }
+        Note {
+            journal: self.clone(),
+            attempt,
+            sent: sent.into(),
+            creates,
+        }
     }
 
     /// Whether it can be written.
@@ -131,7 +160,10 @@ impl Note {
 
     /// Nothing left, after all.
     pub(crate) fn unsent(&self) {
-        self.done(Done { outcome: Outcome::Unsent, ..Done::default() });
+        self.done(Done {
+            outcome: Outcome::Unsent,
+            ..Done::default()
+        });
     }
 
     /// The attempt has ended.
@@ -165,7 +197,11 @@ impl Note {
 
     fn done(&self, done: Done<'_>) {
         let time = line::time(SystemTime::now()).into();
-        let line = Line::Done(Done { time, attempt: self.attempt.as_str().into(), ..done });
+        let line = Line::Done(Done {
+            time,
+            attempt: self.attempt.as_str().into(),
+            ..done
+        });
         self.journal.writer.push(line.to_bytes().into());
     }
 }

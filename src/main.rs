@@ -35,20 +35,36 @@ fn main() -> ExitCode {
         Err(answer) => {
             // Help and version are answers, too.
             drop(answer.print());
-            return if answer.use_stderr() { ExitCode::from(BAD_CONFIGURATION) } else { ExitCode::SUCCESS };
+            return if answer.use_stderr() {
+                ExitCode::from(BAD_CONFIGURATION)
+            } else {
+                ExitCode::SUCCESS
+            };
         }
     };
-    let file = cli.config.as_deref().filter(|file| !file.as_os_str().is_empty());
-    let source = Source { file: file.map(Path::to_owned), environment: None };
+    let file = cli
+        .config
+        .as_deref()
+        .filter(|file| !file.as_os_str().is_empty());
+    let source = Source {
+        file: file.map(Path::to_owned),
+        environment: None,
+    };
     match &cli.command {
         None => run(source, sealed),
         Some(Command::Check { print }) => check(&source, *print),
         Some(Command::Status(wanted)) => status(wanted, &source),
         Some(Command::Health { ready }) => health(&source, *ready),
-        Some(Command::Journal { file, json, unknown }) => journal(file, *json, *unknown),
-        Some(Command::Client(ClientCommand::New { id, account, secret_file })) => {
-            print(new_client(id, account, secret_file.as_deref()))
-        }
+        Some(Command::Journal {
+            file,
+            json,
+            unknown,
+        }) => journal(file, *json, *unknown),
+        Some(Command::Client(ClientCommand::New {
+            id,
+            account,
+            secret_file,
+        })) => print(new_client(id, account, secret_file.as_deref())),
         Some(Command::Completions { shell }) => write(&pages::completions(*shell)),
         Some(Command::Man { folder }) => manual(folder.as_deref()),
     }
@@ -72,10 +88,19 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
     if let Err(error) = sealed {
         tracing::warn!(%error, "a crash of this process may leave a core dump, with secrets in it");
     }
-    loaded.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+    loaded
+        .warnings
+        .iter()
+        .for_each(|warning| tracing::warn!(warning, "configuration"));
     let own = runtime()?;
-    let others = (1..threads()).map(|_| runtime()).collect::<io::Result<Vec<_>>>()?;
-    let all = others.iter().chain([&own]).map(|runtime| runtime.handle().clone()).collect();
+    let others = (1..threads())
+        .map(|_| runtime())
+        .collect::<io::Result<Vec<_>>>()?;
+    let all = others
+        .iter()
+        .chain([&own])
+        .map(|runtime| runtime.handle().clone())
+        .collect();
     thread::scope(|scope| {
         // Dropped with this closure, which ends the others.
         let (_end, ended) = watch::channel(());
@@ -86,7 +111,12 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
                 other.shutdown_background();
             })?;
         }
-        let served = own.block_on(async { App::start_from(source, loaded, handed, all).await?.run().await });
+        let served = own.block_on(async {
+            App::start_from(source, loaded, handed, all)
+                .await?
+                .run()
+                .await
+        });
         // Dropped, it would wait for a look-up or for a file that hangs. What must be written has been, within the drain:
         // the spans and the journal. The journal ends with the last task, the log after this.
         own.shutdown_background();
@@ -96,8 +126,12 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
 
 /// How many threads serve. `TOKIO_WORKER_THREADS` is tokio's own setting.
 fn threads() -> usize {
-    let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|threads| threads.parse().ok());
-    asked.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+    let asked = std::env::var("TOKIO_WORKER_THREADS")
+        .ok()
+        .and_then(|threads| threads.parse().ok());
+    asked
+        .or_else(|| thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get)
 }
 
 /// Each thread has one of its own: one for many threads takes more of the kernel's time for the same work.
@@ -107,13 +141,21 @@ fn runtime() -> io::Result<Runtime> {
 
 /// Says what is wrong, or that nothing is, and what would hold.
 fn check(source: &Source, print: bool) -> ExitCode {
-    let Loaded { config, warnings, .. } = match source.load() {
+    let Loaded {
+        config, warnings, ..
+    } = match source.load() {
         Ok(loaded) => loaded,
         Err(mistakes) => return unusable(&mistakes),
     };
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings
+        .iter()
+        .for_each(|warning| eprintln!("warning: {warning}"));
     eprintln!("the configuration is valid");
-    if print { write(format!("{:#}\n", effective(&config)).as_bytes()) } else { ExitCode::SUCCESS }
+    if print {
+        write(format!("{:#}\n", effective(&config)).as_bytes())
+    } else {
+        ExitCode::SUCCESS
+    }
 }
 
 /// Shows the lanes of whoever listens there, once or until nobody looks any more.
@@ -147,7 +189,12 @@ fn health(source: &Source, ready: bool) -> ExitCode {
     let path = if ready { "/readyz" } else { "/livez" };
     let mistake = match runtime().map(|runtime| runtime.block_on(ask::ask(&admin, path))) {
         Ok(Ok(said)) if said.status.is_success() => return write(said.body.as_bytes()),
-        Ok(Ok(said)) => format!("{}{path} says {}: {}", admin.bind, said.status.as_u16(), said.body.trim_end()),
+        Ok(Ok(said)) => format!(
+            "{}{path} says {}: {}",
+            admin.bind,
+            said.status.as_u16(),
+            said.body.trim_end()
+        ),
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
@@ -175,10 +222,24 @@ fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
         }
     };
     if reading.damaged() > 0 {
-        eprintln!("warning: {} damaged lines were passed over", reading.damaged());
+        eprintln!(
+            "warning: {} damaged lines were passed over",
+            reading.damaged()
+        );
     }
-    let printed = write(if json { reading.json() } else { reading.table() }.as_bytes());
-    if reading.is_settled() { printed } else { ExitCode::FAILURE }
+    let printed = write(
+        if json {
+            reading.json()
+        } else {
+            reading.table()
+        }
+        .as_bytes(),
+    );
+    if reading.is_settled() {
+        printed
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Prints a text, or the mistake in its place.

@@ -52,7 +52,10 @@ pub(crate) struct Metrics {
     lanes: LaneGauges,
     store: StoreMetrics,
     journal: JournalMetrics,
-    #[cfg_attr(not(any(test, feature = "otlp")), expect(dead_code, reason = "an exporter counts"))]
+    #[cfg_attr(
+        not(any(test, feature = "otlp")),
+        expect(dead_code, reason = "an exporter counts")
+    )]
     traces: TraceMetrics,
 }
 
@@ -75,7 +78,9 @@ pub(crate) struct Bytes {
 
 /// Upper bounds in seconds. A token comes every 200 ms at 5/s, so the low end tells "at once" from "one token"; holds
 /// end at 30 s by default and at 120 s at most.
-const WAIT_BUCKETS: &[f64] = &[0.005, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0];
+const WAIT_BUCKETS: &[f64] = &[
+    0.005, 0.05, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0, 20.0, 30.0, 60.0, 120.0,
+];
 
 // === impl Metrics ===
 
@@ -83,11 +88,14 @@ impl Metrics {
     pub(crate) fn new() -> Self {
         let r = Families::new();
         let call = &["account", "action"];
-        let throttled = "Attempts that CAMS refused by throttling, by its code and where it said so.";
+        let throttled =
+            "Attempts that CAMS refused by throttling, by its code and where it said so.";
         let pauses = "Pauses after a throttle, by how long each was to last when it began.";
-        let turns = "Turns that a client's calls of limited actions got: how much of the quota is whose.";
+        let turns =
+            "Turns that a client's calls of limited actions got: how much of the quota is whose.";
         let cancelled = "Callers that hung up, by where their call was.";
-        let shadow = "Calls while Flowgate only observes, by what the limit would have done to them.";
+        let shadow =
+            "Calls while Flowgate only observes, by what the limit would have done to them.";
         let checks = "Checks of callers' signatures, by result.";
         let orders = "Orders that operators gave to lanes.";
         Self {
@@ -101,7 +109,11 @@ impl Metrics {
             pauses: r.histogram("pause_seconds", pauses, call, WAIT_BUCKETS),
             client_turns: r.counter("client_turns_total", turns, &["account", "client"]),
             cancelled: r.counter("cancelled_total", cancelled, &["account", "stage"]),
-            shadow_decisions: r.counter("shadow_decisions_total", shadow, &["account", "action", "decision"]),
+            shadow_decisions: r.counter(
+                "shadow_decisions_total",
+                shadow,
+                &["account", "action", "decision"],
+            ),
             signature_checks: r.counter("signature_checks_total", checks, &["result"]),
             operator_actions: r.counter("operator_actions_total", orders, &["action"]),
             connections: ConnectionMetrics::new(&r),
@@ -126,22 +138,30 @@ impl Metrics {
 
     /// A call was answered by Flowgate itself.
     pub(crate) fn refused(&self, account: &str, refusal: &Refusal) {
-        self.refused.with_label_values(&[account, refusal.kind.label()]).inc();
+        self.refused
+            .with_label_values(&[account, refusal.kind.label()])
+            .inc();
     }
 
     /// CAMS refused an attempt by throttling.
     pub(crate) fn throttled(&self, account: &str, code: &str, source: &str) {
-        self.throttled.with_label_values(&[account, code, source]).inc();
+        self.throttled
+            .with_label_values(&[account, code, source])
+            .inc();
     }
 
     /// A lane pauses for so long.
     pub(crate) fn paused(&self, account: &str, action: &str, pause: Duration) {
-        self.pauses.with_label_values(&[account, action]).observe(pause.as_secs_f64());
+        self.pauses
+            .with_label_values(&[account, action])
+            .observe(pause.as_secs_f64());
     }
 
     /// A client's call of a limited action got a turn.
     pub(crate) fn client_turn(&self, account: &str, client: &str) {
-        self.client_turns.with_label_values(&[account, client]).inc();
+        self.client_turns
+            .with_label_values(&[account, client])
+            .inc();
     }
 
     /// A caller hung up while its call was at `stage`: `queued` or `in_flight`.
@@ -151,7 +171,9 @@ impl Metrics {
 
     /// What would have become of a call: `passed`, `waited` or `refused`.
     pub(crate) fn shadow_decision(&self, account: &str, action: &str, decision: &str) {
-        self.shadow_decisions.with_label_values(&[account, action, decision]).inc();
+        self.shadow_decisions
+            .with_label_values(&[account, action, decision])
+            .inc();
     }
 
     /// A caller's signature was checked.
@@ -168,8 +190,12 @@ impl Metrics {
     pub(crate) fn render(&self, lanes: &[LaneView], bytes: Bytes, upstream_up: bool) -> String {
         let _alone = self.lanes.scrape.lock();
         self.lanes.upstream_up.set(i64::from(upstream_up));
-        self.lanes.queued_bytes.set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));
-        self.lanes.unverified_bytes.set(i64::try_from(bytes.unverified).unwrap_or(i64::MAX));
+        self.lanes
+            .queued_bytes
+            .set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));
+        self.lanes
+            .unverified_bytes
+            .set(i64::try_from(bytes.unverified).unwrap_or(i64::MAX));
         self.lanes.set(lanes);
         self.families.render()
     }
@@ -180,7 +206,8 @@ impl Metrics {
 impl ConnectionMetrics {
     fn new(r: &Families) -> Self {
         let help = "Connections that ended with an error or were turned away, by kind.";
-        let expiry = "When the certificate ends that Flowgate shows, by where, in seconds since 1970.";
+        let expiry =
+            "When the certificate ends that Flowgate shows, by where, in seconds since 1970.";
         Self {
             open: r.only_gauge("connections", "Open connections."),
             errors: r.counter("connection_errors_total", help, &["kind"]),
@@ -191,7 +218,11 @@ impl ConnectionMetrics {
 
 /// The build, and what the system knows of the process.
 fn describe_process(r: Families) -> Families {
-    let build = r.gauge("build_info", "Always 1; the version is the label.", &["version"]);
+    let build = r.gauge(
+        "build_info",
+        "Always 1; the version is the label.",
+        &["version"],
+    );
     build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
     r.add(Box::new(ProcessCollector::for_self()));
     r

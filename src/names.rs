@@ -37,21 +37,30 @@ impl Names {
     /// `bind` is what was in fact bound, and whoever reaches it speaks TLS or not.
     pub(crate) fn new(bind: &Bind, given: &[String], over_tls: bool) -> Self {
         let given = given.iter().map(|name| name.to_ascii_lowercase()).collect();
-        Self { given, address: bind.address(), usual_port: if over_tls { 443 } else { 80 } }
+        Self {
+            given,
+            address: bind.address(),
+            usual_port: if over_tls { 443 } else { 80 },
+        }
     }
 
     /// Whether an authority means this listener for sure.
     pub(crate) fn contain(&self, authority: &str) -> bool {
         let authority = authority.to_ascii_lowercase();
-        self.given.iter().any(|name| *name == authority || *name == host_name(&authority))
-            || self.address.is_some_and(|address| is_at(address, &authority, self.usual_port))
+        self.given
+            .iter()
+            .any(|name| *name == authority || *name == host_name(&authority))
+            || self
+                .address
+                .is_some_and(|address| is_at(address, &authority, self.usual_port))
     }
 
     /// Whether a host name may mean this listener: a Unix socket has none of its own, and behind 0.0.0.0 every address of
     /// the machine is ours; which these are, nobody tells for sure.
     pub(crate) fn could_be(&self, name: &str) -> bool {
         let is_address = || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        self.address.is_none_or(|address| address.ip().is_unspecified() && is_address())
+        self.address
+            .is_none_or(|address| address.ip().is_unspecified() && is_address())
     }
 }
 
@@ -65,7 +74,8 @@ fn is_at(address: SocketAddr, authority: &str, usual_port: u16) -> bool {
     };
     let takes_loopback = address.ip().is_loopback() || address.ip().is_unspecified();
     let own = SocketAddr::new(address.ip(), address.port()).to_string();
-    own.strip_suffix(&port) == Some(host) || takes_loopback && ["localhost", "127.0.0.1"].contains(&host)
+    own.strip_suffix(&port) == Some(host)
+        || takes_loopback && ["localhost", "127.0.0.1"].contains(&host)
 }
 
 #[cfg(test)]
@@ -75,7 +85,10 @@ mod tests {
     #[test]
     fn odd_hosts_have_a_name() {
         for (host, name) in [
-            ("Cams.Ap-Southeast-1.aliyuncs.com", "cams.ap-southeast-1.aliyuncs.com"),
+            (
+                "Cams.Ap-Southeast-1.aliyuncs.com",
+                "cams.ap-southeast-1.aliyuncs.com",
+            ),
             ("http://127.0.0.1:18080", "127.0.0.1"),
             ("h:80/", "h"),
             ("h:80/prefix", "h"),
@@ -91,11 +104,23 @@ mod tests {
     fn own_addresses() {
         let at = |address: &str, authority| is_at(address.parse().unwrap(), authority, 80);
         assert!(at("127.0.0.1:8080", "127.0.0.1:8080") && at("127.0.0.1:8080", "localhost:8080"));
-        assert!(at("0.0.0.0:8080", "localhost:8080") && at("10.0.0.7:80", "10.0.0.7:80") && at("[::1]:1", "[::1]:1"));
+        assert!(
+            at("0.0.0.0:8080", "localhost:8080")
+                && at("10.0.0.7:80", "10.0.0.7:80")
+                && at("[::1]:1", "[::1]:1")
+        );
         assert!(!at("127.0.0.1:8080", "127.0.0.1") && !at("10.0.0.7:80", "localhost:80"));
         assert!(!at("0.0.0.0:8080", "10.0.0.7:8080"));
         // The port that nobody names.
-        assert!(at("127.0.0.1:80", "127.0.0.1") && at("0.0.0.0:80", "localhost") && at("[::1]:80", "[::1]"));
-        assert!(!at("127.0.0.1:443", "127.0.0.1") && !at("10.0.0.7:80", "localhost") && !at("[::1]:80", "::1"));
+        assert!(
+            at("127.0.0.1:80", "127.0.0.1")
+                && at("0.0.0.0:80", "localhost")
+                && at("[::1]:80", "[::1]")
+        );
+        assert!(
+            !at("127.0.0.1:443", "127.0.0.1")
+                && !at("10.0.0.7:80", "localhost")
+                && !at("[::1]:80", "::1")
+        );
     }
 }

@@ -20,7 +20,10 @@ pub(crate) use exporter::Exporter;
 pub(crate) use none::Exporter;
 
 /// A call that has ended.
-#[cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "an exporter reads it"))]
+#[cfg_attr(
+    not(feature = "otlp"),
+    expect(dead_code, reason = "an exporter reads it")
+)]
 pub(crate) struct Call<'a> {
     pub(crate) spans: Spans,
     pub(crate) ended: Instant,

@@ -70,7 +70,10 @@ const REREAD_WITHIN: Duration = Duration::from_secs(5);
 impl Parts {
     /// `config` with the addresses that were in fact bound.
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
-        let own = [&config.listen.proxy, &config.listen.admin].into_iter().filter_map(Bind::address).collect();
+        let own = [&config.listen.proxy, &config.listen.admin]
+            .into_iter()
+            .filter_map(Bind::address)
+            .collect();
         let metrics = Arc::new(Metrics::new());
         metrics.accounts(&config.accounts);
         let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
@@ -82,16 +85,33 @@ impl Parts {
             .transpose()?;
         let open = |journal: &config::Journal| {
             let opened = Journal::open(journal, metrics.clone());
-            opened.map(Arc::new).map_err(|error| StartError::Journal { path: journal.path.clone(), error })
+            opened.map(Arc::new).map_err(|error| StartError::Journal {
+                path: journal.path.clone(),
+                error,
+            })
         };
         Ok(Self {
-            otlp: config.telemetry.otlp.as_ref().map(|to| Exporter::start(to, &metrics)).transpose()?,
+            otlp: config
+                .telemetry
+                .otlp
+                .as_ref()
+                .map(|to| Exporter::start(to, &metrics))
+                .transpose()?,
             journal: config.journal.as_ref().map(open).transpose()?,
             bounds: Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen))),
-            certificates: config.listen.tls.as_ref().map(|tls| Arc::new(Certificates::new(tls, &metrics))),
+            certificates: config
+                .listen
+                .tls
+                .as_ref()
+                .map(|tls| Arc::new(Certificates::new(tls, &metrics))),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
-            limiter: Limiter::new(&config, upstream.clone(), (metrics.clone(), quota.clone()), Instant::now()),
+            limiter: Limiter::new(
+                &config,
+                upstream.clone(),
+                (metrics.clone(), quota.clone()),
+                Instant::now(),
+            ),
             quota,
             upstream,
             metrics,
@@ -116,7 +136,8 @@ impl Parts {
         // First the queue: no lane may begin by what held before for a call that is identified by what holds now.
         self.limiter.reload(&settings.config);
         self.settings.store(settings.clone());
-        self.unverified.resize(settings.config.listen.max_unverified);
+        self.unverified
+            .resize(settings.config.listen.max_unverified);
         if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
             certificates.swap(tls);
         }
@@ -130,7 +151,9 @@ impl Parts {
     /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile, which a file
     /// system that hangs does not delay beyond `answer_by`.
     pub(crate) async fn reread(&self, generation: u64, answer_by: Instant) -> bool {
-        let Some(changes) = self.changes.get() else { return false };
+        let Some(changes) = self.changes.get() else {
+            return false;
+        };
         // Many calls come here at once, and the first has read for all.
         if self.settings.load().generation == generation {
             let give_up = answer_by.min(Instant::now() + REREAD_WITHIN);
@@ -149,8 +172,16 @@ impl Parts {
     pub(crate) fn status(&self) -> String {
         let (lanes, waiting) = self.limiter.count();
         let accounts = self.settings.load().config.accounts.len();
-        let phase = if self.phases.now() == Phase::Serving { "serving" } else { "draining" };
-        let upstream = if self.upstream.reach() == Reach::Up { "" } else { ", CAMS cannot be reached" };
+        let phase = if self.phases.now() == Phase::Serving {
+            "serving"
+        } else {
+            "draining"
+        };
+        let upstream = if self.upstream.reach() == Reach::Up {
+            ""
+        } else {
+            ", CAMS cannot be reached"
+        };
         format!("{phase}: accounts {accounts}, lanes {lanes}, waiting {waiting}{upstream}")
     }
 }
@@ -198,8 +229,12 @@ mod tests {
     use crate::reload::Reloader;
 
     #[tokio::test(start_paused = true)]
-    async fn credentials_that_cannot_be_read_are_waited_for_until_the_hold_ends_and_not_longer_than_a_moment() {
-        let source = Source { file: None, environment: Some(Vec::new()) };
+    async fn credentials_that_cannot_be_read_are_waited_for_until_the_hold_ends_and_not_longer_than_a_moment()
+     {
+        let source = Source {
+            file: None,
+            environment: Some(Vec::new()),
+        };
         let loaded = source.load().unwrap();
         // It never looks, as on a file system that hangs.
         let (_reloader, ask) = Reloader::new(source, &loaded).unwrap();
@@ -208,7 +243,11 @@ mod tests {
         let generation = parts.settings.load().generation;
         for (hold, waits) in [(0, 0), (1, 1), (3600, 5)] {
             let start = Instant::now();
-            assert!(!parts.reread(generation, start + Duration::from_secs(hold)).await);
+            assert!(
+                !parts
+                    .reread(generation, start + Duration::from_secs(hold))
+                    .await
+            );
             assert_eq!(start.elapsed().as_secs(), waits);
         }
     }

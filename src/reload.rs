@@ -125,8 +125,15 @@ fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
         Ok(mut loaded) => {
             let files = std::mem::take(&mut loaded.files);
             let upstream = &loaded.config.upstream;
-            let trust = (upstream.scheme == Scheme::Https).then(|| Trust::load(upstream.ca_file.as_deref()));
-            (trust.transpose().map(|trust| (loaded, trust)).map_err(Refused::Trust), files)
+            let trust = (upstream.scheme == Scheme::Https)
+                .then(|| Trust::load(upstream.ca_file.as_deref()));
+            (
+                trust
+                    .transpose()
+                    .map(|trust| (loaded, trust))
+                    .map_err(Refused::Trust),
+                files,
+            )
         }
     }
 }
@@ -154,9 +161,15 @@ fn until_next(took: Duration) -> Duration {
 fn differences(before: &Value, after: &Value, path: &str, found: &mut Vec<String>) {
     match (before, after) {
         (Value::Object(old), Value::Object(new)) => {
-            let names = old.keys().chain(new.keys().filter(|name| !old.contains_key(*name)));
+            let names = old
+                .keys()
+                .chain(new.keys().filter(|name| !old.contains_key(*name)));
             for name in names {
-                let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+                let path = if path.is_empty() {
+                    name.clone()
+                } else {
+                    format!("{path}.{name}")
+                };
                 differences(&before[name], &after[name], &path, found);
             }
         }
@@ -168,9 +181,10 @@ fn differences(before: &Value, after: &Value, path: &str, found: &mut Vec<String
 /// Whether a key is one of these or stands in one of these tables.
 fn is_fixed(key: &str) -> bool {
     key == FIXED_WHOLE
-        || FIXED
-            .iter()
-            .any(|fixed| key.strip_prefix(fixed).is_some_and(|rest| rest.is_empty() || rest.starts_with('.')))
+        || FIXED.iter().any(|fixed| {
+            key.strip_prefix(fixed)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        })
 }
 
 // === impl Ask ===
@@ -184,7 +198,12 @@ impl Ask {
             number = *asked;
         });
         // The reloader ends with the process, and nothing waits for it then.
-        drop(self.answered.clone().wait_for(|answered| *answered >= number).await);
+        drop(
+            self.answered
+                .clone()
+                .wait_for(|answered| *answered >= number)
+                .await,
+        );
     }
 }
 
@@ -194,16 +213,37 @@ impl Reloader {
     /// `loaded` is what the source said at the start.
     pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
         let last = Last::of(loaded, loaded.files.clone());
-        let work = Work { source, last, changing: None, retired: Vec::new() };
+        let work = Work {
+            source,
+            last,
+            changing: None,
+            retired: Vec::new(),
+        };
         let (ask, asked) = watch::channel(0);
         let (answer, answered) = watch::channel(0);
-        let reloader = Self { work, hangup: signal(SignalKind::hangup())?, asked, answered: answer };
-        Ok((reloader, Ask { asked: ask, answered }))
+        let reloader = Self {
+            work,
+            hangup: signal(SignalKind::hangup())?,
+            asked,
+            answered: answer,
+        };
+        Ok((
+            reloader,
+            Ask {
+                asked: ask,
+                answered,
+            },
+        ))
     }
 
     /// Reads again on SIGHUP, when it is asked and when files change, until the process ends.
     pub(crate) async fn run(self, parts: Weak<Parts>) {
-        let Self { mut work, mut hangup, mut asked, answered } = self;
+        let Self {
+            mut work,
+            mut hangup,
+            mut asked,
+            answered,
+        } = self;
         let mut took = Duration::ZERO;
         loop {
             let mut reason = Reason::Time;
@@ -233,7 +273,8 @@ impl Reloader {
 impl Work {
     /// Looks at the files, and reads them if that is due. Returns how long the look took.
     fn step(&mut self, reason: Reason, parts: &Parts) -> Duration {
-        self.retired.retain(|settings| Arc::strong_count(settings) > 1);
+        self.retired
+            .retain(|settings| Arc::strong_count(settings) > 1);
         let begun = Instant::now();
         let is_due = self.is_due(reason);
         let took = begun.elapsed();
@@ -265,13 +306,23 @@ impl Work {
         });
         self.last.stamps = files;
         match read {
-            Ok((Loaded { config, warnings, .. }, trust, written, changed)) => {
+            Ok((
+                Loaded {
+                    config, warnings, ..
+                },
+                trust,
+                written,
+                changed,
+            )) => {
                 self.last.written = written;
                 self.retired.push(parts.settings.load_full());
                 parts.apply(config, trust);
                 parts.metrics.reloaded(Reload::Done);
                 let reading = Reading::done(warnings);
-                reading.warnings.iter().for_each(|warning| tracing::warn!(warning, "configuration"));
+                reading
+                    .warnings
+                    .iter()
+                    .for_each(|warning| tracing::warn!(warning, "configuration"));
                 *parts.reading.lock() = reading;
                 let changed = changed.join(", ");
                 tracing::info!(changed, "the configuration was read anew");
@@ -279,7 +330,10 @@ impl Work {
             Err(refused) => {
                 parts.metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
-                tracing::error!(mistakes, "the configuration cannot be used, the one before stays");
+                tracing::error!(
+                    mistakes,
+                    "the configuration cannot be used, the one before stays"
+                );
                 parts.reading.lock().refuse(mistakes);
             }
         }
@@ -294,9 +348,15 @@ impl Reading {
         let more = warnings.len().saturating_sub(WARNINGS);
         if more > 0 {
             warnings.truncate(WARNINGS);
-            warnings.push(format!("and {more} more: flowgate check prints all of them"));
+            warnings.push(format!(
+                "and {more} more: flowgate check prints all of them"
+            ));
         }
-        Self { at: Instant::now(), warnings, refused: None }
+        Self {
+            at: Instant::now(),
+            warnings,
+            refused: None,
+        }
     }
 
     /// What was read does not hold, and what held before still does.
@@ -310,21 +370,37 @@ impl Reading {
 
 impl Last {
     fn of(loaded: &Loaded, stamps: Stamps) -> Self {
-        Self { written: config::outline(&loaded.config), stamps }
+        Self {
+            written: config::outline(&loaded.config),
+            stamps,
+        }
     }
 
     /// What the files are now, if that is not what was read.
     fn changed(&self) -> Option<Stamps> {
         let same = self.stamps.iter().all(|(path, last)| stamp(path) == *last);
-        (!same).then(|| self.stamps.keys().map(|path| (path.clone(), stamp(path))).collect())
+        (!same).then(|| {
+            self.stamps
+                .keys()
+                .map(|path| (path.clone(), stamp(path)))
+                .collect()
+        })
     }
 
     /// What is not as it was, if a running process can change it.
     fn accept(&self, written: &Value) -> Result<Vec<String>, Refused> {
         let mut changed = Vec::new();
         differences(&self.written, written, "", &mut changed);
-        let fixed: Vec<_> = changed.iter().filter(|key| is_fixed(key)).cloned().collect();
-        if fixed.is_empty() { Ok(changed) } else { Err(Refused::Fixed(fixed)) }
+        let fixed: Vec<_> = changed
+            .iter()
+            .filter(|key| is_fixed(key))
+            .cloned()
+            .collect();
+        if fixed.is_empty() {
+            Ok(changed)
+        } else {
+            Err(Refused::Fixed(fixed))
+        }
     }
 }
 
@@ -339,13 +415,19 @@ mod tests {
     #[test]
     fn what_takes_long_to_look_at_is_looked_at_less_often() {
         let next = |millis| until_next(Duration::from_millis(millis)).as_millis();
-        assert_eq!([0, 10, 18, 99, 101, 3_600_000].map(next), [1_000, 1_000, 1_800, 9_900, 10_000, 10_000]);
+        assert_eq!(
+            [0, 10, 18, 99, 101, 3_600_000].map(next),
+            [1_000, 1_000, 1_800, 9_900, 10_000, 10_000]
+        );
         assert_eq!(until_next(Duration::MAX), FARTHEST);
     }
 
     #[tokio::test]
     async fn all_that_have_asked_before_a_look_share_it() {
-        let source = Source { file: None, environment: Some(Vec::new()) };
+        let source = Source {
+            file: None,
+            environment: Some(Vec::new()),
+        };
         let loaded = source.load().unwrap();
         let (reloader, ask) = Reloader::new(source, &loaded).unwrap();
         let parts = Arc::new(Parts::new(loaded.config).unwrap());
@@ -366,17 +448,37 @@ mod tests {
     #[test]
     fn a_file_that_only_a_refused_configuration_names_is_looked_for() {
         let folder = tempfile::tempdir().unwrap();
-        let (file, secret) = (folder.path().join("flowgate.toml"), folder.path().join("secret"));
+        let (file, secret) = (
+            folder.path().join("flowgate.toml"),
+            folder.path().join("secret"),
+        );
         let account = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\n";
-        std::fs::write(&file, format!("{account}access_key_secret = {{ file = \"secret\" }}\n")).unwrap();
-        let source = Source { file: Some(file.clone()), environment: Some(Vec::new()) };
+        std::fs::write(
+            &file,
+            format!("{account}access_key_secret = {{ file = \"secret\" }}\n"),
+        )
+        .unwrap();
+        let source = Source {
+            file: Some(file.clone()),
+            environment: Some(Vec::new()),
+        };
         let (refused, files) = read(&source);
         assert!(matches!(refused, Err(Refused::Mistakes(_))));
-        assert_eq!(files, [(file.clone(), stamp(&file)), (secret.clone(), None)].into());
+        assert_eq!(
+            files,
+            [(file.clone(), stamp(&file)), (secret.clone(), None)].into()
+        );
         std::fs::write(&secret, "a-secret").unwrap();
         let (done, files) = read(&source);
         assert!(done.is_ok());
-        assert_eq!(files, [(file.clone(), stamp(&file)), (secret.clone(), stamp(&secret))].into());
+        assert_eq!(
+            files,
+            [
+                (file.clone(), stamp(&file)),
+                (secret.clone(), stamp(&secret))
+            ]
+            .into()
+        );
         // What cannot even be parsed names nothing else.
         std::fs::write(&file, "[[accounts").unwrap();
         assert_eq!(read(&source).1, [(file.clone(), stamp(&file))].into());
@@ -387,13 +489,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowgate.toml");
         std::fs::write(&file, "mode = \"observe\"\n").unwrap();
-        let loaded = Source { file: Some(file.clone()), environment: Some(Vec::new()) }.load().unwrap();
+        let loaded = Source {
+            file: Some(file.clone()),
+            environment: Some(Vec::new()),
+        }
+        .load()
+        .unwrap();
         assert!(Last::of(&loaded, loaded.files.clone()).changed().is_none());
         std::fs::write(&file, "mode = \"enforce\" # another one\n").unwrap();
         let last = Last::of(&loaded, loaded.files.clone());
         assert_eq!(last.changed(), Some([(file.clone(), stamp(&file))].into()));
         // Whoever may read it now could not before, perhaps.
-        let last = Last { stamps: [(file.clone(), stamp(&file))].into(), ..last };
+        let last = Last {
+            stamps: [(file.clone(), stamp(&file))].into(),
+            ..last
+        };
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(last.changed(), Some([(file.clone(), stamp(&file))].into()));
     }
@@ -403,7 +513,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("a.toml"), "mode = \"observe\"\n").unwrap();
-        let source = Source { file: Some(folder.path().to_owned()), environment: Some(Vec::new()) };
+        let source = Source {
+            file: Some(folder.path().to_owned()),
+            environment: Some(Vec::new()),
+        };
         let read = || {
             let loaded = source.load().unwrap();
             Last::of(&loaded, loaded.files.clone())
@@ -411,7 +524,10 @@ mod tests {
         let last = read();
         std::fs::write(path(".b.toml.swp"), "").unwrap();
         std::fs::write(path("a.toml~"), "").unwrap();
-        assert!(last.changed().is_none(), "what editors leave is no configuration");
+        assert!(
+            last.changed().is_none(),
+            "what editors leave is no configuration"
+        );
         std::fs::write(path("b.toml"), "").unwrap();
         assert!(last.changed().is_some(), "a new file");
         let last = read();
@@ -429,11 +545,19 @@ mod tests {
         let file = folder.path().join("flowgate.toml");
         let listen = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
         std::fs::write(&file, listen).unwrap();
-        let source = Source { file: Some(file.clone()), environment: Some(Vec::new()) };
+        let source = Source {
+            file: Some(file.clone()),
+            environment: Some(Vec::new()),
+        };
         let loaded = source.load().unwrap();
         let last = Last::of(&loaded, loaded.files.clone());
         let parts = crate::App::start(loaded.config).await.unwrap().parts;
-        let mut work = Work { source, last, changing: None, retired: Vec::new() };
+        let mut work = Work {
+            source,
+            last,
+            changing: None,
+            retired: Vec::new(),
+        };
         let call = parts.settings.load_full();
         let before = Arc::downgrade(&call);
         std::fs::write(&file, format!("{listen}[queue]\nhold = \"10s\"\n")).unwrap();
@@ -441,7 +565,10 @@ mod tests {
         assert_eq!(parts.settings.load().generation, 1);
         work.step(Reason::Time, &parts);
         drop(call);
-        assert!(before.upgrade().is_some(), "the call was not the last that had it");
+        assert!(
+            before.upgrade().is_some(),
+            "the call was not the last that had it"
+        );
         work.step(Reason::Time, &parts);
         assert!(before.upgrade().is_none());
     }
@@ -463,17 +590,24 @@ mod tests {
 
     #[test]
     fn warnings_that_are_shown_have_a_bound() {
-        let warnings = |count: usize| Reading::done((0..count).map(|index| index.to_string()).collect()).warnings;
-        assert_eq!((warnings(100).len(), warnings(100)[99].as_str()), (100, "99"));
+        let warnings = |count: usize| {
+            Reading::done((0..count).map(|index| index.to_string()).collect()).warnings
+        };
+        assert_eq!(
+            (warnings(100).len(), warnings(100)[99].as_str()),
+            (100, "99")
+        );
         assert_eq!(warnings(300).len(), 101);
-        assert_eq!(warnings(300)[100], "and 200 more: flowgate check prints all of them");
+        assert_eq!(
+            warnings(300)[100],
+            "and 200 more: flowgate check prints all of them"
+        );
     }
 
     #[test]
     fn differences_are_told_by_their_keys() {
         let before = json!({ "mode": "enforce", "queue": { "hold": "1s", "tenant": "none" }, "clients": [1, 2] });
-        let after =
-            json!({ "mode": "enforce", "queue": { "hold": "2s", "tenant": "none" }, "clients": [1], "log": {} });
+        let after = json!({ "mode": "enforce", "queue": { "hold": "2s", "tenant": "none" }, "clients": [1], "log": {} });
         let mut found = Vec::new();
         differences(&before, &after, "", &mut found);
         assert_eq!(found, ["clients", "queue.hold", "log"]);
@@ -482,14 +616,28 @@ mod tests {
     #[test]
     fn what_a_running_process_cannot_change_is_known_by_its_table() {
         assert!(
-            ["mode", "upstream.url", "upstream.connect_to", "quota.store.lease", "listen.proxy", "listen.tls"]
-                .iter()
-                .all(|key| is_fixed(key))
+            [
+                "mode",
+                "upstream.url",
+                "upstream.connect_to",
+                "quota.store.lease",
+                "listen.proxy",
+                "listen.tls"
+            ]
+            .iter()
+            .all(|key| is_fixed(key))
         );
         assert!(
-            !["modes", "listen.names", "listen.tls.cert", "listen.proxy_header", "log.level", "queue.hold"]
-                .iter()
-                .any(|key| is_fixed(key))
+            ![
+                "modes",
+                "listen.names",
+                "listen.tls.cert",
+                "listen.proxy_header",
+                "log.level",
+                "queue.hold"
+            ]
+            .iter()
+            .any(|key| is_fixed(key))
         );
     }
 }

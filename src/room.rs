@@ -19,15 +19,23 @@ pub(crate) struct Share {
 
 impl Room {
     pub(crate) fn new(size: usize) -> Arc<Self> {
-        Arc::new(Self { size: AtomicUsize::new(size), used: AtomicUsize::new(0) })
+        Arc::new(Self {
+            size: AtomicUsize::new(size),
+            used: AtomicUsize::new(0),
+        })
     }
 
     /// Takes a share, if it fits.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
         let size = self.size.load(Ordering::Relaxed);
         let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= size);
-        self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
-        Some(Share { room: self.clone(), bytes })
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .ok()?;
+        Some(Share {
+            room: self.clone(),
+            bytes,
+        })
     }
 
     /// From now on this is the bound; what is in use stays.
@@ -46,7 +54,9 @@ impl Room {
 impl Share {
     /// Takes more into the same share; false, and nothing changes, when it does not fit.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
-        let Some(mut more) = self.room.take(bytes) else { return false };
+        let Some(mut more) = self.room.take(bytes) else {
+            return false;
+        };
         self.bytes += std::mem::take(&mut more.bytes);
         true
     }

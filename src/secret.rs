@@ -66,6 +66,9 @@ mod tests {
         fn is_wiped<T: ZeroizeOnDrop>(_: &T) {}
         let secret = Secret::new("hunter2");
         is_wiped(&secret.0);
-        assert_eq!(format!("{secret:?} {:#?}", Some(&secret)), "[REDACTED] Some(\n    [REDACTED],\n)");
+        assert_eq!(
+            format!("{secret:?} {:#?}", Some(&secret)),
+            "[REDACTED] Some(\n    [REDACTED],\n)"
+        );
     }
 }

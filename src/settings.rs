@@ -20,17 +20,30 @@ pub(crate) struct Settings {
 impl Settings {
     /// `config` with the addresses that were in fact bound.
     pub(crate) fn new(config: Config) -> Self {
-        Self { directory: Directory::new(&config, None), config, generation: 0 }
+        Self {
+            directory: Directory::new(&config, None),
+            config,
+            generation: 0,
+        }
     }
 
     /// What holds after these.
     pub(crate) fn then(&self, config: Config) -> Self {
-        Self { directory: Directory::new(&config, Some(&self.directory)), config, generation: self.generation + 1 }
+        Self {
+            directory: Directory::new(&config, Some(&self.directory)),
+            config,
+            generation: self.generation + 1,
+        }
     }
 
     /// Looks again, before it is sent, at a call of `account` that was identified under the settings of generation `since`:
     /// its client may have gone, or may do less, and its account may have other credentials.
-    pub(crate) fn recheck(&self, call: &mut Sendable, account: &AccountId, since: &mut u64) -> Result<(), Refusal> {
+    pub(crate) fn recheck(
+        &self,
+        call: &mut Sendable,
+        account: &AccountId,
+        since: &mut u64,
+    ) -> Result<(), Refusal> {
         if std::mem::replace(since, self.generation) == self.generation {
             return Ok(());
         }

@@ -56,7 +56,13 @@ impl Phases {
 
     /// Whether `phase` is reached, for those who are polled when one begins: ready then, and never wakes by itself.
     pub(crate) fn now_in(&self, phase: Phase) -> impl Future<Output = ()> {
-        poll_fn(move |_| if self.now() >= phase { Poll::Ready(()) } else { Poll::Pending })
+        poll_fn(move |_| {
+            if self.now() >= phase {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
     }
 
     /// For those who look at every phase.
@@ -93,7 +99,10 @@ impl Changes {
 
 impl Signals {
     pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
     }
 
     /// Waits for either.

@@ -31,7 +31,9 @@ pub enum HandedError {
     #[error("the sockets of LISTEN_FDS cannot be taken: {0}")]
     Variables(io::Error),
     /// More of them than there are listeners, or a name that is none.
-    #[error("expected at most two sockets, the proxy's and the admin's, or the names proxy and admin, each once")]
+    #[error(
+        "expected at most two sockets, the proxy's and the admin's, or the names proxy and admin, each once"
+    )]
     Roles,
     /// Not a socket, or one of another kind.
     #[error("the descriptor passed for {0} is no TCP or Unix stream socket")]
@@ -73,8 +75,18 @@ impl Handed {
 }
 
 fn passed(descriptors: &mut ListenFd, index: usize) -> Option<Passed> {
-    let tcp = descriptors.take_tcp_listener(index).ok().flatten().map(Passed::Tcp);
-    tcp.or_else(|| descriptors.take_unix_listener(index).ok().flatten().map(Passed::Unix))
+    let tcp = descriptors
+        .take_tcp_listener(index)
+        .ok()
+        .flatten()
+        .map(Passed::Tcp);
+    tcp.or_else(|| {
+        descriptors
+            .take_unix_listener(index)
+            .ok()
+            .flatten()
+            .map(Passed::Unix)
+    })
 }
 
 /// By name if one of them says so; else the first is the proxy's: unnamed sockets are called after their unit.
@@ -83,7 +95,10 @@ fn roles(names: &[String]) -> Option<Vec<Role>> {
     let roles = if named.iter().any(Option::is_some) {
         named.into_iter().collect::<Option<Vec<_>>>()?
     } else {
-        [Role::Proxy, Role::Admin].into_iter().take(names.len()).collect()
+        [Role::Proxy, Role::Admin]
+            .into_iter()
+            .take(names.len())
+            .collect()
     };
     let is_once = |role| roles.iter().filter(|other| **other == role).count() <= 1;
     (roles.len() == names.len() && is_once(Role::Proxy) && is_once(Role::Admin)).then_some(roles)
@@ -93,7 +108,9 @@ fn roles(names: &[String]) -> Option<Vec<Role>> {
 
 impl Role {
     fn of(name: &str) -> Option<Self> {
-        [Self::Proxy, Self::Admin].into_iter().find(|role| role.name() == name)
+        [Self::Proxy, Self::Admin]
+            .into_iter()
+            .find(|role| role.name() == name)
     }
 
     fn name(self) -> &'static str {
@@ -135,7 +152,9 @@ pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sy
         tokio::time::sleep(every).await;
         let status = status.clone();
         // It goes through all lanes: not on a thread that serves calls.
-        let Ok(Some(status)) = tokio::task::spawn_blocking(move || status()).await else { return };
+        let Ok(Some(status)) = tokio::task::spawn_blocking(move || status()).await else {
+            return;
+        };
         tell(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
     }
 }
@@ -152,7 +171,12 @@ mod tests {
     use super::*;
 
     fn roles_of(names: &[&str]) -> Option<Vec<Role>> {
-        roles(&names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>())
+        roles(
+            &names
+                .iter()
+                .map(|name| (*name).to_owned())
+                .collect::<Vec<_>>(),
+        )
     }
 
     #[test]
@@ -160,7 +184,10 @@ mod tests {
         use Role::{Admin, Proxy};
         assert_eq!(roles_of(&["admin", "proxy"]), Some(vec![Admin, Proxy]));
         assert_eq!(roles_of(&["admin"]), Some(vec![Admin]));
-        assert_eq!(roles_of(&["flowgate.socket", "flowgate.socket"]), Some(vec![Proxy, Admin]));
+        assert_eq!(
+            roles_of(&["flowgate.socket", "flowgate.socket"]),
+            Some(vec![Proxy, Admin])
+        );
         assert_eq!(roles_of(&["unknown"]), Some(vec![Proxy]));
         assert_eq!(roles_of(&["proxy", "flowgate.socket"]), None);
         assert_eq!(roles_of(&["proxy", "proxy"]), None);

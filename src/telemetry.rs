@@ -27,7 +27,10 @@ static LEVELS: OnceLock<Levels> = OnceLock::new();
 
 /// Makes events of this process log lines, and panics events. Lines are written while the guard lives.
 pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
-    let (queue, guard) = NonBlockingBuilder::default().buffered_lines_limit(MAX_LINES).lossy(true).finish(io::stderr());
+    let (queue, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(MAX_LINES)
+        .lossy(true)
+        .finish(io::stderr());
     let (subscriber, levels) = subscriber(log, io::stderr().is_terminal(), queue);
     subscriber.try_init()?;
     drop(LEVELS.set(levels));
@@ -43,20 +46,37 @@ pub(crate) fn set_level(level: LevelFilter) {
     }
 }
 
-fn subscriber<W>(log: &Log, ansi: bool, writer: W) -> (impl Subscriber + Send + Sync + use<W>, Levels)
+fn subscriber<W>(
+    log: &Log,
+    ansi: bool,
+    writer: W,
+) -> (impl Subscriber + Send + Sync + use<W>, Levels)
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
     let lines = match log.format {
-        LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(OneLine { writer, ansi }).boxed(),
-        LogFormat::Json => fmt::layer().json().flatten_event(true).with_ansi(false).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer()
+            .with_ansi(ansi)
+            .with_writer(OneLine { writer, ansi })
+            .boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_ansi(false)
+            .with_writer(writer)
+            .boxed(),
     };
     let (levels, handle) = reload::Layer::new(levels(log.level));
-    (tracing_subscriber::registry().with(lines.with_filter(levels)), handle)
+    (
+        tracing_subscriber::registry().with(lines.with_filter(levels)),
+        handle,
+    )
 }
 
 fn levels(own: LevelFilter) -> Targets {
-    Targets::new().with_target(env!("CARGO_CRATE_NAME"), own).with_default(own.min(LevelFilter::INFO))
+    Targets::new()
+        .with_target(env!("CARGO_CRATE_NAME"), own)
+        .with_default(own.min(LevelFilter::INFO))
 }
 
 /// A panic's message may hold what a caller sent, so only its place is told.
@@ -76,7 +96,10 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for OneLine<W> {
     type Writer = OneLine<W::Writer>;
 
     fn make_writer(&'w self) -> Self::Writer {
-        OneLine { writer: self.writer.make_writer(), ansi: self.ansi }
+        OneLine {
+            writer: self.writer.make_writer(),
+            ansi: self.ansi,
+        }
     }
 }
 
@@ -128,10 +151,18 @@ mod tests {
     fn logged(format: LogFormat, level: LevelFilter, work: impl FnOnce()) -> Vec<String> {
         let page = Page::default();
         let writer = page.clone();
-        let (subscriber, _levels) = subscriber(&Log { format, level }, false, move || writer.clone());
+        let (subscriber, _levels) =
+            subscriber(&Log { format, level }, false, move || writer.clone());
         tracing::subscriber::with_default(subscriber, work);
         let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
-        text.lines().map(|line| line.split_once(' ').map_or(line, |(_, rest)| rest).trim().to_owned()).collect()
+        text.lines()
+            .map(|line| {
+                line.split_once(' ')
+                    .map_or(line, |(_, rest)| rest)
+                    .trim()
+                    .to_owned()
+            })
+            .collect()
     }
 
     #[test]
@@ -150,9 +181,14 @@ mod tests {
 
     #[test]
     fn json_is_one_object_a_line() {
-        let lines = logged(LogFormat::Json, LevelFilter::INFO, || info!(flow = "a\nb", attempts = 2, "done"));
+        let lines = logged(LogFormat::Json, LevelFilter::INFO, || {
+            info!(flow = "a\nb", attempts = 2, "done")
+        });
         let page = lines.join("");
-        assert!(page.contains(r#""message":"done","flow":"a\nb","attempts":2"#), "{page}");
+        assert!(
+            page.contains(r#""message":"done","flow":"a\nb","attempts":2"#),
+            "{page}"
+        );
         assert_eq!(lines.len(), 1);
     }
 
@@ -164,7 +200,13 @@ mod tests {
             info!(target: "hyper::proto", "their info");
         };
         let lines = logged(LogFormat::Text, LevelFilter::TRACE, work);
-        assert_eq!(lines, ["TRACE flowgate::telemetry::tests: own trace", "INFO hyper::proto: their info"]);
+        assert_eq!(
+            lines,
+            [
+                "TRACE flowgate::telemetry::tests: own trace",
+                "INFO hyper::proto: their info"
+            ]
+        );
         assert_eq!(logged(LogFormat::Text, LevelFilter::WARN, work), [""; 0]);
     }
 
@@ -177,6 +219,9 @@ mod tests {
         });
         std::panic::set_hook(before);
         let expected = r#"ERROR flowgate::telemetry: panic location="src/telemetry.rs:"#;
-        assert!(lines.len() == 1 && lines[0].starts_with(expected) && !lines[0].contains("hunter2"), "{lines:?}");
+        assert!(
+            lines.len() == 1 && lines[0].starts_with(expected) && !lines[0].contains("hunter2"),
+            "{lines:?}"
+        );
     }
 }

@@ -3,7 +3,10 @@
 //! too. Backend and load are this program again, on the other core. `benches/README.md` has the method and the figures.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
-#![expect(clippy::print_stdout, reason = "the table is what the benchmark is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the table is what the benchmark is for"
+)]
 
 #[path = "../side_by_side/backend.rs"]
 mod backend;
@@ -72,10 +75,18 @@ fn main() {
 async fn measure(options: &Options) {
     let mut backend = Process::this(OTHERS, &["backend".into()]);
     let upstream = backend.address().to_string();
-    let variables = [("UPSTREAM__URL", format!("http://{upstream}")), ("LISTEN__PROXY", "127.0.0.1:0".into())];
-    let variables = variables.into_iter().chain([("LISTEN__ADMIN", "127.0.0.1:0".into())]);
-    let variables = variables.map(|(name, value)| (format!("FLOWGATE_{name}").into(), value.into()));
-    let app = App::start(config::load(None, variables).unwrap().config).await.unwrap();
+    let variables = [
+        ("UPSTREAM__URL", format!("http://{upstream}")),
+        ("LISTEN__PROXY", "127.0.0.1:0".into()),
+    ];
+    let variables = variables
+        .into_iter()
+        .chain([("LISTEN__ADMIN", "127.0.0.1:0".into())]);
+    let variables =
+        variables.map(|(name, value)| (format!("FLOWGATE_{name}").into(), value.into()));
+    let app = App::start(config::load(None, variables).unwrap().config)
+        .await
+        .unwrap();
     let proxy = app.proxy_address().unwrap().to_string();
     println!(
         "| round | live MiB: before | peak | after | without nonces | resident: before | after | requests/s |\n|--:|--:|--:|--:|--:|--:|--:|--:|"
@@ -83,7 +94,15 @@ async fn measure(options: &Options) {
     for round in 1..=2 {
         let (before, resident) = (live(), resident());
         let accounts = options.accounts.to_string();
-        let arguments = ["load", "--calls", &accounts, &proxy, &upstream, &CONNECTIONS.to_string(), "1"];
+        let arguments = [
+            "load",
+            "--calls",
+            &accounts,
+            &proxy,
+            &upstream,
+            &CONNECTIONS.to_string(),
+            "1",
+        ];
         let mut load = Process::this(OTHERS, &arguments.map(ToOwned::to_owned));
         load.line();
         load.go();
@@ -124,6 +143,9 @@ fn live() -> f64 {
 
 fn resident() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
 }

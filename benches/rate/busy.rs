@@ -22,7 +22,9 @@ impl BusyLoops {
                 }
             }
         };
-        let threads = (0..count).map(|_| std::thread::spawn(spin(ends.clone()))).collect();
+        let threads = (0..count)
+            .map(|_| std::thread::spawn(spin(ends.clone())))
+            .collect();
         Self { ends, threads }
     }
 }
@@ -30,6 +32,8 @@ impl BusyLoops {
 impl Drop for BusyLoops {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
-        self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        self.threads
+            .drain(..)
+            .for_each(|thread| drop(thread.join()));
     }
 }

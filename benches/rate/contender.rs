@@ -53,7 +53,12 @@ enum Between {
     Flowgate { _process: Process },
 }
 
-pub(crate) const ALL: [Contender; 4] = [Contender::Straight, Contender::Nginx, Contender::Limiter, Contender::Flowgate];
+pub(crate) const ALL: [Contender; 4] = [
+    Contender::Straight,
+    Contender::Nginx,
+    Contender::Limiter,
+    Contender::Flowgate,
+];
 
 /// How long CAMS takes to answer.
 const LATENCY: Duration = Duration::from_millis(30);
@@ -73,8 +78,17 @@ impl Contender {
     /// Starts it before a fresh CAMS and returns just before a tick of CAMS's clock; `None` if it is not installed.
     pub(crate) async fn prepare(self, case: Case) -> Option<Stage> {
         // What is strict in it is for what Flowgate makes; nginx and these callers send hop headers.
-        let settings = Settings { latency: LATENCY, jitter: case.jitter, strict: false, ..Settings::default() };
-        let mut settings = Settings { keep_requests: false, ..settings }.with_limit(case.limit());
+        let settings = Settings {
+            latency: LATENCY,
+            jitter: case.jitter,
+            strict: false,
+            ..Settings::default()
+        };
+        let mut settings = Settings {
+            keep_requests: false,
+            ..settings
+        }
+        .with_limit(case.limit());
         for account in 0..case.size.accounts {
             settings = settings.with_key(&key(account), SECRET, &key(account));
         }
@@ -83,7 +97,13 @@ impl Contender {
         SockRef::from(&listener).listen(4096).unwrap();
         let (cams, opened) = (Sim::new(settings).listen(listener).unwrap(), Instant::now());
         let (to, host) = (cams.addr(), cams.addr().to_string());
-        let mut stage = Stage { cams, to, host, limiters: Vec::new(), _process: Between::Nothing };
+        let mut stage = Stage {
+            cams,
+            to,
+            host,
+            limiters: Vec::new(),
+            _process: Between::Nothing,
+        };
         match self {
             Self::Straight | Self::Limiter => {}
             Self::Nginx => stage.put_nginx_between().await?,
@@ -111,10 +131,18 @@ impl fmt::Display for Contender {
 }
 
 /// As an application would have it: full at the start, and the limit's count back each second.
-#[allow(clippy::disallowed_methods, reason = "it is what Flowgate is compared with")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "it is what Flowgate is compared with"
+)]
 fn limiter(case: Case) -> RateLimiter {
     let five = usize::try_from(case.limit().per_window).unwrap();
-    RateLimiter::builder().max(five).initial(five).refill(five).interval(case.limit().window).build()
+    RateLimiter::builder()
+        .max(five)
+        .initial(five)
+        .refill(five)
+        .interval(case.limit().window)
+        .build()
 }
 
 // === impl Stage ===
@@ -122,12 +150,19 @@ fn limiter(case: Case) -> RateLimiter {
 impl Stage {
     async fn put_nginx_between(&mut self) -> Option<()> {
         let folder = tempfile::tempdir().unwrap();
-        let to = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let to = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
         std::fs::write(folder.path().join("nginx.conf"), nginx_conf(to, &self.host)).unwrap();
         // Debian has it where only root looks.
         let start = |program: &str| {
             let mut command = Command::new(program);
-            command.arg("-p").arg(folder.path()).args(["-c", "nginx.conf", "-e", "stderr"]);
+            command
+                .arg("-p")
+                .arg(folder.path())
+                .args(["-c", "nginx.conf", "-e", "stderr"]);
             command.stderr(Stdio::null()).kill_on_drop(true).spawn()
         };
         let child = start("nginx").or_else(|_| start("/usr/sbin/nginx")).ok()?;
@@ -138,7 +173,13 @@ impl Stage {
         };
         timeout(PATIENCE, ready).await.expect("nginx listens");
         // The signed host stays CAMS's own, which nginx sends by default.
-        (self.to, self._process) = (to, Between::Nginx { _child: child, _folder: folder });
+        (self.to, self._process) = (
+            to,
+            Between::Nginx {
+                _child: child,
+                _folder: folder,
+            },
+        );
         Some(())
     }
 

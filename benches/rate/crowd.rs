@@ -59,7 +59,11 @@ impl Size {
 impl std::fmt::Display for Size {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { accounts, calls } = self;
-        if *accounts > 1 { write!(f, "{accounts} × {calls}") } else { write!(f, "{calls}") }
+        if *accounts > 1 {
+            write!(f, "{accounts} × {calls}")
+        } else {
+            write!(f, "{calls}")
+        }
     }
 }
 
@@ -82,11 +86,20 @@ impl Target<'_> {
     pub(crate) async fn crowd(&self, size: Size) -> Vec<Answer> {
         let started = Instant::now();
         // One account's calls do not come before another's.
-        let calls = (0..size.calls).flat_map(|number| (0..size.accounts).map(move |account| (number, account)));
-        let answers = join_all(calls.map(|(number, account)| self.call(started, account, number))).await;
-        let others: Vec<_> = answers.iter().filter(|answer| !answer.is_ok() && !answer.is_refusal()).collect();
+        let calls = (0..size.calls)
+            .flat_map(|number| (0..size.accounts).map(move |account| (number, account)));
+        let answers =
+            join_all(calls.map(|(number, account)| self.call(started, account, number))).await;
+        let others: Vec<_> = answers
+            .iter()
+            .filter(|answer| !answer.is_ok() && !answer.is_refusal())
+            .collect();
         if let Some(other) = others.first() {
-            eprintln!("{} calls ended otherwise, the first with {}", others.len(), other.code);
+            eprintln!(
+                "{} calls ended otherwise, the first with {}",
+                others.len(),
+                other.code
+            );
         }
         answers
     }
@@ -95,19 +108,28 @@ impl Target<'_> {
         if let Some(limiter) = self.limiters.get(account) {
             RateLimiter::acquire_one(limiter).await;
         }
-        let code = match timeout(PATIENCE, self.exchange(account, &format!("flow-{number}"))).await {
+        let code = match timeout(PATIENCE, self.exchange(account, &format!("flow-{number}"))).await
+        {
             Ok(code) => code.unwrap_or_else(|error| error.to_string()),
             Err(_) => "no answer in time".into(),
         };
-        Answer { account, after: started.elapsed(), code }
+        Answer {
+            account,
+            after: started.elapsed(),
+            code,
+        }
     }
 
     /// Sends one CreateFlow and returns the `Code` of its answer.
     async fn exchange(&self, account: usize, flow: &str) -> std::io::Result<String> {
         let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
         let hold = format!("{}s", PATIENCE.as_secs());
-        let mut call =
-            Call::v3_with(self.host, &query, |call| call.push("x-flowgate-hold", &hold), (&key(account), SECRET));
+        let mut call = Call::v3_with(
+            self.host,
+            &query,
+            |call| call.push("x-flowgate-hold", &hold),
+            (&key(account), SECRET),
+        );
         // So that the answer ends where the connection does. It is not signed: it is meant for the next hop.
         call.push("connection", "close");
         let mut stream = TcpStream::connect(self.to).await?;

@@ -8,7 +8,9 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns};
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns,
+};
 use nix::sys::time::TimeSpec;
 use parking_lot::Mutex;
 use socket2::SockRef;
@@ -48,8 +50,10 @@ const LATENCY: Duration = Duration::from_millis(20);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-const ACCEPTED: (&str, &str) =
-    ("200 OK", r#"{"RequestId":"90E63D28","Code":"OK","Message":"OK","Data":{"FlowId":"1"}}"#);
+const ACCEPTED: (&str, &str) = (
+    "200 OK",
+    r#"{"RequestId":"90E63D28","Code":"OK","Message":"OK","Data":{"FlowId":"1"}}"#,
+);
 
 const REFUSED: (&str, &str) = (
     "400 Bad Request",
@@ -62,7 +66,12 @@ impl Endpoint {
     /// Starts one on a thread of its own.
     pub(crate) fn start(count: usize) -> Self {
         let (all, accepted) = (BTreeMap::new(), BTreeMap::new());
-        let state = Arc::new(Mutex::new(State { count, refused: 0, all, accepted }));
+        let state = Arc::new(Mutex::new(State {
+            count,
+            refused: 0,
+            all,
+            accepted,
+        }));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         SockRef::from(&listener).listen(4096).unwrap();
         // Accepted sockets inherit it, so also what came before `accept` is stamped.
@@ -81,13 +90,20 @@ impl Endpoint {
                 }
             });
         });
-        Self { addr, state, _end: end }
+        Self {
+            addr,
+            state,
+            _end: end,
+        }
     }
 
     /// What has come so far.
     pub(crate) fn seen(&self) -> Seen {
         let state = self.state.lock();
-        Seen { refused: state.refused, worst_second: state.all.values().map(|at| worst(at)).max().unwrap_or(0) }
+        Seen {
+            refused: state.refused,
+            worst_second: state.all.values().map(|at| worst(at)).max().unwrap_or(0),
+        }
     }
 }
 
@@ -105,10 +121,11 @@ async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io
     let mut buffer = [0; 8192];
     loop {
         stream.readable().await?;
-        let (length, stamp) = match stream.try_io(Interest::READABLE, || receive(&stream, &mut buffer)) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            received => received?,
-        };
+        let (length, stamp) =
+            match stream.try_io(Interest::READABLE, || receive(&stream, &mut buffer)) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                received => received?,
+            };
         if length == 0 {
             return Ok(());
         }
@@ -117,12 +134,21 @@ async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io
         if !request.ends_with(b"\r\n\r\n") {
             continue;
         }
-        let at = written_at.take().expect("the kernel stamps what is received");
-        let (status, body) = if state.lock().accepts(account(&request), at) { ACCEPTED } else { REFUSED };
+        let at = written_at
+            .take()
+            .expect("the kernel stamps what is received");
+        let (status, body) = if state.lock().accepts(account(&request), at) {
+            ACCEPTED
+        } else {
+            REFUSED
+        };
         request.clear();
         sleep(LATENCY).await;
         let head = "content-type: application/json;charset=utf-8\r\nx-acs-request-id: 90E63D28\r\n";
-        let answer = format!("HTTP/1.1 {status}\r\n{head}content-length: {}\r\n\r\n{body}", body.len());
+        let answer = format!(
+            "HTTP/1.1 {status}\r\n{head}content-length: {}\r\n\r\n{body}",
+            body.len()
+        );
         stream.write_all(answer.as_bytes()).await?;
     }
 }
@@ -131,7 +157,12 @@ async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io
 fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
     let mut control = nix::cmsg_space!(TimeSpec);
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let message = recvmsg::<()>(
+        stream.as_raw_fd(),
+        &mut parts,
+        Some(&mut control),
+        MsgFlags::empty(),
+    )?;
     let stamp = message.cmsgs()?.find_map(|control| match control {
         ControlMessageOwned::ScmTimestampns(at) => Some(Duration::from(at)),
         _ => None,
@@ -142,13 +173,17 @@ fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<D
 /// The access key of a V3 signature.
 fn account(request: &[u8]) -> String {
     let text = String::from_utf8_lossy(request);
-    let key = text.split_once("Credential=").and_then(|(_, rest)| rest.split_once(','));
+    let key = text
+        .split_once("Credential=")
+        .and_then(|(_, rest)| rest.split_once(','));
     key.map(|(key, _)| key.to_owned()).unwrap_or_default()
 }
 
 /// The most of these moments, which are in order, that are within less than a second.
 fn worst(moments: &[Duration]) -> usize {
-    let within = |(index, first): (usize, &Duration)| moments.partition_point(|other| *other < *first + SECOND) - index;
+    let within = |(index, first): (usize, &Duration)| {
+        moments.partition_point(|other| *other < *first + SECOND) - index
+    };
     moments.iter().enumerate().map(within).max().unwrap_or(0)
 }
 

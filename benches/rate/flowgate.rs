@@ -6,8 +6,10 @@ use crate::crowd::key;
 use crate::process::Process;
 
 /// All callers are one source, and a crowd of a thousand a second comes at once.
-const ROOM: [(&str, &str); 2] =
-    [("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000"), ("TOKIO_WORKER_THREADS", "2")];
+const ROOM: [(&str, &str); 2] = [
+    ("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000"),
+    ("TOKIO_WORKER_THREADS", "2"),
+];
 
 /// `[limits]` with this many CreateFlow a second.
 pub(crate) fn limit(count: usize) -> String {

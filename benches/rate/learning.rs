@@ -29,9 +29,19 @@ pub(crate) const HEAD: &str = "| window | limit | endpoint takes | accepted a se
 
 /// Measures with this kind of window, prints a line, and says which promise was broken.
 pub(crate) async fn run(kind: Kind) -> Result<(), String> {
-    let settings = Settings { latency: Duration::from_millis(30), keep_requests: false, ..Settings::default() };
+    let settings = Settings {
+        latency: Duration::from_millis(30),
+        keep_requests: false,
+        ..Settings::default()
+    };
     let settings = settings.with_key(&key(0), SECRET, &key(0));
-    let sim = Sim::start(settings.with_limit(Limit { kind, per_window: TAKES, ..Limit::default() })).await.unwrap();
+    let sim = Sim::start(settings.with_limit(Limit {
+        kind,
+        per_window: TAKES,
+        ..Limit::default()
+    }))
+    .await
+    .unwrap();
     let process = flowgate::start(&sim.url(), 1, &flowgate::limit(LIMIT)).await;
     sleep(Duration::from_secs(2)).await;
     let (start, proxy) = (Instant::now(), process.proxy);
@@ -39,7 +49,10 @@ pub(crate) async fn run(kind: Kind) -> Result<(), String> {
     for caller in 0..CALLERS {
         callers.spawn(async move {
             for number in 0.. {
-                let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", &*format!("flow-{caller}-{number}"))];
+                let query = [
+                    ("Categories", "[\"SIGN_UP\"]"),
+                    ("FlowName", &*format!("flow-{caller}-{number}")),
+                ];
                 let hold = |call: &mut Call| call.push("x-flowgate-hold", "60s");
                 let call = Call::v3_with(&proxy.to_string(), &query, hold, (&key(0), SECRET));
                 drop(try_exchange(proxy, &call.bytes()).await);
@@ -49,16 +62,33 @@ pub(crate) async fn run(kind: Kind) -> Result<(), String> {
     sleep_until(start + TO).await;
     callers.abort_all();
     let arrivals = sim.arrivals();
-    let measured = || arrivals.iter().filter(|arrival| arrival.at >= start + FROM && arrival.at < start + TO);
-    let of = |verdict: Verdict| measured().filter(|arrival| arrival.verdict == verdict).count() as f64;
+    let measured = || {
+        arrivals
+            .iter()
+            .filter(|arrival| arrival.at >= start + FROM && arrival.at < start + TO)
+    };
+    let of = |verdict: Verdict| {
+        measured()
+            .filter(|arrival| arrival.verdict == verdict)
+            .count() as f64
+    };
     let rate = of(Verdict::Accepted) / (TO - FROM).as_secs_f64();
-    let (sent, refused) = (rate / f64::from(TAKES), of(Verdict::Throttled) / measured().count().max(1) as f64);
+    let (sent, refused) = (
+        rate / f64::from(TAKES),
+        of(Verdict::Throttled) / measured().count().max(1) as f64,
+    );
     let kind = format!("{kind:?}").to_lowercase();
-    println!("| {kind} | {LIMIT}/s | {TAKES}/s | {rate:.1} | {:.1} % | {:.1} % |", sent * 100.0, refused * 100.0);
+    println!(
+        "| {kind} | {LIMIT}/s | {TAKES}/s | {rate:.1} | {:.1} % | {:.1} % |",
+        sent * 100.0,
+        refused * 100.0
+    );
     let is_kept = sent >= LEAST_SENT && refused <= MOST_REFUSED;
     if is_kept {
         Ok(())
     } else {
-        Err(format!("{kind} window: {sent:.3} of what the endpoint takes, {refused:.3} refused"))
+        Err(format!(
+            "{kind} window: {sent:.3} of what the endpoint takes, {refused:.3} refused"
+        ))
     }
 }

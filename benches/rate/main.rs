@@ -14,7 +14,10 @@ use cams_sim::Kind;
 use clap::{Parser, ValueEnum};
 
 mod busy;
-#[allow(dead_code, reason = "the tests' caller can do more than is needed here")]
+#[allow(
+    dead_code,
+    reason = "the tests' caller can do more than is needed here"
+)]
 #[path = "../../tests/it/caller.rs"]
 mod caller;
 mod contender;
@@ -61,7 +64,13 @@ async fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     rlimit::increase_nofile_limit(u64::MAX).unwrap();
-    let is_wanted = |which| if quick { which == Part::Wire } else { part.is_none_or(|part| part == which) };
+    let is_wanted = |which| {
+        if quick {
+            which == Part::Wire
+        } else {
+            part.is_none_or(|part| part == which)
+        }
+    };
     let mut broken: Vec<String> = Vec::new();
     if is_wanted(Part::Wire) {
         println!("{}", wire::HEAD);
@@ -80,6 +89,12 @@ async fn main() -> ExitCode {
     if is_wanted(Part::Contenders) {
         broken.extend(table::run().await);
     }
-    broken.iter().for_each(|promise| eprintln!("BROKEN {promise}"));
-    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    broken
+        .iter()
+        .for_each(|promise| eprintln!("BROKEN {promise}"));
+    if broken.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -37,9 +37,27 @@ struct Outcome {
 
 /// Crowds, and how many rows of each run at once: what comes in crowds of a thousand has the machine for itself.
 const SIZES: [(Size, usize); 3] = [
-    (Size { accounts: 1, calls: 60 }, 16),
-    (Size { accounts: 1, calls: 600 }, 16),
-    (Size { accounts: 20, calls: 60 }, 1),
+    (
+        Size {
+            accounts: 1,
+            calls: 60,
+        },
+        16,
+    ),
+    (
+        Size {
+            accounts: 1,
+            calls: 600,
+        },
+        16,
+    ),
+    (
+        Size {
+            accounts: 20,
+            calls: 60,
+        },
+        1,
+    ),
 ];
 
 /// Between the starts of rows that run at once, so that their seconds do not begin together.
@@ -54,9 +72,17 @@ pub(crate) const HEAD: &str = "| calls | window | way | through | succeeded | re
 pub(crate) async fn run() -> Vec<String> {
     let (mut rows, mut broken) = (Vec::new(), Vec::new());
     for (size, at_once) in SIZES {
-        let pairs = cases(size).into_iter().flat_map(|case| ALL.map(|contender| (case, contender)));
-        let tasks = pairs.enumerate().map(|(index, (case, through))| tokio::spawn(row(case, through, index % at_once)));
-        let done: Vec<_> = stream::iter(tasks).buffered(at_once).map(Result::unwrap).collect().await;
+        let pairs = cases(size)
+            .into_iter()
+            .flat_map(|case| ALL.map(|contender| (case, contender)));
+        let tasks = pairs
+            .enumerate()
+            .map(|(index, (case, through))| tokio::spawn(row(case, through, index % at_once)));
+        let done: Vec<_> = stream::iter(tasks)
+            .buffered(at_once)
+            .map(Result::unwrap)
+            .collect()
+            .await;
         for (line, promise) in done {
             rows.push(line);
             broken.extend(promise.err());
@@ -69,7 +95,10 @@ pub(crate) async fn run() -> Vec<String> {
 fn cases(size: Size) -> Vec<Case> {
     let kinds = [Kind::Sliding, Kind::Aligned];
     let ways = [Duration::ZERO, Duration::from_millis(30)];
-    kinds.into_iter().flat_map(|kind| ways.map(|jitter| Case { size, kind, jitter })).collect()
+    kinds
+        .into_iter()
+        .flat_map(|kind| ways.map(|jitter| Case { size, kind, jitter }))
+        .collect()
 }
 
 /// One line of the table, and whether it is as promised.
@@ -79,7 +108,11 @@ async fn row(case: Case, contender: Contender, place: usize) -> (String, Result<
     let Some(stage) = contender.prepare(case).await else {
         return (format!("{start} not installed | | | | |"), Ok(()));
     };
-    let target = Target { to: stage.to, host: &stage.host, limiters: &stage.limiters };
+    let target = Target {
+        to: stage.to,
+        host: &stage.host,
+        limiters: &stage.limiters,
+    };
     let outcome = Outcome::new(&target.crowd(case.size).await, &stage, case);
     let line = format!("{start} {}", outcome.cells(case));
     eprintln!("{line}");
@@ -104,33 +137,54 @@ fn first_five(answers: &[Answer], accounts: usize) -> Option<Duration> {
 fn worst(arrivals: &[Arrival], moment: fn(&Arrival) -> Instant) -> usize {
     let mut accounts: BTreeMap<_, Vec<Instant>> = BTreeMap::new();
     for arrival in arrivals {
-        accounts.entry(&arrival.account).or_default().push(moment(arrival));
+        accounts
+            .entry(&arrival.account)
+            .or_default()
+            .push(moment(arrival));
     }
     let of_account = |mut moments: Vec<Instant>| {
         moments.sort();
-        let within =
-            |(index, first): (usize, &Instant)| moments.partition_point(|other| *other - *first < SECOND) - index;
+        let within = |(index, first): (usize, &Instant)| {
+            moments.partition_point(|other| *other - *first < SECOND) - index
+        };
         moments.iter().enumerate().map(within).max()
     };
-    accounts.into_values().filter_map(of_account).max().unwrap_or(0)
+    accounts
+        .into_values()
+        .filter_map(of_account)
+        .max()
+        .unwrap_or(0)
 }
 
 // === impl Case ===
 
 impl Case {
     pub(crate) fn limit(self) -> Limit {
-        Limit { kind: self.kind, ..Limit::default() }
+        Limit {
+            kind: self.kind,
+            ..Limit::default()
+        }
     }
 
     fn optimum(self) -> usize {
-        self.size.optimum(usize::try_from(self.limit().per_window).unwrap())
+        self.size
+            .optimum(usize::try_from(self.limit().per_window).unwrap())
     }
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way = if self.jitter.is_zero() { "steady".into() } else { format!("0-{} ms", self.jitter.as_millis()) };
-        write!(f, "{} | {} | {way}", self.size, format!("{:?}", self.kind).to_lowercase())
+        let way = if self.jitter.is_zero() {
+            "steady".into()
+        } else {
+            format!("0-{} ms", self.jitter.as_millis())
+        };
+        write!(
+            f,
+            "{} | {} | {way}",
+            self.size,
+            format!("{:?}", self.kind).to_lowercase()
+        )
     }
 }
 
@@ -142,7 +196,11 @@ impl Outcome {
         Self {
             succeeded: answers.iter().filter(|answer| answer.is_ok()).count(),
             refused: stage.cams.report().refused,
-            took: answers.iter().map(|answer| answer.after).max().unwrap_or_default(),
+            took: answers
+                .iter()
+                .map(|answer| answer.after)
+                .max()
+                .unwrap_or_default(),
             first_five: first_five(answers, case.size.accounts),
             worst_received: worst(&arrivals, |arrival| arrival.received),
             worst_counted: worst(&arrivals, |arrival| arrival.at),
@@ -160,12 +218,17 @@ impl Outcome {
             (false, _) if accounts > 1 => (usize::MAX, f64::INFINITY),
             (false, _) => (1, 11.6),
         };
-        let (refused, took) = (usize::try_from(self.refused).unwrap(), self.took.as_secs_f64());
+        let (refused, took) = (
+            usize::try_from(self.refused).unwrap(),
+            self.took.as_secs_f64(),
+        );
         self.succeeded == case.size.total() && refused <= refusals && took <= seconds
     }
 
     fn cells(&self, case: Case) -> String {
-        let first_five = self.first_five.map_or("never".to_owned(), |at| format!("{:.2}", at.as_secs_f64()));
+        let first_five = self
+            .first_five
+            .map_or("never".to_owned(), |at| format!("{:.2}", at.as_secs_f64()));
         format!(
             "{} of {} | {} | {:.2} ({}) | {first_five} | {}, {} |",
             self.succeeded,

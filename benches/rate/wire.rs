@@ -34,18 +34,38 @@ pub(crate) const HEAD: &str = "| rate | calls | tokens | beside | ok, refused at
 /// All rows, or those that take less than two minutes.
 pub(crate) fn rows(quick: bool) -> Vec<Row> {
     // A count, and for how many windows its crowd lasts.
-    let counts: &[(usize, usize)] = if quick { &[(5, 6), (200, 4)] } else { &[(5, 12), (50, 6), (200, 5), (1000, 4)] };
+    let counts: &[(usize, usize)] = if quick {
+        &[(5, 6), (200, 4)]
+    } else {
+        &[(5, 12), (50, 6), (200, 5), (1000, 4)]
+    };
     let loads: &[bool] = if quick { &[true] } else { &[false, true] };
     let mut rows = Vec::new();
     for &(count, windows) in counts {
         for has_store in [false, true] {
-            let size = Size { accounts: 1, calls: count * windows };
-            rows.extend(loads.iter().map(|&is_busy| Row { count, size, has_store, is_busy }));
+            let size = Size {
+                accounts: 1,
+                calls: count * windows,
+            };
+            rows.extend(loads.iter().map(|&is_busy| Row {
+                count,
+                size,
+                has_store,
+                is_busy,
+            }));
         }
     }
     if !quick {
-        let size = Size { accounts: 20, calls: 60 };
-        rows.extend([false, true].map(|has_store| Row { count: 5, size, has_store, is_busy: true }));
+        let size = Size {
+            accounts: 20,
+            calls: 60,
+        };
+        rows.extend([false, true].map(|has_store| Row {
+            count: 5,
+            size,
+            has_store,
+            is_busy: true,
+        }));
     }
     rows
 }
@@ -56,28 +76,58 @@ impl Row {
     /// Runs it, prints its line, and says which promise was broken.
     pub(crate) async fn run(self) -> Result<(), String> {
         let endpoint = Endpoint::start(self.count);
-        let redis = if self.has_store { Some(Redis::start().await) } else { None };
-        let store = redis.as_ref().map(|redis| format!("[quota]\nstore = \"{}\"\n", redis.url())).unwrap_or_default();
+        let redis = if self.has_store {
+            Some(Redis::start().await)
+        } else {
+            None
+        };
+        let store = redis
+            .as_ref()
+            .map(|redis| format!("[quota]\nstore = \"{}\"\n", redis.url()))
+            .unwrap_or_default();
         // 5/1s is documented.
-        let limit = if self.count == 5 { String::new() } else { flowgate::limit(self.count) };
+        let limit = if self.count == 5 {
+            String::new()
+        } else {
+            flowgate::limit(self.count)
+        };
         let upstream = format!("http://{}", endpoint.addr);
-        let process = flowgate::start(&upstream, self.size.accounts, &format!("{limit}{store}")).await;
+        let process =
+            flowgate::start(&upstream, self.size.accounts, &format!("{limit}{store}")).await;
         sleep(START).await;
         let busy = self.is_busy.then(|| BusyLoops::start(BUSY_LOOPS));
         let host = process.proxy.to_string();
-        let answers = Target { to: process.proxy, host: &host, limiters: &[] }.crowd(self.size).await;
+        let answers = Target {
+            to: process.proxy,
+            host: &host,
+            limiters: &[],
+        }
+        .crowd(self.size)
+        .await;
         drop(busy);
-        let Seen { refused, worst_second } = endpoint.seen();
+        let Seen {
+            refused,
+            worst_second,
+        } = endpoint.seen();
         let ok = answers.iter().filter(|answer| answer.is_ok()).count();
         let lost = answers.len() - ok;
-        let took = answers.iter().map(|answer| answer.after).max().unwrap_or_default();
+        let took = answers
+            .iter()
+            .map(|answer| answer.after)
+            .max()
+            .unwrap_or_default();
         let optimum = self.size.optimum(self.count);
-        println!("| {self} | {ok}, {refused}, {lost} | {worst_second} | {:.2} ({optimum}) |", took.as_secs_f64());
+        println!(
+            "| {self} | {ok}, {refused}, {lost} | {worst_second} | {:.2} ({optimum}) |",
+            took.as_secs_f64()
+        );
         let is_kept = worst_second <= self.count && lost == 0 && refused == 0;
         if is_kept {
             Ok(())
         } else {
-            Err(format!("{self}: {worst_second} in a second, {refused} refused, {lost} lost"))
+            Err(format!(
+                "{self}: {worst_second} in a second, {refused} refused, {lost} lost"
+            ))
         }
     }
 }
@@ -85,7 +135,11 @@ impl Row {
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let tokens = if self.has_store { "store" } else { "memory" };
-        let beside = if self.is_busy { "4 busy loops" } else { "nothing" };
+        let beside = if self.is_busy {
+            "4 busy loops"
+        } else {
+            "nothing"
+        };
         write!(f, "{}/s | {} | {tokens} | {beside}", self.count, self.size)
     }
 }

@@ -25,8 +25,7 @@ pub(crate) enum Kind {
 }
 
 /// Room and time for a crowd that waits.
-const PATIENT: &str =
-    "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"\nmax_waiting = 20000\nmax_waiting_per_client = 20000\n";
+const PATIENT: &str = "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"\nmax_waiting = 20000\nmax_waiting_per_client = 20000\n";
 
 /// A contender that serves.
 pub(crate) struct Contender {
@@ -38,8 +37,20 @@ pub(crate) struct Contender {
 
 impl Kind {
     pub(crate) fn all(envoy: bool) -> impl Iterator<Item = Self> {
-        use Kind::{Direct, Envoy, Floor, Haproxy, Managed, Nginx, NginxLimit, Relayed, RelayedOnTwo};
-        let all = [Direct, Nginx, NginxLimit, Haproxy, Envoy, Floor, Relayed, Managed, RelayedOnTwo];
+        use Kind::{
+            Direct, Envoy, Floor, Haproxy, Managed, Nginx, NginxLimit, Relayed, RelayedOnTwo,
+        };
+        let all = [
+            Direct,
+            Nginx,
+            NginxLimit,
+            Haproxy,
+            Envoy,
+            Floor,
+            Relayed,
+            Managed,
+            RelayedOnTwo,
+        ];
         all.into_iter().filter(move |kind| envoy || *kind != Envoy)
     }
 
@@ -63,7 +74,12 @@ impl Kind {
 }
 
 /// Starts it and waits until it accepts.
-pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Option<&Path>) -> Option<Contender> {
+pub(crate) fn start(
+    kind: Kind,
+    upstream: SocketAddr,
+    folder: &Path,
+    envoy: Option<&Path>,
+) -> Option<Contender> {
     let path = folder.join("configuration");
     let port = free_port();
     let write = |text: String| std::fs::write(&path, text).unwrap();
@@ -76,7 +92,10 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
         }
         Kind::Nginx | Kind::NginxLimit => {
             write(nginx(kind == Kind::NginxLimit, port, upstream, folder));
-            command("nginx", &["-p", text(folder), "-e", "stderr", "-c", text(&path)])
+            command(
+                "nginx",
+                &["-p", text(folder), "-e", "stderr", "-c", text(&path)],
+            )
         }
         Kind::Haproxy => {
             write(haproxy(port, upstream));
@@ -86,12 +105,32 @@ pub(crate) fn start(kind: Kind, upstream: SocketAddr, folder: &Path, envoy: Opti
             let path = folder.join("envoy.yaml");
             std::fs::write(&path, envoy_yaml(port, upstream)).unwrap();
             let envoy = text(envoy?);
-            command(envoy, &["--concurrency", "1", "-l", "error", "--disable-hot-restart", "-c", text(&path)])
+            command(
+                envoy,
+                &[
+                    "--concurrency",
+                    "1",
+                    "-l",
+                    "error",
+                    "--disable-hot-restart",
+                    "-c",
+                    text(&path),
+                ],
+            )
         }
-        Kind::Relayed | Kind::RelayedOnTwo | Kind::Managed => flowgate(kind, port, upstream, folder),
+        Kind::Relayed | Kind::RelayedOnTwo | Kind::Managed => {
+            flowgate(kind, port, upstream, folder)
+        }
     };
     let both = format!("{CONTENDER},{OTHERS}");
-    let process = Process::start(if kind == Kind::RelayedOnTwo { &both } else { CONTENDER }, &command);
+    let process = Process::start(
+        if kind == Kind::RelayedOnTwo {
+            &both
+        } else {
+            CONTENDER
+        },
+        &command,
+    );
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     // Nine thousand accounts take seconds to read.
     for _ in 0..120_000 {
@@ -113,12 +152,19 @@ fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Comma
         let (key, secret) = load::key(account);
         std::fs::write(folder.join(&key), secret).unwrap();
         let secret = format!("access_key_secret = {{ file = \"{key}\" }}");
-        writeln!(toml, "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\n{secret}").unwrap();
+        writeln!(
+            toml,
+            "[[accounts]]\nid = \"a{account}\"\naccess_key_id = \"{key}\"\n{secret}"
+        )
+        .unwrap();
     }
     let path = folder.join("flowgate.toml");
     std::fs::write(&path, toml).unwrap();
     let mut command = command(env!("CARGO_BIN_EXE_flowgate"), &["--config", text(&path)]);
-    command.env("TOKIO_WORKER_THREADS", if kind == Kind::RelayedOnTwo { "2" } else { "1" });
+    command.env(
+        "TOKIO_WORKER_THREADS",
+        if kind == Kind::RelayedOnTwo { "2" } else { "1" },
+    );
     command
 }
 
@@ -188,5 +234,9 @@ fn text(path: &Path) -> &str {
 
 /// Free a moment ago: these contenders cannot say which port they chose.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }

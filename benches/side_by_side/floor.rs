@@ -33,7 +33,11 @@ async fn accept(upstream: Option<SocketAddr>) {
         let pool = pool.clone();
         let service = service_fn(move |request| forward(pool.clone(), upstream, request));
         tokio::task::spawn_local(async move {
-            drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
+            drop(
+                http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await,
+            );
         });
     }
 }
@@ -43,7 +47,9 @@ async fn forward(
     upstream: Option<SocketAddr>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, hyper::Error> {
-    let Some(upstream) = upstream else { return std::future::pending().await };
+    let Some(upstream) = upstream else {
+        return std::future::pending().await;
+    };
     let pooled = pool.borrow_mut().pop();
     let mut sender = match pooled {
         Some(sender) => sender,

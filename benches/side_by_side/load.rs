@@ -67,7 +67,10 @@ struct Shared {
 
 /// The access key and secret of an account.
 pub(crate) fn key(account: usize) -> (String, String) {
-    (format!("LTAI{account:08}"), format!("bench-secret-{account:08}"))
+    (
+        format!("LTAI{account:08}"),
+        format!("bench-secret-{account:08}"),
+    )
 }
 
 // === impl Load ===
@@ -75,13 +78,21 @@ pub(crate) fn key(account: usize) -> (String, String) {
 impl Load {
     /// Says that it is ready, waits for a line, calls, and says what it saw.
     pub(crate) async fn run(&self) {
-        let calls = if self.calls.is_some() { 0 } else { (self.seconds * PER_SECOND) as usize };
+        let calls = if self.calls.is_some() {
+            0
+        } else {
+            (self.seconds * PER_SECOND) as usize
+        };
         let first = fastrand::usize(..1 << 40);
         let calls: Vec<_> = (0..calls).map(|index| self.call(first + index)).collect();
         crate::process::say("ready");
         std::io::stdin().read_line(&mut String::new()).unwrap();
         let start = Instant::now();
-        let seconds = if self.calls.is_some() { 600.0 } else { self.seconds };
+        let seconds = if self.calls.is_some() {
+            600.0
+        } else {
+            self.seconds
+        };
         let shared = Rc::new(Shared {
             calls: RefCell::new(calls),
             later: RefCell::new(first..first + self.calls.unwrap_or_default()),
@@ -98,16 +109,34 @@ impl Load {
         let mut took = shared.took.borrow_mut();
         took.sort_unstable();
         let part = |part: f64| took[((took.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
-        let seen =
-            Seen { answered: took.len(), failed: *shared.failed.borrow(), seconds, p50: part(0.5), p99: part(0.99) };
+        let seen = Seen {
+            answered: took.len(),
+            failed: *shared.failed.borrow(),
+            seconds,
+            p50: part(0.5),
+            p99: part(0.99),
+        };
         crate::process::say(&serde_json::to_string(&seen).unwrap());
     }
 
     fn call(&self, index: usize) -> Vec<u8> {
-        let (key, secret) = key(if self.managed { index % ACCOUNTS } else { index });
+        let (key, secret) = key(if self.managed {
+            index % ACCOUNTS
+        } else {
+            index
+        });
         let agent = "AlibabaCloud (Linux; x86_64) Python/3.11.2 Core/0.4.4 TeaDSL/2";
-        let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "a flow of the benchmark's")];
-        Call::v3_with(&self.host, &query, |call| call.push("user-agent", agent), (&key, &secret)).bytes()
+        let query = [
+            ("Categories", "[\"SIGN_UP\"]"),
+            ("FlowName", "a flow of the benchmark's"),
+        ];
+        Call::v3_with(
+            &self.host,
+            &query,
+            |call| call.push("user-agent", agent),
+            (&key, &secret),
+        )
+        .bytes()
     }
 }
 
@@ -116,11 +145,17 @@ impl Load {
 impl Crowd {
     /// Says when all calls are sent, and goes when it is told to.
     pub(crate) async fn run(&self) {
-        assert!(rlimit::increase_nofile_limit(u64::MAX).unwrap() > self.calls as u64, "room for the sockets");
+        assert!(
+            rlimit::increase_nofile_limit(u64::MAX).unwrap() > self.calls as u64,
+            "room for the sockets"
+        );
         let mut waiting = Vec::new();
         for _ in 0..self.calls {
             let mut stream = TcpStream::connect(self.to).await.unwrap();
-            let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "a flow of the benchmark's")];
+            let query = [
+                ("Categories", "[\"SIGN_UP\"]"),
+                ("FlowName", "a flow of the benchmark's"),
+            ];
             let call = Call::v3_with(&self.host, &query, |_| {}, ("LTAI-crowd", "crowd-secret"));
             stream.write_all(&call.bytes()).await.unwrap();
             waiting.push(stream);
@@ -136,8 +171,16 @@ async fn connection(load: Load, shared: Rc<Shared>) {
     let mut seen = Vec::with_capacity(8192);
     while Instant::now() < shared.until {
         let signed = shared.calls.borrow_mut().pop();
-        let later = || shared.later.borrow_mut().next().map(|index| load.call(index));
-        let Some(call) = signed.or_else(later) else { return };
+        let later = || {
+            shared
+                .later
+                .borrow_mut()
+                .next()
+                .map(|index| load.call(index))
+        };
+        let Some(call) = signed.or_else(later) else {
+            return;
+        };
         let start = Instant::now();
         stream.write_all(&call).await.unwrap();
         seen.clear();
@@ -161,12 +204,19 @@ async fn connection(load: Load, shared: Rc<Shared>) {
 
 /// Contenders answer with a length or, as Envoy and nginx may, in chunks.
 fn is_whole(seen: &[u8]) -> bool {
-    let Some(end) = memmem(seen, b"\r\n\r\n") else { return false };
+    let Some(end) = memmem(seen, b"\r\n\r\n") else {
+        return false;
+    };
     let head = &seen[..end];
     let length = head.split(|byte| *byte == b'\n').find_map(|line| {
         let (name, value) = line.split_at_checked(15)?;
-        name.eq_ignore_ascii_case(b"content-length:")
-            .then(|| str::from_utf8(value).unwrap().trim().parse::<usize>().unwrap())
+        name.eq_ignore_ascii_case(b"content-length:").then(|| {
+            str::from_utf8(value)
+                .unwrap()
+                .trim()
+                .parse::<usize>()
+                .unwrap()
+        })
     });
     match length {
         Some(length) => seen.len() >= end + 4 + length,

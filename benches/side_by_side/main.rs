@@ -2,7 +2,10 @@
 //! and load on the second, for some rounds, and prints medians and ratios. The method is in `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
-#![expect(clippy::print_stdout, reason = "the table is what the benchmark is for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the table is what the benchmark is for"
+)]
 
 mod backend;
 #[allow(dead_code, reason = "the tests' caller does more than send")]
@@ -70,7 +73,10 @@ const CONNECTIONS: usize = 64;
 
 fn main() {
     let options = Options::parse();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
     match options.role {
         Some(Role::Backend) => runtime.block_on(backend::serve()),
         Some(Role::Floor { upstream }) => runtime.block_on(floor::serve(upstream)),
@@ -104,18 +110,31 @@ async fn side_by_side(options: &Options) {
 async fn measure(kind: Kind, upstream: SocketAddr, options: &Options) -> Row {
     let folder = tempfile::tempdir().unwrap();
     let mut contender = contenders::start(kind, upstream, folder.path(), options.envoy.as_deref());
-    let to = contender.as_ref().map_or(upstream, |contender| contender.address);
+    let to = contender
+        .as_ref()
+        .map_or(upstream, |contender| contender.address);
     let host = if kind.is_managed() { to } else { upstream };
     let load = |connections: usize, seconds: f64| {
-        let arguments = [to.to_string(), host.to_string(), connections.to_string(), seconds.to_string()];
+        let arguments = [
+            to.to_string(),
+            host.to_string(),
+            connections.to_string(),
+            seconds.to_string(),
+        ];
         let mut arguments: Vec<_> = [["load".into()].as_slice(), &arguments].concat();
         arguments.extend(kind.is_managed().then(|| "--managed".to_owned()));
         let mut load = Process::this(OTHERS, &arguments);
         load.line();
-        let before = contender.as_ref().map(|contender| contender.process.cpu()).unwrap_or_default();
+        let before = contender
+            .as_ref()
+            .map(|contender| contender.process.cpu())
+            .unwrap_or_default();
         load.go();
         let seen: load::Seen = serde_json::from_str(&load.line()).unwrap();
-        let after = contender.as_ref().map(|contender| contender.process.cpu()).unwrap_or_default();
+        let after = contender
+            .as_ref()
+            .map(|contender| contender.process.cpu())
+            .unwrap_or_default();
         load.wait();
         assert_eq!(seen.failed, 0, "{}: {seen:?}", kind.name());
         (seen, after - before)
@@ -128,7 +147,10 @@ async fn measure(kind: Kind, upstream: SocketAddr, options: &Options) -> Row {
         p99: crowd.p99,
         alone_p50: alone.p50,
         cpu: cpu * 1e6 / crowd.answered as f64,
-        rss: contender.as_ref().map(|contender| contender.process.rss_mib()).unwrap_or_default(),
+        rss: contender
+            .as_ref()
+            .map(|contender| contender.process.rss_mib())
+            .unwrap_or_default(),
     };
     if let Some(contender) = &mut contender {
         contender.process.stop();

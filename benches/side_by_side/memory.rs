@@ -15,7 +15,9 @@ const KEPT_DESCRIPTORS: usize = 128;
 pub(crate) fn waiting() {
     let descriptors = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap()).unwrap();
     let calls = WAITING.min((descriptors - KEPT_DESCRIPTORS) / 2);
-    say(&format!("| | before MiB | with {calls} waiting MiB | KiB a call |\n|---|--:|--:|--:|"));
+    say(&format!(
+        "| | before MiB | with {calls} waiting MiB | KiB a call |\n|---|--:|--:|--:|"
+    ));
     let mut backend = Process::this(OTHERS, &["backend".into()]);
     let upstream = backend.address();
     for kind in [Kind::NginxLimit, Kind::Floor, Kind::Relayed] {
@@ -39,7 +41,10 @@ pub(crate) fn waiting() {
         crowd.wait();
         process.stop();
         let each = (with - before) * 1024.0 / calls as f64;
-        say(&format!("| {} | {before:.0} | {with:.0} | {each:.1} |", kind.name()));
+        say(&format!(
+            "| {} | {before:.0} | {with:.0} | {each:.1} |",
+            kind.name()
+        ));
     }
     backend.stop();
 }

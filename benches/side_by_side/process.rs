@@ -18,7 +18,9 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Tells the parent.
 pub(crate) fn say(line: &str) {
     let mut output = std::io::stdout();
-    writeln!(output, "{line}").and_then(|()| output.flush()).unwrap();
+    writeln!(output, "{line}")
+        .and_then(|()| output.flush())
+        .unwrap();
 }
 
 // === impl Process ===
@@ -27,18 +29,34 @@ impl Process {
     /// This program in another role.
     pub(crate) fn this(cores: &str, arguments: &[String]) -> Self {
         let program = std::env::current_exe().unwrap();
-        Self::start(cores, Command::new(program).args(arguments).stdout(Stdio::piped()).stdin(Stdio::piped()))
+        Self::start(
+            cores,
+            Command::new(program)
+                .args(arguments)
+                .stdout(Stdio::piped())
+                .stdin(Stdio::piped()),
+        )
     }
 
     /// Any program, as its command says.
     pub(crate) fn start(cores: &str, command: &Command) -> Self {
         let mut pinned = Command::new("taskset");
-        pinned.args([OsStr::new("-c"), OsStr::new(cores), command.get_program()]).args(command.get_args());
-        pinned.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        pinned
+            .args([OsStr::new("-c"), OsStr::new(cores), command.get_program()])
+            .args(command.get_args());
+        pinned.envs(
+            command
+                .get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
         pinned.stdout(Stdio::piped()).stdin(Stdio::piped());
         let mut child = pinned.spawn().unwrap();
         let (output, input) = (child.stdout.take().map(BufReader::new), child.stdin.take());
-        Self { child, output, input }
+        Self {
+            child,
+            output,
+            input,
+        }
     }
 
     /// The next line that it says.
@@ -50,7 +68,8 @@ impl Process {
 
     pub(crate) fn address(&mut self) -> SocketAddr {
         let line = self.line();
-        line.parse().unwrap_or_else(|_| panic!("no address: {line:?}"))
+        line.parse()
+            .unwrap_or_else(|_| panic!("no address: {line:?}"))
     }
 
     /// Tells it to begin.
@@ -63,7 +82,12 @@ impl Process {
         let of = |pid: u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             let (_, fields) = stat.rsplit_once(") ").unwrap();
-            fields.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap()).sum::<f64>()
+            fields
+                .split(' ')
+                .skip(11)
+                .take(2)
+                .map(|ticks| ticks.parse::<f64>().unwrap())
+                .sum::<f64>()
         };
         self.all().into_iter().map(of).sum::<f64>() / TICKS_PER_SECOND
     }
@@ -76,7 +100,10 @@ impl Process {
     fn memory_mib(&self, field: &str) -> f64 {
         let of = |pid: u32| {
             let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix(field))
+                .unwrap();
             line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1024.0
         };
         self.all().into_iter().map(of).sum()
@@ -84,7 +111,8 @@ impl Process {
 
     fn all(&self) -> Vec<u32> {
         let pid = self.child.id();
-        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        let children =
+            std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
         children.chain([pid]).collect()
     }

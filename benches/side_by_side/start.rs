@@ -17,15 +17,21 @@ pub(crate) fn start() {
         .map(|_| {
             let folder = tempfile::tempdir().unwrap();
             let start = Instant::now();
-            let mut contender = contenders::start(Kind::Relayed, upstream, folder.path(), None).unwrap();
+            let mut contender =
+                contenders::start(Kind::Relayed, upstream, folder.path(), None).unwrap();
             let took = start.elapsed();
             contender.process.stop();
             took
         })
         .collect();
     took.sort_unstable();
-    let size = std::fs::metadata(env!("CARGO_BIN_EXE_flowgate")).unwrap().len() as f64 / f64::from(1 << 20);
+    let size = std::fs::metadata(env!("CARGO_BIN_EXE_flowgate"))
+        .unwrap()
+        .len() as f64
+        / f64::from(1 << 20);
     let [least, median, most] = [0, STARTS / 2, STARTS - 1].map(|at| took[at].as_secs_f64() * 1e3);
     say("| start to ready, ms: median | least | most | binary MiB |\n|--:|--:|--:|--:|");
-    say(&format!("| {median:.1} | {least:.1} | {most:.1} | {size:.1} |"));
+    say(&format!(
+        "| {median:.1} | {least:.1} | {most:.1} | {size:.1} |"
+    ));
 }

@@ -46,8 +46,13 @@ impl fmt::Display for Table {
             "| | requests/s | p50 us | p99 us | CPU us | × nginx | × floor | added alone us | × nginx | RSS MiB |"
         )?;
         writeln!(f, "|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
-        let direct = self.median("direct", |row| row.alone_p50).unwrap_or_default();
-        let added = |name: &str| self.median(name, |row| row.alone_p50).map(|p50| p50 - direct);
+        let direct = self
+            .median("direct", |row| row.alone_p50)
+            .unwrap_or_default();
+        let added = |name: &str| {
+            self.median(name, |row| row.alone_p50)
+                .map(|p50| p50 - direct)
+        };
         let ratio = |own: f64, other: Option<f64>| {
             other
                 .filter(|other| own > 0.0 && *other > 0.0)

@@ -35,7 +35,11 @@ pub(crate) struct Gatekeeper {
 impl Gatekeeper {
     pub(crate) fn new(settings: &Settings, start: Instant) -> Self {
         Self {
-            keys: settings.keys.iter().map(|key| (key.access_key_id.clone(), key.clone())).collect(),
+            keys: settings
+                .keys
+                .iter()
+                .map(|key| (key.access_key_id.clone(), key.clone()))
+                .collect(),
             check: settings.check_signatures,
             strict: settings.strict,
             host: settings.host.clone(),
@@ -54,12 +58,24 @@ impl Gatekeeper {
     pub(crate) fn account(&self, call: &Call) -> String {
         let id = &call.credential.access_key_id;
         let named = if id.is_empty() { "anonymous" } else { id };
-        self.keys.get(id).map_or(named, |key| &key.account).to_owned()
+        self.keys
+            .get(id)
+            .map_or(named, |key| &key.account)
+            .to_owned()
     }
 
     /// Lets a call in, and remembers its nonce, or says why not.
-    pub(crate) fn admit(&mut self, call: &Call, request: &Request<Bytes>, now: Instant) -> Result<(), Refusal> {
-        if self.host.as_ref().is_some_and(|host| *host != header(request.headers(), "host")) {
+    pub(crate) fn admit(
+        &mut self,
+        call: &Call,
+        request: &Request<Bytes>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if self
+            .host
+            .as_ref()
+            .is_some_and(|host| *host != header(request.headers(), "host"))
+        {
             return Err(Refusal::new("InvalidProduct.NotFound"));
         }
         if !["GET", "POST"].contains(&call.method.as_str()) {
@@ -72,7 +88,10 @@ impl Gatekeeper {
             return Err(Refusal::missing("AccessKeyId"));
         }
         let id = &call.credential.access_key_id;
-        let key = self.keys.get(id).ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
+        let key = self
+            .keys
+            .get(id)
+            .ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
         if call.credential.security_token != key.security_token {
             return Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"));
         }
@@ -89,14 +108,27 @@ impl Gatekeeper {
         if timestamp.is_empty() {
             return Err(Refusal::missing("Timestamp"));
         }
-        let stamped = date::parse(timestamp).ok_or_else(|| Refusal::new("InvalidTimeStamp.Format"))?;
-        let time = self.clock.map_or_else(SystemTime::now, |(time, set)| time + now.duration_since(set));
-        let off = time.duration_since(stamped).unwrap_or_else(|ahead| ahead.duration());
-        if off > WINDOW { Err(Refusal::new("InvalidTimeStamp.Expired")) } else { Ok(()) }
+        let stamped =
+            date::parse(timestamp).ok_or_else(|| Refusal::new("InvalidTimeStamp.Format"))?;
+        let time = self.clock.map_or_else(SystemTime::now, |(time, set)| {
+            time + now.duration_since(set)
+        });
+        let off = time
+            .duration_since(stamped)
+            .unwrap_or_else(|ahead| ahead.duration());
+        if off > WINDOW {
+            Err(Refusal::new("InvalidTimeStamp.Expired"))
+        } else {
+            Ok(())
+        }
     }
 
     fn spend_nonce(&mut self, account: String, nonce: &str, now: Instant) -> Result<(), Refusal> {
-        while self.by_age.front().is_some_and(|(then, _)| now.duration_since(*then) > NONCE_MEMORY) {
+        while self
+            .by_age
+            .front()
+            .is_some_and(|(then, _)| now.duration_since(*then) > NONCE_MEMORY)
+        {
             let (_, forgotten) = self.by_age.pop_front().expect("a front was just seen");
             self.nonces.remove(&forgotten);
         }
@@ -120,40 +152,79 @@ fn check_v1(call: &Call, secret: &str) -> Result<(), Refusal> {
         return Err(Refusal::new("IncompleteSignature"));
     }
     let text = signature::v1_string_to_sign(&call.method, &call.parameters());
-    compare(&signature::v1_signature(secret, &text), &call.credential.signature, &text)
+    compare(
+        &signature::v1_signature(secret, &text),
+        &call.credential.signature,
+        &text,
+    )
 }
 
-fn check_v3(call: &Call, request: &Request<Bytes>, secret: &str, strict: bool) -> Result<(), Refusal> {
+fn check_v3(
+    call: &Call,
+    request: &Request<Bytes>,
+    secret: &str,
+    strict: bool,
+) -> Result<(), Refusal> {
     if call.credential.algorithm != signature::V3_ALGORITHM {
         return Err(Refusal::new("InvalidSignatureMethod"));
     }
     let (headers, signed) = (request.headers(), &call.credential.signed_headers);
-    let mandatory =
-        ["host", "x-acs-action", "x-acs-version", "x-acs-date", "x-acs-signature-nonce", "x-acs-content-sha256"];
-    let received = headers.keys().map(hyper::header::HeaderName::as_str).filter(|name| name.starts_with("x-acs-"));
+    let mandatory = [
+        "host",
+        "x-acs-action",
+        "x-acs-version",
+        "x-acs-date",
+        "x-acs-signature-nonce",
+        "x-acs-content-sha256",
+    ];
+    let received = headers
+        .keys()
+        .map(hyper::header::HeaderName::as_str)
+        .filter(|name| name.starts_with("x-acs-"));
     for name in received.chain(mandatory) {
         if !signed.iter().any(|other| other == name) {
-            return Err(Refusal::new("IncompleteSignature").with_message(format!("{name} must be signed.")));
+            return Err(
+                Refusal::new("IncompleteSignature").with_message(format!("{name} must be signed."))
+            );
         }
     }
-    if strict && let Some(name) = signed.iter().find(|name| !headers.contains_key(name.as_str())) {
-        return Err(Refusal::strict("SignedButAbsent", format!("{name} is named as signed but did not come.")));
+    if strict
+        && let Some(name) = signed
+            .iter()
+            .find(|name| !headers.contains_key(name.as_str()))
+    {
+        return Err(Refusal::strict(
+            "SignedButAbsent",
+            format!("{name} is named as signed but did not come."),
+        ));
     }
     if strict && !signed.is_sorted_by(|a, b| a < b) {
-        return Err(Refusal::strict("SignedHeaders", "The signed headers are not sorted and unique.".to_owned()));
+        return Err(Refusal::strict(
+            "SignedHeaders",
+            "The signed headers are not sorted and unique.".to_owned(),
+        ));
     }
     if strict
-        && ![String::new(), call.credential.access_key_id.clone()].contains(&header(headers, "x-acs-accesskey-id"))
+        && ![String::new(), call.credential.access_key_id.clone()]
+            .contains(&header(headers, "x-acs-accesskey-id"))
     {
-        return Err(Refusal::strict("TwoKeys", "x-acs-accesskey-id is not the key of the signature.".to_owned()));
+        return Err(Refusal::strict(
+            "TwoKeys",
+            "x-acs-accesskey-id is not the key of the signature.".to_owned(),
+        ));
     }
     if header(headers, "x-acs-content-sha256") != signature::sha256(request.body()) {
         return Err(Refusal::new("SignatureDoesNotMatch")
             .with_message("x-acs-content-sha256: not the hash of the body.".to_owned()));
     }
-    let canonical = signature::v3_canonical_request(&call.method, &call.query, headers, signed, request.body());
+    let canonical =
+        signature::v3_canonical_request(&call.method, &call.query, headers, signed, request.body());
     let text = signature::v3_string_to_sign(&canonical);
-    compare(&signature::v3_signature(secret, &text), &call.credential.signature, &format!("{text}\n{canonical}"))
+    compare(
+        &signature::v3_signature(secret, &text),
+        &call.credential.signature,
+        &format!("{text}\n{canonical}"),
+    )
 }
 
 /// Says, as the real gateway does, what the server signed: that is how a mistake is found.

@@ -4,20 +4,45 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The moment that an Alibaba time stamp names, or `None` for any other text.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
-    let shape = text.bytes().map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
+    let shape = text
+        .bytes()
+        .map(|byte| if byte.is_ascii_digit() { b'0' } else { byte });
     if !shape.eq(*b"0000-00-00T00:00:00Z") {
         return None;
     }
     let field = |at: usize, length: usize| text[at..at + length].parse::<u64>().ok();
     let (year, month, day) = (field(0, 4)?, field(5, 2)?, field(8, 2)?);
     let (hour, minute, second) = (field(11, 2)?, field(14, 2)?, field(17, 2)?);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let lengths = [31, if leap(year) { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    let lengths = [
+        31,
+        if leap(year) { 29 } else { 28 },
+        31,
+        30,
+        31,
+        30,
+        31,
+        31,
+        30,
+        31,
+        30,
+        31,
+    ];
     let month = usize::try_from(month.checked_sub(1)?).ok()?;
-    if year < 1970 || day == 0 || day > *lengths.get(month)? || hour > 23 || minute > 59 || second > 59 {
+    if year < 1970
+        || day == 0
+        || day > *lengths.get(month)?
+        || hour > 23
+        || minute > 59
+        || second > 59
+    {
         return None;
     }
-    let before: u64 = (1970..year).map(|year| if leap(year) { 366 } else { 365 }).sum();
+    let before: u64 = (1970..year)
+        .map(|year| if leap(year) { 366 } else { 365 })
+        .sum();
     let days = before + lengths[..month].iter().sum::<u64>() + day - 1;
     Some(UNIX_EPOCH + Duration::from_secs(((days * 24 + hour) * 60 + minute) * 60 + second))
 }

@@ -88,7 +88,12 @@ pub(crate) struct Faults {
 
 impl Default for Throttle {
     fn default() -> Self {
-        Self { code: "System.LimitControl".to_owned(), status: 400, xml: false, hints: Hints::default() }
+        Self {
+            code: "System.LimitControl".to_owned(),
+            status: 400,
+            xml: false,
+            hints: Hints::default(),
+        }
     }
 }
 
@@ -96,7 +101,10 @@ impl Default for Throttle {
 
 impl Faults {
     pub(crate) fn new(rules: Vec<Rule>, seed: u64) -> Self {
-        Self { rules, dice: fastrand::Rng::with_seed(seed) }
+        Self {
+            rules,
+            dice: fastrand::Rng::with_seed(seed),
+        }
     }
 
     pub(crate) fn set(&mut self, rules: Vec<Rule>) {
@@ -107,15 +115,17 @@ impl Faults {
     pub(crate) fn pick(&mut self, action: &str, flow_name: Option<&str>) -> Option<Fault> {
         let dice = &mut self.dice;
         let rules = self.rules.iter_mut();
-        rules.filter(|rule| rule.action.as_deref().is_none_or(|only| only == action)).find_map(|rule| {
-            let strikes = match &mut rule.when {
-                When::Next(left) => left.checked_sub(1).map(|less| *left = less).is_some(),
-                When::Named(mark) => flow_name.is_some_and(|name| name.contains(&**mark)),
-                When::Percent(share) => dice.u8(0..100) < *share,
-                When::Always => true,
-            };
-            strikes.then(|| rule.fault.clone())
-        })
+        rules
+            .filter(|rule| rule.action.as_deref().is_none_or(|only| only == action))
+            .find_map(|rule| {
+                let strikes = match &mut rule.when {
+                    When::Next(left) => left.checked_sub(1).map(|less| *left = less).is_some(),
+                    When::Named(mark) => flow_name.is_some_and(|name| name.contains(&**mark)),
+                    When::Percent(share) => dice.u8(0..100) < *share,
+                    When::Always => true,
+                };
+                strikes.then(|| rule.fault.clone())
+            })
     }
 }
 
@@ -144,9 +154,16 @@ impl Fault {
     /// The refusal that this fault forces once the caller is known.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Throttle(Throttle { code, status, xml, hints }) => {
-                Some(Refusal { status: *status, xml: *xml, ..Refusal::new(code).with_hints(*hints) })
-            }
+            Self::Throttle(Throttle {
+                code,
+                status,
+                xml,
+                hints,
+            }) => Some(Refusal {
+                status: *status,
+                xml: *xml,
+                ..Refusal::new(code).with_hints(*hints)
+            }),
             Self::Refuse(code) => Some(Refusal::new(code)),
             _ => None,
         }
@@ -159,13 +176,19 @@ impl FromStr for Rule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let mut words: BTreeMap<&str, &str> =
-            text.split(',').map(|word| word.trim().split_once('=').unwrap_or((word.trim(), ""))).collect();
+        let mut words: BTreeMap<&str, &str> = text
+            .split(',')
+            .map(|word| word.trim().split_once('=').unwrap_or((word.trim(), "")))
+            .collect();
         let when = read_when(&mut words)?;
         let action = words.remove("action").map(str::to_owned);
         let fault = read_fault(&mut words)?;
         match words.keys().next() {
-            None => Ok(Self { when, action, fault }),
+            None => Ok(Self {
+                when,
+                action,
+                fault,
+            }),
             Some(word) => Err(format!("{word} does not belong into the fault {text}")),
         }
     }
@@ -203,29 +226,41 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
     ];
     let kind = kinds.into_iter().find(|kind| words.contains_key(kind));
     let value = kind.and_then(|kind| words.remove(kind)).unwrap_or_default();
-    Ok(match kind.ok_or_else(|| format!("expected one of {}", kinds.join(", ")))? {
-        "unavailable" => Fault::Unavailable(read_hints(words)?),
-        "throttle" => Fault::Throttle(read_throttle(words)?),
-        "refuse" => Fault::Refuse(value.to_owned()),
-        "close-before" => Fault::CloseBefore,
-        "close-after" => Fault::CloseAfter,
-        "reset" => Fault::Reset,
-        "slow" => Fault::Slow(parse_duration(value)?),
-        "garbage" => Fault::Garbage,
-        "html" => Fault::Html,
-        "empty" => Fault::Empty,
-        "cut" => Fault::Cut,
-        "huge" => Fault::Huge(number(value)?),
-        _ => Fault::Redirect,
-    })
+    Ok(
+        match kind.ok_or_else(|| format!("expected one of {}", kinds.join(", ")))? {
+            "unavailable" => Fault::Unavailable(read_hints(words)?),
+            "throttle" => Fault::Throttle(read_throttle(words)?),
+            "refuse" => Fault::Refuse(value.to_owned()),
+            "close-before" => Fault::CloseBefore,
+            "close-after" => Fault::CloseAfter,
+            "reset" => Fault::Reset,
+            "slow" => Fault::Slow(parse_duration(value)?),
+            "garbage" => Fault::Garbage,
+            "html" => Fault::Html,
+            "empty" => Fault::Empty,
+            "cut" => Fault::Cut,
+            "huge" => Fault::Huge(number(value)?),
+            _ => Fault::Redirect,
+        },
+    )
 }
 
 fn read_throttle(words: &mut BTreeMap<&str, &str>) -> Result<Throttle, String> {
     let plain = Throttle::default();
     let ok = words.remove("ok").map(|_| 200);
-    let status = words.remove("status").map(number).transpose()?.or(ok).unwrap_or(plain.status);
+    let status = words
+        .remove("status")
+        .map(number)
+        .transpose()?
+        .or(ok)
+        .unwrap_or(plain.status);
     let code = words.remove("code").map_or(plain.code, str::to_owned);
-    Ok(Throttle { code, status, xml: words.remove("xml").is_some(), hints: read_hints(words)? })
+    Ok(Throttle {
+        code,
+        status,
+        xml: words.remove("xml").is_some(),
+        hints: read_hints(words)?,
+    })
 }
 
 fn read_hints(words: &mut BTreeMap<&str, &str>) -> Result<Hints, String> {
@@ -237,7 +272,8 @@ fn read_hints(words: &mut BTreeMap<&str, &str>) -> Result<Hints, String> {
 }
 
 fn number<N: FromStr>(text: &str) -> Result<N, String> {
-    text.parse().map_err(|_| format!("expected a number in range, not {text:?}"))
+    text.parse()
+        .map_err(|_| format!("expected a number in range, not {text:?}"))
 }
 
 #[cfg(test)]
@@ -246,9 +282,22 @@ mod tests {
 
     #[test]
     fn reads_rules() {
-        let rule = |when, fault| Ok(Rule { when, action: None, fault });
-        let hints = Hints { acs_retry_after_ms: Some(2_000), retry_after_s: Some(2), time_left_ms: Some(7) };
-        assert_eq!("next=3,throttle".parse(), rule(When::Next(3), Fault::Throttle(Throttle::default())));
+        let rule = |when, fault| {
+            Ok(Rule {
+                when,
+                action: None,
+                fault,
+            })
+        };
+        let hints = Hints {
+            acs_retry_after_ms: Some(2_000),
+            retry_after_s: Some(2),
+            time_left_ms: Some(7),
+        };
+        assert_eq!(
+            "next=3,throttle".parse(),
+            rule(When::Next(3), Fault::Throttle(Throttle::default()))
+        );
         assert_eq!(
             "throttle, ok, xml, code=Throttling.User, acs-retry-after=2000, retry-after=2, time-left=7".parse(),
             rule(
@@ -256,8 +305,14 @@ mod tests {
                 Fault::Throttle(Throttle { code: "Throttling.User".into(), status: 200, xml: true, hints })
             )
         );
-        assert_eq!("named=x,slow=2s".parse(), rule(When::Named("x".into()), Fault::Slow(Duration::from_secs(2))));
-        assert_eq!("percent=5,huge=10".parse(), rule(When::Percent(5), Fault::Huge(10)));
+        assert_eq!(
+            "named=x,slow=2s".parse(),
+            rule(When::Named("x".into()), Fault::Slow(Duration::from_secs(2)))
+        );
+        assert_eq!(
+            "percent=5,huge=10".parse(),
+            rule(When::Percent(5), Fault::Huge(10))
+        );
         assert_eq!(
             "always,action=ListFlow,refuse=Ram.PermissionDeny".parse(),
             Ok(Rule {
@@ -271,8 +326,14 @@ mod tests {
     #[test]
     fn says_what_it_cannot_read() {
         let error = |text: &str| text.parse::<Rule>().unwrap_err();
-        assert_eq!(error("next=x,reset"), "expected a number in range, not \"x\"");
-        assert_eq!(error("reset,xml"), "xml does not belong into the fault reset,xml");
+        assert_eq!(
+            error("next=x,reset"),
+            "expected a number in range, not \"x\""
+        );
+        assert_eq!(
+            error("reset,xml"),
+            "xml does not belong into the fault reset,xml"
+        );
         assert!(error("next=1,explode").starts_with("expected one of unavailable, throttle,"));
     }
 
@@ -291,17 +352,30 @@ mod tests {
             "empty",
             "cut",
         ] {
-            assert_eq!(text.parse::<Rule>().unwrap().fault.name(), text.split('=').next().unwrap());
+            assert_eq!(
+                text.parse::<Rule>().unwrap().fault.name(),
+                text.split('=').next().unwrap()
+            );
         }
     }
 
     #[test]
     fn the_first_rule_that_strikes_wins() {
-        let rules = ["next=1,action=CreateFlow,reset", "named=doomed,cut", "percent=0,empty"];
+        let rules = [
+            "next=1,action=CreateFlow,reset",
+            "named=doomed,cut",
+            "percent=0,empty",
+        ];
         let mut faults = Faults::new(rules.map(|rule| rule.parse().unwrap()).to_vec(), 0);
         assert_eq!(faults.pick("ListFlow", None), None);
-        assert_eq!(faults.pick("CreateFlow", Some("doomed")), Some(Fault::Reset));
-        assert_eq!(faults.pick("CreateFlow", Some("a doomed one")), Some(Fault::Cut));
+        assert_eq!(
+            faults.pick("CreateFlow", Some("doomed")),
+            Some(Fault::Reset)
+        );
+        assert_eq!(
+            faults.pick("CreateFlow", Some("a doomed one")),
+            Some(Fault::Cut)
+        );
         assert_eq!(faults.pick("CreateFlow", Some("fine")), None);
     }
 }

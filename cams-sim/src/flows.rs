@@ -38,7 +38,9 @@ impl Flows {
                 Refusal::new("InvalidVersion")
             });
         }
-        let other_case = ["CreateFlow", "ListFlow"].iter().any(|known| known.eq_ignore_ascii_case(&call.action));
+        let other_case = ["CreateFlow", "ListFlow"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(&call.action));
         match call.action.as_str() {
             "" => Err(Refusal::missing("Action")),
             "CreateFlow" => self.create(account, call).map(|flow| answer(Some(flow))),
@@ -61,34 +63,61 @@ impl Flows {
         for flow in &self.created {
             *counts.entry((&flow.name, &flow.account)).or_default() += 1;
         }
-        counts.into_iter().filter(|(_, count)| *count > 1).map(|((name, _), _)| name.to_owned()).collect()
+        counts
+            .into_iter()
+            .filter(|(_, count)| *count > 1)
+            .map(|((name, _), _)| name.to_owned())
+            .collect()
     }
 
     fn create(&mut self, account: &str, call: &Call) -> Result<Value, Refusal> {
-        let required =
-            |name| call.parameter(name).filter(|value| !value.is_empty()).ok_or_else(|| Refusal::missing(name));
+        let required = |name| {
+            call.parameter(name)
+                .filter(|value| !value.is_empty())
+                .ok_or_else(|| Refusal::missing(name))
+        };
         let name = required("FlowName")?.to_owned();
-        let categories = serde_json::from_str::<Vec<String>>(required("Categories")?).map_err(|_| {
-            Refusal::new("InvalidParameter.Format").with_message("Categories is not a list of texts.".to_owned())
-        })?;
+        let categories =
+            serde_json::from_str::<Vec<String>>(required("Categories")?).map_err(|_| {
+                Refusal::new("InvalidParameter.Format")
+                    .with_message("Categories is not a list of texts.".to_owned())
+            })?;
         if categories.is_empty() {
             return Err(Refusal::missing("Categories"));
         }
         let space = call.parameter("CustSpaceId").map(str::to_owned);
-        let flow =
-            Flow { account: account.to_owned(), space, name, categories, id: BEFORE_FIRST_ID + self.count() + 1 };
+        let flow = Flow {
+            account: account.to_owned(),
+            space,
+            name,
+            categories,
+            id: BEFORE_FIRST_ID + self.count() + 1,
+        };
         let told = flow.tell();
         self.created.push(flow);
         Ok(told)
     }
 
     fn list(&self, account: &str, call: &Call) -> Result<Value, Refusal> {
-        let page: Value = serde_json::from_str(call.parameter("Page").unwrap_or("{}"))
-            .map_err(|_| Refusal::new("InvalidParameter.Format").with_message("Page is not an object.".to_owned()))?;
-        let member = |name: &str| page[name].as_u64().and_then(|number| usize::try_from(number).ok());
+        let page: Value =
+            serde_json::from_str(call.parameter("Page").unwrap_or("{}")).map_err(|_| {
+                Refusal::new("InvalidParameter.Format")
+                    .with_message("Page is not an object.".to_owned())
+            })?;
+        let member = |name: &str| {
+            page[name]
+                .as_u64()
+                .and_then(|number| usize::try_from(number).ok())
+        };
         let size = member("Size").unwrap_or(usize::MAX);
-        let skipped = member("Index").unwrap_or(1).saturating_sub(1).saturating_mul(size);
-        let asked = |name| call.parameter(name).filter(|value: &&str| !value.is_empty());
+        let skipped = member("Index")
+            .unwrap_or(1)
+            .saturating_sub(1)
+            .saturating_mul(size);
+        let asked = |name| {
+            call.parameter(name)
+                .filter(|value: &&str| !value.is_empty())
+        };
         let (space, name) = (asked("CustSpaceId"), asked("FlowName"));
         let found = self.created.iter().filter(|flow| {
             flow.account == account

@@ -74,8 +74,15 @@ impl Default for Limit {
 
 impl Limits {
     pub(crate) fn new(limits: &BTreeMap<String, Limit>, origin: Instant) -> Self {
-        let by_action = limits.iter().map(|(action, limit)| (action.clone(), (limit.clone(), origin))).collect();
-        Self { origin, by_action, lanes: HashMap::new() }
+        let by_action = limits
+            .iter()
+            .map(|(action, limit)| (action.clone(), (limit.clone(), origin)))
+            .collect();
+        Self {
+            origin,
+            by_action,
+            lanes: HashMap::new(),
+        }
     }
 
     /// Replaces an action's limit from `now` on. What was spent stays spent.
@@ -90,7 +97,9 @@ impl Limits {
 
     /// Counts a call at `now`, or says what a refusal hints.
     pub(crate) fn admit(&mut self, account: &str, action: &str, now: Instant) -> Result<(), Hints> {
-        let Some((limit, since)) = self.by_action.get(action) else { return Ok(()) };
+        let Some((limit, since)) = self.by_action.get(action) else {
+            return Ok(());
+        };
         let lane = self
             .lanes
             .entry((account.to_owned(), action.to_owned()))
@@ -98,7 +107,10 @@ impl Limits {
         lane.outsider_spends(now);
         lane.take(now).map_err(|wait| {
             let millis = u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-            Hints { acs_retry_after_ms: lane.limit.hints.then_some(millis), ..Hints::default() }
+            Hints {
+                acs_retry_after_ms: lane.limit.hints.then_some(millis),
+                ..Hints::default()
+            }
         })
     }
 
@@ -109,7 +121,9 @@ impl Limits {
 
     /// How many calls of outsiders passed by `now`.
     pub(crate) fn outsiders(&mut self, now: Instant) -> u64 {
-        self.lanes.values_mut().for_each(|lane| lane.outsider_spends(now));
+        self.lanes
+            .values_mut()
+            .for_each(|lane| lane.outsider_spends(now));
         self.lanes.values().map(|lane| lane.outsider_passed).sum()
     }
 }
@@ -118,12 +132,20 @@ impl Limits {
 
 impl Lane {
     fn new(limit: Limit, origin: Instant, since: Instant) -> Self {
-        Self { limit, origin, outsider_next: since, outsider_passed: 0, counted: VecDeque::new() }
+        Self {
+            limit,
+            origin,
+            outsider_next: since,
+            outsider_passed: 0,
+            counted: VecDeque::new(),
+        }
     }
 
     /// Plays the outsider's calls that fell due, each at its own moment.
     fn outsider_spends(&mut self, now: Instant) {
-        let Some(every) = self.limit.outsider_every.filter(|every| !every.is_zero()) else { return };
+        let Some(every) = self.limit.outsider_every.filter(|every| !every.is_zero()) else {
+            return;
+        };
         while self.outsider_next <= now {
             self.outsider_passed += u64::from(self.take(self.outsider_next).is_ok());
             self.outsider_next += every;
@@ -131,7 +153,11 @@ impl Lane {
     }
 
     fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        while self.counted.front().is_some_and(|then| now.duration_since(*then) >= self.limit.window) {
+        while self
+            .counted
+            .front()
+            .is_some_and(|then| now.duration_since(*then) >= self.limit.window)
+        {
             self.counted.pop_front();
         }
         let wait = self.wait(now);
@@ -143,19 +169,38 @@ impl Lane {
 
     /// How long until a call would pass if nobody else called.
     fn wait(&self, now: Instant) -> Duration {
-        let Limit { per_window, window, kind, .. } = self.limit;
-        let Some(most) = usize::try_from(per_window).ok().filter(|most| *most > 0) else { return window };
+        let Limit {
+            per_window,
+            window,
+            kind,
+            ..
+        } = self.limit;
+        let Some(most) = usize::try_from(per_window).ok().filter(|most| *most > 0) else {
+            return window;
+        };
         match kind {
             Kind::Sliding => {
-                let blocking = self.counted.len().checked_sub(most).map(|index| self.counted[index]);
+                let blocking = self
+                    .counted
+                    .len()
+                    .checked_sub(most)
+                    .map(|index| self.counted[index]);
                 blocking.map_or(Duration::ZERO, |then| (then + window).duration_since(now))
             }
             Kind::Aligned => {
                 let nanos = window.as_nanos().max(1);
                 let tick = |then: Instant| then.duration_since(self.origin).as_nanos() / nanos;
-                let used = self.counted.iter().filter(|then| tick(**then) == tick(now)).count();
+                let used = self
+                    .counted
+                    .iter()
+                    .filter(|then| tick(**then) == tick(now))
+                    .count();
                 let ticks = u32::try_from(tick(now) + 1).unwrap_or(u32::MAX);
-                if used < most { Duration::ZERO } else { (self.origin + window * ticks).duration_since(now) }
+                if used < most {
+                    Duration::ZERO
+                } else {
+                    (self.origin + window * ticks).duration_since(now)
+                }
             }
             Kind::Smooth => {
                 let next = self.counted.back().map(|last| *last + window / per_window);

@@ -16,7 +16,11 @@ struct Arguments {
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
     /// An access key, as ID:SECRET[:ACCOUNT[:STS-TOKEN]]; may be repeated.
-    #[arg(long = "key", value_name = "KEY", default_value = "test-key:test-secret:test-account")]
+    #[arg(
+        long = "key",
+        value_name = "KEY",
+        default_value = "test-key:test-secret:test-account"
+    )]
     keys: Vec<Key>,
     /// How CreateFlow's window moves.
     #[arg(long, value_enum, default_value = "sliding")]
@@ -73,7 +77,10 @@ enum KindName {
 async fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let listener = TcpListener::bind(&arguments.listen).await?;
-    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupted, mut terminated) = (
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::terminate())?,
+    );
     let running = Sim::new(arguments.settings()).listen(listener)?;
     writeln!(io::stdout(), "cams-sim listening on {}", running.url())?;
     tokio::select! {

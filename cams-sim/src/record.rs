@@ -114,19 +114,31 @@ impl Arrival {
 
 impl Report {
     /// Sums up arrivals; what they do not tell is left at nothing.
-    pub(crate) fn of(arrivals: &[Arrival], window: impl Fn(&str) -> Option<Duration>, start: Instant) -> Self {
-        let count =
-            |wanted: fn(&Verdict) -> bool| arrivals.iter().filter(|arrival| wanted(&arrival.verdict)).count() as u64;
+    pub(crate) fn of(
+        arrivals: &[Arrival],
+        window: impl Fn(&str) -> Option<Duration>,
+        start: Instant,
+    ) -> Self {
+        let count = |wanted: fn(&Verdict) -> bool| {
+            arrivals
+                .iter()
+                .filter(|arrival| wanted(&arrival.verdict))
+                .count() as u64
+        };
         let mut codes: BTreeMap<String, u64> = BTreeMap::new();
         for arrival in arrivals {
             match &arrival.verdict {
                 Verdict::Rejected(code) => *codes.entry(code.clone()).or_default() += 1,
-                Verdict::Throttled => *codes.entry("System.LimitControl".to_owned()).or_default() += 1,
+                Verdict::Throttled => {
+                    *codes.entry("System.LimitControl".to_owned()).or_default() += 1
+                }
                 Verdict::Accepted | Verdict::Lost => {}
             }
         }
         let received = || arrivals.iter().map(|arrival| arrival.received);
-        let accepted = arrivals.iter().filter(|arrival| arrival.verdict == Verdict::Accepted);
+        let accepted = arrivals
+            .iter()
+            .filter(|arrival| arrival.verdict == Verdict::Accepted);
         Self {
             arrived: arrivals.len() as u64,
             accepted: count(|verdict| *verdict == Verdict::Accepted),
@@ -134,7 +146,10 @@ impl Report {
             rejected: count(|verdict| matches!(verdict, Verdict::Rejected(_))),
             lost: count(|verdict| *verdict == Verdict::Lost),
             codes,
-            worst_window: worst(arrivals.iter().map(|arrival| (arrival, arrival.received)), &window),
+            worst_window: worst(
+                arrivals.iter().map(|arrival| (arrival, arrival.received)),
+                &window,
+            ),
             worst_accepted: worst(accepted.map(|arrival| (arrival, arrival.at)), &window),
             created: 0,
             duplicates: Vec::new(),
@@ -148,11 +163,17 @@ impl Report {
 }
 
 /// The most moments of one account and limited action that lie within less than a window.
-fn worst<'a>(arrivals: impl Iterator<Item = (&'a Arrival, Instant)>, window: impl Fn(&str) -> Option<Duration>) -> u64 {
+fn worst<'a>(
+    arrivals: impl Iterator<Item = (&'a Arrival, Instant)>,
+    window: impl Fn(&str) -> Option<Duration>,
+) -> u64 {
     let mut lanes: BTreeMap<(Option<&str>, &str), Vec<Instant>> = BTreeMap::new();
     for (arrival, moment) in arrivals {
         if let Some(action) = arrival.action.as_deref() {
-            lanes.entry((arrival.account.as_deref(), action)).or_default().push(moment);
+            lanes
+                .entry((arrival.account.as_deref(), action))
+                .or_default()
+                .push(moment);
         }
     }
     let of_lane = |((_, action), mut moments): ((_, &str), Vec<Instant>)| {

@@ -28,9 +28,18 @@ pub(crate) struct Refusal {
 impl Hints {
     /// The headers that carry these hints.
     pub(crate) fn headers(self) -> impl Iterator<Item = (&'static str, String)> {
-        let acs = self.acs_retry_after_ms.map(|millis| ("x-acs-retry-after", millis.to_string()));
-        let plain = self.retry_after_s.map(|seconds| ("retry-after", seconds.to_string()));
-        let left = self.time_left_ms.map(|millis| ("x-ratelimit-user", format!("Limit:5,Remain:0,TimeLeft:{millis}")));
+        let acs = self
+            .acs_retry_after_ms
+            .map(|millis| ("x-acs-retry-after", millis.to_string()));
+        let plain = self
+            .retry_after_s
+            .map(|seconds| ("retry-after", seconds.to_string()));
+        let left = self.time_left_ms.map(|millis| {
+            (
+                "x-ratelimit-user",
+                format!("Limit:5,Remain:0,TimeLeft:{millis}"),
+            )
+        });
         [acs, plain, left].into_iter().flatten()
     }
 }
@@ -41,7 +50,13 @@ impl Refusal {
     /// A refusal with the status and message that Alibaba documents for its code.
     pub(crate) fn new(code: &str) -> Self {
         let (status, message) = documented(code);
-        Self { status, code: code.to_owned(), message: message.to_owned(), hints: Hints::default(), xml: false }
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.to_owned(),
+            hints: Hints::default(),
+            xml: false,
+        }
     }
 
     /// A required parameter is not there.
@@ -54,7 +69,10 @@ impl Refusal {
 
     /// The simulator's own strictness.
     pub(crate) fn strict(code: &str, message: String) -> Self {
-        Self { message, ..Self::new(&format!("CamsSim.{code}")) }
+        Self {
+            message,
+            ..Self::new(&format!("CamsSim.{code}"))
+        }
     }
 
     pub(crate) fn with_message(self, message: String) -> Self {
@@ -67,7 +85,9 @@ impl Refusal {
 
     /// Whether this is flow control rather than a mistake.
     pub(crate) fn is_throttle(&self) -> bool {
-        self.code == "System.LimitControl" || self.code == "Throttling" || self.code.starts_with("Throttling.")
+        self.code == "System.LimitControl"
+            || self.code == "Throttling"
+            || self.code.starts_with("Throttling.")
     }
 }
 
@@ -82,19 +102,42 @@ fn documented(code: &str) -> (u16, &'static str) {
         "Unknown.ResourceOwnerId" => (400, "The resource does not belong to the current user."),
         "SignatureNonceUsed" => (400, "Specified signature nonce was used already."),
         "InvalidTimeStamp.Expired" => (400, "Specified time stamp or date value is expired."),
-        "InvalidTimeStamp.Format" => (400, "Specified time stamp or date value is not well formatted."),
-        "SignatureDoesNotMatch" => (400, "Specified signature is not matched with our calculation."),
-        "IncompleteSignature" => (400, "The request signature does not conform to Aliyun standards."),
+        "InvalidTimeStamp.Format" => (
+            400,
+            "Specified time stamp or date value is not well formatted.",
+        ),
+        "SignatureDoesNotMatch" => (
+            400,
+            "Specified signature is not matched with our calculation.",
+        ),
+        "IncompleteSignature" => (
+            400,
+            "The request signature does not conform to Aliyun standards.",
+        ),
         "InvalidSignatureMethod" => (400, "Specified signature method is not valid."),
         "InvalidAccessKeyId.NotFound" => (404, "Specified access key is not found."),
-        "InvalidSecurityToken.MismatchWithAccessKey" => (400, "Specified SecurityToken mismatch with the AccessKey."),
+        "InvalidSecurityToken.MismatchWithAccessKey" => {
+            (400, "Specified SecurityToken mismatch with the AccessKey.")
+        }
         "InvalidParameter.Format" => (400, "Specified parameter is not well formatted."),
         "InvalidVersion" => (400, "Specified parameter Version is not valid."),
-        "InvalidApi.NotFound" => (404, "Specified api is not found,please check your url and method."),
-        "InvalidProduct.NotFound" => (404, "Cannot find product according to your specified domain."),
+        "InvalidApi.NotFound" => (
+            404,
+            "Specified api is not found,please check your url and method.",
+        ),
+        "InvalidProduct.NotFound" => (
+            404,
+            "Cannot find product according to your specified domain.",
+        ),
         "UnsupportedHTTPMethod" => (400, "This http method is not supported."),
-        "ServiceUnavailable" => (503, "The request has failed due to a temporary failure of the server."),
-        "InternalError" => (500, "The request processing has failed due to some unknown error."),
+        "ServiceUnavailable" => (
+            503,
+            "The request has failed due to a temporary failure of the server.",
+        ),
+        "InternalError" => (
+            500,
+            "The request processing has failed due to some unknown error.",
+        ),
         _ => (400, "The request was refused."),
     }
 }

@@ -57,11 +57,18 @@ impl Call {
             return Err(Refusal::new("InvalidApi.NotFound"));
         }
         let query = decode_pairs(request.uri().query().unwrap_or_default(), strict)?;
-        let is_form = header(headers, "content-type").starts_with("application/x-www-form-urlencoded");
-        let body = if is_form { std::str::from_utf8(request.body()).map_err(|_| unreadable("the body"))? } else { "" };
+        let is_form =
+            header(headers, "content-type").starts_with("application/x-www-form-urlencoded");
+        let body = if is_form {
+            std::str::from_utf8(request.body()).map_err(|_| unreadable("the body"))?
+        } else {
+            ""
+        };
         let form = decode_pairs(body, strict)?;
         if strict
-            && let Some(name) = form.keys().find(|name| query.keys().any(|other| other.eq_ignore_ascii_case(name)))
+            && let Some(name) = form
+                .keys()
+                .find(|name| query.keys().any(|other| other.eq_ignore_ascii_case(name)))
         {
             return Err(doubled(name));
         }
@@ -87,12 +94,19 @@ impl Call {
 
     /// A parameter from the form or, failing that, from the query.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
-        self.form.get(name).or_else(|| self.query.get(name)).map(String::as_str)
+        self.form
+            .get(name)
+            .or_else(|| self.query.get(name))
+            .map(String::as_str)
     }
 
     /// All parameters; the form wins.
     pub(crate) fn parameters(&self) -> BTreeMap<String, String> {
-        self.query.iter().chain(&self.form).map(|(name, value)| (name.clone(), value.clone())).collect()
+        self.query
+            .iter()
+            .chain(&self.form)
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect()
     }
 
     fn read_v3(&mut self, headers: &HeaderMap, strict: bool, body: &[u8]) -> Result<(), Refusal> {
@@ -100,33 +114,68 @@ impl Call {
         let authorization = header(headers, "authorization");
         let incomplete = || Refusal::new("IncompleteSignature");
         let (algorithm, rest) = authorization.split_once(' ').ok_or_else(incomplete)?;
-        let fields: BTreeMap<&str, &str> = rest.split(',').filter_map(|field| field.split_once('=')).collect();
+        let fields: BTreeMap<&str, &str> = rest
+            .split(',')
+            .filter_map(|field| field.split_once('='))
+            .collect();
         let field = |name| fields.get(name).copied().ok_or_else(incomplete);
         self.credential = Credential {
             algorithm: algorithm.to_owned(),
             access_key_id: field("Credential")?.to_owned(),
             signature: field("Signature")?.to_owned(),
-            signed_headers: field("SignedHeaders")?.split(';').map(str::to_owned).collect(),
-            security_token: headers.get("x-acs-security-token").map(|_| header(headers, "x-acs-security-token")),
+            signed_headers: field("SignedHeaders")?
+                .split(';')
+                .map(str::to_owned)
+                .collect(),
+            security_token: headers
+                .get("x-acs-security-token")
+                .map(|_| header(headers, "x-acs-security-token")),
         };
         self.timestamp = header(headers, "x-acs-date");
         self.nonce = header(headers, "x-acs-signature-nonce");
         if !strict {
             return Ok(());
         }
-        let common = ["Action", "Version", "AccessKeyId", "Signature", "SignatureNonce", "Timestamp", "SecurityToken"];
-        if let Some(name) = common.into_iter().find(|name| self.parameter(name).is_some()) {
-            return Err(Refusal::strict("TwoSchemes", format!("V1's {name} stands beside a V3 signature.")));
+        let common = [
+            "Action",
+            "Version",
+            "AccessKeyId",
+            "Signature",
+            "SignatureNonce",
+            "Timestamp",
+            "SecurityToken",
+        ];
+        if let Some(name) = common
+            .into_iter()
+            .find(|name| self.parameter(name).is_some())
+        {
+            return Err(Refusal::strict(
+                "TwoSchemes",
+                format!("V1's {name} stands beside a V3 signature."),
+            ));
         }
         let unsigned_type = headers.contains_key(CONTENT_TYPE)
-            && !self.credential.signed_headers.iter().any(|name| name == "content-type");
+            && !self
+                .credential
+                .signed_headers
+                .iter()
+                .any(|name| name == "content-type");
         if !body.is_empty() && unsigned_type {
-            return Err(Refusal::strict("UnsignedBody", "A body came whose content-type is not signed.".to_owned()));
+            return Err(Refusal::strict(
+                "UnsignedBody",
+                "A body came whose content-type is not signed.".to_owned(),
+            ));
         }
         Ok(())
     }
 
-    fn read_v1(&mut self, headers: &HeaderMap, strict: bool, body: &[u8], is_form: bool) -> Result<(), Refusal> {
+    fn read_v1(
+        &mut self,
+        headers: &HeaderMap,
+        strict: bool,
+        body: &[u8],
+        is_form: bool,
+    ) -> Result<(), Refusal> {
         let text = |name: &str| self.parameter(name).unwrap_or_default().to_owned();
         let credential = Credential {
             algorithm: text("SignatureMethod"),
@@ -135,12 +184,19 @@ impl Call {
             signed_headers: Vec::new(),
             security_token: self.parameter("SecurityToken").map(str::to_owned),
         };
-        let (timestamp, nonce, format) = (text("Timestamp"), text("SignatureNonce"), self.parameter("Format"));
+        let (timestamp, nonce, format) = (
+            text("Timestamp"),
+            text("SignatureNonce"),
+            self.parameter("Format"),
+        );
         // Without a Format V1 answers in XML; a call without Action parameter is no V1 call.
-        let xml = self.parameter("Action").is_some() && format.is_none_or(|format| format.eq_ignore_ascii_case("XML"));
+        let xml = self.parameter("Action").is_some()
+            && format.is_none_or(|format| format.eq_ignore_ascii_case("XML"));
         for (name, field) in [("Action", &self.action), ("Version", &self.version)] {
-            let (told, meant) =
-                (headers.contains_key(format!("x-acs-{}", name.to_ascii_lowercase())), self.parameter(name));
+            let (told, meant) = (
+                headers.contains_key(format!("x-acs-{}", name.to_ascii_lowercase())),
+                self.parameter(name),
+            );
             if strict && told && meant.is_some_and(|meant| meant != field) {
                 return Err(Refusal::strict(
                     "TwoActions",
@@ -149,21 +205,34 @@ impl Call {
             }
         }
         if strict && !body.is_empty() && !is_form {
-            return Err(Refusal::strict("UnsignedBody", "V1 signs no body but a form.".to_owned()));
+            return Err(Refusal::strict(
+                "UnsignedBody",
+                "V1 signs no body but a form.".to_owned(),
+            ));
         }
-        let (action, version) =
-            (self.parameter("Action").map(str::to_owned), self.parameter("Version").map(str::to_owned));
+        let (action, version) = (
+            self.parameter("Action").map(str::to_owned),
+            self.parameter("Version").map(str::to_owned),
+        );
         self.action = action.unwrap_or_else(|| self.action.clone());
         self.version = version.unwrap_or_else(|| self.version.clone());
-        self.scheme = if credential.access_key_id.is_empty() { Scheme::Unsigned } else { Scheme::V1 };
-        (self.credential, self.timestamp, self.nonce, self.xml) = (credential, timestamp, nonce, xml);
+        self.scheme = if credential.access_key_id.is_empty() {
+            Scheme::Unsigned
+        } else {
+            Scheme::V1
+        };
+        (self.credential, self.timestamp, self.nonce, self.xml) =
+            (credential, timestamp, nonce, xml);
         Ok(())
     }
 }
 
 /// A header's first value as text, or nothing.
 pub(crate) fn header(headers: &HeaderMap, name: &str) -> String {
-    headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).unwrap_or_default()
+    headers
+        .get(name)
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        .unwrap_or_default()
 }
 
 /// What no well-made client or proxy sends to an endpoint.
@@ -176,25 +245,36 @@ fn check_head(request: &Request<Bytes>) -> Result<(), Refusal> {
         ));
     }
     if request.method() == hyper::Method::GET && !request.body().is_empty() {
-        return Err(Refusal::strict("BodyOfGet", "A GET came with a body.".to_owned()));
+        return Err(Refusal::strict(
+            "BodyOfGet",
+            "A GET came with a body.".to_owned(),
+        ));
     }
     if !headers.contains_key(HOST) {
         return Err(Refusal::strict("NoHost", "There is no Host.".to_owned()));
     }
     for name in headers.keys() {
-        let single =
-            name == HOST || name == AUTHORIZATION || name == CONTENT_TYPE || name.as_str().starts_with("x-acs-");
+        let single = name == HOST
+            || name == AUTHORIZATION
+            || name == CONTENT_TYPE
+            || name.as_str().starts_with("x-acs-");
         if single && headers.get_all(name).iter().count() > 1 {
             return Err(doubled(name.as_str()));
         }
         let hop = ["te", "trailer", "upgrade", "keep-alive", "expect"].contains(&name.as_str());
         if hop || name.as_str().starts_with("proxy-") || name.as_str().starts_with("x-flowgate-") {
-            return Err(Refusal::strict("HopHeader", format!("The header {name} is not meant for an endpoint.")));
+            return Err(Refusal::strict(
+                "HopHeader",
+                format!("The header {name} is not meant for an endpoint."),
+            ));
         }
     }
     let connection = header(headers, CONNECTION.as_str());
     if !["", "keep-alive", "close"].contains(&connection.to_ascii_lowercase().as_str()) {
-        return Err(Refusal::strict("HopHeader", format!("The header Connection says {connection}.")));
+        return Err(Refusal::strict(
+            "HopHeader",
+            format!("The header Connection says {connection}."),
+        ));
     }
     Ok(())
 }
@@ -257,6 +337,9 @@ mod tests {
             decode_pairs("a=1&&a=2&b", false).unwrap(),
             BTreeMap::from([("a".into(), "2".into()), ("b".into(), String::new())])
         );
-        assert_eq!(decode_pairs("a=1&A=2", true).unwrap_err().message, "A comes more than once.");
+        assert_eq!(
+            decode_pairs("a=1&A=2", true).unwrap_err().message,
+            "A comes more than once."
+        );
     }
 }

@@ -53,7 +53,11 @@ impl Sim {
     pub fn listen(self, listener: TcpListener) -> io::Result<Running> {
         let addr = listener.local_addr()?;
         let accepting = tokio::spawn(self.clone().accept(listener));
-        Ok(Running { sim: self, addr, accepting })
+        Ok(Running {
+            sim: self,
+            addr,
+            accepting,
+        })
     }
 
     async fn accept(self, listener: TcpListener) {
@@ -147,14 +151,18 @@ impl Sim {
                 }
                 Err(error) => json_answer(400, &json!({ "error": error })),
             },
-            _ => json_answer(404, &json!({ "error": "GET /__report, GET /__arrivals, POST /__reset, POST /__faults" })),
+            _ => json_answer(
+                404,
+                &json!({ "error": "GET /__report, GET /__arrivals, POST /__reset, POST /__faults" }),
+            ),
         }
     }
 }
 
 /// A JSON list of rules in their text form.
 fn read_rules(body: &[u8]) -> Result<Vec<Rule>, String> {
-    let texts: Vec<String> = serde_json::from_slice(body).map_err(|_| "expected a JSON list of texts".to_owned())?;
+    let texts: Vec<String> =
+        serde_json::from_slice(body).map_err(|_| "expected a JSON list of texts".to_owned())?;
     texts.iter().map(|text| text.parse()).collect()
 }
 

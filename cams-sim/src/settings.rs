@@ -94,11 +94,18 @@ impl std::str::FromStr for Key {
     /// Reads `ID:SECRET[:ACCOUNT[:STS-TOKEN]]`; the account is named after the key by default.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.splitn(4, ':').map(str::to_owned);
-        let (Some(access_key_id), Some(secret)) = (parts.next().filter(|id| !id.is_empty()), parts.next()) else {
+        let (Some(access_key_id), Some(secret)) =
+            (parts.next().filter(|id| !id.is_empty()), parts.next())
+        else {
             return Err("expected ID:SECRET[:ACCOUNT[:STS-TOKEN]]".to_owned());
         };
         let account = parts.next().unwrap_or_else(|| access_key_id.clone());
-        Ok(Self { access_key_id, secret, account, security_token: parts.next() })
+        Ok(Self {
+            access_key_id,
+            secret,
+            account,
+            security_token: parts.next(),
+        })
     }
 }
 
@@ -112,10 +119,19 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "ms" => 1,
         "s" => 1_000,
         "m" => 60_000,
-        _ => return Err(format!("expected a duration like 200ms, 1s or 2m, not {text}")),
+        _ => {
+            return Err(format!(
+                "expected a duration like 200ms, 1s or 2m, not {text}"
+            ));
+        }
     };
-    let number: u64 = digits.parse().map_err(|_| format!("expected a whole number before the unit in {text}"))?;
-    number.checked_mul(factor).map(Duration::from_millis).ok_or_else(|| format!("{text} is too long"))
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| format!("expected a whole number before the unit in {text}"))?;
+    number
+        .checked_mul(factor)
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text} is too long"))
 }
 
 #[cfg(test)]
@@ -125,9 +141,18 @@ mod tests {
     #[test]
     fn reads_durations() {
         let read = |text| parse_duration(text).map(|duration| duration.as_millis());
-        assert_eq!(["200ms", "1s", "2m"].map(read), [Ok(200), Ok(1_000), Ok(120_000)]);
-        assert_eq!(read("5"), Err("expected a duration like 200ms, 1s or 2m, not 5".to_owned()));
-        assert_eq!(read("1.5s"), Err("expected a whole number before the unit in 1.5s".to_owned()));
+        assert_eq!(
+            ["200ms", "1s", "2m"].map(read),
+            [Ok(200), Ok(1_000), Ok(120_000)]
+        );
+        assert_eq!(
+            read("5"),
+            Err("expected a duration like 200ms, 1s or 2m, not 5".to_owned())
+        );
+        assert_eq!(
+            read("1.5s"),
+            Err("expected a whole number before the unit in 1.5s".to_owned())
+        );
     }
 
     #[test]
@@ -142,6 +167,9 @@ mod tests {
         assert_eq!(key("id:secret"), Ok(expected("id", None)));
         assert_eq!(key("id:secret:acme"), Ok(expected("acme", None)));
         assert_eq!(key("id:secret:acme:a:b"), Ok(expected("acme", Some("a:b"))));
-        assert_eq!(key("id"), Err("expected ID:SECRET[:ACCOUNT[:STS-TOKEN]]".to_owned()));
+        assert_eq!(
+            key("id"),
+            Err("expected ID:SECRET[:ACCOUNT[:STS-TOKEN]]".to_owned())
+        );
     }
 }

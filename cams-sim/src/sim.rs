@@ -62,7 +62,15 @@ impl Sim {
             dice: fastrand::Rng::with_seed(settings.seed),
         };
         let (connections, not_http) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { inner: Arc::new(Inner { settings, start, state: Mutex::new(state), connections, not_http }) }
+        Self {
+            inner: Arc::new(Inner {
+                settings,
+                start,
+                state: Mutex::new(state),
+                connections,
+                not_http,
+            }),
+        }
     }
 
     /// Answers one call. What came is processed even if the caller does not wait; for that, run this in a task of its own.
@@ -88,12 +96,20 @@ impl Sim {
 
     /// Replaces the limit of an action. What was spent stays spent.
     pub fn set_limit(&self, action: &str, limit: Limit) {
-        self.inner.state.lock().limits.set(action, limit, Instant::now());
+        self.inner
+            .state
+            .lock()
+            .limits
+            .set(action, limit, Instant::now());
     }
 
     /// Sets the time of day, which then runs on tokio's clock; `None` returns to the system's.
     pub fn set_now(&self, now: Option<SystemTime>) {
-        self.inner.state.lock().gatekeeper.set_clock(now, Instant::now());
+        self.inner
+            .state
+            .lock()
+            .gatekeeper
+            .set_clock(now, Instant::now());
     }
 
     /// All that arrived, in the order of being counted.
@@ -104,14 +120,24 @@ impl Sim {
 
     /// All arrivals as JSON.
     pub(crate) fn arrivals_json(&self) -> Value {
-        self.inner.state.lock().arrivals.iter().map(|arrival| arrival.to_json(self.inner.start)).collect()
+        self.inner
+            .state
+            .lock()
+            .arrivals
+            .iter()
+            .map(|arrival| arrival.to_json(self.inner.start))
+            .collect()
     }
 
     /// The sum of what arrived.
     #[must_use]
     pub fn report(&self) -> Report {
         let state = &mut *self.inner.state.lock();
-        let report = Report::of(&state.arrivals, |action| state.limits.window(action), self.inner.start);
+        let report = Report::of(
+            &state.arrivals,
+            |action| state.limits.window(action),
+            self.inner.start,
+        );
         Report {
             created: state.flows.count(),
             duplicates: state.flows.duplicates(),
@@ -176,7 +202,11 @@ impl Sim {
         match fault {
             None => (Answer::Http(answer), Duration::ZERO),
             Some(fault) => {
-                let slow = if let Fault::Slow(slow) = fault { slow } else { Duration::ZERO };
+                let slow = if let Fault::Slow(slow) = fault {
+                    slow
+                } else {
+                    Duration::ZERO
+                };
                 (spoil(&fault, answer), slow)
             }
         }
@@ -194,8 +224,12 @@ impl State {
         now: Instant,
     ) -> Result<Value, Refusal> {
         match fault {
-            Some(Fault::Unavailable(hints)) => return Err(Refusal::new("ServiceUnavailable").with_hints(*hints)),
-            Some(Fault::CloseBefore | Fault::Redirect) => return Err(Refusal::new("InternalError")),
+            Some(Fault::Unavailable(hints)) => {
+                return Err(Refusal::new("ServiceUnavailable").with_hints(*hints));
+            }
+            Some(Fault::CloseBefore | Fault::Redirect) => {
+                return Err(Refusal::new("InternalError"));
+            }
             _ => {}
         }
         self.gatekeeper.admit(call, request, now)?;
@@ -204,7 +238,9 @@ impl State {
         }
         let account = self.gatekeeper.account(call);
         let throttled = |hints| Refusal::new("System.LimitControl").with_hints(hints);
-        self.limits.admit(&account, &call.action, now).map_err(throttled)?;
+        self.limits
+            .admit(&account, &call.action, now)
+            .map_err(throttled)?;
         self.flows.run(&account, call)
     }
 }
@@ -212,7 +248,10 @@ impl State {
 /// What is known of a call before it is read.
 fn arrival((received, at): (Instant, Instant), request: &Request<Bytes>, keep: bool) -> Arrival {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let headers = request.headers().iter().map(|(name, value)| (name.to_string(), text(value.as_bytes())));
+    let headers = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), text(value.as_bytes())));
     Arrival {
         received,
         at,
@@ -224,9 +263,17 @@ fn arrival((received, at): (Instant, Instant), request: &Request<Bytes>, keep: b
         verdict: Verdict::Lost,
         fault: None,
         method: request.method().to_string(),
-        target: if keep { request.uri().to_string() } else { String::new() },
+        target: if keep {
+            request.uri().to_string()
+        } else {
+            String::new()
+        },
         headers: if keep { headers.collect() } else { Vec::new() },
-        body: if keep { request.body().clone() } else { Bytes::new() },
+        body: if keep {
+            request.body().clone()
+        } else {
+            Bytes::new()
+        },
     }
 }
 
@@ -241,7 +288,14 @@ fn describe(arrival: &mut Arrival, call: &Call, account: String) {
 /// An id in the form of the API page's example.
 fn request_id(dice: &mut fastrand::Rng) -> String {
     let hex = format!("{:032X}", dice.u128(..));
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
 }
 
 #[cfg(test)]

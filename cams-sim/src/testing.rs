@@ -20,7 +20,10 @@ pub(crate) fn noon() -> SystemTime {
 
 /// An endpoint at noon that knows the key `id` of the account `acme`.
 pub(crate) fn settings() -> Settings {
-    Settings { now: Some(noon()), ..Settings::default().with_key("id", "secret", "acme") }
+    Settings {
+        now: Some(noon()),
+        ..Settings::default().with_key("id", "secret", "acme")
+    }
 }
 
 /// A call to be signed.
@@ -37,14 +40,27 @@ pub(crate) struct Draft {
 impl Draft {
     /// A CreateFlow of one flow.
     pub(crate) fn create(flow: &str, nonce: &str) -> Self {
-        let parameters = vec![("FlowName", flow.to_owned()), ("Categories", "[\"OTHER\"]".to_owned())];
-        Self { parameters, ..Self::of("CreateFlow", nonce) }
+        let parameters = vec![
+            ("FlowName", flow.to_owned()),
+            ("Categories", "[\"OTHER\"]".to_owned()),
+        ];
+        Self {
+            parameters,
+            ..Self::of("CreateFlow", nonce)
+        }
     }
 
     /// A call without parameters.
     pub(crate) fn of(action: &'static str, nonce: &str) -> Self {
         let (time, nonce) = (NOON.to_owned(), nonce.to_owned());
-        Self { key: ("id", "secret"), token: None, action, time, nonce, parameters: Vec::new() }
+        Self {
+            key: ("id", "secret"),
+            token: None,
+            action,
+            time,
+            nonce,
+            parameters: Vec::new(),
+        }
     }
 
     /// The call signed with V3.
@@ -53,14 +69,26 @@ impl Draft {
     }
 
     /// The same with more or other headers, signed too, and its list of signed headers changed before signing.
-    pub(crate) fn odd_v3(&self, others: &[(&str, &str)], change: fn(&mut Vec<String>)) -> Request<Bytes> {
-        let query: BTreeMap<String, String> =
-            self.parameters.iter().map(|(name, value)| (name.to_string(), value.clone())).collect();
-        let mut request = Request::post(format!("/?{}", join(&query))).body(Bytes::new()).unwrap();
+    pub(crate) fn odd_v3(
+        &self,
+        others: &[(&str, &str)],
+        change: fn(&mut Vec<String>),
+    ) -> Request<Bytes> {
+        let query: BTreeMap<String, String> = self
+            .parameters
+            .iter()
+            .map(|(name, value)| (name.to_string(), value.clone()))
+            .collect();
+        let mut request = Request::post(format!("/?{}", join(&query)))
+            .body(Bytes::new())
+            .unwrap();
         let mut headers = BTreeMap::from([
             ("host", "cams.test"),
             ("x-acs-action", self.action),
-            ("x-acs-content-sha256", "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"),
+            (
+                "x-acs-content-sha256",
+                "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            ),
             ("x-acs-date", &self.time),
             ("x-acs-signature-nonce", &self.nonce),
             ("x-acs-version", "2020-06-06"),
@@ -68,16 +96,24 @@ impl Draft {
         headers.extend(self.token.map(|token| ("x-acs-security-token", token)));
         headers.extend(others.iter().copied());
         for (name, value) in &headers {
-            request.headers_mut().insert(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+            request
+                .headers_mut()
+                .insert(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
         let mut signed: Vec<String> = headers.keys().map(|name| name.to_string()).collect();
         change(&mut signed);
-        let canonical = signature::v3_canonical_request("POST", &query, request.headers(), &signed, b"");
-        let signature = signature::v3_signature(self.key.1, &signature::v3_string_to_sign(&canonical));
+        let canonical =
+            signature::v3_canonical_request("POST", &query, request.headers(), &signed, b"");
+        let signature =
+            signature::v3_signature(self.key.1, &signature::v3_string_to_sign(&canonical));
         let names = signed.join(";");
-        let authorization =
-            format!("ACS3-HMAC-SHA256 Credential={},SignedHeaders={names},Signature={signature}", self.key.0);
-        request.headers_mut().insert("authorization", authorization.parse().unwrap());
+        let authorization = format!(
+            "ACS3-HMAC-SHA256 Credential={},SignedHeaders={names},Signature={signature}",
+            self.key.0
+        );
+        request
+            .headers_mut()
+            .insert("authorization", authorization.parse().unwrap());
         request
     }
 
@@ -93,27 +129,45 @@ impl Draft {
             ("Timestamp", &self.time),
             ("Version", "2020-06-06"),
         ];
-        let mut query: BTreeMap<String, String> =
-            common.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
-        query.extend(self.token.map(|token| ("SecurityToken".to_owned(), token.to_owned())));
-        query.extend(self.parameters.iter().map(|(name, value)| (name.to_string(), value.clone())));
+        let mut query: BTreeMap<String, String> = common
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into();
+        query.extend(
+            self.token
+                .map(|token| ("SecurityToken".to_owned(), token.to_owned())),
+        );
+        query.extend(
+            self.parameters
+                .iter()
+                .map(|(name, value)| (name.to_string(), value.clone())),
+        );
         query.retain(|_, value| !value.is_empty());
-        let signature = signature::v1_signature(self.key.1, &signature::v1_string_to_sign("POST", &query));
+        let signature =
+            signature::v1_signature(self.key.1, &signature::v1_string_to_sign("POST", &query));
         query.insert("Signature".to_owned(), signature);
-        Request::post(format!("/?{}", join(&query))).header("host", "cams.test").body(Bytes::new()).unwrap()
+        Request::post(format!("/?{}", join(&query)))
+            .header("host", "cams.test")
+            .body(Bytes::new())
+            .unwrap()
     }
 }
 
 /// Encoded pairs of a query or form.
 pub(crate) fn join(pairs: &BTreeMap<String, String>) -> String {
-    let pairs: Vec<String> = pairs.iter().map(|(name, value)| format!("{name}={}", signature::encode(value))).collect();
+    let pairs: Vec<String> = pairs
+        .iter()
+        .map(|(name, value)| format!("{name}={}", signature::encode(value)))
+        .collect();
     pairs.join("&")
 }
 
 /// Status and JSON body of the answer to a call.
 pub(crate) async fn ask(sim: &Sim, request: Request<Bytes>) -> (u16, Value) {
     match sim.answer(request).await {
-        Answer::Http(response) => (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap()),
+        Answer::Http(response) => (
+            response.status().as_u16(),
+            serde_json::from_slice(response.body()).unwrap(),
+        ),
         other => panic!("no HTTP answer: {other:?}"),
     }
 }

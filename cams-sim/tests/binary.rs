@@ -18,12 +18,18 @@ fn it_prints_its_address_serves_and_reports_at_the_end() {
         "--fault",
         "named=b,refuse=Ram.PermissionDeny",
     ];
-    let mut program =
-        Command::new(env!("CARGO_BIN_EXE_cams-sim")).args(options).stdout(Stdio::piped()).spawn().unwrap();
+    let mut program = Command::new(env!("CARGO_BIN_EXE_cams-sim"))
+        .args(options)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut output = BufReader::new(program.stdout.take().unwrap());
     let mut first = String::new();
     output.read_line(&mut first).unwrap();
-    let address = first.trim_end().strip_prefix("cams-sim listening on http://").unwrap();
+    let address = first
+        .trim_end()
+        .strip_prefix("cams-sim listening on http://")
+        .unwrap();
     let answers = ["a", "a", "b"].map(|name| {
         let mut stream = TcpStream::connect(address).unwrap();
         let target =
@@ -34,14 +40,27 @@ fn it_prints_its_address_serves_and_reports_at_the_end() {
         answer
     });
     assert!(answers[0].starts_with("HTTP/1.1 200 OK\r\n"));
-    assert!(answers[1].starts_with("HTTP/1.1 400 Bad Request\r\n") && answers[1].contains("\r\nx-acs-retry-after: 1"));
+    assert!(
+        answers[1].starts_with("HTTP/1.1 400 Bad Request\r\n")
+            && answers[1].contains("\r\nx-acs-retry-after: 1")
+    );
     assert!(answers[2].contains("\"Code\":\"Ram.PermissionDeny\""));
 
-    let killed = Command::new("kill").args(["-TERM", &program.id().to_string()]).status().unwrap();
+    let killed = Command::new("kill")
+        .args(["-TERM", &program.id().to_string()])
+        .status()
+        .unwrap();
     assert!(killed.success());
     let report: serde_json::Value = serde_json::from_reader(output).unwrap();
     assert!(program.wait().unwrap().success());
-    let counts = ["arrived", "accepted", "refused", "rejected", "worst_window", "connections"]
-        .map(|count| report[count].as_u64().unwrap());
+    let counts = [
+        "arrived",
+        "accepted",
+        "refused",
+        "rejected",
+        "worst_window",
+        "connections",
+    ]
+    .map(|count| report[count].as_u64().unwrap());
     assert_eq!(counts, [3, 1, 1, 1, 3, 3]);
 }

@@ -43,22 +43,40 @@ pub(crate) struct Key {
 type Pairs = Vec<(&'static str, String)>;
 
 /// Alibaba encodes all but `A-Z a-z 0-9 - _ . ~`.
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 
 /// How long an application waits for its answer: SDKs' read time-outs, raised as Flowgate's README asks.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Calls CreateFlow at the endpoint and returns the `Code` of its answer.
-pub(crate) async fn create_flow(endpoint: SocketAddr, key: Key, scheme: Scheme, name: &str) -> anyhow::Result<String> {
-    let parameters = vec![("FlowName", name.to_owned()), ("Categories", r#"["OTHER"]"#.to_owned())];
+pub(crate) async fn create_flow(
+    endpoint: SocketAddr,
+    key: Key,
+    scheme: Scheme,
+    name: &str,
+) -> anyhow::Result<String> {
+    let parameters = vec![
+        ("FlowName", name.to_owned()),
+        ("Categories", r#"["OTHER"]"#.to_owned()),
+    ];
     let host = endpoint.to_string();
     let request = match scheme {
         Scheme::V3 => v3(&host, key, parameters)?,
         Scheme::V1 => v1(&host, key, parameters)?,
     };
-    let body = timeout(PATIENCE, send(endpoint, request)).await.context("no answer in time")??;
-    let answer: serde_json::Value = serde_json::from_slice(&body).context("the answer is not JSON")?;
-    answer["Code"].as_str().map(str::to_owned).context("the answer has no Code")
+    let body = timeout(PATIENCE, send(endpoint, request))
+        .await
+        .context("no answer in time")??;
+    let answer: serde_json::Value =
+        serde_json::from_slice(&body).context("the answer is not JSON")?;
+    answer["Code"]
+        .as_str()
+        .map(str::to_owned)
+        .context("the answer has no Code")
 }
 
 /// Sends a request on a connection of its own and returns the answer's body.
@@ -85,15 +103,23 @@ fn v3(host: &str, key: Key, parameters: Pairs) -> anyhow::Result<Request<Empty<B
         ("x-acs-version", "2020-06-06"),
     ];
     let names = headers.map(|(name, _)| name).join(";");
-    let lines: String = headers.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+    let lines: String = headers
+        .iter()
+        .map(|(name, value)| format!("{name}:{value}\n"))
+        .collect();
     let canonical = format!("POST\n/\n{query}\n{lines}\n{names}\n{hash}");
     let to_sign = format!("ACS3-HMAC-SHA256\n{}", hex(&Sha256::digest(canonical)));
     let mut mac = Hmac::<Sha256>::new_from_slice(key.secret.as_bytes())?;
     mac.update(to_sign.as_bytes());
     let signature = hex(&mac.finalize().into_bytes());
-    let authorization = format!("ACS3-HMAC-SHA256 Credential={},SignedHeaders={names},Signature={signature}", key.id);
+    let authorization = format!(
+        "ACS3-HMAC-SHA256 Credential={},SignedHeaders={names},Signature={signature}",
+        key.id
+    );
     let request = Request::post(format!("/?{query}")).header("authorization", authorization);
-    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let request = headers.iter().fold(request, |request, (name, value)| {
+        request.header(*name, *value)
+    });
     Ok(request.body(Empty::new())?)
 }
 
@@ -114,13 +140,18 @@ fn v1(host: &str, key: Key, mut parameters: Pairs) -> anyhow::Result<Request<Emp
     mac.update(format!("POST&%2F&{}", encode(&query)).as_bytes());
     let signature = STANDARD.encode(mac.finalize().into_bytes());
     let target = format!("/?{query}&Signature={}", encode(&signature));
-    Ok(Request::post(target).header("host", host).body(Empty::new())?)
+    Ok(Request::post(target)
+        .header("host", host)
+        .body(Empty::new())?)
 }
 
 /// The canonical query of both signatures, which is also sent.
 fn joined(mut parameters: Pairs) -> String {
     parameters.sort();
-    let pairs: Vec<String> = parameters.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+    let pairs: Vec<String> = parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={}", encode(value)))
+        .collect();
     pairs.join("&")
 }
 

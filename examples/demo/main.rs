@@ -4,7 +4,10 @@
 //!
 //! `cargo run --release --example demo`; with `-- --serve` CAMS and Flowgate stay up for a real SDK to try.
 
-#![expect(clippy::print_stdout, reason = "standard output is where the demo shows its result")]
+#![expect(
+    clippy::print_stdout,
+    reason = "standard output is where the demo shows its result"
+)]
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -58,7 +61,10 @@ const OPTIMUM: Duration = Duration::from_secs(((CALLS - 1) / PER_SECOND) as u64)
 const ALLOWANCE: Duration = Duration::from_millis(500);
 
 /// The application's key; Flowgate, as its sidecar, signs with the same one.
-const KEY: Key = Key { id: "demo-key", secret: "demo-secret" };
+const KEY: Key = Key {
+    id: "demo-key",
+    secret: "demo-secret",
+};
 
 /// How long CAMS takes to answer.
 const LATENCY: Duration = Duration::from_millis(30);
@@ -89,13 +95,23 @@ async fn main() -> ExitCode {
 }
 
 async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
-    let cams = Sim::start(Settings { latency: LATENCY, ..Settings::default() }.with_key(KEY.id, KEY.secret, "demo"));
+    let cams = Sim::start(
+        Settings {
+            latency: LATENCY,
+            ..Settings::default()
+        }
+        .with_key(KEY.id, KEY.secret, "demo"),
+    );
     let cams = cams.await.context("the simulated CAMS cannot listen")?;
     let config = configuration(&cams)?;
     let log = config.log.clone();
     let flowgate = App::start(config).await?;
-    let proxy = flowgate.proxy_address().context("Flowgate listens on no port")?;
-    let admin = flowgate.admin_address().context("Flowgate has no admin port")?;
+    let proxy = flowgate
+        .proxy_address()
+        .context("Flowgate listens on no port")?;
+    let admin = flowgate
+        .admin_address()
+        .context("Flowgate has no admin port")?;
 
     let straight = run("straight to CAMS", cams.addr(), &cams).await;
     cams.reset();
@@ -126,43 +142,68 @@ fn configuration(cams: &Running) -> anyhow::Result<Config> {
         ("FLOWGATE_LISTEN__ADMIN", "127.0.0.1:0".to_owned()),
         ("FLOWGATE_QUEUE__HOLD", "29s".to_owned()),
     ];
-    let loaded = config::load(None, variables.map(|(name, value)| (name.into(), value.into())))?;
+    let loaded = config::load(
+        None,
+        variables.map(|(name, value)| (name.into(), value.into())),
+    )?;
     Ok(loaded.config)
 }
 
 /// All customers call at once, every other one with the old signature.
 async fn run(title: &'static str, endpoint: SocketAddr, cams: &Sim) -> Run {
-    let style = ProgressStyle::with_template("{prefix}  [{bar:40}] {pos:>2}/{len}  {elapsed}  {msg}");
-    let style = style.expect("the template is well-formed").progress_chars("=> ");
-    let bar = ProgressBar::new(CALLS as u64).with_style(style).with_prefix(title);
+    let style =
+        ProgressStyle::with_template("{prefix}  [{bar:40}] {pos:>2}/{len}  {elapsed}  {msg}");
+    let style = style
+        .expect("the template is well-formed")
+        .progress_chars("=> ");
+    let bar = ProgressBar::new(CALLS as u64)
+        .with_style(style)
+        .with_prefix(title);
     let started = Instant::now();
     let mut calls: JoinSet<_> = (0..CALLS)
         .map(|number| async move {
-            let scheme = if number % 2 == 0 { Scheme::V3 } else { Scheme::V1 };
+            let scheme = if number % 2 == 0 {
+                Scheme::V3
+            } else {
+                Scheme::V1
+            };
             create_flow(endpoint, KEY, scheme, &format!("survey-{number:02}")).await
         })
         .collect();
     let mut answers = BTreeMap::new();
     while let Some(answer) = calls.join_next().await {
-        let code =
-            answer.map_err(anyhow::Error::from).and_then(|code| code).unwrap_or_else(|error| format!("{error:#}"));
+        let code = answer
+            .map_err(anyhow::Error::from)
+            .and_then(|code| code)
+            .unwrap_or_else(|error| format!("{error:#}"));
         *answers.entry(code).or_default() += 1;
         bar.set_message(tell(&answers));
         bar.inc(1);
         // Where there is no terminal to draw a bar on, a line now and then does.
         if bar.is_hidden() && bar.position().is_multiple_of(15) {
             let seconds = started.elapsed().as_secs_f64();
-            eprintln!("{title}  {:>2}/{CALLS}  {seconds:>4.1} s  {}", bar.position(), bar.message());
+            eprintln!(
+                "{title}  {:>2}/{CALLS}  {seconds:>4.1} s  {}",
+                bar.position(),
+                bar.message()
+            );
         }
     }
     let took = started.elapsed();
     bar.abandon();
-    Run { answers, took, report: cams.report() }
+    Run {
+        answers,
+        took,
+        report: cams.report(),
+    }
 }
 
 /// `5 OK, 55 System.LimitControl`.
 fn tell(answers: &BTreeMap<String, usize>) -> String {
-    let told: Vec<String> = answers.iter().map(|(code, count)| format!("{count} {code}")).collect();
+    let told: Vec<String> = answers
+        .iter()
+        .map(|(code, count)| format!("{count} {code}"))
+        .collect();
     told.join(", ")
 }
 
@@ -170,22 +211,35 @@ fn print_table(straight: &Run, through: &Run) {
     println!(
         "\n{CALLS} CreateFlow calls at once, half signed with V3, half with V1; CAMS takes {PER_SECOND} a second.\n"
     );
-    let row = |name: &str, cell: fn(&Run) -> String| println!("{name:<32}{:>18}{:>18}", cell(straight), cell(through));
-    println!("{:<32}{:>18}{:>18}", "", "straight to CAMS", "through Flowgate");
+    let row = |name: &str, cell: fn(&Run) -> String| {
+        println!("{name:<32}{:>18}{:>18}", cell(straight), cell(through))
+    };
+    println!(
+        "{:<32}{:>18}{:>18}",
+        "", "straight to CAMS", "through Flowgate"
+    );
     row("succeeded", |run| format!("{} of {CALLS}", run.succeeded()));
-    row("refused at the endpoint", |run| run.report.refused.to_string());
-    row("worst second at the egress", |run| run.report.worst_window.to_string());
+    row("refused at the endpoint", |run| {
+        run.report.refused.to_string()
+    });
+    row("worst second at the egress", |run| {
+        run.report.worst_window.to_string()
+    });
     row("duplicates", |run| run.report.duplicates.len().to_string());
     let seconds = format!("seconds (optimum for all: {:.1})", OPTIMUM.as_secs_f64());
     row(&seconds, |run| format!("{:.2}", run.took.as_secs_f64()));
 }
 
 async fn print_metrics(admin: SocketAddr) -> anyhow::Result<()> {
-    let request = Request::get("/metrics").header("host", admin.to_string()).body(Empty::new())?;
+    let request = Request::get("/metrics")
+        .header("host", admin.to_string())
+        .body(Empty::new())?;
     let page = send(admin, request).await.context("no metrics")?;
     println!("\nFrom http://{admin}/metrics:\n");
     let page = String::from_utf8_lossy(&page);
-    page.lines().filter(|line| TELLING.iter().any(|name| line.starts_with(name))).for_each(|line| println!("{line}"));
+    page.lines()
+        .filter(|line| TELLING.iter().any(|name| line.starts_with(name)))
+        .for_each(|line| println!("{line}"));
     Ok(())
 }
 
@@ -199,7 +253,11 @@ impl Run {
     /// Whether Flowgate kept its promises. Time is only compared aloud: on a busy machine CAMS may see two bursts closer
     /// together than they left, and then its refusal costs a second.
     fn check(&self) -> anyhow::Result<()> {
-        let (succeeded, duplicates, worst) = (self.succeeded(), self.report.duplicates.len(), self.report.worst_window);
+        let (succeeded, duplicates, worst) = (
+            self.succeeded(),
+            self.report.duplicates.len(),
+            self.report.worst_window,
+        );
         ensure!(
             succeeded == CALLS && worst <= PER_SECOND as u64 && duplicates == 0,
             "expected {CALLS} OK, at most {PER_SECOND} in the worst second and no duplicates; \
@@ -208,7 +266,9 @@ impl Run {
         );
         if self.took > OPTIMUM + ALLOWANCE {
             let (took, expected) = (self.took.as_secs_f64(), (OPTIMUM + ALLOWANCE).as_secs_f64());
-            eprintln!("\nslower than expected: {took:.2} s instead of at most {expected:.1} s; is this machine busy?");
+            eprintln!(
+                "\nslower than expected: {took:.2} s instead of at most {expected:.1} s; is this machine busy?"
+            );
         }
         Ok(())
     }

@@ -51,10 +51,14 @@ EOF
 /// Prints where everything is, and the commands.
 pub(crate) fn print_snippets(proxy: SocketAddr, admin: SocketAddr, cams: &str) {
     let fill = |snippet: &str| {
-        let text = snippet.replace("KEY_ID", KEY.id).replace("KEY_SECRET", KEY.secret);
+        let text = snippet
+            .replace("KEY_ID", KEY.id)
+            .replace("KEY_SECRET", KEY.secret);
         text.replace("ENDPOINT", &proxy.to_string())
     };
-    println!("\nFlowgate stays up at {proxy} until Ctrl-C. Its admin pages: http://{admin}/lanes and /metrics.");
+    println!(
+        "\nFlowgate stays up at {proxy} until Ctrl-C. Its admin pages: http://{admin}/lanes and /metrics."
+    );
     println!("What CAMS saw: {cams}/__report. Paste into a shell, 20 calls at once each:");
     println!("{}{}", fill(PYTHON), fill(NODE));
 }

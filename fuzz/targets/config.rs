@@ -20,25 +20,35 @@ fuzz_target!(|input: &str| {
     let path = FOLDER.path().join("flowgate.toml");
     std::fs::write(&path, file).expect("the temporary folder takes files");
     let variables = environment.lines().filter_map(|line| line.split_once('='));
-    let names_show = variables.clone().any(|(name, _)| name.contains(SECRET)) || has_telling_key(file);
+    let names_show =
+        variables.clone().any(|(name, _)| name.contains(SECRET)) || has_telling_key(file);
     let variables = variables.filter(|(name, value)| !name.contains('\0') && !value.contains('\0'));
     let variables = variables.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     let said = match flowgate::config::load(Some(&path), variables) {
         Ok(loaded) => loaded.warnings.join("\n"),
         Err(mistakes) => mistakes.to_string(),
     };
-    assert!(names_show || !said.contains(SECRET), "a value is shown: {said}");
-    assert!(!said.contains(['\r', '\x1b', '\0']), "a name forges lines: {said:?}");
+    assert!(
+        names_show || !said.contains(SECRET),
+        "a value is shown: {said}"
+    );
+    assert!(
+        !said.contains(['\r', '\x1b', '\0']),
+        "a name forges lines: {said:?}"
+    );
 });
 
 /// Whether a key of the file holds the secret. What is no TOML shows nothing at all.
 fn has_telling_key(file: &str) -> bool {
     fn has(value: &toml::Value) -> bool {
         match value {
-            toml::Value::Table(table) => table.iter().any(|(key, value)| key.contains(SECRET) || has(value)),
+            toml::Value::Table(table) => table
+                .iter()
+                .any(|(key, value)| key.contains(SECRET) || has(value)),
             toml::Value::Array(values) => values.iter().any(has),
             _ => false,
         }
     }
-    file.parse::<toml::Table>().is_ok_and(|table| has(&toml::Value::Table(table)))
+    file.parse::<toml::Table>()
+        .is_ok_and(|table| has(&toml::Value::Table(table)))
 }

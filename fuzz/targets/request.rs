@@ -12,4 +12,6 @@ use flowgate::fuzz_support::Gate;
 
 thread_local!(static GATE: LazyLock<Gate> = const { LazyLock::new(Gate::default) });
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| GATE.with(|gate| endpoint::takes(gate.connection(input), gate.now())));
+libfuzzer_sys::fuzz_target!(
+    |input: &[u8]| GATE.with(|gate| endpoint::takes(gate.connection(input), gate.now()))
+);

@@ -60,11 +60,19 @@ pub(crate) fn read(content_type: Option<&str>, body: &[u8]) -> Option<Summary> {
         Some(value) => is_xml(value),
         None => text.trim_ascii_start().starts_with('<'),
     };
-    if is_xml { read_xml(text) } else { read_json(text) }
+    if is_xml {
+        read_xml(text)
+    } else {
+        read_json(text)
+    }
 }
 
 fn is_xml(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim_ascii();
+    let essence = content_type
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim_ascii();
     essence.eq_ignore_ascii_case("text/xml") || essence.eq_ignore_ascii_case("application/xml")
 }
 
@@ -139,7 +147,8 @@ impl Visitor<'_> for Scalars {
     }
 
     fn visit_f64<E: de::Error>(self, number: f64) -> Result<Scalar, E> {
-        let number = serde_json::Number::from_f64(number).ok_or_else(|| E::custom("not a number"))?;
+        let number =
+            serde_json::Number::from_f64(number).ok_or_else(|| E::custom("not a number"))?;
         Ok(Scalar(number.to_string()))
     }
 }
@@ -186,7 +195,11 @@ impl Page {
     fn text(&mut self, text: &str) -> Option<()> {
         match self.field {
             Some(Field::Code) => self.summary.code.get_or_insert_default().push_str(text),
-            Some(Field::RequestId) => self.summary.request_id.get_or_insert_default().push_str(text),
+            Some(Field::RequestId) => self
+                .summary
+                .request_id
+                .get_or_insert_default()
+                .push_str(text),
             None if self.depth == 0 && !text.trim_ascii().is_empty() => return None,
             None => {}
         }
@@ -199,7 +212,11 @@ mod tests {
     use super::*;
 
     fn summary(code: Option<&str>, request_id: Option<&str>, has_data: bool) -> Option<Summary> {
-        Some(Summary { code: code.map(str::to_owned), request_id: request_id.map(str::to_owned), has_data })
+        Some(Summary {
+            code: code.map(str::to_owned),
+            request_id: request_id.map(str::to_owned),
+            has_data,
+        })
     }
 
     fn json(body: &str) -> Option<Summary> {
@@ -212,15 +229,31 @@ mod tests {
 
     #[test]
     fn json_top_level_is_read() {
-        let whole = r#"{"RequestId":"R","Message":"None","Data":{"FlowId":"1","Code":"x"},"Code":"OK"}"#;
+        let whole =
+            r#"{"RequestId":"R","Message":"None","Data":{"FlowId":"1","Code":"x"},"Code":"OK"}"#;
         assert_eq!(json(whole), summary(Some("OK"), Some("R"), true));
-        assert_eq!(json(r#" {"code":"OK","requestId":"R","data":null} "#), summary(Some("OK"), Some("R"), false));
-        assert_eq!(json(r#"{"Code":"System\u002eLimitControl"}"#), summary(Some("System.LimitControl"), None, false));
-        assert_eq!(json(r#"{"C\u006fde":"OK"}"#), summary(Some("OK"), None, false));
-        assert_eq!(json(r#"{"Code":503,"Data":""}"#), summary(Some("503"), None, true));
+        assert_eq!(
+            json(r#" {"code":"OK","requestId":"R","data":null} "#),
+            summary(Some("OK"), Some("R"), false)
+        );
+        assert_eq!(
+            json(r#"{"Code":"System\u002eLimitControl"}"#),
+            summary(Some("System.LimitControl"), None, false)
+        );
+        assert_eq!(
+            json(r#"{"C\u006fde":"OK"}"#),
+            summary(Some("OK"), None, false)
+        );
+        assert_eq!(
+            json(r#"{"Code":503,"Data":""}"#),
+            summary(Some("503"), None, true)
+        );
         assert_eq!(json(r#"{"Code":null}"#), summary(None, None, false));
         assert_eq!(json("{}"), summary(None, None, false));
-        assert_eq!(json(r#"{"X":[{"Code":"a"},{"Code":"b"}]}"#), summary(None, None, false));
+        assert_eq!(
+            json(r#"{"X":[{"Code":"a"},{"Code":"b"}]}"#),
+            summary(None, None, false)
+        );
     }
 
     #[test]
@@ -260,14 +293,29 @@ mod tests {
     fn xml_top_level_is_read() {
         let error = "<?xml version='1.0' encoding='UTF-8'?>\n<Error><RequestId>R</RequestId><HostId>h</HostId>\
                      <Code>System.LimitControl</Code><Message>a &amp; b</Message></Error>\n";
-        assert_eq!(xml(error), summary(Some("System.LimitControl"), Some("R"), false));
+        assert_eq!(
+            xml(error),
+            summary(Some("System.LimitControl"), Some("R"), false)
+        );
         let answer = "<CreateFlowResponse><Data><Code>x</Code></Data><Code>O&#75;</Code></CreateFlowResponse>";
         assert_eq!(xml(answer), summary(Some("OK"), None, true));
-        assert_eq!(xml("<Error><Code><![CDATA[a<b]]></Code></Error>"), summary(Some("a<b"), None, false));
-        assert_eq!(xml("<Error><Code/></Error>"), summary(Some(""), None, false));
+        assert_eq!(
+            xml("<Error><Code><![CDATA[a<b]]></Code></Error>"),
+            summary(Some("a<b"), None, false)
+        );
+        assert_eq!(
+            xml("<Error><Code/></Error>"),
+            summary(Some(""), None, false)
+        );
         assert_eq!(xml("<Error/>"), summary(None, None, false));
-        assert_eq!(read(None, b" <Error><Code>c</Code></Error>"), summary(Some("c"), None, false));
-        assert_eq!(read(Some("Application/XML"), b"<Error/>"), summary(None, None, false));
+        assert_eq!(
+            read(None, b" <Error><Code>c</Code></Error>"),
+            summary(Some("c"), None, false)
+        );
+        assert_eq!(
+            read(Some("Application/XML"), b"<Error/>"),
+            summary(None, None, false)
+        );
     }
 
     #[test]

@@ -58,13 +58,17 @@ fn decode(text: &[u8]) -> Result<String, DecodeError> {
 }
 
 fn digit(byte: Option<&u8>) -> Result<u8, DecodeError> {
-    let digit = byte.and_then(|byte| char::from(*byte).to_digit(16)).ok_or(DecodeError::Escape)?;
+    let digit = byte
+        .and_then(|byte| char::from(*byte).to_digit(16))
+        .ok_or(DecodeError::Escape)?;
     Ok(u8::try_from(digit).expect("a hexadecimal digit is below 16"))
 }
 
 fn is_name(text: &str) -> bool {
     (1..=MAX_NAME).contains(&text.len())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
 }
 
 // === impl Params ===
@@ -85,7 +89,9 @@ impl Params {
 
     /// The value of a parameter, wherever it stands.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(other, _)| *other == name).map(|(_, value)| value)
+        self.iter()
+            .find(|(other, _)| *other == name)
+            .map(|(_, value)| value)
     }
 
     /// All of them.
@@ -95,12 +101,16 @@ impl Params {
 
     /// Those of the query.
     pub(crate) fn query(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.query.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.query
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Those of the form.
     pub(crate) fn form(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.form.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.form
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Forgets the parameters whose name is not to be kept.
@@ -119,7 +129,10 @@ impl Params {
             if before + pairs.len() == MAX_PARAMETERS {
                 return Err(DecodeError::TooMany);
             }
-            let equals = pair.iter().position(|byte| *byte == b'=').ok_or(DecodeError::NoValue)?;
+            let equals = pair
+                .iter()
+                .position(|byte| *byte == b'=')
+                .ok_or(DecodeError::NoValue)?;
             let name = decode(&pair[..equals])?;
             if !is_name(&name) {
                 return Err(DecodeError::Name);
@@ -138,7 +151,9 @@ impl Params {
         names.extend(more.iter().map(|(name, _)| name.as_str()));
         let lower = |byte: u8| byte.to_ascii_lowercase();
         names.sort_unstable_by(|a, b| a.bytes().map(lower).cmp(b.bytes().map(lower)));
-        names.windows(2).any(|pair| pair[0].eq_ignore_ascii_case(pair[1]))
+        names
+            .windows(2)
+            .any(|pair| pair[0].eq_ignore_ascii_case(pair[1]))
     }
 }
 
@@ -159,7 +174,10 @@ mod tests {
 
     #[test]
     fn escapes_plus_semicolon_and_empty_values_are_read() {
-        assert_eq!(query("a=1+2%20%2B;b=c&d="), Ok(vec![pair("a", "1 2 +;b=c"), pair("d", "")]));
+        assert_eq!(
+            query("a=1+2%20%2B;b=c&d="),
+            Ok(vec![pair("a", "1 2 +;b=c"), pair("d", "")])
+        );
         assert_eq!(query("%41=é%C3%A9"), Ok(vec![pair("A", "éé")]));
         assert_eq!(query(""), Ok(vec![]));
     }
@@ -174,16 +192,30 @@ mod tests {
         }
         assert_eq!(query("a=%00"), Err(DecodeError::Nul));
         for text in ["=1", "a b=1", "a%5B%5D=1", "é=1", "a=1&&b=2", "a=1&"] {
-            assert!(matches!(query(text), Err(DecodeError::Name | DecodeError::NoValue)), "{text}");
+            assert!(
+                matches!(query(text), Err(DecodeError::Name | DecodeError::NoValue)),
+                "{text}"
+            );
         }
-        assert_eq!(query(&format!("{}=1", "n".repeat(129))), Err(DecodeError::Name));
-        assert_eq!(query(&format!("{}=1", "n".repeat(128))), Ok(vec![pair(&"n".repeat(128), "1")]));
+        assert_eq!(
+            query(&format!("{}=1", "n".repeat(129))),
+            Err(DecodeError::Name)
+        );
+        assert_eq!(
+            query(&format!("{}=1", "n".repeat(128))),
+            Ok(vec![pair(&"n".repeat(128), "1")])
+        );
         assert_eq!(query("a"), Err(DecodeError::NoValue));
     }
 
     #[test]
     fn rule_11_at_most_2048_parameters() {
-        let many = |count: usize| (0..count).map(|i| format!("p{i}=")).collect::<Vec<_>>().join("&");
+        let many = |count: usize| {
+            (0..count)
+                .map(|i| format!("p{i}="))
+                .collect::<Vec<_>>()
+                .join("&")
+        };
         assert_eq!(query(&many(2048)).unwrap().len(), 2048);
         assert_eq!(query(&many(2049)), Err(DecodeError::TooMany));
         let mut both = Params::from_query(&many(2048)).unwrap();
@@ -193,7 +225,10 @@ mod tests {
     #[test]
     fn rule_2_one_name_one_value() {
         assert_eq!(query("a=1&a=1"), Err(DecodeError::Doubled));
-        assert_eq!(query("CustSpaceId=a&custspaceid=b"), Err(DecodeError::Doubled));
+        assert_eq!(
+            query("CustSpaceId=a&custspaceid=b"),
+            Err(DecodeError::Doubled)
+        );
         assert_eq!(query("%61=1&a=1"), Err(DecodeError::Doubled));
         let mut params = Params::from_query("a=1").unwrap();
         assert_eq!(params.add_form(b"A=2"), Err(DecodeError::Doubled));
@@ -203,7 +238,10 @@ mod tests {
     fn places_and_order_are_kept() {
         let mut params = Params::from_query("b=1&a=2").unwrap();
         params.add_form(b"d=3&c=4").unwrap();
-        assert_eq!(params.iter().collect::<Vec<_>>(), [("b", "1"), ("a", "2"), ("d", "3"), ("c", "4")]);
+        assert_eq!(
+            params.iter().collect::<Vec<_>>(),
+            [("b", "1"), ("a", "2"), ("d", "3"), ("c", "4")]
+        );
         assert_eq!((params.get("d"), params.get("D")), (Some("3"), None));
         params.retain(|name| name > "b");
         assert_eq!((params.query().count(), params.form().count()), (0, 2));

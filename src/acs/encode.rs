@@ -3,7 +3,11 @@
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'_')
+    .remove(b'.')
+    .remove(b'~');
 
 /// One name or value in its canonical form.
 pub(crate) fn encode(text: &str) -> PercentEncode<'_> {
@@ -31,8 +35,14 @@ mod tests {
     #[test]
     fn only_unreserved_bytes_stay() {
         assert_eq!(encode("aZ09-_.~").to_string(), "aZ09-_.~");
-        assert_eq!(encode(" *+/:&=%'(").to_string(), "%20%2A%2B%2F%3A%26%3D%25%27%28");
-        assert_eq!(encode("é中😀\u{7f}\n").to_string(), "%C3%A9%E4%B8%AD%F0%9F%98%80%7F%0A");
+        assert_eq!(
+            encode(" *+/:&=%'(").to_string(),
+            "%20%2A%2B%2F%3A%26%3D%25%27%28"
+        );
+        assert_eq!(
+            encode("é中😀\u{7f}\n").to_string(),
+            "%C3%A9%E4%B8%AD%F0%9F%98%80%7F%0A"
+        );
     }
 
     #[test]

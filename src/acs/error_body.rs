@@ -54,7 +54,15 @@ pub(crate) fn request_id() -> String {
 /// Characters that no XML document may hold, not even escaped, become the replacement character.
 fn legal(text: &str) -> String {
     let is_legal = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
-    text.chars().map(|c| if is_legal(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+    text.chars()
+        .map(|c| {
+            if is_legal(c) {
+                c
+            } else {
+                char::REPLACEMENT_CHARACTER
+            }
+        })
+        .collect()
 }
 
 // === impl Format ===
@@ -75,7 +83,9 @@ impl ErrorBody<'_> {
     /// The whole body.
     pub(crate) fn write(&self, format: Format) -> String {
         match format {
-            Format::Json => serde_json::to_string(self).expect("a struct of strings is always JSON"),
+            Format::Json => {
+                serde_json::to_string(self).expect("a struct of strings is always JSON")
+            }
             Format::Xml => self.xml(),
         }
     }
@@ -88,10 +98,16 @@ impl ErrorBody<'_> {
             ("Message", self.message),
             ("Recommend", self.recommend),
         ];
-        let elements = fields.map(|(name, text)| format!("<{name}>{}</{name}>", escape(legal(text))));
-        let retry_after =
-            self.retry_after.map(|millis| format!("<RetryAfter>{millis}</RetryAfter>")).unwrap_or_default();
-        format!("<?xml version='1.0' encoding='UTF-8'?><Error>{}{retry_after}</Error>", elements.concat())
+        let elements =
+            fields.map(|(name, text)| format!("<{name}>{}</{name}>", escape(legal(text))));
+        let retry_after = self
+            .retry_after
+            .map(|millis| format!("<RetryAfter>{millis}</RetryAfter>"))
+            .unwrap_or_default();
+        format!(
+            "<?xml version='1.0' encoding='UTF-8'?><Error>{}{retry_after}</Error>",
+            elements.concat()
+        )
     }
 }
 
@@ -128,15 +144,28 @@ mod tests {
 
     #[test]
     fn either_says_when_to_come_back() {
-        let body = ErrorBody { retry_after: Some(1500), ..BODY };
-        assert!(body.write(Format::Json).ends_with(r#""Recommend":"","RetryAfter":1500}"#));
-        assert!(body.write(Format::Xml).ends_with("<Recommend></Recommend><RetryAfter>1500</RetryAfter></Error>"));
+        let body = ErrorBody {
+            retry_after: Some(1500),
+            ..BODY
+        };
+        assert!(
+            body.write(Format::Json)
+                .ends_with(r#""Recommend":"","RetryAfter":1500}"#)
+        );
+        assert!(
+            body.write(Format::Xml)
+                .ends_with("<Recommend></Recommend><RetryAfter>1500</RetryAfter></Error>")
+        );
     }
 
     #[test]
     fn both_are_read_back_as_an_answer() {
         for format in [Format::Json, Format::Xml] {
-            let summary = crate::acs::answer::read(Some(format.content_type()), BODY.write(format).as_bytes()).unwrap();
+            let summary = crate::acs::answer::read(
+                Some(format.content_type()),
+                BODY.write(format).as_bytes(),
+            )
+            .unwrap();
             assert_eq!(summary.code.as_deref(), Some("Flowgate.BadRequest"));
             assert_eq!(summary.request_id.as_deref(), Some("1"));
         }
@@ -145,8 +174,16 @@ mod tests {
     #[test]
     fn request_ids_are_upper_case_version_4_uuids() {
         let id = request_id();
-        let shape: String =
-            id.chars().map(|c| if c.is_ascii_digit() || ('A'..='F').contains(&c) { 'x' } else { c }).collect();
+        let shape: String = id
+            .chars()
+            .map(|c| {
+                if c.is_ascii_digit() || ('A'..='F').contains(&c) {
+                    'x'
+                } else {
+                    c
+                }
+            })
+            .collect();
         assert_eq!(shape, "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx");
         assert_eq!(&id[14..15], "4");
         assert!("89AB".contains(&id[19..20]));

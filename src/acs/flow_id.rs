@@ -26,7 +26,9 @@ pub(crate) fn read(body: &[u8]) -> Option<String> {
     if text.trim_ascii_start().starts_with('<') {
         return read_xml(text);
     }
-    serde_json::from_str(text).ok().map(|Document { data }| data.flow_id.0)
+    serde_json::from_str(text)
+        .ok()
+        .map(|Document { data }| data.flow_id.0)
 }
 
 /// The text of the first `FlowId` in a `Data` below the root; an id needs no escapes.
@@ -37,7 +39,8 @@ fn read_xml(text: &str) -> Option<String> {
         match reader.read_event().ok()? {
             Event::Start(tag) => path.push(tag.name().0.as_bytes().to_vec()),
             Event::End(_) => drop(path.pop()),
-            Event::Text(text) if matches!(path.as_slice(), [_, data, id] if data == b"Data" && id == b"FlowId") => {
+            Event::Text(text) if matches!(path.as_slice(), [_, data, id] if data == b"Data" && id == b"FlowId") =>
+            {
                 return Some(text.xml10_content().into_owned());
             }
             Event::Eof => return None,
@@ -53,17 +56,39 @@ mod tests {
     #[test]
     fn both_forms_name_the_flow() {
         let json = |body: &str| read(body.as_bytes());
-        assert_eq!(json(r#"{"Code":"OK","Data":{"FlowName":"x","FlowId":"123"}}"#).as_deref(), Some("123"));
+        assert_eq!(
+            json(r#"{"Code":"OK","Data":{"FlowName":"x","FlowId":"123"}}"#).as_deref(),
+            Some("123")
+        );
         assert_eq!(json(r#"{"data":{"flowId":123}}"#).as_deref(), Some("123"));
-        for without in [r#"{"FlowId":"1"}"#, r#"{"Data":null}"#, r#"{"Data":{"Flow":{"FlowId":"1"}}}"#, "{", ""] {
+        for without in [
+            r#"{"FlowId":"1"}"#,
+            r#"{"Data":null}"#,
+            r#"{"Data":{"Flow":{"FlowId":"1"}}}"#,
+            "{",
+            "",
+        ] {
             assert_eq!(json(without), None, "{without}");
         }
         let xml = |body: &str| read(body.as_bytes());
         let page = |inner: &str| {
-            format!("\n<?xml version=\"1.0\"?><CreateFlowResponse><Code>OK</Code>{inner}</CreateFlowResponse>")
+            format!(
+                "\n<?xml version=\"1.0\"?><CreateFlowResponse><Code>OK</Code>{inner}</CreateFlowResponse>"
+            )
         };
-        assert_eq!(xml(&page("<Data><FlowName>x</FlowName><FlowId>123</FlowId></Data>")).as_deref(), Some("123"));
-        for without in ["<FlowId>1</FlowId>", "<Data/>", "<Data><A><FlowId>1</FlowId></A></Data>", "<Data>"] {
+        assert_eq!(
+            xml(&page(
+                "<Data><FlowName>x</FlowName><FlowId>123</FlowId></Data>"
+            ))
+            .as_deref(),
+            Some("123")
+        );
+        for without in [
+            "<FlowId>1</FlowId>",
+            "<Data/>",
+            "<Data><A><FlowId>1</FlowId></A></Data>",
+            "<Data>",
+        ] {
             assert_eq!(xml(&page(without)), None, "{without}");
         }
     }

@@ -17,7 +17,9 @@ struct Seen;
 
 /// Reads the body to its end. The depth is bounded by serde_json's own recursion limit.
 pub(crate) fn check(body: &[u8]) -> Result<(), JsonError> {
-    serde_json::from_slice::<Seen>(body).map(drop).map_err(|_| JsonError)
+    serde_json::from_slice::<Seen>(body)
+        .map(drop)
+        .map_err(|_| JsonError)
 }
 
 // === impl Seen ===
@@ -82,7 +84,12 @@ mod tests {
 
     #[test]
     fn whole_documents_pass() {
-        for body in ["{}", "null", "[1,-1,1.5e3,true,\"é\"]", " {\"a\":{\"b\":[{\"a\":1},{\"a\":2}]},\"A\":null} \n"] {
+        for body in [
+            "{}",
+            "null",
+            "[1,-1,1.5e3,true,\"é\"]",
+            " {\"a\":{\"b\":[{\"a\":1},{\"a\":2}]},\"A\":null} \n",
+        ] {
             assert_eq!(check(body.as_bytes()), Ok(()), "{body}");
         }
     }
@@ -101,7 +108,17 @@ mod tests {
 
     #[test]
     fn what_is_not_one_document_is_refused() {
-        for body in ["", "{", "{}{}", "{} x", "{'a':1}", "{\"a\":1,}", "\"\\ud800\"", "NaN", "// c\n{}"] {
+        for body in [
+            "",
+            "{",
+            "{}{}",
+            "{} x",
+            "{'a':1}",
+            "{\"a\":1,}",
+            "\"\\ud800\"",
+            "NaN",
+            "// c\n{}",
+        ] {
             assert_eq!(check(body.as_bytes()), Err(JsonError), "{body}");
         }
         assert_eq!(check(b"\"\xff\""), Err(JsonError));

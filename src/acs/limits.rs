@@ -69,7 +69,9 @@ pub(crate) const DOCUMENTED: [(&str, u32); 62] = [
 
 /// Whether the documents name a limit of this action.
 pub(crate) fn is_documented(action: &str) -> bool {
-    DOCUMENTED.binary_search_by_key(&action, |(name, _)| *name).is_ok()
+    DOCUMENTED
+        .binary_search_by_key(&action, |(name, _)| *name)
+        .is_ok()
 }
 
 #[cfg(test)]
@@ -88,7 +90,13 @@ mod tests {
     #[test]
     fn actions_are_found_by_their_exact_name() {
         assert_eq!(
-            ["CreateFlow", "UpdatePhoneWebhook", "createFlow", "ListInstance"].map(is_documented),
+            [
+                "CreateFlow",
+                "UpdatePhoneWebhook",
+                "createFlow",
+                "ListInstance"
+            ]
+            .map(is_documented),
             [true, true, false, false]
         );
     }

@@ -13,11 +13,20 @@ const ERA: u64 = 146_097;
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let text: &[u8; 20] = text.as_bytes().try_into().ok()?;
     let number = |from: usize, to: usize| {
-        text[from..to]
-            .iter()
-            .try_fold(0, |sum: u64, byte| char::from(*byte).to_digit(10).map(|d| sum * 10 + u64::from(d)))
+        text[from..to].iter().try_fold(0, |sum: u64, byte| {
+            char::from(*byte)
+                .to_digit(10)
+                .map(|d| sum * 10 + u64::from(d))
+        })
     };
-    let marks = [(4, b'-'), (7, b'-'), (10, b'T'), (13, b':'), (16, b':'), (19, b'Z')];
+    let marks = [
+        (4, b'-'),
+        (7, b'-'),
+        (10, b'T'),
+        (13, b':'),
+        (16, b':'),
+        (19, b'Z'),
+    ];
     let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
     let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
     let is_sound = marks.iter().all(|(at, mark)| text[*at] == *mark)
@@ -43,7 +52,9 @@ pub(crate) fn format(time: SystemTime) -> String {
 
 /// Whole seconds since 1970.
 pub(crate) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    time.duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 /// Days since 1970-01-01. The year begins in March, so that the leap day comes last.
@@ -60,7 +71,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day_of_year + 2) / 153;
     let day_of_month = day_of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let (month, carry) = if month < 10 {
+        (month + 3, 0)
+    } else {
+        (month - 9, 1)
+    };
     (era * 400 + year + carry, month, day_of_month)
 }
 

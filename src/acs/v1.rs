@@ -17,8 +17,14 @@ pub(crate) const METHOD: &str = "HMAC-SHA1";
 pub(crate) const VERSION: &str = "1.0";
 
 /// Steps 1 to 3: every parameter but `Signature`, sorted, encoded, joined, and encoded once more.
-pub(crate) fn string_to_sign<'a>(method: &str, params: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
-    let mut params: Vec<_> = params.into_iter().filter(|(name, _)| *name != "Signature").collect();
+pub(crate) fn string_to_sign<'a>(
+    method: &str,
+    params: impl IntoIterator<Item = (&'a str, &'a str)>,
+) -> String {
+    let mut params: Vec<_> = params
+        .into_iter()
+        .filter(|(name, _)| *name != "Signature")
+        .collect();
     params.sort_unstable();
     format!("{method}&%2F&{}", encode::encode(&encode::pairs(params)))
 }
@@ -26,12 +32,16 @@ pub(crate) fn string_to_sign<'a>(method: &str, params: impl IntoIterator<Item = 
 /// Step 4: the signature as base64. The key is the secret with an ampersand.
 pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
     let key = Zeroizing::new(format!("{}&", secret.expose()));
-    let mut mac = Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes keys of any length");
+    let mut mac =
+        Hmac::<Sha1>::new_from_slice(key.as_bytes()).expect("HMAC takes keys of any length");
     mac.update(string_to_sign.as_bytes());
     STANDARD.encode(mac.finalize().into_bytes())
 }
 
 /// Whether a signature is right, in time that says nothing about where it is wrong.
 pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> bool {
-    sign(secret, string_to_sign).as_bytes().ct_eq(signature.as_bytes()).into()
+    sign(secret, string_to_sign)
+        .as_bytes()
+        .ct_eq(signature.as_bytes())
+        .into()
 }

@@ -25,10 +25,14 @@ pub(crate) enum Algorithm {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthorizationError {
     /// Some other scheme.
-    #[error("the Authorization header names none of ACS3-HMAC-SHA256, ACS3-HMAC-SM3 and ACS3-RSA-SHA256")]
+    #[error(
+        "the Authorization header names none of ACS3-HMAC-SHA256, ACS3-HMAC-SM3 and ACS3-RSA-SHA256"
+    )]
     Algorithm,
     /// Not `Credential=…,SignedHeaders=…,Signature=…`, to the letter.
-    #[error("the Authorization header is not 'ALGORITHM Credential=KEY,SignedHeaders=a;b,Signature=HEX' to the letter")]
+    #[error(
+        "the Authorization header is not 'ALGORITHM Credential=KEY,SignedHeaders=a;b,Signature=HEX' to the letter"
+    )]
     Grammar,
     /// A list that could be read in two ways.
     #[error("SignedHeaders are not lower-case names, sorted, each once")]
@@ -82,14 +86,18 @@ pub(crate) fn hash(bytes: &[u8]) -> String {
 
 /// Step 8: the signature in lower-case hex. The key is the secret as it is.
 pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes()).expect("HMAC takes keys of any length");
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes())
+        .expect("HMAC takes keys of any length");
     mac.update(string_to_sign.as_bytes());
     hex(&mac.finalize().into_bytes())
 }
 
 /// Whether a signature is right, in time that says nothing about where it is wrong.
 pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> bool {
-    sign(secret, string_to_sign).as_bytes().ct_eq(signature.as_bytes()).into()
+    sign(secret, string_to_sign)
+        .as_bytes()
+        .ct_eq(signature.as_bytes())
+        .into()
 }
 
 /// Lower-case hex.
@@ -152,8 +160,11 @@ impl<'a> Authorization<'a> {
         let (algorithm, rest) = value.split_once(' ').unwrap_or((value, ""));
         let algorithm: Algorithm = algorithm.parse()?;
         let [credential, names, signature] =
-            fields(rest, ["Credential=", "SignedHeaders=", "Signature="]).ok_or(AuthorizationError::Grammar)?;
-        let is_key = |text: &str| (1..=128).contains(&text.len()) && holds_only(text, |byte| byte.is_ascii_graphic());
+            fields(rest, ["Credential=", "SignedHeaders=", "Signature="])
+                .ok_or(AuthorizationError::Grammar)?;
+        let is_key = |text: &str| {
+            (1..=128).contains(&text.len()) && holds_only(text, |byte| byte.is_ascii_graphic())
+        };
         let length = match algorithm {
             Algorithm::RsaSha256 => 2..=2048,
             Algorithm::HmacSha256 | Algorithm::HmacSm3 => 64..=64,
@@ -162,21 +173,34 @@ impl<'a> Authorization<'a> {
             return Err(AuthorizationError::Grammar);
         }
         let mut signed_headers = Vec::with_capacity(USUAL_HEADERS);
-        signed_headers.extend(Pieces { rest: Some(names), separator: b';' });
-        let are_tokens =
-            holds_only(names, |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b';'));
+        signed_headers.extend(Pieces {
+            rest: Some(names),
+            separator: b';',
+        });
+        let are_tokens = holds_only(
+            names,
+            |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b';'),
+        );
         // Of names in ascending order only the first can be empty.
         let is_list = !signed_headers[0].is_empty() && signed_headers.is_sorted_by(|a, b| a < b);
         if !are_tokens || !is_list {
             return Err(AuthorizationError::SignedHeaders);
         }
-        Ok(Self { algorithm, credential, signed_headers, signature })
+        Ok(Self {
+            algorithm,
+            credential,
+            signed_headers,
+            signature,
+        })
     }
 }
 
 /// The three comma-separated fields of a version 3 header, each behind its name.
 fn fields<'a>(text: &'a str, names: [&str; 3]) -> Option<[&'a str; 3]> {
-    let mut parts = Pieces { rest: Some(text), separator: b',' };
+    let mut parts = Pieces {
+        rest: Some(text),
+        separator: b',',
+    };
     let mut next = |name| parts.next()?.strip_prefix(name);
     let values = [next(names[0])?, next(names[1])?, next(names[2])?];
     parts.next().is_none().then_some(values)
@@ -189,7 +213,9 @@ impl<'a> Iterator for Pieces<'a> {
 
     fn next(&mut self) -> Option<&'a str> {
         let text = self.rest.take()?;
-        let Some(at) = text.bytes().position(|byte| byte == self.separator) else { return Some(text) };
+        let Some(at) = text.bytes().position(|byte| byte == self.separator) else {
+            return Some(text);
+        };
         self.rest = Some(&text[at + 1..]);
         Some(&text[..at])
     }
@@ -209,7 +235,9 @@ impl Signable<'_> {
             text.extend_from_slice(trim(value));
             text.push(b'\n');
         }
-        text.extend_from_slice(format!("\n{}\n{}", self.signed_headers(), self.body_hash).as_bytes());
+        text.extend_from_slice(
+            format!("\n{}\n{}", self.signed_headers(), self.body_hash).as_bytes(),
+        );
         text
     }
 
@@ -222,10 +250,16 @@ impl Signable<'_> {
     pub(crate) fn authorization(&self, credential: &str, secret: &Secret) -> String {
         let signature = sign(secret, &self.string_to_sign());
         let names = self.signed_headers();
-        format!("ACS3-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={signature}")
+        format!(
+            "ACS3-HMAC-SHA256 Credential={credential},SignedHeaders={names},Signature={signature}"
+        )
     }
 
     fn signed_headers(&self) -> String {
-        self.headers.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(";")
+        self.headers
+            .iter()
+            .map(|(name, _)| *name)
+            .collect::<Vec<_>>()
+            .join(";")
     }
 }

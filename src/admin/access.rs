@@ -11,7 +11,14 @@ use crate::names::{Names, authority, host_name};
 
 /// What anybody may see, because machines that cannot keep a secret look at it; and the page as it is in the binary, which
 /// shows nothing before it has asked for the token: a browser cannot send one for it.
-const OPEN: [&str; 6] = ["/metrics", "/livez", "/readyz", "/", "/page.css", "/page.js"];
+const OPEN: [&str; 6] = [
+    "/metrics",
+    "/livez",
+    "/readyz",
+    "/",
+    "/page.css",
+    "/page.js",
+];
 
 /// A status, and a line that says what to do.
 type Refused = (StatusCode, &'static str);
@@ -44,25 +51,35 @@ fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
         let why = "Set listen.admin_token to see this page where listen.admin is not a loopback address.\n";
         return Err((StatusCode::FORBIDDEN, why));
     };
-    let shown = headers.get(AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+    let shown = headers
+        .get(AUTHORIZATION)
+        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let is_it = shown.is_some_and(|shown| shown.ct_eq(token.expose().as_bytes()).into());
     let why = "This is for who shows the token of listen.admin_token: Authorization: Bearer ...\n";
-    if is_it { Ok(()) } else { Err((StatusCode::UNAUTHORIZED, why)) }
+    if is_it {
+        Ok(())
+    } else {
+        Err((StatusCode::UNAUTHORIZED, why))
+    }
 }
 
 /// Whether the request was meant for this listener. A prober that speaks HTTP/1.0 names none.
 fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     let mut hosts = headers.get_all(HOST).into_iter();
-    let Some(host) = hosts.next() else { return Ok(()) };
+    let Some(host) = hosts.next() else {
+        return Ok(());
+    };
     if hosts.next().is_some() {
         return Err((StatusCode::BAD_REQUEST, "There are two Host headers.\n"));
     }
-    let (names, host) = (Names::new(&listen.admin, &listen.names, false), String::from_utf8_lossy(host.as_bytes()));
+    let (names, host) = (
+        Names::new(&listen.admin, &listen.names, false),
+        String::from_utf8_lossy(host.as_bytes()),
+    );
     if names.contain(authority(&host)) || names.could_be(&host_name(&host)) {
         return Ok(());
     }
-    let why =
-        "Flowgate does not know this Host as its own: add it to listen.names if operators reach it by this name.\n";
+    let why = "Flowgate does not know this Host as its own: add it to listen.names if operators reach it by this name.\n";
     Err((StatusCode::MISDIRECTED_REQUEST, why))
 }
 
@@ -70,11 +87,19 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
 /// place of somebody who can. A link from elsewhere may lead here; a frame is no link, though it says that it navigates,
 /// and nobody's link leads to what takes a place for as long as it stays.
 fn own_page(path: &str, headers: &HeaderMap) -> Result<(), Refused> {
-    let says = |name, values: &[&str]| headers.get(name).is_some_and(|said| values.iter().any(|value| said == value));
-    let is_framed = headers.contains_key("sec-fetch-dest") && !says("sec-fetch-dest", &["document"]);
+    let says = |name, values: &[&str]| {
+        headers
+            .get(name)
+            .is_some_and(|said| values.iter().any(|value| said == value))
+    };
+    let is_framed =
+        headers.contains_key("sec-fetch-dest") && !says("sec-fetch-dest", &["document"]);
     let is_link = says("sec-fetch-mode", &["navigate"]) && !is_framed && path != "/events";
     if says("sec-fetch-site", &["cross-site", "same-site"]) && !is_link {
-        return Err((StatusCode::FORBIDDEN, "Only Flowgate's own page may ask for this in a browser.\n"));
+        return Err((
+            StatusCode::FORBIDDEN,
+            "Only Flowgate's own page may ask for this in a browser.\n",
+        ));
     }
     Ok(())
 }
@@ -121,17 +146,32 @@ mod tests {
         ] {
             for path in ["/metrics", "/livez", "/lanes"] {
                 let is_shut = env == [everywhere] && path == "/lanes" && status == 200;
-                assert_eq!(asked(env, path, &[("host", host)]), if is_shut { 403 } else { status }, "{host} {path}");
+                assert_eq!(
+                    asked(env, path, &[("host", host)]),
+                    if is_shut { 403 } else { status },
+                    "{host} {path}"
+                );
             }
         }
         assert_eq!(asked(&[], "/livez", &[]), 200);
-        assert_eq!(asked(&[], "/livez", &[("host", "127.0.0.1:9900"), ("host", "rebound.example")]), 400);
+        assert_eq!(
+            asked(
+                &[],
+                "/livez",
+                &[("host", "127.0.0.1:9900"), ("host", "rebound.example")]
+            ),
+            400
+        );
     }
 
     #[test]
     fn rule_32_beyond_loopback_a_token_is_shown() {
         let open = [("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:9900")];
-        let guarded = [open[0], ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"), ("TOKEN", "a-long-token")];
+        let guarded = [
+            open[0],
+            ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"),
+            ("TOKEN", "a-long-token"),
+        ];
         let home = [guarded[1], guarded[2]];
         for path in ["/lanes", "/config", "/events", "/lanes/pause", "/nothing"] {
             assert_eq!(asked(&open, path, &[]), 403, "{path}");
@@ -144,9 +184,16 @@ mod tests {
                 "Basic a-long-token",
                 "a-long-token",
             ] {
-                assert_eq!(asked(&guarded, path, &[("authorization", wrong)]), 401, "{wrong}");
+                assert_eq!(
+                    asked(&guarded, path, &[("authorization", wrong)]),
+                    401,
+                    "{wrong}"
+                );
             }
-            assert_eq!(asked(&guarded, path, &[("authorization", "Bearer a-long-token")]), 200);
+            assert_eq!(
+                asked(&guarded, path, &[("authorization", "Bearer a-long-token")]),
+                200
+            );
             assert_eq!(asked(&home, path, &[]), 200, "on this machine");
         }
         assert_eq!(asked(&guarded, "/lanes?token=a-long-token", &[]), 401);
@@ -157,8 +204,15 @@ mod tests {
 
     #[test]
     fn rule_32_orders_need_the_token_on_this_machine_too() {
-        let token = [("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"), ("TOKEN", "a-long-token")];
-        let on = [token[0], token[1], ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true")];
+        let token = [
+            ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"),
+            ("TOKEN", "a-long-token"),
+        ];
+        let on = [
+            token[0],
+            token[1],
+            ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
+        ];
         let asked = |env: &[(&str, &str)], headers: &[_]| judged(env, headers, may_order);
         let shown = ("authorization", "Bearer a-long-token");
         assert_eq!(asked(&token, &[shown]), 403);
@@ -189,13 +243,23 @@ mod tests {
             for path in ["/", "/lanes", "/metrics"] {
                 assert_eq!(asked(&[], path, &navigates), 200, "{path}");
             }
-            for (dest, page) in [("document", 200), ("iframe", 403), ("frame", 403), ("object", 403), ("embed", 403)] {
+            for (dest, page) in [
+                ("document", 200),
+                ("iframe", 403),
+                ("frame", 403),
+                ("object", 403),
+                ("embed", 403),
+            ] {
                 let headers = [navigates[0], navigates[1], ("sec-fetch-dest", dest)];
                 assert_eq!(asked(&[], "/lanes", &headers), page, "{site} {dest}");
                 assert_eq!(asked(&[], "/events", &headers), 403, "{site} {dest}");
             }
         }
-        let own = [("sec-fetch-site", "same-origin"), ("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")];
+        let own = [
+            ("sec-fetch-site", "same-origin"),
+            ("sec-fetch-mode", "cors"),
+            ("sec-fetch-dest", "empty"),
+        ];
         assert_eq!(asked(&[], "/events", &own), 200);
     }
 }

@@ -42,7 +42,8 @@ struct Follower {
 /// So many may look at once.
 const FOLLOWERS: usize = 16;
 /// Why nobody else may.
-pub(super) const FULL: &str = "16 pages follow already, and more may not: close one, or read /lanes.\n";
+pub(super) const FULL: &str =
+    "16 pages follow already, and more may not: close one, or read /lanes.\n";
 /// Between two snapshots for one follower.
 const SECOND: Duration = Duration::from_secs(1);
 /// How long a snapshot is good enough for the next one who asks.
@@ -54,24 +55,38 @@ const REST: u32 = 9;
 
 impl Default for Events {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(FOLLOWERS)), latest: Mutex::default() }
+        Self {
+            places: Arc::new(Semaphore::new(FOLLOWERS)),
+            latest: Mutex::default(),
+        }
     }
 }
 
 impl Events {
     /// A stream of events; none if too many look already.
-    pub(super) fn follow(self: &Arc<Self>, parts: &Arc<Parts>) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
+    pub(super) fn follow(
+        self: &Arc<Self>,
+        parts: &Arc<Parts>,
+    ) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let mut seconds = interval(SECOND);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (parts, phases) = (parts.clone(), parts.phases.clone());
-        let follower = Follower { parts, events: self.clone(), seconds, phases, _place: place };
+        let follower = Follower {
+            parts,
+            events: self.clone(),
+            seconds,
+            phases,
+            _place: place,
+        };
         let frames = stream::unfold(Some(follower), |follower| async {
             let mut follower = follower?;
             let is_last = follower.wait().await;
             let (events, parts) = (follower.events.clone(), follower.parts.clone());
             // A snapshot goes through all lanes: not on a thread that serves calls.
-            let event = tokio::task::spawn_blocking(move || events.event(&parts, is_last)).await.ok()?;
+            let event = tokio::task::spawn_blocking(move || events.event(&parts, is_last))
+                .await
+                .ok()?;
             Some((Ok(Frame::data(event)), (!is_last).then_some(follower)))
         });
         Some(StreamBody::new(frames).boxed_unsync())

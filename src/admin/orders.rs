@@ -49,26 +49,54 @@ pub(super) fn known(path: &str) -> Option<Name> {
 }
 
 /// Gives the order; whoever asks has been found to be allowed to.
-pub(super) async fn obey(parts: &Parts, name: Name, request: Request<Incoming>, from: Option<IpAddr>) -> Page {
+pub(super) async fn obey(
+    parts: &Parts,
+    name: Name,
+    request: Request<Incoming>,
+    from: Option<IpAddr>,
+) -> Page {
     let config = &parts.settings.load_full().config;
     if !is_json(request.headers()) {
-        return Page::refused(StatusCode::UNSUPPORTED_MEDIA_TYPE, "An order is application/json.\n");
+        return Page::refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "An order is application/json.\n",
+        );
     }
     let share = parts.unverified.take(0).expect("nothing always fits");
-    let allowance = Allowance { max: MAX_BODY, within: config.listen.body_timeout, shares: vec![share] };
+    let allowance = Allowance {
+        max: MAX_BODY,
+        within: config.listen.body_timeout,
+        shares: vec![share],
+    };
     let (said, order) = match body::read(request.into_body(), allowance).await {
-        Err(refusal) => return Page::refused(refusal.kind.status(), format!("{}\n", refusal.message)),
+        Err(refusal) => {
+            return Page::refused(refusal.kind.status(), format!("{}\n", refusal.message));
+        }
         Ok(body) => match read(name, &body) {
             Ok(read) => read,
             Err(why) => return Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")),
         },
     };
     if config.mode == Mode::Observe {
-        return Page::refused(StatusCode::CONFLICT, "Flowgate only observes: nobody waits here.\n");
+        return Page::refused(
+            StatusCode::CONFLICT,
+            "Flowgate only observes: nobody waits here.\n",
+        );
     }
-    let Said { account, action, seconds } = &said;
-    let is_configured = config.accounts.iter().any(|known| known.id.as_str() == account);
-    let Some(obeyed) = parts.limiter.order(account, action, is_configured, order).await else {
+    let Said {
+        account,
+        action,
+        seconds,
+    } = &said;
+    let is_configured = config
+        .accounts
+        .iter()
+        .any(|known| known.id.as_str() == account);
+    let Some(obeyed) = parts
+        .limiter
+        .order(account, action, is_configured, order)
+        .await
+    else {
         return Page::refused(
             StatusCode::NOT_FOUND,
             "There is no such lane: see the accounts and actions of /lanes.\n",
@@ -77,16 +105,34 @@ pub(super) async fn obey(parts: &Parts, name: Name, request: Request<Incoming>, 
     let (order, told, queued) = (name.label(), obeyed.told, obeyed.queued);
     parts.metrics.operator_action(order);
     let from = from.map(tracing::field::display);
-    tracing::warn!(order, account, action, seconds, told, queued, from, "an operator gave an order to a lane");
-    let scope = if parts.quota.is_some() { "this replica only" } else { "the whole lane" };
+    tracing::warn!(
+        order,
+        account,
+        action,
+        seconds,
+        told,
+        queued,
+        from,
+        "an operator gave an order to a lane"
+    );
+    let scope = if parts.quota.is_some() {
+        "this replica only"
+    } else {
+        "the whole lane"
+    };
     let answer = json!({ "order": order, "account": account, "action": action, "seconds": seconds,
         "told": told, "queued": queued, "scope": scope });
     Page::ok(JSON, answer.to_string())
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    kind.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
+    let kind = headers
+        .get(CONTENT_TYPE)
+        .and_then(|kind| kind.to_str().ok())
+        .unwrap_or_default();
+    kind.split(';')
+        .next()
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
 }
 
 fn read(name: Name, body: &[u8]) -> Result<(Said, Order), &'static str> {
@@ -94,8 +140,12 @@ fn read(name: Name, body: &[u8]) -> Result<(Said, Order), &'static str> {
     let said: Said = serde_json::from_slice(body).map_err(|_| expected)?;
     let order = match (name, said.seconds) {
         (Name::Pause, None) => Order::Pause(None),
-        (Name::Pause, Some(seconds @ 1..=MAX_PAUSE)) => Order::Pause(Some(Duration::from_secs(seconds))),
-        (Name::Pause, Some(_)) => return Err("Expected 1 to 86400 seconds, or none: until it is resumed."),
+        (Name::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
+            Order::Pause(Some(Duration::from_secs(seconds)))
+        }
+        (Name::Pause, Some(_)) => {
+            return Err("Expected 1 to 86400 seconds, or none: until it is resumed.");
+        }
         (Name::Resume, None) => Order::Resume,
         (Name::Flush, None) => Order::Flush,
         (Name::Resume | Name::Flush, Some(_)) => return Err("Only a pause has seconds."),

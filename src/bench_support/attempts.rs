@@ -31,15 +31,41 @@ pub struct Attempts {
 impl Attempts {
     /// Those of the call that was prepared; the journal is this file.
     pub fn new(steps: Steps, path: &Path) -> Self {
-        let config = config::Journal { path: path.to_owned(), max_size: 64 << 20, keep: 1 };
-        let journal = Journal::open(&config, Arc::new(Metrics::new())).expect("the folder takes files");
-        let beside = config::Journal { path: path.with_extension("here"), ..config };
+        let config = config::Journal {
+            path: path.to_owned(),
+            max_size: 64 << 20,
+            keep: 1,
+        };
+        let journal =
+            Journal::open(&config, Arc::new(Metrics::new())).expect("the folder takes files");
+        let beside = config::Journal {
+            path: path.with_extension("here"),
+            ..config
+        };
         let file = RotatingFile::open(&beside).expect("the folder takes files");
-        let operation = classify::classify(&steps.caller, &steps.head.headers, &steps.config, &steps.margins);
-        let verdict = judge::judge(&steps.answer, Context { managed: true, limited: true });
+        let operation = classify::classify(
+            &steps.caller,
+            &steps.head.headers,
+            &steps.config,
+            &steps.margins,
+        );
+        let verdict = judge::judge(
+            &steps.answer,
+            Context {
+                managed: true,
+                limited: true,
+            },
+        );
         let operation = operation.expect("the prepared call may be made");
         let flow_name = steps.caller.flow_name().map(Cow::into_owned);
-        Self { journal: Arc::new(journal), flow_name, operation, answer: steps.answer, verdict, file }
+        Self {
+            journal: Arc::new(journal),
+            flow_name,
+            operation,
+            answer: steps.answer,
+            verdict,
+            file,
+        }
     }
 
     /// Writes down that one is sent, and how it has ended.
@@ -66,6 +92,10 @@ impl Attempts {
     }
 
     fn note(&self) -> Note {
-        self.journal.note(self.flow_name.as_deref(), &self.operation, "90E63D28-E31D-1EB2-8939-A94866411234")
+        self.journal.note(
+            self.flow_name.as_deref(),
+            &self.operation,
+            "90E63D28-E31D-1EB2-8939-A94866411234",
+        )
     }
 }

@@ -48,7 +48,10 @@ impl Lanes {
     /// Lanes whose first tokens are free.
     pub fn new(lanes: usize) -> Self {
         let (limit, hold) = (
-            Limit { count: NonZeroU32::MIN.saturating_add(4), window: Duration::from_secs(1) },
+            Limit {
+                count: NonZeroU32::MIN.saturating_add(4),
+                window: Duration::from_secs(1),
+            },
             Duration::from_secs(30),
         );
         let operation = |lane| Operation {
@@ -63,14 +66,26 @@ impl Lanes {
             wait: hold,
         };
         let started = Instant::now() - Duration::from_secs(2);
-        let limiter = Limiter::new(&super::config(), Arc::new(Open), (Arc::new(Metrics::new()), None), started);
-        Self { limiter, operations: (0..lanes).map(operation).collect() }
+        let limiter = Limiter::new(
+            &super::config(),
+            Arc::new(Open),
+            (Arc::new(Metrics::new()), None),
+            started,
+        );
+        Self {
+            limiter,
+            operations: (0..lanes).map(operation).collect(),
+        }
     }
 
     /// One call of a lane from its arrival to its answer; false if it was refused.
     pub async fn call(&self, lane: usize) -> bool {
-        let Ok(mut call) = self.limiter.arrive(&self.operations[lane], 256) else { return false };
-        let Ok(permit) = call.permit().await else { return false };
+        let Ok(mut call) = self.limiter.arrive(&self.operations[lane], 256) else {
+            return false;
+        };
+        let Ok(permit) = call.permit().await else {
+            return false;
+        };
         permit.spend().expect("memory deals for ever").1.answered();
         true
     }

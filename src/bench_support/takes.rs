@@ -15,7 +15,10 @@ pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>
     let ms = Duration::from_millis;
     let question = Question {
         replica,
-        limit: Limit { count, window: ms(1000) },
+        limit: Limit {
+            count,
+            window: ms(1000),
+        },
         tokens: count.get(),
         window: ms(1000),
         gap: ms(5),

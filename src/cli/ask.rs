@@ -74,7 +74,9 @@ pub async fn ask(Admin { bind, token }: &Admin, path: &'static str) -> Result<Sa
         };
         said.map_err(|error| AskError::Http(bind.clone(), error))
     };
-    timeout(WITHIN, asked).await.unwrap_or_else(|_| Err(AskError::Slow(bind.clone(), WITHIN.as_secs())))
+    timeout(WITHIN, asked)
+        .await
+        .unwrap_or_else(|_| Err(AskError::Slow(bind.clone(), WITHIN.as_secs())))
 }
 
 /// Whoever listens on every address listens on loopback, too.
@@ -95,15 +97,24 @@ fn bearer(token: &Secret) -> HeaderValue {
     value
 }
 
-async fn get(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, request: Builder) -> hyper::Result<Said> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+async fn get(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    request: Builder,
+) -> hyper::Result<Said> {
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Its failure is the request's.
     tokio::spawn(connection);
     let request = request.body(Empty::<Bytes>::new());
-    let response = sender.send_request(request.expect("a path and a host make a request")).await?;
+    let response = sender
+        .send_request(request.expect("a path and a host make a request"))
+        .await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
-    Ok(Said { status, body: String::from_utf8_lossy(&body).into_owned() })
+    Ok(Said {
+        status,
+        body: String::from_utf8_lossy(&body).into_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -112,9 +123,12 @@ mod tests {
 
     #[test]
     fn all_addresses_are_asked_at_loopback() {
-        for (bound, asked) in
-            [("0.0.0.0:9", "127.0.0.1:9"), ("[::]:9", "[::1]:9"), ("10.0.0.7:9", "10.0.0.7:9"), ("[::1]:9", "[::1]:9")]
-        {
+        for (bound, asked) in [
+            ("0.0.0.0:9", "127.0.0.1:9"),
+            ("[::]:9", "[::1]:9"),
+            ("10.0.0.7:9", "10.0.0.7:9"),
+            ("[::1]:9", "[::1]:9"),
+        ] {
             assert_eq!(reachable(bound.parse().unwrap()).to_string(), asked);
         }
     }

@@ -92,7 +92,9 @@ struct Tenant {
 }
 
 /// The table's head.
-const HEAD: [&str; 8] = ["ACCOUNT", "ACTION", "QUEUED", "OLDEST", "WAIT", "PAUSE", "RATE", "LIMIT"];
+const HEAD: [&str; 8] = [
+    "ACCOUNT", "ACTION", "QUEUED", "OLDEST", "WAIT", "PAUSE", "RATE", "LIMIT",
+];
 /// So many lanes are shown; a terminal has no room for more.
 const MOST: usize = 100;
 /// How often `--watch` looks.
@@ -106,9 +108,17 @@ impl Status {
     /// Whom to ask, and what to show them. The configuration's token is for the configuration's listener only.
     pub fn admin(&self, source: &Source) -> Result<Admin, String> {
         let key = |mistake| format!("--token-file: {mistake}");
-        let token = self.token_file.as_deref().map(secret_file).transpose().map_err(key)?;
+        let token = self
+            .token_file
+            .as_deref()
+            .map(secret_file)
+            .transpose()
+            .map_err(key)?;
         if let Some(bind) = &self.admin {
-            return Ok(Admin { bind: bind.clone(), token });
+            return Ok(Admin {
+                bind: bind.clone(),
+                token,
+            });
         }
         let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
         // A mistake elsewhere in the configuration is no reason not to look.
@@ -118,20 +128,32 @@ impl Status {
 
     /// Looks once.
     pub async fn look(&self, admin: &Admin) -> Result<String, String> {
-        let said = ask(admin, "/lanes").await.map_err(|error| format!("{error}: does Flowgate run there?"))?;
+        let said = ask(admin, "/lanes")
+            .await
+            .map_err(|error| format!("{error}: does Flowgate run there?"))?;
         if !said.status.is_success() {
             let why = shown(said.body.trim_end());
-            return Err(format!("{}/lanes says {}: {why} (--token-file)", admin.bind, said.status.as_u16()));
+            return Err(format!(
+                "{}/lanes says {}: {why} (--token-file)",
+                admin.bind,
+                said.status.as_u16()
+            ));
         }
         if self.json {
             return Ok(format!("{}\n", said.body.trim_end()));
         }
         let page = serde_json::from_str::<Page>(&said.body);
-        page.map(|page| page.table(self.tenants)).map_err(|_| format!("{}/lanes is not Flowgate's page", admin.bind))
+        page.map(|page| page.table(self.tenants))
+            .map_err(|_| format!("{}/lanes is not Flowgate's page", admin.bind))
     }
 
     /// Looks every second until nobody reads it any more; who does not answer may do so the next time.
-    pub async fn watch(&self, admin: &Admin, out: &mut impl Write, is_terminal: bool) -> io::Result<()> {
+    pub async fn watch(
+        &self,
+        admin: &Admin,
+        out: &mut impl Write,
+        is_terminal: bool,
+    ) -> io::Result<()> {
         let clear = if is_terminal && !self.json { CLEAR } else { "" };
         loop {
             match self.look(admin).await {
@@ -151,29 +173,57 @@ impl Status {
 impl Page {
     fn table(mut self, tenants: bool) -> String {
         self.lanes.sort_by(|a, b| {
-            b.waiting().cmp(&a.waiting()).then_with(|| (&a.account, &a.action).cmp(&(&b.account, &b.action)))
+            b.waiting()
+                .cmp(&a.waiting())
+                .then_with(|| (&a.account, &a.action).cmp(&(&b.account, &b.action)))
         });
         let mut rows = vec![HEAD.map(str::to_owned)];
         for lane in self.lanes.iter().take(MOST) {
             rows.push(lane.row());
             let tenants = if tenants { &lane.tenants[..] } else { &[] };
-            rows.extend(tenants.iter().map(|tenant| tenant.row(lane.effective_per_second)));
+            rows.extend(
+                tenants
+                    .iter()
+                    .map(|tenant| tenant.row(lane.effective_per_second)),
+            );
         }
-        let table = if rows.len() > 1 { table(&rows) } else { String::new() };
+        let table = if rows.len() > 1 {
+            table(&rows)
+        } else {
+            String::new()
+        };
         let more = self.lanes.len().saturating_sub(MOST);
-        let rest = if more > 0 { format!("and {more} lanes more\n") } else { String::new() };
+        let rest = if more > 0 {
+            format!("and {more} lanes more\n")
+        } else {
+            String::new()
+        };
         format!("{}\n{table}{rest}", self.summary())
     }
 
     fn summary(&self) -> String {
         let upstream = match &self.upstream {
-            Upstream { reachable: true, .. } => "CAMS is reachable".to_owned(),
-            Upstream { down_seconds, reason, .. } => {
-                format!("CAMS has not been reachable for {}: {}", seconds(*down_seconds), shown(reason))
+            Upstream {
+                reachable: true, ..
+            } => "CAMS is reachable".to_owned(),
+            Upstream {
+                down_seconds,
+                reason,
+                ..
+            } => {
+                format!(
+                    "CAMS has not been reachable for {}: {}",
+                    seconds(*down_seconds),
+                    shown(reason)
+                )
             }
         };
         let waiting: usize = self.lanes.iter().map(Lane::waiting).sum();
-        format!("mode {}, lanes {}, waiting {waiting}; {upstream}", shown(&self.mode), self.lanes.len())
+        format!(
+            "mode {}, lanes {}, waiting {waiting}; {upstream}",
+            shown(&self.mode),
+            self.lanes.len()
+        )
     }
 }
 
@@ -182,20 +232,31 @@ impl Page {
 impl Lane {
     /// How many wait, or would.
     fn waiting(&self) -> usize {
-        self.shadow.as_ref().map_or(self.queued, |shadow| shadow.queued)
+        self.shadow
+            .as_ref()
+            .map_or(self.queued, |shadow| shadow.queued)
     }
 
     /// An operator's pause is told from CAMS's.
     fn pause(&self) -> String {
         match &self.operator_pause {
             None => seconds(self.pause_remaining_seconds),
-            Some(OperatorPause { remaining_seconds: None }) => "ordered".to_owned(),
-            Some(OperatorPause { remaining_seconds: Some(left) }) => format!("ordered {}", seconds(*left)),
+            Some(OperatorPause {
+                remaining_seconds: None,
+            }) => "ordered".to_owned(),
+            Some(OperatorPause {
+                remaining_seconds: Some(left),
+            }) => format!("ordered {}", seconds(*left)),
         }
     }
 
     fn row(&self) -> [String; 8] {
-        let wait = self.shadow.as_ref().map_or(self.predicted_wait_seconds, |shadow| shadow.predicted_wait_seconds);
+        let wait = self
+            .shadow
+            .as_ref()
+            .map_or(self.predicted_wait_seconds, |shadow| {
+                shadow.predicted_wait_seconds
+            });
         [
             shown(&self.account),
             shown(&self.action),
@@ -215,7 +276,11 @@ impl Tenant {
     fn row(&self, rate: f64) -> [String; 8] {
         [
             format!("  {}", shown(&self.client)),
-            if self.tenant.is_empty() { "  -".to_owned() } else { format!("  {}", shown(&self.tenant)) },
+            if self.tenant.is_empty() {
+                "  -".to_owned()
+            } else {
+                format!("  {}", shown(&self.tenant))
+            },
             self.queued.to_string(),
             seconds(self.oldest_wait_seconds),
             String::new(),
@@ -227,7 +292,11 @@ impl Tenant {
 }
 
 fn seconds(seconds: f64) -> String {
-    if seconds > 0.0 { format!("{seconds:.1}s") } else { "-".to_owned() }
+    if seconds > 0.0 {
+        format!("{seconds:.1}s")
+    } else {
+        "-".to_owned()
+    }
 }
 
 fn per_second(rate: f64) -> String {
@@ -266,26 +335,46 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
         let page = r#"{"mode":"observe","upstream":{"reachable":false,"down_seconds":12,"reason":"refused"},"lanes":[
             {"account":"acme","action":"CreateFlow","shadow":{"queued":7,"predicted_wait_seconds":1.5}}]}"#;
         let table = table_of(page, false);
-        let summary = "mode observe, lanes 1, waiting 7; CAMS has not been reachable for 12.0s: refused";
+        let summary =
+            "mode observe, lanes 1, waiting 7; CAMS has not been reachable for 12.0s: refused";
         assert_eq!(table.lines().next(), Some(summary));
-        assert!(table.contains("CreateFlow  7       -       1.5s"), "{table}");
+        assert!(
+            table.contains("CreateFlow  7       -       1.5s"),
+            "{table}"
+        );
         assert_eq!(table_of("{}", true).lines().count(), 1);
     }
 
     #[test]
     fn an_operators_pause_is_told_from_cams_own() {
-        for (ordered, shown) in [("null", "2.0s"), ("{}", "ordered"), (r#"{"remaining_seconds":1.5}"#, "ordered 1.5s")]
-        {
-            let lane = format!(r#"{{"lanes":[{{"pause_remaining_seconds":2,"operator_pause":{ordered}}}]}}"#);
+        for (ordered, shown) in [
+            ("null", "2.0s"),
+            ("{}", "ordered"),
+            (r#"{"remaining_seconds":1.5}"#, "ordered 1.5s"),
+        ] {
+            let lane = format!(
+                r#"{{"lanes":[{{"pause_remaining_seconds":2,"operator_pause":{ordered}}}]}}"#
+            );
             let table = table_of(&lane, false);
-            assert!(table.lines().last().is_some_and(|row| row.contains(&format!("  {shown}  "))), "{table}");
+            assert!(
+                table
+                    .lines()
+                    .last()
+                    .is_some_and(|row| row.contains(&format!("  {shown}  "))),
+                "{table}"
+            );
         }
     }
 
     #[test]
     fn a_terminal_has_room_for_a_hundred() {
-        let lanes: Vec<String> = (0..103).map(|lane| format!(r#"{{"account":"{lane}"}}"#)).collect();
+        let lanes: Vec<String> = (0..103)
+            .map(|lane| format!(r#"{{"account":"{lane}"}}"#))
+            .collect();
         let table = table_of(&format!(r#"{{"lanes":[{}]}}"#, lanes.join(",")), false);
-        assert_eq!((table.lines().count(), table.lines().last()), (103, Some("and 3 lanes more")));
+        assert_eq!(
+            (table.lines().count(), table.lines().last()),
+            (103, Some("and 3 lanes more"))
+        );
     }
 }

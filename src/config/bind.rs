@@ -52,7 +52,11 @@ impl FromStr for Bind {
     fn from_str(text: &str) -> Result<Self, NotABind> {
         match text.strip_prefix("unix:") {
             None => text.parse().map(Self::Tcp).map_err(|_| NotABind),
-            Some(path) if path.len() <= MAX_PATH && !path.contains('\0') && Path::new(path).is_absolute() => {
+            Some(path)
+                if path.len() <= MAX_PATH
+                    && !path.contains('\0')
+                    && Path::new(path).is_absolute() =>
+            {
                 Ok(Self::Unix(path.into()))
             }
             Some(_) => Err(NotABind),

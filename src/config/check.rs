@@ -10,8 +10,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
 use super::{
-    Account, Bind, Client, Collector, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat, Mode, Queue, Retry,
-    Telemetry, Tenant, Time, UnknownKeys,
+    Account, Bind, Client, Collector, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat,
+    Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
 };
 
 pub(super) mod accounts;
@@ -43,10 +43,15 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let listen = listen::check(root.table("listen"));
     let upstream = upstream::check(root.table("upstream"), listen.as_ref());
     let queue = queue(root.table("queue"), listen.as_ref());
-    let (accounts, clients) = accounts::check(&mut root, queue.as_ref().map(|queue| queue.max_hold));
+    let (accounts, clients) =
+        accounts::check(&mut root, queue.as_ref().map(|queue| queue.max_hold));
     let unknown_keys = unknown_keys(&mut root, listen.as_ref(), &accounts, &clients);
     let limits = limits::check(root.table("limits"));
-    let shortest = limits.iter().flat_map(|limits| limits.values()).map(|limit| limit.window).min();
+    let shortest = limits
+        .iter()
+        .flat_map(|limits| limits.values())
+        .map(|limit| limit.window)
+        .min();
     let learn = learn(root.table("learn"), shortest);
     let quota = quota::check(root.table("quota"), limits.as_ref());
     let retry = retry(root.table("retry"));
@@ -77,9 +82,12 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
 }
 
 fn mode(root: &mut Section<'_>) -> Option<Mode> {
-    let mode = root.key("mode").choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)])?;
+    let mode = root
+        .key("mode")
+        .choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)])?;
     if mode == Mode::Observe {
-        root.reader.warn("mode is observe: calls are not held to the limits");
+        root.reader
+            .warn("mode is observe: calls are not held to the limits");
     }
     Some(mode)
 }
@@ -117,22 +125,39 @@ fn tenant(key: Field<'_>) -> Option<Tenant> {
                 "none" => Some(Tenant::None),
                 _ => None,
             };
-            return key.text("\"cust-space-id\", \"none\" or { header = \"x-team\" }", read);
+            return key.text(
+                "\"cust-space-id\", \"none\" or { header = \"x-team\" }",
+                read,
+            );
         }
     };
     let own = |name: &HeaderName| {
         let name = name.as_str();
         name.starts_with("x-") && !name.starts_with("x-acs-") && !name.starts_with("x-flowgate-")
     };
-    let read = |text: &str| text.to_ascii_lowercase().parse().ok().filter(own).map(Tenant::Header);
-    let header = section.key("header").text("a header of your own such as x-team", read);
+    let read = |text: &str| {
+        text.to_ascii_lowercase()
+            .parse()
+            .ok()
+            .filter(own)
+            .map(Tenant::Header)
+    };
+    let header = section
+        .key("header")
+        .text("a header of your own such as x-team", read);
     section.done();
     header
 }
 
 fn hold(key: &Field<'_>, max: Option<Duration>) -> Option<Hold> {
     let time = |text: &str| text.parse().ok().map(|Time(time)| Hold::Fixed(time));
-    let read = |text: &str| if text == "auto" { Some(Hold::Auto) } else { time(text) };
+    let read = |text: &str| {
+        if text == "auto" {
+            Some(Hold::Auto)
+        } else {
+            time(text)
+        }
+    };
     let hold = key.text("\"auto\" or a duration such as 10s", read)?;
     if let Hold::Fixed(time) = hold {
         key.within(time, &POSITIVE, Time)?;
@@ -151,17 +176,28 @@ fn unknown_keys(
     accounts: &[Account],
     clients: &[Client],
 ) -> Option<UnknownKeys> {
-    let words = [("refuse", UnknownKeys::Refuse), ("relay", UnknownKeys::Relay)];
-    let given = root.key("unknown_keys").optional(|key| key.choice(&words))?;
+    let words = [
+        ("refuse", UnknownKeys::Refuse),
+        ("relay", UnknownKeys::Relay),
+    ];
+    let given = root
+        .key("unknown_keys")
+        .optional(|key| key.choice(&words))?;
     let local = match &listen?.proxy {
         Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
         Bind::Unix(_) => true,
     };
-    let secrets = !clients.is_empty() || accounts.iter().any(|account| account.credentials.is_some());
-    let default = if local && !secrets { UnknownKeys::Relay } else { UnknownKeys::Refuse };
+    let secrets =
+        !clients.is_empty() || accounts.iter().any(|account| account.credentials.is_some());
+    let default = if local && !secrets {
+        UnknownKeys::Relay
+    } else {
+        UnknownKeys::Refuse
+    };
     let unknown_keys = given.unwrap_or(default);
     if unknown_keys == UnknownKeys::Refuse && accounts.is_empty() {
-        root.reader.warn("there is no account and unknown keys are refused: every call will be refused");
+        root.reader
+            .warn("there is no account and unknown keys are refused: every call will be refused");
     }
     Some(unknown_keys)
 }
@@ -186,7 +222,10 @@ fn learn(mut section: Section<'_>, shortest: Option<Duration>) -> Option<Learn> 
         max_gap = Some(gap);
     }
     section.done();
-    Some(Learn { gap: gap?, max_gap: max_gap? })
+    Some(Learn {
+        gap: gap?,
+        max_gap: max_gap?,
+    })
 }
 
 fn retry(mut section: Section<'_>) -> Option<Retry> {
@@ -201,7 +240,12 @@ fn retry(mut section: Section<'_>) -> Option<Retry> {
     }
     let max_pause = section.key("max_pause").time(&POSITIVE);
     section.done();
-    Some(Retry { max_attempts: max_attempts?, base: base?, max: max?, max_pause: max_pause? })
+    Some(Retry {
+        max_attempts: max_attempts?,
+        base: base?,
+        max: max?,
+        max_pause: max_pause?,
+    })
 }
 
 fn drain(mut section: Section<'_>) -> Option<Drain> {
@@ -209,11 +253,17 @@ fn drain(mut section: Section<'_>) -> Option<Drain> {
     let grace = section.key("grace").time(&(Duration::ZERO..=MAX_TIME));
     let hand_over = section.key("hand_over").flag();
     section.done();
-    Some(Drain { delay: delay?, grace: grace?, hand_over: hand_over? })
+    Some(Drain {
+        delay: delay?,
+        grace: grace?,
+        hand_over: hand_over?,
+    })
 }
 
 fn log(mut section: Section<'_>) -> Option<Log> {
-    let format = section.key("format").choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let format = section
+        .key("format")
+        .choice(&[("text", LogFormat::Text), ("json", LogFormat::Json)]);
     let levels = [
         ("error", LevelFilter::ERROR),
         ("warn", LevelFilter::WARN),
@@ -223,15 +273,31 @@ fn log(mut section: Section<'_>) -> Option<Log> {
     ];
     let level = section.key("level").choice(&levels);
     section.done();
-    Some(Log { format: format?, level: level? })
+    Some(Log {
+        format: format?,
+        level: level?,
+    })
 }
 
 fn telemetry(mut section: Section<'_>) -> Option<Telemetry> {
     let otlp = section.key("otlp").optional(|key| {
-        let collector = key.text("scheme, host and port of a collector, such as http://127.0.0.1:4318", |text| {
-            let upstream::Endpoint { scheme, host, port, authority } = upstream::endpoint(text)?;
-            Some(Collector { scheme, host, port, authority })
-        })?;
+        let collector = key.text(
+            "scheme, host and port of a collector, such as http://127.0.0.1:4318",
+            |text| {
+                let upstream::Endpoint {
+                    scheme,
+                    host,
+                    port,
+                    authority,
+                } = upstream::endpoint(text)?;
+                Some(Collector {
+                    scheme,
+                    host,
+                    port,
+                    authority,
+                })
+            },
+        )?;
         if !cfg!(feature = "otlp") {
             key.mistake("expected nothing: this program was built without its feature otlp");
         }
@@ -239,7 +305,10 @@ fn telemetry(mut section: Section<'_>) -> Option<Telemetry> {
     });
     let sample_percent = section.key("sample_percent").count(&(0..=100));
     section.done();
-    Some(Telemetry { otlp: otlp?, sample_percent: sample_percent? })
+    Some(Telemetry {
+        otlp: otlp?,
+        sample_percent: sample_percent?,
+    })
 }
 
 /// A path alone, or a table with one; the outer `None` is a mistake.
@@ -255,12 +324,17 @@ fn journal(key: Field<'_>) -> Option<Option<Journal>> {
     let (path, mut section) = match key.into_table() {
         Ok(mut section) => (path(&section.key("path"), "the path of a file"), section),
         Err(key) => {
-            let expected = "the path of a file or { path = \"...\", max_size = \"64MiB\", keep = 4 }";
+            let expected =
+                "the path of a file or { path = \"...\", max_size = \"64MiB\", keep = 4 }";
             (path(&key, expected), key.empty_table())
         }
     };
     let max_size = section.key("max_size").size(&(4 << 10..=1 << 30));
     let keep = section.key("keep").count(&(1..=1000));
     section.done();
-    Some(Some(Journal { path: path?, max_size: max_size?, keep: keep? }))
+    Some(Some(Journal {
+        path: path?,
+        max_size: max_size?,
+        keep: keep?,
+    }))
 }

@@ -21,7 +21,11 @@ struct Written {
     id: Secret,
     #[serde(rename = "AccessKeySecret", alias = "access_key_secret")]
     secret: Secret,
-    #[serde(rename = "SecurityToken", alias = "security_token", alias = "sts_token")]
+    #[serde(
+        rename = "SecurityToken",
+        alias = "security_token",
+        alias = "sts_token"
+    )]
     token: Option<Secret>,
     #[serde(rename = "Expiration", alias = "expiration")]
     expires: Option<String>,
@@ -42,8 +46,14 @@ pub(super) fn read(key: Field<'_>) -> Option<(Field<'_>, Credentials, PathBuf)> 
     let path = field.opens(&path);
     match parse(&path) {
         Ok(credentials) => {
-            if credentials.expires.is_some_and(|end| end <= SystemTime::now()) {
-                field.reader.warn(format!("{}: what the file holds has expired", field.place.path));
+            if credentials
+                .expires
+                .is_some_and(|end| end <= SystemTime::now())
+            {
+                field.reader.warn(format!(
+                    "{}: what the file holds has expired",
+                    field.place.path
+                ));
             }
             Some((field, credentials, path))
         }
@@ -56,13 +66,18 @@ pub(super) fn read(key: Field<'_>) -> Option<(Field<'_>, Credentials, PathBuf)> 
 
 fn parse(path: &Path) -> Result<Credentials, String> {
     // What serde says of a mistake holds the value.
-    let shape =
-        "expected a JSON object with AccessKeyId, AccessKeySecret and, if need be, SecurityToken and Expiration";
-    let Written { id, secret, token, expires } =
-        serde_json::from_slice(&regular(path, MAX_FILE)?).map_err(|_| shape)?;
-    let expires = expires.map(|end| time::parse(&end).ok_or("expected an Expiration such as 2026-11-24T08:00:00Z"));
+    let shape = "expected a JSON object with AccessKeyId, AccessKeySecret and, if need be, SecurityToken and Expiration";
+    let Written {
+        id,
+        secret,
+        token,
+        expires,
+    } = serde_json::from_slice(&regular(path, MAX_FILE)?).map_err(|_| shape)?;
+    let expires = expires
+        .map(|end| time::parse(&end).ok_or("expected an Expiration such as 2026-11-24T08:00:00Z"));
     Ok(Credentials {
-        access_key_id: access_key(id.expose()).ok_or_else(|| format!("AccessKeyId: expected {KEY_FORM}"))?,
+        access_key_id: access_key(id.expose())
+            .ok_or_else(|| format!("AccessKeyId: expected {KEY_FORM}"))?,
         secret: one_line(secret.expose()).map_err(|reason| format!("AccessKeySecret: {reason}"))?,
         security_token: token
             .map(|token| one_line(token.expose()))

@@ -27,13 +27,28 @@ mod tests {
     #[test]
     fn only_toml_files_that_are_not_hidden_are_read_in_order_of_name() {
         let directory = tempfile::tempdir().unwrap();
-        let others =
-            [".toml", ".acme.toml", ".#b.toml", "#b.toml#", "b.toml~", "b.toml.bak", "b.TOML", "README", "toml"];
-        for name in others.iter().chain(&["b.toml", "10-a.toml", "9-a.toml", "B.toml"]) {
+        let others = [
+            ".toml",
+            ".acme.toml",
+            ".#b.toml",
+            "#b.toml#",
+            "b.toml~",
+            "b.toml.bak",
+            "b.TOML",
+            "README",
+            "toml",
+        ];
+        for name in others
+            .iter()
+            .chain(&["b.toml", "10-a.toml", "9-a.toml", "B.toml"])
+        {
             std::fs::write(directory.path().join(name), "").unwrap();
         }
         std::fs::create_dir(directory.path().join("more")).unwrap();
         std::fs::write(directory.path().join("more/c.toml"), "").unwrap();
-        assert_eq!(list(directory.path()).unwrap(), ["10-a.toml", "9-a.toml", "B.toml", "b.toml"]);
+        assert_eq!(
+            list(directory.path()).unwrap(),
+            ["10-a.toml", "9-a.toml", "B.toml", "b.toml"]
+        );
     }
 }

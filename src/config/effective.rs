@@ -8,9 +8,9 @@ use serde_json::{Map, Value, json};
 
 use super::units::{Size, Time};
 use super::{
-    Account, Actions, Client, Collector, Config, Credentials, Drain, Hold, Journal, Learn, Limit, Listen, Log,
-    LogFormat, OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Telemetry, Tenant, Tls, Topology,
-    UnknownKeys, Upstream,
+    Account, Actions, Client, Collector, Config, Credentials, Drain, Hold, Journal, Learn, Limit,
+    Listen, Log, LogFormat, OnStoreFailure, Queue, Quota, Retry, Scheme, Server, Store, Telemetry,
+    Tenant, Tls, Topology, UnknownKeys, Upstream,
 };
 use crate::acs;
 use crate::id::AccessKeyId;
@@ -59,7 +59,10 @@ fn with_lists(config: &Config, accounts_json: Value, clients_json: Value) -> Val
     };
     let limit = |(action, limit): (&crate::id::ActionName, &Limit)| {
         let Limit { count, window } = limit;
-        (action.to_string(), json!({ "count": count, "window": time(*window) }))
+        (
+            action.to_string(),
+            json!({ "count": count, "window": time(*window) }),
+        )
     };
     json!({
         "mode": mode.to_string(),
@@ -133,7 +136,13 @@ fn listen_json(listen: &Listen) -> Value {
 }
 
 fn tls_json(tls: &Tls) -> Value {
-    let Tls { cert, key, client_ca, not_after, server: _ } = tls;
+    let Tls {
+        cert,
+        key,
+        client_ca,
+        not_after,
+        server: _,
+    } = tls;
     json!({
         "cert": cert.display().to_string(),
         "key": key.display().to_string(),
@@ -155,7 +164,11 @@ fn upstream_json(upstream: &Upstream) -> Value {
         idle_timeout,
         max_response,
     } = upstream;
-    let dial_host = if dial_host.contains(':') { format!("[{dial_host}]") } else { dial_host.clone() };
+    let dial_host = if dial_host.contains(':') {
+        format!("[{dial_host}]")
+    } else {
+        dial_host.clone()
+    };
     json!({
         "url": format!("{}://{dial_host}:{dial_port}", scheme_text(*scheme)),
         "host": host,
@@ -169,9 +182,19 @@ fn upstream_json(upstream: &Upstream) -> Value {
 }
 
 fn account_json(account: &Account) -> Value {
-    let Account { id, credentials, credentials_file, aliases } = account;
+    let Account {
+        id,
+        credentials,
+        credentials_file,
+        aliases,
+    } = account;
     let key = credentials.as_ref().map(|credentials| {
-        let Credentials { access_key_id, secret: _, security_token: _, expires: _ } = credentials;
+        let Credentials {
+            access_key_id,
+            secret: _,
+            security_token: _,
+            expires: _,
+        } = credentials;
         access_key_id
     });
     json!({
@@ -185,7 +208,16 @@ fn account_json(account: &Account) -> Value {
 }
 
 fn client_json(client: &Client) -> Value {
-    let Client { id, secrets, disabled, account, actions, cust_space_ids, weight, hold } = client;
+    let Client {
+        id,
+        secrets,
+        disabled,
+        account,
+        actions,
+        cust_space_ids,
+        weight,
+        hold,
+    } = client;
     let actions = match actions {
         Actions::All => vec!["*"],
         Actions::Listed(actions) => actions.iter().map(|action| action.as_str()).collect(),
@@ -203,7 +235,14 @@ fn client_json(client: &Client) -> Value {
 }
 
 fn queue_json(queue: &Queue) -> Value {
-    let Queue { tenant, max_waiting, max_waiting_per_client, max_bytes, hold, max_hold } = queue;
+    let Queue {
+        tenant,
+        max_waiting,
+        max_waiting_per_client,
+        max_bytes,
+        hold,
+        max_hold,
+    } = queue;
     json!({
         "tenant": match tenant {
             Tenant::CustSpaceId => json!("cust-space-id"),
@@ -226,7 +265,14 @@ fn learn_json(learn: Learn) -> Value {
     json!({ "gap": time(gap), "max_gap": time(max_gap) })
 }
 
-fn retry_json(Retry { max_attempts, base, max, max_pause }: Retry) -> Value {
+fn retry_json(
+    Retry {
+        max_attempts,
+        base,
+        max,
+        max_pause,
+    }: Retry,
+) -> Value {
     json!({
         "max_attempts": max_attempts,
         "base": time(base),
@@ -235,7 +281,12 @@ fn retry_json(Retry { max_attempts, base, max, max_pause }: Retry) -> Value {
     })
 }
 
-fn quota_json(Quota { store, on_store_failure }: &Quota) -> Value {
+fn quota_json(
+    Quota {
+        store,
+        on_store_failure,
+    }: &Quota,
+) -> Value {
     json!({
         "store": store.as_ref().map_or_else(|| json!("memory"), store_json),
         "on_store_failure": match on_store_failure {
@@ -262,7 +313,11 @@ fn store_json(store: &Store) -> Value {
     } = store;
     let scheme = if *tls { "rediss" } else { "redis" };
     let url = |Server { host, port }: &Server| {
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        let host = if host.contains(':') {
+            format!("[{host}]")
+        } else {
+            host.clone()
+        };
         format!("{scheme}://{host}:{port}/{database}")
     };
     json!({
@@ -281,7 +336,13 @@ fn store_json(store: &Store) -> Value {
     })
 }
 
-fn drain_json(Drain { delay, grace, hand_over }: Drain) -> Value {
+fn drain_json(
+    Drain {
+        delay,
+        grace,
+        hand_over,
+    }: Drain,
+) -> Value {
     json!({ "delay": time(delay), "grace": time(grace), "hand_over": hand_over })
 }
 
@@ -293,11 +354,24 @@ fn log_json(Log { format, level }: &Log) -> Value {
     json!({ "format": format, "level": level.to_string() })
 }
 
-fn telemetry_json(Telemetry { otlp, sample_percent }: &Telemetry) -> Value {
-    let url = |Collector { scheme, authority, .. }: &Collector| format!("{}://{authority}", scheme_text(*scheme));
+fn telemetry_json(
+    Telemetry {
+        otlp,
+        sample_percent,
+    }: &Telemetry,
+) -> Value {
+    let url = |Collector {
+                   scheme, authority, ..
+               }: &Collector| format!("{}://{authority}", scheme_text(*scheme));
     json!({ "otlp": otlp.as_ref().map(url), "sample_percent": sample_percent })
 }
 
-fn journal_json(Journal { path, max_size, keep }: &Journal) -> Value {
+fn journal_json(
+    Journal {
+        path,
+        max_size,
+        keep,
+    }: &Journal,
+) -> Value {
     json!({ "path": path.display().to_string(), "max_size": size(*max_size), "keep": keep })
 }

@@ -26,7 +26,11 @@ impl Entries {
     }
 
     /// The key, which is made if there is none.
-    pub(crate) fn get_or_insert_with(&mut self, name: &str, node: impl FnOnce() -> Node) -> &mut Node {
+    pub(crate) fn get_or_insert_with(
+        &mut self,
+        name: &str,
+        node: impl FnOnce() -> Node,
+    ) -> &mut Node {
         let index = self.position(name).unwrap_or_else(|index| {
             self.0.insert(index, (name.to_owned(), node()));
             index
@@ -56,7 +60,8 @@ impl Entries {
     }
 
     fn position(&self, name: &str) -> Result<usize, usize> {
-        self.0.binary_search_by(|(other, _)| other.as_str().cmp(name))
+        self.0
+            .binary_search_by(|(other, _)| other.as_str().cmp(name))
     }
 
     /// Two sorted runs are merged in one pass.
@@ -93,11 +98,20 @@ mod tests {
     use super::*;
 
     fn node(text: &str) -> Node {
-        Node { origin: Origin::Nowhere, item: Item::Scalar { text: text.to_owned(), style: Style::Bare } }
+        Node {
+            origin: Origin::Nowhere,
+            item: Item::Scalar {
+                text: text.to_owned(),
+                style: Style::Bare,
+            },
+        }
     }
 
     fn entries(names: &[&str]) -> Entries {
-        names.iter().map(|name| ((*name).to_owned(), node(name))).collect()
+        names
+            .iter()
+            .map(|name| ((*name).to_owned(), node(name)))
+            .collect()
     }
 
     fn names(entries: Entries) -> Vec<String> {
@@ -111,7 +125,10 @@ mod tests {
         assert!(found.get_mut("b").is_some() && found.get_mut("x").is_none());
         found.get_or_insert_with("a", || unreachable!("it is there"));
         found.get_or_insert_with("aa", || node("aa"));
-        found.extend(vec![("z".to_owned(), node("z")), ("0".to_owned(), node("0"))]);
+        found.extend(vec![
+            ("z".to_owned(), node("z")),
+            ("0".to_owned(), node("0")),
+        ]);
         assert_eq!(names(found.take()), ["0", "a", "aa", "b", "d", "z"]);
         assert!(found.is_empty());
     }

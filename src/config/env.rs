@@ -42,25 +42,40 @@ enum Step {
 impl Environment {
     pub(crate) fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
         let utf8 = |(name, value): (OsString, OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok().map(Zeroizing::new)))
+            Some((
+                name.into_string().ok()?,
+                value.into_string().ok().map(Zeroizing::new),
+            ))
         };
-        Self { variables: variables.into_iter().filter_map(utf8).collect(), asked: RefCell::default() }
+        Self {
+            variables: variables.into_iter().filter_map(utf8).collect(),
+            asked: RefCell::default(),
+        }
     }
 
     /// The variable's value, unless it is empty or not UTF-8.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.asked.borrow_mut().insert(name.to_owned());
-        self.variables.get(name)?.as_deref().map(String::as_str).filter(|value| !value.is_empty())
+        self.variables
+            .get(name)?
+            .as_deref()
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
     }
 
     /// Whether the variable is set to nothing.
     pub(crate) fn is_empty(&self, name: &str) -> bool {
-        self.variables.get(name).is_some_and(|value| value.as_ref().is_some_and(|value| value.is_empty()))
+        self.variables
+            .get(name)
+            .is_some_and(|value| value.as_ref().is_some_and(|value| value.is_empty()))
     }
 
     /// Lays every variable that is a key over the tree.
     pub(crate) fn lay_over(&self, root: &mut Node) -> Vec<Mistake> {
-        let mut known: Vec<_> = self.named().filter_map(|name| Some((steps(name)?, name))).collect();
+        let mut known: Vec<_> = self
+            .named()
+            .filter_map(|name| Some((steps(name)?, name)))
+            .collect();
         known.sort();
         let mut mistakes = Vec::new();
         for (steps, name) in known {
@@ -70,7 +85,11 @@ impl Environment {
             };
             if let Err(expectation) = set {
                 let origin = Origin::Variable(name.to_owned());
-                mistakes.push(Mistake { origin, key: path(&steps), expectation: expectation.to_owned() });
+                mistakes.push(Mistake {
+                    origin,
+                    key: path(&steps),
+                    expectation: expectation.to_owned(),
+                });
             }
         }
         mistakes
@@ -79,11 +98,16 @@ impl Environment {
     /// Variables that look as if they were meant for Flowgate and are nothing to it. Asked after all others.
     pub(crate) fn unknown(&self) -> Vec<&str> {
         let asked = self.asked.borrow();
-        self.named().filter(|name| steps(name).is_none() && !asked.contains(*name)).collect()
+        self.named()
+            .filter(|name| steps(name).is_none() && !asked.contains(*name))
+            .collect()
     }
 
     fn named(&self) -> impl Iterator<Item = &str> {
-        self.variables.keys().map(String::as_str).filter(|name| name.starts_with(PREFIX) && *name != FILE)
+        self.variables
+            .keys()
+            .map(String::as_str)
+            .filter(|name| name.starts_with(PREFIX) && *name != FILE)
     }
 }
 
@@ -114,20 +138,29 @@ fn steps(name: &str) -> Option<Vec<Step>> {
 
 /// Variables are often written in capitals only, so a documented action is found in any case.
 fn action(part: &str) -> String {
-    let documented = DOCUMENTED.iter().find(|(name, _)| part.eq_ignore_ascii_case(name));
+    let documented = DOCUMENTED
+        .iter()
+        .find(|(name, _)| part.eq_ignore_ascii_case(name));
     documented.map_or(part, |(name, _)| *name).to_owned()
 }
 
 /// Whether the manual has the key, an entry of it when it is a list, or a place in it when it is a secret.
 fn is_key(manual: &str) -> bool {
-    let of = |path: Option<&str>, kind: fn(&Key) -> bool| path.and_then(keys::find).is_some_and(kind);
+    let of =
+        |path: Option<&str>, kind: fn(&Key) -> bool| path.and_then(keys::find).is_some_and(kind);
     let secret = |place| of(manual.strip_suffix(place), Key::is_secret);
-    keys::find(manual).is_some() || of(manual.strip_suffix("[]"), Key::is_list) || secret(".env") || secret(".file")
+    keys::find(manual).is_some()
+        || of(manual.strip_suffix("[]"), Key::is_list)
+        || secret(".env")
+        || secret(".file")
 }
 
 /// Sets one value, and makes the tables and lists on the way.
 fn set(root: &mut Node, steps: &[Step], name: &str, value: &str) -> Result<(), &'static str> {
-    let fresh = |item| Node { origin: Origin::Variable(name.to_owned()), item };
+    let fresh = |item| Node {
+        origin: Origin::Variable(name.to_owned()),
+        item,
+    };
     let mut node = root;
     for step in steps {
         node = match step {
@@ -135,22 +168,31 @@ fn set(root: &mut Node, steps: &[Step], name: &str, value: &str) -> Result<(), &
                 if !matches!(node.item, Item::Table(_)) {
                     *node = fresh(Item::Table(Entries::default()));
                 }
-                let Item::Table(entries) = &mut node.item else { unreachable!("made a table above") };
+                let Item::Table(entries) = &mut node.item else {
+                    unreachable!("made a table above")
+                };
                 entries.get_or_insert_with(key, || fresh(Item::Table(Entries::default())))
             }
             Step::Index(index) => {
                 if !matches!(node.item, Item::List(_)) {
                     *node = fresh(Item::List(Vec::new()));
                 }
-                let Item::List(nodes) = &mut node.item else { unreachable!("made a list above") };
+                let Item::List(nodes) = &mut node.item else {
+                    unreachable!("made a list above")
+                };
                 if *index == nodes.len() {
                     nodes.push(fresh(Item::Table(Entries::default())));
                 }
-                nodes.get_mut(*index).ok_or("expected the entries before this one too: they count from 0")?
+                nodes
+                    .get_mut(*index)
+                    .ok_or("expected the entries before this one too: they count from 0")?
             }
         };
     }
-    *node = fresh(Item::Scalar { text: value.to_owned(), style: Style::Variable });
+    *node = fresh(Item::Scalar {
+        text: value.to_owned(),
+        style: Style::Variable,
+    });
     Ok(())
 }
 

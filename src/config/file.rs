@@ -44,11 +44,16 @@ pub(crate) fn parse(text: &str, file: FileId) -> Result<Node, Vec<Mistake>> {
     let lines = Lines::of(text, file);
     let (root, errors) = DeTable::parse_recoverable(text);
     if errors.is_empty() {
-        return Ok(Node { origin: Origin::Nowhere, item: table(root.into_inner(), &lines) });
+        return Ok(Node {
+            origin: Origin::Nowhere,
+            item: table(root.into_inner(), &lines),
+        });
     }
     // The message alone is made of fixed words; the error's Display would print the source line.
     let mistake = |error: &toml::de::Error| Mistake {
-        origin: error.span().map_or_else(|| file.whole(), |span| lines.origin(span.start)),
+        origin: error
+            .span()
+            .map_or_else(|| file.whole(), |span| lines.origin(span.start)),
         key: String::new(),
         expectation: format!("not valid TOML: {}", error.message()),
     };
@@ -60,15 +65,27 @@ fn table(table: DeTable<'_>, lines: &Lines) -> Item {
         // The line of the key: a value may span many.
         let origin = lines.origin(key.span().start);
         let key: std::borrow::Cow<'_, str> = key.into_inner();
-        (key.into_owned(), Node { origin, item: item(value.into_inner(), lines) })
+        (
+            key.into_owned(),
+            Node {
+                origin,
+                item: item(value.into_inner(), lines),
+            },
+        )
     };
     Item::Table(table.into_iter().map(entry).collect())
 }
 
 fn item(value: DeValue<'_>, lines: &Lines) -> Item {
-    let bare = |text: String| Item::Scalar { text, style: Style::Bare };
+    let bare = |text: String| Item::Scalar {
+        text,
+        style: Style::Bare,
+    };
     match value {
-        DeValue::String(text) => Item::Scalar { text: text.into_owned(), style: Style::Quoted },
+        DeValue::String(text) => Item::Scalar {
+            text: text.into_owned(),
+            style: Style::Quoted,
+        },
         DeValue::Integer(number) => bare(decimal(&number)),
         DeValue::Float(number) => bare(number.as_str().to_owned()),
         DeValue::Boolean(truth) => bare(truth.to_string()),
@@ -77,7 +94,10 @@ fn item(value: DeValue<'_>, lines: &Lines) -> Item {
         DeValue::Array(values) => {
             let node = |value: Spanned<DeValue<'_>>| {
                 let origin = lines.origin(value.span().start);
-                Node { origin, item: item(value.into_inner(), lines) }
+                Node {
+                    origin,
+                    item: item(value.into_inner(), lines),
+                }
             };
             Item::List(values.into_iter().map(node).collect())
         }
@@ -86,17 +106,22 @@ fn item(value: DeValue<'_>, lines: &Lines) -> Item {
 
 /// `0x10` and `1_000` are numbers too. What fits nowhere stays as it is and is a wrong number wherever it is read.
 fn decimal(number: &DeInteger<'_>) -> String {
-    i128::from_str_radix(number.as_str(), number.radix()).map_or_else(|_| number.to_string(), |n| n.to_string())
+    i128::from_str_radix(number.as_str(), number.radix())
+        .map_or_else(|_| number.to_string(), |n| n.to_string())
 }
 
 // === impl Lines ===
 
 impl Lines {
     fn of(text: &str, file: FileId) -> Self {
-        Self { file, ends: text.match_indices('\n').map(|(offset, _)| offset).collect() }
+        Self {
+            file,
+            ends: text.match_indices('\n').map(|(offset, _)| offset).collect(),
+        }
     }
 
     fn origin(&self, offset: usize) -> Origin {
-        self.file.line(1 + self.ends.partition_point(|end| *end < offset))
+        self.file
+            .line(1 + self.ends.partition_point(|end| *end < offset))
     }
 }

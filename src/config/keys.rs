@@ -45,7 +45,8 @@ pub(crate) struct Key {
 }
 
 /// By their paths: they are asked for once for each key of each account.
-static BY_PATH: LazyLock<HashMap<&str, &Key>> = LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
+static BY_PATH: LazyLock<HashMap<&str, &Key>> =
+    LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
 
 /// The key of this path.
 pub(crate) fn find(path: &str) -> Option<&'static Key> {
@@ -54,12 +55,20 @@ pub(crate) fn find(path: &str) -> Option<&'static Key> {
 
 /// Whether this path is an array of tables.
 pub(crate) fn is_array(path: &str) -> bool {
-    KEYS.iter().any(|key| key.path.strip_prefix(path).is_some_and(|rest| rest.starts_with("[].")))
+    KEYS.iter().any(|key| {
+        key.path
+            .strip_prefix(path)
+            .is_some_and(|rest| rest.starts_with("[]."))
+    })
 }
 
 /// How the manual calls what stands as `name` in a table: there, every limited action has one name.
 pub(crate) fn in_manual<'a>(table: &str, name: &'a str) -> &'a str {
-    if table == "limits" && name != "preset" { "<Action>" } else { name }
+    if table == "limits" && name != "preset" {
+        "<Action>"
+    } else {
+        name
+    }
 }
 
 /// Names that may stand in the table of this path (empty: at the top), each once, in the manual's order.
@@ -69,7 +78,9 @@ pub(crate) fn names(table: &str) -> Vec<&'static str> {
         let rest = if table.is_empty() {
             Some(key.path)
         } else {
-            key.path.strip_prefix(table).and_then(|r| r.strip_prefix('.'))
+            key.path
+                .strip_prefix(table)
+                .and_then(|r| r.strip_prefix('.'))
         };
         let name = rest.and_then(|rest| rest.split(['.', '[']).next());
         names.extend(name.filter(|name| !names.contains(name)));

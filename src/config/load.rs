@@ -34,28 +34,56 @@ pub struct Source {
 }
 
 /// Reads the file, or all files of the directory, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
-pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Mistakes> {
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Loaded, Mistakes> {
     let (reader, root) = layers(file, env)?;
     let config: Option<Config> = check(Section::root(&reader, root));
-    let Reader { environment, names, mistakes, warnings, files, .. } = reader;
+    let Reader {
+        environment,
+        names,
+        mistakes,
+        warnings,
+        files,
+        ..
+    } = reader;
     match config {
-        None => Err(Mistakes::new(names, mistakes.into_inner(), files.into_inner())),
+        None => Err(Mistakes::new(
+            names,
+            mistakes.into_inner(),
+            files.into_inner(),
+        )),
         Some(config) => {
             let mut warnings = warnings.into_inner();
             let unknown = environment.unknown().into_iter();
-            warnings.extend(unknown.map(|name| format!("{}: unknown variable, ignored", name.escape_debug())));
-            Ok(Loaded { config, warnings, files: files.into_inner() })
+            warnings.extend(
+                unknown.map(|name| format!("{}: unknown variable, ignored", name.escape_debug())),
+            );
+            Ok(Loaded {
+                config,
+                warnings,
+                files: files.into_inner(),
+            })
         }
     }
 }
 
 /// Where the admin listener is, whatever else the file and the environment say: a process that runs goes on with what was
 /// right before, and no secret is read.
-fn admin(file: Option<&Path>, env: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Bind, Mistakes> {
+fn admin(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (OsString, OsString)>,
+) -> Result<Bind, Mistakes> {
     let (reader, root) = layers(file, env)?;
     reader.mistakes.borrow_mut().clear();
     let admin = check::admin(Section::root(&reader, root));
-    let Reader { names, mistakes, files, .. } = reader;
+    let Reader {
+        names,
+        mistakes,
+        files,
+        ..
+    } = reader;
     admin.ok_or_else(|| Mistakes::new(names, mistakes.into_inner(), files.into_inner()))
 }
 
@@ -65,10 +93,23 @@ fn layers(
     env: impl IntoIterator<Item = (OsString, OsString)>,
 ) -> Result<(Reader, Node), Mistakes> {
     let environment = Environment::new(env);
-    let Sources { names, folder, stamps, mut root, mut mistakes } = sources::read(path)?;
+    let Sources {
+        names,
+        folder,
+        stamps,
+        mut root,
+        mut mistakes,
+    } = sources::read(path)?;
     mistakes.extend(environment.lay_over(&mut root));
     let (mistakes, files) = (RefCell::new(mistakes), RefCell::new(stamps));
-    let reader = Reader { environment, names, folder, mistakes, warnings: RefCell::default(), files };
+    let reader = Reader {
+        environment,
+        names,
+        folder,
+        mistakes,
+        warnings: RefCell::default(),
+        files,
+    };
     Ok((reader, root))
 }
 

@@ -18,12 +18,18 @@ pub(super) struct Merge<'a> {
 impl<'a> Merge<'a> {
     /// Without any file.
     pub(super) fn new(names: &'a FileNames) -> Self {
-        Self { names, root: Entries::default(), mistakes: Vec::new() }
+        Self {
+            names,
+            root: Entries::default(),
+            mistakes: Vec::new(),
+        }
     }
 
     /// Adds what the next file says.
     pub(super) fn add(&mut self, file: Node) {
-        let Item::Table(entries) = file.item else { unreachable!("a TOML document is a table") };
+        let Item::Table(entries) = file.item else {
+            unreachable!("a TOML document is a table")
+        };
         let mut root = std::mem::take(&mut self.root);
         self.tables(&mut root, entries, "", "");
         self.root = root;
@@ -31,7 +37,13 @@ impl<'a> Merge<'a> {
 
     /// All files as one, and what two of them say of the same key.
     pub(super) fn done(self) -> (Node, Vec<Mistake>) {
-        (Node { origin: Origin::Nowhere, item: Item::Table(self.root) }, self.mistakes)
+        (
+            Node {
+                origin: Origin::Nowhere,
+                item: Item::Table(self.root),
+            },
+            self.mistakes,
+        )
     }
 
     /// `path` is the table's path, `manual` the same as the manual writes it.
@@ -41,7 +53,10 @@ impl<'a> Merge<'a> {
             match into.get_mut(&name) {
                 None => fresh.push((name, node)),
                 Some(first) => {
-                    let (path, manual) = (join(path, &name), join(manual, keys::in_manual(manual, &name)));
+                    let (path, manual) = (
+                        join(path, &name),
+                        join(manual, keys::in_manual(manual, &name)),
+                    );
                     self.key(first, node, &path, &manual);
                 }
             }
@@ -53,16 +68,26 @@ impl<'a> Merge<'a> {
         let is_table = keys::find(manual).is_none_or(|key| key.kind == Kind::Table);
         match (&mut into.item, from.item) {
             (Item::List(all), Item::List(more)) if keys::is_array(manual) => all.extend(more),
-            (Item::Table(all), Item::Table(more)) if is_table => self.tables(all, more, path, manual),
+            (Item::Table(all), Item::Table(more)) if is_table => {
+                self.tables(all, more, path, manual)
+            }
             _ => {
                 let first = self.names.show(&into.origin).unwrap_or_default();
                 let expectation = format!("expected in one file only: {first} has it, too");
-                self.mistakes.push(Mistake { origin: from.origin, key: path.to_owned(), expectation });
+                self.mistakes.push(Mistake {
+                    origin: from.origin,
+                    key: path.to_owned(),
+                    expectation,
+                });
             }
         }
     }
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }

@@ -74,12 +74,18 @@ impl Mistake {
 impl FileId {
     /// A line of the file.
     pub(crate) fn line(self, line: usize) -> Origin {
-        Origin::File { file: self, line: u32::try_from(line).ok() }
+        Origin::File {
+            file: self,
+            line: u32::try_from(line).ok(),
+        }
     }
 
     /// The whole file.
     pub(crate) fn whole(self) -> Origin {
-        Origin::File { file: self, line: None }
+        Origin::File {
+            file: self,
+            line: None,
+        }
     }
 }
 
@@ -90,14 +96,24 @@ impl FileNames {
     pub(crate) fn add(&mut self, path: &Path) -> FileId {
         // A file's name is free text, so it could otherwise forge lines.
         let name = path.display().to_string();
-        let shown = if name.contains(char::is_control) { name.escape_debug().to_string() } else { name };
+        let shown = if name.contains(char::is_control) {
+            name.escape_debug().to_string()
+        } else {
+            name
+        };
         self.0.push(shown);
         FileId(u32::try_from(self.0.len() - 1).expect("memory does not hold that many names"))
     }
 
     /// `flowgate.toml:12`; none for what is in no file.
     pub(crate) fn show(&self, origin: &Origin) -> Option<String> {
-        let Origin::File { file: FileId(index), line } = origin else { return None };
+        let Origin::File {
+            file: FileId(index),
+            line,
+        } = origin
+        else {
+            return None;
+        };
         let name = self.0.get(*index as usize)?;
         Some(line.map_or_else(|| name.clone(), |line| format!("{name}:{line}")))
     }
@@ -115,7 +131,10 @@ impl Mistakes {
 
     /// The first of them, and how many follow: a log line has a bound.
     pub(crate) fn summary(&self) -> String {
-        let shown = Self { list: self.list.iter().take(SHOWN).cloned().collect(), ..self.without_list() };
+        let shown = Self {
+            list: self.list.iter().take(SHOWN).cloned().collect(),
+            ..self.without_list()
+        };
         match self.list.len().checked_sub(SHOWN) {
             None | Some(0) => shown.to_string(),
             Some(more) => format!("{shown}\nand {more} more: flowgate check prints all of them"),
@@ -123,7 +142,11 @@ impl Mistakes {
     }
 
     fn without_list(&self) -> Self {
-        Self { names: self.names.clone(), list: Vec::new(), files: Stamps::new() }
+        Self {
+            names: self.names.clone(),
+            list: Vec::new(),
+            files: Stamps::new(),
+        }
     }
 
     /// One after the other.
@@ -136,14 +159,25 @@ impl std::error::Error for Mistakes {}
 
 impl fmt::Debug for Mistakes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Mistakes").field("names", &self.names).field("list", &self.list).finish_non_exhaustive()
+        f.debug_struct("Mistakes")
+            .field("names", &self.names)
+            .field("list", &self.list)
+            .finish_non_exhaustive()
     }
 }
 
 impl fmt::Display for Mistakes {
     /// One line each: `flowgate.toml:12: listen.header_timeout: expected a duration such as 10s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, Mistake { origin, key, expectation }) in self.list.iter().enumerate() {
+        for (
+            index,
+            Mistake {
+                origin,
+                key,
+                expectation,
+            },
+        ) in self.list.iter().enumerate()
+        {
             if index > 0 {
                 writeln!(f)?;
             }
@@ -168,20 +202,33 @@ mod tests {
 
     fn many(count: usize) -> Mistakes {
         let mut names = FileNames::default();
-        let files = [names.add(Path::new("a.toml")), names.add(Path::new("b\n.toml"))];
+        let files = [
+            names.add(Path::new("a.toml")),
+            names.add(Path::new("b\n.toml")),
+        ];
         let mistake = |line: usize| Mistake {
             origin: files[line % 2].line(line),
             key: "mode".to_owned(),
             expectation: "expected another".to_owned(),
         };
-        Mistakes::new(names, (1..=count).rev().map(mistake).collect(), Stamps::new())
+        Mistakes::new(
+            names,
+            (1..=count).rev().map(mistake).collect(),
+            Stamps::new(),
+        )
     }
 
     #[test]
     fn mistakes_stand_in_the_order_of_files_and_lines() {
         let shown = many(4).to_string();
-        let places: Vec<_> = shown.lines().map(|line| line.split_once(": ").unwrap().0).collect();
-        assert_eq!(places, ["a.toml:2", "a.toml:4", "b\\n.toml:1", "b\\n.toml:3"]);
+        let places: Vec<_> = shown
+            .lines()
+            .map(|line| line.split_once(": ").unwrap().0)
+            .collect();
+        assert_eq!(
+            places,
+            ["a.toml:2", "a.toml:4", "b\\n.toml:1", "b\\n.toml:3"]
+        );
     }
 
     #[test]
@@ -189,6 +236,9 @@ mod tests {
         assert_eq!(many(100).summary(), many(100).to_string());
         let (all, summary) = (many(350).to_string(), many(350).summary());
         let last = "and 250 more: flowgate check prints all of them";
-        assert_eq!(summary.lines().collect::<Vec<_>>(), all.lines().take(100).chain([last]).collect::<Vec<_>>());
+        assert_eq!(
+            summary.lines().collect::<Vec<_>>(),
+            all.lines().take(100).chain([last]).collect::<Vec<_>>()
+        );
     }
 }

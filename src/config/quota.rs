@@ -77,7 +77,10 @@ pub struct Server {
 impl Store {
     /// As the defaults are, with these servers on loopback.
     pub(crate) fn on(topology: Topology, ports: &[u16]) -> Self {
-        let server = |port: &u16| Server { host: "127.0.0.1".to_owned(), port: *port };
+        let server = |port: &u16| Server {
+            host: "127.0.0.1".to_owned(),
+            port: *port,
+        };
         Self {
             topology,
             servers: ports.iter().map(server).collect(),

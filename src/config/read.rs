@@ -50,7 +50,11 @@ impl Reader {
     /// Notes a mistake; the text says what was expected and never what was written.
     pub(crate) fn mistake(&self, place: &Place, expectation: impl Into<String>) {
         let Place { path, origin } = place.clone();
-        self.mistakes.borrow_mut().push(Mistake { origin, key: path, expectation: expectation.into() });
+        self.mistakes.borrow_mut().push(Mistake {
+            origin,
+            key: path,
+            expectation: expectation.into(),
+        });
     }
 
     /// Where something stands, for a mistake in `other`: by its path, and by its file where that is another one.
@@ -77,14 +81,27 @@ impl Reader {
 impl<'a> Section<'a> {
     /// The whole tree.
     pub(crate) fn root(reader: &'a Reader, root: Node) -> Self {
-        let place = Place { path: String::new(), origin: root.origin };
-        let nodes = if let Item::Table(nodes) = root.item { nodes } else { Entries::default() };
-        Self { reader, place, manual: String::new(), nodes }
+        let place = Place {
+            path: String::new(),
+            origin: root.origin,
+        };
+        let nodes = if let Item::Table(nodes) = root.item {
+            nodes
+        } else {
+            Entries::default()
+        };
+        Self {
+            reader,
+            place,
+            manual: String::new(),
+            nodes,
+        }
     }
 
     /// Takes a key out. It must stand in the manual.
     pub(crate) fn key(&mut self, name: &str) -> Field<'a> {
-        let key = keys::find(&join(&self.manual, name)).expect("every key that is read stands in the manual");
+        let key = keys::find(&join(&self.manual, name))
+            .expect("every key that is read stands in the manual");
         self.take(name, key)
     }
 
@@ -95,15 +112,29 @@ impl<'a> Section<'a> {
 
     fn field(&self, name: &str, key: &'static Key, node: Option<Node>) -> Field<'a> {
         // A key that is missing is missing where its table begins.
-        let origin = node.as_ref().map_or(&self.place.origin, |node| &node.origin).clone();
-        let place = Place { path: join(&self.place.path, name), origin };
-        Field { reader: self.reader, key, place, item: node.map(|node| node.item) }
+        let origin = node
+            .as_ref()
+            .map_or(&self.place.origin, |node| &node.origin)
+            .clone();
+        let place = Place {
+            path: join(&self.place.path, name),
+            origin,
+        };
+        Field {
+            reader: self.reader,
+            key,
+            place,
+            item: node.map(|node| node.item),
+        }
     }
 
     /// Takes a table out; one that was not written is empty.
     pub(crate) fn table(&mut self, name: &str) -> Section<'a> {
         let manual = join(&self.manual, name);
-        let mut place = Place { path: join(&self.place.path, name), origin: Origin::Nowhere };
+        let mut place = Place {
+            path: join(&self.place.path, name),
+            origin: Origin::Nowhere,
+        };
         let nodes = match self.nodes.remove(name) {
             None => Entries::default(),
             Some(Node { origin, item }) => {
@@ -111,7 +142,12 @@ impl<'a> Section<'a> {
                 self.entries(&place, item).unwrap_or_default()
             }
         };
-        Section { reader: self.reader, place, manual, nodes }
+        Section {
+            reader: self.reader,
+            place,
+            manual,
+            nodes,
+        }
     }
 
     /// Takes an array of tables out.
@@ -119,17 +155,31 @@ impl<'a> Section<'a> {
         let path = join(&self.place.path, name);
         let nodes = match self.nodes.remove(name) {
             None => Vec::new(),
-            Some(Node { item: Item::List(nodes), .. }) => nodes,
+            Some(Node {
+                item: Item::List(nodes),
+                ..
+            }) => nodes,
             Some(Node { origin, .. }) => {
-                self.reader.mistake(&Place { path, origin }, format!("expected [[{name}]] tables"));
+                self.reader.mistake(
+                    &Place { path, origin },
+                    format!("expected [[{name}]] tables"),
+                );
                 return Vec::new();
             }
         };
         let manual = format!("{}[]", join(&self.manual, name));
         let section = |(index, node): (usize, Node)| {
-            let place = Place { path: format!("{path}[{index}]"), origin: node.origin };
+            let place = Place {
+                path: format!("{path}[{index}]"),
+                origin: node.origin,
+            };
             let nodes = self.entries(&place, node.item)?;
-            Some(Section { reader: self.reader, place, manual: manual.clone(), nodes })
+            Some(Section {
+                reader: self.reader,
+                place,
+                manual: manual.clone(),
+                nodes,
+            })
         };
         nodes.into_iter().enumerate().filter_map(section).collect()
     }
@@ -156,13 +206,21 @@ impl<'a> Section<'a> {
     /// Whatever was not taken out is unknown.
     pub(crate) fn done(self) {
         for (name, node) in self.nodes {
-            let place = Place { path: join(&self.place.path, &name), origin: node.origin };
+            let place = Place {
+                path: join(&self.place.path, &name),
+                origin: node.origin,
+            };
             let known = keys::names(&self.manual).join(", ");
-            self.reader.mistake(&place, format!("unknown key, expected one of {known}"));
+            self.reader
+                .mistake(&place, format!("unknown key, expected one of {known}"));
         }
     }
 }
 
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
+    if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    }
 }

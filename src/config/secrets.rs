@@ -23,7 +23,12 @@ const ROOM: usize = 64;
 /// Reads the secret whose place the key names.
 pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
     let expected = "expected { env = \"NAME\" } or { file = \"path\" }";
-    let Field { reader, key, place, item } = field;
+    let Field {
+        reader,
+        key,
+        place,
+        item,
+    } = field;
     let Some(item) = item else {
         reader.mistake(&place, format!("missing, {expected}"));
         return None;
@@ -32,16 +37,30 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
         reader.mistake(&place, expected);
         return None;
     };
-    let place = Place { path: format!("{}.{name}", place.path), origin: node.origin };
-    let field = Field { reader, key, place, item: Some(node.item) };
+    let place = Place {
+        path: format!("{}.{name}", place.path),
+        origin: node.origin,
+    };
+    let field = Field {
+        reader,
+        key,
+        place,
+        item: Some(node.item),
+    };
     let text = field.text("text", |text| Some(text.to_owned()))?;
-    let found = if name == "env" { variable(&field, &text) } else { file(&field.opens(Path::new(&text))) };
+    let found = if name == "env" {
+        variable(&field, &text)
+    } else {
+        file(&field.opens(Path::new(&text)))
+    };
     found.map_err(|expectation| field.mistake(expectation)).ok()
 }
 
 /// The one place; where the file names one and the environment the other, the environment's.
 fn only(item: Item) -> Option<(&'static str, Node)> {
-    let Item::Table(mut nodes) = item else { return None };
+    let Item::Table(mut nodes) = item else {
+        return None;
+    };
     let found = (nodes.remove("env"), nodes.remove("file"));
     let overrides = |node: &Node| matches!(node.origin, Origin::Variable(_));
     match found {
@@ -99,7 +118,9 @@ pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, Str
 pub(super) fn unreadable(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::NotFound => "there is no such file".to_owned(),
-        ErrorKind::PermissionDenied => "the user that Flowgate runs as may not read the file".to_owned(),
+        ErrorKind::PermissionDenied => {
+            "the user that Flowgate runs as may not read the file".to_owned()
+        }
         kind => format!("the file cannot be read: {kind}"),
     }
 }
@@ -127,7 +148,10 @@ mod tests {
         let expected = std::fs::read(path).unwrap();
         assert!(expected.len() > ROOM);
         assert_eq!(*regular(path, 1 << 20).unwrap(), expected);
-        assert_eq!(regular(path, ROOM).unwrap_err(), "expected a file of at most 64B");
+        assert_eq!(
+            regular(path, ROOM).unwrap_err(),
+            "expected a file of at most 64B"
+        );
     }
 
     #[test]

@@ -35,9 +35,18 @@ const PATH: &str = "(--config, FLOWGATE_CONFIG)";
 /// Reads the file or the directory; without either, nothing is written.
 pub(super) fn read(path: Option<&Path>) -> Result<Sources, Mistakes> {
     let (names, stamps) = (FileNames::default(), Stamps::new());
-    let root = Node { origin: Origin::Nowhere, item: Item::Table(Entries::default()) };
+    let root = Node {
+        origin: Origin::Nowhere,
+        item: Item::Table(Entries::default()),
+    };
     match path {
-        None => Ok(Sources { names, folder: PathBuf::new(), stamps, root, mistakes: Vec::new() }),
+        None => Ok(Sources {
+            names,
+            folder: PathBuf::new(),
+            stamps,
+            root,
+            mistakes: Vec::new(),
+        }),
         Some(path) if path.is_dir() => all_of(path, MAX_BYTES),
         Some(path) => one(path, MAX_BYTES),
     }
@@ -49,9 +58,17 @@ fn one(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     let file = names.add(path);
     let read = || {
         let opened = File::open(path).map_err(|error| format!("{} {PATH}", unreadable(&error)))?;
-        let length = opened.metadata().ok().filter(std::fs::Metadata::is_file).map(|about| about.len());
+        let length = opened
+            .metadata()
+            .ok()
+            .filter(std::fs::Metadata::is_file)
+            .map(|about| about.len());
         if let Some(length) = length.filter(|length| *length > max) {
-            return Err(format!("expected a file of at most {}, found {}", bytes(max), bytes(length)));
+            return Err(format!(
+                "expected a file of at most {}, found {}",
+                bytes(max),
+                bytes(length)
+            ));
         }
         let text = text(opened, length, max).map_err(|wrong| match wrong {
             Wrong::Unreadable(error) => format!("{} {PATH}", unreadable(&error)),
@@ -60,10 +77,25 @@ fn one(path: &Path, max: u64) -> Result<Sources, Mistakes> {
         })?;
         Ok(text)
     };
-    let mistake = |expectation: String| vec![Mistake { origin: file.whole(), key: String::new(), expectation }];
+    let mistake = |expectation: String| {
+        vec![Mistake {
+            origin: file.whole(),
+            key: String::new(),
+            expectation,
+        }]
+    };
     let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-    match read().map_err(mistake).and_then(|text| file::parse(&text, file)) {
-        Ok(root) => Ok(Sources { names, folder, stamps, root, mistakes: Vec::new() }),
+    match read()
+        .map_err(mistake)
+        .and_then(|text| file::parse(&text, file))
+    {
+        Ok(root) => Ok(Sources {
+            names,
+            folder,
+            stamps,
+            root,
+            mistakes: Vec::new(),
+        }),
         Err(mistakes) => Err(Mistakes::new(names, mistakes, stamps)),
     }
 }
@@ -71,23 +103,36 @@ fn one(path: &Path, max: u64) -> Result<Sources, Mistakes> {
 fn all_of(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     let mut names = FileNames::default();
     let whole = |names: &mut FileNames, expectation: String| {
-        vec![Mistake { origin: names.add(path).whole(), key: String::new(), expectation }]
+        vec![Mistake {
+            origin: names.add(path).whole(),
+            key: String::new(),
+            expectation,
+        }]
     };
     let listed = match directory::list(path) {
         Ok(listed) => listed,
         Err(error) => {
             let why = match error.kind() {
-                ErrorKind::PermissionDenied => "the user that Flowgate runs as may not list the directory".to_owned(),
+                ErrorKind::PermissionDenied => {
+                    "the user that Flowgate runs as may not list the directory".to_owned()
+                }
                 kind => format!("the directory cannot be read: {kind}"),
             };
             let mistakes = whole(&mut names, format!("{why} {PATH}"));
-            return Err(Mistakes::new(names, mistakes, [(path.to_owned(), None)].into()));
+            return Err(Mistakes::new(
+                names,
+                mistakes,
+                [(path.to_owned(), None)].into(),
+            ));
         }
     };
     let mut stamps: Stamps = [(path.to_owned(), Some(Stamp::Directory(listed.clone())))].into();
     // Without a file it is a directory of something else, or one that is not mounted yet.
     if listed.is_empty() {
-        let mistakes = whole(&mut names, format!("expected a directory with at least one *.toml file {PATH}"));
+        let mistakes = whole(
+            &mut names,
+            format!("expected a directory with at least one *.toml file {PATH}"),
+        );
         return Err(Mistakes::new(names, mistakes, stamps));
     }
     let (mut roots, mut mistakes, mut total) = (Vec::new(), Vec::new(), 0);
@@ -96,8 +141,17 @@ fn all_of(path: &Path, max: u64) -> Result<Sources, Mistakes> {
         let file = names.add(&path);
         stamps.insert(path.clone(), stamp(&path));
         let read = part(&path, &mut total, max);
-        let mistake = |expectation: String| vec![Mistake { origin: file.whole(), key: String::new(), expectation }];
-        match read.map_err(mistake).and_then(|text| file::parse(&text, file)) {
+        let mistake = |expectation: String| {
+            vec![Mistake {
+                origin: file.whole(),
+                key: String::new(),
+                expectation,
+            }]
+        };
+        match read
+            .map_err(mistake)
+            .and_then(|text| file::parse(&text, file))
+        {
             Ok(root) => roots.push(root),
             Err(found) => mistakes.extend(found),
         }
@@ -108,7 +162,13 @@ fn all_of(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     let mut merge = Merge::new(&names);
     roots.into_iter().for_each(|root| merge.add(root));
     let (root, mistakes) = merge.done();
-    Ok(Sources { names, folder: path.to_owned(), stamps, root, mistakes })
+    Ok(Sources {
+        names,
+        folder: path.to_owned(),
+        stamps,
+        root,
+        mistakes,
+    })
 }
 
 /// What is in a file of the directory; `total` counts the bytes of all of them.
@@ -119,7 +179,11 @@ fn part(path: &Path, total: &mut u64, max: u64) -> Result<String, String> {
         return Err("expected a regular file: every *.toml of the directory is read".to_owned());
     }
     let too_long = |total: u64| {
-        format!("expected at most {} in all files of the directory, found {} with this one", bytes(max), bytes(total))
+        format!(
+            "expected at most {} in all files of the directory, found {} with this one",
+            bytes(max),
+            bytes(total)
+        )
     };
     *total += about.len();
     if *total > max {
@@ -141,8 +205,14 @@ enum Wrong {
 }
 
 fn text(file: File, length: Option<u64>, max: u64) -> Result<String, Wrong> {
-    let mut bytes = Vec::with_capacity(length.and_then(|length| usize::try_from(length + 1).ok()).unwrap_or(0));
-    file.take(max + 1).read_to_end(&mut bytes).map_err(Wrong::Unreadable)?;
+    let mut bytes = Vec::with_capacity(
+        length
+            .and_then(|length| usize::try_from(length + 1).ok())
+            .unwrap_or(0),
+    );
+    file.take(max + 1)
+        .read_to_end(&mut bytes)
+        .map_err(Wrong::Unreadable)?;
     if bytes.len() as u64 > max {
         return Err(Wrong::TooLong);
     }
@@ -165,15 +235,25 @@ mod tests {
         }
         assert!(all_of(directory.path(), 96).is_ok());
         let mistakes = all_of(directory.path(), 95).err().unwrap();
-        let expected = "expected at most 95B in all files of the directory, found 96B with this one";
-        assert_eq!(mistakes.to_string(), format!("{}: {expected}", directory.path().join("c.toml").display()));
+        let expected =
+            "expected at most 95B in all files of the directory, found 96B with this one";
+        assert_eq!(
+            mistakes.to_string(),
+            format!("{}: {expected}", directory.path().join("c.toml").display())
+        );
     }
 
     #[test]
     fn a_pipe_has_the_bound_too() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
-        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .unwrap()
+                .success()
+        );
         let writer = std::thread::spawn({
             let pipe = pipe.clone();
             move || std::fs::write(pipe, "# more than ten")
@@ -181,6 +261,9 @@ mod tests {
         let mistakes = one(&pipe, 10).err().unwrap();
         writer.join().unwrap().unwrap();
         let expected = "expected a file of at most 10B, found more";
-        assert_eq!(mistakes.to_string(), format!("{}: {expected}", pipe.display()));
+        assert_eq!(
+            mistakes.to_string(),
+            format!("{}: {expected}", pipe.display())
+        );
     }
 }

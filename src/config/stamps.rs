@@ -28,5 +28,11 @@ pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
         return directory::list(path).ok().map(Stamp::Directory);
     }
     let written = file.is_file().then(|| file.modified().ok())??;
-    Some(Stamp::File(written, [file.ctime(), file.ctime_nsec()], file.len(), file.dev(), file.ino()))
+    Some(Stamp::File(
+        written,
+        [file.ctime(), file.ctime_nsec()],
+        file.len(),
+        file.dev(),
+        file.ino(),
+    ))
 }

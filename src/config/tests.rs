@@ -12,7 +12,10 @@ const SENTINEL: &str = "hunter2-hunter2";
 
 /// Variables for [`load`].
 fn env(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-    variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
+    variables
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 /// Loads this text as a file.
@@ -50,9 +53,20 @@ fn every_key_of_the_manual_is_read() {
     for key in KEYS {
         // No key takes a date, so each is named in a mistake.
         let mistakes = load_text(&written(key.path, "1979-05-27"), &[]).unwrap_err();
-        let path = key.path.replace("[]", "[0]").replace("<Action>", "CreateFlow");
-        assert!(mistakes.contains(&format!("{path}: ")), "{}: {mistakes}", key.path);
-        assert!(!mistakes.contains("unknown key"), "{}: {mistakes}", key.path);
+        let path = key
+            .path
+            .replace("[]", "[0]")
+            .replace("<Action>", "CreateFlow");
+        assert!(
+            mistakes.contains(&format!("{path}: ")),
+            "{}: {mistakes}",
+            key.path
+        );
+        assert!(
+            !mistakes.contains("unknown key"),
+            "{}: {mistakes}",
+            key.path
+        );
     }
 }
 
@@ -61,12 +75,26 @@ fn an_empty_variable_does_not_allow_a_client_all_sub_customers() {
     let text = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-acme\"\naccess_key_secret = { env = \"SECRET\" }\n\
                 [[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"SECRET\" }\naccount = \"acme\"\n\
                 actions = [\"*\"]\ncust_space_ids = [\"space-1\"]\n";
-    let with = |spaces| load_text(text, &[("SECRET", SENTINEL), ("FLOWGATE_CLIENTS__0__CUST_SPACE_IDS", spaces)]);
+    let with = |spaces| {
+        load_text(
+            text,
+            &[
+                ("SECRET", SENTINEL),
+                ("FLOWGATE_CLIENTS__0__CUST_SPACE_IDS", spaces),
+            ],
+        )
+    };
     for empty in ["", ",", " , "] {
         let mistakes = with(empty).err().unwrap();
-        assert!(mistakes.contains("expected a CustSpaceId: an empty list would allow all of them"), "{mistakes}");
+        assert!(
+            mistakes.contains("expected a CustSpaceId: an empty list would allow all of them"),
+            "{mistakes}"
+        );
     }
-    assert_eq!(with("space-2").unwrap().config.clients[0].cust_space_ids, ["space-2"]);
+    assert_eq!(
+        with("space-2").unwrap().config.clients[0].cust_space_ids,
+        ["space-2"]
+    );
 }
 
 #[test]
@@ -99,7 +127,11 @@ fn a_secret_in_a_wrong_place_is_never_shown() {
     for key in KEYS {
         for form in forms {
             let form = form.replace('S', SENTINEL);
-            let variable = key.path.replace("[]", ".0").replace("<Action>", "CreateFlow").replace('.', "__");
+            let variable = key
+                .path
+                .replace("[]", ".0")
+                .replace("<Action>", "CreateFlow")
+                .replace('.', "__");
             let variable = format!("FLOWGATE_{variable}").to_uppercase();
             let results = [
                 load_text(&written(key.path, &form), &[]),
@@ -110,11 +142,19 @@ fn a_secret_in_a_wrong_place_is_never_shown() {
             for result in results {
                 match result {
                     Err(mistakes) => {
-                        assert!(!mistakes.contains(SENTINEL), "{} = {form}: {mistakes}", key.path);
+                        assert!(
+                            !mistakes.contains(SENTINEL),
+                            "{} = {form}: {mistakes}",
+                            key.path
+                        );
                         mistaken += 1;
                     }
                     Ok(Loaded { warnings, .. }) => {
-                        assert!(!warnings.concat().contains(SENTINEL), "{} = {form}: {warnings:?}", key.path);
+                        assert!(
+                            !warnings.concat().contains(SENTINEL),
+                            "{} = {form}: {warnings:?}",
+                            key.path
+                        );
                     }
                 }
             }
@@ -145,41 +185,70 @@ fn no_secret_is_in_what_is_shown_of_a_configuration() {
 
 #[test]
 fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret() {
-    let account = "[[accounts]]\nid = 'a'\naccess_key_id = 'LTAI'\naccess_key_secret = { env = 'SECRET' }\n";
+    let account =
+        "[[accounts]]\nid = 'a'\naccess_key_id = 'LTAI'\naccess_key_secret = { env = 'SECRET' }\n";
     let aliases = "[[accounts]]\nid = 'a'\naliases = ['LTAI']\n";
     let cases = [
         ("", UnknownKeys::Relay),
         ("[listen]\nproxy = '[::1]:8080'", UnknownKeys::Relay),
-        ("[listen]\nproxy = 'unix:/run/flowgate.sock'", UnknownKeys::Relay),
+        (
+            "[listen]\nproxy = 'unix:/run/flowgate.sock'",
+            UnknownKeys::Relay,
+        ),
         (aliases, UnknownKeys::Relay),
         (account, UnknownKeys::Refuse),
         ("[listen]\nproxy = '0.0.0.0:8080'", UnknownKeys::Refuse),
-        ("unknown_keys = 'relay'\n[listen]\nproxy = '0.0.0.0:8080'", UnknownKeys::Relay),
+        (
+            "unknown_keys = 'relay'\n[listen]\nproxy = '0.0.0.0:8080'",
+            UnknownKeys::Relay,
+        ),
         ("unknown_keys = 'refuse'", UnknownKeys::Refuse),
     ];
     for (text, expected) in cases {
         assert_eq!(config(text).unknown_keys, expected, "{text}");
     }
     let warnings = load_text("unknown_keys = 'refuse'", &[]).unwrap().warnings;
-    assert_eq!(warnings, ["there is no account and unknown keys are refused: every call will be refused"]);
-    let Loaded { config, warnings, .. } = load_text("mode = 'observe'", &[]).unwrap();
+    assert_eq!(
+        warnings,
+        ["there is no account and unknown keys are refused: every call will be refused"]
+    );
+    let Loaded {
+        config, warnings, ..
+    } = load_text("mode = 'observe'", &[]).unwrap();
     assert_eq!(config.mode, Mode::Observe);
-    assert_eq!(warnings, ["mode is observe: calls are not held to the limits"]);
+    assert_eq!(
+        warnings,
+        ["mode is observe: calls are not held to the limits"]
+    );
 }
 
 #[test]
 fn a_lower_burst_is_fewer_tokens_that_come_back_sooner() {
     let limit = |text: &str| {
         let limits = config(&format!("[limits]\npreset = 'none'\nCreateFlow = {text}")).limits;
-        limits.get("CreateFlow").map(|limit| (limit.count.get(), limit.window))
+        limits
+            .get("CreateFlow")
+            .map(|limit| (limit.count.get(), limit.window))
     };
     let millis = Duration::from_millis;
     assert_eq!(limit("'5/1s'"), Some((5, millis(1000))));
     assert_eq!(limit("{ rate = '5/1s' }"), Some((5, millis(1000))));
-    assert_eq!(limit("{ rate = '5/1s', burst = 5 }"), Some((5, millis(1000))));
-    assert_eq!(limit("{ rate = '5/1s', burst = 1 }"), Some((1, millis(200))));
-    assert_eq!(limit("{ rate = '10/2s', burst = 5, reserve = 0 }"), Some((5, millis(1000))));
-    assert_eq!(limit("{ rate = '3/1s', burst = 1 }"), Some((1, Duration::from_nanos(333_333_334))));
+    assert_eq!(
+        limit("{ rate = '5/1s', burst = 5 }"),
+        Some((5, millis(1000)))
+    );
+    assert_eq!(
+        limit("{ rate = '5/1s', burst = 1 }"),
+        Some((1, millis(200)))
+    );
+    assert_eq!(
+        limit("{ rate = '10/2s', burst = 5, reserve = 0 }"),
+        Some((5, millis(1000)))
+    );
+    assert_eq!(
+        limit("{ rate = '3/1s', burst = 1 }"),
+        Some((1, Duration::from_nanos(333_333_334)))
+    );
     assert_eq!(limit("'off'"), None);
     assert_eq!(config("[limits]\nCreateFlow = 'off'").limits.len(), 61);
 }
@@ -191,11 +260,30 @@ fn host_and_port_come_from_the_url_unless_they_are_written() {
         (upstream.dial_host, upstream.dial_port, upstream.host)
     };
     let expect = |host: &str, port, header: &str| (host.to_owned(), port, header.to_owned());
-    assert_eq!(upstream(""), expect("cams.ap-southeast-1.aliyuncs.com", 443, "cams.ap-southeast-1.aliyuncs.com"));
-    assert_eq!(upstream("url = 'HTTPS://CAMS.example:443/'"), expect("cams.example", 443, "cams.example:443"));
-    assert_eq!(upstream("url = 'http://127.0.0.1:81'"), expect("127.0.0.1", 81, "127.0.0.1:81"));
-    assert_eq!(upstream("url = 'http://[::1]'\nhost = 'cams.example'"), expect("::1", 80, "cams.example"));
-    assert_eq!(upstream("url = 'http://cams.test'\nplaintext = true"), expect("cams.test", 80, "cams.test"));
+    assert_eq!(
+        upstream(""),
+        expect(
+            "cams.ap-southeast-1.aliyuncs.com",
+            443,
+            "cams.ap-southeast-1.aliyuncs.com"
+        )
+    );
+    assert_eq!(
+        upstream("url = 'HTTPS://CAMS.example:443/'"),
+        expect("cams.example", 443, "cams.example:443")
+    );
+    assert_eq!(
+        upstream("url = 'http://127.0.0.1:81'"),
+        expect("127.0.0.1", 81, "127.0.0.1:81")
+    );
+    assert_eq!(
+        upstream("url = 'http://[::1]'\nhost = 'cams.example'"),
+        expect("::1", 80, "cams.example")
+    );
+    assert_eq!(
+        upstream("url = 'http://cams.test'\nplaintext = true"),
+        expect("cams.test", 80, "cams.test")
+    );
     let pinned = "url = 'http://cams.test'\nconnect_to = ['127.0.0.2:80', '[::1]:80']";
     assert_eq!(upstream(pinned), expect("cams.test", 80, "cams.test"));
 }
@@ -225,29 +313,46 @@ fn urls_that_say_more_than_scheme_host_and_port_are_refused() {
     ];
     for url in urls {
         let mistakes = load_text(&format!("[upstream]\nurl = '{url}'"), &[]).unwrap_err();
-        let expected = "scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com";
-        assert_eq!(mistakes, format!("2: upstream.url: expected {expected}"), "{url}");
+        let expected =
+            "scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com";
+        assert_eq!(
+            mistakes,
+            format!("2: upstream.url: expected {expected}"),
+            "{url}"
+        );
     }
 }
 
 #[test]
 fn a_hold_is_auto_or_a_duration() {
-    let hold = |text| load_text(&format!("[queue]\n{text}"), &[]).map(|loaded| loaded.config.queue.hold);
+    let hold =
+        |text| load_text(&format!("[queue]\n{text}"), &[]).map(|loaded| loaded.config.queue.hold);
     let fixed = |seconds| Ok(Hold::Fixed(Duration::from_secs(seconds)));
     assert_eq!(hold(""), Ok(Hold::Auto));
     assert_eq!(hold("hold = 'auto'\nmax_hold = '2s'"), Ok(Hold::Auto));
     assert_eq!(hold("hold = '2m'"), fixed(120));
     assert_eq!(hold("hold = '3m'\nmax_hold = '3m'"), fixed(180));
     let mistake = |text: &str| Err(format!("2: queue.hold: expected {text}"));
-    assert_eq!(hold("hold = 'Auto'"), mistake("\"auto\" or a duration such as 10s"));
-    assert_eq!(hold("hold = 10"), mistake("\"auto\" or a duration such as 10s"));
+    assert_eq!(
+        hold("hold = 'Auto'"),
+        mistake("\"auto\" or a duration such as 10s")
+    );
+    assert_eq!(
+        hold("hold = 10"),
+        mistake("\"auto\" or a duration such as 10s")
+    );
     assert_eq!(hold("hold = '0s'"), mistake("1ms to 24h"));
     assert_eq!(hold("hold = '3m'"), mistake("at most queue.max_hold"));
 }
 
 #[test]
 fn the_most_that_a_gap_may_be_is_at_least_the_gap() {
-    let learn = |text| (config(text).learn.gap.as_millis(), config(text).learn.max_gap.as_millis());
+    let learn = |text| {
+        (
+            config(text).learn.gap.as_millis(),
+            config(text).learn.max_gap.as_millis(),
+        )
+    };
     assert_eq!(learn(""), (5, 40));
     assert_eq!(learn("[learn]\ngap = '60ms'"), (60, 60));
     assert_eq!(learn("[learn]\ngap = '60ms'\nmax_gap = '1s'"), (60, 1000));
@@ -257,7 +362,11 @@ fn the_most_that_a_gap_may_be_is_at_least_the_gap() {
 fn the_tree_of_a_file_keeps_the_line_of_each_key() {
     let id = mistakes::FileNames::default().add("flowgate.toml".as_ref());
     let text = "\n[a]\nb = [\n1,\n2]\n[[c]]\n[[c]]\nd = 1\n";
-    let Ok(Node { item: Item::Table(root), .. }) = file::parse(text, id) else {
+    let Ok(Node {
+        item: Item::Table(root),
+        ..
+    }) = file::parse(text, id)
+    else {
         panic!("is valid TOML");
     };
     let lines = |node: &Node| match &node.item {
@@ -268,6 +377,8 @@ fn the_tree_of_a_file_keeps_the_line_of_each_key() {
     let at = |line| id.line(line);
     assert_eq!(lines(root.get("a").unwrap()), [at(3)]);
     assert_eq!(lines(root.get("c").unwrap()), [at(6), at(7)]);
-    let Item::Table(a) = &root.get("a").unwrap().item else { panic!("is a table") };
+    let Item::Table(a) = &root.get("a").unwrap().item else {
+        panic!("is a table")
+    };
     assert_eq!(lines(a.get("b").unwrap()), [at(4), at(5)]);
 }

@@ -45,11 +45,16 @@ pub(crate) const ALPN: &[u8] = b"http/1.1";
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = secrets::regular(path, MAX_CERTIFICATES)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-    found.ok().filter(|found| !found.is_empty()).ok_or_else(|| "expected certificates in PEM".to_owned())
+    found
+        .ok()
+        .filter(|found| !found.is_empty())
+        .ok_or_else(|| "expected certificates in PEM".to_owned())
 }
 
 /// When the certificate begins to hold and when it ends.
-pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, SystemTime), String> {
+pub(super) fn validity(
+    certificate: &CertificateDer<'_>,
+) -> Result<(SystemTime, SystemTime), String> {
     let certificate = CertificateInner::<Raw>::from_der(certificate);
     let certificate = certificate.map_err(|_| "expected an X.509 certificate that can be read")?;
     let validity = certificate.tbs_certificate().validity();
@@ -60,7 +65,8 @@ pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<(SystemTime, 
 /// The one private key of a PEM file, read as a secret is.
 pub(super) fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, String> {
     let pem = secrets::regular(path, secrets::MAX_FILE)?;
-    let key = PrivateKeyDer::from_pem_slice(&pem).map_err(|_| "expected a private key in PEM, not encrypted")?;
+    let key = PrivateKeyDer::from_pem_slice(&pem)
+        .map_err(|_| "expected a private key in PEM, not encrypted")?;
     let key = Zeroizing::new(key);
     sign::any_supported_type(&key).map_err(|_| "expected an RSA, ECDSA or Ed25519 key".to_owned())
 }
@@ -72,7 +78,8 @@ pub(super) fn client_verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|_| unusable)?;
     }
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()));
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()));
     Ok(verifier.build().map_err(|_| unusable)?)
 }
 
@@ -101,7 +108,13 @@ pub(super) fn server(
 
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cert, key, client_ca, not_after, server: _ } = self;
+        let Self {
+            cert,
+            key,
+            client_ca,
+            not_after,
+            server: _,
+        } = self;
         f.debug_struct("Tls")
             .field("cert", cert)
             .field("key", key)

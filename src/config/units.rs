@@ -29,13 +29,21 @@ pub(crate) struct Malformed;
 const TIMES: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
 /// Bytes of each unit, the largest first.
-const SIZES: [(&str, usize); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
+const SIZES: [(&str, usize); 4] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("B", 1),
+];
 
 /// Splits `200ms` into 200 and the factor of `ms`.
 fn split<N: FromStr, F: Copy>(text: &str, units: &[(&str, F)]) -> Result<(N, F), Malformed> {
     let end = text.find(|c: char| !c.is_ascii_digit()).ok_or(Malformed)?;
     let (number, unit) = text.split_at(end);
-    let (_, factor) = units.iter().find(|(name, _)| *name == unit).ok_or(Malformed)?;
+    let (_, factor) = units
+        .iter()
+        .find(|(name, _)| *name == unit)
+        .ok_or(Malformed)?;
     Ok((number.parse().map_err(|_| Malformed)?, *factor))
 }
 
@@ -46,7 +54,10 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, Malformed> {
         let (number, factor): (u64, u64) = split(text, &TIMES)?;
-        number.checked_mul(factor).map(|millis| Self(Duration::from_millis(millis))).ok_or(Malformed)
+        number
+            .checked_mul(factor)
+            .map(|millis| Self(Duration::from_millis(millis)))
+            .ok_or(Malformed)
     }
 }
 
@@ -96,7 +107,10 @@ impl FromStr for Rate {
         if !count.bytes().all(|b| b.is_ascii_digit()) {
             return Err(Malformed);
         }
-        Ok(Self { count: count.parse().map_err(|_| Malformed)?, window: window.parse::<Time>()?.0 })
+        Ok(Self {
+            count: count.parse().map_err(|_| Malformed)?,
+            window: window.parse::<Time>()?.0,
+        })
     }
 }
 
@@ -122,7 +136,20 @@ mod tests {
         assert_eq!(time("2m"), Ok(Duration::from_secs(120)));
         assert_eq!(time("1h"), Ok(Duration::from_secs(3600)));
         assert_eq!(time("0s"), Ok(Duration::ZERO));
-        for wrong in ["", "5", "s", "-1s", "+1s", "1.5s", "1 s", " 1s", "1S", "1us", "1d", "18446744073709551615h"] {
+        for wrong in [
+            "",
+            "5",
+            "s",
+            "-1s",
+            "+1s",
+            "1.5s",
+            "1 s",
+            " 1s",
+            "1S",
+            "1us",
+            "1d",
+            "18446744073709551615h",
+        ] {
             assert_eq!(time(wrong), Err(Malformed), "{wrong:?}");
         }
     }
@@ -131,7 +158,15 @@ mod tests {
     fn sizes_are_a_whole_number_and_a_binary_unit() {
         assert_eq!("64KiB".parse(), Ok(Size(65_536)));
         assert_eq!("0B".parse(), Ok(Size(0)));
-        for wrong in ["64", "64kB", "64KB", "64kib", "1.5KiB", "-1B", "99999999999GiB"] {
+        for wrong in [
+            "64",
+            "64kB",
+            "64KB",
+            "64kib",
+            "1.5KiB",
+            "-1B",
+            "99999999999GiB",
+        ] {
             assert_eq!(wrong.parse::<Size>(), Err(Malformed), "{wrong:?}");
         }
     }
@@ -139,16 +174,28 @@ mod tests {
     #[test]
     fn rates_are_a_count_and_a_time() {
         let five = NonZeroU32::new(5).unwrap();
-        assert_eq!("5/1s".parse(), Ok(Rate { count: five, window: Duration::from_secs(1) }));
-        for wrong in ["5", "5/s", "5/1", "0/1s", "-5/1s", "+5/1s", "5/1s/1s", "5 / 1s"] {
+        assert_eq!(
+            "5/1s".parse(),
+            Ok(Rate {
+                count: five,
+                window: Duration::from_secs(1)
+            })
+        );
+        for wrong in [
+            "5", "5/s", "5/1", "0/1s", "-5/1s", "+5/1s", "5/1s/1s", "5 / 1s",
+        ] {
             assert_eq!(wrong.parse::<Rate>(), Err(Malformed), "{wrong:?}");
         }
     }
 
     #[test]
     fn the_largest_unit_that_fits_is_written() {
-        let shown = [0, 1, 999, 1000, 1500, 90_000, 120_000, 7_200_000].map(|ms| Time(Duration::from_millis(ms)));
-        assert_eq!(shown.map(|t| t.to_string()), ["0s", "1ms", "999ms", "1s", "1500ms", "90s", "2m", "2h"]);
+        let shown = [0, 1, 999, 1000, 1500, 90_000, 120_000, 7_200_000]
+            .map(|ms| Time(Duration::from_millis(ms)));
+        assert_eq!(
+            shown.map(|t| t.to_string()),
+            ["0s", "1ms", "999ms", "1s", "1500ms", "90s", "2m", "2h"]
+        );
         let sizes = [0, 1, 1024, 1536, 1 << 20, 3 << 30].map(|bytes| Size(bytes).to_string());
         assert_eq!(sizes, ["0B", "1B", "1KiB", "1536B", "1MiB", "3GiB"]);
         assert_eq!(Time(Duration::from_nanos(1_500_000)).to_string(), "1.5ms");

@@ -90,7 +90,14 @@ async fn run(
     sending: Sending,
     has_begun: Arc<AtomicBool>,
 ) -> Attempted {
-    let Sending { request, operation, metrics, context, note, deadlines } = sending;
+    let Sending {
+        request,
+        operation,
+        metrics,
+        context,
+        note,
+        deadlines,
+    } = sending;
     // Before the first byte leaves: a slow disk delays the attempt, and its token is held meanwhile.
     if let Some(note) = &note {
         let announced = Announced(Some(note));
@@ -125,7 +132,12 @@ async fn run(
     if let Some(note) = &note {
         note.judged(answer.as_ref(), &verdict);
     }
-    count(&parts, (&operation, &in_flight.0), (answer.as_ref(), &verdict), sent_at);
+    count(
+        &parts,
+        (&operation, &in_flight.0),
+        (answer.as_ref(), &verdict),
+        sent_at,
+    );
     settle(receipt, &verdict);
     Attempted::judged(answer, verdict)
 }
@@ -149,7 +161,9 @@ impl Drop for Announced<'_> {
 
 /// Says what came of an attempt that nobody waited for any more.
 fn tell(operation: &Operation, attempted: &Attempted) {
-    let Attempted::Judged(judged) = attempted else { return };
+    let Attempted::Judged(judged) = attempted else {
+        return;
+    };
     let verdict = &judged.verdict;
     let (account, action) = (operation.account_label(), operation.action_label());
     let client = operation.client.as_str();
@@ -169,7 +183,9 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
     match verdict {
         Verdict::Throttled { hint, .. } => receipt.throttled(*hint),
         Verdict::Unknown { .. } => drop(receipt),
-        Verdict::Ok { .. } | Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => receipt.answered(),
+        Verdict::Ok { .. } | Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => {
+            receipt.answered()
+        }
     }
 }
 
@@ -193,7 +209,12 @@ fn count(
     }
     if let Verdict::Credentials { .. } = verdict {
         let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
-        tracing::error!(account, code, cams_request_id, "CAMS does not accept this account's access key");
+        tracing::error!(
+            account,
+            code,
+            cams_request_id,
+            "CAMS does not accept this account's access key"
+        );
     }
     if let Verdict::Throttled { source, .. } = verdict {
         let source = match source {
@@ -217,8 +238,16 @@ impl Attempted {
 impl Attended {
     fn new(parts: &Arc<Parts>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
         let (operation, has_begun) = (sending.operation.clone(), Arc::new(AtomicBool::new(false)));
-        let run = parts.attempts.track_future(run(parts.clone(), permit, sending, has_begun.clone()));
-        Self { run: Some(Box::pin(run)), has_begun, operation, tracker: parts.attempts.clone() }
+        let run =
+            parts
+                .attempts
+                .track_future(run(parts.clone(), permit, sending, has_begun.clone()));
+        Self {
+            run: Some(Box::pin(run)),
+            has_begun,
+            operation,
+            tracker: parts.attempts.clone(),
+        }
     }
 }
 
@@ -241,9 +270,12 @@ impl Drop for Attended {
             return;
         }
         // Without a runtime the connection's task is gone, too.
-        let (Some(run), Ok(runtime)) = (self.run.take(), Handle::try_current()) else { return };
+        let (Some(run), Ok(runtime)) = (self.run.take(), Handle::try_current()) else {
+            return;
+        };
         let operation = self.operation.clone();
-        self.tracker.spawn_on(async move { tell(&operation, &run.await) }, &runtime);
+        self.tracker
+            .spawn_on(async move { tell(&operation, &run.await) }, &runtime);
     }
 }
 
@@ -289,7 +321,9 @@ mod tests {
 
     fn limited(upstream: &TcpListener, journal: config::Journal, limit: Limit) -> Config {
         let url = format!("http://{}", upstream.local_addr().unwrap());
-        let mut config = config::load(None, [("FLOWGATE_UPSTREAM__URL".into(), url.into())]).unwrap().config;
+        let mut config = config::load(None, [("FLOWGATE_UPSTREAM__URL".into(), url.into())])
+            .unwrap()
+            .config;
         config.limits = [(ActionName::new("CreateFlow"), limit)].into();
         config.journal = Some(journal);
         config
@@ -297,22 +331,54 @@ mod tests {
 
     #[tokio::test]
     async fn the_journal_is_told_before_the_permit_is_used() {
-        let (upstream, folder) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), tempfile::tempdir().unwrap());
+        let (upstream, folder) = (
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            tempfile::tempdir().unwrap(),
+        );
         let path = folder.path().join("journal");
-        let journal = config::Journal { path: path.clone(), max_size: 1 << 20, keep: 1 };
-        let limit = Limit { count: NonZeroU32::MIN, window: Duration::from_millis(1) };
+        let journal = config::Journal {
+            path: path.clone(),
+            max_size: 1 << 20,
+            keep: 1,
+        };
+        let limit = Limit {
+            count: NonZeroU32::MIN,
+            window: Duration::from_millis(1),
+        };
         let mut config = limited(&upstream, journal, limit);
         let parts = Arc::new(Parts::new(config.clone()).unwrap());
         let operation = operation(limit);
-        let permit = parts.limiter.arrive(&operation, 0).ok().unwrap().permit().await.ok().unwrap();
+        let permit = parts
+            .limiter
+            .arrive(&operation, 0)
+            .ok()
+            .unwrap()
+            .permit()
+            .await
+            .ok()
+            .unwrap();
         // Another limit is another source of tokens: this permit's token is of no use any more.
-        config.limits = [(ActionName::new("CreateFlow"), Limit { window: Duration::from_millis(2), ..limit })].into();
+        config.limits = [(
+            ActionName::new("CreateFlow"),
+            Limit {
+                window: Duration::from_millis(2),
+                ..limit
+            },
+        )]
+        .into();
         parts.limiter.reload(&config);
-        let note = parts.journal.as_ref().unwrap().note(Some("x"), &operation, "REQUEST-1");
+        let note = parts
+            .journal
+            .as_ref()
+            .unwrap()
+            .note(Some("x"), &operation, "REQUEST-1");
         let sending = Sending {
             request: Request::default(),
             metrics: parts.metrics.calls(&operation),
-            context: Context { managed: true, limited: true },
+            context: Context {
+                managed: true,
+                limited: true,
+            },
             deadlines: Deadlines {
                 send_by: Instant::now() + operation.hold,
                 answer_by: Instant::now() + operation.hold,
@@ -320,11 +386,24 @@ mod tests {
             operation: Arc::new(operation),
             note: Some(Box::new(note)),
         };
-        assert!(matches!(attempt(&parts, permit, sending).await, Attempted::Unsent));
+        assert!(matches!(
+            attempt(&parts, permit, sending).await,
+            Attempted::Unsent
+        ));
         parts.journal.as_ref().unwrap().flushed().await;
         let text = std::fs::read_to_string(&path).unwrap();
-        let said = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let said: Vec<_> = said.map(|line| [line["event"].clone(), line["result"].clone()]).collect();
-        assert_eq!(said, [["sent".into(), serde_json::Value::Null], ["done".into(), "unsent".into()]]);
+        let said = text
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let said: Vec<_> = said
+            .map(|line| [line["event"].clone(), line["result"].clone()])
+            .collect();
+        assert_eq!(
+            said,
+            [
+                ["sent".into(), serde_json::Value::Null],
+                ["done".into(), "unsent".into()]
+            ]
+        );
     }
 }

@@ -21,19 +21,31 @@ pub(crate) struct Allowance {
 }
 
 /// Reads the whole body.
-pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(body: B, allowance: Allowance) -> Result<Bytes, Refusal> {
+pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(
+    body: B,
+    allowance: Allowance,
+) -> Result<Bytes, Refusal> {
     let within = allowance.within;
     match tokio::time::timeout(within, collect(body, allowance)).await {
         Ok(collected) => collected,
-        Err(_elapsed) => {
-            Err(Refusal::new(Kind::BodyTimeout, format!("The body did not end within {} ms.", within.as_millis())))
-        }
+        Err(_elapsed) => Err(Refusal::new(
+            Kind::BodyTimeout,
+            format!("The body did not end within {} ms.", within.as_millis()),
+        )),
     }
 }
 
-async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, mut allowance: Allowance) -> Result<Bytes, Refusal> {
+async fn collect<B: Body<Data = Bytes> + Unpin>(
+    mut body: B,
+    mut allowance: Allowance,
+) -> Result<Bytes, Refusal> {
     let max = allowance.max;
-    let too_large = || Refusal::new(Kind::TooLarge, format!("The body is larger than the {max} bytes allowed here."));
+    let too_large = || {
+        Refusal::new(
+            Kind::TooLarge,
+            format!("The body is larger than the {max} bytes allowed here."),
+        )
+    };
     if body.size_hint().lower() > max as u64 {
         return Err(too_large());
     }
@@ -41,14 +53,26 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, mut allowance: Allo
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
         // hyper's reasons (bad chunking, an early end) are of no use to a caller that wrote them.
-        let frame = frame.map_err(|_| Refusal::new(Kind::BadRequest, "The body is broken off or badly chunked."))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let frame = frame.map_err(|_| {
+            Refusal::new(Kind::BadRequest, "The body is broken off or badly chunked.")
+        })?;
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         if first.len() + whole.len() + data.len() > max {
             return Err(too_large());
         }
-        if !allowance.shares.iter_mut().all(|share| share.grow(data.len())) {
+        if !allowance
+            .shares
+            .iter_mut()
+            .all(|share| share.grow(data.len()))
+        {
             let message = "Flowgate's memory for bodies that come in is full.";
-            return Err(Refusal::after(Kind::QueueFull, Duration::from_secs(1), message));
+            return Err(Refusal::after(
+                Kind::QueueFull,
+                Duration::from_secs(1),
+                message,
+            ));
         }
         if first.is_empty() && whole.is_empty() {
             first = data;
@@ -57,7 +81,11 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(mut body: B, mut allowance: Allo
             whole.extend_from_slice(&data);
         }
     }
-    Ok(if whole.is_empty() { first } else { whole.freeze() })
+    Ok(if whole.is_empty() {
+        first
+    } else {
+        whole.freeze()
+    })
 }
 
 #[cfg(test)]
@@ -72,34 +100,54 @@ mod tests {
     use crate::room::Room;
 
     fn allowance(max: usize) -> Allowance {
-        Allowance { max, within: Duration::from_secs(30), shares: vec![Room::new(1000).take(0).unwrap()] }
+        Allowance {
+            max,
+            within: Duration::from_secs(30),
+            shares: vec![Room::new(1000).take(0).unwrap()],
+        }
     }
 
     fn chunks(chunks: &[&'static str]) -> impl Body<Data = Bytes, Error = Infallible> + Unpin {
         let mut chunks: VecDeque<_> = chunks.iter().copied().collect();
         StreamBody::new(futures_util::stream::poll_fn(move |_| {
             std::task::Poll::Ready(
-                chunks.pop_front().map(|chunk| Ok(Frame::data(Bytes::from_static(chunk.as_bytes())))),
+                chunks
+                    .pop_front()
+                    .map(|chunk| Ok(Frame::data(Bytes::from_static(chunk.as_bytes())))),
             )
         }))
     }
 
     #[tokio::test]
     async fn joins_what_comes_in_pieces() {
-        assert_eq!(read(chunks(&["ab", "", "c", "def"]), allowance(6)).await.unwrap(), "abcdef");
-        assert_eq!(read(Full::new(Bytes::from("abc")), allowance(3)).await.unwrap(), "abc");
+        assert_eq!(
+            read(chunks(&["ab", "", "c", "def"]), allowance(6))
+                .await
+                .unwrap(),
+            "abcdef"
+        );
+        assert_eq!(
+            read(Full::new(Bytes::from("abc")), allowance(3))
+                .await
+                .unwrap(),
+            "abc"
+        );
         assert_eq!(read(chunks(&[]), allowance(0)).await.unwrap(), "");
     }
 
     #[tokio::test]
     async fn one_byte_too_many_is_too_large_announced_or_not() {
-        for body in
-            [read(chunks(&["ab", "cd"]), allowance(3)).await, read(Full::new(Bytes::from("abcd")), allowance(3)).await]
-        {
+        for body in [
+            read(chunks(&["ab", "cd"]), allowance(3)).await,
+            read(Full::new(Bytes::from("abcd")), allowance(3)).await,
+        ] {
             let refusal = body.unwrap_err();
             assert_eq!(
                 (refusal.kind, refusal.message.as_str()),
-                (Kind::TooLarge, "The body is larger than the 3 bytes allowed here.")
+                (
+                    Kind::TooLarge,
+                    "The body is larger than the 3 bytes allowed here."
+                )
             );
         }
     }
@@ -120,7 +168,10 @@ mod tests {
         let (small, large) = (Room::new(4), Room::new(100));
         for rooms in [vec![&small], vec![&large, &small], vec![&small, &large]] {
             let mut allowed = allowance(100);
-            allowed.shares = rooms.into_iter().map(|room| room.take(0).unwrap()).collect();
+            allowed.shares = rooms
+                .into_iter()
+                .map(|room| room.take(0).unwrap())
+                .collect();
             let refusal = read(chunks(&["ab", "cde"]), allowed).await.unwrap_err();
             assert_eq!(refusal.kind, Kind::QueueFull);
             assert_eq!((small.used(), large.used()), (0, 0));

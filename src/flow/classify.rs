@@ -82,7 +82,9 @@ pub(crate) fn classify(
 
 /// Whether the client may call what it calls; asked again before a call is sent when the configuration has changed.
 pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
-    let Some(client) = call.settings() else { return Ok(()) };
+    let Some(client) = call.settings() else {
+        return Ok(());
+    };
     let forbidden = |message: String| Err(Refusal::new(Kind::Forbidden, message));
     if client.disabled {
         return forbidden("this client is disabled".into());
@@ -97,7 +99,10 @@ pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
     }
     match client.cust_space_ids.is_empty() || is_own_space(call, &client.cust_space_ids) {
         true => Ok(()),
-        false => forbidden("this client must name one of its own CustSpaceIds, as a parameter, and no other".into()),
+        false => forbidden(
+            "this client must name one of its own CustSpaceIds, as a parameter, and no other"
+                .into(),
+        ),
     }
 }
 
@@ -105,10 +110,15 @@ pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
 fn is_own_space(call: &Verified, ids: &[String]) -> bool {
     let names_other = |name: &str| {
         let stem = name.split('.').next().unwrap_or_default();
-        let is_alias = ["CustSpaceId", "CustWabaId", "IsvCode"].iter().any(|alias| alias.eq_ignore_ascii_case(stem));
+        let is_alias = ["CustSpaceId", "CustWabaId", "IsvCode"]
+            .iter()
+            .any(|alias| alias.eq_ignore_ascii_case(stem));
         is_alias && name != "CustSpaceId"
     };
-    let is_listed = call.params().get("CustSpaceId").is_some_and(|id| ids.iter().any(|own| own == id));
+    let is_listed = call
+        .params()
+        .get("CustSpaceId")
+        .is_some_and(|id| ids.iter().any(|own| own == id));
     is_listed && call.json().is_none() && !call.params().iter().any(|(name, _)| names_other(name))
 }
 
@@ -120,18 +130,30 @@ impl Operation {
         static UNKNOWN: LazyLock<AccountId> = LazyLock::new(|| AccountId::new(UNKNOWN_ACCOUNT));
         static OTHER: LazyLock<ActionName> = LazyLock::new(|| ActionName::new(OTHER_ACTION));
         let account = if self.known { &self.account } else { &*UNKNOWN };
-        let action = if self.has_action_label() { &self.action } else { &*OTHER };
+        let action = if self.has_action_label() {
+            &self.action
+        } else {
+            &*OTHER
+        };
         (account.clone(), action.clone())
     }
 
     /// The account as a metric label: all keys that the configuration does not name are one.
     pub(crate) fn account_label(&self) -> &str {
-        if self.known { self.account.as_str() } else { UNKNOWN_ACCOUNT }
+        if self.known {
+            self.account.as_str()
+        } else {
+            UNKNOWN_ACCOUNT
+        }
     }
 
     /// The action as a metric label: those without a limit, set or documented, are one.
     pub(crate) fn action_label(&self) -> &str {
-        if self.has_action_label() { self.action.as_str() } else { OTHER_ACTION }
+        if self.has_action_label() {
+            self.action.as_str()
+        } else {
+            OTHER_ACTION
+        }
     }
 
     /// Whether the action has a label of its own.

@@ -132,9 +132,14 @@ pub(crate) enum UpstreamError {
 impl Upstream {
     /// Sets up TLS and an empty pool; nothing is dialled before somebody waits. `own` are Flowgate's own listeners,
     /// which are never dialled.
-    pub(crate) fn new(config: &config::Upstream, own: Vec<SocketAddr>) -> Result<Self, UpstreamError> {
+    pub(crate) fn new(
+        config: &config::Upstream,
+        own: Vec<SocketAddr>,
+    ) -> Result<Self, UpstreamError> {
         let dialer = Dialer::new(config, own)?;
-        Ok(Self { pool: Arc::new(Pool::new(dialer, config)) })
+        Ok(Self {
+            pool: Arc::new(Pool::new(dialer, config)),
+        })
     }
 
     /// A connection that is ready now, the one that was used last.
@@ -180,7 +185,9 @@ impl Connection {
     /// may be about to close it.
     pub(crate) fn is_usable(&self) -> bool {
         let now = Instant::now();
-        self.link.as_ref().is_some_and(|link| link.is_fresh(self.pool.idle_timeout(), now) && link.is_ready(now))
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.is_fresh(self.pool.idle_timeout(), now) && link.is_ready(now))
     }
 
     /// Sends one request and reads its answer to the last byte, within the answer time-out. Do not drop it
@@ -190,7 +197,10 @@ impl Connection {
     /// before this returns, if nothing is written. Over TLS an alert that is written while the request waits to be sent
     /// counts as its first byte, so `on_write` may have been called although this returns `Unsent`.
     pub(crate) async fn send(mut self, request: Request, on_write: Option<OnWrite>) -> Sent {
-        let mut link = self.link.take().expect("a connection holds its link until it is sent on");
+        let mut link = self
+            .link
+            .take()
+            .expect("a connection holds its link until it is sent on");
         let armed = link.first_write.arm(on_write);
         let exchange = exchange::exchange(&mut link.sender, request, self.pool.max_response());
         let sent = tokio::time::timeout(self.pool.answer_timeout(), exchange).await;

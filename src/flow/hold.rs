@@ -20,12 +20,16 @@ use crate::flow::identify::{bad, one};
 const ASKED: HeaderName = HeaderName::from_static("x-flowgate-hold");
 
 /// What may be asked for; the configuration's `max_hold` cuts what is asked for in earnest, the rest is a slip.
-const SENSIBLE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
+const SENSIBLE: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
 /// How long each of Alibaba's SDKs waits for an answer by default, by the first product in its User-Agent. The Go SDK is
 /// not here: it waits for ever.
-const READ_TIMEOUTS: [(&str, Duration); 3] =
-    [("Node.js", Duration::from_secs(3)), ("Python", Duration::from_secs(10)), ("Java", Duration::from_secs(10))];
+const READ_TIMEOUTS: [(&str, Duration); 3] = [
+    ("Node.js", Duration::from_secs(3)),
+    ("Python", Duration::from_secs(10)),
+    ("Java", Duration::from_secs(10)),
+];
 
 /// The way from an SDK to here and back, with a turn of a busy event loop on both sides.
 const WAY: Duration = Duration::from_millis(100);
@@ -49,10 +53,13 @@ pub(crate) fn hold(
 
 /// What the caller asks for.
 fn asked(headers: &HeaderMap) -> Result<Option<Duration>, Refusal> {
-    let Some(value) = one(headers, &ASKED)? else { return Ok(None) };
+    let Some(value) = one(headers, &ASKED)? else {
+        return Ok(None);
+    };
     let time = parse(value).filter(|time| SENSIBLE.contains(time));
-    time.map(Some)
-        .ok_or_else(|| bad("x-flowgate-hold is not a time such as 8s or 8000 (milliseconds), from 1ms to 24h"))
+    time.map(Some).ok_or_else(|| {
+        bad("x-flowgate-hold is not a time such as 8s or 8000 (milliseconds), from 1ms to 24h")
+    })
 }
 
 /// A number of milliseconds, or a duration as in the configuration.
@@ -69,7 +76,10 @@ fn read_timeout(headers: &HeaderMap) -> Option<Duration> {
     let agent = std::str::from_utf8(headers.get(USER_AGENT)?.as_bytes()).ok()?;
     let (_system, products) = agent.strip_prefix("AlibabaCloud (")?.split_once(") ")?;
     let (language, _version) = products.split_once('/')?;
-    READ_TIMEOUTS.iter().find(|(name, _)| *name == language).map(|(_, timeout)| *timeout)
+    READ_TIMEOUTS
+        .iter()
+        .find(|(name, _)| *name == language)
+        .map(|(_, timeout)| *timeout)
 }
 
 #[cfg(test)]

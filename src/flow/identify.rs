@@ -57,11 +57,19 @@ enum Way {
     /// Flowgate.
     Managed(Arc<Principal>),
     /// The caller.
-    Relayed { account: AccountId, is_known: bool, passage: Passage },
+    Relayed {
+        account: AccountId,
+        is_known: bool,
+        passage: Passage,
+    },
 }
 
 /// Says everything that can be said before the body is read.
-pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Result<Claim, Refusal> {
+pub(crate) fn head(
+    parts: &Parts,
+    directory: &Directory,
+    now: SystemTime,
+) -> Result<Claim, Refusal> {
     let mut shape = shape::read(parts, directory)?;
     let signed = authorization(&shape)?;
     let mut said = match &signed {
@@ -69,8 +77,13 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
         None => rpc::read(&shape)?,
     };
     said.params = std::mem::take(&mut shape.params);
-    let mut claimant = Claimant { key: said.key.clone(), account: None };
-    let owner = directory.owner(&said.key).map_err(|refusal| refusal.of(claimant.clone()))?;
+    let mut claimant = Claimant {
+        key: said.key.clone(),
+        account: None,
+    };
+    let owner = directory
+        .owner(&said.key)
+        .map_err(|refusal| refusal.of(claimant.clone()))?;
     claimant.account = owner.known_account().cloned();
     let claim = || {
         said.check(directory, now)?;
@@ -89,7 +102,16 @@ pub(crate) fn head(parts: &Parts, directory: &Directory, now: SystemTime) -> Res
     claim().map_err(|refusal: Refusal| refusal.of(claimant))
 }
 
-never_shown!(Authorization<'_>, Caller, Claim, Passage, Relayed, Said, Sendable, Verified);
+never_shown!(
+    Authorization<'_>,
+    Caller,
+    Claim,
+    Passage,
+    Relayed,
+    Said,
+    Sendable,
+    Verified
+);
 
 /// Whether errors are to be XML: only for signature version 1 with `Format=XML`.
 pub(crate) fn wants_xml(parts: &Parts) -> bool {
@@ -99,7 +121,9 @@ pub(crate) fn wants_xml(parts: &Parts) -> bool {
         return false;
     }
     let params = Params::from_query(query).unwrap_or_default();
-    let is_xml = params.get("Format").is_some_and(|format| format.eq_ignore_ascii_case("xml"));
+    let is_xml = params
+        .get("Format")
+        .is_some_and(|format| format.eq_ignore_ascii_case("xml"));
     is_xml && !parts.headers.contains_key(header::AUTHORIZATION)
 }
 
@@ -107,25 +131,35 @@ pub(crate) fn wants_xml(parts: &Parts) -> bool {
 fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Refusal> {
     let headers = &shape.parts.headers;
     if let Some(value) = one(headers, &header::AUTHORIZATION)? {
-        let value = value.to_str().map_err(|_| incomplete("the Authorization header is not ASCII"))?;
+        let value = value
+            .to_str()
+            .map_err(|_| incomplete("the Authorization header is not ASCII"))?;
         return Authorization::parse(value).map(Some).map_err(incomplete);
     }
     let is_bearer = headers.contains_key("x-acs-bearer-token")
         || headers.contains_key("x-acs-zero-trust-idtoken")
         || shape.params.get("BearerToken").is_some();
     if is_bearer {
-        return Err(incomplete(format!("bearer and identity tokens cannot be passed on; {SUPPORTED}")));
+        return Err(incomplete(format!(
+            "bearer and identity tokens cannot be passed on; {SUPPORTED}"
+        )));
     }
-    match ["AccessKeyId", "Signature"].iter().any(|name| shape.params.get(name).is_some()) {
+    match ["AccessKeyId", "Signature"]
+        .iter()
+        .any(|name| shape.params.get(name).is_some())
+    {
         true => Ok(None),
-        false => {
-            Err(incomplete("the call is not signed: neither an Authorization header nor an AccessKeyId in the query"))
-        }
+        false => Err(incomplete(
+            "the call is not signed: neither an Authorization header nor an AccessKeyId in the query",
+        )),
     }
 }
 
 /// The header's value, if it is there; an error if it is there twice.
-pub(crate) fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Refusal> {
+pub(crate) fn one<'a>(
+    headers: &'a HeaderMap,
+    name: &HeaderName,
+) -> Result<Option<&'a HeaderValue>, Refusal> {
     let mut values = headers.get_all(name).into_iter();
     match (values.next(), values.next()) {
         (value, None) => Ok(value),
@@ -134,11 +168,17 @@ pub(crate) fn one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Optio
 }
 
 pub(crate) fn bad(message: impl Display) -> Refusal {
-    Refusal::new(Kind::BadRequest, format!("The request is malformed or ambiguous: {message}."))
+    Refusal::new(
+        Kind::BadRequest,
+        format!("The request is malformed or ambiguous: {message}."),
+    )
 }
 
 fn incomplete(message: impl Display) -> Refusal {
-    Refusal::new(Kind::IncompleteSignature, format!("The request signature does not conform: {message}."))
+    Refusal::new(
+        Kind::IncompleteSignature,
+        format!("The request signature does not conform: {message}."),
+    )
 }
 
 /// The old SDK splits the message at its colon; the string to sign is not echoed, because it holds what is not ours.
@@ -157,9 +197,14 @@ impl Claim {
     pub(crate) fn claimant(&self) -> Claimant {
         let account = match &self.way {
             Way::Managed(principal) => Some(principal.account.id.clone()),
-            Way::Relayed { account, is_known, .. } => is_known.then(|| account.clone()),
+            Way::Relayed {
+                account, is_known, ..
+            } => is_known.then(|| account.clone()),
         };
-        Claimant { key: self.said.key.clone(), account }
+        Claimant {
+            key: self.said.key.clone(),
+            account,
+        }
     }
 
     /// The nonce, for those who share it.
@@ -175,21 +220,38 @@ impl Claim {
     fn usage(&self) -> Use<'_> {
         let holder = match &self.way {
             Way::Managed(_) => Holder::Key(self.said.key.clone()),
-            Way::Relayed { account, is_known: true, .. } => Holder::Relayed(account.clone()),
-            Way::Relayed { is_known: false, .. } => Holder::Unknown,
+            Way::Relayed {
+                account,
+                is_known: true,
+                ..
+            } => Holder::Relayed(account.clone()),
+            Way::Relayed {
+                is_known: false, ..
+            } => Holder::Unknown,
         };
-        Use { holder, key: &self.said.key, nonce: &self.said.nonce, stamp: self.said.stamp }
+        Use {
+            holder,
+            key: &self.said.key,
+            nonce: &self.said.nonce,
+            stamp: self.said.stamp,
+        }
     }
 
     /// Whose part of the memory for bodies its body takes, if its signature is known to be right before that is read.
     pub(crate) fn payer(&self) -> Option<(AccountId, ClientId)> {
-        let Way::Managed(principal) = &self.way else { return None };
-        self.is_verified().then(|| (principal.account.id.clone(), principal.client_id()))
+        let Way::Managed(principal) = &self.way else {
+            return None;
+        };
+        self.is_verified()
+            .then(|| (principal.account.id.clone(), principal.client_id()))
     }
 
     /// Whether the signature is known to be right before the body is read.
     pub(crate) fn is_verified(&self) -> bool {
-        matches!((&self.way, &self.said.proof), (Way::Managed(_), Proof::V3(_)))
+        matches!(
+            (&self.way, &self.said.proof),
+            (Way::Managed(_), Proof::V3(_))
+        )
     }
 
     /// The most bytes of a body that may be read, where the listener's own bound is `max_body`.
@@ -202,7 +264,12 @@ impl Claim {
     }
 
     /// Proves the rest with the body, and takes the nonce as the last thing.
-    pub(crate) fn prove(mut self, body: Bytes, nonces: &Nonces, now: SystemTime) -> Result<Caller, Refusal> {
+    pub(crate) fn prove(
+        mut self,
+        body: Bytes,
+        nonces: &Nonces,
+        now: SystemTime,
+    ) -> Result<Caller, Refusal> {
         let json = self.said.read_body(&body)?;
         let (said, way) = (&mut self.said, &self.way);
         if let Way::Relayed { .. } = way {
@@ -216,7 +283,11 @@ impl Claim {
         let Self { said, way } = self;
         Ok(match way {
             Way::Managed(principal) => Caller::Verified(Box::new(verified(said, principal, json))),
-            Way::Relayed { account, is_known, passage } => Caller::Relayed(Relayed {
+            Way::Relayed {
+                account,
+                is_known,
+                passage,
+            } => Caller::Relayed(Relayed {
                 account,
                 is_known,
                 fresh_for: said.fresh_for(now),
@@ -234,7 +305,9 @@ impl Claim {
         signed: Option<&Authorization<'_>>,
         directory: &Directory,
     ) -> Result<(), Refusal> {
-        let Way::Managed(principal) = &self.way else { return Ok(()) };
+        let Way::Managed(principal) = &self.way else {
+            return Ok(());
+        };
         match (&self.said.proof, signed) {
             (Proof::V3(proof), Some(signed)) => {
                 proof.verify(&principal.secrets, (shape, &self.said.params), signed)?;
@@ -252,5 +325,14 @@ fn verified(said: Said, principal: Arc<Principal>, json: Option<Bytes>) -> Verif
         Proof::V3(_) => (Scheme::V3, None),
     };
     let client = principal.client_id();
-    Verified { principal, client, scheme, method: said.method, action: said.action, params: said.params, json, format }
+    Verified {
+        principal,
+        client,
+        scheme,
+        method: said.method,
+        action: said.action,
+        params: said.params,
+        json,
+        format,
+    }
 }

@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 
 use super::forward::{Answer, Lost};
 use crate::acs::answer::{self, Summary};
@@ -106,8 +108,13 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
     let read = || answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body);
     if answer.body.len() > MAX_JUDGED {
         // Too large to be a throttle refusal, but a refused signature is echoed in whatever length it had.
-        let summary = if context.managed && !status.is_success() { read() } else { None };
-        return refused_signature(context, status, summary.as_ref()).unwrap_or_else(|| by_status(status, None));
+        let summary = if context.managed && !status.is_success() {
+            read()
+        } else {
+            None
+        };
+        return refused_signature(context, status, summary.as_ref())
+            .unwrap_or_else(|| by_status(status, None));
     }
     let summary = read();
     // A wrong signature is not mended by waiting, and the answer must stay inside whatever else it says.
@@ -115,15 +122,26 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
         return verdict;
     }
     if let Some(source) = throttle(answer, summary.as_ref()) {
-        let Summary { code, request_id, .. } = summary.unwrap_or_default();
+        let Summary {
+            code, request_id, ..
+        } = summary.unwrap_or_default();
         let code = code.unwrap_or_else(|| OTHER.to_owned());
-        return Verdict::Throttled { code, source, hint: hint(&answer.headers), request_id };
+        return Verdict::Throttled {
+            code,
+            source,
+            hint: hint(&answer.headers),
+            request_id,
+        };
     }
     match summary {
         Some(Summary { code: None, .. }) if context.limited && !status.is_success() => {
-            Verdict::Unknown { reason: "an error without a code" }
+            Verdict::Unknown {
+                reason: "an error without a code",
+            }
         }
-        None if context.limited => Verdict::Unknown { reason: "an answer that is not in CAMS's shape" },
+        None if context.limited => Verdict::Unknown {
+            reason: "an answer that is not in CAMS's shape",
+        },
         summary => by_status(status, summary),
     }
 }
@@ -136,7 +154,12 @@ fn garbage(answer: &Answer) -> Option<&'static str> {
         Some("an interim answer or a redirect")
     } else if !(200..600).contains(&answer.status.as_u16()) {
         Some("a status that does not exist")
-    } else if encodings.iter().any(|encoding| !encoding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
+    } else if encodings.iter().any(|encoding| {
+        !encoding
+            .as_bytes()
+            .trim_ascii()
+            .eq_ignore_ascii_case(b"identity")
+    }) {
         Some("an encoding that was not asked for")
     } else if answer.status.is_success() && answer.body.trim_ascii().is_empty() {
         Some("an empty success")
@@ -146,17 +169,39 @@ fn garbage(answer: &Answer) -> Option<&'static str> {
 }
 
 /// Only a refusal says for sure that CAMS did nothing; what says so elsewhere stays inside, too.
-fn refused_signature(context: Context, status: StatusCode, summary: Option<&Summary>) -> Option<Verdict> {
-    let Summary { code: Some(code), request_id, has_data } = summary? else { return None };
+fn refused_signature(
+    context: Context,
+    status: StatusCode,
+    summary: Option<&Summary>,
+) -> Option<Verdict> {
+    let Summary {
+        code: Some(code),
+        request_id,
+        has_data,
+    } = summary?
+    else {
+        return None;
+    };
     let family = code.split('.').next().unwrap_or_default();
-    if !context.managed || !CREDENTIAL_CODES.iter().any(|known| known.eq_ignore_ascii_case(family)) {
+    if !context.managed
+        || !CREDENTIAL_CODES
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(family))
+    {
         return None;
     }
-    Some(if status.is_client_error() || status.is_success() && !has_data {
-        Verdict::Credentials { code: code.clone(), request_id: request_id.clone() }
-    } else {
-        Verdict::Unknown { reason: "a refusal of the signature in an answer that is none" }
-    })
+    Some(
+        if status.is_client_error() || status.is_success() && !has_data {
+            Verdict::Credentials {
+                code: code.clone(),
+                request_id: request_id.clone(),
+            }
+        } else {
+            Verdict::Unknown {
+                reason: "a refusal of the signature in an answer that is none",
+            }
+        },
+    )
 }
 
 /// Whether and where the answer says that CAMS did nothing because of too many calls.
@@ -184,7 +229,10 @@ fn is_throttle_code(code: &str) -> bool {
 
 /// The verdict on an answer that is the caller's to read.
 fn by_status(status: StatusCode, summary: Option<Summary>) -> Verdict {
-    let Some(Summary { code, request_id, .. }) = summary else {
+    let Some(Summary {
+        code, request_id, ..
+    }) = summary
+    else {
         let (request_id, code) = (None, OTHER.to_owned());
         return if status.is_success() {
             Verdict::Ok { request_id, code }
@@ -194,8 +242,14 @@ fn by_status(status: StatusCode, summary: Option<Summary>) -> Verdict {
     };
     match code {
         // Not every action's success has a code.
-        None if status.is_success() => Verdict::Ok { request_id, code: "OK".to_owned() },
-        None => Verdict::UpstreamError { code: OTHER.to_owned(), request_id },
+        None if status.is_success() => Verdict::Ok {
+            request_id,
+            code: "OK".to_owned(),
+        },
+        None => Verdict::UpstreamError {
+            code: OTHER.to_owned(),
+            request_id,
+        },
         Some(code) if status.is_success() && code == "OK" => Verdict::Ok { request_id, code },
         Some(code) => Verdict::UpstreamError { code, request_id },
     }
@@ -207,7 +261,11 @@ fn hint(headers: &HeaderMap) -> Option<Duration> {
         .or_else(|| largest(headers, RETRY_AFTER.as_str(), positive).map(Duration::from_secs))
         .or_else(|| {
             let windows = ["x-ratelimit-user-api", "x-ratelimit-user"];
-            windows.into_iter().filter_map(|name| largest(headers, name, time_left)).max().map(Duration::from_millis)
+            windows
+                .into_iter()
+                .filter_map(|name| largest(headers, name, time_left))
+                .max()
+                .map(Duration::from_millis)
         })
 }
 
@@ -216,7 +274,11 @@ fn acs_retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 fn largest(headers: &HeaderMap, name: &str, parse: fn(&str) -> Option<u64>) -> Option<u64> {
-    headers.get_all(name).iter().filter_map(|value| parse(value.to_str().ok()?)).max()
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| parse(value.to_str().ok()?))
+        .max()
 }
 
 /// A whole number above zero; a date is none.
@@ -231,7 +293,10 @@ fn positive(text: &str) -> Option<u64> {
 /// The `TimeLeft` of `Limit:5,TimeLeft:1500`; pairs that are none are passed over.
 fn time_left(text: &str) -> Option<u64> {
     let pairs = text.split(',').filter_map(|pair| pair.split_once(':'));
-    pairs.filter(|(name, _)| name.trim_matches([' ', '\t']) == "TimeLeft").filter_map(|(_, left)| positive(left)).max()
+    pairs
+        .filter(|(name, _)| name.trim_matches([' ', '\t']) == "TimeLeft")
+        .filter_map(|(_, left)| positive(left))
+        .max()
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
@@ -254,9 +319,13 @@ impl Verdict {
 
     /// Whether CAMS does not know the account's key or token any more, which others may have replaced.
     pub(crate) fn is_old_session(&self) -> bool {
-        let Self::Credentials { code, .. } = self else { return false };
+        let Self::Credentials { code, .. } = self else {
+            return false;
+        };
         let family = code.split('.').next().unwrap_or_default();
-        ["InvalidAccessKeyId", "InvalidSecurityToken"].iter().any(|known| known.eq_ignore_ascii_case(family))
+        ["InvalidAccessKeyId", "InvalidSecurityToken"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(family))
     }
 
     /// CAMS's name for the call.

@@ -104,15 +104,21 @@ impl Terms {
     }
 
     /// Accepts, then leaves the listener. A connection that is answering goes on until it has answered.
-    pub(crate) async fn serve(self: Arc<Self>, listener: Listener, service: impl Answer, mut spread: Spread) {
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        listener: Listener,
+        service: impl Answer,
+        mut spread: Spread,
+    ) {
         let mut phases = self.phases.clone();
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 () = phases.reached(self.until) => return,
             };
-            let begun =
-                accepted.and_then(|(socket, from)| spread.begin(socket, |socket| self.admit(socket, from, &service)));
+            let begun = accepted.and_then(|(socket, from)| {
+                spread.begin(socket, |socket| self.admit(socket, from, &service))
+            });
             if let Err(error) = begun {
                 // Out of descriptors, or a connection that was gone before it was accepted.
                 tracing::warn!(%error, "cannot accept a connection");
@@ -133,13 +139,23 @@ impl Terms {
         if self.open.len() >= bounds.max_connections {
             return self.turn_away("too_many");
         }
-        let Ok(place) = source.map(|source| self.sources.enter(source, bounds.max_per_source)).transpose() else {
+        let Ok(place) = source
+            .map(|source| self.sources.enter(source, bounds.max_per_source))
+            .transpose()
+        else {
             return self.turn_away("too_many_from_source");
         };
         let (wire, hangup) = Wire::new(socket, Held::new(place, &self.metrics.connections.open));
         match self.certificates.clone() {
-            None => self.open.spawn(self.clone().http(wire, hangup, service.clone())),
-            Some(certificates) => self.open.spawn(self.clone().secured(certificates, wire, hangup, service.clone())),
+            None => self
+                .open
+                .spawn(self.clone().http(wire, hangup, service.clone())),
+            Some(certificates) => {
+                self.open.spawn(
+                    self.clone()
+                        .secured(certificates, wire, hangup, service.clone()),
+                )
+            }
         };
     }
 
@@ -148,7 +164,11 @@ impl Terms {
         let mut told = self.told.lock();
         if told.is_none_or(|told| told + TELL_AGAIN <= now) {
             *told = Some(now);
-            tracing::warn!(kind, open = self.open.len(), "callers are turned away: a bound of [listen] is reached");
+            tracing::warn!(
+                kind,
+                open = self.open.len(),
+                "callers are turned away: a bound of [listen] is reached"
+            );
         }
         drop(told);
         self.errors(kind).inc();
@@ -204,7 +224,10 @@ impl Terms {
                 let answers = service_fn(move |request| {
                     let ours = turn.clone().take();
                     // Boxed: a future has room for its arguments until its end.
-                    answer.clone().answer(Box::new(request), hangup.clone()).inspect(move |_| drop(ours))
+                    answer
+                        .clone()
+                        .answer(Box::new(request), hangup.clone())
+                        .inspect(move |_| drop(ours))
                 });
                 http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -264,12 +287,21 @@ impl Terms {
 
 /// hyper stops reading a head near the bound; this keeps it exactly.
 pub(crate) fn check_size(head: &request::Parts, max: usize) -> Result<(), Refusal> {
-    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    let headers = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
     if target + headers.sum::<usize>() <= max {
         return Ok(());
     }
-    Err(Refusal::new(Kind::TooLarge, format!("The request's head is larger than the {max} bytes allowed here.")))
+    Err(Refusal::new(
+        Kind::TooLarge,
+        format!("The request's head is larger than the {max} bytes allowed here."),
+    ))
 }
 
 /// Whether a connection ended by one of our own clocks.

@@ -87,7 +87,10 @@ impl Record {
 
     /// The call's head is here: it may be part of a trace.
     pub(crate) fn traced(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
-        let arrived = Moment { wall, at: self.arrived };
+        let arrived = Moment {
+            wall,
+            at: self.arrived,
+        };
         let begins = || fastrand::u32(..100) < percent;
         self.trace = Trace::of(headers, self.parts.otlp.is_some(), arrived, begins).map(Box::new);
     }
@@ -102,7 +105,10 @@ impl Record {
 
     /// What it has taken so far.
     pub(crate) fn service(&self) -> Service {
-        Service { waited: self.waited.unwrap_or_default(), attempts: self.attempts }
+        Service {
+            waited: self.waited.unwrap_or_default(),
+            attempts: self.attempts,
+        }
     }
 
     /// The caller has named itself.
@@ -137,8 +143,14 @@ impl Record {
     /// Its turn came, so long after it arrived.
     pub(crate) fn turn(&mut self, age: Duration) {
         self.trace(Trace::end);
-        if let Some(operation) = self.operation.as_deref().filter(|operation| operation.limit.is_some()) {
-            self.parts.metrics.client_turn(operation.account_label(), operation.client.as_str());
+        if let Some(operation) = self
+            .operation
+            .as_deref()
+            .filter(|operation| operation.limit.is_some())
+        {
+            self.parts
+                .metrics
+                .client_turn(operation.account_label(), operation.client.as_str());
         }
         if self.waited.replace(age).is_none() {
             self.metrics.iter().for_each(|metrics| metrics.waited(age));
@@ -178,12 +190,18 @@ impl Record {
             Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => Outcome::UpstreamError,
             Verdict::Unknown { .. } => Outcome::Unknown,
         };
-        self.end(&Ending { outcome, verdict: verdict.code(), status: status.as_u16(), detail: "" });
+        self.end(&Ending {
+            outcome,
+            verdict: verdict.code(),
+            status: status.as_u16(),
+            detail: "",
+        });
     }
 
     /// Flowgate answers. What was in flight when the grace ended is unknown, whatever the reason says.
     pub(crate) fn refused(&mut self, mut refusal: Refusal) -> Refusal {
-        if self.stage == Stage::InFlight && matches!(refusal.kind, Kind::Draining | Kind::Internal) {
+        if self.stage == Stage::InFlight && matches!(refusal.kind, Kind::Draining | Kind::Internal)
+        {
             refusal = reply::unknown("Flowgate stopped before the answer came");
         }
         self.claimant = self.claimant.take().or(refusal.claimant.take());
@@ -200,11 +218,20 @@ impl Record {
 
     /// The caller has hung up.
     pub(crate) fn cancelled(&mut self) {
-        let stage = if self.stage == Stage::InFlight { "in_flight" } else { "queued" };
+        let stage = if self.stage == Stage::InFlight {
+            "in_flight"
+        } else {
+            "queued"
+        };
         let (account, _) = self.labels();
         self.parts.metrics.cancelled(account, stage);
         let outcome = Outcome::Cancelled;
-        self.end(&Ending { outcome, verdict: "cancelled", status: 0, detail: stage });
+        self.end(&Ending {
+            outcome,
+            verdict: "cancelled",
+            status: 0,
+            detail: stage,
+        });
     }
 
     fn end(&mut self, ending: &Ending<'_>) {
@@ -223,13 +250,22 @@ impl Record {
             from = self.from.map(tracing::field::display),
             client = operation.map(|operation| capped(operation.client.as_str())),
             // Until the call is known: whose key it names, proven or not.
-            claims = self.claimant.as_ref().filter(|_| operation.is_none()).map(|claimant| claimant.key.masked()),
-            tenant = operation.map(|operation| capped(operation.tenant.as_str())).filter(|tenant| !tenant.is_empty()),
+            claims = self
+                .claimant
+                .as_ref()
+                .filter(|_| operation.is_none())
+                .map(|claimant| claimant.key.masked()),
+            tenant = operation
+                .map(|operation| capped(operation.tenant.as_str()))
+                .filter(|tenant| !tenant.is_empty()),
             outcome = ending.outcome.label(),
             verdict = capped(ending.verdict),
             status = ending.status,
             attempts = self.attempts,
-            waited_ms = self.waited.or_else(|| operation.map(|_| self.arrived.elapsed())).map(millis),
+            waited_ms = self
+                .waited
+                .or_else(|| operation.map(|_| self.arrived.elapsed()))
+                .map(millis),
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
             detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),
@@ -249,7 +285,10 @@ impl Record {
                 ended: Instant::now(),
                 action,
                 account,
-                client: self.operation.as_deref().map_or("", |operation| capped(operation.client.as_str())),
+                client: self
+                    .operation
+                    .as_deref()
+                    .map_or("", |operation| capped(operation.client.as_str())),
                 request_id: &self.request_id,
                 outcome: ending.outcome,
                 code: capped(ending.verdict),
@@ -270,13 +309,20 @@ impl Record {
         self.parts.recent.push(Ended {
             at: self.arrived + took,
             operation: self.operation.clone(),
-            account: self.claimant.as_ref().and_then(|claimant| claimant.account.clone()),
+            account: self
+                .claimant
+                .as_ref()
+                .and_then(|claimant| claimant.account.clone()),
             flow_name: self.flow_name.take(),
             outcome: ending.outcome,
             code: capped(ending.verdict).into(),
             status: ending.status,
             attempts: self.attempts,
-            waited: self.waited.unwrap_or(if self.operation.is_some() { took } else { Duration::ZERO }),
+            waited: self.waited.unwrap_or(if self.operation.is_some() {
+                took
+            } else {
+                Duration::ZERO
+            }),
             took,
         });
     }
@@ -285,7 +331,10 @@ impl Record {
         match &self.operation {
             Some(operation) => (operation.account_label(), operation.action_label()),
             None => {
-                let account = self.claimant.as_ref().and_then(|claimant| claimant.account.as_ref());
+                let account = self
+                    .claimant
+                    .as_ref()
+                    .and_then(|claimant| claimant.account.as_ref());
                 (account.map_or("unknown", AccountId::as_str), "other")
             }
         }
@@ -302,6 +351,9 @@ impl Drop for Record {
 
 /// Text from outside is logged as an escaped field and not at any length.
 pub(crate) fn capped(text: &str) -> &str {
-    let end = (0..=200.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    let end = (0..=200.min(text.len()))
+        .rev()
+        .find(|end| text.is_char_boundary(*end))
+        .unwrap_or(0);
     &text[..end]
 }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SET_COOKIE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::http::request;
 
@@ -48,16 +48,29 @@ pub(crate) struct Service {
 
 impl Default for Manner {
     fn default() -> Self {
-        Self { format: Format::Json, host: Box::default() }
+        Self {
+            format: Format::Json,
+            host: Box::default(),
+        }
     }
 }
 
 impl Manner {
     /// As the request's head says it.
     pub(crate) fn of(head: &request::Parts) -> Self {
-        let host = head.headers.get(hyper::header::HOST).and_then(|host| host.to_str().ok());
-        let format = if identify::wants_xml(head) { Format::Xml } else { Format::Json };
-        Self { format, host: host.unwrap_or_default().into() }
+        let host = head
+            .headers
+            .get(hyper::header::HOST)
+            .and_then(|host| host.to_str().ok());
+        let format = if identify::wants_xml(head) {
+            Format::Xml
+        } else {
+            Format::Json
+        };
+        Self {
+            format,
+            host: host.unwrap_or_default().into(),
+        }
     }
 }
 
@@ -71,7 +84,9 @@ pub(crate) fn pass_on(
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let answer = match (verdict, answer) {
         (Verdict::Unknown { reason }, _) => return Err(unknown(reason)),
-        (Verdict::Credentials { request_id, .. }, _) => return Err(credentials(request_id.as_deref())),
+        (Verdict::Credentials { request_id, .. }, _) => {
+            return Err(credentials(request_id.as_deref()));
+        }
         (_, Some(answer)) => answer,
         (_, None) => return Err(unknown("no answer")),
     };
@@ -89,21 +104,41 @@ pub(crate) fn pass_on(
 }
 
 /// One of Flowgate's own answers.
-pub(crate) fn refuse(refusal: &Refusal, manner: &Manner, request_id: &str) -> Response<Full<Bytes>> {
+pub(crate) fn refuse(
+    refusal: &Refusal,
+    manner: &Manner,
+    request_id: &str,
+) -> Response<Full<Bytes>> {
     let (code, message) = (refusal.kind.code(), refusal.message.as_str());
     let retry_after = refusal.retry_after.map(advice);
-    let body = ErrorBody { request_id, host_id: &manner.host, code, message, recommend: RECOMMEND, retry_after };
+    let body = ErrorBody {
+        request_id,
+        host_id: &manner.host,
+        code,
+        message,
+        recommend: RECOMMEND,
+        retry_after,
+    };
     let mut response = Response::new(Full::new(Bytes::from(body.write(manner.format))));
     *response.status_mut() = refusal.kind.status();
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(manner.format.content_type()));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(manner.format.content_type()),
+    );
     headers.insert(FLOWGATE_ERROR, HeaderValue::from_static(code));
-    headers.insert("x-acs-request-id", HeaderValue::from_str(request_id).expect("request ids are printable"));
+    headers.insert(
+        "x-acs-request-id",
+        HeaderValue::from_str(request_id).expect("request ids are printable"),
+    );
     if let Some(wait) = refusal.retry_after {
         advise(headers, wait);
     }
     if let Some(queued) = refusal.queued {
-        headers.insert("x-flowgate-queue-position", HeaderValue::from(queued.ahead + 1));
+        headers.insert(
+            "x-flowgate-queue-position",
+            HeaderValue::from(queued.ahead + 1),
+        );
         let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
         headers.insert("x-flowgate-predicted-wait", HeaderValue::from(millis));
     }
@@ -116,7 +151,9 @@ pub(crate) fn refuse(refusal: &Refusal, manner: &Manner, request_id: &str) -> Re
 /// While Flowgate is leaving, every answer says so: a caller's pool then finds another replica.
 pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Response<Full<Bytes>> {
     if phase > Phase::Serving {
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -137,7 +174,10 @@ pub(crate) fn unknown(reason: &str) -> Refusal {
 
 /// A panic was caught.
 pub(crate) fn internal() -> Refusal {
-    Refusal::new(Kind::Internal, "An error inside Flowgate ended this call. CAMS has done nothing.")
+    Refusal::new(
+        Kind::Internal,
+        "An error inside Flowgate ended this call. CAMS has done nothing.",
+    )
 }
 
 fn credentials(request_id: Option<&str>) -> Refusal {
@@ -168,7 +208,10 @@ pub(crate) fn millis(time: Duration) -> u64 {
 
 /// The request may go on behind what was read: nothing after it can be trusted.
 fn leaves_rest_unread(kind: Kind) -> bool {
-    matches!(kind, Kind::BadRequest | Kind::TooLarge | Kind::BodyTimeout | Kind::Connect | Kind::ForeignHost)
+    matches!(
+        kind,
+        Kind::BadRequest | Kind::TooLarge | Kind::BodyTimeout | Kind::Connect | Kind::ForeignHost
+    )
 }
 
 /// An answer's headers without those of the connection that it came over, and without what only Flowgate or a browser
@@ -183,13 +226,25 @@ fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
         .collect();
     let is_unwanted = |name: &HeaderName| {
         let text = name.as_str();
-        [CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING, SET_COOKIE, UPGRADE].contains(name)
+        [
+            CONNECTION,
+            CONTENT_LENGTH,
+            TRANSFER_ENCODING,
+            SET_COOKIE,
+            UPGRADE,
+        ]
+        .contains(name)
             || ["keep-alive", "alt-svc", "te", "trailer", "content-encoding"].contains(&text)
             || text.starts_with("x-flowgate-")
             || text.starts_with("proxy-")
             || text.ends_with("-authenticate")
     };
-    let unwanted: Vec<HeaderName> = headers.keys().filter(|name| is_unwanted(name)).cloned().chain(listed).collect();
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_unwanted(name))
+        .cloned()
+        .chain(listed)
+        .collect();
     for name in unwanted {
         headers.remove(&name);
     }
@@ -208,15 +263,27 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
         }
-        Some(Answer { status: StatusCode::BAD_REQUEST, headers: map, body: Bytes::from_static(b"{}") })
+        Some(Answer {
+            status: StatusCode::BAD_REQUEST,
+            headers: map,
+            body: Bytes::from_static(b"{}"),
+        })
     }
 
     fn throttled(hint: Option<Duration>) -> Verdict {
         let source = crate::flow::judge::ThrottleSource::Body;
-        Verdict::Throttled { code: "Throttling".into(), source, hint, request_id: None }
+        Verdict::Throttled {
+            code: "Throttling".into(),
+            source,
+            hint,
+            request_id: None,
+        }
     }
 
-    const SERVICE: Service = Service { waited: Duration::from_micros(1_234_567), attempts: 3 };
+    const SERVICE: Service = Service {
+        waited: Duration::from_micros(1_234_567),
+        attempts: 3,
+    };
 
     #[test]
     fn what_belongs_to_the_connection_or_to_flowgate_stays_behind() {
@@ -234,11 +301,22 @@ mod tests {
             ("content-type", "application/json;charset=utf-8"),
             ("x-acs-request-id", "R"),
         ]);
-        let verdict = Verdict::UpstreamError { code: "x".into(), request_id: None };
+        let verdict = Verdict::UpstreamError {
+            code: "x".into(),
+            request_id: None,
+        };
         let response = pass_on(upstream, &verdict, SERVICE, || Duration::ZERO).unwrap();
         let mut names: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["content-type", "x-acs-request-id", "x-flowgate-attempts", "x-flowgate-waited"]);
+        assert_eq!(
+            names,
+            [
+                "content-type",
+                "x-acs-request-id",
+                "x-flowgate-attempts",
+                "x-flowgate-waited"
+            ]
+        );
         assert_eq!(response.headers()["x-flowgate-waited"], "1234");
         assert_eq!(response.headers()["x-flowgate-attempts"], "3");
         assert_eq!(response.status(), 400);
@@ -253,18 +331,40 @@ mod tests {
         };
         let of = |ms: &str, s: &str| (ms.to_owned(), s.to_owned());
         assert_eq!(advice(&throttled(None), Duration::ZERO), of("1", "1"));
-        assert_eq!(advice(&throttled(None), Duration::from_millis(1001)), of("1001", "2"));
-        assert_eq!(advice(&throttled(Some(Duration::from_secs(3))), Duration::from_secs(1)), of("3000", "3"));
+        assert_eq!(
+            advice(&throttled(None), Duration::from_millis(1001)),
+            of("1001", "2")
+        );
+        assert_eq!(
+            advice(
+                &throttled(Some(Duration::from_secs(3))),
+                Duration::from_secs(1)
+            ),
+            of("3000", "3")
+        );
     }
 
     #[tokio::test]
     async fn flowgates_own_answers_are_in_cams_shape() {
-        let refusal = Refusal::after(Kind::WaitTooLong, Duration::from_millis(1500), "Too \"long\".");
-        let mut manner = Manner { host: "h:1".into(), ..Manner::default() };
+        let refusal = Refusal::after(
+            Kind::WaitTooLong,
+            Duration::from_millis(1500),
+            "Too \"long\".",
+        );
+        let mut manner = Manner {
+            host: "h:1".into(),
+            ..Manner::default()
+        };
         let response = refuse(&refusal, &manner, "REQUEST-ID");
         assert_eq!(response.status(), 400);
-        assert_eq!(response.headers()["x-flowgate-error"], "System.LimitControl");
-        assert_eq!(response.headers()["content-type"], "application/json;charset=utf-8");
+        assert_eq!(
+            response.headers()["x-flowgate-error"],
+            "System.LimitControl"
+        );
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/json;charset=utf-8"
+        );
         assert_eq!(response.headers()["x-acs-retry-after"], "1500");
         assert_eq!(response.headers()["retry-after"], "2");
         let body = response.into_body().collect().await.unwrap().to_bytes();
@@ -282,7 +382,10 @@ mod tests {
 
     #[test]
     fn what_cams_says_of_our_own_signature_stays_inside() {
-        let verdict = Verdict::Credentials { code: "SignatureDoesNotMatch".into(), request_id: Some("R-1".into()) };
+        let verdict = Verdict::Credentials {
+            code: "SignatureDoesNotMatch".into(),
+            request_id: Some("R-1".into()),
+        };
         let refusal = pass_on(answer(&[]), &verdict, SERVICE, || Duration::ZERO).unwrap_err();
         assert_eq!(refusal.kind, Kind::AccountCredentials);
         assert!(refusal.message.ends_with("CAMS's RequestId: R-1."));

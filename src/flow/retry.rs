@@ -40,7 +40,11 @@ pub(crate) struct Tries {
 
 /// Decides; `random` is in 0..1.
 pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f64) -> Decision {
-    let Verdict::Throttled { hint, .. } = verdict else { return Decision::Reply { advice: Duration::ZERO } };
+    let Verdict::Throttled { hint, .. } = verdict else {
+        return Decision::Reply {
+            advice: Duration::ZERO,
+        };
+    };
     let hint = hint.map(|hint| hint.min(policy.max_pause));
     // A caller that gets the whole back-off or half of it does not come back at once, and callers still come apart.
     let own = hint.unwrap_or_else(|| backoff::full_jitter(policy, tries.sent, 0.5 + random / 2.0));
@@ -54,7 +58,11 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
         (false, None) => backoff::full_jitter(policy, tries.sent, random),
     };
     // On a lane the limiter says so itself when the hold runs out, and knows more about when to come back.
-    if after < tries.left || tries.has_lane { Decision::Again { after } } else { Decision::Reply { advice } }
+    if after < tries.left || tries.has_lane {
+        Decision::Again { after }
+    } else {
+        Decision::Reply { advice }
+    }
 }
 
 #[cfg(test)]
@@ -70,69 +78,139 @@ mod tests {
     };
 
     /// Where a lane knows better when to come back, or there is no reason to.
-    const REPLY: Decision = Decision::Reply { advice: Duration::ZERO };
+    const REPLY: Decision = Decision::Reply {
+        advice: Duration::ZERO,
+    };
 
     fn throttled(hint: Option<Duration>) -> Verdict {
         let code = "System.LimitControl".to_owned();
-        Verdict::Throttled { code, source: ThrottleSource::Body, hint, request_id: None }
+        Verdict::Throttled {
+            code,
+            source: ThrottleSource::Body,
+            hint,
+            request_id: None,
+        }
     }
 
     fn tries(sent: u32) -> Tries {
-        Tries { sent, can_repeat: true, has_lane: true, left: Duration::from_secs(90) }
+        Tries {
+            sent,
+            can_repeat: true,
+            has_lane: true,
+            left: Duration::from_secs(90),
+        }
     }
 
     #[test]
     fn only_a_throttle_refusal_is_tried_again() {
         let code = || "x".to_owned();
         for verdict in [
-            Verdict::Ok { request_id: None, code: code() },
-            Verdict::UpstreamError { code: code(), request_id: None },
-            Verdict::Credentials { code: code(), request_id: None },
+            Verdict::Ok {
+                request_id: None,
+                code: code(),
+            },
+            Verdict::UpstreamError {
+                code: code(),
+                request_id: None,
+            },
+            Verdict::Credentials {
+                code: code(),
+                request_id: None,
+            },
             Verdict::Unknown { reason: "x" },
         ] {
             assert_eq!(decide(&verdict, tries(1), &POLICY, 0.5), REPLY);
         }
-        assert_eq!(decide(&throttled(None), tries(1), &POLICY, 0.5), Decision::Again { after: Duration::ZERO });
+        assert_eq!(
+            decide(&throttled(None), tries(1), &POLICY, 0.5),
+            Decision::Again {
+                after: Duration::ZERO
+            }
+        );
     }
 
     #[test]
     fn a_call_has_so_many_attempts() {
-        assert_eq!(decide(&throttled(None), tries(2), &POLICY, 0.5), Decision::Again { after: Duration::ZERO });
+        assert_eq!(
+            decide(&throttled(None), tries(2), &POLICY, 0.5),
+            Decision::Again {
+                after: Duration::ZERO
+            }
+        );
         assert_eq!(decide(&throttled(None), tries(3), &POLICY, 0.5), REPLY);
     }
 
     #[test]
     fn a_relayed_call_cannot_be_signed_anew() {
-        let relayed = Tries { can_repeat: false, ..tries(1) };
+        let relayed = Tries {
+            can_repeat: false,
+            ..tries(1)
+        };
         assert_eq!(decide(&throttled(None), relayed, &POLICY, 0.5), REPLY);
     }
 
     #[test]
     fn without_a_lane_the_call_waits_by_itself() {
-        let alone = |sent| Tries { has_lane: false, ..tries(sent) };
+        let alone = |sent| Tries {
+            has_lane: false,
+            ..tries(sent)
+        };
         let after = |verdict: &Verdict, sent| decide(verdict, alone(sent), &POLICY, 0.5);
-        let ms = |ms| Decision::Again { after: Duration::from_millis(ms) };
+        let ms = |ms| Decision::Again {
+            after: Duration::from_millis(ms),
+        };
         assert_eq!(after(&throttled(Some(Duration::from_secs(2))), 1), ms(2000));
-        assert_eq!(after(&throttled(Some(Duration::from_secs(3600))), 1), ms(60_000));
+        assert_eq!(
+            after(&throttled(Some(Duration::from_secs(3600))), 1),
+            ms(60_000)
+        );
         assert_eq!(after(&throttled(None), 1), ms(100));
         assert_eq!(after(&throttled(None), 2), ms(200));
     }
 
     #[test]
     fn without_a_lane_a_call_waits_no_longer_than_its_hold() {
-        let short = Tries { has_lane: false, left: Duration::from_secs(2), ..tries(1) };
+        let short = Tries {
+            has_lane: false,
+            left: Duration::from_secs(2),
+            ..tries(1)
+        };
         let hint = |seconds| throttled(Some(Duration::from_secs(seconds)));
-        assert_eq!(decide(&hint(2), short, &POLICY, 0.5), Decision::Reply { advice: Duration::from_secs(2) });
-        assert_eq!(decide(&hint(1), short, &POLICY, 0.5), Decision::Again { after: Duration::from_secs(1) });
+        assert_eq!(
+            decide(&hint(2), short, &POLICY, 0.5),
+            Decision::Reply {
+                advice: Duration::from_secs(2)
+            }
+        );
+        assert_eq!(
+            decide(&hint(1), short, &POLICY, 0.5),
+            Decision::Again {
+                after: Duration::from_secs(1)
+            }
+        );
     }
 
     #[test]
     fn without_a_lane_a_throttled_caller_is_advised_the_back_off() {
-        let relayed = Tries { has_lane: false, can_repeat: false, ..tries(1) };
-        let advice = |hint, sent, random| decide(&throttled(hint), Tries { sent, ..relayed }, &POLICY, random);
-        let ms = |ms| Decision::Reply { advice: Duration::from_millis(ms) };
-        assert_eq!([0.0, 1.0].map(|random| advice(None, 1, random)), [ms(100), ms(200)]);
-        assert_eq!([0.0, 1.0].map(|random| advice(None, 3, random)), [ms(400), ms(800)]);
+        let relayed = Tries {
+            has_lane: false,
+            can_repeat: false,
+            ..tries(1)
+        };
+        let advice = |hint, sent, random| {
+            decide(&throttled(hint), Tries { sent, ..relayed }, &POLICY, random)
+        };
+        let ms = |ms| Decision::Reply {
+            advice: Duration::from_millis(ms),
+        };
+        assert_eq!(
+            [0.0, 1.0].map(|random| advice(None, 1, random)),
+            [ms(100), ms(200)]
+        );
+        assert_eq!(
+            [0.0, 1.0].map(|random| advice(None, 3, random)),
+            [ms(400), ms(800)]
+        );
         assert_eq!(advice(Some(Duration::from_secs(3)), 1, 0.5), ms(3000));
         assert_eq!(advice(Some(Duration::from_secs(3600)), 1, 0.5), ms(60_000));
     }

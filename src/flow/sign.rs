@@ -30,7 +30,11 @@ pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Req
         Sendable::Verified(call) => call,
         Sendable::Relayed(passage) => return relay(passage, upstream_host),
     };
-    let stamp = Stamp { host: upstream_host, date: time::format(now), nonce: nonce() };
+    let stamp = Stamp {
+        host: upstream_host,
+        date: time::format(now),
+        nonce: nonce(),
+    };
     match call.scheme() {
         Scheme::V1 => sign_v1(call, &stamp),
         Scheme::V3 => sign_v3(call, &stamp),
@@ -52,13 +56,19 @@ fn sign_v3(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     ];
     signed.extend(content_type.map(|content_type| ("content-type", content_type)));
     if let Some(token) = &credentials.security_token {
-        signed.extend([("x-acs-accesskey-id", key), ("x-acs-security-token", token.expose())]);
+        signed.extend([
+            ("x-acs-accesskey-id", key),
+            ("x-acs-security-token", token.expose()),
+        ]);
     }
     signed.sort_unstable();
     let authorization = Signable {
         method: call.method().as_str(),
         query: call.params().query().collect(),
-        headers: signed.iter().map(|(name, value)| (*name, value.as_bytes())).collect(),
+        headers: signed
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect(),
         body_hash: &body_hash,
     }
     .authorization(key, &credentials.secret);
@@ -74,7 +84,8 @@ fn sign_v3(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
 fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     let (body, content_type) = body(call);
     let credentials = call.credentials();
-    let mut query: Vec<(&str, &str)> = vec![("Action", call.action().as_str()), ("Version", VERSION)];
+    let mut query: Vec<(&str, &str)> =
+        vec![("Action", call.action().as_str()), ("Version", VERSION)];
     query.extend(call.format().map(|format| ("Format", format)));
     query.extend(call.params().query());
     query.extend([
@@ -84,9 +95,17 @@ fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
         ("SignatureVersion", v1::VERSION),
         ("Timestamp", &stamp.date),
     ]);
-    query.extend(credentials.security_token.as_ref().map(|token| ("SecurityToken", token.expose())));
+    query.extend(
+        credentials
+            .security_token
+            .as_ref()
+            .map(|token| ("SecurityToken", token.expose())),
+    );
     let all = query.iter().copied().chain(call.params().form());
-    let signature = v1::sign(&credentials.secret, &v1::string_to_sign(call.method().as_str(), all));
+    let signature = v1::sign(
+        &credentials.secret,
+        &v1::string_to_sign(call.method().as_str(), all),
+    );
     query.push(("Signature", &signature));
     let mut request = request(call.method(), &target(query), body);
     put(&mut request, "host", stamp.host);
@@ -108,7 +127,9 @@ fn relay(call: &Passage, upstream_host: &str) -> Request<Full<Bytes>> {
     for (name, value) in call.headers() {
         headers.append(name, value.clone());
     }
-    headers.entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
+    headers
+        .entry(header::ACCEPT_ENCODING)
+        .or_insert(HeaderValue::from_static("identity"));
     put_length(headers, call.method(), call.body().len());
     request
 }
@@ -132,14 +153,20 @@ fn body(call: &Verified) -> (Bytes, Option<&'static str>) {
 
 fn target<'a>(query: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let query = encode::pairs(query);
-    if query.is_empty() { "/".into() } else { format!("/?{query}") }
+    if query.is_empty() {
+        "/".into()
+    } else {
+        format!("/?{query}")
+    }
 }
 
 fn request(method: &Method, target: &str, body: Bytes) -> Request<Full<Bytes>> {
     let length = body.len();
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method.clone();
-    let target: PathAndQuery = target.parse().expect("identify bounds the query, and encoding leaves only ASCII");
+    let target: PathAndQuery = target
+        .parse()
+        .expect("identify bounds the query, and encoding leaves only ASCII");
     *request.uri_mut() = target.into();
     put(&mut request, "user-agent", USER_AGENT);
     put(&mut request, "accept-encoding", "identity");
@@ -155,7 +182,10 @@ fn put_length(headers: &mut HeaderMap, method: &Method, length: usize) {
 
 fn put(request: &mut Request<Full<Bytes>>, name: &'static str, value: &str) {
     let header = HeaderValue::from_bytes(value.as_bytes());
-    let mut header = header.expect("the configuration admits no control characters in keys, tokens and hosts");
+    let mut header =
+        header.expect("the configuration admits no control characters in keys, tokens and hosts");
     header.set_sensitive(matches!(name, "authorization" | "x-acs-security-token"));
-    request.headers_mut().insert(HeaderName::from_static(name), header);
+    request
+        .headers_mut()
+        .insert(HeaderName::from_static(name), header);
 }

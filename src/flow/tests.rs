@@ -20,7 +20,10 @@ impl Body for Trap {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Waking<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Waking<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         panic!("the trap")
     }
 }
@@ -35,19 +38,32 @@ struct Scene {
 
 impl Scene {
     async fn new() -> Self {
-        let loaded = crate::config::load(None, [("FLOWGATE_LIMITS__PRESET".into(), "none".into())]).unwrap();
+        let loaded =
+            crate::config::load(None, [("FLOWGATE_LIMITS__PRESET".into(), "none".into())]).unwrap();
         let parts = Arc::new(Parts::new(loaded.config).unwrap());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let caller = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let caller = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let socket = Socket::Tcp(listener.accept().await.unwrap().0);
         let (wire, hangup) = Wire::new(socket, Held::new(None, &parts.metrics.connections.open));
-        Self { parts, _caller: caller, wire, hangup }
+        Self {
+            parts,
+            _caller: caller,
+            wire,
+            hangup,
+        }
     }
 }
 
 #[tokio::test]
 async fn a_panic_costs_one_call() {
-    let Scene { parts, hangup, wire: _wire, _caller } = Scene::new().await;
+    let Scene {
+        parts,
+        hangup,
+        wire: _wire,
+        _caller,
+    } = Scene::new().await;
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
     let target = format!(
         "/?Action=CreateFlow&Version=2020-06-06&AccessKeyId=K&Signature=S&SignatureMethod=HMAC-SHA1\
@@ -59,11 +75,17 @@ async fn a_panic_costs_one_call() {
         .header("content-length", "1")
         .body(Trap)
         .unwrap();
-    let reply = call(parts.clone(), Box::new(request), hangup).await.unwrap();
+    let reply = call(parts.clone(), Box::new(request), hangup)
+        .await
+        .unwrap();
     let status = reply.status();
     let body = reply.into_body().collect().await.unwrap().to_bytes();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!((status.as_u16(), body["Code"].as_str()), (500, Some("Flowgate.Internal")), "{body}");
+    assert_eq!(
+        (status.as_u16(), body["Code"].as_str()),
+        (500, Some("Flowgate.Internal")),
+        "{body}"
+    );
 }
 
 /// As large as the proxy port's.
@@ -73,7 +95,11 @@ struct Service(Arc<Parts>);
 impl Answer for Service {
     type Body = Full<Bytes>;
 
-    async fn answer(self, request: Box<Request<Incoming>>, hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
+    async fn answer(
+        self,
+        request: Box<Request<Incoming>>,
+        hangup: Hangup,
+    ) -> Result<Response<Full<Bytes>>, Gone> {
         call(self.0, request, hangup).await
     }
 }
@@ -87,11 +113,28 @@ async fn what_waits_fits_into_a_kib_each() {
     const TASK: usize = 112;
     /// What says on the connection whose turn it is.
     const TURN: usize = 16;
-    let Scene { parts, hangup, wire, _caller } = Scene::new().await;
-    let call = call(parts.clone(), Box::new(Request::new(Full::<Bytes>::default())), hangup.clone());
-    assert!(size_of_val(&call) + TURN <= 1024, "a call's future has {} bytes", size_of_val(&call));
+    let Scene {
+        parts,
+        hangup,
+        wire,
+        _caller,
+    } = Scene::new().await;
+    let call = call(
+        parts.clone(),
+        Box::new(Request::new(Full::<Bytes>::default())),
+        hangup.clone(),
+    );
+    assert!(
+        size_of_val(&call) + TURN <= 1024,
+        "a call's future has {} bytes",
+        size_of_val(&call)
+    );
     let phases = (parts.phases.clone(), Phase::Draining);
     let terms = Terms::new(parts.bounds.clone(), None, parts.metrics.clone(), phases);
     let connection = terms.http(wire, hangup, Service(parts));
-    assert!(size_of_val(&connection) + TASK <= 1024, "a connection's future has {} bytes", size_of_val(&connection));
+    assert!(
+        size_of_val(&connection) + TASK <= 1024,
+        "a connection's future has {} bytes",
+        size_of_val(&connection)
+    );
 }

@@ -2,7 +2,10 @@
 //! to CAMS; where traces are exported, the call is a span below the caller's, its waits and attempts are spans below
 //! that, and an attempt's span is what CAMS is told. `tracestate` does not go on: it would tell CAMS of others' systems.
 
-#![cfg_attr(not(feature = "otlp"), expect(dead_code, reason = "an exporter reads the spans"))]
+#![cfg_attr(
+    not(feature = "otlp"),
+    expect(dead_code, reason = "an exporter reads the spans")
+)]
 
 use std::time::{Duration, SystemTime};
 
@@ -81,13 +84,26 @@ impl Trace {
         begin: impl FnOnce() -> bool,
     ) -> Option<Self> {
         let caller = Place::parse(headers);
-        let is_sampled = exported && caller.map_or_else(begin, |caller| caller.flags & SAMPLED != 0);
+        let is_sampled =
+            exported && caller.map_or_else(begin, |caller| caller.flags & SAMPLED != 0);
         let spans = is_sampled.then(|| {
             let own = match caller {
-                Some(caller) => Place { span: span_id(), ..caller },
-                None => Place { trace: fastrand::u128(1..), span: span_id(), flags: SAMPLED },
+                Some(caller) => Place {
+                    span: span_id(),
+                    ..caller
+                },
+                None => Place {
+                    trace: fastrand::u128(1..),
+                    span: span_id(),
+                    flags: SAMPLED,
+                },
             };
-            Spans { parent: caller.map(|caller| caller.span), own, arrived, steps: Vec::new() }
+            Spans {
+                parent: caller.map(|caller| caller.span),
+                own,
+                arrived,
+                steps: Vec::new(),
+            }
         });
         let place = spans.as_ref().map(|spans| spans.own).or(caller)?;
         Some(Self { place, spans })
@@ -102,10 +118,20 @@ impl Trace {
     pub(crate) fn begin(&mut self, kind: Kind, now: Instant) {
         self.end(now);
         if let Some(spans) = &mut self.spans {
-            let step = Step { kind, span: span_id(), from: now, until: None, code: None, cams_request_id: None };
+            let step = Step {
+                kind,
+                span: span_id(),
+                from: now,
+                until: None,
+                code: None,
+                cams_request_id: None,
+            };
             spans.steps.push(step);
-            self.place.span =
-                spans.steps.last().filter(|_| kind == Kind::Attempt).map_or(spans.own.span, |step| step.span);
+            self.place.span = spans
+                .steps
+                .last()
+                .filter(|_| kind == Kind::Attempt)
+                .map_or(spans.own.span, |step| step.span);
         }
     }
 
@@ -163,9 +189,17 @@ impl Place {
     /// that defines.
     fn parse(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
-        let text = values.next().filter(|_| values.next().is_none())?.to_str().ok()?;
+        let text = values
+            .next()
+            .filter(|_| values.next().is_none())?
+            .to_str()
+            .ok()?;
         let mut parts = text.splitn(5, '-');
-        let mut part = |length| parts.next().filter(|part| part.len() == length && part.bytes().all(is_hex));
+        let mut part = |length| {
+            parts
+                .next()
+                .filter(|part| part.len() == length && part.bytes().all(is_hex))
+        };
         let version = part(2)?;
         let (trace, span, flags) = (part(32)?, part(16)?, part(2)?);
         let has_more = parts.next().is_some();
@@ -181,7 +215,10 @@ impl Place {
     }
 
     fn header(&self) -> HeaderValue {
-        let text = format!("00-{:032x}-{:016x}-{:02x}", self.trace, self.span, self.flags);
+        let text = format!(
+            "00-{:032x}-{:016x}-{:02x}",
+            self.trace, self.span, self.flags
+        );
         HeaderValue::try_from(text).expect("hexadecimal digits and dashes make a value")
     }
 }
@@ -219,7 +256,10 @@ mod tests {
     }
 
     fn now() -> Moment {
-        Moment { wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000), at: Instant::now() }
+        Moment {
+            wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            at: Instant::now(),
+        }
     }
 
     fn goes_on(trace: &Trace) -> String {
@@ -231,11 +271,21 @@ mod tests {
     #[test]
     fn a_traceparent_is_read_in_its_form_only() {
         let parse = |value: &str| Place::parse(&said(&[value]));
-        let place = Place { trace: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c, span: 0xb7ad_6b71_6920_3331, flags: 1 };
+        let place = Place {
+            trace: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
+            span: 0xb7ad_6b71_6920_3331,
+            flags: 1,
+        };
         assert_eq!(parse(CALLER), Some(place));
-        assert_eq!(parse(&CALLER.replace("-01", "-fc")), Some(Place { flags: 0, ..place }));
+        assert_eq!(
+            parse(&CALLER.replace("-01", "-fc")),
+            Some(Place { flags: 0, ..place })
+        );
         // A later version may say more.
-        assert_eq!(parse(&CALLER.replace("00-", "cc-").replace("-01", "-01-what-else")), Some(place));
+        assert_eq!(
+            parse(&CALLER.replace("00-", "cc-").replace("-01", "-01-what-else")),
+            Some(place)
+        );
         for wrong in [
             "",
             "00",
@@ -246,7 +296,10 @@ mod tests {
             &CALLER.replace("00-", "ff-"),
             &CALLER.replace("00-", "0-"),
             &CALLER.replace("b7ad6b7169203331", "0000000000000000"),
-            &CALLER.replace("0af7651916cd43dd8448eb211c80319c", "00000000000000000000000000000000"),
+            &CALLER.replace(
+                "0af7651916cd43dd8448eb211c80319c",
+                "00000000000000000000000000000000",
+            ),
             &CALLER.replace("0af7", "+af7"),
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
@@ -257,7 +310,8 @@ mod tests {
 
     #[test]
     fn without_a_collector_the_callers_place_goes_on_as_it_is() {
-        let mut trace = Trace::of(&said(&[CALLER]), false, now(), || panic!("nobody asks")).unwrap();
+        let mut trace =
+            Trace::of(&said(&[CALLER]), false, now(), || panic!("nobody asks")).unwrap();
         trace.begin(Kind::Attempt, Instant::now());
         assert_eq!(goes_on(&trace), CALLER);
         assert_eq!(trace.id(), "0af7651916cd43dd8448eb211c80319c");
@@ -268,7 +322,9 @@ mod tests {
     #[test]
     fn the_caller_decides_whether_it_is_sampled_and_the_share_decides_for_the_others() {
         let spans = |values: &[&str], begin: bool| {
-            Trace::of(&said(values), true, now(), || begin).and_then(Trace::into_spans).map(|spans| spans.parent)
+            Trace::of(&said(values), true, now(), || begin)
+                .and_then(Trace::into_spans)
+                .map(|spans| spans.parent)
         };
         let caller = Some(Some(0xb7ad_6b71_6920_3331));
         assert_eq!(spans(&[CALLER], false), caller);
@@ -280,7 +336,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_wait_and_attempt_is_a_span_and_cams_is_told_of_its_own() {
-        let (start, pass) = (now(), |millis| tokio::time::advance(Duration::from_millis(millis)));
+        let (start, pass) = (now(), |millis| {
+            tokio::time::advance(Duration::from_millis(millis))
+        });
         let mut trace = Trace::of(&said(&[CALLER]), true, start, || false).unwrap();
         trace.begin(Kind::Queue, Instant::now());
         pass(7).await;
@@ -296,8 +354,11 @@ mod tests {
         let second = goes_on(&trace);
         let spans = trace.into_spans().unwrap();
         let millis = |at: Instant| (at - start.at).as_millis();
-        let steps: Vec<_> =
-            spans.steps.iter().map(|step| (step.kind, millis(step.from), step.until.map(millis))).collect();
+        let steps: Vec<_> = spans
+            .steps
+            .iter()
+            .map(|step| (step.kind, millis(step.from), step.until.map(millis)))
+            .collect();
         let expected = [
             (Kind::Queue, 0, Some(7)),
             (Kind::Queue, 7, Some(7)),
@@ -309,9 +370,16 @@ mod tests {
         assert_eq!(steps, expected);
         assert_eq!(spans.steps[2].code.as_deref(), Some("System.LimitControl"));
         assert_eq!(spans.steps[2].cams_request_id.as_deref(), Some("R-1"));
-        let header = |step: &Step| format!("00-0af7651916cd43dd8448eb211c80319c-{:016x}-01", step.span);
-        assert_eq!([first, second], [header(&spans.steps[2]), header(&spans.steps[5])]);
+        let header =
+            |step: &Step| format!("00-0af7651916cd43dd8448eb211c80319c-{:016x}-01", step.span);
+        assert_eq!(
+            [first, second],
+            [header(&spans.steps[2]), header(&spans.steps[5])]
+        );
         assert_ne!(spans.own.span, spans.steps[5].span);
-        assert_eq!(start.wall_at(spans.steps[5].from), start.wall + Duration::from_millis(537));
+        assert_eq!(
+            start.wall_at(spans.steps[5].from),
+            start.wall + Duration::from_millis(537)
+        );
     }
 }

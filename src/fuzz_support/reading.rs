@@ -51,16 +51,24 @@ pub(super) fn plain(text: &[u8]) -> Vec<u8> {
 
 /// The raw pairs of a query or form.
 pub(super) fn pairs(text: &[u8]) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
-    let pairs = text.split(|byte| *byte == b'&').filter(|pair| !pair.is_empty());
+    let pairs = text
+        .split(|byte| *byte == b'&')
+        .filter(|pair| !pair.is_empty());
     pairs.map(|pair| {
         let mut halves = pair.splitn(2, |byte| *byte == b'=').map(plain);
-        (halves.next().unwrap_or_default(), halves.next().unwrap_or_default())
+        (
+            halves.next().unwrap_or_default(),
+            halves.next().unwrap_or_default(),
+        )
     })
 }
 
 /// Whether the head says that its body is a form.
 pub(super) fn has_form(head: &Parts) -> bool {
-    let kind = head.headers.get("content-type").map(|value| value.as_bytes().to_ascii_lowercase());
+    let kind = head
+        .headers
+        .get("content-type")
+        .map(|value| value.as_bytes().to_ascii_lowercase());
     kind.is_some_and(|kind| kind.starts_with(b"application/x-www-form-urlencoded"))
 }
 
@@ -69,18 +77,29 @@ pub(super) fn read(head: &Parts, body: &[u8]) -> Reading {
     let form = if has_form(head) { body } else { b"" };
     let query = head.uri.query().unwrap_or_default().as_bytes();
     let mut params: BTreeMap<_, _> = pairs(query).chain(pairs(form)).collect();
-    let header = |name: &str| head.headers.get(name).map(|value| value.as_bytes().to_vec());
-    let action = params.remove(b"Action".as_slice()).or_else(|| header("x-acs-action"));
+    let header = |name: &str| {
+        head.headers
+            .get(name)
+            .map(|value| value.as_bytes().to_vec())
+    };
+    let action = params
+        .remove(b"Action".as_slice())
+        .or_else(|| header("x-acs-action"));
     let format = params.remove(b"Format".as_slice());
     params.retain(|name, _| {
         let is = |dropped: &str| name.eq_ignore_ascii_case(dropped.as_bytes());
-        !DROPPED.iter().any(|dropped| is(dropped)) && !name.to_ascii_lowercase().starts_with(b"signature")
+        !DROPPED.iter().any(|dropped| is(dropped))
+            && !name.to_ascii_lowercase().starts_with(b"signature")
     });
     Reading {
         method: head.method.to_string(),
         action: action.unwrap_or_default(),
         format,
         params,
-        json: if form.is_empty() { body.to_vec() } else { Vec::new() },
+        json: if form.is_empty() {
+            body.to_vec()
+        } else {
+            Vec::new()
+        },
     }
 }

@@ -58,11 +58,19 @@ fn open(path: &Path) -> io::Result<File> {
     match std::fs::metadata(path) {
         // Asked before it is opened, because opening a pipe waits for a reader.
         Ok(found) if !found.is_file() => {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "expected a regular file"));
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "expected a regular file",
+            ));
         }
         _ => {}
     }
-    let file = OpenOptions::new().read(true).append(true).create(true).mode(MODE).open(path)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(MODE)
+        .open(path)?;
     if file.metadata()?.mode() & 0o777 & !MODE != 0 {
         file.set_permissions(Permissions::from_mode(MODE))?;
         tracing::warn!(path = %path.display(), "others could read the journal: now only its owner can");
@@ -72,7 +80,9 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// Whether the file's last line has no end: its writer was stopped, or its disk was full.
 fn is_torn(file: &File, size: u64) -> io::Result<bool> {
-    let Some(last) = size.checked_sub(1) else { return Ok(false) };
+    let Some(last) = size.checked_sub(1) else {
+        return Ok(false);
+    };
     let mut byte = [0];
     file.read_exact_at(&mut byte, last)?;
     Ok(byte != *b"\n")
@@ -90,7 +100,11 @@ impl Identity {
 
 impl RotatingFile {
     pub(crate) fn open(config: &config::Journal) -> io::Result<Self> {
-        let config::Journal { path, max_size, keep } = config;
+        let config::Journal {
+            path,
+            max_size,
+            keep,
+        } = config;
         Self::on(open(path)?, path, (*max_size as u64, *keep))
     }
 
@@ -98,13 +112,25 @@ impl RotatingFile {
     fn on(file: File, path: &Path, (max_size, keep): (u64, u32)) -> io::Result<Self> {
         let found = file.metadata()?;
         let (identity, size) = (Identity::of(&found), found.len());
-        Ok(Self { path: path.to_owned(), max_size, keep, file, identity, size, buffer: Vec::new() })
+        Ok(Self {
+            path: path.to_owned(),
+            max_size,
+            keep,
+            file,
+            identity,
+            size,
+            buffer: Vec::new(),
+        })
     }
 
     /// Puts the first of these lines into the buffer, and as many more as the file has room for. Where each one ends there.
     fn fill(&mut self, lines: &[Bytes], prepared: &io::Result<()>) -> io::Result<Vec<usize>> {
         // What was seen is the file of this name, and that may be another one still.
-        let size = if prepared.is_ok() { self.size } else { self.file.metadata()?.len() };
+        let size = if prepared.is_ok() {
+            self.size
+        } else {
+            self.file.metadata()?.len()
+        };
         self.buffer.clear();
         // A file that cannot be read is no reason to lose the line.
         if is_torn(&self.file, size).unwrap_or(false) {
@@ -143,14 +169,19 @@ impl RotatingFile {
 
     /// Whether so many bytes more may go into the file; none if another one has its name, or none has.
     fn has_room(&mut self, more: u64) -> Option<bool> {
-        let found = std::fs::metadata(&self.path).ok().filter(|found| Identity::of(found) == self.identity)?;
+        let found = std::fs::metadata(&self.path)
+            .ok()
+            .filter(|found| Identity::of(found) == self.identity)?;
         self.size = found.len();
         Some(self.size == 0 || self.size + more <= self.max_size)
     }
 
     fn reopen(&mut self) -> io::Result<()> {
         let buffer = std::mem::take(&mut self.buffer);
-        *self = Self { buffer, ..Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))? };
+        *self = Self {
+            buffer,
+            ..Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))?
+        };
         Ok(())
     }
 
@@ -187,7 +218,11 @@ impl RotatingFile {
 impl Sink for RotatingFile {
     fn append(&mut self, lines: &[Bytes]) -> Appended {
         let prepared = self.prepare(lines.first().map_or(0, |line| line.len() as u64));
-        let all_lost = |error| Appended { lines: lines.len(), lost: lines.len(), error: Some(error) };
+        let all_lost = |error| Appended {
+            lines: lines.len(),
+            lost: lines.len(),
+            error: Some(error),
+        };
         let ends = match self.fill(lines, &prepared) {
             Ok(ends) => ends,
             Err(error) => return all_lost(error),
@@ -198,10 +233,21 @@ impl Sink for RotatingFile {
         };
         let whole = ends.iter().take_while(|end| **end <= written).count();
         if whole == ends.len() {
-            return Appended { lines: whole, lost: 0, error: prepared.err() };
+            return Appended {
+                lines: whole,
+                lost: 0,
+                error: prepared.err(),
+            };
         }
-        let error = io::Error::new(ErrorKind::WriteZero, "only a part of a line could be written");
-        Appended { lines: whole + 1, lost: 1, error: Some(error) }
+        let error = io::Error::new(
+            ErrorKind::WriteZero,
+            "only a part of a line could be written",
+        );
+        Appended {
+            lines: whole + 1,
+            lost: 1,
+            error: Some(error),
+        }
     }
 }
 
@@ -221,7 +267,12 @@ mod tests {
     /// A file in this folder, of so many bytes at most.
     fn file(folder: &tempfile::TempDir, max_size: usize) -> (PathBuf, RotatingFile) {
         let path = folder.path().join("journal");
-        let file = RotatingFile::open(&config::Journal { path: path.clone(), max_size, keep: 2 }).unwrap();
+        let file = RotatingFile::open(&config::Journal {
+            path: path.clone(),
+            max_size,
+            keep: 2,
+        })
+        .unwrap();
         (path, file)
     }
 
@@ -237,11 +288,20 @@ mod tests {
     fn full_files_move_on_and_the_oldest_goes() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut file) = file(&folder, 8);
-        for line in ["one\n", "two\n", "three\n", "longer than a file\n", "five\n"] {
+        for line in [
+            "one\n",
+            "two\n",
+            "three\n",
+            "longer than a file\n",
+            "five\n",
+        ] {
             file.write(line.as_bytes()).unwrap();
         }
         let kept = [path.clone(), older(&path, 1), older(&path, 2)];
-        assert_eq!(kept.each_ref().map(|path| text(path)), ["five\n", "longer than a file\n", "three\n"]);
+        assert_eq!(
+            kept.each_ref().map(|path| text(path)),
+            ["five\n", "longer than a file\n", "three\n"]
+        );
         assert_eq!(kept.each_ref().map(|path| mode(path)), [MODE; 3]);
         assert!(!older(&path, 3).exists());
     }
@@ -254,7 +314,10 @@ mod tests {
         std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
         let (path, mut file) = file(&folder, 100);
         file.write(b"after\n").unwrap();
-        assert_eq!((text(&path).as_str(), mode(&path)), ("before\nafter\n", MODE));
+        assert_eq!(
+            (text(&path).as_str(), mode(&path)),
+            ("before\nafter\n", MODE)
+        );
     }
 
     #[test]
@@ -287,12 +350,18 @@ mod tests {
         first.write(b"one\n").unwrap();
         first.write(b"two\n").unwrap();
         let (_, mut second) = file(&folder, 8);
-        assert_eq!([&mut first, &mut second].map(|file| file.has_room(6)), [Some(false); 2]);
+        assert_eq!(
+            [&mut first, &mut second].map(|file| file.has_room(6)),
+            [Some(false); 2]
+        );
         first.move_on(6).unwrap();
         first.write(b"three\n").unwrap();
         second.move_on(5).unwrap();
         second.write(b"4\n").unwrap();
-        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n4\n", "one\ntwo\n"));
+        assert_eq!(
+            (text(&path).as_str(), text(&older(&path, 1)).as_str()),
+            ("three\n4\n", "one\ntwo\n")
+        );
         assert!(!older(&path, 2).exists());
     }
 
@@ -300,21 +369,34 @@ mod tests {
     fn many_at_once_lose_no_line_and_move_only_full_files_on() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
-        let config = config::Journal { path: path.clone(), max_size: 80, keep: 200 };
+        let config = config::Journal {
+            path: path.clone(),
+            max_size: 80,
+            keep: 200,
+        };
         std::thread::scope(|scope| {
             for writer in 0..4 {
                 let mut file = RotatingFile::open(&config).unwrap();
                 scope.spawn(move || {
                     for line in 0..500 {
-                        file.write(format!("{writer}-{line:05}\n").as_bytes()).unwrap();
+                        file.write(format!("{writer}-{line:05}\n").as_bytes())
+                            .unwrap();
                     }
                 });
             }
         });
-        let older: Vec<_> = (1..).map(|number| older(&path, number)).take_while(|path| path.exists()).collect();
+        let older: Vec<_> = (1..)
+            .map(|number| older(&path, number))
+            .take_while(|path| path.exists())
+            .collect();
         assert!(older.len() > 5, "{}", older.len());
         for path in &older {
-            assert!(text(path).len() > 80 - 8, "{}: {}", path.display(), text(path));
+            assert!(
+                text(path).len() > 80 - 8,
+                "{}: {}",
+                path.display(),
+                text(path)
+            );
         }
         let all: String = older.iter().chain([&path]).map(|path| text(path)).collect();
         let lines: std::collections::BTreeSet<_> = all.lines().collect();
@@ -332,7 +414,10 @@ mod tests {
         assert_eq!(text(&path), "one\ntwo too many\n");
         drop(other);
         file.write(b"three\n").unwrap();
-        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n", "one\ntwo too many\n"));
+        assert_eq!(
+            (text(&path).as_str(), text(&older(&path, 1)).as_str()),
+            ("three\n", "one\ntwo too many\n")
+        );
     }
 
     #[test]
@@ -344,7 +429,10 @@ mod tests {
         file.write(b"two\n").unwrap();
         std::fs::remove_file(&path).unwrap();
         file.write(b"three\n").unwrap();
-        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n", "one\n"));
+        assert_eq!(
+            (text(&path).as_str(), text(&older(&path, 1)).as_str()),
+            ("three\n", "one\n")
+        );
         assert_eq!(mode(&path), MODE);
     }
 
@@ -360,7 +448,10 @@ mod tests {
         assert_eq!(text(&path), "one\ntwo too many\n");
         std::fs::remove_dir(older(&path, 2)).unwrap();
         file.write(b"three\n").unwrap();
-        assert_eq!((text(&path).as_str(), text(&older(&path, 1)).as_str()), ("three\n", "one\ntwo too many\n"));
+        assert_eq!(
+            (text(&path).as_str(), text(&older(&path, 1)).as_str()),
+            ("three\n", "one\ntwo too many\n")
+        );
     }
 
     #[test]
@@ -368,12 +459,19 @@ mod tests {
         let full = Path::new("/dev/full");
         let file = OpenOptions::new().append(true).open(full).unwrap();
         let mut file = RotatingFile::on(file, full, (100, 1)).unwrap();
-        assert_eq!(file.write(b"line\n").unwrap_err().kind(), ErrorKind::StorageFull);
+        assert_eq!(
+            file.write(b"line\n").unwrap_err().kind(),
+            ErrorKind::StorageFull
+        );
     }
 
     #[test]
     fn only_a_regular_file_will_do() {
-        let config = |path: &str| config::Journal { path: path.into(), max_size: 100, keep: 1 };
+        let config = |path: &str| config::Journal {
+            path: path.into(),
+            max_size: 100,
+            keep: 1,
+        };
         for path in ["/dev/null", "/tmp"] {
             let refused = RotatingFile::open(&config(path)).err().unwrap();
             assert_eq!(refused.to_string(), "expected a regular file");

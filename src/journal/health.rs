@@ -44,7 +44,10 @@ pub(super) struct Outage {
 impl Health {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
         metrics.has_journal();
-        Self { metrics, state: Mutex::default() }
+        Self {
+            metrics,
+            state: Mutex::default(),
+        }
     }
 
     /// Whether lines can be written.
@@ -87,13 +90,17 @@ impl Health {
     pub(super) fn ended(&self, now: Instant) {
         self.state.lock().writing_since = None;
         self.outage(0, now, |_| {});
-        tracing::error!("the journal's thread has panicked; calls go on without the journal until a restart");
+        tracing::error!(
+            "the journal's thread has panicked; calls go on without the journal until a restart"
+        );
     }
 
     /// Notices a write that hangs.
     pub(super) fn check(&self, now: Instant) {
         if self.state.lock().is_hanging(now) {
-            self.outage(0, now, |errors| tracing::error!(errors, "the journal's disk hangs; calls wait for it"));
+            self.outage(0, now, |errors| {
+                tracing::error!(errors, "the journal's disk hangs; calls wait for it")
+            });
         }
     }
 
@@ -101,7 +108,10 @@ impl Health {
     fn outage(&self, errors: u64, now: Instant, log: impl FnOnce(u64)) {
         let mut state = self.state.lock();
         let is_new = state.outage.is_none();
-        let outage = state.outage.get_or_insert(Outage { errors: 0, logged_at: now });
+        let outage = state.outage.get_or_insert(Outage {
+            errors: 0,
+            logged_at: now,
+        });
         outage.errors += errors;
         self.metrics.journal_up(false);
         if is_new || now.saturating_duration_since(outage.logged_at) >= LOG_EVERY {
@@ -120,6 +130,7 @@ impl Health {
 
 impl State {
     fn is_hanging(&self, now: Instant) -> bool {
-        self.writing_since.is_some_and(|since| now.saturating_duration_since(since) >= HANGS_AFTER)
+        self.writing_since
+            .is_some_and(|since| now.saturating_duration_since(since) >= HANGS_AFTER)
     }
 }

@@ -73,16 +73,28 @@ pub(super) enum Outcome {
 
 /// RFC 3339 with milliseconds.
 pub(super) fn time(at: SystemTime) -> String {
-    let millis = at.duration_since(UNIX_EPOCH).map_or(0, |since: Duration| since.subsec_millis());
+    let millis = at
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since: Duration| since.subsec_millis());
     let seconds = acs::time::format(at);
     format!("{}.{millis:03}Z", seconds.trim_end_matches('Z'))
 }
 
 /// The line that says that the attempt of this one did not leave; none if it is no such line.
 pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
-    let Ok(Line::Sent(Sent { attempt, .. })) = serde_json::from_slice(sent) else { return None };
+    let Ok(Line::Sent(Sent { attempt, .. })) = serde_json::from_slice(sent) else {
+        return None;
+    };
     let time = time(SystemTime::now()).into();
-    Some(Line::Done(Done { time, attempt, outcome: Outcome::Unsent, ..Done::default() }).to_bytes())
+    Some(
+        Line::Done(Done {
+            time,
+            attempt,
+            outcome: Outcome::Unsent,
+            ..Done::default()
+        })
+        .to_bytes(),
+    )
 }
 
 // === impl Line ===

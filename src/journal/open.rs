@@ -20,7 +20,15 @@ pub struct Reading {
 }
 
 /// The table's head.
-const HEAD: [&str; 7] = ["SENT", "ACCOUNT", "CLIENT", "TENANT", "ACTION", "FLOW NAME", "REQUEST ID"];
+const HEAD: [&str; 7] = [
+    "SENT",
+    "ACCOUNT",
+    "CLIENT",
+    "TENANT",
+    "ACTION",
+    "FLOW NAME",
+    "REQUEST ID",
+];
 
 /// Reads the journal of this path with its older files. With `unknown`, what has ended without anybody knowing how is
 /// told with what has no end.
@@ -46,7 +54,10 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<Reading> {
     }
     let mut open: Vec<_> = sent.into_values().collect();
     open.sort_by_key(|(number, _)| *number);
-    Ok(Reading { open: open.into_iter().map(|(_, attempt)| attempt).collect(), damaged })
+    Ok(Reading {
+        open: open.into_iter().map(|(_, attempt)| attempt).collect(),
+        damaged,
+    })
 }
 
 /// All files, the latest first. Opened in this order, so that a rotation meanwhile hides none: a file that it moves is met
@@ -99,11 +110,26 @@ impl Reading {
     /// For people: one row each.
     pub fn table(&self) -> String {
         let row = |sent: &Sent<'_>| {
-            let Sent { time, attempt: _, request_id, account, client, tenant, action, flow_name } = sent;
-            let (tenant, name) = (tenant.as_deref().unwrap_or("-"), flow_name.as_deref().unwrap_or("-"));
+            let Sent {
+                time,
+                attempt: _,
+                request_id,
+                account,
+                client,
+                tenant,
+                action,
+                flow_name,
+            } = sent;
+            let (tenant, name) = (
+                tenant.as_deref().unwrap_or("-"),
+                flow_name.as_deref().unwrap_or("-"),
+            );
             [time, account, client, tenant, action, name, request_id].map(shown)
         };
-        let rows: Vec<[String; 7]> = [HEAD.map(str::to_owned)].into_iter().chain(self.open.iter().map(row)).collect();
+        let rows: Vec<[String; 7]> = [HEAD.map(str::to_owned)]
+            .into_iter()
+            .chain(self.open.iter().map(row))
+            .collect();
         table(&rows)
     }
 

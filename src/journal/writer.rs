@@ -97,10 +97,22 @@ impl Writer {
         let (messages, queue) = mpsc::channel();
         let (ended, is_ended) = mpsc::channel();
         let (worker_health, worker_room) = (health.clone(), room.clone());
-        let mut worker =
-            Worker { sink, health: worker_health, room: worker_room, last_queued: Instant::now(), _ended: ended };
-        thread::Builder::new().name("journal".to_owned()).spawn(move || worker.run(&queue))?;
-        Ok(Self { messages, room, health, is_ended: Mutex::new(is_ended) })
+        let mut worker = Worker {
+            sink,
+            health: worker_health,
+            room: worker_room,
+            last_queued: Instant::now(),
+            _ended: ended,
+        };
+        thread::Builder::new()
+            .name("journal".to_owned())
+            .spawn(move || worker.run(&queue))?;
+        Ok(Self {
+            messages,
+            room,
+            health,
+            is_ended: Mutex::new(is_ended),
+        })
     }
 
     /// Writes a line that an attempt waits for. Ends when it is in the file, or is lost.
@@ -110,12 +122,22 @@ impl Writer {
         self.health.check(Instant::now());
         let room = self.room.clone().acquire_many_owned(weight(line)).await;
         let queued_at = Instant::now();
-        let Ok(room) = room else { return self.is_gone(queued_at) };
+        let Ok(room) = room else {
+            return self.is_gone(queued_at);
+        };
         let (attempt, written) = oneshot::channel();
-        if !self.queue(Line { bytes: line.clone(), queued_at, attempt: Some(attempt), _room: room }) {
+        if !self.queue(Line {
+            bytes: line.clone(),
+            queued_at,
+            attempt: Some(attempt),
+            _room: room,
+        }) {
             return;
         }
-        let mut waiting = Waiting { written, abandoned: Some((self, line)) };
+        let mut waiting = Waiting {
+            written,
+            abandoned: Some((self, line)),
+        };
         if (&mut waiting.written).await.is_err() {
             self.is_gone(queued_at);
         }
@@ -128,10 +150,17 @@ impl Writer {
         self.health.check(queued_at);
         match self.room.clone().try_acquire_many_owned(weight(&line)) {
             Ok(room) => {
-                self.queue(Line { bytes: line, queued_at, attempt: None, _room: room });
+                self.queue(Line {
+                    bytes: line,
+                    queued_at,
+                    attempt: None,
+                    _room: room,
+                });
             }
             Err(_) if self.room.is_closed() => self.is_gone(queued_at),
-            Err(_) => self.health.lost(1, &"too many lines wait to be written", queued_at),
+            Err(_) => self
+                .health
+                .lost(1, &"too many lines wait to be written", queued_at),
         }
     }
 
@@ -175,11 +204,15 @@ impl Drop for Writer {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let Some((writer, line)) = self.abandoned else { return };
+        let Some((writer, line)) = self.abandoned else {
+            return;
+        };
         self.written.close();
         // Whatever is not written yet, the thread passes over.
         if self.written.try_recv().is_ok() {
-            unsent(line).into_iter().for_each(|line| writer.push(line.into()));
+            unsent(line)
+                .into_iter()
+                .for_each(|line| writer.push(line.into()));
         }
         writer.health.check(Instant::now());
     }
@@ -204,14 +237,22 @@ impl<S: Sink> Worker<S> {
 
     fn write(&mut self, batch: Batch) {
         // What an attempt waits for no more, must not be written: it does not leave.
-        let is_wanted = |line: &Line| line.attempt.as_ref().is_none_or(|attempt| !attempt.is_closed());
+        let is_wanted = |line: &Line| {
+            line.attempt
+                .as_ref()
+                .is_none_or(|attempt| !attempt.is_closed())
+        };
         let lines: Vec<_> = batch.lines.into_iter().filter(is_wanted).collect();
         if let [first, .., last] | [first @ last] = &*lines {
             self.last_queued = last.queued_at;
             self.health.begin(first.queued_at);
             let bytes: Vec<_> = lines.iter().map(|line| line.bytes.clone()).collect();
             self.append(&bytes);
-            let unsent: Vec<_> = lines.into_iter().filter_map(Line::written).map(Bytes::from).collect();
+            let unsent: Vec<_> = lines
+                .into_iter()
+                .filter_map(Line::written)
+                .map(Bytes::from)
+                .collect();
             if !unsent.is_empty() {
                 self.append(&unsent);
             }
@@ -270,8 +311,14 @@ impl Batch {
 impl Line {
     /// Lets its attempt go on. The line that says that nothing left, if the attempt has been given up meanwhile.
     fn written(self) -> Option<Vec<u8>> {
-        let is_abandoned = self.attempt.is_some_and(|attempt| attempt.send(()).is_err());
-        if is_abandoned { unsent(&self.bytes) } else { None }
+        let is_abandoned = self
+            .attempt
+            .is_some_and(|attempt| attempt.send(()).is_err());
+        if is_abandoned {
+            unsent(&self.bytes)
+        } else {
+            None
+        }
     }
 }
 

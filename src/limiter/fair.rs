@@ -77,7 +77,11 @@ impl PartialOrd for Place {
 
 impl<W> FairQueue<W> {
     pub(crate) fn new() -> Self {
-        Self { clients: HashMap::new(), turns: Turns::new(), len: 0 }
+        Self {
+            clients: HashMap::new(),
+            turns: Turns::new(),
+            len: 0,
+        }
     }
 
     /// One more waits. A place is in line at most once.
@@ -99,7 +103,10 @@ impl<W> FairQueue<W> {
     pub(crate) fn pop(&mut self) -> Option<W> {
         let name = self.turns.first()?.0.clone();
         let client = self.clients.get_mut(&name).expect("who waits is a client");
-        let (tenant, place) = client.turns.first().expect("a client that waits has a tenant that waits");
+        let (tenant, place) = client
+            .turns
+            .first()
+            .expect("a client that waits has a tenant that waits");
         let tenant = tenant.clone();
         client.turns.serve(STRIDE);
         let stride = client.stride;
@@ -114,7 +121,10 @@ impl<W> FairQueue<W> {
 
     /// Takes out the newest call of the client with the most calls, if that has more than `than` has.
     pub(crate) fn evict(&mut self, than: &ClientId) -> Option<W> {
-        let (_, client) = self.clients.iter().max_by_key(|(name, client)| (client.calls.len(), *name))?;
+        let (_, client) = self
+            .clients
+            .iter()
+            .max_by_key(|(name, client)| (client.calls.len(), *name))?;
         if client.calls.len() <= self.of_client(than) {
             return None;
         }
@@ -126,8 +136,16 @@ impl<W> FairQueue<W> {
     /// Begins to go through the queue in the order of service, as it would be if no other call arrived. Costs
     /// O(clients + tenants).
     pub(crate) fn walk(&self) -> Walk {
-        let clients = self.clients.iter().map(|(name, client)| (name.clone(), ClientWalk::new(client)));
-        Walk { turns: self.turns.clone(), clients: clients.collect(), ahead: 0, is_over: self.len == 0 }
+        let clients = self
+            .clients
+            .iter()
+            .map(|(name, client)| (name.clone(), ClientWalk::new(client)));
+        Walk {
+            turns: self.turns.clone(),
+            clients: clients.collect(),
+            ahead: 0,
+            is_over: self.len == 0,
+        }
     }
 
     /// Goes on with a walk for at most `steps` calls. `stays` is asked of each call with the number of calls that stay
@@ -152,7 +170,9 @@ impl<W> FairQueue<W> {
             };
             if let Some((tenant, place)) = future.next() {
                 match client.calls.get(&place) {
-                    Some((entry, waiter)) if !stays(walk.ahead, waiter) => leave.push(entry.clone()),
+                    Some((entry, waiter)) if !stays(walk.ahead, waiter) => {
+                        leave.push(entry.clone())
+                    }
                     Some(_) => {
                         walk.ahead += 1;
                         future.turns.serve(STRIDE);
@@ -162,9 +182,13 @@ impl<W> FairQueue<W> {
                 }
                 future.pass(client, &tenant, place);
             }
-            walk.turns.set(&name, future.next().map(|(_, place)| (place, 0)));
+            walk.turns
+                .set(&name, future.next().map(|(_, place)| (place, 0)));
         }
-        leave.iter().filter_map(|entry| self.remove(entry)).collect()
+        leave
+            .iter()
+            .filter_map(|entry| self.remove(entry))
+            .collect()
     }
 
     /// How many wait.
@@ -174,38 +198,59 @@ impl<W> FairQueue<W> {
 
     /// The clients that wait, with their weights and how many of their tenants wait.
     pub(crate) fn clients(&self) -> impl Iterator<Item = (&ClientId, u32, usize)> {
-        let waiting = self.clients.iter().filter(|(_, client)| !client.calls.is_empty());
+        let waiting = self
+            .clients
+            .iter()
+            .filter(|(_, client)| !client.calls.is_empty());
         waiting.map(|(name, client)| (name, client.weight, client.tenants.len()))
     }
 
     /// How many of this client's calls wait.
     pub(crate) fn of_client(&self, client: &ClientId) -> usize {
-        self.clients.get(client).map_or(0, |client| client.calls.len())
+        self.clients
+            .get(client)
+            .map_or(0, |client| client.calls.len())
     }
 
     /// How many would be served before a newcomer, if nobody came after it.
     pub(crate) fn ahead_of_new(&self, entry: &QueueEntry) -> usize {
         let own = self.clients.get(&entry.client);
         let in_client = own.map_or(0, |client| client.ahead_of_new(&entry.tenant));
-        let tag = self.turns.tag(&entry.client).after(in_client, stride(entry));
-        in_client + self.turns.before(&entry.client, tag, |other| self.clients[other].stride)
+        let tag = self
+            .turns
+            .tag(&entry.client)
+            .after(in_client, stride(entry));
+        in_client
+            + self
+                .turns
+                .before(&entry.client, tag, |other| self.clients[other].stride)
     }
 
     /// When the one that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        let first = |client: &Client<W>| client.calls.first_key_value().map(|(_, (entry, _))| entry.arrived);
+        let first = |client: &Client<W>| {
+            client
+                .calls
+                .first_key_value()
+                .map(|(_, (entry, _))| entry.arrived)
+        };
         self.clients.values().filter_map(first).min()
     }
 
     /// All that wait, in no order.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &(QueueEntry, W)> {
-        self.clients.values().flat_map(|client| client.calls.values())
+        self.clients
+            .values()
+            .flat_map(|client| client.calls.values())
     }
 
     fn take(&mut self, name: &ClientId, tenant: &TenantId, place: Place) -> Option<W> {
         let client = self.clients.get_mut(name)?;
         let (_, waiter) = client.calls.remove(&place)?;
-        let places = client.tenants.get_mut(tenant).expect("the tenant of a call that waits");
+        let places = client
+            .tenants
+            .get_mut(tenant)
+            .expect("the tenant of a call that waits");
         places.remove(&place);
         let rest = first_of(places);
         client.turns.set(tenant, rest);
@@ -229,12 +274,20 @@ impl<W> FairQueue<W> {
 
 impl<W> Client<W> {
     fn new() -> Self {
-        Self { weight: 1, stride: STRIDE, calls: BTreeMap::new(), tenants: HashMap::new(), turns: Turns::new() }
+        Self {
+            weight: 1,
+            stride: STRIDE,
+            calls: BTreeMap::new(),
+            tenants: HashMap::new(),
+            turns: Turns::new(),
+        }
     }
 
     /// Where its next call stands, and how many wait.
     fn first(&self) -> Option<(Place, usize)> {
-        self.turns.first().map(|(_, place)| (place, self.calls.len()))
+        self.turns
+            .first()
+            .map(|(_, place)| (place, self.calls.len()))
     }
 
     fn ahead_of_new(&self, tenant: &TenantId) -> usize {
@@ -286,17 +339,24 @@ impl Walk {
 
 impl ClientWalk {
     fn new<W>(client: &Client<W>) -> Self {
-        Self { turns: client.turns.clone() }
+        Self {
+            turns: client.turns.clone(),
+        }
     }
 
     fn next(&self) -> Option<(TenantId, Place)> {
-        self.turns.first().map(|(tenant, place)| (tenant.clone(), place))
+        self.turns
+            .first()
+            .map(|(tenant, place)| (tenant.clone(), place))
     }
 
     fn pass<W>(&mut self, client: &Client<W>, tenant: &TenantId, place: Place) {
         use std::ops::Bound::{Excluded, Unbounded};
         let after = (Excluded(place), Unbounded);
-        let next = client.tenants.get(tenant).and_then(|places| places.range(after).next().copied());
+        let next = client
+            .tenants
+            .get(tenant)
+            .and_then(|places| places.range(after).next().copied());
         self.turns.set(tenant, next.map(|place| (place, 0)));
     }
 }

@@ -57,7 +57,13 @@ pub(crate) enum Turns<'a> {
 impl Turns<'_> {
     fn len(&self) -> usize {
         match self {
-            Self::Ring { free, used, first, held, .. } => free + used.len().saturating_sub(*first) + held,
+            Self::Ring {
+                free,
+                used,
+                first,
+                held,
+                ..
+            } => free + used.len().saturating_sub(*first) + held,
             Self::Dealt { dealt, .. } => dealt.usable(),
         }
     }
@@ -65,7 +71,15 @@ impl Turns<'_> {
     fn get(&self, index: usize) -> Instant {
         match self {
             Self::Dealt { dealt, open } => dealt.nth(index, *open),
-            Self::Ring { open, free, used, first, held_until, away, .. } => match index.checked_sub(*free) {
+            Self::Ring {
+                open,
+                free,
+                used,
+                first,
+                held_until,
+                away,
+                ..
+            } => match index.checked_sub(*free) {
                 None => *open,
                 Some(index) => (*used.get(index + first).unwrap_or(held_until) + *away).max(*open),
             },
@@ -79,7 +93,12 @@ impl<'a> Forecast<'a> {
     /// There is at least one turn.
     pub(crate) fn new(turns: Turns<'a>, away: Duration, rises: Vec<(Instant, Rate)>) -> Self {
         debug_assert!(turns.len() > 0, "a lane without tokens has no forecast");
-        Self { turns, away, spacing: Duration::ZERO, rises }
+        Self {
+            turns,
+            away,
+            spacing: Duration::ZERO,
+            rises,
+        }
     }
 
     /// The same with this time between two grants at least.
@@ -89,8 +108,14 @@ impl<'a> Forecast<'a> {
 
     /// When the grant comes that has `ahead` others before it.
     pub(crate) fn at(&self, ahead: usize) -> Instant {
-        let Some((_, highest)) = self.rises.last() else { return self.steady(ahead) };
-        if highest.tokens as usize <= EXACT { self.token_by_token(ahead) } else { self.by_mean_rate(ahead) }
+        let Some((_, highest)) = self.rises.last() else {
+            return self.steady(ahead);
+        };
+        if highest.tokens as usize <= EXACT {
+            self.token_by_token(ahead)
+        } else {
+            self.by_mean_rate(ahead)
+        }
     }
 
     /// If the rate does not rise: every token comes back `away` after each grant.
@@ -101,12 +126,17 @@ impl<'a> Forecast<'a> {
 
     fn token_by_token(&self, mut ahead: usize) -> Instant {
         // When each token is back, and when it is granted.
-        let mut back: Vec<Instant> = (0..self.turns.len()).map(|index| self.turns.get(index)).collect();
+        let mut back: Vec<Instant> = (0..self.turns.len())
+            .map(|index| self.turns.get(index))
+            .collect();
         let mut turns = back.clone();
         space(&mut back, &mut turns, None, self.spacing);
         let mut away = self.away;
         for (rises_at, rate) in &self.rises {
-            let before: usize = turns.iter().map(|turn| rounds(*turn, *rises_at, away)).sum();
+            let before: usize = turns
+                .iter()
+                .map(|turn| rounds(*turn, *rises_at, away))
+                .sum();
             if ahead < before {
                 break;
             }
@@ -135,10 +165,17 @@ impl<'a> Forecast<'a> {
     }
 
     fn by_mean_rate(&self, ahead: usize) -> Instant {
-        let [(first, rate), rises @ ..] = &self.rises[..] else { return self.steady(ahead) };
+        let [(first, rate), rises @ ..] = &self.rises[..] else {
+            return self.steady(ahead);
+        };
         let open = self.turns.get(0);
-        let spaced = first.saturating_duration_since(open).as_nanos().checked_div(self.spacing.as_nanos());
-        let spaced = spaced.map_or(usize::MAX, |spaced| usize::try_from(spaced).unwrap_or(usize::MAX));
+        let spaced = first
+            .saturating_duration_since(open)
+            .as_nanos()
+            .checked_div(self.spacing.as_nanos());
+        let spaced = spaced.map_or(usize::MAX, |spaced| {
+            usize::try_from(spaced).unwrap_or(usize::MAX)
+        });
         let before = self.steady_before(*first).min(spaced);
         if ahead < before {
             return self.steady(ahead).max(after(open, ahead, self.spacing));
@@ -162,14 +199,23 @@ impl<'a> Forecast<'a> {
         let (mut low, mut high) = (0, all);
         while low < high {
             let middle = low.midpoint(high);
-            if rounds(self.turns.get(middle), until, self.away) >= most { low = middle + 1 } else { high = middle }
+            if rounds(self.turns.get(middle), until, self.away) >= most {
+                low = middle + 1
+            } else {
+                high = middle
+            }
         }
         most.saturating_mul(low) + most.saturating_sub(1).saturating_mul(all - low)
     }
 }
 
 /// Each turn is at least this long after the one before, the first one after `latest`.
-fn space(back: &mut [Instant], turns: &mut Vec<Instant>, latest: Option<Instant>, spacing: Duration) {
+fn space(
+    back: &mut [Instant],
+    turns: &mut Vec<Instant>,
+    latest: Option<Instant>,
+    spacing: Duration,
+) {
     if spacing.is_zero() {
         return;
     }

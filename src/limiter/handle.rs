@@ -86,7 +86,13 @@ pub(super) struct Locked<'a, K: Connector> {
 impl<K: Connector> LaneHandle<K> {
     pub(super) fn new(operation: &Operation, shared: Arc<Shared<K>>) -> Self {
         let rules = shared.rules.load_full();
-        let Rules { limits, learn, bounds, since, .. } = &*rules;
+        let Rules {
+            limits,
+            learn,
+            bounds,
+            since,
+            ..
+        } = &*rules;
         let since = shared.started.max(*since);
         // Without one in the rules, the limit has just gone.
         let limit = limits.get(&operation.action).copied().or(operation.limit);
@@ -96,8 +102,19 @@ impl<K: Connector> LaneHandle<K> {
         let (account, action) = (operation.account.clone(), operation.action.clone());
         let shadow = || Box::new(Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
         let shadow = (shared.mode == Mode::Observe).then(shadow);
-        let state = Mutex::new(Attended { lane, has_worker: false });
-        Self { shared, state, changed: Notify::new(), shadow, account, action, metrics }
+        let state = Mutex::new(Attended {
+            lane,
+            has_worker: false,
+        });
+        Self {
+            shared,
+            state,
+            changed: Notify::new(),
+            shadow,
+            account,
+            action,
+            metrics,
+        }
     }
 
     /// The lane, told which source deals out its tokens now.
@@ -108,7 +125,12 @@ impl<K: Connector> LaneHandle<K> {
             (stands != state.lane.stands()).then(|| (stands, StoreTerms::of(quota)))
         });
         let drain_by = self.shared.drain_by();
-        let mut locked = Locked { rules: self.shared.rules.load(), drain_by, now: Instant::now(), state };
+        let mut locked = Locked {
+            rules: self.shared.rules.load(),
+            drain_by,
+            now: Instant::now(),
+            state,
+        };
         if let Some((stands, store)) = changed {
             let effects = locked.handle(Event::SourceChanged { stands, store });
             self.spawn_effects(effects);
@@ -125,7 +147,12 @@ impl<K: Connector> LaneHandle<K> {
     }
 
     /// A call comes, for the first time or back from a throttle refusal: then it was admitted before.
-    pub(super) fn enter(self: &Arc<Self>, entry: &QueueEntry, send_by: Instant, returning: bool) -> Entered<K> {
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        entry: &QueueEntry,
+        send_by: Instant,
+        returning: bool,
+    ) -> Entered<K> {
         let mut locked = self.lock();
         let now = locked.now;
         if !locked.is_drained()
@@ -140,11 +167,20 @@ impl<K: Connector> LaneHandle<K> {
             return Entered::Now(self.permit(connection, grant));
         }
         let (waiter, answer) = oneshot::channel();
-        let effects = locked.handle(Event::Arrived { entry: entry.clone(), send_by, returning, waiter });
+        let effects = locked.handle(Event::Arrived {
+            entry: entry.clone(),
+            send_by,
+            returning,
+            waiter,
+        });
         let Attended { lane, has_worker } = &mut *locked.state;
         if lane.queue().len() > 0 && !std::mem::replace(has_worker, true) {
             tokio::spawn(worker::run(self.clone()));
-        } else if returning || lane.source().is_shared() || lane.source().free(now) > 0 || lane.has_review() {
+        } else if returning
+            || lane.source().is_shared()
+            || lane.source().free(now) > 0
+            || lane.has_review()
+        {
             // The worker waits for a connection or the store, and one more is wanted; or a review is due.
             self.changed.notify_one();
         }
@@ -162,14 +198,21 @@ impl<K: Connector> LaneHandle<K> {
     }
 
     /// A permit of this lane.
-    pub(super) fn permit(self: &Arc<Self>, connection: K::Connection, grant: Grant) -> SendPermit<K> {
+    pub(super) fn permit(
+        self: &Arc<Self>,
+        connection: K::Connection,
+        grant: Grant,
+    ) -> SendPermit<K> {
         self.metrics.granted.inc();
         SendPermit::limited(connection, self.clone(), grant)
     }
 
     /// Whether a new lane would be the same as this one.
     pub(super) fn is_at_rest(self: &Arc<Self>) -> bool {
-        let shadow = self.shadow.as_ref().is_none_or(|shadow| shadow.lock().at_rest(Instant::now()));
+        let shadow = self
+            .shadow
+            .as_ref()
+            .is_none_or(|shadow| shadow.lock().at_rest(Instant::now()));
         if !shadow {
             return false;
         }
@@ -209,9 +252,17 @@ impl<K: Connector> LaneHandle<K> {
         match effect {
             Effect::Refuse { waiter, refusal } => answer(waiter, Err(refusal)),
             Effect::Expire { waiter, advice } => {
-                answer(waiter, Err(refusals::expired(self.shared.connector.down(), advice)));
+                answer(
+                    waiter,
+                    Err(refusals::expired(self.shared.connector.down(), advice)),
+                );
             }
-            Effect::RefuseAll { queue, refusal, step, most } => {
+            Effect::RefuseAll {
+                queue,
+                refusal,
+                step,
+                most,
+            } => {
                 tokio::spawn(refuse_all::<K>(queue, refusal, step, most));
             }
             Effect::Ask(question) => {
@@ -240,8 +291,16 @@ impl<K: Connector> LaneHandle<K> {
     }
 
     async fn ask(self: Arc<Self>, question: Question) {
-        let Some(quota) = self.shared.quota.clone() else { return };
-        let Question { op, limit, rate, waiting, asked } = question;
+        let Some(quota) = self.shared.quota.clone() else {
+            return;
+        };
+        let Question {
+            op,
+            limit,
+            rate,
+            waiting,
+            asked,
+        } = question;
         let answer: Option<Box<Answer>> = {
             let max_pause = self.shared.rules.load().retry.max_pause;
             let store_question = StoreQuestion {
@@ -254,16 +313,25 @@ impl<K: Connector> LaneHandle<K> {
                 slack: asked.ask.slack,
                 cap: quota.cap(limit),
                 version: asked.version,
-                pace: asked.pace.as_ref().map(|text| NewPace { text, lives: LEARNED_LIVES }),
+                pace: asked.pace.as_ref().map(|text| NewPace {
+                    text,
+                    lives: LEARNED_LIVES,
+                }),
                 wanted: asked.ask.wanted,
                 waiting: &waiting,
                 unused: &asked.ask.unused,
                 late: &asked.ask.late,
                 max_pause,
             };
-            quota.take(&self.account, &self.action, &op, &store_question).await.map(Box::new)
+            quota
+                .take(&self.account, &self.action, &op, &store_question)
+                .await
+                .map(Box::new)
         };
-        self.event(Event::Answered { question: asked, answer });
+        self.event(Event::Answered {
+            question: asked,
+            answer,
+        });
     }
 
     /// A pause has begun.
@@ -305,7 +373,13 @@ async fn refuse_all<K: Connector>(
     let mut advice = refusal.retry_after;
     let mut refused = 0;
     while let Some(Waiting { waiter, .. }) = queue.pop() {
-        answer(waiter, Err(Refusal { retry_after: advice, ..refusal.clone() }));
+        answer(
+            waiter,
+            Err(Refusal {
+                retry_after: advice,
+                ..refusal.clone()
+            }),
+        );
         advice = advice.map(|advice| (advice + step).min(most));
         refused += 1;
         if refused % PIECE == 0 {
@@ -318,13 +392,24 @@ async fn refuse_all<K: Connector>(
 
 impl<K: Connector> Locked<'_, K> {
     pub(super) fn handle(&mut self, event: Event<Waiter<K>>) -> VecDeque<Effect<Waiter<K>>> {
-        let cx = Context { now: self.now, rules: &self.rules, drain_by: self.drain_by };
+        let cx = Context {
+            now: self.now,
+            rules: &self.rules,
+            drain_by: self.drain_by,
+        };
         self.state.lane.handle(event, cx)
     }
 
     /// What the lane waits for; see [`Lane::next`].
-    pub(super) fn next(&mut self, is_connected: bool) -> (crate::limiter::lane::Next, Option<Instant>) {
-        let cx = Context { now: self.now, rules: &self.rules, drain_by: self.drain_by };
+    pub(super) fn next(
+        &mut self,
+        is_connected: bool,
+    ) -> (crate::limiter::lane::Next, Option<Instant>) {
+        let cx = Context {
+            now: self.now,
+            rules: &self.rules,
+            drain_by: self.drain_by,
+        };
         self.state.lane.next(is_connected, cx)
     }
 
@@ -334,7 +419,11 @@ impl<K: Connector> Locked<'_, K> {
     }
 
     pub(super) fn is_at_rest(&mut self) -> bool {
-        let cx = Context { now: self.now, rules: &self.rules, drain_by: self.drain_by };
+        let cx = Context {
+            now: self.now,
+            rules: &self.rules,
+            drain_by: self.drain_by,
+        };
         !self.state.has_worker && self.state.lane.is_at_rest(cx)
     }
 
@@ -347,7 +436,11 @@ impl<K: Connector> Locked<'_, K> {
 
 impl StoreTerms {
     pub(super) fn of(quota: &Quota) -> Self {
-        Self { slack: quota.slack(), longest_slack: quota.longest_slack(), distance: quota.distance() }
+        Self {
+            slack: quota.slack(),
+            longest_slack: quota.longest_slack(),
+            distance: quota.distance(),
+        }
     }
 }
 
@@ -355,7 +448,11 @@ impl StoreTerms {
 
 impl<'a, K: Connector> Queued<'a, K> {
     pub(super) fn new(lane: &'a Arc<LaneHandle<K>>, entry: &'a QueueEntry) -> Self {
-        Self { lane, entry, has_answer: false }
+        Self {
+            lane,
+            entry,
+            has_answer: false,
+        }
     }
 
     /// What has come by the call's send-by, if anything has.

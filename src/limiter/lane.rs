@@ -74,7 +74,12 @@ pub(crate) struct Context<'a> {
 /// What happens to a lane.
 pub(crate) enum Event<W> {
     /// A call arrives. `returning`: it was admitted before, and keeps its place.
-    Arrived { entry: QueueEntry, send_by: Instant, returning: bool, waiter: W },
+    Arrived {
+        entry: QueueEntry,
+        send_by: Instant,
+        returning: bool,
+        waiter: W,
+    },
     /// A queued caller has disconnected, or its hold is over.
     Left(QueueEntry),
     /// A connection is ready, for one call.
@@ -84,9 +89,16 @@ pub(crate) enum Event<W> {
     /// A grant was not used.
     Returned(Grant),
     /// A written attempt has ended.
-    Ended { grant: Grant, written_at: Instant, end: End },
+    Ended {
+        grant: Grant,
+        written_at: Instant,
+        end: End,
+    },
     /// The store has answered a question; none if it has not.
-    Answered { question: Asked, answer: Option<Box<Answer>> },
+    Answered {
+        question: Asked,
+        answer: Option<Box<Answer>>,
+    },
     /// Another source deals out the tokens.
     SourceChanged { stands: Stands, store: StoreTerms },
     /// The configuration was reloaded; none where it has no limit for the action any more.
@@ -125,13 +137,22 @@ pub(crate) enum Effect<W> {
     /// This call's hold is over; `advice` is when to come back.
     Expire { waiter: W, advice: Duration },
     /// All calls that wait are refused, the first with this advice, each one a step later.
-    RefuseAll { queue: FairQueue<Waiting<W>>, refusal: Refusal, step: Duration, most: Duration },
+    RefuseAll {
+        queue: FairQueue<Waiting<W>>,
+        refusal: Refusal,
+        step: Duration,
+        most: Duration,
+    },
     /// The store is to be asked.
     Ask(Box<Question>),
     /// The store's answers come too late for their slots to be used: it is of no use.
     StoreTooFar,
     /// The lane pauses: for the metrics and the log.
-    PauseBegan { pause: Duration, hint: Option<Duration>, rate: Rate },
+    PauseBegan {
+        pause: Duration,
+        hint: Option<Duration>,
+        rate: Rate,
+    },
 }
 
 /// The permission to send one attempt.
@@ -228,14 +249,23 @@ impl<W> Lane<W> {
     pub(crate) fn handle(&mut self, event: Event<W>, cx: Context<'_>) -> VecDeque<Effect<W>> {
         self.refresh(cx.now);
         match event {
-            Event::Arrived { entry, send_by, returning, waiter } => {
+            Event::Arrived {
+                entry,
+                send_by,
+                returning,
+                waiter,
+            } => {
                 self.arrived(entry, Waiting { waiter, send_by }, returning, cx);
             }
             Event::Left(entry) => self.left(&entry, cx.now),
             Event::Connected => self.connected(cx.now),
             Event::Written { grant, at } => self.written(grant, at, cx.now),
             Event::Returned(grant) => self.returned(grant, cx.now),
-            Event::Ended { grant, written_at, end } => self.ended(grant, written_at, end, cx),
+            Event::Ended {
+                grant,
+                written_at,
+                end,
+            } => self.ended(grant, written_at, end, cx),
             Event::Answered { question, answer } => self.answered(&question, answer.as_deref(), cx),
             Event::SourceChanged { stands, store } => self.source_changed(stands, store, cx),
             Event::RulesChanged { limit } => self.rules_changed(limit, cx),
@@ -259,7 +289,9 @@ impl<W> Lane<W> {
     /// Grants a call that arrives while no call waits, if nothing keeps it. Where it answers true to
     /// [`Lane::is_open`], this takes a token and no place in the queue.
     pub(crate) fn pass(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
-        self.is_open(now).then(|| self.grant(send_by, now)).flatten()
+        self.is_open(now)
+            .then(|| self.grant(send_by, now))
+            .flatten()
     }
 
     /// Whether a call that arrived now would be granted at once, if a connection is ready.
@@ -292,7 +324,10 @@ impl<W> Lane<W> {
     pub(crate) fn next(&mut self, is_connected: bool, cx: Context<'_>) -> (Next, Option<Instant>) {
         self.refresh(cx.now);
         let next = self.decide(is_connected, cx);
-        let look_at = [self.review.due_at(), self.pace.changes_at(cx.now)].into_iter().flatten().min();
+        let look_at = [self.review.due_at(), self.pace.changes_at(cx.now)]
+            .into_iter()
+            .flatten()
+            .min();
         (next, look_at)
     }
 
@@ -305,7 +340,11 @@ impl<W> Lane<W> {
         }
         if cx.is_drained(now) {
             self.review.request(now);
-            return if self.review.is_due(now) { Next::Review } else { Next::Event };
+            return if self.review.is_due(now) {
+                Next::Review
+            } else {
+                Next::Event
+            };
         }
         let review = self.review.is_due(now).then_some(Next::Review);
         if let Gate::Until(until) = self.pause.gate(now) {
@@ -313,7 +352,8 @@ impl<W> Lane<W> {
         }
         let free = self.source.free(now);
         if !is_connected {
-            return review.unwrap_or_else(|| Next::Connect(self.queue.len().min(free as usize).max(1)));
+            return review
+                .unwrap_or_else(|| Next::Connect(self.queue.len().min(free as usize).max(1)));
         }
         self.ask_if_due(now);
         if free > 0 {
@@ -332,7 +372,9 @@ impl<W> Lane<W> {
         if self.pause.gate(now) != Gate::Open || self.source.free(now) == 0 {
             return;
         }
-        let Some(Waiting { waiter, send_by }) = self.queue.pop() else { return };
+        let Some(Waiting { waiter, send_by }) = self.queue.pop() else {
+            return;
+        };
         self.review.served();
         if send_by <= now {
             let advice = Duration::from_secs(1);
@@ -353,7 +395,13 @@ impl<W> Lane<W> {
             self.probe = self.granted;
         }
         let probe = is_own_probe || token.is_probe();
-        Some(Grant { number: self.granted, token, epoch: self.epoch, send_by, probe })
+        Some(Grant {
+            number: self.granted,
+            token,
+            epoch: self.epoch,
+            send_by,
+            probe,
+        })
     }
 
     fn left(&mut self, entry: &QueueEntry, now: Instant) {
@@ -381,20 +429,29 @@ impl<W> Lane<W> {
     /// While the store is away each replica has a part of the tokens.
     fn part_of(&self, rate: Rate) -> Rate {
         match self.stands {
-            Stands::Part { count, .. } => Rate { tokens: rate.tokens.min(count.get()), ..rate },
+            Stands::Part { count, .. } => Rate {
+                tokens: rate.tokens.min(count.get()),
+                ..rate
+            },
             Stands::Alone | Stands::Together { .. } | Stands::Nothing { .. } => rate,
         }
     }
 
     /// The grants to come; none while there are no tokens.
     fn forecast(&self, now: Instant) -> Option<SourceForecast<'_>> {
-        let rises = self.pace.ahead(now).map(|(at, rate)| (at, self.part_of(rate))).collect();
-        self.source.forecast(now, self.pause.open_at(now), self.rate(now), rises)
+        let rises = self
+            .pace
+            .ahead(now)
+            .map(|(at, rate)| (at, self.part_of(rate)))
+            .collect();
+        self.source
+            .forecast(now, self.pause.open_at(now), self.rate(now), rises)
     }
 
     /// Whether a lane that is made now would be the same.
     pub(crate) fn is_at_rest(&mut self, cx: Context<'_>) -> bool {
-        let quiet = self.pause.is_forgotten(&cx.rules.retry, cx.now) && self.pace.is_forgotten(cx.now);
+        let quiet =
+            self.pause.is_forgotten(&cx.rules.retry, cx.now) && self.pace.is_forgotten(cx.now);
         quiet && self.queue.len() == 0 && self.source.at_rest(cx.now)
     }
 }
@@ -407,16 +464,26 @@ impl<W> Lane<W> {
     /// again before a long wait is over: that is allowed for by a part of what is forecast after the pause.
     pub(crate) fn predicted_wait(&self, ahead: usize, now: Instant) -> Duration {
         let open = self.pause.open_at(now);
-        let turn = self.forecast(now).map_or(open + shared::NEVER, |forecast| forecast.at(ahead));
+        let turn = self
+            .forecast(now)
+            .map_or(open + shared::NEVER, |forecast| forecast.at(ahead));
         let is_calm = self.pace.is_forgotten(now);
-        let spare = if is_calm { Duration::ZERO } else { turn.saturating_duration_since(open) / FOR_REFUSALS };
+        let spare = if is_calm {
+            Duration::ZERO
+        } else {
+            turn.saturating_duration_since(open) / FOR_REFUSALS
+        };
         (turn + spare).saturating_duration_since(now)
     }
 
     /// When the call that has `ahead` others before it had best come back. While there are no tokens that is not known,
     /// and a day would be no advice.
     pub(crate) fn advice(&self, ahead: usize, now: Instant) -> Duration {
-        if self.source.is_withheld() { shared::ADVICE } else { self.predicted_wait(ahead, now) }
+        if self.source.is_withheld() {
+            shared::ADVICE
+        } else {
+            self.predicted_wait(ahead, now)
+        }
     }
 
     /// The same for a call that arrives now.

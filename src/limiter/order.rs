@@ -51,7 +51,10 @@ impl<K: Connector> Limiter<K> {
         for lane in lanes {
             let result = lane.order(order).await;
             let before = all.unwrap_or_default();
-            all = Some(CommandResult { told: before.told + result.told, queued: before.queued + result.queued });
+            all = Some(CommandResult {
+                told: before.told + result.told,
+                queued: before.queued + result.queued,
+            });
         }
         all
     }
@@ -88,7 +91,10 @@ impl<K: Connector> LaneHandle<K> {
             tokio::task::yield_now().await;
         }
         let queued = self.queued();
-        CommandResult { told: before.saturating_sub(queued), queued }
+        CommandResult {
+            told: before.saturating_sub(queued),
+            queued,
+        }
     }
 
     fn queued(self: &Arc<Self>) -> usize {

@@ -145,7 +145,10 @@ impl Pace {
             return;
         }
         *self = Self::new(limit, bounds);
-        self.refusals = Some(Box::new(Refusals { taught_from: Some(now), ..Refusals::default() }));
+        self.refusals = Some(Box::new(Refusals {
+            taught_from: Some(now),
+            ..Refusals::default()
+        }));
     }
 
     /// What holds at `now`.
@@ -153,15 +156,28 @@ impl Pace {
         let gap = Duration::from_secs_f64(self.gap(now));
         let rate = self.calls_per_window(now);
         if rate >= self.count() {
-            return Rate { tokens: self.limit.count.get(), window: self.limit.window, gap, spacing: Duration::ZERO };
+            return Rate {
+                tokens: self.limit.count.get(),
+                window: self.limit.window,
+                gap,
+                spacing: Duration::ZERO,
+            };
         }
         let tokens = rate.ceil().max(1.0);
         let spacing = self.limit.window.div_f64(rate);
         Rate {
             tokens: tokens as u32,
-            window: self.limit.window.mul_f64(tokens / rate).max(self.limit.window),
+            window: self
+                .limit
+                .window
+                .mul_f64(tokens / rate)
+                .max(self.limit.window),
             gap,
-            spacing: if spacing < CLOSEST { Duration::ZERO } else { spacing },
+            spacing: if spacing < CLOSEST {
+                Duration::ZERO
+            } else {
+                spacing
+            },
         }
     }
 
@@ -172,7 +188,10 @@ impl Pace {
 
     /// The rates to come if no attempt is refused, in order: at most 16, the last of them the whole limit.
     pub(crate) fn ahead(&self, now: Instant) -> impl Iterator<Item = (Instant, Rate)> {
-        let rises = self.slowdown().into_iter().flat_map(move |slowdown| slowdown.rises(self.limit, now));
+        let rises = self
+            .slowdown()
+            .into_iter()
+            .flat_map(move |slowdown| slowdown.rises(self.limit, now));
         rises.map(|at| (at, self.rate(at)))
     }
 
@@ -189,8 +208,15 @@ impl Pace {
     pub(crate) fn refused(&mut self, attempt: &RefusedAttempt, now: Instant) -> bool {
         self.sample(attempt.written_at, now);
         let isolated = f64::from(self.credit) >= PER_ISOLATED;
-        self.credit = if isolated { self.credit - PER_ISOLATED as f32 } else { 0.0 };
-        let taught_from = self.refusals.as_ref().and_then(|refusals| refusals.taught_from);
+        self.credit = if isolated {
+            self.credit - PER_ISOLATED as f32
+        } else {
+            0.0
+        };
+        let taught_from = self
+            .refusals
+            .as_ref()
+            .and_then(|refusals| refusals.taught_from);
         if attempt.probe || taught_from.is_some_and(|from| attempt.written_at < from) {
             return isolated;
         }
@@ -202,7 +228,11 @@ impl Pace {
 
     /// The lane is paused until `at`: a pause is not quiet time.
     pub(crate) fn resumes_at(&mut self, at: Instant) {
-        if let Some(slowdown) = self.refusals.as_mut().and_then(|refusals| refusals.slowdown.as_mut()) {
+        if let Some(slowdown) = self
+            .refusals
+            .as_mut()
+            .and_then(|refusals| refusals.slowdown.as_mut())
+        {
             slowdown.grows_from(at);
         }
     }
@@ -215,9 +245,13 @@ impl Pace {
 
     /// Whether a new lane would do as well as this one. It learns its gap from its first answers.
     pub(crate) fn is_forgotten(&self, now: Instant) -> bool {
-        let Some(refusals) = &self.refusals else { return true };
+        let Some(refusals) = &self.refusals else {
+            return true;
+        };
         let window = self.limit.window;
-        let slow = refusals.slowdown.is_some_and(|slowdown| !slowdown.is_over(self.limit, now));
+        let slow = refusals
+            .slowdown
+            .is_some_and(|slowdown| !slowdown.is_over(self.limit, now));
         let recent = |at: Option<Instant>, time: Duration| at.is_some_and(|at| now < at + time);
         let lesson_at = refusals.lesson.map(|lesson| lesson.known_at);
         !slow
@@ -233,12 +267,20 @@ impl Pace {
 
     /// Another replica has learned this. Of two lessons from the same window the harder one holds, else the later one.
     pub(crate) fn adopt(&mut self, shared: &SharedRate, now: Instant) {
-        let Some(theirs) = Slowdown::shared(shared, self.limit, now) else { return };
+        let Some(theirs) = Slowdown::shared(shared, self.limit, now) else {
+            return;
+        };
         let refusals = self.refusals.get_or_insert_default();
-        if refusals.taught_from.is_some_and(|from| theirs.known_at() < from) {
+        if refusals
+            .taught_from
+            .is_some_and(|from| theirs.known_at() < from)
+        {
             return;
         }
-        if refusals.slowdown.is_none_or(|ours| theirs.supersedes(&ours, self.limit)) {
+        if refusals
+            .slowdown
+            .is_none_or(|ours| theirs.supersedes(&ours, self.limit))
+        {
             refusals.slowdown = Some(theirs);
             let rate_before = theirs.rate_before();
             let streak_before = theirs.streak().saturating_sub(1);
@@ -263,7 +305,9 @@ impl Pace {
     /// The part of the spread that the gap is.
     fn part(&self, now: Instant) -> f64 {
         let ceiling = (self.max_gap() / self.spread().max(1e-9)).min(1.0);
-        let quiet = self.part_since.map_or(0.0, |since| now.saturating_duration_since(since).as_secs_f64());
+        let quiet = self.part_since.map_or(0.0, |since| {
+            now.saturating_duration_since(since).as_secs_f64()
+        });
         let narrowed = (quiet / NARROWED_AFTER.as_secs_f64()).powi(2);
         f64::from(self.part).min(ceiling) * (1.0 - narrowed).max(0.0)
     }
@@ -285,7 +329,8 @@ impl Pace {
     }
 
     fn sample(&mut self, written_at: Instant, now: Instant) {
-        self.answer_times.add(now.saturating_duration_since(written_at));
+        self.answer_times
+            .add(now.saturating_duration_since(written_at));
         self.part_since.get_or_insert(now);
     }
 
@@ -299,7 +344,10 @@ impl Pace {
             return;
         }
         self.answers_since = None;
-        let jitter_at = self.refusals.as_ref().and_then(|refusals| refusals.jitter_at);
+        let jitter_at = self
+            .refusals
+            .as_ref()
+            .and_then(|refusals| refusals.jitter_at);
         if jitter_at.is_none_or(|at| now >= at + NO_PROOF_FOR) {
             self.set_part(self.part(now) * LEFT_BY_PROOF, now);
         }
@@ -311,8 +359,9 @@ impl Pace {
         let explained = self.spread().min(self.max_gap());
         let window = self.limit.window;
         let refusals = self.refusals.get_or_insert_default();
-        let running =
-            refusals.lesson.filter(|lesson| attempt.written_at <= lesson.known_at + window.mul_f64(SAME_LESSON));
+        let running = refusals
+            .lesson
+            .filter(|lesson| attempt.written_at <= lesson.known_at + window.mul_f64(SAME_LESSON));
         let mut lesson = running.unwrap_or(Lesson {
             known_at: now,
             seen: 0,
@@ -348,7 +397,11 @@ impl Pace {
                 return;
             }
         }
-        let refused = if lesson.seen == 1 { 0.0 } else { lesson.refused };
+        let refused = if lesson.seen == 1 {
+            0.0
+        } else {
+            lesson.refused
+        };
         refusals.slowdown = Some(Slowdown::new(
             lesson.rate_before,
             refused,
@@ -361,7 +414,9 @@ impl Pace {
         if self.refusals.is_some() && self.is_forgotten(now) {
             self.refusals = None;
         } else if let Some(refusals) = &mut self.refusals {
-            refusals.slowdown = refusals.slowdown.filter(|slowdown| !slowdown.is_over(self.limit, now));
+            refusals.slowdown = refusals
+                .slowdown
+                .filter(|slowdown| !slowdown.is_over(self.limit, now));
         }
     }
 
@@ -370,7 +425,8 @@ impl Pace {
     }
 
     fn calls_per_window(&self, now: Instant) -> f64 {
-        self.slowdown().map_or(self.count(), |slowdown| slowdown.rate(self.limit, now))
+        self.slowdown()
+            .map_or(self.count(), |slowdown| slowdown.rate(self.limit, now))
     }
 
     fn count(&self) -> f64 {
@@ -381,7 +437,10 @@ impl Pace {
 /// The least and the largest gap in microseconds; the largest is at most half of the window.
 fn micros(bounds: Learn, limit: Limit) -> (u32, u32) {
     let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-    (micros(bounds.gap), micros(bounds.max_gap.min(limit.window / 2).max(bounds.gap)))
+    (
+        micros(bounds.gap),
+        micros(bounds.max_gap.min(limit.window / 2).max(bounds.gap)),
+    )
 }
 
 // === impl Rate ===

@@ -105,13 +105,19 @@ impl Pause {
 
     /// When the lane may send again, if nothing else happens: for forecasts.
     pub(crate) fn open_at(&self, now: Instant) -> Instant {
-        self.until.max(self.ordered_until(now)).map_or(now, |until| until.max(now))
+        self.until
+            .max(self.ordered_until(now))
+            .map_or(now, |until| until.max(now))
     }
 
     /// The store keeps the pause and deals the probe: nothing is sent before `open`, nor before the end of a pause that
     /// the store does not know of.
     pub(crate) fn told(&mut self, open: Instant) {
-        *self = Self { until: self.until.max(Some(open)), ordered: self.ordered, ..Self::default() };
+        *self = Self {
+            until: self.until.max(Some(open)),
+            ordered: self.ordered,
+            ..Self::default()
+        };
     }
 
     /// An operator pauses the lane, for so long or until it is resumed.
@@ -126,7 +132,8 @@ impl Pause {
 
     /// What an operator has ordered that is not over.
     pub(crate) fn ordered(&self, now: Instant) -> Option<Ordered> {
-        self.ordered.filter(|ordered| !matches!(ordered, Ordered::Until(then) if *then <= now))
+        self.ordered
+            .filter(|ordered| !matches!(ordered, Ordered::Until(then) if *then <= now))
     }
 
     fn ordered_until(&self, now: Instant) -> Option<Instant> {
@@ -175,14 +182,24 @@ impl Pause {
 
     /// An attempt came back refused. The lane pauses for the server's hint, at most `policy.max_pause`, or for a back-off
     /// with full jitter, where `random` is in 0..1; after an isolated refusal for a moment.
-    pub(crate) fn refused(&mut self, refusal: &Refused, policy: &Retry, now: Instant, random: f64) -> Episode {
+    pub(crate) fn refused(
+        &mut self,
+        refusal: &Refused,
+        policy: &Retry,
+        now: Instant,
+        random: f64,
+    ) -> Episode {
         let episode = match self.known_at {
             Some(known_at) if refusal.written_at <= known_at => Episode::Same,
-            _ if refusal.isolated && refusal.hint.is_none() && self.probe == Probe::NotNeeded => Episode::Isolated,
+            _ if refusal.isolated && refusal.hint.is_none() && self.probe == Probe::NotNeeded => {
+                Episode::Isolated
+            }
             _ => Episode::New,
         };
         if episode == Episode::Isolated {
-            self.until = self.until.max(Some(now + policy.base.min(LONGEST_MOMENT).mul_f64(random)));
+            self.until = self
+                .until
+                .max(Some(now + policy.base.min(LONGEST_MOMENT).mul_f64(random)));
             return episode;
         }
         if episode == Episode::New {
@@ -230,8 +247,22 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn refused(pause: &mut Pause, written_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
-        pause.refused(&Refused { written_at, hint, isolated: false }, &POLICY, now, 0.5)
+    fn refused(
+        pause: &mut Pause,
+        written_at: Instant,
+        now: Instant,
+        hint: Option<Duration>,
+    ) -> Episode {
+        pause.refused(
+            &Refused {
+                written_at,
+                hint,
+                isolated: false,
+            },
+            &POLICY,
+            now,
+            0.5,
+        )
     }
 
     #[test]
@@ -245,11 +276,18 @@ mod tests {
     fn a_refusal_pauses_then_one_probe_then_the_normal_rate() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        assert_eq!(refused(&mut pause, t, t + ms(10), Some(ms(2000))), Episode::New);
+        assert_eq!(
+            refused(&mut pause, t, t + ms(10), Some(ms(2000))),
+            Episode::New
+        );
         assert_eq!(pause.gate(t + ms(2009)), Gate::Until(t + ms(2010)));
         assert_eq!(pause.gate(t + ms(2010)), Gate::Open);
         assert!(pause.granted(t + ms(2010)));
-        assert_eq!(pause.gate(t + ms(2011)), Gate::Until(t + ms(3010)), "a second at most");
+        assert_eq!(
+            pause.gate(t + ms(2011)),
+            Gate::Until(t + ms(3010)),
+            "a second at most"
+        );
         assert_eq!(pause.gate(t + ms(3010)), Gate::Open);
         pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2012)), Gate::Open);
@@ -262,10 +300,19 @@ mod tests {
         let mut pause = Pause::default();
         assert_eq!(refused(&mut pause, t, t + ms(10), None), Episode::New);
         assert_eq!(pause.gate(t + ms(10)), Gate::Until(t + ms(110)));
-        assert_eq!(refused(&mut pause, t + ms(9), t + ms(20), None), Episode::Same);
+        assert_eq!(
+            refused(&mut pause, t + ms(9), t + ms(20), None),
+            Episode::Same
+        );
         assert_eq!(pause.gate(t + ms(20)), Gate::Until(t + ms(110)));
-        assert_eq!(refused(&mut pause, t + ms(10), t + ms(30), Some(ms(500))), Episode::Same);
-        assert_eq!(refused(&mut pause, t + ms(10), t + ms(40), Some(ms(100))), Episode::Same);
+        assert_eq!(
+            refused(&mut pause, t + ms(10), t + ms(30), Some(ms(500))),
+            Episode::Same
+        );
+        assert_eq!(
+            refused(&mut pause, t + ms(10), t + ms(40), Some(ms(100))),
+            Episode::Same
+        );
         assert_eq!(pause.gate(t + ms(40)), Gate::Until(t + ms(530)));
         assert_eq!(pause.level, 1);
     }
@@ -297,11 +344,20 @@ mod tests {
         assert!(pause.is_forgotten(&POLICY, t));
         refused(&mut pause, t, t, Some(ms(1000)));
         assert!(!pause.is_forgotten(&POLICY, t + ms(1000)), "a probe is due");
-        assert!(pause.is_forgotten(&POLICY, t + ms(61_000)), "no call for a minute");
+        assert!(
+            pause.is_forgotten(&POLICY, t + ms(61_000)),
+            "no call for a minute"
+        );
         assert!(pause.granted(t + ms(1500)));
-        assert!(!pause.is_forgotten(&POLICY, t + ms(1600)), "the probe is out");
+        assert!(
+            !pause.is_forgotten(&POLICY, t + ms(1600)),
+            "the probe is out"
+        );
         pause.probe_passed();
-        assert!(!pause.is_forgotten(&POLICY, t + ms(2000)), "the back-off is not at its base");
+        assert!(
+            !pause.is_forgotten(&POLICY, t + ms(2000)),
+            "the back-off is not at its base"
+        );
         pause.answered(t + ms(1500));
         assert!(pause.is_forgotten(&POLICY, t + ms(2000)));
     }
@@ -314,12 +370,18 @@ mod tests {
         assert_eq!(pause.gate(t + ms(4999)), Gate::Until(t + ms(5000)));
         assert_eq!(pause.open_at(t), t + ms(5000));
         assert!(!pause.is_forgotten(&POLICY, t + ms(4999)));
-        assert_eq!((pause.gate(t + ms(5000)), pause.ordered(t + ms(5000))), (Gate::Open, None));
+        assert_eq!(
+            (pause.gate(t + ms(5000)), pause.ordered(t + ms(5000))),
+            (Gate::Open, None)
+        );
         assert!(pause.is_forgotten(&POLICY, t + ms(5000)));
         pause.order(None, t);
         for later in [0, 86_400_000] {
             let now = t + ms(later);
-            assert_eq!((pause.gate(now), pause.ordered(now)), (Gate::Until(now + NO_END_YET), Some(Ordered::Open)));
+            assert_eq!(
+                (pause.gate(now), pause.ordered(now)),
+                (Gate::Until(now + NO_END_YET), Some(Ordered::Open))
+            );
             assert!(!pause.is_forgotten(&POLICY, now));
         }
         pause.resume();
@@ -337,7 +399,11 @@ mod tests {
         assert_eq!(pause.gate(t), Gate::Until(t + ms(3000)));
         pause.order(None, t);
         pause.told(t);
-        assert_eq!(pause.gate(t), Gate::Until(t + NO_END_YET), "what the store says of CAMS does not end it");
+        assert_eq!(
+            pause.gate(t),
+            Gate::Until(t + NO_END_YET),
+            "what the store says of CAMS does not end it"
+        );
     }
 
     #[test]
@@ -369,7 +435,10 @@ mod tests {
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
         assert_eq!(pause.level, 1);
         pause.answered(t);
-        assert_eq!(pause.level, 1, "that one was written before the refusal was known");
+        assert_eq!(
+            pause.level, 1,
+            "that one was written before the refusal was known"
+        );
         pause.answered(t + ms(3));
         assert_eq!(pause.level, 0);
     }
@@ -381,12 +450,29 @@ mod tests {
         refused(&mut pause, t, t, Some(ms(10)));
         assert!(pause.granted(t));
         pause.probe_passed();
-        assert_eq!(refused(&mut pause, t, t + ms(30), Some(ms(500))), Episode::Same);
+        assert_eq!(
+            refused(&mut pause, t, t + ms(30), Some(ms(500))),
+            Episode::Same
+        );
         assert_eq!(pause.gate(t + ms(30)), Gate::Until(t + ms(530)));
         assert!(pause.granted(t), "the next one is a probe");
     }
-    fn isolated(pause: &mut Pause, written_at: Instant, now: Instant, hint: Option<Duration>) -> Episode {
-        pause.refused(&Refused { written_at, hint, isolated: true }, &POLICY, now, 0.5)
+    fn isolated(
+        pause: &mut Pause,
+        written_at: Instant,
+        now: Instant,
+        hint: Option<Duration>,
+    ) -> Episode {
+        pause.refused(
+            &Refused {
+                written_at,
+                hint,
+                isolated: true,
+            },
+            &POLICY,
+            now,
+            0.5,
+        )
     }
 
     #[test]
@@ -398,8 +484,15 @@ mod tests {
         assert_eq!(pause.gate(t + ms(25)), Gate::Open);
         assert!(!pause.granted(t + ms(25)), "it is no probe");
         assert!(pause.is_forgotten(&POLICY, t + ms(25)));
-        assert_eq!(isolated(&mut pause, t + ms(1), t + ms(30), None), Episode::Isolated, "it began no episode");
-        assert_eq!(refused(&mut pause, t + ms(2), t + ms(40), None), Episode::New);
+        assert_eq!(
+            isolated(&mut pause, t + ms(1), t + ms(30), None),
+            Episode::Isolated,
+            "it began no episode"
+        );
+        assert_eq!(
+            refused(&mut pause, t + ms(2), t + ms(40), None),
+            Episode::New
+        );
         assert_eq!(pause.level, 1);
     }
 
@@ -417,10 +510,17 @@ mod tests {
         let t = Instant::now();
         let mut pause = Pause::default();
         assert_eq!(refused(&mut pause, t, t + ms(10), None), Episode::New);
-        assert_eq!(isolated(&mut pause, t + ms(5), t + ms(20), None), Episode::Same);
+        assert_eq!(
+            isolated(&mut pause, t + ms(5), t + ms(20), None),
+            Episode::Same
+        );
         assert_eq!(pause.gate(t + ms(20)), Gate::Until(t + ms(110)));
         assert!(pause.granted(t + ms(110)));
-        assert_eq!(isolated(&mut pause, t + ms(110), t + ms(130), None), Episode::New, "the probe");
+        assert_eq!(
+            isolated(&mut pause, t + ms(110), t + ms(130), None),
+            Episode::New,
+            "the probe"
+        );
         assert_eq!(pause.level, 2);
     }
 }

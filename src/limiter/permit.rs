@@ -43,12 +43,22 @@ enum Progress {
 impl<K: Connector> SendPermit<K> {
     /// A permit of an action without a limit, or while Flowgate only observes: only a connection.
     pub(super) fn unlimited(connection: K::Connection) -> Self {
-        Self { connection: Some(connection), lane: None }
+        Self {
+            connection: Some(connection),
+            lane: None,
+        }
     }
 
     /// A permit of a lane, with a token.
-    pub(super) fn limited(connection: K::Connection, lane: Arc<LaneHandle<K>>, grant: Grant) -> Self {
-        Self { connection: Some(connection), lane: Some((lane, grant)) }
+    pub(super) fn limited(
+        connection: K::Connection,
+        lane: Arc<LaneHandle<K>>,
+        grant: Grant,
+    ) -> Self {
+        Self {
+            connection: Some(connection),
+            lane: Some((lane, grant)),
+        }
     }
 
     /// Begins to send. None if the permit is of no use any more: the lane pauses since it was granted, the store's slot or
@@ -62,10 +72,13 @@ impl<K: Connector> SendPermit<K> {
             }
         }
         let connection = self.connection.take().expect("a permit is used once");
-        let attempt = self
-            .lane
-            .take()
-            .map(|(lane, grant)| Arc::new(Attempt { lane, grant, progress: Mutex::new(Progress::Held) }));
+        let attempt = self.lane.take().map(|(lane, grant)| {
+            Arc::new(Attempt {
+                lane,
+                grant,
+                progress: Mutex::new(Progress::Held),
+            })
+        });
         Some((connection, Receipt { attempt }))
     }
 
@@ -99,7 +112,10 @@ impl<K: Connector> Receipt<K> {
 
     /// CAMS refused by throttling.
     pub(crate) fn throttled(mut self, hint: Option<Duration>) {
-        self.end(End::Throttled { hint, random: fastrand::f64() });
+        self.end(End::Throttled {
+            hint,
+            random: fastrand::f64(),
+        });
     }
 
     /// CAMS answered anything else.
@@ -138,7 +154,10 @@ impl<K: Connector> Attempt<K> {
             *progress = Progress::Written(at);
         }
         self.lane.metrics.spent.inc();
-        self.lane.event(Event::Written { grant: self.grant, at });
+        self.lane.event(Event::Written {
+            grant: self.grant,
+            at,
+        });
     }
 
     fn end(&self, end: End) {
@@ -148,7 +167,11 @@ impl<K: Connector> Attempt<K> {
         }
         let progress = std::mem::replace(&mut *self.progress.lock(), Progress::Settled);
         match progress {
-            Progress::Written(written_at) => self.lane.event(Event::Ended { grant: self.grant, written_at, end }),
+            Progress::Written(written_at) => self.lane.event(Event::Ended {
+                grant: self.grant,
+                written_at,
+                end,
+            }),
             Progress::Held => {
                 self.lane.metrics.returned.inc();
                 self.lane.event(Event::Returned(self.grant));

@@ -19,7 +19,11 @@ pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
     match down {
         Some(reason) => {
             let message = format!("CAMS cannot be reached ({reason}). CAMS has done nothing.");
-            Refusal::after(Kind::UpstreamUnreachable, wait.max(Duration::from_secs(1)), message)
+            Refusal::after(
+                Kind::UpstreamUnreachable,
+                wait.max(Duration::from_secs(1)),
+                message,
+            )
         }
         None => {
             let message = "The system is under flow control: the call's turn did not come within its hold. CAMS has done nothing.";

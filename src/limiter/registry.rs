@@ -91,20 +91,37 @@ impl<K: Connector> Limiter<K> {
             client_rooms: DashMap::new(),
             drain_by: Mutex::default(),
         };
-        Self { lanes: DashMap::with_shard_amount(SHARDS), shared: Arc::new(shared), next_place: AtomicU64::new(0) }
+        Self {
+            lanes: DashMap::with_shard_amount(SHARDS),
+            shared: Arc::new(shared),
+            next_place: AtomicU64::new(0),
+        }
     }
 
     /// A call has arrived, whole: it gets its place in the order of arrivals.
-    pub(crate) fn arrive(&self, operation: &Operation, bytes: usize) -> Result<LimitedCall<K>, Refusal> {
+    pub(crate) fn arrive(
+        &self,
+        operation: &Operation,
+        bytes: usize,
+    ) -> Result<LimitedCall<K>, Refusal> {
         let now = Instant::now();
         let lane = operation.limit.is_some().then(|| self.lane(operation));
         let full = |what: &str| {
-            let wait = lane.as_ref().map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
+            let wait = lane
+                .as_ref()
+                .map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
             Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
         };
-        let client = self.client_room((operation.account.clone(), operation.client.clone())).take(bytes);
-        let client = client.ok_or_else(|| full("This client's part of Flowgate's memory for queued calls"))?;
-        let share = self.shared.room.take(bytes).ok_or_else(|| full("Flowgate's memory for queued calls"))?;
+        let client = self
+            .client_room((operation.account.clone(), operation.client.clone()))
+            .take(bytes);
+        let client = client
+            .ok_or_else(|| full("This client's part of Flowgate's memory for queued calls"))?;
+        let share = self
+            .shared
+            .room
+            .take(bytes)
+            .ok_or_else(|| full("Flowgate's memory for queued calls"))?;
         let entry = QueueEntry {
             place: Place(self.next_place.fetch_add(1, Ordering::Relaxed)),
             client: operation.client.clone(),
@@ -113,17 +130,31 @@ impl<K: Connector> Limiter<K> {
             arrived: now,
         };
         let send_by = now + operation.wait;
-        Ok(LimitedCall { lane, shared: self.shared.clone(), entry, send_by, admitted: false, _bytes: [client, share] })
+        Ok(LimitedCall {
+            lane,
+            shared: self.shared.clone(),
+            entry,
+            send_by,
+            admitted: false,
+            _bytes: [client, share],
+        })
     }
 
     /// From now on this configuration holds, for those who wait, too. A lane whose limit has changed begins anew, with all
     /// of its tokens just used, as does one that is made after accounts, keys or limits have changed: others may have sent
     /// for it before. One whose limit has gone ends when nobody waits in it.
     pub(crate) fn reload(&self, config: &Config) {
-        let Shared { rules, room, client_rooms, .. } = &*self.shared;
+        let Shared {
+            rules,
+            room,
+            client_rooms,
+            ..
+        } = &*self.shared;
         rules.store(Arc::new(rules.load().then(config, Instant::now())));
         room.resize(config.queue.max_bytes);
-        client_rooms.iter().for_each(|room| room.resize(config.queue.max_bytes / 2));
+        client_rooms
+            .iter()
+            .for_each(|room| room.resize(config.queue.max_bytes / 2));
         // A lane that is made meanwhile reads the new rules.
         self.all().iter().for_each(|lane| lane.reload());
     }
@@ -131,13 +162,17 @@ impl<K: Connector> Limiter<K> {
     /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
     pub(crate) fn drain(&self, by: Instant) {
         self.shared.drain_by.lock().begin(by);
-        self.all().iter().for_each(|lane| lane.event(Event::DrainBegan));
+        self.all()
+            .iter()
+            .for_each(|lane| lane.event(Event::DrainBegan));
     }
 
     /// Leaves the limited actions' quota to a successor: nothing of them is sent from now on.
     pub(crate) fn hand_over(&self) {
         self.shared.drain_by.lock().hand_over(Instant::now());
-        self.all().iter().for_each(|lane| lane.event(Event::DrainBegan));
+        self.all()
+            .iter()
+            .for_each(|lane| lane.event(Event::DrainBegan));
     }
 
     /// The state of every lane, for metrics and operators.
@@ -148,7 +183,13 @@ impl<K: Connector> Limiter<K> {
     /// How many lanes there are, and how many calls wait in them.
     pub(crate) fn count(&self) -> (usize, usize) {
         let lanes = self.all();
-        (lanes.len(), lanes.iter().map(|lane| lane.lock().state.lane.queue().len()).sum())
+        (
+            lanes.len(),
+            lanes
+                .iter()
+                .map(|lane| lane.lock().state.lane.queue().len())
+                .sum(),
+        )
     }
 
     /// The room for the bytes of all calls that come in, wait or are under way.
@@ -170,7 +211,8 @@ impl<K: Connector> Limiter<K> {
     pub(crate) fn forget_idle(&self) {
         // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
         let Shared { client_rooms, .. } = &*self.shared;
-        self.lanes.retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_at_rest());
+        self.lanes
+            .retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_at_rest());
         client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
         // A map keeps the room of its greatest crowd.
         if self.lanes.len() < self.lanes.capacity() / SPARSE {
@@ -184,11 +226,18 @@ impl<K: Connector> Limiter<K> {
     /// The room for the bytes of one client's calls.
     pub(crate) fn client_room(&self, key: (AccountId, ClientId)) -> Arc<Room> {
         let half = || self.shared.rules.load().bounds.max_bytes / 2;
-        self.shared.client_rooms.entry(key).or_insert_with(|| Room::new(half())).clone()
+        self.shared
+            .client_rooms
+            .entry(key)
+            .or_insert_with(|| Room::new(half()))
+            .clone()
     }
 
     pub(super) fn all(&self) -> Vec<Arc<LaneHandle<K>>> {
-        self.lanes.iter().map(|entry| entry.value().clone()).collect()
+        self.lanes
+            .iter()
+            .map(|entry| entry.value().clone())
+            .collect()
     }
 
     pub(super) fn lane(&self, operation: &Operation) -> Arc<LaneHandle<K>> {
@@ -213,7 +262,9 @@ impl<K: Connector> LimitedCall<K> {
     /// Waits for the permission to send, at most until the call's send-by. Dropping the future leaves the queue and uses
     /// no token.
     pub(crate) async fn permit(&mut self) -> Result<SendPermit<K>, Refusal> {
-        let Some(lane) = self.lane.clone() else { return self.unlimited_permit().await };
+        let Some(lane) = self.lane.clone() else {
+            return self.unlimited_permit().await;
+        };
         if let Some(shadow) = &lane.shadow {
             self.observe(&lane, shadow);
             return self.unlimited_permit().await;
@@ -245,22 +296,34 @@ impl<K: Connector> LimitedCall<K> {
 
     /// When a call that came now could be sent: the honest advice for when to come back.
     pub(crate) fn predicted_wait(&self) -> Duration {
-        self.lane.as_ref().map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
+        self.lane
+            .as_ref()
+            .map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
     }
 
     /// Counts, once, what would have become of the call.
     fn observe(&mut self, lane: &LaneHandle<K>, shadow: &Mutex<Shadow>) {
-        if self.shared.drain_by().is_some_and(|by| by <= Instant::now()) || std::mem::replace(&mut self.admitted, true)
+        if self
+            .shared
+            .drain_by()
+            .is_some_and(|by| by <= Instant::now())
+            || std::mem::replace(&mut self.admitted, true)
         {
             return;
         }
         let mut shadow = shadow.lock();
         // Read under the lock, so that the shadow's time never goes back.
         let now = Instant::now();
-        let would = shadow.decide(&self.entry.client, self.send_by.saturating_duration_since(now), now);
+        let would = shadow.decide(
+            &self.entry.client,
+            self.send_by.saturating_duration_since(now),
+            now,
+        );
         drop(shadow);
         let ([account, action], client) = (lane.metrics.labels(), self.entry.client.as_str());
-        self.shared.metrics.shadow_decision(account, action, would.label());
+        self.shared
+            .metrics
+            .shadow_decision(account, action, would.label());
         tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
     }
 
@@ -270,14 +333,20 @@ impl<K: Connector> LimitedCall<K> {
             return Err(refusals::draining());
         }
         if self.left().is_zero() {
-            return Err(refusals::expired(self.shared.connector.down(), Duration::from_secs(1)));
+            return Err(refusals::expired(
+                self.shared.connector.down(),
+                Duration::from_secs(1),
+            ));
         }
         let connection = match self.shared.connector.try_ready() {
             Some(connection) => connection,
             // Boxed: seldom needed, and room for it would be in every call that waits.
-            None => Box::pin(tokio::time::timeout_at(self.send_by, self.shared.connector.ready(1)))
-                .await
-                .map_err(|_| refusals::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
+            None => Box::pin(tokio::time::timeout_at(
+                self.send_by,
+                self.shared.connector.ready(1),
+            ))
+            .await
+            .map_err(|_| refusals::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
         };
         Ok(SendPermit::unlimited(connection))
     }

@@ -27,7 +27,14 @@ pub(super) struct Rules {
 impl Rules {
     pub(super) fn new(config: &Config, since: Instant) -> Self {
         let (bounds, limits) = (config.queue.clone(), config.limits.clone());
-        Self { limits, bounds, retry: config.retry, learn: config.learn, since, keys: keys(config) }
+        Self {
+            limits,
+            bounds,
+            retry: config.retry,
+            learn: config.learn,
+            since,
+            keys: keys(config),
+        }
     }
 
     /// Those that follow these `now`.
@@ -45,10 +52,21 @@ impl Rules {
 fn keys(config: &Config) -> u64 {
     let mut hasher = DefaultHasher::new();
     for account in &config.accounts {
-        let lasting = account.credentials.as_ref().filter(|credentials| credentials.security_token.is_none());
-        (&account.id, lasting.map(|credentials| &credentials.access_key_id), &account.aliases).hash(&mut hasher);
+        let lasting = account
+            .credentials
+            .as_ref()
+            .filter(|credentials| credentials.security_token.is_none());
+        (
+            &account.id,
+            lasting.map(|credentials| &credentials.access_key_id),
+            &account.aliases,
+        )
+            .hash(&mut hasher);
     }
     config.accounts.len().hash(&mut hasher);
-    config.clients.iter().for_each(|client| (&client.id, &client.account).hash(&mut hasher));
+    config
+        .clients
+        .iter()
+        .for_each(|client| (&client.id, &client.account).hash(&mut hasher));
     hasher.finish()
 }

@@ -43,7 +43,12 @@ pub(crate) enum Would {
 
 impl Shadow {
     /// As for the lane's tokens, all count as just used when the process `started`.
-    pub(crate) fn new(limit: Limit, gap: Duration, bounds: &config::Queue, started: Instant) -> Self {
+    pub(crate) fn new(
+        limit: Limit,
+        gap: Duration,
+        bounds: &config::Queue,
+        started: Instant,
+    ) -> Self {
         Self {
             away: limit.window + gap,
             max_waiting: bounds.max_waiting,
@@ -56,9 +61,19 @@ impl Shadow {
 
     /// Whether it is the queue that there would be under these rules.
     pub(crate) fn keeps_to(&self, limit: Limit, gap: Duration, bounds: &config::Queue) -> bool {
-        let Self { away, max_waiting, max_waiting_per_client, .. } = self;
-        let rules = (limit.window + gap, bounds.max_waiting, bounds.max_waiting_per_client);
-        self.sends.len() == limit.count.get() as usize && rules == (*away, *max_waiting, *max_waiting_per_client)
+        let Self {
+            away,
+            max_waiting,
+            max_waiting_per_client,
+            ..
+        } = self;
+        let rules = (
+            limit.window + gap,
+            bounds.max_waiting,
+            bounds.max_waiting_per_client,
+        );
+        self.sends.len() == limit.count.get() as usize
+            && rules == (*away, *max_waiting, *max_waiting_per_client)
     }
 
     /// A call of this client came `now` and could have waited for `hold`. A refused one takes no place.
@@ -67,7 +82,10 @@ impl Shadow {
         let wait = self.wait(now);
         if !wait.is_zero() {
             let own = self.of_client.get(client).copied().unwrap_or_default();
-            if wait > hold || self.waiting.len() >= self.max_waiting || own >= self.max_waiting_per_client {
+            if wait > hold
+                || self.waiting.len() >= self.max_waiting
+                || own >= self.max_waiting_per_client
+            {
                 return Would::Refuse;
             }
             self.waiting.push_back((now + wait, client.clone()));
@@ -75,7 +93,11 @@ impl Shadow {
         }
         self.sends.pop_front();
         self.sends.push_back(now + wait);
-        if wait.is_zero() { Would::Pass } else { Would::Wait(wait) }
+        if wait.is_zero() {
+            Would::Pass
+        } else {
+            Would::Wait(wait)
+        }
     }
 
     /// How many calls would wait.
@@ -98,14 +120,19 @@ impl Shadow {
 
     /// Whether a new one would be the same.
     pub(crate) fn at_rest(&self, now: Instant) -> bool {
-        self.sends.back().is_none_or(|latest| *latest + self.away <= now)
+        self.sends
+            .back()
+            .is_none_or(|latest| *latest + self.away <= now)
     }
 
     /// Lets go whose turn would have come.
     fn advance(&mut self, now: Instant) {
         while self.waiting.front().is_some_and(|(turn, _)| *turn <= now) {
             let (_, client) = self.waiting.pop_front().expect("somebody waits");
-            let left = self.of_client.get_mut(&client).expect("who waits is counted");
+            let left = self
+                .of_client
+                .get_mut(&client)
+                .expect("who waits is counted");
             *left -= 1;
             if *left == 0 {
                 self.of_client.remove(&client);
@@ -160,13 +187,21 @@ mod tests {
             hold: config::Hold::Auto,
             max_hold: HOLD,
         };
-        let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: ms(1000) };
+        let limit = Limit {
+            count: NonZeroU32::new(5).unwrap(),
+            window: ms(1000),
+        };
         let started = Instant::now();
-        (Shadow::new(limit, ms(5), &bounds, started), started + ms(1005))
+        (
+            Shadow::new(limit, ms(5), &bounds, started),
+            started + ms(1005),
+        )
     }
 
     fn many(shadow: &mut Shadow, calls: usize, hold: Duration, now: Instant) -> Vec<Would> {
-        (0..calls).map(|_| shadow.decide(&ClientId::new("a"), hold, now)).collect()
+        (0..calls)
+            .map(|_| shadow.decide(&ClientId::new("a"), hold, now))
+            .collect()
     }
 
     #[test]
@@ -178,7 +213,10 @@ mod tests {
             assert_eq!(*five, [Would::Wait(ms(1005) * round); 5]);
         }
         let waiting = |shadow: &mut Shadow, after| shadow.waiting(now + ms(after));
-        assert_eq!([0, 1004, 1005, 2010, 3015].map(|after| waiting(&mut shadow, after)), [15, 15, 10, 5, 0]);
+        assert_eq!(
+            [0, 1004, 1005, 2010, 3015].map(|after| waiting(&mut shadow, after)),
+            [15, 15, 10, 5, 0]
+        );
         assert!(shadow.of_client.is_empty() && shadow.sends.len() == 5);
     }
 
@@ -189,7 +227,10 @@ mod tests {
             assert_eq!(many(&mut shadow, 1, HOLD, now + ms(at)), [Would::Pass]);
         }
         let would = many(&mut shadow, 6, HOLD, now + ms(950));
-        assert_eq!(would, [55, 155, 305, 455, 955, 1060].map(|wait| Would::Wait(ms(wait))));
+        assert_eq!(
+            would,
+            [55, 155, 305, 455, 955, 1060].map(|wait| Would::Wait(ms(wait)))
+        );
         assert_eq!(many(&mut shadow, 1, HOLD, now + ms(5000)), [Would::Pass]);
     }
 
@@ -197,7 +238,10 @@ mod tests {
     fn nothing_would_have_left_in_the_first_second_of_a_process() {
         let (mut shadow, warm) = shadow(100, 100);
         assert!(!shadow.at_rest(warm - ms(1)) && shadow.at_rest(warm));
-        assert_eq!(many(&mut shadow, 1, HOLD, warm - ms(1005)), [Would::Wait(ms(1005))]);
+        assert_eq!(
+            many(&mut shadow, 1, HOLD, warm - ms(1005)),
+            [Would::Wait(ms(1005))]
+        );
         assert_eq!(many(&mut shadow, 1, HOLD, warm), [Would::Pass]);
         assert!(!shadow.at_rest(warm + ms(1004)) && shadow.at_rest(warm + ms(1005)));
     }
@@ -217,10 +261,23 @@ mod tests {
     fn the_queues_bounds_hold_for_the_would_be_queue() {
         let (mut shadow, now) = shadow(4, 3);
         many(&mut shadow, 5, HOLD, now);
-        let mut decide = |client: &str, at| shadow.decide(&ClientId::new(client), HOLD, now + ms(at)).label();
-        assert_eq!(["a", "a", "a", "a"].map(|client| decide(client, 0)), ["waited", "waited", "waited", "refused"]);
-        assert_eq!(["b", "b"].map(|client| decide(client, 0)), ["waited", "refused"]);
-        assert_eq!(["a", "b"].map(|client| decide(client, 1005)), ["passed", "waited"]);
+        let mut decide = |client: &str, at| {
+            shadow
+                .decide(&ClientId::new(client), HOLD, now + ms(at))
+                .label()
+        };
+        assert_eq!(
+            ["a", "a", "a", "a"].map(|client| decide(client, 0)),
+            ["waited", "waited", "waited", "refused"]
+        );
+        assert_eq!(
+            ["b", "b"].map(|client| decide(client, 0)),
+            ["waited", "refused"]
+        );
+        assert_eq!(
+            ["a", "b"].map(|client| decide(client, 1005)),
+            ["passed", "waited"]
+        );
     }
 
     #[test]

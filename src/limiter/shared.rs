@@ -132,7 +132,9 @@ impl Quota {
                     OnStoreFailure::Share => self.members.lock().part(limit.count, Instant::now()),
                     OnStoreFailure::Refuse => None,
                 };
-                part.map_or(Stands::Nothing { since: Some(since) }, |count| Stands::Part { count, since })
+                part.map_or(Stands::Nothing { since: Some(since) }, |count| {
+                    Stands::Part { count, since }
+                })
             }
         }
     }
@@ -142,7 +144,11 @@ impl Quota {
     pub(crate) fn cap(&self, limit: Limit) -> u32 {
         let window = limit.window + self.slack;
         let withheld = match self.on_failure {
-            OnStoreFailure::Share => self.members.lock().withheld(limit.count, window, Instant::now()),
+            OnStoreFailure::Share => {
+                self.members
+                    .lock()
+                    .withheld(limit.count, window, Instant::now())
+            }
             OnStoreFailure::Refuse => 0,
         };
         limit.count.get().saturating_sub(withheld)
@@ -167,21 +173,34 @@ impl Quota {
         question: &Question<'_>,
     ) -> Option<Answer> {
         // What is in braces decides on which of a cluster's servers the keys lie.
-        let [lane, ring] = ["lane", "ring"].map(|what| format!("{}{what}:{{{account}}}:{action}", self.store.prefix()));
+        let [lane, ring] = ["lane", "ring"]
+            .map(|what| format!("{}{what}:{{{account}}}:{action}", self.store.prefix()));
         let sent = Instant::now();
-        let answer = self.store.run(op.name(), &self.take, &[&lane, &ring], &op.args(question)).await.ok()?;
+        let answer = self
+            .store
+            .run(op.name(), &self.take, &[&lane, &ring], &op.args(question))
+            .await
+            .ok()?;
         let received = Instant::now();
         let view = View::read(answer);
         if view.is_none() {
             self.store.has_no_answer(op.name());
         }
-        Some(Answer { view: view?, sent, received })
+        Some(Answer {
+            view: view?,
+            sent,
+            received,
+        })
     }
 
     /// Takes a nonce for all replicas; true when it was new, none if the store does not say.
     pub(crate) async fn take_nonce(&self, nonce: &Nonce, now: SystemTime) -> Option<bool> {
         let key = format!("{}nonce:{}", self.store.prefix(), nonce.digest);
-        let expires = nonce.until.duration_since(now).unwrap_or_default().max(Duration::from_secs(1));
+        let expires = nonce
+            .until
+            .duration_since(now)
+            .unwrap_or_default()
+            .max(Duration::from_secs(1));
         self.store.set_new("nonce", &key, expires).await.ok()
     }
 
@@ -196,7 +215,10 @@ impl Quota {
                     Some((_, own)) => own,
                     None => {
                         let number = self.store.own_connection().await;
-                        Own { connection: number.unwrap_or(UNKNOWN), run: self.store.run_id() }
+                        Own {
+                            connection: number.unwrap_or(UNKNOWN),
+                            run: self.store.run_id(),
+                        }
                     }
                 };
                 self.beat(since, &own).await;
@@ -204,8 +226,13 @@ impl Quota {
                 connection = Some((since, own));
             }
             let is_down = matches!(state, State::Down { .. });
-            let ends = self.members.lock().part_ends().filter(|ends| is_down && *ends > Instant::now());
-            self.metrics.store_degraded(!matches!(state, State::Up { .. }));
+            let ends = self
+                .members
+                .lock()
+                .part_ends()
+                .filter(|ends| is_down && *ends > Instant::now());
+            self.metrics
+                .store_degraded(!matches!(state, State::Up { .. }));
             self.metrics.replicas(self.members.lock().len());
             let ended = async {
                 match ends {
@@ -239,10 +266,20 @@ impl Quota {
             return;
         }
         self.roll("beat", own, None).await;
-        let silent: Vec<(String, u64)> = self.members.lock().vanished(since, &own.run, Instant::now()).collect();
-        for (name, through) in silent.into_iter().filter(|(_, through)| *through != UNKNOWN) {
+        let silent: Vec<(String, u64)> = self
+            .members
+            .lock()
+            .vanished(since, &own.run, Instant::now())
+            .collect();
+        for (name, through) in silent
+            .into_iter()
+            .filter(|(_, through)| *through != UNKNOWN)
+        {
             if self.store.is_closed(through).await == Some(true) {
-                tracing::info!(replica = name, "a replica has died: its part of the quota is free");
+                tracing::info!(
+                    replica = name,
+                    "a replica has died: its part of the quota is free"
+                );
                 self.roll("bury", own, Some((&name, through))).await;
                 self.members.lock().left(&name);
             }
@@ -253,7 +290,9 @@ impl Quota {
         let args = members::args(op, &self.replica, own, self.lease, buried);
         let key = format!("{}replicas", self.store.prefix());
         let asked = Instant::now();
-        let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else { return };
+        let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else {
+            return;
+        };
         match members::read(answer) {
             Some(list) => self.members.lock().heard(list, asked),
             None => self.store.has_no_answer(op),

@@ -105,7 +105,11 @@ impl Source {
 
     /// This process's part of the lane's attempts, from 0 to 1.
     pub(crate) fn part(&self) -> f64 {
-        if let Self::Shared(slots) = self { slots.part() } else { 1.0 }
+        if let Self::Shared(slots) = self {
+            slots.part()
+        } else {
+            1.0
+        }
     }
 
     /// Whether the store that replicas share deals them out.
@@ -147,7 +151,10 @@ impl Source {
             Self::Memory(tokens) => Some(SourceForecast::Memory(tokens.forecast(now, open, rises))),
             Self::Shared(slots) => {
                 let dealt = slots.turns();
-                let forecast = || Forecast::new(Turns::Dealt { dealt, open }, dealt.away(), rises).spaced(rate.spacing);
+                let forecast = || {
+                    Forecast::new(Turns::Dealt { dealt, open }, dealt.away(), rises)
+                        .spaced(rate.spacing)
+                };
                 let dealt = (!slots.are_withheld()).then(forecast);
                 Some(SourceForecast::Shared { slots, open, dealt })
             }

@@ -81,7 +81,12 @@ impl Doors {
         if !looks.is_zero() {
             let mut advance = pin!(tokio::time::advance(looks));
             // The first poll moves the clock, and the second would end it.
-            assert!(advance.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert!(
+                advance
+                    .as_mut()
+                    .poll(&mut Context::from_waker(Waker::noop()))
+                    .is_pending()
+            );
         }
     }
 }
@@ -91,13 +96,17 @@ impl Connector for Doors {
 
     fn try_ready(&self) -> Option<Held> {
         self.look();
-        let at_once = self.0.delay_ms.load(Ordering::Relaxed) == 0 && !self.0.shut.load(Ordering::Relaxed);
+        let at_once =
+            self.0.delay_ms.load(Ordering::Relaxed) == 0 && !self.0.shut.load(Ordering::Relaxed);
         at_once.then(|| self.one())
     }
 
     async fn ready(&self, wanted: usize) -> Held {
         self.0.wanted.fetch_max(wanted as u64, Ordering::Relaxed);
-        sleep(Duration::from_millis(self.0.delay_ms.load(Ordering::Relaxed))).await;
+        sleep(Duration::from_millis(
+            self.0.delay_ms.load(Ordering::Relaxed),
+        ))
+        .await;
         assert!(!self.0.trapped.swap(false, Ordering::Relaxed), "the trap");
         while self.0.shut.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(10)).await;
@@ -110,7 +119,10 @@ impl Connector for Doors {
     }
 
     fn down(&self) -> Option<String> {
-        self.0.shut.load(Ordering::Relaxed).then(|| "the door is shut".into())
+        self.0
+            .shut
+            .load(Ordering::Relaxed)
+            .then(|| "the door is shut".into())
     }
 }
 
@@ -135,14 +147,27 @@ impl World {
     /// One of the replicas that share this prefix, when it may send.
     async fn replica(port: u16, prefix: String) -> Self {
         let mut world = Self::since(Instant::now() - 10 * SECOND, GAP, |_| {});
-        let settings = config::Store { prefix, ..config::Store::on(config::Topology::Single, &[port]) };
-        let quota = Quota::open(&settings, config::OnStoreFailure::Share, world.metrics.clone()).unwrap();
-        Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap().quota = Some(quota.clone());
+        let settings = config::Store {
+            prefix,
+            ..config::Store::on(config::Topology::Single, &[port])
+        };
+        let quota = Quota::open(
+            &settings,
+            config::OnStoreFailure::Share,
+            world.metrics.clone(),
+        )
+        .unwrap();
+        Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared)
+            .unwrap()
+            .quota = Some(quota.clone());
         let queue = world.queue.clone();
         let quota_changes = quota.changes();
         tokio::spawn(quota.keep(move || queue.refresh()));
         let mut changes = quota_changes;
-        changes.wait_for(|state| matches!(state, State::Up { .. })).await.unwrap();
+        changes
+            .wait_for(|state| matches!(state, State::Up { .. }))
+            .await
+            .unwrap();
         sleep(SECOND + 30 * GAP).await;
         world
     }
@@ -165,9 +190,13 @@ impl World {
         change(&mut bounds);
         let door = Arc::new(Door::default());
         let metrics = Arc::new(Metrics::new());
-        let learn = config::Learn { gap, max_gap: 8 * gap };
+        let learn = config::Learn {
+            gap,
+            max_gap: 8 * gap,
+        };
         let mut config = config::load(None, []).unwrap().config;
-        (config.limits, config.queue, config.retry, config.learn) = (BTreeMap::new(), bounds.clone(), RETRY, learn);
+        (config.limits, config.queue, config.retry, config.learn) =
+            (BTreeMap::new(), bounds.clone(), RETRY, learn);
         let rules = Rules::new(&config, started);
         let shared = Shared {
             mode: Mode::Enforce,
@@ -180,26 +209,71 @@ impl World {
             client_rooms: DashMap::new(),
             drain_by: Mutex::default(),
         };
-        let queue = Limiter { lanes: DashMap::new(), shared: Arc::new(shared), next_place: AtomicU64::new(0) };
-        Self { queue: Arc::new(queue), door, metrics, bounds }
+        let queue = Limiter {
+            lanes: DashMap::new(),
+            shared: Arc::new(shared),
+            next_place: AtomicU64::new(0),
+        };
+        Self {
+            queue: Arc::new(queue),
+            door,
+            metrics,
+            bounds,
+        }
     }
 
     /// As if the store had dealt these slots, dated now, where so many tokens may be in use.
     fn dealt(&self, slots: usize, usable: u32) {
         let (now, slack) = (Instant::now(), Duration::from_millis(15));
-        let dated = Dated { at: 0, back: 1_020_000, slack: 15_000, probe: false };
-        let view = View { usable, gap: 5000, away: 1_020_000, part: 1_000_000, ..View::default() };
-        let view = View { slots: vec![dated; slots], ..view };
-        let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: SECOND };
-        let mut tokens = Slots::new(&Start { limit, gap: GAP, slack, distance: Duration::ZERO, from: now });
+        let dated = Dated {
+            at: 0,
+            back: 1_020_000,
+            slack: 15_000,
+            probe: false,
+        };
+        let view = View {
+            usable,
+            gap: 5000,
+            away: 1_020_000,
+            part: 1_000_000,
+            ..View::default()
+        };
+        let view = View {
+            slots: vec![dated; slots],
+            ..view
+        };
+        let limit = Limit {
+            count: NonZeroU32::new(5).unwrap(),
+            window: SECOND,
+        };
+        let mut tokens = Slots::new(&Start {
+            limit,
+            gap: GAP,
+            slack,
+            distance: Duration::ZERO,
+            from: now,
+        });
         let number = tokens.ask(1, now).number;
-        tokens.answered(number, &Answer { view, sent: now, received: now }, now);
+        tokens.answered(
+            number,
+            &Answer {
+                view,
+                sent: now,
+                received: now,
+            },
+            now,
+        );
         self.set_source(Source::Shared(Box::new(tokens)));
     }
 
     /// The lane's tokens come from here from now on.
     fn set_source(&self, source: Source) {
-        self.queue.lane(&operation("a", SECOND)).lock().state.lane.set_source(source);
+        self.queue
+            .lane(&operation("a", SECOND))
+            .lock()
+            .state
+            .lane
+            .set_source(source);
     }
 
     fn arrive(&self, hold: Duration) -> Result<LimitedCall<Doors>, Refusal> {
@@ -225,7 +299,10 @@ const RETRY: Retry = Retry {
 };
 
 fn operation(client: &str, hold: Duration) -> Operation {
-    let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: SECOND };
+    let limit = Limit {
+        count: NonZeroU32::new(5).unwrap(),
+        window: SECOND,
+    };
     Operation {
         account: AccountId::new("acme"),
         known: true,
@@ -243,11 +320,23 @@ fn operation(client: &str, hold: Duration) -> Operation {
 fn worst_second(sends: &[Instant]) -> usize {
     let mut sends = sends.to_vec();
     sends.sort();
-    sends.iter().enumerate().map(|(i, at)| sends[i..].partition_point(|other| *other < *at + SECOND)).max().unwrap_or(0)
+    sends
+        .iter()
+        .enumerate()
+        .map(|(i, at)| sends[i..].partition_point(|other| *other < *at + SECOND))
+        .max()
+        .unwrap_or(0)
 }
 
 /// Pauses the lane by a refusal with this hint.
 async fn pause(world: &World, hint: Duration) {
-    let (_, receipt) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
+    let (_, receipt) = world
+        .arrive(30 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .unwrap()
+        .spend()
+        .unwrap();
     receipt.throttled(Some(hint));
 }

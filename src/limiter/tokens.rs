@@ -42,8 +42,19 @@ impl Tokens {
     pub(crate) fn new(limit: Limit, gap: Duration, since: Instant, now: Instant) -> Self {
         let (count, away) = (limit.count.get() as usize, limit.window + gap);
         let is_cold = since + away > now;
-        let used = if is_cold { std::iter::repeat_n(since, count).collect() } else { VecDeque::new() };
-        Self { count, away, usable: count, spacing: Duration::ZERO, held: 0, used }
+        let used = if is_cold {
+            std::iter::repeat_n(since, count).collect()
+        } else {
+            VecDeque::new()
+        };
+        Self {
+            count,
+            away,
+            usable: count,
+            spacing: Duration::ZERO,
+            held: 0,
+            used,
+        }
     }
 
     /// This rate holds from now on.
@@ -94,12 +105,20 @@ impl Tokens {
         let spaced = self.spaced_until().unwrap_or(now);
         match (self.held + self.away(now)).checked_sub(self.usable) {
             None => Some(spaced),
-            Some(_) => self.used.get(self.first_of_usable()).map(|used| spaced.max(*used + self.away)),
+            Some(_) => self
+                .used
+                .get(self.first_of_usable())
+                .map(|used| spaced.max(*used + self.away)),
         }
     }
 
     /// The grants to come, if none comes before `open` and the rate rises at these moments.
-    pub(crate) fn forecast(&self, now: Instant, open: Instant, rises: Vec<(Instant, Rate)>) -> Forecast<'_> {
+    pub(crate) fn forecast(
+        &self,
+        now: Instant,
+        open: Instant,
+        rises: Vec<(Instant, Rate)>,
+    ) -> Forecast<'_> {
         let away = self.away(now);
         let turns = Turns::Ring {
             open: self.spaced_until().map_or(open, |spaced| spaced.max(open)),
@@ -147,7 +166,10 @@ impl Tokens {
 
     /// Until then the latest use keeps the next one away.
     fn spaced_until(&self) -> Option<Instant> {
-        self.used.back().filter(|_| !self.spacing.is_zero()).map(|used| *used + self.spacing)
+        self.used
+            .back()
+            .filter(|_| !self.spacing.is_zero())
+            .map(|used| *used + self.spacing)
     }
 }
 

@@ -108,10 +108,19 @@ impl<K: Connector> LaneHandle<K> {
         locked.refresh();
         let (now, lane) = (locked.now, &locked.state.lane);
         let (limit, rate, queue) = (lane.limit(), lane.rate(now), lane.queue());
-        let shadow = self.shadow.as_ref().map(|shadow| ShadowView::of(&mut shadow.lock(), now));
-        let wait = if shadow.is_some() { Duration::ZERO } else { lane.predicted_wait(queue.len(), now) };
+        let shadow = self
+            .shadow
+            .as_ref()
+            .map(|shadow| ShadowView::of(&mut shadow.lock(), now));
+        let wait = if shadow.is_some() {
+            Duration::ZERO
+        } else {
+            lane.predicted_wait(queue.len(), now)
+        };
         let [account, action] = self.metrics.labels();
-        let oldest = queue.oldest().map_or(Duration::ZERO, |arrived| now.saturating_duration_since(arrived));
+        let oldest = queue.oldest().map_or(Duration::ZERO, |arrived| {
+            now.saturating_duration_since(arrived)
+        });
         LaneView {
             account: account.to_owned(),
             action: action.to_owned(),
@@ -123,7 +132,10 @@ impl<K: Connector> LaneHandle<K> {
             predicted_wait_seconds: wait.as_secs_f64(),
             hold_used: hold_used(queue, now),
             pause_remaining_seconds: lane.pause().remaining(now).as_secs_f64(),
-            operator_pause: lane.pause().ordered(now).map(|ordered| OperatorPause::of(ordered, now)),
+            operator_pause: lane
+                .pause()
+                .ordered(now)
+                .map(|ordered| OperatorPause::of(ordered, now)),
             granted: lane.granted(),
             tokens_free: lane.source().free(now),
             tokens_held: lane.source().held(),
@@ -142,9 +154,15 @@ impl LaneView {
     fn add(&mut self, other: Self) {
         let longest = |mine: &mut f64, other: f64| *mine = mine.max(other);
         longest(&mut self.oldest_wait_seconds, other.oldest_wait_seconds);
-        longest(&mut self.predicted_wait_seconds, other.predicted_wait_seconds);
+        longest(
+            &mut self.predicted_wait_seconds,
+            other.predicted_wait_seconds,
+        );
         longest(&mut self.hold_used, other.hold_used);
-        longest(&mut self.pause_remaining_seconds, other.pause_remaining_seconds);
+        longest(
+            &mut self.pause_remaining_seconds,
+            other.pause_remaining_seconds,
+        );
         longest(&mut self.gap_seconds, other.gap_seconds);
         self.effective_per_second = self.effective_per_second.min(other.effective_per_second);
         self.operator_pause = self.operator_pause.or(other.operator_pause);
@@ -157,7 +175,10 @@ impl LaneView {
         longest_first(&mut self.tenants, other.tenants);
         if let (Some(shadow), Some(other)) = (&mut self.shadow, other.shadow) {
             shadow.queued += other.queued;
-            longest(&mut shadow.predicted_wait_seconds, other.predicted_wait_seconds);
+            longest(
+                &mut shadow.predicted_wait_seconds,
+                other.predicted_wait_seconds,
+            );
         }
     }
 }
@@ -167,8 +188,12 @@ impl LaneView {
 impl OperatorPause {
     fn of(ordered: Ordered, now: Instant) -> Self {
         match ordered {
-            Ordered::Open => Self { remaining_seconds: None },
-            Ordered::Until(then) => Self { remaining_seconds: Some((then - now).as_secs_f64()) },
+            Ordered::Open => Self {
+                remaining_seconds: None,
+            },
+            Ordered::Until(then) => Self {
+                remaining_seconds: Some((then - now).as_secs_f64()),
+            },
         }
     }
 }
@@ -178,23 +203,43 @@ impl OperatorPause {
 impl ShadowView {
     fn of(shadow: &mut Shadow, now: Instant) -> Self {
         let predicted_wait_seconds = shadow.wait(now).as_secs_f64();
-        Self { queued: shadow.waiting(now), predicted_wait_seconds }
+        Self {
+            queued: shadow.waiting(now),
+            predicted_wait_seconds,
+        }
     }
 }
 
 /// The five tenants with the longest queues, for a log line.
 pub(super) fn tenants_in_words<W>(line: &FairQueue<W>, now: Instant) -> String {
     let words = |view: &TenantView| {
-        let TenantView { client, tenant, queued, share, oldest_wait_seconds } = view;
-        format!("{client}/{tenant}: {queued} queued, share {share:.2}, oldest {oldest_wait_seconds:.1} s")
+        let TenantView {
+            client,
+            tenant,
+            queued,
+            share,
+            oldest_wait_seconds,
+        } = view;
+        format!(
+            "{client}/{tenant}: {queued} queued, share {share:.2}, oldest {oldest_wait_seconds:.1} s"
+        )
     };
-    tenants(line, now).iter().take(5).map(words).collect::<Vec<_>>().join("; ")
+    tenants(line, now)
+        .iter()
+        .take(5)
+        .map(words)
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn hold_used<W>(line: &FairQueue<Waiting<W>>, now: Instant) -> f64 {
     let used = |(entry, waiting): &(QueueEntry, Waiting<W>)| {
         let may = waiting.send_by - entry.arrived;
-        if may.is_zero() { 1.0 } else { ((now - entry.arrived).as_secs_f64() / may.as_secs_f64()).min(1.0) }
+        if may.is_zero() {
+            1.0
+        } else {
+            ((now - entry.arrived).as_secs_f64() / may.as_secs_f64()).min(1.0)
+        }
     };
     line.waiting().map(used).fold(0.0, f64::max)
 }
@@ -204,21 +249,27 @@ fn tenants<W>(line: &FairQueue<W>, now: Instant) -> Vec<TenantView> {
     let mut weights = HashMap::new();
     for (entry, _) in line.waiting() {
         weights.insert(&entry.client, f64::from(entry.weight));
-        let tenant = by_tenant.entry((&entry.client, &entry.tenant)).or_insert((0, entry.arrived));
+        let tenant = by_tenant
+            .entry((&entry.client, &entry.tenant))
+            .or_insert((0, entry.arrived));
         tenant.0 += 1;
         tenant.1 = tenant.1.min(entry.arrived);
     }
     let all: f64 = weights.values().sum();
     let mut tenants_of = HashMap::<_, u32>::new();
-    by_tenant.keys().for_each(|(client, _)| *tenants_of.entry(*client).or_default() += 1);
+    by_tenant
+        .keys()
+        .for_each(|(client, _)| *tenants_of.entry(*client).or_default() += 1);
     let share = |client| weights[client] / all / f64::from(tenants_of[client]);
-    let views = by_tenant.into_iter().map(|((client, tenant), (queued, oldest))| TenantView {
-        client: client.to_string(),
-        tenant: tenant.to_string(),
-        queued,
-        share: share(client),
-        oldest_wait_seconds: (now - oldest).as_secs_f64(),
-    });
+    let views = by_tenant
+        .into_iter()
+        .map(|((client, tenant), (queued, oldest))| TenantView {
+            client: client.to_string(),
+            tenant: tenant.to_string(),
+            queued,
+            share: share(client),
+            oldest_wait_seconds: (now - oldest).as_secs_f64(),
+        });
     let mut longest = Vec::new();
     longest_first(&mut longest, views);
     longest
@@ -226,7 +277,11 @@ fn tenants<W>(line: &FairQueue<W>, now: Instant) -> Vec<TenantView> {
 
 fn longest_first(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = TenantView>) {
     views.extend(more);
-    views.sort_by(|a, b| b.queued.cmp(&a.queued).then_with(|| (&a.client, &a.tenant).cmp(&(&b.client, &b.tenant))));
+    views.sort_by(|a, b| {
+        b.queued
+            .cmp(&a.queued)
+            .then_with(|| (&a.client, &a.tenant).cmp(&(&b.client, &b.tenant)))
+    });
     views.truncate(TENANTS);
 }
 
@@ -241,11 +296,22 @@ mod tests {
         let start = Instant::now();
         let mut line = FairQueue::new();
         for (place, (client, weight, tenant)) in
-            [("a", 3, "x"), ("a", 3, "y"), ("a", 3, "y"), ("b", 1, "z")].into_iter().enumerate()
+            [("a", 3, "x"), ("a", 3, "y"), ("a", 3, "y"), ("b", 1, "z")]
+                .into_iter()
+                .enumerate()
         {
             let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
             let arrived = start + Duration::from_millis(100 * place as u64);
-            line.push(QueueEntry { place: Place(place as u64), client, weight, tenant, arrived }, ());
+            line.push(
+                QueueEntry {
+                    place: Place(place as u64),
+                    client,
+                    weight,
+                    tenant,
+                    arrived,
+                },
+                (),
+            );
         }
         let words = tenants_in_words(&line, start + Duration::from_secs(2));
         assert_eq!(

@@ -45,7 +45,10 @@ pub(super) async fn run<K: Connector>(lane: Arc<LaneHandle<K>>) {
 }
 
 /// Does what is to be done now, and tells what to wait for.
-fn step<K: Connector>(lane: &Arc<LaneHandle<K>>, connection: &mut Option<K::Connection>) -> (Next, Option<Instant>) {
+fn step<K: Connector>(
+    lane: &Arc<LaneHandle<K>>,
+    connection: &mut Option<K::Connection>,
+) -> (Next, Option<Instant>) {
     if !connection.as_ref().is_some_and(K::is_usable) {
         *connection = lane.shared.connector.try_ready();
     }
@@ -64,7 +67,9 @@ fn step<K: Connector>(lane: &Arc<LaneHandle<K>>, connection: &mut Option<K::Conn
     if let Some(Effect::Grant { .. }) = effects.back()
         && let Some(Effect::Grant { waiter, grant }) = effects.pop_back()
     {
-        let connection = connection.take().expect("a call is granted to a connection that is there");
+        let connection = connection
+            .take()
+            .expect("a call is granted to a connection that is there");
         // A caller that has just disconnected drops its permit, which gives the token and the connection back.
         answer(waiter, Ok(lane.permit(connection, grant)));
     }
@@ -84,10 +89,22 @@ async fn change<K: Connector>(lane: &LaneHandle<K>, look_at: Option<Instant>) {
 }
 
 /// The lane's clock: a limiter of one that drips when the next token is back.
-#[expect(clippy::disallowed_methods, reason = "this is the one place where limiters are made")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place where limiters are made"
+)]
 async fn drip(back_at: Instant) {
-    let time = back_at.saturating_duration_since(Instant::now()).max(SHORTEST);
-    RateLimiter::builder().max(1).initial(0).refill(1).interval(time).build().acquire_one().await;
+    let time = back_at
+        .saturating_duration_since(Instant::now())
+        .max(SHORTEST);
+    RateLimiter::builder()
+        .max(1)
+        .initial(0)
+        .refill(1)
+        .interval(time)
+        .build()
+        .acquire_one()
+        .await;
 }
 
 /// Puts another worker in the place of one that panics: a panic costs one call, not the lane.

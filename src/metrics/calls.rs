@@ -56,21 +56,37 @@ pub(crate) struct Attempt<'a> {
 
 const WELL: (&str, &str) = ("200", labels::OK);
 /// Upper bounds in seconds: a gateway answers in tens of milliseconds, SDKs give up at 3 s or 10 s, Flowgate at 30 s.
-const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const UPSTREAM_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+];
 
 // === impl Calls ===
 
 impl Calls {
     pub(super) fn new(r: &Families) -> Self {
         let call = &["account", "action"];
-        let attempts = "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.";
+        let attempts =
+            "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.";
         let wait = "From a call's arrival to its first turn.";
         let tokens = "Tokens granted, spent and returned; granted = spent + returned + held.";
         Self {
-            requests: r.counter("requests_total", "Calls that ended, by how.", &["account", "action", "outcome"]),
-            attempts: r.counter("attempts_total", attempts, &["account", "action", "status", "code"]),
+            requests: r.counter(
+                "requests_total",
+                "Calls that ended, by how.",
+                &["account", "action", "outcome"],
+            ),
+            attempts: r.counter(
+                "attempts_total",
+                attempts,
+                &["account", "action", "status", "code"],
+            ),
             queue_wait: r.histogram("queue_wait_seconds", wait, call, WAIT_BUCKETS),
-            upstream: r.histogram("upstream_seconds", "Time from a send to its end.", call, UPSTREAM_BUCKETS),
+            upstream: r.histogram(
+                "upstream_seconds",
+                "Time from a send to its end.",
+                call,
+                UPSTREAM_BUCKETS,
+            ),
             tokens: r.counter("tokens_total", tokens, &["account", "event"]),
             in_flight: r.gauge("in_flight", "Attempts that are under way.", call),
             known: DashMap::new(),
@@ -88,7 +104,9 @@ impl Calls {
 
     /// A call has ended.
     pub(super) fn ended(&self, account: &str, action: &str, outcome: Outcome) {
-        self.requests.with_label_values(&[account, action, outcome.label()]).inc();
+        self.requests
+            .with_label_values(&[account, action, outcome.label()])
+            .inc();
     }
 
     fn look_up(&self, labels: (AccountId, ActionName)) -> CallMetrics {
@@ -103,8 +121,12 @@ impl Calls {
             attempts: self.attempts.clone(),
             queue_wait: self.queue_wait.with_label_values(&[account, action]),
             upstream: self.upstream.with_label_values(&[account, action]),
-            ended_well: self.requests.with_label_values(&[account, action, Outcome::Ok.label()]),
-            answered_well: self.attempts.with_label_values(&[account, action, WELL.0, WELL.1]),
+            ended_well: self
+                .requests
+                .with_label_values(&[account, action, Outcome::Ok.label()]),
+            answered_well: self
+                .attempts
+                .with_label_values(&[account, action, WELL.0, WELL.1]),
             labels,
         }
     }
@@ -125,7 +147,9 @@ impl CallMetrics {
             self.answered_well.inc();
         } else {
             let [account, action] = self.labels();
-            self.attempts.with_label_values(&[account, action, status, code]).inc();
+            self.attempts
+                .with_label_values(&[account, action, status, code])
+                .inc();
         }
         self.upstream.observe(took.as_secs_f64());
     }
@@ -136,7 +160,9 @@ impl CallMetrics {
             self.ended_well.inc();
         } else {
             let [account, action] = self.labels();
-            self.requests.with_label_values(&[account, action, outcome.label()]).inc();
+            self.requests
+                .with_label_values(&[account, action, outcome.label()])
+                .inc();
         }
     }
 

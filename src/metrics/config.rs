@@ -29,7 +29,9 @@ pub(crate) enum Reload {
 
 /// Seconds since 1970, the unit of Prometheus.
 pub(super) fn seconds(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| {
+        i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+    })
 }
 
 // === impl ConfigMetrics ===
@@ -41,20 +43,33 @@ impl ConfigMetrics {
         let successful = r.only_gauge("config_last_reload_successful", help);
         let help = "When the configuration that holds was read, in seconds since 1970.";
         let succeeded_at = r.only_gauge("config_last_reload_success_timestamp_seconds", help);
-        let reloads =
-            r.counter("config_reloads_total", "Reloads of the configuration, by what became of them.", &["result"]);
+        let reloads = r.counter(
+            "config_reloads_total",
+            "Reloads of the configuration, by what became of them.",
+            &["result"],
+        );
         let help = "When an account's temporary credentials end, in seconds since 1970.";
         let credentials_end = r.gauge("credentials_expiry_timestamp_seconds", help, &["account"]);
         successful.set(1);
         succeeded_at.set(seconds(SystemTime::now()));
-        Self { successful, succeeded_at, reloads, credentials_end }
+        Self {
+            successful,
+            succeeded_at,
+            reloads,
+            credentials_end,
+        }
     }
 }
 
 impl super::Metrics {
     /// The configuration was read anew.
     pub(crate) fn reloaded(&self, reload: Reload) {
-        let ConfigMetrics { successful, succeeded_at, reloads, .. } = &self.config;
+        let ConfigMetrics {
+            successful,
+            succeeded_at,
+            reloads,
+            ..
+        } = &self.config;
         match reload {
             Reload::Done => {
                 successful.set(1);
@@ -70,7 +85,11 @@ impl super::Metrics {
 
     /// These accounts are there now. What somebody is told of at its first time begins at zero.
     pub(crate) fn accounts(&self, accounts: &[Account]) {
-        for account in accounts.iter().map(|account| account.id.as_str()).chain([UNKNOWN_ACCOUNT]) {
+        for account in accounts
+            .iter()
+            .map(|account| account.id.as_str())
+            .chain([UNKNOWN_ACCOUNT])
+        {
             [Kind::OutcomeUnknown, Kind::AccountCredentials]
                 .iter()
                 .for_each(|kind| drop(self.refused.with_label_values(&[account, kind.label()])));
@@ -78,8 +97,13 @@ impl super::Metrics {
         let ends = &self.config.credentials_end;
         ends.reset();
         for account in accounts {
-            if let Some(end) = account.credentials.as_ref().and_then(|credentials| credentials.expires) {
-                ends.with_label_values(&[account.id.as_str()]).set(seconds(end));
+            if let Some(end) = account
+                .credentials
+                .as_ref()
+                .and_then(|credentials| credentials.expires)
+            {
+                ends.with_label_values(&[account.id.as_str()])
+                    .set(seconds(end));
             }
         }
     }

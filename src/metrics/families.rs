@@ -3,7 +3,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use super::labels;
@@ -38,10 +39,13 @@ impl Families {
     /// One whose only label is of a closed set has each of its values from the start: nobody sees a counter's first
     /// event if its series begins with it.
     pub(super) fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-        let counter = self.register(IntCounterVec::new(opts(name, help), labels).expect("a valid name"));
+        let counter =
+            self.register(IntCounterVec::new(opts(name, help), labels).expect("a valid name"));
         if let [label] = labels {
             let values = labels::closed(&full(name), label).unwrap_or_default();
-            values.iter().for_each(|value| drop(counter.with_label_values(&[*value])));
+            values
+                .iter()
+                .for_each(|value| drop(counter.with_label_values(&[*value])));
         }
         counter
     }
@@ -59,8 +63,17 @@ impl Families {
         self.register(GaugeVec::new(opts(name, help), labels).expect("a valid name"))
     }
 
-    pub(super) fn histogram(&self, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-        let opts = HistogramOpts { common_opts: opts(name, help), buckets: buckets.to_vec() };
+    pub(super) fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> HistogramVec {
+        let opts = HistogramOpts {
+            common_opts: opts(name, help),
+            buckets: buckets.to_vec(),
+        };
         self.register(HistogramVec::new(opts, labels).expect("a valid name"))
     }
 
@@ -72,15 +85,23 @@ impl Families {
     pub(super) fn add(&self, collector: Box<dyn Collector>) {
         #[cfg(test)]
         self.known.lock().extend(Family::all_of(&*collector));
-        self.registry.register(collector).expect("every metric is registered once");
+        self.registry
+            .register(collector)
+            .expect("every metric is registered once");
     }
 
     /// Everything in Prometheus' text format.
     pub(super) fn render(&self) -> String {
         let families = self.registry.gather();
-        debug_assert_eq!(labels::strange(&families), [""; 0], "a label has a value that is not of its closed set");
+        debug_assert_eq!(
+            labels::strange(&families),
+            [""; 0],
+            "a label has a value that is not of its closed set"
+        );
         let mut text = String::new();
-        TextEncoder::new().encode_utf8(&families, &mut text).expect("metrics that were registered can be encoded");
+        TextEncoder::new()
+            .encode_utf8(&families, &mut text)
+            .expect("metrics that were registered can be encoded");
         text
     }
 
@@ -105,10 +126,16 @@ fn full(name: &str) -> String {
 impl Family {
     fn all_of(collector: &dyn Collector) -> Vec<Self> {
         let kinds = collector.collect();
-        let of = |name: &str| kinds.iter().find(|family| family.name() == name).map(|family| family.get_field_type());
+        let of = |name: &str| {
+            kinds
+                .iter()
+                .find(|family| family.name() == name)
+                .map(|family| family.get_field_type())
+        };
         let family = |desc: &&prometheus::core::Desc| Self {
             name: desc.fq_name.clone(),
-            kind: of(&desc.fq_name).map_or("gauge".into(), |kind| format!("{kind:?}").to_lowercase()),
+            kind: of(&desc.fq_name)
+                .map_or("gauge".into(), |kind| format!("{kind:?}").to_lowercase()),
             meaning: desc.help.clone(),
             labels: desc.variable_labels.clone(),
         };

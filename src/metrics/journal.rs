@@ -16,8 +16,10 @@ pub(super) struct JournalMetrics {
 impl JournalMetrics {
     pub(super) fn new() -> Self {
         let up = opts("journal_up", "1 while the journal can be written.");
-        let errors =
-            opts("journal_errors_total", "Lines that could not be written to the journal, and failed rotations.");
+        let errors = opts(
+            "journal_errors_total",
+            "Lines that could not be written to the journal, and failed rotations.",
+        );
         Self {
             up: IntGauge::with_opts(up).expect("a valid name"),
             errors: IntCounter::with_opts(errors).expect("a valid name"),
@@ -25,8 +27,11 @@ impl JournalMetrics {
     }
 
     fn register(&self, families: &Families) {
-        let collectors: [Box<dyn Collector>; 2] = [Box::new(self.up.clone()), Box::new(self.errors.clone())];
-        collectors.into_iter().for_each(|collector| families.add(collector));
+        let collectors: [Box<dyn Collector>; 2] =
+            [Box::new(self.up.clone()), Box::new(self.errors.clone())];
+        collectors
+            .into_iter()
+            .for_each(|collector| families.add(collector));
     }
 }
 

@@ -66,12 +66,25 @@ const CONNECTION_ERRORS: [&str; 11] = [
     "incomplete",
     "broken",
 ];
-const STORE_OPERATIONS: [&str; 10] =
-    ["connect", "connections", "ping", "beat", "leave", "bury", "take", "throttled", "ended", "nonce"];
+const STORE_OPERATIONS: [&str; 10] = [
+    "connect",
+    "connections",
+    "ping",
+    "beat",
+    "leave",
+    "bury",
+    "take",
+    "throttled",
+    "ended",
+    "nonce",
+];
 
 /// The label of a code of CAMS's.
 pub(crate) fn code(code: &str) -> &'static str {
-    CODES.into_iter().find(|known| *known == code).unwrap_or(OTHER)
+    CODES
+        .into_iter()
+        .find(|known| *known == code)
+        .unwrap_or(OTHER)
 }
 
 /// The values that a label of a metric may have; none where the configuration or CAMS decides.
@@ -91,7 +104,10 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
         ("kind", _) => CONNECTION_ERRORS.to_vec(),
         ("result", "flowgate_config_reloads_total") => vec!["done", "refused"],
         ("result", "flowgate_trace_exports_total") => vec!["done", "failed"],
-        ("result", _) => ["ok", "unverified"].into_iter().chain(UNPROVEN.map(Kind::label)).collect(),
+        ("result", _) => ["ok", "unverified"]
+            .into_iter()
+            .chain(UNPROVEN.map(Kind::label))
+            .collect(),
         _ => return None,
     };
     Some(values)
@@ -101,10 +117,19 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
 pub(super) fn strange(families: &[MetricFamily]) -> Vec<String> {
     let mut strange = Vec::new();
     for family in families {
-        for label in family.get_metric().iter().flat_map(|metric| metric.get_label()) {
+        for label in family
+            .get_metric()
+            .iter()
+            .flat_map(|metric| metric.get_label())
+        {
             let is_strange = |values: Vec<&str>| !values.contains(&label.value());
             if closed(family.name(), label.name()).is_some_and(is_strange) {
-                strange.push(format!("{}{{{}={:?}}}", family.name(), label.name(), label.value()));
+                strange.push(format!(
+                    "{}{{{}={:?}}}",
+                    family.name(),
+                    label.name(),
+                    label.value()
+                ));
             }
         }
     }

@@ -32,12 +32,26 @@ impl LaneGauges {
         let bytes = "Bytes of the bodies of calls that wait or are under way.";
         Self {
             scrape: Mutex::new(()),
-            upstream_up: r.only_gauge("upstream_up", "1 while CAMS can be reached, as the latest connections showed."),
+            upstream_up: r.only_gauge(
+                "upstream_up",
+                "1 while CAMS can be reached, as the latest connections showed.",
+            ),
             queued_bytes: r.only_gauge("queued_bytes", bytes),
-            unverified_bytes: r.only_gauge("unverified_bytes", "Bytes of bodies whose callers are not verified yet."),
+            unverified_bytes: r.only_gauge(
+                "unverified_bytes",
+                "Bytes of bodies whose callers are not verified yet.",
+            ),
             queued: r.gauge("queued", "Calls that wait for their turn.", call),
-            oldest_wait: r.fraction("oldest_wait_seconds", "How long the longest waiting call has waited.", call),
-            predicted_wait: r.fraction("predicted_wait_seconds", "What a call that came now would wait.", call),
+            oldest_wait: r.fraction(
+                "oldest_wait_seconds",
+                "How long the longest waiting call has waited.",
+                call,
+            ),
+            predicted_wait: r.fraction(
+                "predicted_wait_seconds",
+                "What a call that came now would wait.",
+                call,
+            ),
             hold_used: r.fraction("hold_used_ratio", hold, call),
             pause_remaining: r.fraction("pause_remaining_seconds", pause, call),
             rate_limit: r.fraction(
@@ -45,7 +59,11 @@ impl LaneGauges {
                 "Calls per second: configured, and effective as learned from throttle refusals.",
                 &["account", "action", "kind"],
             ),
-            tokens_held: r.gauge("tokens_held", "Tokens granted and neither spent nor returned.", call),
+            tokens_held: r.gauge(
+                "tokens_held",
+                "Tokens granted and neither spent nor returned.",
+                call,
+            ),
         }
     }
 
@@ -55,8 +73,12 @@ impl LaneGauges {
         for lane in lanes {
             let call = [lane.account.as_str(), lane.action.as_str()];
             let set = |gauge: &GaugeVec, value| gauge.with_label_values(&call).set(value);
-            self.queued.with_label_values(&call).set(i64::try_from(lane.queued).unwrap_or(i64::MAX));
-            self.tokens_held.with_label_values(&call).set(i64::from(lane.tokens_held));
+            self.queued
+                .with_label_values(&call)
+                .set(i64::try_from(lane.queued).unwrap_or(i64::MAX));
+            self.tokens_held
+                .with_label_values(&call)
+                .set(i64::from(lane.tokens_held));
             set(&self.oldest_wait, lane.oldest_wait_seconds);
             set(&self.predicted_wait, lane.predicted_wait_seconds);
             set(&self.hold_used, lane.hold_used);
@@ -70,8 +92,14 @@ impl LaneGauges {
     fn reset(&self) {
         self.queued.reset();
         self.tokens_held.reset();
-        [&self.oldest_wait, &self.predicted_wait, &self.hold_used, &self.pause_remaining, &self.rate_limit]
-            .into_iter()
-            .for_each(GaugeVec::reset);
+        [
+            &self.oldest_wait,
+            &self.predicted_wait,
+            &self.hold_used,
+            &self.pause_remaining,
+            &self.rate_limit,
+        ]
+        .into_iter()
+        .for_each(GaugeVec::reset);
     }
 }

@@ -21,8 +21,10 @@ const DISTANCE: &str = "The least round trip of the latest pings of the store.";
 
 /// Upper bounds in seconds: over loopback an operation takes a tenth of a millisecond, in a region one, and after a
 /// quarter of a second (by default) the store counts as down.
-const BUCKETS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const BUCKETS: &[f64] = &[
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    10.0,
+];
 
 // === impl StoreMetrics ===
 
@@ -30,7 +32,10 @@ impl StoreMetrics {
     pub(super) fn new() -> Self {
         let gauge = |name, help| IntGauge::with_opts(opts(name, help)).expect("a valid name");
         let help = "What an operation on the store took, failed ones included.";
-        let seconds = HistogramOpts { common_opts: opts("store_seconds", help), buckets: BUCKETS.to_vec() };
+        let seconds = HistogramOpts {
+            common_opts: opts("store_seconds", help),
+            buckets: BUCKETS.to_vec(),
+        };
         let help = "Operations on the store that failed; none is tried while the store is down.";
         Self {
             up: gauge("store_up", "1 while the store that replicas share answers."),
@@ -38,10 +43,15 @@ impl StoreMetrics {
                 "store_degraded",
                 "1 while the store is not up: what is granted then is this replica's part.",
             ),
-            replicas: gauge("replicas", "Replicas that share the quota, as the store last said."),
-            distance: Gauge::with_opts(opts("store_distance_seconds", DISTANCE)).expect("a valid name"),
+            replicas: gauge(
+                "replicas",
+                "Replicas that share the quota, as the store last said.",
+            ),
+            distance: Gauge::with_opts(opts("store_distance_seconds", DISTANCE))
+                .expect("a valid name"),
             seconds: HistogramVec::new(seconds, &["op"]).expect("a valid name"),
-            errors: IntCounterVec::new(opts("store_errors_total", help), &["op"]).expect("a valid name"),
+            errors: IntCounterVec::new(opts("store_errors_total", help), &["op"])
+                .expect("a valid name"),
         }
     }
 
@@ -54,7 +64,9 @@ impl StoreMetrics {
             Box::new(self.seconds.clone()),
             Box::new(self.errors.clone()),
         ];
-        collectors.into_iter().for_each(|collector| families.add(collector));
+        collectors
+            .into_iter()
+            .for_each(|collector| families.add(collector));
     }
 }
 
@@ -76,7 +88,9 @@ impl super::Metrics {
 
     /// How many replicas share the quota.
     pub(crate) fn replicas(&self, replicas: usize) {
-        self.store.replicas.set(i64::try_from(replicas).unwrap_or(i64::MAX));
+        self.store
+            .replicas
+            .set(i64::try_from(replicas).unwrap_or(i64::MAX));
     }
 
     /// How far away the store is.
@@ -86,7 +100,10 @@ impl super::Metrics {
 
     /// An operation on the store has ended after `took`.
     pub(crate) fn store_operation(&self, op: &str, took: Duration, failed: bool) {
-        self.store.seconds.with_label_values(&[op]).observe(took.as_secs_f64());
+        self.store
+            .seconds
+            .with_label_values(&[op])
+            .observe(took.as_secs_f64());
         let errors = self.store.errors.with_label_values(&[op]);
         if failed {
             errors.inc();

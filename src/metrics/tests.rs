@@ -7,13 +7,25 @@ use std::collections::BTreeMap;
 use super::families::Family;
 use super::{Metrics, labels};
 
-const MARKS: [&str; 2] = ["<!-- metrics: made from src/metrics.rs -->\n", "<!-- end of metrics -->\n"];
+const MARKS: [&str; 2] = [
+    "<!-- metrics: made from src/metrics.rs -->\n",
+    "<!-- end of metrics -->\n",
+];
 
 /// Labels whose values the configuration or CAMS decides.
 const OPEN: [(&str, &str); 5] = [
-    ("account", "an account of the configuration; `unknown` for keys that it does not name"),
-    ("action", "an action with a limit, set or documented; `other` for those without"),
-    ("client", "the key of a client of the configuration, an account's own key in its masked form, or `unverified`"),
+    (
+        "account",
+        "an account of the configuration; `unknown` for keys that it does not name",
+    ),
+    (
+        "action",
+        "an action with a limit, set or documented; `other` for those without",
+    ),
+    (
+        "client",
+        "the key of a client of the configuration, an account's own key in its masked form, or `unverified`",
+    ),
     ("status", "the HTTP status; `none` where no answer came"),
     ("version", "Flowgate's"),
 ];
@@ -29,9 +41,17 @@ fn registered() -> Vec<Family> {
 
 /// What a label's values are, in the manual's words.
 fn values(metric: &str, label: &str) -> String {
-    let open = || OPEN.iter().find(|(name, _)| *name == label).expect("a label is closed or its values are told above");
+    let open = || {
+        OPEN.iter()
+            .find(|(name, _)| *name == label)
+            .expect("a label is closed or its values are told above")
+    };
     match labels::closed(metric, label) {
-        Some(values) => values.iter().map(|value| format!("`{value}`")).collect::<Vec<_>>().join(", "),
+        Some(values) => values
+            .iter()
+            .map(|value| format!("`{value}`"))
+            .collect::<Vec<_>>()
+            .join(", "),
         None => open().1.to_owned(),
     }
 }
@@ -39,23 +59,41 @@ fn values(metric: &str, label: &str) -> String {
 fn manual() -> String {
     let families = registered();
     let row = |family: &Family| {
-        let labels: Vec<_> = family.labels.iter().map(|label| format!("`{label}`")).collect();
-        format!("| `{}` | {} | {} | {} |\n", family.name, family.kind, labels.join(", "), family.meaning)
+        let labels: Vec<_> = family
+            .labels
+            .iter()
+            .map(|label| format!("`{label}`"))
+            .collect();
+        format!(
+            "| `{}` | {} | {} | {} |\n",
+            family.name,
+            family.kind,
+            labels.join(", "),
+            family.meaning
+        )
     };
     let rows: String = families.iter().map(row).collect();
     let mut uses = BTreeMap::<(&str, String), Vec<&str>>::new();
     for family in &families {
         for label in &family.labels {
-            uses.entry((label, values(&family.name, label))).or_default().push(&family.name);
+            uses.entry((label, values(&family.name, label)))
+                .or_default()
+                .push(&family.name);
         }
     }
     let row = |((label, values), of): (&(&str, String), &Vec<&str>)| {
         let is_usual = of.len() > 2 || uses.keys().filter(|(name, _)| name == label).count() == 1;
-        let of = if is_usual { String::new() } else { format!(" of `{}`", of.join("`, `")) };
+        let of = if is_usual {
+            String::new()
+        } else {
+            format!(" of `{}`", of.join("`, `"))
+        };
         format!("| `{label}`{of} | {values} |\n")
     };
     let rest: String = uses.iter().map(row).collect();
-    format!("\n| name | type | labels | meaning |\n|---|---|---|---|\n{rows}\n| label | values |\n|---|---|\n{rest}\n")
+    format!(
+        "\n| name | type | labels | meaning |\n|---|---|---|---|\n{rows}\n| label | values |\n|---|---|\n{rest}\n"
+    )
 }
 
 /// Run with `UPDATE_DOCS=1` to write the tables anew.
@@ -66,7 +104,11 @@ fn the_manual_is_current() {
     let (before, rest) = page.split_once(MARKS[0]).unwrap();
     let (tables, after) = rest.split_once(MARKS[1]).unwrap();
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, [before, MARKS[0], &manual(), MARKS[1], after].concat()).unwrap();
+        std::fs::write(
+            path,
+            [before, MARKS[0], &manual(), MARKS[1], after].concat(),
+        )
+        .unwrap();
         return;
     }
     assert_eq!(tables, manual());
@@ -76,7 +118,10 @@ fn the_manual_is_current() {
 fn every_metric_says_in_one_line_what_it_means() {
     for Family { name, meaning, .. } in registered() {
         assert!(!meaning.contains(['\n', '|']), "{name}");
-        assert!(meaning.ends_with('.') || name.starts_with("process_"), "{name}: {meaning}");
+        assert!(
+            meaning.ends_with('.') || name.starts_with("process_"),
+            "{name}: {meaning}"
+        );
     }
 }
 

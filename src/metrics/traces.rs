@@ -1,6 +1,9 @@
 //! What is seen of the export of traces. Nothing of it is on the page when there is no collector.
 
-#![cfg_attr(not(any(test, feature = "otlp")), expect(dead_code, reason = "an exporter counts"))]
+#![cfg_attr(
+    not(any(test, feature = "otlp")),
+    expect(dead_code, reason = "an exporter counts")
+)]
 
 use prometheus::IntCounterVec;
 
@@ -15,9 +18,14 @@ pub(super) struct TraceMetrics {
 
 impl TraceMetrics {
     pub(super) fn new() -> Self {
-        let exports = opts("trace_exports_total", "Batches of spans that were sent to the collector, by result.");
+        let exports = opts(
+            "trace_exports_total",
+            "Batches of spans that were sent to the collector, by result.",
+        );
         let exports = IntCounterVec::new(exports, &["result"]).expect("a valid name");
-        ["done", "failed"].iter().for_each(|result| drop(exports.with_label_values(&[*result])));
+        ["done", "failed"]
+            .iter()
+            .for_each(|result| drop(exports.with_label_values(&[*result])));
         Self { exports }
     }
 }
@@ -32,6 +40,9 @@ impl super::Metrics {
     /// A batch was taken, or not.
     #[cfg(feature = "otlp")]
     pub(crate) fn exported_traces(&self, done: bool) {
-        self.traces.exports.with_label_values(&[if done { "done" } else { "failed" }]).inc();
+        self.traces
+            .exports
+            .with_label_values(&[if done { "done" } else { "failed" }])
+            .inc();
     }
 }

@@ -51,17 +51,30 @@ impl Client {
         let tls = match collector.scheme {
             Scheme::Http => None,
             Scheme::Https => {
-                let name = ServerName::try_from(collector.host.clone()).context("telemetry.otlp")?;
+                let name =
+                    ServerName::try_from(collector.host.clone()).context("telemetry.otlp")?;
                 Some((Trust::load(None)?.connector(), name))
             }
         };
-        let to = Arc::new(Target { collector: collector.clone(), tls });
-        Ok(Self { to, runtime: Handle::current(), metrics, is_failing: AtomicBool::new(false) })
+        let to = Arc::new(Target {
+            collector: collector.clone(),
+            tls,
+        });
+        Ok(Self {
+            to,
+            runtime: Handle::current(),
+            metrics,
+            is_failing: AtomicBool::new(false),
+        })
     }
 
     /// Where traces are taken.
     pub(super) fn url(&self) -> String {
-        let scheme = if self.to.tls.is_some() { "https" } else { "http" };
+        let scheme = if self.to.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         format!("{scheme}://{}/v1/traces", self.to.collector.authority)
     }
 
@@ -69,7 +82,9 @@ impl Client {
     fn note(&self, failed: Option<String>) {
         self.metrics.exported_traces(failed.is_none());
         match (failed, self.is_failing.load(Ordering::Relaxed)) {
-            (Some(error), false) => tracing::warn!(error, url = self.url(), "spans cannot be exported"),
+            (Some(error), false) => {
+                tracing::warn!(error, url = self.url(), "spans cannot be exported")
+            }
             (None, true) => tracing::info!("spans can be exported again"),
             (failed, _) => return drop(failed),
         }
@@ -87,7 +102,9 @@ impl std::fmt::Debug for Client {
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let to = self.to.clone();
-        let sent = self.runtime.spawn(async move { timeout(WITHIN, to.post(request)).await });
+        let sent = self
+            .runtime
+            .spawn(async move { timeout(WITHIN, to.post(request)).await });
         let answer = match sent.await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_elapsed)) => Err(format!("no answer within {WITHIN:?}").into()),
@@ -109,7 +126,10 @@ impl Target {
         let tcp = TcpStream::connect((self.collector.host.as_str(), self.collector.port)).await?;
         match &self.tls {
             None => self.post_on(tcp, request).await,
-            Some((connector, name)) => self.post_on(connector.connect(name.clone(), tcp).await?, request).await,
+            Some((connector, name)) => {
+                self.post_on(connector.connect(name.clone(), tcp).await?, request)
+                    .await
+            }
         }
     }
 
@@ -118,13 +138,26 @@ impl Target {
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         request: Request<Bytes>,
     ) -> Result<Response<Bytes>, HttpError> {
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         // Its failure is the request's.
         tokio::spawn(connection);
         let (mut head, body) = request.into_parts();
-        head.uri = Uri::from(head.uri.into_parts().path_and_query.unwrap_or(PathAndQuery::from_static("/")));
-        head.headers.insert(HOST, HeaderValue::from_str(&self.collector.authority)?);
-        let (head, body) = sender.send_request(Request::from_parts(head, Full::new(body))).await?.into_parts();
-        Ok(Response::from_parts(head, Limited::new(body, MAX_ANSWER).collect().await?.to_bytes()))
+        head.uri = Uri::from(
+            head.uri
+                .into_parts()
+                .path_and_query
+                .unwrap_or(PathAndQuery::from_static("/")),
+        );
+        head.headers
+            .insert(HOST, HeaderValue::from_str(&self.collector.authority)?);
+        let (head, body) = sender
+            .send_request(Request::from_parts(head, Full::new(body)))
+            .await?
+            .into_parts();
+        Ok(Response::from_parts(
+            head,
+            Limited::new(body, MAX_ANSWER).collect().await?.to_bytes(),
+        ))
     }
 }

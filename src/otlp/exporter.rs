@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
-use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
 use opentelemetry::{InstrumentationScope, Key, KeyValue};
 use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor};
+use opentelemetry_sdk::trace::{
+    BatchSpanProcessor, SpanData, SpanEvents, SpanLinks, SpanProcessor,
+};
 
 use super::Call;
 use super::client::Client;
@@ -43,11 +47,21 @@ impl Exporter {
     pub(crate) fn start(collector: &Collector, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
         metrics.exports_traces();
         let client = Client::new(collector, metrics.clone())?;
-        let exporter = SpanExporter::builder().with_http().with_endpoint(client.url()).with_http_client(client).build();
-        let mut processor = BatchSpanProcessor::builder(exporter.context("telemetry.otlp")?).build();
+        let exporter = SpanExporter::builder()
+            .with_http()
+            .with_endpoint(client.url())
+            .with_http_client(client)
+            .build();
+        let mut processor =
+            BatchSpanProcessor::builder(exporter.context("telemetry.otlp")?).build();
         processor.set_resource(&resource());
-        let scope = InstrumentationScope::builder("flowgate").with_version(crate::VERSION).build();
-        Ok(Self { processor: Arc::new(processor), scope })
+        let scope = InstrumentationScope::builder("flowgate")
+            .with_version(crate::VERSION)
+            .build();
+        Ok(Self {
+            processor: Arc::new(processor),
+            scope,
+        })
     }
 
     /// Takes a call's spans; drops them where the queue is full.
@@ -55,8 +69,15 @@ impl Exporter {
         let (spans, ended) = (&call.spans, call.ended);
         for step in spans.steps.iter().filter(|step| step.from <= ended) {
             let until = step.until.unwrap_or(ended).min(ended);
-            let time = (spans.arrived.wall_at(step.from), spans.arrived.wall_at(until));
-            self.give(call, (step.span, Some(spans.own.span)), Told::of_step(step, time));
+            let time = (
+                spans.arrived.wall_at(step.from),
+                spans.arrived.wall_at(until),
+            );
+            self.give(
+                call,
+                (step.span, Some(spans.own.span)),
+                Told::of_step(step, time),
+            );
         }
         self.give(call, (spans.own.span, spans.parent), Told::of_call(call));
     }
@@ -64,7 +85,8 @@ impl Exporter {
     /// Sends what is left.
     pub(crate) async fn finish(&self) {
         let processor = self.processor.clone();
-        let finished = tokio::task::spawn_blocking(move || processor.shutdown_with_timeout(LAST_WORDS)).await;
+        let finished =
+            tokio::task::spawn_blocking(move || processor.shutdown_with_timeout(LAST_WORDS)).await;
         if let Ok(Err(error)) = finished {
             tracing::warn!(%error, "the last spans could not be exported");
         }
@@ -94,30 +116,48 @@ impl Exporter {
 /// What the environment says of this service, and what it leaves open.
 fn resource() -> Resource {
     let said = Resource::builder().build();
-    let name = said.get(&Key::from_static_str("service.name")).map(|name| name.to_string());
+    let name = said
+        .get(&Key::from_static_str("service.name"))
+        .map(|name| name.to_string());
     let is_named = name.is_some_and(|name| !name.starts_with("unknown_service"));
-    let resource = Resource::builder().with_attribute(KeyValue::new("service.version", crate::VERSION));
-    if is_named { resource.build() } else { resource.with_service_name("flowgate").build() }
+    let resource =
+        Resource::builder().with_attribute(KeyValue::new("service.version", crate::VERSION));
+    if is_named {
+        resource.build()
+    } else {
+        resource.with_service_name("flowgate").build()
+    }
 }
 
 // === impl Told ===
 
 impl Told {
     fn of_call(call: &Call<'_>) -> Self {
-        let attempts = call.spans.steps.iter().filter(|step| step.kind == Kind::Attempt).count();
+        let attempts = call
+            .spans
+            .steps
+            .iter()
+            .filter(|step| step.kind == Kind::Attempt)
+            .count();
         let mut attributes = vec![
             KeyValue::new("rpc.method", call.action.to_owned()),
             KeyValue::new("flowgate.request_id", call.request_id.to_owned()),
             KeyValue::new("flowgate.account", call.account.to_owned()),
             KeyValue::new("flowgate.outcome", call.outcome.label()),
             KeyValue::new("flowgate.code", call.code.to_owned()),
-            KeyValue::new("flowgate.attempts", i64::try_from(attempts).unwrap_or(i64::MAX)),
+            KeyValue::new(
+                "flowgate.attempts",
+                i64::try_from(attempts).unwrap_or(i64::MAX),
+            ),
         ];
         if !call.client.is_empty() {
             attributes.push(KeyValue::new("flowgate.client", call.client.to_owned()));
         }
         if call.status > 0 {
-            attributes.push(KeyValue::new("http.response.status_code", i64::from(call.status)));
+            attributes.push(KeyValue::new(
+                "http.response.status_code",
+                i64::from(call.status),
+            ));
         }
         let arrived = call.spans.arrived;
         Self {
@@ -125,7 +165,11 @@ impl Told {
             kind: SpanKind::Server,
             time: (arrived.wall, arrived.wall_at(call.ended)),
             attributes,
-            status: if call.outcome == Outcome::Ok { Status::Unset } else { Status::error(call.code.to_owned()) },
+            status: if call.outcome == Outcome::Ok {
+                Status::Unset
+            } else {
+                Status::error(call.code.to_owned())
+            },
         }
     }
 
@@ -136,14 +180,27 @@ impl Told {
             Kind::BackOff => ("back-off", SpanKind::Internal),
         };
         let of = |key: &'static str, value: &Option<Box<str>>| {
-            value.as_deref().map(|value| KeyValue::new(key, value.to_owned()))
+            value
+                .as_deref()
+                .map(|value| KeyValue::new(key, value.to_owned()))
         };
-        let said = [of("flowgate.code", &step.code), of("flowgate.cams_request_id", &step.cams_request_id)];
+        let said = [
+            of("flowgate.code", &step.code),
+            of("flowgate.cams_request_id", &step.cams_request_id),
+        ];
         let status = match step.code.as_deref() {
             Some(code) if code != "OK" => Status::error(code.to_owned()),
-            None if step.kind == Kind::Attempt => Status::error("it went on when the call had ended"),
+            None if step.kind == Kind::Attempt => {
+                Status::error("it went on when the call had ended")
+            }
             _ => Status::Unset,
         };
-        Self { name: name.to_owned(), kind, time, attributes: said.into_iter().flatten().collect(), status }
+        Self {
+            name: name.to_owned(),
+            kind,
+            time,
+            attributes: said.into_iter().flatten().collect(),
+            status,
+        }
     }
 }

@@ -15,20 +15,35 @@ async fn every_page_is_there_and_says_what_it_is() {
         ("/nothing", 404, "text/plain; charset=utf-8"),
     ] {
         let page = world.get(path).await;
-        assert_eq!((page.status, page.header("content-type")), (status, Some(content_type)), "{path}");
+        assert_eq!(
+            (page.status, page.header("content-type")),
+            (status, Some(content_type)),
+            "{path}"
+        );
         assert_eq!(page.header("cache-control"), Some("no-store"));
     }
     let admin = world.app.admin_address().unwrap();
     let post = format!("POST /lanes HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\n\r\n");
-    assert_eq!(caller::exchange(admin, post.as_bytes()).await.unwrap().status, 405);
+    assert_eq!(
+        caller::exchange(admin, post.as_bytes())
+            .await
+            .unwrap()
+            .status,
+        405
+    );
 }
 
 #[tokio::test]
 async fn the_proxy_port_has_no_pages() {
     let world = World::new("").await;
     let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", world.proxy);
-    let reply = caller::exchange(world.proxy, request.as_bytes()).await.unwrap();
-    assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"));
+    let reply = caller::exchange(world.proxy, request.as_bytes())
+        .await
+        .unwrap();
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "Flowgate.BadRequest")
+    );
 }
 
 #[tokio::test]
@@ -36,24 +51,51 @@ async fn the_effective_configuration_holds_no_secret() {
     let world = World::new("").await;
     let page = world.get("/config").await;
     assert_eq!(page.json()["accounts"][0]["id"], "acme");
-    assert!(!page.body.contains(SECRET) && !page.body.contains(KEY), "{}", page.body);
+    assert!(
+        !page.body.contains(SECRET) && !page.body.contains(KEY),
+        "{}",
+        page.body
+    );
 }
 
 #[tokio::test]
 async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
     // With the gap that users have.
     let world = World::new("[learn]").await;
-    world.sim.set_faults(vec!["next=1,throttle,acs-retry-after=4000".parse().unwrap()]);
-    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), ("CustSpaceId", "cams-7")];
+    world.sim.set_faults(vec![
+        "next=1,throttle,acs-retry-after=4000".parse().unwrap(),
+    ]);
+    let query = [
+        ("Categories", "[\"SIGN_UP\"]"),
+        ("FlowName", "x"),
+        ("CustSpaceId", "cams-7"),
+    ];
     let call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));
     let proxy = world.proxy;
     let calling = tokio::spawn(async move { call.send(proxy).await });
-    world.until("flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
-    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    world
+        .until(
+            "flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}",
+            1.0,
+        )
+        .await;
+    world
+        .until(
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            1.0,
+        )
+        .await;
     let lane = world.lane().await;
-    assert_eq!((lane["account"].as_str(), lane["action"].as_str()), (Some("acme"), Some("CreateFlow")));
     assert_eq!(
-        (lane["queued"].as_u64(), lane["tokens"].as_u64(), lane["tokens_held"].as_u64()),
+        (lane["account"].as_str(), lane["action"].as_str()),
+        (Some("acme"), Some("CreateFlow"))
+    );
+    assert_eq!(
+        (
+            lane["queued"].as_u64(),
+            lane["tokens"].as_u64(),
+            lane["tokens_held"].as_u64()
+        ),
         (Some(1), Some(5), Some(0))
     );
     assert!(lane["predicted_wait_seconds"].as_f64().unwrap() > 1.0);
@@ -61,17 +103,36 @@ async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
     assert_eq!(lane["tenants"][0]["share"], 1.0);
     let metrics = world.metrics().await;
     // One refusal has taken 6 % of the rate; the gap is 5 ms.
-    for (kind, expected) in [("configured", 5.0), ("effective", 5.0 / (5.0 / 4.7 + 0.005))] {
-        let rate = format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}}");
-        assert!((metrics.get(&rate) - expected).abs() < 0.001, "{kind}: {}", metrics.get(&rate));
+    for (kind, expected) in [
+        ("configured", 5.0),
+        ("effective", 5.0 / (5.0 / 4.7 + 0.005)),
+    ] {
+        let rate = format!(
+            "flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}}"
+        );
+        assert!(
+            (metrics.get(&rate) - expected).abs() < 0.001,
+            "{kind}: {}",
+            metrics.get(&rate)
+        );
     }
-    assert!(metrics.get("flowgate_predicted_wait_seconds{account=\"acme\",action=\"CreateFlow\"}") > 1.0);
+    assert!(
+        metrics.get("flowgate_predicted_wait_seconds{account=\"acme\",action=\"CreateFlow\"}")
+            > 1.0
+    );
     let used = metrics.get("flowgate_hold_used_ratio{account=\"acme\",action=\"CreateFlow\"}");
     assert!(used > 0.0 && used < 1.0, "{used}");
-    assert_eq!(metrics.get("flowgate_pause_seconds_count{account=\"acme\",action=\"CreateFlow\"}"), 1.0);
+    assert_eq!(
+        metrics.get("flowgate_pause_seconds_count{account=\"acme\",action=\"CreateFlow\"}"),
+        1.0
+    );
     assert_eq!(calling.await.unwrap().status, 200);
     let turns = "flowgate_client_turns_total{account=\"acme\",client=\"LTAI***-1\"}";
-    assert_eq!(world.metrics().await.get(turns), 2.0, "one for each attempt");
+    assert_eq!(
+        world.metrics().await.get(turns),
+        2.0,
+        "one for each attempt"
+    );
 }
 
 #[tokio::test]
@@ -86,15 +147,37 @@ async fn the_process_and_the_build_are_described() {
 #[tokio::test]
 async fn tenants_may_be_told_apart_by_a_header() {
     let world = World::new("[queue]\ntenant = { header = \"x-team\" }").await;
-    world.sim.set_faults(vec!["next=1,throttle,acs-retry-after=3000".parse().unwrap()]);
-    let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), ("CustSpaceId", "cams-7")];
+    world.sim.set_faults(vec![
+        "next=1,throttle,acs-retry-after=3000".parse().unwrap(),
+    ]);
+    let query = [
+        ("Categories", "[\"SIGN_UP\"]"),
+        ("FlowName", "x"),
+        ("CustSpaceId", "cams-7"),
+    ];
     let mut call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));
     call.push("x-team", "blue");
     let proxy = world.proxy;
     let calling = tokio::spawn(async move { call.send(proxy).await });
-    world.until("flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
-    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    world
+        .until(
+            "flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}",
+            1.0,
+        )
+        .await;
+    world
+        .until(
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            1.0,
+        )
+        .await;
     assert_eq!(world.lane().await["tenants"][0]["tenant"], "blue");
     assert_eq!(calling.await.unwrap().status, 200);
-    assert!(world.sim.arrivals().iter().all(|arrival| arrival.headers.iter().all(|(name, _)| name != "x-team")));
+    assert!(
+        world
+            .sim
+            .arrivals()
+            .iter()
+            .all(|arrival| arrival.headers.iter().all(|(name, _)| name != "x-team"))
+    );
 }

@@ -39,7 +39,8 @@ async fn gateway(more: &str) -> World {
             "[[clients]]\naccess_key_id = \"{id}\"\naccess_key_secret = {{ env = \"{secret}\" }}\naccount = \"acme\"\n{more}\n"
         )
     };
-    let limited = "actions = [\"CreateFlow\", \"ListFlow\"]\ncust_space_ids = [\"space-1\", \"space-2\"]";
+    let limited =
+        "actions = [\"CreateFlow\", \"ListFlow\"]\ncust_space_ids = [\"space-1\", \"space-2\"]";
     let clients = [
         client(TEAM, "TEAM", limited),
         client(OTHERS, "WRONG", "actions = [\"*\"]"),
@@ -73,7 +74,11 @@ fn v1(host: &str, before: impl FnOnce(&mut Call)) -> Call {
 }
 
 fn set_query(call: &mut Call, name: &str, value: &str) {
-    call.query.iter_mut().find(|(known, _)| known == name).unwrap().1 = value.into();
+    call.query
+        .iter_mut()
+        .find(|(known, _)| known == name)
+        .unwrap()
+        .1 = value.into();
 }
 
 fn in_authorization(call: &mut Call, from: &str, to: &str) {
@@ -96,96 +101,365 @@ fn same_host_again(call: &mut Call) {
 
 fn late(minutes: i64) -> String {
     let off = Duration::from_secs(60 * minutes.unsigned_abs());
-    caller::timestamp(if minutes > 0 { SystemTime::now() - off } else { SystemTime::now() + off })
+    caller::timestamp(if minutes > 0 {
+        SystemTime::now() - off
+    } else {
+        SystemTime::now() + off
+    })
 }
 
 /// Each signed part of a version 3 call, changed behind the signature.
 const CHANGED_V3: [Change; 22] = [
-    ("action", |call| call.set("x-acs-action", "ListFlow"), MISMATCH.0, MISMATCH.1),
-    ("version", |call| call.set("x-acs-version", "2020-06-07"), BAD.0, BAD.1),
-    ("date", |call| call.set("x-acs-date", &late(1)), MISMATCH.0, MISMATCH.1),
-    ("nonce", |call| call.set("x-acs-signature-nonce", "another"), MISMATCH.0, MISMATCH.1),
-    ("body hash", |call| call.set("x-acs-content-sha256", &"0".repeat(64)), MISMATCH.0, MISMATCH.1),
-    ("body hash in capitals", |call| call.set("x-acs-content-sha256", &"A".repeat(64)), BAD.0, BAD.1),
-    ("content type", |call| call.set("content-type", "application/json"), MISMATCH.0, MISMATCH.1),
-    ("any signed header", |call| call.set("x-custom", "2"), MISMATCH.0, MISMATCH.1),
-    ("no such header", |call| call.headers.retain(|(name, _)| name != "x-custom"), BAD.0, BAD.1),
     (
-        "another of our hosts",
-        |call| call.set("host", &call.header("host").replace("127.0.0.1", "localhost")),
+        "action",
+        |call| call.set("x-acs-action", "ListFlow"),
         MISMATCH.0,
         MISMATCH.1,
     ),
-    ("a parameter's value", |call| set_query(call, "CustSpaceId", "space-2"), MISMATCH.0, MISMATCH.1),
-    ("a parameter's name", |call| call.query[0].0 = "Category".into(), MISMATCH.0, MISMATCH.1),
-    ("a parameter more", |call| call.query.push(("More".into(), String::new())), MISMATCH.0, MISMATCH.1),
-    ("a parameter less", |call| drop(call.query.pop()), MISMATCH.0, MISMATCH.1),
-    ("the form", |call| call.body = b"Remark=b".to_vec(), MISMATCH.0, MISMATCH.1),
+    (
+        "version",
+        |call| call.set("x-acs-version", "2020-06-07"),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "date",
+        |call| call.set("x-acs-date", &late(1)),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "nonce",
+        |call| call.set("x-acs-signature-nonce", "another"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "body hash",
+        |call| call.set("x-acs-content-sha256", &"0".repeat(64)),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "body hash in capitals",
+        |call| call.set("x-acs-content-sha256", &"A".repeat(64)),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "content type",
+        |call| call.set("content-type", "application/json"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "any signed header",
+        |call| call.set("x-custom", "2"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "no such header",
+        |call| call.headers.retain(|(name, _)| name != "x-custom"),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "another of our hosts",
+        |call| {
+            call.set(
+                "host",
+                &call.header("host").replace("127.0.0.1", "localhost"),
+            )
+        },
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "a parameter's value",
+        |call| set_query(call, "CustSpaceId", "space-2"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "a parameter's name",
+        |call| call.query[0].0 = "Category".into(),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "a parameter more",
+        |call| call.query.push(("More".into(), String::new())),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "a parameter less",
+        |call| drop(call.query.pop()),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "the form",
+        |call| call.body = b"Remark=b".to_vec(),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
     ("no form", |call| call.body.clear(), MISMATCH.0, MISMATCH.1),
-    ("the account's own key", |call| in_authorization(call, TEAM.0, KEY), MISMATCH.0, MISMATCH.1),
-    ("another client's key", |call| in_authorization(call, TEAM.0, OTHERS.0), MISMATCH.0, MISMATCH.1),
-    ("one header signed less", |call| in_authorization(call, "accept;", ""), MISMATCH.0, MISMATCH.1),
-    ("the action not signed", |call| in_authorization(call, "x-acs-action;", ""), INCOMPLETE.0, INCOMPLETE.1),
+    (
+        "the account's own key",
+        |call| in_authorization(call, TEAM.0, KEY),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "another client's key",
+        |call| in_authorization(call, TEAM.0, OTHERS.0),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "one header signed less",
+        |call| in_authorization(call, "accept;", ""),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "the action not signed",
+        |call| in_authorization(call, "x-acs-action;", ""),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
     ("half a signature", half_signed, INCOMPLETE.0, INCOMPLETE.1),
-    ("another scheme", |call| in_authorization(call, "ACS3-HMAC-SHA256", "ACS3-HMAC-SHA1"), INCOMPLETE.0, INCOMPLETE.1),
+    (
+        "another scheme",
+        |call| in_authorization(call, "ACS3-HMAC-SHA256", "ACS3-HMAC-SHA1"),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
 ];
 
 /// The same in version 1.
 const CHANGED_V1: [Change; 14] = [
-    ("Action", |call| set_query(call, "Action", "ListFlow"), MISMATCH.0, MISMATCH.1),
-    ("Version", |call| set_query(call, "Version", "2020-06-07"), BAD.0, BAD.1),
-    ("Format", |call| set_query(call, "Format", "json"), MISMATCH.0, MISMATCH.1),
-    ("Timestamp", |call| set_query(call, "Timestamp", &late(1)), MISMATCH.0, MISMATCH.1),
-    ("SignatureNonce", |call| set_query(call, "SignatureNonce", "another"), MISMATCH.0, MISMATCH.1),
-    ("the account's own key", |call| set_query(call, "AccessKeyId", KEY), MISMATCH.0, MISMATCH.1),
-    ("another client's key", |call| set_query(call, "AccessKeyId", OTHERS.0), MISMATCH.0, MISMATCH.1),
-    ("SignatureMethod", |call| set_query(call, "SignatureMethod", "HMAC-SHA256"), INCOMPLETE.0, INCOMPLETE.1),
-    ("SignatureVersion", |call| set_query(call, "SignatureVersion", "2.0"), INCOMPLETE.0, INCOMPLETE.1),
-    ("Signature", |call| set_query(call, "Signature", "AAAAAAAAAAAAAAAAAAAAAAAAAAA="), MISMATCH.0, MISMATCH.1),
-    ("no Signature", |call| drop(call.query.pop()), INCOMPLETE.0, INCOMPLETE.1),
-    ("a parameter more", |call| call.query.push(("More".into(), String::new())), MISMATCH.0, MISMATCH.1),
-    ("the form", |call| call.body = [&call.body, b"x".as_slice()].concat(), MISMATCH.0, MISMATCH.1),
+    (
+        "Action",
+        |call| set_query(call, "Action", "ListFlow"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "Version",
+        |call| set_query(call, "Version", "2020-06-07"),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "Format",
+        |call| set_query(call, "Format", "json"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "Timestamp",
+        |call| set_query(call, "Timestamp", &late(1)),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "SignatureNonce",
+        |call| set_query(call, "SignatureNonce", "another"),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "the account's own key",
+        |call| set_query(call, "AccessKeyId", KEY),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "another client's key",
+        |call| set_query(call, "AccessKeyId", OTHERS.0),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "SignatureMethod",
+        |call| set_query(call, "SignatureMethod", "HMAC-SHA256"),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "SignatureVersion",
+        |call| set_query(call, "SignatureVersion", "2.0"),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "Signature",
+        |call| set_query(call, "Signature", "AAAAAAAAAAAAAAAAAAAAAAAAAAA="),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "no Signature",
+        |call| drop(call.query.pop()),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "a parameter more",
+        |call| call.query.push(("More".into(), String::new())),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
+    (
+        "the form",
+        |call| call.body = [&call.body, b"x".as_slice()].concat(),
+        MISMATCH.0,
+        MISMATCH.1,
+    ),
     ("no form", |call| call.body.clear(), MISMATCH.0, MISMATCH.1),
 ];
 
 /// What the signature does not cover, put beside it: in either version.
 const BESIDE: [Change; 16] = [
-    ("a parameter again", |call| call.query.push(("FlowName".into(), "x".into())), BAD.0, BAD.1),
-    ("a parameter in another case", |call| call.query.push(("custspaceid".into(), "victim".into())), BAD.0, BAD.1),
-    ("a parameter spelt by escapes", |call| call.path = "/?CustSpac%65Id=victim&".into(), BAD.0, BAD.1),
-    ("a parameter like a header", |call| call.query.push(("x-acs-action".into(), "ListFlow".into())), BAD.0, BAD.1),
-    ("a parameter without a value", |call| call.path = "/?CustSpaceId&".into(), BAD.0, BAD.1),
-    ("a parameter with a NUL", |call| call.path = "/?More=%00&".into(), BAD.0, BAD.1),
-    ("another action in a header", |call| call.push("x-acs-action", "ListFlow"), BAD.0, BAD.1),
-    ("another version in a header", |call| call.push("x-acs-version", "2019-01-01"), BAD.0, BAD.1),
-    ("a second Host", same_host_again, BAD.0, BAD.1),
     (
-        "two content types",
-        |call| ["text/plain", "text/html"].map(|kind| call.push("content-type", kind)).into_iter().collect(),
+        "a parameter again",
+        |call| call.query.push(("FlowName".into(), "x".into())),
         BAD.0,
         BAD.1,
     ),
-    ("a coding of the body", |call| call.push("content-encoding", "gzip"), BAD.0, BAD.1),
+    (
+        "a parameter in another case",
+        |call| call.query.push(("custspaceid".into(), "victim".into())),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "a parameter spelt by escapes",
+        |call| call.path = "/?CustSpac%65Id=victim&".into(),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "a parameter like a header",
+        |call| call.query.push(("x-acs-action".into(), "ListFlow".into())),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "a parameter without a value",
+        |call| call.path = "/?CustSpaceId&".into(),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "a parameter with a NUL",
+        |call| call.path = "/?More=%00&".into(),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "another action in a header",
+        |call| call.push("x-acs-action", "ListFlow"),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "another version in a header",
+        |call| call.push("x-acs-version", "2019-01-01"),
+        BAD.0,
+        BAD.1,
+    ),
+    ("a second Host", same_host_again, BAD.0, BAD.1),
+    (
+        "two content types",
+        |call| {
+            ["text/plain", "text/html"]
+                .map(|kind| call.push("content-type", kind))
+                .into_iter()
+                .collect()
+        },
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "a coding of the body",
+        |call| call.push("content-encoding", "gzip"),
+        BAD.0,
+        BAD.1,
+    ),
     (
         "two holds",
-        |call| ["1s", "2s"].map(|hold| call.push("x-flowgate-hold", hold)).into_iter().collect(),
+        |call| {
+            ["1s", "2s"]
+                .map(|hold| call.push("x-flowgate-hold", hold))
+                .into_iter()
+                .collect()
+        },
         BAD.0,
         BAD.1,
     ),
     ("a cookie", |call| call.push("cookie", "a=b"), BAD.0, BAD.1),
-    ("a page's request", |call| call.push("sec-fetch-site", "none"), BAD.0, BAD.1),
-    ("another path", |call| call.path = "/api".into(), BAD.0, BAD.1),
-    ("another method", |call| call.method = "PUT".into(), BAD.0, BAD.1),
+    (
+        "a page's request",
+        |call| call.push("sec-fetch-site", "none"),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "another path",
+        |call| call.path = "/api".into(),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "another method",
+        |call| call.method = "PUT".into(),
+        BAD.0,
+        BAD.1,
+    ),
 ];
 
 /// Headers that only version 3 could have signed.
 const UNSIGNED: [Change; 6] = [
-    ("a token", |call| call.push("x-acs-security-token", "x"), INCOMPLETE.0, INCOMPLETE.1),
-    ("a key", |call| call.push("x-acs-accesskey-id", KEY), INCOMPLETE.0, INCOMPLETE.1),
-    ("an address", |call| call.push("x-acs-source-ip", "10.0.0.1"), INCOMPLETE.0, INCOMPLETE.1),
-    ("whatever", |call| call.push("X-ACS-Whatever", "1"), INCOMPLETE.0, INCOMPLETE.1),
-    ("a signed header between neighbours", |call| call.push("connection", "x-custom"), BAD.0, BAD.1),
-    ("a parameter of version 1", |call| call.query.push(("Action".into(), "ListFlow".into())), BAD.0, BAD.1),
+    (
+        "a token",
+        |call| call.push("x-acs-security-token", "x"),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "a key",
+        |call| call.push("x-acs-accesskey-id", KEY),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "an address",
+        |call| call.push("x-acs-source-ip", "10.0.0.1"),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "whatever",
+        |call| call.push("X-ACS-Whatever", "1"),
+        INCOMPLETE.0,
+        INCOMPLETE.1,
+    ),
+    (
+        "a signed header between neighbours",
+        |call| call.push("connection", "x-custom"),
+        BAD.0,
+        BAD.1,
+    ),
+    (
+        "a parameter of version 1",
+        |call| call.query.push(("Action".into(), "ListFlow".into())),
+        BAD.0,
+        BAD.1,
+    ),
 ];
 
 /// Well signed, and not for this client or not for Flowgate.
@@ -194,25 +468,73 @@ fn out_of_bounds(host: &str) -> Vec<Row> {
     let late_v1 = |minutes| v1(host, |call| set_query(call, "Timestamp", &late(minutes)));
     let action = |key| v3_by(host, key, |call| call.set("x-acs-action", "DeleteFlow"));
     let v1_action = v1(host, |call| set_query(call, "Action", "DeleteFlow"));
-    let space = |params: &[(&str, &str)]| Call::v3_with(host, &[&FLOW[..2], params].concat(), nothing, TEAM);
-    let v1_space = |params: &[(&str, &str)]| Call::v1_with(host, &[&FLOW[..2], params].concat(), nothing, TEAM);
+    let space = |params: &[(&str, &str)]| {
+        Call::v3_with(host, &[&FLOW[..2], params].concat(), nothing, TEAM)
+    };
+    let v1_space = |params: &[(&str, &str)]| {
+        Call::v1_with(host, &[&FLOW[..2], params].concat(), nothing, TEAM)
+    };
     let json = v3(host, |call| {
         call.push("content-type", "application/json");
         call.body = b"{\"CustSpaceId\":\"victim\"}".to_vec();
     });
     let mut rows = vec![
-        call("a stamp 16 minutes old", late_v3(16), (400, "InvalidTimeStamp.Expired")),
-        call("a stamp 16 minutes ahead", late_v3(-16), (400, "InvalidTimeStamp.Expired")),
-        call("a stamp 16 minutes old, V1", late_v1(16), (400, "InvalidTimeStamp.Expired")),
-        call("a stamp 16 minutes ahead, V1", late_v1(-16), (400, "InvalidTimeStamp.Expired")),
-        call("an unknown key", v3_by(host, ("team-c", TEAM.1), nothing), (404, "InvalidAccessKeyId.NotFound")),
-        call("the key in another case", v3_by(host, ("Team-A", TEAM.1), nothing), (404, "InvalidAccessKeyId.NotFound")),
-        call("the account's secret", v3_by(host, (TEAM.0, SECRET), nothing), MISMATCH),
-        call("another client's secret", v3_by(host, (TEAM.0, OTHERS.1), nothing), MISMATCH),
+        call(
+            "a stamp 16 minutes old",
+            late_v3(16),
+            (400, "InvalidTimeStamp.Expired"),
+        ),
+        call(
+            "a stamp 16 minutes ahead",
+            late_v3(-16),
+            (400, "InvalidTimeStamp.Expired"),
+        ),
+        call(
+            "a stamp 16 minutes old, V1",
+            late_v1(16),
+            (400, "InvalidTimeStamp.Expired"),
+        ),
+        call(
+            "a stamp 16 minutes ahead, V1",
+            late_v1(-16),
+            (400, "InvalidTimeStamp.Expired"),
+        ),
+        call(
+            "an unknown key",
+            v3_by(host, ("team-c", TEAM.1), nothing),
+            (404, "InvalidAccessKeyId.NotFound"),
+        ),
+        call(
+            "the key in another case",
+            v3_by(host, ("Team-A", TEAM.1), nothing),
+            (404, "InvalidAccessKeyId.NotFound"),
+        ),
+        call(
+            "the account's secret",
+            v3_by(host, (TEAM.0, SECRET), nothing),
+            MISMATCH,
+        ),
+        call(
+            "another client's secret",
+            v3_by(host, (TEAM.0, OTHERS.1), nothing),
+            MISMATCH,
+        ),
         call("no secret", v3_by(host, (TEAM.0, ""), nothing), MISMATCH),
-        call("another client's secret, V1", Call::v1_with(host, &FLOW, nothing, (TEAM.0, OTHERS.1)), MISMATCH),
-        call("a disabled client", v3_by(host, DISABLED, nothing), FORBIDDEN),
-        call("a disabled client, V1", Call::v1_with(host, &FLOW, nothing, DISABLED), FORBIDDEN),
+        call(
+            "another client's secret, V1",
+            Call::v1_with(host, &FLOW, nothing, (TEAM.0, OTHERS.1)),
+            MISMATCH,
+        ),
+        call(
+            "a disabled client",
+            v3_by(host, DISABLED, nothing),
+            FORBIDDEN,
+        ),
+        call(
+            "a disabled client, V1",
+            Call::v1_with(host, &FLOW, nothing, DISABLED),
+            FORBIDDEN,
+        ),
         call("another action", action(TEAM), FORBIDDEN),
         call("another action, V1", v1_action, FORBIDDEN),
         call("a space in JSON", json, FORBIDDEN),
@@ -240,7 +562,12 @@ fn v3_by(host: &str, key: (&str, &str), before: impl FnOnce(&mut Call)) -> Call 
 }
 
 fn call(name: impl Into<String>, call: Call, (status, code): (u16, &'static str)) -> Row {
-    Row { name: name.into(), bytes: call.bytes(), status, code }
+    Row {
+        name: name.into(),
+        bytes: call.bytes(),
+        status,
+        code,
+    }
 }
 
 /// Hosts that a version 3 call may be signed for, and targets that do not fit what is signed.
@@ -258,7 +585,11 @@ fn hosts_and_targets(host: &str) -> Vec<Row> {
         format!("[::1]:{port}"),
         "dysmsapi.aliyuncs.com".to_owned(),
     ] {
-        rows.push(call(format!("signed for {signed}"), v3(&signed, nothing), HOST));
+        rows.push(call(
+            format!("signed for {signed}"),
+            v3(&signed, nothing),
+            HOST,
+        ));
     }
     let to = |target: String, answer| {
         let mut to = v3(host, nothing);
@@ -299,26 +630,51 @@ async fn whatever_is_not_the_clients_own_call_to_the_letter_is_refused_and_reach
         changed("V3", || v3_form(host), &CHANGED_V3),
         changed("V1", || v1(host, nothing), &CHANGED_V1),
         changed("V3", || v3(host, nothing), &BESIDE),
-        changed("V1", || v1(host, |call| call.headers.retain(|(name, _)| name == "host")), &BESIDE),
+        changed(
+            "V1",
+            || v1(host, |call| call.headers.retain(|(name, _)| name == "host")),
+            &BESIDE,
+        ),
         changed("V3", || v3(host, nothing), &UNSIGNED),
         out_of_bounds(host),
         hosts_and_targets(host),
     ];
     let mut wrong = Vec::new();
     for row in rows.into_iter().flatten() {
-        let reply =
-            caller::exchange(world.proxy, &row.bytes).await.unwrap_or_else(|| panic!("{}: no answer", row.name));
+        let reply = caller::exchange(world.proxy, &row.bytes)
+            .await
+            .unwrap_or_else(|| panic!("{}: no answer", row.name));
         let body = &reply.body;
-        let told = (reply.status, reply.header("x-flowgate-error").unwrap_or_default().to_owned());
+        let told = (
+            reply.status,
+            reply
+                .header("x-flowgate-error")
+                .unwrap_or_default()
+                .to_owned(),
+        );
         if told != (row.status, row.code.to_owned()) {
             wrong.push(format!("{}: {told:?} {body}", row.name));
         }
-        assert!([TEAM.1, OTHERS.1, SECRET].iter().all(|secret| !body.contains(secret)), "{}: {body}", row.name);
+        assert!(
+            [TEAM.1, OTHERS.1, SECRET]
+                .iter()
+                .all(|secret| !body.contains(secret)),
+            "{}: {body}",
+            row.name
+        );
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!((world.sim.report().arrived, world.sim.report().connections), (0, 0), "CAMS is not even dialled");
+    assert_eq!(
+        (world.sim.report().arrived, world.sim.report().connections),
+        (0, 0),
+        "CAMS is not even dialled"
+    );
     for good in [v3(host, nothing), v3_form(host), v1(host, nothing)] {
-        assert_eq!(good.send(world.proxy).await.status, 200, "what all of them are made from is in order");
+        assert_eq!(
+            good.send(world.proxy).await.status,
+            200,
+            "what all of them are made from is in order"
+        );
     }
 }
 
@@ -328,7 +684,8 @@ async fn a_replay_is_refused_by_whichever_way_it_comes() {
     let host = world.host();
     let nonce = |call: &mut Call| call.push("x-acs-signature-nonce", "once");
     let fixed = |call: &mut Call| {
-        call.headers.retain(|(name, _)| name != "x-acs-signature-nonce");
+        call.headers
+            .retain(|(name, _)| name != "x-acs-signature-nonce");
         nonce(call);
     };
     let first = v3(&host, fixed);
@@ -337,7 +694,10 @@ async fn a_replay_is_refused_by_whichever_way_it_comes() {
     let same_nonce_anew = v3_by(&host, TEAM, fixed);
     for again in [&first, &same_nonce_anew, &same_nonce_in_v1] {
         let reply = again.send(world.proxy).await;
-        assert_eq!((reply.status, reply.code().as_str()), (400, "SignatureNonceUsed"));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "SignatureNonceUsed")
+        );
     }
     // Many at once: one of them takes it.
     let call = v3(&host, |call| call.query[1].1 = "together".into());
@@ -346,9 +706,20 @@ async fn a_replay_is_refused_by_whichever_way_it_comes() {
         let (call, proxy) = (call.clone(), world.proxy);
         calls.spawn(async move { call.send(proxy).await.status });
     }
-    assert_eq!(calls.join_all().await.iter().filter(|status| **status == 200).count(), 1);
+    assert_eq!(
+        calls
+            .join_all()
+            .await
+            .iter()
+            .filter(|status| **status == 200)
+            .count(),
+        1
+    );
     // A nonce is its key's own: a client cannot spend another's.
-    assert_eq!(v3_by(&host, OTHERS, fixed).send(world.proxy).await.status, 200);
+    assert_eq!(
+        v3_by(&host, OTHERS, fixed).send(world.proxy).await.status,
+        200
+    );
     assert_eq!(world.sim.report().arrived, 3);
 }
 
@@ -359,20 +730,43 @@ async fn what_no_signature_covers_goes_nowhere() {
     let mark = "smuggled";
     let put = |call: &mut Call, names: &[&str]| names.iter().for_each(|name| call.push(name, mark));
     let mut three = v3(&host, nothing);
-    put(&mut three, &["x-forwarded-for", "x-flowgate-waited", "forwarded", "x-real-ip", "via", "x-tenant", "pragma"]);
+    put(
+        &mut three,
+        &[
+            "x-forwarded-for",
+            "x-flowgate-waited",
+            "forwarded",
+            "x-real-ip",
+            "via",
+            "x-tenant",
+            "pragma",
+        ],
+    );
     three.push("connection", "close, x-tenant");
     let mut one = v1(&host, nothing);
     put(
         &mut one,
-        &["x-acs-security-token", "x-acs-source-ip", "x-acs-caller-uid", "x-acs-proxy-x", "x-forwarded-host"],
+        &[
+            "x-acs-security-token",
+            "x-acs-source-ip",
+            "x-acs-caller-uid",
+            "x-acs-proxy-x",
+            "x-forwarded-host",
+        ],
     );
     let mut elsewhere = v1(&host, nothing);
     elsewhere.set("host", mark);
     let mut fragment = v3(&host, nothing).bytes();
-    let end = fragment.windows(9).position(|window| window == b" HTTP/1.1").unwrap();
+    let end = fragment
+        .windows(9)
+        .position(|window| window == b" HTTP/1.1")
+        .unwrap();
     fragment.splice(end..end, format!("#&FlowName={mark}").into_bytes());
     for bytes in [three.bytes(), one.bytes(), elsewhere.bytes(), fragment] {
-        assert_eq!(caller::exchange(world.proxy, &bytes).await.unwrap().status, 200);
+        assert_eq!(
+            caller::exchange(world.proxy, &bytes).await.unwrap().status,
+            200
+        );
     }
     let arrivals = world.sim.arrivals();
     assert_eq!(arrivals.len(), 4);
@@ -404,28 +798,57 @@ fn hidden(host: &str) -> Vec<u8> {
 }
 
 fn chunk(body: &[u8]) -> Vec<u8> {
-    [format!("{:x}\r\n", body.len()).as_bytes(), body, b"\r\n0\r\n\r\n"].concat()
+    [
+        format!("{:x}\r\n", body.len()).as_bytes(),
+        body,
+        b"\r\n0\r\n\r\n",
+    ]
+    .concat()
 }
 
 /// Where does the body end, by its length or by its chunks?
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn shapes_of_length(host: &str) -> Vec<Shape> {
-    let shape = |name, bytes, status| Shape { name, bytes, status };
+    let shape = |name, bytes, status| Shape {
+        name,
+        bytes,
+        status,
+    };
     let form = || v3_form(host);
     let coded = |codings: &[&str], lengths: &[String], body: Vec<u8>| {
         let mut call = form();
-        codings.iter().for_each(|coding| call.push("transfer-encoding", coding));
-        lengths.iter().for_each(|length| call.push("content-length", length));
+        codings
+            .iter()
+            .for_each(|coding| call.push("transfer-encoding", coding));
+        lengths
+            .iter()
+            .for_each(|length| call.push("content-length", length));
         call.body = body;
         call.bytes()
     };
     let right = || chunk(b"Remark=a");
     let with_hidden = [right(), hidden(host)].concat().len().to_string();
     let length = |lengths: &[&str]| {
-        coded(&[], &lengths.iter().map(|length| (*length).to_owned()).collect::<Vec<_>>(), b"Remark=a".to_vec())
+        coded(
+            &[],
+            &lengths
+                .iter()
+                .map(|length| (*length).to_owned())
+                .collect::<Vec<_>>(),
+            b"Remark=a".to_vec(),
+        )
     };
     vec![
-        shape("CL.TE: the length takes in what is hidden", coded(&["chunked"], &[with_hidden], right()), 200),
-        shape("TE.CL: a chunk hides it", coded(&["chunked"], &["4".into()], chunk(&hidden(host))), 400),
+        shape(
+            "CL.TE: the length takes in what is hidden",
+            coded(&["chunked"], &[with_hidden], right()),
+            200,
+        ),
+        shape(
+            "TE.CL: a chunk hides it",
+            coded(&["chunked"], &["4".into()], chunk(&hidden(host))),
+            400,
+        ),
         shape("two lengths", length(&["8", "0"]), 400),
         shape("two lengths, the shorter first", length(&["0", "8"]), 400),
         shape("a list of lengths", length(&["8, 0"]), 400),
@@ -435,16 +858,56 @@ fn shapes_of_length(host: &str) -> Vec<Shape> {
         shape("a hexadecimal length", length(&["0x8"]), 400),
         shape("no length at all", length(&[""]), 400),
         shape("a length with a blank inside", length(&["8 0"]), 400),
-        shape("a length of twenty digits", length(&["99999999999999999999"]), 400),
-        shape("a list of codings", coded(&["gzip, chunked"], &[], right()), 400),
-        shape("chunked, then not", coded(&["chunked, identity"], &[], right()), 400),
-        shape("chunked twice", coded(&["chunked, chunked"], &[], right()), 400),
-        shape("two codings", coded(&["chunked", "identity"], &[], right()), 400),
-        shape("two codings, the other way", coded(&["identity", "chunked"], &[], right()), 400),
-        shape("identity", coded(&["identity"], &["8".into()], b"Remark=a".to_vec()), 400),
-        shape("nearly chunked", coded(&["xchunked"], &["8".into()], b"Remark=a".to_vec()), 400),
-        shape("chunked in quotes", coded(&["\"chunked\""], &["8".into()], b"Remark=a".to_vec()), 400),
-        shape("chunked behind a vertical tab", coded(&["\u{b}chunked"], &["8".into()], b"Remark=a".to_vec()), 400),
+        shape(
+            "a length of twenty digits",
+            length(&["99999999999999999999"]),
+            400,
+        ),
+        shape(
+            "a list of codings",
+            coded(&["gzip, chunked"], &[], right()),
+            400,
+        ),
+        shape(
+            "chunked, then not",
+            coded(&["chunked, identity"], &[], right()),
+            400,
+        ),
+        shape(
+            "chunked twice",
+            coded(&["chunked, chunked"], &[], right()),
+            400,
+        ),
+        shape(
+            "two codings",
+            coded(&["chunked", "identity"], &[], right()),
+            400,
+        ),
+        shape(
+            "two codings, the other way",
+            coded(&["identity", "chunked"], &[], right()),
+            400,
+        ),
+        shape(
+            "identity",
+            coded(&["identity"], &["8".into()], b"Remark=a".to_vec()),
+            400,
+        ),
+        shape(
+            "nearly chunked",
+            coded(&["xchunked"], &["8".into()], b"Remark=a".to_vec()),
+            400,
+        ),
+        shape(
+            "chunked in quotes",
+            coded(&["\"chunked\""], &["8".into()], b"Remark=a".to_vec()),
+            400,
+        ),
+        shape(
+            "chunked behind a vertical tab",
+            coded(&["\u{b}chunked"], &["8".into()], b"Remark=a".to_vec()),
+            400,
+        ),
         shape(
             "a GET with a body",
             {
@@ -463,44 +926,98 @@ fn shapes_of_chunks(host: &str) -> Vec<Shape> {
         let mut call = v3_form(host);
         call.push("transfer-encoding", "chunked");
         call.body = body.to_vec();
-        Shape { name, bytes: call.bytes(), status }
+        Shape {
+            name,
+            bytes: call.bytes(),
+            status,
+        }
     };
     vec![
         shape("a size with a sign", b"+8\r\nRemark=a\r\n0\r\n\r\n", 400),
         shape("a size with 0x", b"0x8\r\nRemark=a\r\n0\r\n\r\n", 400),
         shape("no size", b"\r\nRemark=a\r\n0\r\n\r\n", 400),
-        shape("a size that overflows", b"10000000000000008\r\nRemark=a\r\n0\r\n\r\n", 400),
+        shape(
+            "a size that overflows",
+            b"10000000000000008\r\nRemark=a\r\n0\r\n\r\n",
+            400,
+        ),
         shape("a chunk that goes on", b"8\r\nRemark=ab\r\n0\r\n\r\n", 400),
         shape("a chunk without an end", b"8\r\nRemark=a0\r\n\r\n", 400),
-        shape("a bare LF behind the size", b"8\nRemark=a\r\n0\r\n\r\n", 400),
-        shape("a bare LF behind the chunk", b"8\r\nRemark=a\n0\r\n\r\n", 400),
-        shape("an extension with a bare LF", b"8;a\nb\r\nRemark=a\r\n0\r\n\r\n", 400),
-        shape("an extension with a bare CR", b"8;a\rb\r\nRemark=a\r\n0\r\n\r\n", 400),
+        shape(
+            "a bare LF behind the size",
+            b"8\nRemark=a\r\n0\r\n\r\n",
+            400,
+        ),
+        shape(
+            "a bare LF behind the chunk",
+            b"8\r\nRemark=a\n0\r\n\r\n",
+            400,
+        ),
+        shape(
+            "an extension with a bare LF",
+            b"8;a\nb\r\nRemark=a\r\n0\r\n\r\n",
+            400,
+        ),
+        shape(
+            "an extension with a bare CR",
+            b"8;a\rb\r\nRemark=a\r\n0\r\n\r\n",
+            400,
+        ),
     ]
 }
 
 /// Where does the head end, and what are its lines?
 fn shapes_of_head(host: &str) -> Vec<Shape> {
-    let shape = |name, bytes, status| Shape { name, bytes, status };
-    let add = |line: &str| head(&v3(host, nothing), "\r\ncontent-length", &format!("\r\n{line}\r\ncontent-length"));
+    let shape = |name, bytes, status| Shape {
+        name,
+        bytes,
+        status,
+    };
+    let add = |line: &str| {
+        head(
+            &v3(host, nothing),
+            "\r\ncontent-length",
+            &format!("\r\n{line}\r\ncontent-length"),
+        )
+    };
     let chunked = |line: &str| {
         let mut call = v3_form(host);
         call.body = chunk(b"Remark=a");
         call.push("content-length", "8");
-        head(&call, "\r\ncontent-length", &format!("\r\n{line}\r\ncontent-length"))
+        head(
+            &call,
+            "\r\ncontent-length",
+            &format!("\r\n{line}\r\ncontent-length"),
+        )
     };
     let version = |version: &str| head(&v3(host, nothing), "HTTP/1.1", version);
     vec![
         shape("a folded line", add("x-y: a\r\n b"), 400),
-        shape("a folded coding", chunked("transfer-encoding:\r\n chunked"), 400),
-        shape("a blank before the colon", chunked("transfer-encoding : chunked"), 400),
+        shape(
+            "a folded coding",
+            chunked("transfer-encoding:\r\n chunked"),
+            400,
+        ),
+        shape(
+            "a blank before the colon",
+            chunked("transfer-encoding : chunked"),
+            400,
+        ),
         shape("a line that begins with a blank", add(" x-y: a"), 400),
         shape("a line without a colon", add("x-y"), 400),
         shape("a name of nothing", add(": a"), 400),
         shape("a NUL in a value", add("x-y: a\0b"), 400),
-        shape("a bare CR in a value", add("x-y: a\rtransfer-encoding: chunked"), 400),
+        shape(
+            "a bare CR in a value",
+            add("x-y: a\rtransfer-encoding: chunked"),
+            400,
+        ),
         // A bare LF ends a line (RFC 9112, 2.2), so what stands behind it is seen and counts.
-        shape("a coding behind a bare LF", chunked("x-y: a\ntransfer-encoding: chunked"), 200),
+        shape(
+            "a coding behind a bare LF",
+            chunked("x-y: a\ntransfer-encoding: chunked"),
+            200,
+        ),
         shape("a bare CR before a line", add("\rx-y: a"), 400),
         shape("HTTP/1.2", version("HTTP/1.2"), 400),
         shape("HTTP/2.0", version("HTTP/2.0"), 400),
@@ -516,8 +1033,16 @@ fn shapes_of_head(host: &str) -> Vec<Shape> {
             },
             400,
         ),
-        shape("the start of HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), 0),
-        shape("a target with a blank", head(&v3(host, nothing), "/?", "/ ?"), 400),
+        shape(
+            "the start of HTTP/2",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+            0,
+        ),
+        shape(
+            "a target with a blank",
+            head(&v3(host, nothing), "/?", "/ ?"),
+            400,
+        ),
     ]
 }
 
@@ -539,18 +1064,42 @@ async fn nothing_behind_a_smuggling_shape_is_read_as_a_request() {
     let host = world.host();
     let mut wrong = Vec::new();
     let mut passed = 0;
-    for shape in [shapes_of_length(&host), shapes_of_chunks(&host), shapes_of_head(&host)].into_iter().flatten() {
+    for shape in [
+        shapes_of_length(&host),
+        shapes_of_chunks(&host),
+        shapes_of_head(&host),
+    ]
+    .into_iter()
+    .flatten()
+    {
         let seen = behind(&world, &shape).await;
-        let answers: Vec<_> =
-            seen.match_indices("HTTP/1.1 ").map(|(at, _)| seen[at + 9..].get(..3).unwrap_or("")).collect();
-        let wished: Vec<_> = Some(shape.status.to_string()).filter(|status| status != "0").into_iter().collect();
+        let answers: Vec<_> = seen
+            .match_indices("HTTP/1.1 ")
+            .map(|(at, _)| seen[at + 9..].get(..3).unwrap_or(""))
+            .collect();
+        let wished: Vec<_> = Some(shape.status.to_string())
+            .filter(|status| status != "0")
+            .into_iter()
+            .collect();
         if answers != wished {
-            wrong.push(format!("{}: {answers:?} instead of {}: {seen}", shape.name, shape.status));
+            wrong.push(format!(
+                "{}: {answers:?} instead of {}: {seen}",
+                shape.name, shape.status
+            ));
         }
         passed += usize::from(shape.status == 200);
     }
     let arrivals = world.sim.arrivals();
-    let smuggled = arrivals.iter().filter(|arrival| arrival.flow_name.as_deref() != Some("x")).count();
-    assert!(wrong.is_empty(), "{} smuggled of {}\n{}", smuggled, arrivals.len(), wrong.join("\n"));
+    let smuggled = arrivals
+        .iter()
+        .filter(|arrival| arrival.flow_name.as_deref() != Some("x"))
+        .count();
+    assert!(
+        wrong.is_empty(),
+        "{} smuggled of {}\n{}",
+        smuggled,
+        arrivals.len(),
+        wrong.join("\n")
+    );
     assert_eq!((smuggled, arrivals.len()), (0, passed));
 }

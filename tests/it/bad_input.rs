@@ -20,7 +20,12 @@ struct Row {
 }
 
 fn row(name: &'static str, bytes: impl Into<Vec<u8>>, status: u16, code: &'static str) -> Row {
-    Row { name, bytes: bytes.into(), status, code }
+    Row {
+        name,
+        bytes: bytes.into(),
+        status,
+        code,
+    }
 }
 
 /// A signed V3 call that was changed before or after it was signed.
@@ -45,7 +50,11 @@ fn form(call: &mut Call) {
 }
 
 fn set_query(call: &mut Call, name: &str, value: &str) {
-    call.query.iter_mut().find(|(known, _)| known == name).unwrap().1 = value.into();
+    call.query
+        .iter_mut()
+        .find(|(known, _)| known == name)
+        .unwrap()
+        .1 = value.into();
 }
 
 fn late(minutes: u64) -> String {
@@ -56,24 +65,39 @@ fn late(minutes: u64) -> String {
 fn identity(host: &str) -> Vec<Row> {
     let other_key = |key, secret| Call::v3_with(host, &FLOW, nothing, (key, secret)).bytes();
     let rsa = |call: &mut Call| {
-        let authorization = call.header("authorization").replace("ACS3-HMAC-SHA256", "ACS3-RSA-SHA256");
+        let authorization = call
+            .header("authorization")
+            .replace("ACS3-HMAC-SHA256", "ACS3-RSA-SHA256");
         call.set("authorization", &authorization);
     };
     let sm3 = |call: &mut Call| {
-        let authorization = call.header("authorization").replace("ACS3-HMAC-SHA256", "ACS3-HMAC-SM3");
+        let authorization = call
+            .header("authorization")
+            .replace("ACS3-HMAC-SHA256", "ACS3-HMAC-SM3");
         call.set("authorization", &authorization);
     };
     let v1_rsa = |call: &mut Call| set_query(call, "SignatureMethod", "SHA256withRSA");
     let bearer = |call: &mut Call| {
         call.headers.retain(|(name, _)| name != "authorization");
         call.push("x-acs-bearer-token", "token");
-        call.query.push(("SignatureType".into(), "BEARERTOKEN".into()));
+        call.query
+            .push(("SignatureType".into(), "BEARERTOKEN".into()));
     };
     let anonymous = |call: &mut Call| call.headers.retain(|(name, _)| name != "authorization");
     let foreign_product = Call::v3("ecs.aliyuncs.com", "x").bytes();
     vec![
-        row("unknown key", other_key("LTAI-nobody", SECRET), 404, "InvalidAccessKeyId.NotFound"),
-        row("wrong secret", other_key(KEY, "guessed"), 400, "SignatureDoesNotMatch"),
+        row(
+            "unknown key",
+            other_key("LTAI-nobody", SECRET),
+            404,
+            "InvalidAccessKeyId.NotFound",
+        ),
+        row(
+            "wrong secret",
+            other_key(KEY, "guessed"),
+            400,
+            "SignatureDoesNotMatch",
+        ),
         row(
             "wrong secret, V1",
             Call::v1_with(host, &FLOW, nothing, (KEY, "guessed")).bytes(),
@@ -88,7 +112,11 @@ fn identity(host: &str) -> Vec<Row> {
         ),
         row(
             "stale timestamp, V1",
-            v1(host, |call| set_query(call, "Timestamp", &late(16)), nothing),
+            v1(
+                host,
+                |call| set_query(call, "Timestamp", &late(16)),
+                nothing,
+            ),
             400,
             "InvalidTimeStamp.Expired",
         ),
@@ -106,37 +134,90 @@ fn identity(host: &str) -> Vec<Row> {
         ),
         row("RSA", v3(host, nothing, rsa), 400, "IncompleteSignature"),
         row("SM3", v3(host, nothing, sm3), 400, "IncompleteSignature"),
-        row("RSA, V1", v1(host, v1_rsa, nothing), 400, "IncompleteSignature"),
-        row("bearer", v3(host, nothing, bearer), 400, "IncompleteSignature"),
-        row("anonymous", v3(host, nothing, anonymous), 400, "IncompleteSignature"),
-        row("signed for another product", foreign_product, 400, "Flowgate.SignedHostMismatch"),
+        row(
+            "RSA, V1",
+            v1(host, v1_rsa, nothing),
+            400,
+            "IncompleteSignature",
+        ),
+        row(
+            "bearer",
+            v3(host, nothing, bearer),
+            400,
+            "IncompleteSignature",
+        ),
+        row(
+            "anonymous",
+            v3(host, nothing, anonymous),
+            400,
+            "IncompleteSignature",
+        ),
+        row(
+            "signed for another product",
+            foreign_product,
+            400,
+            "Flowgate.SignedHostMismatch",
+        ),
     ]
 }
 
 /// Things that were changed after the signature, or that it does not cover.
 fn tampered(host: &str) -> Vec<Row> {
-    let unsigned = |name: &'static str, value: &'static str| v3(host, nothing, move |call| call.push(name, value));
+    let unsigned = |name: &'static str, value: &'static str| {
+        v3(host, nothing, move |call| call.push(name, value))
+    };
     let second_authorization = v3(host, nothing, |call| {
         let authorization = call.header("authorization").to_owned();
         call.push("authorization", &authorization);
     });
     vec![
-        row("tampered body", v3(host, form, |call| call.body[9] = b'y'), 400, "SignatureDoesNotMatch"),
-        row("tampered query", v3(host, nothing, |call| set_query(call, "FlowName", "y")), 400, "SignatureDoesNotMatch"),
+        row(
+            "tampered body",
+            v3(host, form, |call| call.body[9] = b'y'),
+            400,
+            "SignatureDoesNotMatch",
+        ),
+        row(
+            "tampered query",
+            v3(host, nothing, |call| set_query(call, "FlowName", "y")),
+            400,
+            "SignatureDoesNotMatch",
+        ),
         row(
             "tampered form, V1",
             v1(host, nothing, |call| *call.body.last_mut().unwrap() = b'y'),
             400,
             "SignatureDoesNotMatch",
         ),
-        row("another method", v3(host, nothing, |call| call.method = "GET".into()), 400, "SignatureDoesNotMatch"),
-        row("another Host", v3(host, nothing, |call| call.set("host", "elsewhere")), 400, "SignatureDoesNotMatch"),
-        row("unsigned x-acs header", unsigned("x-acs-source-ip", "1.2.3.4"), 400, "IncompleteSignature"),
-        row("two Authorization headers", second_authorization, 400, "Flowgate.BadRequest"),
+        row(
+            "another method",
+            v3(host, nothing, |call| call.method = "GET".into()),
+            400,
+            "SignatureDoesNotMatch",
+        ),
+        row(
+            "another Host",
+            v3(host, nothing, |call| call.set("host", "elsewhere")),
+            400,
+            "SignatureDoesNotMatch",
+        ),
+        row(
+            "unsigned x-acs header",
+            unsigned("x-acs-source-ip", "1.2.3.4"),
+            400,
+            "IncompleteSignature",
+        ),
+        row(
+            "two Authorization headers",
+            second_authorization,
+            400,
+            "Flowgate.BadRequest",
+        ),
     ]
 }
 
 /// What can be read in two ways.
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn ambiguous(host: &str) -> Vec<Row> {
     let doubled = |call: &mut Call| call.query.push(("flowname".into(), "y".into()));
     let query_and_form = |call: &mut Call| call.query.push(("FlowName".into(), "y".into()));
@@ -147,10 +228,19 @@ fn ambiguous(host: &str) -> Vec<Row> {
     };
     let no_action = |call: &mut Call| call.headers.retain(|(name, _)| name != "x-acs-action");
     vec![
-        row("no Action", v3(host, no_action, nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "no Action",
+            v3(host, no_action, nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
         row(
             "no Action, V1",
-            v1(host, |call| call.query.retain(|(name, _)| name != "Action"), nothing),
+            v1(
+                host,
+                |call| call.query.retain(|(name, _)| name != "Action"),
+                nothing,
+            ),
             400,
             "Flowgate.BadRequest",
         ),
@@ -162,16 +252,39 @@ fn ambiguous(host: &str) -> Vec<Row> {
         ),
         row(
             "another version",
-            v3(host, |call| call.set("x-acs-version", "2019-01-01"), nothing),
+            v3(
+                host,
+                |call| call.set("x-acs-version", "2019-01-01"),
+                nothing,
+            ),
             400,
             "Flowgate.BadRequest",
         ),
-        row("doubled parameter", v3(host, doubled, nothing), 400, "Flowgate.BadRequest"),
-        row("query and form differ, V1", v1(host, query_and_form, nothing), 400, "Flowgate.BadRequest"),
-        row("a key twice in JSON", v3(host, twice_in_json, nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "doubled parameter",
+            v3(host, doubled, nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "query and form differ, V1",
+            v1(host, query_and_form, nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "a key twice in JSON",
+            v3(host, twice_in_json, nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
         row(
             "V3 with a V1 Action",
-            v3(host, |call| call.query.push(("Action".into(), "ListFlow".into())), nothing),
+            v3(
+                host,
+                |call| call.query.push(("Action".into(), "ListFlow".into())),
+                nothing,
+            ),
             400,
             "Flowgate.BadRequest",
         ),
@@ -181,12 +294,29 @@ fn ambiguous(host: &str) -> Vec<Row> {
             400,
             "Flowgate.BadRequest",
         ),
-        row("bad percent", v3(host, nothing, |call| call.path = "/?a=%zz&".into()), 400, "Flowgate.BadRequest"),
-        row("another path", v3(host, nothing, |call| call.path = "/prefix/".into()), 400, "Flowgate.BadRequest"),
-        row("another method", v3(host, |call| call.method = "PUT".into(), nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "bad percent",
+            v3(host, nothing, |call| call.path = "/?a=%zz&".into()),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "another path",
+            v3(host, nothing, |call| call.path = "/prefix/".into()),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "another method",
+            v3(host, |call| call.method = "PUT".into(), nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
         row(
             "a browser",
-            v3(host, nothing, |call| call.push("origin", "https://evil.example")),
+            v3(host, nothing, |call| {
+                call.push("origin", "https://evil.example")
+            }),
             400,
             "Flowgate.BadRequest",
         ),
@@ -209,7 +339,12 @@ fn unsigned_bodies(host: &str) -> Vec<Row> {
         (KEY, SECRET),
     );
     vec![
-        row("a form that calls itself JSON, V1", v1(host, json, nothing), 400, "Flowgate.BadRequest"),
+        row(
+            "a form that calls itself JSON, V1",
+            v1(host, json, nothing),
+            400,
+            "Flowgate.BadRequest",
+        ),
         row("JSON body, V1", v1_json.bytes(), 400, "Flowgate.BadRequest"),
     ]
 }
@@ -221,7 +356,9 @@ fn framing(host: &str) -> Vec<Row> {
         call.path = format!("http://{authority}/");
         call.bytes()
     };
-    let no_host = v3(host, nothing, |call| call.headers.retain(|(name, _)| name != "host"));
+    let no_host = v3(host, nothing, |call| {
+        call.headers.retain(|(name, _)| name != "host")
+    });
     let two_hosts = v3(host, nothing, |call| call.push("host", "other"));
     let gzip = v3(host, form, |call| {
         call.push("transfer-encoding", "gzip, chunked");
@@ -240,12 +377,27 @@ fn framing(host: &str) -> Vec<Row> {
     let connect = "CONNECT cams.ap-southeast-1.aliyuncs.com:443 HTTP/1.0\r\n\r\n";
     vec![
         row("CONNECT", connect, 405, "Flowgate.NotAProxy"),
-        row("a foreign host in absolute form", absolute("example.com"), 403, "Flowgate.NotAProxy"),
+        row(
+            "a foreign host in absolute form",
+            absolute("example.com"),
+            403,
+            "Flowgate.NotAProxy",
+        ),
         row("no Host", no_host, 400, "Flowgate.BadRequest"),
         row("two Hosts", two_hosts, 400, "Flowgate.BadRequest"),
         row("gzip, chunked", gzip, 400, "Flowgate.BadRequest"),
-        row("broken chunking", chunking(b"5\r\nFlow\r\nzz\r\n"), 400, "Flowgate.BadRequest"),
-        row("body over the limit", v3(host, large, nothing), 413, "Flowgate.RequestTooLarge"),
+        row(
+            "broken chunking",
+            chunking(b"5\r\nFlow\r\nzz\r\n"),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "body over the limit",
+            v3(host, large, nothing),
+            413,
+            "Flowgate.RequestTooLarge",
+        ),
     ]
 }
 
@@ -253,25 +405,45 @@ fn framing(host: &str) -> Vec<Row> {
 async fn every_bad_request_has_its_answer_and_nothing_reaches_cams() {
     let world = World::new("[listen]\nmax_body = \"2KiB\"").await;
     let host = world.host();
-    for row in [identity(&host), tampered(&host), ambiguous(&host), unsigned_bodies(&host), framing(&host)]
-        .into_iter()
-        .flatten()
+    for row in [
+        identity(&host),
+        tampered(&host),
+        ambiguous(&host),
+        unsigned_bodies(&host),
+        framing(&host),
+    ]
+    .into_iter()
+    .flatten()
     {
         let before = world.metrics().await;
-        let reply =
-            caller::exchange(world.proxy, &row.bytes).await.unwrap_or_else(|| panic!("{}: no answer", row.name));
-        assert_eq!((reply.status, reply.code().as_str()), (row.status, row.code), "{}: {reply:?}", row.name);
-        assert_eq!(reply.header("x-flowgate-error"), Some(row.code), "{}", row.name);
+        let reply = caller::exchange(world.proxy, &row.bytes)
+            .await
+            .unwrap_or_else(|| panic!("{}: no answer", row.name));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (row.status, row.code),
+            "{}: {reply:?}",
+            row.name
+        );
+        assert_eq!(
+            reply.header("x-flowgate-error"),
+            Some(row.code),
+            "{}",
+            row.name
+        );
         assert_eq!(reply.header("x-acs-retry-after"), None, "{}", row.name);
         let body = reply.json();
         for field in ["RequestId", "HostId", "Code", "Message", "Recommend"] {
             assert!(body[field].is_string(), "{}: {field} in {body}", row.name);
         }
-        assert!(row.code != "SignatureDoesNotMatch" || body["Message"].as_str().unwrap().contains(':'));
+        assert!(
+            row.code != "SignatureDoesNotMatch" || body["Message"].as_str().unwrap().contains(':')
+        );
         let after = world.metrics().await;
         let counted = |outcome: &str| {
-            let of =
-                |account: &str| after.outcome(account, "other", outcome) - before.outcome(account, "other", outcome);
+            let of = |account: &str| {
+                after.outcome(account, "other", outcome) - before.outcome(account, "other", outcome)
+            };
             of("acme") + of("unknown")
         };
         assert_eq!(counted("invalid"), 1.0, "{}", row.name);
@@ -279,7 +451,11 @@ async fn every_bad_request_has_its_answer_and_nothing_reaches_cams() {
         assert_eq!(all, 1.0, "{}", row.name);
     }
     assert_eq!(world.sim.report().arrived, 0);
-    assert_eq!(world.sim.report().connections, 0, "CAMS is not even dialled");
+    assert_eq!(
+        world.sim.report().connections,
+        0,
+        "CAMS is not even dialled"
+    );
 }
 
 #[tokio::test]
@@ -288,11 +464,20 @@ async fn a_nonce_is_good_for_one_call() {
     for call in [Call::v3(&world.host(), "x"), Call::v1(&world.host(), "y")] {
         assert_eq!(call.send(world.proxy).await.status, 200);
         let reply = call.send(world.proxy).await;
-        assert_eq!((reply.status, reply.code().as_str()), (400, "SignatureNonceUsed"));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "SignatureNonceUsed")
+        );
     }
     let metrics = world.metrics().await;
-    assert_eq!(metrics.get("flowgate_signature_checks_total{result=\"ok\"}"), 2.0);
-    assert_eq!(metrics.get("flowgate_signature_checks_total{result=\"nonce\"}"), 2.0);
+    assert_eq!(
+        metrics.get("flowgate_signature_checks_total{result=\"ok\"}"),
+        2.0
+    );
+    assert_eq!(
+        metrics.get("flowgate_signature_checks_total{result=\"nonce\"}"),
+        2.0
+    );
     assert_eq!(world.sim.report().arrived, 2);
 }
 
@@ -302,7 +487,10 @@ async fn a_failed_check_spends_no_nonce() {
     let call = Call::v3(&world.host(), "x");
     let mut tampered = call.clone();
     set_query(&mut tampered, "FlowName", "y");
-    assert_eq!(tampered.send(world.proxy).await.code(), "SignatureDoesNotMatch");
+    assert_eq!(
+        tampered.send(world.proxy).await.code(),
+        "SignatureDoesNotMatch"
+    );
     assert_eq!(call.send(world.proxy).await.status, 200);
 }
 
@@ -310,24 +498,43 @@ async fn a_failed_check_spends_no_nonce() {
 async fn xml_is_for_those_who_ask_for_it() {
     let world = World::new("").await;
     let xml = |call: &mut Call| set_query(call, "Format", "XML");
-    let reply = Call::v1_with(&world.host(), &FLOW, xml, (KEY, "guessed")).send(world.proxy).await;
-    assert_eq!((reply.status, reply.header("content-type")), (400, Some("text/xml;charset=utf-8")));
-    assert!(reply.body.contains("<Code>SignatureDoesNotMatch</Code>"), "{}", reply.body);
+    let reply = Call::v1_with(&world.host(), &FLOW, xml, (KEY, "guessed"))
+        .send(world.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.header("content-type")),
+        (400, Some("text/xml;charset=utf-8"))
+    );
+    assert!(
+        reply.body.contains("<Code>SignatureDoesNotMatch</Code>"),
+        "{}",
+        reply.body
+    );
 }
 
 #[tokio::test]
 async fn what_is_not_http_gets_a_bare_answer_and_a_closed_connection() {
     let world = World::new("").await;
-    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(100_000));
-    for (count, (bytes, status)) in
-        [(b"\x16\x03\x01\x02\x00\x01".as_slice(), "400"), (long.as_bytes(), "431")].into_iter().enumerate()
+    let long = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+        "x".repeat(100_000)
+    );
+    for (count, (bytes, status)) in [
+        (b"\x16\x03\x01\x02\x00\x01".as_slice(), "400"),
+        (long.as_bytes(), "431"),
+    ]
+    .into_iter()
+    .enumerate()
     {
         let mut stream = TcpStream::connect(world.proxy).await.unwrap();
         drop(stream.write_all(bytes).await);
         let mut answer = Vec::new();
         // What was not read makes the close a reset.
         drop(stream.read_to_end(&mut answer).await);
-        assert!(String::from_utf8_lossy(&answer).starts_with(&format!("HTTP/1.1 {status} ")), "{answer:?}");
+        assert!(
+            String::from_utf8_lossy(&answer).starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer:?}"
+        );
         world
             .until(
                 "flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}",
@@ -335,7 +542,13 @@ async fn what_is_not_http_gets_a_bare_answer_and_a_closed_connection() {
             )
             .await;
     }
-    assert_eq!(world.metrics().await.get("flowgate_connection_errors_total{kind=\"not_http\"}"), 2.0);
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .get("flowgate_connection_errors_total{kind=\"not_http\"}"),
+        2.0
+    );
 }
 
 #[tokio::test]
@@ -348,14 +561,31 @@ async fn half_a_request_and_then_silence_is_given_up() {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"", "the connection is closed");
-    world.until("flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}", 1.0).await;
-    assert_eq!(world.metrics().await.get("flowgate_connection_errors_total{kind=\"slow_head\"}"), 1.0);
+    world
+        .until(
+            "flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}",
+            1.0,
+        )
+        .await;
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .get("flowgate_connection_errors_total{kind=\"slow_head\"}"),
+        1.0
+    );
 
     let half_body = &whole[..whole.len() - 5];
     let reply = caller::exchange(world.proxy, half_body).await.unwrap();
-    assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"));
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "Flowgate.BadRequest")
+    );
     assert_eq!(reply.header("connection"), Some("close"));
-    assert_eq!(world.metrics().await.outcome("acme", "other", "invalid"), 1.0);
+    assert_eq!(
+        world.metrics().await.outcome("acme", "other", "invalid"),
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -364,7 +594,10 @@ async fn an_idle_connection_outlives_the_header_timeout() {
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
     for name in ["one", "two"] {
         tokio::time::sleep(Duration::from_millis(700)).await;
-        stream.write_all(&Call::v3(&world.host(), name).bytes()).await.unwrap();
+        stream
+            .write_all(&Call::v3(&world.host(), name).bytes())
+            .await
+            .unwrap();
         assert_eq!(caller::read_reply(&mut stream).await.unwrap().status, 200);
     }
 }
@@ -373,39 +606,86 @@ async fn an_idle_connection_outlives_the_header_timeout() {
 async fn an_idle_connection_is_closed_after_its_time() {
     let world = World::new("[listen]\nidle_timeout = \"300ms\"").await;
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
+    stream
+        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .await
+        .unwrap();
     assert_eq!(caller::read_reply(&mut stream).await.unwrap().status, 200);
-    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "closed without a word");
-    assert_eq!(world.metrics().await.outcome("unknown", "other", "invalid"), 0.0, "idleness is no bad request");
+    assert_eq!(
+        stream.read(&mut [0]).await.unwrap(),
+        0,
+        "closed without a word"
+    );
+    assert_eq!(
+        world.metrics().await.outcome("unknown", "other", "invalid"),
+        0.0,
+        "idleness is no bad request"
+    );
 }
 
 #[tokio::test]
 async fn a_caller_that_does_not_read_its_answer_is_given_up() {
     let settings = cams_sim::Settings::default();
-    let world = World::with(settings, "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"300ms\"").await;
-    world.sim.set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
+    let world = World::with(
+        settings,
+        "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"300ms\"",
+    )
+    .await;
+    world
+        .sim
+        .set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
-    world.until("flowgate_connection_errors_total{kind=\"slow_reader\"}", 1.0).await;
-    assert_eq!(world.metrics().await.get("flowgate_connections"), 1.0, "only the one that asks");
+    stream
+        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .await
+        .unwrap();
+    world
+        .until(
+            "flowgate_connection_errors_total{kind=\"slow_reader\"}",
+            1.0,
+        )
+        .await;
+    assert_eq!(
+        world.metrics().await.get("flowgate_connections"),
+        1.0,
+        "only the one that asks"
+    );
     drop(stream);
 }
 
 #[tokio::test]
 async fn a_caller_that_reads_its_answer_drop_by_drop_is_given_up_too() {
     let settings = cams_sim::Settings::default();
-    let world = World::with(settings, "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"500ms\"").await;
-    world.sim.set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
+    let world = World::with(
+        settings,
+        "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"500ms\"",
+    )
+    .await;
+    world
+        .sim
+        .set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    stream.write_all(&Call::v3(&world.host(), "x").bytes()).await.unwrap();
+    stream
+        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .await
+        .unwrap();
     let reading = tokio::spawn(async move {
         // At this pace the whole answer would take an hour.
         let mut drop_of_it = [0; 100];
-        while stream.read(&mut drop_of_it).await.is_ok_and(|read| read > 0) {
+        while stream
+            .read(&mut drop_of_it)
+            .await
+            .is_ok_and(|read| read > 0)
+        {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    world.until("flowgate_connection_errors_total{kind=\"slow_reader\"}", 1.0).await;
+    world
+        .until(
+            "flowgate_connection_errors_total{kind=\"slow_reader\"}",
+            1.0,
+        )
+        .await;
     reading.abort();
 }
 
@@ -418,13 +698,29 @@ async fn connections_are_bounded_in_total_and_by_source() {
     }
     world.until("flowgate_connections", 4.0).await;
     let mut fourth = TcpStream::connect(world.proxy).await.unwrap();
-    assert_eq!(fourth.read(&mut [0]).await.unwrap_or(0), 0, "closed at once");
-    world.until("flowgate_connection_errors_total{kind=\"too_many_from_source\"}", 1.0).await;
+    assert_eq!(
+        fourth.read(&mut [0]).await.unwrap_or(0),
+        0,
+        "closed at once"
+    );
+    world
+        .until(
+            "flowgate_connection_errors_total{kind=\"too_many_from_source\"}",
+            1.0,
+        )
+        .await;
     streams.pop();
-    world.until("flowgate_connection_errors_total{kind=\"too_many_from_source\"}", 1.0).await;
+    world
+        .until(
+            "flowgate_connection_errors_total{kind=\"too_many_from_source\"}",
+            1.0,
+        )
+        .await;
     // The place is free again as soon as the proxy has seen the close.
     loop {
-        if let Some(reply) = caller::exchange(world.proxy, &Call::v3(&world.host(), "x").bytes()).await {
+        if let Some(reply) =
+            caller::exchange(world.proxy, &Call::v3(&world.host(), "x").bytes()).await
+        {
             break assert_eq!(reply.status, 200);
         }
     }

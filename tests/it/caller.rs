@@ -37,7 +37,12 @@ pub(crate) struct Reply {
 impl Call {
     /// CreateFlow by V3, parameters in the query, as the newest Python SDK sends it.
     pub(crate) fn v3(host: &str, flow_name: &str) -> Self {
-        Self::v3_with(host, &[("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow_name)], |_| {}, (KEY, SECRET))
+        Self::v3_with(
+            host,
+            &[("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow_name)],
+            |_| {},
+            (KEY, SECRET),
+        )
     }
 
     /// V3 with any parameters; `change` sees the call before it is signed.
@@ -79,12 +84,15 @@ impl Call {
             ("AccessKeyId", key.0),
         ];
         let mut call = Self::bare(host, &common);
-        call.query.push(("Timestamp".into(), timestamp(SystemTime::now())));
+        call.query
+            .push(("Timestamp".into(), timestamp(SystemTime::now())));
         call.query.push(("SignatureNonce".into(), nonce()));
         if !form.is_empty() {
             call.push("content-type", "application/x-www-form-urlencoded");
-            let pairs: Vec<_> =
-                form.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
+            let pairs: Vec<_> = form
+                .iter()
+                .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
+                .collect();
             call.body = pairs.join("&").into_bytes();
         }
         change(&mut call);
@@ -93,9 +101,18 @@ impl Call {
     }
 
     fn bare(host: &str, query: &[(&str, &str)]) -> Self {
-        let query = query.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let query = query
+            .iter()
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect();
         let headers = vec![("host".into(), host.into())];
-        Self { method: "POST".into(), path: "/".into(), query, headers, body: Vec::new() }
+        Self {
+            method: "POST".into(),
+            path: "/".into(),
+            query,
+            headers,
+            body: Vec::new(),
+        }
     }
 
     pub(crate) fn push(&mut self, name: &str, value: &str) {
@@ -103,12 +120,21 @@ impl Call {
     }
 
     pub(crate) fn set(&mut self, name: &str, value: &str) {
-        let header = self.headers.iter_mut().find(|(known, _)| known == name).expect("a header to change");
+        let header = self
+            .headers
+            .iter_mut()
+            .find(|(known, _)| known == name)
+            .expect("a header to change");
         header.1 = value.into();
     }
 
     pub(crate) fn header(&self, name: &str) -> &str {
-        &self.headers.iter().find(|(known, _)| known == name).expect("a header").1
+        &self
+            .headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .expect("a header")
+            .1
     }
 
     fn sign_v3(&mut self, (key, secret): (&str, &str)) {
@@ -117,35 +143,63 @@ impl Call {
         let mut signed = self.headers.clone();
         signed.sort();
         let names: Vec<_> = signed.iter().map(|(name, _)| name.as_str()).collect();
-        let lines: String = signed.iter().map(|(name, value)| format!("{name}:{}\n", value.trim())).collect();
+        let lines: String = signed
+            .iter()
+            .map(|(name, value)| format!("{name}:{}\n", value.trim()))
+            .collect();
         let mut query = self.query.clone();
         query.sort();
-        let query: Vec<_> = query.iter().map(|(name, value)| format!("{name}={}", encode(value))).collect();
+        let query: Vec<_> = query
+            .iter()
+            .map(|(name, value)| format!("{name}={}", encode(value)))
+            .collect();
         let names = names.join(";");
-        let canonical = format!("{}\n/\n{}\n{lines}\n{names}\n{hash}", self.method, query.join("&"));
+        let canonical = format!(
+            "{}\n/\n{}\n{lines}\n{names}\n{hash}",
+            self.method,
+            query.join("&")
+        );
         let to_sign = format!("ACS3-HMAC-SHA256\n{}", hex(&Sha256::digest(canonical)));
         let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
         mac.update(to_sign.as_bytes());
         let signature = hex(&mac.finalize().into_bytes());
-        let authorization = format!("ACS3-HMAC-SHA256 Credential={key},SignedHeaders={names},Signature={signature}");
+        let authorization = format!(
+            "ACS3-HMAC-SHA256 Credential={key},SignedHeaders={names},Signature={signature}"
+        );
         self.push("authorization", &authorization);
     }
 
     fn sign_v1(&mut self, form: &[(&str, &str)], secret: &str) {
         let mut all = self.query.clone();
-        all.extend(form.iter().map(|(name, value)| ((*name).into(), (*value).into())));
+        all.extend(
+            form.iter()
+                .map(|(name, value)| ((*name).into(), (*value).into())),
+        );
         all.sort();
-        let all: Vec<_> = all.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
+        let all: Vec<_> = all
+            .iter()
+            .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
+            .collect();
         let to_sign = format!("{}&%2F&{}", self.method, encode(&all.join("&")));
         let mut mac = Hmac::<Sha1>::new_from_slice(format!("{secret}&").as_bytes()).unwrap();
         mac.update(to_sign.as_bytes());
-        self.query.push(("Signature".into(), STANDARD.encode(mac.finalize().into_bytes())));
+        self.query.push((
+            "Signature".into(),
+            STANDARD.encode(mac.finalize().into_bytes()),
+        ));
     }
 
     pub(crate) fn target(&self) -> String {
-        let query: Vec<_> =
-            self.query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
-        if query.is_empty() { self.path.clone() } else { format!("{}?{}", self.path, query.join("&")) }
+        let query: Vec<_> = self
+            .query
+            .iter()
+            .map(|(name, value)| format!("{}={}", encode(name), encode(value)))
+            .collect();
+        if query.is_empty() {
+            self.path.clone()
+        } else {
+            format!("{}?{}", self.path, query.join("&"))
+        }
     }
 
     /// The request as it goes over the wire.
@@ -154,7 +208,11 @@ impl Call {
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
-        if !self.headers.iter().any(|(name, _)| name == "content-length" || name == "transfer-encoding") {
+        if !self
+            .headers
+            .iter()
+            .any(|(name, _)| name == "content-length" || name == "transfer-encoding")
+        {
             head.push_str(&format!("content-length: {}\r\n", self.body.len()));
         }
         [head.as_bytes(), b"\r\n", &self.body].concat()
@@ -170,7 +228,10 @@ impl Call {
 
 impl Reply {
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known == name)
+            .map(|(_, value)| value.as_str())
     }
 
     pub(crate) fn json(&self) -> serde_json::Value {
@@ -178,13 +239,20 @@ impl Reply {
     }
 
     pub(crate) fn code(&self) -> String {
-        self.json()["Code"].as_str().unwrap_or_else(|| panic!("no Code: {self:?}")).to_owned()
+        self.json()["Code"]
+            .as_str()
+            .unwrap_or_else(|| panic!("no Code: {self:?}"))
+            .to_owned()
     }
 }
 
 /// Sends bytes and reads one answer; none if the connection closes without one.
 pub(crate) async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
-    exchange_over(TcpStream::connect(to).await.expect("the proxy listens"), bytes).await
+    exchange_over(
+        TcpStream::connect(to).await.expect("the proxy listens"),
+        bytes,
+    )
+    .await
 }
 
 /// As `exchange`; none also if nobody listens.
@@ -209,7 +277,10 @@ pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin)) -> Option<
         match tokio::time::timeout(Duration::from_secs(60), stream.read(&mut buffer)).await {
             Ok(Ok(0) | Err(_)) => return None,
             Ok(Ok(read)) => seen.extend_from_slice(&buffer[..read]),
-            Err(_) => panic!("no answer within a minute; so far: {}", String::from_utf8_lossy(&seen)),
+            Err(_) => panic!(
+                "no answer within a minute; so far: {}",
+                String::from_utf8_lossy(&seen)
+            ),
         }
     }
 }
@@ -223,13 +294,22 @@ fn parse(seen: &[u8]) -> Option<Reply> {
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    let length = headers.iter().find(|(name, _)| name == "content-length").and_then(|(_, value)| value.parse().ok());
-    (body.len() >= length.unwrap_or(0)).then(|| Reply { status, headers, body: body.to_owned() })
+    let length = headers
+        .iter()
+        .find(|(name, _)| name == "content-length")
+        .and_then(|(_, value)| value.parse().ok());
+    (body.len() >= length.unwrap_or(0)).then(|| Reply {
+        status,
+        headers,
+        body: body.to_owned(),
+    })
 }
 
 pub(crate) fn encode(text: &str) -> String {
     let byte = |byte: u8| match byte {
-        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+        b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+            char::from(byte).to_string()
+        }
         other => format!("%{other:02X}"),
     };
     text.bytes().map(byte).collect()
@@ -240,7 +320,10 @@ pub(crate) fn nonce() -> String {
 }
 
 pub(crate) fn timestamp(at: SystemTime) -> String {
-    let seconds = at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let seconds = at
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("after 1970")
+        .as_secs();
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     // Days to a civil date, after Howard Hinnant.
     let z = days + 719_468;
@@ -248,9 +331,17 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
-    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let (day, month) = (
+        doy - (153 * mp + 2) / 5 + 1,
+        if mp < 10 { mp + 3 } else { mp - 9 },
+    );
     let year = yoe + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -42,7 +42,11 @@ impl Stage {
         let sim = Sim::start(settings).await.unwrap();
         sim.set_faults(faults.iter().map(|fault| fault.parse().unwrap()).collect());
         let road = Road::to(sim.addr());
-        Self { sim, road, accounts }
+        Self {
+            sim,
+            road,
+            accounts,
+        }
     }
 
     /// The configuration; `upstream` continues that section.
@@ -66,7 +70,13 @@ impl Stage {
     }
 
     /// So many calls of each account, spread over a time.
-    fn storm(&self, name: &str, proxy: SocketAddr, calls: usize, over: Duration) -> JoinSet<(String, End)> {
+    fn storm(
+        &self,
+        name: &str,
+        proxy: SocketAddr,
+        calls: usize,
+        over: Duration,
+    ) -> JoinSet<(String, End)> {
         let mut storm = JoinSet::new();
         for account in 0..self.accounts {
             for index in 0..calls {
@@ -85,13 +95,20 @@ impl Stage {
     /// As [`check`](Self::check), of a hundred calls of four accounts, each of which has one that the endpoint cuts.
     fn check_cut(&self, ledger: &Ledger) {
         self.check(ledger);
-        assert_eq!((ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown")), (96, 4));
+        assert_eq!(
+            (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown")),
+            (96, 4)
+        );
     }
 
     /// Checks the invariant; no caller may have been left with a closed connection.
     fn check(&self, ledger: &Ledger) {
         self.check_rate(ledger);
-        assert_eq!(ledger.ended(&End::Closed), 0, "Flowgate answers as long as it lives");
+        assert_eq!(
+            ledger.ended(&End::Closed),
+            0,
+            "Flowgate answers as long as it lives"
+        );
     }
 
     fn check_rate(&self, ledger: &Ledger) {
@@ -122,7 +139,10 @@ async fn the_endpoint_is_killed_and_comes_back() {
     stage.check(&ledger);
     let (ok, unknown) = (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown"));
     assert_eq!(ok + unknown, 100, "the others wait for it");
-    assert!(unknown <= 40, "only what was under way is unknown: {unknown}");
+    assert!(
+        unknown <= 40,
+        "only what was under way is unknown: {unknown}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -139,7 +159,10 @@ async fn the_endpoint_freezes_and_thaws() {
     sleep(seconds(0.5)).await;
     stage.check(&ledger);
     let (ok, unknown) = (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown"));
-    assert!(ok >= 50 && unknown > 0 && ok + unknown == 100, "{ok} {unknown}");
+    assert!(
+        ok >= 50 && unknown > 0 && ok + unknown == 100,
+        "{ok} {unknown}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,9 +185,13 @@ async fn one_call_in_a_hundred_meets_each_fault() {
     let flowgate = stage.start("answer_timeout = \"1s\"", "").await;
     let ledger = ends(stage.storm("flow", flowgate.proxy, 25, seconds(3.0))).await;
     stage.check(&ledger);
-    let codes = ["OK", "Flowgate.OutcomeUnknown", "ServiceUnavailable"].map(|code| ledger.count(code));
+    let codes =
+        ["OK", "Flowgate.OutcomeUnknown", "ServiceUnavailable"].map(|code| ledger.count(code));
     assert_eq!(codes.iter().sum::<usize>(), 500, "{codes:?}");
-    assert!(codes[1] >= 40, "those whose answers were cut, at least: {codes:?}");
+    assert!(
+        codes[1] >= 40,
+        "those whose answers were cut, at least: {codes:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -181,16 +208,23 @@ async fn the_program_is_killed_and_another_takes_its_place() {
     assert!(closed > 80, "who waited has a closed connection: {closed}");
     ledger.note(after.join_all().await);
     stage.check_rate(&ledger);
-    assert_eq!((ledger.ended(&End::Closed), ledger.count("OK")), (closed, 240 - closed), "the second serves all");
+    assert_eq!(
+        (ledger.ended(&End::Closed), ledger.count("OK")),
+        (closed, 240 - closed),
+        "the second serves all"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_queue_is_drained() {
     let stage = Stage::new(2, &[]).await;
-    let flowgate = stage.start("", "[queue]\nmax_waiting = 30\n[drain]\ngrace = \"3s\"").await;
+    let flowgate = stage
+        .start("", "[queue]\nmax_waiting = 30\n[drain]\ngrace = \"3s\"")
+        .await;
     let storm = stage.storm("flow", flowgate.proxy, 60, Duration::ZERO);
     for account in 0..2 {
-        let full = format!("flowgate_refused_total{{account=\"acme-{account}\",reason=\"queue_full\"}}");
+        let full =
+            format!("flowgate_refused_total{{account=\"acme-{account}\",reason=\"queue_full\"}}");
         Metrics::until(flowgate.admin, &full, |refused| refused >= 20.0).await;
     }
     let begun = Instant::now();
@@ -216,7 +250,11 @@ async fn the_program_is_stopped_and_goes_on() {
     }
     let ledger = ends(storm).await;
     stage.check(&ledger);
-    assert_eq!(ledger.count("OK"), 100, "nobody's tokens bunch, and nobody is forgotten");
+    assert_eq!(
+        ledger.count("OK"),
+        100,
+        "nobody's tokens bunch, and nobody is forgotten"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,7 +264,11 @@ async fn the_configuration_is_read_again_and_again() {
     let flowgate = stage.start_with(&toml, &[]).await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
     for round in 0..80 {
-        let max_waiting = if round % 4 == 3 { "\"many\"".to_owned() } else { (1000 + round).to_string() };
+        let max_waiting = if round % 4 == 3 {
+            "\"many\"".to_owned()
+        } else {
+            (1000 + round).to_string()
+        };
         flowgate.write(&format!("{toml}max_waiting = {max_waiting}\n"));
         flowgate.signal("-HUP").await;
         sleep(seconds(0.05)).await;
@@ -234,7 +276,9 @@ async fn the_configuration_is_read_again_and_again() {
     let ledger = ends(storm).await;
     stage.check_cut(&ledger);
     flowgate.logged("the configuration was read anew", 5).await;
-    flowgate.logged("the configuration cannot be used, the one before stays", 2).await;
+    flowgate
+        .logged("the configuration cannot be used, the one before stays", 2)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -247,19 +291,31 @@ async fn the_journals_disk_is_full_for_a_while() {
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
     sleep(seconds(1.0)).await;
     flowgate.files_end_at(std::fs::metadata(&path).unwrap().len());
-    Metrics::until(flowgate.admin, "flowgate_journal_errors_total", |errors| errors >= 10.0).await;
+    Metrics::until(flowgate.admin, "flowgate_journal_errors_total", |errors| {
+        errors >= 10.0
+    })
+    .await;
     flowgate.files_end_at(INFINITY);
     let ledger = ends(storm).await;
     stage.check_cut(&ledger);
-    assert_eq!(Metrics::of(flowgate.admin).await.get("flowgate_journal_up"), 1.0);
+    assert_eq!(
+        Metrics::of(flowgate.admin).await.get("flowgate_journal_up"),
+        1.0
+    );
     let lines = std::fs::read_to_string(&path).unwrap().lines().count();
-    assert!((100..=190).contains(&lines), "some were lost, and most were not: {lines}");
+    assert!(
+        (100..=190).contains(&lines),
+        "some were lost, and most were not: {lines}"
+    );
 }
 
 /// Debian's libfaketime, which scripts/test installs.
 fn faketime() -> String {
     let at = |machine| format!("/usr/lib/{machine}-linux-gnu/faketime/libfaketimeMT.so.1");
-    let found = ["x86_64", "aarch64"].map(at).into_iter().find(|path| std::path::Path::new(path).exists());
+    let found = ["x86_64", "aarch64"]
+        .map(at)
+        .into_iter()
+        .find(|path| std::path::Path::new(path).exists());
     found.expect("libfaketime is installed")
 }
 
@@ -283,7 +339,13 @@ async fn the_clock_is_set_forward_and_back() {
     ];
     let flowgate = stage.start_with(&stage.toml("", ""), &env).await;
     let storm = stage.storm("flow", flowgate.proxy, 30, seconds(4.0));
-    for (off, accepted) in [("+300", 10), ("-300", 30), ("+600", 50), ("-600", 70), ("+0", 90)] {
+    for (off, accepted) in [
+        ("+300", 10),
+        ("-300", 30),
+        ("+600", 50),
+        ("-600", 70),
+        ("+0", 90),
+    ] {
         while stage.sim.report().accepted < accepted {
             sleep(seconds(0.02)).await;
         }
@@ -291,12 +353,23 @@ async fn the_clock_is_set_forward_and_back() {
     }
     let ledger = ends(storm).await;
     stage.check(&ledger);
-    assert_eq!(ledger.count("OK"), 120, "all of it is within the quarter of an hour that a stamp may be off");
+    assert_eq!(
+        ledger.count("OK"),
+        120,
+        "all of it is within the quarter of an hour that a stamp may be off"
+    );
     let stamps = stage.sim.arrivals().into_iter().filter_map(|arrival| {
-        arrival.headers.into_iter().find(|(name, _)| name == "x-acs-date").map(|(_, stamp)| stamp)
+        arrival
+            .headers
+            .into_iter()
+            .find(|(name, _)| name == "x-acs-date")
+            .map(|(_, stamp)| stamp)
     });
     let mut minutes: Vec<_> = stamps.map(|stamp| stamp[..16].to_owned()).collect();
     minutes.sort();
     minutes.dedup();
-    assert!(minutes.len() >= 5, "Flowgate signs by the clock that was set: {minutes:?}");
+    assert!(
+        minutes.len() >= 5,
+        "Flowgate signs by the clock that was set: {minutes:?}"
+    );
 }

@@ -22,25 +22,43 @@ fn flowgate(args: &[&str]) -> Command {
 
 /// Its exit code, what it prints and what it complains of.
 async fn said(args: &[&str]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = flowgate(args).output().await.unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = flowgate(args).output().await.unwrap();
+    (
+        status.code(),
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    )
 }
 
 async fn sim() -> Running {
-    Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap()
+    Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
 }
 
 /// Two calls of one lane: the first is refused with a long pause, so that both wait.
 async fn two_wait(sim: &Running, process: &Process) -> [tokio::net::TcpStream; 2] {
-    sim.set_faults(vec!["next=1,throttle,acs-retry-after=20000".parse().unwrap()]);
+    sim.set_faults(vec![
+        "next=1,throttle,acs-retry-after=20000".parse().unwrap(),
+    ]);
     let queued = async |calls: f64| {
-        Metrics::until(process.admin, "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", |now| now == calls)
-            .await;
+        Metrics::until(
+            process.admin,
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            |now| now == calls,
+        )
+        .await;
     };
     let first = process.come("first").await;
-    Metrics::until(process.admin, "flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}", |left| {
-        left > 1.0
-    })
+    Metrics::until(
+        process.admin,
+        "flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}",
+        |left| left > 1.0,
+    )
     .await;
     queued(1.0).await;
     let second = process.come("second").await;
@@ -51,10 +69,14 @@ async fn two_wait(sim: &Running, process: &Process) -> [tokio::net::TcpStream; 2
 #[tokio::test]
 async fn the_version_names_the_commit() {
     let (code, version, _) = said(&["--version"]).await;
-    assert_eq!((code, version.trim()), (Some(0), &*format!("flowgate {}", flowgate::VERSION)));
+    assert_eq!(
+        (code, version.trim()),
+        (Some(0), &*format!("flowgate {}", flowgate::VERSION))
+    );
     let (number, commit) = flowgate::VERSION.split_once(" (").unwrap();
     assert_eq!(number, env!("CARGO_PKG_VERSION"));
-    let is_commit = |text: &str| text.len() >= 12 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let is_commit =
+        |text: &str| text.len() >= 12 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
     let commit = commit.strip_suffix(')').unwrap();
     assert!(commit == "unknown" || is_commit(commit), "{commit}");
 }
@@ -63,13 +85,31 @@ async fn the_version_names_the_commit() {
 async fn check_prints_what_would_hold_and_no_secret() {
     let file = "tests/data/config/valid/gateway.toml";
     let mut command = flowgate(&["check", "--print", "--config", file]);
-    let printed =
-        command.envs([("ACME_SECRET", "acme-secret"), ("TEAM_SECRET", "team-secret")]).output().await.unwrap();
+    let printed = command
+        .envs([
+            ("ACME_SECRET", "acme-secret"),
+            ("TEAM_SECRET", "team-secret"),
+        ])
+        .output()
+        .await
+        .unwrap();
     let text = String::from_utf8(printed.stdout).unwrap();
     let expected = std::fs::read_to_string("tests/data/config/valid/gateway.json").unwrap();
-    assert_eq!(text.parse::<Value>().unwrap(), expected.parse::<Value>().unwrap());
-    assert!(!text.contains("acme-secret") && !text.contains("team-secret"), "{text}");
-    let (code, stdout, _) = said(&["check", "--print", "--config", "tests/data/config/invalid/relations.toml"]).await;
+    assert_eq!(
+        text.parse::<Value>().unwrap(),
+        expected.parse::<Value>().unwrap()
+    );
+    assert!(
+        !text.contains("acme-secret") && !text.contains("team-secret"),
+        "{text}"
+    );
+    let (code, stdout, _) = said(&[
+        "check",
+        "--print",
+        "--config",
+        "tests/data/config/invalid/relations.toml",
+    ])
+    .await;
     assert_eq!((code, stdout.as_str()), (Some(64), ""));
 }
 
@@ -78,11 +118,28 @@ async fn status_shows_who_waits_for_what() {
     let sim = sim().await;
     let process = Process::start(&sim, "").await;
     let _calls = two_wait(&sim, &process).await;
-    let (admin, file) = (process.admin.to_string(), process.folder.path().join("flowgate.toml"));
+    let (admin, file) = (
+        process.admin.to_string(),
+        process.folder.path().join("flowgate.toml"),
+    );
     let (code, table, _) = said(&["status", "--tenants", "--admin", &admin]).await;
-    let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!((code, lines[0].join(" ").as_str()), (Some(0), "mode enforce, lanes 1, waiting 2; CAMS is reachable"));
-    assert_eq!(lines[1], ["ACCOUNT", "ACTION", "QUEUED", "OLDEST", "WAIT", "PAUSE", "RATE", "LIMIT"]);
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    assert_eq!(
+        (code, lines[0].join(" ").as_str()),
+        (
+            Some(0),
+            "mode enforce, lanes 1, waiting 2; CAMS is reachable"
+        )
+    );
+    assert_eq!(
+        lines[1],
+        [
+            "ACCOUNT", "ACTION", "QUEUED", "OLDEST", "WAIT", "PAUSE", "RATE", "LIMIT"
+        ]
+    );
     assert_eq!(lines[2][..3], ["acme", "CreateFlow", "2"]);
     assert_eq!(lines[2][7], "5/s");
     assert_eq!(lines[3][..3], ["LTAI***-1", "-", "2"]);
@@ -91,7 +148,11 @@ async fn status_shows_who_waits_for_what() {
     assert_eq!(json.lines().count(), 1);
     // The configuration says port 0, which the system has chosen; its variable says which.
     let mut command = flowgate(&["status", "--config", file.to_str().unwrap()]);
-    let by_config = command.env("FLOWGATE_LISTEN__ADMIN", &admin).output().await.unwrap();
+    let by_config = command
+        .env("FLOWGATE_LISTEN__ADMIN", &admin)
+        .output()
+        .await
+        .unwrap();
     assert!(by_config.status.success(), "{by_config:?}");
 }
 
@@ -100,7 +161,10 @@ async fn status_watches_until_nobody_reads() {
     let sim = sim().await;
     let process = Process::start(&sim, "").await;
     let admin = process.admin.to_string();
-    let mut watching = flowgate(&["status", "--watch", "--admin", &admin]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watching = flowgate(&["status", "--watch", "--admin", &admin])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     let mut lines = BufReader::new(watching.stdout.take().unwrap()).lines();
     for _ in 0..2 {
         let line = lines.next_line().await.unwrap().unwrap();
@@ -109,7 +173,9 @@ async fn status_watches_until_nobody_reads() {
     process.kill().await;
     let gone = format!("cannot connect to {admin} (listen.admin): ");
     let goes_on = async { while !lines.next_line().await.unwrap().unwrap().starts_with(&gone) {} };
-    timeout(Duration::from_secs(30), goes_on).await.expect("it says that nobody answers, and asks on");
+    timeout(Duration::from_secs(30), goes_on)
+        .await
+        .expect("it says that nobody answers, and asks on");
     drop(lines);
     assert!(watching.wait().await.unwrap().success());
 }
@@ -119,8 +185,13 @@ async fn the_token_is_shown_to_the_listener_that_it_is_for() {
     let (sim, folder) = (sim().await, tempfile::tempdir().unwrap());
     let token = folder.path().join("token");
     std::fs::write(&token, "a-long-token\n").unwrap();
-    let env =
-        [("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:0"), ("FLOWGATE_LISTEN__ADMIN_TOKEN__FILE", token.to_str().unwrap())];
+    let env = [
+        ("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:0"),
+        (
+            "FLOWGATE_LISTEN__ADMIN_TOKEN__FILE",
+            token.to_str().unwrap(),
+        ),
+    ];
     let process = Process::configured(&sim, ACME, tempfile::tempdir().unwrap(), &env).await;
     let admin = format!("127.0.0.1:{}", process.admin.port());
     let mut asked = flowgate(&["status", "--admin", &admin]);
@@ -130,18 +201,36 @@ async fn the_token_is_shown_to_the_listener_that_it_is_for() {
         "flowgate: {admin}/lanes says 401: This is for who shows the token of listen.admin_token: Authorization: Bearer ... (--token-file)\n"
     );
     assert_eq!((code, why), (Some(1), expected));
-    let args = ["status", "--admin", &admin, "--token-file", token.to_str().unwrap()];
+    let args = [
+        "status",
+        "--admin",
+        &admin,
+        "--token-file",
+        token.to_str().unwrap(),
+    ];
     assert_eq!(said(&args).await.0, Some(0));
     let mut command = flowgate(&["status"]);
-    command.env("FLOWGATE_LISTEN__ADMIN", &admin).env(env[1].0, env[1].1);
-    assert!(command.output().await.unwrap().status.success(), "the configuration's own token");
+    command
+        .env("FLOWGATE_LISTEN__ADMIN", &admin)
+        .env(env[1].0, env[1].1);
+    assert!(
+        command.output().await.unwrap().status.success(),
+        "the configuration's own token"
+    );
     let (code, _, why) = said(&["status", "--token-file", "none"]).await;
-    assert_eq!((code, why.as_str()), (Some(64), "--token-file: there is no such file\n"));
+    assert_eq!(
+        (code, why.as_str()),
+        (Some(64), "--token-file: there is no such file\n")
+    );
 }
 
 #[tokio::test]
 async fn status_says_what_to_do_where_nobody_answers() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .to_string();
     let (code, _, why) = said(&["status", "--admin", &gone]).await;
     let expected = format!(
         "flowgate: cannot connect to {gone} (listen.admin): Connection refused (os error 111): does Flowgate run there?\n"
@@ -149,23 +238,53 @@ async fn status_says_what_to_do_where_nobody_answers() {
     assert_eq!((code, why), (Some(1), expected));
     let (code, _, why) = said(&["status", "--admin", "localhost"]).await;
     assert_eq!(code, Some(64));
-    assert!(why.contains("expected ip:port such as 127.0.0.1:8080, or unix: and an absolute path"), "{why}");
+    assert!(
+        why.contains("expected ip:port such as 127.0.0.1:8080, or unix: and an absolute path"),
+        "{why}"
+    );
 }
 
 #[tokio::test]
 async fn completions_and_manual_pages_know_every_command() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let (code, script, _) = said(&["completions", shell]).await;
-        assert!(code == Some(0) && script.contains("token-file"), "{shell}: {script}");
+        assert!(
+            code == Some(0) && script.contains("token-file"),
+            "{shell}: {script}"
+        );
     }
     let (code, page, _) = said(&["man"]).await;
-    assert!(code == Some(0) && page.contains("FLOWGATE_CONFIG") && page.contains("flowgate\\-status(1)"), "{page}");
+    assert!(
+        code == Some(0)
+            && page.contains("FLOWGATE_CONFIG")
+            && page.contains("flowgate\\-status(1)"),
+        "{page}"
+    );
     let folder = tempfile::tempdir().unwrap();
-    assert_eq!(said(&["man", folder.path().to_str().unwrap()]).await.0, Some(0));
-    let pages = ["", "-check", "-client", "-client-new", "-completions", "-health", "-journal", "-man", "-status"];
+    assert_eq!(
+        said(&["man", folder.path().to_str().unwrap()]).await.0,
+        Some(0)
+    );
+    let pages = [
+        "",
+        "-check",
+        "-client",
+        "-client-new",
+        "-completions",
+        "-health",
+        "-journal",
+        "-man",
+        "-status",
+    ];
     for page in pages.map(|name| folder.path().join(format!("flowgate{name}.1"))) {
         assert!(page.exists(), "{}", page.display());
     }
     let (code, _, why) = said(&["man", "/none"]).await;
-    assert_eq!((code, why.as_str()), (Some(1), "flowgate: /none: No such file or directory (os error 2)\n"));
+    assert_eq!(
+        (code, why.as_str()),
+        (
+            Some(1),
+            "flowgate: /none: No such file or directory (os error 2)\n"
+        )
+    );
 }

@@ -11,28 +11,43 @@ use crate::process::Process;
 /// `flowgate client new`.
 fn new(arguments: &[&str]) -> Output {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));
-    command.args(["client", "new"]).args(arguments).output().unwrap()
+    command
+        .args(["client", "new"])
+        .args(arguments)
+        .output()
+        .unwrap()
 }
 
 /// A Flowgate with these lines lets a call through that is signed with the pair, and none with another secret.
 async fn passes(lines: &str, secret: &str, env: &[(&str, &str)]) {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let process = Process::with_env(&sim, lines, env).await;
     let host = process.proxy.to_string();
     let form = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
     let call = |secret| Call::v3_with(&host, &form, |_| {}, ("team-a", secret));
-    assert_eq!(call("another-secret").send(process.proxy).await.code(), "SignatureDoesNotMatch");
+    assert_eq!(
+        call("another-secret").send(process.proxy).await.code(),
+        "SignatureDoesNotMatch"
+    );
     assert_eq!(call(secret).send(process.proxy).await.status, 200);
 }
 
 #[tokio::test]
 async fn what_is_printed_is_a_client_that_passes() {
     let output = new(&["--id", "team-a", "--account", "acme"]);
-    assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), b"".as_slice()));
+    assert_eq!(
+        (output.status.code(), output.stderr.as_slice()),
+        (Some(0), b"".as_slice())
+    );
     let printed = String::from_utf8(output.stdout).unwrap();
     let (secret, lines) = printed.split_once("\n\n").unwrap();
     let secret = secret.strip_prefix("secret: ").unwrap();
-    assert!(!lines.contains(secret) && lines.contains("{ env = \"FLOWGATE_CLIENT_TEAM_A_SECRET\" }"), "{lines}");
+    assert!(
+        !lines.contains(secret) && lines.contains("{ env = \"FLOWGATE_CLIENT_TEAM_A_SECRET\" }"),
+        "{lines}"
+    );
     passes(lines, secret, &[("FLOWGATE_CLIENT_TEAM_A_SECRET", secret)]).await;
 }
 
@@ -40,25 +55,54 @@ async fn what_is_printed_is_a_client_that_passes() {
 async fn a_secret_may_go_into_a_file_instead() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("team-a.secret");
-    let arguments = ["--id", "team-a", "--account", "acme", "--secret-file", path.to_str().unwrap()];
+    let arguments = [
+        "--id",
+        "team-a",
+        "--account",
+        "acme",
+        "--secret-file",
+        path.to_str().unwrap(),
+    ];
     let lines = String::from_utf8(new(&arguments).stdout).unwrap();
     assert!(lines.starts_with("[[clients]]\n"), "{lines}");
     passes(&lines, &std::fs::read_to_string(&path).unwrap(), &[]).await;
     let again = new(&arguments);
-    assert_eq!((again.status.code(), again.stdout.as_slice()), (Some(64), b"".as_slice()));
-    assert!(String::from_utf8(again.stderr).unwrap().ends_with("File exists (os error 17)\n"));
+    assert_eq!(
+        (again.status.code(), again.stdout.as_slice()),
+        (Some(64), b"".as_slice())
+    );
+    assert!(
+        String::from_utf8(again.stderr)
+            .unwrap()
+            .ends_with("File exists (os error 17)\n")
+    );
 }
 
 #[test]
 fn the_lines_alone_are_a_configuration_that_check_accepts() {
     let folder = tempfile::tempdir().unwrap();
-    let (config, secret) = (folder.path().join("flowgate.toml"), folder.path().join("secret"));
+    let (config, secret) = (
+        folder.path().join("flowgate.toml"),
+        folder.path().join("secret"),
+    );
     let lines = new(&["--id", "team-a", "--secret-file", secret.to_str().unwrap()]).stdout;
     std::fs::write(&config, lines).unwrap();
     let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));
     // The account of Alibaba's own variables.
-    let env = [("ALIBABA_CLOUD_ACCESS_KEY_ID", KEY), ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", SECRET)];
-    let output = check.arg("check").arg("--config").arg(&config).envs(env).output().unwrap();
-    assert_eq!(String::from_utf8(output.stderr).unwrap(), "the configuration is valid\n");
+    let env = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", KEY),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", SECRET),
+    ];
+    let output = check
+        .arg("check")
+        .arg("--config")
+        .arg(&config)
+        .envs(env)
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "the configuration is valid\n"
+    );
     assert_eq!(output.status.code(), Some(0));
 }

@@ -8,10 +8,17 @@ use std::time::Duration;
 use flowgate::config::{self, Bind, Config, Loaded, UnknownKeys, effective};
 
 /// What the files in `tests/data/config` name.
-const VARIABLES: [(&str, &str); 3] = [("ACME_SECRET", "acme-secret"), ("TEAM_SECRET", "team"), ("EMPTY_SECRET", "")];
+const VARIABLES: [(&str, &str); 3] = [
+    ("ACME_SECRET", "acme-secret"),
+    ("TEAM_SECRET", "team"),
+    ("EMPTY_SECRET", ""),
+];
 
 fn env(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-    variables.iter().map(|(name, value)| (name.into(), value.into())).collect()
+    variables
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 fn from_env(variables: &[(&str, &str)]) -> Result<Loaded, String> {
@@ -19,7 +26,9 @@ fn from_env(variables: &[(&str, &str)]) -> Result<Loaded, String> {
 }
 
 fn config(variables: &[(&str, &str)]) -> Config {
-    let Loaded { config, warnings, .. } = from_env(variables).expect("the variables are right");
+    let Loaded {
+        config, warnings, ..
+    } = from_env(variables).expect("the variables are right");
     assert_eq!(warnings, [""; 0]);
     config
 }
@@ -27,8 +36,13 @@ fn config(variables: &[(&str, &str)]) -> Config {
 /// Relative to the package, so that messages are the same everywhere: tests start there.
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new("tests/data/config").join(folder);
-    let paths = std::fs::read_dir(folder).expect("the folder is there").flatten().map(|entry| entry.path());
-    let mut files: Vec<_> = paths.filter(|path| path.extension().is_some_and(|it| it == "toml")).collect();
+    let paths = std::fs::read_dir(folder)
+        .expect("the folder is there")
+        .flatten()
+        .map(|entry| entry.path());
+    let mut files: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|it| it == "toml"))
+        .collect();
     files.sort();
     assert!(!files.is_empty());
     files
@@ -37,7 +51,9 @@ fn files(folder: &str) -> Vec<PathBuf> {
 #[test]
 fn each_wrong_file_gets_exactly_its_mistakes() {
     for file in files("invalid") {
-        let mistakes = config::load(Some(&file), env(&VARIABLES)).unwrap_err().to_string();
+        let mistakes = config::load(Some(&file), env(&VARIABLES))
+            .unwrap_err()
+            .to_string();
         let shown = mistakes.replace("tests/data/config/invalid/", "");
         let expected = std::fs::read_to_string(file.with_extension("txt")).unwrap();
         assert_eq!(shown, expected.trim_end(), "{}", file.display());
@@ -47,29 +63,60 @@ fn each_wrong_file_gets_exactly_its_mistakes() {
 #[test]
 fn each_right_file_means_exactly_what_stands_beside_it() {
     for file in files("valid") {
-        let Loaded { config, warnings, .. } = config::load(Some(&file), env(&VARIABLES)).unwrap();
+        let Loaded {
+            config, warnings, ..
+        } = config::load(Some(&file), env(&VARIABLES)).unwrap();
         let expected = std::fs::read_to_string(file.with_extension("json")).unwrap();
-        assert_eq!(effective(&config), expected.parse::<serde_json::Value>().unwrap(), "{}", file.display());
+        assert_eq!(
+            effective(&config),
+            expected.parse::<serde_json::Value>().unwrap(),
+            "{}",
+            file.display()
+        );
         let odd = file.ends_with("gateway.toml");
-        let doubt = "limits.NewAction: not among the actions with a documented limit: is it spelt right?";
-        assert_eq!(warnings, if odd { vec![doubt] } else { vec![] }, "{}", file.display());
+        let doubt =
+            "limits.NewAction: not among the actions with a documented limit: is it spelt right?";
+        assert_eq!(
+            warnings,
+            if odd { vec![doubt] } else { vec![] },
+            "{}",
+            file.display()
+        );
     }
 }
 
 #[test]
 fn secrets_come_from_their_places() {
-    let Loaded { config, .. } =
-        config::load(Some(Path::new("tests/data/config/valid/gateway.toml")), env(&VARIABLES)).unwrap();
-    assert_eq!(config.accounts[0].credentials.as_ref().unwrap().secret.expose(), "acme-secret");
-    let clients: Vec<_> = config.clients.iter().map(|client| client.secrets[0].expose()).collect();
+    let Loaded { config, .. } = config::load(
+        Some(Path::new("tests/data/config/valid/gateway.toml")),
+        env(&VARIABLES),
+    )
+    .unwrap();
+    assert_eq!(
+        config.accounts[0]
+            .credentials
+            .as_ref()
+            .unwrap()
+            .secret
+            .expose(),
+        "acme-secret"
+    );
+    let clients: Vec<_> = config
+        .clients
+        .iter()
+        .map(|client| client.secrets[0].expose())
+        .collect();
     assert_eq!(clients, ["file-secret", "team"]);
 }
 
 #[test]
 fn the_example_says_what_holds_without_it() {
     let secrets = env(&[("ACME_SECRET", "a"), ("TEAM_A_SECRET", "b")]);
-    let Loaded { config: example, warnings, .. } =
-        config::load(Some(Path::new("docs/flowgate.example.toml")), secrets).unwrap();
+    let Loaded {
+        config: example,
+        warnings,
+        ..
+    } = config::load(Some(Path::new("docs/flowgate.example.toml")), secrets).unwrap();
     assert_eq!(warnings, [""; 0]);
     let (mut example, mut without) = (effective(&example), effective(&config(&[])));
     for own in ["accounts", "clients", "unknown_keys"] {
@@ -82,8 +129,17 @@ fn the_example_says_what_holds_without_it() {
 #[test]
 fn a_missing_file_is_one_mistake() {
     let mistakes = config::load(Some(Path::new("no/such.toml")), env(&[])).unwrap_err();
-    assert_eq!(mistakes.to_string(), "no/such.toml: there is no such file (--config, FLOWGATE_CONFIG)");
-    assert_eq!(mistakes.iter().map(|mistake| (mistake.line(), mistake.key())).collect::<Vec<_>>(), [(None, "")]);
+    assert_eq!(
+        mistakes.to_string(),
+        "no/such.toml: there is no such file (--config, FLOWGATE_CONFIG)"
+    );
+    assert_eq!(
+        mistakes
+            .iter()
+            .map(|mistake| (mistake.line(), mistake.key()))
+            .collect::<Vec<_>>(),
+        [(None, "")]
+    );
 }
 
 #[test]
@@ -94,18 +150,31 @@ fn alibabas_own_variables_are_one_account() {
 
     let config = config(&[key, secret]);
     assert_eq!(config.unknown_keys, UnknownKeys::Refuse);
-    let [account] = &config.accounts[..] else { panic!("{:?}", config.accounts) };
+    let [account] = &config.accounts[..] else {
+        panic!("{:?}", config.accounts)
+    };
     let credentials = account.credentials.as_ref().unwrap();
     assert_eq!((account.id.as_str(), account.aliases.len()), ("default", 0));
-    assert_eq!((credentials.access_key_id.as_str(), credentials.secret.expose()), ("LTAI-first", "first-secret"));
+    assert_eq!(
+        (
+            credentials.access_key_id.as_str(),
+            credentials.secret.expose()
+        ),
+        ("LTAI-first", "first-secret")
+    );
     assert!(credentials.security_token.is_none());
 
     let with_token = self::config(&[key, secret, token]);
     let credentials = with_token.accounts[0].credentials.as_ref().unwrap();
-    assert_eq!(credentials.security_token.as_ref().unwrap().expose(), "first-token");
+    assert_eq!(
+        credentials.security_token.as_ref().unwrap().expose(),
+        "first-token"
+    );
 
     // Kubernetes sets an optional variable to nothing.
-    let Loaded { config, warnings, .. } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
+    let Loaded {
+        config, warnings, ..
+    } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
     assert!(config.accounts.is_empty());
     let empty = |name| format!("{name}: set, but empty: there is no account");
     assert_eq!(warnings, [empty(key.0), empty(secret.0)]);
@@ -115,8 +184,17 @@ fn alibabas_own_variables_are_one_account() {
     assert_eq!(from_env(&[secret]).unwrap_err(), mistake);
 
     // A written account is the account.
-    let written = [key, secret, ("FLOWGATE_ACCOUNTS__0__ID", "acme"), ("FLOWGATE_ACCOUNTS__0__ALIASES", "LTAI-second")];
-    let ids: Vec<_> = self::config(&written).accounts.iter().map(|account| account.id.to_string()).collect();
+    let written = [
+        key,
+        secret,
+        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
+        ("FLOWGATE_ACCOUNTS__0__ALIASES", "LTAI-second"),
+    ];
+    let ids: Vec<_> = self::config(&written)
+        .accounts
+        .iter()
+        .map(|account| account.id.to_string())
+        .collect();
     assert_eq!(ids, ["acme"]);
 }
 
@@ -144,12 +222,24 @@ fn every_kind_of_key_can_be_set_by_environment() {
     assert_eq!(config.listen.proxy, Bind::Tcp("0.0.0.0:1".parse().unwrap()));
     assert_eq!(config.listen.names, ["flowgate", "flowgate.internal"]);
     assert_eq!(config.listen.max_connections, 7);
-    assert_eq!(config.upstream.connect_to, ["203.0.113.7:80".parse().unwrap()]);
+    assert_eq!(
+        config.upstream.connect_to,
+        ["203.0.113.7:80".parse().unwrap()]
+    );
     assert_eq!(config.queue.max_bytes, 2 << 20);
     assert_eq!(config.learn.gap, Duration::from_millis(20));
-    let limits =
-        config.limits.iter().map(|(action, limit)| (action.as_str(), limit.count.get(), limit.window.as_millis()));
-    assert_eq!(limits.collect::<Vec<_>>(), [("CreateFlow", 4, 1000), ("ListFlow", 3, 500), ("NewAction", 1, 1000)]);
+    let limits = config
+        .limits
+        .iter()
+        .map(|(action, limit)| (action.as_str(), limit.count.get(), limit.window.as_millis()));
+    assert_eq!(
+        limits.collect::<Vec<_>>(),
+        [
+            ("CreateFlow", 4, 1000),
+            ("ListFlow", 3, 500),
+            ("NewAction", 1, 1000)
+        ]
+    );
 }
 
 #[test]
@@ -157,24 +247,44 @@ fn accounts_and_clients_can_be_written_in_the_environment_alone() {
     let variables: Vec<_> = (0..11)
         .flat_map(|index| {
             let name = |key: &str| format!("FLOWGATE_ACCOUNTS__{index}__{key}");
-            [(name("ID"), format!("account-{index}")), (name("ALIASES"), format!("LTAI-{index}"))]
+            [
+                (name("ID"), format!("account-{index}")),
+                (name("ALIASES"), format!("LTAI-{index}")),
+            ]
         })
         .collect();
-    let mut variables: Vec<_> = variables.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let mut variables: Vec<_> = variables
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_str()))
+        .collect();
     variables.extend([
         ("FLOWGATE_ACCOUNTS__11__ID", "acme"),
         ("FLOWGATE_ACCOUNTS__11__ACCESS_KEY_ID", "LTAI-acme"),
-        ("FLOWGATE_ACCOUNTS__11__ACCESS_KEY_SECRET__ENV", "FLOWGATE_ACME_SECRET"),
+        (
+            "FLOWGATE_ACCOUNTS__11__ACCESS_KEY_SECRET__ENV",
+            "FLOWGATE_ACME_SECRET",
+        ),
         ("FLOWGATE_ACME_SECRET", "acme-secret\n"),
         ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
-        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__FILE", "tests/data/config/secrets/one-line"),
+        (
+            "FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__FILE",
+            "tests/data/config/secrets/one-line",
+        ),
         ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
         ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
     ]);
     let config = config(&variables);
     assert_eq!(config.accounts.len(), 12);
     assert_eq!(config.accounts[10].aliases[0].as_str(), "LTAI-10");
-    assert_eq!(config.accounts[11].credentials.as_ref().unwrap().secret.expose(), "acme-secret");
+    assert_eq!(
+        config.accounts[11]
+            .credentials
+            .as_ref()
+            .unwrap()
+            .secret
+            .expose(),
+        "acme-secret"
+    );
     assert_eq!(config.clients[0].secrets[0].expose(), "file-secret");
 }
 
@@ -219,11 +329,20 @@ fn variables_that_are_no_keys_are_warnings() {
         ("FLOWGATE___", ""),
         ("OTHER_LISTEN__PROXY", "127.0.0.1:1"),
     ];
-    let Loaded { config, warnings, .. } = from_env(&injected).unwrap();
+    let Loaded {
+        config, warnings, ..
+    } = from_env(&injected).unwrap();
     let known = ["OTHER_LISTEN__PROXY"];
-    let mut names: Vec<_> = injected.map(|(name, _)| name).into_iter().filter(|name| !known.contains(name)).collect();
+    let mut names: Vec<_> = injected
+        .map(|(name, _)| name)
+        .into_iter()
+        .filter(|name| !known.contains(name))
+        .collect();
     names.sort_unstable();
-    let expected: Vec<_> = names.iter().map(|name| format!("{name}: unknown variable, ignored")).collect();
+    let expected: Vec<_> = names
+        .iter()
+        .map(|name| format!("{name}: unknown variable, ignored"))
+        .collect();
     assert_eq!(warnings, expected);
     assert_eq!(effective(&config), effective(&self::config(&[])));
 }
@@ -246,16 +365,28 @@ fn mistakes_in_variables_name_the_variable() {
         r#"FLOWGATE_MODE: mode: expected "enforce" or "observe""#,
         "FLOWGATE_QUEUE__HOLD: queue.hold: expected at most queue.max_hold",
     ];
-    assert_eq!(from_env(&variables).unwrap_err().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(
+        from_env(&variables)
+            .unwrap_err()
+            .lines()
+            .collect::<Vec<_>>(),
+        expected
+    );
 }
 
 #[cfg(unix)]
 #[test]
 fn a_variable_must_be_utf8() {
     use std::os::unix::ffi::OsStringExt;
-    let variable = ("FLOWGATE_LISTEN__PROXY".into(), OsString::from_vec(vec![0xff]));
+    let variable = (
+        "FLOWGATE_LISTEN__PROXY".into(),
+        OsString::from_vec(vec![0xff]),
+    );
     let mistakes = config::load(None, [variable]).unwrap_err();
-    assert_eq!(mistakes.to_string(), "FLOWGATE_LISTEN__PROXY: listen.proxy: expected UTF-8");
+    assert_eq!(
+        mistakes.to_string(),
+        "FLOWGATE_LISTEN__PROXY: listen.proxy: expected UTF-8"
+    );
 }
 
 #[test]
@@ -267,26 +398,46 @@ fn a_secrets_file_is_bounded_and_its_last_newline_is_not_part_of_it() {
         let file = folder.path().join("flowgate.toml");
         std::fs::write(&file, text).unwrap();
         let loaded = config::load(Some(&file), env(&[])).map_err(|mistakes| {
-            mistakes.iter().map(|mistake| mistake.expectation().to_owned()).collect::<Vec<_>>().join("\n")
+            mistakes
+                .iter()
+                .map(|mistake| mistake.expectation().to_owned())
+                .collect::<Vec<_>>()
+                .join("\n")
         })?;
-        Ok::<_, String>(loaded.config.accounts[0].credentials.as_ref().unwrap().secret.expose().to_owned())
+        Ok::<_, String>(
+            loaded.config.accounts[0]
+                .credentials
+                .as_ref()
+                .unwrap()
+                .secret
+                .expose()
+                .to_owned(),
+        )
     };
     assert_eq!(secret(b"a b\r\n").unwrap(), "a b");
     assert_eq!(secret(b"a b ").unwrap(), "a b ");
     assert_eq!(secret(b"\n").unwrap_err(), "the secret is empty");
     assert_eq!(secret(&[b'x'; 65_536]).unwrap().len(), 65_536);
-    assert_eq!(secret(&[b'x'; 65_537]).unwrap_err(), "expected a file of at most 64KiB");
+    assert_eq!(
+        secret(&[b'x'; 65_537]).unwrap_err(),
+        "expected a file of at most 64KiB"
+    );
 }
 
 #[test]
 fn check_prints_every_mistake_and_ends_with_64() {
     let check = |file: &str| {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.env_clear().envs(VARIABLES).args(["check", "--config", file]).assert()
+        command
+            .env_clear()
+            .envs(VARIABLES)
+            .args(["check", "--config", file])
+            .assert()
     };
     check("tests/data/config/valid/gateway.toml").code(0);
     let expected = std::fs::read_to_string("tests/data/config/invalid/relations.txt").unwrap();
     let printed = check("tests/data/config/invalid/relations.toml").code(64);
-    let shown = String::from_utf8_lossy(&printed.get_output().stderr).replace("tests/data/config/invalid/", "");
+    let shown = String::from_utf8_lossy(&printed.get_output().stderr)
+        .replace("tests/data/config/invalid/", "");
     assert_eq!(shown, expected);
 }

@@ -18,32 +18,55 @@ const SUCCESSFUL: &str = "flowgate_config_last_reload_successful";
 
 /// What the files name.
 fn env(more: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
-    let secrets = [("ACME_SECRET", "acme-secret"), ("TEAM_SECRET", "team"), ("MANAGED", SECRET)];
-    secrets.iter().chain(more).map(|(name, value)| (name.into(), value.into())).collect()
+    let secrets = [
+        ("ACME_SECRET", "acme-secret"),
+        ("TEAM_SECRET", "team"),
+        ("MANAGED", SECRET),
+    ];
+    secrets
+        .iter()
+        .chain(more)
+        .map(|(name, value)| (name.into(), value.into()))
+        .collect()
 }
 
 /// What is wrong with a directory, without its path.
 fn mistakes(directory: &Path) -> String {
-    let mistakes = config::load(Some(directory), env(&[])).unwrap_err().to_string();
+    let mistakes = config::load(Some(directory), env(&[]))
+        .unwrap_err()
+        .to_string();
     let directory = directory.display().to_string();
-    mistakes.replace(&format!("{directory}/"), "").replace(&directory, "DIRECTORY")
+    mistakes
+        .replace(&format!("{directory}/"), "")
+        .replace(&directory, "DIRECTORY")
 }
 
 /// A directory with these files.
 fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
     let directory = tempfile::tempdir().unwrap();
-    files.iter().for_each(|(name, text)| std::fs::write(directory.path().join(name), text).unwrap());
+    files
+        .iter()
+        .for_each(|(name, text)| std::fs::write(directory.path().join(name), text).unwrap());
     directory
 }
 
 #[test]
 fn the_files_of_a_directory_mean_what_one_file_with_all_of_it_means() {
-    let Loaded { config, warnings, .. } = config::load(Some(Path::new(TEAMS)), env(&[])).unwrap();
+    let Loaded {
+        config, warnings, ..
+    } = config::load(Some(Path::new(TEAMS)), env(&[])).unwrap();
     assert_eq!(warnings, [""; 0]);
-    let ids: Vec<_> = config.accounts.iter().map(|account| account.id.as_str()).collect();
+    let ids: Vec<_> = config
+        .accounts
+        .iter()
+        .map(|account| account.id.as_str())
+        .collect();
     assert_eq!(ids, ["team-a", "team-b"]);
-    let secrets: Vec<_> =
-        config.clients.iter().map(|client| (client.id.as_str(), client.secrets[0].expose())).collect();
+    let secrets: Vec<_> = config
+        .clients
+        .iter()
+        .map(|client| (client.id.as_str(), client.secrets[0].expose()))
+        .collect();
     assert_eq!(secrets, [("a-shop", "file-secret"), ("b-shop", "team")]);
     let together = directory(&[(
         "flowgate.toml",
@@ -77,25 +100,39 @@ fn the_files_of_a_directory_mean_what_one_file_with_all_of_it_means() {
         actions = ["*"]
         "#,
     )]);
-    let one = config::load(Some(&together.path().join("flowgate.toml")), env(&[])).unwrap().config;
+    let one = config::load(Some(&together.path().join("flowgate.toml")), env(&[]))
+        .unwrap()
+        .config;
     assert_eq!(effective(&config), effective(&one));
 }
 
 #[test]
 fn each_key_has_one_file_and_a_second_one_is_a_mistake_that_names_both() {
     let expected = std::fs::read_to_string("tests/data/config/directories/conflicts.txt").unwrap();
-    assert_eq!(mistakes(Path::new("tests/data/config/directories/conflicts")), expected.trim_end());
+    assert_eq!(
+        mistakes(Path::new("tests/data/config/directories/conflicts")),
+        expected.trim_end()
+    );
 }
 
 #[test]
 fn what_is_no_configuration_file_is_a_mistake_of_that_file() {
-    let wrong = directory(&[("good.toml", "mode = \"observe\"\n"), ("slip.toml", "\n[queue\nhold = \"hunter2\"\n")]);
+    let wrong = directory(&[
+        ("good.toml", "mode = \"observe\"\n"),
+        ("slip.toml", "\n[queue\nhold = \"hunter2\"\n"),
+    ]);
     let path = |name: &str| wrong.path().join(name);
     std::fs::write(path("latin1.toml"), b"# \xe4\n").unwrap();
     // What Docker makes of a file that it shall mount and that is not there.
     std::fs::create_dir(path("mounted.toml")).unwrap();
     symlink("nowhere.toml", path("dangling.toml")).unwrap();
-    assert!(std::process::Command::new("mkfifo").arg(path("pipe.toml")).status().unwrap().success());
+    assert!(
+        std::process::Command::new("mkfifo")
+            .arg(path("pipe.toml"))
+            .status()
+            .unwrap()
+            .success()
+    );
     let regular = "expected a regular file: every *.toml of the directory is read";
     let expected = [
         "dangling.toml: there is no such file",
@@ -107,27 +144,47 @@ fn what_is_no_configuration_file_is_a_mistake_of_that_file() {
     let mistakes = mistakes(wrong.path());
     let lines: Vec<_> = mistakes.lines().collect();
     assert_eq!(lines.len(), expected.len(), "{mistakes}");
-    assert!(lines.iter().zip(expected).all(|(line, expected)| line.starts_with(expected)), "{mistakes}");
+    assert!(
+        lines
+            .iter()
+            .zip(expected)
+            .all(|(line, expected)| line.starts_with(expected)),
+        "{mistakes}"
+    );
     assert!(!mistakes.contains("hunter2"), "{mistakes}");
 }
 
 #[test]
 fn a_directory_without_files_is_a_mistake() {
-    let none = "DIRECTORY: expected a directory with at least one *.toml file (--config, FLOWGATE_CONFIG)";
+    let none =
+        "DIRECTORY: expected a directory with at least one *.toml file (--config, FLOWGATE_CONFIG)";
     assert_eq!(mistakes(directory(&[]).path()), none);
-    assert_eq!(mistakes(directory(&[(".acme.toml", ""), ("acme.toml~", ""), ("acme.conf", "")]).path()), none);
+    assert_eq!(
+        mistakes(directory(&[(".acme.toml", ""), ("acme.toml~", ""), ("acme.conf", "")]).path()),
+        none
+    );
     // An empty file says nothing, and that is allowed, as it is of one file alone.
     assert!(config::load(Some(directory(&[("empty.toml", "")]).path()), env(&[])).is_ok());
 }
 
 #[test]
 fn the_environment_counts_the_entries_of_all_files_in_their_order() {
-    let variables = [("FLOWGATE_ACCOUNTS__1__ID", "renamed"), ("FLOWGATE_LISTEN__NAMES", "other.internal")];
-    let config = config::load(Some(Path::new(TEAMS)), env(&variables)).unwrap().config;
+    let variables = [
+        ("FLOWGATE_ACCOUNTS__1__ID", "renamed"),
+        ("FLOWGATE_LISTEN__NAMES", "other.internal"),
+    ];
+    let config = config::load(Some(Path::new(TEAMS)), env(&variables))
+        .unwrap()
+        .config;
     assert_eq!(config.accounts[1].id.as_str(), "renamed");
     assert_eq!(config.listen.names, ["other.internal"]);
-    let added = [("FLOWGATE_ACCOUNTS__2__ID", "third"), ("FLOWGATE_ACCOUNTS__2__ALIASES", "LTAI-third")];
-    let config = config::load(Some(Path::new(TEAMS)), env(&added)).unwrap().config;
+    let added = [
+        ("FLOWGATE_ACCOUNTS__2__ID", "third"),
+        ("FLOWGATE_ACCOUNTS__2__ALIASES", "LTAI-third"),
+    ];
+    let config = config::load(Some(Path::new(TEAMS)), env(&added))
+        .unwrap()
+        .config;
     assert_eq!(config.accounts[2].aliases[0].as_str(), "LTAI-third");
 }
 
@@ -147,19 +204,28 @@ fn files_of_a_config_map_are_read_once() {
 fn check_takes_a_directory_from_the_flag_and_from_the_variable() {
     let check = |variable: Option<&str>, arguments: &[&str]| {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.env_clear().envs(env(&[])).envs(variable.map(|path| ("FLOWGATE_CONFIG", path)));
+        command
+            .env_clear()
+            .envs(env(&[]))
+            .envs(variable.map(|path| ("FLOWGATE_CONFIG", path)));
         command.arg("check").args(arguments).assert()
     };
     check(None, &["--config", TEAMS]).code(0);
     check(Some(TEAMS), &[]).code(0);
     let conflicts = "tests/data/config/directories/conflicts";
     let printed = check(Some(conflicts), &[]).code(64);
-    let shown = String::from_utf8_lossy(&printed.get_output().stderr).replace(&format!("{conflicts}/"), "");
-    assert_eq!(shown, std::fs::read_to_string(format!("{conflicts}.txt")).unwrap());
+    let shown =
+        String::from_utf8_lossy(&printed.get_output().stderr).replace(&format!("{conflicts}/"), "");
+    assert_eq!(
+        shown,
+        std::fs::read_to_string(format!("{conflicts}.txt")).unwrap()
+    );
 }
 
 async fn sim() -> Running {
-    Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap()
+    Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
 }
 
 /// A Flowgate that reads the directory `conf.d`, with the process's own settings in `00-own.toml`.
@@ -177,7 +243,10 @@ async fn running(sim: &Running, mount: tempfile::TempDir) -> Process {
 
 /// How many accounts the configuration that holds has.
 async fn accounts(flowgate: &Process) -> usize {
-    world::get(flowgate.admin, "/config").await.json()["accounts"].as_array().unwrap().len()
+    world::get(flowgate.admin, "/config").await.json()["accounts"]
+        .as_array()
+        .unwrap()
+        .len()
 }
 
 /// Puts a file in its place at once, as editors do; the other one is hidden, and so never read.
@@ -199,19 +268,32 @@ async fn files_that_come_change_and_go_are_noticed() {
     std::fs::create_dir(&directory).unwrap();
     std::fs::write(directory.join("10-acme.toml"), ACME).unwrap();
     let flowgate = running(&sim, mount).await;
-    let reads = async |times| flowgate.logged("the configuration was read anew", times).await;
+    let reads = async |times| {
+        flowgate
+            .logged("the configuration was read anew", times)
+            .await
+    };
     // One more.
     write(&directory, "20-other.toml", &alias("other"));
     assert_eq!(reads(1).await[0]["changed"], "accounts");
     assert_eq!(accounts(&flowgate).await, 2);
     // Another content.
-    write(&directory, "20-other.toml", &(alias("other") + &alias("third")));
+    write(
+        &directory,
+        "20-other.toml",
+        &(alias("other") + &alias("third")),
+    );
     reads(2).await;
     assert_eq!(accounts(&flowgate).await, 3);
     // A mistake of one team: what held before still does, for all of them.
     write(&directory, "30-third.toml", &alias("third"));
-    let refused = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
-    let told = refused[0]["mistakes"].as_str().unwrap().replace(&format!("{}/", directory.display()), "");
+    let refused = flowgate
+        .logged("the configuration cannot be used, the one before stays", 1)
+        .await;
+    let told = refused[0]["mistakes"]
+        .as_str()
+        .unwrap()
+        .replace(&format!("{}/", directory.display()), "");
     assert_eq!(
         told,
         "30-third.toml:2: accounts[3].id: expected another name than that of accounts[2].id (20-other.toml:5)\n\
@@ -240,7 +322,11 @@ async fn a_config_map_that_kubernetes_swaps_is_noticed() {
     let flowgate = running(&sim, mount).await;
     // As kubelet does it: a new directory, and the link to it renamed into place.
     std::fs::create_dir(path("..second")).unwrap();
-    std::fs::write(path("..second/10-acme.toml"), format!("{ACME}{}", alias("other"))).unwrap();
+    std::fs::write(
+        path("..second/10-acme.toml"),
+        format!("{ACME}{}", alias("other")),
+    )
+    .unwrap();
     symlink("..second", path("..data_tmp")).unwrap();
     std::fs::rename(path("..data_tmp"), path("..data")).unwrap();
     flowgate.logged("the configuration was read anew", 1).await;

@@ -19,7 +19,11 @@ fn configuration(folder: &Path, count: usize, files: bool) {
     let mut text = String::new();
     for index in 0..count {
         let place = if files {
-            std::fs::write(folder.join(format!("secret-{index}")), format!("secret-{index}\n")).unwrap();
+            std::fs::write(
+                folder.join(format!("secret-{index}")),
+                format!("secret-{index}\n"),
+            )
+            .unwrap();
             format!("{{ file = \"secret-{index}\" }}")
         } else {
             "{ env = \"SECRET\" }".to_owned()
@@ -44,7 +48,10 @@ fn ran() -> Duration {
 /// The least of three attempts, for one account.
 fn per_account(folder: &Path, count: usize) -> f64 {
     let environment: Vec<(OsString, OsString)> = vec![("SECRET".into(), "secret".into())];
-    let source = Source { file: Some(folder.join("flowgate.toml")), environment: Some(environment) };
+    let source = Source {
+        file: Some(folder.join("flowgate.toml")),
+        environment: Some(environment),
+    };
     let attempt = |_| {
         let begun = ran();
         let loaded = source.load().unwrap();
@@ -64,7 +71,10 @@ fn an_account_costs_the_same_among_a_thousand_and_among_ten_thousand() {
             per_account(folder.path(), count)
         });
         // What grows with the square of the number would be at ten.
-        assert!(many < 3.0 * few, "files: {files}, seconds for an account: {few} among 1,000, {many} among 10,000");
+        assert!(
+            many < 3.0 * few,
+            "files: {files}, seconds for an account: {few} among 1,000, {many} among 10,000"
+        );
     }
 }
 
@@ -72,22 +82,44 @@ fn an_account_costs_the_same_among_a_thousand_and_among_ten_thousand() {
 fn a_file_may_have_64_mib_and_the_mistake_says_how_much_it_has() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flowgate.toml");
-    std::fs::write(&path, format!("{}mode = \"observe\"\n", "#".repeat(3 << 20) + "\n")).unwrap();
+    std::fs::write(
+        &path,
+        format!("{}mode = \"observe\"\n", "#".repeat(3 << 20) + "\n"),
+    )
+    .unwrap();
     assert!(config::load(Some(&path), []).is_ok());
-    std::fs::File::create(&path).unwrap().set_len((64 << 20) + 1).unwrap();
+    std::fs::File::create(&path)
+        .unwrap()
+        .set_len((64 << 20) + 1)
+        .unwrap();
     let mistakes = config::load(Some(&path), []).unwrap_err().to_string();
-    assert_eq!(mistakes, format!("{}: expected a file of at most 64MiB, found 67108865B", path.display()));
+    assert_eq!(
+        mistakes,
+        format!(
+            "{}: expected a file of at most 64MiB, found 67108865B",
+            path.display()
+        )
+    );
 }
 
 #[tokio::test]
 async fn calls_are_served_while_the_configuration_is_read() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let flowgate = Process::with_threads(&sim, "", 1).await;
     // A pipe holds the reader up for as long as nothing is written.
     let config = flowgate.folder.path().join("flowgate.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::remove_file(&config).unwrap();
-    assert!(Command::new("mkfifo").arg(&config).status().await.unwrap().success());
+    assert!(
+        Command::new("mkfifo")
+            .arg(&config)
+            .status()
+            .await
+            .unwrap()
+            .success()
+    );
     flowgate.signal("-HUP").await;
     let opened = tokio::task::spawn_blocking(move || std::fs::File::create(config).unwrap());
     let mut pipe = opened.await.unwrap();
@@ -98,5 +130,8 @@ async fn calls_are_served_while_the_configuration_is_read() {
     let more = text.replace(ACME, &format!("{ACME}aliases = [\"LTAI-second\"]\n"));
     std::io::Write::write_all(&mut pipe, more.as_bytes()).unwrap();
     drop(pipe);
-    assert_eq!(flowgate.logged("the configuration was read anew", 1).await[0]["changed"], "accounts");
+    assert_eq!(
+        flowgate.logged("the configuration was read anew", 1).await[0]["changed"],
+        "accounts"
+    );
 }

@@ -30,18 +30,27 @@ fn literals(text: &str) -> impl Iterator<Item = &str> {
 
 /// What stands between backticks in a line.
 fn quoted(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().flat_map(|line| line.split('`').skip(1).step_by(2))
+    text.lines()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
 #[test]
 fn every_answer_of_flowgates_own_has_its_place_in_the_runbook() {
     let (errors, runbook) = (read("src/error.rs"), read("docs/runbook.md"));
     let named: BTreeSet<_> = quoted(&runbook).collect();
-    let rows: Vec<_> = errors.lines().filter(|line| line.contains("=> (status(")).collect();
+    let rows: Vec<_> = errors
+        .lines()
+        .filter(|line| line.contains("=> (status("))
+        .collect();
     assert!(rows.len() > 15);
     for row in rows {
-        let [code, label] = literals(row).collect::<Vec<_>>()[..] else { panic!("{row}") };
-        assert!(runbook.contains(&format!("\n### {code}\n")), "{code} has no section");
+        let [code, label] = literals(row).collect::<Vec<_>>()[..] else {
+            panic!("{row}")
+        };
+        assert!(
+            runbook.contains(&format!("\n### {code}\n")),
+            "{code} has no section"
+        );
         assert!(named.contains(label), "{label} is not explained");
     }
 }
@@ -55,7 +64,10 @@ fn every_warning_and_error_has_its_place_in_the_runbook() {
         for (level, called) in [("WARN", "warn!("), ("ERROR", "error!(")] {
             for event in source.split(called).skip(1) {
                 let message = literals(event).next().unwrap();
-                assert!(runbook.contains(&format!("| `{message}` | {level} |")), "{path}: {message}");
+                assert!(
+                    runbook.contains(&format!("| `{message}` | {level} |")),
+                    "{path}: {message}"
+                );
                 count += 1;
             }
         }
@@ -67,10 +79,16 @@ fn every_warning_and_error_has_its_place_in_the_runbook() {
 fn every_test_and_file_that_the_security_page_names_is_there() {
     let page = read("docs/security.md");
     let mut tests = 0;
-    for name in quoted(&page).filter(|name| name.starts_with("src/") || name.starts_with("tests/")) {
-        let (path, test) = name.split_once("::").map_or((name, None), |(path, test)| (path, Some(test)));
+    for name in quoted(&page).filter(|name| name.starts_with("src/") || name.starts_with("tests/"))
+    {
+        let (path, test) = name
+            .split_once("::")
+            .map_or((name, None), |(path, test)| (path, Some(test)));
         let source = read(path);
-        assert!(test.is_none_or(|test| source.contains(&format!("fn {test}("))), "{name}");
+        assert!(
+            test.is_none_or(|test| source.contains(&format!("fn {test}("))),
+            "{name}"
+        );
         tests += usize::from(test.is_some());
     }
     assert!(tests > 30, "{tests}");
@@ -94,22 +112,40 @@ fn anchor(heading: &str) -> String {
 #[test]
 fn every_link_leads_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let pages = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "benches/README.md"];
+    let pages = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "benches/README.md",
+    ];
     let mut links = 0;
-    for page in files("docs", ".md").into_iter().chain(pages.map(str::to_owned)) {
+    for page in files("docs", ".md")
+        .into_iter()
+        .chain(pages.map(str::to_owned))
+    {
         let text = prose(&read(&page));
-        for target in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+        for target in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
             if target.contains("://") {
                 continue;
             }
             let (file, section) = target.split_once('#').unwrap_or((target, ""));
             let folder = root.join(&page).parent().unwrap().to_owned();
-            let place = if file.is_empty() { root.join(&page) } else { folder.join(file) };
+            let place = if file.is_empty() {
+                root.join(&page)
+            } else {
+                folder.join(file)
+            };
             assert!(place.exists(), "{page}: {target}");
             if !section.is_empty() {
                 let there = prose(&std::fs::read_to_string(&place).unwrap());
                 let mut headings = there.lines().filter(|line| line.starts_with('#'));
-                let is_there = headings.any(|line| anchor(line.trim_start_matches('#').trim()) == section);
+                let is_there =
+                    headings.any(|line| anchor(line.trim_start_matches('#').trim()) == section);
                 assert!(is_there, "{page}: {target}");
             }
             links += 1;

@@ -24,7 +24,9 @@ enum Manner {
 async fn go(mut stream: TcpStream, manner: Manner) -> Option<TcpStream> {
     match manner {
         Manner::Close => {}
-        Manner::Reset => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
+        Manner::Reset => socket2::SockRef::from(&stream)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap(),
         Manner::HalfClose => {
             stream.shutdown().await.unwrap();
             return Some(stream);
@@ -48,7 +50,11 @@ async fn come(world: &World, name: &str, manner: Manner) -> TcpStream {
 
 /// Has a call throttled, so that its lane pauses and whoever comes now waits.
 async fn paused(world: &World, millis: u64) -> TcpStream {
-    world.sim.set_faults(vec![format!("next=1,throttle,acs-retry-after={millis}").parse().unwrap()]);
+    world.sim.set_faults(vec![
+        format!("next=1,throttle,acs-retry-after={millis}")
+            .parse()
+            .unwrap(),
+    ]);
     let stays = come(world, "stays", Manner::Close).await;
     world.until("flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}", 1.0).await;
     stays
@@ -67,15 +73,35 @@ async fn hangs_up_while_queued(manner: Manner) {
     for stream in goes {
         half_open.push(go(stream, manner).await);
     }
-    world.until("flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}", 5.0).await;
+    world
+        .until(
+            "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}",
+            5.0,
+        )
+        .await;
     assert_eq!(world.metrics().await.get(queued), 1.0);
     // The lane goes on for who stays, and for a newcomer.
-    assert_eq!(Call::v3(&world.host(), "comes later").send(world.proxy).await.status, 200);
-    let names: Vec<_> = world.sim.arrivals().into_iter().filter_map(|arrival| arrival.flow_name).collect();
+    assert_eq!(
+        Call::v3(&world.host(), "comes later")
+            .send(world.proxy)
+            .await
+            .status,
+        200
+    );
+    let names: Vec<_> = world
+        .sim
+        .arrivals()
+        .into_iter()
+        .filter_map(|arrival| arrival.flow_name)
+        .collect();
     assert_eq!(names, ["stays", "stays", "comes later"], "{manner:?}");
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "cancelled"), 5.0);
-    let tokens = |event| metrics.get(&format!("flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"));
+    let tokens = |event| {
+        metrics.get(&format!(
+            "flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"
+        ))
+    };
     assert_eq!(tokens("spent"), 3.0);
     assert_eq!(tokens("granted"), tokens("spent") + tokens("returned"));
     drop(stays);
@@ -108,16 +134,35 @@ async fn by_a_close_after_a_pipelined_byte() {
 
 #[tokio::test]
 async fn after_the_dispatch_the_attempt_ends_by_itself_and_is_counted() {
-    let settings = Settings { latency: Duration::from_millis(600), ..Settings::default() };
+    let settings = Settings {
+        latency: Duration::from_millis(600),
+        ..Settings::default()
+    };
     let world = World::with(settings, "").await;
     let stream = come(&world, "created all the same", Manner::Close).await;
-    world.until("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    world
+        .until(
+            "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}",
+            1.0,
+        )
+        .await;
     drop(stream);
-    world.until("flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}", 1.0).await;
+    world
+        .until(
+            "flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}",
+            1.0,
+        )
+        .await;
     let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
     world.until(ended, 1.0).await;
     assert_eq!(world.sim.report().created, 1);
-    assert_eq!(world.metrics().await.get("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}"), 0.0);
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .get("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}"),
+        0.0
+    );
 }
 
 #[tokio::test]
@@ -128,20 +173,38 @@ async fn a_crowd_that_goes_together_leaves_nobody_behind() {
     for index in 0..200 {
         goes.push(come(&world, &format!("goes-{index}"), Manner::Close).await);
     }
-    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 201.0).await;
+    world
+        .until(
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            201.0,
+        )
+        .await;
     let mut stay = JoinSet::new();
     for index in 0..10 {
-        let (call, proxy) = (Call::v3(&world.host(), &format!("stays-{index}")), world.proxy);
+        let (call, proxy) = (
+            Call::v3(&world.host(), &format!("stays-{index}")),
+            world.proxy,
+        );
         stay.spawn(async move { call.send(proxy).await.status });
     }
-    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 211.0).await;
+    world
+        .until(
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            211.0,
+        )
+        .await;
     drop(goes);
     assert_eq!(stay.join_all().await, [200; 10]);
     let gone = world
         .sim
         .arrivals()
         .iter()
-        .filter(|arrival| arrival.flow_name.as_deref().is_some_and(|name| name.starts_with("goes")))
+        .filter(|arrival| {
+            arrival
+                .flow_name
+                .as_deref()
+                .is_some_and(|name| name.starts_with("goes"))
+        })
         .count();
     assert_eq!((world.sim.report().created, gone), (11, 0));
     drop(stays);

@@ -16,10 +16,19 @@ async fn a_crash_leaves_no_core_dump_and_metrics_of_the_process_are_still_there(
     let sim = Sim::start(Settings::default()).await.unwrap();
     let process = Process::start(&sim, "").await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();
-    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
-    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    let core = limits
+        .lines()
+        .find(|line| line.starts_with("Max core file size"))
+        .unwrap();
+    assert_eq!(
+        core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(),
+        ["0", "0"],
+        "{core}"
+    );
     let metrics = Metrics::of(process.admin).await;
-    assert!(metrics.get("process_open_fds") > 3.0 && metrics.get("process_resident_memory_bytes") > 1e6);
+    assert!(
+        metrics.get("process_open_fds") > 3.0 && metrics.get("process_resident_memory_bytes") > 1e6
+    );
     let status = process.abort().await;
     assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
 }

@@ -14,10 +14,16 @@ const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
 /// A thousand calls come, a few of which stay; and the others go together.
 async fn burst(flowgate: &Process, sim: &Running, round: usize) {
-    assert!(rlimit::increase_nofile_limit(u64::MAX).unwrap() > 4000, "room for two thousand sockets");
-    sim.set_faults(vec!["next=1,throttle,acs-retry-after=8000".parse().unwrap()]);
+    assert!(
+        rlimit::increase_nofile_limit(u64::MAX).unwrap() > 4000,
+        "room for two thousand sockets"
+    );
+    sim.set_faults(vec![
+        "next=1,throttle,acs-retry-after=8000".parse().unwrap(),
+    ]);
     let stays = flowgate.come(&format!("first-{round}")).await;
-    let throttled = "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
+    let throttled =
+        "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
     Metrics::until(flowgate.admin, throttled, |times| times >= round as f64).await;
     let mut go = Vec::new();
     for index in 0..1000 {
@@ -25,31 +31,48 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
     }
     let mut stay = JoinSet::new();
     for index in 0..10 {
-        let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("stays-{round}-{index}")), flowgate.proxy);
+        let (call, proxy) = (
+            Call::v3(
+                &flowgate.proxy.to_string(),
+                &format!("stays-{round}-{index}"),
+            ),
+            flowgate.proxy,
+        );
         stay.spawn(async move { call.send(proxy).await.status });
     }
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 1011.0).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     drop(go);
-    assert_eq!(stay.join_all().await, [200; 10], "their tokens serve others");
+    assert_eq!(
+        stay.join_all().await,
+        [200; 10],
+        "their tokens serve others"
+    );
     drop(stays);
     // The scrape's own is one.
     let metrics = Metrics::until(flowgate.admin, "flowgate_connections", |open| open == 1.0).await;
-    assert_eq!((metrics.get(QUEUED), metrics.get("flowgate_queued_bytes")), (0.0, 0.0));
+    assert_eq!(
+        (metrics.get(QUEUED), metrics.get("flowgate_queued_bytes")),
+        (0.0, 0.0)
+    );
 }
 
 /// The metrics once every worker has had something to do since: the allocator gives back what a worker has freed when that
 /// worker next allocates, and after a burst one of them may have no more work.
 async fn settled(flowgate: &Process) -> Metrics {
     let proxy = flowgate.proxy;
-    let crowd: JoinSet<u16> = (0..64).map(|_| async move { world::get(proxy, "/").await.status }).collect();
+    let crowd: JoinSet<u16> = (0..64)
+        .map(|_| async move { world::get(proxy, "/").await.status })
+        .collect();
     assert_eq!(crowd.join_all().await, [400; 64]);
     Metrics::of(flowgate.admin).await
 }
 
 #[tokio::test]
 async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let flowgate = Process::start(&sim, "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"").await;
     // The first round is the level: buffers and threads that any such load has made once.
     burst(&flowgate, &sim, 1).await;
@@ -59,27 +82,49 @@ async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
     let cancelled = "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}";
     assert_eq!(after.get(cancelled), 2000.0);
     let arrivals = sim.arrivals();
-    let gone =
-        arrivals.iter().filter(|arrival| arrival.flow_name.as_deref().is_some_and(|name| name.starts_with("goes")));
+    let gone = arrivals.iter().filter(|arrival| {
+        arrival
+            .flow_name
+            .as_deref()
+            .is_some_and(|name| name.starts_with("goes"))
+    });
     assert_eq!((sim.report().created, gone.count()), (22, 0));
     let descriptors = |metrics: &Metrics| metrics.get("process_open_fds");
-    assert!(descriptors(&after) <= descriptors(&before) + 2.0, "{} {}", descriptors(&before), descriptors(&after));
+    assert!(
+        descriptors(&after) <= descriptors(&before) + 2.0,
+        "{} {}",
+        descriptors(&before),
+        descriptors(&after)
+    );
     let memory = |metrics: &Metrics| metrics.get("process_resident_memory_bytes");
     // A thousand calls that stayed would be as much again.
-    assert!(memory(&after) <= 1.6 * memory(&before), "{} {}", memory(&before), memory(&after));
+    assert!(
+        memory(&after) <= 1.6 * memory(&before),
+        "{} {}",
+        memory(&before),
+        memory(&after)
+    );
 }
 
 #[tokio::test]
 async fn one_thread_serves_as_two_do() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let flowgate = Process::with_threads(&sim, GAP, 1).await;
     let mut calls = JoinSet::new();
     for index in 0..12 {
-        let (call, proxy) = (Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}")), flowgate.proxy);
+        let (call, proxy) = (
+            Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}")),
+            flowgate.proxy,
+        );
         calls.spawn(async move { call.send(proxy).await.status });
     }
     // While they wait the thread has time for others. One more thread writes the log, and one has built this page.
-    assert_eq!(Metrics::of(flowgate.admin).await.get("process_threads"), 3.0);
+    assert_eq!(
+        Metrics::of(flowgate.admin).await.get("process_threads"),
+        3.0
+    );
     assert_eq!(calls.join_all().await, [200; 12]);
     assert_eq!((sim.report().created, sim.report().refused), (12, 0));
 }

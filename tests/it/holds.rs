@@ -18,7 +18,9 @@ const FIRST_SECOND: Duration = Duration::from_millis(1100);
 /// A call with these headers, as an SDK that has them sends it.
 fn call(world: &World, name: &str, headers: &[(&str, &str)]) -> Call {
     let mut call = Call::v3(&world.host(), name);
-    headers.iter().for_each(|(name, value)| call.push(name, value));
+    headers
+        .iter()
+        .for_each(|(name, value)| call.push(name, value));
     call
 }
 
@@ -42,12 +44,19 @@ fn served(replies: &[(Reply, Duration)], time_out: Duration) -> u64 {
             assert!(*took < time_out, "served after {took:?}");
             continue;
         }
-        assert_eq!((reply.status, reply.code().as_str()), (400, "System.LimitControl"), "{reply:?}");
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "System.LimitControl"),
+            "{reply:?}"
+        );
         let after: u64 = reply.header("x-acs-retry-after").unwrap().parse().unwrap();
         assert!(after > 0 && after < 60_000, "{after}");
         assert!(*took < time_out / 2, "refused after {took:?}");
     }
-    replies.iter().map(|(reply, _)| u64::from(reply.status == 200)).sum()
+    replies
+        .iter()
+        .map(|(reply, _)| u64::from(reply.status == 200))
+        .sum()
 }
 
 #[tokio::test]
@@ -60,10 +69,16 @@ async fn the_python_sdk_waits_10_s() {
     // Ten windows of five; who came a little later than the first may fit into one more.
     assert!((50..=55).contains(&served), "{served} served");
     let report = world.sim.report();
-    assert_eq!((report.created, report.arrived, report.worst_window), (served, served, 5));
+    assert_eq!(
+        (report.created, report.arrived, report.worst_window),
+        (served, served, 5)
+    );
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok") as u64, served);
-    assert_eq!(metrics.outcome("acme", "CreateFlow", "refused") as u64, 100 - served);
+    assert_eq!(
+        metrics.outcome("acme", "CreateFlow", "refused") as u64,
+        100 - served
+    );
 }
 
 #[tokio::test]
@@ -88,7 +103,9 @@ async fn all_who_come_back_when_told_to_get_through() {
         let proxy = world.proxy;
         calls.spawn(async move {
             let reply = first.send(proxy).await;
-            let Some(after) = reply.header("x-acs-retry-after") else { return (1, reply.status) };
+            let Some(after) = reply.header("x-acs-retry-after") else {
+                return (1, reply.status);
+            };
             tokio::time::sleep(Duration::from_millis(after.parse().unwrap())).await;
             (2, second.send(proxy).await.status)
         });
@@ -105,56 +122,136 @@ async fn all_who_come_back_when_told_to_get_through() {
 async fn a_caller_may_say_how_long_it_waits() {
     let world = World::new("[queue]\nhold = \"2m\"").await;
     tokio::time::sleep(FIRST_SECOND).await;
-    let replies = burst(&world, 14, &[("x-flowgate-hold", "1500"), ("user-agent", PYTHON)]).await;
-    assert_eq!(served(&replies, Duration::from_millis(1500)), 10, "two windows of five");
-    assert!(!world.sim.arrivals().iter().any(|arrival| arrival.headers.iter().any(|(name, _)| name.contains("hold"))));
+    let replies = burst(
+        &world,
+        14,
+        &[("x-flowgate-hold", "1500"), ("user-agent", PYTHON)],
+    )
+    .await;
+    assert_eq!(
+        served(&replies, Duration::from_millis(1500)),
+        10,
+        "two windows of five"
+    );
+    assert!(!world.sim.arrivals().iter().any(|arrival| {
+        arrival
+            .headers
+            .iter()
+            .any(|(name, _)| name.contains("hold"))
+    }));
 }
 
 #[tokio::test]
 async fn a_hold_that_is_no_time_is_a_bad_request() {
     let world = World::new("").await;
-    for values in [&["-1"][..], &[""], &["0"], &["forever"], &["25h"], &["1s", "1s"]] {
-        let headers: Vec<_> = values.iter().map(|value| ("x-flowgate-hold", *value)).collect();
+    for values in [
+        &["-1"][..],
+        &[""],
+        &["0"],
+        &["forever"],
+        &["25h"],
+        &["1s", "1s"],
+    ] {
+        let headers: Vec<_> = values
+            .iter()
+            .map(|value| ("x-flowgate-hold", *value))
+            .collect();
         let reply = call(&world, "x", &headers).send(world.proxy).await;
-        assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"), "{values:?}");
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "Flowgate.BadRequest"),
+            "{values:?}"
+        );
         assert!(reply.body.contains("x-flowgate-hold"), "{}", reply.body);
     }
     assert_eq!(world.sim.report().arrived, 0);
-    assert_eq!(world.metrics().await.outcome("acme", "other", "invalid"), 6.0);
+    assert_eq!(
+        world.metrics().await.outcome("acme", "other", "invalid"),
+        6.0
+    );
 }
 
 #[tokio::test]
 async fn when_the_hold_ends_before_cams_answers_the_outcome_is_unknown_and_the_attempt_runs_on() {
-    let world = World::with(Settings { latency: Duration::from_secs(3), ..Settings::default() }, "").await;
+    let world = World::with(
+        Settings {
+            latency: Duration::from_secs(3),
+            ..Settings::default()
+        },
+        "",
+    )
+    .await;
     let start = Instant::now();
     let list = |call: &mut Call| {
         call.set("x-acs-action", "ListInstance");
         call.push("x-flowgate-hold", "1s");
     };
-    let limited = call(&world, "created all the same", &[("x-flowgate-hold", "1500ms")]);
+    let limited = call(
+        &world,
+        "created all the same",
+        &[("x-flowgate-hold", "1500ms")],
+    );
     let unlimited = Call::v3_with(&world.host(), &[], list, (KEY, SECRET));
-    for (reply, least) in [(unlimited.send(world.proxy).await, 1000), (limited.send(world.proxy).await, 2500)] {
+    for (reply, least) in [
+        (unlimited.send(world.proxy).await, 1000),
+        (limited.send(world.proxy).await, 2500),
+    ] {
         let took = start.elapsed();
-        assert_eq!((reply.status, reply.code().as_str()), (409, "Flowgate.OutcomeUnknown"));
-        assert!(reply.body.contains("within the hold") && reply.body.contains("ListFlow"), "{}", reply.body);
-        assert_eq!((reply.header("x-acs-retry-after"), reply.header("x-flowgate-waited")), (None, None));
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (409, "Flowgate.OutcomeUnknown")
+        );
+        assert!(
+            reply.body.contains("within the hold") && reply.body.contains("ListFlow"),
+            "{}",
+            reply.body
+        );
+        assert_eq!(
+            (
+                reply.header("x-acs-retry-after"),
+                reply.header("x-flowgate-waited")
+            ),
+            (None, None)
+        );
         assert!(took >= Duration::from_millis(least), "{took:?}");
     }
     assert!(start.elapsed() < Duration::from_millis(3500));
-    assert_eq!(world.metrics().await.outcome("acme", "CreateFlow", "outcome_unknown"), 1.0);
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .outcome("acme", "CreateFlow", "outcome_unknown"),
+        1.0
+    );
     let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
     assert_eq!(world.metrics().await.get(ended), 0.0);
     world.until(ended, 1.0).await;
     let metrics = world.metrics().await;
-    assert_eq!((metrics.sum("flowgate_attempts_total"), metrics.sum("flowgate_requests_total")), (2.0, 2.0));
+    assert_eq!(
+        (
+            metrics.sum("flowgate_attempts_total"),
+            metrics.sum("flowgate_requests_total")
+        ),
+        (2.0, 2.0)
+    );
     assert_eq!(world.sim.report().created, 1);
 }
 
 #[tokio::test]
 async fn what_cams_usually_takes_is_left_of_the_hold() {
-    let world = World::with(Settings { latency: Duration::from_secs(1), ..Settings::default() }, "").await;
+    let world = World::with(
+        Settings {
+            latency: Duration::from_secs(1),
+            ..Settings::default()
+        },
+        "",
+    )
+    .await;
     // Measured by this one: a second. After it, every token is back.
-    assert_eq!(call(&world, "first", &[]).send(world.proxy).await.status, 200);
+    assert_eq!(
+        call(&world, "first", &[]).send(world.proxy).await.status,
+        200
+    );
     tokio::time::sleep(FIRST_SECOND).await;
     // Those of a third window would be sent within the hold, and answered after it.
     let replies = burst(&world, 12, &[("x-flowgate-hold", "2600ms")]).await;
@@ -167,11 +264,23 @@ async fn answers_say_how_long_they_waited_and_how_often_they_were_sent() {
     let world = World::new("[retry]\nmax_attempts = 2").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let of = |reply: &Reply| {
-        let number = |name| reply.header(name).map(|value| value.parse::<u64>().unwrap());
-        (reply.status, number("x-flowgate-waited").unwrap(), number("x-flowgate-attempts").unwrap())
+        let number = |name| {
+            reply
+                .header(name)
+                .map(|value| value.parse::<u64>().unwrap())
+        };
+        (
+            reply.status,
+            number("x-flowgate-waited").unwrap(),
+            number("x-flowgate-attempts").unwrap(),
+        )
     };
     let send = async |fault: &str| {
-        world.sim.set_faults(if fault.is_empty() { vec![] } else { vec![fault.parse().unwrap()] });
+        world.sim.set_faults(if fault.is_empty() {
+            vec![]
+        } else {
+            vec![fault.parse().unwrap()]
+        });
         of(&call(&world, "x", &[]).send(world.proxy).await)
     };
     let (status, waited, attempts) = send("").await;

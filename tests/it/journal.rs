@@ -21,19 +21,33 @@ const ERRORS: &str = "flowgate_journal_errors_total";
 /// An endpoint without limits in which some go wrong.
 async fn endpoint(faults: &[&str]) -> Running {
     let faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
-    let settings = Settings { limits: BTreeMap::new(), faults, ..Settings::default() };
-    Sim::start(settings.with_key(KEY, SECRET, "acme")).await.unwrap()
+    let settings = Settings {
+        limits: BTreeMap::new(),
+        faults,
+        ..Settings::default()
+    };
+    Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
 }
 
 /// A journal in this folder, on a Flowgate without limits.
 fn configured(path: &Path, more: &str) -> String {
-    format!("[journal]\npath = \"{}\"\n{more}\n[limits]\npreset = \"none\"\n", path.display())
+    format!(
+        "[journal]\npath = \"{}\"\n{more}\n[limits]\npreset = \"none\"\n",
+        path.display()
+    )
 }
 
 /// `flowgate journal`.
 fn journal(path: &Path, flags: &[&str]) -> Output {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));
-    command.arg("journal").arg(path).args(flags).output().unwrap()
+    command
+        .arg("journal")
+        .arg(path)
+        .args(flags)
+        .output()
+        .unwrap()
 }
 
 /// The names of the flows that are open, and how many lines are damaged.
@@ -41,19 +55,36 @@ fn open(path: &Path) -> (Vec<String>, u64) {
     let output = journal(path, &["--json"]);
     let page: Value = serde_json::from_slice(&output.stdout).unwrap();
     let open = page["open"].as_array().unwrap();
-    assert_eq!(output.status.code(), Some(if open.is_empty() { 0 } else { 1 }));
+    assert_eq!(
+        output.status.code(),
+        Some(if open.is_empty() { 0 } else { 1 })
+    );
     let name = |sent: &Value| sent["flow_name"].as_str().unwrap().to_owned();
-    (open.iter().map(name).collect(), page["damaged_lines"].as_u64().unwrap())
+    (
+        open.iter().map(name).collect(),
+        page["damaged_lines"].as_u64().unwrap(),
+    )
 }
 
 /// All lines of all files, the oldest first.
 fn lines(path: &Path) -> Vec<Value> {
     let older = |number: u32| PathBuf::from(format!("{}.{number}", path.display()));
     let numbers = (1..).take_while(|number| older(*number).exists());
-    let mut files: Vec<_> = [path.to_owned()].into_iter().chain(numbers.map(older)).collect();
+    let mut files: Vec<_> = [path.to_owned()]
+        .into_iter()
+        .chain(numbers.map(older))
+        .collect();
     files.reverse();
-    let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
-    texts.flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>()).collect()
+    let texts = files
+        .iter()
+        .map(|file| std::fs::read_to_string(file).unwrap());
+    texts
+        .flat_map(|text| {
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// Waits until this many lines are written: the ends of attempts are, soon after their callers are answered.
@@ -64,7 +95,9 @@ async fn written(path: &Path, count: usize) {
         let older = older.take_while(|path| path.exists()).collect::<Vec<_>>();
         // From the oldest: a rotation meanwhile hides some, and shows none twice.
         let files = older.iter().rev().map(PathBuf::as_path).chain([path]);
-        let text: String = files.map(|file| std::fs::read_to_string(file).unwrap_or_default()).collect();
+        let text: String = files
+            .map(|file| std::fs::read_to_string(file).unwrap_or_default())
+            .collect();
         let found = text.matches('\n').count();
         if found >= count {
             return;
@@ -76,11 +109,14 @@ async fn written(path: &Path, count: usize) {
 
 fn names<'a>(lines: impl IntoIterator<Item = &'a Value>) -> BTreeSet<String> {
     let sent = lines.into_iter().filter(|line| line["event"] == "sent");
-    sent.map(|line| line["flow_name"].as_str().unwrap().to_owned()).collect()
+    sent.map(|line| line["flow_name"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 async fn call(process: &Process, name: &str) -> Reply {
-    Call::v3(&process.proxy.to_string(), name).send(process.proxy).await
+    Call::v3(&process.proxy.to_string(), name)
+        .send(process.proxy)
+        .await
 }
 
 /// Waits until so many calls have arrived at the endpoint.
@@ -102,7 +138,14 @@ async fn a_killed_process_leaves_exactly_what_was_in_flight() {
         assert_eq!(call(&process, name).await.status, 200);
     }
     written(&path, 4).await;
-    assert!(String::from_utf8(journal(&path, &[]).stdout).unwrap().lines().count() == 1, "a head and no row");
+    assert!(
+        String::from_utf8(journal(&path, &[]).stdout)
+            .unwrap()
+            .lines()
+            .count()
+            == 1,
+        "a head and no row"
+    );
     let _waiting = process.come("slow \u{1b}[2J").await;
     arrived(&sim, 3).await;
     let expected = (vec!["slow \u{1b}[2J".to_owned()], 0);
@@ -112,8 +155,12 @@ async fn a_killed_process_leaves_exactly_what_was_in_flight() {
     let table = journal(&path, &[]);
     assert_eq!(table.status.code(), Some(1));
     let table = String::from_utf8(table.stdout).unwrap();
-    assert!(table.lines().count() == 2 && table.contains(r"CreateFlow  slow \u{1b}[2J  "), "{table}");
-    let process = Process::with_env(&sim, "", &[("FLOWGATE_JOURNAL", path.to_str().unwrap())]).await;
+    assert!(
+        table.lines().count() == 2 && table.contains(r"CreateFlow  slow \u{1b}[2J  "),
+        "{table}"
+    );
+    let process =
+        Process::with_env(&sim, "", &[("FLOWGATE_JOURNAL", path.to_str().unwrap())]).await;
     // A process that has just started waits for its first turn.
     assert_eq!(call(&process, "three").await.status, 200);
     written(&path, 7).await;
@@ -125,7 +172,8 @@ async fn whatever_has_reached_cams_when_the_process_is_killed_stands_in_the_jour
     let sim = endpoint(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let process = Process::start(&sim, &configured(&path, "max_size = \"8KiB\"\nkeep = 1000")).await;
+    let process =
+        Process::start(&sim, &configured(&path, "max_size = \"8KiB\"\nkeep = 1000")).await;
     let mut calls = JoinSet::new();
     for worker in 0..8 {
         let proxy = process.proxy;
@@ -145,8 +193,16 @@ async fn whatever_has_reached_cams_when_the_process_is_killed_stands_in_the_jour
     process.kill().await;
     calls.join_all().await;
     let lines = lines(&path);
-    let reached: BTreeSet<_> = sim.arrivals().into_iter().filter_map(|arrival| arrival.flow_name).collect();
-    assert!(reached.is_subset(&names(&lines)), "{:?}", reached.difference(&names(&lines)));
+    let reached: BTreeSet<_> = sim
+        .arrivals()
+        .into_iter()
+        .filter_map(|arrival| arrival.flow_name)
+        .collect();
+    assert!(
+        reached.is_subset(&names(&lines)),
+        "{:?}",
+        reached.difference(&names(&lines))
+    );
     let (open, damaged) = open(&path);
     assert!(open.len() <= 8 && damaged == 0, "{open:?}, {damaged}");
 }
@@ -156,21 +212,39 @@ async fn rotation_under_load_loses_nothing() {
     let sim = endpoint(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let process = Process::start(&sim, &configured(&path, "max_size = \"4KiB\"\nkeep = 1000")).await;
+    let process =
+        Process::start(&sim, &configured(&path, "max_size = \"4KiB\"\nkeep = 1000")).await;
     let mut calls = JoinSet::new();
     for index in 0..400 {
         let (proxy, name) = (process.proxy, format!("flow-{index}"));
         calls.spawn(async move { Call::v3(&proxy.to_string(), &name).send(proxy).await });
     }
-    assert!(calls.join_all().await.iter().all(|reply| reply.status == 200));
+    assert!(
+        calls
+            .join_all()
+            .await
+            .iter()
+            .all(|reply| reply.status == 200)
+    );
     written(&path, 800).await;
     let lines = lines(&path);
     assert_eq!(lines.len(), 800);
     let (sent, done): (Vec<_>, Vec<_>) = lines.iter().partition(|line| line["event"] == "sent");
-    assert_eq!(names(sent.iter().copied()), (0..400).map(|index| format!("flow-{index}")).collect());
-    let attempts = |lines: &[&Value]| -> BTreeSet<_> { lines.iter().map(|line| line["attempt"].to_string()).collect() };
+    assert_eq!(
+        names(sent.iter().copied()),
+        (0..400).map(|index| format!("flow-{index}")).collect()
+    );
+    let attempts = |lines: &[&Value]| -> BTreeSet<_> {
+        lines
+            .iter()
+            .map(|line| line["attempt"].to_string())
+            .collect()
+    };
     assert_eq!(attempts(&sent), attempts(&done));
-    let ids: BTreeSet<_> = done.iter().map(|line| line["flow_id"].as_str().unwrap()).collect();
+    let ids: BTreeSet<_> = done
+        .iter()
+        .map(|line| line["flow_id"].as_str().unwrap())
+        .collect();
     assert_eq!(ids.len(), 400, "each flow's own id");
     assert!(path.with_extension("20").exists(), "many files");
     assert_eq!(open(&path), (vec![], 0));
@@ -190,21 +264,42 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
         assert_eq!(call(&process, name).await.status, 200);
     }
     let metrics = Metrics::until(process.admin, ERRORS, |errors| errors >= 4.0).await;
-    assert_eq!((metrics.get(ERRORS), metrics.get("flowgate_journal_up")), (4.0, 0.0));
+    assert_eq!(
+        (metrics.get(ERRORS), metrics.get("flowgate_journal_up")),
+        (4.0, 0.0)
+    );
     assert_eq!(std::fs::metadata(&path).unwrap().len(), size + 40);
     process.files_end_at(INFINITY);
     assert_eq!(call(&process, "after").await.status, 200);
     let metrics = Metrics::of(process.admin).await;
-    assert_eq!((metrics.get(ERRORS), metrics.get("flowgate_journal_up")), (4.0, 1.0));
-    assert_eq!(process.logged("the journal can be written again", 1).await.len(), 1);
-    assert_eq!(process.logged("the journal cannot be written; calls go on without it", 1).await.len(), 1);
+    assert_eq!(
+        (metrics.get(ERRORS), metrics.get("flowgate_journal_up")),
+        (4.0, 1.0)
+    );
+    assert_eq!(
+        process
+            .logged("the journal can be written again", 1)
+            .await
+            .len(),
+        1
+    );
+    assert_eq!(
+        process
+            .logged("the journal cannot be written; calls go on without it", 1)
+            .await
+            .len(),
+        1
+    );
     let give_up = Instant::now() + Duration::from_secs(60);
     while open(&path) != (vec![], 1) {
         assert!(Instant::now() < give_up, "{:?}", open(&path));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let text = std::fs::read_to_string(&path).unwrap();
-    let whole: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let whole: Vec<Value> = text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
     assert_eq!(names(&whole), ["after", "before"].map(str::to_owned).into());
 }
 
@@ -212,24 +307,50 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
 async fn each_way_to_name_a_flow_is_understood_and_what_cams_answered_stands_beside_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
-    let faults = ["named=odd,refuse=Ram.PermissionDeny", "named=lost,close-after"];
+    let faults = [
+        "named=odd,refuse=Ram.PermissionDeny",
+        "named=lost,close-after",
+    ];
     let faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
-    let settings = Settings { faults, ..Settings::default() };
-    let world = World::with(settings, &format!("[journal]\npath = \"{}\"\n", path.display())).await;
+    let settings = Settings {
+        faults,
+        ..Settings::default()
+    };
+    let world = World::with(
+        settings,
+        &format!("[journal]\npath = \"{}\"\n", path.display()),
+    )
+    .await;
     let host = world.host();
     let json = |call: &mut Call| {
         call.push("content-type", "application/json");
         call.body = br#"{"Categories":["SIGN_UP"],"FlowName":"by JSON"}"#.to_vec();
     };
-    let xml = |call: &mut Call| call.query.iter_mut().find(|(name, _)| name == "Format").unwrap().1 = "XML".into();
-    let form = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "by form"), ("CustSpaceId", "cams-1")];
+    let xml = |call: &mut Call| {
+        call.query
+            .iter_mut()
+            .find(|(name, _)| name == "Format")
+            .unwrap()
+            .1 = "XML".into()
+    };
+    let form = [
+        ("Categories", "[\"SIGN_UP\"]"),
+        ("FlowName", "by form"),
+        ("CustSpaceId", "cams-1"),
+    ];
     Call::v3(&host, "by query").send(world.proxy).await;
-    Call::v1_with(&host, &form, xml, (KEY, SECRET)).send(world.proxy).await;
-    Call::v3_with(&host, &[], json, (KEY, SECRET)).send(world.proxy).await;
+    Call::v1_with(&host, &form, xml, (KEY, SECRET))
+        .send(world.proxy)
+        .await;
+    Call::v3_with(&host, &[], json, (KEY, SECRET))
+        .send(world.proxy)
+        .await;
     for name in ["odd", "lost"] {
         Call::v3(&host, name).send(world.proxy).await;
     }
-    world.sim.set_faults(vec!["next=1,throttle".parse().unwrap()]);
+    world
+        .sim
+        .set_faults(vec!["next=1,throttle".parse().unwrap()]);
     Call::v3(&host, "throttled").send(world.proxy).await;
     written(&path, 14).await;
     let lines = lines(&path);
@@ -237,11 +358,19 @@ async fn each_way_to_name_a_flow_is_understood_and_what_cams_answered_stands_bes
     let done = |sent: &Value| {
         let is_its = |line: &&Value| line["event"] == "done" && line["attempt"] == sent["attempt"];
         let done = lines.iter().find(is_its).unwrap();
-        assert!(text(done, "result") != "ok" || text(done, "flow_id").starts_with("33399383800"), "{done}");
-        ["flow_name", "tenant"].map(|key| text(sent, key)).into_iter().chain([text(done, "result"), text(done, "code")])
+        assert!(
+            text(done, "result") != "ok" || text(done, "flow_id").starts_with("33399383800"),
+            "{done}"
+        );
+        ["flow_name", "tenant"]
+            .map(|key| text(sent, key))
+            .into_iter()
+            .chain([text(done, "result"), text(done, "code")])
     };
     let sent = lines.iter().filter(|line| line["event"] == "sent");
-    let told: Vec<String> = sent.map(|sent| done(sent).collect::<Vec<_>>().join(" | ")).collect();
+    let told: Vec<String> = sent
+        .map(|sent| done(sent).collect::<Vec<_>>().join(" | "))
+        .collect();
     assert_eq!(
         told,
         [
@@ -261,5 +390,8 @@ fn a_journal_that_is_not_there_is_told() {
     let output = journal(Path::new("no/such"), &[]);
     assert_eq!(output.status.code(), Some(64));
     let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(told, "flowgate: no/such: No such file or directory (os error 2)\n");
+    assert_eq!(
+        told,
+        "flowgate: no/such: No such file or directory (os error 2)\n"
+    );
 }

@@ -15,9 +15,10 @@ const REAL: &str = "cams.ap-southeast-1.aliyuncs.com";
 #[tokio::test]
 async fn a_flow_is_created_by_either_signature_and_the_answer_is_cams_own() {
     let world = World::new("").await;
-    for (name, call) in
-        [("v3 flow", Call::v3(&world.host(), "v3 flow")), ("v1 flow", Call::v1(&world.host(), "v1 flow"))]
-    {
+    for (name, call) in [
+        ("v3 flow", Call::v3(&world.host(), "v3 flow")),
+        ("v1 flow", Call::v1(&world.host(), "v1 flow")),
+    ] {
         let reply = call.send(world.proxy).await;
         assert_eq!(reply.status, 200);
         assert_eq!(reply.json()["Code"], "OK");
@@ -25,7 +26,10 @@ async fn a_flow_is_created_by_either_signature_and_the_answer_is_cams_own() {
         assert_eq!(reply.header("x-flowgate-error"), None);
     }
     let report = world.sim.report();
-    assert_eq!((report.created, report.accepted, report.rejected), (2, 2, 0));
+    assert_eq!(
+        (report.created, report.accepted, report.rejected),
+        (2, 2, 0)
+    );
 }
 
 #[tokio::test]
@@ -33,7 +37,13 @@ async fn what_leaves_is_rebuilt_and_signed_anew_and_holds_nothing_of_the_caller(
     let world = World::new("").await;
     let call = Call::v3_with(
         &world.host(),
-        &[("Categories", "[\"SIGN_UP\"]"), ("FlowName", "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}")],
+        &[
+            ("Categories", "[\"SIGN_UP\"]"),
+            (
+                "FlowName",
+                "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}",
+            ),
+        ],
         |call| {
             call.push("x-acs-security-token", "callers-token");
             call.push("x-acs-accesskey-id", KEY);
@@ -43,9 +53,16 @@ async fn what_leaves_is_rebuilt_and_signed_anew_and_holds_nothing_of_the_caller(
         (KEY, SECRET),
     );
     let reply = call.send(world.proxy).await;
-    assert_eq!(reply.json()["Data"]["FlowName"], "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}");
+    assert_eq!(
+        reply.json()["Data"]["FlowName"],
+        "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}"
+    );
     let arrivals = world.sim.arrivals();
-    let mut names: Vec<_> = arrivals[0].headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
+    let mut names: Vec<_> = arrivals[0]
+        .headers
+        .iter()
+        .map(|(name, _)| name.to_ascii_lowercase())
+        .collect();
     names.sort();
     assert_eq!(
         names,
@@ -63,7 +80,10 @@ async fn what_leaves_is_rebuilt_and_signed_anew_and_holds_nothing_of_the_caller(
             "x-acs-version"
         ]
     );
-    assert_ne!(arrivals[0].nonce.as_deref(), Some(call.header("x-acs-signature-nonce")));
+    assert_ne!(
+        arrivals[0].nonce.as_deref(),
+        Some(call.header("x-acs-signature-nonce"))
+    );
 }
 
 #[tokio::test]
@@ -75,35 +95,67 @@ async fn twenty_at_once_all_succeed_at_the_legal_rate() {
     let mut calls = JoinSet::new();
     for index in 0..20 {
         let name = format!("flow-{index}");
-        let call = if index % 2 == 0 { Call::v3(&world.host(), &name) } else { Call::v1(&world.host(), &name) };
+        let call = if index % 2 == 0 {
+            Call::v3(&world.host(), &name)
+        } else {
+            Call::v1(&world.host(), &name)
+        };
         let proxy = world.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(calls.join_all().await, [200; 20]);
     let report = world.sim.report();
-    assert_eq!((report.created, report.duplicates.len(), report.worst_window), (20, 0, 5));
+    assert_eq!(
+        (report.created, report.duplicates.len(), report.worst_window),
+        (20, 0, 5)
+    );
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok"), 20.0);
-    let tokens = |event| metrics.get(&format!("flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"));
+    let tokens = |event| {
+        metrics.get(&format!(
+            "flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"
+        ))
+    };
     assert_eq!(tokens("granted"), tokens("spent") + tokens("returned"));
-    assert_eq!(metrics.get("flowgate_tokens_held{account=\"acme\",action=\"CreateFlow\"}"), 0.0);
+    assert_eq!(
+        metrics.get("flowgate_tokens_held{account=\"acme\",action=\"CreateFlow\"}"),
+        0.0
+    );
 }
 
 #[tokio::test]
 async fn a_throttled_call_is_signed_anew_and_tried_again_after_the_hint() {
     let world = World::new("").await;
-    world.sim.set_faults(vec!["next=2,throttle,acs-retry-after=700".parse().unwrap()]);
+    world
+        .sim
+        .set_faults(vec!["next=2,throttle,acs-retry-after=700".parse().unwrap()]);
     let start = Instant::now();
     let reply = Call::v3(&world.host(), "again").send(world.proxy).await;
-    assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some("again")));
-    assert!(start.elapsed() >= Duration::from_millis(1400), "two pauses of 700 ms");
+    assert_eq!(
+        (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+        (200, Some("again"))
+    );
+    assert!(
+        start.elapsed() >= Duration::from_millis(1400),
+        "two pauses of 700 ms"
+    );
     let arrivals = world.sim.arrivals();
-    let verdicts: Vec<_> = arrivals.iter().map(|arrival| arrival.verdict.clone()).collect();
-    assert_eq!(verdicts, [Verdict::Throttled, Verdict::Throttled, Verdict::Accepted]);
-    let nonces: std::collections::BTreeSet<_> = arrivals.iter().map(|arrival| arrival.nonce.clone()).collect();
+    let verdicts: Vec<_> = arrivals
+        .iter()
+        .map(|arrival| arrival.verdict.clone())
+        .collect();
+    assert_eq!(
+        verdicts,
+        [Verdict::Throttled, Verdict::Throttled, Verdict::Accepted]
+    );
+    let nonces: std::collections::BTreeSet<_> = arrivals
+        .iter()
+        .map(|arrival| arrival.nonce.clone())
+        .collect();
     assert_eq!(nonces.len(), 3, "a nonce for each attempt");
     let metrics = world.metrics().await;
-    let throttled = "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
+    let throttled =
+        "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
     assert_eq!(metrics.get(throttled), 2.0);
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok"), 1.0);
     assert_eq!(metrics.sum("flowgate_requests_total"), 1.0);
@@ -112,23 +164,44 @@ async fn a_throttled_call_is_signed_anew_and_tried_again_after_the_hint() {
 #[tokio::test]
 async fn when_the_attempts_are_used_up_the_callers_sdk_is_told_when_to_come_back() {
     let world = World::new("[retry]\nmax_attempts = 2").await;
-    world.sim.set_faults(vec!["always,throttle,acs-retry-after=300".parse().unwrap()]);
+    world
+        .sim
+        .set_faults(vec!["always,throttle,acs-retry-after=300".parse().unwrap()]);
     let reply = Call::v3(&world.host(), "never").send(world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (400, "System.LimitControl"));
-    assert_eq!(reply.header("x-flowgate-error"), None, "the answer is CAMS's");
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "System.LimitControl")
+    );
+    assert_eq!(
+        reply.header("x-flowgate-error"),
+        None,
+        "the answer is CAMS's"
+    );
     let after: u64 = reply.header("x-acs-retry-after").unwrap().parse().unwrap();
     assert!(after >= 300, "{after}");
     assert_eq!(world.sim.report().refused, 2);
-    assert_eq!(world.metrics().await.outcome("acme", "CreateFlow", "throttled"), 1.0);
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .outcome("acme", "CreateFlow", "throttled"),
+        1.0
+    );
 }
 
 #[tokio::test]
 async fn an_outsider_on_the_same_quota_costs_waiting_but_no_call() {
-    let limit = cams_sim::Limit { outsider_every: Some(Duration::from_millis(500)), ..cams_sim::Limit::default() };
+    let limit = cams_sim::Limit {
+        outsider_every: Some(Duration::from_millis(500)),
+        ..cams_sim::Limit::default()
+    };
     let world = World::with(Settings::default().with_limit(limit), "").await;
     let mut calls = JoinSet::new();
     for index in 0..15 {
-        let (call, proxy) = (Call::v3(&world.host(), &format!("flow-{index}")), world.proxy);
+        let (call, proxy) = (
+            Call::v3(&world.host(), &format!("flow-{index}")),
+            world.proxy,
+        );
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(calls.join_all().await, [200; 15]);
@@ -141,8 +214,13 @@ async fn an_action_without_a_limit_does_not_wait() {
     let world = World::new("").await;
     let change = |call: &mut Call| call.set("x-acs-action", "ListInstance");
     for _ in 0..10 {
-        let reply = Call::v3_with(&world.host(), &[], change, (KEY, SECRET)).send(world.proxy).await;
-        assert_eq!((reply.status, reply.json()["Code"].as_str()), (200, Some("OK")));
+        let reply = Call::v3_with(&world.host(), &[], change, (KEY, SECRET))
+            .send(world.proxy)
+            .await;
+        assert_eq!(
+            (reply.status, reply.json()["Code"].as_str()),
+            (200, Some("OK"))
+        );
     }
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "other", "ok"), 10.0);
@@ -154,11 +232,18 @@ async fn two_actions_of_an_account_have_two_lanes() {
     let world = World::new("").await;
     Call::v3(&world.host(), "one").send(world.proxy).await;
     let list = |call: &mut Call| call.set("x-acs-action", "ListFlow");
-    let reply = Call::v3_with(&world.host(), &[], list, (KEY, SECRET)).send(world.proxy).await;
+    let reply = Call::v3_with(&world.host(), &[], list, (KEY, SECRET))
+        .send(world.proxy)
+        .await;
     assert_eq!(reply.status, 200);
     assert!(reply.body.contains("one"), "{}", reply.body);
     let lanes = world.get("/lanes").await.json();
-    let mut actions: Vec<_> = lanes["lanes"].as_array().unwrap().iter().map(|lane| lane["action"].clone()).collect();
+    let mut actions: Vec<_> = lanes["lanes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|lane| lane["action"].clone())
+        .collect();
     actions.sort_by_key(ToString::to_string);
     assert_eq!(actions, ["CreateFlow", "ListFlow"]);
 }
@@ -166,14 +251,27 @@ async fn two_actions_of_an_account_have_two_lanes() {
 #[tokio::test]
 async fn business_errors_pass_untouched_and_once() {
     let world = World::new("").await;
-    for code in ["Product.Unsubscript", "Ram.PermissionDeny", "Unknown.ResourceOwnerId", "isv.BUSINESS_LIMIT_CONTROL"] {
+    for code in [
+        "Product.Unsubscript",
+        "Ram.PermissionDeny",
+        "Unknown.ResourceOwnerId",
+        "isv.BUSINESS_LIMIT_CONTROL",
+    ] {
         world.sim.reset();
-        world.sim.set_faults(vec![format!("next=1,refuse={code}").parse().unwrap()]);
+        world
+            .sim
+            .set_faults(vec![format!("next=1,refuse={code}").parse().unwrap()]);
         let reply = Call::v3(&world.host(), "x").send(world.proxy).await;
         assert_eq!(reply.code(), code);
         assert_eq!(world.sim.report().arrived, 1);
     }
-    assert_eq!(world.metrics().await.outcome("acme", "CreateFlow", "upstream_error"), 4.0);
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .outcome("acme", "CreateFlow", "upstream_error"),
+        4.0
+    );
 }
 
 #[tokio::test]
@@ -182,28 +280,51 @@ async fn requests_come_in_every_form_that_sdks_send() {
     let host = world.host();
     let absolute = |call: Call| {
         let rest = call.target();
-        Call { path: format!("http://{REAL}{}", &rest), query: Vec::new(), ..call }
+        Call {
+            path: format!("http://{REAL}{}", &rest),
+            query: Vec::new(),
+            ..call
+        }
     };
     let chunked = {
         let mut call = Call::v1(&host, "chunked");
         let body = std::mem::take(&mut call.body);
         call.push("transfer-encoding", "chunked");
         let (one, two) = body.split_at(7);
-        call.body =
-            format!("{:x}\r\n{}\r\n{:x};x=y\r\n{}\r\n0\r\n\r\n", one.len(), utf8(one), two.len(), utf8(two)).into();
+        call.body = format!(
+            "{:x}\r\n{}\r\n{:x};x=y\r\n{}\r\n0\r\n\r\n",
+            one.len(),
+            utf8(one),
+            two.len(),
+            utf8(two)
+        )
+        .into();
         call
     };
-    let slashes = Call { path: "//".into(), ..Call::v3(&host, "slashes") };
+    let slashes = Call {
+        path: "//".into(),
+        ..Call::v3(&host, "slashes")
+    };
     for (name, call) in [
-        ("a scheme in the host", Call::v3(&format!("http://{host}"), "a scheme in the host")),
-        ("a path in the host", Call::v3(&format!("{host}/"), "a path in the host")),
+        (
+            "a scheme in the host",
+            Call::v3(&format!("http://{host}"), "a scheme in the host"),
+        ),
+        (
+            "a path in the host",
+            Call::v3(&format!("{host}/"), "a path in the host"),
+        ),
         ("absolute v3", absolute(Call::v3(REAL, "absolute v3"))),
         ("absolute v1", absolute(Call::v1(REAL, "absolute v1"))),
         ("chunked", chunked),
         ("slashes", slashes),
     ] {
         let reply = call.send(world.proxy).await;
-        assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some(name)), "{reply:?}");
+        assert_eq!(
+            (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+            (200, Some(name)),
+            "{reply:?}"
+        );
     }
 }
 
@@ -217,12 +338,19 @@ async fn a_connection_carries_one_call_after_another() {
     let mut stream = tokio::net::TcpStream::connect(world.proxy).await.unwrap();
     for index in 0..6 {
         let name = format!("flow-{index}");
-        stream.write_all(&Call::v3(&world.host(), &name).bytes()).await.unwrap();
+        stream
+            .write_all(&Call::v3(&world.host(), &name).bytes())
+            .await
+            .unwrap();
         let reply = caller::read_reply(&mut stream).await.unwrap();
         assert_eq!(reply.json()["Data"]["FlowName"], name);
     }
     assert_eq!(world.metrics().await.get("flowgate_connections"), 2.0);
-    assert_eq!(world.sim.report().connections, 1, "one connection to CAMS, used again");
+    assert_eq!(
+        world.sim.report().connections,
+        1,
+        "one connection to CAMS, used again"
+    );
 }
 
 #[tokio::test]
@@ -236,7 +364,10 @@ async fn a_sidecar_may_listen_on_a_unix_socket() {
     stream.write_all(&call.bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("over a socket"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("over a socket"),
+        "{answer}"
+    );
     world.app.drain().await;
     assert!(!path.exists(), "the socket is removed");
 }
@@ -255,7 +386,12 @@ async fn a_client_with_a_key_of_its_own_spends_the_accounts_quota_and_nothing_el
     };
     let reply = with(&[("CustSpaceId", "cams-1")]).send(world.proxy).await;
     assert_eq!(reply.status, 200, "{reply:?}");
-    assert!(world.sim.arrivals()[0].headers.iter().any(|(_, value)| value.contains(&format!("Credential={KEY},"))));
+    assert!(
+        world.sim.arrivals()[0]
+            .headers
+            .iter()
+            .any(|(_, value)| value.contains(&format!("Credential={KEY},")))
+    );
     for query in [
         vec![("CustSpaceId", "cams-2")],
         vec![],
@@ -263,18 +399,29 @@ async fn a_client_with_a_key_of_its_own_spends_the_accounts_quota_and_nothing_el
         vec![("CustSpaceId", "cams-1"), ("IsvCode", "i")],
     ] {
         let reply = with(&query).send(world.proxy).await;
-        assert_eq!((reply.status, reply.code().as_str()), (403, "Flowgate.Forbidden"), "{query:?}");
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (403, "Flowgate.Forbidden"),
+            "{query:?}"
+        );
     }
     let list = |call: &mut Call| call.set("x-acs-action", "ListFlow");
-    let reply = Call::v3_with(&host, &[("CustSpaceId", "cams-1")], list, key).send(world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (403, "Flowgate.Forbidden"));
+    let reply = Call::v3_with(&host, &[("CustSpaceId", "cams-1")], list, key)
+        .send(world.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (403, "Flowgate.Forbidden")
+    );
     assert_eq!(world.sim.report().arrived, 1);
 }
 
 #[tokio::test]
 async fn a_relayed_account_is_paced_and_told_when_to_come_back_but_not_replayed() {
-    let settings =
-        Settings { keys: vec!["LTAI-relayed:relayed-secret:acme".parse::<Key>().unwrap()], ..Settings::default() };
+    let settings = Settings {
+        keys: vec!["LTAI-relayed:relayed-secret:acme".parse::<Key>().unwrap()],
+        ..Settings::default()
+    };
     let sim = Sim::start(settings).await.unwrap();
     let upstream = sim.url();
     let toml = format!(
@@ -293,13 +440,32 @@ async fn a_relayed_account_is_paced_and_told_when_to_come_back_but_not_replayed(
     // V3 signs the host: for the real name it passes, in absolute form or with the real name in Host.
     let v3 = Call::v3_with(REAL, &form, |_| {}, key);
     assert_eq!(v3.send(world.proxy).await.status, 200);
-    let reply = Call::v3_with(&world.host(), &form, |_| {}, key).send(world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.SignedHostMismatch"));
+    let reply = Call::v3_with(&world.host(), &form, |_| {}, key)
+        .send(world.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "Flowgate.SignedHostMismatch")
+    );
 
-    world.sim.set_faults(vec!["next=1,throttle".parse().unwrap()]);
-    let reply = Call::v1_with(&world.host(), &form, |_| {}, key).send(world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (400, "System.LimitControl"));
-    assert!(reply.header("x-acs-retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    world
+        .sim
+        .set_faults(vec!["next=1,throttle".parse().unwrap()]);
+    let reply = Call::v1_with(&world.host(), &form, |_| {}, key)
+        .send(world.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "System.LimitControl")
+    );
+    assert!(
+        reply
+            .header("x-acs-retry-after")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            > 0
+    );
     assert_eq!(world.sim.report().refused, 1, "one attempt");
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("other", "CreateFlow", "ok"), 2.0);
@@ -317,7 +483,10 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
     std::fs::write(&ca_file, root.pem()).unwrap();
     let issuer = rcgen::Issuer::new(params, authority);
     let leaf_key = rcgen::KeyPair::generate().unwrap();
-    let leaf = rcgen::CertificateParams::new(vec![REAL.to_owned()]).unwrap().signed_by(&leaf_key, &issuer).unwrap();
+    let leaf = rcgen::CertificateParams::new(vec![REAL.to_owned()])
+        .unwrap()
+        .signed_by(&leaf_key, &issuer)
+        .unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let key = rustls::pki_types::PrivateKeyDer::try_from(leaf_key.serialize_der()).unwrap();
@@ -329,7 +498,10 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
         .with_single_cert(vec![leaf.der().clone()], key)
         .unwrap();
     let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(server));
-    let sim = Sim::new(Settings { host: Some(REAL.into()), ..Settings::default().with_key(KEY, SECRET, "acme") });
+    let sim = Sim::new(Settings {
+        host: Some(REAL.into()),
+        ..Settings::default().with_key(KEY, SECRET, "acme")
+    });
     let endpoint = sim.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -349,8 +521,13 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
         &format!("{pinned}\nca_file = \"{}\"", ca_file.display()),
     )
     .await;
-    let reply = Call::v3(&trusting.host(), "over TLS").send(trusting.proxy).await;
-    assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some("over TLS")));
+    let reply = Call::v3(&trusting.host(), "over TLS")
+        .send(trusting.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+        (200, Some("over TLS"))
+    );
 
     let doubting = World::in_front_of(
         Sim::start(Settings::default()).await.unwrap(),
@@ -358,8 +535,13 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
         &format!("{pinned}\n[queue]\nhold = \"3s\""),
     )
     .await;
-    let reply = Call::v3(&doubting.host(), "unknown root").send(doubting.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "Flowgate.UpstreamUnreachable"));
+    let reply = Call::v3(&doubting.host(), "unknown root")
+        .send(doubting.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (503, "Flowgate.UpstreamUnreachable")
+    );
     assert_eq!(sim.report().created, 1);
 }
 
@@ -367,7 +549,8 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
 async fn a_crowd_may_connect_before_the_first_of_it_is_accepted() {
     let world = World::new("").await;
     // Nothing is awaited, so nothing is accepted meanwhile.
-    let connect = |_| std::net::TcpStream::connect_timeout(&world.proxy, Duration::from_millis(500));
+    let connect =
+        |_| std::net::TcpStream::connect_timeout(&world.proxy, Duration::from_millis(500));
     let crowd: Result<Vec<_>, _> = (0..300).map(connect).collect();
     assert_eq!(crowd.unwrap().len(), 300);
 }

@@ -27,7 +27,12 @@ pub(crate) enum End {
 pub(crate) struct Ledger(BTreeMap<String, End>);
 
 /// One CreateFlow, and how it ends. A caller that has `patience` hangs up when it is out.
-pub(crate) async fn create(proxy: SocketAddr, key: &str, name: &str, patience: Option<Duration>) -> End {
+pub(crate) async fn create(
+    proxy: SocketAddr,
+    key: &str,
+    name: &str,
+    patience: Option<Duration>,
+) -> End {
     let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name)];
     let close = |call: &mut Call| call.push("x-flowgate-hold", "30s");
     let mut call = Call::v3_with(&proxy.to_string(), &query, close, (key, SECRET));
@@ -49,14 +54,23 @@ pub(crate) async fn create(proxy: SocketAddr, key: &str, name: &str, patience: O
 
 /// The one answer in all that a connection said.
 fn read(seen: &str) -> End {
-    let Some((head, body)) = seen.split_once("\r\n\r\n") else { return End::Closed };
+    let Some((head, body)) = seen.split_once("\r\n\r\n") else {
+        return End::Closed;
+    };
     let Ok(body) = serde_json::from_str::<serde_json::Value>(body) else {
         // Broken off by a kill; two answers would be no JSON, either.
         assert!(!body.contains("HTTP/1.1"), "{seen}");
         return End::Closed;
     };
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status line");
-    End::Answered { status, code: body["Code"].as_str().unwrap_or_default().to_owned() }
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|status| status.parse().ok())
+        .expect("a status line");
+    End::Answered {
+        status,
+        code: body["Code"].as_str().unwrap_or_default().to_owned(),
+    }
 }
 
 // === impl Ledger ===
@@ -65,7 +79,10 @@ impl Ledger {
     /// Writes down ends; a name has one.
     pub(crate) fn note(&mut self, ends: impl IntoIterator<Item = (String, End)>) {
         for (name, end) in ends {
-            assert!(self.0.insert(name.clone(), end).is_none(), "{name} has two ends");
+            assert!(
+                self.0.insert(name.clone(), end).is_none(),
+                "{name} has two ends"
+            );
         }
     }
 
@@ -83,7 +100,11 @@ impl Ledger {
     /// Checks that answered ok ⊆ created ⊆ ok ∪ OutcomeUnknown ∪ gone ∪ closed, and nothing twice.
     pub(crate) fn check(&self, sim: &Sim) -> Report {
         let of = |wanted: fn(&End) -> bool| {
-            self.0.iter().filter(move |(_, end)| wanted(end)).map(|(name, _)| name.clone()).collect::<BTreeSet<_>>()
+            self.0
+                .iter()
+                .filter(move |(_, end)| wanted(end))
+                .map(|(name, _)| name.clone())
+                .collect::<BTreeSet<_>>()
         };
         let ok = of(|end| matches!(end, End::Answered { status: 200, .. }));
         let may = of(|end| match end {
@@ -97,14 +118,30 @@ impl Ledger {
             .filter_map(|arrival| arrival.flow_name.clone())
             .collect();
         let missing: Vec<_> = ok.difference(&created).collect();
-        assert!(missing.is_empty(), "answered ok and never created: {missing:?}");
-        let untold: Vec<_> = created.difference(&may).map(|name| (name, self.0.get(name))).collect();
-        assert!(untold.is_empty(), "created, and their callers were told otherwise: {untold:?}");
+        assert!(
+            missing.is_empty(),
+            "answered ok and never created: {missing:?}"
+        );
+        let untold: Vec<_> = created
+            .difference(&may)
+            .map(|name| (name, self.0.get(name)))
+            .collect();
+        assert!(
+            untold.is_empty(),
+            "created, and their callers were told otherwise: {untold:?}"
+        );
         let report = sim.report();
         assert_eq!(report.duplicates, Vec::<String>::new());
         // What a fault says; anything else is a call that was badly made.
         let known = ["System.LimitControl", "ServiceUnavailable"];
-        assert!(report.codes.keys().all(|code| known.contains(&code.as_str())), "{:?}", report.codes);
+        assert!(
+            report
+                .codes
+                .keys()
+                .all(|code| known.contains(&code.as_str())),
+            "{:?}",
+            report.codes
+        );
         report
     }
 }

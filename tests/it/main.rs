@@ -1,7 +1,10 @@
 //! The integration tests: the whole proxy in front of the simulated endpoint over loopback sockets; one binary, a file
 //! per subject.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test, in helpers too")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a failed unwrap is a failed test, in helpers too"
+)]
 
 mod caller;
 mod ledger;

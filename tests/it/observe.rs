@@ -11,7 +11,10 @@ use crate::world::World;
 const OBSERVE: &str = "[queue]\nhold = \"30s\"";
 
 async fn observing(settings: Settings) -> World {
-    let sim = cams_sim::Sim::start(settings.with_key(crate::caller::KEY, crate::caller::SECRET, "acme")).await.unwrap();
+    let sim =
+        cams_sim::Sim::start(settings.with_key(crate::caller::KEY, crate::caller::SECRET, "acme"))
+            .await
+            .unwrap();
     let account = format!(
         "mode = \"observe\"\n[[accounts]]\nid = \"acme\"\naccess_key_id = \"{}\"\naccess_key_secret = {{ env = \"MANAGED\" }}",
         crate::caller::KEY
@@ -26,7 +29,10 @@ async fn observing(settings: Settings) -> World {
 async fn twenty(world: &World) -> Vec<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..20 {
-        let (call, proxy) = (Call::v3(&world.host(), &format!("flow-{index}")), world.proxy);
+        let (call, proxy) = (
+            Call::v3(&world.host(), &format!("flow-{index}")),
+            world.proxy,
+        );
         calls.spawn(async move { call.send(proxy).await });
     }
     calls.join_all().await
@@ -42,14 +48,20 @@ async fn decisions(world: &World) -> [f64; 3] {
 
 #[tokio::test]
 async fn calls_leave_at_once_and_what_would_have_waited_is_counted() {
-    let limit = Limit { per_window: 1000, ..Limit::default() };
+    let limit = Limit {
+        per_window: 1000,
+        ..Limit::default()
+    };
     let world = observing(Settings::default().with_limit(limit)).await;
     let replies = twenty(&world).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
     assert_eq!(world.sim.report().worst_window, 20, "all within a second");
     assert_eq!(decisions(&world).await, [5.0, 15.0, 0.0]);
     let page = world.get("/lanes").await.json();
-    assert_eq!((page["mode"].as_str(), page["lanes"][0]["queued"].as_u64()), (Some("observe"), Some(0)));
+    assert_eq!(
+        (page["mode"].as_str(), page["lanes"][0]["queued"].as_u64()),
+        (Some("observe"), Some(0))
+    );
     assert!(page["lanes"][0]["shadow"]["queued"].as_u64().unwrap() > 0);
     assert_eq!(world.metrics().await.sum("flowgate_tokens_total"), 0.0);
 }
@@ -61,12 +73,29 @@ async fn what_cams_refuses_is_passed_on_and_not_repeated() {
     let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
     assert_eq!(refused.len(), 15);
     for reply in refused {
-        assert_eq!((reply.status, reply.code().as_str()), (400, "System.LimitControl"));
-        assert_eq!(reply.header("x-flowgate-error"), None, "the answer is CAMS's");
-        assert!(reply.header("x-acs-retry-after").unwrap().parse::<u64>().unwrap() >= 1000);
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "System.LimitControl")
+        );
+        assert_eq!(
+            reply.header("x-flowgate-error"),
+            None,
+            "the answer is CAMS's"
+        );
+        assert!(
+            reply
+                .header("x-acs-retry-after")
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+                >= 1000
+        );
     }
     let report = world.sim.report();
-    assert_eq!((report.arrived, report.created, report.refused), (20, 5, 15));
+    assert_eq!(
+        (report.arrived, report.created, report.refused),
+        (20, 5, 15)
+    );
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok"), 5.0);
     assert_eq!(metrics.outcome("acme", "CreateFlow", "throttled"), 15.0);

@@ -35,8 +35,7 @@ pub(crate) struct Process {
 const KEPT: usize = 50_000;
 
 /// The account `acme` of the simulator's key.
-pub(crate) const ACME: &str =
-    "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"MANAGED\" }\n";
+pub(crate) const ACME: &str = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"MANAGED\" }\n";
 
 // === impl Process ===
 
@@ -53,42 +52,78 @@ impl Process {
 
     /// With these variables, too.
     pub(crate) async fn with_env(sim: &Running, more: &str, env: &[(&str, &str)]) -> Self {
-        Self::configured(sim, &format!("{ACME}{more}"), tempfile::tempdir().unwrap(), env).await
+        Self::configured(
+            sim,
+            &format!("{ACME}{more}"),
+            tempfile::tempdir().unwrap(),
+            env,
+        )
+        .await
     }
 
     /// Without any account but those of `toml`, whose relative paths lead into the folder.
-    pub(crate) async fn configured(sim: &Running, toml: &str, folder: tempfile::TempDir, env: &[(&str, &str)]) -> Self {
+    pub(crate) async fn configured(
+        sim: &Running,
+        toml: &str,
+        folder: tempfile::TempDir,
+        env: &[(&str, &str)],
+    ) -> Self {
         Self::towards(&sim.url(), toml, folder, env).await
     }
 
     /// Dials `upstream`, whose section `toml` continues.
-    pub(crate) async fn towards(upstream: &str, toml: &str, folder: tempfile::TempDir, env: &[(&str, &str)]) -> Self {
+    pub(crate) async fn towards(
+        upstream: &str,
+        toml: &str,
+        folder: tempfile::TempDir,
+        env: &[(&str, &str)],
+    ) -> Self {
         let head = format!(
             "log = {{ format = \"json\" }}\n[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n[upstream]\nurl = \"{upstream}\"\n"
         );
         let config = folder.path().join("flowgate.toml");
         std::fs::write(&config, format!("{head}{toml}")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.arg("--config").arg(&config).envs(env.iter().copied());
-        Self { head, ..Self::launch(command, folder).await }
+        command
+            .arg("--config")
+            .arg(&config)
+            .envs(env.iter().copied());
+        Self {
+            head,
+            ..Self::launch(command, folder).await
+        }
     }
 
     /// Without a file: from these variables alone.
     pub(crate) async fn from_env(env: &[(&str, &str)]) -> Self {
-        let own = [("LISTEN__PROXY", "127.0.0.1:0"), ("LISTEN__ADMIN", "127.0.0.1:0"), ("LOG__FORMAT", "json")];
+        let own = [
+            ("LISTEN__PROXY", "127.0.0.1:0"),
+            ("LISTEN__ADMIN", "127.0.0.1:0"),
+            ("LOG__FORMAT", "json"),
+        ];
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        command.envs(own.map(|(name, value)| (format!("FLOWGATE_{name}"), value))).envs(env.iter().copied());
+        command
+            .envs(own.map(|(name, value)| (format!("FLOWGATE_{name}"), value)))
+            .envs(env.iter().copied());
         Self::launch(command, tempfile::tempdir().unwrap()).await
     }
 
     /// A command that runs a Flowgate which logs JSON, until it says that it is ready.
     pub(crate) async fn launch(mut command: Command, folder: tempfile::TempDir) -> Self {
-        command.env("MANAGED", SECRET).env("TEAM", "team-secret-1").stderr(Stdio::piped()).kill_on_drop(true);
+        command
+            .env("MANAGED", SECRET)
+            .env("TEAM", "team-secret-1")
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let events = Arc::<Mutex<Vec<Value>>>::default();
         let ready = loop {
-            let line = lines.next_line().await.unwrap().expect("flowgate says that it is ready");
+            let line = lines
+                .next_line()
+                .await
+                .unwrap()
+                .expect("flowgate says that it is ready");
             let event: Value = serde_json::from_str(&line).unwrap();
             events.lock().push(event.clone());
             if event["message"] == "flowgate is ready" {
@@ -107,7 +142,14 @@ impl Process {
         });
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         let address = |name: &str| ready[name].as_str().unwrap().parse().unwrap_or(nowhere);
-        Self { child, proxy: address("proxy"), admin: address("admin"), events, head: String::new(), folder }
+        Self {
+            child,
+            proxy: address("proxy"),
+            admin: address("admin"),
+            events,
+            head: String::new(),
+            folder,
+        }
     }
 
     /// Waits until it has logged this message so many times, and returns those events.
@@ -119,21 +161,35 @@ impl Process {
             if found.len() >= times {
                 return found;
             }
-            assert!(Instant::now() < give_up, "{message}: {:?}", self.events.lock());
+            assert!(
+                Instant::now() < give_up,
+                "{message}: {:?}",
+                self.events.lock()
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
     /// Puts another configuration in the place of the former, as editors and Kubernetes do: at once.
     pub(crate) fn write(&self, toml: &str) {
-        let (new, config) = (self.folder.path().join("new.toml"), self.folder.path().join("flowgate.toml"));
+        let (new, config) = (
+            self.folder.path().join("new.toml"),
+            self.folder.path().join("flowgate.toml"),
+        );
         std::fs::write(&new, format!("{}{toml}", self.head)).unwrap();
         std::fs::rename(new, config).unwrap();
     }
 
     /// Sends it a signal such as `-HUP`.
     pub(crate) async fn signal(&self, signal: &str) {
-        assert!(Command::new("kill").args([signal, &self.id().to_string()]).status().await.unwrap().success());
+        assert!(
+            Command::new("kill")
+                .args([signal, &self.id().to_string()])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
     }
 
     /// No file of it may grow beyond so many bytes from now on: to it, the disk is full.
@@ -144,7 +200,11 @@ impl Process {
 
     /// All that it has logged so far.
     pub(crate) fn log(&self) -> String {
-        self.events.lock().iter().map(|event| format!("{event}\n")).collect()
+        self.events
+            .lock()
+            .iter()
+            .map(|event| format!("{event}\n"))
+            .collect()
     }
 
     /// Its number.
@@ -165,7 +225,10 @@ impl Process {
 
     /// SIGABRT, as a crash would end it.
     pub(crate) async fn abort(mut self) -> std::process::ExitStatus {
-        let pid = i32::try_from(self.id()).ok().and_then(Pid::from_raw).unwrap();
+        let pid = i32::try_from(self.id())
+            .ok()
+            .and_then(Pid::from_raw)
+            .unwrap();
         kill_process(pid, Signal::ABORT).unwrap();
         self.child.wait().await.unwrap()
     }
@@ -173,7 +236,10 @@ impl Process {
     /// A call that is sent and whose answer nobody reads yet.
     pub(crate) async fn come(&self, name: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.proxy).await.unwrap();
-        stream.write_all(&Call::v3(&self.proxy.to_string(), name).bytes()).await.unwrap();
+        stream
+            .write_all(&Call::v3(&self.proxy.to_string(), name).bytes())
+            .await
+            .unwrap();
         stream
     }
 }

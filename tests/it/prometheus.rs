@@ -57,32 +57,66 @@ struct Seen {
 
 impl Fleet {
     async fn start() -> Self {
-        let mut settings = Settings { latency: Duration::from_millis(300), ..Settings::default() };
-        settings.keys.push("STS.1:secret-1:acme:token-1".parse().unwrap());
-        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme").with_key("LTAI-other-1", SECRET, "other"));
+        let mut settings = Settings {
+            latency: Duration::from_millis(300),
+            ..Settings::default()
+        };
+        settings
+            .keys
+            .push("STS.1:secret-1:acme:token-1".parse().unwrap());
+        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme").with_key(
+            "LTAI-other-1",
+            SECRET,
+            "other",
+        ));
         let (sim, redis) = (sim.await.unwrap(), Redis::start().await);
         let quota = format!("[quota]\nstore = \"{}\"\n", redis.url());
         let folder = tempfile::tempdir().unwrap();
-        let journal = format!("[journal]\npath = {:?}\n", folder.path().join("attempts.jsonl"));
-        let first = Process::configured(&sim, &format!("{ACME}{TEAM_OF_ACME}{journal}{quota}"), folder, &[]).await;
+        let journal = format!(
+            "[journal]\npath = {:?}\n",
+            folder.path().join("attempts.jsonl")
+        );
+        let first = Process::configured(
+            &sim,
+            &format!("{ACME}{TEAM_OF_ACME}{journal}{quota}"),
+            folder,
+            &[],
+        )
+        .await;
         let second = "[listen.tls]\ncert = \"cert.pem\"\nkey = \"key.pem\"\n[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
         let second = Process::configured(&sim, &format!("{second}{quota}"), certified(), &[]).await;
         let other = ACME.replace("acme", "other").replace(KEY, "LTAI-other-1");
         let observe = [("FLOWGATE_MODE", "observe")];
-        let observer = Process::configured(&sim, &other, tempfile::tempdir().unwrap(), &observe).await;
+        let observer =
+            Process::configured(&sim, &other, tempfile::tempdir().unwrap(), &observe).await;
         Metrics::until(first.admin, "flowgate_replicas", |replicas| replicas == 2.0).await;
-        Self { sim, first, second, observer, _redis: redis }
+        Self {
+            sim,
+            first,
+            second,
+            observer,
+            _redis: redis,
+        }
     }
 
     fn call(&self, name: &str, key: (&str, &str), hold: &str) -> Call {
         let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", name)];
-        Call::v3_with(&self.first.proxy.to_string(), &query, |call| call.push("x-flowgate-hold", hold), key)
+        Call::v3_with(
+            &self.first.proxy.to_string(),
+            &query,
+            |call| call.push("x-flowgate-hold", hold),
+            key,
+        )
     }
 
     /// Both clients want more than the quota for as long as the load lasts, and now and then something goes wrong.
     async fn load(&self) {
         let end = Instant::now() + LOAD;
-        let ways = [(KEY, SECRET), TEAM].into_iter().cycle().take(16).enumerate();
+        let ways = [(KEY, SECRET), TEAM]
+            .into_iter()
+            .cycle()
+            .take(16)
+            .enumerate();
         let callers = ways.map(|(number, key)| async move {
             while Instant::now() < end {
                 let name = format!("flow-{number}-{}", fastrand::u32(..));
@@ -100,16 +134,23 @@ impl Fleet {
     /// Everything that has a metric of its own, once.
     async fn trouble(&self) {
         let proxy = self.first.proxy;
-        let observed =
-            Call::v3_with(&self.observer.proxy.to_string(), &[("FlowName", "x")], |_| {}, ("LTAI-other-1", SECRET));
+        let observed = Call::v3_with(
+            &self.observer.proxy.to_string(),
+            &[("FlowName", "x")],
+            |_| {},
+            ("LTAI-other-1", SECRET),
+        );
         observed.send(self.observer.proxy).await;
         // What is meant for the first's next call is not for the observer's.
         let throttle = "next=1,throttle,acs-retry-after=1500".parse().unwrap();
-        self.sim.set_faults(vec![throttle, "named=doomed,close-after".parse().unwrap()]);
+        self.sim
+            .set_faults(vec![throttle, "named=doomed,close-after".parse().unwrap()]);
         let mut calls = JoinSet::new();
-        for (name, key, hold) in
-            [("doomed", TEAM, "20s"), ("impatient", TEAM, "200ms"), ("stranger", (KEY, "not-the-secret"), "10s")]
-        {
+        for (name, key, hold) in [
+            ("doomed", TEAM, "20s"),
+            ("impatient", TEAM, "200ms"),
+            ("stranger", (KEY, "not-the-secret"), "10s"),
+        ] {
             let call = self.call(&format!("{name}-{}", fastrand::u32(..)), key, hold);
             calls.spawn(async move { try_exchange(proxy, &call.bytes()).await });
         }
@@ -124,9 +165,16 @@ impl Fleet {
 fn certified() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec!["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let session = "{\"AccessKeyId\": \"STS.1\", \"AccessKeySecret\": \"secret-1\", \"SecurityToken\": \"token-1\", \"Expiration\": \"2126-01-01T00:00:00Z\"}";
-    for (name, text) in [("cert.pem", &*certificate.pem()), ("key.pem", &key.serialize_pem()), ("acme.json", session)] {
+    for (name, text) in [
+        ("cert.pem", &*certificate.pem()),
+        ("key.pem", &key.serialize_pem()),
+        ("acme.json", session),
+    ] {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
     folder
@@ -146,12 +194,19 @@ impl Prometheus {
                 targets.iter().map(ToString::to_string).collect::<Vec<_>>()
             )
         };
-        let jobs =
-            target("flowgate", &[fleet.first.admin, fleet.second.admin]) + &target("observer", &[fleet.observer.admin]);
+        let jobs = target("flowgate", &[fleet.first.admin, fleet.second.admin])
+            + &target("observer", &[fleet.observer.admin]);
         let config = format!("{}scrape_configs:\n{jobs}", head.replace("15s", INTERVAL));
         std::fs::write(folder.path().join("prometheus.yaml"), config).unwrap();
-        std::fs::copy("deploy/prometheus/rules.yaml", folder.path().join("rules.yaml")).unwrap();
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        std::fs::copy(
+            "deploy/prometheus/rules.yaml",
+            folder.path().join("rules.yaml"),
+        )
+        .unwrap();
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = Command::new("prometheus")
             .args(["--config.file=prometheus.yaml", "--storage.tsdb.path=data"])
@@ -162,14 +217,22 @@ impl Prometheus {
             .kill_on_drop(true)
             .spawn()
             .expect("prometheus is installed");
-        let this = Self { address, _child: child, folder };
+        let this = Self {
+            address,
+            _child: child,
+            folder,
+        };
         this.until_ready().await;
         this
     }
 
     async fn until_ready(&self) {
         let give_up = Instant::now() + Duration::from_secs(60);
-        while self.get("/-/ready").await.is_none_or(|(status, _)| status != 200) {
+        while self
+            .get("/-/ready")
+            .await
+            .is_none_or(|(status, _)| status != 200)
+        {
             let log = || std::fs::read_to_string(self.folder.path().join("log"));
             assert!(Instant::now() < give_up, "{}", log().unwrap());
             sleep(Duration::from_millis(50)).await;
@@ -179,7 +242,10 @@ impl Prometheus {
     /// None while it does not listen.
     async fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.address).await.ok()?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await.ok()?;
+        stream
+            .write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())
+            .await
+            .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;
@@ -194,18 +260,32 @@ impl Prometheus {
 
     /// What a query has over the load: what is no number is left out.
     async fn range(&self, query: &str, (start, end): (f64, f64)) -> Seen {
-        let data = self.api(&format!("query_range?query={}&start={start}&end={end}&step=1", encode(query))).await;
+        let data = self
+            .api(&format!(
+                "query_range?query={}&start={start}&end={end}&step=1",
+                encode(query)
+            ))
+            .await;
         let series = data["result"].as_array().unwrap();
-        let samples = series.iter().flat_map(|series| series["values"].as_array().unwrap());
+        let samples = series
+            .iter()
+            .flat_map(|series| series["values"].as_array().unwrap());
         let numbers = samples.map(|sample| sample[1].as_str().unwrap().parse::<f64>().unwrap());
         let numbers: Vec<_> = numbers.filter(|number| number.is_finite()).collect();
         let largest = numbers.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        Seen { series: series.len(), samples: numbers.len(), largest }
+        Seen {
+            series: series.len(),
+            samples: numbers.len(),
+            largest,
+        }
     }
 }
 
 fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs_f64()
 }
 
 /// Title and query of each target of each panel, with the board's variables at "All".
@@ -215,7 +295,10 @@ fn queries() -> Vec<(String, String)> {
     let mut queries = Vec::new();
     for panel in board["panels"].as_array().unwrap() {
         for target in panel["targets"].as_array().into_iter().flatten() {
-            let query = target["expr"].as_str().unwrap().replace("$__rate_interval", RATE_INTERVAL);
+            let query = target["expr"]
+                .as_str()
+                .unwrap()
+                .replace("$__rate_interval", RATE_INTERVAL);
             let query = query.replace("$job", ".*").replace("$account", ".*");
             assert!(!query.contains('$'), "{query}");
             queries.push((panel["title"].as_str().unwrap().to_owned(), query));
@@ -235,23 +318,43 @@ async fn every_panel_shows_something_and_every_rule_works() {
 
     let mut empty = Vec::new();
     for (title, query) in queries() {
-        let Seen { series, samples, largest } = prometheus.range(&query, load).await;
-        eprintln!("panel   {title:32} {series:3} series {samples:4} samples, at most {largest:.3}   {query}");
+        let Seen {
+            series,
+            samples,
+            largest,
+        } = prometheus.range(&query, load).await;
+        eprintln!(
+            "panel   {title:32} {series:3} series {samples:4} samples, at most {largest:.3}   {query}"
+        );
         if samples == 0 {
             empty.push(format!("{title}: {query}"));
         }
     }
     let groups = prometheus.api("rules").await;
-    let rules: Vec<_> =
-        groups["groups"].as_array().unwrap().iter().flat_map(|group| group["rules"].as_array().unwrap()).collect();
+    let rules: Vec<_> = groups["groups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["rules"].as_array().unwrap())
+        .collect();
     assert!(rules.len() > 20);
     let mut firing = Vec::new();
     for rule in rules {
         let name = rule["name"].as_str().unwrap();
-        assert_eq!((rule["health"].as_str(), rule["lastError"].as_str()), (Some("ok"), None), "{rule}");
+        assert_eq!(
+            (rule["health"].as_str(), rule["lastError"].as_str()),
+            (Some("ok"), None),
+            "{rule}"
+        );
         if rule["type"] == "recording" {
-            let Seen { series, samples, largest } = prometheus.range(name, load).await;
-            eprintln!("record  {name:50} {series:3} series {samples:4} samples, at most {largest:.3}");
+            let Seen {
+                series,
+                samples,
+                largest,
+            } = prometheus.range(name, load).await;
+            eprintln!(
+                "record  {name:50} {series:3} series {samples:4} samples, at most {largest:.3}"
+            );
             if samples == 0 {
                 empty.push(name.to_owned());
             }
@@ -260,7 +363,11 @@ async fn every_panel_shows_something_and_every_rule_works() {
             firing.extend((rule["state"] == "firing").then_some(name));
         }
     }
-    assert!(empty.is_empty(), "nothing to be seen of\n{}", empty.join("\n"));
+    assert!(
+        empty.is_empty(),
+        "nothing to be seen of\n{}",
+        empty.join("\n")
+    );
     // Of those that need no time to pass, the one that the load gives a reason to.
     assert_eq!(firing, ["OutcomeUnknown"]);
 }

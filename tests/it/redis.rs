@@ -1,7 +1,10 @@
 //! Real servers for tests: Redis on a free port with a folder of its own, alone, with TLS, as a cluster or watched by
 //! sentinels. Each can be stopped, started again, frozen and flushed, and is killed when it is dropped.
 
-#![allow(dead_code, reason = "two test binaries use this file, each a part of it")]
+#![allow(
+    dead_code,
+    reason = "two test binaries use this file, each a part of it"
+)]
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -76,7 +79,13 @@ impl Redis {
             if kind == Kind::Sentinel {
                 std::fs::write(folder.path().join("sentinel.conf"), options.join("\n")).unwrap();
             }
-            let mut redis = Self { port: free_port(), options: options.clone(), kind, child: None, folder };
+            let mut redis = Self {
+                port: free_port(),
+                options: options.clone(),
+                kind,
+                child: None,
+                folder,
+            };
             if redis.launch().await {
                 return redis;
             }
@@ -91,23 +100,41 @@ impl Redis {
         if self.kind == Kind::Sentinel {
             command.args(["sentinel.conf", "--sentinel"]);
         } else {
-            command.args(["--save", "", "--appendonly", "no"]).args(&self.options);
+            command
+                .args(["--save", "", "--appendonly", "no"])
+                .args(&self.options);
         }
         match self.kind {
             Kind::Plain | Kind::Sentinel => command.args(["--port", &port]),
-            Kind::Tls => command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]).args([
-                "--tls-cert-file",
-                "cert.pem",
-                "--tls-key-file",
-                "key.pem",
-                "--tls-ca-cert-file",
-                "ca.pem",
+            Kind::Tls => command
+                .args([
+                    "--port",
+                    "0",
+                    "--tls-port",
+                    &port,
+                    "--tls-auth-clients",
+                    "no",
+                ])
+                .args([
+                    "--tls-cert-file",
+                    "cert.pem",
+                    "--tls-key-file",
+                    "key.pem",
+                    "--tls-ca-cert-file",
+                    "ca.pem",
+                ]),
+            Kind::Cluster => command.args([
+                "--port",
+                &port,
+                "--cluster-enabled",
+                "yes",
+                "--cluster-node-timeout",
+                "1000",
             ]),
-            Kind::Cluster => {
-                command.args(["--port", &port, "--cluster-enabled", "yes", "--cluster-node-timeout", "1000"])
-            }
         };
-        command.args(["--bind", "127.0.0.1", "--daemonize", "no"]).current_dir(self.folder.path());
+        command
+            .args(["--bind", "127.0.0.1", "--daemonize", "no"])
+            .current_dir(self.folder.path());
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -115,7 +142,11 @@ impl Redis {
             .spawn()
             .expect("redis-server is installed");
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let sign = if self.kind == Kind::Sentinel { "+monitor master" } else { "Ready to accept connections" };
+        let sign = if self.kind == Kind::Sentinel {
+            "+monitor master"
+        } else {
+            "Ready to accept connections"
+        };
         loop {
             match lines.next_line().await.unwrap() {
                 Some(line) if line.contains(sign) => break,
@@ -129,7 +160,11 @@ impl Redis {
     }
 
     pub(crate) fn url(&self) -> String {
-        let (scheme, host) = if self.kind == Kind::Tls { ("rediss", "localhost") } else { ("redis", "127.0.0.1") };
+        let (scheme, host) = if self.kind == Kind::Tls {
+            ("rediss", "localhost")
+        } else {
+            ("redis", "127.0.0.1")
+        };
         format!("{scheme}://{host}:{}", self.port)
     }
 
@@ -157,8 +192,20 @@ impl Redis {
     }
 
     async fn signal(&self, signal: &str) {
-        let id = self.child.as_ref().and_then(Child::id).expect("it runs").to_string();
-        assert!(Command::new("kill").args([signal, &id]).status().await.unwrap().success());
+        let id = self
+            .child
+            .as_ref()
+            .and_then(Child::id)
+            .expect("it runs")
+            .to_string();
+        assert!(
+            Command::new("kill")
+                .args([signal, &id])
+                .status()
+                .await
+                .unwrap()
+                .success()
+        );
     }
 
     /// Forgets every key and every script.
@@ -169,7 +216,11 @@ impl Redis {
 
     /// What redis-cli prints.
     pub(crate) async fn ask(&self, command: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(command).output().await;
+        let output = Command::new("redis-cli")
+            .args(["-p", &self.port.to_string()])
+            .args(command)
+            .output()
+            .await;
         String::from_utf8(output.expect("redis-cli is installed").stdout).unwrap()
     }
 
@@ -196,9 +247,16 @@ impl Cluster {
         }
         let addresses = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port));
         let mut create = Command::new("redis-cli");
-        create.args(["--cluster", "create"]).args(addresses).arg("--cluster-yes");
+        create
+            .args(["--cluster", "create"])
+            .args(addresses)
+            .arg("--cluster-yes");
         let output = create.output().await.unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
         for node in &nodes {
             node.until(&["CLUSTER", "INFO"], "cluster_state:ok").await;
         }
@@ -217,7 +275,9 @@ impl Watched {
     pub(crate) async fn start() -> Self {
         let master = Redis::start().await;
         let replica = Redis::with(&["--replicaof", "127.0.0.1", &master.port.to_string()]).await;
-        replica.until(&["INFO", "replication"], "master_link_status:up").await;
+        replica
+            .until(&["INFO", "replication"], "master_link_status:up")
+            .await;
         let monitor = format!("sentinel monitor {SERVICE} 127.0.0.1 {} 2", master.port);
         let down = format!("sentinel down-after-milliseconds {SERVICE} 500");
         let failover = format!("sentinel failover-timeout {SERVICE} 2000");
@@ -226,10 +286,21 @@ impl Watched {
             sentinels.push(Redis::of(Kind::Sentinel, &[&monitor, &down, &failover]).await);
         }
         for sentinel in &sentinels {
-            sentinel.until(&["SENTINEL", "CKQUORUM", SERVICE], "OK 3 usable Sentinels").await;
-            sentinel.until(&["SENTINEL", "REPLICAS", SERVICE], &replica.port.to_string()).await;
+            sentinel
+                .until(&["SENTINEL", "CKQUORUM", SERVICE], "OK 3 usable Sentinels")
+                .await;
+            sentinel
+                .until(
+                    &["SENTINEL", "REPLICAS", SERVICE],
+                    &replica.port.to_string(),
+                )
+                .await;
         }
-        Self { master, replica, sentinels }
+        Self {
+            master,
+            replica,
+            sentinels,
+        }
     }
 
     /// The sentinels' as TOML.
@@ -244,8 +315,16 @@ fn urls(servers: &[Redis]) -> String {
 
 /// A cluster's node takes the port 10000 above as well, so the high ones are left.
 fn free_port() -> u16 {
-    let free = || TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
-    std::iter::repeat_with(free).find(|port| *port < 55_000).expect("the iterator never ends")
+    let free = || {
+        TcpListener::bind(("127.0.0.1", 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port()
+    };
+    std::iter::repeat_with(free)
+        .find(|port| *port < 55_000)
+        .expect("the iterator never ends")
 }
 
 /// An authority, and a certificate of it for `localhost`.
@@ -253,10 +332,16 @@ fn certify(folder: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let key = KeyPair::generate().unwrap();
-    std::fs::write(folder.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    std::fs::write(
+        folder.join("ca.pem"),
+        params.self_signed(&key).unwrap().pem(),
+    )
+    .unwrap();
     let leaf_key = KeyPair::generate().unwrap();
     let leaf = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    let leaf = leaf.signed_by(&leaf_key, &Issuer::new(params, key)).unwrap();
+    let leaf = leaf
+        .signed_by(&leaf_key, &Issuer::new(params, key))
+        .unwrap();
     std::fs::write(folder.join("cert.pem"), leaf.pem()).unwrap();
     std::fs::write(folder.join("key.pem"), leaf_key.serialize_pem()).unwrap();
 }

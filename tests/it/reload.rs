@@ -20,7 +20,9 @@ const REFUSED: &str = "flowgate_config_reloads_total{result=\"refused\"}";
 const HOLD: &str = "[queue]\nhold = \"60s\"\n";
 
 async fn sim() -> Running {
-    Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap()
+    Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
 }
 
 fn team(more: &str) -> String {
@@ -38,7 +40,10 @@ fn call(flowgate: &Process, name: &str, key: (&str, &str)) -> Call {
 fn together(flowgate: &Process, count: usize, key: (&'static str, &'static str)) -> JoinSet<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..count {
-        let (call, proxy) = (call(flowgate, &format!("{}-{index}", key.0), key), flowgate.proxy);
+        let (call, proxy) = (
+            call(flowgate, &format!("{}-{index}", key.0), key),
+            flowgate.proxy,
+        );
         calls.spawn(async move { call.send(proxy).await });
     }
     calls
@@ -64,12 +69,31 @@ async fn a_storm_of_hangups_loses_nobody_and_sends_nothing_twice_or_early() {
         tokio::time::sleep(Duration::from_millis(60)).await;
     }
     let replies = calls.join_all().await;
-    assert!(replies.iter().all(|reply| reply.status == 200), "{replies:?}");
+    assert!(
+        replies.iter().all(|reply| reply.status == 200),
+        "{replies:?}"
+    );
     let report = sim.report();
-    assert_eq!((report.created, report.duplicates.len(), report.worst_window, report.arrived), (40, 0, 5, 40));
+    assert_eq!(
+        (
+            report.created,
+            report.duplicates.len(),
+            report.worst_window,
+            report.arrived
+        ),
+        (40, 0, 5, 40)
+    );
     let metrics = Metrics::of(flowgate.admin).await;
-    assert!(metrics.get(DONE) >= 2.0 && metrics.get(REFUSED) >= 1.0, "{} {}", metrics.get(DONE), metrics.get(REFUSED));
-    assert_eq!(metrics.get("flowgate_tokens_total{account=\"acme\",event=\"spent\"}"), 40.0);
+    assert!(
+        metrics.get(DONE) >= 2.0 && metrics.get(REFUSED) >= 1.0,
+        "{} {}",
+        metrics.get(DONE),
+        metrics.get(REFUSED)
+    );
+    assert_eq!(
+        metrics.get("flowgate_tokens_total{account=\"acme\",event=\"spent\"}"),
+        40.0
+    );
 }
 
 #[tokio::test]
@@ -78,21 +102,44 @@ async fn a_mistake_changes_nothing_and_its_mending_is_noticed() {
     let flowgate = Process::start(&sim, HOLD).await;
     assert_eq!(Metrics::of(flowgate.admin).await.get(SUCCESSFUL), 1.0);
     // A good client and a mistake elsewhere: none of it holds.
-    flowgate.write(&format!("{ACME}{}{HOLD}max_waiting = \"hunter2\"\n", team("")));
+    flowgate.write(&format!(
+        "{ACME}{}{HOLD}max_waiting = \"hunter2\"\n",
+        team("")
+    ));
     flowgate.signal("-HUP").await;
     Metrics::until(flowgate.admin, REFUSED, |times| times == 1.0).await;
-    let told = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
+    let told = flowgate
+        .logged("the configuration cannot be used, the one before stays", 1)
+        .await;
     let mistakes = told[0]["mistakes"].as_str().unwrap();
-    assert!(mistakes.contains("queue.max_waiting: expected a whole number") && !mistakes.contains("hunter2"));
+    assert!(
+        mistakes.contains("queue.max_waiting: expected a whole number")
+            && !mistakes.contains("hunter2")
+    );
     assert_eq!(Metrics::of(flowgate.admin).await.get(SUCCESSFUL), 0.0);
     let reply = call(&flowgate, "early", TEAM).send(flowgate.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (404, "InvalidAccessKeyId.NotFound"));
-    assert_eq!(call(&flowgate, "still", OWN).send(flowgate.proxy).await.status, 200);
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (404, "InvalidAccessKeyId.NotFound")
+    );
+    assert_eq!(
+        call(&flowgate, "still", OWN)
+            .send(flowgate.proxy)
+            .await
+            .status,
+        200
+    );
     // Nobody says that it is mended.
     flowgate.write(&format!("{ACME}{}{HOLD}", team("")));
     let metrics = Metrics::until(flowgate.admin, SUCCESSFUL, |successful| successful == 1.0).await;
     assert_eq!(metrics.get(DONE), 1.0);
-    assert_eq!(call(&flowgate, "new", TEAM).send(flowgate.proxy).await.status, 200);
+    assert_eq!(
+        call(&flowgate, "new", TEAM)
+            .send(flowgate.proxy)
+            .await
+            .status,
+        200
+    );
     let read = flowgate.logged("the configuration was read anew", 1).await;
     assert_eq!(read[0]["changed"], "clients");
     let page = world::get(flowgate.admin, "/config").await.json();
@@ -106,12 +153,26 @@ async fn a_file_that_was_missing_is_noticed_when_it_appears() {
     let team = team("").replace("env = \"TEAM\"", "file = \"team-secret\"");
     flowgate.write(&format!("{ACME}{team}{HOLD}"));
     flowgate.signal("-HUP").await;
-    let told = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
-    assert!(told[0]["mistakes"].as_str().unwrap().contains("there is no such file"), "{told:?}");
+    let told = flowgate
+        .logged("the configuration cannot be used, the one before stays", 1)
+        .await;
+    assert!(
+        told[0]["mistakes"]
+            .as_str()
+            .unwrap()
+            .contains("there is no such file"),
+        "{told:?}"
+    );
     // Nobody says that it is there.
     std::fs::write(flowgate.folder.path().join("team-secret"), TEAM.1).unwrap();
     Metrics::until(flowgate.admin, DONE, |times| times == 1.0).await;
-    assert_eq!(call(&flowgate, "new", TEAM).send(flowgate.proxy).await.status, 200);
+    assert_eq!(
+        call(&flowgate, "new", TEAM)
+            .send(flowgate.proxy)
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -119,12 +180,23 @@ async fn what_only_a_restart_can_change_is_said() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, "").await;
     let quota = "[quota]\nstore = \"redis://127.0.0.1:1\"\n";
-    flowgate.write(&format!("{ACME}{}[retry]\nmax_attempts = 3\n{quota}", team("")));
+    flowgate.write(&format!(
+        "{ACME}{}[retry]\nmax_attempts = 3\n{quota}",
+        team("")
+    ));
     flowgate.signal("-HUP").await;
-    let told = flowgate.logged("the configuration cannot be used, the one before stays", 1).await;
+    let told = flowgate
+        .logged("the configuration cannot be used, the one before stays", 1)
+        .await;
     assert_eq!(told[0]["mistakes"], "only a restart can change quota.store");
     let page = world::get(flowgate.admin, "/config").await.json();
-    assert_eq!((&page["retry"]["max_attempts"], page["clients"].as_array().map(Vec::len)), (&10.into(), Some(0)));
+    assert_eq!(
+        (
+            &page["retry"]["max_attempts"],
+            page["clients"].as_array().map(Vec::len)
+        ),
+        (&10.into(), Some(0))
+    );
 }
 
 #[tokio::test]
@@ -138,10 +210,17 @@ async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
     let theirs = theirs.join_all().await;
     let refused: Vec<_> = theirs.iter().filter(|reply| reply.status != 200).collect();
     assert!(!refused.is_empty());
-    assert!(refused.iter().all(|reply| (reply.status, reply.code().as_str()) == (403, "Flowgate.Forbidden")));
+    assert!(
+        refused
+            .iter()
+            .all(|reply| (reply.status, reply.code().as_str()) == (403, "Flowgate.Forbidden"))
+    );
     assert!(own.join_all().await.iter().all(|reply| reply.status == 200));
     let report = sim.report();
-    assert_eq!((report.created as usize, report.worst_window), (40 - refused.len(), 5));
+    assert_eq!(
+        (report.created as usize, report.worst_window),
+        (40 - refused.len(), 5)
+    );
 }
 
 #[tokio::test]
@@ -150,13 +229,25 @@ async fn an_account_that_is_gone_drains() {
     let flowgate = Process::start(&sim, &format!("{GAP}{HOLD}")).await;
     let calls = together(&flowgate, 15, OWN);
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 9.0).await;
-    flowgate.write(&format!("[[accounts]]\nid = \"other\"\naliases = [\"LTAI-other\"]\n{GAP}{HOLD}"));
+    flowgate.write(&format!(
+        "[[accounts]]\nid = \"other\"\naliases = [\"LTAI-other\"]\n{GAP}{HOLD}"
+    ));
     flowgate.signal("-HUP").await;
     flowgate.logged("the configuration was read anew", 1).await;
     // Without a secret of anybody's, keys that are not known are relayed, and this one is signed for Flowgate.
     let late = call(&flowgate, "late", OWN).send(flowgate.proxy).await;
-    assert_eq!((late.status, late.code().as_str()), (400, "Flowgate.SignedHostMismatch"));
-    assert!(calls.join_all().await.iter().all(|reply| reply.status == 200), "who waited is served");
+    assert_eq!(
+        (late.status, late.code().as_str()),
+        (400, "Flowgate.SignedHostMismatch")
+    );
+    assert!(
+        calls
+            .join_all()
+            .await
+            .iter()
+            .all(|reply| reply.status == 200),
+        "who waited is served"
+    );
     assert_eq!((sim.report().created, sim.report().worst_window), (15, 5));
 }
 
@@ -171,7 +262,10 @@ fn session(folder: &Path, number: u32) {
 #[tokio::test]
 async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
     // CAMS knows only the second session.
-    let settings = Settings { keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()], ..Settings::default() };
+    let settings = Settings {
+        keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()],
+        ..Settings::default()
+    };
     let sim = Sim::start(settings).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     session(folder.path(), 1);
@@ -179,8 +273,15 @@ async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
     let flowgate = Process::configured(&sim, toml, folder, &[]).await;
     let own = ("STS.1", "secret-1");
     let refused = call(&flowgate, "old", own).send(flowgate.proxy).await;
-    assert_eq!((refused.status, refused.code().as_str()), (403, "Flowgate.AccountCredentials"));
-    assert_eq!(sim.report().arrived, 1, "there is nothing else to sign with");
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (403, "Flowgate.AccountCredentials")
+    );
+    assert_eq!(
+        sim.report().arrived,
+        1,
+        "there is nothing else to sign with"
+    );
     session(flowgate.folder.path(), 2);
     // At once, and with the session that the application has read before.
     let reply = call(&flowgate, "new", own).send(flowgate.proxy).await;
@@ -196,13 +297,19 @@ async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
 #[tokio::test]
 async fn files_that_hang_do_not_hold_a_call_beyond_its_hold() {
     // CAMS knows another session than the file's.
-    let settings = Settings { keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()], ..Settings::default() };
+    let settings = Settings {
+        keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()],
+        ..Settings::default()
+    };
     let sim = Sim::start(settings).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     session(folder.path(), 1);
     let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n[queue]\nhold = \"3s\"\n";
     let flowgate = Process::configured(&sim, toml, folder, &[]).await;
-    let (config, pipe) = (flowgate.folder.path().join("flowgate.toml"), flowgate.folder.path().join("pipe"));
+    let (config, pipe) = (
+        flowgate.folder.path().join("flowgate.toml"),
+        flowgate.folder.path().join("pipe"),
+    );
     // Reading a pipe that is open for writing does not end.
     rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     std::fs::rename(&pipe, &config).unwrap();
@@ -221,8 +328,18 @@ async fn files_that_hang_do_not_hold_a_call_beyond_its_hold() {
         tokio::spawn(async move { call.send(proxy).await })
     });
     for call in calls {
-        let refused = timeout(Duration::from_secs(60), call).await.expect("it is answered").unwrap();
-        assert_eq!((refused.status, refused.code().as_str()), (403, "Flowgate.AccountCredentials"));
+        let refused = timeout(Duration::from_secs(60), call)
+            .await
+            .expect("it is answered")
+            .unwrap();
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (403, "Flowgate.AccountCredentials")
+        );
     }
-    assert!(begun.elapsed() >= Duration::from_secs(2), "they have waited for the files: {:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() >= Duration::from_secs(2),
+        "they have waited for the files: {:?}",
+        begun.elapsed()
+    );
 }

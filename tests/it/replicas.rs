@@ -52,7 +52,10 @@ impl Way {
         tokio::spawn(async move {
             while let Ok((near, _)) = listener.accept().await {
                 let (near_read, near_write) = near.into_split();
-                let (far_read, far_write) = TcpStream::connect(("127.0.0.1", port)).await.unwrap().into_split();
+                let (far_read, far_write) = TcpStream::connect(("127.0.0.1", port))
+                    .await
+                    .unwrap()
+                    .into_split();
                 tokio::spawn(pass(near_read, far_write, (seen.clone(), false)));
                 tokio::spawn(pass(far_read, near_write, (seen.clone(), true)));
             }
@@ -74,7 +77,11 @@ async fn pass(
             Condition::Late(by) if is_back => sleep(by).await,
             Condition::Late(_) | Condition::Open | Condition::Shut => {}
         }
-        if condition.wait_for(|now| *now != Condition::Shut).await.is_err() {
+        if condition
+            .wait_for(|now| *now != Condition::Shut)
+            .await
+            .is_err()
+        {
             return;
         }
         if to.write_all(&buffer[..read]).await.is_err() {
@@ -94,13 +101,18 @@ impl Fleet {
     }
 
     async fn without_store(replicas: usize, quota: &str) -> Self {
-        let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+        let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+            .await
+            .unwrap();
         let more = format!("[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\n{quota}");
         let mut processes = Vec::new();
         for _ in 0..replicas {
             processes.push(Process::start(&sim, &more).await);
         }
-        Self { sim, replicas: processes }
+        Self {
+            sim,
+            replicas: processes,
+        }
     }
 
     /// Waits until this is so at all of them.
@@ -123,10 +135,19 @@ impl Fleet {
 
     /// The most attempts that the endpoint has seen in a second, but for what the path adds.
     fn worst_second(&self) -> usize {
-        let mut at: Vec<_> = self.sim.arrivals().iter().map(|arrival| arrival.received).collect();
+        let mut at: Vec<_> = self
+            .sim
+            .arrivals()
+            .iter()
+            .map(|arrival| arrival.received)
+            .collect();
         at.sort();
         let second = Duration::from_secs(1) - PATH;
-        at.iter().enumerate().map(|(i, from)| at[i..].partition_point(|other| *other < *from + second)).max().unwrap()
+        at.iter()
+            .enumerate()
+            .map(|(i, from)| at[i..].partition_point(|other| *other < *from + second))
+            .max()
+            .unwrap()
     }
 
     /// Every call was served once.
@@ -134,10 +155,16 @@ impl Fleet {
         assert!(
             answers.iter().all(|answer| answer.status == 200),
             "{:?}",
-            answers.iter().map(|answer| &answer.body).collect::<Vec<_>>()
+            answers
+                .iter()
+                .map(|answer| &answer.body)
+                .collect::<Vec<_>>()
         );
         let report = self.sim.report();
-        assert_eq!((report.created, report.duplicates), (answers.len() as u64, Vec::<String>::new()));
+        assert_eq!(
+            (report.created, report.duplicates),
+            (answers.len() as u64, Vec::<String>::new())
+        );
     }
 }
 
@@ -152,9 +179,14 @@ async fn two_replicas_share_one_quota() {
 
 #[tokio::test]
 async fn over_tls_and_a_cluster_and_sentinels_too() {
-    let (tls, cluster, watched) = tokio::join!(Redis::with_tls(), Cluster::start(), Watched::start());
+    let (tls, cluster, watched) =
+        tokio::join!(Redis::with_tls(), Cluster::start(), Watched::start());
     let quotas = [
-        format!("store = \"{}\"\nstore_ca_file = {:?}", tls.url(), tls.ca_file()),
+        format!(
+            "store = \"{}\"\nstore_ca_file = {:?}",
+            tls.url(),
+            tls.ca_file()
+        ),
         format!("store = {}", cluster.urls()),
         format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls()),
     ];
@@ -177,12 +209,18 @@ async fn a_store_that_dies_and_returns_loses_no_call_and_gives_nothing_away() {
     // Each goes on with its part meanwhile, and is ready.
     sleep(Duration::from_secs(6)).await;
     let before = fleet.sim.report().created;
-    assert_eq!(world::get(fleet.replicas[0].admin, "/readyz").await.status, 200);
+    assert_eq!(
+        world::get(fleet.replicas[0].admin, "/readyz").await.status,
+        200
+    );
     redis.start_again().await;
     let answers = calls.join_all().await;
     fleet.all_served(&answers);
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
-    assert!(before > 15, "the replicas have sent on without the store: {before}");
+    assert!(
+        before > 15,
+        "the replicas have sent on without the store: {before}"
+    );
     fleet.all("flowgate_store_degraded", 0.0).await;
 }
 
@@ -221,7 +259,8 @@ async fn a_slow_store_is_left_alone() {
     let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
     let calls = fleet.calls("call", 40);
     sleep(Duration::from_secs(2)).await;
-    way.condition.send_replace(Condition::Slow(Duration::from_millis(500)));
+    way.condition
+        .send_replace(Condition::Slow(Duration::from_millis(500)));
     fleet.all("flowgate_store_degraded", 1.0).await;
     sleep(Duration::from_secs(2)).await;
     way.condition.send_replace(Condition::Open);
@@ -238,15 +277,27 @@ async fn a_store_at_any_distance_is_used_or_known_to_be_down() {
         let fleet = Fleet::start(1, &format!("store = \"redis://{}\"", way.address)).await;
         // From then on it has a part.
         sleep(Duration::from_secs(1)).await;
-        way.condition.send_replace(Condition::Late(Duration::from_millis(distance)));
+        way.condition
+            .send_replace(Condition::Late(Duration::from_millis(distance)));
         let admin = fleet.replicas[0].admin;
-        let up = Metrics::until(admin, "flowgate_store_up", |up| (up == 1.0) == (distance < 250)).await;
+        let up = Metrics::until(admin, "flowgate_store_up", |up| {
+            (up == 1.0) == (distance < 250)
+        })
+        .await;
         let answers = fleet.calls("call", 10).join_all().await;
         // Each has the time to be served from this replica's part, too.
         fleet.all_served(&answers);
-        assert!(fleet.worst_second() <= 5, "{} at {distance} ms", fleet.worst_second());
+        assert!(
+            fleet.worst_second() <= 5,
+            "{} at {distance} ms",
+            fleet.worst_second()
+        );
         let metrics = Metrics::of(admin).await;
-        assert_eq!(metrics.get("flowgate_store_up"), up.get("flowgate_store_up"), "{distance} ms");
+        assert_eq!(
+            metrics.get("flowgate_store_up"),
+            up.get("flowgate_store_up"),
+            "{distance} ms"
+        );
         // As the connection is older than the way is long, the least round trip of its pings may still be shorter.
         assert!(metrics.get("flowgate_store_distance_seconds") < 0.25);
     }
@@ -256,7 +307,8 @@ async fn a_store_at_any_distance_is_used_or_known_to_be_down() {
 async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
-    way.condition.send_replace(Condition::Late(Duration::from_millis(60)));
+    way.condition
+        .send_replace(Condition::Late(Duration::from_millis(60)));
     let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
     let answers = fleet.calls("call", 20).join_all().await;
     fleet.all_served(&answers);
@@ -265,7 +317,9 @@ async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
         let metrics = Metrics::of(replica.admin).await;
         assert_eq!(metrics.get("flowgate_store_up"), 1.0);
         assert!(metrics.get("flowgate_store_distance_seconds") >= 0.06);
-        let events = replica.logged("the shared store is far away: it costs rate", 1).await;
+        let events = replica
+            .logged("the shared store is far away: it costs rate", 1)
+            .await;
         assert_eq!(events.len(), 1);
     }
 }
@@ -274,7 +328,9 @@ async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
 async fn a_replica_that_is_cut_off_uses_its_part_and_no_more() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let hold = "[queue]\nhold = \"1m\"\nmax_hold = \"1m\"\n[quota]\n";
     let mut replicas = Vec::new();
     for address in [way.address.to_string(), format!("127.0.0.1:{}", redis.port)] {
@@ -286,11 +342,18 @@ async fn a_replica_that_is_cut_off_uses_its_part_and_no_more() {
     sleep(Duration::from_secs(2)).await;
     // Nothing passes, and nobody is told: to the server its connection is open.
     way.condition.send_replace(Condition::Shut);
-    Metrics::until(fleet.replicas[0].admin, "flowgate_store_degraded", |degraded| degraded == 1.0).await;
+    Metrics::until(
+        fleet.replicas[0].admin,
+        "flowgate_store_degraded",
+        |degraded| degraded == 1.0,
+    )
+    .await;
     let answers = calls.join_all().await;
     fleet.all_served(&answers);
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
-    let degraded = Metrics::of(fleet.replicas[1].admin).await.get("flowgate_store_degraded");
+    let degraded = Metrics::of(fleet.replicas[1].admin)
+        .await
+        .get("flowgate_store_degraded");
     assert_eq!(degraded, 0.0, "the other one has its store");
 }
 
@@ -324,15 +387,32 @@ async fn a_killed_replica_takes_nothing_with_it_but_its_own_calls() {
     fleet.all("flowgate_replicas", 2.0).await;
     let answers = calls.join_all().await;
     assert!(answers.iter().all(|answer| answer.status == 200));
-    let answered = lost.join_all().await.into_iter().filter(|answered| *answered).count();
+    let answered = lost
+        .join_all()
+        .await
+        .into_iter()
+        .filter(|answered| *answered)
+        .count();
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
     // The whole quota from a second later on, until the calls were all served.
-    let mut after: Vec<_> = fleet.sim.arrivals().iter().map(|arrival| arrival.received).collect();
+    let mut after: Vec<_> = fleet
+        .sim
+        .arrivals()
+        .iter()
+        .map(|arrival| arrival.received)
+        .collect();
     after.retain(|at| *at > killed + Duration::from_secs(2));
     let seconds = after.last().unwrap().duration_since(after[0]).as_secs_f64();
-    assert!(after.len() as f64 >= 4.5 * seconds, "{} in {seconds} s", after.len());
+    assert!(
+        after.len() as f64 >= 4.5 * seconds,
+        "{} in {seconds} s",
+        after.len()
+    );
     let report = fleet.sim.report();
-    assert!(report.created >= 60 + answered as u64 && report.duplicates.is_empty(), "{report:?}");
+    assert!(
+        report.created >= 60 + answered as u64 && report.duplicates.is_empty(),
+        "{report:?}"
+    );
 }
 
 #[tokio::test]
@@ -341,7 +421,10 @@ async fn without_a_store_that_was_ever_seen_nobody_sends() {
     redis.stop().await;
     let fleet = Fleet::without_store(1, &format!("store = \"{}\"", redis.url())).await;
     let refused = fleet.calls("call", 1).join_all().await.pop().unwrap();
-    assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (400, "System.LimitControl")
+    );
     assert!(refused.header("x-acs-retry-after").is_some(), "{refused:?}");
     assert!(fleet.sim.arrivals().is_empty());
     redis.start_again().await;
@@ -353,14 +436,24 @@ async fn without_a_store_that_was_ever_seen_nobody_sends() {
 #[tokio::test]
 async fn who_would_rather_refuse_than_share_refuses_while_the_store_is_away() {
     let mut redis = Redis::start().await;
-    let fleet = Fleet::start(2, &format!("store = \"{}\"\non_store_failure = \"refuse\"", redis.url())).await;
+    let fleet = Fleet::start(
+        2,
+        &format!("store = \"{}\"\non_store_failure = \"refuse\"", redis.url()),
+    )
+    .await;
     let served = fleet.calls("served", 5).join_all().await;
     fleet.all_served(&served);
     redis.stop().await;
     fleet.all("flowgate_store_up", 0.0).await;
     for refused in fleet.calls("refused", 4).join_all().await {
-        assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"));
-        assert_eq!(refused.header("x-flowgate-error"), Some("System.LimitControl"));
+        assert_eq!(
+            (refused.status, refused.code().as_str()),
+            (400, "System.LimitControl")
+        );
+        assert_eq!(
+            refused.header("x-flowgate-error"),
+            Some("System.LimitControl")
+        );
     }
     assert_eq!(fleet.sim.report().created, 5);
 }

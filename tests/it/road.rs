@@ -44,10 +44,17 @@ impl Road {
         let (seen, noted) = (condition.subscribe(), passed.clone());
         // A thread of its own: what passes is noted at once, however busy the test is.
         std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_io()
+                .build()
+                .unwrap();
             runtime.block_on(keep(listener, endpoint, seen, noted));
         });
-        Self { address, condition, passed }
+        Self {
+            address,
+            condition,
+            passed,
+        }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -62,10 +69,19 @@ impl Road {
     pub(crate) fn worst_second(&self) -> usize {
         let most = |mut at: Vec<Instant>| {
             at.sort();
-            let until = |from: &Instant| at.partition_point(|other| *other < *from + Duration::from_secs(1));
-            at.iter().enumerate().map(|(index, from)| until(from) - index).max()
+            let until = |from: &Instant| {
+                at.partition_point(|other| *other < *from + Duration::from_secs(1))
+            };
+            at.iter()
+                .enumerate()
+                .map(|(index, from)| until(from) - index)
+                .max()
         };
-        std::mem::take(&mut *self.passed.lock()).into_values().filter_map(most).max().unwrap_or(0)
+        std::mem::take(&mut *self.passed.lock())
+            .into_values()
+            .filter_map(most)
+            .max()
+            .unwrap_or(0)
     }
 }
 
@@ -102,10 +118,17 @@ async fn keep(
 }
 
 /// One connection. Its client speaks first, and is heard before the endpoint is dialled.
-async fn way(near: TcpStream, endpoint: SocketAddr, condition: watch::Receiver<Condition>, passed: Passed) {
+async fn way(
+    near: TcpStream,
+    endpoint: SocketAddr,
+    condition: watch::Receiver<Condition>,
+    passed: Passed,
+) {
     let (mut from, to) = near.into_split();
     let first = read(&mut from, Some(&passed)).await;
-    let Ok(far) = TcpStream::connect(endpoint).await else { return };
+    let Ok(far) = TcpStream::connect(endpoint).await else {
+        return;
+    };
     let (mut back, forth) = far.into_split();
     let there = pass(first, (from, forth), condition.clone(), Some(&passed));
     let and_back = async { pass(read(&mut back, None).await, (back, to), condition, None).await };
@@ -120,7 +143,9 @@ async fn pass(
     passed: Option<&Passed>,
 ) {
     while !bytes.is_empty() {
-        if !until(&mut condition, |now| now != Condition::Frozen).await || to.write_all(&bytes).await.is_err() {
+        if !until(&mut condition, |now| now != Condition::Frozen).await
+            || to.write_all(&bytes).await.is_err()
+        {
             return;
         }
         bytes = read(&mut from, passed).await;
@@ -141,6 +166,10 @@ async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
 /// The access key of a request that begins here; Flowgate writes each head in one piece.
 fn key(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
-    let credential = text.strip_prefix("POST ")?.split_once("Credential=").expect("a head in one piece").1;
+    let credential = text
+        .strip_prefix("POST ")?
+        .split_once("Credential=")
+        .expect("a head in one piece")
+        .1;
     credential.split_once(',').map(|(key, _)| key.to_owned())
 }

@@ -15,7 +15,9 @@ use crate::process::Process;
 use crate::world::{Metrics, World};
 
 async fn endpoint() -> Running {
-    Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap()
+    Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
 }
 
 #[tokio::test]
@@ -30,7 +32,10 @@ async fn rule_17_what_a_killed_process_has_answered_is_not_answered_again() {
     sleep(Duration::from_secs(6)).await;
     let second = Process::start(&sim, "").await;
     let reply = call.send(second.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (400, "InvalidTimeStamp.Expired"));
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "InvalidTimeStamp.Expired")
+    );
     assert_eq!(sim.report().arrived, 1);
 }
 
@@ -39,16 +44,34 @@ async fn rule_21_proxy_variables_lead_nowhere() {
     let sim = endpoint().await;
     let elsewhere = endpoint().await;
     let url = elsewhere.url();
-    let names = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+    let names = [
+        "HTTP_PROXY",
+        "http_proxy",
+        "HTTPS_PROXY",
+        "https_proxy",
+        "ALL_PROXY",
+        "all_proxy",
+    ];
     let flowgate = Process::with_env(&sim, "", &names.map(|name| (name, url.as_str()))).await;
-    assert_eq!(Call::v3(&flowgate.proxy.to_string(), "x").send(flowgate.proxy).await.status, 200);
-    assert_eq!((sim.report().created, elsewhere.report().connections), (1, 0));
+    assert_eq!(
+        Call::v3(&flowgate.proxy.to_string(), "x")
+            .send(flowgate.proxy)
+            .await
+            .status,
+        200
+    );
+    assert_eq!(
+        (sim.report().created, elsewhere.report().connections),
+        (1, 0)
+    );
 }
 
 /// With this many descriptors from its start.
 async fn limited(sim: &Running, descriptors: u32) -> Process {
     let mut command = Command::new("prlimit");
-    command.arg(format!("--nofile={descriptors}")).arg(env!("CARGO_BIN_EXE_flowgate"));
+    command
+        .arg(format!("--nofile={descriptors}"))
+        .arg(env!("CARGO_BIN_EXE_flowgate"));
     let env = [
         ("FLOWGATE_LISTEN__PROXY", "127.0.0.1:0"),
         ("FLOWGATE_LISTEN__ADMIN", "127.0.0.1:0"),
@@ -73,9 +96,17 @@ async fn rule_27_callers_cannot_take_the_descriptors_that_operators_and_the_endp
     Metrics::until(flowgate.admin, turned_away, |count| count >= 250.0).await;
     // Who was let in is served, over a connection that the endpoint still gets.
     let first = &mut streams[0];
-    first.write_all(&Call::v3(&flowgate.proxy.to_string(), "x").bytes()).await.unwrap();
+    first
+        .write_all(&Call::v3(&flowgate.proxy.to_string(), "x").bytes())
+        .await
+        .unwrap();
     assert_eq!(caller::read_reply(first).await.unwrap().status, 200);
-    assert_eq!(Metrics::of(flowgate.admin).await.get("flowgate_connection_errors_total{kind=\"accept\"}"), 0.0);
+    assert_eq!(
+        Metrics::of(flowgate.admin)
+            .await
+            .get("flowgate_connection_errors_total{kind=\"accept\"}"),
+        0.0
+    );
 }
 
 #[tokio::test]
@@ -83,7 +114,12 @@ async fn rule_27_a_listener_outlives_the_last_descriptor() {
     let sim = endpoint().await;
     let flowgate = Process::start(&sim, "").await;
     let pid = i32::try_from(flowgate.id()).unwrap();
-    let open = u64::try_from(std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()).unwrap();
+    let open = u64::try_from(
+        std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .unwrap()
+            .count(),
+    )
+    .unwrap();
     let (mut soft, mut hard) = (0, 0);
     prlimit(pid, Resource::NOFILE, None, Some((&mut soft, &mut hard))).unwrap();
     prlimit(pid, Resource::NOFILE, Some((open + 4, hard)), None).unwrap();
@@ -93,11 +129,24 @@ async fn rule_27_a_listener_outlives_the_last_descriptor() {
     }
     flowgate.logged("cannot accept a connection", 3).await;
     drop(streams);
-    let reply = caller::exchange(flowgate.proxy, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let reply = caller::exchange(flowgate.proxy, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
     assert_eq!(reply.code(), "IncompleteSignature", "it answers again");
     prlimit(pid, Resource::NOFILE, Some((soft, hard)), None).unwrap();
-    assert_eq!(Call::v3(&flowgate.proxy.to_string(), "x").send(flowgate.proxy).await.status, 200);
-    assert!(Metrics::of(flowgate.admin).await.get("flowgate_connection_errors_total{kind=\"accept\"}") >= 3.0);
+    assert_eq!(
+        Call::v3(&flowgate.proxy.to_string(), "x")
+            .send(flowgate.proxy)
+            .await
+            .status,
+        200
+    );
+    assert!(
+        Metrics::of(flowgate.admin)
+            .await
+            .get("flowgate_connection_errors_total{kind=\"accept\"}")
+            >= 3.0
+    );
 }
 
 #[tokio::test]
@@ -118,14 +167,35 @@ async fn rule_29_bodies_that_come_in_are_their_clients_own_part() {
         bytes
     };
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    stream.write_all(&begun(("team-a", "team-secret-1"))).await.unwrap();
-    world.until("flowgate_queued_bytes", (BODY - 1) as f64).await;
-    let refused = caller::exchange(world.proxy, &begun(("team-a", "team-secret-1"))).await.unwrap();
-    assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"), "its half is taken");
-    assert_eq!(call((KEY, SECRET)).send(world.proxy).await.status, 200, "the others have theirs");
+    stream
+        .write_all(&begun(("team-a", "team-secret-1")))
+        .await
+        .unwrap();
+    world
+        .until("flowgate_queued_bytes", (BODY - 1) as f64)
+        .await;
+    let refused = caller::exchange(world.proxy, &begun(("team-a", "team-secret-1")))
+        .await
+        .unwrap();
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (400, "System.LimitControl"),
+        "its half is taken"
+    );
+    assert_eq!(
+        call((KEY, SECRET)).send(world.proxy).await.status,
+        200,
+        "the others have theirs"
+    );
     drop(stream);
     world.until("flowgate_queued_bytes", 0.0).await;
-    assert_eq!(call(("team-a", "team-secret-1")).send(world.proxy).await.status, 200);
+    assert_eq!(
+        call(("team-a", "team-secret-1"))
+            .send(world.proxy)
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -140,7 +210,10 @@ async fn a_replay_is_known_before_its_body_comes() {
     let mut head = call.bytes();
     head.truncate(head.len() - call.body.len());
     // Not a byte of the body.
-    assert_eq!(caller::exchange(world.proxy, &head).await.unwrap().code(), "SignatureNonceUsed");
+    assert_eq!(
+        caller::exchange(world.proxy, &head).await.unwrap().code(),
+        "SignatureNonceUsed"
+    );
 }
 
 #[tokio::test]
@@ -160,17 +233,37 @@ async fn rule_28_bodies_of_callers_that_prove_nothing_have_a_room_of_their_own()
         stream.write_all(&begun(name)).await.unwrap();
         streams.push(stream);
     }
-    world.until("flowgate_unverified_bytes", 4.0 * BODY as f64).await;
+    world
+        .until("flowgate_unverified_bytes", 4.0 * BODY as f64)
+        .await;
     let refused = caller::exchange(world.proxy, &begun("five")).await.unwrap();
-    assert_eq!((refused.status, refused.code().as_str()), (400, "System.LimitControl"));
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (400, "System.LimitControl")
+    );
     assert!(refused.header("x-acs-retry-after").is_some());
     let form = |call: &mut Call| {
         call.push("content-type", "application/x-www-form-urlencoded");
         call.body = b"FlowName=x&Categories=%5B%22OTHER%22%5D".to_vec();
     };
     let proved = Call::v3_with(&world.host(), &[], form, (KEY, SECRET));
-    assert_eq!(proved.send(world.proxy).await.status, 200, "who has proved itself has another room");
+    assert_eq!(
+        proved.send(world.proxy).await.status,
+        200,
+        "who has proved itself has another room"
+    );
     drop(streams);
-    Metrics::until(world.app.admin_address().unwrap(), "flowgate_unverified_bytes", |bytes| bytes == 0.0).await;
-    assert_eq!(Call::v1(&world.host(), "with room").send(world.proxy).await.status, 200);
+    Metrics::until(
+        world.app.admin_address().unwrap(),
+        "flowgate_unverified_bytes",
+        |bytes| bytes == 0.0,
+    )
+    .await;
+    assert_eq!(
+        Call::v1(&world.host(), "with room")
+            .send(world.proxy)
+            .await
+            .status,
+        200
+    );
 }

@@ -43,7 +43,12 @@ fn after<'a>(text: &'a str, name: &str, end: &str) -> Option<&'a str> {
 
 /// Every form in which a text may stand in another.
 fn forms(text: &str) -> [String; 4] {
-    [text.to_owned(), encode(text), encode(&encode(text)), STANDARD.encode(text)]
+    [
+        text.to_owned(),
+        encode(text),
+        encode(&encode(text)),
+        STANDARD.encode(text),
+    ]
 }
 
 // === impl Search ===
@@ -51,18 +56,33 @@ fn forms(text: &str) -> [String; 4] {
 impl Search {
     fn new() -> Self {
         let secrets = [SECRET, TEAM.1, ROTTEN.1, PARTNER.1, STS.1, STS.2, SLIP];
-        Self { hidden: secrets.map(str::to_owned).into(), ..Self::default() }
+        Self {
+            hidden: secrets.map(str::to_owned).into(),
+            ..Self::default()
+        }
     }
 
     /// Notes what a call bears: its signature, and the nonce.
     fn bears(&mut self, target: &str, headers: &[(String, String)]) {
-        let header = |name: &str| headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+        let header = |name: &str| {
+            headers
+                .iter()
+                .find(|(known, _)| known == name)
+                .map(|(_, value)| value.as_str())
+        };
         let v3 = header("authorization").and_then(|text| after(text, "Signature=", ","));
         let v1 = after(target, "&Signature=", "&");
         let signature = v3.or(v1).expect("a call is signed");
-        self.hidden.insert(signature.replace("%2B", "+").replace("%2F", "/").replace("%3D", "="));
-        let nonce = header("x-acs-signature-nonce").or_else(|| after(target, "SignatureNonce=", "&"));
-        self.nonces.insert(nonce.expect("a signed call has a nonce").to_owned());
+        self.hidden.insert(
+            signature
+                .replace("%2B", "+")
+                .replace("%2F", "/")
+                .replace("%3D", "="),
+        );
+        let nonce =
+            header("x-acs-signature-nonce").or_else(|| after(target, "SignatureNonce=", "&"));
+        self.nonces
+            .insert(nonce.expect("a signed call has a nonce").to_owned());
     }
 
     fn call(&mut self, call: &Call) {
@@ -77,14 +97,18 @@ impl Search {
     async fn send(&mut self, name: &str, call: &Call, to: SocketAddr) -> u16 {
         self.call(call);
         let reply = call.send(to).await;
-        self.answers.insert(name.to_owned(), format!("{:?}\n{}", reply.headers, reply.body));
+        self.answers.insert(
+            name.to_owned(),
+            format!("{:?}\n{}", reply.headers, reply.body),
+        );
         reply.status
     }
 
     /// Keeps all that a process shows and has logged.
     async fn look(&mut self, name: &str, process: &Process) {
         for path in ["/config", "/metrics", "/lanes", "/readyz"] {
-            self.pages.insert(format!("{name}{path}"), get(process.admin, path).await.body);
+            self.pages
+                .insert(format!("{name}{path}"), get(process.admin, path).await.body);
         }
         self.pages.insert(format!("{name}'s log"), process.log());
     }
@@ -93,9 +117,16 @@ impl Search {
     fn found(&self) -> Vec<String> {
         let seen = |(place, text): (&String, &String), what: &BTreeSet<String>| {
             let is_in = |hidden: &&String| forms(hidden).iter().any(|form| text.contains(form));
-            what.iter().filter(is_in).map(|hidden| format!("{hidden} in {place}")).collect::<Vec<_>>()
+            what.iter()
+                .filter(is_in)
+                .map(|hidden| format!("{hidden} in {place}"))
+                .collect::<Vec<_>>()
         };
-        let hidden = self.pages.iter().chain(&self.answers).flat_map(|page| seen(page, &self.hidden));
+        let hidden = self
+            .pages
+            .iter()
+            .chain(&self.answers)
+            .flat_map(|page| seen(page, &self.hidden));
         let nonces = self.pages.iter().flat_map(|page| seen(page, &self.nonces));
         hidden.chain(nonces).collect()
     }
@@ -114,9 +145,20 @@ async fn endpoint() -> Running {
         key(PARTNER, "partner", None),
         key((STS.0, STS.1), "default", Some(STS.2)),
     ];
-    let faults = ["named=lost,close-after", "named=odd,garbage", "named=throttled,throttle,status=429"];
+    let faults = [
+        "named=lost,close-after",
+        "named=odd,garbage",
+        "named=throttled,throttle,status=429",
+    ];
     let faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
-    Sim::start(Settings { keys, faults, limits: BTreeMap::new(), ..Settings::default() }).await.unwrap()
+    Sim::start(Settings {
+        keys,
+        faults,
+        limits: BTreeMap::new(),
+        ..Settings::default()
+    })
+    .await
+    .unwrap()
 }
 
 /// The configuration after the account `acme`.
@@ -143,22 +185,37 @@ async fn calls(search: &mut Search, proxy: SocketAddr) -> usize {
             let v3 = Call::v3_with(&host, &named(name), |_| {}, key);
             let v1 = Call::v1_with(&host, &named(name), |_| {}, key);
             for (version, call) in [("V3", v3), ("V1", v1)] {
-                let status = search.send(&format!("{who} {version} {name}"), &call, proxy).await;
-                assert_eq!(status == 200, name == "plain" && who != "rotten", "{who} {version} {name}");
+                let status = search
+                    .send(&format!("{who} {version} {name}"), &call, proxy)
+                    .await;
+                assert_eq!(
+                    status == 200,
+                    name == "plain" && who != "rotten",
+                    "{who} {version} {name}"
+                );
                 count += 1;
             }
         }
         // The same call, as it should have been signed: what Flowgate computes to compare must not come out either.
         let mut wrong = Call::v3_with(&host, &FLOW, |_| {}, key);
         search.call(&wrong);
-        let (bare, _) = wrong.header("authorization").split_once("Signature=").unwrap();
+        let (bare, _) = wrong
+            .header("authorization")
+            .split_once("Signature=")
+            .unwrap();
         let authorization = format!("{bare}Signature={}", "0123456789abcdef".repeat(4));
         wrong.set("authorization", &authorization);
-        assert_eq!(search.send(&format!("{who} V3 wrong"), &wrong, proxy).await, 400);
+        assert_eq!(
+            search.send(&format!("{who} V3 wrong"), &wrong, proxy).await,
+            400
+        );
         let mut wrong = Call::v1_with(&host, &FLOW, |_| {}, key);
         search.call(&wrong);
         wrong.query.last_mut().unwrap().1 = STANDARD.encode([7; 20]);
-        assert_eq!(search.send(&format!("{who} V1 wrong"), &wrong, proxy).await, 400);
+        assert_eq!(
+            search.send(&format!("{who} V1 wrong"), &wrong, proxy).await,
+            400
+        );
         count += 2;
     }
     for (name, secret) in [("right", PARTNER.1), ("wrong", "another-secret")] {
@@ -173,9 +230,13 @@ async fn calls(search: &mut Search, proxy: SocketAddr) -> usize {
 async fn slips(search: &mut Search, proxy: SocketAddr) -> usize {
     let host = proxy.to_string();
     let bad = |authorization: &str| {
-        format!("POST / HTTP/1.1\r\nhost: {host}\r\nauthorization: {authorization}\r\ncontent-length: 0\r\n\r\n")
+        format!(
+            "POST / HTTP/1.1\r\nhost: {host}\r\nauthorization: {authorization}\r\ncontent-length: 0\r\n\r\n"
+        )
     };
-    let with = |name: &str, value: &str| Call::v3_with(&host, &[FLOW[0], FLOW[1], (name, value)], |_| {}, TEAM);
+    let with = |name: &str, value: &str| {
+        Call::v3_with(&host, &[FLOW[0], FLOW[1], (name, value)], |_| {}, TEAM)
+    };
     let mut twice = with("Other", SLIP);
     twice.query.push(("Other".into(), SLIP.into()));
     let mut json = Call::v3_with(
@@ -193,30 +254,58 @@ async fn slips(search: &mut Search, proxy: SocketAddr) -> usize {
     }
     let slips = [
         ("in a header", bad(SLIP)),
-        ("in V3's header", bad(&format!("ACS3-HMAC-SHA256 Credential={SLIP},SignedHeaders=host,Signature={SLIP}"))),
+        (
+            "in V3's header",
+            bad(&format!(
+                "ACS3-HMAC-SHA256 Credential={SLIP},SignedHeaders=host,Signature={SLIP}"
+            )),
+        ),
         ("as a bearer", bad(&format!("Bearer {SLIP}"))),
-        ("in the path", format!("GET /{SLIP} HTTP/1.1\r\nhost: {host}\r\n\r\n")),
-        ("as a host", format!("GET / HTTP/1.1\r\nhost: {SLIP}\r\n\r\n")),
-        ("as a method", format!("{SLIP} / HTTP/1.1\r\nhost: {host}\r\n\r\n")),
+        (
+            "in the path",
+            format!("GET /{SLIP} HTTP/1.1\r\nhost: {host}\r\n\r\n"),
+        ),
+        (
+            "as a host",
+            format!("GET / HTTP/1.1\r\nhost: {SLIP}\r\n\r\n"),
+        ),
+        (
+            "as a method",
+            format!("{SLIP} / HTTP/1.1\r\nhost: {host}\r\n\r\n"),
+        ),
         (
             "in the query",
-            format!("GET /?AccessKeyId=x&Signature={SLIP}&AccessKeySecret={SLIP} HTTP/1.1\r\nhost: {host}\r\n\r\n"),
+            format!(
+                "GET /?AccessKeyId=x&Signature={SLIP}&AccessKeySecret={SLIP} HTTP/1.1\r\nhost: {host}\r\n\r\n"
+            ),
         ),
-        ("with a user", format!("GET http://x:{SLIP}@{host}/ HTTP/1.1\r\nhost: {host}\r\n\r\n")),
+        (
+            "with a user",
+            format!("GET http://x:{SLIP}@{host}/ HTTP/1.1\r\nhost: {host}\r\n\r\n"),
+        ),
         ("twice", String::from_utf8(twice.bytes()).unwrap()),
         ("in JSON", String::from_utf8(json.bytes()).unwrap()),
     ];
     let count = slips.len();
     for (name, bytes) in slips {
         let reply = exchange(proxy, bytes.as_bytes()).await;
-        assert!(reply.as_ref().is_none_or(|reply| reply.status >= 400), "{name}: {reply:?}");
+        assert!(
+            reply.as_ref().is_none_or(|reply| reply.status >= 400),
+            "{name}: {reply:?}"
+        );
         // An error's `HostId` is the host that its caller asked for.
         let reply = reply.filter(|_| name != "as a host");
         search.answers.insert(name.to_owned(), format!("{reply:?}"));
     }
     let mut stream = TcpStream::connect(proxy).await.unwrap();
-    stream.write_all(format!("\x16\x03\x01{SLIP}\r\n\r\n").as_bytes()).await.unwrap();
-    search.answers.insert("no HTTP".to_owned(), format!("{:?}", read_reply(&mut stream).await));
+    stream
+        .write_all(format!("\x16\x03\x01{SLIP}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
+    search.answers.insert(
+        "no HTTP".to_owned(),
+        format!("{:?}", read_reply(&mut stream).await),
+    );
     count
 }
 
@@ -231,19 +320,35 @@ async fn nothing_that_is_written_or_answered_holds_a_secret_or_a_signature() {
     let count = calls(&mut search, process.proxy).await + slips(&mut search, process.proxy).await;
     process.logged("call", count - 1).await;
     search.look("gateway", &process).await;
-    search.pages.insert("the journal".to_owned(), std::fs::read_to_string(&journal).unwrap());
+    search.pages.insert(
+        "the journal".to_owned(),
+        std::fs::read_to_string(&journal).unwrap(),
+    );
     let arrivals = sim.arrivals();
-    let echoed = arrivals.iter().filter(|arrival| arrival.account.as_deref() == Some("rotten")).count();
-    assert!(arrivals.len() > 20 && echoed >= 4, "{} arrived, {echoed} refused with an echo", arrivals.len());
+    let echoed = arrivals
+        .iter()
+        .filter(|arrival| arrival.account.as_deref() == Some("rotten"))
+        .count();
+    assert!(
+        arrivals.len() > 20 && echoed >= 4,
+        "{} arrived, {echoed} refused with an echo",
+        arrivals.len()
+    );
     arrivals.iter().for_each(|arrival| search.arrival(arrival));
     assert!(search.hidden.len() > 50 && search.pages.len() == 6 && search.answers.len() > 40);
     assert_eq!(search.found(), [""; 0]);
     // The search finds what is there: each form of a secret, a signature of each kind, a nonce.
     let hidden = search.hidden.iter().next_back().unwrap().clone();
-    for planted in
-        [SECRET.to_owned(), STANDARD.encode(TEAM.1), encode(STS.2), hidden, search.nonces.first().unwrap().clone()]
-    {
-        search.pages.insert("planted".to_owned(), format!("x{planted}x"));
+    for planted in [
+        SECRET.to_owned(),
+        STANDARD.encode(TEAM.1),
+        encode(STS.2),
+        hidden,
+        search.nonces.first().unwrap().clone(),
+    ] {
+        search
+            .pages
+            .insert("planted".to_owned(), format!("x{planted}x"));
         assert_eq!(search.found().len(), 1, "{planted}");
     }
 }
@@ -280,7 +385,9 @@ async fn tokens_of_temporary_keys_and_the_stores_password_are_not_seen_either() 
     search.hidden.insert("store-secret-1".to_owned());
     let process = Process::from_env(&env).await;
     search.look("replica", &process).await;
-    sim.arrivals().iter().for_each(|arrival| search.arrival(arrival));
+    sim.arrivals()
+        .iter()
+        .for_each(|arrival| search.arrival(arrival));
     assert_eq!(search.found(), [""; 0]);
 }
 
@@ -289,7 +396,9 @@ fn check_and_a_failed_start_show_no_secret() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("flowgate.toml");
     let account = |secret: &str| {
-        format!("[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {secret}\n")
+        format!(
+            "[[accounts]]\nid = \"acme\"\naccess_key_id = \"{KEY}\"\naccess_key_secret = {secret}\n"
+        )
     };
     let place = account("{ env = \"MANAGED\" }");
     let rows = [
@@ -297,15 +406,36 @@ fn check_and_a_failed_start_show_no_secret() {
         ("check", account(&format!("\"{SECRET}\"")), 64),
         ("check", account(&format!("{{ env = \"{SECRET}\" }}")), 64),
         ("check", account(SECRET), 64),
-        ("check", format!("{place}[upstream]\nurl = \"https://x:{SECRET}@cams\"\n"), 64),
-        ("check", format!("{place}[quota]\nstore = \"redis://:{SECRET}@127.0.0.1\"\n"), 64),
-        ("run", format!("{place}[listen]\nproxy = \"192.0.2.1:1\"\n"), 1),
+        (
+            "check",
+            format!("{place}[upstream]\nurl = \"https://x:{SECRET}@cams\"\n"),
+            64,
+        ),
+        (
+            "check",
+            format!("{place}[quota]\nstore = \"redis://:{SECRET}@127.0.0.1\"\n"),
+            64,
+        ),
+        (
+            "run",
+            format!("{place}[listen]\nproxy = \"192.0.2.1:1\"\n"),
+            1,
+        ),
     ];
     for (command, text, code) in &rows {
         std::fs::write(&config, text).unwrap();
         let mut flowgate = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        let arguments = if *command == "check" { &["check"][..] } else { &[] };
-        flowgate.args(arguments).arg("--config").arg(&config).env("MANAGED", SECRET).envs(TALKATIVE);
+        let arguments = if *command == "check" {
+            &["check"][..]
+        } else {
+            &[]
+        };
+        flowgate
+            .args(arguments)
+            .arg("--config")
+            .arg(&config)
+            .env("MANAGED", SECRET)
+            .envs(TALKATIVE);
         let output = flowgate.output().unwrap();
         let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
         assert_eq!(output.status.code(), Some(*code), "{text}: {told}");
@@ -328,22 +458,43 @@ async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
     let (former, operator) = ("former-secret-1", "operator-token-1");
     let mut search = Search::new();
     search.hidden.extend([former, operator].map(str::to_owned));
-    let mut env = vec![("FORMER", former), ("OPERATOR", operator), ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "OPERATOR")];
+    let mut env = vec![
+        ("FORMER", former),
+        ("OPERATOR", operator),
+        ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "OPERATOR"),
+    ];
     env.extend(TALKATIVE);
     let flowgate = Process::configured(&sim, toml, folder, &env).await;
     let host = flowgate.proxy.to_string();
-    for (name, key) in [("present", TEAM), ("former", (TEAM.0, former)), ("session", (STS.0, STS.1))] {
+    for (name, key) in [
+        ("present", TEAM),
+        ("former", (TEAM.0, former)),
+        ("session", (STS.0, STS.1)),
+    ] {
         let call = Call::v3_with(&host, &FLOW, |_| {}, key);
-        assert_eq!(search.send(name, &call, flowgate.proxy).await, 200, "{name}");
+        assert_eq!(
+            search.send(name, &call, flowgate.proxy).await,
+            200,
+            "{name}"
+        );
     }
     for token in [operator, SLIP] {
-        let ask = format!("GET /config HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n\r\n", flowgate.admin);
+        let ask = format!(
+            "GET /config HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n\r\n",
+            flowgate.admin
+        );
         let page = exchange(flowgate.admin, ask.as_bytes()).await.unwrap();
-        search.pages.insert(format!("/config for {token}"), format!("{page:?}"));
+        search
+            .pages
+            .insert(format!("/config for {token}"), format!("{page:?}"));
     }
     let kept = "the configuration cannot be used, the one before stays";
     let place = |secret: &str| toml.replace("{ env = \"FORMER\" }", secret);
-    let wrong = [place(&format!("\"{former}\"")), place(former), format!("{toml}[queue]\nhold = \"{former}\"\n")];
+    let wrong = [
+        place(&format!("\"{former}\"")),
+        place(former),
+        format!("{toml}[queue]\nhold = \"{former}\"\n"),
+    ];
     for (times, wrong) in wrong.iter().enumerate() {
         flowgate.write(wrong);
         flowgate.signal("-HUP").await;
@@ -351,7 +502,11 @@ async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
     }
     flowgate.write(toml);
     let file = flowgate.folder.path().join("session.json");
-    let broken = [session.replace('}', ""), session.replace("2126", STS.1), session.replace(STS.0, "a b")];
+    let broken = [
+        session.replace('}', ""),
+        session.replace("2126", STS.1),
+        session.replace(STS.0, "a b"),
+    ];
     for (times, broken) in broken.iter().enumerate() {
         std::fs::write(&file, broken).unwrap();
         flowgate.signal("-HUP").await;
@@ -359,6 +514,8 @@ async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
     }
     flowgate.logged("call", 3).await;
     search.look("reloaded", &flowgate).await;
-    sim.arrivals().iter().for_each(|arrival| search.arrival(arrival));
+    sim.arrivals()
+        .iter()
+        .for_each(|arrival| search.arrival(arrival));
     assert_eq!(search.found(), [""; 0]);
 }

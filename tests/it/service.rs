@@ -42,15 +42,22 @@ impl Unit {
         std::fs::write(&config, toml).unwrap();
         let mut command = Command::new("sh");
         // Passed descriptors begin with the third; the id is the program's own once it has taken the shell's place.
-        let script = "exec 3<&0 4<&1; LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" --config \"$1\"";
-        command.args(["-c", script, env!("CARGO_BIN_EXE_flowgate")]).arg(&config).env("MANAGED", SECRET);
+        let script =
+            "exec 3<&0 4<&1; LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" --config \"$1\"";
+        command
+            .args(["-c", script, env!("CARGO_BIN_EXE_flowgate")])
+            .arg(&config)
+            .env("MANAGED", SECRET);
         Self { command, folder }
     }
 
     fn pass(mut self, first: impl Into<OwnedFd>, second: Option<OwnedFd>) -> Self {
         let count = 1 + usize::from(second.is_some());
-        self.command.env("LISTEN_FDS", count.to_string()).stdin(Stdio::from(first.into()));
-        self.command.stdout(second.map_or_else(Stdio::null, Stdio::from));
+        self.command
+            .env("LISTEN_FDS", count.to_string())
+            .stdin(Stdio::from(first.into()));
+        self.command
+            .stdout(second.map_or_else(Stdio::null, Stdio::from));
         self
     }
 
@@ -66,14 +73,19 @@ impl Unit {
     /// What it says when it cannot start.
     async fn fails(mut self) -> String {
         let ends = self.command.kill_on_drop(true).output();
-        let output = timeout(Duration::from_secs(60), ends).await.expect("it ends").unwrap();
+        let output = timeout(Duration::from_secs(60), ends)
+            .await
+            .expect("it ends")
+            .unwrap();
         assert_eq!(output.status.code(), Some(1));
         String::from_utf8(output.stderr).unwrap()
     }
 }
 
 async fn sim() -> Running {
-    Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap()
+    Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap()
 }
 
 fn tcp() -> (TcpListener, String) {
@@ -84,7 +96,10 @@ fn tcp() -> (TcpListener, String) {
 
 async fn told(manager: &UnixDatagram) -> String {
     let mut message = [0; 1024];
-    let read = timeout(Duration::from_secs(60), manager.recv(&mut message)).await.expect("it is told").unwrap();
+    let read = timeout(Duration::from_secs(60), manager.recv(&mut message))
+        .await
+        .expect("it is told")
+        .unwrap();
     String::from_utf8(message[..read].to_vec()).unwrap()
 }
 
@@ -103,31 +118,55 @@ async fn the_manager_is_told_of_the_start_of_life_of_reloads_and_of_the_end() {
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     let unit = Unit::new(&sim, "127.0.0.1:0", "127.0.0.1:0", "");
-    let unit =
-        unit.env("NOTIFY_SOCKET", path.to_str().unwrap()).env("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string());
+    let unit = unit
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string());
     let process = unit.start().await;
-    assert_eq!(told(&manager).await, "READY=1\nSTATUS=serving: accounts 1, lanes 0, waiting 0\n");
+    assert_eq!(
+        told(&manager).await,
+        "READY=1\nSTATUS=serving: accounts 1, lanes 0, waiting 0\n"
+    );
     assert_eq!(get(process.admin, "/readyz").await.status, 200);
-    assert_eq!(Call::v3(&process.proxy.to_string(), "x").send(process.proxy).await.status, 200);
+    assert_eq!(
+        Call::v3(&process.proxy.to_string(), "x")
+            .send(process.proxy)
+            .await
+            .status,
+        200
+    );
     // Since the first may have lain there for a while, the next two are timed.
     told(&manager).await;
     let start = Instant::now();
     let mut last = start;
     for _ in 0..2 {
         let message = told(&manager).await;
-        assert!(message.starts_with("WATCHDOG=1\nSTATUS=serving: accounts 1, lanes "), "{message}");
+        assert!(
+            message.starts_with("WATCHDOG=1\nSTATUS=serving: accounts 1, lanes "),
+            "{message}"
+        );
         assert!(last.elapsed() < WATCHDOG, "it would have bitten");
         last = Instant::now();
     }
-    assert!(start.elapsed() > WATCHDOG / 2, "twice in its time, not more often");
+    assert!(
+        start.elapsed() > WATCHDOG / 2,
+        "twice in its time, not more often"
+    );
     process.signal("-HUP").await;
     let message = told_besides_life(&manager).await;
-    let since = message.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("the reload begins");
+    let since = message
+        .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
+        .expect("the reload begins");
     assert!(since.trim_end().parse::<u64>().is_ok(), "{message}");
     let message = told_besides_life(&manager).await;
-    assert!(message.starts_with("READY=1\nSTATUS=serving: "), "{message}");
+    assert!(
+        message.starts_with("READY=1\nSTATUS=serving: "),
+        "{message}"
+    );
     let ended = tokio::spawn(process.terminate());
-    assert_eq!(told_besides_life(&manager).await, "STOPPING=1\nSTATUS=draining\n");
+    assert_eq!(
+        told_besides_life(&manager).await,
+        "STOPPING=1\nSTATUS=draining\n"
+    );
     assert!(ended.await.unwrap().success());
 }
 
@@ -136,9 +175,14 @@ async fn sockets_are_taken_by_name_and_by_order_and_are_left_bound() {
     let sim = sim().await;
     let ((proxy, proxy_address), (admin, admin_address)) = (tcp(), tcp());
     for names in [Some("admin:proxy"), None] {
-        let [one, other] = if names.is_some() { [&admin, &proxy] } else { [&proxy, &admin] };
+        let [one, other] = if names.is_some() {
+            [&admin, &proxy]
+        } else {
+            [&proxy, &admin]
+        };
         let (one, other) = (one.try_clone().unwrap(), other.try_clone().unwrap());
-        let mut unit = Unit::new(&sim, &proxy_address, &admin_address, "").pass(one, Some(other.into()));
+        let mut unit =
+            Unit::new(&sim, &proxy_address, &admin_address, "").pass(one, Some(other.into()));
         if let Some(names) = names {
             unit = unit.env("LISTEN_FDNAMES", names);
         }
@@ -147,17 +191,30 @@ async fn sockets_are_taken_by_name_and_by_order_and_are_left_bound() {
             (process.proxy.to_string(), process.admin.to_string()),
             (proxy_address.clone(), admin_address.clone())
         );
-        assert_eq!(Call::v3(&proxy_address, "x").send(process.proxy).await.status, 200);
+        assert_eq!(
+            Call::v3(&proxy_address, "x")
+                .send(process.proxy)
+                .await
+                .status,
+            200
+        );
         assert_eq!(get(process.admin, "/readyz").await.status, 200);
         assert!(process.terminate().await.success());
-        assert!(TcpStream::connect(&proxy_address).await.is_ok(), "somebody else may serve it now");
+        assert!(
+            TcpStream::connect(&proxy_address).await.is_ok(),
+            "somebody else may serve it now"
+        );
     }
 
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flowgate.sock");
     let socket = UnixListener::bind(&path).unwrap();
     let unit = Unit::new(&sim, &format!("unix:{}", path.display()), "127.0.0.1:0", "");
-    let process = unit.pass(socket, None).env("LISTEN_FDNAMES", "proxy").start().await;
+    let process = unit
+        .pass(socket, None)
+        .env("LISTEN_FDNAMES", "proxy")
+        .start()
+        .await;
     assert!(tokio::net::UnixStream::connect(&path).await.is_ok());
     assert!(process.terminate().await.success());
     assert!(path.exists(), "whoever has bound it removes it");
@@ -199,7 +256,9 @@ async fn sockets_that_do_not_fit_are_told_at_the_start() {
 /// A caller of one call, on a connection of its own.
 async fn call(to: SocketAddr, name: String) -> std::io::Result<Option<Reply>> {
     let mut stream = TcpStream::connect(to).await?;
-    stream.write_all(&Call::v3(&to.to_string(), &name).bytes()).await?;
+    stream
+        .write_all(&Call::v3(&to.to_string(), &name).bytes())
+        .await?;
     Ok(read_reply(&mut stream).await)
 }
 
@@ -212,7 +271,9 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
     let more = "[queue]\nhold = \"2m\"\n[drain]\ngrace = \"2s\"\n[learn]\ngap = \"300ms\"\nmax_gap = \"300ms\"";
     let start = || {
         let unit = Unit::new(&sim, &address, "127.0.0.1:0", more);
-        unit.pass(socket.try_clone().unwrap(), None).env("LISTEN_FDNAMES", "proxy").start()
+        unit.pass(socket.try_clone().unwrap(), None)
+            .env("LISTEN_FDNAMES", "proxy")
+            .start()
     };
     let first = start().await;
     let mut calls = JoinSet::new();
@@ -220,9 +281,11 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
     for name in names.by_ref().take(160) {
         calls.spawn(call(proxy, name));
     }
-    crate::world::Metrics::until(first.admin, "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", |queued| {
-        queued >= 120.0
-    })
+    crate::world::Metrics::until(
+        first.admin,
+        "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+        |queued| queued >= 120.0,
+    )
     .await;
     let restart = async {
         assert!(first.terminate().await.success());
@@ -238,7 +301,9 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
     let (second, ()) = tokio::join!(restart, arrivals);
     let (mut created, mut drained) = (0, 0);
     for reply in calls.join_all().await {
-        let reply = reply.expect("nobody is refused or reset").expect("everybody is answered");
+        let reply = reply
+            .expect("nobody is refused or reset")
+            .expect("everybody is answered");
         match (reply.status, reply.code().as_str()) {
             (200, "OK") => created += 1,
             (503, "Flowgate.Draining") => drained += 1,
@@ -246,8 +311,14 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
         }
     }
     let report = sim.report();
-    assert_eq!((created + drained, report.created, report.worst_window), (200, created, 5));
-    assert!(created > 20 && drained > 50, "{created} created, {drained} told");
+    assert_eq!(
+        (created + drained, report.created, report.worst_window),
+        (200, created, 5)
+    );
+    assert!(
+        created > 20 && drained > 50,
+        "{created} created, {drained} told"
+    );
     assert_eq!((report.refused, report.duplicates.len()), (0, 0));
     assert!(second.terminate().await.success());
 }

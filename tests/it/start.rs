@@ -18,16 +18,28 @@ const FREE: &str = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n
 
 /// What it says of this configuration before it ends; `FOLDER` in it is the configuration's own folder.
 async fn refused(toml: &str, folder: &tempfile::TempDir) -> (Option<i32>, String) {
-    let (file, path) = (folder.path().join("flowgate.toml"), folder.path().to_str().unwrap());
+    let (file, path) = (
+        folder.path().join("flowgate.toml"),
+        folder.path().to_str().unwrap(),
+    );
     std::fs::write(&file, toml.replace("FOLDER", path)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-    command.env_clear().arg("--config").arg(&file).kill_on_drop(true);
+    command
+        .env_clear()
+        .arg("--config")
+        .arg(&file)
+        .kill_on_drop(true);
     let ended = timeout(Duration::from_secs(30), command.output()).await;
     let Output { status, stderr, .. } = ended.expect("it does not run with that").unwrap();
     let said = String::from_utf8(stderr).unwrap().replace(path, "FOLDER");
     // What it has logged before it gave up is another matter.
-    let last = said.lines().filter(|line| line.starts_with("flowgate: ") || line.starts_with("FOLDER/"));
-    (status.code(), last.map(|line| format!("{line}\n")).collect())
+    let last = said
+        .lines()
+        .filter(|line| line.starts_with("flowgate: ") || line.starts_with("FOLDER/"));
+    (
+        status.code(),
+        last.map(|line| format!("{line}\n")).collect(),
+    )
 }
 
 #[tokio::test]
@@ -50,12 +62,22 @@ async fn a_socket_that_cannot_be_made() {
     let _listens = UnixListener::bind(folder.path().join("taken.sock")).unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
     for (path, says) in [
-        ("taken.sock", "Address already in use (os error 98): stop who listens there, or choose another path"),
-        ("file", "Address already in use (os error 98): what stands there is no socket: choose another path"),
-        ("none/a.sock", "No such file or directory (os error 2): make the folder, or choose another path"),
+        (
+            "taken.sock",
+            "Address already in use (os error 98): stop who listens there, or choose another path",
+        ),
+        (
+            "file",
+            "Address already in use (os error 98): what stands there is no socket: choose another path",
+        ),
+        (
+            "none/a.sock",
+            "No such file or directory (os error 2): make the folder, or choose another path",
+        ),
     ] {
         let toml = format!("[listen]\nproxy = \"unix:FOLDER/{path}\"\nadmin = \"127.0.0.1:0\"\n");
-        let expected = format!("flowgate: cannot listen on unix:FOLDER/{path} (listen.proxy): {says}\n");
+        let expected =
+            format!("flowgate: cannot listen on unix:FOLDER/{path} (listen.proxy): {says}\n");
         assert_eq!(refused(&toml, &folder).await, (Some(1), expected));
     }
 }
@@ -63,14 +85,24 @@ async fn a_socket_that_cannot_be_made() {
 #[tokio::test]
 async fn a_configuration_that_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
-    for (file, says) in
-        [("none.toml", "there is no such file"), ("", "expected a directory with at least one *.toml file")]
-    {
+    for (file, says) in [
+        ("none.toml", "there is no such file"),
+        ("", "expected a directory with at least one *.toml file"),
+    ] {
         let file = folder.path().join(file);
         let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
-        let said = command.env_clear().arg("--config").arg(&file).output().await.unwrap();
+        let said = command
+            .env_clear()
+            .arg("--config")
+            .arg(&file)
+            .output()
+            .await
+            .unwrap();
         let expected = format!("{}: {says} (--config, FLOWGATE_CONFIG)\n", file.display());
-        assert_eq!((said.status.code(), String::from_utf8(said.stderr).unwrap()), (Some(64), expected));
+        assert_eq!(
+            (said.status.code(), String::from_utf8(said.stderr).unwrap()),
+            (Some(64), expected)
+        );
     }
 }
 
@@ -80,7 +112,11 @@ async fn secrets_and_keys_that_are_not_there_or_do_not_fit() {
     for name in ["one", "two"] {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         std::fs::write(folder.path().join(format!("{name}.pem")), made.cert.pem()).unwrap();
-        std::fs::write(folder.path().join(format!("{name}.key")), made.signing_key.serialize_pem()).unwrap();
+        std::fs::write(
+            folder.path().join(format!("{name}.key")),
+            made.signing_key.serialize_pem(),
+        )
+        .unwrap();
     }
     let toml = format!(
         "{FREE}tls = {{ cert = \"one.pem\", key = \"two.key\" }}\n[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI\"\naccess_key_secret = {{ env = \"UNSET\" }}\n"
@@ -89,7 +125,10 @@ async fn secrets_and_keys_that_are_not_there_or_do_not_fit() {
 FOLDER/flowgate.toml:4: listen.tls.key: expected the key of the certificate in listen.tls.cert
 FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of an environment variable that is set and not empty
 ";
-    assert_eq!(refused(&toml, &folder).await, (Some(64), expected.to_owned()));
+    assert_eq!(
+        refused(&toml, &folder).await,
+        (Some(64), expected.to_owned())
+    );
 }
 
 #[tokio::test]
@@ -105,11 +144,23 @@ async fn a_store_that_evicts_stops_the_start_and_one_that_is_away_does_not() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
     let folder = tempfile::tempdir().unwrap();
     let expected = "flowgate: quota.store: the shared store evicts keys (maxmemory-policy allkeys-lru), which would forget spent tokens: set it to noeviction\n";
-    let said = refused(&format!("{FREE}[quota]\nstore = \"{}\"\n", redis.url()), &folder).await;
+    let said = refused(
+        &format!("{FREE}[quota]\nstore = \"{}\"\n", redis.url()),
+        &folder,
+    )
+    .await;
     assert_eq!(said, (Some(1), expected.to_owned()));
 
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
-    let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let gone = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let process = Process::start(&sim, &format!("[quota]\nstore = \"redis://{gone}\"\n")).await;
-    process.logged("the shared store cannot be reached; trying on", 1).await;
+    process
+        .logged("the shared store cannot be reached; trying on", 1)
+        .await;
 }

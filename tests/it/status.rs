@@ -20,14 +20,21 @@ struct Stream(TcpStream, String);
 impl Stream {
     async fn open(admin: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(admin).await.unwrap();
-        stream.write_all(format!("GET /events HTTP/1.1\r\nhost: {admin}\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("GET /events HTTP/1.1\r\nhost: {admin}\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         Self(stream, String::new())
     }
 
     /// The next snapshot; none when the stream has ended.
     async fn next(&mut self) -> Option<Value> {
         loop {
-            if let Some((event, rest)) = self.1.split_once("data: ").and_then(|(_, rest)| rest.split_once("\n\n")) {
+            if let Some((event, rest)) = self
+                .1
+                .split_once("data: ")
+                .and_then(|(_, rest)| rest.split_once("\n\n"))
+            {
                 let event = serde_json::from_str(event).unwrap();
                 self.1 = rest.to_owned();
                 return Some(event);
@@ -61,14 +68,26 @@ async fn post(admin: SocketAddr, path: &str, headers: &[(&str, &str)], body: &st
     for (name, value) in headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }
-    caller::exchange(admin, format!("{request}\r\n{body}").as_bytes()).await.unwrap()
+    caller::exchange(admin, format!("{request}\r\n{body}").as_bytes())
+        .await
+        .unwrap()
 }
 
 /// An order as it should be given.
 async fn order(admin: SocketAddr, order: &str, body: &Value) -> Reply {
     let host = admin.to_string();
-    let headers = [("host", &*host), ("authorization", TOKEN), ("content-type", "application/json")];
-    post(admin, &format!("/lanes/{order}"), &headers, &body.to_string()).await
+    let headers = [
+        ("host", &*host),
+        ("authorization", TOKEN),
+        ("content-type", "application/json"),
+    ];
+    post(
+        admin,
+        &format!("/lanes/{order}"),
+        &headers,
+        &body.to_string(),
+    )
+    .await
 }
 
 fn lane() -> Value {
@@ -98,11 +117,25 @@ async fn the_page_comes_from_the_binary_and_may_load_nothing_else() {
         ] {
             assert_eq!(page.header(name), Some(value), "{path}");
         }
-        assert!(page.headers.iter().all(|(name, _)| name != "set-cookie" && !name.starts_with("access-control")));
+        assert!(
+            page.headers
+                .iter()
+                .all(|(name, _)| name != "set-cookie" && !name.starts_with("access-control"))
+        );
     }
     let (page, script) = (world.get("/").await.body, world.get("/page.js").await.body);
-    assert!(!page.contains("<script>") && !page.contains(" style=") && !page.contains("src=\"http"));
-    for way in ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Storage", "cookie"] {
+    assert!(
+        !page.contains("<script>") && !page.contains(" style=") && !page.contains("src=\"http")
+    );
+    for way in [
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "eval(",
+        "Storage",
+        "cookie",
+    ] {
         assert!(!script.contains(way), "{way}");
     }
 }
@@ -111,9 +144,17 @@ async fn the_page_comes_from_the_binary_and_may_load_nothing_else() {
 async fn a_stream_shows_lanes_and_calls_and_no_secret() {
     let world = World::new("").await;
     let hostile = "<img src=x onerror=alert(1)>";
-    assert_eq!(Call::v3(&world.host(), hostile).send(world.proxy).await.status, 200);
+    assert_eq!(
+        Call::v3(&world.host(), hostile)
+            .send(world.proxy)
+            .await
+            .status,
+        200
+    );
     let other = "sts-nobody-knows";
-    Call::v3_with(&world.host(), &[("FlowName", "x")], |_| {}, (other, SECRET)).send(world.proxy).await;
+    Call::v3_with(&world.host(), &[("FlowName", "x")], |_| {}, (other, SECRET))
+        .send(world.proxy)
+        .await;
     let mut stream = Stream::open(world.app.admin_address().unwrap()).await;
     let first = stream.next().await.unwrap();
     assert_eq!(
@@ -121,7 +162,11 @@ async fn a_stream_shows_lanes_and_calls_and_no_secret() {
         (&json!("serving"), &json!("enforce"), &json!(false))
     );
     assert_eq!(
-        (&first["upstream"]["reachable"], &first["store"], &first["config"]["refused"]),
+        (
+            &first["upstream"]["reachable"],
+            &first["store"],
+            &first["config"]["refused"]
+        ),
         (&json!(true), &Value::Null, &Value::Null)
     );
     let lane = &first["lanes"][0];
@@ -129,16 +174,32 @@ async fn a_stream_shows_lanes_and_calls_and_no_secret() {
         (&lane["account"], &lane["action"], &lane["granted"]),
         (&json!("acme"), &json!("CreateFlow"), &json!(1))
     );
-    let [unknown, known] = &first["calls"].as_array().unwrap()[..] else { panic!("{first}") };
+    let [unknown, known] = &first["calls"].as_array().unwrap()[..] else {
+        panic!("{first}")
+    };
     assert_eq!(
         (&known["flow_name"], &known["outcome"], &known["status"]),
         (&json!(hostile), &json!("ok"), &json!(200))
     );
-    assert_eq!((&known["client"], &known["attempts"]), (&json!("LTAI***-1"), &json!(1)));
-    assert_eq!((&unknown["account"], &unknown["code"]), (&json!("unknown"), &json!("InvalidAccessKeyId.NotFound")));
+    assert_eq!(
+        (&known["client"], &known["attempts"]),
+        (&json!("LTAI***-1"), &json!(1))
+    );
+    assert_eq!(
+        (&unknown["account"], &unknown["code"]),
+        (&json!("unknown"), &json!("InvalidAccessKeyId.NotFound"))
+    );
     let text = first.to_string();
-    assert!([SECRET, KEY, other].iter().all(|secret| !text.contains(secret)), "{text}");
-    assert!(stream.next().await.unwrap()["at_ms"].as_u64() > first["at_ms"].as_u64(), "a second later");
+    assert!(
+        [SECRET, KEY, other]
+            .iter()
+            .all(|secret| !text.contains(secret)),
+        "{text}"
+    );
+    assert!(
+        stream.next().await.unwrap()["at_ms"].as_u64() > first["at_ms"].as_u64(),
+        "a second later"
+    );
 }
 
 #[tokio::test]
@@ -154,13 +215,19 @@ async fn rule_33_at_most_sixteen_follow() {
     let refused = world.get("/events").await;
     assert_eq!(
         (refused.status, refused.body.as_str()),
-        (503, "16 pages follow already, and more may not: close one, or read /lanes.\n")
+        (
+            503,
+            "16 pages follow already, and more may not: close one, or read /lanes.\n"
+        )
     );
     drop(streams);
     // Who has gone is noticed when the next snapshots are written.
     let give_up = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     while !follows(admin).await {
-        assert!(tokio::time::Instant::now() < give_up, "their places stay taken");
+        assert!(
+            tokio::time::Instant::now() < give_up,
+            "their places stay taken"
+        );
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
 }
@@ -181,33 +248,97 @@ async fn a_drain_shows_in_the_stream_and_ends_it() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 async fn rule_32_orders_are_for_who_may_and_says_what() {
     let world = World::new(ORDERS).await;
     let admin = world.app.admin_address().unwrap();
     let (host, body) = (admin.to_string(), lane().to_string());
     let ours = ("host", &*host);
-    let (token, kind) = (("authorization", TOKEN), ("content-type", "application/json"));
+    let (token, kind) = (
+        ("authorization", TOKEN),
+        ("content-type", "application/json"),
+    );
     for (status, headers, body) in [
         (401, vec![ours, kind], &*body),
-        (401, vec![ours, kind, ("authorization", "Bearer team-secret-2")], &*body),
-        (401, vec![ours, kind, ("cookie", "token=team-secret-1")], &*body),
+        (
+            401,
+            vec![ours, kind, ("authorization", "Bearer team-secret-2")],
+            &*body,
+        ),
+        (
+            401,
+            vec![ours, kind, ("cookie", "token=team-secret-1")],
+            &*body,
+        ),
         (421, vec![("host", "rebound.example"), token, kind], &*body),
-        (403, vec![ours, token, kind, ("sec-fetch-site", "cross-site")], &*body),
+        (
+            403,
+            vec![ours, token, kind, ("sec-fetch-site", "cross-site")],
+            &*body,
+        ),
         (415, vec![ours, token], &*body),
-        (415, vec![ours, token, ("content-type", "text/plain")], &*body),
-        (415, vec![ours, token, ("content-type", "application/x-www-form-urlencoded")], &*body),
+        (
+            415,
+            vec![ours, token, ("content-type", "text/plain")],
+            &*body,
+        ),
+        (
+            415,
+            vec![
+                ours,
+                token,
+                ("content-type", "application/x-www-form-urlencoded"),
+            ],
+            &*body,
+        ),
         (400, vec![ours, token, kind], ""),
         (400, vec![ours, token, kind], "[]"),
         (400, vec![ours, token, kind], r#"{"account":"acme"}"#),
-        (400, vec![ours, token, kind], r#"{"account":"acme","action":"CreateFlow","account":"acme"}"#),
-        (400, vec![ours, token, kind], r#"{"account":"acme","action":"CreateFlow","minutes":1}"#),
-        (400, vec![ours, token, kind], r#"{"account":"acme","action":"CreateFlow","seconds":0}"#),
-        (400, vec![ours, token, kind], r#"{"account":"acme","action":"CreateFlow","seconds":86401}"#),
-        (400, vec![ours, token, kind], r#"{"account":"acme","action":"CreateFlow","seconds":-1}"#),
-        (404, vec![ours, token, kind], r#"{"account":"nobody","action":"CreateFlow"}"#),
-        (404, vec![ours, token, kind], r#"{"account":"acme","action":"NoSuchAction"}"#),
+        (
+            400,
+            vec![ours, token, kind],
+            r#"{"account":"acme","action":"CreateFlow","account":"acme"}"#,
+        ),
+        (
+            400,
+            vec![ours, token, kind],
+            r#"{"account":"acme","action":"CreateFlow","minutes":1}"#,
+        ),
+        (
+            400,
+            vec![ours, token, kind],
+            r#"{"account":"acme","action":"CreateFlow","seconds":0}"#,
+        ),
+        (
+            400,
+            vec![ours, token, kind],
+            r#"{"account":"acme","action":"CreateFlow","seconds":86401}"#,
+        ),
+        (
+            400,
+            vec![ours, token, kind],
+            r#"{"account":"acme","action":"CreateFlow","seconds":-1}"#,
+        ),
+        (
+            404,
+            vec![ours, token, kind],
+            r#"{"account":"nobody","action":"CreateFlow"}"#,
+        ),
+        (
+            404,
+            vec![ours, token, kind],
+            r#"{"account":"acme","action":"NoSuchAction"}"#,
+        ),
         (413, vec![ours, token, kind], &*" ".repeat(4097)),
-        (200, vec![ours, token, ("content-type", "Application/JSON; charset=utf-8")], &*body),
+        (
+            200,
+            vec![
+                ours,
+                token,
+                ("content-type", "Application/JSON; charset=utf-8"),
+            ],
+            &*body,
+        ),
     ] {
         let reply = post(admin, "/lanes/pause", &headers, body).await;
         assert_eq!(reply.status, status, "{headers:?} {body}: {reply:?}");
@@ -215,13 +346,30 @@ async fn rule_32_orders_are_for_who_may_and_says_what() {
     }
     for path in ["/lanes/resume", "/lanes/flush"] {
         let body = r#"{"account":"acme","action":"CreateFlow","seconds":1}"#;
-        assert_eq!(post(admin, path, &[ours, token, kind], body).await.status, 400, "{path}");
+        assert_eq!(
+            post(admin, path, &[ours, token, kind], body).await.status,
+            400,
+            "{path}"
+        );
         let page = world.get(path).await;
         assert_eq!((page.status, page.header("allow")), (405, Some("POST")));
     }
     // The token stands in the header and nowhere else.
-    assert_eq!(post(admin, "/lanes/flush?token=team-secret-1", &[ours, kind], &body).await.status, 401);
-    assert_eq!(world.metrics().await.sum("flowgate_operator_actions_total"), 1.0);
+    assert_eq!(
+        post(
+            admin,
+            "/lanes/flush?token=team-secret-1",
+            &[ours, kind],
+            &body
+        )
+        .await
+        .status,
+        401
+    );
+    assert_eq!(
+        world.metrics().await.sum("flowgate_operator_actions_total"),
+        1.0
+    );
 }
 
 #[tokio::test]
@@ -230,20 +378,47 @@ async fn without_admin_actions_and_while_it_observes_there_are_no_orders() {
     let observing = format!("{ORDERS}[log]\nlevel = \"info\"\n");
     for (more, status) in [("", 403), (token_only, 403)] {
         let world = World::new(more).await;
-        assert_eq!(order(world.app.admin_address().unwrap(), "pause", &lane()).await.status, status, "{more}");
+        assert_eq!(
+            order(world.app.admin_address().unwrap(), "pause", &lane())
+                .await
+                .status,
+            status,
+            "{more}"
+        );
     }
-    let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
-    let toml = format!("mode = \"observe\"\n{}[upstream]\nurl = \"{}\"\n{observing}", crate::process::ACME, sim.url());
+    let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let toml = format!(
+        "mode = \"observe\"\n{}[upstream]\nurl = \"{}\"\n{observing}",
+        crate::process::ACME,
+        sim.url()
+    );
     let world = World::configured(sim, &toml).await;
-    assert_eq!(order(world.app.admin_address().unwrap(), "pause", &lane()).await.status, 409);
+    assert_eq!(
+        order(world.app.admin_address().unwrap(), "pause", &lane())
+            .await
+            .status,
+        409
+    );
 }
 
 #[tokio::test]
 async fn a_lane_is_paused_resumed_and_flushed_and_the_log_and_the_metrics_say_so() {
-    let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
-    let orders = [("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"), ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true")];
+    let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let orders = [
+        ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"),
+        ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
+    ];
     let gate = Process::with_env(&sim, "[queue]\nhold = \"90s\"\n", &orders).await;
-    let paused = order(gate.admin, "pause", &json!({ "account": "acme", "action": "CreateFlow", "seconds": 80 })).await;
+    let paused = order(
+        gate.admin,
+        "pause",
+        &json!({ "account": "acme", "action": "CreateFlow", "seconds": 80 }),
+    )
+    .await;
     let answer = json!({ "order": "pause", "account": "acme", "action": "CreateFlow", "seconds": 80,
         "told": 0, "queued": 0, "scope": "the whole lane" });
     assert_eq!((paused.status, paused.json()), (200, answer));
@@ -256,23 +431,64 @@ async fn a_lane_is_paused_resumed_and_flushed_and_the_log_and_the_metrics_say_so
     world::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
     assert_eq!(order(gate.admin, "flush", &lane()).await.json()["told"], 1);
     let flushed = flushed.await.unwrap();
-    assert_eq!((flushed.status, flushed.code().as_str()), (400, "System.LimitControl"));
-    assert!(flushed.json()["Message"].as_str().unwrap().contains("an operator has flushed the queue"), "{flushed:?}");
-    let advice: u64 = flushed.header("x-acs-retry-after").unwrap().parse().unwrap();
-    assert!((60_000..=81_005).contains(&advice), "the rest of the pause: {advice}");
+    assert_eq!(
+        (flushed.status, flushed.code().as_str()),
+        (400, "System.LimitControl")
+    );
+    assert!(
+        flushed.json()["Message"]
+            .as_str()
+            .unwrap()
+            .contains("an operator has flushed the queue"),
+        "{flushed:?}"
+    );
+    let advice: u64 = flushed
+        .header("x-acs-retry-after")
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        (60_000..=81_005).contains(&advice),
+        "the rest of the pause: {advice}"
+    );
     let served = call("served");
     world::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
     assert!(sim.arrivals().is_empty(), "nobody is sent");
-    assert_eq!(order(gate.admin, "resume", &lane()).await.json()["queued"], 1);
+    assert_eq!(
+        order(gate.admin, "resume", &lane()).await.json()["queued"],
+        1
+    );
     assert_eq!(served.await.unwrap().status, 200);
     let metrics = world::Metrics::of(gate.admin).await;
     for action in ["pause", "resume", "flush"] {
-        assert_eq!(metrics.get(&format!("flowgate_operator_actions_total{{action=\"{action}\"}}")), 1.0, "{action}");
+        assert_eq!(
+            metrics.get(&format!(
+                "flowgate_operator_actions_total{{action=\"{action}\"}}"
+            )),
+            1.0,
+            "{action}"
+        );
     }
-    assert_eq!(metrics.get("flowgate_refused_total{account=\"acme\",reason=\"flushed\"}"), 1.0);
+    assert_eq!(
+        metrics.get("flowgate_refused_total{account=\"acme\",reason=\"flushed\"}"),
+        1.0
+    );
     let said = gate.logged("an operator gave an order to a lane", 3).await;
-    let said: Vec<_> = said.iter().map(|event| (&event["level"], &event["order"], &event["action"])).collect();
+    let said: Vec<_> = said
+        .iter()
+        .map(|event| (&event["level"], &event["order"], &event["action"]))
+        .collect();
     let warn = json!("WARN");
-    let (action, names) = (json!("CreateFlow"), [json!("pause"), json!("flush"), json!("resume")]);
-    assert_eq!(said, [(&warn, &names[0], &action), (&warn, &names[1], &action), (&warn, &names[2], &action)]);
+    let (action, names) = (
+        json!("CreateFlow"),
+        [json!("pause"), json!("flush"), json!("resume")],
+    );
+    assert_eq!(
+        said,
+        [
+            (&warn, &names[0], &action),
+            (&warn, &names[1], &action),
+            (&warn, &names[2], &action)
+        ]
+    );
 }

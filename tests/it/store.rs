@@ -21,7 +21,10 @@ async fn process(quota: &str) -> Process {
 #[tokio::test]
 async fn without_a_store_nothing_is_said_of_one() {
     let page = World::new("").await.get("/metrics").await.body;
-    assert!(!page.contains("flowgate_store") && !page.contains("flowgate_replicas"), "{page}");
+    assert!(
+        !page.contains("flowgate_store") && !page.contains("flowgate_replicas"),
+        "{page}"
+    );
 }
 
 #[tokio::test]
@@ -35,7 +38,13 @@ async fn a_server_is_found_and_seen_to_leave_and_to_return() {
     assert!(metrics.sum("flowgate_store_errors_total") >= 1.0);
     redis.start_again().await;
     world.until(UP, 1.0).await;
-    assert!(world.metrics().await.get("flowgate_store_seconds_count{op=\"connect\"}") >= 2.0);
+    assert!(
+        world
+            .metrics()
+            .await
+            .get("flowgate_store_seconds_count{op=\"connect\"}")
+            >= 2.0
+    );
 }
 
 #[tokio::test]
@@ -43,8 +52,14 @@ async fn a_user_needs_no_more_rights_than_the_manual_says() {
     let user = "flowgate on >team-secret-1 ~flowgate:* +@read +@write +@scripting +@connection +info +time";
     let options: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
     let redis = Redis::with(&[&options[..], &["--requirepass", "another"]].concat()).await;
-    let quota = format!("store = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}", redis.url());
-    World::new(&format!("[quota]\n{quota}")).await.until(UP, 1.0).await;
+    let quota = format!(
+        "store = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}",
+        redis.url()
+    );
+    World::new(&format!("[quota]\n{quota}"))
+        .await
+        .until(UP, 1.0)
+        .await;
 }
 
 /// Why a start with a user of these rights is refused, if it is.
@@ -53,7 +68,10 @@ async fn refused(rights: &str) -> Option<String> {
     let options: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
     let redis = Redis::with(&[&options[..], &["--requirepass", "another"]].concat()).await;
     let folder = tempfile::tempdir().unwrap();
-    let quota = format!("[quota]\nstore = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}", redis.url());
+    let quota = format!(
+        "[quota]\nstore = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}",
+        redis.url()
+    );
     let started = App::start(world::load(&folder, &quota)).await;
     started.err().map(|error| error.to_string())
 }
@@ -61,17 +79,42 @@ async fn refused(rights: &str) -> Option<String> {
 #[tokio::test]
 async fn a_user_without_the_rights_is_refused_at_the_start_with_the_reason() {
     for (rights, missing) in [
-        ("~flowgate:* +@read +@write +@connection +info +time", "script|load"),
-        ("~flowgate:* +@read +@write +@scripting +@connection +info", "run this command"),
-        ("~flowgate:* +@read +@scripting +@connection +info +time", "set"),
-        ("~other:* +@read +@write +@scripting +@connection +info +time", "key"),
+        (
+            "~flowgate:* +@read +@write +@connection +info +time",
+            "script|load",
+        ),
+        (
+            "~flowgate:* +@read +@write +@scripting +@connection +info",
+            "run this command",
+        ),
+        (
+            "~flowgate:* +@read +@scripting +@connection +info +time",
+            "set",
+        ),
+        (
+            "~other:* +@read +@write +@scripting +@connection +info +time",
+            "key",
+        ),
     ] {
-        let reason = refused(rights).await.unwrap_or_else(|| panic!("{rights} is enough"));
-        let known = reason.starts_with("quota.store: the shared store does not permit what Flowgate needs (");
-        assert!(known && reason.split("): ").nth(1).is_some_and(|said| said.contains(missing)), "{reason}");
+        let reason = refused(rights)
+            .await
+            .unwrap_or_else(|| panic!("{rights} is enough"));
+        let known = reason
+            .starts_with("quota.store: the shared store does not permit what Flowgate needs (");
+        assert!(
+            known
+                && reason
+                    .split("): ")
+                    .nth(1)
+                    .is_some_and(|said| said.contains(missing)),
+            "{reason}"
+        );
     }
     // What INFO says is good to know.
-    assert_eq!(refused("~flowgate:* +@read +@write +@scripting +@connection +time").await, None);
+    assert_eq!(
+        refused("~flowgate:* +@read +@write +@scripting +@connection +time").await,
+        None
+    );
 }
 
 #[tokio::test]
@@ -79,49 +122,98 @@ async fn a_user_who_loses_a_right_is_seen_and_said_once() {
     let redis = Redis::start().await;
     let flowgate = process(&format!("store = \"{}\"", redis.url())).await;
     flowgate.logged("the shared store is up", 1).await;
-    assert_eq!(redis.ask(&["ACL", "SETUSER", "default", "-@scripting"]).await.trim(), "OK");
+    assert_eq!(
+        redis
+            .ask(&["ACL", "SETUSER", "default", "-@scripting"])
+            .await
+            .trim(),
+        "OK"
+    );
     let event = flowgate.logged("the shared store is down", 1).await[0].clone();
-    assert!(event["reason"].as_str().unwrap().contains("evalsha"), "{event}");
+    assert!(
+        event["reason"].as_str().unwrap().contains("evalsha"),
+        "{event}"
+    );
     let unfit = "the shared store cannot be used; trying on";
     flowgate.logged(unfit, 1).await;
-    Metrics::until(flowgate.admin, "flowgate_store_errors_total{op=\"connect\"}", |times| times >= 3.0).await;
+    Metrics::until(
+        flowgate.admin,
+        "flowgate_store_errors_total{op=\"connect\"}",
+        |times| times >= 3.0,
+    )
+    .await;
     let metrics = Metrics::of(flowgate.admin).await;
-    assert_eq!((metrics.get(UP), metrics.get("flowgate_store_degraded")), (0.0, 1.0));
+    assert_eq!(
+        (metrics.get(UP), metrics.get("flowgate_store_degraded")),
+        (0.0, 1.0)
+    );
     assert_eq!(flowgate.logged(unfit, 1).await.len(), 1);
-    redis.ask(&["ACL", "SETUSER", "default", "+@scripting"]).await;
+    redis
+        .ask(&["ACL", "SETUSER", "default", "+@scripting"])
+        .await;
     Metrics::until(flowgate.admin, UP, |up| up == 1.0).await;
 }
 
 #[tokio::test]
 async fn tls_is_verified_against_the_file() {
     let (redis, other) = (Redis::with_tls().await, Redis::with_tls().await);
-    let quota = |ca: &Redis| format!("store = \"{}\"\nstore_ca_file = {:?}", redis.url(), ca.ca_file());
-    World::new(&format!("[quota]\n{}", quota(&redis))).await.until(UP, 1.0).await;
+    let quota = |ca: &Redis| {
+        format!(
+            "store = \"{}\"\nstore_ca_file = {:?}",
+            redis.url(),
+            ca.ca_file()
+        )
+    };
+    World::new(&format!("[quota]\n{}", quota(&redis)))
+        .await
+        .until(UP, 1.0)
+        .await;
     let flowgate = process(&quota(&other)).await;
-    let event = &flowgate.logged("the shared store cannot be reached; trying on", 1).await[0];
-    assert!(event["reason"].as_str().unwrap().contains("certificate"), "{event}");
+    let event = &flowgate
+        .logged("the shared store cannot be reached; trying on", 1)
+        .await[0];
+    assert!(
+        event["reason"].as_str().unwrap().contains("certificate"),
+        "{event}"
+    );
 }
 
 #[tokio::test]
 async fn a_cluster_is_found() {
     let cluster = Cluster::start().await;
-    World::new(&format!("[quota]\nstore = {}", cluster.urls())).await.until(UP, 1.0).await;
+    World::new(&format!("[quota]\nstore = {}", cluster.urls()))
+        .await
+        .until(UP, 1.0)
+        .await;
     // One node is enough to find the others.
-    let quota = format!("[quota]\nstore = \"{}\"\nstore_cluster = true", cluster.nodes[1].url());
+    let quota = format!(
+        "[quota]\nstore = \"{}\"\nstore_cluster = true",
+        cluster.nodes[1].url()
+    );
     World::new(&quota).await.until(UP, 1.0).await;
 }
 
 #[tokio::test]
 async fn a_failover_of_the_sentinels_is_followed() {
     let mut watched = Watched::start().await;
-    let flowgate = process(&format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls())).await;
+    let flowgate = process(&format!(
+        "store = {}\nstore_sentinel = \"{SERVICE}\"",
+        watched.urls()
+    ))
+    .await;
     flowgate.logged("the shared store is up", 1).await;
     watched.master.stop().await;
     let events = flowgate.logged("the shared store is up", 2).await;
     assert_eq!(events[1]["restarted"], true);
     let run = watched.replica.ask(&["INFO", "server"]).await;
-    assert!(run.contains(events[1]["run_id"].as_str().unwrap()), "{events:?} {run}");
-    assert_eq!(flowgate.logged("the shared store is down", 1).await.len(), 1);
+    assert!(
+        run.contains(events[1]["run_id"].as_str().unwrap()),
+        "{events:?} {run}"
+    );
+    assert_eq!(
+        flowgate.logged("the shared store is down", 1).await.len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -130,8 +222,16 @@ async fn a_wrong_password_is_said_once_and_without_it() {
     let flowgate = process(&format!("store = \"{}\"\n{PASSWORD}", redis.url())).await;
     let refused = "the shared store cannot be used; trying on";
     let event = flowgate.logged(refused, 1).await[0].clone();
-    assert_eq!(event["reason"], "Password authentication failed - AuthenticationFailed");
-    Metrics::until(flowgate.admin, "flowgate_store_errors_total{op=\"connect\"}", |times| times >= 3.0).await;
+    assert_eq!(
+        event["reason"],
+        "Password authentication failed - AuthenticationFailed"
+    );
+    Metrics::until(
+        flowgate.admin,
+        "flowgate_store_errors_total{op=\"connect\"}",
+        |times| times >= 3.0,
+    )
+    .await;
     assert_eq!(Metrics::of(flowgate.admin).await.get(UP), 0.0);
     assert_eq!(flowgate.logged(refused, 1).await.len(), 1);
 }
@@ -140,9 +240,16 @@ async fn a_wrong_password_is_said_once_and_without_it() {
 async fn a_store_that_evicts_is_refused_at_the_start() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let refused = App::start(world::load(&folder, &format!("[quota]\nstore = \"{}\"", redis.url()))).await;
+    let refused = App::start(world::load(
+        &folder,
+        &format!("[quota]\nstore = \"{}\"", redis.url()),
+    ))
+    .await;
     let expected = "quota.store: the shared store evicts keys (maxmemory-policy allkeys-lru), which would forget spent tokens: set it to noeviction";
-    assert_eq!(refused.err().map(|error| error.to_string()).as_deref(), Some(expected));
+    assert_eq!(
+        refused.err().map(|error| error.to_string()).as_deref(),
+        Some(expected)
+    );
 }
 
 #[tokio::test]
@@ -151,14 +258,26 @@ async fn another_run_of_the_server_is_told_from_a_broken_connection() {
     let flowgate = process(&format!("store = \"{}\"", redis.url())).await;
     let up = "the shared store is up";
     flowgate.logged(up, 1).await;
-    assert_eq!(redis.ask(&["CLIENT", "KILL", "TYPE", "normal"]).await.trim(), "1");
+    assert_eq!(
+        redis
+            .ask(&["CLIENT", "KILL", "TYPE", "normal"])
+            .await
+            .trim(),
+        "1"
+    );
     flowgate.logged(up, 2).await;
     redis.stop().await;
     redis.start_again().await;
     let events = flowgate.logged(up, 3).await;
-    let restarted: Vec<_> = events.iter().map(|event| event["restarted"].as_bool().unwrap()).collect();
+    let restarted: Vec<_> = events
+        .iter()
+        .map(|event| event["restarted"].as_bool().unwrap())
+        .collect();
     assert_eq!(restarted, [false, false, true]);
     assert_eq!(events[0]["run_id"], events[1]["run_id"]);
     assert_ne!(events[1]["run_id"], events[2]["run_id"]);
-    assert_eq!(flowgate.logged("the shared store is down", 2).await.len(), 2);
+    assert_eq!(
+        flowgate.logged("the shared store is down", 2).await.len(),
+        2
+    );
 }

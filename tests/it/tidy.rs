@@ -54,15 +54,26 @@ fn without_tests(text: &str) -> &str {
 
 #[test]
 fn every_file_opens_with_its_question_and_ends_its_docs_with_a_full_stop() {
-    for (path, text) in ["src", "cams-sim/src", "tests/it", "fuzz/targets"].into_iter().flat_map(sources) {
-        assert!(text.starts_with("//! "), "{} has no module doc", path.display());
+    for (path, text) in ["src", "cams-sim/src", "tests/it", "fuzz/targets"]
+        .into_iter()
+        .flat_map(sources)
+    {
+        assert!(
+            text.starts_with("//! "),
+            "{} has no module doc",
+            path.display()
+        );
         let lines: Vec<_> = text.lines().chain([""]).collect();
         for pair in lines.windows(2) {
             let (line, next) = (pair[0].trim(), pair[1].trim());
             let is_doc = |line: &str| line.starts_with("//!") || line.starts_with("///");
             if is_doc(line) && !is_doc(next) && line.len() > 4 {
                 let closed = line.ends_with(['.', ':', '|', '`', '?', '!', ')']);
-                assert!(closed, "{}: a doc stops mid-sentence: {line}", path.display());
+                assert!(
+                    closed,
+                    "{}: a doc stops mid-sentence: {line}",
+                    path.display()
+                );
             }
         }
     }
@@ -73,13 +84,30 @@ fn deciders_do_no_io() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     for (path, text) in sources("src") {
         let relative = path.strip_prefix(&root).unwrap();
-        if !DECIDERS.iter().any(|decider| relative.starts_with(decider)) || path.ends_with("tests.rs") {
+        if !DECIDERS.iter().any(|decider| relative.starts_with(decider))
+            || path.ends_with("tests.rs")
+        {
             continue;
         }
-        for line in without_tests(&text).lines().filter(|line| line.trim_start().starts_with("use ")) {
+        for line in without_tests(&text)
+            .lines()
+            .filter(|line| line.trim_start().starts_with("use "))
+        {
             let allowed = line.contains("tokio::time::Instant;");
-            let waits = ["tokio", "hyper_util", "std::net::Tcp", "std::fs", "std::env", "redis", "leaky_bucket"];
-            assert!(allowed || !waits.iter().any(|name| line.contains(name)), "{}: {line}", path.display());
+            let waits = [
+                "tokio",
+                "hyper_util",
+                "std::net::Tcp",
+                "std::fs",
+                "std::env",
+                "redis",
+                "leaky_bucket",
+            ];
+            assert!(
+                allowed || !waits.iter().any(|name| line.contains(name)),
+                "{}: {line}",
+                path.display()
+            );
         }
     }
 }

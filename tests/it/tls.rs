@@ -62,7 +62,11 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let own = params.self_signed(&key).unwrap();
-        Self { pem: own.pem(), der: own.der().clone(), issuer: Issuer::new(params, key) }
+        Self {
+            pem: own.pem(),
+            der: own.der().clone(),
+            issuer: Issuer::new(params, key),
+        }
     }
 
     fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Identity {
@@ -70,22 +74,33 @@ impl Authority {
         let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
         change(&mut params);
         let leaf = params.signed_by(&key, &self.issuer).unwrap();
-        Identity { pem: leaf.pem(), der: leaf.der().clone(), key }
+        Identity {
+            pem: leaf.pem(),
+            der: leaf.der().clone(),
+            key,
+        }
     }
 
     /// Of a caller that trusts this authority and nobody else.
-    fn client(&self, versions: &[&'static SupportedProtocolVersion], identity: Option<&Identity>) -> ClientConfig {
+    fn client(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        identity: Option<&Identity>,
+    ) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).unwrap();
-        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_protocol_versions(versions)
-            .unwrap()
-            .with_root_certificates(roots);
+        let builder =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_protocol_versions(versions)
+                .unwrap()
+                .with_root_certificates(roots);
         match identity {
             None => builder.with_no_client_auth(),
             Some(Identity { der, key, .. }) => {
                 let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-                builder.with_client_auth_cert(vec![der.clone()], key).unwrap()
+                builder
+                    .with_client_auth_cert(vec![der.clone()], key)
+                    .unwrap()
             }
         }
     }
@@ -110,7 +125,9 @@ impl Place {
 
     async fn with(settings: Settings, listen: &str, more: &str) -> Self {
         let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
-        authority.issue(|params| params.not_after = rcgen::date_time_ymd(2050, 1, 1)).write(folder.path());
+        authority
+            .issue(|params| params.not_after = rcgen::date_time_ymd(2050, 1, 1))
+            .write(folder.path());
         std::fs::write(folder.path().join("ca.pem"), &authority.pem).unwrap();
         let file = |name: &str| folder.path().join(name);
         let mut tls = format!("cert = {:?}, key = {:?}", file("cert.pem"), file("key.pem"));
@@ -118,10 +135,16 @@ impl Place {
             tls += &format!(", client_ca = {:?}", file("ca.pem"));
         }
         let listen = listen.replace("client_ca", "");
-        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme")).await.unwrap();
+        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+            .await
+            .unwrap();
         let upstream = sim.url();
         let more = format!("[listen]\ntls = {{ {tls} }}\n{listen}\n{more}");
-        Self { world: World::in_front_of(sim, &upstream, &more).await, authority, _folder: folder }
+        Self {
+            world: World::in_front_of(sim, &upstream, &more).await,
+            authority,
+            _folder: folder,
+        }
     }
 
     fn client(&self) -> ClientConfig {
@@ -133,7 +156,12 @@ impl Place {
     }
 
     async fn errors(&self, kind: &str, count: f64) {
-        self.world.until(&format!("flowgate_connection_errors_total{{kind=\"{kind}\"}}"), count).await;
+        self.world
+            .until(
+                &format!("flowgate_connection_errors_total{{kind=\"{kind}\"}}"),
+                count,
+            )
+            .await;
     }
 
     fn call(&self, name: &str) -> Call {
@@ -143,7 +171,9 @@ impl Place {
 
 async fn connect(to: SocketAddr, client: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
     let tcp = TcpStream::connect(to).await?;
-    TlsConnector::from(Arc::new(client)).connect(ServerName::try_from(NAME).unwrap(), tcp).await
+    TlsConnector::from(Arc::new(client))
+        .connect(ServerName::try_from(NAME).unwrap(), tcp)
+        .await
 }
 
 async fn send(stream: &mut TlsStream<TcpStream>, call: &Call) -> Option<Reply> {
@@ -169,7 +199,10 @@ async fn a_journey_in_both_versions_and_one_connection() {
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
         for name in ["one", "two"] {
             let reply = send(&mut stream, &place.call(name)).await.unwrap();
-            assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some(name)));
+            assert_eq!(
+                (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+                (200, Some(name))
+            );
         }
         let large = "x".repeat(200 * 1024);
         let call = Call::v3_with(
@@ -183,14 +216,24 @@ async fn a_journey_in_both_versions_and_one_connection() {
         );
         // More than one record each way.
         let reply = send(&mut stream, &call).await.unwrap();
-        assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some(large.as_str())));
+        assert_eq!(
+            (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+            (200, Some(large.as_str()))
+        );
     }
     let mut only_h2 = place.client();
     only_h2.alpn_protocols = vec![b"h2".to_vec()];
     let error = connect(place.world.proxy, only_h2).await.unwrap_err();
-    assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
+    assert!(
+        error.to_string().contains("NoApplicationProtocol"),
+        "{error}"
+    );
     place.errors("tls", 1.0).await;
-    let expiry = place.world.metrics().await.get("flowgate_certificate_expiry_timestamp_seconds{name=\"listen\"}");
+    let expiry = place
+        .world
+        .metrics()
+        .await
+        .get("flowgate_certificate_expiry_timestamp_seconds{name=\"listen\"}");
     assert_eq!(expiry, 2_524_608_000.0);
     let shown = place.world.get("/config").await.json();
     assert_eq!(shown["listen"]["tls"]["client_ca"], serde_json::Value::Null);
@@ -200,12 +243,20 @@ async fn a_journey_in_both_versions_and_one_connection() {
 #[tokio::test]
 async fn a_client_authority_lets_in_whom_it_has_certified_and_nobody_else() {
     let place = Place::new("client_ca", "").await;
-    let (right, foreign) = (place.authority.issue(|_| {}), Authority::new().issue(|_| {}));
-    let expired = place.authority.issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    let (right, foreign) = (
+        place.authority.issue(|_| {}),
+        Authority::new().issue(|_| {}),
+    );
+    let expired = place
+        .authority
+        .issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
     for version in [&version::TLS12, &version::TLS13] {
-        for (identity, lets_in) in
-            [(None, false), (Some(&foreign), false), (Some(&expired), false), (Some(&right), true)]
-        {
+        for (identity, lets_in) in [
+            (None, false),
+            (Some(&foreign), false),
+            (Some(&expired), false),
+            (Some(&right), true),
+        ] {
             // In TLS 1.3 the caller's side of the handshake is over before its certificate is looked at.
             let client = place.authority.client(&[version], identity);
             let reply = match connect(place.world.proxy, client).await {
@@ -221,7 +272,9 @@ async fn a_client_authority_lets_in_whom_it_has_certified_and_nobody_else() {
 
 async fn hangs_up_while_queued(manner: Manner) {
     let place = Place::new("", "").await;
-    place.world.sim.set_faults(vec!["next=1,throttle,acs-retry-after=3000".parse().unwrap()]);
+    place.world.sim.set_faults(vec![
+        "next=1,throttle,acs-retry-after=3000".parse().unwrap(),
+    ]);
     let mut stays = place.connect().await;
     stays.write_all(&place.call("stays").bytes()).await.unwrap();
     place
@@ -231,7 +284,10 @@ async fn hangs_up_while_queued(manner: Manner) {
     let mut goes = Vec::new();
     for index in 0..5 {
         let mut stream = place.connect().await;
-        stream.write_all(&place.call(&format!("goes-{index}")).bytes()).await.unwrap();
+        stream
+            .write_all(&place.call(&format!("goes-{index}")).bytes())
+            .await
+            .unwrap();
         if let Manner::AfterStrayRecord = manner {
             stream.write_all(b"P").await.unwrap();
         }
@@ -244,7 +300,9 @@ async fn hangs_up_while_queued(manner: Manner) {
             // Says so and then closes.
             Manner::CloseNotify => stream.shutdown().await.unwrap(),
             Manner::Fin | Manner::AfterStrayRecord => {}
-            Manner::Reset => socket2::SockRef::from(stream.get_ref().0).set_linger(Some(Duration::ZERO)).unwrap(),
+            Manner::Reset => socket2::SockRef::from(stream.get_ref().0)
+                .set_linger(Some(Duration::ZERO))
+                .unwrap(),
             Manner::HalfClose => {
                 stream.shutdown().await.unwrap();
                 half_open.push(stream);
@@ -253,9 +311,21 @@ async fn hangs_up_while_queued(manner: Manner) {
         }
         drop(stream.into_inner().0);
     }
-    place.world.until("flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}", 5.0).await;
+    place
+        .world
+        .until(
+            "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}",
+            5.0,
+        )
+        .await;
     assert_eq!(read_reply(&mut stays).await.unwrap().status, 200);
-    let names: Vec<_> = place.world.sim.arrivals().into_iter().filter_map(|arrival| arrival.flow_name).collect();
+    let names: Vec<_> = place
+        .world
+        .sim
+        .arrivals()
+        .into_iter()
+        .filter_map(|arrival| arrival.flow_name)
+        .collect();
     assert_eq!(names, ["stays", "stays"], "{manner:?}");
     let tokens = "flowgate_tokens_total{account=\"acme\",event=\"spent\"}";
     assert_eq!(place.world.metrics().await.get(tokens), 2.0, "{manner:?}");
@@ -274,7 +344,11 @@ async fn a_hang_up_spends_no_token_in_whatever_manner() {
 
 #[tokio::test]
 async fn a_handshake_has_its_time_and_a_connection_counts_before_it() {
-    let place = Place::new("header_timeout = \"300ms\"\nmax_connections_per_source = 2", "").await;
+    let place = Place::new(
+        "header_timeout = \"300ms\"\nmax_connections_per_source = 2",
+        "",
+    )
+    .await;
     let mut silent = TcpStream::connect(place.world.proxy).await.unwrap();
     let mut stalled = TcpStream::connect(place.world.proxy).await.unwrap();
     stalled.write_all(&[22, 3, 1]).await.unwrap();
@@ -294,18 +368,34 @@ async fn the_clock_of_a_head_starts_with_the_head_and_not_with_the_connection() 
     assert_eq!(read_reply(&mut slow).await.map(|reply| reply.status), None);
     place.errors("slow_head", 1.0).await;
     // By then as much time has passed for who said nothing yet.
-    assert_eq!(send(&mut idle, &place.call("pooled")).await.unwrap().status, 200);
+    assert_eq!(
+        send(&mut idle, &place.call("pooled")).await.unwrap().status,
+        200
+    );
 }
 
 #[tokio::test]
 async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
     let place = Place::new("", "").await;
     let reply = place.call("in the clear").send(place.world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (400, "Flowgate.BadRequest"));
-    assert!(reply.json()["Message"].as_str().unwrap().contains("TLS is spoken here"), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "Flowgate.BadRequest")
+    );
+    assert!(
+        reply.json()["Message"]
+            .as_str()
+            .unwrap()
+            .contains("TLS is spoken here"),
+        "{reply:?}"
+    );
     assert_eq!(reply.header("connection"), Some("close"));
     place.errors("tls", 1.0).await;
-    for garbage in [&b"\x00\x01\x02\x03\r\n\r\n"[..], &[22, 3, 1, 0, 5, 1, 2, 3, 4, 5], b"\x80\x2e\x01\x03"] {
+    for garbage in [
+        &b"\x00\x01\x02\x03\r\n\r\n"[..],
+        &[22, 3, 1, 0, 5, 1, 2, 3, 4, 5],
+        b"\x80\x2e\x01\x03",
+    ] {
         let mut stream = TcpStream::connect(place.world.proxy).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
@@ -314,8 +404,21 @@ async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
     place.errors("tls", 4.0).await;
     // Who only looks whether the port is open is no error.
     drop(TcpStream::connect(place.world.proxy).await.unwrap());
-    assert_eq!(send(&mut place.connect().await, &place.call("after all that")).await.unwrap().status, 200);
-    assert_eq!(place.world.metrics().await.sum("flowgate_connection_errors_total"), 4.0);
+    assert_eq!(
+        send(&mut place.connect().await, &place.call("after all that"))
+            .await
+            .unwrap()
+            .status,
+        200
+    );
+    assert_eq!(
+        place
+            .world
+            .metrics()
+            .await
+            .sum("flowgate_connection_errors_total"),
+        4.0
+    );
     assert_eq!(place.world.sim.arrivals().len(), 1);
 }
 
@@ -324,44 +427,88 @@ async fn who_closes_without_a_word_outside_of_a_call_is_no_error() {
     let place = Place::new("", "").await;
     // As a pool does that has opened one connection too many. Under TLS 1.3 that is a reset: the ticket lies unread.
     let client = place.authority.client(&[&version::TLS12], None);
-    drop(connect(place.world.proxy, client).await.unwrap().into_inner().0);
+    drop(
+        connect(place.world.proxy, client)
+            .await
+            .unwrap()
+            .into_inner()
+            .0,
+    );
     let mut stream = place.connect().await;
-    assert_eq!(send(&mut stream, &place.call("x")).await.unwrap().status, 200);
+    assert_eq!(
+        send(&mut stream, &place.call("x")).await.unwrap().status,
+        200
+    );
     drop(stream.into_inner().0);
-    crate::world::Metrics::until(place.world.app.admin_address().unwrap(), "flowgate_connections", |open| open <= 1.0)
-        .await;
-    assert_eq!(place.world.metrics().await.sum("flowgate_connection_errors_total"), 0.0);
+    crate::world::Metrics::until(
+        place.world.app.admin_address().unwrap(),
+        "flowgate_connections",
+        |open| open <= 1.0,
+    )
+    .await;
+    assert_eq!(
+        place
+            .world
+            .metrics()
+            .await
+            .sum("flowgate_connection_errors_total"),
+        0.0
+    );
 }
 
 #[tokio::test]
 async fn a_drain_answers_what_is_under_way_and_closes_as_tls_does() {
-    let settings = Settings { latency: Duration::from_millis(700), ..Settings::default() };
+    let settings = Settings {
+        latency: Duration::from_millis(700),
+        ..Settings::default()
+    };
     let place = Place::with(settings, "", "[drain]\ngrace = \"10s\"").await;
     let (mut idle, mut busy) = (place.connect().await, place.connect().await);
-    assert_eq!(send(&mut idle, &place.call("before")).await.unwrap().status, 200);
-    busy.write_all(&place.call("under way").bytes()).await.unwrap();
-    place.world.until("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}", 1.0).await;
+    assert_eq!(
+        send(&mut idle, &place.call("before")).await.unwrap().status,
+        200
+    );
+    busy.write_all(&place.call("under way").bytes())
+        .await
+        .unwrap();
+    place
+        .world
+        .until(
+            "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}",
+            1.0,
+        )
+        .await;
     let drain = tokio::spawn(place.world.app.drain());
     // Without close_notify this would be an error.
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
     let reply = read_reply(&mut busy).await.unwrap();
-    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+    assert_eq!(
+        (reply.status, reply.header("connection")),
+        (200, Some("close"))
+    );
     assert_eq!(busy.read(&mut [0]).await.unwrap(), 0);
     drain.await.unwrap();
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_replaced_is_shown_to_the_next_caller_and_the_old_connection_goes_on() {
+async fn a_certificate_that_is_replaced_is_shown_to_the_next_caller_and_the_old_connection_goes_on()
+{
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let first = authority.issue(|_| {});
     first.write(folder.path());
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (cert, key) = (file("cert.pem"), file("key.pem"));
-    let env = [("FLOWGATE_LISTEN__TLS__CERT", cert.as_str()), ("FLOWGATE_LISTEN__TLS__KEY", key.as_str())];
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let env = [
+        ("FLOWGATE_LISTEN__TLS__CERT", cert.as_str()),
+        ("FLOWGATE_LISTEN__TLS__KEY", key.as_str()),
+    ];
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let flowgate = Process::configured(&sim, ACME, folder, &env).await;
     let client = || authority.client(&[&version::TLS13], None);
-    let shown = |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone();
+    let shown =
+        |stream: &TlsStream<TcpStream>| stream.get_ref().1.peer_certificates().unwrap()[0].clone();
     let mut old = connect(flowgate.proxy, client()).await.unwrap();
     assert_eq!(shown(&old), first.der);
 
@@ -380,7 +527,9 @@ fn check(folder: &Path, tls: &str) -> Result<Vec<String>, String> {
     let file = folder.join("flowgate.toml");
     std::fs::write(&file, format!("[listen]\n{tls}\n")).unwrap();
     let loaded = config::load(Some(&file), []).map_err(|mistakes| mistakes.to_string());
-    loaded.map(|loaded| loaded.warnings).map_err(|text| text.replace(&format!("{}:", file.display()), ""))
+    loaded
+        .map(|loaded| loaded.warnings)
+        .map_err(|text| text.replace(&format!("{}:", file.display()), ""))
 }
 
 #[test]
@@ -392,29 +541,92 @@ fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
     of("cert.pem", &right.pem);
     of("key.pem", &right.key.serialize_pem());
     of("other.pem", &other.key.serialize_pem());
-    of("both.pem", &(right.pem.clone() + &right.key.serialize_pem()));
-    of("locked.pem", &other.key.serialize_pem().replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
-    of("bad.pem", "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n");
+    of(
+        "both.pem",
+        &(right.pem.clone() + &right.key.serialize_pem()),
+    );
+    of(
+        "locked.pem",
+        &other
+            .key
+            .serialize_pem()
+            .replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
+    );
+    of(
+        "bad.pem",
+        "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n",
+    );
     of("long.pem", &"x".repeat(70_000));
-    let tls = |cert: &str, key: &str| check(folder, &format!("tls = {{ cert = {cert:?}, key = {key:?} }}"));
-    let with_ca =
-        |ca: &str| check(folder, &format!("tls = {{ cert = \"cert.pem\", key = \"key.pem\", client_ca = \"{ca}\" }}"));
-    assert_eq!(tls("cert.pem", "key.pem").map(|warnings| warnings.len()), Ok(0));
-    assert_eq!(tls("both.pem", "both.pem").map(|warnings| warnings.len()), Ok(0));
+    let tls = |cert: &str, key: &str| {
+        check(
+            folder,
+            &format!("tls = {{ cert = {cert:?}, key = {key:?} }}"),
+        )
+    };
+    let with_ca = |ca: &str| {
+        check(
+            folder,
+            &format!("tls = {{ cert = \"cert.pem\", key = \"key.pem\", client_ca = \"{ca}\" }}"),
+        )
+    };
+    assert_eq!(
+        tls("cert.pem", "key.pem").map(|warnings| warnings.len()),
+        Ok(0)
+    );
+    assert_eq!(
+        tls("both.pem", "both.pem").map(|warnings| warnings.len()),
+        Ok(0)
+    );
     assert_eq!(with_ca("cert.pem").map(|warnings| warnings.len()), Ok(0));
     for (found, expected) in [
-        (tls("cert.pem", "other.pem"), "listen.tls.key: expected the key of the certificate in listen.tls.cert"),
-        (tls("cert.pem", "cert.pem"), "listen.tls.key: expected a private key in PEM, not encrypted"),
-        (tls("cert.pem", "locked.pem"), "listen.tls.key: expected a private key in PEM, not encrypted"),
-        (tls("cert.pem", "long.pem"), "listen.tls.key: expected a file of at most 64KiB"),
-        (tls("cert.pem", ""), "listen.tls.key: expected the path of a PEM file"),
-        (tls("key.pem", "key.pem"), "listen.tls.cert: expected certificates in PEM"),
-        (tls("bad.pem", "key.pem"), "listen.tls.cert: expected an X.509 certificate that can be read"),
-        (tls("none.pem", "key.pem"), "listen.tls.cert: there is no such file"),
-        (with_ca("bad.pem"), "listen.tls.client_ca: expected certificates of authorities"),
-        (with_ca("key.pem"), "listen.tls.client_ca: expected certificates in PEM"),
-        (check(folder, "tls = true"), "listen.tls: expected a table: { cert = \"cert.pem\", key = \"key.pem\" }"),
-        (check(folder, "tls.key = \"key.pem\""), "listen.tls.cert: missing, expected the path of a PEM file"),
+        (
+            tls("cert.pem", "other.pem"),
+            "listen.tls.key: expected the key of the certificate in listen.tls.cert",
+        ),
+        (
+            tls("cert.pem", "cert.pem"),
+            "listen.tls.key: expected a private key in PEM, not encrypted",
+        ),
+        (
+            tls("cert.pem", "locked.pem"),
+            "listen.tls.key: expected a private key in PEM, not encrypted",
+        ),
+        (
+            tls("cert.pem", "long.pem"),
+            "listen.tls.key: expected a file of at most 64KiB",
+        ),
+        (
+            tls("cert.pem", ""),
+            "listen.tls.key: expected the path of a PEM file",
+        ),
+        (
+            tls("key.pem", "key.pem"),
+            "listen.tls.cert: expected certificates in PEM",
+        ),
+        (
+            tls("bad.pem", "key.pem"),
+            "listen.tls.cert: expected an X.509 certificate that can be read",
+        ),
+        (
+            tls("none.pem", "key.pem"),
+            "listen.tls.cert: there is no such file",
+        ),
+        (
+            with_ca("bad.pem"),
+            "listen.tls.client_ca: expected certificates of authorities",
+        ),
+        (
+            with_ca("key.pem"),
+            "listen.tls.client_ca: expected certificates in PEM",
+        ),
+        (
+            check(folder, "tls = true"),
+            "listen.tls: expected a table: { cert = \"cert.pem\", key = \"key.pem\" }",
+        ),
+        (
+            check(folder, "tls.key = \"key.pem\""),
+            "listen.tls.cert: missing, expected the path of a PEM file",
+        ),
     ] {
         assert_eq!(found, Err(format!("2: {expected}")));
     }
@@ -424,10 +636,14 @@ fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
 fn a_certificate_out_of_its_time_is_a_warning() {
     let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
     let tls = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
-    authority.issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1)).write(folder.path());
+    authority
+        .issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))
+        .write(folder.path());
     let expired = check(folder.path(), tls).unwrap();
     assert_eq!(expired, ["listen.tls.cert: the certificate has expired"]);
-    authority.issue(|params| params.not_before = rcgen::date_time_ymd(2999, 1, 1)).write(folder.path());
+    authority
+        .issue(|params| params.not_before = rcgen::date_time_ymd(2999, 1, 1))
+        .write(folder.path());
     let early = check(folder.path(), tls).unwrap();
     assert_eq!(early, ["listen.tls.cert: the certificate is not valid yet"]);
 }

@@ -35,8 +35,14 @@ struct Collector {
 impl Collector {
     /// Its configuration line, and the collector.
     async fn start() -> (String, Self) {
-        let (listener, collector) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), Self::default());
-        let url = format!("[telemetry]\notlp = \"http://{}\"\n", listener.local_addr().unwrap());
+        let (listener, collector) = (
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            Self::default(),
+        );
+        let url = format!(
+            "[telemetry]\notlp = \"http://{}\"\n",
+            listener.local_addr().unwrap()
+        );
         let serving = collector.clone();
         tokio::spawn(async move {
             loop {
@@ -51,27 +57,40 @@ impl Collector {
     }
 
     async fn answer(self, request: Request<Incoming>) -> hyper::Result<Response<Full<Bytes>>> {
-        assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/v1/traces"));
+        assert_eq!(
+            (request.method().as_str(), request.uri().path()),
+            ("POST", "/v1/traces")
+        );
         assert_eq!(request.headers()["content-type"], "application/x-protobuf");
         let body = request.into_body().collect().await?.to_bytes();
         let mut response = Response::default();
         if *self.is_down.lock() {
             *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         } else {
-            self.taken.lock().push(ExportTraceServiceRequest::decode(body).unwrap());
+            self.taken
+                .lock()
+                .push(ExportTraceServiceRequest::decode(body).unwrap());
         }
         Ok(response)
     }
 
     fn spans(&self) -> Vec<Span> {
         let taken = self.taken.lock();
-        let all = taken.iter().flat_map(|taken| &taken.resource_spans).flat_map(|of| &of.scope_spans);
+        let all = taken
+            .iter()
+            .flat_map(|taken| &taken.resource_spans)
+            .flat_map(|of| &of.scope_spans);
         all.flat_map(|of| of.spans.clone()).collect()
     }
 }
 
 fn text(attributes: &[KeyValue], key: &str) -> Option<String> {
-    let value = attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value?;
+    let value = attributes
+        .iter()
+        .find(|attribute| attribute.key == key)?
+        .value
+        .clone()?
+        .value?;
     Some(match value {
         Value::StringValue(text) => text,
         Value::IntValue(number) => number.to_string(),
@@ -93,16 +112,27 @@ async fn call(process: &Process, name: &str, traceparent: Option<&str>) {
 
 /// What the endpoint was told, of this flow.
 fn told(sim: &cams_sim::Running, flow: &str) -> Vec<String> {
-    let of_flow = sim.arrivals().into_iter().filter(|arrival| arrival.flow_name.as_deref() == Some(flow));
+    let of_flow = sim
+        .arrivals()
+        .into_iter()
+        .filter(|arrival| arrival.flow_name.as_deref() == Some(flow));
     let headers = of_flow.flat_map(|arrival| arrival.headers);
-    headers.filter(|(name, _)| name == "traceparent").map(|(_, value)| value).collect()
+    headers
+        .filter(|(name, _)| name == "traceparent")
+        .map(|(_, value)| value)
+        .collect()
 }
 
 #[tokio::test]
 async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
     let fault = "next=1,throttle,acs-retry-after=500".parse().unwrap();
-    let settings = Settings { faults: vec![fault], ..Settings::default() };
-    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme")).await.unwrap();
+    let settings = Settings {
+        faults: vec![fault],
+        ..Settings::default()
+    };
+    let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let (toml, collector) = Collector::start().await;
     let process = Process::start(&sim, &format!("{toml}sample_percent = 0\n")).await;
     call(&process, "traced", Some(CALLER)).await;
@@ -115,18 +145,29 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
 
     let spans = collector.spans();
     let names: Vec<_> = spans.iter().map(|span| span.name.as_str()).collect();
-    assert_eq!(names, ["queue", "attempt", "queue", "attempt", "CreateFlow"]);
+    assert_eq!(
+        names,
+        ["queue", "attempt", "queue", "attempt", "CreateFlow"]
+    );
     let whole = &spans[4];
-    assert_eq!((hex(&whole.parent_span_id), whole.kind), ("b7ad6b7169203331".to_owned(), 2));
+    assert_eq!(
+        (hex(&whole.parent_span_id), whole.kind),
+        ("b7ad6b7169203331".to_owned(), 2)
+    );
     let said = |key| text(&whole.attributes, key);
     let expected = [
         ("flowgate.account", "acme"),
         ("flowgate.outcome", "ok"),
         ("flowgate.attempts", "2"),
         ("http.response.status_code", "200"),
-        ("flowgate.request_id", logged[0]["request_id"].as_str().unwrap()),
+        (
+            "flowgate.request_id",
+            logged[0]["request_id"].as_str().unwrap(),
+        ),
     ];
-    expected.into_iter().for_each(|(key, value)| assert_eq!(said(key).as_deref(), Some(value), "{key}"));
+    expected
+        .into_iter()
+        .for_each(|(key, value)| assert_eq!(said(key).as_deref(), Some(value), "{key}"));
     for (before, span) in spans.iter().zip(&spans[1..4]) {
         assert_eq!(span.parent_span_id, whole.span_id);
         assert!(before.end_time_unix_nano <= span.start_time_unix_nano);
@@ -136,17 +177,30 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
     // From the refusal, which came within the first attempt, the lane pauses for as long as the endpoint asks.
     assert!(
-        spans[2].end_time_unix_nano - spans[1].start_time_unix_nano >= Duration::from_millis(500).as_nanos() as u64
+        spans[2].end_time_unix_nano - spans[1].start_time_unix_nano
+            >= Duration::from_millis(500).as_nanos() as u64
     );
-    let codes: Vec<_> = spans.iter().filter_map(|span| text(&span.attributes, "flowgate.code")).collect();
+    let codes: Vec<_> = spans
+        .iter()
+        .filter_map(|span| text(&span.attributes, "flowgate.code"))
+        .collect();
     assert_eq!(codes, ["System.LimitControl", "OK", "OK"]);
     // What the endpoint was told are the attempts' own names, and the caller's where nobody listens.
     let attempt = |span: &Span| format!("00-{TRACE}-{}-01", hex(&span.span_id));
-    assert_eq!(told(&sim, "traced"), [attempt(&spans[1]), attempt(&spans[3])]);
+    assert_eq!(
+        told(&sim, "traced"),
+        [attempt(&spans[1]), attempt(&spans[3])]
+    );
     assert_eq!(told(&sim, "unsampled"), [CALLER.replace("-01", "-00")]);
     assert_eq!(told(&sim, "alone"), [""; 0]);
-    let of = collector.taken.lock()[0].resource_spans[0].resource.clone().unwrap();
-    assert_eq!(text(&of.attributes, "service.name").as_deref(), Some("flowgate"));
+    let of = collector.taken.lock()[0].resource_spans[0]
+        .resource
+        .clone()
+        .unwrap();
+    assert_eq!(
+        text(&of.attributes, "service.name").as_deref(),
+        Some("flowgate")
+    );
     // Nobody can do anything with a trace that he must not know.
     let all = format!("{:?}", collector.taken.lock());
     assert!(!all.contains(SECRET) && !all.contains("ACS3-HMAC") && !all.contains("traced"));
@@ -154,16 +208,28 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
 
 #[tokio::test]
 async fn a_collector_that_is_away_costs_no_call_and_is_told_once() {
-    let sim = Sim::start(Settings { limits: Default::default(), ..Settings::default() }.with_key(KEY, SECRET, "acme"));
+    let sim = Sim::start(
+        Settings {
+            limits: Default::default(),
+            ..Settings::default()
+        }
+        .with_key(KEY, SECRET, "acme"),
+    );
     let (toml, collector) = Collector::start().await;
     *collector.is_down.lock() = true;
     let sim = sim.await.unwrap();
     // As long as OpenTelemetry's own variable says.
-    let env = [("OTEL_BSP_SCHEDULE_DELAY", "20"), ("OTEL_SERVICE_NAME", "gate")];
+    let env = [
+        ("OTEL_BSP_SCHEDULE_DELAY", "20"),
+        ("OTEL_SERVICE_NAME", "gate"),
+    ];
     let process = Process::with_env(&sim, &toml, &env).await;
     call(&process, "one", None).await;
     let warned = process.logged("spans cannot be exported", 1).await;
-    assert_eq!(warned[0]["error"], "the collector answers 503 Service Unavailable");
+    assert_eq!(
+        warned[0]["error"],
+        "the collector answers 503 Service Unavailable"
+    );
     assert_eq!(told(&sim, "one").len(), 1);
     *collector.is_down.lock() = false;
     call(&process, "two", None).await;
@@ -172,7 +238,13 @@ async fn a_collector_that_is_away_costs_no_call_and_is_told_once() {
     assert!(metrics.get("flowgate_trace_exports_total{result=\"failed\"}") >= 1.0);
     assert!(metrics.get("flowgate_trace_exports_total{result=\"done\"}") >= 1.0);
     assert_eq!(process.logged("spans cannot be exported", 1).await.len(), 1);
-    let of = collector.taken.lock()[0].resource_spans[0].resource.clone().unwrap();
-    assert_eq!(text(&of.attributes, "service.name").as_deref(), Some("gate"));
+    let of = collector.taken.lock()[0].resource_spans[0]
+        .resource
+        .clone()
+        .unwrap();
+    assert_eq!(
+        text(&of.attributes, "service.name").as_deref(),
+        Some("gate")
+    );
     assert!(process.terminate().await.success());
 }

@@ -28,7 +28,13 @@ async fn start(sim: &Running, socket: &Path, more: &str) -> Process {
     );
     std::fs::write(&config, toml).unwrap();
     let mut command = Command::new("sh");
-    command.args(["-c", "umask 000; exec \"$0\" --config \"$1\"", env!("CARGO_BIN_EXE_flowgate")]).arg(&config);
+    command
+        .args([
+            "-c",
+            "umask 000; exec \"$0\" --config \"$1\"",
+            env!("CARGO_BIN_EXE_flowgate"),
+        ])
+        .arg(&config);
     Process::launch(command, folder).await
 }
 
@@ -42,11 +48,18 @@ async fn create(socket: &Path, name: &str) -> u16 {
     for (name, value) in &call.headers {
         request = request.header(name, value);
     }
-    let response = sender.send_request(request.body(Full::new(Bytes::from(call.body))).unwrap()).await.unwrap();
+    let response = sender
+        .send_request(request.body(Full::new(Bytes::from(call.body))).unwrap())
+        .await
+        .unwrap();
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
-    assert_eq!(body["Data"]["FlowName"].as_str(), (status == 200).then_some(name), "{body}");
+    assert_eq!(
+        body["Data"]["FlowName"].as_str(),
+        (status == 200).then_some(name),
+        "{body}"
+    );
     status
 }
 
@@ -56,7 +69,9 @@ fn mode(path: &Path) -> u32 {
 
 #[tokio::test]
 async fn a_sidecar_is_called_over_its_socket_and_leaves_none_behind() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("flowgate.sock");
     let process = start(&sim, &socket, "").await;
@@ -72,7 +87,9 @@ async fn a_sidecar_is_called_over_its_socket_and_leaves_none_behind() {
 
 #[tokio::test]
 async fn the_socket_that_a_successor_has_bound_meanwhile_stays() {
-    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme")).await.unwrap();
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("flowgate.sock");
     let old = start(&sim, &socket, "").await;

@@ -13,13 +13,19 @@ use crate::world::World;
 /// One CreateFlow against a fault that strikes it.
 async fn struck(world: &World, fault: &str) -> Reply {
     world.sim.reset();
-    world.sim.set_faults(vec![format!("next=1,{fault}").parse().unwrap()]);
+    world
+        .sim
+        .set_faults(vec![format!("next=1,{fault}").parse().unwrap()]);
     Call::v3(&world.host(), "x").send(world.proxy).await
 }
 
 #[tokio::test]
 async fn what_may_have_been_done_is_unknown_and_not_repeated() {
-    let world = World::with(Settings::default(), "answer_timeout = \"700ms\"\nmax_response = \"64KiB\"").await;
+    let world = World::with(
+        Settings::default(),
+        "answer_timeout = \"700ms\"\nmax_response = \"64KiB\"",
+    )
+    .await;
     for (fault, created) in [
         ("close-before", 0),
         ("close-after", 1),
@@ -33,17 +39,40 @@ async fn what_may_have_been_done_is_unknown_and_not_repeated() {
         ("redirect", 0),
     ] {
         let reply = struck(&world, fault).await;
-        assert_eq!((reply.status, reply.code().as_str()), (409, "Flowgate.OutcomeUnknown"), "{fault}");
-        assert_eq!(reply.header("x-flowgate-error"), Some("Flowgate.OutcomeUnknown"));
-        assert_eq!((reply.header("x-acs-retry-after"), reply.header("retry-after")), (None, None), "{fault}");
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (409, "Flowgate.OutcomeUnknown"),
+            "{fault}"
+        );
+        assert_eq!(
+            reply.header("x-flowgate-error"),
+            Some("Flowgate.OutcomeUnknown")
+        );
+        assert_eq!(
+            (
+                reply.header("x-acs-retry-after"),
+                reply.header("retry-after")
+            ),
+            (None, None),
+            "{fault}"
+        );
         assert!(reply.body.contains("ListFlow"), "{fault}: says what to do");
         let report = world.sim.report();
         assert_eq!((report.arrived, report.created), (1, created), "{fault}");
     }
     let metrics = world.metrics().await;
-    assert_eq!(metrics.outcome("acme", "CreateFlow", "outcome_unknown"), 10.0);
+    assert_eq!(
+        metrics.outcome("acme", "CreateFlow", "outcome_unknown"),
+        10.0
+    );
     assert_eq!(metrics.sum("flowgate_requests_total"), 10.0);
-    assert_eq!(Call::v3(&world.host(), "afterwards").send(world.proxy).await.status, 200);
+    assert_eq!(
+        Call::v3(&world.host(), "afterwards")
+            .send(world.proxy)
+            .await
+            .status,
+        200
+    );
 }
 
 #[tokio::test]
@@ -55,7 +84,13 @@ async fn a_503_passes_untouched_whatever_hint_it_brings() {
         assert_eq!(reply.header("x-flowgate-error"), None);
         assert_eq!(world.sim.report().arrived, 1);
     }
-    assert_eq!(world.metrics().await.outcome("acme", "CreateFlow", "upstream_error"), 3.0);
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .outcome("acme", "CreateFlow", "upstream_error"),
+        3.0
+    );
 }
 
 #[tokio::test]
@@ -82,41 +117,88 @@ async fn a_flow_name_that_looks_like_a_refusal_is_a_flow_name() {
     let world = World::new("").await;
     let name = "a\",\"Code\":\"System.LimitControl\",\"x\":\"";
     let reply = Call::v3(&world.host(), name).send(world.proxy).await;
-    assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some(name)));
+    assert_eq!(
+        (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+        (200, Some(name))
+    );
     assert_eq!(world.sim.report().arrived, 1);
 }
 
 #[tokio::test]
 async fn cams_refusing_our_own_signature_stays_inside() {
-    let toml =
-        "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"WRONG\" }\n";
-    let sim = Sim::start(Settings::default().with_key("LTAI-managed-1", "managed-secret-1", "acme")).await.unwrap();
+    let toml = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"WRONG\" }\n";
+    let sim =
+        Sim::start(Settings::default().with_key("LTAI-managed-1", "managed-secret-1", "acme"))
+            .await
+            .unwrap();
     let url = sim.url();
     let world = World::configured(sim, &format!("{toml}[upstream]\nurl = \"{url}\"")).await;
     let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
-    let call = Call::v3_with(&world.host(), &query, |_| {}, ("LTAI-managed-1", "not-the-secret"));
+    let call = Call::v3_with(
+        &world.host(),
+        &query,
+        |_| {},
+        ("LTAI-managed-1", "not-the-secret"),
+    );
     let reply = call.send(world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (403, "Flowgate.AccountCredentials"));
-    assert!(!reply.body.contains("LTAI-managed-1") && !reply.body.contains("string to sign"), "{}", reply.body);
-    assert_eq!(world.metrics().await.outcome("acme", "CreateFlow", "upstream_error"), 1.0);
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (403, "Flowgate.AccountCredentials")
+    );
+    assert!(
+        !reply.body.contains("LTAI-managed-1") && !reply.body.contains("string to sign"),
+        "{}",
+        reply.body
+    );
+    assert_eq!(
+        world
+            .metrics()
+            .await
+            .outcome("acme", "CreateFlow", "upstream_error"),
+        1.0
+    );
 }
 
 #[tokio::test]
 async fn an_upstream_that_refuses_connections_costs_the_hold_and_no_token() {
-    let dead = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .await
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let sim = Sim::start(Settings::default()).await.unwrap();
     let world = World::in_front_of(sim, &format!("http://{dead}"), "[queue]\nhold = \"2s\"").await;
     let start = Instant::now();
     let reply = Call::v3(&world.host(), "x").send(world.proxy).await;
-    assert_eq!((reply.status, reply.code().as_str()), (503, "Flowgate.UpstreamUnreachable"));
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (503, "Flowgate.UpstreamUnreachable")
+    );
     // The hold less the margin for an answer.
     assert!(start.elapsed() >= Duration::from_millis(1800));
-    assert!(reply.header("x-acs-retry-after").unwrap().parse::<u64>().unwrap() > 0);
+    assert!(
+        reply
+            .header("x-acs-retry-after")
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            > 0
+    );
     let metrics = world.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "unreachable"), 1.0);
-    let tokens = |event| metrics.get(&format!("flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"));
-    assert_eq!((tokens("spent"), tokens("granted")), (0.0, tokens("returned")));
-    assert_eq!(world.get("/lanes").await.json()["upstream"]["reachable"], false);
+    let tokens = |event| {
+        metrics.get(&format!(
+            "flowgate_tokens_total{{account=\"acme\",event=\"{event}\"}}"
+        ))
+    };
+    assert_eq!(
+        (tokens("spent"), tokens("granted")),
+        (0.0, tokens("returned"))
+    );
+    assert_eq!(
+        world.get("/lanes").await.json()["upstream"]["reachable"],
+        false
+    );
 }
 
 #[tokio::test]
@@ -128,12 +210,22 @@ async fn calls_wait_for_an_upstream_that_comes_back() {
     let world = World::in_front_of(placeholder, &format!("http://{address}"), "").await;
     let mut calls = tokio::task::JoinSet::new();
     for index in 0..5 {
-        let (call, proxy) = (Call::v3(&world.host(), &format!("flow-{index}")), world.proxy);
+        let (call, proxy) = (
+            Call::v3(&world.host(), &format!("flow-{index}")),
+            world.proxy,
+        );
         calls.spawn(async move { call.send(proxy).await.status });
     }
-    world.until("flowgate_queued{account=\"acme\",action=\"CreateFlow\"}", 5.0).await;
+    world
+        .until(
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            5.0,
+        )
+        .await;
     let settings = Settings::default().with_key("LTAI-managed-1", "managed-secret-1", "acme");
-    let late = Sim::new(settings).listen(TcpListener::bind(address).await.unwrap()).unwrap();
+    let late = Sim::new(settings)
+        .listen(TcpListener::bind(address).await.unwrap())
+        .unwrap();
     assert_eq!(calls.join_all().await, [200; 5]);
     assert_eq!(late.report().created, 5);
 }
@@ -141,13 +233,25 @@ async fn calls_wait_for_an_upstream_that_comes_back() {
 #[tokio::test]
 async fn a_stale_connection_costs_nobody_his_call() {
     let world = World::new("").await;
-    assert_eq!(Call::v3(&world.host(), "one").send(world.proxy).await.status, 200);
+    assert_eq!(
+        Call::v3(&world.host(), "one")
+            .send(world.proxy)
+            .await
+            .status,
+        200
+    );
     // The endpoint closes what lies idle, as servers do, and listens on.
     let address = world.sim.addr();
     let sim = world.sim.stop().await;
-    let again = sim.listen(TcpListener::bind(address).await.unwrap()).unwrap();
+    let again = sim
+        .listen(TcpListener::bind(address).await.unwrap())
+        .unwrap();
     let call = Call::v3(&world.proxy.to_string(), "two");
     let reply = call.send(world.proxy).await;
-    assert_eq!((reply.status, reply.json()["Data"]["FlowName"].as_str()), (200, Some("two")), "{reply:?}");
+    assert_eq!(
+        (reply.status, reply.json()["Data"]["FlowName"].as_str()),
+        (200, Some("two")),
+        "{reply:?}"
+    );
     assert_eq!(again.report().created, 2);
 }

@@ -11,7 +11,11 @@ use tokio::time::Instant;
 use crate::caller::{self, KEY, SECRET};
 
 /// Secrets by the name of the variable that the configuration names.
-const SECRETS: [(&str, &str); 3] = [("MANAGED", SECRET), ("TEAM", "team-secret-1"), ("WRONG", "not-the-secret")];
+const SECRETS: [(&str, &str); 3] = [
+    ("MANAGED", SECRET),
+    ("TEAM", "team-secret-1"),
+    ("WRONG", "not-the-secret"),
+];
 
 /// The gap between windows: so long that a crowded machine's lateness brings no sixth call into a second. How exact the rate
 /// is with the gap that users have, simulated time, `journey` and the demonstration show.
@@ -38,7 +42,9 @@ impl World {
     }
 
     pub(crate) async fn with(settings: Settings, more: &str) -> Self {
-        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme")).await.expect("the simulator starts");
+        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+            .await
+            .expect("the simulator starts");
         let upstream = sim.url();
         Self::in_front_of(sim, &upstream, more).await
     }
@@ -56,10 +62,18 @@ impl World {
     /// The proxy with this configuration, on free ports.
     pub(crate) async fn configured(sim: Running, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
-        let app = App::start(load(&folder, toml)).await.expect("flowgate starts");
+        let app = App::start(load(&folder, toml))
+            .await
+            .expect("flowgate starts");
         let (proxy, admin) = (app.proxy_address(), app.admin_address());
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { sim, app, proxy: proxy.unwrap_or(nowhere), admin: admin.expect("a TCP port"), _folder: folder }
+        Self {
+            sim,
+            app,
+            proxy: proxy.unwrap_or(nowhere),
+            admin: admin.expect("a TCP port"),
+            _folder: folder,
+        }
     }
 
     /// The address as a Host header.
@@ -108,7 +122,9 @@ pub(crate) fn load(folder: &tempfile::TempDir, toml: &str) -> config::Config {
 
 pub(crate) async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
     let request = format!("GET {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
-    caller::exchange(admin, request.as_bytes()).await.expect("the admin port answers")
+    caller::exchange(admin, request.as_bytes())
+        .await
+        .expect("the admin port answers")
 }
 
 // === impl Metrics ===
@@ -120,14 +136,22 @@ impl Metrics {
     }
 
     /// Waits until a series' value is as wished, and returns what is seen then.
-    pub(crate) async fn until(admin: SocketAddr, series: &str, wished: impl Fn(f64) -> bool) -> Self {
+    pub(crate) async fn until(
+        admin: SocketAddr,
+        series: &str,
+        wished: impl Fn(f64) -> bool,
+    ) -> Self {
         let give_up = Instant::now() + Duration::from_secs(60);
         loop {
             let metrics = Self::of(admin).await;
             if wished(metrics.get(series)) {
                 return metrics;
             }
-            assert!(Instant::now() < give_up, "{series} stays at {}", metrics.get(series));
+            assert!(
+                Instant::now() < give_up,
+                "{series} stays at {}",
+                metrics.get(series)
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -137,7 +161,12 @@ impl Metrics {
             let (series, value) = line.rsplit_once(' ')?;
             Some((series.to_owned(), value.parse().ok()?))
         };
-        Self(text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect())
+        Self(
+            text.lines()
+                .filter(|line| !line.starts_with('#'))
+                .filter_map(sample)
+                .collect(),
+        )
     }
 
     /// The series' value, 0 if it is not there. `name{label="value",...}` with the labels in alphabetical order.

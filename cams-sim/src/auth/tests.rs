@@ -9,7 +9,9 @@ use super::*;
 use crate::testing::join;
 
 fn data(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/data").join(name)
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/data")
+        .join(name)
 }
 
 fn vectors() -> Vec<Value> {
@@ -19,11 +21,16 @@ fn vectors() -> Vec<Value> {
 /// The request of a capture, its body de-chunked.
 fn capture(vector: &Value) -> Request<Bytes> {
     let bytes = std::fs::read(data("captures").join(vector["file"].as_str().unwrap())).unwrap();
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+    let end = bytes
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap();
     let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
     let mut lines = head.split("\r\n");
     let mut first = lines.next().unwrap().split(' ');
-    let mut request = Request::builder().method(first.next().unwrap()).uri(first.next().unwrap());
+    let mut request = Request::builder()
+        .method(first.next().unwrap())
+        .uri(first.next().unwrap());
     for (name, value) in lines.filter_map(|line| line.split_once(": ")) {
         request = request.header(name, value);
     }
@@ -50,15 +57,22 @@ fn dechunk(mut rest: &[u8]) -> Vec<u8> {
 /// A gatekeeper of the capture's moment and key.
 fn gatekeeper(call: &Call) -> Gatekeeper {
     let mut key: Key = "LTAI-test-key-id-1:test-secret-1:acme".parse().unwrap();
-    key.security_token.clone_from(&call.credential.security_token);
-    let settings =
-        Settings { keys: vec![key], strict: false, now: date::parse(&call.timestamp), ..Settings::default() };
+    key.security_token
+        .clone_from(&call.credential.security_token);
+    let settings = Settings {
+        keys: vec![key],
+        strict: false,
+        now: date::parse(&call.timestamp),
+        ..Settings::default()
+    };
     Gatekeeper::new(&settings, Instant::now())
 }
 
 fn admit(request: &Request<Bytes>) -> Result<(), String> {
     let call = Call::read(request, false).map_err(|refusal| refusal.code)?;
-    gatekeeper(&call).admit(&call, request, Instant::now()).map_err(|refusal| refusal.code)
+    gatekeeper(&call)
+        .admit(&call, request, Instant::now())
+        .map_err(|refusal| refusal.code)
 }
 
 fn with_query(request: &Request<Bytes>, query: &BTreeMap<String, String>) -> Request<Bytes> {
@@ -71,7 +85,10 @@ fn with_query(request: &Request<Bytes>, query: &BTreeMap<String, String>) -> Req
 fn what_the_sdks_sent_is_admitted_and_read_as_they_meant_it() {
     let mut verified = 0;
     for vector in vectors() {
-        let (file, kind) = (vector["file"].as_str().unwrap(), vector["kind"].as_str().unwrap());
+        let (file, kind) = (
+            vector["file"].as_str().unwrap(),
+            vector["kind"].as_str().unwrap(),
+        );
         let request = capture(&vector);
         let expected = match kind {
             "ACS3-HMAC-SHA256" | "RPC-V1 HMAC-SHA1" => Ok(()),
@@ -89,9 +106,18 @@ fn what_the_sdks_sent_is_admitted_and_read_as_they_meant_it() {
         let call = Call::read(&request, false).unwrap();
         let text = if call.scheme == Scheme::V3 {
             let signed = &call.credential.signed_headers;
-            let canonical =
-                signature::v3_canonical_request(&call.method, &call.query, request.headers(), signed, request.body());
-            assert_eq!(canonical, vector["canonical_request"].as_str().unwrap(), "{file}");
+            let canonical = signature::v3_canonical_request(
+                &call.method,
+                &call.query,
+                request.headers(),
+                signed,
+                request.body(),
+            );
+            assert_eq!(
+                canonical,
+                vector["canonical_request"].as_str().unwrap(),
+                "{file}"
+            );
             signature::v3_string_to_sign(&canonical)
         } else {
             signature::v1_string_to_sign(&call.method, &call.parameters())
@@ -104,23 +130,41 @@ fn what_the_sdks_sent_is_admitted_and_read_as_they_meant_it() {
 #[test]
 fn strictness_minds_no_sdk_that_calls_directly() {
     let mut minded = Vec::new();
-    for vector in vectors().iter().filter(|vector| vector["resigned"].is_object()) {
+    for vector in vectors()
+        .iter()
+        .filter(|vector| vector["resigned"].is_object())
+    {
         let request = capture(vector);
         let result = Call::read(&request, true).and_then(|call| {
             let mut gatekeeper = gatekeeper(&call);
             gatekeeper.strict = true;
             gatekeeper.admit(&call, &request, Instant::now())
         });
-        minded.extend(result.err().map(|refusal| format!("{}: {}", vector["file"].as_str().unwrap(), refusal.code)));
+        minded.extend(
+            result
+                .err()
+                .map(|refusal| format!("{}: {}", vector["file"].as_str().unwrap(), refusal.code)),
+        );
     }
     // These four were sent to a proxy.
-    let to_a_proxy = ["py5_b_fwd_v3", "py5_b_fwd_v2", "py5_b_fwd_async", "pyv1_b_fwd"];
-    assert_eq!(minded, to_a_proxy.map(|file| format!("{file}.http: CamsSim.AbsoluteForm")));
+    let to_a_proxy = [
+        "py5_b_fwd_v3",
+        "py5_b_fwd_v2",
+        "py5_b_fwd_async",
+        "pyv1_b_fwd",
+    ];
+    assert_eq!(
+        minded,
+        to_a_proxy.map(|file| format!("{file}.http: CamsSim.AbsoluteForm"))
+    );
 }
 
 #[test]
 fn what_was_signed_anew_is_admitted() {
-    for vector in vectors().iter().filter(|vector| vector["resigned"].is_object()) {
+    for vector in vectors()
+        .iter()
+        .filter(|vector| vector["resigned"].is_object())
+    {
         let mut request = capture(vector);
         let mut query = Call::read(&request, false).unwrap().query;
         for (name, value) in vector["resigned"].as_object().unwrap() {
@@ -128,19 +172,28 @@ fn what_was_signed_anew_is_admitted() {
             if query.contains_key(name) {
                 query.insert(name.clone(), value.to_owned());
             } else {
-                request
-                    .headers_mut()
-                    .insert(hyper::header::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+                request.headers_mut().insert(
+                    hyper::header::HeaderName::try_from(name).unwrap(),
+                    value.parse().unwrap(),
+                );
             }
         }
-        assert_eq!(admit(&with_query(&request, &query)), Ok(()), "{}", vector["file"]);
+        assert_eq!(
+            admit(&with_query(&request, &query)),
+            Ok(()),
+            "{}",
+            vector["file"]
+        );
     }
 }
 
 #[test]
 fn every_tampered_copy_is_refused() {
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
-    for vector in vectors().iter().filter(|vector| vector["resigned"].is_object()) {
+    for vector in vectors()
+        .iter()
+        .filter(|vector| vector["resigned"].is_object())
+    {
         let (request, file) = (capture(vector), vector["file"].as_str().unwrap());
         let call = Call::read(&request, false).unwrap();
         let mut copies = Vec::new();
@@ -155,7 +208,10 @@ fn every_tampered_copy_is_refused() {
         for name in &call.credential.signed_headers {
             let mut changed = request.clone();
             let value = format!("{}x", header(request.headers(), name));
-            changed.headers_mut().insert(hyper::header::HeaderName::try_from(name).unwrap(), value.parse().unwrap());
+            changed.headers_mut().insert(
+                hyper::header::HeaderName::try_from(name).unwrap(),
+                value.parse().unwrap(),
+            );
             copies.push((changed, name.clone()));
         }
         if !request.body().is_empty() {
@@ -166,7 +222,11 @@ fn every_tampered_copy_is_refused() {
             copies.push((changed, "the body".to_owned()));
         }
         let mut other_method = request.clone();
-        *other_method.method_mut() = if request.method() == "GET" { hyper::Method::POST } else { hyper::Method::GET };
+        *other_method.method_mut() = if request.method() == "GET" {
+            hyper::Method::POST
+        } else {
+            hyper::Method::GET
+        };
         copies.push((other_method, "the method".to_owned()));
         for (copy, what) in copies {
             let code = admit(&copy).expect_err(&format!("{file}: {what}"));
@@ -182,7 +242,12 @@ fn every_tampered_copy_is_refused() {
         ("MissingTimestamp", 12),
         ("SignatureDoesNotMatch", 402),
     ];
-    assert_eq!(codes, expected.map(|(code, count)| (code.to_owned(), count)).into());
+    assert_eq!(
+        codes,
+        expected
+            .map(|(code, count)| (code.to_owned(), count))
+            .into()
+    );
 }
 
 #[test]
@@ -190,7 +255,9 @@ fn a_nonce_counts_once_in_31_minutes_and_per_account() {
     let (start, minute) = (Instant::now(), Duration::from_secs(60));
     let mut gatekeeper = Gatekeeper::new(&Settings::default(), start);
     let mut spend = |account: &str, minutes| {
-        gatekeeper.spend_nonce(account.to_owned(), "n", start + minute * minutes).map_err(|refusal| refusal.code)
+        gatekeeper
+            .spend_nonce(account.to_owned(), "n", start + minute * minutes)
+            .map_err(|refusal| refusal.code)
     };
     let used = Err("SignatureNonceUsed".to_owned());
     assert_eq!(

@@ -11,7 +11,13 @@ const CALL: &str = "POST /?Action=CreateFlow&Version=2020-06-06&Format=JSON&Flow
 
 async fn start(faults: &[&str]) -> Running {
     let faults = faults.iter().map(|text| text.parse().unwrap()).collect();
-    Sim::start(Settings { check_signatures: false, faults, ..Settings::default() }).await.unwrap()
+    Sim::start(Settings {
+        check_signatures: false,
+        faults,
+        ..Settings::default()
+    })
+    .await
+    .unwrap()
 }
 
 /// All bytes that come back for these bytes until the simulator closes; an error if it resets.
@@ -25,60 +31,117 @@ async fn raw(running: &Running, request: &str) -> io::Result<String> {
 
 /// The same of a call after which the connection ends.
 async fn last_call(running: &Running) -> io::Result<String> {
-    raw(running, &CALL.replace("content-length: 0", "content-length: 0\r\nconnection: close")).await
+    raw(
+        running,
+        &CALL.replace(
+            "content-length: 0",
+            "content-length: 0\r\nconnection: close",
+        ),
+    )
+    .await
 }
 
 /// Status, content type and body of an answer.
 fn split(answer: &str) -> (&str, &str, &str) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    let line = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let line = |name: &str| {
+        head.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_default()
+    };
     (line("HTTP/1.1 "), line("content-type: "), body)
 }
 
 #[tokio::test]
 async fn a_plain_call_is_answered_and_the_connection_kept() {
     let running = start(&[]).await;
-    let answer =
-        raw(&running, &format!("{CALL}{}", CALL.replace("content-length: 0", "connection: close"))).await.unwrap();
+    let answer = raw(
+        &running,
+        &format!(
+            "{CALL}{}",
+            CALL.replace("content-length: 0", "connection: close")
+        ),
+    )
+    .await
+    .unwrap();
     assert_eq!(answer.matches("HTTP/1.1 200 OK\r\n").count(), 2);
     assert_eq!(answer.matches("\"Code\":\"OK\"").count(), 2);
     let report = running.report();
-    assert_eq!((report.connections, report.accepted, report.duplicates), (1, 2, vec!["a".to_owned()]));
+    assert_eq!(
+        (report.connections, report.accepted, report.duplicates),
+        (1, 2, vec!["a".to_owned()])
+    );
 }
 
 #[tokio::test]
 async fn faults_that_are_http_answers() {
-    let running = start(&["next=1,html", "next=1,empty", "next=1,redirect", "next=1,unavailable,retry-after=3"]).await;
+    let running = start(&[
+        "next=1,html",
+        "next=1,empty",
+        "next=1,redirect",
+        "next=1,unavailable,retry-after=3",
+    ])
+    .await;
     let html = last_call(&running).await.unwrap();
-    assert_eq!(split(&html), ("200 OK", "text/html", "<html><body>It works!</body></html>"));
+    assert_eq!(
+        split(&html),
+        ("200 OK", "text/html", "<html><body>It works!</body></html>")
+    );
     let empty = last_call(&running).await.unwrap();
-    assert_eq!(split(&empty), ("200 OK", "application/json;charset=utf-8", ""));
+    assert_eq!(
+        split(&empty),
+        ("200 OK", "application/json;charset=utf-8", "")
+    );
     let redirect = last_call(&running).await.unwrap();
     assert_eq!(split(&redirect).0, "302 Found");
     assert!(redirect.contains("\r\nlocation: http://127.0.0.1:9/\r\n"));
     let unavailable = last_call(&running).await.unwrap();
     assert_eq!(split(&unavailable).0, "503 Service Unavailable");
     assert!(unavailable.contains("\r\nretry-after: 3\r\n"));
-    assert!(split(&unavailable).2.contains("\"Code\":\"ServiceUnavailable\""));
+    assert!(
+        split(&unavailable)
+            .2
+            .contains("\"Code\":\"ServiceUnavailable\"")
+    );
     let report = running.report();
-    assert_eq!((report.created, report.accepted, report.lost, report.rejected), (2, 2, 1, 1));
+    assert_eq!(
+        (
+            report.created,
+            report.accepted,
+            report.lost,
+            report.rejected
+        ),
+        (2, 2, 1, 1)
+    );
 }
 
 #[tokio::test]
 async fn faults_that_end_the_connection() {
-    let running =
-        start(&["next=1,close-before", "next=1,close-after", "next=1,garbage", "next=1,cut", "next=1,reset"]).await;
+    let running = start(&[
+        "next=1,close-before",
+        "next=1,close-after",
+        "next=1,garbage",
+        "next=1,cut",
+        "next=1,reset",
+    ])
+    .await;
     assert_eq!(raw(&running, CALL).await.unwrap(), "");
     assert_eq!(running.report().created, 0);
     assert_eq!(raw(&running, CALL).await.unwrap(), "");
     assert_eq!(running.report().created, 1);
-    assert_eq!(raw(&running, CALL).await.unwrap(), "\u{16}\u{3}\u{1}\0 this is not HTTP\r\n\r\n");
+    assert_eq!(
+        raw(&running, CALL).await.unwrap(),
+        "\u{16}\u{3}\u{1}\0 this is not HTTP\r\n\r\n"
+    );
     let cut = raw(&running, CALL).await.unwrap();
     let (status, _, body) = split(&cut);
     assert_eq!(status, "200 OK");
     assert!(cut.contains(&format!("content-length: {}\r\n", body.len() + 100)));
     assert!(body.ends_with('}') && body.contains("\"Code\":\"OK\""));
-    assert_eq!(raw(&running, CALL).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(
+        raw(&running, CALL).await.unwrap_err().kind(),
+        io::ErrorKind::ConnectionReset
+    );
     let report = running.report();
     assert_eq!((report.created, report.lost, report.connections), (4, 1, 5));
 }
@@ -86,19 +149,39 @@ async fn faults_that_end_the_connection() {
 #[tokio::test]
 async fn what_is_not_http_is_counted() {
     let running = start(&[]).await;
-    let answer = raw(&running, "\u{16}\u{3}\u{1}hello\r\n\r\n").await.unwrap();
+    let answer = raw(&running, "\u{16}\u{3}\u{1}hello\r\n\r\n")
+        .await
+        .unwrap();
     assert!(answer.starts_with("HTTP/1.1 400 Bad Request\r\n"));
-    assert_eq!((running.report().not_http, running.report().arrived), (1, 0));
+    assert_eq!(
+        (running.report().not_http, running.report().arrived),
+        (1, 0)
+    );
 }
 
 #[tokio::test]
 async fn a_signed_call_verifies_after_its_way_over_the_wire() {
     let running = Sim::start(settings()).await.unwrap();
     let request = Draft::create("a b", "n").v3();
-    let headers = request.headers().iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()));
-    let head = format!("POST {} HTTP/1.1\r\nconnection: close\r\n{}", request.uri(), headers.collect::<String>());
-    let answer = raw(&running, &format!("{head}transfer-encoding: chunked\r\n\r\n0\r\n\r\n")).await.unwrap();
-    assert!(split(&answer).2.contains("\"FlowName\":\"a b\""), "{answer}");
+    let headers = request
+        .headers()
+        .iter()
+        .map(|(name, value)| format!("{name}: {}\r\n", value.to_str().unwrap()));
+    let head = format!(
+        "POST {} HTTP/1.1\r\nconnection: close\r\n{}",
+        request.uri(),
+        headers.collect::<String>()
+    );
+    let answer = raw(
+        &running,
+        &format!("{head}transfer-encoding: chunked\r\n\r\n0\r\n\r\n"),
+    )
+    .await
+    .unwrap();
+    assert!(
+        split(&answer).2.contains("\"FlowName\":\"a b\""),
+        "{answer}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -137,19 +220,41 @@ async fn it_can_be_driven_over_http() {
         .await
         .unwrap();
         let (status, _, body) = split(&answer);
-        (status.to_owned(), serde_json::from_str::<serde_json::Value>(body).unwrap())
+        (
+            status.to_owned(),
+            serde_json::from_str::<serde_json::Value>(body).unwrap(),
+        )
     };
-    assert_eq!(ask("POST /__faults", "[\"next=1,refuse=Ram.PermissionDeny\"]").await, ("200 OK".to_owned(), json!({})));
-    assert!(last_call(&running).await.unwrap().contains("\"Code\":\"Ram.PermissionDeny\""));
+    assert_eq!(
+        ask("POST /__faults", "[\"next=1,refuse=Ram.PermissionDeny\"]").await,
+        ("200 OK".to_owned(), json!({}))
+    );
+    assert!(
+        last_call(&running)
+            .await
+            .unwrap()
+            .contains("\"Code\":\"Ram.PermissionDeny\"")
+    );
     let (_, report) = ask("GET /__report", "").await;
-    assert_eq!((&report["arrived"], &report["codes"]), (&json!(1), &json!({ "Ram.PermissionDeny": 1 })));
+    assert_eq!(
+        (&report["arrived"], &report["codes"]),
+        (&json!(1), &json!({ "Ram.PermissionDeny": 1 }))
+    );
     let (_, arrivals) = ask("GET /__arrivals", "").await;
-    assert_eq!((&arrivals[0]["flow_name"], &arrivals[0]["verdict"]), (&json!("a"), &json!("Ram.PermissionDeny")));
+    assert_eq!(
+        (&arrivals[0]["flow_name"], &arrivals[0]["verdict"]),
+        (&json!("a"), &json!("Ram.PermissionDeny"))
+    );
     assert_eq!(ask("POST /__reset", "").await.1, json!({}));
     assert_eq!(ask("GET /__report", "").await.1["arrived"], json!(0));
     let (status, told) = ask("POST /__faults", "[\"explode=1\"]").await;
     assert_eq!(status, "400 Bad Request");
-    assert!(told["error"].as_str().unwrap().starts_with("expected one of unavailable,"));
+    assert!(
+        told["error"]
+            .as_str()
+            .unwrap()
+            .starts_with("expected one of unavailable,")
+    );
 }
 
 #[tokio::test]
@@ -161,6 +266,9 @@ async fn stopping_closes_port_and_connections() {
     assert!(stream.read(&mut [0; 4_096]).await.unwrap() > 0);
     let sim = running.stop().await;
     assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
-    assert_eq!(TcpStream::connect(addr).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    assert_eq!(
+        TcpStream::connect(addr).await.unwrap_err().kind(),
+        io::ErrorKind::ConnectionRefused
+    );
     assert_eq!(sim.report().accepted, 1);
 }

@@ -26,15 +26,23 @@ fn refused(status: u16, code: &str) -> (u16, String) {
 #[tokio::test(start_paused = true)]
 async fn create_flow_answers_as_the_api_page_shows() {
     let sim = sim();
-    for (request, id) in
-        [(Draft::create("flow 中", "n1").v3(), "3339938380001"), (Draft::create("flow 中", "n2").v1(), "3339938380002")]
-    {
+    for (request, id) in [
+        (Draft::create("flow 中", "n1").v3(), "3339938380001"),
+        (Draft::create("flow 中", "n2").v1(), "3339938380002"),
+    ] {
         let (status, mut body) = ask(&sim, request).await;
         let request_id = body["RequestId"].take();
-        assert_eq!(request_id.as_str().unwrap().split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert_eq!(
+            request_id
+                .as_str()
+                .unwrap()
+                .split('-')
+                .map(str::len)
+                .collect::<Vec<_>>(),
+            [8, 4, 4, 4, 12]
+        );
         let data = json!({ "FlowId": id, "FlowName": "flow 中", "Categories": ["OTHER"] });
-        let expected =
-            json!({ "AccessDeniedDetail": "None", "Code": "OK", "Data": data, "Message": "None", "RequestId": null });
+        let expected = json!({ "AccessDeniedDetail": "None", "Code": "OK", "Data": data, "Message": "None", "RequestId": null });
         assert_eq!((status, body), (200, expected));
     }
     assert_eq!(sim.report().duplicates, ["flow 中"]);
@@ -44,37 +52,65 @@ async fn create_flow_answers_as_the_api_page_shows() {
 async fn a_throttled_nonce_is_spent() {
     let sim = sim();
     for call in 0..5 {
-        assert_eq!(code(&sim, Draft::create("a", &call.to_string()).v3()).await, ok());
+        assert_eq!(
+            code(&sim, Draft::create("a", &call.to_string()).v3()).await,
+            ok()
+        );
     }
     for request in [Draft::create("b", "n3").v3(), Draft::create("b", "n1").v1()] {
-        assert_eq!(code(&sim, request.clone()).await, refused(400, "System.LimitControl"));
-        assert_eq!(code(&sim, request).await, refused(400, "SignatureNonceUsed"));
+        assert_eq!(
+            code(&sim, request.clone()).await,
+            refused(400, "System.LimitControl")
+        );
+        assert_eq!(
+            code(&sim, request).await,
+            refused(400, "SignatureNonceUsed")
+        );
     }
     sleep(Duration::from_millis(999)).await;
-    assert_eq!(code(&sim, Draft::create("b", "later").v3()).await, refused(400, "System.LimitControl"));
+    assert_eq!(
+        code(&sim, Draft::create("b", "later").v3()).await,
+        refused(400, "System.LimitControl")
+    );
     sleep(Duration::from_millis(1)).await;
     assert_eq!(code(&sim, Draft::create("b", "latest").v3()).await, ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn all_keys_of_an_account_share_its_quota() {
-    let sim = Sim::new(settings().with_key("id2", "secret2", "acme").with_key("id3", "secret3", "other"));
+    let sim = Sim::new(
+        settings()
+            .with_key("id2", "secret2", "acme")
+            .with_key("id3", "secret3", "other"),
+    );
     for call in 0..3 {
-        assert_eq!(code(&sim, Draft::create("a", &call.to_string()).v3()).await, ok());
+        assert_eq!(
+            code(&sim, Draft::create("a", &call.to_string()).v3()).await,
+            ok()
+        );
     }
-    let by = |key, nonce| Draft { key, ..Draft::create("a", nonce) };
+    let by = |key, nonce| Draft {
+        key,
+        ..Draft::create("a", nonce)
+    };
     let mut codes = Vec::new();
     for nonce in ["3", "4", "5"] {
         codes.push(code(&sim, by(("id2", "secret2"), nonce).v1()).await);
     }
     codes.push(code(&sim, by(("id3", "secret3"), "6").v1()).await);
-    assert_eq!(codes, [ok(), ok(), refused(400, "System.LimitControl"), ok()]);
+    assert_eq!(
+        codes,
+        [ok(), ok(), refused(400, "System.LimitControl"), ok()]
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_kind_of_window_and_the_outsider_come_from_the_settings() {
     for (kind, accepted) in [(Kind::Sliding, 5), (Kind::Aligned, 10), (Kind::Smooth, 2)] {
-        let sim = Sim::new(settings().with_limit(Limit { kind, ..Limit::default() }));
+        let sim = Sim::new(settings().with_limit(Limit {
+            kind,
+            ..Limit::default()
+        }));
         for at in [900_u64, 1_100] {
             sleep(Duration::from_millis(at) - sim.inner.start.elapsed()).await;
             for call in 0..5 {
@@ -82,24 +118,38 @@ async fn the_kind_of_window_and_the_outsider_come_from_the_settings() {
             }
         }
         let report = sim.report();
-        assert_eq!((report.accepted, report.refused, report.worst_window), (accepted, 10 - accepted, 10), "{kind:?}");
+        assert_eq!(
+            (report.accepted, report.refused, report.worst_window),
+            (accepted, 10 - accepted, 10),
+            "{kind:?}"
+        );
         assert_eq!(report.worst_accepted, accepted, "{kind:?}");
     }
-    let sim =
-        Sim::new(settings().with_limit(Limit { outsider_every: Some(Duration::from_millis(400)), ..Limit::default() }));
+    let sim = Sim::new(settings().with_limit(Limit {
+        outsider_every: Some(Duration::from_millis(400)),
+        ..Limit::default()
+    }));
     sleep(Duration::from_secs(1)).await;
     for call in 0..5 {
         ask(&sim, Draft::create("a", &call.to_string()).v3()).await;
     }
     let report = sim.report();
     // The outsider came at 0, 400 and 800 ms; at 1 s the first of these is forgotten.
-    assert_eq!((report.accepted, report.refused, report.outsiders), (3, 2, 3));
+    assert_eq!(
+        (report.accepted, report.refused, report.outsiders),
+        (3, 2, 3)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn jitter_comes_before_counting_and_latency_after() {
     let milliseconds = Duration::from_millis;
-    let sim = Sim::new(Settings { latency: milliseconds(20), jitter: milliseconds(30), seed: 7, ..settings() });
+    let sim = Sim::new(Settings {
+        latency: milliseconds(20),
+        jitter: milliseconds(30),
+        seed: 7,
+        ..settings()
+    });
     let began = Instant::now();
     let calls: Vec<_> = (0..5)
         .map(|call| {
@@ -110,9 +160,15 @@ async fn jitter_comes_before_counting_and_latency_after() {
     for call in calls {
         assert_eq!(call.await.unwrap().0, 200);
     }
-    let late: Vec<u128> =
-        sim.arrivals().iter().map(|arrival| arrival.at.duration_since(arrival.received).as_millis()).collect();
-    assert!(late.is_sorted() && late[0] < late[4] && late[4] <= 30, "{late:?}");
+    let late: Vec<u128> = sim
+        .arrivals()
+        .iter()
+        .map(|arrival| arrival.at.duration_since(arrival.received).as_millis())
+        .collect();
+    assert!(
+        late.is_sorted() && late[0] < late[4] && late[4] <= 30,
+        "{late:?}"
+    );
     assert_eq!(began.elapsed().as_millis(), late[4] + 20);
 }
 
@@ -120,18 +176,27 @@ async fn jitter_comes_before_counting_and_latency_after() {
 async fn a_time_stamp_may_be_15_minutes_off() {
     let sim = sim();
     for (index, (seconds, expected)) in
-        [(900, ok()), (901, refused(400, "InvalidTimeStamp.Expired"))].into_iter().enumerate()
+        [(900, ok()), (901, refused(400, "InvalidTimeStamp.Expired"))]
+            .into_iter()
+            .enumerate()
     {
-        for (ahead, now) in
-            [(false, noon() - Duration::from_secs(seconds)), (true, noon() + Duration::from_secs(seconds))]
-        {
+        for (ahead, now) in [
+            (false, noon() - Duration::from_secs(seconds)),
+            (true, noon() + Duration::from_secs(seconds)),
+        ] {
             sim.set_now(Some(now));
-            assert_eq!(code(&sim, Draft::of("ListFlow", &format!("{index}{ahead}")).v3()).await, expected);
+            assert_eq!(
+                code(&sim, Draft::of("ListFlow", &format!("{index}{ahead}")).v3()).await,
+                expected
+            );
         }
     }
     sim.set_now(Some(noon() - Duration::from_secs(900)));
     sleep(Duration::from_secs(1_801)).await;
-    assert_eq!(code(&sim, Draft::of("ListFlow", "n").v3()).await, refused(400, "InvalidTimeStamp.Expired"));
+    assert_eq!(
+        code(&sim, Draft::of("ListFlow", "n").v3()).await,
+        refused(400, "InvalidTimeStamp.Expired")
+    );
     sim.set_now(None);
     assert!(!sim.arrivals().is_empty());
 }
@@ -139,9 +204,15 @@ async fn a_time_stamp_may_be_15_minutes_off() {
 #[tokio::test(start_paused = true)]
 async fn a_wrong_signature_is_answered_with_what_the_server_signed() {
     let sim = sim();
-    let wrong = Draft { key: ("id", "wrong"), ..Draft::of("ListFlow", "n") };
+    let wrong = Draft {
+        key: ("id", "wrong"),
+        ..Draft::of("ListFlow", "n")
+    };
     let (status, body) = ask(&sim, wrong.v1()).await;
-    assert_eq!((status, &body["Code"]), (400, &json!("SignatureDoesNotMatch")));
+    assert_eq!(
+        (status, &body["Code"]),
+        (400, &json!("SignatureDoesNotMatch"))
+    );
     assert_eq!(
         body["Message"],
         "Specified signature is not matched with our calculation. server string to sign is:POST&%2F&AccessKeyId%3Did%26Action%3DListFlow\
@@ -150,21 +221,40 @@ async fn a_wrong_signature_is_answered_with_what_the_server_signed() {
     );
     // A refused signature spends no nonce.
     assert_eq!(code(&sim, Draft::of("ListFlow", "n").v1()).await, ok());
-    assert_eq!(code(&sim, wrong.v3()).await, refused(400, "SignatureDoesNotMatch"));
     assert_eq!(
-        code(&sim, Draft { key: ("nobody", ""), ..wrong }.v3()).await,
+        code(&sim, wrong.v3()).await,
+        refused(400, "SignatureDoesNotMatch")
+    );
+    assert_eq!(
+        code(
+            &sim,
+            Draft {
+                key: ("nobody", ""),
+                ..wrong
+            }
+            .v3()
+        )
+        .await,
         refused(404, "InvalidAccessKeyId.NotFound")
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_sts_key_needs_its_token() {
-    let sim = Sim::new(Settings { keys: vec!["id:secret:acme:token".parse().unwrap()], ..settings() });
+    let sim = Sim::new(Settings {
+        keys: vec!["id:secret:acme:token".parse().unwrap()],
+        ..settings()
+    });
     let mismatch = refused(400, "InvalidSecurityToken.MismatchWithAccessKey");
-    for (nonce, token, expected) in
-        [("1", Some("token"), ok()), ("2", Some("other"), mismatch.clone()), ("3", None, mismatch)]
-    {
-        let draft = |nonce: String| Draft { token, ..Draft::of("ListFlow", &nonce) };
+    for (nonce, token, expected) in [
+        ("1", Some("token"), ok()),
+        ("2", Some("other"), mismatch.clone()),
+        ("3", None, mismatch),
+    ] {
+        let draft = |nonce: String| Draft {
+            token,
+            ..Draft::of("ListFlow", &nonce)
+        };
         assert_eq!(code(&sim, draft(format!("{nonce}v3")).v3()).await, expected);
         assert_eq!(code(&sim, draft(format!("{nonce}v1")).v1()).await, expected);
     }
@@ -175,19 +265,54 @@ async fn calls_that_lack_something_are_told_what() {
     let sim = sim();
     type Parameters = &'static [(&'static str, &'static str)];
     let rows: [(&str, Parameters, (u16, String)); 9] = [
-        ("CreateFlow", &[("Categories", "[\"A\"]")], refused(400, "MissingFlowName")),
-        ("CreateFlow", &[("FlowName", "a")], refused(400, "MissingCategories")),
-        ("CreateFlow", &[("FlowName", "a"), ("Categories", "[]")], refused(400, "MissingCategories")),
-        ("ListFlow", &[("Version", "2020-01-01")], refused(400, "InvalidVersion")),
-        ("ListFlow", &[("Timestamp", "yesterday")], refused(400, "InvalidTimeStamp.Format")),
-        ("ListFlow", &[("SignatureMethod", "HMAC-SHA256")], refused(400, "InvalidSignatureMethod")),
-        ("ListFlow", &[("AccessKeyId", "")], refused(400, "MissingAccessKeyId")),
+        (
+            "CreateFlow",
+            &[("Categories", "[\"A\"]")],
+            refused(400, "MissingFlowName"),
+        ),
+        (
+            "CreateFlow",
+            &[("FlowName", "a")],
+            refused(400, "MissingCategories"),
+        ),
+        (
+            "CreateFlow",
+            &[("FlowName", "a"), ("Categories", "[]")],
+            refused(400, "MissingCategories"),
+        ),
+        (
+            "ListFlow",
+            &[("Version", "2020-01-01")],
+            refused(400, "InvalidVersion"),
+        ),
+        (
+            "ListFlow",
+            &[("Timestamp", "yesterday")],
+            refused(400, "InvalidTimeStamp.Format"),
+        ),
+        (
+            "ListFlow",
+            &[("SignatureMethod", "HMAC-SHA256")],
+            refused(400, "InvalidSignatureMethod"),
+        ),
+        (
+            "ListFlow",
+            &[("AccessKeyId", "")],
+            refused(400, "MissingAccessKeyId"),
+        ),
         ("createflow", &[], refused(404, "InvalidApi.NotFound")),
         ("DeleteFlow", &[], ok()),
     ];
     for (index, (action, parameters, expected)) in rows.into_iter().enumerate() {
-        let parameters: Vec<_> = parameters.iter().map(|(name, value)| (*name, value.to_string())).collect();
-        let draft = Draft { action, parameters, ..Draft::of("", &index.to_string()) };
+        let parameters: Vec<_> = parameters
+            .iter()
+            .map(|(name, value)| (*name, value.to_string()))
+            .collect();
+        let draft = Draft {
+            action,
+            parameters,
+            ..Draft::of("", &index.to_string())
+        };
         assert_eq!(code(&sim, draft.v1()).await, expected, "{draft:?}");
     }
     let malformed = Draft {
@@ -195,7 +320,10 @@ async fn calls_that_lack_something_are_told_what() {
         ..Draft::of("CreateFlow", "n")
     };
     let (status, body) = ask(&sim, malformed.v3()).await;
-    assert_eq!((status, &body["Message"]), (400, &json!("Categories is not a list of texts.")));
+    assert_eq!(
+        (status, &body["Message"]),
+        (400, &json!("Categories is not a list of texts."))
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -216,22 +344,40 @@ async fn list_flow_lists_what_the_account_created() {
             .collect::<Vec<_>>()
     };
     let list = |nonce, parameters: &[(&'static str, &str)]| Draft {
-        parameters: parameters.iter().map(|(name, value)| (*name, value.to_string())).collect(),
+        parameters: parameters
+            .iter()
+            .map(|(name, value)| (*name, value.to_string()))
+            .collect(),
         ..Draft::of("ListFlow", nonce)
     };
     assert_eq!(names(list("1", &[])).await, ["a", "b", "c"]);
     assert_eq!(names(list("2", &[("CustSpaceId", "s1")])).await, ["b", "c"]);
     assert_eq!(names(list("3", &[("FlowName", "b")])).await, ["b"]);
-    assert_eq!(names(list("4", &[("Page", "{\"Index\":2,\"Size\":2}")])).await, ["c"]);
-    assert_eq!(names(Draft { key: ("id2", "secret2"), ..list("5", &[]) }).await, [""; 0]);
+    assert_eq!(
+        names(list("4", &[("Page", "{\"Index\":2,\"Size\":2}")])).await,
+        ["c"]
+    );
+    assert_eq!(
+        names(Draft {
+            key: ("id2", "secret2"),
+            ..list("5", &[])
+        })
+        .await,
+        [""; 0]
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn v1_without_json_format_is_answered_in_xml() {
     let sim = sim();
     for (format, nonce) in [("", "1"), ("XML", "2"), ("xml", "3")] {
-        let draft = Draft { parameters: vec![("Format", format.to_owned())], ..Draft::of("CreateFlow", nonce) };
-        let Answer::Http(answer) = sim.answer(draft.v1()).await else { panic!("an HTTP answer was expected") };
+        let draft = Draft {
+            parameters: vec![("Format", format.to_owned())],
+            ..Draft::of("CreateFlow", nonce)
+        };
+        let Answer::Http(answer) = sim.answer(draft.v1()).await else {
+            panic!("an HTTP answer was expected")
+        };
         assert_eq!(answer.headers()["content-type"], "text/xml;charset=utf-8");
         let id = answer.headers()["x-acs-request-id"].to_str().unwrap();
         let expected = format!(
@@ -245,7 +391,10 @@ async fn v1_without_json_format_is_answered_in_xml() {
 
 #[tokio::test(start_paused = true)]
 async fn what_nothing_well_made_sends_is_refused() {
-    let sim = Sim::new(Settings { host: Some("cams.test".to_owned()), ..settings() });
+    let sim = Sim::new(Settings {
+        host: Some("cams.test".to_owned()),
+        ..settings()
+    });
     let v3 = || Draft::of("ListFlow", "n").v3();
     let v1 = || Draft::of("ListFlow", "n").v1();
     let header = |mut request: Request<Bytes>, name: &'static str, value: &'static str| {
@@ -253,7 +402,10 @@ async fn what_nothing_well_made_sends_is_refused() {
         request
     };
     let target = |mut request: Request<Bytes>, added: &str| {
-        *request.uri_mut() = format!("{}{added}", request.uri()).replace("/?&", "/?").parse().unwrap();
+        *request.uri_mut() = format!("{}{added}", request.uri())
+            .replace("/?&", "/?")
+            .parse()
+            .unwrap();
         request
     };
     let body = |mut request: Request<Bytes>| {
@@ -261,7 +413,9 @@ async fn what_nothing_well_made_sends_is_refused() {
         request
     };
     let absolute = |mut request: Request<Bytes>| {
-        *request.uri_mut() = format!("http://cams.test{}", request.uri()).parse().unwrap();
+        *request.uri_mut() = format!("http://cams.test{}", request.uri())
+            .parse()
+            .unwrap();
         request
     };
     let method = |mut request: Request<Bytes>, method| {
@@ -275,23 +429,40 @@ async fn what_nothing_well_made_sends_is_refused() {
     let mut without_host = v1();
     without_host.headers_mut().remove("host");
     let mut elsewhere = v1();
-    elsewhere.headers_mut().insert("host", "other.test".parse().unwrap());
+    elsewhere
+        .headers_mut()
+        .insert("host", "other.test".parse().unwrap());
     let mut path = v1();
     *path.uri_mut() = "/prefix/".parse().unwrap();
     let rows = [
         (target(v1(), "&Action=ListFlow"), "CamsSim.Doubled"),
         (target(v1(), "&action=ListFlow"), "CamsSim.Doubled"),
         (target(v1(), "&x=%zz"), "CamsSim.Unreadable"),
-        (header(v1(), "proxy-authorization", "Basic eA=="), "CamsSim.HopHeader"),
+        (
+            header(v1(), "proxy-authorization", "Basic eA=="),
+            "CamsSim.HopHeader",
+        ),
         (header(v1(), "x-flowgate-hold", "1s"), "CamsSim.HopHeader"),
         (header(v1(), "connection", "upgrade"), "CamsSim.HopHeader"),
-        (header(v1(), "x-acs-action", "CreateFlow"), "CamsSim.TwoActions"),
+        (
+            header(v1(), "x-acs-action", "CreateFlow"),
+            "CamsSim.TwoActions",
+        ),
         (body(v1()), "CamsSim.UnsignedBody"),
-        (header(body(v3()), "content-type", "application/json"), "CamsSim.UnsignedBody"),
+        (
+            header(body(v3()), "content-type", "application/json"),
+            "CamsSim.UnsignedBody",
+        ),
         (target(v3(), "&Action=ListFlow"), "CamsSim.TwoSchemes"),
-        (header(v3(), "x-acs-date", "2026-11-24T12:00:00Z"), "CamsSim.Doubled"),
+        (
+            header(v3(), "x-acs-date", "2026-11-24T12:00:00Z"),
+            "CamsSim.Doubled",
+        ),
         (header(v3(), "x-acs-extra", "1"), "IncompleteSignature"),
-        (header(v3(), "authorization", "Basic eA=="), "CamsSim.Doubled"),
+        (
+            header(v3(), "authorization", "Basic eA=="),
+            "CamsSim.Doubled",
+        ),
         (absolute(v1()), "CamsSim.AbsoluteForm"),
         (elsewhere, "InvalidProduct.NotFound"),
         (path, "InvalidApi.NotFound"),
@@ -312,30 +483,64 @@ async fn oddities_are_refused_though_the_signature_covers_them() {
     let draft = Draft::of("ListFlow", "n");
     let plain: fn(&mut Vec<String>) = |_| ();
     let rows = [
-        (draft.odd_v3(&[("x-acs-content-sha256", "00")], plain), "SignatureDoesNotMatch"),
-        (draft.odd_v3(&[("x-acs-accesskey-id", "other")], plain), "CamsSim.TwoKeys"),
-        (draft.odd_v3(&[], |names| names.reverse()), "CamsSim.SignedHeaders"),
-        (draft.odd_v3(&[], |names| names.insert(0, "host".to_owned())), "CamsSim.SignedHeaders"),
-        (draft.odd_v3(&[], |names| names.insert(0, "absent".to_owned())), "CamsSim.SignedButAbsent"),
-        (draft.odd_v3(&[], |names| drop(names.remove(0))), "IncompleteSignature"),
+        (
+            draft.odd_v3(&[("x-acs-content-sha256", "00")], plain),
+            "SignatureDoesNotMatch",
+        ),
+        (
+            draft.odd_v3(&[("x-acs-accesskey-id", "other")], plain),
+            "CamsSim.TwoKeys",
+        ),
+        (
+            draft.odd_v3(&[], |names| names.reverse()),
+            "CamsSim.SignedHeaders",
+        ),
+        (
+            draft.odd_v3(&[], |names| names.insert(0, "host".to_owned())),
+            "CamsSim.SignedHeaders",
+        ),
+        (
+            draft.odd_v3(&[], |names| names.insert(0, "absent".to_owned())),
+            "CamsSim.SignedButAbsent",
+        ),
+        (
+            draft.odd_v3(&[], |names| drop(names.remove(0))),
+            "IncompleteSignature",
+        ),
     ];
     for (request, expected) in rows {
         assert_eq!(code(&sim(), request).await.1, expected);
     }
-    let lenient = Sim::new(Settings { strict: false, ..settings() });
-    assert_eq!(code(&lenient, draft.odd_v3(&[("x-acs-accesskey-id", "id")], |names| names.reverse())).await, ok());
+    let lenient = Sim::new(Settings {
+        strict: false,
+        ..settings()
+    });
+    assert_eq!(
+        code(
+            &lenient,
+            draft.odd_v3(&[("x-acs-accesskey-id", "id")], |names| names.reverse())
+        )
+        .await,
+        ok()
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_worst_window_is_half_open() {
-    let sim = Sim::new(settings().with_limit(Limit { per_window: 100, ..Limit::default() }));
+    let sim = Sim::new(settings().with_limit(Limit {
+        per_window: 100,
+        ..Limit::default()
+    }));
     for (call, wait) in [0, 400, 599, 1, 399].into_iter().enumerate() {
         sleep(Duration::from_millis(wait)).await;
         ask(&sim, Draft::create("a", &call.to_string()).v3()).await;
     }
     // They came at 0, 400, 999, 1,000 and 1,399 ms: four lie within less than a second of the second one.
     let report = sim.report();
-    assert_eq!((report.worst_window, report.first_ms, report.last_ms), (4, Some(0), Some(1_399)));
+    assert_eq!(
+        (report.worst_window, report.first_ms, report.last_ms),
+        (4, Some(0), Some(1_399))
+    );
     sleep(Duration::from_millis(1)).await;
     ask(&sim, Draft::create("a", "last").v3()).await;
     assert_eq!(sim.report().worst_window, 4);
@@ -345,12 +550,27 @@ async fn the_worst_window_is_half_open() {
 async fn faults_that_are_answers_in_cams_shape() {
     let sim = sim();
     let rows = [
-        ("refuse=Product.Unsubscript", refused(400, "Product.Unsubscript")),
-        ("refuse=Ram.PermissionDeny", refused(400, "Ram.PermissionDeny")),
-        ("refuse=Unknown.ResourceOwnerId", refused(400, "Unknown.ResourceOwnerId")),
-        ("refuse=InvalidAccessKeyId.NotFound", refused(404, "InvalidAccessKeyId.NotFound")),
+        (
+            "refuse=Product.Unsubscript",
+            refused(400, "Product.Unsubscript"),
+        ),
+        (
+            "refuse=Ram.PermissionDeny",
+            refused(400, "Ram.PermissionDeny"),
+        ),
+        (
+            "refuse=Unknown.ResourceOwnerId",
+            refused(400, "Unknown.ResourceOwnerId"),
+        ),
+        (
+            "refuse=InvalidAccessKeyId.NotFound",
+            refused(404, "InvalidAccessKeyId.NotFound"),
+        ),
         ("throttle", refused(400, "System.LimitControl")),
-        ("throttle,status=429,code=Throttling.User", refused(429, "Throttling.User")),
+        (
+            "throttle,status=429,code=Throttling.User",
+            refused(429, "Throttling.User"),
+        ),
         ("throttle,ok", refused(200, "System.LimitControl")),
         ("unavailable", refused(503, "ServiceUnavailable")),
         ("slow=3s", ok()),
@@ -359,16 +579,51 @@ async fn faults_that_are_answers_in_cams_shape() {
     let began = Instant::now();
     for (text, expected) in &rows {
         sim.set_faults(rules(&[text]));
-        assert_eq!(code(&sim, Draft::create("a", text).v3()).await, *expected, "{text}");
+        assert_eq!(
+            code(&sim, Draft::create("a", text).v3()).await,
+            *expected,
+            "{text}"
+        );
     }
     assert_eq!(began.elapsed(), Duration::from_secs(3));
     let report = sim.report();
-    assert_eq!((report.arrived, report.accepted, report.refused, report.rejected, report.lost), (10, 2, 3, 5, 0));
-    assert_eq!((report.created, report.codes["System.LimitControl"], report.codes["Ram.PermissionDeny"]), (2, 3, 1));
-    let faults: Vec<_> = sim.arrivals().iter().map(|arrival| arrival.fault.unwrap()).collect();
+    assert_eq!(
+        (
+            report.arrived,
+            report.accepted,
+            report.refused,
+            report.rejected,
+            report.lost
+        ),
+        (10, 2, 3, 5, 0)
+    );
+    assert_eq!(
+        (
+            report.created,
+            report.codes["System.LimitControl"],
+            report.codes["Ram.PermissionDeny"]
+        ),
+        (2, 3, 1)
+    );
+    let faults: Vec<_> = sim
+        .arrivals()
+        .iter()
+        .map(|arrival| arrival.fault.unwrap())
+        .collect();
     assert_eq!(
         faults,
-        ["refuse", "refuse", "refuse", "refuse", "throttle", "throttle", "throttle", "unavailable", "slow", "huge"]
+        [
+            "refuse",
+            "refuse",
+            "refuse",
+            "refuse",
+            "throttle",
+            "throttle",
+            "throttle",
+            "unavailable",
+            "slow",
+            "huge"
+        ]
     );
 }
 
@@ -391,14 +646,20 @@ async fn a_throttle_can_bear_hints_or_come_as_xml() {
         panic!("an HTTP answer was expected")
     };
     assert_eq!(
-        (xml.status().as_u16(), &xml.headers()["content-type"].to_str().unwrap()),
+        (
+            xml.status().as_u16(),
+            &xml.headers()["content-type"].to_str().unwrap()
+        ),
         (200, &"text/xml;charset=utf-8")
     );
-    assert!(
-        xml.body().starts_with(b"<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>System.LimitControl</Code>")
-    );
+    assert!(xml.body().starts_with(
+        b"<?xml version=\"1.0\" encoding=\"UTF-8\"?><Error><Code>System.LimitControl</Code>"
+    ));
     // The nonce of a forced throttle is spent like that of any other.
-    assert_eq!(code(&sim, Draft::create("a", "1").v3()).await, refused(400, "SignatureNonceUsed"));
+    assert_eq!(
+        code(&sim, Draft::create("a", "1").v3()).await,
+        refused(400, "SignatureNonceUsed")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -408,25 +669,52 @@ async fn arrivals_tell_what_came() {
     let target = request.uri().to_string();
     ask(&sim, request).await;
     let arrival = sim.arrivals().remove(0);
-    let told =
-        (arrival.account.as_deref(), arrival.action.as_deref(), arrival.flow_name.as_deref(), arrival.nonce.as_deref());
-    assert_eq!(told, (Some("acme"), Some("CreateFlow"), Some("a"), Some("n")));
-    assert_eq!((arrival.scheme, arrival.verdict, arrival.fault), (Some(Scheme::V3), Verdict::Accepted, None));
+    let told = (
+        arrival.account.as_deref(),
+        arrival.action.as_deref(),
+        arrival.flow_name.as_deref(),
+        arrival.nonce.as_deref(),
+    );
+    assert_eq!(
+        told,
+        (Some("acme"), Some("CreateFlow"), Some("a"), Some("n"))
+    );
+    assert_eq!(
+        (arrival.scheme, arrival.verdict, arrival.fault),
+        (Some(Scheme::V3), Verdict::Accepted, None)
+    );
     assert_eq!((arrival.method.as_str(), arrival.target), ("POST", target));
-    assert!(arrival.headers.contains(&("x-acs-action".to_owned(), "CreateFlow".to_owned())));
+    assert!(
+        arrival
+            .headers
+            .contains(&("x-acs-action".to_owned(), "CreateFlow".to_owned()))
+    );
     sim.reset();
     assert_eq!((sim.report().arrived, sim.report().created), (0, 0));
-    assert_eq!(code(&sim, Draft::create("a", "n").v3()).await, refused(400, "SignatureNonceUsed"));
+    assert_eq!(
+        code(&sim, Draft::create("a", "n").v3()).await,
+        refused(400, "SignatureNonceUsed")
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_checks_anybody_may_call() {
-    let sim = Sim::new(Settings { check_signatures: false, keep_requests: false, ..Settings::default() });
+    let sim = Sim::new(Settings {
+        check_signatures: false,
+        keep_requests: false,
+        ..Settings::default()
+    });
     let request = Request::post("/?FlowName=a&Categories=%5B%22OTHER%22%5D").header("host", "h");
-    let request =
-        request.header("x-acs-action", "CreateFlow").header("x-acs-version", "2020-06-06").body(Bytes::new()).unwrap();
+    let request = request
+        .header("x-acs-action", "CreateFlow")
+        .header("x-acs-version", "2020-06-06")
+        .body(Bytes::new())
+        .unwrap();
     assert_eq!(code(&sim, request).await, ok());
     let arrival = sim.arrivals().remove(0);
-    assert_eq!((arrival.account.as_deref(), arrival.scheme), (Some("anonymous"), Some(Scheme::Unsigned)));
+    assert_eq!(
+        (arrival.account.as_deref(), arrival.scheme),
+        (Some("anonymous"), Some(Scheme::Unsigned))
+    );
     assert_eq!((arrival.target, arrival.headers.len()), (String::new(), 0));
 }

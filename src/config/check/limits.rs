@@ -18,13 +18,24 @@ const MAX_WINDOW: Duration = Duration::from_secs(3600);
 
 /// The limits, or `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Limit>> {
-    let documented = section.key("preset").choice(&[("documented", true), ("none", false)]);
-    let mut limits = if documented == Some(true) { preset() } else { BTreeMap::new() };
+    let documented = section
+        .key("preset")
+        .choice(&[("documented", true), ("none", false)]);
+    let mut limits = if documented == Some(true) {
+        preset()
+    } else {
+        BTreeMap::new()
+    };
     let mut sound = documented.is_some();
     for (name, field) in section.rest("limits.<Action>") {
-        if !DOCUMENTED.iter().any(|(documented, _)| name.eq_ignore_ascii_case(documented)) {
+        if !DOCUMENTED
+            .iter()
+            .any(|(documented, _)| name.eq_ignore_ascii_case(documented))
+        {
             let place = &field.place.path;
-            field.reader.warn(format!("{place}: not among the actions with a documented limit: is it spelt right?"));
+            field.reader.warn(format!(
+                "{place}: not among the actions with a documented limit: is it spelt right?"
+            ));
         }
         match named(&field, &name).zip(limit(field)) {
             None => sound = false,
@@ -38,7 +49,13 @@ pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Lim
 fn preset() -> BTreeMap<ActionName, Limit> {
     let limit = |&(name, count): &(&str, u32)| {
         let count = NonZeroU32::new(count).expect("no documented limit is zero");
-        (ActionName::new(name), Limit { count, window: Duration::from_secs(1) })
+        (
+            ActionName::new(name),
+            Limit {
+                count,
+                window: Duration::from_secs(1),
+            },
+        )
     };
     DOCUMENTED.iter().map(limit).collect()
 }
@@ -55,7 +72,9 @@ fn named(field: &Field<'_>, name: &str) -> Option<ActionName> {
         field.mistake(format!("expected {ACTION_FORM}"));
         return None;
     }
-    let documented = DOCUMENTED.iter().find(|(documented, _)| name.eq_ignore_ascii_case(documented));
+    let documented = DOCUMENTED
+        .iter()
+        .find(|(documented, _)| name.eq_ignore_ascii_case(documented));
     match documented {
         Some((documented, _)) if *documented != name => {
             field.mistake(format!("expected the spelling {documented}"));
@@ -94,9 +113,17 @@ fn limit(field: Field<'_>) -> Option<Option<Limit>> {
         return None;
     };
     let rate = Rate { count, ..rate };
-    let limit = burst.map_or(Some(Limit { count: rate.count, window: rate.window }), |burst| lower(rate, burst));
+    let limit = burst.map_or(
+        Some(Limit {
+            count: rate.count,
+            window: rate.window,
+        }),
+        |burst| lower(rate, burst),
+    );
     if limit.is_none() {
-        burst_key.mistake("expected a divisor of the rate's count (with 5/1s, 1 or 5), each at least 10ms apart");
+        burst_key.mistake(
+            "expected a divisor of the rate's count (with 5/1s, 1 or 5), each at least 10ms apart",
+        );
     }
     limit.map(Some)
 }
@@ -112,7 +139,8 @@ fn rate(field: &Field<'_>, expected: &str) -> Option<Rate> {
 
 /// As many calls in the long run, `burst` of them at once.
 fn lower(rate: Rate, burst: u32) -> Option<Limit> {
-    let count = NonZeroU32::new(burst).filter(|burst| rate.count.get().is_multiple_of(burst.get()))?;
+    let count =
+        NonZeroU32::new(burst).filter(|burst| rate.count.get().is_multiple_of(burst.get()))?;
     let parts = rate.count.get() / burst;
     // Rounded up: a nanosecond too late is within the limit, one too early is not.
     let nanos = rate.window.as_nanos().div_ceil(u128::from(parts));

@@ -17,14 +17,22 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         admin_key.mistake("expected another address than listen.proxy");
     }
     let token_key = section.key("admin_token");
-    let admin_token = if token_key.is_given() { secret(token_key).map(Some) } else { Some(None) };
+    let admin_token = if token_key.is_given() {
+        secret(token_key).map(Some)
+    } else {
+        Some(None)
+    };
     let actions_key = section.key("admin_actions");
     let admin_actions = actions_key.flag();
     if let (Some(true), Some(None)) = (admin_actions, &admin_token) {
         actions_key.mistake("expected listen.admin_token beside it: orders are for who shows it");
     }
-    let socket_mode = section.key("socket_mode").text("permissions in octal such as 0660", permissions);
-    let names = section.key("names").list(|entry| entry.text("a host name such as flowgate.internal", host_name));
+    let socket_mode = section
+        .key("socket_mode")
+        .text("permissions in octal such as 0660", permissions);
+    let names = section
+        .key("names")
+        .list(|entry| entry.text("a host name such as flowgate.internal", host_name));
     let tls = section.key("tls").given(tls::check);
     let max_connections = section.key("max_connections").count(&MANY);
     let per_source = section.key("max_connections_per_source").count(&MANY);
@@ -67,8 +75,11 @@ pub(super) fn bind(key: &Field<'_>) -> Option<Bind> {
 
 /// As `chmod` takes them, without what is no permission.
 fn permissions(text: &str) -> Option<u32> {
-    let octal = matches!(text.len(), 3 | 4) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
-    u32::from_str_radix(text, 8).ok().filter(|mode| octal && *mode <= 0o777)
+    let octal =
+        matches!(text.len(), 3 | 4) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| octal && *mode <= 0o777)
 }
 
 /// Whether both cannot be bound at once. Port 0 is a new port each time.
@@ -86,7 +97,9 @@ fn clash(a: &Bind, b: &Bind) -> bool {
 /// A host name without a port, in lower case.
 pub(super) fn host_name(text: &str) -> Option<String> {
     let label = |label: &str| {
-        let inner = label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+        let inner = label
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         (1..=63).contains(&label.len()) && inner && !label.starts_with('-') && !label.ends_with('-')
     };
     (text.len() <= 253 && text.split('.').all(label)).then(|| text.to_ascii_lowercase())

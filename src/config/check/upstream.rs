@@ -24,19 +24,32 @@ pub(super) struct Endpoint {
 /// The section, or `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Upstream> {
     let url = section.key("url");
-    let endpoint = url.text("scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com", endpoint);
-    let host = section
-        .key("host")
-        .optional(|key| key.text("a host name, with a port if need be", |t| authority(t).map(|(_, _, text)| text)));
+    let endpoint = url.text(
+        "scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com",
+        endpoint,
+    );
+    let host = section.key("host").optional(|key| {
+        key.text("a host name, with a port if need be", |t| {
+            authority(t).map(|(_, _, text)| text)
+        })
+    });
     let plaintext = section.key("plaintext").flag();
     let connect_to = section.key("connect_to").list(address);
-    if let (Some(endpoint), Some(connect_to), Some(plaintext)) = (&endpoint, &connect_to, plaintext) {
+    if let (Some(endpoint), Some(connect_to), Some(plaintext)) = (&endpoint, &connect_to, plaintext)
+    {
         if endpoint.scheme == Scheme::Http && !plaintext && !stays_here(endpoint, connect_to) {
             url.mistake("expected https://: http:// goes only to loopback, or with upstream.plaintext = true");
         }
         for (place, dialled) in dialled(&url, endpoint, connect_to) {
-            if listen.is_some_and(|listen| [&listen.proxy, &listen.admin].iter().any(|own| reaches(own, dialled))) {
-                url.reader.mistake(place, "expected another address than Flowgate's own listeners");
+            if listen.is_some_and(|listen| {
+                [&listen.proxy, &listen.admin]
+                    .iter()
+                    .any(|own| reaches(own, dialled))
+            }) {
+                url.reader.mistake(
+                    place,
+                    "expected another address than Flowgate's own listeners",
+                );
             }
         }
     }
@@ -46,13 +59,21 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     let idle_timeout = section.key("idle_timeout").time(&POSITIVE);
     let max_response = section.key("max_response").size(&BYTES);
     section.done();
-    let Endpoint { scheme, host: dial_host, port, authority } = endpoint?;
+    let Endpoint {
+        scheme,
+        host: dial_host,
+        port,
+        authority,
+    } = endpoint?;
     Some(Upstream {
         scheme,
         dial_host,
         dial_port: port,
         host: host?.unwrap_or(authority),
-        connect_to: connect_to?.into_iter().map(|(_, address)| address).collect(),
+        connect_to: connect_to?
+            .into_iter()
+            .map(|(_, address)| address)
+            .collect(),
         ca_file: ca_file?,
         connect_timeout: connect_timeout?,
         answer_timeout: answer_timeout?,
@@ -64,7 +85,11 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
 /// The parts of a URL that has nothing but them.
 pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     // The parser drops a fragment without a word.
-    let uri: Uri = if text.contains('#') { None } else { text.parse().ok() }?;
+    let uri: Uri = if text.contains('#') {
+        None
+    } else {
+        text.parse().ok()
+    }?;
     let (scheme, default) = match uri.scheme_str()? {
         "http" => (Scheme::Http, 80),
         "https" => (Scheme::Https, 443),
@@ -74,7 +99,12 @@ pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
         return None;
     }
     let (host, port, authority) = authority(uri.authority()?.as_str())?;
-    Some(Endpoint { scheme, host, port: port.unwrap_or(default), authority })
+    Some(Endpoint {
+        scheme,
+        host,
+        port: port.unwrap_or(default),
+        authority,
+    })
 }
 
 /// `host` or `host:port`, an IPv6 address in brackets: the host without brackets, the port, the whole in lower case.
@@ -86,9 +116,18 @@ pub(super) fn authority(text: &str) -> Option<(String, Option<u16>, String)> {
     let digits = |port: &&str| port.bytes().all(|b| b.is_ascii_digit());
     let port = match port {
         None => None,
-        Some(port) => Some(Some(port).filter(digits)?.parse().ok().filter(|port| *port != 0)?),
+        Some(port) => Some(
+            Some(port)
+                .filter(digits)?
+                .parse()
+                .ok()
+                .filter(|port| *port != 0)?,
+        ),
     };
-    let host = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+    let host = match name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+    {
         Some(address) => address.parse::<Ipv6Addr>().ok()?.to_string(),
         None => host_name(name)?,
     };
@@ -96,16 +135,32 @@ pub(super) fn authority(text: &str) -> Option<(String, Option<u16>, String)> {
 }
 
 fn address(entry: &Field<'_>) -> Option<(Place, SocketAddr)> {
-    let parse = |text: &str| text.parse().ok().filter(|address: &SocketAddr| address.port() != 0);
-    Some((entry.place.clone(), entry.text("ip:port such as 203.0.113.7:443", parse)?))
+    let parse = |text: &str| {
+        text.parse()
+            .ok()
+            .filter(|address: &SocketAddr| address.port() != 0)
+    };
+    Some((
+        entry.place.clone(),
+        entry.text("ip:port such as 203.0.113.7:443", parse)?,
+    ))
 }
 
 /// Addresses that the host is without asking anybody.
 fn literal(endpoint: &Endpoint) -> Vec<SocketAddr> {
-    let here = [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)];
-    let addresses =
-        if endpoint.host == "localhost" { here.to_vec() } else { endpoint.host.parse().into_iter().collect() };
-    addresses.into_iter().map(|ip| SocketAddr::new(ip, endpoint.port)).collect()
+    let here = [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    ];
+    let addresses = if endpoint.host == "localhost" {
+        here.to_vec()
+    } else {
+        endpoint.host.parse().into_iter().collect()
+    };
+    addresses
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, endpoint.port))
+        .collect()
 }
 
 /// Whether everything that is dialled is loopback.
@@ -126,9 +181,15 @@ fn dialled<'a>(
     connect_to: &'a [(Place, SocketAddr)],
 ) -> Vec<(&'a Place, SocketAddr)> {
     if connect_to.is_empty() {
-        literal(endpoint).into_iter().map(|address| (&url.place, address)).collect()
+        literal(endpoint)
+            .into_iter()
+            .map(|address| (&url.place, address))
+            .collect()
     } else {
-        connect_to.iter().map(|(place, address)| (place, *address)).collect()
+        connect_to
+            .iter()
+            .map(|(place, address)| (place, *address))
+            .collect()
     }
 }
 
@@ -136,7 +197,8 @@ fn dialled<'a>(
 fn reaches(own: &Bind, dialled: SocketAddr) -> bool {
     let Bind::Tcp(own) = own else { return false };
     let (listens, ip) = (own.ip().to_canonical(), dialled.ip().to_canonical());
-    let same = listens == ip || ip.is_unspecified() || (listens.is_unspecified() && ip.is_loopback());
+    let same =
+        listens == ip || ip.is_unspecified() || (listens.is_unspecified() && ip.is_loopback());
     own.port() == dialled.port() && same
 }
 

@@ -3,8 +3,18 @@
 
 use super::{Key, Kind};
 
-const fn key(path: &'static str, kind: Kind, default: Option<&'static str>, meaning: &'static str) -> Key {
-    Key { path, kind, default, meaning }
+const fn key(
+    path: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    meaning: &'static str,
+) -> Key {
+    Key {
+        path,
+        kind,
+        default,
+        meaning,
+    }
 }
 
 /// Every key, in the order of the manual.
@@ -81,8 +91,18 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "The authorities, as a PEM file, of which each caller must show a certificate. Default: callers need none.",
     ),
-    key("listen.max_connections", Kind::Count, Some("10000"), "Connections at once, in total."),
-    key("listen.max_connections_per_source", Kind::Count, Some("2000"), "Connections at once from one address."),
+    key(
+        "listen.max_connections",
+        Kind::Count,
+        Some("10000"),
+        "Connections at once, in total.",
+    ),
+    key(
+        "listen.max_connections_per_source",
+        Kind::Count,
+        Some("2000"),
+        "Connections at once from one address.",
+    ),
     key(
         "listen.header_timeout",
         Kind::Time,
@@ -101,7 +121,12 @@ pub(crate) const KEYS: &[Key] = &[
         Some("120s"),
         "Between two requests of a connection. Keep it longer than the SDKs' pools.",
     ),
-    key("listen.max_header", Kind::Size, Some("32KiB"), "Bytes of a request's head, from 8KiB."),
+    key(
+        "listen.max_header",
+        Kind::Size,
+        Some("32KiB"),
+        "Bytes of a request's head, from 8KiB.",
+    ),
     key(
         "listen.max_body",
         Kind::Size,
@@ -120,7 +145,12 @@ pub(crate) const KEYS: &[Key] = &[
         Some("https://cams.ap-southeast-1.aliyuncs.com"),
         "The one endpoint that is dialled: scheme, host and port, nothing else. `http://` only to loopback, or with `plaintext = true`.",
     ),
-    key("upstream.host", Kind::Text, None, "Signed and sent as `Host`. Default: from `url`."),
+    key(
+        "upstream.host",
+        Kind::Text,
+        None,
+        "Signed and sent as `Host`. Default: from `url`.",
+    ),
     key(
         "upstream.plaintext",
         Kind::Flag,
@@ -139,7 +169,12 @@ pub(crate) const KEYS: &[Key] = &[
         Some(""),
         "More roots, as a PEM file. A relative path starts at the configuration file's folder.",
     ),
-    key("upstream.connect_timeout", Kind::Time, Some("3s"), "TCP and TLS together."),
+    key(
+        "upstream.connect_timeout",
+        Kind::Time,
+        Some("3s"),
+        "TCP and TLS together.",
+    ),
     key(
         "upstream.answer_timeout",
         Kind::Time,
@@ -152,7 +187,12 @@ pub(crate) const KEYS: &[Key] = &[
         Some("10s"),
         "How long a connection may lie idle before it is not used again. Keep it below what servers keep, or a call meets a connection that is just closing.",
     ),
-    key("upstream.max_response", Kind::Size, Some("4MiB"), "Bytes of an answer's body."),
+    key(
+        "upstream.max_response",
+        Kind::Size,
+        Some("4MiB"),
+        "Bytes of an answer's body.",
+    ),
     key(
         "accounts[].id",
         Kind::Text,
@@ -177,7 +217,12 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "`{ file = \"acme.json\" }` instead of the two above: `AccessKeyId`, `AccessKeySecret`, `SecurityToken` and `Expiration` of temporary keys (STS) in one JSON object, as Alibaba's metadata service hands them out. Read anew when it changes; callers that still sign with one of the last three are accepted.",
     ),
-    key("accounts[].credentials.file", Kind::Text, None, "Required in the table. The file's path."),
+    key(
+        "accounts[].credentials.file",
+        Kind::Text,
+        None,
+        "Required in the table. The file's path.",
+    ),
     key(
         "accounts[].aliases",
         Kind::List,
@@ -214,7 +259,12 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "Required. The managed account whose quota the client spends and whose key signs for it.",
     ),
-    key("clients[].actions", Kind::List, None, "Required. The actions that it may call; `[\"*\"]` for all."),
+    key(
+        "clients[].actions",
+        Kind::List,
+        None,
+        "Required. The actions that it may call; `[\"*\"]` for all.",
+    ),
     key(
         "clients[].cust_space_ids",
         Kind::List,
@@ -245,7 +295,12 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "The limit of one action, by its name: a rate such as `5/1s`, a table with the keys below, or `off`. At most 10000 calls in a window of 10ms to 1h.",
     ),
-    key("limits.<Action>.rate", Kind::Text, None, "Required in the table. Calls per window: `5/1s`."),
+    key(
+        "limits.<Action>.rate",
+        Kind::Text,
+        None,
+        "Required in the table. Calls per window: `5/1s`.",
+    ),
     key(
         "limits.<Action>.burst",
         Kind::Count,
@@ -270,8 +325,18 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "A header of the caller's, signed or not, such as `x-team`: it divides only the client's own share.",
     ),
-    key("queue.max_waiting", Kind::Count, Some("10000"), "Waiting calls per account and action."),
-    key("queue.max_waiting_per_client", Kind::Count, Some("5000"), "Waiting calls per account, action and client."),
+    key(
+        "queue.max_waiting",
+        Kind::Count,
+        Some("10000"),
+        "Waiting calls per account and action.",
+    ),
+    key(
+        "queue.max_waiting_per_client",
+        Kind::Count,
+        Some("5000"),
+        "Waiting calls per account, action and client.",
+    ),
     key(
         "queue.max_bytes",
         Kind::Size,
@@ -302,10 +367,30 @@ pub(crate) const KEYS: &[Key] = &[
         Some("40ms"),
         "The most that the gap may be widened to, as the spread of CAMS's answer times and throttle refusals show jitter on the way. At least `gap`, at most 1s; never more than half of an action's window.",
     ),
-    key("retry.max_attempts", Kind::Count, Some("10"), "Attempts per call, the first included."),
-    key("retry.base", Kind::Time, Some("200ms"), "The first step of the back-off after a throttle refusal."),
-    key("retry.max", Kind::Time, Some("8s"), "The most that Flowgate's own back-off may be."),
-    key("retry.max_pause", Kind::Time, Some("60s"), "The most that a server's hint may ask."),
+    key(
+        "retry.max_attempts",
+        Kind::Count,
+        Some("10"),
+        "Attempts per call, the first included.",
+    ),
+    key(
+        "retry.base",
+        Kind::Time,
+        Some("200ms"),
+        "The first step of the back-off after a throttle refusal.",
+    ),
+    key(
+        "retry.max",
+        Kind::Time,
+        Some("8s"),
+        "The most that Flowgate's own back-off may be.",
+    ),
+    key(
+        "retry.max_pause",
+        Kind::Time,
+        Some("60s"),
+        "The most that a server's hint may ask.",
+    ),
     key(
         "quota.store",
         Kind::Text,
@@ -330,8 +415,18 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "The store's user, beside a `store_password`. It needs `~flowgate:* +@read +@write +@scripting +@connection +info +time`, with the prefix of `store_prefix`; behind sentinels `+role`, in a cluster `+cluster`.",
     ),
-    key("quota.store_password", Kind::Secret, None, "The place of the store's password; never in the address."),
-    key("quota.store_sentinel_password", Kind::Secret, None, "The place of the sentinels' own password."),
+    key(
+        "quota.store_password",
+        Kind::Secret,
+        None,
+        "The place of the store's password; never in the address.",
+    ),
+    key(
+        "quota.store_sentinel_password",
+        Kind::Secret,
+        None,
+        "The place of the sentinels' own password.",
+    ),
     key(
         "quota.store_ca_file",
         Kind::Text,
@@ -368,15 +463,30 @@ pub(crate) const KEYS: &[Key] = &[
         Some("share"),
         "What happens while the store cannot be reached. `share`: the tokens are dealt out among the replicas that were seen last. `refuse`: calls are refused with a clear error.",
     ),
-    key("drain.delay", Kind::Time, Some("0s"), "After SIGTERM: readiness is down, calls are still accepted."),
-    key("drain.grace", Kind::Time, Some("25s"), "How long queued and running calls may go on after that."),
+    key(
+        "drain.delay",
+        Kind::Time,
+        Some("0s"),
+        "After SIGTERM: readiness is down, calls are still accepted.",
+    ),
+    key(
+        "drain.grace",
+        Kind::Time,
+        Some("25s"),
+        "How long queued and running calls may go on after that.",
+    ),
     key(
         "drain.hand_over",
         Kind::Flag,
         Some("false"),
         "`true`: after SIGTERM no call of a limited action is sent any more, and those that wait are told to come back, for where a successor may start before this process has ended and both would spend the quota.",
     ),
-    key("log.format", Kind::Text, Some("text"), "`text` for people, `json` for machines, on standard error."),
+    key(
+        "log.format",
+        Kind::Text,
+        Some("text"),
+        "`text` for people, `json` for machines, on standard error.",
+    ),
     key(
         "log.level",
         Kind::Text,
@@ -389,9 +499,24 @@ pub(crate) const KEYS: &[Key] = &[
         None,
         "The path of a file in which each attempt is written down before it is sent and when it has ended, so that it is known after a crash what may have been done (docs/journal.md); or a table with the keys below. Default: no journal.",
     ),
-    key("journal.path", Kind::Text, None, "Required in the table. The path of the file."),
-    key("journal.max_size", Kind::Size, Some("64MiB"), "Bytes of one file, 4KiB to 1GiB; then it becomes `path.1`."),
-    key("journal.keep", Kind::Count, Some("4"), "How many older files are kept, 1 to 1000; `path.1` is the latest."),
+    key(
+        "journal.path",
+        Kind::Text,
+        None,
+        "Required in the table. The path of the file.",
+    ),
+    key(
+        "journal.max_size",
+        Kind::Size,
+        Some("64MiB"),
+        "Bytes of one file, 4KiB to 1GiB; then it becomes `path.1`.",
+    ),
+    key(
+        "journal.keep",
+        Kind::Count,
+        Some("4"),
+        "How many older files are kept, 1 to 1000; `path.1` is the latest.",
+    ),
     key(
         "telemetry.otlp",
         Kind::Text,

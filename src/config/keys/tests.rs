@@ -3,7 +3,10 @@
 use super::*;
 
 /// Where the manual's table begins and ends.
-const MARKS: [&str; 2] = ["<!-- keys: made from src/config/keys.rs -->\n", "<!-- end of keys -->\n"];
+const MARKS: [&str; 2] = [
+    "<!-- keys: made from src/config/keys.rs -->\n",
+    "<!-- end of keys -->\n",
+];
 
 fn default(key: &Key) -> String {
     match (key.default, key.kind) {
@@ -28,7 +31,15 @@ fn kind(key: &Key) -> &'static str {
 }
 
 fn manual() -> String {
-    let row = |key: &Key| format!("| `{}` | {} | {} | {} |\n", key.path, kind(key), default(key), key.meaning);
+    let row = |key: &Key| {
+        format!(
+            "| `{}` | {} | {} | {} |\n",
+            key.path,
+            kind(key),
+            default(key),
+            key.meaning
+        )
+    };
     let rows: String = KEYS.iter().map(row).collect();
     format!("\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n")
 }
@@ -41,7 +52,11 @@ fn the_manual_is_current() {
     let (before, rest) = page.split_once(MARKS[0]).unwrap();
     let (table, after) = rest.split_once(MARKS[1]).unwrap();
     if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(path, [before, MARKS[0], &manual(), MARKS[1], after].concat()).unwrap();
+        std::fs::write(
+            path,
+            [before, MARKS[0], &manual(), MARKS[1], after].concat(),
+        )
+        .unwrap();
         return;
     }
     assert_eq!(table, manual());
@@ -50,8 +65,16 @@ fn the_manual_is_current() {
 #[test]
 fn every_key_stands_once_and_ends_in_a_full_stop() {
     for (index, key) in KEYS.iter().enumerate() {
-        assert!(key.meaning.ends_with('.') && !key.meaning.contains(['\n', '|']), "{}", key.path);
-        assert!(KEYS[..index].iter().all(|other| other.path != key.path), "{}", key.path);
+        assert!(
+            key.meaning.ends_with('.') && !key.meaning.contains(['\n', '|']),
+            "{}",
+            key.path
+        );
+        assert!(
+            KEYS[..index].iter().all(|other| other.path != key.path),
+            "{}",
+            key.path
+        );
     }
 }
 
@@ -60,6 +83,13 @@ fn names_are_those_of_one_table() {
     assert_eq!(names("queue.tenant"), ["header"]);
     assert_eq!(names("limits.<Action>"), ["rate", "burst", "reserve"]);
     assert_eq!(names("drain"), ["delay", "grace", "hand_over"]);
-    let top = ["mode", "unknown_keys", "listen", "upstream", "accounts", "clients"];
+    let top = [
+        "mode",
+        "unknown_keys",
+        "listen",
+        "upstream",
+        "accounts",
+        "clients",
+    ];
     assert_eq!(names("")[..6], top);
 }

@@ -43,7 +43,13 @@ impl<'a> Field<'a> {
 
     /// Whether an environment variable is there and says nothing.
     pub(crate) fn is_empty_variable(&self) -> bool {
-        let Some(Item::Scalar { text, style: Style::Variable }) = &self.item else { return false };
+        let Some(Item::Scalar {
+            text,
+            style: Style::Variable,
+        }) = &self.item
+        else {
+            return false;
+        };
         split(text, &self.place.origin).is_empty()
     }
 
@@ -54,20 +60,40 @@ impl<'a> Field<'a> {
 
     /// Reads a key that may be left out and has no default. The outer `None` is a mistake.
     pub(crate) fn optional<T>(&self, read: impl FnOnce(&Self) -> Option<T>) -> Option<Option<T>> {
-        if self.is_given() { read(self).map(Some) } else { Some(None) }
+        if self.is_given() {
+            read(self).map(Some)
+        } else {
+            Some(None)
+        }
     }
 
     /// As [`Field::optional`], for what takes the key over.
     pub(crate) fn given<T>(self, read: impl FnOnce(Self) -> Option<T>) -> Option<Option<T>> {
-        if self.is_given() { read(self).map(Some) } else { Some(None) }
+        if self.is_given() {
+            read(self).map(Some)
+        } else {
+            Some(None)
+        }
     }
 
     /// Reads text of some form.
-    pub(crate) fn text<T>(&self, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Option<T> {
+    pub(crate) fn text<T>(
+        &self,
+        expected: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Option<T> {
         let value = match (&self.item, self.key.default) {
-            (Some(Item::Scalar { text, style: Style::Quoted | Style::Variable }), _) => parse(text),
+            (
+                Some(Item::Scalar {
+                    text,
+                    style: Style::Quoted | Style::Variable,
+                }),
+                _,
+            ) => parse(text),
             (Some(_), _) => None,
-            (None, Some(default)) => return Some(parse(default).expect("the manual's defaults are well-formed")),
+            (None, Some(default)) => {
+                return Some(parse(default).expect("the manual's defaults are well-formed"));
+            }
             (None, None) => {
                 self.mistake(format!("missing, expected {expected}"));
                 return None;
@@ -81,8 +107,16 @@ impl<'a> Field<'a> {
 
     /// Reads one of some words.
     pub(crate) fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
-        let quoted: Vec<_> = words.iter().map(|(word, _)| format!("\"{word}\"")).collect();
-        let find = |text: &str| words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value);
+        let quoted: Vec<_> = words
+            .iter()
+            .map(|(word, _)| format!("\"{word}\""))
+            .collect();
+        let find = |text: &str| {
+            words
+                .iter()
+                .find(|(word, _)| *word == text)
+                .map(|(_, value)| *value)
+        };
         self.text(&quoted.join(" or "), find)
     }
 
@@ -108,15 +142,26 @@ impl<'a> Field<'a> {
         if range.contains(&value) {
             return Some(value);
         }
-        self.mistake(format!("expected {} to {}", show(*range.start()), show(*range.end())));
+        self.mistake(format!(
+            "expected {} to {}",
+            show(*range.start()),
+            show(*range.end())
+        ));
         None
     }
 
     /// Reads a whole number.
     pub(crate) fn count(&self, range: &RangeInclusive<u32>) -> Option<u32> {
-        let value = self.bare().and_then(|text| text.parse().ok()).filter(|count| range.contains(count));
+        let value = self
+            .bare()
+            .and_then(|text| text.parse().ok())
+            .filter(|count| range.contains(count));
         if value.is_none() {
-            self.mistake(format!("expected a whole number from {} to {}", range.start(), range.end()));
+            self.mistake(format!(
+                "expected a whole number from {} to {}",
+                range.start(),
+                range.end()
+            ));
         }
         value
     }
@@ -133,18 +178,29 @@ impl<'a> Field<'a> {
     fn bare(&self) -> Option<&str> {
         match &self.item {
             None => self.key.default,
-            Some(Item::Scalar { text, style: Style::Bare | Style::Variable }) => Some(text),
+            Some(Item::Scalar {
+                text,
+                style: Style::Bare | Style::Variable,
+            }) => Some(text),
             Some(_) => None,
         }
     }
 
     /// Reads a list, each entry as a key of its own. In the environment it may be written with commas.
     pub(crate) fn list<T>(self, mut read: impl FnMut(&Field<'a>) -> Option<T>) -> Option<Vec<T>> {
-        let Self { reader, key, place, item } = self;
+        let Self {
+            reader,
+            key,
+            place,
+            item,
+        } = self;
         let nodes = match item {
             None if key.default.is_some() => Vec::new(),
             Some(Item::List(nodes)) => nodes,
-            Some(Item::Scalar { text, style: Style::Variable }) => split(&text, &place.origin),
+            Some(Item::Scalar {
+                text,
+                style: Style::Variable,
+            }) => split(&text, &place.origin),
             found => {
                 let missing = if found.is_none() { "missing, " } else { "" };
                 reader.mistake(&place, format!("{missing}expected a list"));
@@ -154,34 +210,59 @@ impl<'a> Field<'a> {
         let field = |(index, node): (usize, Node)| Field {
             reader,
             key,
-            place: Place { path: format!("{}[{index}]", place.path), origin: node.origin },
+            place: Place {
+                path: format!("{}[{index}]", place.path),
+                origin: node.origin,
+            },
             item: Some(node.item),
         };
         // Every entry is read before the first wrong one makes the whole wrong.
-        let read: Vec<_> = nodes.into_iter().enumerate().map(field).map(|entry| read(&entry)).collect();
+        let read: Vec<_> = nodes
+            .into_iter()
+            .enumerate()
+            .map(field)
+            .map(|entry| read(&entry))
+            .collect();
         read.into_iter().collect()
     }
 
     /// The key as a table, or as it was when it is none.
     pub(crate) fn into_table(self) -> Result<Section<'a>, Self> {
         match self.item {
-            Some(Item::Table(nodes)) => {
-                Ok(Section { reader: self.reader, place: self.place, manual: self.key.path.to_owned(), nodes })
-            }
+            Some(Item::Table(nodes)) => Ok(Section {
+                reader: self.reader,
+                place: self.place,
+                manual: self.key.path.to_owned(),
+                nodes,
+            }),
             item => Err(Self { item, ..self }),
         }
     }
 
     /// The key as a table in which nothing is written, for the defaults of its keys.
     pub(crate) fn empty_table(self) -> Section<'a> {
-        let Self { reader, key, place, item: _ } = self;
-        Section { reader, place, manual: key.path.to_owned(), nodes: Entries::default() }
+        let Self {
+            reader,
+            key,
+            place,
+            item: _,
+        } = self;
+        Section {
+            reader,
+            place,
+            manual: key.path.to_owned(),
+            nodes: Entries::default(),
+        }
     }
 
     /// Where a path that was written here leads, to a file that the configuration depends on.
     pub(crate) fn opens(&self, path: &Path) -> PathBuf {
         let path = self.resolve(path);
-        self.reader.files.borrow_mut().entry(path.clone()).or_insert_with(|| stamp(&path));
+        self.reader
+            .files
+            .borrow_mut()
+            .entry(path.clone())
+            .or_insert_with(|| stamp(&path));
         path
     }
 
@@ -195,7 +276,18 @@ impl<'a> Field<'a> {
 }
 
 fn split(text: &str, origin: &Origin) -> Vec<Node> {
-    let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
-    let item = |entry: &str| Item::Scalar { text: entry.to_owned(), style: Style::Variable };
-    entries.map(|entry| Node { origin: origin.clone(), item: item(entry) }).collect()
+    let entries = text
+        .split(',')
+        .map(str::trim)
+        .filter(|entry| !entry.is_empty());
+    let item = |entry: &str| Item::Scalar {
+        text: entry.to_owned(),
+        style: Style::Variable,
+    };
+    entries
+        .map(|entry| Node {
+            origin: origin.clone(),
+            item: item(entry),
+        })
+        .collect()
 }

@@ -28,8 +28,16 @@ pub(super) struct Memory {
 impl Memory {
     /// The addresses in the order in which they are tried.
     pub(super) fn order(&self, addresses: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
-        let winner = self.winner.filter(|(_, at)| now - *at < REMEMBERED).map(|(address, _)| address);
-        let avoided_at = |address: &SocketAddr| self.avoided.get(address).copied().filter(|at| now - *at < REMEMBERED);
+        let winner = self
+            .winner
+            .filter(|(_, at)| now - *at < REMEMBERED)
+            .map(|(address, _)| address);
+        let avoided_at = |address: &SocketAddr| {
+            self.avoided
+                .get(address)
+                .copied()
+                .filter(|at| now - *at < REMEMBERED)
+        };
         let mut distinct = Vec::with_capacity(addresses.len());
         for address in addresses {
             if !distinct.contains(address) {
@@ -37,11 +45,14 @@ impl Memory {
             }
         }
         // One that failed after it had won comes last all the same.
-        let (mut avoided, mut tried): (Vec<_>, Vec<_>) =
-            distinct.into_iter().partition(|address| avoided_at(address).is_some());
+        let (mut avoided, mut tried): (Vec<_>, Vec<_>) = distinct
+            .into_iter()
+            .partition(|address| avoided_at(address).is_some());
         tried.sort_by_key(|address| Some(*address) != winner);
         avoided.sort_by_key(avoided_at);
-        let first = winner.or(tried.first().copied()).is_none_or(|address| address.is_ipv6());
+        let first = winner
+            .or(tried.first().copied())
+            .is_none_or(|address| address.is_ipv6());
         let mut order = interleaved(tried, first);
         order.extend(avoided);
         order
@@ -51,7 +62,9 @@ impl Memory {
     pub(super) fn learn<R, E>(&mut self, outcome: &Outcome<R, E>, now: Instant) {
         let failed = outcome.failed.iter().map(|(address, _)| *address);
         let late = outcome.pending[..outcome.late].iter().copied();
-        failed.chain(late).for_each(|address| self.avoid(address, now));
+        failed
+            .chain(late)
+            .for_each(|address| self.avoid(address, now));
         if let Some((address, _)) = outcome.winner {
             self.won(address, now);
         }
@@ -70,7 +83,9 @@ impl Memory {
 
 /// One of each family in turn, in their order otherwise.
 fn interleaved(addresses: Vec<SocketAddr>, ipv6_first: bool) -> Vec<SocketAddr> {
-    let (first, second): (Vec<_>, Vec<_>) = addresses.into_iter().partition(|address| address.is_ipv6() == ipv6_first);
+    let (first, second): (Vec<_>, Vec<_>) = addresses
+        .into_iter()
+        .partition(|address| address.is_ipv6() == ipv6_first);
     let longest = first.len().max(second.len());
     let turn = |place| [first.get(place).copied(), second.get(place).copied()];
     (0..longest).flat_map(turn).flatten().collect()
@@ -81,7 +96,10 @@ mod tests {
     use super::*;
 
     fn addresses(hosts: &[&str]) -> Vec<SocketAddr> {
-        hosts.iter().map(|host| SocketAddr::new(host.parse().unwrap(), 443)).collect()
+        hosts
+            .iter()
+            .map(|host| SocketAddr::new(host.parse().unwrap(), 443))
+            .collect()
     }
 
     fn one(host: &str) -> SocketAddr {
@@ -92,13 +110,23 @@ mod tests {
     fn without_memory_families_alternate_in_the_resolvers_order() {
         let now = Instant::now();
         for (given, expected) in [
-            (&["::1", "::2", "1.1.1.1", "::3", "1.1.1.2"][..], &["::1", "1.1.1.1", "::2", "1.1.1.2", "::3"][..]),
-            (&["1.1.1.1", "1.1.1.2", "::1"], &["1.1.1.1", "::1", "1.1.1.2"]),
+            (
+                &["::1", "::2", "1.1.1.1", "::3", "1.1.1.2"][..],
+                &["::1", "1.1.1.1", "::2", "1.1.1.2", "::3"][..],
+            ),
+            (
+                &["1.1.1.1", "1.1.1.2", "::1"],
+                &["1.1.1.1", "::1", "1.1.1.2"],
+            ),
             (&["1.1.1.2", "1.1.1.1", "1.1.1.2"], &["1.1.1.2", "1.1.1.1"]),
             (&["::1"], &["::1"]),
             (&[], &[]),
         ] {
-            assert_eq!(Memory::default().order(&addresses(given), now), addresses(expected), "{given:?}");
+            assert_eq!(
+                Memory::default().order(&addresses(given), now),
+                addresses(expected),
+                "{given:?}"
+            );
         }
     }
 

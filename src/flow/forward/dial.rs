@@ -88,20 +88,38 @@ pub(super) enum DialError {
 
 impl Dialer {
     /// Reads the roots and checks the name; dials nothing.
-    pub(super) fn new(config: &config::Upstream, own: Vec<SocketAddr>) -> Result<Self, UpstreamError> {
-        let host = config.dial_host.trim_start_matches('[').trim_end_matches(']').to_owned();
+    pub(super) fn new(
+        config: &config::Upstream,
+        own: Vec<SocketAddr>,
+    ) -> Result<Self, UpstreamError> {
+        let host = config
+            .dial_host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         let tls = match config.scheme {
             Scheme::Http => None,
             Scheme::Https => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| UpstreamError::Name)?;
-                Some((ArcSwap::new(Trust::load(config.ca_file.as_deref())?.0), name))
+                Some((
+                    ArcSwap::new(Trust::load(config.ca_file.as_deref())?.0),
+                    name,
+                ))
             }
         };
         let timeout = config.connect_timeout;
         // With the last addresses there must be time to connect.
         let resolver = Resolver::of(&host, config.dial_port, timeout / 2);
         let pinned = config.connect_to.clone();
-        Ok(Self { host, pinned, own, timeout, tls, resolver, memory: Mutex::default() })
+        Ok(Self {
+            host,
+            pinned,
+            own,
+            timeout,
+            tls,
+            resolver,
+            memory: Mutex::default(),
+        })
     }
 
     /// From now on others are believed.
@@ -115,10 +133,15 @@ impl Dialer {
     pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
         let deadline = Instant::now() + self.timeout;
         let late = |_| {
-            let error = io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {:?}", self.timeout));
+            let error = io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {:?}", self.timeout),
+            );
             DialError::Resolve(self.host.clone(), error)
         };
-        let addresses = timeout_at(deadline, self.addresses()).await.map_err(late)??;
+        let addresses = timeout_at(deadline, self.addresses())
+            .await
+            .map_err(late)??;
         let order = self.memory.lock().order(&addresses, Instant::now());
         let outcome = race(self, &order, deadline).await;
         self.memory.lock().learn(&outcome, Instant::now());
@@ -130,7 +153,10 @@ impl Dialer {
 
     /// Why none of the addresses could be connected to.
     fn failure(&self, mut failed: Vec<(SocketAddr, DialError)>, late: &[SocketAddr]) -> DialError {
-        failed.extend(late.iter().map(|address| (*address, DialError::Timeout(self.timeout))));
+        failed.extend(
+            late.iter()
+                .map(|address| (*address, DialError::Timeout(self.timeout))),
+        );
         match failed.len() {
             0 => DialError::NoAddress(self.host.clone()),
             1 => failed.remove(0).1,
@@ -142,13 +168,19 @@ impl Dialer {
     async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = if self.pinned.is_empty() {
             let resolved = self.resolver.addresses().await;
-            resolved.map_err(|error| DialError::Resolve(self.host.clone(), error))?.to_vec()
+            resolved
+                .map_err(|error| DialError::Resolve(self.host.clone(), error))?
+                .to_vec()
         } else {
             self.pinned.clone()
         };
         let found = addresses.len();
         addresses.retain(|address| !self.own.iter().any(|own| is_same(*own, *address)));
-        if addresses.is_empty() && found > 0 { Err(DialError::Itself) } else { Ok(addresses) }
+        if addresses.is_empty() && found > 0 {
+            Err(DialError::Itself)
+        } else {
+            Ok(addresses)
+        }
     }
 }
 
@@ -158,11 +190,17 @@ impl Connect for Dialer {
     type Error = DialError;
 
     async fn connect(&self, address: SocketAddr) -> Result<TcpStream, DialError> {
-        let tcp = TcpStream::connect(address).await.map_err(DialError::Connect)?;
+        let tcp = TcpStream::connect(address)
+            .await
+            .map_err(DialError::Connect)?;
         tcp.set_nodelay(true).map_err(DialError::Connect)?;
-        let keepalive =
-            TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_RETRIES);
-        SockRef::from(&tcp).set_tcp_keepalive(&keepalive).map_err(DialError::Connect)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES);
+        SockRef::from(&tcp)
+            .set_tcp_keepalive(&keepalive)
+            .map_err(DialError::Connect)?;
         Ok(tcp)
     }
 
@@ -173,11 +211,17 @@ impl Connect for Dialer {
             None => start(TokioIo::new(tcp)).await,
             Some((client, name)) => {
                 let connector = TlsConnector::from(client.load_full());
-                let tls = connector.connect(name.clone(), tcp).await.map_err(DialError::Tls)?;
+                let tls = connector
+                    .connect(name.clone(), tcp)
+                    .await
+                    .map_err(DialError::Tls)?;
                 start(TokioIo::new(tls)).await
             }
         };
-        Ok(Dialled { sender: sender.map_err(DialError::Http)?, first_write })
+        Ok(Dialled {
+            sender: sender.map_err(DialError::Http)?,
+            first_write,
+        })
     }
 }
 
@@ -201,7 +245,11 @@ impl fmt::Display for Several<'_> {
         for (place, (reason, addresses)) in groups.iter().enumerate() {
             let separator = if place == 0 { "" } else { "; " };
             let named = addresses.len().min(NAMED);
-            write!(out, "{separator}{reason} ({}", addresses[..named].join(", "))?;
+            write!(
+                out,
+                "{separator}{reason} ({}",
+                addresses[..named].join(", ")
+            )?;
             match addresses.len() - named {
                 0 => write!(out, ")")?,
                 more => write!(out, " and {more} more)")?,
@@ -216,7 +264,10 @@ async fn start<T>(io: T) -> hyper::Result<Sender>
 where
     T: Read + Write + Unpin + Send + 'static,
 {
-    let (mut sender, connection) = http1::Builder::new().max_header_size(MAX_HEAD).handshake(io).await?;
+    let (mut sender, connection) = http1::Builder::new()
+        .max_header_size(MAX_HEAD)
+        .handshake(io)
+        .await?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             debug!(%error, "upstream connection ended");
@@ -230,7 +281,8 @@ where
 fn is_same(listener: SocketAddr, dialled: SocketAddr) -> bool {
     let (own, ip) = (listener.ip().to_canonical(), dialled.ip().to_canonical());
     // A dialled 0.0.0.0 is this machine, and a listener on 0.0.0.0 is each of its addresses.
-    listener.port() == dialled.port() && (own == ip || ip.is_unspecified() || (own.is_unspecified() && is_local(ip)))
+    listener.port() == dialled.port()
+        && (own == ip || ip.is_unspecified() || (own.is_unspecified() && is_local(ip)))
 }
 
 /// Whether the address is one of this machine's: only those can be bound.
@@ -247,9 +299,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_resolver_that_hangs_costs_no_more_than_the_time_for_a_connection() {
-        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
         let address = listener.local_addr().unwrap();
-        let config = config::Upstream { dial_host: "cams.test".to_owned(), ..settings(address) };
+        let config = config::Upstream {
+            dial_host: "cams.test".to_owned(),
+            ..settings(address)
+        };
         let mut dialer = Dialer::new(&config, Vec::new()).unwrap();
         let hangs = || std::future::pending().boxed();
         dialer.resolver = Resolver::new(Box::new(hangs), dialer.timeout / 2);
@@ -261,7 +318,9 @@ mod tests {
 
     #[test]
     fn a_listener_is_recognised_behind_every_address_that_reaches_it() {
-        let same = |listener: &str, dialled: &str| is_same(listener.parse().unwrap(), dialled.parse().unwrap());
+        let same = |listener: &str, dialled: &str| {
+            is_same(listener.parse().unwrap(), dialled.parse().unwrap())
+        };
         assert!(same("127.0.0.1:8080", "127.0.0.1:8080"));
         assert!(same("127.0.0.1:8080", "[::ffff:127.0.0.1]:8080"));
         assert!(same("127.0.0.1:8080", "0.0.0.0:8080"));

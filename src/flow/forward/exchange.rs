@@ -22,7 +22,11 @@ pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response
         return Sent::Lost(Lost::Malformed);
     }
     match Limited::new(body, max_response).collect().await {
-        Ok(body) => Sent::Answered(Answer { status: head.status, headers: head.headers, body: body.to_bytes() }),
+        Ok(body) => Sent::Answered(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.to_bytes(),
+        }),
         Err(error) if error.is::<LengthLimitError>() => Sent::Lost(Lost::TooLarge),
         Err(_broken) => Sent::Lost(Lost::Cut),
     }

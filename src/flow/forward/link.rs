@@ -36,11 +36,25 @@ pub(super) struct Link {
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(Dialled { sender, first_write }: Dialled, home: runtime::Id) -> Self {
+    pub(super) fn new(
+        Dialled {
+            sender,
+            first_write,
+        }: Dialled,
+        home: runtime::Id,
+    ) -> Self {
         let opened = Instant::now();
         let jitter = (fastrand::f64() - 0.5) * 2.0 * MAX_AGE_JITTER;
         let retires = opened + MAX_AGE.mul_f64(1.0 + jitter);
-        Self { opened, since: opened, retires, has_answered: false, sender, first_write, home }
+        Self {
+            opened,
+            since: opened,
+            retires,
+            has_answered: false,
+            sender,
+            first_write,
+            home,
+        }
     }
 
     /// Whether a request can be sent now, and the next bytes on the connection are that request's.

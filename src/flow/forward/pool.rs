@@ -112,7 +112,10 @@ impl Pool {
         while let Some(link) = state.pop(here) {
             if link.is_ready(now) {
                 state.in_use += 1;
-                return Some(Connection { pool: self.clone(), link: Some(link) });
+                return Some(Connection {
+                    pool: self.clone(),
+                    link: Some(link),
+                });
             }
             state.note_early_close(&link, now);
         }
@@ -141,7 +144,9 @@ impl Pool {
     pub(super) fn give_back(self: &Arc<Self>, link: Option<Link>) {
         self.state.lock().in_use -= 1;
         // Without a runtime the connection's task is gone, too.
-        let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else { return };
+        let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else {
+            return;
+        };
         let now = Instant::now();
         if link.is_ready(now) {
             self.lay_down(link);
@@ -189,7 +194,9 @@ impl Pool {
         let missing = {
             let mut state = self.state.lock();
             let wanted = state.wanted.saturating_sub(state.idle.len());
-            let missing = wanted.min(state.reach.dials()).saturating_sub(state.dialling);
+            let missing = wanted
+                .min(state.reach.dials())
+                .saturating_sub(state.dialling);
             state.dialling += missing;
             missing
         };
@@ -243,7 +250,11 @@ async fn dial(dialling: Dialling) {
         }
         Err(error) => {
             let mut state = pool.state.lock();
-            if state.reach.failed(error.to_string().into(), probe_due.is_some(), Instant::now()) {
+            if state.reach.failed(
+                error.to_string().into(),
+                probe_due.is_some(),
+                Instant::now(),
+            ) {
                 state.warn_down();
             }
         }
@@ -255,7 +266,13 @@ async fn dial(dialling: Dialling) {
 impl State {
     /// The one that was used last: of `here`, if one is near, else of any runtime.
     fn pop(&mut self, here: runtime::Id) -> Option<Link> {
-        let near = self.idle.iter().enumerate().rev().take(NEAR).find(|(_, link)| link.home == here);
+        let near = self
+            .idle
+            .iter()
+            .enumerate()
+            .rev()
+            .take(NEAR)
+            .find(|(_, link)| link.home == here);
         let place = near.map_or(self.idle.len().checked_sub(1), |(place, _)| Some(place))?;
         Some(self.idle.remove(place))
     }
@@ -274,7 +291,9 @@ impl State {
 
     /// Drops what has lain idle for the time-out or longer.
     fn expire(&mut self, idle_timeout: Duration, now: Instant) {
-        let expired = self.idle.partition_point(|idle| now.duration_since(idle.since) >= idle_timeout);
+        let expired = self
+            .idle
+            .partition_point(|idle| now.duration_since(idle.since) >= idle_timeout);
         self.idle.drain(..expired);
     }
 }

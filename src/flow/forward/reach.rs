@@ -43,7 +43,11 @@ struct Down {
 
 impl Default for Reachability {
     fn default() -> Self {
-        Self { down: None, dials: MAX_DIALS, closed_early: 0 }
+        Self {
+            down: None,
+            dials: MAX_DIALS,
+            closed_early: 0,
+        }
     }
 }
 
@@ -51,7 +55,10 @@ impl Reachability {
     pub(super) fn reach(&self) -> Reach {
         match &self.down {
             None => Reach::Up,
-            Some(down) => Reach::Down { since: down.since, reason: down.reason.clone() },
+            Some(down) => Reach::Down {
+                since: down.since,
+                reason: down.reason.clone(),
+            },
         }
     }
 
@@ -90,7 +97,12 @@ impl Reachability {
             return false;
         }
         let probes = self.closed_early.saturating_sub(CLOSED_EARLY);
-        self.down = Some(Down { since: now, reason, probes, next: now + back_off(probes) });
+        self.down = Some(Down {
+            since: now,
+            reason,
+            probes,
+            next: now + back_off(probes),
+        });
         true
     }
 
@@ -105,7 +117,9 @@ impl Reachability {
 
 /// Full jitter: processes that lost the same upstream do not come back in step.
 fn back_off(probes: u32) -> Duration {
-    let most = PROBE_BASE.saturating_mul(2_u32.saturating_pow(probes)).min(PROBE_MAX);
+    let most = PROBE_BASE
+        .saturating_mul(2_u32.saturating_pow(probes))
+        .min(PROBE_MAX);
     most.mul_f64(fastrand::f64())
 }
 
@@ -115,10 +129,20 @@ mod tests {
 
     #[test]
     fn the_back_off_doubles_up_to_its_most() {
-        for (probes, most) in [(0, 100), (1, 200), (3, 800), (4, 1600), (5, 2000), (40, 2000)] {
+        for (probes, most) in [
+            (0, 100),
+            (1, 200),
+            (3, 800),
+            (4, 1600),
+            (5, 2000),
+            (40, 2000),
+        ] {
             let most = Duration::from_millis(most);
             let longest = (0..1000).map(|_| back_off(probes)).max().unwrap();
-            assert!(longest <= most && longest > most.mul_f64(0.9), "{probes}: {longest:?}");
+            assert!(
+                longest <= most && longest > most.mul_f64(0.9),
+                "{probes}: {longest:?}"
+            );
         }
     }
 
@@ -142,7 +166,10 @@ mod tests {
         let (mut reach, now) = (Reachability::default(), Instant::now());
         reach.failed("down".into(), false, now);
         assert_eq!(reach.answered(), Some(now));
-        assert_eq!((reach.answered(), reach.reach(), reach.dials()), (None, Reach::Up, 1));
+        assert_eq!(
+            (reach.answered(), reach.reach(), reach.dials()),
+            (None, Reach::Up, 1)
+        );
     }
 
     #[test]

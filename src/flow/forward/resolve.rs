@@ -24,7 +24,8 @@ pub(super) struct Resolver {
 }
 
 /// Looks the name up, whatever time that takes.
-pub(super) type Lookup = Box<dyn Fn() -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
+pub(super) type Lookup =
+    Box<dyn Fn() -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
 type Addresses = Arc<[SocketAddr]>;
 
@@ -57,7 +58,13 @@ struct Looking(Arc<Inner>);
 
 impl Resolver {
     pub(super) fn new(lookup: Lookup, patience: Duration) -> Self {
-        Self { inner: Arc::new(Inner { lookup, state: Mutex::default() }), patience }
+        Self {
+            inner: Arc::new(Inner {
+                lookup,
+                state: Mutex::default(),
+            }),
+            patience,
+        }
     }
 
     /// By the system's resolver.
@@ -74,12 +81,18 @@ impl Resolver {
     pub(super) async fn addresses(&self) -> io::Result<Addresses> {
         let (running, known) = {
             let mut state = self.inner.state.lock();
-            let running = state.running.get_or_insert_with(|| Running::start(&self.inner)).clone();
+            let running = state
+                .running
+                .get_or_insert_with(|| Running::start(&self.inner))
+                .clone();
             (running, state.known.clone())
         };
         let known = known.filter(|(_, at)| at.elapsed() < STALE);
         let Some((known, at)) = known else {
-            return running.result.await.map_err(|(kind, text)| io::Error::new(kind, text));
+            return running
+                .result
+                .await
+                .map_err(|(kind, text)| io::Error::new(kind, text));
         };
         let error = match timeout_at(running.since + self.patience, running.result).await {
             Ok(Ok(addresses)) => return Ok(addresses),
@@ -101,7 +114,9 @@ impl Running {
         let looking = Looking(inner.clone());
         let task = tokio::spawn(async move {
             let found = (looking.0.lookup)().await;
-            let found = found.map(Addresses::from).map_err(|error| (error.kind(), error.to_string()));
+            let found = found
+                .map(Addresses::from)
+                .map_err(|error| (error.kind(), error.to_string()));
             if let Ok(addresses) = &found {
                 let mut state = looking.0.state.lock();
                 state.known = Some((addresses.clone(), Instant::now()));
@@ -112,8 +127,14 @@ impl Running {
             found
         });
         let ended = |error: tokio::task::JoinError| Err((io::ErrorKind::Other, error.to_string()));
-        let result = task.map(move |found| found.unwrap_or_else(ended)).boxed().shared();
-        Self { since: Instant::now(), result }
+        let result = task
+            .map(move |found| found.unwrap_or_else(ended))
+            .boxed()
+            .shared();
+        Self {
+            since: Instant::now(),
+            result,
+        }
     }
 }
 
@@ -148,7 +169,9 @@ mod tests {
             let (takes, found) = rows[number.min(rows.len() - 1)];
             async move {
                 sleep(Duration::from_millis(takes)).await;
-                found.map(|last| vec![address(last)]).ok_or_else(|| io::Error::other("no such name"))
+                found
+                    .map(|last| vec![address(last)])
+                    .ok_or_else(|| io::Error::other("no such name"))
             }
             .boxed()
         };
@@ -184,7 +207,10 @@ mod tests {
         sleep(STALE - Duration::from_secs(1)).await;
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         sleep(Duration::from_secs(2)).await;
-        assert_eq!(resolver.addresses().await.unwrap_err().to_string(), "no such name");
+        assert_eq!(
+            resolver.addresses().await.unwrap_err().to_string(),
+            "no such name"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -196,9 +222,15 @@ mod tests {
         assert_eq!(start.elapsed(), PATIENCE);
         // The same lookup, which is late already.
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
-        assert_eq!((start.elapsed(), lookups.load(Ordering::Relaxed)), (PATIENCE, 2));
+        assert_eq!(
+            (start.elapsed(), lookups.load(Ordering::Relaxed)),
+            (PATIENCE, 2)
+        );
         sleep(Duration::from_secs(60)).await;
-        assert_eq!(*resolver.inner.state.lock().known.as_ref().unwrap().0, [address(2)]);
+        assert_eq!(
+            *resolver.inner.state.lock().known.as_ref().unwrap().0,
+            [address(2)]
+        );
         assert_eq!(*resolver.addresses().await.unwrap(), [address(3)]);
     }
 

@@ -94,11 +94,16 @@ async fn read_request(stream: &mut (impl AsyncRead + Unpin), seen: &Seen) -> boo
         }
     }
     let head = String::from_utf8(head).unwrap();
-    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap_or("0");
+    let length = head
+        .lines()
+        .find_map(|line| line.strip_prefix("content-length: "))
+        .unwrap_or("0");
     let mut body = vec![0; length.parse().unwrap()];
     stream.read_exact(&mut body).await.unwrap();
     let target = head.split(' ').nth(1).unwrap();
-    seen.requests.lock().push(format!("{target} {}", String::from_utf8(body).unwrap()));
+    seen.requests
+        .lock()
+        .push(format!("{target} {}", String::from_utf8(body).unwrap()));
     true
 }
 
@@ -123,7 +128,9 @@ fn upstream(address: SocketAddr) -> Upstream {
 
 fn request(target: &str) -> Request {
     let request = hyper::Request::post(target).header("host", "cams.ap-southeast-1.aliyuncs.com");
-    request.body(Full::new(Bytes::from_static(b"body"))).unwrap()
+    request
+        .body(Full::new(Bytes::from_static(b"body")))
+        .unwrap()
 }
 
 async fn send(upstream: &Upstream, target: &str) -> Sent {
@@ -153,7 +160,9 @@ async fn eventually(what: &str, is_true: impl Fn() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    timeout(Duration::from_secs(20), wait)
+        .await
+        .unwrap_or_else(|_| panic!("never: {what}"));
 }
 
 fn down(upstream: &Upstream) -> Option<String> {
@@ -179,10 +188,17 @@ async fn refusal(upstream: &Upstream) -> String {
 async fn a_connection_of_the_calls_own_runtime_comes_first() {
     let (address, seen) = answering(OK).await;
     let upstream = upstream(address);
-    let other = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let other = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
     let own = upstream.ready(1).await;
     let there = upstream.clone();
-    let others = other.spawn(async move { there.ready(1).await }).await.unwrap();
+    let others = other
+        .spawn(async move { there.ready(1).await })
+        .await
+        .unwrap();
     // The other's was used last.
     drop(own);
     drop(others);
@@ -191,7 +207,10 @@ async fn a_connection_of_the_calls_own_runtime_comes_first() {
     assert_eq!(home(&first), Handle::current().id());
     assert_eq!(home(&second), other.handle().id());
     // It serves a call of any runtime.
-    assert!(matches!(second.send(request("/"), None).await, Sent::Answered(_)));
+    assert!(matches!(
+        second.send(request("/"), None).await,
+        Sent::Answered(_)
+    ));
     assert_eq!(seen.accepted(), 2);
     other.shutdown_background();
 }
@@ -208,7 +227,10 @@ async fn a_connection_is_used_again() {
         let answer = answered(connection.send(request(target), None).await);
         assert_eq!((answer.status.as_u16(), &*answer.body), (200, &b"{}"[..]));
         assert_eq!(answer.headers["content-length"], "2");
-        eventually("given back", || (upstream.idle(), upstream.in_use()) == (1, 0)).await;
+        eventually("given back", || {
+            (upstream.idle(), upstream.in_use()) == (1, 0)
+        })
+        .await;
     }
     assert_eq!(*seen.requests.lock(), ["/?1 body", "/?2 body", "/?3 body"]);
     assert_eq!(seen.accepted(), 1);
@@ -241,9 +263,15 @@ async fn as_many_connections_are_opened_as_calls_could_go() {
     let connection = upstream.ready(5).await;
     eventually("five open", || (upstream.idle(), seen.accepted()) == (4, 5)).await;
     let others: Vec<_> = std::iter::from_fn(|| upstream.try_ready()).collect();
-    assert_eq!((others.len(), upstream.idle(), upstream.in_use()), (4, 0, 5));
+    assert_eq!(
+        (others.len(), upstream.idle(), upstream.in_use()),
+        (4, 0, 5)
+    );
     drop((connection, others));
-    assert_eq!((upstream.idle(), upstream.in_use(), seen.accepted()), (5, 0, 5));
+    assert_eq!(
+        (upstream.idle(), upstream.in_use(), seen.accepted()),
+        (5, 0, 5)
+    );
 }
 
 #[tokio::test]
@@ -256,7 +284,12 @@ async fn a_server_that_closes_between_calls_costs_nothing_and_doubles_nothing() 
     let upstream = upstream(address);
     for call in 0..50 {
         loop {
-            match upstream.ready(1).await.send(request(&format!("/?{call}")), None).await {
+            match upstream
+                .ready(1)
+                .await
+                .send(request(&format!("/?{call}")), None)
+                .await
+            {
                 Sent::Answered(answer) => break assert_eq!(answer.status, 200),
                 Sent::Unsent => {}
                 Sent::Lost(lost) => panic!("{lost:?}"),
@@ -275,7 +308,10 @@ async fn a_connection_that_closes_after_it_was_given_out_says_that_nothing_was_s
     let upstream = upstream(address);
     let connection = upstream.ready(1).await;
     eventually("close noticed", || !connection.is_usable()).await;
-    assert!(matches!(connection.send(request("/?x"), None).await, Sent::Unsent));
+    assert!(matches!(
+        connection.send(request("/?x"), None).await,
+        Sent::Unsent
+    ));
     assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
     assert_eq!(*seen.requests.lock(), [""; 0]);
 }
@@ -304,7 +340,10 @@ async fn a_connection_that_closes_while_idle_is_not_given_out() {
         None => true,
     };
     eventually("close noticed", is_none).await;
-    assert_eq!((upstream.idle(), upstream.in_use(), seen.accepted()), (0, 0, 1));
+    assert_eq!(
+        (upstream.idle(), upstream.in_use(), seen.accepted()),
+        (0, 0, 1)
+    );
 }
 
 #[tokio::test]
@@ -314,15 +353,35 @@ async fn what_is_not_a_whole_answer_is_lost_and_its_connection_with_it() {
         (b"", Lost::Closed),
         (b"HTTP/1.1 200 OK\r\ncontent-le", Lost::Closed),
         (b"HTTP/1.1 100 Continue\r\n\r\n", Lost::Closed),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}", Lost::Cut),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n", Lost::Cut),
-        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n", Lost::Cut),
-        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}", Lost::Malformed),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}",
+            Lost::Cut,
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n",
+            Lost::Cut,
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",
+            Lost::Cut,
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}",
+            Lost::Malformed,
+        ),
         (b"SSH-2.0-OpenSSH\r\n\r\n", Lost::Malformed),
         (b"HTTP/1.1 abc\r\n\r\n", Lost::Malformed),
-        (b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n", Lost::Malformed),
+        (
+            b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: x\r\n\r\n",
+            Lost::Malformed,
+        ),
         ([HUGE, &[b'x'; 1001]].concat().leak(), Lost::TooLarge),
-        ([b"HTTP/1.1 200 OK\r\nx: ", &[b'x'; 70_000][..], b"\r\n\r\n"].concat().leak(), Lost::TooLarge),
+        (
+            [b"HTTP/1.1 200 OK\r\nx: ", &[b'x'; 70_000][..], b"\r\n\r\n"]
+                .concat()
+                .leak(),
+            Lost::TooLarge,
+        ),
     ];
     for (bytes, expected) in rows {
         let (address, seen) = server(move |_, mut stream, seen| async move {
@@ -334,7 +393,12 @@ async fn what_is_not_a_whole_answer_is_lost_and_its_connection_with_it() {
         })
         .await;
         let upstream = upstream(address);
-        assert_eq!(lost(send(&upstream, "/").await), expected, "{}", String::from_utf8_lossy(bytes));
+        assert_eq!(
+            lost(send(&upstream, "/").await),
+            expected,
+            "{}",
+            String::from_utf8_lossy(bytes)
+        );
         eventually("closed", || seen.closed() == 1).await;
         assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
         assert_eq!(*seen.requests.lock(), ["/ body"]);
@@ -347,7 +411,10 @@ async fn interim_answers_are_passed_over_and_a_body_of_the_largest_size_is_whole
         read_request(&mut stream, &seen).await;
         let head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
         stream.write_all(head).await.unwrap();
-        stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 1000\r\n\r\n").await.unwrap();
+        stream
+            .write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 1000\r\n\r\n")
+            .await
+            .unwrap();
         stream.write_all(&[b'x'; 1000]).await.unwrap();
     })
     .await;
@@ -357,14 +424,21 @@ async fn interim_answers_are_passed_over_and_a_body_of_the_largest_size_is_whole
 
 #[tokio::test]
 async fn an_answer_that_is_not_whole_in_time_is_lost() {
-    for bytes in [&b""[..], b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}"] {
+    for bytes in [
+        &b""[..],
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n{}",
+    ] {
         let (address, seen) = server(move |_, mut stream, seen| async move {
             read_request(&mut stream, &seen).await;
             stream.write_all(bytes).await.unwrap();
             while stream.read_u8().await.is_ok() {}
         })
         .await;
-        let settings = config::Upstream { answer_timeout: Duration::from_millis(50), ..settings(address) };
+        let settings = config::Upstream {
+            answer_timeout: Duration::from_millis(50),
+            ..settings(address)
+        };
         let upstream = Upstream::new(&settings, Vec::new()).unwrap();
         assert_eq!(lost(send(&upstream, "/").await), Lost::Timeout);
         eventually("closed", || seen.closed() == 1).await;
@@ -375,7 +449,10 @@ async fn an_answer_that_is_not_whole_in_time_is_lost() {
 #[tokio::test]
 async fn a_send_that_is_dropped_closes_its_connection() {
     let (address, seen) =
-        server(|_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} }).await;
+        server(
+            |_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} },
+        )
+        .await;
     let upstream = upstream(address);
     let sending = tokio::spawn(upstream.ready(1).await.send(request("/"), None));
     eventually("arrived", || seen.requests.lock().len() == 1).await;
@@ -404,7 +481,10 @@ async fn a_connection_that_says_more_than_its_answer_or_says_close_is_not_used_a
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_its_time() {
     let (address, seen) = answering(OK).await;
-    let settings = config::Upstream { idle_timeout: Duration::from_millis(30), ..settings(address) };
+    let settings = config::Upstream {
+        idle_timeout: Duration::from_millis(30),
+        ..settings(address)
+    };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     assert_eq!(answered(send(&upstream, "/").await).status, 200);
     eventually("closed", || (upstream.idle(), seen.closed()) == (0, 1)).await;
@@ -450,7 +530,10 @@ async fn a_connection_that_becomes_old_during_a_call_ends_after_it() {
         }
     })
     .await;
-    let settings = config::Upstream { answer_timeout: Duration::from_secs(1000), ..settings(address) };
+    let settings = config::Upstream {
+        answer_timeout: Duration::from_secs(1000),
+        ..settings(address)
+    };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     freeze();
     let sent = tokio::spawn(upstream.ready(1).await.send(request("/"), None));
@@ -465,7 +548,10 @@ async fn a_connection_that_becomes_old_during_a_call_ends_after_it() {
 #[tokio::test]
 async fn a_connection_that_becomes_old_while_it_is_held_is_not_usable() {
     let (address, _) = answering(OK).await;
-    let settings = config::Upstream { idle_timeout: Duration::from_secs(1000), ..settings(address) };
+    let settings = config::Upstream {
+        idle_timeout: Duration::from_secs(1000),
+        ..settings(address)
+    };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     let connection = upstream.ready(1).await;
     freeze();

@@ -31,9 +31,14 @@ impl Trust {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
         if let Some(path) = ca_file {
-            let refuse = |reason| UpstreamError::CaFile { path: path.to_owned(), reason };
+            let refuse = |reason| UpstreamError::CaFile {
+                path: path.to_owned(),
+                reason,
+            };
             for certificate in config::tls::certificates(path).map_err(refuse)? {
-                roots.add(certificate).map_err(|error| refuse(error.to_string()))?;
+                roots
+                    .add(certificate)
+                    .map_err(|error| refuse(error.to_string()))?;
             }
         }
         let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))

@@ -38,14 +38,23 @@ const MOST: Duration = Duration::from_secs(2);
 impl Margins {
     /// How long a call that is kept for `hold` may wait for its turn.
     pub(crate) fn wait(&self, operation: &Operation, hold: Duration) -> Duration {
-        let usual = self.0.get(&operation.labels()).map_or(START, |known| known.usual());
+        let usual = self
+            .0
+            .get(&operation.labels())
+            .map_or(START, |known| known.usual());
         hold - usual.min(MOST).min(hold / 3)
     }
 
     /// CAMS has answered, and this is what it took.
     pub(crate) fn answered(&self, operation: &Operation, took: Duration) {
-        let first = || AnswerTime { mean: took, deviation: took / 2 };
-        self.0.entry(operation.labels()).and_modify(|known| known.add(took)).or_insert_with(first);
+        let first = || AnswerTime {
+            mean: took,
+            deviation: took / 2,
+        };
+        self.0
+            .entry(operation.labels())
+            .and_modify(|known| known.add(took))
+            .or_insert_with(first);
     }
 }
 
@@ -90,7 +99,10 @@ mod tests {
 
     /// What is known after these answers, the first of them 50 ms.
     fn after(answers: impl IntoIterator<Item = u64>) -> AnswerTime {
-        let mut time = AnswerTime { mean: ms(50), deviation: ms(25) };
+        let mut time = AnswerTime {
+            mean: ms(50),
+            deviation: ms(25),
+        };
         answers.into_iter().for_each(|took| time.add(ms(took)));
         time
     }
@@ -119,14 +131,21 @@ mod tests {
     #[test]
     fn answers_that_all_take_the_same_time_leave_50_ms() {
         let usual = after([80; 200]).usual();
-        assert!(usual.abs_diff(ms(130)) < Duration::from_micros(1), "{usual:?}");
+        assert!(
+            usual.abs_diff(ms(130)) < Duration::from_micros(1),
+            "{usual:?}"
+        );
     }
 
     #[test]
     fn the_spread_is_covered_and_an_outlier_is_forgotten() {
         let mut time = after([30, 70].repeat(100));
         for took in [30, 70].repeat(10) {
-            assert!(time.usual() > ms(125) && time.usual() < ms(150), "{:?}", time.usual());
+            assert!(
+                time.usual() > ms(125) && time.usual() < ms(150),
+                "{:?}",
+                time.usual()
+            );
             time.add(ms(took));
         }
         let mut outlier = after([[50; 100].as_slice(), &[5000]].concat());
@@ -142,11 +161,17 @@ mod tests {
     fn each_account_and_action_has_its_own_and_invented_ones_share_one() {
         let margins = Margins::default();
         for key in 0..100 {
-            margins.answered(&operation(&format!("?LTAI-{key}"), &format!("Invented{key}")), ms(900));
+            margins.answered(
+                &operation(&format!("?LTAI-{key}"), &format!("Invented{key}")),
+                ms(900),
+            );
         }
         assert_eq!(margins.0.len(), 1);
         margins.answered(&operation("acme", "CreateFlow"), ms(100));
-        assert_eq!(margins.wait(&operation("acme", "ListFlow"), ms(10_000)), ms(9800));
+        assert_eq!(
+            margins.wait(&operation("acme", "ListFlow"), ms(10_000)),
+            ms(9800)
+        );
         assert!(margins.wait(&operation("?LTAI-new", "Invented"), ms(10_000)) < ms(9100));
     }
 

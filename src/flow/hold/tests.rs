@@ -9,7 +9,9 @@ use crate::error::Kind;
 const PYTHON: &str = "AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.4.3 TeaDSL/2";
 
 fn config(settings: &[(&str, &str)]) -> Config {
-    let env = settings.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    let env = settings
+        .iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)));
     crate::config::load(None, env).unwrap().config
 }
 
@@ -23,23 +25,52 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
 
 /// Milliseconds for this User-Agent with the default configuration.
 fn by_agent(agent: &str) -> u128 {
-    hold(&headers(&[("user-agent", agent)]), None, &config(&[]).queue).unwrap().as_millis()
+    hold(&headers(&[("user-agent", agent)]), None, &config(&[]).queue)
+        .unwrap()
+        .as_millis()
 }
 
 #[test]
 fn each_sdk_has_its_own_time_out_less_the_way() {
     for (agent, expected) in [
         (PYTHON, 9900),
-        ("AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.3.16 TeaDSL/1", 9900),
-        ("AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1", 2900),
-        ("AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/2", 2900),
-        ("AlibabaCloud (Linux 6.1.0;x86_64) Python/3.11.7 Core/2.16.1 python-requests/2.18.3", 9900),
-        ("AlibabaCloud (Mac OS X; aarch64) Java/17.0.9+9 tea-util/0.2.21 TeaDSL/1", 9900),
-        ("AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1", 30_000),
+        (
+            "AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.3.16 TeaDSL/1",
+            9900,
+        ),
+        (
+            "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1",
+            2900,
+        ),
+        (
+            "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/2",
+            2900,
+        ),
+        (
+            "AlibabaCloud (Linux 6.1.0;x86_64) Python/3.11.7 Core/2.16.1 python-requests/2.18.3",
+            9900,
+        ),
+        (
+            "AlibabaCloud (Mac OS X; aarch64) Java/17.0.9+9 tea-util/0.2.21 TeaDSL/1",
+            9900,
+        ),
+        (
+            "AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1",
+            30_000,
+        ),
         // What an application adds does not speak for its SDK.
-        ("AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1 my-app/1.0 Python/3", 2900),
-        ("AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.4.3 TeaDSL/2 店铺/1.0", 9900),
-        ("AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1 Node.js/1", 30_000),
+        (
+            "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1 my-app/1.0 Python/3",
+            2900,
+        ),
+        (
+            "AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.4.3 TeaDSL/2 店铺/1.0",
+            9900,
+        ),
+        (
+            "AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1 Node.js/1",
+            30_000,
+        ),
         ("my-app/1.0 Python/3.11", 30_000),
         ("Node.js/20", 30_000),
         ("AlibabaCloud (Linux; x86_64) Python", 30_000),
@@ -48,13 +79,18 @@ fn each_sdk_has_its_own_time_out_less_the_way() {
     ] {
         assert_eq!(by_agent(agent), expected, "{agent:?}");
     }
-    assert_eq!(hold(&HeaderMap::new(), None, &config(&[]).queue).unwrap(), Duration::from_secs(30));
+    assert_eq!(
+        hold(&HeaderMap::new(), None, &config(&[]).queue).unwrap(),
+        Duration::from_secs(30)
+    );
 }
 
 #[test]
 fn every_captured_call_is_known_by_its_user_agent() {
     let mut seen = 0;
-    for entry in std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/captures")).unwrap() {
+    for entry in
+        std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/captures")).unwrap()
+    {
         let path = entry.unwrap().path();
         let bytes = std::fs::read(&path).unwrap();
         let text = String::from_utf8_lossy(&bytes);
@@ -85,7 +121,10 @@ fn who_says_it_first_is_heard() {
         ("SECRET", "a-secret-of-some-length"),
     ];
     let (asks, agent) = (("x-flowgate-hold", "7s"), ("user-agent", PYTHON));
-    let (own, all) = (("FLOWGATE_CLIENTS__0__HOLD", "15s"), ("FLOWGATE_QUEUE__HOLD", "20s"));
+    let (own, all) = (
+        ("FLOWGATE_CLIENTS__0__HOLD", "15s"),
+        ("FLOWGATE_QUEUE__HOLD", "20s"),
+    );
     let short = ("FLOWGATE_QUEUE__MAX_HOLD", "5s");
     for (said, settings, expected) in [
         (vec![asks, agent], vec![own, all], 7000),
@@ -99,15 +138,26 @@ fn who_says_it_first_is_heard() {
     ] {
         let config = config(&[&client[..], &settings].concat());
         let hold = hold(&headers(&said), config.clients.first(), &config.queue).unwrap();
-        assert_eq!(hold, Duration::from_millis(expected), "{said:?} {settings:?}");
+        assert_eq!(
+            hold,
+            Duration::from_millis(expected),
+            "{said:?} {settings:?}"
+        );
     }
 }
 
 #[test]
 fn rule_30_what_is_asked_for_is_one_sensible_time() {
     let asks = |values: &[&str]| {
-        let values: Vec<_> = values.iter().map(|value| ("x-flowgate-hold", *value)).collect();
-        hold(&headers(&values), None, &config(&[("FLOWGATE_QUEUE__MAX_HOLD", "2m")]).queue)
+        let values: Vec<_> = values
+            .iter()
+            .map(|value| ("x-flowgate-hold", *value))
+            .collect();
+        hold(
+            &headers(&values),
+            None,
+            &config(&[("FLOWGATE_QUEUE__MAX_HOLD", "2m")]).queue,
+        )
     };
     for (value, expected) in [
         ("8000", 8000),
@@ -119,7 +169,11 @@ fn rule_30_what_is_asked_for_is_one_sensible_time() {
         ("2h", 120_000),
         ("86400000", 120_000),
     ] {
-        assert_eq!(asks(&[value]).unwrap(), Duration::from_millis(expected), "{value}");
+        assert_eq!(
+            asks(&[value]).unwrap(),
+            Duration::from_millis(expected),
+            "{value}"
+        );
     }
     for values in [
         &[""][..],
@@ -146,6 +200,10 @@ fn rule_30_what_is_asked_for_is_one_sensible_time() {
     ] {
         let refusal = asks(values).unwrap_err();
         assert_eq!(refusal.kind, Kind::BadRequest, "{values:?}");
-        assert!(refusal.message.contains("x-flowgate-hold"), "{}", refusal.message);
+        assert!(
+            refusal.message.contains("x-flowgate-hold"),
+            "{}",
+            refusal.message
+        );
     }
 }

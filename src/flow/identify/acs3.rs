@@ -12,8 +12,14 @@ use crate::error::{Kind, Refusal};
 use crate::secret::Secret;
 
 /// What CAMS's gateway decides by, and what therefore has to be signed.
-const REQUIRED: [&str; 6] =
-    ["host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"];
+const REQUIRED: [&str; 6] = [
+    "host",
+    "x-acs-action",
+    "x-acs-content-sha256",
+    "x-acs-date",
+    "x-acs-signature-nonce",
+    "x-acs-version",
+];
 
 // The headers that hold the call's own words.
 static ACTION: HeaderName = HeaderName::from_static("x-acs-action");
@@ -33,7 +39,9 @@ pub(super) struct Acs3 {
 /// Reads the head of a version 3 call.
 pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<Said, Refusal> {
     if shape.params.iter().any(|(name, _)| is_common(name)) {
-        return Err(bad("a version 3 Authorization stands beside a parameter of signature version 1"));
+        return Err(bad(
+            "a version 3 Authorization stands beside a parameter of signature version 1",
+        ));
     }
     let action = header_text(shape, &ACTION)?;
     if action.is_empty() {
@@ -42,7 +50,9 @@ pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Resu
     covers(shape, authorization)?;
     let body_hash = header_text(shape, &BODY_HASH)?;
     if body_hash.len() != 64 || !v3::is_hex(body_hash) {
-        return Err(bad("x-acs-content-sha256 is not 64 lower-case hexadecimal digits"));
+        return Err(bad(
+            "x-acs-content-sha256 is not 64 lower-case hexadecimal digits",
+        ));
     }
     let key = header_text(shape, &KEY)?;
     if !key.is_empty() && key != authorization.credential {
@@ -66,7 +76,11 @@ pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Resu
 /// The header's one value; empty if there is none.
 fn header_text<'a>(shape: &Shape<'a>, name: &HeaderName) -> Result<&'a str, Refusal> {
     let value = one(&shape.parts.headers, name)?;
-    value.map_or(Ok(""), |value| value.to_str().map_err(|_| bad(format!("the header {name} is not ASCII"))))
+    value.map_or(Ok(""), |value| {
+        value
+            .to_str()
+            .map_err(|_| bad(format!("the header {name} is not ASCII")))
+    })
 }
 
 /// Whether the signature covers what CAMS decides by and every `x-acs-*` header, and nothing that is not one value.
@@ -88,8 +102,13 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
     }
     let listed = shape::connection_listed(headers);
     for (name, values) in signed.iter().zip(values) {
-        if shape::is_hop(name) || *name == "authorization" || listed.iter().any(|other| other == name) {
-            return Err(bad("SignedHeaders name a header that does not leave its connection"));
+        if shape::is_hop(name)
+            || *name == "authorization"
+            || listed.iter().any(|other| other == name)
+        {
+            return Err(bad(
+                "SignedHeaders name a header that does not leave its connection",
+            ));
         }
         if values != 1 {
             return Err(bad("a signed header is missing or occurs twice"));
@@ -107,7 +126,11 @@ fn signable<'a>(
     Signable {
         method: shape.parts.method.as_str(),
         query: params.query().collect(),
-        headers: authorization.signed_headers.iter().map(|name| (*name, value(name))).collect(),
+        headers: authorization
+            .signed_headers
+            .iter()
+            .map(|name| (*name, value(name)))
+            .collect(),
         body_hash,
     }
 }
@@ -125,8 +148,12 @@ impl Acs3 {
         if self.algorithm != Algorithm::HmacSha256 {
             return Err(incomplete(super::SUPPORTED));
         }
-        let string_to_sign = signable((shape, params), authorization, &self.body_hash).string_to_sign();
-        match secrets.iter().any(|secret| v3::verify(secret, &string_to_sign, authorization.signature)) {
+        let string_to_sign =
+            signable((shape, params), authorization, &self.body_hash).string_to_sign();
+        match secrets
+            .iter()
+            .any(|secret| v3::verify(secret, &string_to_sign, authorization.signature))
+        {
             true => Ok(()),
             false => Err(super::wrong_signature()),
         }
@@ -142,7 +169,9 @@ impl Acs3 {
             ));
         }
         if !body.is_empty() && !self.signs_type {
-            return Err(incomplete("there is a body, and SignedHeaders do not name content-type"));
+            return Err(incomplete(
+                "there is a body, and SignedHeaders do not name content-type",
+            ));
         }
         Ok(())
     }

@@ -97,7 +97,10 @@ struct Named {
 impl Principal {
     /// An account's own key is masked: a client's name stands in logs and on operators' pages.
     pub(super) fn client_id(&self) -> ClientId {
-        self.client.as_ref().map_or_else(|| ClientId::new(self.key.masked()), |client| client.id.clone())
+        self.client.as_ref().map_or_else(
+            || ClientId::new(self.key.masked()),
+            |client| client.id.clone(),
+        )
     }
 }
 
@@ -106,7 +109,9 @@ impl Principal {
 impl Managed {
     /// What it signs with.
     pub(super) fn credentials(&self) -> &Arc<Credentials> {
-        self.sessions.first().expect("a managed account is made with credentials")
+        self.sessions
+            .first()
+            .expect("a managed account is made with credentials")
     }
 }
 
@@ -173,12 +178,19 @@ impl Caller {
             Self::Verified(call) => call.json()?,
             Self::Relayed(call) => call.passage.body(),
         };
-        serde_json::from_slice(body).ok().map(|Named { flow_name }| flow_name.into())
+        serde_json::from_slice(body)
+            .ok()
+            .map(|Named { flow_name }| flow_name.into())
     }
 
     /// How many bytes wait with the call: its body, or what its parameters take.
     pub(crate) fn bytes(&self) -> usize {
-        let params = |params: &Params| params.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let params = |params: &Params| {
+            params
+                .iter()
+                .map(|(name, value)| name.len() + value.len())
+                .sum::<usize>()
+        };
         match self {
             Self::Verified(call) => params(&call.params) + call.json.as_ref().map_or(0, Bytes::len),
             Self::Relayed(call) => call.passage.target().as_str().len() + call.passage.body().len(),

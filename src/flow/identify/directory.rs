@@ -55,14 +55,23 @@ impl Directory {
     pub(crate) fn new(config: &Config, before: Option<&Self>) -> Self {
         let accounts = accounts(config, before);
         let limited = config.limits.keys().map(|action| action.as_str());
-        let actions = limits::DOCUMENTED.iter().map(|(action, _)| *action).chain(limited);
+        let actions = limits::DOCUMENTED
+            .iter()
+            .map(|(action, _)| *action)
+            .chain(limited);
         Self {
             owners: owners(config, &accounts),
             accounts,
             unknown_keys: config.unknown_keys,
             upstream_host: config.upstream.host.clone(),
-            names: Names::new(&config.listen.proxy, &config.listen.names, config.listen.tls.is_some()),
-            actions: actions.map(|action| (action.to_ascii_lowercase(), action.to_owned())).collect(),
+            names: Names::new(
+                &config.listen.proxy,
+                &config.listen.names,
+                config.listen.tls.is_some(),
+            ),
+            actions: actions
+                .map(|action| (action.to_ascii_lowercase(), action.to_owned()))
+                .collect(),
         }
     }
 
@@ -71,9 +80,10 @@ impl Directory {
         match (self.owners.get(key), self.unknown_keys) {
             (Some(owner), _) => Ok(owner.clone()),
             // The mark keeps the key out of the names of configured accounts, which cannot hold it.
-            (None, UnknownKeys::Relay) => {
-                Ok(Owner::Relayed { account: AccountId::new(format!("?{key}")), is_known: false })
-            }
+            (None, UnknownKeys::Relay) => Ok(Owner::Relayed {
+                account: AccountId::new(format!("?{key}")),
+                is_known: false,
+            }),
             (None, UnknownKeys::Refuse) => Err(Refusal::new(
                 Kind::UnknownAccessKey,
                 "Specified access key is not found: Flowgate's configuration has no account, alias or client with it.",
@@ -86,9 +96,17 @@ impl Directory {
     pub(crate) fn renew(&self, call: &mut Verified) -> Result<(), Refusal> {
         let was = &call.principal;
         self.check_account(&was.key, &was.account.id)?;
-        let now = match (self.owners.get(&was.key), self.accounts.get(&was.account.id)) {
+        let now = match (
+            self.owners.get(&was.key),
+            self.accounts.get(&was.account.id),
+        ) {
             (Some(Owner::Managed(now)), _) if now.account.id == was.account.id => now.clone(),
-            _ if was.client.is_some() => return Err(Refusal::new(Kind::Forbidden, "this client has been removed")),
+            _ if was.client.is_some() => {
+                return Err(Refusal::new(
+                    Kind::Forbidden,
+                    "this client has been removed",
+                ));
+            }
             // Its session is older than the last three.
             (_, Some(account)) => Arc::new(Principal {
                 key: was.key.clone(),
@@ -105,7 +123,9 @@ impl Directory {
     /// Looks again at a call that goes on under its caller's signature.
     pub(crate) fn check_relayed(&self, account: &AccountId) -> Result<(), Refusal> {
         // Only the account of a key that had no name is its key's.
-        account.as_str().strip_prefix('?').map_or(Ok(()), |key| self.check_account(&AccessKeyId::new(key), account))
+        account.as_str().strip_prefix('?').map_or(Ok(()), |key| {
+            self.check_account(&AccessKeyId::new(key), account)
+        })
     }
 
     /// A key whose account has another name now spends that one's quota: who waits by the old name would spend it twice.
@@ -113,7 +133,11 @@ impl Directory {
         match self.owners.get(key).and_then(Owner::known_account) {
             Some(now) if now != was => {
                 let message = "The configuration now counts this access key to another account. CAMS has done nothing.";
-                Err(Refusal::after(Kind::Flushed, Duration::from_secs(1), message))
+                Err(Refusal::after(
+                    Kind::Flushed,
+                    Duration::from_secs(1),
+                    message,
+                ))
             }
             _ => Ok(()),
         }
@@ -131,7 +155,10 @@ impl Directory {
         let name = host_name(&host);
         let is_alibaba = name == "aliyuncs.com" || name.ends_with(".aliyuncs.com");
         if is_alibaba && name != host_name(&self.upstream_host) {
-            let message = format!("The call is signed for another of Alibaba's hosts than {}.", self.upstream_host);
+            let message = format!(
+                "The call is signed for another of Alibaba's hosts than {}.",
+                self.upstream_host
+            );
             return Err(Refusal::new(Kind::SignedHostMismatch, message));
         }
         if self.names.could_be(&name) || self.is_ours(authority(&host)) {
@@ -146,7 +173,9 @@ impl Directory {
 
     /// Whether an action is a limited one in a spelling that its lane would not know.
     pub(super) fn is_misspelt(&self, action: &str) -> bool {
-        self.actions.get(&action.to_ascii_lowercase()).is_some_and(|exact| exact != action)
+        self.actions
+            .get(&action.to_ascii_lowercase())
+            .is_some_and(|exact| exact != action)
     }
 
     /// Whether an authority means CAMS or Flowgate itself.
@@ -162,36 +191,73 @@ fn accounts(config: &Config, before: Option<&Directory>) -> HashMap<AccountId, A
     let managed = |account: &config::Account| {
         let credentials = account.credentials.clone()?;
         let before = before.and_then(|before| before.accounts.get(&account.id));
-        let old = before.filter(|_| account.credentials_file.is_some()).into_iter().flat_map(|before| &before.sessions);
-        let old = old.filter(|old| old.access_key_id != credentials.access_key_id).take(SESSIONS - 1).cloned();
+        let old = before
+            .filter(|_| account.credentials_file.is_some())
+            .into_iter()
+            .flat_map(|before| &before.sessions);
+        let old = old
+            .filter(|old| old.access_key_id != credentials.access_key_id)
+            .take(SESSIONS - 1)
+            .cloned();
         let sessions = old.collect::<Vec<_>>();
-        let sessions = std::iter::once(Arc::new(credentials)).chain(sessions).collect();
-        Some((account.id.clone(), Arc::new(Managed { id: account.id.clone(), sessions })))
+        let sessions = std::iter::once(Arc::new(credentials))
+            .chain(sessions)
+            .collect();
+        Some((
+            account.id.clone(),
+            Arc::new(Managed {
+                id: account.id.clone(),
+                sessions,
+            }),
+        ))
     };
     config.accounts.iter().filter_map(managed).collect()
 }
 
-fn owners(config: &Config, managed: &HashMap<AccountId, Arc<Managed>>) -> HashMap<AccessKeyId, Owner> {
+fn owners(
+    config: &Config,
+    managed: &HashMap<AccountId, Arc<Managed>>,
+) -> HashMap<AccessKeyId, Owner> {
     let mut owners = HashMap::new();
     // The oldest first: a key that stands in the configuration is what it says there.
     for age in (0..SESSIONS).rev() {
         for account in managed.values() {
-            let Some(session) = account.sessions.get(age) else { continue };
+            let Some(session) = account.sessions.get(age) else {
+                continue;
+            };
             let (key, secrets) = (session.access_key_id.clone(), vec![session.secret.clone()]);
-            let principal = Principal { key: key.clone(), secrets, account: account.clone(), client: None };
+            let principal = Principal {
+                key: key.clone(),
+                secrets,
+                account: account.clone(),
+                client: None,
+            };
             owners.insert(key, Owner::Managed(Arc::new(principal)));
         }
     }
     for account in &config.accounts {
         for alias in &account.aliases {
-            owners.insert(alias.clone(), Owner::Relayed { account: account.id.clone(), is_known: true });
+            owners.insert(
+                alias.clone(),
+                Owner::Relayed {
+                    account: account.id.clone(),
+                    is_known: true,
+                },
+            );
         }
     }
     for client in &config.clients {
-        let account = managed.get(&client.account).expect("a checked configuration gives clients managed accounts");
+        let account = managed
+            .get(&client.account)
+            .expect("a checked configuration gives clients managed accounts");
         let (key, secrets) = (AccessKeyId::new(client.id.as_str()), client.secrets.clone());
         let client = Some(Arc::new(client.clone()));
-        let principal = Principal { key: key.clone(), secrets, account: account.clone(), client };
+        let principal = Principal {
+            key: key.clone(),
+            secrets,
+            account: account.clone(),
+            client,
+        };
         owners.insert(key, Owner::Managed(Arc::new(principal)));
     }
     owners
@@ -205,7 +271,10 @@ mod tests {
         let mut env = vec![("FLOWGATE_LISTEN__PROXY".into(), listen.into())];
         env.extend(name.map(|name| ("FLOWGATE_LISTEN__NAMES".into(), name.into())));
         let directory = Directory::new(&config::load(None, env).unwrap().config, None);
-        directory.check_host(&HeaderValue::from_str(host).unwrap()).err().map(|refusal| refusal.kind)
+        directory
+            .check_host(&HeaderValue::from_str(host).unwrap())
+            .err()
+            .map(|refusal| refusal.kind)
     }
 
     #[test]

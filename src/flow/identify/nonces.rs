@@ -84,7 +84,12 @@ impl Nonces {
     /// As [`new`](Self::new), with another bound per client.
     pub(crate) fn with_capacity(now: SystemTime, capacity: usize) -> Self {
         let floor = time::seconds(now).saturating_sub(COLD_START.as_secs());
-        Self { key: RandomState::new(), capacity, floor, memories: DashMap::new() }
+        Self {
+            key: RandomState::new(),
+            capacity,
+            floor,
+            memories: DashMap::new(),
+        }
     }
 
     /// Takes a nonce, if it is new: looking and storing are one step.
@@ -92,13 +97,18 @@ impl Nonces {
         let digest = self.digest(usage);
         let is_verified = matches!(usage.holder, Holder::Key(_));
         let new = || Memory::new(is_verified, self.floor, now);
-        let mut memory = self.memories.entry(usage.holder.clone()).or_insert_with(new);
+        let mut memory = self
+            .memories
+            .entry(usage.holder.clone())
+            .or_insert_with(new);
         memory.take(digest, time::seconds(usage.stamp), self.capacity, now)
     }
 
     /// Whether a nonce could be taken now.
     pub(super) fn check(&self, usage: &Use<'_>) -> Result<(), Refusal> {
-        let Some(memory) = self.memories.get(&usage.holder) else { return Ok(()) };
+        let Some(memory) = self.memories.get(&usage.holder) else {
+            return Ok(());
+        };
         memory.check_floor(time::seconds(usage.stamp))?;
         match memory.seen.contains_key(&self.digest(usage)) {
             true => Err(used()),
@@ -114,7 +124,10 @@ impl Nonces {
     /// Forgets what no stamp check would let pass again, also of those who do not call any more; the floors stay.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
         let is_due = |memory: &Memory| time::seconds(now).abs_diff(memory.swept) >= BETWEEN_SWEEPS;
-        self.memories.iter_mut().filter(|memory| is_due(memory)).for_each(|mut memory| memory.sweep(now));
+        self.memories
+            .iter_mut()
+            .filter(|memory| is_due(memory))
+            .for_each(|mut memory| memory.sweep(now));
     }
 }
 
@@ -124,23 +137,40 @@ impl Nonce {
     pub(super) fn new(key: &AccessKeyId, nonce: &str, stamp: SystemTime) -> Self {
         // The length keeps "a", "bc" and "ab", "c" apart.
         let text = format!("{}:{}:{nonce}", key.as_str().len(), key.as_str());
-        Self { digest: v3::hash(text.as_bytes()), until: stamp + WINDOW + MARGIN }
+        Self {
+            digest: v3::hash(text.as_bytes()),
+            until: stamp + WINDOW + MARGIN,
+        }
     }
 }
 
 /// The answer to a nonce that was seen before, here or by another replica.
 pub(crate) fn used() -> Refusal {
-    Refusal::new(Kind::NonceUsed, "Specified signature nonce was used already.")
+    Refusal::new(
+        Kind::NonceUsed,
+        "Specified signature nonce was used already.",
+    )
 }
 
 // === impl Memory ===
 
 impl Memory {
     fn new(is_verified: bool, floor: u64, now: SystemTime) -> Self {
-        Self { is_verified, floor, swept: time::seconds(now), seen: HashMap::new() }
+        Self {
+            is_verified,
+            floor,
+            swept: time::seconds(now),
+            seen: HashMap::new(),
+        }
     }
 
-    fn take(&mut self, digest: Digest, stamp: u64, capacity: usize, now: SystemTime) -> Result<(), Refusal> {
+    fn take(
+        &mut self,
+        digest: Digest,
+        stamp: u64,
+        capacity: usize,
+        now: SystemTime,
+    ) -> Result<(), Refusal> {
         self.check_floor(stamp)?;
         if self.seen.contains_key(&digest) {
             return Err(used());
@@ -151,7 +181,8 @@ impl Memory {
         while self.seen.len() >= capacity && self.drop_earliest() {}
         self.check_floor(stamp)?;
         // The stamp was checked against the clock: it is between 1970 and 2106.
-        self.seen.insert(digest, u32::try_from(stamp).unwrap_or(u32::MAX));
+        self.seen
+            .insert(digest, u32::try_from(stamp).unwrap_or(u32::MAX));
         Ok(())
     }
 
@@ -182,7 +213,9 @@ impl Memory {
     /// Drops the earliest second.
     fn drop_earliest(&mut self) -> bool {
         let (floor, earliest) = (self.floor, self.seen.values().min().copied());
-        earliest.into_iter().for_each(|stamp| self.drop_until(u64::from(stamp)));
+        earliest
+            .into_iter()
+            .for_each(|stamp| self.drop_until(u64::from(stamp)));
         if !self.is_verified {
             self.floor = floor;
         }
@@ -221,8 +254,15 @@ mod tests {
         /// The answer to a nonce stamped and arriving at these seconds after the start.
         fn takes(&self, nonce: &str, stamp: u64, now: u64) -> Result<(), Kind> {
             let key = AccessKeyId::new(self.1);
-            let usage = Use { holder: Holder::Key(key.clone()), key: &key, nonce, stamp: at(START + stamp) };
-            self.0.take(&usage, at(START + now)).map_err(|refusal| refusal.kind)
+            let usage = Use {
+                holder: Holder::Key(key.clone()),
+                key: &key,
+                nonce,
+                stamp: at(START + stamp),
+            };
+            self.0
+                .take(&usage, at(START + now))
+                .map_err(|refusal| refusal.kind)
         }
     }
 
@@ -270,7 +310,15 @@ mod tests {
         for holder in [Holder::Unknown, Holder::Relayed(AccountId::new("partner"))] {
             let takes = |key: &str, nonce: &str, stamp: u64| {
                 let key = AccessKeyId::new(key);
-                nonces.take(&Use { holder: holder.clone(), key: &key, nonce, stamp: at(START + stamp) }, at(START + 1))
+                nonces.take(
+                    &Use {
+                        holder: holder.clone(),
+                        key: &key,
+                        nonce,
+                        stamp: at(START + stamp),
+                    },
+                    at(START + 1),
+                )
             };
             // All from a clock that is a quarter of an hour ahead.
             (0..9).for_each(|nonce| takes("many", &nonce.to_string(), 899).unwrap());
@@ -283,8 +331,17 @@ mod tests {
     fn a_nonce_is_looked_at_without_being_taken() {
         let nonces = Nonces::new(at(START));
         let key = AccessKeyId::new("a");
-        let usage = |nonce, stamp| Use { holder: Holder::Key(key.clone()), key: &key, nonce, stamp: at(START + stamp) };
-        let check = |nonce, stamp| nonces.check(&usage(nonce, stamp)).map_err(|refusal| refusal.kind);
+        let usage = |nonce, stamp| Use {
+            holder: Holder::Key(key.clone()),
+            key: &key,
+            nonce,
+            stamp: at(START + stamp),
+        };
+        let check = |nonce, stamp| {
+            nonces
+                .check(&usage(nonce, stamp))
+                .map_err(|refusal| refusal.kind)
+        };
         assert_eq!((check("n", 10), check("n", 10)), (Ok(()), Ok(())));
         nonces.take(&usage("n", 10), at(START + 10)).unwrap();
         assert_eq!(check("n", 10), Err(Kind::NonceUsed));
@@ -295,7 +352,10 @@ mod tests {
     fn rule_17_after_a_restart_replays_are_refused() {
         let client = |nonces: &Nonces| Client(nonces, "a").takes("n", 94, 95);
         assert_eq!(client(&Nonces::new(at(START))), Ok(()));
-        assert_eq!(client(&Nonces::new(at(START + 99))), Err(Kind::TimestampExpired));
+        assert_eq!(
+            client(&Nonces::new(at(START + 99))),
+            Err(Kind::TimestampExpired)
+        );
         assert_eq!(client(&Nonces::new(at(START + 98))), Ok(()));
     }
 
@@ -303,9 +363,13 @@ mod tests {
     fn of_many_at_once_one_takes_it() {
         let nonces = Nonces::new(at(START));
         let taken = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                (0..8).map(|_| scope.spawn(|| Client(&nonces, "a").takes("n", 1, 1).is_ok())).collect();
-            threads.into_iter().map(|thread| usize::from(thread.join().unwrap())).sum::<usize>()
+            let threads: Vec<_> = (0..8)
+                .map(|_| scope.spawn(|| Client(&nonces, "a").takes("n", 1, 1).is_ok()))
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| usize::from(thread.join().unwrap()))
+                .sum::<usize>()
         });
         assert_eq!(taken, 1);
     }
@@ -316,13 +380,27 @@ mod tests {
         Client(&nonces, "a").takes("1", 10, 10).unwrap();
         let kept = (WINDOW + MARGIN).as_secs();
         nonces.forget_idle(at(START + 10 + kept));
-        assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::NonceUsed));
+        assert_eq!(
+            Client(&nonces, "a").takes("1", 10, 10),
+            Err(Kind::NonceUsed)
+        );
         // It was looked at a second ago.
         nonces.forget_idle(at(START + 11 + kept));
-        assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::NonceUsed));
+        assert_eq!(
+            Client(&nonces, "a").takes("1", 10, 10),
+            Err(Kind::NonceUsed)
+        );
         nonces.forget_idle(at(START + 10 + kept + BETWEEN_SWEEPS));
-        assert!(nonces.memories.iter().all(|memory| memory.seen.capacity() == 0));
-        assert_eq!(Client(&nonces, "a").takes("1", 10, 10), Err(Kind::TimestampExpired));
+        assert!(
+            nonces
+                .memories
+                .iter()
+                .all(|memory| memory.seen.capacity() == 0)
+        );
+        assert_eq!(
+            Client(&nonces, "a").takes("1", 10, 10),
+            Err(Kind::TimestampExpired)
+        );
     }
 
     #[test]
@@ -332,7 +410,10 @@ mod tests {
         let most = |seconds: std::ops::Range<u64>| {
             let capacity = seconds.map(|second| {
                 for call in 0..5 {
-                    assert_eq!(client.takes(&format!("{second}-{call}"), second, second), Ok(()));
+                    assert_eq!(
+                        client.takes(&format!("{second}-{call}"), second, second),
+                        Ok(())
+                    );
                 }
                 if second % 60 == 0 {
                     nonces.forget_idle(at(START + second));

@@ -50,21 +50,36 @@ pub(super) fn passage(
     check_params(params.query())?;
     let is_signed = |name: &str| signed.is_some_and(|signed| signed.signed_headers.contains(&name));
     let listed = shape::connection_listed(all);
-    let stays =
-        |name: &str| shape::is_hop(name) || listed.iter().any(|other| other == name) || name.starts_with("x-flowgate-");
+    let stays = |name: &str| {
+        shape::is_hop(name)
+            || listed.iter().any(|other| other == name)
+            || name.starts_with("x-flowgate-")
+    };
     // Sign writes these anew: what waits does not hold them. An encoding stays if it is signed.
     let is_written = |name: &HeaderName| {
         [header::HOST, header::CONTENT_LENGTH].contains(name)
             || name == header::ACCEPT_ENCODING && !is_signed("accept-encoding")
     };
-    let goes = |name: &HeaderName| !is_written(name) && (!stays(name.as_str()) || is_signed(name.as_str()));
-    let headers = all.iter().filter(|(name, _)| goes(name)).map(|(name, value)| (name.clone(), value.clone()));
+    let goes = |name: &HeaderName| {
+        !is_written(name) && (!stays(name.as_str()) || is_signed(name.as_str()))
+    };
+    let headers = all
+        .iter()
+        .filter(|(name, _)| goes(name))
+        .map(|(name, value)| (name.clone(), value.clone()));
     let (method, target) = (shape.parts.method.clone(), shape.target.clone());
-    Ok(Passage { method, target, headers: headers.collect(), body: Bytes::new() })
+    Ok(Passage {
+        method,
+        target,
+        headers: headers.collect(),
+        body: Bytes::new(),
+    })
 }
 
 /// Whether none of these parameters speaks for somebody else: what is signed cannot be left out.
-pub(super) fn check_params<'a>(mut params: impl Iterator<Item = (&'a str, &'a str)>) -> Result<(), Refusal> {
+pub(super) fn check_params<'a>(
+    mut params: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Result<(), Refusal> {
     match params.any(|(name, _)| is_foreign(name)) {
         true => Err(bad(FOR_ANOTHER)),
         false => Ok(()),
@@ -73,8 +88,10 @@ pub(super) fn check_params<'a>(mut params: impl Iterator<Item = (&'a str, &'a st
 
 /// Headers with which a gateway speaks for somebody else.
 fn speaks_for_another(name: &str) -> bool {
-    matches!(name, "x-acs-source-ip" | "x-acs-secure-transport" | "x-acs-parent-id")
-        || name.starts_with("x-acs-proxy-")
+    matches!(
+        name,
+        "x-acs-source-ip" | "x-acs-secure-transport" | "x-acs-parent-id"
+    ) || name.starts_with("x-acs-proxy-")
         || name.starts_with("x-acs-caller-")
 }
 

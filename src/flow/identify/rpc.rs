@@ -20,11 +20,23 @@ pub(super) struct Rpc {
 
 /// Reads the head of a version 1 call.
 pub(super) fn read(shape: &Shape<'_>) -> Result<Said, Refusal> {
-    if shape.params.iter().any(|(name, _)| is_misspelt_common(name)) {
-        return Err(bad("a parameter of signature version 1 is spelt in another case"));
+    if shape
+        .params
+        .iter()
+        .any(|(name, _)| is_misspelt_common(name))
+    {
+        return Err(bad(
+            "a parameter of signature version 1 is spelt in another case",
+        ));
     }
     let get = |name| shape.params.get(name).unwrap_or_default();
-    for name in ["AccessKeyId", "Signature", "SignatureMethod", "SignatureNonce", "Timestamp"] {
+    for name in [
+        "AccessKeyId",
+        "Signature",
+        "SignatureMethod",
+        "SignatureNonce",
+        "Timestamp",
+    ] {
         if get(name).is_empty() {
             return Err(incomplete(format!("the query has no {name}")));
         }
@@ -35,11 +47,17 @@ pub(super) fn read(shape: &Shape<'_>) -> Result<Said, Refusal> {
     for (header, param) in [("x-acs-action", "Action"), ("x-acs-version", "Version")] {
         let value = one(&shape.parts.headers, &HeaderName::from_static(header))?;
         if value.is_some_and(|value| value.as_bytes() != get(param).as_bytes()) {
-            return Err(bad(format!("the header {header} differs from the parameter {param}")));
+            return Err(bad(format!(
+                "the header {header} differs from the parameter {param}"
+            )));
         }
     }
     let format = shape.params.get("Format");
-    if format.is_some_and(|format| !["json", "xml"].iter().any(|known| known.eq_ignore_ascii_case(format))) {
+    if format.is_some_and(|format| {
+        !["json", "xml"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(format))
+    }) {
         return Err(bad("Format is neither JSON nor XML"));
     }
     let proof = Rpc {
@@ -70,9 +88,17 @@ impl Rpc {
     }
 
     /// Whether one of the secrets made the signature.
-    pub(super) fn verify(&self, secrets: &[Secret], method: &str, params: &Params) -> Result<(), Refusal> {
+    pub(super) fn verify(
+        &self,
+        secrets: &[Secret],
+        method: &str,
+        params: &Params,
+    ) -> Result<(), Refusal> {
         let string_to_sign = v1::string_to_sign(method, params.iter());
-        match secrets.iter().any(|secret| v1::verify(secret, &string_to_sign, &self.signature)) {
+        match secrets
+            .iter()
+            .any(|secret| v1::verify(secret, &string_to_sign, &self.signature))
+        {
             true => Ok(()),
             false => Err(super::wrong_signature()),
         }

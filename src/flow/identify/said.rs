@@ -76,7 +76,9 @@ pub(super) struct Words<'a> {
 
 /// Whether a name is one of version 1's own, in any case.
 pub(super) fn is_common(name: &str) -> bool {
-    COMMON.iter().any(|common| common.eq_ignore_ascii_case(name))
+    COMMON
+        .iter()
+        .any(|common| common.eq_ignore_ascii_case(name))
 }
 
 /// Whether a name is one of version 1's own in a case that Flowgate would not recognise and another reader might.
@@ -86,12 +88,15 @@ pub(super) fn is_misspelt_common(name: &str) -> bool {
 
 /// Whether a parameter is named like a header that only a version 3 call has.
 pub(super) fn is_acs_header(name: &str) -> bool {
-    name.get(..6).is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))
+    name.get(..6)
+        .is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))
 }
 
 /// Whether a name speaks for somebody else.
 pub(super) fn is_foreign(name: &str) -> bool {
-    FOREIGN.iter().any(|foreign| foreign.eq_ignore_ascii_case(name))
+    FOREIGN
+        .iter()
+        .any(|foreign| foreign.eq_ignore_ascii_case(name))
 }
 
 // === impl Said ===
@@ -99,8 +104,8 @@ pub(super) fn is_foreign(name: &str) -> bool {
 impl Said {
     /// Checks each word's form. The parameters are moved in when nobody reads the words any more.
     pub(super) fn new(words: Words<'_>, shape: &Shape<'_>, proof: Proof) -> Result<Self, Refusal> {
-        let is_action =
-            (1..=64).contains(&words.action.len()) && words.action.bytes().all(|b| b.is_ascii_alphanumeric());
+        let is_action = (1..=64).contains(&words.action.len())
+            && words.action.bytes().all(|b| b.is_ascii_alphanumeric());
         if words.action.is_empty() {
             return Err(bad("the mandatory Action is missing"));
         }
@@ -110,13 +115,15 @@ impl Said {
         if words.version != VERSION {
             return Err(bad(format!("the API version is not {VERSION}")));
         }
-        let is_nonce =
-            (1..=MAX_NONCE).contains(&words.nonce.len()) && words.nonce.bytes().all(|b| b.is_ascii_graphic());
+        let is_nonce = (1..=MAX_NONCE).contains(&words.nonce.len())
+            && words.nonce.bytes().all(|b| b.is_ascii_graphic());
         if !is_nonce {
-            return Err(incomplete("the signature nonce is not 1 to 256 visible ASCII characters"));
+            return Err(incomplete(
+                "the signature nonce is not 1 to 256 visible ASCII characters",
+            ));
         }
-        let stamp =
-            time::parse(words.stamp).ok_or_else(|| bad("the timestamp is not of the form 2026-11-24T02:54:06Z"))?;
+        let stamp = time::parse(words.stamp)
+            .ok_or_else(|| bad("the timestamp is not of the form 2026-11-24T02:54:06Z"))?;
         Ok(Self {
             key: AccessKeyId::new(words.key),
             method: shape.parts.method.clone(),
@@ -134,7 +141,9 @@ impl Said {
         if directory.is_misspelt(self.action.as_str()) {
             return Err(bad("the action's name is spelt in another case"));
         }
-        let off = now.duration_since(self.stamp).unwrap_or_else(|error| error.duration());
+        let off = now
+            .duration_since(self.stamp)
+            .unwrap_or_else(|error| error.duration());
         match off <= WINDOW {
             true => Ok(()),
             false => Err(Refusal::new(
@@ -146,7 +155,9 @@ impl Said {
 
     /// How long its stamp is still fresh enough to be relayed.
     pub(super) fn fresh_for(&self, now: SystemTime) -> Duration {
-        (self.stamp + RELAYED_WINDOW).duration_since(now).unwrap_or_default()
+        (self.stamp + RELAYED_WINDOW)
+            .duration_since(now)
+            .unwrap_or_default()
     }
 
     /// Reads the body by what the head says of it; gives back a JSON body.
@@ -166,7 +177,9 @@ impl Said {
                 Ok(()) => Ok(Some(body.clone())),
                 Err(error) => Err(bad(error)),
             },
-            (_, Proof::V1(_)) => Err(bad("the body is not a form, and signature version 1 covers nothing else")),
+            (_, Proof::V1(_)) => Err(bad(
+                "the body is not a form, and signature version 1 covers nothing else",
+            )),
             (_, Proof::V3(_)) => Err(bad("the body is neither a form nor JSON in UTF-8")),
         }
     }
@@ -174,7 +187,9 @@ impl Said {
     fn read_form(&mut self, body: &[u8]) -> Result<(), Refusal> {
         self.params.add_form(body).map_err(bad)?;
         if self.params.form().any(|(name, _)| is_common(name)) {
-            return Err(bad("a parameter of signature version 1 stands in the form: it belongs into the query"));
+            return Err(bad(
+                "a parameter of signature version 1 stands in the form: it belongs into the query",
+            ));
         }
         match self.params.form().any(|(name, _)| is_acs_header(name)) {
             true => Err(bad(LIKE_ACS_HEADER)),
@@ -184,12 +199,20 @@ impl Said {
 
     /// Drops the parameters that sign or speak for somebody else: Flowgate writes the former itself.
     pub(super) fn keep_own_params(&mut self) -> Result<(), Refusal> {
-        self.params.retain(|name| !is_common(name) && !is_foreign(name));
+        self.params
+            .retain(|name| !is_common(name) && !is_foreign(name));
         // An encoded byte takes three at most.
-        let most: usize = self.params.query().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
+        let most: usize = self
+            .params
+            .query()
+            .map(|(name, value)| 3 * (name.len() + value.len()) + 2)
+            .sum();
         match most <= MAX_QUERY || encode::pairs(self.params.query()).len() <= MAX_QUERY {
             true => Ok(()),
-            false => Err(Refusal::new(Kind::TooLarge, "the query is longer than 56 KiB once it is encoded")),
+            false => Err(Refusal::new(
+                Kind::TooLarge,
+                "the query is longer than 56 KiB once it is encoded",
+            )),
         }
     }
 }

@@ -55,12 +55,26 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     if params.iter().any(|(name, _)| is_acs_header(name)) {
         return Err(bad(LIKE_ACS_HEADER));
     }
-    Ok(Shape { parts, target, host, params, body: body_type(headers)? })
+    Ok(Shape {
+        parts,
+        target,
+        host,
+        params,
+        body: body_type(headers)?,
+    })
 }
 
 /// Whether a header is between two neighbours only.
 pub(super) fn is_hop(name: &str) -> bool {
-    const HOP: [&str; 7] = ["connection", "expect", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade"];
+    const HOP: [&str; 7] = [
+        "connection",
+        "expect",
+        "keep-alive",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
     HOP.contains(&name) || name.starts_with("proxy-")
 }
 
@@ -68,7 +82,9 @@ pub(super) fn is_hop(name: &str) -> bool {
 pub(super) fn connection_listed(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(header::CONNECTION).into_iter();
     let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    names.map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase()).collect()
+    names
+        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
+        .collect()
 }
 
 fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
@@ -85,40 +101,61 @@ fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
 
 /// Pages in a browser must not reach a proxy that signs. No SDK sends any of these.
 fn browser(headers: &HeaderMap) -> Result<(), Refusal> {
-    let is_browser =
-        |name: &HeaderName| matches!(*name, header::ORIGIN | header::COOKIE) || name.as_str().starts_with("sec-fetch-");
+    let is_browser = |name: &HeaderName| {
+        matches!(*name, header::ORIGIN | header::COOKIE) || name.as_str().starts_with("sec-fetch-")
+    };
     match headers.keys().any(is_browser) {
-        true => Err(bad("calls from browsers are refused: there is an Origin, Cookie or Sec-Fetch header")),
+        true => Err(bad(
+            "calls from browsers are refused: there is an Origin, Cookie or Sec-Fetch header",
+        )),
         false => Ok(()),
     }
 }
 
-fn target(parts: &Parts, host: &HeaderValue, directory: &Directory) -> Result<PathAndQuery, Refusal> {
+fn target(
+    parts: &Parts,
+    host: &HeaderValue,
+    directory: &Directory,
+) -> Result<PathAndQuery, Refusal> {
     match (parts.uri.scheme(), parts.uri.authority()) {
         (None, None) => {}
-        (Some(scheme), Some(authority)) if *scheme == Scheme::HTTP && !authority.as_str().contains('@') => {
+        (Some(scheme), Some(authority))
+            if *scheme == Scheme::HTTP && !authority.as_str().contains('@') =>
+        {
             if !directory.is_ours(authority.as_str()) {
                 let message = "Flowgate is no general proxy: the request is for a host that is neither the upstream \
                                nor Flowgate itself.";
                 return Err(Refusal::new(Kind::ForeignHost, message));
             }
-            if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) {
+            if !host
+                .as_bytes()
+                .eq_ignore_ascii_case(authority.as_str().as_bytes())
+            {
                 return Err(bad("the Host header differs from the target's host"));
             }
         }
         _ => return Err(bad("the target is neither a path nor a plain http URL")),
     }
-    let target = parts.uri.path_and_query().ok_or_else(|| bad("the target has no path"))?;
+    let target = parts
+        .uri
+        .path_and_query()
+        .ok_or_else(|| bad("the target has no path"))?;
     // Node's SDK sends two slashes when its endpoint ends in one.
     match target.path() {
         "/" | "//" => Ok(target.clone()),
-        _ => Err(bad("the path is not '/': the SDK's endpoint must be host and port only")),
+        _ => Err(bad(
+            "the path is not '/': the SDK's endpoint must be host and port only",
+        )),
     }
 }
 
 fn body_type(headers: &HeaderMap) -> Result<BodyType, Refusal> {
-    let Some(value) = one(headers, &header::CONTENT_TYPE)? else { return Ok(BodyType::Unsaid) };
-    let Ok(value) = value.to_str() else { return Ok(BodyType::Other) };
+    let Some(value) = one(headers, &header::CONTENT_TYPE)? else {
+        return Ok(BodyType::Unsaid);
+    };
+    let Ok(value) = value.to_str() else {
+        return Ok(BodyType::Other);
+    };
     let (essence, parameter) = value.split_once(';').unwrap_or((value, "charset=utf-8"));
     if !parameter.trim_ascii().eq_ignore_ascii_case("charset=utf-8") {
         return Ok(BodyType::Other);

@@ -57,14 +57,22 @@ impl Gate {
     /// Only what the test sets.
     fn bare(settings: &[(&str, &str)]) -> Self {
         // The captures were taken at several ports.
-        let names = [("FLOWGATE_LISTEN__NAMES", "127.0.0.1,localhost,gate.internal,h,xaliyuncs.com")];
+        let names = [(
+            "FLOWGATE_LISTEN__NAMES",
+            "127.0.0.1,localhost,gate.internal,h,xaliyuncs.com",
+        )];
         let is_named = settings.iter().any(|(name, _)| *name == names[0].0);
         let env = names.iter().filter(|_| !is_named).chain(settings);
         let env = env.map(|(name, value)| (OsString::from(name), OsString::from(value)));
         let config = crate::config::load(None, env).unwrap().config;
         let now = time::parse(NOW).unwrap();
         let nonces = Nonces::new(now - Duration::from_secs(3600));
-        Self { directory: Directory::new(&config, None), config, nonces, now }
+        Self {
+            directory: Directory::new(&config, None),
+            config,
+            nonces,
+            now,
+        }
     }
 
     fn claim(&self, capture: &Capture) -> Result<Claim, Refusal> {
@@ -87,7 +95,12 @@ impl Gate {
 
     fn classify(&self, capture: &Capture) -> Result<Operation, Refusal> {
         let headers = Request::try_from(capture).unwrap().into_parts().0.headers;
-        classify::classify(&self.ask(capture)?, &headers, &self.config, &Margins::default())
+        classify::classify(
+            &self.ask(capture)?,
+            &headers,
+            &self.config,
+            &Margins::default(),
+        )
     }
 
     /// What CAMS gets.

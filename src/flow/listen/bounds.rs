@@ -28,7 +28,10 @@ impl From<&Listen> for Bounds {
         Self {
             max_connections: listen.max_connections,
             max_per_source: listen.max_connections_per_source,
-            patience: Arc::new(Patience { head: listen.header_timeout, write: listen.body_timeout }),
+            patience: Arc::new(Patience {
+                head: listen.header_timeout,
+                write: listen.body_timeout,
+            }),
             idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,
         }

@@ -98,9 +98,15 @@ impl Deadline {
 
     pub(super) fn poll(&mut self, cx: &mut Context<'_>, stalled: Stalled) -> io::Result<()> {
         let Some(ends) = self.ends else { return Ok(()) };
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+        let sleep = self
+            .sleep
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
         let over = sleep.as_mut().poll(cx).is_ready();
-        if over { Err(io::Error::new(io::ErrorKind::TimedOut, stalled)) } else { Ok(()) }
+        if over {
+            Err(io::Error::new(io::ErrorKind::TimedOut, stalled))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -110,11 +116,22 @@ impl<T> Timed<T> {
     /// With so much time for each head and for each answer.
     pub(crate) fn new(io: T, patience: Arc<Patience>, turn: Turn) -> Self {
         let (head, answer) = (Deadline::default(), Deadline::default());
-        Self { io, patience, turn, head, head_of: 0, answer }
+        Self {
+            io,
+            patience,
+            turn,
+            head,
+            head_of: 0,
+            answer,
+        }
     }
 
     /// Gives up when what is written is not taken in time.
-    fn taken<R>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<R>>) -> Poll<io::Result<R>> {
+    fn taken<R>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<R>>,
+    ) -> Poll<io::Result<R>> {
         if written.is_pending() {
             self.answer.start(self.patience.write);
             self.answer.poll(cx, Stalled::Answer)?;
@@ -124,7 +141,11 @@ impl<T> Timed<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let turn = this.turn.changes();
         if turn != this.head_of {
@@ -144,7 +165,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = Pin::new(&mut this.io).poll_write(cx, buf);
         this.taken(cx, written)

@@ -67,15 +67,24 @@ impl Listener {
             Passed::Unix(listener) => {
                 listener.set_nonblocking(true)?;
                 SockRef::from(&listener).listen(BACKLOG)?;
-                let path = listener.local_addr()?.as_pathname().map(Path::to_owned).unwrap_or_default();
-                Self::Unix(UnixListener::from_std(listener)?, SocketFile { path, ours: None })
+                let path = listener
+                    .local_addr()?
+                    .as_pathname()
+                    .map(Path::to_owned)
+                    .unwrap_or_default();
+                Self::Unix(
+                    UnixListener::from_std(listener)?,
+                    SocketFile { path, ours: None },
+                )
             }
         };
         let bound = listener.bound()?;
         if bound == *bind {
             return Ok(listener);
         }
-        Err(io::Error::other(format!("the socket that was passed is bound to {bound}: both must say the same")))
+        Err(io::Error::other(format!(
+            "the socket that was passed is bound to {bound}: both must say the same"
+        )))
     }
 
     /// What was in fact bound: the system may have chosen the port.
@@ -117,7 +126,13 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     let listener = UnixListener::from_std(net::UnixListener::from(OwnedFd::from(socket)))?;
-    Ok(Listener::Unix(listener, SocketFile { path: path.to_owned(), ours: Some(identity(path)?) }))
+    Ok(Listener::Unix(
+        listener,
+        SocketFile {
+            path: path.to_owned(),
+            ours: Some(identity(path)?),
+        },
+    ))
 }
 
 /// Device and inode of what stands there itself, be it a link.
@@ -155,10 +170,16 @@ mod tests {
         let path = folder.path().join("a.sock");
         drop(net::UnixListener::bind(&path).unwrap());
         let alive = bind(&path, 0o660).await.unwrap();
-        assert_eq!(bind(&path, 0o660).await.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+        assert_eq!(
+            bind(&path, 0o660).await.err().map(|error| error.kind()),
+            Some(io::ErrorKind::AddrInUse)
+        );
         drop(alive);
         std::fs::write(&path, "a file").unwrap();
-        assert_eq!(bind(&path, 0o660).await.err().map(|error| error.kind()), Some(io::ErrorKind::AddrInUse));
+        assert_eq!(
+            bind(&path, 0o660).await.err().map(|error| error.kind()),
+            Some(io::ErrorKind::AddrInUse)
+        );
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "a file");
     }
 

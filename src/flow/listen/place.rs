@@ -35,7 +35,10 @@ impl Sources {
             return Err(());
         }
         *count += 1;
-        Ok(Place { source, sources: self.clone() })
+        Ok(Place {
+            source,
+            sources: self.clone(),
+        })
     }
 }
 
@@ -59,7 +62,10 @@ impl Held {
     /// Without a place if it comes over a Unix socket.
     pub(crate) fn new(place: Option<Place>, open: &IntGauge) -> Self {
         open.inc();
-        Self { place, open: open.clone() }
+        Self {
+            place,
+            open: open.clone(),
+        }
     }
 
     /// The address that the caller came from; none for a Unix socket.

@@ -22,7 +22,11 @@ pub(crate) struct Spread {
 impl Spread {
     /// Over these; one that is alone has nothing to hand out.
     pub(crate) fn over(runtimes: Vec<Handle>) -> Self {
-        if runtimes.len() > 1 { Self { runtimes, count: 0 } } else { Self::default() }
+        if runtimes.len() > 1 {
+            Self { runtimes, count: 0 }
+        } else {
+            Self::default()
+        }
     }
 
     /// Begins a connection on the runtime whose turn it is: what `begin` spawns runs there, and there the socket wakes it.
@@ -56,7 +60,11 @@ mod tests {
 
     /// Runs on a thread of its own.
     fn runtime() -> Runtime {
-        Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap()
+        Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
     }
 
     /// Where each of four connections is served that `acceptor` accepts.
@@ -71,7 +79,9 @@ mod tests {
                 let tell = tell.clone();
                 let begin = |socket| {
                     tokio::spawn(async move {
-                        let Socket::Unix(mut stream) = socket else { panic!("it was a Unix socket") };
+                        let Socket::Unix(mut stream) = socket else {
+                            panic!("it was a Unix socket")
+                        };
                         // From here on it must be woken.
                         assert!(stream.try_read(&mut [0]).is_err());
                         tell.send(Handle::current().id()).unwrap();
@@ -79,7 +89,9 @@ mod tests {
                         tell.send(Handle::current().id()).unwrap();
                     });
                 };
-                spread.begin(Socket::Unix(listener.accept().await.unwrap().0), begin).unwrap();
+                spread
+                    .begin(Socket::Unix(listener.accept().await.unwrap().0), begin)
+                    .unwrap();
             });
             let wait = || told.recv_timeout(Duration::from_secs(20)).unwrap();
             let began = wait();
@@ -97,13 +109,19 @@ mod tests {
         let others = [runtime(), runtime()];
         let [first, second] = others.each_ref().map(Runtime::handle);
         let spread = Spread::over(vec![first.clone(), second.clone()]);
-        assert_eq!(served(spread, &acceptor), [second, first, second, first].map(Handle::id));
+        assert_eq!(
+            served(spread, &acceptor),
+            [second, first, second, first].map(Handle::id)
+        );
     }
 
     #[test]
     fn the_present_runtime_serves_alone() {
         let here = runtime();
         assert_eq!(served(Spread::default(), &here), [here.handle().id(); 4]);
-        assert_eq!(served(Spread::over(vec![here.handle().clone()]), &here), [here.handle().id(); 4]);
+        assert_eq!(
+            served(Spread::over(vec![here.handle().clone()]), &here),
+            [here.handle().id(); 4]
+        );
     }
 }

@@ -62,8 +62,14 @@ pub(super) struct SpeaksTls;
 
 impl Certificates {
     pub(crate) fn new(tls: &Tls, metrics: &Metrics) -> Self {
-        let expiry = metrics.connections.certificate_expiry.with_label_values(&["listen"]);
-        let certificates = Self { server: ArcSwap::new(tls.server.clone()), expiry };
+        let expiry = metrics
+            .connections
+            .certificate_expiry
+            .with_label_values(&["listen"]);
+        let certificates = Self {
+            server: ArcSwap::new(tls.server.clone()),
+            expiry,
+        };
         certificates.swap(tls);
         certificates
     }
@@ -72,12 +78,15 @@ impl Certificates {
     pub(crate) fn swap(&self, tls: &Tls) {
         self.server.store(tls.server.clone());
         let until = tls.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.expiry.set(i64::try_from(until.as_secs()).unwrap_or(i64::MAX));
+        self.expiry
+            .set(i64::try_from(until.as_secs()).unwrap_or(i64::MAX));
     }
 
     /// Makes the handshake.
     pub(super) async fn open(&self, wire: Wire, within: Duration) -> Opened {
-        timeout(within, self.handshake(wire)).await.unwrap_or(Opened::Failed(Failed::Slow))
+        timeout(within, self.handshake(wire))
+            .await
+            .unwrap_or(Opened::Failed(Failed::Slow))
     }
 
     async fn handshake(&self, wire: Wire) -> Opened {
@@ -88,7 +97,10 @@ impl Certificates {
             // Whatever is wrong shows in the handshake, too.
             Ok(Some(_)) | Err(_) => {}
         }
-        match TlsAcceptor::from(self.server.load_full()).accept(wire).await {
+        match TlsAcceptor::from(self.server.load_full())
+            .accept(wire)
+            .await
+        {
             Ok(stream) => Opened::Tls(Box::new(stream)),
             Err(error) => Opened::Failed(Failed::Handshake(error)),
         }
@@ -113,11 +125,20 @@ impl Failed {
 impl Answer for SpeaksTls {
     type Body = Full<Bytes>;
 
-    async fn answer(self, request: Box<Request<Incoming>>, _hangup: Hangup) -> Result<Response<Full<Bytes>>, Gone> {
-        let refusal = Refusal::new(Kind::BadRequest, "TLS is spoken here: set the SDK's protocol to HTTPS.");
+    async fn answer(
+        self,
+        request: Box<Request<Incoming>>,
+        _hangup: Hangup,
+    ) -> Result<Response<Full<Bytes>>, Gone> {
+        let refusal = Refusal::new(
+            Kind::BadRequest,
+            "TLS is spoken here: set the SDK's protocol to HTTPS.",
+        );
         let manner = Manner::of(&request.into_parts().0);
         let mut response = reply::refuse(&refusal, &manner, &reply::request_id());
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(response)
     }
 }
@@ -165,16 +186,24 @@ mod tests {
     async fn open(
         certificates: &Certificates,
         roots: [&CertificateDer<'static>; 2],
-    ) -> (tokio_rustls::client::TlsStream<TcpStream>, Box<TlsStream<Wire>>) {
+    ) -> (
+        tokio_rustls::client::TlsStream<TcpStream>,
+        Box<TlsStream<Wire>>,
+    ) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut store = RootCertStore::empty();
-        roots.into_iter().for_each(|root| store.add(root.clone()).unwrap());
-        let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_root_certificates(store)
-            .with_no_client_auth();
-        let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        roots
+            .into_iter()
+            .for_each(|root| store.add(root.clone()).unwrap());
+        let client =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(store)
+                .with_no_client_auth();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
         let name = ServerName::try_from("flowgate.test").unwrap();
         let held = Held::new(None, &IntGauge::new("open", "open").unwrap());
         let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0), held);
@@ -182,7 +211,9 @@ mod tests {
             TlsConnector::from(Arc::new(client)).connect(name, tcp),
             certificates.open(wire, Duration::from_secs(10))
         );
-        let Opened::Tls(server) = opened else { panic!("no handshake") };
+        let Opened::Tls(server) = opened else {
+            panic!("no handshake")
+        };
         (client.unwrap(), server)
     }
 
@@ -192,17 +223,26 @@ mod tests {
         let first = certify(folder.path(), 2050);
         let metrics = Metrics::new();
         let certificates = Certificates::new(&load(folder.path()), &metrics);
-        let expiry = metrics.connections.certificate_expiry.with_label_values(&["listen"]);
+        let expiry = metrics
+            .connections
+            .certificate_expiry
+            .with_label_values(&["listen"]);
         assert_eq!(expiry.get(), 2_524_608_000);
         let second = certify(folder.path(), 2051);
         let roots = [&first, &second];
         let (mut client, mut server) = open(&certificates, roots).await;
-        assert_eq!(client.get_ref().1.peer_certificates(), Some(std::slice::from_ref(&first)));
+        assert_eq!(
+            client.get_ref().1.peer_certificates(),
+            Some(std::slice::from_ref(&first))
+        );
 
         certificates.swap(&load(folder.path()));
         assert_eq!(expiry.get(), 2_524_608_000 + 365 * 86_400);
         let (after, _) = open(&certificates, roots).await;
-        assert_eq!(after.get_ref().1.peer_certificates(), Some(std::slice::from_ref(&second)));
+        assert_eq!(
+            after.get_ref().1.peer_certificates(),
+            Some(std::slice::from_ref(&second))
+        );
         client.write_all(b"still there").await.unwrap();
         client.flush().await.unwrap();
         let mut said = [0; 11];

@@ -59,7 +59,11 @@ const KEPT: usize = 50;
 impl Recent {
     pub(super) fn push(&self, ended: Ended) {
         let mut calls = self.0.lock();
-        let oldest = if calls.len() == KEPT { calls.pop_back() } else { None };
+        let oldest = if calls.len() == KEPT {
+            calls.pop_back()
+        } else {
+            None
+        };
         calls.push_front(ended);
         drop(calls);
         // What it held is given back when nobody waits for the lock.
@@ -77,12 +81,19 @@ impl Recent {
 impl Ended {
     fn view(&self) -> CallView {
         let operation = self.operation.as_deref();
-        let account = self.account.as_ref().map_or(UNKNOWN_ACCOUNT, AccountId::as_str);
+        let account = self
+            .account
+            .as_ref()
+            .map_or(UNKNOWN_ACCOUNT, AccountId::as_str);
         let text = |of: fn(&Operation) -> &str| operation.map_or("", of).to_owned();
         CallView {
             age_seconds: self.at.elapsed().as_secs(),
-            account: operation.map_or(account, Operation::account_label).to_owned(),
-            action: operation.map_or(OTHER_ACTION, Operation::action_label).to_owned(),
+            account: operation
+                .map_or(account, Operation::account_label)
+                .to_owned(),
+            action: operation
+                .map_or(OTHER_ACTION, Operation::action_label)
+                .to_owned(),
             client: text(|operation| operation.client.as_str()),
             tenant: text(|operation| operation.tenant.as_str()),
             flow_name: self.flow_name.clone(),
@@ -119,10 +130,27 @@ mod tests {
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         let views = recent.views();
-        let ends = views.iter().map(|call| (call.attempts, call.age_seconds)).collect::<Vec<_>>();
-        assert_eq!(ends, (1..=50).map(|age| (60 - age, u64::from(age))).collect::<Vec<_>>());
-        let CallView { account, action, flow_name, took_ms, .. } = &views[0];
-        assert_eq!((account.as_str(), action.as_str(), *took_ms), ("unknown", "other", 7));
+        let ends = views
+            .iter()
+            .map(|call| (call.attempts, call.age_seconds))
+            .collect::<Vec<_>>();
+        assert_eq!(
+            ends,
+            (1..=50)
+                .map(|age| (60 - age, u64::from(age)))
+                .collect::<Vec<_>>()
+        );
+        let CallView {
+            account,
+            action,
+            flow_name,
+            took_ms,
+            ..
+        } = &views[0];
+        assert_eq!(
+            (account.as_str(), action.as_str(), *took_ms),
+            ("unknown", "other", 7)
+        );
         assert_eq!(flow_name.as_deref(), Some("<b>"));
     }
 }

@@ -9,7 +9,8 @@ use crate::config::Retry;
 pub(crate) fn full_jitter(policy: &Retry, level: u32, random: f64) -> Duration {
     let doublings = level.saturating_sub(1).min(20);
     let step = policy.base.saturating_mul(1 << doublings).min(policy.max);
-    step.mul_f64(random.clamp(0.0, 1.0)).max(Duration::from_millis(1))
+    step.mul_f64(random.clamp(0.0, 1.0))
+        .max(Duration::from_millis(1))
 }
 
 #[cfg(test)]

@@ -42,8 +42,11 @@ fn line(text: &str) -> Bytes {
 
 /// As the journal writes it.
 fn sent(attempt: &str) -> Bytes {
-    let fields = r#""time":"T","request_id":"R","account":"acme","client":"c","action":"CreateFlow""#;
-    line(&format!(r#"{{"event":"sent","attempt":"{attempt}",{fields}}}"#))
+    let fields =
+        r#""time":"T","request_id":"R","account":"acme","client":"c","action":"CreateFlow""#;
+    line(&format!(
+        r#"{{"event":"sent","attempt":"{attempt}",{fields}}}"#
+    ))
 }
 
 // === impl Disk ===
@@ -58,14 +61,25 @@ impl Sink for Disk {
                 Write::Done => {}
                 Write::Failed => {
                     let error = Some(io::ErrorKind::StorageFull.into());
-                    return Appended { lines: lines.len(), lost: lines.len(), error };
+                    return Appended {
+                        lines: lines.len(),
+                        lost: lines.len(),
+                        error,
+                    };
                 }
                 Write::Panics => panic!("the disk's driver is broken"),
             }
         }
-        let text = lines.iter().map(|line| String::from_utf8(line.to_vec()).unwrap()).collect();
+        let text = lines
+            .iter()
+            .map(|line| String::from_utf8(line.to_vec()).unwrap())
+            .collect();
         self.written.lock().push(text);
-        Appended { lines: lines.len(), lost: 0, error: None }
+        Appended {
+            lines: lines.len(),
+            lost: 0,
+            error: None,
+        }
     }
 }
 
@@ -77,10 +91,23 @@ impl Bench {
         let (written, metrics) = (Arc::<Mutex<Vec<_>>>::default(), Arc::new(Metrics::new()));
         let (begins, begun) = unbounded_channel();
         let (go_on, goes_on) = mpsc::sync_channel(1);
-        let disk = Disk { written: written.clone(), writes: 0, every, begun: begins, go_on: goes_on };
+        let disk = Disk {
+            written: written.clone(),
+            writes: 0,
+            every,
+            begun: begins,
+            go_on: goes_on,
+        };
         let health = Arc::new(Health::new(metrics.clone()));
         let writer = Arc::new(Writer::start(disk, health.clone()).unwrap());
-        Self { writer, health, metrics, written, begun, go_on }
+        Self {
+            writer,
+            health,
+            metrics,
+            written,
+            begun,
+            go_on,
+        }
     }
 
     /// Queues a line as an attempt does, which then waits.
@@ -132,7 +159,9 @@ async fn a_slow_write_delays_the_attempts_that_wait_for_it_and_nothing_else() {
         attempt.await.unwrap();
         bench.writer.flushed().await;
     }
-    let expected: String = (0..90).map(|index| format!("{index} sent\n{index} done\n")).collect();
+    let expected: String = (0..90)
+        .map(|index| format!("{index} sent\n{index} done\n"))
+        .collect();
     assert_eq!((held, bench.text()), (20, expected));
 }
 
@@ -141,7 +170,10 @@ async fn what_queues_up_meanwhile_is_one_write() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
     let lines: Vec<_> = (0..100).map(|index| line(&index.to_string())).collect();
-    let mut attempts: Vec<_> = lines.iter().map(|line| Box::pin(bench.writer.write(line))).collect();
+    let mut attempts: Vec<_> = lines
+        .iter()
+        .map(|line| Box::pin(bench.writer.write(line)))
+        .collect();
     for attempt in &mut attempts {
         assert!(futures_util::poll!(attempt).is_pending());
     }
@@ -176,7 +208,9 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
     (0..fit + 100).for_each(|_| bench.writer.push(long.clone()));
     assert!(bench.writer.room.available_permits() < weight(&long) as usize);
     let lost = |lines: usize| format!("flowgate_journal_errors_total {lines}\n");
-    assert!(bench.metrics().contains(&lost(100)) && bench.metrics().contains("flowgate_journal_up 0\n"));
+    assert!(
+        bench.metrics().contains(&lost(100)) && bench.metrics().contains("flowgate_journal_up 0\n")
+    );
     let attempt = bench.attempt(sent("waits for room"));
     tokio::task::yield_now().await;
     assert!(!attempt.is_finished() && !first.is_finished() && !bench.health.is_up(Instant::now()));
@@ -196,8 +230,12 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
 async fn a_write_that_does_not_end_is_an_outage() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
-    let is_up =
-        |bench: &Bench| (bench.health.is_up(Instant::now()), bench.metrics().contains("flowgate_journal_up 1\n"));
+    let is_up = |bench: &Bench| {
+        (
+            bench.health.is_up(Instant::now()),
+            bench.metrics().contains("flowgate_journal_up 1\n"),
+        )
+    };
     tokio::time::advance(Duration::from_millis(4999)).await;
     let second = bench.attempt(line("second"));
     tokio::task::yield_now().await;
@@ -215,7 +253,11 @@ async fn a_write_that_does_not_end_is_an_outage() {
     bench.go_on.send(Write::Done).unwrap();
     bench.writer.flushed().await;
     assert_eq!(is_up(&bench), (true, true));
-    assert_eq!(bench.text(), "hangs\nthird\n", "what was given up is not written");
+    assert_eq!(
+        bench.text(),
+        "hangs\nthird\n",
+        "what was given up is not written"
+    );
 }
 
 #[tokio::test]
@@ -235,12 +277,18 @@ async fn an_attempt_that_is_given_up_has_no_line_or_is_unsent() {
     }
     bench.writer.flushed().await;
     let text = bench.text();
-    let lines: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
     let said = |line: &serde_json::Value| {
         ["event", "attempt", "result"].map(|key| line[key].as_str().unwrap_or_default().to_owned())
     };
     let said: Vec<_> = lines.iter().map(said).collect();
-    assert_eq!(said, [["sent", "under-way", ""], ["done", "under-way", "unsent"]]);
+    assert_eq!(
+        said,
+        [["sent", "under-way", ""], ["done", "under-way", "unsent"]]
+    );
 }
 
 #[tokio::test]
@@ -259,7 +307,15 @@ async fn an_attempt_that_is_given_up_when_its_line_is_written_is_unsent() {
     bench.go_on.send(Write::Done).unwrap();
     bench.writer.flushed().await;
     let text = bench.text();
-    assert!(text.lines().count() == 2 && text.lines().last().unwrap().contains(r#""result":"unsent""#), "{text}");
+    assert!(
+        text.lines().count() == 2
+            && text
+                .lines()
+                .last()
+                .unwrap()
+                .contains(r#""result":"unsent""#),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -269,7 +325,11 @@ async fn on_a_full_disk_attempts_go_on() {
     bench.go_on.send(Write::Failed).unwrap();
     first.await.unwrap();
     assert!(!bench.health.is_up(Instant::now()));
-    assert!(bench.metrics().contains("flowgate_journal_errors_total 1\n"));
+    assert!(
+        bench
+            .metrics()
+            .contains("flowgate_journal_errors_total 1\n")
+    );
     let second = bench.attempt(line("second"));
     bench.begun.recv().await.unwrap();
     bench.go_on.send(Write::Done).unwrap();
@@ -295,18 +355,26 @@ async fn when_the_thread_panics_attempts_go_on_without_it() {
     bench.writer.flushed().await;
     assert!(!bench.health.is_up(Instant::now()));
     let page = bench.metrics();
-    assert!(page.contains("flowgate_journal_errors_total 5\n") && page.contains("flowgate_journal_up 0\n"), "{page}");
+    assert!(
+        page.contains("flowgate_journal_errors_total 5\n")
+            && page.contains("flowgate_journal_up 0\n"),
+        "{page}"
+    );
 }
 
 #[tokio::test]
 async fn the_end_of_the_writer_waits_for_what_is_queued() {
     let mut bench = Bench::new(10_000);
     (0..1000).for_each(|index| bench.writer.push(line(&index.to_string())));
-    let Bench { writer, written, .. } = bench;
+    let Bench {
+        writer, written, ..
+    } = bench;
     drop(writer);
     let text = written.lock().concat();
     assert_eq!(
-        text.lines().map(|line| line.parse::<u32>().unwrap()).collect::<Vec<_>>(),
+        text.lines()
+            .map(|line| line.parse::<u32>().unwrap())
+            .collect::<Vec<_>>(),
         (0..1000).collect::<Vec<_>>()
     );
     bench.begun.close();
@@ -328,10 +396,16 @@ async fn attempts_of_several_threads_all_go_on_and_keep_their_order() {
     bench.writer.flushed().await;
     let text = bench.text();
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!((lines.len(), lines.iter().collect::<BTreeSet<_>>().len()), (6400, 6400));
+    assert_eq!(
+        (lines.len(), lines.iter().collect::<BTreeSet<_>>().len()),
+        (6400, 6400)
+    );
     for task in 0..16 {
-        let own = lines.iter().filter(|line| line.starts_with(&format!("{task}-")));
-        let expected = (0..200).flat_map(|index| ["sent", "done"].map(|event| format!("{task}-{index} {event}")));
+        let own = lines
+            .iter()
+            .filter(|line| line.starts_with(&format!("{task}-")));
+        let expected = (0..200)
+            .flat_map(|index| ["sent", "done"].map(|event| format!("{task}-{index} {event}")));
         assert!(own.copied().eq(expected));
     }
 }

@@ -18,7 +18,13 @@ pub(super) fn compared() {
 /// A call of (client, weight, tenant); its number is its place and what it is called by.
 fn entry(place: u64, (client, weight, tenant): (&str, u32, &str)) -> QueueEntry {
     let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
-    QueueEntry { place: Place(place), client, weight, tenant, arrived: Instant::now() }
+    QueueEntry {
+        place: Place(place),
+        client,
+        weight,
+        tenant,
+        arrived: Instant::now(),
+    }
 }
 
 #[derive(Default)]
@@ -46,11 +52,16 @@ fn sift(
 }
 
 fn clients(line: &mut FairQueue<(u64, String)>, count: usize) -> String {
-    (0..count).map_while(|_| line.pop()).map(|(_, client)| client).collect()
+    (0..count)
+        .map_while(|_| line.pop())
+        .map(|(_, client)| client)
+        .collect()
 }
 
 fn places(line: &mut FairQueue<(u64, String)>) -> Vec<u64> {
-    std::iter::from_fn(|| line.pop()).map(|(place, _)| place).collect()
+    std::iter::from_fn(|| line.pop())
+        .map(|(place, _)| place)
+        .collect()
 }
 
 #[test]
@@ -59,7 +70,10 @@ fn one_tenant_is_served_by_first_arrival_whatever_the_order_of_coming_back() {
     for place in [3, 1, 2] {
         line.push(entry(place, ("a", 1, "")), place);
     }
-    assert_eq!([line.pop(), line.pop(), line.pop(), line.pop()], [Some(1), Some(2), Some(3), None]);
+    assert_eq!(
+        [line.pop(), line.pop(), line.pop(), line.pop()],
+        [Some(1), Some(2), Some(3), None]
+    );
 }
 
 #[test]
@@ -99,7 +113,11 @@ fn weights_are_shares() {
     // Spread, not in lumps: in any seven turns each has its share, give or take one.
     for window in served.as_bytes().windows(7) {
         let of = |client| window.iter().filter(|served| **served == client).count();
-        assert!((1..=1).contains(&of(b'a')) && (1..=3).contains(&of(b'b')) && (3..=5).contains(&of(b'c')));
+        assert!(
+            (1..=1).contains(&of(b'a'))
+                && (1..=3).contains(&of(b'b'))
+                && (3..=5).contains(&of(b'c'))
+        );
     }
 }
 
@@ -116,7 +134,10 @@ fn coming_one_call_at_a_time_gains_nothing() {
         }
         served.push_str(&line.pop().unwrap().1);
     }
-    assert_eq!((served.matches('A').count(), served.matches('B').count()), (10, 10));
+    assert_eq!(
+        (served.matches('A').count(), served.matches('B').count()),
+        (10, 10)
+    );
 }
 
 #[test]
@@ -169,14 +190,19 @@ fn a_sifted_call_leaves_its_turn_to_the_next_of_its_tenant() {
 fn cost(calls: u64, tenants: u64) -> [u64; 4] {
     const ROUNDS: u64 = 1000;
     let mut random = fastrand::Rng::with_seed(1);
-    let tenants: Vec<_> = (0..tenants).map(|tenant| format!("tenant-{tenant}")).collect();
+    let tenants: Vec<_> = (0..tenants)
+        .map(|tenant| format!("tenant-{tenant}"))
+        .collect();
     let mut line = FairQueue::new();
     let mut waiting = Vec::new();
     let mut costs = [0; 4];
     let mut arrive = |line: &mut FairQueue<u64>, waiting: &mut Vec<QueueEntry>, place| {
         // Half of them in a client whose tags tie with nobody's.
         let client = if random.bool() { ("a", 1) } else { ("b", 7) };
-        let entry = entry(place, (client.0, client.1, &tenants[random.usize(..tenants.len())]));
+        let entry = entry(
+            place,
+            (client.0, client.1, &tenants[random.usize(..tenants.len())]),
+        );
         waiting.push(entry.clone());
         let before = COMPARISONS.get();
         line.push(entry, place);
@@ -199,7 +225,11 @@ fn cost(calls: u64, tenants: u64) -> [u64; 4] {
             let entry = waiting.swap_remove(place as usize * 7919 % waiting.len());
             let before = COMPARISONS.get();
             let removed = line.remove(&entry);
-            costs[3] += if removed.is_some() { COMPARISONS.get() - before } else { 0 };
+            costs[3] += if removed.is_some() {
+                COMPARISONS.get() - before
+            } else {
+                0
+            };
         }
     }
     [costs[0] / 3, costs[1], costs[2], costs[3]].map(|cost| cost / ROUNDS)
@@ -212,8 +242,14 @@ fn cost(calls: u64, tenants: u64) -> [u64; 4] {
 fn no_operation_costs_more_than_a_logarithm_of_the_line() {
     for (few, many) in [(1, 1), (100, 10_000), (100, 100_000)] {
         let (short, long) = (cost(100, few), cost(100_000, many));
-        for (operation, (short, long)) in ["push", "pop", "evict", "remove"].iter().zip(short.into_iter().zip(long)) {
-            assert!((1..=4 * short).contains(&long), "{operation}, {few} and {many} tenants: {short} grows to {long}");
+        for (operation, (short, long)) in ["push", "pop", "evict", "remove"]
+            .iter()
+            .zip(short.into_iter().zip(long))
+        {
+            assert!(
+                (1..=4 * short).contains(&long),
+                "{operation}, {few} and {many} tenants: {short} grows to {long}"
+            );
         }
     }
 }
@@ -258,14 +294,19 @@ fn after(events: &[Event], weights: [u32; 4]) -> (FairQueue<(u64, String)>, Vec<
             }
             Event::Go(which) if !waiting.is_empty() => {
                 let entry = waiting.remove(which % waiting.len());
-                assert_eq!(line.remove(&entry).map(|(place, _)| Place(place)), Some(entry.place));
+                assert_eq!(
+                    line.remove(&entry).map(|(place, _)| Place(place)),
+                    Some(entry.place)
+                );
             }
             Event::Go(_) => {}
             Event::Serve => {
                 // Work conserving: whenever somebody waits, somebody is served.
                 let served = line.pop();
                 assert_eq!(served.is_some(), !waiting.is_empty());
-                waiting.retain(|entry| Some(entry.place.0) != served.as_ref().map(|(place, _)| *place));
+                waiting.retain(|entry| {
+                    Some(entry.place.0) != served.as_ref().map(|(place, _)| *place)
+                });
             }
         }
         assert_eq!(line.len(), waiting.len());

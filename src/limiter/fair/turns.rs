@@ -34,12 +34,19 @@ pub(super) struct Turns<N> {
 
 impl<N: Clone + Ord + Hash> Turns<N> {
     pub(super) fn new() -> Self {
-        Self { now: Tag(0), waiting: BTreeMap::new(), ahead: BTreeSet::new(), tags: HashMap::new() }
+        Self {
+            now: Tag(0),
+            waiting: BTreeMap::new(),
+            ahead: BTreeSet::new(),
+            tags: HashMap::new(),
+        }
     }
 
     /// The tag that a call of this name gets if it comes next.
     pub(super) fn tag(&self, name: &N) -> Tag {
-        self.tags.get(name).map_or(self.now, |(tag, _)| self.now.max(*tag))
+        self.tags
+            .get(name)
+            .map_or(self.now, |(tag, _)| self.now.max(*tag))
     }
 
     /// The first call of this name is now the one at this place, and so many wait; none: nothing of it waits.
@@ -71,19 +78,29 @@ impl<N: Clone + Ord + Hash> Turns<N> {
 
     /// Whether it does not wait and has been served ahead of the others.
     pub(super) fn is_ahead(&self, name: &N) -> bool {
-        self.tags.get(name).is_some_and(|(_, place)| place.is_none())
+        self.tags
+            .get(name)
+            .is_some_and(|(_, place)| place.is_none())
     }
 
     /// Whose turn it is, and where its first call stands.
     pub(super) fn first(&self) -> Option<(&N, Place)> {
-        self.waiting.first_key_value().map(|((_, place, name), _)| (name, *place))
+        self.waiting
+            .first_key_value()
+            .map(|((_, place, name), _)| (name, *place))
     }
 
     /// The first is served: its next call's tag lies a stride on. What is ahead of nobody any more is forgotten.
     pub(super) fn serve(&mut self, stride: Stride) {
-        let Some(((tag, place, name), calls)) = self.waiting.pop_first() else { return };
+        let Some(((tag, place, name), calls)) = self.waiting.pop_first() else {
+            return;
+        };
         self.now = self.now.max(tag);
-        while self.ahead.first().is_some_and(|(ahead, _)| *ahead <= self.now) {
+        while self
+            .ahead
+            .first()
+            .is_some_and(|(ahead, _)| *ahead <= self.now)
+        {
             let (_, passed) = self.ahead.pop_first().expect("the first was seen above");
             self.tags.remove(&passed);
         }
@@ -94,9 +111,14 @@ impl<N: Clone + Ord + Hash> Turns<N> {
 
     /// How many calls of others go before one with this tag that comes last: `stride` tells how far apart another's lie.
     pub(super) fn before(&self, name: &N, tag: Tag, stride: impl Fn(&N) -> Stride) -> usize {
-        let earlier = self.waiting.iter().take_while(|((first, ..), _)| *first <= tag);
+        let earlier = self
+            .waiting
+            .iter()
+            .take_while(|((first, ..), _)| *first <= tag);
         let others = earlier.filter(|((_, _, other), _)| other != name);
-        others.map(|((first, _, other), calls)| (*calls).min(first.fit(tag, stride(other)))).sum()
+        others
+            .map(|((first, _, other), calls)| (*calls).min(first.fit(tag, stride(other))))
+            .sum()
     }
 }
 

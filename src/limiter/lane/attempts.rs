@@ -44,7 +44,9 @@ impl<W> Lane<W> {
         self.probe_unsent(&grant);
         match (grant.token, &mut self.source) {
             (_, Source::Memory(tokens)) => tokens.give_back(),
-            (Granted::Slot(slot), Source::Shared(slots)) if grant.epoch == self.epoch => slots.give_back(slot, now),
+            (Granted::Slot(slot), Source::Shared(slots)) if grant.epoch == self.epoch => {
+                slots.give_back(slot, now)
+            }
             _ => {}
         }
         self.return_unused(now);
@@ -54,11 +56,19 @@ impl<W> Lane<W> {
     pub(super) fn ended(&mut self, grant: Grant, written_at: Instant, end: End, cx: Context<'_>) {
         match (end, grant.token) {
             (End::Throttled { hint, random }, token) => {
-                let attempt = RefusedAttempt { written_at, probe: grant.probe, own_part: self.source.part() };
+                let attempt = RefusedAttempt {
+                    written_at,
+                    probe: grant.probe,
+                    own_part: self.source.part(),
+                };
                 let before = self.pace.share(cx.now);
                 let isolated = self.pace.refused(&attempt, cx.now);
                 self.shared_pace.is_unsaved |= self.pace.share(cx.now) != before;
-                let refused = Refused { written_at, hint, isolated };
+                let refused = Refused {
+                    written_at,
+                    hint,
+                    isolated,
+                };
                 match token {
                     Granted::Slot(slot) if self.is_dealt_by_store(&grant) => {
                         self.tell_throttled(slot, refused, random, cx);
@@ -114,17 +124,29 @@ impl<W> Lane<W> {
 
     /// CAMS refused an attempt whose slot the store has dealt: the lane pauses on all replicas.
     fn tell_throttled(&mut self, slot: Slot, refused: Refused, random: f64, cx: Context<'_>) {
-        let Source::Shared(slots) = &mut self.source else { return };
+        let Source::Shared(slots) = &mut self.source else {
+            return;
+        };
         let retry = &cx.rules.retry;
         let hint = refused.hint.map(|hint| hint.min(retry.max_pause));
         let is_isolated = refused.isolated && hint.is_none();
-        let pauses = (!is_isolated).then(|| Pauses { new: pause(retry, hint, slots.level() + 1, random), same: hint });
+        let pauses = (!is_isolated).then(|| Pauses {
+            new: pause(retry, hint, slots.level() + 1, random),
+            same: hint,
+        });
         if let Some(pauses) = pauses {
             slots.void();
             // The pace that the store gets counts from the end of the pause.
             self.pace.resumes_at(cx.now + pauses.new);
         }
-        self.ask(Op::Throttled { at: slot.dated.at, pauses }, Some(refused), cx.now);
+        self.ask(
+            Op::Throttled {
+                at: slot.dated.at,
+                pauses,
+            },
+            Some(refused),
+            cx.now,
+        );
     }
 
     /// An attempt has another end, which the store must know of if it was the probe, or if a trouble is over.
@@ -134,15 +156,25 @@ impl<W> Lane<W> {
             End::Unsent => How::Unsent,
             End::Unknown | End::Throttled { .. } => How::Unknown,
         };
-        let Source::Shared(slots) = &self.source else { return };
+        let Source::Shared(slots) = &self.source else {
+            return;
+        };
         if slot.dated.probe || (how == How::Answered && slots.is_troubled()) {
-            self.ask(Op::Ended { slot: slot.dated, how }, None, now);
+            self.ask(
+                Op::Ended {
+                    slot: slot.dated,
+                    how,
+                },
+                None,
+                now,
+            );
         }
     }
 
     pub(super) fn pause_began(&mut self, hint: Option<Duration>, now: Instant) {
         let (pause, rate) = (self.pause.remaining(now), self.rate(now));
-        self.effects.push_back(Effect::PauseBegan { pause, hint, rate });
+        self.effects
+            .push_back(Effect::PauseBegan { pause, hint, rate });
     }
 }
 

@@ -28,7 +28,11 @@ pub(super) struct Review {
 
 impl Review {
     pub(super) fn new(now: Instant) -> Self {
-        Self { requested: None, not_before: now, walk: None }
+        Self {
+            requested: None,
+            not_before: now,
+            walk: None,
+        }
     }
 
     /// The queue is to be reviewed at `at`.
@@ -39,7 +43,11 @@ impl Review {
 
     /// When the next piece is due.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        if self.walk.is_some() { Some(self.not_before) } else { self.requested }
+        if self.walk.is_some() {
+            Some(self.not_before)
+        } else {
+            self.requested
+        }
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
@@ -76,7 +84,9 @@ impl<W> Lane<W> {
         let mut queue = std::mem::replace(&mut self.queue, FairQueue::new());
         let forecast = self.forecast(now);
         let late = queue.walk_on(&mut walk, PIECE, |ahead, waiting| {
-            let turn = forecast.as_ref().map(|forecast| forecast.at(ahead).max(now));
+            let turn = forecast
+                .as_ref()
+                .map(|forecast| forecast.at(ahead).max(now));
             turn.is_some_and(|turn| turn <= waiting.send_by && !cx.is_drained(turn))
         });
         drop(forecast);
@@ -94,7 +104,10 @@ impl<W> Lane<W> {
                 let ahead = self.queue.len();
                 self.advised(refusals::too_long(wait, hold).queued(ahead, wait), cx)
             };
-            self.effects.push_back(Effect::Refuse { waiter: waiting.waiter, refusal });
+            self.effects.push_back(Effect::Refuse {
+                waiter: waiting.waiter,
+                refusal,
+            });
         }
         if walk.is_over() {
             self.review.not_before = if is_long { now + APART } else { now };

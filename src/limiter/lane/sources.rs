@@ -46,7 +46,8 @@ impl<W> Lane<W> {
         if stands == self.stands {
             return;
         }
-        if let (Stands::Part { since, .. }, Stands::Part { since: known, .. }) = (stands, self.stands)
+        if let (Stands::Part { since, .. }, Stands::Part { since: known, .. }) =
+            (stands, self.stands)
             && since == known
         {
             // The same tokens, of which this replica has more or fewer: those that it has used are away.
@@ -61,7 +62,13 @@ impl<W> Lane<W> {
             Stands::Alone => return,
             Stands::Together { since } => {
                 let from = since.max(begun) + limit.window + gap + slack;
-                Source::Shared(Box::new(Slots::new(&Start { limit, gap, slack, distance: store.distance, from })))
+                Source::Shared(Box::new(Slots::new(&Start {
+                    limit,
+                    gap,
+                    slack,
+                    distance: store.distance,
+                    from,
+                })))
             }
             Stands::Part { count, since } => {
                 // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
@@ -105,7 +112,10 @@ impl<W> Lane<W> {
 
     fn begin_epoch(&mut self) {
         self.epoch += 1;
-        self.shared_pace = SharedPace { is_unsaved: self.shared_pace.is_unsaved, ..SharedPace::default() };
+        self.shared_pace = SharedPace {
+            is_unsaved: self.shared_pace.is_unsaved,
+            ..SharedPace::default()
+        };
     }
 
     /// Asks the store for slots, if the lane has to.
@@ -128,7 +138,9 @@ impl<W> Lane<W> {
     /// Every question also says what is wanted here, gives back what was not used, and tells what was learned.
     pub(super) fn ask(&mut self, op: Op, refused: Option<Refused>, now: Instant) {
         let rate = self.rate(now);
-        let Source::Shared(slots) = &mut self.source else { return };
+        let Source::Shared(slots) = &mut self.source else {
+            return;
+        };
         let shared = &mut self.shared_pace;
         let tells = shared.is_unsaved && shared.saving.is_none();
         let stored_now = slots.clock().at_most(now, now);
@@ -139,9 +151,23 @@ impl<W> Lane<W> {
         let version = shared.version;
         let ask = slots.ask(self.queue.len(), now);
         let clients = self.queue.clients().take(NAMED);
-        let waiting = clients.map(|(client, weight, tenants)| WaitingClient::new(client, weight, tenants)).collect();
-        let asked = Asked { epoch: self.epoch, ask, version, pace, refused };
-        self.effects.push_back(Effect::Ask(Box::new(Question { op, limit: self.limit, rate, waiting, asked })));
+        let waiting = clients
+            .map(|(client, weight, tenants)| WaitingClient::new(client, weight, tenants))
+            .collect();
+        let asked = Asked {
+            epoch: self.epoch,
+            ask,
+            version,
+            pace,
+            refused,
+        };
+        self.effects.push_back(Effect::Ask(Box::new(Question {
+            op,
+            limit: self.limit,
+            rate,
+            waiting,
+            asked,
+        })));
     }
 
     /// The store has answered a question, or has not.
@@ -162,11 +188,16 @@ impl<W> Lane<W> {
 
     fn told(&mut self, asked: &Asked, answer: &Answer, now: Instant) {
         let before = self.pause.open_at(now);
-        let Source::Shared(slots) = &mut self.source else { return };
+        let Source::Shared(slots) = &mut self.source else {
+            return;
+        };
         let rate = slots.rate();
         let worth = slots.answered(asked.ask.number, answer, now);
         let is_slower = slots.rate() < rate;
-        let (open, stored_now) = (slots.clock().latest(answer.view.open, now), slots.clock().at_most(now, now));
+        let (open, stored_now) = (
+            slots.clock().latest(answer.view.open, now),
+            slots.clock().at_most(now, now),
+        );
         // Answers may come in another order than the store gave them: the latest view holds.
         if slots.is_latest(&answer.view) {
             self.pause.told(open);
@@ -175,7 +206,9 @@ impl<W> Lane<W> {
             self.shared_pace.saving = None;
         }
         // An isolated refusal is news to the store, too, and pauses nothing.
-        let is_pause = asked.refused.is_some_and(|refused| !refused.isolated || refused.hint.is_some());
+        let is_pause = asked
+            .refused
+            .is_some_and(|refused| !refused.isolated || refused.hint.is_some());
         if answer.view.new_episode && is_pause {
             self.pace.resumes_at(self.pause.open_at(now));
             self.pause_began(asked.refused.and_then(|refused| refused.hint), now);
@@ -229,10 +262,23 @@ impl<W> Lane<W> {
 
 /// A pace as the store keeps it: of which limit, and times on the store's clock.
 fn written(pace: Option<SharedRate>, limit: Limit, stored_now: u64) -> String {
-    let Some(SharedRate { lowest, taken, streak, grows_from, known_at }) = pace else { return String::new() };
+    let Some(SharedRate {
+        lowest,
+        taken,
+        streak,
+        grows_from,
+        known_at,
+    }) = pace
+    else {
+        return String::new();
+    };
     let stored = |from_now: i64| stored_now.saturating_add_signed(from_now);
     let (count, window) = (limit.count, limit.window.as_micros());
-    format!("{count}/{window}:{lowest}:{taken}:{streak}:{}:{}", stored(grows_from), stored(known_at))
+    format!(
+        "{count}/{window}:{lowest}:{taken}:{streak}:{}:{}",
+        stored(grows_from),
+        stored(known_at)
+    )
 }
 
 /// The pace that the store has kept; of another limit it says nothing.
@@ -244,5 +290,11 @@ fn read(text: &str, limit: Limit, stored_now: u64) -> Option<SharedRate> {
     let mut number = || parts.next()?.parse::<u64>().ok();
     let (lowest, taken, streak) = (number()?, number()?, u32::try_from(number()?).ok()?);
     let mut from_now = || Some(number()?.wrapping_sub(stored_now).cast_signed());
-    Some(SharedRate { lowest, taken, streak, grows_from: from_now()?, known_at: from_now()? })
+    Some(SharedRate {
+        lowest,
+        taken,
+        streak,
+        grows_from: from_now()?,
+        known_at: from_now()?,
+    })
 }

@@ -93,25 +93,41 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn limit(count: u32, window: u64) -> Limit {
-    Limit { count: NonZeroU32::new(count).unwrap(), window: ms(window) }
+    Limit {
+        count: NonZeroU32::new(count).unwrap(),
+        window: ms(window),
+    }
 }
 
 fn rules() -> Rules {
     let mut config = config::load(None, []).unwrap().config;
     config.queue.max_waiting = 20_000;
     config.queue.max_waiting_per_client = 20_000;
-    config.learn = Learn { gap: ms(GAP), max_gap: ms(8 * GAP) };
+    config.learn = Learn {
+        gap: ms(GAP),
+        max_gap: ms(8 * GAP),
+    };
     config.retry = RETRY;
     Rules::new(&config, Instant::now())
 }
 
 fn entry(call: u64, client: &str, now: Instant) -> QueueEntry {
     let (client, tenant) = (ClientId::new(client), TenantId::new(""));
-    QueueEntry { place: Place(call), client, weight: 1, tenant, arrived: now }
+    QueueEntry {
+        place: Place(call),
+        client,
+        weight: 1,
+        tenant,
+        arrived: now,
+    }
 }
 
 fn terms() -> StoreTerms {
-    StoreTerms { slack: ms(SLACK), longest_slack: ms(SLACK), distance: Duration::ZERO }
+    StoreTerms {
+        slack: ms(SLACK),
+        longest_slack: ms(SLACK),
+        distance: Duration::ZERO,
+    }
 }
 
 /// The store's clock at this time.
@@ -122,7 +138,12 @@ fn stored(at: u64) -> u64 {
 /// The store's answer at `at`: slots of these dates.
 fn view(at: u64, dates: &[u64]) -> View {
     let away = AWAY + SLACK;
-    let slot = |date: &u64| Dated { at: stored(*date), back: stored(date + away), slack: SLACK * 1000, probe: false };
+    let slot = |date: &u64| Dated {
+        at: stored(*date),
+        back: stored(date + away),
+        slack: SLACK * 1000,
+        probe: false,
+    };
     View {
         now: stored(at),
         usable: 5,
@@ -181,7 +202,11 @@ impl World {
 
     fn row(&mut self, name: &str, (at, what, effects, next): Row<'_>) {
         let seen = self.happens(at, what);
-        assert_eq!((seen.0.as_str(), seen.1.as_str()), (effects, next), "{name} at {at} ms");
+        assert_eq!(
+            (seen.0.as_str(), seen.1.as_str()),
+            (effects, next),
+            "{name} at {at} ms"
+        );
     }
 
     /// What comes of it, and what the lane waits for.
@@ -189,7 +214,11 @@ impl World {
         self.now = self.at(at);
         let mut seen = self.does(what);
         let (next, _) = {
-            let cx = Context { now: self.now, rules: &self.rules, drain_by: self.drain_by };
+            let cx = Context {
+                now: self.now,
+                rules: &self.rules,
+                drain_by: self.drain_by,
+            };
             self.lane.next(self.has_connection, cx)
         };
         let effects = self.lane.take_effects();
@@ -203,8 +232,17 @@ impl World {
         let event = match what {
             Do::Arrive(call, client, hold) | Do::Again(call, client, hold) => {
                 let returning = matches!(what, Do::Again(..));
-                let entry = self.entries.entry(call).or_insert_with(|| entry(call, client, now)).clone();
-                Event::Arrived { entry, send_by: now + ms(hold), returning, waiter: call }
+                let entry = self
+                    .entries
+                    .entry(call)
+                    .or_insert_with(|| entry(call, client, now))
+                    .clone();
+                Event::Arrived {
+                    entry,
+                    send_by: now + ms(hold),
+                    returning,
+                    waiter: call,
+                }
             }
             Do::Pass(call) => {
                 let grant = self.lane.pass(now + ms(HOLD), now);
@@ -222,15 +260,29 @@ impl World {
             Do::Written(call, at) => {
                 let at = self.at(at);
                 self.written.insert(call, at);
-                Event::Written { grant: self.grants[&call], at }
+                Event::Written {
+                    grant: self.grants[&call],
+                    at,
+                }
             }
             Do::Returned(call) => Event::Returned(self.grants[&call]),
             Do::Accepted(call) => self.ended(call, End::Accepted),
             Do::Unknown(call) => self.ended(call, End::Unknown),
             Do::Unsent(call) => self.ended(call, End::Unsent),
-            Do::Throttled(call, hint) => self.ended(call, End::Throttled { hint: hint.map(ms), random: 0.5 }),
-            Do::Source(stands) => Event::SourceChanged { stands, store: terms() },
-            Do::Reload(changed) => Event::RulesChanged { limit: changed.map(|(count, window)| limit(count, window)) },
+            Do::Throttled(call, hint) => self.ended(
+                call,
+                End::Throttled {
+                    hint: hint.map(ms),
+                    random: 0.5,
+                },
+            ),
+            Do::Source(stands) => Event::SourceChanged {
+                stands,
+                store: terms(),
+            },
+            Do::Reload(changed) => Event::RulesChanged {
+                limit: changed.map(|(count, window)| limit(count, window)),
+            },
             Do::Drain(by) => {
                 self.drain_by = Some(self.at(by));
                 Event::DrainBegan
@@ -241,18 +293,39 @@ impl World {
             Do::Review => Event::Review,
             Do::Answer(number, view) => {
                 let (question, sent) = &self.questions[number];
-                let answer = Answer { view, sent: *sent, received: now };
-                Event::Answered { question: question.asked.clone(), answer: Some(Box::new(answer)) }
+                let answer = Answer {
+                    view,
+                    sent: *sent,
+                    received: now,
+                };
+                Event::Answered {
+                    question: question.asked.clone(),
+                    answer: Some(Box::new(answer)),
+                }
             }
-            Do::NoAnswer(number) => Event::Answered { question: self.questions[number].0.asked.clone(), answer: None },
+            Do::NoAnswer(number) => Event::Answered {
+                question: self.questions[number].0.asked.clone(),
+                answer: None,
+            },
         };
-        let effects = self.lane.handle(event, Context { now, rules: &self.rules, drain_by: self.drain_by });
+        let effects = self.lane.handle(
+            event,
+            Context {
+                now,
+                rules: &self.rules,
+                drain_by: self.drain_by,
+            },
+        );
         self.carry_out(effects, &mut seen);
         seen
     }
 
     fn ended(&self, call: u64, end: End) -> Event<u64> {
-        Event::Ended { grant: self.grants[&call], written_at: self.written[&call], end }
+        Event::Ended {
+            grant: self.grants[&call],
+            written_at: self.written[&call],
+            end,
+        }
     }
 
     fn granted(&mut self, call: u64, grant: Grant) -> String {
@@ -266,7 +339,9 @@ impl World {
                 Effect::Grant { waiter, grant } => self.granted(waiter, grant),
                 Effect::Refuse { waiter, refusal } => format!("refuse {waiter} {:?}", refusal.kind),
                 Effect::Expire { waiter, .. } => format!("expire {waiter}"),
-                Effect::RefuseAll { queue, refusal, .. } => format!("refuse all {} {:?}", queue.len(), refusal.kind),
+                Effect::RefuseAll { queue, refusal, .. } => {
+                    format!("refuse all {} {:?}", queue.len(), refusal.kind)
+                }
                 Effect::Ask(question) => {
                     let ask = &question.asked.ask;
                     let mut text = format!("{} for {}", question.op.name(), ask.wanted);
@@ -300,7 +375,10 @@ impl World {
 
     /// Arrives, is granted and written at once.
     fn sends(&mut self, call: u64, at: u64) {
-        self.row("sends", (at, Do::Pass(call), &format!("grant {call}"), "rest"));
+        self.row(
+            "sends",
+            (at, Do::Pass(call), &format!("grant {call}"), "rest"),
+        );
         self.row("sends", (at, Do::Written(call, at), "", "rest"));
     }
 }

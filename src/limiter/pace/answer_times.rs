@@ -32,7 +32,11 @@ impl AnswerTimes {
             self.before = std::mem::take(&mut self.latest);
         }
         let time = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        self.latest = self.latest.with(Extremes { count: 1, least: time, most: time });
+        self.latest = self.latest.with(Extremes {
+            count: 1,
+            least: time,
+            most: time,
+        });
     }
 
     /// How far apart the extremes are, in seconds, with what so few answers may not have shown.
@@ -52,9 +56,11 @@ impl Extremes {
         match (self.count, other.count) {
             (0, _) => other,
             (_, 0) => self,
-            (ours, theirs) => {
-                Self { count: ours + theirs, least: self.least.min(other.least), most: self.most.max(other.most) }
-            }
+            (ours, theirs) => Self {
+                count: ours + theirs,
+                least: self.least.min(other.least),
+                most: self.most.max(other.most),
+            },
         }
     }
 }
@@ -65,7 +71,9 @@ mod tests {
 
     fn spread_ms(times: impl IntoIterator<Item = u64>) -> f64 {
         let mut answer_times = AnswerTimes::default();
-        times.into_iter().for_each(|ms| answer_times.add(Duration::from_millis(ms)));
+        times
+            .into_iter()
+            .for_each(|ms| answer_times.add(Duration::from_millis(ms)));
         (answer_times.spread() * 1e6).round() / 1e3
     }
 

@@ -79,7 +79,10 @@ pub(super) struct Outcome {
     pub(super) rates: Vec<f64>,
 }
 
-pub(super) const LEARN: Learn = Learn { gap: Duration::from_millis(5), max_gap: Duration::from_millis(40) };
+pub(super) const LEARN: Learn = Learn {
+    gap: Duration::from_millis(5),
+    max_gap: Duration::from_millis(40),
+};
 
 pub(super) const STEADY: World = World {
     limit: 5,
@@ -150,9 +153,16 @@ struct Run {
 
 /// Runs this world to its end.
 pub(super) fn run(world: World) -> Outcome {
-    let limit = Limit { count: NonZeroU32::new(world.limit).unwrap(), window: Duration::from_micros(SECOND) };
+    let limit = Limit {
+        count: NonZeroU32::new(world.limit).unwrap(),
+        window: Duration::from_micros(SECOND),
+    };
     let mut random = fastrand::Rng::with_seed(world.seed);
-    let endpoint = Endpoint { world, counted: VecDeque::new(), offset: random.u64(0..SECOND) };
+    let endpoint = Endpoint {
+        world,
+        counted: VecDeque::new(),
+        offset: random.u64(0..SECOND),
+    };
     let mut run = Run {
         world,
         origin: Instant::now() + Duration::from_secs(3600),
@@ -160,7 +170,9 @@ pub(super) fn run(world: World) -> Outcome {
         events: BinaryHeap::new(),
         pushed: 0,
         endpoint,
-        paces: (0..world.replicas).map(|_| Pace::new(limit, LEARN)).collect(),
+        paces: (0..world.replicas)
+            .map(|_| Pace::new(limit, LEARN))
+            .collect(),
         pause: Pause::default(),
         ring: VecDeque::new(),
         waiting: world.calls,
@@ -189,20 +201,35 @@ impl World {
 impl Outcome {
     /// Attempts between these seconds: (accepted, refused).
     pub(super) fn between(&self, from_s: u64, to_s: u64) -> (f64, f64) {
-        let within = self.attempts.iter().filter(|(at, _)| (from_s * SECOND..to_s * SECOND).contains(at));
-        let (accepted, refused): (Vec<&(u64, bool)>, Vec<_>) = within.partition(|(_, accepted)| *accepted);
+        let within = self
+            .attempts
+            .iter()
+            .filter(|(at, _)| (from_s * SECOND..to_s * SECOND).contains(at));
+        let (accepted, refused): (Vec<&(u64, bool)>, Vec<_>) =
+            within.partition(|(_, accepted)| *accepted);
         (accepted.len() as f64, refused.len() as f64)
     }
 
     pub(super) fn outsiders_between(&self, from_s: u64, to_s: u64) -> f64 {
-        self.outsiders.iter().filter(|at| (from_s * SECOND..to_s * SECOND).contains(*at)).count() as f64
+        self.outsiders
+            .iter()
+            .filter(|at| (from_s * SECOND..to_s * SECOND).contains(*at))
+            .count() as f64
     }
 
     /// Seconds from the first arrival to the nth accepted one, and how many were refused by then.
     pub(super) fn nth_accepted(&self, nth: usize) -> (f64, usize) {
-        let accepted = self.attempts.iter().filter(|(_, accepted)| *accepted).nth(nth - 1);
+        let accepted = self
+            .attempts
+            .iter()
+            .filter(|(_, accepted)| *accepted)
+            .nth(nth - 1);
         let until = accepted.expect("that many were accepted").0;
-        let refused = self.attempts.iter().filter(|(at, accepted)| !accepted && *at <= until).count();
+        let refused = self
+            .attempts
+            .iter()
+            .filter(|(at, accepted)| !accepted && *at <= until)
+            .count();
         ((until - self.attempts[0].0) as f64 / SECOND as f64, refused)
     }
 
@@ -235,7 +262,11 @@ impl Endpoint {
         while self.counted.front().is_some_and(|at| is_over(*at)) {
             self.counted.pop_front();
         }
-        let most = if self.world.window == Window::Smooth { 1 } else { takes };
+        let most = if self.world.window == Window::Smooth {
+            1
+        } else {
+            takes
+        };
         let fits = !out && (self.counted.len() as u64) < most;
         if fits || self.world.counts_refused {
             self.counted.push_back(now);
@@ -278,10 +309,17 @@ impl Run {
             Event::Arrives(attempt) => {
                 let accepted = self.endpoint.takes(now);
                 self.outcome.attempts.push((now, accepted));
-                let server = if accepted { self.random.u64(0..=self.world.server_ms * 1000) } else { 0 };
+                let server = if accepted {
+                    self.random.u64(0..=self.world.server_ms * 1000)
+                } else {
+                    0
+                };
                 self.push(now + server + ONE_WAY, Event::Known { attempt, accepted });
             }
-            Event::Known { attempt, accepted: true } => {
+            Event::Known {
+                attempt,
+                accepted: true,
+            } => {
                 let written_at = self.at(attempt.written);
                 let now = self.at(now);
                 self.paces[attempt.replica].answered(written_at, now);
@@ -290,26 +328,51 @@ impl Run {
                     self.pause.probe_passed();
                 }
             }
-            Event::Known { attempt, accepted: false } => self.refused(attempt, now),
+            Event::Known {
+                attempt,
+                accepted: false,
+            } => self.refused(attempt, now),
             Event::Outsider => self.outsider(now),
         }
     }
 
     fn refused(&mut self, attempt: Attempt, now: u64) {
         self.waiting = self.waiting.saturating_add(1);
-        let Attempt { written, probe, replica } = attempt;
+        let Attempt {
+            written,
+            probe,
+            replica,
+        } = attempt;
         let (written_at, now) = (self.at(written), self.at(now));
         let own_part = 1.0 / self.world.replicas as f64;
-        let isolated = self.paces[replica].refused(&RefusedAttempt { written_at, probe, own_part }, now);
-        let refused = Refused { written_at, hint: None, isolated };
-        match self.pause.refused(&refused, &POLICY, now, self.random.f64()) {
+        let isolated = self.paces[replica].refused(
+            &RefusedAttempt {
+                written_at,
+                probe,
+                own_part,
+            },
+            now,
+        );
+        let refused = Refused {
+            written_at,
+            hint: None,
+            isolated,
+        };
+        match self
+            .pause
+            .refused(&refused, &POLICY, now, self.random.f64())
+        {
             Episode::New => self.outcome.pauses += 1,
             Episode::Isolated => self.outcome.isolated += 1,
             Episode::Same => {}
         }
         self.paces[replica].resumes_at(self.pause.open_at(now));
         if let Some(shared) = self.paces[replica].share(now) {
-            let others = self.paces.iter_mut().enumerate().filter(|(other, _)| *other != replica);
+            let others = self
+                .paces
+                .iter_mut()
+                .enumerate()
+                .filter(|(other, _)| *other != replica);
             others.for_each(|(_, pace)| pace.adopt(&shared, now));
         }
     }
@@ -318,7 +381,10 @@ impl Run {
     fn rate(&self, now: u64) -> Rate {
         let now = self.at(now);
         let gap = self.paces.iter().map(|pace| pace.rate(now).gap).max();
-        Rate { gap: gap.expect("there is a replica"), ..self.paces[0].rate(now) }
+        Rate {
+            gap: gap.expect("there is a replica"),
+            ..self.paces[0].rate(now)
+        }
     }
 
     fn outsider(&mut self, now: u64) {
@@ -333,7 +399,11 @@ impl Run {
             self.outcome.outsiders.push(now);
         }
         let random = -(1.0 - self.random.f64()).ln();
-        let spread = if self.world.outsider == Outsider::Poisson { random } else { 1.0 };
+        let spread = if self.world.outsider == Outsider::Poisson {
+            random
+        } else {
+            1.0
+        };
         let after = (self.world.outsider_every() as f64 * spread) as u64;
         self.push(now + after, Event::Outsider);
     }
@@ -346,8 +416,11 @@ impl Run {
                 if self.wakes_at <= now || next < self.wakes_at {
                     self.wakes_at = next;
                     let late = self.world.late;
-                    let wakes_at =
-                        if late > 0 { next.next_multiple_of(1000) + self.random.u64(0..=late) } else { next };
+                    let wakes_at = if late > 0 {
+                        next.next_multiple_of(1000) + self.random.u64(0..=late)
+                    } else {
+                        next
+                    };
                     self.push(wakes_at, Event::Wake);
                 }
                 return;
@@ -363,7 +436,14 @@ impl Run {
             let (from, to) = self.world.stall;
             let leaves = if (from..to).contains(&now) { to } else { now };
             let replica = self.random.usize(0..self.world.replicas);
-            self.push(leaves + ONE_WAY + jitter, Event::Arrives(Attempt { written: now, probe, replica }));
+            self.push(
+                leaves + ONE_WAY + jitter,
+                Event::Arrives(Attempt {
+                    written: now,
+                    probe,
+                    replica,
+                }),
+            );
         }
     }
 
@@ -374,9 +454,16 @@ impl Run {
             Gate::Open => now,
             Gate::Until(until) => micros(until - self.origin),
         };
-        let oldest_in_use = self.ring.len().checked_sub(rate.tokens as usize).map(|index| self.ring[index]);
+        let oldest_in_use = self
+            .ring
+            .len()
+            .checked_sub(rate.tokens as usize)
+            .map(|index| self.ring[index]);
         let token = oldest_in_use.map_or(0, |written| written + micros(rate.away()));
-        let spaced = self.ring.back().map_or(0, |written| written + micros(rate.spacing));
+        let spaced = self
+            .ring
+            .back()
+            .map_or(0, |written| written + micros(rate.spacing));
         open.max(token).max(spaced)
     }
 

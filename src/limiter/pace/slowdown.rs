@@ -63,29 +63,51 @@ pub(crate) struct SharedRate {
 impl Slowdown {
     /// After a lesson at `rate` calls per window, of which `refused` were too many. `when`: its first refusal, and now.
     pub(super) fn new(rate: f64, refused: f64, streak: u32, when: (Instant, Instant)) -> Self {
-        let left = if streak <= 1 { LEFT_BY_FIRST } else { LEFT_BY_LATER };
-        let lowest = (rate - refused.max(rate * LEAST_CUT)).max(rate * left).max(LOWEST.min(rate));
+        let left = if streak <= 1 {
+            LEFT_BY_FIRST
+        } else {
+            LEFT_BY_LATER
+        };
+        let lowest = (rate - refused.max(rate * LEAST_CUT))
+            .max(rate * left)
+            .max(LOWEST.min(rate));
         let (known_at, grows_from) = when;
-        Self { lowest, taken: rate - lowest, grows_from, streak, known_at }
+        Self {
+            lowest,
+            taken: rate - lowest,
+            grows_from,
+            streak,
+            known_at,
+        }
     }
 
     /// Calls per window at `now`, at most the limit's.
     pub(super) fn rate(&self, limit: Limit, now: Instant) -> f64 {
-        let returns = now.saturating_duration_since(self.grows_from).as_secs_f64() / self.return_time(limit);
+        let returns =
+            now.saturating_duration_since(self.grows_from).as_secs_f64() / self.return_time(limit);
         let back = self.lowest + self.taken * returns.min(1.0);
         let rate = back * (1.0 + ((returns - 1.0).max(0.0) / DOUBLES_AFTER).powi(2));
         let (count, step) = (f64::from(limit.count.get()), step(limit));
         // The instant at which a step is reached is rounded to a nanosecond.
-        ((rate / step + 1e-6).floor() * step).max(self.lowest).min(count)
+        ((rate / step + 1e-6).floor() * step)
+            .max(self.lowest)
+            .min(count)
     }
 
     /// When the rate rises from `now` on, in order. The last one reaches the limit.
-    pub(super) fn rises(&self, limit: Limit, now: Instant) -> impl Iterator<Item = Instant> + use<> {
+    pub(super) fn rises(
+        &self,
+        limit: Limit,
+        now: Instant,
+    ) -> impl Iterator<Item = Instant> + use<> {
         let (slowdown, reached) = (*self, self.steps_reached(limit, now));
         let left = (STEPS as u32).saturating_sub(reached);
         let stride = left.div_ceil(RISES).max(1) as usize;
         // Counted from the limit down, so that the last one is the limit.
-        let steps = (0..left).step_by(stride).rev().map(|below| STEPS as u32 - below);
+        let steps = (0..left)
+            .step_by(stride)
+            .rev()
+            .map(|below| STEPS as u32 - below);
         steps.map(move |steps| slowdown.reaches(steps, limit))
     }
 
@@ -147,8 +169,17 @@ impl Slowdown {
         if lowest + taken > count + 1e-6 {
             return None;
         }
-        let (grows_from, known_at) = (at(shared.grows_from, now)?, at(shared.known_at, now)?.min(now));
-        let slowdown = Self { lowest, taken, grows_from, streak: shared.streak.max(1), known_at };
+        let (grows_from, known_at) = (
+            at(shared.grows_from, now)?,
+            at(shared.known_at, now)?.min(now),
+        );
+        let slowdown = Self {
+            lowest,
+            taken,
+            grows_from,
+            streak: shared.streak.max(1),
+            known_at,
+        };
         (!slowdown.is_over(limit, now)).then_some(slowdown)
     }
 
@@ -190,5 +221,9 @@ fn from_now(at: Instant, now: Instant) -> i64 {
 
 fn at(micros: i64, now: Instant) -> Option<Instant> {
     let distance = Duration::from_micros(micros.unsigned_abs());
-    if micros < 0 { now.checked_sub(distance) } else { now.checked_add(distance) }
+    if micros < 0 {
+        now.checked_sub(distance)
+    } else {
+        now.checked_add(distance)
+    }
 }

@@ -1,7 +1,10 @@
 //! The pace in simulated time: what a lane reaches behind jitter, at endpoints that take less than the limit, and beside
 //! outsiders. Every seed is fixed.
 
-#![expect(clippy::print_stdout, reason = "the tables that the decision was made by")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the tables that the decision was made by"
+)]
 
 use std::num::NonZeroU32;
 
@@ -23,7 +26,13 @@ struct Figures {
 /// Shares in per cent: of what is left for the lane between these seconds, of refused attempts then, and of the limit in
 /// the last 30 s.
 fn figures(world: World, (from, to): (u64, u64), seeds: u64) -> Figures {
-    let mut all = Figures { least_share: f64::MAX, share: 0.0, most_refused: 0.0, refused: 0.0, least_back: f64::MAX };
+    let mut all = Figures {
+        least_share: f64::MAX,
+        share: 0.0,
+        most_refused: 0.0,
+        refused: 0.0,
+        least_back: f64::MAX,
+    };
     for seed in 0..seeds {
         let outcome = run(World { seed, ..world });
         assert!(outcome.worst_second() <= world.limit as usize, "{world:?}");
@@ -46,7 +55,13 @@ fn figures(world: World, (from, to): (u64, u64), seeds: u64) -> Figures {
 }
 
 fn print(name: &str, figures: Figures) -> Figures {
-    let Figures { least_share, share, most_refused, refused, least_back } = figures;
+    let Figures {
+        least_share,
+        share,
+        most_refused,
+        refused,
+        least_back,
+    } = figures;
     println!(
         "{name}: {share:.0} % ({least_share:.0}) of it, {refused:.1} % ({most_refused:.1}) refused, at last {least_back:.0} %"
     );
@@ -59,9 +74,17 @@ fn print(name: &str, figures: Figures) -> Figures {
 fn a_steady_path_gets_99_per_cent_of_the_rate_and_no_refusal() {
     for limit in [1, 5, 50, 200, 1000] {
         for window in [Window::Sliding, Window::Aligned] {
-            let outcome = run(World { limit, takes: limit, window, ..STEADY });
+            let outcome = run(World {
+                limit,
+                takes: limit,
+                window,
+                ..STEADY
+            });
             let (accepted, refused) = outcome.between(0, 60);
-            assert!(accepted >= 0.99 * 60.0 * f64::from(limit), "{accepted} of {limit}/s, {window:?}");
+            assert!(
+                accepted >= 0.99 * 60.0 * f64::from(limit),
+                "{accepted} of {limit}/s, {window:?}"
+            );
             assert_eq!(refused, 0.0, "{limit}/s, {window:?}");
         }
     }
@@ -71,29 +94,61 @@ fn a_steady_path_gets_99_per_cent_of_the_rate_and_no_refusal() {
 #[test]
 fn behind_30_ms_of_jitter_60_calls_take_11_6_s_and_600_take_123_s() {
     for seed in 0..200 {
-        let outcome = run(World { jitter_ms: 30, calls: 600, seconds: 130, seed, ..STEADY });
+        let outcome = run(World {
+            jitter_ms: 30,
+            calls: 600,
+            seconds: 130,
+            seed,
+            ..STEADY
+        });
         let [few, some, many] = [60, 150, 600].map(|calls| outcome.nth_accepted(calls));
         assert!(few.0 <= 11.6 && few.1 <= 1, "seed {seed}: 60 calls {few:?}");
         assert!(some.0 <= 29.0 / 0.96, "seed {seed}: 150 calls {some:?}");
-        assert!(many.0 <= 123.0 && many.1 <= 6, "seed {seed}: 600 calls {many:?}");
+        assert!(
+            many.0 <= 123.0 && many.1 <= 6,
+            "seed {seed}: 600 calls {many:?}"
+        );
     }
 }
 
 #[test]
 fn late_timers_do_not_change_that() {
     for seed in 0..50 {
-        let outcome = run(World { jitter_ms: 30, late: 300, calls: 600, seconds: 130, seed, ..STEADY });
+        let outcome = run(World {
+            jitter_ms: 30,
+            late: 300,
+            calls: 600,
+            seconds: 130,
+            seed,
+            ..STEADY
+        });
         let [few, many] = [60, 600].map(|calls| outcome.nth_accepted(calls));
-        assert!(few.0 <= 11.6 && few.1 <= 1 && many.0 <= 123.0 && many.1 <= 6, "seed {seed}: {few:?}, {many:?}");
+        assert!(
+            few.0 <= 11.6 && few.1 <= 1 && many.0 <= 123.0 && many.1 <= 6,
+            "seed {seed}: {few:?}, {many:?}"
+        );
     }
 }
 
 #[test]
 fn an_hour_behind_jitter_has_at_most_half_a_per_cent_refused() {
     for (jitter_ms, limit) in [(10, 5), (30, 5), (30, 50)] {
-        let figures = figures(World { limit, takes: limit, jitter_ms, seconds: 3600, ..STEADY }, (0, 3600), 1);
+        let figures = figures(
+            World {
+                limit,
+                takes: limit,
+                jitter_ms,
+                seconds: 3600,
+                ..STEADY
+            },
+            (0, 3600),
+            1,
+        );
         print(&format!("{jitter_ms} ms, {limit}/s, an hour"), figures);
-        assert!(figures.least_share >= 96.5 && figures.most_refused <= 0.5, "{jitter_ms} ms, {limit}/s: {figures:?}");
+        assert!(
+            figures.least_share >= 96.5 && figures.most_refused <= 0.5,
+            "{jitter_ms} ms, {limit}/s: {figures:?}"
+        );
     }
 }
 
@@ -101,38 +156,88 @@ fn an_hour_behind_jitter_has_at_most_half_a_per_cent_refused() {
 #[test]
 fn a_server_that_answers_unevenly_costs_4_per_cent_at_first_and_1_per_cent_later() {
     for seed in 0..10 {
-        let outcome = run(World { server_ms: 100, seconds: 600, seed, ..STEADY });
+        let outcome = run(World {
+            server_ms: 100,
+            seconds: 600,
+            seed,
+            ..STEADY
+        });
         let rate = |from, to| outcome.between(from, to).0 / (to - from) as f64;
         assert_eq!(outcome.between(0, 600).1, 0.0);
         assert!(rate(0, 120) >= 0.96 * 5.0, "seed {seed}: {}", rate(0, 120));
-        assert!(rate(300, 600) >= 0.985 * 5.0, "seed {seed}: {}", rate(300, 600));
+        assert!(
+            rate(300, 600) >= 0.985 * 5.0,
+            "seed {seed}: {}",
+            rate(300, 600)
+        );
     }
 }
 
 #[test]
 fn jitter_beyond_the_largest_gap_is_met_by_a_lower_rate() {
-    let figures = figures(World { jitter_ms: 100, seconds: 300, ..STEADY }, (30, 300), 5);
+    let figures = figures(
+        World {
+            jitter_ms: 100,
+            seconds: 300,
+            ..STEADY
+        },
+        (30, 300),
+        5,
+    );
     print("100 ms", figures);
-    assert!(figures.least_share >= 85.0 && figures.most_refused <= 6.0, "{figures:?}");
+    assert!(
+        figures.least_share >= 85.0 && figures.most_refused <= 6.0,
+        "{figures:?}"
+    );
 }
 
 // === Endpoints that take less ===
 
 fn takes_at_least(least_share: f64, most_refused: f64, world: World) {
-    let figures = figures(World { seconds: 120, ..world }, (30, 120), 3);
-    let World { limit, takes, window, jitter_ms, .. } = world;
-    print(&format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"), figures);
-    assert!(figures.least_share >= least_share && figures.most_refused <= most_refused, "{world:?}: {figures:?}");
+    let figures = figures(
+        World {
+            seconds: 120,
+            ..world
+        },
+        (30, 120),
+        3,
+    );
+    let World {
+        limit,
+        takes,
+        window,
+        jitter_ms,
+        ..
+    } = world;
+    print(
+        &format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"),
+        figures,
+    );
+    assert!(
+        figures.least_share >= least_share && figures.most_refused <= most_refused,
+        "{world:?}: {figures:?}"
+    );
 }
 
 #[test]
 fn an_endpoint_that_takes_less_gets_85_per_cent_of_it_with_6_per_cent_refused_at_most() {
-    for (limit, takes) in
-        COUNTS.into_iter().filter(|(limit, takes)| *limit > 2 && *limit <= 200 && takes * 2 >= limit - 1)
+    for (limit, takes) in COUNTS
+        .into_iter()
+        .filter(|(limit, takes)| *limit > 2 && *limit <= 200 && takes * 2 >= limit - 1)
     {
         for window in [Window::Sliding, Window::Aligned] {
             for jitter_ms in [0, 30] {
-                takes_at_least(85.0, 6.0, World { limit, takes, window, jitter_ms, ..STEADY });
+                takes_at_least(
+                    85.0,
+                    6.0,
+                    World {
+                        limit,
+                        takes,
+                        window,
+                        jitter_ms,
+                        ..STEADY
+                    },
+                );
             }
         }
     }
@@ -142,7 +247,17 @@ fn an_endpoint_that_takes_less_gets_85_per_cent_of_it_with_6_per_cent_refused_at
 fn so_does_one_that_counts_refused_attempts_too() {
     for (limit, takes) in [(5, 2), (5, 4), (50, 25)] {
         for window in [Window::Sliding, Window::Aligned] {
-            takes_at_least(85.0, 6.0, World { limit, takes, window, counts_refused: true, ..STEADY });
+            takes_at_least(
+                85.0,
+                6.0,
+                World {
+                    limit,
+                    takes,
+                    window,
+                    counts_refused: true,
+                    ..STEADY
+                },
+            );
         }
     }
 }
@@ -150,22 +265,55 @@ fn so_does_one_that_counts_refused_attempts_too() {
 #[test]
 fn so_does_a_lane_of_a_thousand_a_second() {
     for takes in [100, 500] {
-        takes_at_least(85.0, 6.0, World { limit: 1000, takes, ..STEADY });
+        takes_at_least(
+            85.0,
+            6.0,
+            World {
+                limit: 1000,
+                takes,
+                ..STEADY
+            },
+        );
     }
 }
 
 /// A smooth endpoint takes one attempt per part of the window: the lane spaces them, where timers can.
 #[test]
 fn so_does_a_smooth_endpoint_up_to_100_per_second() {
-    for (limit, takes) in [(5, 2), (5, 4), (5, 5), (10, 5), (50, 25), (50, 40), (200, 100)] {
-        takes_at_least(85.0, 6.0, World { limit, takes, window: Window::Smooth, ..STEADY });
+    for (limit, takes) in [
+        (5, 2),
+        (5, 4),
+        (5, 5),
+        (10, 5),
+        (50, 25),
+        (50, 40),
+        (200, 100),
+    ] {
+        takes_at_least(
+            85.0,
+            6.0,
+            World {
+                limit,
+                takes,
+                window: Window::Smooth,
+                ..STEADY
+            },
+        );
     }
 }
 
 #[test]
 fn a_fifth_of_the_limit_is_followed_too() {
     for (limit, takes) in [(10, 2), (50, 10), (200, 20)] {
-        takes_at_least(85.0, 6.0, World { limit, takes, ..STEADY });
+        takes_at_least(
+            85.0,
+            6.0,
+            World {
+                limit,
+                takes,
+                ..STEADY
+            },
+        );
     }
 }
 
@@ -174,11 +322,32 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
     for replicas in [2, 4] {
         for (limit, takes) in [(5, 3), (50, 25), (200, 100)] {
             for jitter_ms in [0, 30] {
-                takes_at_least(85.0, 6.0, World { limit, takes, jitter_ms, replicas, ..STEADY });
+                takes_at_least(
+                    85.0,
+                    6.0,
+                    World {
+                        limit,
+                        takes,
+                        jitter_ms,
+                        replicas,
+                        ..STEADY
+                    },
+                );
             }
         }
-        let figures = figures(World { jitter_ms: 30, replicas, ..STEADY }, (0, 60), 5);
-        assert!(figures.least_share >= 95.0 && figures.most_refused <= 2.0, "{replicas}: {figures:?}");
+        let figures = figures(
+            World {
+                jitter_ms: 30,
+                replicas,
+                ..STEADY
+            },
+            (0, 60),
+            5,
+        );
+        assert!(
+            figures.least_share >= 95.0 && figures.most_refused <= 2.0,
+            "{replicas}: {figures:?}"
+        );
     }
 }
 
@@ -188,13 +357,24 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
 fn beside_an_outsider_the_lane_takes_what_is_left_and_comes_back_when_it_stops() {
     for limit in [5, 10, 50] {
         for outsider in [Outsider::Even, Outsider::OnOff(30)] {
-            for (window, jitter_ms) in [(Window::Sliding, 0), (Window::Sliding, 30), (Window::Aligned, 0)] {
+            for (window, jitter_ms) in [
+                (Window::Sliding, 0),
+                (Window::Sliding, 30),
+                (Window::Aligned, 0),
+            ] {
                 let figures = figures(beside(outsider, limit, window, jitter_ms), (30, 150), 3);
                 let name = format!("L={limit} {outsider:?} {window:?} jitter {jitter_ms}");
                 print(&name, figures);
                 // Few calls per second make it slow to see that an outsider has paused.
-                let share = if limit == 5 && outsider != Outsider::Even { 80.0 } else { 85.0 };
-                assert!(figures.least_share >= share && figures.most_refused <= 6.0, "{name}: {figures:?}");
+                let share = if limit == 5 && outsider != Outsider::Even {
+                    80.0
+                } else {
+                    85.0
+                };
+                assert!(
+                    figures.least_share >= share && figures.most_refused <= 6.0,
+                    "{name}: {figures:?}"
+                );
                 assert!(figures.least_back >= 95.0, "{name}: {figures:?}");
             }
         }
@@ -203,9 +383,20 @@ fn beside_an_outsider_the_lane_takes_what_is_left_and_comes_back_when_it_stops()
 
 #[test]
 fn beside_an_even_2_per_second_a_lane_of_5_sends_2_7_to_3_2() {
-    for (outsider, jitter_ms) in [(Outsider::Even, 0), (Outsider::Even, 30), (Outsider::Refusable, 30)] {
+    for (outsider, jitter_ms) in [
+        (Outsider::Even, 0),
+        (Outsider::Even, 30),
+        (Outsider::Refusable, 30),
+    ] {
         for seed in 0..20 {
-            let outcome = run(World { outsider, jitter_ms, outsider_stops_s: 120, seconds: 210, seed, ..STEADY });
+            let outcome = run(World {
+                outsider,
+                jitter_ms,
+                outsider_stops_s: 120,
+                seconds: 210,
+                seed,
+                ..STEADY
+            });
             let (accepted, refused) = outcome.between(30, 120);
             let (rate, share) = (accepted / 90.0, 100.0 * refused / (accepted + refused));
             let after = outcome.between(160, 210).0 / 50.0;
@@ -220,10 +411,22 @@ fn beside_an_even_2_per_second_a_lane_of_5_sends_2_7_to_3_2() {
 /// At 5 and 10 per second a Poisson outsider fills the quota too often for any blind sender to get 85 % of the rest.
 #[test]
 fn beside_a_poisson_outsider_the_lane_comes_back_when_it_stops() {
-    for (limit, share, refused) in [(5, 25.0, 15.0), (10, 30.0, 10.0), (50, 75.0, 6.0), (200, 85.0, 3.0)] {
-        let figures = figures(beside(Outsider::Poisson, limit, Window::Sliding, 0), (30, 150), 3);
+    for (limit, share, refused) in [
+        (5, 25.0, 15.0),
+        (10, 30.0, 10.0),
+        (50, 75.0, 6.0),
+        (200, 85.0, 3.0),
+    ] {
+        let figures = figures(
+            beside(Outsider::Poisson, limit, Window::Sliding, 0),
+            (30, 150),
+            3,
+        );
         print(&format!("L={limit} Poisson"), figures);
-        assert!(figures.least_share >= share && figures.most_refused <= refused, "{limit}/s: {figures:?}");
+        assert!(
+            figures.least_share >= share && figures.most_refused <= refused,
+            "{limit}/s: {figures:?}"
+        );
         assert!(figures.least_back >= 95.0, "{limit}/s: {figures:?}");
     }
 }
@@ -236,10 +439,23 @@ fn one_late_burst_costs_a_few_seconds() {
     for limit in [5, 50] {
         for seed in 0..10 {
             let stall = (20_020_000, 21_000_000);
-            let outcome = run(World { limit, takes: limit, stall, seconds: 60, seed, ..STEADY });
-            assert!(outcome.between(0, 60).1 > 0.0, "the burst was refused, in part");
+            let outcome = run(World {
+                limit,
+                takes: limit,
+                stall,
+                seconds: 60,
+                seed,
+                ..STEADY
+            });
+            assert!(
+                outcome.between(0, 60).1 > 0.0,
+                "the burst was refused, in part"
+            );
             let rate = outcome.between(30, 60).0 / 30.0;
-            assert!(rate >= 0.98 * f64::from(limit), "seed {seed}: {rate} of {limit}/s from 10 s later on");
+            assert!(
+                rate >= 0.98 * f64::from(limit),
+                "seed {seed}: {rate} of {limit}/s from 10 s later on"
+            );
         }
     }
 }
@@ -248,11 +464,24 @@ fn one_late_burst_costs_a_few_seconds() {
 fn an_outage_is_met_by_pauses_and_is_over_soon_after_its_end() {
     for limit in [5, 200] {
         for seed in 0..5 {
-            let outcome = run(World { limit, takes: limit, outage_s: (20, 80), seconds: 150, seed, ..STEADY });
+            let outcome = run(World {
+                limit,
+                takes: limit,
+                outage_s: (20, 80),
+                seconds: 150,
+                seed,
+                ..STEADY
+            });
             let (_, refused) = outcome.between(22, 80);
-            assert!(refused <= 25.0, "{limit}/s, seed {seed}: {refused} refused in 58 s");
+            assert!(
+                refused <= 25.0,
+                "{limit}/s, seed {seed}: {refused} refused in 58 s"
+            );
             let rate = outcome.between(120, 150).0 / 30.0;
-            assert!(rate >= 0.95 * f64::from(limit), "{limit}/s, seed {seed}: {rate} from 40 s after its end");
+            assert!(
+                rate >= 0.95 * f64::from(limit),
+                "{limit}/s, seed {seed}: {rate} from 40 s after its end"
+            );
         }
     }
 }
@@ -264,7 +493,10 @@ fn pace(count: u32) -> Pace {
 }
 
 fn limit(count: u32, window: Duration) -> Limit {
-    Limit { count: NonZeroU32::new(count).unwrap(), window }
+    Limit {
+        count: NonZeroU32::new(count).unwrap(),
+        window,
+    }
 }
 
 fn ms(ms: u64) -> Duration {
@@ -272,7 +504,14 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn refused(pace: &mut Pace, written_at: Instant, now: Instant) -> bool {
-    pace.refused(&RefusedAttempt { written_at, probe: false, own_part: 1.0 }, now)
+    pace.refused(
+        &RefusedAttempt {
+            written_at,
+            probe: false,
+            own_part: 1.0,
+        },
+        now,
+    )
 }
 
 /// Accepts `count` attempts 200 ms apart, each of which takes 20 ms, the last one written at `until`.
@@ -286,7 +525,11 @@ fn accepted(pace: &mut Pace, count: u32, until: Instant) {
 /// (tokens, away in milliseconds, spacing in milliseconds)
 fn rate(pace: &Pace, now: Instant) -> (u32, u128, u128) {
     let rate = pace.rate(now);
-    (rate.tokens, rate.away().as_millis(), rate.spacing.as_millis())
+    (
+        rate.tokens,
+        rate.away().as_millis(),
+        rate.spacing.as_millis(),
+    )
 }
 
 /// Late enough for every instant of a test to be after the epoch of the clock.
@@ -299,7 +542,14 @@ fn a_new_lane_sends_at_its_limit() {
     let pace = pace(5);
     assert_eq!(rate(&pace, start()), (5, 1005, 0));
     assert!(!pace.has_learned() && pace.is_forgotten(start()));
-    assert_eq!((pace.changes_at(start()), pace.ahead(start()).count(), pace.share(start())), (None, 0, None));
+    assert_eq!(
+        (
+            pace.changes_at(start()),
+            pace.ahead(start()).count(),
+            pace.share(start())
+        ),
+        (None, 0, None)
+    );
 }
 
 #[test]
@@ -309,21 +559,35 @@ fn two_refused_batches_46_ms_apart_are_one_lesson() {
     for pace in [&mut one, &mut two] {
         (0..5).for_each(|_| _ = refused(pace, t, t + ms(20)));
     }
-    assert_eq!(rate(&one, t + ms(20)), (3, 1205, 400), "half of the rate is left");
+    assert_eq!(
+        rate(&one, t + ms(20)),
+        (3, 1205, 400),
+        "half of the rate is left"
+    );
     (0..5).for_each(|_| _ = refused(&mut two, t + ms(46), t + ms(66)));
     assert_eq!(two.rate(t + ms(66)), one.rate(t + ms(20)));
-    assert_eq!(rate(&two, t + ms(66) + 4 * SECOND), (5, 1005, 0), "four windows later it is back");
+    assert_eq!(
+        rate(&two, t + ms(66) + 4 * SECOND),
+        (5, 1005, 0),
+        "four windows later it is back"
+    );
 }
 
 #[test]
 fn a_single_refusal_amid_accepted_attempts_is_isolated_and_no_lesson_but_a_second_one_is() {
     let t = start();
     let mut pace = pace(5);
-    assert!(!refused(&mut pace, t - 100 * SECOND, t - 100 * SECOND + ms(20)), "no attempt was accepted before");
+    assert!(
+        !refused(&mut pace, t - 100 * SECOND, t - 100 * SECOND + ms(20)),
+        "no attempt was accepted before"
+    );
     accepted(&mut pace, 20, t);
     assert!(refused(&mut pace, t, t + ms(20)));
     assert_eq!(rate(&pace, t + ms(20)), (5, 1005, 0));
-    assert!(!refused(&mut pace, t + 2 * SECOND, t + 2 * SECOND + ms(20)), "two in thirty are not isolated");
+    assert!(
+        !refused(&mut pace, t + 2 * SECOND, t + 2 * SECOND + ms(20)),
+        "two in thirty are not isolated"
+    );
     assert_eq!(pace.rate(t + 2 * SECOND).tokens, 5);
     assert!(pace.rate(t + 2 * SECOND).window > SECOND);
     assert!(pace.has_learned() && !pace.is_forgotten(t + 2 * SECOND));
@@ -333,7 +597,14 @@ fn a_single_refusal_amid_accepted_attempts_is_isolated_and_no_lesson_but_a_secon
 fn a_refused_probe_teaches_nothing() {
     let t = start();
     let mut pace = pace(5);
-    pace.refused(&RefusedAttempt { written_at: t, probe: true, own_part: 1.0 }, t);
+    pace.refused(
+        &RefusedAttempt {
+            written_at: t,
+            probe: true,
+            own_part: 1.0,
+        },
+        t,
+    );
     assert!(!pace.has_learned());
 }
 
@@ -345,14 +616,26 @@ fn the_more_are_refused_the_lower_the_rate_but_half_is_left() {
         (0..refusals).for_each(|_| _ = refused(&mut pace, t, t + ms(20)));
         pace.rate(t + ms(20)).tokens
     };
-    assert_eq!([1, 2, 12, 13, 40, 100, 200].map(after), [188, 188, 188, 187, 160, 100, 100]);
+    assert_eq!(
+        [1, 2, 12, 13, 40, 100, 200].map(after),
+        [188, 188, 188, 187, 160, 100, 100]
+    );
 }
 
 #[test]
 fn a_replica_that_sends_a_quarter_counts_each_of_its_refusals_as_four() {
     let t = start();
     let mut pace = pace(200);
-    (0..10).for_each(|_| _ = pace.refused(&RefusedAttempt { written_at: t, probe: false, own_part: 0.25 }, t));
+    (0..10).for_each(|_| {
+        _ = pace.refused(
+            &RefusedAttempt {
+                written_at: t,
+                probe: false,
+                own_part: 0.25,
+            },
+            t,
+        )
+    });
     assert_eq!(pace.rate(t).tokens, 160);
 }
 
@@ -370,7 +653,12 @@ fn a_pause_is_not_quiet_time() {
 fn jitter_widens_the_gap_and_leaves_the_rate() {
     let t = start();
     let mut pace = pace(5);
-    for (nth, answer_time) in [20, 32, 24, 29, 27].into_iter().cycle().take(64).enumerate() {
+    for (nth, answer_time) in [20, 32, 24, 29, 27]
+        .into_iter()
+        .cycle()
+        .take(64)
+        .enumerate()
+    {
         let written_at = t + ms(200) * nth as u32;
         pace.answered(written_at, written_at + ms(answer_time));
     }
@@ -404,7 +692,16 @@ fn the_gap_stays_within_its_bounds() {
         pace.rate(t + ms(1000)).gap.as_secs_f64()
     };
     assert_eq!(spread(LEARN, SECOND), 0.04);
-    assert_eq!(spread(Learn { gap: ms(60), max_gap: ms(60) }, SECOND), 0.06);
+    assert_eq!(
+        spread(
+            Learn {
+                gap: ms(60),
+                max_gap: ms(60)
+            },
+            SECOND
+        ),
+        0.06
+    );
     assert_eq!(spread(LEARN, ms(50)), 0.025, "at most half of the window");
 }
 
@@ -428,7 +725,14 @@ fn a_reload_of_the_same_limit_keeps_what_was_learned() {
     let t = start();
     let mut pace = pace(5);
     (0..2).for_each(|_| _ = refused(&mut pace, t, t));
-    pace.set_rules(limit(5, SECOND), Learn { gap: ms(10), max_gap: ms(40) }, t);
+    pace.set_rules(
+        limit(5, SECOND),
+        Learn {
+            gap: ms(10),
+            max_gap: ms(40),
+        },
+        t,
+    );
     assert_eq!(rate(&pace, t), (3, 1010, 333));
 }
 
@@ -443,11 +747,18 @@ fn the_rates_ahead_are_those_that_come_and_end_at_the_limit() {
         }
         let now = t + 5 * SECOND;
         let ahead: Vec<_> = pace.ahead(now).collect();
-        assert!(!ahead.is_empty() && ahead.len() <= 16, "{count}: {}", ahead.len());
+        assert!(
+            !ahead.is_empty() && ahead.len() <= 16,
+            "{count}: {}",
+            ahead.len()
+        );
         assert_eq!(ahead.last().unwrap().1, self::pace(count).rate(now));
         let mut before = (now, pace.rate(now));
         for (at, rate) in ahead {
-            assert!(at > before.0 && rate.per_second() > before.1.per_second(), "{count}: {rate:?} after {before:?}");
+            assert!(
+                at > before.0 && rate.per_second() > before.1.per_second(),
+                "{count}: {rate:?} after {before:?}"
+            );
             assert_eq!(pace.rate(at), rate);
             before = (at, rate);
         }
@@ -469,15 +780,39 @@ fn replicas_share_a_rate_and_a_lesson() {
     }
     // What it hears of the same window is the same lesson, and one refusal more.
     refused(&mut other, t, t + ms(40));
-    assert_eq!(other.rate(t + ms(40)).tokens, 3, "{:?}", other.rate(t + ms(40)));
+    assert_eq!(
+        other.rate(t + ms(40)).tokens,
+        3,
+        "{:?}",
+        other.rate(t + ms(40))
+    );
     let harder = other.share(t + ms(50)).unwrap();
     one.adopt(&harder, t + ms(50));
     assert_eq!(one.rate(t + ms(50)), other.rate(t + ms(50)));
-    let milder = SharedRate { lowest: 4_900_000, taken: 100_000, ..harder };
+    let milder = SharedRate {
+        lowest: 4_900_000,
+        taken: 100_000,
+        ..harder
+    };
     one.adopt(&milder, t + ms(50));
-    assert_eq!(one.rate(t + ms(50)), other.rate(t + ms(50)), "of one window the harder lesson holds");
-    one.adopt(&SharedRate { known_at: 0, grows_from: 0, ..milder }, t + 3 * SECOND);
-    assert_eq!(one.rate(t + 3 * SECOND).tokens, 5, "of two windows the later one");
+    assert_eq!(
+        one.rate(t + ms(50)),
+        other.rate(t + ms(50)),
+        "of one window the harder lesson holds"
+    );
+    one.adopt(
+        &SharedRate {
+            known_at: 0,
+            grows_from: 0,
+            ..milder
+        },
+        t + 3 * SECOND,
+    );
+    assert_eq!(
+        one.rate(t + 3 * SECOND).tokens,
+        5,
+        "of two windows the later one"
+    );
 }
 
 #[test]
@@ -538,15 +873,32 @@ proptest::proptest! {
 #[test]
 #[ignore = "prints the table of jitter"]
 fn table_of_jitter() {
-    for (jitter_ms, server_ms) in [(0, 0), (10, 0), (30, 0), (100, 0), (0, 30), (0, 100), (30, 30), (30, 100)] {
+    for (jitter_ms, server_ms) in [
+        (0, 0),
+        (10, 0),
+        (30, 0),
+        (100, 0),
+        (0, 30),
+        (0, 100),
+        (30, 30),
+        (30, 100),
+    ] {
         for limit in [5, 50, 200] {
             for window in [Window::Sliding, Window::Aligned] {
                 let calls = [12, 30, 120].map(|rounds| rounds * limit as usize);
                 let mut worst = [(0.0_f64, 0); 3];
                 let mut mean = [0.0; 3];
                 for seed in 0..SEEDS {
-                    let outcome =
-                        run(World { limit, takes: limit, window, jitter_ms, server_ms, seconds: 180, seed, ..STEADY });
+                    let outcome = run(World {
+                        limit,
+                        takes: limit,
+                        window,
+                        jitter_ms,
+                        server_ms,
+                        seconds: 180,
+                        seed,
+                        ..STEADY
+                    });
                     for ((worst, mean), calls) in worst.iter_mut().zip(&mut mean).zip(calls) {
                         let (time, refused) = outcome.nth_accepted(calls);
                         *worst = (worst.0.max(time), worst.1.max(refused));
@@ -567,8 +919,18 @@ fn table_of_rates() {
     for jitter_ms in [0, 30] {
         for (limit, takes) in COUNTS {
             for window in [Window::Sliding, Window::Aligned, Window::Smooth] {
-                let world = World { limit, takes, window, jitter_ms, seconds: 120, ..STEADY };
-                print(&format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"), figures(world, (30, 120), SEEDS));
+                let world = World {
+                    limit,
+                    takes,
+                    window,
+                    jitter_ms,
+                    seconds: 120,
+                    ..STEADY
+                };
+                print(
+                    &format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"),
+                    figures(world, (30, 120), SEEDS),
+                );
             }
         }
         for limit in [5, 10, 50, 200] {
@@ -609,10 +971,24 @@ const COUNTS: [(u32, u32); 17] = [
     (1000, 800),
 ];
 
-const OUTSIDERS: [Outsider; 5] =
-    [Outsider::Even, Outsider::Refusable, Outsider::Poisson, Outsider::OnOff(30), Outsider::OnOff(10)];
+const OUTSIDERS: [Outsider; 5] = [
+    Outsider::Even,
+    Outsider::Refusable,
+    Outsider::Poisson,
+    Outsider::OnOff(30),
+    Outsider::OnOff(10),
+];
 
 /// The outsider stops after 150 s.
 fn beside(outsider: Outsider, limit: u32, window: Window, jitter_ms: u64) -> World {
-    World { limit, takes: limit, window, jitter_ms, outsider, outsider_stops_s: 150, seconds: 240, ..STEADY }
+    World {
+        limit,
+        takes: limit,
+        window,
+        jitter_ms,
+        outsider,
+        outsider_stops_s: 150,
+        seconds: 240,
+        ..STEADY
+    }
 }

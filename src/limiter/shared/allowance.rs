@@ -50,7 +50,11 @@ impl Allowance {
         } else if too_late > 0 {
             self.too_late += 1;
             self.more();
-            return if self.too_late >= TOO_FAR { Worth::TooFar } else { Worth::TooLate };
+            return if self.too_late >= TOO_FAR {
+                Worth::TooFar
+            } else {
+                Worth::TooLate
+            };
         }
         Worth::Fine
     }
@@ -77,11 +81,23 @@ mod tests {
         let mut allowance = Allowance::default();
         let mut late = || (allowance.judge(0, 2), allowance.extra().as_millis());
         let seen: Vec<_> = (0..5).map(|_| late()).collect();
-        assert_eq!(seen.iter().map(|(_, extra)| *extra).collect::<Vec<_>>(), [10, 20, 40, 80, 100]);
-        assert!(seen[..4].iter().all(|(worth, _)| *worth == Worth::TooLate) && seen[4].0 == Worth::TooFar);
+        assert_eq!(
+            seen.iter().map(|(_, extra)| *extra).collect::<Vec<_>>(),
+            [10, 20, 40, 80, 100]
+        );
+        assert!(
+            seen[..4].iter().all(|(worth, _)| *worth == Worth::TooLate)
+                && seen[4].0 == Worth::TooFar
+        );
         assert_eq!(allowance.judge(0, 0), Worth::Fine);
-        assert_eq!(allowance.extra(), MOST_EXTRA, "an answer without slots says nothing");
-        let seen: Vec<_> = (0..20).map(|_| (allowance.judge(1, 1), allowance.extra())).collect();
+        assert_eq!(
+            allowance.extra(),
+            MOST_EXTRA,
+            "an answer without slots says nothing"
+        );
+        let seen: Vec<_> = (0..20)
+            .map(|_| (allowance.judge(1, 1), allowance.extra()))
+            .collect();
         assert!(seen.is_sorted_by(|a, b| a.1 > b.1) && seen[19].1 < MOST_EXTRA / 3);
         assert_eq!(allowance.judge(0, 1), Worth::TooLate);
     }
@@ -95,6 +111,10 @@ mod tests {
             allowance.extra().as_millis()
         };
         assert_eq!([(); 5].map(|()| late()), [10, 20, 40, 80, 100]);
-        assert_eq!(allowance.judge(0, 1), Worth::TooLate, "it says nothing of the store");
+        assert_eq!(
+            allowance.judge(0, 1),
+            Worth::TooLate,
+            "it says nothing of the store"
+        );
     }
 }

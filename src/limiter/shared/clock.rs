@@ -37,19 +37,32 @@ struct Bound {
 
 impl Clock {
     pub(crate) fn new(origin: Instant) -> Self {
-        Self { origin, bounds: Vec::new() }
+        Self {
+            origin,
+            bounds: Vec::new(),
+        }
     }
 
     /// The store's clock showed `store` between the two moments.
     pub(crate) fn observe(&mut self, sent: Instant, received: Instant, store: u64) {
         let store = i64::try_from(store).unwrap_or(i64::MAX);
         let (least, most) = (self.ours(sent) - store, self.ours(received) - store);
-        let new = Bound { since: received, least_at: sent, least, most_at: received, most };
-        if self.difference(received).is_some_and(|(low, high)| most < low || least > high) {
+        let new = Bound {
+            since: received,
+            least_at: sent,
+            least,
+            most_at: received,
+            most,
+        };
+        if self
+            .difference(received)
+            .is_some_and(|(low, high)| most < low || least > high)
+        {
             // The store's clock was set, or another server has taken over: what was known is wrong.
             self.bounds.clear();
         }
-        self.bounds.retain(|bound| bound.since + REMEMBERED > received);
+        self.bounds
+            .retain(|bound| bound.since + REMEMBERED > received);
         match self.bounds.last_mut() {
             Some(last) if received < last.since + REMEMBERED / PARTS => {
                 let age = |at: Instant| drift(at, received);
@@ -86,13 +99,23 @@ impl Clock {
     #[cfg(test)]
     pub(crate) fn uncertainty(&self, now: Instant) -> Option<Duration> {
         let (least, most) = self.difference(now)?;
-        Some(Duration::from_micros(u64::try_from(most - least).unwrap_or(0)))
+        Some(Duration::from_micros(
+            u64::try_from(most - least).unwrap_or(0),
+        ))
     }
 
     /// The difference of the clocks is between these.
     fn difference(&self, now: Instant) -> Option<(i64, i64)> {
-        let least = self.bounds.iter().map(|bound| bound.least - drift(bound.least_at, now)).max()?;
-        let most = self.bounds.iter().map(|bound| bound.most + drift(bound.most_at, now)).min()?;
+        let least = self
+            .bounds
+            .iter()
+            .map(|bound| bound.least - drift(bound.least_at, now))
+            .max()?;
+        let most = self
+            .bounds
+            .iter()
+            .map(|bound| bound.most + drift(bound.most_at, now))
+            .min()?;
         Some((least, most))
     }
 
@@ -105,10 +128,16 @@ impl Clock {
     }
 
     fn moment(&self, at: u64, difference: i64) -> Instant {
-        let ours = i64::try_from(at).unwrap_or(i64::MAX).saturating_add(difference);
+        let ours = i64::try_from(at)
+            .unwrap_or(i64::MAX)
+            .saturating_add(difference);
         let span = Duration::from_micros(ours.unsigned_abs());
         // A moment before the machine's start is as good as its start.
-        if ours < 0 { self.origin.checked_sub(span).unwrap_or(self.origin) } else { self.origin + span }
+        if ours < 0 {
+            self.origin.checked_sub(span).unwrap_or(self.origin)
+        } else {
+            self.origin + span
+        }
     }
 }
 
@@ -137,7 +166,10 @@ mod tests {
         let now = start + 20 * MS;
         assert_eq!(clock.uncertainty(now), Some(20 * MS + 4 * MS / 1000));
         assert_eq!(clock.latest(1_000_000, now), now);
-        assert_eq!(clock.earliest(1_500_000, now), start + 500 * MS - 4 * MS / 1000);
+        assert_eq!(
+            clock.earliest(1_500_000, now),
+            start + 500 * MS - 4 * MS / 1000
+        );
         assert_eq!(clock.at_most(start + 500 * MS, now), 1_500_004);
     }
 
@@ -151,7 +183,10 @@ mod tests {
         let now = start + 71 * MS;
         let unknown = clock.uncertainty(now).unwrap();
         assert!(unknown <= 2 * MS + MS / 10, "{unknown:?}");
-        assert!(clock.earliest(1_070_000, now) <= start + 70 * MS && clock.latest(1_070_000, now) >= start + 70 * MS);
+        assert!(
+            clock.earliest(1_070_000, now) <= start + 70 * MS
+                && clock.latest(1_070_000, now) >= start + 70 * MS
+        );
     }
 
     #[test]
@@ -176,11 +211,20 @@ mod tests {
                 let at = store(moment);
                 // For rounding, and for the drift until that moment.
                 let (two, later) = (Duration::from_micros(2), (moment - now) / 5000);
-                assert!(clock.earliest(at, now) <= moment + two + later, "seed {seed}");
+                assert!(
+                    clock.earliest(at, now) <= moment + two + later,
+                    "seed {seed}"
+                );
                 assert!(clock.latest(at, now) + two + later >= moment, "seed {seed}");
-                assert!(clock.at_most(moment, now) + micros(two + later) >= at, "seed {seed}");
+                assert!(
+                    clock.at_most(moment, now) + micros(two + later) >= at,
+                    "seed {seed}"
+                );
                 let (unknown, took) = (clock.uncertainty(now).unwrap(), out + back);
-                assert!(unknown <= took + took / 2500 + two, "seed {seed}: {unknown:?}");
+                assert!(
+                    unknown <= took + took / 2500 + two,
+                    "seed {seed}: {unknown:?}"
+                );
             }
         }
     }
@@ -194,7 +238,9 @@ mod tests {
             let now = start + 1000 * MS * second;
             clock.observe(now, now + MS, store);
             assert!(clock.uncertainty(now + MS).unwrap() <= MS + MS / 500);
-            assert!(clock.earliest(store, now + MS) <= now + MS && clock.latest(store, now + MS) >= now);
+            assert!(
+                clock.earliest(store, now + MS) <= now + MS && clock.latest(store, now + MS) >= now
+            );
         }
     }
 

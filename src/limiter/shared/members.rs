@@ -64,11 +64,27 @@ pub(crate) struct Own {
 }
 
 /// The script's arguments. To bury a replica takes its name and the connection that is known to be closed.
-pub(crate) fn args(op: &str, me: &str, own: &Own, lease: Duration, buried: Option<(&str, u64)>) -> [Vec<u8>; 7] {
-    let (name, through) =
-        buried.map_or((String::new(), String::new()), |(name, through)| (name.to_owned(), through.to_string()));
+pub(crate) fn args(
+    op: &str,
+    me: &str,
+    own: &Own,
+    lease: Duration,
+    buried: Option<(&str, u64)>,
+) -> [Vec<u8>; 7] {
+    let (name, through) = buried.map_or((String::new(), String::new()), |(name, through)| {
+        (name.to_owned(), through.to_string())
+    });
     let (connection, lease) = (own.connection.to_string(), lease.as_micros().to_string());
-    [op.to_owned(), me.to_owned(), connection, own.run.clone(), lease, name, through].map(String::into_bytes)
+    [
+        op.to_owned(),
+        me.to_owned(),
+        connection,
+        own.run.clone(),
+        lease,
+        name,
+        through,
+    ]
+    .map(String::into_bytes)
 }
 
 /// The script's answer; none if it is not one.
@@ -76,7 +92,13 @@ pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
     let list: Vec<(String, u64, u64, bool, String)> = redis::from_redis_value(answer).ok()?;
     let seen = |(name, through, silent, has_left, run)| {
         let silent = Duration::from_micros(silent);
-        Seen { name, through, run, silent, has_left }
+        Seen {
+            name,
+            through,
+            run,
+            silent,
+            has_left,
+        }
     };
     Some(list.into_iter().map(seen).collect())
 }
@@ -86,7 +108,10 @@ pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
 impl Own {
     /// That is not known.
     pub(crate) fn unknown() -> Self {
-        Self { connection: UNKNOWN, run: String::new() }
+        Self {
+            connection: UNKNOWN,
+            run: String::new(),
+        }
     }
 }
 
@@ -94,12 +119,25 @@ impl Own {
 
 impl Members {
     pub(super) fn new(me: String, lease: Duration) -> Self {
-        Self { me, lease, seen: BTreeMap::new(), joined: None, contact: None }
+        Self {
+            me,
+            lease,
+            seen: BTreeMap::new(),
+            joined: None,
+            contact: None,
+        }
     }
 
     /// The store has answered who is there, and for how long each has been silent. `asked` is when the question left.
     pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
-        for Seen { name, through, run, silent, has_left } in list {
+        for Seen {
+            name,
+            through,
+            run,
+            silent,
+            has_left,
+        } in list
+        {
             if has_left && name != self.me {
                 match self.seen.get_mut(&name) {
                     Some(member) if member.back.is_some() => member.has_left = true,
@@ -108,7 +146,13 @@ impl Members {
                 continue;
             }
             let at = asked.checked_sub(silent).unwrap_or(asked);
-            let new = || Member { at, through, run: run.clone(), back: None, has_left: false };
+            let new = || Member {
+                at,
+                through,
+                run: run.clone(),
+                back: None,
+                has_left: false,
+            };
             let member = self.seen.entry(name).or_insert_with(new);
             // Another connection: it was without the store meanwhile, also where what it had said before was heard late.
             if at > member.at + VANISHED || (member.through, &member.run) != (through, &run) {
@@ -118,8 +162,11 @@ impl Members {
             (member.through, member.run) = (through, run);
             member.has_left = false;
         }
-        self.seen.retain(|name, member| *name == self.me || member.at + self.lease > asked);
-        let is_known = self.contact.is_some_and(|contact| asked < contact + self.lease);
+        self.seen
+            .retain(|name, member| *name == self.me || member.at + self.lease > asked);
+        let is_known = self
+            .contact
+            .is_some_and(|contact| asked < contact + self.lease);
         self.joined = self.joined.filter(|_| is_known).or(Some(asked));
         self.contact = Some(asked);
     }
@@ -136,13 +183,21 @@ impl Members {
 
     /// Those that have vanished, and their connections. The numbers of an earlier run of the server mean nothing to the one
     /// that is there now: a number counts if it is of this run, or if the store has seen the replica after `since`.
-    pub(super) fn vanished(&self, since: Instant, run: &str, now: Instant) -> impl Iterator<Item = (String, u64)> {
-        let is_of_this_run = move |member: &Member| member.at > since || (!run.is_empty() && member.run == run);
+    pub(super) fn vanished(
+        &self,
+        since: Instant,
+        run: &str,
+        now: Instant,
+    ) -> impl Iterator<Item = (String, u64)> {
+        let is_of_this_run =
+            move |member: &Member| member.at > since || (!run.is_empty() && member.run == run);
         let vanished = self
             .seen
             .iter()
             .filter(move |(name, _)| **name != self.me)
-            .filter(move |(_, member)| !member.has_left && member.has_vanished(now) && is_of_this_run(member));
+            .filter(move |(_, member)| {
+                !member.has_left && member.has_vanished(now) && is_of_this_run(member)
+            });
         vanished.map(|(name, member)| (name.clone(), member.through))
     }
 
@@ -158,24 +213,38 @@ impl Members {
 
     /// When the part ends.
     pub(super) fn part_ends(&self) -> Option<Instant> {
-        Some((self.contact? + self.lease).checked_sub(VANISHED).unwrap_or_else(Instant::now))
+        Some(
+            (self.contact? + self.lease)
+                .checked_sub(VANISHED)
+                .unwrap_or_else(Instant::now),
+        )
     }
 
     /// What must not be used while the store is there, since those that have vanished may use it, or have within the last
     /// `window`.
     pub(super) fn withheld(&self, count: NonZeroU32, window: Duration, now: Instant) -> u32 {
         let may_use = |member: &Member| {
-            (member.has_vanished(now) && !member.has_left) || member.back.is_some_and(|back| now < back + window)
+            (member.has_vanished(now) && !member.has_left)
+                || member.back.is_some_and(|back| now < back + window)
         };
-        let others = self.seen.iter().filter(|(name, member)| **name != self.me && may_use(member));
+        let others = self
+            .seen
+            .iter()
+            .filter(|(name, member)| **name != self.me && may_use(member));
         others.map(|(name, _)| self.part_of(name, count)).sum()
     }
 
     /// Its part among those that have not left.
     fn part_of(&self, name: &str, count: NonZeroU32) -> u32 {
-        let there = || self.seen.iter().filter(|(other, member)| !member.has_left || *other == name);
+        let there = || {
+            self.seen
+                .iter()
+                .filter(|(other, member)| !member.has_left || *other == name)
+        };
         let all = u32::try_from(there().count()).unwrap_or(u32::MAX).max(1);
-        let Some(rank) = there().position(|(other, _)| other == name) else { return 0 };
+        let Some(rank) = there().position(|(other, _)| other == name) else {
+            return 0;
+        };
         let over = u32::try_from(rank).unwrap_or(u32::MAX) < count.get() % all;
         count.get() / all + u32::from(over)
     }
@@ -206,14 +275,26 @@ mod tests {
     }
 
     fn seen(rank: u32, silent: Duration) -> Seen {
-        Seen { name: format!("r{rank}"), through: 7, run: "run1".to_owned(), silent, has_left: false }
+        Seen {
+            name: format!("r{rank}"),
+            through: 7,
+            run: "run1".to_owned(),
+            silent,
+            has_left: false,
+        }
     }
 
     #[test]
     fn the_tokens_are_dealt_by_rank() {
         let now = Instant::now();
         let parts = |all| -> Vec<u32> {
-            (0..all).map(|me| members(&format!("r{me}"), all, now).part(FIVE, now).map_or(0, NonZeroU32::get)).collect()
+            (0..all)
+                .map(|me| {
+                    members(&format!("r{me}"), all, now)
+                        .part(FIVE, now)
+                        .map_or(0, NonZeroU32::get)
+                })
+                .collect()
         };
         assert_eq!(parts(1), [5]);
         assert_eq!(parts(2), [3, 2]);
@@ -223,7 +304,10 @@ mod tests {
 
     #[test]
     fn who_never_saw_the_store_has_no_part() {
-        assert_eq!(Members::new("r0".to_owned(), 60 * SECOND).part(FIVE, Instant::now()), None);
+        assert_eq!(
+            Members::new("r0".to_owned(), 60 * SECOND).part(FIVE, Instant::now()),
+            None
+        );
     }
 
     #[test]
@@ -232,7 +316,9 @@ mod tests {
         let mut alone = members("r0", 1, start);
         let mut joins = Members::new("r1".to_owned(), 60 * SECOND);
         let both = || [seen(0, Duration::ZERO), seen(1, Duration::ZERO)];
-        let parts = |alone: &Members, joins: &Members, now| [alone, joins].map(|members| members.part(FIVE, now));
+        let parts = |alone: &Members, joins: &Members, now| {
+            [alone, joins].map(|members| members.part(FIVE, now))
+        };
         let used = |count| NonZeroU32::new(count);
         joins.heard(both(), start + 50 * ms);
         assert_eq!(parts(&alone, &joins, start + 100 * ms), [used(5), None]);
@@ -258,11 +344,23 @@ mod tests {
             let now = start + second * SECOND;
             // The other goes on hearing of it, ever older.
             let list = [seen(0, second * SECOND), seen(1, Duration::ZERO)];
-            other.heard(list.into_iter().filter(|seen| seen.silent <= 60 * SECOND), now);
+            other.heard(
+                list.into_iter().filter(|seen| seen.silent <= 60 * SECOND),
+                now,
+            );
             let used = cut_off.part(FIVE, now).map_or(0, NonZeroU32::get);
-            assert!(other.withheld(FIVE, SECOND, now) >= used || second == 1, "after {second} s");
+            assert!(
+                other.withheld(FIVE, SECOND, now) >= used || second == 1,
+                "after {second} s"
+            );
         }
-        assert_eq!((other.len(), other.withheld(FIVE, SECOND, start + 99 * SECOND)), (1, 0));
+        assert_eq!(
+            (
+                other.len(),
+                other.withheld(FIVE, SECOND, start + 99 * SECOND)
+            ),
+            (1, 0)
+        );
     }
 
     #[test]
@@ -271,18 +369,37 @@ mod tests {
         let mut members = members("r0", 3, start);
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 3);
         members.left("r1");
-        assert_eq!((members.len(), members.withheld(FIVE, SECOND, start + 2 * SECOND)), (2, 2));
+        assert_eq!(
+            (
+                members.len(),
+                members.withheld(FIVE, SECOND, start + 2 * SECOND)
+            ),
+            (2, 2)
+        );
     }
 
     #[test]
     fn one_that_is_listed_as_having_left_is_withheld_nothing_from_then_on() {
         let start = Instant::now();
         let mut members = members("r0", 3, start);
-        let list = || [seen(0, Duration::ZERO), Seen { has_left: true, ..seen(1, SECOND) }, seen(2, Duration::ZERO)];
+        let list = || {
+            [
+                seen(0, Duration::ZERO),
+                Seen {
+                    has_left: true,
+                    ..seen(1, SECOND)
+                },
+                seen(2, Duration::ZERO),
+            ]
+        };
         for beat in 1..300 {
             let now = start + beat * SECOND / 4;
             members.heard(list(), now);
-            assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (2, 0), "beat {beat}");
+            assert_eq!(
+                (members.len(), members.withheld(FIVE, SECOND, now)),
+                (2, 0),
+                "beat {beat}"
+            );
         }
         assert_eq!(members.part(FIVE, start + 75 * SECOND), NonZeroU32::new(3));
     }
@@ -291,14 +408,21 @@ mod tests {
     fn what_one_did_before_it_was_back_is_withheld_for_a_window_though_it_leaves() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
-        let left = || Seen { has_left: true, ..seen(1, Duration::ZERO) };
+        let left = || Seen {
+            has_left: true,
+            ..seen(1, Duration::ZERO)
+        };
         // It was cut off for two seconds, comes back, and leaves at once.
         let back = start + 2 * SECOND;
         members.heard([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], back);
         for (millis, withheld) in [(100, 2), (900, 2), (1000, 0), (5000, 0)] {
             let now = back + Duration::from_millis(millis);
             members.heard([seen(0, Duration::ZERO), left()], now);
-            assert_eq!((members.len(), members.withheld(FIVE, SECOND, now)), (1, withheld), "after {millis} ms");
+            assert_eq!(
+                (members.len(), members.withheld(FIVE, SECOND, now)),
+                (1, withheld),
+                "after {millis} ms"
+            );
         }
     }
 
@@ -306,10 +430,25 @@ mod tests {
     fn one_that_was_thought_dead_and_is_heard_of_again_is_there() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
-        members.heard([seen(0, Duration::ZERO), Seen { has_left: true, ..seen(1, Duration::ZERO) }], start + SECOND);
+        members.heard(
+            [
+                seen(0, Duration::ZERO),
+                Seen {
+                    has_left: true,
+                    ..seen(1, Duration::ZERO)
+                },
+            ],
+            start + SECOND,
+        );
         assert_eq!(members.len(), 1);
-        members.heard([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], start + 2 * SECOND);
-        assert_eq!((members.len(), members.part(FIVE, start + 2 * SECOND)), (2, NonZeroU32::new(3)));
+        members.heard(
+            [seen(0, Duration::ZERO), seen(1, Duration::ZERO)],
+            start + 2 * SECOND,
+        );
+        assert_eq!(
+            (members.len(), members.part(FIVE, start + 2 * SECOND)),
+            (2, NonZeroU32::new(3))
+        );
     }
 
     #[test]
@@ -317,9 +456,21 @@ mod tests {
         let start = Instant::now();
         let members = members("r0", 2, start);
         let vanished = |since, run| members.vanished(since, run, start + SECOND).count();
-        assert_eq!((vanished(start - SECOND, "run2"), vanished(start, "run2")), (1, 0));
-        assert_eq!((vanished(start, "run1"), vanished(start, "")), (1, 0), "also one that died before this one came");
-        assert_eq!(members.vanished(start - SECOND, "run1", start + VANISHED).count(), 0);
+        assert_eq!(
+            (vanished(start - SECOND, "run2"), vanished(start, "run2")),
+            (1, 0)
+        );
+        assert_eq!(
+            (vanished(start, "run1"), vanished(start, "")),
+            (1, 0),
+            "also one that died before this one came"
+        );
+        assert_eq!(
+            members
+                .vanished(start - SECOND, "run1", start + VANISHED)
+                .count(),
+            0
+        );
     }
 
     #[test]
@@ -329,11 +480,26 @@ mod tests {
         // The store was frozen, and hears what it said before only now.
         members.heard([seen(1, Duration::ZERO)], start + SECOND / 2);
         assert_eq!(members.withheld(FIVE, SECOND, start + SECOND / 2), 0);
-        members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + SECOND);
+        members.heard(
+            [Seen {
+                through: 8,
+                ..seen(1, Duration::ZERO)
+            }],
+            start + SECOND,
+        );
         assert_eq!(members.withheld(FIVE, SECOND, start + SECOND), 2);
-        assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND - VANISHED), 2);
+        assert_eq!(
+            members.withheld(FIVE, SECOND, start + 2 * SECOND - VANISHED),
+            2
+        );
         for half in [3, 4] {
-            members.heard([Seen { through: 8, ..seen(1, Duration::ZERO) }], start + half * SECOND / 2);
+            members.heard(
+                [Seen {
+                    through: 8,
+                    ..seen(1, Duration::ZERO)
+                }],
+                start + half * SECOND / 2,
+            );
         }
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 0);
     }
@@ -343,12 +509,21 @@ mod tests {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
         members.heard([seen(0, Duration::ZERO)], start + 5 * SECOND);
-        assert_eq!((members.len(), members.withheld(FIVE, SECOND, start + 5 * SECOND)), (2, 2));
+        assert_eq!(
+            (
+                members.len(),
+                members.withheld(FIVE, SECOND, start + 5 * SECOND)
+            ),
+            (2, 2)
+        );
         members.heard([seen(1, Duration::ZERO)], start + 6 * SECOND);
         // What it has sent before it came back is over a window later.
         assert_eq!(members.withheld(FIVE, SECOND, start + 6 * SECOND), 2);
         members.heard([seen(1, Duration::ZERO)], start + 7 * SECOND - VANISHED);
-        assert_eq!(members.withheld(FIVE, SECOND, start + 7 * SECOND - VANISHED), 2);
+        assert_eq!(
+            members.withheld(FIVE, SECOND, start + 7 * SECOND - VANISHED),
+            2
+        );
         assert_eq!(members.withheld(FIVE, SECOND, start + 7 * SECOND), 0);
     }
 }

@@ -200,10 +200,35 @@ impl Op {
 
     /// The script's arguments.
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
-        let Question { replica, limit, tokens, window, gap, spacing, slack, cap, .. } = question;
-        let Question { version, pace, wanted, max_pause, .. } = question;
-        let constants = [micros(AHEAD), micros(LEAD), micros(SILENCE), micros(ASK), micros(SOON), micros(PATIENCE)];
-        let samples = u32::try_from(limit.window.as_millis() / 250).unwrap_or(TOLD).clamp(SAMPLES, TOLD);
+        let Question {
+            replica,
+            limit,
+            tokens,
+            window,
+            gap,
+            spacing,
+            slack,
+            cap,
+            ..
+        } = question;
+        let Question {
+            version,
+            pace,
+            wanted,
+            max_pause,
+            ..
+        } = question;
+        let constants = [
+            micros(AHEAD),
+            micros(LEAD),
+            micros(SILENCE),
+            micros(ASK),
+            micros(SOON),
+            micros(PATIENCE),
+        ];
+        let samples = u32::try_from(limit.window.as_millis() / 250)
+            .unwrap_or(TOLD)
+            .clamp(SAMPLES, TOLD);
         let bounds = [SLOTS, KEPT, DEPTH, TOLD, samples].map(u64::from);
         let numbers = [
             u64::from(limit.count.get()),
@@ -222,16 +247,22 @@ impl Op {
         let numbers: Vec<u64> = constants.into_iter().chain(bounds).chain(numbers).collect();
         let texts = [
             pace.map_or(String::new(), |pace| pace.text.to_owned()),
-            list(question.waiting, |client| format!("{}:{}:{}", client.digest, client.weight, client.tenants)),
+            list(question.waiting, |client| {
+                format!("{}:{}:{}", client.digest, client.weight, client.tenants)
+            }),
             list(question.unused, Dated::text),
-            list(question.late, |late| format!("{}:{}", late.slot.text(), late.used)),
+            list(question.late, |late| {
+                format!("{}:{}", late.slot.text(), late.used)
+            }),
         ];
         let mut args = vec![self.name().into(), (*replica).into(), packed(&numbers)];
         args.extend(texts.map(String::into_bytes));
         match self {
             Self::Take => {}
             Self::Throttled { at, pauses } => {
-                let text = |pause: Option<Duration>| pause.map_or("-1".to_owned(), |pause| micros(pause).to_string());
+                let text = |pause: Option<Duration>| {
+                    pause.map_or("-1".to_owned(), |pause| micros(pause).to_string())
+                };
                 let new = pauses.map(|pauses| pauses.new);
                 let same = pauses.and_then(|pauses| pauses.same);
                 args.extend([at.to_string(), text(new), text(same)].map(String::into_bytes));
@@ -253,7 +284,13 @@ impl Op {
 
 impl Dated {
     fn text(&self) -> String {
-        format!("{}:{}:{}:{}", self.at, self.back, self.slack, u8::from(self.probe))
+        format!(
+            "{}:{}:{}:{}",
+            self.at,
+            self.back,
+            self.slack,
+            u8::from(self.probe)
+        )
     }
 }
 
@@ -263,7 +300,11 @@ impl Waiting {
     pub(crate) fn new(client: &ClientId, weight: u32, tenants: usize) -> Self {
         let mut digest = v3::hash(client.as_str().as_bytes());
         digest.truncate(16);
-        Self { digest, weight, tenants }
+        Self {
+            digest,
+            weight,
+            tenants,
+        }
     }
 }
 
@@ -274,10 +315,28 @@ impl View {
     pub(crate) fn read(answer: Value) -> Option<Self> {
         type Parts = (Vec<u64>, String, Vec<u64>, Vec<u64>);
         let (numbers, pace, back, slots): Parts = redis::from_redis_value(answer).ok()?;
-        let [now, open, level, episode, stale, version, gap, away, usable, wanted, ask, part, used] =
-            numbers.try_into().ok()?;
+        let [
+            now,
+            open,
+            level,
+            episode,
+            stale,
+            version,
+            gap,
+            away,
+            usable,
+            wanted,
+            ask,
+            part,
+            used,
+        ] = numbers.try_into().ok()?;
         let small = |number: u64| u32::try_from(number).ok();
-        let slot = |slot: &[u64]| Dated { at: slot[0], back: slot[1], slack: slot[2], probe: slot[3] == 1 };
+        let slot = |slot: &[u64]| Dated {
+            at: slot[0],
+            back: slot[1],
+            slack: slot[2],
+            probe: slot[3] == 1,
+        };
         let slots = slots.chunks_exact(4);
         if !slots.remainder().is_empty() {
             return None;

@@ -98,9 +98,21 @@ struct Seen {
 
 impl Slots {
     pub(crate) fn new(start: &Start) -> Self {
-        let Start { limit, gap, slack, distance, from } = *start;
+        let Start {
+            limit,
+            gap,
+            slack,
+            distance,
+            from,
+        } = *start;
         let away = limit.window + gap + slack;
-        let turns = Turns { usable: limit.count.get(), used: 0, back: Vec::new(), free: from, away };
+        let turns = Turns {
+            usable: limit.count.get(),
+            used: 0,
+            back: Vec::new(),
+            free: from,
+            away,
+        };
         Self {
             slack,
             distance,
@@ -116,7 +128,11 @@ impl Slots {
             is_wanting: false,
             from,
             ask_at: from,
-            seen: Seen { turns, part: 1.0, level: 0 },
+            seen: Seen {
+                turns,
+                part: 1.0,
+                level: 0,
+            },
             told_at: 0,
         }
     }
@@ -140,17 +156,31 @@ impl Slots {
             self.reported = Some((self.number, late.clone()));
         }
         let slack = self.slack + self.distance + self.allowance.extra();
-        Ask { number: self.number, wanted, unused, late, slack }
+        Ask {
+            number: self.number,
+            wanted,
+            unused,
+            late,
+            slack,
+        }
     }
 
     /// The store has answered the question of this number.
     pub(crate) fn answered(&mut self, number: u64, answer: &Answer, now: Instant) -> Worth {
-        let Answer { view, sent, received } = answer;
+        let Answer {
+            view,
+            sent,
+            received,
+        } = answer;
         self.clock.observe(*sent, *received, view.now);
         let took = received.saturating_duration_since(self.clock.earliest(view.now, *received));
         self.distance = took.max(self.distance - self.distance / NEARER);
         let blocked_before = self.is_blocked();
-        if self.reported.as_ref().is_some_and(|(reported, _)| number == *reported) {
+        if self
+            .reported
+            .as_ref()
+            .is_some_and(|(reported, _)| number == *reported)
+        {
             self.reported = None;
         }
         if number == self.number {
@@ -158,14 +188,19 @@ impl Slots {
             self.is_wanting = view.wanted > 0;
             // What one question could not carry, or became unused meanwhile, can be dealt again as soon as the store has it.
             let is_due = view.stale || !self.unused.is_empty();
-            self.ask_at = if is_due { now } else { now + Duration::from_micros(view.ask) };
+            self.ask_at = if is_due {
+                now
+            } else {
+                now + Duration::from_micros(view.ask)
+            };
         }
         let slots = view.slots.iter().map(|dated| Slot {
             dated: *dated,
             from: self.clock.latest(dated.at, now),
             until: self.clock.earliest(dated.at, now) + Duration::from_micros(dated.slack),
         });
-        let (in_time, too_late): (Vec<_>, Vec<_>) = slots.partition(|slot| slot.until >= slot.from.max(now));
+        let (in_time, too_late): (Vec<_>, Vec<_>) =
+            slots.partition(|slot| slot.until >= slot.from.max(now));
         let worth = self.allowance.judge(in_time.len(), too_late.len());
         if worth != Worth::Fine {
             self.ask_at = self.ask_at.min(now);
@@ -180,7 +215,11 @@ impl Slots {
         }
         if self.is_latest(view) {
             let turns = Turns::of(view, &self.clock, now);
-            self.seen = Seen { turns, part: view.part as f64 / 1e6, level: view.level };
+            self.seen = Seen {
+                turns,
+                part: view.part as f64 / 1e6,
+                level: view.level,
+            };
             self.told_at = view.now;
         }
         worth
@@ -206,13 +245,15 @@ impl Slots {
 
     /// The lane pauses: nothing at hand may be used.
     pub(crate) fn void(&mut self) {
-        self.unused.extend(self.hand.drain(..).map(|slot| slot.dated));
+        self.unused
+            .extend(self.hand.drain(..).map(|slot| slot.dated));
     }
 
     /// Puts aside what can no longer be used in time.
     pub(crate) fn drop_late(&mut self, now: Instant) {
         while self.hand.front().is_some_and(|slot| slot.until < now) {
-            self.unused.extend(self.hand.pop_front().map(|slot| slot.dated));
+            self.unused
+                .extend(self.hand.pop_front().map(|slot| slot.dated));
             self.ask_at = self.ask_at.min(now);
             self.allowance.used_late();
         }
@@ -257,7 +298,10 @@ impl Slots {
         let in_time = at <= slot.until;
         if !in_time {
             self.allowance.used_late();
-            self.late.push(Late { slot: slot.dated, used: self.clock.at_most(at, now) });
+            self.late.push(Late {
+                slot: slot.dated,
+                used: self.clock.at_most(at, now),
+            });
             self.void();
             self.ask_at = self.ask_at.min(now);
         }
@@ -267,8 +311,16 @@ impl Slots {
     /// An attempt was written at `at` for which this store has dealt no slot: an earlier source had granted it. It is
     /// reported as a late use.
     pub(crate) fn written_besides(&mut self, at: Instant, now: Instant) {
-        let unknown = Dated { at: 0, back: 0, slack: 0, probe: false };
-        self.late.push(Late { slot: unknown, used: self.clock.at_most(at, now) });
+        let unknown = Dated {
+            at: 0,
+            back: 0,
+            slack: 0,
+            probe: false,
+        };
+        self.late.push(Late {
+            slot: unknown,
+            used: self.clock.at_most(at, now),
+        });
         self.void();
         self.ask_at = self.ask_at.min(now);
     }
@@ -277,7 +329,12 @@ impl Slots {
         if self.is_blocked() {
             return 0;
         }
-        let free = self.hand.iter().take_while(|slot| slot.from <= now).filter(|slot| now <= slot.until).count();
+        let free = self
+            .hand
+            .iter()
+            .take_while(|slot| slot.from <= now)
+            .filter(|slot| now <= slot.until)
+            .count();
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
@@ -310,7 +367,11 @@ impl Slots {
         if self.must_report() {
             return Wait::Ask;
         }
-        let slot = self.hand.front().map(|slot| slot.from).filter(|_| !self.is_blocked());
+        let slot = self
+            .hand
+            .front()
+            .map(|slot| slot.from)
+            .filter(|_| !self.is_blocked());
         if self.asking || self.hand.len() >= waiting {
             return slot.map_or(Wait::Change, Wait::Until);
         }

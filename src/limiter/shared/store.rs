@@ -101,7 +101,10 @@ struct Link {
 
 impl Store {
     /// Never waits for the server: a task of the runtime connects, keeps the connection, and reconnects.
-    pub(crate) fn open(config: &config::Store, metrics: Arc<Metrics>) -> Result<Arc<Self>, OpenError> {
+    pub(crate) fn open(
+        config: &config::Store,
+        metrics: Arc<Metrics>,
+    ) -> Result<Arc<Self>, OpenError> {
         Ok(Self::over(connect::dial(config)?, config, metrics))
     }
 
@@ -121,7 +124,12 @@ impl Store {
         });
         let keeper = AbortOnDropHandle::new(tokio::spawn(keeper::keep(shared.clone())));
         let is_cluster = config.topology == config::Topology::Cluster;
-        Arc::new(Self { shared, prefix: config.prefix.clone(), is_cluster, _keeper: keeper })
+        Arc::new(Self {
+            shared,
+            prefix: config.prefix.clone(),
+            is_cluster,
+            _keeper: keeper,
+        })
     }
 
     /// What the name of every key begins with; the operations take whole names.
@@ -157,8 +165,12 @@ impl Store {
         // Each round trip has the whole time: the store may be far away.
         let load = script.prepare_invoke();
         let mut connection = link.connection.clone();
-        self.shared.operation("load", &link, load.load_async(&mut connection)).await?;
-        self.shared.operation(op, &link, call.query_async(&mut connection)).await
+        self.shared
+            .operation("load", &link, load.load_async(&mut connection))
+            .await?;
+        self.shared
+            .operation(op, &link, call.query_async(&mut connection))
+            .await
     }
 
     /// The store knows this process by its present connection: the one before it may be closed.
@@ -169,17 +181,31 @@ impl Store {
     /// The run of the server, if it tells it: the numbers of its connections are of this run. Empty in a cluster, where
     /// there are many.
     pub(crate) fn run_id(&self) -> String {
-        if self.is_cluster { String::new() } else { self.shared.run.lock().clone() }
+        if self.is_cluster {
+            String::new()
+        } else {
+            self.shared.run.lock().clone()
+        }
     }
 
     /// `SET key value NX PX ms`: true when it was new.
-    pub(crate) async fn set_new(&self, op: &'static str, key: &str, expires: Duration) -> Result<bool, Unavailable> {
+    pub(crate) async fn set_new(
+        &self,
+        op: &'static str,
+        key: &str,
+        expires: Duration,
+    ) -> Result<bool, Unavailable> {
         let link = self.shared.link()?;
         let mut set = cmd("SET");
-        let millis = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX).max(1);
+        let millis = u64::try_from(expires.as_millis())
+            .unwrap_or(u64::MAX)
+            .max(1);
         set.arg(key).arg(1).arg("NX").arg("PX").arg(millis);
         let mut connection = link.connection.clone();
-        let answer: Option<String> = self.shared.operation(op, &link, set.query_async(&mut connection)).await?;
+        let answer: Option<String> = self
+            .shared
+            .operation(op, &link, set.query_async(&mut connection))
+            .await?;
         Ok(answer.is_some())
     }
 
@@ -190,7 +216,9 @@ impl Store {
 
     /// Whether the server has seen this connection closed; none if it does not say.
     pub(crate) async fn is_closed(&self, connection: u64) -> Option<bool> {
-        let open: String = self.client(&["LIST", "ID", &connection.to_string()]).await?;
+        let open: String = self
+            .client(&["LIST", "ID", &connection.to_string()])
+            .await?;
         Some(!open.starts_with("id="))
     }
 
@@ -206,11 +234,19 @@ impl Store {
                 answer => answer.map(Some),
             }
         };
-        self.shared.operation("connections", &link, answer).await.ok().flatten()
+        self.shared
+            .operation("connections", &link, answer)
+            .await
+            .ok()
+            .flatten()
     }
 
     fn alone(&self) -> Option<Arc<Link>> {
-        if self.is_cluster { None } else { self.shared.link().ok() }
+        if self.is_cluster {
+            None
+        } else {
+            self.shared.link().ok()
+        }
     }
 
     /// How it is now.
@@ -252,7 +288,13 @@ impl Store {
     /// For the start: `Err` when the store answers and must not be used, or does not permit what is needed. One that does not answer is no reason not to
     /// start.
     pub(crate) async fn check(&self) -> Result<(), String> {
-        match self.shared.reach().await.err().and_then(Trouble::forbids_start) {
+        match self
+            .shared
+            .reach()
+            .await
+            .err()
+            .and_then(Trouble::forbids_start)
+        {
             Some(reason) => Err(reason),
             None => Ok(()),
         }
@@ -270,7 +312,11 @@ impl Shared {
     async fn ping(&self, link: &Arc<Link>) {
         let mut connection = link.connection.clone();
         let sent = Instant::now();
-        if self.operation("ping", link, connection.ping(link.masters)).await.is_ok() {
+        if self
+            .operation("ping", link, connection.ping(link.masters))
+            .await
+            .is_ok()
+        {
             self.has_answered(sent.elapsed());
         }
     }
@@ -282,7 +328,10 @@ impl Shared {
         let least = distance.least();
         self.metrics.store_distance(least);
         if is_far {
-            tracing::warn!(distance_seconds = least.as_secs_f64(), "the shared store is far away: it costs rate");
+            tracing::warn!(
+                distance_seconds = least.as_secs_f64(),
+                "the shared store is far away: it costs rate"
+            );
         }
     }
 
@@ -301,7 +350,8 @@ impl Shared {
             Ok(Err(error)) => Err(Unavailable::Failed(trouble::text(&error))),
             Err(_elapsed) => Err(Unavailable::Late(self.timeout)),
         };
-        self.metrics.store_operation(op, began.elapsed(), result.is_err());
+        self.metrics
+            .store_operation(op, began.elapsed(), result.is_err());
         result.inspect_err(|unavailable| self.fail(link, op, unavailable))
     }
 
@@ -315,26 +365,40 @@ impl Shared {
         let now = Instant::now();
         let before = self.state.send_replace(State::Down { since: now });
         self.metrics.store_up(false);
-        let up = if let State::Up { since } = before { now - since } else { Duration::ZERO };
+        let up = if let State::Up { since } = before {
+            now - since
+        } else {
+            Duration::ZERO
+        };
         tracing::warn!(op, %reason, up_seconds = up.as_secs_f64(), "the shared store is down");
     }
 
     /// The circuit closes. Returns how it was before.
     fn restore(&self, connection: Connection, health: &health::Health) -> State {
         let mut link = self.link.lock();
-        *link = Some(Arc::new(Link { connection, masters: health.masters }));
+        *link = Some(Arc::new(Link {
+            connection,
+            masters: health.masters,
+        }));
         self.metrics.store_up(true);
         *self.distance.lock() = Distance::default();
-        *self.run.lock() = health.server.as_ref().map(|server| server.runs.clone()).unwrap_or_default();
+        *self.run.lock() = health
+            .server
+            .as_ref()
+            .map(|server| server.runs.clone())
+            .unwrap_or_default();
         self.has_answered(health.round_trip);
-        self.state.send_replace(State::Up { since: Instant::now() })
+        self.state.send_replace(State::Up {
+            since: Instant::now(),
+        })
     }
 
     /// Connects anew and looks whether the store is in order.
     async fn reach(&self) -> Result<(Connection, health::Health), Trouble> {
         let began = Instant::now();
         let reached = self.connect_and_look().await;
-        self.metrics.store_operation("connect", began.elapsed(), reached.is_err());
+        self.metrics
+            .store_operation("connect", began.elapsed(), reached.is_err());
         reached
     }
 

@@ -7,7 +7,10 @@ mod deal;
 
 #[tokio::test(start_paused = true)]
 async fn only_who_may_use_a_part_is_withheld_one() {
-    let limit = Limit { count: NonZeroU32::new(4).unwrap(), window: Duration::from_secs(1) };
+    let limit = Limit {
+        count: NonZeroU32::new(4).unwrap(),
+        window: Duration::from_secs(1),
+    };
     let settings = config::Store::on(config::Topology::Single, &[1]);
     let cap = |on_failure| {
         let quota = Quota::open(&settings, on_failure, Arc::new(Metrics::new())).unwrap();
@@ -21,12 +24,18 @@ async fn only_who_may_use_a_part_is_withheld_one() {
         quota.members.lock().heard(seen, Instant::now());
         quota.cap(limit)
     };
-    assert_eq!((cap(OnStoreFailure::Share), cap(OnStoreFailure::Refuse)), (2, 4));
+    assert_eq!(
+        (cap(OnStoreFailure::Share), cap(OnStoreFailure::Refuse)),
+        (2, 4)
+    );
 }
 
 /// However busy the machine is, the store is not down.
 fn patient(settings: config::Store) -> config::Store {
-    config::Store { timeout: Duration::from_secs(10), ..settings }
+    config::Store {
+        timeout: Duration::from_secs(10),
+        ..settings
+    }
 }
 
 /// A replica that says every now and then that it is there.
@@ -49,22 +58,41 @@ async fn in_a_cluster_replicas_that_are_replaced_leave_nothing_withheld() {
     let cluster = Cluster::start().await;
     let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
     let settings = patient(config::Store::on(config::Topology::Cluster, &ports));
-    let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: Duration::from_secs(1) };
-    let mut replicas = vec![replica(&settings).await, replica(&settings).await, replica(&settings).await];
-    until("all know of all", || replicas.iter().all(|replica| replica.replicas() == 3)).await;
+    let limit = Limit {
+        count: NonZeroU32::new(5).unwrap(),
+        window: Duration::from_secs(1),
+    };
+    let mut replicas = vec![
+        replica(&settings).await,
+        replica(&settings).await,
+        replica(&settings).await,
+    ];
+    until("all know of all", || {
+        replicas.iter().all(|replica| replica.replicas() == 3)
+    })
+    .await;
     for _ in 0..3 {
         replicas.remove(0).leave().await;
-        until("it is known to have left", || replicas.iter().all(|replica| replica.replicas() == 2)).await;
+        until("it is known to have left", || {
+            replicas.iter().all(|replica| replica.replicas() == 2)
+        })
+        .await;
         // It would have vanished by then.
         tokio::time::sleep(2 * members::VANISHED).await;
         for replica in &replicas {
             assert_eq!((replica.replicas(), replica.cap(limit)), (2, 5));
         }
         replicas.push(replica(&settings).await);
-        until("all know of the new one", || replicas.iter().all(|replica| replica.replicas() == 3)).await;
+        until("all know of the new one", || {
+            replicas.iter().all(|replica| replica.replicas() == 3)
+        })
+        .await;
     }
     // One that dies is withheld its part, as the others cannot see whether it is dead.
     let dies = replicas.remove(0);
     dies.has_left.store(true, Ordering::Relaxed);
-    until("its part is withheld", || replicas.iter().all(|replica| replica.cap(limit) < 5)).await;
+    until("its part is withheld", || {
+        replicas.iter().all(|replica| replica.cap(limit) < 5)
+    })
+    .await;
 }

@@ -27,10 +27,24 @@ pub(crate) struct Turns {
 
 impl Turns {
     pub(super) fn of(view: &View, clock: &Clock, now: Instant) -> Self {
-        let mut back: Vec<Instant> = view.back.iter().map(|back| clock.latest(*back, now).max(now)).collect();
+        let mut back: Vec<Instant> = view
+            .back
+            .iter()
+            .map(|back| clock.latest(*back, now).max(now))
+            .collect();
         back.sort_unstable();
-        let used = if back.is_empty() { 0 } else { view.used.min(view.usable) };
-        Self { usable: view.usable, used, back, free: now, away: Duration::from_micros(view.away) }
+        let used = if back.is_empty() {
+            0
+        } else {
+            view.used.min(view.usable)
+        };
+        Self {
+            usable: view.usable,
+            used,
+            back,
+            free: now,
+            away: Duration::from_micros(view.away),
+        }
     }
 
     /// How many tokens may be in use.
@@ -46,13 +60,19 @@ impl Turns {
     /// When the `ahead` + 1st grant can come, if none comes before `open`. There must be a usable token.
     pub(crate) fn nth(&self, ahead: usize, open: Instant) -> Instant {
         let usable = self.usable as usize;
-        after(self.first(ahead % usable).max(open), ahead / usable, self.away)
+        after(
+            self.first(ahead % usable).max(open),
+            ahead / usable,
+            self.away,
+        )
     }
 
     /// When the usable token of this rank is back: between two that the store told of, by their distance.
     fn first(&self, rank: usize) -> Instant {
         let free = (self.usable - self.used) as usize;
-        let Some(rank) = rank.checked_sub(free) else { return self.free };
+        let Some(rank) = rank.checked_sub(free) else {
+            return self.free;
+        };
         let (spans, tokens) = (self.back.len() - 1, self.used as usize - 1);
         if spans == tokens || tokens == 0 {
             return self.back[rank.min(spans)];
@@ -80,11 +100,20 @@ mod tests {
             away: second,
         };
         let nth = |turns: &Turns, ahead: &[usize]| -> Vec<u128> {
-            ahead.iter().map(|ahead| (turns.nth(*ahead, now) - now).as_millis()).collect()
+            ahead
+                .iter()
+                .map(|ahead| (turns.nth(*ahead, now) - now).as_millis())
+                .collect()
         };
-        assert_eq!(nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]), [0, 0, 100, 200, 700, 1000, 1100]);
+        assert_eq!(
+            nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]),
+            [0, 0, 100, 200, 700, 1000, 1100]
+        );
         // The store tells three of 101 tokens.
-        assert_eq!(nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]), [0, 50, 100, 500, 900, 1000]);
+        assert_eq!(
+            nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]),
+            [0, 50, 100, 500, 900, 1000]
+        );
         assert_eq!(nth(&turns(1, 1, &[300]), &[0, 2]), [300, 2300]);
         let paused = turns(5, 3, &[100, 200, 700]).nth(2, at(&500));
         assert_eq!(paused, at(&500));

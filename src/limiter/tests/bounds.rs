@@ -8,8 +8,17 @@ async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
     let world = World::new(GAP).await;
     world.door.delay_ms.store(60_000, Ordering::Relaxed);
     let start = Instant::now();
-    let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
-    assert_eq!((refusal.kind, start.elapsed()), (Kind::HoldExpired, 5 * SECOND));
+    let refusal = world
+        .arrive(5 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        (refusal.kind, start.elapsed()),
+        (Kind::HoldExpired, 5 * SECOND)
+    );
     assert!(refusal.retry_after.is_some());
 }
 
@@ -41,22 +50,54 @@ async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
 async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
     let world = World::new(GAP).await;
     for _ in 0..5 {
-        world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
+        world
+            .arrive(30 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .unwrap()
+            .spend()
+            .unwrap()
+            .1
+            .answered();
     }
     let mut waiting = Vec::new();
     for _ in 0..25 {
         let mut call = world.arrive(30 * SECOND).unwrap();
-        waiting.push(tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() }));
+        waiting.push(tokio::spawn(async move {
+            call.permit().await.unwrap().spend().unwrap().1.answered()
+        }));
     }
     tokio::task::yield_now().await;
-    let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
+    let refusal = world
+        .arrive(5 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .err()
+        .unwrap();
     assert_eq!(refusal.kind, Kind::WaitTooLong);
     assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 7 - 5 * SECOND));
-    assert_eq!(refusal.queued, Some(crate::error::Queued { ahead: 25, wait: (SECOND + GAP) * 6 }));
+    assert_eq!(
+        refusal.queued,
+        Some(crate::error::Queued {
+            ahead: 25,
+            wait: (SECOND + GAP) * 6
+        })
+    );
     // Those who are refused together are not told to come back together, but one after the other as they can be served.
     for later in 1..10_u32 {
-        let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
-        assert_eq!(refusal.retry_after, Some((SECOND + GAP) * 7 - 5 * SECOND + (SECOND + GAP) / 5 * later));
+        let refusal = world
+            .arrive(5 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .err()
+            .unwrap();
+        assert_eq!(
+            refusal.retry_after,
+            Some((SECOND + GAP) * 7 - 5 * SECOND + (SECOND + GAP) / 5 * later)
+        );
     }
     assert_eq!(world.view().queued, 25);
     for task in waiting {
@@ -73,12 +114,29 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     })
     .await;
     for _ in 0..5 {
-        world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
+        world
+            .arrive(30 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .unwrap()
+            .spend()
+            .unwrap()
+            .1
+            .answered();
     }
     let mut waiting = Vec::new();
     for client in ["a", "a", "a", "a", "b", "b"] {
-        let mut call = world.queue.arrive(&operation(client, 30 * SECOND), 100).unwrap();
-        waiting.push(tokio::spawn(async move { call.permit().await.map(drop).map_err(|refusal| refusal.message) }));
+        let mut call = world
+            .queue
+            .arrive(&operation(client, 30 * SECOND), 100)
+            .unwrap();
+        waiting.push(tokio::spawn(async move {
+            call.permit()
+                .await
+                .map(drop)
+                .map_err(|refusal| refusal.message)
+        }));
         tokio::task::yield_now().await;
     }
     let mut ends = Vec::new();
@@ -93,7 +151,10 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     let arrive = |client| world.queue.arrive(&operation(client, 30 * SECOND), 100);
     let why = |client| arrive(client).err().unwrap().message;
     let of_a: Vec<_> = (0..5).map(|_| arrive("a").unwrap()).collect();
-    assert_eq!(why("a"), "This client's part of Flowgate's memory for queued calls is full.");
+    assert_eq!(
+        why("a"),
+        "This client's part of Flowgate's memory for queued calls is full."
+    );
     let of_b: Vec<_> = (0..5).map(|_| arrive("b").unwrap()).collect();
     assert_eq!(why("c"), "Flowgate's memory for queued calls is full.");
     drop((of_a, of_b));
@@ -108,11 +169,21 @@ async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
     let world = World::new(GAP).await;
     world.door.shut.store(true, Ordering::Relaxed);
     let start = Instant::now();
-    let refusal = world.arrive(3 * SECOND).unwrap().permit().await.err().unwrap();
-    assert_eq!((refusal.kind, start.elapsed()), (Kind::UpstreamUnreachable, 3 * SECOND));
+    let refusal = world
+        .arrive(3 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .err()
+        .unwrap();
+    assert_eq!(
+        (refusal.kind, start.elapsed()),
+        (Kind::UpstreamUnreachable, 3 * SECOND)
+    );
     assert_eq!(world.tokens(), (0, 0, 0));
     let mut call = world.arrive(30 * SECOND).unwrap();
-    let waiting = tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
+    let waiting =
+        tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     sleep(SECOND).await;
     world.door.shut.store(false, Ordering::Relaxed);
     waiting.await.unwrap();
@@ -129,7 +200,10 @@ async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
         calls.spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     }
     assert_eq!(calls.join_all().await.len(), 7);
-    assert!(!world.door.trapped.load(Ordering::Relaxed), "the trap was sprung");
+    assert!(
+        !world.door.trapped.load(Ordering::Relaxed),
+        "the trap was sprung"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,14 +214,22 @@ async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
     for index in 0..40_u32 {
         let mut call = world.arrive(120 * SECOND).unwrap();
         calls.spawn(async move {
-            let end =
-                call.permit().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
+            let end = call
+                .permit()
+                .await
+                .map(|turn| turn.spend().unwrap().1.answered())
+                .map_err(|refusal| refusal.kind);
             (index, end, start.elapsed())
         });
     }
     sleep(Duration::from_millis(1)).await;
     world.queue.drain(start + 5 * SECOND);
-    let ends: BTreeMap<_, _> = calls.join_all().await.into_iter().map(|(i, end, at)| (i, (end, at))).collect();
+    let ends: BTreeMap<_, _> = calls
+        .join_all()
+        .await
+        .into_iter()
+        .map(|(i, end, at)| (i, (end, at)))
+        .collect();
     for (index, (end, at)) in ends {
         if index < 25 {
             assert_eq!((end, at), (Ok(()), (SECOND + GAP) * (index / 5)));
@@ -156,7 +238,16 @@ async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
         }
     }
     sleep_until(start + 6 * SECOND).await;
-    assert_eq!(world.arrive(30 * SECOND).unwrap().permit().await.err().map(|r| r.kind), Some(Kind::Draining));
+    assert_eq!(
+        world
+            .arrive(30 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .err()
+            .map(|r| r.kind),
+        Some(Kind::Draining)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -166,7 +257,17 @@ async fn an_action_without_a_limit_needs_no_lane() {
     free.limit = None;
     let start = Instant::now();
     for _ in 0..1000 {
-        world.queue.arrive(&free, 0).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
+        world
+            .queue
+            .arrive(&free, 0)
+            .unwrap()
+            .permit()
+            .await
+            .unwrap()
+            .spend()
+            .unwrap()
+            .1
+            .answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(world.queue.lanes().is_empty());
@@ -192,9 +293,21 @@ async fn where_all_tokens_are_withheld_nobody_sits_out_his_hold() {
     let waiting = tokio::spawn(async move { waiting.permit().await.err().unwrap() });
     sleep(SECOND).await;
     world.dealt(0, 0);
-    world.queue.lane(&operation("a", SECOND)).event(Event::DrainBegan);
-    let newcomer = world.arrive(30 * SECOND).unwrap().permit().await.err().unwrap();
+    world
+        .queue
+        .lane(&operation("a", SECOND))
+        .event(Event::DrainBegan);
+    let newcomer = world
+        .arrive(30 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .err()
+        .unwrap();
     for refusal in [waiting.await.unwrap(), newcomer] {
-        assert_eq!((refusal.kind, refusal.retry_after), (Kind::StoreUnavailable, Some(2 * SECOND)));
+        assert_eq!(
+            (refusal.kind, refusal.retry_after),
+            (Kind::StoreUnavailable, Some(2 * SECOND))
+        );
     }
 }

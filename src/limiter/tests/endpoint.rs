@@ -13,7 +13,11 @@ impl Endpoint {
     pub(super) fn accepts(&self) -> bool {
         let now = Instant::now();
         let mut accepted = self.accepted.lock();
-        let recent = accepted.iter().rev().take_while(|at| **at + SECOND > now).count();
+        let recent = accepted
+            .iter()
+            .rev()
+            .take_while(|at| **at + SECOND > now)
+            .count();
         if recent < 5 {
             accepted.push(now);
             true
@@ -37,7 +41,9 @@ async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u
         let (endpoint, sends, random) = (endpoint.clone(), sends.clone(), random.clone());
         calls.spawn(async move {
             loop {
-                let Ok(turn) = call.permit().await else { return };
+                let Ok(turn) = call.permit().await else {
+                    return;
+                };
                 let (_connection, receipt) = turn.spend().unwrap();
                 sends.lock().push(Instant::now());
                 let jitter = random.lock().u64(0..=jitter_ms * 1000);
@@ -72,8 +78,16 @@ async fn a_sliding_window_behind_jitter_refuses_little_with_a_wide_gap() {
     for seed in 0..20 {
         let minute = saturated_minute(Duration::from_millis(20), 30, seed).await;
         assert_eq!(worst_second(&minute.2), 5, "seed {seed}");
-        assert!(minute.0 * 100 >= 300 * 96, "seed {seed}: {} of 300", minute.0);
+        assert!(
+            minute.0 * 100 >= 300 * 96,
+            "seed {seed}: {} of 300",
+            minute.0
+        );
         (accepted, refused) = (accepted + minute.0 as u64, refused + minute.1);
     }
-    assert!(refused * 100 <= accepted + refused, "{refused} refused of {}", accepted + refused);
+    assert!(
+        refused * 100 <= accepted + refused,
+        "{refused} refused of {}",
+        accepted + refused
+    );
 }

@@ -1,7 +1,10 @@
 //! What the lane learns, against an endpoint that enforces the limit: jitter on the way, and an outsider who spends the
 //! same quota. The time is simulated, and every seed is fixed.
 
-#![expect(clippy::print_stdout, reason = "the figures that the steps were chosen by")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures that the steps were chosen by"
+)]
 
 use super::endpoint::Endpoint;
 use super::*;
@@ -33,9 +36,18 @@ async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) 
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let start = Instant::now();
     let mut parties = JoinSet::new();
-    parties.spawn(spend_the_same_quota(outsider, endpoint.clone(), fastrand::Rng::with_seed(!seed)));
+    parties.spawn(spend_the_same_quota(
+        outsider,
+        endpoint.clone(),
+        fastrand::Rng::with_seed(!seed),
+    ));
     for _ in 0..20 {
-        let (world, endpoint, attempts, random) = (world.clone(), endpoint.clone(), attempts.clone(), random.clone());
+        let (world, endpoint, attempts, random) = (
+            world.clone(),
+            endpoint.clone(),
+            attempts.clone(),
+            random.clone(),
+        );
         parties.spawn(async move {
             let mut call = world.arrive(119 * SECOND).unwrap();
             loop {
@@ -59,7 +71,11 @@ async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) 
     std::mem::take(&mut *attempts.lock())
 }
 
-async fn spend_the_same_quota(outsider: Outsider, endpoint: Arc<Endpoint>, mut random: fastrand::Rng) {
+async fn spend_the_same_quota(
+    outsider: Outsider,
+    endpoint: Arc<Endpoint>,
+    mut random: fastrand::Rng,
+) {
     let every = Duration::from_millis(500);
     let stop = Instant::now() + OUTSIDER_STOPS;
     sleep(every.mul_f64(random.f64())).await;
@@ -69,24 +85,36 @@ async fn spend_the_same_quota(outsider: Outsider, endpoint: Arc<Endpoint>, mut r
             Outsider::Served | Outsider::Poisson => endpoint.accepted.lock().push(Instant::now()),
             Outsider::Refusable => drop(endpoint.accepts()),
         }
-        let spread = if let Outsider::Poisson = outsider { -(1.0 - random.f64()).ln() } else { 1.0 };
+        let spread = if let Outsider::Poisson = outsider {
+            -(1.0 - random.f64()).ln()
+        } else {
+            1.0
+        };
         sleep(every.mul_f64(spread)).await;
     }
 }
 
 /// (accepted per second, per cent refused) between these seconds.
 fn figures(attempts: &Attempts, from: u64, to: u64) -> (f64, f64) {
-    let within = attempts.iter().filter(|(at, _)| (from..to).contains(&at.as_secs()));
+    let within = attempts
+        .iter()
+        .filter(|(at, _)| (from..to).contains(&at.as_secs()));
     let (accepted, refused): (Attempts, Attempts) = within.partition(|(_, accepted)| *accepted);
     let sent = accepted.len() + refused.len();
-    (accepted.len() as f64 / (to - from) as f64, 100.0 * refused.len() as f64 / sent as f64)
+    (
+        accepted.len() as f64 / (to - from) as f64,
+        100.0 * refused.len() as f64 / sent as f64,
+    )
 }
 
 #[tokio::test(start_paused = true)]
 async fn behind_jitter_at_most_2_per_cent_are_refused_and_the_rate_is_93_per_cent_at_least() {
     for seed in 0..40 {
         let (rate, share) = figures(&saturated(60, 30, Outsider::Nobody, seed).await, 0, 60);
-        println!("seed {seed}: {:.1} % of the rate, {share:.2} % refused", rate * 20.0);
+        println!(
+            "seed {seed}: {:.1} % of the rate, {share:.2} % refused",
+            rate * 20.0
+        );
         assert!(rate >= 0.93 * 5.0, "seed {seed}: {rate:.2}/s");
         assert!(share <= 2.0, "seed {seed}: {share:.2} % refused");
     }
@@ -94,15 +122,30 @@ async fn behind_jitter_at_most_2_per_cent_are_refused_and_the_rate_is_93_per_cen
 
 #[tokio::test(start_paused = true)]
 async fn beside_an_outsider_the_lane_sends_what_is_left_and_comes_back_when_he_stops() {
-    for (outsider, jitter) in [(Outsider::Served, 0), (Outsider::Served, 30), (Outsider::Refusable, 30)] {
+    for (outsider, jitter) in [
+        (Outsider::Served, 0),
+        (Outsider::Served, 30),
+        (Outsider::Refusable, 30),
+    ] {
         for seed in 0..20 {
             let attempts = saturated(210, jitter, outsider, seed).await;
             let (beside, after) = (figures(&attempts, 30, 120), figures(&attempts, 160, 210));
             let which = format!("{outsider:?}, {jitter} ms, seed {seed}");
-            println!("{which}: {:.2}/s, {:.2} % refused; then {:.2}/s", beside.0, beside.1, after.0);
-            assert!((2.7..=3.2).contains(&beside.0), "{which}: {:.2}/s", beside.0);
+            println!(
+                "{which}: {:.2}/s, {:.2} % refused; then {:.2}/s",
+                beside.0, beside.1, after.0
+            );
+            assert!(
+                (2.7..=3.2).contains(&beside.0),
+                "{which}: {:.2}/s",
+                beside.0
+            );
             assert!(beside.1 <= 6.0, "{which}: {:.2} % refused", beside.1);
-            assert!(after.0 >= 4.75, "{which}: {:.2}/s after he stopped", after.0);
+            assert!(
+                after.0 >= 4.75,
+                "{which}: {:.2}/s after he stopped",
+                after.0
+            );
         }
     }
 }
@@ -113,8 +156,15 @@ async fn beside_a_poisson_outsider_the_lane_comes_back_when_he_stops() {
     for seed in 0..5 {
         let attempts = saturated(210, 30, Outsider::Poisson, seed).await;
         let (beside, after) = (figures(&attempts, 30, 120), figures(&attempts, 180, 210));
-        println!("seed {seed}: {:.2}/s, {:.2} % refused; then {:.2}/s", beside.0, beside.1, after.0);
-        assert!(after.0 >= 4.75, "seed {seed}: {:.2}/s after he stopped", after.0);
+        println!(
+            "seed {seed}: {:.2}/s, {:.2} % refused; then {:.2}/s",
+            beside.0, beside.1, after.0
+        );
+        assert!(
+            after.0 >= 4.75,
+            "seed {seed}: {:.2}/s after he stopped",
+            after.0
+        );
     }
 }
 
@@ -127,7 +177,14 @@ async fn troubled(episodes: u32) -> World {
         pause(&world, Duration::from_millis(1)).await;
         sleep(SECOND).await;
         // A refused probe would say nothing of the rate.
-        let (_, probe) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
+        let (_, probe) = world
+            .arrive(30 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .unwrap()
+            .spend()
+            .unwrap();
         probe.answered();
         sleep(SECOND).await;
     }
@@ -139,14 +196,26 @@ async fn troubled(episodes: u32) -> World {
 async fn operators_see_the_learned_rate() {
     let world = troubled(6).await;
     let view = world.view();
-    assert!(view.tokens == 5 && (1..5).contains(&view.tokens_usable), "{view:?}");
+    assert!(
+        view.tokens == 5 && (1..5).contains(&view.tokens_usable),
+        "{view:?}"
+    );
     assert!((1.0..4.0).contains(&view.effective_per_second), "{view:?}");
-    let text = world.metrics.render(&world.queue.lanes_by_label(), crate::metrics::Bytes::default(), true);
+    let text = world.metrics.render(
+        &world.queue.lanes_by_label(),
+        crate::metrics::Bytes::default(),
+        true,
+    );
     let rate = |kind, rate: f64| {
-        format!("flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n")
+        format!(
+            "flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n"
+        )
     };
     let effective = rate("effective", view.effective_per_second);
-    assert!(text.contains(&rate("configured", 5.0)) && text.contains(&effective), "{text}");
+    assert!(
+        text.contains(&rate("configured", 5.0)) && text.contains(&effective),
+        "{text}"
+    );
 }
 
 #[tokio::test(start_paused = true)]

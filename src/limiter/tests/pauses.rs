@@ -29,21 +29,43 @@ async fn a_throttle_pauses_every_call_then_one_probe_then_the_learned_rate() {
     receipt.answered();
     // A refusal without any accepted attempt before it lowers the rate: from the probe on one call at a time is written.
     let spacing = 1000.0 / world.view().effective_per_second;
-    let mut left: Vec<_> = calls.join_all().await.into_iter().map(|(_, at)| at).collect();
+    let mut left: Vec<_> = calls
+        .join_all()
+        .await
+        .into_iter()
+        .map(|(_, at)| at)
+        .collect();
     left.sort_unstable();
     assert!((200.0..220.0).contains(&spacing), "{spacing}");
     for (index, at) in (1..).zip(left) {
         let expected = 3020.0 + spacing * f64::from(index);
-        assert!((at as f64 - expected).abs() <= 10.0, "{at} instead of {expected}");
+        assert!(
+            (at as f64 - expected).abs() <= 10.0,
+            "{at} instead of {expected}"
+        );
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_lost_probe_does_not_hold_the_lane() {
     let world = World::new(GAP).await;
-    let (_, receipt) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
+    let (_, receipt) = world
+        .arrive(30 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .unwrap()
+        .spend()
+        .unwrap();
     receipt.throttled(Some(SECOND));
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
+    let (_, probe) = world
+        .arrive(30 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .unwrap()
+        .spend()
+        .unwrap();
     let mut next = world.arrive(30 * SECOND).unwrap();
     let waiting = tokio::spawn(async move { next.permit().await.map(drop) });
     sleep(SECOND).await;
@@ -56,9 +78,25 @@ async fn a_lost_probe_does_not_hold_the_lane() {
 async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
     let world = World::new(GAP).await;
     pause(&world, SECOND).await;
-    let (_, probe) = world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap();
+    let (_, probe) = world
+        .arrive(30 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .unwrap()
+        .spend()
+        .unwrap();
     let start = Instant::now();
-    world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
+    world
+        .arrive(30 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .unwrap()
+        .spend()
+        .unwrap()
+        .1
+        .answered();
     assert_eq!(start.elapsed(), SECOND);
     // Should it be refused after all, that is a new episode.
     probe.throttled(Some(SECOND));
@@ -70,19 +108,41 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
     let world = World::new(GAP).await;
     let mut receipts = Vec::new();
     for _ in 0..5 {
-        receipts.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap().spend().unwrap().1);
+        receipts.push(
+            world
+                .arrive(30 * SECOND)
+                .unwrap()
+                .permit()
+                .await
+                .unwrap()
+                .spend()
+                .unwrap()
+                .1,
+        );
     }
     let start = Instant::now();
     let mut ends = JoinSet::new();
     for (index, hold) in [5, 30, 5, 30].into_iter().enumerate() {
         let mut call = world.arrive(hold * SECOND).unwrap();
-        ends.spawn(
-            async move { (index, call.permit().await.map(drop).map_err(|refusal| refusal.kind), start.elapsed()) },
-        );
+        ends.spawn(async move {
+            (
+                index,
+                call.permit()
+                    .await
+                    .map(drop)
+                    .map_err(|refusal| refusal.kind),
+                start.elapsed(),
+            )
+        });
     }
     sleep(Duration::from_millis(10)).await;
     receipts.pop().unwrap().throttled(Some(20 * SECOND));
-    let ends: BTreeMap<_, _> = ends.join_all().await.into_iter().map(|(index, end, at)| (index, (end, at))).collect();
+    let ends: BTreeMap<_, _> = ends
+        .join_all()
+        .await
+        .into_iter()
+        .map(|(index, end, at)| (index, (end, at)))
+        .collect();
     let (told, paused) = (Duration::from_millis(10), Duration::from_millis(20_010));
     for index in [0, 2] {
         assert_eq!(ends[&index], (Err(Kind::WaitTooLong), told));
@@ -91,12 +151,21 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
     assert_eq!(ends[&3].0, Ok(()));
     // A newcomer is told at once, too, and what to wait for.
     pause(&world, 20 * SECOND).await;
-    let refusal = world.arrive(5 * SECOND).unwrap().permit().await.err().unwrap();
+    let refusal = world
+        .arrive(5 * SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .err()
+        .unwrap();
     // What is left of the pause after its hold, and a window at the rate that two episodes have lowered.
     let view = world.view();
     let window = Duration::from_secs_f64(f64::from(view.tokens_usable) / view.effective_per_second);
     assert_eq!(refusal.kind, Kind::WaitTooLong);
-    assert!(refusal.retry_after.unwrap().abs_diff(15 * SECOND + window) < Duration::from_millis(1), "{refusal:?}");
+    assert!(
+        refusal.retry_after.unwrap().abs_diff(15 * SECOND + window) < Duration::from_millis(1),
+        "{refusal:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -107,6 +176,8 @@ async fn a_lane_in_trouble_is_not_forgotten() {
     world.queue.forget_idle();
     let mut turns = Vec::new();
     turns.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
-    let second = tokio::time::timeout(SECOND, async { world.arrive(30 * SECOND).unwrap().permit().await.map(drop) });
+    let second = tokio::time::timeout(SECOND, async {
+        world.arrive(30 * SECOND).unwrap().permit().await.map(drop)
+    });
     assert!(second.await.is_err(), "one probe goes, nobody else");
 }

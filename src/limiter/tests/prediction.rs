@@ -28,7 +28,12 @@ struct Path {
 }
 
 /// A call comes, and goes on until it is answered or refused by the queue; its first turn is what was predicted.
-fn come(world: &World, calls: &mut JoinSet<()>, predictions: &Predictions, (path, seed): (Path, u64)) {
+fn come(
+    world: &World,
+    calls: &mut JoinSet<()>,
+    predictions: &Predictions,
+    (path, seed): (Path, u64),
+) {
     let mut call = world.arrive(path.hold).unwrap();
     let (start, predicted) = (Instant::now(), predicted(&call));
     let (predictions, mut random) = (predictions.clone(), fastrand::Rng::with_seed(seed));
@@ -56,7 +61,11 @@ async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
     let (mut calls, predictions) = (JoinSet::new(), Predictions::default());
     let end = Instant::now() + 300 * SECOND;
     while Instant::now() < end {
-        let crowd = if random.u8(..10) == 0 { random.u64(1..80) } else { 1 };
+        let crowd = if random.u8(..10) == 0 {
+            random.u64(1..80)
+        } else {
+            1
+        };
         for _ in 0..crowd {
             come(&world, &mut calls, &predictions, (path, random.u64(..)));
             // It joins the line before the next one asks.
@@ -66,8 +75,15 @@ async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
     }
     while calls.join_next().await.is_some() {}
     let predictions = std::mem::take(&mut *predictions.lock());
-    assert!(predictions.len() > 500, "seed {seed}: {} calls", predictions.len());
-    let long = predictions.iter().filter(|(_, came)| *came > 5 * SECOND).count();
+    assert!(
+        predictions.len() > 500,
+        "seed {seed}: {} calls",
+        predictions.len()
+    );
+    let long = predictions
+        .iter()
+        .filter(|(_, came)| *came > 5 * SECOND)
+        .count();
     assert!(long > 100, "seed {seed}: {long} calls have waited long");
     predictions
 }
@@ -76,14 +92,26 @@ async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
 async fn one_tenant_without_throttles_waits_what_it_was_told() {
     let (mut calls, mut worst) = (0, Duration::ZERO);
     for seed in 0..10 {
-        let path = Path { refuses: 0.0, latency: ms(40), to_send: ms(2), apart: ms(230), hold: 120 * SECOND };
+        let path = Path {
+            refuses: 0.0,
+            latency: ms(40),
+            to_send: ms(2),
+            apart: ms(230),
+            hold: 120 * SECOND,
+        };
         for (predicted, came) in one_tenant(path, seed).await {
             calls += 1;
             worst = worst.max(predicted.abs_diff(came));
-            assert!(predicted.abs_diff(came) <= ms(250), "seed {seed}: {predicted:?} predicted, {came:?} came");
+            assert!(
+                predicted.abs_diff(came) <= ms(250),
+                "seed {seed}: {predicted:?} predicted, {came:?} came"
+            );
         }
     }
-    assert!(calls > 5000 && worst > Duration::ZERO, "{calls} calls, off by {worst:?} at most");
+    assert!(
+        calls > 5000 && worst > Duration::ZERO,
+        "{calls} calls, off by {worst:?} at most"
+    );
 }
 
 /// From half of the rate to all of it. What is refused again during a long wait, and what the lane learns from it, is
@@ -93,15 +121,28 @@ async fn with_two_percent_throttled_four_of_five_wait_about_what_they_were_told(
     for apart in [400, 300, 230, 200].map(ms) {
         let (mut calls, mut close) = (0, 0);
         for seed in 0..20 {
-            let path = Path { refuses: 0.02, latency: ms(40), to_send: ms(2), apart, hold: 30 * SECOND };
+            let path = Path {
+                refuses: 0.02,
+                latency: ms(40),
+                to_send: ms(2),
+                apart,
+                hold: 30 * SECOND,
+            };
             let predictions = one_tenant(path, seed).await;
-            let is_close =
-                |(predicted, came): &&(Duration, Duration)| predicted.abs_diff(*came) <= SECOND.max(*came / 10);
+            let is_close = |(predicted, came): &&(Duration, Duration)| {
+                predicted.abs_diff(*came) <= SECOND.max(*came / 10)
+            };
             let of_seed = predictions.iter().filter(is_close).count();
             (calls, close) = (calls + predictions.len(), close + of_seed);
         }
-        println!("a call every {apart:?}: {close} of {calls}, {} %", close * 100 / calls);
-        assert!(close * 100 >= calls * 80, "a call every {apart:?}: {close} of {calls}");
+        println!(
+            "a call every {apart:?}: {close} of {calls}, {} %",
+            close * 100 / calls
+        );
+        assert!(
+            close * 100 >= calls * 80,
+            "a call every {apart:?}: {close} of {calls}"
+        );
     }
 }
 
@@ -113,12 +154,20 @@ async fn nobody_comes_later(seed: u64) {
     let operation = |random: &mut fastrand::Rng| {
         let (client, weight) = [("a", 1), ("b", 2), ("c", 4), ("d", 3)][random.usize(..4)];
         let tenant = TenantId::new(format!("tenant-{}", random.u8(..5)));
-        Operation { weight, tenant, ..operation(client, 120 * SECOND) }
+        Operation {
+            weight,
+            tenant,
+            ..operation(client, 120 * SECOND)
+        }
     };
     for _ in 0..random.u32(1..120) {
         let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
         // Some have gone again before the newcomer comes.
-        let patience = if random.u8(..5) == 0 { ms(1) } else { 120 * SECOND };
+        let patience = if random.u8(..5) == 0 {
+            ms(1)
+        } else {
+            120 * SECOND
+        };
         calls.spawn(tokio::time::timeout(patience, async move {
             call.permit().await.unwrap().spend().unwrap().1.answered()
         }));
@@ -145,10 +194,19 @@ async fn the_newest_of_the_tenant_furthest_over_its_share_is_told() {
     let (start, hold) = (Instant::now(), ms(3100));
     let mut calls = JoinSet::new();
     let mut come = |tenant: &str, index: u32| {
-        let operation = Operation { tenant: TenantId::new(tenant), ..operation("a", hold) };
-        let (mut call, name) = (world.queue.arrive(&operation, 10).unwrap(), format!("{tenant}{index}"));
+        let operation = Operation {
+            tenant: TenantId::new(tenant),
+            ..operation("a", hold)
+        };
+        let (mut call, name) = (
+            world.queue.arrive(&operation, 10).unwrap(),
+            format!("{tenant}{index}"),
+        );
         calls.spawn(async move {
-            let end = call.permit().await.map(|turn| turn.spend().unwrap().1.answered());
+            let end = call
+                .permit()
+                .await
+                .map(|turn| turn.spend().unwrap().1.answered());
             (name, end.map_err(|refusal| refusal.kind), start.elapsed())
         });
     };

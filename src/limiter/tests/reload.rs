@@ -15,10 +15,19 @@ pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOn
     let action = operation("a", SECOND).action;
     config.limits.clear();
     config.limits.extend(limit.map(|(count, ms)| {
-        (action, Limit { count: NonZeroU32::new(count).unwrap(), window: Duration::from_millis(ms) })
+        (
+            action,
+            Limit {
+                count: NonZeroU32::new(count).unwrap(),
+                window: Duration::from_millis(ms),
+            },
+        )
     }));
     config.queue = world.bounds.clone();
-    config.learn = config::Learn { gap: GAP, max_gap: 8 * GAP };
+    config.learn = config::Learn {
+        gap: GAP,
+        max_gap: 8 * GAP,
+    };
     config.retry = RETRY;
     change(&mut config);
     world.queue.reload(&config);
@@ -38,7 +47,12 @@ fn come(world: &World, count: usize) -> JoinSet<Result<Duration, Refusal>> {
 }
 
 async fn left(calls: JoinSet<Result<Duration, Refusal>>) -> Vec<u128> {
-    let mut left: Vec<_> = calls.join_all().await.into_iter().map(|left| left.unwrap().as_millis()).collect();
+    let mut left: Vec<_> = calls
+        .join_all()
+        .await
+        .into_iter()
+        .map(|left| left.unwrap().as_millis())
+        .collect();
     left.sort_unstable();
     left
 }
@@ -49,7 +63,9 @@ async fn the_same_limit_changes_nothing_for_who_waits() {
     let calls = come(&world, 12);
     sleep(Duration::from_millis(300)).await;
     for _ in 0..10 {
-        reload(&world, Some((5, 1000)), |config| config.queue.max_waiting = 20_000);
+        reload(&world, Some((5, 1000)), |config| {
+            config.queue.max_waiting = 20_000
+        });
     }
     let expected = [[0_u128; 5].as_slice(), &[1005; 5], &[2010; 2]].concat();
     assert_eq!(left(calls).await, expected);
@@ -57,14 +73,22 @@ async fn the_same_limit_changes_nothing_for_who_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn another_limit_begins_with_all_tokens_just_used() {
-    for (limit, then) in [((2, 1000), vec![1305, 1305, 2310]), ((10, 2000), vec![2305; 3]), ((5, 500), vec![805; 3])] {
+    for (limit, then) in [
+        ((2, 1000), vec![1305, 1305, 2310]),
+        ((10, 2000), vec![2305; 3]),
+        ((5, 500), vec![805; 3]),
+    ] {
         let world = World::new(GAP).await;
         let calls = come(&world, 8);
         sleep(Duration::from_millis(300)).await;
         reload(&world, Some(limit), |_| {});
         let view: LaneView = world.view();
         assert_eq!((view.queued, view.tokens), (3, limit.0));
-        assert_eq!(left(calls).await, [[0_u128; 5].as_slice(), &then].concat(), "{limit:?}");
+        assert_eq!(
+            left(calls).await,
+            [[0_u128; 5].as_slice(), &then].concat(),
+            "{limit:?}"
+        );
     }
 }
 
@@ -93,24 +117,46 @@ async fn who_becomes_late_by_it_is_told_at_once() {
     let mut calls: Vec<_> = (0..10).map(|_| world.arrive(3 * SECOND).unwrap()).collect();
     let mut waiting = JoinSet::new();
     for mut call in calls.drain(..) {
-        waiting.spawn(async move { call.permit().await.map(|turn| drop(turn.spend())).map_err(|_| start.elapsed()) });
+        waiting.spawn(async move {
+            call.permit()
+                .await
+                .map(|turn| drop(turn.spend()))
+                .map_err(|_| start.elapsed())
+        });
     }
     sleep(Duration::from_millis(100)).await;
     reload(&world, Some((1, 1000)), |_| {});
     let ends = waiting.join_all().await;
     let told: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
-    assert_eq!((told.len(), told.iter().all(|at| at.as_millis() == 100)), (3, true), "{told:?}");
+    assert_eq!(
+        (told.len(), told.iter().all(|at| at.as_millis() == 100)),
+        (3, true),
+        "{told:?}"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_was_learned_stays_and_a_pause_goes_on() {
     let world = World::new(GAP).await;
-    let receipt = world.arrive(SECOND).unwrap().permit().await.unwrap().spend().unwrap().1;
+    let receipt = world
+        .arrive(SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .unwrap()
+        .spend()
+        .unwrap()
+        .1;
     receipt.throttled(Some(10 * SECOND));
     let before = world.view();
-    reload(&world, Some((5, 1000)), |config| config.retry.max_attempts = 3);
+    reload(&world, Some((5, 1000)), |config| {
+        config.retry.max_attempts = 3
+    });
     let after = world.view();
-    assert!(after.pause_remaining_seconds > 9.9 && after.effective_per_second < 4.9, "{after:?}");
+    assert!(
+        after.pause_remaining_seconds > 9.9 && after.effective_per_second < 4.9,
+        "{after:?}"
+    );
     assert_eq!(before.effective_per_second, after.effective_per_second);
 }
 
@@ -119,10 +165,27 @@ async fn bounds_hold_for_who_comes_from_now_on() {
     let world = World::new(GAP).await;
     let calls = come(&world, 8);
     sleep(Duration::from_millis(10)).await;
-    reload(&world, Some((5, 1000)), |config| config.queue.max_waiting = 3);
-    assert_eq!(world.arrive(10 * SECOND).unwrap().permit().await.err().unwrap().kind, Kind::QueueFull);
-    reload(&world, Some((5, 1000)), |config| config.queue.max_bytes = 100);
-    assert!(world.queue.arrive(&operation("b", SECOND), 60).is_err(), "half of the room is a client's");
+    reload(&world, Some((5, 1000)), |config| {
+        config.queue.max_waiting = 3
+    });
+    assert_eq!(
+        world
+            .arrive(10 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .err()
+            .unwrap()
+            .kind,
+        Kind::QueueFull
+    );
+    reload(&world, Some((5, 1000)), |config| {
+        config.queue.max_bytes = 100
+    });
+    assert!(
+        world.queue.arrive(&operation("b", SECOND), 60).is_err(),
+        "half of the room is a client's"
+    );
     assert_eq!(left(calls).await.len(), 8);
 }
 
@@ -135,7 +198,12 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
         expires: None,
     });
     let aliases = aliases.iter().map(|key| AccessKeyId::new(*key)).collect();
-    Account { id: AccountId::new(id), credentials, credentials_file: None, aliases }
+    Account {
+        id: AccountId::new(id),
+        credentials,
+        credentials_file: None,
+        aliases,
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,8 +221,20 @@ async fn a_lane_for_what_another_one_may_have_sent_begins_with_all_tokens_just_u
         ("nothing", &acme, five, &acme, warm),
         ("an id", &other, five, &acme, cold),
         ("an alias", &acme, five, &more, cold),
-        ("a key", &managed("one", None), five, &managed("two", None), cold),
-        ("a temporary key", &managed("one", Some("first")), five, &managed("two", Some("second")), warm),
+        (
+            "a key",
+            &managed("one", None),
+            five,
+            &managed("two", None),
+            cold,
+        ),
+        (
+            "a temporary key",
+            &managed("one", Some("first")),
+            five,
+            &managed("two", Some("second")),
+            warm,
+        ),
         ("the limit", &acme, None, &acme, cold),
     ] {
         let world = World::new(GAP).await;
@@ -168,8 +248,12 @@ async fn a_lane_for_what_another_one_may_have_sent_begins_with_all_tokens_just_u
 #[tokio::test(start_paused = true)]
 async fn the_would_be_queue_of_such_a_lane_does_too() {
     let mut world = World::new(GAP).await;
-    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap().mode = Mode::Observe;
-    reload(&world, Some((5, 1000)), |config| config.accounts = vec![account("acme", &["one"], None)]);
+    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared)
+        .unwrap()
+        .mode = Mode::Observe;
+    reload(&world, Some((5, 1000)), |config| {
+        config.accounts = vec![account("acme", &["one"], None)]
+    });
     world.arrive(SECOND).unwrap();
     assert_eq!(world.view().shadow.unwrap().predicted_wait_seconds, 1.005);
 }
@@ -178,21 +262,43 @@ async fn the_would_be_queue_of_such_a_lane_does_too() {
 async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
     let mut world = World::new(GAP).await;
     let settings = config::Store::on(config::Topology::Single, &[1]);
-    let quota = Quota::open(&settings, config::OnStoreFailure::Share, world.metrics.clone()).unwrap();
-    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap().quota = Some(quota.clone());
+    let quota = Quota::open(
+        &settings,
+        config::OnStoreFailure::Share,
+        world.metrics.clone(),
+    )
+    .unwrap();
+    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared)
+        .unwrap()
+        .quota = Some(quota.clone());
     let (lane, now) = (world.queue.lane(&operation("a", SECOND)), Instant::now());
     let (count, since) = (NonZeroU32::new(2).unwrap(), now - 8 * SECOND);
     for (stands, limit, free, more) in [
         (Stands::Part { count, since }, (5, 1000), 2, Duration::ZERO),
         (Stands::Part { count, since }, (4, 1000), 0, SECOND + GAP),
-        (Stands::Together { since }, (3, 1000), 0, SECOND + GAP + quota.slack()),
+        (
+            Stands::Together { since },
+            (3, 1000),
+            0,
+            SECOND + GAP + quota.slack(),
+        ),
     ] {
         reload(&world, Some(limit), |_| {});
         let mut locked = lane.lock();
-        drop(locked.handle(Event::SourceChanged { stands, store: StoreTerms::of(&quota) }));
+        drop(locked.handle(Event::SourceChanged {
+            stands,
+            store: StoreTerms::of(&quota),
+        }));
         let source = locked.state.lane.source();
-        let next = source.forecast(now, now, locked.state.lane.rate(now), Vec::new()).unwrap().at(0);
-        assert_eq!((source.free(now), next - now), (free, more), "{stands:?}, {limit:?}");
+        let next = source
+            .forecast(now, now, locked.state.lane.rate(now), Vec::new())
+            .unwrap()
+            .at(0);
+        assert_eq!(
+            (source.free(now), next - now),
+            (free, more),
+            "{stands:?}, {limit:?}"
+        );
     }
 }
 
@@ -204,8 +310,14 @@ async fn another_limit_holds_where_the_store_deals_out_the_tokens_too() {
     sleep(Duration::from_millis(300)).await;
     reload(&world, Some((2, 1000)), |_| {});
     let left = left(calls).await;
-    assert!(left[..5].iter().all(|at| *at < 1000) && left[5] >= 1000, "{left:?}");
-    assert!(left[7] - left[5] >= 1000, "two in a second from now on: {left:?}");
+    assert!(
+        left[..5].iter().all(|at| *at < 1000) && left[5] >= 1000,
+        "{left:?}"
+    );
+    assert!(
+        left[7] - left[5] >= 1000,
+        "two in a second from now on: {left:?}"
+    );
     assert_eq!(world.view().tokens, 2);
 }
 

@@ -7,7 +7,9 @@ use crate::servers::Redis;
 /// So many replicas of one fleet.
 pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
     let prefix = format!("test{}:", fastrand::u64(..));
-    let worlds: JoinSet<World> = (0..replicas).map(|_| World::replica(server.port, prefix.clone())).collect();
+    let worlds: JoinSet<World> = (0..replicas)
+        .map(|_| World::replica(server.port, prefix.clone()))
+        .collect();
     worlds.join_all().await.into_iter().map(Arc::new).collect()
 }
 
@@ -24,7 +26,11 @@ async fn sent(world: &World) -> (Instant, Receipt<Doors>) {
 }
 
 /// Who sent when, while each replica has as many callers as are given here, one call after the other.
-async fn load(worlds: &[Arc<World>], callers: &[usize], duration: Duration) -> Vec<(Instant, usize)> {
+async fn load(
+    worlds: &[Arc<World>],
+    callers: &[usize],
+    duration: Duration,
+) -> Vec<(Instant, usize)> {
     let sends = Arc::new(Mutex::new(Vec::new()));
     let mut calls = JoinSet::new();
     for (index, (world, callers)) in worlds.iter().zip(callers).enumerate() {
@@ -60,10 +66,19 @@ async fn together_they_keep_the_limit_and_each_has_its_turns() {
     assert_eq!(worst_second(&moments(&sends)), 5);
     assert!(sends.len() > 5 * 6, "the quota is used: {}", sends.len());
     for replica in 0..3 {
-        let turns: Vec<usize> = (0..sends.len()).filter(|at| sends[*at].1 == replica).collect();
-        let longest = turns.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+        let turns: Vec<usize> = (0..sends.len())
+            .filter(|at| sends[*at].1 == replica)
+            .collect();
+        let longest = turns
+            .windows(2)
+            .map(|pair| pair[1] - pair[0])
+            .max()
+            .unwrap();
         // Slots of one date leave in any order.
-        assert!(longest <= 2 * 3 + 4, "replica {replica} had none of {longest} turns: {turns:?}");
+        assert!(
+            longest <= 2 * 3 + 4,
+            "replica {replica} had none of {longest} turns: {turns:?}"
+        );
     }
 }
 
@@ -74,7 +89,10 @@ async fn turns(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize>
     for (index, (world, waiting)) in worlds.iter().zip(waiting).enumerate() {
         for (client, tenant) in waiting.iter().flat_map(|who| [*who; 12]) {
             let (world, sends) = (world.clone(), sends.clone());
-            let who = Operation { tenant: TenantId::new(tenant), ..operation(client, 60 * SECOND) };
+            let who = Operation {
+                tenant: TenantId::new(tenant),
+                ..operation(client, 60 * SECOND)
+            };
             calls.spawn(async move {
                 loop {
                     let mut call = world.queue.arrive(&who, 10).unwrap();
@@ -91,7 +109,9 @@ async fn turns(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize>
     }
     calls.shutdown().await;
     let sends = sends.lock();
-    (0..worlds.len()).map(|index| sends.iter().filter(|sent| **sent == index).count()).collect()
+    (0..worlds.len())
+        .map(|index| sends.iter().filter(|sent| **sent == index).count())
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,15 +119,30 @@ async fn turns_go_by_clients_and_their_tenants_and_not_by_calls() {
     let server = Redis::start().await;
     for (waiting, expected) in [
         // Three tenants of a client here, one there; and the other way round.
-        ([&[("a", "x"), ("a", "y"), ("a", "z")][..], &[("a", "w")][..]], (35..=45, 15..=25)),
+        (
+            [&[("a", "x"), ("a", "y"), ("a", "z")][..], &[("a", "w")][..]],
+            (35..=45, 15..=25),
+        ),
         // Two clients here, one there; tenants do not make a client heavier.
-        ([&[("a", ""), ("b", "")], &[("c", "x"), ("c", "y"), ("c", "z")]], (35..=45, 15..=25)),
+        (
+            [
+                &[("a", ""), ("b", "")],
+                &[("c", "x"), ("c", "y"), ("c", "z")],
+            ],
+            (35..=45, 15..=25),
+        ),
         // Nobody is more than the other.
-        ([&[("a", ""), ("b", "")], &[("c", ""), ("d", "")]], (25..=35, 25..=35)),
+        (
+            [&[("a", ""), ("b", "")], &[("c", ""), ("d", "")]],
+            (25..=35, 25..=35),
+        ),
     ] {
         let worlds = fleet(&server, 2).await;
         let turns = turns(&worlds, &waiting).await;
-        assert!(expected.0.contains(&turns[0]) && expected.1.contains(&turns[1]), "{waiting:?}: {turns:?}");
+        assert!(
+            expected.0.contains(&turns[0]) && expected.1.contains(&turns[1]),
+            "{waiting:?}: {turns:?}"
+        );
     }
 }
 
@@ -136,9 +171,16 @@ async fn a_refusal_pauses_all_then_one_probe_goes_for_all() {
     // Both have learned the same rate; the gap is each replica's own.
     let [one, other] = [&worlds[0], &worlds[1]].map(|world| world.view());
     assert_eq!(one.tokens_usable, other.tokens_usable);
-    let stretched = |view: &LaneView| f64::from(view.tokens_usable) / view.effective_per_second - view.gap_seconds;
+    let stretched = |view: &LaneView| {
+        f64::from(view.tokens_usable) / view.effective_per_second - view.gap_seconds
+    };
     assert!(stretched(&one) > 1.005, "{one:?}");
-    assert!((stretched(&one) - stretched(&other)).abs() < 0.02, "{} {} {other:?}", stretched(&one), stretched(&other));
+    assert!(
+        (stretched(&one) - stretched(&other)).abs() < 0.02,
+        "{} {} {other:?}",
+        stretched(&one),
+        stretched(&other)
+    );
 }
 
 #[tokio::test]
@@ -148,7 +190,10 @@ async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
     let quota = world.queue.shared.quota.clone().unwrap();
     let ask = async |replica, wanted, op: Op| {
         // Its one token is back soon, so the second slot is dated ahead.
-        let limit = Limit { count: NonZeroU32::MIN, window: SECOND / 5 };
+        let limit = Limit {
+            count: NonZeroU32::MIN,
+            window: SECOND / 5,
+        };
         let question = Question {
             replica,
             limit,
@@ -166,13 +211,31 @@ async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
             late: &[],
             max_pause: RETRY.max_pause,
         };
-        quota.take(&AccountId::new("acme"), &ActionName::new("Other"), &op, &question).await.unwrap().view
+        quota
+            .take(
+                &AccountId::new("acme"),
+                &ActionName::new("Other"),
+                &op,
+                &question,
+            )
+            .await
+            .unwrap()
+            .view
     };
-    let refused = |at, hint| Op::Throttled { at, pauses: Some(Pauses { new: hint, same: Some(hint) }) };
+    let refused = |at, hint| Op::Throttled {
+        at,
+        pauses: Some(Pauses {
+            new: hint,
+            same: Some(hint),
+        }),
+    };
     let first = ask("one", 1, Op::Take).await.slots[0];
     let ahead = ask("other", 1, Op::Take).await.slots[0];
     let known = ask("one", 0, refused(first.at, SECOND / 2)).await;
-    assert!(known.new_episode && known.now < ahead.at && ahead.at < known.open, "{known:?}, {ahead:?}");
+    assert!(
+        known.new_episode && known.now < ahead.at && ahead.at < known.open,
+        "{known:?}, {ahead:?}"
+    );
     let again = ask("other", 0, refused(ahead.at, SECOND / 2)).await;
     assert_eq!((again.new_episode, again.level), (false, 1));
     // What goes after the pause is news.
@@ -181,7 +244,10 @@ async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
         sleep(Duration::from_millis(5)).await;
         probe = ask("one", 1, Op::Take).await;
     }
-    assert!(probe.slots[0].probe && probe.slots[0].at >= again.open, "{probe:?}");
+    assert!(
+        probe.slots[0].probe && probe.slots[0].at >= again.open,
+        "{probe:?}"
+    );
     let news = ask("one", 0, refused(probe.slots[0].at, SECOND)).await;
     assert_eq!((news.new_episode, news.level), (true, 2));
 }
@@ -195,7 +261,11 @@ async fn a_flushed_store_costs_one_burst_at_most() {
         server.flush().await;
     };
     let (sends, ()) = tokio::join!(load(&worlds, &[20, 20], 5 * SECOND), flush);
-    assert!(worst_second(&moments(&sends)) <= 10, "{}", worst_second(&moments(&sends)));
+    assert!(
+        worst_second(&moments(&sends)) <= 10,
+        "{}",
+        worst_second(&moments(&sends))
+    );
     assert!(sends.len() >= 20, "{}", sends.len());
 }
 
@@ -208,7 +278,11 @@ async fn what_a_dead_replica_had_is_lost_for_a_second() {
     let dying = std::thread::spawn({
         let port = server.port;
         move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .enable_all()
+                .build()
+                .unwrap();
             let world = Arc::new(runtime.block_on(World::replica(port, prefix)));
             let sends = runtime.block_on(load(&[world], &[20], 2 * SECOND));
             runtime.shutdown_background();
@@ -222,7 +296,10 @@ async fn what_a_dead_replica_had_is_lost_for_a_second() {
     let died = dead.last().unwrap().0;
     // Five each 1.02 s from then on, wherever they begin: ten in 2.4 s at least, and nine with a part withheld.
     let from = died + SECOND;
-    let after = sends.iter().filter(|(at, _)| *at > from && *at <= from + 12 * SECOND / 5).count();
+    let after = sends
+        .iter()
+        .filter(|(at, _)| *at > from && *at <= from + 12 * SECOND / 5)
+        .count();
     assert!(after >= 10, "the whole quota soon after: {after}");
 }
 
@@ -231,16 +308,34 @@ async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
     let server = Redis::start().await;
     for replicas in [1, 3] {
         let worlds = fleet(&server, replicas).await;
-        let limit = Limit { count: NonZeroU32::new(200).unwrap(), window: SECOND };
-        let operation =
-            Operation { limit: Some(limit), action: ActionName::new("Fast"), ..operation("a", 60 * SECOND) };
+        let limit = Limit {
+            count: NonZeroU32::new(200).unwrap(),
+            window: SECOND,
+        };
+        let operation = Operation {
+            limit: Some(limit),
+            action: ActionName::new("Fast"),
+            ..operation("a", 60 * SECOND)
+        };
         // Its first second is over, as is that of the process.
         for world in &worlds {
-            drop(world.queue.arrive(&operation, 10).unwrap().permit().await.unwrap());
+            drop(
+                world
+                    .queue
+                    .arrive(&operation, 10)
+                    .unwrap()
+                    .permit()
+                    .await
+                    .unwrap(),
+            );
         }
         let (sends, mut calls) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
         for index in 0..600 {
-            let (world, operation, sends) = (worlds[index % replicas].clone(), operation.clone(), sends.clone());
+            let (world, operation, sends) = (
+                worlds[index % replicas].clone(),
+                operation.clone(),
+                sends.clone(),
+            );
             calls.spawn(async move {
                 let mut call = world.queue.arrive(&operation, 10).unwrap();
                 loop {

@@ -10,11 +10,19 @@ fn queue(
     hold: Duration,
 ) {
     let (client, weight, tenant) = who;
-    let operation = Operation { weight, tenant: TenantId::new(tenant), ..operation(client, hold) };
+    let operation = Operation {
+        weight,
+        tenant: TenantId::new(tenant),
+        ..operation(client, hold)
+    };
     let mut call = world.queue.arrive(&operation, 10).unwrap();
     let client = client.to_owned();
     calls.spawn(async move {
-        let end = call.permit().await.map(|turn| turn.spend().unwrap().1.answered()).map_err(|refusal| refusal.kind);
+        let end = call
+            .permit()
+            .await
+            .map(|turn| turn.spend().unwrap().1.answered())
+            .map_err(|refusal| refusal.kind);
         (client, end, Instant::now())
     });
 }
@@ -24,7 +32,12 @@ async fn a_thousand_invented_tenants_of_one_client_do_not_delay_anothers_first()
     let world = World::new(GAP).await;
     let mut calls = JoinSet::new();
     for index in 0..1000 {
-        queue(&world, &mut calls, ("A", 1, &format!("tenant-{index}")), 3600 * SECOND);
+        queue(
+            &world,
+            &mut calls,
+            ("A", 1, &format!("tenant-{index}")),
+            3600 * SECOND,
+        );
     }
     sleep(3 * SECOND).await;
     let start = Instant::now();
@@ -50,7 +63,12 @@ async fn ten_thousand_tenants_of_one_call_each_go_at_the_full_rate() {
     let mut calls = JoinSet::new();
     let start = Instant::now();
     for index in 0..10_000 {
-        queue(&world, &mut calls, ("A", 1, &format!("tenant-{index}")), 3600 * SECOND);
+        queue(
+            &world,
+            &mut calls,
+            ("A", 1, &format!("tenant-{index}")),
+            3600 * SECOND,
+        );
     }
     while let Some(call) = calls.join_next().await {
         assert_eq!(call.unwrap().1, Ok(()));
@@ -74,10 +92,16 @@ async fn whom_a_later_arrival_makes_late_is_told_at_once() {
     let mut ends = BTreeMap::new();
     while let Some(call) = calls.join_next().await {
         let (client, end, at) = call.unwrap();
-        let at = if end.is_ok() { "in time".to_owned() } else { format!("{} ms", (at - start).as_millis()) };
+        let at = if end.is_ok() {
+            "in time".to_owned()
+        } else {
+            format!("{} ms", (at - start).as_millis())
+        };
         *ends.entry((client, format!("{end:?}"), at)).or_insert(0) += 1;
     }
-    let line = |client: &str, end: &str, at: &str, count| ((client.to_owned(), end.to_owned(), at.to_owned()), count);
+    let line = |client: &str, end: &str, at: &str, count| {
+        ((client.to_owned(), end.to_owned(), at.to_owned()), count)
+    };
     let expected = [
         line("A", "Err(WaitTooLong)", "120 ms", 5),
         line("A", "Ok(())", "in time", 25),

@@ -62,9 +62,15 @@ async fn could_be_sent(world: &World, within: Duration) -> Option<Used> {
 }
 
 async fn each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own(world: World) {
-    let stranger =
-        |key| Operation { account: AccountId::new(key), known: false, ..operation("unverified", 30 * SECOND) };
-    sent_as(&world, &stranger("?one")).await.1.throttled(Some(59 * SECOND));
+    let stranger = |key| Operation {
+        account: AccountId::new(key),
+        known: false,
+        ..operation("unverified", 30 * SECOND)
+    };
+    sent_as(&world, &stranger("?one"))
+        .await
+        .1
+        .throttled(Some(59 * SECOND));
     // The store knows it when this replica knows what it has said.
     while world.view().pause_remaining_seconds == 0.0 {
         sleep(Duration::from_millis(1)).await;
@@ -133,7 +139,11 @@ async fn a_turn_that_is_not_used_serves_another(world: World) {
     });
     drop(turn);
     other.await.unwrap();
-    assert!(start.elapsed() < SECOND, "it is not the first token's next use: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < SECOND,
+        "it is not the first token's next use: {:?}",
+        start.elapsed()
+    );
 }
 
 async fn after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all(world: World) {
@@ -142,13 +152,20 @@ async fn after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all(world
     refused.throttled(Some(3 * SECOND / 2));
     let (_, probe) = sent(&world).await;
     assert!(start.elapsed() >= 3 * SECOND / 2, "{:?}", start.elapsed());
-    assert!(could_be_sent(&world, SECOND / 2).await.is_none(), "the probe is under way");
+    assert!(
+        could_be_sent(&world, SECOND / 2).await.is_none(),
+        "the probe is under way"
+    );
     probe.answered();
     let answered = Instant::now();
     for _ in 0..4 {
         sent(&world).await.1.answered();
     }
-    assert!(answered.elapsed() < SECOND, "the others go together: {:?}", answered.elapsed());
+    assert!(
+        answered.elapsed() < SECOND,
+        "the others go together: {:?}",
+        answered.elapsed()
+    );
 }
 
 async fn a_probe_that_never_left_is_followed_by_another(world: World) {
@@ -156,7 +173,10 @@ async fn a_probe_that_never_left_is_followed_by_another(world: World) {
     let (_, probe) = sent(&world).await;
     probe.unsent();
     let (_, probe) = sent(&world).await;
-    assert!(could_be_sent(&world, SECOND / 2).await.is_none(), "the second probe is under way");
+    assert!(
+        could_be_sent(&world, SECOND / 2).await.is_none(),
+        "the second probe is under way"
+    );
     probe.answered();
     sent(&world).await.1.answered();
 }
@@ -174,7 +194,10 @@ async fn episodes_lower_the_rate(world: World) {
     sent(&world).await.1.answered();
     let mut seen = vec![world.view().effective_per_second];
     for _ in 0..5 {
-        sent(&world).await.1.throttled(Some(Duration::from_millis(1)));
+        sent(&world)
+            .await
+            .1
+            .throttled(Some(Duration::from_millis(1)));
         let (_, probe) = sent(&world).await;
         seen.push(world.view().effective_per_second);
         probe.answered();
@@ -207,14 +230,22 @@ async fn callers_that_go_leave_their_tokens_to_others(world: World) {
         let mut go = JoinSet::new();
         for _ in 0..30 {
             let world = world.clone();
-            go.spawn(async move { could_be_sent(&world, SECOND / 2).await.map(|used| used.1.answered()) });
+            go.spawn(async move {
+                could_be_sent(&world, SECOND / 2)
+                    .await
+                    .map(|used| used.1.answered())
+            });
         }
         let sent_at_once = go.join_all().await.into_iter().flatten().count();
         assert_eq!(sent_at_once, 5, "the first five go, the others hang up");
         for _ in 0..5 {
             sent(&world).await.1.answered();
         }
-        assert!(start.elapsed() >= SECOND + GAP && start.elapsed() < 2 * (SECOND + GAP), "{:?}", start.elapsed());
+        assert!(
+            start.elapsed() >= SECOND + GAP && start.elapsed() < 2 * (SECOND + GAP),
+            "{:?}",
+            start.elapsed()
+        );
         sleep(2 * SECOND).await;
     }
     assert_eq!(world.view().queued, 0);

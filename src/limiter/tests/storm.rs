@@ -51,16 +51,18 @@ fn event() -> impl Strategy<Value = Event> {
         proptest::bool::weighted(0.05),
         connect,
     )
-        .prop_map(|(who, (after, hold), hang_up, latency, ends, unused, connect)| Event {
-            who,
-            after,
-            hold,
-            hang_up,
-            latency,
-            ends,
-            unused,
-            connect,
-        })
+        .prop_map(
+            |(who, (after, hold), hang_up, latency, ends, unused, connect)| Event {
+                who,
+                after,
+                hold,
+                hang_up,
+                latency,
+                ends,
+                unused,
+                connect,
+            },
+        )
 }
 
 /// What became of one call: exactly one of these, or its caller hung up.
@@ -73,14 +75,21 @@ enum Fate {
 }
 
 /// Takes one call through the queue as the flow does, ending attempts as the event says.
-async fn one_call(mut call: LimitedCall<Doors>, event: Event, sends: Arc<Mutex<Vec<Instant>>>) -> Fate {
+async fn one_call(
+    mut call: LimitedCall<Doors>,
+    event: Event,
+    sends: Arc<Mutex<Vec<Instant>>>,
+) -> Fate {
     let arrived = Instant::now();
     for attempt in 0.. {
         let turn = match call.permit().await {
             Ok(turn) => turn,
             Err(refusal) => return Fate::Refused(refusal.kind),
         };
-        assert!(arrived.elapsed() <= Duration::from_millis(event.hold), "nothing gets its turn after its send-by");
+        assert!(
+            arrived.elapsed() <= Duration::from_millis(event.hold),
+            "nothing gets its turn after its send-by"
+        );
         if event.unused {
             return Fate::Unused;
         }
@@ -116,8 +125,15 @@ async fn storm(events: Vec<Event>) {
         sleep(Duration::from_millis(event.after)).await;
         world.door.delay_ms.store(event.connect, Ordering::Relaxed);
         let (client, tenant) = event.who;
-        let who = operation(&format!("client-{client}"), Duration::from_millis(event.hold));
-        let who = Operation { weight: client + 1, tenant: TenantId::new(format!("tenant-{tenant}")), ..who };
+        let who = operation(
+            &format!("client-{client}"),
+            Duration::from_millis(event.hold),
+        );
+        let who = Operation {
+            weight: client + 1,
+            tenant: TenantId::new(format!("tenant-{tenant}")),
+            ..who
+        };
         let call = world.queue.arrive(&who, 100).unwrap();
         let hang_up = event.hang_up;
         let task = tokio::spawn(one_call(call, event, sends.clone()));
@@ -132,17 +148,31 @@ async fn storm(events: Vec<Event>) {
     }
     for (task, hangs_up) in calls {
         if let Err(end) = task.await {
-            assert!(hangs_up && end.is_cancelled(), "only a hang-up leaves a call without an answer: {end}");
+            assert!(
+                hangs_up && end.is_cancelled(),
+                "only a hang-up leaves a call without an answer: {end}"
+            );
         }
     }
     assert!(worst_second(&sends.lock()) <= 5, "six sends in a second");
     // At rest: pauses end within a minute; four tokens come back in 48 seconds, then 35 ms of the gap in 175.
     sleep(300 * SECOND).await;
     let (granted, spent, returned) = world.tokens();
-    assert_eq!(granted, spent + returned, "every token was spent or returned");
-    assert_eq!(spent, sends.lock().len() as u64, "what was spent was sent, once");
+    assert_eq!(
+        granted,
+        spent + returned,
+        "every token was spent or returned"
+    );
+    assert_eq!(
+        spent,
+        sends.lock().len() as u64,
+        "what was spent was sent, once"
+    );
     world.queue.forget_idle();
-    assert!(world.queue.lanes().is_empty(), "the lane is at rest and holds no token");
+    assert!(
+        world.queue.lanes().is_empty(),
+        "the lane is at rest and holds no token"
+    );
     assert_eq!(world.queue.shared.room.used(), 0);
     assert_eq!(world.door.open.load(Ordering::Relaxed), 0);
     first_five_go_at_once(&world).await;
@@ -152,7 +182,16 @@ async fn first_five_go_at_once(world: &World) {
     world.door.delay_ms.store(0, Ordering::Relaxed);
     let start = Instant::now();
     for _ in 0..5 {
-        world.arrive(SECOND).unwrap().permit().await.unwrap().spend().unwrap().1.answered();
+        world
+            .arrive(SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .unwrap()
+            .spend()
+            .unwrap()
+            .1
+            .answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
 }

@@ -11,7 +11,10 @@ const AWAY: Duration = Duration::from_millis(1005);
 const SECOND: Duration = Duration::from_secs(1);
 
 fn limit(count: u32) -> Limit {
-    Limit { count: NonZeroU32::new(count).unwrap(), window: SECOND }
+    Limit {
+        count: NonZeroU32::new(count).unwrap(),
+        window: SECOND,
+    }
 }
 
 fn ms(ms: u64) -> Duration {
@@ -25,7 +28,12 @@ fn warm(count: u32) -> (Tokens, Instant) {
 }
 
 fn rate(tokens: u32, gap: u64) -> Rate {
-    Rate { tokens, window: SECOND, gap: ms(gap), spacing: Duration::ZERO }
+    Rate {
+        tokens,
+        window: SECOND,
+        gap: ms(gap),
+        spacing: Duration::ZERO,
+    }
 }
 
 /// Takes one token and uses it at `at`.
@@ -92,7 +100,11 @@ fn an_attempt_that_was_granted_before_holds_a_token_and_keeps_it_away() {
     tokens.hold(1);
     assert_eq!(tokens.free(now), 1);
     tokens.used(now);
-    assert!(spend(&mut tokens, now) && !spend(&mut tokens, now + AWAY - ms(1)) && spend(&mut tokens, now + AWAY));
+    assert!(
+        spend(&mut tokens, now)
+            && !spend(&mut tokens, now + AWAY - ms(1))
+            && spend(&mut tokens, now + AWAY)
+    );
 }
 
 #[test]
@@ -140,10 +152,19 @@ fn the_forecast_reckons_with_tokens_that_may_be_used_later() {
         }
         tokens.keep(rate(usable, 5));
         let now = start + ms(used.last().copied().unwrap_or_default());
-        let rises: Vec<_> = (1..).zip(more).map(|(index, at)| (now + ms(*at), rate(usable + index, 5))).collect();
+        let rises: Vec<_> = (1..)
+            .zip(more)
+            .map(|(index, at)| (now + ms(*at), rate(usable + index, 5)))
+            .collect();
         let forecast = tokens.forecast(now, now, rises);
-        let forecasts: Vec<_> = (0..60).map(|ahead| (forecast.at(ahead) - now).as_millis()).collect();
-        assert_eq!(forecasts, grants(&mut tokens, now, 60, more), "{usable} usable");
+        let forecasts: Vec<_> = (0..60)
+            .map(|ahead| (forecast.at(ahead) - now).as_millis())
+            .collect();
+        assert_eq!(
+            forecasts,
+            grants(&mut tokens, now, 60, more),
+            "{usable} usable"
+        );
     }
 }
 
@@ -151,13 +172,30 @@ fn the_forecast_reckons_with_tokens_that_may_be_used_later() {
 fn a_rising_rate_of_many_tokens_is_forecast_by_its_mean() {
     let (mut tokens, start) = warm(1000);
     tokens.keep(rate(500, 5));
-    let rises = vec![(start + 10 * SECOND, rate(750, 5)), (start + 20 * SECOND, rate(1000, 5))];
+    let rises = vec![
+        (start + 10 * SECOND, rate(750, 5)),
+        (start + 20 * SECOND, rate(1000, 5)),
+    ];
     let forecast = tokens.forecast(start, start, rises);
-    let at: Vec<_> = (0..20_000).map(|ahead| (forecast.at(ahead) - start).as_millis()).collect();
-    assert!(at.is_sorted(), "a later call is never forecast before an earlier one");
-    assert_eq!(at[4999], 9045, "ten bunches of five hundred before the first rise");
+    let at: Vec<_> = (0..20_000)
+        .map(|ahead| (forecast.at(ahead) - start).as_millis())
+        .collect();
+    assert!(
+        at.is_sorted(),
+        "a later call is never forecast before an earlier one"
+    );
+    assert_eq!(
+        at[4999], 9045,
+        "ten bunches of five hundred before the first rise"
+    );
     let window = 1005.0;
-    let within = |index: usize, expected: f64| assert!((at[index] as f64 - expected).abs() <= window, "{}", at[index]);
+    let within = |index: usize, expected: f64| {
+        assert!(
+            (at[index] as f64 - expected).abs() <= window,
+            "{}",
+            at[index]
+        )
+    };
     within(5000 + 7462, 20_000.0);
     within(5000 + 7462 + 5000, 25_025.0);
 }
@@ -171,8 +209,9 @@ fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() 
     let now = start + ms(300);
     tokens.keep(rate(2, 5));
     assert_eq!(tokens.free(now), 0);
-    let grants: Vec<_> =
-        (0..4).map(|ahead| (tokens.forecast(now, now, Vec::new()).at(ahead) - start).as_millis()).collect();
+    let grants: Vec<_> = (0..4)
+        .map(|ahead| (tokens.forecast(now, now, Vec::new()).at(ahead) - start).as_millis())
+        .collect();
     assert_eq!(grants, [1205, 1305, 2210, 2310]);
     for expected in [1205, 1305] {
         let at = tokens.next_at(now).unwrap();
@@ -180,7 +219,11 @@ fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() 
         assert!(tokens.take(at));
     }
     tokens.keep(rate(5, 5));
-    assert_eq!(tokens.free(start + ms(1305)), 3, "none that was taken out of use is lost");
+    assert_eq!(
+        tokens.free(start + ms(1305)),
+        3,
+        "none that was taken out of use is lost"
+    );
 }
 
 #[test]
@@ -198,7 +241,12 @@ fn what_is_learned_holds_for_earlier_uses_too() {
 #[test]
 fn a_spaced_rate_uses_one_token_at_a_time() {
     let (mut tokens, start) = warm(5);
-    tokens.keep(Rate { tokens: 3, window: ms(1200), gap: ms(5), spacing: ms(400) });
+    tokens.keep(Rate {
+        tokens: 3,
+        window: ms(1200),
+        gap: ms(5),
+        spacing: ms(400),
+    });
     let mut uses = Vec::new();
     for at in 0..2500 {
         if spend(&mut tokens, start + ms(at)) {

@@ -7,7 +7,9 @@ use super::*;
 #[tokio::test]
 async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket
+        .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+        .unwrap();
     let upstream = upstream(socket.local_addr().unwrap().as_socket().unwrap());
     let waiting: Vec<_> = (0..20)
         .map(|_| {
@@ -16,11 +18,19 @@ async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
         })
         .collect();
     eventually("down", || upstream.reach() != Reach::Up).await;
-    assert_eq!(down(&upstream).unwrap(), "cannot connect: connection refused");
+    assert_eq!(
+        down(&upstream).unwrap(),
+        "cannot connect: connection refused"
+    );
     socket.listen(128).unwrap();
     let mut connections = Vec::new();
     for waiting in waiting {
-        connections.push(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
+        connections.push(
+            timeout(Duration::from_secs(20), waiting)
+                .await
+                .unwrap()
+                .unwrap(),
+        );
     }
     assert_eq!((upstream.in_use(), upstream.reach()), (20, Reach::Up));
 }
@@ -44,12 +54,17 @@ fn tls_with(
     let leaf_key = KeyPair::generate().unwrap();
     let mut leaf = CertificateParams::new(vec![name.to_owned()]).unwrap();
     change(&mut leaf);
-    let leaf = leaf.signed_by(&leaf_key, &Issuer::new(params, key)).unwrap();
+    let leaf = leaf
+        .signed_by(&leaf_key, &Issuer::new(params, key))
+        .unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(versions)
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![leaf.der().clone()], PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()))
+        .with_single_cert(
+            vec![leaf.der().clone()],
+            PrivateKeyDer::Pkcs8(leaf_key.serialize_der().into()),
+        )
         .unwrap();
     (TlsAcceptor::from(Arc::new(config)), file)
 }
@@ -58,7 +73,9 @@ pub(super) async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>)
     server(move |_, stream, seen| {
         let acceptor = acceptor.clone();
         async move {
-            let Ok(mut stream) = acceptor.accept(stream).await else { return };
+            let Ok(mut stream) = acceptor.accept(stream).await else {
+                return;
+            };
             while read_request(&mut stream, &seen).await {
                 stream.write_all(OK).await.unwrap();
             }
@@ -67,7 +84,11 @@ pub(super) async fn tls_server(acceptor: TlsAcceptor) -> (SocketAddr, Arc<Seen>)
     .await
 }
 
-pub(super) fn tls_settings(name: &str, address: SocketAddr, ca_file: Option<PathBuf>) -> config::Upstream {
+pub(super) fn tls_settings(
+    name: &str,
+    address: SocketAddr,
+    ca_file: Option<PathBuf>,
+) -> config::Upstream {
     config::Upstream {
         scheme: Scheme::Https,
         dial_host: name.to_owned(),
@@ -82,21 +103,31 @@ async fn tls_takes_the_right_name_under_a_known_authority_only() {
     let (acceptor, ca) = tls("cams.test");
     let (address, seen) = tls_server(acceptor).await;
     let known = Some(ca.path().to_owned());
-    let right = Upstream::new(&tls_settings("cams.test", address, known.clone()), Vec::new()).unwrap();
+    let right = Upstream::new(
+        &tls_settings("cams.test", address, known.clone()),
+        Vec::new(),
+    )
+    .unwrap();
     assert_eq!(answered(send(&right, "/").await).status, 200);
 
     let wrong = Upstream::new(&tls_settings("other.test", address, known), Vec::new()).unwrap();
     let reason = refusal(&wrong).await;
-    let expected = "TLS failed: invalid peer certificate: certificate not valid for name \"other.test\"";
+    let expected =
+        "TLS failed: invalid peer certificate: certificate not valid for name \"other.test\"";
     assert!(reason.starts_with(expected), "{reason}");
 
     let unknown = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
-    assert_eq!(refusal(&unknown).await, "TLS failed: invalid peer certificate: UnknownIssuer");
+    assert_eq!(
+        refusal(&unknown).await,
+        "TLS failed: invalid peer certificate: UnknownIssuer"
+    );
     assert_eq!(*seen.requests.lock(), ["/ body"]);
 }
 
 /// What comes of a call under the authority of the server's certificate.
-async fn under_its_authority((acceptor, ca): (TlsAcceptor, tempfile::NamedTempFile)) -> Result<u16, String> {
+async fn under_its_authority(
+    (acceptor, ca): (TlsAcceptor, tempfile::NamedTempFile),
+) -> Result<u16, String> {
     what_comes(acceptor, Some(ca.path().to_owned())).await
 }
 
@@ -119,29 +150,51 @@ async fn outcome(upstream: &Upstream) -> Result<u16, String> {
 #[tokio::test]
 async fn tls_takes_no_certificate_that_has_ended_or_not_begun_or_vouches_for_itself() {
     let versions = rustls::DEFAULT_VERSIONS;
-    let ended = tls_with("cams.test", versions, |leaf| leaf.not_after = rcgen::date_time_ymd(2020, 1, 1));
+    let ended = tls_with("cams.test", versions, |leaf| {
+        leaf.not_after = rcgen::date_time_ymd(2020, 1, 1)
+    });
     let reason = under_its_authority(ended).await.unwrap_err();
-    assert!(reason.starts_with("TLS failed: invalid peer certificate: certificate expired"), "{reason}");
-    let early = tls_with("cams.test", versions, |leaf| leaf.not_before = rcgen::date_time_ymd(2999, 1, 1));
+    assert!(
+        reason.starts_with("TLS failed: invalid peer certificate: certificate expired"),
+        "{reason}"
+    );
+    let early = tls_with("cams.test", versions, |leaf| {
+        leaf.not_before = rcgen::date_time_ymd(2999, 1, 1)
+    });
     let reason = under_its_authority(early).await.unwrap_err();
-    assert!(reason.starts_with("TLS failed: invalid peer certificate: certificate not valid yet"), "{reason}");
+    assert!(
+        reason.starts_with("TLS failed: invalid peer certificate: certificate not valid yet"),
+        "{reason}"
+    );
 
     let key = KeyPair::generate().unwrap();
-    let own = CertificateParams::new(vec!["cams.test".to_owned()]).unwrap().self_signed(&key).unwrap();
+    let own = CertificateParams::new(vec!["cams.test".to_owned()])
+        .unwrap()
+        .self_signed(&key)
+        .unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
-        .with_single_cert(vec![own.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+        .with_single_cert(
+            vec![own.der().clone()],
+            PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+        )
         .unwrap();
     let reason = what_comes(TlsAcceptor::from(Arc::new(config)), None).await;
-    assert_eq!(reason, Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned()));
+    assert_eq!(
+        reason,
+        Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned())
+    );
 }
 
 #[tokio::test]
 async fn tls_is_spoken_from_version_1_2_on() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
-        assert_eq!(under_its_authority(tls_with("cams.test", &[version], |_| {})).await, Ok(200));
+        assert_eq!(
+            under_its_authority(tls_with("cams.test", &[version], |_| {})).await,
+            Ok(200)
+        );
     }
     // No library here speaks 1.1, so this is a ServerHello of it by hand, and what comes back is an alert.
     let alert = Arc::new(Mutex::new(Vec::new()));
@@ -151,7 +204,12 @@ async fn tls_is_spoken_from_version_1_2_on() {
             let alert = alert.clone();
             async move {
                 drop(stream.read(&mut [0; 4096]).await);
-                let hello = [&[22, 3, 2, 0, 42, 2, 0, 0, 38, 3, 2][..], &[7; 32], &[0, 0xc0, 0x13, 0]].concat();
+                let hello = [
+                    &[22, 3, 2, 0, 42, 2, 0, 0, 38, 3, 2][..],
+                    &[7; 32],
+                    &[0, 0xc0, 0x13, 0],
+                ]
+                .concat();
                 stream.write_all(&hello).await.unwrap();
                 let mut said = Vec::new();
                 drop(stream.read_to_end(&mut said).await);
@@ -162,7 +220,10 @@ async fn tls_is_spoken_from_version_1_2_on() {
     .await;
     let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
     let reason = refusal(&upstream).await;
-    assert!(reason.starts_with("TLS failed: peer is incompatible"), "{reason}");
+    assert!(
+        reason.starts_with("TLS failed: peer is incompatible"),
+        "{reason}"
+    );
     eventually("an alert", || alert.lock().len() >= 7).await;
     // Fatal, protocol_version.
     assert_eq!(alert.lock()[5..7], [2, 70]);
@@ -178,7 +239,10 @@ async fn others_are_believed_from_the_next_connection_on() {
     upstream.trust(Trust::load(None).unwrap());
     // This one stands; a second one does not come about.
     let standing = upstream.try_ready().unwrap();
-    assert_eq!(outcome(&upstream).await, Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned()));
+    assert_eq!(
+        outcome(&upstream).await,
+        Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned())
+    );
     let sent = answered(standing.send(request("/"), None).await);
     assert_eq!(sent.status, 200);
 }
@@ -222,7 +286,12 @@ async fn a_dead_upstream_is_probed_by_one_connection_at_a_time() {
         .collect();
     let mut connections = Vec::new();
     for waiting in waiting {
-        connections.push(timeout(Duration::from_secs(20), waiting).await.unwrap().unwrap());
+        connections.push(
+            timeout(Duration::from_secs(20), waiting)
+                .await
+                .unwrap()
+                .unwrap(),
+        );
     }
     assert_eq!(most.load(Ordering::SeqCst), 1);
     assert_eq!((upstream.in_use(), upstream.reach()), (50, Reach::Up));
@@ -231,15 +300,24 @@ async fn a_dead_upstream_is_probed_by_one_connection_at_a_time() {
 
 #[tokio::test(start_paused = true)]
 async fn probes_become_rare_and_end_when_nobody_waits() {
-    let (address, seen) = server(|_, mut stream, _| async move { drop(stream.read_u8().await) }).await;
+    let (address, seen) =
+        server(|_, mut stream, _| async move { drop(stream.read_u8().await) }).await;
     let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
-    assert!(timeout(Duration::from_secs(100), upstream.ready(5)).await.is_err());
+    assert!(
+        timeout(Duration::from_secs(100), upstream.ready(5))
+            .await
+            .is_err()
+    );
     // Five side by side, then one every 2 s at full jitter: 1 s on average.
     let probes = seen.accepted();
     assert!((60..200).contains(&probes), "{probes}");
     tokio::time::sleep(Duration::from_secs(100)).await;
     assert_eq!((seen.accepted(), seen.closed()), (probes, probes));
-    assert!(timeout(Duration::from_secs(1), upstream.ready(5)).await.is_err());
+    assert!(
+        timeout(Duration::from_secs(1), upstream.ready(5))
+            .await
+            .is_err()
+    );
     // The next waiter's first probe goes at once; ten more within a second are one chance in 10^9.
     let again = seen.accepted() - probes;
     assert!((1..11).contains(&again), "{again}");
@@ -261,7 +339,10 @@ async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
         let upstream = upstream.clone();
         async move { drop(upstream.ready(1).await) }
     });
-    eventually("down", || down(&upstream).is_some_and(|reason| reason == "cannot connect: connection refused")).await;
+    eventually("down", || {
+        down(&upstream).is_some_and(|reason| reason == "cannot connect: connection refused")
+    })
+    .await;
     socket.listen(8).unwrap();
     // The probe's time does not come: this clock stands still.
     let serve = async {
@@ -269,7 +350,10 @@ async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
         accepted.write_all(OK).await.unwrap();
     };
     let (sent, ()) = tokio::join!(open.send(request("/"), None), serve);
-    assert_eq!((answered(sent).status.as_u16(), upstream.reach()), (200, Reach::Up));
+    assert_eq!(
+        (answered(sent).status.as_u16(), upstream.reach()),
+        (200, Reach::Up)
+    );
     waiting.await.unwrap();
 }
 
@@ -281,7 +365,10 @@ async fn a_port_that_closes_each_connection_at_once_is_not_dialled_in_a_loop() {
     let call = async || {
         let connection = upstream.ready(1).await;
         eventually("close noticed", || !connection.is_usable()).await;
-        assert!(matches!(connection.send(request("/"), None).await, Sent::Unsent));
+        assert!(matches!(
+            connection.send(request("/"), None).await,
+            Sent::Unsent
+        ));
     };
     freeze();
     for _ in 0..3 {
@@ -318,7 +405,10 @@ async fn an_own_listener_is_never_dialled() {
     for own in [address, any] {
         let upstream = Upstream::new(&settings(address), vec![own]).unwrap();
         assert_eq!(refusal(&upstream).await, itself);
-        let pinned = config::Upstream { connect_to: vec![address], ..settings(address) };
+        let pinned = config::Upstream {
+            connect_to: vec![address],
+            ..settings(address)
+        };
         let upstream = Upstream::new(&pinned, vec![own]).unwrap();
         assert_eq!(refusal(&upstream).await, itself);
     }
@@ -328,7 +418,9 @@ async fn an_own_listener_is_never_dialled() {
 /// An address that refuses connections as long as the socket is open.
 fn refusing() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket
+        .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+        .unwrap();
     let address = socket.local_addr().unwrap().as_socket().unwrap();
     (socket, address)
 }
@@ -337,7 +429,10 @@ fn refusing() -> (Socket, SocketAddr) {
 async fn pinned_addresses_are_tried_in_turn() {
     let (_socket, refusing) = refusing();
     let (address, seen) = answering(OK).await;
-    let settings = config::Upstream { connect_to: vec![refusing, address], ..settings(refusing) };
+    let settings = config::Upstream {
+        connect_to: vec![refusing, address],
+        ..settings(refusing)
+    };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     assert_eq!(answered(send(&upstream, "/").await).status, 200);
     assert_eq!((seen.accepted(), upstream.reach()), (1, Reach::Up));
@@ -347,7 +442,10 @@ async fn pinned_addresses_are_tried_in_turn() {
 async fn a_name_and_its_addresses_are_resolved() {
     let (address, seen) = answering(OK).await;
     // Its addresses may be of both families; only one has a listener.
-    let settings = config::Upstream { dial_host: "localhost".to_owned(), ..settings(address) };
+    let settings = config::Upstream {
+        dial_host: "localhost".to_owned(),
+        ..settings(address)
+    };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     assert_eq!(answered(send(&upstream, "/").await).status, 200);
     assert_eq!((seen.accepted(), upstream.reach()), (1, Reach::Up));
@@ -360,7 +458,14 @@ async fn an_address_whose_tls_fails_is_followed_by_the_next_and_avoided_from_the
     let (right, ca) = tls("cams.test");
     let (right, right_seen) = tls_server(right).await;
     let settings = tls_settings("cams.test", right, Some(ca.path().to_owned()));
-    let upstream = Upstream::new(&config::Upstream { connect_to: vec![wrong, right], ..settings }, Vec::new()).unwrap();
+    let upstream = Upstream::new(
+        &config::Upstream {
+            connect_to: vec![wrong, right],
+            ..settings
+        },
+        Vec::new(),
+    )
+    .unwrap();
     // Held, so that each call has a connection of its own.
     let mut held = Vec::new();
     for _ in 0..3 {
@@ -374,33 +479,49 @@ async fn an_address_whose_tls_fails_is_followed_by_the_next_and_avoided_from_the
 async fn each_address_is_named_if_several_were_tried() {
     let (_one, one) = refusing();
     let (_other, other) = refusing();
-    let pinned = |connect_to| config::Upstream { connect_to, ..settings(one) };
+    let pinned = |connect_to| config::Upstream {
+        connect_to,
+        ..settings(one)
+    };
     let upstream = Upstream::new(&pinned(vec![one, other, one]), Vec::new()).unwrap();
-    assert_eq!(refusal(&upstream).await, format!("cannot connect: connection refused ({one}, {other})"));
+    assert_eq!(
+        refusal(&upstream).await,
+        format!("cannot connect: connection refused ({one}, {other})")
+    );
 
-    let (hanging, _) = server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
+    let (hanging, _) =
+        server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
     let short = config::Upstream {
         connect_timeout: Duration::from_millis(50),
         connect_to: vec![one, hanging],
         ..tls_settings("cams.test", one, None)
     };
     let upstream = Upstream::new(&short, Vec::new()).unwrap();
-    let expected = format!("cannot connect: connection refused ({one}); not connected within 50ms ({hanging})");
+    let expected = format!(
+        "cannot connect: connection refused ({one}); not connected within 50ms ({hanging})"
+    );
     assert_eq!(refusal(&upstream).await, expected);
 
     let many: Vec<_> = (0..6).map(|_| refusing()).collect();
     let addresses: Vec<_> = many.iter().map(|(_, address)| *address).collect();
     let upstream = Upstream::new(&pinned(addresses.clone()), Vec::new()).unwrap();
-    let [first, second, third, fourth, ..] = addresses[..] else { panic!("six") };
-    let expected = format!("cannot connect: connection refused ({first}, {second}, {third}, {fourth} and 2 more)");
+    let [first, second, third, fourth, ..] = addresses[..] else {
+        panic!("six")
+    };
+    let expected = format!(
+        "cannot connect: connection refused ({first}, {second}, {third}, {fourth} and 2 more)"
+    );
     assert_eq!(refusal(&upstream).await, expected);
 }
 
 #[tokio::test]
 async fn a_handshake_that_never_ends_is_given_up() {
-    let (address, _) = server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
-    let settings =
-        config::Upstream { connect_timeout: Duration::from_millis(50), ..tls_settings("cams.test", address, None) };
+    let (address, _) =
+        server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
+    let settings = config::Upstream {
+        connect_timeout: Duration::from_millis(50),
+        ..tls_settings("cams.test", address, None)
+    };
     let upstream = Upstream::new(&settings, Vec::new()).unwrap();
     assert_eq!(refusal(&upstream).await, "not connected within 50ms");
 }
@@ -430,26 +551,58 @@ async fn a_thousand_waiters_that_leave_at_random_lose_nothing() {
     let stayed: Vec<_> = (0..100)
         .map(|call| {
             let upstream = upstream.clone();
-            tokio::spawn(async move { answered(send(&upstream, &format!("/?{call}")).await).status.as_u16() })
+            tokio::spawn(async move {
+                answered(send(&upstream, &format!("/?{call}")).await)
+                    .status
+                    .as_u16()
+            })
         })
         .collect();
     for waiting in waiting {
         waiting.await.unwrap();
     }
     for stayed in stayed {
-        assert_eq!(timeout(Duration::from_secs(20), stayed).await.unwrap().unwrap(), 200);
+        assert_eq!(
+            timeout(Duration::from_secs(20), stayed)
+                .await
+                .unwrap()
+                .unwrap(),
+            200
+        );
     }
-    eventually("all given back", || (upstream.idle(), upstream.in_use()) == (seen.accepted(), 0)).await;
-    assert_eq!((seen.requests.lock().len(), seen.closed(), upstream.reach()), (100, 0, Reach::Up));
+    eventually("all given back", || {
+        (upstream.idle(), upstream.in_use()) == (seen.accepted(), 0)
+    })
+    .await;
+    assert_eq!(
+        (seen.requests.lock().len(), seen.closed(), upstream.reach()),
+        (100, 0, Reach::Up)
+    );
 }
 
 #[test]
 fn mistakes_are_named_without_dialling() {
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
     let file = tempfile::NamedTempFile::new().unwrap();
-    let refused =
-        |settings: &config::Upstream| Upstream::new(settings, Vec::new()).err().map(|error| error.to_string());
-    let empty = refused(&tls_settings("cams.test", anywhere, Some(file.path().to_owned())));
-    assert_eq!(empty, Some(format!("upstream.ca_file: {}: expected certificates in PEM", file.path().display())));
-    assert!(matches!(Upstream::new(&tls_settings("not a name", anywhere, None), Vec::new()), Err(UpstreamError::Name)));
+    let refused = |settings: &config::Upstream| {
+        Upstream::new(settings, Vec::new())
+            .err()
+            .map(|error| error.to_string())
+    };
+    let empty = refused(&tls_settings(
+        "cams.test",
+        anywhere,
+        Some(file.path().to_owned()),
+    ));
+    assert_eq!(
+        empty,
+        Some(format!(
+            "upstream.ca_file: {}: expected certificates in PEM",
+            file.path().display()
+        ))
+    );
+    assert!(matches!(
+        Upstream::new(&tls_settings("not a name", anywhere, None), Vec::new()),
+        Err(UpstreamError::Name)
+    ));
 }

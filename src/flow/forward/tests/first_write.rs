@@ -18,7 +18,9 @@ fn on_write() -> (Option<OnWrite>, oneshot::Receiver<Instant>) {
 /// More than the buffers of both sockets together hold.
 fn large_request() -> Request {
     let request = hyper::Request::post("/large").header("host", "cams.test");
-    request.body(Full::new(Bytes::from(vec![b'x'; 64 << 20]))).unwrap()
+    request
+        .body(Full::new(Bytes::from(vec![b'x'; 64 << 20])))
+        .unwrap()
 }
 
 /// A server of plain TCP or TLS that answers each request, and its client.
@@ -27,7 +29,10 @@ async fn both() -> [(Upstream, Option<tempfile::NamedTempFile>); 2] {
     let (acceptor, ca) = tls("cams.test");
     let (over_tls, _) = tls_server(acceptor).await;
     let settings = tls_settings("cams.test", over_tls, Some(ca.path().to_owned()));
-    [(upstream(plain), None), (Upstream::new(&settings, Vec::new()).unwrap(), Some(ca))]
+    [
+        (upstream(plain), None),
+        (Upstream::new(&settings, Vec::new()).unwrap(), Some(ca)),
+    ]
 }
 
 #[tokio::test]
@@ -46,7 +51,10 @@ async fn the_time_is_that_of_the_write_however_late_it_comes() {
             tokio::time::advance(Duration::from_secs(1)).await;
             eventually("written", || !written.is_empty()).await;
             tokio::time::resume();
-            assert_eq!(written.try_recv().unwrap() - handed_over, Duration::from_secs(1));
+            assert_eq!(
+                written.try_recv().unwrap() - handed_over,
+                Duration::from_secs(1)
+            );
             assert_eq!(answered(sent.await).status, 200);
         }
     }
@@ -58,7 +66,10 @@ async fn each_request_reports_its_own_write_once() {
         for _ in 0..20 {
             let (on_write, mut written) = on_write();
             let before = Instant::now();
-            assert_eq!(answered(upstream.ready(1).await.send(request("/"), on_write).await).status, 200);
+            assert_eq!(
+                answered(upstream.ready(1).await.send(request("/"), on_write).await).status,
+                200
+            );
             let at = written.try_recv().unwrap();
             assert!(before <= at && at <= Instant::now());
         }
@@ -94,12 +105,21 @@ async fn what_finds_a_closed_connection_is_dropped_uncalled() {
     })
     .await;
     let settings = tls_settings("cams.test", over_tls, Some(ca.path().to_owned()));
-    for (upstream, seen) in [(upstream(plain), plain_seen), (Upstream::new(&settings, Vec::new()).unwrap(), tls_seen)] {
+    for (upstream, seen) in [
+        (upstream(plain), plain_seen),
+        (Upstream::new(&settings, Vec::new()).unwrap(), tls_seen),
+    ] {
         let connection = upstream.ready(1).await;
         eventually("close noticed", || !connection.is_usable()).await;
         let (on_write, mut written) = on_write();
-        assert!(matches!(connection.send(request("/"), on_write).await, Sent::Unsent));
-        assert_eq!(written.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert!(matches!(
+            connection.send(request("/"), on_write).await,
+            Sent::Unsent
+        ));
+        assert_eq!(
+            written.try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        );
         assert_eq!(seen.accepted(), 1);
     }
 }
@@ -112,16 +132,27 @@ fn a_request_that_could_not_be_written_in_time_is_not_sent() {
     let busy = Builder::new_current_thread().enable_all().build().unwrap();
     let connection = busy.block_on(upstream.ready(1));
     let (on_write, mut written) = on_write();
-    let calling = Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let calling = Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
     let sent = calling.block_on(connection.send(request("/"), on_write));
     assert!(matches!(sent, Sent::Unsent));
-    assert_eq!(written.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    assert_eq!(
+        written.try_recv(),
+        Err(oneshot::error::TryRecvError::Closed)
+    );
     // Now it has, and finds nothing to write.
     let (stream, _) = listener.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
     let said = busy.block_on(async move {
         let mut said = Vec::new();
-        TcpStream::from_std(stream).unwrap().read_to_end(&mut said).await.unwrap();
+        TcpStream::from_std(stream)
+            .unwrap()
+            .read_to_end(&mut said)
+            .await
+            .unwrap();
         said
     });
     assert_eq!(said, b"");
@@ -136,7 +167,10 @@ async fn a_send_that_is_dropped_before_its_first_byte_is_withdrawn() {
     // hyper has the request, and its task has not run since.
     assert!(sent.as_mut().now_or_never().is_none());
     drop(sent);
-    assert_eq!(written.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+    assert_eq!(
+        written.try_recv(),
+        Err(oneshot::error::TryRecvError::Closed)
+    );
     eventually("closed", || seen.closed() == 1).await;
     assert_eq!(*seen.requests.lock(), [""; 0]);
     assert_eq!((upstream.idle(), upstream.in_use()), (0, 0));
@@ -145,7 +179,10 @@ async fn a_send_that_is_dropped_before_its_first_byte_is_withdrawn() {
 #[tokio::test]
 async fn a_send_that_is_dropped_after_its_first_byte_has_reported_it() {
     let (address, seen) =
-        server(|_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} }).await;
+        server(
+            |_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} },
+        )
+        .await;
     let upstream = upstream(address);
     let (on_write, mut written) = on_write();
     let sending = tokio::spawn(upstream.ready(1).await.send(request("/"), on_write));
@@ -179,7 +216,10 @@ async fn a_request_is_reported_if_and_only_if_it_arrives() {
             reported.push(format!("{target} body"));
         }
     }
-    eventually("all closed or idle", || seen.closed() + upstream.idle() == seen.accepted()).await;
+    eventually("all closed or idle", || {
+        seen.closed() + upstream.idle() == seen.accepted()
+    })
+    .await;
     let mut arrived = seen.requests.lock().clone();
     arrived.sort();
     reported.sort();
@@ -190,7 +230,9 @@ async fn a_request_is_reported_if_and_only_if_it_arrives() {
 #[tokio::test]
 async fn nothing_can_be_written_of_a_request_that_was_withdrawn() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
     let (mut peer, _) = listener.accept().await.unwrap();
     let first_write = Arc::<FirstWrite>::default();
     let mut watched = WatchedTcp::new(tcp, first_write.clone());
@@ -201,8 +243,14 @@ async fn nothing_can_be_written_of_a_request_that_was_withdrawn() {
     assert!(written.try_recv().is_ok());
     let (second, mut written) = on_write();
     assert!(!first_write.arm(second).was_written());
-    assert_eq!(written.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-    assert_eq!(watched.write(b"two").await.unwrap_err().kind(), std::io::ErrorKind::BrokenPipe);
+    assert_eq!(
+        written.try_recv(),
+        Err(oneshot::error::TryRecvError::Closed)
+    );
+    assert_eq!(
+        watched.write(b"two").await.unwrap_err().kind(),
+        std::io::ErrorKind::BrokenPipe
+    );
     drop(watched);
     let mut said = Vec::new();
     peer.read_to_end(&mut said).await.unwrap();
@@ -213,7 +261,9 @@ async fn nothing_can_be_written_of_a_request_that_was_withdrawn() {
 #[tokio::test]
 async fn a_connection_is_behind_until_the_kernel_has_taken_everything() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap())
+        .await
+        .unwrap();
     let (mut peer, _) = listener.accept().await.unwrap();
     let first_write = Arc::<FirstWrite>::default();
     let mut watched = WatchedTcp::new(tcp, first_write.clone());

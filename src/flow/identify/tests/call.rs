@@ -49,8 +49,17 @@ impl Call {
     }
 
     fn into_capture(self, target: String) -> Capture {
-        let headers = self.headers.into_iter().map(|(name, value)| (name, value.into_bytes())).collect();
-        Capture { method: self.method.into(), target, headers, body: self.body.into_bytes() }
+        let headers = self
+            .headers
+            .into_iter()
+            .map(|(name, value)| (name, value.into_bytes()))
+            .collect();
+        Capture {
+            method: self.method.into(),
+            target,
+            headers,
+            body: self.body.into_bytes(),
+        }
     }
 }
 
@@ -69,17 +78,27 @@ pub(super) fn v3(edit: impl FnOnce(&mut Call)) -> Capture {
     }
     edit(&mut call);
     let hash = v3::hash(call.body.as_bytes());
-    if !call.headers.iter().any(|(name, _)| name == "x-acs-content-sha256") {
+    if !call
+        .headers
+        .iter()
+        .any(|(name, _)| name == "x-acs-content-sha256")
+    {
         call.set("x-acs-content-sha256", &hash);
     }
     let query = capture::pairs(&call.query);
-    let mut headers: Vec<(&str, &[u8])> =
-        call.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    let mut headers: Vec<(&str, &[u8])> = call
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.as_bytes()))
+        .collect();
     headers.retain(|(name, _)| !call.unsigned.contains(name));
     headers.sort_unstable();
     let signable = Signable {
         method: call.method,
-        query: query.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
+        query: query
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .collect(),
         headers,
         body_hash: &hash,
     };
@@ -110,11 +129,24 @@ pub(super) fn v1(query: &[(&str, &str)], edit: impl FnOnce(&mut Call)) -> Captur
     .chain(query.iter().copied().filter(|(_, value)| !value.is_empty()))
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect();
-    let form =
-        if call.headers.iter().any(|(_, value)| value.contains("form")) { capture::pairs(&call.body) } else { vec![] };
-    let all = params.iter().chain(&form).map(|(name, value)| (name.as_str(), value.as_str()));
-    let signature = v1::sign(&Secret::new(call.secret), &v1::string_to_sign(call.method, all));
+    let form = if call.headers.iter().any(|(_, value)| value.contains("form")) {
+        capture::pairs(&call.body)
+    } else {
+        vec![]
+    };
+    let all = params
+        .iter()
+        .chain(&form)
+        .map(|(name, value)| (name.as_str(), value.as_str()));
+    let signature = v1::sign(
+        &Secret::new(call.secret),
+        &v1::string_to_sign(call.method, all),
+    );
     params.push(("Signature".into(), signature));
-    let query = encode::pairs(params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let query = encode::pairs(
+        params
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str())),
+    );
     call.into_capture(format!("/?{query}"))
 }

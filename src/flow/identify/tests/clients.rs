@@ -38,9 +38,18 @@ fn rule_12_a_client_may_do_what_is_listed() {
         assert!(refusal.message.contains(why), "{}", refusal.message);
     };
     let operation = gate.classify(&team_a(|_| ())).unwrap();
-    assert_eq!((operation.client.as_str(), operation.tenant.as_str()), ("team-a", "space-1"));
-    assert_eq!((operation.hold, operation.wait), (Duration::from_secs(60), Duration::from_millis(59_800)));
-    forbidden(&team_a(|call| call.set("x-acs-action", "DeleteFlow")), "may not call DeleteFlow");
+    assert_eq!(
+        (operation.client.as_str(), operation.tenant.as_str()),
+        ("team-a", "space-1")
+    );
+    assert_eq!(
+        (operation.hold, operation.wait),
+        (Duration::from_secs(60), Duration::from_millis(59_800))
+    );
+    forbidden(
+        &team_a(|call| call.set("x-acs-action", "DeleteFlow")),
+        "may not call DeleteFlow",
+    );
     for query in [
         "FlowName=a",
         "CustSpaceId=space-3",
@@ -52,14 +61,24 @@ fn rule_12_a_client_may_do_what_is_listed() {
     ] {
         forbidden(&team_a(|call| call.query = query.into()), "CustSpaceId");
     }
-    forbidden(&team_a(|call| call.json("{\"CustSpaceId\":\"victim\"}")), "CustSpaceId");
+    forbidden(
+        &team_a(|call| call.json("{\"CustSpaceId\":\"victim\"}")),
+        "CustSpaceId",
+    );
     let any = v3(|call| {
-        (call.key, call.secret, call.query) = ("team-b", "secret-of-team-b-0123456789", "CustWabaId=x".into());
+        (call.key, call.secret, call.query) = (
+            "team-b",
+            "secret-of-team-b-0123456789",
+            "CustWabaId=x".into(),
+        );
         call.set("x-acs-action", "DeleteFlow");
     });
     assert_eq!(gate.classify(&any).unwrap().client.as_str(), "team-b");
     // A client's own secret and no other proves it.
-    assert_eq!(gate.refuses(&team_a(|call| call.secret = SECRET)).0, SignatureDoesNotMatch);
+    assert_eq!(
+        gate.refuses(&team_a(|call| call.secret = SECRET)).0,
+        SignatureDoesNotMatch
+    );
 }
 
 #[test]
@@ -67,9 +86,17 @@ fn a_client_is_signed_for_with_the_accounts_key() {
     let gate = clients();
     let sent = gate.send(gate.ask(&team_a(|_| ())).unwrap());
     let authorization = sent.header("authorization").unwrap().to_owned();
-    assert!(authorization.starts_with("ACS3-HMAC-SHA256 Credential=LTAI-test-key-id-1,"), "{authorization}");
+    assert!(
+        authorization.starts_with("ACS3-HMAC-SHA256 Credential=LTAI-test-key-id-1,"),
+        "{authorization}"
+    );
     let names_client = |text: &str| text.contains("team-a");
-    assert!(!sent.headers.iter().any(|(_, value)| names_client(&String::from_utf8_lossy(value))));
+    assert!(
+        !sent
+            .headers
+            .iter()
+            .any(|(_, value)| names_client(&String::from_utf8_lossy(value)))
+    );
     assert!(!names_client(&sent.target));
 }
 
@@ -82,15 +109,28 @@ fn rule_38_labels_are_from_closed_sets() {
             call.set("x-acs-action", action);
         }));
         let operation = operation.unwrap();
-        (operation.account_label().to_owned(), operation.action_label().to_owned(), operation.limit.is_some())
+        (
+            operation.account_label().to_owned(),
+            operation.action_label().to_owned(),
+            operation.limit.is_some(),
+        )
     };
-    assert_eq!(label("1", "CreateFlow"), ("acme".into(), "CreateFlow".into(), true));
-    assert_eq!(label("2", "Unheard0f"), ("acme".into(), "other".into(), false));
+    assert_eq!(
+        label("1", "CreateFlow"),
+        ("acme".into(), "CreateFlow".into(), true)
+    );
+    assert_eq!(
+        label("2", "Unheard0f"),
+        ("acme".into(), "other".into(), false)
+    );
 }
 
 #[test]
 fn tenants_and_holds_are_bounded() {
-    let gate = Gate::with(&[("FLOWGATE_QUEUE__HOLD", "40s"), ("FLOWGATE_QUEUE__MAX_HOLD", "40s")]);
+    let gate = Gate::with(&[
+        ("FLOWGATE_QUEUE__HOLD", "40s"),
+        ("FLOWGATE_QUEUE__MAX_HOLD", "40s"),
+    ]);
     let long = v3(|call| call.query = format!("CustSpaceId={}", "é".repeat(100)));
     let operation = gate.classify(&long).unwrap();
     assert_eq!(operation.tenant.as_str(), "é".repeat(64));

@@ -32,9 +32,27 @@ enum Mutation {
 }
 
 /// Names and values that a request is likely to trip over.
-const PARAMETERS: [&str; 10] =
-    ["Action", "action", "CustSpaceId", "FlowName", "flowname", "SourceIp", "Signature", "Format", "x", "é"];
-const VALUES: [&str; 7] = ["", "x", "CreateFlow", "DeleteFlow", "a b", "%00", "1&Action=DeleteFlow"];
+const PARAMETERS: [&str; 10] = [
+    "Action",
+    "action",
+    "CustSpaceId",
+    "FlowName",
+    "flowname",
+    "SourceIp",
+    "Signature",
+    "Format",
+    "x",
+    "é",
+];
+const VALUES: [&str; 7] = [
+    "",
+    "x",
+    "CreateFlow",
+    "DeleteFlow",
+    "a b",
+    "%00",
+    "1&Action=DeleteFlow",
+];
 const HEADERS: [&str; 14] = [
     "host",
     "x-acs-action",
@@ -51,9 +69,26 @@ const HEADERS: [&str; 14] = [
     "x-acs-content-sha256",
     "content-encoding",
 ];
-const HEADER_VALUES: [&str; 8] =
-    ["", "x", "DeleteFlow", "application/json", "application/x-www-form-urlencoded", "gzip", "host, x-y", UPSTREAM];
-const PATHS: [&str; 8] = ["/", "//", "/x", "/x/", "*", "//x.y/", "http://x/", "http://127.0.0.1:8080/"];
+const HEADER_VALUES: [&str; 8] = [
+    "",
+    "x",
+    "DeleteFlow",
+    "application/json",
+    "application/x-www-form-urlencoded",
+    "gzip",
+    "host, x-y",
+    UPSTREAM,
+];
+const PATHS: [&str; 8] = [
+    "/",
+    "//",
+    "/x",
+    "/x/",
+    "*",
+    "//x.y/",
+    "http://x/",
+    "http://127.0.0.1:8080/",
+];
 
 fn one_of(texts: &'static [&'static str]) -> impl Strategy<Value = String> {
     prop::sample::select(texts).prop_map(str::to_owned)
@@ -64,14 +99,16 @@ fn mutation() -> impl Strategy<Value = Mutation> {
     let index = || 0_usize..24;
     prop_oneof![
         (index(), one_of(&VALUES)).prop_map(|(index, value)| DoubleParameter { index, value }),
-        (one_of(&PARAMETERS), one_of(&VALUES)).prop_map(|(name, value)| AddParameter { name, value }),
+        (one_of(&PARAMETERS), one_of(&VALUES))
+            .prop_map(|(name, value)| AddParameter { name, value }),
         index().prop_map(|index| MoveToForm { index }),
         index().prop_map(|index| MoveToQuery { index }),
         index().prop_map(|index| EncodeAll { index }),
         Just(LowerCaseEscapes),
         Just(ReverseParameters),
         index().prop_map(|index| DropParameter { index }),
-        (one_of(&HEADERS), one_of(&HEADER_VALUES)).prop_map(|(name, value)| AddHeader { name, value }),
+        (one_of(&HEADERS), one_of(&HEADER_VALUES))
+            .prop_map(|(name, value)| AddHeader { name, value }),
         (index(), one_of(&HEADER_VALUES)).prop_map(|(index, value)| SetHeader { index, value }),
         index().prop_map(|index| CaseOfHeader { index }),
         index().prop_map(|index| DropHeader { index }),
@@ -84,7 +121,10 @@ fn mutation() -> impl Strategy<Value = Mutation> {
 
 /// The raw `name=value` texts of a query or form.
 fn split(text: &str) -> Vec<String> {
-    text.split('&').filter(|pair| !pair.is_empty()).map(str::to_owned).collect()
+    text.split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Escapes every letter and digit that is not part of an escape already.
@@ -93,19 +133,35 @@ fn escape_all(pair: &str) -> String {
     let escape = |c: char| {
         let is_inside = inside > 0;
         inside = if c == '%' { 2 } else { i32::max(inside - 1, 0) };
-        if c.is_ascii_alphanumeric() && !is_inside { format!("%{:02x}", u32::from(c)) } else { c.into() }
+        if c.is_ascii_alphanumeric() && !is_inside {
+            format!("%{:02x}", u32::from(c))
+        } else {
+            c.into()
+        }
     };
     pair.chars().map(escape).collect()
 }
 
 fn apply(mutation: &Mutation, capture: &mut Capture) {
-    let (path, query) = capture.target.split_once('?').unwrap_or((&capture.target, ""));
-    let (mut path, mut query, mut form) =
-        (path.to_owned(), split(query), split(std::str::from_utf8(&capture.body).unwrap_or("")));
-    let is_form = capture.header("content-type").is_some_and(|value| value.contains("form"));
+    let (path, query) = capture
+        .target
+        .split_once('?')
+        .unwrap_or((&capture.target, ""));
+    let (mut path, mut query, mut form) = (
+        path.to_owned(),
+        split(query),
+        split(std::str::from_utf8(&capture.body).unwrap_or("")),
+    );
+    let is_form = capture
+        .header("content-type")
+        .is_some_and(|value| value.contains("form"));
     match mutation {
         Mutation::DoubleParameter { index, value } if !query.is_empty() => {
-            let name = query[index % query.len()].split('=').next().unwrap().to_owned();
+            let name = query[index % query.len()]
+                .split('=')
+                .next()
+                .unwrap()
+                .to_owned();
             query.push(format!("{name}={value}"));
         }
         Mutation::AddParameter { name, value } => query.push(format!("{name}={value}")),
@@ -124,18 +180,33 @@ fn apply(mutation: &Mutation, capture: &mut Capture) {
             query[at] = escape_all(&query[at]);
         }
         Mutation::LowerCaseEscapes => {
-            query = query.iter().map(|pair| pair.replace("%2C", "%2c").replace("%5B", "%5b")).collect()
+            query = query
+                .iter()
+                .map(|pair| pair.replace("%2C", "%2c").replace("%5B", "%5b"))
+                .collect()
         }
         Mutation::ReverseParameters => query.reverse(),
-        Mutation::DropParameter { index } if !query.is_empty() => drop(query.remove(index % query.len())),
+        Mutation::DropParameter { index } if !query.is_empty() => {
+            drop(query.remove(index % query.len()))
+        }
         Mutation::AddHeader { name, value } => capture.add(name, value),
         Mutation::SetHeader { index, value } => {
             let at = index % capture.headers.len().max(1);
-            capture.headers.iter_mut().skip(at).take(1).for_each(|header| header.1 = value.clone().into_bytes());
+            capture
+                .headers
+                .iter_mut()
+                .skip(at)
+                .take(1)
+                .for_each(|header| header.1 = value.clone().into_bytes());
         }
         Mutation::CaseOfHeader { index } => {
             let at = index % capture.headers.len().max(1);
-            capture.headers.iter_mut().skip(at).take(1).for_each(|header| header.0 = header.0.to_ascii_uppercase());
+            capture
+                .headers
+                .iter_mut()
+                .skip(at)
+                .take(1)
+                .for_each(|header| header.0 = header.0.to_ascii_uppercase());
         }
         Mutation::DropHeader { index } if !capture.headers.is_empty() => {
             drop(capture.headers.remove(index % capture.headers.len()));
@@ -154,7 +225,11 @@ fn apply(mutation: &Mutation, capture: &mut Capture) {
         Mutation::Body { body } => capture.body = body.clone(),
         _ => {}
     }
-    capture.target = if query.is_empty() { path } else { format!("{path}?{}", query.join("&")) };
+    capture.target = if query.is_empty() {
+        path
+    } else {
+        format!("{path}?{}", query.join("&"))
+    };
 }
 
 proptest! {
@@ -176,7 +251,10 @@ proptest! {
 
 #[test]
 fn changes_that_no_signature_covers_change_nothing() {
-    let header = |name: &str, value: &str| Mutation::AddHeader { name: name.into(), value: value.into() };
+    let header = |name: &str, value: &str| Mutation::AddHeader {
+        name: name.into(),
+        value: value.into(),
+    };
     let changes = [
         Mutation::ReverseParameters,
         Mutation::LowerCaseEscapes,
@@ -189,8 +267,15 @@ fn changes_that_no_signature_covers_change_nothing() {
             let mut changed = original.clone();
             apply(change, &mut changed);
             let gate = Gate::new();
-            let caller = gate.ask(&changed).map_err(|refusal| format!("{file}, {change:?}: {refusal}")).unwrap();
-            assert_eq!(gate.send(caller).read(), original.read(), "{file}, {change:?}");
+            let caller = gate
+                .ask(&changed)
+                .map_err(|refusal| format!("{file}, {change:?}: {refusal}"))
+                .unwrap();
+            assert_eq!(
+                gate.send(caller).read(),
+                original.read(),
+                "{file}, {change:?}"
+            );
         }
     }
 }
@@ -198,10 +283,16 @@ fn changes_that_no_signature_covers_change_nothing() {
 #[test]
 fn version_1_does_not_say_where_a_parameter_stands() {
     let original = capture::load("py5_d_v2_ak.http");
-    let index = capture::pairs(original.query()).iter().position(|(name, _)| name == "FlowName").unwrap();
+    let index = capture::pairs(original.query())
+        .iter()
+        .position(|(name, _)| name == "FlowName")
+        .unwrap();
     let mut moved = original.clone();
     apply(&Mutation::MoveToForm { index }, &mut moved);
     let gate = Gate::new();
     let sent = gate.send(gate.ask(&moved).unwrap());
-    assert_eq!((sent.body.as_slice(), sent.read()), (b"FlowName=flow_001".as_slice(), original.read()));
+    assert_eq!(
+        (sent.body.as_slice(), sent.read()),
+        (b"FlowName=flow_001".as_slice(), original.read())
+    );
 }

@@ -7,7 +7,10 @@ use crate::id::{AccountId, ClientId};
 const ALIAS: &str = "LTAI-second";
 
 fn gate() -> Gate {
-    Gate::with(&[("FLOWGATE_ACCOUNTS__0__ALIASES", ALIAS), ("FLOWGATE_UNKNOWN_KEYS", "relay")])
+    Gate::with(&[
+        ("FLOWGATE_ACCOUNTS__0__ALIASES", ALIAS),
+        ("FLOWGATE_UNKNOWN_KEYS", "relay"),
+    ])
 }
 
 /// A call under a secret that Flowgate does not have, as `http_proxy` brings it.
@@ -54,24 +57,46 @@ fn version_3_goes_on_as_it_was_signed() {
         }
     });
     let sent = sent(&capture);
-    assert_eq!((sent.method.as_str(), sent.target.as_str()), ("POST", "/?FlowName=a&CustSpaceId=space-1"));
+    assert_eq!(
+        (sent.method.as_str(), sent.target.as_str()),
+        ("POST", "/?FlowName=a&CustSpaceId=space-1")
+    );
     assert_eq!(sent.body, b"Name=a+b%2A");
-    let signed = Authorization::parse(capture.header("authorization").unwrap()).unwrap().signed_headers;
+    let signed = Authorization::parse(capture.header("authorization").unwrap())
+        .unwrap()
+        .signed_headers;
     for name in signed.iter().chain(&["authorization"]) {
         assert_eq!(sent.header(name), capture.header(name), "{name}");
     }
     let mut others: Vec<_> = sent.headers.iter().map(|(name, _)| name.as_str()).collect();
     others.retain(|name| !signed.contains(name));
     others.sort_unstable();
-    assert_eq!(others, ["accept-encoding", "authorization", "content-length"]);
-    assert_eq!((sent.header("accept-encoding"), sent.header("content-length")), (Some("identity"), Some("11")));
+    assert_eq!(
+        others,
+        ["accept-encoding", "authorization", "content-length"]
+    );
+    assert_eq!(
+        (
+            sent.header("accept-encoding"),
+            sent.header("content-length")
+        ),
+        (Some("identity"), Some("11"))
+    );
 }
 
 #[test]
 fn an_encoding_that_is_signed_goes_on_and_no_other_beside_it() {
-    let sent = sent(&through_proxy(|call| call.set("accept-encoding", "gzip, br")));
-    let encodings = sent.headers.iter().filter(|(name, _)| name == "accept-encoding");
-    assert_eq!(encodings.map(|(_, value)| &value[..]).collect::<Vec<_>>(), [b"gzip, br"]);
+    let sent = sent(&through_proxy(|call| {
+        call.set("accept-encoding", "gzip, br")
+    }));
+    let encodings = sent
+        .headers
+        .iter()
+        .filter(|(name, _)| name == "accept-encoding");
+    assert_eq!(
+        encodings.map(|(_, value)| &value[..]).collect::<Vec<_>>(),
+        [b"gzip, br"]
+    );
 }
 
 #[test]
@@ -83,14 +108,20 @@ fn version_1_goes_on_with_another_host() {
     let mut get = alias_v1(|call| call.method = "GET");
     get.target = format!("/{}", get.target);
     let sent = self::sent(&get);
-    assert_eq!((&sent.target, sent.header("content-length")), (&get.target, None));
+    assert_eq!(
+        (&sent.target, sent.header("content-length")),
+        (&get.target, None)
+    );
 }
 
 #[test]
 fn version_3_signed_for_flowgates_own_address_is_told_what_to_do() {
     let (kind, message) = gate().refuses(&v3(|call| call.key = ALIAS));
     assert_eq!(kind, Kind::SignedHostMismatch);
-    assert!(message.contains("http_proxy") && message.contains(UPSTREAM) && !message.contains(ALIAS), "{message}");
+    assert!(
+        message.contains("http_proxy") && message.contains(UPSTREAM) && !message.contains(ALIAS),
+        "{message}"
+    );
     // The name alone is not enough: CAMS computes with the very bytes.
     let upper = v3(|call| {
         call.key = ALIAS;
@@ -105,15 +136,38 @@ fn rule_25_what_needs_no_secret_is_checked() {
     let mut body = through_proxy(|call| call.form("a=1"));
     body.body = b"a=2".to_vec();
     assert_eq!(refuses(&body), Kind::SignatureDoesNotMatch);
-    assert_eq!(refuses(&through_proxy(|call| call.unsigned.push("x-acs-action"))), Kind::IncompleteSignature);
-    assert_eq!(refuses(&through_proxy(|call| call.set("x-acs-date", "2026-11-24T01:00:00Z"))), Kind::TimestampExpired);
-    assert_eq!(refuses(&through_proxy(|call| call.query = "a=1&A=2".into())), Kind::BadRequest);
-    assert_eq!(refuses(&through_proxy(|call| call.json("{\"a\":1,\"a\":2}"))), Kind::BadRequest);
-    assert_eq!(refuses(&through_proxy(|call| call.set("x-acs-caller-uid", "1"))), Kind::BadRequest);
-    assert_eq!(refuses(&alias_v1(|call| call.set("x-acs-source-ip", "1.2.3.4"))), Kind::BadRequest);
+    assert_eq!(
+        refuses(&through_proxy(|call| call.unsigned.push("x-acs-action"))),
+        Kind::IncompleteSignature
+    );
+    assert_eq!(
+        refuses(&through_proxy(
+            |call| call.set("x-acs-date", "2026-11-24T01:00:00Z")
+        )),
+        Kind::TimestampExpired
+    );
+    assert_eq!(
+        refuses(&through_proxy(|call| call.query = "a=1&A=2".into())),
+        Kind::BadRequest
+    );
+    assert_eq!(
+        refuses(&through_proxy(|call| call.json("{\"a\":1,\"a\":2}"))),
+        Kind::BadRequest
+    );
+    assert_eq!(
+        refuses(&through_proxy(|call| call.set("x-acs-caller-uid", "1"))),
+        Kind::BadRequest
+    );
+    assert_eq!(
+        refuses(&alias_v1(|call| call.set("x-acs-source-ip", "1.2.3.4"))),
+        Kind::BadRequest
+    );
     for form in ["Name=a&SourceIp=1.2.3.4", "securetransport=true"] {
         assert_eq!(refuses(&alias_v1(|call| call.form(form))), Kind::BadRequest);
-        assert_eq!(refuses(&through_proxy(|call| call.form(form))), Kind::BadRequest);
+        assert_eq!(
+            refuses(&through_proxy(|call| call.form(form))),
+            Kind::BadRequest
+        );
     }
     assert_eq!(refuses(&alias_v1(|call| call.json("{}"))), Kind::BadRequest);
     let gate = gate();
@@ -124,8 +178,14 @@ fn rule_25_what_needs_no_secret_is_checked() {
 #[test]
 fn an_alias_spends_its_accounts_quota_as_one_unverified_client() {
     let operation = gate().classify(&through_proxy(|_| ())).unwrap();
-    assert_eq!((operation.account_label(), operation.action_label()), ("acme", "CreateFlow"));
-    assert_eq!((operation.client, operation.tenant.as_str()), (ClientId::unverified(), "space-1"));
+    assert_eq!(
+        (operation.account_label(), operation.action_label()),
+        ("acme", "CreateFlow")
+    );
+    assert_eq!(
+        (operation.client, operation.tenant.as_str()),
+        (ClientId::unverified(), "space-1")
+    );
     let claim = gate().claim(&through_proxy(|_| ())).unwrap();
     assert!(!claim.is_verified());
     assert_eq!(claim.claimant().account, Some(AccountId::new("acme")));
@@ -134,17 +194,27 @@ fn an_alias_spends_its_accounts_quota_as_one_unverified_client() {
 #[test]
 fn rule_44_a_relayed_call_is_sent_before_its_stamp_is_14_minutes_old_or_not_at_all() {
     let wait = |stamp: &'static str| {
-        let call = v1(&[("Timestamp", stamp)], |call| (call.key, call.secret) = (ALIAS, "not-here"));
+        let call = v1(&[("Timestamp", stamp)], |call| {
+            (call.key, call.secret) = (ALIAS, "not-here")
+        });
         gate().classify(&call).unwrap().wait
     };
     let usual = wait(NOW);
     assert!(usual > Duration::from_secs(25));
-    assert_eq!(wait("2026-11-24T03:10:00Z"), usual, "a clock that is ahead gains nothing");
+    assert_eq!(
+        wait("2026-11-24T03:10:00Z"),
+        usual,
+        "a clock that is ahead gains nothing"
+    );
     assert_eq!(wait("2026-11-24T02:45:10Z"), Duration::from_secs(10));
     assert_eq!(wait("2026-11-24T02:45:00Z"), Duration::ZERO);
     assert_eq!(wait("2026-11-24T02:44:30Z"), Duration::ZERO);
     let managed = Gate::new().classify(&v3(|call| call.set("x-acs-date", "2026-11-24T02:44:30Z")));
-    assert_eq!(managed.unwrap().wait, usual, "Flowgate stamps what it signs");
+    assert_eq!(
+        managed.unwrap().wait,
+        usual,
+        "Flowgate stamps what it signs"
+    );
 }
 
 #[test]
@@ -155,14 +225,21 @@ fn rule_38_unknown_keys_are_accounts_of_their_own_under_one_label() {
         let capture = v1(&[("SignatureNonce", key)], |call| call.key = key);
         let operation = gate.classify(&capture).unwrap();
         assert_eq!(operation.account.as_str(), format!("?{key}"));
-        assert_eq!((operation.account_label(), operation.known), ("unknown", false));
+        assert_eq!(
+            (operation.account_label(), operation.known),
+            ("unknown", false)
+        );
     }
 }
 
 #[test]
 fn rule_28_relayed_bodies_are_unproven() {
-    let max =
-        |capture: &Capture| gate().claim(capture).map(|claim| (claim.is_verified(), claim.max_body(1 << 20))).unwrap();
+    let max = |capture: &Capture| {
+        gate()
+            .claim(capture)
+            .map(|claim| (claim.is_verified(), claim.max_body(1 << 20)))
+            .unwrap()
+    };
     assert_eq!(max(&through_proxy(|_| ())), (false, 1 << 20));
     assert_eq!(max(&alias_v1(|_| ())), (false, 64 << 10));
 }
@@ -172,11 +249,18 @@ fn other_algorithms_pass_for_keys_that_flowgate_cannot_check() {
     let gate = Gate::bare(&[("FLOWGATE_UNKNOWN_KEYS", "relay")]);
     for file in ["py5_d_sm3.http", "py5_d_rsa.http"] {
         // Signed for an own address, which is all that stands against them.
-        assert_eq!(gate.refuses(&capture::load(file)).0, Kind::SignedHostMismatch, "{file}");
+        assert_eq!(
+            gate.refuses(&capture::load(file)).0,
+            Kind::SignedHostMismatch,
+            "{file}"
+        );
         let mut capture = capture::load(file);
         capture.set("host", UPSTREAM);
         let sent = gate.send(gate.ask(&capture).unwrap());
-        assert_eq!(sent.header("authorization"), capture.header("authorization"));
+        assert_eq!(
+            sent.header("authorization"),
+            capture.header("authorization")
+        );
     }
     let rsa = capture::load("pyv1_e_rsa.http");
     assert_eq!(gate.send(gate.ask(&rsa).unwrap()).target, rsa.target);
@@ -193,7 +277,11 @@ fn stock_captures_pass_where_their_signature_allows_it() {
             continue;
         }
         let sent = gate.send(gate.ask(&capture).unwrap());
-        assert_eq!((sent.query(), &sent.body), (capture.query(), &capture.body), "{file}");
+        assert_eq!(
+            (sent.query(), &sent.body),
+            (capture.query(), &capture.body),
+            "{file}"
+        );
         passed += 1;
     }
     assert_eq!(passed, 15);

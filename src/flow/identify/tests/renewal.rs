@@ -18,7 +18,12 @@ impl Gate {
         let folder = tempfile::tempdir().unwrap();
         let now = time::parse(NOW).unwrap();
         let settings = Settings::new(read(&folder, toml));
-        Self { settings, nonces: Nonces::new(now - Duration::from_secs(3600)), now, folder }
+        Self {
+            settings,
+            nonces: Nonces::new(now - Duration::from_secs(3600)),
+            now,
+            folder,
+        }
     }
 
     fn then(&mut self, toml: &str) {
@@ -32,7 +37,10 @@ impl Gate {
         if let Caller::Verified(call) = &caller {
             classify::authorize(call)?;
         }
-        Ok(Waiting { account: caller.account().clone(), call: caller.into_sendable() })
+        Ok(Waiting {
+            account: caller.account().clone(),
+            call: caller.into_sendable(),
+        })
     }
 
     /// What CAMS would get of a call that was identified before.
@@ -52,13 +60,16 @@ struct Waiting {
 
 fn read(folder: &tempfile::TempDir, toml: &str) -> Config {
     let path = folder.path().join("flowgate.toml");
-    std::fs::write(&path, format!("{toml}\n[listen]\nnames = [\"127.0.0.1\"]\n")).unwrap();
+    std::fs::write(
+        &path,
+        format!("{toml}\n[listen]\nnames = [\"127.0.0.1\"]\n"),
+    )
+    .unwrap();
     let env = ["ONE", "TWO"].map(|name| (name.into(), format!("secret-{name}").into()));
     crate::config::load(Some(&path), env).unwrap().config
 }
 
-const ACME: &str =
-    "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-acme-1\"\naccess_key_secret = { env = \"ONE\" }\n";
+const ACME: &str = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-acme-1\"\naccess_key_secret = { env = \"ONE\" }\n";
 
 fn team(more: &str) -> String {
     format!("{ACME}[[clients]]\naccess_key_id = \"team-a\"\naccount = \"acme\"\n{more}\n")
@@ -76,32 +87,53 @@ fn calls(key: &'static str, secret: &'static str) -> [Capture; 2] {
 }
 
 fn headers(sent: &Capture) -> String {
-    sent.headers.iter().map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value))).collect()
+    sent.headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value)))
+        .collect()
 }
 
 #[test]
 fn while_a_secret_is_replaced_both_are_good() {
-    let both =
-        "access_key_secret = { env = \"TWO\" }\nprevious_access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]";
+    let both = "access_key_secret = { env = \"TWO\" }\nprevious_access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]";
     let mut gate = Gate::new(&team(both));
     for secret in ["secret-ONE", "secret-TWO"] {
-        assert!(calls("team-a", secret).iter().all(|call| gate.ask(call).is_ok()), "{secret}");
+        assert!(
+            calls("team-a", secret)
+                .iter()
+                .all(|call| gate.ask(call).is_ok()),
+            "{secret}"
+        );
     }
     let third = calls("team-a", "secret-THREE");
-    assert!(third.iter().all(|call| gate.ask(call).err().unwrap().kind == Kind::SignatureDoesNotMatch));
-    gate.then(&team("access_key_secret = { env = \"TWO\" }\nactions = [\"*\"]"));
+    assert!(
+        third
+            .iter()
+            .all(|call| gate.ask(call).err().unwrap().kind == Kind::SignatureDoesNotMatch)
+    );
+    gate.then(&team(
+        "access_key_secret = { env = \"TWO\" }\nactions = [\"*\"]",
+    ));
     let old = calls("team-a", "secret-ONE");
-    assert!(old.iter().all(|call| gate.ask(call).err().unwrap().kind == Kind::SignatureDoesNotMatch));
+    assert!(
+        old.iter()
+            .all(|call| gate.ask(call).err().unwrap().kind == Kind::SignatureDoesNotMatch)
+    );
 }
 
 #[test]
 fn a_disabled_client_is_refused_when_its_signature_is_known_to_be_right() {
-    let gate = Gate::new(&team("access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]\ndisabled = true"));
+    let gate = Gate::new(&team(
+        "access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]\ndisabled = true",
+    ));
     for call in calls("team-a", "secret-ONE") {
         assert_eq!(gate.ask(&call).err().unwrap().kind, Kind::Forbidden);
     }
     for call in calls("team-a", "guessed") {
-        assert_eq!(gate.ask(&call).err().unwrap().kind, Kind::SignatureDoesNotMatch);
+        assert_eq!(
+            gate.ask(&call).err().unwrap().kind,
+            Kind::SignatureDoesNotMatch
+        );
     }
 }
 
@@ -110,16 +142,29 @@ fn rule_40_who_waits_is_looked_at_again_before_it_is_sent() {
     let may = "access_key_secret = { env = \"ONE\" }\nactions = [\"CreateFlow\"]";
     let [call, _] = calls("team-a", "secret-ONE");
     for (then, expected) in [
-        (team(&format!("{may}\ndisabled = true")), Some(Kind::Forbidden)),
-        (team("access_key_secret = { env = \"ONE\" }\nactions = [\"ListFlow\"]"), Some(Kind::Forbidden)),
-        (team(&format!("{may}\ncust_space_ids = [\"space-2\"]")), Some(Kind::Forbidden)),
+        (
+            team(&format!("{may}\ndisabled = true")),
+            Some(Kind::Forbidden),
+        ),
+        (
+            team("access_key_secret = { env = \"ONE\" }\nactions = [\"ListFlow\"]"),
+            Some(Kind::Forbidden),
+        ),
+        (
+            team(&format!("{may}\ncust_space_ids = [\"space-2\"]")),
+            Some(Kind::Forbidden),
+        ),
         (ACME.to_owned(), Some(Kind::Forbidden)),
         (team(&format!("{may}\nweight = 5")), None),
     ] {
         let mut gate = Gate::new(&team(may));
         let mut caller = gate.ask(&call).unwrap();
         gate.then(&then);
-        assert_eq!(gate.send(&mut caller).err().map(|refusal| refusal.kind), expected, "{then}");
+        assert_eq!(
+            gate.send(&mut caller).err().map(|refusal| refusal.kind),
+            expected,
+            "{then}"
+        );
     }
 }
 
@@ -129,7 +174,12 @@ fn what_waits_is_signed_with_what_its_account_has_now() {
     let [call, other] = calls("LTAI-acme-1", "secret-ONE");
     let (mut caller, mut drained) = (gate.ask(&call).unwrap(), gate.ask(&other).unwrap());
     gate.then(&ACME.replace("LTAI-acme-1", "LTAI-acme-2"));
-    assert!(gate.send(&mut caller).unwrap().target.contains("AccessKeyId=LTAI-acme-2"));
+    assert!(
+        gate.send(&mut caller)
+            .unwrap()
+            .target
+            .contains("AccessKeyId=LTAI-acme-2")
+    );
     // The account is gone: nothing new comes in, and who waits is sent with what it had.
     gate.then("unknown_keys = \"refuse\"");
     assert!(headers(&gate.send(&mut drained).unwrap()).contains("Credential=LTAI-acme-1"));
@@ -144,7 +194,11 @@ fn who_waits_by_an_accounts_old_name_comes_back_by_its_new_one() {
     let [managed, _] = calls("LTAI-acme-1", "secret-ONE");
     let alias = "[[accounts]]\nid = \"partner\"\naliases = [\"LTAI-acme-1\"]\n";
     for (before, call, after) in [
-        (ACME, &managed, ACME.replace("id = \"acme\"", "id = \"acme-prod\"")),
+        (
+            ACME,
+            &managed,
+            ACME.replace("id = \"acme\"", "id = \"acme-prod\""),
+        ),
         (ACME, &managed, alias.to_owned()),
         (relaying, &relayed, format!("{relaying}{ACME}")),
         (relaying, &relayed, format!("{relaying}{alias}")),
@@ -153,14 +207,22 @@ fn who_waits_by_an_accounts_old_name_comes_back_by_its_new_one() {
         let mut caller = gate.ask(call).unwrap();
         gate.then(&after);
         let refusal = gate.send(&mut caller).unwrap_err();
-        assert_eq!((refusal.kind, refusal.retry_after), (Kind::Flushed, Some(Duration::from_secs(1))), "{after}");
+        assert_eq!(
+            (refusal.kind, refusal.retry_after),
+            (Kind::Flushed, Some(Duration::from_secs(1))),
+            "{after}"
+        );
     }
 }
 
 #[test]
 fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
-    const NAMES: [(&str, &str); 4] =
-        [("STS.one", "secret-1"), ("STS.two", "secret-2"), ("STS.three", "secret-3"), ("STS.four", "secret-4")];
+    const NAMES: [(&str, &str); 4] = [
+        ("STS.one", "secret-1"),
+        ("STS.two", "secret-2"),
+        ("STS.three", "secret-3"),
+        ("STS.four", "secret-4"),
+    ];
     let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
     let folder = tempfile::tempdir().unwrap();
     let write = |folder: &tempfile::TempDir, (key, secret): (&str, &str)| {
@@ -170,7 +232,12 @@ fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
     write(&folder, NAMES[0]);
     let now = time::parse(NOW).unwrap();
     let settings = Settings::new(read(&folder, toml));
-    let mut gate = Gate { settings, nonces: Nonces::new(now - Duration::from_secs(3600)), now, folder };
+    let mut gate = Gate {
+        settings,
+        nonces: Nonces::new(now - Duration::from_secs(3600)),
+        now,
+        folder,
+    };
     let [_, call] = calls(NAMES[0].0, NAMES[0].1);
     let mut oldest = gate.ask(&call).unwrap();
     for session in &NAMES[1..] {
@@ -185,5 +252,8 @@ fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
         }
     }
     let headers = headers(&gate.send(&mut oldest).unwrap());
-    assert!(headers.contains("Credential=STS.four") && !headers.contains("STS.one"), "{headers}");
+    assert!(
+        headers.contains("Credential=STS.four") && !headers.contains("STS.one"),
+        "{headers}"
+    );
 }

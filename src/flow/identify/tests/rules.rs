@@ -3,8 +3,8 @@
 use super::call::{Call, v1, v3};
 use super::*;
 use Kind::{
-    BadRequest, Connect, ForeignHost, IncompleteSignature, NonceUsed, SignatureDoesNotMatch, SignedHostMismatch,
-    TimestampExpired, TooLarge, UnknownAccessKey,
+    BadRequest, Connect, ForeignHost, IncompleteSignature, NonceUsed, SignatureDoesNotMatch,
+    SignedHostMismatch, TimestampExpired, TooLarge, UnknownAccessKey,
 };
 
 /// The kind of the refusal, and that its message says why.
@@ -38,15 +38,27 @@ fn plain_v3() -> Capture {
 fn rule_2_one_name_one_value() {
     // Version 1's string to sign would be the same: a form that the signature covers, and a victim beside it.
     let own = v1(&[], |call| call.form("CustSpaceId=own"));
-    refused(&with(own, |call| call.target.push_str("&custspaceid=victim")), BadRequest, "twice");
-    refused(&v3(|call| call.query = "a=1&A=1".into()), BadRequest, "twice");
+    refused(
+        &with(own, |call| call.target.push_str("&custspaceid=victim")),
+        BadRequest,
+        "twice",
+    );
+    refused(
+        &v3(|call| call.query = "a=1&A=1".into()),
+        BadRequest,
+        "twice",
+    );
     refused(&v3(|call| call.form("flowname=b")), BadRequest, "twice");
 }
 
 #[test]
 fn rule_3_version_1_bodies_are_forms_or_empty() {
     refused(&v1(&[], |call| call.json("{}")), BadRequest, "not a form");
-    refused(&v1(&[], |call| call.body = "a=1".into()), BadRequest, "not a form");
+    refused(
+        &v1(&[], |call| call.body = "a=1".into()),
+        BadRequest,
+        "not a form",
+    );
 }
 
 #[test]
@@ -56,16 +68,30 @@ fn rule_3_get_has_no_body() {
         call.body = b"a=1".to_vec();
         assert_eq!(
             Gate::new().ask(&call).err().unwrap().kind,
-            if call.is_v3() { SignatureDoesNotMatch } else { TooLarge }
+            if call.is_v3() {
+                SignatureDoesNotMatch
+            } else {
+                TooLarge
+            }
         );
     }
 }
 
 #[test]
 fn rule_4_version_3_must_sign_what_cams_decides_by() {
-    for name in ["host", "x-acs-action", "x-acs-version", "x-acs-date", "x-acs-signature-nonce", "x-acs-content-sha256"]
-    {
-        refused(&v3(|call| call.unsigned.push(name)), IncompleteSignature, name);
+    for name in [
+        "host",
+        "x-acs-action",
+        "x-acs-version",
+        "x-acs-date",
+        "x-acs-signature-nonce",
+        "x-acs-content-sha256",
+    ] {
+        refused(
+            &v3(|call| call.unsigned.push(name)),
+            IncompleteSignature,
+            name,
+        );
     }
     for name in ["x-acs-version", "x-acs-date", "x-acs-signature-nonce"] {
         refused(&v3(|call| call.unset(name)), IncompleteSignature, name);
@@ -76,30 +102,78 @@ fn rule_4_version_3_must_sign_what_cams_decides_by() {
 fn rule_4_each_signed_header_is_there_once() {
     let custom = || v3(|call| call.set("x-custom", "1"));
     accepted(&custom());
-    refused(&with(custom(), |call| call.add("x-custom", "1")), BadRequest, "occurs twice");
-    refused(&with(custom(), |call| call.headers.retain(|(name, _)| name != "x-custom")), BadRequest, "missing");
-    refused(&with(custom(), |call| call.add("connection", "close, X-Custom")), BadRequest, "leave its connection");
-    for name in ["connection", "te", "proxy-authorization", "keep-alive", "expect"] {
-        refused(&v3(|call| call.set(name, "x")), BadRequest, "leave its connection");
+    refused(
+        &with(custom(), |call| call.add("x-custom", "1")),
+        BadRequest,
+        "occurs twice",
+    );
+    refused(
+        &with(custom(), |call| {
+            call.headers.retain(|(name, _)| name != "x-custom")
+        }),
+        BadRequest,
+        "missing",
+    );
+    refused(
+        &with(custom(), |call| call.add("connection", "close, X-Custom")),
+        BadRequest,
+        "leave its connection",
+    );
+    for name in [
+        "connection",
+        "te",
+        "proxy-authorization",
+        "keep-alive",
+        "expect",
+    ] {
+        refused(
+            &v3(|call| call.set(name, "x")),
+            BadRequest,
+            "leave its connection",
+        );
     }
 }
 
 #[test]
 fn rule_5_unsigned_acs_headers_are_refused_and_unknown_ones_dropped() {
-    refused(&with(plain_v3(), |call| call.add("x-acs-source-ip", "1.2.3.4")), IncompleteSignature, "x-acs-source-ip");
-    let foreign = ["x-acs-source-ip", "x-acs-secure-transport", "x-acs-proxy-x", "x-acs-caller-uid", "x-acs-parent-id"];
+    refused(
+        &with(plain_v3(), |call| call.add("x-acs-source-ip", "1.2.3.4")),
+        IncompleteSignature,
+        "x-acs-source-ip",
+    );
+    let foreign = [
+        "x-acs-source-ip",
+        "x-acs-secure-transport",
+        "x-acs-proxy-x",
+        "x-acs-caller-uid",
+        "x-acs-parent-id",
+    ];
     let own = ["x-acs-security-token", "x-acs-retry-attempts", "x-custom"];
     let tokens = ["x-acs-bearer-token", "x-acs-zero-trust-idtoken"];
-    let set = |call: &mut Call, names: &[&str]| names.iter().for_each(|name| call.set(name, "sentinel"));
+    let set =
+        |call: &mut Call, names: &[&str]| names.iter().for_each(|name| call.set(name, "sentinel"));
     let named = [&foreign[..], &own].concat();
     let signed = v3(|call| set(call, &[&named[..], &tokens].concat()));
     let unsigned = v1(&[("SecurityToken", "sentinel")], |call| set(call, &named));
     for sent in [accepted(&signed), accepted(&unsigned)] {
-        assert!(sent.headers.iter().all(|(_, value)| value != b"sentinel") && !sent.target.contains("sentinel"));
-        assert!(named.iter().chain(&tokens).all(|name| sent.header(name).is_none()), "{sent:?}");
+        assert!(
+            sent.headers.iter().all(|(_, value)| value != b"sentinel")
+                && !sent.target.contains("sentinel")
+        );
+        assert!(
+            named
+                .iter()
+                .chain(&tokens)
+                .all(|name| sent.header(name).is_none()),
+            "{sent:?}"
+        );
     }
     for name in tokens {
-        refused(&v1(&[], |call| set(call, &[name])), IncompleteSignature, "bearer");
+        refused(
+            &v1(&[], |call| set(call, &[name])),
+            IncompleteSignature,
+            "bearer",
+        );
     }
 }
 
@@ -108,34 +182,78 @@ fn rule_5_parameters_for_somebody_else_are_dropped() {
     let query = [("SourceIp", "1.2.3.4"), ("secureTransport", "true")];
     let foreign = v3(|call| call.query = "FlowName=a&sourceip=1.2.3.4&SecureTransport=true".into());
     for sent in [accepted(&foreign), accepted(&v1(&query, |_| ()))] {
-        assert_eq!(sent.read().params.into_keys().collect::<Vec<_>>(), ["FlowName"]);
+        assert_eq!(
+            sent.read().params.into_keys().collect::<Vec<_>>(),
+            ["FlowName"]
+        );
     }
-    refused(&v3(|call| call.query = "X-Acs-Action=DeleteFlow".into()), BadRequest, "like an x-acs header");
-    for form in [v3(|call| call.form("X-Acs-Action=DeleteFlow")), v1(&[], |call| call.form("x-acs-caller-uid=1"))] {
+    refused(
+        &v3(|call| call.query = "X-Acs-Action=DeleteFlow".into()),
+        BadRequest,
+        "like an x-acs header",
+    );
+    for form in [
+        v3(|call| call.form("X-Acs-Action=DeleteFlow")),
+        v1(&[], |call| call.form("x-acs-caller-uid=1")),
+    ] {
         refused(&form, BadRequest, "like an x-acs header");
     }
-    for form in [v3(|call| call.form("Name=a&sourceip=1.2.3.4")), v1(&[], |call| call.form("Name=a&SecureTransport=1"))]
-    {
+    for form in [
+        v3(|call| call.form("Name=a&sourceip=1.2.3.4")),
+        v1(&[], |call| call.form("Name=a&SecureTransport=1")),
+    ] {
         let params = accepted(&form).read().params;
-        assert!(params.contains_key("Name") && !params.into_keys().any(|name| name.to_lowercase().starts_with('s')));
+        assert!(
+            params.contains_key("Name")
+                && !params
+                    .into_keys()
+                    .any(|name| name.to_lowercase().starts_with('s'))
+        );
     }
 }
 
 #[test]
 fn rule_6_one_scheme_per_request() {
-    for name in ["Action", "action", "Version", "Signature", "AccessKeyId", "SignatureType", "Format", "BearerToken"] {
-        refused(&v3(|call| call.query = format!("{name}=x")), BadRequest, "beside a parameter");
+    for name in [
+        "Action",
+        "action",
+        "Version",
+        "Signature",
+        "AccessKeyId",
+        "SignatureType",
+        "Format",
+        "BearerToken",
+    ] {
+        refused(
+            &v3(|call| call.query = format!("{name}=x")),
+            BadRequest,
+            "beside a parameter",
+        );
     }
-    refused(&v3(|call| call.form("Action=x")), BadRequest, "belongs into the query");
-    refused(&v1(&[("Format", "")], |call| call.form("Format=XML")), BadRequest, "belongs into the query");
-    let two = with(plain_v3(), |call| call.add("Authorization", "ACS3-HMAC-SHA256 x"));
+    refused(
+        &v3(|call| call.form("Action=x")),
+        BadRequest,
+        "belongs into the query",
+    );
+    refused(
+        &v1(&[("Format", "")], |call| call.form("Format=XML")),
+        BadRequest,
+        "belongs into the query",
+    );
+    let two = with(plain_v3(), |call| {
+        call.add("Authorization", "ACS3-HMAC-SHA256 x")
+    });
     refused(&two, BadRequest, "authorization occurs twice");
 }
 
 #[test]
 fn rule_7_one_reading_of_the_action() {
-    let action =
-        |action: &'static str| [v3(move |call| call.set("x-acs-action", action)), v1(&[("Action", action)], |_| ())];
+    let action = |action: &'static str| {
+        [
+            v3(move |call| call.set("x-acs-action", action)),
+            v1(&[("Action", action)], |_| ()),
+        ]
+    };
     for capture in action("createFlow") {
         refused(&capture, BadRequest, "another case");
     }
@@ -143,35 +261,85 @@ fn rule_7_one_reading_of_the_action() {
         refused(&action(name)[1], BadRequest, "1 to 64 letters and digits");
     }
     for capture in action("Unheard0f") {
-        assert_eq!(Gate::new().classify(&capture).unwrap().action.as_str(), "Unheard0f");
+        assert_eq!(
+            Gate::new().classify(&capture).unwrap().action.as_str(),
+            "Unheard0f"
+        );
     }
-    refused(&v3(|call| call.unset("x-acs-action")), BadRequest, "mandatory Action is missing");
-    refused(&v1(&[("Action", "")], |_| ()), BadRequest, "mandatory Action is missing");
+    refused(
+        &v3(|call| call.unset("x-acs-action")),
+        BadRequest,
+        "mandatory Action is missing",
+    );
+    refused(
+        &v1(&[("Action", "")], |_| ()),
+        BadRequest,
+        "mandatory Action is missing",
+    );
     refused(&v1(&[("action", "x")], |_| ()), BadRequest, "twice");
-    refused(&v1(&[("Action", ""), ("action", "CreateFlow")], |_| ()), BadRequest, "another case");
+    refused(
+        &v1(&[("Action", ""), ("action", "CreateFlow")], |_| ()),
+        BadRequest,
+        "another case",
+    );
 }
 
 #[test]
 fn rule_7_headers_repeat_version_1s_parameters_or_are_refused() {
     accepted(&v1(&[], |call| call.set("x-acs-action", "CreateFlow")));
-    refused(&v1(&[], |call| call.set("x-acs-action", "DeleteFlow")), BadRequest, "x-acs-action differs");
-    refused(&v1(&[], |call| call.set("x-acs-version", "2019-01-01")), BadRequest, "x-acs-version differs");
-    refused(&v1(&[("Version", "2019-01-01")], |_| ()), BadRequest, "not 2020-06-06");
-    refused(&v3(|call| call.set("x-acs-version", "2019-01-01")), BadRequest, "not 2020-06-06");
+    refused(
+        &v1(&[], |call| call.set("x-acs-action", "DeleteFlow")),
+        BadRequest,
+        "x-acs-action differs",
+    );
+    refused(
+        &v1(&[], |call| call.set("x-acs-version", "2019-01-01")),
+        BadRequest,
+        "x-acs-version differs",
+    );
+    refused(
+        &v1(&[("Version", "2019-01-01")], |_| ()),
+        BadRequest,
+        "not 2020-06-06",
+    );
+    refused(
+        &v3(|call| call.set("x-acs-version", "2019-01-01")),
+        BadRequest,
+        "not 2020-06-06",
+    );
 }
 
 #[test]
 fn rule_8_method_and_path_are_data() {
     for method in ["PUT", "DELETE", "HEAD", "OPTIONS", "post", "PATCH"] {
-        refused(&with(plain_v3(), |call| call.method = method.into()), BadRequest, "neither GET nor POST");
+        refused(
+            &with(plain_v3(), |call| call.method = method.into()),
+            BadRequest,
+            "neither GET nor POST",
+        );
     }
-    let at = |target: &str| with(plain_v3(), |call| call.target = format!("{target}?{}", call.query()));
-    assert_eq!(accepted(&at("//")).target, "/?FlowName=a&CustSpaceId=space-1");
+    let at = |target: &str| {
+        with(plain_v3(), |call| {
+            call.target = format!("{target}?{}", call.query())
+        })
+    };
+    assert_eq!(
+        accepted(&at("//")).target,
+        "/?FlowName=a&CustSpaceId=space-1"
+    );
     for target in ["/prefix/", "///", "//evil/", "/./", "/%2F"] {
         refused(&at(target), BadRequest, "the path is not '/'");
     }
-    refused(&with(plain_v3(), |call| call.target = "*".into()), BadRequest, "the path is not '/'");
-    refused(&with(plain_v3(), |call| call.target = "127.0.0.1:8080".into()), BadRequest, "neither a path nor");
+    refused(
+        &with(plain_v3(), |call| call.target = "*".into()),
+        BadRequest,
+        "the path is not '/'",
+    );
+    refused(
+        &with(plain_v3(), |call| call.target = "127.0.0.1:8080".into()),
+        BadRequest,
+        "neither a path nor",
+    );
 }
 
 #[test]
@@ -184,10 +352,18 @@ fn rule_9_the_content_type_of_a_version_3_body() {
     };
     for value in ["application/json", "Application/JSON;charset=UTF-8"] {
         let sent = accepted(&typed(value));
-        assert_eq!(sent.header("content-type"), Some("application/json; charset=utf-8"));
+        assert_eq!(
+            sent.header("content-type"),
+            Some("application/json; charset=utf-8")
+        );
         assert_eq!(sent.body, b"{\"a\":1}");
     }
-    for value in ["text/json", "application/json; charset=latin1", "application/json; charset=utf-8; x=y", ""] {
+    for value in [
+        "text/json",
+        "application/json; charset=latin1",
+        "application/json; charset=utf-8; x=y",
+        "",
+    ] {
         refused(&typed(value), BadRequest, "neither a form nor JSON");
     }
     let unsigned = v3(|call| {
@@ -195,29 +371,61 @@ fn rule_9_the_content_type_of_a_version_3_body() {
         call.unsigned.push("content-type");
     });
     refused(&unsigned, IncompleteSignature, "content-type");
-    refused(&v3(|call| call.body = "a=1".into()), IncompleteSignature, "content-type");
-    let empty = with(plain_v3(), |call| call.add("content-type", "application/octet-stream"));
+    refused(
+        &v3(|call| call.body = "a=1".into()),
+        IncompleteSignature,
+        "content-type",
+    );
+    let empty = with(plain_v3(), |call| {
+        call.add("content-type", "application/octet-stream")
+    });
     assert_eq!(accepted(&empty).header("content-type"), None);
-    refused(&v3(|call| call.set("content-encoding", "gzip")), BadRequest, "content coding");
+    refused(
+        &v3(|call| call.set("content-encoding", "gzip")),
+        BadRequest,
+        "content coding",
+    );
 }
 
 #[test]
 fn rule_10_the_body_is_the_one_that_was_hashed() {
     let form = || v3(|call| call.form("a=1"));
     accepted(&form());
-    refused(&with(form(), |call| call.body = b"a=2".to_vec()), SignatureDoesNotMatch, "the body is not the one");
-    refused(&with(form(), |call| call.body = vec![]), SignatureDoesNotMatch, "the body is not the one");
+    refused(
+        &with(form(), |call| call.body = b"a=2".to_vec()),
+        SignatureDoesNotMatch,
+        "the body is not the one",
+    );
+    refused(
+        &with(form(), |call| call.body = vec![]),
+        SignatureDoesNotMatch,
+        "the body is not the one",
+    );
     let hash = "E3B0C44298FC1C149AFBF4C8996FB92427AE41E4649B934CA495991B7852B855";
-    refused(&v3(|call| call.set("x-acs-content-sha256", hash)), BadRequest, "64 lower-case");
-    refused(&v3(|call| call.json("{\"a\":1,\"\\u0061\":2}")), BadRequest, "JSON");
+    refused(
+        &v3(|call| call.set("x-acs-content-sha256", hash)),
+        BadRequest,
+        "64 lower-case",
+    );
+    refused(
+        &v3(|call| call.json("{\"a\":1,\"\\u0061\":2}")),
+        BadRequest,
+        "JSON",
+    );
     refused(&v3(|call| call.json("{} {}")), BadRequest, "JSON");
 }
 
 #[test]
 fn rule_11_strict_decoding() {
-    let raw = |query: &'static str| with(plain_v3(), move |call| call.target = format!("/?{query}"));
-    for (query, why) in [("a=%zz", "hexadecimal"), ("a=%ff", "UTF-8"), ("a=%00", "NUL"), ("a", "'='"), ("é=1", "name")]
-    {
+    let raw =
+        |query: &'static str| with(plain_v3(), move |call| call.target = format!("/?{query}"));
+    for (query, why) in [
+        ("a=%zz", "hexadecimal"),
+        ("a=%ff", "UTF-8"),
+        ("a=%00", "NUL"),
+        ("a", "'='"),
+        ("é=1", "name"),
+    ] {
         refused(&raw(query), BadRequest, why);
     }
 }
@@ -228,27 +436,49 @@ fn rule_14_a_managed_key_is_never_relayed() {
     let wrong = |call: &mut Call| call.secret = "wrong-secret";
     assert_eq!(gate.refuses(&v3(wrong)).0, SignatureDoesNotMatch);
     assert_eq!(gate.refuses(&v1(&[], wrong)).0, SignatureDoesNotMatch);
-    let rsa = v1(&[("SignatureMethod", "SHA256withRSA"), ("SignatureType", "PRIVATEKEY")], |_| ());
-    for capture in [capture::load("py5_d_sm3.http"), capture::load("py5_d_rsa.http"), rsa] {
+    let rsa = v1(
+        &[
+            ("SignatureMethod", "SHA256withRSA"),
+            ("SignatureType", "PRIVATEKEY"),
+        ],
+        |_| (),
+    );
+    for capture in [
+        capture::load("py5_d_sm3.http"),
+        capture::load("py5_d_rsa.http"),
+        rsa,
+    ] {
         let (kind, message) = gate.refuses(&capture);
         assert_eq!(kind, IncompleteSignature);
-        assert!(message.contains("ACS3-HMAC-SHA256") && message.contains("HMAC-SHA1"), "{message}");
+        assert!(
+            message.contains("ACS3-HMAC-SHA256") && message.contains("HMAC-SHA1"),
+            "{message}"
+        );
     }
 }
 
 #[test]
 fn rule_15_a_wrong_signature_is_not_explained_but_keeps_a_colon() {
-    for capture in [v3(|call| call.secret = "wrong-secret"), v1(&[], |call| call.secret = "wrong-secret")] {
+    for capture in [
+        v3(|call| call.secret = "wrong-secret"),
+        v1(&[], |call| call.secret = "wrong-secret"),
+    ] {
         let (kind, message) = Gate::new().refuses(&capture);
         assert_eq!(kind, SignatureDoesNotMatch);
-        assert!(message.contains(':') && !message.contains("CreateFlow") && !message.contains(KEY), "{message}");
+        assert!(
+            message.contains(':') && !message.contains("CreateFlow") && !message.contains(KEY),
+            "{message}"
+        );
     }
 }
 
 #[test]
 fn rule_16_the_nonce_is_taken_last() {
     let gate = Gate::new();
-    assert_eq!(gate.refuses(&v3(|call| call.secret = "wrong-secret")).0, SignatureDoesNotMatch);
+    assert_eq!(
+        gate.refuses(&v3(|call| call.secret = "wrong-secret")).0,
+        SignatureDoesNotMatch
+    );
     assert_eq!(gate.refuses(&v3(|call| call.json("{"))).0, BadRequest);
     assert_eq!(gate.refuses(&v1(&[], |call| call.json("{}"))).0, BadRequest);
     gate.ask(&plain_v3()).unwrap();
@@ -264,15 +494,26 @@ fn rule_25_stamps_are_within_15_minutes() {
         ("2026-11-24T03:14:00Z", true),
         ("2026-11-24T03:14:01Z", false),
     ] {
-        for capture in [v3(|call| call.set("x-acs-date", stamp)), v1(&[("Timestamp", stamp)], |_| ())] {
+        for capture in [
+            v3(|call| call.set("x-acs-date", stamp)),
+            v1(&[("Timestamp", stamp)], |_| ()),
+        ] {
             match is_fresh {
                 true => drop(accepted(&capture)),
                 false => refused(&capture, TimestampExpired, "15 minutes"),
             }
         }
     }
-    refused(&v3(|call| call.set("x-acs-date", "Tue, 24 Nov 2026 02:59:00 GMT")), BadRequest, "timestamp");
-    refused(&v1(&[("Timestamp", "2026-11-24 02:59:00")], |_| ()), BadRequest, "timestamp");
+    refused(
+        &v3(|call| call.set("x-acs-date", "Tue, 24 Nov 2026 02:59:00 GMT")),
+        BadRequest,
+        "timestamp",
+    );
+    refused(
+        &v1(&[("Timestamp", "2026-11-24 02:59:00")], |_| ()),
+        BadRequest,
+        "timestamp",
+    );
 }
 
 #[test]
@@ -290,18 +531,36 @@ fn rule_28_what_may_be_read_before_the_proof() {
 #[test]
 fn rule_31_no_browsers() {
     for name in ["origin", "cookie", "sec-fetch-site"] {
-        refused(&with(plain_v3(), |call| call.add(name, "x")), BadRequest, "browsers");
+        refused(
+            &with(plain_v3(), |call| call.add(name, "x")),
+            BadRequest,
+            "browsers",
+        );
     }
 }
 
 #[test]
 fn rule_36_framing() {
-    accepted(&with(plain_v3(), |call| call.add("transfer-encoding", "chunked")));
+    accepted(&with(plain_v3(), |call| {
+        call.add("transfer-encoding", "chunked")
+    }));
     for value in ["gzip, chunked", "identity", "chunked, chunked", "xchunked"] {
-        refused(&with(plain_v3(), |call| call.add("transfer-encoding", value)), BadRequest, "transfer coding");
+        refused(
+            &with(plain_v3(), |call| call.add("transfer-encoding", value)),
+            BadRequest,
+            "transfer coding",
+        );
     }
-    refused(&with(plain_v1(), |call| call.add("host", "b")), BadRequest, "host occurs twice");
-    refused(&with(plain_v1(), |call| call.headers.clear()), BadRequest, "no Host");
+    refused(
+        &with(plain_v1(), |call| call.add("host", "b")),
+        BadRequest,
+        "host occurs twice",
+    );
+    refused(
+        &with(plain_v1(), |call| call.headers.clear()),
+        BadRequest,
+        "no Host",
+    );
 }
 
 #[test]
@@ -311,17 +570,42 @@ fn rule_37_proxy_forms() {
         let target = format!("{scheme}://{authority}/?{}", call.query());
         with(call, |call| call.target = target)
     };
-    for host in [UPSTREAM, "127.0.0.1:8080", "localhost:8080", "gate.internal:81"] {
+    for host in [
+        UPSTREAM,
+        "127.0.0.1:8080",
+        "localhost:8080",
+        "gate.internal:81",
+    ] {
         let gate = Gate::with(&[("FLOWGATE_LISTEN__NAMES", "gate.internal")]);
         gate.ask(&absolute("http", host, host)).unwrap();
     }
-    refused(&absolute("http", UPSTREAM, "127.0.0.1:8080"), BadRequest, "Host header differs");
+    refused(
+        &absolute("http", UPSTREAM, "127.0.0.1:8080"),
+        BadRequest,
+        "Host header differs",
+    );
     for host in ["example.com", "10.0.0.1:9", "ecs.aliyuncs.com"] {
-        refused(&absolute("http", host, host), ForeignHost, "no general proxy");
+        refused(
+            &absolute("http", host, host),
+            ForeignHost,
+            "no general proxy",
+        );
     }
-    refused(&absolute("https", UPSTREAM, UPSTREAM), BadRequest, "plain http");
-    refused(&absolute("http", &format!("u:p@{UPSTREAM}"), UPSTREAM), BadRequest, "plain http");
-    refused(&capture::load("py5_c_connect_reject.http"), Connect, "no tunnels");
+    refused(
+        &absolute("https", UPSTREAM, UPSTREAM),
+        BadRequest,
+        "plain http",
+    );
+    refused(
+        &absolute("http", &format!("u:p@{UPSTREAM}"), UPSTREAM),
+        BadRequest,
+        "plain http",
+    );
+    refused(
+        &capture::load("py5_c_connect_reject.http"),
+        Connect,
+        "no tunnels",
+    );
 }
 
 #[test]
@@ -352,40 +636,83 @@ fn rule_42_the_authorization_grammar_is_exact() {
     assert_eq!(is(&format!("{whole},x=y")), Err(Grammar));
     assert_eq!(is(""), Err(Algorithm));
     accepted(&v3(|call| call.set("x-acs-accesskey-id", KEY)));
-    refused(&v3(|call| call.set("x-acs-accesskey-id", "LTAI-other")), BadRequest, "differs from the Credential");
+    refused(
+        &v3(|call| call.set("x-acs-accesskey-id", "LTAI-other")),
+        BadRequest,
+        "differs from the Credential",
+    );
 }
 
 #[test]
 fn rule_43_calls_signed_for_another_product() {
     let at = |host: &'static str| v3(move |call| call.set("host", host));
-    for host in [UPSTREAM, "gate.internal", "http://127.0.0.1:8080", "h:8080/", "h:8080/prefix", "xaliyuncs.com"] {
+    for host in [
+        UPSTREAM,
+        "gate.internal",
+        "http://127.0.0.1:8080",
+        "h:8080/",
+        "h:8080/prefix",
+        "xaliyuncs.com",
+    ] {
         accepted(&at(host));
     }
-    for host in
-        ["ecs.aliyuncs.com", "ECS.aliyuncs.com:443", "http://ecs.aliyuncs.com/", "aliyuncs.com", "ecs.aliyuncs.com."]
-    {
+    for host in [
+        "ecs.aliyuncs.com",
+        "ECS.aliyuncs.com:443",
+        "http://ecs.aliyuncs.com/",
+        "aliyuncs.com",
+        "ecs.aliyuncs.com.",
+    ] {
         refused(&at(host), SignedHostMismatch, "another of Alibaba's hosts");
     }
 }
 
 #[test]
 fn calls_without_a_signature_say_what_is_supported() {
-    for file in ["py5_a_bearer.http", "node1_a_bearer.http", "py5_a_bearer_v2.http"] {
-        refused(&capture::load(file), IncompleteSignature, "bearer and identity tokens");
+    for file in [
+        "py5_a_bearer.http",
+        "node1_a_bearer.http",
+        "py5_a_bearer_v2.http",
+    ] {
+        refused(
+            &capture::load(file),
+            IncompleteSignature,
+            "bearer and identity tokens",
+        );
     }
-    refused(&capture::load("py5_a_anonymous.http"), IncompleteSignature, "not signed");
+    refused(
+        &capture::load("py5_a_anonymous.http"),
+        IncompleteSignature,
+        "not signed",
+    );
     let basic = with(plain_v3(), |call| call.set("authorization", "Basic dTpw"));
     refused(&basic, IncompleteSignature, "ACS3-HMAC-SHA256");
-    for name in ["AccessKeyId", "SignatureMethod", "SignatureNonce", "Timestamp"] {
+    for name in [
+        "AccessKeyId",
+        "SignatureMethod",
+        "SignatureNonce",
+        "Timestamp",
+    ] {
         refused(&v1(&[(name, "")], |_| ()), IncompleteSignature, name);
     }
-    refused(&v1(&[("SignatureVersion", "2.0")], |_| ()), IncompleteSignature, "SignatureVersion");
-    refused(&v1(&[("SignatureMethod", "HMAC-SHA256")], |_| ()), IncompleteSignature, "HMAC-SHA1");
+    refused(
+        &v1(&[("SignatureVersion", "2.0")], |_| ()),
+        IncompleteSignature,
+        "SignatureVersion",
+    );
+    refused(
+        &v1(&[("SignatureMethod", "HMAC-SHA256")], |_| ()),
+        IncompleteSignature,
+        "HMAC-SHA1",
+    );
 }
 
 #[test]
 fn unknown_keys_are_refused_without_being_named() {
-    for capture in [v3(|call| call.key = "LTAI-foreign"), v1(&[], |call| call.key = "LTAI-foreign")] {
+    for capture in [
+        v3(|call| call.key = "LTAI-foreign"),
+        v1(&[], |call| call.key = "LTAI-foreign"),
+    ] {
         let (kind, message) = Gate::new().refuses(&capture);
         assert_eq!(kind, UnknownAccessKey);
         assert!(!message.contains("LTAI"), "{message}");
@@ -395,7 +722,11 @@ fn unknown_keys_are_refused_without_being_named() {
 #[test]
 fn a_query_that_grows_past_an_http_target_is_refused() {
     let long = "'".repeat(20 << 10);
-    refused(&v3(|call| call.query = format!("a={long}")), TooLarge, "56 KiB");
+    refused(
+        &v3(|call| call.query = format!("a={long}")),
+        TooLarge,
+        "56 KiB",
+    );
 }
 
 #[test]
@@ -404,5 +735,9 @@ fn xml_is_for_version_1_that_asks_for_it() {
     assert!(wants(&v1(&[("Format", "XML")], |_| ())) && wants(&v1(&[("Format", "xml")], |_| ())));
     assert!(!wants(&plain_v1()) && !wants(&v1(&[("Format", "")], |_| ())));
     assert!(!wants(&v3(|call| call.query = "Format=XML".into())));
-    refused(&v1(&[("Format", "YAML")], |_| ()), BadRequest, "neither JSON nor XML");
+    refused(
+        &v1(&[("Format", "YAML")], |_| ()),
+        BadRequest,
+        "neither JSON nor XML",
+    );
 }

@@ -18,7 +18,11 @@ fn sts() -> Gate {
 
 /// Names of what leaves, in alphabetical order.
 fn names(capture: &Capture) -> Vec<&str> {
-    let mut names: Vec<_> = capture.headers.iter().map(|(name, _)| name.as_str()).collect();
+    let mut names: Vec<_> = capture
+        .headers
+        .iter()
+        .map(|(name, _)| name.as_str())
+        .collect();
     names.sort_unstable();
     names
 }
@@ -27,7 +31,10 @@ fn names(capture: &Capture) -> Vec<&str> {
 fn rule_1_version_3_sends_a_closed_list() {
     let gate = sts();
     let sent = gate.send(gate.ask(&v3(|call| call.form("b=%2a+c&a="))).unwrap());
-    assert_eq!((sent.method.as_str(), sent.target.as_str()), ("POST", "/?FlowName=a&CustSpaceId=space-1"));
+    assert_eq!(
+        (sent.method.as_str(), sent.target.as_str()),
+        ("POST", "/?FlowName=a&CustSpaceId=space-1")
+    );
     assert_eq!(sent.body, b"b=%2A%20c&a=");
     let signed = [
         "content-type",
@@ -42,8 +49,17 @@ fn rule_1_version_3_sends_a_closed_list() {
     ];
     let authorization = Authorization::parse(sent.header("authorization").unwrap()).unwrap();
     assert_eq!(authorization.signed_headers, signed);
-    let mut all =
-        [&signed[..], &["accept", "accept-encoding", "authorization", "content-length", "user-agent"]].concat();
+    let mut all = [
+        &signed[..],
+        &[
+            "accept",
+            "accept-encoding",
+            "authorization",
+            "content-length",
+            "user-agent",
+        ],
+    ]
+    .concat();
     all.sort_unstable();
     assert_eq!(names(&sent), all);
     for (name, value) in [
@@ -54,7 +70,10 @@ fn rule_1_version_3_sends_a_closed_list() {
         ("accept", "application/json"),
         ("accept-encoding", "identity"),
         ("content-length", "12"),
-        ("user-agent", concat!("flowgate/", env!("CARGO_PKG_VERSION"))),
+        (
+            "user-agent",
+            concat!("flowgate/", env!("CARGO_PKG_VERSION")),
+        ),
     ] {
         assert_eq!(sent.header(name), Some(value), "{name}");
     }
@@ -63,13 +82,28 @@ fn rule_1_version_3_sends_a_closed_list() {
 #[test]
 fn rule_1_version_1_sends_a_closed_list() {
     let gate = sts();
-    let sent = gate.send(gate.ask(&v1(&[("Format", "xml")], |call| call.form("b=1"))).unwrap());
+    let sent = gate.send(
+        gate.ask(&v1(&[("Format", "xml")], |call| call.form("b=1")))
+            .unwrap(),
+    );
     assert_eq!(
         names(&sent),
-        ["accept-encoding", "content-length", "content-type", "host", "user-agent", "x-acs-action", "x-acs-version"]
+        [
+            "accept-encoding",
+            "content-length",
+            "content-type",
+            "host",
+            "user-agent",
+            "x-acs-action",
+            "x-acs-version"
+        ]
     );
     let mut query = capture::pairs(sent.query());
-    let nonce = query.iter().position(|(name, _)| name == "SignatureNonce").map(|at| query.remove(at).1).unwrap();
+    let nonce = query
+        .iter()
+        .position(|(name, _)| name == "SignatureNonce")
+        .map(|at| query.remove(at).1)
+        .unwrap();
     assert!(nonce.len() == 32 && nonce != "nonce-1");
     assert_eq!(query.pop().unwrap().0, "Signature");
     let expected = [
@@ -83,7 +117,13 @@ fn rule_1_version_1_sends_a_closed_list() {
         ("Timestamp", NOW),
         ("SecurityToken", TOKEN),
     ];
-    assert!(query.iter().map(|(name, value)| (name.as_str(), value.as_str())).eq(expected), "{query:?}");
+    assert!(
+        query
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()))
+            .eq(expected),
+        "{query:?}"
+    );
     assert_eq!(sent.body, b"b=1");
 }
 
@@ -91,20 +131,36 @@ fn rule_1_version_1_sends_a_closed_list() {
 fn every_attempt_has_its_own_nonce_and_time() {
     let gate = Gate::new();
     let caller = gate.ask(&v3(|call| call.method = "GET")).unwrap();
-    assert_eq!(caller.bytes(), "FlowNamea".len() + "CustSpaceIdspace-1".len());
+    assert_eq!(
+        caller.bytes(),
+        "FlowNamea".len() + "CustSpaceIdspace-1".len()
+    );
     let (call, later) = (caller.into_sendable(), gate.now + Duration::from_secs(3600));
     let sent = [gate.now, later].map(|now| Capture::from(sign::sign(&call, UPSTREAM, now)));
     assert_eq!(sent[1].header("x-acs-date"), Some("2026-11-24T03:59:00Z"));
-    assert_ne!(sent[0].header("x-acs-signature-nonce"), sent[1].header("x-acs-signature-nonce"));
-    assert_eq!((sent[0].method.as_str(), sent[0].header("content-length")), ("GET", None));
+    assert_ne!(
+        sent[0].header("x-acs-signature-nonce"),
+        sent[1].header("x-acs-signature-nonce")
+    );
+    assert_eq!(
+        (sent[0].method.as_str(), sent[0].header("content-length")),
+        ("GET", None)
+    );
 }
 
 #[test]
 fn credentials_are_not_shown_by_debug() {
     let gate = sts();
-    let request = sign::sign(&gate.ask(&v3(|_| ())).unwrap().into_sendable(), UPSTREAM, gate.now);
+    let request = sign::sign(
+        &gate.ask(&v3(|_| ())).unwrap().into_sendable(),
+        UPSTREAM,
+        gate.now,
+    );
     let shown = format!("{request:?}");
-    assert!(!shown.contains(TOKEN) && !shown.contains("ACS3-HMAC"), "{shown}");
+    assert!(
+        !shown.contains(TOKEN) && !shown.contains("ACS3-HMAC"),
+        "{shown}"
+    );
 }
 
 proptest! {

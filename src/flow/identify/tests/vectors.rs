@@ -37,10 +37,20 @@ struct Covered {
 impl Covered {
     fn of(capture: &Capture, replaced: &BTreeMap<String, String>) -> Self {
         let authorization = Authorization::parse(capture.header("authorization").unwrap()).unwrap();
-        let value = |name: &str| replaced.get(name).map(String::as_str).or_else(|| capture.header(name)).unwrap();
+        let value = |name: &str| {
+            replaced
+                .get(name)
+                .map(String::as_str)
+                .or_else(|| capture.header(name))
+                .unwrap()
+        };
         Self {
             query: pairs(capture.query()),
-            headers: authorization.signed_headers.iter().map(|name| (name.to_string(), value(name).into())).collect(),
+            headers: authorization
+                .signed_headers
+                .iter()
+                .map(|name| (name.to_string(), value(name).into()))
+                .collect(),
             hash: capture.header("x-acs-content-sha256").unwrap().to_owned(),
         }
     }
@@ -48,8 +58,16 @@ impl Covered {
     fn signable<'a>(&'a self, method: &'a str) -> Signable<'a> {
         Signable {
             method,
-            query: self.query.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect(),
-            headers: self.headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect(),
+            query: self
+                .query
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect(),
+            headers: self
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_slice()))
+                .collect(),
             body_hash: &self.hash,
         }
     }
@@ -58,19 +76,37 @@ impl Covered {
 #[test]
 fn version_3_signatures_are_recomputed_and_made_anew() {
     let mut count = 0;
-    for vector in all().into_iter().filter(|vector| vector.kind == "ACS3-HMAC-SHA256") {
+    for vector in all()
+        .into_iter()
+        .filter(|vector| vector.kind == "ACS3-HMAC-SHA256")
+    {
         let capture = load(&vector.file);
         let covered = Covered::of(&capture, &BTreeMap::new());
         let signable = covered.signable(&capture.method);
-        assert_eq!(String::from_utf8(signable.canonical_request()).unwrap(), vector.canonical_request.unwrap());
-        assert_eq!(Some(signable.string_to_sign()), vector.string_to_sign, "{}", vector.file);
+        assert_eq!(
+            String::from_utf8(signable.canonical_request()).unwrap(),
+            vector.canonical_request.unwrap()
+        );
+        assert_eq!(
+            Some(signable.string_to_sign()),
+            vector.string_to_sign,
+            "{}",
+            vector.file
+        );
         assert_eq!(v3::hash(&capture.body), covered.hash, "{}", vector.file);
         let signature = vector.signature.unwrap();
         assert_eq!(v3::sign(&secret(), &signable.string_to_sign()), signature);
-        assert!(v3::verify(&secret(), &signable.string_to_sign(), &signature));
+        assert!(v3::verify(
+            &secret(),
+            &signable.string_to_sign(),
+            &signature
+        ));
         let resigned = vector.resigned.unwrap();
         let anew = Covered::of(&capture, &resigned);
-        assert_eq!(anew.signable(&capture.method).authorization(KEY, &secret()), resigned["authorization"]);
+        assert_eq!(
+            anew.signable(&capture.method).authorization(KEY, &secret()),
+            resigned["authorization"]
+        );
         count += 1;
     }
     assert_eq!(count, 17);
@@ -79,28 +115,61 @@ fn version_3_signatures_are_recomputed_and_made_anew() {
 #[test]
 fn other_version_3_algorithms_have_the_same_canonical_request() {
     for file in ["py5_d_sm3.http", "py5_d_rsa.http"] {
-        let vector = all().into_iter().find(|vector| vector.file == file).unwrap();
+        let vector = all()
+            .into_iter()
+            .find(|vector| vector.file == file)
+            .unwrap();
         let capture = load(file);
-        let canonical = Covered::of(&capture, &BTreeMap::new()).signable(&capture.method).canonical_request();
-        assert_eq!(String::from_utf8(canonical).unwrap(), vector.canonical_request.unwrap());
+        let canonical = Covered::of(&capture, &BTreeMap::new())
+            .signable(&capture.method)
+            .canonical_request();
+        assert_eq!(
+            String::from_utf8(canonical).unwrap(),
+            vector.canonical_request.unwrap()
+        );
     }
 }
 
 #[test]
 fn version_1_signatures_are_recomputed_and_made_anew() {
     let mut count = 0;
-    for vector in all().into_iter().filter(|vector| vector.kind.starts_with("RPC-V1")) {
+    for vector in all()
+        .into_iter()
+        .filter(|vector| vector.kind.starts_with("RPC-V1"))
+    {
         let capture = load(&vector.file);
-        let mut params: BTreeMap<_, _> = pairs(capture.query()).into_iter().chain(pairs(capture.form())).collect();
+        let mut params: BTreeMap<_, _> = pairs(capture.query())
+            .into_iter()
+            .chain(pairs(capture.form()))
+            .collect();
         let to_sign = |params: &BTreeMap<String, String>| {
-            v1::string_to_sign(&capture.method, params.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+            v1::string_to_sign(
+                &capture.method,
+                params
+                    .iter()
+                    .map(|(name, value)| (name.as_str(), value.as_str())),
+            )
         };
-        assert_eq!(Some(to_sign(&params)), vector.string_to_sign, "{}", vector.file);
-        let Some(resigned) = vector.resigned else { continue };
-        assert!(v1::verify(&secret(), &to_sign(&params), &params["Signature"]));
+        assert_eq!(
+            Some(to_sign(&params)),
+            vector.string_to_sign,
+            "{}",
+            vector.file
+        );
+        let Some(resigned) = vector.resigned else {
+            continue;
+        };
+        assert!(v1::verify(
+            &secret(),
+            &to_sign(&params),
+            &params["Signature"]
+        ));
         assert_eq!(vector.signature.as_ref(), params.get("Signature"));
         params.extend(resigned.clone());
-        assert_eq!(v1::sign(&secret(), &to_sign(&params)), resigned["Signature"]);
+        assert_eq!(
+            v1::sign(&secret(), &to_sign(&params)),
+            resigned["Signature"]
+        );
         count += 1;
     }
     assert_eq!(count, 12);
@@ -110,7 +179,10 @@ fn version_1_signatures_are_recomputed_and_made_anew() {
 fn all_captures_are_accepted_and_mean_upstream_what_they_said() {
     let gate = Gate::new();
     for (file, capture) in capture::signed() {
-        let caller = gate.ask(&capture).map_err(|refusal| format!("{file}: {refusal}")).unwrap();
+        let caller = gate
+            .ask(&capture)
+            .map_err(|refusal| format!("{file}: {refusal}"))
+            .unwrap();
         assert_eq!(gate.send(caller).read(), capture.read(), "{file}");
         let replayed = gate.refuses(&capture).0;
         assert_eq!(replayed, Kind::NonceUsed, "{file}");
@@ -122,7 +194,10 @@ fn what_flowgate_signs_it_accepts() {
     let gate = Gate::new();
     for (file, capture) in capture::signed() {
         let sent = gate.send(gate.ask(&capture).unwrap());
-        let again = gate.ask(&sent).map_err(|refusal| format!("{file}: {refusal}")).unwrap();
+        let again = gate
+            .ask(&sent)
+            .map_err(|refusal| format!("{file}: {refusal}"))
+            .unwrap();
         assert_eq!(gate.send(again).read(), capture.read(), "{file}");
     }
 }
@@ -144,18 +219,26 @@ fn any_flipped_byte_of_a_signed_part_fails() {
 /// The capture with one bit of one signed byte changed, for each of them.
 fn flipped(capture: &Capture) -> Vec<Capture> {
     let mut all = Vec::new();
-    let from = capture.target.find('?').map_or(capture.target.len(), |at| at + 1);
+    let from = capture
+        .target
+        .find('?')
+        .map_or(capture.target.len(), |at| at + 1);
     for at in from..capture.target.len() {
         let mut target = capture.target.clone().into_bytes();
         target[at] ^= 1;
-        all.push(Capture { target: String::from_utf8(target).unwrap(), ..capture.clone() });
+        all.push(Capture {
+            target: String::from_utf8(target).unwrap(),
+            ..capture.clone()
+        });
     }
     for at in 0..capture.body.len() {
         let mut other = capture.clone();
         other.body[at] ^= 1;
         all.push(other);
     }
-    let Some(authorization) = capture.header("authorization") else { return all };
+    let Some(authorization) = capture.header("authorization") else {
+        return all;
+    };
     let authorization = Authorization::parse(authorization).unwrap();
     for (index, (name, value)) in capture.headers.iter().enumerate() {
         let name = name.to_ascii_lowercase();

@@ -77,7 +77,11 @@ fn every_end_of_an_untroubled_attempt_leaves_the_lane_open() {
     for end in [Accepted, Unknown, Unsent] {
         let mut world = World::warm(2);
         world.sends(1, 0);
-        world.rows([(10, end(1), "", "rest"), (10, Pass(2), "grant 2", "rest"), (10, Pass(3), "closed", "rest")]);
+        world.rows([
+            (10, end(1), "", "rest"),
+            (10, Pass(2), "grant 2", "rest"),
+            (10, Pass(3), "closed", "rest"),
+        ]);
     }
 }
 
@@ -118,7 +122,12 @@ fn a_call_whose_turn_comes_too_late_is_refused_when_it_arrives() {
     World::cold(1).rows([
         (0, Arrive(1, "a", AWAY - 1), "refuse 1 WaitTooLong", "rest"),
         (0, Arrive(2, "a", AWAY), "", "token 1005"),
-        (0, Arrive(3, "a", 2 * AWAY - 1), "refuse 3 WaitTooLong", "token 1005"),
+        (
+            0,
+            Arrive(3, "a", 2 * AWAY - 1),
+            "refuse 3 WaitTooLong",
+            "token 1005",
+        ),
         (0, Arrive(4, "a", 2 * AWAY), "", "token 1005"),
         (0, Arrive(5, "a", 0), "expire 5", "token 1005"),
         // The turn of another client's first call comes before the second of this one.
@@ -142,7 +151,10 @@ fn a_call_that_goes_before_others_lets_those_be_refused_that_become_late() {
 #[test]
 fn a_full_queue_takes_from_the_client_with_the_most_calls() {
     let mut world = World::cold(5);
-    (world.rules.bounds.max_waiting, world.rules.bounds.max_waiting_per_client) = (3, 2);
+    (
+        world.rules.bounds.max_waiting,
+        world.rules.bounds.max_waiting_per_client,
+    ) = (3, 2);
     world.rows([
         (0, Arrive(1, "a", HOLD), "", "token 1005"),
         (0, Arrive(2, "a", HOLD), "", "token 1005"),

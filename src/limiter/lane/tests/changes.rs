@@ -6,7 +6,10 @@ use crate::limiter::shared::members::VANISHED;
 use crate::limiter::shared::protocol::AHEAD;
 
 fn part(count: u32, since: Instant) -> Stands {
-    Stands::Part { count: NonZeroU32::new(count).unwrap(), since }
+    Stands::Part {
+        count: NonZeroU32::new(count).unwrap(),
+        since,
+    }
 }
 
 /// How long a part's tokens are away at first.
@@ -125,14 +128,27 @@ fn forecasts_of_a_part_are_of_its_own_tokens() {
     let mut world = World::warm(5);
     let since = world.at(0);
     world.row("part", (0, Source(part(1, since)), "", "rest"));
-    let waits: Vec<_> = (0..3).map(|ahead| world.lane.predicted_wait(ahead, world.now)).collect();
-    assert_eq!(waits, [silence(), silence() + AWAY, silence() + 2 * AWAY].map(ms));
+    let waits: Vec<_> = (0..3)
+        .map(|ahead| world.lane.predicted_wait(ahead, world.now))
+        .collect();
+    assert_eq!(
+        waits,
+        [silence(), silence() + AWAY, silence() + 2 * AWAY].map(ms)
+    );
     // Also while the rate is about to rise.
-    world.rows([(3000, Pass(1), "grant 1", "rest"), (3000, Written(1, 3000), "", "rest")]);
+    world.rows([
+        (3000, Pass(1), "grant 1", "rest"),
+        (3000, Written(1, 3000), "", "rest"),
+    ]);
     world.happens(3010, Throttled(1, Some(1000)));
     assert!(world.lane.pace.has_learned());
-    let waits: Vec<_> = (0..3).map(|ahead| world.lane.predicted_wait(ahead, world.now)).collect();
-    assert!(waits[1] - waits[0] >= ms(AWAY) && waits[2] - waits[1] >= ms(AWAY), "{waits:?}");
+    let waits: Vec<_> = (0..3)
+        .map(|ahead| world.lane.predicted_wait(ahead, world.now))
+        .collect();
+    assert!(
+        waits[1] - waits[0] >= ms(AWAY) && waits[2] - waits[1] >= ms(AWAY),
+        "{waits:?}"
+    );
 }
 
 #[test]
@@ -143,11 +159,21 @@ fn without_a_part_every_call_is_refused() {
         (0, Pass(1), "grant 1", "rest"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Arrive(3, "a", HOLD), "", "grant"),
-        (10, Source(Stands::Nothing { since: Some(since) }), "refuse all 2 StoreUnavailable", "rest"),
+        (
+            10,
+            Source(Stands::Nothing { since: Some(since) }),
+            "refuse all 2 StoreUnavailable",
+            "rest",
+        ),
         (10, MaySend(1), "no", "rest"),
         (10, Returned(1), "", "rest"),
         (10, Pass(4), "closed", "rest"),
-        (10, Arrive(4, "a", HOLD), "refuse 4 StoreUnavailable", "rest"),
+        (
+            10,
+            Arrive(4, "a", HOLD),
+            "refuse 4 StoreUnavailable",
+            "rest",
+        ),
         (10, Again(2, "a", HOLD), "refuse 2 StoreUnavailable", "rest"),
     ]);
     assert_eq!(world.lane.advice_now(world.now), shared::ADVICE);

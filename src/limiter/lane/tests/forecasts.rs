@@ -8,19 +8,35 @@ use super::*;
 fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
     let mut granted = BTreeMap::new();
     for _ in 0..100_000 {
-        let cx = Context { now: world.now, rules: &world.rules, drain_by: None };
+        let cx = Context {
+            now: world.now,
+            rules: &world.rules,
+            drain_by: None,
+        };
         let (next, look_at) = world.lane.next(true, cx);
         match next {
             Next::Rest => return granted,
             Next::Grant => {
                 for effect in world.lane.handle(Event::Connected, cx) {
-                    let Effect::Grant { waiter, grant } = effect else { panic!("a grant") };
+                    let Effect::Grant { waiter, grant } = effect else {
+                        panic!("a grant")
+                    };
                     granted.insert(waiter, world.now);
-                    let written = Event::Written { grant, at: world.now };
+                    let written = Event::Written {
+                        grant,
+                        at: world.now,
+                    };
                     world.lane.handle(written, cx);
                     // The probe's end comes at once.
                     if grant.probe {
-                        world.lane.handle(Event::Ended { grant, written_at: world.now, end: End::Unknown }, cx);
+                        world.lane.handle(
+                            Event::Ended {
+                                grant,
+                                written_at: world.now,
+                                end: End::Unknown,
+                            },
+                            cx,
+                        );
                     }
                 }
             }

@@ -28,9 +28,15 @@ fn after_a_refusal_a_pause_then_one_probe_then_the_learned_rate() {
     // The lane has learned: it sends less than its limit, evenly spaced from the probe's write on.
     world.happens(2030, Accepted(2));
     let rate = world.lane.rate(world.now);
-    assert!(!rate.spacing.is_zero() && rate.spacing < ms(400), "{rate:?}");
+    assert!(
+        !rate.spacing.is_zero() && rate.spacing < ms(400),
+        "{rate:?}"
+    );
     let next = world.at(2012) + rate.spacing;
-    world.row("spaced", (2030, Look, "", &world.next_text(Next::Token(next))));
+    world.row(
+        "spaced",
+        (2030, Look, "", &world.next_text(Next::Token(next))),
+    );
     let at = u64::try_from(world.since_origin(next)).unwrap();
     world.row("spaced", (at, Connected, "grant 3", "rest"));
 }
@@ -176,7 +182,10 @@ fn a_hint_pauses_the_lane_also_amid_accepted_attempts() {
         world.sends(call, 0);
     }
     (1..=19).for_each(|call| world.row("accepted", (10, Accepted(call), "", "rest")));
-    world.row("refused", (10, Throttled(20, Some(300)), "pauses 300", "rest"));
+    world.row(
+        "refused",
+        (10, Throttled(20, Some(300)), "pauses 300", "rest"),
+    );
 }
 
 #[test]
@@ -189,7 +198,12 @@ fn a_pause_refuses_the_calls_that_become_late() {
         (1, Arrive(7, "a", 1500), "", "token 1005"),
         (10, Throttled(1, Some(2000)), "pauses 2000", "review"),
         (10, Review, "refuse 7 WaitTooLong", "pause 2010"),
-        (10, Arrive(8, "a", 1500), "refuse 8 WaitTooLong", "pause 2010"),
+        (
+            10,
+            Arrive(8, "a", 1500),
+            "refuse 8 WaitTooLong",
+            "pause 2010",
+        ),
     ]);
 }
 

@@ -10,7 +10,10 @@ use crate::limiter::shared::protocol::{AHEAD, How, Pauses};
 
 static RULES: LazyLock<Rules> = LazyLock::new(|| {
     let mut rules = rules();
-    (rules.bounds.max_waiting, rules.bounds.max_waiting_per_client) = (150, 60);
+    (
+        rules.bounds.max_waiting,
+        rules.bounds.max_waiting_per_client,
+    ) = (150, 60);
     rules
 });
 
@@ -39,9 +42,20 @@ struct Life {
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    let lane =
-        (any::<u64>(), prop_oneof![Just(1_u32), Just(5), Just(200), Just(10_000)], 0..WINDOWS.len(), any::<bool>());
-    let trouble = (0..200_u32, 0..100_u32, 0..100_u32, 0..200_u32, 0..12_usize, proptest::bool::weighted(0.2));
+    let lane = (
+        any::<u64>(),
+        prop_oneof![Just(1_u32), Just(5), Just(200), Just(10_000)],
+        0..WINDOWS.len(),
+        any::<bool>(),
+    );
+    let trouble = (
+        0..200_u32,
+        0..100_u32,
+        0..100_u32,
+        0..200_u32,
+        0..12_usize,
+        proptest::bool::weighted(0.2),
+    );
     (lane, trouble, 5..160_usize).prop_map(|((seed, count, window, has_store), trouble, calls)| {
         let (refused, late, unsent, unanswered, changes, drains) = trouble;
         let calls = if count == 200 { 4 * calls } else { calls };
@@ -174,11 +188,28 @@ impl Driver {
             let (client, weight) = CLIENTS[self.random.usize(..CLIENTS.len())];
             let tenant = TenantId::new(["x", "y"][self.random.usize(..2)]);
             let place = Place(number as u64);
-            let entry = QueueEntry { place, client: ClientId::new(client), weight, tenant, arrived: at };
+            let entry = QueueEntry {
+                place,
+                client: ClientId::new(client),
+                weight,
+                tenant,
+                arrived: at,
+            };
             let is_patient = self.random.bool();
-            let hold = if is_patient { PATIENT } else { ms(self.random.u64(0..20 * self.life.window)) };
+            let hold = if is_patient {
+                PATIENT
+            } else {
+                ms(self.random.u64(0..20 * self.life.window))
+            };
             let send_by = at + hold;
-            self.calls.push(Call { entry, send_by, is_patient, state: State::Outside, grant: None, era: 0 });
+            self.calls.push(Call {
+                entry,
+                send_by,
+                is_patient,
+                state: State::Outside,
+                grant: None,
+                era: 0,
+            });
             self.at(at, Due::Arrive(number));
             if !is_patient && self.random.u32(0..5) == 0 {
                 let leaves = at + hold.mul_f64(self.random.f64());
@@ -212,7 +243,11 @@ impl Driver {
     }
 
     fn cx(&self) -> Context<'static> {
-        Context { now: self.now, rules: &RULES, drain_by: self.drain_by }
+        Context {
+            now: self.now,
+            rules: &RULES,
+            drain_by: self.drain_by,
+        }
     }
 
     /// Lives to the end: nothing is due any more.
@@ -221,7 +256,9 @@ impl Driver {
         for step in 0.. {
             assert!(step < 200_000, "it never ends");
             let due_at = self.due.first_key_value().map(|((at, _), _)| *at);
-            let Some(at) = due_at.into_iter().chain(self.wake).min() else { break };
+            let Some(at) = due_at.into_iter().chain(self.wake).min() else {
+                break;
+            };
             self.now = self.now.max(at);
             if due_at == Some(at) {
                 let (_, due) = self.due.pop_first().unwrap();
@@ -231,8 +268,14 @@ impl Driver {
             self.work();
             self.check();
         }
-        assert_eq!((self.held, self.questions, self.lane.queue().len()), (0, 0, 0));
-        assert!(self.calls.iter().all(|call| call.state == State::Over), "a call is lost");
+        assert_eq!(
+            (self.held, self.questions, self.lane.queue().len()),
+            (0, 0, 0)
+        );
+        assert!(
+            self.calls.iter().all(|call| call.state == State::Over),
+            "a call is lost"
+        );
         self.check_windows();
     }
 
@@ -241,7 +284,10 @@ impl Driver {
             Due::Arrive(call) => self.arrive(call, false),
             Due::Leave(call) => {
                 if self.calls[call].state == State::Waiting {
-                    assert!(!self.calls[call].is_patient, "a patient call was left to itself");
+                    assert!(
+                        !self.calls[call].is_patient,
+                        "a patient call was left to itself"
+                    );
                     self.calls[call].state = State::Over;
                     let entry = self.calls[call].entry.clone();
                     self.event(Event::Left(entry));
@@ -257,7 +303,10 @@ impl Driver {
                 if answer.is_some() && !asked.ask.late.is_empty() {
                     self.is_unreported = false;
                 }
-                self.event(Event::Answered { question: asked, answer });
+                self.event(Event::Answered {
+                    question: asked,
+                    answer,
+                });
             }
             Due::Connection => (self.has_connection, self.is_connecting) = (true, false),
             Due::Change => self.change(),
@@ -283,13 +332,25 @@ impl Driver {
         }
         // A queued caller waits until its send-by.
         self.at(send_by, Due::Leave(number));
-        self.event(Event::Arrived { entry, send_by, returning, waiter: number });
+        self.event(Event::Arrived {
+            entry,
+            send_by,
+            returning,
+            waiter: number,
+        });
     }
 
     fn grant(&mut self, number: usize, grant: Grant) {
-        assert!(!self.is_unreported, "a grant before the store knows of a late use");
+        assert!(
+            !self.is_unreported,
+            "a grant before the store knows of a late use"
+        );
         let call = &mut self.calls[number];
-        assert_eq!(call.state, State::Waiting, "granted twice, or after it was answered");
+        assert_eq!(
+            call.state,
+            State::Waiting,
+            "granted twice, or after it was answered"
+        );
         (call.state, call.grant, call.era) = (State::Granted, Some(grant), self.limits.len() - 1);
         self.granted += 1;
         self.held += 1;
@@ -300,7 +361,11 @@ impl Driver {
 
     /// Up to this many milliseconds; sometimes seconds.
     fn delay(&mut self, most: u64) -> Duration {
-        let most = if self.chance(self.life.late) { 3000 } else { most };
+        let most = if self.chance(self.life.late) {
+            3000
+        } else {
+            most
+        };
         Duration::from_micros(self.random.u64(0..=1000 * most))
     }
 
@@ -348,7 +413,10 @@ impl Driver {
     /// A call was served from the queue: no other client that waits is left behind by more than its share.
     fn turn(&mut self, number: usize) {
         let name = self.calls[number].entry.client.clone();
-        let served = CLIENTS.iter().position(|(client, _)| name.as_str() == *client).unwrap();
+        let served = CLIENTS
+            .iter()
+            .position(|(client, _)| name.as_str() == *client)
+            .unwrap();
         self.turns[served] = Default::default();
         for waits in (0..CLIENTS.len()).filter(|waits| *waits != served) {
             if !self.waits(waits) {
@@ -356,12 +424,18 @@ impl Driver {
             }
             self.turns[waits][served] += 1;
             let share = CLIENTS[served].1.div_ceil(CLIENTS[waits].1);
-            assert!(self.turns[waits][served] <= share + 1, "{waits} waits while {served} is served");
+            assert!(
+                self.turns[waits][served] <= share + 1,
+                "{waits} waits while {served} is served"
+            );
         }
     }
 
     fn waits(&self, client: usize) -> bool {
-        self.lane.queue().of_client(&ClientId::new(CLIENTS[client].0)) > 0
+        self.lane
+            .queue()
+            .of_client(&ClientId::new(CLIENTS[client].0))
+            > 0
     }
 
     fn begin(&mut self, number: usize) {
@@ -369,7 +443,11 @@ impl Driver {
         let is_dropped = self.chance(self.life.unsent);
         if is_dropped || !self.lane.may_send(&grant, self.now) {
             self.give_back(number);
-            return if is_dropped { self.calls[number].state = State::Over } else { self.again(number) };
+            return if is_dropped {
+                self.calls[number].state = State::Over
+            } else {
+                self.again(number)
+            };
         }
         assert!(self.now <= self.calls[number].send_by);
         let late = self.delay(2);
@@ -424,21 +502,37 @@ impl Driver {
         let end = match self.random.u32(0..20) {
             _ if refused => {
                 let hint = (self.random.u32(0..3) == 0).then(|| ms(self.random.u64(1..8000)));
-                End::Throttled { hint, random: self.random.f64() }
+                End::Throttled {
+                    hint,
+                    random: self.random.f64(),
+                }
             }
             0 => End::Unknown,
             1 => End::Unsent,
             _ => End::Accepted,
         };
-        self.event(Event::Ended { grant: self.calls[number].grant.unwrap(), written_at, end });
-        if refused { self.again(number) } else { self.calls[number].state = State::Over }
+        self.event(Event::Ended {
+            grant: self.calls[number].grant.unwrap(),
+            written_at,
+            end,
+        });
+        if refused {
+            self.again(number)
+        } else {
+            self.calls[number].state = State::Over
+        }
     }
 
     fn heard(&mut self, question: Question, sent: Instant) {
         let lost = self.chance(self.life.unanswered);
-        let view = (!lost || self.random.bool()).then(|| self.store.answer(&question, self.stored()));
+        let view =
+            (!lost || self.random.bool()).then(|| self.store.answer(&question, self.stored()));
         let back = self.way();
-        let answer = view.filter(|_| !lost).map(|view| Answer { view, sent, received: self.now + back });
+        let answer = view.filter(|_| !lost).map(|view| Answer {
+            view,
+            sent,
+            received: self.now + back,
+        });
         let back = if answer.is_some() { back } else { ms(250) };
         self.after(back, Due::Answered(question.asked, answer.map(Box::new)));
     }
@@ -467,7 +561,9 @@ impl Driver {
                     self.limits.push(limit(count, window));
                     self.is_unreported = false;
                 }
-                self.event(Event::RulesChanged { limit: Some(limit(count, window)) });
+                self.event(Event::RulesChanged {
+                    limit: Some(limit(count, window)),
+                });
                 self.change_source(stands);
             }
             5 | 6 => self.change_source(Stands::Together { since: self.now }),
@@ -480,7 +576,9 @@ impl Driver {
                 };
                 self.change_source(Stands::Part { count, since });
             }
-            _ => self.change_source(Stands::Nothing { since: Some(self.now) }),
+            _ => self.change_source(Stands::Nothing {
+                since: Some(self.now),
+            }),
         }
     }
 
@@ -488,7 +586,10 @@ impl Driver {
         if stands != self.lane.stands {
             self.is_unreported = false;
         }
-        self.event(Event::SourceChanged { stands, store: terms() });
+        self.event(Event::SourceChanged {
+            stands,
+            store: terms(),
+        });
     }
 
     /// Does what a worker does until it has to wait: that it then waits for something that will happen.
@@ -500,14 +601,25 @@ impl Driver {
             self.carry_out(effects, false);
             let until = match next {
                 Next::Rest => {
-                    assert_eq!(self.lane.queue().len(), 0, "a call waits and the worker rests");
+                    assert_eq!(
+                        self.lane.queue().len(),
+                        0,
+                        "a call waits and the worker rests"
+                    );
                     self.wake = None;
                     return;
                 }
                 Next::Grant | Next::Review => {
-                    let event = if next == Next::Grant { Event::Connected } else { Event::Review };
+                    let event = if next == Next::Grant {
+                        Event::Connected
+                    } else {
+                        Event::Review
+                    };
                     let effects = self.lane.handle(event, self.cx());
-                    assert!(next == Next::Review || !effects.is_empty(), "a call that can be granted is");
+                    assert!(
+                        next == Next::Review || !effects.is_empty(),
+                        "a call that can be granted is"
+                    );
                     self.carry_out(effects, true);
                     continue;
                 }
@@ -544,12 +656,19 @@ impl Driver {
             }
         }
         assert_eq!(self.lane.granted(), self.granted);
-        assert_eq!(self.granted, self.written + self.returned + u64::from(self.held));
+        assert_eq!(
+            self.granted,
+            self.written + self.returned + u64::from(self.held)
+        );
         assert_eq!(self.lane.held, self.held);
         if let Source::Memory(tokens) = &self.lane.source {
             assert_eq!(tokens.held(), self.held);
         }
-        let waiting = self.calls.iter().filter(|call| call.state == State::Waiting).count();
+        let waiting = self
+            .calls
+            .iter()
+            .filter(|call| call.state == State::Waiting)
+            .count();
         assert_eq!(self.lane.queue().len(), waiting);
     }
 
@@ -557,11 +676,19 @@ impl Driver {
     fn check_windows(&mut self) {
         self.writes.sort_by_key(|write| write.at);
         for (era, limit) in self.limits.iter().enumerate() {
-            let writes: Vec<_> = self.writes.iter().filter(|write| write.era <= era).collect();
+            let writes: Vec<_> = self
+                .writes
+                .iter()
+                .filter(|write| write.era <= era)
+                .collect();
             for group in writes.windows(limit.count.get() as usize + 1) {
                 let time = group[group.len() - 1].at - group[0].at;
                 let is_judged = group.iter().any(|write| write.era == era);
-                assert!(!is_judged || time >= limit.window, "{} in {time:?}, limit {limit:?}", group.len());
+                assert!(
+                    !is_judged || time >= limit.window,
+                    "{} in {time:?}, limit {limit:?}",
+                    group.len()
+                );
             }
         }
     }
@@ -597,7 +724,13 @@ fn micros(time: Duration) -> u64 {
 
 impl Store {
     fn answer(&mut self, question: &Question, now: u64) -> View {
-        let Question { op, limit, rate, asked, .. } = question;
+        let Question {
+            op,
+            limit,
+            rate,
+            asked,
+            ..
+        } = question;
         let (ask, slack) = (&asked.ask, micros(asked.ask.slack));
         let away = micros(rate.away());
         for slot in &ask.unused {
@@ -620,7 +753,9 @@ impl Store {
         let usable = limit.count.get().min(rate.tokens);
         while !stale && slots.len() < ask.wanted.min(256) {
             let beyond = (self.uses.len() + 1).checked_sub(usable as usize);
-            let back = beyond.filter(|beyond| *beyond > 0).map_or(now, |beyond| self.uses[beyond - 1]);
+            let back = beyond
+                .filter(|beyond| *beyond > 0)
+                .map_or(now, |beyond| self.uses[beyond - 1]);
             let spaced = self.dealt + micros(rate.spacing);
             let at = now.max(self.open).max(back).max(spaced);
             let is_waited_for = matches!(self.probe, Probe::Out(since) if now < since + 1_000_000);
@@ -634,7 +769,12 @@ impl Store {
             self.dealt = at;
             let back = at + away + slack;
             self.add(back);
-            slots.push(Dated { at, back, slack, probe });
+            slots.push(Dated {
+                at,
+                back,
+                slack,
+                probe,
+            });
         }
         let used = self.uses.len().min(usable as usize);
         View {
@@ -661,7 +801,10 @@ impl Store {
         match op {
             Op::Take => false,
             Op::Throttled { pauses: None, .. } => true,
-            Op::Throttled { at, pauses: Some(Pauses { new, same }) } => {
+            Op::Throttled {
+                at,
+                pauses: Some(Pauses { new, same }),
+            } => {
                 let is_new = at > self.known;
                 let pause = if is_new { Some(new) } else { same };
                 if let Some(pause) = pause {
@@ -675,7 +818,11 @@ impl Store {
             }
             Op::Ended { slot, how } => {
                 if slot.probe && matches!(self.probe, Probe::Out(_)) {
-                    self.probe = if let How::Unsent = how { Probe::Due } else { Probe::NotNeeded };
+                    self.probe = if let How::Unsent = how {
+                        Probe::Due
+                    } else {
+                        Probe::NotNeeded
+                    };
                 }
                 if matches!(how, How::Answered) && slot.at > self.known {
                     self.level = 0;

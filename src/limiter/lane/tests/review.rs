@@ -32,7 +32,10 @@ fn review(world: &mut World, at: u64) -> (usize, usize) {
 #[test]
 fn a_long_queue_is_reviewed_in_pieces_once_an_episode() {
     let mut world = waiting(LONG, |_| HOLD);
-    world.row("the first", (10, Throttled(1, Some(20_000)), "pauses 20000", "review"));
+    world.row(
+        "the first",
+        (10, Throttled(1, Some(20_000)), "pauses 20000", "review"),
+    );
     for call in 2..=50 {
         world.row("the others", (10, Throttled(call, None), "", "review"));
     }
@@ -43,7 +46,10 @@ fn a_long_queue_is_reviewed_in_pieces_once_an_episode() {
 #[test]
 fn new_requests_wait_for_the_review_that_is_under_way_and_then_for_a_moment() {
     let mut world = waiting(LONG, |_| HOLD);
-    world.row("the first", (10, Throttled(1, Some(20_000)), "pauses 20000", "review"));
+    world.row(
+        "the first",
+        (10, Throttled(1, Some(20_000)), "pauses 20000", "review"),
+    );
     for _ in 0..10 {
         world.row("a piece", (10, Review, "", "review"));
     }
@@ -60,10 +66,19 @@ fn new_requests_wait_for_the_review_that_is_under_way_and_then_for_a_moment() {
 fn exactly_the_calls_that_become_late_are_refused() {
     // The rate that is learned decides who is late: half of the calls can wait for ever.
     let mut world = waiting(1000, |call| if call % 2 == 0 { HOLD } else { 15_000 });
-    world.row("the first", (10, Throttled(1, Some(20_000)), "pauses 20000", "review"));
+    world.row(
+        "the first",
+        (10, Throttled(1, Some(20_000)), "pauses 20000", "review"),
+    );
     assert_eq!(review(&mut world, 10).1, 500);
     assert_eq!(world.lane.queue().len(), 500);
-    assert!(world.lane.queue().waiting().all(|(entry, _)| entry.place.0 % 2 == 0));
+    assert!(
+        world
+            .lane
+            .queue()
+            .waiting()
+            .all(|(entry, _)| entry.place.0 % 2 == 0)
+    );
 }
 
 #[test]
@@ -95,10 +110,17 @@ fn a_drain_that_ends_soon_after_a_long_review_refuses_all_without_a_busy_wait() 
     review(&mut world, 10);
     world.drain_by = Some(world.at(20));
     let (next, look_at) = {
-        let cx = Context { now: world.at(20), rules: &world.rules, drain_by: world.drain_by };
+        let cx = Context {
+            now: world.at(20),
+            rules: &world.rules,
+            drain_by: world.drain_by,
+        };
         world.lane.next(true, cx)
     };
     assert_eq!((next, look_at), (Next::Event, Some(world.at(60))));
     let (pieces, refused) = review(&mut world, 60);
-    assert_eq!((pieces, refused), (LONG.div_ceil(128) as usize, LONG as usize));
+    assert_eq!(
+        (pieces, refused),
+        (LONG.div_ceil(128) as usize, LONG as usize)
+    );
 }

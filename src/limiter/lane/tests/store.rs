@@ -11,7 +11,10 @@ const FROM: u64 = AWAY + SLACK;
 fn shared() -> World {
     let mut world = World::warm(5);
     let since = world.origin;
-    world.row("shared", (0, Source(Stands::Together { since }), "", "rest"));
+    world.row(
+        "shared",
+        (0, Source(Stands::Together { since }), "", "rest"),
+    );
     world
 }
 
@@ -21,7 +24,10 @@ fn dealt(dates: &[u64]) -> World {
     for call in 1..=dates.len() as u64 {
         world.does(Arrive(call, "a", HOLD));
     }
-    world.row("asks", (2000, Look, &format!("take for {}", dates.len()), "event"));
+    world.row(
+        "asks",
+        (2000, Look, &format!("take for {}", dates.len()), "event"),
+    );
     world.happens(2000, Answer(0, view(2000, dates)));
     world
 }
@@ -45,9 +51,19 @@ fn a_store_that_has_just_come_is_asked_after_a_window() {
     ]);
     assert_eq!(FROM, 1020);
     let question = &world.questions[0].0;
-    assert_eq!((question.limit, question.rate), (limit(5, 1000), world.lane.rate(world.now)));
+    assert_eq!(
+        (question.limit, question.rate),
+        (limit(5, 1000), world.lane.rate(world.now))
+    );
     assert_eq!(question.waiting.len(), 2);
-    assert_eq!((question.asked.ask.slack, question.asked.version, &question.asked.pace), (ms(SLACK), 0, &None));
+    assert_eq!(
+        (
+            question.asked.ask.slack,
+            question.asked.version,
+            &question.asked.pace
+        ),
+        (ms(SLACK), 0, &None)
+    );
 }
 
 #[test]
@@ -96,7 +112,18 @@ fn a_wish_that_no_call_has_any_more_is_taken_back() {
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         // While the question is under way nothing is asked besides.
         (2001, Leave(1), "", "rest"),
-        (2002, Answer(0, View { wanted: 1, ..view(2002, &[]) }), "take for 0", "rest"),
+        (
+            2002,
+            Answer(
+                0,
+                View {
+                    wanted: 1,
+                    ..view(2002, &[])
+                },
+            ),
+            "take for 0",
+            "rest",
+        ),
         (2003, Answer(1, view(2003, &[])), "", "rest"),
     ]);
 }
@@ -107,7 +134,12 @@ fn slots_that_come_after_their_call_has_left_go_back() {
     world.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         (2001, Leave(1), "", "rest"),
-        (2002, Answer(0, view(2002, &[2002])), "take for 0 unused 1", "rest"),
+        (
+            2002,
+            Answer(0, view(2002, &[2002])),
+            "take for 0 unused 1",
+            "rest",
+        ),
     ]);
 }
 
@@ -128,10 +160,19 @@ fn an_answer_of_an_earlier_source_is_ignored_and_so_is_none() {
     for answered in [true, false] {
         let mut world = shared();
         let since = world.at(2010);
-        let answer = if answered { Answer(0, view(2030, &[2030])) } else { NoAnswer(0) };
+        let answer = if answered {
+            Answer(0, view(2030, &[2030]))
+        } else {
+            NoAnswer(0)
+        };
         world.rows([
             (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
-            (2010, Source(Stands::Nothing { since: None }), "refuse all 1 StoreUnavailable", "rest"),
+            (
+                2010,
+                Source(Stands::Nothing { since: None }),
+                "refuse all 1 StoreUnavailable",
+                "rest",
+            ),
             (2020, Source(Stands::Together { since }), "", "rest"),
             (2020, Arrive(2, "a", HOLD), "", "until 3030"),
             // Neither ends the silent window.
@@ -150,11 +191,20 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
         (2000, Connected, "grant 2", "grant"),
         // Its write is late by 85 ms; the third slot and the second grant are of no use any more.
         (2001, MaySend(2), "yes", "grant"),
-        (2100, Written(1, 2100), "take for 1 unused 1 late 1", "event"),
+        (
+            2100,
+            Written(1, 2100),
+            "take for 1 unused 1 late 1",
+            "event",
+        ),
     ]);
     let late = &world.questions[1].0.asked.ask.late[0];
     // What the clocks may have parted by is added.
-    assert!((stored(2100)..stored(2100) + 100).contains(&late.used), "{}", late.used);
+    assert!(
+        (stored(2100)..stored(2100) + 100).contains(&late.used),
+        "{}",
+        late.used
+    );
     world.rows([
         (2100, MaySend(2), "no", "event"),
         (2101, Returned(2), "", "event"),
@@ -217,14 +267,36 @@ fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
         (2000, Connected, "grant 1", "until 2100"),
         (2000, Written(1, 2000), "", "until 2100"),
         // Nothing at hand may be used in a pause.
-        (2010, Throttled(1, Some(3000)), "throttled for 1 unused 1", "event"),
+        (
+            2010,
+            Throttled(1, Some(3000)),
+            "throttled for 1 unused 1",
+            "event",
+        ),
         (2099, Connected, "", "event"),
     ]);
-    let Op::Throttled { at, pauses } = &world.questions[1].0.op else { panic!("a refusal") };
-    assert_eq!((*at, pauses.unwrap().new, pauses.unwrap().same), (stored(2000), ms(3000), Some(ms(3000))));
-    assert!(world.questions[1].0.asked.pace.is_some(), "it tells what was learned");
-    let paused = View { open: stored(5010), level: 1, new_episode: true, version: 1, ..view(2100, &[]) };
-    world.rows([(2100, Answer(1, paused), "pauses 2910", "review"), (2100, Review, "", "pause 5010")]);
+    let Op::Throttled { at, pauses } = &world.questions[1].0.op else {
+        panic!("a refusal")
+    };
+    assert_eq!(
+        (*at, pauses.unwrap().new, pauses.unwrap().same),
+        (stored(2000), ms(3000), Some(ms(3000)))
+    );
+    assert!(
+        world.questions[1].0.asked.pace.is_some(),
+        "it tells what was learned"
+    );
+    let paused = View {
+        open: stored(5010),
+        level: 1,
+        new_episode: true,
+        version: 1,
+        ..view(2100, &[])
+    };
+    world.rows([
+        (2100, Answer(1, paused), "pauses 2910", "review"),
+        (2100, Review, "", "pause 5010"),
+    ]);
 }
 
 #[test]
@@ -243,12 +315,19 @@ fn a_refusal_that_the_store_has_not_heard_of_pauses_this_replica() {
     ]);
     world.lane.ask(Op::Take, None, world.now);
     world.row("asks", (2050, Look, "take for 1", "pause 5020"));
-    world.row("answered", (2060, Answer(2, view(2060, &[])), "", "pause 5020"));
+    world.row(
+        "answered",
+        (2060, Answer(2, view(2060, &[])), "", "pause 5020"),
+    );
 }
 
 #[test]
 fn the_stores_probe_is_sent_and_its_end_is_told() {
-    for (end, how) in [(Accepted(1), How::Answered), (Unknown(1), How::Unknown), (Unsent(1), How::Unsent)] {
+    for (end, how) in [
+        (Accepted(1), How::Answered),
+        (Unknown(1), How::Unknown),
+        (Unsent(1), How::Unsent),
+    ] {
         let mut world = shared();
         world.rows([
             (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
@@ -258,7 +337,9 @@ fn the_stores_probe_is_sent_and_its_end_is_told() {
             (2001, Written(1, 2001), "", "rest"),
             (2020, end, "ended for 0", "rest"),
         ]);
-        let Op::Ended { slot, how: told } = &world.questions[1].0.op else { panic!("an end") };
+        let Op::Ended { slot, how: told } = &world.questions[1].0.op else {
+            panic!("an end")
+        };
         assert!(slot.probe);
         assert_eq!(format!("{told:?}"), format!("{how:?}"));
     }
@@ -297,9 +378,25 @@ fn withheld_tokens_refuse_new_calls() {
     let mut world = shared();
     world.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
-        (2001, Answer(0, View { usable: 0, ..view(2001, &[]) }), "", "review"),
+        (
+            2001,
+            Answer(
+                0,
+                View {
+                    usable: 0,
+                    ..view(2001, &[])
+                },
+            ),
+            "",
+            "review",
+        ),
         (2001, Review, "refuse 1 StoreUnavailable", "rest"),
-        (2002, Arrive(2, "a", HOLD), "refuse 2 StoreUnavailable", "rest"),
+        (
+            2002,
+            Arrive(2, "a", HOLD),
+            "refuse 2 StoreUnavailable",
+            "rest",
+        ),
     ]);
     assert_eq!(world.lane.advice_now(world.now), shared::ADVICE);
 }
@@ -313,15 +410,29 @@ fn a_store_whose_slots_always_come_too_late_is_of_no_use() {
     let mut at = 2100;
     for number in 1..=5 {
         at += 400;
-        let effects = if number == 5 { "too far, take for 1 unused 1" } else { "take for 1 unused 1" };
-        world.row("late", (at, Answer(number, view(at - 400, &[at - 400])), effects, "event"));
+        let effects = if number == 5 {
+            "too far, take for 1 unused 1"
+        } else {
+            "take for 1 unused 1"
+        };
+        world.row(
+            "late",
+            (
+                at,
+                Answer(number, view(at - 400, &[at - 400])),
+                effects,
+                "event",
+            ),
+        );
     }
 }
 
 #[test]
 fn a_forecast_is_of_the_slots_at_hand_and_then_of_the_stores_tokens() {
     let mut world = dealt(&[2000, 2100]);
-    let waits: Vec<_> = (0..3).map(|ahead| world.lane.predicted_wait(ahead, world.now).as_millis()).collect();
+    let waits: Vec<_> = (0..3)
+        .map(|ahead| world.lane.predicted_wait(ahead, world.now).as_millis())
+        .collect();
     // Three of the five are free.
     assert_eq!(waits, [0, 100, 0]);
     world.lane.refresh(world.now);

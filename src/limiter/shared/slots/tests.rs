@@ -18,8 +18,17 @@ struct World {
 impl World {
     fn new() -> Self {
         let start = Instant::now();
-        let limit = Limit { count: NonZeroU32::new(5).unwrap(), window: 1000 * MS };
-        let slots = Slots::new(&Start { limit, gap: 5 * MS, slack: 15 * MS, distance: Duration::ZERO, from: start });
+        let limit = Limit {
+            count: NonZeroU32::new(5).unwrap(),
+            window: 1000 * MS,
+        };
+        let slots = Slots::new(&Start {
+            limit,
+            gap: 5 * MS,
+            slack: 15 * MS,
+            distance: Duration::ZERO,
+            from: start,
+        });
         Self { start, slots }
     }
 
@@ -40,10 +49,28 @@ impl World {
     fn answer(&mut self, ask: &Ask, [sent, dealt, received]: [u32; 3]) -> Worth {
         let slack = u64::try_from(ask.slack.as_micros()).unwrap();
         let at = Self::store(dealt);
-        let slot = Dated { at, back: at + 1_020_000, slack, probe: false };
-        let view = View { now: at, usable: 5, away: 1_020_000, part: 1_000_000, ..View::default() };
-        let view = View { slots: vec![slot; ask.wanted], ..view };
-        let answer = Answer { view, sent: self.at(sent), received: self.at(received) };
+        let slot = Dated {
+            at,
+            back: at + 1_020_000,
+            slack,
+            probe: false,
+        };
+        let view = View {
+            now: at,
+            usable: 5,
+            away: 1_020_000,
+            part: 1_000_000,
+            ..View::default()
+        };
+        let view = View {
+            slots: vec![slot; ask.wanted],
+            ..view
+        };
+        let answer = Answer {
+            view,
+            sent: self.at(sent),
+            received: self.at(received),
+        };
         self.slots.answered(ask.number, &answer, self.at(received))
     }
 }
@@ -53,9 +80,14 @@ fn a_slot_may_be_used_from_its_date_until_its_slack_is_over() {
     let mut world = World::new();
     assert_eq!(world.ask(2, [0, 0, 0]), Worth::Fine);
     let slot = world.slots.take(world.at(0)).unwrap();
-    assert!(world.slots.is_usable(&slot, world.at(15)) && !world.slots.is_usable(&slot, world.at(16)));
+    assert!(
+        world.slots.is_usable(&slot, world.at(15)) && !world.slots.is_usable(&slot, world.at(16))
+    );
     assert!(world.slots.written(slot, world.at(15), world.at(15)));
-    assert!(world.slots.take(world.at(16)).is_none(), "the other one is too late");
+    assert!(
+        world.slots.take(world.at(16)).is_none(),
+        "the other one is too late"
+    );
     assert!(world.slots.has_unused() && matches!(world.slots.wait(1, world.at(16)), Wait::Ask));
 }
 
@@ -65,16 +97,33 @@ fn slots_that_one_question_cannot_give_back_are_given_back_with_the_next_at_once
     world.ask(GIVEN_BACK + 30, [0, 0, 0]);
     let mut given_back = Vec::new();
     for sent in [20, 21] {
-        assert!(world.slots.take(world.at(sent)).is_none(), "all are too late");
+        assert!(
+            world.slots.take(world.at(sent)).is_none(),
+            "all are too late"
+        );
         assert_eq!(world.slots.wait(100, world.at(sent)), Wait::Ask);
         let ask = world.slots.ask(100, world.at(sent));
-        let view = View { now: World::store(sent), usable: 5, away: 1_020_000, ask: 100_000, ..View::default() };
-        let answer = Answer { view, sent: world.at(sent), received: world.at(sent) };
+        let view = View {
+            now: World::store(sent),
+            usable: 5,
+            away: 1_020_000,
+            ask: 100_000,
+            ..View::default()
+        };
+        let answer = Answer {
+            view,
+            sent: world.at(sent),
+            received: world.at(sent),
+        };
         world.slots.answered(ask.number, &answer, world.at(sent));
         given_back.push(ask.unused.len());
     }
     assert_eq!(given_back, [GIVEN_BACK, 30]);
-    assert_eq!(world.slots.wait(100, world.at(21)), Wait::Until(world.at(121)), "then when the store says");
+    assert_eq!(
+        world.slots.wait(100, world.at(21)),
+        Wait::Until(world.at(121)),
+        "then when the store says"
+    );
 }
 
 #[test]
@@ -92,7 +141,10 @@ fn a_store_at_any_distance_is_of_use_from_its_second_answer_on() {
                     served += 1;
                 }
             }
-            assert!(served >= 9, "{served} at {distance} ms, of which {there} ms there");
+            assert!(
+                served >= 9,
+                "{served} at {distance} ms, of which {there} ms there"
+            );
         }
     }
 }
@@ -110,7 +162,10 @@ fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
             sent += there + back + random.u32(0..40);
             while let Some(slot) = world.slots.take(world.at(sent)) {
                 let used = World::store(sent);
-                assert!(slot.dated.at <= used && used <= slot.dated.at + slot.dated.slack, "seed {seed}");
+                assert!(
+                    slot.dated.at <= used && used <= slot.dated.at + slot.dated.slack,
+                    "seed {seed}"
+                );
                 world.slots.written(slot, world.at(sent), world.at(sent));
             }
             world.slots.void();
@@ -122,16 +177,30 @@ fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
 fn a_store_that_moves_away_is_of_use_again_from_the_second_answer_on() {
     let mut world = World::new();
     world.ask(1, [0, 0, 0]);
-    let worth: Vec<_> = (1..=6).map(|i| world.ask(1, [i * 1000, i * 1000, i * 1000 + 240])).collect();
-    assert_eq!((worth[0], &worth[1..]), (Worth::TooLate, &[Worth::Fine; 5][..]));
+    let worth: Vec<_> = (1..=6)
+        .map(|i| world.ask(1, [i * 1000, i * 1000, i * 1000 + 240]))
+        .collect();
+    assert_eq!(
+        (worth[0], &worth[1..]),
+        (Worth::TooLate, &[Worth::Fine; 5][..])
+    );
 }
 
 #[test]
 fn a_store_whose_answers_take_ever_longer_cannot_deal() {
     let mut world = World::new();
-    let worth: Vec<_> = (0..6).map(|i| world.ask(1, [i * 3000, i * 3000, i * 3000 + 400 * i])).collect();
-    assert_eq!((worth[0], worth[1], worth[5]), (Worth::Fine, Worth::TooLate, Worth::TooFar));
-    assert_eq!(world.ask(0, [19_000, 19_000, 19_900]), Worth::Fine, "no slot, no judgement");
+    let worth: Vec<_> = (0..6)
+        .map(|i| world.ask(1, [i * 3000, i * 3000, i * 3000 + 400 * i]))
+        .collect();
+    assert_eq!(
+        (worth[0], worth[1], worth[5]),
+        (Worth::Fine, Worth::TooLate, Worth::TooFar)
+    );
+    assert_eq!(
+        world.ask(0, [19_000, 19_000, 19_900]),
+        Worth::Fine,
+        "no slot, no judgement"
+    );
     assert_eq!(world.ask(1, [20_000, 20_000, 20_100]), Worth::Fine);
 }
 
@@ -143,13 +212,25 @@ fn after_a_late_use_no_slot_is_used_before_the_store_knows_of_it() {
     // A question is under way that does not carry the report.
     let without = world.slots.ask(3, world.at(5));
     assert!(!world.slots.written(late, world.at(30), world.at(31)));
-    assert!(!world.slots.is_usable(&held, world.at(10)) && world.slots.take(world.at(10)).is_none());
+    assert!(
+        !world.slots.is_usable(&held, world.at(10)) && world.slots.take(world.at(10)).is_none()
+    );
     world.answer(&without, [5, 32, 33]);
-    assert!(world.slots.take(world.at(33)).is_none(), "it was dealt without knowing of it");
-    assert!(matches!(world.slots.wait(0, world.at(33)), Wait::Ask), "also if no call waits");
+    assert!(
+        world.slots.take(world.at(33)).is_none(),
+        "it was dealt without knowing of it"
+    );
+    assert!(
+        matches!(world.slots.wait(0, world.at(33)), Wait::Ask),
+        "also if no call waits"
+    );
     let report = world.slots.ask(1, world.at(34));
     // What the clocks may have parted by is added.
-    let used: Vec<_> = report.late.iter().map(|late| late.used - World::store(30)).collect();
+    let used: Vec<_> = report
+        .late
+        .iter()
+        .map(|late| late.used - World::store(30))
+        .collect();
     assert!(used[..] == [6], "{used:?}");
     assert_eq!(report.unused.len(), 3);
     assert!(world.slots.take(world.at(34)).is_none() && !world.slots.at_rest());
@@ -165,10 +246,23 @@ fn after_a_late_use_no_slot_is_used_before_the_store_knows_of_it() {
 fn a_wish_is_taken_back_when_no_call_waits_any_more() {
     let mut world = World::new();
     let ask = world.slots.ask(9, world.at(0));
-    let view = View { now: START, wanted: 4, usable: 5, ask: 100_000, ..View::default() };
-    let answer = Answer { view, sent: world.at(0), received: world.at(0) };
+    let view = View {
+        now: START,
+        wanted: 4,
+        usable: 5,
+        ask: 100_000,
+        ..View::default()
+    };
+    let answer = Answer {
+        view,
+        sent: world.at(0),
+        received: world.at(0),
+    };
     world.slots.answered(ask.number, &answer, world.at(0));
-    assert!(world.slots.has_unused(), "the store means to deal four more");
+    assert!(
+        world.slots.has_unused(),
+        "the store means to deal four more"
+    );
     assert_eq!(world.slots.ask(0, world.at(1)).wanted, 0);
     world.slots.unanswered(2, world.at(50));
     assert!(!world.slots.has_unused() && world.slots.at_rest());
@@ -178,8 +272,19 @@ fn a_wish_is_taken_back_when_no_call_waits_any_more() {
 fn a_question_of_an_earlier_pace_is_asked_again_at_once() {
     let mut world = World::new();
     let ask = world.slots.ask(1, world.at(0));
-    let view = View { now: START, wanted: 1, usable: 5, ask: 100_000, stale: true, ..View::default() };
-    let answer = Answer { view, sent: world.at(0), received: world.at(1) };
+    let view = View {
+        now: START,
+        wanted: 1,
+        usable: 5,
+        ask: 100_000,
+        stale: true,
+        ..View::default()
+    };
+    let answer = Answer {
+        view,
+        sent: world.at(0),
+        received: world.at(1),
+    };
     world.slots.answered(ask.number, &answer, world.at(1));
     assert!(matches!(world.slots.wait(1, world.at(1)), Wait::Ask));
 }
@@ -188,22 +293,42 @@ fn a_question_of_an_earlier_pace_is_asked_again_at_once() {
 fn no_question_gives_back_more_than_its_bound() {
     let mut world = World::new();
     world.ask(200, [0, 0, 0]);
-    let given: Vec<_> = (1..=5).map(|at| world.slots.ask(0, world.at(at)).unused.len()).collect();
+    let given: Vec<_> = (1..=5)
+        .map(|at| world.slots.ask(0, world.at(at)).unused.len())
+        .collect();
     assert_eq!(given, [64, 64, 64, 8, 0]);
 }
 
 #[test]
 fn of_answers_that_come_in_another_order_the_latest_view_holds() {
     let mut world = World::new();
-    let view = |now, usable| View { now, usable, away: 1_000_000, part: 1_000_000, ..View::default() };
+    let view = |now, usable| View {
+        now,
+        usable,
+        away: 1_000_000,
+        part: 1_000_000,
+        ..View::default()
+    };
     let mut hear = |view: View| {
         let (number, now) = (world.slots.ask(1, world.at(0)).number, world.at(1));
-        world.slots.answered(number, &Answer { view: view.clone(), sent: world.at(0), received: now }, now);
+        world.slots.answered(
+            number,
+            &Answer {
+                view: view.clone(),
+                sent: world.at(0),
+                received: now,
+            },
+            now,
+        );
         (world.slots.is_latest(&view), world.slots.rate())
     };
     assert_eq!(hear(view(START, 5)), (true, 5.0));
     assert_eq!(hear(view(START + 300, 3)), (true, 3.0));
     assert_eq!(hear(view(START + 200, 4)), (false, 3.0));
     assert_eq!(hear(view(START - 3_600_000, 4)), (false, 3.0));
-    assert_eq!(hear(view(START - 36_000_000, 4)), (true, 4.0), "the clock has gone back");
+    assert_eq!(
+        hear(view(START - 36_000_000, 4)),
+        (true, 4.0),
+        "the clock has gone back"
+    );
 }

@@ -15,9 +15,9 @@ use redis::cluster_routing::{MultipleNodeRoutingInfo, RoutingInfo, SingleNodeRou
 use redis::io::tcp::TcpSettings;
 use redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict, IntoConnectionInfo,
-    Pipeline, RedisConnectionInfo, RedisError, RedisFuture, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
-    Value, cmd,
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind, InfoDict,
+    IntoConnectionInfo, Pipeline, RedisConnectionInfo, RedisError, RedisFuture, RedisResult,
+    ServerErrorKind, TlsCertificates, TlsMode, Value, cmd,
 };
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -81,7 +81,9 @@ pub(super) fn dial(config: &config::Store) -> Result<Dial, OpenError> {
 }
 
 fn one(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<Dial, OpenError> {
-    let address = addresses(config).next().expect("a store has at least one server");
+    let address = addresses(config)
+        .next()
+        .expect("a store has at least one server");
     let info = connection_info(config, address)?;
     let client = match certificates {
         Some(certificates) => Client::build_with_tls(info, certificates)?,
@@ -90,12 +92,22 @@ fn one(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<
     let terms = terms(config);
     Ok(Arc::new(move || {
         let (client, terms) = (client.clone(), terms.clone());
-        Box::pin(async move { client.get_multiplexed_async_connection_with_config(&terms).await.map(Connection::One) })
+        Box::pin(async move {
+            client
+                .get_multiplexed_async_connection_with_config(&terms)
+                .await
+                .map(Connection::One)
+        })
     }))
 }
 
-fn cluster(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<Dial, OpenError> {
-    let nodes: RedisResult<Vec<_>> = addresses(config).map(|address| connection_info(config, address)).collect();
+fn cluster(
+    config: &config::Store,
+    certificates: Option<TlsCertificates>,
+) -> Result<Dial, OpenError> {
+    let nodes: RedisResult<Vec<_>> = addresses(config)
+        .map(|address| connection_info(config, address))
+        .collect();
     let mut builder = ClusterClient::builder(nodes?)
         .connection_timeout(ROUND_TRIPS * config.timeout)
         .response_timeout(config.timeout)
@@ -110,13 +122,18 @@ fn cluster(config: &config::Store, certificates: Option<TlsCertificates>) -> Res
     }))
 }
 
-fn sentinel(config: &config::Store, name: String, certificates: Option<TlsCertificates>) -> Result<Dial, OpenError> {
+fn sentinel(
+    config: &config::Store,
+    name: String,
+    certificates: Option<TlsCertificates>,
+) -> Result<Dial, OpenError> {
     let (config, terms) = (config.clone(), terms(config));
     let client = move || {
-        let mut builder = SentinelClientBuilder::new(addresses(&config), &name, SentinelServerType::Master)?
-            .set_client_to_redis_db(config.database.into())
-            .set_client_to_redis_tcp_settings(tcp())
-            .set_client_to_sentinel_tcp_settings(tcp());
+        let mut builder =
+            SentinelClientBuilder::new(addresses(&config), &name, SentinelServerType::Master)?
+                .set_client_to_redis_db(config.database.into())
+                .set_client_to_redis_tcp_settings(tcp())
+                .set_client_to_sentinel_tcp_settings(tcp());
         if let Some(username) = &config.username {
             builder = builder.set_client_to_redis_username(username);
         }
@@ -140,7 +157,12 @@ fn sentinel(config: &config::Store, name: String, certificates: Option<TlsCertif
     Ok(Arc::new(move || {
         // A new one each time: the old one would first try its old connections to the sentinels.
         let (client, terms) = (client(), terms.clone());
-        Box::pin(async move { client?.get_async_connection_with_config(&terms).await.map(Connection::One) })
+        Box::pin(async move {
+            client?
+                .get_async_connection_with_config(&terms)
+                .await
+                .map(Connection::One)
+        })
     }))
 }
 
@@ -148,7 +170,12 @@ fn addresses(config: &config::Store) -> impl Iterator<Item = ConnectionAddr> {
     config.servers.iter().map(|config::Server { host, port }| {
         let (host, port) = (host.clone(), *port);
         if config.tls {
-            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+            ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: false,
+                tls_params: None,
+            }
         } else {
             ConnectionAddr::Tcp(host, port)
         }
@@ -165,7 +192,10 @@ fn connection_info(config: &config::Store, address: ConnectionAddr) -> RedisResu
     if let Some(password) = config.password.as_ref().map(Secret::expose) {
         redis = redis.set_password(password);
     }
-    Ok(address.into_connection_info()?.set_tcp_settings(tcp()).set_redis_settings(redis))
+    Ok(address
+        .into_connection_info()?
+        .set_tcp_settings(tcp())
+        .set_redis_settings(redis))
 }
 
 /// The library would wait for more to send before it sends a little.
@@ -175,16 +205,24 @@ fn tcp() -> TcpSettings {
 
 /// Whoever asks has a time-out of his own.
 fn terms(config: &config::Store) -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new().set_connection_timeout(Some(ROUND_TRIPS * config.timeout)).set_response_timeout(None)
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(ROUND_TRIPS * config.timeout))
+        .set_response_timeout(None)
 }
 
 fn certificates(path: &Path) -> Result<TlsCertificates, OpenError> {
-    let refuse = |reason| OpenError::CaFile { path: path.to_owned(), reason };
+    let refuse = |reason| OpenError::CaFile {
+        path: path.to_owned(),
+        reason,
+    };
     let bytes = std::fs::read(path).map_err(|error: io::Error| refuse(error.to_string()))?;
     let parsed: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     match parsed {
         Ok(roots) if roots.is_empty() => Err(refuse("holds no certificate in PEM".to_owned())),
-        Ok(_) => Ok(TlsCertificates { client_tls: None, root_cert: Some(bytes) }),
+        Ok(_) => Ok(TlsCertificates {
+            client_tls: None,
+            root_cert: Some(bytes),
+        }),
         Err(error) => Err(refuse(error.to_string())),
     }
 }
@@ -194,23 +232,38 @@ fn certificates(path: &Path) -> Result<TlsCertificates, OpenError> {
 impl Connection {
     /// How many masters there are; of a cluster one of its nodes says so, and that all slots are served.
     pub(super) async fn masters(&mut self) -> RedisResult<usize> {
-        let Self::Cluster(cluster) = self else { return Ok(1) };
-        let (mut info, anybody) = (cmd("CLUSTER"), RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random));
+        let Self::Cluster(cluster) = self else {
+            return Ok(1);
+        };
+        let (mut info, anybody) = (
+            cmd("CLUSTER"),
+            RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random),
+        );
         info.arg("INFO");
         let info: InfoDict = redis::from_redis_value(cluster.route_command(info, anybody).await?)?;
-        match (info.get::<String>("cluster_state").as_deref(), info.get("cluster_size")) {
+        match (
+            info.get::<String>("cluster_state").as_deref(),
+            info.get("cluster_size"),
+        ) {
             (Some("ok"), Some(size)) => Ok(size),
-            _ => Err((ServerErrorKind::ClusterDown.into(), "cluster_state is not ok").into()),
+            _ => Err((
+                ServerErrorKind::ClusterDown.into(),
+                "cluster_state is not ok",
+            )
+                .into()),
         }
     }
 
     /// A hash tag for each master: keys with it lie there.
     pub(super) async fn tags(&mut self) -> RedisResult<Vec<String>> {
-        let Self::Cluster(cluster) = self else { return Ok(vec!["0".to_owned()]) };
+        let Self::Cluster(cluster) = self else {
+            return Ok(vec!["0".to_owned()]);
+        };
         let any = || RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
         let (mut slots, mut tags) = (cmd("CLUSTER"), Vec::new());
         slots.arg("SLOTS");
-        let ranges: Vec<Vec<Value>> = redis::from_redis_value(cluster.route_command(slots, any()).await?)?;
+        let ranges: Vec<Vec<Value>> =
+            redis::from_redis_value(cluster.route_command(slots, any()).await?)?;
         let ranges: Vec<SlotRange> = ranges.into_iter().filter_map(SlotRange::read).collect();
         let mut masters: HashSet<&str> = ranges.iter().map(|range| range.master.as_str()).collect();
         for tag in (0..MOST_TAGS).map(|tag: u32| tag.to_string()) {
@@ -220,7 +273,9 @@ impl Connection {
             let mut slot = cmd("CLUSTER");
             slot.arg("KEYSLOT").arg(&tag);
             let slot: u16 = redis::from_redis_value(cluster.route_command(slot, any()).await?)?;
-            let range = ranges.iter().find(|range| (range.first..=range.last).contains(&slot));
+            let range = ranges
+                .iter()
+                .find(|range| (range.first..=range.last).contains(&slot));
             if range.is_some_and(|range| masters.remove(range.master.as_str())) {
                 tags.push(tag);
             }
@@ -231,7 +286,10 @@ impl Connection {
     /// Every master must answer: the library would leave out those that it has lost.
     pub(super) async fn ping(&mut self, masters: usize) -> RedisResult<()> {
         let answered = match self {
-            Self::One(connection) => cmd("PING").query_async(connection).await.map(|_pong: Value| 1)?,
+            Self::One(connection) => cmd("PING")
+                .query_async(connection)
+                .await
+                .map(|_pong: Value| 1)?,
             Self::Cluster(cluster) => {
                 let all = RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, None));
                 match cluster.route_command(cmd("PING"), all).await? {
@@ -241,7 +299,11 @@ impl Connection {
             }
         };
         if answered < masters {
-            return Err((ErrorKind::ClusterConnectionNotFound, "not every master answers").into());
+            return Err((
+                ErrorKind::ClusterConnectionNotFound,
+                "not every master answers",
+            )
+                .into());
         }
         Ok(())
     }
@@ -256,7 +318,11 @@ impl SlotRange {
         let (first, last) = (number()?, number()?);
         let master: Vec<Value> = redis::from_redis_value(entry.next()?).ok()?;
         let master = redis::from_redis_value(master.into_iter().nth(2)?).ok()?;
-        Some(Self { first, last, master })
+        Some(Self {
+            first,
+            last,
+            master,
+        })
     }
 }
 

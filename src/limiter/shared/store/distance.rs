@@ -33,7 +33,11 @@ impl Distance {
     }
 
     pub(super) fn least(&self) -> Duration {
-        [self.now.map(|(least, _)| least), self.before].into_iter().flatten().min().unwrap_or_default()
+        [self.now.map(|(least, _)| least), self.before]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_default()
     }
 }
 
@@ -51,6 +55,16 @@ mod tests {
             let said = distance.observe(ms(round_trip), start + Duration::from_secs(at));
             seen.push((distance.least().as_millis(), said));
         }
-        assert_eq!(seen, [(12, true), (9, false), (9, false), (9, false), (50, false), (40, false)]);
+        assert_eq!(
+            seen,
+            [
+                (12, true),
+                (9, false),
+                (9, false),
+                (9, false),
+                (50, false),
+                (40, false)
+            ]
+        );
     }
 }

@@ -36,7 +36,11 @@ pub(super) struct Server {
 const PROBE_MS: u32 = 1000;
 
 /// Looks the store over; each question may take `limit`. In a cluster every master must answer.
-pub(super) async fn look(connection: &mut Connection, probe: &Probe, limit: Duration) -> Result<Health, Trouble> {
+pub(super) async fn look(
+    connection: &mut Connection,
+    probe: &Probe,
+    limit: Duration,
+) -> Result<Health, Trouble> {
     let masters = within(limit, connection.masters()).await?;
     let sent = Instant::now();
     within(limit, connection.ping(masters)).await?;
@@ -50,19 +54,29 @@ pub(super) async fn look(connection: &mut Connection, probe: &Probe, limit: Dura
     set.arg(probe.key()).arg(1).arg("PX").arg(PROBE_MS);
     let _ok: Value = within(limit, set.query_async(connection)).await?;
     probe.deal(connection, masters, round_trip, limit).await?;
-    Ok(Health { server, masters, round_trip })
+    Ok(Health {
+        server,
+        masters,
+        round_trip,
+    })
 }
 
 /// An answer in time, or what is wrong with the store.
-pub(super) async fn within<T>(limit: Duration, answer: impl Future<Output = RedisResult<T>>) -> Result<T, Trouble> {
-    Ok(timeout(limit, answer).await.map_err(|_elapsed| Trouble::late(limit))??)
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = RedisResult<T>>,
+) -> Result<T, Trouble> {
+    Ok(timeout(limit, answer)
+        .await
+        .map_err(|_elapsed| Trouble::late(limit))??)
 }
 
 /// What each master says of itself: a cluster answers with a map of them.
 fn each_master(info: Value) -> Result<Vec<InfoDict>, Trouble> {
     let unreadable = |_| Trouble::Unreachable("the answer to INFO cannot be read".to_owned());
     if let Value::Map(_) = info {
-        let masters: BTreeMap<String, InfoDict> = redis::from_redis_value(info).map_err(unreadable)?;
+        let masters: BTreeMap<String, InfoDict> =
+            redis::from_redis_value(info).map_err(unreadable)?;
         return Ok(masters.into_values().collect());
     }
     Ok(vec![redis::from_redis_value(info).map_err(unreadable)?])
@@ -87,9 +101,16 @@ fn server(said: &[InfoDict], masters: usize) -> Result<Server, Trouble> {
         return Err(Trouble::Unreachable("not every master answers".to_owned()));
     }
     runs.sort_unstable();
-    let version = |master: &InfoDict| master.get("valkey_version").or_else(|| master.get("redis_version"));
+    let version = |master: &InfoDict| {
+        master
+            .get("valkey_version")
+            .or_else(|| master.get("redis_version"))
+    };
     let version = said.first().and_then(version).unwrap_or_default();
-    Ok(Server { runs: runs.join(","), version })
+    Ok(Server {
+        runs: runs.join(","),
+        version,
+    })
 }
 
 #[cfg(test)]
@@ -97,13 +118,26 @@ mod tests {
     use super::*;
 
     fn info(policy: &str, run: &str) -> String {
-        format!("# Server\r\nredis_version:7.0.15\r\nrun_id:{run}\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n")
+        format!(
+            "# Server\r\nredis_version:7.0.15\r\nrun_id:{run}\r\n# Memory\r\nmaxmemory_policy:{policy}\r\n"
+        )
     }
 
     #[test]
     fn a_store_that_evicts_is_not_in_order() {
-        let one = |policy| server(&each_master(Value::BulkString(info(policy, "a1").into_bytes())).unwrap(), 1);
-        assert_eq!(one("noeviction"), Ok(Server { runs: "a1".to_owned(), version: "7.0.15".to_owned() }));
+        let one = |policy| {
+            server(
+                &each_master(Value::BulkString(info(policy, "a1").into_bytes())).unwrap(),
+                1,
+            )
+        };
+        assert_eq!(
+            one("noeviction"),
+            Ok(Server {
+                runs: "a1".to_owned(),
+                version: "7.0.15".to_owned()
+            })
+        );
         let text = "the shared store evicts keys (maxmemory-policy volatile-lru), which would forget spent tokens: set it to noeviction";
         assert_eq!(one("volatile-lru"), Err(Trouble::Evicts(text.to_owned())));
     }
@@ -111,20 +145,31 @@ mod tests {
     #[test]
     fn a_cluster_is_as_good_as_the_worst_of_its_masters() {
         let entry = |address: &str, policy, run| {
-            (Value::BulkString(address.into()), Value::BulkString(info(policy, run).into_bytes()))
+            (
+                Value::BulkString(address.into()),
+                Value::BulkString(info(policy, run).into_bytes()),
+            )
         };
         let two = |policy, masters| {
-            let map = Value::Map(vec![entry("h:1", "noeviction", "b"), entry("h:2", policy, "a")]);
+            let map = Value::Map(vec![
+                entry("h:1", "noeviction", "b"),
+                entry("h:2", policy, "a"),
+            ]);
             server(&each_master(map).unwrap(), masters)
         };
-        assert_eq!(two("noeviction", 2).map(|server| server.runs), Ok("a,b".to_owned()));
+        assert_eq!(
+            two("noeviction", 2).map(|server| server.runs),
+            Ok("a,b".to_owned())
+        );
         assert!(matches!(two("noeviction", 3), Err(Trouble::Unreachable(_))));
         assert!(matches!(two("allkeys-lru", 2), Err(Trouble::Evicts(_))));
     }
 
     #[test]
     fn a_valkey_is_known_by_its_own_version() {
-        let info = InfoDict::new("redis_version:7.2.4\r\nvalkey_version:8.1.1\r\nmaxmemory_policy:noeviction\r\n");
+        let info = InfoDict::new(
+            "redis_version:7.2.4\r\nvalkey_version:8.1.1\r\nmaxmemory_policy:noeviction\r\n",
+        );
         assert_eq!(server(&[info], 1).unwrap().version, "8.1.1");
     }
 }

@@ -54,7 +54,11 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         said.up(before, health.server);
         let up_since = Instant::now();
         watch_over(&shared, &mut state).await;
-        relapse = if up_since.elapsed() < STEADY { (2 * relapse).min(LONGEST_RELAPSE) } else { FIRST_RELAPSE };
+        relapse = if up_since.elapsed() < STEADY {
+            (2 * relapse).min(LONGEST_RELAPSE)
+        } else {
+            FIRST_RELAPSE
+        };
         sleep(relapse).await;
     }
 }
@@ -82,7 +86,10 @@ impl Said {
                     tracing::warn!(reason, "the shared store cannot be reached; trying on");
                 }
             }
-            Trouble::Refused(reason) | Trouble::Evicts(reason) | Trouble::Forbids(reason) | Trouble::Unfit(reason) => {
+            Trouble::Refused(reason)
+            | Trouble::Evicts(reason)
+            | Trouble::Forbids(reason)
+            | Trouble::Unfit(reason) => {
                 if !std::mem::replace(&mut self.unfit, true) {
                     tracing::error!(reason, "the shared store cannot be used; trying on");
                 }
@@ -90,29 +97,49 @@ impl Said {
             Trouble::TooFar(took) => {
                 if !std::mem::replace(&mut self.unfit, true) {
                     let took_seconds = took.as_secs_f64();
-                    tracing::error!(took_seconds, "the shared store answers too late to be used; trying on");
+                    tracing::error!(
+                        took_seconds,
+                        "the shared store answers too late to be used; trying on"
+                    );
                 }
             }
         }
     }
 
     fn up(&mut self, before: State, server: Option<Server>) {
-        let down = if let State::Down { since } = before { Instant::now() - since } else { Duration::ZERO };
+        let down = if let State::Down { since } = before {
+            Instant::now() - since
+        } else {
+            Duration::ZERO
+        };
         let down_seconds = down.as_secs_f64();
         match &server {
             Some(Server { runs, version }) => {
                 let restarted = self.runs.as_ref().is_some_and(|latest| latest != runs);
-                tracing::info!(run_id = runs, version, restarted, down_seconds, "the shared store is up");
+                tracing::info!(
+                    run_id = runs,
+                    version,
+                    restarted,
+                    down_seconds,
+                    "the shared store is up"
+                );
             }
             None => {
                 tracing::info!(down_seconds, "the shared store is up");
                 if !self.unseen {
-                    tracing::warn!("INFO is not permitted: whether the shared store evicts keys is not known");
+                    tracing::warn!(
+                        "INFO is not permitted: whether the shared store evicts keys is not known"
+                    );
                 }
             }
         }
         let unseen = self.unseen || server.is_none();
         let runs = server.map(|server| server.runs).or(self.runs.take());
-        *self = Self { unreachable: true, unfit: false, unseen, runs };
+        *self = Self {
+            unreachable: true,
+            unfit: false,
+            unseen,
+            runs,
+        };
     }
 }

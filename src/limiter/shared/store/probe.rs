@@ -32,7 +32,10 @@ const IN_A_ROW: u32 = 3;
 /// Of this many.
 const TRIES: u32 = 8;
 /// Its lane has more tokens than it uses.
-const LIMIT: Limit = Limit { count: NonZeroU32::new(1000).expect("it is not zero"), window: Duration::from_secs(1) };
+const LIMIT: Limit = Limit {
+    count: NonZeroU32::new(1000).expect("it is not zero"),
+    window: Duration::from_secs(1),
+};
 const GAP: Duration = Duration::from_millis(5);
 /// How long its name is remembered.
 const LEASE: Duration = Duration::from_secs(1);
@@ -65,7 +68,9 @@ impl Probe {
     ) -> Result<(), Trouble> {
         let tags = within(limit, connection.tags()).await?;
         if tags.len() < masters {
-            return Err(Trouble::Unreachable("not every master has slots".to_owned()));
+            return Err(Trouble::Unreachable(
+                "not every master has slots".to_owned(),
+            ));
         }
         // Each in a round trip of its own: of a store that is far away one question would not take three.
         for script in [&self.beat, &self.take] {
@@ -94,7 +99,13 @@ impl Probe {
         distance: Duration,
         limit: Duration,
     ) -> Result<(), Trouble> {
-        let start = Start { limit: LIMIT, gap: GAP, slack: self.slack, distance, from: Instant::now() };
+        let start = Start {
+            limit: LIMIT,
+            gap: GAP,
+            slack: self.slack,
+            distance,
+            from: Instant::now(),
+        };
         let (mut slots, mut in_time, mut longest) = (Slots::new(&start), 0, Duration::ZERO);
         for _ in 0..TRIES {
             let ask = slots.ask(1, Instant::now());
@@ -103,9 +114,23 @@ impl Probe {
             let received = Instant::now();
             longest = longest.max(received - sent);
             let view = View::read(answer).filter(|view| !view.slots.is_empty());
-            let view = view.ok_or_else(|| Trouble::Unfit("the scripts do not answer as they should".to_owned()))?;
-            slots.answered(ask.number, &Answer { view, sent, received }, received);
-            in_time = if slots.free(received) > 0 { in_time + 1 } else { 0 };
+            let view = view.ok_or_else(|| {
+                Trouble::Unfit("the scripts do not answer as they should".to_owned())
+            })?;
+            slots.answered(
+                ask.number,
+                &Answer {
+                    view,
+                    sent,
+                    received,
+                },
+                received,
+            );
+            in_time = if slots.free(received) > 0 {
+                in_time + 1
+            } else {
+                0
+            };
             slots.void();
             if in_time == IN_A_ROW {
                 return Ok(());
@@ -114,7 +139,12 @@ impl Probe {
         Err(Trouble::TooFar(longest))
     }
 
-    async fn question(&self, connection: &mut Connection, tag: &str, slack: Duration) -> RedisResult<Value> {
+    async fn question(
+        &self,
+        connection: &mut Connection,
+        tag: &str,
+        slack: Duration,
+    ) -> RedisResult<Value> {
         let question = Question {
             replica: &self.me,
             limit: LIMIT,
@@ -144,7 +174,10 @@ impl Probe {
 }
 
 /// What a script answers in time, or what is wrong with the store.
-async fn run<T>(limit: Duration, script: impl Future<Output = RedisResult<T>>) -> Result<T, Trouble> {
+async fn run<T>(
+    limit: Duration,
+    script: impl Future<Output = RedisResult<T>>,
+) -> Result<T, Trouble> {
     match timeout(limit, script).await {
         Ok(answer) => answer.map_err(|error| Trouble::of_script(&error)),
         Err(_elapsed) => Err(Trouble::late(limit)),

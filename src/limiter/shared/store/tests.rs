@@ -21,16 +21,27 @@ fn single(port: u16) -> config::Store {
 
 async fn until(store: &Store, wished: impl Fn(State) -> bool) -> State {
     let mut changes = store.changes();
-    *timeout(Duration::from_secs(60), changes.wait_for(|state| wished(*state))).await.unwrap().unwrap()
+    *timeout(
+        Duration::from_secs(60),
+        changes.wait_for(|state| wished(*state)),
+    )
+    .await
+    .unwrap()
+    .unwrap()
 }
 
 async fn up(store: &Store) -> Instant {
-    let State::Up { since } = until(store, |state| matches!(state, State::Up { .. })).await else { unreachable!() };
+    let State::Up { since } = until(store, |state| matches!(state, State::Up { .. })).await else {
+        unreachable!()
+    };
     since
 }
 
 async fn down(store: &Store) -> Instant {
-    let State::Down { since } = until(store, |state| matches!(state, State::Down { .. })).await else { unreachable!() };
+    let State::Down { since } = until(store, |state| matches!(state, State::Down { .. })).await
+    else {
+        unreachable!()
+    };
     since
 }
 
@@ -61,7 +72,11 @@ struct Fake {
 
 impl Fake {
     fn new(mood: Mood) -> Arc<Self> {
-        Arc::new(Self { started: Instant::now(), mood: Mutex::new(mood), dialled: Mutex::default() })
+        Arc::new(Self {
+            started: Instant::now(),
+            mood: Mutex::new(mood),
+            dialled: Mutex::default(),
+        })
     }
 
     fn is(&self, mood: Mood) {
@@ -84,7 +99,8 @@ impl Fake {
             tokio::spawn(async move { self.serve(theirs).await });
             let terms = AsyncConnectionConfig::new().set_response_timeout(None);
             let info = RedisConnectionInfo::default();
-            let (connection, driver) = MultiplexedConnection::new_with_config(&info, ours, terms).await?;
+            let (connection, driver) =
+                MultiplexedConnection::new_with_config(&info, ours, terms).await?;
             tokio::spawn(driver);
             Ok(Connection::One(connection))
         })
@@ -102,7 +118,11 @@ impl Fake {
                 (_, "INFO") => format!("${}\r\n{info}\r\n", info.len()),
                 (mood, "EVALSHA") if command[3].contains("probe:") => {
                     // The script that deals has two keys.
-                    if command[2] == "2" { self.deals(mood).await } else { "*0\r\n".to_owned() }
+                    if command[2] == "2" {
+                        self.deals(mood).await
+                    } else {
+                        "*0\r\n".to_owned()
+                    }
                 }
                 (_, "SCRIPT") => format!("+{}\r\n", Script::new(&command[2]).get_hash()),
                 (_, "EVALSHA") => ":7\r\n".to_owned(),
@@ -122,11 +142,19 @@ impl Fake {
             sleep(Duration::from_millis(200)).await;
         }
         let list = |numbers: &[u64]| {
-            let numbers: String = numbers.iter().map(|number| format!(":{number}\r\n")).collect();
+            let numbers: String = numbers
+                .iter()
+                .map(|number| format!(":{number}\r\n"))
+                .collect();
             format!("*{}\r\n{numbers}", numbers.lines().count())
         };
-        let head = list(&[now, 0, 0, 0, 0, 0, 5000, 1_020_000, 1000, 0, 0, 1_000_000, 0]);
-        format!("*4\r\n{head}$0\r\n\r\n*0\r\n{}", list(&[now, now + 1_020_000, slack, 0]))
+        let head = list(&[
+            now, 0, 0, 0, 0, 0, 5000, 1_020_000, 1000, 0, 0, 1_000_000, 0,
+        ]);
+        format!(
+            "*4\r\n{head}$0\r\n\r\n*0\r\n{}",
+            list(&[now, now + 1_020_000, slack, 0])
+        )
     }
 }
 
@@ -148,20 +176,33 @@ async fn read(stream: &mut BufReader<DuplexStream>) -> Option<Vec<String>> {
 }
 
 async fn take(store: &Store) -> Result<Value, Unavailable> {
-    store.run("take", &Script::new("return 7"), &["flowgate:a"], &[]).await
+    store
+        .run("take", &Script::new("return 7"), &["flowgate:a"], &[])
+        .await
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_first_late_answer_opens_the_circuit_for_all() {
     let fake = Fake::new(Mood::Well);
     let (store, metrics) = fake.store();
-    assert_eq!((store.state(), take(&store).await), (State::NeverSeen, Err(Unavailable::Down)));
+    assert_eq!(
+        (store.state(), take(&store).await),
+        (State::NeverSeen, Err(Unavailable::Down))
+    );
     up(&store).await;
     assert_eq!(take(&store).await, Ok(Value::Int(7)));
     fake.is(Mood::Frozen);
     let start = Instant::now();
     assert_eq!(take(&store).await, Err(Unavailable::Late(TIMEOUT)));
-    assert_eq!((start.elapsed(), store.state()), (TIMEOUT, State::Down { since: Instant::now() }));
+    assert_eq!(
+        (start.elapsed(), store.state()),
+        (
+            TIMEOUT,
+            State::Down {
+                since: Instant::now()
+            }
+        )
+    );
     for _ in 0..1000 {
         assert_eq!(take(&store).await, Err(Unavailable::Down));
     }
@@ -173,7 +214,10 @@ async fn the_first_late_answer_opens_the_circuit_for_all() {
         "flowgate_store_seconds_count{op=\"take\"} 2",
         "flowgate_store_seconds_sum{op=\"take\"} 0.25",
     ] {
-        assert!(page.lines().any(|seen| seen == line), "{line} is not in {page}");
+        assert!(
+            page.lines().any(|seen| seen == line),
+            "{line} is not in {page}"
+        );
     }
     fake.is(Mood::Well);
     let since = up(&store).await;
@@ -200,7 +244,10 @@ async fn attempts_to_connect_come_in_growing_pauses() {
     sleep(Duration::from_secs(5)).await;
     assert_eq!(store.state(), State::NeverSeen);
     let dialled = fake.dialled.lock().clone();
-    let pauses: Vec<_> = dialled.windows(2).map(|pair| (pair[1] - pair[0]).as_millis()).collect();
+    let pauses: Vec<_> = dialled
+        .windows(2)
+        .map(|pair| (pair[1] - pair[0]).as_millis())
+        .collect();
     assert_eq!(pauses[..7], [50, 100, 200, 400, 800, 1000, 1000]);
     fake.is(Mood::Well);
     let since = up(&store).await;
@@ -226,7 +273,10 @@ async fn a_store_that_fails_a_question_is_down_until_it_runs_the_scripts_again()
     ];
     for answer in ill {
         fake.is(Mood::Says(answer));
-        assert!(matches!(take(&store).await, Err(Unavailable::Failed(_))), "{answer}");
+        assert!(
+            matches!(take(&store).await, Err(Unavailable::Failed(_))),
+            "{answer}"
+        );
         let since = Instant::now();
         assert_eq!(store.state(), State::Down { since }, "{answer}");
         sleep(Duration::from_secs(60)).await;
@@ -240,23 +290,49 @@ async fn a_store_that_fails_a_question_is_down_until_it_runs_the_scripts_again()
 async fn a_store_that_never_permits_what_is_needed_is_refused_at_the_start() {
     let refused = async |mood| Fake::new(mood).store().0.check().await.err();
     let no_scripts = "-NOPERM this user has no permissions to run the 'evalsha' command\r\n";
-    let no_key = "-NOPERM this user has no permissions to access one of the keys used as arguments\r\n";
-    let no_clock = "-ERR The user executing the script can't run this command or subcommand script: 7\r\n";
-    for mood in [Mood::Says(no_scripts), Mood::Says(no_clock), Mood::Lacks("SET", no_key)] {
+    let no_key =
+        "-NOPERM this user has no permissions to access one of the keys used as arguments\r\n";
+    let no_clock =
+        "-ERR The user executing the script can't run this command or subcommand script: 7\r\n";
+    for mood in [
+        Mood::Says(no_scripts),
+        Mood::Says(no_clock),
+        Mood::Lacks("SET", no_key),
+    ] {
         let reason = refused(mood).await.expect("it is refused");
-        assert!(reason.starts_with("the shared store does not permit what Flowgate needs ("), "{reason}");
+        assert!(
+            reason.starts_with("the shared store does not permit what Flowgate needs ("),
+            "{reason}"
+        );
     }
-    let reason = refused(Mood::Says("-ERR unknown command 'LPOS' script: 7\r\n")).await.expect("it is refused");
-    assert!(reason.starts_with("the shared store cannot run Flowgate's scripts: "), "{reason}");
-    let passes = ["-OOM command not allowed\r\n", "-READONLY You can't write\r\n", "-LOADING it is\r\n"];
-    for mood in passes.map(Mood::Says).into_iter().chain([Mood::Away, Mood::Frozen, Mood::Well, Mood::Far]) {
+    let reason = refused(Mood::Says("-ERR unknown command 'LPOS' script: 7\r\n"))
+        .await
+        .expect("it is refused");
+    assert!(
+        reason.starts_with("the shared store cannot run Flowgate's scripts: "),
+        "{reason}"
+    );
+    let passes = [
+        "-OOM command not allowed\r\n",
+        "-READONLY You can't write\r\n",
+        "-LOADING it is\r\n",
+    ];
+    for mood in
+        passes
+            .map(Mood::Says)
+            .into_iter()
+            .chain([Mood::Away, Mood::Frozen, Mood::Well, Mood::Far])
+    {
         assert_eq!(refused(mood).await, None);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_info_says_may_be_kept_secret() {
-    let fake = Fake::new(Mood::Lacks("INFO", "-NOPERM this user has no permissions to run the 'info' command\r\n"));
+    let fake = Fake::new(Mood::Lacks(
+        "INFO",
+        "-NOPERM this user has no permissions to run the 'info' command\r\n",
+    ));
     let (store, _) = fake.store();
     assert_eq!(store.check().await, Ok(()));
     up(&store).await;
@@ -288,7 +364,12 @@ async fn a_trouble_that_no_look_finds_brings_the_store_back_ever_more_seldom() {
         up(&store).await;
         pauses.push(start.elapsed().as_millis());
     }
-    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000, 30_000]);
+    assert_eq!(
+        pauses,
+        [
+            100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600, 30_000, 30_000, 30_000
+        ]
+    );
     sleep(Duration::from_secs(10)).await;
     store.is_too_far();
     let start = Instant::now();
@@ -323,7 +404,10 @@ fn counting() -> Script {
 
 async fn count(store: &Store, key: &str) -> i64 {
     let args = [b"2".to_vec(), b"\xff\x00".to_vec()];
-    let answer = store.run("count", &counting(), &[key], &args).await.unwrap();
+    let answer = store
+        .run("count", &counting(), &[key], &args)
+        .await
+        .unwrap();
     let (count, bytes): (i64, Vec<u8>) = redis::from_redis_value(answer).unwrap();
     assert_eq!(bytes, args[1]);
     count
@@ -334,12 +418,28 @@ async fn a_flush_of_the_scripts_is_survived() {
     let redis = Redis::start().await;
     let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
     let since = up(&store).await;
-    assert_eq!((count(&store, "flowgate:a").await, count(&store, "flowgate:a").await), (2, 4));
+    assert_eq!(
+        (
+            count(&store, "flowgate:a").await,
+            count(&store, "flowgate:a").await
+        ),
+        (2, 4)
+    );
     redis.flush().await;
-    assert_eq!((count(&store, "flowgate:a").await, count(&store, "flowgate:a").await), (2, 4));
+    assert_eq!(
+        (
+            count(&store, "flowgate:a").await,
+            count(&store, "flowgate:a").await
+        ),
+        (2, 4)
+    );
     let nonce = |key: &'static str| store.set_new("nonce", key, Duration::from_secs(2));
     assert_eq!(
-        (nonce("flowgate:n").await, nonce("flowgate:n").await, nonce("flowgate:m").await),
+        (
+            nonce("flowgate:n").await,
+            nonce("flowgate:n").await,
+            nonce("flowgate:m").await
+        ),
         (Ok(true), Ok(false), Ok(true))
     );
     sleep(Duration::from_millis(2100)).await;
@@ -359,7 +459,11 @@ async fn a_frozen_server_is_noticed_costs_nobody_time_and_comes_back() {
     for _ in 0..1000 {
         assert_eq!(take(&store).await, Err(Unavailable::Down));
     }
-    assert!(start.elapsed() < 100 * TIMEOUT, "not one in ten waits: {:?}", start.elapsed());
+    assert!(
+        start.elapsed() < 100 * TIMEOUT,
+        "not one in ten waits: {:?}",
+        start.elapsed()
+    );
     redis.thaw().await;
     assert!(up(&store).await > first);
     assert_eq!(count(&store, "flowgate:a").await, 2);
@@ -369,7 +473,11 @@ async fn a_frozen_server_is_noticed_costs_nobody_time_and_comes_back() {
 async fn in_a_cluster_each_key_has_its_node_and_all_masters_must_answer() {
     let mut cluster = Cluster::start().await;
     let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
-    let store = Store::open(&config::Store::on(Topology::Cluster, &ports), Arc::new(Metrics::new())).unwrap();
+    let store = Store::open(
+        &config::Store::on(Topology::Cluster, &ports),
+        Arc::new(Metrics::new()),
+    )
+    .unwrap();
     up(&store).await;
     for key in 0..50 {
         assert_eq!(count(&store, &format!("flowgate:{key}")).await, 2);
@@ -390,9 +498,17 @@ async fn in_a_cluster_each_key_has_its_node_and_all_masters_must_answer() {
 #[tokio::test]
 async fn after_a_failover_scripts_run_on_the_new_master() {
     let mut watched = Watched::start().await;
-    let ports: Vec<_> = watched.sentinels.iter().map(|sentinel| sentinel.port).collect();
+    let ports: Vec<_> = watched
+        .sentinels
+        .iter()
+        .map(|sentinel| sentinel.port)
+        .collect();
     let topology = Topology::Sentinel(SERVICE.to_owned());
-    let store = Store::open(&config::Store::on(topology, &ports), Arc::new(Metrics::new())).unwrap();
+    let store = Store::open(
+        &config::Store::on(topology, &ports),
+        Arc::new(Metrics::new()),
+    )
+    .unwrap();
     up(&store).await;
     assert_eq!(count(&store, "flowgate:a").await, 2);
     // A sentinel that does not answer does not hide the others.
@@ -401,5 +517,11 @@ async fn after_a_failover_scripts_run_on_the_new_master() {
     down(&store).await;
     up(&store).await;
     assert_eq!(count(&store, "flowgate:b").await, 2);
-    assert!(watched.replica.ask(&["GET", "flowgate:b"]).await.contains('2'));
+    assert!(
+        watched
+            .replica
+            .ask(&["GET", "flowgate:b"])
+            .await
+            .contains('2')
+    );
 }

@@ -23,7 +23,8 @@ pub(super) enum Trouble {
 }
 
 /// What the store's user needs.
-const RIGHTS: &str = "+@read +@write +@scripting +@connection +info +time, and the keys of quota.store_prefix";
+const RIGHTS: &str =
+    "+@read +@write +@scripting +@connection +info +time, and the keys of quota.store_prefix";
 
 // === impl Trouble ===
 
@@ -37,7 +38,9 @@ impl Trouble {
         match error.kind() {
             ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => Self::Refused(text),
             ErrorKind::Server(ServerErrorKind::NoPerm) => Self::Forbids(text),
-            _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "DENIED")) => Self::Refused(text),
+            _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "DENIED")) => {
+                Self::Refused(text)
+            }
             _ => Self::Unreachable(text),
         }
     }
@@ -47,9 +50,13 @@ impl Trouble {
         let text = text(error);
         match error.kind() {
             // A script whose own command is refused fails with a plain error on servers before Redis 7.
-            ErrorKind::Server(ServerErrorKind::ResponseError) if is_refused_command(&text) => Self::Forbids(text),
+            ErrorKind::Server(ServerErrorKind::ResponseError) if is_refused_command(&text) => {
+                Self::Forbids(text)
+            }
             ErrorKind::Server(
-                ServerErrorKind::ResponseError | ServerErrorKind::NoScript | ServerErrorKind::CrossSlot,
+                ServerErrorKind::ResponseError
+                | ServerErrorKind::NoScript
+                | ServerErrorKind::CrossSlot,
             ) => Self::Unfit(text),
             _ => Self::of(error),
         }
@@ -59,17 +66,25 @@ impl Trouble {
     pub(super) fn forbids_start(self) -> Option<String> {
         match self {
             Self::Evicts(text) => Some(text),
-            Self::Forbids(text) => {
-                Some(format!("the shared store does not permit what Flowgate needs ({RIGHTS}): {text}"))
-            }
-            Self::Unfit(text) => Some(format!("the shared store cannot run Flowgate's scripts: {text}")),
+            Self::Forbids(text) => Some(format!(
+                "the shared store does not permit what Flowgate needs ({RIGHTS}): {text}"
+            )),
+            Self::Unfit(text) => Some(format!(
+                "the shared store cannot run Flowgate's scripts: {text}"
+            )),
             Self::Unreachable(_) | Self::Refused(_) | Self::TooFar(_) => None,
         }
     }
 }
 
 fn is_refused_command(text: &str) -> bool {
-    ["NOPERM", "can't run this command", "can't access at least one of the keys"].iter().any(|said| text.contains(said))
+    [
+        "NOPERM",
+        "can't run this command",
+        "can't access at least one of the keys",
+    ]
+    .iter()
+    .any(|said| text.contains(said))
 }
 
 /// The server does not know the script, or has forgotten it.
@@ -80,5 +95,8 @@ pub(super) fn is_unknown_script(error: &RedisError) -> bool {
 /// One line, without control characters: part of it is what a server sent.
 pub(super) fn text(error: &RedisError) -> String {
     let text = error.to_string();
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(300).collect()
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .take(300)
+        .collect()
 }

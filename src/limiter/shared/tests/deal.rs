@@ -34,14 +34,34 @@ impl Lane {
     async fn of(count: u32, window: Duration) -> Self {
         let server = Redis::start().await;
         let settings = patient(config::Store::on(config::Topology::Single, &[server.port]));
-        let quota = Quota::open(&settings, OnStoreFailure::Share, Arc::new(Metrics::new())).unwrap();
-        quota.changes().wait_for(|state| matches!(state, State::Up { .. })).await.unwrap();
-        Self { server, quota, limit: Limit { count: NonZeroU32::new(count).unwrap(), window } }
+        let quota =
+            Quota::open(&settings, OnStoreFailure::Share, Arc::new(Metrics::new())).unwrap();
+        quota
+            .changes()
+            .wait_for(|state| matches!(state, State::Up { .. }))
+            .await
+            .unwrap();
+        Self {
+            server,
+            quota,
+            limit: Limit {
+                count: NonZeroU32::new(count).unwrap(),
+                window,
+            },
+        }
     }
 
     fn says(&self) -> Says<'static> {
         let tokens = self.limit.count.get();
-        Says { tokens, gap: GAP, version: 0, pace: None, wanted: 0, unused: &[], late: &[] }
+        Says {
+            tokens,
+            gap: GAP,
+            version: 0,
+            pace: None,
+            wanted: 0,
+            unused: &[],
+            late: &[],
+        }
     }
 
     async fn ask(&self, replica: &str, op: Op, says: Says<'_>) -> View {
@@ -55,7 +75,10 @@ impl Lane {
             slack: SLACK,
             cap: self.limit.count.get(),
             version: says.version,
-            pace: says.pace.map(|text| NewPace { text, lives: Duration::from_secs(60) }),
+            pace: says.pace.map(|text| NewPace {
+                text,
+                lives: Duration::from_secs(60),
+            }),
             wanted: says.wanted,
             waiting: &[],
             unused: says.unused,
@@ -63,11 +86,23 @@ impl Lane {
             max_pause: Duration::from_secs(60),
         };
         let (account, action) = (AccountId::new("acme"), ActionName::new("CreateFlow"));
-        self.quota.take(&account, &action, &op, &question).await.unwrap().view
+        self.quota
+            .take(&account, &action, &op, &question)
+            .await
+            .unwrap()
+            .view
     }
 
     async fn take(&self, replica: &str, wanted: usize) -> View {
-        self.ask(replica, Op::Take, Says { wanted, ..self.says() }).await
+        self.ask(
+            replica,
+            Op::Take,
+            Says {
+                wanted,
+                ..self.says()
+            },
+        )
+        .await
     }
 
     /// All slots that can be had now.
@@ -104,9 +139,19 @@ async fn at_any_count_all_tokens_are_dealt_at_once_and_each_comes_back_after_its
         let away = u64::try_from((lane.limit.window + GAP + SLACK).as_micros()).unwrap();
         assert!(slots.iter().all(|slot| slot.back == slot.at + away));
         let view = lane.take("one", 1).await;
-        assert_eq!((view.slots.len(), view.usable, view.used, view.away), (0, count, count, away));
-        assert!(view.back.len() <= 32 && view.back.is_sorted(), "{:?}", view.back);
-        assert_eq!((view.back.first(), view.back.last()), (Some(&slots[0].back), slots.last().map(|slot| &slot.back)));
+        assert_eq!(
+            (view.slots.len(), view.usable, view.used, view.away),
+            (0, count, count, away)
+        );
+        assert!(
+            view.back.len() <= 32 && view.back.is_sorted(),
+            "{:?}",
+            view.back
+        );
+        assert_eq!(
+            (view.back.first(), view.back.last()),
+            (Some(&slots[0].back), slots.last().map(|slot| &slot.back))
+        );
     }
 }
 
@@ -121,9 +166,29 @@ async fn one_answer_has_no_more_slots_than_its_bound_and_the_replica_asks_again_
 #[tokio::test]
 async fn of_fewer_usable_tokens_the_others_stay_for_later() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
-    let some = async |tokens| lane.ask("one", Op::Take, Says { tokens, wanted: 9, ..lane.says() }).await.slots.len();
+    let some = async |tokens| {
+        lane.ask(
+            "one",
+            Op::Take,
+            Says {
+                tokens,
+                wanted: 9,
+                ..lane.says()
+            },
+        )
+        .await
+        .slots
+        .len()
+    };
     assert_eq!(
-        [some(2).await, some(2).await, some(4).await, some(1).await, some(5).await, some(5).await],
+        [
+            some(2).await,
+            some(2).await,
+            some(4).await,
+            some(1).await,
+            some(5).await,
+            some(5).await
+        ],
         [2, 0, 2, 0, 1, 0]
     );
 }
@@ -135,11 +200,30 @@ async fn a_slot_that_comes_back_unused_is_dealt_again() {
         let slots = lane.take_all("one").await;
         let unused = [slots[2], slots[slots.len() - 1]];
         assert_eq!(lane.take("other", 5).await.slots, []);
-        lane.ask("one", Op::Take, Says { unused: &unused[1..], ..lane.says() }).await;
+        lane.ask(
+            "one",
+            Op::Take,
+            Says {
+                unused: &unused[1..],
+                ..lane.says()
+            },
+        )
+        .await;
         assert_eq!(lane.take("other", 5).await.slots.len(), 1);
         // Of a long ring only the latest are searched.
-        lane.ask("one", Op::Take, Says { unused: &unused[..1], ..lane.says() }).await;
-        assert_eq!(lane.take("other", 5).await.slots.len(), usize::from(count < 512));
+        lane.ask(
+            "one",
+            Op::Take,
+            Says {
+                unused: &unused[..1],
+                ..lane.says()
+            },
+        )
+        .await;
+        assert_eq!(
+            lane.take("other", 5).await.slots.len(),
+            usize::from(count < 512)
+        );
     }
 }
 
@@ -150,15 +234,46 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
     lane.take("one", 1).await;
     sleep(Duration::from_millis(30)).await;
     let view = lane.take("one", 1).await;
-    let late = [Late { slot: first, used: view.now }];
-    let view = lane.ask("one", Op::Take, Says { late: &late, ..lane.says() }).await;
+    let late = [Late {
+        slot: first,
+        used: view.now,
+    }];
+    let view = lane
+        .ask(
+            "one",
+            Op::Take,
+            Says {
+                late: &late,
+                ..lane.says()
+            },
+        )
+        .await;
     let back = late[0].used + u64::try_from((lane.limit.window + GAP).as_micros()).unwrap();
     assert_eq!((view.back.len(), view.back[1]), (2, back));
     // Its token is another's by now: another one pays.
-    let view = lane.ask("one", Op::Take, Says { late: &late, ..lane.says() }).await;
+    let view = lane
+        .ask(
+            "one",
+            Op::Take,
+            Says {
+                late: &late,
+                ..lane.says()
+            },
+        )
+        .await;
     assert_eq!((view.back.len(), view.back[1]), (2, back));
     let view = lane
-        .ask("one", Op::Take, Says { late: &[Late { slot: Dated { back: 1, ..first }, ..late[0] }], ..lane.says() })
+        .ask(
+            "one",
+            Op::Take,
+            Says {
+                late: &[Late {
+                    slot: Dated { back: 1, ..first },
+                    ..late[0]
+                }],
+                ..lane.says()
+            },
+        )
         .await;
     assert_eq!(view.back, [back, back]);
 }
@@ -166,29 +281,64 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
 #[tokio::test]
 async fn whoever_has_an_earlier_pace_is_dealt_nothing_and_learns_the_present_one() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
-    let says = |version, pace| Says { version, pace, wanted: 1, ..lane.says() };
+    let says = |version, pace| Says {
+        version,
+        pace,
+        wanted: 1,
+        ..lane.says()
+    };
     let written = lane.ask("one", Op::Take, says(0, Some("slow"))).await;
-    assert_eq!((written.pace.as_str(), written.stale, written.slots.len()), ("slow", false, 1));
+    assert_eq!(
+        (written.pace.as_str(), written.stale, written.slots.len()),
+        ("slow", false, 1)
+    );
     let stale = lane.ask("other", Op::Take, says(0, Some("fast"))).await;
     assert_eq!(
-        (stale.pace.as_str(), stale.stale, stale.slots.len(), stale.version),
+        (
+            stale.pace.as_str(),
+            stale.stale,
+            stale.slots.len(),
+            stale.version
+        ),
         ("slow", true, 0, written.version)
     );
-    let known = lane.ask("other", Op::Take, says(stale.version, Some("slower"))).await;
-    assert_eq!((known.pace.as_str(), known.stale, known.slots.len()), ("slower", false, 1));
+    let known = lane
+        .ask("other", Op::Take, says(stale.version, Some("slower")))
+        .await;
+    assert_eq!(
+        (known.pace.as_str(), known.stale, known.slots.len()),
+        ("slower", false, 1)
+    );
     assert!(known.version > written.version);
     // It outlives the tokens.
     assert!(
-        lane.server.ask(&["PTTL", "flowgate:lane:{acme}:CreateFlow"]).await.trim().parse::<u64>().unwrap() > 50_000
+        lane.server
+            .ask(&["PTTL", "flowgate:lane:{acme}:CreateFlow"])
+            .await
+            .trim()
+            .parse::<u64>()
+            .unwrap()
+            > 50_000
     );
 }
 
 #[tokio::test]
 async fn the_largest_gap_of_the_replicas_that_are_there_holds() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
-    let says = |gap| Says { gap, wanted: 1, ..lane.says() };
+    let says = |gap| Says {
+        gap,
+        wanted: 1,
+        ..lane.says()
+    };
     let gap = async |replica, gap| lane.ask(replica, Op::Take, says(gap)).await.gap;
-    assert_eq!([gap("one", GAP).await, gap("other", 8 * GAP).await, gap("one", GAP).await], [5000, 40_000, 40_000]);
+    assert_eq!(
+        [
+            gap("one", GAP).await,
+            gap("other", 8 * GAP).await,
+            gap("one", GAP).await
+        ],
+        [5000, 40_000, 40_000]
+    );
     sleep(Duration::from_millis(700)).await;
     assert_eq!(gap("one", GAP).await, 5000);
 }
@@ -197,22 +347,80 @@ async fn the_largest_gap_of_the_replicas_that_are_there_holds() {
 async fn an_isolated_refusal_pauses_nothing() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     let slot = lane.take("one", 1).await.slots[0];
-    let isolated = lane.ask("one", Op::Throttled { at: slot.at, pauses: None }, lane.says()).await;
-    assert_eq!((isolated.new_episode, isolated.open, isolated.level), (true, 0, 0));
+    let isolated = lane
+        .ask(
+            "one",
+            Op::Throttled {
+                at: slot.at,
+                pauses: None,
+            },
+            lane.says(),
+        )
+        .await;
+    assert_eq!(
+        (isolated.new_episode, isolated.open, isolated.level),
+        (true, 0, 0)
+    );
     let again = lane.take("one", 1).await;
-    assert_eq!(again.slots.iter().map(|slot| slot.probe).collect::<Vec<_>>(), [false]);
-    let pauses = Some(Pauses { new: Duration::from_secs(5), same: None });
-    let episode = lane.ask("one", Op::Throttled { at: slot.at, pauses }, lane.says()).await;
-    assert!(episode.new_episode && episode.level == 1 && episode.open >= episode.now + 5_000_000, "{episode:?}");
-    let same = lane.ask("one", Op::Throttled { at: again.slots[0].at, pauses }, lane.says()).await;
-    assert_eq!((same.new_episode, same.open, same.level), (false, episode.open, 1));
+    assert_eq!(
+        again
+            .slots
+            .iter()
+            .map(|slot| slot.probe)
+            .collect::<Vec<_>>(),
+        [false]
+    );
+    let pauses = Some(Pauses {
+        new: Duration::from_secs(5),
+        same: None,
+    });
+    let episode = lane
+        .ask(
+            "one",
+            Op::Throttled {
+                at: slot.at,
+                pauses,
+            },
+            lane.says(),
+        )
+        .await;
+    assert!(
+        episode.new_episode && episode.level == 1 && episode.open >= episode.now + 5_000_000,
+        "{episode:?}"
+    );
+    let same = lane
+        .ask(
+            "one",
+            Op::Throttled {
+                at: again.slots[0].at,
+                pauses,
+            },
+            lane.says(),
+        )
+        .await;
+    assert_eq!(
+        (same.new_episode, same.open, same.level),
+        (false, episode.open, 1)
+    );
 }
 
 #[tokio::test]
 async fn who_wants_no_more_gives_way_at_once() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     // Five are kept for the other one, or dealt.
-    let other = lane.ask("other", Op::Take, Says { tokens: 1, wanted: 9, ..lane.says() }).await.slots.len();
+    let other = lane
+        .ask(
+            "other",
+            Op::Take,
+            Says {
+                tokens: 1,
+                wanted: 9,
+                ..lane.says()
+            },
+        )
+        .await
+        .slots
+        .len();
     let one = lane.take("one", 9).await.slots.len();
     assert!(one < 4 && other == 1, "{one}");
     let left = lane.take("other", 0).await;
@@ -231,21 +439,52 @@ async fn a_clock_that_has_gone_back_locks_nobody_out_for_longer_than_a_window() 
         lane.server.ask(&["LPOP", ring]).await;
     }
     let state = "local lane = cmsgpack.unpack(redis.call('GET', KEYS[1])) lane.last = tonumber(ARGV[1]) redis.call('SET', KEYS[1], cmsgpack.pack(lane))";
-    lane.server.ask(&["EVAL", state, "1", "flowgate:lane:{acme}:CreateFlow", &far]).await;
+    lane.server
+        .ask(&["EVAL", state, "1", "flowgate:lane:{acme}:CreateFlow", &far])
+        .await;
     let view = lane.take("one", 9).await;
     assert_eq!(view.back.len(), 5);
-    assert!(view.back.iter().all(|back| *back <= view.now + view.away), "{view:?}");
+    assert!(
+        view.back.iter().all(|back| *back <= view.now + view.away),
+        "{view:?}"
+    );
 }
 
 #[tokio::test]
 async fn a_ring_that_was_deleted_costs_its_tokens_and_no_error() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     let slots = lane.take("one", 9).await.slots;
-    lane.server.ask(&["DEL", "flowgate:ring:{acme}:CreateFlow"]).await;
-    lane.ask("one", Op::Take, Says { unused: &slots[..1], late: &[], ..lane.says() }).await;
+    lane.server
+        .ask(&["DEL", "flowgate:ring:{acme}:CreateFlow"])
+        .await;
+    lane.ask(
+        "one",
+        Op::Take,
+        Says {
+            unused: &slots[..1],
+            late: &[],
+            ..lane.says()
+        },
+    )
+    .await;
     lane.take("one", 9).await;
-    let late = [Late { slot: slots[1], used: slots[1].at }];
-    assert_eq!(lane.ask("one", Op::Take, Says { late: &late, ..lane.says() }).await.usable, 5);
+    let late = [Late {
+        slot: slots[1],
+        used: slots[1].at,
+    }];
+    assert_eq!(
+        lane.ask(
+            "one",
+            Op::Take,
+            Says {
+                late: &late,
+                ..lane.says()
+            }
+        )
+        .await
+        .usable,
+        5
+    );
     lane.take("one", 9).await;
 }
 
@@ -289,17 +528,22 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
                         late.push(Late { slot, used });
                     }
                     // As the script does not know when, any moment must do.
-                    fate => uses.push([slot.at, until, random.u64(slot.at..=until)][usize::from(fate % 3)]),
+                    fate => uses
+                        .push([slot.at, until, random.u64(slot.at..=until)][usize::from(fate % 3)]),
                 }
                 last = last.filter(|last: &Dated| last.probe).or(Some(slot));
             }
             let ms = |ms| Duration::from_millis(ms);
             let op = match (random.u8(..40), last) {
                 (0, Some(slot)) => {
-                    let pauses = random
-                        .bool()
-                        .then(|| Pauses { new: ms(random.u64(1..20)), same: random.bool().then(|| ms(5)) });
-                    Op::Throttled { at: slot.at, pauses }
+                    let pauses = random.bool().then(|| Pauses {
+                        new: ms(random.u64(1..20)),
+                        same: random.bool().then(|| ms(5)),
+                    });
+                    Op::Throttled {
+                        at: slot.at,
+                        pauses,
+                    }
                 }
                 (fate, Some(slot)) if fate == 1 || (slot.probe && fate > 8) => {
                     let how = [How::Answered, How::Unknown][random.usize(..2)];
@@ -307,11 +551,23 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
                 }
                 _ => Op::Take,
             };
-            let tokens = if random.u8(..5) == 0 { random.u32(1..=count) } else { count };
+            let tokens = if random.u8(..5) == 0 {
+                random.u32(1..=count)
+            } else {
+                count
+            };
             let wanted = [0, 7, 20_000, 20_000][random.usize(..4)];
             let pace = (random.u8(..30) == 0).then_some("learned");
             let gap = GAP * random.u32(1..4);
-            let says = Says { tokens, gap, version, pace, wanted, unused: &unused, late: &late };
+            let says = Says {
+                tokens,
+                gap,
+                version,
+                pace,
+                wanted,
+                unused: &unused,
+                late: &late,
+            };
             let view = lane.ask(names[who], op, says).await;
             (version, now) = (view.version, view.now);
             assert!(view.slots.len() <= 512, "{}", view.slots.len());
@@ -321,9 +577,22 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
             }
         }
         let worst = worst(&uses, lane.limit.window);
-        assert!(worst <= count as usize, "count {count}, seed {seed}: {worst}");
-        assert!(uses.len() > count as usize, "count {count}, seed {seed}: {}", uses.len());
-        let length: u32 = lane.server.ask(&["LLEN", "flowgate:ring:{acme}:CreateFlow"]).await.trim().parse().unwrap();
+        assert!(
+            worst <= count as usize,
+            "count {count}, seed {seed}: {worst}"
+        );
+        assert!(
+            uses.len() > count as usize,
+            "count {count}, seed {seed}: {}",
+            uses.len()
+        );
+        let length: u32 = lane
+            .server
+            .ask(&["LLEN", "flowgate:ring:{acme}:CreateFlow"])
+            .await
+            .trim()
+            .parse()
+            .unwrap();
         assert!(length <= count, "count {count}, seed {seed}: {length}");
     }
 }
