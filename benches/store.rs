@@ -122,6 +122,15 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
             .await
             .unwrap();
     }
+    // The first takes after the start of the server are slower than all others.
+    for index in 0..ONE_BY_ONE {
+        let lane = Lane {
+            name: format!("warm-up-{index}"),
+            count: FIVE,
+            script,
+        };
+        take(&lane, 1, connection).await;
+    }
     for count in COUNTS {
         let count = NonZeroU32::new(count).unwrap();
         let lane = |index: usize| Lane {

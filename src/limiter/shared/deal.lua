@@ -5,8 +5,8 @@
 -- used until its date plus its slack: the token counts as used then, and is back one window and gap later. A replica that
 -- cannot use a slot in time gives it back. What a dead replica had fetched is lost until its tokens are back.
 --
--- The ring (KEYS[2]) lists when the tokens are back, in order. A lane has `count` tokens; those that are not listed are
--- free. To deal a slot is to add the time when its token is back and to drop the first of the list if that makes more than
+-- The ring lists when the tokens are back, in order: up to SHORT times stand in the lane's state (KEYS[1]), more of them in
+-- a list of their own (KEYS[2]). A lane has `count` tokens; those that are not listed are free. To deal a slot is to add the time when its token is back and to drop the first of the list if that makes more than
 -- `count`. The first is never later than the slot's date, so a token's time is only ever replaced by a later one, and no
 -- window holds more than `count` uses. It falls back only where a slot was given back unused, and then to the slot's date.
 -- Where fewer tokens may be in use than there are, the date is that of the last `usable` ones: the others are the oldest.
@@ -21,51 +21,88 @@ local state, ring = KEYS[1], KEYS[2]
 local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 -- All numbers in one argument: each one more costs as much as a step of the script.
 local number = cmsgpack.unpack(ARGV[3])
-local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, TOLD, SAMPLES = unpack(number, 1, 11)
+local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, TOLD, SAMPLES = unpack(number, 1, 12)
 local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
-  unpack(number, 12, 23)
+  unpack(number, 13, 24)
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
--- The ring
+-- The state is kept as arrays: names would be most of its bytes.
+
+local function pack_replica(it)
+  return { it.seen, it.gap, it.slack, it.wanted, it.pass, it.last, it.clients, it.slots }
+end
+local function unpack_replica(it)
+  return { seen = it[1], gap = it[2], slack = it[3], wanted = it[4], pass = it[5], last = it[6], clients = it[7], slots = it[8] }
+end
+
+local lane, short
+local kept = redis.call('GET', state)
+if kept then
+  local it = cmsgpack.unpack(kept)
+  lane = { count = it[1], window = it[2], grants = it[3], open = it[4], level = it[5], known = it[6], probe = it[7],
+    probe_at = it[8], dated = it[9], reach = it[10], pace = it[11], pace_until = it[12], version = it[13],
+    length = it[14], last = it[15], replicas = it[16] }
+  short = it[17]
+  for id, replica in pairs(lane.replicas) do lane.replicas[id] = unpack_replica(replica) end
+else
+  lane = { count = count, window = limit_window, grants = 0, open = 0, level = 0, known = 0, probe = NOT_NEEDED,
+    probe_at = 0, dated = 0, reach = 0, pace = '', pace_until = 0, version = 0, length = 0, last = 0, replicas = {} }
+  short = {}
+end
+
+-- The ring: how many are listed, and the last of them. Where all are back the list says no more than none does.
+local length, last, has_changed = lane.length, lane.last, false
+-- Whether it has a list of its own.
+local is_long = length > #short
+if last <= now then
+  if is_long then redis.call('DEL', ring) end
+  length, last, short, is_long = 0, 0, {}, false
+end
 
 local function text(time) return string.format('%.0f', time) end
-local function listed(index) return tonumber(redis.call('LINDEX', ring, index) or 0) end
-
-local kept = redis.call('GET', state)
-local lane = kept and cmsgpack.unpack(kept) or { count = count, window = limit_window, replicas = {}, grants = 0, open = 0, probe = NOT_NEEDED,
-  probe_at = 0, known = 0, level = 0, version = 0, pace = '', pace_until = 0, length = 0, last = 0, reach = 0 }
-
--- How many are listed, and the last of them. Where all are back the list says no more than none does.
-local length, last, has_changed = lane.length, lane.last, false
--- An index from the end, counted from the start where that is nearer: a look into a list costs what lies between.
-local function nearer(index) return -2 * index > length and length + index or index end
-if last <= now then
-  redis.call('DEL', ring)
-  length, last = 0, 0
+-- What was looked up in the list since it changed: a look is a command.
+local looked_up = {}
+-- By index from the start, beginning with 1.
+local function listed(index)
+  if not is_long then return short[index] end
+  if index == length then return last end
+  if not looked_up[index] then
+    -- Counted from the end where that is nearer: a look into a list costs what lies between.
+    local nearer = 2 * index > length and index - 1 - length or index - 1
+    looked_up[index] = tonumber(redis.call('LINDEX', ring, nearer) or 0)
+  end
+  return looked_up[index]
 end
--- What is listed, for as long as all of it was added here.
-local added = length == 0 and {}
+local function last_listed(most)
+  if is_long then return redis.call('LRANGE', ring, -most, -1) end
+  return { unpack(short, math.max(length - most, 0) + 1) }
+end
 
 -- Lists them in place of what there is.
 local function list(times)
   redis.call('DEL', ring)
-  for first = 1, #times, 1000 do
-    redis.call('RPUSH', ring, unpack(times, first, math.min(first + 999, #times)))
+  looked_up = {}
+  length, last, is_long = #times, times[#times] or 0, #times > SHORT
+  short = is_long and {} or times
+  if is_long then
+    for first = 1, length, 1000 do
+      local texts = {}
+      for index = first, math.min(first + 999, length) do texts[#texts + 1] = text(times[index]) end
+      redis.call('RPUSH', ring, unpack(texts))
+    end
+    has_changed = true
   end
-  length = #times
-  last = length > 0 and tonumber(times[length]) or 0
-  added, has_changed = false, true
 end
 
 -- Another limit keeps the uses of the former: of fewer tokens those that are back last, and more of them are back with the
 -- last. While some replicas have the one limit and some the other, that goes back and forth and none is locked out.
 if lane.count ~= count or lane.window ~= limit_window then
   local longer, times = limit_window - lane.window, {}
-  local all = redis.call('LRANGE', ring, -count, -1)
-  for index, back in ipairs(all) do times[index] = text(tonumber(back) + longer) end
+  local all = last_listed(count)
+  for index, back in ipairs(all) do times[index] = tonumber(back) + longer end
   if #all > 0 then
     for _ = 1, math.min(count - lane.count, count - #all) do times[#times + 1] = times[#all] end
   end
@@ -80,47 +117,56 @@ end
 -- A clock that has gone back, after a failover say, must not lock a replica out: what lies further ahead than any token was
 -- when it was dealt counts as used, seen or known now.
 if last > now + lane.reach then
-  local times = redis.call('LRANGE', ring, 0, -1)
-  for index, back in ipairs(times) do times[index] = text(math.min(tonumber(back), now + lane.reach)) end
+  local times = last_listed(length)
+  for index, back in ipairs(times) do times[index] = math.min(tonumber(back), now + lane.reach) end
   list(times)
 end
 lane.open = math.min(lane.open, now + max_pause)
 lane.known = math.min(lane.known, now)
-if lane.dated then lane.dated = math.min(lane.dated, now + AHEAD) end
+lane.dated = math.min(lane.dated, now + AHEAD)
 lane.probe_at = math.min(lane.probe_at, now + max_pause)
 
 -- Adds a token's return. In a long ring one that would not be the last waits for the last.
 local function add(back)
   if back < last and length > DEPTH then back = last end
-  if back >= last then
-    local time = text(back)
-    redis.call('RPUSH', ring, time)
-    last = back
-    if added then added[#added + 1] = time end
+  if not is_long then
+    local index = length + 1
+    while index > 1 and short[index - 1] > back do index = index - 1 end
+    table.insert(short, index, back)
+  elseif back >= last then
+    redis.call('RPUSH', ring, text(back))
   else
-    local low, high = 0, length - 1
+    local low, high = 1, length
     while low < high do
       local middle = math.floor((low + high) / 2)
       if listed(middle) > back then high = middle else low = middle + 1 end
     end
-    redis.call('LINSERT', ring, 'BEFORE', redis.call('LINDEX', ring, low) or '', text(back))
-    added = false
+    redis.call('LINSERT', ring, 'BEFORE', redis.call('LINDEX', ring, low - 1) or '', text(back))
   end
-  length, has_changed = length + 1, true
+  length, last, has_changed, looked_up = length + 1, math.max(last, back), true, {}
   if length > count then
-    redis.call('LPOP', ring)
-    length, added = count, false
+    if is_long then redis.call('LPOP', ring) else table.remove(short, 1) end
+    length = count
   end
+  if not is_long and length > SHORT then list(short) end
   lane.reach = math.max(lane.reach, back - now)
 end
 
 -- Takes out the latest that is back then, if it is one of the last DEPTH.
 local function take_out(back)
-  local found = redis.call('LPOS', ring, text(back), 'RANK', -1, 'MAXLEN', DEPTH)
-  if not found then return false end
-  redis.call('LREM', ring, -1, text(back))
-  length, added = length - 1, false
-  if back == last then last = length > 0 and listed(-1) or 0 end
+  if is_long then
+    if not redis.call('LPOS', ring, text(back), 'RANK', -1, 'MAXLEN', DEPTH) then return false end
+    redis.call('LREM', ring, -1, text(back))
+  else
+    local index = length
+    while index > 0 and short[index] ~= back do index = index - 1 end
+    if index == 0 then return false end
+    table.remove(short, index)
+  end
+  length, looked_up = length - 1, {}
+  if back == last then
+    last = short[length] or is_long and tonumber(redis.call('LINDEX', ring, -1) or 0) or 0
+  end
   return true
 end
 
@@ -277,8 +323,8 @@ end
 local usable = math.min(tokens, cap, count)
 local function next_date()
   local at = math.max(now, lane.open)
-  if length >= usable then at = math.max(at, listed(nearer(-usable))) end
-  if spacing > 0 and lane.dated then at = math.max(at, lane.dated + spacing) end
+  if length >= usable then at = math.max(at, listed(length - usable + 1)) end
+  if spacing > 0 then at = math.max(at, lane.dated + spacing) end
   local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PATIENCE
   if waits_for_probe then at = math.max(at, lane.probe_at + PATIENCE) end
   return at, not waits_for_probe and at <= now + AHEAD
@@ -307,7 +353,8 @@ end
 
 local fetched, ask, part = {}, 0, 1000000
 local function fetch(slot)
-  for _, value in ipairs({ slot.at, slot.back, slot.slack, slot.probe }) do fetched[#fetched + 1] = value end
+  local n = #fetched
+  fetched[n + 1], fetched[n + 2], fetched[n + 3], fetched[n + 4] = slot.at, slot.back, slot.slack, slot.probe
 end
 if not stale then
   for _, slot in ipairs(mine.slots) do
@@ -345,15 +392,12 @@ end
 local used, back = 0, {}
 if usable > 0 and last > now then
   used = math.min(usable, length)
-  if added and used == #added and used <= TOLD then
-    back = added
-  elseif used <= TOLD then
-    back = redis.call('LRANGE', ring, -used, -1)
+  if used <= TOLD then
+    back = last_listed(used)
   else
-    for sample = 0, SAMPLES - 2 do
-      back[sample + 1] = redis.call('LINDEX', ring, nearer(math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5) - used))
+    for sample = 0, SAMPLES - 1 do
+      back[sample + 1] = listed(length - used + 1 + math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5))
     end
-    back[SAMPLES] = last
   end
 end
 
@@ -361,9 +405,11 @@ end
 local lives = math.max(last - now, 0) + 2 * SILENCE
 if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.open - now, 0) + max_pause end
 lives = math.ceil(math.max(lives, lane.open - now, lane.pace_until - now) / 1000)
-lane.length, lane.last = length, last
-redis.call('SET', state, cmsgpack.pack(lane), 'PX', lives)
-if has_changed then redis.call('PEXPIRE', ring, lives) end
+local replicas = {}
+for id, replica in pairs(lane.replicas) do replicas[id] = pack_replica(replica) end
+redis.call('SET', state, cmsgpack.pack({ lane.count, lane.window, lane.grants, lane.open, lane.level, lane.known, lane.probe,
+  lane.probe_at, lane.dated, lane.reach, lane.pace, lane.pace_until, lane.version, length, last, replicas, short }), 'PX', lives)
+if is_long and has_changed then redis.call('PEXPIRE', ring, lives) end
 
 return {
   { now, lane.open, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, part, used },

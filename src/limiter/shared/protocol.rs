@@ -34,6 +34,9 @@ const KEPT: u32 = 256;
 /// How many of the latest uses are searched for one that is given back or was late. One that is not found there stays
 /// used for its whole window.
 const DEPTH: u32 = 512;
+/// Returns of tokens that are kept in the lane's state. More of them get a list of their own in the store, which costs a
+/// hundred bytes and more time than a few numbers do.
+const SHORT: u32 = 32;
 /// The answer tells when each token is back, if they are no more than this.
 const TOLD: u32 = 32;
 /// Of more it tells this many or more, which are evenly spread over them: one for each quarter of a second that they are
@@ -229,7 +232,7 @@ impl Op {
         let samples = u32::try_from(limit.window.as_millis() / 250)
             .unwrap_or(TOLD)
             .clamp(SAMPLES, TOLD);
-        let bounds = [SLOTS, KEPT, DEPTH, TOLD, samples].map(u64::from);
+        let bounds = [SLOTS, KEPT, DEPTH, SHORT, TOLD, samples].map(u64::from);
         let numbers = [
             u64::from(limit.count.get()),
             micros(limit.window),

@@ -132,7 +132,7 @@ fn worst(uses: &[u64], window: Duration) -> usize {
 
 #[tokio::test]
 async fn at_any_count_all_tokens_are_dealt_at_once_and_each_comes_back_after_its_own_use() {
-    for count in [1, 5, 200, 10_000] {
+    for count in [1, 5, 32, 33, 200, 10_000] {
         let lane = Lane::of(count, Duration::from_secs(60)).await;
         let slots = lane.take_all("one").await;
         assert_eq!(slots.len(), count as usize);
@@ -195,7 +195,7 @@ async fn of_fewer_usable_tokens_the_others_stay_for_later() {
 
 #[tokio::test]
 async fn a_slot_that_comes_back_unused_is_dealt_again() {
-    for count in [5, 200, 1100] {
+    for count in [5, 33, 200, 1100] {
         let lane = Lane::of(count, Duration::from_secs(60)).await;
         let slots = lane.take_all("one").await;
         let unused = [slots[2], slots[slots.len() - 1]];
@@ -506,7 +506,12 @@ async fn no_window_has_more_than_the_largest_limit_while_replicas_differ() {
 /// Replicas do at random what they may, and the uses are looked at afterwards.
 #[tokio::test]
 async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
-    for (count, window, rounds) in [(5, 600, 600), (200, 600, 400), (10_000, 1000, 500)] {
+    for (count, window, rounds) in [
+        (5, 600, 600),
+        (40, 600, 500),
+        (200, 600, 400),
+        (10_000, 1000, 500),
+    ] {
         let seed = fastrand::u64(..);
         let mut random = fastrand::Rng::with_seed(seed);
         let lane = Lane::of(count, Duration::from_millis(window)).await;
