@@ -9,7 +9,7 @@ use std::env::consts::ARCH;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
-use flowgate::bench_support::{STEPS, Steps};
+use flowgate::testing::bench::{STEPS, Steps};
 use serde::Deserialize;
 
 const CAPTURE: &str = include_str!("../tests/data/captures/py5_a_v3_ak.http");

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use flowgate::bench_support::Lanes;
+use flowgate::testing::bench::Lanes;
 use tokio::runtime::Builder;
 use tokio::time::{Instant, sleep, sleep_until};
 

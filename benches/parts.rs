@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use criterion::Criterion;
-use flowgate::bench_support::{Attempts, STEPS, Steps};
+use flowgate::testing::bench::{Attempts, STEPS, Steps};
 use tokio::runtime::Builder;
 
 const CAPTURE: &str = include_str!("../tests/data/captures/py5_a_v3_ak.http");

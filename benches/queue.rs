@@ -12,10 +12,10 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion};
 use tokio::time::Instant;
 
-use crate::id::{ClientId, TenantId};
 use crate::limiter::fair::{FairQueue, Place, QueueEntry};
+use crate::primitives::id::{ClientId, TenantId};
 // The line's files know it by this path.
-use flowgate::id;
+use flowgate::primitives;
 
 #[allow(
     dead_code,

@@ -15,7 +15,7 @@ mod servers;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use flowgate::bench_support::{TAKE, dealt, take_args};
+use flowgate::testing::bench::{TAKE, dealt, take_args};
 use redis::aio::MultiplexedConnection;
 use redis::{Script, cmd};
 use tokio::task::JoinSet;

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 use cams_sim::{Settings, Sim, Verdict};
-use flowgate::fuzz_support::SIGNER;
+use flowgate::testing::fuzz::SIGNER;
 use futures_util::FutureExt;
 use hyper::Request;
 

@@ -19,13 +19,13 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use crate::admin::events::Events;
+use crate::app::state::Parts;
 use crate::config;
-use crate::flow::forward::Reach;
-use crate::flow::listen::socket::Hangup;
-use crate::flow::listen::{Answer, Gone};
-use crate::metrics;
-use crate::parts::Parts;
-use crate::shutdown::Phase;
+use crate::observe::metrics;
+use crate::process::shutdown::Phase;
+use crate::server::socket::Hangup;
+use crate::server::{Answer, Gone};
+use crate::upstream::Reach;
 
 /// The admin port's service.
 #[derive(Clone)]

@@ -1,5 +1,9 @@
 //! The one place where the parts are joined: configuration in, a running Flowgate out, and how it stops.
 
+pub(crate) mod reload;
+pub(crate) mod start_error;
+pub(crate) mod state;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,19 +18,19 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::admin::Admin;
+use crate::app::reload::Reloader;
+use crate::app::start_error::StartError;
+use crate::app::state::{Parts, sweep};
+use crate::call;
 use crate::config::{Bind, Config, Loaded, Source};
 use crate::error::Outcome;
-use crate::flow;
-use crate::flow::listen::bounds;
-use crate::flow::listen::socket::Hangup;
-use crate::flow::listen::spread::Spread;
-use crate::flow::listen::{Answer, Gone, Listener, Terms};
-use crate::hardening;
-use crate::parts::{Parts, sweep};
-use crate::reload::Reloader;
-use crate::shutdown::{Phase, Signals};
-use crate::start_error::StartError;
-use crate::systemd::{self, Handed, Passed};
+use crate::process::hardening;
+use crate::process::shutdown::{Phase, Signals};
+use crate::process::systemd::{self, Handed, Passed};
+use crate::server::bounds;
+use crate::server::socket::Hangup;
+use crate::server::spread::Spread;
+use crate::server::{Answer, Gone, Listener, Terms};
 
 /// A running Flowgate.
 pub struct App {
@@ -246,7 +250,7 @@ impl Answer for Proxy {
         request: Box<Request<Incoming>>,
         hangup: Hangup,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send {
-        flow::call(self.0, request, hangup)
+        call::call(self.0, request, hangup)
     }
 
     fn no_request(&self) {

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 pub mod ask;
+pub(crate) mod new_client;
 pub mod pages;
 pub mod status;
 pub(crate) mod table;

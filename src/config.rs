@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderName;
 
-use crate::id::{AccessKeyId, AccountId, ActionName, ClientId};
-use crate::secret::Secret;
+use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
+use crate::primitives::secret::Secret;
 
 pub use bind::Bind;
 pub use effective::effective;
@@ -35,6 +35,7 @@ mod load;
 mod merge;
 mod mistakes;
 mod mode;
+pub(crate) mod names;
 mod quota;
 mod read;
 mod secrets;

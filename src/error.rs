@@ -1,11 +1,11 @@
 //! What Flowgate itself answers when it does not pass a call on: one kind per cause, one place that maps a kind to
-//! status, code, outcome and metric label. How the answer looks on the wire is `flow/reply.rs`.
+//! status, code, outcome and metric label. How the answer looks on the wire is `call/reply.rs`.
 
 use std::time::Duration;
 
 use hyper::StatusCode;
 
-use crate::id::{AccessKeyId, AccountId};
+use crate::primitives::id::{AccessKeyId, AccountId};
 
 /// How a call ended, for `flowgate_requests_total{outcome}`: every call has exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

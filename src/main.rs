@@ -14,8 +14,10 @@ use flowgate::cli::ask::{self, Admin};
 use flowgate::cli::status::Status;
 use flowgate::cli::{Cli, ClientCommand, Command, pages};
 use flowgate::config::{Loaded, Source, effective};
-use flowgate::systemd::Handed;
-use flowgate::{App, hardening, journal, new_client, telemetry};
+use flowgate::observe::journal;
+use flowgate::process::systemd::Handed;
+use flowgate::process::{hardening, logging};
+use flowgate::{App, new_client};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -84,7 +86,7 @@ fn run(source: Source, sealed: io::Result<()>) -> ExitCode {
 
 fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
     let handed = Handed::take()?;
-    let _lines = telemetry::init(&loaded.config.log)?;
+    let _lines = logging::init(&loaded.config.log)?;
     if let Err(error) = sealed {
         tracing::warn!(%error, "a crash of this process may leave a core dump, with secrets in it");
     }

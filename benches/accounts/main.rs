@@ -24,7 +24,8 @@ use std::time::{Duration, SystemTime};
 
 use cap::Cap;
 use clap::{Parser, Subcommand};
-use flowgate::{App, bench_support, config};
+use flowgate::testing::bench;
+use flowgate::{App, config};
 use mimalloc::MiMalloc;
 use tokio::runtime::Builder;
 use tokio::time::interval;
@@ -115,7 +116,7 @@ async fn measure(options: &Options) {
         assert_eq!((seen.answered, seen.failed), (options.accounts, 0));
         tokio::time::sleep(Duration::from_secs(options.idle)).await;
         let (after, per_second) = (live(), seen.answered as f64 / seen.seconds);
-        bench_support::forget_idle(&app, SystemTime::now() + NONCES);
+        bench::forget_idle(&app, SystemTime::now() + NONCES);
         println!(
             "| {round} | {before:.1} | {peak:.1} | {after:.1} | {:.1} | {resident:.0} | {:.0} | {per_second:.0} |",
             live(),

@@ -122,7 +122,7 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     through.check()?;
 
     if arguments.serve {
-        let _guard = flowgate::telemetry::init(&log)?;
+        let _guard = flowgate::process::logging::init(&log)?;
         serve::print_snippets(proxy, admin, &cams.url());
         flowgate.run().await?;
     } else {

@@ -2,4 +2,4 @@
 
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| flowgate::fuzz_support::authorization(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| flowgate::testing::fuzz::authorization(input));

@@ -8,7 +8,7 @@ mod endpoint;
 
 use std::sync::LazyLock;
 
-use flowgate::fuzz_support::Gate;
+use flowgate::testing::fuzz::Gate;
 
 thread_local!(static GATE: LazyLock<Gate> = const { LazyLock::new(Gate::default) });
 

@@ -7,11 +7,11 @@ mod endpoint;
 
 use std::sync::LazyLock;
 
-use flowgate::fuzz_support::{self, Gate};
+use flowgate::testing::fuzz::{self, Gate};
 
 thread_local!(static GATE: LazyLock<Gate> = const { LazyLock::new(Gate::default) });
 
 libfuzzer_sys::fuzz_target!(|input: &[u8]| {
-    fuzz_support::rpc(input);
+    fuzz::rpc(input);
     GATE.with(|gate| endpoint::takes(gate.rpc(input), gate.now()));
 });

@@ -9,7 +9,7 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::acs::encode;
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// `SignatureMethod` of what is verified and signed here.
 pub(crate) const METHOD: &str = "HMAC-SHA1";

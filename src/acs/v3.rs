@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::acs::encode;
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// The algorithms that version 3 has. Only the first is computed here; the others are known by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -6,8 +6,8 @@ use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
 use subtle::ConstantTimeEq;
 
+use crate::config::names::{Names, authority, host_name};
 use crate::config::{Bind, Listen};
-use crate::names::{Names, authority, host_name};
 
 /// What anybody may see, because machines that cannot keep a secret look at it; and the page as it is in the binary, which
 /// shows nothing before it has asked for the token: a browser cannot send one for it.

@@ -15,8 +15,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::admin::snapshot::snapshot;
-use crate::parts::Parts;
-use crate::shutdown::{Phase, Phases};
+use crate::app::state::Parts;
+use crate::process::shutdown::{Phase, Phases};
 
 /// What all streams have in common.
 pub(super) struct Events {

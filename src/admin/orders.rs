@@ -11,10 +11,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{JSON, Page};
+use crate::app::state::Parts;
+use crate::call::body::{self, Allowance};
 use crate::config::Mode;
-use crate::flow::body::{self, Allowance};
 use crate::limiter::Order;
-use crate::parts::Parts;
 
 /// What is ordered by this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

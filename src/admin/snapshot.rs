@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::flow::forward::Reach;
-use crate::flow::reply::millis;
-use crate::parts::Parts;
-use crate::shutdown::Phase;
+use crate::app::state::Parts;
+use crate::call::reply::millis;
+use crate::process::shutdown::Phase;
+use crate::upstream::Reach;
 
 /// So many lanes are shown, those with the longest queues first: more is nothing to look at.
 const LANES: usize = 200;

@@ -15,7 +15,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::Bind;
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// Whom to ask.
 #[derive(Clone, Debug)]

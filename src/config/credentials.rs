@@ -12,7 +12,7 @@ use super::check::{KEY_FORM, access_key};
 use super::read::Field;
 use super::secrets::{MAX_FILE, one_line, regular};
 use crate::acs::time;
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// The file's object. What else stands in it (`Code`, `LastUpdated`) is not read.
 #[derive(Deserialize)]

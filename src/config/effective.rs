@@ -13,7 +13,7 @@ use super::{
     Tenant, Tls, Topology, UnknownKeys, Upstream,
 };
 use crate::acs;
-use crate::id::AccessKeyId;
+use crate::primitives::id::AccessKeyId;
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
 pub fn effective(config: &Config) -> Value {
@@ -57,7 +57,7 @@ fn with_lists(config: &Config, accounts_json: Value, clients_json: Value) -> Val
         UnknownKeys::Refuse => "refuse",
         UnknownKeys::Relay => "relay",
     };
-    let limit = |(action, limit): (&crate::id::ActionName, &Limit)| {
+    let limit = |(action, limit): (&crate::primitives::id::ActionName, &Limit)| {
         let Limit { count, window } = limit;
         (
             action.to_string(),

@@ -13,7 +13,7 @@ use super::file::{Item, Node, Style};
 use super::keys::{self, Key};
 use super::mistakes::{Mistake, Origin};
 use crate::acs::limits::DOCUMENTED;
-use crate::secret::never_shown;
+use crate::primitives::secret::never_shown;
 
 const PREFIX: &str = "FLOWGATE_";
 

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// `[quota]`.
 #[derive(Clone, Debug)]

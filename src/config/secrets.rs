@@ -12,7 +12,7 @@ use super::file::{Item, Node};
 use super::mistakes::Origin;
 use super::read::{Field, Place};
 use super::units::Size;
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// Bytes of a secret's file.
 pub(super) const MAX_FILE: usize = 64 * 1024;

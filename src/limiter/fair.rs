@@ -22,8 +22,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tokio::time::Instant;
 
-use crate::id::{ClientId, TenantId};
 use crate::limiter::fair::turns::{STRIDE, Stride, Turns};
+use crate::primitives::id::{ClientId, TenantId};
 
 /// A place in the order of first arrivals; lower is earlier. Given once per call and kept through its retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

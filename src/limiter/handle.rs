@@ -11,10 +11,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
+use crate::call::classify::Operation;
 use crate::config::Mode;
 use crate::error::Refusal;
-use crate::flow::classify::Operation;
-use crate::id::{AccountId, ActionName};
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::lane::{Context, Effect, Event, Grant, Lane, Question, StoreTerms, Waiting};
 use crate::limiter::pace::Rate;
@@ -26,7 +25,8 @@ use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{Answer, NewPace, Question as StoreQuestion};
 use crate::limiter::view::tenants_in_words;
 use crate::limiter::{Connector, refusals, worker};
-use crate::metrics::CallMetrics;
+use crate::observe::metrics::CallMetrics;
+use crate::primitives::id::{AccountId, ActionName};
 
 /// How long the store keeps what was learned.
 const LEARNED_LIVES: Duration = Duration::from_secs(300);

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::flow::classify::Operation;
-use crate::id::{AccountId, ActionName, ClientId, TenantId};
+use crate::call::classify::Operation;
 use crate::limiter::handle::LaneHandle;
 use crate::limiter::lane::Event;
 use crate::limiter::{Connector, Limiter};
+use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
 /// An order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

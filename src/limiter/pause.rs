@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Retry;
-use crate::flow::retry::backoff;
+use crate::primitives::backoff;
 
 /// The pause of one lane.
 #[derive(Debug, Default)]

@@ -10,10 +10,9 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
+use crate::call::classify::Operation;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
-use crate::flow::classify::Operation;
-use crate::id::{AccountId, ActionName, ClientId};
 use crate::limiter::drain::DrainBy;
 use crate::limiter::fair::{Place, QueueEntry};
 use crate::limiter::handle::{Entered, LaneHandle, Queued};
@@ -24,8 +23,9 @@ use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::view::LaneView;
 use crate::limiter::{Connector, refusals};
-use crate::metrics::Metrics;
-use crate::room::{Room, Share};
+use crate::observe::metrics::Metrics;
+use crate::primitives::byte_budget::{Room, Share};
+use crate::primitives::id::{AccountId, ActionName, ClientId};
 
 /// A map shrinks when its capacity is this many times what it needs.
 const SPARSE: usize = 8;

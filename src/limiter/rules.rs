@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio::time::Instant;
 
 use crate::config::{self, Config, Limit};
-use crate::id::ActionName;
+use crate::primitives::id::ActionName;
 
 /// What holds for all lanes until the next reload.
 pub(super) struct Rules {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::{self, Limit};
-use crate::id::ClientId;
+use crate::primitives::id::ClientId;
 
 /// The would-be queue of one lane.
 pub(crate) struct Shadow {

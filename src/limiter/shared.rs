@@ -18,13 +18,13 @@ use parking_lot::Mutex;
 use redis::Script;
 use tokio::time::Instant;
 
+use crate::call::identify::Nonce;
 use crate::config::{self, Limit, OnStoreFailure};
-use crate::flow::identify::Nonce;
-use crate::id::{AccountId, ActionName};
 use crate::limiter::shared::members::{Members, Own, UNKNOWN};
 use crate::limiter::shared::protocol::{Answer, Op, Question, View};
 use crate::limiter::shared::store::{OpenError, State, Store};
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
+use crate::primitives::id::{AccountId, ActionName};
 
 /// The shared quota, as one replica takes part in it.
 pub(crate) struct Quota {

@@ -14,10 +14,9 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use crate::call::classify::Operation;
 use crate::config::{self, Config, Limit, Mode, Retry};
 use crate::error::{Kind, Refusal};
-use crate::flow::classify::Operation;
-use crate::id::{AccountId, ActionName, ClientId, TenantId};
 use crate::limiter::registry::{LimitedCall, Shared};
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
@@ -26,8 +25,9 @@ use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::store::State;
 use crate::limiter::source::Source;
 use crate::limiter::{Connector, LaneView, Limiter, Order, Receipt, view};
-use crate::metrics::Metrics;
-use crate::room::Room;
+use crate::observe::metrics::Metrics;
+use crate::primitives::byte_budget::Room;
+use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
 mod bounds;
 mod endpoint;

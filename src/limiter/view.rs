@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::id::TenantId;
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::handle::LaneHandle;
 use crate::limiter::lane::Waiting;
 use crate::limiter::pause::Ordered;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::{Connector, Limiter};
+use crate::primitives::id::TenantId;
 
 /// One lane as operators see it.
 #[derive(Clone, Debug, serde::Serialize)]
@@ -288,8 +288,8 @@ fn longest_first(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = Ten
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::ClientId;
     use crate::limiter::fair::Place;
+    use crate::primitives::id::ClientId;
 
     #[test]
     fn a_log_line_names_the_longest_queues_their_shares_and_their_oldest() {

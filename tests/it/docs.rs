@@ -1,5 +1,5 @@
 //! Does what the documents name exist? Every answer and every warning has its place in the runbook, every test and file that
-//! is to show something is there. Metrics are looked at where they are known: `src/metrics/tests/named.rs`.
+//! is to show something is there. Metrics are looked at where they are known: `src/observe/metrics/tests/named.rs`.
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 /// Files that only decide: the time is an argument, and nothing is waited for.
 const DECIDERS: &[&str] = &[
     "acs",
-    "flow/classify.rs",
-    "flow/hold",
-    "flow/hold.rs",
-    "flow/identify",
-    "flow/identify.rs",
-    "flow/judge.rs",
+    "call/classify.rs",
+    "call/hold",
+    "call/hold.rs",
+    "call/identify",
+    "call/identify.rs",
+    "call/judge.rs",
     "limiter/fair.rs",
     "limiter/fair",
     "limiter/forecast.rs",
@@ -25,9 +25,9 @@ const DECIDERS: &[&str] = &[
     "limiter/shared/slots.rs",
     "limiter/source.rs",
     "limiter/tokens.rs",
-    "flow/retry.rs",
-    "flow/retry",
-    "flow/sign.rs",
+    "call/retry.rs",
+    "call/retry",
+    "call/sign.rs",
 ];
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {

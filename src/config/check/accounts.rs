@@ -12,8 +12,8 @@ use crate::config::mistakes::Origin;
 use crate::config::read::{Field, POSITIVE, Place, Reader, Section};
 use crate::config::secrets::{one_line, secret};
 use crate::config::{Account, Actions, Client, Credentials};
-use crate::id::{AccessKeyId, AccountId, ClientId};
-use crate::secret::Secret;
+use crate::primitives::id::{AccessKeyId, AccountId, ClientId};
+use crate::primitives::secret::Secret;
 
 /// Alibaba's own variables, for a sidecar without a file: the account of this name.
 const DEFAULT_ACCOUNT: &str = "default";

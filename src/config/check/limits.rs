@@ -9,7 +9,7 @@ use crate::acs::limits::DOCUMENTED;
 use crate::config::Limit;
 use crate::config::read::{Field, Section};
 use crate::config::units::Rate;
-use crate::id::ActionName;
+use crate::primitives::id::ActionName;
 
 const ACTION_FORM: &str = "an action such as CreateFlow: 1 to 64 letters and digits";
 const MAX_COUNT: u32 = 10_000;

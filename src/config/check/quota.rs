@@ -11,8 +11,8 @@ use crate::config::file::{Item, Style};
 use crate::config::read::{Field, MAX_TIME, Section};
 use crate::config::secrets::secret;
 use crate::config::{Limit, OnStoreFailure, Quota, Server, Store, Topology};
-use crate::id::ActionName;
-use crate::secret::Secret;
+use crate::primitives::id::ActionName;
+use crate::primitives::secret::Secret;
 
 /// What `store` says.
 enum Written {

@@ -6,13 +6,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Retry;
-use crate::flow::retry::backoff;
 use crate::limiter::lane::{Context, Effect, End, Grant, Lane};
 use crate::limiter::pace::RefusedAttempt;
 use crate::limiter::pause::{Episode, Refused};
 use crate::limiter::shared::protocol::{How, Op, Pauses};
 use crate::limiter::shared::slots::Slot;
 use crate::limiter::source::{Granted, Source};
+use crate::primitives::backoff;
 
 // === impl Lane ===
 

@@ -6,9 +6,9 @@ use std::num::NonZeroU32;
 
 use super::*;
 use crate::config::{self, Retry};
-use crate::id::{ClientId, TenantId};
 use crate::limiter::fair::Place;
 use crate::limiter::shared::protocol::{Dated, View};
+use crate::primitives::id::{ClientId, TenantId};
 
 mod calls;
 mod changes;

@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use crate::acs::v3;
 use crate::config::Limit;
-use crate::id::ClientId;
 use crate::limiter::pause::PATIENCE;
+use crate::primitives::id::ClientId;
 
 /// The script itself.
 pub(crate) const SOURCE: &str = include_str!("deal.lua");

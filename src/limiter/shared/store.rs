@@ -17,7 +17,7 @@ use crate::limiter::shared::store::connect::{Connection, Dial};
 use crate::limiter::shared::store::distance::Distance;
 use crate::limiter::shared::store::probe::Probe;
 use crate::limiter::shared::store::trouble::Trouble;
-use crate::metrics::Metrics;
+use crate::observe::metrics::Metrics;
 
 pub(crate) use connect::OpenError;
 

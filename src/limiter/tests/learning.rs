@@ -203,7 +203,7 @@ async fn operators_see_the_learned_rate() {
     assert!((1.0..4.0).contains(&view.effective_per_second), "{view:?}");
     let text = world.metrics.render(
         &world.queue.lanes_by_label(),
-        crate::metrics::Bytes::default(),
+        crate::observe::metrics::Bytes::default(),
         true,
     );
     let rate = |kind, rate: f64| {

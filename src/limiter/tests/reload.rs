@@ -3,11 +3,11 @@
 
 use super::*;
 use crate::config::{Account, Credentials};
-use crate::id::AccessKeyId;
 use crate::limiter::lane::{Event, StoreTerms};
 use crate::limiter::shared::Stands;
 use crate::limiter::view::LaneView;
-use crate::secret::Secret;
+use crate::primitives::id::AccessKeyId;
+use crate::primitives::secret::Secret;
 
 /// The rules with this limit for what the tests call; `change` may change others.
 pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {

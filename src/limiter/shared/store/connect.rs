@@ -23,7 +23,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 
 use crate::config::{self, Topology};
-use crate::secret::Secret;
+use crate::primitives::secret::Secret;
 
 /// Connects; asked again for every new connection.
 pub(super) type Dial = Arc<dyn Fn() -> BoxFuture<'static, RedisResult<Connection>> + Send + Sync>;

@@ -1,0 +1,259 @@
+//! Whoever was identified before a reload: secrets that are being replaced, sessions that follow each other, and clients
+//! that may do less or are gone by the time that their call is sent.
+
+use super::call::{Call, v1, v3};
+use super::*;
+use crate::call::settings::Settings;
+
+/// A gate whose settings are exchanged.
+struct Gate {
+    settings: Settings,
+    nonces: Nonces,
+    now: SystemTime,
+    folder: tempfile::TempDir,
+}
+
+impl Gate {
+    fn new(toml: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let now = time::parse(NOW).unwrap();
+        let settings = Settings::new(read(&folder, toml));
+        Self {
+            settings,
+            nonces: Nonces::new(now - Duration::from_secs(3600)),
+            now,
+            folder,
+        }
+    }
+
+    fn then(&mut self, toml: &str) {
+        self.settings = self.settings.then(read(&self.folder, toml));
+    }
+
+    fn ask(&self, capture: &Capture) -> Result<Waiting, Refusal> {
+        let request = Request::try_from(capture).unwrap();
+        let claim = head(&request.into_parts().0, &self.settings.directory, self.now)?;
+        let caller = claim.prove(Bytes::from(capture.body.clone()), &self.nonces, self.now)?;
+        if let Caller::Verified(call) = &caller {
+            classify::authorize(call)?;
+        }
+        Ok(Waiting {
+            account: caller.account().clone(),
+            call: caller.into_sendable(),
+        })
+    }
+
+    /// What CAMS would get of a call that was identified before.
+    fn send(&self, Waiting { account, call }: &mut Waiting) -> Result<Capture, Refusal> {
+        let mut generation = 0;
+        self.settings.recheck(call, account, &mut generation)?;
+        assert_eq!(generation, self.settings.generation);
+        Ok(sign::sign(call, UPSTREAM, self.now).into())
+    }
+}
+
+/// A call that was identified.
+struct Waiting {
+    account: AccountId,
+    call: Sendable,
+}
+
+fn read(folder: &tempfile::TempDir, toml: &str) -> Config {
+    let path = folder.path().join("flowgate.toml");
+    std::fs::write(
+        &path,
+        format!("{toml}\n[listen]\nnames = [\"127.0.0.1\"]\n"),
+    )
+    .unwrap();
+    let env = ["ONE", "TWO"].map(|name| (name.into(), format!("secret-{name}").into()));
+    crate::config::load(Some(&path), env).unwrap().config
+}
+
+const ACME: &str = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-acme-1\"\naccess_key_secret = { env = \"ONE\" }\n";
+
+fn team(more: &str) -> String {
+    format!("{ACME}[[clients]]\naccess_key_id = \"team-a\"\naccount = \"acme\"\n{more}\n")
+}
+
+/// Both signatures, each with a nonce of its own.
+fn calls(key: &'static str, secret: &'static str) -> [Capture; 2] {
+    let nonce = format!("nonce-{}", fastrand::u64(..));
+    let sign = |call: &mut Call| (call.key, call.secret) = (key, secret);
+    let third = v3(|call| {
+        sign(call);
+        call.set("x-acs-signature-nonce", &format!("{nonce}-3"));
+    });
+    [v1(&[("SignatureNonce", &nonce)], sign), third]
+}
+
+fn headers(sent: &Capture) -> String {
+    sent.headers
+        .iter()
+        .map(|(name, value)| format!("{name}: {}\n", String::from_utf8_lossy(value)))
+        .collect()
+}
+
+#[test]
+fn while_a_secret_is_replaced_both_are_good() {
+    let both = "access_key_secret = { env = \"TWO\" }\nprevious_access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]";
+    let mut gate = Gate::new(&team(both));
+    for secret in ["secret-ONE", "secret-TWO"] {
+        assert!(
+            calls("team-a", secret)
+                .iter()
+                .all(|call| gate.ask(call).is_ok()),
+            "{secret}"
+        );
+    }
+    let third = calls("team-a", "secret-THREE");
+    assert!(
+        third
+            .iter()
+            .all(|call| gate.ask(call).err().unwrap().kind == Kind::SignatureDoesNotMatch)
+    );
+    gate.then(&team(
+        "access_key_secret = { env = \"TWO\" }\nactions = [\"*\"]",
+    ));
+    let old = calls("team-a", "secret-ONE");
+    assert!(
+        old.iter()
+            .all(|call| gate.ask(call).err().unwrap().kind == Kind::SignatureDoesNotMatch)
+    );
+}
+
+#[test]
+fn a_disabled_client_is_refused_when_its_signature_is_known_to_be_right() {
+    let gate = Gate::new(&team(
+        "access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]\ndisabled = true",
+    ));
+    for call in calls("team-a", "secret-ONE") {
+        assert_eq!(gate.ask(&call).err().unwrap().kind, Kind::Forbidden);
+    }
+    for call in calls("team-a", "guessed") {
+        assert_eq!(
+            gate.ask(&call).err().unwrap().kind,
+            Kind::SignatureDoesNotMatch
+        );
+    }
+}
+
+#[test]
+fn rule_40_who_waits_is_looked_at_again_before_it_is_sent() {
+    let may = "access_key_secret = { env = \"ONE\" }\nactions = [\"CreateFlow\"]";
+    let [call, _] = calls("team-a", "secret-ONE");
+    for (then, expected) in [
+        (
+            team(&format!("{may}\ndisabled = true")),
+            Some(Kind::Forbidden),
+        ),
+        (
+            team("access_key_secret = { env = \"ONE\" }\nactions = [\"ListFlow\"]"),
+            Some(Kind::Forbidden),
+        ),
+        (
+            team(&format!("{may}\ncust_space_ids = [\"space-2\"]")),
+            Some(Kind::Forbidden),
+        ),
+        (ACME.to_owned(), Some(Kind::Forbidden)),
+        (team(&format!("{may}\nweight = 5")), None),
+    ] {
+        let mut gate = Gate::new(&team(may));
+        let mut caller = gate.ask(&call).unwrap();
+        gate.then(&then);
+        assert_eq!(
+            gate.send(&mut caller).err().map(|refusal| refusal.kind),
+            expected,
+            "{then}"
+        );
+    }
+}
+
+#[test]
+fn what_waits_is_signed_with_what_its_account_has_now() {
+    let mut gate = Gate::new(ACME);
+    let [call, other] = calls("LTAI-acme-1", "secret-ONE");
+    let (mut caller, mut drained) = (gate.ask(&call).unwrap(), gate.ask(&other).unwrap());
+    gate.then(&ACME.replace("LTAI-acme-1", "LTAI-acme-2"));
+    assert!(
+        gate.send(&mut caller)
+            .unwrap()
+            .target
+            .contains("AccessKeyId=LTAI-acme-2")
+    );
+    // The account is gone: nothing new comes in, and who waits is sent with what it had.
+    gate.then("unknown_keys = \"refuse\"");
+    assert!(headers(&gate.send(&mut drained).unwrap()).contains("Credential=LTAI-acme-1"));
+    let [again, _] = calls("LTAI-acme-1", "secret-ONE");
+    assert_eq!(gate.ask(&again).err().unwrap().kind, Kind::UnknownAccessKey);
+}
+
+#[test]
+fn who_waits_by_an_accounts_old_name_comes_back_by_its_new_one() {
+    let relaying = "unknown_keys = \"relay\"\n";
+    let [relayed, _] = calls("LTAI-acme-1", "not-here");
+    let [managed, _] = calls("LTAI-acme-1", "secret-ONE");
+    let alias = "[[accounts]]\nid = \"partner\"\naliases = [\"LTAI-acme-1\"]\n";
+    for (before, call, after) in [
+        (
+            ACME,
+            &managed,
+            ACME.replace("id = \"acme\"", "id = \"acme-prod\""),
+        ),
+        (ACME, &managed, alias.to_owned()),
+        (relaying, &relayed, format!("{relaying}{ACME}")),
+        (relaying, &relayed, format!("{relaying}{alias}")),
+    ] {
+        let mut gate = Gate::new(before);
+        let mut caller = gate.ask(call).unwrap();
+        gate.then(&after);
+        let refusal = gate.send(&mut caller).unwrap_err();
+        assert_eq!(
+            (refusal.kind, refusal.retry_after),
+            (Kind::Flushed, Some(Duration::from_secs(1))),
+            "{after}"
+        );
+    }
+}
+
+#[test]
+fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
+    const NAMES: [(&str, &str); 4] = [
+        ("STS.one", "secret-1"),
+        ("STS.two", "secret-2"),
+        ("STS.three", "secret-3"),
+        ("STS.four", "secret-4"),
+    ];
+    let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
+    let folder = tempfile::tempdir().unwrap();
+    let write = |folder: &tempfile::TempDir, (key, secret): (&str, &str)| {
+        let session = serde_json::json!({ "AccessKeyId": key, "AccessKeySecret": secret, "SecurityToken": format!("token of {key}") });
+        std::fs::write(folder.path().join("acme.json"), session.to_string()).unwrap();
+    };
+    write(&folder, NAMES[0]);
+    let now = time::parse(NOW).unwrap();
+    let settings = Settings::new(read(&folder, toml));
+    let mut gate = Gate {
+        settings,
+        nonces: Nonces::new(now - Duration::from_secs(3600)),
+        now,
+        folder,
+    };
+    let [_, call] = calls(NAMES[0].0, NAMES[0].1);
+    let mut oldest = gate.ask(&call).unwrap();
+    for session in &NAMES[1..] {
+        write(&gate.folder, *session);
+        gate.then(toml);
+        // Read anew for another reason: the session is the same.
+        gate.then(toml);
+    }
+    for ((key, secret), good) in NAMES.iter().zip([false, true, true, true]) {
+        for call in calls(key, secret) {
+            assert_eq!(gate.ask(&call).is_ok(), good, "{key}");
+        }
+    }
+    let headers = headers(&gate.send(&mut oldest).unwrap());
+    assert!(
+        headers.contains("Credential=STS.four") && !headers.contains("STS.one"),
+        "{headers}"
+    );
+}

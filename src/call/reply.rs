@@ -1,0 +1,393 @@
+//! What does the caller read? CAMS's answer, rebuilt without what belongs to the connection it came over, or one of
+//! Flowgate's own in CAMS's shape: never empty, never a redirect, never compressed, and marked by `x-flowgate-error`.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Response;
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::http::request;
+
+use crate::acs::error_body::{self, ErrorBody, Format};
+use crate::call::identify;
+use crate::call::judge::Verdict;
+use crate::error::{Kind, Refusal};
+use crate::process::shutdown::Phase;
+use crate::upstream::Answer;
+
+const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
+const FLOWGATE_ERROR: HeaderName = HeaderName::from_static("x-flowgate-error");
+const FLOWGATE_WAITED: HeaderName = HeaderName::from_static("x-flowgate-waited");
+const FLOWGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-flowgate-attempts");
+
+/// `Recommend` of an error: where CAMS puts a link to its diagnosis. Flowgate's message says what to do.
+const RECOMMEND: &str = "";
+
+/// How this caller wants to be spoken to.
+#[derive(Debug)]
+pub(crate) struct Manner {
+    format: Format,
+    /// `HostId` of an error: the host that the caller asked for.
+    host: Box<str>,
+}
+
+/// What a call took to get CAMS's answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Service {
+    /// From its arrival to the turn of the attempt that CAMS answered.
+    pub(crate) waited: Duration,
+    /// How often it was sent.
+    pub(crate) attempts: u32,
+}
+
+// === impl Manner ===
+
+impl Default for Manner {
+    fn default() -> Self {
+        Self {
+            format: Format::Json,
+            host: Box::default(),
+        }
+    }
+}
+
+impl Manner {
+    /// As the request's head says it.
+    pub(crate) fn of(head: &request::Parts) -> Self {
+        let host = head
+            .headers
+            .get(hyper::header::HOST)
+            .and_then(|host| host.to_str().ok());
+        let format = if identify::wants_xml(head) {
+            Format::Xml
+        } else {
+            Format::Json
+        };
+        Self {
+            format,
+            host: host.unwrap_or_default().into(),
+        }
+    }
+}
+
+/// CAMS's answer as the caller gets it, or the answer that Flowgate gives in its place. `predicted_wait` is what a call
+/// that came now would wait, for a throttle refusal that brings no advice of its own.
+pub(crate) fn pass_on(
+    answer: Option<Answer>,
+    verdict: &Verdict,
+    service: Service,
+    predicted_wait: impl FnOnce() -> Duration,
+) -> Result<Response<Full<Bytes>>, Refusal> {
+    let answer = match (verdict, answer) {
+        (Verdict::Unknown { reason }, _) => return Err(unknown(reason)),
+        (Verdict::Credentials { request_id, .. }, _) => {
+            return Err(credentials(request_id.as_deref()));
+        }
+        (_, Some(answer)) => answer,
+        (_, None) => return Err(unknown("no answer")),
+    };
+    let mut response = Response::new(Full::new(answer.body));
+    *response.status_mut() = answer.status;
+    let headers = response.headers_mut();
+    *headers = end_to_end(answer.headers);
+    headers.insert(FLOWGATE_WAITED, HeaderValue::from(millis(service.waited)));
+    headers.insert(FLOWGATE_ATTEMPTS, HeaderValue::from(service.attempts));
+    if let Verdict::Throttled { hint, .. } = verdict {
+        let wait = hint.unwrap_or_default().max(predicted_wait());
+        advise(headers, wait);
+    }
+    Ok(response)
+}
+
+/// One of Flowgate's own answers.
+pub(crate) fn refuse(
+    refusal: &Refusal,
+    manner: &Manner,
+    request_id: &str,
+) -> Response<Full<Bytes>> {
+    let (code, message) = (refusal.kind.code(), refusal.message.as_str());
+    let retry_after = refusal.retry_after.map(advice);
+    let body = ErrorBody {
+        request_id,
+        host_id: &manner.host,
+        code,
+        message,
+        recommend: RECOMMEND,
+        retry_after,
+    };
+    let mut response = Response::new(Full::new(Bytes::from(body.write(manner.format))));
+    *response.status_mut() = refusal.kind.status();
+    let headers = response.headers_mut();
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static(manner.format.content_type()),
+    );
+    headers.insert(FLOWGATE_ERROR, HeaderValue::from_static(code));
+    headers.insert(
+        "x-acs-request-id",
+        HeaderValue::from_str(request_id).expect("request ids are printable"),
+    );
+    if let Some(wait) = refusal.retry_after {
+        advise(headers, wait);
+    }
+    if let Some(queued) = refusal.queued {
+        headers.insert(
+            "x-flowgate-queue-position",
+            HeaderValue::from(queued.ahead + 1),
+        );
+        let millis = u64::try_from(queued.wait.as_millis()).unwrap_or(u64::MAX);
+        headers.insert("x-flowgate-predicted-wait", HeaderValue::from(millis));
+    }
+    if leaves_rest_unread(refusal.kind) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// While Flowgate is leaving, every answer says so: a caller's pool then finds another replica.
+pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Response<Full<Bytes>> {
+    if phase > Phase::Serving {
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// A name for one call, in CAMS's form.
+pub(crate) fn request_id() -> String {
+    error_body::request_id()
+}
+
+/// Sent, and no certain answer.
+pub(crate) fn unknown(reason: &str) -> Refusal {
+    let message = format!(
+        "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have done it. \
+         Look (for a flow: ListFlow) before you repeat it."
+    );
+    Refusal::new(Kind::OutcomeUnknown, message)
+}
+
+/// A panic was caught.
+pub(crate) fn internal() -> Refusal {
+    Refusal::new(
+        Kind::Internal,
+        "An error inside Flowgate ended this call. CAMS has done nothing.",
+    )
+}
+
+fn credentials(request_id: Option<&str>) -> Refusal {
+    let message = format!(
+        "CAMS did not accept the signature that Flowgate made for this account: its access key is wrong, expired or \
+         disabled. Tell whoever runs Flowgate. CAMS's RequestId: {}.",
+        request_id.unwrap_or("none")
+    );
+    Refusal::new(Kind::AccountCredentials, message)
+}
+
+/// When to come back, in the SDKs' own header (milliseconds) and the standard one (seconds, rounded up); never zero.
+fn advise(headers: &mut HeaderMap, wait: Duration) {
+    let millis = advice(wait);
+    headers.insert(ACS_RETRY_AFTER, HeaderValue::from(millis));
+    headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
+}
+
+/// In milliseconds, and never zero: that would mean no advice.
+fn advice(wait: Duration) -> u64 {
+    millis(wait).max(1)
+}
+
+/// Whole milliseconds.
+pub(crate) fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The request may go on behind what was read: nothing after it can be trusted.
+fn leaves_rest_unread(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::BadRequest | Kind::TooLarge | Kind::BodyTimeout | Kind::Connect | Kind::ForeignHost
+    )
+}
+
+/// An answer's headers without those of the connection that it came over, and without what only Flowgate or a browser
+/// has a use for.
+fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
+    let listed: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim_matches([' ', '\t']).parse().ok())
+        .collect();
+    let is_unwanted = |name: &HeaderName| {
+        let text = name.as_str();
+        [
+            CONNECTION,
+            CONTENT_LENGTH,
+            TRANSFER_ENCODING,
+            SET_COOKIE,
+            UPGRADE,
+        ]
+        .contains(name)
+            || ["keep-alive", "alt-svc", "te", "trailer", "content-encoding"].contains(&text)
+            || text.starts_with("x-flowgate-")
+            || text.starts_with("proxy-")
+            || text.ends_with("-authenticate")
+    };
+    let unwanted: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| is_unwanted(name))
+        .cloned()
+        .chain(listed)
+        .collect();
+    for name in unwanted {
+        headers.remove(&name);
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use hyper::StatusCode;
+
+    use super::*;
+
+    fn answer(headers: &[(&'static str, &'static str)]) -> Option<Answer> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(*name, HeaderValue::from_static(value));
+        }
+        Some(Answer {
+            status: StatusCode::BAD_REQUEST,
+            headers: map,
+            body: Bytes::from_static(b"{}"),
+        })
+    }
+
+    fn throttled(hint: Option<Duration>) -> Verdict {
+        let source = crate::call::judge::ThrottleSource::Body;
+        Verdict::Throttled {
+            code: "Throttling".into(),
+            source,
+            hint,
+            request_id: None,
+        }
+    }
+
+    const SERVICE: Service = Service {
+        waited: Duration::from_micros(1_234_567),
+        attempts: 3,
+    };
+
+    #[test]
+    fn what_belongs_to_the_connection_or_to_flowgate_stays_behind() {
+        let upstream = answer(&[
+            ("content-length", "2"),
+            ("transfer-encoding", "chunked"),
+            ("connection", "close, X-Hop"),
+            ("x-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("set-cookie", "a=b"),
+            ("alt-svc", "h3"),
+            ("www-authenticate", "Basic"),
+            ("x-flowgate-error", "forged"),
+            ("x-flowgate-waited", "forged"),
+            ("content-type", "application/json;charset=utf-8"),
+            ("x-acs-request-id", "R"),
+        ]);
+        let verdict = Verdict::UpstreamError {
+            code: "x".into(),
+            request_id: None,
+        };
+        let response = pass_on(upstream, &verdict, SERVICE, || Duration::ZERO).unwrap();
+        let mut names: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(
+            names,
+            [
+                "content-type",
+                "x-acs-request-id",
+                "x-flowgate-attempts",
+                "x-flowgate-waited"
+            ]
+        );
+        assert_eq!(response.headers()["x-flowgate-waited"], "1234");
+        assert_eq!(response.headers()["x-flowgate-attempts"], "3");
+        assert_eq!(response.status(), 400);
+    }
+
+    #[test]
+    fn a_throttle_refusal_says_when_to_come_back_and_never_zero() {
+        let advice = |verdict: &Verdict, wait| {
+            let response = pass_on(answer(&[]), verdict, SERVICE, || wait).unwrap();
+            let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+            (header("x-acs-retry-after"), header("retry-after"))
+        };
+        let of = |ms: &str, s: &str| (ms.to_owned(), s.to_owned());
+        assert_eq!(advice(&throttled(None), Duration::ZERO), of("1", "1"));
+        assert_eq!(
+            advice(&throttled(None), Duration::from_millis(1001)),
+            of("1001", "2")
+        );
+        assert_eq!(
+            advice(
+                &throttled(Some(Duration::from_secs(3))),
+                Duration::from_secs(1)
+            ),
+            of("3000", "3")
+        );
+    }
+
+    #[tokio::test]
+    async fn flowgates_own_answers_are_in_cams_shape() {
+        let refusal = Refusal::after(
+            Kind::WaitTooLong,
+            Duration::from_millis(1500),
+            "Too \"long\".",
+        );
+        let mut manner = Manner {
+            host: "h:1".into(),
+            ..Manner::default()
+        };
+        let response = refuse(&refusal, &manner, "REQUEST-ID");
+        assert_eq!(response.status(), 400);
+        assert_eq!(
+            response.headers()["x-flowgate-error"],
+            "System.LimitControl"
+        );
+        assert_eq!(
+            response.headers()["content-type"],
+            "application/json;charset=utf-8"
+        );
+        assert_eq!(response.headers()["x-acs-retry-after"], "1500");
+        assert_eq!(response.headers()["retry-after"], "2");
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!(body["Code"], "System.LimitControl");
+        assert_eq!(body["Message"], "Too \"long\".");
+        assert_eq!(body["RequestId"], "REQUEST-ID");
+        assert_eq!(body["HostId"], "h:1");
+        assert_eq!(body["RetryAfter"], 1500);
+
+        manner.format = Format::Xml;
+        let response = refuse(&refusal, &manner, "REQUEST-ID");
+        assert_eq!(response.headers()["content-type"], "text/xml;charset=utf-8");
+    }
+
+    #[test]
+    fn what_cams_says_of_our_own_signature_stays_inside() {
+        let verdict = Verdict::Credentials {
+            code: "SignatureDoesNotMatch".into(),
+            request_id: Some("R-1".into()),
+        };
+        let refusal = pass_on(answer(&[]), &verdict, SERVICE, || Duration::ZERO).unwrap_err();
+        assert_eq!(refusal.kind, Kind::AccountCredentials);
+        assert!(refusal.message.ends_with("CAMS's RequestId: R-1."));
+    }
+}

@@ -1,0 +1,191 @@
+//! What goes to CAMS? A request made anew for each attempt, from what identify verified and nothing else: fresh nonce,
+//! present time, the account's key, the caller's signature version. A relayed call goes as it came.
+
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, Request, Uri};
+
+use crate::acs::v3::Signable;
+use crate::acs::{encode, time, v1, v3};
+use crate::call::identify::{Passage, Scheme, Sendable, VERSION, Verified};
+
+const USER_AGENT: &str = concat!("flowgate/", env!("CARGO_PKG_VERSION"));
+const FORM: &str = "application/x-www-form-urlencoded";
+const JSON: &str = "application/json; charset=utf-8";
+
+/// What of a request differs from attempt to attempt.
+struct Stamp<'a> {
+    host: &'a str,
+    date: String,
+    nonce: String,
+}
+
+/// Makes the request of one attempt.
+pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
+    let call = match call {
+        Sendable::Verified(call) => call,
+        Sendable::Relayed(passage) => return relay(passage, upstream_host),
+    };
+    let stamp = Stamp {
+        host: upstream_host,
+        date: time::format(now),
+        nonce: nonce(),
+    };
+    match call.scheme() {
+        Scheme::V1 => sign_v1(call, &stamp),
+        Scheme::V3 => sign_v3(call, &stamp),
+    }
+}
+
+fn sign_v3(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
+    let (body, content_type) = body(call);
+    let body_hash = v3::hash(&body);
+    let credentials = call.credentials();
+    let key = credentials.access_key_id.as_str();
+    let mut signed = vec![
+        ("host", stamp.host),
+        ("x-acs-action", call.action().as_str()),
+        ("x-acs-content-sha256", &body_hash),
+        ("x-acs-date", &stamp.date),
+        ("x-acs-signature-nonce", &stamp.nonce),
+        ("x-acs-version", VERSION),
+    ];
+    signed.extend(content_type.map(|content_type| ("content-type", content_type)));
+    if let Some(token) = &credentials.security_token {
+        signed.extend([
+            ("x-acs-accesskey-id", key),
+            ("x-acs-security-token", token.expose()),
+        ]);
+    }
+    signed.sort_unstable();
+    let authorization = Signable {
+        method: call.method().as_str(),
+        query: call.params().query().collect(),
+        headers: signed
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect(),
+        body_hash: &body_hash,
+    }
+    .authorization(key, &credentials.secret);
+    let mut request = request(call.method(), &target(call.params().query()), body);
+    for (name, value) in signed {
+        put(&mut request, name, value);
+    }
+    put(&mut request, "accept", "application/json");
+    put(&mut request, "authorization", &authorization);
+    request
+}
+
+fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
+    let (body, content_type) = body(call);
+    let credentials = call.credentials();
+    let mut query: Vec<(&str, &str)> =
+        vec![("Action", call.action().as_str()), ("Version", VERSION)];
+    query.extend(call.format().map(|format| ("Format", format)));
+    query.extend(call.params().query());
+    query.extend([
+        ("AccessKeyId", credentials.access_key_id.as_str()),
+        ("SignatureMethod", v1::METHOD),
+        ("SignatureNonce", &stamp.nonce),
+        ("SignatureVersion", v1::VERSION),
+        ("Timestamp", &stamp.date),
+    ]);
+    query.extend(
+        credentials
+            .security_token
+            .as_ref()
+            .map(|token| ("SecurityToken", token.expose())),
+    );
+    let all = query.iter().copied().chain(call.params().form());
+    let signature = v1::sign(
+        &credentials.secret,
+        &v1::string_to_sign(call.method().as_str(), all),
+    );
+    query.push(("Signature", &signature));
+    let mut request = request(call.method(), &target(query), body);
+    put(&mut request, "host", stamp.host);
+    put(&mut request, "x-acs-action", call.action().as_str());
+    put(&mut request, "x-acs-version", VERSION);
+    if let Some(content_type) = content_type {
+        put(&mut request, "content-type", content_type);
+    }
+    request
+}
+
+fn relay(call: &Passage, upstream_host: &str) -> Request<Full<Bytes>> {
+    let mut request = Request::new(Full::new(call.body().clone()));
+    *request.method_mut() = call.method().clone();
+    *request.uri_mut() = Uri::from(call.target().clone());
+    request.headers_mut().reserve(call.headers().len() + 3);
+    put(&mut request, "host", upstream_host);
+    let headers = request.headers_mut();
+    for (name, value) in call.headers() {
+        headers.append(name, value.clone());
+    }
+    headers
+        .entry(header::ACCEPT_ENCODING)
+        .or_insert(HeaderValue::from_static("identity"));
+    put_length(headers, call.method(), call.body().len());
+    request
+}
+
+/// 128 bits from the operating system, in hex.
+fn nonce() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    v3::hex(&bytes)
+}
+
+/// The body and its content type, which an empty one has not.
+fn body(call: &Verified) -> (Bytes, Option<&'static str>) {
+    if let Some(json) = call.json() {
+        return (json.clone(), Some(JSON));
+    }
+    let form = encode::pairs(call.params().form());
+    let content_type = (!form.is_empty()).then_some(FORM);
+    (form.into(), content_type)
+}
+
+fn target<'a>(query: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
+    let query = encode::pairs(query);
+    if query.is_empty() {
+        "/".into()
+    } else {
+        format!("/?{query}")
+    }
+}
+
+fn request(method: &Method, target: &str, body: Bytes) -> Request<Full<Bytes>> {
+    let length = body.len();
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method.clone();
+    let target: PathAndQuery = target
+        .parse()
+        .expect("identify bounds the query, and encoding leaves only ASCII");
+    *request.uri_mut() = target.into();
+    put(&mut request, "user-agent", USER_AGENT);
+    put(&mut request, "accept-encoding", "identity");
+    put_length(request.headers_mut(), method, length);
+    request
+}
+
+fn put_length(headers: &mut HeaderMap, method: &Method, length: usize) {
+    if *method != Method::GET {
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+}
+
+fn put(request: &mut Request<Full<Bytes>>, name: &'static str, value: &str) {
+    let header = HeaderValue::from_bytes(value.as_bytes());
+    let mut header =
+        header.expect("the configuration admits no control characters in keys, tokens and hosts");
+    header.set_sensitive(matches!(name, "authorization" | "x-acs-security-token"));
+    request
+        .headers_mut()
+        .insert(HeaderName::from_static(name), header);
+}

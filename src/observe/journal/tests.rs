@@ -1,0 +1,340 @@
+//! What stands in the journal, and what a reader makes of it: pairs over rotations, damage, what cannot be written.
+
+use std::path::PathBuf;
+
+use futures_util::future::join_all;
+use hyper::StatusCode;
+use hyper::header::HeaderMap;
+use serde_json::Value;
+
+use super::*;
+use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
+
+/// A journal in a folder of its own.
+struct Desk {
+    folder: tempfile::TempDir,
+    metrics: Arc<Metrics>,
+    journal: Arc<Journal>,
+}
+
+fn operation() -> Operation {
+    Operation {
+        account: AccountId::new("acme"),
+        known: true,
+        client: ClientId::new("team-a"),
+        weight: 1,
+        tenant: TenantId::new(""),
+        action: ActionName::new(CREATE),
+        limit: None,
+        hold: Duration::from_secs(1),
+        wait: Duration::from_secs(1),
+    }
+}
+
+fn created(flow_id: &str) -> (Answer, Verdict) {
+    let body = Bytes::from(format!(
+        r#"{{"Code":"OK","Data":{{"FlowId":"{flow_id}"}}}}"#
+    ));
+    let verdict = Verdict::Ok {
+        request_id: Some("CAMS-1".to_owned()),
+        code: "OK".to_owned(),
+    };
+    (
+        Answer {
+            status: StatusCode::OK,
+            headers: HeaderMap::new(),
+            body,
+        },
+        verdict,
+    )
+}
+
+// === impl Desk ===
+
+impl Desk {
+    fn new(max_size: usize, keep: u32) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = config::Journal {
+            path: folder.path().join("journal"),
+            max_size,
+            keep,
+        };
+        let metrics = Arc::new(Metrics::new());
+        let journal = Arc::new(Journal::open(&config, metrics.clone()).unwrap());
+        Self {
+            folder,
+            metrics,
+            journal,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("journal")
+    }
+
+    /// The attempt of a call for a flow of this name.
+    fn note(&self, flow_name: &str) -> Note {
+        self.journal
+            .note(Some(flow_name), &operation(), "REQUEST-1")
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path()).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    /// The names of the flows whose attempts are open.
+    fn open(&self) -> Vec<String> {
+        let open = read(&self.path(), false).unwrap().open;
+        open.into_iter()
+            .map(|sent| sent.flow_name.unwrap().into_owned())
+            .collect()
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_is_two_lines() {
+    let desk = Desk::new(1 << 20, 1);
+    let note = desk.note("a\n\"b\"");
+    note.sent().await;
+    assert_eq!(desk.open(), ["a\n\"b\""]);
+    let (answer, verdict) = created("3339938380001");
+    note.judged(Some(&answer), &verdict);
+    desk.journal.flushed().await;
+    let [mut sent, mut done] = <[Value; 2]>::try_from(desk.lines()).unwrap();
+    for line in [&mut sent, &mut done] {
+        let time = line["time"].take();
+        let time = time.as_str().unwrap();
+        assert!(
+            time.len() == "2026-11-24T19:30:00.123Z".len() && time.ends_with('Z'),
+            "{time}"
+        );
+    }
+    let attempt = format!("{}-0", desk.journal.run);
+    let expected = serde_json::json!({
+        "event": "sent", "time": null, "attempt": attempt, "request_id": "REQUEST-1", "account": "acme",
+        "client": "team-a", "action": "CreateFlow", "flow_name": "a\n\"b\"",
+    });
+    assert_eq!(sent, expected);
+    let expected = serde_json::json!({
+        "event": "done", "time": null, "attempt": attempt, "result": "ok", "code": "OK", "cams_request_id": "CAMS-1",
+        "flow_id": "3339938380001",
+    });
+    assert_eq!(done, expected);
+    assert_eq!(desk.open(), [""; 0]);
+}
+
+#[tokio::test]
+async fn every_end_has_its_word() {
+    let desk = Desk::new(1 << 20, 1);
+    let (code, request_id) = (|code: &str| code.to_owned(), None);
+    let verdicts = [
+        Verdict::UpstreamError {
+            code: code("Product.Unsubscript"),
+            request_id: request_id.clone(),
+        },
+        Verdict::Throttled {
+            code: code("System.LimitControl"),
+            source: crate::call::judge::ThrottleSource::Body,
+            hint: None,
+            request_id: request_id.clone(),
+        },
+        Verdict::Credentials {
+            code: code("SignatureDoesNotMatch"),
+            request_id,
+        },
+        Verdict::Unknown {
+            reason: "no whole answer in time",
+        },
+    ];
+    verdicts
+        .iter()
+        .for_each(|verdict| desk.note("x").judged(None, verdict));
+    desk.note("x").unsent();
+    desk.journal.flushed().await;
+    let said = |line: &Value| {
+        ["result", "code", "reason"].map(|key| line[key].as_str().unwrap_or_default().to_owned())
+    };
+    assert_eq!(
+        desk.lines().iter().map(said).collect::<Vec<_>>(),
+        [
+            ["upstream_error", "Product.Unsubscript", ""],
+            ["throttled", "System.LimitControl", ""],
+            ["credentials", "SignatureDoesNotMatch", ""],
+            ["unknown", "", "no whole answer in time"],
+            ["unsent", "", ""],
+        ]
+    );
+}
+
+#[tokio::test]
+async fn names_are_capped_and_keys_that_nobody_configured_are_masked() {
+    let desk = Desk::new(1 << 20, 1);
+    let (account, long) = (AccountId::new("?LTAI-somebody-1"), "ü".repeat(1000));
+    desk.journal
+        .note(
+            Some(&long),
+            &Operation {
+                account,
+                known: false,
+                ..operation()
+            },
+            "R",
+        )
+        .sent()
+        .await;
+    let line = &desk.lines()[0];
+    assert_eq!(line["account"], "LTAI***-1");
+    assert_eq!(line["flow_name"].as_str(), Some(&*"ü".repeat(100)));
+}
+
+#[tokio::test]
+async fn pairs_are_found_over_rotations_and_processes() {
+    let desk = Desk::new(4096, 1000);
+    let (answer, verdict) = created("1");
+    let notes: Vec<_> = (0..200)
+        .map(|index| desk.note(&format!("flow-{index}")))
+        .collect();
+    join_all(notes.iter().map(Note::sent)).await;
+    let expected: Vec<_> = (0..200)
+        .filter(|index| index % 50 == 0)
+        .map(|index| format!("flow-{index}"))
+        .collect();
+    for (index, note) in notes.iter().enumerate() {
+        if index % 50 != 0 {
+            note.judged(Some(&answer), &verdict);
+        }
+    }
+    desk.journal.flushed().await;
+    assert!(file::older(&desk.path(), 10).exists(), "many files");
+    assert_eq!(desk.open(), expected);
+    // The next process writes on.
+    let config = config::Journal {
+        path: desk.path(),
+        max_size: 4096,
+        keep: 1000,
+    };
+    let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
+    let note = next.note(Some("next"), &operation(), "R");
+    note.sent().await;
+    assert_eq!(desk.open(), [expected, vec!["next".to_owned()]].concat());
+    assert!(notes.iter().all(|other| other.attempt != note.attempt));
+}
+
+#[tokio::test]
+async fn what_ended_unknown_is_told_when_it_is_asked_for() {
+    let desk = Desk::new(1 << 20, 1);
+    let note = desk.note("lost");
+    note.sent().await;
+    note.judged(
+        None,
+        &Verdict::Unknown {
+            reason: "the connection broke before an answer",
+        },
+    );
+    desk.journal.flushed().await;
+    assert!(read(&desk.path(), false).unwrap().is_settled());
+    assert!(!read(&desk.path(), true).unwrap().is_settled());
+}
+
+#[tokio::test]
+async fn damage_costs_its_own_line_only() {
+    let desk = Desk::new(1 << 20, 1);
+    desk.note("before").sent().await;
+    let whole = std::fs::read(desk.path()).unwrap();
+    std::fs::write(
+        desk.path(),
+        [&whole, &b"{\"event\":\"sent\",\"attem"[..]].concat(),
+    )
+    .unwrap();
+    // Whoever opens a torn file ends its last line.
+    let config = config::Journal {
+        path: desk.path(),
+        max_size: 1 << 20,
+        keep: 1,
+    };
+    let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
+    next.note(Some("after"), &operation(), "R").sent().await;
+    let torn = std::fs::read(desk.path()).unwrap();
+    std::fs::write(
+        desk.path(),
+        [&torn, &b"\xff\xfe\n\n[]\n{\"event\":\"else\"}\n"[..]].concat(),
+    )
+    .unwrap();
+    let reading = read(&desk.path(), false).unwrap();
+    assert_eq!(
+        (reading.damaged(), desk.open()),
+        (4, vec!["before".to_owned(), "after".to_owned()])
+    );
+}
+
+#[tokio::test]
+async fn a_table_is_aligned_and_shows_nothing_raw() {
+    let desk = Desk::new(1 << 20, 1);
+    let operation = Operation {
+        tenant: TenantId::new("cams-1"),
+        ..operation()
+    };
+    desk.note("\u{1b}[2J\u{202e}ü").sent().await;
+    desk.journal
+        .note(
+            None,
+            &Operation {
+                action: ActionName::new("ListFlow"),
+                ..operation
+            },
+            "R",
+        )
+        .sent()
+        .await;
+    let table = read(&desk.path(), false).unwrap().table();
+    let rows: Vec<_> = table
+        .lines()
+        .map(|line| line.split_once("  ").unwrap().1.trim_start())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            r"ACCOUNT  CLIENT  TENANT  ACTION      FLOW NAME           REQUEST ID",
+            r"acme     team-a  -       CreateFlow  \u{1b}[2J\u{202e}ü  REQUEST-1",
+            r"acme     team-a  cams-1  ListFlow    -                   R",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn trouble_is_counted_told_now_and_then_and_its_end_once() {
+    let desk = Desk::new(1 << 20, 1);
+    std::fs::remove_file(desk.path()).unwrap();
+    std::fs::create_dir(desk.path()).unwrap();
+    let told = || {
+        desk.journal
+            .health
+            .outage_now()
+            .map(|outage| (outage.errors, outage.logged_at))
+    };
+    let start = Instant::now();
+    for second in [0, 1, 9, 11, 12] {
+        tokio::time::sleep_until(start + Duration::from_secs(second)).await;
+        desk.note("x").sent().await;
+    }
+    assert_eq!(told(), Some((5, start + Duration::from_secs(11))));
+    let page = || {
+        desk.metrics
+            .render(&[], crate::observe::metrics::Bytes::default(), true)
+    };
+    assert!(
+        page().contains("flowgate_journal_errors_total 5")
+            && page().contains("flowgate_journal_up 0")
+    );
+    std::fs::remove_dir(desk.path()).unwrap();
+    desk.note("y").sent().await;
+    assert_eq!(told(), None);
+    assert!(
+        page().contains("flowgate_journal_errors_total 5")
+            && page().contains("flowgate_journal_up 1")
+    );
+    assert_eq!(desk.open(), ["y"]);
+}

@@ -1,0 +1,6 @@
+//! Small values that every other folder uses: names, secrets, byte budgets, back-off.
+
+pub(crate) mod backoff;
+pub(crate) mod byte_budget;
+pub mod id;
+pub mod secret;

@@ -1,0 +1,228 @@
+//! Where do log lines go? To standard error through a bounded queue, so that a slow reader costs lines and never a
+//! call; as text or JSON, one line per event whatever is in it. `RUST_LOG` is not read, and other crates never say
+//! more than info, because what they say at debug may hold what a caller sent.
+
+use std::io::{self, IsTerminal, Write};
+use std::panic::PanicHookInfo;
+use std::sync::OnceLock;
+
+use tracing::level_filters::LevelFilter;
+use tracing::{Subscriber, error};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+use crate::config::{Log, LogFormat};
+
+/// Lines that may wait to be written; more are dropped.
+const MAX_LINES: usize = 8192;
+
+/// The way to change what is written.
+type Levels = reload::Handle<Targets, Registry>;
+
+static LEVELS: OnceLock<Levels> = OnceLock::new();
+
+/// Makes events of this process log lines, and panics events. Lines are written while the guard lives.
+pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
+    let (queue, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(MAX_LINES)
+        .lossy(true)
+        .finish(io::stderr());
+    let (subscriber, levels) = subscriber(log, io::stderr().is_terminal(), queue);
+    subscriber.try_init()?;
+    drop(LEVELS.set(levels));
+    std::panic::set_hook(Box::new(report));
+    Ok(guard)
+}
+
+/// From now on this is the least severe level.
+pub(crate) fn set_level(level: LevelFilter) {
+    if let Some(handle) = LEVELS.get() {
+        // It fails only when the process has no subscriber any more.
+        drop(handle.reload(levels(level)));
+    }
+}
+
+fn subscriber<W>(
+    log: &Log,
+    ansi: bool,
+    writer: W,
+) -> (impl Subscriber + Send + Sync + use<W>, Levels)
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
+    let lines = match log.format {
+        LogFormat::Text => fmt::layer()
+            .with_ansi(ansi)
+            .with_writer(OneLine { writer, ansi })
+            .boxed(),
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_ansi(false)
+            .with_writer(writer)
+            .boxed(),
+    };
+    let (levels, handle) = reload::Layer::new(levels(log.level));
+    (
+        tracing_subscriber::registry().with(lines.with_filter(levels)),
+        handle,
+    )
+}
+
+fn levels(own: LevelFilter) -> Targets {
+    Targets::new()
+        .with_target(env!("CARGO_CRATE_NAME"), own)
+        .with_default(own.min(LevelFilter::INFO))
+}
+
+/// A panic's message may hold what a caller sent, so only its place is told.
+fn report(info: &PanicHookInfo<'_>) {
+    let location = info.location().map(ToString::to_string);
+    error!(location, thread = std::thread::current().name(), "panic");
+}
+
+/// Keeps each event on one line. Fields are escaped by their formatter, except those that were given as `%value`.
+struct OneLine<W> {
+    writer: W,
+    /// Colours are escape sequences too, so on a terminal those stay; there the formatter escapes foreign ones.
+    ansi: bool,
+}
+
+impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for OneLine<W> {
+    type Writer = OneLine<W::Writer>;
+
+    fn make_writer(&'w self) -> Self::Writer {
+        OneLine {
+            writer: self.writer.make_writer(),
+            ansi: self.ansi,
+        }
+    }
+}
+
+impl<W: Write> Write for OneLine<W> {
+    /// Takes a whole event: the formatter writes each at once.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(event.strip_suffix(b"\n").unwrap_or(event));
+        let mut line = String::with_capacity(text.len() + 1);
+        for char in text.chars() {
+            match char {
+                '\u{1b}' if self.ansi => line.push(char),
+                char if char.is_control() => line.extend(char.escape_default()),
+                char => line.push(char),
+            }
+        }
+        line.push('\n');
+        self.writer.write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tracing::{debug, info, trace};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What is logged meanwhile, each line without its time.
+    fn logged(format: LogFormat, level: LevelFilter, work: impl FnOnce()) -> Vec<String> {
+        let page = Page::default();
+        let writer = page.clone();
+        let (subscriber, _levels) =
+            subscriber(&Log { format, level }, false, move || writer.clone());
+        tracing::subscriber::with_default(subscriber, work);
+        let text = String::from_utf8(page.0.lock().unwrap().clone()).unwrap();
+        text.lines()
+            .map(|line| {
+                line.split_once(' ')
+                    .map_or(line, |(_, rest)| rest)
+                    .trim()
+                    .to_owned()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn an_event_is_one_line_whatever_is_in_it() {
+        let name = "a\nERROR forged\u{1b}[2J\r\u{85}";
+        let lines = logged(LogFormat::Text, LevelFilter::INFO, || {
+            info!(flow = name, "quoted");
+            info!(flow = %name, "plain");
+        });
+        let target = "INFO flowgate::process::logging::tests:";
+        let quoted = format!(r#"{target} quoted flow="a\nERROR forged\u{{1b}}[2J\r\u{{85}}""#);
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert_eq!(lines[0], quoted);
+        assert!(!lines[1].contains(char::is_control), "{lines:?}");
+    }
+
+    #[test]
+    fn json_is_one_object_a_line() {
+        let lines = logged(LogFormat::Json, LevelFilter::INFO, || {
+            info!(flow = "a\nb", attempts = 2, "done")
+        });
+        let page = lines.join("");
+        assert!(
+            page.contains(r#""message":"done","flow":"a\nb","attempts":2"#),
+            "{page}"
+        );
+        assert_eq!(lines.len(), 1);
+    }
+
+    #[test]
+    fn others_are_capped_at_info_and_follow_a_sterner_level() {
+        let work = || {
+            trace!("own trace");
+            debug!(target: "hyper::proto", "their debug");
+            info!(target: "hyper::proto", "their info");
+        };
+        let lines = logged(LogFormat::Text, LevelFilter::TRACE, work);
+        assert_eq!(
+            lines,
+            [
+                "TRACE flowgate::process::logging::tests: own trace",
+                "INFO hyper::proto: their info"
+            ]
+        );
+        assert_eq!(logged(LogFormat::Text, LevelFilter::WARN, work), [""; 0]);
+    }
+
+    #[test]
+    fn a_panic_tells_its_place_and_not_its_message() {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(report));
+        let lines = logged(LogFormat::Text, LevelFilter::INFO, || {
+            std::panic::catch_unwind(|| panic!("hunter2")).unwrap_err();
+        });
+        std::panic::set_hook(before);
+        let expected =
+            r#"ERROR flowgate::process::logging: panic location="src/process/logging.rs:"#;
+        assert!(
+            lines.len() == 1 && lines[0].starts_with(expected) && !lines[0].contains("hunter2"),
+            "{lines:?}"
+        );
+    }
+}

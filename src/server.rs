@@ -1,0 +1,311 @@
+//! Who comes in, and on what terms? Connections by TCP or a Unix socket, with TLS or without, HTTP/1.1 only, each bound in number, in time
+//! and in the size of its heads. What a request means is the next steps' business.
+
+pub(crate) mod bounds;
+mod clocks;
+mod listener;
+pub(crate) mod place;
+pub(crate) mod socket;
+pub(crate) mod spread;
+pub(crate) mod tls;
+
+use std::error::Error;
+use std::future::Future;
+use std::io;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use hyper::body::{Body, Incoming};
+use hyper::http::request;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use prometheus::IntCounter;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::error::{Kind, Refusal};
+use crate::observe::metrics::Metrics;
+use crate::process::shutdown::{Phase, Phases};
+use crate::server::bounds::Present;
+use crate::server::clocks::{Stalled, Timed, Turn};
+pub(crate) use crate::server::listener::Listener;
+use crate::server::place::{Held, Sources};
+use crate::server::socket::{Hangup, Socket, Wire};
+use crate::server::spread::Spread;
+use crate::server::tls::{Certificates, Opened, SpeaksTls};
+
+/// The bounds that a listener's connections live in, and who counts them.
+pub(crate) struct Terms {
+    bounds: Present,
+    /// With these a caller speaks TLS.
+    certificates: Option<Arc<Certificates>>,
+    metrics: Arc<Metrics>,
+    phases: Phases,
+    /// When the listener is left and its connections are told to end.
+    until: Phase,
+    /// All connections, so that a drain can wait for them.
+    open: TaskTracker,
+    sources: Sources,
+    /// When the log last told that callers are turned away.
+    told: Mutex<Option<Instant>>,
+}
+
+/// How often it tells so.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
+
+/// The caller has gone; there is nobody to answer.
+#[derive(Debug, thiserror::Error)]
+#[error("the caller has hung up")]
+pub(crate) struct Gone;
+
+/// What answers a request.
+pub(crate) trait Answer: Clone + Send + Sync + 'static {
+    /// What its answers carry.
+    type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
+
+    /// Answers one request; `hangup` tells whether its caller is still there. It is polled anew when a phase begins.
+    fn answer(
+        self,
+        request: Box<Request<Incoming>>,
+        hangup: Hangup,
+    ) -> impl Future<Output = Result<Response<Self::Body>, Gone>> + Send;
+
+    /// A connection has ended because what came is no request: it was not HTTP, or its head did not end.
+    fn no_request(&self) {}
+}
+
+// === impl Terms ===
+
+impl Terms {
+    /// For a listener that serves until `until`.
+    pub(crate) fn new(
+        bounds: Present,
+        certificates: Option<Arc<Certificates>>,
+        metrics: Arc<Metrics>,
+        (phases, until): (Phases, Phase),
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            bounds,
+            certificates,
+            metrics,
+            phases,
+            until,
+            open: TaskTracker::new(),
+            sources: Sources::default(),
+            told: Mutex::default(),
+        })
+    }
+
+    /// Accepts, then leaves the listener. A connection that is answering goes on until it has answered.
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        listener: Listener,
+        service: impl Answer,
+        mut spread: Spread,
+    ) {
+        let mut phases = self.phases.clone();
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = phases.reached(self.until) => return,
+            };
+            let begun = accepted.and_then(|(socket, from)| {
+                spread.begin(socket, |socket| self.admit(socket, from, &service))
+            });
+            if let Err(error) = begun {
+                // Out of descriptors, or a connection that was gone before it was accepted.
+                tracing::warn!(%error, "cannot accept a connection");
+                self.errors("accept").inc();
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+
+    /// Waits until every connection has ended.
+    pub(crate) async fn all_closed(&self) {
+        self.open.close();
+        self.open.wait().await;
+    }
+
+    fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
+        let bounds = self.bounds.load();
+        if self.open.len() >= bounds.max_connections {
+            return self.turn_away("too_many");
+        }
+        let Ok(place) = source
+            .map(|source| self.sources.enter(source, bounds.max_per_source))
+            .transpose()
+        else {
+            return self.turn_away("too_many_from_source");
+        };
+        let (wire, hangup) = Wire::new(socket, Held::new(place, &self.metrics.connections.open));
+        match self.certificates.clone() {
+            None => self
+                .open
+                .spawn(self.clone().http(wire, hangup, service.clone())),
+            Some(certificates) => {
+                self.open.spawn(
+                    self.clone()
+                        .secured(certificates, wire, hangup, service.clone()),
+                )
+            }
+        };
+    }
+
+    fn turn_away(&self, kind: &str) {
+        let now = Instant::now();
+        let mut told = self.told.lock();
+        if told.is_none_or(|told| told + TELL_AGAIN <= now) {
+            *told = Some(now);
+            tracing::warn!(
+                kind,
+                open = self.open.len(),
+                "callers are turned away: a bound of [listen] is reached"
+            );
+        }
+        drop(told);
+        self.errors(kind).inc();
+    }
+
+    async fn secured(
+        self: Arc<Self>,
+        certificates: Arc<Certificates>,
+        wire: Wire,
+        hangup: Hangup,
+        service: impl Answer,
+    ) {
+        let within = self.bounds.load().patience.head;
+        let mut phases = self.phases.clone();
+        let opened = tokio::select! {
+            biased;
+            opened = certificates.open(wire, within) => opened,
+            () = phases.reached(Phase::Closing) => return,
+        };
+        match opened {
+            Opened::Tls(stream) => self.http(stream, hangup, service).await,
+            Opened::Clear(wire) => {
+                self.errors("tls").inc();
+                service.no_request();
+                self.http(wire, hangup, SpeaksTls).await;
+            }
+            Opened::Failed(failed) => {
+                if let Some(kind) = failed.kind() {
+                    self.errors(kind).inc();
+                    tracing::debug!(kind, reason = %failed, "no connection came about");
+                }
+            }
+        }
+    }
+
+    /// Lives while its connection does, with a call that may wait. What it holds meanwhile is counted in bytes
+    /// (benches/README.md): an `async fn` would hold its arguments twice.
+    pub(super) fn http<T>(
+        self: Arc<Self>,
+        io: T,
+        hangup: Hangup,
+        service: impl Answer,
+    ) -> impl Future<Output = ()> + Send
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let turn = Turn::default();
+        async move {
+            let mut connection = {
+                let bounds = self.bounds.load();
+                let stream = Timed::new(io, bounds.patience.clone(), turn.clone());
+                let (answer, turn) = (service.clone(), turn.clone());
+                let answers = service_fn(move |request| {
+                    let ours = turn.clone().take();
+                    // Boxed: a future has room for its arguments until its end.
+                    answer
+                        .clone()
+                        .answer(Box::new(request), hangup.clone())
+                        .inspect(move |_| drop(ours))
+                });
+                http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of
+                    // its own.
+                    .header_read_timeout(bounds.idle_timeout)
+                    .max_buf_size(bounds.max_header.max(8192))
+                    // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
+                    .half_close(true)
+                    .serve_connection(TokioIo::new(stream), answers)
+            };
+            let mut changes = self.phases.changes();
+            let mut ending = false;
+            // Each phase wakes the connection, and with it the call that it answers.
+            let ended = loop {
+                tokio::select! {
+                    // First, so that what has come is read before the connection is told to end.
+                    biased;
+                    ended = &mut connection => break ended,
+                    _ = changes.next() => {
+                        let phase = self.phases.now();
+                        // Whoever has just been let in is about to ask.
+                        let is_due = phase >= self.until && (phase >= Phase::Closing || !turn.is_first());
+                        if is_due && !std::mem::replace(&mut ending, true) {
+                            std::pin::Pin::new(&mut connection).graceful_shutdown();
+                        }
+                    }
+                }
+            };
+            if let Err(error) = ended {
+                self.count(&error, &service);
+            }
+        }
+    }
+
+    fn count(&self, error: &hyper::Error, service: &impl Answer) {
+        let kind = match stalled(error) {
+            Some(Stalled::Head) => "slow_head",
+            Some(Stalled::Answer) => "slow_reader",
+            None if error.is_user() => return,
+            None if error.is_parse() => "not_http",
+            None if error.is_timeout() => "idle",
+            None if error.is_incomplete_message() => "incomplete",
+            None => "broken",
+        };
+        if ["not_http", "slow_head"].contains(&kind) {
+            service.no_request();
+        }
+        self.errors(kind).inc();
+        tracing::debug!(kind, "a connection ended with an error");
+    }
+
+    fn errors(&self, kind: &str) -> IntCounter {
+        self.metrics.connections.errors.with_label_values(&[kind])
+    }
+}
+
+/// hyper stops reading a head near the bound; this keeps it exactly.
+pub(crate) fn check_size(head: &request::Parts, max: usize) -> Result<(), Refusal> {
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    if target + headers.sum::<usize>() <= max {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Kind::TooLarge,
+        format!("The request's head is larger than the {max} bytes allowed here."),
+    ))
+}
+
+/// Whether a connection ended by one of our own clocks.
+fn stalled(error: &hyper::Error) -> Option<Stalled> {
+    let io = error.source()?.downcast_ref::<io::Error>()?;
+    io.get_ref()?.downcast_ref().copied()
+}

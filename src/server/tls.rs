@@ -1,0 +1,252 @@
+//! How does Flowgate prove that it is Flowgate, and who may come in at all? TLS 1.2 and 1.3 on the proxy port, with what
+//! `config::Tls` has loaded behind one value that can be swapped: a new certificate holds for the next connection, and
+//! those that stand go on. What the files must hold is the configuration's business.
+
+use std::io;
+use std::time::{Duration, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::{Request, Response};
+use prometheus::IntGauge;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+
+use super::socket::{Hangup, Wire};
+use super::{Answer, Gone};
+use crate::call::reply::{self, Manner};
+use crate::config::Tls;
+use crate::error::{Kind, Refusal};
+use crate::observe::metrics::Metrics;
+
+/// What the next handshake is made with.
+pub(crate) struct Certificates {
+    server: ArcSwap<ServerConfig>,
+    expiry: IntGauge,
+}
+
+/// How a connection began.
+pub(super) enum Opened {
+    /// The handshake is done.
+    Tls(Box<TlsStream<Wire>>),
+    /// What came first is no TLS but may be HTTP.
+    Clear(Wire),
+    /// It has ended, or did not come to anything in time.
+    Failed(Failed),
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failed {
+    /// The caller closed without a word, as who only looks whether the port is open does.
+    #[error("closed without a byte")]
+    Silent,
+    /// The handshake did not end in time.
+    #[error("the handshake did not end in time")]
+    Slow,
+    /// What came is no TLS, or no certificate that is accepted here, or the connection broke.
+    #[error("the handshake failed: {0}")]
+    Handshake(io::Error),
+}
+
+/// Answers those who speak HTTP in the clear where TLS is spoken.
+#[derive(Clone)]
+pub(super) struct SpeaksTls;
+
+// === impl Certificates ===
+
+impl Certificates {
+    pub(crate) fn new(tls: &Tls, metrics: &Metrics) -> Self {
+        let expiry = metrics
+            .connections
+            .certificate_expiry
+            .with_label_values(&["listen"]);
+        let certificates = Self {
+            server: ArcSwap::new(tls.server.clone()),
+            expiry,
+        };
+        certificates.swap(tls);
+        certificates
+    }
+
+    /// Takes what was loaded anew. Every connection accepted from now on gets it; nobody is interrupted.
+    pub(crate) fn swap(&self, tls: &Tls) {
+        self.server.store(tls.server.clone());
+        let until = tls.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.expiry
+            .set(i64::try_from(until.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// Makes the handshake.
+    pub(super) async fn open(&self, wire: Wire, within: Duration) -> Opened {
+        timeout(within, self.handshake(wire))
+            .await
+            .unwrap_or(Opened::Failed(Failed::Slow))
+    }
+
+    async fn handshake(&self, wire: Wire) -> Opened {
+        match wire.peek().await {
+            Ok(None) => return Opened::Failed(Failed::Silent),
+            // A method's first letter. TLS begins with a byte that is no text.
+            Ok(Some(b'A'..=b'Z' | b'a'..=b'z')) => return Opened::Clear(wire),
+            // Whatever is wrong shows in the handshake, too.
+            Ok(Some(_)) | Err(_) => {}
+        }
+        match TlsAcceptor::from(self.server.load_full())
+            .accept(wire)
+            .await
+        {
+            Ok(stream) => Opened::Tls(Box::new(stream)),
+            Err(error) => Opened::Failed(Failed::Handshake(error)),
+        }
+    }
+}
+
+// === impl Failed ===
+
+impl Failed {
+    /// As it is counted; none if it is no error.
+    pub(super) fn kind(&self) -> Option<&'static str> {
+        match self {
+            Self::Silent => None,
+            Self::Slow => Some("slow_handshake"),
+            Self::Handshake(_) => Some("tls"),
+        }
+    }
+}
+
+// === impl SpeaksTls ===
+
+impl Answer for SpeaksTls {
+    type Body = Full<Bytes>;
+
+    async fn answer(
+        self,
+        request: Box<Request<Incoming>>,
+        _hangup: Hangup,
+    ) -> Result<Response<Full<Bytes>>, Gone> {
+        let refusal = Refusal::new(
+            Kind::BadRequest,
+            "TLS is spoken here: set the SDK's protocol to HTTPS.",
+        );
+        let manner = Manner::of(&request.into_parts().0);
+        let mut response = reply::refuse(&refusal, &manner, &reply::request_id());
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+        Ok(response)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use prometheus::IntGauge;
+    use rcgen::{CertificateParams, KeyPair};
+    use rustls::pki_types::{CertificateDer, ServerName};
+    use rustls::{ClientConfig, RootCertStore};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsConnector;
+
+    use super::super::place::Held;
+    use super::super::socket::Socket;
+    use super::*;
+    use crate::config;
+
+    /// A certificate of its own that ends in `year`, put where the configuration says.
+    fn certify(folder: &Path, year: i32) -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["flowgate.test".to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(folder.join("cert.pem"), certificate.pem()).unwrap();
+        std::fs::write(folder.join("key.pem"), key.serialize_pem()).unwrap();
+        certificate.der().clone()
+    }
+
+    fn load(folder: &Path) -> Tls {
+        let file = |name: &str| folder.join(name).into_os_string();
+        let env: [(OsString, OsString); 2] = [
+            ("FLOWGATE_LISTEN__TLS__CERT".into(), file("cert.pem")),
+            ("FLOWGATE_LISTEN__TLS__KEY".into(), file("key.pem")),
+        ];
+        config::load(None, env).unwrap().config.listen.tls.unwrap()
+    }
+
+    /// Both ends of a new connection; the caller trusts both certificates.
+    async fn open(
+        certificates: &Certificates,
+        roots: [&CertificateDer<'static>; 2],
+    ) -> (
+        tokio_rustls::client::TlsStream<TcpStream>,
+        Box<TlsStream<Wire>>,
+    ) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut store = RootCertStore::empty();
+        roots
+            .into_iter()
+            .for_each(|root| store.add(root.clone()).unwrap());
+        let client =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(store)
+                .with_no_client_auth();
+        let tcp = TcpStream::connect(listener.local_addr().unwrap())
+            .await
+            .unwrap();
+        let name = ServerName::try_from("flowgate.test").unwrap();
+        let held = Held::new(None, &IntGauge::new("open", "open").unwrap());
+        let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0), held);
+        let (client, opened) = tokio::join!(
+            TlsConnector::from(Arc::new(client)).connect(name, tcp),
+            certificates.open(wire, Duration::from_secs(10))
+        );
+        let Opened::Tls(server) = opened else {
+            panic!("no handshake")
+        };
+        (client.unwrap(), server)
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_holds_for_the_next_connection_and_the_old_one_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = certify(folder.path(), 2050);
+        let metrics = Metrics::new();
+        let certificates = Certificates::new(&load(folder.path()), &metrics);
+        let expiry = metrics
+            .connections
+            .certificate_expiry
+            .with_label_values(&["listen"]);
+        assert_eq!(expiry.get(), 2_524_608_000);
+        let second = certify(folder.path(), 2051);
+        let roots = [&first, &second];
+        let (mut client, mut server) = open(&certificates, roots).await;
+        assert_eq!(
+            client.get_ref().1.peer_certificates(),
+            Some(std::slice::from_ref(&first))
+        );
+
+        certificates.swap(&load(folder.path()));
+        assert_eq!(expiry.get(), 2_524_608_000 + 365 * 86_400);
+        let (after, _) = open(&certificates, roots).await;
+        assert_eq!(
+            after.get_ref().1.peer_certificates(),
+            Some(std::slice::from_ref(&second))
+        );
+        client.write_all(b"still there").await.unwrap();
+        client.flush().await.unwrap();
+        let mut said = [0; 11];
+        server.read_exact(&mut said).await.unwrap();
+        assert_eq!(&said, b"still there");
+    }
+}

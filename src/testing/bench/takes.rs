@@ -1,0 +1,43 @@
+//! What does a replica ask of the store for one call? The benchmarks' door to `deal.lua` and its arguments.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use crate::config::Limit;
+use crate::limiter::shared::protocol::{Op, Question, SOURCE, View, Waiting};
+use crate::primitives::id::ClientId;
+
+/// The script.
+pub const TAKE: &str = SOURCE;
+
+/// The arguments with which a replica takes slots of a lane of `count` a second for this many waiting calls.
+pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>> {
+    let ms = Duration::from_millis;
+    let question = Question {
+        replica,
+        limit: Limit {
+            count,
+            window: ms(1000),
+        },
+        tokens: count.get(),
+        window: ms(1000),
+        gap: ms(5),
+        spacing: Duration::ZERO,
+        slack: ms(15),
+        cap: count.get(),
+        version: 0,
+        pace: None,
+        wanted,
+        waiting: &[Waiting::new(&ClientId::new("team"), 1, 1)],
+        unused: &[],
+        late: &[],
+        max_pause: ms(60_000),
+    };
+    Op::Take.args(&question)
+}
+
+/// How many slots the script has dealt, and after how many microseconds it wants to be asked again; none if the answer is
+/// not its own.
+pub fn dealt(answer: redis::Value) -> Option<(usize, u64)> {
+    View::read(answer).map(|view| (view.slots.len(), view.ask))
+}

@@ -1,0 +1,335 @@
+//! Opens one connection to the configured upstream and to nothing else: its pinned addresses, or those that its name
+//! resolves to, the first that answers, never one of Flowgate's own listeners, through no proxy. When to dial is the
+//! pool's.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use hyper::client::conn::http1;
+use hyper::rt::{Read, Write};
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tracing::debug;
+
+use super::addresses::Memory;
+use super::first_write::{FirstWrite, WatchedTcp};
+use super::race::{Connect, race};
+use super::resolve::Resolver;
+use super::{Sender, Trust, UpstreamError};
+use crate::config::{self, Scheme};
+
+/// Bytes of an answer's head.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// After so long without a byte the system asks whether the other side still lives, how often after that, and how many
+/// times without an answer: a host that has vanished is noticed within 30 s, not the 60 s of Linux's nine times.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
+
+/// Where and how to connect.
+pub(super) struct Dialer {
+    host: String,
+    /// Dialled instead of what the name resolves to, unless empty.
+    pinned: Vec<SocketAddr>,
+    /// Flowgate's own listeners.
+    own: Vec<SocketAddr>,
+    /// For the name, TCP and TLS together.
+    timeout: Duration,
+    tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
+    resolver: Resolver,
+    memory: Mutex<Memory>,
+}
+
+/// A connection that is ready for its first request.
+pub(super) struct Dialled {
+    pub(super) sender: Sender,
+    pub(super) first_write: Arc<FirstWrite>,
+}
+
+/// Why a connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DialError {
+    /// The name could not be resolved.
+    #[error("cannot resolve {0}: {1}")]
+    Resolve(String, io::Error),
+    /// The name has no address.
+    #[error("{0} has no address")]
+    NoAddress(String),
+    /// Every address is one of Flowgate's own listeners.
+    #[error("would dial Flowgate itself: upstream.connect_to pins other addresses")]
+    Itself,
+    /// TCP failed.
+    #[error("cannot connect: {}", .0.kind())]
+    Connect(io::Error),
+    /// TLS failed.
+    #[error("TLS failed: {0}")]
+    Tls(io::Error),
+    /// hyper does not take the connection.
+    #[error("{0}")]
+    Http(hyper::Error),
+    /// Not done in time.
+    #[error("not connected within {0:?}")]
+    Timeout(Duration),
+    /// More than one address was tried.
+    #[error("{}", Several(.0))]
+    Several(Vec<(SocketAddr, DialError)>),
+}
+
+impl Dialer {
+    /// Reads the roots and checks the name; dials nothing.
+    pub(super) fn new(
+        config: &config::Upstream,
+        own: Vec<SocketAddr>,
+    ) -> Result<Self, UpstreamError> {
+        let host = config
+            .dial_host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
+        let tls = match config.scheme {
+            Scheme::Http => None,
+            Scheme::Https => {
+                let name = ServerName::try_from(host.clone()).map_err(|_| UpstreamError::Name)?;
+                Some((
+                    ArcSwap::new(Trust::load(config.ca_file.as_deref())?.0),
+                    name,
+                ))
+            }
+        };
+        let timeout = config.connect_timeout;
+        // With the last addresses there must be time to connect.
+        let resolver = Resolver::of(&host, config.dial_port, timeout / 2);
+        let pinned = config.connect_to.clone();
+        Ok(Self {
+            host,
+            pinned,
+            own,
+            timeout,
+            tls,
+            resolver,
+            memory: Mutex::default(),
+        })
+    }
+
+    /// From now on others are believed.
+    pub(super) fn trust(&self, trust: Trust) {
+        if let Some((client, _)) = &self.tls {
+            client.store(trust.0);
+        }
+    }
+
+    /// One connection, ready for its first request.
+    pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
+        let deadline = Instant::now() + self.timeout;
+        let late = |_| {
+            let error = io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("no answer within {:?}", self.timeout),
+            );
+            DialError::Resolve(self.host.clone(), error)
+        };
+        let addresses = timeout_at(deadline, self.addresses())
+            .await
+            .map_err(late)??;
+        let order = self.memory.lock().order(&addresses, Instant::now());
+        let outcome = race(self, &order, deadline).await;
+        self.memory.lock().learn(&outcome, Instant::now());
+        match outcome.winner {
+            Some((_, dialled)) => Ok(dialled),
+            None => Err(self.failure(outcome.failed, &outcome.pending)),
+        }
+    }
+
+    /// Why none of the addresses could be connected to.
+    fn failure(&self, mut failed: Vec<(SocketAddr, DialError)>, late: &[SocketAddr]) -> DialError {
+        failed.extend(
+            late.iter()
+                .map(|address| (*address, DialError::Timeout(self.timeout))),
+        );
+        match failed.len() {
+            0 => DialError::NoAddress(self.host.clone()),
+            1 => failed.remove(0).1,
+            _ => DialError::Several(failed),
+        }
+    }
+
+    /// Where to connect, without Flowgate itself.
+    async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
+        let mut addresses = if self.pinned.is_empty() {
+            let resolved = self.resolver.addresses().await;
+            resolved
+                .map_err(|error| DialError::Resolve(self.host.clone(), error))?
+                .to_vec()
+        } else {
+            self.pinned.clone()
+        };
+        let found = addresses.len();
+        addresses.retain(|address| !self.own.iter().any(|own| is_same(*own, *address)));
+        if addresses.is_empty() && found > 0 {
+            Err(DialError::Itself)
+        } else {
+            Ok(addresses)
+        }
+    }
+}
+
+impl Connect for Dialer {
+    type Tcp = TcpStream;
+    type Ready = Dialled;
+    type Error = DialError;
+
+    async fn connect(&self, address: SocketAddr) -> Result<TcpStream, DialError> {
+        let tcp = TcpStream::connect(address)
+            .await
+            .map_err(DialError::Connect)?;
+        tcp.set_nodelay(true).map_err(DialError::Connect)?;
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES);
+        SockRef::from(&tcp)
+            .set_tcp_keepalive(&keepalive)
+            .map_err(DialError::Connect)?;
+        Ok(tcp)
+    }
+
+    async fn handshake(&self, tcp: TcpStream) -> Result<Dialled, DialError> {
+        let first_write = Arc::<FirstWrite>::default();
+        let tcp = WatchedTcp::new(tcp, first_write.clone());
+        let sender = match &self.tls {
+            None => start(TokioIo::new(tcp)).await,
+            Some((client, name)) => {
+                let connector = TlsConnector::from(client.load_full());
+                let tls = connector
+                    .connect(name.clone(), tcp)
+                    .await
+                    .map_err(DialError::Tls)?;
+                start(TokioIo::new(tls)).await
+            }
+        };
+        Ok(Dialled {
+            sender: sender.map_err(DialError::Http)?,
+            first_write,
+        })
+    }
+}
+
+// === impl DialError ===
+
+/// Failures of several addresses, grouped by what they say.
+struct Several<'a>(&'a [(SocketAddr, DialError)]);
+
+impl fmt::Display for Several<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// No more addresses are named for one reason.
+        const NAMED: usize = 4;
+        let mut groups: Vec<(String, Vec<String>)> = Vec::new();
+        for (address, error) in self.0 {
+            let (reason, address) = (error.to_string(), address.to_string());
+            match groups.iter_mut().find(|(known, _)| *known == reason) {
+                Some((_, addresses)) => addresses.push(address),
+                None => groups.push((reason, vec![address])),
+            }
+        }
+        for (place, (reason, addresses)) in groups.iter().enumerate() {
+            let separator = if place == 0 { "" } else { "; " };
+            let named = addresses.len().min(NAMED);
+            write!(
+                out,
+                "{separator}{reason} ({}",
+                addresses[..named].join(", ")
+            )?;
+            match addresses.len() - named {
+                0 => write!(out, ")")?,
+                more => write!(out, " and {more} more)")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Gives the connection a task of its own, which also notices when the other side closes, and waits for its first turn.
+async fn start<T>(io: T) -> hyper::Result<Sender>
+where
+    T: Read + Write + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = http1::Builder::new()
+        .max_header_size(MAX_HEAD)
+        .handshake(io)
+        .await?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            debug!(%error, "upstream connection ended");
+        }
+    });
+    sender.ready().await?;
+    Ok(sender)
+}
+
+/// Whether dialling the address reaches the listener.
+fn is_same(listener: SocketAddr, dialled: SocketAddr) -> bool {
+    let (own, ip) = (listener.ip().to_canonical(), dialled.ip().to_canonical());
+    // A dialled 0.0.0.0 is this machine, and a listener on 0.0.0.0 is each of its addresses.
+    listener.port() == dialled.port()
+        && (own == ip || ip.is_unspecified() || (own.is_unspecified() && is_local(ip)))
+}
+
+/// Whether the address is one of this machine's: only those can be bound.
+fn is_local(ip: IpAddr) -> bool {
+    ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::upstream::tests::settings;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_hangs_costs_no_more_than_the_time_for_a_connection() {
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
+            .await
+            .unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = config::Upstream {
+            dial_host: "cams.test".to_owned(),
+            ..settings(address)
+        };
+        let mut dialer = Dialer::new(&config, Vec::new()).unwrap();
+        let hangs = || std::future::pending().boxed();
+        dialer.resolver = Resolver::new(Box::new(hangs), dialer.timeout / 2);
+        let start = Instant::now();
+        let reason = dialer.dial().await.err().unwrap().to_string();
+        assert_eq!(reason, "cannot resolve cams.test: no answer within 3s");
+        assert_eq!(start.elapsed(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn a_listener_is_recognised_behind_every_address_that_reaches_it() {
+        let same = |listener: &str, dialled: &str| {
+            is_same(listener.parse().unwrap(), dialled.parse().unwrap())
+        };
+        assert!(same("127.0.0.1:8080", "127.0.0.1:8080"));
+        assert!(same("127.0.0.1:8080", "[::ffff:127.0.0.1]:8080"));
+        assert!(same("127.0.0.1:8080", "0.0.0.0:8080"));
+        assert!(same("0.0.0.0:8080", "127.0.0.9:8080"));
+        assert!(same("[::]:8080", "127.0.0.1:8080"));
+        assert!(same("[::]:8080", "[::1]:8080"));
+        assert!(!same("127.0.0.1:8080", "127.0.0.1:8081"));
+        assert!(!same("127.0.0.1:8080", "127.0.0.2:8080"));
+        // 192.0.2.0/24 is for documentation and nobody's.
+        assert!(!same("0.0.0.0:8080", "192.0.2.1:8080"));
+    }
+}
