@@ -21,6 +21,7 @@ use serde_json::json;
 use crate::admin::events::Events;
 use crate::app::state::Parts;
 use crate::config;
+use crate::limiter::LaneView;
 use crate::observe::metrics;
 use crate::process::shutdown::Phase;
 use crate::server::socket::Hangup;
@@ -162,11 +163,9 @@ impl Admin {
             queued: limiter.bytes(),
             unverified: unverified.used(),
         };
-        metrics.render(
-            &limiter.lanes_by_label(),
-            bytes,
-            upstream.reach() == Reach::Up,
-        )
+        let lanes = limiter.lanes_by_label();
+        let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
+        metrics.render(&samples, bytes, upstream.reach() == Reach::Up)
     }
 
     /// An upstream that is down does not make a replica unready: the others would not reach it either.

@@ -223,7 +223,7 @@ impl App {
         if let Some(quota) = &self.parts.quota {
             quota.leave().await;
         }
-        if let Some(otlp) = &self.parts.otlp {
+        if let Some(otlp) = &self.parts.sinks.otlp {
             otlp.finish().await;
         }
         if let Some(journal) = &self.parts.journal {

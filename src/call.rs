@@ -28,7 +28,6 @@ use tokio::time::Instant;
 
 use crate::app::state::Parts;
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
-use crate::call::classify::Operation;
 use crate::call::identify::{Caller, Sendable};
 use crate::call::judge::Context;
 use crate::call::reply::Manner;
@@ -39,8 +38,8 @@ use crate::error::{Kind, Refusal};
 use crate::limiter;
 use crate::observe::journal::Journal;
 use crate::observe::record::Record;
+use crate::operation::Operation;
 use crate::process::shutdown::Phase;
-use crate::server;
 use crate::server::Gone;
 use crate::server::socket::Hangup;
 
@@ -69,7 +68,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let (parts, hangup) = (&parts, &hangup);
-    let mut record = Record::new(parts.clone(), hangup.from());
+    let mut record = Record::new(parts.sinks.clone(), hangup.from());
     let mut manner = Manner::default();
     let end = {
         let steps = AssertUnwindSafe(steps(parts, request, hangup, (&mut record, &mut manner)))
@@ -116,7 +115,7 @@ where
         managed: matches!(call, Sendable::Verified(_)),
         limited: operation.limit.is_some(),
     };
-    let metrics = parts.metrics.calls(&operation);
+    let metrics = parts.metrics.calls(operation.labels());
     record.queued(operation.clone(), metrics.clone());
     let answer_by = Instant::now() + operation.hold;
     let mut place = parts.limiter.arrive(&operation, bytes)?;
@@ -154,7 +153,7 @@ where
                 record.unsent();
                 continue;
             };
-            record.judged(&judged.verdict);
+            record.judged(judged.verdict.code(), judged.verdict.request_id());
             if judged.verdict.is_old_session()
                 && !std::mem::replace(&mut renewed, true)
                 && Box::pin(parts.reread(generation, answer_by)).await
@@ -183,7 +182,7 @@ where
                     let response = reply::pass_on(answer, &verdict, record.service(), || {
                         place.predicted_wait().max(advice)
                     })?;
-                    record.answered(&verdict, response.status());
+                    record.answered(verdict.outcome(), verdict.code(), response.status());
                     return Ok(response);
                 }
             }
@@ -223,9 +222,9 @@ where
     let (head, body) = request.into_parts();
     *manner = Manner::of(&head);
     record.traced(&head.headers, arrived, config.telemetry.sample_percent);
-    server::check_size(&head, config.listen.max_header)?;
+    body::check_head(&head, config.listen.max_header)?;
     let claim = parts.checked(identify::head(&head, directory, arrived))?;
-    record.claimed(&claim);
+    record.claimed(claim.claimant());
     let body = match body.is_end_stream() {
         true => Bytes::new(),
         false => {
@@ -237,7 +236,7 @@ where
     let mut proved = claim.prove(body, &parts.nonces, arrived);
     if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
         // While the store is away, each replica's own memory is all there is.
-        && !quota.take_nonce(&nonce, arrived).await.unwrap_or(true)
+        && !quota.take_nonce(&nonce.digest, nonce.until, arrived).await.unwrap_or(true)
     {
         proved = Err(identify::used());
     }

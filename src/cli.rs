@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use clap_complete::Shell;
 
 pub mod ask;
+pub mod journal;
 pub(crate) mod new_client;
 pub mod pages;
 pub mod status;

@@ -277,6 +277,15 @@ impl Kind {
 // === impl Refusal ===
 
 impl Refusal {
+    /// Sent, and no certain answer.
+    pub(crate) fn unknown(reason: &str) -> Self {
+        let message = format!(
+            "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have done it. \
+         Look (for a flow: ListFlow) before you repeat it."
+        );
+        Self::new(Kind::OutcomeUnknown, message)
+    }
+
     /// An answer without advice to come back.
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {

@@ -30,6 +30,7 @@ pub mod config;
 pub(crate) mod error;
 mod limiter;
 pub mod observe;
+mod operation;
 pub mod primitives;
 pub mod process;
 mod server;

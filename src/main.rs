@@ -12,7 +12,7 @@ use std::thread;
 use clap::Parser;
 use flowgate::cli::ask::{self, Admin};
 use flowgate::cli::status::Status;
-use flowgate::cli::{Cli, ClientCommand, Command, pages};
+use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
 use flowgate::config::{Loaded, Source, effective};
 use flowgate::observe::journal;
 use flowgate::process::systemd::Handed;
@@ -231,9 +231,9 @@ fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
     }
     let printed = write(
         if json {
-            reading.json()
+            print_journal::as_json(&reading)
         } else {
-            reading.table()
+            print_journal::as_table(&reading)
         }
         .as_bytes(),
     );

@@ -4,3 +4,4 @@ pub(crate) mod backoff;
 pub(crate) mod byte_budget;
 pub mod id;
 pub mod secret;
+pub(crate) mod text;

@@ -19,7 +19,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use hyper::body::{Body, Incoming};
-use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -30,7 +29,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use crate::error::{Kind, Refusal};
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::Present;
@@ -193,7 +191,8 @@ impl Terms {
             Opened::Clear(wire) => {
                 self.errors("tls").inc();
                 service.no_request();
-                self.http(wire, hangup, SpeaksTls).await;
+                let service = SpeaksTls(certificates.in_clear());
+                self.http(wire, hangup, service).await;
             }
             Opened::Failed(failed) => {
                 if let Some(kind) = failed.kind() {
@@ -283,25 +282,6 @@ impl Terms {
     fn errors(&self, kind: &str) -> IntCounter {
         self.metrics.connections.errors.with_label_values(&[kind])
     }
-}
-
-/// hyper stops reading a head near the bound; this keeps it exactly.
-pub(crate) fn check_size(head: &request::Parts, max: usize) -> Result<(), Refusal> {
-    let target = head
-        .uri
-        .path_and_query()
-        .map_or(0, |target| target.as_str().len());
-    let headers = head
-        .headers
-        .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
-    if target + headers.sum::<usize>() <= max {
-        return Ok(());
-    }
-    Err(Refusal::new(
-        Kind::TooLarge,
-        format!("The request's head is larger than the {max} bytes allowed here."),
-    ))
 }
 
 /// Whether a connection ended by one of our own clocks.

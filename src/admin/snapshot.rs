@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::app::state::Parts;
-use crate::call::reply::millis;
+use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::Reach;
 
@@ -50,7 +50,7 @@ pub(super) fn snapshot(parts: &Parts) -> Value {
         "queued_bytes": parts.limiter.bytes(),
         "all_lanes": all_lanes,
         "lanes": lanes,
-        "calls": parts.recent.views(),
+        "calls": parts.sinks.recent.views(),
     })
 }
 

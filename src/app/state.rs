@@ -12,20 +12,21 @@ use crate::app::reload::{Ask, Reading};
 use crate::app::start_error::StartError;
 use crate::call::hold::margin::Margins;
 use crate::call::identify::Nonces;
+use crate::call::reply;
 use crate::call::settings::Settings;
 use crate::config::{self, Bind, Config};
+use crate::limiter::Limiter;
 use crate::limiter::shared::Quota;
-use crate::limiter::{Connector, Limiter};
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::observe::otlp::Exporter;
-use crate::observe::record::Recent;
+use crate::observe::record::{Recent, Sinks};
 use crate::primitives::byte_budget::Room;
 use crate::process::logging;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::{self, Bounds, Present};
 use crate::server::tls::Certificates;
-use crate::upstream::{Connection, Reach, Trust, Upstream};
+use crate::upstream::{Reach, Trust, Upstream};
 
 /// What every call needs.
 pub(crate) struct Parts {
@@ -45,11 +46,9 @@ pub(crate) struct Parts {
     pub(crate) quota: Option<Arc<Quota>>,
     /// None: attempts are not written down.
     pub(crate) journal: Option<Arc<Journal>>,
-    /// None: traces go nowhere.
-    pub(crate) otlp: Option<Exporter>,
     pub(crate) metrics: Arc<Metrics>,
-    /// The calls that ended last.
-    pub(crate) recent: Recent,
+    /// Where the ends of calls are reported.
+    pub(crate) sinks: Arc<Sinks>,
     /// How the configuration was read last.
     pub(crate) reading: Mutex<Reading>,
     pub(crate) phases: Phases,
@@ -90,20 +89,25 @@ impl Parts {
                 error,
             })
         };
+        let otlp = config
+            .telemetry
+            .otlp
+            .as_ref()
+            .map(|to| Exporter::start(to, &metrics))
+            .transpose()?;
         Ok(Self {
-            otlp: config
-                .telemetry
-                .otlp
-                .as_ref()
-                .map(|to| Exporter::start(to, &metrics))
-                .transpose()?,
+            sinks: Arc::new(Sinks {
+                metrics: metrics.clone(),
+                otlp,
+                recent: Recent::default(),
+            }),
             journal: config.journal.as_ref().map(open).transpose()?,
             bounds: Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen))),
             certificates: config
                 .listen
                 .tls
                 .as_ref()
-                .map(|tls| Arc::new(Certificates::new(tls, &metrics))),
+                .map(|tls| Arc::new(Certificates::new(tls, &metrics, reply::speaks_tls))),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             limiter: Limiter::new(
@@ -115,7 +119,6 @@ impl Parts {
             quota,
             upstream,
             metrics,
-            recent: Recent::default(),
             reading: Mutex::new(Reading::done(Vec::new())),
             phases: Phases::new(),
             unverified: Room::new(config.listen.max_unverified),
@@ -194,31 +197,6 @@ pub(crate) async fn sweep(parts: Weak<Parts>) {
         // There may be 100,000 lanes: not on a thread that serves calls.
         // A panic of one sweep is logged where it happens, and the next sweep goes on.
         drop(tokio::task::spawn_blocking(move || parts.forget_idle(SystemTime::now())).await);
-    }
-}
-
-// === impl Upstream ===
-
-impl Connector for Upstream {
-    type Connection = Connection;
-
-    fn try_ready(&self) -> Option<Connection> {
-        Upstream::try_ready(self)
-    }
-
-    async fn ready(&self, wanted: usize) -> Connection {
-        Upstream::ready(self, wanted).await
-    }
-
-    fn is_usable(connection: &Connection) -> bool {
-        connection.is_usable()
-    }
-
-    fn down(&self) -> Option<String> {
-        match self.reach() {
-            Reach::Up => None,
-            Reach::Down { reason, .. } => Some(reason.to_string()),
-        }
     }
 }
 

@@ -14,12 +14,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::app::state::Parts;
-use crate::call::classify::Operation;
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
 use crate::limiter::{Receipt, SendPermit};
-use crate::observe::journal::Note;
+use crate::observe::journal::{self, Note};
 use crate::observe::metrics::{self, CallMetrics, labels};
-use crate::observe::record::capped;
+use crate::operation::Operation;
+use crate::primitives::text::capped;
 use crate::upstream::{Answer, Request, Sent, Upstream};
 
 /// What came of an attempt.
@@ -130,7 +130,7 @@ async fn run(
         Sent::Lost(lost) => (None, lost.into()),
     };
     if let Some(note) = &note {
-        note.judged(answer.as_ref(), &verdict);
+        note_end(note, answer.as_ref(), &verdict);
     }
     count(
         &parts,
@@ -176,6 +176,19 @@ fn tell(operation: &Operation, attempted: &Attempted) {
         cams_request_id,
         "an attempt ended when nobody waited for it any more"
     );
+}
+
+/// Writes an attempt's end into the journal.
+pub(crate) fn note_end(note: &Note, answer: Option<&Answer>, verdict: &Verdict) {
+    let outcome = match verdict {
+        Verdict::Ok { .. } => journal::Outcome::Ok,
+        Verdict::Throttled { .. } => journal::Outcome::Throttled,
+        Verdict::UpstreamError { .. } => journal::Outcome::UpstreamError,
+        Verdict::Credentials { .. } => journal::Outcome::Credentials,
+        Verdict::Unknown { .. } => journal::Outcome::Unknown,
+    };
+    let body = answer.map(|answer| &answer.body);
+    note.judged(outcome, verdict.code(), verdict.request_id(), body);
 }
 
 /// Tells the lane.
@@ -374,7 +387,7 @@ mod tests {
             .note(Some("x"), &operation, "REQUEST-1");
         let sending = Sending {
             request: Request::default(),
-            metrics: parts.metrics.calls(&operation),
+            metrics: parts.metrics.calls(operation.labels()),
             context: Context {
                 managed: true,
                 limited: true,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body;
+use hyper::http::request;
 
 use crate::error::{Kind, Refusal};
 use crate::primitives::byte_budget::Share;
@@ -86,6 +87,25 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     } else {
         whole.freeze()
     })
+}
+
+/// hyper stops reading a head near the bound; this keeps it exactly.
+pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<(), Refusal> {
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    let headers = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
+    if target + headers.sum::<usize>() <= max {
+        return Ok(());
+    }
+    Err(Refusal::new(
+        Kind::TooLarge,
+        format!("The request's head is larger than the {max} bytes allowed here."),
+    ))
 }
 
 #[cfg(test)]

@@ -8,21 +8,24 @@
 mod acs3;
 mod caller;
 mod directory;
+mod names;
 mod nonces;
+mod passage;
+mod refusals;
 mod relay;
 mod rpc;
 mod said;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod words;
 
-use std::fmt::Display;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::header;
 use hyper::http::request::Parts;
 
 use self::caller::Principal;
@@ -31,21 +34,20 @@ pub(crate) use self::directory::Directory;
 use self::directory::Owner;
 use self::nonces::{Holder, Use};
 pub(crate) use self::nonces::{Nonce, Nonces, used};
-pub(crate) use self::relay::Passage;
-pub(crate) use self::said::VERSION;
+pub(crate) use self::passage::Passage;
+use self::refusals::{SUPPORTED, incomplete, wrong_signature};
+pub(crate) use self::refusals::{bad, one};
 use self::said::{Proof, Said};
 use self::shape::Shape;
+pub(crate) use self::words::VERSION;
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
-use crate::error::{Claimant, Kind, Refusal};
+use crate::error::{Claimant, Refusal};
 use crate::primitives::id::{AccountId, ClientId};
 use crate::primitives::secret::never_shown;
 
 /// The most that is read for a version 1 caller, whose signature is known only with the body.
 const MAX_UNPROVEN_BODY: usize = 64 * 1024;
-const SUPPORTED: &str = "this kind of signature is not supported here: sign with ACS3-HMAC-SHA256 (the SDKs' default) or \
-                         HMAC-SHA1 (signature version 1.0)";
-
 /// A call whose head is in order. Of a managed version 3 caller the signature is already known to be right.
 pub(crate) struct Claim {
     said: Said,
@@ -72,10 +74,17 @@ pub(crate) fn head(
 ) -> Result<Claim, Refusal> {
     let mut shape = shape::read(parts, directory)?;
     let signed = authorization(&shape)?;
-    let mut said = match &signed {
-        Some(signed) => acs3::read(&shape, signed)?,
-        None => rpc::read(&shape)?,
+    let (words, proof) = match &signed {
+        Some(signed) => {
+            let (words, proof) = acs3::read(&shape, signed)?;
+            (words, Proof::V3(proof))
+        }
+        None => {
+            let (words, proof) = rpc::read(&shape)?;
+            (words, Proof::V1(proof))
+        }
     };
+    let mut said = Said::new(words, &shape, proof)?;
     said.params = std::mem::take(&mut shape.params);
     let mut claimant = Claimant {
         key: said.key.clone(),
@@ -153,41 +162,6 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
             "the call is not signed: neither an Authorization header nor an AccessKeyId in the query",
         )),
     }
-}
-
-/// The header's value, if it is there; an error if it is there twice.
-pub(crate) fn one<'a>(
-    headers: &'a HeaderMap,
-    name: &HeaderName,
-) -> Result<Option<&'a HeaderValue>, Refusal> {
-    let mut values = headers.get_all(name).into_iter();
-    match (values.next(), values.next()) {
-        (value, None) => Ok(value),
-        (_, Some(_)) => Err(bad(format!("the header {name} occurs twice"))),
-    }
-}
-
-pub(crate) fn bad(message: impl Display) -> Refusal {
-    Refusal::new(
-        Kind::BadRequest,
-        format!("The request is malformed or ambiguous: {message}."),
-    )
-}
-
-fn incomplete(message: impl Display) -> Refusal {
-    Refusal::new(
-        Kind::IncompleteSignature,
-        format!("The request signature does not conform: {message}."),
-    )
-}
-
-/// The old SDK splits the message at its colon; the string to sign is not echoed, because it holds what is not ours.
-fn wrong_signature() -> Refusal {
-    Refusal::new(
-        Kind::SignatureDoesNotMatch,
-        "Specified signature is not matched with our calculation: the secret is another one, or the call was changed \
-         after it was signed.",
-    )
 }
 
 // === impl Claim ===

@@ -10,6 +10,7 @@ use hyper::header::{
 };
 
 use crate::acs::answer::{self, Summary};
+use crate::error::Outcome;
 use crate::upstream::{Answer, Lost};
 
 /// The largest body that is judged by what it says; a throttle refusal is a few hundred bytes.
@@ -306,6 +307,16 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 // === impl Verdict ===
 
 impl Verdict {
+    /// How a call ends whose answer this is.
+    pub(crate) fn outcome(&self) -> Outcome {
+        match self {
+            Self::Ok { .. } => Outcome::Ok,
+            Self::Throttled { .. } => Outcome::Throttled,
+            Self::UpstreamError { .. } | Self::Credentials { .. } => Outcome::UpstreamError,
+            Self::Unknown { .. } => Outcome::Unknown,
+        }
+    }
+
     /// CAMS's code, or why there is none.
     pub(crate) fn code(&self) -> &str {
         match self {

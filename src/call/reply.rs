@@ -16,6 +16,8 @@ use crate::acs::error_body::{self, ErrorBody, Format};
 use crate::call::identify;
 use crate::call::judge::Verdict;
 use crate::error::{Kind, Refusal};
+use crate::observe::record::Service;
+use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::Answer;
 
@@ -33,15 +35,6 @@ pub(crate) struct Manner {
     format: Format,
     /// `HostId` of an error: the host that the caller asked for.
     host: Box<str>,
-}
-
-/// What a call took to get CAMS's answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Service {
-    /// From its arrival to the turn of the attempt that CAMS answered.
-    pub(crate) waited: Duration,
-    /// How often it was sent.
-    pub(crate) attempts: u32,
 }
 
 // === impl Manner ===
@@ -83,12 +76,12 @@ pub(crate) fn pass_on(
     predicted_wait: impl FnOnce() -> Duration,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let answer = match (verdict, answer) {
-        (Verdict::Unknown { reason }, _) => return Err(unknown(reason)),
+        (Verdict::Unknown { reason }, _) => return Err(Refusal::unknown(reason)),
         (Verdict::Credentials { request_id, .. }, _) => {
             return Err(credentials(request_id.as_deref()));
         }
         (_, Some(answer)) => answer,
-        (_, None) => return Err(unknown("no answer")),
+        (_, None) => return Err(Refusal::unknown("no answer")),
     };
     let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = answer.status;
@@ -158,18 +151,13 @@ pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Resp
     response
 }
 
-/// A name for one call, in CAMS's form.
-pub(crate) fn request_id() -> String {
-    error_body::request_id()
-}
-
-/// Sent, and no certain answer.
-pub(crate) fn unknown(reason: &str) -> Refusal {
-    let message = format!(
-        "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have done it. \
-         Look (for a flow: ListFlow) before you repeat it."
+/// The answer to a request in the clear where TLS is spoken.
+pub(crate) fn speaks_tls(head: &request::Parts) -> Response<Full<Bytes>> {
+    let refusal = Refusal::new(
+        Kind::BadRequest,
+        "TLS is spoken here: set the SDK's protocol to HTTPS.",
     );
-    Refusal::new(Kind::OutcomeUnknown, message)
+    refuse(&refusal, &Manner::of(head), &error_body::request_id())
 }
 
 /// A panic was caught.
@@ -199,11 +187,6 @@ fn advise(headers: &mut HeaderMap, wait: Duration) {
 /// In milliseconds, and never zero: that would mean no advice.
 fn advice(wait: Duration) -> u64 {
     millis(wait).max(1)
-}
-
-/// Whole milliseconds.
-pub(crate) fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The request may go on behind what was read: nothing after it can be trusted.

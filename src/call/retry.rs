@@ -46,7 +46,9 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
     };
     let hint = hint.map(|hint| hint.min(policy.max_pause));
     // A caller that gets the whole back-off or half of it does not come back at once, and callers still come apart.
-    let own = hint.unwrap_or_else(|| backoff::full_jitter(policy, tries.sent, 0.5 + random / 2.0));
+    let own = hint.unwrap_or_else(|| {
+        backoff::full_jitter(policy.base, policy.max, tries.sent, 0.5 + random / 2.0)
+    });
     let advice = if tries.has_lane { Duration::ZERO } else { own };
     if !tries.can_repeat || tries.sent >= policy.max_attempts {
         return Decision::Reply { advice };
@@ -54,7 +56,7 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
     let after = match (tries.has_lane, hint) {
         (true, _) => Duration::ZERO,
         (false, Some(hint)) => hint,
-        (false, None) => backoff::full_jitter(policy, tries.sent, random),
+        (false, None) => backoff::full_jitter(policy.base, policy.max, tries.sent, random),
     };
     // On a lane the limiter says so itself when the hold runs out, and knows more about when to come back.
     if after < tries.left || tries.has_lane {

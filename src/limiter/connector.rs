@@ -2,6 +2,8 @@
 
 use std::future::Future;
 
+use crate::upstream::{Connection, Reach, Upstream};
+
 /// Where a ready connection comes from. A turn is a token and a connection that is ready, in this order of getting
 /// them: first the connection, then the token.
 pub(crate) trait Connector: Send + Sync + 'static {
@@ -19,4 +21,29 @@ pub(crate) trait Connector: Send + Sync + 'static {
 
     /// Why no connection can be had at present, if so.
     fn down(&self) -> Option<String>;
+}
+
+// === impl Upstream ===
+
+impl Connector for Upstream {
+    type Connection = Connection;
+
+    fn try_ready(&self) -> Option<Connection> {
+        Upstream::try_ready(self)
+    }
+
+    async fn ready(&self, wanted: usize) -> Connection {
+        Upstream::ready(self, wanted).await
+    }
+
+    fn is_usable(connection: &Connection) -> bool {
+        connection.is_usable()
+    }
+
+    fn down(&self) -> Option<String> {
+        match self.reach() {
+            Reach::Up => None,
+            Reach::Down { reason, .. } => Some(reason.to_string()),
+        }
+    }
 }

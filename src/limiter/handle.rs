@@ -11,7 +11,6 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio::time::error::Elapsed;
 
-use crate::call::classify::Operation;
 use crate::config::Mode;
 use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
@@ -26,6 +25,7 @@ use crate::limiter::shared::protocol::{Answer, NewPace, Question as StoreQuestio
 use crate::limiter::view::tenants_in_words;
 use crate::limiter::{Connector, refusals, worker};
 use crate::observe::metrics::CallMetrics;
+use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName};
 
 /// How long the store keeps what was learned.
@@ -98,7 +98,7 @@ impl<K: Connector> LaneHandle<K> {
         let limit = limits.get(&operation.action).copied().or(operation.limit);
         let limit = limit.expect("only limited operations have a lane");
         let lane = Lane::new(limit, *learn, since, Instant::now());
-        let metrics = shared.metrics.calls(operation);
+        let metrics = shared.metrics.calls(operation.labels());
         let (account, action) = (operation.account.clone(), operation.action.clone());
         let shadow = || Box::new(Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
         let shadow = (shared.mode == Mode::Observe).then(shadow);

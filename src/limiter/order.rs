@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::call::classify::Operation;
 use crate::limiter::handle::LaneHandle;
 use crate::limiter::lane::Event;
 use crate::limiter::{Connector, Limiter};
+use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
 /// An order.

@@ -208,7 +208,9 @@ impl Pause {
         }
         let wait = match (refusal.hint, episode) {
             (Some(hint), _) => hint.min(policy.max_pause),
-            (None, Episode::New) => backoff::full_jitter(policy, self.level, random),
+            (None, Episode::New) => {
+                backoff::full_jitter(policy.base, policy.max, self.level, random)
+            }
             (None, _) => return episode,
         };
         let until = self.until.max(Some(now + wait));

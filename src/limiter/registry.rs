@@ -10,7 +10,6 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::call::classify::Operation;
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
 use crate::limiter::drain::DrainBy;
@@ -24,6 +23,7 @@ use crate::limiter::shared::Quota;
 use crate::limiter::view::LaneView;
 use crate::limiter::{Connector, refusals};
 use crate::observe::metrics::Metrics;
+use crate::operation::Operation;
 use crate::primitives::byte_budget::{Room, Share};
 use crate::primitives::id::{AccountId, ActionName, ClientId};
 

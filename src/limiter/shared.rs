@@ -18,7 +18,6 @@ use parking_lot::Mutex;
 use redis::Script;
 use tokio::time::Instant;
 
-use crate::call::identify::Nonce;
 use crate::config::{self, Limit, OnStoreFailure};
 use crate::limiter::shared::members::{Members, Own, UNKNOWN};
 use crate::limiter::shared::protocol::{Answer, Op, Question, View};
@@ -193,11 +192,15 @@ impl Quota {
         })
     }
 
-    /// Takes a nonce for all replicas; true when it was new, none if the store does not say.
-    pub(crate) async fn take_nonce(&self, nonce: &Nonce, now: SystemTime) -> Option<bool> {
-        let key = format!("{}nonce:{}", self.store.prefix(), nonce.digest);
-        let expires = nonce
-            .until
+    /// Takes a nonce, by its digest, for all replicas until `until`; true when it was new, none if the store does not say.
+    pub(crate) async fn take_nonce(
+        &self,
+        digest: &str,
+        until: SystemTime,
+        now: SystemTime,
+    ) -> Option<bool> {
+        let key = format!("{}nonce:{digest}", self.store.prefix());
+        let expires = until
             .duration_since(now)
             .unwrap_or_default()
             .max(Duration::from_secs(1));

@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::call::classify::Operation;
 use crate::config::{self, Config, Limit, Mode, Retry};
 use crate::error::{Kind, Refusal};
 use crate::limiter::registry::{LimitedCall, Shared};
@@ -26,6 +25,7 @@ use crate::limiter::shared::store::State;
 use crate::limiter::source::Source;
 use crate::limiter::{Connector, LaneView, Limiter, Order, Receipt, view};
 use crate::observe::metrics::Metrics;
+use crate::operation::Operation;
 use crate::primitives::byte_budget::Room;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
@@ -286,7 +286,7 @@ impl World {
 
     /// (granted, spent, returned) of all lanes.
     fn tokens(&self) -> (u64, u64, u64) {
-        let lane = self.metrics.calls(&operation("a", SECOND));
+        let lane = self.metrics.calls(operation("a", SECOND).labels());
         (lane.granted.get(), lane.spent.get(), lane.returned.get())
     }
 }

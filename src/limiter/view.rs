@@ -12,6 +12,7 @@ use crate::limiter::lane::Waiting;
 use crate::limiter::pause::Ordered;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::{Connector, Limiter};
+use crate::observe::metrics::LaneSample;
 use crate::primitives::id::TenantId;
 
 /// One lane as operators see it.
@@ -150,6 +151,22 @@ impl<K: Connector> LaneHandle<K> {
 // === impl LaneView ===
 
 impl LaneView {
+    /// The part that metrics show.
+    pub(crate) fn sample(&self) -> LaneSample<'_> {
+        LaneSample {
+            account: &self.account,
+            action: &self.action,
+            queued: self.queued,
+            tokens_held: self.tokens_held,
+            oldest_wait_seconds: self.oldest_wait_seconds,
+            predicted_wait_seconds: self.predicted_wait_seconds,
+            hold_used: self.hold_used,
+            pause_remaining_seconds: self.pause_remaining_seconds,
+            limit_per_second: self.limit_per_second,
+            effective_per_second: self.effective_per_second,
+        }
+    }
+
     /// Counts are added up, waits are the longest, the rate is the lowest.
     fn add(&mut self, other: Self) {
         let longest = |mine: &mut f64, other: f64| *mine = mine.max(other);

@@ -21,18 +21,17 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
 use crate::acs::flow_id;
-use crate::call::classify::Operation;
-use crate::call::judge::Verdict;
 use crate::config;
 use crate::observe::metrics::Metrics;
-use crate::observe::record::capped;
+use crate::operation::Operation;
 use crate::primitives::id::AccessKeyId;
-use crate::upstream::Answer;
+use crate::primitives::text::capped;
 use health::Health;
-use line::{Done, Line, Outcome, Sent};
+use line::{Done, Line};
 use writer::{Sink, Writer};
 
 pub(crate) use file::RotatingFile;
+pub(crate) use line::{Outcome, Sent};
 pub use open::{Reading, read};
 
 /// Where attempts are written down.
@@ -166,24 +165,27 @@ impl Note {
         });
     }
 
-    /// The attempt has ended.
-    pub(crate) fn judged(&self, answer: Option<&Answer>, verdict: &Verdict) {
-        let (outcome, is_known) = match verdict {
-            Verdict::Ok { .. } => (Outcome::Ok, true),
-            Verdict::Throttled { .. } => (Outcome::Throttled, true),
-            Verdict::UpstreamError { .. } => (Outcome::UpstreamError, true),
-            Verdict::Credentials { .. } => (Outcome::Credentials, true),
-            Verdict::Unknown { .. } => (Outcome::Unknown, false),
+    /// The attempt has ended. `code` is CAMS's, or why there is none; `body` is the answer's, where there is one.
+    pub(crate) fn judged(
+        &self,
+        outcome: Outcome,
+        code: &str,
+        cams_request_id: Option<&str>,
+        body: Option<&Bytes>,
+    ) {
+        let says = Some(capped(code).into());
+        let (code, reason) = if outcome == Outcome::Unknown {
+            (None, says)
+        } else {
+            (says, None)
         };
-        let says = Some(capped(verdict.code()).into());
-        let (code, reason) = if is_known { (says, None) } else { (None, says) };
-        let created = answer.filter(|_| self.creates && outcome == Outcome::Ok);
-        let flow_id = created.and_then(|answer| flow_id::read(&answer.body));
+        let created = body.filter(|_| self.creates && outcome == Outcome::Ok);
+        let flow_id = created.and_then(|body| flow_id::read(body));
         self.done(Done {
             outcome,
             code,
             reason,
-            cams_request_id: verdict.request_id().map(|id| capped(id).into()),
+            cams_request_id: cams_request_id.map(|id| capped(id).into()),
             flow_id: flow_id.as_deref().map(|id| capped(id).into()),
             ..Done::default()
         });

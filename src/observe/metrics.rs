@@ -21,9 +21,7 @@ use std::time::Duration;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec};
 
-use crate::call::classify::Operation;
 use crate::error::{Outcome, Refusal};
-use crate::limiter::LaneView;
 use crate::observe::metrics::calls::Calls;
 pub(crate) use crate::observe::metrics::calls::{Attempt, CallMetrics};
 use crate::observe::metrics::config::ConfigMetrics;
@@ -31,8 +29,10 @@ pub(crate) use crate::observe::metrics::config::Reload;
 use crate::observe::metrics::families::Families;
 use crate::observe::metrics::journal::JournalMetrics;
 use crate::observe::metrics::lanes::LaneGauges;
+pub(crate) use crate::observe::metrics::lanes::LaneSample;
 use crate::observe::metrics::store::StoreMetrics;
 use crate::observe::metrics::traces::TraceMetrics;
+use crate::primitives::id::{AccountId, ActionName};
 
 /// All metrics of one process.
 pub(crate) struct Metrics {
@@ -126,9 +126,9 @@ impl Metrics {
         }
     }
 
-    /// What is counted of an operation's account and action.
-    pub(crate) fn calls(&self, operation: &Operation) -> Arc<CallMetrics> {
-        self.calls.of(operation.labels())
+    /// What is counted of the calls with these labels.
+    pub(crate) fn calls(&self, labels: (AccountId, ActionName)) -> Arc<CallMetrics> {
+        self.calls.of(labels)
     }
 
     /// A call has ended before more of it was known than this.
@@ -187,7 +187,12 @@ impl Metrics {
     }
 
     /// Everything in Prometheus' text format, with the lanes as they are now.
-    pub(crate) fn render(&self, lanes: &[LaneView], bytes: Bytes, upstream_up: bool) -> String {
+    pub(crate) fn render(
+        &self,
+        lanes: &[LaneSample<'_>],
+        bytes: Bytes,
+        upstream_up: bool,
+    ) -> String {
         let _alone = self.lanes.scrape.lock();
         self.lanes.upstream_up.set(i64::from(upstream_up));
         self.lanes

@@ -11,22 +11,29 @@ use hyper::StatusCode;
 use hyper::header::HeaderMap;
 use tokio::time::Instant;
 
-use crate::app::state::Parts;
-use crate::call::classify::Operation;
-use crate::call::identify::Claim;
-use crate::call::judge::Verdict;
-use crate::call::reply::{self, Service, millis};
+use crate::acs::error_body;
 use crate::error::{Claimant, Kind, Outcome, Refusal};
-use crate::observe::metrics::CallMetrics;
-use crate::observe::otlp::Call;
+use crate::observe::metrics::{CallMetrics, Metrics};
+use crate::observe::otlp::{Call, Exporter};
 use crate::observe::record::recent::Ended;
 pub(crate) use crate::observe::record::recent::Recent;
 use crate::observe::trace::{Kind as Step, Moment, Trace};
+use crate::operation::Operation;
 use crate::primitives::id::AccountId;
+use crate::primitives::text::{capped, millis};
+
+/// Where the ends of calls are reported.
+pub(crate) struct Sinks {
+    pub(crate) metrics: Arc<Metrics>,
+    /// None: traces go nowhere.
+    pub(crate) otlp: Option<Exporter>,
+    /// The calls that ended last.
+    pub(crate) recent: Recent,
+}
 
 /// One call so far.
 pub(crate) struct Record {
-    parts: Arc<Parts>,
+    sinks: Arc<Sinks>,
     arrived: Instant,
     /// Flowgate's own name for the call, in its answers and in the log.
     request_id: Box<str>,
@@ -48,6 +55,15 @@ pub(crate) struct Record {
     ended: bool,
 }
 
+/// What a call took to get CAMS's answer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Service {
+    /// From its arrival to the turn of the attempt that CAMS answered.
+    pub(crate) waited: Duration,
+    /// How often it was sent.
+    pub(crate) attempts: u32,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Arriving,
@@ -66,11 +82,11 @@ struct Ending<'a> {
 // === impl Record ===
 
 impl Record {
-    pub(crate) fn new(parts: Arc<Parts>, from: Option<IpAddr>) -> Self {
+    pub(crate) fn new(sinks: Arc<Sinks>, from: Option<IpAddr>) -> Self {
         Self {
-            parts,
+            sinks,
             arrived: Instant::now(),
-            request_id: reply::request_id().into(),
+            request_id: error_body::request_id().into(),
             from,
             claimant: None,
             operation: None,
@@ -92,7 +108,7 @@ impl Record {
             at: self.arrived,
         };
         let begins = || fastrand::u32(..100) < percent;
-        self.trace = Trace::of(headers, self.parts.otlp.is_some(), arrived, begins).map(Box::new);
+        self.trace = Trace::of(headers, self.sinks.otlp.is_some(), arrived, begins).map(Box::new);
     }
 
     pub(crate) fn request_id(&self) -> &str {
@@ -112,8 +128,8 @@ impl Record {
     }
 
     /// The caller has named itself.
-    pub(crate) fn claimed(&mut self, claim: &Claim) {
-        self.claimant = Some(claim.claimant());
+    pub(crate) fn claimed(&mut self, claimant: Claimant) {
+        self.claimant = Some(claimant);
     }
 
     /// How the flow is to be called.
@@ -148,7 +164,7 @@ impl Record {
             .as_deref()
             .filter(|operation| operation.limit.is_some())
         {
-            self.parts
+            self.sinks
                 .metrics
                 .client_turn(operation.account_label(), operation.client.as_str());
         }
@@ -176,23 +192,17 @@ impl Record {
         self.trace(Trace::unsent);
     }
 
-    /// An attempt has come back.
-    pub(crate) fn judged(&mut self, verdict: &Verdict) {
-        self.cams_request_id = verdict.request_id().map(Into::into);
-        self.trace(|trace, now| trace.judged(verdict.code(), verdict.request_id(), now));
+    /// An attempt has come back, with CAMS's code, or why there is none, and CAMS's name for it.
+    pub(crate) fn judged(&mut self, code: &str, cams_request_id: Option<&str>) {
+        self.cams_request_id = cams_request_id.map(Into::into);
+        self.trace(|trace, now| trace.judged(code, cams_request_id, now));
     }
 
     /// CAMS's answer is passed on.
-    pub(crate) fn answered(&mut self, verdict: &Verdict, status: StatusCode) {
-        let outcome = match verdict {
-            Verdict::Ok { .. } => Outcome::Ok,
-            Verdict::Throttled { .. } => Outcome::Throttled,
-            Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => Outcome::UpstreamError,
-            Verdict::Unknown { .. } => Outcome::Unknown,
-        };
+    pub(crate) fn answered(&mut self, outcome: Outcome, code: &str, status: StatusCode) {
         self.end(&Ending {
             outcome,
-            verdict: verdict.code(),
+            verdict: code,
             status: status.as_u16(),
             detail: "",
         });
@@ -202,11 +212,11 @@ impl Record {
     pub(crate) fn refused(&mut self, mut refusal: Refusal) -> Refusal {
         if self.stage == Stage::InFlight && matches!(refusal.kind, Kind::Draining | Kind::Internal)
         {
-            refusal = reply::unknown("Flowgate stopped before the answer came");
+            refusal = Refusal::unknown("Flowgate stopped before the answer came");
         }
         self.claimant = self.claimant.take().or(refusal.claimant.take());
         let (account, _) = self.labels();
-        self.parts.metrics.refused(account, &refusal);
+        self.sinks.metrics.refused(account, &refusal);
         self.end(&Ending {
             outcome: refusal.kind.outcome(),
             verdict: refusal.kind.code(),
@@ -224,7 +234,7 @@ impl Record {
             "queued"
         };
         let (account, _) = self.labels();
-        self.parts.metrics.cancelled(account, stage);
+        self.sinks.metrics.cancelled(account, stage);
         let outcome = Outcome::Cancelled;
         self.end(&Ending {
             outcome,
@@ -239,7 +249,7 @@ impl Record {
         let (account, action) = self.labels();
         match &self.metrics {
             Some(metrics) => metrics.ended(ending.outcome),
-            None => self.parts.metrics.ended(account, action, ending.outcome),
+            None => self.sinks.metrics.ended(account, action, ending.outcome),
         }
         let operation = self.operation.as_deref();
         tracing::info!(
@@ -278,7 +288,7 @@ impl Record {
     /// Gives the call's spans away, if it has any.
     fn export(&mut self, ending: &Ending<'_>) {
         let spans = self.trace.take().and_then(|trace| trace.into_spans());
-        if let (Some(otlp), Some(spans)) = (&self.parts.otlp, spans) {
+        if let (Some(otlp), Some(spans)) = (&self.sinks.otlp, spans) {
             let (account, action) = self.labels();
             otlp.export(&Call {
                 spans,
@@ -306,7 +316,7 @@ impl Record {
 
     fn remember(&mut self, ending: &Ending<'_>) {
         let took = self.arrived.elapsed();
-        self.parts.recent.push(Ended {
+        self.sinks.recent.push(Ended {
             at: self.arrived + took,
             operation: self.operation.clone(),
             account: self
@@ -347,13 +357,4 @@ impl Drop for Record {
             self.cancelled();
         }
     }
-}
-
-/// Text from outside is logged as an escaped field and not at any length.
-pub(crate) fn capped(text: &str) -> &str {
-    let end = (0..=200.min(text.len()))
-        .rev()
-        .find(|end| text.is_char_boundary(*end))
-        .unwrap_or(0);
-    &text[..end]
 }

@@ -3,12 +3,11 @@
 
 use std::time::Duration;
 
-use crate::config::Retry;
-
-/// The wait before the try after the `level`th refusal in a row (from 1); `random` is in 0..1. At least a millisecond.
-pub(crate) fn full_jitter(policy: &Retry, level: u32, random: f64) -> Duration {
+/// The wait before the try after the `level`th refusal in a row (from 1): a random part of a step that doubles from
+/// `base` up to `max`; `random` is in 0..1. At least a millisecond.
+pub(crate) fn full_jitter(base: Duration, max: Duration, level: u32, random: f64) -> Duration {
     let doublings = level.saturating_sub(1).min(20);
-    let step = policy.base.saturating_mul(1 << doublings).min(policy.max);
+    let step = base.saturating_mul(1 << doublings).min(max);
     step.mul_f64(random.clamp(0.0, 1.0))
         .max(Duration::from_millis(1))
 }
@@ -17,22 +16,18 @@ pub(crate) fn full_jitter(policy: &Retry, level: u32, random: f64) -> Duration {
 mod tests {
     use super::*;
 
-    const POLICY: Retry = Retry {
-        max_attempts: 10,
-        base: Duration::from_millis(200),
-        max: Duration::from_secs(8),
-        max_pause: Duration::from_secs(60),
-    };
+    const BASE: Duration = Duration::from_millis(200);
+    const MAX: Duration = Duration::from_secs(8);
 
     #[test]
     fn doubles_up_to_its_bound() {
-        let steps = [1, 2, 3, 6, 7, 40].map(|level| full_jitter(&POLICY, level, 1.0).as_millis());
+        let steps = [1, 2, 3, 6, 7, 40].map(|level| full_jitter(BASE, MAX, level, 1.0).as_millis());
         assert_eq!(steps, [200, 400, 800, 6400, 8000, 8000]);
     }
 
     #[test]
     fn is_spread_from_almost_nothing_to_the_step() {
-        let spread = [0.0, 0.25, 0.5].map(|random| full_jitter(&POLICY, 3, random).as_millis());
+        let spread = [0.0, 0.25, 0.5].map(|random| full_jitter(BASE, MAX, 3, random).as_millis());
         assert_eq!(spread, [1, 200, 400]);
     }
 }

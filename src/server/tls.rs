@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
+use hyper::http::request;
 use hyper::{Request, Response};
 use prometheus::IntGauge;
 use tokio::time::timeout;
@@ -19,16 +20,18 @@ use tokio_rustls::server::TlsStream;
 
 use super::socket::{Hangup, Wire};
 use super::{Answer, Gone};
-use crate::call::reply::{self, Manner};
 use crate::config::Tls;
-use crate::error::{Kind, Refusal};
 use crate::observe::metrics::Metrics;
 
 /// What the next handshake is made with.
 pub(crate) struct Certificates {
     server: ArcSwap<ServerConfig>,
     expiry: IntGauge,
+    in_clear: InClear,
 }
+
+/// The answer to a request in the clear where TLS is spoken, by its head.
+pub(crate) type InClear = fn(&request::Parts) -> Response<Full<Bytes>>;
 
 /// How a connection began.
 pub(super) enum Opened {
@@ -56,12 +59,12 @@ pub(super) enum Failed {
 
 /// Answers those who speak HTTP in the clear where TLS is spoken.
 #[derive(Clone)]
-pub(super) struct SpeaksTls;
+pub(super) struct SpeaksTls(pub(super) InClear);
 
 // === impl Certificates ===
 
 impl Certificates {
-    pub(crate) fn new(tls: &Tls, metrics: &Metrics) -> Self {
+    pub(crate) fn new(tls: &Tls, metrics: &Metrics, in_clear: InClear) -> Self {
         let expiry = metrics
             .connections
             .certificate_expiry
@@ -69,6 +72,7 @@ impl Certificates {
         let certificates = Self {
             server: ArcSwap::new(tls.server.clone()),
             expiry,
+            in_clear,
         };
         certificates.swap(tls);
         certificates
@@ -80,6 +84,11 @@ impl Certificates {
         let until = tls.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.expiry
             .set(i64::try_from(until.as_secs()).unwrap_or(i64::MAX));
+    }
+
+    /// What answers a request in the clear.
+    pub(super) fn in_clear(&self) -> InClear {
+        self.in_clear
     }
 
     /// Makes the handshake.
@@ -130,12 +139,7 @@ impl Answer for SpeaksTls {
         request: Box<Request<Incoming>>,
         _hangup: Hangup,
     ) -> Result<Response<Full<Bytes>>, Gone> {
-        let refusal = Refusal::new(
-            Kind::BadRequest,
-            "TLS is spoken here: set the SDK's protocol to HTTPS.",
-        );
-        let manner = Manner::of(&request.into_parts().0);
-        let mut response = reply::refuse(&refusal, &manner, &reply::request_id());
+        let mut response = (self.0)(&request.into_parts().0);
         response
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -222,7 +226,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let first = certify(folder.path(), 2050);
         let metrics = Metrics::new();
-        let certificates = Certificates::new(&load(folder.path()), &metrics);
+        let certificates =
+            Certificates::new(&load(folder.path()), &metrics, |_head| Response::default());
         let expiry = metrics
             .connections
             .certificate_expiry

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 
-use crate::call::classify::Operation;
+use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName};
 
 /// The usual answer time of each account and action, by their labels: those are closed sets, so callers cannot make this

@@ -3,9 +3,10 @@
 
 use hyper::header::HeaderName;
 
-use super::said::{Proof, Said, Words, is_common};
+use super::names::is_common;
+use super::refusals::{self, bad, incomplete, one};
 use super::shape::{self, Shape};
-use super::{bad, incomplete, one};
+use super::words::Words;
 use crate::acs::decode::Params;
 use crate::acs::v3::{self, Algorithm, Authorization, Signable};
 use crate::error::{Kind, Refusal};
@@ -37,7 +38,10 @@ pub(super) struct Acs3 {
 }
 
 /// Reads the head of a version 3 call.
-pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<Said, Refusal> {
+pub(super) fn read<'a>(
+    shape: &'a Shape<'_>,
+    authorization: &'a Authorization<'_>,
+) -> Result<(Words<'a>, Acs3), Refusal> {
     if shape.params.iter().any(|(name, _)| is_common(name)) {
         return Err(bad(
             "a version 3 Authorization stands beside a parameter of signature version 1",
@@ -70,7 +74,7 @@ pub(super) fn read(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Resu
         nonce: header_text(shape, &NONCE)?,
         stamp: header_text(shape, &DATE)?,
     };
-    Said::new(words, shape, Proof::V3(proof))
+    Ok((words, proof))
 }
 
 /// The header's one value; empty if there is none.
@@ -146,7 +150,7 @@ impl Acs3 {
         authorization: &Authorization<'_>,
     ) -> Result<(), Refusal> {
         if self.algorithm != Algorithm::HmacSha256 {
-            return Err(incomplete(super::SUPPORTED));
+            return Err(incomplete(refusals::SUPPORTED));
         }
         let string_to_sign =
             signable((shape, params), authorization, &self.body_hash).string_to_sign();
@@ -155,7 +159,7 @@ impl Acs3 {
             .any(|secret| v3::verify(secret, &string_to_sign, authorization.signature))
         {
             true => Ok(()),
-            false => Err(super::wrong_signature()),
+            false => Err(refusals::wrong_signature()),
         }
     }
 

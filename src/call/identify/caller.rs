@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::Method;
 use serde::Deserialize;
 
-use super::relay::Passage;
+use super::passage::Passage;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials};
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 
-use super::said::WINDOW;
+use super::words::WINDOW;
 use crate::acs::{time, v3};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};

@@ -2,26 +2,16 @@
 //! neighbours, meant for Flowgate, or said by somebody else.
 
 use bytes::Bytes;
-use hyper::Method;
-use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::http::uri::PathAndQuery;
+use hyper::header::{self, HeaderName};
 
-use super::bad;
 use super::directory::Directory;
-use super::said::is_foreign;
+use super::names::is_foreign;
+use super::passage::Passage;
+use super::refusals::bad;
 use super::shape::{self, Shape};
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::error::{Kind, Refusal};
-
-/// What of a relayed call goes on.
-pub(crate) struct Passage {
-    method: Method,
-    target: PathAndQuery,
-    /// A map of them would take three times the memory while the call waits.
-    headers: Box<[(HeaderName, HeaderValue)]>,
-    body: Bytes,
-}
 
 const FOR_ANOTHER: &str = "a header or parameter speaks for another caller";
 
@@ -93,33 +83,4 @@ fn speaks_for_another(name: &str) -> bool {
         "x-acs-source-ip" | "x-acs-secure-transport" | "x-acs-parent-id"
     ) || name.starts_with("x-acs-proxy-")
         || name.starts_with("x-acs-caller-")
-}
-
-// === impl Passage ===
-
-impl Passage {
-    /// With the body, which comes last.
-    pub(super) fn with(self, body: Bytes) -> Self {
-        Self { body, ..self }
-    }
-
-    /// GET or POST.
-    pub(crate) fn method(&self) -> &Method {
-        &self.method
-    }
-
-    /// Path and query, byte for byte.
-    pub(crate) fn target(&self) -> &PathAndQuery {
-        &self.target
-    }
-
-    /// The headers that go on; `Host` and `Content-Length` are sign's, and `Accept-Encoding` if it is not here.
-    pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
-        &self.headers
-    }
-
-    /// The body, byte for byte.
-    pub(crate) fn body(&self) -> &Bytes {
-        &self.body
-    }
 }

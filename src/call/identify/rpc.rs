@@ -3,9 +3,10 @@
 
 use hyper::header::HeaderName;
 
-use super::said::{Proof, Said, Words, is_misspelt_common};
+use super::names::is_misspelt_common;
+use super::refusals::{self, bad, incomplete, one};
 use super::shape::Shape;
-use super::{bad, incomplete, one};
+use super::words::Words;
 use crate::acs::decode::Params;
 use crate::acs::v1;
 use crate::error::Refusal;
@@ -19,7 +20,7 @@ pub(super) struct Rpc {
 }
 
 /// Reads the head of a version 1 call.
-pub(super) fn read(shape: &Shape<'_>) -> Result<Said, Refusal> {
+pub(super) fn read<'a>(shape: &'a Shape<'_>) -> Result<(Words<'a>, Rpc), Refusal> {
     if shape
         .params
         .iter()
@@ -73,7 +74,7 @@ pub(super) fn read(shape: &Shape<'_>) -> Result<Said, Refusal> {
         nonce: get("SignatureNonce"),
         stamp: get("Timestamp"),
     };
-    Said::new(words, shape, Proof::V1(proof))
+    Ok((words, proof))
 }
 
 // === impl Rpc ===
@@ -83,7 +84,7 @@ impl Rpc {
     pub(super) fn check_method(&self) -> Result<(), Refusal> {
         match self.is_supported {
             true => Ok(()),
-            false => Err(incomplete(super::SUPPORTED)),
+            false => Err(incomplete(refusals::SUPPORTED)),
         }
     }
 
@@ -100,7 +101,7 @@ impl Rpc {
             .any(|secret| v1::verify(secret, &string_to_sign, &self.signature))
         {
             true => Ok(()),
-            false => Err(super::wrong_signature()),
+            false => Err(refusals::wrong_signature()),
         }
     }
 

@@ -8,44 +8,21 @@ use hyper::Method;
 
 use super::acs3::Acs3;
 use super::directory::Directory;
+use super::names::{LIKE_ACS_HEADER, is_acs_header, is_common, is_foreign};
+use super::refusals::{bad, incomplete};
 use super::rpc::Rpc;
 use super::shape::{BodyType, Shape};
-use super::{bad, incomplete};
+use super::words::{VERSION, WINDOW, Words};
 use crate::acs::decode::Params;
 use crate::acs::{encode, json, time};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, ActionName};
 
-/// How far a stamp may be off, either way.
-pub(super) const WINDOW: Duration = Duration::from_secs(15 * 60);
 /// How old a relayed call may be when it is sent, which Flowgate cannot stamp anew: a minute less than CAMS takes.
 const RELAYED_WINDOW: Duration = Duration::from_secs(14 * 60);
-/// The API version that Flowgate knows.
-pub(crate) const VERSION: &str = "2020-06-06";
 const MAX_NONCE: usize = 256;
 /// The rebuilt query must leave room for the signature's parameters in what an HTTP target may hold (64 KiB).
 const MAX_QUERY: usize = 56 * 1024;
-
-/// The parameters that belong to signature version 1 itself.
-const COMMON: [&str; 12] = [
-    "AccessKeyId",
-    "Action",
-    "BearerToken",
-    "Format",
-    "SecurityToken",
-    "Signature",
-    "SignatureMethod",
-    "SignatureNonce",
-    "SignatureType",
-    "SignatureVersion",
-    "Timestamp",
-    "Version",
-];
-/// Parameters with which a gateway speaks for somebody else.
-const FOREIGN: [&str; 2] = ["SourceIp", "SecureTransport"];
-
-/// Why no parameter may have such a name.
-pub(super) const LIKE_ACS_HEADER: &str = "a parameter is named like an x-acs header";
 
 /// A call's own words.
 pub(super) struct Said {
@@ -63,40 +40,6 @@ pub(super) struct Said {
 pub(super) enum Proof {
     V1(Rpc),
     V3(Acs3),
-}
-
-/// The words that both versions write in their own places.
-pub(super) struct Words<'a> {
-    pub(super) key: &'a str,
-    pub(super) action: &'a str,
-    pub(super) version: &'a str,
-    pub(super) nonce: &'a str,
-    pub(super) stamp: &'a str,
-}
-
-/// Whether a name is one of version 1's own, in any case.
-pub(super) fn is_common(name: &str) -> bool {
-    COMMON
-        .iter()
-        .any(|common| common.eq_ignore_ascii_case(name))
-}
-
-/// Whether a name is one of version 1's own in a case that Flowgate would not recognise and another reader might.
-pub(super) fn is_misspelt_common(name: &str) -> bool {
-    is_common(name) && !COMMON.contains(&name)
-}
-
-/// Whether a parameter is named like a header that only a version 3 call has.
-pub(super) fn is_acs_header(name: &str) -> bool {
-    name.get(..6)
-        .is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))
-}
-
-/// Whether a name speaks for somebody else.
-pub(super) fn is_foreign(name: &str) -> bool {
-    FOREIGN
-        .iter()
-        .any(|foreign| foreign.eq_ignore_ascii_case(name))
 }
 
 // === impl Said ===

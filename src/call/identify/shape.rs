@@ -7,8 +7,8 @@ use hyper::http::request::Parts;
 use hyper::http::uri::{PathAndQuery, Scheme};
 
 use super::directory::Directory;
-use super::said::{LIKE_ACS_HEADER, is_acs_header};
-use super::{bad, one};
+use super::names::{LIKE_ACS_HEADER, is_acs_header};
+use super::refusals::{bad, one};
 use crate::acs::decode::Params;
 use crate::error::{Kind, Refusal};
 

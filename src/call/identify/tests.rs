@@ -19,10 +19,12 @@ use hyper::Request;
 use self::capture::Capture;
 use super::*;
 use crate::acs::time;
-use crate::call::classify::{self, Operation};
+use crate::call::classify;
 use crate::call::hold::margin::Margins;
 use crate::call::sign;
 use crate::config::Config;
+use crate::error::Kind;
+use crate::operation::Operation;
 use crate::primitives::secret::Secret;
 
 const KEY: &str = "LTAI-test-key-id-1";

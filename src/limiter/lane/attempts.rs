@@ -180,5 +180,5 @@ impl<W> Lane<W> {
 
 /// How long the lane pauses if a new episode begins.
 fn pause(retry: &Retry, hint: Option<Duration>, level: u32, random: f64) -> Duration {
-    hint.unwrap_or_else(|| backoff::full_jitter(retry, level, random))
+    hint.unwrap_or_else(|| backoff::full_jitter(retry.base, retry.max, level, random))
 }

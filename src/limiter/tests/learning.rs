@@ -201,11 +201,11 @@ async fn operators_see_the_learned_rate() {
         "{view:?}"
     );
     assert!((1.0..4.0).contains(&view.effective_per_second), "{view:?}");
-    let text = world.metrics.render(
-        &world.queue.lanes_by_label(),
-        crate::observe::metrics::Bytes::default(),
-        true,
-    );
+    let lanes = world.queue.lanes_by_label();
+    let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
+    let text = world
+        .metrics
+        .render(&samples, crate::observe::metrics::Bytes::default(), true);
     let rate = |kind, rate: f64| {
         format!(
             "flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n"

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::writer::Sink;
+use super::writer::{Appended, Sink};
 use crate::config;
 
 /// Read and written by its owner alone.
@@ -29,17 +29,6 @@ pub(crate) struct RotatingFile {
     size: u64,
     /// What is written at once.
     buffer: Vec<u8>,
-}
-
-/// What came of one write.
-#[derive(Debug)]
-pub(super) struct Appended {
-    /// How many lines it was for, the lost ones among them.
-    pub(super) lines: usize,
-    /// How many of these are not in the file.
-    pub(super) lost: usize,
-    /// Why lines are lost; or why the next file could not be taken, and the lines are in the one that was to be replaced.
-    pub(super) error: Option<io::Error>,
 }
 
 /// What tells a file from another one of the same name.

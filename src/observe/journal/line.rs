@@ -20,19 +20,19 @@ pub(super) enum Line<'a> {
 
 /// An attempt that is about to leave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Sent<'a> {
-    pub(super) time: Cow<'a, str>,
+pub(crate) struct Sent<'a> {
+    pub(crate) time: Cow<'a, str>,
     /// Its name, which no other attempt of any process has.
-    pub(super) attempt: Cow<'a, str>,
+    pub(crate) attempt: Cow<'a, str>,
     /// Flowgate's own name for the call, in its answers and in the log.
-    pub(super) request_id: Cow<'a, str>,
-    pub(super) account: Cow<'a, str>,
-    pub(super) client: Cow<'a, str>,
+    pub(crate) request_id: Cow<'a, str>,
+    pub(crate) account: Cow<'a, str>,
+    pub(crate) client: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(super) tenant: Option<Cow<'a, str>>,
-    pub(super) action: Cow<'a, str>,
+    pub(crate) tenant: Option<Cow<'a, str>>,
+    pub(crate) action: Cow<'a, str>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub(super) flow_name: Option<Cow<'a, str>>,
+    pub(crate) flow_name: Option<Cow<'a, str>>,
 }
 
 /// How an attempt has ended.
@@ -58,7 +58,7 @@ pub(super) struct Done<'a> {
 /// What came of an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Ok,
     Throttled,
     UpstreamError,

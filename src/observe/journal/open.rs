@@ -6,11 +6,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
 
-use serde_json::json;
-
 use super::file::{Identity, older};
 use super::line::{Line, Outcome, Sent};
-use crate::cli::table::{shown, table};
 
 /// What a journal says.
 pub struct Reading {
@@ -18,17 +15,6 @@ pub struct Reading {
     pub(super) open: Vec<Sent<'static>>,
     damaged: u64,
 }
-
-/// The table's head.
-const HEAD: [&str; 7] = [
-    "SENT",
-    "ACCOUNT",
-    "CLIENT",
-    "TENANT",
-    "ACTION",
-    "FLOW NAME",
-    "REQUEST ID",
-];
 
 /// Reads the journal of this path with its older files. With `unknown`, what has ended without anybody knowing how is
 /// told with what has no end.
@@ -107,35 +93,8 @@ impl Reading {
         self.damaged
     }
 
-    /// For people: one row each.
-    pub fn table(&self) -> String {
-        let row = |sent: &Sent<'_>| {
-            let Sent {
-                time,
-                attempt: _,
-                request_id,
-                account,
-                client,
-                tenant,
-                action,
-                flow_name,
-            } = sent;
-            let (tenant, name) = (
-                tenant.as_deref().unwrap_or("-"),
-                flow_name.as_deref().unwrap_or("-"),
-            );
-            [time, account, client, tenant, action, name, request_id].map(shown)
-        };
-        let rows: Vec<[String; 7]> = [HEAD.map(str::to_owned)]
-            .into_iter()
-            .chain(self.open.iter().map(row))
-            .collect();
-        table(&rows)
-    }
-
-    /// For machines: one object.
-    pub fn json(&self) -> String {
-        let Self { open, damaged } = self;
-        format!("{}\n", json!({ "open": open, "damaged_lines": damaged }))
+    /// The attempts without an end, in the order in which they were sent.
+    pub(crate) fn open(&self) -> &[Sent<'static>] {
+        &self.open
     }
 }

@@ -8,7 +8,11 @@ use hyper::header::HeaderMap;
 use serde_json::Value;
 
 use super::*;
+use crate::call::attempt::note_end;
+use crate::call::judge::Verdict;
+use crate::cli::journal::as_table;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
+use crate::upstream::Answer;
 
 /// A journal in a folder of its own.
 struct Desk {
@@ -101,7 +105,7 @@ async fn an_attempt_is_two_lines() {
     note.sent().await;
     assert_eq!(desk.open(), ["a\n\"b\""]);
     let (answer, verdict) = created("3339938380001");
-    note.judged(Some(&answer), &verdict);
+    note_end(&note, Some(&answer), &verdict);
     desk.journal.flushed().await;
     let [mut sent, mut done] = <[Value; 2]>::try_from(desk.lines()).unwrap();
     for line in [&mut sent, &mut done] {
@@ -151,7 +155,7 @@ async fn every_end_has_its_word() {
     ];
     verdicts
         .iter()
-        .for_each(|verdict| desk.note("x").judged(None, verdict));
+        .for_each(|verdict| note_end(&desk.note("x"), None, verdict));
     desk.note("x").unsent();
     desk.journal.flushed().await;
     let said = |line: &Value| {
@@ -204,7 +208,7 @@ async fn pairs_are_found_over_rotations_and_processes() {
         .collect();
     for (index, note) in notes.iter().enumerate() {
         if index % 50 != 0 {
-            note.judged(Some(&answer), &verdict);
+            note_end(&note, Some(&answer), &verdict);
         }
     }
     desk.journal.flushed().await;
@@ -228,7 +232,8 @@ async fn what_ended_unknown_is_told_when_it_is_asked_for() {
     let desk = Desk::new(1 << 20, 1);
     let note = desk.note("lost");
     note.sent().await;
-    note.judged(
+    note_end(
+        &note,
         None,
         &Verdict::Unknown {
             reason: "the connection broke before an answer",
@@ -289,7 +294,7 @@ async fn a_table_is_aligned_and_shows_nothing_raw() {
         )
         .sent()
         .await;
-    let table = read(&desk.path(), false).unwrap().table();
+    let table = as_table(&read(&desk.path(), false).unwrap());
     let rows: Vec<_> = table
         .lines()
         .map(|line| line.split_once("  ").unwrap().1.trim_start())

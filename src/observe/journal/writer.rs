@@ -13,7 +13,6 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
-use super::file::Appended;
 use super::health::Health;
 use super::line::unsent;
 
@@ -25,6 +24,17 @@ const MAX_BATCH: usize = 64 << 10;
 
 /// How long the end of the process waits for a disk that hangs.
 const END_WITHIN: Duration = Duration::from_secs(1);
+
+/// What came of one write.
+#[derive(Debug)]
+pub(super) struct Appended {
+    /// How many lines it was for, the lost ones among them.
+    pub(super) lines: usize,
+    /// How many of these are not in the file.
+    pub(super) lost: usize,
+    /// Why lines are lost; or why the next file could not be taken, and the lines are in the one that was to be replaced.
+    pub(super) error: Option<io::Error>,
+}
 
 /// Where lines go.
 pub(super) trait Sink: Send + 'static {

@@ -6,9 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::families::Families;
-use crate::call::classify::UNKNOWN_ACCOUNT;
 use crate::config::Account;
 use crate::error::Kind;
+use crate::operation::UNKNOWN_ACCOUNT;
 
 /// What is seen of the configuration.
 pub(super) struct ConfigMetrics {

@@ -4,7 +4,20 @@ use parking_lot::Mutex;
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec};
 
 use super::families::Families;
-use crate::limiter::LaneView;
+
+/// One lane, or all with its labels, at the moment of a scrape. The limiter fills it.
+pub(crate) struct LaneSample<'a> {
+    pub(crate) account: &'a str,
+    pub(crate) action: &'a str,
+    pub(crate) queued: usize,
+    pub(crate) tokens_held: u32,
+    pub(crate) oldest_wait_seconds: f64,
+    pub(crate) predicted_wait_seconds: f64,
+    pub(crate) hold_used: f64,
+    pub(crate) pause_remaining_seconds: f64,
+    pub(crate) limit_per_second: f64,
+    pub(crate) effective_per_second: f64,
+}
 
 /// What the lanes say when somebody scrapes.
 pub(super) struct LaneGauges {
@@ -68,10 +81,10 @@ impl LaneGauges {
     }
 
     /// The lanes as they are now, each label once.
-    pub(super) fn set(&self, lanes: &[LaneView]) {
+    pub(super) fn set(&self, lanes: &[LaneSample<'_>]) {
         self.reset();
         for lane in lanes {
-            let call = [lane.account.as_str(), lane.action.as_str()];
+            let call = [lane.account, lane.action];
             let set = |gauge: &GaugeVec, value| gauge.with_label_values(&call).set(value);
             self.queued
                 .with_label_values(&call)

@@ -8,10 +8,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::call::classify::{OTHER_ACTION, Operation, UNKNOWN_ACCOUNT};
-use crate::call::reply::millis;
 use crate::error::Outcome;
+use crate::operation::{OTHER_ACTION, Operation, UNKNOWN_ACCOUNT};
 use crate::primitives::id::AccountId;
+use crate::primitives::text::millis;
 
 /// The calls that ended last.
 #[derive(Default)]

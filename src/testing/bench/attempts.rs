@@ -8,11 +8,13 @@ use std::sync::Arc;
 use futures_util::future::join_all;
 
 use super::Steps;
-use crate::call::classify::{self, Operation};
+use crate::call::attempt::note_end;
+use crate::call::classify;
 use crate::call::judge::{self, Context, Verdict};
 use crate::config;
 use crate::observe::journal::{Journal, Note, RotatingFile};
 use crate::observe::metrics::Metrics;
+use crate::operation::Operation;
 use crate::upstream::Answer;
 
 /// Attempts of one call, one after the other.
@@ -72,7 +74,7 @@ impl Attempts {
     pub async fn journal(&self) {
         let note = self.note();
         note.sent().await;
-        note.judged(Some(&self.answer), &self.verdict);
+        note_end(&note, Some(&self.answer), &self.verdict);
     }
 
     /// Writes down that one is sent.

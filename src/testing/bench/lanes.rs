@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::call::classify::Operation;
 use crate::config::Limit;
 use crate::limiter::{Connector, Limiter};
 use crate::observe::metrics::Metrics;
+use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
 /// A connection is always ready.

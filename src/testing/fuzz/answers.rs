@@ -14,10 +14,11 @@ use crate::acs::answer as document;
 use crate::acs::error_body::{ErrorBody, Format};
 use crate::call::hold;
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
-use crate::call::reply::{self, Service};
+use crate::call::reply;
 use crate::call::retry::{self, Decision, Tries};
 use crate::config::{self, Config};
 use crate::limiter::pause::{Pause, Refused};
+use crate::observe::record::Service;
 use crate::upstream::Answer;
 
 const STATUSES: [u16; 12] = [200, 201, 204, 302, 400, 403, 404, 409, 429, 500, 503, 599];

@@ -32,7 +32,6 @@ use crate::config::{self, Config};
 use crate::error::Refusal;
 use crate::primitives::byte_budget::Room;
 use crate::primitives::secret::Secret;
-use crate::server;
 
 /// A Flowgate up to the queue: it has the secret of [`SIGNER`]'s key, and none of `LTAI-alias`.
 pub struct Gate {
@@ -239,7 +238,7 @@ impl Visit<'_> {
             now,
             ..
         } = self.gate;
-        server::check_size(head, config.listen.max_header)?;
+        body::check_head(head, config.listen.max_header)?;
         let as_it_came = identify::head(head, directory, *now);
         let max = as_it_came.as_ref().map_or(config.listen.max_body, |claim| {
             claim.max_body(config.listen.max_body)
