@@ -19,7 +19,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use crate::admin::events::Events;
-use crate::app::state::Parts;
+use crate::call::services::CallServices;
 use crate::config;
 use crate::limiter::LaneView;
 use crate::observe::metrics;
@@ -31,7 +31,7 @@ use crate::upstream::Reach;
 /// The admin port's service.
 #[derive(Clone)]
 pub(crate) struct Admin {
-    parts: Arc<Parts>,
+    parts: Arc<CallServices>,
     events: Arc<Events>,
 }
 
@@ -85,7 +85,7 @@ const GUARDS: [(&str, &str); 5] = [
 // === impl Admin ===
 
 impl Admin {
-    pub(crate) fn new(parts: Arc<Parts>) -> Self {
+    pub(crate) fn new(parts: Arc<CallServices>) -> Self {
         Self {
             parts,
             events: Arc::default(),
@@ -152,7 +152,7 @@ impl Admin {
     }
 
     fn metrics(&self) -> String {
-        let Parts {
+        let CallServices {
             metrics,
             limiter,
             unverified,

@@ -20,8 +20,9 @@ use tokio::time::{Instant, timeout};
 use crate::admin::Admin;
 use crate::app::reload::Reloader;
 use crate::app::start_error::StartError;
-use crate::app::state::{Parts, sweep};
+use crate::app::state::{AppState, sweep};
 use crate::call;
+use crate::call::services::CallServices;
 use crate::config::{Bind, Config, Loaded, Source};
 use crate::error::Outcome;
 use crate::process::hardening;
@@ -34,7 +35,7 @@ use crate::server::{Answer, Gone, Listener, Terms};
 
 /// A running Flowgate.
 pub struct App {
-    pub(crate) parts: Arc<Parts>,
+    pub(crate) state: Arc<AppState>,
     terms: Arc<Terms>,
     /// Ends, and leaves the listener, when a drain begins.
     serving: JoinHandle<()>,
@@ -44,7 +45,7 @@ pub struct App {
 
 /// The proxy port's service.
 #[derive(Clone)]
-struct Proxy(Arc<Parts>);
+struct Proxy(Arc<CallServices>);
 
 /// What CAMS's answer to the last call that is sent in a drain may take; a quarter of a short grace.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
@@ -67,9 +68,9 @@ impl App {
         let signals = Signals::new().context("cannot listen for signals")?;
         let (reloader, ask) = Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
         let app = Self::start_on(loaded.config, handed, runtimes).await?;
-        app.parts.reading.lock().warnings = loaded.warnings;
-        drop(app.parts.changes.set(ask));
-        tokio::spawn(reloader.run(Arc::downgrade(&app.parts)));
+        let settings = &app.state.calls().settings;
+        settings.can_be_reread(ask, loaded.warnings);
+        tokio::spawn(reloader.run(Arc::downgrade(&app.state)));
         Ok(Self {
             signals: Some(signals),
             ..app
@@ -105,47 +106,48 @@ impl App {
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
         bounds::afford(&mut config.listen);
         hardening::survive_file_limits().context("cannot catch SIGXFSZ")?;
-        let parts = Arc::new(Parts::new(config)?);
-        if let Some(quota) = &parts.quota {
+        let state = Arc::new(AppState::new(config)?);
+        let calls = state.calls();
+        if let Some(quota) = &calls.quota {
             quota
                 .check()
                 .await
                 .map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
-            let weak = Arc::downgrade(&parts);
+            let weak = Arc::downgrade(calls);
             tokio::spawn(quota.clone().keep(move || {
-                if let Some(parts) = weak.upgrade() {
+                if let Some(calls) = weak.upgrade() {
                     // There may be 100,000 lanes: not on a thread that serves calls. Each looks by itself, too, when it is used.
-                    drop(tokio::task::spawn_blocking(move || parts.limiter.refresh()));
+                    drop(tokio::task::spawn_blocking(move || calls.limiter.refresh()));
                 }
             }));
         }
-        let settings = parts.settings.load_full();
+        let settings = calls.settings.load_full();
         let (config, listen) = (&settings.config, &settings.config.listen);
         let terms = |certificates, until| {
             Terms::new(
-                parts.bounds.clone(),
+                state.bounds(),
                 certificates,
-                parts.metrics.clone(),
-                (parts.phases.clone(), until),
+                calls.metrics.clone(),
+                (calls.phases.clone(), until),
             )
         };
         let (terms, admin_terms) = (
-            terms(parts.certificates.clone(), Phase::Draining),
+            terms(state.certificates(), Phase::Draining),
             terms(None, Phase::Over),
         );
-        let (pages, service) = (Admin::new(parts.clone()), Proxy(parts.clone()));
+        let (pages, service) = (Admin::new(calls.clone()), Proxy(calls.clone()));
         tokio::spawn(async move { admin_terms.serve(admin, pages, Spread::default()).await });
         let serving = terms.clone();
         let serving =
             tokio::spawn(
                 async move { serving.serve(proxy, service, Spread::over(runtimes)).await },
             );
-        tokio::spawn(sweep(Arc::downgrade(&parts)));
+        tokio::spawn(sweep(Arc::downgrade(&state)));
         tracing::info!(
             version = crate::VERSION,
             mode = %config.mode,
             proxy = %listen.proxy,
-            tls = parts.certificates.is_some(),
+            tls = state.certificates().is_some(),
             admin = %listen.admin,
             upstream = config.upstream.host,
             max_connections = listen.max_connections,
@@ -154,7 +156,7 @@ impl App {
             "flowgate is ready"
         );
         Ok(Self {
-            parts,
+            state,
             terms,
             serving,
             signals: None,
@@ -163,22 +165,36 @@ impl App {
 
     /// Where applications point their SDK's endpoint; none on a Unix socket.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
-        self.parts.settings.load().config.listen.proxy.address()
+        self.state
+            .calls()
+            .settings
+            .load()
+            .config
+            .listen
+            .proxy
+            .address()
     }
 
     /// Where `/metrics` and the other pages are; none on a Unix socket.
     pub fn admin_address(&self) -> Option<SocketAddr> {
-        self.parts.settings.load().config.listen.admin.address()
+        self.state
+            .calls()
+            .settings
+            .load()
+            .config
+            .listen
+            .admin
+            .address()
     }
 
     /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let signals = self.signals.take().map_or_else(Signals::new, Ok);
         let mut signals = signals.context("cannot listen for signals")?;
-        systemd::ready(&self.parts.status());
-        let parts = Arc::downgrade(&self.parts);
+        systemd::ready(&self.state.status());
+        let state = Arc::downgrade(&self.state);
         tokio::spawn(systemd::keep_telling(move || {
-            parts.upgrade().map(|parts| parts.status())
+            state.upgrade().map(|state| state.status())
         }));
         signals.next().await;
         systemd::stopping("draining");
@@ -192,18 +208,18 @@ impl App {
 
     /// Stops: readiness down, then no new connections, then what fits into the grace, then the rest is told.
     pub async fn drain(mut self) {
-        let drain = self.parts.settings.load().config.drain;
-        let phases = &self.parts.phases;
+        let drain = self.state.calls().settings.load().config.drain;
+        let phases = &self.state.calls().phases;
         phases.enter(Phase::Leaving);
         if drain.hand_over {
-            self.parts.limiter.hand_over();
+            self.state.calls().limiter.hand_over();
         }
         tokio::time::sleep(drain.delay).await;
         // What is sent in the last moment would not be answered within the grace.
         let sending = drain
             .grace
             .saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));
-        self.parts.limiter.drain(Instant::now() + sending);
+        self.state.calls().limiter.drain(Instant::now() + sending);
         phases.enter(Phase::Draining);
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "the listener had ended before");
@@ -215,18 +231,18 @@ impl App {
             ended = timeout(drain.grace - first, self.all_ended()).await;
         }
         if ended.is_err() {
-            self.parts.limiter.drain(Instant::now());
+            self.state.calls().limiter.drain(Instant::now());
             phases.enter(Phase::Over);
             drop(timeout(LAST_WORDS, self.terms.all_closed()).await);
         }
         phases.enter(Phase::Over);
-        if let Some(quota) = &self.parts.quota {
+        if let Some(quota) = &self.state.calls().quota {
             quota.leave().await;
         }
-        if let Some(otlp) = &self.parts.sinks.otlp {
+        if let Some(otlp) = &self.state.calls().sinks.otlp {
             otlp.finish().await;
         }
-        if let Some(journal) = &self.parts.journal {
+        if let Some(journal) = &self.state.calls().journal {
             journal.finish().await;
         }
         tracing::info!("drained");
@@ -235,8 +251,7 @@ impl App {
     /// Every caller is answered, and every attempt has its end, also those whose callers have gone.
     async fn all_ended(&self) {
         self.terms.all_closed().await;
-        self.parts.attempts.close();
-        self.parts.attempts.wait().await;
+        self.state.calls().attempts_ended().await;
     }
 }
 

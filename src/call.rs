@@ -10,6 +10,7 @@ pub(crate) mod identify;
 pub(crate) mod judge;
 pub(crate) mod reply;
 pub(crate) mod retry;
+pub(crate) mod services;
 pub(crate) mod settings;
 pub(crate) mod sign;
 #[cfg(test)]
@@ -26,15 +27,15 @@ use hyper::body::Body;
 use hyper::{Request, Response};
 use tokio::time::Instant;
 
-use crate::app::state::Parts;
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
-use crate::call::identify::{Caller, Sendable};
+use crate::call::identify::Sendable;
 use crate::call::judge::Context;
 use crate::call::reply::Manner;
 use crate::call::retry::{Decision, Tries};
+use crate::call::services::CallServices;
 use crate::call::settings::Settings;
-use crate::config::{Listen, Mode};
-use crate::error::{Kind, Refusal};
+use crate::config::Mode;
+use crate::error::Refusal;
 use crate::limiter;
 use crate::observe::journal::Journal;
 use crate::observe::record::Record;
@@ -60,7 +61,7 @@ impl From<Refusal> for End {
 /// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic. Whoever
 /// polls it does so anew when a phase begins.
 pub(crate) async fn call<B>(
-    parts: Arc<Parts>,
+    parts: Arc<CallServices>,
     request: Box<Request<B>>,
     hangup: Hangup,
 ) -> Result<Response<Full<Bytes>>, Gone>
@@ -96,7 +97,7 @@ where
 
 /// The table of contents.
 async fn steps<B>(
-    parts: &Arc<Parts>,
+    parts: &Arc<CallServices>,
     request: Box<Request<B>>,
     hangup: &Hangup,
     (record, manner): (&mut Record, &mut Manner),
@@ -156,7 +157,7 @@ where
             record.judged(judged.verdict.code(), judged.verdict.request_id());
             if judged.verdict.is_old_session()
                 && !std::mem::replace(&mut renewed, true)
-                && Box::pin(parts.reread(generation, answer_by)).await
+                && Box::pin(parts.settings.reread(generation, answer_by)).await
             {
                 record.queued_again(Duration::ZERO);
                 continue;
@@ -204,7 +205,7 @@ struct Arrived {
 
 /// The steps before the call may wait: who asks, and for what.
 async fn arrive<B>(
-    parts: &Arc<Parts>,
+    parts: &Arc<CallServices>,
     request: Box<Request<B>>,
     record: &mut Record,
     manner: &mut Manner,
@@ -250,50 +251,4 @@ where
         bytes,
         generation,
     })
-}
-
-impl Parts {
-    /// What a body may be before its caller is proved.
-    fn allowance(&self, claim: &identify::Claim, listen: &Listen) -> body::Allowance {
-        let rooms = match claim.payer() {
-            Some(payer) => vec![self.limiter.client_room(payer), self.limiter.room().clone()],
-            None => vec![self.unverified.clone()],
-        };
-        let shares = rooms
-            .iter()
-            .map(|room| room.take(0).expect("nothing always fits"))
-            .collect();
-        body::Allowance {
-            max: claim.max_body(listen.max_body),
-            within: listen.body_timeout,
-            shares,
-        }
-    }
-
-    /// Counts a failed check of a head; a passed one is counted when the whole is proved.
-    fn checked<T>(&self, checked: Result<T, Refusal>) -> Result<T, Refusal> {
-        checked.inspect_err(|refusal| self.count_check(refusal.kind))
-    }
-
-    fn proved(&self, proved: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
-        match &proved {
-            Ok(Caller::Verified(_)) => self.metrics.signature_check("ok"),
-            Ok(Caller::Relayed(_)) => self.metrics.signature_check("unverified"),
-            Err(refusal) => self.count_check(refusal.kind),
-        }
-        proved
-    }
-
-    fn count_check(&self, kind: Kind) {
-        let result = match kind {
-            Kind::SignatureDoesNotMatch
-            | Kind::IncompleteSignature
-            | Kind::UnknownAccessKey
-            | Kind::TimestampExpired
-            | Kind::NonceUsed
-            | Kind::SignedHostMismatch => kind.label(),
-            _ => return,
-        };
-        self.metrics.signature_check(result);
-    }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use crate::admin::snapshot::snapshot;
-use crate::app::state::Parts;
+use crate::call::services::CallServices;
 use crate::process::shutdown::{Phase, Phases};
 
 /// What all streams have in common.
@@ -32,7 +32,7 @@ struct Latest {
 
 /// One who looks.
 struct Follower {
-    parts: Arc<Parts>,
+    parts: Arc<CallServices>,
     events: Arc<Events>,
     seconds: Interval,
     phases: Phases,
@@ -66,7 +66,7 @@ impl Events {
     /// A stream of events; none if too many look already.
     pub(super) fn follow(
         self: &Arc<Self>,
-        parts: &Arc<Parts>,
+        parts: &Arc<CallServices>,
     ) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let mut seconds = interval(SECOND);
@@ -92,7 +92,7 @@ impl Events {
         Some(StreamBody::new(frames).boxed_unsync())
     }
 
-    fn event(&self, parts: &Parts, is_last: bool) -> Bytes {
+    fn event(&self, parts: &CallServices, is_last: bool) -> Bytes {
         let mut latest = self.latest.lock();
         let now = Instant::now();
         match &*latest {

@@ -11,8 +11,8 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{JSON, Page};
-use crate::app::state::Parts;
 use crate::call::body::{self, Allowance};
+use crate::call::services::CallServices;
 use crate::config::Mode;
 use crate::limiter::Order;
 
@@ -50,7 +50,7 @@ pub(super) fn known(path: &str) -> Option<Name> {
 
 /// Gives the order; whoever asks has been found to be allowed to.
 pub(super) async fn obey(
-    parts: &Parts,
+    parts: &CallServices,
     name: Name,
     request: Request<Incoming>,
     from: Option<IpAddr>,

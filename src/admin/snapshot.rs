@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::app::state::Parts;
+use crate::call::services::CallServices;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::Reach;
@@ -14,7 +14,7 @@ use crate::upstream::Reach;
 const LANES: usize = 200;
 
 /// The snapshot.
-pub(super) fn snapshot(parts: &Parts) -> Value {
+pub(super) fn snapshot(parts: &CallServices) -> Value {
     let settings = parts.settings.load();
     let config = &settings.config;
     let mut lanes = parts.limiter.lanes_by_label();
@@ -25,7 +25,7 @@ pub(super) fn snapshot(parts: &Parts) -> Value {
         let (up, replicas) = (quota.is_up(), quota.replicas());
         json!({ "up": up, "replicas": replicas })
     });
-    let reading = parts.reading.lock().clone();
+    let reading = parts.settings.reading();
     let credentials = config.accounts.iter().filter_map(|account| {
         let ends = account.credentials.as_ref()?.expires?;
         Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
@@ -55,7 +55,7 @@ pub(super) fn snapshot(parts: &Parts) -> Value {
 }
 
 /// Whether CAMS can be reached, as the latest connections showed.
-pub(super) fn upstream(parts: &Parts) -> Value {
+pub(super) fn upstream(parts: &CallServices) -> Value {
     match parts.upstream.reach() {
         Reach::Up => json!({ "reachable": true }),
         Reach::Down { since, reason } => {

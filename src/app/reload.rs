@@ -10,8 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-use crate::app::state::Parts;
-use crate::call::settings::Settings;
+use crate::app::state::AppState;
+use crate::call::settings::{Ask, Settings};
 use crate::config::{self, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
 use crate::observe::metrics::Reload;
 use crate::process::systemd;
@@ -49,28 +49,11 @@ enum Reason {
     Call,
 }
 
-/// The way to ask for what has changed. All that ask before a look share it.
-pub(crate) struct Ask {
-    asked: watch::Sender<u64>,
-    answered: watch::Receiver<u64>,
-}
-
 /// What was read last.
 struct Last {
     /// As it was written: with the addresses that were asked for, not those that were bound.
     written: Value,
     stamps: Stamps,
-}
-
-/// How the configuration was read last, for operators.
-#[derive(Clone, Debug)]
-pub(crate) struct Reading {
-    /// When.
-    pub(crate) at: Instant,
-    /// What is right but strange in what holds.
-    pub(crate) warnings: Vec<String>,
-    /// Why what was read does not hold; keys and lines, never a value.
-    pub(crate) refused: Option<String>,
 }
 
 /// How often the files are looked at. One that has changed is read at the look after, when it is whole.
@@ -83,9 +66,6 @@ const HANGS_AFTER: Duration = Duration::from_secs(10);
 const APART: u32 = 100;
 /// But not more than this.
 const FARTHEST: Duration = Duration::from_secs(10);
-
-/// How many warnings are logged and shown.
-const WARNINGS: usize = 100;
 
 /// What a running process cannot change: these keys, and those in these tables.
 const FIXED: [&str; 9] = [
@@ -187,26 +167,6 @@ fn is_fixed(key: &str) -> bool {
         })
 }
 
-// === impl Ask ===
-
-impl Ask {
-    /// Waits until what has changed in the files by now, if anything has, is read. As long as the files hang.
-    pub(crate) async fn changed(&self) {
-        let mut number = 0;
-        self.asked.send_modify(|asked| {
-            *asked += 1;
-            number = *asked;
-        });
-        // The reloader ends with the process, and nothing waits for it then.
-        drop(
-            self.answered
-                .clone()
-                .wait_for(|answered| *answered >= number)
-                .await,
-        );
-    }
-}
-
 // === impl Reloader ===
 
 impl Reloader {
@@ -219,25 +179,18 @@ impl Reloader {
             changing: None,
             retired: Vec::new(),
         };
-        let (ask, asked) = watch::channel(0);
-        let (answer, answered) = watch::channel(0);
+        let (ask, asked, answered) = Ask::channel();
         let reloader = Self {
             work,
             hangup: signal(SignalKind::hangup())?,
             asked,
-            answered: answer,
+            answered,
         };
-        Ok((
-            reloader,
-            Ask {
-                asked: ask,
-                answered,
-            },
-        ))
+        Ok((reloader, ask))
     }
 
     /// Reads again on SIGHUP, when it is asked and when files change, until the process ends.
-    pub(crate) async fn run(self, parts: Weak<Parts>) {
+    pub(crate) async fn run(self, state: Weak<AppState>) {
         let Self {
             mut work,
             mut hangup,
@@ -252,14 +205,14 @@ impl Reloader {
                 _ = asked.changed() => {}
                 () = tokio::time::sleep(until_next(took)) => {}
             }
-            let Some(parts) = parts.upgrade() else { return };
+            let Some(state) = state.upgrade() else { return };
             // A call that asks later may know of a later change: the next look is for it.
             let number = *asked.borrow_and_update();
             if reason == Reason::Time && number > *answered.borrow() {
                 reason = Reason::Call;
             }
             let step = move || {
-                let took = work.step(reason, &parts);
+                let took = work.step(reason, &state);
                 (work, took)
             };
             (work, took) = on_files(step).await;
@@ -272,7 +225,7 @@ impl Reloader {
 
 impl Work {
     /// Looks at the files, and reads them if that is due. Returns how long the look took.
-    fn step(&mut self, reason: Reason, parts: &Parts) -> Duration {
+    fn step(&mut self, reason: Reason, state: &AppState) -> Duration {
         self.retired
             .retain(|settings| Arc::strong_count(settings) > 1);
         let begun = Instant::now();
@@ -280,8 +233,8 @@ impl Work {
         let took = begun.elapsed();
         if is_due {
             systemd::reloading();
-            self.reload(parts);
-            systemd::ready(&parts.status());
+            self.reload(state);
+            systemd::ready(&state.status());
         }
         took
     }
@@ -297,7 +250,7 @@ impl Work {
     }
 
     /// Reads everything, and has it hold if there is no mistake in it.
-    fn reload(&mut self, parts: &Parts) {
+    fn reload(&mut self, state: &AppState) {
         let (read, files) = read(&self.source);
         let read = read.and_then(|(loaded, trust)| {
             let written = config::outline(&loaded.config);
@@ -315,54 +268,27 @@ impl Work {
                 changed,
             )) => {
                 self.last.written = written;
-                self.retired.push(parts.settings.load_full());
-                parts.apply(config, trust);
-                parts.metrics.reloaded(Reload::Done);
-                let reading = Reading::done(warnings);
+                self.retired.push(state.calls().settings.load_full());
+                state.apply(config, trust);
+                state.calls().metrics.reloaded(Reload::Done);
+                let reading = state.calls().settings.was_read(warnings);
                 reading
                     .warnings
                     .iter()
                     .for_each(|warning| tracing::warn!(warning, "configuration"));
-                *parts.reading.lock() = reading;
                 let changed = changed.join(", ");
                 tracing::info!(changed, "the configuration was read anew");
             }
             Err(refused) => {
-                parts.metrics.reloaded(Reload::Refused);
+                state.calls().metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
                 tracing::error!(
                     mistakes,
                     "the configuration cannot be used, the one before stays"
                 );
-                parts.reading.lock().refuse(mistakes);
+                state.calls().settings.was_refused(mistakes);
             }
         }
-    }
-}
-
-// === impl Reading ===
-
-impl Reading {
-    /// What was read holds.
-    pub(crate) fn done(mut warnings: Vec<String>) -> Self {
-        let more = warnings.len().saturating_sub(WARNINGS);
-        if more > 0 {
-            warnings.truncate(WARNINGS);
-            warnings.push(format!(
-                "and {more} more: flowgate check prints all of them"
-            ));
-        }
-        Self {
-            at: Instant::now(),
-            warnings,
-            refused: None,
-        }
-    }
-
-    /// What was read does not hold, and what held before still does.
-    fn refuse(&mut self, mistakes: String) {
-        self.at = Instant::now();
-        self.refused = Some(mistakes);
     }
 }
 
@@ -411,6 +337,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::call::settings::Reading;
 
     #[test]
     fn what_takes_long_to_look_at_is_looked_at_less_often() {
@@ -430,13 +357,13 @@ mod tests {
         };
         let loaded = source.load().unwrap();
         let (reloader, ask) = Reloader::new(source, &loaded).unwrap();
-        let parts = Arc::new(Parts::new(loaded.config).unwrap());
+        let state = Arc::new(AppState::new(loaded.config).unwrap());
         let mut asks: Vec<_> = (0..100).map(|_| Box::pin(ask.changed())).collect();
         for ask in &mut asks {
             assert!(futures_util::poll!(ask).is_pending());
         }
         let mut answered = ask.answered.clone();
-        let reloader = tokio::spawn(reloader.run(Arc::downgrade(&parts)));
+        let reloader = tokio::spawn(reloader.run(Arc::downgrade(&state)));
         answered.changed().await.unwrap();
         assert_eq!(*answered.borrow(), 100);
         for ask in asks {
@@ -551,25 +478,25 @@ mod tests {
         };
         let loaded = source.load().unwrap();
         let last = Last::of(&loaded, loaded.files.clone());
-        let parts = crate::App::start(loaded.config).await.unwrap().parts;
+        let state = crate::App::start(loaded.config).await.unwrap().state;
         let mut work = Work {
             source,
             last,
             changing: None,
             retired: Vec::new(),
         };
-        let call = parts.settings.load_full();
+        let call = state.calls().settings.load_full();
         let before = Arc::downgrade(&call);
         std::fs::write(&file, format!("{listen}[queue]\nhold = \"10s\"\n")).unwrap();
-        work.step(Reason::Signal, &parts);
-        assert_eq!(parts.settings.load().generation, 1);
-        work.step(Reason::Time, &parts);
+        work.step(Reason::Signal, &state);
+        assert_eq!(state.calls().settings.load().generation, 1);
+        work.step(Reason::Time, &state);
         drop(call);
         assert!(
             before.upgrade().is_some(),
             "the call was not the last that had it"
         );
-        work.step(Reason::Time, &parts);
+        work.step(Reason::Time, &state);
         assert!(before.upgrade().is_none());
     }
 

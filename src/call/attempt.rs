@@ -13,8 +13,8 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::app::state::Parts;
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
+use crate::call::services::CallServices;
 use crate::limiter::{Receipt, SendPermit};
 use crate::observe::journal::{self, Note};
 use crate::observe::metrics::{self, CallMetrics, labels};
@@ -73,7 +73,7 @@ struct Attended {
 
 /// Sends the request with this permit; tells what came of it, at the latest when the hold ends.
 pub(crate) fn attempt(
-    parts: &Arc<Parts>,
+    parts: &Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Sending,
 ) -> impl Future<Output = Attempted> + use<> {
@@ -85,7 +85,7 @@ pub(crate) fn attempt(
 }
 
 async fn run(
-    parts: Arc<Parts>,
+    parts: Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Sending,
     has_begun: Arc<AtomicBool>,
@@ -203,7 +203,7 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
 }
 
 fn count(
-    parts: &Parts,
+    parts: &CallServices,
     (operation, metrics): (&Operation, &CallMetrics),
     (answer, verdict): (Option<&Answer>, &Verdict),
     sent_at: Instant,
@@ -249,7 +249,7 @@ impl Attempted {
 // === impl Attended ===
 
 impl Attended {
-    fn new(parts: &Arc<Parts>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
+    fn new(parts: &Arc<CallServices>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
         let (operation, has_begun) = (sending.operation.clone(), Arc::new(AtomicBool::new(false)));
         let run =
             parts
@@ -315,6 +315,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::app::state::AppState;
     use crate::config::{self, Config, Limit};
     use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
@@ -359,7 +360,7 @@ mod tests {
             window: Duration::from_millis(1),
         };
         let mut config = limited(&upstream, journal, limit);
-        let parts = Arc::new(Parts::new(config.clone()).unwrap());
+        let parts = AppState::new(config.clone()).unwrap().calls().clone();
         let operation = operation(limit);
         let permit = parts
             .limiter

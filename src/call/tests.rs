@@ -9,6 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::acs::time;
+use crate::app::state::AppState;
+use crate::server::bounds::Present;
 use crate::server::place::Held;
 use crate::server::socket::{Socket, Wire};
 use crate::server::{Answer, Terms};
@@ -30,7 +32,8 @@ impl Body for Trap {
 
 /// A Flowgate, and a caller's connection that is open.
 struct Scene {
-    parts: Arc<Parts>,
+    parts: Arc<CallServices>,
+    bounds: Present,
     _caller: TcpStream,
     wire: Wire,
     hangup: Hangup,
@@ -40,7 +43,8 @@ impl Scene {
     async fn new() -> Self {
         let loaded =
             crate::config::load(None, [("FLOWGATE_LIMITS__PRESET".into(), "none".into())]).unwrap();
-        let parts = Arc::new(Parts::new(loaded.config).unwrap());
+        let state = AppState::new(loaded.config).unwrap();
+        let parts = state.calls().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let caller = TcpStream::connect(listener.local_addr().unwrap())
             .await
@@ -49,6 +53,7 @@ impl Scene {
         let (wire, hangup) = Wire::new(socket, Held::new(None, &parts.metrics.connections.open));
         Self {
             parts,
+            bounds: state.bounds(),
             _caller: caller,
             wire,
             hangup,
@@ -60,6 +65,7 @@ impl Scene {
 async fn a_panic_costs_one_call() {
     let Scene {
         parts,
+        bounds: _,
         hangup,
         wire: _wire,
         _caller,
@@ -90,7 +96,7 @@ async fn a_panic_costs_one_call() {
 
 /// As large as the proxy port's.
 #[derive(Clone)]
-struct Service(Arc<Parts>);
+struct Service(Arc<CallServices>);
 
 impl Answer for Service {
     type Body = Full<Bytes>;
@@ -115,6 +121,7 @@ async fn what_waits_fits_into_a_kib_each() {
     const TURN: usize = 16;
     let Scene {
         parts,
+        bounds,
         hangup,
         wire,
         _caller,
@@ -130,7 +137,7 @@ async fn what_waits_fits_into_a_kib_each() {
         size_of_val(&call)
     );
     let phases = (parts.phases.clone(), Phase::Draining);
-    let terms = Terms::new(parts.bounds.clone(), None, parts.metrics.clone(), phases);
+    let terms = Terms::new(bounds, None, parts.metrics.clone(), phases);
     let connection = terms.http(wire, hangup, Service(parts));
     assert!(
         size_of_val(&connection) + TASK <= 1024,

@@ -60,7 +60,7 @@ pub const STEPS: [Step; 8] = [
 
 /// Forgets what is idle, as a running Flowgate does every two seconds; of nonces, what is old at `now`.
 pub fn forget_idle(app: &App, now: SystemTime) {
-    app.parts.forget_idle(now);
+    app.state.calls().forget_idle(now);
 }
 
 /// What the steps work on.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 /// Files that only decide: the time is an argument, and nothing is waited for.
 const DECIDERS: &[&str] = &[
     "acs",
+    "primitives/backoff.rs",
     "call/classify.rs",
     "call/hold",
     "call/hold.rs",
@@ -26,8 +27,26 @@ const DECIDERS: &[&str] = &[
     "limiter/source.rs",
     "limiter/tokens.rs",
     "call/retry.rs",
-    "call/retry",
     "call/sign.rs",
+];
+
+/// The folders and files of `src` in the order in which they may use one another: each only those above it.
+const LAYERS: &[&str] = &[
+    "primitives",
+    "acs",
+    "config",
+    "error",
+    "operation",
+    "process",
+    "upstream",
+    "observe",
+    "limiter",
+    "server",
+    "call",
+    "admin",
+    "app",
+    "cli",
+    "testing",
 ];
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
@@ -110,6 +129,53 @@ fn deciders_do_no_io() {
             );
         }
     }
+}
+
+/// Every `crate::a::...` path in the text, by its first name.
+fn crate_paths(text: &str) -> impl Iterator<Item = &str> {
+    let code = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"));
+    code.flat_map(|line| line.split("crate::").skip(1))
+        .filter_map(|rest| {
+            rest.split(|c: char| !c.is_alphanumeric() && c != '_')
+                .next()
+        })
+}
+
+#[test]
+fn folders_use_only_those_above_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let rank = |name: &str| LAYERS.iter().position(|layer| *layer == name);
+    let mut uses = 0;
+    for (path, text) in sources("src") {
+        let relative = path.strip_prefix(&root).unwrap().with_extension("");
+        let names: Vec<_> = relative.iter().map(|name| name.to_str().unwrap()).collect();
+        let is_root = ["lib", "main"].contains(&names[0]);
+        let is_test = names.contains(&"tests");
+        if is_root || is_test {
+            continue;
+        }
+        let own = rank(names[0]).unwrap_or_else(|| panic!("{} has no layer", path.display()));
+        let code = without_tests(&text);
+        assert!(
+            !code.contains("use crate::{"),
+            "{}: one line for each folder",
+            path.display()
+        );
+        for used in crate_paths(code) {
+            // What is in `lib.rs`: the version, and `App`.
+            let Some(other) = rank(used) else { continue };
+            assert!(
+                other <= own,
+                "{}: {} comes before {used}",
+                path.display(),
+                names[0]
+            );
+            uses += usize::from(other != own);
+        }
+    }
+    assert!(uses > 200, "{uses}");
 }
 
 #[test]

@@ -1,0 +1,134 @@
+//! What every call uses, for as long as the process lives.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::body;
+use super::hold::margin::Margins;
+use super::identify::{Caller, Claim, Nonces};
+use super::settings::CurrentSettings;
+use crate::config::{Config, Listen};
+use crate::error::{Kind, Refusal};
+use crate::limiter::Limiter;
+use crate::limiter::shared::Quota;
+use crate::observe::journal::Journal;
+use crate::observe::metrics::Metrics;
+use crate::observe::record::Sinks;
+use crate::primitives::byte_budget::Room;
+use crate::process::shutdown::Phases;
+use crate::upstream::Upstream;
+
+/// What every call uses.
+pub(crate) struct CallServices {
+    pub(crate) settings: CurrentSettings,
+    pub(crate) limiter: Limiter<Upstream>,
+    pub(crate) upstream: Arc<Upstream>,
+    /// None: each process has the quota for itself.
+    pub(crate) quota: Option<Arc<Quota>>,
+    /// None: attempts are not written down.
+    pub(crate) journal: Option<Arc<Journal>>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Where the ends of calls are reported.
+    pub(crate) sinks: Arc<Sinks>,
+    pub(crate) phases: Phases,
+    /// Bytes of bodies whose callers are not verified yet.
+    pub(crate) unverified: Arc<Room>,
+    pub(super) nonces: Nonces,
+    /// What CAMS's answers usually take.
+    pub(super) margins: Margins,
+    /// What is under way at CAMS.
+    pub(super) attempts: TaskTracker,
+}
+
+// === impl CallServices ===
+
+impl CallServices {
+    /// `config` with the addresses that were in fact bound.
+    pub(crate) fn new(
+        config: Config,
+        upstream: Arc<Upstream>,
+        quota: Option<Arc<Quota>>,
+        journal: Option<Arc<Journal>>,
+        sinks: Sinks,
+    ) -> Self {
+        let metrics = sinks.metrics.clone();
+        Self {
+            limiter: Limiter::new(
+                &config,
+                upstream.clone(),
+                (metrics.clone(), quota.clone()),
+                Instant::now(),
+            ),
+            upstream,
+            quota,
+            journal,
+            metrics,
+            sinks: Arc::new(sinks),
+            phases: Phases::new(),
+            unverified: Room::new(config.listen.max_unverified),
+            nonces: Nonces::new(SystemTime::now()),
+            margins: Margins::default(),
+            attempts: TaskTracker::new(),
+            settings: CurrentSettings::new(config),
+        }
+    }
+
+    /// Forgets lanes at rest, and the nonces that are old at `now`.
+    pub(crate) fn forget_idle(&self, now: SystemTime) {
+        self.limiter.forget_idle();
+        self.nonces.forget_idle(now);
+    }
+
+    /// Waits until every attempt has its end, also those whose callers have gone. No call may begin one any more.
+    pub(crate) async fn attempts_ended(&self) {
+        self.attempts.close();
+        self.attempts.wait().await;
+    }
+
+    /// What a body may be before its caller is proved.
+    pub(super) fn allowance(&self, claim: &Claim, listen: &Listen) -> body::Allowance {
+        let rooms = match claim.payer() {
+            Some(payer) => vec![self.limiter.client_room(payer), self.limiter.room().clone()],
+            None => vec![self.unverified.clone()],
+        };
+        let shares = rooms
+            .iter()
+            .map(|room| room.take(0).expect("nothing always fits"))
+            .collect();
+        body::Allowance {
+            max: claim.max_body(listen.max_body),
+            within: listen.body_timeout,
+            shares,
+        }
+    }
+
+    /// Counts a failed check of a head; a passed one is counted when the whole is proved.
+    pub(super) fn checked<T>(&self, checked: Result<T, Refusal>) -> Result<T, Refusal> {
+        checked.inspect_err(|refusal| self.count_check(refusal.kind))
+    }
+
+    pub(super) fn proved(&self, proved: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
+        match &proved {
+            Ok(Caller::Verified(_)) => self.metrics.signature_check("ok"),
+            Ok(Caller::Relayed(_)) => self.metrics.signature_check("unverified"),
+            Err(refusal) => self.count_check(refusal.kind),
+        }
+        proved
+    }
+
+    fn count_check(&self, kind: Kind) {
+        let result = match kind {
+            Kind::SignatureDoesNotMatch
+            | Kind::IncompleteSignature
+            | Kind::UnknownAccessKey
+            | Kind::TimestampExpired
+            | Kind::NonceUsed
+            | Kind::SignedHostMismatch => kind.label(),
+            _ => return,
+        };
+        self.metrics.signature_check(result);
+    }
+}
