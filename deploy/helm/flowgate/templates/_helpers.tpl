@@ -1,4 +1,4 @@
-{{/* The name of everything that is made. */}}
+{{/* Name of all objects. */}}
 {{- define "flowgate.fullname" -}}
 {{- if contains .Chart.Name .Release.Name -}}
 {{- .Release.Name | trunc 53 | trimSuffix "-" -}}
@@ -22,7 +22,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
-{{/* Says so if the pods share one quota. */}}
+{{/* Not empty if the pods share one quota. */}}
 {{- define "flowgate.shared" -}}
 {{- if ne (toString (dig "quota" "store" "memory" .Values.config)) "memory" -}}shared{{- end -}}
 {{- end -}}
@@ -31,7 +31,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
 
-{{/* The whole configuration as a map, in YAML: what follows from the mode, and the values over it. */}}
+{{/* The whole configuration as a map, in YAML: the mode's defaults, overridden by the values. */}}
 {{- define "flowgate.merged" -}}
 {{- $name := include "flowgate.fullname" . -}}
 {{- $proxy := ternary "127.0.0.1:8080" "0.0.0.0:8080" (eq .Values.mode "sidecar") -}}
@@ -48,13 +48,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- mergeOverwrite (dict "listen" $listen "log" (dict "format" "json")) $given | toYaml -}}
 {{- end -}}
 
-{{/* flowgate.toml. Helm's numbers are floats, and no key of Flowgate's takes one with a fraction of zero. */}}
+{{/* flowgate.toml. Helm's numbers are floats; Flowgate's keys are whole numbers, so a fraction of .0 is removed. */}}
 {{- define "flowgate.toml" -}}
 {{- $toml := include "flowgate.merged" . | fromYaml | toToml | trim -}}
 {{- regexReplaceAll "(?m)^( *[^ \"]+ = -?[0-9]+)\\.0$" $toml "${1}" -}}
 {{- end -}}
 
-{{/* What a running Flowgate cannot change: pods with another one of it are other pods. */}}
+{{/* Hash of the settings that a running Flowgate cannot change: a new hash replaces the pods. */}}
 {{- define "flowgate.fixed" -}}
 {{- $merged := include "flowgate.merged" . | fromYaml -}}
 {{- $listen := pick $merged.listen "proxy" "admin" "socket_mode" -}}
@@ -62,7 +62,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- list $listen $fixed (dig "listen" "tls" "" $merged | empty) $merged.log.format | toJson | sha256sum -}}
 {{- end -}}
 
-{{/* The container, without the dash of a list. */}}
+{{/* The container, without the dash of a list entry. */}}
 {{- define "flowgate.container" -}}
 name: flowgate
 image: {{ include "flowgate.image" . | quote }}
@@ -101,10 +101,10 @@ volumeMounts:
   {{- end }}
 {{- end -}}
 
-{{/* For another chart: an entry of a pod's initContainers. */}}
+{{/* For another chart: an entry for a pod's initContainers. */}}
 {{- define "flowgate.sidecar" -}}
 - {{ include "flowgate.container" . | nindent 2 | trim }}
-  # A native sidecar: ready before the application starts, and told to end only when the application has ended.
+  # A native sidecar: ready before the application starts, and stopped only after the application has ended.
   restartPolicy: Always
   ports:
     - {name: flowgate-admin, containerPort: 9900}
@@ -113,11 +113,11 @@ volumeMounts:
       sleep: {seconds: 2}
 {{- end -}}
 
-{{/* Entries of the pod's volumes: one volume, so that a changed configuration and its secrets arrive together. */}}
+{{/* Entries for the pod's volumes: one volume, so that a changed configuration and its secrets arrive together. */}}
 {{- define "flowgate.volumes" -}}
 - name: flowgate
   projected:
-    # The pod's fsGroup, or everybody in it, must be able to read.
+    # Flowgate's user must be able to read it, with or without the pod's fsGroup.
     defaultMode: 0444
     sources:
       - configMap:
