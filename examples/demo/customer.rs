@@ -1,6 +1,6 @@
-//! A customer of CAMS: what does an application with a stock Alibaba SDK send? A CreateFlow call as the SDKs build it,
-//! signed with V3 or V1, on a connection of its own. It knows nothing of Flowgate and shares no code with it: the
-//! endpoint that it is given is all that changes between the demo's two runs.
+//! A customer of CAMS: an application with a stock Alibaba SDK. It sends CreateFlow calls as the SDKs build them, signed
+//! with V3 or V1, each on its own connection. It shares no code with Flowgate: only its endpoint differs between the
+//! demo's two runs.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -23,12 +23,12 @@ use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Which of Alibaba's two signatures the SDK makes.
+/// One of Alibaba's two signature schemes.
 #[derive(Clone, Copy)]
 pub(crate) enum Scheme {
-    /// ACS3-HMAC-SHA256, the default of today's SDKs.
+    /// ACS3-HMAC-SHA256, the default of the current SDKs.
     V3,
-    /// HMAC-SHA1, of the old SDKs and of `signature_algorithm="v2"`.
+    /// HMAC-SHA1, used by the old SDKs and with `signature_algorithm="v2"`.
     V1,
 }
 
@@ -39,20 +39,20 @@ pub(crate) struct Key {
     pub(crate) secret: &'static str,
 }
 
-/// Names and values, as they are encoded and signed.
+/// Parameter names and values, not encoded.
 type Pairs = Vec<(&'static str, String)>;
 
-/// Alibaba encodes all but `A-Z a-z 0-9 - _ . ~`.
+/// Alibaba encodes all characters except `A-Z a-z 0-9 - _ . ~`.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
     .remove(b'.')
     .remove(b'~');
 
-/// How long an application waits for its answer: SDKs' read time-outs, raised as Flowgate's README asks.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long an application waits for its answer: an SDK's read time-out, raised as Flowgate's README recommends.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Calls CreateFlow at the endpoint and returns the `Code` of its answer.
+/// Calls CreateFlow at the endpoint and returns the `Code` of the answer.
 pub(crate) async fn create_flow(
     endpoint: SocketAddr,
     key: Key,
@@ -68,7 +68,7 @@ pub(crate) async fn create_flow(
         Scheme::V3 => v3(&host, key, parameters)?,
         Scheme::V1 => v1(&host, key, parameters)?,
     };
-    let body = timeout(PATIENCE, send(endpoint, request))
+    let body = timeout(READ_TIMEOUT, send(endpoint, request))
         .await
         .context("no answer in time")??;
     let answer: serde_json::Value =
@@ -79,7 +79,7 @@ pub(crate) async fn create_flow(
         .context("the answer has no Code")
 }
 
-/// Sends a request on a connection of its own and returns the answer's body.
+/// Sends a request on a new connection and returns the answer's body.
 pub(crate) async fn send(to: SocketAddr, request: Request<Empty<Bytes>>) -> anyhow::Result<Bytes> {
     let (mut sender, connection) = handshake(TokioIo::new(TcpStream::connect(to).await?)).await?;
     let connection = tokio::spawn(connection);
@@ -89,11 +89,11 @@ pub(crate) async fn send(to: SocketAddr, request: Request<Empty<Bytes>>) -> anyh
     Ok(body)
 }
 
-/// Alibaba's V3 signature: host and all x-acs headers are signed; the parameters stand in the query.
+/// Alibaba's V3 signature: it covers the host and all x-acs headers; the parameters are in the query.
 fn v3(host: &str, key: Key, parameters: Pairs) -> anyhow::Result<Request<Empty<Bytes>>> {
     let query = joined(parameters);
     let hash = hex(&Sha256::digest([]));
-    // Sorted by name, as they are signed.
+    // Sorted by name, as the signature requires.
     let headers = [
         ("host", host),
         ("x-acs-action", "CreateFlow"),
@@ -123,7 +123,7 @@ fn v3(host: &str, key: Key, parameters: Pairs) -> anyhow::Result<Request<Empty<B
     Ok(request.body(Empty::new())?)
 }
 
-/// Alibaba's V1 signature: the method and all parameters are signed, no header is.
+/// Alibaba's V1 signature: it covers the method and all parameters, but no header.
 fn v1(host: &str, key: Key, mut parameters: Pairs) -> anyhow::Result<Request<Empty<Bytes>>> {
     parameters.extend([
         ("Action", "CreateFlow".to_owned()),
@@ -145,7 +145,7 @@ fn v1(host: &str, key: Key, mut parameters: Pairs) -> anyhow::Result<Request<Emp
         .body(Empty::new())?)
 }
 
-/// The canonical query of both signatures, which is also sent.
+/// The canonical query of both signatures, which is also the query that is sent.
 fn joined(mut parameters: Pairs) -> String {
     parameters.sort();
     let pairs: Vec<String> = parameters
@@ -169,7 +169,7 @@ fn now() -> anyhow::Result<String> {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all that is written");
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
         text
     })
 }

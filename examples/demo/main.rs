@@ -1,8 +1,8 @@
-//! What does Flowgate change? One process holds a simulated CAMS, Flowgate and sixty customers, who call CreateFlow all
-//! at once: first straight at CAMS, which takes five a second, then through Flowgate. The table tells both runs apart;
-//! the process fails if Flowgate did not get every call through, once, within the rate.
+//! Demonstrates what Flowgate changes. One process runs a simulated CAMS, Flowgate and sixty customers, who all call
+//! CreateFlow at once: first directly at CAMS, which takes five calls a second, then through Flowgate. A table compares
+//! both runs. The process fails unless every call through Flowgate succeeded, once, within the rate.
 //!
-//! `cargo run --release --example demo`; with `-- --serve` CAMS and Flowgate stay up for a real SDK to try.
+//! `cargo run --release --example demo`; with `-- --serve` CAMS and Flowgate keep running, to try them with a real SDK.
 
 #![expect(
     clippy::print_stdout,
@@ -30,34 +30,34 @@ use crate::customer::{Key, Scheme, create_flow, send};
 mod customer;
 mod serve;
 
-/// Sixty CreateFlow calls at once, straight at a simulated CAMS and through Flowgate.
+/// Makes sixty CreateFlow calls at once, directly to a simulated CAMS and through Flowgate.
 #[derive(Parser)]
 struct Arguments {
-    /// Keep CAMS and Flowgate up afterwards, and print how a Python and a Node application call them.
+    /// Keep CAMS and Flowgate running afterwards, and print how to call them from Python and Node.
     #[arg(long)]
     serve: bool,
 }
 
-/// What became of sixty calls.
+/// The result of sixty calls.
 struct Run {
-    /// How many answers bore which `Code`; instead of a code, what went wrong.
+    /// Number of answers by `Code`, or by error where there was no answer.
     answers: BTreeMap<String, usize>,
-    /// From the first send to the last answer.
+    /// Time from the first request to the last answer.
     took: Duration,
-    /// What CAMS saw.
+    /// The simulated CAMS's own statistics.
     report: Report,
 }
 
 /// Calls in each run.
 const CALLS: usize = 60;
 
-/// What CAMS takes in a second.
+/// Calls that CAMS accepts per second.
 const PER_SECOND: usize = 5;
 
-/// The shortest time in which CAMS can take all calls: the first five at once, then five a second.
+/// The shortest time in which CAMS can accept all calls: the first five at once, then five a second.
 const OPTIMUM: Duration = Duration::from_secs(((CALLS - 1) / PER_SECOND) as u64);
 
-/// What Flowgate may take longer than that.
+/// How much longer Flowgate may take.
 const ALLOWANCE: Duration = Duration::from_millis(500);
 
 /// The application's key; Flowgate, as its sidecar, signs with the same one.
@@ -69,12 +69,12 @@ const KEY: Key = Key {
 /// How long CAMS takes to answer.
 const LATENCY: Duration = Duration::from_millis(30);
 
-/// After this both CAMS and Flowgate have their full quota: CAMS forgets the first run's calls after a second, and
-/// Flowgate holds every token for its window and gap after a start, because a predecessor may just have spent it.
+/// After this time both CAMS and Flowgate have their full quota: the first run's calls have left CAMS's window, and
+/// Flowgate's tokens are free one window and gap after its start (a previous process may have spent them).
 const PAUSE: Duration = Duration::from_millis(1100);
 
-/// The metrics that tell the story of a run.
-const TELLING: [&str; 6] = [
+/// Metrics that are printed at the end.
+const SHOWN: [&str; 6] = [
     "flowgate_requests_total",
     "flowgate_attempts_total",
     "flowgate_throttled_total",
@@ -131,8 +131,8 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a sidecar is given: the application's key, in Alibaba's own variables, and here where CAMS is simulated. The SDKs
-/// of `--serve` wait for 30 s, which Flowgate cannot see.
+/// The configuration of a sidecar: the application's key in Alibaba's own variables, and the simulated CAMS as endpoint.
+/// The hold is just below the 30 s time-out of the SDKs of `--serve`, which Flowgate cannot see.
 fn configuration(cams: &Running) -> anyhow::Result<Config> {
     let variables = [
         ("ALIBABA_CLOUD_ACCESS_KEY_ID", KEY.id.to_owned()),
@@ -149,7 +149,7 @@ fn configuration(cams: &Running) -> anyhow::Result<Config> {
     Ok(loaded.config)
 }
 
-/// All customers call at once, every other one with the old signature.
+/// All customers call at once, every second one with the old signature.
 async fn run(title: &'static str, endpoint: SocketAddr, cams: &Sim) -> Run {
     let style =
         ProgressStyle::with_template("{prefix}  [{bar:40}] {pos:>2}/{len}  {elapsed}  {msg}");
@@ -177,9 +177,9 @@ async fn run(title: &'static str, endpoint: SocketAddr, cams: &Sim) -> Run {
             .and_then(|code| code)
             .unwrap_or_else(|error| format!("{error:#}"));
         *answers.entry(code).or_default() += 1;
-        bar.set_message(tell(&answers));
+        bar.set_message(summary(&answers));
         bar.inc(1);
-        // Where there is no terminal to draw a bar on, a line now and then does.
+        // Without a terminal for the bar, print a line for every 15 calls.
         if bar.is_hidden() && bar.position().is_multiple_of(15) {
             let seconds = started.elapsed().as_secs_f64();
             eprintln!(
@@ -199,12 +199,12 @@ async fn run(title: &'static str, endpoint: SocketAddr, cams: &Sim) -> Run {
 }
 
 /// `5 OK, 55 System.LimitControl`.
-fn tell(answers: &BTreeMap<String, usize>) -> String {
-    let told: Vec<String> = answers
+fn summary(answers: &BTreeMap<String, usize>) -> String {
+    let parts: Vec<String> = answers
         .iter()
         .map(|(code, count)| format!("{count} {code}"))
         .collect();
-    told.join(", ")
+    parts.join(", ")
 }
 
 fn print_table(straight: &Run, through: &Run) {
@@ -238,7 +238,7 @@ async fn print_metrics(admin: SocketAddr) -> anyhow::Result<()> {
     println!("\nFrom http://{admin}/metrics:\n");
     let page = String::from_utf8_lossy(&page);
     page.lines()
-        .filter(|line| TELLING.iter().any(|name| line.starts_with(name)))
+        .filter(|line| SHOWN.iter().any(|name| line.starts_with(name)))
         .for_each(|line| println!("{line}"));
     Ok(())
 }
@@ -250,22 +250,21 @@ impl Run {
         self.answers.get("OK").copied().unwrap_or(0)
     }
 
-    /// Whether Flowgate kept its promises. Time is only compared aloud: on a busy machine CAMS may see two bursts closer
-    /// together than they left, and then its refusal costs a second.
+    /// Checks the results. A late end is only reported: on a busy machine two bursts may reach CAMS closer together than
+    /// they were sent, and then its refusal costs a second.
     fn check(&self) -> anyhow::Result<()> {
-        let (succeeded, duplicates, worst) = (
-            self.succeeded(),
-            self.report.duplicates.len(),
-            self.report.worst_window,
-        );
+        let succeeded = self.succeeded();
+        let duplicates = self.report.duplicates.len();
+        let worst = self.report.worst_window;
         ensure!(
             succeeded == CALLS && worst <= PER_SECOND as u64 && duplicates == 0,
             "expected {CALLS} OK, at most {PER_SECOND} in the worst second and no duplicates; \
              got {}, {worst} and {duplicates}",
-            tell(&self.answers),
+            summary(&self.answers),
         );
         if self.took > OPTIMUM + ALLOWANCE {
-            let (took, expected) = (self.took.as_secs_f64(), (OPTIMUM + ALLOWANCE).as_secs_f64());
+            let took = self.took.as_secs_f64();
+            let expected = (OPTIMUM + ALLOWANCE).as_secs_f64();
             eprintln!(
                 "\nslower than expected: {took:.2} s instead of at most {expected:.1} s; is this machine busy?"
             );

@@ -1,5 +1,5 @@
-//! How does a real SDK call the Flowgate that `--serve` keeps up? Two commands for a shell, one with the stock Python
-//! SDK and one with the stock Node SDK: all that they change is the endpoint and time-outs that allow for a wait.
+//! Shell commands that call the Flowgate of `--serve` with the stock Python and Node SDKs. They change only the SDKs'
+//! endpoint, and their time-outs, so that calls may wait.
 
 use std::net::SocketAddr;
 
@@ -48,7 +48,7 @@ for (let number = 0; number < 20; number++) {
 EOF
 "#;
 
-/// Prints where everything is, and the commands.
+/// Prints the addresses and the commands.
 pub(crate) fn print_snippets(proxy: SocketAddr, admin: SocketAddr, cams: &str) {
     let fill = |snippet: &str| {
         let text = snippet
@@ -57,7 +57,7 @@ pub(crate) fn print_snippets(proxy: SocketAddr, admin: SocketAddr, cams: &str) {
         text.replace("ENDPOINT", &proxy.to_string())
     };
     println!(
-        "\nFlowgate stays up at {proxy} until Ctrl-C. Its admin pages: http://{admin}/lanes and /metrics."
+        "\nFlowgate runs at {proxy} until Ctrl-C. Its admin pages: http://{admin}/lanes and /metrics."
     );
     println!("What CAMS saw: {cams}/__report. Paste into a shell, 20 calls at once each:");
     println!("{}{}", fill(PYTHON), fill(NODE));

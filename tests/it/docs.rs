@@ -1,5 +1,6 @@
-//! Does what the documents name exist? Every answer and every warning has its place in the runbook, every test and file that
-//! is to show something is there. Metrics are looked at where they are known: `src/observe/metrics/tests/named.rs`.
+//! Checks that the documents are complete and that the names in them exist: error codes and log messages have an entry in
+//! the runbook, tests and files of the security page exist, links have a target. For metrics see
+//! `src/metrics/tests/named.rs`.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,21 +24,22 @@ fn files(folder: &str, extension: &str) -> Vec<String> {
     found
 }
 
-/// What stands in quotes; escapes there are none.
+/// The string literals in `text`, which has no escapes.
 fn literals(text: &str) -> impl Iterator<Item = &str> {
     text.split('"').skip(1).step_by(2)
 }
 
-/// What stands between backticks in a line.
-fn quoted(text: &str) -> impl Iterator<Item = &str> {
+/// The code spans of a Markdown text; none of them spans lines.
+fn code_spans(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .flat_map(|line| line.split('`').skip(1).step_by(2))
 }
 
 #[test]
-fn every_answer_of_flowgates_own_has_its_place_in_the_runbook() {
-    let (errors, runbook) = (read("src/error.rs"), read("docs/runbook.md"));
-    let named: BTreeSet<_> = quoted(&runbook).collect();
+fn the_runbook_has_a_section_for_each_error_code() {
+    let errors = read("src/error.rs");
+    let runbook = read("docs/runbook.md");
+    let named: BTreeSet<_> = code_spans(&runbook).collect();
     let rows: Vec<_> = errors
         .lines()
         .filter(|line| line.contains("=> (status("))
@@ -55,14 +57,15 @@ fn every_answer_of_flowgates_own_has_its_place_in_the_runbook() {
     }
 }
 
+/// An operator searches the runbook for the text of a log line.
 #[test]
-fn every_warning_and_error_has_its_place_in_the_runbook() {
+fn the_runbook_has_a_row_for_each_warning_and_error_of_the_log() {
     let runbook = read("docs/runbook.md");
     let mut count = 0;
     for path in files("src", ".rs") {
         let source = read(&path);
-        for (level, called) in [("WARN", "warn!("), ("ERROR", "error!(")] {
-            for event in source.split(called).skip(1) {
+        for (level, macro_call) in [("WARN", "warn!("), ("ERROR", "error!(")] {
+            for event in source.split(macro_call).skip(1) {
                 let message = literals(event).next().unwrap();
                 assert!(
                     runbook.contains(&format!("| `{message}` | {level} |")),
@@ -76,10 +79,11 @@ fn every_warning_and_error_has_its_place_in_the_runbook() {
 }
 
 #[test]
-fn every_test_and_file_that_the_security_page_names_is_there() {
+fn the_tests_and_files_that_the_security_page_names_exist() {
     let page = read("docs/security.md");
     let mut tests = 0;
-    for name in quoted(&page).filter(|name| name.starts_with("src/") || name.starts_with("tests/"))
+    for name in
+        code_spans(&page).filter(|name| name.starts_with("src/") || name.starts_with("tests/"))
     {
         let (path, test) = name
             .split_once("::")
@@ -94,12 +98,12 @@ fn every_test_and_file_that_the_security_page_names_is_there() {
     assert!(tests > 30, "{tests}");
 }
 
-/// The text without what stands between fences.
+/// The text without fenced code blocks.
 fn prose(page: &str) -> String {
     page.split("```").step_by(2).collect()
 }
 
-/// As GitHub makes it of a heading.
+/// The anchor that GitHub generates for a heading.
 fn anchor(heading: &str) -> String {
     let kept = |char: char| match char {
         ' ' => Some('-'),
@@ -110,7 +114,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn every_link_leads_somewhere() {
+fn every_link_has_a_target() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let pages = [
         "README.md",

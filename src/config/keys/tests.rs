@@ -1,8 +1,8 @@
-//! Whether the manual and the table of keys say the same, and how the table is asked.
+//! The manual agrees with the table of keys, and the table is consistent.
 
 use super::*;
 
-/// Where the manual's table begins and ends.
+/// The lines around the manual's table.
 const MARKS: [&str; 2] = [
     "<!-- keys: made from src/config/keys.rs -->\n",
     "<!-- end of keys -->\n",
@@ -44,7 +44,7 @@ fn manual() -> String {
     format!("\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n")
 }
 
-/// Run with `UPDATE_DOCS=1` to write the table anew.
+/// Run with `UPDATE_DOCS=1` to write the table to the manual.
 #[test]
 fn the_manual_is_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
@@ -63,7 +63,7 @@ fn the_manual_is_current() {
 }
 
 #[test]
-fn every_key_stands_once_and_ends_in_a_full_stop() {
+fn each_key_occurs_once_and_its_description_is_one_line_with_a_full_stop() {
     for (index, key) in KEYS.iter().enumerate() {
         assert!(
             key.meaning.ends_with('.') && !key.meaning.contains(['\n', '|']),
@@ -79,7 +79,7 @@ fn every_key_stands_once_and_ends_in_a_full_stop() {
 }
 
 #[test]
-fn names_are_those_of_one_table() {
+fn names_returns_the_keys_of_one_table() {
     assert_eq!(names("queue.tenant"), ["header"]);
     assert_eq!(names("limits.<Action>"), ["rate", "burst", "reserve"]);
     assert_eq!(names("drain"), ["delay", "grace", "hand_over"]);
