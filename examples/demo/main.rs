@@ -211,23 +211,22 @@ fn print_table(straight: &Run, through: &Run) {
     println!(
         "\n{CALLS} CreateFlow calls at once, half signed with V3, half with V1; CAMS takes {PER_SECOND} a second.\n"
     );
-    let row = |name: &str, cell: fn(&Run) -> String| {
-        println!("{name:<32}{:>18}{:>18}", cell(straight), cell(through))
-    };
     println!(
         "{:<32}{:>18}{:>18}",
         "", "straight to CAMS", "through Flowgate"
     );
-    row("succeeded", |run| format!("{} of {CALLS}", run.succeeded()));
-    row("refused at the endpoint", |run| {
-        run.report.refused.to_string()
-    });
-    row("worst second at the egress", |run| {
-        run.report.worst_window.to_string()
-    });
-    row("duplicates", |run| run.report.duplicates.len().to_string());
     let seconds = format!("seconds (optimum for all: {:.1})", OPTIMUM.as_secs_f64());
-    row(&seconds, |run| format!("{:.2}", run.took.as_secs_f64()));
+    let names = [
+        "succeeded",
+        "refused at the endpoint",
+        "worst second at the egress",
+        "duplicates",
+        &seconds,
+    ];
+    let rows = names.iter().zip(straight.cells()).zip(through.cells());
+    for ((name, straight), through) in rows {
+        println!("{name:<32}{straight:>18}{through:>18}");
+    }
 }
 
 async fn print_metrics(admin: SocketAddr) -> anyhow::Result<()> {
@@ -248,6 +247,17 @@ async fn print_metrics(admin: SocketAddr) -> anyhow::Result<()> {
 impl Run {
     fn succeeded(&self) -> usize {
         self.answers.get("OK").copied().unwrap_or(0)
+    }
+
+    /// The run's column of the table.
+    fn cells(&self) -> [String; 5] {
+        [
+            format!("{} of {CALLS}", self.succeeded()),
+            self.report.refused.to_string(),
+            self.report.worst_window.to_string(),
+            self.report.duplicates.len().to_string(),
+            format!("{:.2}", self.took.as_secs_f64()),
+        ]
     }
 
     /// Checks the results. A late end is only reported: on a busy machine two bursts may reach CAMS closer together than

@@ -50,15 +50,17 @@ EOF
 
 /// Prints the addresses and the commands.
 pub(crate) fn print_snippets(proxy: SocketAddr, admin: SocketAddr, cams: &str) {
-    let fill = |snippet: &str| {
-        let text = snippet
-            .replace("KEY_ID", KEY.id)
-            .replace("KEY_SECRET", KEY.secret);
-        text.replace("ENDPOINT", &proxy.to_string())
-    };
     println!(
         "\nFlowgate runs at {proxy} until Ctrl-C. Its admin pages: http://{admin}/lanes and /metrics."
     );
     println!("What CAMS saw: {cams}/__report. Paste into a shell, 20 calls at once each:");
-    println!("{}{}", fill(PYTHON), fill(NODE));
+    println!("{}{}", fill(PYTHON, proxy), fill(NODE, proxy));
+}
+
+/// Puts the key and the endpoint into a snippet.
+fn fill(snippet: &str, proxy: SocketAddr) -> String {
+    snippet
+        .replace("KEY_ID", KEY.id)
+        .replace("KEY_SECRET", KEY.secret)
+        .replace("ENDPOINT", &proxy.to_string())
 }
