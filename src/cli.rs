@@ -1,6 +1,4 @@
-//! What may stand on the command line? `flowgate --config PATH` runs, `flowgate check --config PATH` only validates; others
-//! ask the Flowgate that runs, read a journal and make a client's keys. What follows from it, and the exit codes, are
-//! `main.rs`.
+//! The command line: options, commands and their help texts. `main.rs` runs them and defines the exit codes.
 
 use std::path::PathBuf;
 
@@ -14,74 +12,90 @@ pub mod pages;
 pub mod status;
 pub(crate) mod table;
 
+/// What stands below the list of commands and options.
+const AFTER_HELP: &str = "\
+Without a command, flowgate runs the proxy until SIGTERM or SIGINT.
+
+Exit codes: 0 success; 1 a failed start or a negative result of a command; 64 a command line or
+configuration that cannot be used.";
+
 /// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
-#[command(name = "flowgate", version = crate::VERSION, about)]
+#[command(name = "flowgate", version = crate::VERSION, about, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// The configuration file, or a directory whose *.toml files are read in order of name; without it, only the environment
-    /// counts.
+    /// The configuration file, or a directory of *.toml files [default: environment variables only].
     #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
-    /// What to do instead of running.
+    /// What to do instead of running the proxy.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What Flowgate does instead of running.
+/// What Flowgate does instead of running the proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// Validates the configuration and prints every mistake with its key and line, never a value; exit code 64.
+    /// Validate the configuration and print every error with its key and line.
+    ///
+    /// Values are never printed, because one of them may be a secret in the wrong place. Exit code 64 if there are errors.
     Check {
-        /// Prints the configuration that would hold as JSON: every key with its value or its default, and no secret.
+        /// Also print the resulting configuration as JSON, with all defaults and without secrets.
         #[arg(long)]
         print: bool,
     },
-    /// Shows who waits for what in the Flowgate that runs with this configuration; exit code 1 if it does not answer.
+    /// Show the lanes of a running Flowgate and their queues.
+    ///
+    /// Exit code 1 if Flowgate does not answer.
     Status(status::Status),
-    /// Asks the Flowgate that runs with this configuration whether it is alive; exit code 1 if it does not say so in 2 s.
+    /// Check whether a running Flowgate is alive; for health checks of containers.
+    ///
+    /// The address is listen.admin of the configuration. Exit code 1 if there is no positive answer within 2 s.
     Health {
-        /// Asks whether it is ready: a Flowgate that drains is alive and not ready.
+        /// Check whether it is ready for calls instead. A draining Flowgate is alive but not ready.
         #[arg(long)]
         ready: bool,
     },
-    /// Lists the attempts of a journal that were sent and have no end; exit code 1 if there are any.
+    /// List the attempts in a journal that were sent and have no recorded end, such as after a crash.
+    ///
+    /// Exit code 1 if there are any, 64 if the journal cannot be read.
     Journal {
-        /// The journal's file; its older files (FILE.1, FILE.2, ...) are read with it.
+        /// The journal's file. Its older files (FILE.1, FILE.2, ...) are read too.
         file: PathBuf,
-        /// Prints one object of JSON instead of a table.
+        /// Print one JSON object instead of a table.
         #[arg(long)]
         json: bool,
-        /// Lists also what has ended without anybody knowing how (result "unknown").
+        /// Also list attempts that ended without a certain answer (result "unknown").
         #[arg(long)]
         unknown: bool,
     },
-    /// Keys that Flowgate itself hands out.
+    /// Manage access keys that Flowgate issues to clients.
     #[command(subcommand)]
     Client(ClientCommand),
-    /// Prints what a shell reads to complete this command line.
+    /// Print a completion script for a shell.
     Completions {
-        /// The shell.
+        /// The shell for which the script is made.
         shell: Shell,
     },
-    /// Prints the manual page flowgate(1), or writes it and one of each command into a folder.
+    /// Print the manual page flowgate(1), or write the pages of all commands into a folder.
     Man {
         /// The folder, such as /usr/local/share/man/man1.
         folder: Option<PathBuf>,
     },
 }
 
-/// What can be done about clients.
+/// What can be done with clients' keys.
 #[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum ClientCommand {
-    /// Prints a fresh secret and the lines for the configuration.
+    /// Generate a secret and print the configuration lines for a client.
+    ///
+    /// Flowgate stores nothing: the client exists once the lines are in the configuration.
     New {
         /// The client's access key id, which is also its name in logs.
         #[arg(long)]
         id: String,
-        /// The id of the account whose quota it spends; `default` is the one of Alibaba's own variables.
+        /// The id of the account whose quota the client uses. "default" is the account from Alibaba's own variables.
         #[arg(long, default_value = "default")]
         account: String,
-        /// Writes the secret into this new file instead of printing it.
+        /// Write the secret into this new file instead of printing it.
         #[arg(long, value_name = "FILE")]
         secret_file: Option<PathBuf>,
     },

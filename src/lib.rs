@@ -1,25 +1,46 @@
-//! Flowgate: a client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
+//! Flowgate is a client-side rate-limiting proxy for Alibaba Cloud's CAMS API (Chat App Message Service).
 //!
-//! # Layout
+//! Applications keep the stock Alibaba SDK and set its endpoint to Flowgate. Flowgate queues the calls of each account,
+//! sends them at the rate that CAMS documents, signs every attempt with a new nonce, retries what CAMS refuses for its rate,
+//! and returns CAMS's answer.
 //!
-//! One call's way, in order:
+//! This crate is the library behind the `flowgate` program. Its public items are what the program, its tests and its
+//! benchmarks need; they are not a stable interface. [`config`] reads and checks the configuration, [`App`] starts and
+//! runs the proxy, [`cli`] defines the command line.
 //!
-//! | step | question |
+//! ```no_run
+//! use flowgate::{App, config};
+//!
+//! # async fn example() -> anyhow::Result<()> {
+//! let loaded = config::load(Some("flowgate.toml".as_ref()), std::env::vars_os())?;
+//! App::start(loaded.config).await?.run().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Map
+//!
+//! The modules in the order in which a call passes them:
+//!
+//! | module | what it does |
 //! |---|---|
-//! | `server.rs` | who comes in, and on what terms? |
-//! | `call/identify.rs` | who is asking, and is it really them? |
-//! | `call/body.rs` | has the whole request come? |
-//! | `call/classify.rs` | which operation is it, may they, is it limited? |
-//! | `limiter.rs` | may this attempt leave now? |
-//! | `call/sign.rs` | what goes to CAMS? |
-//! | `call/attempt.rs`, `upstream.rs` | how does it get there, and what came back? |
-//! | `call/judge.rs` | what happened? |
-//! | `call/retry.rs` | what now? |
-//! | `call/reply.rs`, `observe/record.rs` | what does the caller read, and what do we write down? |
+//! | `server` | accepts connections within their bounds, with TLS or without, and notices when a caller disconnects |
+//! | `call::identify` | parses the request strictly, verifies the signature, and finds the account and the client |
+//! | `call::body` | reads the whole body within its bounds of size and time |
+//! | `call::classify`, `call::hold` | find the operation, whether the client may call it, its limit and its deadline |
+//! | `limiter` | decides when the attempt may leave: queue, tokens, pauses, and the quota shared through Redis |
+//! | `call::sign` | builds the request to CAMS, with a new nonce and signature for each attempt |
+//! | `call::attempt`, `upstream` | send one attempt over a pooled connection and read its answer |
+//! | `call::judge` | decides from the answer what CAMS did |
+//! | `call::retry` | decides whether the call is answered now or queued again |
+//! | `call::reply` | builds the answer that the caller reads |
+//! | `observe` | records each call and attempt: metrics, log, traces, journal |
 //!
-//! `call.rs` calls them in this order and is the table of contents. Beside it stand the parts that are always there:
-//! `acs` (Alibaba's wire rules), `config`, `observe`, `process`, `admin`, and `app`, where they are joined. The public
-//! surface is what `main` and the tests need: [`config`], [`App`], [`cli`], [`observe`] and [`process`].
+//! `call` runs these steps in this order; start reading there. The other modules serve all of them: `primitives` (small
+//! values), `acs` (Alibaba's wire format), `config`, `admin` (the status page and its API), `process` (signals, systemd,
+//! hardening), `cli`, and `app`, where everything is joined. ARCHITECTURE.md has the terms and the invariants.
+
+mod flow;
 
 pub(crate) mod acs;
 mod admin;

@@ -12,22 +12,22 @@ use super::ask::{Admin, ask};
 use super::table::{shown, table};
 use crate::config::{Bind, Source, secret_file};
 
-/// How `flowgate status` asks, and what it shows.
+/// The options of `flowgate status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
 pub struct Status {
-    /// Whom to ask, as ip:port or unix:/path, instead of the configuration's listen.admin.
+    /// The admin address, ip:port or unix:/path [default: listen.admin of the configuration].
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<Bind>,
-    /// The file of the token that is shown; by default the configuration's listen.admin_token, unless --admin is given.
+    /// The file with the admin token [default: listen.admin_token of the configuration, unless --admin is given].
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// Shows the tenants that wait in each lane, too: client, tenant, and its part of the rate.
+    /// Also show the tenants that wait in each lane, with their client and their share of the rate.
     #[arg(long)]
     pub tenants: bool,
-    /// Shows it anew every second.
+    /// Refresh every second.
     #[arg(long)]
     pub watch: bool,
-    /// Prints the whole page as one line of JSON.
+    /// Print everything as one line of JSON.
     #[arg(long, conflicts_with = "tenants")]
     pub json: bool,
 }
