@@ -40,8 +40,6 @@
 //! values), `acs` (Alibaba's wire format), `config`, `admin` (the status page and its API), `process` (signals, systemd,
 //! hardening), `cli`, and `app`, where everything is joined. ARCHITECTURE.md has the terms and the invariants.
 
-mod flow;
-
 pub(crate) mod acs;
 mod admin;
 mod app;
