@@ -25,24 +25,25 @@ use futures_util::FutureExt;
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::{Request, Response};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::identify::Sendable;
-use crate::call::judge::Context;
+use crate::call::judge::{Context, Verdict};
 use crate::call::reply::Manner;
 use crate::call::retry::{Decision, Tries};
 use crate::call::services::CallServices;
 use crate::call::settings::Settings;
 use crate::config::Mode;
 use crate::error::Refusal;
-use crate::limiter;
-use crate::observe::journal::Journal;
+use crate::limiter::{self, LimitedCall, SendPermit};
+use crate::observe::metrics::CallMetrics;
 use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
 use crate::server::Gone;
 use crate::server::socket::Hangup;
+use crate::upstream::Upstream;
 
 /// Why a call ends without an answer of CAMS.
 enum End {
@@ -61,24 +62,23 @@ impl From<Refusal> for End {
 /// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic. Whoever
 /// polls it does so anew when a phase begins.
 pub(crate) async fn call<B>(
-    parts: Arc<CallServices>,
+    services: Arc<CallServices>,
     request: Box<Request<B>>,
     hangup: Hangup,
 ) -> Result<Response<Full<Bytes>>, Gone>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let (parts, hangup) = (&parts, &hangup);
-    let mut record = Record::new(parts.sinks.clone(), hangup.from());
+    let mut record = Record::new(services.sinks.clone(), hangup.from());
     let mut manner = Manner::default();
     let end = {
-        let steps = AssertUnwindSafe(steps(parts, request, hangup, (&mut record, &mut manner)))
+        let steps = AssertUnwindSafe(steps(&services, request, &hangup, &mut record, &mut manner))
             .catch_unwind();
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
             () = hangup.happened() => Err(End::Gone),
-            () = parts.phases.now_in(Phase::Over) => Err(End::Refused(limiter::draining())),
+            () = services.phases.now_in(Phase::Over) => Err(End::Refused(limiter::draining())),
         }
     };
     let response = match end {
@@ -92,104 +92,194 @@ where
             reply::refuse(&refusal, &manner, record.request_id())
         }
     };
-    Ok(reply::closing(response, parts.phases.now()))
+    Ok(reply::closing(response, services.phases.now()))
 }
 
 /// The table of contents.
 async fn steps<B>(
-    parts: &Arc<CallServices>,
+    services: &Arc<CallServices>,
     request: Box<Request<B>>,
     hangup: &Hangup,
-    (record, manner): (&mut Record, &mut Manner),
+    record: &mut Record,
+    manner: &mut Manner,
 ) -> Result<Response<Full<Bytes>>, End>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    // Boxed, so that a call that waits has no room for it any more.
-    let Arrived {
-        mut call,
-        operation,
-        bytes,
-        mut generation,
-    } = Box::pin(arrive(parts, request, record, manner)).await?;
-    let context = Context {
-        managed: matches!(call, Sendable::Verified(_)),
-        limited: operation.limit.is_some(),
-    };
-    let metrics = parts.metrics.calls(operation.labels());
-    record.queued(operation.clone(), metrics.clone());
-    let answer_by = Instant::now() + operation.hold;
-    let mut place = parts.limiter.arrive(&operation, bytes)?;
-    let mut renewed = false;
+    // Boxed, so that a call that waits has no room for its arrival any more.
+    let arrived = Box::pin(arrive(services, request, record, manner)).await?;
+    let mut call = Admitted::new(services, arrived, record)?;
     loop {
-        let permit = place.permit().await?;
-        record.turn(place.age());
+        let permit = call.queue().await?;
+        let sending = call.sign(hangup)?;
+        let attempted = call.attempt(permit, sending).await;
+        let Some(judged) = call.judge(attempted).await else {
+            continue;
+        };
+        match call.decide(&judged.verdict) {
+            Decision::Again { after } => {
+                drop(judged);
+                call.back_off(after).await;
+            }
+            Decision::Reply { advice } => return Ok(call.reply(*judged, advice)?),
+        }
+    }
+}
+
+/// A call that is admitted, and all that is kept of it until its end.
+struct Admitted<'a> {
+    services: &'a Arc<CallServices>,
+    record: &'a mut Record,
+    call: Sendable,
+    operation: Arc<Operation>,
+    /// What is counted of such operations.
+    metrics: Arc<CallMetrics>,
+    /// Its place in the queue, kept through retries.
+    place: LimitedCall<Upstream>,
+    /// When its hold ends.
+    answer_by: Instant,
+    /// The settings that it was last checked with.
+    generation: u64,
+    /// Whether its credentials were read again, which is done once.
+    renewed: bool,
+}
+
+// === impl Admitted ===
+
+impl<'a> Admitted<'a> {
+    fn new(
+        services: &'a Arc<CallServices>,
+        arrived: Arrived,
+        record: &'a mut Record,
+    ) -> Result<Self, Refusal> {
+        let Arrived {
+            call,
+            operation,
+            bytes,
+            generation,
+        } = arrived;
+        let metrics = services.metrics.calls(operation.labels());
+        record.queued(operation.clone(), metrics.clone());
+        let answer_by = Instant::now() + operation.hold;
+        let place = services.limiter.arrive(&operation, bytes)?;
+        Ok(Self {
+            services,
+            record,
+            call,
+            operation,
+            metrics,
+            place,
+            answer_by,
+            generation,
+            renewed: false,
+        })
+    }
+
+    /// Waits for the permission to send one attempt. Not an `async fn`: while a call waits, each word of its future counts.
+    fn queue(&mut self) -> impl Future<Output = Result<SendPermit<Upstream>, Refusal>> {
+        self.place.permit()
+    }
+
+    /// The call's turn has come: makes the request of one attempt, with what is in force now, if the caller is still there.
+    fn sign(&mut self, hangup: &Hangup) -> Result<Sending, End> {
+        self.record.turn(self.place.age());
         if hangup.has_happened() {
             return Err(End::Gone);
         }
-        let sending = {
-            let settings = parts.settings.load();
-            settings.recheck(&mut call, &operation.account, &mut generation)?;
-            let mut request = sign::sign(&call, &settings.config.upstream.host, SystemTime::now());
-            record.sent(request.headers_mut(), !context.managed);
-            let note = |journal: &Arc<Journal>| {
-                Box::new(journal.note(record.flow_name(), &operation, record.request_id()))
-            };
-            let note = parts.journal.as_ref().map(note);
-            let deadlines = Deadlines {
-                send_by: place.send_by(),
-                answer_by,
-            };
-            Sending {
-                request,
-                operation: operation.clone(),
-                metrics: metrics.clone(),
-                context,
-                deadlines,
-                note,
-            }
+        let context = self.context();
+        let settings = self.services.settings.load();
+        settings.recheck(
+            &mut self.call,
+            &self.operation.account,
+            &mut self.generation,
+        )?;
+        let host = &settings.config.upstream.host;
+        let mut request = sign::sign(&self.call, host, SystemTime::now());
+        self.record.sent(request.headers_mut(), !context.managed);
+        let note = self.services.journal.as_ref().map(|journal| {
+            let (flow_name, id) = (self.record.flow_name(), self.record.request_id());
+            Box::new(journal.note(flow_name, &self.operation, id))
+        });
+        Ok(Sending {
+            request,
+            operation: self.operation.clone(),
+            metrics: self.metrics.clone(),
+            context,
+            deadlines: Deadlines {
+                send_by: self.place.send_by(),
+                answer_by: self.answer_by,
+            },
+            note,
+        })
+    }
+
+    /// Sends one attempt. Not an `async fn`, whose future would hold these arguments to its end.
+    fn attempt(
+        &self,
+        permit: SendPermit<Upstream>,
+        sending: Sending,
+    ) -> impl Future<Output = Attempted> + use<> {
+        attempt::attempt(self.services, permit, sending)
+    }
+
+    /// What happened; none if the call is to be sent again at once: nothing left this process, or CAMS did not know the
+    /// session any more and another one could be read, which is tried once.
+    async fn judge(&mut self, attempted: Attempted) -> Option<Box<Judged>> {
+        let Attempted::Judged(judged) = attempted else {
+            self.record.unsent();
+            return None;
         };
-        let after = {
-            let Attempted::Judged(judged) = attempt::attempt(parts, permit, sending).await else {
-                record.unsent();
-                continue;
-            };
-            record.judged(judged.verdict.code(), judged.verdict.request_id());
-            if judged.verdict.is_old_session()
-                && !std::mem::replace(&mut renewed, true)
-                && Box::pin(parts.settings.reread(generation, answer_by)).await
-            {
-                record.queued_again(Duration::ZERO);
-                continue;
+        let verdict = &judged.verdict;
+        self.record.judged(verdict.code(), verdict.request_id());
+        if verdict.is_old_session() && !std::mem::replace(&mut self.renewed, true) {
+            let settings = &self.services.settings;
+            if Box::pin(settings.reread(self.generation, self.answer_by)).await {
+                self.record.queued_again(Duration::ZERO);
+                return None;
             }
-            let (sent, left) = (record.attempts(), place.left());
-            let settings = parts.settings.load_full();
-            let can_repeat = context.managed && settings.config.mode == Mode::Enforce;
-            let tries = Tries {
-                sent,
-                can_repeat,
-                has_lane: context.limited,
-                left,
-            };
-            match retry::decide(
-                &judged.verdict,
-                tries,
-                &settings.config.retry,
-                fastrand::f64(),
-            ) {
-                Decision::Again { after } => after,
-                Decision::Reply { advice } => {
-                    let Judged { answer, verdict } = *judged;
-                    let response = reply::pass_on(answer, &verdict, record.service(), || {
-                        place.predicted_wait().max(advice)
-                    })?;
-                    record.answered(verdict.outcome(), verdict.code(), response.status());
-                    return Ok(response);
-                }
-            }
+        }
+        Some(judged)
+    }
+
+    /// Whether it is sent again.
+    fn decide(&self, verdict: &Verdict) -> Decision {
+        let context = self.context();
+        let config = &self.services.settings.load_full().config;
+        let tries = Tries {
+            sent: self.record.attempts(),
+            can_repeat: context.managed && config.mode == Mode::Enforce,
+            has_lane: context.limited,
+            left: self.place.left(),
         };
-        record.queued_again(after);
-        tokio::time::sleep(after).await;
+        retry::decide(verdict, tries, &config.retry, fastrand::f64())
+    }
+
+    /// Waits before the call queues again.
+    fn back_off(&mut self, after: Duration) -> Sleep {
+        self.record.queued_again(after);
+        tokio::time::sleep(after)
+    }
+
+    /// CAMS's answer as the caller gets it.
+    fn reply(
+        &mut self,
+        judged: Judged,
+        advice: Duration,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let Judged { answer, verdict } = judged;
+        let service = self.record.service();
+        let predicted_wait = || self.place.predicted_wait().max(advice);
+        let response = reply::pass_on(answer, &verdict, service, predicted_wait)?;
+        self.record
+            .answered(verdict.outcome(), verdict.code(), response.status());
+        Ok(response)
+    }
+
+    fn context(&self) -> Context {
+        Context {
+            managed: matches!(self.call, Sendable::Verified(_)),
+            limited: self.operation.limit.is_some(),
+        }
     }
 }
 
@@ -205,7 +295,7 @@ struct Arrived {
 
 /// The steps before the call may wait: who asks, and for what.
 async fn arrive<B>(
-    parts: &Arc<CallServices>,
+    services: &Arc<CallServices>,
     request: Box<Request<B>>,
     record: &mut Record,
     manner: &mut Manner,
@@ -214,7 +304,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let arrived = SystemTime::now();
-    let settings = parts.settings.load_full();
+    let settings = services.settings.load_full();
     let Settings {
         config,
         directory,
@@ -224,25 +314,25 @@ where
     *manner = Manner::of(&head);
     record.traced(&head.headers, arrived, config.telemetry.sample_percent);
     body::check_head(&head, config.listen.max_header)?;
-    let claim = parts.checked(identify::head(&head, directory, arrived))?;
+    let claim = services.checked(identify::head(&head, directory, arrived))?;
     record.claimed(claim.claimant());
     let body = match body.is_end_stream() {
         true => Bytes::new(),
         false => {
-            parts.checked(claim.check_nonce(&parts.nonces))?;
-            body::read(body, parts.allowance(&claim, &config.listen)).await?
+            services.checked(claim.check_nonce(&services.nonces))?;
+            body::read(body, services.allowance(&claim, &config.listen)).await?
         }
     };
-    let nonce = parts.quota.as_ref().map(|quota| (quota, claim.nonce()));
-    let mut proved = claim.prove(body, &parts.nonces, arrived);
+    let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));
+    let mut proved = claim.prove(body, &services.nonces, arrived);
     if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
         // While the store is away, each replica's own memory is all there is.
         && !quota.take_nonce(&nonce.digest, nonce.until, arrived).await.unwrap_or(true)
     {
         proved = Err(identify::used());
     }
-    let caller = parts.proved(proved)?;
-    let operation = classify::classify(&caller, &head.headers, config, &parts.margins)?;
+    let caller = services.proved(proved)?;
+    let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.named(caller.flow_name().as_deref());
     let (operation, bytes, generation) = (Arc::new(operation), caller.bytes(), *generation);
     Ok(Arrived {

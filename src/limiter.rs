@@ -36,5 +36,5 @@ pub(crate) use crate::limiter::connector::Connector;
 pub(crate) use crate::limiter::order::Order;
 pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
 pub(crate) use crate::limiter::refusals::draining;
-pub(crate) use crate::limiter::registry::Limiter;
+pub(crate) use crate::limiter::registry::{LimitedCall, Limiter};
 pub(crate) use crate::limiter::view::LaneView;
