@@ -208,7 +208,7 @@ async fn pairs_are_found_over_rotations_and_processes() {
         .collect();
     for (index, note) in notes.iter().enumerate() {
         if index % 50 != 0 {
-            note_end(&note, Some(&answer), &verdict);
+            note_end(note, Some(&answer), &verdict);
         }
     }
     desk.journal.flushed().await;
