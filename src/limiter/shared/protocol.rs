@@ -39,9 +39,9 @@ const DEPTH: u32 = 512;
 const SHORT: u32 = 32;
 /// The answer tells when each token is back, if they are no more than this.
 const TOLD: u32 = 32;
-/// Of more it tells this many or more, which are evenly spread over them: one for each quarter of a second that they are
-/// away.
-const SAMPLES: u32 = 4;
+/// Of more it has this many or more, evenly spread over them: one for each 400 ms of the window. Each
+/// costs the store a look into the middle of a long list.
+const SAMPLES: u32 = 3;
 /// Slots given back with one question; more are given back with the next. It bounds the store's work, as `SLOTS` does.
 pub(crate) const GIVEN_BACK: usize = 64;
 
@@ -229,7 +229,7 @@ impl Op {
             micros(SOON),
             micros(PATIENCE),
         ];
-        let samples = u32::try_from(limit.window.as_millis() / 250)
+        let samples = u32::try_from(limit.window.as_millis() / 400)
             .unwrap_or(TOLD)
             .clamp(SAMPLES, TOLD);
         let bounds = [SLOTS, KEPT, DEPTH, SHORT, TOLD, samples].map(u64::from);
