@@ -12,7 +12,7 @@ use std::time::Duration;
 use criterion::{BenchmarkId, Criterion};
 use tokio::time::Instant;
 
-use crate::limiter::fair::{FairQueue, Place, QueueEntry};
+use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::primitives::id::{ClientId, TenantId};
 // The line's files know it by this path.
 use flowgate::primitives;
@@ -82,7 +82,7 @@ impl Crowd {
             .collect();
         random.shuffle(&mut of);
         let entry = |tenant: &TenantId| QueueEntry {
-            place: Place(0),
+            sequence: Sequence(0),
             client: client.clone(),
             weight: 1,
             tenant: tenant.clone(),
@@ -102,7 +102,7 @@ impl Crowd {
     /// Joins the line as its last.
     fn come(&mut self, index: usize) {
         self.next += 1;
-        self.entries[index].place = Place(self.next);
+        self.entries[index].sequence = Sequence(self.next);
         self.queue.push(self.entries[index].clone(), index);
     }
 
@@ -118,7 +118,7 @@ impl Crowd {
             for index in self.some().into_iter().take(count) {
                 self.next += 1;
                 new.push(QueueEntry {
-                    place: Place(self.next),
+                    sequence: Sequence(self.next),
                     ..self.entries[index].clone()
                 });
             }
@@ -181,9 +181,11 @@ impl Crowd {
             for _ in 0..times {
                 let mut walk = self.queue.walk();
                 while !walk.is_over() {
-                    drop(black_box(self.queue.walk_on(&mut walk, 128, |ahead, _| {
-                        black_box(ahead) < usize::MAX
-                    })));
+                    drop(black_box(self.queue.advance_walk(
+                        &mut walk,
+                        128,
+                        |ahead, _| black_box(ahead) < usize::MAX,
+                    )));
                 }
             }
         })

@@ -1,13 +1,13 @@
-//! May this attempt leave now? Each account and limited action has a lane; in it calls wait in fair order for a ready
-//! connection, for the end of a pause, and for a token. What comes out is a [`SendPermit`], the right to send one attempt,
-//! which only this module makes.
+//! May this attempt leave now? Each limited action of each account has a lane. In it calls wait in
+//! fair order until a connection is ready, no pause is in force and a token is free. The result is
+//! a [`SendPermit`], the right to send one attempt, which only this module makes.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out |
 //! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `shadow.rs` | the parts of a lane; they only decide |
-//! | `registry.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, a lane's lock, the task that waits for it, the right to send, where connections come from |
-//! | `rules.rs`, `drain.rs`, `order.rs`, `refusals.rs`, `view.rs` | what the configuration says, until when calls are granted, what operators order, what callers and operators read |
+//! | `registry.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, a lane's lock, its worker task, the right to send, the source of connections |
+//! | `rules.rs`, `drain.rs`, `order.rs`, `refusals.rs`, `view.rs` | configuration, drain deadlines, operators' commands, refusal texts, the lanes as operators see them |
 //! | `shared/` | the quota that replicas share: tokens dealt by a store |
 
 mod connector;
@@ -33,7 +33,7 @@ mod view;
 mod worker;
 
 pub(crate) use crate::limiter::connector::Connector;
-pub(crate) use crate::limiter::order::Order;
+pub(crate) use crate::limiter::order::Command;
 pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
 pub(crate) use crate::limiter::refusals::draining;
 pub(crate) use crate::limiter::registry::{LimitedCall, Limiter};

@@ -14,7 +14,7 @@ use super::{JSON, Page};
 use crate::call::body::{self, Allowance};
 use crate::call::services::CallServices;
 use crate::config::Mode;
-use crate::limiter::Order;
+use crate::limiter::Command;
 
 /// What is ordered by this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(super) async fn obey(
         .any(|known| known.id.as_str() == account);
     let Some(obeyed) = parts
         .limiter
-        .order(account, action, is_configured, order)
+        .handle_command(account, action, is_configured, order)
         .await
     else {
         return Page::refused(
@@ -102,7 +102,7 @@ pub(super) async fn obey(
             "There is no such lane: see the accounts and actions of /lanes.\n",
         );
     };
-    let (order, told, queued) = (name.label(), obeyed.told, obeyed.queued);
+    let (order, told, queued) = (name.label(), obeyed.refused, obeyed.queued);
     parts.metrics.operator_action(order);
     let from = from.map(tracing::field::display);
     tracing::warn!(
@@ -135,19 +135,19 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
 }
 
-fn read(name: Name, body: &[u8]) -> Result<(Said, Order), &'static str> {
+fn read(name: Name, body: &[u8]) -> Result<(Said, Command), &'static str> {
     let expected = "Expected {\"account\": \"...\", \"action\": \"...\"}, and for a pause, if you like, \"seconds\".";
     let said: Said = serde_json::from_slice(body).map_err(|_| expected)?;
     let order = match (name, said.seconds) {
-        (Name::Pause, None) => Order::Pause(None),
+        (Name::Pause, None) => Command::Pause(None),
         (Name::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
-            Order::Pause(Some(Duration::from_secs(seconds)))
+            Command::Pause(Some(Duration::from_secs(seconds)))
         }
         (Name::Pause, Some(_)) => {
             return Err("Expected 1 to 86400 seconds, or none: until it is resumed.");
         }
-        (Name::Resume, None) => Order::Resume,
-        (Name::Flush, None) => Order::Flush,
+        (Name::Resume, None) => Command::Resume,
+        (Name::Flush, None) => Command::Flush,
         (Name::Resume | Name::Flush, Some(_)) => return Err("Only a pause has seconds."),
     };
     Ok((said, order))

@@ -59,7 +59,8 @@ impl CallServices {
             limiter: Limiter::new(
                 &config,
                 upstream.clone(),
-                (metrics.clone(), quota.clone()),
+                metrics.clone(),
+                quota.clone(),
                 Instant::now(),
             ),
             upstream,

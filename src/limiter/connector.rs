@@ -1,25 +1,26 @@
-//! What does a turn need besides a token? A connection that is ready; where it comes from is not the queue's business.
+//! Where do ready connections come from? A grant needs a ready connection besides a token; the
+//! lanes get it through this trait only, so that tests need no endpoint.
 
 use std::future::Future;
 
 use crate::upstream::{Connection, Reach, Upstream};
 
-/// Where a ready connection comes from. A turn is a token and a connection that is ready, in this order of getting
-/// them: first the connection, then the token.
+/// Provides ready connections. The limiter first gets a connection and then takes a token.
 pub(crate) trait Connector: Send + Sync + 'static {
-    /// A connection that is ready to take a request; given back by dropping it.
+    /// A connection that is ready to take a request. Dropping it gives it back.
     type Connection: Send + 'static;
 
-    /// One that is ready at this moment.
+    /// Returns a connection if one is ready now.
     fn try_ready(&self) -> Option<Self::Connection>;
 
-    /// Waits for one, for ever if need be; `wanted` calls could go now. Dropping the future loses nothing.
+    /// Waits for a connection without a timeout. `wanted` is the number of calls that could use one
+    /// now. Cancel safe.
     fn ready(&self, wanted: usize) -> impl Future<Output = Self::Connection> + Send;
 
     /// Whether a connection that was ready still is.
     fn is_usable(connection: &Self::Connection) -> bool;
 
-    /// Why no connection can be had at present, if so.
+    /// Why no connection can be opened at present; none if connections can be opened.
     fn down(&self) -> Option<String>;
 }
 

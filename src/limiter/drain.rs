@@ -1,36 +1,38 @@
-//! Until when is anything granted? For ever, until a drain begins; then until a moment that leaves time for the answers,
-//! and where a successor takes over the quota, calls of limited actions no longer at all.
+//! Until when are calls granted? Without a drain, always. After a drain has begun, until a deadline
+//! that leaves time for the answers; where a successor takes over the quota, calls of limited
+//! actions are not granted any more.
 
 use tokio::time::Instant;
 
-/// When the last calls are granted.
+/// The deadlines of a drain.
 #[derive(Default)]
-pub(super) struct DrainBy {
+pub(super) struct DrainDeadlines {
     limited: Option<Instant>,
-    others: Option<Instant>,
+    unlimited: Option<Instant>,
 }
 
-// === impl DrainBy ===
+// === impl DrainDeadlines ===
 
-impl DrainBy {
-    /// A drain ends then; never later than was said before.
+impl DrainDeadlines {
+    /// Begins a drain that ends at `by`. A later call never extends the deadline of limited
+    /// actions.
     pub(super) fn begin(&mut self, by: Instant) {
         self.limited = Some(self.limited.map_or(by, |limited| limited.min(by)));
-        self.others = Some(by);
+        self.unlimited = Some(by);
     }
 
-    /// A successor has the quota.
+    /// A successor uses the quota from now on.
     pub(super) fn hand_over(&mut self, now: Instant) {
         self.limited = Some(now);
     }
 
-    /// When calls of limited actions are not granted any more.
+    /// The deadline for calls of limited actions.
     pub(super) fn limited(&self) -> Option<Instant> {
         self.limited
     }
 
-    /// Whether calls without a limit are not, either.
-    pub(super) fn is_over_for_all(&self, then: Instant) -> bool {
-        self.others.is_some_and(|by| by <= then)
+    /// Whether calls of actions without a limit are not granted any more.
+    pub(super) fn is_over_for_unlimited(&self, now: Instant) -> bool {
+        self.unlimited.is_some_and(|by| by <= now)
     }
 }

@@ -1,19 +1,23 @@
-//! Whose turn is it? Clients of an account take turns by weight, tenants inside their client's turn one after the other,
-//! and each tenant's calls go by first arrival: a call that comes back after a throttle refusal stands where it stood.
-//! Only decides; it is told of arrivals and departures by the lane.
+//! Which call is served next? Clients of an account take turns by weight, the tenants of a client
+//! take turns within it, and the calls of a tenant are served by first arrival. A call that comes
+//! back after a throttle refusal keeps its position. Only decides; the lane reports arrivals and
+//! departures.
 //!
 //! # Why start-time fair queueing
 //!
-//! Every call costs one token, so what deficit round robin adds for costs of different size is of no use here, and it
-//! serves a client of weight 4 four calls in a row. Start-time fair queueing spreads them: a client's calls bear tags
-//! that lie 1/weight apart, the smallest tag goes next, and a client that comes back starts at the tag being served, or
-//! where its last calls ended if that is later. So nobody saves up turns while away, nobody gets ahead by coming one
-//! call at a time, and how many go before a call can be computed instead of simulated, which an honest forecast needs.
-//! Tenant names are invented for free: a thousand of them share one client's tags and take nothing from the others.
+//! Every call costs one token, so there is no need for deficit round robin, which handles costs of
+//! different size; and it serves a client of weight 4 four calls in a row. Start-time fair queueing
+//! interleaves them: the calls of a client have tags that are 1/weight apart, and the smallest tag
+//! is served next. A client that comes back starts at the tag being served, or where its last calls
+//! ended if that is later. So a client cannot save up turns while it is away, and gains nothing by
+//! sending one call at a time. The number of calls that are served before a given one can be
+//! computed instead of simulated, which forecasts need. Clients can invent any number of tenant
+//! names: all of them share the client's tags and take nothing from other clients.
 //!
-//! Joining, leaving and being served cost O(log n), n being the calls that wait or have gone a moment ago; making room
-//! O(clients + log n); a forecast for a newcomer O(clients + tenants of its client); going through the line O(n log n).
-//! A test counts comparisons to guard this, and `benches/queue.rs` measures it.
+//! Pushing, removing and popping a call cost O(log n), where n is the number of calls that wait or
+//! were removed a moment ago. Eviction costs O(clients + log n), the forecast for a new call
+//! O(clients + tenants of its client), and a walk through the queue O(n log n). A test counts
+//! comparisons to guard this, and `benches/queue.rs` measures it.
 
 mod turns;
 
@@ -22,17 +26,18 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use tokio::time::Instant;
 
-use crate::limiter::fair::turns::{STRIDE, Stride, Turns};
+use crate::limiter::fair::turns::{STRIDE, Stride, TurnOrder};
 use crate::primitives::id::{ClientId, TenantId};
 
-/// A place in the order of first arrivals; lower is earlier. Given once per call and kept through its retries.
+/// The sequence number of a call in the order of first arrivals. Assigned once per call and kept
+/// through its retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place(pub(crate) u64);
+pub(crate) struct Sequence(pub(crate) u64);
 
-/// Who stands in line, and since when.
+/// Identifies a queued call.
 #[derive(Clone, Debug)]
 pub(crate) struct QueueEntry {
-    pub(crate) place: Place,
+    pub(crate) sequence: Sequence,
     pub(crate) client: ClientId,
     /// The client's share among the account's clients.
     pub(crate) weight: u32,
@@ -40,26 +45,26 @@ pub(crate) struct QueueEntry {
     pub(crate) arrived: Instant,
 }
 
-/// The waiting calls of one lane.
+/// The queued calls of one lane.
 pub(crate) struct FairQueue<W> {
     clients: HashMap<ClientId, Client<W>>,
-    turns: Turns<ClientId>,
+    turns: TurnOrder<ClientId>,
     len: usize,
 }
 
-/// One client's calls.
+/// The queued calls of one client.
 struct Client<W> {
     weight: u32,
     stride: Stride,
-    calls: BTreeMap<Place, (QueueEntry, W)>,
-    /// The places of each tenant's calls.
-    tenants: HashMap<TenantId, BTreeSet<Place>>,
-    turns: Turns<TenantId>,
+    calls: BTreeMap<Sequence, (QueueEntry, W)>,
+    /// The sequence numbers of each tenant's calls.
+    tenants: HashMap<TenantId, BTreeSet<Sequence>>,
+    turns: TurnOrder<TenantId>,
 }
 
-// === impl Place ===
+// === impl Sequence ===
 
-impl Ord for Place {
+impl Ord for Sequence {
     fn cmp(&self, other: &Self) -> Ordering {
         #[cfg(all(test, debug_assertions))]
         tests::compared();
@@ -67,7 +72,7 @@ impl Ord for Place {
     }
 }
 
-impl PartialOrd for Place {
+impl PartialOrd for Sequence {
     fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
         Some(self.cmp(other))
     }
@@ -79,53 +84,58 @@ impl<W> FairQueue<W> {
     pub(crate) fn new() -> Self {
         Self {
             clients: HashMap::new(),
-            turns: Turns::new(),
+            turns: TurnOrder::new(),
             len: 0,
         }
     }
 
-    /// One more waits. A place is in line at most once.
+    /// Adds a call. Its sequence number must not be in the queue.
     pub(crate) fn push(&mut self, entry: QueueEntry, waiter: W) {
-        let (name, tenant, place) = (entry.client.clone(), entry.tenant.clone(), entry.place);
+        let name = entry.client.clone();
+        let sequence = entry.sequence;
         let client = self.clients.entry(name.clone()).or_insert_with(Client::new);
         client.stride = stride(&entry);
         client.weight = entry.weight;
-        let places = client.tenants.entry(tenant.clone()).or_default();
-        places.insert(place);
-        client.turns.set(&tenant, first_of(places));
-        let before = client.calls.insert(place, (entry, waiter));
-        debug_assert!(before.is_none(), "a place is in line at most once");
+        let sequences = client.tenants.entry(entry.tenant.clone()).or_default();
+        sequences.insert(sequence);
+        client.turns.set(&entry.tenant, first_of(sequences));
+        let before = client.calls.insert(sequence, (entry, waiter));
+        debug_assert!(before.is_none(), "a call is queued at most once");
         self.len += 1;
         self.turns.set(&name, client.first());
     }
 
-    /// Takes out the call that is served next.
+    /// Removes the call that is served next.
     pub(crate) fn pop(&mut self) -> Option<W> {
         let name = self.turns.first()?.0.clone();
-        let client = self.clients.get_mut(&name).expect("who waits is a client");
-        let (tenant, place) = client
+        let client = self
+            .clients
+            .get_mut(&name)
+            .expect("a waiting client is known");
+        let (tenant, sequence) = client
             .turns
             .first()
-            .expect("a client that waits has a tenant that waits");
+            .expect("a waiting client has a waiting tenant");
         let tenant = tenant.clone();
         client.turns.serve(STRIDE);
         let stride = client.stride;
         self.turns.serve(stride);
-        self.take(&name, &tenant, place)
+        self.take(&name, &tenant, sequence)
     }
 
-    /// Takes one out wherever it stands: it hung up, or its time is over.
+    /// Removes a call from any position, because its caller has disconnected or its hold is over.
     pub(crate) fn remove(&mut self, entry: &QueueEntry) -> Option<W> {
-        self.take(&entry.client, &entry.tenant, entry.place)
+        self.take(&entry.client, &entry.tenant, entry.sequence)
     }
 
-    /// Takes out the newest call of the client with the most calls, if that has more than `than` has.
+    /// Removes the newest call of the client with the most calls, if that client has more calls
+    /// than `than`.
     pub(crate) fn evict(&mut self, than: &ClientId) -> Option<W> {
         let (_, client) = self
             .clients
             .iter()
             .max_by_key(|(name, client)| (client.calls.len(), *name))?;
-        if client.calls.len() <= self.of_client(than) {
+        if client.calls.len() <= self.client_len(than) {
             return None;
         }
         let (_, (newest, _)) = client.calls.last_key_value()?;
@@ -133,126 +143,127 @@ impl<W> FairQueue<W> {
         self.remove(&newest)
     }
 
-    /// Begins to go through the queue in the order of service, as it would be if no other call arrived. Costs
-    /// O(clients + tenants).
+    /// Begins a walk through the queue in the order of service, as it would be without further
+    /// arrivals. Costs O(clients + tenants).
     pub(crate) fn walk(&self) -> Walk {
         let clients = self
             .clients
             .iter()
-            .map(|(name, client)| (name.clone(), ClientWalk::new(client)));
+            .map(|(name, client)| (name.clone(), ClientWalk::new(client)))
+            .collect();
         Walk {
             turns: self.turns.clone(),
-            clients: clients.collect(),
+            clients,
             ahead: 0,
             is_over: self.len == 0,
         }
     }
 
-    /// Goes on with a walk for at most `steps` calls. `stays` is asked of each call with the number of calls that stay
-    /// before it; those that do not stay are taken out and returned. The queue may change between two pieces: calls that
-    /// left or were served are passed over, and calls that arrived at a later place are met in their turn.
-    pub(crate) fn walk_on(
+    /// Continues a walk for at most `steps` calls. `stays` is called for each call with the number
+    /// of remaining calls before it; the calls for which it returns false are removed and returned.
+    /// The queue may change between two pieces: calls that were removed or served are skipped, and
+    /// calls that arrived further back are visited.
+    pub(crate) fn advance_walk(
         &mut self,
         walk: &mut Walk,
         steps: usize,
         mut stays: impl FnMut(usize, &W) -> bool,
     ) -> Vec<W> {
-        let mut leave = Vec::new();
+        let mut removed = Vec::new();
         for _ in 0..steps {
             let Some(name) = walk.turns.first().map(|(name, _)| name.clone()) else {
                 walk.is_over = true;
                 break;
             };
             let known = self.clients.get(&name).zip(walk.clients.get_mut(&name));
-            let Some((client, future)) = known else {
+            let Some((client, client_walk)) = known else {
                 walk.turns.set(&name, None);
                 continue;
             };
-            if let Some((tenant, place)) = future.next() {
-                match client.calls.get(&place) {
+            if let Some((tenant, sequence)) = client_walk.next() {
+                match client.calls.get(&sequence) {
                     Some((entry, waiter)) if !stays(walk.ahead, waiter) => {
-                        leave.push(entry.clone())
+                        removed.push(entry.clone());
                     }
                     Some(_) => {
                         walk.ahead += 1;
-                        future.turns.serve(STRIDE);
+                        client_walk.turns.serve(STRIDE);
                         walk.turns.serve(client.stride);
                     }
                     None => {}
                 }
-                future.pass(client, &tenant, place);
+                client_walk.pass(client, &tenant, sequence);
             }
-            walk.turns
-                .set(&name, future.next().map(|(_, place)| (place, 0)));
+            let next = client_walk.next().map(|(_, sequence)| (sequence, 0));
+            walk.turns.set(&name, next);
         }
-        leave
+        removed
             .iter()
             .filter_map(|entry| self.remove(entry))
             .collect()
     }
 
-    /// How many wait.
+    /// The number of queued calls.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// The clients that wait, with their weights and how many of their tenants wait.
+    /// The waiting clients, with their weights and the numbers of their waiting tenants.
     pub(crate) fn clients(&self) -> impl Iterator<Item = (&ClientId, u32, usize)> {
-        let waiting = self
-            .clients
+        self.clients
             .iter()
-            .filter(|(_, client)| !client.calls.is_empty());
-        waiting.map(|(name, client)| (name, client.weight, client.tenants.len()))
+            .filter(|(_, client)| !client.calls.is_empty())
+            .map(|(name, client)| (name, client.weight, client.tenants.len()))
     }
 
-    /// How many of this client's calls wait.
-    pub(crate) fn of_client(&self, client: &ClientId) -> usize {
+    /// The number of queued calls of this client.
+    pub(crate) fn client_len(&self, client: &ClientId) -> usize {
         self.clients
             .get(client)
             .map_or(0, |client| client.calls.len())
     }
 
-    /// How many would be served before a newcomer, if nobody came after it.
+    /// How many calls would be served before a new one, if no other call arrived after it.
     pub(crate) fn ahead_of_new(&self, entry: &QueueEntry) -> usize {
-        let own = self.clients.get(&entry.client);
-        let in_client = own.map_or(0, |client| client.ahead_of_new(&entry.tenant));
+        let ahead_in_client = self
+            .clients
+            .get(&entry.client)
+            .map_or(0, |client| client.ahead_of_new(&entry.tenant));
         let tag = self
             .turns
             .tag(&entry.client)
-            .after(in_client, stride(entry));
-        in_client
-            + self
-                .turns
-                .before(&entry.client, tag, |other| self.clients[other].stride)
+            .after(ahead_in_client, stride(entry));
+        let ahead_of_client = self
+            .turns
+            .before(&entry.client, tag, |other| self.clients[other].stride);
+        ahead_in_client + ahead_of_client
     }
 
-    /// When the one that has waited longest arrived.
+    /// When the call that has waited longest arrived.
     pub(crate) fn oldest(&self) -> Option<Instant> {
-        let first = |client: &Client<W>| {
-            client
-                .calls
-                .first_key_value()
-                .map(|(_, (entry, _))| entry.arrived)
-        };
-        self.clients.values().filter_map(first).min()
+        self.clients
+            .values()
+            .filter_map(|client| client.calls.first_key_value())
+            .map(|(_, (entry, _))| entry.arrived)
+            .min()
     }
 
-    /// All that wait, in no order.
+    /// All queued calls, in no particular order.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = &(QueueEntry, W)> {
         self.clients
             .values()
             .flat_map(|client| client.calls.values())
     }
 
-    fn take(&mut self, name: &ClientId, tenant: &TenantId, place: Place) -> Option<W> {
+    fn take(&mut self, name: &ClientId, tenant: &TenantId, sequence: Sequence) -> Option<W> {
         let client = self.clients.get_mut(name)?;
-        let (_, waiter) = client.calls.remove(&place)?;
-        let places = client
+        let (_, waiter) = client.calls.remove(&sequence)?;
+        let sequences = client
             .tenants
             .get_mut(tenant)
-            .expect("the tenant of a call that waits");
-        places.remove(&place);
-        let rest = first_of(places);
+            .expect("a waiting call has a tenant");
+        sequences.remove(&sequence);
+        let rest = first_of(sequences);
         client.turns.set(tenant, rest);
         if rest.is_none() {
             client.tenants.remove(tenant);
@@ -261,7 +272,7 @@ impl<W> FairQueue<W> {
         self.turns.set(name, first);
         self.len -= 1;
         if self.len == 0 {
-            // Nobody waits, so nobody is ahead of anybody.
+            // The queue is empty, so no client is ahead of another one.
             *self = Self::new();
         } else if first.is_none() && !self.turns.is_ahead(name) {
             self.clients.remove(name);
@@ -279,15 +290,15 @@ impl<W> Client<W> {
             stride: STRIDE,
             calls: BTreeMap::new(),
             tenants: HashMap::new(),
-            turns: Turns::new(),
+            turns: TurnOrder::new(),
         }
     }
 
-    /// Where its next call stands, and how many wait.
-    fn first(&self) -> Option<(Place, usize)> {
+    /// The sequence number of the next call, and the number of calls.
+    fn first(&self) -> Option<(Sequence, usize)> {
         self.turns
             .first()
-            .map(|(_, place)| (place, self.calls.len()))
+            .map(|(_, sequence)| (sequence, self.calls.len()))
     }
 
     fn ahead_of_new(&self, tenant: &TenantId) -> usize {
@@ -297,39 +308,39 @@ impl<W> Client<W> {
     }
 }
 
-/// The first of a tenant's calls, and how many there are.
-fn first_of(places: &BTreeSet<Place>) -> Option<(Place, usize)> {
-    Some((*places.first()?, places.len()))
+/// The first of a tenant's calls, and the number of its calls.
+fn first_of(sequences: &BTreeSet<Sequence>) -> Option<(Sequence, usize)> {
+    Some((*sequences.first()?, sequences.len()))
 }
 
-/// How far apart the tags of such a call's client lie.
+/// The distance between the tags of the entry's client.
 fn stride(entry: &QueueEntry) -> Stride {
     STRIDE / Stride::from(entry.weight.max(1))
 }
 
-/// How far a walk through the queue has come.
+/// The state of a walk through the queue.
 pub(crate) struct Walk {
-    turns: Turns<ClientId>,
+    turns: TurnOrder<ClientId>,
     clients: HashMap<ClientId, ClientWalk>,
-    /// Calls that were passed and stay.
+    /// Calls that were visited and stay.
     ahead: usize,
     is_over: bool,
 }
 
-/// One client's part of a walk.
+/// The state of a walk within one client.
 struct ClientWalk {
-    turns: Turns<TenantId>,
+    turns: TurnOrder<TenantId>,
 }
 
 // === impl Walk ===
 
 impl Walk {
-    /// Whether every call was passed.
+    /// Whether every call was visited.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// A call was served meanwhile: one call fewer is ahead of those that are still to come.
+    /// Notes that a call was served meanwhile: one call fewer is ahead of the rest.
     pub(crate) fn served(&mut self) {
         self.ahead = self.ahead.saturating_sub(1);
     }
@@ -344,20 +355,20 @@ impl ClientWalk {
         }
     }
 
-    fn next(&self) -> Option<(TenantId, Place)> {
+    fn next(&self) -> Option<(TenantId, Sequence)> {
         self.turns
             .first()
-            .map(|(tenant, place)| (tenant.clone(), place))
+            .map(|(tenant, sequence)| (tenant.clone(), sequence))
     }
 
-    fn pass<W>(&mut self, client: &Client<W>, tenant: &TenantId, place: Place) {
+    fn pass<W>(&mut self, client: &Client<W>, tenant: &TenantId, sequence: Sequence) {
         use std::ops::Bound::{Excluded, Unbounded};
-        let after = (Excluded(place), Unbounded);
+        let after = (Excluded(sequence), Unbounded);
         let next = client
             .tenants
             .get(tenant)
-            .and_then(|places| places.range(after).next().copied());
-        self.turns.set(tenant, next.map(|place| (place, 0)));
+            .and_then(|sequences| sequences.range(after).next().copied());
+        self.turns.set(tenant, next.map(|sequence| (sequence, 0)));
     }
 }
 

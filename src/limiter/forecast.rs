@@ -1,7 +1,8 @@
-//! When do the next grants of a lane come? Computed for forecasts only; it grants nothing.
+//! When do the next grants of a lane come? This only computes forecasts and grants nothing.
 //!
-//! With a steady rate the answer is exact and costs O(1). A rate that is about to rise is exact for up to
-//! [`EXACT`] tokens; above that tokens are so close together that the mean rate is right to within a token's distance.
+//! At a steady rate the forecast is exact and costs O(1). A rising rate is forecast exactly for up
+//! to [`MAX_EXACT_TOKENS`] tokens. With more tokens, the mean rate is used, which is accurate to
+//! the distance between two tokens.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,50 +12,52 @@ use tokio::time::Instant;
 use crate::limiter::pace::Rate;
 use crate::limiter::shared::turns::Turns as DealtTurns;
 
-/// Up to this many tokens a rising rate is forecast token by token.
-const EXACT: usize = 64;
+/// The most tokens for which a rising rate is forecast token by token.
+const MAX_EXACT_TOKENS: usize = 64;
 
-/// The grants to come: each token's next grant, and how the rate rises.
+/// A forecast, from each token's next grant and the rises of the rate.
 pub(crate) struct Forecast<'a> {
-    turns: Turns<'a>,
-    /// After a grant a token is back this much later.
+    next_grants: NextGrants<'a>,
+    /// How long after a grant its token is back.
     away: Duration,
-    /// The least time between two grants, until the rate rises.
+    /// The least time between two grants, until the first rise.
     spacing: Duration,
+    /// Each rate applies from its time on.
     rises: Vec<(Instant, Rate)>,
 }
 
-/// When each token that may be in use is granted next, in order. All lie within about one period.
-pub(crate) enum Turns<'a> {
+/// When each usable token is granted next, in order. All these times lie within about one period of
+/// `away`.
+pub(crate) enum NextGrants<'a> {
     /// The tokens of this process.
     Ring {
         /// No grant comes before this.
         open: Instant,
-        /// Tokens that are free.
+        /// The number of free tokens.
         free: usize,
-        /// The last uses.
+        /// The recent uses.
         used: &'a VecDeque<Instant>,
-        /// The first of them whose end makes a token free.
+        /// The index of the first use whose end makes a token free.
         first: usize,
-        /// Tokens that are about to be used.
+        /// The number of held tokens.
         held: usize,
-        /// When they are, at the soonest.
+        /// When these are used, at the earliest.
         held_until: Instant,
-        /// After a use its token is back this much later.
+        /// How long after a use its token is back.
         away: Duration,
     },
-    /// Those that the store deals, as it last said.
+    /// The store's tokens, as in its latest answer.
     Dealt {
-        /// When each is back.
+        /// When each token is back.
         dealt: &'a DealtTurns,
         /// No grant comes before this.
         open: Instant,
     },
 }
 
-// === impl Turns ===
+// === impl NextGrants ===
 
-impl Turns<'_> {
+impl NextGrants<'_> {
     fn len(&self) -> usize {
         match self {
             Self::Ring {
@@ -90,129 +93,152 @@ impl Turns<'_> {
 // === impl Forecast ===
 
 impl<'a> Forecast<'a> {
-    /// There is at least one turn.
-    pub(crate) fn new(turns: Turns<'a>, away: Duration, rises: Vec<(Instant, Rate)>) -> Self {
-        debug_assert!(turns.len() > 0, "a lane without tokens has no forecast");
+    /// `next_grants` must not be empty.
+    pub(crate) fn new(
+        next_grants: NextGrants<'a>,
+        away: Duration,
+        rises: Vec<(Instant, Rate)>,
+    ) -> Self {
+        debug_assert!(
+            next_grants.len() > 0,
+            "a lane without tokens has no forecast"
+        );
         Self {
-            turns,
+            next_grants,
             away,
             spacing: Duration::ZERO,
             rises,
         }
     }
 
-    /// The same with this time between two grants at least.
+    /// Adds a least time between two grants.
     pub(crate) fn spaced(self, spacing: Duration) -> Self {
         Self { spacing, ..self }
     }
 
-    /// When the grant comes that has `ahead` others before it.
+    /// The time of the grant that has `ahead` others before it.
     pub(crate) fn at(&self, ahead: usize) -> Instant {
         let Some((_, highest)) = self.rises.last() else {
             return self.steady(ahead);
         };
-        if highest.tokens as usize <= EXACT {
+        if highest.tokens as usize <= MAX_EXACT_TOKENS {
             self.token_by_token(ahead)
         } else {
             self.by_mean_rate(ahead)
         }
     }
 
-    /// If the rate does not rise: every token comes back `away` after each grant.
+    /// The forecast without a rise: every token is back `away` after its grant.
     fn steady(&self, ahead: usize) -> Instant {
-        let tokens = self.turns.len().max(1);
-        after(self.turns.get(ahead % tokens), ahead / tokens, self.away)
+        let tokens = self.next_grants.len().max(1);
+        after(
+            self.next_grants.get(ahead % tokens),
+            ahead / tokens,
+            self.away,
+        )
     }
 
     fn token_by_token(&self, mut ahead: usize) -> Instant {
-        // When each token is back, and when it is granted.
-        let mut back: Vec<Instant> = (0..self.turns.len())
-            .map(|index| self.turns.get(index))
+        // For each token: when it is back, and when it is granted.
+        let mut back: Vec<Instant> = (0..self.next_grants.len())
+            .map(|index| self.next_grants.get(index))
             .collect();
-        let mut turns = back.clone();
-        space(&mut back, &mut turns, None, self.spacing);
+        let mut granted = back.clone();
+        space(&mut back, &mut granted, None, self.spacing);
         let mut away = self.away;
         for (rises_at, rate) in &self.rises {
-            let before: usize = turns
+            let grants_before: usize = granted
                 .iter()
-                .map(|turn| rounds(*turn, *rises_at, away))
+                .map(|first| grants_until(*first, *rises_at, away))
                 .sum();
-            if ahead < before {
+            if ahead < grants_before {
                 break;
             }
-            ahead -= before;
+            ahead -= grants_before;
             let mut latest = None;
-            // The rate of the moment decides when a token of this process is back; the store dates it at its use.
-            let sooner = match self.turns {
-                Turns::Ring { .. } => away.saturating_sub(rate.away()),
-                Turns::Dealt { .. } => Duration::ZERO,
+            // The present rate decides when a token of this process is back. The store fixes that
+            // at the use.
+            let sooner = match self.next_grants {
+                NextGrants::Ring { .. } => away.saturating_sub(rate.away()),
+                NextGrants::Dealt { .. } => Duration::ZERO,
             };
-            for (back, turn) in back.iter_mut().zip(&turns) {
-                let rounds = rounds(*turn, *rises_at, away);
-                if rounds > 0 {
-                    latest = latest.max(Some(after(*turn, rounds - 1, away)));
-                    *back = after(*turn, rounds, away);
+            for (back, granted) in back.iter_mut().zip(&granted) {
+                let grants = grants_until(*granted, *rises_at, away);
+                if grants > 0 {
+                    latest = latest.max(Some(after(*granted, grants - 1, away)));
+                    *back = after(*granted, grants, away);
                 }
                 *back = back.checked_sub(sooner).unwrap_or(*back).max(*rises_at);
             }
             back.resize(back.len().max(rate.tokens as usize), *rises_at);
             away = rate.away();
-            turns.clone_from(&back);
-            space(&mut back, &mut turns, latest, rate.spacing);
+            granted.clone_from(&back);
+            space(&mut back, &mut granted, latest, rate.spacing);
         }
-        turns.sort_unstable();
-        after(turns[ahead % turns.len()], ahead / turns.len(), away)
+        granted.sort_unstable();
+        after(granted[ahead % granted.len()], ahead / granted.len(), away)
     }
 
     fn by_mean_rate(&self, ahead: usize) -> Instant {
-        let [(first, rate), rises @ ..] = &self.rises[..] else {
+        let [(first_rise, rate), later_rises @ ..] = &self.rises[..] else {
             return self.steady(ahead);
         };
-        let open = self.turns.get(0);
-        let spaced = first
-            .saturating_duration_since(open)
-            .as_nanos()
-            .checked_div(self.spacing.as_nanos());
-        let spaced = spaced.map_or(usize::MAX, |spaced| {
-            usize::try_from(spaced).unwrap_or(usize::MAX)
-        });
-        let before = self.steady_before(*first).min(spaced);
+        let before = self
+            .steady_before(*first_rise)
+            .min(self.spaced_before(*first_rise));
         if ahead < before {
-            return self.steady(ahead).max(after(open, ahead, self.spacing));
+            let spaced = after(self.next_grants.get(0), ahead, self.spacing);
+            return self.steady(ahead).max(spaced);
         }
-        let (mut from, mut rate, mut ahead) = (*first, rate, ahead - before);
-        for (rises_at, next) in rises {
-            let before = (rate.per_second() * (*rises_at - from).as_secs_f64()) as usize;
-            if ahead < before {
+        let mut from = *first_rise;
+        let mut rate = rate;
+        let mut ahead = ahead - before;
+        for (rises_at, next) in later_rises {
+            let grants = (rate.per_second() * (*rises_at - from).as_secs_f64()) as usize;
+            if ahead < grants {
                 break;
             }
-            (from, rate, ahead) = (*rises_at, next, ahead - before);
+            from = *rises_at;
+            rate = next;
+            ahead -= grants;
         }
         from + Duration::from_secs_f64(ahead as f64 / rate.per_second())
     }
 
-    /// How many grants come before `until` if the rate does not rise.
+    /// The most grants that the spacing allows before `until`.
+    fn spaced_before(&self, until: Instant) -> usize {
+        let time = until.saturating_duration_since(self.next_grants.get(0));
+        time.as_nanos()
+            .checked_div(self.spacing.as_nanos())
+            .and_then(|grants| usize::try_from(grants).ok())
+            .unwrap_or(usize::MAX)
+    }
+
+    /// The number of grants before `until` if the rate does not rise.
     fn steady_before(&self, until: Instant) -> usize {
-        let all = self.turns.len();
-        let most = rounds(self.turns.get(0), until, self.away);
-        // All turns lie within about one period, so two tokens differ by one round.
-        let (mut low, mut high) = (0, all);
+        let tokens = self.next_grants.len();
+        let most = grants_until(self.next_grants.get(0), until, self.away);
+        // All next grants lie within about one period, so the numbers of two tokens differ by at
+        // most one. The first tokens reach `most`: find how many.
+        let mut low = 0;
+        let mut high = tokens;
         while low < high {
             let middle = low.midpoint(high);
-            if rounds(self.turns.get(middle), until, self.away) >= most {
-                low = middle + 1
+            if grants_until(self.next_grants.get(middle), until, self.away) >= most {
+                low = middle + 1;
             } else {
-                high = middle
+                high = middle;
             }
         }
-        most.saturating_mul(low) + most.saturating_sub(1).saturating_mul(all - low)
+        most.saturating_mul(low) + most.saturating_sub(1).saturating_mul(tokens - low)
     }
 }
 
-/// Each turn is at least this long after the one before, the first one after `latest`.
+/// Sets the grant of each token to at least `spacing` after the one before, the first one after
+/// `latest`. Sorts `back`.
 fn space(
     back: &mut [Instant],
-    turns: &mut Vec<Instant>,
+    granted: &mut Vec<Instant>,
     latest: Option<Instant>,
     spacing: Duration,
 ) {
@@ -221,21 +247,21 @@ fn space(
     }
     back.sort_unstable();
     let mut latest = latest;
-    turns.clear();
+    granted.clear();
     for back in back {
-        let turn = latest.map_or(*back, |latest| (latest + spacing).max(*back));
-        turns.push(turn);
-        latest = Some(turn);
+        let grant = latest.map_or(*back, |latest| (latest + spacing).max(*back));
+        granted.push(grant);
+        latest = Some(grant);
     }
 }
 
-/// How often a token is granted before `until`, first at `turn`.
-fn rounds(turn: Instant, until: Instant, away: Duration) -> usize {
-    let time = until.saturating_duration_since(turn);
+/// The number of grants of a token before `until`, if the first one is at `first`.
+fn grants_until(first: Instant, until: Instant, away: Duration) -> usize {
+    let time = until.saturating_duration_since(first);
     usize::try_from(time.as_nanos().div_ceil(away.as_nanos().max(1))).unwrap_or(usize::MAX)
 }
 
-/// This many periods after `turn`.
-pub(crate) fn after(turn: Instant, periods: usize, away: Duration) -> Instant {
-    turn + away * u32::try_from(periods).unwrap_or(u32::MAX)
+/// `periods` times `away` after `start`.
+pub(crate) fn after(start: Instant, periods: usize, away: Duration) -> Instant {
+    start + away * u32::try_from(periods).unwrap_or(u32::MAX)
 }

@@ -1,5 +1,5 @@
-//! One lane behind its lock: passes events in and carries effects out. The lock is held for moments; waiters get their
-//! answers when it is free again.
+//! One lane behind its lock: passes events to the state machine and carries out its effects. The
+//! lock is held briefly, and effects are carried out after it is released.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,157 +14,164 @@ use tokio::time::error::Elapsed;
 use crate::config::Mode;
 use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
-use crate::limiter::lane::{Context, Effect, Event, Grant, Lane, Question, StoreTerms, Waiting};
+use crate::limiter::lane::{
+    Context, Effect, Event, Grant, Lane, Next, StoreRequest, StoreTerms, Waiting,
+};
 use crate::limiter::pace::Rate;
 use crate::limiter::permit::SendPermit;
-use crate::limiter::registry::Shared;
+use crate::limiter::registry::LimiterInner;
 use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
-use crate::limiter::shared::protocol::{Answer, NewPace, Question as StoreQuestion};
-use crate::limiter::view::tenants_in_words;
+use crate::limiter::shared::protocol::{NewPace, Question as StoreQuestion};
+use crate::limiter::view::describe_tenants;
 use crate::limiter::{Connector, refusals, worker};
 use crate::observe::metrics::CallMetrics;
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName};
 
-/// How long the store keeps what was learned.
-const LEARNED_LIVES: Duration = Duration::from_secs(300);
-/// Calls that are refused at once before other tasks run.
-const PIECE: usize = 128;
+/// How long the store keeps a learned pace.
+const LEARNED_PACE_TTL: Duration = Duration::from_secs(300);
+/// After this number of refusals in a row other tasks get to run.
+const REFUSALS_PER_YIELD: usize = 128;
 
-/// One lane, and what its tasks need.
+/// A lane with its lock and everything that its tasks need.
 pub(super) struct LaneHandle<K: Connector> {
-    pub(super) shared: Arc<Shared<K>>,
-    state: Mutex<Attended<K>>,
-    /// Notifies the worker that something it waits for has changed.
+    pub(super) limiter: Arc<LimiterInner<K>>,
+    state: Mutex<LaneState<K>>,
+    /// Wakes the worker after a change.
     pub(super) changed: Notify,
-    /// While Flowgate only observes: the queue that there would be. There is no other then. Boxed: lanes are many.
+    /// In observe mode: the queue that the limit would build up. The lane's own queue stays empty
+    /// then. Boxed, because there may be many lanes.
     pub(super) shadow: Option<Box<Mutex<Shadow>>>,
-    /// Whose quota its calls spend, and of what.
     pub(super) account: AccountId,
     pub(super) action: ActionName,
-    /// Its metrics know how operators call it: accounts that the configuration does not name have one label together.
+    /// Holds the lane's labels. All accounts that the configuration does not name have one label
+    /// together.
     pub(super) metrics: Arc<CallMetrics>,
 }
 
-/// The waiting end of a queued call.
+/// Delivers the result to a queued call.
 pub(super) type Waiter<K> = oneshot::Sender<Result<SendPermit<K>, Refusal>>;
 
-/// A lane, and whether a worker waits on its behalf.
-pub(super) struct Attended<K: Connector> {
+/// The part of a lane that its lock protects.
+pub(super) struct LaneState<K: Connector> {
     pub(super) lane: Lane<Waiter<K>>,
+    /// Whether a worker task runs for the lane.
     pub(super) has_worker: bool,
 }
 
-/// What a call meets on entering.
-pub(super) enum Entered<K: Connector> {
-    /// No call waits and a token is free.
-    Now(SendPermit<K>),
-    /// It waits for its answer.
-    Waiting(oneshot::Receiver<Result<SendPermit<K>, Refusal>>),
+/// The result of [`LaneHandle::enter`].
+pub(super) enum Admission<K: Connector> {
+    /// Granted immediately: no call was queued and a token was free.
+    Granted(SendPermit<K>),
+    /// Queued, or refused: the receiver gets the result.
+    Queued(oneshot::Receiver<Result<SendPermit<K>, Refusal>>),
 }
 
-/// A queued call's place. Dropped before the call has its answer, it leaves the queue, which is what a disconnect does.
-pub(super) struct Queued<'a, K: Connector> {
+/// Removes a queued call from the queue if it is dropped before the call has its result, for
+/// example because the caller has disconnected.
+pub(super) struct QueueGuard<'a, K: Connector> {
     lane: &'a Arc<LaneHandle<K>>,
     entry: &'a QueueEntry,
     has_answer: bool,
 }
 
-/// The state of a lane under its lock, with what its events are handled with.
-pub(super) struct Locked<'a, K: Connector> {
-    pub(super) state: MutexGuard<'a, Attended<K>>,
+/// A locked lane, with the context for its events.
+pub(super) struct LockedLane<'a, K: Connector> {
+    pub(super) state: MutexGuard<'a, LaneState<K>>,
     rules: arc_swap::Guard<Arc<Rules>>,
     drain_by: Option<Instant>,
-    /// Read under the lock, for which this task may have waited.
+    /// Read after the lock was acquired, which may have taken a while.
     pub(super) now: Instant,
 }
 
 // === impl LaneHandle ===
 
 impl<K: Connector> LaneHandle<K> {
-    pub(super) fn new(operation: &Operation, shared: Arc<Shared<K>>) -> Self {
-        let rules = shared.rules.load_full();
-        let Rules {
-            limits,
-            learn,
-            bounds,
-            since,
-            ..
-        } = &*rules;
-        let since = shared.started.max(*since);
-        // Without one in the rules, the limit has just gone.
-        let limit = limits.get(&operation.action).copied().or(operation.limit);
-        let limit = limit.expect("only limited operations have a lane");
-        let lane = Lane::new(limit, *learn, since, Instant::now());
-        let metrics = shared.metrics.calls(operation.labels());
-        let (account, action) = (operation.account.clone(), operation.action.clone());
-        let shadow = || Box::new(Mutex::new(Shadow::new(limit, learn.gap, bounds, since)));
-        let shadow = (shared.mode == Mode::Observe).then(shadow);
-        let state = Mutex::new(Attended {
-            lane,
-            has_worker: false,
+    pub(super) fn new(operation: &Operation, limiter: Arc<LimiterInner<K>>) -> Self {
+        let rules = limiter.rules.load_full();
+        let since = limiter.started.max(rules.since);
+        // A reload may have removed the limit after the operation was looked up.
+        let limit = rules
+            .limits
+            .get(&operation.action)
+            .copied()
+            .or(operation.limit)
+            .expect("only limited operations have a lane");
+        let lane = Lane::new(limit, rules.learn, since, Instant::now());
+        let shadow = (limiter.mode == Mode::Observe).then(|| {
+            let shadow = Shadow::new(limit, rules.learn.gap, &rules.bounds, since);
+            Box::new(Mutex::new(shadow))
         });
         Self {
-            shared,
-            state,
+            state: Mutex::new(LaneState {
+                lane,
+                has_worker: false,
+            }),
             changed: Notify::new(),
             shadow,
-            account,
-            action,
-            metrics,
+            account: operation.account.clone(),
+            action: operation.action.clone(),
+            metrics: limiter.metrics.calls(operation.labels()),
+            limiter,
         }
     }
 
-    /// The lane, told which source deals out its tokens now.
-    pub(super) fn lock(self: &Arc<Self>) -> Locked<'_, K> {
+    /// Locks the lane. If its token source has changed since the last lock, the lane handles that
+    /// first.
+    pub(super) fn lock(self: &Arc<Self>) -> LockedLane<'_, K> {
         let state = self.state.lock();
-        let changed = self.shared.quota.as_ref().and_then(|quota| {
-            let stands = quota.stands(state.lane.limit());
-            (stands != state.lane.stands()).then(|| (stands, StoreTerms::of(quota)))
+        let source_change = self.limiter.quota.as_ref().and_then(|quota| {
+            let quota_source = quota.source(state.lane.limit());
+            (quota_source != state.lane.quota_source())
+                .then(|| (quota_source, StoreTerms::of(quota)))
         });
-        let drain_by = self.shared.drain_by();
-        let mut locked = Locked {
-            rules: self.shared.rules.load(),
+        let drain_by = self.limiter.drain_by();
+        let mut locked = LockedLane {
+            rules: self.limiter.rules.load(),
             drain_by,
             now: Instant::now(),
             state,
         };
-        if let Some((stands, store)) = changed {
-            let effects = locked.handle(Event::SourceChanged { stands, store });
+        if let Some((quota_source, store)) = source_change {
+            let effects = locked.handle(Event::SourceChanged {
+                quota_source,
+                store,
+            });
             self.spawn_effects(effects);
             self.changed.notify_one();
         }
         locked
     }
 
-    /// Handles an event and carries out what comes of it.
+    /// Handles an event and carries out its effects.
     pub(super) fn event(self: &Arc<Self>, event: Event<Waiter<K>>) {
         let effects = self.lock().handle(event);
         self.carry_out(effects);
         self.changed.notify_one();
     }
 
-    /// A call comes, for the first time or back from a throttle refusal: then it was admitted before.
+    /// Grants or queues a call. `returning`: the call was admitted before and comes back after a
+    /// throttle refusal.
     pub(super) fn enter(
         self: &Arc<Self>,
         entry: &QueueEntry,
         send_by: Instant,
         returning: bool,
-    ) -> Entered<K> {
+    ) -> Admission<K> {
         let mut locked = self.lock();
         let now = locked.now;
         if !locked.is_drained()
             && now < send_by
             && !locked.state.has_worker
             && locked.state.lane.is_open(now)
-            && let Some(connection) = self.shared.connector.try_ready()
-            // The connection may have taken a while.
-            && let Some(grant) = locked.state.lane.pass(send_by, now)
+            && let Some(connection) = self.limiter.connector.try_ready()
+            // Checked again: time may have passed while the connection was looked up.
+            && let Some(grant) = locked.state.lane.try_grant(send_by, now)
         {
             drop(locked);
-            return Entered::Now(self.permit(connection, grant));
+            return Admission::Granted(self.permit(connection, grant));
         }
         let (waiter, answer) = oneshot::channel();
         let effects = locked.handle(Event::Arrived {
@@ -173,7 +180,7 @@ impl<K: Connector> LaneHandle<K> {
             returning,
             waiter,
         });
-        let Attended { lane, has_worker } = &mut *locked.state;
+        let LaneState { lane, has_worker } = &mut *locked.state;
         if lane.queue().len() > 0 && !std::mem::replace(has_worker, true) {
             tokio::spawn(worker::run(self.clone()));
         } else if returning
@@ -181,23 +188,24 @@ impl<K: Connector> LaneHandle<K> {
             || lane.source().free(now) > 0
             || lane.has_review()
         {
-            // The worker waits for a connection or the store, and one more is wanted; or a review is due.
+            // The worker has to request one more connection or slot, or a review is due.
             self.changed.notify_one();
         }
         drop(locked);
         self.carry_out(effects);
-        Entered::Waiting(answer)
+        Admission::Queued(answer)
     }
 
-    /// What a call that came now would wait; while no call waits here, when a refused one had best come back.
+    /// The predicted wait of a call that arrives now. In observe mode: when a call that CAMS
+    /// refused should be retried.
     pub(super) fn predicted_wait(self: &Arc<Self>, now: Instant) -> Duration {
         if let Some(shadow) = &self.shadow {
-            return shadow.lock().come_back(now);
+            return shadow.lock().retry_after(now);
         }
         self.lock().state.lane.advice_now(now)
     }
 
-    /// A permit of this lane.
+    /// Makes a permit of this lane.
     pub(super) fn permit(
         self: &Arc<Self>,
         connection: K::Connection,
@@ -207,54 +215,52 @@ impl<K: Connector> LaneHandle<K> {
         SendPermit::limited(connection, self.clone(), grant)
     }
 
-    /// Whether a new lane would be the same as this one.
+    /// Whether this lane may be removed because a new one would equal it.
     pub(super) fn is_at_rest(self: &Arc<Self>) -> bool {
-        let shadow = self
+        let is_shadow_at_rest = self
             .shadow
             .as_ref()
-            .is_none_or(|shadow| shadow.lock().at_rest(Instant::now()));
-        if !shadow {
-            return false;
-        }
-        self.lock().is_at_rest()
+            .is_none_or(|shadow| shadow.lock().is_at_rest(Instant::now()));
+        is_shadow_at_rest && self.lock().is_at_rest()
     }
 
-    /// The configuration was reloaded.
+    /// Applies a reloaded configuration.
     pub(super) fn reload(self: &Arc<Self>) {
-        let (rules, now) = (self.shared.rules.load_full(), Instant::now());
+        let rules = self.limiter.rules.load_full();
+        let now = Instant::now();
         let limit = rules.limits.get(&self.action).copied();
         if let Some(shadow) = &self.shadow {
             let limit = limit.unwrap_or_else(|| self.state.lock().lane.limit());
             let mut shadow = shadow.lock();
-            if !shadow.keeps_to(limit, rules.learn.gap, &rules.bounds) {
+            if !shadow.matches_rules(limit, rules.learn.gap, &rules.bounds) {
                 *shadow = Shadow::new(limit, rules.learn.gap, &rules.bounds, now);
             }
         }
         self.event(Event::RulesChanged { limit });
-        // Where replicas share the quota, this looks which source deals it out.
+        // Where replicas share the quota, locking the lane selects its new token source.
         drop(self.lock());
     }
 
-    /// Looks again which source deals out the tokens.
+    /// Looks up the token source again.
     pub(super) fn refresh(self: &Arc<Self>) {
         drop(self.lock());
         self.changed.notify_one();
     }
 
-    /// Carries out effects; a grant needs the worker's connection, and is none of these.
+    /// Carries out effects. `Effect::Grant` is not among them: it needs the worker's connection.
     pub(super) fn carry_out(self: &Arc<Self>, effects: VecDeque<Effect<Waiter<K>>>) {
         for effect in effects {
-            self.effect(effect);
+            self.carry_out_one(effect);
         }
     }
 
-    fn effect(self: &Arc<Self>, effect: Effect<Waiter<K>>) {
+    fn carry_out_one(self: &Arc<Self>, effect: Effect<Waiter<K>>) {
         match effect {
             Effect::Refuse { waiter, refusal } => answer(waiter, Err(refusal)),
             Effect::Expire { waiter, advice } => {
                 answer(
                     waiter,
-                    Err(refusals::expired(self.shared.connector.down(), advice)),
+                    Err(refusals::expired(self.limiter.connector.down(), advice)),
                 );
             }
             Effect::RefuseAll {
@@ -265,24 +271,24 @@ impl<K: Connector> LaneHandle<K> {
             } => {
                 tokio::spawn(refuse_all::<K>(queue, refusal, step, most));
             }
-            Effect::Ask(question) => {
+            Effect::SendRequest(request) => {
                 let lane = self.clone();
-                tokio::spawn(async move { lane.ask(*question).await });
+                tokio::spawn(async move { lane.send_request(*request).await });
             }
             Effect::StoreTooFar => {
-                if let Some(quota) = &self.shared.quota {
+                if let Some(quota) = &self.limiter.quota {
                     quota.is_too_far();
                 }
             }
-            Effect::PauseBegan { pause, hint, rate } => self.note_pause(pause, hint, rate),
+            Effect::PauseBegan { pause, hint, rate } => self.log_pause(pause, hint, rate),
             Effect::Grant { grant, .. } => {
-                debug_assert!(false, "only the worker has a connection to grant");
+                debug_assert!(false, "only the worker can grant: it has the connection");
                 self.event(Event::Returned(grant));
             }
         }
     }
 
-    /// The same where the lock is still held: later, by a task.
+    /// Carries out effects in a task of their own, for callers that hold the lock.
     fn spawn_effects(self: &Arc<Self>, effects: VecDeque<Effect<Waiter<K>>>) {
         if !effects.is_empty() {
             let lane = self.clone();
@@ -290,67 +296,61 @@ impl<K: Connector> LaneHandle<K> {
         }
     }
 
-    async fn ask(self: Arc<Self>, question: Question) {
-        let Some(quota) = self.shared.quota.clone() else {
+    async fn send_request(self: Arc<Self>, request: StoreRequest) {
+        let Some(quota) = self.limiter.quota.clone() else {
             return;
         };
-        let Question {
+        let StoreRequest {
             op,
             limit,
             rate,
             waiting,
-            asked,
-        } = question;
-        let answer: Option<Box<Answer>> = {
-            let max_pause = self.shared.rules.load().retry.max_pause;
-            let store_question = StoreQuestion {
-                replica: quota.replica(),
-                limit,
-                tokens: rate.tokens,
-                window: rate.window,
-                gap: rate.gap,
-                spacing: rate.spacing,
-                slack: asked.ask.slack,
-                cap: quota.cap(limit),
-                version: asked.version,
-                pace: asked.pace.as_ref().map(|text| NewPace {
-                    text,
-                    lives: LEARNED_LIVES,
-                }),
-                wanted: asked.ask.wanted,
-                waiting: &waiting,
-                unused: &asked.ask.unused,
-                late: &asked.ask.late,
-                max_pause,
-            };
-            quota
-                .take(&self.account, &self.action, &op, &store_question)
-                .await
-                .map(Box::new)
+            pending,
+        } = request;
+        let question = StoreQuestion {
+            replica: quota.replica(),
+            limit,
+            tokens: rate.tokens,
+            window: rate.window,
+            gap: rate.gap,
+            spacing: rate.spacing,
+            slack: pending.ask.slack,
+            cap: quota.cap(limit),
+            version: pending.version,
+            pace: pending.pace.as_ref().map(|text| NewPace {
+                text,
+                lives: LEARNED_PACE_TTL,
+            }),
+            wanted: pending.ask.wanted,
+            waiting: &waiting,
+            unused: &pending.ask.unused,
+            late: &pending.ask.late,
+            max_pause: self.limiter.rules.load().retry.max_pause,
         };
-        self.event(Event::Answered {
-            question: asked,
+        let answer = quota
+            .take(&self.account, &self.action, &op, &question)
+            .await
+            .map(Box::new);
+        self.event(Event::StoreAnswered {
+            request: pending,
             answer,
         });
     }
 
-    /// A pause has begun.
-    fn note_pause(self: &Arc<Self>, pause: Duration, hint: Option<Duration>, rate: Rate) {
+    fn log_pause(self: &Arc<Self>, pause: Duration, hint: Option<Duration>, rate: Rate) {
         let [account, action] = self.metrics.labels();
-        self.shared.metrics.paused(account, action, pause);
-        let (queued, tenants) = {
-            let locked = self.lock();
-            let queue = locked.state.lane.queue();
-            (queue.len(), tenants_in_words(queue, locked.now))
-        };
-        let (gap, tokens) = (rate.gap, rate.tokens);
+        self.limiter.metrics.paused(account, action, pause);
+        let locked = self.lock();
+        let queued = locked.state.lane.queue().len();
+        let tenants = describe_tenants(locked.state.lane.queue(), locked.now);
+        drop(locked);
         tracing::warn!(
             account,
             action,
             ?pause,
             ?hint,
-            ?gap,
-            tokens,
+            gap = ?rate.gap,
+            tokens = rate.tokens,
             queued,
             tenants,
             "CAMS throttles: the lane pauses"
@@ -358,12 +358,14 @@ impl<K: Connector> LaneHandle<K> {
     }
 }
 
-/// A caller that has just disconnected does not need its answer; a permit among them goes back.
+/// Delivers the result of a queued call. If the caller has disconnected, a permit is dropped and so
+/// returned.
 pub(super) fn answer<K: Connector>(waiter: Waiter<K>, answer: Result<SendPermit<K>, Refusal>) {
     drop(waiter.send(answer));
 }
 
-/// Each caller gets a moment of its own to come back.
+/// Refuses all queued calls. Each one's `Retry-After` is a `step` later than the one before, up to
+/// `most`.
 async fn refuse_all<K: Connector>(
     mut queue: FairQueue<Waiting<Waiter<K>>>,
     refusal: Refusal,
@@ -382,49 +384,46 @@ async fn refuse_all<K: Connector>(
         );
         advice = advice.map(|advice| (advice + step).min(most));
         refused += 1;
-        if refused % PIECE == 0 {
+        if refused % REFUSALS_PER_YIELD == 0 {
             tokio::task::yield_now().await;
         }
     }
 }
 
-// === impl Locked ===
+// === impl LockedLane ===
 
-impl<K: Connector> Locked<'_, K> {
+impl<K: Connector> LockedLane<'_, K> {
     pub(super) fn handle(&mut self, event: Event<Waiter<K>>) -> VecDeque<Effect<Waiter<K>>> {
-        let cx = Context {
-            now: self.now,
-            rules: &self.rules,
-            drain_by: self.drain_by,
-        };
-        self.state.lane.handle(event, cx)
+        let (lane, cx) = self.lane_and_context();
+        lane.handle(event, cx)
     }
 
-    /// What the lane waits for; see [`Lane::next`].
-    pub(super) fn next(
-        &mut self,
-        is_connected: bool,
-    ) -> (crate::limiter::lane::Next, Option<Instant>) {
-        let cx = Context {
-            now: self.now,
-            rules: &self.rules,
-            drain_by: self.drain_by,
-        };
-        self.state.lane.next(is_connected, cx)
+    /// See [`Lane::next`].
+    pub(super) fn next(&mut self, is_connected: bool) -> (Next, Option<Instant>) {
+        let (lane, cx) = self.lane_and_context();
+        lane.next(is_connected, cx)
     }
 
-    /// Tokens that are back are free.
+    /// See [`Lane::refresh`].
     pub(super) fn refresh(&mut self) {
         self.state.lane.refresh(self.now);
     }
 
     pub(super) fn is_at_rest(&mut self) -> bool {
+        if self.state.has_worker {
+            return false;
+        }
+        let (lane, cx) = self.lane_and_context();
+        lane.is_at_rest(cx)
+    }
+
+    fn lane_and_context(&mut self) -> (&mut Lane<Waiter<K>>, Context<'_>) {
         let cx = Context {
             now: self.now,
             rules: &self.rules,
             drain_by: self.drain_by,
         };
-        !self.state.has_worker && self.state.lane.is_at_rest(cx)
+        (&mut self.state.lane, cx)
     }
 
     fn is_drained(&self) -> bool {
@@ -444,9 +443,9 @@ impl StoreTerms {
     }
 }
 
-// === impl Queued ===
+// === impl QueueGuard ===
 
-impl<'a, K: Connector> Queued<'a, K> {
+impl<'a, K: Connector> QueueGuard<'a, K> {
     pub(super) fn new(lane: &'a Arc<LaneHandle<K>>, entry: &'a QueueEntry) -> Self {
         Self {
             lane,
@@ -455,7 +454,8 @@ impl<'a, K: Connector> Queued<'a, K> {
         }
     }
 
-    /// What has come by the call's send-by, if anything has.
+    /// Converts the result of the wait. Without a result by the send-by time, the call is refused
+    /// as expired.
     pub(super) fn answered(
         &mut self,
         answer: Result<Result<Result<SendPermit<K>, Refusal>, RecvError>, Elapsed>,
@@ -465,14 +465,17 @@ impl<'a, K: Connector> Queued<'a, K> {
             return answer;
         }
         let advice = self.lane.predicted_wait(Instant::now());
-        Err(refusals::expired(self.lane.shared.connector.down(), advice))
+        Err(refusals::expired(
+            self.lane.limiter.connector.down(),
+            advice,
+        ))
     }
 }
 
-impl<K: Connector> Drop for Queued<'_, K> {
+impl<K: Connector> Drop for QueueGuard<'_, K> {
     fn drop(&mut self) {
         if !self.has_answer {
-            self.lane.event(Event::Left(self.entry.clone()));
+            self.lane.event(Event::Cancelled(self.entry.clone()));
         }
     }
 }

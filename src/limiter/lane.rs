@@ -1,10 +1,11 @@
-//! One lane, the calls of one limited action of one account, as a state machine: events and the time go in, effects come
-//! out. It has no lock, no task and no clock; `handle.rs`, `worker.rs` and `permit.rs` carry its effects out.
+//! One lane as a state machine: the calls of one limited action of one account. Events and the time
+//! go in, effects come out. It has no lock, no task and no clock; `handle.rs`, `worker.rs` and
+//! `permit.rs` carry out its effects.
 //!
-//! A call is granted in the order of the fair queue, when the lane does not pause, a connection is ready and a token is
-//! free. The grant holds its token until the first byte of the attempt was written; the token's clock runs from there.
-//! Where the tokens come from is a [`Source`]: this process's memory or the store that replicas share. Both are asked the
-//! same questions and told the same events.
+//! Calls are granted in the order of the fair queue, while no pause is in force, a connection is
+//! ready and a token is free. A grant holds its token until the first byte of the attempt was
+//! written; the token's window runs from that write. A [`Source`] provides the tokens: this
+//! process's memory or the store that replicas share. The lane handles both the same way.
 
 mod admission;
 mod attempts;
@@ -22,35 +23,35 @@ use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::lane::review::Review;
 use crate::limiter::lane::sources::SharedPace;
 use crate::limiter::pace::{Pace, Rate};
-use crate::limiter::pause::{Gate, Pause, Refused};
+use crate::limiter::pause::{Gate, Pause, ThrottleRefusal};
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::protocol::{Answer, Op, Waiting as WaitingClient};
 use crate::limiter::shared::slots::Ask;
-use crate::limiter::shared::{self, Stands};
-use crate::limiter::source::{Granted, Source, SourceForecast, Wait};
+use crate::limiter::shared::{self, QuotaSource};
+use crate::limiter::source::{GrantedToken, Source, SourceForecast, Wait};
 use crate::limiter::tokens::Tokens;
 
-/// The state of one lane. `W` is the waiting end of a queued call.
+/// The state of one lane. `W` delivers the result to a queued call.
 pub(crate) struct Lane<W> {
     limit: Limit,
-    /// Tokens count as used then, whichever source deals them out.
+    /// Tokens of every source count as used then.
     limit_since: Instant,
     queue: FairQueue<Waiting<W>>,
     source: Source,
-    stands: Stands,
-    /// How often the source has changed: a grant of an earlier source is of no use.
+    quota_source: QuotaSource,
+    /// Counts source changes. A grant of an earlier epoch may not be sent.
     epoch: u64,
     pause: Pause,
     pace: Pace,
     review: Review,
     shared_pace: SharedPace,
-    /// The number of the grant that is the latest probe of a pause that this process keeps. An earlier one may be under
-    /// way, too: its end says nothing of the latest pause.
+    /// The number of the grant that is the probe of this process's latest pause. An earlier probe
+    /// may still be in progress; its end does not affect the latest pause.
     probe: u64,
-    /// The moment that was last advised to a refused caller.
-    advised: Instant,
+    /// When the last refused caller was advised to come back.
+    last_advised: Instant,
     granted: u64,
-    /// Granted by the present source or an earlier one, and neither written nor returned.
+    /// Grants, of any epoch, that were neither written nor returned.
     held: u32,
     effects: VecDeque<Effect<W>>,
 }
@@ -58,22 +59,22 @@ pub(crate) struct Lane<W> {
 /// A queued call.
 pub(crate) struct Waiting<W> {
     pub(crate) waiter: W,
-    /// The call is not sent after this.
+    /// No attempt is sent after this.
     pub(crate) send_by: Instant,
 }
 
-/// What every event is handled with.
+/// The context in which an event is handled.
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     pub(crate) rules: &'a Rules,
-    /// A drain has begun that ends then: no call is granted from then on.
+    /// The drain deadline, if a drain has begun. No call is granted from then on.
     pub(crate) drain_by: Option<Instant>,
 }
 
-/// What happens to a lane.
+/// An event of a lane.
 pub(crate) enum Event<W> {
-    /// A call arrives. `returning`: it was admitted before, and keeps its place.
+    /// A call arrives. `returning`: it was admitted before and keeps its sequence number.
     Arrived {
         entry: QueueEntry,
         send_by: Instant,
@@ -81,8 +82,8 @@ pub(crate) enum Event<W> {
         waiter: W,
     },
     /// A queued caller has disconnected, or its hold is over.
-    Left(QueueEntry),
-    /// A connection is ready, for one call.
+    Cancelled(QueueEntry),
+    /// A connection is ready for one call.
     Connected,
     /// The first byte of a granted attempt was written at `at`.
     Written { grant: Grant, at: Instant },
@@ -94,14 +95,17 @@ pub(crate) enum Event<W> {
         written_at: Instant,
         end: End,
     },
-    /// The store has answered a question; none if it has not.
-    Answered {
-        question: Asked,
+    /// The store has answered a request. `answer` is none if the request has failed.
+    StoreAnswered {
+        request: PendingRequest,
         answer: Option<Box<Answer>>,
     },
-    /// Another source deals out the tokens.
-    SourceChanged { stands: Stands, store: StoreTerms },
-    /// The configuration was reloaded; none where it has no limit for the action any more.
+    /// The token source has changed.
+    SourceChanged {
+        quota_source: QuotaSource,
+        store: StoreTerms,
+    },
+    /// The configuration was reloaded. `limit` is none if the action's limit was removed.
     RulesChanged { limit: Option<Limit> },
     /// A drain has begun.
     DrainBegan,
@@ -111,43 +115,45 @@ pub(crate) enum Event<W> {
     Resumed,
     /// An operator flushes the queue.
     Flushed,
-    /// A piece of the review of the queue is due.
+    /// A piece of the queue's review is due.
     Review,
 }
 
 /// How a written attempt ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum End {
-    /// CAMS answered, and not by throttling.
+    /// CAMS answered, and did not throttle.
     Accepted,
-    /// CAMS refused by throttling, with this hint. `random` in 0..1 draws the back-off.
+    /// CAMS throttled the attempt, with this hint. `random` in 0..1 determines the back-off's
+    /// jitter.
     Throttled { hint: Option<Duration>, random: f64 },
-    /// What became of it is not known.
+    /// The end is not known.
     Unknown,
     /// Nothing of the request was sent after all.
     Unsent,
 }
 
-/// What a lane wants done.
+/// An action for the caller of the state machine.
 pub(crate) enum Effect<W> {
-    /// This call may be sent now, over the connection that was announced by `Event::Connected`.
+    /// Send this call now, over the connection that `Event::Connected` announced.
     Grant { waiter: W, grant: Grant },
-    /// This call is refused.
+    /// Refuse this call.
     Refuse { waiter: W, refusal: Refusal },
-    /// This call's hold is over; `advice` is when to come back.
+    /// Refuse this call because its hold is over. `advice` is for `Retry-After`.
     Expire { waiter: W, advice: Duration },
-    /// All calls that wait are refused, the first with this advice, each one a step later.
+    /// Refuse all these calls. Each one's `Retry-After` is a `step` later than the one before, up
+    /// to `most`.
     RefuseAll {
         queue: FairQueue<Waiting<W>>,
         refusal: Refusal,
         step: Duration,
         most: Duration,
     },
-    /// The store is to be asked.
-    Ask(Box<Question>),
-    /// The store's answers come too late for their slots to be used: it is of no use.
+    /// Send this request to the store.
+    SendRequest(Box<StoreRequest>),
+    /// Stop using the store: its answers come too late for their slots to be used.
     StoreTooFar,
-    /// The lane pauses: for the metrics and the log.
+    /// A pause has begun; record it in metrics and log.
     PauseBegan {
         pause: Duration,
         hint: Option<Duration>,
@@ -158,64 +164,64 @@ pub(crate) enum Effect<W> {
 /// The permission to send one attempt.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Grant {
-    /// The lane's grants are counted.
+    /// Counts the lane's grants.
     number: u64,
-    token: Granted,
+    token: GrantedToken,
     epoch: u64,
     send_by: Instant,
     probe: bool,
 }
 
-/// A question to the store.
-pub(crate) struct Question {
+/// A request to the store.
+pub(crate) struct StoreRequest {
     pub(crate) op: Op,
     pub(crate) limit: Limit,
-    /// The rate that this replica keeps.
+    /// The rate that this replica has learned.
     pub(crate) rate: Rate,
     pub(crate) waiting: Vec<WaitingClient>,
-    pub(crate) asked: Asked,
+    pub(crate) pending: PendingRequest,
 }
 
-/// What must be known when a question is answered.
+/// What the lane needs to know when a request is answered.
 #[derive(Clone, Debug)]
-pub(crate) struct Asked {
+pub(crate) struct PendingRequest {
     epoch: u64,
     pub(crate) ask: Ask,
-    /// The version of the pace that the question came from.
+    /// The version of the stored pace that this replica had when it sent the request.
     pub(crate) version: u64,
-    /// The pace that it tells the store.
+    /// The pace that the request stores.
     pub(crate) pace: Option<String>,
-    /// The refusal that it reports.
-    refused: Option<Refused>,
+    /// The throttle refusal that the request reports.
+    refusal: Option<ThrottleRefusal>,
 }
 
-/// What a lane must know of the store when it begins to use it, or to do without it.
+/// Properties of the store that a lane needs when its token source changes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoreTerms {
     /// How late a slot may be used, as configured.
     pub(crate) slack: Duration,
     /// How late any replica may use a slot.
     pub(crate) longest_slack: Duration,
-    /// What an answer of the store usually takes.
+    /// The usual round trip to the store.
     pub(crate) distance: Duration,
 }
 
-/// What the lane waits for.
+/// What the lane waits for next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// No call waits.
-    Rest,
-    /// A call can be granted: a connection is there, and a token is free.
+    /// Nothing: no call is queued.
+    Idle,
+    /// Nothing: a call can be granted now.
     Grant,
-    /// A piece of the review is due.
+    /// Nothing: a piece of the review is due.
     Review,
-    /// A connection; this many calls could use one.
+    /// A connection. This many calls could use one.
     Connect(usize),
-    /// The lane's pause ends then; a connection is of no use before.
+    /// The end of the pause. A connection is not needed before.
     Pause(Instant),
-    /// A token is back then.
+    /// A token, which becomes free then.
     Token(Instant),
-    /// Something is due then.
+    /// This time.
     Until(Instant),
     /// Another event.
     Event,
@@ -231,21 +237,21 @@ impl<W> Lane<W> {
             limit_since: since,
             queue: FairQueue::new(),
             source: Source::Memory(Tokens::new(limit, learn.gap, since, now)),
-            stands: Stands::Alone,
+            quota_source: QuotaSource::Local,
             epoch: 0,
             pause: Pause::default(),
             pace: Pace::new(limit, learn),
             review: Review::new(now),
             shared_pace: SharedPace::default(),
             probe: 0,
-            advised: now,
+            last_advised: now,
             granted: 0,
             held: 0,
             effects: VecDeque::new(),
         }
     }
 
-    /// Handles an event. The effects are to be carried out once the lane's lock is free.
+    /// Handles an event. The caller carries out the effects after it has released the lane's lock.
     pub(crate) fn handle(&mut self, event: Event<W>, cx: Context<'_>) -> VecDeque<Effect<W>> {
         self.refresh(cx.now);
         match event {
@@ -257,7 +263,7 @@ impl<W> Lane<W> {
             } => {
                 self.arrived(entry, Waiting { waiter, send_by }, returning, cx);
             }
-            Event::Left(entry) => self.left(&entry, cx.now),
+            Event::Cancelled(entry) => self.cancelled(&entry, cx.now),
             Event::Connected => self.connected(cx.now),
             Event::Written { grant, at } => self.written(grant, at, cx.now),
             Event::Returned(grant) => self.returned(grant, cx.now),
@@ -266,12 +272,17 @@ impl<W> Lane<W> {
                 written_at,
                 end,
             } => self.ended(grant, written_at, end, cx),
-            Event::Answered { question, answer } => self.answered(&question, answer.as_deref(), cx),
-            Event::SourceChanged { stands, store } => self.source_changed(stands, store, cx),
+            Event::StoreAnswered { request, answer } => {
+                self.store_answered(&request, answer.as_deref(), cx)
+            }
+            Event::SourceChanged {
+                quota_source,
+                store,
+            } => self.source_changed(quota_source, store, cx),
             Event::RulesChanged { limit } => self.rules_changed(limit, cx),
             Event::DrainBegan => self.review.request(cx.now),
             Event::Paused(time) => {
-                self.pause.order(time, cx.now);
+                self.pause.pause_by_operator(time, cx.now);
                 self.review.request(cx.now);
             }
             Event::Resumed => self.pause.resume(),
@@ -281,54 +292,56 @@ impl<W> Lane<W> {
         self.take_effects()
     }
 
-    /// The effects of what was asked of the lane.
+    /// Takes the effects that have accumulated.
     pub(crate) fn take_effects(&mut self) -> VecDeque<Effect<W>> {
         std::mem::take(&mut self.effects)
     }
 
-    /// Grants a call that arrives while no call waits, if nothing keeps it. Where it answers true to
-    /// [`Lane::is_open`], this takes a token and no place in the queue.
-    pub(crate) fn pass(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
-        self.is_open(now)
-            .then(|| self.grant(send_by, now))
-            .flatten()
+    /// Grants an arriving call without queueing it, if [`Lane::is_open`].
+    pub(crate) fn try_grant(&mut self, send_by: Instant, now: Instant) -> Option<Grant> {
+        if !self.is_open(now) {
+            return None;
+        }
+        self.grant(send_by, now)
     }
 
-    /// Whether a call that arrived now would be granted at once, if a connection is ready.
+    /// Whether a call that arrives now can be granted immediately, given a ready connection.
     pub(crate) fn is_open(&mut self, now: Instant) -> bool {
         self.refresh(now);
         self.queue.len() == 0 && self.pause.gate(now) == Gate::Open && self.source.free(now) > 0
     }
 
-    /// Whether a granted attempt may be written now. A grant does not outlast its source, a pause that begins, its
-    /// slot's moment, or its call's send-by.
+    /// Whether a granted attempt may be written now. A grant becomes invalid with its source, when
+    /// a pause begins, when its slot has expired, and at its call's send-by time.
     pub(crate) fn may_send(&mut self, grant: &Grant, now: Instant) -> bool {
         grant.epoch == self.epoch
             && now <= grant.send_by
-            && self.lets_pass(grant, now)
+            && self.pause_permits(grant, now)
             && self.source.is_usable(&grant.token, now)
     }
 
-    /// Whether no pause has begun since. While a probe is under way the lane is closed, and the probe itself must pass.
-    fn lets_pass(&self, grant: &Grant, now: Instant) -> bool {
+    /// Whether no pause has begun since the grant. The lane is closed while a probe is in progress;
+    /// the probe itself passes.
+    fn pause_permits(&self, grant: &Grant, now: Instant) -> bool {
         match self.pause.gate(now) {
             Gate::Open => true,
-            // The store has dealt the probe after its pause; only an operator's pause keeps it.
-            Gate::Until(_) if grant.token.is_probe() => self.pause.ordered(now).is_none(),
+            // The store deals the probe after its pause, so only an operator's pause can stop it.
+            Gate::Until(_) if grant.token.is_probe() => self.pause.operator_pause(now).is_none(),
             // This process's own probe, unless another pause has begun.
             Gate::Until(_) => grant.number == self.probe && self.pause.open_at(now) <= now,
         }
     }
 
-    /// What the lane waits for, and when it must look again in any case. It may have effects, too.
+    /// What the lane waits for, and when this must be called again in any case. May produce
+    /// effects.
     pub(crate) fn next(&mut self, is_connected: bool, cx: Context<'_>) -> (Next, Option<Instant>) {
         self.refresh(cx.now);
         let next = self.decide(is_connected, cx);
-        let look_at = [self.review.due_at(), self.pace.changes_at(cx.now)]
+        let check_at = [self.review.due_at(), self.pace.next_rise(cx.now)]
             .into_iter()
             .flatten()
             .min();
-        (next, look_at)
+        (next, check_at)
     }
 
     fn decide(&mut self, is_connected: bool, cx: Context<'_>) -> Next {
@@ -336,7 +349,7 @@ impl<W> Lane<W> {
         if self.queue.len() == 0 {
             self.review.end();
             self.return_unused(now);
-            return Next::Rest;
+            return Next::Idle;
         }
         if cx.is_drained(now) {
             self.review.request(now);
@@ -346,28 +359,37 @@ impl<W> Lane<W> {
                 Next::Event
             };
         }
-        let review = self.review.is_due(now).then_some(Next::Review);
+        let is_review_due = self.review.is_due(now);
         if let Gate::Until(until) = self.pause.gate(now) {
-            return review.unwrap_or(Next::Pause(until));
+            return if is_review_due {
+                Next::Review
+            } else {
+                Next::Pause(until)
+            };
         }
         let free = self.source.free(now);
         if !is_connected {
-            return review
-                .unwrap_or_else(|| Next::Connect(self.queue.len().min(free as usize).max(1)));
+            return if is_review_due {
+                Next::Review
+            } else {
+                Next::Connect(self.queue.len().min(free as usize).max(1))
+            };
         }
-        self.ask_if_due(now);
+        self.request_slots_if_due(now);
         if free > 0 {
             return Next::Grant;
         }
-        let wait = self.source.wait(self.queue.len(), now);
-        review.unwrap_or(match wait {
+        if is_review_due {
+            return Next::Review;
+        }
+        match self.source.wait(self.queue.len(), now) {
             Wait::Token(back_at) => Next::Token(back_at),
             Wait::Until(moment) => Next::Until(moment),
             Wait::Ask | Wait::Change => Next::Event,
-        })
+        }
     }
 
-    /// A connection is ready: the call that is next is granted, if it may be.
+    /// Grants the next call, if possible.
     fn connected(&mut self, now: Instant) {
         if self.pause.gate(now) != Gate::Open || self.source.free(now) == 0 {
             return;
@@ -390,7 +412,7 @@ impl<W> Lane<W> {
         let token = self.source.take(now)?;
         self.granted += 1;
         self.held += 1;
-        let is_own_probe = self.pause.granted(now);
+        let is_own_probe = self.pause.begin_attempt(now);
         if is_own_probe {
             self.probe = self.granted;
         }
@@ -404,80 +426,85 @@ impl<W> Lane<W> {
         })
     }
 
-    fn left(&mut self, entry: &QueueEntry, now: Instant) {
+    fn cancelled(&mut self, entry: &QueueEntry, now: Instant) {
         if self.queue.remove(entry).is_some() {
             self.return_unused(now);
         }
     }
 
-    /// The rate that holds now: quiet time gives it back without a timer.
+    /// Updates the rate, which rises with quiet time and without a timer, and discards expired
+    /// slots.
     pub(crate) fn refresh(&mut self, now: Instant) {
-        self.keep_rate(now);
+        self.update_rate(now);
         self.source.drop_late(now);
     }
 
-    fn keep_rate(&mut self, now: Instant) {
+    fn update_rate(&mut self, now: Instant) {
         let rate = self.rate(now);
-        self.source.keep(rate);
+        self.source.set_rate(rate);
     }
 
-    /// The rate that this lane keeps now.
+    /// This process's current rate.
     pub(crate) fn rate(&self, now: Instant) -> Rate {
-        self.part_of(self.pace.rate(now))
+        self.limit_to_part(self.pace.rate(now))
     }
 
-    /// While the store is away each replica has a part of the tokens.
-    fn part_of(&self, rate: Rate) -> Rate {
-        match self.stands {
-            Stands::Part { count, .. } => Rate {
+    /// Limits a rate to this replica's part while the store cannot be reached.
+    fn limit_to_part(&self, rate: Rate) -> Rate {
+        match self.quota_source {
+            QuotaSource::Part { count, .. } => Rate {
                 tokens: rate.tokens.min(count.get()),
                 ..rate
             },
-            Stands::Alone | Stands::Together { .. } | Stands::Nothing { .. } => rate,
+            QuotaSource::Local | QuotaSource::Store { .. } | QuotaSource::Unavailable { .. } => {
+                rate
+            }
         }
     }
 
-    /// The grants to come; none while there are no tokens.
+    /// The forecast of the next grants; none while there are no tokens.
     fn forecast(&self, now: Instant) -> Option<SourceForecast<'_>> {
         let rises = self
             .pace
-            .ahead(now)
-            .map(|(at, rate)| (at, self.part_of(rate)))
+            .upcoming_rates(now)
+            .map(|(at, rate)| (at, self.limit_to_part(rate)))
             .collect();
         self.source
             .forecast(now, self.pause.open_at(now), self.rate(now), rises)
     }
 
-    /// Whether a lane that is made now would be the same.
+    /// Whether a new lane would equal this one.
     pub(crate) fn is_at_rest(&mut self, cx: Context<'_>) -> bool {
-        let quiet =
-            self.pause.is_forgotten(&cx.rules.retry, cx.now) && self.pace.is_forgotten(cx.now);
-        quiet && self.queue.len() == 0 && self.source.at_rest(cx.now)
+        self.queue.len() == 0
+            && self.pause.is_at_rest(&cx.rules.retry, cx.now)
+            && self.pace.is_at_rest(cx.now)
+            && self.source.is_at_rest(cx.now)
     }
 }
 
-/// A twentieth: in simulations (`tests/prediction.rs`) most forecasts of a lane that is refused now and then come true.
-const FOR_REFUSALS: u32 = 20;
+/// The predicted wait of a lane that was throttled lately is extended by one part in this many. In
+/// simulations (`tests/prediction.rs`) most forecasts come true with it.
+const THROTTLE_ALLOWANCE: u32 = 20;
 
 impl<W> Lane<W> {
-    /// What the call that has `ahead` others before it will wait. A lane that was refused of late is likely to be refused
-    /// again before a long wait is over: that is allowed for by a part of what is forecast after the pause.
+    /// The predicted wait of the call that has `ahead` others before it. A lane that was throttled
+    /// lately will probably be throttled again during a long wait, so its prediction after the
+    /// pause is extended by `1 / THROTTLE_ALLOWANCE`.
     pub(crate) fn predicted_wait(&self, ahead: usize, now: Instant) -> Duration {
         let open = self.pause.open_at(now);
-        let turn = self
+        let granted_at = self
             .forecast(now)
             .map_or(open + shared::NEVER, |forecast| forecast.at(ahead));
-        let is_calm = self.pace.is_forgotten(now);
-        let spare = if is_calm {
+        let allowance = if self.pace.is_at_rest(now) {
             Duration::ZERO
         } else {
-            turn.saturating_duration_since(open) / FOR_REFUSALS
+            granted_at.saturating_duration_since(open) / THROTTLE_ALLOWANCE
         };
-        (turn + spare).saturating_duration_since(now)
+        (granted_at + allowance).saturating_duration_since(now)
     }
 
-    /// When the call that has `ahead` others before it had best come back. While there are no tokens that is not known,
-    /// and a day would be no advice.
+    /// The advised `Retry-After` of the call that has `ahead` others before it. While there are no
+    /// tokens, the wait is not known and a fixed advice is given.
     pub(crate) fn advice(&self, ahead: usize, now: Instant) -> Duration {
         if self.source.is_withheld() {
             shared::ADVICE
@@ -486,7 +513,7 @@ impl<W> Lane<W> {
         }
     }
 
-    /// The same for a call that arrives now.
+    /// [`Lane::advice`] for a call that arrives now.
     pub(crate) fn advice_now(&self, now: Instant) -> Duration {
         self.advice(self.queue.len(), now)
     }
@@ -505,8 +532,8 @@ impl<W> Lane<W> {
         self.limit
     }
 
-    pub(crate) fn stands(&self) -> Stands {
-        self.stands
+    pub(crate) fn quota_source(&self) -> QuotaSource {
+        self.quota_source
     }
 
     pub(crate) fn queue(&self) -> &FairQueue<Waiting<W>> {
@@ -521,7 +548,7 @@ impl<W> Lane<W> {
         &self.source
     }
 
-    /// Calls granted so far.
+    /// Number of grants so far.
     pub(crate) fn granted(&self) -> u64 {
         self.granted
     }
@@ -538,14 +565,14 @@ impl Context<'_> {
 
 #[cfg(test)]
 impl<W> Lane<W> {
-    /// The lane's tokens come from here from now on.
+    /// Replaces the token source.
     pub(crate) fn set_source(&mut self, source: Source) {
         self.source = source;
     }
 
-    /// Nothing is sent before `open`.
+    /// Pauses the lane until `open`.
     pub(crate) fn pause_until(&mut self, open: Instant) {
-        self.pause.told(open);
+        self.pause.hold_until(open);
     }
 }
 

@@ -1,5 +1,6 @@
-//! What may an operator order? That a lane pauses, that it goes on, and that every call that waits in it is refused. Lanes
-//! are named by their labels, as operators see them. An order is this process's own, also where replicas share the quota.
+//! What can an operator do to a lane? Pause it, resume it, or refuse all its queued calls.
+//! Operators name lanes by their labels. A command applies to this process only, also where
+//! replicas share the quota.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,58 +11,59 @@ use crate::limiter::{Connector, Limiter};
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
-/// An order.
+/// An operator's command for a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Nothing is sent for this long, or until the lane is resumed.
+pub(crate) enum Command {
+    /// Send nothing for this long, or until `Resume`.
     Pause(Option<Duration>),
-    /// An operator's pause is over.
+    /// End the operator's pause.
     Resume,
-    /// Every call that waits is refused now.
+    /// Refuse every queued call now.
     Flush,
 }
 
-/// What came of it.
+/// The effect of a command.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CommandResult {
     /// Calls that were refused.
-    pub(crate) told: usize,
-    /// Calls that wait now.
+    pub(crate) refused: usize,
+    /// Calls that are still queued.
     pub(crate) queued: usize,
 }
 
 // === impl Limiter ===
 
 impl<K: Connector> Limiter<K> {
-    /// Gives the order to all lanes of these labels. A limited action of a configured account has one as soon as it is
-    /// named, so that it can be paused before the first call. None: there is no such lane.
-    pub(crate) async fn order(
+    /// Applies a command to all lanes with these labels. If `is_configured`, a missing lane is
+    /// created, so that it can be paused before its first call. Returns none if there is no such
+    /// lane.
+    pub(crate) async fn handle_command(
         &self,
         account: &str,
         action: &str,
         is_configured: bool,
-        order: Order,
+        command: Command,
     ) -> Option<CommandResult> {
-        let is_named = |lane: &Arc<LaneHandle<K>>| lane.metrics.labels() == [account, action];
-        let mut lanes: Vec<_> = self.all().into_iter().filter(is_named).collect();
+        let mut lanes = self.all();
+        lanes.retain(|lane| lane.metrics.labels() == [account, action]);
         if lanes.is_empty() && is_configured {
             lanes.push(self.new_lane(account, action)?);
         }
-        let mut all: Option<CommandResult> = None;
-        for lane in lanes {
-            let result = lane.order(order).await;
-            let before = all.unwrap_or_default();
-            all = Some(CommandResult {
-                told: before.told + result.told,
-                queued: before.queued + result.queued,
-            });
+        if lanes.is_empty() {
+            return None;
         }
-        all
+        let mut total = CommandResult::default();
+        for lane in lanes {
+            let result = lane.handle_command(command).await;
+            total.refused += result.refused;
+            total.queued += result.queued;
+        }
+        Some(total)
     }
 
-    /// The lane that such a call would have; none if the action has no limit.
+    /// Creates the lane of this account and action; none if the action has no limit.
     fn new_lane(&self, account: &str, action: &str) -> Option<Arc<LaneHandle<K>>> {
-        let limit = self.shared.rules.load().limits.get(action).copied()?;
+        let limit = self.inner.rules.load().limits.get(action).copied()?;
         Some(self.lane(&Operation {
             account: AccountId::new(account),
             known: true,
@@ -79,20 +81,20 @@ impl<K: Connector> Limiter<K> {
 // === impl LaneHandle ===
 
 impl<K: Connector> LaneHandle<K> {
-    async fn order(self: &Arc<Self>, order: Order) -> CommandResult {
+    async fn handle_command(self: &Arc<Self>, command: Command) -> CommandResult {
         let before = self.queued();
-        self.event(match order {
-            Order::Pause(time) => Event::Paused(time),
-            Order::Resume => Event::Resumed,
-            Order::Flush => Event::Flushed,
+        self.event(match command {
+            Command::Pause(time) => Event::Paused(time),
+            Command::Resume => Event::Resumed,
+            Command::Flush => Event::Flushed,
         });
-        // The worker refuses the calls that became late, a piece at a time.
+        // The worker refuses the calls that became late, one piece of the queue at a time.
         while self.is_reviewing() {
             tokio::task::yield_now().await;
         }
         let queued = self.queued();
         CommandResult {
-            told: before.saturating_sub(queued),
+            refused: before.saturating_sub(queued),
             queued,
         }
     }

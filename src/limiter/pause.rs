@@ -1,12 +1,13 @@
-//! May the lane send at all? A throttle refusal pauses the lane, not the call: nothing is sent before the pause ends, then
-//! one probe, then the normal rate. An operator may pause it, too. Only decides; the lane reports what was sent and what
-//! came back.
+//! May the lane send at all? A throttle refusal pauses the lane, not the call: nothing is sent
+//! before the pause ends, then one probe, then the normal rate. An operator may pause the lane,
+//! too. Only decides; the lane reports what was sent and how it ended.
 //!
-//! Refusals of attempts that were written before the first of them was known are one episode and count once: five calls
-//! refused together must not multiply the back-off by five.
+//! Refusals of attempts that were written before the first of them was known are one episode and
+//! count once: five attempts that are throttled together must not multiply the back-off by five.
 //!
-//! A single refusal amid accepted attempts is no episode: jitter, or one call of an outsider. The lane waits for a moment
-//! and sends no probe. A server's hint always pauses the lane.
+//! A single refusal among accepted attempts is not an episode. Its cause may be jitter, or one call
+//! of an outsider. The lane pauses briefly and sends no probe. A server's hint always pauses the
+//! lane.
 
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use crate::config::Retry;
 use crate::primitives::backoff;
 
-/// The pause of one lane.
+/// The pause state of one lane.
 #[derive(Debug, Default)]
 pub(crate) struct Pause {
     /// Nothing is sent before this.
@@ -25,16 +26,16 @@ pub(crate) struct Pause {
     known_at: Option<Instant>,
     /// Episodes in a row without a probe that passed; the exponent of the back-off.
     level: u32,
-    /// By an operator: CAMS has no trouble, so no probe follows.
-    ordered: Option<Ordered>,
+    /// An operator's pause. No probe follows it, because CAMS has not throttled.
+    operator: Option<OperatorPause>,
 }
 
-/// How long an operator pauses the lane.
+/// The length of an operator's pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ordered {
+pub(crate) enum OperatorPause {
     /// Until an operator resumes it.
-    Open,
-    /// Until then, unless it is resumed before.
+    Indefinite,
+    /// Until then, unless an operator resumes the lane earlier.
     Until(Instant),
 }
 
@@ -44,37 +45,37 @@ enum Probe {
     NotNeeded,
     /// The next grant is the probe.
     Due,
-    /// It has been under way since then; its end decides.
-    Out(Instant),
+    /// The probe has been in progress since then. Its end decides.
+    InFlight(Instant),
 }
 
-/// How long a lane waits for its probe. A refusal comes at once, so an answer that takes longer is none, and a slow call
-/// must not stop all the others.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a lane waits for its probe. A refusal arrives immediately, so a slower answer is not
+/// one, and a slow call must not stop all the others.
+pub(crate) const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// An isolated refusal costs the lane at most this.
-const LONGEST_MOMENT: Duration = Duration::from_millis(50);
+/// The longest pause after an isolated refusal.
+const MAX_ISOLATED_PAUSE: Duration = Duration::from_millis(50);
 
-/// What is forecast of an operator's pause that has no end yet: calls that have less time are refused immediately.
-const NO_END_YET: Duration = Duration::from_secs(60);
+/// The forecast length of an indefinite pause. Calls with less time left are refused immediately.
+const INDEFINITE_PAUSE_FORECAST: Duration = Duration::from_secs(60);
 
 /// Whether the lane may send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Gate {
-    /// Yes.
+    /// It may send.
     Open,
-    /// Not before this, or before the probe comes back.
+    /// It may not send before this time, or before the probe has ended.
     Until(Instant),
 }
 
-/// Whether a refusal is news.
+/// How a refusal relates to the earlier ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Episode {
     /// The first refusal since the lane's last pause.
     New,
-    /// Written before the first refusal of the running episode was known.
+    /// The attempt was written before the first refusal of the current episode was known.
     Same,
-    /// A single refusal amid accepted attempts: the lane waits for a moment and sends no probe.
+    /// A single refusal among accepted attempts: a brief pause and no probe.
     Isolated,
 }
 
@@ -83,108 +84,115 @@ pub(crate) enum Episode {
 impl Pause {
     pub(crate) fn gate(&self, now: Instant) -> Gate {
         let probed = match self.probe {
-            Probe::Out(since) => Some(since + PATIENCE),
+            Probe::InFlight(since) => Some(since + PROBE_TIMEOUT),
             Probe::NotNeeded | Probe::Due => None,
         };
-        match self.until.max(probed).max(self.ordered_until(now)) {
+        match self.until.max(probed).max(self.operator_pause_end(now)) {
             Some(until) if until > now => Gate::Until(until),
             _ => Gate::Open,
         }
     }
 
-    /// Whether nothing of an earlier trouble is left to remember: no probe is due or out and the back-off stands at its
-    /// base, or the lane has been quiet for longer than any pause of CAMS's may be.
-    pub(crate) fn is_forgotten(&self, policy: &Retry, now: Instant) -> bool {
-        if self.ordered(now).is_some() {
+    /// Whether a new state would do as well: no pause is in force, no probe is due or in progress
+    /// and the back-off is at its base, or the lane has been quiet for longer than the longest
+    /// pause.
+    pub(crate) fn is_at_rest(&self, policy: &Retry, now: Instant) -> bool {
+        if self.operator_pause(now).is_some() {
             return false;
         }
-        let Some(until) = self.until else { return true };
-        let untroubled = until <= now && self.probe == Probe::NotNeeded && self.level == 0;
-        untroubled || until + policy.max_pause <= now
+        let Some(until) = self.until else {
+            return true;
+        };
+        let has_recovered = until <= now && self.probe == Probe::NotNeeded && self.level == 0;
+        has_recovered || until + policy.max_pause <= now
     }
 
-    /// When the lane may send again, if nothing else happens: for forecasts.
+    /// When the lane may send again if nothing else happens. For forecasts.
     pub(crate) fn open_at(&self, now: Instant) -> Instant {
         self.until
-            .max(self.ordered_until(now))
+            .max(self.operator_pause_end(now))
             .map_or(now, |until| until.max(now))
     }
 
-    /// The store keeps the pause and deals the probe: nothing is sent before `open`, nor before the end of a pause that
-    /// the store does not know of.
-    pub(crate) fn told(&mut self, open: Instant) {
+    /// Adopts the store's pause: nothing is sent before `open`, nor before the end of a pause that
+    /// this process started itself. The store deals the probe.
+    pub(crate) fn hold_until(&mut self, open: Instant) {
         *self = Self {
             until: self.until.max(Some(open)),
-            ordered: self.ordered,
+            operator: self.operator,
             ..Self::default()
         };
     }
 
-    /// An operator pauses the lane, for so long or until it is resumed.
-    pub(crate) fn order(&mut self, time: Option<Duration>, now: Instant) {
-        self.ordered = Some(time.map_or(Ordered::Open, |time| Ordered::Until(now + time)));
+    /// An operator pauses the lane for `time`, or until it is resumed.
+    pub(crate) fn pause_by_operator(&mut self, time: Option<Duration>, now: Instant) {
+        self.operator = Some(match time {
+            Some(time) => OperatorPause::Until(now + time),
+            None => OperatorPause::Indefinite,
+        });
     }
 
-    /// An operator resumes it. A pause of CAMS's continues.
+    /// An operator resumes the lane. A pause after a throttle refusal continues.
     pub(crate) fn resume(&mut self) {
-        self.ordered = None;
+        self.operator = None;
     }
 
-    /// What an operator has ordered that is not over.
-    pub(crate) fn ordered(&self, now: Instant) -> Option<Ordered> {
-        self.ordered
-            .filter(|ordered| !matches!(ordered, Ordered::Until(then) if *then <= now))
+    /// The operator's pause, if one is in force.
+    pub(crate) fn operator_pause(&self, now: Instant) -> Option<OperatorPause> {
+        self.operator
+            .filter(|pause| !matches!(pause, OperatorPause::Until(end) if *end <= now))
     }
 
-    fn ordered_until(&self, now: Instant) -> Option<Instant> {
-        self.ordered.map(|ordered| match ordered {
-            Ordered::Open => now + NO_END_YET,
-            Ordered::Until(then) => then,
+    fn operator_pause_end(&self, now: Instant) -> Option<Instant> {
+        self.operator.map(|pause| match pause {
+            OperatorPause::Indefinite => now + INDEFINITE_PAUSE_FORECAST,
+            OperatorPause::Until(end) => end,
         })
     }
 
-    /// What is left of the pause.
+    /// The rest of the pause.
     pub(crate) fn remaining(&self, now: Instant) -> Duration {
         self.open_at(now) - now
     }
 
-    /// An attempt may go; true when it is the probe.
-    pub(crate) fn granted(&mut self, now: Instant) -> bool {
+    /// Notes that an attempt is granted. Returns true if it is the probe.
+    pub(crate) fn begin_attempt(&mut self, now: Instant) -> bool {
         let is_probe = self.probe == Probe::Due;
         if is_probe {
-            self.probe = Probe::Out(now);
+            self.probe = Probe::InFlight(now);
         }
         is_probe
     }
 
-    /// The probe was never sent: the next grant is the probe.
+    /// The probe was never sent, so the next grant is the probe.
     pub(crate) fn probe_unsent(&mut self) {
-        if let Probe::Out(_) = self.probe {
+        if let Probe::InFlight(_) = self.probe {
             self.probe = Probe::Due;
         }
     }
 
-    /// The probe has an end that is not a refusal: the lane is open. An unknown end opens it too, for waiting longer
-    /// would not make it known.
+    /// The probe was not throttled: the lane opens. An unknown end opens it, too, because waiting
+    /// longer would not reveal it.
     pub(crate) fn probe_passed(&mut self) {
-        if let Probe::Out(_) = self.probe {
+        if let Probe::InFlight(_) = self.probe {
             self.probe = Probe::NotNeeded;
         }
     }
 
-    /// CAMS took an attempt that was written at `written_at`. If that was after the latest refusal, the trouble is over
-    /// and the back-off starts from its base again.
-    pub(crate) fn answered(&mut self, written_at: Instant) {
+    /// CAMS accepted an attempt that was written at `written_at`. If that was after the latest
+    /// refusal, the back-off starts from its base again.
+    pub(crate) fn accepted(&mut self, written_at: Instant) {
         if self.known_at.is_some_and(|known_at| known_at < written_at) {
             self.level = 0;
         }
     }
 
-    /// An attempt came back refused. The lane pauses for the server's hint, at most `policy.max_pause`, or for a back-off
-    /// with full jitter, where `random` is in 0..1; after an isolated refusal for a moment.
-    pub(crate) fn refused(
+    /// CAMS throttled an attempt. The lane pauses for the server's hint, at most
+    /// `policy.max_pause`, or for a back-off with full jitter. `random` is in 0..1. After an
+    /// isolated refusal the pause is brief.
+    pub(crate) fn throttled(
         &mut self,
-        refusal: &Refused,
+        refusal: &ThrottleRefusal,
         policy: &Retry,
         now: Instant,
         random: f64,
@@ -197,9 +205,9 @@ impl Pause {
             _ => Episode::New,
         };
         if episode == Episode::Isolated {
-            self.until = self
-                .until
-                .max(Some(now + policy.base.min(LONGEST_MOMENT).mul_f64(random)));
+            self.until = self.until.max(Some(
+                now + policy.base.min(MAX_ISOLATED_PAUSE).mul_f64(random),
+            ));
             return episode;
         }
         if episode == Episode::New {
@@ -215,7 +223,7 @@ impl Pause {
         };
         let until = self.until.max(Some(now + wait));
         if episode == Episode::New || until > self.until {
-            // Also when only a late hint of a known episode asks for it: after any pause one probe goes.
+            // Also after a late hint of a known episode: one probe follows every pause.
             self.probe = Probe::Due;
         }
         self.until = until;
@@ -223,14 +231,16 @@ impl Pause {
     }
 }
 
-/// A throttle refusal, as the lane needs to know it.
+/// A throttle refusal.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Refused {
-    /// When it was written: what was on its way when the lane paused is no news after it.
+pub(crate) struct ThrottleRefusal {
+    /// When the attempt was written. Attempts in flight when the lane paused belong to the same
+    /// episode.
     pub(crate) written_at: Instant,
-    /// How long the server asks to stay away.
+    /// How long the server asks to wait.
     pub(crate) hint: Option<Duration>,
-    /// Whether it came amid accepted attempts (`Pace::refused`). With a hint the lane pauses all the same.
+    /// Whether it came among accepted attempts (`Pace::throttled`). With a hint the lane pauses all
+    /// the same.
     pub(crate) isolated: bool,
 }
 
@@ -249,14 +259,14 @@ mod tests {
         Duration::from_millis(ms)
     }
 
-    fn refused(
+    fn throttled(
         pause: &mut Pause,
         written_at: Instant,
         now: Instant,
         hint: Option<Duration>,
     ) -> Episode {
-        pause.refused(
-            &Refused {
+        pause.throttled(
+            &ThrottleRefusal {
                 written_at,
                 hint,
                 isolated: false,
@@ -268,23 +278,23 @@ mod tests {
     }
 
     #[test]
-    fn an_untroubled_lane_is_open_and_needs_no_probe() {
+    fn a_new_lane_is_open_and_needs_no_probe() {
         let mut pause = Pause::default();
         assert_eq!(pause.gate(Instant::now()), Gate::Open);
-        assert!(!pause.granted(Instant::now()));
+        assert!(!pause.begin_attempt(Instant::now()));
     }
 
     #[test]
-    fn a_refusal_pauses_then_one_probe_then_the_normal_rate() {
+    fn a_throttle_is_followed_by_a_pause_one_probe_and_the_normal_rate() {
         let t = Instant::now();
         let mut pause = Pause::default();
         assert_eq!(
-            refused(&mut pause, t, t + ms(10), Some(ms(2000))),
+            throttled(&mut pause, t, t + ms(10), Some(ms(2000))),
             Episode::New
         );
         assert_eq!(pause.gate(t + ms(2009)), Gate::Until(t + ms(2010)));
         assert_eq!(pause.gate(t + ms(2010)), Gate::Open);
-        assert!(pause.granted(t + ms(2010)));
+        assert!(pause.begin_attempt(t + ms(2010)));
         assert_eq!(
             pause.gate(t + ms(2011)),
             Gate::Until(t + ms(3010)),
@@ -293,26 +303,26 @@ mod tests {
         assert_eq!(pause.gate(t + ms(3010)), Gate::Open);
         pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2012)), Gate::Open);
-        assert!(!pause.granted(t));
+        assert!(!pause.begin_attempt(t));
     }
 
     #[test]
-    fn refusals_of_one_episode_count_once_and_the_longest_hint_holds() {
+    fn refusals_of_one_episode_count_once_and_the_longest_hint_applies() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        assert_eq!(refused(&mut pause, t, t + ms(10), None), Episode::New);
+        assert_eq!(throttled(&mut pause, t, t + ms(10), None), Episode::New);
         assert_eq!(pause.gate(t + ms(10)), Gate::Until(t + ms(110)));
         assert_eq!(
-            refused(&mut pause, t + ms(9), t + ms(20), None),
+            throttled(&mut pause, t + ms(9), t + ms(20), None),
             Episode::Same
         );
         assert_eq!(pause.gate(t + ms(20)), Gate::Until(t + ms(110)));
         assert_eq!(
-            refused(&mut pause, t + ms(10), t + ms(30), Some(ms(500))),
+            throttled(&mut pause, t + ms(10), t + ms(30), Some(ms(500))),
             Episode::Same
         );
         assert_eq!(
-            refused(&mut pause, t + ms(10), t + ms(40), Some(ms(100))),
+            throttled(&mut pause, t + ms(10), t + ms(40), Some(ms(100))),
             Episode::Same
         );
         assert_eq!(pause.gate(t + ms(40)), Gate::Until(t + ms(530)));
@@ -325,85 +335,85 @@ mod tests {
         let mut pause = Pause::default();
         let mut now = t;
         for expected in [100, 200, 400, 800, 1600, 3200, 4000, 4000] {
-            refused(&mut pause, now, now, None);
+            throttled(&mut pause, now, now, None);
             now += ms(expected);
             assert_eq!(pause.gate(now - ms(1)), Gate::Until(now));
             assert_eq!(pause.gate(now), Gate::Open);
-            assert!(pause.granted(now));
+            assert!(pause.begin_attempt(now));
             now += ms(1);
         }
         pause.probe_passed();
-        pause.answered(now);
+        pause.accepted(now);
         now += ms(1);
-        refused(&mut pause, now, now, None);
+        throttled(&mut pause, now, now, None);
         assert_eq!(pause.gate(now), Gate::Until(now + ms(100)));
     }
 
     #[test]
-    fn a_lane_is_forgotten_when_its_trouble_is_over_or_long_ago() {
+    fn a_pause_is_at_rest_after_recovery_or_a_long_quiet_time() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        assert!(pause.is_forgotten(&POLICY, t));
-        refused(&mut pause, t, t, Some(ms(1000)));
-        assert!(!pause.is_forgotten(&POLICY, t + ms(1000)), "a probe is due");
+        assert!(pause.is_at_rest(&POLICY, t));
+        throttled(&mut pause, t, t, Some(ms(1000)));
+        assert!(!pause.is_at_rest(&POLICY, t + ms(1000)), "a probe is due");
         assert!(
-            pause.is_forgotten(&POLICY, t + ms(61_000)),
+            pause.is_at_rest(&POLICY, t + ms(61_000)),
             "no call for a minute"
         );
-        assert!(pause.granted(t + ms(1500)));
-        assert!(
-            !pause.is_forgotten(&POLICY, t + ms(1600)),
-            "the probe is out"
-        );
+        assert!(pause.begin_attempt(t + ms(1500)));
+        assert!(!pause.is_at_rest(&POLICY, t + ms(1600)), "the probe is out");
         pause.probe_passed();
         assert!(
-            !pause.is_forgotten(&POLICY, t + ms(2000)),
+            !pause.is_at_rest(&POLICY, t + ms(2000)),
             "the back-off is not at its base"
         );
-        pause.answered(t + ms(1500));
-        assert!(pause.is_forgotten(&POLICY, t + ms(2000)));
+        pause.accepted(t + ms(1500));
+        assert!(pause.is_at_rest(&POLICY, t + ms(2000)));
     }
 
     #[test]
-    fn an_operators_pause_lasts_until_its_end_or_its_order_and_needs_no_probe() {
+    fn an_operators_pause_lasts_until_its_end_or_a_resume_and_needs_no_probe() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        pause.order(Some(ms(5000)), t);
+        pause.pause_by_operator(Some(ms(5000)), t);
         assert_eq!(pause.gate(t + ms(4999)), Gate::Until(t + ms(5000)));
         assert_eq!(pause.open_at(t), t + ms(5000));
-        assert!(!pause.is_forgotten(&POLICY, t + ms(4999)));
+        assert!(!pause.is_at_rest(&POLICY, t + ms(4999)));
         assert_eq!(
-            (pause.gate(t + ms(5000)), pause.ordered(t + ms(5000))),
+            (pause.gate(t + ms(5000)), pause.operator_pause(t + ms(5000))),
             (Gate::Open, None)
         );
-        assert!(pause.is_forgotten(&POLICY, t + ms(5000)));
-        pause.order(None, t);
+        assert!(pause.is_at_rest(&POLICY, t + ms(5000)));
+        pause.pause_by_operator(None, t);
         for later in [0, 86_400_000] {
             let now = t + ms(later);
             assert_eq!(
-                (pause.gate(now), pause.ordered(now)),
-                (Gate::Until(now + NO_END_YET), Some(Ordered::Open))
+                (pause.gate(now), pause.operator_pause(now)),
+                (
+                    Gate::Until(now + INDEFINITE_PAUSE_FORECAST),
+                    Some(OperatorPause::Indefinite)
+                )
             );
-            assert!(!pause.is_forgotten(&POLICY, now));
+            assert!(!pause.is_at_rest(&POLICY, now));
         }
         pause.resume();
         assert_eq!(pause.gate(t), Gate::Open);
-        assert!(!pause.granted(t));
+        assert!(!pause.begin_attempt(t));
     }
 
     #[test]
-    fn an_operators_pause_and_one_of_cams_end_by_themselves() {
+    fn an_operators_pause_and_a_throttle_pause_end_independently() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        pause.order(None, t);
-        refused(&mut pause, t, t, Some(ms(3000)));
+        pause.pause_by_operator(None, t);
+        throttled(&mut pause, t, t, Some(ms(3000)));
         pause.resume();
         assert_eq!(pause.gate(t), Gate::Until(t + ms(3000)));
-        pause.order(None, t);
-        pause.told(t);
+        pause.pause_by_operator(None, t);
+        pause.hold_until(t);
         assert_eq!(
             pause.gate(t),
-            Gate::Until(t + NO_END_YET),
+            Gate::Until(t + INDEFINITE_PAUSE_FORECAST),
             "what the store says of CAMS does not end it"
         );
     }
@@ -412,7 +422,7 @@ mod tests {
     fn a_hint_is_clamped() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        refused(&mut pause, t, t, Some(Duration::from_secs(86_400)));
+        throttled(&mut pause, t, t, Some(Duration::from_secs(86_400)));
         assert_eq!(pause.gate(t), Gate::Until(t + Duration::from_secs(60)));
     }
 
@@ -420,28 +430,28 @@ mod tests {
     fn a_probe_that_was_never_sent_is_still_due() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        refused(&mut pause, t, t, Some(ms(1)));
-        assert!(pause.granted(t));
+        throttled(&mut pause, t, t, Some(ms(1)));
+        assert!(pause.begin_attempt(t));
         pause.probe_unsent();
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
-        assert!(pause.granted(t));
+        assert!(pause.begin_attempt(t));
     }
 
     #[test]
-    fn a_probe_without_a_certain_end_opens_the_lane_but_keeps_the_back_off() {
+    fn a_probe_with_an_unknown_end_opens_the_lane_but_keeps_the_back_off() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        refused(&mut pause, t, t, Some(ms(1)));
-        assert!(pause.granted(t));
+        throttled(&mut pause, t, t, Some(ms(1)));
+        assert!(pause.begin_attempt(t));
         pause.probe_passed();
         assert_eq!(pause.gate(t + ms(2)), Gate::Open);
         assert_eq!(pause.level, 1);
-        pause.answered(t);
+        pause.accepted(t);
         assert_eq!(
             pause.level, 1,
             "that one was written before the refusal was known"
         );
-        pause.answered(t + ms(3));
+        pause.accepted(t + ms(3));
         assert_eq!(pause.level, 0);
     }
 
@@ -449,15 +459,15 @@ mod tests {
     fn a_late_hint_of_a_known_episode_is_followed_by_a_probe_too() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        refused(&mut pause, t, t, Some(ms(10)));
-        assert!(pause.granted(t));
+        throttled(&mut pause, t, t, Some(ms(10)));
+        assert!(pause.begin_attempt(t));
         pause.probe_passed();
         assert_eq!(
-            refused(&mut pause, t, t + ms(30), Some(ms(500))),
+            throttled(&mut pause, t, t + ms(30), Some(ms(500))),
             Episode::Same
         );
         assert_eq!(pause.gate(t + ms(30)), Gate::Until(t + ms(530)));
-        assert!(pause.granted(t), "the next one is a probe");
+        assert!(pause.begin_attempt(t), "the next one is a probe");
     }
     fn isolated(
         pause: &mut Pause,
@@ -465,8 +475,8 @@ mod tests {
         now: Instant,
         hint: Option<Duration>,
     ) -> Episode {
-        pause.refused(
-            &Refused {
+        pause.throttled(
+            &ThrottleRefusal {
                 written_at,
                 hint,
                 isolated: true,
@@ -478,21 +488,21 @@ mod tests {
     }
 
     #[test]
-    fn an_isolated_refusal_costs_a_moment_and_no_probe() {
+    fn an_isolated_refusal_causes_a_brief_pause_and_no_probe() {
         let t = Instant::now();
         let mut pause = Pause::default();
         assert_eq!(isolated(&mut pause, t, t, None), Episode::Isolated);
         assert_eq!(pause.gate(t), Gate::Until(t + ms(25)));
         assert_eq!(pause.gate(t + ms(25)), Gate::Open);
-        assert!(!pause.granted(t + ms(25)), "it is no probe");
-        assert!(pause.is_forgotten(&POLICY, t + ms(25)));
+        assert!(!pause.begin_attempt(t + ms(25)), "it is no probe");
+        assert!(pause.is_at_rest(&POLICY, t + ms(25)));
         assert_eq!(
             isolated(&mut pause, t + ms(1), t + ms(30), None),
             Episode::Isolated,
             "it began no episode"
         );
         assert_eq!(
-            refused(&mut pause, t + ms(2), t + ms(40), None),
+            throttled(&mut pause, t + ms(2), t + ms(40), None),
             Episode::New
         );
         assert_eq!(pause.level, 1);
@@ -504,20 +514,20 @@ mod tests {
         let mut pause = Pause::default();
         assert_eq!(isolated(&mut pause, t, t, Some(ms(500))), Episode::New);
         assert_eq!(pause.gate(t), Gate::Until(t + ms(500)));
-        assert!(pause.granted(t + ms(500)));
+        assert!(pause.begin_attempt(t + ms(500)));
     }
 
     #[test]
-    fn in_an_episode_and_for_a_probe_no_refusal_is_isolated() {
+    fn no_refusal_is_isolated_in_an_episode_or_for_a_probe() {
         let t = Instant::now();
         let mut pause = Pause::default();
-        assert_eq!(refused(&mut pause, t, t + ms(10), None), Episode::New);
+        assert_eq!(throttled(&mut pause, t, t + ms(10), None), Episode::New);
         assert_eq!(
             isolated(&mut pause, t + ms(5), t + ms(20), None),
             Episode::Same
         );
         assert_eq!(pause.gate(t + ms(20)), Gate::Until(t + ms(110)));
-        assert!(pause.granted(t + ms(110)));
+        assert!(pause.begin_attempt(t + ms(110)));
         assert_eq!(
             isolated(&mut pause, t + ms(110), t + ms(130), None),
             Episode::New,

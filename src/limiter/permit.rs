@@ -1,5 +1,6 @@
-//! A permission is a value: [`SendPermit`] is the right to send one attempt, made only by the limiter and used up by
-//! sending; [`Receipt`] is what remains of it until the attempt's end is known. Dropped early, each leaves the lane in order.
+//! Permissions as values. A [`SendPermit`] is the right to send one attempt; only the limiter makes
+//! it, and sending consumes it. A [`Receipt`] represents the attempt until its end is known. Either
+//! may be dropped at any time: the lane stays consistent.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,19 +12,21 @@ use crate::limiter::Connector;
 use crate::limiter::handle::LaneHandle;
 use crate::limiter::lane::{End, Event, Grant};
 
-/// The permission to send one attempt now: a ready connection and, on a lane, a token. Dropped unused, both go back.
+/// The permission to send one attempt now: a ready connection and, on a lane, a token. Dropping it
+/// returns both.
 pub(crate) struct SendPermit<K: Connector> {
-    /// None after the permit was used.
+    /// None after use.
     connection: Option<K::Connection>,
     lane: Option<(Arc<LaneHandle<K>>, Grant)>,
 }
 
-/// An attempt that is being sent, to be settled with what came of it. Dropped unsettled, its end counts as unknown.
+/// An attempt in progress. Must be settled with its end; if it is dropped unsettled, the end is
+/// unknown.
 pub(crate) struct Receipt<K: Connector> {
     attempt: Option<Arc<Attempt<K>>>,
 }
 
-/// An attempt of a lane: its token is held until the first byte was written.
+/// An attempt of a lane. Its token is held until the first byte was written.
 struct Attempt<K: Connector> {
     lane: Arc<LaneHandle<K>>,
     grant: Grant,
@@ -41,7 +44,7 @@ enum Progress {
 // === impl SendPermit ===
 
 impl<K: Connector> SendPermit<K> {
-    /// A permit of an action without a limit, or while Flowgate only observes: only a connection.
+    /// A permit without a token, for an action without a limit and for observe mode.
     pub(super) fn unlimited(connection: K::Connection) -> Self {
         Self {
             connection: Some(connection),
@@ -61,8 +64,9 @@ impl<K: Connector> SendPermit<K> {
         }
     }
 
-    /// Begins to send. None if the permit is of no use any more: the lane pauses since it was granted, the store's slot or
-    /// the call's hold is over, or another source deals out the tokens. Then token and connection go back.
+    /// Begins to send. Returns none, and the token and the connection, if the permit is not valid
+    /// any more: the lane has been paused since the grant, the store's slot or the call's hold is
+    /// over, or the token source has changed.
     pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt<K>)> {
         if let Some((lane, grant)) = &self.lane {
             let mut locked = lane.lock();
@@ -82,7 +86,7 @@ impl<K: Connector> SendPermit<K> {
         Some((connection, Receipt { attempt }))
     }
 
-    /// Begins to send where there is nothing to write: the attempt counts as written now.
+    /// Like `begin`, for callers that write nothing: the attempt counts as written now.
     pub(crate) fn spend(self) -> Option<(K::Connection, Receipt<K>)> {
         let (connection, receipt) = self.begin()?;
         if let Some(attempt) = &receipt.attempt {
@@ -104,13 +108,13 @@ impl<K: Connector> Drop for SendPermit<K> {
 // === impl Receipt ===
 
 impl<K: Connector> Receipt<K> {
-    /// To be called with the time at which the first byte of the request was written.
+    /// Returns a function to call with the time at which the first byte of the request was written.
     pub(crate) fn on_write(&self) -> Option<Box<dyn FnOnce(Instant) + Send>> {
         let attempt = self.attempt.clone()?;
         Some(Box::new(move |at| attempt.written(at)))
     }
 
-    /// CAMS refused by throttling.
+    /// CAMS throttled the attempt.
     pub(crate) fn throttled(mut self, hint: Option<Duration>) {
         self.end(End::Throttled {
             hint,
@@ -118,12 +122,12 @@ impl<K: Connector> Receipt<K> {
         });
     }
 
-    /// CAMS answered anything else.
+    /// CAMS answered, and did not throttle.
     pub(crate) fn answered(mut self) {
         self.end(End::Accepted);
     }
 
-    /// Nothing of the request was sent. If nothing was written at all, the token goes back.
+    /// Nothing of the request reached CAMS. If nothing was written at all, the token is returned.
     pub(crate) fn unsent(mut self) {
         self.end(End::Unsent);
     }
@@ -144,7 +148,7 @@ impl<K: Connector> Drop for Receipt<K> {
 // === impl Attempt ===
 
 impl<K: Connector> Attempt<K> {
-    /// The first byte was written at `at`: the token's clock runs from there.
+    /// The first byte was written at `at`, which starts the token's window.
     fn written(&self, at: Instant) {
         {
             let mut progress = self.progress.lock();
@@ -162,7 +166,8 @@ impl<K: Connector> Attempt<K> {
 
     fn end(&self, end: End) {
         if end != End::Unsent {
-            // What has an answer, or may have one, was written, also if that was not reported.
+            // An attempt that has, or may have, an answer was written, even if the write was not
+            // reported.
             self.written(Instant::now());
         }
         let progress = std::mem::replace(&mut *self.progress.lock(), Progress::Settled);

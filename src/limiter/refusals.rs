@@ -1,20 +1,22 @@
-//! What does a caller read that is not sent? One function for each cause.
+//! What does the caller of a refused call read? One function for each cause.
 
 use std::time::Duration;
 
 use crate::error::{Kind, Refusal};
 use crate::limiter::shared::ADVICE;
 
-/// The call's turn would come after its hold.
+/// The predicted wait is longer than the call's hold.
 pub(super) fn too_long(wait: Duration, hold: Duration) -> Refusal {
-    let (wait_ms, hold_ms) = (wait.as_millis(), hold.as_millis());
+    let wait_ms = wait.as_millis();
+    let hold_ms = hold.as_millis();
     let message = format!(
         "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {hold_ms} ms that its hold leaves. CAMS has done nothing."
     );
     Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
 }
 
-/// The hold is over: because CAMS cannot be reached, if that is so, else because the queue is long or paused.
+/// The hold is over, because CAMS cannot be reached (`down`) or because the queue is long or
+/// paused.
 pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
     match down {
         Some(reason) => {
@@ -26,19 +28,19 @@ pub(super) fn expired(down: Option<String>, wait: Duration) -> Refusal {
             )
         }
         None => {
-            let message = "The system is under flow control: the call's turn did not come within its hold. CAMS has done nothing.";
+            let message = "The system is under flow control: the call could not be sent within its hold. CAMS has done nothing.";
             Refusal::after(Kind::HoldExpired, wait, message)
         }
     }
 }
 
-/// The store that deals out the quota is away, and this replica has no part of it.
+/// The store of the shared quota cannot be reached, and this replica has no part of the quota.
 pub(super) fn no_part() -> Refusal {
     let message = "The system is under flow control: the store of the shared quota cannot be reached, and this Flowgate has no part of the quota meanwhile. CAMS has done nothing.";
     Refusal::after(Kind::StoreUnavailable, ADVICE, message)
 }
 
-/// All that the limit allows is withheld, for replicas that have vanished may use it.
+/// The whole limit is withheld, because replicas that have vanished may be using it.
 pub(super) fn withheld() -> Refusal {
     let message = "The system is under flow control: replicas of this Flowgate that are cut off from the store of the shared quota may use all of it meanwhile. CAMS has done nothing.";
     Refusal::after(Kind::StoreUnavailable, ADVICE, message)
@@ -50,7 +52,7 @@ pub(super) fn flushed(wait: Duration) -> Refusal {
     Refusal::after(Kind::Flushed, wait, message)
 }
 
-/// The call does not fit into what is left before the process ends.
+/// The call cannot be granted before the drain ends.
 pub(crate) fn draining() -> Refusal {
     let message = "Flowgate is shutting down. CAMS has done nothing.";
     Refusal::after(Kind::Draining, Duration::from_secs(1), message)

@@ -1,5 +1,5 @@
-//! All lanes, and what they have in common. A call that has arrived gets its place in the order of arrivals here, and waits
-//! for its permit.
+//! All lanes, and the state that they share. An arriving call gets its sequence number here and
+//! waits here for its permit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use crate::config::{Config, Mode};
 use crate::error::{Kind, Refusal};
-use crate::limiter::drain::DrainBy;
-use crate::limiter::fair::{Place, QueueEntry};
-use crate::limiter::handle::{Entered, LaneHandle, Queued};
+use crate::limiter::drain::DrainDeadlines;
+use crate::limiter::fair::{QueueEntry, Sequence};
+use crate::limiter::handle::{Admission, LaneHandle, QueueGuard};
 use crate::limiter::lane::Event;
 use crate::limiter::permit::SendPermit;
 use crate::limiter::rules::Rules;
@@ -27,45 +27,48 @@ use crate::operation::Operation;
 use crate::primitives::byte_budget::{Room, Share};
 use crate::primitives::id::{AccountId, ActionName, ClientId};
 
-/// A map shrinks when its capacity is this many times what it needs.
-const SPARSE: usize = 8;
-/// Each shard of the map of lanes has a lock of its own, which a sweep holds: with many shards for a moment only.
+/// A map is shrunk when its capacity is more than this many times its length.
+const SHRINK_RATIO: usize = 8;
+/// Shards of the map of lanes. A sweep holds one shard's lock at a time; more shards mean shorter
+/// holds.
 const SHARDS: usize = 256;
 
 /// All lanes.
 pub(crate) struct Limiter<K: Connector> {
     pub(super) lanes: DashMap<(AccountId, ActionName), Arc<LaneHandle<K>>>,
-    pub(super) shared: Arc<Shared<K>>,
-    /// The order of arrivals over all lanes.
-    pub(super) next_place: AtomicU64,
+    pub(super) inner: Arc<LimiterInner<K>>,
+    /// The next sequence number. One sequence covers all lanes.
+    pub(super) next_sequence: AtomicU64,
 }
 
-/// What all lanes have in common.
-pub(super) struct Shared<K: Connector> {
+/// The state that all lanes share.
+pub(super) struct LimiterInner<K: Connector> {
     pub(super) mode: Mode,
     pub(super) connector: Arc<K>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) rules: ArcSwap<Rules>,
-    /// Where replicas share the quota.
+    /// Set where replicas share the quota.
     pub(super) quota: Option<Arc<Quota>>,
-    /// When the process started: tokens count as just used then.
+    /// When the process started. Tokens count as used at that time.
     pub(super) started: Instant,
-    /// Bytes of all calls that are in the queue or on their way.
+    /// Bytes of the bodies of all calls in progress.
     pub(super) room: Arc<Room>,
-    /// The same of each client, which may take half of the room and no more.
+    /// The same per client. A client may use at most half of the total.
     pub(super) client_rooms: DashMap<(AccountId, ClientId), Arc<Room>>,
-    pub(super) drain_by: Mutex<DrainBy>,
+    pub(super) drain_by: Mutex<DrainDeadlines>,
 }
 
-/// One call's claim on the queue: its place by first arrival, its hold, its share of the memory. Kept through retries.
+/// One call in the limiter: its queue entry, its deadline and its memory reservation. Kept through
+/// retries.
 pub(crate) struct LimitedCall<K: Connector> {
     /// None for an action without a limit.
     lane: Option<Arc<LaneHandle<K>>>,
-    shared: Arc<Shared<K>>,
+    limiter: Arc<LimiterInner<K>>,
     entry: QueueEntry,
-    /// Nothing is sent after this: the arrival and the hold less the margin for CAMS's answer.
+    /// No attempt is sent after this: the arrival plus the hold, less the margin for CAMS's answer.
     send_by: Instant,
-    /// The call has been queued, or granted, before: the bounds were checked, or the call was counted, then.
+    /// The call was queued or granted before. The queue's bounds are checked only the first time,
+    /// and the observe mode counts a call only once.
     admitted: bool,
     _bytes: [Share; 2],
 }
@@ -73,14 +76,15 @@ pub(crate) struct LimitedCall<K: Connector> {
 // === impl Limiter ===
 
 impl<K: Connector> Limiter<K> {
-    /// An empty queue; `started` is when the process started.
+    /// A limiter without lanes. `started` is the start of the process.
     pub(crate) fn new(
         config: &Config,
         connector: Arc<K>,
-        (metrics, quota): (Arc<Metrics>, Option<Arc<Quota>>),
+        metrics: Arc<Metrics>,
+        quota: Option<Arc<Quota>>,
         started: Instant,
     ) -> Self {
-        let shared = Shared {
+        let inner = LimiterInner {
             mode: config.mode,
             connector,
             metrics,
@@ -93,12 +97,13 @@ impl<K: Connector> Limiter<K> {
         };
         Self {
             lanes: DashMap::with_shard_amount(SHARDS),
-            shared: Arc::new(shared),
-            next_place: AtomicU64::new(0),
+            inner: Arc::new(inner),
+            next_sequence: AtomicU64::new(0),
         }
     }
 
-    /// A call has arrived, whole: it gets its place in the order of arrivals.
+    /// Registers a call whose request has been read completely. Fails if the memory for queued
+    /// calls is used up.
     pub(crate) fn arrive(
         &self,
         operation: &Operation,
@@ -106,73 +111,78 @@ impl<K: Connector> Limiter<K> {
     ) -> Result<LimitedCall<K>, Refusal> {
         let now = Instant::now();
         let lane = operation.limit.is_some().then(|| self.lane(operation));
-        let full = |what: &str| {
-            let wait = lane
-                .as_ref()
-                .map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
-            Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
+        let client_room = self.client_room((operation.account.clone(), operation.client.clone()));
+        let Some(client_share) = client_room.take(bytes) else {
+            return Err(memory_full(
+                lane.as_ref(),
+                "This client's part of Flowgate's memory for queued calls",
+                now,
+            ));
         };
-        let client = self
-            .client_room((operation.account.clone(), operation.client.clone()))
-            .take(bytes);
-        let client = client
-            .ok_or_else(|| full("This client's part of Flowgate's memory for queued calls"))?;
-        let share = self
-            .shared
-            .room
-            .take(bytes)
-            .ok_or_else(|| full("Flowgate's memory for queued calls"))?;
+        let Some(share) = self.inner.room.take(bytes) else {
+            return Err(memory_full(
+                lane.as_ref(),
+                "Flowgate's memory for queued calls",
+                now,
+            ));
+        };
         let entry = QueueEntry {
-            place: Place(self.next_place.fetch_add(1, Ordering::Relaxed)),
+            sequence: Sequence(self.next_sequence.fetch_add(1, Ordering::Relaxed)),
             client: operation.client.clone(),
             weight: operation.weight,
             tenant: operation.tenant.clone(),
             arrived: now,
         };
-        let send_by = now + operation.wait;
         Ok(LimitedCall {
             lane,
-            shared: self.shared.clone(),
+            limiter: self.inner.clone(),
             entry,
-            send_by,
+            send_by: now + operation.wait,
             admitted: false,
-            _bytes: [client, share],
+            _bytes: [client_share, share],
         })
     }
 
-    /// From now on this configuration holds, for those who wait, too. A lane whose limit has changed begins anew, with all
-    /// of its tokens just used, as does one that is made after accounts, keys or limits have changed: others may have sent
-    /// for it before. One whose limit has gone ends when nobody waits in it.
+    /// Applies a reloaded configuration, also to queued calls. A lane whose limit has changed
+    /// restarts with all tokens just used. So does a lane that is created after accounts, keys or
+    /// limits have changed, because another lane may have sent for it before. A lane whose limit
+    /// was removed ends when its queue is empty.
     pub(crate) fn reload(&self, config: &Config) {
-        let Shared {
+        let LimiterInner {
             rules,
             room,
             client_rooms,
             ..
-        } = &*self.shared;
-        rules.store(Arc::new(rules.load().then(config, Instant::now())));
+        } = &*self.inner;
+        rules.store(Arc::new(rules.load().reloaded(config, Instant::now())));
         room.resize(config.queue.max_bytes);
-        client_rooms
-            .iter()
-            .for_each(|room| room.resize(config.queue.max_bytes / 2));
-        // A lane that is made meanwhile reads the new rules.
-        self.all().iter().for_each(|lane| lane.reload());
+        for client_room in client_rooms {
+            client_room.resize(config.queue.max_bytes / 2);
+        }
+        // A lane that is created meanwhile reads the new rules.
+        for lane in self.all() {
+            lane.reload();
+        }
     }
 
-    /// Begins to drain: who cannot be granted before `by` is told so now, here and on arrival.
+    /// Begins a drain. Queued and arriving calls that cannot be granted before `by` are refused
+    /// immediately.
     pub(crate) fn drain(&self, by: Instant) {
-        self.shared.drain_by.lock().begin(by);
-        self.all()
-            .iter()
-            .for_each(|lane| lane.event(Event::DrainBegan));
+        self.inner.drain_by.lock().begin(by);
+        self.notify_drain();
     }
 
-    /// Leaves the limited actions' quota to a successor: nothing of them is sent from now on.
+    /// Hands the quota of the limited actions over to a successor. No attempt of them is sent from
+    /// now on.
     pub(crate) fn hand_over(&self) {
-        self.shared.drain_by.lock().hand_over(Instant::now());
-        self.all()
-            .iter()
-            .for_each(|lane| lane.event(Event::DrainBegan));
+        self.inner.drain_by.lock().hand_over(Instant::now());
+        self.notify_drain();
+    }
+
+    fn notify_drain(&self) {
+        for lane in self.all() {
+            lane.event(Event::DrainBegan);
+        }
     }
 
     /// The state of every lane, for metrics and operators.
@@ -180,56 +190,56 @@ impl<K: Connector> Limiter<K> {
         self.all().iter().map(|lane| lane.view()).collect()
     }
 
-    /// How many lanes there are, and how many calls wait in them.
+    /// The number of lanes, and the number of queued calls in all of them.
     pub(crate) fn count(&self) -> (usize, usize) {
         let lanes = self.all();
-        (
-            lanes.len(),
-            lanes
-                .iter()
-                .map(|lane| lane.lock().state.lane.queue().len())
-                .sum(),
-        )
+        let queued = lanes
+            .iter()
+            .map(|lane| lane.lock().state.lane.queue().len())
+            .sum();
+        (lanes.len(), queued)
     }
 
-    /// The room for the bytes of all calls that come in, wait or are under way.
+    /// The byte budget of all calls in progress: those being read, queued or sent.
     pub(crate) fn room(&self) -> &Arc<Room> {
-        &self.shared.room
+        &self.inner.room
     }
 
-    /// Bytes of the bodies of all calls that come in, wait or are under way.
+    /// Bytes of the bodies of all calls in progress.
     pub(crate) fn bytes(&self) -> usize {
-        self.shared.room.used()
+        self.inner.room.used()
     }
 
-    /// Whoever deals out the quota has changed.
+    /// Makes every lane look up its token source again: the store came or went.
     pub(crate) fn refresh(&self) {
-        self.all().iter().for_each(|lane| lane.refresh());
+        for lane in self.all() {
+            lane.refresh();
+        }
     }
 
-    /// Forgets lanes that nobody holds and whose tokens are all free.
+    /// Removes lanes that no call uses and that a new lane would equal.
     pub(crate) fn forget_idle(&self) {
-        // Holding the shard's lock keeps newcomers out, so a count of one means that the map is the only holder.
-        let Shared { client_rooms, .. } = &*self.shared;
+        // The shard's lock blocks new users, so a count of one means that the map is the only
+        // owner.
+        let client_rooms = &self.inner.client_rooms;
         self.lanes
             .retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_at_rest());
         client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
-        // A map keeps the room of its greatest crowd.
-        if self.lanes.len() < self.lanes.capacity() / SPARSE {
+        // A map never gives memory back by itself.
+        if self.lanes.len() < self.lanes.capacity() / SHRINK_RATIO {
             self.lanes.shrink_to_fit();
         }
-        if client_rooms.len() < client_rooms.capacity() / SPARSE {
+        if client_rooms.len() < client_rooms.capacity() / SHRINK_RATIO {
             client_rooms.shrink_to_fit();
         }
     }
 
-    /// The room for the bytes of one client's calls.
+    /// The byte budget of one client's calls.
     pub(crate) fn client_room(&self, key: (AccountId, ClientId)) -> Arc<Room> {
-        let half = || self.shared.rules.load().bounds.max_bytes / 2;
-        self.shared
+        self.inner
             .client_rooms
             .entry(key)
-            .or_insert_with(|| Room::new(half()))
+            .or_insert_with(|| Room::new(self.inner.rules.load().bounds.max_bytes / 2))
             .clone()
     }
 
@@ -242,15 +252,26 @@ impl<K: Connector> Limiter<K> {
 
     pub(super) fn lane(&self, operation: &Operation) -> Arc<LaneHandle<K>> {
         let key = (operation.account.clone(), operation.action.clone());
-        let new = || Arc::new(LaneHandle::new(operation, self.shared.clone()));
-        self.lanes.entry(key).or_insert_with(new).clone()
+        self.lanes
+            .entry(key)
+            .or_insert_with(|| Arc::new(LaneHandle::new(operation, self.inner.clone())))
+            .clone()
     }
 }
 
-// === impl Shared ===
+fn memory_full<K: Connector>(
+    lane: Option<&Arc<LaneHandle<K>>>,
+    what: &str,
+    now: Instant,
+) -> Refusal {
+    let wait = lane.map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
+    Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
+}
 
-impl<K: Connector> Shared<K> {
-    /// When no call of a limited action is granted any more, if a drain has begun.
+// === impl LimiterInner ===
+
+impl<K: Connector> LimiterInner<K> {
+    /// The deadline for grants of limited actions, if a drain has begun.
     pub(super) fn drain_by(&self) -> Option<Instant> {
         self.drain_by.lock().limited()
     }
@@ -259,8 +280,8 @@ impl<K: Connector> Shared<K> {
 // === impl LimitedCall ===
 
 impl<K: Connector> LimitedCall<K> {
-    /// Waits for the permission to send, at most until the call's send-by. Dropping the future leaves the queue and uses
-    /// no token.
+    /// Waits for the permission to send, at most until the call's send-by time. Dropping the future
+    /// leaves the queue and uses no token.
     pub(crate) async fn permit(&mut self) -> Result<SendPermit<K>, Refusal> {
         let Some(lane) = self.lane.clone() else {
             return self.unlimited_permit().await;
@@ -270,13 +291,14 @@ impl<K: Connector> LimitedCall<K> {
             return self.unlimited_permit().await;
         }
         let returning = std::mem::replace(&mut self.admitted, true);
-        // In a statement of its own the permit that comes at once needs no room while the call waits.
+        // A statement of its own keeps an immediate permit out of the future's state, and so out of
+        // the memory of each queued call.
         let answer = match lane.enter(&self.entry, self.send_by, returning) {
-            Entered::Now(permit) => return Ok(permit),
-            Entered::Waiting(answer) => answer,
+            Admission::Granted(permit) => return Ok(permit),
+            Admission::Queued(answer) => answer,
         };
-        let mut queued = Queued::new(&lane, &self.entry);
-        queued.answered(tokio::time::timeout_at(self.send_by, answer).await)
+        let mut guard = QueueGuard::new(&lane, &self.entry);
+        guard.answered(tokio::time::timeout_at(self.send_by, answer).await)
     }
 
     /// Time since the call arrived.
@@ -284,79 +306,89 @@ impl<K: Connector> LimitedCall<K> {
         self.entry.arrived.elapsed()
     }
 
-    /// Nothing of it is sent after this.
+    /// No attempt is sent after this.
     pub(crate) fn send_by(&self) -> Instant {
         self.send_by
     }
 
-    /// What is left until its send-by.
+    /// Time left until the send-by time.
     pub(crate) fn left(&self) -> Duration {
         self.send_by.saturating_duration_since(Instant::now())
     }
 
-    /// When a call that came now could be sent: the honest advice for when to come back.
+    /// The predicted wait of a call that arrives now, which is also the advice for `Retry-After`.
     pub(crate) fn predicted_wait(&self) -> Duration {
         self.lane
             .as_ref()
             .map_or(Duration::ZERO, |lane| lane.predicted_wait(Instant::now()))
     }
 
-    /// Counts, once, what would have become of the call.
+    /// Counts once what the limit would have done with the call.
     fn observe(&mut self, lane: &LaneHandle<K>, shadow: &Mutex<Shadow>) {
-        if self
-            .shared
+        let is_drained = self
+            .limiter
             .drain_by()
-            .is_some_and(|by| by <= Instant::now())
-            || std::mem::replace(&mut self.admitted, true)
-        {
+            .is_some_and(|by| by <= Instant::now());
+        if is_drained || std::mem::replace(&mut self.admitted, true) {
             return;
         }
         let mut shadow = shadow.lock();
         // Read under the lock, so that the shadow's time never goes back.
         let now = Instant::now();
-        let would = shadow.decide(
-            &self.entry.client,
-            self.send_by.saturating_duration_since(now),
-            now,
-        );
+        let hold = self.send_by.saturating_duration_since(now);
+        let decision = shadow.decide(&self.entry.client, hold, now);
         drop(shadow);
-        let ([account, action], client) = (lane.metrics.labels(), self.entry.client.as_str());
-        self.shared
+        let [account, action] = lane.metrics.labels();
+        let client = self.entry.client.as_str();
+        self.limiter
             .metrics
-            .shadow_decision(account, action, would.label());
-        tracing::debug!(account, action, client, decision = would.label(), wait = ?would.wait(), "observed");
+            .shadow_decision(account, action, decision.label());
+        tracing::debug!(
+            account,
+            action,
+            client,
+            decision = decision.label(),
+            wait = ?decision.wait(),
+            "observed"
+        );
     }
 
     /// A permit as soon as a connection is ready.
     async fn unlimited_permit(&self) -> Result<SendPermit<K>, Refusal> {
-        if self.shared.drain_by.lock().is_over_for_all(Instant::now()) {
+        let is_drained = self
+            .limiter
+            .drain_by
+            .lock()
+            .is_over_for_unlimited(Instant::now());
+        if is_drained {
             return Err(refusals::draining());
         }
         if self.left().is_zero() {
-            return Err(refusals::expired(
-                self.shared.connector.down(),
-                Duration::from_secs(1),
-            ));
+            return Err(self.expired());
         }
-        let connection = match self.shared.connector.try_ready() {
+        let connection = match self.limiter.connector.try_ready() {
             Some(connection) => connection,
-            // Boxed: seldom needed, and room for it would be in every call that waits.
+            // Boxed: rarely needed, and its size would count in the future of each queued call.
             None => Box::pin(tokio::time::timeout_at(
                 self.send_by,
-                self.shared.connector.ready(1),
+                self.limiter.connector.ready(1),
             ))
             .await
-            .map_err(|_| refusals::expired(self.shared.connector.down(), Duration::from_secs(1)))?,
+            .map_err(|_| self.expired())?,
         };
         Ok(SendPermit::unlimited(connection))
+    }
+
+    fn expired(&self) -> Refusal {
+        refusals::expired(self.limiter.connector.down(), Duration::from_secs(1))
     }
 }
 
 #[cfg(test)]
 impl<K: Connector> LimitedCall<K> {
-    /// What this call will wait if no other comes after it. It does not wait yet.
+    /// The predicted wait of this call, which is not queued yet, if no other call arrives after it.
     pub(super) fn predicted_now(&self) -> Duration {
-        let locked = self.lane.as_ref().expect("it has a lane").lock();
+        let locked = self.lane.as_ref().expect("the call has a lane").lock();
         let lane = &locked.state.lane;
         lane.predicted_wait(lane.queue().ahead_of_new(&self.entry), locked.now)
     }

@@ -1,4 +1,5 @@
-//! What does the configuration say of queues? It may say otherwise when it is read anew, so lanes look here each time.
+//! Which configuration applies to the lanes? It may change with a reload, so lanes read it here
+//! each time.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -8,17 +9,17 @@ use tokio::time::Instant;
 use crate::config::{self, Config, Limit};
 use crate::primitives::id::ActionName;
 
-/// What holds for all lanes until the next reload.
+/// The settings of all lanes until the next reload.
 pub(super) struct Rules {
-    /// By action. A lane whose limit has gone keeps to the one that it had.
+    /// By action. A lane whose limit was removed keeps its last one.
     pub(super) limits: BTreeMap<ActionName, Limit>,
     pub(super) bounds: config::Queue,
     pub(super) retry: config::Retry,
     pub(super) learn: config::Learn,
-    /// Since when these limits hold for these accounts. What a new lane has to do with was sent by another one before, or
-    /// without any, so its tokens count as just used then.
+    /// Since when these limits apply to these accounts. Before that another lane, or no lane, may
+    /// have sent the calls of a new lane, so its tokens count as used at this time.
     pub(super) since: Instant,
-    /// Whose quota which key spends, in short.
+    /// A hash of the assignment of keys to quotas.
     keys: u64,
 }
 
@@ -26,47 +27,45 @@ pub(super) struct Rules {
 
 impl Rules {
     pub(super) fn new(config: &Config, since: Instant) -> Self {
-        let (bounds, limits) = (config.queue.clone(), config.limits.clone());
         Self {
-            limits,
-            bounds,
+            limits: config.limits.clone(),
+            bounds: config.queue.clone(),
             retry: config.retry,
             learn: config.learn,
             since,
-            keys: keys(config),
+            keys: hash_keys(config),
         }
     }
 
-    /// Those that follow these `now`.
-    pub(super) fn then(&self, config: &Config, now: Instant) -> Self {
+    /// The rules after a reload at `now`.
+    pub(super) fn reloaded(&self, config: &Config, now: Instant) -> Self {
         let mut next = Self::new(config, now);
-        if (next.keys, &next.limits) == (self.keys, &self.limits) {
+        if next.keys == self.keys && next.limits == self.limits {
             next.since = self.since;
         }
         next
     }
 }
 
-/// Changes with the accounts, with the keys that spend their quota, and with the clients that do. Temporary keys come and
-/// go, and their account stays.
-fn keys(config: &Config) -> u64 {
+/// A hash over the accounts, the keys that use their quota, and the clients. Temporary keys are
+/// left out: they change often, and their account stays the same.
+fn hash_keys(config: &Config) -> u64 {
     let mut hasher = DefaultHasher::new();
     for account in &config.accounts {
-        let lasting = account
+        let permanent = account
             .credentials
             .as_ref()
             .filter(|credentials| credentials.security_token.is_none());
-        (
-            &account.id,
-            lasting.map(|credentials| &credentials.access_key_id),
-            &account.aliases,
-        )
+        account.id.hash(&mut hasher);
+        permanent
+            .map(|credentials| &credentials.access_key_id)
             .hash(&mut hasher);
+        account.aliases.hash(&mut hasher);
     }
     config.accounts.len().hash(&mut hasher);
-    config
-        .clients
-        .iter()
-        .for_each(|client| (&client.id, &client.account).hash(&mut hasher));
+    for client in &config.clients {
+        client.id.hash(&mut hasher);
+        client.account.hash(&mut hasher);
+    }
     hasher.finish()
 }

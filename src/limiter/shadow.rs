@@ -1,10 +1,11 @@
-//! What would have become of this call? While Flowgate only observes, calls are sent at once, and this is the queue in
-//! which a lane would have kept them: when each would have been sent if the limit had been kept. Only decides; nobody
-//! waits here, and the queue counts the answers.
+//! What would the limit have done with this call? In observe mode calls are sent immediately. This
+//! computes the queue that the lane would have had, and when each call would have been sent. Only
+//! decides; nothing waits here.
 //!
-//! Each would-be send is a token that is back one window and gap later, so the next call would go when the oldest of
-//! the last `count` is back. Calls stand by arrival: fair order changes which of them wait, hardly how many. And CAMS's
-//! refusals do not pause it, for at the limit's rate CAMS would hardly have refused.
+//! Each would-be send is a token that is back one window and gap later, so the next call would be
+//! sent when the oldest of the last `count` tokens is back. Calls are taken in order of arrival:
+//! fair order would change which of them wait, but hardly how many. CAMS's throttle refusals do not
+//! pause the shadow, because at the limit's rate CAMS would hardly have throttled.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -20,29 +21,29 @@ pub(crate) struct Shadow {
     away: Duration,
     max_waiting: usize,
     max_waiting_per_client: usize,
-    /// The last `count` would-be sends, oldest first, those that are yet to come included.
+    /// The last `count` would-be sends, oldest first, including those in the future.
     sends: VecDeque<Instant>,
-    /// Who would still wait, and until when; in order of their turns.
+    /// The would-be queue: each call's send time and client, in order of the send times.
     waiting: VecDeque<(Instant, ClientId)>,
-    /// How many of each client's calls would still wait; without those that have none.
-    of_client: HashMap<ClientId, usize>,
+    /// The length of the would-be queue per client. Contains no zeros.
+    waiting_by_client: HashMap<ClientId, usize>,
 }
 
-/// What would have become of a call.
+/// What the limit would have done with a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Would {
-    /// Sent at once, as it was.
+pub(crate) enum ShadowDecision {
+    /// Send it immediately, as it was.
     Pass,
-    /// Sent after so long.
+    /// Send it after this time.
     Wait(Duration),
-    /// Refused: its turn would have come too late, or a bound of the queue was reached.
+    /// Refuse it: the wait would have exceeded its hold, or the queue was full.
     Refuse,
 }
 
 // === impl Shadow ===
 
 impl Shadow {
-    /// As for the lane's tokens, all count as just used when the process `started`.
+    /// All tokens count as used at `started`, as in a real lane.
     pub(crate) fn new(
         limit: Limit,
         gap: Duration,
@@ -55,95 +56,103 @@ impl Shadow {
             max_waiting_per_client: bounds.max_waiting_per_client,
             sends: std::iter::repeat_n(started, limit.count.get() as usize).collect(),
             waiting: VecDeque::new(),
-            of_client: HashMap::new(),
+            waiting_by_client: HashMap::new(),
         }
     }
 
-    /// Whether it is the queue that there would be under these rules.
-    pub(crate) fn keeps_to(&self, limit: Limit, gap: Duration, bounds: &config::Queue) -> bool {
-        let Self {
-            away,
-            max_waiting,
-            max_waiting_per_client,
-            ..
-        } = self;
-        let rules = (
-            limit.window + gap,
-            bounds.max_waiting,
-            bounds.max_waiting_per_client,
-        );
+    /// Whether a new shadow with these rules would be the same as this one.
+    pub(crate) fn matches_rules(
+        &self,
+        limit: Limit,
+        gap: Duration,
+        bounds: &config::Queue,
+    ) -> bool {
         self.sends.len() == limit.count.get() as usize
-            && rules == (*away, *max_waiting, *max_waiting_per_client)
+            && self.away == limit.window + gap
+            && self.max_waiting == bounds.max_waiting
+            && self.max_waiting_per_client == bounds.max_waiting_per_client
     }
 
-    /// A call of this client came `now` and could have waited for `hold`. A refused one takes no place.
-    pub(crate) fn decide(&mut self, client: &ClientId, hold: Duration, now: Instant) -> Would {
+    /// Decides about a call of this client that arrives at `now` and may wait for `hold`. A refused
+    /// call takes no token.
+    pub(crate) fn decide(
+        &mut self,
+        client: &ClientId,
+        hold: Duration,
+        now: Instant,
+    ) -> ShadowDecision {
         self.advance(now);
         let wait = self.wait(now);
         if !wait.is_zero() {
-            let own = self.of_client.get(client).copied().unwrap_or_default();
+            let own = self
+                .waiting_by_client
+                .get(client)
+                .copied()
+                .unwrap_or_default();
             if wait > hold
                 || self.waiting.len() >= self.max_waiting
                 || own >= self.max_waiting_per_client
             {
-                return Would::Refuse;
+                return ShadowDecision::Refuse;
             }
             self.waiting.push_back((now + wait, client.clone()));
-            *self.of_client.entry(client.clone()).or_default() += 1;
+            *self.waiting_by_client.entry(client.clone()).or_default() += 1;
         }
         self.sends.pop_front();
         self.sends.push_back(now + wait);
         if wait.is_zero() {
-            Would::Pass
+            ShadowDecision::Pass
         } else {
-            Would::Wait(wait)
+            ShadowDecision::Wait(wait)
         }
     }
 
-    /// How many calls would wait.
+    /// The number of calls that would be queued.
     pub(crate) fn waiting(&mut self, now: Instant) -> usize {
         self.advance(now);
         self.waiting.len()
     }
 
-    /// What a call that came now would wait.
+    /// How long a call that arrives now would wait.
     pub(crate) fn wait(&self, now: Instant) -> Duration {
         let oldest = self.sends.front().expect("a limit has at least one token");
         (*oldest + self.away).saturating_duration_since(now)
     }
 
-    /// When a call that CAMS refused had best come back: no earlier than it would have been sent, nor before all that
-    /// CAMS may have counted has left its window.
-    pub(crate) fn come_back(&self, now: Instant) -> Duration {
+    /// When a call that CAMS throttled should be retried: not before it would have been sent, and
+    /// not before everything that CAMS may have counted has left its window.
+    pub(crate) fn retry_after(&self, now: Instant) -> Duration {
         self.wait(now).max(self.away)
     }
 
-    /// Whether a new one would be the same.
-    pub(crate) fn at_rest(&self, now: Instant) -> bool {
+    /// Whether a new shadow would be the same as this one.
+    pub(crate) fn is_at_rest(&self, now: Instant) -> bool {
         self.sends
             .back()
             .is_none_or(|latest| *latest + self.away <= now)
     }
 
-    /// Lets go whose turn would have come.
+    /// Removes the calls that would have been sent by `now`.
     fn advance(&mut self, now: Instant) {
-        while self.waiting.front().is_some_and(|(turn, _)| *turn <= now) {
-            let (_, client) = self.waiting.pop_front().expect("somebody waits");
-            let left = self
-                .of_client
-                .get_mut(&client)
-                .expect("who waits is counted");
-            *left -= 1;
-            if *left == 0 {
-                self.of_client.remove(&client);
+        while let Some((sent_at, client)) = self.waiting.front()
+            && *sent_at <= now
+        {
+            let count = self
+                .waiting_by_client
+                .get_mut(client)
+                .expect("a waiting call is counted");
+            *count -= 1;
+            if *count == 0 {
+                self.waiting_by_client.remove(client);
             }
+            self.waiting.pop_front();
         }
     }
 }
 
-// === impl Would ===
+// === impl ShadowDecision ===
 
-impl Would {
+impl ShadowDecision {
     /// The metric label.
     pub(crate) fn label(self) -> &'static str {
         match self {
@@ -153,7 +162,7 @@ impl Would {
         }
     }
 
-    /// What the call would have waited before it was sent.
+    /// How long the call would have waited; none if it would have been refused.
     pub(crate) fn wait(self) -> Option<Duration> {
         match self {
             Self::Pass => Some(Duration::ZERO),
@@ -198,67 +207,81 @@ mod tests {
         )
     }
 
-    fn many(shadow: &mut Shadow, calls: usize, hold: Duration, now: Instant) -> Vec<Would> {
+    fn many(
+        shadow: &mut Shadow,
+        calls: usize,
+        hold: Duration,
+        now: Instant,
+    ) -> Vec<ShadowDecision> {
         (0..calls)
             .map(|_| shadow.decide(&ClientId::new("a"), hold, now))
             .collect()
     }
 
     #[test]
-    fn twenty_at_once_would_have_gone_five_a_window() {
+    fn twenty_calls_at_once_are_sent_five_per_window() {
         let (mut shadow, now) = shadow(100, 100);
-        let would = many(&mut shadow, 20, HOLD, now);
-        assert_eq!(would[..5], [Would::Pass; 5]);
-        for (round, five) in (1..).zip(would[5..].chunks(5)) {
-            assert_eq!(*five, [Would::Wait(ms(1005) * round); 5]);
+        let decisions = many(&mut shadow, 20, HOLD, now);
+        assert_eq!(decisions[..5], [ShadowDecision::Pass; 5]);
+        for (round, five) in (1..).zip(decisions[5..].chunks(5)) {
+            assert_eq!(*five, [ShadowDecision::Wait(ms(1005) * round); 5]);
         }
         let waiting = |shadow: &mut Shadow, after| shadow.waiting(now + ms(after));
         assert_eq!(
             [0, 1004, 1005, 2010, 3015].map(|after| waiting(&mut shadow, after)),
             [15, 15, 10, 5, 0]
         );
-        assert!(shadow.of_client.is_empty() && shadow.sends.len() == 5);
+        assert!(shadow.waiting_by_client.is_empty() && shadow.sends.len() == 5);
     }
 
     #[test]
     fn each_token_is_back_one_window_and_gap_after_its_own_would_be_use() {
         let (mut shadow, now) = shadow(100, 100);
         for at in [0, 100, 250, 400, 900] {
-            assert_eq!(many(&mut shadow, 1, HOLD, now + ms(at)), [Would::Pass]);
+            assert_eq!(
+                many(&mut shadow, 1, HOLD, now + ms(at)),
+                [ShadowDecision::Pass]
+            );
         }
-        let would = many(&mut shadow, 6, HOLD, now + ms(950));
+        let decisions = many(&mut shadow, 6, HOLD, now + ms(950));
         assert_eq!(
-            would,
-            [55, 155, 305, 455, 955, 1060].map(|wait| Would::Wait(ms(wait)))
+            decisions,
+            [55, 155, 305, 455, 955, 1060].map(|wait| ShadowDecision::Wait(ms(wait)))
         );
-        assert_eq!(many(&mut shadow, 1, HOLD, now + ms(5000)), [Would::Pass]);
+        assert_eq!(
+            many(&mut shadow, 1, HOLD, now + ms(5000)),
+            [ShadowDecision::Pass]
+        );
     }
 
     #[test]
-    fn nothing_would_have_left_in_the_first_second_of_a_process() {
+    fn nothing_is_sent_in_the_first_second_of_a_process() {
         let (mut shadow, warm) = shadow(100, 100);
-        assert!(!shadow.at_rest(warm - ms(1)) && shadow.at_rest(warm));
+        assert!(!shadow.is_at_rest(warm - ms(1)) && shadow.is_at_rest(warm));
         assert_eq!(
             many(&mut shadow, 1, HOLD, warm - ms(1005)),
-            [Would::Wait(ms(1005))]
+            [ShadowDecision::Wait(ms(1005))]
         );
-        assert_eq!(many(&mut shadow, 1, HOLD, warm), [Would::Pass]);
-        assert!(!shadow.at_rest(warm + ms(1004)) && shadow.at_rest(warm + ms(1005)));
+        assert_eq!(many(&mut shadow, 1, HOLD, warm), [ShadowDecision::Pass]);
+        assert!(!shadow.is_at_rest(warm + ms(1004)) && shadow.is_at_rest(warm + ms(1005)));
     }
 
     #[test]
-    fn a_call_that_would_have_waited_longer_than_its_hold_takes_no_place() {
+    fn a_call_whose_wait_exceeds_its_hold_takes_no_token() {
         let (mut shadow, now) = shadow(100, 100);
-        let would = many(&mut shadow, 14, ms(1005), now);
-        assert_eq!(would[..5], [Would::Pass; 5]);
-        assert_eq!(would[5..10], [Would::Wait(ms(1005)); 5]);
-        assert_eq!(would[10..], [Would::Refuse; 4]);
+        let decisions = many(&mut shadow, 14, ms(1005), now);
+        assert_eq!(decisions[..5], [ShadowDecision::Pass; 5]);
+        assert_eq!(decisions[5..10], [ShadowDecision::Wait(ms(1005)); 5]);
+        assert_eq!(decisions[10..], [ShadowDecision::Refuse; 4]);
         assert_eq!(shadow.wait(now), ms(2010));
-        assert_eq!(many(&mut shadow, 1, ms(2010), now), [Would::Wait(ms(2010))]);
+        assert_eq!(
+            many(&mut shadow, 1, ms(2010), now),
+            [ShadowDecision::Wait(ms(2010))]
+        );
     }
 
     #[test]
-    fn the_queues_bounds_hold_for_the_would_be_queue() {
+    fn the_bounds_of_the_queue_apply() {
         let (mut shadow, now) = shadow(4, 3);
         many(&mut shadow, 5, HOLD, now);
         let mut decide = |client: &str, at| {
@@ -281,18 +304,18 @@ mod tests {
     }
 
     #[test]
-    fn who_is_refused_by_cams_comes_back_after_its_window_and_after_the_would_be_queue() {
+    fn a_call_that_cams_throttled_is_retried_after_its_window_and_after_the_queue() {
         let (mut shadow, now) = shadow(100, 100);
-        assert_eq!(shadow.come_back(now), ms(1005));
+        assert_eq!(shadow.retry_after(now), ms(1005));
         many(&mut shadow, 11, HOLD, now);
-        assert_eq!(shadow.come_back(now), ms(2010));
+        assert_eq!(shadow.retry_after(now), ms(2010));
     }
 
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn would_be_sends_keep_the_limit_and_none_is_later_than_it_must(
+        fn sends_keep_the_limit_and_none_is_later_than_necessary(
             pauses in proptest::collection::vec(0_u64..600, 1..200),
         ) {
             let (mut shadow, mut now) = shadow(1000, 1000);

@@ -39,17 +39,17 @@ pub(crate) struct Quota {
     has_left: AtomicBool,
 }
 
-/// Who deals out the tokens of a lane.
+/// Which source deals the tokens of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stands {
-    /// This process has no store.
-    Alone,
+pub(crate) enum QuotaSource {
+    /// This process alone: it has no store.
+    Local,
     /// The store, since then.
-    Together { since: Instant },
-    /// Nobody: since then this replica uses its part.
+    Store { since: Instant },
+    /// This replica's part of the quota, since the store went down.
     Part { count: NonZeroU32, since: Instant },
-    /// Nobody, and it has no part.
-    Nothing { since: Option<Instant> },
+    /// None: the store is down, since then if it was ever up, and this replica has no part.
+    Unavailable { since: Option<Instant> },
 }
 
 /// How often a replica says that it is there, however long an answer takes: a store may be so far away that its list is as
@@ -121,18 +121,18 @@ impl Quota {
         self.store.is_too_far();
     }
 
-    /// Who deals out the tokens of a lane with this limit.
-    pub(crate) fn stands(&self, limit: Limit) -> Stands {
+    /// Which source deals the tokens of a lane with this limit.
+    pub(crate) fn source(&self, limit: Limit) -> QuotaSource {
         match self.store.state() {
-            State::Up { since } => Stands::Together { since },
-            State::NeverSeen => Stands::Nothing { since: None },
+            State::Up { since } => QuotaSource::Store { since },
+            State::NeverSeen => QuotaSource::Unavailable { since: None },
             State::Down { since } => {
                 let part = match self.on_failure {
                     OnStoreFailure::Share => self.members.lock().part(limit.count, Instant::now()),
                     OnStoreFailure::Refuse => None,
                 };
-                part.map_or(Stands::Nothing { since: Some(since) }, |count| {
-                    Stands::Part { count, since }
+                part.map_or(QuotaSource::Unavailable { since: Some(since) }, |count| {
+                    QuotaSource::Part { count, since }
                 })
             }
         }

@@ -1,48 +1,50 @@
-//! Where do a lane's tokens come from? From this process's memory (`tokens.rs`), or from the store that replicas share
-//! (`shared/slots.rs`). A token is the right to send one attempt now; whose turn it is, is the fair queue's business.
+//! Where do a lane's tokens come from? From this process's memory (`tokens.rs`), or from the store
+//! that replicas share (`shared/slots.rs`). A token allows one attempt; the fair queue decides
+//! which call gets it.
 
 use tokio::time::Instant;
 
-use crate::limiter::forecast::{Forecast, Turns};
+use crate::limiter::forecast::{Forecast, NextGrants};
 use crate::limiter::pace::Rate;
 use crate::limiter::shared::NEVER;
 use crate::limiter::shared::slots::{Slot, Slots};
 use crate::limiter::tokens::Tokens;
 
-/// Where a lane's tokens come from.
+/// The token source of a lane.
 pub(crate) enum Source {
-    /// This process has them all, or its part of them while the store is away.
+    /// This process holds all tokens, or its part of them while the store cannot be reached.
     Memory(Tokens),
-    /// The store deals them out. Boxed: lanes are many, and most have the others.
+    /// The store deals the tokens as slots. Boxed, because there may be many lanes and most have
+    /// another source.
     Shared(Box<Slots>),
-    /// There are none: the store is away, and this replica has no part.
+    /// No tokens: the store cannot be reached, and this replica has no part.
     None,
 }
 
-/// A granted token that is not used yet.
+/// A token that was granted and is not used yet.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Granted {
+pub(crate) enum GrantedToken {
     Memory,
     Slot(Slot),
 }
 
-/// What a lane whose tokens are all away waits for.
+/// What a lane without a free token waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// A token is back then.
+    /// A token becomes free then.
     Token(Instant),
-    /// A slot's date, or the moment of the next question.
+    /// A slot's date, or the time of the next request to the store.
     Until(Instant),
-    /// The store's answer, which is to be asked for now.
+    /// The store's answer; the request is to be sent now.
     Ask,
     /// Another event.
     Change,
 }
 
-/// The grants to come.
+/// A forecast of the next grants.
 pub(crate) enum SourceForecast<'a> {
     Memory(Forecast<'a>),
-    /// Slots at hand go first; none is forecast while no token may be in use.
+    /// The slots at hand come first. `dealt` is none while all tokens are withheld.
     Shared {
         slots: &'a Slots,
         open: Instant,
@@ -53,39 +55,39 @@ pub(crate) enum SourceForecast<'a> {
 // === impl Source ===
 
 impl Source {
-    /// This rate holds from now on. The store gets it with each question.
-    pub(crate) fn keep(&mut self, rate: Rate) {
+    /// Sets the rate. The store gets the rate with each request instead.
+    pub(crate) fn set_rate(&mut self, rate: Rate) {
         if let Self::Memory(tokens) = self {
-            tokens.keep(rate);
+            tokens.set_rate(rate);
         }
     }
 
-    /// Puts aside slots that can no longer be used in time.
+    /// Discards slots that can no longer be used in time.
     pub(crate) fn drop_late(&mut self, now: Instant) {
         if let Self::Shared(slots) = self {
             slots.drop_late(now);
         }
     }
 
-    /// Grants one free token.
-    pub(crate) fn take(&mut self, now: Instant) -> Option<Granted> {
+    /// Takes a free token.
+    pub(crate) fn take(&mut self, now: Instant) -> Option<GrantedToken> {
         match self {
-            Self::Memory(tokens) => tokens.take(now).then_some(Granted::Memory),
-            Self::Shared(slots) => slots.take(now).map(Granted::Slot),
+            Self::Memory(tokens) => tokens.take(now).then_some(GrantedToken::Memory),
+            Self::Shared(slots) => slots.take(now).map(GrantedToken::Slot),
             Self::None => None,
         }
     }
 
     /// Whether a granted token may be used now.
-    pub(crate) fn is_usable(&self, token: &Granted, now: Instant) -> bool {
+    pub(crate) fn is_usable(&self, token: &GrantedToken, now: Instant) -> bool {
         match (self, token) {
-            (Self::Memory(_), Granted::Memory) => true,
-            (Self::Shared(slots), Granted::Slot(slot)) => slots.is_usable(slot, now),
+            (Self::Memory(_), GrantedToken::Memory) => true,
+            (Self::Shared(slots), GrantedToken::Slot(slot)) => slots.is_usable(slot, now),
             _ => false,
         }
     }
 
-    /// Tokens that may be taken now.
+    /// Tokens that can be taken now.
     pub(crate) fn free(&self, now: Instant) -> u32 {
         match self {
             Self::Memory(tokens) => tokens.free(now),
@@ -94,7 +96,7 @@ impl Source {
         }
     }
 
-    /// Tokens that are granted and neither used nor given back.
+    /// Tokens that were granted and neither used nor returned.
     pub(crate) fn held(&self) -> u32 {
         match self {
             Self::Memory(tokens) => tokens.held(),
@@ -103,7 +105,7 @@ impl Source {
         }
     }
 
-    /// This process's part of the lane's attempts, from 0 to 1.
+    /// This process's share of the lane's attempts, from 0 to 1.
     pub(crate) fn part(&self) -> f64 {
         if let Self::Shared(slots) = self {
             slots.part()
@@ -112,7 +114,7 @@ impl Source {
         }
     }
 
-    /// Whether the store that replicas share deals them out.
+    /// Whether the shared store deals the tokens.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(self, Self::Shared(_))
     }
@@ -121,7 +123,7 @@ impl Source {
         matches!(self, Self::None)
     }
 
-    /// Whether there are no tokens, for a time that is not known.
+    /// Whether there are no tokens for an unknown time.
     pub(crate) fn is_withheld(&self) -> bool {
         match self {
             Self::Memory(_) => false,
@@ -130,7 +132,7 @@ impl Source {
         }
     }
 
-    /// What to wait for while none is free and `waiting` calls wait.
+    /// What to wait for while no token is free and `waiting` calls are queued.
     pub(crate) fn wait(&self, waiting: usize, now: Instant) -> Wait {
         match self {
             Self::Memory(tokens) => tokens.next_at(now).map_or(Wait::Change, Wait::Token),
@@ -139,7 +141,7 @@ impl Source {
         }
     }
 
-    /// The grants to come, if none comes before `open`, at this rate until it rises at these moments.
+    /// Forecasts the next grants: none before `open`, at `rate` until it rises as in `rises`.
     pub(crate) fn forecast(
         &self,
         now: Instant,
@@ -150,31 +152,31 @@ impl Source {
         match self {
             Self::Memory(tokens) => Some(SourceForecast::Memory(tokens.forecast(now, open, rises))),
             Self::Shared(slots) => {
-                let dealt = slots.turns();
-                let forecast = || {
-                    Forecast::new(Turns::Dealt { dealt, open }, dealt.away(), rises)
+                let dealt = (!slots.are_withheld()).then(|| {
+                    let dealt = slots.turns();
+                    Forecast::new(NextGrants::Dealt { dealt, open }, dealt.away(), rises)
                         .spaced(rate.spacing)
-                };
-                let dealt = (!slots.are_withheld()).then(forecast);
+                });
                 Some(SourceForecast::Shared { slots, open, dealt })
             }
             Self::None => None,
         }
     }
 
-    /// Whether a lane with these tokens may be forgotten: a new one would be the same.
-    pub(crate) fn at_rest(&self, now: Instant) -> bool {
+    /// Whether a lane with these tokens may be removed because a new one would have the same
+    /// tokens.
+    pub(crate) fn is_at_rest(&self, now: Instant) -> bool {
         match self {
-            Self::Memory(tokens) => tokens.at_rest(now),
+            Self::Memory(tokens) => tokens.is_at_rest(now),
             Self::Shared(slots) => slots.at_rest(),
             Self::None => true,
         }
     }
 }
 
-// === impl Granted ===
+// === impl GrantedToken ===
 
-impl Granted {
+impl GrantedToken {
     pub(crate) fn is_probe(&self) -> bool {
         matches!(self, Self::Slot(slot) if slot.dated.probe)
     }
@@ -183,7 +185,7 @@ impl Granted {
 // === impl SourceForecast ===
 
 impl SourceForecast<'_> {
-    /// When the grant comes that has `ahead` others before it.
+    /// The time of the grant that has `ahead` others before it.
     pub(crate) fn at(&self, ahead: usize) -> Instant {
         match self {
             Self::Memory(forecast) => forecast.at(ahead),

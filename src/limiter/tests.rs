@@ -1,4 +1,5 @@
-//! The queue in simulated time: exact instants, random storms, an endpoint that enforces the limit.
+//! The limiter in simulated time: exact instants, random storms, an endpoint that enforces the
+//! limit.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -16,14 +17,14 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{self, Config, Limit, Mode, Retry};
 use crate::error::{Kind, Refusal};
-use crate::limiter::registry::{LimitedCall, Shared};
+use crate::limiter::registry::{LimitedCall, LimiterInner};
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{Answer, Dated, View};
 use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::store::State;
 use crate::limiter::source::Source;
-use crate::limiter::{Connector, LaneView, Limiter, Order, Receipt, view};
+use crate::limiter::{Command, Connector, LaneView, Limiter, Receipt, view};
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::byte_budget::Room;
@@ -47,40 +48,40 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// Connections are ready at once, or after `delay`, or not at all.
 #[derive(Default)]
-struct Door {
+struct ConnectorState {
     delay_ms: AtomicU64,
-    shut: AtomicBool,
+    is_down: AtomicBool,
     open: AtomicU64,
-    /// The most connections that were wanted at once.
+    /// The most connections that were requested at once.
     wanted: AtomicU64,
-    /// How long it takes to say whether a connection is ready.
-    looks_ms: AtomicU64,
+    /// How long it takes to look up whether a connection is ready.
+    lookup_ms: AtomicU64,
     /// The next wait for a connection panics.
-    trapped: AtomicBool,
+    panics: AtomicBool,
 }
 
-struct Held(Arc<Door>);
+struct TestConnection(Arc<ConnectorState>);
 
-impl Drop for Held {
+impl Drop for TestConnection {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-struct Doors(Arc<Door>);
+struct TestConnector(Arc<ConnectorState>);
 
-impl Doors {
-    fn one(&self) -> Held {
+impl TestConnector {
+    fn open(&self) -> TestConnection {
         self.0.open.fetch_add(1, Ordering::Relaxed);
-        Held(self.0.clone())
+        TestConnection(self.0.clone())
     }
 
-    /// Lets the time go by that looking takes, as one does who is not scheduled meanwhile.
-    fn look(&self) {
-        let looks = Duration::from_millis(self.0.looks_ms.load(Ordering::Relaxed));
-        if !looks.is_zero() {
-            let mut advance = pin!(tokio::time::advance(looks));
-            // The first poll moves the clock, and the second would end it.
+    /// Advances the time by the duration of a lookup, as if this task were not scheduled meanwhile.
+    fn spend_lookup_time(&self) {
+        let lookup = Duration::from_millis(self.0.lookup_ms.load(Ordering::Relaxed));
+        if !lookup.is_zero() {
+            let mut advance = pin!(tokio::time::advance(lookup));
+            // The first poll advances the clock. The second would complete the future.
             assert!(
                 advance
                     .as_mut()
@@ -91,50 +92,53 @@ impl Doors {
     }
 }
 
-impl Connector for Doors {
-    type Connection = Held;
+impl Connector for TestConnector {
+    type Connection = TestConnection;
 
-    fn try_ready(&self) -> Option<Held> {
-        self.look();
+    fn try_ready(&self) -> Option<TestConnection> {
+        self.spend_lookup_time();
         let at_once =
-            self.0.delay_ms.load(Ordering::Relaxed) == 0 && !self.0.shut.load(Ordering::Relaxed);
-        at_once.then(|| self.one())
+            self.0.delay_ms.load(Ordering::Relaxed) == 0 && !self.0.is_down.load(Ordering::Relaxed);
+        at_once.then(|| self.open())
     }
 
-    async fn ready(&self, wanted: usize) -> Held {
+    async fn ready(&self, wanted: usize) -> TestConnection {
         self.0.wanted.fetch_max(wanted as u64, Ordering::Relaxed);
         sleep(Duration::from_millis(
             self.0.delay_ms.load(Ordering::Relaxed),
         ))
         .await;
-        assert!(!self.0.trapped.swap(false, Ordering::Relaxed), "the trap");
-        while self.0.shut.load(Ordering::Relaxed) {
+        assert!(
+            !self.0.panics.swap(false, Ordering::Relaxed),
+            "a test panic"
+        );
+        while self.0.is_down.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(10)).await;
         }
-        self.one()
+        self.open()
     }
 
-    fn is_usable(_: &Held) -> bool {
+    fn is_usable(_: &TestConnection) -> bool {
         true
     }
 
     fn down(&self) -> Option<String> {
         self.0
-            .shut
+            .is_down
             .load(Ordering::Relaxed)
-            .then(|| "the door is shut".into())
+            .then(|| "the connector is is_down".into())
     }
 }
 
 struct World {
-    queue: Arc<Limiter<Doors>>,
-    door: Arc<Door>,
+    queue: Arc<Limiter<TestConnector>>,
+    connector: Arc<ConnectorState>,
     metrics: Arc<Metrics>,
     bounds: config::Queue,
 }
 
 impl World {
-    /// A queue in a process that started long enough ago for all tokens to be free.
+    /// A limiter in a process that started long enough ago for all tokens to be free.
     async fn new(gap: Duration) -> Self {
         Self::with(gap, |_| {}).await
     }
@@ -157,7 +161,7 @@ impl World {
             world.metrics.clone(),
         )
         .unwrap();
-        Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared)
+        Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner)
             .unwrap()
             .quota = Some(quota.clone());
         let queue = world.queue.clone();
@@ -188,7 +192,7 @@ impl World {
             max_hold: 120 * SECOND,
         };
         change(&mut bounds);
-        let door = Arc::new(Door::default());
+        let connector = Arc::new(ConnectorState::default());
         let metrics = Arc::new(Metrics::new());
         let learn = config::Learn {
             gap,
@@ -198,9 +202,9 @@ impl World {
         (config.limits, config.queue, config.retry, config.learn) =
             (BTreeMap::new(), bounds.clone(), RETRY, learn);
         let rules = Rules::new(&config, started);
-        let shared = Shared {
+        let inner = LimiterInner {
             mode: Mode::Enforce,
-            connector: Arc::new(Doors(door.clone())),
+            connector: Arc::new(TestConnector(connector.clone())),
             metrics: metrics.clone(),
             rules: ArcSwap::from_pointee(rules),
             quota: None,
@@ -211,20 +215,21 @@ impl World {
         };
         let queue = Limiter {
             lanes: DashMap::new(),
-            shared: Arc::new(shared),
-            next_place: AtomicU64::new(0),
+            inner: Arc::new(inner),
+            next_sequence: AtomicU64::new(0),
         };
         Self {
             queue: Arc::new(queue),
-            door,
+            connector,
             metrics,
             bounds,
         }
     }
 
-    /// As if the store had dealt these slots, dated now, where so many tokens may be in use.
-    fn dealt(&self, slots: usize, usable: u32) {
-        let (now, slack) = (Instant::now(), Duration::from_millis(15));
+    /// Sets a source in which the store has dealt `slots` slots, dated now, with `usable` tokens.
+    fn set_dealt(&self, slots: usize, usable: u32) {
+        let now = Instant::now();
+        let slack = Duration::from_millis(15);
         let dated = Dated {
             at: 0,
             back: 1_020_000,
@@ -266,7 +271,7 @@ impl World {
         self.set_source(Source::Shared(Box::new(tokens)));
     }
 
-    /// The lane's tokens come from here from now on.
+    /// Replaces the lane's token source.
     fn set_source(&self, source: Source) {
         self.queue
             .lane(&operation("a", SECOND))
@@ -276,7 +281,7 @@ impl World {
             .set_source(source);
     }
 
-    fn arrive(&self, hold: Duration) -> Result<LimitedCall<Doors>, Refusal> {
+    fn arrive(&self, hold: Duration) -> Result<LimitedCall<TestConnector>, Refusal> {
         self.queue.arrive(&operation("a", hold), 100)
     }
 
@@ -328,7 +333,7 @@ fn worst_second(sends: &[Instant]) -> usize {
         .unwrap_or(0)
 }
 
-/// Pauses the lane by a refusal with this hint.
+/// Pauses the lane by a throttle refusal with this hint.
 async fn pause(world: &World, hint: Duration) {
     let (_, receipt) = world
         .arrive(30 * SECOND)

@@ -1,14 +1,15 @@
-//! The tokens of one lane, in this process's memory: as many as its limit allows in a window, each usable again one
-//! window and gap after its own use. A token is held from its grant until the first byte of its attempt was written; from
-//! that write on it is away.
+//! The tokens of one lane in this process's memory: as many as its limit allows in a window. A
+//! granted token is held until the first byte of its attempt was written. From that write on it is
+//! away for one window and gap, then it is free again.
 //!
-//! No plain token bucket keeps "at most 5 in any second, the first five at once": with capacity 5 at 5/s it lets ten calls
-//! into one second, with capacity 1 the fifth call after idleness waits 0.8 s. A clock for each token does both. The
-//! clocks are a ring of the last uses.
+//! A plain token bucket cannot guarantee "at most 5 in any second, the first five immediately".
+//! With capacity 5 at 5/s it lets ten calls into one second; with capacity 1 the fifth call after
+//! idle time waits 0.8 s. A clock for each token does both. The clocks are a ring of the last uses.
 //!
-//! The rate may change at any time. What is learned holds for uses that were before, too: the rate of the moment decides
-//! when a token is back. It is never sooner than the limit's window, so no window ever holds more uses than the limit's
-//! count. When fewer tokens may be in use, the latest uses keep them.
+//! The rate may change at any time. A change applies to earlier uses, too: the present rate decides
+//! when a token is back. It is never back before the limit's window is over, so no window ever
+//! contains more uses than the limit's count. When the number of usable tokens shrinks, the latest
+//! uses occupy the remaining ones.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -16,20 +17,21 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::forecast::{Forecast, Turns};
+use crate::limiter::forecast::{Forecast, NextGrants};
 use crate::limiter::pace::Rate;
 
-/// The last uses, and the tokens that are held.
+/// The recent uses and the number of held tokens.
 pub(crate) struct Tokens {
-    /// The most uses that are remembered: one for each token of the limit.
+    /// The limit's count: the most uses that are remembered.
     count: usize,
-    /// How long a token stays away after its use, now.
+    /// How long a token is away after its use, at the present rate.
     away: Duration,
-    /// How many may be held or away at once, now.
+    /// How many tokens may be held or away at once, at the present rate.
     usable: usize,
-    /// The least time between two uses, now: zero unless the lane sends less than its limit.
+    /// The least time between two uses at the present rate. Zero unless the lane sends less than
+    /// its limit.
     spacing: Duration,
-    /// Granted, and neither used nor given back.
+    /// Tokens that were granted and neither used nor returned.
     held: usize,
     /// The last uses, oldest first.
     used: VecDeque<Instant>,
@@ -38,9 +40,11 @@ pub(crate) struct Tokens {
 // === impl Tokens ===
 
 impl Tokens {
-    /// All tokens count as used at `since`: a predecessor may have used them then.
+    /// Makes tokens that all count as used at `since`, because a predecessor may have used them
+    /// then.
     pub(crate) fn new(limit: Limit, gap: Duration, since: Instant, now: Instant) -> Self {
-        let (count, away) = (limit.count.get() as usize, limit.window + gap);
+        let count = limit.count.get() as usize;
+        let away = limit.window + gap;
         let is_cold = since + away > now;
         let used = if is_cold {
             std::iter::repeat_n(since, count).collect()
@@ -57,21 +61,22 @@ impl Tokens {
         }
     }
 
-    /// This rate holds from now on.
-    pub(crate) fn keep(&mut self, rate: Rate) {
+    /// Sets the rate.
+    pub(crate) fn set_rate(&mut self, rate: Rate) {
         self.away = rate.away();
         self.usable = rate.tokens as usize;
-        // A replica's part of the tokens may grow.
+        // A replica's part of the tokens may have grown.
         self.count = self.count.max(self.usable);
         self.spacing = rate.spacing;
     }
 
-    /// This many attempts may still be written that were granted before: each holds a token until its use or return.
+    /// Holds a token for each of `attempts`, which an earlier source has granted and which may
+    /// still be written.
     pub(crate) fn hold(&mut self, attempts: u32) {
         self.held += attempts as usize;
     }
 
-    /// Grants one free token; false when there is none.
+    /// Takes a free token. Returns false if there is none.
     pub(crate) fn take(&mut self, now: Instant) -> bool {
         if self.free(now) == 0 {
             return false;
@@ -90,14 +95,14 @@ impl Tokens {
     pub(crate) fn used(&mut self, at: Instant) {
         debug_assert!(self.held > 0, "only a held token can be used");
         self.held = self.held.saturating_sub(1);
-        let place = self.used.partition_point(|other| *other <= at);
-        self.used.insert(place, at);
+        let index = self.used.partition_point(|other| *other <= at);
+        self.used.insert(index, at);
         if self.used.len() > self.count {
             self.used.pop_front();
         }
     }
 
-    /// When a token may be taken next. None while that takes a held token's use or return.
+    /// When a token becomes free. None while that depends on the use or return of a held token.
     pub(crate) fn next_at(&self, now: Instant) -> Option<Instant> {
         if !self.spacing.is_zero() && self.held > 0 {
             return None;
@@ -112,7 +117,7 @@ impl Tokens {
         }
     }
 
-    /// The grants to come, if none comes before `open` and the rate rises at these moments.
+    /// Forecasts the next grants: none before `open`, and the rate rises as in `rises`.
     pub(crate) fn forecast(
         &self,
         now: Instant,
@@ -120,20 +125,20 @@ impl Tokens {
         rises: Vec<(Instant, Rate)>,
     ) -> Forecast<'_> {
         let away = self.away(now);
-        let turns = Turns::Ring {
+        let next_grants = NextGrants::Ring {
             open: self.spaced_until().map_or(open, |spaced| spaced.max(open)),
             free: self.usable.saturating_sub(self.held + away),
             used: &self.used,
             first: self.first_of_usable().max(self.used.len() - away),
             held: self.held.min(self.usable),
-            // A held token is about to be used.
+            // A held token is used now at the earliest.
             held_until: now,
             away: self.away,
         };
-        Forecast::new(turns, self.away, rises).spaced(self.spacing)
+        Forecast::new(next_grants, self.away, rises).spaced(self.spacing)
     }
 
-    /// Tokens that may be taken now.
+    /// Tokens that can be taken now.
     pub(crate) fn free(&self, now: Instant) -> u32 {
         let free = self.usable.saturating_sub(self.held + self.away(now));
         if self.spacing.is_zero() {
@@ -143,28 +148,27 @@ impl Tokens {
         u32::from(free > 0 && is_next_due)
     }
 
-    /// Tokens that are granted and neither used nor given back.
+    /// Tokens that were granted and neither used nor returned.
     pub(crate) fn held(&self) -> u32 {
         u32::try_from(self.held).unwrap_or(u32::MAX)
     }
 
-    /// Whether a lane with these tokens may be forgotten: a new one would be the same.
-    pub(crate) fn at_rest(&self, now: Instant) -> bool {
+    /// Whether new tokens would be equal: none is held or away.
+    pub(crate) fn is_at_rest(&self, now: Instant) -> bool {
         self.held == 0 && self.away(now) == 0
     }
 
-    /// How many uses are not over.
+    /// The number of tokens that are away.
     fn away(&self, now: Instant) -> usize {
-        // Mostly all of them are, or a few of the oldest are not.
         self.used.len() - self.used.partition_point(|used| *used + self.away <= now)
     }
 
-    /// The use whose end makes a token free when all usable ones are held or away.
+    /// The index of the use whose end makes a token free, when all usable tokens are held or away.
     fn first_of_usable(&self) -> usize {
         (self.used.len() + self.held).saturating_sub(self.usable)
     }
 
-    /// Until then the latest use keeps the next one away.
+    /// Until when the spacing after the latest use prevents the next one.
     fn spaced_until(&self) -> Option<Instant> {
         self.used
             .back()

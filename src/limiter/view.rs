@@ -1,4 +1,5 @@
-//! How does a lane look to an operator? A copy of its state at one moment, for `/lanes`, `/metrics` and the page.
+//! What do operators see of a lane? A snapshot of its state, for `/lanes`, `/metrics` and the
+//! status page.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -6,16 +7,16 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::limiter::fair::{FairQueue, QueueEntry};
+use crate::limiter::fair::FairQueue;
 use crate::limiter::handle::LaneHandle;
 use crate::limiter::lane::Waiting;
-use crate::limiter::pause::Ordered;
+use crate::limiter::pause::OperatorPause;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::{Connector, Limiter};
 use crate::observe::metrics::LaneSample;
-use crate::primitives::id::TenantId;
+use crate::primitives::id::{ClientId, TenantId};
 
-/// One lane as operators see it.
+/// A snapshot of one lane, or of all lanes with the same labels.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(crate) struct LaneView {
     /// The account's label.
@@ -24,47 +25,47 @@ pub(crate) struct LaneView {
     pub(crate) action: String,
     /// Calls per second that the limit allows.
     pub(crate) limit_per_second: f64,
-    /// Calls per second that the lane has learned to send, outside pauses.
+    /// Calls per second that the lane sends outside pauses, as learned.
     pub(crate) effective_per_second: f64,
-    /// What is added to the window before a token comes back, as learned.
+    /// The learned addition to the window before a token is back.
     pub(crate) gap_seconds: f64,
     pub(crate) queued: usize,
     pub(crate) oldest_wait_seconds: f64,
-    /// What a call that came now would wait.
+    /// The predicted wait of a call that arrives now.
     pub(crate) predicted_wait_seconds: f64,
-    /// The largest part that a waiting call has used of the time that it may wait.
+    /// The largest part of its hold that a queued call has used, from 0 to 1.
     pub(crate) hold_used: f64,
     pub(crate) pause_remaining_seconds: f64,
-    /// While an operator has the lane pause.
+    /// Present while an operator pauses the lane.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) operator_pause: Option<OperatorPause>,
-    /// Turns since the lane was made.
+    pub(crate) operator_pause: Option<OperatorPauseView>,
+    /// Grants since the lane was created.
     pub(crate) granted: u64,
     pub(crate) tokens_free: u32,
     pub(crate) tokens_held: u32,
-    /// Tokens that may be in use, as learned.
+    /// Tokens that may be in use at once, as learned.
     pub(crate) tokens_usable: u32,
     pub(crate) tokens: u32,
-    /// The tenants that wait, longest queue first, at most twenty.
+    /// The tenants with queued calls, longest queue first, at most twenty.
     pub(crate) tenants: Vec<TenantView>,
-    /// While Flowgate only observes.
+    /// Present in observe mode.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) shadow: Option<ShadowView>,
 }
 
-/// The queue that a lane would have.
+/// The queue that the limit would build up.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(crate) struct ShadowView {
-    /// Calls that would wait.
+    /// Calls that would be queued.
     pub(crate) queued: usize,
-    /// What a call that came now would wait.
+    /// How long a call that arrives now would wait.
     pub(crate) predicted_wait_seconds: f64,
 }
 
-/// A pause that an operator has ordered.
+/// An operator's pause.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub(crate) struct OperatorPause {
-    /// None: until an operator resumes the lane.
+pub(crate) struct OperatorPauseView {
+    /// None for a pause until an operator resumes the lane.
     pub(crate) remaining_seconds: Option<f64>,
 }
 
@@ -74,27 +75,30 @@ pub(crate) struct TenantView {
     pub(crate) client: String,
     pub(crate) tenant: String,
     pub(crate) queued: usize,
-    /// Its part of the lane's turns while all that wait now wait, from 0 to 1.
+    /// Its share of the lane's grants among the tenants that are queued now, from 0 to 1.
     pub(crate) share: f64,
     pub(crate) oldest_wait_seconds: f64,
 }
 
-/// So many tenants of a lane are told.
-const TENANTS: usize = 20;
+/// The most tenants of a lane that are listed.
+const MAX_TENANTS: usize = 20;
 
 // === impl Limiter ===
 
 impl<K: Connector> Limiter<K> {
-    /// The lanes by what metrics and operators call them: those of all keys that the configuration does not name are one. No
-    /// more than one view at a time is in memory beside these.
+    /// The lanes by label. Lanes with the same labels are merged: those of all accounts that the
+    /// configuration does not name. The views are merged one at a time, so that not all of them are
+    /// in memory at once.
     pub(crate) fn lanes_by_label(&self) -> Vec<LaneView> {
         let mut views = BTreeMap::<(String, String), LaneView>::new();
         for lane in self.all() {
             let view = lane.view();
             let label = (view.account.clone(), view.action.clone());
             match views.get_mut(&label) {
-                Some(known) => known.add(view),
-                None => drop(views.insert(label, view)),
+                Some(known) => known.merge(view),
+                None => {
+                    views.insert(label, view);
+                }
             }
         }
         views.into_values().collect()
@@ -107,21 +111,28 @@ impl<K: Connector> LaneHandle<K> {
     pub(super) fn view(self: &Arc<Self>) -> LaneView {
         let mut locked = self.lock();
         locked.refresh();
-        let (now, lane) = (locked.now, &locked.state.lane);
-        let (limit, rate, queue) = (lane.limit(), lane.rate(now), lane.queue());
+        let now = locked.now;
+        let lane = &locked.state.lane;
+        let limit = lane.limit();
+        let rate = lane.rate(now);
+        let queue = lane.queue();
         let shadow = self
             .shadow
             .as_ref()
-            .map(|shadow| ShadowView::of(&mut shadow.lock(), now));
+            .map(|shadow| ShadowView::new(&mut shadow.lock(), now));
         let wait = if shadow.is_some() {
             Duration::ZERO
         } else {
             lane.predicted_wait(queue.len(), now)
         };
         let [account, action] = self.metrics.labels();
-        let oldest = queue.oldest().map_or(Duration::ZERO, |arrived| {
+        let oldest_wait = queue.oldest().map_or(Duration::ZERO, |arrived| {
             now.saturating_duration_since(arrived)
         });
+        let operator_pause = lane
+            .pause()
+            .operator_pause(now)
+            .map(|pause| OperatorPauseView::new(pause, now));
         LaneView {
             account: account.to_owned(),
             action: action.to_owned(),
@@ -129,14 +140,11 @@ impl<K: Connector> LaneHandle<K> {
             effective_per_second: rate.per_second(),
             gap_seconds: rate.gap.as_secs_f64(),
             queued: queue.len(),
-            oldest_wait_seconds: oldest.as_secs_f64(),
+            oldest_wait_seconds: oldest_wait.as_secs_f64(),
             predicted_wait_seconds: wait.as_secs_f64(),
             hold_used: hold_used(queue, now),
             pause_remaining_seconds: lane.pause().remaining(now).as_secs_f64(),
-            operator_pause: lane
-                .pause()
-                .ordered(now)
-                .map(|ordered| OperatorPause::of(ordered, now)),
+            operator_pause,
             granted: lane.granted(),
             tokens_free: lane.source().free(now),
             tokens_held: lane.source().held(),
@@ -167,20 +175,18 @@ impl LaneView {
         }
     }
 
-    /// Counts are added up, waits are the longest, the rate is the lowest.
-    fn add(&mut self, other: Self) {
-        let longest = |mine: &mut f64, other: f64| *mine = mine.max(other);
-        longest(&mut self.oldest_wait_seconds, other.oldest_wait_seconds);
-        longest(
-            &mut self.predicted_wait_seconds,
-            other.predicted_wait_seconds,
-        );
-        longest(&mut self.hold_used, other.hold_used);
-        longest(
-            &mut self.pause_remaining_seconds,
-            other.pause_remaining_seconds,
-        );
-        longest(&mut self.gap_seconds, other.gap_seconds);
+    /// Merges another lane into this view: the sum of counts, the longest of waits, the lowest of
+    /// rates.
+    fn merge(&mut self, other: Self) {
+        self.oldest_wait_seconds = self.oldest_wait_seconds.max(other.oldest_wait_seconds);
+        self.predicted_wait_seconds = self
+            .predicted_wait_seconds
+            .max(other.predicted_wait_seconds);
+        self.hold_used = self.hold_used.max(other.hold_used);
+        self.pause_remaining_seconds = self
+            .pause_remaining_seconds
+            .max(other.pause_remaining_seconds);
+        self.gap_seconds = self.gap_seconds.max(other.gap_seconds);
         self.effective_per_second = self.effective_per_second.min(other.effective_per_second);
         self.operator_pause = self.operator_pause.or(other.operator_pause);
         self.queued += other.queued;
@@ -189,150 +195,144 @@ impl LaneView {
         self.tokens_held += other.tokens_held;
         self.tokens_usable += other.tokens_usable;
         self.tokens += other.tokens;
-        longest_first(&mut self.tenants, other.tenants);
+        merge_longest(&mut self.tenants, other.tenants);
         if let (Some(shadow), Some(other)) = (&mut self.shadow, other.shadow) {
             shadow.queued += other.queued;
-            longest(
-                &mut shadow.predicted_wait_seconds,
-                other.predicted_wait_seconds,
-            );
+            shadow.predicted_wait_seconds = shadow
+                .predicted_wait_seconds
+                .max(other.predicted_wait_seconds);
         }
     }
 }
 
-// === impl OperatorPause ===
+// === impl OperatorPauseView ===
 
-impl OperatorPause {
-    fn of(ordered: Ordered, now: Instant) -> Self {
-        match ordered {
-            Ordered::Open => Self {
-                remaining_seconds: None,
-            },
-            Ordered::Until(then) => Self {
-                remaining_seconds: Some((then - now).as_secs_f64()),
-            },
-        }
+impl OperatorPauseView {
+    fn new(pause: OperatorPause, now: Instant) -> Self {
+        let remaining_seconds = match pause {
+            OperatorPause::Indefinite => None,
+            OperatorPause::Until(end) => Some((end - now).as_secs_f64()),
+        };
+        Self { remaining_seconds }
     }
 }
 
 // === impl ShadowView ===
 
 impl ShadowView {
-    fn of(shadow: &mut Shadow, now: Instant) -> Self {
-        let predicted_wait_seconds = shadow.wait(now).as_secs_f64();
+    fn new(shadow: &mut Shadow, now: Instant) -> Self {
         Self {
             queued: shadow.waiting(now),
-            predicted_wait_seconds,
+            predicted_wait_seconds: shadow.wait(now).as_secs_f64(),
         }
     }
 }
 
-/// The five tenants with the longest queues, for a log line.
-pub(super) fn tenants_in_words<W>(line: &FairQueue<W>, now: Instant) -> String {
-    let words = |view: &TenantView| {
-        let TenantView {
-            client,
-            tenant,
-            queued,
-            share,
-            oldest_wait_seconds,
-        } = view;
-        format!(
-            "{client}/{tenant}: {queued} queued, share {share:.2}, oldest {oldest_wait_seconds:.1} s"
-        )
-    };
-    tenants(line, now)
+/// Describes the five tenants with the longest queues, for the log.
+pub(super) fn describe_tenants<W>(queue: &FairQueue<W>, now: Instant) -> String {
+    let descriptions: Vec<_> = tenants(queue, now)
         .iter()
         .take(5)
-        .map(words)
-        .collect::<Vec<_>>()
-        .join("; ")
+        .map(|tenant| {
+            format!(
+                "{}/{}: {} queued, share {:.2}, oldest {:.1} s",
+                tenant.client,
+                tenant.tenant,
+                tenant.queued,
+                tenant.share,
+                tenant.oldest_wait_seconds
+            )
+        })
+        .collect();
+    descriptions.join("; ")
 }
 
-fn hold_used<W>(line: &FairQueue<Waiting<W>>, now: Instant) -> f64 {
-    let used = |(entry, waiting): &(QueueEntry, Waiting<W>)| {
-        let may = waiting.send_by - entry.arrived;
-        if may.is_zero() {
-            1.0
-        } else {
-            ((now - entry.arrived).as_secs_f64() / may.as_secs_f64()).min(1.0)
-        }
-    };
-    line.waiting().map(used).fold(0.0, f64::max)
+fn hold_used<W>(queue: &FairQueue<Waiting<W>>, now: Instant) -> f64 {
+    queue
+        .waiting()
+        .map(|(entry, waiting)| {
+            let hold = waiting.send_by - entry.arrived;
+            if hold.is_zero() {
+                return 1.0;
+            }
+            let waited = now - entry.arrived;
+            (waited.as_secs_f64() / hold.as_secs_f64()).min(1.0)
+        })
+        .fold(0.0, f64::max)
 }
 
-fn tenants<W>(line: &FairQueue<W>, now: Instant) -> Vec<TenantView> {
-    let mut by_tenant = HashMap::<(_, &TenantId), (usize, Instant)>::new();
-    let mut weights = HashMap::new();
-    for (entry, _) in line.waiting() {
+/// The queued calls of one tenant.
+struct TenantQueue {
+    queued: usize,
+    oldest: Instant,
+}
+
+fn tenants<W>(queue: &FairQueue<W>, now: Instant) -> Vec<TenantView> {
+    let mut by_tenant = HashMap::<(&ClientId, &TenantId), TenantQueue>::new();
+    let mut weights = HashMap::<&ClientId, f64>::new();
+    for (entry, _) in queue.waiting() {
         weights.insert(&entry.client, f64::from(entry.weight));
         let tenant = by_tenant
             .entry((&entry.client, &entry.tenant))
-            .or_insert((0, entry.arrived));
-        tenant.0 += 1;
-        tenant.1 = tenant.1.min(entry.arrived);
+            .or_insert(TenantQueue {
+                queued: 0,
+                oldest: entry.arrived,
+            });
+        tenant.queued += 1;
+        tenant.oldest = tenant.oldest.min(entry.arrived);
     }
-    let all: f64 = weights.values().sum();
-    let mut tenants_of = HashMap::<_, u32>::new();
-    by_tenant
-        .keys()
-        .for_each(|(client, _)| *tenants_of.entry(*client).or_default() += 1);
-    let share = |client| weights[client] / all / f64::from(tenants_of[client]);
+    let total_weight: f64 = weights.values().sum();
+    let mut tenants_per_client = HashMap::<&ClientId, u32>::new();
+    for (client, _) in by_tenant.keys() {
+        *tenants_per_client.entry(client).or_default() += 1;
+    }
     let views = by_tenant
         .into_iter()
-        .map(|((client, tenant), (queued, oldest))| TenantView {
+        .map(|((client, tenant), calls)| TenantView {
             client: client.to_string(),
             tenant: tenant.to_string(),
-            queued,
-            share: share(client),
-            oldest_wait_seconds: (now - oldest).as_secs_f64(),
+            queued: calls.queued,
+            share: weights[client] / total_weight / f64::from(tenants_per_client[client]),
+            oldest_wait_seconds: (now - calls.oldest).as_secs_f64(),
         });
     let mut longest = Vec::new();
-    longest_first(&mut longest, views);
+    merge_longest(&mut longest, views);
     longest
 }
 
-fn longest_first(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = TenantView>) {
+/// Adds `more` to `views` and keeps the longest queues, in order.
+fn merge_longest(views: &mut Vec<TenantView>, more: impl IntoIterator<Item = TenantView>) {
     views.extend(more);
     views.sort_by(|a, b| {
         b.queued
             .cmp(&a.queued)
             .then_with(|| (&a.client, &a.tenant).cmp(&(&b.client, &b.tenant)))
     });
-    views.truncate(TENANTS);
+    views.truncate(MAX_TENANTS);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limiter::fair::Place;
-    use crate::primitives::id::ClientId;
+    use crate::limiter::fair::{QueueEntry, Sequence};
 
     #[test]
-    fn a_log_line_names_the_longest_queues_their_shares_and_their_oldest() {
+    fn the_log_describes_the_longest_queues_with_their_shares_and_oldest_calls() {
         let start = Instant::now();
-        let mut line = FairQueue::new();
-        for (place, (client, weight, tenant)) in
-            [("a", 3, "x"), ("a", 3, "y"), ("a", 3, "y"), ("b", 1, "z")]
-                .into_iter()
-                .enumerate()
-        {
-            let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
-            let arrived = start + Duration::from_millis(100 * place as u64);
-            line.push(
-                QueueEntry {
-                    place: Place(place as u64),
-                    client,
-                    weight,
-                    tenant,
-                    arrived,
-                },
-                (),
-            );
+        let mut queue = FairQueue::new();
+        let calls = [("a", 3, "x"), ("a", 3, "y"), ("a", 3, "y"), ("b", 1, "z")];
+        for (number, (client, weight, tenant)) in (0..).zip(calls) {
+            let entry = QueueEntry {
+                sequence: Sequence(number),
+                client: ClientId::new(client),
+                weight,
+                tenant: TenantId::new(tenant),
+                arrived: start + Duration::from_millis(100 * number),
+            };
+            queue.push(entry, ());
         }
-        let words = tenants_in_words(&line, start + Duration::from_secs(2));
         assert_eq!(
-            words,
+            describe_tenants(&queue, start + Duration::from_secs(2)),
             "a/y: 2 queued, share 0.38, oldest 1.9 s; a/x: 1 queued, share 0.38, oldest 2.0 s; b/z: 1 queued, share 0.25, oldest 1.7 s"
         );
     }

@@ -1,6 +1,7 @@
-//! The task that waits on behalf of a lane, alive only while calls wait in it. It waits for the end of a pause, for a ready
-//! connection, then for a token, and grants all three to the call that is next at that moment: no call reserves a slot
-//! before it is free, so a late pause or a disconnect leaves no stale reservation behind.
+//! The task that waits on behalf of a lane. It runs only while calls are queued. It waits for the
+//! end of a pause, for a ready connection and for a token, and then grants the call that is next at
+//! that moment. No call reserves a token in advance, so a later pause or a disconnect leaves no
+//! stale reservation behind.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +13,20 @@ use crate::limiter::Connector;
 use crate::limiter::handle::{LaneHandle, answer};
 use crate::limiter::lane::{Effect, Event, Next};
 
-/// leaky-bucket takes no shorter interval, and tokio's timers wake no sooner.
-const SHORTEST: Duration = Duration::from_millis(1);
+/// leaky-bucket accepts no shorter interval, and tokio's timers have this resolution.
+const MIN_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Serves the lane until no call waits.
+/// Serves the lane until its queue is empty.
 pub(super) async fn run<K: Connector>(lane: Arc<LaneHandle<K>>) {
     let _replace = ReplaceOnPanic(lane.clone());
     let mut connection = None;
     loop {
-        let (next, look_at) = step(&lane, &mut connection);
-        let change = change(&lane, look_at);
+        let (next, check_at) = step(&lane, &mut connection);
+        let change = change(&lane, check_at);
         match next {
-            Next::Rest => return,
+            Next::Idle => return,
             Next::Grant => {}
-            // Other tasks run between two pieces.
+            // Other tasks get to run between two pieces.
             Next::Review => tokio::task::yield_now().await,
             Next::Pause(until) | Next::Until(until) => tokio::select! {
                 () = sleep_until(until) => {}
@@ -33,33 +34,34 @@ pub(super) async fn run<K: Connector>(lane: Arc<LaneHandle<K>>) {
             },
             Next::Event => change.await,
             Next::Connect(wanted) => tokio::select! {
-                ready = lane.shared.connector.ready(wanted) => connection = Some(ready),
+                ready = lane.limiter.connector.ready(wanted) => connection = Some(ready),
                 () = change => {}
             },
             Next::Token(back_at) => tokio::select! {
-                () = drip(back_at) => {}
+                () = wait_for_token(back_at) => {}
                 () = change => {}
             },
         }
     }
 }
 
-/// Does what is to be done now, and tells what to wait for.
+/// Does everything that can be done now. Returns what to wait for, and when to check again in any
+/// case.
 fn step<K: Connector>(
     lane: &Arc<LaneHandle<K>>,
     connection: &mut Option<K::Connection>,
 ) -> (Next, Option<Instant>) {
     if !connection.as_ref().is_some_and(K::is_usable) {
-        *connection = lane.shared.connector.try_ready();
+        *connection = lane.limiter.connector.try_ready();
     }
     let mut locked = lane.lock();
-    let (next, look_at) = locked.next(connection.is_some());
+    let (next, check_at) = locked.next(connection.is_some());
     let mut effects = locked.state.lane.take_effects();
     match next {
-        Next::Rest => locked.state.has_worker = false,
+        Next::Idle => locked.state.has_worker = false,
         Next::Grant => effects.append(&mut locked.handle(Event::Connected)),
         Next::Review => effects.append(&mut locked.handle(Event::Review)),
-        // A connection that is idle through a pause would be stale at its end.
+        // A connection that idles through the pause would be stale at its end.
         Next::Pause(_) => drop(connection.take()),
         Next::Connect(_) | Next::Token(_) | Next::Until(_) | Next::Event => {}
     }
@@ -69,17 +71,17 @@ fn step<K: Connector>(
     {
         let connection = connection
             .take()
-            .expect("a call is granted to a connection that is there");
-        // A caller that has just disconnected drops its permit, which gives the token and the connection back.
+            .expect("a call is granted only when a connection is ready");
+        // If the caller has disconnected, dropping the permit returns the token and the connection.
         answer(waiter, Ok(lane.permit(connection, grant)));
     }
     lane.carry_out(effects);
-    (next, look_at)
+    (next, check_at)
 }
 
-/// Another event, or the moment at which the lane looks again.
-async fn change<K: Connector>(lane: &LaneHandle<K>, look_at: Option<Instant>) {
-    match look_at {
+/// Waits for another event, at most until `check_at`.
+async fn change<K: Connector>(lane: &LaneHandle<K>, check_at: Option<Instant>) {
+    match check_at {
         None => lane.changed.notified().await,
         Some(at) => tokio::select! {
             () = sleep_until(at) => {}
@@ -88,15 +90,15 @@ async fn change<K: Connector>(lane: &LaneHandle<K>, look_at: Option<Instant>) {
     }
 }
 
-/// The lane's clock: a limiter of one that drips when the next token is back.
+/// Waits until `back_at` with a leaky bucket that holds one token and refills then.
 #[expect(
     clippy::disallowed_methods,
     reason = "this is the one place where limiters are made"
 )]
-async fn drip(back_at: Instant) {
+async fn wait_for_token(back_at: Instant) {
     let time = back_at
         .saturating_duration_since(Instant::now())
-        .max(SHORTEST);
+        .max(MIN_INTERVAL);
     RateLimiter::builder()
         .max(1)
         .initial(0)
@@ -107,7 +109,7 @@ async fn drip(back_at: Instant) {
         .await;
 }
 
-/// Puts another worker in the place of one that panics: a panic costs one call, not the lane.
+/// Starts another worker if this one panics: a panic fails one call, not the lane.
 struct ReplaceOnPanic<K: Connector>(Arc<LaneHandle<K>>);
 
 impl<K: Connector> Drop for ReplaceOnPanic<K> {

@@ -29,7 +29,7 @@ use crate::call::identify::{self, Caller, Directory, Nonces, Sendable};
 use crate::call::judge::{self, Context};
 use crate::call::sign;
 use crate::config::{self, Config, Limit};
-use crate::limiter::fair::{FairQueue, Place, QueueEntry};
+use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::limiter::tokens::Tokens;
 use crate::primitives::id::{ClientId, TenantId};
 use crate::primitives::secret::Secret;
@@ -121,7 +121,7 @@ fn config() -> Config {
 
 fn entries() -> Vec<QueueEntry> {
     let entry = |index: usize| QueueEntry {
-        place: Place(index as u64),
+        sequence: Sequence(index as u64),
         client: ClientId::new(format!("client-{}", index % CLIENTS)),
         weight: 1,
         tenant: TenantId::new(format!("cams-{}", index / CLIENTS % TENANTS)),
@@ -294,7 +294,7 @@ impl Steps {
         let entry = &self.entries[self.next % WAITING];
         self.queue.push(
             QueueEntry {
-                place: Place(self.next as u64),
+                sequence: Sequence(self.next as u64),
                 ..entry.clone()
             },
             self.next,

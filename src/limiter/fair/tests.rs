@@ -1,4 +1,5 @@
-//! Fair order, exactly: turns by weight, tenants inside their client's turn, forecasts that come true.
+//! The fair order: shares by weight, tenants within their client's share, and forecasts that come
+//! true.
 
 use std::cell::Cell;
 
@@ -10,19 +11,17 @@ thread_local! {
     static COMPARISONS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Two tags or two places were compared.
+/// Counts a comparison of two tags or two sequence numbers.
 pub(super) fn compared() {
     COMPARISONS.set(COMPARISONS.get() + 1);
 }
 
-/// A call of (client, weight, tenant); its number is its place and what it is called by.
-fn entry(place: u64, (client, weight, tenant): (&str, u32, &str)) -> QueueEntry {
-    let (client, tenant) = (ClientId::new(client), TenantId::new(tenant));
+fn entry(sequence: u64, client: &str, weight: u32, tenant: &str) -> QueueEntry {
     QueueEntry {
-        place: Place(place),
-        client,
+        sequence: Sequence(sequence),
+        client: ClientId::new(client),
         weight,
-        tenant,
+        tenant: TenantId::new(tenant),
         arrived: Instant::now(),
     }
 }
@@ -33,84 +32,90 @@ struct Calls {
 }
 
 impl Calls {
-    fn push(&mut self, line: &mut FairQueue<(u64, String)>, who: (&str, u32, &str)) {
+    fn push(&mut self, queue: &mut FairQueue<(u64, String)>, who: (&str, u32, &str)) {
         self.next += 1;
-        line.push(entry(self.next, who), (self.next, who.0.to_owned()));
+        let (client, weight, tenant) = who;
+        let entry = entry(self.next, client, weight, tenant);
+        queue.push(entry, (self.next, client.to_owned()));
     }
 }
 
 /// Walks through the whole queue, in pieces.
-fn sift(
-    line: &mut FairQueue<(u64, String)>,
+fn walk_all(
+    queue: &mut FairQueue<(u64, String)>,
     mut stays: impl FnMut(usize, &(u64, String)) -> bool,
 ) -> Vec<(u64, String)> {
-    let (mut walk, mut gone) = (line.walk(), Vec::new());
+    let mut walk = queue.walk();
+    let mut gone = Vec::new();
     while !walk.is_over() {
-        gone.extend(line.walk_on(&mut walk, 3, &mut stays));
+        gone.extend(queue.advance_walk(&mut walk, 3, &mut stays));
     }
     gone
 }
 
-fn clients(line: &mut FairQueue<(u64, String)>, count: usize) -> String {
+fn clients(queue: &mut FairQueue<(u64, String)>, count: usize) -> String {
     (0..count)
-        .map_while(|_| line.pop())
+        .map_while(|_| queue.pop())
         .map(|(_, client)| client)
         .collect()
 }
 
-fn places(line: &mut FairQueue<(u64, String)>) -> Vec<u64> {
-    std::iter::from_fn(|| line.pop())
-        .map(|(place, _)| place)
+fn sequences(queue: &mut FairQueue<(u64, String)>) -> Vec<u64> {
+    std::iter::from_fn(|| queue.pop())
+        .map(|(sequence, _)| sequence)
         .collect()
 }
 
 #[test]
-fn one_tenant_is_served_by_first_arrival_whatever_the_order_of_coming_back() {
-    let mut line = FairQueue::new();
-    for place in [3, 1, 2] {
-        line.push(entry(place, ("a", 1, "")), place);
+fn one_tenants_calls_are_served_by_first_arrival_in_whatever_order_they_return() {
+    let mut queue = FairQueue::new();
+    for sequence in [3, 1, 2] {
+        queue.push(entry(sequence, "a", 1, ""), sequence);
     }
     assert_eq!(
-        [line.pop(), line.pop(), line.pop(), line.pop()],
+        [queue.pop(), queue.pop(), queue.pop(), queue.pop()],
         [Some(1), Some(2), Some(3), None]
     );
 }
 
 #[test]
 fn a_thousand_calls_in_a_hundred_tenants_and_five_of_another_client_alternate() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for index in 0..1000 {
-        calls.push(&mut line, ("A", 1, &format!("tenant-{}", index % 100)));
+        calls.push(&mut queue, ("A", 1, &format!("tenant-{}", index % 100)));
     }
-    assert_eq!(clients(&mut line, 3), "AAA");
+    assert_eq!(clients(&mut queue, 3), "AAA");
     for _ in 0..5 {
-        calls.push(&mut line, ("B", 1, ""));
+        calls.push(&mut queue, ("B", 1, ""));
     }
-    assert_eq!(clients(&mut line, 14), "BABABABABAAAAA");
-    assert_eq!(line.len(), 1005 - 17);
+    assert_eq!(clients(&mut queue, 14), "BABABABABAAAAA");
+    assert_eq!(queue.len(), 1005 - 17);
 }
 
 #[test]
 fn tenants_of_a_client_take_turns() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for tenant in ["x", "x", "x", "x", "y", "z", "y"] {
-        calls.push(&mut line, ("a", 1, tenant));
+        calls.push(&mut queue, ("a", 1, tenant));
     }
-    assert_eq!(places(&mut line), [1, 5, 6, 2, 7, 3, 4]);
+    assert_eq!(sequences(&mut queue), [1, 5, 6, 2, 7, 3, 4]);
 }
 
 #[test]
 fn weights_are_shares() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for _ in 0..700 {
         for who in [("a", 1, ""), ("b", 2, ""), ("c", 4, "")] {
-            calls.push(&mut line, who);
+            calls.push(&mut queue, who);
         }
     }
-    let served = clients(&mut line, 700);
+    let served = clients(&mut queue, 700);
     let of = |client| served.matches(client).count();
     assert_eq!([of("a"), of("b"), of("c")], [100, 200, 400]);
-    // Spread, not in lumps: in any seven turns each has its share, give or take one.
+    // The shares are interleaved: in any seven calls each client has its share, plus or minus one.
     for window in served.as_bytes().windows(7) {
         let of = |client| window.iter().filter(|served| **served == client).count();
         assert!(
@@ -122,17 +127,18 @@ fn weights_are_shares() {
 }
 
 #[test]
-fn coming_one_call_at_a_time_gains_nothing() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+fn sending_one_call_at_a_time_gains_nothing() {
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for _ in 0..50 {
-        calls.push(&mut line, ("A", 1, ""));
+        calls.push(&mut queue, ("A", 1, ""));
     }
     let mut served = String::new();
     for _ in 0..20 {
-        if line.of_client(&ClientId::new("B")) == 0 {
-            calls.push(&mut line, ("B", 1, ""));
+        if queue.client_len(&ClientId::new("B")) == 0 {
+            calls.push(&mut queue, ("B", 1, ""));
         }
-        served.push_str(&line.pop().unwrap().1);
+        served.push_str(&queue.pop().unwrap().1);
     }
     assert_eq!(
         (served.matches('A').count(), served.matches('B').count()),
@@ -141,51 +147,64 @@ fn coming_one_call_at_a_time_gains_nothing() {
 }
 
 #[test]
-fn nobody_saves_up_turns_while_away() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+fn a_client_saves_up_no_turns_while_it_is_away() {
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for _ in 0..50 {
-        calls.push(&mut line, ("A", 1, ""));
-        calls.push(&mut line, ("B", 1, ""));
+        calls.push(&mut queue, ("A", 1, ""));
+        calls.push(&mut queue, ("B", 1, ""));
     }
-    clients(&mut line, 60);
+    clients(&mut queue, 60);
     for _ in 0..20 {
-        calls.push(&mut line, ("C", 1, ""));
+        calls.push(&mut queue, ("C", 1, ""));
     }
-    let served = clients(&mut line, 30);
+    let served = clients(&mut queue, 30);
     assert_eq!(served.matches('C').count(), 10);
 }
 
 #[test]
-fn the_newest_call_of_the_longest_client_makes_room() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+fn the_newest_call_of_the_client_with_the_most_calls_is_evicted() {
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for who in [("a", 1, "x"), ("a", 1, "y"), ("a", 1, "x"), ("b", 1, "")] {
-        calls.push(&mut line, who);
+        calls.push(&mut queue, who);
     }
-    let (a, b) = (ClientId::new("a"), ClientId::new("b"));
-    assert_eq!(line.evict(&a), None, "the longest makes no room for itself");
-    assert_eq!(line.evict(&b).map(|(place, _)| place), Some(3));
-    assert_eq!(line.evict(&b).map(|(place, _)| place), Some(2));
-    assert_eq!(line.evict(&b), None, "equals keep their calls");
-    assert_eq!((line.of_client(&a), line.len()), (1, 2));
+    let a = ClientId::new("a");
+    let b = ClientId::new("b");
+    assert_eq!(
+        queue.evict(&a),
+        None,
+        "the client with the most calls evicts none of its own"
+    );
+    assert_eq!(queue.evict(&b).map(|(sequence, _)| sequence), Some(3));
+    assert_eq!(queue.evict(&b).map(|(sequence, _)| sequence), Some(2));
+    assert_eq!(
+        queue.evict(&b),
+        None,
+        "a client with as many calls keeps them"
+    );
+    assert_eq!((queue.client_len(&a), queue.len()), (1, 2));
 }
 
 #[test]
-fn a_sifted_call_leaves_its_turn_to_the_next_of_its_tenant() {
-    let (mut line, mut calls) = (FairQueue::new(), Calls::default());
+fn a_removed_call_leaves_its_turn_to_the_next_one_of_its_tenant() {
+    let mut queue = FairQueue::new();
+    let mut calls = Calls::default();
     for who in [("a", 1, ""), ("a", 1, ""), ("b", 1, ""), ("b", 1, "")] {
-        calls.push(&mut line, who);
+        calls.push(&mut queue, who);
     }
     let mut asked = Vec::new();
-    let gone = sift(&mut line, |ahead, (place, _)| {
-        asked.push((ahead, *place));
-        *place != 1
+    let gone = walk_all(&mut queue, |ahead, (sequence, _)| {
+        asked.push((ahead, *sequence));
+        *sequence != 1
     });
     assert_eq!(asked, [(0, 1), (0, 2), (1, 3), (2, 4)]);
     assert_eq!(gone.len(), 1);
-    assert_eq!(places(&mut line), [2, 3, 4]);
+    assert_eq!(sequences(&mut queue), [2, 3, 4]);
 }
 
-/// Comparisons per operation, by operation, in a line of so many calls in so many tenants.
+/// The mean number of comparisons per push, pop, evict and remove in a queue of `calls` calls of
+/// `tenants` tenants.
 #[cfg(debug_assertions)]
 fn cost(calls: u64, tenants: u64) -> [u64; 4] {
     const ROUNDS: u64 = 1000;
@@ -193,38 +212,36 @@ fn cost(calls: u64, tenants: u64) -> [u64; 4] {
     let tenants: Vec<_> = (0..tenants)
         .map(|tenant| format!("tenant-{tenant}"))
         .collect();
-    let mut line = FairQueue::new();
+    let mut queue = FairQueue::new();
     let mut waiting = Vec::new();
     let mut costs = [0; 4];
-    let mut arrive = |line: &mut FairQueue<u64>, waiting: &mut Vec<QueueEntry>, place| {
-        // Half of them in a client whose tags tie with nobody's.
+    let mut arrive = |queue: &mut FairQueue<u64>, waiting: &mut Vec<QueueEntry>, sequence| {
+        // Half of them belong to a client whose tags never tie with the other's.
         let client = if random.bool() { ("a", 1) } else { ("b", 7) };
-        let entry = entry(
-            place,
-            (client.0, client.1, &tenants[random.usize(..tenants.len())]),
-        );
+        let tenant = &tenants[random.usize(..tenants.len())];
+        let entry = entry(sequence, client.0, client.1, tenant);
         waiting.push(entry.clone());
         let before = COMPARISONS.get();
-        line.push(entry, place);
+        queue.push(entry, sequence);
         COMPARISONS.get() - before
     };
-    for place in 0..calls {
-        arrive(&mut line, &mut waiting, place);
+    for sequence in 0..calls {
+        arrive(&mut queue, &mut waiting, sequence);
     }
-    for place in calls..calls + ROUNDS {
-        costs[0] += arrive(&mut line, &mut waiting, 3 * place);
-        costs[0] += arrive(&mut line, &mut waiting, 3 * place + 1);
-        costs[0] += arrive(&mut line, &mut waiting, 3 * place + 2);
+    for sequence in calls..calls + ROUNDS {
+        costs[0] += arrive(&mut queue, &mut waiting, 3 * sequence);
+        costs[0] += arrive(&mut queue, &mut waiting, 3 * sequence + 1);
+        costs[0] += arrive(&mut queue, &mut waiting, 3 * sequence + 2);
         let before = COMPARISONS.get();
-        line.pop().unwrap();
+        queue.pop().unwrap();
         costs[1] += COMPARISONS.get() - before;
         let before = COMPARISONS.get();
-        line.evict(&ClientId::new("c")).unwrap();
+        queue.evict(&ClientId::new("c")).unwrap();
         costs[2] += COMPARISONS.get() - before;
-        while line.len() as u64 > calls {
-            let entry = waiting.swap_remove(place as usize * 7919 % waiting.len());
+        while queue.len() as u64 > calls {
+            let entry = waiting.swap_remove(sequence as usize * 7919 % waiting.len());
             let before = COMPARISONS.get();
-            let removed = line.remove(&entry);
+            let removed = queue.remove(&entry);
             costs[3] += if removed.is_some() {
                 COMPARISONS.get() - before
             } else {
@@ -235,13 +252,15 @@ fn cost(calls: u64, tenants: u64) -> [u64; 4] {
     [costs[0] / 3, costs[1], costs[2], costs[3]].map(|cost| cost / ROUNDS)
 }
 
-/// A thousand times the calls make the logarithm 2.5 times as long. In a longer line more tags tie, and a tie takes a
-/// second comparison, so the cost may be four times as high, where a linear one would be a thousand times.
+/// A thousand times the calls make the logarithm 2.5 times as long. In a longer queue more tags
+/// tie, and a tie takes a second comparison, so the cost may be four times as high, where a linear
+/// one would be a thousand times.
 #[cfg(debug_assertions)]
 #[test]
-fn no_operation_costs_more_than_a_logarithm_of_the_line() {
+fn no_operation_costs_more_than_a_logarithm_of_the_queue() {
     for (few, many) in [(1, 1), (100, 10_000), (100, 100_000)] {
-        let (short, long) = (cost(100, few), cost(100_000, many));
+        let short = cost(100, few);
+        let long = cost(100_000, many);
         for (operation, (short, long)) in ["push", "pop", "evict", "remove"]
             .iter()
             .zip(short.into_iter().zip(long))
@@ -254,14 +273,14 @@ fn no_operation_costs_more_than_a_logarithm_of_the_line() {
     }
 }
 
-/// What can happen to a line.
+/// An event of a queue.
 #[derive(Clone, Debug)]
 enum Event {
     Come {
         client: usize,
         tenant: usize,
     },
-    /// The so-manieth of those that wait goes.
+    /// The waiting call at this index, modulo their number, leaves.
     Go(usize),
     Serve,
 }
@@ -280,86 +299,87 @@ fn who(event: (usize, usize), weights: [u32; 4]) -> (&'static str, u32, String) 
     (NAMES[event.0], weights[event.0], format!("t{}", event.1))
 }
 
-/// Lets all of this happen and returns the line and who waits.
+/// Applies all events. Returns the queue and its entries.
 fn after(events: &[Event], weights: [u32; 4]) -> (FairQueue<(u64, String)>, Vec<QueueEntry>) {
-    let mut line = FairQueue::new();
+    let mut queue = FairQueue::new();
     let mut waiting = Vec::<QueueEntry>::new();
     for (number, event) in (1..).zip(events) {
         match event {
             Event::Come { client, tenant } => {
                 let (client, weight, tenant) = who((*client, *tenant), weights);
-                let entry = entry(number, (client, weight, &tenant));
-                line.push(entry.clone(), (number, client.to_owned()));
+                let entry = entry(number, client, weight, &tenant);
+                queue.push(entry.clone(), (number, client.to_owned()));
                 waiting.push(entry);
             }
             Event::Go(which) if !waiting.is_empty() => {
                 let entry = waiting.remove(which % waiting.len());
                 assert_eq!(
-                    line.remove(&entry).map(|(place, _)| Place(place)),
-                    Some(entry.place)
+                    queue.remove(&entry).map(|(sequence, _)| Sequence(sequence)),
+                    Some(entry.sequence)
                 );
             }
             Event::Go(_) => {}
             Event::Serve => {
-                // Work conserving: whenever somebody waits, somebody is served.
-                let served = line.pop();
+                // Work conserving: if a call waits, a call is served.
+                let served = queue.pop();
                 assert_eq!(served.is_some(), !waiting.is_empty());
                 waiting.retain(|entry| {
-                    Some(entry.place.0) != served.as_ref().map(|(place, _)| *place)
+                    Some(entry.sequence.0) != served.as_ref().map(|(sequence, _)| *sequence)
                 });
             }
         }
-        assert_eq!(line.len(), waiting.len());
+        assert_eq!(queue.len(), waiting.len());
     }
-    (line, waiting)
+    (queue, waiting)
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// The number of calls before a newcomer is exact when nobody comes after it.
+    /// The number of calls before a new one is exact if no call arrives after it.
     #[test]
-    fn a_newcomers_forecast_comes_true(
+    fn the_forecast_for_a_new_call_comes_true(
         events in proptest::collection::vec(event(), 0..120),
         weights in [1..9_u32, 1..9_u32, 1..9_u32, 1..9_u32],
         new in (0..4_usize, 0..5_usize),
     ) {
-        let (mut line, _) = after(&events, weights);
+        let (mut queue, _) = after(&events, weights);
         let (client, weight, tenant) = who(new, weights);
-        let entry = entry(1_000_000, (client, weight, &tenant));
-        let ahead = line.ahead_of_new(&entry);
-        line.push(entry, (1_000_000, client.to_owned()));
-        prop_assert_eq!(places(&mut line).iter().position(|place| *place == 1_000_000), Some(ahead));
+        let entry = entry(1_000_000, client, weight, &tenant);
+        let ahead = queue.ahead_of_new(&entry);
+        queue.push(entry, (1_000_000, client.to_owned()));
+        prop_assert_eq!(sequences(&mut queue).iter().position(|sequence| *sequence == 1_000_000), Some(ahead));
     }
 
-    /// Going through the line without serving sees the order of service.
+    /// A walk visits the calls in the order of service.
     #[test]
-    fn sifting_goes_in_the_order_of_service(
+    fn a_walk_follows_the_order_of_service(
         events in proptest::collection::vec(event(), 0..120),
         weights in [1..9_u32, 1..9_u32, 1..9_u32, 1..9_u32],
     ) {
-        let (mut line, waiting) = after(&events, weights);
+        let (mut queue, waiting) = after(&events, weights);
         let mut order = Vec::new();
-        let gone = sift(&mut line, |ahead, (place, _)| {
+        let gone = walk_all(&mut queue, |ahead, (sequence, _)| {
             assert_eq!(ahead, order.len());
-            order.push(*place);
+            order.push(*sequence);
             true
         });
         prop_assert!(gone.is_empty());
         prop_assert_eq!(order.len(), waiting.len());
-        prop_assert_eq!(places(&mut line), order);
+        prop_assert_eq!(sequences(&mut queue), order);
     }
 
-    /// Nobody starves: between two turns of a client that waits, no other gets more than its share, plus one.
+    /// No client starves: between two calls of a waiting client, no other client is served more
+    /// than its share plus one.
     #[test]
-    fn every_client_that_waits_has_its_share(
+    fn every_waiting_client_gets_its_share(
         events in proptest::collection::vec(event(), 0..200),
         weights in [1..9_u32, 1..9_u32, 1..9_u32, 1..9_u32],
     ) {
-        let (mut line, _) = after(&events, weights);
-        let mut left: Vec<usize> = NAMES.iter().map(|name| line.of_client(&ClientId::new(*name))).collect();
+        let (mut queue, _) = after(&events, weights);
+        let mut left: Vec<usize> = NAMES.iter().map(|name| queue.client_len(&ClientId::new(*name))).collect();
         let mut since = [[0_usize; 4]; 4];
-        while let Some((_, client)) = line.pop() {
+        while let Some((_, client)) = queue.pop() {
             let served = NAMES.iter().position(|name| *name == client).unwrap();
             left[served] -= 1;
             since[served] = [0; 4];

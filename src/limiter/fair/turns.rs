@@ -1,38 +1,42 @@
-//! Who is next among equals? Start-time fair queueing for one level: a name's calls bear tags that lie a stride apart,
-//! and the smallest tag goes next. Used twice, for clients and for the tenants of each.
+//! Which name is next? Start-time fair queueing on one level: the calls of a name have tags that
+//! are one stride apart, and the smallest tag is served next. Used on two levels: for clients, and
+//! for the tenants of each client.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 
-use super::Place;
+use super::Sequence;
 
-/// A moment in virtual time.
+/// A point in virtual time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tag(u64);
 
-/// A span of virtual time.
+/// A length of virtual time.
 pub(super) type Stride = u64;
 
-/// Between two calls of a client of weight 1; divisible by the usual weights, so that equal shares tie exactly.
+/// The stride of a client of weight 1. Divisible by the usual weights, so that equal shares tie
+/// exactly.
 pub(super) const STRIDE: Stride = 720_720;
 
-/// Who is next among those that wait. Kept twice, on both levels.
+/// The order of service among the names that wait.
 #[derive(Clone)]
-pub(super) struct Turns<N> {
+pub(super) struct TurnOrder<N> {
     /// The tag being served.
     now: Tag,
-    /// Tag of the next call and place of the call, of all that wait; and how many calls wait there.
-    waiting: BTreeMap<(Tag, Place, N), usize>,
-    /// Those that do not wait now and have been served ahead of `now`, the first to be forgotten first.
+    /// The waiting names, by the tag and the sequence number of their first call; with their number
+    /// of calls.
+    waiting: BTreeMap<(Tag, Sequence, N), usize>,
+    /// The names that do not wait and whose last call ended ahead of `now`. They are removed in
+    /// this order.
     ahead: BTreeSet<(Tag, N)>,
-    /// The same by name; the place is of those that wait.
-    tags: HashMap<N, (Tag, Option<Place>)>,
+    /// The tag of every name above; with the sequence number of its first call if it waits.
+    tags: HashMap<N, (Tag, Option<Sequence>)>,
 }
 
-// === impl Turns ===
+// === impl TurnOrder ===
 
-impl<N: Clone + Ord + Hash> Turns<N> {
+impl<N: Clone + Ord + Hash> TurnOrder<N> {
     pub(super) fn new() -> Self {
         Self {
             now: Tag(0),
@@ -42,57 +46,71 @@ impl<N: Clone + Ord + Hash> Turns<N> {
         }
     }
 
-    /// The tag that a call of this name gets if it comes next.
+    /// The tag of the next call of this name.
     pub(super) fn tag(&self, name: &N) -> Tag {
         self.tags
             .get(name)
             .map_or(self.now, |(tag, _)| self.now.max(*tag))
     }
 
-    /// The first call of this name is now the one at this place, and so many wait; none: nothing of it waits.
-    pub(super) fn set(&mut self, name: &N, first: Option<(Place, usize)>) {
+    /// Updates a name: the sequence number of its first call and its number of calls; none if no
+    /// call of it waits.
+    pub(super) fn set(&mut self, name: &N, first: Option<(Sequence, usize)>) {
         let Some(known) = self.tags.get_mut(name) else {
-            if let Some((place, calls)) = first {
-                self.tags.insert(name.clone(), (self.now, Some(place)));
-                self.waiting.insert((self.now, place, name.clone()), calls);
+            if let Some((sequence, calls)) = first {
+                self.tags.insert(name.clone(), (self.now, Some(sequence)));
+                self.waiting
+                    .insert((self.now, sequence, name.clone()), calls);
             }
             return;
         };
-        let (before, tag) = (*known, self.now.max(known.0));
-        *known = (tag, first.map(|(place, _)| place));
-        // Mostly one more comes behind others, and its name stands where it stood.
-        if let Some((place, calls)) = first.filter(|_| *known == before) {
-            self.waiting.insert((tag, place, name.clone()), calls);
+        let before = *known;
+        let tag = self.now.max(before.0);
+        *known = (tag, first.map(|(sequence, _)| sequence));
+        // The common case: one more call behind others, so the name's key stays the same.
+        if let Some((sequence, calls)) = first.filter(|_| *known == before) {
+            self.waiting.insert((tag, sequence, name.clone()), calls);
             return;
         }
         match before {
-            (tag, Some(place)) => drop(self.waiting.remove(&(tag, place, name.clone()))),
-            (tag, None) => drop(self.ahead.remove(&(tag, name.clone()))),
+            (tag, Some(sequence)) => {
+                self.waiting.remove(&(tag, sequence, name.clone()));
+            }
+            (tag, None) => {
+                self.ahead.remove(&(tag, name.clone()));
+            }
         }
         match first {
-            Some((place, calls)) => drop(self.waiting.insert((tag, place, name.clone()), calls)),
-            None if tag > self.now => drop(self.ahead.insert((tag, name.clone()))),
-            None => drop(self.tags.remove(name)),
+            Some((sequence, calls)) => {
+                self.waiting.insert((tag, sequence, name.clone()), calls);
+            }
+            None if tag > self.now => {
+                self.ahead.insert((tag, name.clone()));
+            }
+            None => {
+                self.tags.remove(name);
+            }
         }
     }
 
-    /// Whether it does not wait and has been served ahead of the others.
+    /// Whether the name does not wait and its last call ended ahead of `now`.
     pub(super) fn is_ahead(&self, name: &N) -> bool {
         self.tags
             .get(name)
-            .is_some_and(|(_, place)| place.is_none())
+            .is_some_and(|(_, sequence)| sequence.is_none())
     }
 
-    /// Whose turn it is, and where its first call stands.
-    pub(super) fn first(&self) -> Option<(&N, Place)> {
+    /// The name that is served next, and the sequence number of its first call.
+    pub(super) fn first(&self) -> Option<(&N, Sequence)> {
         self.waiting
             .first_key_value()
-            .map(|((_, place, name), _)| (name, *place))
+            .map(|((_, sequence, name), _)| (name, *sequence))
     }
 
-    /// The first is served: its next call's tag lies a stride on. What is ahead of nobody any more is forgotten.
+    /// Serves the first name: the tag of its next call is one stride later. Names that are no
+    /// longer ahead are removed.
     pub(super) fn serve(&mut self, stride: Stride) {
-        let Some(((tag, place, name), calls)) = self.waiting.pop_first() else {
+        let Some(((tag, sequence, name), calls)) = self.waiting.pop_first() else {
             return;
         };
         self.now = self.now.max(tag);
@@ -101,23 +119,22 @@ impl<N: Clone + Ord + Hash> Turns<N> {
             .first()
             .is_some_and(|(ahead, _)| *ahead <= self.now)
         {
-            let (_, passed) = self.ahead.pop_first().expect("the first was seen above");
+            let (_, passed) = self.ahead.pop_first().expect("the set has a first element");
             self.tags.remove(&passed);
         }
         let next = tag.after(1, stride);
-        self.tags.insert(name.clone(), (next, Some(place)));
-        self.waiting.insert((next, place, name), calls);
+        self.tags.insert(name.clone(), (next, Some(sequence)));
+        self.waiting.insert((next, sequence, name), calls);
     }
 
-    /// How many calls of others go before one with this tag that comes last: `stride` tells how far apart another's lie.
+    /// How many calls of other names are served before a call with this tag and the highest
+    /// sequence number. `stride` returns the stride of a name.
     pub(super) fn before(&self, name: &N, tag: Tag, stride: impl Fn(&N) -> Stride) -> usize {
-        let earlier = self
-            .waiting
+        self.waiting
             .iter()
-            .take_while(|((first, ..), _)| *first <= tag);
-        let others = earlier.filter(|((_, _, other), _)| other != name);
-        others
-            .map(|((first, _, other), calls)| (*calls).min(first.fit(tag, stride(other))))
+            .take_while(|((first, ..), _)| *first <= tag)
+            .filter(|((_, _, other), _)| other != name)
+            .map(|((first, _, other), calls)| (*calls).min(first.count_to(tag, stride(other))))
             .sum()
     }
 }
@@ -125,13 +142,13 @@ impl<N: Clone + Ord + Hash> Turns<N> {
 // === impl Tag ===
 
 impl Tag {
-    /// So many strides on.
+    /// The tag `calls` strides later.
     pub(super) fn after(self, calls: usize, stride: Stride) -> Self {
         Self(self.0 + stride * calls as Stride)
     }
 
-    /// How many calls `stride` apart, the first at this tag, have tags up to `last`.
-    fn fit(self, last: Self, stride: Stride) -> usize {
+    /// How many tags, the first one this and `stride` apart, are at most `last`.
+    fn count_to(self, last: Self, stride: Stride) -> usize {
         usize::try_from((last.0 - self.0) / stride + 1).unwrap_or(usize::MAX)
     }
 }

@@ -1,5 +1,6 @@
-//! May a call that arrives wait? There must be room in the queue, and a turn that comes within its hold. A call that may
-//! not wait gets its place, its predicted wait, and a moment of its own to come back.
+//! May an arriving call be queued? The queue must have room, and the predicted wait must fit into
+//! the call's hold. A refused call gets its position in the queue, its predicted wait, and a
+//! `Retry-After` time of its own.
 
 use std::time::Duration;
 
@@ -8,18 +9,20 @@ use tokio::time::Instant;
 use crate::error::{Kind, Refusal};
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::lane::{Context, Effect, Lane, Waiting};
+use crate::limiter::pace::Rate;
 use crate::limiter::refusals;
 
-/// How long arrivals that go before others are gathered before the queue is reviewed.
-const REVIEW_AFTER: Duration = Duration::from_millis(20);
+/// How long after an arrival that goes before others the queue is reviewed. Collects several such
+/// arrivals.
+const REVIEW_DELAY: Duration = Duration::from_millis(20);
 
-/// The most that is added to an advice for the bunches in which tokens come back.
-const LONGEST_BUNCH: Duration = Duration::from_secs(5);
+/// The most that is added to an advice because tokens come back in bursts.
+const MAX_TOKEN_BURST: Duration = Duration::from_secs(5);
 
 // === impl Lane ===
 
 impl<W> Lane<W> {
-    /// A call arrives, for the first time, or again after a throttle refusal: then it was admitted before.
+    /// A call arrives. `returning`: it was admitted before and comes back after a throttle refusal.
     pub(super) fn arrived(
         &mut self,
         entry: QueueEntry,
@@ -37,7 +40,7 @@ impl<W> Lane<W> {
         }
         self.queue.push(entry, Waiting { waiter, send_by });
         if returning {
-            // It goes before others: their forecasts have changed.
+            // It may go before others, which changes their forecasts.
             self.review.request(cx.now);
         }
     }
@@ -65,8 +68,8 @@ impl<W> Lane<W> {
         if cx.is_drained(now + wait) {
             return Err(refusals::draining());
         }
-        if self.queue.of_client(&entry.client) >= bounds.max_waiting_per_client {
-            return Err(self.full(
+        if self.queue.client_len(&entry.client) >= bounds.max_waiting_per_client {
+            return Err(self.queue_full(
                 "This client's part of the queue",
                 bounds.max_waiting_per_client,
                 cx,
@@ -77,11 +80,12 @@ impl<W> Lane<W> {
         }
         let hold = send_by.saturating_duration_since(now);
         if wait > hold {
-            return Err(self.advised(refusals::too_long(wait, hold).queued(ahead, wait), cx));
+            let refusal = refusals::too_long(wait, hold).queued(ahead, wait);
+            return Err(self.with_own_advice(refusal, cx));
         }
         if self.queue.len() >= bounds.max_waiting {
-            // The newest call of the client with the most calls makes room.
-            let refusal = self.full("The queue", bounds.max_waiting, cx);
+            // The newest call of the client with the most calls is evicted.
+            let refusal = self.queue_full("The queue", bounds.max_waiting, cx);
             let Some(evicted) = self.queue.evict(&entry.client) else {
                 return Err(refusal);
             };
@@ -91,12 +95,12 @@ impl<W> Lane<W> {
             });
         }
         if ahead < self.queue.len() {
-            self.review.request(now + REVIEW_AFTER);
+            self.review.request(now + REVIEW_DELAY);
         }
         Ok(())
     }
 
-    fn full(&mut self, what: &str, bound: usize, cx: Context<'_>) -> Refusal {
+    fn queue_full(&mut self, what: &str, bound: usize, cx: Context<'_>) -> Refusal {
         let wait = self.advice_now(cx.now);
         let refusal = Refusal::after(
             Kind::QueueFull,
@@ -104,38 +108,39 @@ impl<W> Lane<W> {
             format!("{what} of {bound} waiting calls is full."),
         );
         let ahead = self.queue.len();
-        self.advised(refusal.queued(ahead, wait), cx)
+        self.with_own_advice(refusal.queued(ahead, wait), cx)
     }
 
-    /// Spreads the advice when to come back: each refused caller gets a moment of its own, at the rate at which the lane
-    /// serves, so that they do not come back together only to be refused again.
-    pub(super) fn advised(&mut self, refusal: Refusal, cx: Context<'_>) -> Refusal {
+    /// Gives a refusal a `Retry-After` time of its own. The times are spread at the lane's rate, so
+    /// that the refused callers do not all come back together and get refused again.
+    pub(super) fn with_own_advice(&mut self, refusal: Refusal, cx: Context<'_>) -> Refusal {
         let rate = self.rate(cx.now);
-        let step = rate.away() / rate.tokens.max(1);
-        // Tokens come back in bunches: a window later a caller surely fits. Nor need it wait for a second long one.
-        let earliest =
-            cx.now + refusal.retry_after.unwrap_or_default() + rate.away().min(LONGEST_BUNCH);
+        // Tokens come back in bursts: one window later a token is certainly free. A long window
+        // need not pass twice.
+        let burst = rate.away().min(MAX_TOKEN_BURST);
+        let earliest = cx.now + refusal.retry_after.unwrap_or_default() + burst;
         let latest = earliest + cx.rules.retry.max_pause;
-        self.advised = (self.advised + step).clamp(earliest, latest);
+        self.last_advised = (self.last_advised + step(rate)).clamp(earliest, latest);
         Refusal {
-            retry_after: Some(self.advised - cx.now),
+            retry_after: Some(self.last_advised - cx.now),
             ..refusal
         }
     }
 
-    /// An operator flushes the queue: every call that waits is refused, with a moment of its own to come back.
+    /// Refuses every queued call, each with a `Retry-After` time of its own: an operator flushes
+    /// the queue.
     pub(super) fn flush(&mut self, cx: Context<'_>) {
         let rate = self.rate(cx.now);
-        let step = rate.away() / rate.tokens.max(1);
-        let refusal = self.advised(refusals::flushed(self.advice(0, cx.now)), cx);
-        let later = step * u32::try_from(self.queue.len().saturating_sub(1)).unwrap_or(u32::MAX);
-        let most =
-            self.advice(0, cx.now) + rate.away().min(LONGEST_BUNCH) + cx.rules.retry.max_pause;
-        self.advised = (self.advised + later).min(cx.now + most);
+        let step = step(rate);
+        let advice = self.advice(0, cx.now);
+        let refusal = self.with_own_advice(refusals::flushed(advice), cx);
+        let others = u32::try_from(self.queue.len().saturating_sub(1)).unwrap_or(u32::MAX);
+        let most = advice + rate.away().min(MAX_TOKEN_BURST) + cx.rules.retry.max_pause;
+        self.last_advised = (self.last_advised + step * others).min(cx.now + most);
         self.refuse_all(refusal, step, most, cx.now);
     }
 
-    /// Refuses every call that waits.
+    /// Refuses every queued call.
     pub(super) fn refuse_all(
         &mut self,
         refusal: Refusal,
@@ -155,4 +160,9 @@ impl<W> Lane<W> {
         self.review.end();
         self.return_unused(now);
     }
+}
+
+/// The mean time between two grants.
+fn step(rate: Rate) -> Duration {
+    rate.away() / rate.tokens.max(1)
 }

@@ -1,26 +1,28 @@
-//! Which queued calls became late? When a pause, a slower rate or calls that go before others have changed the forecasts,
-//! the queue is gone through in the order of service, and calls whose turn is forecast for after their send-by are refused.
-//! It goes in bounded pieces, so that the lane's lock and its thread are held for a moment only, and a new review waits
-//! for the one before it: one episode of refusals costs one.
+//! Which queued calls have become late? After a pause, a lower rate, or arrivals that go before
+//! others, the review walks the queue in the order of service and refuses the calls whose grant is
+//! forecast for after their send-by time. It works in bounded pieces, so that the lane's lock and
+//! its thread are held only briefly. A new review waits for the one in progress, so one throttle
+//! episode causes one review.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, Walk};
-use crate::limiter::lane::{Context, Effect, Lane};
+use crate::limiter::lane::{Context, Effect, Lane, Waiting};
 use crate::limiter::refusals;
 
-/// Calls that one piece goes through.
-const PIECE: usize = 128;
-/// The least time between the end of a review and the next, of a queue that takes more than one piece.
-const APART: Duration = Duration::from_millis(50);
+/// The most calls that are visited in one piece.
+const PIECE_LEN: usize = 128;
+/// The least time between two reviews of a queue that takes more than one piece.
+const MIN_REVIEW_INTERVAL: Duration = Duration::from_millis(50);
 
-/// When the queue is reviewed, and how far that has come.
+/// The schedule and the progress of the queue's review.
 pub(super) struct Review {
     requested: Option<Instant>,
     not_before: Instant,
-    /// Boxed: rare.
+    /// The review in progress. Boxed because it is rare.
     walk: Option<Box<Walk>>,
 }
 
@@ -35,13 +37,13 @@ impl Review {
         }
     }
 
-    /// The queue is to be reviewed at `at`.
+    /// Requests a review at `at`.
     pub(super) fn request(&mut self, at: Instant) {
         let at = at.max(self.not_before);
         self.requested = Some(self.requested.map_or(at, |requested| requested.min(at)));
     }
 
-    /// When the next piece is due.
+    /// When the next piece is due, if a review was requested or is in progress.
     pub(super) fn due_at(&self) -> Option<Instant> {
         if self.walk.is_some() {
             Some(self.not_before)
@@ -54,23 +56,24 @@ impl Review {
         self.walk.is_some() || self.requested.is_some_and(|at| at <= now)
     }
 
-    /// A call was served.
+    /// Notes that a call was served while a review may be in progress.
     pub(super) fn served(&mut self) {
         if let Some(walk) = &mut self.walk {
             walk.served();
         }
     }
 
-    /// No call waits.
+    /// Ends the review: the queue is empty.
     pub(super) fn end(&mut self) {
-        (self.requested, self.walk) = (None, None);
+        self.requested = None;
+        self.walk = None;
     }
 }
 
 // === impl Lane ===
 
 impl<W> Lane<W> {
-    /// Goes through one piece of the queue.
+    /// Reviews one piece of the queue.
     pub(super) fn review_piece(&mut self, cx: Context<'_>) {
         let now = cx.now;
         if !self.review.is_due(now) {
@@ -80,37 +83,22 @@ impl<W> Lane<W> {
             self.review.requested = None;
             Box::new(self.queue.walk())
         });
-        let is_long = self.queue.len() > PIECE;
-        let mut queue = std::mem::replace(&mut self.queue, FairQueue::new());
-        let forecast = self.forecast(now);
-        let late = queue.walk_on(&mut walk, PIECE, |ahead, waiting| {
-            let turn = forecast
-                .as_ref()
-                .map(|forecast| forecast.at(ahead).max(now));
-            turn.is_some_and(|turn| turn <= waiting.send_by && !cx.is_drained(turn))
-        });
-        drop(forecast);
-        self.queue = queue;
+        let is_long = self.queue.len() > PIECE_LEN;
+        let late = self.take_late(&mut walk, cx);
         let wait = self.predicted_wait(self.queue.len(), now);
         for waiting in late {
-            let refusal = if self.source.is_none() {
-                refusals::no_part()
-            } else if cx.is_drained(now + wait) {
-                refusals::draining()
-            } else if self.source.is_withheld() {
-                refusals::withheld()
-            } else {
-                let hold = waiting.send_by.saturating_duration_since(now);
-                let ahead = self.queue.len();
-                self.advised(refusals::too_long(wait, hold).queued(ahead, wait), cx)
-            };
+            let refusal = self.refuse_late(waiting.send_by, wait, cx);
             self.effects.push_back(Effect::Refuse {
                 waiter: waiting.waiter,
                 refusal,
             });
         }
         if walk.is_over() {
-            self.review.not_before = if is_long { now + APART } else { now };
+            self.review.not_before = if is_long {
+                now + MIN_REVIEW_INTERVAL
+            } else {
+                now
+            };
             if let Some(requested) = &mut self.review.requested {
                 *requested = (*requested).max(self.review.not_before);
             }
@@ -120,5 +108,37 @@ impl<W> Lane<W> {
         if self.queue.len() == 0 {
             self.return_unused(now);
         }
+    }
+
+    /// Removes the late calls of the next piece from the queue.
+    fn take_late(&mut self, walk: &mut Walk, cx: Context<'_>) -> Vec<Waiting<W>> {
+        // Moved out, because the forecast borrows the lane.
+        let mut queue = std::mem::replace(&mut self.queue, FairQueue::new());
+        let forecast = self.forecast(cx.now);
+        let late = queue.advance_walk(walk, PIECE_LEN, |ahead, waiting| {
+            let Some(forecast) = &forecast else {
+                return false;
+            };
+            let granted_at = forecast.at(ahead).max(cx.now);
+            granted_at <= waiting.send_by && !cx.is_drained(granted_at)
+        });
+        drop(forecast);
+        self.queue = queue;
+        late
+    }
+
+    fn refuse_late(&mut self, send_by: Instant, wait: Duration, cx: Context<'_>) -> Refusal {
+        if self.source.is_none() {
+            return refusals::no_part();
+        }
+        if cx.is_drained(cx.now + wait) {
+            return refusals::draining();
+        }
+        if self.source.is_withheld() {
+            return refusals::withheld();
+        }
+        let hold = send_by.saturating_duration_since(cx.now);
+        let refusal = refusals::too_long(wait, hold).queued(self.queue.len(), wait);
+        self.with_own_advice(refusal, cx)
     }
 }

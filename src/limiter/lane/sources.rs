@@ -1,66 +1,76 @@
-//! Where do this lane's tokens come from? With a store that comes and goes the answer changes; a grant of an earlier source
-//! is of no use after that, and every new source begins with a silent window. A limit that has changed is a new source, too.
+//! Where do this lane's tokens come from now? The source changes when the store comes or goes and
+//! when the limit changes. A grant of an earlier source is invalid after that, and every new source
+//! begins with a silent window.
 //!
-//! The store is asked one question at a time for slots, and hears at once what became of an attempt where that changes
-//! anything for other replicas. Each answer is the lane's whole state.
+//! At most one request for slots is in progress at a time. Besides that, the end of an attempt is
+//! reported to the store immediately if it matters to other replicas. Each answer contains the
+//! lane's whole state.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::lane::{Asked, Context, Effect, Lane, Question, StoreTerms};
+use crate::limiter::lane::{Context, Effect, Lane, PendingRequest, StoreRequest, StoreTerms};
 use crate::limiter::pace::SharedRate;
-use crate::limiter::pause::Refused;
+use crate::limiter::pause::ThrottleRefusal;
 use crate::limiter::refusals;
 use crate::limiter::shared::allowance::Worth;
 use crate::limiter::shared::members::VANISHED;
 use crate::limiter::shared::protocol::{AHEAD, Answer, Op, Waiting as WaitingClient};
 use crate::limiter::shared::slots::{Slots, Start};
-use crate::limiter::shared::{ADVICE, Stands};
+use crate::limiter::shared::{ADVICE, QuotaSource};
 use crate::limiter::source::{Source, Wait};
 use crate::limiter::tokens::Tokens;
 
-/// How long after an unanswered question the store is asked again, if it is not known to be away by then.
-const AGAIN: Duration = Duration::from_millis(50);
+/// How long after a failed request the next one is sent, unless the store is known to be down by
+/// then.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// This many of the clients that wait are named to the store; an account seldom has more.
-const NAMED: usize = 64;
+/// The most waiting clients that are listed in a request. An account rarely has more.
+const MAX_CLIENTS: usize = 64;
 
-/// What the store knows of this lane's pace.
+/// The exchange of the learned pace with the store.
 #[derive(Default)]
 pub(super) struct SharedPace {
-    /// The version that this lane's rate comes from.
+    /// The version of the stored pace that this lane has last seen.
     version: u64,
-    /// Something was learned that the store does not know.
+    /// This lane has learned something that is not in the store.
     pub(super) is_unsaved: bool,
-    /// What a question under way tells it of that.
+    /// The pace that a request in progress stores.
     saving: Option<String>,
 }
 
 // === impl Lane ===
 
 impl<W> Lane<W> {
-    /// Another source deals out the tokens.
-    pub(super) fn source_changed(&mut self, stands: Stands, store: StoreTerms, cx: Context<'_>) {
-        if stands == self.stands {
+    /// Changes the token source.
+    pub(super) fn source_changed(
+        &mut self,
+        quota_source: QuotaSource,
+        store: StoreTerms,
+        cx: Context<'_>,
+    ) {
+        if quota_source == self.quota_source {
             return;
         }
-        if let (Stands::Part { since, .. }, Stands::Part { since: known, .. }) =
-            (stands, self.stands)
+        if let (QuotaSource::Part { since, .. }, QuotaSource::Part { since: known, .. }) =
+            (quota_source, self.quota_source)
             && since == known
         {
-            // The same tokens, of which this replica has more or fewer: those that it has used are away.
-            self.stands = stands;
-            self.keep_rate(cx.now);
+            // The same part with more or fewer tokens. Its used tokens stay used.
+            self.quota_source = quota_source;
+            self.update_rate(cx.now);
             return self.review.request(cx.now);
         }
-        let (limit, gap, slack) = (self.limit, self.pace.rate(cx.now).gap, store.slack);
-        // What was written before the limit began is not over any sooner, whichever source deals.
+        let limit = self.limit;
+        let gap = self.pace.rate(cx.now).gap;
+        let slack = store.slack;
+        // Attempts that were written before the limit began count in the windows of every source.
         let begun = self.limit_since;
-        self.source = match stands {
-            Stands::Alone => return,
-            Stands::Together { since } => {
+        self.source = match quota_source {
+            QuotaSource::Local => return,
+            QuotaSource::Store { since } => {
                 let from = since.max(begun) + limit.window + gap + slack;
                 Source::Shared(Box::new(Slots::new(&Start {
                     limit,
@@ -70,41 +80,43 @@ impl<W> Lane<W> {
                     from,
                 })))
             }
-            Stands::Part { count, since } => {
-                // Until then the others may use the whole quota: what they were dealt before this replica had vanished.
+            QuotaSource::Part { count, since } => {
+                // Until then other replicas may use the whole quota: slots that were dealt before
+                // this replica vanished.
                 let since = (since + VANISHED + AHEAD + store.longest_slack).max(begun);
-                self.memory(Limit { count, ..limit }, gap, since, cx.now)
+                self.memory_source(Limit { count, ..limit }, gap, since, cx.now)
             }
-            Stands::Nothing { .. } => Source::None,
+            QuotaSource::Unavailable { .. } => Source::None,
         };
-        self.stands = stands;
+        self.quota_source = quota_source;
         self.begin_epoch();
         if let Source::None = self.source {
             self.refuse_all(refusals::no_part(), Duration::ZERO, ADVICE, cx.now);
         }
-        self.keep_rate(cx.now);
+        self.update_rate(cx.now);
         self.review.request(cx.now);
     }
 
-    /// The configuration was reloaded.
+    /// Applies a reloaded configuration.
     pub(super) fn rules_changed(&mut self, limit: Option<Limit>, cx: Context<'_>) {
-        // A limit that has gone holds on for the calls that wait.
+        // A removed limit stays in force for the queued calls.
         let limit = limit.unwrap_or(self.limit);
         self.pace.set_rules(limit, cx.rules.learn, cx.now);
         if limit != self.limit {
-            (self.limit, self.limit_since) = (limit, cx.now);
-            self.source = self.memory(limit, self.pace.rate(cx.now).gap, cx.now, cx.now);
-            // Where replicas share the quota, the carrier says next which source deals it out.
-            self.stands = Stands::Alone;
+            self.limit = limit;
+            self.limit_since = cx.now;
+            self.source = self.memory_source(limit, self.pace.rate(cx.now).gap, cx.now, cx.now);
+            // Where replicas share the quota, `LaneHandle::lock` sets the source next.
+            self.quota_source = QuotaSource::Local;
             self.begin_epoch();
         }
-        self.keep_rate(cx.now);
+        self.update_rate(cx.now);
         self.review.request(cx.now);
     }
 
-    /// The tokens of this process, all used at `since`. What an earlier source has granted and may still be written holds
-    /// tokens, too.
-    fn memory(&self, limit: Limit, gap: Duration, since: Instant, now: Instant) -> Source {
+    /// The tokens of this process, all used at `since`. Grants of earlier sources that may still be
+    /// written hold tokens, too.
+    fn memory_source(&self, limit: Limit, gap: Duration, since: Instant, now: Instant) -> Source {
         let mut tokens = Tokens::new(limit, gap, since, now);
         tokens.hold(self.held);
         Source::Memory(tokens)
@@ -118,183 +130,203 @@ impl<W> Lane<W> {
         };
     }
 
-    /// Asks the store for slots, if the lane has to.
-    pub(super) fn ask_if_due(&mut self, now: Instant) {
+    /// Requests slots from the store, if the lane needs any now.
+    pub(super) fn request_slots_if_due(&mut self, now: Instant) {
         if let Wait::Ask = self.source.wait(self.queue.len(), now) {
-            self.ask(Op::Take, None, now);
+            self.send_request(Op::Take, None, now);
         }
     }
 
-    /// Slots that no call here can use are another replica's; a wish that no call has any more is taken back.
+    /// Returns slots, and withdraws requests for slots, that no queued call needs, so that other
+    /// replicas get them.
     pub(super) fn return_unused(&mut self, now: Instant) {
         if let Source::Shared(slots) = &self.source
             && self.queue.len() == 0
             && slots.has_unused()
         {
-            self.ask(Op::Take, None, now);
+            self.send_request(Op::Take, None, now);
         }
     }
 
-    /// Every question also says what is wanted here, gives back what was not used, and tells what was learned.
-    pub(super) fn ask(&mut self, op: Op, refused: Option<Refused>, now: Instant) {
+    /// Sends a request to the store. Every request also states how many slots are wanted, returns
+    /// unused slots, and stores what was learned.
+    pub(super) fn send_request(&mut self, op: Op, refusal: Option<ThrottleRefusal>, now: Instant) {
         let rate = self.rate(now);
         let Source::Shared(slots) = &mut self.source else {
             return;
         };
         let shared = &mut self.shared_pace;
-        let tells = shared.is_unsaved && shared.saving.is_none();
-        let stored_now = slots.clock().at_most(now, now);
-        let pace = tells.then(|| written(self.pace.share(now), self.limit, stored_now));
-        if tells {
-            (shared.is_unsaved, shared.saving) = (false, pace.clone());
+        let mut pace = None;
+        if shared.is_unsaved && shared.saving.is_none() {
+            let stored_now = slots.clock().at_most(now, now);
+            let text = format_pace(self.pace.to_shared(now), self.limit, stored_now);
+            shared.is_unsaved = false;
+            shared.saving = Some(text.clone());
+            pace = Some(text);
         }
-        let version = shared.version;
-        let ask = slots.ask(self.queue.len(), now);
-        let clients = self.queue.clients().take(NAMED);
-        let waiting = clients
+        let pending = PendingRequest {
+            epoch: self.epoch,
+            ask: slots.ask(self.queue.len(), now),
+            version: shared.version,
+            pace,
+            refusal,
+        };
+        let waiting = self
+            .queue
+            .clients()
+            .take(MAX_CLIENTS)
             .map(|(client, weight, tenants)| WaitingClient::new(client, weight, tenants))
             .collect();
-        let asked = Asked {
-            epoch: self.epoch,
-            ask,
-            version,
-            pace,
-            refused,
-        };
-        self.effects.push_back(Effect::Ask(Box::new(Question {
-            op,
-            limit: self.limit,
-            rate,
-            waiting,
-            asked,
-        })));
+        self.effects
+            .push_back(Effect::SendRequest(Box::new(StoreRequest {
+                op,
+                limit: self.limit,
+                rate,
+                waiting,
+                pending,
+            })));
     }
 
-    /// The store has answered a question, or has not.
-    pub(super) fn answered(&mut self, asked: &Asked, answer: Option<&Answer>, cx: Context<'_>) {
-        // The present source knows nothing of it.
-        if asked.epoch != self.epoch {
+    /// Handles the answer to a request, or its failure.
+    pub(super) fn store_answered(
+        &mut self,
+        pending: &PendingRequest,
+        answer: Option<&Answer>,
+        cx: Context<'_>,
+    ) {
+        // A request of an earlier source.
+        if pending.epoch != self.epoch {
             return;
         }
         match answer {
             Some(answer) => {
-                self.told(asked, answer, cx.now);
+                self.apply_answer(pending, answer, cx.now);
                 self.return_unused(cx.now);
             }
-            // Asked again at once, a store that fails at once would be asked in a loop.
-            None => self.not_told(asked, cx),
+            // Nothing is returned here: a store that fails immediately would get requests in a
+            // loop.
+            None => self.request_failed(pending, cx),
         }
     }
 
-    fn told(&mut self, asked: &Asked, answer: &Answer, now: Instant) {
-        let before = self.pause.open_at(now);
+    fn apply_answer(&mut self, pending: &PendingRequest, answer: &Answer, now: Instant) {
+        let open_before = self.pause.open_at(now);
         let Source::Shared(slots) = &mut self.source else {
             return;
         };
-        let rate = slots.rate();
-        let worth = slots.answered(asked.ask.number, answer, now);
-        let is_slower = slots.rate() < rate;
-        let (open, stored_now) = (
-            slots.clock().latest(answer.view.open, now),
-            slots.clock().at_most(now, now),
-        );
-        // Answers may come in another order than the store gave them: the latest view holds.
+        let rate_before = slots.rate();
+        let worth = slots.answered(pending.ask.number, answer, now);
+        let is_slower = slots.rate() < rate_before;
+        let open = slots.clock().latest(answer.view.open, now);
+        let stored_now = slots.clock().at_most(now, now);
+        // Answers may arrive out of order. The latest view counts.
         if slots.is_latest(&answer.view) {
-            self.pause.told(open);
-            self.adopt_pace(asked, answer, stored_now, now);
-        } else if asked.pace.is_some() {
+            self.pause.hold_until(open);
+            self.adopt_pace(pending, answer, stored_now, now);
+        } else if pending.pace.is_some() {
             self.shared_pace.saving = None;
         }
-        // An isolated refusal is news to the store, too, and pauses nothing.
-        let is_pause = asked
-            .refused
-            .is_some_and(|refused| !refused.isolated || refused.hint.is_some());
+        // An isolated refusal is also reported as a new episode, and pauses nothing.
+        let is_pause = pending
+            .refusal
+            .is_some_and(|refusal| !refusal.isolated || refusal.hint.is_some());
         if answer.view.new_episode && is_pause {
-            self.pace.resumes_at(self.pause.open_at(now));
-            self.pause_began(asked.refused.and_then(|refused| refused.hint), now);
+            self.pace.paused_until(self.pause.open_at(now));
+            self.pause_began(pending.refusal.and_then(|refusal| refusal.hint), now);
         }
-        if asked.refused.is_some() && self.shared_pace.is_unsaved {
-            self.ask(Op::Take, None, now);
+        if pending.refusal.is_some() && self.shared_pace.is_unsaved {
+            self.send_request(Op::Take, None, now);
         }
-        if is_slower || self.pause.open_at(now) > before {
+        if is_slower || self.pause.open_at(now) > open_before {
             self.review.request(now);
         }
         if worth == Worth::TooFar {
             self.effects.push_back(Effect::StoreTooFar);
         }
-        self.keep_rate(now);
+        self.update_rate(now);
     }
 
-    /// What another replica has learned, and whether the store knows what this one has.
-    fn adopt_pace(&mut self, asked: &Asked, answer: &Answer, stored_now: u64, now: Instant) {
+    /// Adopts what another replica has learned, and notes whether the store has saved what this one
+    /// has learned.
+    fn adopt_pace(
+        &mut self,
+        pending: &PendingRequest,
+        answer: &Answer,
+        stored_now: u64,
+        now: Instant,
+    ) {
         let view = &answer.view;
         let shared = &mut self.shared_pace;
-        // The answer to another question may tell of it first.
+        // The answer to another request may arrive first and contain the pace that this lane is
+        // saving.
         let is_ours = shared.saving.as_ref() == Some(&view.pace);
-        let has_told = asked.pace.is_some();
-        if has_told {
+        let has_sent = pending.pace.is_some();
+        if has_sent {
             shared.saving = None;
         }
-        let is_saved = has_told && !view.stale;
+        let is_saved = has_sent && !view.stale;
         if view.version != shared.version && !is_saved && !is_ours {
-            if let Some(theirs) = read(&view.pace, self.limit, stored_now) {
+            if let Some(theirs) = parse_pace(&view.pace, self.limit, stored_now) {
                 self.pace.adopt(&theirs, now);
             }
-            // What this replica has learned and the store refused, for it was of an earlier version.
-            shared.is_unsaved |= has_told && self.pace.share(now).is_some();
+            // The store rejected what this replica has sent, because it was based on an earlier
+            // version.
+            shared.is_unsaved |= has_sent && self.pace.to_shared(now).is_some();
         }
         shared.version = view.version;
     }
 
-    fn not_told(&mut self, asked: &Asked, cx: Context<'_>) {
-        if asked.pace.is_some() {
-            (self.shared_pace.saving, self.shared_pace.is_unsaved) = (None, true);
+    fn request_failed(&mut self, pending: &PendingRequest, cx: Context<'_>) {
+        if pending.pace.is_some() {
+            self.shared_pace.saving = None;
+            self.shared_pace.is_unsaved = true;
         }
         if let Source::Shared(slots) = &mut self.source {
-            slots.unanswered(asked.ask.number, cx.now + AGAIN);
+            slots.unanswered(pending.ask.number, cx.now + RETRY_AFTER);
         }
-        if let Some(refused) = asked.refused {
-            // The store does not know of it: at least this replica keeps still. Half of the back-off is its mean.
-            self.throttled(&refused, 0.5, cx);
+        if let Some(refusal) = pending.refusal {
+            // The store has not recorded the refusal, so at least this replica pauses. 0.5 gives
+            // the mean back-off.
+            self.throttled(&refusal, 0.5, cx);
         }
     }
 }
 
-/// A pace as the store keeps it: of which limit, and times on the store's clock.
-fn written(pace: Option<SharedRate>, limit: Limit, stored_now: u64) -> String {
-    let Some(SharedRate {
-        lowest,
-        taken,
-        streak,
-        grows_from,
-        known_at,
-    }) = pace
-    else {
+/// Formats a pace as the store keeps it: with its limit, and with times on the store's clock in
+/// microseconds.
+fn format_pace(pace: Option<SharedRate>, limit: Limit, stored_now: u64) -> String {
+    let Some(pace) = pace else {
         return String::new();
     };
-    let stored = |from_now: i64| stored_now.saturating_add_signed(from_now);
-    let (count, window) = (limit.count, limit.window.as_micros());
     format!(
-        "{count}/{window}:{lowest}:{taken}:{streak}:{}:{}",
-        stored(grows_from),
-        stored(known_at)
+        "{}/{}:{}:{}:{}:{}:{}",
+        limit.count,
+        limit.window.as_micros(),
+        pace.lowest,
+        pace.cut,
+        pace.streak,
+        stored_now.saturating_add_signed(pace.rises_from),
+        stored_now.saturating_add_signed(pace.known_at),
     )
 }
 
-/// The pace that the store has kept; of another limit it says nothing.
-fn read(text: &str, limit: Limit, stored_now: u64) -> Option<SharedRate> {
+/// Parses a stored pace. Returns none if it is malformed or was learned for another limit.
+fn parse_pace(text: &str, limit: Limit, stored_now: u64) -> Option<SharedRate> {
     let mut parts = text.split(':');
     if parts.next()? != format!("{}/{}", limit.count, limit.window.as_micros()) {
         return None;
     }
-    let mut number = || parts.next()?.parse::<u64>().ok();
-    let (lowest, taken, streak) = (number()?, number()?, u32::try_from(number()?).ok()?);
-    let mut from_now = || Some(number()?.wrapping_sub(stored_now).cast_signed());
+    let mut numbers = parts.map_while(|part| part.parse::<u64>().ok());
+    let lowest = numbers.next()?;
+    let cut = numbers.next()?;
+    let streak = u32::try_from(numbers.next()?).ok()?;
+    let rises_from = numbers.next()?;
+    let known_at = numbers.next()?;
     Some(SharedRate {
         lowest,
-        taken,
+        cut,
         streak,
-        grows_from: from_now()?,
-        known_at: from_now()?,
+        rises_from: rises_from.wrapping_sub(stored_now).cast_signed(),
+        known_at: known_at.wrapping_sub(stored_now).cast_signed(),
     })
 }

@@ -1,12 +1,13 @@
-//! The machine in pure time: tables of events and effects, and one property test. A row is a time, an event, the effects
-//! that must come of it, and what the lane waits for after it. Calls are numbers; times are milliseconds.
+//! The state machine in simulated time: tables of events and effects, and one property test. A row
+//! is a time, an event, its expected effects, and what the lane waits for after it. Calls are
+//! numbers; times are milliseconds.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 
 use super::*;
 use crate::config::{self, Retry};
-use crate::limiter::fair::Place;
+use crate::limiter::fair::Sequence;
 use crate::limiter::shared::protocol::{Dated, View};
 use crate::primitives::id::{ClientId, TenantId};
 
@@ -19,13 +20,13 @@ mod review;
 mod store;
 
 const GAP: u64 = 5;
-/// After this a token of a limit of one second is back.
+/// How long a token of a limit of one second is away.
 const AWAY: u64 = 1000 + GAP;
 /// How late a slot of the store may be used.
 const SLACK: u64 = 15;
 /// What the store's clock shows at the origin, in microseconds.
 const STORED: u64 = 1_000_000_000;
-/// Longer than any table takes.
+/// Longer than any table.
 const HOLD: u64 = 1_000_000;
 
 const RETRY: Retry = Retry {
@@ -35,45 +36,46 @@ const RETRY: Retry = Retry {
     max_pause: Duration::from_secs(60),
 };
 
-/// What happens in a row.
-enum Do {
-    /// This call arrives for this client, and may wait this long.
+/// The event of a row.
+enum Step {
+    /// This call of this client arrives, with this hold.
     Arrive(u64, &'static str, u64),
-    /// It arrives again, after a refusal.
-    Again(u64, &'static str, u64),
-    /// It arrives while no call waits.
-    Pass(u64),
+    /// It comes back after a throttle refusal.
+    Return(u64, &'static str, u64),
+    /// It arrives while no call is queued.
+    TryGrant(u64),
     Leave(u64),
     /// A connection is ready for one call.
     Connected,
     MaySend(u64),
-    /// The call's first byte was written then.
+    /// The call's first byte was written at this time.
     Written(u64, u64),
     Returned(u64),
     Accepted(u64),
-    /// Refused by throttling, with this hint. Without one the back-off is half of the most.
+    /// CAMS throttles the attempt, with this hint. Without a hint the back-off is half of the
+    /// maximum.
     Throttled(u64, Option<u64>),
     Unknown(u64),
     Unsent(u64),
-    Source(Stands),
+    Source(QuotaSource),
     Reload(Option<(u32, u64)>),
-    /// A drain begins that ends then.
+    /// A drain begins that ends at this time.
     Drain(u64),
-    Order(Option<u64>),
+    Pause(Option<u64>),
     Resume,
     Flush,
     Review,
-    /// The store answers the question of this number.
+    /// The store answers the request of this number.
     Answer(usize, View),
-    /// It does not.
+    /// The request of this number fails.
     NoAnswer(usize),
-    Look,
+    Check,
 }
 
-/// A time, what happens then, its effects, and what the lane waits for.
-type Row<'a> = (u64, Do, &'a str, &'a str);
+/// A time, an event, its effects, and what the lane waits for after it.
+type Row<'a> = (u64, Step, &'a str, &'a str);
 
-/// A lane, its carrier and its time.
+/// A lane, and the state that its handle, its worker and its permits would have.
 struct World {
     origin: Instant,
     now: Instant,
@@ -84,8 +86,8 @@ struct World {
     entries: BTreeMap<u64, QueueEntry>,
     grants: BTreeMap<u64, Grant>,
     written: BTreeMap<u64, Instant>,
-    /// What was asked, and when.
-    questions: Vec<(Question, Instant)>,
+    /// What was pending, and when.
+    requests: Vec<(StoreRequest, Instant)>,
 }
 
 fn ms(ms: u64) -> Duration {
@@ -112,9 +114,10 @@ fn rules() -> Rules {
 }
 
 fn entry(call: u64, client: &str, now: Instant) -> QueueEntry {
-    let (client, tenant) = (ClientId::new(client), TenantId::new(""));
+    let client = ClientId::new(client);
+    let tenant = TenantId::new("");
     QueueEntry {
-        place: Place(call),
+        sequence: Sequence(call),
         client,
         weight: 1,
         tenant,
@@ -135,7 +138,7 @@ fn stored(at: u64) -> u64 {
     STORED + at * 1000
 }
 
-/// The store's answer at `at`: slots of these dates.
+/// The store's answer at `at`, with slots of these dates.
 fn view(at: u64, dates: &[u64]) -> View {
     let away = AWAY + SLACK;
     let slot = |date: &u64| Dated {
@@ -171,7 +174,8 @@ impl World {
 
     /// All tokens count as just used.
     fn cold(count: u32) -> Self {
-        let (rules, now) = (rules(), Instant::now());
+        let rules = rules();
+        let now = Instant::now();
         Self {
             origin: now,
             now,
@@ -182,7 +186,7 @@ impl World {
             entries: BTreeMap::new(),
             grants: BTreeMap::new(),
             written: BTreeMap::new(),
-            questions: Vec::new(),
+            requests: Vec::new(),
         }
     }
 
@@ -194,14 +198,15 @@ impl World {
         (at - self.origin).as_micros().div_ceil(1000)
     }
 
-    fn rows(&mut self, rows: impl IntoIterator<Item = (u64, Do, &'static str, &'static str)>) {
+    fn rows(&mut self, rows: impl IntoIterator<Item = (u64, Step, &'static str, &'static str)>) {
         for (number, (at, what, effects, next)) in rows.into_iter().enumerate() {
             self.row(&format!("row {number}"), (at, what, effects, next));
         }
     }
 
-    fn row(&mut self, name: &str, (at, what, effects, next): Row<'_>) {
-        let seen = self.happens(at, what);
+    fn row(&mut self, name: &str, row: Row<'_>) {
+        let (at, what, effects, next) = row;
+        let seen = self.step(at, what);
         assert_eq!(
             (seen.0.as_str(), seen.1.as_str()),
             (effects, next),
@@ -209,10 +214,10 @@ impl World {
         );
     }
 
-    /// What comes of it, and what the lane waits for.
-    fn happens(&mut self, at: u64, what: Do) -> (String, String) {
+    /// Applies an event. Returns its effects, and what the lane waits for.
+    fn step(&mut self, at: u64, what: Step) -> (String, String) {
         self.now = self.at(at);
-        let mut seen = self.does(what);
+        let mut seen = self.apply(what);
         let (next, _) = {
             let cx = Context {
                 now: self.now,
@@ -226,12 +231,12 @@ impl World {
         (seen.join(", "), self.next_text(next))
     }
 
-    fn does(&mut self, what: Do) -> Vec<String> {
+    fn apply(&mut self, what: Step) -> Vec<String> {
         let now = self.now;
         let mut seen = Vec::new();
         let event = match what {
-            Do::Arrive(call, client, hold) | Do::Again(call, client, hold) => {
-                let returning = matches!(what, Do::Again(..));
+            Step::Arrive(call, client, hold) | Step::Return(call, client, hold) => {
+                let returning = matches!(what, Step::Return(..));
                 let entry = self
                     .entries
                     .entry(call)
@@ -244,20 +249,20 @@ impl World {
                     waiter: call,
                 }
             }
-            Do::Pass(call) => {
-                let grant = self.lane.pass(now + ms(HOLD), now);
+            Step::TryGrant(call) => {
+                let grant = self.lane.try_grant(now + ms(HOLD), now);
                 seen.push(grant.map_or("closed".to_owned(), |grant| self.granted(call, grant)));
                 return seen;
             }
-            Do::MaySend(call) => {
+            Step::MaySend(call) => {
                 let may = self.lane.may_send(&self.grants[&call], now);
                 seen.push(if may { "yes" } else { "no" }.to_owned());
                 return seen;
             }
-            Do::Look => return seen,
-            Do::Leave(call) => Event::Left(self.entries[&call].clone()),
-            Do::Connected => Event::Connected,
-            Do::Written(call, at) => {
+            Step::Check => return seen,
+            Step::Leave(call) => Event::Cancelled(self.entries[&call].clone()),
+            Step::Connected => Event::Connected,
+            Step::Written(call, at) => {
                 let at = self.at(at);
                 self.written.insert(call, at);
                 Event::Written {
@@ -265,46 +270,46 @@ impl World {
                     at,
                 }
             }
-            Do::Returned(call) => Event::Returned(self.grants[&call]),
-            Do::Accepted(call) => self.ended(call, End::Accepted),
-            Do::Unknown(call) => self.ended(call, End::Unknown),
-            Do::Unsent(call) => self.ended(call, End::Unsent),
-            Do::Throttled(call, hint) => self.ended(
+            Step::Returned(call) => Event::Returned(self.grants[&call]),
+            Step::Accepted(call) => self.ended(call, End::Accepted),
+            Step::Unknown(call) => self.ended(call, End::Unknown),
+            Step::Unsent(call) => self.ended(call, End::Unsent),
+            Step::Throttled(call, hint) => self.ended(
                 call,
                 End::Throttled {
                     hint: hint.map(ms),
                     random: 0.5,
                 },
             ),
-            Do::Source(stands) => Event::SourceChanged {
-                stands,
+            Step::Source(quota_source) => Event::SourceChanged {
+                quota_source,
                 store: terms(),
             },
-            Do::Reload(changed) => Event::RulesChanged {
+            Step::Reload(changed) => Event::RulesChanged {
                 limit: changed.map(|(count, window)| limit(count, window)),
             },
-            Do::Drain(by) => {
+            Step::Drain(by) => {
                 self.drain_by = Some(self.at(by));
                 Event::DrainBegan
             }
-            Do::Order(time) => Event::Paused(time.map(ms)),
-            Do::Resume => Event::Resumed,
-            Do::Flush => Event::Flushed,
-            Do::Review => Event::Review,
-            Do::Answer(number, view) => {
-                let (question, sent) = &self.questions[number];
+            Step::Pause(time) => Event::Paused(time.map(ms)),
+            Step::Resume => Event::Resumed,
+            Step::Flush => Event::Flushed,
+            Step::Review => Event::Review,
+            Step::Answer(number, view) => {
+                let (request, sent) = &self.requests[number];
                 let answer = Answer {
                     view,
                     sent: *sent,
                     received: now,
                 };
-                Event::Answered {
-                    question: question.asked.clone(),
+                Event::StoreAnswered {
+                    request: request.pending.clone(),
                     answer: Some(Box::new(answer)),
                 }
             }
-            Do::NoAnswer(number) => Event::Answered {
-                question: self.questions[number].0.asked.clone(),
+            Step::NoAnswer(number) => Event::StoreAnswered {
+                request: self.requests[number].0.pending.clone(),
                 answer: None,
             },
         };
@@ -342,15 +347,15 @@ impl World {
                 Effect::RefuseAll { queue, refusal, .. } => {
                     format!("refuse all {} {:?}", queue.len(), refusal.kind)
                 }
-                Effect::Ask(question) => {
-                    let ask = &question.asked.ask;
-                    let mut text = format!("{} for {}", question.op.name(), ask.wanted);
+                Effect::SendRequest(request) => {
+                    let ask = &request.pending.ask;
+                    let mut text = format!("{} for {}", request.op.name(), ask.wanted);
                     for (what, number) in [("unused", ask.unused.len()), ("late", ask.late.len())] {
                         if number > 0 {
                             text += &format!(" {what} {number}");
                         }
                     }
-                    self.questions.push((*question, self.now));
+                    self.requests.push((*request, self.now));
                     text
                 }
                 Effect::StoreTooFar => "too far".to_owned(),
@@ -362,7 +367,7 @@ impl World {
 
     fn next_text(&self, next: Next) -> String {
         match next {
-            Next::Rest => "rest".to_owned(),
+            Next::Idle => "idle".to_owned(),
             Next::Grant => "grant".to_owned(),
             Next::Review => "review".to_owned(),
             Next::Event => "event".to_owned(),
@@ -373,12 +378,12 @@ impl World {
         }
     }
 
-    /// Arrives, is granted and written at once.
-    fn sends(&mut self, call: u64, at: u64) {
+    /// The call arrives, is granted and is written immediately.
+    fn send_one(&mut self, call: u64, at: u64) {
         self.row(
             "sends",
-            (at, Do::Pass(call), &format!("grant {call}"), "rest"),
+            (at, Step::TryGrant(call), &format!("grant {call}"), "idle"),
         );
-        self.row("sends", (at, Do::Written(call, at), "", "rest"));
+        self.row("sends", (at, Step::Written(call, at), "", "idle"));
     }
 }

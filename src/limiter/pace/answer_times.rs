@@ -1,14 +1,16 @@
-//! By how much do the answer times of a lane differ? No attempt was later on its way in than that.
+//! How much do the answer times of a lane vary? This spread is an upper bound of the jitter on the
+//! way to CAMS.
 
 use std::time::Duration;
 
-/// Answers after which the older extremes are forgotten.
-const REMEMBERED: u8 = 32;
-/// The fewest answers that say anything.
-const FEWEST: u8 = 3;
-/// The extremes of n answers lie closer together than the true ones: this, over n, is added to their distance. Five answers
-/// count as five times as far apart as they are, so that in 1000 minutes behind 30 ms of jitter one has a refusal.
-const UNSEEN: f64 = 20.0;
+/// After this number of answers the older half is dropped.
+const HALF_LEN: u8 = 32;
+/// With fewer answers the spread counts as zero.
+const MIN_ANSWERS: u8 = 3;
+/// The extremes of n answers are closer together than the true ones, so the spread is increased by
+/// this factor divided by n. The spread of five answers counts five times. With that, behind 30 ms
+/// of jitter one minute in 1000 has a refusal.
+const UNSEEN_FACTOR: f64 = 20.0;
 
 /// The extremes of the latest 32 to 63 answer times, in microseconds.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,36 +30,36 @@ struct Extremes {
 
 impl AnswerTimes {
     pub(super) fn add(&mut self, time: Duration) {
-        if self.latest.count == REMEMBERED {
+        if self.latest.count == HALF_LEN {
             self.before = std::mem::take(&mut self.latest);
         }
         let time = u32::try_from(time.as_micros()).unwrap_or(u32::MAX);
-        self.latest = self.latest.with(Extremes {
+        self.latest = self.latest.merged(Extremes {
             count: 1,
             least: time,
             most: time,
         });
     }
 
-    /// How far apart the extremes are, in seconds, with what so few answers may not have shown.
+    /// The spread in seconds, increased for what a small number of answers may not have shown.
     pub(super) fn spread(&self) -> f64 {
-        let Extremes { count, least, most } = self.latest.with(self.before);
-        if count < FEWEST {
+        let Extremes { count, least, most } = self.latest.merged(self.before);
+        if count < MIN_ANSWERS {
             return 0.0;
         }
-        f64::from(most - least) / 1e6 * (1.0 + UNSEEN / f64::from(count))
+        f64::from(most - least) / 1e6 * (1.0 + UNSEEN_FACTOR / f64::from(count))
     }
 }
 
 // === impl Extremes ===
 
 impl Extremes {
-    fn with(self, other: Self) -> Self {
+    fn merged(self, other: Self) -> Self {
         match (self.count, other.count) {
             (0, _) => other,
             (_, 0) => self,
-            (ours, theirs) => Self {
-                count: ours + theirs,
+            (own, others) => Self {
+                count: own + others,
                 least: self.least.min(other.least),
                 most: self.most.max(other.most),
             },
@@ -78,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn two_answers_say_nothing_and_the_fewer_there_are_the_more_is_added() {
+    fn two_answers_have_no_spread_and_fewer_answers_increase_it_more() {
         assert_eq!(spread_ms([20, 50]), 0.0);
         assert_eq!(spread_ms([20, 30, 25, 22, 26]), 50.0);
         assert_eq!(spread_ms((0..20).map(|n| 20 + n % 11)), 20.0);

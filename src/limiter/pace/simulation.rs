@@ -1,5 +1,6 @@
-//! One lane, its pace and its pause in front of an endpoint that enforces a rate, event by event in simulated time: an hour
-//! of a lane of 50/s takes less than a second. The lane writes whatever its tokens, its spacing and its pause allow.
+//! A discrete-event simulation of one lane, with its pace and its pause, and of an endpoint that
+//! enforces a rate. An hour of a lane of 50/s takes less than a second. The lane writes whatever
+//! its tokens, its spacing and its pause allow.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -8,41 +9,43 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Pace, Rate, RefusedAttempt};
+use super::{Pace, Rate, ThrottledAttempt};
 use crate::config::{Learn, Limit, Retry};
-use crate::limiter::pause::{Episode, Gate, Pause, Refused};
+use crate::limiter::pause::{Episode, Gate, Pause, ThrottleRefusal};
 
-/// What the lane is up against. Times are microseconds since the start, unless their name says otherwise.
+/// The conditions of a simulation. Times are microseconds since the start, unless their name has
+/// another unit.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct World {
     /// The lane's limit, in calls per second.
     pub(super) limit: u32,
-    /// What the endpoint takes in a second.
+    /// The attempts per second that the endpoint accepts.
     pub(super) takes: u32,
     pub(super) window: Window,
-    /// Whether refused attempts count, too.
+    /// Whether the endpoint counts refused attempts, too.
     pub(super) counts_refused: bool,
-    /// On the way in, evenly spread from nothing.
+    /// The jitter on the way in, evenly distributed from zero.
     pub(super) jitter_ms: u64,
-    /// In the server, after it has decided.
+    /// The time in the server after its decision, evenly distributed from zero.
     pub(super) server_ms: u64,
     pub(super) outsider: Outsider,
     pub(super) outsider_stops_s: u64,
-    /// The endpoint takes nothing between these seconds.
+    /// The endpoint accepts nothing between these seconds.
     pub(super) outage_s: (u64, u64),
-    /// What is written between these instants arrives together at the second.
+    /// What is written between these two times arrives together at the second one.
     pub(super) stall: (u64, u64),
-    /// Timers wake the lane on whole milliseconds, and late by up to this.
+    /// Timers wake the lane at whole milliseconds, late by up to this.
     pub(super) late: u64,
-    /// Calls that wait at the start. A refused call is tried again.
+    /// Calls that are queued at the start. A refused call is retried.
     pub(super) calls: u64,
     pub(super) seconds: u64,
     pub(super) seed: u64,
-    /// Replicas that share the lane: each sees the answers of its own attempts, and hears at once what another has learned.
+    /// Replicas that share the lane. Each sees the answers of its own attempts, and adopts
+    /// immediately what another one has learned.
     pub(super) replicas: usize,
 }
 
-/// How the endpoint's window of a second moves.
+/// The kind of the endpoint's window of one second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Window {
     Sliding,
@@ -51,27 +54,27 @@ pub(super) enum Window {
     Smooth,
 }
 
-/// Another process that spends 40 % of the quota.
+/// Another process that uses 40 % of the quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outsider {
     None,
-    /// Evenly, and never refused.
+    /// Sends evenly and is never refused.
     Even,
-    /// Evenly; a call that is refused is lost.
+    /// Sends evenly; a refused call is lost.
     Refusable,
-    /// At random times, and never refused.
+    /// Sends at random times and is never refused.
     Poisson,
-    /// Evenly, on and off for this number of seconds.
+    /// Sends evenly, alternately on and off for this number of seconds.
     OnOff(u64),
 }
 
-/// What became of it.
+/// The result of a simulation.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
     /// When each attempt reached the endpoint, and whether it was accepted.
     pub(super) attempts: Vec<(u64, bool)>,
     pub(super) writes: Vec<u64>,
-    /// What the outsider was given.
+    /// When the outsider's calls were served.
     pub(super) outsiders: Vec<u64>,
     pub(super) pauses: u32,
     pub(super) isolated: u32,
@@ -133,7 +136,7 @@ struct Endpoint {
     offset: u64,
 }
 
-/// The run of one world.
+/// A simulation in progress.
 struct Run {
     world: World,
     origin: Instant,
@@ -151,7 +154,7 @@ struct Run {
     outcome: Outcome,
 }
 
-/// Runs this world to its end.
+/// Runs the simulation.
 pub(super) fn run(world: World) -> Outcome {
     let limit = Limit {
         count: NonZeroU32::new(world.limit).unwrap(),
@@ -199,7 +202,7 @@ impl World {
 // === impl Outcome ===
 
 impl Outcome {
-    /// Attempts between these seconds: (accepted, refused).
+    /// Returns the attempts between these seconds: (accepted, refused).
     pub(super) fn between(&self, from_s: u64, to_s: u64) -> (f64, f64) {
         let within = self
             .attempts
@@ -217,7 +220,8 @@ impl Outcome {
             .count() as f64
     }
 
-    /// Seconds from the first arrival to the nth accepted one, and how many were refused by then.
+    /// Returns the seconds from the first arrival to the nth accepted one, and the number of
+    /// refused attempts by then.
     pub(super) fn nth_accepted(&self, nth: usize) -> (f64, usize) {
         let accepted = self
             .attempts
@@ -233,7 +237,7 @@ impl Outcome {
         ((until - self.attempts[0].0) as f64 / SECOND as f64, refused)
     }
 
-    /// The most writes in less than a second.
+    /// The maximum number of writes within a second.
     pub(super) fn worst_second(&self) -> usize {
         let mut oldest = 0;
         let within = self.writes.iter().enumerate().map(|(newest, at)| {
@@ -274,7 +278,7 @@ impl Endpoint {
         fits
     }
 
-    /// Whether the outsider's call passes.
+    /// Whether the outsider's call is served.
     fn takes_outsider(&mut self, now: u64) -> bool {
         if self.takes(now) {
             return true;
@@ -298,12 +302,12 @@ impl Run {
             if now > self.world.seconds * SECOND {
                 return;
             }
-            self.happens(event, now);
+            self.handle(event, now);
             self.write(now);
         }
     }
 
-    fn happens(&mut self, event: Event, now: u64) {
+    fn handle(&mut self, event: Event, now: u64) {
         match event {
             Event::Wake => {}
             Event::Arrives(attempt) => {
@@ -322,8 +326,8 @@ impl Run {
             } => {
                 let written_at = self.at(attempt.written);
                 let now = self.at(now);
-                self.paces[attempt.replica].answered(written_at, now);
-                self.pause.answered(written_at);
+                self.paces[attempt.replica].accepted(written_at, now);
+                self.pause.accepted(written_at);
                 if attempt.probe {
                     self.pause.probe_passed();
                 }
@@ -343,31 +347,32 @@ impl Run {
             probe,
             replica,
         } = attempt;
-        let (written_at, now) = (self.at(written), self.at(now));
+        let written_at = self.at(written);
+        let now = self.at(now);
         let own_part = 1.0 / self.world.replicas as f64;
-        let isolated = self.paces[replica].refused(
-            &RefusedAttempt {
+        let isolated = self.paces[replica].throttled(
+            &ThrottledAttempt {
                 written_at,
                 probe,
                 own_part,
             },
             now,
         );
-        let refused = Refused {
+        let refusal = ThrottleRefusal {
             written_at,
             hint: None,
             isolated,
         };
         match self
             .pause
-            .refused(&refused, &POLICY, now, self.random.f64())
+            .throttled(&refusal, &POLICY, now, self.random.f64())
         {
             Episode::New => self.outcome.pauses += 1,
             Episode::Isolated => self.outcome.isolated += 1,
             Episode::Same => {}
         }
-        self.paces[replica].resumes_at(self.pause.open_at(now));
-        if let Some(shared) = self.paces[replica].share(now) {
+        self.paces[replica].paused_until(self.pause.open_at(now));
+        if let Some(shared) = self.paces[replica].to_shared(now) {
             let others = self
                 .paces
                 .iter_mut()
@@ -377,7 +382,7 @@ impl Run {
         }
     }
 
-    /// The rate is shared, and the widest gap holds.
+    /// The shared rate, with the largest gap of all replicas.
     fn rate(&self, now: u64) -> Rate {
         let now = self.at(now);
         let gap = self.paces.iter().map(|pace| pace.rate(now).gap).max();
@@ -408,7 +413,7 @@ impl Run {
         self.push(now + after, Event::Outsider);
     }
 
-    /// Writes what may be written now, and wakes for the next.
+    /// Writes all attempts that may be written now, and schedules the next one.
     fn write(&mut self, now: u64) {
         while self.waiting > 0 {
             let next = self.next_write(now);
@@ -425,7 +430,7 @@ impl Run {
                 }
                 return;
             }
-            let probe = self.pause.granted(self.at(now));
+            let probe = self.pause.begin_attempt(self.at(now));
             if self.ring.len() == self.world.limit as usize {
                 self.ring.pop_front();
             }

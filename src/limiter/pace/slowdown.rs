@@ -1,8 +1,9 @@
-//! How does a lane's rate come back after a lesson? It rises evenly to where it was refused, in a time in which one refusal
-//! is one attempt in 28 or so. If nothing is refused there, it rises faster and faster: an outsider's end can be seen in no
-//! other way.
+//! How does a lane's rate recover after a lesson? It rises linearly to the rate at which it was
+//! throttled, slowly enough for about one attempt in 28 to be throttled. If nothing is throttled
+//! there, it rises faster and faster, because only sending more shows that an outsider has stopped.
 //!
-//! A closed form of the time, so that nothing has to happen while it rises, and replicas that share it agree.
+//! The rate is a closed form of the time: nothing has to run while it rises, and replicas that
+//! share it agree.
 
 use std::time::Duration;
 
@@ -10,72 +11,84 @@ use tokio::time::Instant;
 
 use crate::config::Limit;
 
-/// The part of the rate that a lesson takes at least: it makes room for what the lane's retry adds.
-const LEAST_CUT: f64 = 0.06;
-/// What the first lesson leaves at least, and the later ones: a burst of refusals may have another cause than the rate.
-const LEFT_BY_FIRST: f64 = 0.5;
-const LEFT_BY_LATER: f64 = 0.75;
-/// Calls per window that are never taken.
-const LOWEST: f64 = 0.25;
-/// The first lesson's cut is back after this number of windows, each further one's after twice as many as the one before.
-const FIRST_RETURN: f64 = 4.0;
-/// But after at most as many windows as it takes to send this, so that few of them are refused...
+/// The least part of the rate that a lesson cuts. It makes room for the lane's own retries.
+const MIN_CUT: f64 = 0.06;
+/// The least part of the rate that the first lesson leaves. A burst of refusals may have another
+/// cause than the rate.
+const MIN_LEFT_BY_FIRST: f64 = 0.5;
+/// The same for later lessons.
+const MIN_LEFT_BY_LATER: f64 = 0.75;
+/// The rate is never cut below this, in calls per window.
+const MIN_RATE: f64 = 0.25;
+/// Windows until the first lesson's cut has been recovered. Doubles with each further lesson in a
+/// row.
+const FIRST_RECOVERY: f64 = 4.0;
+/// The recovery takes at most as many windows as it takes to send this number of attempts, so that
+/// few of them are throttled...
 const ATTEMPTS_PER_LESSON: f64 = 28.0;
-/// ...within these bounds.
-const RETURN: std::ops::RangeInclusive<f64> = 3.0..=16.0;
-/// The rate has doubled when after its return this many times the return's duration has passed.
+/// ...within these bounds, in windows.
+const RECOVERY_BOUNDS: std::ops::RangeInclusive<f64> = 3.0..=16.0;
+/// After the recovery, the rate doubles within this many times the duration of the recovery.
 const DOUBLES_AFTER: f64 = 1.1;
-/// The rate rises in this number of steps from nothing to the limit.
+/// The number of steps from zero to the limit in which the rate rises.
 const STEPS: f64 = 64.0;
-/// The most rises that are named ahead.
-const RISES: u32 = 16;
-/// A window counts as this at least.
-const SHORTEST_WINDOW: Duration = Duration::from_secs(1);
+/// The most future rises that are listed.
+const MAX_RISES: u32 = 16;
+/// Shorter windows count as this long.
+const MIN_WINDOW: Duration = Duration::from_secs(1);
 
 /// A lane that sends less than its limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Slowdown {
-    /// Calls per window that are left, and that were taken.
+    /// The rate right after the lesson, in calls per window.
     lowest: f64,
-    taken: f64,
-    /// Since when it rises.
-    grows_from: Instant,
-    /// Lessons in a row, without the whole limit between them.
+    /// What the lesson has cut from the rate, in calls per window.
+    cut: f64,
+    /// Since when the rate rises.
+    rises_from: Instant,
+    /// Lessons in a row, without reaching the limit between them.
     streak: u32,
     /// When the first refusal of the lesson was known.
     known_at: Instant,
 }
 
-/// What replicas share of a slowdown. Rates in millionths of a call per window, times in microseconds from now.
+/// A slowdown as replicas share it. Rates are in millionths of a call per window, times in
+/// microseconds relative to now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SharedRate {
     pub(crate) lowest: u64,
-    pub(crate) taken: u64,
+    pub(crate) cut: u64,
     pub(crate) streak: u32,
-    /// Before now: negative.
-    pub(crate) grows_from: i64,
-    /// Before now: negative.
+    /// Negative if before now.
+    pub(crate) rises_from: i64,
+    /// Negative if before now.
     pub(crate) known_at: i64,
 }
 
 // === impl Slowdown ===
 
 impl Slowdown {
-    /// After a lesson at `rate` calls per window, of which `refused` were too many. `when`: its first refusal, and now.
-    pub(super) fn new(rate: f64, refused: f64, streak: u32, when: (Instant, Instant)) -> Self {
-        let left = if streak <= 1 {
-            LEFT_BY_FIRST
+    /// Makes the slowdown after a lesson at `rate` calls per window, of which `refused` were
+    /// throttled. The lesson's first refusal was known at `known_at`; the rate rises from `now` on.
+    pub(super) fn new(
+        rate: f64,
+        refused: f64,
+        streak: u32,
+        known_at: Instant,
+        now: Instant,
+    ) -> Self {
+        let min_left = if streak <= 1 {
+            MIN_LEFT_BY_FIRST
         } else {
-            LEFT_BY_LATER
+            MIN_LEFT_BY_LATER
         };
-        let lowest = (rate - refused.max(rate * LEAST_CUT))
-            .max(rate * left)
-            .max(LOWEST.min(rate));
-        let (known_at, grows_from) = when;
+        let lowest = (rate - refused.max(rate * MIN_CUT))
+            .max(rate * min_left)
+            .max(MIN_RATE.min(rate));
         Self {
             lowest,
-            taken: rate - lowest,
-            grows_from,
+            cut: rate - lowest,
+            rises_from: now,
             streak,
             known_at,
         }
@@ -83,32 +96,32 @@ impl Slowdown {
 
     /// Calls per window at `now`, at most the limit's.
     pub(super) fn rate(&self, limit: Limit, now: Instant) -> f64 {
-        let returns =
-            now.saturating_duration_since(self.grows_from).as_secs_f64() / self.return_time(limit);
-        let back = self.lowest + self.taken * returns.min(1.0);
-        let rate = back * (1.0 + ((returns - 1.0).max(0.0) / DOUBLES_AFTER).powi(2));
-        let (count, step) = (f64::from(limit.count.get()), step(limit));
-        // The instant at which a step is reached is rounded to a nanosecond.
+        let elapsed = now.saturating_duration_since(self.rises_from).as_secs_f64();
+        let recoveries = elapsed / self.recovery_time(limit);
+        let recovered = self.lowest + self.cut * recoveries.min(1.0);
+        let growth = 1.0 + ((recoveries - 1.0).max(0.0) / DOUBLES_AFTER).powi(2);
+        let rate = recovered * growth;
+        let step = step(limit);
+        // The small addition makes up for rounding the time of a step to a nanosecond.
         ((rate / step + 1e-6).floor() * step)
             .max(self.lowest)
-            .min(count)
+            .min(f64::from(limit.count.get()))
     }
 
-    /// When the rate rises from `now` on, in order. The last one reaches the limit.
+    /// When the rate rises after `now`, in order. The last rise reaches the limit.
     pub(super) fn rises(
         &self,
         limit: Limit,
         now: Instant,
     ) -> impl Iterator<Item = Instant> + use<> {
-        let (slowdown, reached) = (*self, self.steps_reached(limit, now));
-        let left = (STEPS as u32).saturating_sub(reached);
-        let stride = left.div_ceil(RISES).max(1) as usize;
-        // Counted from the limit down, so that the last one is the limit.
-        let steps = (0..left)
+        let slowdown = *self;
+        let left = (STEPS as u32).saturating_sub(self.steps_reached(limit, now));
+        let stride = left.div_ceil(MAX_RISES).max(1) as usize;
+        // Counted down from the limit, so that the last rise reaches it.
+        (0..left)
             .step_by(stride)
             .rev()
-            .map(|below| STEPS as u32 - below);
-        steps.map(move |steps| slowdown.reaches(steps, limit))
+            .map(move |below| slowdown.reaches(STEPS as u32 - below, limit))
     }
 
     /// When the rate rises next.
@@ -117,13 +130,14 @@ impl Slowdown {
         (reached < STEPS as u32).then(|| self.reaches(reached + 1, limit))
     }
 
-    /// Whether the rate is the limit's.
+    /// Whether the rate has reached the limit.
     pub(super) fn is_over(&self, limit: Limit, now: Instant) -> bool {
         self.rate(limit, now) >= f64::from(limit.count.get())
     }
 
-    pub(super) fn grows_from(&mut self, at: Instant) {
-        self.grows_from = self.grows_from.max(at);
+    /// Delays the rise until `at`.
+    pub(super) fn delay_rise(&mut self, at: Instant) {
+        self.rises_from = self.rises_from.max(at);
     }
 
     pub(super) fn streak(&self) -> u32 {
@@ -139,10 +153,11 @@ impl Slowdown {
     }
 
     pub(super) fn rate_before(&self) -> f64 {
-        self.lowest + self.taken
+        self.lowest + self.cut
     }
 
-    /// Whether this is to be kept rather than `other`.
+    /// Whether this slowdown replaces `other`: it is from a later window, or it is lower and from
+    /// the same one.
     pub(super) fn supersedes(&self, other: &Self, limit: Limit) -> bool {
         if self.known_at > other.known_at + limit.window {
             return true;
@@ -150,35 +165,29 @@ impl Slowdown {
         self.known_at + limit.window > other.known_at && self.lowest < other.lowest
     }
 
-    pub(super) fn share(&self, now: Instant) -> SharedRate {
-        let millionths = |rate: f64| (rate * 1e6).round() as u64;
+    pub(super) fn to_shared(self, now: Instant) -> SharedRate {
         SharedRate {
-            lowest: millionths(self.lowest),
-            taken: millionths(self.taken),
+            lowest: to_millionths(self.lowest),
+            cut: to_millionths(self.cut),
             streak: self.streak,
-            grows_from: from_now(self.grows_from, now),
-            known_at: from_now(self.known_at, now),
+            rises_from: micros_from_now(self.rises_from, now),
+            known_at: micros_from_now(self.known_at, now),
         }
     }
 
-    /// None if the limit is another one, or nothing is left of it.
-    pub(super) fn shared(shared: &SharedRate, limit: Limit, now: Instant) -> Option<Self> {
-        let rate = |millionths: u64| millionths as f64 / 1e6;
-        let (lowest, taken) = (rate(shared.lowest).max(LOWEST), rate(shared.taken));
-        let count = f64::from(limit.count.get());
-        if lowest + taken > count + 1e-6 {
+    /// Returns none if the slowdown is over or does not fit the limit.
+    pub(super) fn from_shared(shared: &SharedRate, limit: Limit, now: Instant) -> Option<Self> {
+        let lowest = from_millionths(shared.lowest).max(MIN_RATE);
+        let cut = from_millionths(shared.cut);
+        if lowest + cut > f64::from(limit.count.get()) + 1e-6 {
             return None;
         }
-        let (grows_from, known_at) = (
-            at(shared.grows_from, now)?,
-            at(shared.known_at, now)?.min(now),
-        );
         let slowdown = Self {
             lowest,
-            taken,
-            grows_from,
+            cut,
+            rises_from: instant_from(shared.rises_from, now)?,
             streak: shared.streak.max(1),
-            known_at,
+            known_at: instant_from(shared.known_at, now)?.min(now),
         };
         (!slowdown.is_over(limit, now)).then_some(slowdown)
     }
@@ -191,21 +200,22 @@ impl Slowdown {
     fn reaches(&self, steps: u32, limit: Limit) -> Instant {
         let rate = f64::from(steps) * step(limit);
         let before = self.rate_before();
-        let returns = if rate <= before {
-            (rate - self.lowest).max(0.0) / self.taken
+        let recoveries = if rate <= before {
+            (rate - self.lowest).max(0.0) / self.cut
         } else {
             1.0 + DOUBLES_AFTER * (rate / before - 1.0).sqrt()
         };
-        self.grows_from + Duration::from_secs_f64(returns * self.return_time(limit))
+        self.rises_from + Duration::from_secs_f64(recoveries * self.recovery_time(limit))
     }
 
     /// Seconds from the lowest rate to the one before the lesson.
-    fn return_time(&self, limit: Limit) -> f64 {
-        let window = limit.window.max(SHORTEST_WINDOW).as_secs_f64();
+    fn recovery_time(&self, limit: Limit) -> f64 {
+        let window = limit.window.max(MIN_WINDOW).as_secs_f64();
         let per_window = self.lowest * window / limit.window.as_secs_f64();
-        let most = (ATTEMPTS_PER_LESSON / per_window).clamp(*RETURN.start(), *RETURN.end());
+        let most = (ATTEMPTS_PER_LESSON / per_window)
+            .clamp(*RECOVERY_BOUNDS.start(), *RECOVERY_BOUNDS.end());
         let doublings = self.streak.saturating_sub(1).min(10);
-        (FIRST_RETURN * f64::from(1_u32 << doublings)).min(most) * window
+        (FIRST_RECOVERY * f64::from(1_u32 << doublings)).min(most) * window
     }
 }
 
@@ -213,13 +223,26 @@ fn step(limit: Limit) -> f64 {
     f64::from(limit.count.get()) / STEPS
 }
 
-/// Microseconds from `now` to `at`.
-fn from_now(at: Instant, now: Instant) -> i64 {
-    let micros = |time: Duration| i64::try_from(time.as_micros()).unwrap_or(i64::MAX);
-    micros(at.saturating_duration_since(now)) - micros(now.saturating_duration_since(at))
+fn to_millionths(rate: f64) -> u64 {
+    (rate * 1e6).round() as u64
 }
 
-fn at(micros: i64, now: Instant) -> Option<Instant> {
+fn from_millionths(millionths: u64) -> f64 {
+    millionths as f64 / 1e6
+}
+
+/// Microseconds from `now` to `at`; negative if `at` is earlier.
+fn micros_from_now(at: Instant, now: Instant) -> i64 {
+    saturating_micros(at.saturating_duration_since(now))
+        - saturating_micros(now.saturating_duration_since(at))
+}
+
+fn saturating_micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// The inverse of [`micros_from_now`]. Returns none if the result cannot be represented.
+fn instant_from(micros: i64, now: Instant) -> Option<Instant> {
     let distance = Duration::from_micros(micros.unsigned_abs());
     if micros < 0 {
         now.checked_sub(distance)

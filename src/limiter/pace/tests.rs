@@ -1,19 +1,20 @@
-//! The pace in simulated time: what a lane reaches behind jitter, at endpoints that take less than the limit, and beside
-//! outsiders. Every seed is fixed.
+//! The pace in simulated time: the rate of a lane behind jitter, at endpoints that accept less than
+//! the limit, and beside outsiders. Every seed is fixed.
 
 #![expect(
     clippy::print_stdout,
-    reason = "the tables that the decision was made by"
+    reason = "prints the tables behind decision 0001"
 )]
 
 use std::num::NonZeroU32;
+use std::ops::Range;
 
 use super::simulation::{LEARN, Outsider, STEADY, Window, World, run};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// The worst and the mean over seeds.
+/// The worst and the mean figures over all seeds, in per cent.
 #[derive(Clone, Copy, Debug)]
 struct Figures {
     least_share: f64,
@@ -23,9 +24,12 @@ struct Figures {
     least_back: f64,
 }
 
-/// Shares in per cent: of what is left for the lane between these seconds, of refused attempts then, and of the limit in
-/// the last 30 s.
-fn figures(world: World, (from, to): (u64, u64), seeds: u64) -> Figures {
+/// Runs the world with each seed. Returns the lane's share of the rate that is available between
+/// these seconds, the share of refused attempts then, and the rate of the last 30 s as a share of
+/// the limit.
+fn figures(world: World, seconds: Range<u64>, seeds: u64) -> Figures {
+    let from = seconds.start;
+    let to = seconds.end;
     let mut all = Figures {
         least_share: f64::MAX,
         share: 0.0,
@@ -63,7 +67,7 @@ fn print(name: &str, figures: Figures) -> Figures {
         least_back,
     } = figures;
     println!(
-        "{name}: {share:.0} % ({least_share:.0}) of it, {refused:.1} % ({most_refused:.1}) refused, at last {least_back:.0} %"
+        "{name}: {share:.0} % ({least_share:.0}) of the available rate, {refused:.1} % ({most_refused:.1}) refused, at the end {least_back:.0} %"
     );
     figures
 }
@@ -90,7 +94,8 @@ fn a_steady_path_gets_99_per_cent_of_the_rate_and_no_refusal() {
     }
 }
 
-/// With one refusal in 60 calls there are 61 attempts, which take 12 s: within 11.6 s means that none was refused.
+/// With one refusal in 60 calls there are 61 attempts, which take 12 s. So within 11.6 s none was
+/// refused.
 #[test]
 fn behind_30_ms_of_jitter_60_calls_take_11_6_s_and_600_take_123_s() {
     for seed in 0..200 {
@@ -112,7 +117,7 @@ fn behind_30_ms_of_jitter_60_calls_take_11_6_s_and_600_take_123_s() {
 }
 
 #[test]
-fn late_timers_do_not_change_that() {
+fn late_timers_do_not_slow_a_lane_behind_jitter() {
     for seed in 0..50 {
         let outcome = run(World {
             jitter_ms: 30,
@@ -141,7 +146,7 @@ fn an_hour_behind_jitter_has_at_most_half_a_per_cent_refused() {
                 seconds: 3600,
                 ..STEADY
             },
-            (0, 3600),
+            0..3600,
             1,
         );
         print(&format!("{jitter_ms} ms, {limit}/s, an hour"), figures);
@@ -152,7 +157,8 @@ fn an_hour_behind_jitter_has_at_most_half_a_per_cent_refused() {
     }
 }
 
-/// The lane cannot know before the gap is narrower than the spread; then its answers prove it.
+/// The answers prove that the spread is not on the way in only after the gap has become narrower
+/// than the spread.
 #[test]
 fn a_server_that_answers_unevenly_costs_4_per_cent_at_first_and_1_per_cent_later() {
     for seed in 0..10 {
@@ -174,14 +180,14 @@ fn a_server_that_answers_unevenly_costs_4_per_cent_at_first_and_1_per_cent_later
 }
 
 #[test]
-fn jitter_beyond_the_largest_gap_is_met_by_a_lower_rate() {
+fn jitter_beyond_the_largest_gap_lowers_the_rate() {
     let figures = figures(
         World {
             jitter_ms: 100,
             seconds: 300,
             ..STEADY
         },
-        (30, 300),
+        30..300,
         5,
     );
     print("100 ms", figures);
@@ -191,15 +197,15 @@ fn jitter_beyond_the_largest_gap_is_met_by_a_lower_rate() {
     );
 }
 
-// === Endpoints that take less ===
+// === Endpoints that accept less than the limit ===
 
-fn takes_at_least(least_share: f64, most_refused: f64, world: World) {
+fn sends_at_least(least_share: f64, most_refused: f64, world: World) {
     let figures = figures(
         World {
             seconds: 120,
             ..world
         },
-        (30, 120),
+        30..120,
         3,
     );
     let World {
@@ -220,14 +226,14 @@ fn takes_at_least(least_share: f64, most_refused: f64, world: World) {
 }
 
 #[test]
-fn an_endpoint_that_takes_less_gets_85_per_cent_of_it_with_6_per_cent_refused_at_most() {
+fn an_endpoint_that_accepts_less_gets_85_per_cent_of_it_with_at_most_6_per_cent_refused() {
     for (limit, takes) in COUNTS
         .into_iter()
         .filter(|(limit, takes)| *limit > 2 && *limit <= 200 && takes * 2 >= limit - 1)
     {
         for window in [Window::Sliding, Window::Aligned] {
             for jitter_ms in [0, 30] {
-                takes_at_least(
+                sends_at_least(
                     85.0,
                     6.0,
                     World {
@@ -244,10 +250,10 @@ fn an_endpoint_that_takes_less_gets_85_per_cent_of_it_with_6_per_cent_refused_at
 }
 
 #[test]
-fn so_does_one_that_counts_refused_attempts_too() {
+fn an_endpoint_that_also_counts_refused_attempts_gets_as_much() {
     for (limit, takes) in [(5, 2), (5, 4), (50, 25)] {
         for window in [Window::Sliding, Window::Aligned] {
-            takes_at_least(
+            sends_at_least(
                 85.0,
                 6.0,
                 World {
@@ -263,9 +269,9 @@ fn so_does_one_that_counts_refused_attempts_too() {
 }
 
 #[test]
-fn so_does_a_lane_of_a_thousand_a_second() {
+fn a_lane_of_a_thousand_per_second_sends_as_much() {
     for takes in [100, 500] {
-        takes_at_least(
+        sends_at_least(
             85.0,
             6.0,
             World {
@@ -277,9 +283,10 @@ fn so_does_a_lane_of_a_thousand_a_second() {
     }
 }
 
-/// A smooth endpoint takes one attempt per part of the window: the lane spaces them, where timers can.
+/// A smooth endpoint accepts one attempt per part of the window. The lane spaces them, if timers
+/// are precise enough.
 #[test]
-fn so_does_a_smooth_endpoint_up_to_100_per_second() {
+fn a_smooth_endpoint_gets_as_much_up_to_100_per_second() {
     for (limit, takes) in [
         (5, 2),
         (5, 4),
@@ -289,7 +296,7 @@ fn so_does_a_smooth_endpoint_up_to_100_per_second() {
         (50, 40),
         (200, 100),
     ] {
-        takes_at_least(
+        sends_at_least(
             85.0,
             6.0,
             World {
@@ -303,9 +310,9 @@ fn so_does_a_smooth_endpoint_up_to_100_per_second() {
 }
 
 #[test]
-fn a_fifth_of_the_limit_is_followed_too() {
+fn a_lane_adapts_to_a_fifth_of_its_limit() {
     for (limit, takes) in [(10, 2), (50, 10), (200, 20)] {
-        takes_at_least(
+        sends_at_least(
             85.0,
             6.0,
             World {
@@ -322,7 +329,7 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
     for replicas in [2, 4] {
         for (limit, takes) in [(5, 3), (50, 25), (200, 100)] {
             for jitter_ms in [0, 30] {
-                takes_at_least(
+                sends_at_least(
                     85.0,
                     6.0,
                     World {
@@ -341,7 +348,7 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
                 replicas,
                 ..STEADY
             },
-            (0, 60),
+            0..60,
             5,
         );
         assert!(
@@ -354,7 +361,7 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
 // === Outsiders ===
 
 #[test]
-fn beside_an_outsider_the_lane_takes_what_is_left_and_comes_back_when_it_stops() {
+fn beside_an_outsider_the_lane_uses_the_rest_and_recovers_when_the_outsider_stops() {
     for limit in [5, 10, 50] {
         for outsider in [Outsider::Even, Outsider::OnOff(30)] {
             for (window, jitter_ms) in [
@@ -362,10 +369,10 @@ fn beside_an_outsider_the_lane_takes_what_is_left_and_comes_back_when_it_stops()
                 (Window::Sliding, 30),
                 (Window::Aligned, 0),
             ] {
-                let figures = figures(beside(outsider, limit, window, jitter_ms), (30, 150), 3);
+                let figures = figures(beside(outsider, limit, window, jitter_ms), 30..150, 3);
                 let name = format!("L={limit} {outsider:?} {window:?} jitter {jitter_ms}");
                 print(&name, figures);
-                // Few calls per second make it slow to see that an outsider has paused.
+                // With few calls per second, a lane detects slowly that an outsider has paused.
                 let share = if limit == 5 && outsider != Outsider::Even {
                     80.0
                 } else {
@@ -398,19 +405,24 @@ fn beside_an_even_2_per_second_a_lane_of_5_sends_2_7_to_3_2() {
                 ..STEADY
             });
             let (accepted, refused) = outcome.between(30, 120);
-            let (rate, share) = (accepted / 90.0, 100.0 * refused / (accepted + refused));
+            let rate = accepted / 90.0;
+            let share = 100.0 * refused / (accepted + refused);
             let after = outcome.between(160, 210).0 / 50.0;
             let which = format!("{outsider:?}, {jitter_ms} ms, seed {seed}");
             assert!((2.7..=3.2).contains(&rate), "{which}: {rate:.2}/s");
             assert!(share <= 6.0, "{which}: {share:.2} % refused");
-            assert!(after >= 4.75, "{which}: {after:.2}/s after it stopped");
+            assert!(
+                after >= 4.75,
+                "{which}: {after:.2}/s after the outsider stopped"
+            );
         }
     }
 }
 
-/// At 5 and 10 per second a Poisson outsider fills the quota too often for any blind sender to get 85 % of the rest.
+/// At 5 and 10 per second a Poisson outsider fills the quota so often that a sender that cannot see
+/// it does not get 85 % of the rest.
 #[test]
-fn beside_a_poisson_outsider_the_lane_comes_back_when_it_stops() {
+fn beside_a_poisson_outsider_the_lane_recovers_when_the_outsider_stops() {
     for (limit, share, refused) in [
         (5, 25.0, 15.0),
         (10, 30.0, 10.0),
@@ -419,7 +431,7 @@ fn beside_a_poisson_outsider_the_lane_comes_back_when_it_stops() {
     ] {
         let figures = figures(
             beside(Outsider::Poisson, limit, Window::Sliding, 0),
-            (30, 150),
+            30..150,
             3,
         );
         print(&format!("L={limit} Poisson"), figures);
@@ -431,11 +443,11 @@ fn beside_a_poisson_outsider_the_lane_comes_back_when_it_stops() {
     }
 }
 
-// === Trouble ===
+// === Bursts and outages ===
 
-/// Two bunches of a machine or path that stood still arrive together.
+/// Two bursts arrive together after the machine or the path has stalled.
 #[test]
-fn one_late_burst_costs_a_few_seconds() {
+fn one_late_burst_lowers_the_rate_for_a_few_seconds() {
     for limit in [5, 50] {
         for seed in 0..10 {
             let stall = (20_020_000, 21_000_000);
@@ -449,7 +461,7 @@ fn one_late_burst_costs_a_few_seconds() {
             });
             assert!(
                 outcome.between(0, 60).1 > 0.0,
-                "the burst was refused, in part"
+                "a part of the burst was refused"
             );
             let rate = outcome.between(30, 60).0 / 30.0;
             assert!(
@@ -461,7 +473,7 @@ fn one_late_burst_costs_a_few_seconds() {
 }
 
 #[test]
-fn an_outage_is_met_by_pauses_and_is_over_soon_after_its_end() {
+fn an_outage_causes_pauses_and_the_lane_recovers_soon_after_it() {
     for limit in [5, 200] {
         for seed in 0..5 {
             let outcome = run(World {
@@ -504,8 +516,8 @@ fn ms(ms: u64) -> Duration {
 }
 
 fn refused(pace: &mut Pace, written_at: Instant, now: Instant) -> bool {
-    pace.refused(
-        &RefusedAttempt {
+    pace.throttled(
+        &ThrottledAttempt {
             written_at,
             probe: false,
             own_part: 1.0,
@@ -514,15 +526,16 @@ fn refused(pace: &mut Pace, written_at: Instant, now: Instant) -> bool {
     )
 }
 
-/// Accepts `count` attempts 200 ms apart, each of which takes 20 ms, the last one written at `until`.
+/// Accepts `count` attempts 200 ms apart, each of which takes 20 ms, the last one written at
+/// `until`.
 fn accepted(pace: &mut Pace, count: u32, until: Instant) {
     for before in (0..count).rev() {
         let written_at = until - ms(200) * before;
-        pace.answered(written_at, written_at + ms(20));
+        pace.accepted(written_at, written_at + ms(20));
     }
 }
 
-/// (tokens, away in milliseconds, spacing in milliseconds)
+/// Returns (tokens, away in milliseconds, spacing in milliseconds).
 fn rate(pace: &Pace, now: Instant) -> (u32, u128, u128) {
     let rate = pace.rate(now);
     (
@@ -532,7 +545,7 @@ fn rate(pace: &Pace, now: Instant) -> (u32, u128, u128) {
     )
 }
 
-/// Late enough for every instant of a test to be after the epoch of the clock.
+/// A time that is late enough for every instant of a test to be representable.
 fn start() -> Instant {
     Instant::now() + SECOND * 3600
 }
@@ -541,12 +554,12 @@ fn start() -> Instant {
 fn a_new_lane_sends_at_its_limit() {
     let pace = pace(5);
     assert_eq!(rate(&pace, start()), (5, 1005, 0));
-    assert!(!pace.has_learned() && pace.is_forgotten(start()));
+    assert!(!pace.has_learned() && pace.is_at_rest(start()));
     assert_eq!(
         (
-            pace.changes_at(start()),
-            pace.ahead(start()).count(),
-            pace.share(start())
+            pace.next_rise(start()),
+            pace.upcoming_rates(start()).count(),
+            pace.to_shared(start())
         ),
         (None, 0, None)
     );
@@ -555,7 +568,8 @@ fn a_new_lane_sends_at_its_limit() {
 #[test]
 fn two_refused_batches_46_ms_apart_are_one_lesson() {
     let t = start();
-    let (mut one, mut two) = (pace(5), pace(5));
+    let mut one = pace(5);
+    let mut two = pace(5);
     for pace in [&mut one, &mut two] {
         (0..5).for_each(|_| _ = refused(pace, t, t + ms(20)));
     }
@@ -569,12 +583,12 @@ fn two_refused_batches_46_ms_apart_are_one_lesson() {
     assert_eq!(
         rate(&two, t + ms(66) + 4 * SECOND),
         (5, 1005, 0),
-        "four windows later it is back"
+        "it recovers within four windows"
     );
 }
 
 #[test]
-fn a_single_refusal_amid_accepted_attempts_is_isolated_and_no_lesson_but_a_second_one_is() {
+fn a_single_refusal_among_accepted_attempts_is_isolated_and_no_lesson_but_a_second_one_is() {
     let t = start();
     let mut pace = pace(5);
     assert!(
@@ -590,15 +604,15 @@ fn a_single_refusal_amid_accepted_attempts_is_isolated_and_no_lesson_but_a_secon
     );
     assert_eq!(pace.rate(t + 2 * SECOND).tokens, 5);
     assert!(pace.rate(t + 2 * SECOND).window > SECOND);
-    assert!(pace.has_learned() && !pace.is_forgotten(t + 2 * SECOND));
+    assert!(pace.has_learned() && !pace.is_at_rest(t + 2 * SECOND));
 }
 
 #[test]
 fn a_refused_probe_teaches_nothing() {
     let t = start();
     let mut pace = pace(5);
-    pace.refused(
-        &RefusedAttempt {
+    pace.throttled(
+        &ThrottledAttempt {
             written_at: t,
             probe: true,
             own_part: 1.0,
@@ -627,8 +641,8 @@ fn a_replica_that_sends_a_quarter_counts_each_of_its_refusals_as_four() {
     let t = start();
     let mut pace = pace(200);
     (0..10).for_each(|_| {
-        _ = pace.refused(
-            &RefusedAttempt {
+        _ = pace.throttled(
+            &ThrottledAttempt {
                 written_at: t,
                 probe: false,
                 own_part: 0.25,
@@ -644,7 +658,7 @@ fn a_pause_is_not_quiet_time() {
     let t = start();
     let mut pace = pace(5);
     (0..2).for_each(|_| _ = refused(&mut pace, t, t));
-    pace.resumes_at(t + 60 * SECOND);
+    pace.paused_until(t + 60 * SECOND);
     assert_eq!(pace.rate(t + 60 * SECOND).tokens, 3);
     assert_eq!(pace.rate(t + 64 * SECOND).tokens, 5);
 }
@@ -660,7 +674,7 @@ fn jitter_widens_the_gap_and_leaves_the_rate() {
         .enumerate()
     {
         let written_at = t + ms(200) * nth as u32;
-        pace.answered(written_at, written_at + ms(answer_time));
+        pace.accepted(written_at, written_at + ms(answer_time));
     }
     let now = t + 13 * SECOND;
     let before = pace.rate(now);
@@ -669,14 +683,14 @@ fn jitter_widens_the_gap_and_leaves_the_rate() {
     let after = pace.rate(now + ms(20));
     assert_eq!((after.tokens, after.window), (5, SECOND));
     assert!(after.gap > before.gap + ms(1), "{after:?}");
-    assert!(!pace.is_forgotten(now) && pace.is_forgotten(now + 70 * SECOND));
+    assert!(!pace.is_at_rest(now) && pace.is_at_rest(now + 70 * SECOND));
 }
 
 #[test]
-fn one_slow_answer_widens_the_gap_until_it_is_forgotten() {
+fn one_slow_answer_widens_the_gap_until_newer_answers_replace_it() {
     let t = start();
     let mut pace = pace(5);
-    pace.answered(t, t + ms(2000));
+    pace.accepted(t, t + ms(2000));
     accepted(&mut pace, 63, t + 20 * SECOND);
     assert!(pace.rate(t + 20 * SECOND).gap > ms(39));
     accepted(&mut pace, 1, t + 21 * SECOND);
@@ -688,7 +702,7 @@ fn the_gap_stays_within_its_bounds() {
     let t = start();
     let spread = |learn, window: Duration| {
         let mut pace = Pace::new(limit(5, window), learn);
-        (0..5).for_each(|nth| pace.answered(t + ms(999) - ms(200 * nth), t + ms(1000)));
+        (0..5).for_each(|nth| pace.accepted(t + ms(999) - ms(200 * nth), t + ms(1000)));
         pace.rate(t + ms(1000)).gap.as_secs_f64()
     };
     assert_eq!(spread(LEARN, SECOND), 0.04);
@@ -706,7 +720,7 @@ fn the_gap_stays_within_its_bounds() {
 }
 
 #[test]
-fn after_a_reset_refusals_from_before_it_teach_nothing() {
+fn refusals_from_before_a_changed_limit_teach_nothing() {
     let t = start();
     let mut pace = pace(5);
     (0..2).for_each(|_| _ = refused(&mut pace, t, t + ms(20)));
@@ -715,7 +729,7 @@ fn after_a_reset_refusals_from_before_it_teach_nothing() {
     (0..2).for_each(|_| _ = refused(&mut pace, t + ms(29), t + ms(50)));
     assert!(!pace.has_learned());
     assert_eq!(rate(&pace, t + ms(50)), (6, 1005, 0));
-    assert!(pace.is_forgotten(t + 2 * SECOND));
+    assert!(pace.is_at_rest(t + 2 * SECOND));
     (0..2).for_each(|_| _ = refused(&mut pace, t + ms(30), t + ms(60)));
     assert!(pace.has_learned());
 }
@@ -737,7 +751,7 @@ fn a_reload_of_the_same_limit_keeps_what_was_learned() {
 }
 
 #[test]
-fn the_rates_ahead_are_those_that_come_and_end_at_the_limit() {
+fn upcoming_rates_are_those_that_follow_and_end_at_the_limit() {
     let t = start();
     for count in [1, 5, 200, 10_000] {
         let mut pace = pace(count);
@@ -746,7 +760,7 @@ fn the_rates_ahead_are_those_that_come_and_end_at_the_limit() {
             (0..2 * lesson).for_each(|_| _ = refused(&mut pace, at, at));
         }
         let now = t + 5 * SECOND;
-        let ahead: Vec<_> = pace.ahead(now).collect();
+        let ahead: Vec<_> = pace.upcoming_rates(now).collect();
         assert!(
             !ahead.is_empty() && ahead.len() <= 16,
             "{count}: {}",
@@ -762,7 +776,7 @@ fn the_rates_ahead_are_those_that_come_and_end_at_the_limit() {
             assert_eq!(pace.rate(at), rate);
             before = (at, rate);
         }
-        let changes_at = pace.changes_at(now).unwrap();
+        let changes_at = pace.next_rise(now).unwrap();
         assert_eq!(pace.rate(changes_at - ms(1)), pace.rate(now));
         assert!(pace.rate(changes_at).per_second() > pace.rate(now).per_second());
     }
@@ -771,14 +785,15 @@ fn the_rates_ahead_are_those_that_come_and_end_at_the_limit() {
 #[test]
 fn replicas_share_a_rate_and_a_lesson() {
     let t = start();
-    let (mut one, mut other) = (pace(5), pace(5));
+    let mut one = pace(5);
+    let mut other = pace(5);
     (0..2).for_each(|_| _ = refused(&mut one, t, t + ms(20)));
-    other.adopt(&one.share(t + ms(30)).unwrap(), t + ms(30));
+    other.adopt(&one.to_shared(t + ms(30)).unwrap(), t + ms(30));
     for after in [30, 1000, 3000, 10_000] {
         let now = t + ms(after);
         assert!(other.rate(now).per_second() - one.rate(now).per_second() < 1e-3);
     }
-    // What it hears of the same window is the same lesson, and one refusal more.
+    // A refusal of this replica in the same window belongs to the same lesson.
     refused(&mut other, t, t + ms(40));
     assert_eq!(
         other.rate(t + ms(40)).tokens,
@@ -786,24 +801,24 @@ fn replicas_share_a_rate_and_a_lesson() {
         "{:?}",
         other.rate(t + ms(40))
     );
-    let harder = other.share(t + ms(50)).unwrap();
+    let harder = other.to_shared(t + ms(50)).unwrap();
     one.adopt(&harder, t + ms(50));
     assert_eq!(one.rate(t + ms(50)), other.rate(t + ms(50)));
     let milder = SharedRate {
         lowest: 4_900_000,
-        taken: 100_000,
+        cut: 100_000,
         ..harder
     };
     one.adopt(&milder, t + ms(50));
     assert_eq!(
         one.rate(t + ms(50)),
         other.rate(t + ms(50)),
-        "of one window the harder lesson holds"
+        "of two lessons in one window the lower rate applies"
     );
     one.adopt(
         &SharedRate {
             known_at: 0,
-            grows_from: 0,
+            rises_from: 0,
             ..milder
         },
         t + 3 * SECOND,
@@ -811,16 +826,17 @@ fn replicas_share_a_rate_and_a_lesson() {
     assert_eq!(
         one.rate(t + 3 * SECOND).tokens,
         5,
-        "of two windows the later one"
+        "of two lessons in two windows the later one applies"
     );
 }
 
 #[test]
-fn what_another_limit_taught_is_not_adopted() {
+fn a_shared_rate_of_another_limit_is_not_adopted() {
     let t = start();
-    let (mut one, mut other) = (pace(200), pace(5));
+    let mut one = pace(200);
+    let mut other = pace(5);
     (0..2).for_each(|_| _ = refused(&mut one, t, t));
-    other.adopt(&one.share(t).unwrap(), t);
+    other.adopt(&one.to_shared(t).unwrap(), t);
     assert!(!other.has_learned());
 }
 
@@ -830,7 +846,7 @@ fn a_quiet_lane_is_small() {
 }
 
 proptest::proptest! {
-    /// Whatever comes: the rate stays within the limit, and its window and gap within their bounds.
+    /// In any history the rate stays within the limit, and its window and gap within their bounds.
     #[test]
     fn no_order_of_events_leads_out_of_the_bounds(
         count in proptest::sample::select(vec![1_u32, 2, 5, 200, 10_000]),
@@ -844,15 +860,15 @@ proptest::proptest! {
             now += ms(after);
             let written_at = now - ms(took);
             match kind {
-                0..=2 => pace.answered(written_at, now),
+                0..=2 => pace.accepted(written_at, now),
                 3..=5 => _ = refused(&mut pace, written_at, now),
-                6 => pace.resumes_at(now + ms(took)),
+                6 => pace.paused_until(now + ms(took)),
                 _ => {
                     let shared = SharedRate {
                         lowest: took * 1000,
-                        taken: after * 1000,
+                        cut: after * 1000,
                         streak: u32::MAX,
-                        grows_from: took as i64,
+                        rises_from: took as i64,
                         known_at: -(took as i64) * 1000,
                     };
                     pace.adopt(&shared, now);
@@ -862,8 +878,8 @@ proptest::proptest! {
             assert!((1..=count).contains(&rate.tokens) && rate.window >= window, "{rate:?}");
             assert!(rate.gap >= LEARN.gap && rate.gap <= LEARN.max_gap.min(window / 2).max(LEARN.gap), "{rate:?}");
             assert!(rate.spacing * rate.tokens <= rate.away() + ms(1), "{rate:?}");
-            assert!(pace.ahead(now).count() <= 16);
-            assert!(pace.changes_at(now).is_none_or(|at| at > now));
+            assert!(pace.upcoming_rates(now).count() <= 16);
+            assert!(pace.next_rise(now).is_none_or(|at| at > now));
         }
     }
 }
@@ -914,7 +930,7 @@ fn table_of_jitter() {
 }
 
 #[test]
-#[ignore = "prints the table of endpoints that take less, and of outsiders"]
+#[ignore = "prints the table of endpoints that accept less, and of outsiders"]
 fn table_of_rates() {
     for jitter_ms in [0, 30] {
         for (limit, takes) in COUNTS {
@@ -929,7 +945,7 @@ fn table_of_rates() {
                 };
                 print(
                     &format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"),
-                    figures(world, (30, 120), SEEDS),
+                    figures(world, 30..120, SEEDS),
                 );
             }
         }
@@ -939,7 +955,7 @@ fn table_of_rates() {
                     let world = beside(outsider, limit, window, jitter_ms);
                     print(
                         &format!("L={limit} {outsider:?} {window:?} jitter {jitter_ms}"),
-                        figures(world, (30, 150), SEEDS),
+                        figures(world, 30..150, SEEDS),
                     );
                 }
             }
@@ -947,10 +963,10 @@ fn table_of_rates() {
     }
 }
 
-/// Seeds of each row of a table.
+/// The number of seeds of each row of a table.
 const SEEDS: u64 = 20;
 
-/// A limit, and what the endpoint takes.
+/// Limits, and the rates that the endpoint accepts.
 const COUNTS: [(u32, u32); 17] = [
     (2, 1),
     (5, 1),
@@ -979,7 +995,7 @@ const OUTSIDERS: [Outsider; 5] = [
     Outsider::OnOff(10),
 ];
 
-/// The outsider stops after 150 s.
+/// A world with an outsider that stops after 150 s.
 fn beside(outsider: Outsider, limit: u32, window: Window, jitter_ms: u64) -> World {
     World {
         limit,

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::acs::v3;
 use crate::config::Limit;
-use crate::limiter::pause::PATIENCE;
+use crate::limiter::pause::PROBE_TIMEOUT;
 use crate::primitives::id::ClientId;
 
 /// The script itself.
@@ -227,7 +227,7 @@ impl Op {
             micros(SILENCE),
             micros(ASK),
             micros(SOON),
-            micros(PATIENCE),
+            micros(PROBE_TIMEOUT),
         ];
         let samples = u32::try_from(limit.window.as_millis() / 400)
             .unwrap_or(TOLD)

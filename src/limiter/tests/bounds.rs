@@ -1,12 +1,13 @@
-//! Whom does the queue not keep: holds that end, bounds that are reached, an upstream that is down, a drain?
+//! Which calls are refused? At the end of a hold, at a bound of the queue, while the upstream is
+//! down, in a drain.
 
 use super::*;
 use crate::limiter::lane::Event;
 
 #[tokio::test(start_paused = true)]
-async fn the_hold_ends_a_wait_that_no_forecast_saw_coming() {
+async fn a_wait_that_exceeds_its_forecast_ends_with_the_hold() {
     let world = World::new(GAP).await;
-    world.door.delay_ms.store(60_000, Ordering::Relaxed);
+    world.connector.delay_ms.store(60_000, Ordering::Relaxed);
     let start = Instant::now();
     let refusal = world
         .arrive(5 * SECOND)
@@ -34,20 +35,20 @@ async fn a_call_that_comes_back_after_its_hold_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn connections_for_all_who_could_go_are_asked_for_side_by_side() {
+async fn connections_for_all_calls_with_a_token_are_requested_concurrently() {
     let world = World::new(GAP).await;
-    world.door.delay_ms.store(100, Ordering::Relaxed);
+    world.connector.delay_ms.store(100, Ordering::Relaxed);
     let mut calls = JoinSet::new();
     for _ in 0..9 {
         let mut call = world.arrive(30 * SECOND).unwrap();
         calls.spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     }
     calls.join_all().await;
-    assert_eq!(world.door.wanted.load(Ordering::Relaxed), 5);
+    assert_eq!(world.connector.wanted.load(Ordering::Relaxed), 5);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
+async fn a_predicted_wait_beyond_the_hold_is_refused_immediately_with_retry_after() {
     let world = World::new(GAP).await;
     for _ in 0..5 {
         world
@@ -85,7 +86,7 @@ async fn a_wait_beyond_the_hold_is_refused_at_once_with_the_honest_rest() {
             wait: (SECOND + GAP) * 6
         })
     );
-    // Those who are refused together are not told to come back together, but one after the other as they can be served.
+    // Calls that are refused together get `Retry-After` times spread at the rate of the lane.
     for later in 1..10_u32 {
         let refusal = world
             .arrive(5 * SECOND)
@@ -144,30 +145,31 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
         ends.push(task.await.unwrap());
     }
     let client_full = Err("This client's part of the queue of 3 waiting calls is full.".to_owned());
-    // The second of b finds four waiting; a has the most, so its newest makes room.
+    // The second call of b arrives at a full queue. Client a has the most calls, so its newest one
+    // is evicted.
     let evicted = Err("The queue of 4 waiting calls is full.".to_owned());
     assert_eq!(ends, [Ok(()), Ok(()), evicted, client_full, Ok(()), Ok(())]);
-    // Each call has 100 bytes of the 1000; a client may have half of them.
+    // Each call uses 100 of the 1000 bytes. A client may use half of them.
     let arrive = |client| world.queue.arrive(&operation(client, 30 * SECOND), 100);
     let why = |client| arrive(client).err().unwrap().message;
-    let of_a: Vec<_> = (0..5).map(|_| arrive("a").unwrap()).collect();
+    let calls_of_a: Vec<_> = (0..5).map(|_| arrive("a").unwrap()).collect();
     assert_eq!(
         why("a"),
         "This client's part of Flowgate's memory for queued calls is full."
     );
-    let of_b: Vec<_> = (0..5).map(|_| arrive("b").unwrap()).collect();
+    let calls_of_b: Vec<_> = (0..5).map(|_| arrive("b").unwrap()).collect();
     assert_eq!(why("c"), "Flowgate's memory for queued calls is full.");
-    drop((of_a, of_b));
+    drop((calls_of_a, calls_of_b));
     assert!(arrive("c").is_ok());
     world.queue.forget_idle();
-    assert!(world.queue.shared.client_rooms.is_empty());
+    assert!(world.queue.inner.client_rooms.is_empty());
     assert_eq!(world.bounds.max_bytes, 1000);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
+async fn the_refusal_at_the_end_of_the_hold_names_an_upstream_that_is_down() {
     let world = World::new(GAP).await;
-    world.door.shut.store(true, Ordering::Relaxed);
+    world.connector.is_down.store(true, Ordering::Relaxed);
     let start = Instant::now();
     let refusal = world
         .arrive(3 * SECOND)
@@ -185,15 +187,15 @@ async fn an_upstream_that_is_down_is_named_when_the_hold_ends() {
     let waiting =
         tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     sleep(SECOND).await;
-    world.door.shut.store(false, Ordering::Relaxed);
+    world.connector.is_down.store(false, Ordering::Relaxed);
     waiting.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
+async fn a_worker_that_panics_is_replaced_and_its_queue_is_served() {
     let world = World::new(GAP).await;
-    world.door.delay_ms.store(1, Ordering::Relaxed);
-    world.door.trapped.store(true, Ordering::Relaxed);
+    world.connector.delay_ms.store(1, Ordering::Relaxed);
+    world.connector.panics.store(true, Ordering::Relaxed);
     let mut calls = JoinSet::new();
     for _ in 0..7 {
         let mut call = world.arrive(30 * SECOND).unwrap();
@@ -201,13 +203,13 @@ async fn a_worker_that_panics_is_replaced_and_its_line_is_served() {
     }
     assert_eq!(calls.join_all().await.len(), 7);
     assert!(
-        !world.door.trapped.load(Ordering::Relaxed),
-        "the trap was sprung"
+        !world.connector.panics.load(Ordering::Relaxed),
+        "the worker has panicked"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
+async fn a_drain_serves_the_calls_that_fit_and_refuses_the_rest_immediately() {
     let world = World::new(GAP).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
@@ -217,7 +219,7 @@ async fn draining_keeps_what_fits_and_tells_the_rest_at_once() {
             let end = call
                 .permit()
                 .await
-                .map(|turn| turn.spend().unwrap().1.answered())
+                .map(|permit| permit.spend().unwrap().1.answered())
                 .map_err(|refusal| refusal.kind);
             (index, end, start.elapsed())
         });
@@ -279,20 +281,20 @@ async fn without_tokens_the_advice_is_seconds_and_not_a_day() {
     let call = world.arrive(SECOND).unwrap();
     world.set_source(Source::None);
     assert_eq!(call.predicted_wait(), 2 * SECOND);
-    world.dealt(0, 0);
+    world.set_dealt(0, 0);
     assert_eq!(call.predicted_wait(), 2 * SECOND);
-    world.dealt(0, 5);
+    world.set_dealt(0, 5);
     assert_eq!(call.predicted_wait(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
-async fn where_all_tokens_are_withheld_nobody_sits_out_his_hold() {
+async fn calls_are_refused_immediately_while_all_tokens_are_withheld() {
     let world = World::new(GAP).await;
-    world.dealt(0, 5);
+    world.set_dealt(0, 5);
     let mut waiting = world.arrive(30 * SECOND).unwrap();
     let waiting = tokio::spawn(async move { waiting.permit().await.err().unwrap() });
     sleep(SECOND).await;
-    world.dealt(0, 0);
+    world.set_dealt(0, 0);
     world
         .queue
         .lane(&operation("a", SECOND))

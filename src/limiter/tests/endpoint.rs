@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// Five per sliding second, refused calls not counting: the strictest reading of the documented limit.
+/// Five per sliding second, refused calls not counting: the strictest reading of the documented
+/// limit.
 #[derive(Default)]
 pub(super) struct Endpoint {
     pub(super) accepted: Mutex<Vec<Instant>>,
@@ -28,7 +29,8 @@ impl Endpoint {
     }
 }
 
-/// One minute of more calls than fit, `jitter_ms` of jitter on the way there. Returns (accepted, refused, sends).
+/// One minute of more calls than fit, `jitter_ms` of jitter on the way there. Returns (accepted,
+/// refused, sends).
 async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u64, Vec<Instant>) {
     let world = World::new(gap).await;
     let endpoint = Arc::new(Endpoint::default());
@@ -38,13 +40,15 @@ async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u
     let mut calls = JoinSet::new();
     for _ in 0..330 {
         let mut call = world.arrive(119 * SECOND).unwrap();
-        let (endpoint, sends, random) = (endpoint.clone(), sends.clone(), random.clone());
+        let endpoint = endpoint.clone();
+        let sends = sends.clone();
+        let random = random.clone();
         calls.spawn(async move {
             loop {
-                let Ok(turn) = call.permit().await else {
+                let Ok(permit) = call.permit().await else {
                     return;
                 };
-                let (_connection, receipt) = turn.spend().unwrap();
+                let (_connection, receipt) = permit.spend().unwrap();
                 sends.lock().push(Instant::now());
                 let jitter = random.lock().u64(0..=jitter_ms * 1000);
                 sleep(Duration::from_micros(10_000 + jitter)).await;
@@ -74,7 +78,8 @@ async fn a_sliding_window_behind_a_steady_path_refuses_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_sliding_window_behind_jitter_refuses_little_with_a_wide_gap() {
-    let (mut accepted, mut refused) = (0, 0);
+    let mut accepted = 0;
+    let mut refused = 0;
     for seed in 0..20 {
         let minute = saturated_minute(Duration::from_millis(20), 30, seed).await;
         assert_eq!(worst_second(&minute.2), 5, "seed {seed}");

@@ -1,5 +1,5 @@
-//! What the lane learns, against an endpoint that enforces the limit: jitter on the way, and an outsider who spends the
-//! same quota. The time is simulated, and every seed is fixed.
+//! What the lane learns from an endpoint that enforces the limit: jitter on the way, and an
+//! outsider that uses the same quota. The time is simulated, and every seed is fixed.
 
 #![expect(
     clippy::print_stdout,
@@ -9,16 +9,17 @@
 use super::endpoint::Endpoint;
 use super::*;
 
-/// What became of the lane's attempts: when each reached the endpoint, since the start, and whether it was accepted.
+/// The lane's attempts: when each reached the endpoint, since the start, and whether it was
+/// accepted.
 type Attempts = Vec<(Duration, bool)>;
 
-/// Somebody else who spends the account's quota, twice a second until the 120th.
+/// Another user of the account's quota, which sends twice a second for 120 s.
 #[derive(Clone, Copy, Debug)]
 enum Outsider {
-    Nobody,
-    /// Evenly, and never refused.
+    None,
+    /// Sends evenly and is never refused.
     Served,
-    /// Evenly; a call that is refused is lost.
+    /// Sends evenly; a refused call is lost.
     Refusable,
     /// As `Served`, at random times.
     Poisson,
@@ -26,9 +27,10 @@ enum Outsider {
 
 const OUTSIDER_STOPS: Duration = Duration::from_secs(120);
 
-// === A lane that always has more calls than fit ===
+// === A saturated lane ===
 
-/// All attempts of so many seconds, under default settings, with `jitter_ms` of jitter on the way there.
+/// All attempts within `seconds`, under default settings, with `jitter_ms` of jitter on the way to
+/// the endpoint.
 async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) -> Attempts {
     let world = Arc::new(World::new(GAP).await);
     let endpoint = Arc::new(Endpoint::default());
@@ -42,12 +44,10 @@ async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) 
         fastrand::Rng::with_seed(!seed),
     ));
     for _ in 0..20 {
-        let (world, endpoint, attempts, random) = (
-            world.clone(),
-            endpoint.clone(),
-            attempts.clone(),
-            random.clone(),
-        );
+        let world = world.clone();
+        let endpoint = endpoint.clone();
+        let attempts = attempts.clone();
+        let random = random.clone();
         parties.spawn(async move {
             let mut call = world.arrive(119 * SECOND).unwrap();
             loop {
@@ -81,7 +81,7 @@ async fn spend_the_same_quota(
     sleep(every.mul_f64(random.f64())).await;
     while Instant::now() < stop {
         match outsider {
-            Outsider::Nobody => return,
+            Outsider::None => return,
             Outsider::Served | Outsider::Poisson => endpoint.accepted.lock().push(Instant::now()),
             Outsider::Refusable => drop(endpoint.accepts()),
         }
@@ -94,7 +94,7 @@ async fn spend_the_same_quota(
     }
 }
 
-/// (accepted per second, per cent refused) between these seconds.
+/// Returns (accepted per second, per cent refused) between these seconds.
 fn figures(attempts: &Attempts, from: u64, to: u64) -> (f64, f64) {
     let within = attempts
         .iter()
@@ -110,7 +110,7 @@ fn figures(attempts: &Attempts, from: u64, to: u64) -> (f64, f64) {
 #[tokio::test(start_paused = true)]
 async fn behind_jitter_at_most_2_per_cent_are_refused_and_the_rate_is_93_per_cent_at_least() {
     for seed in 0..40 {
-        let (rate, share) = figures(&saturated(60, 30, Outsider::Nobody, seed).await, 0, 60);
+        let (rate, share) = figures(&saturated(60, 30, Outsider::None, seed).await, 0, 60);
         println!(
             "seed {seed}: {:.1} % of the rate, {share:.2} % refused",
             rate * 20.0
@@ -121,7 +121,7 @@ async fn behind_jitter_at_most_2_per_cent_are_refused_and_the_rate_is_93_per_cen
 }
 
 #[tokio::test(start_paused = true)]
-async fn beside_an_outsider_the_lane_sends_what_is_left_and_comes_back_when_he_stops() {
+async fn beside_an_outsider_the_lane_sends_the_rest_and_recovers_when_the_outsider_stops() {
     for (outsider, jitter) in [
         (Outsider::Served, 0),
         (Outsider::Served, 30),
@@ -129,7 +129,8 @@ async fn beside_an_outsider_the_lane_sends_what_is_left_and_comes_back_when_he_s
     ] {
         for seed in 0..20 {
             let attempts = saturated(210, jitter, outsider, seed).await;
-            let (beside, after) = (figures(&attempts, 30, 120), figures(&attempts, 160, 210));
+            let beside = figures(&attempts, 30, 120);
+            let after = figures(&attempts, 160, 210);
             let which = format!("{outsider:?}, {jitter} ms, seed {seed}");
             println!(
                 "{which}: {:.2}/s, {:.2} % refused; then {:.2}/s",
@@ -150,12 +151,13 @@ async fn beside_an_outsider_the_lane_sends_what_is_left_and_comes_back_when_he_s
     }
 }
 
-/// What is left beside an outsider who comes at random times is only printed.
+/// The rate beside an outsider with random times is only printed.
 #[tokio::test(start_paused = true)]
-async fn beside_a_poisson_outsider_the_lane_comes_back_when_he_stops() {
+async fn beside_a_poisson_outsider_the_lane_recovers_when_the_outsider_stops() {
     for seed in 0..5 {
         let attempts = saturated(210, 30, Outsider::Poisson, seed).await;
-        let (beside, after) = (figures(&attempts, 30, 120), figures(&attempts, 180, 210));
+        let beside = figures(&attempts, 30, 120);
+        let after = figures(&attempts, 180, 210);
         println!(
             "seed {seed}: {:.2}/s, {:.2} % refused; then {:.2}/s",
             beside.0, beside.1, after.0
@@ -168,15 +170,15 @@ async fn beside_a_poisson_outsider_the_lane_comes_back_when_he_stops() {
     }
 }
 
-// === What others see of it ===
+// === Effects outside the lane ===
 
-/// A lane after this many episodes, one each 2 s, and a second without calls.
+/// A lane after `episodes` throttle episodes, one each 2 s, and a second without calls.
 async fn troubled(episodes: u32) -> World {
     let world = World::new(GAP).await;
     for _ in 0..episodes {
         pause(&world, Duration::from_millis(1)).await;
         sleep(SECOND).await;
-        // A refused probe would say nothing of the rate.
+        // A throttled probe would not change the rate.
         let (_, probe) = world
             .arrive(30 * SECOND)
             .unwrap()
@@ -219,7 +221,7 @@ async fn operators_see_the_learned_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn forecasts_go_by_the_learned_rate_and_by_how_it_rises() {
+async fn forecasts_follow_the_learned_rate_and_its_rises() {
     let world = troubled(6).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
@@ -233,8 +235,8 @@ async fn forecasts_go_by_the_learned_rate_and_by_how_it_rises() {
         tokio::task::yield_now().await;
     }
     for (index, waited, predicted) in calls.join_all().await {
-        // A twentieth is what refusals may add. Timers have steps of a millisecond, and each of the spaced grants counts from
-        // the one before it, so each may be one later.
+        // A twentieth is what refusals may add. Timers have steps of a millisecond, and each of the
+        // spaced grants counts from the one before it, so each may be one later.
         let off = predicted.abs_diff(waited + waited / 20);
         assert!(
             off <= Duration::from_millis(1) * (index + 1),
@@ -246,7 +248,8 @@ async fn forecasts_go_by_the_learned_rate_and_by_how_it_rises() {
 #[tokio::test(start_paused = true)]
 async fn what_was_learned_outlives_idleness_until_quiet_time_gives_it_back() {
     let world = troubled(6).await;
-    let (start, mut effective) = (Instant::now(), world.view().effective_per_second);
+    let start = Instant::now();
+    let mut effective = world.view().effective_per_second;
     while effective < 4.7 {
         sleep(SECOND).await;
         world.queue.forget_idle();

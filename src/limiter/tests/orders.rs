@@ -1,18 +1,20 @@
-//! What an operator orders: a lane that pauses sends nobody, one that goes on goes on at its rate, and whoever waits in one
-//! that is flushed is told at once.
+//! Operators' commands: a paused lane sends nothing, a resumed one continues at its rate, and a
+//! flush refuses every queued call immediately.
 
 use super::*;
 use crate::limiter::order::CommandResult;
 
-/// So many calls come with this hold, and are told what became of them and when, from now on.
-fn come(world: &World, count: usize, hold: Duration) -> JoinSet<(Option<Kind>, u128)> {
-    let (mut calls, start) = (JoinSet::new(), Instant::now());
+/// Starts `count` calls with this hold. Each returns the kind of its refusal, if any, and the time
+/// in milliseconds since now.
+fn start_calls(world: &World, count: usize, hold: Duration) -> JoinSet<(Option<Kind>, u128)> {
+    let mut calls = JoinSet::new();
+    let start = Instant::now();
     for _ in 0..count {
         let mut call = world.arrive(hold).unwrap();
         calls.spawn(async move {
-            let turn = call.permit().await.map(|turn| drop(turn.spend()));
+            let permit = call.permit().await.map(|permit| drop(permit.spend()));
             (
-                turn.err().map(|refusal| refusal.kind),
+                permit.err().map(|refusal| refusal.kind),
                 start.elapsed().as_millis(),
             )
         });
@@ -26,24 +28,27 @@ async fn ends(calls: JoinSet<(Option<Kind>, u128)>) -> Vec<(Option<Kind>, u128)>
     ends
 }
 
-async fn order(world: &World, order: Order) -> CommandResult {
+async fn send(world: &World, command: Command) -> CommandResult {
     world
         .queue
-        .order("acme", "CreateFlow", false, order)
+        .handle_command("acme", "CreateFlow", false, command)
         .await
         .expect("there is a lane")
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_is_sent_until_the_pause_is_over_and_then_at_the_rate() {
+async fn no_call_is_sent_during_a_pause_and_then_calls_are_sent_at_the_rate() {
     let world = World::new(GAP).await;
-    let calls = come(&world, 8, 30 * SECOND);
+    let calls = start_calls(&world, 8, 30 * SECOND);
     sleep(Duration::from_millis(100)).await;
     assert_eq!(
-        order(&world, Order::Pause(Some(7 * SECOND))).await,
-        CommandResult { told: 0, queued: 3 }
+        send(&world, Command::Pause(Some(7 * SECOND))).await,
+        CommandResult {
+            refused: 0,
+            queued: 3
+        }
     );
-    let more = come(&world, 4, 30 * SECOND);
+    let more = start_calls(&world, 4, 30 * SECOND);
     sleep(SECOND).await;
     let view = world.view();
     assert_eq!(
@@ -55,7 +60,7 @@ async fn nobody_is_sent_until_the_pause_is_over_and_then_at_the_rate() {
             .and_then(|pause| pause.remaining_seconds),
         Some(6.0)
     );
-    // All tokens are free at its end, and no probe goes before the others.
+    // All tokens are free at the end of the pause, and no probe is sent first.
     let sent = |at| (None, at);
     assert_eq!(
         ends(calls).await,
@@ -78,21 +83,24 @@ async fn nobody_is_sent_until_the_pause_is_over_and_then_at_the_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_an_end_it_lasts_until_it_is_resumed() {
+async fn an_indefinite_pause_lasts_until_it_is_resumed() {
     let world = World::new(GAP).await;
     drop(world.arrive(SECOND).unwrap().permit().await.unwrap());
-    order(&world, Order::Pause(None)).await;
-    let patient = come(&world, 6, 300 * SECOND);
+    send(&world, Command::Pause(None)).await;
+    let patient = start_calls(&world, 6, 300 * SECOND);
     sleep(200 * SECOND).await;
     assert_eq!(
         world.view().operator_pause,
-        Some(view::OperatorPause {
+        Some(view::OperatorPauseView {
             remaining_seconds: None
         })
     );
     assert_eq!(
-        order(&world, Order::Resume).await,
-        CommandResult { told: 0, queued: 6 }
+        send(&world, Command::Resume).await,
+        CommandResult {
+            refused: 0,
+            queued: 6
+        }
     );
     let sent = |at| (None, at);
     let expected = [
@@ -107,13 +115,17 @@ async fn without_an_end_it_lasts_until_it_is_resumed() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whom_it_makes_late_is_told_at_once_and_when_to_come_back() {
+async fn calls_that_a_pause_makes_late_are_refused_immediately_with_retry_after() {
     let world = World::new(GAP).await;
-    let (impatient, patient) = (come(&world, 7, 5 * SECOND), come(&world, 2, 90 * SECOND));
+    let impatient = start_calls(&world, 7, 5 * SECOND);
+    let patient = start_calls(&world, 2, 90 * SECOND);
     sleep(Duration::from_millis(10)).await;
     assert_eq!(
-        order(&world, Order::Pause(Some(20 * SECOND))).await,
-        CommandResult { told: 2, queued: 2 }
+        send(&world, Command::Pause(Some(20 * SECOND))).await,
+        CommandResult {
+            refused: 2,
+            queued: 2
+        }
     );
     assert_eq!(
         ends(impatient).await[5..],
@@ -126,13 +138,14 @@ async fn whom_it_makes_late_is_told_at_once_and_when_to_come_back() {
         .await
         .err()
         .unwrap();
-    // What is left of the pause after its hold, and a window; two were told before, and each gets a moment of its own.
+    // The rest of the pause after the hold, plus a window. Two calls were refused before, and each
+    // gets a time of its own.
     let least = 15 * SECOND + SECOND + GAP;
     let advice = refusal.retry_after.unwrap();
     assert_eq!(refusal.kind, Kind::WaitTooLong);
     assert!((least..least + SECOND).contains(&advice), "{advice:?}");
-    // A pause without an end is forecast, too, and nobody is sent away for long.
-    order(&world, Order::Pause(None)).await;
+    // An indefinite pause has a forecast, too, so that `Retry-After` is not long.
+    send(&world, Command::Pause(None)).await;
     let refusal = world
         .arrive(5 * SECOND)
         .unwrap()
@@ -144,40 +157,49 @@ async fn whom_it_makes_late_is_told_at_once_and_when_to_come_back() {
         (55 * SECOND..60 * SECOND).contains(&refusal.retry_after.unwrap()),
         "{refusal:?}"
     );
-    order(&world, Order::Resume).await;
+    send(&world, Command::Resume).await;
     assert_eq!(ends(patient).await, [(None, 1005); 2]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_flush_tells_everybody_and_leaves_the_lane_as_it_is() {
+async fn a_flush_refuses_every_queued_call_and_changes_nothing_else() {
     let world = World::new(GAP).await;
-    let calls = come(&world, 9, 30 * SECOND);
+    let calls = start_calls(&world, 9, 30 * SECOND);
     sleep(Duration::from_millis(300)).await;
     assert_eq!(
-        order(&world, Order::Flush).await,
-        CommandResult { told: 4, queued: 0 }
+        send(&world, Command::Flush).await,
+        CommandResult {
+            refused: 4,
+            queued: 0
+        }
     );
     assert_eq!(ends(calls).await[5..], [(Some(Kind::Flushed), 300); 4]);
     assert_eq!(world.tokens(), (5, 5, 0));
-    // Who comes now is served as if nobody had waited.
-    assert_eq!(ends(come(&world, 2, 30 * SECOND)).await, [(None, 705); 2]);
+    // A new call is served as if none had been queued.
     assert_eq!(
-        order(&world, Order::Flush).await,
-        CommandResult { told: 0, queued: 0 }
+        ends(start_calls(&world, 2, 30 * SECOND)).await,
+        [(None, 705); 2]
+    );
+    assert_eq!(
+        send(&world, Command::Flush).await,
+        CommandResult {
+            refused: 0,
+            queued: 0
+        }
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_is_flushed_comes_back_one_after_the_other() {
+async fn flushed_calls_get_retry_after_times_spread_at_the_rate() {
     let world = World::new(GAP).await;
-    order_new(&world, Order::Pause(Some(10 * SECOND))).await;
+    send_to_new(&world, Command::Pause(Some(10 * SECOND))).await;
     let mut calls = JoinSet::new();
     for _ in 0..10 {
         let mut call = world.arrive(30 * SECOND).unwrap();
         calls.spawn(async move { call.permit().await.err().unwrap() });
     }
     sleep(SECOND).await;
-    assert_eq!(order(&world, Order::Flush).await.told, 10);
+    assert_eq!(send(&world, Command::Flush).await.refused, 10);
     let mut advice: Vec<_> = calls
         .join_all()
         .await
@@ -199,34 +221,37 @@ async fn who_is_flushed_comes_back_one_after_the_other() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_that_nobody_has_called_can_be_paused_and_is_kept() {
+async fn a_lane_without_calls_can_be_paused_and_is_kept() {
     let world = World::new(GAP).await;
     assert_eq!(
         world
             .queue
-            .order("acme", "CreateFlow", false, Order::Flush)
+            .handle_command("acme", "CreateFlow", false, Command::Flush)
             .await,
         None
     );
     assert_eq!(
         world
             .queue
-            .order("acme", "Unlimited", true, Order::Flush)
+            .handle_command("acme", "Unlimited", true, Command::Flush)
             .await,
         None,
-        "it has no lane"
+        "the action has no lane"
     );
-    order_new(&world, Order::Pause(Some(100 * SECOND))).await;
+    send_to_new(&world, Command::Pause(Some(100 * SECOND))).await;
     sleep(99 * SECOND).await;
     world.queue.forget_idle();
-    assert_eq!(ends(come(&world, 1, 30 * SECOND)).await, [(None, 1000)]);
+    assert_eq!(
+        ends(start_calls(&world, 1, 30 * SECOND)).await,
+        [(None, 1000)]
+    );
     sleep(10 * SECOND).await;
     world.queue.forget_idle();
-    assert!(world.queue.lanes().is_empty(), "it is over");
+    assert!(world.queue.lanes().is_empty(), "the pause is over");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_throttle_and_a_reload_leave_the_order_in_force() {
+async fn a_throttle_and_a_reload_leave_an_operators_pause_in_force() {
     let world = World::new(GAP).await;
     let receipt = world
         .arrive(SECOND)
@@ -237,23 +262,23 @@ async fn a_throttle_and_a_reload_leave_the_order_in_force() {
         .spend()
         .unwrap()
         .1;
-    order(&world, Order::Pause(Some(30 * SECOND))).await;
+    send(&world, Command::Pause(Some(30 * SECOND))).await;
     receipt.throttled(Some(2 * SECOND));
     super::reload::reload(&world, Some((2, 1000)), |_| {});
     let view = world.view();
     assert_eq!((view.pause_remaining_seconds, view.tokens), (30.0, 2));
-    order(&world, Order::Resume).await;
+    send(&world, Command::Resume).await;
     assert_eq!(
         world.view().pause_remaining_seconds,
         2.0,
-        "that of CAMS goes on"
+        "the throttle pause continues"
     );
 }
 
 #[tokio::test(start_paused = true)]
-async fn lanes_of_one_label_are_one() {
+async fn lanes_with_the_same_label_are_merged() {
     let world = World::new(GAP).await;
-    let mut turns = Vec::new();
+    let mut permits = Vec::new();
     for key in ["?a", "?b"] {
         for _ in 0..3 {
             let stranger = Operation {
@@ -262,14 +287,14 @@ async fn lanes_of_one_label_are_one() {
                 ..operation("unverified", SECOND)
             };
             let mut call = world.queue.arrive(&stranger, 1).unwrap();
-            turns.push(call.permit().await.unwrap());
+            permits.push(call.permit().await.unwrap());
         }
     }
-    let obeyed = world
+    let result = world
         .queue
-        .order("unknown", "CreateFlow", false, Order::Pause(None))
+        .handle_command("unknown", "CreateFlow", false, Command::Pause(None))
         .await;
-    assert_eq!(obeyed, Some(CommandResult::default()));
+    assert_eq!(result, Some(CommandResult::default()));
     let views = world.queue.lanes_by_label();
     let [view] = &views[..] else {
         panic!("{views:?}")
@@ -292,12 +317,12 @@ async fn lanes_of_one_label_are_one() {
     );
 }
 
-/// The same for a lane that may not be there yet.
-async fn order_new(world: &World, order: Order) -> CommandResult {
+/// Sends a command to a lane that may not exist yet.
+async fn send_to_new(world: &World, command: Command) -> CommandResult {
     super::reload::reload(world, Some((5, 1000)), |_| {});
     world
         .queue
-        .order("acme", "CreateFlow", true, order)
+        .handle_command("acme", "CreateFlow", true, command)
         .await
         .expect("the action is limited")
 }

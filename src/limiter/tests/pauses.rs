@@ -1,4 +1,4 @@
-//! A throttle pauses the lane, one probe follows, then the normal rate.
+//! A throttle refusal pauses the lane. One probe follows, then the normal rate.
 
 use super::*;
 
@@ -21,13 +21,14 @@ async fn a_throttle_pauses_every_call_then_one_probe_then_the_learned_rate() {
             (index, at.as_millis())
         });
     }
-    // The refused call comes back last and still is the probe: it arrived first.
+    // The throttled call comes back last, but is the probe because it arrived first.
     sleep(Duration::from_millis(100)).await;
     let (_, receipt) = first.permit().await.unwrap().spend().unwrap();
     assert_eq!(start.elapsed().as_millis(), 3020);
     sleep(Duration::from_millis(40)).await;
     receipt.answered();
-    // A refusal without any accepted attempt before it lowers the rate: from the probe on one call at a time is written.
+    // A refusal without any accepted attempt before it lowers the rate: from the probe on, calls
+    // are written one at a time.
     let spacing = 1000.0 / world.view().effective_per_second;
     let mut left: Vec<_> = calls
         .join_all()
@@ -47,7 +48,7 @@ async fn a_throttle_pauses_every_call_then_one_probe_then_the_learned_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_probe_does_not_hold_the_lane() {
+async fn a_probe_with_an_unknown_end_does_not_block_the_lane() {
     let world = World::new(GAP).await;
     let (_, receipt) = world
         .arrive(30 * SECOND)
@@ -98,13 +99,13 @@ async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
         .1
         .answered();
     assert_eq!(start.elapsed(), SECOND);
-    // Should it be refused after all, that is a new episode.
+    // If it is throttled after all, that is a new episode.
     probe.throttled(Some(SECOND));
     assert!(world.view().pause_remaining_seconds > 0.9);
 }
 
 #[tokio::test(start_paused = true)]
-async fn whom_a_pause_makes_late_is_told_at_once() {
+async fn calls_that_a_throttle_pause_makes_late_are_refused_immediately() {
     let world = World::new(GAP).await;
     let mut receipts = Vec::new();
     for _ in 0..5 {
@@ -143,13 +144,14 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
         .into_iter()
         .map(|(index, end, at)| (index, (end, at)))
         .collect();
-    let (told, paused) = (Duration::from_millis(10), Duration::from_millis(20_010));
+    let refused_at = Duration::from_millis(10);
+    let paused = Duration::from_millis(20_010);
     for index in [0, 2] {
-        assert_eq!(ends[&index], (Err(Kind::WaitTooLong), told));
+        assert_eq!(ends[&index], (Err(Kind::WaitTooLong), refused_at));
     }
     assert_eq!(ends[&1], (Ok(()), paused));
     assert_eq!(ends[&3].0, Ok(()));
-    // A newcomer is told at once, too, and what to wait for.
+    // A new call is refused immediately, too, with `Retry-After`.
     pause(&world, 20 * SECOND).await;
     let refusal = world
         .arrive(5 * SECOND)
@@ -158,7 +160,8 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
         .await
         .err()
         .unwrap();
-    // What is left of the pause after its hold, and a window at the rate that two episodes have lowered.
+    // The rest of the pause after its hold, plus a window at the rate that two episodes have
+    // lowered.
     let view = world.view();
     let window = Duration::from_secs_f64(f64::from(view.tokens_usable) / view.effective_per_second);
     assert_eq!(refusal.kind, Kind::WaitTooLong);
@@ -169,15 +172,15 @@ async fn whom_a_pause_makes_late_is_told_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_in_trouble_is_not_forgotten() {
+async fn a_throttled_lane_is_not_removed() {
     let world = World::new(GAP).await;
     pause(&world, SECOND).await;
     sleep(10 * SECOND).await;
     world.queue.forget_idle();
-    let mut turns = Vec::new();
-    turns.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
+    let mut permits = Vec::new();
+    permits.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
     let second = tokio::time::timeout(SECOND, async {
         world.arrive(30 * SECOND).unwrap().permit().await.map(drop)
     });
-    assert!(second.await.is_err(), "one probe goes, nobody else");
+    assert!(second.await.is_err(), "only one probe is sent");
 }

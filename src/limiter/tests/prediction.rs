@@ -1,4 +1,4 @@
-//! Forecasts that come true: what a newcomer is told it will wait is what it waits.
+//! Forecasts come true: a call waits as long as predicted on its arrival.
 
 #![expect(clippy::print_stdout, reason = "how many forecasts came true")]
 
@@ -8,45 +8,51 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What this call will wait if nobody comes after it. It does not wait yet.
-fn predicted(call: &LimitedCall<Doors>) -> Duration {
+/// The predicted wait of a call that is not queued yet, if no other call arrives after it.
+fn predicted(call: &LimitedCall<TestConnector>) -> Duration {
     call.predicted_now()
 }
 
-/// What was predicted and what came, of every call that was served.
+/// The predicted and the actual wait of every call that was served.
 type Predictions = Arc<Mutex<Vec<(Duration, Duration)>>>;
 
-/// Which part of attempts the endpoint refuses by throttling, how long it takes, how long a turn lies unused, how
-/// far apart the calls come on average, and how long they may wait.
+/// The conditions of a run.
 #[derive(Clone, Copy)]
 struct Path {
-    refuses: f64,
+    /// The part of the attempts that the endpoint throttles.
+    throttles: f64,
     latency: Duration,
+    /// The longest time between a permit and its use.
     to_send: Duration,
+    /// The mean time between two arrivals.
     apart: Duration,
     hold: Duration,
 }
 
-/// A call comes, and goes on until it is answered or refused by the queue; its first turn is what was predicted.
-fn come(
+/// Starts a call that is retried until it is answered or refused. Records when its first permit
+/// came.
+fn start_call(
     world: &World,
     calls: &mut JoinSet<()>,
     predictions: &Predictions,
-    (path, seed): (Path, u64),
+    path: Path,
+    seed: u64,
 ) {
     let mut call = world.arrive(path.hold).unwrap();
-    let (start, predicted) = (Instant::now(), predicted(&call));
-    let (predictions, mut random) = (predictions.clone(), fastrand::Rng::with_seed(seed));
+    let start = Instant::now();
+    let predicted = predicted(&call);
+    let predictions = predictions.clone();
+    let mut random = fastrand::Rng::with_seed(seed);
     calls.spawn(async move {
         let mut first = true;
-        while let Ok(turn) = call.permit().await {
+        while let Ok(permit) = call.permit().await {
             if std::mem::take(&mut first) {
                 predictions.lock().push((predicted, start.elapsed()));
             }
             sleep(path.to_send.mul_f64(random.f64())).await;
-            let (_connection, receipt) = turn.spend().unwrap();
+            let (_connection, receipt) = permit.spend().unwrap();
             sleep(path.latency).await;
-            if random.f64() >= path.refuses {
+            if random.f64() >= path.throttles {
                 return receipt.answered();
             }
             receipt.throttled(None);
@@ -54,24 +60,25 @@ fn come(
     });
 }
 
-/// Five minutes of one tenant's calls that come in crowds and alone.
+/// Five minutes of one tenant's calls, in bursts and alone.
 async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
     let world = World::new(GAP).await;
     let mut random = fastrand::Rng::with_seed(seed);
-    let (mut calls, predictions) = (JoinSet::new(), Predictions::default());
+    let mut calls = JoinSet::new();
+    let predictions = Predictions::default();
     let end = Instant::now() + 300 * SECOND;
     while Instant::now() < end {
-        let crowd = if random.u8(..10) == 0 {
+        let burst = if random.u8(..10) == 0 {
             random.u64(1..80)
         } else {
             1
         };
-        for _ in 0..crowd {
-            come(&world, &mut calls, &predictions, (path, random.u64(..)));
-            // It joins the line before the next one asks.
+        for _ in 0..burst {
+            start_call(&world, &mut calls, &predictions, path, random.u64(..));
+            // Let it enter the queue before the next one arrives.
             tokio::task::yield_now().await;
         }
-        sleep(path.apart.mul_f64(2.0 * random.f64() * crowd as f64)).await;
+        sleep(path.apart.mul_f64(2.0 * random.f64() * burst as f64)).await;
     }
     while calls.join_next().await.is_some() {}
     let predictions = std::mem::take(&mut *predictions.lock());
@@ -82,29 +89,30 @@ async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
     );
     let long = predictions
         .iter()
-        .filter(|(_, came)| *came > 5 * SECOND)
+        .filter(|(_, waited)| *waited > 5 * SECOND)
         .count();
     assert!(long > 100, "seed {seed}: {long} calls have waited long");
     predictions
 }
 
 #[tokio::test(start_paused = true)]
-async fn one_tenant_without_throttles_waits_what_it_was_told() {
-    let (mut calls, mut worst) = (0, Duration::ZERO);
+async fn without_throttles_one_tenants_waits_match_their_predictions() {
+    let mut calls = 0;
+    let mut worst = Duration::ZERO;
     for seed in 0..10 {
         let path = Path {
-            refuses: 0.0,
+            throttles: 0.0,
             latency: ms(40),
             to_send: ms(2),
             apart: ms(230),
             hold: 120 * SECOND,
         };
-        for (predicted, came) in one_tenant(path, seed).await {
+        for (predicted, waited) in one_tenant(path, seed).await {
             calls += 1;
-            worst = worst.max(predicted.abs_diff(came));
+            worst = worst.max(predicted.abs_diff(waited));
             assert!(
-                predicted.abs_diff(came) <= ms(250),
-                "seed {seed}: {predicted:?} predicted, {came:?} came"
+                predicted.abs_diff(waited) <= ms(250),
+                "seed {seed}: {predicted:?} predicted, {waited:?} waited"
             );
         }
     }
@@ -114,26 +122,28 @@ async fn one_tenant_without_throttles_waits_what_it_was_told() {
     );
 }
 
-/// From half of the rate to all of it. What is refused again during a long wait, and what the lane learns from it, is
-/// allowed for but not foreseen.
+/// From half of the rate to the whole rate. Further refusals during a long wait, and what the lane
+/// learns from them, are allowed for but cannot be predicted.
 #[tokio::test(start_paused = true)]
-async fn with_two_percent_throttled_four_of_five_wait_about_what_they_were_told() {
+async fn with_two_percent_throttled_four_of_five_waits_are_close_to_their_predictions() {
     for apart in [400, 300, 230, 200].map(ms) {
-        let (mut calls, mut close) = (0, 0);
+        let mut calls = 0;
+        let mut close = 0;
         for seed in 0..20 {
             let path = Path {
-                refuses: 0.02,
+                throttles: 0.02,
                 latency: ms(40),
                 to_send: ms(2),
                 apart,
                 hold: 30 * SECOND,
             };
             let predictions = one_tenant(path, seed).await;
-            let is_close = |(predicted, came): &&(Duration, Duration)| {
-                predicted.abs_diff(*came) <= SECOND.max(*came / 10)
+            let is_close = |(predicted, waited): &&(Duration, Duration)| {
+                predicted.abs_diff(*waited) <= SECOND.max(*waited / 10)
             };
             let of_seed = predictions.iter().filter(is_close).count();
-            (calls, close) = (calls + predictions.len(), close + of_seed);
+            calls += predictions.len();
+            close += of_seed;
         }
         println!(
             "a call every {apart:?}: {close} of {calls}, {} %",
@@ -146,8 +156,8 @@ async fn with_two_percent_throttled_four_of_five_wait_about_what_they_were_told(
     }
 }
 
-/// A newcomer of any client and tenant, after a random past, is served exactly when it was told.
-async fn nobody_comes_later(seed: u64) {
+/// After a random history, a new call of any client and tenant is served exactly when predicted.
+async fn no_later_arrivals(seed: u64) {
     let world = World::new(GAP).await;
     let mut random = fastrand::Rng::with_seed(seed);
     let mut calls = JoinSet::new();
@@ -162,7 +172,7 @@ async fn nobody_comes_later(seed: u64) {
     };
     for _ in 0..random.u32(1..120) {
         let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
-        // Some have gone again before the newcomer comes.
+        // Some leave before the new call arrives.
         let patience = if random.u8(..5) == 0 {
             ms(1)
         } else {
@@ -175,46 +185,47 @@ async fn nobody_comes_later(seed: u64) {
     }
     sleep(ms(2)).await;
     let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
-    let (start, predicted) = (Instant::now(), predicted(&call));
+    let start = Instant::now();
+    let predicted = predicted(&call);
     call.permit().await.unwrap().spend().unwrap().1.answered();
     assert_eq!(start.elapsed(), predicted, "seed {seed}");
     while calls.join_next().await.is_some() {}
 }
 
 #[tokio::test(start_paused = true)]
-async fn among_many_clients_and_tenants_the_forecast_is_exact_while_nobody_comes_later() {
+async fn among_many_clients_and_tenants_the_forecast_is_exact_without_later_arrivals() {
     for seed in 0..500 {
-        nobody_comes_later(seed).await;
+        no_later_arrivals(seed).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_newest_of_the_tenant_furthest_over_its_share_is_told() {
+async fn the_newest_calls_of_the_tenant_furthest_over_its_share_are_refused() {
     let world = World::new(GAP).await;
-    let (start, hold) = (Instant::now(), ms(3100));
+    let start = Instant::now();
+    let hold = ms(3100);
     let mut calls = JoinSet::new();
-    let mut come = |tenant: &str, index: u32| {
+    let mut start_call = |tenant: &str, index: u32| {
         let operation = Operation {
             tenant: TenantId::new(tenant),
             ..operation("a", hold)
         };
-        let (mut call, name) = (
-            world.queue.arrive(&operation, 10).unwrap(),
-            format!("{tenant}{index}"),
-        );
+        let mut call = world.queue.arrive(&operation, 10).unwrap();
+        let name = format!("{tenant}{index}");
         calls.spawn(async move {
             let end = call
                 .permit()
                 .await
-                .map(|turn| turn.spend().unwrap().1.answered());
+                .map(|permit| permit.spend().unwrap().1.answered());
             (name, end.map_err(|refusal| refusal.kind), start.elapsed())
         });
     };
-    // Five go at once; in three windows fifteen more fit into the hold: twelve of x, three of y.
-    (0..17).for_each(|index| come("x", index));
-    (0..3).for_each(|index| come("y", index));
+    // Five are sent immediately. Fifteen more fit into the hold in three windows: twelve of x,
+    // three of y.
+    (0..17).for_each(|index| start_call("x", index));
+    (0..3).for_each(|index| start_call("y", index));
     sleep(ms(50)).await;
-    (0..2).for_each(|index| come("z", index));
+    (0..2).for_each(|index| start_call("z", index));
     let mut late = Vec::new();
     while let Some(call) = calls.join_next().await {
         let (name, end, at) = call.unwrap();
@@ -224,6 +235,6 @@ async fn the_newest_of_the_tenant_furthest_over_its_share_is_told() {
         }
     }
     late.sort_by(|a, b| a.0.cmp(&b.0));
-    let told = |name: &str| (name.to_owned(), Kind::WaitTooLong, 70);
-    assert_eq!(late, [told("x15"), told("x16")]);
+    let expected = ["x15", "x16"].map(|name| (name.to_owned(), Kind::WaitTooLong, 70));
+    assert_eq!(late, expected);
 }

@@ -1,15 +1,15 @@
-//! A configuration that changes while calls wait: who waits stays, what was spent stays spent, and a limit that is
-//! another one begins with all of its tokens just used.
+//! Reloads while calls are queued: queued calls stay, used tokens stay used, and a changed limit
+//! begins with all tokens just used.
 
 use super::*;
 use crate::config::{Account, Credentials};
 use crate::limiter::lane::{Event, StoreTerms};
-use crate::limiter::shared::Stands;
+use crate::limiter::shared::QuotaSource;
 use crate::limiter::view::LaneView;
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
 
-/// The rules with this limit for what the tests call; `change` may change others.
+/// Reloads with this limit for the tests' action. `change` may change other settings.
 pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {
     let mut config = config::load(None, []).unwrap().config;
     let action = operation("a", SECOND).action;
@@ -33,9 +33,10 @@ pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOn
     world.queue.reload(&config);
 }
 
-/// So many calls come, and are told when they left, from now on.
-fn come(world: &World, count: usize) -> JoinSet<Result<Duration, Refusal>> {
-    let (mut calls, start) = (JoinSet::new(), Instant::now());
+/// Starts `count` calls. Each returns when it was sent, since now, or its refusal.
+fn start_calls(world: &World, count: usize) -> JoinSet<Result<Duration, Refusal>> {
+    let mut calls = JoinSet::new();
+    let start = Instant::now();
     for _ in 0..count {
         let mut call = world.arrive(100 * SECOND).unwrap();
         calls.spawn(async move {
@@ -58,9 +59,9 @@ async fn left(calls: JoinSet<Result<Duration, Refusal>>) -> Vec<u128> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_same_limit_changes_nothing_for_who_waits() {
+async fn a_reload_with_the_same_limit_changes_nothing_for_queued_calls() {
     let world = World::new(GAP).await;
-    let calls = come(&world, 12);
+    let calls = start_calls(&world, 12);
     sleep(Duration::from_millis(300)).await;
     for _ in 0..10 {
         reload(&world, Some((5, 1000)), |config| {
@@ -79,7 +80,7 @@ async fn another_limit_begins_with_all_tokens_just_used() {
         ((5, 500), vec![805; 3]),
     ] {
         let world = World::new(GAP).await;
-        let calls = come(&world, 8);
+        let calls = start_calls(&world, 8);
         sleep(Duration::from_millis(300)).await;
         reload(&world, Some(limit), |_| {});
         let view: LaneView = world.view();
@@ -93,25 +94,25 @@ async fn another_limit_begins_with_all_tokens_just_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_limit_that_has_gone_holds_for_who_waits() {
+async fn a_removed_limit_stays_in_force_for_queued_calls() {
     let world = World::new(GAP).await;
-    let calls = come(&world, 6);
+    let calls = start_calls(&world, 6);
     reload(&world, None, |_| {});
     assert_eq!(left(calls).await, [0, 0, 0, 0, 0, 1005]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_of_the_former_limit_is_not_sent_on() {
+async fn a_permit_of_the_former_limit_is_invalid() {
     let world = World::new(GAP).await;
-    let turn = world.arrive(SECOND).unwrap().permit().await.unwrap();
+    let permit = world.arrive(SECOND).unwrap().permit().await.unwrap();
     reload(&world, Some((2, 1000)), |_| {});
-    assert!(turn.spend().is_none(), "its token is another limit's");
+    assert!(permit.spend().is_none(), "its token is another limit's");
     let (granted, spent, returned) = world.tokens();
     assert_eq!((granted, spent, returned), (1, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_becomes_late_by_it_is_told_at_once() {
+async fn calls_that_a_lower_limit_makes_late_are_refused_immediately() {
     let world = World::new(GAP).await;
     let start = Instant::now();
     let mut calls: Vec<_> = (0..10).map(|_| world.arrive(3 * SECOND).unwrap()).collect();
@@ -120,7 +121,7 @@ async fn who_becomes_late_by_it_is_told_at_once() {
         waiting.spawn(async move {
             call.permit()
                 .await
-                .map(|turn| drop(turn.spend()))
+                .map(|permit| drop(permit.spend()))
                 .map_err(|_| start.elapsed())
         });
     }
@@ -136,7 +137,7 @@ async fn who_becomes_late_by_it_is_told_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_learned_stays_and_a_pause_goes_on() {
+async fn a_reload_keeps_what_was_learned_and_a_pause() {
     let world = World::new(GAP).await;
     let receipt = world
         .arrive(SECOND)
@@ -161,9 +162,9 @@ async fn what_was_learned_stays_and_a_pause_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn bounds_hold_for_who_comes_from_now_on() {
+async fn changed_bounds_apply_to_calls_that_arrive_after_the_reload() {
     let world = World::new(GAP).await;
-    let calls = come(&world, 8);
+    let calls = start_calls(&world, 8);
     sleep(Duration::from_millis(10)).await;
     reload(&world, Some((5, 1000)), |config| {
         config.queue.max_waiting = 3
@@ -184,12 +185,12 @@ async fn bounds_hold_for_who_comes_from_now_on() {
     });
     assert!(
         world.queue.arrive(&operation("b", SECOND), 60).is_err(),
-        "half of the room is a client's"
+        "a client may use half of the memory"
     );
     assert_eq!(left(calls).await.len(), 8);
 }
 
-/// An account with these aliases, and with credentials of its own.
+/// An account with these aliases and credentials.
 fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>) -> Account {
     let credentials = credentials.map(|(key, token)| Credentials {
         access_key_id: AccessKeyId::new(key),
@@ -207,7 +208,7 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lane_for_what_another_one_may_have_sent_begins_with_all_tokens_just_used() {
+async fn a_lane_whose_calls_another_one_may_have_sent_begins_with_all_tokens_just_used() {
     let five = Some((5, 1000));
     let accounts = |accounts: &[Account]| {
         let accounts = accounts.to_vec();
@@ -216,7 +217,8 @@ async fn a_lane_for_what_another_one_may_have_sent_begins_with_all_tokens_just_u
     let [acme, other] = ["acme", "other"].map(|id| account(id, &["one"], None));
     let more = account("acme", &["one", "two"], None);
     let managed = |key, token| account("acme", &[], Some((key, token)));
-    let (cold, warm) = ([1005, 1005, 1005, 1005, 1005, 2010], [0, 0, 0, 0, 0, 1005]);
+    let cold = [1005, 1005, 1005, 1005, 1005, 2010];
+    let warm = [0, 0, 0, 0, 0, 1005];
     for (what, before, limit, after, expected) in [
         ("nothing", &acme, five, &acme, warm),
         ("an id", &other, five, &acme, cold),
@@ -241,14 +243,14 @@ async fn a_lane_for_what_another_one_may_have_sent_begins_with_all_tokens_just_u
         reload(&world, limit, accounts(std::slice::from_ref(before)));
         sleep(10 * SECOND).await;
         reload(&world, five, accounts(std::slice::from_ref(after)));
-        assert_eq!(left(come(&world, 6)).await, expected, "{what}");
+        assert_eq!(left(start_calls(&world, 6)).await, expected, "{what}");
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_would_be_queue_of_such_a_lane_does_too() {
+async fn the_shadow_queue_of_such_a_lane_begins_with_all_tokens_just_used() {
     let mut world = World::new(GAP).await;
-    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared)
+    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner)
         .unwrap()
         .mode = Mode::Observe;
     reload(&world, Some((5, 1000)), |config| {
@@ -259,7 +261,7 @@ async fn the_would_be_queue_of_such_a_lane_does_too() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
+async fn every_source_begins_with_all_tokens_of_a_changed_limit_just_used() {
     let mut world = World::new(GAP).await;
     let settings = config::Store::on(config::Topology::Single, &[1]);
     let quota = Quota::open(
@@ -268,16 +270,28 @@ async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
         world.metrics.clone(),
     )
     .unwrap();
-    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared)
+    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner)
         .unwrap()
         .quota = Some(quota.clone());
-    let (lane, now) = (world.queue.lane(&operation("a", SECOND)), Instant::now());
-    let (count, since) = (NonZeroU32::new(2).unwrap(), now - 8 * SECOND);
-    for (stands, limit, free, more) in [
-        (Stands::Part { count, since }, (5, 1000), 2, Duration::ZERO),
-        (Stands::Part { count, since }, (4, 1000), 0, SECOND + GAP),
+    let lane = world.queue.lane(&operation("a", SECOND));
+    let now = Instant::now();
+    let count = NonZeroU32::new(2).unwrap();
+    let since = now - 8 * SECOND;
+    for (quota_source, limit, free, more) in [
         (
-            Stands::Together { since },
+            QuotaSource::Part { count, since },
+            (5, 1000),
+            2,
+            Duration::ZERO,
+        ),
+        (
+            QuotaSource::Part { count, since },
+            (4, 1000),
+            0,
+            SECOND + GAP,
+        ),
+        (
+            QuotaSource::Store { since },
             (3, 1000),
             0,
             SECOND + GAP + quota.slack(),
@@ -286,7 +300,7 @@ async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
         reload(&world, Some(limit), |_| {});
         let mut locked = lane.lock();
         drop(locked.handle(Event::SourceChanged {
-            stands,
+            quota_source,
             store: StoreTerms::of(&quota),
         }));
         let source = locked.state.lane.source();
@@ -297,16 +311,16 @@ async fn whoever_deals_out_the_tokens_of_another_limit_they_begin_just_used() {
         assert_eq!(
             (source.free(now), next - now),
             (free, more),
-            "{stands:?}, {limit:?}"
+            "{quota_source:?}, {limit:?}"
         );
     }
 }
 
 #[tokio::test]
-async fn another_limit_holds_where_the_store_deals_out_the_tokens_too() {
+async fn a_changed_limit_applies_where_the_store_deals_the_tokens() {
     let server = crate::servers::Redis::start().await;
     let world = World::sharing(&server).await;
-    let calls = come(&world, 8);
+    let calls = start_calls(&world, 8);
     sleep(Duration::from_millis(300)).await;
     reload(&world, Some((2, 1000)), |_| {});
     let left = left(calls).await;
@@ -322,14 +336,15 @@ async fn another_limit_holds_where_the_store_deals_out_the_tokens_too() {
 }
 
 #[tokio::test]
-async fn replicas_that_have_not_all_read_the_new_limit_lock_nobody_out() {
+async fn replicas_with_different_limits_do_not_lock_each_other_out() {
     let server = crate::servers::Redis::start().await;
     let fleet = super::replicas::fleet(&server, 2).await;
     reload(&fleet[1], Some((2, 1000)), |_| {});
-    let (one, other) = (come(&fleet[0], 8), come(&fleet[1], 8));
+    let one = start_calls(&fleet[0], 8);
+    let other = start_calls(&fleet[1], 8);
     let (one, other) = tokio::join!(left(one), left(other));
     let mut all = [one, other].concat();
     all.sort_unstable();
-    // Two tasks of a loaded machine may be told of their turns some milliseconds late.
+    // On a busy machine two tasks may be scheduled some milliseconds late.
     assert!(all.windows(6).all(|six| six[5] - six[0] >= 950), "{all:?}");
 }

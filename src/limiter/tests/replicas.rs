@@ -1,10 +1,10 @@
-//! What holds for all replicas together: one quota, one pause, one probe, one pace, and turns for everybody.
+//! All replicas together: one quota, one pause, one probe, one pace, and each replica is served.
 
 use super::*;
 use crate::limiter::shared::protocol::{Op, Pauses, Question};
 use crate::servers::Redis;
 
-/// So many replicas of one fleet.
+/// `replicas` replicas that share a quota.
 pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
     let prefix = format!("test{}:", fastrand::u64(..));
     let worlds: JoinSet<World> = (0..replicas)
@@ -13,8 +13,8 @@ pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
     worlds.join_all().await.into_iter().map(Arc::new).collect()
 }
 
-/// Waits for its turn and uses it, with the moment before that.
-async fn sent(world: &World) -> (Instant, Receipt<Doors>) {
+/// Sends a call. Returns a time just before the send, and the receipt.
+async fn sent(world: &World) -> (Instant, Receipt<TestConnector>) {
     let mut call = world.arrive(60 * SECOND).unwrap();
     loop {
         let permit = call.permit().await.unwrap();
@@ -25,7 +25,8 @@ async fn sent(world: &World) -> (Instant, Receipt<Doors>) {
     }
 }
 
-/// Who sent when, while each replica has as many callers as are given here, one call after the other.
+/// Loads each replica with `callers` callers, each of which sends one call after the other. Returns
+/// the time and the replica of each send.
 async fn load(
     worlds: &[Arc<World>],
     callers: &[usize],
@@ -35,7 +36,8 @@ async fn load(
     let mut calls = JoinSet::new();
     for (index, (world, callers)) in worlds.iter().zip(callers).enumerate() {
         for _ in 0..*callers {
-            let (world, sends) = (world.clone(), sends.clone());
+            let world = world.clone();
+            let sends = sends.clone();
             calls.spawn(async move {
                 loop {
                     let (at, receipt) = sent(&world).await;
@@ -58,37 +60,39 @@ fn moments(sends: &[(Instant, usize)]) -> Vec<Instant> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn together_they_keep_the_limit_and_each_has_its_turns() {
+async fn replicas_keep_the_limit_together_and_each_is_served() {
     let server = Redis::start().await;
     let worlds = fleet(&server, 3).await;
-    // A crowd at the first, and enough at the others that there is always somebody.
+    // Many callers at the first replica, and at the others enough that a call always waits.
     let sends = load(&worlds, &[60, 6, 6], 8 * SECOND).await;
     assert_eq!(worst_second(&moments(&sends)), 5);
     assert!(sends.len() > 5 * 6, "the quota is used: {}", sends.len());
     for replica in 0..3 {
-        let turns: Vec<usize> = (0..sends.len())
+        let counts: Vec<usize> = (0..sends.len())
             .filter(|at| sends[*at].1 == replica)
             .collect();
-        let longest = turns
+        let longest = counts
             .windows(2)
             .map(|pair| pair[1] - pair[0])
             .max()
             .unwrap();
-        // Slots of one date leave in any order.
+        // Slots of the same date are used in any order.
         assert!(
             longest <= 2 * 3 + 4,
-            "replica {replica} had none of {longest} turns: {turns:?}"
+            "replica {replica} had none of {longest} sends: {counts:?}"
         );
     }
 }
 
-/// How many turns each had of the first sixty or so, while each replica has these clients' tenants wait all the time.
-async fn turns(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize> {
+/// How many of the first sixty or so sends each replica had, while the calls of these (client,
+/// tenant) pairs wait at it all the time.
+async fn sends_per_replica(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize> {
     let sends = Arc::new(Mutex::new(Vec::new()));
     let mut calls = JoinSet::new();
     for (index, (world, waiting)) in worlds.iter().zip(waiting).enumerate() {
         for (client, tenant) in waiting.iter().flat_map(|who| [*who; 12]) {
-            let (world, sends) = (world.clone(), sends.clone());
+            let world = world.clone();
+            let sends = sends.clone();
             let who = Operation {
                 tenant: TenantId::new(tenant),
                 ..operation(client, 60 * SECOND)
@@ -115,7 +119,7 @@ async fn turns(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize>
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn turns_go_by_clients_and_their_tenants_and_not_by_calls() {
+async fn replicas_are_served_by_clients_and_tenants_and_not_by_calls() {
     let server = Redis::start().await;
     for (waiting, expected) in [
         // Three tenants of a client here, one there; and the other way round.
@@ -131,33 +135,33 @@ async fn turns_go_by_clients_and_their_tenants_and_not_by_calls() {
             ],
             (35..=45, 15..=25),
         ),
-        // Nobody is more than the other.
+        // Both are equal.
         (
             [&[("a", ""), ("b", "")], &[("c", ""), ("d", "")]],
             (25..=35, 25..=35),
         ),
     ] {
         let worlds = fleet(&server, 2).await;
-        let turns = turns(&worlds, &waiting).await;
+        let counts = sends_per_replica(&worlds, &waiting).await;
         assert!(
-            expected.0.contains(&turns[0]) && expected.1.contains(&turns[1]),
-            "{waiting:?}: {turns:?}"
+            expected.0.contains(&counts[0]) && expected.1.contains(&counts[1]),
+            "{waiting:?}: {counts:?}"
         );
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_pauses_all_then_one_probe_goes_for_all() {
+async fn a_throttle_pauses_all_replicas_and_one_probe_is_sent_for_all() {
     let server = Redis::start().await;
     let worlds = fleet(&server, 2).await;
-    // Each has seen the lane.
+    // Each replica has used the lane.
     for world in &worlds {
         sent(world).await.1.answered();
     }
     let (_, refused) = sent(&worlds[0]).await;
     let start = Instant::now();
     refused.throttled(Some(2 * SECOND));
-    // The store knows it when this replica knows what it has said.
+    // When this replica has the answer, the store has the report.
     while worlds[0].view().pause_remaining_seconds == 0.0 {
         sleep(Duration::from_millis(1)).await;
     }
@@ -184,10 +188,10 @@ async fn a_refusal_pauses_all_then_one_probe_goes_for_all() {
 }
 
 #[tokio::test]
-async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
+async fn slots_that_were_dealt_before_a_refusal_was_known_belong_to_its_episode() {
     let server = Redis::start().await;
     let world = World::sharing(&server).await;
-    let quota = world.queue.shared.quota.clone().unwrap();
+    let quota = world.queue.inner.quota.clone().unwrap();
     let ask = async |replica, wanted, op: Op| {
         // Its one token is back soon, so the second slot is dated ahead.
         let limit = Limit {
@@ -238,7 +242,7 @@ async fn what_was_dealt_before_a_refusal_was_known_is_of_the_same_episode() {
     );
     let again = ask("other", 0, refused(ahead.at, SECOND / 2)).await;
     assert_eq!((again.new_episode, again.level), (false, 1));
-    // What goes after the pause is news.
+    // A refusal of an attempt after the pause is a new episode.
     let mut probe = ask("one", 1, Op::Take).await;
     while probe.slots.is_empty() {
         sleep(Duration::from_millis(5)).await;
@@ -270,11 +274,11 @@ async fn a_flushed_store_costs_one_burst_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_dead_replica_had_is_lost_for_a_second() {
+async fn the_slots_of_a_dead_replica_are_lost_for_a_second() {
     let server = Redis::start().await;
     let prefix = format!("test{}:", fastrand::u64(..));
     let other = World::replica(server.port, prefix.clone()).await;
-    // It dies with its runtime, in the middle of its work.
+    // The replica ends with its runtime, while it is working.
     let dying = std::thread::spawn({
         let port = server.port;
         move || {
@@ -294,7 +298,8 @@ async fn what_a_dead_replica_had_is_lost_for_a_second() {
     let all: Vec<Instant> = moments(&sends).into_iter().chain(moments(&dead)).collect();
     assert_eq!(worst_second(&all), 5);
     let died = dead.last().unwrap().0;
-    // Five each 1.02 s from then on, wherever they begin: ten in 2.4 s at least, and nine with a part withheld.
+    // Five each 1.02 s from then on, wherever they begin: ten in 2.4 s at least, and nine with a
+    // part withheld.
     let from = died + SECOND;
     let after = sends
         .iter()
@@ -304,7 +309,7 @@ async fn what_a_dead_replica_had_is_lost_for_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
+async fn at_two_hundred_per_second_all_calls_are_sent_within_the_limit() {
     let server = Redis::start().await;
     for replicas in [1, 3] {
         let worlds = fleet(&server, replicas).await;
@@ -317,7 +322,7 @@ async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
             action: ActionName::new("Fast"),
             ..operation("a", 60 * SECOND)
         };
-        // Its first second is over, as is that of the process.
+        // The first second of the store, and of the process, is over.
         for world in &worlds {
             drop(
                 world
@@ -329,13 +334,12 @@ async fn at_two_hundred_a_second_all_calls_go_and_the_limit_holds() {
                     .unwrap(),
             );
         }
-        let (sends, mut calls) = (Arc::new(Mutex::new(Vec::new())), JoinSet::new());
+        let sends = Arc::new(Mutex::new(Vec::new()));
+        let mut calls = JoinSet::new();
         for index in 0..600 {
-            let (world, operation, sends) = (
-                worlds[index % replicas].clone(),
-                operation.clone(),
-                sends.clone(),
-            );
+            let world = worlds[index % replicas].clone();
+            let operation = operation.clone();
+            let sends = sends.clone();
             calls.spawn(async move {
                 let mut call = world.queue.arrive(&operation, 10).unwrap();
                 loop {

@@ -1,8 +1,9 @@
-//! Fair shares: whom others delay, and whom not.
+//! Fair shares: which calls delay others, and which do not.
 
 use super::*;
 
-/// Queues a call of this client and tenant, which notes its end and when that came.
+/// Queues a call of a (client, weight, tenant). It returns its client, its result and the time of
+/// that.
 fn queue(
     world: &World,
     calls: &mut JoinSet<(String, Result<(), Kind>, Instant)>,
@@ -21,7 +22,7 @@ fn queue(
         let end = call
             .permit()
             .await
-            .map(|turn| turn.spend().unwrap().1.answered())
+            .map(|permit| permit.spend().unwrap().1.answered())
             .map_err(|refusal| refusal.kind);
         (client, end, Instant::now())
     });
@@ -44,21 +45,22 @@ async fn a_thousand_invented_tenants_of_one_client_do_not_delay_anothers_first()
     for _ in 0..5 {
         queue(&world, &mut calls, ("B", 1, ""), 3600 * SECOND);
     }
-    let mut of_b = Vec::new();
-    while of_b.len() < 5 {
+    let mut calls_of_b = Vec::new();
+    while calls_of_b.len() < 5 {
         let (client, end, at) = calls.join_next().await.unwrap().unwrap();
         assert_eq!(end, Ok(()));
         if client == "B" {
-            of_b.push(at - start);
+            calls_of_b.push(at - start);
         }
     }
-    // The next five tokens come at 3 x 1005 - 3000 = 15 ms and a window later: every other one is B's.
-    let windows: Vec<_> = of_b.iter().map(Duration::as_millis).collect();
+    // The next five tokens come at 3 x 1005 - 3000 = 15 ms and a window later: every second one is
+    // for B.
+    let windows: Vec<_> = calls_of_b.iter().map(Duration::as_millis).collect();
     assert_eq!(windows, [15, 15, 15, 1020, 1020]);
 }
 
 #[tokio::test(start_paused = true)]
-async fn ten_thousand_tenants_of_one_call_each_go_at_the_full_rate() {
+async fn ten_thousand_tenants_with_one_call_each_are_served_at_the_full_rate() {
     let world = World::with(GAP, |bounds| bounds.max_waiting_per_client = 10_000).await;
     let mut calls = JoinSet::new();
     let start = Instant::now();
@@ -77,11 +79,11 @@ async fn ten_thousand_tenants_of_one_call_each_go_at_the_full_rate() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whom_a_later_arrival_makes_late_is_told_at_once() {
+async fn calls_that_a_later_arrival_makes_late_are_refused_immediately() {
     let world = World::new(GAP).await;
     let mut calls = JoinSet::new();
     let start = Instant::now();
-    // Thirty of A: the last five are due at 5025 ms, just within their hold.
+    // The last five of A's thirty calls are due at 5025 ms, just within their hold.
     for _ in 0..30 {
         queue(&world, &mut calls, ("A", 1, ""), 5100 * SECOND / 1000);
     }

@@ -1,11 +1,11 @@
-//! What is a token source? The same tests over both: the memory of one process, in simulated time, and the store that
-//! replicas share, a real server in real time. Nothing here says how soon a machine must be; only what may not be before
-//! what, and in which order.
+//! What every token source guarantees. The same tests run over both: the memory of one process, in
+//! simulated time, and the store that replicas share, a real server in real time. They check only
+//! the order of events and what may not be earlier than what, not how fast the machine is.
 
 use super::*;
 use crate::servers::Redis;
 
-/// Asserted of both sources.
+/// Defines each test for both sources.
 macro_rules! of_both {
     ($($name:ident),* $(,)?) => {
         mod memory {
@@ -29,20 +29,20 @@ macro_rules! of_both {
 
 of_both!(
     each_token_is_back_one_window_and_gap_after_its_own_use,
-    no_second_has_six_whatever_becomes_of_turns,
-    a_turn_that_is_not_used_serves_another,
-    after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all,
-    a_probe_that_never_left_is_followed_by_another,
+    no_second_has_six_sends_whatever_happens_to_permits,
+    an_unused_permit_serves_another_call,
+    after_a_throttle_nothing_is_sent_before_its_hint_then_one_probe_and_then_all,
+    a_probe_that_was_never_sent_is_followed_by_another,
     a_probe_that_is_refused_pauses_the_lane_again,
     episodes_lower_the_rate,
     refusals_of_one_episode_are_one_lesson_and_the_longest_hint_holds,
-    callers_that_go_leave_their_tokens_to_others,
+    callers_that_disconnect_leave_their_tokens_to_others,
     each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own,
 );
 
-type Used = (Held, Receipt<Doors>);
+type Used = (TestConnection, Receipt<TestConnector>);
 
-/// Used as soon as it may be. A turn that comes too late to be used is no turn.
+/// Sends a call as soon as possible. A permit that arrives too late to be used does not count.
 async fn sent(world: &World) -> Used {
     sent_as(world, &operation("a", 60 * SECOND)).await
 }
@@ -56,7 +56,7 @@ async fn sent_as(world: &World, operation: &Operation) -> Used {
     }
 }
 
-/// Whether a call could be sent within so long.
+/// Sends a call if that is possible within this time.
 async fn could_be_sent(world: &World, within: Duration) -> Option<Used> {
     tokio::time::timeout(within, sent(world)).await.ok()
 }
@@ -71,11 +71,11 @@ async fn each_account_that_the_configuration_does_not_name_has_a_quota_of_its_ow
         .await
         .1
         .throttled(Some(59 * SECOND));
-    // The store knows it when this replica knows what it has said.
+    // When this replica has the answer, the store has the report.
     while world.view().pause_remaining_seconds == 0.0 {
         sleep(Duration::from_millis(1)).await;
     }
-    // Were the pause everybody's, the call would end without a turn.
+    // If the pause applied to all accounts, the call would get no permit.
     sent_as(&world, &stranger("?other")).await.1.answered();
 }
 
@@ -95,24 +95,25 @@ async fn each_token_is_back_one_window_and_gap_after_its_own_use(world: World) {
     }
 }
 
-async fn no_second_has_six_whatever_becomes_of_turns(world: World) {
+async fn no_second_has_six_sends_whatever_happens_to_permits(world: World) {
     let world = Arc::new(world);
     let sends = Arc::new(Mutex::new(Vec::new()));
     let mut calls = JoinSet::new();
     for index in 0..50_u64 {
-        let (world, sends) = (world.clone(), sends.clone());
+        let world = world.clone();
+        let sends = sends.clone();
         calls.spawn(async move {
             let mut random = fastrand::Rng::with_seed(index);
             sleep(Duration::from_millis(random.u64(..2000))).await;
             let mut call = world.arrive(60 * SECOND).unwrap();
             loop {
-                let turn = call.permit().await.unwrap();
+                let permit = call.permit().await.unwrap();
                 sleep(Duration::from_millis([0, 0, 2, 30][random.usize(..4)])).await;
                 if random.u8(..6) == 0 {
                     continue;
                 }
                 let at = Instant::now();
-                if let Some((_connection, receipt)) = turn.spend() {
+                if let Some((_connection, receipt)) = permit.spend() {
                     sends.lock().push(at);
                     sleep(Duration::from_millis(random.u64(..50))).await;
                     return receipt.answered();
@@ -127,17 +128,18 @@ async fn no_second_has_six_whatever_becomes_of_turns(world: World) {
     assert_eq!((granted, spent), (spent + returned, 50));
 }
 
-async fn a_turn_that_is_not_used_serves_another(world: World) {
+async fn an_unused_permit_serves_another_call(world: World) {
     for _ in 0..4 {
         sent(&world).await.1.answered();
     }
     let mut unused = world.arrive(60 * SECOND).unwrap();
-    let (turn, start) = (unused.permit().await.unwrap(), Instant::now());
+    let permit = unused.permit().await.unwrap();
+    let start = Instant::now();
     let other = tokio::spawn({
         let mut call = world.arrive(60 * SECOND).unwrap();
         async move { while call.permit().await.unwrap().spend().is_none() {} }
     });
-    drop(turn);
+    drop(permit);
     other.await.unwrap();
     assert!(
         start.elapsed() < SECOND,
@@ -146,7 +148,9 @@ async fn a_turn_that_is_not_used_serves_another(world: World) {
     );
 }
 
-async fn after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all(world: World) {
+async fn after_a_throttle_nothing_is_sent_before_its_hint_then_one_probe_and_then_all(
+    world: World,
+) {
     let (_, refused) = sent(&world).await;
     let start = Instant::now();
     refused.throttled(Some(3 * SECOND / 2));
@@ -154,7 +158,7 @@ async fn after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all(world
     assert!(start.elapsed() >= 3 * SECOND / 2, "{:?}", start.elapsed());
     assert!(
         could_be_sent(&world, SECOND / 2).await.is_none(),
-        "the probe is under way"
+        "the probe is in progress"
     );
     probe.answered();
     let answered = Instant::now();
@@ -168,14 +172,14 @@ async fn after_a_refusal_nobody_goes_before_its_hint_then_one_and_then_all(world
     );
 }
 
-async fn a_probe_that_never_left_is_followed_by_another(world: World) {
+async fn a_probe_that_was_never_sent_is_followed_by_another(world: World) {
     sent(&world).await.1.throttled(Some(SECOND / 10));
     let (_, probe) = sent(&world).await;
     probe.unsent();
     let (_, probe) = sent(&world).await;
     assert!(
         could_be_sent(&world, SECOND / 2).await.is_none(),
-        "the second probe is under way"
+        "the second probe is in progress"
     );
     probe.answered();
     sent(&world).await.1.answered();
@@ -217,13 +221,13 @@ async fn refusals_of_one_episode_are_one_lesson_and_the_longest_hint_holds(world
     }
     let (_, probe) = sent(&world).await;
     assert!(start.elapsed() >= SECOND, "{:?}", start.elapsed());
-    // All five were refused: what is left is far more than five lessons would leave.
+    // All five were throttled. The remaining rate is far higher than after five lessons.
     let view = world.view();
     assert!((1.0..4.9).contains(&view.effective_per_second), "{view:?}");
     probe.answered();
 }
 
-async fn callers_that_go_leave_their_tokens_to_others(world: World) {
+async fn callers_that_disconnect_leave_their_tokens_to_others(world: World) {
     let world = Arc::new(world);
     for _round in 0..2 {
         let start = Instant::now();

@@ -1,4 +1,5 @@
-//! Random storms: whoever comes, leaves, is refused or lost, in whatever order, nobody starves and every bound is kept.
+//! Random storms: calls arrive, leave, are refused or lost in any order. No call starves and every
+//! bound is kept.
 
 use proptest::prelude::*;
 
@@ -6,12 +7,12 @@ use super::*;
 
 #[derive(Clone, Debug)]
 struct Event {
-    /// Which client and which of its tenants; a client's weight is one more than its number.
+    /// The client and its tenant. A client's weight is one more than its number.
     who: (u32, u32),
-    /// Milliseconds after the event before it.
+    /// Milliseconds after the previous event.
     after: u64,
     hold: u64,
-    /// The caller hangs up so many milliseconds after it came.
+    /// The caller disconnects after this number of milliseconds.
     hang_up: Option<u64>,
     latency: u64,
     ends: Vec<End>,
@@ -65,39 +66,39 @@ fn event() -> impl Strategy<Value = Event> {
         )
 }
 
-/// What became of one call: exactly one of these, or its caller hung up.
+/// The outcome of a call whose caller did not disconnect.
 #[derive(Debug, PartialEq)]
-enum Fate {
+enum Outcome {
     Answered,
     Lost,
     Refused(Kind),
     Unused,
 }
 
-/// Takes one call through the queue as the flow does, ending attempts as the event says.
+/// Runs one call as the proxy does. Its attempts end as in `event.ends`.
 async fn one_call(
-    mut call: LimitedCall<Doors>,
+    mut call: LimitedCall<TestConnector>,
     event: Event,
     sends: Arc<Mutex<Vec<Instant>>>,
-) -> Fate {
+) -> Outcome {
     let arrived = Instant::now();
     for attempt in 0.. {
-        let turn = match call.permit().await {
-            Ok(turn) => turn,
-            Err(refusal) => return Fate::Refused(refusal.kind),
+        let permit = match call.permit().await {
+            Ok(permit) => permit,
+            Err(refusal) => return Outcome::Refused(refusal.kind),
         };
         assert!(
             arrived.elapsed() <= Duration::from_millis(event.hold),
-            "nothing gets its turn after its send-by"
+            "no call is granted after its send-by"
         );
         if event.unused {
-            return Fate::Unused;
+            return Outcome::Unused;
         }
-        let (_connection, receipt) = turn.spend().unwrap();
+        let (_connection, receipt) = permit.spend().unwrap();
         sends.lock().push(Instant::now());
         let end = event.ends.get(attempt).copied().unwrap_or(End::Answered);
         let latency = Duration::from_millis(event.latency);
-        // From the send on the attempt is its own task, and goes on when the caller hangs up.
+        // The attempt is a task of its own, and continues when the caller disconnects.
         let attempt = tokio::spawn(async move {
             sleep(latency).await;
             match end {
@@ -109,12 +110,12 @@ async fn one_call(
         });
         attempt.await.unwrap();
         match end {
-            End::Answered => return Fate::Answered,
-            End::Lost => return Fate::Lost,
+            End::Answered => return Outcome::Answered,
+            End::Lost => return Outcome::Lost,
             End::Throttled(_) | End::Unsent => {}
         }
     }
-    unreachable!("the loop ends with a fate")
+    unreachable!("the loop returns an outcome")
 }
 
 async fn storm(events: Vec<Event>) {
@@ -123,7 +124,10 @@ async fn storm(events: Vec<Event>) {
     let mut calls = Vec::new();
     for event in events {
         sleep(Duration::from_millis(event.after)).await;
-        world.door.delay_ms.store(event.connect, Ordering::Relaxed);
+        world
+            .connector
+            .delay_ms
+            .store(event.connect, Ordering::Relaxed);
         let (client, tenant) = event.who;
         let who = operation(
             &format!("client-{client}"),
@@ -155,7 +159,8 @@ async fn storm(events: Vec<Event>) {
         }
     }
     assert!(worst_second(&sends.lock()) <= 5, "six sends in a second");
-    // At rest: pauses end within a minute; four tokens come back in 48 seconds, then 35 ms of the gap in 175.
+    // At rest: pauses end within a minute; four tokens come back in 48 seconds, then 35 ms of the
+    // gap in 175.
     sleep(300 * SECOND).await;
     let (granted, spent, returned) = world.tokens();
     assert_eq!(
@@ -173,13 +178,13 @@ async fn storm(events: Vec<Event>) {
         world.queue.lanes().is_empty(),
         "the lane is at rest and holds no token"
     );
-    assert_eq!(world.queue.shared.room.used(), 0);
-    assert_eq!(world.door.open.load(Ordering::Relaxed), 0);
+    assert_eq!(world.queue.inner.room.used(), 0);
+    assert_eq!(world.connector.open.load(Ordering::Relaxed), 0);
     first_five_go_at_once(&world).await;
 }
 
 async fn first_five_go_at_once(world: &World) {
-    world.door.delay_ms.store(0, Ordering::Relaxed);
+    world.connector.delay_ms.store(0, Ordering::Relaxed);
     let start = Instant::now();
     for _ in 0..5 {
         world
@@ -199,10 +204,11 @@ async fn first_five_go_at_once(world: &World) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// 96 storms of 150 to 250 calls: at least 14,400 arrivals, with hang-ups, throttles, lost answers, connections
-    /// that were closed before anything was sent, slow connections, turns that are not used.
+    /// 96 storms of 150 to 250 calls: at least 14,400 arrivals, with disconnects, throttles, lost
+    /// answers, connections that were closed before anything was sent, slow connections, unused
+    /// permits.
     #[test]
-    fn in_any_storm_the_rate_holds_and_every_call_has_one_end(events in proptest::collection::vec(event(), 150..250)) {
+    fn in_any_storm_the_rate_is_kept_and_every_call_has_one_outcome(events in proptest::collection::vec(event(), 150..250)) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(storm(events));
     }

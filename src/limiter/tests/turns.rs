@@ -1,9 +1,9 @@
-//! When does a turn come, to the millisecond, and to whom does one go that is not used?
+//! When are calls granted, to the millisecond, and which call gets an unused permit?
 
 use super::*;
 
 #[tokio::test(start_paused = true)]
-async fn sixty_at_once_leave_in_eleven_seconds_and_eleven_gaps() {
+async fn sixty_calls_at_once_are_sent_in_eleven_windows_and_gaps() {
     let world = World::new(GAP).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
@@ -22,7 +22,7 @@ async fn sixty_at_once_leave_in_eleven_seconds_and_eleven_gaps() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_fifth_call_after_idleness_waits_nothing_and_the_sixth_a_window() {
+async fn after_idle_time_five_calls_are_sent_immediately_and_the_sixth_after_a_window() {
     let world = World::new(GAP).await;
     for _round in 0..3 {
         let start = Instant::now();
@@ -51,8 +51,8 @@ async fn the_fifth_call_after_idleness_waits_nothing_and_the_sixth_a_window() {
 #[tokio::test(start_paused = true)]
 async fn nothing_leaves_in_the_first_second_of_a_process() {
     let mut world = World::new(GAP).await;
-    let shared = Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().shared).unwrap();
-    shared.started = Instant::now();
+    let inner = Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner).unwrap();
+    inner.started = Instant::now();
     let start = Instant::now();
     world
         .arrive(30 * SECOND)
@@ -68,25 +68,25 @@ async fn nothing_leaves_in_the_first_second_of_a_process() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_turn_that_is_not_used_goes_to_the_next_at_once() {
+async fn an_unused_permit_goes_to_the_next_call_immediately() {
     let world = World::new(GAP).await;
-    let mut turns = Vec::new();
+    let mut permits = Vec::new();
     for _ in 0..5 {
-        turns.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
+        permits.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
     }
     let mut sixth = world.arrive(30 * SECOND).unwrap();
     let start = Instant::now();
     let waiting =
-        tokio::spawn(async move { sixth.permit().await.map(|turn| (turn, Instant::now())) });
+        tokio::spawn(async move { sixth.permit().await.map(|permit| (permit, Instant::now())) });
     sleep(Duration::from_millis(70)).await;
-    turns.pop();
+    permits.pop();
     let (_turn, at) = waiting.await.unwrap().unwrap();
     assert_eq!(at - start, Duration::from_millis(70));
     assert_eq!(world.tokens(), (6, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_leaves_in_whatever_subset_nobody_hangs() {
+async fn no_call_hangs_whichever_others_leave() {
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
         let world = World::new(GAP).await;
@@ -117,7 +117,7 @@ async fn whoever_leaves_in_whatever_subset_nobody_hangs() {
         let (granted, spent, returned) = world.tokens();
         assert_eq!(granted, spent + returned, "seed {seed}");
         assert_eq!(
-            world.door.open.load(Ordering::Relaxed),
+            world.connector.open.load(Ordering::Relaxed),
             0,
             "seed {seed}: connections are given back"
         );
@@ -125,37 +125,36 @@ async fn whoever_leaves_in_whatever_subset_nobody_hangs() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_that_becomes_too_late_before_it_is_used_is_not_used() {
+async fn a_slot_that_expires_before_its_use_is_not_used() {
     let world = World::new(GAP).await;
-    world.dealt(1, 5);
-    world.door.looks_ms.store(20, Ordering::Relaxed);
+    world.set_dealt(1, 5);
+    world.connector.lookup_ms.store(20, Ordering::Relaxed);
     let permit = world
         .arrive(SECOND)
         .unwrap()
         .permit()
         .await
         .expect("it is granted");
-    assert!(permit.spend().is_none(), "it is too late to be used");
+    assert!(permit.spend().is_none(), "the slot has expired");
     assert_eq!(world.tokens(), (1, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_slot_that_becomes_too_late_while_a_connection_is_looked_for_is_not_granted_and_ends_no_worker()
- {
+async fn a_slot_that_expires_while_a_connection_is_looked_up_is_not_granted() {
     let world = World::new(GAP).await;
-    world.dealt(1, 5);
+    world.set_dealt(1, 5);
     let lane = world.queue.lane(&operation("a", SECOND));
     lane.lock()
         .state
         .lane
         .pause_until(Instant::now() + Duration::from_millis(10));
-    world.door.looks_ms.store(20, Ordering::Relaxed);
+    world.connector.lookup_ms.store(20, Ordering::Relaxed);
     let refusal = world.arrive(SECOND).unwrap().permit().await.err().unwrap();
     assert_eq!(
         (refusal.kind, world.tokens()),
         (Kind::HoldExpired, (0, 0, 0))
     );
-    world.dealt(1, 5);
-    world.door.looks_ms.store(0, Ordering::Relaxed);
+    world.set_dealt(1, 5);
+    world.connector.lookup_ms.store(0, Ordering::Relaxed);
     assert!(world.arrive(SECOND).unwrap().permit().await.is_ok());
 }

@@ -1,4 +1,5 @@
-//! Tokens in pure time: each is back one window and gap after its own use, and no change of rate breaks that.
+//! Tokens in simulated time: each is back one window and gap after its own use, at any change of
+//! rate.
 
 use std::num::NonZeroU32;
 
@@ -21,7 +22,7 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// All tokens are free at the returned time.
+/// Tokens that are all free at the returned time.
 fn warm(count: u32) -> (Tokens, Instant) {
     let now = Instant::now();
     (Tokens::new(limit(count), GAP, now - AWAY, now), now)
@@ -46,7 +47,7 @@ fn spend(tokens: &mut Tokens, at: Instant) -> bool {
 }
 
 #[test]
-fn the_first_five_after_idleness_are_free_at_once() {
+fn after_idle_time_all_five_tokens_are_free() {
     let (mut tokens, now) = warm(5);
     assert_eq!((0..6).filter(|_| tokens.take(now)).count(), 5);
 }
@@ -77,7 +78,7 @@ fn each_token_is_back_one_window_and_gap_after_its_own_use() {
 }
 
 #[test]
-fn the_clock_runs_from_the_use_and_not_from_the_grant() {
+fn a_tokens_window_runs_from_its_use_and_not_from_its_grant() {
     let (mut tokens, start) = warm(1);
     assert!(tokens.take(start));
     tokens.used(start + SECOND);
@@ -91,7 +92,7 @@ fn a_token_given_back_is_free_at_once() {
     let (mut tokens, now) = warm(5);
     assert!(tokens.take(now));
     tokens.give_back();
-    assert!(tokens.at_rest(now));
+    assert!(tokens.is_at_rest(now));
 }
 
 #[test]
@@ -122,13 +123,14 @@ fn the_forecast_is_what_happens() {
     assert_eq!(wait(4, start + 9 * SECOND), 9 * SECOND);
 }
 
-/// Takes whatever can be taken, one token more being usable from each of `more` on.
+/// Takes tokens as soon as possible. One more token is usable from each time in `more` on.
 fn grants(tokens: &mut Tokens, start: Instant, number: usize, more: &[u64]) -> Vec<u128> {
     let mut more = more.iter().map(|at| start + ms(*at)).peekable();
-    let (mut grants, mut now) = (Vec::new(), start);
+    let mut grants = Vec::new();
+    let mut now = start;
     while grants.len() < number {
         while more.next_if(|at| *at <= now).is_some() {
-            tokens.keep(rate(u32::try_from(tokens.usable).unwrap() + 1, 5));
+            tokens.set_rate(rate(u32::try_from(tokens.usable).unwrap() + 1, 5));
         }
         while spend(tokens, now) {
             grants.push((now - start).as_millis());
@@ -140,7 +142,7 @@ fn grants(tokens: &mut Tokens, start: Instant, number: usize, more: &[u64]) -> V
 }
 
 #[test]
-fn the_forecast_reckons_with_tokens_that_may_be_used_later() {
+fn the_forecast_includes_tokens_that_become_usable_later() {
     for (usable, used, more) in [
         (3, &[0, 100, 200][..], &[5000, 9000][..]),
         (1, &[0, 0, 0, 0, 0], &[1005, 1005, 1100, 20_000]),
@@ -150,7 +152,7 @@ fn the_forecast_reckons_with_tokens_that_may_be_used_later() {
         for at in used {
             assert!(spend(&mut tokens, start + ms(*at)));
         }
-        tokens.keep(rate(usable, 5));
+        tokens.set_rate(rate(usable, 5));
         let now = start + ms(used.last().copied().unwrap_or_default());
         let rises: Vec<_> = (1..)
             .zip(more)
@@ -171,7 +173,7 @@ fn the_forecast_reckons_with_tokens_that_may_be_used_later() {
 #[test]
 fn a_rising_rate_of_many_tokens_is_forecast_by_its_mean() {
     let (mut tokens, start) = warm(1000);
-    tokens.keep(rate(500, 5));
+    tokens.set_rate(rate(500, 5));
     let rises = vec![
         (start + 10 * SECOND, rate(750, 5)),
         (start + 20 * SECOND, rate(1000, 5)),
@@ -186,7 +188,7 @@ fn a_rising_rate_of_many_tokens_is_forecast_by_its_mean() {
     );
     assert_eq!(
         at[4999], 9045,
-        "ten bunches of five hundred before the first rise"
+        "ten bursts of five hundred before the first rise"
     );
     let window = 1005.0;
     let within = |index: usize, expected: f64| {
@@ -201,13 +203,13 @@ fn a_rising_rate_of_many_tokens_is_forecast_by_its_mean() {
 }
 
 #[test]
-fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() {
+fn a_lower_rate_takes_free_tokens_out_of_use_first_then_those_that_are_back_next() {
     let (mut tokens, start) = warm(5);
     for at in [0, 100, 200, 300] {
         assert!(spend(&mut tokens, start + ms(at)));
     }
     let now = start + ms(300);
-    tokens.keep(rate(2, 5));
+    tokens.set_rate(rate(2, 5));
     assert_eq!(tokens.free(now), 0);
     let grants: Vec<_> = (0..4)
         .map(|ahead| (tokens.forecast(now, now, Vec::new()).at(ahead) - start).as_millis())
@@ -218,22 +220,22 @@ fn fewer_usable_tokens_leave_out_the_free_ones_then_those_that_come_back_next() 
         assert_eq!((at - start).as_millis(), expected);
         assert!(tokens.take(at));
     }
-    tokens.keep(rate(5, 5));
+    tokens.set_rate(rate(5, 5));
     assert_eq!(
         tokens.free(start + ms(1305)),
         3,
-        "none that was taken out of use is lost"
+        "no token that was taken out of use is lost"
     );
 }
 
 #[test]
-fn what_is_learned_holds_for_earlier_uses_too() {
+fn a_changed_gap_applies_to_earlier_uses() {
     let (mut tokens, start) = warm(5);
     for _ in 0..5 {
         assert!(spend(&mut tokens, start));
     }
     for gap in [40, 5, 20] {
-        tokens.keep(rate(5, gap));
+        tokens.set_rate(rate(5, gap));
         assert_eq!(tokens.next_at(start), Some(start + SECOND + ms(gap)));
     }
 }
@@ -241,7 +243,7 @@ fn what_is_learned_holds_for_earlier_uses_too() {
 #[test]
 fn a_spaced_rate_uses_one_token_at_a_time() {
     let (mut tokens, start) = warm(5);
-    tokens.keep(Rate {
+    tokens.set_rate(Rate {
         tokens: 3,
         window: ms(1200),
         gap: ms(5),
@@ -251,7 +253,7 @@ fn a_spaced_rate_uses_one_token_at_a_time() {
     for at in 0..2500 {
         if spend(&mut tokens, start + ms(at)) {
             uses.push(at);
-            assert!(!tokens.take(start + ms(at)), "the next one waits");
+            assert!(!tokens.take(start + ms(at)), "the next one has to wait");
         }
     }
     assert_eq!(uses, [0, 400, 800, 1205, 1605, 2005, 2410]);
@@ -259,17 +261,19 @@ fn a_spaced_rate_uses_one_token_at_a_time() {
 }
 
 proptest! {
-    /// At any count, with tokens that are used long after their grant, given back, or used besides.
+    /// At any count, with tokens that are used long after their grant, returned, or used
+    /// immediately.
     #[test]
     fn no_change_of_rate_lets_more_than_the_count_into_a_second(
         count in prop_oneof![Just(1_u32), Just(5), Just(50), Just(1000)],
         steps in proptest::collection::vec((0..300_u64, 0..41_u64, 1..101_u32, 0..400_u64, 0..12_u8), 1..60),
     ) {
         let (mut tokens, mut now) = warm(count);
-        let (mut uses, mut held) = (Vec::<Instant>::new(), Vec::<Instant>::new());
+        let mut uses = Vec::<Instant>::new();
+        let mut held = Vec::<Instant>::new();
         for (after, gap, percent, late, kind) in steps {
             now += ms(after);
-            tokens.keep(rate((count * percent / 100).max(1), gap));
+            tokens.set_rate(rate((count * percent / 100).max(1), gap));
             held.retain(|write_at| {
                 let due = *write_at <= now;
                 if due {

@@ -69,7 +69,8 @@ impl Lanes {
         let limiter = Limiter::new(
             &super::config(),
             Arc::new(Open),
-            (Arc::new(Metrics::new()), None),
+            Arc::new(Metrics::new()),
+            None,
             started,
         );
         Self {

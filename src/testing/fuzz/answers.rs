@@ -17,7 +17,7 @@ use crate::call::judge::{self, Context, ThrottleSource, Verdict};
 use crate::call::reply;
 use crate::call::retry::{self, Decision, Tries};
 use crate::config::{self, Config};
-use crate::limiter::pause::{Pause, Refused};
+use crate::limiter::pause::{Pause, ThrottleRefusal};
 use crate::observe::record::Service;
 use crate::upstream::Answer;
 
@@ -195,8 +195,8 @@ pub fn hints(input: &[u8]) {
     };
     let (now, policy) = (Instant::now(), &DEFAULTS.retry);
     let mut pause = Pause::default();
-    pause.refused(
-        &Refused {
+    pause.throttled(
+        &ThrottleRefusal {
             written_at: now,
             hint: *hint,
             isolated: false,

@@ -1,10 +1,11 @@
-//! Forecasts come true: with no later arrivals and no refusals each call is granted when its arrival was told.
+//! Forecasts come true: without later arrivals and refusals each call is granted when predicted.
 
 use proptest::prelude::*;
 
 use super::*;
 
-/// Grants and writes whatever the lane allows until no call waits: when each of them was granted.
+/// Grants and writes whatever the lane allows until the queue is empty. Returns the time of each
+/// grant.
 fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
     let mut granted = BTreeMap::new();
     for _ in 0..100_000 {
@@ -13,9 +14,9 @@ fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
             rules: &world.rules,
             drain_by: None,
         };
-        let (next, look_at) = world.lane.next(true, cx);
+        let (next, check_at) = world.lane.next(true, cx);
         match next {
-            Next::Rest => return granted,
+            Next::Idle => return granted,
             Next::Grant => {
                 for effect in world.lane.handle(Event::Connected, cx) {
                     let Effect::Grant { waiter, grant } = effect else {
@@ -27,7 +28,7 @@ fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
                         at: world.now,
                     };
                     world.lane.handle(written, cx);
-                    // The probe's end comes at once.
+                    // The probe ends immediately.
                     if grant.probe {
                         world.lane.handle(
                             Event::Ended {
@@ -42,9 +43,9 @@ fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
             }
             Next::Review => drop(world.lane.handle(Event::Review, cx)),
             Next::Pause(until) | Next::Token(until) | Next::Until(until) => {
-                world.now = look_at.map_or(until, |at| at.min(until)).max(world.now);
+                world.now = check_at.map_or(until, |at| at.min(until)).max(world.now);
             }
-            Next::Connect(_) | Next::Event => panic!("nothing is held, and a connection is there"),
+            Next::Connect(_) | Next::Event => panic!("no token is held, and a connection is ready"),
         }
     }
     panic!("the queue never ends");
@@ -63,30 +64,31 @@ proptest! {
     ) {
         let mut world = World::warm(count);
         if let Some(part) = part {
-            let (count, since) = (NonZeroU32::new(part.min(count)).unwrap(), world.now - ms(5000));
-            world.does(Do::Source(Stands::Part { count, since }));
+            let count = NonZeroU32::new(part.min(count)).unwrap();
+            let since = world.now - ms(5000);
+            world.apply(Step::Source(QuotaSource::Part { count, since }));
         }
         for call in 0..sent {
             world.now += ms(37);
-            if let Some(grant) = world.lane.pass(world.at(HOLD), world.now) {
+            if let Some(grant) = world.lane.try_grant(world.at(HOLD), world.now) {
                 let cx = Context { now: world.now, rules: &world.rules, drain_by: None };
                 world.lane.handle(Event::Written { grant, at: world.now }, cx);
             }
             prop_assert!(call < 8);
         }
-        world.does(Do::Order(Some(pause)));
+        world.apply(Step::Pause(Some(pause)));
         let mut told = BTreeMap::new();
         for call in 0..calls {
             let ahead = world.lane.queue().len();
             told.insert(call, world.now + world.lane.predicted_wait(ahead, world.now));
-            world.does(Do::Arrive(call, "a", HOLD));
+            world.apply(Step::Arrive(call, "a", HOLD));
         }
         prop_assert_eq!(serve(&mut world), told);
     }
 
-    /// The lane has learned: its rate rises while the calls wait.
+    /// The rate of the lane rises while the calls wait.
     #[test]
-    fn a_rising_lanes_forecast_is_right_to_a_tokens_distance_or_a_window_of_many(
+    fn a_rising_lanes_forecast_is_right_to_the_distance_of_two_tokens_or_to_a_window_of_many(
         count in prop_oneof![Just(5_u32), Just(30), Just(200)],
         refusals in 1..4_u64,
         idle in 0..8000_u64,
@@ -96,7 +98,7 @@ proptest! {
         for call in 0..refusals {
             let at = world.now + ms(2000);
             world.now = at;
-            let grant = world.lane.pass(at + ms(1), at).unwrap();
+            let grant = world.lane.try_grant(at + ms(1), at).unwrap();
             let cx = Context { now: at, rules: &world.rules, drain_by: None };
             world.lane.handle(Event::Written { grant, at }, cx);
             let end = End::Throttled { hint: Some(ms(500)), random: 0.5 };
@@ -106,12 +108,12 @@ proptest! {
         world.now += ms(500 + idle);
         let mut told = BTreeMap::new();
         for call in 0..calls {
-            world.does(Do::Arrive(call, "a", HOLD));
+            world.apply(Step::Arrive(call, "a", HOLD));
             told.insert(call, world.lane.forecast(world.now).unwrap().at(call as usize));
         }
         let rate = world.lane.rate(world.now);
         let distance = (rate.away() / rate.tokens).max(rate.spacing);
-        // The mean rate of many tokens knows nothing of the bunches that they come in.
+        // With many tokens the mean rate is used, which does not model bursts.
         let distance = if rate.tokens > 64 { rate.away() } else { distance };
         let granted = serve(&mut world);
         for (call, told) in told {

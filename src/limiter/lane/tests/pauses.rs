@@ -1,32 +1,33 @@
-//! Refusals, the pause that follows, its probe, and the rate after it; an operator's pauses.
+//! Throttle refusals, the pause that follows, its probe, and the rate after it; an operator's
+//! pauses.
 
-use super::Do::*;
+use super::Step::*;
 use super::*;
 
-/// A lane of this count whose first call is refused 10 ms after its write.
+/// A lane of this count whose first call is throttled 10 ms after its write.
 fn refused(count: u32, hint: u64) -> World {
     let mut world = World::warm(count);
-    world.sends(1, 0);
+    world.send_one(1, 0);
     let pauses = format!("pauses {hint}");
-    world.row("refused", (10, Throttled(1, Some(hint)), &pauses, "rest"));
+    world.row("refused", (10, Throttled(1, Some(hint)), &pauses, "idle"));
     world
 }
 
 #[test]
-fn after_a_refusal_a_pause_then_one_probe_then_the_learned_rate() {
+fn a_throttle_is_followed_by_a_pause_one_probe_and_the_learned_rate() {
     let mut world = refused(5, 2000);
     world.rows([
         (20, Arrive(2, "a", HOLD), "", "pause 2010"),
         (20, Arrive(3, "a", HOLD), "", "pause 2010"),
-        (20, Pass(4), "closed", "pause 2010"),
+        (20, TryGrant(4), "closed", "pause 2010"),
         (2009, Connected, "", "pause 2010"),
-        (2010, Look, "", "grant"),
+        (2010, Check, "", "grant"),
         (2010, Connected, "probe 2", "pause 3010"),
         (2010, MaySend(2), "yes", "pause 3010"),
         (2012, Written(2, 2012), "", "pause 3010"),
     ]);
-    // The lane has learned: it sends less than its limit, evenly spaced from the probe's write on.
-    world.happens(2030, Accepted(2));
+    // The lane now sends less than its limit, evenly spaced from the probe's write on.
+    world.step(2030, Accepted(2));
     let rate = world.lane.rate(world.now);
     assert!(
         !rate.spacing.is_zero() && rate.spacing < ms(400),
@@ -35,42 +36,42 @@ fn after_a_refusal_a_pause_then_one_probe_then_the_learned_rate() {
     let next = world.at(2012) + rate.spacing;
     world.row(
         "spaced",
-        (2030, Look, "", &world.next_text(Next::Token(next))),
+        (2030, Check, "", &world.next_text(Next::Token(next))),
     );
     let at = u64::try_from(world.since_origin(next)).unwrap();
-    world.row("spaced", (at, Connected, "grant 3", "rest"));
+    world.row("spaced", (at, Connected, "grant 3", "idle"));
 }
 
 #[test]
-fn a_pause_revokes_grants_and_not_its_own_probe() {
+fn a_pause_invalidates_grants_but_not_its_own_probe() {
     let mut world = World::warm(5);
-    world.sends(1, 0);
+    world.send_one(1, 0);
     world.rows([
-        (1, Pass(2), "grant 2", "rest"),
-        (2, Pass(3), "grant 3", "rest"),
-        (10, MaySend(2), "yes", "rest"),
-        (10, Throttled(1, Some(2000)), "pauses 2000", "rest"),
-        (10, MaySend(2), "no", "rest"),
-        (10, Returned(2), "", "rest"),
-        // This one was begun before the pause.
-        (11, Written(3, 11), "", "rest"),
+        (1, TryGrant(2), "grant 2", "idle"),
+        (2, TryGrant(3), "grant 3", "idle"),
+        (10, MaySend(2), "yes", "idle"),
+        (10, Throttled(1, Some(2000)), "pauses 2000", "idle"),
+        (10, MaySend(2), "no", "idle"),
+        (10, Returned(2), "", "idle"),
+        // This one began before the pause.
+        (11, Written(3, 11), "", "idle"),
         (2010, Arrive(4, "a", HOLD), "", "grant"),
-        (2010, Connected, "probe 4", "rest"),
-        (2010, MaySend(4), "yes", "rest"),
+        (2010, Connected, "probe 4", "idle"),
+        (2010, MaySend(4), "yes", "idle"),
     ]);
 }
 
 #[test]
 fn refusals_of_one_episode_are_one_pause() {
     let mut world = World::warm(5);
-    (1..=5).for_each(|call| world.sends(call, 0));
+    (1..=5).for_each(|call| world.send_one(call, 0));
     world.rows([
-        (10, Throttled(1, None), "pauses 100", "rest"),
-        (11, Throttled(2, None), "", "rest"),
-        (12, Throttled(3, None), "", "rest"),
-        (13, Accepted(4), "", "rest"),
+        (10, Throttled(1, None), "pauses 100", "idle"),
+        (11, Throttled(2, None), "", "idle"),
+        (12, Throttled(3, None), "", "idle"),
+        (13, Accepted(4), "", "idle"),
         (14, Arrive(6, "a", HOLD), "", "pause 110"),
-        // A longer hint prolongs it.
+        // A longer hint extends the pause.
         (15, Throttled(5, Some(500)), "", "review"),
         (15, Review, "", "pause 515"),
     ]);
@@ -79,21 +80,21 @@ fn refusals_of_one_episode_are_one_pause() {
 #[test]
 fn a_probe_that_is_refused_doubles_the_back_off() {
     let mut world = World::warm(5);
-    world.sends(1, 0);
+    world.send_one(1, 0);
     world.rows([
-        (10, Throttled(1, None), "pauses 100", "rest"),
-        // By then the rate, too, allows another one.
-        (1000, Pass(2), "probe 2", "rest"),
-        (1000, Written(2, 1000), "", "rest"),
-        (1010, Throttled(2, None), "pauses 200", "rest"),
-        (3000, Pass(3), "probe 3", "rest"),
-        (3000, Written(3, 3000), "", "rest"),
-        (3010, Throttled(3, None), "pauses 400", "rest"),
+        (10, Throttled(1, None), "pauses 100", "idle"),
+        // By then the rate also permits another attempt.
+        (1000, TryGrant(2), "probe 2", "idle"),
+        (1000, Written(2, 1000), "", "idle"),
+        (1010, Throttled(2, None), "pauses 200", "idle"),
+        (3000, TryGrant(3), "probe 3", "idle"),
+        (3000, Written(3, 3000), "", "idle"),
+        (3010, Throttled(3, None), "pauses 400", "idle"),
     ]);
 }
 
 #[test]
-fn a_probe_that_is_not_sent_leaves_the_next_grant_the_probe() {
+fn if_the_probe_is_not_sent_the_next_grant_is_the_probe() {
     for unsent in [false, true] {
         let mut world = refused(5, 2000);
         world.rows([
@@ -103,16 +104,16 @@ fn a_probe_that_is_not_sent_leaves_the_next_grant_the_probe() {
         ]);
         if unsent {
             world.row("unsent", (2011, Written(2, 2011), "", "pause 3010"));
-            world.happens(2300, Unsent(2));
+            world.step(2300, Unsent(2));
         } else {
             world.row("returned", (2300, Returned(2), "", "grant"));
         }
-        world.row("the next", (2300, Connected, "probe 3", "rest"));
+        world.row("the next", (2300, Connected, "probe 3", "idle"));
     }
 }
 
 #[test]
-fn a_probe_without_an_answer_is_waited_for_a_second() {
+fn the_lane_waits_one_second_for_a_probe_without_an_answer() {
     let mut world = refused(5, 2000);
     world.rows([
         (2010, Arrive(2, "a", HOLD), "", "grant"),
@@ -120,8 +121,8 @@ fn a_probe_without_an_answer_is_waited_for_a_second() {
         (2010, Connected, "probe 2", "pause 3010"),
         (2010, Written(2, 2010), "", "pause 3010"),
         (3009, Connected, "", "pause 3010"),
-        (3010, Connected, "grant 3", "rest"),
-        (3500, Unknown(2), "", "rest"),
+        (3010, Connected, "grant 3", "idle"),
+        (3500, Unknown(2), "", "idle"),
     ]);
 }
 
@@ -137,14 +138,15 @@ fn a_slow_probe_of_an_earlier_episode_does_not_end_the_wait_for_the_latest_one()
         if !matches!(end(2), Returned(_)) {
             world.row("the slow one", (2010, Written(2, 2010), "", "pause 3010"));
         } else {
-            // It holds its token: with spaced tokens none is free, and the lane waits for it.
-            world.row("the slow one", (3010, Look, "", "event"));
+            // It holds its token. At a spaced rate no other token is free, so the lane waits for
+            // it.
+            world.row("the slow one", (3010, Check, "", "event"));
             continue;
         }
         world.rows([
-            (3400, Connected, "grant 3", "rest"),
-            (3400, Written(3, 3400), "", "rest"),
-            (3420, Throttled(3, Some(1000)), "pauses 1000", "rest"),
+            (3400, Connected, "grant 3", "idle"),
+            (3400, Written(3, 3400), "", "idle"),
+            (3420, Throttled(3, Some(1000)), "pauses 1000", "idle"),
             (4420, Arrive(4, "a", HOLD), "", "grant"),
             (4420, Arrive(5, "a", HOLD), "", "grant"),
             (4420, Connected, "probe 4", "pause 5420"),
@@ -152,47 +154,47 @@ fn a_slow_probe_of_an_earlier_episode_does_not_end_the_wait_for_the_latest_one()
             (4440, end(2), "", "pause 5420"),
         ]);
         // The end of the latest one does.
-        world.happens(4450, Accepted(4));
+        world.step(4450, Accepted(4));
         assert_eq!(world.lane.pause.gate(world.now), Gate::Open);
     }
 }
 
 #[test]
-fn a_refusal_amid_accepted_attempts_costs_a_moment_and_no_probe() {
+fn a_throttle_among_accepted_attempts_causes_a_brief_pause_and_no_probe() {
     let mut world = World::warm(100);
     for call in 1..=20 {
-        world.sends(call, 0);
+        world.send_one(call, 0);
     }
     for call in 1..=19 {
-        world.row("accepted", (10, Accepted(call), "", "rest"));
+        world.row("accepted", (10, Accepted(call), "", "idle"));
     }
     world.rows([
-        (10, Throttled(20, None), "", "rest"),
+        (10, Throttled(20, None), "", "idle"),
         (10, Arrive(21, "a", HOLD), "", "pause 35"),
-        (35, Look, "", "grant"),
-        (35, Connected, "grant 21", "rest"),
+        (35, Check, "", "grant"),
+        (35, Connected, "grant 21", "idle"),
     ]);
     assert!(!world.lane.pace.has_learned());
 }
 
 #[test]
-fn a_hint_pauses_the_lane_also_amid_accepted_attempts() {
+fn a_hint_pauses_the_lane_also_among_accepted_attempts() {
     let mut world = World::warm(100);
     for call in 1..=20 {
-        world.sends(call, 0);
+        world.send_one(call, 0);
     }
-    (1..=19).for_each(|call| world.row("accepted", (10, Accepted(call), "", "rest")));
+    (1..=19).for_each(|call| world.row("accepted", (10, Accepted(call), "", "idle")));
     world.row(
         "refused",
-        (10, Throttled(20, Some(300)), "pauses 300", "rest"),
+        (10, Throttled(20, Some(300)), "pauses 300", "idle"),
     );
 }
 
 #[test]
 fn a_pause_refuses_the_calls_that_become_late() {
     let mut world = World::warm(5);
-    world.sends(1, 0);
-    (2..=5).for_each(|call| world.sends(call, 0));
+    world.send_one(1, 0);
+    (2..=5).for_each(|call| world.send_one(call, 0));
     world.rows([
         (1, Arrive(6, "a", HOLD), "", "token 1005"),
         (1, Arrive(7, "a", 1500), "", "token 1005"),
@@ -208,36 +210,36 @@ fn a_pause_refuses_the_calls_that_become_late() {
 }
 
 #[test]
-fn an_operators_pause_ends_by_itself_or_by_an_order_and_needs_no_probe() {
+fn an_operators_pause_ends_by_itself_or_by_a_command_and_needs_no_probe() {
     World::warm(5).rows([
-        (0, Pass(1), "grant 1", "rest"),
+        (0, TryGrant(1), "grant 1", "idle"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Arrive(3, "a", 3000), "", "grant"),
-        (10, Order(Some(5000)), "", "review"),
+        (10, Pause(Some(5000)), "", "review"),
         (10, Review, "refuse 3 WaitTooLong", "pause 5010"),
         (10, MaySend(1), "no", "pause 5010"),
         (10, Connected, "", "pause 5010"),
-        (5010, Look, "", "grant"),
-        (5010, Order(None), "", "review"),
+        (5010, Check, "", "grant"),
+        (5010, Pause(None), "", "review"),
         (5010, Review, "", "pause 65010"),
-        (9000, Look, "", "pause 69000"),
+        (9000, Check, "", "pause 69000"),
         (9000, Resume, "", "grant"),
         (9000, MaySend(1), "yes", "grant"),
-        (9000, Connected, "grant 2", "rest"),
+        (9000, Connected, "grant 2", "idle"),
     ]);
 }
 
 #[test]
-fn a_flush_refuses_every_call_that_waits_and_the_lane_goes_on() {
+fn a_flush_refuses_every_queued_call_and_the_lane_continues() {
     let mut world = World::warm(1);
     world.rows([
-        (0, Flush, "", "rest"),
-        (0, Pass(1), "grant 1", "rest"),
+        (0, Flush, "", "idle"),
+        (0, TryGrant(1), "grant 1", "idle"),
         (0, Arrive(2, "a", HOLD), "", "event"),
         (0, Arrive(3, "b", HOLD), "", "event"),
-        (5, Flush, "refuse all 2 Flushed", "rest"),
-        (5, Leave(2), "", "rest"),
-        (6, Written(1, 6), "", "rest"),
+        (5, Flush, "refuse all 2 Flushed", "idle"),
+        (5, Leave(2), "", "idle"),
+        (6, Written(1, 6), "", "idle"),
         (7, Arrive(4, "a", HOLD), "", "token 1011"),
     ]);
 }

@@ -1,5 +1,5 @@
-//! Random lives of one lane, with a carrier, an endpoint and a store around it that do what they may do at the worst
-//! moment. What must hold is checked at every step, and once more at the end.
+//! Random histories of one lane, with a driver, an endpoint and a store that act at the worst
+//! moment. The invariants are checked after every step and at the end.
 
 use std::sync::LazyLock;
 
@@ -10,38 +10,36 @@ use crate::limiter::shared::protocol::{AHEAD, How, Pauses};
 
 static RULES: LazyLock<Rules> = LazyLock::new(|| {
     let mut rules = rules();
-    (
-        rules.bounds.max_waiting,
-        rules.bounds.max_waiting_per_client,
-    ) = (150, 60);
+    rules.bounds.max_waiting = 150;
+    rules.bounds.max_waiting_per_client = 60;
     rules
 });
 
 const CLIENTS: [(&str, u32); 4] = [("a", 1), ("b", 1), ("c", 2), ("d", 5)];
-/// Every call with such a hold must be answered before its end.
+/// The hold of patient calls, which must be answered before it ends.
 const PATIENT: Duration = Duration::from_secs(200_000);
 const WINDOWS: [u64; 3] = [1000, 200, 5000];
 
-/// How a life begins, and what happens in it. The chances are in thousandths.
+/// The parameters of a history. Probabilities are in thousandths.
 #[derive(Clone, Copy, Debug)]
-struct Life {
+struct History {
     seed: u64,
     count: u32,
     window: u64,
     has_store: bool,
     calls: usize,
-    /// Of each attempt.
+    /// The probability of each attempt to be throttled.
     refused: u32,
     late: u32,
     unsent: u32,
-    /// Of each question.
+    /// The probability of each request to fail.
     unanswered: u32,
-    /// How many changes of the source, of the limit and orders there are.
+    /// The number of changes of the source and the limit, and of operators' commands.
     changes: usize,
     drains: bool,
 }
 
-fn life() -> impl Strategy<Value = Life> {
+fn history() -> impl Strategy<Value = History> {
     let lane = (
         any::<u64>(),
         prop_oneof![Just(1_u32), Just(5), Just(200), Just(10_000)],
@@ -59,7 +57,7 @@ fn life() -> impl Strategy<Value = Life> {
     (lane, trouble, 5..160_usize).prop_map(|((seed, count, window, has_store), trouble, calls)| {
         let (refused, late, unsent, unanswered, changes, drains) = trouble;
         let calls = if count == 200 { 4 * calls } else { calls };
-        Life {
+        History {
             seed,
             count,
             window: WINDOWS[window],
@@ -90,22 +88,22 @@ struct Call {
     is_patient: bool,
     state: State,
     grant: Option<Grant>,
-    /// Of the limit that the grant was made under.
+    /// The index of the limit under which the grant was made.
     era: usize,
 }
 
-/// What is due at some moment.
+/// A scheduled event.
 enum Due {
     Arrive(usize),
-    /// The caller hangs up, or its hold is over.
+    /// The caller disconnects, or its hold is over.
     Leave(usize),
     /// The permit is used.
     Begin(usize),
     Write(usize),
     Report(usize, Instant),
     End(usize, Instant),
-    Heard(Box<Question>, Instant),
-    Answered(Asked, Option<Box<Answer>>),
+    Received(Box<StoreRequest>, Instant),
+    Answered(PendingRequest, Option<Box<Answer>>),
     Connection,
     Change,
     Resume,
@@ -117,7 +115,7 @@ struct Write {
 }
 
 struct Driver {
-    life: Life,
+    history: History,
     random: fastrand::Rng,
     origin: Instant,
     now: Instant,
@@ -130,8 +128,8 @@ struct Driver {
     has_connection: bool,
     is_connecting: bool,
     store: Store,
-    questions: usize,
-    /// A slot was used too late, and the store has not answered the report.
+    requests: usize,
+    /// A slot was used too late, and the store has not acknowledged the report.
     is_unreported: bool,
     limits: Vec<Limit>,
     writes: Vec<Write>,
@@ -139,20 +137,21 @@ struct Driver {
     written: u64,
     returned: u64,
     held: u32,
-    /// Turns of each client (second) since another's latest (first), while that one waits.
-    turns: [[u32; CLIENTS.len()]; CLIENTS.len()],
+    /// For each waiting client (first index): how often each other client (second index) was served
+    /// since the first one was served last.
+    served_since: [[u32; CLIENTS.len()]; CLIENTS.len()],
 }
 
 // === impl Driver ===
 
 impl Driver {
-    fn new(life: Life) -> Self {
+    fn new(history: History) -> Self {
         let origin = Instant::now();
-        let limit = limit(life.count, life.window);
+        let limit = limit(history.count, history.window);
         let lane = Lane::new(limit, RULES.learn, origin - ms(20_000), origin);
         let mut driver = Self {
-            life,
-            random: fastrand::Rng::with_seed(life.seed),
+            history,
+            random: fastrand::Rng::with_seed(history.seed),
             origin,
             now: origin,
             lane,
@@ -164,7 +163,7 @@ impl Driver {
             has_connection: true,
             is_connecting: false,
             store: Store::default(),
-            questions: 0,
+            requests: 0,
             is_unreported: false,
             limits: vec![limit],
             writes: Vec::new(),
@@ -172,24 +171,23 @@ impl Driver {
             written: 0,
             returned: 0,
             held: 0,
-            turns: Default::default(),
+            served_since: Default::default(),
         };
         driver.plan();
         driver
     }
 
-    /// Bursts of arrivals, and what is changed meanwhile.
+    /// Schedules bursts of arrivals and the changes.
     fn plan(&mut self) {
         let mut at = self.now;
-        for number in 0..self.life.calls {
+        for number in 0..self.history.calls {
             if self.random.u32(0..8) == 0 {
-                at += ms(self.random.u64(0..2 * self.life.window));
+                at += ms(self.random.u64(0..2 * self.history.window));
             }
             let (client, weight) = CLIENTS[self.random.usize(..CLIENTS.len())];
             let tenant = TenantId::new(["x", "y"][self.random.usize(..2)]);
-            let place = Place(number as u64);
             let entry = QueueEntry {
-                place,
+                sequence: Sequence(number as u64),
                 client: ClientId::new(client),
                 weight,
                 tenant,
@@ -199,7 +197,7 @@ impl Driver {
             let hold = if is_patient {
                 PATIENT
             } else {
-                ms(self.random.u64(0..20 * self.life.window))
+                ms(self.random.u64(0..20 * self.history.window))
             };
             let send_by = at + hold;
             self.calls.push(Call {
@@ -216,14 +214,14 @@ impl Driver {
                 self.at(leaves, Due::Leave(number));
             }
         }
-        if self.life.has_store {
-            self.change_source(Stands::Together { since: self.now });
+        if self.history.has_store {
+            self.change_source(QuotaSource::Store { since: self.now });
         }
-        for _ in 0..self.life.changes {
+        for _ in 0..self.history.changes {
             let change_at = self.origin + (at - self.origin).mul_f64(1.5 * self.random.f64());
             self.at(change_at, Due::Change);
         }
-        if self.life.drains {
+        if self.history.drains {
             self.drain_by = Some(at + ms(self.random.u64(0..10_000)));
         }
     }
@@ -237,7 +235,7 @@ impl Driver {
         self.at(self.now + time, due);
     }
 
-    /// Whether something with this many chances in a thousand happens.
+    /// Returns true with a probability of `thousandths` / 1000.
     fn chance(&mut self, thousandths: u32) -> bool {
         self.random.u32(0..1000) < thousandths
     }
@@ -250,11 +248,11 @@ impl Driver {
         }
     }
 
-    /// Lives to the end: nothing is due any more.
+    /// Runs until no event is scheduled.
     fn run(&mut self) {
         self.work();
         for step in 0.. {
-            assert!(step < 200_000, "it never ends");
+            assert!(step < 200_000, "the history never ends");
             let due_at = self.due.first_key_value().map(|((at, _), _)| *at);
             let Some(at) = due_at.into_iter().chain(self.wake).min() else {
                 break;
@@ -269,7 +267,7 @@ impl Driver {
             self.check();
         }
         assert_eq!(
-            (self.held, self.questions, self.lane.queue().len()),
+            (self.held, self.requests, self.lane.queue().len()),
             (0, 0, 0)
         );
         assert!(
@@ -286,29 +284,32 @@ impl Driver {
                 if self.calls[call].state == State::Waiting {
                     assert!(
                         !self.calls[call].is_patient,
-                        "a patient call was left to itself"
+                        "a patient call was not answered in time"
                     );
                     self.calls[call].state = State::Over;
                     let entry = self.calls[call].entry.clone();
-                    self.event(Event::Left(entry));
+                    self.event(Event::Cancelled(entry));
                 }
             }
             Due::Begin(call) => self.begin(call),
             Due::Write(call) => self.write(call),
             Due::Report(call, at) => self.report(call, at),
             Due::End(call, at) => self.end(call, at),
-            Due::Heard(question, sent) => self.heard(*question, sent),
-            Due::Answered(asked, answer) => {
-                self.questions -= 1;
-                if answer.is_some() && !asked.ask.late.is_empty() {
+            Due::Received(request, sent) => self.received(*request, sent),
+            Due::Answered(pending, answer) => {
+                self.requests -= 1;
+                if answer.is_some() && !pending.ask.late.is_empty() {
                     self.is_unreported = false;
                 }
-                self.event(Event::Answered {
-                    question: asked,
+                self.event(Event::StoreAnswered {
+                    request: pending,
                     answer,
                 });
             }
-            Due::Connection => (self.has_connection, self.is_connecting) = (true, false),
+            Due::Connection => {
+                self.has_connection = true;
+                self.is_connecting = false;
+            }
             Due::Change => self.change(),
             Due::Resume => self.event(Event::Resumed),
         }
@@ -320,13 +321,14 @@ impl Driver {
     }
 
     fn arrive(&mut self, number: usize, returning: bool) {
-        let (entry, send_by) = (self.calls[number].entry.clone(), self.calls[number].send_by);
+        let entry = self.calls[number].entry.clone();
+        let send_by = self.calls[number].send_by;
         assert_eq!(self.calls[number].state, State::Outside);
         self.calls[number].state = State::Waiting;
         if !self.cx().is_drained(self.now)
             && self.now < send_by
             && self.has_connection
-            && let Some(grant) = self.lane.pass(send_by, self.now)
+            && let Some(grant) = self.lane.try_grant(send_by, self.now)
         {
             return self.grant(number, grant);
         }
@@ -351,7 +353,9 @@ impl Driver {
             State::Waiting,
             "granted twice, or after it was answered"
         );
-        (call.state, call.grant, call.era) = (State::Granted, Some(grant), self.limits.len() - 1);
+        call.state = State::Granted;
+        call.grant = Some(grant);
+        call.era = self.limits.len() - 1;
         self.granted += 1;
         self.held += 1;
         self.has_connection = self.random.bool();
@@ -359,9 +363,9 @@ impl Driver {
         self.after(late, Due::Begin(number));
     }
 
-    /// Up to this many milliseconds; sometimes seconds.
+    /// A random time of up to `most` milliseconds; sometimes seconds.
     fn delay(&mut self, most: u64) -> Duration {
-        let most = if self.chance(self.life.late) {
+        let most = if self.chance(self.history.late) {
             3000
         } else {
             most
@@ -369,16 +373,16 @@ impl Driver {
         Duration::from_micros(self.random.u64(0..=1000 * most))
     }
 
-    fn carry_out(&mut self, effects: VecDeque<Effect<usize>>, is_turn: bool) {
+    fn carry_out(&mut self, effects: VecDeque<Effect<usize>>, is_served: bool) {
         for effect in effects {
             match effect {
                 Effect::Grant { waiter, grant } => {
-                    self.turn(waiter);
+                    self.check_fairness(waiter);
                     self.grant(waiter, grant);
                 }
                 Effect::Expire { waiter, .. } => {
-                    if is_turn {
-                        self.turn(waiter);
+                    if is_served {
+                        self.check_fairness(waiter);
                     }
                     self.over(waiter);
                 }
@@ -388,19 +392,19 @@ impl Driver {
                         self.over(waiter);
                     }
                 }
-                Effect::Ask(question) => {
-                    self.questions += 1;
-                    let there = self.way();
+                Effect::SendRequest(request) => {
+                    self.requests += 1;
+                    let there = self.one_way_time();
                     let now = self.now;
-                    self.after(there, Due::Heard(question, now));
+                    self.after(there, Due::Received(request, now));
                 }
                 Effect::StoreTooFar | Effect::PauseBegan { .. } => {}
             }
         }
     }
 
-    /// The way to the store or back.
-    fn way(&mut self) -> Duration {
+    /// A random one-way time between this process and the store.
+    fn one_way_time(&mut self) -> Duration {
         let most = if self.chance(30) { 300_000 } else { 3000 };
         Duration::from_micros(self.random.u64(0..most))
     }
@@ -410,22 +414,23 @@ impl Driver {
         self.calls[number].state = State::Over;
     }
 
-    /// A call was served from the queue: no other client that waits is left behind by more than its share.
-    fn turn(&mut self, number: usize) {
+    /// Checks the fair order after a call was served: no waiting client is behind by more than its
+    /// share.
+    fn check_fairness(&mut self, number: usize) {
         let name = self.calls[number].entry.client.clone();
         let served = CLIENTS
             .iter()
             .position(|(client, _)| name.as_str() == *client)
             .unwrap();
-        self.turns[served] = Default::default();
+        self.served_since[served] = Default::default();
         for waits in (0..CLIENTS.len()).filter(|waits| *waits != served) {
             if !self.waits(waits) {
                 continue;
             }
-            self.turns[waits][served] += 1;
+            self.served_since[waits][served] += 1;
             let share = CLIENTS[served].1.div_ceil(CLIENTS[waits].1);
             assert!(
-                self.turns[waits][served] <= share + 1,
+                self.served_since[waits][served] <= share + 1,
                 "{waits} waits while {served} is served"
             );
         }
@@ -434,19 +439,19 @@ impl Driver {
     fn waits(&self, client: usize) -> bool {
         self.lane
             .queue()
-            .of_client(&ClientId::new(CLIENTS[client].0))
+            .client_len(&ClientId::new(CLIENTS[client].0))
             > 0
     }
 
     fn begin(&mut self, number: usize) {
         let grant = self.calls[number].grant.unwrap();
-        let is_dropped = self.chance(self.life.unsent);
+        let is_dropped = self.chance(self.history.unsent);
         if is_dropped || !self.lane.may_send(&grant, self.now) {
             self.give_back(number);
             return if is_dropped {
                 self.calls[number].state = State::Over
             } else {
-                self.again(number)
+                self.retry(number)
             };
         }
         assert!(self.now <= self.calls[number].send_by);
@@ -460,19 +465,20 @@ impl Driver {
         self.event(Event::Returned(self.calls[number].grant.unwrap()));
     }
 
-    /// It comes back with its place.
-    fn again(&mut self, number: usize) {
+    /// The call comes back with its sequence number.
+    fn retry(&mut self, number: usize) {
         self.calls[number].state = State::Outside;
         self.arrive(number, true);
     }
 
     fn write(&mut self, number: usize) {
-        if self.chance(self.life.unsent) {
+        if self.chance(self.history.unsent) {
             self.give_back(number);
-            return self.again(number);
+            return self.retry(number);
         }
         self.calls[number].state = State::Sent;
-        let (now, late) = (self.now, self.delay(0));
+        let now = self.now;
+        let late = self.delay(0);
         self.after(late, Due::Report(number, now));
     }
 
@@ -481,10 +487,10 @@ impl Driver {
         let grant = grant.unwrap();
         let is_current = grant.epoch == self.lane.epoch;
         let is_late = match (&self.lane.source, grant.token) {
-            (Source::Shared(_), Granted::Slot(slot)) if is_current => at > slot.until(),
+            (Source::Shared(_), GrantedToken::Slot(slot)) if is_current => at > slot.until(),
             (Source::Shared(_) | Source::None, _) => true,
-            (Source::Memory(_), Granted::Slot(slot)) => at > slot.until(),
-            (Source::Memory(_), Granted::Memory) => false,
+            (Source::Memory(_), GrantedToken::Slot(slot)) => at > slot.until(),
+            (Source::Memory(_), GrantedToken::Memory) => false,
         };
         if !is_late {
             self.writes.push(Write { at, era });
@@ -498,7 +504,7 @@ impl Driver {
     }
 
     fn end(&mut self, number: usize, written_at: Instant) {
-        let refused = self.chance(self.life.refused);
+        let refused = self.chance(self.history.refused);
         let end = match self.random.u32(0..20) {
             _ if refused => {
                 let hint = (self.random.u32(0..3) == 0).then(|| ms(self.random.u64(1..8000)));
@@ -517,24 +523,24 @@ impl Driver {
             end,
         });
         if refused {
-            self.again(number)
+            self.retry(number)
         } else {
             self.calls[number].state = State::Over
         }
     }
 
-    fn heard(&mut self, question: Question, sent: Instant) {
-        let lost = self.chance(self.life.unanswered);
+    fn received(&mut self, request: StoreRequest, sent: Instant) {
+        let lost = self.chance(self.history.unanswered);
         let view =
-            (!lost || self.random.bool()).then(|| self.store.answer(&question, self.stored()));
-        let back = self.way();
+            (!lost || self.random.bool()).then(|| self.store.answer(&request, self.stored()));
+        let back = self.one_way_time();
         let answer = view.filter(|_| !lost).map(|view| Answer {
             view,
             sent,
             received: self.now + back,
         });
         let back = if answer.is_some() { back } else { ms(250) };
-        self.after(back, Due::Answered(question.asked, answer.map(Box::new)));
+        self.after(back, Due::Answered(request.pending, answer.map(Box::new)));
     }
 
     fn stored(&self) -> u64 {
@@ -542,7 +548,10 @@ impl Driver {
     }
 
     fn change(&mut self) {
-        match self.random.u32(0..if self.life.has_store { 9 } else { 5 }) {
+        match self
+            .random
+            .u32(0..if self.history.has_store { 9 } else { 5 })
+        {
             0 => {
                 self.event(Event::Paused(None));
                 let later = ms(self.random.u64(0..5000));
@@ -556,7 +565,7 @@ impl Driver {
             2..5 => {
                 let count = [1, 2, 5, 50, 200, 10_000][self.random.usize(..6)];
                 let window = WINDOWS[self.random.usize(..3)];
-                let stands = self.lane.stands;
+                let quota_source = self.lane.quota_source;
                 if limit(count, window) != self.lane.limit {
                     self.limits.push(limit(count, window));
                     self.is_unreported = false;
@@ -564,43 +573,44 @@ impl Driver {
                 self.event(Event::RulesChanged {
                     limit: Some(limit(count, window)),
                 });
-                self.change_source(stands);
+                self.change_source(quota_source);
             }
-            5 | 6 => self.change_source(Stands::Together { since: self.now }),
+            5 | 6 => self.change_source(QuotaSource::Store { since: self.now }),
             7 => {
                 let most = self.lane.limit.count.get();
                 let count = NonZeroU32::new(self.random.u32(1..=most)).unwrap();
-                let since = match self.lane.stands {
-                    Stands::Part { since, .. } => since,
+                let since = match self.lane.quota_source {
+                    QuotaSource::Part { since, .. } => since,
                     _ => self.now,
                 };
-                self.change_source(Stands::Part { count, since });
+                self.change_source(QuotaSource::Part { count, since });
             }
-            _ => self.change_source(Stands::Nothing {
+            _ => self.change_source(QuotaSource::Unavailable {
                 since: Some(self.now),
             }),
         }
     }
 
-    fn change_source(&mut self, stands: Stands) {
-        if stands != self.lane.stands {
+    fn change_source(&mut self, quota_source: QuotaSource) {
+        if quota_source != self.lane.quota_source {
             self.is_unreported = false;
         }
         self.event(Event::SourceChanged {
-            stands,
+            quota_source,
             store: terms(),
         });
     }
 
-    /// Does what a worker does until it has to wait: that it then waits for something that will happen.
+    /// Acts as the worker until it has to wait, and checks that it waits for an event that will
+    /// happen.
     fn work(&mut self) {
         for step in 0.. {
             assert!(step < 1000 + 2 * self.calls.len(), "a busy wait");
-            let (next, look_at) = self.lane.next(self.has_connection, self.cx());
+            let (next, check_at) = self.lane.next(self.has_connection, self.cx());
             let effects = self.lane.take_effects();
             self.carry_out(effects, false);
             let until = match next {
-                Next::Rest => {
+                Next::Idle => {
                     assert_eq!(
                         self.lane.queue().len(),
                         0,
@@ -633,16 +643,16 @@ impl Driver {
                 }
                 Next::Pause(until) | Next::Token(until) | Next::Until(until) => Some(until),
                 Next::Event => {
-                    let will_happen = self.held > 0 || self.questions > 0 || look_at.is_some();
+                    let will_happen = self.held > 0 || self.requests > 0 || check_at.is_some();
                     assert!(will_happen, "a call waits for an event that never comes");
                     None
                 }
             };
             if let Next::Pause(_) = next {
-                // A connection that is idle through a pause would be stale.
+                // A connection that idles through a pause would be stale.
                 self.has_connection = false;
             }
-            self.wake = until.into_iter().chain(look_at).min();
+            self.wake = until.into_iter().chain(check_at).min();
             if self.wake.is_none_or(|wake| wake > self.now) {
                 return;
             }
@@ -652,7 +662,7 @@ impl Driver {
     fn check(&mut self) {
         for client in 0..CLIENTS.len() {
             if !self.waits(client) {
-                self.turns[client] = Default::default();
+                self.served_since[client] = Default::default();
             }
         }
         assert_eq!(self.lane.granted(), self.granted);
@@ -672,7 +682,8 @@ impl Driver {
         assert_eq!(self.lane.queue().len(), waiting);
     }
 
-    /// No window of a limit has more than its count, with what an earlier limit has let through.
+    /// Checks that no window of a limit has more writes than its count, including writes under
+    /// earlier limits.
     fn check_windows(&mut self) {
         self.writes.sort_by_key(|write| write.at);
         for (era, limit) in self.limits.iter().enumerate() {
@@ -694,7 +705,7 @@ impl Driver {
     }
 }
 
-/// The store's side of one lane, on its own clock.
+/// A model of the store for one lane, on its own clock.
 #[derive(Default)]
 struct Store {
     /// When each token in use is back, in order.
@@ -713,7 +724,7 @@ enum Probe {
     #[default]
     NotNeeded,
     Due,
-    Out(u64),
+    InFlight(u64),
 }
 
 fn micros(time: Duration) -> u64 {
@@ -723,19 +734,20 @@ fn micros(time: Duration) -> u64 {
 // === impl Store ===
 
 impl Store {
-    fn answer(&mut self, question: &Question, now: u64) -> View {
-        let Question {
+    fn answer(&mut self, request: &StoreRequest, now: u64) -> View {
+        let StoreRequest {
             op,
             limit,
             rate,
-            asked,
+            pending,
             ..
-        } = question;
-        let (ask, slack) = (&asked.ask, micros(asked.ask.slack));
+        } = request;
+        let ask = &pending.ask;
+        let slack = micros(pending.ask.slack);
         let away = micros(rate.away());
         for slot in &ask.unused {
             self.take_out(slot.back);
-            if slot.probe && matches!(self.probe, Probe::Out(_)) {
+            if slot.probe && matches!(self.probe, Probe::InFlight(_)) {
                 self.probe = Probe::Due;
             }
         }
@@ -743,9 +755,10 @@ impl Store {
             self.take_out(late.slot.back);
             self.add(late.slot.back.max(late.used.min(now) + away));
         }
-        let stale = asked.version != self.version;
-        if let Some(pace) = asked.pace.as_ref().filter(|_| !stale) {
-            (self.version, self.pace) = (self.version + 1, pace.clone());
+        let stale = pending.version != self.version;
+        if let Some(pace) = pending.pace.as_ref().filter(|_| !stale) {
+            self.version += 1;
+            self.pace = pace.clone();
         }
         let new_episode = self.ended(*op, now);
         self.uses.retain(|back| *back > now);
@@ -758,13 +771,14 @@ impl Store {
                 .map_or(now, |beyond| self.uses[beyond - 1]);
             let spaced = self.dealt + micros(rate.spacing);
             let at = now.max(self.open).max(back).max(spaced);
-            let is_waited_for = matches!(self.probe, Probe::Out(since) if now < since + 1_000_000);
+            let is_waited_for =
+                matches!(self.probe, Probe::InFlight(since) if now < since + 1_000_000);
             if at > now + micros(AHEAD) || is_waited_for {
                 break;
             }
             let probe = self.probe == Probe::Due;
             if probe {
-                self.probe = Probe::Out(at);
+                self.probe = Probe::InFlight(at);
             }
             self.dealt = at;
             let back = at + away + slack;
@@ -812,12 +826,13 @@ impl Store {
                     self.probe = Probe::Due;
                 }
                 if is_new {
-                    (self.known, self.level) = (now, self.level + 1);
+                    self.known = now;
+                    self.level += 1;
                 }
                 is_new
             }
             Op::Ended { slot, how } => {
-                if slot.probe && matches!(self.probe, Probe::Out(_)) {
+                if slot.probe && matches!(self.probe, Probe::InFlight(_)) {
                     self.probe = if let How::Unsent = how {
                         Probe::Due
                     } else {
@@ -833,23 +848,24 @@ impl Store {
     }
 
     fn take_out(&mut self, back: u64) {
-        if let Ok(place) = self.uses.binary_search(&back) {
-            self.uses.remove(place);
+        if let Ok(index) = self.uses.binary_search(&back) {
+            self.uses.remove(index);
         }
     }
 
     fn add(&mut self, back: u64) {
-        let place = self.uses.partition_point(|other| *other <= back);
-        self.uses.insert(place, back);
+        let index = self.uses.partition_point(|other| *other <= back);
+        self.uses.insert(index, back);
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// No call is lost or answered twice, no call waits for nothing, and no window of any limit has more than its count.
+    /// No call is lost or answered twice, no call waits for an event that never happens, and no
+    /// window of any limit has more writes than its count.
     #[test]
-    fn a_lane_keeps_its_promises_whatever_happens(life in life()) {
-        Driver::new(life).run();
+    fn the_invariants_of_a_lane_hold_in_any_history(history in history()) {
+        Driver::new(history).run();
     }
 }

@@ -1,28 +1,29 @@
-//! The review of a long queue goes in pieces, and one episode of refusals costs one.
+//! A long queue is reviewed in pieces, and one throttle episode causes one review.
 
-use super::Do::*;
+use super::Step::*;
 use super::*;
 
 const LONG: u64 = 10_000;
 
-/// A lane of 200 a second in which this many calls wait behind a refusal that pauses it for long.
+/// A lane of 200 per second with 200 attempts in progress and this number of queued calls.
 fn waiting(calls: u64, hold: impl Fn(u64) -> u64) -> World {
     let mut world = World::warm(200);
     for call in 1..=200 {
-        world.sends(call, 0);
+        world.send_one(call, 0);
     }
     for call in 0..calls {
-        world.does(Arrive(1000 + call, "a", hold(call)));
+        world.apply(Arrive(1000 + call, "a", hold(call)));
     }
     world
 }
 
-/// Reviews until nothing is due: how many pieces, and how many calls were refused.
+/// Reviews until nothing is due. Returns the number of pieces and of refused calls.
 fn review(world: &mut World, at: u64) -> (usize, usize) {
-    let (mut pieces, mut refused) = (0, 0);
-    let mut next = world.happens(at, Look).1;
+    let mut pieces = 0;
+    let mut refused = 0;
+    let mut next = world.step(at, Check).1;
     while next == "review" {
-        let seen = world.happens(at, Review);
+        let seen = world.step(at, Review);
         refused += seen.0.matches("refuse").count();
         (pieces, next) = (pieces + 1, seen.1);
     }
@@ -30,7 +31,7 @@ fn review(world: &mut World, at: u64) -> (usize, usize) {
 }
 
 #[test]
-fn a_long_queue_is_reviewed_in_pieces_once_an_episode() {
+fn a_long_queue_is_reviewed_in_pieces_once_per_episode() {
     let mut world = waiting(LONG, |_| HOLD);
     world.row(
         "the first",
@@ -40,11 +41,11 @@ fn a_long_queue_is_reviewed_in_pieces_once_an_episode() {
         world.row("the others", (10, Throttled(call, None), "", "review"));
     }
     assert_eq!(review(&mut world, 10), (LONG.div_ceil(128) as usize, 0));
-    assert!(!world.lane.has_review() || world.happens(59, Look).1.starts_with("pause"));
+    assert!(!world.lane.has_review() || world.step(59, Check).1.starts_with("pause"));
 }
 
 #[test]
-fn new_requests_wait_for_the_review_that_is_under_way_and_then_for_a_moment() {
+fn a_new_review_waits_for_the_one_in_progress_and_a_minimum_interval() {
     let mut world = waiting(LONG, |_| HOLD);
     world.row(
         "the first",
@@ -56,15 +57,15 @@ fn new_requests_wait_for_the_review_that_is_under_way_and_then_for_a_moment() {
     world.row("another", (10, Throttled(2, Some(30_000)), "", "review"));
     let (pieces, _) = review(&mut world, 11);
     assert_eq!(pieces, LONG.div_ceil(128) as usize - 10);
-    world.row("not at once", (60, Look, "", "pause 30010"));
-    world.row("a moment later", (61, Look, "", "review"));
+    world.row("not at once", (60, Check, "", "pause 30010"));
+    world.row("a moment later", (61, Check, "", "review"));
     assert_eq!(review(&mut world, 61).0, LONG.div_ceil(128) as usize);
     assert!(!world.lane.has_review());
 }
 
 #[test]
 fn exactly_the_calls_that_become_late_are_refused() {
-    // The rate that is learned decides who is late: half of the calls can wait for ever.
+    // Half of the calls have a hold that is never over.
     let mut world = waiting(1000, |call| if call % 2 == 0 { HOLD } else { 15_000 });
     world.row(
         "the first",
@@ -77,25 +78,25 @@ fn exactly_the_calls_that_become_late_are_refused() {
             .lane
             .queue()
             .waiting()
-            .all(|(entry, _)| entry.place.0 % 2 == 0)
+            .all(|(entry, _)| entry.sequence.0 % 2 == 0)
     );
 }
 
 #[test]
-fn a_walk_meets_each_call_once_while_calls_are_served_and_leave() {
+fn a_walk_visits_each_call_once_while_calls_are_served_and_leave() {
     let mut world = waiting(1000, |_| HOLD);
-    world.row("an order", (10, Order(Some(1000)), "", "review"));
+    world.row("an order", (10, Pause(Some(1000)), "", "review"));
     world.row("a piece", (10, Review, "", "review"));
-    world.happens(1010, Look);
+    world.step(1010, Check);
     for call in 1000..1100 {
-        assert_eq!(world.happens(1010, Connected).0, format!("grant {call}"));
+        assert_eq!(world.step(1010, Connected).0, format!("grant {call}"));
     }
     for call in 1300..1400 {
-        world.happens(1010, Leave(call));
+        world.step(1010, Leave(call));
     }
     let mut pieces = 1;
     while world.lane.has_review() {
-        world.happens(1010, Review);
+        world.step(1010, Review);
         pieces += 1;
         assert!(pieces < 20);
     }
@@ -109,7 +110,7 @@ fn a_drain_that_ends_soon_after_a_long_review_refuses_all_without_a_busy_wait() 
     world.drain_by = Some(world.at(60_000));
     review(&mut world, 10);
     world.drain_by = Some(world.at(20));
-    let (next, look_at) = {
+    let (next, check_at) = {
         let cx = Context {
             now: world.at(20),
             rules: &world.rules,
@@ -117,7 +118,7 @@ fn a_drain_that_ends_soon_after_a_long_review_refuses_all_without_a_busy_wait() 
         };
         world.lane.next(true, cx)
     };
-    assert_eq!((next, look_at), (Next::Event, Some(world.at(60))));
+    assert_eq!((next, check_at), (Next::Event, Some(world.at(60))));
     let (pieces, refused) = review(&mut world, 60);
     assert_eq!(
         (pieces, refused),

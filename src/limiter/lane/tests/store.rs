@@ -1,34 +1,34 @@
-//! The store deals the tokens: what is asked, what an answer does, and what no answer does.
+//! The store as the token source: requests, answers, and failed requests.
 
-use super::Do::*;
+use super::Step::*;
 use super::*;
 use crate::limiter::shared::protocol::{How, Op};
 
-/// The store's slots are asked for from here on.
+/// When the first request for slots is sent.
 const FROM: u64 = AWAY + SLACK;
 
-/// The lane's tokens come from the store since the origin.
+/// A lane whose tokens come from the store since the origin.
 fn shared() -> World {
     let mut world = World::warm(5);
     let since = world.origin;
     world.row(
         "shared",
-        (0, Source(Stands::Together { since }), "", "rest"),
+        (0, Source(QuotaSource::Store { since }), "", "idle"),
     );
     world
 }
 
-/// The same, with slots of these dates for calls from 1 on, which wait.
+/// The same, with slots of these dates for the queued calls from 1 on.
 fn dealt(dates: &[u64]) -> World {
     let mut world = shared();
     for call in 1..=dates.len() as u64 {
-        world.does(Arrive(call, "a", HOLD));
+        world.apply(Arrive(call, "a", HOLD));
     }
     world.row(
         "asks",
-        (2000, Look, &format!("take for {}", dates.len()), "event"),
+        (2000, Check, &format!("take for {}", dates.len()), "event"),
     );
-    world.happens(2000, Answer(0, view(2000, dates)));
+    world.step(2000, Answer(0, view(2000, dates)));
     world
 }
 
@@ -39,28 +39,28 @@ fn probe(at: u64, date: u64) -> View {
 }
 
 #[test]
-fn a_store_that_has_just_come_is_asked_after_a_window() {
+fn a_new_store_is_first_asked_for_slots_after_a_window() {
     let mut world = shared();
     world.rows([
         (0, Arrive(1, "a", HOLD), "", "until 1020"),
         (1, Arrive(2, "b", HOLD), "", "until 1020"),
-        (1019, Look, "", "until 1020"),
-        (1020, Look, "take for 2", "event"),
-        // One question at a time.
+        (1019, Check, "", "until 1020"),
+        (1020, Check, "take for 2", "event"),
+        // One request at a time.
         (1021, Arrive(3, "b", HOLD), "", "event"),
     ]);
     assert_eq!(FROM, 1020);
-    let question = &world.questions[0].0;
+    let request = &world.requests[0].0;
     assert_eq!(
-        (question.limit, question.rate),
+        (request.limit, request.rate),
         (limit(5, 1000), world.lane.rate(world.now))
     );
-    assert_eq!(question.waiting.len(), 2);
+    assert_eq!(request.waiting.len(), 2);
     assert_eq!(
         (
-            question.asked.ask.slack,
-            question.asked.version,
-            &question.asked.pace
+            request.pending.ask.slack,
+            request.pending.version,
+            &request.pending.pace
         ),
         (ms(SLACK), 0, &None)
     );
@@ -70,16 +70,16 @@ fn a_store_that_has_just_come_is_asked_after_a_window() {
 fn a_slot_is_granted_from_its_date_until_its_slack_is_over() {
     let mut world = dealt(&[2000, 2000, 2100]);
     world.rows([
-        (2000, Look, "", "grant"),
+        (2000, Check, "", "grant"),
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "until 2100"),
         (2015, MaySend(1), "yes", "until 2100"),
         (2015, Written(1, 2015), "", "until 2100"),
         (2016, MaySend(2), "no", "until 2100"),
-        // It goes back with the next question, which asks for the call that waits.
+        // It is returned with the next request, which wants a slot for the queued call.
         (2016, Returned(2), "", "until 2100"),
         (2099, Connected, "", "until 2100"),
-        (2100, Connected, "grant 3, take for 0 unused 1", "rest"),
+        (2100, Connected, "grant 3, take for 0 unused 1", "idle"),
     ]);
 }
 
@@ -91,27 +91,27 @@ fn a_slot_that_is_returned_in_time_serves_the_next_call() {
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "until 2100"),
         (2005, Returned(1), "", "grant"),
-        (2005, Connected, "grant 3", "rest"),
+        (2005, Connected, "grant 3", "idle"),
     ]);
 }
 
 #[test]
-fn slots_that_no_call_waits_for_go_back_at_once() {
+fn slots_that_no_call_needs_are_returned_immediately() {
     let mut world = dealt(&[2000, 2100]);
     world.rows([
         (2001, Leave(1), "", "grant"),
-        (2001, Leave(2), "take for 0 unused 2", "rest"),
-        (2002, Answer(1, view(2002, &[])), "", "rest"),
+        (2001, Leave(2), "take for 0 unused 2", "idle"),
+        (2002, Answer(1, view(2002, &[])), "", "idle"),
     ]);
 }
 
 #[test]
-fn a_wish_that_no_call_has_any_more_is_taken_back() {
+fn a_request_for_slots_that_no_call_needs_any_more_is_withdrawn() {
     let mut world = shared();
     world.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
-        // While the question is under way nothing is asked besides.
-        (2001, Leave(1), "", "rest"),
+        // While a request is in progress no other one is sent.
+        (2001, Leave(1), "", "idle"),
         (
             2002,
             Answer(
@@ -122,41 +122,41 @@ fn a_wish_that_no_call_has_any_more_is_taken_back() {
                 },
             ),
             "take for 0",
-            "rest",
+            "idle",
         ),
-        (2003, Answer(1, view(2003, &[])), "", "rest"),
+        (2003, Answer(1, view(2003, &[])), "", "idle"),
     ]);
 }
 
 #[test]
-fn slots_that_come_after_their_call_has_left_go_back() {
+fn slots_that_arrive_after_their_call_has_left_are_returned() {
     let mut world = shared();
     world.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
-        (2001, Leave(1), "", "rest"),
+        (2001, Leave(1), "", "idle"),
         (
             2002,
             Answer(0, view(2002, &[2002])),
             "take for 0 unused 1",
-            "rest",
+            "idle",
         ),
     ]);
 }
 
 #[test]
-fn an_unanswered_question_is_asked_again_after_a_moment() {
+fn a_failed_request_is_repeated_after_a_delay() {
     shared().rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         (2010, NoAnswer(0), "", "until 2060"),
-        (2060, Look, "take for 1", "event"),
-        // The answer to the first one is too late to say anything of when to ask.
+        (2060, Check, "take for 1", "event"),
+        // The late answer to the first request does not change the time of the next one.
         (2061, Answer(1, view(2061, &[2061])), "", "grant"),
-        (2061, Connected, "grant 1", "rest"),
+        (2061, Connected, "grant 1", "idle"),
     ]);
 }
 
 #[test]
-fn an_answer_of_an_earlier_source_is_ignored_and_so_is_none() {
+fn an_answer_or_a_failure_of_an_earlier_sources_request_is_ignored() {
     for answered in [true, false] {
         let mut world = shared();
         let since = world.at(2010);
@@ -169,16 +169,16 @@ fn an_answer_of_an_earlier_source_is_ignored_and_so_is_none() {
             (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
             (
                 2010,
-                Source(Stands::Nothing { since: None }),
+                Source(QuotaSource::Unavailable { since: None }),
                 "refuse all 1 StoreUnavailable",
-                "rest",
+                "idle",
             ),
-            (2020, Source(Stands::Together { since }), "", "rest"),
+            (2020, Source(QuotaSource::Store { since }), "", "idle"),
             (2020, Arrive(2, "a", HOLD), "", "until 3030"),
             // Neither ends the silent window.
             (2030, answer, "", "until 3030"),
-            (3029, Look, "", "until 3030"),
-            (3030, Look, "take for 1", "event"),
+            (3029, Check, "", "until 3030"),
+            (3030, Check, "take for 1", "event"),
         ]);
     }
 }
@@ -189,7 +189,7 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
     world.rows([
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "grant"),
-        // Its write is late by 85 ms; the third slot and the second grant are of no use any more.
+        // Its write is 85 ms late. The third slot and the second grant have expired.
         (2001, MaySend(2), "yes", "grant"),
         (
             2100,
@@ -198,8 +198,8 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
             "event",
         ),
     ]);
-    let late = &world.questions[1].0.asked.ask.late[0];
-    // What the clocks may have parted by is added.
+    let late = &world.requests[1].0.pending.ask.late[0];
+    // The uncertainty of the clock is added.
     assert!(
         (stored(2100)..stored(2100) + 100).contains(&late.used),
         "{}",
@@ -210,7 +210,7 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
         (2101, Returned(2), "", "event"),
         (2102, Arrive(4, "a", HOLD), "", "event"),
         (2150, Connected, "", "event"),
-        // Unanswered, it is reported again.
+        // After the failure it is reported again.
         (2160, NoAnswer(1), "take for 2 unused 1 late 1", "event"),
         (2170, Answer(2, view(2170, &[2170])), "", "grant"),
         (2170, Connected, "grant 3", "until 2270"),
@@ -222,51 +222,51 @@ fn an_attempt_of_an_earlier_source_is_reported_to_the_store() {
     let mut world = World::warm(5);
     let since = world.origin;
     world.rows([
-        (0, Pass(1), "grant 1", "rest"),
-        (0, Source(Stands::Together { since }), "", "rest"),
-        (500, MaySend(1), "no", "rest"),
-        (500, Written(1, 500), "take for 0 late 1", "rest"),
-        (501, Answer(0, view(501, &[])), "", "rest"),
+        (0, TryGrant(1), "grant 1", "idle"),
+        (0, Source(QuotaSource::Store { since }), "", "idle"),
+        (500, MaySend(1), "no", "idle"),
+        (500, Written(1, 500), "take for 0 late 1", "idle"),
+        (501, Answer(0, view(501, &[])), "", "idle"),
     ]);
 }
 
 #[test]
-fn a_report_in_the_silent_window_asks_for_no_slots() {
+fn a_report_in_the_silent_window_requests_no_slots() {
     let mut world = World::warm(5);
     let since = world.origin;
     world.rows([
-        (0, Pass(1), "grant 1", "rest"),
-        (0, Source(Stands::Together { since }), "", "rest"),
+        (0, TryGrant(1), "grant 1", "idle"),
+        (0, Source(QuotaSource::Store { since }), "", "idle"),
         (100, Arrive(2, "a", HOLD), "", "until 1020"),
         (500, Written(1, 500), "take for 0 late 1", "event"),
         (501, Answer(0, view(501, &[])), "", "until 1020"),
-        (700, Look, "", "until 1020"),
-        (1020, Look, "take for 1", "event"),
+        (700, Check, "", "until 1020"),
+        (1020, Check, "take for 1", "event"),
     ]);
 }
 
 #[test]
-fn the_answer_to_a_later_question_says_nothing_of_a_report() {
+fn the_answer_to_a_later_request_does_not_acknowledge_a_report() {
     let mut world = dealt(&[2000, 2000]);
     world.rows([
         (2000, Connected, "grant 1", "grant"),
-        (2000, Connected, "grant 2", "rest"),
-        (2001, Written(2, 2001), "", "rest"),
-        (2100, Written(1, 2100), "take for 0 late 1", "rest"),
-        (2101, Throttled(2, None), "throttled for 0", "rest"),
-        (2110, Answer(2, view(2110, &[])), "", "rest"),
-        // The report was lost, and goes again.
-        (2120, NoAnswer(1), "take for 0 late 1", "rest"),
+        (2000, Connected, "grant 2", "idle"),
+        (2001, Written(2, 2001), "", "idle"),
+        (2100, Written(1, 2100), "take for 0 late 1", "idle"),
+        (2101, Throttled(2, None), "throttled for 0", "idle"),
+        (2110, Answer(2, view(2110, &[])), "", "idle"),
+        // The report was lost and is sent again.
+        (2120, NoAnswer(1), "take for 0 late 1", "idle"),
     ]);
 }
 
 #[test]
-fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
+fn a_throttle_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
     let mut world = dealt(&[2000, 2100]);
     world.rows([
         (2000, Connected, "grant 1", "until 2100"),
         (2000, Written(1, 2000), "", "until 2100"),
-        // Nothing at hand may be used in a pause.
+        // Slots at hand may not be used in a pause.
         (
             2010,
             Throttled(1, Some(3000)),
@@ -275,7 +275,7 @@ fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
         ),
         (2099, Connected, "", "event"),
     ]);
-    let Op::Throttled { at, pauses } = &world.questions[1].0.op else {
+    let Op::Throttled { at, pauses } = &world.requests[1].0.op else {
         panic!("a refusal")
     };
     assert_eq!(
@@ -283,8 +283,8 @@ fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
         (stored(2000), ms(3000), Some(ms(3000)))
     );
     assert!(
-        world.questions[1].0.asked.pace.is_some(),
-        "it tells what was learned"
+        world.requests[1].0.pending.pace.is_some(),
+        "it stores what was learned"
     );
     let paused = View {
         open: stored(5010),
@@ -300,21 +300,21 @@ fn a_refusal_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
 }
 
 #[test]
-fn a_refusal_that_the_store_has_not_heard_of_pauses_this_replica() {
+fn a_throttle_that_could_not_be_reported_pauses_this_replica() {
     let mut world = dealt(&[2000, 2000]);
     world.rows([
         (2000, Connected, "grant 1", "grant"),
-        (2000, Connected, "grant 2", "rest"),
-        (2000, Written(1, 2000), "", "rest"),
-        (2000, Written(2, 2000), "", "rest"),
-        (2010, Throttled(1, Some(3000)), "throttled for 0", "rest"),
-        (2020, NoAnswer(1), "pauses 3000", "rest"),
+        (2000, Connected, "grant 2", "idle"),
+        (2000, Written(1, 2000), "", "idle"),
+        (2000, Written(2, 2000), "", "idle"),
+        (2010, Throttled(1, Some(3000)), "throttled for 0", "idle"),
+        (2020, NoAnswer(1), "pauses 3000", "idle"),
         (2030, Arrive(3, "a", HOLD), "", "pause 5020"),
-        // The next answer knows of no pause.
+        // The next answer contains no pause.
         (2040, Accepted(2), "", "pause 5020"),
     ]);
-    world.lane.ask(Op::Take, None, world.now);
-    world.row("asks", (2050, Look, "take for 1", "pause 5020"));
+    world.lane.send_request(Op::Take, None, world.now);
+    world.row("asks", (2050, Check, "take for 1", "pause 5020"));
     world.row(
         "answered",
         (2060, Answer(2, view(2060, &[])), "", "pause 5020"),
@@ -322,7 +322,7 @@ fn a_refusal_that_the_store_has_not_heard_of_pauses_this_replica() {
 }
 
 #[test]
-fn the_stores_probe_is_sent_and_its_end_is_told() {
+fn the_stores_probe_is_sent_and_its_end_is_reported() {
     for (end, how) in [
         (Accepted(1), How::Answered),
         (Unknown(1), How::Unknown),
@@ -332,29 +332,33 @@ fn the_stores_probe_is_sent_and_its_end_is_told() {
         world.rows([
             (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
             (2000, Answer(0, probe(2000, 2000)), "", "grant"),
-            (2000, Connected, "probe 1", "rest"),
-            (2001, MaySend(1), "yes", "rest"),
-            (2001, Written(1, 2001), "", "rest"),
-            (2020, end, "ended for 0", "rest"),
+            (2000, Connected, "probe 1", "idle"),
+            (2001, MaySend(1), "yes", "idle"),
+            (2001, Written(1, 2001), "", "idle"),
+            (2020, end, "ended for 0", "idle"),
         ]);
-        let Op::Ended { slot, how: told } = &world.questions[1].0.op else {
+        let Op::Ended {
+            slot,
+            how: reported,
+        } = &world.requests[1].0.op
+        else {
             panic!("an end")
         };
         assert!(slot.probe);
-        assert_eq!(format!("{told:?}"), format!("{how:?}"));
+        assert_eq!(format!("{reported:?}"), format!("{how:?}"));
     }
 }
 
 #[test]
-fn an_end_is_told_only_if_it_changes_anything() {
+fn an_end_is_reported_only_if_it_changes_anything() {
     let mut world = dealt(&[2000, 2000]);
     world.rows([
         (2000, Connected, "grant 1", "grant"),
-        (2000, Connected, "grant 2", "rest"),
-        (2001, Written(1, 2001), "", "rest"),
-        (2001, Written(2, 2001), "", "rest"),
-        (2010, Accepted(1), "", "rest"),
-        (2010, Unknown(2), "", "rest"),
+        (2000, Connected, "grant 2", "idle"),
+        (2001, Written(1, 2001), "", "idle"),
+        (2001, Written(2, 2001), "", "idle"),
+        (2010, Accepted(1), "", "idle"),
+        (2010, Unknown(2), "", "idle"),
     ]);
 }
 
@@ -367,9 +371,9 @@ fn a_stores_probe_that_was_returned_serves_the_next_call_as_the_probe() {
         (2000, Answer(0, probe(2000, 2000)), "", "grant"),
         (2000, Connected, "probe 1", "until 2100"),
         (2005, Returned(1), "", "grant"),
-        (2005, Connected, "probe 2", "rest"),
-        (2006, Written(2, 2006), "", "rest"),
-        (2006, Pass(3), "closed", "rest"),
+        (2005, Connected, "probe 2", "idle"),
+        (2006, Written(2, 2006), "", "idle"),
+        (2006, TryGrant(3), "closed", "idle"),
     ]);
 }
 
@@ -390,23 +394,23 @@ fn withheld_tokens_refuse_new_calls() {
             "",
             "review",
         ),
-        (2001, Review, "refuse 1 StoreUnavailable", "rest"),
+        (2001, Review, "refuse 1 StoreUnavailable", "idle"),
         (
             2002,
             Arrive(2, "a", HOLD),
             "refuse 2 StoreUnavailable",
-            "rest",
+            "idle",
         ),
     ]);
     assert_eq!(world.lane.advice_now(world.now), shared::ADVICE);
 }
 
 #[test]
-fn a_store_whose_slots_always_come_too_late_is_of_no_use() {
+fn a_store_whose_slots_always_arrive_too_late_is_not_used() {
     let mut world = shared();
     world.row("asks", (2000, Arrive(1, "a", HOLD), "take for 1", "event"));
     world.row("near", (2000, Answer(0, view(2000, &[])), "", "until 2100"));
-    world.row("asks", (2100, Look, "take for 1", "event"));
+    world.row("asks", (2100, Check, "take for 1", "event"));
     let mut at = 2100;
     for number in 1..=5 {
         at += 400;
@@ -428,7 +432,7 @@ fn a_store_whose_slots_always_come_too_late_is_of_no_use() {
 }
 
 #[test]
-fn a_forecast_is_of_the_slots_at_hand_and_then_of_the_stores_tokens() {
+fn a_forecast_uses_the_slots_at_hand_and_then_the_stores_tokens() {
     let mut world = dealt(&[2000, 2100]);
     let waits: Vec<_> = (0..3)
         .map(|ahead| world.lane.predicted_wait(ahead, world.now).as_millis())
