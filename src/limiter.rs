@@ -7,16 +7,16 @@
 //! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out |
 //! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `shadow.rs` | the parts of a lane; they only decide |
 //! | `registry.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, a lane's lock, its worker task, the right to send, the source of connections |
-//! | `rules.rs`, `drain.rs`, `order.rs`, `refusals.rs`, `view.rs` | configuration, drain deadlines, operators' commands, refusal texts, the lanes as operators see them |
+//! | `rules.rs`, `drain.rs`, `commands.rs`, `refusals.rs`, `view.rs` | configuration, drain deadlines, operators' commands, refusal texts, the lanes as operators see them |
 //! | `shared/` | the quota that replicas share: tokens dealt by a store |
 
+mod commands;
 mod connector;
 mod drain;
 pub(crate) mod fair;
 mod forecast;
 mod handle;
 mod lane;
-mod order;
 pub(crate) mod pace;
 pub(crate) mod pause;
 mod permit;
@@ -32,8 +32,8 @@ pub(crate) mod tokens;
 mod view;
 mod worker;
 
+pub(crate) use crate::limiter::commands::Command;
 pub(crate) use crate::limiter::connector::Connector;
-pub(crate) use crate::limiter::order::Command;
 pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
 pub(crate) use crate::limiter::refusals::draining;
 pub(crate) use crate::limiter::registry::{LimitedCall, Limiter};

@@ -2,7 +2,7 @@
 //! flush refuses every queued call immediately.
 
 use super::*;
-use crate::limiter::order::CommandResult;
+use crate::limiter::commands::CommandResult;
 
 /// Starts `count` calls with this hold. Each returns the kind of its refusal, if any, and the time
 /// in milliseconds since now.
