@@ -54,7 +54,7 @@ impl LaneGauges {
                 "unverified_bytes",
                 "Bytes of bodies whose callers are not verified yet.",
             ),
-            queued: r.gauge("queued", "Calls that wait for their turn.", call),
+            queued: r.gauge("queued", "Calls that are queued.", call),
             oldest_wait: r.fraction(
                 "oldest_wait_seconds",
                 "How long the longest waiting call has waited.",
