@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 const CAPTURE: &str = include_str!("../tests/data/captures/py5_a_v3_ak.http");
 const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.toml");
-const UPDATE: &str = "cargo bench --profile ci --bench instructions -- --update";
+const UPDATE: &str = "cargo bench --bench instructions -- --update";
 /// A clone of the header map makes `identify` dearer by 2 %; what the counts differ by themselves is below 1 %.
 const TOLERANCE: f64 = 0.015;
 /// So many may come and go with the build: a step of a thousand moves by three per cent when something else changes.

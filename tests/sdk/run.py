@@ -1,5 +1,5 @@
 """The stock Alibaba SDKs against the real binary. Starts the simulator and Flowgate on free ports, runs every scenario and every row of scenarios.py, and
-says for each in one line what came of it. Builds nothing: the binaries are named by FLOWGATE_BIN and CAMS_SIM_BIN, or lie in target/ci."""
+says for each in one line what came of it. Builds nothing: the binaries are named by FLOWGATE_BIN and CAMS_SIM_BIN, or lie in target/release."""
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
@@ -292,8 +292,8 @@ def control(run):
 def main():
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--flowgate", default=os.environ.get("FLOWGATE_BIN", target / "ci/flowgate"), type=Path)
-    parser.add_argument("--cams-sim", default=os.environ.get("CAMS_SIM_BIN", target / "ci/cams-sim"), type=Path)
+    parser.add_argument("--flowgate", default=os.environ.get("FLOWGATE_BIN", target / "release/flowgate"), type=Path)
+    parser.add_argument("--cams-sim", default=os.environ.get("CAMS_SIM_BIN", target / "release/cams-sim"), type=Path)
     parser.add_argument("--logs", default=target / "test-logs/sdk", type=Path)
     parser.add_argument("--only", default="", help="only what has this in its name")
     options = parser.parse_args()
