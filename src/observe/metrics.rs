@@ -52,10 +52,6 @@ pub(crate) struct Metrics {
     lanes: LaneGauges,
     store: StoreMetrics,
     journal: JournalMetrics,
-    #[cfg_attr(
-        not(any(test, feature = "otlp")),
-        expect(dead_code, reason = "an exporter counts")
-    )]
     traces: TraceMetrics,
 }
 

@@ -2,11 +2,6 @@
 //! to CAMS; where traces are exported, the call is a span below the caller's, its waits and attempts are spans below
 //! that, and an attempt's span is what CAMS is told. `tracestate` does not go on: it would tell CAMS of others' systems.
 
-#![cfg_attr(
-    not(feature = "otlp"),
-    expect(dead_code, reason = "an exporter reads the spans")
-)]
-
 use std::time::{Duration, SystemTime};
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};

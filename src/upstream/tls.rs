@@ -4,7 +4,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-#[cfg(feature = "otlp")]
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -50,7 +49,6 @@ impl Trust {
     }
 
     /// To dial with.
-    #[cfg(feature = "otlp")]
     pub(crate) fn connector(&self) -> TlsConnector {
         self.0.clone().into()
     }

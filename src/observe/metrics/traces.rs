@@ -1,10 +1,5 @@
 //! What is seen of the export of traces. Nothing of it is on the page when there is no collector.
 
-#![cfg_attr(
-    not(any(test, feature = "otlp")),
-    expect(dead_code, reason = "an exporter counts")
-)]
-
 use prometheus::IntCounterVec;
 
 use super::families::opts;
@@ -30,7 +25,6 @@ impl TraceMetrics {
     }
 }
 
-#[cfg(any(test, feature = "otlp"))]
 impl super::Metrics {
     /// There is a collector: these metrics are on the page from now on.
     pub(crate) fn exports_traces(&self) {
@@ -38,7 +32,6 @@ impl super::Metrics {
     }
 
     /// A batch was taken, or not.
-    #[cfg(feature = "otlp")]
     pub(crate) fn exported_traces(&self, done: bool) {
         self.traces
             .exports
