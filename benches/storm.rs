@@ -308,7 +308,7 @@ fn main() -> ExitCode {
     if !options.bench {
         return ExitCode::SUCCESS;
     }
-    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    flowgate::process::hardening::raise_open_files().unwrap();
     println!("{HEAD}");
     let storms = [
         ("takes 100/s", &[][..]),

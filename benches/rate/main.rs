@@ -63,7 +63,7 @@ async fn main() -> ExitCode {
     if !bench {
         return ExitCode::SUCCESS;
     }
-    rlimit::increase_nofile_limit(u64::MAX).unwrap();
+    ::flowgate::process::hardening::raise_open_files().unwrap();
     let is_wanted = |which| {
         if quick {
             which == Part::Wire

@@ -146,7 +146,7 @@ impl Crowd {
     /// Says when all calls are sent, and goes when it is told to.
     pub(crate) async fn run(&self) {
         assert!(
-            rlimit::increase_nofile_limit(u64::MAX).unwrap() > self.calls as u64,
+            flowgate::process::hardening::raise_open_files().unwrap() > self.calls as u64,
             "room for the sockets"
         );
         let mut waiting = Vec::new();

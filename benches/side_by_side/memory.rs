@@ -13,7 +13,8 @@ const KEPT_DESCRIPTORS: usize = 128;
 
 /// Prints what a waiting call adds to what is resident.
 pub(crate) fn waiting() {
-    let descriptors = usize::try_from(rlimit::increase_nofile_limit(u64::MAX).unwrap()).unwrap();
+    let descriptors =
+        usize::try_from(flowgate::process::hardening::raise_open_files().unwrap()).unwrap();
     let calls = WAITING.min((descriptors - KEPT_DESCRIPTORS) / 2);
     say(&format!(
         "| | before MiB | with {calls} waiting MiB | KiB a call |\n|---|--:|--:|--:|"

@@ -41,7 +41,7 @@ impl From<&Listen> for Bounds {
 /// Lowers `max_connections` to what the descriptors suffice for. Each caller's connection may need another one to CAMS,
 /// and some are kept for the admin port and for files.
 pub(crate) fn afford(listen: &mut Listen) {
-    let descriptors = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(1024);
+    let descriptors = crate::process::hardening::raise_open_files().unwrap_or(1024);
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
     let affordable = (descriptors - KEPT_DESCRIPTORS.min(descriptors / 4)) / 2;
     if affordable < listen.max_connections {

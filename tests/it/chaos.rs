@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
-use rlimit::INFINITY;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -290,12 +289,12 @@ async fn the_journals_disk_is_full_for_a_while() {
     let flowgate = stage.start("answer_timeout = \"2s\"", &journal).await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
     sleep(seconds(1.0)).await;
-    flowgate.files_end_at(std::fs::metadata(&path).unwrap().len());
+    flowgate.files_end_at(Some(std::fs::metadata(&path).unwrap().len()));
     Metrics::until(flowgate.admin, "flowgate_journal_errors_total", |errors| {
         errors >= 10.0
     })
     .await;
-    flowgate.files_end_at(INFINITY);
+    flowgate.files_end_at(None);
     let ledger = ends(storm).await;
     stage.check_cut(&ledger);
     assert_eq!(

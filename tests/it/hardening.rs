@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt;
 
 use cams_sim::{Settings, Sim};
-use rlimit::Resource;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::process::Process;
 use crate::world::Metrics;
@@ -11,8 +11,12 @@ use crate::world::Metrics;
 #[tokio::test]
 async fn a_crash_leaves_no_core_dump_and_metrics_of_the_process_are_still_there() {
     // What the program inherits would allow one.
-    let (_, most) = Resource::CORE.get().unwrap();
-    Resource::CORE.set(most, most).unwrap();
+    let maximum = getrlimit(Resource::Core).maximum;
+    let most = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    setrlimit(Resource::Core, most).unwrap();
     let sim = Sim::start(Settings::default()).await.unwrap();
     let process = Process::start(&sim, "").await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", process.id())).unwrap();

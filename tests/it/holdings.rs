@@ -15,7 +15,7 @@ const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 /// A thousand calls come, a few of which stay; and the others go together.
 async fn burst(flowgate: &Process, sim: &Running, round: usize) {
     assert!(
-        rlimit::increase_nofile_limit(u64::MAX).unwrap() > 4000,
+        flowgate::process::hardening::raise_open_files().unwrap() > 4000,
         "room for two thousand sockets"
     );
     sim.set_faults(vec![

@@ -7,7 +7,6 @@ use std::process::Output;
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
-use rlimit::INFINITY;
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -259,7 +258,7 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
     assert_eq!(call(&process, "before").await.status, 200);
     written(&path, 2).await;
     let size = std::fs::metadata(&path).unwrap().len();
-    process.files_end_at(size + 40);
+    process.files_end_at(Some(size + 40));
     for name in ["torn", "lost"] {
         assert_eq!(call(&process, name).await.status, 200);
     }
@@ -269,7 +268,7 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
         (4.0, 0.0)
     );
     assert_eq!(std::fs::metadata(&path).unwrap().len(), size + 40);
-    process.files_end_at(INFINITY);
+    process.files_end_at(None);
     assert_eq!(call(&process, "after").await.status, 200);
     let metrics = Metrics::of(process.admin).await;
     assert_eq!(

@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use cams_sim::Running;
 use parking_lot::Mutex;
-use rlimit::{INFINITY, Resource, prlimit};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -192,10 +191,13 @@ impl Process {
         );
     }
 
-    /// No file of it may grow beyond so many bytes from now on: to it, the disk is full.
-    pub(crate) fn files_end_at(&self, bytes: u64) {
-        let id = i32::try_from(self.id()).unwrap();
-        prlimit(id, Resource::FSIZE, Some((bytes, INFINITY)), None).unwrap();
+    /// No file of it may grow beyond this number of bytes from now on, as if the disk were full. None: no limit.
+    pub(crate) fn files_end_at(&self, bytes: Option<u64>) {
+        let limit = Rlimit {
+            current: bytes,
+            maximum: None,
+        };
+        prlimit(Some(self.pid()), Resource::Fsize, limit).unwrap();
     }
 
     /// All that it has logged so far.
@@ -212,6 +214,12 @@ impl Process {
         self.child.id().expect("it runs")
     }
 
+    /// Its number, for system calls.
+    pub(crate) fn pid(&self) -> Pid {
+        let id = i32::try_from(self.id()).unwrap();
+        Pid::from_raw(id).unwrap()
+    }
+
     /// SIGTERM, and what it ended with.
     pub(crate) async fn terminate(mut self) -> ExitStatus {
         self.signal("-TERM").await;
@@ -225,11 +233,7 @@ impl Process {
 
     /// SIGABRT, as a crash would end it.
     pub(crate) async fn abort(mut self) -> std::process::ExitStatus {
-        let pid = i32::try_from(self.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .unwrap();
-        kill_process(pid, Signal::ABORT).unwrap();
+        kill_process(self.pid(), Signal::ABORT).unwrap();
         self.child.wait().await.unwrap()
     }
 

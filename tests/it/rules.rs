@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use cams_sim::{Running, Settings, Sim};
-use rlimit::{Resource, prlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, prlimit};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -113,16 +113,14 @@ async fn rule_27_callers_cannot_take_the_descriptors_that_operators_and_the_endp
 async fn rule_27_a_listener_outlives_the_last_descriptor() {
     let sim = endpoint().await;
     let flowgate = Process::start(&sim, "").await;
-    let pid = i32::try_from(flowgate.id()).unwrap();
-    let open = u64::try_from(
-        std::fs::read_dir(format!("/proc/{pid}/fd"))
-            .unwrap()
-            .count(),
-    )
-    .unwrap();
-    let (mut soft, mut hard) = (0, 0);
-    prlimit(pid, Resource::NOFILE, None, Some((&mut soft, &mut hard))).unwrap();
-    prlimit(pid, Resource::NOFILE, Some((open + 4, hard)), None).unwrap();
+    let open = std::fs::read_dir(format!("/proc/{}/fd", flowgate.id()))
+        .unwrap()
+        .count();
+    let few = Rlimit {
+        current: Some(u64::try_from(open).unwrap() + 4),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(Some(flowgate.pid()), Resource::Nofile, few).unwrap();
     let mut streams = Vec::new();
     for _ in 0..20 {
         streams.push(TcpStream::connect(flowgate.proxy).await.unwrap());
@@ -133,7 +131,7 @@ async fn rule_27_a_listener_outlives_the_last_descriptor() {
         .await
         .unwrap();
     assert_eq!(reply.code(), "IncompleteSignature", "it answers again");
-    prlimit(pid, Resource::NOFILE, Some((soft, hard)), None).unwrap();
+    prlimit(Some(flowgate.pid()), Resource::Nofile, before).unwrap();
     assert_eq!(
         Call::v3(&flowgate.proxy.to_string(), "x")
             .send(flowgate.proxy)
