@@ -11,6 +11,7 @@ use serde::Deserialize;
 use super::ask::{Admin, ask};
 use super::table::{shown, table};
 use crate::config::{Bind, Source, secret_file};
+use crate::limiter::{LaneView, OperatorPauseView, TenantView};
 
 /// The options of `flowgate status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
@@ -38,7 +39,7 @@ pub struct Status {
 struct Page {
     mode: String,
     upstream: Upstream,
-    lanes: Vec<Lane>,
+    lanes: Vec<LaneView>,
 }
 
 #[derive(Default, Deserialize)]
@@ -47,48 +48,6 @@ struct Upstream {
     reachable: bool,
     down_seconds: f64,
     reason: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Lane {
-    account: String,
-    action: String,
-    limit_per_second: f64,
-    effective_per_second: f64,
-    queued: usize,
-    oldest_wait_seconds: f64,
-    predicted_wait_seconds: f64,
-    pause_remaining_seconds: f64,
-    /// While an operator has the lane pause.
-    operator_pause: Option<OperatorPause>,
-    tenants: Vec<Tenant>,
-    /// While Flowgate only observes.
-    shadow: Option<Shadow>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct OperatorPause {
-    /// None: until it is resumed.
-    remaining_seconds: Option<f64>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Shadow {
-    queued: usize,
-    predicted_wait_seconds: f64,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Tenant {
-    client: String,
-    tenant: String,
-    queued: usize,
-    share: f64,
-    oldest_wait_seconds: f64,
 }
 
 /// The table's head.
@@ -218,7 +177,7 @@ impl Page {
                 )
             }
         };
-        let waiting: usize = self.lanes.iter().map(Lane::waiting).sum();
+        let waiting: usize = self.lanes.iter().map(LaneView::waiting).sum();
         format!(
             "mode {}, lanes {}, waiting {waiting}; {upstream}",
             shown(&self.mode),
@@ -227,9 +186,9 @@ impl Page {
     }
 }
 
-// === impl Lane ===
+// === impl LaneView ===
 
-impl Lane {
+impl LaneView {
     /// How many wait, or would.
     fn waiting(&self) -> usize {
         self.shadow
@@ -241,10 +200,10 @@ impl Lane {
     fn pause(&self) -> String {
         match &self.operator_pause {
             None => seconds(self.pause_remaining_seconds),
-            Some(OperatorPause {
+            Some(OperatorPauseView {
                 remaining_seconds: None,
             }) => "ordered".to_owned(),
-            Some(OperatorPause {
+            Some(OperatorPauseView {
                 remaining_seconds: Some(left),
             }) => format!("ordered {}", seconds(*left)),
         }
@@ -270,9 +229,9 @@ impl Lane {
     }
 }
 
-// === impl Tenant ===
+// === impl TenantView ===
 
-impl Tenant {
+impl TenantView {
     fn row(&self, rate: f64) -> [String; 8] {
         [
             format!("  {}", shown(&self.client)),

@@ -17,7 +17,8 @@ use crate::observe::metrics::LaneSample;
 use crate::primitives::id::{ClientId, TenantId};
 
 /// A snapshot of one lane, or of all lanes with the same labels.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
 pub(crate) struct LaneView {
     /// The account's label.
     pub(crate) account: String,
@@ -54,7 +55,8 @@ pub(crate) struct LaneView {
 }
 
 /// The queue that the limit would build up.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
 pub(crate) struct ShadowView {
     /// Calls that would be queued.
     pub(crate) queued: usize,
@@ -63,14 +65,16 @@ pub(crate) struct ShadowView {
 }
 
 /// An operator's pause.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
 pub(crate) struct OperatorPauseView {
     /// None for a pause until an operator resumes the lane.
     pub(crate) remaining_seconds: Option<f64>,
 }
 
 /// One tenant inside a lane.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(default)]
 pub(crate) struct TenantView {
     pub(crate) client: String,
     pub(crate) tenant: String,
