@@ -6,10 +6,14 @@ use std::time::Duration;
 /// The wait before the try after the `level`th refusal in a row (from 1): a random part of a step that doubles from
 /// `base` up to `max`; `random` is in 0..1. At least a millisecond.
 pub(crate) fn full_jitter(base: Duration, max: Duration, level: u32, random: f64) -> Duration {
-    let doublings = level.saturating_sub(1).min(20);
-    let step = base.saturating_mul(1 << doublings).min(max);
+    let step = doubled(base, max, level.saturating_sub(1));
     step.mul_f64(random.clamp(0.0, 1.0))
         .max(Duration::from_millis(1))
+}
+
+/// `base`, doubled this many times, at most `max`.
+pub(crate) fn doubled(base: Duration, max: Duration, times: u32) -> Duration {
+    base.saturating_mul(2_u32.saturating_pow(times)).min(max)
 }
 
 #[cfg(test)]

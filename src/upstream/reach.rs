@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Reach;
+use crate::primitives::backoff;
 
 /// Connections that are being opened at once. More would not be ready sooner: a handshake costs a core up to a
 /// millisecond, and calls that wait use the connections that come back from the first.
@@ -117,10 +118,7 @@ impl Reachability {
 
 /// Full jitter: processes that lost the same upstream do not come back in step.
 fn back_off(probes: u32) -> Duration {
-    let most = PROBE_BASE
-        .saturating_mul(2_u32.saturating_pow(probes))
-        .min(PROBE_MAX);
-    most.mul_f64(fastrand::f64())
+    backoff::doubled(PROBE_BASE, PROBE_MAX, probes).mul_f64(fastrand::f64())
 }
 
 #[cfg(test)]
