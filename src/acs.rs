@@ -6,6 +6,7 @@ pub(crate) mod decode;
 pub(crate) mod encode;
 pub(crate) mod error_body;
 pub(crate) mod flow_id;
+pub(crate) mod hop_by_hop;
 pub(crate) mod json;
 pub(crate) mod limits;
 pub(crate) mod time;

@@ -6,13 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Response;
-use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    SET_COOKIE, TRANSFER_ENCODING, UPGRADE,
-};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::http::request;
 
 use crate::acs::error_body::{self, ErrorBody, Format};
+use crate::acs::hop_by_hop::{connection_listed, is_hop_by_hop};
 use crate::call::identify;
 use crate::call::judge::Verdict;
 use crate::error::{Kind, Refusal};
@@ -200,36 +198,30 @@ fn leaves_rest_unread(kind: Kind) -> bool {
 /// An answer's headers without those of the connection that it came over, and without what only Flowgate or a browser
 /// has a use for.
 fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
-    let listed: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim_matches([' ', '\t']).parse().ok())
-        .collect();
+    let listed = connection_listed(&headers);
     let is_unwanted = |name: &HeaderName| {
         let text = name.as_str();
-        [
-            CONNECTION,
-            CONTENT_LENGTH,
-            TRANSFER_ENCODING,
-            SET_COOKIE,
-            UPGRADE,
-        ]
-        .contains(name)
-            || ["keep-alive", "alt-svc", "te", "trailer", "content-encoding"].contains(&text)
+        is_hop_by_hop(text)
+            || [
+                "content-length",
+                "set-cookie",
+                "alt-svc",
+                "content-encoding",
+            ]
+            .contains(&text)
             || text.starts_with("x-flowgate-")
-            || text.starts_with("proxy-")
             || text.ends_with("-authenticate")
     };
     let unwanted: Vec<HeaderName> = headers
         .keys()
         .filter(|name| is_unwanted(name))
         .cloned()
-        .chain(listed)
         .collect();
     for name in unwanted {
-        headers.remove(&name);
+        headers.remove(name);
+    }
+    for name in listed {
+        headers.remove(name.as_str());
     }
     headers
 }

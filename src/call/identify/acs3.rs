@@ -8,6 +8,7 @@ use super::refusals::{self, bad, incomplete, one};
 use super::shape::{self, Shape};
 use super::words::Words;
 use crate::acs::decode::Params;
+use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::{self, Algorithm, Authorization, Signable};
 use crate::error::{Kind, Refusal};
 use crate::primitives::secret::Secret;
@@ -104,7 +105,7 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
             Err(_) => {}
         }
     }
-    let listed = shape::connection_listed(headers);
+    let listed = connection_listed(headers);
     for (name, values) in signed.iter().zip(values) {
         if shape::is_hop(name)
             || *name == "authorization"

@@ -10,6 +10,7 @@ use super::passage::Passage;
 use super::refusals::bad;
 use super::shape::{self, Shape};
 use crate::acs::decode::Params;
+use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::Authorization;
 use crate::error::{Kind, Refusal};
 
@@ -39,7 +40,7 @@ pub(super) fn passage(
     }
     check_params(params.query())?;
     let is_signed = |name: &str| signed.is_some_and(|signed| signed.signed_headers.contains(&name));
-    let listed = shape::connection_listed(all);
+    let listed = connection_listed(all);
     let stays = |name: &str| {
         shape::is_hop(name)
             || listed.iter().any(|other| other == name)

@@ -10,6 +10,7 @@ use super::directory::Directory;
 use super::names::{LIKE_ACS_HEADER, is_acs_header};
 use super::refusals::{bad, one};
 use crate::acs::decode::Params;
+use crate::acs::hop_by_hop::is_hop_by_hop;
 use crate::error::{Kind, Refusal};
 
 /// A head that says one thing.
@@ -64,27 +65,9 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     })
 }
 
-/// Whether a header is between two neighbours only.
+/// Whether a request header is not forwarded: hop-by-hop, or `Expect`, which Flowgate answers itself.
 pub(super) fn is_hop(name: &str) -> bool {
-    const HOP: [&str; 7] = [
-        "connection",
-        "expect",
-        "keep-alive",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    HOP.contains(&name) || name.starts_with("proxy-")
-}
-
-/// The headers that `Connection` declares to be between two neighbours only.
-pub(super) fn connection_listed(headers: &HeaderMap) -> Vec<String> {
-    let values = headers.get_all(header::CONNECTION).into_iter();
-    let names = values.flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-    names
-        .map(|name| String::from_utf8_lossy(name.trim_ascii()).to_ascii_lowercase())
-        .collect()
+    name == "expect" || is_hop_by_hop(name)
 }
 
 fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
