@@ -37,4 +37,4 @@ pub(crate) use crate::limiter::connector::Connector;
 pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
 pub(crate) use crate::limiter::refusals::draining;
 pub(crate) use crate::limiter::registry::{LimitedCall, Limiter};
-pub(crate) use crate::limiter::view::{LaneView, OperatorPause, TenantView};
+pub(crate) use crate::limiter::view::{LaneView, OperatorPauseView, TenantView};
