@@ -1,6 +1,7 @@
-//! One call from arrival to reply, a line per step. Each step is a file of that name and leaves a value that the next
-//! one needs: who asks (`Caller`, of which `Sendable` is kept), what is asked (`Operation`), the permission to send
-//! (`Turn`), what happened (`Verdict`), what now (`Decision`).
+//! One call from arrival to reply. Each step is a module, and its result is the input of a later
+//! step: the caller (`Caller`, of which `Sendable` is kept), the operation (`Operation`), the
+//! permission to send (`SendPermit`), the result of an attempt (`Verdict`), and whether to retry
+//! (`Decision`).
 
 pub(crate) mod attempt;
 pub(crate) mod body;
@@ -45,11 +46,11 @@ use crate::server::Gone;
 use crate::server::socket::Hangup;
 use crate::upstream::Upstream;
 
-/// Why a call ends without an answer of CAMS.
+/// Why a call ends without an answer from CAMS.
 enum End {
-    /// Flowgate answers.
+    /// Flowgate refuses the call.
     Refused(Refusal),
-    /// The caller has hung up.
+    /// The caller has disconnected.
     Gone,
 }
 
@@ -59,8 +60,9 @@ impl From<Refusal> for End {
     }
 }
 
-/// Answers one request, whatever happens: the steps' end, a hang-up, the end of a drain's grace, or a panic. Whoever
-/// polls it does so anew when a phase begins.
+/// Answers one request. The call ends with the last step, when the caller disconnects, when the
+/// drain's grace period ends, or with a panic. The connection polls this future again when a
+/// shutdown phase begins.
 pub(crate) async fn call<B>(
     services: Arc<CallServices>,
     request: Box<Request<B>>,
@@ -95,7 +97,7 @@ where
     Ok(reply::closing(response, services.phases.now()))
 }
 
-/// The table of contents.
+/// The steps of a call.
 async fn steps<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
@@ -106,7 +108,7 @@ async fn steps<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    // Boxed, so that a call that waits has no room for its arrival any more.
+    // Boxed, so that a queued call does not reserve memory for this finished step.
     let arrived = Box::pin(arrive(services, request, record, manner)).await?;
     let mut call = Admitted::new(services, arrived, record)?;
     loop {
@@ -126,21 +128,21 @@ where
     }
 }
 
-/// A call that is admitted, and all that is kept of it until its end.
+/// An admitted call, with everything that is kept of it until its end.
 struct Admitted<'a> {
     services: &'a Arc<CallServices>,
     record: &'a mut Record,
     call: Sendable,
     operation: Arc<Operation>,
-    /// What is counted of such operations.
+    /// The series of the operation's account and action.
     metrics: Arc<CallMetrics>,
     /// Its place in the queue, kept through retries.
     place: LimitedCall<Upstream>,
-    /// When its hold ends.
+    /// End of its hold.
     answer_by: Instant,
-    /// The settings that it was last checked with.
+    /// The generation of the settings that it was last checked with.
     generation: u64,
-    /// Whether its credentials were read again, which is done once.
+    /// Whether its credentials were reread, which is done at most once.
     renewed: bool,
 }
 
@@ -175,12 +177,14 @@ impl<'a> Admitted<'a> {
         })
     }
 
-    /// Waits for the permission to send one attempt. Not an `async fn`: while a call waits, each word of its future counts.
+    /// Waits for the permission to send one attempt. Not an `async fn`: that would enlarge the
+    /// future of every queued call.
     fn queue(&mut self) -> impl Future<Output = Result<SendPermit<Upstream>, Refusal>> {
         self.place.permit()
     }
 
-    /// The call's turn has come: makes the request of one attempt, with what is in force now, if the caller is still there.
+    /// Builds the request of one attempt with the current settings. Fails if the caller has
+    /// disconnected.
     fn sign(&mut self, hangup: &Hangup) -> Result<Sending, End> {
         self.record.turn(self.place.age());
         if hangup.has_happened() {
@@ -213,7 +217,7 @@ impl<'a> Admitted<'a> {
         })
     }
 
-    /// Sends one attempt. Not an `async fn`, whose future would hold these arguments to its end.
+    /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
     fn attempt(
         &self,
         permit: SendPermit<Upstream>,
@@ -222,8 +226,9 @@ impl<'a> Admitted<'a> {
         attempt::attempt(self.services, permit, sending)
     }
 
-    /// What happened; none if the call is to be sent again at once: nothing left this process, or CAMS did not know the
-    /// session any more and another one could be read, which is tried once.
+    /// Records the result of an attempt. Returns `None` if the call must be sent again immediately:
+    /// nothing was sent, or CAMS rejected an old session and a newer one could be read, which is
+    /// tried once.
     async fn judge(&mut self, attempted: Attempted) -> Option<Box<Judged>> {
         let Attempted::Judged(judged) = attempted else {
             self.record.unsent();
@@ -241,7 +246,7 @@ impl<'a> Admitted<'a> {
         Some(judged)
     }
 
-    /// Whether it is sent again.
+    /// Decides whether the call is sent again.
     fn decide(&self, verdict: &Verdict) -> Decision {
         let context = self.context();
         let config = &self.services.settings.load_full().config;
@@ -260,7 +265,7 @@ impl<'a> Admitted<'a> {
         tokio::time::sleep(after)
     }
 
-    /// CAMS's answer as the caller gets it.
+    /// The answer for the caller, made from CAMS's answer.
     fn reply(
         &mut self,
         judged: Judged,
@@ -283,17 +288,17 @@ impl<'a> Admitted<'a> {
     }
 }
 
-/// A call that has arrived, whole, as far as it is of use from now on.
+/// A complete call, with the parts that later steps need.
 struct Arrived {
     call: Sendable,
     operation: Arc<Operation>,
-    /// How many bytes wait with it.
+    /// Bytes that the call holds while it is queued.
     bytes: usize,
-    /// The settings that it was identified with.
+    /// The generation of the settings that it was identified with.
     generation: u64,
 }
 
-/// The steps before the call may wait: who asks, and for what.
+/// The steps before the queue: identify the caller, read the body, classify the operation.
 async fn arrive<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
@@ -326,7 +331,7 @@ where
     let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));
     let mut proved = claim.prove(body, &services.nonces, arrived);
     if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
-        // While the store is away, each replica's own memory is all there is.
+        // While the store is down, each replica relies on its own memory of nonces.
         && !quota.take_nonce(&nonce.digest, nonce.until, arrived).await.unwrap_or(true)
     {
         proved = Err(identify::used());

@@ -1,5 +1,5 @@
-//! What Flowgate itself answers when it does not pass a call on: one kind per cause, one place that maps a kind to
-//! status, code, outcome and metric label. How the answer looks on the wire is `call/reply.rs`.
+//! Refusals: the errors that Flowgate answers itself. Each cause has one kind, and one table maps a
+//! kind to status, code, outcome and metric label. `call/reply.rs` writes the answer.
 
 use std::time::Duration;
 
@@ -7,114 +7,124 @@ use hyper::StatusCode;
 
 use crate::primitives::id::{AccessKeyId, AccountId};
 
-/// How a call ended, for `flowgate_requests_total{outcome}`: every call has exactly one.
+/// How a call ended, for `flowgate_requests_total{outcome}`. Every call has exactly one outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Outcome {
     /// CAMS answered with success.
     Ok,
-    /// CAMS answered with an error that is the caller's to read.
+    /// CAMS answered with an error, which was passed on to the caller.
     UpstreamError,
-    /// CAMS refused with a throttle code and the attempts are used up (or the account is relayed).
+    /// CAMS throttled the last attempt, or the only attempt of a relayed call.
     Throttled,
-    /// Flowgate refused: no room or no time in the queue, draining, not allowed.
+    /// Flowgate refused: the queue is full, the wait is too long, draining, or not allowed.
     Refused,
-    /// Sent, and nobody can say whether CAMS did it.
+    /// The call was sent, and it is not known whether CAMS executed it.
     Unknown,
-    /// Nothing was sent because CAMS cannot be reached.
+    /// Nothing was sent: CAMS cannot be reached.
     Unreachable,
-    /// The caller hung up before it was answered.
+    /// The caller disconnected before it was answered.
     Cancelled,
     /// The request was malformed, ambiguous or wrongly signed.
     Invalid,
 }
 
-/// Why Flowgate answers by itself (design section 6, one variant per row or cause).
+/// Why Flowgate refuses a call; one variant per cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     /// The predicted wait exceeds the hold.
     WaitTooLong,
-    /// The hold ran out while the call was queued.
+    /// The hold ended while the call was queued.
     HoldExpired,
-    /// The lane, the client's part of it or the budget for queued bytes is full.
+    /// The lane, the client's share of it or the byte budget is full.
     QueueFull,
-    /// An operator has flushed the lane, or given the key to another account.
+    /// An operator flushed the lane, or a reload moved the key to another account.
     Flushed,
-    /// Flowgate is shutting down and the call does not fit into the grace.
+    /// Flowgate is shutting down, and the call cannot finish within the grace period.
     Draining,
-    /// The store of the shared quota is away, and this replica has no part of the quota.
+    /// The store of the shared quota is down, and this replica has no part of the quota.
     StoreUnavailable,
     /// Nothing was sent: no connection to CAMS within the hold.
     UpstreamUnreachable,
-    /// Sent, no certain answer.
+    /// The call was sent, and no usable answer came.
     OutcomeUnknown,
-    /// A relayed V3 call signed for Flowgate's own address.
+    /// The call is signed for a host that it may not be signed for.
     SignedHostMismatch,
     /// The signature is wrong.
     SignatureDoesNotMatch,
-    /// The signature is missing, malformed, of an unsupported kind, or does not cover what it must.
+    /// The signature is missing, malformed, of an unsupported kind, or does not cover all required
+    /// parts.
     IncompleteSignature,
-    /// No such access key here.
+    /// The access key is not configured.
     UnknownAccessKey,
-    /// The timestamp is more than 15 minutes off, or older than what this process can rule out as a replay.
+    /// The timestamp is more than 15 minutes off, or too old for this process to rule out a replay.
     TimestampExpired,
-    /// The nonce was seen before.
+    /// The nonce was used before.
     NonceUsed,
-    /// CAMS refused the signature that Flowgate made.
+    /// CAMS rejected the signature that Flowgate made.
     AccountCredentials,
-    /// The client may not do this.
+    /// The client is not permitted to make this call.
     Forbidden,
-    /// Ambiguous or malformed.
+    /// The request is ambiguous or malformed.
     BadRequest,
     /// The body is over the limit.
     TooLarge,
-    /// The body did not arrive in time.
+    /// The body was not complete before the timeout.
     BodyTimeout,
-    /// CONNECT.
+    /// The method is CONNECT.
     Connect,
-    /// Absolute form for a host that is not the upstream.
+    /// The target is an absolute URL of a host that is neither the upstream nor Flowgate.
     ForeignHost,
     /// A caught panic.
     Internal,
 }
 
-/// One of Flowgate's own answers.
+/// An error that Flowgate answers itself.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{}: {message}", kind.code())]
 pub(crate) struct Refusal {
-    /// The cause; decides status, code and outcome.
+    /// The cause, which decides status, code and outcome.
     pub(crate) kind: Kind,
-    /// What the caller reads. Holds no secret, no signature and no foreign key.
+    /// The message for the caller. It contains no secret, no signature and no key of another
+    /// caller.
     pub(crate) message: String,
-    /// When coming back makes sense, where it does (never zero on the wire).
+    /// When the caller should retry, if a retry makes sense. Never zero on the wire.
     pub(crate) retry_after: Option<Duration>,
-    /// Where the call would have stood and what it would have waited, if that is why.
+    /// The forecast that led to the refusal.
     pub(crate) queued: Option<Queued>,
-    /// Whom the log names; never on the wire.
+    /// The claimed caller, for the log; never on the wire.
     pub(crate) claimant: Option<Claimant>,
 }
 
-/// A forecast that a caller is told.
+/// The row of a kind in the table of errors.
+struct Facts {
+    status: StatusCode,
+    code: &'static str,
+    outcome: Outcome,
+    label: &'static str,
+}
+
+/// The forecast for a call, which a refusal reports to its caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Queued {
-    /// Calls before it.
+    /// Queued calls before it.
     pub(crate) ahead: usize,
-    /// Until its turn.
+    /// Predicted wait.
     pub(crate) wait: Duration,
 }
 
-/// Who a caller says that it is, proven or not.
+/// The identity that a caller claims, verified or not.
 #[derive(Clone, Debug)]
 pub(crate) struct Claimant {
-    /// The access key id that it names.
+    /// The access key id in the request.
     pub(crate) key: AccessKeyId,
-    /// Whose key that is, if the configuration names it.
+    /// The account of the key, if the key is configured.
     pub(crate) account: Option<AccountId>,
 }
 
 // === impl Outcome ===
 
 impl Outcome {
-    /// Each of them.
+    /// All outcomes.
     pub(crate) const ALL: [Self; Self::Invalid as usize + 1] = {
         use Outcome::*;
         [
@@ -147,7 +157,7 @@ impl Outcome {
 // === impl Kind ===
 
 impl Kind {
-    /// Each of them.
+    /// All kinds.
     pub(crate) const ALL: [Self; Self::Internal as usize + 1] = {
         use Kind::*;
         [
@@ -178,98 +188,69 @@ impl Kind {
 
     /// `Code` of the answer.
     pub(crate) fn code(self) -> &'static str {
-        self.facts().1
+        self.facts().code
     }
 
     /// HTTP status of the answer.
     pub(crate) fn status(self) -> StatusCode {
-        self.facts().0
+        self.facts().status
     }
 
-    /// How a call that ends with this answer is counted.
+    /// The outcome of a call that ends with this refusal.
     pub(crate) fn outcome(self) -> Outcome {
-        self.facts().2
+        self.facts().outcome
     }
 
     /// The metric label of `flowgate_refused_total{reason}`.
     pub(crate) fn label(self) -> &'static str {
-        self.facts().3
+        self.facts().label
     }
 
-    fn facts(self) -> (StatusCode, &'static str, Outcome, &'static str) {
+    fn facts(self) -> Facts {
         use Outcome::{Invalid, Refused, Unknown, Unreachable, UpstreamError};
-        let status =
-            |code: u16| StatusCode::from_u16(code).expect("the statuses below are all valid");
-        match self {
-            Self::WaitTooLong => (status(400), "System.LimitControl", Refused, "wait_too_long"),
-            Self::HoldExpired => (status(400), "System.LimitControl", Refused, "hold_expired"),
-            Self::QueueFull => (status(400), "System.LimitControl", Refused, "queue_full"),
-            Self::Flushed => (status(400), "System.LimitControl", Refused, "flushed"),
-            Self::StoreUnavailable => (
-                status(400),
-                "System.LimitControl",
-                Refused,
-                "store_unavailable",
-            ),
-            Self::Draining => (status(503), "Flowgate.Draining", Refused, "draining"),
+        let (status, code, outcome, label) = match self {
+            Self::WaitTooLong => (400, "System.LimitControl", Refused, "wait_too_long"),
+            Self::HoldExpired => (400, "System.LimitControl", Refused, "hold_expired"),
+            Self::QueueFull => (400, "System.LimitControl", Refused, "queue_full"),
+            Self::Flushed => (400, "System.LimitControl", Refused, "flushed"),
+            Self::StoreUnavailable => (400, "System.LimitControl", Refused, "store_unavailable"),
+            Self::Draining => (503, "Flowgate.Draining", Refused, "draining"),
             Self::UpstreamUnreachable => (
-                status(503),
+                503,
                 "Flowgate.UpstreamUnreachable",
                 Unreachable,
                 "unreachable",
             ),
-            Self::OutcomeUnknown => (
-                status(409),
-                "Flowgate.OutcomeUnknown",
-                Unknown,
-                "outcome_unknown",
-            ),
-            Self::SignedHostMismatch => (
-                status(400),
-                "Flowgate.SignedHostMismatch",
-                Invalid,
-                "signed_host",
-            ),
-            Self::SignatureDoesNotMatch => {
-                (status(400), "SignatureDoesNotMatch", Invalid, "signature")
+            Self::OutcomeUnknown => (409, "Flowgate.OutcomeUnknown", Unknown, "outcome_unknown"),
+            Self::SignedHostMismatch => {
+                (400, "Flowgate.SignedHostMismatch", Invalid, "signed_host")
             }
-            Self::IncompleteSignature => (
-                status(400),
-                "IncompleteSignature",
-                Invalid,
-                "incomplete_signature",
-            ),
-            Self::UnknownAccessKey => (
-                status(404),
-                "InvalidAccessKeyId.NotFound",
-                Invalid,
-                "unknown_key",
-            ),
-            Self::TimestampExpired => (
-                status(400),
-                "InvalidTimeStamp.Expired",
-                Invalid,
-                "timestamp",
-            ),
-            Self::NonceUsed => (status(400), "SignatureNonceUsed", Invalid, "nonce"),
+            Self::SignatureDoesNotMatch => (400, "SignatureDoesNotMatch", Invalid, "signature"),
+            Self::IncompleteSignature => {
+                (400, "IncompleteSignature", Invalid, "incomplete_signature")
+            }
+            Self::UnknownAccessKey => (404, "InvalidAccessKeyId.NotFound", Invalid, "unknown_key"),
+            Self::TimestampExpired => (400, "InvalidTimeStamp.Expired", Invalid, "timestamp"),
+            Self::NonceUsed => (400, "SignatureNonceUsed", Invalid, "nonce"),
             Self::AccountCredentials => (
-                status(403),
+                403,
                 "Flowgate.AccountCredentials",
                 UpstreamError,
                 "credentials",
             ),
-            Self::Forbidden => (status(403), "Flowgate.Forbidden", Refused, "forbidden"),
-            Self::BadRequest => (status(400), "Flowgate.BadRequest", Invalid, "bad_request"),
-            Self::TooLarge => (
-                status(413),
-                "Flowgate.RequestTooLarge",
-                Invalid,
-                "too_large",
-            ),
-            Self::BodyTimeout => (status(400), "Flowgate.BadRequest", Invalid, "body_timeout"),
-            Self::Connect => (status(405), "Flowgate.NotAProxy", Invalid, "connect"),
-            Self::ForeignHost => (status(403), "Flowgate.NotAProxy", Invalid, "foreign_host"),
-            Self::Internal => (status(500), "Flowgate.Internal", Refused, "internal"),
+            Self::Forbidden => (403, "Flowgate.Forbidden", Refused, "forbidden"),
+            Self::BadRequest => (400, "Flowgate.BadRequest", Invalid, "bad_request"),
+            Self::TooLarge => (413, "Flowgate.RequestTooLarge", Invalid, "too_large"),
+            Self::BodyTimeout => (400, "Flowgate.BadRequest", Invalid, "body_timeout"),
+            Self::Connect => (405, "Flowgate.NotAProxy", Invalid, "connect"),
+            Self::ForeignHost => (403, "Flowgate.NotAProxy", Invalid, "foreign_host"),
+            Self::Internal => (500, "Flowgate.Internal", Refused, "internal"),
+        };
+        Facts {
+            status: StatusCode::from_u16(status).expect("the statuses above are valid"),
+            code,
+            outcome,
+            label,
         }
     }
 }
@@ -277,16 +258,16 @@ impl Kind {
 // === impl Refusal ===
 
 impl Refusal {
-    /// Sent, and no certain answer.
+    /// The refusal of a call that was sent and whose outcome is unknown.
     pub(crate) fn unknown(reason: &str) -> Self {
         let message = format!(
-            "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have done it. \
-         Look (for a flow: ListFlow) before you repeat it."
+            "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have \
+             executed it. Check its effect (for a flow with ListFlow) before you repeat it."
         );
         Self::new(Kind::OutcomeUnknown, message)
     }
 
-    /// An answer without advice to come back.
+    /// A refusal without a retry time.
     pub(crate) fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self {
             kind,
@@ -297,7 +278,7 @@ impl Refusal {
         }
     }
 
-    /// An answer that says when to come back.
+    /// A refusal with a retry time.
     pub(crate) fn after(kind: Kind, wait: Duration, message: impl Into<String>) -> Self {
         Self {
             retry_after: Some(wait),
@@ -305,7 +286,7 @@ impl Refusal {
         }
     }
 
-    /// The same, with the forecast.
+    /// Adds the forecast.
     pub(crate) fn queued(self, ahead: usize, wait: Duration) -> Self {
         Self {
             queued: Some(Queued { ahead, wait }),
@@ -313,7 +294,7 @@ impl Refusal {
         }
     }
 
-    /// The same, with whom the log names.
+    /// Adds the claimed caller.
     pub(crate) fn of(self, claimant: Claimant) -> Self {
         Self {
             claimant: Some(claimant),

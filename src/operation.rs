@@ -1,4 +1,5 @@
-//! What is called, by whom and on whose quota? One value that the limiter, the records of a call and its steps share.
+//! A permitted call: its action, caller and account. The limiter, the record of a call and its
+//! steps share it.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -7,37 +8,37 @@ use crate::acs::limits;
 use crate::config::Limit;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
-/// The labels of what has none of its own.
+/// The labels of accounts and actions without a label of their own.
 pub(crate) const UNKNOWN_ACCOUNT: &str = "unknown";
 pub(crate) const OTHER_ACTION: &str = "other";
 
-/// A permitted call, as the queue sees it.
+/// A permitted call, as seen by the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Operation {
-    /// Whose quota it spends.
+    /// The account whose quota it uses.
     pub(crate) account: AccountId,
-    /// Whether the configuration names the account.
+    /// Whether the account is configured.
     pub(crate) known: bool,
-    /// Who calls.
+    /// The caller.
     pub(crate) client: ClientId,
     /// The client's share among the account's clients.
     pub(crate) weight: u32,
-    /// For whom inside the client's share, by default which sub-customer; empty if for none.
+    /// The tenant within the client's share, by default the sub-customer; may be empty.
     pub(crate) tenant: TenantId,
-    /// What is called.
+    /// The called action.
     pub(crate) action: ActionName,
     /// The action's limit, if it has one.
     pub(crate) limit: Option<Limit>,
-    /// How long the call may be kept, its answer included.
+    /// How long the call may be kept, including the time for the answer.
     pub(crate) hold: Duration,
-    /// How long of that it may wait for its turn.
+    /// How much of the hold it may spend in the queue.
     pub(crate) wait: Duration,
 }
 
 // === impl Operation ===
 
 impl Operation {
-    /// Both labels as names, of which the usual ones need not be copied.
+    /// The labels of account and action. Cloning a name does not copy its text.
     pub(crate) fn labels(&self) -> (AccountId, ActionName) {
         static UNKNOWN: LazyLock<AccountId> = LazyLock::new(|| AccountId::new(UNKNOWN_ACCOUNT));
         static OTHER: LazyLock<ActionName> = LazyLock::new(|| ActionName::new(OTHER_ACTION));
@@ -50,7 +51,7 @@ impl Operation {
         (account.clone(), action.clone())
     }
 
-    /// The account as a metric label: all keys that the configuration does not name are one.
+    /// The account as a metric label. All keys that are not configured share one label.
     pub(crate) fn account_label(&self) -> &str {
         if self.known {
             self.account.as_str()
@@ -59,7 +60,8 @@ impl Operation {
         }
     }
 
-    /// The action as a metric label: those without a limit, set or documented, are one.
+    /// The action as a metric label. All actions without a configured or documented limit share one
+    /// label.
     pub(crate) fn action_label(&self) -> &str {
         if self.has_action_label() {
             self.action.as_str()

@@ -1,12 +1,14 @@
-//! One attempt, from its permit to its consequences. It runs within its call as long as the call waits for it, and
-//! as a task of its own when the caller has left or its hold is over: CAMS has counted it, so it runs to its end, which
-//! feeds the lane's pause, the metrics and the log.
+//! One attempt: sends the request with a permit and judges the answer. The attempt is polled by its
+//! call. If the caller disconnects or the hold ends after the send has begun, the attempt continues
+//! as a detached task: CAMS has counted it, so its result must still reach the lane's pause, the
+//! metrics and the log.
 
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Polling, Poll};
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
@@ -22,65 +24,68 @@ use crate::operation::Operation;
 use crate::primitives::text::capped;
 use crate::upstream::{Answer, Request, Sent, Upstream};
 
-/// What came of an attempt.
+/// The result of an attempt.
 pub(crate) enum Attempted {
-    /// Nothing left this process: the connection had closed.
+    /// Nothing was sent: the connection was closed, or the permit had expired.
     Unsent,
-    /// Something did.
+    /// The request was sent, at least in part.
     Judged(Box<Judged>),
 }
 
-/// What happened, and the answer if there is one.
+/// The verdict on a sent attempt, and the answer if there is one.
 pub(crate) struct Judged {
     pub(crate) answer: Option<Answer>,
     pub(crate) verdict: Verdict,
 }
 
-/// What is sent, and of which call.
+/// The request to send, and the call that it belongs to.
 pub(crate) struct Sending {
     pub(crate) request: Request,
     pub(crate) operation: Arc<Operation>,
-    /// What is counted of such operations.
+    /// The series of the operation's account and action.
     pub(crate) metrics: Arc<CallMetrics>,
-    /// What the judge must know.
+    /// Input of the judge.
     pub(crate) context: Context,
     pub(crate) deadlines: Deadlines,
-    /// What the journal is told of it, if there is one.
+    /// The entry in the journal, if there is a journal.
     pub(crate) note: Option<Box<Note>>,
 }
 
-/// Until when a call may take.
+/// The deadlines of a call.
 #[derive(Clone, Copy)]
 pub(crate) struct Deadlines {
     /// Nothing is sent after this.
     pub(crate) send_by: Instant,
-    /// When the caller's hold ends.
+    /// End of the caller's hold.
     pub(crate) answer_by: Instant,
 }
 
-/// Counts an attempt as under way until dropped.
+/// Counts an attempt as in flight until dropped.
 struct InFlight(Arc<CallMetrics>);
 
-/// An attempt that its call waits for. Dropped before anything of it was sent, it is not sent; dropped later, it goes on as
-/// a task.
-struct Attended {
-    /// None once it has ended, and while it is polled: one that panics is not polled again.
+/// An attempt that its call polls. If it is dropped before the send has begun, nothing is sent; if
+/// it is dropped later, it continues as a detached task.
+struct DetachOnDrop {
+    /// `None` after it has ended, and while it is polled, so that an attempt that panics is not
+    /// polled again.
     run: Option<Pin<Box<dyn Future<Output = Attempted> + Send>>>,
     has_begun: Arc<AtomicBool>,
     operation: Arc<Operation>,
     tracker: TaskTracker,
 }
 
-/// Sends the request with this permit; tells what came of it, at the latest when the hold ends.
+/// Sends the request with this permit. Completes at the end of the hold at the latest, with an
+/// unknown outcome.
 pub(crate) fn attempt(
     parts: &Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Sending,
 ) -> impl Future<Output = Attempted> + use<> {
     let answer_by = sending.deadlines.answer_by;
-    timeout_at(answer_by, Attended::new(parts, permit, sending)).map(|answered| {
+    let attempt = DetachOnDrop::new(parts, permit, sending);
+    timeout_at(answer_by, attempt).map(|answered| {
         let reason = "CAMS has not answered within the hold";
-        answered.unwrap_or_else(|_| Attempted::judged(None, Verdict::Unknown { reason }))
+        answered.unwrap_or_else(|_elapsed| Attempted::judged(None, Verdict::Unknown { reason }))
     })
 }
 
@@ -98,13 +103,10 @@ async fn run(
         note,
         deadlines,
     } = sending;
-    // Before the first byte leaves: a slow disk delays the attempt, and its token is held meanwhile.
-    if let Some(note) = &note {
-        let announced = Announced(Some(note));
-        if timeout_at(deadlines.send_by, note.sent()).await.is_err() {
-            return Attempted::Unsent;
-        }
-        announced.keep();
+    if let Some(note) = &note
+        && !announce(note, deadlines.send_by).await
+    {
+        return Attempted::Unsent;
     }
     let Some((connection, receipt)) = permit.begin() else {
         if let Some(note) = &note {
@@ -115,7 +117,7 @@ async fn run(
     has_begun.store(true, Ordering::Relaxed);
     let in_flight = InFlight::new(metrics);
     let sent_at = Instant::now();
-    let (answer, verdict) = match connection.send(request, receipt.on_write()).await {
+    let judged = match connection.send(request, receipt.on_write()).await {
         Sent::Unsent => {
             if let Some(note) = &note {
                 note.unsent();
@@ -123,26 +125,36 @@ async fn run(
             receipt.unsent();
             return Attempted::Unsent;
         }
-        Sent::Answered(answer) => {
-            let verdict = judge::judge(&answer, context);
-            (Some(answer), verdict)
-        }
-        Sent::Lost(lost) => (None, lost.into()),
+        Sent::Answered(answer) => Judged {
+            verdict: judge::judge(&answer, context),
+            answer: Some(answer),
+        },
+        Sent::Lost(lost) => Judged {
+            verdict: lost.into(),
+            answer: None,
+        },
     };
     if let Some(note) = &note {
-        note_end(note, answer.as_ref(), &verdict);
+        note_end(note, judged.answer.as_ref(), &judged.verdict);
     }
-    count(
-        &parts,
-        (&operation, &in_flight.0),
-        (answer.as_ref(), &verdict),
-        sent_at,
-    );
-    settle(receipt, &verdict);
-    Attempted::judged(answer, verdict)
+    count(&parts, &operation, &in_flight.0, &judged, sent_at.elapsed());
+    settle(receipt, &judged.verdict);
+    Attempted::Judged(Box::new(judged))
 }
 
-/// An attempt that is written in the journal and has not begun. Dropped, it is noted as not sent.
+/// Journals that the attempt is about to be sent, before its first byte is. A slow disk delays the
+/// attempt, which holds its token. Returns false if the journal was not written by the deadline.
+async fn announce(note: &Note, send_by: Instant) -> bool {
+    let announced = Announced(Some(note));
+    if timeout_at(send_by, note.sent()).await.is_err() {
+        return false;
+    }
+    announced.keep();
+    true
+}
+
+/// An attempt that is in the journal and has not begun. If it is dropped, the journal records it as
+/// not sent.
 struct Announced<'a>(Option<&'a Note>);
 
 impl Announced<'_> {
@@ -159,26 +171,23 @@ impl Drop for Announced<'_> {
     }
 }
 
-/// Says what came of an attempt that nobody waited for any more.
-fn tell(operation: &Operation, attempted: &Attempted) {
+/// Logs the result of a detached attempt.
+fn log_detached(operation: &Operation, attempted: &Attempted) {
     let Attempted::Judged(judged) = attempted else {
         return;
     };
     let verdict = &judged.verdict;
-    let (account, action) = (operation.account_label(), operation.action_label());
-    let client = operation.client.as_str();
-    let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
     tracing::info!(
-        account,
-        action,
-        client,
-        code,
-        cams_request_id,
-        "an attempt ended when nobody waited for it any more"
+        account = operation.account_label(),
+        action = operation.action_label(),
+        client = operation.client.as_str(),
+        code = capped(verdict.code()),
+        cams_request_id = verdict.request_id().map(capped),
+        "detached attempt finished"
     );
 }
 
-/// Writes an attempt's end into the journal.
+/// Writes the result of an attempt into the journal.
 pub(crate) fn note_end(note: &Note, answer: Option<&Answer>, verdict: &Verdict) {
     let outcome = match verdict {
         Verdict::Ok { .. } => journal::Outcome::Ok,
@@ -191,7 +200,7 @@ pub(crate) fn note_end(note: &Note, answer: Option<&Answer>, verdict: &Verdict) 
     note.judged(outcome, verdict.code(), verdict.request_id(), body);
 }
 
-/// Tells the lane.
+/// Reports the verdict to the lane.
 fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
     match verdict {
         Verdict::Throttled { hint, .. } => receipt.throttled(*hint),
@@ -204,28 +213,30 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
 
 fn count(
     parts: &CallServices,
-    (operation, metrics): (&Operation, &CallMetrics),
-    (answer, verdict): (Option<&Answer>, &Verdict),
-    sent_at: Instant,
+    operation: &Operation,
+    metrics: &CallMetrics,
+    judged: &Judged,
+    took: Duration,
 ) {
+    let Judged { answer, verdict } = judged;
     let [account, _] = metrics.labels();
     let code = match verdict {
         Verdict::Unknown { .. } => labels::UNKNOWN,
         known => labels::code(known.code()),
     };
-    let status = answer.map_or("none", |answer| answer.status.as_str());
-    let took = sent_at.elapsed();
+    let status = answer
+        .as_ref()
+        .map_or("none", |answer| answer.status.as_str());
     metrics.attempt(&metrics::Attempt { status, code, took });
-    // A refusal is quick, and says nothing of what a call takes.
+    // Throttled attempts are answered quickly, so they say nothing about the duration of a call.
     if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
         parts.margins.answered(operation, took);
     }
     if let Verdict::Credentials { .. } = verdict {
-        let (code, cams_request_id) = (capped(verdict.code()), verdict.request_id().map(capped));
         tracing::error!(
             account,
-            code,
-            cams_request_id,
+            code = capped(verdict.code()),
+            cams_request_id = verdict.request_id().map(capped),
             "CAMS does not accept this account's access key"
         );
     }
@@ -246,17 +257,15 @@ impl Attempted {
     }
 }
 
-// === impl Attended ===
+// === impl DetachOnDrop ===
 
-impl Attended {
+impl DetachOnDrop {
     fn new(parts: &Arc<CallServices>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
-        let (operation, has_begun) = (sending.operation.clone(), Arc::new(AtomicBool::new(false)));
-        let run =
-            parts
-                .attempts
-                .track_future(run(parts.clone(), permit, sending, has_begun.clone()));
+        let operation = sending.operation.clone();
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let run = run(parts.clone(), permit, sending, has_begun.clone());
         Self {
-            run: Some(Box::pin(run)),
+            run: Some(Box::pin(parts.attempts.track_future(run))),
             has_begun,
             operation,
             tracker: parts.attempts.clone(),
@@ -264,11 +273,14 @@ impl Attended {
     }
 }
 
-impl Future for Attended {
+impl Future for DetachOnDrop {
     type Output = Attempted;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Polling<'_>) -> Poll<Attempted> {
-        let mut run = self.run.take().expect("nobody polls what has ended");
+        let mut run = self
+            .run
+            .take()
+            .expect("an attempt is not polled after it has ended");
         let polled = run.as_mut().poll(cx);
         if polled.is_pending() {
             self.run = Some(run);
@@ -277,18 +289,20 @@ impl Future for Attended {
     }
 }
 
-impl Drop for Attended {
+impl Drop for DetachOnDrop {
     fn drop(&mut self) {
         if !self.has_begun.load(Ordering::Relaxed) {
             return;
         }
-        // Without a runtime the connection's task is gone, too.
+        // Without a runtime the task of the connection has ended, too.
         let (Some(run), Ok(runtime)) = (self.run.take(), Handle::try_current()) else {
             return;
         };
         let operation = self.operation.clone();
-        self.tracker
-            .spawn_on(async move { tell(&operation, &run.await) }, &runtime);
+        self.tracker.spawn_on(
+            async move { log_detached(&operation, &run.await) },
+            &runtime,
+        );
     }
 }
 
@@ -310,7 +324,6 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
-    use std::time::Duration;
 
     use tokio::net::TcpListener;
 
@@ -344,11 +357,9 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_journal_is_told_before_the_permit_is_used() {
-        let (upstream, folder) = (
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            tempfile::tempdir().unwrap(),
-        );
+    async fn the_journal_is_written_before_the_permit_is_used() {
+        let upstream = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let journal = config::Journal {
             path: path.clone(),
@@ -371,7 +382,7 @@ mod tests {
             .await
             .ok()
             .unwrap();
-        // Another limit is another source of tokens: this permit's token is of no use any more.
+        // A changed limit replaces the source of tokens, so this permit's token becomes invalid.
         config.limits = [(
             ActionName::new("CreateFlow"),
             Limit {
@@ -406,14 +417,13 @@ mod tests {
         ));
         parts.journal.as_ref().unwrap().flushed().await;
         let text = std::fs::read_to_string(&path).unwrap();
-        let said = text
+        let entries: Vec<_> = text
             .lines()
-            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-        let said: Vec<_> = said
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
             .map(|line| [line["event"].clone(), line["result"].clone()])
             .collect();
         assert_eq!(
-            said,
+            entries,
             [
                 ["sent".into(), serde_json::Value::Null],
                 ["done".into(), "unsent".into()]

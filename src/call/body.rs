@@ -1,5 +1,5 @@
-//! Has the whole request come? The body is read to its end before the call may queue, within a bound of bytes and of
-//! time, so that what waits is complete and a slow caller holds no place.
+//! Reads the request body. The body is read to its end before the call is queued, within a limit of
+//! bytes and of time, so that a slow caller does not occupy a place in the queue.
 
 use std::time::Duration;
 
@@ -11,17 +11,20 @@ use hyper::http::request;
 use crate::error::{Kind, Refusal};
 use crate::primitives::byte_budget::Share;
 
-/// What the body is allowed.
+/// The limits of a body.
 pub(crate) struct Allowance {
-    /// Bytes.
+    /// Most bytes.
     pub(crate) max: usize,
-    /// Until its end.
+    /// Longest time until its end.
     pub(crate) within: Duration,
-    /// The rooms that the bytes come out of: the client's and everybody's, or that of callers who are not verified yet.
+    /// The byte budgets that are charged: the client's and the total, or that of callers that are
+    /// not verified yet.
     pub(crate) shares: Vec<Share>,
 }
 
 /// Reads the whole body.
+///
+/// Refuses a body that exceeds the allowance, is broken, or does not fit the byte budgets.
 pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(
     body: B,
     allowance: Allowance,
@@ -31,7 +34,10 @@ pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(
         Ok(collected) => collected,
         Err(_elapsed) => Err(Refusal::new(
             Kind::BodyTimeout,
-            format!("The body did not end within {} ms.", within.as_millis()),
+            format!(
+                "The request body was not complete within {} ms. CAMS has done nothing.",
+                within.as_millis()
+            ),
         )),
     }
 }
@@ -41,39 +47,30 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     mut allowance: Allowance,
 ) -> Result<Bytes, Refusal> {
     let max = allowance.max;
-    let too_large = || {
-        Refusal::new(
-            Kind::TooLarge,
-            format!("The body is larger than the {max} bytes allowed here."),
-        )
-    };
     if body.size_hint().lower() > max as u64 {
-        return Err(too_large());
+        return Err(too_large(max));
     }
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        // hyper's reasons (bad chunking, an early end) are of no use to a caller that wrote them.
         let frame = frame.map_err(|_| {
-            Refusal::new(Kind::BadRequest, "The body is broken off or badly chunked.")
+            let message = "The request body ended early, or its chunked encoding is invalid.";
+            Refusal::new(Kind::BadRequest, message)
         })?;
         let Ok(data) = frame.into_data() else {
             continue;
         };
         if first.len() + whole.len() + data.len() > max {
-            return Err(too_large());
+            return Err(too_large(max));
         }
-        if !allowance
+        let is_reserved = allowance
             .shares
             .iter_mut()
-            .all(|share| share.grow(data.len()))
-        {
-            let message = "Flowgate's memory for bodies that come in is full.";
-            return Err(Refusal::after(
-                Kind::QueueFull,
-                Duration::from_secs(1),
-                message,
-            ));
+            .all(|share| share.grow(data.len()));
+        if !is_reserved {
+            let message = "Flowgate's memory for request bodies is full. CAMS has done nothing.";
+            let retry_after = Duration::from_secs(1);
+            return Err(Refusal::after(Kind::QueueFull, retry_after, message));
         }
         if first.is_empty() && whole.is_empty() {
             first = data;
@@ -89,23 +86,29 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     })
 }
 
-/// hyper stops reading a head near the bound; this keeps it exactly.
+/// Refuses a head that exceeds the limit. hyper's own limit is only approximate.
 pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<(), Refusal> {
     let target = head
         .uri
         .path_and_query()
         .map_or(0, |target| target.as_str().len());
-    let headers = head
+    let headers: usize = head
         .headers
         .iter()
-        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len());
-    if target + headers.sum::<usize>() <= max {
+        .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len())
+        .sum();
+    if target + headers <= max {
         return Ok(());
     }
     Err(Refusal::new(
         Kind::TooLarge,
         format!("The request's head is larger than the {max} bytes allowed here."),
     ))
+}
+
+fn too_large(max: usize) -> Refusal {
+    let message = format!("The request body is larger than the limit of {max} bytes.");
+    Refusal::new(Kind::TooLarge, message)
 }
 
 #[cfg(test)]
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn joins_what_comes_in_pieces() {
+    async fn a_body_in_several_frames_is_joined() {
         assert_eq!(
             read(chunks(&["ab", "", "c", "def"]), allowance(6))
                 .await
@@ -156,7 +159,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_byte_too_many_is_too_large_announced_or_not() {
+    async fn a_body_over_the_limit_is_refused_with_or_without_a_declared_length() {
         for body in [
             read(chunks(&["ab", "cd"]), allowance(3)).await,
             read(Full::new(Bytes::from("abcd")), allowance(3)).await,
@@ -166,26 +169,30 @@ mod tests {
                 (refusal.kind, refusal.message.as_str()),
                 (
                     Kind::TooLarge,
-                    "The body is larger than the 3 bytes allowed here."
+                    "The request body is larger than the limit of 3 bytes."
                 )
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_that_stalls_is_given_up() {
+    async fn a_stalled_body_times_out() {
         let stalled: StreamBody<futures_util::stream::Pending<Result<Frame<Bytes>, Infallible>>> =
             StreamBody::new(futures_util::stream::pending());
         let refusal = read(stalled, allowance(3)).await.unwrap_err();
         assert_eq!(
             (refusal.kind, refusal.message.as_str()),
-            (Kind::BodyTimeout, "The body did not end within 30000 ms.")
+            (
+                Kind::BodyTimeout,
+                "The request body was not complete within 30000 ms. CAMS has done nothing."
+            )
         );
     }
 
     #[tokio::test]
-    async fn bytes_come_out_of_every_room() {
-        let (small, large) = (Room::new(4), Room::new(100));
+    async fn every_byte_budget_is_charged_and_released() {
+        let small = Room::new(4);
+        let large = Room::new(100);
         for rooms in [vec![&small], vec![&large, &small], vec![&small, &large]] {
             let mut allowed = allowance(100);
             allowed.shares = rooms

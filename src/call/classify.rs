@@ -1,5 +1,6 @@
-//! Which operation is it, may this caller do it, and is it limited? Permission is denied by default: a client may call
-//! what its entry lists, for the sub-customers that it lists. When the call's turn comes is the queue's question.
+//! Determines the operation of a call and its limit, and checks the caller's permission. Permission
+//! is denied by default: a client may call only the actions of its entry, for the sub-customers of
+//! its entry.
 
 use hyper::header::HeaderMap;
 
@@ -11,10 +12,10 @@ use crate::error::{Kind, Refusal};
 use crate::operation::Operation;
 use crate::primitives::id::TenantId;
 
-/// Names are the caller's to invent, and a lane keeps them while calls wait.
+/// Callers choose these names, and a lane keeps them while calls are queued.
 const MAX_TENANT: usize = 64;
 
-/// Checks the caller's permission and looks up what the configuration says of its call; `headers` are the request's.
+/// Checks the caller's permission and builds the operation. `headers` are those of the request.
 pub(crate) fn classify(
     caller: &Caller,
     headers: &HeaderMap,
@@ -50,14 +51,16 @@ pub(crate) fn classify(
     Ok(operation)
 }
 
-/// Whether the client may call what it calls; asked again before a call is sent when the configuration has changed.
+/// Checks whether the client may make this call. Checked again before the call is sent if the
+/// configuration changed.
 pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
     let Some(client) = call.settings() else {
         return Ok(());
     };
-    let forbidden = |message: String| Err(Refusal::new(Kind::Forbidden, message));
     if client.disabled {
-        return forbidden("this client is disabled".into());
+        return Err(forbidden(
+            "This client is disabled in Flowgate's configuration.",
+        ));
     }
     let action = call.action();
     let is_listed = match &client.actions {
@@ -65,29 +68,40 @@ pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
         Actions::Listed(actions) => actions.contains(action),
     };
     if !is_listed {
-        return forbidden(format!("this client may not call {action}"));
+        return Err(forbidden(format!(
+            "This client may not call {action}: its `actions` in Flowgate's configuration do not \
+             list it."
+        )));
     }
-    match client.cust_space_ids.is_empty() || is_own_space(call, &client.cust_space_ids) {
-        true => Ok(()),
-        false => forbidden(
-            "this client must name one of its own CustSpaceIds, as a parameter, and no other"
-                .into(),
-        ),
+    if !client.cust_space_ids.is_empty() && !is_own_space(call, &client.cust_space_ids) {
+        return Err(forbidden(
+            "This client must send one of its configured CustSpaceIds as a parameter, and no \
+             other id of a sub-customer and no JSON body.",
+        ));
     }
+    Ok(())
 }
 
-/// Whether the call names one of these sub-customers and none by another name or in another place.
+fn forbidden(message: impl Into<String>) -> Refusal {
+    Refusal::new(Kind::Forbidden, message)
+}
+
+/// Whether the call names one of these sub-customers, and no sub-customer by another name or in
+/// another place.
 fn is_own_space(call: &Verified, ids: &[String]) -> bool {
-    let names_other = |name: &str| {
-        let stem = name.split('.').next().unwrap_or_default();
-        let is_alias = ["CustSpaceId", "CustWabaId", "IsvCode"]
-            .iter()
-            .any(|alias| alias.eq_ignore_ascii_case(stem));
-        is_alias && name != "CustSpaceId"
-    };
-    let is_listed = call
-        .params()
+    let params = call.params();
+    let is_listed = params
         .get("CustSpaceId")
         .is_some_and(|id| ids.iter().any(|own| own == id));
-    is_listed && call.json().is_none() && !call.params().iter().any(|(name, _)| names_other(name))
+    let names_other = params.iter().any(|(name, _)| is_alias_of_space(name));
+    is_listed && call.json().is_none() && !names_other
+}
+
+/// Whether a parameter other than `CustSpaceId` could name a sub-customer.
+fn is_alias_of_space(name: &str) -> bool {
+    let stem = name.split('.').next().unwrap_or_default();
+    let names_space = ["CustSpaceId", "CustWabaId", "IsvCode"]
+        .iter()
+        .any(|alias| alias.eq_ignore_ascii_case(stem));
+    names_space && name != "CustSpaceId"
 }

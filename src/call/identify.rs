@@ -1,9 +1,10 @@
-//! Who is asking, and is it really them? In two steps, because a body must not be read for anybody: [`head`] says all
-//! that the head can say, [`Claim::prove`] the rest, and the nonce is taken last. What comes out is a [`Caller`], and
-//! nobody else makes one.
+//! Identifies and verifies the caller, in two steps, so that the body is read only for a valid
+//! head: [`head`] checks the head, and [`Claim::prove`] checks the rest with the body and takes the
+//! nonce last. The result is a [`Caller`]; only this module creates one.
 //!
-//! A managed caller is rebuilt from what its signature covers; whatever can be read in two ways is refused. A relayed
-//! one keeps its bytes. A managed key never becomes a relayed one. What the caller may do is classify's question.
+//! The call of a managed key is rebuilt from the parts that its signature covers, and every
+//! ambiguous request is refused. The call of a relayed key is forwarded byte for byte. A managed
+//! key is never relayed. `classify` checks permissions.
 
 mod acs3;
 mod caller;
@@ -46,15 +47,16 @@ use crate::error::{Claimant, Refusal};
 use crate::primitives::id::{AccountId, ClientId};
 use crate::primitives::secret::never_shown;
 
-/// The most that is read for a version 1 caller, whose signature is known only with the body.
+/// Largest body of a version 1 call in bytes. Its signature can be verified only with the body.
 const MAX_UNPROVEN_BODY: usize = 64 * 1024;
-/// A call whose head is in order. Of a managed version 3 caller the signature is already known to be right.
+
+/// A call whose head is valid. The signature of a managed version 3 call is already verified.
 pub(crate) struct Claim {
     said: Said,
     way: Way,
 }
 
-/// Who signs for CAMS.
+/// Who signs the request to CAMS.
 enum Way {
     /// Flowgate.
     Managed(Arc<Principal>),
@@ -66,7 +68,7 @@ enum Way {
     },
 }
 
-/// Says everything that can be said before the body is read.
+/// Checks everything that can be checked before the body is read.
 pub(crate) fn head(
     parts: &Parts,
     directory: &Directory,
@@ -94,21 +96,9 @@ pub(crate) fn head(
         .owner(&said.key)
         .map_err(|refusal| refusal.of(claimant.clone()))?;
     claimant.account = owner.known_account().cloned();
-    let claim = || {
-        said.check(directory, now)?;
-        let way = match owner {
-            Owner::Managed(principal) => Way::Managed(principal),
-            Owner::Relayed { account, is_known } => Way::Relayed {
-                account,
-                is_known,
-                passage: relay::passage(&shape, &said.params, signed.as_ref(), directory)?,
-            },
-        };
-        let claim = Claim { said, way };
-        claim.check_head(&shape, signed.as_ref(), directory)?;
-        Ok(claim)
-    };
-    claim().map_err(|refusal: Refusal| refusal.of(claimant))
+    said.check(directory, now)
+        .and_then(|()| Claim::new(said, owner, &shape, signed.as_ref(), directory))
+        .map_err(|refusal| refusal.of(claimant))
 }
 
 never_shown!(
@@ -122,10 +112,10 @@ never_shown!(
     Verified
 );
 
-/// Whether errors are to be XML: only for signature version 1 with `Format=XML`.
+/// Whether the caller expects errors in XML: only for signature version 1 with `Format=XML`.
 pub(crate) fn wants_xml(parts: &Parts) -> bool {
     let query = parts.uri.query().unwrap_or_default();
-    // Nobody escapes letters, and nearly nobody asks: the whole query is read for none but those.
+    // Clients do not escape letters, so the query is decoded only if it contains the name.
     if !query.contains("Format") {
         return false;
     }
@@ -136,7 +126,7 @@ pub(crate) fn wants_xml(parts: &Parts) -> bool {
     is_xml && !parts.headers.contains_key(header::AUTHORIZATION)
 }
 
-/// The `Authorization` of a version 3 call; `None` if the call is signed in version 1.
+/// The `Authorization` of a version 3 call; `None` for a call with a version 1 signature.
 fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Refusal> {
     let headers = &shape.parts.headers;
     if let Some(value) = one(headers, &header::AUTHORIZATION)? {
@@ -150,24 +140,45 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
         || shape.params.get("BearerToken").is_some();
     if is_bearer {
         return Err(incomplete(format!(
-            "bearer and identity tokens cannot be passed on; {SUPPORTED}"
+            "bearer and identity tokens are not supported, {SUPPORTED}"
         )));
     }
-    match ["AccessKeyId", "Signature"]
+    let is_version_1 = ["AccessKeyId", "Signature"]
         .iter()
-        .any(|name| shape.params.get(name).is_some())
-    {
-        true => Ok(None),
-        false => Err(incomplete(
-            "the call is not signed: neither an Authorization header nor an AccessKeyId in the query",
-        )),
+        .any(|name| shape.params.get(name).is_some());
+    if is_version_1 {
+        return Ok(None);
     }
+    Err(incomplete(
+        "the call is not signed, it has neither an Authorization header nor an AccessKeyId in the \
+         query",
+    ))
 }
 
 // === impl Claim ===
 
 impl Claim {
-    /// Who the caller says that it is.
+    fn new(
+        said: Said,
+        owner: Owner,
+        shape: &Shape<'_>,
+        signed: Option<&Authorization<'_>>,
+        directory: &Directory,
+    ) -> Result<Self, Refusal> {
+        let way = match owner {
+            Owner::Managed(principal) => Way::Managed(principal),
+            Owner::Relayed { account, is_known } => Way::Relayed {
+                account,
+                is_known,
+                passage: relay::passage(shape, &said.params, signed, directory)?,
+            },
+        };
+        let claim = Self { said, way };
+        claim.check_head(shape, signed, directory)?;
+        Ok(claim)
+    }
+
+    /// The identity that the caller claims.
     pub(crate) fn claimant(&self) -> Claimant {
         let account = match &self.way {
             Way::Managed(principal) => Some(principal.account.id.clone()),
@@ -181,12 +192,13 @@ impl Claim {
         }
     }
 
-    /// The nonce, for those who share it.
+    /// The nonce in the form that replicas share.
     pub(crate) fn nonce(&self) -> Nonce {
         Nonce::new(&self.said.key, &self.said.nonce, self.said.stamp)
     }
 
-    /// Whether the nonce is new as far as is known before the body is read: nobody's body is kept for a replay.
+    /// Checks that the nonce is not known yet, without taking it, so that no body is read for a
+    /// replay.
     pub(crate) fn check_nonce(&self, nonces: &Nonces) -> Result<(), Refusal> {
         nonces.check(&self.usage())
     }
@@ -211,7 +223,8 @@ impl Claim {
         }
     }
 
-    /// Whose part of the memory for bodies its body takes, if its signature is known to be right before that is read.
+    /// The account and client whose byte budget the body is charged to; `None` if the signature is
+    /// not verified yet.
     pub(crate) fn payer(&self) -> Option<(AccountId, ClientId)> {
         let Way::Managed(principal) = &self.way else {
             return None;
@@ -220,7 +233,7 @@ impl Claim {
             .then(|| (principal.account.id.clone(), principal.client_id()))
     }
 
-    /// Whether the signature is known to be right before the body is read.
+    /// Whether the signature was verified with the head alone.
     pub(crate) fn is_verified(&self) -> bool {
         matches!(
             (&self.way, &self.said.proof),
@@ -228,7 +241,7 @@ impl Claim {
         )
     }
 
-    /// The most bytes of a body that may be read, where the listener's own bound is `max_body`.
+    /// Largest body in bytes that may be read. `max_body` is the limit of the listener.
     pub(crate) fn max_body(&self, max_body: usize) -> usize {
         match (&self.said.method, &self.said.proof) {
             (&Method::GET, _) => 0,
@@ -237,7 +250,8 @@ impl Claim {
         }
     }
 
-    /// Proves the rest with the body, and takes the nonce as the last thing.
+    /// Checks the rest with the body, then takes the nonce. A refused call does not use up its
+    /// nonce.
     pub(crate) fn prove(
         mut self,
         body: Bytes,
@@ -245,12 +259,14 @@ impl Claim {
         now: SystemTime,
     ) -> Result<Caller, Refusal> {
         let json = self.said.read_body(&body)?;
-        let (said, way) = (&mut self.said, &self.way);
-        if let Way::Relayed { .. } = way {
-            relay::check_params(said.params.form())?;
-        }
-        if let (Proof::V1(proof), Way::Managed(principal)) = (&said.proof, way) {
-            proof.verify(&principal.secrets, said.method.as_str(), &said.params)?;
+        let said = &mut self.said;
+        match &self.way {
+            Way::Relayed { .. } => relay::check_params(said.params.form())?,
+            Way::Managed(principal) => {
+                if let Proof::V1(proof) = &said.proof {
+                    proof.verify(&principal.secrets, said.method.as_str(), &said.params)?;
+                }
+            }
         }
         said.keep_own_params()?;
         nonces.take(&self.usage(), now)?;
@@ -272,7 +288,7 @@ impl Claim {
         })
     }
 
-    /// What a managed caller's head must satisfy.
+    /// Verifies the head of a managed caller.
     fn check_head(
         &self,
         shape: &Shape<'_>,
@@ -284,7 +300,7 @@ impl Claim {
         };
         match (&self.said.proof, signed) {
             (Proof::V3(proof), Some(signed)) => {
-                proof.verify(&principal.secrets, (shape, &self.said.params), signed)?;
+                proof.verify(&principal.secrets, shape, &self.said.params, signed)?;
                 directory.check_host(shape.host)
             }
             (Proof::V3(_), None) => Err(wrong_signature()),

@@ -1,6 +1,6 @@
-//! What happened? One answer, or the lack of one, becomes a verdict: throttled exactly where CAMS says so in a complete
-//! document or by its own header, never after a success or a failure that may have done something. Pure; what to do
-//! about a verdict is the retry's.
+//! Turns an answer, or the lack of one, into a verdict. An attempt counts as throttled only if CAMS
+//! states it in a complete document or in its own header, and never if CAMS may have executed the
+//! call. This module does no I/O; `retry` decides what follows from a verdict.
 
 use std::time::Duration;
 
@@ -13,10 +13,11 @@ use crate::acs::answer::{self, Summary};
 use crate::error::Outcome;
 use crate::upstream::{Answer, Lost};
 
-/// The largest body that is judged by what it says; a throttle refusal is a few hundred bytes.
+/// Largest body in bytes that is parsed. A throttled answer has a few hundred bytes.
 const MAX_JUDGED: usize = 64 * 1024;
 
-/// Codes that CAMS gives for a signature, key, time or nonce that it does not take, each also as a prefix before a dot.
+/// CAMS's codes for a rejected signature, key, timestamp or nonce. Each is also a prefix before a
+/// dot.
 const CREDENTIAL_CODES: &[&str] = &[
     "SignatureDoesNotMatch",
     "SignatureNonceUsed",
@@ -37,52 +38,53 @@ const CREDENTIAL_CODES: &[&str] = &[
     "SecurityTokenExpired",
 ];
 
-/// The code of an answer whose own is not known.
+/// The code of an answer without a code.
 const OTHER: &str = "other";
 
-/// What happened to one attempt.
+/// The result of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
-    /// CAMS did it.
+    /// CAMS executed the call.
     Ok {
-        /// CAMS's name for the call.
+        /// CAMS's request id.
         request_id: Option<String>,
-        /// `OK`, also where the answer holds no code.
+        /// `OK`, also if the answer has no code.
         code: String,
     },
-    /// CAMS refused or failed; the answer is the caller's to read.
+    /// CAMS refused or failed; the answer is passed on to the caller.
     UpstreamError {
         /// The code, or `other`.
         code: String,
-        /// CAMS's name for the call.
+        /// CAMS's request id.
         request_id: Option<String>,
     },
-    /// CAMS did nothing because too many calls came.
+    /// CAMS did not execute the call because of its rate limit.
     Throttled {
         /// The code, or `other`.
         code: String,
-        /// What said so.
+        /// Which part of the answer states it.
         source: ThrottleSource,
-        /// How long CAMS wants to be left alone, unbounded.
+        /// How long CAMS asks to wait, as stated and not bounded.
         hint: Option<Duration>,
-        /// CAMS's name for the call.
+        /// CAMS's request id.
         request_id: Option<String>,
     },
-    /// CAMS does not take the signature that Flowgate made; its answer names the key and stays inside.
+    /// CAMS rejected the signature that Flowgate made. The answer contains the account's key and is
+    /// not passed on.
     Credentials {
         /// The code.
         code: String,
-        /// CAMS's name for the call.
+        /// CAMS's request id.
         request_id: Option<String>,
     },
-    /// Sent, and nobody can say whether CAMS did it.
+    /// The call was sent, and it is not known whether CAMS executed it.
     Unknown {
-        /// Why, in a few words that hold nothing of the answer.
+        /// The reason, in fixed words that contain nothing of the answer.
         reason: &'static str,
     },
 }
 
-/// What said that CAMS throttles.
+/// The part of an answer that states that the call was throttled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum ThrottleSource {
     /// The code in the answer's body.
@@ -91,34 +93,27 @@ pub(crate) enum ThrottleSource {
     Header,
 }
 
-/// What the judge must know about the call.
+/// Properties of the call that the verdict depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Context {
-    /// Flowgate made the signature.
+    /// Whether Flowgate made the signature.
     pub(crate) managed: bool,
-    /// The action has a limit, so that an answer nobody understands is not passed on as if it were CAMS's.
+    /// Whether the action has a limit. Then an answer that cannot be read is not passed on.
     pub(crate) limited: bool,
 }
 
-/// Judges an answer that came in whole.
+/// Judges a complete answer.
 pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
     let status = answer.status;
     if let Some(reason) = garbage(answer) {
         return Verdict::Unknown { reason };
     }
-    let read = || answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body);
     if answer.body.len() > MAX_JUDGED {
-        // Too large to be a throttle refusal, but a refused signature is echoed in whatever length it had.
-        let summary = if context.managed && !status.is_success() {
-            read()
-        } else {
-            None
-        };
-        return refused_signature(context, status, summary.as_ref())
-            .unwrap_or_else(|| by_status(status, None));
+        return judge_large(answer, context);
     }
-    let summary = read();
-    // A wrong signature is not mended by waiting, and the answer must stay inside whatever else it says.
+    let summary = read(answer);
+    // Checked first: waiting does not correct a rejected signature, and the answer must not be
+    // passed on.
     if let Some(verdict) = refused_signature(context, status, summary.as_ref()) {
         return verdict;
     }
@@ -141,35 +136,54 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
             }
         }
         None if context.limited => Verdict::Unknown {
-            reason: "an answer that is not in CAMS's shape",
+            reason: "an answer that is not in CAMS's format",
         },
         summary => by_status(status, summary),
     }
 }
 
-/// Why an answer is nobody's: CAMS neither redirects nor switches protocols, compresses only when asked and always says
-/// something when it did something.
+/// Judges an answer that is too large to be a throttled one. The answer to a rejected signature
+/// echoes the request, so it may have any length.
+fn judge_large(answer: &Answer, context: Context) -> Verdict {
+    let status = answer.status;
+    let summary = if context.managed && !status.is_success() {
+        read(answer)
+    } else {
+        None
+    };
+    refused_signature(context, status, summary.as_ref()).unwrap_or_else(|| by_status(status, None))
+}
+
+fn read(answer: &Answer) -> Option<Summary> {
+    answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body)
+}
+
+/// Why an answer cannot be from CAMS, which never redirects, switches protocols, compresses without
+/// being asked, or sends a success without a body.
 fn garbage(answer: &Answer) -> Option<&'static str> {
     let encodings = answer.headers.get_all(CONTENT_ENCODING);
     if answer.status.is_informational() || answer.status.is_redirection() {
         Some("an interim answer or a redirect")
     } else if !(200..600).contains(&answer.status.as_u16()) {
-        Some("a status that does not exist")
-    } else if encodings.iter().any(|encoding| {
-        !encoding
-            .as_bytes()
-            .trim_ascii()
-            .eq_ignore_ascii_case(b"identity")
-    }) {
-        Some("an encoding that was not asked for")
+        Some("an invalid status code")
+    } else if !encodings.iter().all(is_identity) {
+        Some("a content encoding that was not requested")
     } else if answer.status.is_success() && answer.body.trim_ascii().is_empty() {
-        Some("an empty success")
+        Some("a success without a body")
     } else {
         None
     }
 }
 
-/// Only a refusal says for sure that CAMS did nothing; what says so elsewhere stays inside, too.
+fn is_identity(encoding: &HeaderValue) -> bool {
+    encoding
+        .as_bytes()
+        .trim_ascii()
+        .eq_ignore_ascii_case(b"identity")
+}
+
+/// The verdict on an answer that rejects the signature. Only a refusal proves that CAMS did
+/// nothing; such a code in another answer is not passed on either.
 fn refused_signature(
     context: Context,
     status: StatusCode,
@@ -183,29 +197,31 @@ fn refused_signature(
     else {
         return None;
     };
-    let family = code.split('.').next().unwrap_or_default();
-    if !context.managed
-        || !CREDENTIAL_CODES
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(family))
-    {
+    if !context.managed || !is_in_family(code, CREDENTIAL_CODES) {
         return None;
     }
-    Some(
-        if status.is_client_error() || status.is_success() && !has_data {
-            Verdict::Credentials {
-                code: code.clone(),
-                request_id: request_id.clone(),
-            }
-        } else {
-            Verdict::Unknown {
-                reason: "a refusal of the signature in an answer that is none",
-            }
-        },
-    )
+    let is_refusal = status.is_client_error() || status.is_success() && !has_data;
+    if is_refusal {
+        Some(Verdict::Credentials {
+            code: code.clone(),
+            request_id: request_id.clone(),
+        })
+    } else {
+        Some(Verdict::Unknown {
+            reason: "a rejected signature in an answer that is not a refusal",
+        })
+    }
 }
 
-/// Whether and where the answer says that CAMS did nothing because of too many calls.
+/// Whether a code is one of these, or one of these followed by a dot and more; in any case.
+fn is_in_family(code: &str, families: &[&str]) -> bool {
+    let family = code.split('.').next().unwrap_or_default();
+    families
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(family))
+}
+
+/// Whether the answer states that the call was throttled, and in which part.
 fn throttle(answer: &Answer, summary: Option<&Summary>) -> Option<ThrottleSource> {
     let code = summary.and_then(|summary| summary.code.as_deref());
     let has_data = summary.is_some_and(|summary| summary.has_data);
@@ -228,13 +244,14 @@ fn is_throttle_code(code: &str) -> bool {
     code == "System.LimitControl" || code == "Throttling" || code.starts_with("Throttling.")
 }
 
-/// The verdict on an answer that is the caller's to read.
+/// The verdict on an answer that is passed on to the caller.
 fn by_status(status: StatusCode, summary: Option<Summary>) -> Verdict {
     let Some(Summary {
         code, request_id, ..
     }) = summary
     else {
-        let (request_id, code) = (None, OTHER.to_owned());
+        let request_id = None;
+        let code = OTHER.to_owned();
         return if status.is_success() {
             Verdict::Ok { request_id, code }
         } else {
@@ -242,7 +259,7 @@ fn by_status(status: StatusCode, summary: Option<Summary>) -> Verdict {
         };
     };
     match code {
-        // Not every action's success has a code.
+        // Some actions' successes have no code.
         None if status.is_success() => Verdict::Ok {
             request_id,
             code: "OK".to_owned(),
@@ -256,18 +273,21 @@ fn by_status(status: StatusCode, summary: Option<Summary>) -> Verdict {
     }
 }
 
-/// The first of the server's hints that is there: its own header, the standard one, the time left in its windows.
+/// The server's first hint on when to retry, in this order: its own header, the standard header,
+/// the time left in its rate-limit windows.
 fn hint(headers: &HeaderMap) -> Option<Duration> {
     acs_retry_after(headers)
         .or_else(|| largest(headers, RETRY_AFTER.as_str(), positive).map(Duration::from_secs))
-        .or_else(|| {
-            let windows = ["x-ratelimit-user-api", "x-ratelimit-user"];
-            windows
-                .into_iter()
-                .filter_map(|name| largest(headers, name, time_left))
-                .max()
-                .map(Duration::from_millis)
-        })
+        .or_else(|| window_left(headers))
+}
+
+/// The longest time left in CAMS's rate-limit windows.
+fn window_left(headers: &HeaderMap) -> Option<Duration> {
+    ["x-ratelimit-user-api", "x-ratelimit-user"]
+        .into_iter()
+        .filter_map(|name| largest(headers, name, time_left))
+        .max()
+        .map(Duration::from_millis)
 }
 
 fn acs_retry_after(headers: &HeaderMap) -> Option<Duration> {
@@ -282,7 +302,7 @@ fn largest(headers: &HeaderMap, name: &str, parse: fn(&str) -> Option<u64>) -> O
         .max()
 }
 
-/// A whole number above zero; a date is none.
+/// A whole number above zero. Dates are not supported.
 fn positive(text: &str) -> Option<u64> {
     let text = text.trim_matches([' ', '\t']);
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -291,10 +311,10 @@ fn positive(text: &str) -> Option<u64> {
     text.parse().ok().filter(|number| *number > 0)
 }
 
-/// The `TimeLeft` of `Limit:5,TimeLeft:1500`; pairs that are none are passed over.
+/// The `TimeLeft` of `Limit:5,TimeLeft:1500`; malformed pairs are ignored.
 fn time_left(text: &str) -> Option<u64> {
-    let pairs = text.split(',').filter_map(|pair| pair.split_once(':'));
-    pairs
+    text.split(',')
+        .filter_map(|pair| pair.split_once(':'))
         .filter(|(name, _)| name.trim_matches([' ', '\t']) == "TimeLeft")
         .filter_map(|(_, left)| positive(left))
         .max()
@@ -307,7 +327,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
 // === impl Verdict ===
 
 impl Verdict {
-    /// How a call ends whose answer this is.
+    /// The outcome of a call that ends with this verdict.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Ok { .. } => Outcome::Ok,
@@ -317,7 +337,7 @@ impl Verdict {
         }
     }
 
-    /// CAMS's code, or why there is none.
+    /// CAMS's code, or the reason of an unknown outcome.
     pub(crate) fn code(&self) -> &str {
         match self {
             Self::Ok { code, .. }
@@ -328,18 +348,16 @@ impl Verdict {
         }
     }
 
-    /// Whether CAMS does not know the account's key or token any more, which others may have replaced.
+    /// Whether CAMS rejected the account's key or token, which may have been replaced in the
+    /// meantime.
     pub(crate) fn is_old_session(&self) -> bool {
         let Self::Credentials { code, .. } = self else {
             return false;
         };
-        let family = code.split('.').next().unwrap_or_default();
-        ["InvalidAccessKeyId", "InvalidSecurityToken"]
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(family))
+        is_in_family(code, &["InvalidAccessKeyId", "InvalidSecurityToken"])
     }
 
-    /// CAMS's name for the call.
+    /// CAMS's request id.
     pub(crate) fn request_id(&self) -> Option<&str> {
         match self {
             Self::Ok { request_id, .. }
@@ -354,10 +372,10 @@ impl Verdict {
 impl From<Lost> for Verdict {
     fn from(lost: Lost) -> Self {
         let reason = match lost {
-            Lost::Timeout => "no whole answer in time",
-            Lost::Closed => "the connection broke before an answer",
-            Lost::Cut => "the answer broke off",
-            Lost::TooLarge => "the answer is over the limit",
+            Lost::Timeout => "no complete answer before the timeout",
+            Lost::Closed => "the connection closed before an answer",
+            Lost::Cut => "the answer was cut off",
+            Lost::TooLarge => "the answer is larger than the limit",
             Lost::Malformed => "the answer is not HTTP",
         };
         Self::Unknown { reason }

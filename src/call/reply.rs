@@ -1,5 +1,6 @@
-//! What does the caller read? CAMS's answer, rebuilt without what belongs to the connection it came over, or one of
-//! Flowgate's own in CAMS's shape: never empty, never a redirect, never compressed, and marked by `x-flowgate-error`.
+//! Writes the answer to the caller: CAMS's answer without its hop-by-hop headers, or a refusal by
+//! Flowgate in the format of CAMS's errors. A refusal is never empty, a redirect or compressed, and
+//! has the header `x-flowgate-error`.
 
 use std::time::Duration;
 
@@ -24,14 +25,15 @@ const FLOWGATE_ERROR: HeaderName = HeaderName::from_static("x-flowgate-error");
 const FLOWGATE_WAITED: HeaderName = HeaderName::from_static("x-flowgate-waited");
 const FLOWGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-flowgate-attempts");
 
-/// `Recommend` of an error: where CAMS puts a link to its diagnosis. Flowgate's message says what to do.
+/// `Recommend` of an error, where CAMS puts a link to its diagnosis. Flowgate's message already
+/// states what to do.
 const RECOMMEND: &str = "";
 
-/// How this caller wants to be spoken to.
+/// The format of errors for a caller.
 #[derive(Debug)]
 pub(crate) struct Manner {
     format: Format,
-    /// `HostId` of an error: the host that the caller asked for.
+    /// `HostId` of an error: the host in the request.
     host: Box<str>,
 }
 
@@ -47,7 +49,7 @@ impl Default for Manner {
 }
 
 impl Manner {
-    /// As the request's head says it.
+    /// Reads the format from the head of a request.
     pub(crate) fn of(head: &request::Parts) -> Self {
         let host = head
             .headers
@@ -65,8 +67,9 @@ impl Manner {
     }
 }
 
-/// CAMS's answer as the caller gets it, or the answer that Flowgate gives in its place. `predicted_wait` is what a call
-/// that came now would wait, for a throttle refusal that brings no advice of its own.
+/// CAMS's answer for the caller, or the refusal that replaces it. `predicted_wait` is the wait of a
+/// call that arrives now; it is the retry time of a throttled answer unless CAMS's own hint is
+/// longer.
 pub(crate) fn pass_on(
     answer: Option<Answer>,
     verdict: &Verdict,
@@ -94,21 +97,20 @@ pub(crate) fn pass_on(
     Ok(response)
 }
 
-/// One of Flowgate's own answers.
+/// The answer for a refusal.
 pub(crate) fn refuse(
     refusal: &Refusal,
     manner: &Manner,
     request_id: &str,
 ) -> Response<Full<Bytes>> {
-    let (code, message) = (refusal.kind.code(), refusal.message.as_str());
-    let retry_after = refusal.retry_after.map(advice);
+    let code = refusal.kind.code();
     let body = ErrorBody {
         request_id,
         host_id: &manner.host,
         code,
-        message,
+        message: refusal.message.as_str(),
         recommend: RECOMMEND,
-        retry_after,
+        retry_after: refusal.retry_after.map(advice),
     };
     let mut response = Response::new(Full::new(Bytes::from(body.write(manner.format))));
     *response.status_mut() = refusal.kind.status();
@@ -139,7 +141,8 @@ pub(crate) fn refuse(
     response
 }
 
-/// While Flowgate is leaving, every answer says so: a caller's pool then finds another replica.
+/// During a shutdown, closes the connection after the answer, so that the caller's pool connects to
+/// another replica.
 pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Response<Full<Bytes>> {
     if phase > Phase::Serving {
         response
@@ -149,7 +152,7 @@ pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Resp
     response
 }
 
-/// The answer to a request in the clear where TLS is spoken.
+/// The answer to an HTTP request on a port that expects TLS.
 pub(crate) fn speaks_tls(head: &request::Parts) -> Response<Full<Bytes>> {
     let refusal = Refusal::new(
         Kind::BadRequest,
@@ -158,36 +161,38 @@ pub(crate) fn speaks_tls(head: &request::Parts) -> Response<Full<Bytes>> {
     refuse(&refusal, &Manner::of(head), &error_body::request_id())
 }
 
-/// A panic was caught.
+/// The refusal of a call that panicked.
 pub(crate) fn internal() -> Refusal {
     Refusal::new(
         Kind::Internal,
-        "An error inside Flowgate ended this call. CAMS has done nothing.",
+        "The call failed because of an internal error in Flowgate. CAMS has done nothing.",
     )
 }
 
 fn credentials(request_id: Option<&str>) -> Refusal {
     let message = format!(
-        "CAMS did not accept the signature that Flowgate made for this account: its access key is wrong, expired or \
-         disabled. Tell whoever runs Flowgate. CAMS's RequestId: {}.",
+        "CAMS rejected the signature that Flowgate made for this account: its access key is \
+         wrong, expired or disabled. Report this to the operator of Flowgate. CAMS's RequestId: \
+         {}.",
         request_id.unwrap_or("none")
     );
     Refusal::new(Kind::AccountCredentials, message)
 }
 
-/// When to come back, in the SDKs' own header (milliseconds) and the standard one (seconds, rounded up); never zero.
+/// Sets the retry time in the SDKs' own header (milliseconds) and the standard one (seconds,
+/// rounded up). Never zero.
 fn advise(headers: &mut HeaderMap, wait: Duration) {
     let millis = advice(wait);
     headers.insert(ACS_RETRY_AFTER, HeaderValue::from(millis));
     headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1000)));
 }
 
-/// In milliseconds, and never zero: that would mean no advice.
+/// The retry time in milliseconds. Never zero, which would mean that there is none.
 fn advice(wait: Duration) -> u64 {
     millis(wait).max(1)
 }
 
-/// The request may go on behind what was read: nothing after it can be trusted.
+/// Whether unread bytes of the request may follow, so that the connection must be closed.
 fn leaves_rest_unread(kind: Kind) -> bool {
     matches!(
         kind,
@@ -195,35 +200,36 @@ fn leaves_rest_unread(kind: Kind) -> bool {
     )
 }
 
-/// An answer's headers without those of the connection that it came over, and without what only Flowgate or a browser
-/// has a use for.
+/// The headers of an answer without hop-by-hop headers, and without those that only Flowgate or a
+/// browser may set.
 fn end_to_end(mut headers: HeaderMap) -> HeaderMap {
     let listed = connection_listed(&headers);
-    let is_unwanted = |name: &HeaderName| {
-        let text = name.as_str();
-        is_hop_by_hop(text)
-            || [
-                "content-length",
-                "set-cookie",
-                "alt-svc",
-                "content-encoding",
-            ]
-            .contains(&text)
-            || text.starts_with("x-flowgate-")
-            || text.ends_with("-authenticate")
-    };
-    let unwanted: Vec<HeaderName> = headers
+    let removed: Vec<HeaderName> = headers
         .keys()
-        .filter(|name| is_unwanted(name))
+        .filter(|name| is_removed(name))
         .cloned()
         .collect();
-    for name in unwanted {
+    for name in removed {
         headers.remove(name);
     }
     for name in listed {
         headers.remove(name.as_str());
     }
     headers
+}
+
+fn is_removed(name: &HeaderName) -> bool {
+    let text = name.as_str();
+    is_hop_by_hop(text)
+        || [
+            "alt-svc",
+            "content-encoding",
+            "content-length",
+            "set-cookie",
+        ]
+        .contains(&text)
+        || text.starts_with("x-flowgate-")
+        || text.ends_with("-authenticate")
 }
 
 #[cfg(test)]
@@ -246,10 +252,9 @@ mod tests {
     }
 
     fn throttled(hint: Option<Duration>) -> Verdict {
-        let source = crate::call::judge::ThrottleSource::Body;
         Verdict::Throttled {
             code: "Throttling".into(),
-            source,
+            source: crate::call::judge::ThrottleSource::Body,
             hint,
             request_id: None,
         }
@@ -261,7 +266,7 @@ mod tests {
     };
 
     #[test]
-    fn what_belongs_to_the_connection_or_to_flowgate_stays_behind() {
+    fn hop_by_hop_and_flowgate_headers_are_removed() {
         let upstream = answer(&[
             ("content-length", "2"),
             ("transfer-encoding", "chunked"),
@@ -298,29 +303,22 @@ mod tests {
     }
 
     #[test]
-    fn a_throttle_refusal_says_when_to_come_back_and_never_zero() {
-        let advice = |verdict: &Verdict, wait| {
-            let response = pass_on(answer(&[]), verdict, SERVICE, || wait).unwrap();
-            let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
-            (header("x-acs-retry-after"), header("retry-after"))
-        };
-        let of = |ms: &str, s: &str| (ms.to_owned(), s.to_owned());
-        assert_eq!(advice(&throttled(None), Duration::ZERO), of("1", "1"));
-        assert_eq!(
-            advice(&throttled(None), Duration::from_millis(1001)),
-            of("1001", "2")
-        );
-        assert_eq!(
-            advice(
-                &throttled(Some(Duration::from_secs(3))),
-                Duration::from_secs(1)
-            ),
-            of("3000", "3")
-        );
+    fn a_throttled_answer_carries_a_retry_time_above_zero() {
+        let hint = Some(Duration::from_secs(3));
+        for (hint, predicted_wait, milliseconds, seconds) in [
+            (None, Duration::ZERO, "1", "1"),
+            (None, Duration::from_millis(1001), "1001", "2"),
+            (hint, Duration::from_secs(1), "3000", "3"),
+        ] {
+            let verdict = throttled(hint);
+            let response = pass_on(answer(&[]), &verdict, SERVICE, || predicted_wait).unwrap();
+            assert_eq!(response.headers()["x-acs-retry-after"], milliseconds);
+            assert_eq!(response.headers()["retry-after"], seconds);
+        }
     }
 
     #[tokio::test]
-    async fn flowgates_own_answers_are_in_cams_shape() {
+    async fn refusals_have_the_shape_of_cams_errors() {
         let refusal = Refusal::after(
             Kind::WaitTooLong,
             Duration::from_millis(1500),
@@ -356,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cams_says_of_our_own_signature_stays_inside() {
+    fn the_answer_to_a_rejected_signature_is_not_passed_on() {
         let verdict = Verdict::Credentials {
             code: "SignatureDoesNotMatch".into(),
             request_id: Some("R-1".into()),

@@ -1,5 +1,5 @@
-//! What now? A verdict says what happened; the decision is to answer the caller or to try again. Only what CAMS
-//! certainly did not do is tried again, with a new token, a fresh signature and the same deadline.
+//! Decides whether an attempt is retried or the caller is answered. A call is retried only if CAMS
+//! certainly did not execute it, with a new token, a new signature and the same deadline.
 
 use std::time::Duration;
 
@@ -7,37 +7,37 @@ use crate::call::judge::Verdict;
 use crate::config::Retry;
 use crate::primitives::backoff;
 
-/// What is done about a verdict.
+/// What follows from a verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// The caller gets the answer. `advice`: when a throttled caller had best come back, if no lane knows better.
+    /// The caller gets the answer.
     Reply {
-        /// From now on.
+        /// When a throttled caller should retry, if there is no lane to predict it; else zero.
         advice: Duration,
     },
-    /// Back through the queue: a new token, the same place and deadline. `after`: on a lane its pause governs; an
-    /// action without a lane waits by itself.
+    /// The call returns to the queue, with the same place and deadline.
     Again {
-        /// How long the call waits by itself before it goes back.
+        /// How long the call waits before it returns to the queue. Zero on a lane, whose pause
+        /// applies.
         after: Duration,
     },
 }
 
-/// One call's tries so far.
+/// The state of a call that the decision depends on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Tries {
-    /// Attempts that were sent.
+    /// Attempts sent so far.
     pub(crate) sent: u32,
-    /// Flowgate can sign anew (a relayed call cannot be replayed: Alibaba refuses a nonce that it has seen), and it does
-    /// not only observe.
+    /// Whether the call may be sent again: Flowgate signs it, and the mode is not observe. A
+    /// relayed call cannot be sent again, because Alibaba refuses a used nonce.
     pub(crate) can_repeat: bool,
-    /// The call has a lane.
+    /// Whether the call has a lane.
     pub(crate) has_lane: bool,
-    /// What is left of its hold.
+    /// The rest of its hold.
     pub(crate) left: Duration,
 }
 
-/// Decides; `random` is in 0..1.
+/// Decides what follows from a verdict. `random` is in 0..1.
 pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f64) -> Decision {
     let Verdict::Throttled { hint, .. } = verdict else {
         return Decision::Reply {
@@ -45,7 +45,8 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
         };
     };
     let hint = hint.map(|hint| hint.min(policy.max_pause));
-    // A caller that gets the whole back-off or half of it does not come back at once, and callers still come apart.
+    // Between half and the whole step: the caller does not retry at once, and callers are still
+    // spread.
     let own = hint.unwrap_or_else(|| {
         backoff::full_jitter(policy.base, policy.max, tries.sent, 0.5 + random / 2.0)
     });
@@ -58,7 +59,7 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
         (false, Some(hint)) => hint,
         (false, None) => backoff::full_jitter(policy.base, policy.max, tries.sent, random),
     };
-    // On a lane the limiter says so itself when the hold runs out, and knows more about when to come back.
+    // On a lane the limiter refuses the call if its hold ends, with a better retry time.
     if after < tries.left || tries.has_lane {
         Decision::Again { after }
     } else {
@@ -78,15 +79,14 @@ mod tests {
         max_pause: Duration::from_secs(60),
     };
 
-    /// Where a lane knows better when to come back, or there is no reason to.
+    /// The reply if a lane predicts the retry time, or if no retry makes sense.
     const REPLY: Decision = Decision::Reply {
         advice: Duration::ZERO,
     };
 
     fn throttled(hint: Option<Duration>) -> Verdict {
-        let code = "System.LimitControl".to_owned();
         Verdict::Throttled {
-            code,
+            code: "System.LimitControl".to_owned(),
             source: ThrottleSource::Body,
             hint,
             request_id: None,
@@ -102,47 +102,53 @@ mod tests {
         }
     }
 
+    fn reply(advice_ms: u64) -> Decision {
+        Decision::Reply {
+            advice: Duration::from_millis(advice_ms),
+        }
+    }
+
+    fn again(after_ms: u64) -> Decision {
+        Decision::Again {
+            after: Duration::from_millis(after_ms),
+        }
+    }
+
+    fn hint(seconds: u64) -> Verdict {
+        throttled(Some(Duration::from_secs(seconds)))
+    }
+
     #[test]
-    fn only_a_throttle_refusal_is_tried_again() {
-        let code = || "x".to_owned();
+    fn only_a_throttled_attempt_is_retried() {
+        let code = "x".to_owned();
         for verdict in [
             Verdict::Ok {
                 request_id: None,
-                code: code(),
+                code: code.clone(),
             },
             Verdict::UpstreamError {
-                code: code(),
+                code: code.clone(),
                 request_id: None,
             },
             Verdict::Credentials {
-                code: code(),
+                code,
                 request_id: None,
             },
             Verdict::Unknown { reason: "x" },
         ] {
             assert_eq!(decide(&verdict, tries(1), &POLICY, 0.5), REPLY);
         }
-        assert_eq!(
-            decide(&throttled(None), tries(1), &POLICY, 0.5),
-            Decision::Again {
-                after: Duration::ZERO
-            }
-        );
+        assert_eq!(decide(&throttled(None), tries(1), &POLICY, 0.5), again(0));
     }
 
     #[test]
-    fn a_call_has_so_many_attempts() {
-        assert_eq!(
-            decide(&throttled(None), tries(2), &POLICY, 0.5),
-            Decision::Again {
-                after: Duration::ZERO
-            }
-        );
+    fn attempts_are_limited_by_the_policy() {
+        assert_eq!(decide(&throttled(None), tries(2), &POLICY, 0.5), again(0));
         assert_eq!(decide(&throttled(None), tries(3), &POLICY, 0.5), REPLY);
     }
 
     #[test]
-    fn a_relayed_call_cannot_be_signed_anew() {
+    fn a_relayed_call_is_not_retried() {
         let relayed = Tries {
             can_repeat: false,
             ..tries(1)
@@ -151,68 +157,48 @@ mod tests {
     }
 
     #[test]
-    fn without_a_lane_the_call_waits_by_itself() {
-        let alone = |sent| Tries {
-            has_lane: false,
-            ..tries(sent)
-        };
-        let after = |verdict: &Verdict, sent| decide(verdict, alone(sent), &POLICY, 0.5);
-        let ms = |ms| Decision::Again {
-            after: Duration::from_millis(ms),
-        };
-        assert_eq!(after(&throttled(Some(Duration::from_secs(2))), 1), ms(2000));
-        assert_eq!(
-            after(&throttled(Some(Duration::from_secs(3600))), 1),
-            ms(60_000)
-        );
-        assert_eq!(after(&throttled(None), 1), ms(100));
-        assert_eq!(after(&throttled(None), 2), ms(200));
+    fn without_a_lane_the_retry_waits_for_the_hint_or_the_back_off() {
+        for (verdict, sent, expected) in [
+            (hint(2), 1, again(2000)),
+            (hint(3600), 1, again(60_000)),
+            (throttled(None), 1, again(100)),
+            (throttled(None), 2, again(200)),
+        ] {
+            let alone = Tries {
+                has_lane: false,
+                ..tries(sent)
+            };
+            assert_eq!(decide(&verdict, alone, &POLICY, 0.5), expected);
+        }
     }
 
     #[test]
-    fn without_a_lane_a_call_waits_no_longer_than_its_hold() {
+    fn without_a_lane_a_retry_fits_the_hold() {
         let short = Tries {
             has_lane: false,
             left: Duration::from_secs(2),
             ..tries(1)
         };
-        let hint = |seconds| throttled(Some(Duration::from_secs(seconds)));
-        assert_eq!(
-            decide(&hint(2), short, &POLICY, 0.5),
-            Decision::Reply {
-                advice: Duration::from_secs(2)
-            }
-        );
-        assert_eq!(
-            decide(&hint(1), short, &POLICY, 0.5),
-            Decision::Again {
-                after: Duration::from_secs(1)
-            }
-        );
+        assert_eq!(decide(&hint(2), short, &POLICY, 0.5), reply(2000));
+        assert_eq!(decide(&hint(1), short, &POLICY, 0.5), again(1000));
     }
 
     #[test]
-    fn without_a_lane_a_throttled_caller_is_advised_the_back_off() {
-        let relayed = Tries {
-            has_lane: false,
-            can_repeat: false,
-            ..tries(1)
-        };
-        let advice = |hint, sent, random| {
-            decide(&throttled(hint), Tries { sent, ..relayed }, &POLICY, random)
-        };
-        let ms = |ms| Decision::Reply {
-            advice: Duration::from_millis(ms),
-        };
-        assert_eq!(
-            [0.0, 1.0].map(|random| advice(None, 1, random)),
-            [ms(100), ms(200)]
-        );
-        assert_eq!(
-            [0.0, 1.0].map(|random| advice(None, 3, random)),
-            [ms(400), ms(800)]
-        );
-        assert_eq!(advice(Some(Duration::from_secs(3)), 1, 0.5), ms(3000));
-        assert_eq!(advice(Some(Duration::from_secs(3600)), 1, 0.5), ms(60_000));
+    fn without_a_lane_a_throttled_caller_gets_the_back_off_as_advice() {
+        for (verdict, sent, random, expected) in [
+            (throttled(None), 1, 0.0, reply(100)),
+            (throttled(None), 1, 1.0, reply(200)),
+            (throttled(None), 3, 0.0, reply(400)),
+            (throttled(None), 3, 1.0, reply(800)),
+            (hint(3), 1, 0.5, reply(3000)),
+            (hint(3600), 1, 0.5, reply(60_000)),
+        ] {
+            let relayed = Tries {
+                has_lane: false,
+                can_repeat: false,
+                ..tries(sent)
+            };
+            assert_eq!(decide(&verdict, relayed, &POLICY, random), expected);
+        }
     }
 }

@@ -89,7 +89,7 @@ impl CallServices {
         self.attempts.wait().await;
     }
 
-    /// What a body may be before its caller is proved.
+    /// The bounds of a body whose caller is not verified yet.
     pub(super) fn allowance(&self, claim: &Claim, listen: &Listen) -> body::Allowance {
         let rooms = match claim.payer() {
             Some(payer) => vec![self.limiter.client_room(payer), self.limiter.room().clone()],
@@ -106,7 +106,8 @@ impl CallServices {
         }
     }
 
-    /// Counts a failed check of a head; a passed one is counted when the whole is proved.
+    /// Counts a failed check of a head. A passed check is counted after the whole request is
+    /// verified.
     pub(super) fn checked<T>(&self, checked: Result<T, Refusal>) -> Result<T, Refusal> {
         checked.inspect_err(|refusal| self.count_check(refusal.kind))
     }

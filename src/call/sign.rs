@@ -1,5 +1,6 @@
-//! What goes to CAMS? A request made anew for each attempt, from what identify verified and nothing else: fresh nonce,
-//! present time, the account's key, the caller's signature version. A relayed call goes as it came.
+//! Builds the request to CAMS, separately for each attempt and only from what identify verified:
+//! with a new nonce, the current time, the account's key and the caller's signature version. A
+//! relayed call is forwarded unchanged.
 
 use std::time::SystemTime;
 
@@ -17,14 +18,14 @@ const USER_AGENT: &str = concat!("flowgate/", env!("CARGO_PKG_VERSION"));
 const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json; charset=utf-8";
 
-/// What of a request differs from attempt to attempt.
+/// The parts of a request that differ between attempts.
 struct Stamp<'a> {
     host: &'a str,
     date: String,
     nonce: String,
 }
 
-/// Makes the request of one attempt.
+/// Builds the request of one attempt.
 pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
     let call = match call {
         Sendable::Verified(call) => call,
@@ -134,14 +135,14 @@ fn relay(call: &Passage, upstream_host: &str) -> Request<Full<Bytes>> {
     request
 }
 
-/// 128 bits from the operating system, in hex.
+/// 128 random bits from the operating system, in hexadecimal.
 fn nonce() -> String {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     v3::hex(&bytes)
 }
 
-/// The body and its content type, which an empty one has not.
+/// The body and its content type; an empty body has none.
 fn body(call: &Verified) -> (Bytes, Option<&'static str>) {
     if let Some(json) = call.json() {
         return (json.clone(), Some(JSON));
@@ -166,7 +167,7 @@ fn request(method: &Method, target: &str, body: Bytes) -> Request<Full<Bytes>> {
     *request.method_mut() = method.clone();
     let target: PathAndQuery = target
         .parse()
-        .expect("identify bounds the query, and encoding leaves only ASCII");
+        .expect("identify bounds the query, and the encoded query is ASCII");
     *request.uri_mut() = target.into();
     put(&mut request, "user-agent", USER_AGENT);
     put(&mut request, "accept-encoding", "identity");

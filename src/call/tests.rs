@@ -1,4 +1,4 @@
-//! What a call's steps leave to the one who calls them: a panic costs one call.
+//! Panics and memory of a call as a whole.
 
 use std::pin::Pin;
 use std::task::{Context as Waking, Poll};
@@ -15,7 +15,7 @@ use crate::server::place::Held;
 use crate::server::socket::{Socket, Wire};
 use crate::server::{Answer, Terms};
 
-/// A body that nobody should read.
+/// A body that panics when it is read.
 struct Trap;
 
 impl Body for Trap {
@@ -26,11 +26,11 @@ impl Body for Trap {
         self: Pin<&mut Self>,
         _: &mut Waking<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        panic!("the trap")
+        panic!("the body was read")
     }
 }
 
-/// A Flowgate, and a caller's connection that is open.
+/// A Flowgate with an open connection of a caller.
 struct Scene {
     parts: Arc<CallServices>,
     bounds: Present,
@@ -62,7 +62,7 @@ impl Scene {
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_call() {
+async fn a_panic_ends_only_its_own_call() {
     let Scene {
         parts,
         bounds: _,
@@ -94,7 +94,7 @@ async fn a_panic_costs_one_call() {
     );
 }
 
-/// As large as the proxy port's.
+/// A handler of the same size as that of the proxy port.
 #[derive(Clone)]
 struct Service(Arc<CallServices>);
 
@@ -110,14 +110,14 @@ impl Answer for Service {
     }
 }
 
-/// Calls wait by the ten thousand. An allocator rounds what each holds up to a class of sizes, and one word more can cost a
-/// quarter of a KiB; benches/side_by_side measures the whole.
+/// Tens of thousands of calls may be queued. An allocator rounds each allocation up to a size
+/// class, so one word more can cost 256 bytes per call; benches/side_by_side measures the total.
 #[cfg(target_pointer_width = "64")]
 #[tokio::test]
-async fn what_waits_fits_into_a_kib_each() {
-    /// What tokio adds to a task's future: its header, the scheduler, a tracker, the trailer.
+async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
+    /// Bytes that tokio adds to the future of a task: header, scheduler, tracker, trailer.
     const TASK: usize = 112;
-    /// What says on the connection whose turn it is.
+    /// Bytes that the connection adds to the future of a call to know the phase of the request.
     const TURN: usize = 16;
     let Scene {
         parts,
@@ -133,15 +133,19 @@ async fn what_waits_fits_into_a_kib_each() {
     );
     assert!(
         size_of_val(&call) + TURN <= 1024,
-        "a call's future has {} bytes",
+        "the future of a call has {} bytes",
         size_of_val(&call)
     );
-    let phases = (parts.phases.clone(), Phase::Draining);
-    let terms = Terms::new(bounds, None, parts.metrics.clone(), phases);
+    let terms = Terms::new(
+        bounds,
+        None,
+        parts.metrics.clone(),
+        (parts.phases.clone(), Phase::Draining),
+    );
     let connection = terms.http(wire, hangup, Service(parts));
     assert!(
         size_of_val(&connection) + TASK <= 1024,
-        "a connection's future has {} bytes",
+        "the future of a connection has {} bytes",
         size_of_val(&connection)
     );
 }

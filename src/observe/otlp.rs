@@ -1,6 +1,6 @@
-//! What does a collector hear of a call? One span for the call and one for each step below it, without a secret and without
-//! what was asked. They go through the SDK's queue and thread: a collector that is slow or gone costs spans and never a
-//! call.
+//! Exports traces to an OpenTelemetry collector: one span for each call and a child span for each
+//! of its steps. Spans contain no secret and no parameters of the call. They pass through the SDK's
+//! queue and thread, so a slow or unreachable collector loses spans and never delays a call.
 
 use tokio::time::Instant;
 
@@ -16,14 +16,14 @@ pub(crate) use exporter::Exporter;
 pub(crate) struct Call<'a> {
     pub(crate) spans: Spans,
     pub(crate) ended: Instant,
-    /// From the closed sets of metrics' labels.
+    /// Action and account as metric labels, which are closed sets.
     pub(crate) action: &'a str,
     pub(crate) account: &'a str,
-    /// Empty until the call is known.
+    /// Empty if the call ended before it was classified.
     pub(crate) client: &'a str,
     pub(crate) request_id: &'a str,
     pub(crate) outcome: Outcome,
     pub(crate) code: &'a str,
-    /// 0: the caller was gone.
+    /// 0 if the caller had disconnected.
     pub(crate) status: u16,
 }

@@ -1,5 +1,6 @@
-//! What is said of a call when it has ended: one outcome in the metrics, one line in the log, one of the page's last calls. A record that is dropped
-//! without an end is a caller that hung up.
+//! Records a call that has ended: one outcome in the metrics, one line in the log, one entry in the
+//! list of recent calls. A record that is dropped before the call has ended counts as a caller that
+//! disconnected.
 
 mod recent;
 
@@ -22,45 +23,45 @@ use crate::operation::Operation;
 use crate::primitives::id::AccountId;
 use crate::primitives::text::{capped, millis};
 
-/// Where the ends of calls are reported.
+/// Where the results of calls are reported.
 pub(crate) struct Sinks {
     pub(crate) metrics: Arc<Metrics>,
-    /// None: traces go nowhere.
+    /// `None`: traces are not exported.
     pub(crate) otlp: Option<Exporter>,
-    /// The calls that ended last.
+    /// The latest calls that ended.
     pub(crate) recent: Recent,
 }
 
-/// One call so far.
+/// The record of one call.
 pub(crate) struct Record {
     sinks: Arc<Sinks>,
     arrived: Instant,
-    /// Flowgate's own name for the call, in its answers and in the log.
+    /// Flowgate's request id, in refusals and in the log.
     request_id: Box<str>,
-    /// The address that it came from; none for a Unix socket.
+    /// The caller's address; `None` for a Unix socket.
     from: Option<IpAddr>,
     claimant: Option<Claimant>,
     operation: Option<Arc<Operation>>,
-    /// What is counted of such operations.
+    /// The series of the operation's account and action.
     metrics: Option<Arc<CallMetrics>>,
-    /// How the flow is to be called, if it is one.
+    /// The name of the flow, if the call has one; capped.
     flow_name: Option<Box<str>>,
     stage: Stage,
     attempts: u32,
-    /// From the arrival to the latest turn.
+    /// Time from the arrival to the latest send permit.
     waited: Option<Duration>,
-    /// CAMS's name for the latest attempt.
+    /// CAMS's request id of the latest attempt.
     cams_request_id: Option<Box<str>>,
     trace: Option<Box<Trace>>,
     ended: bool,
 }
 
-/// What a call took to get CAMS's answer.
+/// The wait and the attempts of a call, for the headers of its answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Service {
-    /// From its arrival to the turn of the attempt that CAMS answered.
+    /// Time from its arrival to the permit of its last attempt.
     pub(crate) waited: Duration,
-    /// How often it was sent.
+    /// Number of attempts.
     pub(crate) attempts: u32,
 }
 
@@ -101,14 +102,17 @@ impl Record {
         }
     }
 
-    /// The call's head is here: it may be part of a trace.
+    /// Joins the trace of the caller, or begins one for `percent` of the other calls.
     pub(crate) fn traced(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
         let arrived = Moment {
             wall,
             at: self.arrived,
         };
-        let begins = || fastrand::u32(..100) < percent;
-        self.trace = Trace::of(headers, self.sinks.otlp.is_some(), arrived, begins).map(Box::new);
+        let is_exported = self.sinks.otlp.is_some();
+        let trace = Trace::of(headers, is_exported, arrived, || {
+            fastrand::u32(..100) < percent
+        });
+        self.trace = trace.map(Box::new);
     }
 
     pub(crate) fn request_id(&self) -> &str {
@@ -119,7 +123,7 @@ impl Record {
         self.attempts
     }
 
-    /// What it has taken so far.
+    /// The wait and the attempts so far.
     pub(crate) fn service(&self) -> Service {
         Service {
             waited: self.waited.unwrap_or_default(),
@@ -127,22 +131,22 @@ impl Record {
         }
     }
 
-    /// The caller has named itself.
+    /// Notes the claimed caller.
     pub(crate) fn claimed(&mut self, claimant: Claimant) {
         self.claimant = Some(claimant);
     }
 
-    /// How the flow is to be called.
+    /// Notes the name of the flow.
     pub(crate) fn named(&mut self, flow_name: Option<&str>) {
         self.flow_name = flow_name.map(|name| capped(name).into());
     }
 
-    /// As far as it is known, and not at any length.
+    /// The name of the flow, if it is known; capped.
     pub(crate) fn flow_name(&self) -> Option<&str> {
         self.flow_name.as_deref()
     }
 
-    /// The call is known and waits.
+    /// The call is classified and queued.
     pub(crate) fn queued(&mut self, operation: Arc<Operation>, metrics: Arc<CallMetrics>) {
         self.operation = Some(operation);
         self.metrics = Some(metrics);
@@ -150,30 +154,30 @@ impl Record {
         self.trace(|trace, now| trace.begin(Step::Queue, now));
     }
 
-    /// It was refused and waits again, after so long.
+    /// The call is queued again, after this back-off.
     pub(crate) fn queued_again(&mut self, after: Duration) {
         self.stage = Stage::Queued;
         self.trace(|trace, now| trace.back_off(after, now));
     }
 
-    /// Its turn came, so long after it arrived.
+    /// The call got a send permit, this long after its arrival.
     pub(crate) fn turn(&mut self, age: Duration) {
         self.trace(Trace::end);
-        if let Some(operation) = self
-            .operation
-            .as_deref()
-            .filter(|operation| operation.limit.is_some())
+        if let Some(operation) = self.operation.as_deref()
+            && operation.limit.is_some()
         {
             self.sinks
                 .metrics
                 .client_turn(operation.account_label(), operation.client.as_str());
         }
-        if self.waited.replace(age).is_none() {
-            self.metrics.iter().for_each(|metrics| metrics.waited(age));
+        let is_first = self.waited.replace(age).is_none();
+        if is_first && let Some(metrics) = &self.metrics {
+            metrics.waited(age);
         }
     }
 
-    /// An attempt goes out, with this head. A relayed call's goes as it came.
+    /// An attempt with these headers is about to be sent. The headers of a relayed call are not
+    /// changed.
     pub(crate) fn sent(&mut self, headers: &mut HeaderMap, is_relayed: bool) {
         self.attempts += 1;
         self.stage = Stage::InFlight;
@@ -185,20 +189,20 @@ impl Record {
         });
     }
 
-    /// It did not, after all.
+    /// The attempt was not sent.
     pub(crate) fn unsent(&mut self) {
         self.attempts -= 1;
         self.stage = Stage::Queued;
         self.trace(Trace::unsent);
     }
 
-    /// An attempt has come back, with CAMS's code, or why there is none, and CAMS's name for it.
+    /// The attempt was judged. `code` is CAMS's code, or the reason of an unknown outcome.
     pub(crate) fn judged(&mut self, code: &str, cams_request_id: Option<&str>) {
         self.cams_request_id = cams_request_id.map(Into::into);
         self.trace(|trace, now| trace.judged(code, cams_request_id, now));
     }
 
-    /// CAMS's answer is passed on.
+    /// CAMS's answer is passed on to the caller.
     pub(crate) fn answered(&mut self, outcome: Outcome, code: &str, status: StatusCode) {
         self.end(&Ending {
             outcome,
@@ -208,7 +212,8 @@ impl Record {
         });
     }
 
-    /// Flowgate answers. What was in flight when the grace ended is unknown, whatever the reason says.
+    /// Flowgate refuses the call. Returns the refusal for the caller: if Flowgate stops while an
+    /// attempt is in flight, its outcome is unknown.
     pub(crate) fn refused(&mut self, mut refusal: Refusal) -> Refusal {
         if self.stage == Stage::InFlight && matches!(refusal.kind, Kind::Draining | Kind::Internal)
         {
@@ -226,7 +231,7 @@ impl Record {
         refusal
     }
 
-    /// The caller has hung up.
+    /// The caller has disconnected.
     pub(crate) fn cancelled(&mut self) {
         let stage = if self.stage == Stage::InFlight {
             "in_flight"
@@ -235,9 +240,8 @@ impl Record {
         };
         let (account, _) = self.labels();
         self.sinks.metrics.cancelled(account, stage);
-        let outcome = Outcome::Cancelled;
         self.end(&Ending {
-            outcome,
+            outcome: Outcome::Cancelled,
             verdict: "cancelled",
             status: 0,
             detail: stage,
@@ -259,7 +263,7 @@ impl Record {
             action,
             from = self.from.map(tracing::field::display),
             client = operation.map(|operation| capped(operation.client.as_str())),
-            // Until the call is known: whose key it names, proven or not.
+            // Only until the call is classified: the claimed key, verified or not.
             claims = self
                 .claimant
                 .as_ref()
@@ -285,7 +289,7 @@ impl Record {
         self.remember(ending);
     }
 
-    /// Gives the call's spans away, if it has any.
+    /// Exports the spans of the call, if it has any.
     fn export(&mut self, ending: &Ending<'_>) {
         let spans = self.trace.take().and_then(|trace| trace.into_spans());
         if let (Some(otlp), Some(spans)) = (&self.sinks.otlp, spans) {
@@ -307,7 +311,7 @@ impl Record {
         }
     }
 
-    /// Notes a step of the call's trace, if it has one.
+    /// Updates the trace, if the call has one.
     fn trace(&mut self, note: impl FnOnce(&mut Trace, Instant)) {
         if let Some(trace) = &mut self.trace {
             note(trace, Instant::now());

@@ -1,6 +1,7 @@
-//! Which trace is a call part of, and where has the call been? A caller's W3C `traceparent` stands in the log and goes on
-//! to CAMS; where traces are exported, the call is a span below the caller's, its waits and attempts are spans below
-//! that, and an attempt's span is what CAMS is told. `tracestate` does not go on: it would tell CAMS of others' systems.
+//! The trace of a call. The trace id of a caller's W3C `traceparent` is logged, and the header is
+//! forwarded to CAMS. If traces are exported, the call is a child span of the caller's span, its
+//! waits and attempts are child spans of the call, and CAMS gets the span of the attempt.
+//! `tracestate` is not forwarded: it would reveal other systems to CAMS.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,10 +10,11 @@ use tokio::time::Instant;
 
 pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// A call's place in a trace, and what it has done so far.
+/// The position of a call in a trace, and its spans so far.
 pub(crate) struct Trace {
     place: Place,
-    /// None: nobody wants to know, and the caller's place goes on as it is.
+    /// `None` if the spans are not exported; then the caller's `traceparent` is forwarded
+    /// unchanged.
     spans: Option<Spans>,
 }
 
@@ -21,47 +23,47 @@ pub(crate) struct Trace {
 pub(crate) struct Place {
     pub(crate) trace: u128,
     pub(crate) span: u64,
-    /// The last two bits of the version that is known: sampled, and a random trace id.
+    /// The two bits that version 00 defines: sampled, and random trace id.
     flags: u8,
 }
 
 /// The call's spans.
 pub(crate) struct Spans {
-    /// The caller's, if there is one.
+    /// The caller's span, if there is one.
     pub(crate) parent: Option<u64>,
-    /// The call's own.
+    /// The call's own span.
     pub(crate) own: Place,
     pub(crate) arrived: Moment,
     pub(crate) steps: Vec<Step>,
 }
 
-/// A moment by both clocks: steps are timed by the one that nobody sets.
+/// A moment in wall-clock time and in monotonic time. Steps are measured with the latter.
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) wall: SystemTime,
     pub(crate) at: Instant,
 }
 
-/// Something that a call did or waited for.
+/// A wait or an attempt of a call.
 pub(crate) struct Step {
     pub(crate) kind: Kind,
     pub(crate) span: u64,
     pub(crate) from: Instant,
-    /// None: it had no end when the call ended.
+    /// `None` if it had not ended when the call ended.
     pub(crate) until: Option<Instant>,
-    /// What came of an attempt.
+    /// The code of an attempt's verdict.
     pub(crate) code: Option<Box<str>>,
-    /// CAMS's name for it.
+    /// CAMS's request id of an attempt.
     pub(crate) cams_request_id: Option<Box<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Waits for its turn.
+    /// Queued.
     Queue,
-    /// At CAMS.
+    /// In flight.
     Attempt,
-    /// Between a refusal and the queue.
+    /// Waiting after a throttled attempt, before it is queued again.
     BackOff,
 }
 
@@ -70,8 +72,8 @@ const SAMPLED: u8 = 1;
 // === impl Trace ===
 
 impl Trace {
-    /// The call's trace: the caller's, or a new one if `begin` says so. Spans are only kept of what is sampled, and
-    /// where they are `exported`.
+    /// The trace of a call: the caller's, or a new one if `begin` returns true. Spans are kept only
+    /// for sampled calls, and only if they are `exported`.
     pub(crate) fn of(
         headers: &HeaderMap,
         exported: bool,
@@ -104,33 +106,35 @@ impl Trace {
         Some(Self { place, spans })
     }
 
-    /// The trace's id, for the log.
+    /// The trace id, for the log.
     pub(crate) fn id(&self) -> String {
         format!("{:032x}", self.place.trace)
     }
 
-    /// What begins now, after what was before has ended.
+    /// Ends the latest step and begins a new one.
     pub(crate) fn begin(&mut self, kind: Kind, now: Instant) {
         self.end(now);
-        if let Some(spans) = &mut self.spans {
-            let step = Step {
-                kind,
-                span: span_id(),
-                from: now,
-                until: None,
-                code: None,
-                cams_request_id: None,
-            };
-            spans.steps.push(step);
-            self.place.span = spans
-                .steps
-                .last()
-                .filter(|_| kind == Kind::Attempt)
-                .map_or(spans.own.span, |step| step.span);
-        }
+        let Some(spans) = &mut self.spans else {
+            return;
+        };
+        let span = span_id();
+        spans.steps.push(Step {
+            kind,
+            span,
+            from: now,
+            until: None,
+            code: None,
+            cams_request_id: None,
+        });
+        // CAMS gets the span of the attempt; outside of attempts the position is the call's own
+        // span.
+        self.place.span = match kind {
+            Kind::Attempt => span,
+            Kind::Queue | Kind::BackOff => spans.own.span,
+        };
     }
 
-    /// So long nothing happens, and then it waits again.
+    /// The call waits for the back-off, then it is queued again.
     pub(crate) fn back_off(&mut self, after: Duration, now: Instant) {
         if !after.is_zero() {
             self.begin(Kind::BackOff, now);
@@ -138,14 +142,14 @@ impl Trace {
         self.begin(Kind::Queue, now + after);
     }
 
-    /// What was begun last ends.
+    /// Ends the latest step.
     pub(crate) fn end(&mut self, now: Instant) {
         if let Some(step) = self.latest() {
             step.until.get_or_insert(now);
         }
     }
 
-    /// The attempt that was begun last was none: it waits again.
+    /// The latest attempt was not sent: removes its span. The call is queued again.
     pub(crate) fn unsent(&mut self, now: Instant) {
         if let Some(spans) = &mut self.spans {
             spans.steps.pop();
@@ -153,7 +157,7 @@ impl Trace {
         self.begin(Kind::Queue, now);
     }
 
-    /// What came of the attempt that was begun last.
+    /// Ends the latest attempt with the code of its verdict.
     pub(crate) fn judged(&mut self, code: &str, cams_request_id: Option<&str>, now: Instant) {
         self.end(now);
         if let Some(step) = self.latest() {
@@ -162,12 +166,12 @@ impl Trace {
         }
     }
 
-    /// Says to whom the request goes which span it is part of.
+    /// Adds `traceparent` to the headers of a request to CAMS.
     pub(crate) fn onto(&self, headers: &mut HeaderMap) {
         headers.insert(TRACEPARENT, self.place.header());
     }
 
-    /// What is to be exported.
+    /// The spans to export.
     pub(crate) fn into_spans(self) -> Option<Spans> {
         self.spans
     }
@@ -180,8 +184,8 @@ impl Trace {
 // === impl Place ===
 
 impl Place {
-    /// The caller's, if it says so once and in the form of W3C Trace Context: version 00, or as much of a later one as
-    /// that defines.
+    /// Parses the caller's `traceparent` by W3C Trace Context. It must occur once. Of later
+    /// versions only the fields of version 00 are read.
     fn parse(headers: &HeaderMap) -> Option<Self> {
         let mut values = headers.get_all(TRACEPARENT).iter();
         let text = values
@@ -190,13 +194,10 @@ impl Place {
             .to_str()
             .ok()?;
         let mut parts = text.splitn(5, '-');
-        let mut part = |length| {
-            parts
-                .next()
-                .filter(|part| part.len() == length && part.bytes().all(is_hex))
-        };
-        let version = part(2)?;
-        let (trace, span, flags) = (part(32)?, part(16)?, part(2)?);
+        let version = hex_field(parts.next(), 2)?;
+        let trace = hex_field(parts.next(), 32)?;
+        let span = hex_field(parts.next(), 16)?;
+        let flags = hex_field(parts.next(), 2)?;
         let has_more = parts.next().is_some();
         if version == "ff" || version == "00" && has_more {
             return None;
@@ -218,7 +219,12 @@ impl Place {
     }
 }
 
-/// Upper case is not allowed.
+/// A field of this many lower-case hexadecimal digits.
+fn hex_field(text: Option<&str>, length: usize) -> Option<&str> {
+    text.filter(|text| text.len() == length && text.bytes().all(is_hex))
+}
+
+/// W3C Trace Context does not allow upper case.
 fn is_hex(byte: u8) -> bool {
     matches!(byte, b'0'..=b'9' | b'a'..=b'f')
 }
@@ -230,7 +236,7 @@ fn span_id() -> u64 {
 // === impl Moment ===
 
 impl Moment {
-    /// When this was, by the clock on the wall.
+    /// The wall-clock time of an instant.
     pub(crate) fn wall_at(&self, at: Instant) -> SystemTime {
         self.wall + at.saturating_duration_since(self.at)
     }
@@ -242,7 +248,7 @@ mod tests {
 
     const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
-    fn said(values: &[&str]) -> HeaderMap {
+    fn headers(values: &[&str]) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(TRACEPARENT, HeaderValue::from_str(value).unwrap());
@@ -257,15 +263,15 @@ mod tests {
         }
     }
 
-    fn goes_on(trace: &Trace) -> String {
+    fn forwarded(trace: &Trace) -> String {
         let mut headers = HeaderMap::new();
         trace.onto(&mut headers);
         headers[TRACEPARENT].to_str().unwrap().to_owned()
     }
 
     #[test]
-    fn a_traceparent_is_read_in_its_form_only() {
-        let parse = |value: &str| Place::parse(&said(&[value]));
+    fn only_a_well_formed_traceparent_is_read() {
+        let parse = |value: &str| Place::parse(&headers(&[value]));
         let place = Place {
             trace: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span: 0xb7ad_6b71_6920_3331,
@@ -276,7 +282,7 @@ mod tests {
             parse(&CALLER.replace("-01", "-fc")),
             Some(Place { flags: 0, ..place })
         );
-        // A later version may say more.
+        // A later version may have more fields.
         assert_eq!(
             parse(&CALLER.replace("00-", "cc-").replace("-01", "-01-what-else")),
             Some(place)
@@ -299,25 +305,27 @@ mod tests {
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
-        assert_eq!(Place::parse(&said(&[])), None);
-        assert_eq!(Place::parse(&said(&[CALLER, CALLER])), None);
+        assert_eq!(Place::parse(&headers(&[])), None);
+        assert_eq!(Place::parse(&headers(&[CALLER, CALLER])), None);
     }
 
     #[test]
-    fn without_a_collector_the_callers_place_goes_on_as_it_is() {
-        let mut trace =
-            Trace::of(&said(&[CALLER]), false, now(), || panic!("nobody asks")).unwrap();
+    fn without_a_collector_the_callers_traceparent_is_forwarded_unchanged() {
+        let mut trace = Trace::of(&headers(&[CALLER]), false, now(), || {
+            panic!("the caller has decided")
+        })
+        .unwrap();
         trace.begin(Kind::Attempt, Instant::now());
-        assert_eq!(goes_on(&trace), CALLER);
+        assert_eq!(forwarded(&trace), CALLER);
         assert_eq!(trace.id(), "0af7651916cd43dd8448eb211c80319c");
         assert!(trace.into_spans().is_none());
-        assert!(Trace::of(&said(&[]), false, now(), || true).is_none());
+        assert!(Trace::of(&headers(&[]), false, now(), || true).is_none());
     }
 
     #[test]
-    fn the_caller_decides_whether_it_is_sampled_and_the_share_decides_for_the_others() {
+    fn the_caller_decides_sampling_and_the_percentage_decides_for_calls_without_a_trace() {
         let spans = |values: &[&str], begin: bool| {
-            Trace::of(&said(values), true, now(), || begin)
+            Trace::of(&headers(values), true, now(), || begin)
                 .and_then(Trace::into_spans)
                 .map(|spans| spans.parent)
         };
@@ -330,23 +338,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn each_wait_and_attempt_is_a_span_and_cams_is_told_of_its_own() {
-        let (start, pass) = (now(), |millis| {
-            tokio::time::advance(Duration::from_millis(millis))
-        });
-        let mut trace = Trace::of(&said(&[CALLER]), true, start, || false).unwrap();
+    async fn each_wait_and_attempt_is_a_span_and_cams_gets_the_attempts_own() {
+        let start = now();
+        let mut trace = Trace::of(&headers(&[CALLER]), true, start, || false).unwrap();
         trace.begin(Kind::Queue, Instant::now());
-        pass(7).await;
+        tokio::time::advance(Duration::from_millis(7)).await;
         trace.begin(Kind::Attempt, Instant::now());
         trace.unsent(Instant::now());
         trace.begin(Kind::Attempt, Instant::now());
-        let first = goes_on(&trace);
-        pass(30).await;
+        let first = forwarded(&trace);
+        tokio::time::advance(Duration::from_millis(30)).await;
         trace.judged("System.LimitControl", Some("R-1"), Instant::now());
         trace.back_off(Duration::from_millis(500), Instant::now());
-        pass(500).await;
+        tokio::time::advance(Duration::from_millis(500)).await;
         trace.begin(Kind::Attempt, Instant::now());
-        let second = goes_on(&trace);
+        let second = forwarded(&trace);
         let spans = trace.into_spans().unwrap();
         let millis = |at: Instant| (at - start.at).as_millis();
         let steps: Vec<_> = spans

@@ -1,10 +1,11 @@
-//! How long to stay away when the server does not say? Exponential back-off with full jitter: evenly anywhere between
-//! nothing and a doubling step, so that callers and replicas that were refused together do not come back together.
+//! Exponential back-off with full jitter, for when the server gives no hint: uniformly distributed
+//! between zero and a doubling step, so that callers and replicas that were refused together do not
+//! retry together.
 
 use std::time::Duration;
 
-/// The wait before the try after the `level`th refusal in a row (from 1): a random part of a step that doubles from
-/// `base` up to `max`; `random` is in 0..1. At least a millisecond.
+/// The wait after the `level`th refusal in a row (starting at 1), at least 1 ms: a random part of a
+/// step that doubles from `base` up to `max`. `random` is in 0..1.
 pub(crate) fn full_jitter(base: Duration, max: Duration, level: u32, random: f64) -> Duration {
     let step = doubled(base, max, level.saturating_sub(1));
     step.mul_f64(random.clamp(0.0, 1.0))
@@ -24,13 +25,13 @@ mod tests {
     const MAX: Duration = Duration::from_secs(8);
 
     #[test]
-    fn doubles_up_to_its_bound() {
+    fn the_step_doubles_up_to_its_maximum() {
         let steps = [1, 2, 3, 6, 7, 40].map(|level| full_jitter(BASE, MAX, level, 1.0).as_millis());
         assert_eq!(steps, [200, 400, 800, 6400, 8000, 8000]);
     }
 
     #[test]
-    fn is_spread_from_almost_nothing_to_the_step() {
+    fn the_wait_is_spread_from_1_ms_to_the_step() {
         let spread = [0.0, 0.25, 0.5].map(|random| full_jitter(BASE, MAX, 3, random).as_millis());
         assert_eq!(spread, [1, 200, 400]);
     }

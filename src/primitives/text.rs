@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Text from outside is logged as an escaped field and not at any length.
+/// At most the first 200 bytes of a text from outside, which is logged as an escaped field.
 pub(crate) fn capped(text: &str) -> &str {
     let end = (0..=200.min(text.len()))
         .rev()

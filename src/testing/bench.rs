@@ -1,5 +1,5 @@
-//! What does each pure step of a call cost? The benchmarks' door to steps that nobody else outside may call: each as a
-//! plain function over inputs that were prepared before. No part of the public surface; it may change at any time.
+//! Access for the benchmarks to the steps of a call that do no I/O, each as a function over
+//! prepared inputs. This is not part of the public API and may change at any time.
 
 mod attempts;
 mod lanes;
@@ -35,18 +35,19 @@ use crate::primitives::id::{ClientId, TenantId};
 use crate::primitives::secret::Secret;
 use crate::upstream::Answer;
 
-/// The key and the secret that the call is signed with.
+/// The key and the secret that sign the call.
 const SIGNER: [&str; 2] = ["LTAI-test-key-id-1", "test-secret-1"];
 const CREATED: &str = r#"{"RequestId":"90E63D28-E31D-1EB2-8939-A9486641","Code":"OK","Message":"OK","Data":{"FlowId":"1234567890123456"}}"#;
-/// Calls that wait while one comes and one goes, of so many clients with so many tenants each.
+/// Queued calls while one is added and one is removed, with the number of clients and of tenants
+/// per client.
 const WAITING: usize = 100;
 const CLIENTS: usize = 4;
 const TENANTS: usize = 5;
 
-/// A pure step, by name; it can be repeated without end.
+/// A step and its name. It can be repeated any number of times.
 pub type Step = (&'static str, fn(&mut Steps));
 
-/// Every pure step, in the order of a call's life.
+/// All steps, in the order of a call.
 pub const STEPS: [Step; 8] = [
     ("canonicalise", Steps::canonicalise),
     ("verify", Steps::verify),
@@ -58,12 +59,12 @@ pub const STEPS: [Step; 8] = [
     ("judge", Steps::judge),
 ];
 
-/// Forgets what is idle, as a running Flowgate does every two seconds; of nonces, what is old at `now`.
+/// Drops idle state and nonces that are old at `now`, as a running Flowgate does every two seconds.
 pub fn forget_idle(app: &App, now: SystemTime) {
     app.state.calls().forget_idle(now);
 }
 
-/// What the steps work on.
+/// The inputs of the steps.
 pub struct Steps {
     config: Config,
     directory: Directory,
@@ -84,20 +85,14 @@ pub struct Steps {
 
 fn head(capture: &str) -> Parts {
     let (first, rest) = capture.split_once("\r\n").expect("a request has lines");
-    let mut words = first.split(' ').map(str::to_owned);
-    let mut word = || {
-        words
-            .next()
-            .expect("a request line has a method and a target")
-    };
-    let (method, target) = (word(), word());
-    let headers = rest.split("\r\n").map_while(|line| line.split_once(": "));
-    let request = headers.fold(Request::builder(), |request, (name, value)| {
-        request.header(name, value)
-    });
+    let mut words = first.split(' ');
+    let method = words.next().expect("a request line has a method");
+    let target = words.next().expect("a request line has a target");
+    let mut request = Request::builder().method(method).uri(target);
+    for (name, value) in rest.split("\r\n").map_while(|line| line.split_once(": ")) {
+        request = request.header(name, value);
+    }
     request
-        .method(&*method)
-        .uri(target)
         .body(())
         .expect("a captured request is HTTP")
         .into_parts()
@@ -115,22 +110,24 @@ fn config() -> Config {
     ];
     let env = env.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     config::load(None, env)
-        .expect("the benchmarks' configuration has no mistake")
+        .expect("the benchmarks' configuration is valid")
         .config
 }
 
 fn entries() -> Vec<QueueEntry> {
-    let entry = |index: usize| QueueEntry {
-        sequence: Sequence(index as u64),
-        client: ClientId::new(format!("client-{}", index % CLIENTS)),
-        weight: 1,
-        tenant: TenantId::new(format!("cams-{}", index / CLIENTS % TENANTS)),
-        arrived: Instant::now(),
-    };
-    (0..WAITING).map(entry).collect()
+    (0..WAITING)
+        .map(|index| QueueEntry {
+            sequence: Sequence(index as u64),
+            client: ClientId::new(format!("client-{}", index % CLIENTS)),
+            weight: 1,
+            tenant: TenantId::new(format!("cams-{}", index / CLIENTS % TENANTS)),
+            arrived: Instant::now(),
+        })
+        .collect()
 }
 
-/// So many that one is always free, back so soon that each repetition collects what one before it spent.
+/// A source with a free token for every repetition; each repetition also reclaims a token of an
+/// earlier one.
 fn tokens() -> Tokens {
     let limit = Limit {
         count: NonZeroU32::MAX,
@@ -148,18 +145,17 @@ fn signed(head: &Parts) -> Authorization<'_> {
     let value = head.headers[AUTHORIZATION]
         .to_str()
         .expect("a captured signature is ASCII");
-    Authorization::parse(value).expect("the captured call is signed in version 3")
+    Authorization::parse(value).expect("the captured call has a version 3 signature")
 }
 
 fn signable<'a>(head: &'a Parts, params: &'a Params) -> Signable<'a> {
-    let value = |name| head.headers[name].as_bytes();
     Signable {
         method: head.method.as_str(),
         query: params.query().collect(),
         headers: signed(head)
             .signed_headers
             .iter()
-            .map(|name| (*name, value(*name)))
+            .map(|name| (*name, head.headers[*name].as_bytes()))
             .collect(),
         body_hash: head.headers["x-acs-content-sha256"]
             .to_str()
@@ -167,31 +163,33 @@ fn signable<'a>(head: &'a Parts, params: &'a Params) -> Signable<'a> {
     }
 }
 
+/// The caller of a captured call, identified as if it had just arrived.
+fn caller(head: &Parts, directory: &Directory, now: SystemTime) -> Caller {
+    let claim = identify::head(head, directory, now).expect("the captured call is valid");
+    let nonces = Nonces::new(now - Duration::from_secs(60));
+    claim
+        .prove(Bytes::new(), &nonces, now)
+        .expect("the captured call has no body")
+}
+
 // === impl Steps ===
 
 impl Steps {
-    /// Prepares a captured call without a body, as it came over the wire.
+    /// Prepares the inputs from a captured request without a body.
     pub fn new(capture: &str) -> Self {
-        let (config, head) = (config(), head(capture));
+        let config = config();
+        let head = head(capture);
         let directory = Directory::new(&config, None);
         let date = head.headers["x-acs-date"]
             .to_str()
             .expect("a date is ASCII");
-        let now = time::parse(date).expect("the captured call is dated");
-        let ask = || {
-            let claim =
-                identify::head(&head, &directory, now).expect("the captured call is in order");
-            let caller = claim.prove(
-                Bytes::new(),
-                &Nonces::new(now - Duration::from_secs(60)),
-                now,
-            );
-            caller.expect("the captured call has no body")
-        };
-        let (caller, call) = (ask(), ask().into_sendable());
+        let now = time::parse(date).expect("the captured call has a date");
+        let caller = caller(&head, &directory, now);
+        let call = self::caller(&head, &directory, now).into_sendable();
         let params = Params::from_query(head.uri.query().unwrap_or_default())
-            .expect("the captured query is in order");
-        // On the heap, as all that comes over a wire: where a binary keeps its own words decides how they are read.
+            .expect("the captured query is valid");
+        // On the heap, like all received data: the alignment of static data in the binary affects
+        // the timing.
         let json = HeaderValue::from_bytes(b"application/json;charset=utf-8")
             .expect("a media type is a value");
         let mut steps = Self {
@@ -219,12 +217,12 @@ impl Steps {
         steps
     }
 
-    /// Reads a `SignedHeaders` list and writes the canonical request of version 3.
+    /// Parses a `SignedHeaders` list and writes the canonical request of version 3.
     fn canonicalise(&mut self) {
         black_box(signable(black_box(&self.head), &self.params).canonical_request());
     }
 
-    /// One HMAC, compared.
+    /// Computes one HMAC and compares it.
     fn verify(&mut self) {
         let signature = signed(&self.head).signature;
         assert!(v3::verify(
@@ -234,7 +232,7 @@ impl Steps {
         ));
     }
 
-    /// From a managed version 3 call's head to a claim; holds the two before.
+    /// From the head of a managed version 3 call to a claim; includes the two steps before.
     fn identify(&mut self) {
         assert!(
             black_box(identify::head(
@@ -246,7 +244,7 @@ impl Steps {
         );
     }
 
-    /// From a caller to an operation, its limit and its hold.
+    /// From a caller to an operation with its limit and its hold.
     fn classify(&mut self) {
         let operation = classify::classify(
             black_box(&self.caller),
@@ -257,20 +255,20 @@ impl Steps {
         assert!(black_box(operation).is_ok());
     }
 
-    /// One joins the line, and one is served.
+    /// Adds a call to the queue and removes the next one.
     fn next(&mut self) {
         self.push();
         black_box(self.queue.pop());
     }
 
-    /// One token is taken and spent, and one is back.
+    /// Takes and spends one token, and reclaims one.
     fn take_token(&mut self) {
         let now = Instant::now();
         assert!(self.tokens.take(now));
         self.tokens.used(black_box(now));
     }
 
-    /// Makes the request of a managed version 3 attempt.
+    /// Builds the request of a managed version 3 attempt.
     fn sign(&mut self) {
         black_box(sign::sign(
             black_box(&self.call),

@@ -1,5 +1,5 @@
-//! What must hold for any bytes at all? The fuzz targets' door to readers that nobody else outside may call: each takes
-//! bytes as they may come and panics when a promise is broken. No part of the public surface; it may change at any time.
+//! Access for the fuzz targets to internal parsers. Each function takes arbitrary bytes and panics
+//! if an invariant is violated. This is not part of the public API and may change at any time.
 
 mod answers;
 mod gate;
@@ -13,14 +13,14 @@ use crate::acs::v3::{self, Authorization, Signable};
 use crate::acs::{encode, v1};
 use crate::primitives::secret::Secret;
 
-/// The key of the captures, its secret, and the moment of which they are.
+/// The key that signed the captures, its secret, and the time of the captures.
 pub const SIGNER: [&str; 3] = [
     "LTAI-test-key-id-1",
     "test-secret-1",
     "2026-11-24T02:59:00Z",
 ];
 
-/// Splits at the first line's end.
+/// Splits after the first line.
 fn first_line(input: &[u8]) -> (&[u8], &[u8]) {
     let end = input
         .iter()
@@ -29,8 +29,8 @@ fn first_line(input: &[u8]) -> (&[u8], &[u8]) {
     (&input[..end], input.get(end + 1..).unwrap_or_default())
 }
 
-/// A query on the first line and a form behind it: what is read is written and read again without change, no name comes
-/// twice, and nothing is in it where other readers may stop.
+/// The first line is a query, the rest a form. Parsed parameters can be written and parsed again
+/// without change, no name occurs twice, and there is no NUL, at which other parsers may stop.
 pub fn parameters(input: &[u8]) {
     let (query, form) = first_line(input);
     let Ok(query) = std::str::from_utf8(query) else {
@@ -49,7 +49,7 @@ pub fn parameters(input: &[u8]) {
     names.sort_unstable();
     assert!(
         names.windows(2).all(|pair| pair[0] != pair[1]),
-        "one name, one value"
+        "no name occurs twice"
     );
     assert!(names.len() <= 2048);
     assert!(
@@ -57,17 +57,18 @@ pub fn parameters(input: &[u8]) {
             .iter()
             .all(|(name, value)| !name.is_empty() && !name.contains('\0') && !value.contains('\0'))
     );
-    let (query, form) = (encode::pairs(params.query()), encode::pairs(params.form()));
-    let mut again = Params::from_query(&query).expect("what was written is read");
+    let query = encode::pairs(params.query());
+    let form = encode::pairs(params.form());
+    let mut again = Params::from_query(&query).expect("a written query can be parsed");
     again
         .add_form(form.as_bytes())
-        .expect("what was written is read");
-    assert!(again == params, "what is read again is the same");
+        .expect("a written form can be parsed");
+    assert!(again == params, "parsing again gives the same parameters");
     assert_eq!(encode::pairs(again.query()), query);
 }
 
-/// An `Authorization` header on the first line and a query behind it: the grammar is exact, and a signature is right for
-/// what it was made for and for nothing else.
+/// The first line is an `Authorization` header, the rest a query. The grammar is exact, and a
+/// signature is valid only for the request that it was made for.
 pub fn authorization(input: &[u8]) {
     let (header, query) = first_line(input);
     let (Ok(header), Ok(query)) = (std::str::from_utf8(header), std::str::from_utf8(query)) else {
@@ -77,7 +78,7 @@ pub fn authorization(input: &[u8]) {
         return;
     };
     let Some((algorithm, _)) = header.split_once(' ') else {
-        panic!("an algorithm stands before the first blank")
+        panic!("the algorithm ends at the first blank")
     };
     let names = signed.signed_headers.join(";");
     let Authorization {
@@ -87,13 +88,13 @@ pub fn authorization(input: &[u8]) {
     } = &signed;
     let written =
         format!("{algorithm} Credential={credential},SignedHeaders={names},Signature={signature}");
-    assert_eq!(written, header, "there is one way to write it");
+    assert_eq!(written, header, "there is only one way to write it");
     assert!(
         signed
             .signed_headers
             .windows(2)
             .all(|pair| pair[0] < pair[1]),
-        "sorted, each once"
+        "signed headers are sorted and distinct"
     );
     let Ok(params) = Params::from_query(query) else {
         return;
@@ -110,28 +111,29 @@ pub fn authorization(input: &[u8]) {
         body_hash: signature,
     };
     let made = signable(params.query().collect(), b"x").authorization(credential, &secret);
-    let made = Authorization::parse(&made).expect("what Flowgate signs is read");
+    let made = Authorization::parse(&made).expect("Flowgate's own header can be parsed");
     assert_eq!(
         (made.credential, &made.signed_headers),
         (*credential, &signed.signed_headers)
     );
-    let mut turned: Vec<_> = params.query().collect();
-    turned.reverse();
-    let same = signable(turned.clone(), b" x\t").string_to_sign();
+    let mut reversed: Vec<_> = params.query().collect();
+    reversed.reverse();
+    let same = signable(reversed.clone(), b" x\t").string_to_sign();
     assert!(
         v3::verify(&secret, &same, made.signature),
-        "neither order nor blanks matter"
+        "order and surrounding blanks do not matter"
     );
-    turned.push(("Extra", ""));
-    let other = signable(turned, b"x").string_to_sign();
+    reversed.push(("Extra", ""));
+    let other = signable(reversed, b"x").string_to_sign();
     assert!(
         !v3::verify(&secret, &other, made.signature),
-        "one parameter more is another call"
+        "an additional parameter invalidates the signature"
     );
 }
 
-/// A query on the first line and a form behind it, as signature version 1 sees them: what is signed says all of it, in
-/// one way, wherever a parameter stands.
+/// The first line is a query, the rest a form. The string to sign of version 1 contains all
+/// parameters unambiguously, and does not depend on whether a parameter is in the query or the
+/// form.
 pub fn rpc(input: &[u8]) {
     let (query, form) = first_line(input);
     let Ok(query) = std::str::from_utf8(query) else {
@@ -148,20 +150,24 @@ pub fn rpc(input: &[u8]) {
     assert_eq!(
         v1::string_to_sign("POST", moved),
         text,
-        "the place of a parameter is not signed"
+        "the string to sign does not depend on query or form"
     );
     let signed = text
         .strip_prefix("POST&%2F&")
         .expect("method and path come first");
-    let signed = Params::from_query(&format!("all={signed}")).expect("what is signed is encoded");
     let signed =
-        Params::from_query(signed.get("all").unwrap_or_default()).expect("and encoded again");
+        Params::from_query(&format!("all={signed}")).expect("the string to sign is encoded");
+    let signed = Params::from_query(signed.get("all").unwrap_or_default())
+        .expect("the parameters are encoded twice");
     let mut wanted: Vec<_> = params
         .iter()
         .filter(|(name, _)| *name != "Signature")
         .collect();
     wanted.sort_unstable();
-    assert!(signed.iter().eq(wanted), "what is signed can be read back");
+    assert!(
+        signed.iter().eq(wanted),
+        "the signed parameters can be recovered"
+    );
     let secret = Secret::new(SIGNER[1]);
     let signature = v1::sign(&secret, &text);
     assert!(v1::verify(&secret, &text, &signature));

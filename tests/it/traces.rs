@@ -228,7 +228,7 @@ async fn a_collector_that_is_away_costs_no_call_and_is_told_once() {
     let warned = process.logged("spans cannot be exported", 1).await;
     assert_eq!(
         warned[0]["error"],
-        "the collector answers 503 Service Unavailable"
+        "the collector answered 503 Service Unavailable"
     );
     assert_eq!(told(&sim, "one").len(), 1);
     *collector.is_down.lock() = false;

@@ -169,7 +169,7 @@ ROWS = [
         "another product",
         "Flowgate.NotAProxy",
         403,
-        "no general proxy",
+        "not a general proxy",
         sdks=("python", "python-old"),
         change={"style": "proxy", "endpoint": "ecs.aliyuncs.com"},
     ),

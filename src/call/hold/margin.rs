@@ -1,12 +1,14 @@
-//! How much of a hold does CAMS need for its answer? What it usually needs, measured per account and action: a call whose
-//! turn comes later than its hold less this margin would be answered to nobody.
+//! The margin: the part of a hold that is reserved for CAMS's answer, measured per account and
+//! action. If a call were sent later than its hold less this margin, its answer would usually be
+//! too late for the caller.
 //!
-//! The estimate is that of TCP's retransmission timer (RFC 6298): a running mean and four times the running deviation
-//! from it, an eighth and a quarter of each new answer. A mean alone is overrun by half of all answers. A decayed
-//! maximum is one slow answer's word for all that follow, and how fast it decays is a guess at how often answers come.
-//! This one follows the spread itself: answers that take 30 to 70 ms in turn have a margin of about 140 ms and none
-//! overruns it, and one answer of 5 s among answers of 50 ms is forgotten (a margin below 200 ms) after 28 of them. In
-//! the meantime two bounds keep it from eating the hold: a third of the hold, and 2 s.
+//! The estimate is that of TCP's retransmission timer (RFC 6298): the running mean (weight 1/8 for
+//! a new answer) plus four times the running deviation (weight 1/4). About half of all answers
+//! exceed the mean alone. A decayed maximum would overrate one slow answer, and its decay rate
+//! would have to guess the rate of answers. With answer times that alternate between 30 and 70 ms
+//! the margin is about 140 ms and no answer exceeds it. After one answer of 5 s among answers of 50
+//! ms, the margin is below 200 ms again after 28 answers. Two bounds apply: a third of the hold,
+//! and 2 s.
 
 use std::time::Duration;
 
@@ -15,28 +17,28 @@ use dashmap::DashMap;
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName};
 
-/// The usual answer time of each account and action, by their labels: those are closed sets, so callers cannot make this
-/// grow.
+/// The usual answer time of each account and action. The keys are labels, which are closed sets, so
+/// callers cannot make the map grow.
 #[derive(Default)]
 pub(crate) struct Margins(DashMap<(AccountId, ActionName), AnswerTime>);
 
-/// How long answers take.
+/// Statistics of answer times.
 struct AnswerTime {
     mean: Duration,
     deviation: Duration,
 }
 
-/// Before the first answer: a gateway on another continent.
+/// The margin before the first answer, enough for a gateway on another continent.
 const START: Duration = Duration::from_millis(200);
-/// Answers that all take the same time still need some room: for timers, and for the way back to the caller.
+/// The least addition to the mean, for timers and for the way back to the caller.
 const LEAST: Duration = Duration::from_millis(50);
-/// The most that a margin may be.
+/// The largest margin.
 const MOST: Duration = Duration::from_secs(2);
 
 // === impl Margins ===
 
 impl Margins {
-    /// How long a call that is kept for `hold` may wait for its turn.
+    /// How long a call with this hold may be queued.
     pub(crate) fn wait(&self, operation: &Operation, hold: Duration) -> Duration {
         let usual = self
             .0
@@ -45,28 +47,31 @@ impl Margins {
         hold - usual.min(MOST).min(hold / 3)
     }
 
-    /// CAMS has answered, and this is what it took.
+    /// Adds the duration of an answered attempt.
     pub(crate) fn answered(&self, operation: &Operation, took: Duration) {
-        let first = || AnswerTime {
-            mean: took,
-            deviation: took / 2,
-        };
         self.0
             .entry(operation.labels())
             .and_modify(|known| known.add(took))
-            .or_insert_with(first);
+            .or_insert_with(|| AnswerTime::first(took));
     }
 }
 
 // === impl AnswerTime ===
 
 impl AnswerTime {
+    fn first(took: Duration) -> Self {
+        Self {
+            mean: took,
+            deviation: took / 2,
+        }
+    }
+
     fn add(&mut self, took: Duration) {
         self.deviation = (self.deviation * 3 + self.mean.abs_diff(took)) / 4;
         self.mean = (self.mean * 7 + took) / 8;
     }
 
-    /// What an answer hardly ever exceeds.
+    /// An answer time that is rarely exceeded.
     fn usual(&self) -> Duration {
         self.mean + (self.deviation * 4).max(LEAST)
     }
@@ -97,26 +102,26 @@ mod tests {
         }
     }
 
-    /// What is known after these answers, the first of them 50 ms.
+    /// The statistics after an answer of 50 ms and these.
     fn after(answers: impl IntoIterator<Item = u64>) -> AnswerTime {
-        let mut time = AnswerTime {
-            mean: ms(50),
-            deviation: ms(25),
-        };
-        answers.into_iter().for_each(|took| time.add(ms(took)));
+        let mut time = AnswerTime::first(ms(50));
+        for took in answers {
+            time.add(ms(took));
+        }
         time
     }
 
     #[test]
-    fn it_is_200_ms_before_the_first_answer_and_three_times_the_first_after_it() {
-        let (margins, operation) = (Margins::default(), operation("acme", "CreateFlow"));
+    fn the_margin_is_200_ms_at_first_and_then_three_times_the_first_answer() {
+        let margins = Margins::default();
+        let operation = operation("acme", "CreateFlow");
         assert_eq!(margins.wait(&operation, ms(10_000)), ms(9800));
         margins.answered(&operation, ms(40));
         assert_eq!(margins.wait(&operation, ms(10_000)), ms(9880));
     }
 
     #[test]
-    fn it_is_at_most_a_third_of_the_hold_and_2_s() {
+    fn the_margin_is_at_most_a_third_of_the_hold_and_2_s() {
         let margins = Margins::default();
         let slow = operation("acme", "CreateFlow");
         assert_eq!(margins.wait(&slow, ms(300)), ms(200));
@@ -129,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_all_take_the_same_time_leave_50_ms() {
+    fn constant_answer_times_leave_a_margin_of_50_ms() {
         let usual = after([80; 200]).usual();
         assert!(
             usual.abs_diff(ms(130)) < Duration::from_micros(1),
@@ -138,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_spread_is_covered_and_an_outlier_is_forgotten() {
+    fn the_margin_covers_the_spread_and_forgets_an_outlier() {
         let mut time = after([30, 70].repeat(100));
         for took in [30, 70].repeat(10) {
             assert!(
@@ -158,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn each_account_and_action_has_its_own_and_invented_ones_share_one() {
+    fn each_account_and_action_has_its_own_margin_and_unknown_ones_share_one() {
         let margins = Margins::default();
         for key in 0..100 {
             margins.answered(
@@ -177,7 +182,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_comes_the_margin_keeps_its_bounds(
+        fn the_margin_stays_within_its_bounds(
             answers in proptest::collection::vec(0_u64..100_000, 0..200),
             hold in 1_u64..120_000,
         ) {
@@ -185,7 +190,8 @@ mod tests {
             let operation = operation("acme", "CreateFlow");
             answers.iter().for_each(|took| margins.answered(&operation, ms(*took)));
             let margin = ms(hold) - margins.wait(&operation, ms(hold));
-            prop_assert!(margin <= MOST && margin <= ms(hold) / 3 && margin >= LEAST.min(ms(hold) / 3));
+            let third = ms(hold) / 3;
+            prop_assert!(margin <= MOST && margin <= third && margin >= LEAST.min(third));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Every way in which a hold can be said, as tables.
+//! Tables of all sources of a hold.
 
 use std::ffi::OsString;
 
@@ -23,7 +23,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
     headers
 }
 
-/// Milliseconds for this User-Agent with the default configuration.
+/// The hold in milliseconds for this User-Agent, with the default configuration.
 fn by_agent(agent: &str) -> u128 {
     hold(&headers(&[("user-agent", agent)]), None, &config(&[]).queue)
         .unwrap()
@@ -31,7 +31,7 @@ fn by_agent(agent: &str) -> u128 {
 }
 
 #[test]
-fn each_sdk_has_its_own_time_out_less_the_way() {
+fn each_sdk_has_its_timeout_less_the_network_allowance() {
     for (agent, expected) in [
         (PYTHON, 9900),
         (
@@ -58,7 +58,7 @@ fn each_sdk_has_its_own_time_out_less_the_way() {
             "AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1",
             30_000,
         ),
-        // What an application adds does not speak for its SDK.
+        // Products that an application adds are ignored.
         (
             "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1 my-app/1.0 Python/3",
             2900,
@@ -86,7 +86,7 @@ fn each_sdk_has_its_own_time_out_less_the_way() {
 }
 
 #[test]
-fn every_captured_call_is_known_by_its_user_agent() {
+fn every_captured_sdk_is_recognised_by_its_user_agent() {
     let mut seen = 0;
     for entry in
         std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/captures")).unwrap()
@@ -98,7 +98,7 @@ fn every_captured_call_is_known_by_its_user_agent() {
             let (name, value) = line.split_once(": ")?;
             name.eq_ignore_ascii_case("user-agent").then_some(value)
         });
-        // A CONNECT has no header at all.
+        // The CONNECT request has no header.
         let Some(agent) = agent else { continue };
         let name = path.file_name().unwrap().to_str().unwrap();
         let expected = if name.starts_with("node") { 2900 } else { 9900 };
@@ -109,7 +109,7 @@ fn every_captured_call_is_known_by_its_user_agent() {
 }
 
 #[test]
-fn who_says_it_first_is_heard() {
+fn the_header_overrides_the_client_and_the_client_overrides_the_default() {
     let client = [
         ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
         ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme"),
@@ -120,35 +120,34 @@ fn who_says_it_first_is_heard() {
         ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
         ("SECRET", "a-secret-of-some-length"),
     ];
-    let (asks, agent) = (("x-flowgate-hold", "7s"), ("user-agent", PYTHON));
-    let (own, all) = (
-        ("FLOWGATE_CLIENTS__0__HOLD", "15s"),
-        ("FLOWGATE_QUEUE__HOLD", "20s"),
-    );
+    let header = ("x-flowgate-hold", "7s");
+    let agent = ("user-agent", PYTHON);
+    let own = ("FLOWGATE_CLIENTS__0__HOLD", "15s");
+    let all = ("FLOWGATE_QUEUE__HOLD", "20s");
     let short = ("FLOWGATE_QUEUE__MAX_HOLD", "5s");
-    for (said, settings, expected) in [
-        (vec![asks, agent], vec![own, all], 7000),
+    for (sent, settings, expected) in [
+        (vec![header, agent], vec![own, all], 7000),
         (vec![agent], vec![own, all], 15_000),
         (vec![agent], vec![all], 20_000),
         (vec![agent], vec![], 9900),
         (vec![], vec![], 30_000),
-        (vec![asks], vec![short], 5000),
+        (vec![header], vec![short], 5000),
         (vec![agent], vec![short], 5000),
         (vec![], vec![short], 5000),
     ] {
         let config = config(&[&client[..], &settings].concat());
-        let hold = hold(&headers(&said), config.clients.first(), &config.queue).unwrap();
+        let hold = hold(&headers(&sent), config.clients.first(), &config.queue).unwrap();
         assert_eq!(
             hold,
             Duration::from_millis(expected),
-            "{said:?} {settings:?}"
+            "{sent:?} {settings:?}"
         );
     }
 }
 
 #[test]
-fn rule_30_what_is_asked_for_is_one_sensible_time() {
-    let asks = |values: &[&str]| {
+fn the_hold_header_is_one_duration_within_bounds() {
+    let requested = |values: &[&str]| {
         let values: Vec<_> = values
             .iter()
             .map(|value| ("x-flowgate-hold", *value))
@@ -170,7 +169,7 @@ fn rule_30_what_is_asked_for_is_one_sensible_time() {
         ("86400000", 120_000),
     ] {
         assert_eq!(
-            asks(&[value]).unwrap(),
+            requested(&[value]).unwrap(),
             Duration::from_millis(expected),
             "{value}"
         );
@@ -198,7 +197,7 @@ fn rule_30_what_is_asked_for_is_one_sensible_time() {
         &["8s", "8s"],
         &["", ""],
     ] {
-        let refusal = asks(values).unwrap_err();
+        let refusal = requested(values).unwrap_err();
         assert_eq!(refusal.kind, Kind::BadRequest, "{values:?}");
         assert!(
             refusal.message.contains("x-flowgate-hold"),

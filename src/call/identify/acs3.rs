@@ -1,5 +1,5 @@
-//! Does a version 3 signature cover all that matters, and is it right? Both are known from the head alone, because the
-//! head states the body's hash: nothing of a body is read for a caller that cannot sign.
+//! Verifies version 3 signatures. The head is enough for this, because it contains the hash of the
+//! body: no body is read for a caller that cannot sign.
 
 use hyper::header::HeaderName;
 
@@ -13,7 +13,7 @@ use crate::acs::v3::{self, Algorithm, Authorization, Signable};
 use crate::error::{Kind, Refusal};
 use crate::primitives::secret::Secret;
 
-/// What CAMS's gateway decides by, and what therefore has to be signed.
+/// The headers that CAMS's gateway evaluates, which therefore must be signed.
 const REQUIRED: [&str; 6] = [
     "host",
     "x-acs-action",
@@ -23,7 +23,6 @@ const REQUIRED: [&str; 6] = [
     "x-acs-version",
 ];
 
-// The headers that hold the call's own words.
 static ACTION: HeaderName = HeaderName::from_static("x-acs-action");
 static BODY_HASH: HeaderName = HeaderName::from_static("x-acs-content-sha256");
 static KEY: HeaderName = HeaderName::from_static("x-acs-accesskey-id");
@@ -45,7 +44,7 @@ pub(super) fn read<'a>(
 ) -> Result<(Words<'a>, Acs3), Refusal> {
     if shape.params.iter().any(|(name, _)| is_common(name)) {
         return Err(bad(
-            "a version 3 Authorization stands beside a parameter of signature version 1",
+            "it has both a version 3 Authorization header and a parameter of signature version 1",
         ));
     }
     let action = header_text(shape, &ACTION)?;
@@ -78,22 +77,23 @@ pub(super) fn read<'a>(
     Ok((words, proof))
 }
 
-/// The header's one value; empty if there is none.
+/// The single value of a header; empty if it is missing.
 fn header_text<'a>(shape: &Shape<'a>, name: &HeaderName) -> Result<&'a str, Refusal> {
-    let value = one(&shape.parts.headers, name)?;
-    value.map_or(Ok(""), |value| {
-        value
-            .to_str()
-            .map_err(|_| bad(format!("the header {name} is not ASCII")))
-    })
+    let Some(value) = one(&shape.parts.headers, name)? else {
+        return Ok("");
+    };
+    value
+        .to_str()
+        .map_err(|_| bad(format!("the header {name} is not ASCII")))
 }
 
-/// Whether the signature covers what CAMS decides by and every `x-acs-*` header, and nothing that is not one value.
+/// Checks that the signature covers all required headers and every `x-acs-*` header, and that each
+/// signed header has exactly one value.
 fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Refusal> {
     let headers = &shape.parts.headers;
     let signed = &authorization.signed_headers;
     if let Some(missing) = REQUIRED.iter().find(|name| !signed.contains(name)) {
-        return Err(incomplete(format!("SignedHeaders do not name {missing}")));
+        return Err(incomplete(format!("SignedHeaders must contain {missing}")));
     }
     let mut values = vec![0_usize; signed.len()];
     for (name, _) in headers {
@@ -112,7 +112,7 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
             || listed.iter().any(|other| other == name)
         {
             return Err(bad(
-                "SignedHeaders name a header that does not leave its connection",
+                "SignedHeaders contain a hop-by-hop header or Authorization",
             ));
         }
         if values != 1 {
@@ -123,18 +123,18 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
 }
 
 fn signable<'a>(
-    (shape, params): (&'a Shape<'_>, &'a Params),
+    shape: &'a Shape<'_>,
+    params: &'a Params,
     authorization: &Authorization<'a>,
     body_hash: &'a str,
 ) -> Signable<'a> {
-    let value = |name: &str| shape.parts.headers[name].as_bytes();
     Signable {
         method: shape.parts.method.as_str(),
         query: params.query().collect(),
         headers: authorization
             .signed_headers
             .iter()
-            .map(|name| (*name, value(name)))
+            .map(|name| (*name, shape.parts.headers[*name].as_bytes()))
             .collect(),
         body_hash,
     }
@@ -143,39 +143,40 @@ fn signable<'a>(
 // === impl Acs3 ===
 
 impl Acs3 {
-    /// Whether one of the secrets made the signature.
+    /// Checks that one of the secrets made the signature.
     pub(super) fn verify(
         &self,
         secrets: &[Secret],
-        (shape, params): (&Shape<'_>, &Params),
+        shape: &Shape<'_>,
+        params: &Params,
         authorization: &Authorization<'_>,
     ) -> Result<(), Refusal> {
         if self.algorithm != Algorithm::HmacSha256 {
-            return Err(incomplete(refusals::SUPPORTED));
+            return Err(refusals::unsupported());
         }
         let string_to_sign =
-            signable((shape, params), authorization, &self.body_hash).string_to_sign();
-        match secrets
+            signable(shape, params, authorization, &self.body_hash).string_to_sign();
+        let is_valid = secrets
             .iter()
-            .any(|secret| v3::verify(secret, &string_to_sign, authorization.signature))
-        {
-            true => Ok(()),
-            false => Err(refusals::wrong_signature()),
+            .any(|secret| v3::verify(secret, &string_to_sign, authorization.signature));
+        if !is_valid {
+            return Err(refusals::wrong_signature());
         }
+        Ok(())
     }
 
-    /// Whether the body is the one that the head states. SM3 is CAMS's to check.
+    /// Checks that the body matches its hash in the head. A hash with SM3 is left to CAMS.
     pub(super) fn check_body(&self, body: &[u8]) -> Result<(), Refusal> {
         if self.algorithm.hashes_with_sha256() && v3::hash(body) != self.body_hash {
             return Err(Refusal::new(
                 Kind::SignatureDoesNotMatch,
-                "Specified signature is not matched with our calculation: the body is not the one that \
-                 x-acs-content-sha256 states.",
+                "Specified signature is not matched with our calculation: the body does not match \
+                 x-acs-content-sha256.",
             ));
         }
         if !body.is_empty() && !self.signs_type {
             return Err(incomplete(
-                "there is a body, and SignedHeaders do not name content-type",
+                "SignedHeaders must contain content-type if there is a body",
             ));
         }
         Ok(())

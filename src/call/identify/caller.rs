@@ -1,6 +1,6 @@
-//! What was identified: a caller whose every word is proven, or one that is passed on as it came. Only identify makes
-//! them, and what sign and classify may see of them is what has an accessor here. Once it is known what is called, only
-//! what will be sent is kept.
+//! The result of identify: a verified caller, or a relayed one. Only identify creates them. Sign
+//! and classify see only what has an accessor here. After classify, only the parts that will be
+//! sent are kept.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,54 +16,54 @@ use crate::config::{self, Credentials};
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::primitives::secret::Secret;
 
-/// Alibaba's two signatures.
+/// Alibaba's two signature versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
-    /// RPC signature, version 1.0: all in the query.
+    /// RPC signature, version 1.0, with all fields in the query.
     V1,
-    /// `ACS3-…`: all in the headers.
+    /// `ACS3-…`, with all fields in headers.
     V3,
 }
 
-/// Whoever calls.
+/// An identified caller and its call.
 #[expect(
     clippy::large_enum_variant,
-    reason = "it lives until the call is classified, and a box would be one more piece"
+    reason = "it lives only until the call is classified; a box would cost an allocation"
 )]
 pub(crate) enum Caller {
-    /// Its signature is right; Flowgate signs for it.
+    /// The signature is verified; Flowgate signs the request to CAMS.
     Verified(Box<Verified>),
-    /// Flowgate has no secret of it; its own signature goes on.
+    /// Flowgate has no secret for the key; the caller's own signature is forwarded.
     Relayed(Relayed),
 }
 
-/// What a call is sent from, and all that is kept of its caller while it waits.
+/// The parts of a call that are needed to send it, which is all that is kept while it is queued.
 pub(crate) enum Sendable {
     /// Flowgate signs it.
     Verified(Box<Verified>),
-    /// It goes as it came.
+    /// The request is forwarded unchanged.
     Relayed(Passage),
 }
 
 /// An account that Flowgate signs for.
 pub(super) struct Managed {
     pub(super) id: AccountId,
-    /// What it signs with, and before that, newest first, what it has signed with of late: applications that read the same
-    /// temporary keys are not all as quick.
+    /// The current credentials, then earlier ones, newest first. Applications that read the same
+    /// temporary credentials may pick up new ones later than Flowgate.
     pub(super) sessions: Vec<Arc<Credentials>>,
 }
 
-/// Whoever may sign for a managed account: the account itself, or a client.
+/// The owner of a key of a managed account: the account itself, or a client.
 pub(super) struct Principal {
     pub(super) key: AccessKeyId,
-    /// Any of them will do.
+    /// A signature with any of them is valid.
     pub(super) secrets: Vec<Secret>,
     pub(super) account: Arc<Managed>,
     pub(super) client: Option<Arc<config::Client>>,
 }
 
-/// A call as its verified signature states it. What the signature did not cover is not in here, and of the caller's
-/// credentials nothing is.
+/// A verified call. It contains only what the signature covers, and nothing of the caller's
+/// credentials.
 pub(crate) struct Verified {
     pub(super) principal: Arc<Principal>,
     pub(super) client: ClientId,
@@ -75,7 +75,7 @@ pub(crate) struct Verified {
     pub(super) format: Option<String>,
 }
 
-/// A call that goes on under its own signature, which only CAMS can check.
+/// A call that is forwarded with its own signature, which only CAMS can verify.
 pub(crate) struct Relayed {
     pub(super) account: AccountId,
     pub(super) is_known: bool,
@@ -85,7 +85,7 @@ pub(crate) struct Relayed {
     pub(super) passage: Passage,
 }
 
-/// A JSON body, as far as it says how a flow is to be called.
+/// The name of a flow in a JSON body.
 #[derive(Deserialize)]
 struct Named {
     #[serde(rename = "FlowName")]
@@ -95,7 +95,7 @@ struct Named {
 // === impl Principal ===
 
 impl Principal {
-    /// An account's own key is masked: a client's name stands in logs and on operators' pages.
+    /// The client's id in logs and on the operators' page. The key of an account is masked.
     pub(super) fn client_id(&self) -> ClientId {
         self.client.as_ref().map_or_else(
             || ClientId::new(self.key.masked()),
@@ -107,18 +107,18 @@ impl Principal {
 // === impl Managed ===
 
 impl Managed {
-    /// What it signs with.
+    /// The credentials to sign with.
     pub(super) fn credentials(&self) -> &Arc<Credentials> {
         self.sessions
             .first()
-            .expect("a managed account is made with credentials")
+            .expect("a managed account always has credentials")
     }
 }
 
 // === impl Caller ===
 
 impl Caller {
-    /// The account whose quota the call spends.
+    /// The account whose quota the call uses.
     pub(crate) fn account(&self) -> &AccountId {
         match self {
             Self::Verified(call) => &call.principal.account.id,
@@ -126,7 +126,7 @@ impl Caller {
         }
     }
 
-    /// Whether the configuration names the account.
+    /// Whether the account is configured.
     pub(crate) fn is_known(&self) -> bool {
         match self {
             Self::Verified(_) => true,
@@ -134,7 +134,7 @@ impl Caller {
         }
     }
 
-    /// Who calls; all callers of an account that cannot be verified are one.
+    /// The client. All unverified callers of an account count as one client.
     pub(crate) fn client(&self) -> ClientId {
         match self {
             Self::Verified(call) => call.client.clone(),
@@ -142,7 +142,8 @@ impl Caller {
         }
     }
 
-    /// What the configuration says of the client; nothing of an account's own key, or of who cannot be verified.
+    /// The client's entry in the configuration; `None` for the key of an account and for unverified
+    /// callers.
     pub(crate) fn settings(&self) -> Option<&config::Client> {
         match self {
             Self::Verified(call) => call.settings(),
@@ -150,7 +151,7 @@ impl Caller {
         }
     }
 
-    /// What is called.
+    /// The called action.
     pub(crate) fn action(&self) -> &ActionName {
         match self {
             Self::Verified(call) => &call.action,
@@ -158,7 +159,7 @@ impl Caller {
         }
     }
 
-    /// The parameters of query and form, without those that only sign.
+    /// The parameters of query and form, without those of the signature.
     pub(crate) fn params(&self) -> &Params {
         match self {
             Self::Verified(call) => &call.params,
@@ -166,7 +167,8 @@ impl Caller {
         }
     }
 
-    /// How the flow is to be called that the call makes or is about, if it says so in a place that is known.
+    /// The name of the flow: the parameter `FlowName`, or that field of a `CreateFlow` body in
+    /// JSON.
     pub(crate) fn flow_name(&self) -> Option<Cow<'_, str>> {
         if let Some(name) = self.params().get("FlowName") {
             return Some(name.into());
@@ -183,21 +185,22 @@ impl Caller {
             .map(|Named { flow_name }| flow_name.into())
     }
 
-    /// How many bytes wait with the call: its body, or what its parameters take.
+    /// Bytes that the call holds while it is queued.
     pub(crate) fn bytes(&self) -> usize {
-        let params = |params: &Params| {
-            params
-                .iter()
-                .map(|(name, value)| name.len() + value.len())
-                .sum::<usize>()
-        };
         match self {
-            Self::Verified(call) => params(&call.params) + call.json.as_ref().map_or(0, Bytes::len),
+            Self::Verified(call) => {
+                let params: usize = call
+                    .params
+                    .iter()
+                    .map(|(name, value)| name.len() + value.len())
+                    .sum();
+                params + call.json.as_ref().map_or(0, Bytes::len)
+            }
             Self::Relayed(call) => call.passage.target().as_str().len() + call.passage.body().len(),
         }
     }
 
-    /// What the call is sent from. A relayed one's parameters are in what goes as it came.
+    /// Keeps only what is needed to send the call.
     pub(crate) fn into_sendable(self) -> Sendable {
         match self {
             Self::Verified(call) => Sendable::Verified(call),
@@ -209,17 +212,18 @@ impl Caller {
 // === impl Verified ===
 
 impl Verified {
-    /// What the configuration says of the client; nothing of an account's own key.
+    /// The client's entry in the configuration; `None` for the key of an account.
     pub(crate) fn settings(&self) -> Option<&config::Client> {
         self.principal.client.as_deref()
     }
 
-    /// What Flowgate signs with.
+    /// The credentials that Flowgate signs with.
     pub(crate) fn credentials(&self) -> &Credentials {
         self.principal.account.credentials()
     }
 
-    /// The signature that the caller used, and that CAMS gets: the answer's shape depends on it.
+    /// The signature version of the caller, which is also used towards CAMS: the format of the
+    /// answer depends on it.
     pub(crate) fn scheme(&self) -> Scheme {
         self.scheme
     }
@@ -229,7 +233,7 @@ impl Verified {
         &self.method
     }
 
-    /// What is called.
+    /// The called action.
     pub(crate) fn action(&self) -> &ActionName {
         &self.action
     }
@@ -239,7 +243,7 @@ impl Verified {
         &self.params
     }
 
-    /// A JSON body, which no form parameters stand beside.
+    /// The JSON body; a call with one has no form parameters.
     pub(crate) fn json(&self) -> Option<&Bytes> {
         self.json.as_ref()
     }
@@ -253,7 +257,7 @@ impl Verified {
 // === impl Relayed ===
 
 impl Relayed {
-    /// How long from its arrival it may wait: later, CAMS would refuse its stamp.
+    /// How long it may be queued, from its arrival, before its timestamp is too old for CAMS.
     pub(crate) fn fresh_for(&self) -> Duration {
         self.fresh_for
     }

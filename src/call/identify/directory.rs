@@ -1,5 +1,6 @@
-//! Whose key is it? Every access key of the configuration has one owner; what happens to other keys is a setting. Built
-//! once and never changed, so a call sees one state of it.
+//! The owners of access keys. Every configured access key has one owner; `unknown_keys` decides
+//! about the others. A directory is immutable, so a call sees one state of it; a reload builds a
+//! new one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,14 +11,14 @@ use hyper::header::HeaderValue;
 use super::caller::{Managed, Principal, Verified};
 use crate::acs::limits;
 use crate::config::names::{Names, authority, host_name};
-use crate::config::{self, Config, UnknownKeys};
+use crate::config::{self, Config, Credentials, UnknownKeys};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};
 
-/// Everything that identify knows about the outside.
+/// The configuration that identify needs.
 pub(crate) struct Directory {
     owners: HashMap<AccessKeyId, Owner>,
-    /// Those that Flowgate signs for.
+    /// The accounts that Flowgate signs for.
     accounts: HashMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
     upstream_host: String,
@@ -26,19 +27,19 @@ pub(crate) struct Directory {
     actions: HashMap<String, String>,
 }
 
-/// Who is behind an access key.
+/// The owner of an access key.
 #[derive(Clone)]
 pub(super) enum Owner {
     /// An account's own key, or a client's.
     Managed(Arc<Principal>),
-    /// An alias, or a key that the configuration does not name.
+    /// An alias of an account, or a key that is not configured.
     Relayed { account: AccountId, is_known: bool },
 }
 
 // === impl Owner ===
 
 impl Owner {
-    /// The account, if the configuration names it.
+    /// The account, if it is configured.
     pub(super) fn known_account(&self) -> Option<&AccountId> {
         match self {
             Self::Managed(principal) => Some(&principal.account.id),
@@ -50,8 +51,8 @@ impl Owner {
 // === impl Directory ===
 
 impl Directory {
-    /// Reads it from the configuration, whose `listen.proxy` should be the address that was in fact bound. The sessions
-    /// of accounts that were here `before` stay good for their callers.
+    /// Builds the directory. `listen.proxy` must be the address that was bound. Callers may still
+    /// sign with the latest sessions of accounts that were in the directory `before`.
     pub(crate) fn new(config: &Config, before: Option<&Self>) -> Self {
         let accounts = accounts(config, before);
         let limited = config.limits.keys().map(|action| action.as_str());
@@ -79,20 +80,24 @@ impl Directory {
     pub(super) fn owner(&self, key: &AccessKeyId) -> Result<Owner, Refusal> {
         match (self.owners.get(key), self.unknown_keys) {
             (Some(owner), _) => Ok(owner.clone()),
-            // The mark keeps the key out of the names of configured accounts, which cannot hold it.
+            // Ids of configured accounts cannot contain `?`, so the key cannot collide with one.
             (None, UnknownKeys::Relay) => Ok(Owner::Relayed {
                 account: AccountId::new(format!("?{key}")),
                 is_known: false,
             }),
             (None, UnknownKeys::Refuse) => Err(Refusal::new(
                 Kind::UnknownAccessKey,
-                "Specified access key is not found: Flowgate's configuration has no account, alias or client with it.",
+                "Specified access key is not found: no account, alias or client in Flowgate's \
+                 configuration has it.",
             )),
         }
     }
 
-    /// Looks at a caller again that was identified with another directory: it may not be who it was. What it is signed
-    /// with is what its account has now. An account that is gone drains: who waits is sent with what it had.
+    /// Updates a caller that was identified with an earlier directory. Its call is signed with the
+    /// current credentials of its account. If the account was removed, its queued calls are sent
+    /// with the credentials that it had.
+    ///
+    /// Refuses the call if its client was removed or its key now belongs to another account.
     pub(crate) fn renew(&self, call: &mut Verified) -> Result<(), Refusal> {
         let was = &call.principal;
         self.check_account(&was.key, &was.account.id)?;
@@ -104,10 +109,11 @@ impl Directory {
             _ if was.client.is_some() => {
                 return Err(Refusal::new(
                     Kind::Forbidden,
-                    "this client has been removed",
+                    "This client was removed from Flowgate's configuration while its call was \
+                     queued.",
                 ));
             }
-            // Its session is older than the last three.
+            // The caller's session is older than those that are kept.
             (_, Some(account)) => Arc::new(Principal {
                 key: was.key.clone(),
                 secrets: Vec::new(),
@@ -120,19 +126,21 @@ impl Directory {
         Ok(())
     }
 
-    /// Looks again at a call that goes on under its caller's signature.
+    /// Checks a relayed call again that was identified with an earlier directory.
     pub(crate) fn check_relayed(&self, account: &AccountId) -> Result<(), Refusal> {
-        // Only the account of a key that had no name is its key's.
+        // Only the account of a key that was not configured contains the key.
         account.as_str().strip_prefix('?').map_or(Ok(()), |key| {
             self.check_account(&AccessKeyId::new(key), account)
         })
     }
 
-    /// A key whose account has another name now spends that one's quota: who waits by the old name would spend it twice.
+    /// Refuses a queued call whose key now belongs to another account: it would use the quota of
+    /// that account twice.
     fn check_account(&self, key: &AccessKeyId, was: &AccountId) -> Result<(), Refusal> {
         match self.owners.get(key).and_then(Owner::known_account) {
             Some(now) if now != was => {
-                let message = "The configuration now counts this access key to another account. CAMS has done nothing.";
+                let message = "A reload of Flowgate's configuration moved this access key to \
+                               another account. CAMS has done nothing.";
                 Err(Refusal::after(
                     Kind::Flushed,
                     Duration::from_secs(1),
@@ -148,15 +156,17 @@ impl Directory {
         &self.upstream_host
     }
 
-    /// Refuses what was signed for somebody else: another of Alibaba's products, or another gateway with the same keys.
-    /// Whoever listens on a Unix socket has no name of its own, so any but Alibaba's will do.
+    /// Refuses a call that is signed for another of Alibaba's products, or for another gateway with
+    /// the same keys. A Unix socket has no host name, so on one any host except Alibaba's is
+    /// accepted.
     pub(super) fn check_host(&self, host: &HeaderValue) -> Result<(), Refusal> {
         let host = String::from_utf8_lossy(host.as_bytes());
         let name = host_name(&host);
         let is_alibaba = name == "aliyuncs.com" || name.ends_with(".aliyuncs.com");
         if is_alibaba && name != host_name(&self.upstream_host) {
             let message = format!(
-                "The call is signed for another of Alibaba's hosts than {}.",
+                "The call is signed for another of Alibaba's hosts. Flowgate forwards only calls \
+                 for {}.",
                 self.upstream_host
             );
             return Err(Refusal::new(Kind::SignedHostMismatch, message));
@@ -166,52 +176,60 @@ impl Directory {
         }
         Err(Refusal::new(
             Kind::SignedHostMismatch,
-            "The call is signed for a host that is neither CAMS's nor one that Flowgate knows as its own. If applications \
-             reach Flowgate by this name, add it to listen.names.",
+            "The call is signed for a host that is neither CAMS's nor one of Flowgate's own \
+             names. If applications reach Flowgate by this name, add it to listen.names.",
         ))
     }
 
-    /// Whether an action is a limited one in a spelling that its lane would not know.
+    /// Whether an action is a limited one in another case, which would bypass its lane.
     pub(super) fn is_misspelt(&self, action: &str) -> bool {
         self.actions
             .get(&action.to_ascii_lowercase())
             .is_some_and(|exact| exact != action)
     }
 
-    /// Whether an authority means CAMS or Flowgate itself.
+    /// Whether an authority is CAMS or Flowgate itself.
     pub(super) fn is_ours(&self, authority: &str) -> bool {
         authority.eq_ignore_ascii_case(&self.upstream_host) || self.names.contain(authority)
     }
 }
 
-/// How many sessions of an account its callers may sign with: the present one, and those that it had before.
+/// How many sessions of an account its callers may sign with: the current one and the latest before
+/// it.
 const SESSIONS: usize = 3;
 
 fn accounts(config: &Config, before: Option<&Directory>) -> HashMap<AccountId, Arc<Managed>> {
-    let managed = |account: &config::Account| {
-        let credentials = account.credentials.clone()?;
+    let mut accounts = HashMap::new();
+    for account in &config.accounts {
         let before = before.and_then(|before| before.accounts.get(&account.id));
-        let old = before
-            .filter(|_| account.credentials_file.is_some())
-            .into_iter()
-            .flat_map(|before| &before.sessions);
-        let old = old
-            .filter(|old| old.access_key_id != credentials.access_key_id)
-            .take(SESSIONS - 1)
-            .cloned();
-        let sessions = old.collect::<Vec<_>>();
-        let sessions = std::iter::once(Arc::new(credentials))
-            .chain(sessions)
-            .collect();
-        Some((
-            account.id.clone(),
-            Arc::new(Managed {
+        if let Some(sessions) = sessions(account, before) {
+            let managed = Managed {
                 id: account.id.clone(),
                 sessions,
-            }),
-        ))
-    };
-    config.accounts.iter().filter_map(managed).collect()
+            };
+            accounts.insert(account.id.clone(), Arc::new(managed));
+        }
+    }
+    accounts
+}
+
+/// The sessions of an account, the current one first; `None` if Flowgate has no secret of it.
+fn sessions(
+    account: &config::Account,
+    before: Option<&Arc<Managed>>,
+) -> Option<Vec<Arc<Credentials>>> {
+    let current = account.credentials.clone()?;
+    let earlier: Vec<_> = before
+        .filter(|_| account.credentials_file.is_some())
+        .into_iter()
+        .flat_map(|before| &before.sessions)
+        .filter(|session| session.access_key_id != current.access_key_id)
+        .take(SESSIONS - 1)
+        .cloned()
+        .collect();
+    let mut sessions = vec![Arc::new(current)];
+    sessions.extend(earlier);
+    Some(sessions)
 }
 
 fn owners(
@@ -219,20 +237,20 @@ fn owners(
     managed: &HashMap<AccountId, Arc<Managed>>,
 ) -> HashMap<AccessKeyId, Owner> {
     let mut owners = HashMap::new();
-    // The oldest first: a key that stands in the configuration is what it says there.
+    // The oldest session first, so that a key in the configuration overrides the key of an old
+    // session.
     for age in (0..SESSIONS).rev() {
         for account in managed.values() {
             let Some(session) = account.sessions.get(age) else {
                 continue;
             };
-            let (key, secrets) = (session.access_key_id.clone(), vec![session.secret.clone()]);
             let principal = Principal {
-                key: key.clone(),
-                secrets,
+                key: session.access_key_id.clone(),
+                secrets: vec![session.secret.clone()],
                 account: account.clone(),
                 client: None,
             };
-            owners.insert(key, Owner::Managed(Arc::new(principal)));
+            owners.insert(principal.key.clone(), Owner::Managed(Arc::new(principal)));
         }
     }
     for account in &config.accounts {
@@ -250,15 +268,13 @@ fn owners(
         let account = managed
             .get(&client.account)
             .expect("a checked configuration gives clients managed accounts");
-        let (key, secrets) = (AccessKeyId::new(client.id.as_str()), client.secrets.clone());
-        let client = Some(Arc::new(client.clone()));
         let principal = Principal {
-            key: key.clone(),
-            secrets,
+            key: AccessKeyId::new(client.id.as_str()),
+            secrets: client.secrets.clone(),
             account: account.clone(),
-            client,
+            client: Some(Arc::new(client.clone())),
         };
-        owners.insert(key, Owner::Managed(Arc::new(principal)));
+        owners.insert(principal.key.clone(), Owner::Managed(Arc::new(principal)));
     }
     owners
 }
@@ -278,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn a_signed_host_is_cams_or_one_of_our_own() {
-        let alien = Some(Kind::SignedHostMismatch);
+    fn the_signed_host_must_be_cams_or_an_own_name() {
+        let refused = Some(Kind::SignedHostMismatch);
         let loopback = "127.0.0.1:8080";
         for host in [
             "127.0.0.1:8080",
@@ -297,12 +313,15 @@ mod tests {
             "ecs.aliyuncs.com",
             "cams.ap-southeast-1.aliyuncs.com.evil.example",
         ] {
-            assert_eq!(checked(loopback, None, host), alien, "{host}");
+            assert_eq!(checked(loopback, None, host), refused, "{host}");
         }
         assert_eq!(checked(loopback, Some("gateway"), "gateway:8080"), None);
         assert_eq!(checked("0.0.0.0:8080", None, "10.0.0.1:30080"), None);
-        assert_eq!(checked("0.0.0.0:8080", None, "gateway:8080"), alien);
+        assert_eq!(checked("0.0.0.0:8080", None, "gateway:8080"), refused);
         assert_eq!(checked("unix:/run/f.sock", None, "whatever"), None);
-        assert_eq!(checked("unix:/run/f.sock", None, "ecs.aliyuncs.com"), alien);
+        assert_eq!(
+            checked("unix:/run/f.sock", None, "ecs.aliyuncs.com"),
+            refused
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Which parameter names have a meaning of their own? Those of signature version 1, and those that speak for another
-//! caller.
+//! The names of parameters with a meaning of their own: those of signature version 1, and those
+//! that state properties of another caller.
 
 /// The parameters that belong to signature version 1 itself.
 const COMMON: [&str; 12] = [
@@ -16,31 +16,31 @@ const COMMON: [&str; 12] = [
     "Timestamp",
     "Version",
 ];
-/// Parameters with which a gateway speaks for somebody else.
+/// Parameters with which a gateway states properties of another caller.
 const FOREIGN: [&str; 2] = ["SourceIp", "SecureTransport"];
 
-/// Why no parameter may have such a name.
-pub(super) const LIKE_ACS_HEADER: &str = "a parameter is named like an x-acs header";
+pub(super) const LIKE_ACS_HEADER: &str = "a parameter has the name of an x-acs header";
 
-/// Whether a name is one of version 1's own, in any case.
+/// Whether a name is a parameter of signature version 1, in any case.
 pub(super) fn is_common(name: &str) -> bool {
     COMMON
         .iter()
         .any(|common| common.eq_ignore_ascii_case(name))
 }
 
-/// Whether a name is one of version 1's own in a case that Flowgate would not recognise and another reader might.
+/// Whether a name is a parameter of signature version 1 in another case, which another reader might
+/// accept.
 pub(super) fn is_misspelt_common(name: &str) -> bool {
     is_common(name) && !COMMON.contains(&name)
 }
 
-/// Whether a parameter is named like a header that only a version 3 call has.
+/// Whether a parameter has the name of a header of signature version 3.
 pub(super) fn is_acs_header(name: &str) -> bool {
     name.get(..6)
         .is_some_and(|head| head.eq_ignore_ascii_case("x-acs-"))
 }
 
-/// Whether a name speaks for somebody else.
+/// Whether a parameter states a property of another caller.
 pub(super) fn is_foreign(name: &str) -> bool {
     FOREIGN
         .iter()

@@ -1,8 +1,11 @@
-//! Was this call seen before? Every nonce is remembered for as long as its stamp would be accepted. The memory is bounded
-//! by a floor and never by forgetting: when a client's part is full, its earliest second goes, and whatever is stamped
-//! at or below that is too old from then on. After a start the floor is the start less five seconds, because nobody
-//! knows what the process before had seen. Only callers whose signature nobody here can check have no floor that rises when
-//! they are too many: any of them could raise it for all, and CAMS itself refuses their replays.
+//! Detects replays. Every nonce is remembered for as long as its timestamp would be accepted.
+//!
+//! The memory is bounded by a floor, not by forgetting nonces that could still be replayed: when
+//! the memory of a client is full, the nonces of its earliest second are dropped, and calls with a
+//! timestamp at or below that second are refused from then on. After a start the floor is five
+//! seconds before the start, because the nonces of the previous process are not known. The floor of
+//! relayed callers does not rise when their memory is full: their signatures are not verified here,
+//! so any of them could raise it for all, and CAMS refuses their replays itself.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -15,31 +18,33 @@ use crate::acs::{time, v3};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};
 
-/// Longer than any step of the clock that is worth surviving.
+/// How much longer than the window a nonce is remembered, to tolerate a step of the clock.
 const MARGIN: Duration = Duration::from_secs(60);
 const COLD_START: Duration = Duration::from_secs(5);
-/// Seconds that what is too old may stay while there is room: to look for it is to look at all.
+/// Seconds between sweeps while there is room; a sweep visits all nonces.
 const BETWEEN_SWEEPS: u64 = 60;
-/// Per client: sixteen minutes of 250 calls a second, the highest documented rate.
+/// Nonces per client: sixteen minutes of 250 calls per second, the highest documented rate.
 const DEFAULT_CAPACITY: usize = 1 << 18;
 
-/// All nonces, by whose memory they fill.
+/// All nonces, by holder.
 pub(crate) struct Nonces {
-    /// A random key, so that nobody can choose nonces that collide. A chance collision refuses a call, once in 2^46.
+    /// A random key, so that a client cannot choose nonces that collide. A chance collision refuses
+    /// about one call in 2^46.
     key: RandomState,
     capacity: usize,
     floor: u64,
     memories: DashMap<Holder, Memory>,
 }
 
-/// Whose memory a nonce fills. There are no more of them than the configuration has keys and accounts, and one.
+/// The owner of a memory. There is at most one per configured key and account, and one for unknown
+/// keys.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum Holder {
-    /// A verified caller's key.
+    /// The key of a verified caller.
     Key(AccessKeyId),
     /// All relayed callers of an account.
     Relayed(AccountId),
-    /// All callers under keys that the configuration does not name.
+    /// All callers with keys that are not configured.
     Unknown,
 }
 
@@ -51,37 +56,38 @@ pub(super) struct Use<'a> {
     pub(super) stamp: SystemTime,
 }
 
-/// A nonce as replicas share it: what nobody can read, and until when it must be remembered.
+/// A nonce as replicas share it: a digest that does not reveal it, and until when it must be
+/// remembered.
 pub(crate) struct Nonce {
     pub(crate) digest: String,
     pub(crate) until: SystemTime,
 }
 
-/// What one holder used, by digest, and its stamp. Times are seconds since 1970, as stamps are.
+/// The nonces of one holder: timestamps by digest. Times are seconds since 1970.
 ///
-/// A nonce takes thirteen bytes in a table that is filled to between a half and seven eighths: once a minute,
-/// and when the table is full, what is too old goes, and the rest moves to a table of its size.
+/// A nonce takes 13 bytes in a hash table that is between 1/2 and 7/8 full. Once a minute, and when
+/// the table is full, old nonces are dropped and the table is resized.
 struct Memory {
-    /// Its floor rises when it is full.
+    /// Whether the floor rises when the memory is full.
     is_verified: bool,
     floor: u64,
-    /// When what was too old went last.
+    /// Time of the last sweep.
     swept: u64,
     seen: HashMap<Digest, u32>,
 }
 
-/// A nonce's hash, in two parts: so an entry has no padding.
+/// The hash of a nonce, in two parts, so that an entry has no padding.
 type Digest = [u32; 2];
 
 // === impl Nonces ===
 
 impl Nonces {
-    /// An empty memory at the process's start.
+    /// An empty memory at the start of the process.
     pub(crate) fn new(now: SystemTime) -> Self {
         Self::with_capacity(now, DEFAULT_CAPACITY)
     }
 
-    /// As [`new`](Self::new), with another bound per client.
+    /// Like [`new`](Self::new), with another capacity per client.
     pub(crate) fn with_capacity(now: SystemTime, capacity: usize) -> Self {
         let floor = time::seconds(now).saturating_sub(COLD_START.as_secs());
         Self {
@@ -92,28 +98,27 @@ impl Nonces {
         }
     }
 
-    /// Takes a nonce, if it is new: looking and storing are one step.
+    /// Takes a nonce if it is new. Checking and storing are one atomic step.
     pub(super) fn take(&self, usage: &Use<'_>, now: SystemTime) -> Result<(), Refusal> {
         let digest = self.digest(usage);
         let is_verified = matches!(usage.holder, Holder::Key(_));
-        let new = || Memory::new(is_verified, self.floor, now);
         let mut memory = self
             .memories
             .entry(usage.holder.clone())
-            .or_insert_with(new);
+            .or_insert_with(|| Memory::new(is_verified, self.floor, now));
         memory.take(digest, time::seconds(usage.stamp), self.capacity, now)
     }
 
-    /// Whether a nonce could be taken now.
+    /// Checks whether a nonce could be taken now.
     pub(super) fn check(&self, usage: &Use<'_>) -> Result<(), Refusal> {
         let Some(memory) = self.memories.get(&usage.holder) else {
             return Ok(());
         };
         memory.check_floor(time::seconds(usage.stamp))?;
-        match memory.seen.contains_key(&self.digest(usage)) {
-            true => Err(used()),
-            false => Ok(()),
+        if memory.seen.contains_key(&self.digest(usage)) {
+            return Err(used());
         }
+        Ok(())
     }
 
     fn digest(&self, usage: &Use<'_>) -> Digest {
@@ -121,13 +126,13 @@ impl Nonces {
         [hash as u32, (hash >> 32) as u32]
     }
 
-    /// Forgets what no stamp check would let pass again, also of those who do not call any more; the floors stay.
+    /// Drops nonces whose timestamps are no longer accepted, also of idle holders. The floors stay.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
-        let is_due = |memory: &Memory| time::seconds(now).abs_diff(memory.swept) >= BETWEEN_SWEEPS;
-        self.memories
-            .iter_mut()
-            .filter(|memory| is_due(memory))
-            .for_each(|mut memory| memory.sweep(now));
+        for mut memory in self.memories.iter_mut() {
+            if time::seconds(now).abs_diff(memory.swept) >= BETWEEN_SWEEPS {
+                memory.sweep(now);
+            }
+        }
     }
 }
 
@@ -135,7 +140,7 @@ impl Nonces {
 
 impl Nonce {
     pub(super) fn new(key: &AccessKeyId, nonce: &str, stamp: SystemTime) -> Self {
-        // The length keeps "a", "bc" and "ab", "c" apart.
+        // The length distinguishes "a", "bc" from "ab", "c".
         let text = format!("{}:{}:{nonce}", key.as_str().len(), key.as_str());
         Self {
             digest: v3::hash(text.as_bytes()),
@@ -144,7 +149,7 @@ impl Nonce {
     }
 }
 
-/// The answer to a nonce that was seen before, here or by another replica.
+/// The refusal of a nonce that was used before, here or at another replica.
 pub(crate) fn used() -> Refusal {
     Refusal::new(
         Kind::NonceUsed,
@@ -180,29 +185,32 @@ impl Memory {
         }
         while self.seen.len() >= capacity && self.drop_earliest() {}
         self.check_floor(stamp)?;
-        // The stamp was checked against the clock: it is between 1970 and 2106.
+        // The timestamp was checked against the clock, so it is between 1970 and 2106.
         self.seen
             .insert(digest, u32::try_from(stamp).unwrap_or(u32::MAX));
         Ok(())
     }
 
     fn check_floor(&self, stamp: u64) -> Result<(), Refusal> {
-        match stamp > self.floor {
-            true => Ok(()),
-            false => Err(Refusal::new(
-                Kind::TimestampExpired,
-                "Specified time stamp or date value is expired: it is older than what Flowgate remembers of used nonces.",
-            )),
+        if stamp > self.floor {
+            return Ok(());
         }
+        Err(Refusal::new(
+            Kind::TimestampExpired,
+            "Specified time stamp or date value is expired: it is older than the nonces that \
+             Flowgate remembers. Sign the call again with the current time.",
+        ))
     }
 
-    /// Drops what no stamp check would let pass again, and has room for an eighth more in a table that fits.
+    /// Drops nonces whose timestamps are no longer accepted, and resizes the table to 9/8 of the
+    /// rest.
     fn sweep(&mut self, now: SystemTime) {
         self.swept = time::seconds(now);
         let oldest = time::seconds(now).saturating_sub((WINDOW + MARGIN).as_secs());
         self.drop_until(oldest.saturating_sub(1));
         let room = self.seen.len() + self.seen.len() / 8;
-        // A table that only lost entries is no smaller, and what they leave behind counts as taken.
+        // Removing entries does not shrink a table, and removed entries still count towards its
+        // load.
         if room > self.seen.capacity() || room < self.seen.capacity().div_ceil(4) {
             let mut seen = HashMap::with_capacity(room);
             seen.extend(self.seen.drain());
@@ -210,19 +218,20 @@ impl Memory {
         }
     }
 
-    /// Drops the earliest second.
+    /// Drops the nonces of the earliest second. Returns false if there are none.
     fn drop_earliest(&mut self) -> bool {
-        let (floor, earliest) = (self.floor, self.seen.values().min().copied());
-        earliest
-            .into_iter()
-            .for_each(|stamp| self.drop_until(u64::from(stamp)));
+        let Some(earliest) = self.seen.values().min().copied() else {
+            return false;
+        };
+        let floor = self.floor;
+        self.drop_until(u64::from(earliest));
         if !self.is_verified {
             self.floor = floor;
         }
-        earliest.is_some()
+        true
     }
 
-    /// Drops all up to a second, and raises the floor to the last that went.
+    /// Drops all nonces up to a second, and raises the floor to the latest dropped timestamp.
     fn drop_until(&mut self, last: u64) {
         let floor = &mut self.floor;
         self.seen.retain(|_, stamp| {
@@ -251,7 +260,7 @@ mod tests {
     struct Client<'a>(&'a Nonces, &'static str);
 
     impl Client<'_> {
-        /// The answer to a nonce stamped and arriving at these seconds after the start.
+        /// Takes a nonce. Its timestamp and the time of arrival are seconds after the start.
         fn takes(&self, nonce: &str, stamp: u64, now: u64) -> Result<(), Kind> {
             let key = AccessKeyId::new(self.1);
             let usage = Use {
@@ -267,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_16_a_nonce_is_new_once_whatever_its_stamp() {
+    fn a_nonce_is_accepted_once_whatever_its_timestamp() {
         let nonces = Nonces::new(at(START));
         let client = Client(&nonces, "a");
         assert_eq!(client.takes("n", 10, 10), Ok(()));
@@ -277,19 +286,20 @@ mod tests {
     }
 
     #[test]
-    fn rule_16_nonces_outlive_their_stamps_window() {
+    fn a_nonce_is_remembered_longer_than_its_timestamp_is_accepted() {
         let nonces = Nonces::new(at(START));
         let client = Client(&nonces, "a");
         assert_eq!(client.takes("n", 900, 0), Ok(()));
         assert_eq!(client.takes("n", 900, 1860), Err(Kind::NonceUsed));
-        // Now it is forgotten, and its stamp is below the floor for ever, also if the clock is set back.
+        // The nonce is dropped now, and its timestamp stays below the floor, even if the clock is
+        // set back.
         nonces.forget_idle(at(START + 1861));
         assert_eq!(client.takes("n", 900, 1000), Err(Kind::TimestampExpired));
         assert_eq!(client.takes("n", 901, 1000), Ok(()));
     }
 
     #[test]
-    fn rule_17_overflow_raises_the_floor_and_replays_stay_refused() {
+    fn overflow_raises_the_floor_and_replays_stay_refused() {
         let nonces = Nonces::with_capacity(at(START), 4);
         let client = Client(&nonces, "a");
         for (nonce, stamp) in [("1", 10), ("2", 10), ("3", 11), ("4", 12)] {
@@ -300,56 +310,63 @@ mod tests {
             assert_eq!(client.takes(nonce, 10, 12), Err(Kind::TimestampExpired));
         }
         assert_eq!(client.takes("3", 11, 12), Err(Kind::NonceUsed));
-        // Another client's memory is its own.
+        // Each client has its own memory.
         assert_eq!(Client(&nonces, "b").takes("1", 10, 12), Ok(()));
     }
 
     #[test]
-    fn who_cannot_be_verified_raises_no_floor_for_the_others() {
+    fn unverified_callers_do_not_raise_the_floor_for_others() {
         let nonces = Nonces::with_capacity(at(START), 4);
         for holder in [Holder::Unknown, Holder::Relayed(AccountId::new("partner"))] {
-            let takes = |key: &str, nonce: &str, stamp: u64| {
-                let key = AccessKeyId::new(key);
-                nonces.take(
-                    &Use {
-                        holder: holder.clone(),
-                        key: &key,
-                        nonce,
-                        stamp: at(START + stamp),
-                    },
-                    at(START + 1),
-                )
+            let now = at(START + 1);
+            let many = AccessKeyId::new("many");
+            for nonce in 0..9 {
+                let usage = Use {
+                    holder: holder.clone(),
+                    key: &many,
+                    nonce: &nonce.to_string(),
+                    // From a clock that is 15 minutes ahead.
+                    stamp: at(START + 899),
+                };
+                nonces.take(&usage, now).unwrap();
+            }
+            let honest = AccessKeyId::new("honest");
+            let usage = Use {
+                holder,
+                key: &honest,
+                nonce: "1",
+                stamp: now,
             };
-            // All from a clock that is a quarter of an hour ahead.
-            (0..9).for_each(|nonce| takes("many", &nonce.to_string(), 899).unwrap());
-            assert!(takes("honest", "1", 1).is_ok());
-            assert_eq!(takes("honest", "1", 1).unwrap_err().kind, Kind::NonceUsed);
+            assert!(nonces.take(&usage, now).is_ok());
+            let refusal = nonces.take(&usage, now).unwrap_err();
+            assert_eq!(refusal.kind, Kind::NonceUsed);
         }
     }
 
     #[test]
-    fn a_nonce_is_looked_at_without_being_taken() {
+    fn a_nonce_can_be_checked_without_being_taken() {
         let nonces = Nonces::new(at(START));
         let key = AccessKeyId::new("a");
-        let usage = |nonce, stamp| Use {
+        let usage = Use {
             holder: Holder::Key(key.clone()),
             key: &key,
-            nonce,
-            stamp: at(START + stamp),
+            nonce: "n",
+            stamp: at(START + 10),
         };
-        let check = |nonce, stamp| {
-            nonces
-                .check(&usage(nonce, stamp))
-                .map_err(|refusal| refusal.kind)
+        assert!(nonces.check(&usage).is_ok());
+        assert!(nonces.check(&usage).is_ok());
+        nonces.take(&usage, at(START + 10)).unwrap();
+        let refusal = nonces.check(&usage).unwrap_err();
+        assert_eq!(refusal.kind, Kind::NonceUsed);
+        let other = Use {
+            nonce: "m",
+            ..usage
         };
-        assert_eq!((check("n", 10), check("n", 10)), (Ok(()), Ok(())));
-        nonces.take(&usage("n", 10), at(START + 10)).unwrap();
-        assert_eq!(check("n", 10), Err(Kind::NonceUsed));
-        assert_eq!(check("m", 10), Ok(()));
+        assert!(nonces.check(&other).is_ok());
     }
 
     #[test]
-    fn rule_17_after_a_restart_replays_are_refused() {
+    fn replays_after_a_restart_are_refused() {
         let client = |nonces: &Nonces| Client(nonces, "a").takes("n", 94, 95);
         assert_eq!(client(&Nonces::new(at(START))), Ok(()));
         assert_eq!(
@@ -360,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn of_many_at_once_one_takes_it() {
+    fn of_concurrent_takers_one_gets_the_nonce() {
         let nonces = Nonces::new(at(START));
         let taken = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..8)
@@ -375,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_old_goes_without_another_call() {
+    fn old_nonces_are_dropped_without_another_call() {
         let nonces = Nonces::new(at(START));
         Client(&nonces, "a").takes("1", 10, 10).unwrap();
         let kept = (WINDOW + MARGIN).as_secs();
@@ -384,7 +401,7 @@ mod tests {
             Client(&nonces, "a").takes("1", 10, 10),
             Err(Kind::NonceUsed)
         );
-        // It was looked at a second ago.
+        // The last sweep was a second ago.
         nonces.forget_idle(at(START + 11 + kept));
         assert_eq!(
             Client(&nonces, "a").takes("1", 10, 10),
@@ -404,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_steady_client_takes_no_more_memory_than_its_window_needs() {
+    fn a_steady_client_uses_no_more_memory_than_its_window_needs() {
         let nonces = Nonces::new(at(START));
         let client = Client(&nonces, "a");
         let most = |seconds: std::ops::Range<u64>| {
@@ -422,7 +439,7 @@ mod tests {
             });
             capacity.max().unwrap()
         };
-        // The window holds 4,800, a table of 8,192 places 7,168.
+        // The window holds 4,800 nonces; a table of 8,192 slots has a capacity of 7,168.
         assert_eq!(most(1..961), 7168);
         assert_eq!(most(961..10_000), 7168);
     }

@@ -1,15 +1,15 @@
-//! A relayed call as it goes on: what waits of it, byte for byte.
+//! The forwarded parts of a relayed call, byte for byte.
 
 use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 
-/// What of a relayed call goes on.
+/// The forwarded parts of a relayed call.
 pub(crate) struct Passage {
     pub(super) method: Method,
     pub(super) target: PathAndQuery,
-    /// A map of them would take three times the memory while the call waits.
+    /// A header map would take three times the memory while the call is queued.
     pub(super) headers: Box<[(HeaderName, HeaderValue)]>,
     pub(super) body: Bytes,
 }
@@ -17,7 +17,7 @@ pub(crate) struct Passage {
 // === impl Passage ===
 
 impl Passage {
-    /// With the body, which comes last.
+    /// Adds the body, which is read after the head.
     pub(super) fn with(self, body: Bytes) -> Self {
         Self { body, ..self }
     }
@@ -32,7 +32,8 @@ impl Passage {
         &self.target
     }
 
-    /// The headers that go on; `Host` and `Content-Length` are sign's, and `Accept-Encoding` if it is not here.
+    /// The forwarded headers. `sign` adds `Host` and `Content-Length`, and `Accept-Encoding` if it
+    /// is missing.
     pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }

@@ -6,10 +6,10 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::error::{Kind, Refusal};
 
-pub(super) const SUPPORTED: &str = "this kind of signature is not supported here: sign with ACS3-HMAC-SHA256 (the SDKs' default) or \
-                         HMAC-SHA1 (signature version 1.0)";
+pub(super) const SUPPORTED: &str =
+    "sign with ACS3-HMAC-SHA256 (the SDKs' default) or HMAC-SHA1 (signature version 1.0)";
 
-/// The header's value, if it is there; an error if it is there twice.
+/// The value of a header, if it is present; an error if it occurs twice.
 pub(crate) fn one<'a>(
     headers: &'a HeaderMap,
     name: &HeaderName,
@@ -35,11 +35,18 @@ pub(super) fn incomplete(message: impl Display) -> Refusal {
     )
 }
 
-/// The old SDK splits the message at its colon; the string to sign is not echoed, because it holds what is not ours.
+pub(super) fn unsupported() -> Refusal {
+    incomplete(format!(
+        "this kind of signature is not supported, {SUPPORTED}"
+    ))
+}
+
+/// The old SDK splits the message at its colon. The string to sign is not echoed: it may hold data
+/// of another caller.
 pub(super) fn wrong_signature() -> Refusal {
     Refusal::new(
         Kind::SignatureDoesNotMatch,
-        "Specified signature is not matched with our calculation: the secret is another one, or the call was changed \
-         after it was signed.",
+        "Specified signature is not matched with our calculation: the access key secret is wrong, \
+         or the request was changed after it was signed.",
     )
 }

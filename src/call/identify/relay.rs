@@ -1,5 +1,6 @@
-//! What of a relayed call goes on? All of it that its signature covers, byte for byte, and no header that is between two
-//! neighbours, meant for Flowgate, or said by somebody else.
+//! Selects the parts of a relayed call that are forwarded: everything that its signature covers,
+//! byte for byte, but no hop-by-hop header, no header for Flowgate, and nothing that states
+//! properties of another caller.
 
 use bytes::Bytes;
 use hyper::header::{self, HeaderName};
@@ -14,9 +15,11 @@ use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::Authorization;
 use crate::error::{Kind, Refusal};
 
-const FOR_ANOTHER: &str = "a header or parameter speaks for another caller";
+const FOR_ANOTHER: &str =
+    "a header or parameter states properties of another caller (such as its address)";
 
-/// Picks what goes on, but for the body; `signed` is the `Authorization` of a version 3 call.
+/// Selects the forwarded parts, without the body. `signed` is the `Authorization` of a version 3
+/// call.
 pub(super) fn passage(
     shape: &Shape<'_>,
     params: &Params,
@@ -27,9 +30,9 @@ pub(super) fn passage(
         return Err(Refusal::new(
             Kind::SignedHostMismatch,
             format!(
-                "The call is signed for another host than {}, and Flowgate has no secret to sign it anew: keep the \
-                 SDK's endpoint and use Flowgate as its http_proxy with protocol HTTP, or give Flowgate the secret of \
-                 this access key.",
+                "The call is not signed for {}, and Flowgate has no secret for this access key to \
+                 sign it again. Keep the SDK's endpoint and use Flowgate as its http_proxy with \
+                 protocol HTTP, or add the secret of this access key to Flowgate's configuration.",
                 directory.upstream_host()
             ),
         ));
@@ -39,45 +42,50 @@ pub(super) fn passage(
         return Err(bad(FOR_ANOTHER));
     }
     check_params(params.query())?;
-    let is_signed = |name: &str| signed.is_some_and(|signed| signed.signed_headers.contains(&name));
-    let listed = connection_listed(all);
-    let stays = |name: &str| {
-        shape::is_hop(name)
-            || listed.iter().any(|other| other == name)
-            || name.starts_with("x-flowgate-")
-    };
-    // Sign writes these anew: what waits does not hold them. An encoding stays if it is signed.
-    let is_written = |name: &HeaderName| {
-        [header::HOST, header::CONTENT_LENGTH].contains(name)
-            || name == header::ACCEPT_ENCODING && !is_signed("accept-encoding")
-    };
-    let goes = |name: &HeaderName| {
-        !is_written(name) && (!stays(name.as_str()) || is_signed(name.as_str()))
-    };
+    let signed_headers = signed.map_or(&[][..], |signed| &signed.signed_headers[..]);
+    let connection_listed = connection_listed(all);
     let headers = all
         .iter()
-        .filter(|(name, _)| goes(name))
-        .map(|(name, value)| (name.clone(), value.clone()));
-    let (method, target) = (shape.parts.method.clone(), shape.target.clone());
+        .filter(|(name, _)| is_forwarded(name, signed_headers, &connection_listed))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
     Ok(Passage {
-        method,
-        target,
-        headers: headers.collect(),
+        method: shape.parts.method.clone(),
+        target: shape.target.clone(),
+        headers,
         body: Bytes::new(),
     })
 }
 
-/// Whether none of these parameters speaks for somebody else: what is signed cannot be left out.
+/// Whether a header is forwarded. Every signed header is, because CAMS verifies it, except those
+/// that `sign` writes.
+fn is_forwarded(name: &HeaderName, signed: &[&str], connection_listed: &[String]) -> bool {
+    if [header::HOST, header::CONTENT_LENGTH].contains(name) {
+        return false;
+    }
+    let name = name.as_str();
+    if signed.contains(&name) {
+        return true;
+    }
+    let is_for_this_hop =
+        shape::is_hop(name) || connection_listed.iter().any(|other| other == name);
+    let is_for_flowgate = name.starts_with("x-flowgate-");
+    let is_written_by_sign = name == header::ACCEPT_ENCODING.as_str();
+    !is_for_this_hop && !is_for_flowgate && !is_written_by_sign
+}
+
+/// Refuses parameters that state properties of another caller. They are signed, so they cannot be
+/// dropped.
 pub(super) fn check_params<'a>(
     mut params: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> Result<(), Refusal> {
-    match params.any(|(name, _)| is_foreign(name)) {
-        true => Err(bad(FOR_ANOTHER)),
-        false => Ok(()),
+    if params.any(|(name, _)| is_foreign(name)) {
+        return Err(bad(FOR_ANOTHER));
     }
+    Ok(())
 }
 
-/// Headers with which a gateway speaks for somebody else.
+/// Whether a gateway uses this header to state properties of another caller.
 fn speaks_for_another(name: &str) -> bool {
     matches!(
         name,

@@ -1,5 +1,6 @@
-//! Does a version 1 signature state all that it must, and is it right? It covers the method and the parameters of query
-//! and form, so it is known only with the body, and the headers prove nothing: they may repeat the parameters at most.
+//! Verifies version 1 signatures. They cover the method and the parameters of query and form, so
+//! they can be verified only with the body. They do not cover headers: a header may only repeat a
+//! parameter.
 
 use hyper::header::HeaderName;
 
@@ -12,6 +13,19 @@ use crate::acs::v1;
 use crate::error::Refusal;
 use crate::primitives::secret::Secret;
 
+/// The parameters that must not be empty.
+const REQUIRED: [&str; 5] = [
+    "AccessKeyId",
+    "Signature",
+    "SignatureMethod",
+    "SignatureNonce",
+    "Timestamp",
+];
+
+// Headers that may repeat a parameter.
+static ACTION: HeaderName = HeaderName::from_static("x-acs-action");
+static VERSION: HeaderName = HeaderName::from_static("x-acs-version");
+
 /// A version 1 signature.
 pub(super) struct Rpc {
     is_supported: bool,
@@ -21,74 +35,84 @@ pub(super) struct Rpc {
 
 /// Reads the head of a version 1 call.
 pub(super) fn read<'a>(shape: &'a Shape<'_>) -> Result<(Words<'a>, Rpc), Refusal> {
-    if shape
-        .params
-        .iter()
-        .any(|(name, _)| is_misspelt_common(name))
-    {
+    let params = &shape.params;
+    if params.iter().any(|(name, _)| is_misspelt_common(name)) {
         return Err(bad(
             "a parameter of signature version 1 is spelt in another case",
         ));
     }
-    let get = |name| shape.params.get(name).unwrap_or_default();
-    for name in [
-        "AccessKeyId",
-        "Signature",
-        "SignatureMethod",
-        "SignatureNonce",
-        "Timestamp",
-    ] {
-        if get(name).is_empty() {
-            return Err(incomplete(format!("the query has no {name}")));
-        }
-    }
-    if get("SignatureVersion") != v1::VERSION {
-        return Err(incomplete("SignatureVersion is not 1.0"));
-    }
-    for (header, param) in [("x-acs-action", "Action"), ("x-acs-version", "Version")] {
-        let value = one(&shape.parts.headers, &HeaderName::from_static(header))?;
-        if value.is_some_and(|value| value.as_bytes() != get(param).as_bytes()) {
-            return Err(bad(format!(
-                "the header {header} differs from the parameter {param}"
+    for name in REQUIRED {
+        if text(params, name).is_empty() {
+            return Err(incomplete(format!(
+                "the parameter {name} is missing in the query"
             )));
         }
     }
-    let format = shape.params.get("Format");
-    if format.is_some_and(|format| {
-        !["json", "xml"]
-            .iter()
-            .any(|known| known.eq_ignore_ascii_case(format))
-    }) {
-        return Err(bad("Format is neither JSON nor XML"));
+    if text(params, "SignatureVersion") != v1::VERSION {
+        return Err(incomplete("SignatureVersion is not 1.0"));
     }
-    let proof = Rpc {
+    check_header(shape, &ACTION, "Action")?;
+    check_header(shape, &VERSION, "Version")?;
+    let is_supported = text(params, "SignatureMethod") == v1::METHOD
         // The old SDK sends an empty SignatureType.
-        is_supported: get("SignatureMethod") == v1::METHOD && get("SignatureType").is_empty(),
-        signature: get("Signature").to_owned(),
-        format: format.map(str::to_owned),
+        && text(params, "SignatureType").is_empty();
+    let proof = Rpc {
+        is_supported,
+        signature: text(params, "Signature").to_owned(),
+        format: format(params)?.map(str::to_owned),
     };
     let words = Words {
-        key: get("AccessKeyId"),
-        action: get("Action"),
-        version: get("Version"),
-        nonce: get("SignatureNonce"),
-        stamp: get("Timestamp"),
+        key: text(params, "AccessKeyId"),
+        action: text(params, "Action"),
+        version: text(params, "Version"),
+        nonce: text(params, "SignatureNonce"),
+        stamp: text(params, "Timestamp"),
     };
     Ok((words, proof))
+}
+
+/// The value of a parameter; empty if it is missing.
+fn text<'a>(params: &'a Params, name: &str) -> &'a str {
+    params.get(name).unwrap_or_default()
+}
+
+/// Checks that a header, if it is present, repeats a parameter.
+fn check_header(shape: &Shape<'_>, header: &HeaderName, param: &str) -> Result<(), Refusal> {
+    let value = one(&shape.parts.headers, header)?;
+    if value.is_some_and(|value| value.as_bytes() != text(&shape.params, param).as_bytes()) {
+        return Err(bad(format!(
+            "the header {header} differs from the parameter {param}"
+        )));
+    }
+    Ok(())
+}
+
+/// The parameter `Format`, if it is present and valid.
+fn format(params: &Params) -> Result<Option<&str>, Refusal> {
+    let Some(format) = params.get("Format") else {
+        return Ok(None);
+    };
+    let is_known = ["json", "xml"]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(format));
+    if !is_known {
+        return Err(bad("Format is neither JSON nor XML"));
+    }
+    Ok(Some(format))
 }
 
 // === impl Rpc ===
 
 impl Rpc {
-    /// Whether the signature is of the kind that Flowgate computes.
+    /// Checks that Flowgate supports this kind of signature.
     pub(super) fn check_method(&self) -> Result<(), Refusal> {
-        match self.is_supported {
-            true => Ok(()),
-            false => Err(incomplete(refusals::SUPPORTED)),
+        if !self.is_supported {
+            return Err(refusals::unsupported());
         }
+        Ok(())
     }
 
-    /// Whether one of the secrets made the signature.
+    /// Checks that one of the secrets made the signature.
     pub(super) fn verify(
         &self,
         secrets: &[Secret],
@@ -96,16 +120,16 @@ impl Rpc {
         params: &Params,
     ) -> Result<(), Refusal> {
         let string_to_sign = v1::string_to_sign(method, params.iter());
-        match secrets
+        let is_valid = secrets
             .iter()
-            .any(|secret| v1::verify(secret, &string_to_sign, &self.signature))
-        {
-            true => Ok(()),
-            false => Err(refusals::wrong_signature()),
+            .any(|secret| v1::verify(secret, &string_to_sign, &self.signature));
+        if !is_valid {
+            return Err(refusals::wrong_signature());
         }
+        Ok(())
     }
 
-    /// `Format`, as it was written.
+    /// `Format`, as the caller wrote it.
     pub(super) fn into_format(self) -> Option<String> {
         self.format
     }

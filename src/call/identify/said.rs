@@ -1,5 +1,5 @@
-//! What does a call say of itself? The same few things in both signature versions, read strictly, and the body that
-//! belongs to them. Whether it is true is proven by `acs3.rs` and `rpc.rs`.
+//! The fields that a call states about itself, in both signature versions, and its body. They are
+//! parsed strictly here; `acs3.rs` and `rpc.rs` verify the signature.
 
 use std::time::{Duration, SystemTime};
 
@@ -18,13 +18,15 @@ use crate::acs::{encode, json, time};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, ActionName};
 
-/// How old a relayed call may be when it is sent, which Flowgate cannot stamp anew: a minute less than CAMS takes.
+/// How old a relayed call may be when it is sent. Flowgate cannot renew its timestamp, so this is
+/// one minute less than the window.
 const RELAYED_WINDOW: Duration = Duration::from_secs(14 * 60);
 const MAX_NONCE: usize = 256;
-/// The rebuilt query must leave room for the signature's parameters in what an HTTP target may hold (64 KiB).
+/// Largest rebuilt query in bytes. With the parameters of the signature it must fit an HTTP target
+/// (64 KiB).
 const MAX_QUERY: usize = 56 * 1024;
 
-/// A call's own words.
+/// The fields that a call states about itself.
 pub(super) struct Said {
     pub(super) key: AccessKeyId,
     pub(super) method: Method,
@@ -36,7 +38,7 @@ pub(super) struct Said {
     pub(super) proof: Proof,
 }
 
-/// What the signature is and covers.
+/// The signature, by version.
 pub(super) enum Proof {
     V1(Rpc),
     V3(Acs3),
@@ -45,7 +47,8 @@ pub(super) enum Proof {
 // === impl Said ===
 
 impl Said {
-    /// Checks each word's form. The parameters are moved in when nobody reads the words any more.
+    /// Checks the form of each field. `params` stays empty: `words` borrows the parameters of the
+    /// head, so the caller moves them in later.
     pub(super) fn new(words: Words<'_>, shape: &Shape<'_>, proof: Proof) -> Result<Self, Refusal> {
         let is_action = (1..=64).contains(&words.action.len())
             && words.action.bytes().all(|b| b.is_ascii_alphanumeric());
@@ -53,7 +56,7 @@ impl Said {
             return Err(bad("the mandatory Action is missing"));
         }
         if !is_action {
-            return Err(bad("the action is not 1 to 64 letters and digits"));
+            return Err(bad("the action is not 1 to 64 ASCII letters and digits"));
         }
         if words.version != VERSION {
             return Err(bad(format!("the API version is not {VERSION}")));
@@ -79,31 +82,34 @@ impl Said {
         })
     }
 
-    /// Whether the words fit the time and what is known of the API.
+    /// Checks the spelling of the action and the age of the timestamp.
     pub(super) fn check(&self, directory: &Directory, now: SystemTime) -> Result<(), Refusal> {
         if directory.is_misspelt(self.action.as_str()) {
-            return Err(bad("the action's name is spelt in another case"));
+            return Err(bad(
+                "the name of the action is spelt in another case than Alibaba's",
+            ));
         }
         let off = now
             .duration_since(self.stamp)
             .unwrap_or_else(|error| error.duration());
-        match off <= WINDOW {
-            true => Ok(()),
-            false => Err(Refusal::new(
+        if off > WINDOW {
+            return Err(Refusal::new(
                 Kind::TimestampExpired,
-                "Specified time stamp or date value is expired: it differs from Flowgate's clock by more than 15 minutes.",
-            )),
+                "Specified time stamp or date value is expired: it differs from Flowgate's clock \
+                 by more than 15 minutes. Correct the clock of the caller.",
+            ));
         }
+        Ok(())
     }
 
-    /// How long its stamp is still fresh enough to be relayed.
+    /// How long the timestamp is still recent enough to be relayed.
     pub(super) fn fresh_for(&self, now: SystemTime) -> Duration {
         (self.stamp + RELAYED_WINDOW)
             .duration_since(now)
             .unwrap_or_default()
     }
 
-    /// Reads the body by what the head says of it; gives back a JSON body.
+    /// Checks the body and reads a form into the parameters. Returns a JSON body.
     pub(super) fn read_body(&mut self, body: &Bytes) -> Result<Option<Bytes>, Refusal> {
         if let Proof::V3(proof) = &self.proof {
             proof.check_body(body)?;
@@ -112,7 +118,7 @@ impl Said {
             return Ok(None);
         }
         if self.method == Method::GET {
-            return Err(bad("a GET request has a body"));
+            return Err(bad("a GET request must not have a body"));
         }
         match (self.body, &self.proof) {
             (BodyType::Form, _) => self.read_form(body).map(|()| None),
@@ -121,7 +127,7 @@ impl Said {
                 Err(error) => Err(bad(error)),
             },
             (_, Proof::V1(_)) => Err(bad(
-                "the body is not a form, and signature version 1 covers nothing else",
+                "the body is not a form, and signature version 1 covers only forms",
             )),
             (_, Proof::V3(_)) => Err(bad("the body is neither a form nor JSON in UTF-8")),
         }
@@ -131,31 +137,32 @@ impl Said {
         self.params.add_form(body).map_err(bad)?;
         if self.params.form().any(|(name, _)| is_common(name)) {
             return Err(bad(
-                "a parameter of signature version 1 stands in the form: it belongs into the query",
+                "a parameter of signature version 1 is in the form, it must be in the query",
             ));
         }
-        match self.params.form().any(|(name, _)| is_acs_header(name)) {
-            true => Err(bad(LIKE_ACS_HEADER)),
-            false => Ok(()),
+        if self.params.form().any(|(name, _)| is_acs_header(name)) {
+            return Err(bad(LIKE_ACS_HEADER));
         }
+        Ok(())
     }
 
-    /// Drops the parameters that sign or speak for somebody else: Flowgate writes the former itself.
+    /// Drops the parameters of the signature, which Flowgate writes itself, and those that state
+    /// properties of another caller.
     pub(super) fn keep_own_params(&mut self) -> Result<(), Refusal> {
         self.params
             .retain(|name| !is_common(name) && !is_foreign(name));
-        // An encoded byte takes three at most.
+        // An upper bound that is cheap to compute: an encoded byte takes at most three.
         let most: usize = self
             .params
             .query()
             .map(|(name, value)| 3 * (name.len() + value.len()) + 2)
             .sum();
-        match most <= MAX_QUERY || encode::pairs(self.params.query()).len() <= MAX_QUERY {
-            true => Ok(()),
-            false => Err(Refusal::new(
-                Kind::TooLarge,
-                "the query is longer than 56 KiB once it is encoded",
-            )),
+        if most <= MAX_QUERY || encode::pairs(self.params.query()).len() <= MAX_QUERY {
+            return Ok(());
         }
+        Err(Refusal::new(
+            Kind::TooLarge,
+            "The query is longer than 56 KiB after encoding. Send long parameters in the body.",
+        ))
     }
 }

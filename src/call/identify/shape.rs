@@ -1,5 +1,5 @@
-//! May this head be read at all? What two servers would read differently, what a browser sends by itself and what is
-//! meant for another proxy is refused before anybody asks who is calling.
+//! Checks the form of a request head before the caller is identified. It refuses requests that two
+//! servers could interpret differently, requests from browsers, and requests for another proxy.
 
 use hyper::Method;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -13,7 +13,7 @@ use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::is_hop_by_hop;
 use crate::error::{Kind, Refusal};
 
-/// A head that says one thing.
+/// A request head with one possible interpretation.
 pub(super) struct Shape<'a> {
     pub(super) parts: &'a Parts,
     pub(super) target: PathAndQuery,
@@ -22,7 +22,7 @@ pub(super) struct Shape<'a> {
     pub(super) body: BodyType,
 }
 
-/// What the body is said to be.
+/// The declared type of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyType {
     /// No content type.
@@ -41,8 +41,8 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     if parts.method == Method::CONNECT {
         return Err(Refusal::new(
             Kind::Connect,
-            "Flowgate opens no tunnels: point the SDK's endpoint at it with protocol HTTP, or use it as http_proxy \
-             with protocol HTTP.",
+            "Flowgate opens no tunnels: set the SDK's protocol to HTTP, and use Flowgate as its \
+             endpoint or as its http_proxy.",
         ));
     }
     if parts.method != Method::GET && parts.method != Method::POST {
@@ -50,7 +50,7 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     }
     framing(headers)?;
     browser(headers)?;
-    let host = one(headers, &header::HOST)?.ok_or_else(|| bad("there is no Host header"))?;
+    let host = one(headers, &header::HOST)?.ok_or_else(|| bad("the Host header is missing"))?;
     let target = target(parts, host, directory)?;
     let params = Params::from_query(target.query().unwrap_or_default()).map_err(bad)?;
     if params.iter().any(|(name, _)| is_acs_header(name)) {
@@ -73,26 +73,28 @@ pub(super) fn is_hop(name: &str) -> bool {
 fn framing(headers: &HeaderMap) -> Result<(), Refusal> {
     let coding = one(headers, &header::TRANSFER_ENCODING)?;
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"chunked")) {
-        return Err(bad("the transfer coding is not exactly 'chunked'"));
+        return Err(bad("Transfer-Encoding is not exactly 'chunked'"));
     }
     let coding = one(headers, &header::CONTENT_ENCODING)?;
     if coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity")) {
-        return Err(bad("the body has a content coding"));
+        return Err(bad("Content-Encoding is not supported"));
     }
     Ok(())
 }
 
-/// Pages in a browser must not reach a proxy that signs. No SDK sends any of these.
+/// Refuses requests from browsers: a web page must not reach a proxy that signs. No SDK sends any
+/// of these headers.
 fn browser(headers: &HeaderMap) -> Result<(), Refusal> {
-    let is_browser = |name: &HeaderName| {
-        matches!(*name, header::ORIGIN | header::COOKIE) || name.as_str().starts_with("sec-fetch-")
-    };
-    match headers.keys().any(is_browser) {
-        true => Err(bad(
-            "calls from browsers are refused: there is an Origin, Cookie or Sec-Fetch header",
-        )),
-        false => Ok(()),
+    if headers.keys().any(is_from_browser) {
+        return Err(bad(
+            "calls from browsers are refused, it has an Origin, Cookie or Sec-Fetch header",
+        ));
     }
+    Ok(())
+}
+
+fn is_from_browser(name: &HeaderName) -> bool {
+    matches!(*name, header::ORIGIN | header::COOKIE) || name.as_str().starts_with("sec-fetch-")
 }
 
 fn target(
@@ -106,28 +108,33 @@ fn target(
             if *scheme == Scheme::HTTP && !authority.as_str().contains('@') =>
         {
             if !directory.is_ours(authority.as_str()) {
-                let message = "Flowgate is no general proxy: the request is for a host that is neither the upstream \
-                               nor Flowgate itself.";
+                let message = "Flowgate is not a general proxy: it forwards only requests for \
+                               CAMS. The host of this request is neither the upstream nor one of \
+                               Flowgate's own names (listen.names).";
                 return Err(Refusal::new(Kind::ForeignHost, message));
             }
             if !host
                 .as_bytes()
                 .eq_ignore_ascii_case(authority.as_str().as_bytes())
             {
-                return Err(bad("the Host header differs from the target's host"));
+                return Err(bad("the Host header differs from the host in the target"));
             }
         }
-        _ => return Err(bad("the target is neither a path nor a plain http URL")),
+        _ => {
+            return Err(bad(
+                "the request target is neither a path nor a plain http URL",
+            ));
+        }
     }
     let target = parts
         .uri
         .path_and_query()
         .ok_or_else(|| bad("the target has no path"))?;
-    // Node's SDK sends two slashes when its endpoint ends in one.
+    // Node's SDK sends two slashes if its endpoint ends with one.
     match target.path() {
         "/" | "//" => Ok(target.clone()),
         _ => Err(bad(
-            "the path is not '/': the SDK's endpoint must be host and port only",
+            "the path is not '/', the SDK's endpoint must be only host and port",
         )),
     }
 }

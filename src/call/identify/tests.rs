@@ -1,4 +1,5 @@
-//! Identify, classify and sign as one: what a caller sends, and what CAMS would get of it.
+//! Identify, classify and sign together: from a caller's request to the request that CAMS would
+//! get.
 
 mod call;
 mod capture;
@@ -30,10 +31,10 @@ use crate::primitives::secret::Secret;
 const KEY: &str = "LTAI-test-key-id-1";
 const SECRET: &str = "test-secret-1";
 const UPSTREAM: &str = "cams.ap-southeast-1.aliyuncs.com";
-/// All captures were taken within a quarter of an hour around it.
+/// All captures were taken within 15 minutes of it.
 const NOW: &str = "2026-11-24T02:59:00Z";
 
-/// A gate with one managed account, whose key is that of the captures, and whatever else a test sets.
+/// A gate with one managed account, whose key signed the captures, and the settings of a test.
 struct Gate {
     config: Config,
     directory: Directory,
@@ -56,9 +57,9 @@ impl Gate {
         Self::bare(&[&account, settings].concat())
     }
 
-    /// Only what the test sets.
+    /// Only the settings of the test.
     fn bare(settings: &[(&str, &str)]) -> Self {
-        // The captures were taken at several ports.
+        // The captures were taken on several ports.
         let names = [(
             "FLOWGATE_LISTEN__NAMES",
             "127.0.0.1,localhost,gate.internal,h,xaliyuncs.com",
@@ -105,7 +106,7 @@ impl Gate {
         )
     }
 
-    /// What CAMS gets.
+    /// The request that CAMS gets.
     fn send(&self, caller: Caller) -> Capture {
         sign::sign(&caller.into_sendable(), UPSTREAM, self.now).into()
     }

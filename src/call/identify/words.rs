@@ -1,13 +1,14 @@
-//! The few values that a call of either signature version states, as they were written.
+//! The texts that a call of either signature version states, as they were written.
 
 use std::time::Duration;
 
-/// How far a stamp may be off, either way.
+/// How far a timestamp may differ from Flowgate's clock, in both directions. CAMS has the same
+/// window.
 pub(super) const WINDOW: Duration = Duration::from_secs(15 * 60);
-/// The API version that Flowgate knows.
+/// The supported API version.
 pub(crate) const VERSION: &str = "2020-06-06";
 
-/// The words that both versions write in their own places.
+/// The texts that both versions have, in different places of the request.
 pub(super) struct Words<'a> {
     pub(super) key: &'a str,
     pub(super) action: &'a str,

@@ -1,4 +1,4 @@
-//! What each kind of answer is judged to be, a row each.
+//! The verdict on each kind of answer.
 
 use bytes::Bytes;
 use hyper::header::HeaderName;
@@ -146,7 +146,7 @@ fn a_throttle_code_counts_with_400_and_429_and_with_200_without_data() {
 }
 
 #[test]
-fn nothing_else_is_a_throttle() {
+fn other_codes_are_not_a_throttle() {
     for code in [
         "isv.BUSINESS_LIMIT_CONTROL",
         "Product.Unsubscript",
@@ -175,7 +175,7 @@ fn nothing_else_is_a_throttle() {
 }
 
 #[test]
-fn the_retry_header_counts_with_every_4xx_and_nowhere_else() {
+fn the_retry_header_means_throttled_only_with_a_4xx() {
     use ThrottleSource::{Body, Header};
     let hint = [("x-acs-retry-after", "1500")];
     assert_eq!(
@@ -219,21 +219,25 @@ fn the_retry_header_counts_with_every_4xx_and_nowhere_else() {
             "{invalid}"
         );
     }
-    // The header that other servers use is a hint, not a reason.
+    // The standard header is only a hint; it does not make an answer a throttled one.
     assert_eq!(
         verdict(403, &[("retry-after", "2")], &error("Busy")),
         upstream_error("Busy")
     );
 }
 
-#[test]
-fn hints_are_read_in_their_order() {
-    let hinted = |headers: &[(&str, &str)]| match verdict(400, headers, LIMIT_CONTROL) {
+/// The hint of a throttled answer with these headers, in milliseconds.
+fn hinted(headers: &[(&str, &str)]) -> Option<u64> {
+    match verdict(400, headers, LIMIT_CONTROL) {
         Verdict::Throttled { hint, .. } => {
             hint.map(|hint| u64::try_from(hint.as_millis()).unwrap())
         }
         other => panic!("{other:?}"),
-    };
+    }
+}
+
+#[test]
+fn retry_hints_have_a_fixed_precedence() {
     let windows = ("x-ratelimit-user-api", "Limit:5,TimeLeft:1500");
     assert_eq!(hinted(&[]), None);
     assert_eq!(
@@ -272,7 +276,7 @@ fn hints_are_read_in_their_order() {
 }
 
 #[test]
-fn a_refusal_of_our_own_signature_stays_inside() {
+fn an_answer_that_rejects_our_signature_is_not_passed_on() {
     for code in [
         "SignatureDoesNotMatch",
         "IncompleteSignature",
@@ -300,7 +304,7 @@ fn a_refusal_of_our_own_signature_stays_inside() {
         );
     }
     let unknown = Verdict::Unknown {
-        reason: "a refusal of the signature in an answer that is none",
+        reason: "a rejected signature in an answer that is not a refusal",
     };
     assert_eq!(
         verdict(500, &[], &error("InvalidSecurityToken.Expired")),
@@ -326,9 +330,9 @@ fn a_refusal_of_our_own_signature_stays_inside() {
 }
 
 #[test]
-fn what_nobody_understands_is_unknown_on_a_limited_action_and_passes_on_others() {
+fn an_unreadable_answer_is_unknown_on_a_limited_action_and_passed_on_otherwise() {
     let shapeless = Verdict::Unknown {
-        reason: "an answer that is not in CAMS's shape",
+        reason: "an answer that is not in CAMS's format",
     };
     let passed_ok = Verdict::Ok {
         request_id: None,
@@ -381,9 +385,12 @@ fn what_nobody_understands_is_unknown_on_a_limited_action_and_passes_on_others()
     );
 }
 
+fn unknown(reason: &'static str) -> Verdict {
+    Verdict::Unknown { reason }
+}
+
 #[test]
-fn garbage_is_unknown_whatever_the_action() {
-    let unknown = |reason| Verdict::Unknown { reason };
+fn an_answer_that_cams_never_gives_is_unknown() {
     for context in [LIMITED, UNLIMITED, RELAYED] {
         let judged =
             |status, headers: &[(&str, &str)], body| judge(&answer(status, headers, body), context);
@@ -394,21 +401,21 @@ fn garbage_is_unknown_whatever_the_action() {
                 "{status}"
             );
         }
-        assert_eq!(
-            judged(700, &[], CREATED),
-            unknown("a status that does not exist")
-        );
+        assert_eq!(judged(700, &[], CREATED), unknown("an invalid status code"));
         for status in [200, 202, 204] {
-            assert_eq!(judged(status, &[], " \r\n"), unknown("an empty success"));
+            assert_eq!(
+                judged(status, &[], " \r\n"),
+                unknown("a success without a body")
+            );
         }
         let gzip = [("content-encoding", "gzip")];
         assert_eq!(
             judged(200, &gzip, CREATED),
-            unknown("an encoding that was not asked for")
+            unknown("a content encoding that was not requested")
         );
         assert_eq!(
             judged(400, &gzip, LIMIT_CONTROL),
-            unknown("an encoding that was not asked for")
+            unknown("a content encoding that was not requested")
         );
     }
 }
@@ -444,10 +451,10 @@ fn a_lost_answer_is_unknown() {
         Lost::Malformed,
     ];
     let reasons = [
-        "no whole answer in time",
-        "the connection broke before an answer",
-        "the answer broke off",
-        "the answer is over the limit",
+        "no complete answer before the timeout",
+        "the connection closed before an answer",
+        "the answer was cut off",
+        "the answer is larger than the limit",
         "the answer is not HTTP",
     ];
     assert_eq!(

@@ -150,7 +150,7 @@ async fn every_end_has_its_word() {
             request_id,
         },
         Verdict::Unknown {
-            reason: "no whole answer in time",
+            reason: "no complete answer before the timeout",
         },
     ];
     verdicts
@@ -167,7 +167,7 @@ async fn every_end_has_its_word() {
             ["upstream_error", "Product.Unsubscript", ""],
             ["throttled", "System.LimitControl", ""],
             ["credentials", "SignatureDoesNotMatch", ""],
-            ["unknown", "", "no whole answer in time"],
+            ["unknown", "", "no complete answer before the timeout"],
             ["unsent", "", ""],
         ]
     );
@@ -236,7 +236,7 @@ async fn what_ended_unknown_is_told_when_it_is_asked_for() {
         &note,
         None,
         &Verdict::Unknown {
-            reason: "the connection broke before an answer",
+            reason: "the connection closed before an answer",
         },
     );
     desk.journal.flushed().await;

@@ -1,5 +1,5 @@
-//! What is counted of each account's calls of each action. A call is counted half a dozen times on its way, so its series
-//! are looked up by their labels once, for the first call of the account and action, and kept.
+//! Counters of calls and attempts, by account and action. A call updates about six series, so they
+//! are looked up by label once, for the first call of an account and action, and cached.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,42 +20,43 @@ pub(super) struct Calls {
     upstream: HistogramVec,
     tokens: IntCounterVec,
     in_flight: IntGaugeVec,
-    /// By their labels: those are closed sets, so callers cannot make this grow.
+    /// Keyed by labels. These are closed sets, so callers cannot make the map grow.
     known: DashMap<(AccountId, ActionName), Arc<CallMetrics>>,
 }
 
 /// The series of one account and action.
 pub(crate) struct CallMetrics {
-    /// Attempts that are under way.
+    /// Attempts in flight.
     pub(crate) in_flight: IntGauge,
-    /// Tokens granted to a call; these three are the account's, whatever the action.
+    /// Tokens granted to calls. This and the next two are counted per account, over all actions.
     pub(crate) granted: IntCounter,
-    /// Granted tokens whose clock was started by a send.
+    /// Granted tokens that a send has used.
     pub(crate) spent: IntCounter,
-    /// Granted tokens that were not used.
+    /// Granted tokens that were returned unused.
     pub(crate) returned: IntCounter,
     labels: (AccountId, ActionName),
     requests: IntCounterVec,
     attempts: IntCounterVec,
     queue_wait: Histogram,
     upstream: Histogram,
-    /// How nearly every call and attempt ends.
+    /// The most frequent series, cached.
     ended_well: IntCounter,
     answered_well: IntCounter,
 }
 
 /// How one attempt ended.
 pub(crate) struct Attempt<'a> {
-    /// HTTP status, or why there is none.
+    /// HTTP status, or `none` without an answer.
     pub(crate) status: &'a str,
     /// CAMS's code, from the fixed list.
     pub(crate) code: &'static str,
-    /// From its sending.
+    /// Time since it was sent.
     pub(crate) took: Duration,
 }
 
 const WELL: (&str, &str) = ("200", labels::OK);
-/// Upper bounds in seconds: a gateway answers in tens of milliseconds, SDKs give up at 3 s or 10 s, Flowgate at 30 s.
+/// Upper bounds in seconds. A gateway answers within tens of milliseconds; SDKs time out after 3 s
+/// or 10 s, Flowgate after 30 s.
 const UPSTREAM_BUCKETS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 ];
@@ -65,14 +66,16 @@ const UPSTREAM_BUCKETS: &[f64] = &[
 impl Calls {
     pub(super) fn new(r: &Families) -> Self {
         let call = &["account", "action"];
-        let attempts =
-            "Requests sent to CAMS, by HTTP status (or what came instead) and CAMS code.";
-        let wait = "From a call's arrival to its first turn.";
-        let tokens = "Tokens granted, spent and returned; granted = spent + returned + held.";
+        let requests = "Calls that ended, by outcome.";
+        let attempts = "Requests sent to CAMS, by HTTP status and CAMS code.";
+        let wait = "Time in seconds from the arrival of a call to its first send permit.";
+        let upstream = "Time in seconds from sending an attempt to its answer or failure.";
+        let tokens =
+            "Tokens granted to, spent by and returned by calls; granted = spent + returned + held.";
         Self {
             requests: r.counter(
                 "requests_total",
-                "Calls that ended, by how.",
+                requests,
                 &["account", "action", "outcome"],
             ),
             attempts: r.counter(
@@ -81,14 +84,9 @@ impl Calls {
                 &["account", "action", "status", "code"],
             ),
             queue_wait: r.histogram("queue_wait_seconds", wait, call, WAIT_BUCKETS),
-            upstream: r.histogram(
-                "upstream_seconds",
-                "Time from a send to its end.",
-                call,
-                UPSTREAM_BUCKETS,
-            ),
+            upstream: r.histogram("upstream_seconds", upstream, call, UPSTREAM_BUCKETS),
             tokens: r.counter("tokens_total", tokens, &["account", "event"]),
-            in_flight: r.gauge("in_flight", "Attempts that are under way.", call),
+            in_flight: r.gauge("in_flight", "Attempts in flight.", call),
             known: DashMap::new(),
         }
     }
@@ -102,7 +100,7 @@ impl Calls {
         self.known.entry(labels).or_insert(series).clone()
     }
 
-    /// A call has ended.
+    /// Counts a call that has ended.
     pub(super) fn ended(&self, account: &str, action: &str, outcome: Outcome) {
         self.requests
             .with_label_values(&[account, action, outcome.label()])
@@ -110,13 +108,13 @@ impl Calls {
     }
 
     fn look_up(&self, labels: (AccountId, ActionName)) -> CallMetrics {
-        let [account, action] = [labels.0.as_str(), labels.1.as_str()];
-        let token = |event| self.tokens.with_label_values(&[account, event]);
+        let account = labels.0.as_str();
+        let action = labels.1.as_str();
         CallMetrics {
             in_flight: self.in_flight.with_label_values(&[account, action]),
-            granted: token("granted"),
-            spent: token("spent"),
-            returned: token("returned"),
+            granted: self.tokens.with_label_values(&[account, "granted"]),
+            spent: self.tokens.with_label_values(&[account, "spent"]),
+            returned: self.tokens.with_label_values(&[account, "returned"]),
             requests: self.requests.clone(),
             attempts: self.attempts.clone(),
             queue_wait: self.queue_wait.with_label_values(&[account, action]),
@@ -135,12 +133,12 @@ impl Calls {
 // === impl CallMetrics ===
 
 impl CallMetrics {
-    /// A call got its first turn after `waited`.
+    /// Observes how long a call waited for its first send permit.
     pub(crate) fn waited(&self, waited: Duration) {
         self.queue_wait.observe(waited.as_secs_f64());
     }
 
-    /// An attempt has ended.
+    /// Counts an attempt that has ended.
     pub(crate) fn attempt(&self, attempt: &Attempt<'_>) {
         let Attempt { status, code, took } = *attempt;
         if (status, code) == WELL {
@@ -154,7 +152,7 @@ impl CallMetrics {
         self.upstream.observe(took.as_secs_f64());
     }
 
-    /// A call has ended.
+    /// Counts a call that has ended.
     pub(crate) fn ended(&self, outcome: Outcome) {
         if let Outcome::Ok = outcome {
             self.ended_well.inc();
@@ -166,7 +164,7 @@ impl CallMetrics {
         }
     }
 
-    /// Account and action as they are called in metrics and on operators' pages.
+    /// Account and action as metrics and the operators' page name them.
     pub(crate) fn labels(&self) -> [&str; 2] {
         [self.labels.0.as_str(), self.labels.1.as_str()]
     }

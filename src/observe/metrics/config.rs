@@ -1,5 +1,4 @@
-//! What is seen of the configuration: whether it could be read the last time, and when the temporary credentials that it
-//! names will end.
+//! Metrics of the configuration: results of reloads, and the expiry of temporary credentials.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,7 +9,7 @@ use crate::config::Account;
 use crate::error::Kind;
 use crate::operation::UNKNOWN_ACCOUNT;
 
-/// What is seen of the configuration.
+/// Metrics of the configuration.
 pub(super) struct ConfigMetrics {
     successful: IntGauge,
     succeeded_at: IntGauge,
@@ -18,16 +17,16 @@ pub(super) struct ConfigMetrics {
     credentials_end: IntGaugeVec,
 }
 
-/// What became of a reload.
+/// The result of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reload {
-    /// What was read holds.
+    /// The new configuration is in use.
     Done,
-    /// There is a mistake in it, and what held before still does.
+    /// The new configuration has an error; the current one is kept.
     Refused,
 }
 
-/// Seconds since 1970, the unit of Prometheus.
+/// Seconds since 1970, Prometheus' unit for timestamps.
 pub(super) fn seconds(time: SystemTime) -> i64 {
     time.duration_since(UNIX_EPOCH).map_or(0, |since| {
         i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
@@ -37,18 +36,16 @@ pub(super) fn seconds(time: SystemTime) -> i64 {
 // === impl ConfigMetrics ===
 
 impl ConfigMetrics {
-    /// The configuration of the start was read, or there would be no metrics.
+    /// The first reload counts as successful: the process does not start with an invalid
+    /// configuration.
     pub(super) fn new(r: &Families) -> Self {
-        let help = "1 while the configuration could be read the last time that it was tried.";
+        let help = "1 if the last reload of the configuration succeeded, else 0.";
         let successful = r.only_gauge("config_last_reload_successful", help);
-        let help = "When the configuration that holds was read, in seconds since 1970.";
+        let help = "Time at which the current configuration was loaded, in seconds since 1970.";
         let succeeded_at = r.only_gauge("config_last_reload_success_timestamp_seconds", help);
-        let reloads = r.counter(
-            "config_reloads_total",
-            "Reloads of the configuration, by what became of them.",
-            &["result"],
-        );
-        let help = "When an account's temporary credentials end, in seconds since 1970.";
+        let help = "Reloads of the configuration, by result.";
+        let reloads = r.counter("config_reloads_total", help, &["result"]);
+        let help = "Expiry of an account's temporary credentials, in seconds since 1970.";
         let credentials_end = r.gauge("credentials_expiry_timestamp_seconds", help, &["account"]);
         successful.set(1);
         succeeded_at.set(seconds(SystemTime::now()));
@@ -62,7 +59,7 @@ impl ConfigMetrics {
 }
 
 impl super::Metrics {
-    /// The configuration was read anew.
+    /// Counts a reload of the configuration.
     pub(crate) fn reloaded(&self, reload: Reload) {
         let ConfigMetrics {
             successful,
@@ -83,25 +80,20 @@ impl super::Metrics {
         }
     }
 
-    /// These accounts are there now. What somebody is told of at its first time begins at zero.
+    /// Sets the accounts of the configuration. Counters that alert on their first event start at
+    /// zero for each.
     pub(crate) fn accounts(&self, accounts: &[Account]) {
-        for account in accounts
-            .iter()
-            .map(|account| account.id.as_str())
-            .chain([UNKNOWN_ACCOUNT])
-        {
-            [Kind::OutcomeUnknown, Kind::AccountCredentials]
-                .iter()
-                .for_each(|kind| drop(self.refused.with_label_values(&[account, kind.label()])));
+        let ids = accounts.iter().map(|account| account.id.as_str());
+        for id in ids.chain([UNKNOWN_ACCOUNT]) {
+            for kind in [Kind::OutcomeUnknown, Kind::AccountCredentials] {
+                drop(self.refused.with_label_values(&[id, kind.label()]));
+            }
         }
         let ends = &self.config.credentials_end;
         ends.reset();
         for account in accounts {
-            if let Some(end) = account
-                .credentials
-                .as_ref()
-                .and_then(|credentials| credentials.expires)
-            {
+            let credentials = account.credentials.as_ref();
+            if let Some(end) = credentials.and_then(|credentials| credentials.expires) {
                 ends.with_label_values(&[account.id.as_str()])
                     .set(seconds(end));
             }

@@ -1,5 +1,5 @@
-//! Which metrics are there? Each is registered here by name, meaning and labels, so that the manual, and what rules and
-//! dashboards name, can be held against what was registered.
+//! Registers each metric with name, help and labels, so that tests can compare docs/metrics.md,
+//! alert rules and dashboards with the registered metrics.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -9,14 +9,14 @@ use prometheus::{
 
 use super::labels;
 
-/// All metrics that were registered.
+/// All registered metrics.
 pub(super) struct Families {
     registry: Registry,
     #[cfg(test)]
     known: parking_lot::Mutex<Vec<Family>>,
 }
 
-/// What is known of one metric before anything has happened.
+/// The description of one metric, known before any event.
 #[cfg(test)]
 pub(super) struct Family {
     pub(super) name: String,
@@ -36,16 +36,15 @@ impl Families {
         }
     }
 
-    /// One whose only label is of a closed set has each of its values from the start: nobody sees a counter's first
-    /// event if its series begins with it.
+    /// If the only label is from a closed set, all series exist from the start. Otherwise `rate()`
+    /// would miss the first event of a series.
     pub(super) fn counter(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         let counter =
             self.register(IntCounterVec::new(opts(name, help), labels).expect("a valid name"));
         if let [label] = labels {
-            let values = labels::closed(&full(name), label).unwrap_or_default();
-            values
-                .iter()
-                .for_each(|value| drop(counter.with_label_values(&[*value])));
+            for value in labels::closed(&full(name), label).unwrap_or_default() {
+                drop(counter.with_label_values(&[value]));
+            }
         }
         counter
     }
@@ -58,7 +57,7 @@ impl Families {
         self.register(IntGauge::with_opts(opts(name, help)).expect("a valid name"))
     }
 
-    /// A gauge that takes fractions.
+    /// A gauge with fractional values.
     pub(super) fn fraction(&self, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
         self.register(GaugeVec::new(opts(name, help), labels).expect("a valid name"))
     }
@@ -90,13 +89,13 @@ impl Families {
             .expect("every metric is registered once");
     }
 
-    /// Everything in Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(super) fn render(&self) -> String {
         let families = self.registry.gather();
         debug_assert_eq!(
             labels::strange(&families),
             [""; 0],
-            "a label has a value that is not of its closed set"
+            "a label value is not in its closed set"
         );
         let mut text = String::new();
         TextEncoder::new()
@@ -105,7 +104,7 @@ impl Families {
         text
     }
 
-    /// What was registered, in that order.
+    /// The registered metrics, in order of registration.
     #[cfg(test)]
     pub(super) fn known(&self) -> Vec<Family> {
         std::mem::take(&mut *self.known.lock())
@@ -125,20 +124,20 @@ fn full(name: &str) -> String {
 #[cfg(test)]
 impl Family {
     fn all_of(collector: &dyn Collector) -> Vec<Self> {
-        let kinds = collector.collect();
-        let of = |name: &str| {
-            kinds
+        let collected = collector.collect();
+        let mut families = Vec::new();
+        for desc in collector.desc() {
+            let kind = collected
                 .iter()
-                .find(|family| family.name() == name)
-                .map(|family| family.get_field_type())
-        };
-        let family = |desc: &&prometheus::core::Desc| Self {
-            name: desc.fq_name.clone(),
-            kind: of(&desc.fq_name)
-                .map_or("gauge".into(), |kind| format!("{kind:?}").to_lowercase()),
-            meaning: desc.help.clone(),
-            labels: desc.variable_labels.clone(),
-        };
-        collector.desc().iter().map(family).collect()
+                .find(|family| family.name() == desc.fq_name)
+                .map(|family| format!("{:?}", family.get_field_type()).to_lowercase());
+            families.push(Self {
+                name: desc.fq_name.clone(),
+                kind: kind.unwrap_or_else(|| "gauge".to_owned()),
+                meaning: desc.help.clone(),
+                labels: desc.variable_labels.clone(),
+            });
+        }
+        families
     }
 }

@@ -1,11 +1,10 @@
-//! What is seen of the journal. Nothing of it is on the page when there is none.
+//! Metrics of the journal. They are registered only if a journal is configured.
 
-use prometheus::core::Collector;
 use prometheus::{IntCounter, IntGauge};
 
 use super::families::{Families, opts};
 
-/// What is seen of the journal.
+/// Metrics of the journal.
 pub(super) struct JournalMetrics {
     up: IntGauge,
     errors: IntCounter,
@@ -15,10 +14,13 @@ pub(super) struct JournalMetrics {
 
 impl JournalMetrics {
     pub(super) fn new() -> Self {
-        let up = opts("journal_up", "1 while the journal can be written.");
+        let up = opts(
+            "journal_up",
+            "1 if the last write to the journal succeeded, else 0.",
+        );
         let errors = opts(
             "journal_errors_total",
-            "Lines that could not be written to the journal, and failed rotations.",
+            "Failed writes of lines to the journal, and failed rotations.",
         );
         Self {
             up: IntGauge::with_opts(up).expect("a valid name"),
@@ -27,27 +29,24 @@ impl JournalMetrics {
     }
 
     fn register(&self, families: &Families) {
-        let collectors: [Box<dyn Collector>; 2] =
-            [Box::new(self.up.clone()), Box::new(self.errors.clone())];
-        collectors
-            .into_iter()
-            .for_each(|collector| families.add(collector));
+        families.add(Box::new(self.up.clone()));
+        families.add(Box::new(self.errors.clone()));
     }
 }
 
 impl super::Metrics {
-    /// There is a journal: its metrics are on the page from now on.
+    /// Registers the metrics of the journal.
     pub(crate) fn has_journal(&self) {
         self.journal.up.set(1);
         self.journal.register(&self.families);
     }
 
-    /// Whether the journal can be written.
+    /// Sets whether the journal can be written.
     pub(crate) fn journal_up(&self, up: bool) {
         self.journal.up.set(i64::from(up));
     }
 
-    /// A line could not be written.
+    /// Counts a failed write.
     pub(crate) fn journal_failed(&self) {
         self.journal.errors.inc();
     }

@@ -1,12 +1,12 @@
-//! Which values has a label? Nearly all come from a closed set, named here; the others are bounded by the configuration.
-//! In builds with debug assertions no page is rendered with another value, so every test that scrapes holds the code to
-//! this list.
+//! The values of each label. Most labels have a closed set of values, listed here; the others are
+//! bounded by the configuration. With debug assertions a scrape panics on any other value, so every
+//! test that scrapes checks this list.
 
 use prometheus::proto::MetricFamily;
 
 use crate::error::{Kind, Outcome};
 
-/// CAMS's codes that are told apart.
+/// CAMS's codes with a label value of their own.
 const CODES: [&str; 27] = [
     OK,
     "System.LimitControl",
@@ -36,14 +36,14 @@ const CODES: [&str; 27] = [
     "ServiceUnavailable",
     "InternalError",
 ];
-/// The label of what CAMS has done.
+/// The code of a success.
 pub(super) const OK: &str = "OK";
-/// The label of CAMS's other codes.
+/// The label value of all other codes.
 const OTHER: &str = "other";
-/// The label of what no certain answer says.
+/// The label value of an attempt whose result is unknown.
 pub(crate) const UNKNOWN: &str = "unknown";
 
-/// What is said of callers' signatures that do not hold.
+/// The results of failed signature checks.
 const UNPROVEN: [Kind; 6] = [
     Kind::SignatureDoesNotMatch,
     Kind::IncompleteSignature,
@@ -52,7 +52,8 @@ const UNPROVEN: [Kind; 6] = [
     Kind::NonceUsed,
     Kind::SignedHostMismatch,
 ];
-/// How a connection ends with an error: not accepted, turned away, at the handshake, at the head, later.
+/// Errors of a connection, in the order of its life: accept, rejection, handshake, request head,
+/// later.
 const CONNECTION_ERRORS: [&str; 11] = [
     "accept",
     "too_many",
@@ -79,7 +80,7 @@ const STORE_OPERATIONS: [&str; 10] = [
     "nonce",
 ];
 
-/// The label of a code of CAMS's.
+/// The label value of one of CAMS's codes.
 pub(crate) fn code(code: &str) -> &'static str {
     CODES
         .into_iter()
@@ -87,7 +88,7 @@ pub(crate) fn code(code: &str) -> &'static str {
         .unwrap_or(OTHER)
 }
 
-/// The values that a label of a metric may have; none where the configuration or CAMS decides.
+/// The closed set of values of a metric's label; `None` if the configuration or CAMS decides.
 pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
     let values = match (label, metric) {
         ("outcome", _) => Outcome::ALL.map(Outcome::label).to_vec(),
@@ -113,17 +114,19 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
     Some(values)
 }
 
-/// Values on a page that are not of their label's closed set.
+/// Label values that are not in their label's closed set.
 pub(super) fn strange(families: &[MetricFamily]) -> Vec<String> {
     let mut strange = Vec::new();
     for family in families {
-        for label in family
+        let labels = family
             .get_metric()
             .iter()
-            .flat_map(|metric| metric.get_label())
-        {
-            let is_strange = |values: Vec<&str>| !values.contains(&label.value());
-            if closed(family.name(), label.name()).is_some_and(is_strange) {
+            .flat_map(|metric| metric.get_label());
+        for label in labels {
+            let Some(values) = closed(family.name(), label.name()) else {
+                continue;
+            };
+            if !values.contains(&label.value()) {
                 strange.push(format!(
                     "{}{{{}={:?}}}",
                     family.name(),

@@ -1,4 +1,5 @@
-//! What the lanes say when somebody scrapes: read from them at that moment, so nothing is left behind.
+//! Gauges of the lanes. They are set from the lanes during a scrape, so no stale series is left
+//! behind.
 
 use parking_lot::Mutex;
 use prometheus::{GaugeVec, IntGauge, IntGaugeVec};
@@ -19,10 +20,10 @@ pub(crate) struct LaneSample<'a> {
     pub(crate) effective_per_second: f64,
 }
 
-/// What the lanes say when somebody scrapes.
+/// Gauges that are set during a scrape.
 pub(super) struct LaneGauges {
     pub(super) upstream_up: IntGauge,
-    /// Of two scrapes at once, one would see what the other has just reset.
+    /// Serialises scrapes: one must not see the gauges that another has just reset.
     pub(super) scrape: Mutex<()>,
     pub(super) queued_bytes: IntGauge,
     pub(super) unverified_bytes: IntGauge,
@@ -40,79 +41,70 @@ pub(super) struct LaneGauges {
 impl LaneGauges {
     pub(super) fn new(r: &Families) -> Self {
         let call = &["account", "action"];
-        let hold = "The largest part that a waiting call has used of the time that it may wait, from 0 to 1.";
-        let pause = "What is left of a pause, after a throttle or by an operator.";
-        let bytes = "Bytes of the bodies of calls that wait or are under way.";
+        let upstream = "1 if the latest connections to CAMS succeeded, else 0.";
+        let queued_bytes = "Bytes held by calls that are queued or in flight.";
+        let unverified = "Bytes held by bodies of callers that are not verified yet.";
+        let oldest = "Time in seconds that the oldest queued call has waited.";
+        let predicted = "Predicted wait in seconds of a call that arrives now.";
+        let hold =
+            "Largest fraction that any queued call has used of its allowed wait, from 0 to 1.";
+        let pause = "Remaining seconds of a pause after a throttled attempt or by an operator.";
+        let rate =
+            "Calls per second: configured, and effective as learned from throttled attempts.";
+        let tokens = "Tokens granted to calls and neither spent nor returned.";
         Self {
             scrape: Mutex::new(()),
-            upstream_up: r.only_gauge(
-                "upstream_up",
-                "1 while CAMS can be reached, as the latest connections showed.",
-            ),
-            queued_bytes: r.only_gauge("queued_bytes", bytes),
-            unverified_bytes: r.only_gauge(
-                "unverified_bytes",
-                "Bytes of bodies whose callers are not verified yet.",
-            ),
+            upstream_up: r.only_gauge("upstream_up", upstream),
+            queued_bytes: r.only_gauge("queued_bytes", queued_bytes),
+            unverified_bytes: r.only_gauge("unverified_bytes", unverified),
             queued: r.gauge("queued", "Calls that are queued.", call),
-            oldest_wait: r.fraction(
-                "oldest_wait_seconds",
-                "How long the longest waiting call has waited.",
-                call,
-            ),
-            predicted_wait: r.fraction(
-                "predicted_wait_seconds",
-                "What a call that came now would wait.",
-                call,
-            ),
+            oldest_wait: r.fraction("oldest_wait_seconds", oldest, call),
+            predicted_wait: r.fraction("predicted_wait_seconds", predicted, call),
             hold_used: r.fraction("hold_used_ratio", hold, call),
             pause_remaining: r.fraction("pause_remaining_seconds", pause, call),
-            rate_limit: r.fraction(
-                "rate_limit",
-                "Calls per second: configured, and effective as learned from throttle refusals.",
-                &["account", "action", "kind"],
-            ),
-            tokens_held: r.gauge(
-                "tokens_held",
-                "Tokens granted and neither spent nor returned.",
-                call,
-            ),
+            rate_limit: r.fraction("rate_limit", rate, &["account", "action", "kind"]),
+            tokens_held: r.gauge("tokens_held", tokens, call),
         }
     }
 
-    /// The lanes as they are now, each label once.
+    /// Sets the gauges to the current state of the lanes; each pair of labels occurs once.
     pub(super) fn set(&self, lanes: &[LaneSample<'_>]) {
         self.reset();
         for lane in lanes {
-            let call = [lane.account, lane.action];
-            let set = |gauge: &GaugeVec, value| gauge.with_label_values(&call).set(value);
+            let account = lane.account;
+            let action = lane.action;
             self.queued
-                .with_label_values(&call)
+                .with_label_values(&[account, action])
                 .set(i64::try_from(lane.queued).unwrap_or(i64::MAX));
             self.tokens_held
-                .with_label_values(&call)
+                .with_label_values(&[account, action])
                 .set(i64::from(lane.tokens_held));
-            set(&self.oldest_wait, lane.oldest_wait_seconds);
-            set(&self.predicted_wait, lane.predicted_wait_seconds);
-            set(&self.hold_used, lane.hold_used);
-            set(&self.pause_remaining, lane.pause_remaining_seconds);
-            let rate = |kind| self.rate_limit.with_label_values(&[call[0], call[1], kind]);
-            rate("configured").set(lane.limit_per_second);
-            rate("effective").set(lane.effective_per_second);
+            for (gauge, value) in [
+                (&self.oldest_wait, lane.oldest_wait_seconds),
+                (&self.predicted_wait, lane.predicted_wait_seconds),
+                (&self.hold_used, lane.hold_used),
+                (&self.pause_remaining, lane.pause_remaining_seconds),
+            ] {
+                gauge.with_label_values(&[account, action]).set(value);
+            }
+            for (kind, rate) in [
+                ("configured", lane.limit_per_second),
+                ("effective", lane.effective_per_second),
+            ] {
+                self.rate_limit
+                    .with_label_values(&[account, action, kind])
+                    .set(rate);
+            }
         }
     }
 
     fn reset(&self) {
         self.queued.reset();
         self.tokens_held.reset();
-        [
-            &self.oldest_wait,
-            &self.predicted_wait,
-            &self.hold_used,
-            &self.pause_remaining,
-            &self.rate_limit,
-        ]
-        .into_iter()
-        .for_each(GaugeVec::reset);
+        self.oldest_wait.reset();
+        self.predicted_wait.reset();
+        self.hold_used.reset();
+        self.pause_remaining.reset();
+        self.rate_limit.reset();
     }
 }

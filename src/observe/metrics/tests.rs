@@ -1,4 +1,5 @@
-//! Whether the manual says what the code registers, and whether rules, dashboards and documents name only what is there.
+//! docs/metrics.md lists the registered metrics, and rules, dashboards and documents name only
+//! existing ones.
 
 mod named;
 
@@ -16,21 +17,21 @@ const MARKS: [&str; 2] = [
 const OPEN: [(&str, &str); 5] = [
     (
         "account",
-        "an account of the configuration; `unknown` for keys that it does not name",
+        "an account of the configuration; `unknown` for keys that are not configured",
     ),
     (
         "action",
-        "an action with a limit, set or documented; `other` for those without",
+        "an action with a configured or documented limit; `other` for all others",
     ),
     (
         "client",
-        "the key of a client of the configuration, an account's own key in its masked form, or `unverified`",
+        "the key of a configured client, an account's own key in its masked form, or `unverified`",
     ),
-    ("status", "the HTTP status; `none` where no answer came"),
-    ("version", "Flowgate's"),
+    ("status", "the HTTP status; `none` without an answer"),
+    ("version", "the version of Flowgate"),
 ];
 
-/// All that a process with a store, a journal and a collector registers.
+/// The metrics of a process with a store, a journal and a collector.
 fn registered() -> Vec<Family> {
     let metrics = Metrics::new();
     metrics.has_store();
@@ -39,40 +40,37 @@ fn registered() -> Vec<Family> {
     metrics.families.known()
 }
 
-/// What a label's values are, in the manual's words.
+/// The values of a label, as docs/metrics.md lists them.
 fn values(metric: &str, label: &str) -> String {
-    let open = || {
-        OPEN.iter()
-            .find(|(name, _)| *name == label)
-            .expect("a label is closed or its values are told above")
-    };
-    match labels::closed(metric, label) {
-        Some(values) => values
-            .iter()
-            .map(|value| format!("`{value}`"))
-            .collect::<Vec<_>>()
-            .join(", "),
-        None => open().1.to_owned(),
+    if let Some(values) = labels::closed(metric, label) {
+        return quoted(&values);
     }
+    let (_, values) = OPEN
+        .iter()
+        .find(|(name, _)| *name == label)
+        .expect("a label has a closed set or a row in OPEN");
+    (*values).to_owned()
 }
 
-fn manual() -> String {
+fn quoted(words: &[impl std::fmt::Display]) -> String {
+    let words: Vec<_> = words.iter().map(|word| format!("`{word}`")).collect();
+    words.join(", ")
+}
+
+fn metric_row(family: &Family) -> String {
+    format!(
+        "| `{}` | {} | {} | {} |\n",
+        family.name,
+        family.kind,
+        quoted(&family.labels),
+        family.meaning
+    )
+}
+
+/// The tables of docs/metrics.md.
+fn tables() -> String {
     let families = registered();
-    let row = |family: &Family| {
-        let labels: Vec<_> = family
-            .labels
-            .iter()
-            .map(|label| format!("`{label}`"))
-            .collect();
-        format!(
-            "| `{}` | {} | {} | {} |\n",
-            family.name,
-            family.kind,
-            labels.join(", "),
-            family.meaning
-        )
-    };
-    let rows: String = families.iter().map(row).collect();
+    let metrics: String = families.iter().map(metric_row).collect();
     let mut uses = BTreeMap::<(&str, String), Vec<&str>>::new();
     for family in &families {
         for label in &family.labels {
@@ -81,41 +79,43 @@ fn manual() -> String {
                 .push(&family.name);
         }
     }
-    let row = |((label, values), of): (&(&str, String), &Vec<&str>)| {
-        let is_usual = of.len() > 2 || uses.keys().filter(|(name, _)| name == label).count() == 1;
+    let mut label_rows = String::new();
+    for ((label, values), metrics) in &uses {
+        // The metrics are named only where another metric's label of this name has other values.
+        let is_usual =
+            metrics.len() > 2 || uses.keys().filter(|(name, _)| name == label).count() == 1;
         let of = if is_usual {
             String::new()
         } else {
-            format!(" of `{}`", of.join("`, `"))
+            format!(" of `{}`", metrics.join("`, `"))
         };
-        format!("| `{label}`{of} | {values} |\n")
-    };
-    let rest: String = uses.iter().map(row).collect();
+        label_rows += &format!("| `{label}`{of} | {values} |\n");
+    }
     format!(
-        "\n| name | type | labels | meaning |\n|---|---|---|---|\n{rows}\n| label | values |\n|---|---|\n{rest}\n"
+        "\n| name | type | labels | meaning |\n|---|---|---|---|\n{metrics}\n| label | values |\n|---|---|\n{label_rows}\n"
     )
 }
 
-/// Run with `UPDATE_DOCS=1` to write the tables anew.
+/// Run with `UPDATE_DOCS=1` to write the tables again.
 #[test]
-fn the_manual_is_current() {
+fn the_tables_of_the_manual_are_current() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
     let page = std::fs::read_to_string(path).unwrap();
     let (before, rest) = page.split_once(MARKS[0]).unwrap();
-    let (tables, after) = rest.split_once(MARKS[1]).unwrap();
+    let (current, after) = rest.split_once(MARKS[1]).unwrap();
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(
             path,
-            [before, MARKS[0], &manual(), MARKS[1], after].concat(),
+            [before, MARKS[0], &tables(), MARKS[1], after].concat(),
         )
         .unwrap();
         return;
     }
-    assert_eq!(tables, manual());
+    assert_eq!(current, tables());
 }
 
 #[test]
-fn every_metric_says_in_one_line_what_it_means() {
+fn every_metric_has_a_one_line_help_text() {
     for Family { name, meaning, .. } in registered() {
         assert!(!meaning.contains(['\n', '|']), "{name}");
         assert!(
@@ -126,7 +126,7 @@ fn every_metric_says_in_one_line_what_it_means() {
 }
 
 #[test]
-fn what_somebody_is_told_of_at_its_first_time_begins_at_zero() {
+fn counters_that_alerts_watch_start_at_zero() {
     let metrics = Metrics::new();
     metrics.accounts(&[]);
     let page = metrics.families.render();
@@ -143,7 +143,7 @@ fn what_somebody_is_told_of_at_its_first_time_begins_at_zero() {
 
 #[test]
 #[should_panic(expected = "flowgate_signature_checks_total{result=\\\"odd\\\"}")]
-fn a_value_that_is_not_of_its_closed_set_is_found() {
+fn a_label_value_outside_its_closed_set_panics() {
     let metrics = Metrics::new();
     metrics.signature_check("odd");
     metrics.families.render();

@@ -1,6 +1,7 @@
-//! How do spans get to the collector? One POST a batch over a connection of its own, in the clear or with TLS. The SDK calls
-//! from a thread that is none of tokio's, so the work is done on the runtime. Whether it goes well is told when that
-//! changes, and counted.
+//! The HTTP client of the exporter: one POST per batch, each over its own connection, with or
+//! without TLS. The SDK calls it from a thread outside of tokio, so the request runs on the
+//! runtime. Every batch is counted; the first failure and the first success after failures are
+//! logged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,9 +26,9 @@ use crate::config::{Collector, Scheme};
 use crate::observe::metrics::Metrics;
 use crate::upstream::Trust;
 
-/// What one batch may take, as OpenTelemetry's exporters have it.
-const WITHIN: Duration = Duration::from_secs(10);
-/// Bytes of a collector's answer.
+/// Timeout of one batch, the default of OpenTelemetry's exporters.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest answer of a collector in bytes.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Sends batches to one collector.
@@ -46,7 +47,7 @@ struct Target {
 // === impl Client ===
 
 impl Client {
-    /// Reads the system's roots if they are needed; dials nothing.
+    /// Creates the client without connecting. For https it loads the system's root certificates.
     pub(super) fn new(collector: &Collector, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
         let tls = match collector.scheme {
             Scheme::Http => None,
@@ -68,7 +69,7 @@ impl Client {
         })
     }
 
-    /// Where traces are taken.
+    /// The collector's URL for traces.
     pub(super) fn url(&self) -> String {
         let scheme = if self.to.tls.is_some() {
             "https"
@@ -78,7 +79,7 @@ impl Client {
         format!("{scheme}://{}/v1/traces", self.to.collector.authority)
     }
 
-    /// Counts a batch, and tells when it is the first to fail or to pass.
+    /// Counts a batch, and logs if exports begin to fail or succeed again.
     fn note(&self, failed: Option<String>) {
         self.metrics.exported_traces(failed.is_none());
         match (failed, self.is_failing.load(Ordering::Relaxed)) {
@@ -104,15 +105,15 @@ impl HttpClient for Client {
         let to = self.to.clone();
         let sent = self
             .runtime
-            .spawn(async move { timeout(WITHIN, to.post(request)).await });
+            .spawn(async move { timeout(TIMEOUT, to.post(request)).await });
         let answer = match sent.await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_elapsed)) => Err(format!("no answer within {WITHIN:?}").into()),
-            Err(_) => Err("Flowgate has ended".into()),
+            Ok(Err(_elapsed)) => Err(format!("no answer within {TIMEOUT:?}").into()),
+            Err(_) => Err("Flowgate is shutting down".into()),
         };
         self.note(match &answer {
             Ok(answer) if answer.status().is_success() => None,
-            Ok(answer) => Some(format!("the collector answers {}", answer.status())),
+            Ok(answer) => Some(format!("the collector answered {}", answer.status())),
             Err(error) => Some(error.to_string()),
         });
         answer
@@ -127,8 +128,8 @@ impl Target {
         match &self.tls {
             None => self.post_on(tcp, request).await,
             Some((connector, name)) => {
-                self.post_on(connector.connect(name.clone(), tcp).await?, request)
-                    .await
+                let stream = connector.connect(name.clone(), tcp).await?;
+                self.post_on(stream, request).await
             }
         }
     }
@@ -140,24 +141,16 @@ impl Target {
     ) -> Result<Response<Bytes>, HttpError> {
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // Its failure is the request's.
+        // If the connection fails, the request reports it.
         tokio::spawn(connection);
         let (mut head, body) = request.into_parts();
-        head.uri = Uri::from(
-            head.uri
-                .into_parts()
-                .path_and_query
-                .unwrap_or(PathAndQuery::from_static("/")),
-        );
+        let target = head.uri.into_parts().path_and_query;
+        head.uri = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
         head.headers
             .insert(HOST, HeaderValue::from_str(&self.collector.authority)?);
-        let (head, body) = sender
-            .send_request(Request::from_parts(head, Full::new(body)))
-            .await?
-            .into_parts();
-        Ok(Response::from_parts(
-            head,
-            Limited::new(body, MAX_ANSWER).collect().await?.to_bytes(),
-        ))
+        let request = Request::from_parts(head, Full::new(body));
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
+        Ok(Response::from_parts(head, body))
     }
 }

@@ -1,5 +1,5 @@
-//! How does a call become OpenTelemetry's spans? Names and attributes are those of its semantic conventions where they
-//! have one, and begin with `flowgate.` where they have none.
+//! Converts a call to OpenTelemetry spans. Attributes have the names of its semantic conventions if
+//! there is one, and else the prefix `flowgate.`.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,20 +22,21 @@ use crate::error::Outcome;
 use crate::observe::metrics::Metrics;
 use crate::observe::trace::{Kind, Step};
 
-/// What the last spans may take when the process ends.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Timeout for exporting the last spans when the process ends.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Exports until it is finished.
+/// Exports spans until [`finish`](Self::finish) is called.
 pub(crate) struct Exporter {
     processor: Arc<BatchSpanProcessor>,
     scope: InstrumentationScope,
 }
 
-/// What is said of one span besides its place.
-struct Told {
+/// The content of a span.
+struct Description {
     name: String,
     kind: SpanKind,
-    time: (SystemTime, SystemTime),
+    start: SystemTime,
+    end: SystemTime,
     attributes: Vec<KeyValue>,
     status: Status,
 }
@@ -43,7 +44,7 @@ struct Told {
 // === impl Exporter ===
 
 impl Exporter {
-    /// Must be called inside the runtime that is to send.
+    /// Starts the exporter. Must be called inside the runtime that sends the batches.
     pub(crate) fn start(collector: &Collector, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
         metrics.exports_traces();
         let client = Client::new(collector, metrics.clone())?;
@@ -64,59 +65,54 @@ impl Exporter {
         })
     }
 
-    /// Takes a call's spans; drops them where the queue is full.
+    /// Queues the spans of a call. They are dropped if the queue is full.
     pub(crate) fn export(&self, call: &Call<'_>) {
-        let (spans, ended) = (&call.spans, call.ended);
-        for step in spans.steps.iter().filter(|step| step.from <= ended) {
-            let until = step.until.unwrap_or(ended).min(ended);
-            let time = (
-                spans.arrived.wall_at(step.from),
-                spans.arrived.wall_at(until),
-            );
-            self.give(
-                call,
-                (step.span, Some(spans.own.span)),
-                Told::of_step(step, time),
-            );
+        let spans = &call.spans;
+        for step in spans.steps.iter().filter(|step| step.from <= call.ended) {
+            let description = Description::of_step(step, call);
+            self.queue(call, step.span, Some(spans.own.span), description);
         }
-        self.give(call, (spans.own.span, spans.parent), Told::of_call(call));
+        let description = Description::of_call(call);
+        self.queue(call, spans.own.span, spans.parent, description);
     }
 
-    /// Sends what is left.
+    /// Exports the remaining spans and stops.
     pub(crate) async fn finish(&self) {
         let processor = self.processor.clone();
         let finished =
-            tokio::task::spawn_blocking(move || processor.shutdown_with_timeout(LAST_WORDS)).await;
+            tokio::task::spawn_blocking(move || processor.shutdown_with_timeout(SHUTDOWN_TIMEOUT))
+                .await;
         if let Ok(Err(error)) = finished {
             tracing::warn!(%error, "the last spans could not be exported");
         }
     }
 
-    fn give(&self, call: &Call<'_>, (span, parent): (u64, Option<u64>), told: Told) {
+    fn queue(&self, call: &Call<'_>, span: u64, parent: Option<u64>, description: Description) {
         let trace = TraceId::from(call.spans.own.trace);
         let id = SpanId::from(span);
         self.processor.on_end(SpanData {
             span_context: SpanContext::new(trace, id, TraceFlags::SAMPLED, false, TraceState::NONE),
             parent_span_id: parent.map_or(SpanId::INVALID, SpanId::from),
             parent_span_is_remote: span == call.spans.own.span && parent.is_some(),
-            span_kind: told.kind,
-            name: told.name.into(),
-            start_time: told.time.0,
-            end_time: told.time.1,
-            attributes: told.attributes,
+            span_kind: description.kind,
+            name: description.name.into(),
+            start_time: description.start,
+            end_time: description.end,
+            attributes: description.attributes,
             dropped_attributes_count: 0,
             events: SpanEvents::default(),
             links: SpanLinks::default(),
-            status: told.status,
+            status: description.status,
             instrumentation_scope: self.scope.clone(),
         });
     }
 }
 
-/// What the environment says of this service, and what it leaves open.
+/// The resource from the environment variables of OpenTelemetry, with defaults for name and
+/// version.
 fn resource() -> Resource {
-    let said = Resource::builder().build();
-    let name = said
+    let name = Resource::builder()
+        .build()
         .get(&Key::from_static_str("service.name"))
         .map(|name| name.to_string());
     let is_named = name.is_some_and(|name| !name.starts_with("unknown_service"));
@@ -129,9 +125,9 @@ fn resource() -> Resource {
     }
 }
 
-// === impl Told ===
+// === impl Description ===
 
-impl Told {
+impl Description {
     fn of_call(call: &Call<'_>) -> Self {
         let attempts = call
             .spans
@@ -163,7 +159,8 @@ impl Told {
         Self {
             name: call.action.to_owned(),
             kind: SpanKind::Server,
-            time: (arrived.wall, arrived.wall_at(call.ended)),
+            start: arrived.wall,
+            end: arrived.wall_at(call.ended),
             attributes,
             status: if call.outcome == Outcome::Ok {
                 Status::Unset
@@ -173,33 +170,37 @@ impl Told {
         }
     }
 
-    fn of_step(step: &Step, time: (SystemTime, SystemTime)) -> Self {
+    fn of_step(step: &Step, call: &Call<'_>) -> Self {
         let (name, kind) = match step.kind {
             Kind::Queue => ("queue", SpanKind::Internal),
             Kind::Attempt => ("attempt", SpanKind::Client),
             Kind::BackOff => ("back-off", SpanKind::Internal),
         };
-        let of = |key: &'static str, value: &Option<Box<str>>| {
-            value
-                .as_deref()
-                .map(|value| KeyValue::new(key, value.to_owned()))
-        };
-        let said = [
-            of("flowgate.code", &step.code),
-            of("flowgate.cams_request_id", &step.cams_request_id),
-        ];
+        let arrived = call.spans.arrived;
+        let until = step.until.unwrap_or(call.ended).min(call.ended);
+        let mut attributes = Vec::new();
+        if let Some(code) = &step.code {
+            attributes.push(KeyValue::new("flowgate.code", code.to_string()));
+        }
+        if let Some(request_id) = &step.cams_request_id {
+            attributes.push(KeyValue::new(
+                "flowgate.cams_request_id",
+                request_id.to_string(),
+            ));
+        }
         let status = match step.code.as_deref() {
             Some(code) if code != "OK" => Status::error(code.to_owned()),
             None if step.kind == Kind::Attempt => {
-                Status::error("it went on when the call had ended")
+                Status::error("the attempt continued after the call had ended")
             }
             _ => Status::Unset,
         };
         Self {
             name: name.to_owned(),
             kind,
-            time,
-            attributes: said.into_iter().flatten().collect(),
+            start: arrived.wall_at(step.from),
+            end: arrived.wall_at(until),
+            attributes,
             status,
         }
     }

@@ -1,5 +1,5 @@
-//! Which calls have ended lately? The last of them, in memory, for the operators' page. Nothing of them is a secret: what
-//! the configuration does not name has no name here, either, and what callers and CAMS say is capped.
+//! The calls that ended last, in memory, for the operators' page. They contain no secret: keys that
+//! are not configured appear as `unknown`, and texts of callers and CAMS are capped.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,12 +17,12 @@ use crate::primitives::text::millis;
 #[derive(Default)]
 pub(crate) struct Recent(Mutex<VecDeque<Ended>>);
 
-/// One of them.
+/// A call that has ended.
 pub(super) struct Ended {
     pub(super) at: Instant,
-    /// None if it ended before it was known.
+    /// `None` if it ended before it was classified.
     pub(super) operation: Option<Arc<Operation>>,
-    /// Whose key it named, then.
+    /// The account of the claimed key, if the operation is not known.
     pub(super) account: Option<AccountId>,
     pub(super) flow_name: Option<Box<str>>,
     pub(super) outcome: Outcome,
@@ -33,7 +33,7 @@ pub(super) struct Ended {
     pub(super) took: Duration,
 }
 
-/// The same as operators see it.
+/// A call that has ended, as operators see it.
 #[derive(Debug, PartialEq, serde::Serialize)]
 pub(crate) struct CallView {
     pub(crate) age_seconds: u64,
@@ -44,14 +44,14 @@ pub(crate) struct CallView {
     pub(crate) flow_name: Option<Box<str>>,
     pub(crate) outcome: &'static str,
     pub(crate) code: Box<str>,
-    /// 0: nobody was there to be answered.
+    /// 0 if the caller had disconnected.
     pub(crate) status: u16,
     pub(crate) attempts: u32,
     pub(crate) waited_ms: u64,
     pub(crate) took_ms: u64,
 }
 
-/// So many are kept.
+/// Number of calls that are kept.
 const KEPT: usize = 50;
 
 // === impl Recent ===
@@ -66,11 +66,11 @@ impl Recent {
         };
         calls.push_front(ended);
         drop(calls);
-        // What it held is given back when nobody waits for the lock.
+        // Freed after the lock is released.
         drop(oldest);
     }
 
-    /// The latest first.
+    /// The calls, newest first.
     pub(crate) fn views(&self) -> Vec<CallView> {
         self.0.lock().iter().map(Ended::view).collect()
     }
@@ -80,22 +80,25 @@ impl Recent {
 
 impl Ended {
     fn view(&self) -> CallView {
-        let operation = self.operation.as_deref();
-        let account = self
+        let claimed_account = self
             .account
             .as_ref()
             .map_or(UNKNOWN_ACCOUNT, AccountId::as_str);
-        let text = |of: fn(&Operation) -> &str| operation.map_or("", of).to_owned();
+        let (account, action, client, tenant) = match self.operation.as_deref() {
+            Some(operation) => (
+                operation.account_label(),
+                operation.action_label(),
+                operation.client.as_str(),
+                operation.tenant.as_str(),
+            ),
+            None => (claimed_account, OTHER_ACTION, "", ""),
+        };
         CallView {
             age_seconds: self.at.elapsed().as_secs(),
-            account: operation
-                .map_or(account, Operation::account_label)
-                .to_owned(),
-            action: operation
-                .map_or(OTHER_ACTION, Operation::action_label)
-                .to_owned(),
-            client: text(|operation| operation.client.as_str()),
-            tenant: text(|operation| operation.tenant.as_str()),
+            account: account.to_owned(),
+            action: action.to_owned(),
+            client: client.to_owned(),
+            tenant: tenant.to_owned(),
             flow_name: self.flow_name.clone(),
             outcome: self.outcome.label(),
             code: self.code.clone(),
@@ -112,7 +115,7 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn the_latest_are_kept_the_latest_first() {
+    async fn the_latest_50_calls_are_kept_newest_first() {
         let recent = Recent::default();
         for attempts in 0..60 {
             recent.push(Ended {

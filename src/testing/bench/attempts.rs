@@ -1,5 +1,5 @@
-//! What does it cost to write an attempt down? A journal in a real file, and the call of the other steps. Beside it the same
-//! line, written by the thread that asks.
+//! The cost of journalling an attempt, in a journal in a real file. For comparison, the same line
+//! written by the calling thread.
 
 use std::borrow::Cow;
 use std::path::Path;
@@ -17,21 +17,21 @@ use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::upstream::Answer;
 
-/// Attempts of one call, one after the other.
+/// Successive attempts of one call.
 pub struct Attempts {
     journal: Arc<Journal>,
     flow_name: Option<String>,
     operation: Operation,
     answer: Answer,
     verdict: Verdict,
-    /// Written without the journal's thread.
+    /// A file that is written without the journal's thread.
     file: RotatingFile,
 }
 
 // === impl Attempts ===
 
 impl Attempts {
-    /// Those of the call that was prepared; the journal is this file.
+    /// Attempts of the prepared call, with the journal at `path`.
     pub fn new(steps: Steps, path: &Path) -> Self {
         let config = config::Journal {
             path: path.to_owned(),
@@ -39,12 +39,12 @@ impl Attempts {
             keep: 1,
         };
         let journal =
-            Journal::open(&config, Arc::new(Metrics::new())).expect("the folder takes files");
+            Journal::open(&config, Arc::new(Metrics::new())).expect("the folder is writable");
         let beside = config::Journal {
             path: path.with_extension("here"),
             ..config
         };
-        let file = RotatingFile::open(&beside).expect("the folder takes files");
+        let file = RotatingFile::open(&beside).expect("the folder is writable");
         let operation = classify::classify(
             &steps.caller,
             &steps.head.headers,
@@ -58,7 +58,7 @@ impl Attempts {
                 limited: true,
             },
         );
-        let operation = operation.expect("the prepared call may be made");
+        let operation = operation.expect("the prepared call is permitted");
         let flow_name = steps.caller.flow_name().map(Cow::into_owned);
         Self {
             journal: Arc::new(journal),
@@ -70,24 +70,24 @@ impl Attempts {
         }
     }
 
-    /// Writes down that one is sent, and how it has ended.
+    /// Journals that an attempt is sent, and its verdict.
     pub async fn journal(&self) {
         let note = self.note();
         note.sent().await;
         note_end(&note, Some(&self.answer), &self.verdict);
     }
 
-    /// Writes down that one is sent.
+    /// Journals that an attempt is sent.
     pub async fn sent(&self) {
         self.note().sent().await;
     }
 
-    /// Writes down that this many are sent at once.
+    /// Journals that `count` attempts are sent at once.
     pub async fn sent_together(&self, count: usize) {
         join_all((0..count).map(|_| self.sent())).await;
     }
 
-    /// Writes the line of [`Attempts::sent`] on this thread.
+    /// Writes the line of [`Attempts::sent`] on the calling thread.
     pub fn sent_here(&mut self) {
         let note = self.note();
         note.write_here(&mut self.file);

@@ -1,5 +1,5 @@
-//! What do queue and tokens cost alone? All lanes with a connector that always has a connection and an endpoint that
-//! answers at once: nothing of HTTP is left.
+//! The cost of queue and tokens without HTTP: lanes with a connector that always has a connection,
+//! and an endpoint that answers at once.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
-/// A connection is always ready.
+/// A connector whose connection is always ready.
 struct Open;
 
-/// So many active lanes of 5/s each.
+/// Active lanes of 5/s each.
 pub struct Lanes {
     limiter: Limiter<Open>,
     operations: Vec<Operation>,
@@ -42,29 +42,30 @@ impl Connector for Open {
     }
 }
 
+fn operation(lane: usize) -> Operation {
+    let limit = Limit {
+        count: NonZeroU32::MIN.saturating_add(4),
+        window: Duration::from_secs(1),
+    };
+    let hold = Duration::from_secs(30);
+    Operation {
+        account: AccountId::new(format!("account-{lane}")),
+        known: false,
+        client: ClientId::unverified(),
+        weight: 1,
+        tenant: TenantId::new(""),
+        action: ActionName::new("CreateFlow"),
+        limit: Some(limit),
+        hold,
+        wait: hold,
+    }
+}
+
 // === impl Lanes ===
 
 impl Lanes {
-    /// Lanes whose first tokens are free.
+    /// This number of lanes, with their first tokens available.
     pub fn new(lanes: usize) -> Self {
-        let (limit, hold) = (
-            Limit {
-                count: NonZeroU32::MIN.saturating_add(4),
-                window: Duration::from_secs(1),
-            },
-            Duration::from_secs(30),
-        );
-        let operation = |lane| Operation {
-            account: AccountId::new(format!("account-{lane}")),
-            known: false,
-            client: ClientId::unverified(),
-            weight: 1,
-            tenant: TenantId::new(""),
-            action: ActionName::new("CreateFlow"),
-            limit: Some(limit),
-            hold,
-            wait: hold,
-        };
         let started = Instant::now() - Duration::from_secs(2);
         let limiter = Limiter::new(
             &super::config(),
@@ -79,7 +80,7 @@ impl Lanes {
         }
     }
 
-    /// One call of a lane from its arrival to its answer; false if it was refused.
+    /// Runs one call of a lane from its arrival to its answer. Returns false if it was refused.
     pub async fn call(&self, lane: usize) -> bool {
         let Ok(mut call) = self.limiter.arrive(&self.operations[lane], 256) else {
             return false;
@@ -87,7 +88,11 @@ impl Lanes {
         let Ok(permit) = call.permit().await else {
             return false;
         };
-        permit.spend().expect("memory deals for ever").1.answered();
+        permit
+            .spend()
+            .expect("tokens in memory do not lapse")
+            .1
+            .answered();
         true
     }
 }

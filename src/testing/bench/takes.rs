@@ -1,4 +1,4 @@
-//! What does a replica ask of the store for one call? The benchmarks' door to `deal.lua` and its arguments.
+//! Access for the benchmarks to `deal.lua` and its arguments: the store's work for one call.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use crate::primitives::id::ClientId;
 /// The script.
 pub const TAKE: &str = SOURCE;
 
-/// The arguments with which a replica takes slots of a lane of `count` a second for this many waiting calls.
+/// The arguments with which a replica takes slots of a lane of `count` per second for `wanted`
+/// queued calls.
 pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>> {
     let ms = Duration::from_millis;
     let question = Question {
@@ -36,8 +37,8 @@ pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>
     Op::Take.args(&question)
 }
 
-/// How many slots the script has dealt, and after how many microseconds it wants to be asked again; none if the answer is
-/// not its own.
+/// The number of slots that the script dealt, and after how many microseconds it must be called
+/// again; `None` for an answer of another script.
 pub fn dealt(answer: redis::Value) -> Option<(usize, u64)> {
     View::read(answer).map(|view| (view.slots.len(), view.ask))
 }

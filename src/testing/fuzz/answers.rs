@@ -1,5 +1,5 @@
-//! What may an answer of CAMS lead to, whatever it says? A verdict, a pause, a decision and an answer to the caller, all
-//! within the bounds that the configuration sets, and never a second attempt that CAMS did not clearly ask for.
+//! Arbitrary answers of CAMS: the verdict, the pause, the decision and the answer to the caller
+//! stay within the configured bounds, and no attempt is repeated unless CAMS clearly throttled it.
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -39,11 +39,11 @@ fn is_throttle(code: &str) -> bool {
 
 static DEFAULTS: LazyLock<Config> = LazyLock::new(|| {
     config::load(None, [])
-        .expect("without a setting there is no mistake")
+        .expect("the default configuration is valid")
         .config
 });
 
-/// A status by the first byte, a content type by the second, then the body.
+/// The first byte selects a status, the second a content type; the rest is the body.
 pub fn answer(input: &[u8]) {
     let [status, kind, body @ ..] = input else {
         return;
@@ -51,11 +51,9 @@ pub fn answer(input: &[u8]) {
     let status = STATUSES[usize::from(*status) % STATUSES.len()];
     let kind = TYPES[usize::from(*kind) % TYPES.len()];
     for (managed, limited) in [(true, true), (false, true), (true, false)] {
-        let judged = |body: &[u8]| {
-            let answer = made(status, kind, body);
-            (judge::judge(&answer, Context { managed, limited }), answer)
-        };
-        let (verdict, whole) = judged(body);
+        let context = Context { managed, limited };
+        let whole = made(status, kind, body);
+        let verdict = judge::judge(&whole, context);
         if let Verdict::Throttled { code, source, .. } = &verdict {
             assert!(
                 [200, 400, 429].contains(&status) && is_throttle(code),
@@ -67,14 +65,15 @@ pub fn answer(input: &[u8]) {
                 .split_last()
                 .map(|(_, rest)| rest)
                 .unwrap_or_default();
+            let verdict_on_cut = judge::judge(&made(status, kind, cut), context);
             assert!(
-                !matches!(judged(cut).0, Verdict::Throttled { .. }),
-                "half a document says nothing"
+                !matches!(verdict_on_cut, Verdict::Throttled { .. }),
+                "an incomplete document is not a throttled answer"
             );
             if kind.contains("json") {
                 assert!(
-                    says_so_in_json(body, status == 200),
-                    "by another reader, too"
+                    is_throttled_json(body, status == 200),
+                    "another parser agrees"
                 );
             }
         }
@@ -86,25 +85,26 @@ pub fn answer(input: &[u8]) {
         assert_eq!(
             passed.is_err(),
             is_own,
-            "what is not CAMS's answer to the caller stays inside"
+            "only answers of CAMS to the caller are passed on"
         );
         passed.iter().for_each(check_headers);
     }
     written(body);
 }
 
-/// Whether serde's tree has a throttle code at its top.
-fn says_so_in_json(body: &[u8], without_data: bool) -> bool {
+/// Whether the document has a throttle code at its top level, according to serde.
+fn is_throttled_json(body: &[u8], without_data: bool) -> bool {
     let Ok(serde_json::Value::Object(fields)) = serde_json::from_slice(body) else {
         return false;
     };
-    let field = |upper: &str, lower: &str| fields.get(upper).or_else(|| fields.get(lower));
-    let code = field("Code", "code").and_then(|code| code.as_str());
-    let data = field("Data", "data").is_some_and(|data| !data.is_null());
-    code.is_some_and(is_throttle) && !(without_data && data)
+    let code = fields.get("Code").or_else(|| fields.get("code"));
+    let code = code.and_then(|code| code.as_str());
+    let data = fields.get("Data").or_else(|| fields.get("data"));
+    let has_data = data.is_some_and(|data| !data.is_null());
+    code.is_some_and(is_throttle) && !(without_data && has_data)
 }
 
-/// Whatever stands in one of Flowgate's own errors, an SDK finds its code and nothing that it might take for another.
+/// An SDK finds the right code in Flowgate's own errors, whatever text they contain.
 fn written(text: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let error = ErrorBody {
@@ -117,7 +117,7 @@ fn written(text: &[u8]) {
     };
     for format in [Format::Json, Format::Xml] {
         let summary = document::read(Some(format.content_type()), error.write(format).as_bytes());
-        let code = summary.expect("what Flowgate writes is read").code;
+        let code = summary.expect("Flowgate's own error can be parsed").code;
         assert_eq!(code.as_deref(), Some("Flowgate.BadRequest"));
     }
 }
@@ -148,21 +148,16 @@ fn check_headers<B>(response: &Response<B>) {
         "alt-svc",
         "upgrade",
     ] {
-        assert!(
-            !headers.contains_key(name),
-            "{name} is between two neighbours"
-        );
+        assert!(!headers.contains_key(name), "{name} is a hop-by-hop header");
     }
-    let own =
-        |name: &HeaderName| ["x-flowgate-waited", "x-flowgate-attempts"].contains(&name.as_str());
-    assert!(
-        headers
-            .keys()
-            .all(|name| own(name) || !name.as_str().starts_with("x-flowgate-"))
-    );
+    for name in headers.keys().map(HeaderName::as_str) {
+        let is_own = ["x-flowgate-waited", "x-flowgate-attempts"].contains(&name);
+        assert!(is_own || !name.starts_with("x-flowgate-"), "{name}");
+    }
 }
 
-/// Lines of `name: value`, as a caller's or an answer's headers; the first line holds the status.
+/// Lines of `name: value` are the headers of a call and of an answer; the first line selects the
+/// status.
 pub fn hints(input: &[u8]) {
     let (first, rest) = first_line(input);
     let status = STATUSES[first.first().map_or(0, |byte| usize::from(*byte)) % STATUSES.len()];
@@ -193,34 +188,10 @@ pub fn hints(input: &[u8]) {
     let Verdict::Throttled { hint, .. } = &verdict else {
         return;
     };
-    let (now, policy) = (Instant::now(), &DEFAULTS.retry);
-    let mut pause = Pause::default();
-    pause.throttled(
-        &ThrottleRefusal {
-            written_at: now,
-            hint: *hint,
-            isolated: false,
-        },
-        policy,
-        now,
-        0.99,
-    );
-    assert!(
-        pause.remaining(now) <= policy.max_pause,
-        "nobody pauses a lane for longer"
-    );
-    let left = Duration::from_secs(3600);
-    let alone = Tries {
-        sent: 1,
-        can_repeat: true,
-        has_lane: false,
-        left,
-    };
-    if let Decision::Again { after } = retry::decide(&verdict, alone, policy, 0.99) {
-        assert!(after <= policy.max_pause);
-    }
+    check_pause(*hint);
+    check_retry(&verdict);
     let response = reply::pass_on(Some(answer), &verdict, SERVICE, || Duration::ZERO);
-    let response = response.expect("a throttle refusal is the caller's to read");
+    let response = response.expect("a throttled answer is passed on");
     check_headers(&response);
     for name in ["x-acs-retry-after", "retry-after"] {
         let mut values = response.headers().get_all(name).iter();
@@ -229,8 +200,43 @@ pub fn hints(input: &[u8]) {
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         assert!(
             value.is_some_and(|wait| wait > 0) && values.next().is_none(),
-            "{name} is there once and never zero"
+            "{name} occurs once and is not zero"
         );
+    }
+}
+
+/// A lane never pauses longer than the configuration allows.
+fn check_pause(hint: Option<Duration>) {
+    let now = Instant::now();
+    let policy = &DEFAULTS.retry;
+    let mut pause = Pause::default();
+    pause.throttled(
+        &ThrottleRefusal {
+            written_at: now,
+            hint,
+            isolated: false,
+        },
+        policy,
+        now,
+        0.99,
+    );
+    assert!(
+        pause.remaining(now) <= policy.max_pause,
+        "max_pause bounds every pause"
+    );
+}
+
+/// A call without a lane never waits longer than the configuration allows.
+fn check_retry(verdict: &Verdict) {
+    let policy = &DEFAULTS.retry;
+    let alone = Tries {
+        sent: 1,
+        can_repeat: true,
+        has_lane: false,
+        left: Duration::from_secs(3600),
+    };
+    if let Decision::Again { after } = retry::decide(verdict, alone, policy, 0.99) {
+        assert!(after <= policy.max_pause);
     }
 }
 

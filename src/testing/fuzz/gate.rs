@@ -1,6 +1,7 @@
-//! What becomes of any bytes on a connection? They go through hyper's own reader and the steps before the queue, signed
-//! anew on the way as a caller with the secret would, because no fuzzer finds an HMAC; what is accepted is signed for
-//! CAMS and must say what the caller said.
+//! Arbitrary bytes on a connection. They pass through hyper's parser and the steps before the
+//! queue. On the way they are signed with the right secret, because a fuzzer cannot find an HMAC.
+//! An accepted call is signed for CAMS, and that request must have the same meaning as the
+//! caller's.
 
 use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
@@ -33,7 +34,8 @@ use crate::error::Refusal;
 use crate::primitives::byte_budget::Room;
 use crate::primitives::secret::Secret;
 
-/// A Flowgate up to the queue: it has the secret of [`SIGNER`]'s key, and none of `LTAI-alias`.
+/// The steps of Flowgate up to the queue. It has the secret of [`SIGNER`]'s key and no secret of
+/// `LTAI-alias`.
 pub struct Gate {
     config: Config,
     directory: Directory,
@@ -43,11 +45,11 @@ pub struct Gate {
     runtime: Runtime,
 }
 
-/// One connection's doings.
+/// The state of one connection.
 struct Visit<'a> {
     gate: &'a Gate,
     nonces: Nonces,
-    /// An answer said that nothing is read any more.
+    /// Whether an answer has closed the connection.
     closed: Cell<bool>,
     sent: RefCell<Vec<Request<Bytes>>>,
 }
@@ -70,7 +72,7 @@ fn settings() -> Config {
     ];
     let env = env.map(|(name, value)| (OsString::from(name), OsString::from(value)));
     config::load(None, env)
-        .expect("the targets' configuration has no mistake")
+        .expect("the targets' configuration is valid")
         .config
 }
 
@@ -86,20 +88,20 @@ impl Default for Gate {
             directory: Directory::new(&config, None),
             margins: Margins::default(),
             secret: Secret::new(SIGNER[1]),
-            now: time::parse(SIGNER[2]).expect("the moment is written as stamps are"),
-            runtime: runtime.expect("the system gives a timer"),
+            now: time::parse(SIGNER[2]).expect("the time has the form of a timestamp"),
+            runtime: runtime.expect("the runtime can be built"),
             config,
         }
     }
 }
 
 impl Gate {
-    /// The moment at which all signatures are made.
+    /// The time of all signatures.
     pub fn now(&self) -> SystemTime {
         self.now
     }
 
-    /// Reads all that comes on one connection; gives back what goes to CAMS under the account's own signature.
+    /// Reads all bytes of one connection. Returns the requests to CAMS that Flowgate signed.
     pub fn connection(&self, input: &[u8]) -> Vec<Request<Bytes>> {
         let nonces = Nonces::new(self.now - Duration::from_secs(3600));
         let visit = Visit {
@@ -114,7 +116,7 @@ impl Gate {
         let served = server
             .half_close(true)
             .max_buf_size(self.config.listen.max_header.max(8192));
-        // What is not HTTP ends with an error; nobody is there to read an answer.
+        // Input that is not HTTP ends with an error, which does not matter here.
         drop(
             self.runtime
                 .block_on(served.serve_connection(stream, service)),
@@ -122,7 +124,7 @@ impl Gate {
         visit.sent.into_inner()
     }
 
-    /// A version 1 call: the query on the first line, the form behind it.
+    /// A version 1 call: the first line is the query, the rest the form.
     pub fn rpc(&self, input: &[u8]) -> Vec<Request<Bytes>> {
         let (query, form) = first_line(input);
         let kind = if form.is_empty() {
@@ -137,8 +139,8 @@ impl Gate {
         self.connection(&[b"POST /?Signature=x&", query, behind.as_bytes(), form].concat())
     }
 
-    /// The head as whoever has the secret would have signed it.
-    fn signed_anew(&self, head: &Parts, body: &[u8]) -> Option<Parts> {
+    /// The head with a signature by the right secret.
+    fn signed_again(&self, head: &Parts, body: &[u8]) -> Option<Parts> {
         let mut head = head.clone();
         match head.headers.get(AUTHORIZATION).cloned() {
             Some(value) => self.sign_v3(&mut head, value.to_str().ok()?, body)?,
@@ -154,19 +156,13 @@ impl Gate {
             *value = HeaderValue::from_str(&hash).ok()?;
         }
         let params = Params::from_query(head.uri.query().unwrap_or_default()).ok()?;
-        let value = |name: &&str| {
-            head.headers
-                .get(*name)
-                .map(HeaderValue::as_bytes)
-                .unwrap_or_default()
-        };
         let signable = Signable {
             method: head.method.as_str(),
             query: params.query().collect(),
             headers: signed
                 .signed_headers
                 .iter()
-                .map(|name| (*name, value(name)))
+                .map(|name| (*name, header_bytes(head, name)))
                 .collect(),
             body_hash: &hash,
         };
@@ -179,21 +175,15 @@ impl Gate {
     fn sign_v1(&self, head: &mut Parts, body: &[u8]) -> Option<()> {
         let query = head.uri.query()?.as_bytes();
         let form = if has_form(head) { body } else { b"" };
-        let all: Vec<_> = pairs(query).chain(pairs(form)).collect();
-        let all = all.iter().map(|(name, value)| {
-            Some((
-                std::str::from_utf8(name).ok()?,
-                std::str::from_utf8(value).ok()?,
-            ))
-        });
-        let all: Option<Vec<_>> = all.collect();
-        let signature = v1::sign(
-            &self.secret,
-            &v1::string_to_sign(head.method.as_str(), all?),
-        );
-        let is_signature = |pair: &&[u8]| {
-            pair.split(|byte| *byte == b'=').next().map(plain) == Some(b"Signature".into())
-        };
+        let raw: Vec<_> = pairs(query).chain(pairs(form)).collect();
+        let mut all = Vec::new();
+        for (name, value) in &raw {
+            let name = std::str::from_utf8(name).ok()?;
+            let value = std::str::from_utf8(value).ok()?;
+            all.push((name, value));
+        }
+        let string_to_sign = v1::string_to_sign(head.method.as_str(), all);
+        let signature = v1::sign(&self.secret, &string_to_sign);
         let kept: Vec<_> = query
             .split(|byte| *byte == b'&')
             .filter(|pair| !is_signature(pair))
@@ -211,6 +201,19 @@ impl Gate {
     }
 }
 
+fn header_bytes<'a>(head: &'a Parts, name: &str) -> &'a [u8] {
+    head.headers
+        .get(name)
+        .map(HeaderValue::as_bytes)
+        .unwrap_or_default()
+}
+
+/// Whether a raw pair of a query is the parameter `Signature`.
+fn is_signature(pair: &[u8]) -> bool {
+    let name = pair.split(|byte| *byte == b'=').next();
+    name.map(plain) == Some(b"Signature".into())
+}
+
 // === impl Visit ===
 
 impl Visit<'_> {
@@ -220,7 +223,7 @@ impl Visit<'_> {
     ) -> Result<Response<Full<Bytes>>, Infallible> {
         assert!(
             !self.closed.get(),
-            "nothing is read behind an answer that closes"
+            "nothing is read after an answer that closes the connection"
         );
         let (head, body) = request.into_parts();
         let response = match self.steps(&head, body).await {
@@ -243,26 +246,28 @@ impl Visit<'_> {
         let max = as_it_came.as_ref().map_or(config.listen.max_body, |claim| {
             claim.max_body(config.listen.max_body)
         });
-        let share = Room::new(max).take(0).expect("nothing always fits");
+        let share = Room::new(max)
+            .take(0)
+            .expect("a zero-byte reservation cannot fail");
         let allowance = body::Allowance {
             max,
             within: config.listen.body_timeout,
             shares: vec![share],
         };
         let body = body::read(body, allowance).await?;
-        let Some(head) = self.gate.signed_anew(head, &body) else {
+        let Some(head) = self.gate.signed_again(head, &body) else {
             return as_it_came.map(drop);
         };
         let caller =
             identify::head(&head, directory, *now)?.prove(body.clone(), &self.nonces, *now)?;
         let operation = classify::classify(&caller, &head.headers, config, &self.gate.margins)?;
         assert!(!operation.hold.is_zero() && operation.hold <= config.queue.max_hold);
-        self.send(&caller.into_sendable(), (&head, &body)).await;
+        self.send(&caller.into_sendable(), &head, &body).await;
         Ok(())
     }
 
-    /// Signs for CAMS, and compares what that says with what the caller said.
-    async fn send(&self, call: &Sendable, (head, body): (&Parts, &Bytes)) {
+    /// Signs for CAMS, and compares the meaning of that request with the caller's.
+    async fn send(&self, call: &Sendable, head: &Parts, body: &Bytes) {
         let host = &self.gate.config.upstream.host;
         let (sent, sent_body) = sign::sign(call, host, self.gate.now).into_parts();
         let Ok(sent_body) = sent_body.collect().await;
@@ -273,7 +278,7 @@ impl Visit<'_> {
                 assert_eq!(
                     reading::read(&sent, &sent_body),
                     reading::read(head, body),
-                    "what was authorised is sent"
+                    "the sent request has the meaning of the authorised one"
                 );
                 self.sent
                     .borrow_mut()
@@ -283,7 +288,7 @@ impl Visit<'_> {
                 assert_eq!(
                     (sent.uri.path_and_query(), &sent_body),
                     (head.uri.path_and_query(), body),
-                    "byte for byte"
+                    "a relayed call is forwarded byte for byte"
                 );
                 assert!(
                     !sent.headers.contains_key("transfer-encoding")
@@ -294,19 +299,19 @@ impl Visit<'_> {
     }
 }
 
-/// The refusal as its caller reads it: an SDK must find the code, and nobody the secret.
+/// The answer for a refusal: an SDK must find the code, and it must not contain the secret.
 async fn refuse(head: &Parts, refusal: &Refusal) -> Response<Full<Bytes>> {
     let response = reply::refuse(refusal, &Manner::of(head), "1");
     let (parts, body) = response.into_parts();
     let Ok(body) = body.collect().await;
     let body = body.to_bytes();
     let kind = parts.headers[CONTENT_TYPE].to_str().ok();
-    let summary = answer::read(kind, &body).expect("an SDK reads what Flowgate answers");
+    let summary = answer::read(kind, &body).expect("an SDK can parse the refusal");
     assert_eq!(summary.code.as_deref(), Some(refusal.kind.code()));
     assert!(parts.status.is_client_error() || parts.status.is_server_error());
     assert!(
         !String::from_utf8_lossy(&body).contains(SIGNER[1]),
-        "no answer shows a secret"
+        "no answer contains a secret"
     );
     Response::from_parts(parts, Full::new(body))
 }

@@ -1,11 +1,11 @@
-//! What does a request ask for, whatever signs it? Read by a few lenient lines that share nothing with `acs`, from what
-//! a caller sent and from what Flowgate makes of it: the two must agree.
+//! The meaning of a request, independent of its signature. A lenient parser that shares no code
+//! with `acs` reads the caller's request and Flowgate's request to CAMS; both must agree.
 
 use std::collections::BTreeMap;
 
 use hyper::http::request::Parts;
 
-/// One request's meaning.
+/// The meaning of one request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Reading {
     method: String,
@@ -15,7 +15,7 @@ pub(super) struct Reading {
     json: Vec<u8>,
 }
 
-/// Parameters that sign, or speak for somebody else.
+/// Parameters of the signature, and those that state properties of another caller.
 const DROPPED: [&str; 11] = [
     "AccessKeyId",
     "Action",
@@ -30,23 +30,27 @@ const DROPPED: [&str; 11] = [
     "SignatureMethod",
 ];
 
-/// `%XX` and `+`; bytes that are no escape stay as they are.
+/// Decodes `%XX` and `+`; other bytes are kept.
 pub(super) fn plain(text: &[u8]) -> Vec<u8> {
-    let hex = |bytes: &[u8]| u8::from_str_radix(std::str::from_utf8(bytes).ok()?, 16).ok();
     let mut decoded = Vec::new();
     let mut rest = text;
     while let [byte, more @ ..] = rest {
         rest = more;
         match (byte, more) {
             (b'+', _) => decoded.push(b' '),
-            (b'%', [high, low, after @ ..]) if hex(&[*high, *low]).is_some() => {
-                decoded.extend(hex(&[*high, *low]));
+            (b'%', [high, low, after @ ..]) if hex(*high, *low).is_some() => {
+                decoded.extend(hex(*high, *low));
                 rest = after;
             }
             (other, _) => decoded.push(*other),
         }
     }
     decoded
+}
+
+fn hex(high: u8, low: u8) -> Option<u8> {
+    let digits = [high, low];
+    u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()
 }
 
 /// The raw pairs of a query or form.
@@ -63,7 +67,7 @@ pub(super) fn pairs(text: &[u8]) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
     })
 }
 
-/// Whether the head says that its body is a form.
+/// Whether the head declares its body as a form.
 pub(super) fn has_form(head: &Parts) -> bool {
     let kind = head
         .headers
@@ -72,25 +76,24 @@ pub(super) fn has_form(head: &Parts) -> bool {
     kind.is_some_and(|kind| kind.starts_with(b"application/x-www-form-urlencoded"))
 }
 
-/// Reads a request.
+fn is_dropped(name: &[u8]) -> bool {
+    name.to_ascii_lowercase().starts_with(b"signature")
+        || DROPPED
+            .iter()
+            .any(|dropped| name.eq_ignore_ascii_case(dropped.as_bytes()))
+}
+
+/// Parses a request.
 pub(super) fn read(head: &Parts, body: &[u8]) -> Reading {
     let form = if has_form(head) { body } else { b"" };
     let query = head.uri.query().unwrap_or_default().as_bytes();
     let mut params: BTreeMap<_, _> = pairs(query).chain(pairs(form)).collect();
-    let header = |name: &str| {
-        head.headers
-            .get(name)
-            .map(|value| value.as_bytes().to_vec())
-    };
-    let action = params
-        .remove(b"Action".as_slice())
-        .or_else(|| header("x-acs-action"));
-    let format = params.remove(b"Format".as_slice());
-    params.retain(|name, _| {
-        let is = |dropped: &str| name.eq_ignore_ascii_case(dropped.as_bytes());
-        !DROPPED.iter().any(|dropped| is(dropped))
-            && !name.to_ascii_lowercase().starts_with(b"signature")
+    let action = params.remove(b"Action".as_slice()).or_else(|| {
+        let header = head.headers.get("x-acs-action")?;
+        Some(header.as_bytes().to_vec())
     });
+    let format = params.remove(b"Format".as_slice());
+    params.retain(|name, _| !is_dropped(name));
     Reading {
         method: head.method.to_string(),
         action: action.unwrap_or_default(),

@@ -1,4 +1,5 @@
-//! Calls made up by a test: edited first, then signed, so that only the edited part can be what is refused.
+//! Calls that a test edits before they are signed, so that only the edited part can be the reason
+//! of a refusal.
 
 use super::*;
 use crate::acs::v3::Signable;

@@ -1,4 +1,4 @@
-//! A request as bytes, and an independent reading of it: decoded by a few lines that share nothing with `acs`.
+//! A request as bytes, and an independent parser for it that shares no code with `acs`.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ pub(super) struct Capture {
     pub(super) body: Vec<u8>,
 }
 
-/// What a request asks for, whatever signs it.
+/// The meaning of a request, independent of its signature.
 #[derive(Debug, PartialEq)]
 pub(super) struct Reading {
     method: String,
@@ -27,10 +27,10 @@ pub(super) struct Reading {
     json: Option<String>,
 }
 
-/// How many captures [`signed`] gives.
+/// The number of captures that [`signed`] returns.
 pub(super) const SIGNED: usize = 29;
 
-/// Every capture that an HMAC with SHA-1 or SHA-256 signs.
+/// Every capture that is signed by an HMAC with SHA-1 or SHA-256.
 pub(super) fn signed() -> Vec<(String, Capture)> {
     let is_signed = |vector: &&vectors::Vector| {
         matches!(
@@ -57,15 +57,12 @@ pub(super) fn load(file: &str) -> Capture {
     let head = std::str::from_utf8(&raw[..end]).unwrap();
     let mut lines = head.split("\r\n");
     let mut first = lines.next().unwrap().split(' ');
-    let (method, target) = (
-        first.next().unwrap().to_owned(),
-        first.next().unwrap().to_owned(),
-    );
-    let split = |line: &str| {
-        line.split_once(": ")
-            .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
-    };
-    let headers = lines.map(|line| split(line).unwrap()).collect();
+    let method = first.next().unwrap().to_owned();
+    let target = first.next().unwrap().to_owned();
+    let headers = lines
+        .map(|line| line.split_once(": ").unwrap())
+        .map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec()))
+        .collect();
     let mut capture = Capture {
         method,
         target,
@@ -94,7 +91,7 @@ fn dechunk(mut rest: &[u8]) -> Vec<u8> {
     }
 }
 
-/// `%XX` and `+`, bytes that are no escape as they are.
+/// Decodes `%XX` and `+`; other bytes are kept.
 pub(super) fn plain(text: &str) -> String {
     let bytes = text.replace('+', " ").into_bytes();
     let mut out = Vec::new();
@@ -115,13 +112,10 @@ pub(super) fn plain(text: &str) -> String {
 }
 
 pub(super) fn pairs(text: &str) -> Vec<(String, String)> {
-    let split = |pair: &str| {
-        pair.split_once('=')
-            .map(|(name, value)| (plain(name), plain(value)))
-    };
     text.split('&')
         .filter(|pair| !pair.is_empty())
-        .map(|pair| split(pair).unwrap())
+        .map(|pair| pair.split_once('=').unwrap())
+        .map(|(name, value)| (plain(name), plain(value)))
         .collect()
 }
 
@@ -164,7 +158,7 @@ impl Capture {
         }
     }
 
-    /// The independent reading.
+    /// Parses the request independently.
     pub(super) fn read(&self) -> Reading {
         let mut params: BTreeMap<String, String> = pairs(self.query())
             .into_iter()

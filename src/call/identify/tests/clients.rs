@@ -1,10 +1,11 @@
-//! What a client with a key of its own may do, and what is known of a call once it is classified.
+//! Permissions of clients with their own keys, and the operation of a classified call.
 
 use super::call::{Call, v3};
 use super::*;
 use Kind::{Forbidden, SignatureDoesNotMatch};
 
-/// A gate with a client that may create flows for two sub-customers, and one that may do all.
+/// A gate with a client that may create flows for two sub-customers, and one that may call
+/// everything.
 fn clients() -> Gate {
     Gate::with(&[
         ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
@@ -24,13 +25,14 @@ fn clients() -> Gate {
 
 fn team_a(edit: impl FnOnce(&mut Call)) -> Capture {
     v3(|call| {
-        (call.key, call.secret) = ("team-a", "secret-of-team-a-0123456789");
+        call.key = "team-a";
+        call.secret = "secret-of-team-a-0123456789";
         edit(call);
     })
 }
 
 #[test]
-fn rule_12_a_client_may_do_what_is_listed() {
+fn a_client_may_call_only_what_its_entry_lists() {
     let gate = clients();
     let forbidden = |capture: &Capture, why: &str| {
         let refusal = clients().classify(capture).err().unwrap();
@@ -66,15 +68,13 @@ fn rule_12_a_client_may_do_what_is_listed() {
         "CustSpaceId",
     );
     let any = v3(|call| {
-        (call.key, call.secret, call.query) = (
-            "team-b",
-            "secret-of-team-b-0123456789",
-            "CustWabaId=x".into(),
-        );
+        call.key = "team-b";
+        call.secret = "secret-of-team-b-0123456789";
+        call.query = "CustWabaId=x".into();
         call.set("x-acs-action", "DeleteFlow");
     });
     assert_eq!(gate.classify(&any).unwrap().client.as_str(), "team-b");
-    // A client's own secret and no other proves it.
+    // Only the client's own secret is accepted.
     assert_eq!(
         gate.refuses(&team_a(|call| call.secret = SECRET)).0,
         SignatureDoesNotMatch
@@ -82,7 +82,7 @@ fn rule_12_a_client_may_do_what_is_listed() {
 }
 
 #[test]
-fn a_client_is_signed_for_with_the_accounts_key() {
+fn a_clients_call_is_signed_with_the_accounts_key() {
     let gate = clients();
     let sent = gate.send(gate.ask(&team_a(|_| ())).unwrap());
     let authorization = sent.header("authorization").unwrap().to_owned();
@@ -101,7 +101,7 @@ fn a_client_is_signed_for_with_the_accounts_key() {
 }
 
 #[test]
-fn rule_38_labels_are_from_closed_sets() {
+fn labels_are_from_closed_sets() {
     let gate = Gate::new();
     let label = |nonce: &str, action: &str| {
         let operation = gate.classify(&v3(|call| {

@@ -1,5 +1,5 @@
-//! Rule 1's test: captures are mangled, and whenever one is still accepted, what goes to CAMS says what the stock SDK
-//! said, by a reading that shares no code with Flowgate's.
+//! Mangled captures: if one is still accepted, the request to CAMS has the meaning of the original,
+//! according to a parser that shares no code with Flowgate.
 
 use std::sync::LazyLock;
 
@@ -31,7 +31,7 @@ enum Mutation {
     Body { body: Vec<u8> },
 }
 
-/// Names and values that a request is likely to trip over.
+/// Names and values that are likely to expose ambiguities.
 const PARAMETERS: [&str; 10] = [
     "Action",
     "action",
@@ -127,7 +127,7 @@ fn split(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Escapes every letter and digit that is not part of an escape already.
+/// Escapes every letter and digit that is not already part of an escape.
 fn escape_all(pair: &str) -> String {
     let mut inside = 0;
     let escape = |c: char| {
@@ -147,11 +147,9 @@ fn apply(mutation: &Mutation, capture: &mut Capture) {
         .target
         .split_once('?')
         .unwrap_or((&capture.target, ""));
-    let (mut path, mut query, mut form) = (
-        path.to_owned(),
-        split(query),
-        split(std::str::from_utf8(&capture.body).unwrap_or("")),
-    );
+    let mut path = path.to_owned();
+    let mut query = split(query);
+    let mut form = split(std::str::from_utf8(&capture.body).unwrap_or(""));
     let is_form = capture
         .header("content-type")
         .is_some_and(|value| value.contains("form"));
@@ -236,7 +234,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn rule_1_what_is_sent_is_what_was_authorised(at in 0..SIGNED, mutations in prop::collection::vec(mutation(), 1..4)) {
+    fn a_mangled_call_is_refused_or_sent_with_its_signed_meaning(
+        at in 0..SIGNED,
+        mutations in prop::collection::vec(mutation(), 1..4),
+    ) {
         let original = &CAPTURES[at].1;
         let mut mangled = original.clone();
         for mutation in &mutations {
@@ -250,7 +251,7 @@ proptest! {
 }
 
 #[test]
-fn changes_that_no_signature_covers_change_nothing() {
+fn changes_outside_the_signature_change_nothing() {
     let header = |name: &str, value: &str| Mutation::AddHeader {
         name: name.into(),
         value: value.into(),
@@ -281,7 +282,7 @@ fn changes_that_no_signature_covers_change_nothing() {
 }
 
 #[test]
-fn version_1_does_not_say_where_a_parameter_stands() {
+fn version_1_does_not_sign_whether_a_parameter_is_in_query_or_form() {
     let original = capture::load("py5_d_v2_ak.http");
     let index = capture::pairs(original.query())
         .iter()

@@ -1,4 +1,5 @@
-//! Calls that Flowgate has no secret for: what goes on, and what is refused before it waits.
+//! Calls with keys that Flowgate has no secret for: what is forwarded, and what is refused before
+//! it is queued.
 
 use super::call::{Call, v1, v3};
 use super::*;
@@ -13,10 +14,11 @@ fn gate() -> Gate {
     ])
 }
 
-/// A call under a secret that Flowgate does not have, as `http_proxy` brings it.
+/// A call that is signed with a secret that Flowgate does not have, sent through `http_proxy`.
 fn through_proxy(edit: impl FnOnce(&mut Call)) -> Capture {
     let mut capture = v3(|call| {
-        (call.key, call.secret) = (ALIAS, "not-here");
+        call.key = ALIAS;
+        call.secret = "not-here";
         call.set("host", UPSTREAM);
         edit(call);
     });
@@ -26,7 +28,8 @@ fn through_proxy(edit: impl FnOnce(&mut Call)) -> Capture {
 
 fn alias_v1(edit: impl FnOnce(&mut Call)) -> Capture {
     v1(&[], |call| {
-        (call.key, call.secret) = (ALIAS, "not-here");
+        call.key = ALIAS;
+        call.secret = "not-here";
         edit(call);
     })
 }
@@ -37,7 +40,7 @@ fn sent(capture: &Capture) -> Capture {
 }
 
 #[test]
-fn version_3_goes_on_as_it_was_signed() {
+fn version_3_is_relayed_as_it_was_signed() {
     let capture = through_proxy(|call| {
         call.form("Name=a+b%2A");
         for name in ["user-agent", "accept", "x-acs-credentials-provider"] {
@@ -85,7 +88,7 @@ fn version_3_goes_on_as_it_was_signed() {
 }
 
 #[test]
-fn an_encoding_that_is_signed_goes_on_and_no_other_beside_it() {
+fn a_signed_accept_encoding_is_the_only_one_sent() {
     let sent = sent(&through_proxy(|call| {
         call.set("accept-encoding", "gzip, br")
     }));
@@ -100,7 +103,7 @@ fn an_encoding_that_is_signed_goes_on_and_no_other_beside_it() {
 }
 
 #[test]
-fn version_1_goes_on_with_another_host() {
+fn version_1_is_relayed_with_the_upstream_host() {
     let capture = alias_v1(|call| call.form("Name=a+b%2A"));
     let sent = sent(&capture);
     assert_eq!((&sent.target, &sent.body), (&capture.target, &capture.body));
@@ -115,14 +118,14 @@ fn version_1_goes_on_with_another_host() {
 }
 
 #[test]
-fn version_3_signed_for_flowgates_own_address_is_told_what_to_do() {
+fn the_refusal_of_a_relayed_call_signed_for_flowgate_says_what_to_do() {
     let (kind, message) = gate().refuses(&v3(|call| call.key = ALIAS));
     assert_eq!(kind, Kind::SignedHostMismatch);
     assert!(
         message.contains("http_proxy") && message.contains(UPSTREAM) && !message.contains(ALIAS),
         "{message}"
     );
-    // The name alone is not enough: CAMS computes with the very bytes.
+    // Case matters: CAMS computes the signature with the exact bytes.
     let upper = v3(|call| {
         call.key = ALIAS;
         call.set("host", "CAMS.ap-southeast-1.aliyuncs.com");
@@ -131,7 +134,7 @@ fn version_3_signed_for_flowgates_own_address_is_told_what_to_do() {
 }
 
 #[test]
-fn rule_25_what_needs_no_secret_is_checked() {
+fn relayed_calls_pass_every_check_that_needs_no_secret() {
     let refuses = |capture: &Capture| gate().refuses(capture).0;
     let mut body = through_proxy(|call| call.form("a=1"));
     body.body = b"a=2".to_vec();
@@ -176,7 +179,7 @@ fn rule_25_what_needs_no_secret_is_checked() {
 }
 
 #[test]
-fn an_alias_spends_its_accounts_quota_as_one_unverified_client() {
+fn an_alias_uses_its_accounts_quota_as_one_unverified_client() {
     let operation = gate().classify(&through_proxy(|_| ())).unwrap();
     assert_eq!(
         (operation.account_label(), operation.action_label()),
@@ -192,10 +195,11 @@ fn an_alias_spends_its_accounts_quota_as_one_unverified_client() {
 }
 
 #[test]
-fn rule_44_a_relayed_call_is_sent_before_its_stamp_is_14_minutes_old_or_not_at_all() {
+fn a_relayed_call_is_sent_before_its_timestamp_is_14_minutes_old_or_refused() {
     let wait = |stamp: &'static str| {
         let call = v1(&[("Timestamp", stamp)], |call| {
-            (call.key, call.secret) = (ALIAS, "not-here")
+            call.key = ALIAS;
+            call.secret = "not-here";
         });
         gate().classify(&call).unwrap().wait
     };
@@ -204,7 +208,7 @@ fn rule_44_a_relayed_call_is_sent_before_its_stamp_is_14_minutes_old_or_not_at_a
     assert_eq!(
         wait("2026-11-24T03:10:00Z"),
         usual,
-        "a clock that is ahead gains nothing"
+        "a clock that is ahead does not extend the wait"
     );
     assert_eq!(wait("2026-11-24T02:45:10Z"), Duration::from_secs(10));
     assert_eq!(wait("2026-11-24T02:45:00Z"), Duration::ZERO);
@@ -213,14 +217,14 @@ fn rule_44_a_relayed_call_is_sent_before_its_stamp_is_14_minutes_old_or_not_at_a
     assert_eq!(
         managed.unwrap().wait,
         usual,
-        "Flowgate stamps what it signs"
+        "Flowgate sets the timestamp of calls that it signs"
     );
 }
 
 #[test]
-fn rule_38_unknown_keys_are_accounts_of_their_own_under_one_label() {
+fn unknown_keys_are_separate_accounts_under_one_label() {
     let gate = gate();
-    // Even a key that is called as an account is spends nothing of that account's.
+    // A key with the id of an account does not use the quota of that account.
     for key in ["LTAI-x", "LTAI-y", "acme"] {
         let capture = v1(&[("SignatureNonce", key)], |call| call.key = key);
         let operation = gate.classify(&capture).unwrap();
@@ -233,7 +237,7 @@ fn rule_38_unknown_keys_are_accounts_of_their_own_under_one_label() {
 }
 
 #[test]
-fn rule_28_relayed_bodies_are_unproven() {
+fn a_relayed_body_is_never_verified() {
     let max = |capture: &Capture| {
         gate()
             .claim(capture)
@@ -245,10 +249,10 @@ fn rule_28_relayed_bodies_are_unproven() {
 }
 
 #[test]
-fn other_algorithms_pass_for_keys_that_flowgate_cannot_check() {
+fn other_algorithms_are_relayed_for_keys_without_a_secret() {
     let gate = Gate::bare(&[("FLOWGATE_UNKNOWN_KEYS", "relay")]);
     for file in ["py5_d_sm3.http", "py5_d_rsa.http"] {
-        // Signed for an own address, which is all that stands against them.
+        // The only reason for the refusal is that they are signed for Flowgate's own address.
         assert_eq!(
             gate.refuses(&capture::load(file)).0,
             Kind::SignedHostMismatch,
@@ -267,7 +271,7 @@ fn other_algorithms_pass_for_keys_that_flowgate_cannot_check() {
 }
 
 #[test]
-fn stock_captures_pass_where_their_signature_allows_it() {
+fn sdk_captures_are_relayed_where_their_signed_host_allows_it() {
     let gate = Gate::bare(&[("FLOWGATE_UNKNOWN_KEYS", "relay")]);
     let mut passed = 0;
     for (file, capture) in capture::signed() {

@@ -1,11 +1,11 @@
-//! Whoever was identified before a reload: secrets that are being replaced, sessions that follow each other, and clients
-//! that may do less or are gone by the time that their call is sent.
+//! Reloads between identification and sending: rotated secrets, renewed sessions, and clients that
+//! were restricted or removed.
 
 use super::call::{Call, v1, v3};
 use super::*;
 use crate::call::settings::Settings;
 
-/// A gate whose settings are exchanged.
+/// A gate whose settings can be reloaded.
 struct Gate {
     settings: Settings,
     nonces: Nonces,
@@ -43,7 +43,7 @@ impl Gate {
         })
     }
 
-    /// What CAMS would get of a call that was identified before.
+    /// The request that CAMS would get for a call that was identified before.
     fn send(&self, Waiting { account, call }: &mut Waiting) -> Result<Capture, Refusal> {
         let mut generation = 0;
         self.settings.recheck(call, account, &mut generation)?;
@@ -52,7 +52,7 @@ impl Gate {
     }
 }
 
-/// A call that was identified.
+/// An identified call that is queued.
 struct Waiting {
     account: AccountId,
     call: Sendable,
@@ -75,10 +75,22 @@ fn team(more: &str) -> String {
     format!("{ACME}[[clients]]\naccess_key_id = \"team-a\"\naccount = \"acme\"\n{more}\n")
 }
 
-/// Both signatures, each with a nonce of its own.
+fn write_session(folder: &tempfile::TempDir, key: &str, secret: &str) {
+    let session = serde_json::json!({
+        "AccessKeyId": key,
+        "AccessKeySecret": secret,
+        "SecurityToken": format!("token of {key}"),
+    });
+    std::fs::write(folder.path().join("acme.json"), session.to_string()).unwrap();
+}
+
+/// A call with each signature version, with separate nonces.
 fn calls(key: &'static str, secret: &'static str) -> [Capture; 2] {
     let nonce = format!("nonce-{}", fastrand::u64(..));
-    let sign = |call: &mut Call| (call.key, call.secret) = (key, secret);
+    let sign = |call: &mut Call| {
+        call.key = key;
+        call.secret = secret;
+    };
     let third = v3(|call| {
         sign(call);
         call.set("x-acs-signature-nonce", &format!("{nonce}-3"));
@@ -94,7 +106,7 @@ fn headers(sent: &Capture) -> String {
 }
 
 #[test]
-fn while_a_secret_is_replaced_both_are_good() {
+fn both_secrets_are_valid_during_a_rotation() {
     let both = "access_key_secret = { env = \"TWO\" }\nprevious_access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]";
     let mut gate = Gate::new(&team(both));
     for secret in ["secret-ONE", "secret-TWO"] {
@@ -122,7 +134,7 @@ fn while_a_secret_is_replaced_both_are_good() {
 }
 
 #[test]
-fn a_disabled_client_is_refused_when_its_signature_is_known_to_be_right() {
+fn a_disabled_client_is_refused_after_its_signature_is_verified() {
     let gate = Gate::new(&team(
         "access_key_secret = { env = \"ONE\" }\nactions = [\"*\"]\ndisabled = true",
     ));
@@ -138,7 +150,7 @@ fn a_disabled_client_is_refused_when_its_signature_is_known_to_be_right() {
 }
 
 #[test]
-fn rule_40_who_waits_is_looked_at_again_before_it_is_sent() {
+fn a_queued_call_is_authorized_again_before_it_is_sent() {
     let may = "access_key_secret = { env = \"ONE\" }\nactions = [\"CreateFlow\"]";
     let [call, _] = calls("team-a", "secret-ONE");
     for (then, expected) in [
@@ -169,10 +181,11 @@ fn rule_40_who_waits_is_looked_at_again_before_it_is_sent() {
 }
 
 #[test]
-fn what_waits_is_signed_with_what_its_account_has_now() {
+fn a_queued_call_is_signed_with_its_accounts_current_credentials() {
     let mut gate = Gate::new(ACME);
     let [call, other] = calls("LTAI-acme-1", "secret-ONE");
-    let (mut caller, mut drained) = (gate.ask(&call).unwrap(), gate.ask(&other).unwrap());
+    let mut caller = gate.ask(&call).unwrap();
+    let mut drained = gate.ask(&other).unwrap();
     gate.then(&ACME.replace("LTAI-acme-1", "LTAI-acme-2"));
     assert!(
         gate.send(&mut caller)
@@ -180,7 +193,8 @@ fn what_waits_is_signed_with_what_its_account_has_now() {
             .target
             .contains("AccessKeyId=LTAI-acme-2")
     );
-    // The account is gone: nothing new comes in, and who waits is sent with what it had.
+    // The account is removed: new calls are refused, and queued ones are sent with its last
+    // credentials.
     gate.then("unknown_keys = \"refuse\"");
     assert!(headers(&gate.send(&mut drained).unwrap()).contains("Credential=LTAI-acme-1"));
     let [again, _] = calls("LTAI-acme-1", "secret-ONE");
@@ -188,7 +202,7 @@ fn what_waits_is_signed_with_what_its_account_has_now() {
 }
 
 #[test]
-fn who_waits_by_an_accounts_old_name_comes_back_by_its_new_one() {
+fn a_queued_call_whose_account_was_renamed_is_flushed() {
     let relaying = "unknown_keys = \"relay\"\n";
     let [relayed, _] = calls("LTAI-acme-1", "not-here");
     let [managed, _] = calls("LTAI-acme-1", "secret-ONE");
@@ -216,7 +230,7 @@ fn who_waits_by_an_accounts_old_name_comes_back_by_its_new_one() {
 }
 
 #[test]
-fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
+fn the_last_three_sessions_are_valid_for_callers_and_the_last_one_signs() {
     const NAMES: [(&str, &str); 4] = [
         ("STS.one", "secret-1"),
         ("STS.two", "secret-2"),
@@ -225,11 +239,7 @@ fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
     ];
     let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
     let folder = tempfile::tempdir().unwrap();
-    let write = |folder: &tempfile::TempDir, (key, secret): (&str, &str)| {
-        let session = serde_json::json!({ "AccessKeyId": key, "AccessKeySecret": secret, "SecurityToken": format!("token of {key}") });
-        std::fs::write(folder.path().join("acme.json"), session.to_string()).unwrap();
-    };
-    write(&folder, NAMES[0]);
+    write_session(&folder, NAMES[0].0, NAMES[0].1);
     let now = time::parse(NOW).unwrap();
     let settings = Settings::new(read(&folder, toml));
     let mut gate = Gate {
@@ -240,10 +250,10 @@ fn the_last_three_sessions_are_good_for_callers_and_the_last_one_signs() {
     };
     let [_, call] = calls(NAMES[0].0, NAMES[0].1);
     let mut oldest = gate.ask(&call).unwrap();
-    for session in &NAMES[1..] {
-        write(&gate.folder, *session);
+    for (key, secret) in &NAMES[1..] {
+        write_session(&gate.folder, key, secret);
         gate.then(toml);
-        // Read anew for another reason: the session is the same.
+        // A reload for another reason keeps the session.
         gate.then(toml);
     }
     for ((key, secret), good) in NAMES.iter().zip([false, true, true, true]) {

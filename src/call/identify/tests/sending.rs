@@ -1,4 +1,4 @@
-//! What leaves, header by header.
+//! The request to CAMS, header by header.
 
 use proptest::prelude::*;
 
@@ -16,7 +16,7 @@ fn sts() -> Gate {
     ])
 }
 
-/// Names of what leaves, in alphabetical order.
+/// Names of the sent headers, in alphabetical order.
 fn names(capture: &Capture) -> Vec<&str> {
     let mut names: Vec<_> = capture
         .headers
@@ -28,7 +28,7 @@ fn names(capture: &Capture) -> Vec<&str> {
 }
 
 #[test]
-fn rule_1_version_3_sends_a_closed_list() {
+fn a_version_3_request_has_only_listed_headers() {
     let gate = sts();
     let sent = gate.send(gate.ask(&v3(|call| call.form("b=%2a+c&a="))).unwrap());
     assert_eq!(
@@ -80,7 +80,7 @@ fn rule_1_version_3_sends_a_closed_list() {
 }
 
 #[test]
-fn rule_1_version_1_sends_a_closed_list() {
+fn a_version_1_request_has_only_listed_headers_and_parameters() {
     let gate = sts();
     let sent = gate.send(
         gate.ask(&v1(&[("Format", "xml")], |call| call.form("b=1")))
@@ -135,7 +135,8 @@ fn every_attempt_has_its_own_nonce_and_time() {
         caller.bytes(),
         "FlowNamea".len() + "CustSpaceIdspace-1".len()
     );
-    let (call, later) = (caller.into_sendable(), gate.now + Duration::from_secs(3600));
+    let call = caller.into_sendable();
+    let later = gate.now + Duration::from_secs(3600);
     let sent = [gate.now, later].map(|now| Capture::from(sign::sign(&call, UPSTREAM, now)));
     assert_eq!(sent[1].header("x-acs-date"), Some("2026-11-24T03:59:00Z"));
     assert_ne!(
@@ -149,7 +150,7 @@ fn every_attempt_has_its_own_nonce_and_time() {
 }
 
 #[test]
-fn credentials_are_not_shown_by_debug() {
+fn debug_output_hides_credentials() {
     let gate = sts();
     let request = sign::sign(
         &gate.ask(&v3(|_| ())).unwrap().into_sendable(),
@@ -165,9 +166,17 @@ fn credentials_are_not_shown_by_debug() {
 
 proptest! {
     #[test]
-    fn what_flowgate_signs_verifies_whatever_it_says(query in "[^\0]{0,40}", form in "[^\0]{0,40}", json in any::<bool>()) {
+    fn flowgate_accepts_what_it_signs_for_any_parameters(
+        query in "[^\0]{0,40}",
+        form in "[^\0]{0,40}",
+        json in any::<bool>(),
+    ) {
         let gate = Gate::new();
-        let body = if json { serde_json::json!({ "a": form }).to_string() } else { encode::pairs([("a", form.as_str())]) };
+        let body = if json {
+            serde_json::json!({ "a": form }).to_string()
+        } else {
+            encode::pairs([("a", form.as_str())])
+        };
         let three = v3(|call| {
             call.query = encode::pairs([("q", query.as_str())]);
             if json { call.json(&body) } else { call.form(&body) }

@@ -1,4 +1,5 @@
-//! The vectors: signatures of the stock SDKs, recomputed, and made anew for another host, date and nonce.
+//! Test vectors: signatures of the stock SDKs, recomputed, and made again for another host, date
+//! and nonce.
 
 use std::collections::BTreeMap;
 
@@ -74,7 +75,7 @@ impl Covered {
 }
 
 #[test]
-fn version_3_signatures_are_recomputed_and_made_anew() {
+fn version_3_signatures_are_recomputed_and_made_again() {
     let mut count = 0;
     for vector in all()
         .into_iter()
@@ -102,9 +103,11 @@ fn version_3_signatures_are_recomputed_and_made_anew() {
             &signature
         ));
         let resigned = vector.resigned.unwrap();
-        let anew = Covered::of(&capture, &resigned);
+        let again = Covered::of(&capture, &resigned);
         assert_eq!(
-            anew.signable(&capture.method).authorization(KEY, &secret()),
+            again
+                .signable(&capture.method)
+                .authorization(KEY, &secret()),
             resigned["authorization"]
         );
         count += 1;
@@ -131,7 +134,7 @@ fn other_version_3_algorithms_have_the_same_canonical_request() {
 }
 
 #[test]
-fn version_1_signatures_are_recomputed_and_made_anew() {
+fn version_1_signatures_are_recomputed_and_made_again() {
     let mut count = 0;
     for vector in all()
         .into_iter()
@@ -176,7 +179,7 @@ fn version_1_signatures_are_recomputed_and_made_anew() {
 }
 
 #[test]
-fn all_captures_are_accepted_and_mean_upstream_what_they_said() {
+fn all_captures_are_accepted_and_forwarded_with_the_same_meaning() {
     let gate = Gate::new();
     for (file, capture) in capture::signed() {
         let caller = gate
@@ -190,7 +193,7 @@ fn all_captures_are_accepted_and_mean_upstream_what_they_said() {
 }
 
 #[test]
-fn what_flowgate_signs_it_accepts() {
+fn flowgate_accepts_what_it_signs() {
     let gate = Gate::new();
     for (file, capture) in capture::signed() {
         let sent = gate.send(gate.ask(&capture).unwrap());
@@ -203,7 +206,7 @@ fn what_flowgate_signs_it_accepts() {
 }
 
 #[test]
-fn any_flipped_byte_of_a_signed_part_fails() {
+fn any_flipped_bit_of_a_signed_part_is_refused() {
     let gate = Gate::new();
     let mut flips = 0;
     for (file, capture) in capture::signed() {
