@@ -1,5 +1,5 @@
-//! Alibaba Cloud's wire rules, as far as an RPC-style product such as CAMS uses them: strict decoding, canonical
-//! encoding, signatures version 1 and 3, error bodies, documented limits. Pure: no I/O, no clock of its own.
+//! Alibaba Cloud's wire rules for RPC-style products such as CAMS: strict decoding, canonical
+//! encoding, signature versions 1 and 3, error bodies and documented limits. No I/O and no clock.
 
 pub(crate) mod answer;
 pub(crate) mod decode;

@@ -112,12 +112,12 @@ mod tests {
     }
 
     #[test]
-    fn the_definition_is_sound() {
+    fn the_definition_is_consistent() {
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn the_file_may_stand_before_and_after_the_command() {
+    fn the_config_option_is_accepted_before_and_after_the_command() {
         let file = Some(PathBuf::from("f.toml"));
         assert_eq!(
             parse("flowgate --config f.toml"),

@@ -1,5 +1,7 @@
-//! What Flowgate was told, checked: every duration positive, every bound known, no option that must be set. What may be
-//! written is `config/file.rs`; every rule, and all mistakes at once, is `config/check.rs`.
+//! The checked configuration: durations are positive, bounds are known, and every key has a value.
+//!
+//! `config/file.rs` parses TOML, `config/env.rs` applies environment variables, and
+//! `config/check.rs` validates the result and reports all mistakes at once.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -50,89 +52,90 @@ pub(crate) use secrets::file as secret_file;
 pub(crate) use stamps::{Stamps, stamp};
 pub(crate) use units::Time;
 
-/// The whole checked configuration.
+/// The checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Whether calls are held to the limits.
+    /// Whether limits are enforced or only observed.
     pub mode: Mode,
-    /// What happens to a call under an access key that stands nowhere in the configuration.
+    /// What happens to a call whose access key is not in the configuration.
     pub unknown_keys: UnknownKeys,
-    /// Where Flowgate listens, and the bounds of what it accepts.
+    /// Where Flowgate listens, and the bounds on what it accepts.
     pub listen: Listen,
-    /// The one endpoint that Flowgate dials.
+    /// The one endpoint to which Flowgate connects.
     pub upstream: Upstream,
-    /// The accounts whose quota is paced.
+    /// The accounts whose quota is limited.
     pub accounts: Vec<Account>,
-    /// Keys that Flowgate itself hands out.
+    /// Clients with access keys issued by Flowgate.
     pub clients: Vec<Client>,
-    /// Calls per window of each limited action; an action that is not here is not limited.
+    /// The limit of each limited action. An action that is not listed is not limited.
     pub limits: BTreeMap<ActionName, Limit>,
-    /// How many may wait, and for how long.
+    /// How many calls may wait, and for how long.
     pub queue: Queue,
-    /// What is added to the window before a token comes back.
+    /// The gap added to the window before a token returns.
     pub learn: Learn,
-    /// Attempts and back-off after a throttle refusal.
+    /// Attempts and back-off after a throttled attempt.
     pub retry: Retry,
-    /// Where the quota is kept.
+    /// Where quota state is stored.
     pub quota: Quota,
     /// What SIGTERM does.
     pub drain: Drain,
     /// What is written to standard error.
     pub log: Log,
-    /// Where attempts are written down, if they are.
+    /// The journal of attempts, if one is configured.
     pub journal: Option<Journal>,
-    /// Where traces go.
+    /// Where traces are exported.
     pub telemetry: Telemetry,
 }
 
-/// What happens to a call under an access key that stands nowhere in the configuration.
+/// What happens to a call whose access key is not in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UnknownKeys {
-    /// `InvalidAccessKeyId.NotFound`.
+    /// The call gets `InvalidAccessKeyId.NotFound`.
     Refuse,
-    /// Passed on unverified, each key an account of its own.
+    /// The call is forwarded unverified. Each key is an account of its own.
     Relay,
 }
 
 /// `[listen]`.
 #[derive(Clone, Debug)]
 pub struct Listen {
-    /// Where applications point their SDK's endpoint.
+    /// The listener that SDKs use as their endpoint.
     pub proxy: Bind,
-    /// `/metrics` and the other pages for operators.
+    /// The listener for `/metrics`, health and the operators' pages.
     pub admin: Bind,
-    /// What operators beyond loopback show to see more than health and metrics.
+    /// Token that grants access from beyond loopback to more than health and metrics.
     pub admin_token: Option<Secret>,
-    /// Whether who shows it may also pause, resume and flush lanes.
+    /// Whether the admin token also allows pausing, resuming and flushing lanes.
     pub admin_actions: bool,
-    /// Permissions of Unix sockets.
+    /// File mode of Unix sockets.
     pub socket_mode: u32,
-    /// What callers speak TLS with; without it they speak in the clear.
+    /// TLS for callers. Without it the proxy listener accepts plaintext.
     pub tls: Option<Tls>,
-    /// Own host names, besides the address, that a signed host may bear.
+    /// Host names, besides the listener's address, that are accepted as a signed `Host`.
     pub names: Vec<String>,
-    /// Connections at once, in total.
+    /// Maximum concurrent connections.
     pub max_connections: usize,
-    /// Connections at once from one address.
+    /// Maximum concurrent connections from one address.
     pub max_connections_per_source: usize,
     /// From a request's first byte to the end of its head.
     pub header_timeout: Duration,
-    /// From the end of the head to the end of the body; also what a caller may take to read an answer.
+    /// From the end of the head to the end of the body. Also the time a caller has to read a
+    /// response.
     pub body_timeout: Duration,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
-    /// Bytes of a request's head.
+    /// Maximum size of a request's head, in bytes.
     pub max_header: usize,
-    /// Bytes of a request's body.
+    /// Maximum size of a request's body, in bytes.
     pub max_body: usize,
-    /// Bytes of the bodies of all callers that are not verified yet.
+    /// Maximum size of all bodies of requests that are not verified yet, in bytes.
     pub max_unverified: usize,
 }
 
-/// Scheme of the upstream.
+/// URL scheme of the upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
-    /// Only to loopback, or with `plaintext = true`.
+    /// Plaintext: only to loopback, or with `plaintext = true`.
     Http,
     /// Verified TLS, 1.2 or later.
     Https,
@@ -143,159 +146,163 @@ pub enum Scheme {
 pub struct Upstream {
     /// Scheme of `url`.
     pub scheme: Scheme,
-    /// Host of `url`: dialled, and the name that the certificate must bear.
+    /// Host of `url`: the host to connect to, and the name that the certificate must have.
     pub dial_host: String,
     /// Port of `url`.
     pub dial_port: u16,
-    /// Signed and sent as `Host`; with a port only if `url` or `host` was written with one.
+    /// The `Host` header, signed and sent. Includes a port only if `url` or `host` includes one.
     pub host: String,
-    /// Pins the addresses that are dialled; empty: resolve `dial_host`.
+    /// Pinned addresses to connect to. Empty: resolve `dial_host`.
     pub connect_to: Vec<SocketAddr>,
-    /// More roots, PEM.
+    /// PEM file with additional root certificates.
     pub ca_file: Option<PathBuf>,
-    /// TCP and TLS together.
+    /// Timeout of the TCP and TLS handshakes together.
     pub connect_timeout: Duration,
-    /// From the hand-over of a request to the last byte of its answer.
+    /// From handing a request to the connection to the last byte of its response.
     pub answer_timeout: Duration,
-    /// How long a connection may lie idle before it is not used again.
+    /// How long a connection may be idle before it is discarded.
     pub idle_timeout: Duration,
-    /// Bytes of an answer's body.
+    /// Maximum size of a response's body, in bytes.
     pub max_response: usize,
 }
 
-/// What Flowgate signs with; all of it changes at once or not at all.
+/// The credentials that Flowgate signs with. They are replaced as a whole.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// The access key id.
     pub access_key_id: AccessKeyId,
-    /// Its secret.
+    /// The access key secret.
     pub secret: Secret,
-    /// The STS token, for temporary keys.
+    /// The STS token of temporary credentials.
     pub security_token: Option<Secret>,
-    /// When temporary keys end, if their file says so.
+    /// When temporary credentials expire, if their file has an expiration.
     pub expires: Option<SystemTime>,
 }
 
 /// One `[[accounts]]` entry.
 #[derive(Clone, Debug)]
 pub struct Account {
-    /// Its name in metrics and logs.
+    /// The account's name in metrics and logs.
     pub id: AccountId,
-    /// With credentials the account is managed: Flowgate signs. Without: relayed.
+    /// With credentials the account is managed: Flowgate signs its calls. Without, they are
+    /// relayed as their callers signed them.
     pub credentials: Option<Credentials>,
-    /// Where they come from when they are read from one file, which somebody writes anew before they expire.
+    /// The file that holds temporary credentials. An external process replaces it before they
+    /// expire.
     pub credentials_file: Option<PathBuf>,
-    /// Every key of a relayed account, and the other keys of a managed one: relayed unverified.
+    /// All keys of a relayed account, or additional keys of a managed one. Calls under these keys
+    /// are relayed unverified.
     pub aliases: Vec<AccessKeyId>,
 }
 
-/// Which actions a client may call.
+/// The actions that a client may call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Actions {
-    /// `["*"]`.
+    /// Written as `["*"]`.
     All,
-    /// Only these.
+    /// Only the listed actions.
     Listed(Vec<ActionName>),
 }
 
 /// One `[[clients]]` entry.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Its name in metrics and logs: its access key id.
+    /// The client's access key id, which is also its name in metrics and logs.
     pub id: ClientId,
-    /// The secrets that Flowgate verifies its signatures with: the present one first, then, while it is being replaced,
-    /// the previous one.
+    /// The secrets that verify the client's signatures: the current one first, then the previous
+    /// one during a rotation.
     pub secrets: Vec<Secret>,
-    /// Whether all its calls are refused.
+    /// Whether all calls of the client are refused.
     pub disabled: bool,
-    /// The account whose quota it spends and whose key signs for it. Always managed.
+    /// The managed account whose quota the client uses and whose key signs its calls.
     pub account: AccountId,
-    /// What it may call.
+    /// The actions that the client may call.
     pub actions: Actions,
-    /// When not empty: `CustSpaceId` must be present and one of these.
+    /// When not empty, `CustSpaceId` is required and must be one of these.
     pub cust_space_ids: Vec<String>,
-    /// Its share among the account's clients.
+    /// The client's weight among the clients of its account.
     pub weight: NonZeroU32,
-    /// Its own hold.
+    /// Overrides `queue.hold` for this client.
     pub hold: Option<Duration>,
 }
 
-/// Calls per window: `count` tokens, each usable again one `window` (and the gap) after its own use.
+/// A rate limit: `count` tokens, each reusable one `window` plus the gap after its use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// Tokens. With `burst` below the rate's count, `burst` tokens and a window shortened in proportion.
+    /// Number of tokens. A `burst` below the rate's count reduces both the tokens and the window,
+    /// in proportion.
     pub count: NonZeroU32,
-    /// How long a spent token stays away, less the gap.
+    /// How long a spent token is unavailable, without the gap.
     pub window: Duration,
 }
 
-/// How long calls are kept.
+/// How long a call may be held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hold {
-    /// As the caller's SDK waits by default.
+    /// Up to the default timeout of the caller's SDK.
     Auto,
-    /// All the same.
+    /// Up to the same duration for every call.
     Fixed(Duration),
 }
 
-/// What tells the tenants inside one client's share apart.
+/// What identifies a tenant within one client's share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tenant {
     /// The CAMS sub-customer.
     CustSpaceId,
-    /// Nothing: a client's calls go in order of arrival.
+    /// Nothing: a client's calls leave in order of arrival.
     None,
-    /// A header of the caller's, signed or not: it divides only the client's own share.
+    /// A request header, signed or not: it divides only the client's own share.
     Header(HeaderName),
 }
 
 /// `[queue]`.
 #[derive(Clone, Debug)]
 pub struct Queue {
-    /// What tells tenants apart.
+    /// What identifies a tenant.
     pub tenant: Tenant,
-    /// Waiting calls per lane.
+    /// Maximum waiting calls per lane.
     pub max_waiting: usize,
-    /// Waiting calls per lane and client.
+    /// Maximum waiting calls per lane and client.
     pub max_waiting_per_client: usize,
-    /// Bytes of all queued bodies.
+    /// Maximum size of all queued bodies, in bytes.
     pub max_bytes: usize,
-    /// How long a call may be kept when neither it nor its client says anything else.
+    /// How long a call may be held unless the call or its client sets another value.
     pub hold: Hold,
-    /// The most that any hold may be.
+    /// The upper bound of every hold.
     pub max_hold: Duration,
 }
 
 /// `[learn]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Learn {
-    /// What is added to the window before a token comes back, at the least.
+    /// The smallest duration added to the window before a token returns.
     pub gap: Duration,
-    /// The most that throttle refusals may widen it to; in each lane at most half of its window.
+    /// The largest gap that throttling can cause. In each lane it is at most half of the window.
     pub max_gap: Duration,
 }
 
 /// `[retry]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Retry {
-    /// Attempts per call, the first included.
+    /// Attempts per call, including the first.
     pub max_attempts: u32,
     /// First step of the back-off.
     pub base: Duration,
-    /// The most that our own back-off may be.
+    /// Upper bound of Flowgate's own back-off.
     pub max: Duration,
-    /// The most that a server's hint may ask.
+    /// Upper bound of a pause requested by the server.
     pub max_pause: Duration,
 }
 
 /// `[drain]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Drain {
-    /// Readiness is down, calls are still accepted.
+    /// How long calls are still accepted after readiness fails.
     pub delay: Duration,
-    /// How long queued and running calls may go on after that.
+    /// How long queued and running calls may take after `delay`.
     pub grace: Duration,
-    /// Whether limited actions stop at once, because a successor already uses their quota.
+    /// Whether limited actions stop immediately, because a successor already uses their quota.
     pub hand_over: bool,
 }
 

@@ -1,6 +1,7 @@
-//! The binary: arguments, configuration, logs, then a running [`App`] until a signal, or a command's answer. Exit code 64 for arguments or a
-//! configuration that cannot be used, 1 when the start fails, a journal has open attempts or nobody is healthy; nothing
-//! else ends the process.
+//! The binary: parses the arguments and runs the [`App`] until a signal, or executes a command.
+//!
+//! Exit code 64: invalid arguments, configuration or journal file. Exit code 1: the start failed, a
+//! journal has open attempts, or a running Flowgate does not answer or is not healthy.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -22,20 +23,20 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
-/// Calls come and go by the million, and what one leaves behind must serve the next.
+/// mimalloc reuses freed memory well under millions of short calls.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// The configuration cannot be used (EX_USAGE of sysexits.h).
+/// The arguments or the configuration are invalid (EX_USAGE of sysexits.h).
 const BAD_CONFIGURATION: u8 = 64;
 
 fn main() -> ExitCode {
-    // Before there is a secret in memory.
+    // First, before any secret is in memory.
     let sealed = hardening::no_core_dumps();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(answer) => {
-            // Help and version are answers, too.
+            // clap returns --help and --version as errors that go to standard output.
             drop(answer.print());
             return if answer.use_stderr() {
                 ExitCode::from(BAD_CONFIGURATION)
@@ -88,12 +89,11 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
     let handed = Handed::take()?;
     let _lines = logging::init(&loaded.config.log)?;
     if let Err(error) = sealed {
-        tracing::warn!(%error, "a crash of this process may leave a core dump, with secrets in it");
+        tracing::warn!(%error, "cannot disable core dumps; a crash may write secrets to disk");
     }
-    loaded
-        .warnings
-        .iter()
-        .for_each(|warning| tracing::warn!(warning, "configuration"));
+    for warning in &loaded.warnings {
+        tracing::warn!(warning, "configuration");
+    }
     let own = runtime()?;
     let others = (1..threads())
         .map(|_| runtime())
@@ -104,7 +104,7 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
         .map(|runtime| runtime.handle().clone())
         .collect();
     thread::scope(|scope| {
-        // Dropped with this closure, which ends the others.
+        // Dropped at the end of this closure, which stops the other threads.
         let (_end, ended) = watch::channel(());
         for other in others {
             let mut ended = ended.clone();
@@ -119,29 +119,30 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
                 .run()
                 .await
         });
-        // Dropped, it would wait for a look-up or for a file that hangs. What must be written has been, within the drain:
-        // the spans and the journal. The journal ends with the last task, the log after this.
+        // Dropping the runtime would wait for a hanging name look-up or file. The drain has already
+        // exported the spans and written the journal.
         own.shutdown_background();
         served
     })
 }
 
-/// How many threads serve. `TOKIO_WORKER_THREADS` is tokio's own setting.
+/// Returns the number of threads that serve calls. `TOKIO_WORKER_THREADS` is tokio's own setting.
 fn threads() -> usize {
-    let asked = std::env::var("TOKIO_WORKER_THREADS")
+    let configured = std::env::var("TOKIO_WORKER_THREADS")
         .ok()
         .and_then(|threads| threads.parse().ok());
-    asked
+    configured
         .or_else(|| thread::available_parallelism().ok())
         .map_or(1, NonZeroUsize::get)
 }
 
-/// Each thread has one of its own: one for many threads takes more of the kernel's time for the same work.
+/// Builds the runtime of one thread. One multi-threaded runtime would spend more kernel time on the
+/// same work.
 fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// Says what is wrong, or that nothing is, and what would hold.
+/// Validates the configuration, and prints it with `print`.
 fn check(source: &Source, print: bool) -> ExitCode {
     let Loaded {
         config, warnings, ..
@@ -149,9 +150,9 @@ fn check(source: &Source, print: bool) -> ExitCode {
         Ok(loaded) => loaded,
         Err(mistakes) => return unusable(&mistakes),
     };
-    warnings
-        .iter()
-        .for_each(|warning| eprintln!("warning: {warning}"));
+    for warning in warnings {
+        eprintln!("warning: {warning}");
+    }
     eprintln!("the configuration is valid");
     if print {
         write(format!("{:#}\n", effective(&config)).as_bytes())
@@ -160,7 +161,7 @@ fn check(source: &Source, print: bool) -> ExitCode {
     }
 }
 
-/// Shows the lanes of whoever listens there, once or until nobody looks any more.
+/// Prints the lanes of a running Flowgate, once or repeatedly.
 fn status(wanted: &Status, source: &Source) -> ExitCode {
     let admin = match wanted.admin(source) {
         Ok(admin) => admin,
@@ -182,7 +183,7 @@ fn status(wanted: &Status, source: &Source) -> ExitCode {
     }
 }
 
-/// Asks whoever listens where the configuration says.
+/// Queries the health of a running Flowgate at the configuration's admin listener.
 fn health(source: &Source, ready: bool) -> ExitCode {
     let admin = match source.admin() {
         Ok(bind) => Admin { bind, token: None },
@@ -203,7 +204,7 @@ fn health(source: &Source, ready: bool) -> ExitCode {
     failed(&mistake)
 }
 
-/// Prints a page, or writes all of them into a folder.
+/// Prints the manual page, or writes all pages into a directory.
 fn manual(folder: Option<&Path>) -> ExitCode {
     let Some(folder) = folder else {
         return pages::manual().map_or_else(|error| failed(&error), |page| write(&page));
@@ -214,7 +215,7 @@ fn manual(folder: Option<&Path>) -> ExitCode {
     }
 }
 
-/// Lists what a journal says is open.
+/// Lists the open attempts of a journal.
 fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
     let reading = match journal::read(file, unknown) {
         Ok(reading) => reading,
@@ -224,19 +225,14 @@ fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
         }
     };
     if reading.damaged() > 0 {
-        eprintln!(
-            "warning: {} damaged lines were passed over",
-            reading.damaged()
-        );
+        eprintln!("warning: {} damaged lines were skipped", reading.damaged());
     }
-    let printed = write(
-        if json {
-            print_journal::as_json(&reading)
-        } else {
-            print_journal::as_table(&reading)
-        }
-        .as_bytes(),
-    );
+    let text = if json {
+        print_journal::as_json(&reading)
+    } else {
+        print_journal::as_table(&reading)
+    };
+    let printed = write(text.as_bytes());
     if reading.is_settled() {
         printed
     } else {
@@ -244,7 +240,7 @@ fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
     }
 }
 
-/// Prints a text, or the mistake in its place.
+/// Prints the text, or the mistake on standard error.
 fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
     match text {
         Ok(text) => write(text.as_bytes()),
@@ -252,7 +248,7 @@ fn print(text: Result<Zeroizing<String>, String>) -> ExitCode {
     }
 }
 
-/// Whoever does not want to read it to its end has had what they wanted.
+/// Writes to standard output. Errors are ignored: a closed pipe means that the reader has enough.
 fn write(text: &[u8]) -> ExitCode {
     drop(io::stdout().write_all(text));
     ExitCode::SUCCESS

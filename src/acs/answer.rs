@@ -1,5 +1,5 @@
-//! What does CAMS say? A complete JSON or XML document is parsed and never scanned, so that nothing a caller wrote into
-//! a flow's name can pass for the answer's own `Code`. What follows from the code is the judge's.
+//! Reads `Code` and `RequestId` of a CAMS response. The whole JSON or XML document is parsed, not
+//! scanned, so that text in a flow's name cannot be mistaken for the response's own `Code`.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use quick_xml::events::{BytesRef, Event};
 use serde::de::{self, IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer};
 
-/// What an answer's top level says.
+/// The top-level fields of a response.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Summary {
     /// `Code`, with every escape resolved.
     pub(crate) code: Option<String>,
     /// `RequestId`.
     pub(crate) request_id: Option<String>,
-    /// Whether `Data` is there and not null.
+    /// Whether `Data` is present and not null.
     pub(crate) has_data: bool,
 }
 
-/// The top level as serde sees it: a field that comes twice, in whatever spelling, is an error.
+/// The top level of a JSON document. A field that occurs twice, in either spelling, is an error.
 #[derive(Deserialize)]
 struct Document {
     #[serde(rename = "Code", alias = "code")]
@@ -31,20 +31,20 @@ struct Document {
     data: Option<IgnoredAny>,
 }
 
-/// A text, or a number as JSON writes it.
+/// A string, or a number in its JSON form.
 pub(super) struct Scalar(pub(super) String);
 
-/// Reads a [`Scalar`].
+/// The visitor for [`Scalar`].
 struct Scalars;
 
-/// The children of an XML root that matter.
+/// The relevant children of the XML root.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Field {
     Code,
     RequestId,
 }
 
-/// An XML document while it is read.
+/// The state of reading an XML document.
 #[derive(Default)]
 struct Page {
     depth: usize,
@@ -53,7 +53,7 @@ struct Page {
     summary: Summary,
 }
 
-/// Reads an answer's body; `None` if it is not one whole document of CAMS's shape, or can be read in two ways.
+/// Reads a response's body. `None` if it is not one complete, unambiguous document in CAMS's form.
 pub(crate) fn read(content_type: Option<&str>, body: &[u8]) -> Option<Summary> {
     let text = std::str::from_utf8(body).ok()?;
     let is_xml = match content_type {
@@ -77,7 +77,7 @@ fn is_xml(content_type: &str) -> bool {
 }
 
 fn read_json(text: &str) -> Option<Summary> {
-    // serde would also read a struct from an array.
+    // serde also deserializes a struct from an array.
     if !text.trim_ascii_start().starts_with('{') {
         return None;
     }
@@ -104,14 +104,14 @@ fn read_xml(text: &str) -> Option<Summary> {
             Event::CData(text) => page.text(&text.xml10_content())?,
             Event::GeneralRef(name) => page.text(&resolve(&name)?)?,
             Event::Decl(_) | Event::PI(_) | Event::Comment(_) => {}
-            // A document type may define entities: what the text then says is not what is written.
+            // A document type may define entities that change the meaning of the text.
             Event::DocType(_) => return None,
             Event::Eof => return page.closed.then_some(page.summary),
         }
     }
 }
 
-/// One of the five entities that every XML has, or a character by its number.
+/// Resolves a predefined entity or a character reference.
 fn resolve(name: &BytesRef<'_>) -> Option<String> {
     match name.resolve_char_ref().ok()? {
         Some(character) => Some(character.to_string()),
@@ -156,7 +156,7 @@ impl Visitor<'_> for Scalars {
 // === impl Page ===
 
 impl Page {
-    /// `None` for a second root, a root that is not CAMS's, a field that comes twice or holds elements.
+    /// `None` for a second root, an unknown root, and a field that occurs twice or has elements.
     fn open(&mut self, name: &str) -> Option<()> {
         if self.field.is_some() || self.closed {
             return None;
@@ -184,7 +184,7 @@ impl Page {
         place.replace(String::new()).is_none().then_some(())
     }
 
-    /// The reader has checked that the end tag fits.
+    /// The reader has checked that the end tag matches.
     fn close(&mut self) {
         self.depth -= 1;
         self.field = None;

@@ -1,37 +1,37 @@
-//! What do a query and a form say? Exactly one thing, or it is an error: what one reader decodes leniently and another
-//! strictly is how a call gets signed that nobody authorised. Which parameters a call may have is identify's question.
+//! Strict decoding of queries and forms. Ambiguous input is an error: if Flowgate and CAMS decoded it
+//! differently, Flowgate could sign a call that its caller did not authorise.
 
-/// The most parameters that a call may have, query and form together.
+/// Maximum number of parameters of a call, query and form together.
 const MAX_PARAMETERS: usize = 2048;
 const MAX_NAME: usize = 128;
 
-/// Why a query or a form cannot be read.
+/// Why a query or a form is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
-    /// A `%` that two hex digits do not follow.
+    /// A `%` without two hex digits.
     #[error("a % is not followed by two hexadecimal digits")]
     Escape,
-    /// Bytes that are no UTF-8.
+    /// Bytes that are not UTF-8.
     #[error("a parameter is not UTF-8")]
     Utf8,
-    /// A NUL, where other readers may stop.
+    /// A NUL byte, at which some decoders stop.
     #[error("a parameter contains a NUL byte")]
     Nul,
-    /// A name outside the grammar, or none.
+    /// An invalid or empty name.
     #[error("a parameter's name is not 1 to 128 of A-Z, a-z, 0-9, '.', '_' and '-'")]
     Name,
-    /// A name without `=`, which some read as an empty value and some drop.
+    /// A name without `=`, which some decoders read as an empty value and others drop.
     #[error("a parameter has no '='")]
     NoValue,
-    /// More than 2,048 of them.
+    /// More than 2,048 parameters.
     #[error("there are more than 2,048 parameters")]
     TooMany,
-    /// The same name again, in whatever case and place.
+    /// A name that occurs twice, in any case, in query or form.
     #[error("a parameter's name occurs twice")]
     Doubled,
 }
 
-/// Decoded parameters: each name once, in the order and the place that they came in.
+/// Decoded parameters with distinct names, in their original order.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct Params {
     query: Vec<(String, String)>,
@@ -74,46 +74,46 @@ fn is_name(text: &str) -> bool {
 // === impl Params ===
 
 impl Params {
-    /// Reads what stands behind the target's `?`.
+    /// Decodes the part of the request target after `?`.
     pub(crate) fn from_query(query: &str) -> Result<Self, DecodeError> {
         let mut params = Self::default();
         params.query = params.read(query.as_bytes())?;
         Ok(params)
     }
 
-    /// Reads a form body beside the query.
+    /// Decodes a form body and adds it to the query.
     pub(crate) fn add_form(&mut self, body: &[u8]) -> Result<(), DecodeError> {
         self.form = self.read(body)?;
         Ok(())
     }
 
-    /// The value of a parameter, wherever it stands.
+    /// Returns the value of a parameter of query or form.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.iter()
             .find(|(other, _)| *other == name)
             .map(|(_, value)| value)
     }
 
-    /// All of them.
+    /// Iterates over all parameters, the query's first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.query().chain(self.form())
     }
 
-    /// Those of the query.
+    /// Iterates over the parameters of the query.
     pub(crate) fn query(&self) -> impl Iterator<Item = (&str, &str)> {
         self.query
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Those of the form.
+    /// Iterates over the parameters of the form.
     pub(crate) fn form(&self) -> impl Iterator<Item = (&str, &str)> {
         self.form
             .iter()
             .map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
-    /// Forgets the parameters whose name is not to be kept.
+    /// Removes the parameters for whose name `keep` returns false.
     pub(crate) fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         self.query.retain(|(name, _)| keep(name));
         self.form.retain(|(name, _)| keep(name));
@@ -139,18 +139,21 @@ impl Params {
             }
             pairs.push((name, decode(&pair[equals + 1..])?));
         }
-        match self.is_doubled(&pairs) {
-            true => Err(DecodeError::Doubled),
-            false => Ok(pairs),
+        if self.is_doubled(&pairs) {
+            return Err(DecodeError::Doubled);
         }
+        Ok(pairs)
     }
 
-    /// Whether two names, here or in `more`, differ in nothing but case.
+    /// Whether two names, in `self` or `more`, are equal except for case.
     fn is_doubled(&self, more: &[(String, String)]) -> bool {
         let mut names: Vec<&str> = self.iter().map(|(name, _)| name).collect();
         names.extend(more.iter().map(|(name, _)| name.as_str()));
-        let lower = |byte: u8| byte.to_ascii_lowercase();
-        names.sort_unstable_by(|a, b| a.bytes().map(lower).cmp(b.bytes().map(lower)));
+        names.sort_unstable_by(|a, b| {
+            let a = a.bytes().map(|byte| byte.to_ascii_lowercase());
+            let b = b.bytes().map(|byte| byte.to_ascii_lowercase());
+            a.cmp(b)
+        });
         names
             .windows(2)
             .any(|pair| pair[0].eq_ignore_ascii_case(pair[1]))

@@ -1,5 +1,5 @@
-//! How does Alibaba write text in a query? RFC 3986: everything but letters, digits and `-_.~` becomes `%XX` of its
-//! UTF-8, in upper-case hex. Both signature versions hash this form, and everything that Flowgate sends is written in it.
+//! Canonical encoding (RFC 3986): every byte of the UTF-8 text except letters, digits and `-_.~`
+//! becomes `%XX` in upper-case hex. Both signature versions hash this form, and Flowgate sends it.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
@@ -9,12 +9,12 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'~');
 
-/// One name or value in its canonical form.
+/// Encodes a name or value.
 pub(crate) fn encode(text: &str) -> PercentEncode<'_> {
     utf8_percent_encode(text, RESERVED)
 }
 
-/// `name=value&name=value`, in the order given.
+/// Encodes pairs as `name=value&name=value`, in the given order.
 pub(crate) fn pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut text = String::new();
     for (name, value) in pairs {

@@ -1,66 +1,67 @@
-//! How does an error look that a stock SDK reads as one of CAMS's? The five fields of Alibaba's gateways and, for
-//! SDKs that show their callers no headers, when to come back; as JSON, or as XML for those who asked for it. Which error it is, and its HTTP status, is the caller's business.
+//! Error bodies that stock SDKs read like those of CAMS: the five fields of Alibaba's gateways, as
+//! JSON or XML, and `RetryAfter` for SDKs that do not expose response headers.
 
 use quick_xml::escape::escape;
 use serde::Serialize;
 
-/// How the body is written.
+/// The format of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// What all SDKs ask for.
+    /// Requested by all SDKs.
     Json,
-    /// Signature version 1 with `Format=XML`.
+    /// Requested by signature version 1 with `Format=XML`.
     Xml,
 }
 
-/// An error's fields.
+/// The fields of an error.
 #[derive(Clone, Copy, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct ErrorBody<'a> {
-    /// Names this one answer.
+    /// Identifies this response.
     pub(crate) request_id: &'a str,
-    /// The endpoint that the caller spoke to.
+    /// The endpoint that received the request.
     pub(crate) host_id: &'a str,
-    /// What SDKs decide by.
+    /// The machine-readable error code.
     pub(crate) code: &'a str,
-    /// What people read.
+    /// The human-readable message.
     pub(crate) message: &'a str,
-    /// Where to read more; may be empty.
+    /// URL of the error's documentation; may be empty.
     pub(crate) recommend: &'a str,
-    /// When to come back, in milliseconds: Node's SDK hands the whole body to its caller, but no header.
+    /// When to retry, in milliseconds: Node's SDK exposes the whole body to its caller, but no
+    /// header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) retry_after: Option<u64>,
 }
 
-/// A new request id in CAMS's form: an upper-case UUID of 122 random bits.
+/// Generates a request id in CAMS's form: an upper-case UUID with 122 random bits.
 pub(crate) fn request_id() -> String {
-    // A name and no secret: not worth a system call.
+    // Not a secret, so a fast generator without system calls is sufficient.
     let mut bytes = fastrand::u128(..).to_ne_bytes();
     // Version 4, variant 1 (RFC 9562).
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let digit = |half: u8| char::from(b"0123456789ABCDEF"[usize::from(half & 0x0f)]);
     let mut id = String::with_capacity(36);
     for (at, byte) in bytes.iter().enumerate() {
         if matches!(at, 4 | 6 | 8 | 10) {
             id.push('-');
         }
-        id.push(digit(byte >> 4));
-        id.push(digit(*byte));
+        id.push(hex_digit(byte >> 4));
+        id.push(hex_digit(*byte));
     }
     id
 }
 
-/// Characters that no XML document may hold, not even escaped, become the replacement character.
+/// Returns the upper-case hex digit of the lower four bits.
+fn hex_digit(half: u8) -> char {
+    char::from(b"0123456789ABCDEF"[usize::from(half & 0x0f)])
+}
+
+/// Replaces characters that XML does not allow even when escaped.
 fn legal(text: &str) -> String {
-    let is_legal = |c: char| matches!(c, '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'..);
     text.chars()
-        .map(|c| {
-            if is_legal(c) {
-                c
-            } else {
-                char::REPLACEMENT_CHARACTER
-            }
+        .map(|c| match c {
+            '\t' | '\n' | '\r' | ' '..='\u{fffd}' | '\u{10000}'.. => c,
+            _ => char::REPLACEMENT_CHARACTER,
         })
         .collect()
 }
@@ -68,7 +69,8 @@ fn legal(text: &str) -> String {
 // === impl Format ===
 
 impl Format {
-    /// The content type, to the letter: tea SDKs read `application/xml`, or a space before `charset`, as JSON.
+    /// Returns the content type. Its exact form matters: tea SDKs parse the body as JSON for
+    /// `application/xml` and for a space before `charset`.
     pub(crate) fn content_type(self) -> &'static str {
         match self {
             Self::Json => "application/json;charset=utf-8",
@@ -80,7 +82,7 @@ impl Format {
 // === impl ErrorBody ===
 
 impl ErrorBody<'_> {
-    /// The whole body.
+    /// Serializes the body.
     pub(crate) fn write(&self, format: Format) -> String {
         match format {
             Format::Json => {

@@ -1,5 +1,4 @@
-//! Which flow did CAMS create? `Data.FlowId` of an answer, JSON or XML, for those who want to find the flow again. Nothing
-//! is decided by it.
+//! Reads `Data.FlowId` of a response, JSON or XML, for the journal. No decision depends on it.
 
 use quick_xml::Reader;
 use quick_xml::events::Event;
@@ -7,7 +6,7 @@ use serde::Deserialize;
 
 use super::answer::Scalar;
 
-/// An answer, as far as it matters here.
+/// The relevant part of a response.
 #[derive(Deserialize)]
 struct Document {
     #[serde(rename = "Data", alias = "data")]
@@ -20,7 +19,8 @@ struct Data {
     flow_id: Scalar,
 }
 
-/// Reads it; `None` if the answer has none. What begins with a bracket is XML, whatever it calls itself.
+/// Returns the flow's id, if there is one. A body that begins with `<` is read as XML, regardless of
+/// its content type.
 pub(crate) fn read(body: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?;
     if text.trim_ascii_start().starts_with('<') {
@@ -31,7 +31,7 @@ pub(crate) fn read(body: &[u8]) -> Option<String> {
         .map(|Document { data }| data.flow_id.0)
 }
 
-/// The text of the first `FlowId` in a `Data` below the root; an id needs no escapes.
+/// Returns the text of the first `FlowId` in a `Data` below the root. Ids have no escapes.
 fn read_xml(text: &str) -> Option<String> {
     let mut reader = Reader::from_str(text);
     let mut path: Vec<Vec<u8>> = Vec::new();

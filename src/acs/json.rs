@@ -1,5 +1,5 @@
-//! Can a JSON body be read in two ways? A key that comes twice can: one reader takes the first, another the last. Here a
-//! body is one whole document without such keys at any depth, or an error; what it means is CAMS's business.
+//! Checks that a JSON body is unambiguous: one complete document without duplicate keys at any depth.
+//! Of duplicate keys, one parser uses the first and another the last.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,15 +7,15 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// The body is not one JSON document, is nested deeper than 128, or has a key twice.
+/// The body is not one JSON document, is nested more than 128 levels deep, or has a duplicate key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the body is not one JSON document whose keys are all distinct")]
 pub(crate) struct JsonError;
 
-/// A value that is read and forgotten.
+/// A value that is parsed and discarded.
 struct Seen;
 
-/// Reads the body to its end. The depth is bounded by serde_json's own recursion limit.
+/// Parses the whole body. serde_json's recursion limit bounds the depth.
 pub(crate) fn check(body: &[u8]) -> Result<(), JsonError> {
     serde_json::from_slice::<Seen>(body)
         .map(drop)

@@ -1,7 +1,8 @@
-//! How often does Alibaba let an account call each action? The 62 actions for which its documents name a number, as calls
-//! per second; other actions have none. For `SendChatappMessage` they say 250 in one place and 200 in others.
+//! Alibaba's documented limits: calls per second and account for 62 actions. Other actions have no
+//! documented limit. For `SendChatappMessage` the documents give 250 in one place and 200 in others;
+//! the table has 200.
 
-/// Action and calls per second, by name.
+/// Actions and calls per second, sorted by name.
 pub(crate) const DOCUMENTED: [(&str, u32); 62] = [
     ("AddChatappPhoneNumber", 10),
     ("BeeBotAssociate", 100),
@@ -67,7 +68,7 @@ pub(crate) const DOCUMENTED: [(&str, u32); 62] = [
     ("UpdatePhoneWebhook", 10),
 ];
 
-/// Whether the documents name a limit of this action.
+/// Whether the action has a documented limit.
 pub(crate) fn is_documented(action: &str) -> bool {
     DOCUMENTED
         .binary_search_by_key(&action, |(name, _)| *name)

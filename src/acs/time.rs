@@ -1,72 +1,97 @@
-//! When was a call signed? `2026-11-24T02:54:06Z` and nothing else: UTC, seconds, every digit in its place. How far off
-//! a stamp may be is identify's question.
+//! Timestamps of signatures: only the form `2026-11-24T02:54:06Z` (UTC, whole seconds).
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const DAY: u64 = 86_400;
-/// Days from 0000-03-01, where the calendar's arithmetic begins, to 1970-01-01.
+/// Days from 0000-03-01, where the calendar arithmetic begins, to 1970-01-01.
 const EPOCH: u64 = 719_468;
 /// Days in 400 years, after which the calendar repeats.
 const ERA: u64 = 146_097;
 
-/// Reads a stamp; `None` if it is not of the one form, names no real moment, or lies before 1970.
+/// Parses a timestamp. `None` if it has another form, is not a valid date or time, or is before 1970.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let text: &[u8; 20] = text.as_bytes().try_into().ok()?;
-    let number = |from: usize, to: usize| {
-        text[from..to].iter().try_fold(0, |sum: u64, byte| {
-            char::from(*byte)
-                .to_digit(10)
-                .map(|d| sum * 10 + u64::from(d))
-        })
+    let [
+        year @ ..,
+        b'-',
+        month_tens,
+        month_ones,
+        b'-',
+        day_tens,
+        day_ones,
+        b'T',
+        hour_tens,
+        hour_ones,
+        b':',
+        minute_tens,
+        minute_ones,
+        b':',
+        second_tens,
+        second_ones,
+        b'Z',
+    ] = text
+    else {
+        return None;
     };
-    let marks = [
-        (4, b'-'),
-        (7, b'-'),
-        (10, b'T'),
-        (13, b':'),
-        (16, b':'),
-        (19, b'Z'),
-    ];
-    let (year, month, day) = (number(0, 4)?, number(5, 7)?, number(8, 10)?);
-    let (hour, minute, second) = (number(11, 13)?, number(14, 16)?, number(17, 19)?);
-    let is_sound = marks.iter().all(|(at, mark)| text[*at] == *mark)
-        && year >= 1970
-        && (1..=12).contains(&month)
-        && day >= 1
-        && hour < 24
-        && minute < 60
-        && second < 60;
-    let days = is_sound.then(|| days(year, month, day))?;
-    // Reading the number back refuses the 31st of April and the 29th of February in a common year.
+    let year = number(year)?;
+    let month = number(&[*month_tens, *month_ones])?;
+    let day = number(&[*day_tens, *day_ones])?;
+    let hour = number(&[*hour_tens, *hour_ones])?;
+    let minute = number(&[*minute_tens, *minute_ones])?;
+    let second = number(&[*second_tens, *second_ones])?;
+    if year < 1970 || !(1..=12).contains(&month) || day == 0 {
+        return None;
+    }
+    if hour >= 24 || minute >= 60 || second >= 60 {
+        return None;
+    }
+    let days = days(year, month, day);
+    // Converting back refuses dates such as 31 April and 29 February of a common year.
+    if civil(days) != (year, month, day) {
+        return None;
+    }
     let seconds = days * DAY + hour * 3600 + minute * 60 + second;
-    (civil(days) == (year, month, day)).then(|| UNIX_EPOCH + Duration::from_secs(seconds))
+    Some(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
-/// Writes a stamp.
+/// Parses decimal digits.
+fn number(digits: &[u8]) -> Option<u64> {
+    let mut number = 0;
+    for byte in digits {
+        let digit = char::from(*byte).to_digit(10)?;
+        number = number * 10 + u64::from(digit);
+    }
+    Some(number)
+}
+
+/// Formats a timestamp.
 pub(crate) fn format(time: SystemTime) -> String {
     let seconds = seconds(time);
     let (year, month, day) = civil(seconds / DAY);
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    let hour = seconds / 3600 % 24;
+    let minute = seconds / 60 % 60;
+    let second = seconds % 60;
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
-/// Whole seconds since 1970.
+/// Returns whole seconds since 1970.
 pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_secs()
 }
 
-/// Days since 1970-01-01. The year begins in March, so that the leap day comes last.
+/// Returns the days since 1970-01-01. Years are counted from March, so that the leap day is last.
 fn days(year: u64, month: u64, day: u64) -> u64 {
     let year = if month <= 2 { year - 1 } else { year };
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     year / 400 * ERA + year % 400 * 365 + year % 400 / 4 - year % 400 / 100 + day_of_year - EPOCH
 }
 
-/// The inverse of [`days`].
+/// Returns year, month and day: the inverse of [`days`].
 fn civil(days: u64) -> (u64, u64, u64) {
-    let (era, day) = ((days + EPOCH) / ERA, (days + EPOCH) % ERA);
+    let era = (days + EPOCH) / ERA;
+    let day = (days + EPOCH) % ERA;
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
     let day_of_year = day - (365 * year + year / 4 - year / 100);
     let month = (5 * day_of_year + 2) / 153;
@@ -132,7 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(seconds in 0_u64..253_402_300_800) {
+        fn a_formatted_timestamp_parses_back(seconds in 0_u64..253_402_300_800) {
             prop_assert_eq!(parse(&format(at(seconds))), Some(at(seconds)));
         }
     }

@@ -1,5 +1,5 @@
-//! Alibaba's RPC signature, version 1.0: what does HMAC-SHA1 run over, and is a signature right? Over the method and
-//! every parameter of query and form; not over path, host, headers or any other body, so those prove nothing.
+//! Alibaba's RPC signature, version 1.0 (HMAC-SHA1). It covers the method and all parameters of query
+//! and form, but not path, host, headers or any other body.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -11,12 +11,12 @@ use zeroize::Zeroizing;
 use crate::acs::encode;
 use crate::primitives::secret::Secret;
 
-/// `SignatureMethod` of what is verified and signed here.
+/// The supported `SignatureMethod`.
 pub(crate) const METHOD: &str = "HMAC-SHA1";
-/// `SignatureVersion`.
+/// The supported `SignatureVersion`.
 pub(crate) const VERSION: &str = "1.0";
 
-/// Steps 1 to 3: every parameter but `Signature`, sorted, encoded, joined, and encoded once more.
+/// Steps 1 to 3: all parameters except `Signature`, sorted, encoded, joined, and encoded again.
 pub(crate) fn string_to_sign<'a>(
     method: &str,
     params: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -29,7 +29,7 @@ pub(crate) fn string_to_sign<'a>(
     format!("{method}&%2F&{}", encode::encode(&encode::pairs(params)))
 }
 
-/// Step 4: the signature as base64. The key is the secret with an ampersand.
+/// Step 4: the signature as base64. The key is the secret followed by an ampersand.
 pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
     let key = Zeroizing::new(format!("{}&", secret.expose()));
     let mut mac =
@@ -38,7 +38,7 @@ pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
     STANDARD.encode(mac.finalize().into_bytes())
 }
 
-/// Whether a signature is right, in time that says nothing about where it is wrong.
+/// Verifies a signature in constant time.
 pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> bool {
     sign(secret, string_to_sign)
         .as_bytes()

@@ -1,5 +1,5 @@
-//! Alibaba's signature version 3 (`ACS3-HMAC-SHA256`): what does the `Authorization` header say, what does the HMAC run
-//! over, and is a signature right? Which headers a request has to sign is identify's question.
+//! Alibaba's signature version 3 (`ACS3-HMAC-SHA256`): the `Authorization` header, the string to sign
+//! and the signature.
 
 use std::str::FromStr;
 
@@ -10,7 +10,7 @@ use subtle::ConstantTimeEq;
 use crate::acs::encode;
 use crate::primitives::secret::Secret;
 
-/// The algorithms that version 3 has. Only the first is computed here; the others are known by name.
+/// The algorithms of version 3. Only the first is supported; the others are recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Algorithm {
     /// `ACS3-HMAC-SHA256`.
@@ -21,28 +21,28 @@ pub(crate) enum Algorithm {
     RsaSha256,
 }
 
-/// Why an `Authorization` header is none of version 3.
+/// Why an `Authorization` header is not valid for version 3.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AuthorizationError {
-    /// Some other scheme.
+    /// Another scheme.
     #[error(
         "the Authorization header names none of ACS3-HMAC-SHA256, ACS3-HMAC-SM3 and ACS3-RSA-SHA256"
     )]
     Algorithm,
-    /// Not `Credential=…,SignedHeaders=…,Signature=…`, to the letter.
+    /// Not exactly `Credential=…,SignedHeaders=…,Signature=…`.
     #[error(
         "the Authorization header is not 'ALGORITHM Credential=KEY,SignedHeaders=a;b,Signature=HEX' to the letter"
     )]
     Grammar,
-    /// A list that could be read in two ways.
+    /// An ambiguous list.
     #[error("SignedHeaders are not lower-case names, sorted, each once")]
     SignedHeaders,
 }
 
-/// The `Authorization` header, read.
+/// A parsed `Authorization` header.
 #[derive(PartialEq, Eq)]
 pub(crate) struct Authorization<'a> {
-    /// Its first word.
+    /// The header's first word.
     pub(crate) algorithm: Algorithm,
     /// The access key id.
     pub(crate) credential: &'a str,
@@ -52,7 +52,7 @@ pub(crate) struct Authorization<'a> {
     pub(crate) signature: &'a str,
 }
 
-/// What is signed. The path is no part of it: Alibaba's RPC-style products sign `/`.
+/// The signed parts of a request. The path is not one of them: Alibaba's RPC-style products sign `/`.
 pub(crate) struct Signable<'a> {
     /// In upper case.
     pub(crate) method: &'a str,
@@ -60,20 +60,21 @@ pub(crate) struct Signable<'a> {
     pub(crate) query: Vec<(&'a str, &'a str)>,
     /// The signed headers in ascending order of their lower-case names.
     pub(crate) headers: Vec<(&'a str, &'a [u8])>,
-    /// As [`hash`] gives it.
+    /// The result of [`hash`].
     pub(crate) body_hash: &'a str,
 }
 
-/// How many headers Alibaba's SDKs sign, at most.
+/// Maximum number of headers that Alibaba's SDKs sign.
 const USUAL_HEADERS: usize = 16;
 
-/// As `str::split`, in half the time for pieces of a few bytes: that looks for each separator as if it were far.
+/// Like `str::split`, but twice as fast for pieces of a few bytes: `str::split` uses memchr, which is
+/// made for distant separators.
 struct Pieces<'a> {
     rest: Option<&'a str>,
     separator: u8,
 }
 
-/// The hash of an empty body, which most calls have.
+/// The hash of an empty body; most calls have one.
 const EMPTY: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 /// Step 1: SHA-256 in lower-case hex.
@@ -84,7 +85,7 @@ pub(crate) fn hash(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// Step 8: the signature in lower-case hex. The key is the secret as it is.
+/// Step 8: the signature in lower-case hex. The key is the secret itself.
 pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose().as_bytes())
         .expect("HMAC takes keys of any length");
@@ -92,7 +93,7 @@ pub(crate) fn sign(secret: &Secret, string_to_sign: &str) -> String {
     hex(&mac.finalize().into_bytes())
 }
 
-/// Whether a signature is right, in time that says nothing about where it is wrong.
+/// Verifies a signature in constant time.
 pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> bool {
     sign(secret, string_to_sign)
         .as_bytes()
@@ -100,16 +101,19 @@ pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> 
         .into()
 }
 
-/// Lower-case hex.
+/// Encodes bytes as lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digit = |half: u8| char::from(DIGITS[usize::from(half & 0x0f)]);
     let mut text = String::with_capacity(bytes.len() * 2);
     for byte in bytes {
-        text.push(digit(byte >> 4));
-        text.push(digit(*byte));
+        text.push(hex_digit(byte >> 4));
+        text.push(hex_digit(*byte));
     }
     text
+}
+
+/// Returns the lower-case hex digit of the lower four bits.
+fn hex_digit(half: u8) -> char {
+    char::from(b"0123456789abcdef"[usize::from(half & 0x0f)])
 }
 
 /// Whether a text is lower-case hex.
@@ -117,12 +121,13 @@ pub(crate) fn is_hex(text: &str) -> bool {
     holds_only(text, |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// As `text.bytes().all(is_one)`, but to the end in any case: so it takes many bytes at a time.
+/// Like `text.bytes().all(is_one)`, but without an early return, so that the loop is vectorised.
 fn holds_only(text: &str, is_one: impl Fn(u8) -> bool) -> bool {
     text.bytes().fold(true, |all, byte| all & is_one(byte))
 }
 
-/// Surrounding blanks are no part of a signed value. Only these two: a wider trim would let two values sign alike.
+/// Removes surrounding blanks, which are not signed. Only spaces and tabs: with a wider trim,
+/// different values could have the same signature.
 fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = value {
         value = rest;
@@ -155,21 +160,20 @@ impl Algorithm {
 // === impl Authorization ===
 
 impl<'a> Authorization<'a> {
-    /// Reads the header's value. The grammar is exact: no other blank, order or case.
+    /// Parses the header's value. The grammar is exact: no additional blanks, no other order or case.
     pub(crate) fn parse(value: &'a str) -> Result<Self, AuthorizationError> {
         let (algorithm, rest) = value.split_once(' ').unwrap_or((value, ""));
         let algorithm: Algorithm = algorithm.parse()?;
         let [credential, names, signature] =
             fields(rest, ["Credential=", "SignedHeaders=", "Signature="])
                 .ok_or(AuthorizationError::Grammar)?;
-        let is_key = |text: &str| {
-            (1..=128).contains(&text.len()) && holds_only(text, |byte| byte.is_ascii_graphic())
-        };
+        let is_key = (1..=128).contains(&credential.len())
+            && holds_only(credential, |byte| byte.is_ascii_graphic());
         let length = match algorithm {
             Algorithm::RsaSha256 => 2..=2048,
             Algorithm::HmacSha256 | Algorithm::HmacSm3 => 64..=64,
         };
-        if !is_key(credential) || !is_hex(signature) || !length.contains(&signature.len()) {
+        if !is_key || !is_hex(signature) || !length.contains(&signature.len()) {
             return Err(AuthorizationError::Grammar);
         }
         let mut signed_headers = Vec::with_capacity(USUAL_HEADERS);
@@ -181,7 +185,7 @@ impl<'a> Authorization<'a> {
             names,
             |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b';'),
         );
-        // Of names in ascending order only the first can be empty.
+        // In ascending order, only the first name can be empty.
         let is_list = !signed_headers[0].is_empty() && signed_headers.is_sorted_by(|a, b| a < b);
         if !are_tokens || !is_list {
             return Err(AuthorizationError::SignedHeaders);
@@ -195,14 +199,16 @@ impl<'a> Authorization<'a> {
     }
 }
 
-/// The three comma-separated fields of a version 3 header, each behind its name.
+/// Splits the three comma-separated fields of a version 3 header and removes their names.
 fn fields<'a>(text: &'a str, names: [&str; 3]) -> Option<[&'a str; 3]> {
     let mut parts = Pieces {
         rest: Some(text),
         separator: b',',
     };
-    let mut next = |name| parts.next()?.strip_prefix(name);
-    let values = [next(names[0])?, next(names[1])?, next(names[2])?];
+    let mut values = [""; 3];
+    for (value, name) in values.iter_mut().zip(names) {
+        *value = parts.next()?.strip_prefix(name)?;
+    }
     parts.next().is_none().then_some(values)
 }
 
@@ -241,7 +247,7 @@ impl Signable<'_> {
         text
     }
 
-    /// Step 7: what the HMAC runs over.
+    /// Step 7: the string to sign.
     pub(crate) fn string_to_sign(&self) -> String {
         format!("ACS3-HMAC-SHA256\n{}", hash(&self.canonical_request()))
     }

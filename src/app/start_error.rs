@@ -1,5 +1,5 @@
-//! Why does it not start, and what is to be done? What the system says of a listener or a file, with the key that names it
-//! and the next step of whoever reads it.
+//! Errors that stop the start: the operating system's error, the configuration key that it concerns,
+//! and what to do about it.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Bind;
 
-/// Something that the configuration names cannot be had.
+/// A listener or file of the configuration cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// A listener.
     #[error("cannot listen on {bind} ({key}): {error}{}", then(to_listen(.bind, .error.kind())))]
     Listen {
-        /// Where.
+        /// The address.
         bind: Bind,
-        /// What says so.
+        /// The configuration key.
         key: &'static str,
-        /// What the system says.
+        /// The operating system's error.
         error: io::Error,
     },
     /// The journal.
@@ -25,7 +25,7 @@ pub(crate) enum StartError {
     Journal {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The operating system's error.
         error: io::Error,
     },
 }
@@ -34,27 +34,27 @@ fn then(step: Option<&str>) -> String {
     step.map(|step| format!(": {step}")).unwrap_or_default()
 }
 
-/// Ports below this one are the system's, unless it is told otherwise.
+/// Binding a port below this one needs a privilege, unless the system is configured otherwise.
 const FIRST_FREE_PORT: u16 = 1024;
 
 fn to_listen(bind: &Bind, kind: ErrorKind) -> Option<&'static str> {
     match (bind, kind) {
         (Bind::Tcp(_), ErrorKind::AddrInUse) => {
-            Some("stop who listens there, or choose another port")
+            Some("stop the process that listens there, or choose another port")
         }
         (Bind::Tcp(_), ErrorKind::AddrNotAvailable) => {
-            Some("choose an address of this machine, or 0.0.0.0 for all")
+            Some("choose an address of this machine, or 0.0.0.0 for all of them")
         }
         (Bind::Tcp(address), ErrorKind::PermissionDenied) if address.port() < FIRST_FREE_PORT => {
             Some(
-                "choose a port from 1024 on, give CAP_NET_BIND_SERVICE, or have systemd pass the socket",
+                "choose port 1024 or higher, grant CAP_NET_BIND_SERVICE, or use systemd socket activation",
             )
         }
         (Bind::Unix(path), ErrorKind::AddrInUse) if is_socket(path) => {
-            Some("stop who listens there, or choose another path")
+            Some("stop the process that listens there, or choose another path")
         }
         (Bind::Unix(_), ErrorKind::AddrInUse) => {
-            Some("what stands there is no socket: choose another path")
+            Some("the path exists and is not a socket: choose another path")
         }
         (Bind::Unix(_), kind) => to_write(kind),
         _ => None,
@@ -67,12 +67,12 @@ fn is_socket(path: &Path) -> bool {
 
 fn to_write(kind: ErrorKind) -> Option<&'static str> {
     match kind {
-        ErrorKind::NotFound => Some("make the folder, or choose another path"),
+        ErrorKind::NotFound => Some("create the directory, or choose another path"),
         ErrorKind::PermissionDenied => {
-            Some("let the user that Flowgate runs as write to the folder and the file")
+            Some("allow the user that runs Flowgate to write to the directory and the file")
         }
         ErrorKind::ReadOnlyFilesystem => {
-            Some("mount a folder there that can be written to, or choose another path")
+            Some("mount a writable directory there, or choose another path")
         }
         _ => None,
     }
@@ -83,19 +83,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_system_says_is_followed_by_the_next_step() {
+    fn the_systems_error_is_followed_by_the_next_step() {
         let tcp = |port: u16| Bind::Tcp(([127, 0, 0, 1], port).into());
         let unix = Bind::Unix("/run/flowgate.sock".into());
         for (bind, kind, step) in [
             (
                 tcp(80),
                 ErrorKind::PermissionDenied,
-                "choose a port from 1024 on",
+                "choose port 1024 or higher",
             ),
             (
                 tcp(8080),
                 ErrorKind::AddrInUse,
-                "stop who listens there, or choose another port",
+                "stop the process that listens there, or choose another port",
             ),
             (
                 tcp(8080),
@@ -105,14 +105,14 @@ mod tests {
             (
                 unix.clone(),
                 ErrorKind::AddrInUse,
-                "what stands there is no socket",
+                "the path exists and is not a socket",
             ),
             (
                 unix.clone(),
                 ErrorKind::PermissionDenied,
-                "let the user that Flowgate runs as write",
+                "allow the user that runs Flowgate to write",
             ),
-            (unix, ErrorKind::NotFound, "make the folder"),
+            (unix, ErrorKind::NotFound, "create the directory"),
         ] {
             let said = StartError::Listen {
                 bind: bind.clone(),
@@ -132,7 +132,7 @@ mod tests {
             error,
         }
         .to_string();
-        let expected = "cannot write the journal /j (journal): read-only filesystem or storage medium: mount a folder";
+        let expected = "cannot write the journal /j (journal): read-only filesystem or storage medium: mount a writable directory";
         assert!(said.starts_with(expected), "{said}");
         let odd = StartError::Listen {
             bind: tcp(8080),

@@ -1,5 +1,6 @@
-//! What holds now? The configuration and what identify knows by it, as one value that is exchanged whole. A call keeps
-//! what it was identified with, and before it is sent looks whether something else holds meanwhile.
+//! The current configuration and the directory derived from it, as one value that a reload replaces
+//! as a whole. A call keeps the value it was identified with, and is checked again before it is
+//! sent if a newer one exists.
 
 use crate::call::classify;
 use crate::call::identify::{Directory, Sendable};
@@ -15,11 +16,11 @@ use crate::config::Config;
 use crate::error::Refusal;
 use crate::primitives::id::AccountId;
 
-/// What holds from one reload to the next.
+/// A configuration that is in effect from one reload to the next.
 pub(crate) struct Settings {
     pub(crate) config: Config,
     pub(crate) directory: Directory,
-    /// How often something else has held before.
+    /// Number of reloads before this one.
     pub(crate) generation: u64,
 }
 
@@ -58,7 +59,7 @@ const REREAD_WITHIN: Duration = Duration::from_secs(5);
 // === impl Settings ===
 
 impl Settings {
-    /// `config` with the addresses that were in fact bound.
+    /// `config` contains the addresses that were actually bound.
     pub(crate) fn new(config: Config) -> Self {
         Self {
             directory: Directory::new(&config, None),
@@ -67,7 +68,7 @@ impl Settings {
         }
     }
 
-    /// What holds after these.
+    /// Returns the settings that replace these.
     pub(crate) fn then(&self, config: Config) -> Self {
         Self {
             directory: Directory::new(&config, Some(&self.directory)),
@@ -76,8 +77,9 @@ impl Settings {
         }
     }
 
-    /// Looks again, before it is sent, at a call of `account` that was identified under the settings of generation `since`:
-    /// its client may have gone, or may do less, and its account may have other credentials.
+    /// Checks a call again before it is sent. `since` is the generation under which it was
+    /// identified or last checked: since then its client may have been removed or restricted, and
+    /// its account may have new credentials.
     pub(crate) fn recheck(
         &self,
         call: &mut Sendable,
@@ -100,7 +102,7 @@ impl Settings {
 // === impl CurrentSettings ===
 
 impl CurrentSettings {
-    /// `config` with the addresses that were in fact bound.
+    /// `config` contains the addresses that were actually bound.
     pub(crate) fn new(config: Config) -> Self {
         Self {
             settings: ArcSwap::from_pointee(Settings::new(config)),

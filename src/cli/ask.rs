@@ -1,5 +1,5 @@
-//! What does the Flowgate that runs here say? One GET to its admin listener, over TCP or its Unix socket, within a bound
-//! of time. For the commands that look at another process; a token goes along only to whom it is for.
+//! A client of the admin listener: one GET over TCP or a Unix socket, with a timeout. Used by the
+//! commands that query a running Flowgate.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -17,16 +17,16 @@ use tokio::time::timeout;
 use crate::config::Bind;
 use crate::primitives::secret::Secret;
 
-/// Whom to ask.
+/// An admin listener.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// Where it listens.
+    /// Its address.
     pub bind: Bind,
-    /// What is shown to it.
+    /// The token to send.
     pub token: Option<Secret>,
 }
 
-/// What was answered.
+/// A response of the admin listener.
 #[derive(Debug)]
 pub struct Said {
     /// The status.
@@ -35,51 +35,54 @@ pub struct Said {
     pub body: String,
 }
 
-/// Why there is no answer.
+/// Why there is no response.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
-    /// Nobody listens there, or it may not be reached.
+    /// No process listens there, or the address is not reachable.
     #[error("cannot connect to {0} (listen.admin): {1}")]
     Connect(Bind, std::io::Error),
-    /// Whoever listens there does not speak HTTP, or hung up.
+    /// The listener does not speak HTTP, or closed the connection.
     #[error("no answer from {0} (listen.admin): {1}")]
     Http(Bind, hyper::Error),
-    /// It takes too long.
+    /// The timeout has expired.
     #[error("no answer from {0} (listen.admin) within {1} s")]
     Slow(Bind, u64),
 }
 
-/// What connecting, asking and reading may take together.
+/// Timeout of connecting, sending the request and reading the response together.
 const WITHIN: Duration = Duration::from_secs(2);
 
-/// Asks for a page.
-pub async fn ask(Admin { bind, token }: &Admin, path: &'static str) -> Result<Said, AskError> {
-    let asked = async {
-        let failed = |error| AskError::Connect(bind.clone(), error);
-        let request = Request::get(path);
-        let request = match token.as_ref().map(bearer) {
-            Some(token) => request.header(AUTHORIZATION, token),
-            None => request,
-        };
-        let said = match bind {
-            Bind::Tcp(address) => {
-                let address = reachable(*address);
-                let stream = TcpStream::connect(address).await.map_err(failed)?;
-                get(stream, request.header(HOST, address.to_string())).await
-            }
-            Bind::Unix(socket) => {
-                let stream = UnixStream::connect(socket).await.map_err(failed)?;
-                get(stream, request.header(HOST, "localhost")).await
-            }
-        };
-        said.map_err(|error| AskError::Http(bind.clone(), error))
-    };
-    timeout(WITHIN, asked)
+/// Sends a GET request for `path`.
+pub async fn ask(admin: &Admin, path: &'static str) -> Result<Said, AskError> {
+    timeout(WITHIN, exchange(admin, path))
         .await
-        .unwrap_or_else(|_| Err(AskError::Slow(bind.clone(), WITHIN.as_secs())))
+        .unwrap_or_else(|_| Err(AskError::Slow(admin.bind.clone(), WITHIN.as_secs())))
 }
 
-/// Whoever listens on every address listens on loopback, too.
+async fn exchange(Admin { bind, token }: &Admin, path: &'static str) -> Result<Said, AskError> {
+    let mut request = Request::get(path);
+    if let Some(token) = token {
+        request = request.header(AUTHORIZATION, bearer(token));
+    }
+    let said = match bind {
+        Bind::Tcp(address) => {
+            let address = reachable(*address);
+            let stream = TcpStream::connect(address)
+                .await
+                .map_err(|error| AskError::Connect(bind.clone(), error))?;
+            get(stream, request.header(HOST, address.to_string())).await
+        }
+        Bind::Unix(socket) => {
+            let stream = UnixStream::connect(socket)
+                .await
+                .map_err(|error| AskError::Connect(bind.clone(), error))?;
+            get(stream, request.header(HOST, "localhost")).await
+        }
+    };
+    said.map_err(|error| AskError::Http(bind.clone(), error))
+}
+
+/// Replaces the unspecified address, which accepts connections on loopback too, with loopback.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -89,7 +92,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Marked, so that no log shows it.
+/// Returns the `Authorization` value, marked as sensitive so that no log shows it.
 fn bearer(token: &Secret) -> HeaderValue {
     let value = HeaderValue::try_from(format!("Bearer {}", token.expose()));
     let mut value = value.expect("a secret is one line without control characters");
@@ -103,7 +106,7 @@ async fn get(
 ) -> hyper::Result<Said> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // Its failure is the request's.
+    // An error of the connection is also returned by `send_request`.
     tokio::spawn(connection);
     let request = request.body(Empty::<Bytes>::new());
     let response = sender
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_addresses_are_asked_at_loopback() {
+    fn the_unspecified_address_is_reached_at_loopback() {
         for (bound, asked) in [
             ("0.0.0.0:9", "127.0.0.1:9"),
             ("[::]:9", "[::1]:9"),

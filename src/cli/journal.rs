@@ -1,11 +1,11 @@
-//! How are the open attempts of a journal printed? As a table for people, or as one JSON object for machines.
+//! Prints the open attempts of a journal: as a table for people, or as one JSON object for programs.
 
 use serde_json::json;
 
 use super::table::{shown, table};
 use crate::observe::journal::{Reading, Sent};
 
-/// The table's head.
+/// The table's header.
 const HEAD: [&str; 7] = [
     "SENT",
     "ACCOUNT",
@@ -16,35 +16,35 @@ const HEAD: [&str; 7] = [
     "REQUEST ID",
 ];
 
-/// For people: one row each.
+/// Formats the open attempts as a table.
 pub fn as_table(reading: &Reading) -> String {
-    let row = |sent: &Sent<'_>| {
-        let Sent {
-            time,
-            attempt: _,
-            request_id,
-            account,
-            client,
-            tenant,
-            action,
-            flow_name,
-        } = sent;
-        let tenant = tenant.as_deref().unwrap_or("-");
-        let name = flow_name.as_deref().unwrap_or("-");
-        [time, account, client, tenant, action, name, request_id].map(shown)
-    };
-    let rows: Vec<[String; 7]> = [HEAD.map(str::to_owned)]
-        .into_iter()
-        .chain(reading.open().iter().map(row))
-        .collect();
+    let mut rows = vec![HEAD.map(str::to_owned)];
+    for attempt in reading.open() {
+        rows.push(row(attempt));
+    }
     table(&rows)
 }
 
-/// For machines: one object.
+/// Formats the open attempts as one JSON object.
 pub fn as_json(reading: &Reading) -> String {
     let open = reading.open();
     format!(
         "{}\n",
         json!({ "open": open, "damaged_lines": reading.damaged() })
     )
+}
+
+fn row(sent: &Sent<'_>) -> [String; 7] {
+    let tenant = sent.tenant.as_deref().unwrap_or("-");
+    let flow_name = sent.flow_name.as_deref().unwrap_or("-");
+    [
+        &sent.time,
+        &sent.account,
+        &sent.client,
+        tenant,
+        &sent.action,
+        flow_name,
+        &sent.request_id,
+    ]
+    .map(shown)
 }

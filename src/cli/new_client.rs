@@ -1,5 +1,5 @@
-//! What does a team get that is to call through Flowgate? A fresh pair of keys, and the lines that make Flowgate know it;
-//! the lines name the secret's place and never hold it. Nothing is remembered here.
+//! `flowgate client new`: generates a secret for a client, and the configuration lines for it. The
+//! lines refer to the secret and do not contain it. Nothing is stored, except in `--secret-file`.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -10,12 +10,12 @@ use zeroize::Zeroizing;
 
 use crate::config;
 
-/// As Alibaba's secrets look: 30 of 62 characters are 178 bits.
+/// Same length and alphabet as Alibaba's secrets: 30 of 62 characters are 178 bits.
 const SECRET_LENGTH: usize = 30;
 const ALPHABET: &[u8; 62] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
 
-/// Makes a pair for the client `id` of this account and returns what is to be printed: the lines for the configuration,
-/// and before them the secret, unless it goes into a file.
+/// Generates a secret for the client `id` of this account. Returns the text to print: the secret,
+/// unless it is written to a file, and the configuration lines.
 pub fn new_client(
     id: &str,
     account: &str,
@@ -47,14 +47,14 @@ pub fn new_client(
     )))
 }
 
-/// Characters from the operating system, each as likely as every other.
+/// Generates a secret from the operating system's random source, with uniform characters.
 fn secret() -> Result<Zeroizing<String>, String> {
     let mut secret = Zeroizing::new(String::with_capacity(SECRET_LENGTH));
     let mut byte = Zeroizing::new([0]);
     while secret.len() < SECRET_LENGTH {
         getrandom::fill(&mut *byte)
             .map_err(|error| format!("the operating system gives no random bytes: {error}"))?;
-        // What is over the last whole multiple of the alphabet would favour its beginning.
+        // Bytes above the last multiple of the alphabet's length would bias its first characters.
         if usize::from(byte[0]) < 256 / ALPHABET.len() * ALPHABET.len() {
             secret.push(char::from(ALPHABET[usize::from(byte[0]) % ALPHABET.len()]));
         }
@@ -62,38 +62,40 @@ fn secret() -> Result<Zeroizing<String>, String> {
     Ok(secret)
 }
 
-/// The variable that holds the client's secret.
+/// Returns the name of the variable that holds the client's secret.
 fn variable(id: &str) -> String {
-    let plain = |char: char| {
-        if char.is_ascii_alphanumeric() {
-            char.to_ascii_uppercase()
-        } else {
-            '_'
-        }
-    };
-    format!(
-        "FLOWGATE_CLIENT_{}_SECRET",
-        id.chars().map(plain).collect::<String>()
-    )
+    let mut name = "FLOWGATE_CLIENT_".to_owned();
+    for char in id.chars() {
+        name.push(match char {
+            'a'..='z' | 'A'..='Z' | '0'..='9' => char.to_ascii_uppercase(),
+            _ => '_',
+        });
+    }
+    name.push_str("_SECRET");
+    name
 }
 
-/// Writes a new file that only its owner can read, and returns its path as it stands in the configuration.
+/// Writes a new file that only its owner can read. Returns its path as a TOML string.
 fn write(path: &Path, secret: &str) -> Result<String, String> {
-    let wrong =
-        |error: &dyn std::fmt::Display| format!("--secret-file: {}: {error}", path.display());
-    let place = std::path::absolute(path).map_err(|error| wrong(&error))?;
-    let place = place.to_str().ok_or_else(|| wrong(&"expected UTF-8"))?;
+    let absolute = std::path::absolute(path).map_err(|error| not_written(path, &error))?;
+    let text = absolute
+        .to_str()
+        .ok_or_else(|| not_written(path, &"expected a path in UTF-8"))?;
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o600)
         .open(path)
-        .map_err(|error| wrong(&error))?;
+        .map_err(|error| not_written(path, &error))?;
     if let Err(error) = file.write_all(secret.as_bytes()) {
         drop(std::fs::remove_file(path));
-        return Err(wrong(&error));
+        return Err(not_written(path, &error));
     }
-    Ok(toml::Value::from(place).to_string())
+    Ok(toml::Value::from(text).to_string())
+}
+
+fn not_written(path: &Path, error: &dyn std::fmt::Display) -> String {
+    format!("--secret-file: {}: {error}", path.display())
 }
 
 #[cfg(test)]
@@ -101,8 +103,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_as_long_and_plain_as_alibabas_and_never_the_same() {
-        let (one, other) = (secret().unwrap(), secret().unwrap());
+    fn a_secret_has_the_form_of_alibabas_and_is_new_each_time() {
+        let one = secret().unwrap();
+        let other = secret().unwrap();
         assert_ne!(one, other);
         assert!(one.len() == 30 && one.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         let bits = SECRET_LENGTH as f64 * (ALPHABET.len() as f64).log2();
@@ -110,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn every_character_comes_as_often() {
+    fn all_characters_are_equally_likely() {
         let mut counts = [0_u32; 128];
         for _ in 0..2000 {
             secret()
@@ -118,7 +121,7 @@ mod tests {
                 .bytes()
                 .for_each(|byte| counts[usize::from(byte)] += 1);
         }
-        // 968 are expected of each, with a standard deviation of 31: twelve of them leave nothing to chance.
+        // The expected count is 968 with a standard deviation of 31. The bounds are 12 deviations.
         for byte in ALPHABET {
             assert!(
                 (600..1340).contains(&counts[usize::from(*byte)]),
@@ -135,7 +138,7 @@ mod tests {
             let mistake = told(id, "acme");
             assert_eq!(
                 mistake,
-                "--id: expected an access key id: 1 to 128 of letters, digits, '.', '_', '-'",
+                "--id: expected an access key id: 1 to 128 letters, digits, '.', '_' or '-'",
                 "{id}"
             );
         }
@@ -143,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_never_overwritten_and_read_by_its_owner_alone() {
+    fn a_secret_file_is_private_and_never_overwritten() {
         use std::os::unix::fs::MetadataExt;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret \"1\"");

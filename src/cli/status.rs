@@ -1,5 +1,5 @@
-//! Who waits for what? The lanes of the Flowgate that runs, as its admin listener shows them, as a table in the terminal:
-//! the fullest first, once or every second. Another version's page can be read, too: what it does not say is nothing.
+//! `flowgate status`: prints the lanes of a running Flowgate as a table, the fullest first, once or
+//! every second. Fields that another version does not report have their default.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -50,29 +50,29 @@ struct Upstream {
     reason: String,
 }
 
-/// The table's head.
+/// The table's header.
 const HEAD: [&str; 8] = [
     "ACCOUNT", "ACTION", "QUEUED", "OLDEST", "WAIT", "PAUSE", "RATE", "LIMIT",
 ];
-/// So many lanes are shown; a terminal has no room for more.
+/// Maximum number of lanes in the table.
 const MOST: usize = 100;
-/// How often `--watch` looks.
+/// Interval of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
-/// The cursor goes home, and what stands there goes.
+/// ANSI: moves the cursor home and clears the screen.
 const CLEAR: &str = "\x1b[H\x1b[J";
 
 // === impl Status ===
 
 impl Status {
-    /// Whom to ask, and what to show them. The configuration's token is for the configuration's listener only.
+    /// Returns the address and token to use. The token of the configuration is sent only to the
+    /// listener of the configuration.
     pub fn admin(&self, source: &Source) -> Result<Admin, String> {
-        let key = |mistake| format!("--token-file: {mistake}");
         let token = self
             .token_file
             .as_deref()
             .map(secret_file)
             .transpose()
-            .map_err(key)?;
+            .map_err(|mistake| format!("--token-file: {mistake}"))?;
         if let Some(bind) = &self.admin {
             return Ok(Admin {
                 bind: bind.clone(),
@@ -80,12 +80,12 @@ impl Status {
             });
         }
         let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
-        // A mistake elsewhere in the configuration is no reason not to look.
+        // Mistakes in other keys do not prevent the query.
         let token = token.or_else(|| source.load().ok()?.config.listen.admin_token);
         Ok(Admin { bind, token })
     }
 
-    /// Looks once.
+    /// Queries the lanes once and formats them.
     pub async fn look(&self, admin: &Admin) -> Result<String, String> {
         let said = ask(admin, "/lanes")
             .await
@@ -106,7 +106,8 @@ impl Status {
             .map_err(|_| format!("{}/lanes is not Flowgate's page", admin.bind))
     }
 
-    /// Looks every second until nobody reads it any more; who does not answer may do so the next time.
+    /// Prints the lanes every second until the output is closed. Failed queries are printed and
+    /// repeated.
     pub async fn watch(
         &self,
         admin: &Admin,
@@ -117,7 +118,7 @@ impl Status {
         loop {
             match self.look(admin).await {
                 Ok(text) => write!(out, "{clear}{text}")?,
-                // What reads JSON line by line must not meet another line.
+                // With --json, standard output has only JSON lines.
                 Err(error) if self.json => tracing::debug!(error, "no answer"),
                 Err(error) => writeln!(out, "{clear}{error}")?,
             }
@@ -153,7 +154,7 @@ impl Page {
         };
         let more = self.lanes.len().saturating_sub(MOST);
         let rest = if more > 0 {
-            format!("and {more} lanes more\n")
+            format!("and {more} more lanes\n")
         } else {
             String::new()
         };
@@ -189,14 +190,14 @@ impl Page {
 // === impl LaneView ===
 
 impl LaneView {
-    /// How many wait, or would.
+    /// Returns the number of waiting calls; in observe mode, of those that would wait.
     fn waiting(&self) -> usize {
         self.shadow
             .as_ref()
             .map_or(self.queued, |shadow| shadow.queued)
     }
 
-    /// An operator's pause is told from CAMS's.
+    /// Formats the pause. An operator's pause is marked as `ordered`.
     fn pause(&self) -> String {
         match &self.operator_pause {
             None => seconds(self.pause_remaining_seconds),
@@ -259,7 +260,7 @@ fn seconds(seconds: f64) -> String {
 }
 
 fn per_second(rate: f64) -> String {
-    // 5 and 4.93, but not 5.00.
+    // Two decimals without trailing zeros: 5 and 4.93.
     format!("{}/s", (rate * 100.0).round() / 100.0)
 }
 
@@ -272,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fullest_lane_comes_first_and_its_tenants_below_it() {
+    fn the_fullest_lane_is_first_with_its_tenants_below_it() {
         let page = r#"{"mode":"enforce","upstream":{"reachable":true},"later":1,"lanes":[
             {"account":"b","action":"ListFlow","limit_per_second":5,"effective_per_second":4.975},
             {"account":"acme","action":"CreateFlow","queued":3,"limit_per_second":5.0,"effective_per_second":2,
@@ -290,7 +291,7 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
     }
 
     #[test]
-    fn who_observes_shows_who_would_wait_and_who_is_away_since_when() {
+    fn observe_mode_shows_calls_that_would_wait_and_since_when_cams_is_unreachable() {
         let page = r#"{"mode":"observe","upstream":{"reachable":false,"down_seconds":12,"reason":"refused"},"lanes":[
             {"account":"acme","action":"CreateFlow","shadow":{"queued":7,"predicted_wait_seconds":1.5}}]}"#;
         let table = table_of(page, false);
@@ -305,7 +306,7 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
     }
 
     #[test]
-    fn an_operators_pause_is_told_from_cams_own() {
+    fn an_operators_pause_is_marked() {
         for (ordered, shown) in [
             ("null", "2.0s"),
             ("{}", "ordered"),
@@ -326,14 +327,14 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
     }
 
     #[test]
-    fn a_terminal_has_room_for_a_hundred() {
+    fn at_most_a_hundred_lanes_are_shown() {
         let lanes: Vec<String> = (0..103)
             .map(|lane| format!(r#"{{"account":"{lane}"}}"#))
             .collect();
         let table = table_of(&format!(r#"{{"lanes":[{}]}}"#, lanes.join(",")), false);
         assert_eq!(
             (table.lines().count(), table.lines().last()),
-            (103, Some("and 3 lanes more"))
+            (103, Some("and 3 more lanes"))
         );
     }
 }

@@ -1,26 +1,27 @@
-//! Where does a listener stand? On an address and a port, or on a Unix socket; written as one text.
+//! A listener's address: IP address and port, or a Unix socket.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// Where a listener is bound.
+/// A listener's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Bind {
-    /// An address and a port; port 0 lets the system choose.
+    /// IP address and port; with port 0 the system chooses one.
     Tcp(SocketAddr),
-    /// A Unix socket.
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 
-/// How it is written.
-pub(super) const BIND_FORM: &str = "ip:port such as 127.0.0.1:8080, or unix: and an absolute path";
+/// The accepted form, for error messages.
+pub(super) const BIND_FORM: &str =
+    "ip:port such as 127.0.0.1:8080, or unix: and an absolute path such as unix:/run/flowgate.sock";
 
-/// Bytes of a Unix socket's path: one less than the system's structure holds.
+/// Maximum length of a Unix socket's path in bytes: `sun_path` has 108, and one is the final NUL.
 const MAX_PATH: usize = 107;
 
-/// This is not how it is written.
+/// The text is not a listener's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {BIND_FORM}")]
 pub struct NotABind;
@@ -28,7 +29,7 @@ pub struct NotABind;
 // === impl Bind ===
 
 impl Bind {
-    /// The TCP address; none of a Unix socket.
+    /// Returns the TCP address; `None` for a Unix socket.
     pub fn address(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(address) => Some(*address),

@@ -1,6 +1,8 @@
-//! What does it mean, and can it be right? Every rule, section by section and between sections; all mistakes are noted
-//! in the reader, and only a configuration without any becomes a [`Config`]. A section's function reads all of its keys
-//! before it gives up on one.
+//! Validates the configuration, section by section and between sections.
+//!
+//! All mistakes are recorded in the reader; only a configuration without mistakes becomes a
+//! [`Config`]. The function of a section reads all keys before it returns `None` for one of them,
+//! so that all mistakes are reported.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use hyper::header::HeaderName;
 use tracing::level_filters::LevelFilter;
 
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
+use super::units::Size;
 use super::{
     Account, Bind, Client, Collector, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat,
     Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
@@ -23,21 +26,21 @@ mod upstream;
 
 pub(super) use accounts::{KEY_FORM, access_key};
 
-/// Bytes that a bound on bytes may be.
+/// Range of a maximum size in bytes.
 const BYTES: std::ops::RangeInclusive<usize> = 1..=1 << 30;
 
-/// What may be added to a window.
+/// Range of the gap added to a window.
 const GAP: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(1);
 
-/// Entries that a bound on a count may be.
+/// Range of a maximum count.
 const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 
-/// Where the admin listener is, and nothing else.
+/// Reads only the address of the admin listener.
 pub(super) fn admin(mut root: Section<'_>) -> Option<Bind> {
     listen::bind(&root.table("listen").key("admin"))
 }
 
-/// The configuration, or `None` when the reader has noted a mistake.
+/// Checks the whole configuration. `None` if the reader has recorded a mistake.
 pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let mode = mode(&mut root);
     let listen = listen::check(root.table("listen"));
@@ -87,7 +90,7 @@ fn mode(root: &mut Section<'_>) -> Option<Mode> {
         .choice(&[("enforce", Mode::Enforce), ("observe", Mode::Observe)])?;
     if mode == Mode::Observe {
         root.reader
-            .warn("mode is observe: calls are not held to the limits");
+            .warn("mode is observe: limits are counted but not enforced");
     }
     Some(mode)
 }
@@ -101,7 +104,11 @@ fn queue(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Queue> {
     if let (Some(max_bytes), Some(listen)) = (max_bytes, listen)
         && max_bytes / 2 < listen.max_body
     {
-        bytes.mistake("expected at least twice listen.max_body: a client may have half, and the largest call must fit");
+        let least = Size(listen.max_body * 2);
+        bytes.mistake(format!(
+            "expected at least {least}, twice listen.max_body: one client may use half of it, and \
+             the largest call must fit"
+        ));
     }
     let max_hold = section.key("max_hold").time(&POSITIVE);
     let hold = hold(&section.key("hold"), max_hold);
@@ -120,56 +127,58 @@ fn tenant(key: Field<'_>) -> Option<Tenant> {
     let mut section = match key.into_table() {
         Ok(section) => section,
         Err(key) => {
-            let read = |text: &str| match text {
+            let expected = "\"cust-space-id\", \"none\" or { header = \"x-team\" }";
+            return key.text(expected, |text| match text {
                 "cust-space-id" => Some(Tenant::CustSpaceId),
                 "none" => Some(Tenant::None),
                 _ => None,
-            };
-            return key.text(
-                "\"cust-space-id\", \"none\" or { header = \"x-team\" }",
-                read,
-            );
+            });
         }
     };
-    let own = |name: &HeaderName| {
-        let name = name.as_str();
-        name.starts_with("x-") && !name.starts_with("x-acs-") && !name.starts_with("x-flowgate-")
-    };
-    let read = |text: &str| {
-        text.to_ascii_lowercase()
-            .parse()
-            .ok()
-            .filter(own)
-            .map(Tenant::Header)
-    };
-    let header = section
-        .key("header")
-        .text("a header of your own such as x-team", read);
+    let expected =
+        "a header of your own such as x-team: it begins with x-, but not x-acs- or x-flowgate-";
+    let header = section.key("header").text(expected, tenant_header);
     section.done();
-    header
+    header.map(Tenant::Header)
+}
+
+fn tenant_header(text: &str) -> Option<HeaderName> {
+    let name: HeaderName = text.to_ascii_lowercase().parse().ok()?;
+    let reserved = ["x-acs-", "x-flowgate-"];
+    if !name.as_str().starts_with("x-")
+        || reserved
+            .iter()
+            .any(|prefix| name.as_str().starts_with(prefix))
+    {
+        return None;
+    }
+    Some(name)
 }
 
 fn hold(key: &Field<'_>, max: Option<Duration>) -> Option<Hold> {
-    let time = |text: &str| text.parse().ok().map(|Time(time)| Hold::Fixed(time));
-    let read = |text: &str| {
+    let hold = key.text("\"auto\" or a duration such as 10s", |text| {
         if text == "auto" {
-            Some(Hold::Auto)
-        } else {
-            time(text)
+            return Some(Hold::Auto);
         }
-    };
-    let hold = key.text("\"auto\" or a duration such as 10s", read)?;
+        let Time(time) = text.parse().ok()?;
+        Some(Hold::Fixed(time))
+    })?;
     if let Hold::Fixed(time) = hold {
         key.within(time, &POSITIVE, Time)?;
-        if max.is_some_and(|max| time > max) {
-            key.mistake("expected at most queue.max_hold");
-        }
+        at_most_max_hold(key, time, max);
     }
     Some(hold)
 }
 
-/// An unverified caller is let through by default only where it can be nobody but this machine's own applications, and
-/// only while there is nothing here that it could be mistaken for.
+/// Records a mistake if a hold is longer than `queue.max_hold`.
+fn at_most_max_hold(key: &Field<'_>, hold: Duration, max: Option<Duration>) {
+    if let Some(max) = max.filter(|max| hold > *max) {
+        key.mistake(format!("expected at most {} (queue.max_hold)", Time(max)));
+    }
+}
+
+/// Unverified callers are relayed by default only if the proxy listens locally, so that they are
+/// applications of this machine, and only if no secret is configured that they could use.
 fn unknown_keys(
     root: &mut Section<'_>,
     listen: Option<&Listen>,
@@ -197,7 +206,7 @@ fn unknown_keys(
     let unknown_keys = given.unwrap_or(default);
     if unknown_keys == UnknownKeys::Refuse && accounts.is_empty() {
         root.reader
-            .warn("there is no account and unknown keys are refused: every call will be refused");
+            .warn("no account is configured and unknown keys are refused: every call is refused");
     }
     Some(unknown_keys)
 }
@@ -209,7 +218,10 @@ fn learn(mut section: Section<'_>, shortest: Option<Duration>) -> Option<Learn> 
     if let (Some(gap), Some(shortest)) = (gap, shortest)
         && gap >= shortest
     {
-        key.mistake("expected less than the shortest window of the limits");
+        key.mistake(format!(
+            "expected less than {}, the shortest window of the limits",
+            Time(shortest)
+        ));
     }
     let max_key = section.key("max_gap");
     let mut max_gap = max_key.time(&GAP);
@@ -217,7 +229,7 @@ fn learn(mut section: Section<'_>, shortest: Option<Duration>) -> Option<Learn> 
         && max < gap
     {
         if max_key.is_given() {
-            max_key.mistake("expected at least learn.gap");
+            max_key.mistake(format!("expected at least {} (learn.gap)", Time(gap)));
         }
         max_gap = Some(gap);
     }
@@ -236,7 +248,7 @@ fn retry(mut section: Section<'_>) -> Option<Retry> {
     if let (Some(base), Some(max)) = (base, max)
         && base > max
     {
-        max_key.mistake("expected at least retry.base");
+        max_key.mistake(format!("expected at least {} (retry.base)", Time(base)));
     }
     let max_pause = section.key("max_pause").time(&POSITIVE);
     section.done();
@@ -282,7 +294,7 @@ fn log(mut section: Section<'_>) -> Option<Log> {
 fn telemetry(mut section: Section<'_>) -> Option<Telemetry> {
     let otlp = section.key("otlp").optional(|key| {
         let collector = key.text(
-            "scheme, host and port of a collector, such as http://127.0.0.1:4318",
+            "the scheme, host and port of a collector, such as http://127.0.0.1:4318",
             |text| {
                 let upstream::Endpoint {
                     scheme,
@@ -308,24 +320,25 @@ fn telemetry(mut section: Section<'_>) -> Option<Telemetry> {
     })
 }
 
-/// A path alone, or a table with one; the outer `None` is a mistake.
+/// Reads a path alone, or a table with one. The outer `None` is a mistake.
 fn journal(key: Field<'_>) -> Option<Option<Journal>> {
     if !key.is_given() {
         return Some(None);
     }
-    let file = |text: &str| {
-        let is_file = !text.is_empty() && !text.ends_with('/');
-        is_file.then(|| PathBuf::from(text))
-    };
-    let path = |key: &Field<'_>, expected| key.text(expected, file).map(|path| key.resolve(&path));
-    let (path, mut section) = match key.into_table() {
-        Ok(mut section) => (path(&section.key("path"), "the path of a file"), section),
+    let path;
+    let mut section;
+    match key.into_table() {
+        Ok(table) => {
+            section = table;
+            path = journal_path(&section.key("path"), "the path of a file");
+        }
         Err(key) => {
             let expected =
                 "the path of a file or { path = \"...\", max_size = \"64MiB\", keep = 4 }";
-            (path(&key, expected), key.empty_table())
+            path = journal_path(&key, expected);
+            section = key.empty_table();
         }
-    };
+    }
     let max_size = section.key("max_size").size(&(4 << 10..=1 << 30));
     let keep = section.key("keep").count(&(1..=1000));
     section.done();
@@ -334,4 +347,12 @@ fn journal(key: Field<'_>) -> Option<Option<Journal>> {
         max_size: max_size?,
         keep: keep?,
     }))
+}
+
+fn journal_path(key: &Field<'_>, expected: &str) -> Option<PathBuf> {
+    let path = key.text(expected, |text| {
+        let is_file = !text.is_empty() && !text.ends_with('/');
+        is_file.then(|| PathBuf::from(text))
+    })?;
+    Some(key.resolve(&path))
 }

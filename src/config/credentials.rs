@@ -1,6 +1,6 @@
-//! What stands in a file of temporary credentials? One JSON object with key, secret, token and end, as Alibaba's metadata
-//! service hands it out for a RAM role, or in the spelling of its command line tools; all of it belongs together and is
-//! taken over as one.
+//! Reads a file of temporary credentials: one JSON object with key, secret, token and expiration,
+//! as Alibaba's metadata service returns it for a RAM role, or in the spelling of Alibaba's
+//! command line tools. All fields are replaced together.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,7 +14,7 @@ use super::secrets::{MAX_FILE, one_line, regular};
 use crate::acs::time;
 use crate::primitives::secret::Secret;
 
-/// The file's object. What else stands in it (`Code`, `LastUpdated`) is not read.
+/// The file's object. Other fields (`Code`, `LastUpdated`) are ignored.
 #[derive(Deserialize)]
 struct Written {
     #[serde(rename = "AccessKeyId", alias = "access_key_id")]
@@ -31,7 +31,7 @@ struct Written {
     expires: Option<String>,
 }
 
-/// Reads the file that the key names; the field is the file's.
+/// Reads the file that the key names. The returned field is `credentials.file`.
 pub(super) fn read(key: Field<'_>) -> Option<(Field<'_>, Credentials, PathBuf)> {
     let mut section = match key.into_table() {
         Ok(section) => section,
@@ -51,7 +51,7 @@ pub(super) fn read(key: Field<'_>) -> Option<(Field<'_>, Credentials, PathBuf)> 
                 .is_some_and(|end| end <= SystemTime::now())
             {
                 field.reader.warn(format!(
-                    "{}: what the file holds has expired",
+                    "{}: the credentials in the file have expired",
                     field.place.path
                 ));
             }
@@ -65,24 +65,27 @@ pub(super) fn read(key: Field<'_>) -> Option<(Field<'_>, Credentials, PathBuf)> 
 }
 
 fn parse(path: &Path) -> Result<Credentials, String> {
-    // What serde says of a mistake holds the value.
-    let shape = "expected a JSON object with AccessKeyId, AccessKeySecret and, if need be, SecurityToken and Expiration";
-    let Written {
-        id,
-        secret,
-        token,
-        expires,
-    } = serde_json::from_slice(&regular(path, MAX_FILE)?).map_err(|_| shape)?;
-    let expires = expires
-        .map(|end| time::parse(&end).ok_or("expected an Expiration such as 2026-11-24T08:00:00Z"));
+    // serde's own message would contain the value.
+    let shape = "expected a JSON object with AccessKeyId, AccessKeySecret and, for temporary \
+                 credentials, SecurityToken and Expiration";
+    let written: Written = serde_json::from_slice(&regular(path, MAX_FILE)?).map_err(|_| shape)?;
+    let expires = written.expires.map(|end| {
+        time::parse(&end).ok_or("Expiration: expected a time such as 2026-11-24T08:00:00Z")
+    });
+    let expires = expires.transpose()?;
+    let access_key_id = access_key(written.id.expose())
+        .ok_or_else(|| format!("AccessKeyId: expected {KEY_FORM}"))?;
+    let secret =
+        one_line(written.secret.expose()).map_err(|reason| format!("AccessKeySecret: {reason}"))?;
+    let security_token = written
+        .token
+        .map(|token| one_line(token.expose()))
+        .transpose()
+        .map_err(|reason| format!("SecurityToken: {reason}"))?;
     Ok(Credentials {
-        access_key_id: access_key(id.expose())
-            .ok_or_else(|| format!("AccessKeyId: expected {KEY_FORM}"))?,
-        secret: one_line(secret.expose()).map_err(|reason| format!("AccessKeySecret: {reason}"))?,
-        security_token: token
-            .map(|token| one_line(token.expose()))
-            .transpose()
-            .map_err(|r| format!("SecurityToken: {r}"))?,
-        expires: expires.transpose()?,
+        access_key_id,
+        secret,
+        security_token,
+        expires,
     })
 }

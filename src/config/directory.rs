@@ -1,12 +1,13 @@
-//! Which files of a directory are configuration? Every `*.toml` whose name does not begin with a dot, in order of name. So
-//! what editors, package managers and Kubernetes leave beside them (`.acme.toml.swp`, `acme.toml~`, `..data`) is none.
+//! Lists the configuration files of a directory: every `*.toml` whose name does not begin with a
+//! dot. This skips what editors, package managers and Kubernetes create beside them
+//! (`.acme.toml.swp`, `acme.toml~`, `..data`).
 
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The names, in the order in which the files are read: by their bytes.
+/// Returns the file names, sorted by their bytes. Files are read in this order.
 pub(super) fn list(directory: &Path) -> io::Result<Vec<OsString>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory)? {

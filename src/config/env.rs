@@ -1,6 +1,8 @@
-//! What does the environment say? `FLOWGATE_LISTEN__PROXY` is `listen.proxy`, `FLOWGATE_ACCOUNTS__0__ID` is
-//! `accounts[0].id`: laid over what the file says. The environment is handed in once and never read where it is used;
-//! a variable that is no key is left alone, because Kubernetes injects some of its own.
+//! Applies environment variables over the file: `FLOWGATE_LISTEN__PROXY` sets `listen.proxy`,
+//! `FLOWGATE_ACCOUNTS__0__ID` sets `accounts[0].id`.
+//!
+//! The environment is passed in once. A variable that matches no key is ignored with a warning,
+//! because Kubernetes injects some with the same prefix.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,20 +19,20 @@ use crate::primitives::secret::never_shown;
 
 const PREFIX: &str = "FLOWGATE_";
 
-/// Which file is read, and therefore no key; `cli.rs` reads it.
+/// The path of the configuration, which is not a key. Read in `cli.rs`.
 const FILE: &str = "FLOWGATE_CONFIG";
 
-/// The variables as they were when Flowgate started. Some are secrets.
+/// The environment variables. Some are secrets.
 pub(crate) struct Environment {
-    /// `None` is a value that is not UTF-8.
+    /// `None`: the value is not UTF-8.
     variables: BTreeMap<String, Option<Zeroizing<String>>>,
-    /// Variables that turned out to be a secret's place, and so are known.
+    /// Variables that were read by name, such as secrets, and are therefore known.
     asked: RefCell<BTreeSet<String>>,
 }
 
 never_shown!(Environment);
 
-/// A step on the way to a key. Indices are compared as numbers, so that the tenth entry follows the second.
+/// One step of a key's path. Indices compare as numbers, so that entry 10 follows entry 2.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Step {
     Key(String),
@@ -41,19 +43,21 @@ enum Step {
 
 impl Environment {
     pub(crate) fn new(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Self {
-        let utf8 = |(name, value): (OsString, OsString)| {
-            Some((
-                name.into_string().ok()?,
-                value.into_string().ok().map(Zeroizing::new),
-            ))
-        };
+        let variables = variables
+            .into_iter()
+            .filter_map(|(name, value)| {
+                let name = name.into_string().ok()?;
+                let value = value.into_string().ok().map(Zeroizing::new);
+                Some((name, value))
+            })
+            .collect();
         Self {
-            variables: variables.into_iter().filter_map(utf8).collect(),
+            variables,
             asked: RefCell::default(),
         }
     }
 
-    /// The variable's value, unless it is empty or not UTF-8.
+    /// Returns the variable's value, unless it is empty or not UTF-8.
     pub(crate) fn get(&self, name: &str) -> Option<&str> {
         self.asked.borrow_mut().insert(name.to_owned());
         self.variables
@@ -63,14 +67,14 @@ impl Environment {
             .filter(|value| !value.is_empty())
     }
 
-    /// Whether the variable is set to nothing.
+    /// Whether the variable is set to the empty text.
     pub(crate) fn is_empty(&self, name: &str) -> bool {
         self.variables
             .get(name)
             .is_some_and(|value| value.as_ref().is_some_and(|value| value.is_empty()))
     }
 
-    /// Lays every variable that is a key over the tree.
+    /// Applies every variable that matches a key to the tree.
     pub(crate) fn lay_over(&self, root: &mut Node) -> Vec<Mistake> {
         let mut known: Vec<_> = self
             .named()
@@ -81,7 +85,7 @@ impl Environment {
         for (steps, name) in known {
             let set = match self.variables.get(name).and_then(Option::as_ref) {
                 Some(value) => set(root, &steps, name, value),
-                None => Err("expected UTF-8"),
+                None => Err("expected a value in UTF-8"),
             };
             if let Err(expectation) = set {
                 let origin = Origin::Variable(name.to_owned());
@@ -95,7 +99,8 @@ impl Environment {
         mistakes
     }
 
-    /// Variables that look as if they were meant for Flowgate and are nothing to it. Asked after all others.
+    /// Returns the variables with Flowgate's prefix that match no key. Call it last, when all
+    /// variables that hold secrets have been read.
     pub(crate) fn unknown(&self) -> Vec<&str> {
         let asked = self.asked.borrow();
         self.named()
@@ -111,13 +116,13 @@ impl Environment {
     }
 }
 
-/// Where the variable leads, if it leads to a key.
+/// Returns the path of the key that the variable sets, if it matches one.
 fn steps(name: &str) -> Option<Vec<Step>> {
-    let parts: Vec<_> = name.strip_prefix(PREFIX)?.split("__").collect();
+    let parts = name.strip_prefix(PREFIX)?.split("__");
     let mut steps = Vec::new();
-    // The same way as it stands in the manual, where indices are `[]` and actions are `<Action>`.
+    // The same path in the form of the manual, where indices are `[]` and actions `<Action>`.
     let mut manual = String::new();
-    for (depth, part) in parts.iter().enumerate() {
+    for (depth, part) in parts.enumerate() {
         if depth > 0 && part.bytes().all(|b| b.is_ascii_digit()) && manual != "limits" {
             steps.push(Step::Index(part.parse().ok()?));
             manual.push_str("[]");
@@ -136,7 +141,7 @@ fn steps(name: &str) -> Option<Vec<Step>> {
     is_key(&manual).then_some(steps)
 }
 
-/// Variables are often written in capitals only, so a documented action is found in any case.
+/// Variables are usually in capitals, so a documented action is matched in any case.
 fn action(part: &str) -> String {
     let documented = DOCUMENTED
         .iter()
@@ -144,56 +149,69 @@ fn action(part: &str) -> String {
     documented.map_or(part, |(name, _)| *name).to_owned()
 }
 
-/// Whether the manual has the key, an entry of it when it is a list, or a place in it when it is a secret.
+/// Whether the path is a key, an entry of a list, or the `env` or `file` of a secret.
 fn is_key(manual: &str) -> bool {
-    let of =
-        |path: Option<&str>, kind: fn(&Key) -> bool| path.and_then(keys::find).is_some_and(kind);
-    let secret = |place| of(manual.strip_suffix(place), Key::is_secret);
-    keys::find(manual).is_some()
-        || of(manual.strip_suffix("[]"), Key::is_list)
-        || secret(".env")
-        || secret(".file")
+    if keys::find(manual).is_some() {
+        return true;
+    }
+    let list = manual.strip_suffix("[]").and_then(keys::find);
+    if list.is_some_and(Key::is_list) {
+        return true;
+    }
+    let secret = manual
+        .strip_suffix(".env")
+        .or_else(|| manual.strip_suffix(".file"))
+        .and_then(keys::find);
+    secret.is_some_and(Key::is_secret)
 }
 
-/// Sets one value, and makes the tables and lists on the way.
+/// Sets one value, creating the tables and lists on its path.
 fn set(root: &mut Node, steps: &[Step], name: &str, value: &str) -> Result<(), &'static str> {
-    let fresh = |item| Node {
-        origin: Origin::Variable(name.to_owned()),
-        item,
-    };
     let mut node = root;
     for step in steps {
         node = match step {
             Step::Key(key) => {
                 if !matches!(node.item, Item::Table(_)) {
-                    *node = fresh(Item::Table(Entries::default()));
+                    *node = empty_table(name);
                 }
                 let Item::Table(entries) = &mut node.item else {
                     unreachable!("made a table above")
                 };
-                entries.get_or_insert_with(key, || fresh(Item::Table(Entries::default())))
+                entries.get_or_insert_with(key, || empty_table(name))
             }
             Step::Index(index) => {
                 if !matches!(node.item, Item::List(_)) {
-                    *node = fresh(Item::List(Vec::new()));
+                    *node = from_variable(name, Item::List(Vec::new()));
                 }
                 let Item::List(nodes) = &mut node.item else {
                     unreachable!("made a list above")
                 };
                 if *index == nodes.len() {
-                    nodes.push(fresh(Item::Table(Entries::default())));
+                    nodes.push(empty_table(name));
                 }
-                nodes
-                    .get_mut(*index)
-                    .ok_or("expected the entries before this one too: they count from 0")?
+                nodes.get_mut(*index).ok_or(
+                    "expected the entries before this one to be set too: indices start at 0",
+                )?
             }
         };
     }
-    *node = fresh(Item::Scalar {
+    let item = Item::Scalar {
         text: value.to_owned(),
         style: Style::Variable,
-    });
+    };
+    *node = from_variable(name, item);
     Ok(())
+}
+
+fn from_variable(name: &str, item: Item) -> Node {
+    Node {
+        origin: Origin::Variable(name.to_owned()),
+        item,
+    }
+}
+
+fn empty_table(name: &str) -> Node {
+    from_variable(name, Item::Table(Entries::default()))
 }
 
 fn path(steps: &[Step]) -> String {

@@ -1,6 +1,7 @@
-//! What was written, and where? One tree for the TOML file and the environment, each node with its origin, before
-//! anybody asks what it means. A tree instead of serde's structs, because serde stops at the first mistake and prints
-//! the value; here all mistakes are found, and none shows what was written.
+//! The TOML file and the environment as one tree, in which each node has its origin.
+//!
+//! A tree rather than serde structs: serde stops at the first mistake and prints the value, while
+//! Flowgate reports all mistakes and never shows what was written.
 
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
@@ -8,7 +9,7 @@ use toml::de::{DeInteger, DeTable, DeValue};
 use super::entries::Entries;
 use super::mistakes::{FileId, Mistake, Origin};
 
-/// A value and where it stands. Has no `Debug`: it may hold a secret in the wrong place.
+/// A value and its origin. Has no `Debug`, because the value may be a misplaced secret.
 pub(crate) struct Node {
     pub(crate) origin: Origin,
     pub(crate) item: Item,
@@ -26,20 +27,20 @@ pub(crate) enum Item {
 pub(crate) enum Style {
     /// A TOML string.
     Quoted,
-    /// A TOML number, truth value or date.
+    /// A TOML number, boolean or date.
     Bare,
-    /// An environment variable, which has no types.
+    /// An environment variable, which has no type.
     Variable,
 }
 
-/// Which line an offset is on. Found by bisection: a file has a node for every few bytes.
+/// Maps byte offsets to lines, by bisection: a file has a node every few bytes.
 struct Lines {
     file: FileId,
-    /// The offset of each line's end.
+    /// The offset of each line feed.
     ends: Vec<usize>,
 }
 
-/// A file as a tree, or what is wrong with its syntax.
+/// Parses a file. Returns all syntax errors.
 pub(crate) fn parse(text: &str, file: FileId) -> Result<Node, Vec<Mistake>> {
     let lines = Lines::of(text, file);
     let (root, errors) = DeTable::parse_recoverable(text);
@@ -49,38 +50,41 @@ pub(crate) fn parse(text: &str, file: FileId) -> Result<Node, Vec<Mistake>> {
             item: table(root.into_inner(), &lines),
         });
     }
-    // The message alone is made of fixed words; the error's Display would print the source line.
-    let mistake = |error: &toml::de::Error| Mistake {
-        origin: error
-            .span()
-            .map_or_else(|| file.whole(), |span| lines.origin(span.start)),
-        key: String::new(),
-        expectation: format!("not valid TOML: {}", error.message()),
-    };
-    Err(errors.iter().map(mistake).collect())
+    // `message` consists of fixed words. The error's `Display` would print the source line.
+    let mistakes = errors
+        .iter()
+        .map(|error| Mistake {
+            origin: error
+                .span()
+                .map_or_else(|| file.whole(), |span| lines.origin(span.start)),
+            key: String::new(),
+            expectation: format!("invalid TOML: {}", error.message()),
+        })
+        .collect();
+    Err(mistakes)
 }
 
 fn table(table: DeTable<'_>, lines: &Lines) -> Item {
-    let entry = |(key, value): (Spanned<_>, Spanned<DeValue<'_>>)| {
-        // The line of the key: a value may span many.
-        let origin = lines.origin(key.span().start);
-        let key: std::borrow::Cow<'_, str> = key.into_inner();
-        (
-            key.into_owned(),
-            Node {
-                origin,
-                item: item(value.into_inner(), lines),
-            },
-        )
-    };
-    Item::Table(table.into_iter().map(entry).collect())
+    let entries = table
+        .into_iter()
+        .map(|(key, value)| {
+            // The line of the key, because a value may span many.
+            let origin = lines.origin(key.span().start);
+            let item = item(value.into_inner(), lines);
+            (key.into_inner().into_owned(), Node { origin, item })
+        })
+        .collect();
+    Item::Table(entries)
+}
+
+fn bare(text: String) -> Item {
+    Item::Scalar {
+        text,
+        style: Style::Bare,
+    }
 }
 
 fn item(value: DeValue<'_>, lines: &Lines) -> Item {
-    let bare = |text: String| Item::Scalar {
-        text,
-        style: Style::Bare,
-    };
     match value {
         DeValue::String(text) => Item::Scalar {
             text: text.into_owned(),
@@ -92,19 +96,20 @@ fn item(value: DeValue<'_>, lines: &Lines) -> Item {
         DeValue::Datetime(date) => bare(date.to_string()),
         DeValue::Table(entries) => table(entries, lines),
         DeValue::Array(values) => {
-            let node = |value: Spanned<DeValue<'_>>| {
-                let origin = lines.origin(value.span().start);
-                Node {
-                    origin,
+            let nodes = values
+                .into_iter()
+                .map(|value: Spanned<DeValue<'_>>| Node {
+                    origin: lines.origin(value.span().start),
                     item: item(value.into_inner(), lines),
-                }
-            };
-            Item::List(values.into_iter().map(node).collect())
+                })
+                .collect();
+            Item::List(nodes)
         }
     }
 }
 
-/// `0x10` and `1_000` are numbers too. What fits nowhere stays as it is and is a wrong number wherever it is read.
+/// Converts a number such as `0x10` or `1_000` to decimal. A number that is too large is kept as
+/// it is, and is out of range for every key.
 fn decimal(number: &DeInteger<'_>) -> String {
     i128::from_str_radix(number.as_str(), number.radix())
         .map_or_else(|_| number.to_string(), |n| n.to_string())

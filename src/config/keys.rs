@@ -1,5 +1,5 @@
-//! Which keys are there? What the one table (`keys/table.rs`) says of a key, and how the table is asked. What a value may
-//! be is checked by `check.rs`.
+//! The keys of the configuration, and look-ups in the table that lists them (`keys/table.rs`).
+//! Values are validated in `check.rs`.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -8,10 +8,10 @@ pub(crate) use table::KEYS;
 
 mod table;
 
-/// What kind of value a key takes.
+/// The type of a key's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Text of some form, an address for instance.
+    /// Text in some form, such as an address.
     Text,
     /// A whole number.
     Count,
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Limit,
     /// A list of text.
     List,
-    /// The place of a secret.
+    /// The location of a secret: an environment variable or a file.
     Secret,
     /// A table.
     Table,
@@ -34,21 +34,22 @@ pub(crate) enum Kind {
 /// One key.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Key {
-    /// Its path; `[]` stands for an index, `<Action>` for the name of an action.
+    /// The key's path; `[]` stands for an index, `<Action>` for the name of an action.
     pub(crate) path: &'static str,
     pub(crate) kind: Kind,
-    /// As it would be written, without quotes. Without one the key is required, or leaving it out means something.
+    /// The default as it would be written, without quotes. A key without a default is required, or
+    /// its absence has a meaning of its own.
     pub(crate) default: Option<&'static str>,
     /// One or two sentences for the manual.
     #[cfg_attr(not(test), expect(dead_code, reason = "the manual's test reads it"))]
     pub(crate) meaning: &'static str,
 }
 
-/// By their paths: they are asked for once for each key of each account.
+/// The table indexed by path, because each key of each account is looked up.
 static BY_PATH: LazyLock<HashMap<&str, &Key>> =
     LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
 
-/// The key of this path.
+/// Returns the key with this path.
 pub(crate) fn find(path: &str) -> Option<&'static Key> {
     BY_PATH.get(path).copied()
 }
@@ -62,7 +63,8 @@ pub(crate) fn is_array(path: &str) -> bool {
     })
 }
 
-/// How the manual calls what stands as `name` in a table: there, every limited action has one name.
+/// Returns the manual's name for the key `name` of a table: in `limits`, every action is
+/// `<Action>`.
 pub(crate) fn in_manual<'a>(table: &str, name: &'a str) -> &'a str {
     if table == "limits" && name != "preset" {
         "<Action>"
@@ -71,7 +73,8 @@ pub(crate) fn in_manual<'a>(table: &str, name: &'a str) -> &'a str {
     }
 }
 
-/// Names that may stand in the table of this path (empty: at the top), each once, in the manual's order.
+/// Returns the names of the keys in the table of this path (empty: the top level), without
+/// duplicates, in the manual's order.
 pub(crate) fn names(table: &str) -> Vec<&'static str> {
     let mut names: Vec<&str> = Vec::new();
     for key in KEYS {

@@ -1,4 +1,4 @@
-//! From files and an environment to a checked configuration: the steps in order.
+//! Loads a checked configuration from files and the environment.
 
 use std::cell::RefCell;
 use std::ffi::OsString;
@@ -16,24 +16,26 @@ use super::{Bind, Config};
 /// A configuration without mistakes.
 #[derive(Debug)]
 pub struct Loaded {
-    /// What holds.
+    /// The checked configuration.
     pub config: Config,
-    /// What is no mistake, but worth a line in the log. Shows no value.
+    /// Warnings for the log. They contain no values.
     pub warnings: Vec<String>,
-    /// Every file that was read, as it was before; when one of them changes, it may all read differently.
+    /// The stamps of all files that were read. A change in any of them may change the
+    /// configuration.
     pub(crate) files: Stamps,
 }
 
-/// Where a configuration comes from, time and again.
+/// Where the configuration is loaded and reloaded from.
 #[derive(Clone)]
 pub struct Source {
-    /// The file, or the directory whose `*.toml` are read in order of name, if there is one.
+    /// The file, or the directory whose `*.toml` files are read in order of name.
     pub file: Option<PathBuf>,
-    /// The environment; none for the process's own.
+    /// The environment. `None`: the process's own.
     pub environment: Option<Vec<(OsString, OsString)>>,
 }
 
-/// Reads the file, or all files of the directory, lays the environment over it and checks everything. Reads the environment from nowhere but `env`.
+/// Loads and checks the file, or all files of the directory, with `env` applied over it. `env` is
+/// the only environment that is read.
 pub fn load(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
@@ -48,29 +50,26 @@ pub fn load(
         files,
         ..
     } = reader;
-    match config {
-        None => Err(Mistakes::new(
-            names,
-            mistakes.into_inner(),
-            files.into_inner(),
-        )),
-        Some(config) => {
-            let mut warnings = warnings.into_inner();
-            let unknown = environment.unknown().into_iter();
-            warnings.extend(
-                unknown.map(|name| format!("{}: unknown variable, ignored", name.escape_debug())),
-            );
-            Ok(Loaded {
-                config,
-                warnings,
-                files: files.into_inner(),
-            })
-        }
+    let files = files.into_inner();
+    let Some(config) = config else {
+        return Err(Mistakes::new(names, mistakes.into_inner(), files));
+    };
+    let mut warnings = warnings.into_inner();
+    for name in environment.unknown() {
+        warnings.push(format!(
+            "{}: unknown variable, ignored",
+            name.escape_debug()
+        ));
     }
+    Ok(Loaded {
+        config,
+        warnings,
+        files,
+    })
 }
 
-/// Where the admin listener is, whatever else the file and the environment say: a process that runs goes on with what was
-/// right before, and no secret is read.
+/// Reads only the address of the admin listener. Other mistakes are ignored, because a running
+/// process keeps its last valid configuration, and no secret is read.
 fn admin(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
@@ -87,7 +86,7 @@ fn admin(
     admin.ok_or_else(|| Mistakes::new(names, mistakes.into_inner(), files.into_inner()))
 }
 
-/// The environment over the files, before anybody asks what it means.
+/// Reads the files and applies the environment, before any key is checked.
 fn layers(
     path: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
@@ -101,14 +100,13 @@ fn layers(
         mut mistakes,
     } = sources::read(path)?;
     mistakes.extend(environment.lay_over(&mut root));
-    let (mistakes, files) = (RefCell::new(mistakes), RefCell::new(stamps));
     let reader = Reader {
         environment,
         names,
         folder,
-        mistakes,
+        mistakes: RefCell::new(mistakes),
         warnings: RefCell::default(),
-        files,
+        files: RefCell::new(stamps),
     };
     Ok((reader, root))
 }
@@ -116,7 +114,7 @@ fn layers(
 // === impl Source ===
 
 impl Source {
-    /// Reads it as it is now.
+    /// Loads the configuration as it is now.
     pub fn load(&self) -> Result<Loaded, Mistakes> {
         match &self.environment {
             None => load(self.file.as_deref(), std::env::vars_os()),
@@ -124,7 +122,7 @@ impl Source {
         }
     }
 
-    /// Where the admin listener is, even if something else in it is wrong.
+    /// Reads the address of the admin listener, even if other keys have mistakes.
     pub fn admin(&self) -> Result<Bind, Mistakes> {
         match &self.environment {
             None => admin(self.file.as_deref(), std::env::vars_os()),

@@ -1,12 +1,12 @@
-//! What do several files say together? Entries of `[[accounts]]` and `[[clients]]` follow one another, tables are merged,
-//! and every other key has one file: the same key in two is a mistake that names both places.
+//! Merges several files. Entries of `[[accounts]]` and `[[clients]]` are concatenated and tables
+//! are merged. Any other key that is set in two files is a mistake that names both places.
 
 use super::entries::Entries;
 use super::file::{Item, Node};
 use super::keys::{self, Kind};
 use super::mistakes::{FileNames, Mistake, Origin};
 
-/// The files so far.
+/// The files merged so far.
 pub(super) struct Merge<'a> {
     names: &'a FileNames,
     root: Entries,
@@ -16,7 +16,6 @@ pub(super) struct Merge<'a> {
 // === impl Merge ===
 
 impl<'a> Merge<'a> {
-    /// Without any file.
     pub(super) fn new(names: &'a FileNames) -> Self {
         Self {
             names,
@@ -25,7 +24,7 @@ impl<'a> Merge<'a> {
         }
     }
 
-    /// Adds what the next file says.
+    /// Adds the next file.
     pub(super) fn add(&mut self, file: Node) {
         let Item::Table(entries) = file.item else {
             unreachable!("a TOML document is a table")
@@ -35,7 +34,7 @@ impl<'a> Merge<'a> {
         self.root = root;
     }
 
-    /// All files as one, and what two of them say of the same key.
+    /// Returns the merged tree and the keys that are set in more than one file.
     pub(super) fn done(self) -> (Node, Vec<Mistake>) {
         (
             Node {
@@ -46,17 +45,15 @@ impl<'a> Merge<'a> {
         )
     }
 
-    /// `path` is the table's path, `manual` the same as the manual writes it.
+    /// `path` is the table's path, `manual` the same path in the form of the table of keys.
     fn tables(&mut self, into: &mut Entries, from: Entries, path: &str, manual: &str) {
         let mut fresh = Vec::new();
         for (name, node) in from {
             match into.get_mut(&name) {
                 None => fresh.push((name, node)),
                 Some(first) => {
-                    let (path, manual) = (
-                        join(path, &name),
-                        join(manual, keys::in_manual(manual, &name)),
-                    );
+                    let path = join(path, &name);
+                    let manual = join(manual, keys::in_manual(manual, &name));
                     self.key(first, node, &path, &manual);
                 }
             }
@@ -73,7 +70,7 @@ impl<'a> Merge<'a> {
             }
             _ => {
                 let first = self.names.show(&into.origin).unwrap_or_default();
-                let expectation = format!("expected in one file only: {first} has it, too");
+                let expectation = format!("already set in {first}: expected in one file only");
                 self.mistakes.push(Mistake {
                     origin: from.origin,
                     key: path.to_owned(),

@@ -1,23 +1,23 @@
-//! What is wrong, where, and what was expected instead: never what was written. A wrong value may be a secret in the
-//! wrong place, so neither it nor its source line is ever kept here.
+//! Mistakes in the configuration: where they are and what was expected. A wrong value may be a
+//! misplaced secret, so neither the value nor its source line is kept here.
 
 use std::fmt;
 use std::path::Path;
 
 use super::stamps::Stamps;
 
-/// Where something was written.
+/// Where a value was written.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
-    /// In a file; without a line the whole file is meant.
+    /// In a file. Without a line, the whole file.
     File { file: FileId, line: Option<u32> },
-    /// In an environment variable of this name.
+    /// In the environment variable of this name.
     Variable(String),
-    /// Nowhere: the default.
+    /// Not written: the default.
     Nowhere,
 }
 
-/// The number of a file in the order in which the files are read.
+/// The index of a file, in the order in which the files are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FileId(u32);
 
@@ -25,7 +25,7 @@ pub(crate) struct FileId(u32);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileNames(Vec<String>);
 
-/// How many mistakes a log line holds.
+/// Maximum number of mistakes in a log line.
 const SHOWN: usize = 100;
 
 /// One mistake.
@@ -37,30 +37,30 @@ pub struct Mistake {
     pub(crate) expectation: String,
 }
 
-/// Every mistake of a configuration at once; there is at least one.
+/// All mistakes of a configuration; at least one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Mistakes {
     names: FileNames,
     list: Vec<Mistake>,
-    /// Every file that was read or looked for, as it was before: one of these may be what mends them. Never shown: a path
-    /// may be a secret in the wrong place.
+    /// The stamps of every file that was read or looked for: a change in one of them may correct
+    /// the mistakes. Never shown, because a path may be a misplaced secret.
     pub(crate) files: Stamps,
 }
 
 // === impl Mistake ===
 
 impl Mistake {
-    /// The path of the key, such as `accounts[0].id`; empty when no single key is wrong.
+    /// Returns the path of the key, such as `accounts[0].id`; empty when no single key is wrong.
     pub fn key(&self) -> &str {
         &self.key
     }
 
-    /// What was expected.
+    /// Returns what is wrong or what was expected.
     pub fn expectation(&self) -> &str {
         &self.expectation
     }
 
-    /// The line, when it stands in a file.
+    /// Returns the line number for a mistake in a file.
     pub fn line(&self) -> Option<usize> {
         match self.origin {
             Origin::File { line, .. } => line.map(|line| line as usize),
@@ -72,7 +72,7 @@ impl Mistake {
 // === impl FileId ===
 
 impl FileId {
-    /// A line of the file.
+    /// Returns the origin of a line of the file.
     pub(crate) fn line(self, line: usize) -> Origin {
         Origin::File {
             file: self,
@@ -80,7 +80,7 @@ impl FileId {
         }
     }
 
-    /// The whole file.
+    /// Returns the origin of a mistake that concerns the whole file.
     pub(crate) fn whole(self) -> Origin {
         Origin::File {
             file: self,
@@ -92,9 +92,9 @@ impl FileId {
 // === impl FileNames ===
 
 impl FileNames {
-    /// The next file that is read.
+    /// Adds the next file.
     pub(crate) fn add(&mut self, path: &Path) -> FileId {
-        // A file's name is free text, so it could otherwise forge lines.
+        // A file name with control characters could otherwise forge log lines.
         let name = path.display().to_string();
         let shown = if name.contains(char::is_control) {
             name.escape_debug().to_string()
@@ -105,7 +105,7 @@ impl FileNames {
         FileId(u32::try_from(self.0.len() - 1).expect("memory does not hold that many names"))
     }
 
-    /// `flowgate.toml:12`; none for what is in no file.
+    /// Formats an origin as `flowgate.toml:12`; `None` for an origin that is not a file.
     pub(crate) fn show(&self, origin: &Origin) -> Option<String> {
         let Origin::File {
             file: FileId(index),
@@ -122,18 +122,20 @@ impl FileNames {
 // === impl Mistakes ===
 
 impl Mistakes {
-    /// In the order of the files and their lines; then the environment's, by name; then those that were written nowhere.
+    /// Sorts the mistakes by file and line, then by environment variable, then those without an
+    /// origin.
     pub(crate) fn new(names: FileNames, mut list: Vec<Mistake>, files: Stamps) -> Self {
         list.sort_by(|a, b| a.origin.cmp(&b.origin));
         list.dedup();
         Self { names, list, files }
     }
 
-    /// The first of them, and how many follow: a log line has a bound.
+    /// Formats the first mistakes and the number of the others, because a log line is bounded.
     pub(crate) fn summary(&self) -> String {
         let shown = Self {
+            names: self.names.clone(),
             list: self.list.iter().take(SHOWN).cloned().collect(),
-            ..self.without_list()
+            files: Stamps::new(),
         };
         match self.list.len().checked_sub(SHOWN) {
             None | Some(0) => shown.to_string(),
@@ -141,15 +143,7 @@ impl Mistakes {
         }
     }
 
-    fn without_list(&self) -> Self {
-        Self {
-            names: self.names.clone(),
-            list: Vec::new(),
-            files: Stamps::new(),
-        }
-    }
-
-    /// One after the other.
+    /// Iterates over the mistakes in order.
     pub fn iter(&self) -> impl Iterator<Item = &Mistake> {
         self.list.iter()
     }
@@ -167,17 +161,15 @@ impl fmt::Debug for Mistakes {
 }
 
 impl fmt::Display for Mistakes {
-    /// One line each: `flowgate.toml:12: listen.header_timeout: expected a duration such as 10s`.
+    /// One line per mistake, such as
+    /// `flowgate.toml:12: listen.header_timeout: expected a duration such as 10s`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (
-            index,
-            Mistake {
+        for (index, mistake) in self.list.iter().enumerate() {
+            let Mistake {
                 origin,
                 key,
                 expectation,
-            },
-        ) in self.list.iter().enumerate()
-        {
+            } = mistake;
             if index > 0 {
                 writeln!(f)?;
             }
@@ -187,7 +179,7 @@ impl fmt::Display for Mistakes {
                 (Origin::File { .. } | Origin::Nowhere, None) => {}
             }
             if !key.is_empty() {
-                // A key is free text, so it could otherwise forge lines.
+                // A key with control characters could otherwise forge log lines.
                 write!(f, "{}: ", key.escape_debug())?;
             }
             f.write_str(expectation)?;
@@ -206,20 +198,19 @@ mod tests {
             names.add(Path::new("a.toml")),
             names.add(Path::new("b\n.toml")),
         ];
-        let mistake = |line: usize| Mistake {
-            origin: files[line % 2].line(line),
-            key: "mode".to_owned(),
-            expectation: "expected another".to_owned(),
-        };
-        Mistakes::new(
-            names,
-            (1..=count).rev().map(mistake).collect(),
-            Stamps::new(),
-        )
+        let list = (1..=count)
+            .rev()
+            .map(|line| Mistake {
+                origin: files[line % 2].line(line),
+                key: "mode".to_owned(),
+                expectation: "expected another".to_owned(),
+            })
+            .collect();
+        Mistakes::new(names, list, Stamps::new())
     }
 
     #[test]
-    fn mistakes_stand_in_the_order_of_files_and_lines() {
+    fn mistakes_are_sorted_by_file_and_line() {
         let shown = many(4).to_string();
         let places: Vec<_> = shown
             .lines()
@@ -232,9 +223,10 @@ mod tests {
     }
 
     #[test]
-    fn a_log_line_has_a_hundred_mistakes_and_says_how_many_follow() {
+    fn a_log_line_holds_a_hundred_mistakes_and_the_number_of_the_others() {
         assert_eq!(many(100).summary(), many(100).to_string());
-        let (all, summary) = (many(350).to_string(), many(350).summary());
+        let all = many(350).to_string();
+        let summary = many(350).summary();
         let last = "and 250 more: flowgate check prints all of them";
         assert_eq!(
             summary.lines().collect::<Vec<_>>(),

@@ -1,20 +1,20 @@
-//! Are calls held to the limits, or is it only counted what the limits would do to them?
+//! Whether limits are enforced or only observed.
 
 use std::fmt;
 
-/// What the limits are for.
+/// How the limits are applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Calls wait for their turn, and what cannot wait is refused.
+    /// Calls wait for a token; a call that cannot wait is refused.
     Enforce,
-    /// Calls are sent at once, each once; what would have waited or been refused is counted.
+    /// Each call is sent immediately and once. Calls that would have waited or been refused are
+    /// counted.
     Observe,
 }
 
 // === impl Mode ===
 
 impl fmt::Display for Mode {
-    /// As it is written.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Enforce => "enforce",

@@ -1,5 +1,5 @@
-//! By which names is a listener reached? By its address, by those of this machine where it takes all of them, and by those
-//! that the configuration gives it; whoever says another one means somebody else.
+//! The names of a listener: its address, loopback if it is bound to all addresses, and the names of
+//! the configuration. A request with another signed host is meant for another server.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,19 +9,20 @@ use crate::config::Bind;
 pub(crate) struct Names {
     /// In lower case.
     given: Vec<String>,
-    /// None of a Unix socket.
+    /// `None` for a Unix socket.
     address: Option<SocketAddr>,
-    /// The port that nobody needs to name.
+    /// The scheme's default port, which may be omitted.
     usual_port: u16,
 }
 
-/// What a `Host` value says between scheme and path.
+/// Returns the part of a `Host` value between scheme and path.
 pub(crate) fn authority(host: &str) -> &str {
     let host = host.split_once("://").map_or(host, |(_, rest)| rest);
     host.split(['/', '?', '#']).next().unwrap_or_default()
 }
 
-/// The host of a `Host` value in lower case, without scheme, port and path: some SDKs send their whole endpoint setting.
+/// Returns the host of a `Host` value in lower case, without scheme, port and path: some SDKs send
+/// their whole endpoint setting.
 pub(crate) fn host_name(host: &str) -> String {
     let host = authority(host).rsplit('@').next().unwrap_or_default();
     let name = match host.rsplit_once(':') {
@@ -34,7 +35,7 @@ pub(crate) fn host_name(host: &str) -> String {
 // === impl Names ===
 
 impl Names {
-    /// `bind` is what was in fact bound, and whoever reaches it speaks TLS or not.
+    /// `bind` is the address that was actually bound; `over_tls`, whether callers use TLS.
     pub(crate) fn new(bind: &Bind, given: &[String], over_tls: bool) -> Self {
         let given = given.iter().map(|name| name.to_ascii_lowercase()).collect();
         Self {
@@ -44,7 +45,7 @@ impl Names {
         }
     }
 
-    /// Whether an authority means this listener for sure.
+    /// Whether an authority certainly names this listener.
     pub(crate) fn contain(&self, authority: &str) -> bool {
         let authority = authority.to_ascii_lowercase();
         self.given
@@ -55,16 +56,18 @@ impl Names {
                 .is_some_and(|address| is_at(address, &authority, self.usual_port))
     }
 
-    /// Whether a host name may mean this listener: a Unix socket has none of its own, and behind 0.0.0.0 every address of
-    /// the machine is ours; which these are, nobody tells for sure.
+    /// Whether a host name may name this listener. A Unix socket has no name of its own, and a
+    /// listener on 0.0.0.0 is reached through every address of the machine, which are not known
+    /// here.
     pub(crate) fn could_be(&self, name: &str) -> bool {
-        let is_address = || name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
-        self.address
-            .is_none_or(|address| address.ip().is_unspecified() && is_address())
+        let Some(address) = self.address else {
+            return true;
+        };
+        address.ip().is_unspecified() && name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok()
     }
 }
 
-/// Whether an authority is the listener's address, or a loopback one where the listener is or takes all.
+/// Whether an authority is the listener's address, or loopback if the listener accepts that.
 fn is_at(address: SocketAddr, authority: &str, usual_port: u16) -> bool {
     let port = format!(":{}", address.port());
     let host = match authority.strip_suffix(&port) {
@@ -83,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn odd_hosts_have_a_name() {
+    fn the_host_name_is_found_in_unusual_host_values() {
         for (host, name) in [
             (
                 "Cams.Ap-Southeast-1.aliyuncs.com",
@@ -111,7 +114,7 @@ mod tests {
         );
         assert!(!at("127.0.0.1:8080", "127.0.0.1") && !at("10.0.0.7:80", "localhost:80"));
         assert!(!at("0.0.0.0:8080", "10.0.0.7:8080"));
-        // The port that nobody names.
+        // The default port may be omitted.
         assert!(
             at("127.0.0.1:80", "127.0.0.1")
                 && at("0.0.0.0:80", "localhost")

@@ -1,5 +1,5 @@
-//! Where is the quota kept? In this process, or in a store that all replicas share: one server, a cluster, or the master
-//! that sentinels name.
+//! Where quota state is stored: in this process, or in a Redis store that all replicas share (one
+//! server, a cluster, or a master found through sentinels).
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,16 +9,16 @@ use crate::primitives::secret::Secret;
 /// `[quota]`.
 #[derive(Clone, Debug)]
 pub struct Quota {
-    /// None: each process has the quota for itself.
+    /// The shared store. `None`: each process uses the whole quota.
     pub store: Option<Store>,
-    /// What happens while the store cannot be reached.
+    /// What happens while the store is unreachable.
     pub on_store_failure: OnStoreFailure,
 }
 
-/// What happens while the store cannot be reached.
+/// What happens while the store is unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnStoreFailure {
-    /// The tokens are dealt out among the replicas that were seen last.
+    /// Each replica uses its part of the tokens, divided among the replicas last seen.
     Share,
     /// Calls are refused.
     Refuse,
@@ -27,40 +27,40 @@ pub enum OnStoreFailure {
 /// The store that replicas share.
 #[derive(Clone, Debug)]
 pub struct Store {
-    /// What the servers are to each other.
+    /// How the servers are related.
     pub topology: Topology,
-    /// At least one; of `Single` exactly one.
+    /// At least one server; exactly one with [`Topology::Single`].
     pub servers: Vec<Server>,
-    /// Whether the connections are TLS.
+    /// Whether the connections use TLS.
     pub tls: bool,
-    /// The number of the database; 0 in a cluster.
+    /// The database number; 0 in a cluster.
     pub database: u16,
-    /// Only beside a password.
+    /// Requires a password.
     pub username: Option<String>,
-    /// Of the servers that hold keys.
+    /// Password of the servers that hold keys.
     pub password: Option<Secret>,
-    /// Of the sentinels.
+    /// Password of the sentinels.
     pub sentinel_password: Option<Secret>,
-    /// The roots that are trusted instead of the public ones, PEM.
+    /// PEM file with the roots that are trusted instead of the public ones.
     pub ca_file: Option<PathBuf>,
-    /// What every key begins with.
+    /// Prefix of every key.
     pub prefix: String,
-    /// What one operation may take.
+    /// Timeout of one operation.
     pub timeout: Duration,
-    /// How long a replica that is cut off goes on with its part: more than two windows.
+    /// How long a disconnected replica keeps using its part; more than two windows.
     pub lease: Duration,
     /// How late a dated slot may still be used.
     pub slack: Duration,
 }
 
-/// What the servers of a store are to each other.
+/// How the servers of a store are related.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Topology {
     /// One server.
     Single,
-    /// Any nodes of one cluster.
+    /// Some nodes of one cluster.
     Cluster,
-    /// Sentinels that watch the service of this name.
+    /// Sentinels that monitor the service of this name.
     Sentinel(String),
 }
 
@@ -69,21 +69,24 @@ pub enum Topology {
 pub struct Server {
     /// A name or an address, without brackets.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
 }
 
 #[cfg(test)]
 impl Store {
-    /// As the defaults are, with these servers on loopback.
+    /// The default settings, with servers on these loopback ports.
     pub(crate) fn on(topology: Topology, ports: &[u16]) -> Self {
-        let server = |port: &u16| Server {
-            host: "127.0.0.1".to_owned(),
-            port: *port,
-        };
+        let servers = ports
+            .iter()
+            .map(|port| Server {
+                host: "127.0.0.1".to_owned(),
+                port: *port,
+            })
+            .collect();
         Self {
             topology,
-            servers: ports.iter().map(server).collect(),
+            servers,
             tls: false,
             database: 0,
             username: None,

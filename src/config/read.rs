@@ -1,6 +1,7 @@
-//! How is a tree read? Key by key: each is taken out by its name, and what is left over is unknown. Every mistake is
-//! noted and reading goes on, so that all of them are reported at once. What one key may say is `read/field.rs`, what
-//! all of them may say together `check.rs`.
+//! Reads the tree key by key: each key is removed by name, and what remains is unknown.
+//!
+//! A mistake is recorded and reading continues, so that all mistakes are reported at once. The
+//! forms of single keys are in `read/field.rs`, rules between keys in `check.rs`.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -9,37 +10,37 @@ use super::entries::Entries;
 use super::env::Environment;
 use super::file::{Item, Node};
 use super::keys::{self, Key};
-use super::mistakes::{FileNames, Mistake, Origin};
+use super::mistakes::{FileId, FileNames, Mistake, Origin};
 use super::stamps::Stamps;
 
 pub(crate) use field::{Field, MAX_TIME, POSITIVE};
 
 mod field;
 
-/// What all sections share: whom to tell about mistakes, and where secrets come from.
+/// State shared by all sections: collected mistakes, and the environment that holds secrets.
 pub(crate) struct Reader {
     pub(crate) environment: Environment,
     pub(crate) names: FileNames,
-    /// Where the files' relative paths start.
+    /// The directory that relative paths in files start from.
     pub(crate) folder: PathBuf,
     pub(crate) mistakes: RefCell<Vec<Mistake>>,
     pub(crate) warnings: RefCell<Vec<String>>,
-    /// What was opened, or looked for.
+    /// Every file that was opened or looked for.
     pub(crate) files: RefCell<Stamps>,
 }
 
-/// A key's path and origin.
+/// The path and origin of a key.
 #[derive(Clone)]
 pub(crate) struct Place {
     pub(crate) path: String,
     pub(crate) origin: Origin,
 }
 
-/// A table whose keys are taken out one after the other.
+/// A table whose keys are removed one after the other.
 pub(crate) struct Section<'a> {
     pub(crate) reader: &'a Reader,
     pub(crate) place: Place,
-    /// Its path in the manual.
+    /// The table's path in the form of the manual.
     manual: String,
     nodes: Entries,
 }
@@ -47,7 +48,7 @@ pub(crate) struct Section<'a> {
 // === impl Reader ===
 
 impl Reader {
-    /// Notes a mistake; the text says what was expected and never what was written.
+    /// Records a mistake. The text describes what was expected, never what was written.
     pub(crate) fn mistake(&self, place: &Place, expectation: impl Into<String>) {
         let Place { path, origin } = place.clone();
         self.mistakes.borrow_mut().push(Mistake {
@@ -57,38 +58,44 @@ impl Reader {
         });
     }
 
-    /// Where something stands, for a mistake in `other`: by its path, and by its file where that is another one.
+    /// Describes `place` for a mistake in `other`: its path, and its file if that differs.
     pub(crate) fn seen(&self, place: &Place, other: &Place) -> String {
-        let file = |place: &Place| match place.origin {
-            Origin::File { file, .. } => Some(file),
-            Origin::Variable(_) | Origin::Nowhere => None,
-        };
         let path = &place.path;
         match self.names.show(&place.origin) {
-            Some(shown) if file(place) != file(other) => format!("{path} ({shown})"),
+            Some(shown) if place.file() != other.file() => format!("{path} ({shown})"),
             _ => path.clone(),
         }
     }
 
-    /// Notes something that is no mistake.
+    /// Records a warning, which does not invalidate the configuration.
     pub(crate) fn warn(&self, warning: impl Into<String>) {
         self.warnings.borrow_mut().push(warning.into());
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn file(&self) -> Option<FileId> {
+        match self.origin {
+            Origin::File { file, .. } => Some(file),
+            Origin::Variable(_) | Origin::Nowhere => None,
+        }
     }
 }
 
 // === impl Section ===
 
 impl<'a> Section<'a> {
-    /// The whole tree.
+    /// The section of the whole tree.
     pub(crate) fn root(reader: &'a Reader, root: Node) -> Self {
         let place = Place {
             path: String::new(),
             origin: root.origin,
         };
-        let nodes = if let Item::Table(nodes) = root.item {
-            nodes
-        } else {
-            Entries::default()
+        let nodes = match root.item {
+            Item::Table(nodes) => nodes,
+            _ => Entries::default(),
         };
         Self {
             reader,
@@ -98,20 +105,16 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Takes a key out. It must stand in the manual.
+    /// Removes a key, which must be in the manual.
     pub(crate) fn key(&mut self, name: &str) -> Field<'a> {
-        let key = keys::find(&join(&self.manual, name))
-            .expect("every key that is read stands in the manual");
-        self.take(name, key)
-    }
-
-    fn take(&mut self, name: &str, key: &'static Key) -> Field<'a> {
+        let key =
+            keys::find(&join(&self.manual, name)).expect("every key that is read is in the manual");
         let node = self.nodes.remove(name);
         self.field(name, key, node)
     }
 
     fn field(&self, name: &str, key: &'static Key, node: Option<Node>) -> Field<'a> {
-        // A key that is missing is missing where its table begins.
+        // A missing key is reported where its table begins.
         let origin = node
             .as_ref()
             .map_or(&self.place.origin, |node| &node.origin)
@@ -128,7 +131,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Takes a table out; one that was not written is empty.
+    /// Removes a table. A table that is not written is empty.
     pub(crate) fn table(&mut self, name: &str) -> Section<'a> {
         let manual = join(&self.manual, name);
         let mut place = Place {
@@ -150,38 +153,34 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Takes an array of tables out.
+    /// Removes an array of tables.
     pub(crate) fn tables(&mut self, name: &str) -> Vec<Section<'a>> {
         let path = join(&self.place.path, name);
-        let nodes = match self.nodes.remove(name) {
-            None => Vec::new(),
-            Some(Node {
-                item: Item::List(nodes),
-                ..
-            }) => nodes,
-            Some(Node { origin, .. }) => {
-                self.reader.mistake(
-                    &Place { path, origin },
-                    format!("expected [[{name}]] tables"),
-                );
-                return Vec::new();
-            }
+        let Some(Node { origin, item }) = self.nodes.remove(name) else {
+            return Vec::new();
+        };
+        let Item::List(nodes) = item else {
+            let expectation = format!("expected an array of tables: [[{name}]]");
+            self.reader.mistake(&Place { path, origin }, expectation);
+            return Vec::new();
         };
         let manual = format!("{}[]", join(&self.manual, name));
-        let section = |(index, node): (usize, Node)| {
+        let mut sections = Vec::with_capacity(nodes.len());
+        for (index, node) in nodes.into_iter().enumerate() {
             let place = Place {
                 path: format!("{path}[{index}]"),
                 origin: node.origin,
             };
-            let nodes = self.entries(&place, node.item)?;
-            Some(Section {
-                reader: self.reader,
-                place,
-                manual: manual.clone(),
-                nodes,
-            })
-        };
-        nodes.into_iter().enumerate().filter_map(section).collect()
+            if let Some(nodes) = self.entries(&place, node.item) {
+                sections.push(Section {
+                    reader: self.reader,
+                    place,
+                    manual: manual.clone(),
+                    nodes,
+                });
+            }
+        }
+        sections
     }
 
     fn entries(&self, place: &Place, item: Item) -> Option<Entries> {
@@ -192,18 +191,20 @@ impl<'a> Section<'a> {
         Some(nodes)
     }
 
-    /// Takes everything that is left, under names that are free, as one kind of key.
+    /// Removes all remaining keys, whose names are free, as fields of one kind of key.
     pub(crate) fn rest(&mut self, manual: &str) -> Vec<(String, Field<'a>)> {
-        let key = keys::find(manual).expect("every key that is read stands in the manual");
-        let rest = self.nodes.take().into_iter();
-        rest.map(|(name, node)| {
-            let field = self.field(&name, key, Some(node));
-            (name, field)
-        })
-        .collect()
+        let key = keys::find(manual).expect("every key that is read is in the manual");
+        self.nodes
+            .take()
+            .into_iter()
+            .map(|(name, node)| {
+                let field = self.field(&name, key, Some(node));
+                (name, field)
+            })
+            .collect()
     }
 
-    /// Whatever was not taken out is unknown.
+    /// Reports the remaining keys as unknown.
     pub(crate) fn done(self) {
         for (name, node) in self.nodes {
             let place = Place {

@@ -1,6 +1,6 @@
-//! Where does a secret come from? From its place, an environment variable or a file, and from nowhere else: a secret
-//! that stands in the configuration itself is refused without showing it. Names of places are not shown either; they
-//! may be the secret, in the wrong place.
+//! Reads secrets from an environment variable or a file. A secret in the configuration itself is
+//! refused without showing it. The names of variables and files are not shown either, because they
+//! may be a misplaced secret.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek};
@@ -14,15 +14,18 @@ use super::read::{Field, Place};
 use super::units::Size;
 use crate::primitives::secret::Secret;
 
-/// Bytes of a secret's file.
+/// Maximum size of a secret's file, in bytes.
 pub(super) const MAX_FILE: usize = 64 * 1024;
 
-/// Beyond a file's length: one byte more tells that it has grown, the rest is for the read that finds the end.
+/// Capacity beyond a file's length: one byte detects that the file has grown, the others let the
+/// last read find the end without a reallocation.
 const ROOM: usize = 64;
 
-/// Reads the secret whose place the key names.
+/// The accepted form, for error messages.
+const FORM: &str = "expected { env = \"NAME\" } or { file = \"path\" }";
+
+/// Reads the secret that the key refers to.
 pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
-    let expected = "expected { env = \"NAME\" } or { file = \"path\" }";
     let Field {
         reader,
         key,
@@ -30,11 +33,11 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
         item,
     } = field;
     let Some(item) = item else {
-        reader.mistake(&place, format!("missing, {expected}"));
+        reader.mistake(&place, format!("missing, {FORM}"));
         return None;
     };
     let Some((name, node)) = only(item) else {
-        reader.mistake(&place, expected);
+        reader.mistake(&place, format!("{FORM}, never the secret itself"));
         return None;
     };
     let place = Place {
@@ -56,18 +59,21 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
     found.map_err(|expectation| field.mistake(expectation)).ok()
 }
 
-/// The one place; where the file names one and the environment the other, the environment's.
+/// Returns the one location. If the configuration file gives one and the environment the other,
+/// the environment wins.
 fn only(item: Item) -> Option<(&'static str, Node)> {
     let Item::Table(mut nodes) = item else {
         return None;
     };
-    let found = (nodes.remove("env"), nodes.remove("file"));
-    let overrides = |node: &Node| matches!(node.origin, Origin::Variable(_));
-    match found {
-        _ if !nodes.is_empty() => None,
+    let env = nodes.remove("env");
+    let file = nodes.remove("file");
+    if !nodes.is_empty() {
+        return None;
+    }
+    match (env, file) {
         (Some(node), None) => Some(("env", node)),
         (None, Some(node)) => Some(("file", node)),
-        (Some(env), Some(file)) => match (overrides(&env), overrides(&file)) {
+        (Some(env), Some(file)) => match (is_variable(&env), is_variable(&file)) {
             (true, false) => Some(("env", env)),
             (false, true) => Some(("file", file)),
             _ => None,
@@ -76,34 +82,34 @@ fn only(item: Item) -> Option<(&'static str, Node)> {
     }
 }
 
+fn is_variable(node: &Node) -> bool {
+    matches!(node.origin, Origin::Variable(_))
+}
+
 fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
     let text = field.reader.environment.get(name);
     one_line(text.ok_or("expected the name of an environment variable that is set and not empty")?)
 }
 
-/// The secret in a file.
+/// Reads the secret in a file.
 pub(crate) fn file(path: &Path) -> Result<Secret, String> {
     let bytes = regular(path, MAX_FILE)?;
     one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
 }
 
-/// What is in a regular file of at most `max` bytes; wiped when dropped.
+/// Reads a regular file of at most `max` bytes. The buffer is wiped when dropped.
 pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
-    // Asked before it is opened, because opening a pipe waits for a writer.
-    let about = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
-    if !about.is_file() {
+    // Checked before the file is opened, because opening a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if !metadata.is_file() {
         return Err("expected a regular file".to_owned());
     }
     let mut file = File::open(path).map_err(|error| unreadable(&error))?;
-    // With room for all of it, so that growing leaves no copies behind; and, because all of it is wiped, for no more.
-    let read = |file: &mut File, length: usize| {
-        let mut bytes = Zeroizing::new(Vec::with_capacity(length + ROOM));
-        file.take(length as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let length = usize::try_from(about.len()).unwrap_or(usize::MAX).min(max);
+    let length = usize::try_from(metadata.len())
+        .unwrap_or(usize::MAX)
+        .min(max);
     let mut bytes = read(&mut file, length).map_err(|error| unreadable(&error))?;
-    // It has grown meanwhile, or it says nothing of its length, as in /proc.
+    // The file has grown, or its metadata has no length, as in /proc.
     if bytes.len() > length && length < max {
         file.rewind().map_err(|error| unreadable(&error))?;
         bytes = read(&mut file, max).map_err(|error| unreadable(&error))?;
@@ -114,24 +120,36 @@ pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, Str
     Ok(bytes)
 }
 
-/// Why a file is not read.
+/// Reads up to `length` bytes and one more.
+///
+/// The buffer has the capacity for all of them, because a reallocation would leave a copy of the
+/// secret in freed memory; and not much more, because the whole capacity is wiped.
+fn read(file: &mut File, length: usize) -> io::Result<Zeroizing<Vec<u8>>> {
+    let mut bytes = Zeroizing::new(Vec::with_capacity(length + ROOM));
+    file.take(length as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Explains why a file cannot be read.
 pub(super) fn unreadable(error: &io::Error) -> String {
     match error.kind() {
-        ErrorKind::NotFound => "there is no such file".to_owned(),
+        ErrorKind::NotFound => "file not found".to_owned(),
         ErrorKind::PermissionDenied => {
-            "the user that Flowgate runs as may not read the file".to_owned()
+            "permission denied: the user that runs Flowgate may not read the file".to_owned()
         }
-        kind => format!("the file cannot be read: {kind}"),
+        kind => format!("cannot read the file: {kind}"),
     }
 }
 
-/// One line of text. The newline that editors and `echo` leave at the end is not part of it.
+/// Checks that a secret is one line. The final newline that editors and `echo` write is removed.
 pub(crate) fn one_line(text: &str) -> Result<Secret, String> {
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
     match text {
         "" => Err("the secret is empty".to_owned()),
-        text if text.contains(char::is_control) => Err("expected a secret of one line".to_owned()),
+        text if text.contains(char::is_control) => {
+            Err("expected a secret of one line, without control characters".to_owned())
+        }
         text => Ok(Secret::new(text)),
     }
 }
@@ -141,10 +159,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_does_not_say_its_length_is_read_to_its_end() {
+    fn a_file_without_a_known_length_is_read_to_its_end() {
         let path = Path::new("/proc/self/environ");
         assert_eq!(std::fs::metadata(path).unwrap().len(), 0);
-        // Tests run under cargo, which sets more variables than one read of a buffer for nothing holds.
+        // Cargo sets enough variables to exceed the first buffer.
         let expected = std::fs::read(path).unwrap();
         assert!(expected.len() > ROOM);
         assert_eq!(*regular(path, 1 << 20).unwrap(), expected);
@@ -155,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_secret_takes_a_short_buffer() {
+    fn a_short_secret_gets_a_short_buffer() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "secret").unwrap();
         assert!(regular(file.path(), MAX_FILE).unwrap().capacity() <= 2 * ROOM);

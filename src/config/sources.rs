@@ -1,5 +1,5 @@
-//! Which files make up the configuration, and what do they say together? One file, or those of a directory, merged in order
-//! of name. A slip in the syntax of one ends it: what follows would only repeat it.
+//! Reads the configuration's files: one file, or those of a directory, merged in order of name. A
+//! syntax error in any of them ends the check, because later mistakes would only follow from it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -9,42 +9,40 @@ use super::directory;
 use super::entries::Entries;
 use super::file::{self, Item, Node};
 use super::merge::Merge;
-use super::mistakes::{FileNames, Mistake, Mistakes, Origin};
+use super::mistakes::{FileId, FileNames, Mistake, Mistakes, Origin};
 use super::secrets::unreadable;
 use super::stamps::{Stamp, Stamps, stamp};
 use super::units::Size;
 
-/// What the configuration's files say.
+/// The merged content of the configuration's files.
 pub(super) struct Sources {
     pub(super) names: FileNames,
-    /// Where relative paths start.
+    /// The directory that relative paths start from.
     pub(super) folder: PathBuf,
-    /// What the files were before they were read.
+    /// The stamps of the files, taken before they were read.
     pub(super) stamps: Stamps,
     pub(super) root: Node,
-    /// What two files say of the same key.
+    /// Keys that are set in more than one file.
     pub(super) mistakes: Vec<Mistake>,
 }
 
-/// Bytes of all files together.
+/// Maximum size of all files together, in bytes.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Where the path comes from.
+/// How the path was given, for error messages.
 const PATH: &str = "(--config, FLOWGATE_CONFIG)";
 
-/// Reads the file or the directory; without either, nothing is written.
+/// Reads the file or the directory. Without a path, the tree is empty.
 pub(super) fn read(path: Option<&Path>) -> Result<Sources, Mistakes> {
-    let (names, stamps) = (FileNames::default(), Stamps::new());
-    let root = Node {
-        origin: Origin::Nowhere,
-        item: Item::Table(Entries::default()),
-    };
     match path {
         None => Ok(Sources {
-            names,
+            names: FileNames::default(),
             folder: PathBuf::new(),
-            stamps,
-            root,
+            stamps: Stamps::new(),
+            root: Node {
+                origin: Origin::Nowhere,
+                item: Item::Table(Entries::default()),
+            },
             mistakes: Vec::new(),
         }),
         Some(path) if path.is_dir() => all_of(path, MAX_BYTES),
@@ -56,39 +54,8 @@ fn one(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     let stamps: Stamps = [(path.to_owned(), stamp(path))].into();
     let mut names = FileNames::default();
     let file = names.add(path);
-    let read = || {
-        let opened = File::open(path).map_err(|error| format!("{} {PATH}", unreadable(&error)))?;
-        let length = opened
-            .metadata()
-            .ok()
-            .filter(std::fs::Metadata::is_file)
-            .map(|about| about.len());
-        if let Some(length) = length.filter(|length| *length > max) {
-            return Err(format!(
-                "expected a file of at most {}, found {}",
-                bytes(max),
-                bytes(length)
-            ));
-        }
-        let text = text(opened, length, max).map_err(|wrong| match wrong {
-            Wrong::Unreadable(error) => format!("{} {PATH}", unreadable(&error)),
-            Wrong::TooLong => format!("expected a file of at most {}, found more", bytes(max)),
-            Wrong::NotUtf8 => "expected a file in UTF-8".to_owned(),
-        })?;
-        Ok(text)
-    };
-    let mistake = |expectation: String| {
-        vec![Mistake {
-            origin: file.whole(),
-            key: String::new(),
-            expectation,
-        }]
-    };
     let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
-    match read()
-        .map_err(mistake)
-        .and_then(|text| file::parse(&text, file))
-    {
+    match parse(read_one(path, max), file) {
         Ok(root) => Ok(Sources {
             names,
             folder,
@@ -100,58 +67,75 @@ fn one(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     }
 }
 
+fn read_one(path: &Path, max: u64) -> Result<String, String> {
+    let opened = File::open(path).map_err(|error| format!("{} {PATH}", unreadable(&error)))?;
+    let length = opened
+        .metadata()
+        .ok()
+        .filter(std::fs::Metadata::is_file)
+        .map(|about| about.len());
+    if let Some(length) = length.filter(|length| *length > max) {
+        return Err(format!(
+            "expected a file of at most {}, found {}",
+            bytes(max),
+            bytes(length)
+        ));
+    }
+    text(opened, length, max).map_err(|wrong| match wrong {
+        Wrong::Unreadable(error) => format!("{} {PATH}", unreadable(&error)),
+        Wrong::TooLong => format!("expected a file of at most {}, found more", bytes(max)),
+        Wrong::NotUtf8 => "expected a file in UTF-8".to_owned(),
+    })
+}
+
+/// Parses what was read, or turns the reason why it could not be read into a mistake.
+fn parse(read: Result<String, String>, file: FileId) -> Result<Node, Vec<Mistake>> {
+    match read {
+        Ok(text) => file::parse(&text, file),
+        Err(expectation) => Err(vec![in_whole_file(file, expectation)]),
+    }
+}
+
+fn in_whole_file(file: FileId, expectation: String) -> Mistake {
+    Mistake {
+        origin: file.whole(),
+        key: String::new(),
+        expectation,
+    }
+}
+
 fn all_of(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     let mut names = FileNames::default();
-    let whole = |names: &mut FileNames, expectation: String| {
-        vec![Mistake {
-            origin: names.add(path).whole(),
-            key: String::new(),
-            expectation,
-        }]
-    };
     let listed = match directory::list(path) {
         Ok(listed) => listed,
         Err(error) => {
             let why = match error.kind() {
                 ErrorKind::PermissionDenied => {
-                    "the user that Flowgate runs as may not list the directory".to_owned()
+                    "permission denied: the user that runs Flowgate may not list the directory"
+                        .to_owned()
                 }
-                kind => format!("the directory cannot be read: {kind}"),
+                kind => format!("cannot read the directory: {kind}"),
             };
-            let mistakes = whole(&mut names, format!("{why} {PATH}"));
-            return Err(Mistakes::new(
-                names,
-                mistakes,
-                [(path.to_owned(), None)].into(),
-            ));
+            let mistake = in_whole_file(names.add(path), format!("{why} {PATH}"));
+            let stamps = [(path.to_owned(), None)].into();
+            return Err(Mistakes::new(names, vec![mistake], stamps));
         }
     };
     let mut stamps: Stamps = [(path.to_owned(), Some(Stamp::Directory(listed.clone())))].into();
-    // Without a file it is a directory of something else, or one that is not mounted yet.
+    // A directory without files belongs to something else, or its volume is not mounted yet.
     if listed.is_empty() {
-        let mistakes = whole(
-            &mut names,
-            format!("expected a directory with at least one *.toml file {PATH}"),
-        );
-        return Err(Mistakes::new(names, mistakes, stamps));
+        let expectation = format!("expected a directory with at least one *.toml file {PATH}");
+        let mistake = in_whole_file(names.add(path), expectation);
+        return Err(Mistakes::new(names, vec![mistake], stamps));
     }
-    let (mut roots, mut mistakes, mut total) = (Vec::new(), Vec::new(), 0);
+    let mut roots = Vec::new();
+    let mut mistakes = Vec::new();
+    let mut total = 0;
     for name in listed {
         let path = path.join(name);
         let file = names.add(&path);
         stamps.insert(path.clone(), stamp(&path));
-        let read = part(&path, &mut total, max);
-        let mistake = |expectation: String| {
-            vec![Mistake {
-                origin: file.whole(),
-                key: String::new(),
-                expectation,
-            }]
-        };
-        match read
-            .map_err(mistake)
-            .and_then(|text| file::parse(&text, file))
-        {
+        match parse(part(&path, &mut total, max), file) {
             Ok(root) => roots.push(root),
             Err(found) => mistakes.extend(found),
         }
@@ -171,33 +155,34 @@ fn all_of(path: &Path, max: u64) -> Result<Sources, Mistakes> {
     })
 }
 
-/// What is in a file of the directory; `total` counts the bytes of all of them.
+/// Reads a file of the directory. `total` counts the bytes of all of them.
 fn part(path: &Path, total: &mut u64, max: u64) -> Result<String, String> {
-    // Asked before it is opened, because opening a pipe waits for a writer.
-    let about = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
-    if !about.is_file() {
+    // Checked before the file is opened, because opening a pipe waits for a writer.
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if !metadata.is_file() {
         return Err("expected a regular file: every *.toml of the directory is read".to_owned());
     }
-    let too_long = |total: u64| {
-        format!(
-            "expected at most {} in all files of the directory, found {} with this one",
-            bytes(max),
-            bytes(total)
-        )
-    };
-    *total += about.len();
+    *total += metadata.len();
     if *total > max {
-        return Err(too_long(*total));
+        return Err(too_long(*total, max));
     }
     let opened = File::open(path).map_err(|error| unreadable(&error))?;
-    text(opened, Some(about.len()), max).map_err(|wrong| match wrong {
+    text(opened, Some(metadata.len()), max).map_err(|wrong| match wrong {
         Wrong::Unreadable(error) => unreadable(&error),
-        Wrong::TooLong => too_long(max + 1),
+        Wrong::TooLong => too_long(max + 1, max),
         Wrong::NotUtf8 => "expected a file in UTF-8".to_owned(),
     })
 }
 
-/// Why there is no text.
+fn too_long(total: u64, max: u64) -> String {
+    format!(
+        "expected at most {} in all files of the directory, found {} with this one",
+        bytes(max),
+        bytes(total)
+    )
+}
+
+/// Why a file has no usable text.
 enum Wrong {
     Unreadable(std::io::Error),
     TooLong,
@@ -228,7 +213,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bound_is_on_all_files_of_a_directory_together() {
+    fn the_size_limit_applies_to_all_files_of_a_directory_together() {
         let directory = tempfile::tempdir().unwrap();
         for name in ["a.toml", "b.toml", "c.toml"] {
             std::fs::write(directory.path().join(name), "# ".repeat(16)).unwrap();
@@ -244,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pipe_has_the_bound_too() {
+    fn the_size_limit_applies_to_a_pipe() {
         let folder = tempfile::tempdir().unwrap();
         let pipe = folder.path().join("pipe");
         assert!(

@@ -1,4 +1,5 @@
-//! Is a file still what was read? Its stamp is taken before it is opened, so a change while it is read is one.
+//! Detects whether a file has changed since it was read. The stamp is taken before the file is
+//! opened, so a change during the read is detected.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -8,20 +9,20 @@ use std::time::SystemTime;
 
 use super::directory;
 
-/// What tells that a file is another one now.
+/// The identity and version of a file or directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Stamp {
-    /// When it was written, when that or who may read it was changed (seconds and nanoseconds), its length, its device
-    /// and its number there.
+    /// mtime, ctime (seconds and nanoseconds), length, device and inode.
     File(SystemTime, [i64; 2], u64, u64, u64),
-    /// Which files of a directory are read: one more or one less is a change, what editors leave beside them is none.
+    /// The names of the configuration files in a directory. Other files, such as those that
+    /// editors create, do not matter.
     Directory(Vec<OsString>),
 }
 
-/// Of each file; none if it is not there, or is a pipe, which is read once.
+/// The stamp of each path. `None`: the path does not exist, or is a pipe, which is read once.
 pub(crate) type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
 
-/// The file's stamp now.
+/// Returns the current stamp of a path.
 pub(crate) fn stamp(path: &Path) -> Option<Stamp> {
     let file = std::fs::metadata(path).ok()?;
     if file.is_dir() {

@@ -1,56 +1,57 @@
-//! What is told of calls, and where? Log lines, a journal of attempts, traces.
+//! Configuration of the log, the journal and traces.
 
 use std::path::PathBuf;
 
 use super::Scheme;
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Human-readable text.
     Text,
-    /// For machines, one object a line.
+    /// One JSON object per line.
     Json,
 }
 
 /// `[log]`.
 #[derive(Clone, Debug)]
 pub struct Log {
-    /// How lines look.
+    /// Format of log lines.
     pub format: LogFormat,
-    /// The least severe level written by Flowgate itself; other crates never go below info.
+    /// The least severe level that Flowgate logs. Other crates log at info at most.
     pub level: tracing::level_filters::LevelFilter,
 }
 
 /// `journal`.
 #[derive(Clone, Debug)]
 pub struct Journal {
-    /// The file that is written now; older ones have a number behind the name.
+    /// The current file. Rotated files have a number after the name.
     pub path: PathBuf,
-    /// Bytes of one file.
+    /// Size at which a file is rotated, in bytes.
     pub max_size: usize,
-    /// Older files that are kept.
+    /// Number of rotated files that are kept.
     pub keep: u32,
 }
 
 /// `[telemetry]`.
 #[derive(Clone, Debug)]
 pub struct Telemetry {
-    /// None: calls are not traced, and a caller's trace is carried on.
+    /// Where traces are exported. `None`: calls are not traced, and a caller's trace headers are
+    /// forwarded unchanged.
     pub otlp: Option<Collector>,
-    /// Of a hundred calls whose callers say nothing of a trace, so many begin one.
+    /// Percentage of calls without trace headers that start a trace.
     pub sample_percent: u32,
 }
 
-/// Who takes traces: OTLP over HTTP, protobuf.
+/// An OTLP collector: HTTP with protobuf.
 #[derive(Clone, Debug)]
 pub struct Collector {
-    /// In the clear or with TLS.
+    /// Plaintext or TLS.
     pub scheme: Scheme,
     /// A name or an address, without brackets.
     pub host: String,
-    /// Its port.
+    /// The port.
     pub port: u16,
-    /// Host, and port if one was written, as in a `Host` header.
+    /// The host, with the port if one was configured, as in a `Host` header.
     pub authority: String,
 }

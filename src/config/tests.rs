@@ -1,4 +1,4 @@
-//! Rules of the configuration that take many small files, and the promise that no message shows what was written.
+//! Rules of the configuration, and that no message shows what was written.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -98,7 +98,7 @@ fn an_empty_variable_does_not_allow_a_client_all_sub_customers() {
 }
 
 #[test]
-fn a_secret_in_a_wrong_place_is_never_shown() {
+fn a_misplaced_secret_is_never_shown() {
     let forms = [
         "\"S\"",
         "S",
@@ -164,7 +164,7 @@ fn a_secret_in_a_wrong_place_is_never_shown() {
 }
 
 #[test]
-fn no_secret_is_in_what_is_shown_of_a_configuration() {
+fn the_printed_configuration_holds_no_secret() {
     let text = "
         [[accounts]]
         id = 'acme'
@@ -184,7 +184,7 @@ fn no_secret_is_in_what_is_shown_of_a_configuration() {
 }
 
 #[test]
-fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret() {
+fn unknown_keys_are_relayed_by_default_only_locally_and_without_secrets() {
     let account =
         "[[accounts]]\nid = 'a'\naccess_key_id = 'LTAI'\naccess_key_secret = { env = 'SECRET' }\n";
     let aliases = "[[accounts]]\nid = 'a'\naliases = ['LTAI']\n";
@@ -210,7 +210,7 @@ fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret()
     let warnings = load_text("unknown_keys = 'refuse'", &[]).unwrap().warnings;
     assert_eq!(
         warnings,
-        ["there is no account and unknown keys are refused: every call will be refused"]
+        ["no account is configured and unknown keys are refused: every call is refused"]
     );
     let Loaded {
         config, warnings, ..
@@ -218,12 +218,12 @@ fn unverified_callers_are_relayed_by_default_only_at_home_and_beside_no_secret()
     assert_eq!(config.mode, Mode::Observe);
     assert_eq!(
         warnings,
-        ["mode is observe: calls are not held to the limits"]
+        ["mode is observe: limits are counted but not enforced"]
     );
 }
 
 #[test]
-fn a_lower_burst_is_fewer_tokens_that_come_back_sooner() {
+fn a_lower_burst_means_fewer_tokens_with_a_shorter_window() {
     let limit = |text: &str| {
         let limits = config(&format!("[limits]\npreset = 'none'\nCreateFlow = {text}")).limits;
         limits
@@ -289,7 +289,7 @@ fn host_and_port_come_from_the_url_unless_they_are_written() {
 }
 
 #[test]
-fn urls_that_say_more_than_scheme_host_and_port_are_refused() {
+fn urls_with_more_than_scheme_host_and_port_are_refused() {
     let urls = [
         "cams.example",
         "ftp://cams.example",
@@ -341,12 +341,12 @@ fn a_hold_is_auto_or_a_duration() {
         hold("hold = 10"),
         mistake("\"auto\" or a duration such as 10s")
     );
-    assert_eq!(hold("hold = '0s'"), mistake("1ms to 24h"));
-    assert_eq!(hold("hold = '3m'"), mistake("at most queue.max_hold"));
+    assert_eq!(hold("hold = '0s'"), mistake("a value from 1ms to 24h"));
+    assert_eq!(hold("hold = '3m'"), mistake("at most 2m (queue.max_hold)"));
 }
 
 #[test]
-fn the_most_that_a_gap_may_be_is_at_least_the_gap() {
+fn max_gap_is_at_least_the_gap() {
     let learn = |text| {
         (
             config(text).learn.gap.as_millis(),

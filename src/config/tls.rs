@@ -1,6 +1,7 @@
-//! What is TLS made with? `listen.tls`, loaded whole: the certificate with its chain, the key that belongs to it, and
-//! whose certificates callers must bear. Loaded where the configuration is checked, so that `flowgate check` finds what
-//! is wrong, and so that what is put in place later has no mistake.
+//! Loads `listen.tls`: the certificate chain, its private key, and the CAs of client certificates.
+//!
+//! The files are loaded when the configuration is checked, so that `flowgate check` reports their
+//! mistakes and applying a checked configuration cannot fail.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -23,25 +24,26 @@ use super::secrets;
 /// `listen.tls`, ready for handshakes.
 #[derive(Clone)]
 pub struct Tls {
-    /// The certificate and its chain, PEM.
+    /// PEM file with the certificate and its chain.
     pub cert: PathBuf,
-    /// Its private key, PEM.
+    /// PEM file with the private key.
     pub key: PathBuf,
-    /// Whose certificates callers must bear, PEM; none: callers need no certificate.
+    /// PEM file with the CAs that must have issued callers' certificates. `None`: callers need no
+    /// certificate.
     pub client_ca: Option<PathBuf>,
-    /// When the certificate ends.
+    /// When the certificate expires.
     pub not_after: SystemTime,
-    /// The server's side of a handshake.
+    /// rustls' configuration of the listener.
     pub(crate) server: Arc<ServerConfig>,
 }
 
-/// The system's bundle of roots has a quarter of it.
+/// Maximum size of a file of certificates, in bytes: four times a system's bundle of roots.
 const MAX_CERTIFICATES: usize = 1 << 20;
 
-/// The only protocol that is spoken.
+/// The only supported protocol.
 pub(crate) const ALPN: &[u8] = b"http/1.1";
 
-/// The certificates of a PEM file, at least one.
+/// Reads the certificates of a PEM file; at least one.
 pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let pem = secrets::regular(path, MAX_CERTIFICATES)?;
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
@@ -51,29 +53,35 @@ pub(crate) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
         .ok_or_else(|| "expected certificates in PEM".to_owned())
 }
 
-/// When the certificate begins to hold and when it ends.
-pub(super) fn validity(
-    certificate: &CertificateDer<'_>,
-) -> Result<(SystemTime, SystemTime), String> {
-    let certificate = CertificateInner::<Raw>::from_der(certificate);
-    let certificate = certificate.map_err(|_| "expected an X.509 certificate that can be read")?;
-    let validity = certificate.tbs_certificate().validity();
-    let at = |time: x509_cert::time::Time| UNIX_EPOCH + time.to_unix_duration();
-    Ok((at(validity.not_before), at(validity.not_after)))
+/// The validity period of a certificate.
+pub(super) struct Validity {
+    pub(super) not_before: SystemTime,
+    pub(super) not_after: SystemTime,
 }
 
-/// The one private key of a PEM file, read as a secret is.
+/// Reads the validity period of a certificate.
+pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, String> {
+    let certificate = CertificateInner::<Raw>::from_der(certificate)
+        .map_err(|_| "expected a well-formed X.509 certificate")?;
+    let validity = certificate.tbs_certificate().validity();
+    Ok(Validity {
+        not_before: UNIX_EPOCH + validity.not_before.to_unix_duration(),
+        not_after: UNIX_EPOCH + validity.not_after.to_unix_duration(),
+    })
+}
+
+/// Reads the private key of a PEM file. The file's content is wiped.
 pub(super) fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, String> {
     let pem = secrets::regular(path, secrets::MAX_FILE)?;
     let key = PrivateKeyDer::from_pem_slice(&pem)
-        .map_err(|_| "expected a private key in PEM, not encrypted")?;
+        .map_err(|_| "expected an unencrypted private key in PEM")?;
     let key = Zeroizing::new(key);
     sign::any_supported_type(&key).map_err(|_| "expected an RSA, ECDSA or Ed25519 key".to_owned())
 }
 
-/// The check that callers' certificates come from the authorities of a PEM file.
+/// Builds the verifier of callers' certificates from the CAs of a PEM file.
 pub(super) fn client_verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let unusable = "expected certificates of authorities";
+    let unusable = "expected CA certificates";
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
         roots.add(certificate).map_err(|_| unusable)?;
@@ -83,7 +91,8 @@ pub(super) fn client_verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>
     Ok(verifier.build().map_err(|_| unusable)?)
 }
 
-/// The server's side, TLS 1.2 or 1.3; none if the key is not the certificate's.
+/// Builds rustls' configuration for TLS 1.2 and 1.3; `None` if the key does not match the
+/// certificate.
 pub(super) fn server(
     chain: Vec<CertificateDer<'static>>,
     key: Arc<dyn SigningKey>,
@@ -96,7 +105,7 @@ pub(super) fn server(
     }
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
-        .expect("ring speaks TLS 1.2 and 1.3");
+        .expect("ring supports TLS 1.2 and 1.3");
     let builder = match client_verifier {
         Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),

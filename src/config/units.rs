@@ -1,5 +1,5 @@
-//! How do people write times, sizes and rates? `200ms`, `64KiB`, `5/1s`: read strictly, written back the same way. What
-//! a value may be at a certain place is for whoever reads it.
+//! Durations, sizes and rates as they are written in the configuration: `200ms`, `64KiB`, `5/1s`.
+//! Parsing is strict, and formatting gives the same form. Bounds are checked by the caller.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -21,14 +21,15 @@ pub(crate) struct Rate {
     pub(crate) window: Duration,
 }
 
-/// The text is not written as its type asks. Says nothing more: the text may be a secret in the wrong place.
+/// The text does not have the type's form. Holds no details, because the text may be a misplaced
+/// secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Milliseconds of each unit, the longest first.
+/// Milliseconds per unit, the longest unit first.
 const TIMES: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 
-/// Bytes of each unit, the largest first.
+/// Bytes per unit, the largest unit first.
 const SIZES: [(&str, usize); 4] = [
     ("GiB", 1 << 30),
     ("MiB", 1 << 20),
@@ -73,7 +74,8 @@ impl fmt::Display for Time {
                 return write!(f, "{}{unit}", nanos / factor);
             }
         }
-        // Nobody can write parts of a millisecond, but the window of a lowered burst may have them.
+        // The configuration has no unit below a millisecond, but a lowered burst can shorten the
+        // window to a fraction of one.
         write!(f, "{:?}", self.0)
     }
 }
@@ -91,8 +93,13 @@ impl FromStr for Size {
 
 impl fmt::Display for Size {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let whole = |(_, factor): &&(&str, usize)| self.0 != 0 && self.0.is_multiple_of(*factor);
-        let (unit, factor) = SIZES.iter().find(whole).unwrap_or(&("B", 1));
+        if self.0 == 0 {
+            return f.write_str("0B");
+        }
+        let (unit, factor) = SIZES
+            .iter()
+            .find(|(_, factor)| self.0.is_multiple_of(*factor))
+            .expect("every size is a multiple of 1");
         write!(f, "{}{unit}", self.0 / factor)
     }
 }
@@ -203,7 +210,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(ms in 0_u64..1 << 53, bytes: usize, count in 1_u32.., window in 0_u64..1 << 53) {
+        fn formatted_values_parse_back(ms in 0_u64..1 << 53, bytes: usize, count in 1_u32.., window in 0_u64..1 << 53) {
             let time = Time(Duration::from_millis(ms));
             prop_assert_eq!(time.to_string().parse(), Ok(time));
             prop_assert_eq!(Size(bytes).to_string().parse(), Ok(Size(bytes)));

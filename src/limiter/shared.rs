@@ -1,5 +1,6 @@
-//! Who deals out the quota? Alone, this process; with others, the store; and while the store is away, each replica uses
-//! the part that falls to it by rank, or nothing. This file asks the store, and says how things stand.
+//! The quota that replicas share. Without a store this process deals its tokens; with a store, the
+//! store does. While the store is down, each replica uses its part by rank, or nothing. This file
+//! queries the store and reports the current source of tokens.
 
 pub(crate) mod allowance;
 pub(crate) mod clock;
@@ -25,7 +26,7 @@ use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::observe::metrics::Metrics;
 use crate::primitives::id::{AccountId, ActionName};
 
-/// The shared quota, as one replica takes part in it.
+/// One replica's access to the shared quota.
 pub(crate) struct Quota {
     store: Arc<Store>,
     slack: Duration,
@@ -39,23 +40,23 @@ pub(crate) struct Quota {
     has_left: AtomicBool,
 }
 
-/// Which source deals the tokens of a lane.
+/// The source of a lane's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuotaSource {
-    /// This process alone: it has no store.
+    /// This process: no store is configured.
     Local,
-    /// The store, since then.
+    /// The store, which has been up since then.
     Store { since: Instant },
-    /// This replica's part of the quota, since the store went down.
+    /// This replica's part: the store has been down since then.
     Part { count: NonZeroU32, since: Instant },
-    /// None: the store is down, since then if it was ever up, and this replica has no part.
+    /// No tokens: the store is down and this replica has no part.
     Unavailable { since: Option<Instant> },
 }
 
-/// How often a replica says that it is there, however long an answer takes: a store may be so far away that its list is as
-/// old as one beat, and none that is there has vanished in it.
+/// Interval of heartbeats, independent of round trips: even if the store is so far away that its list
+/// is one beat old, no live replica appears to have vanished.
 const BEAT: Duration = Duration::from_millis(250);
-/// When a caller who was refused for want of the store had best come back.
+/// Retry-After of a call that is refused because the store is down.
 pub(crate) const ADVICE: Duration = Duration::from_secs(2);
 /// Longer than any hold.
 pub(crate) const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -63,7 +64,7 @@ pub(crate) const NEVER: Duration = Duration::from_secs(24 * 3600);
 // === impl Quota ===
 
 impl Quota {
-    /// The store is connected to by a task of the runtime; nothing waits for it.
+    /// Returns immediately: a task connects to the store.
     pub(crate) fn open(
         settings: &config::Store,
         on_failure: OnStoreFailure,
@@ -85,43 +86,44 @@ impl Quota {
         }))
     }
 
-    /// For the start: `Err` when the store answers and must not be used.
+    /// Checks the store at the start. `Err`: it answers, but must not be used.
     pub(crate) async fn check(&self) -> Result<(), String> {
         self.store.check().await
     }
 
-    /// A way to wait for the store to come and go.
+    /// Returns a receiver of the store's state changes.
     #[cfg(test)]
     pub(crate) fn changes(&self) -> tokio::sync::watch::Receiver<State> {
         self.store.changes()
     }
 
-    /// This process's name among the replicas; another one after every start.
+    /// Returns this process's name among the replicas, which is new at every start.
     pub(crate) fn replica(&self) -> &str {
         &self.replica
     }
 
-    /// How late a slot may be used, as configured.
+    /// Returns the configured slack: how late a slot may be used.
     pub(crate) fn slack(&self) -> Duration {
         self.slack
     }
 
-    /// How late any replica may use a slot: what is unknown of the store's clock is at most what an answer may take.
+    /// Returns how late any replica may use a slot. The uncertainty of the store's clock is at most
+    /// the timeout of an operation.
     pub(crate) fn longest_slack(&self) -> Duration {
         self.slack + self.store.timeout() + allowance::MOST_EXTRA
     }
 
-    /// What an answer of the store takes: the least round trip of the latest checks.
+    /// Returns the shortest recent round trip to the store.
     pub(crate) fn distance(&self) -> Duration {
         self.store.distance()
     }
 
-    /// The answers come too late for their slots to be used: the store counts as down until it is found in order.
+    /// Marks the store as down, because its slots arrive too late to be used.
     pub(crate) fn is_too_far(&self) {
         self.store.is_too_far();
     }
 
-    /// Which source deals the tokens of a lane with this limit.
+    /// Returns the source of tokens of a lane with this limit.
     pub(crate) fn source(&self, limit: Limit) -> QuotaSource {
         match self.store.state() {
             State::Up { since } => QuotaSource::Store { since },
@@ -138,8 +140,8 @@ impl Quota {
         }
     }
 
-    /// How many tokens of such a limit may be in use: those that replicas which have vanished may use are withheld. Where
-    /// all refuse without the store, nobody uses a part.
+    /// Returns how many tokens of this limit may be in use. The parts of vanished replicas are
+    /// withheld, except with `on_store_failure = "refuse"`, where no replica uses a part.
     pub(crate) fn cap(&self, limit: Limit) -> u32 {
         let window = limit.window + self.slack;
         let withheld = match self.on_failure {
@@ -153,17 +155,17 @@ impl Quota {
         limit.count.get().saturating_sub(withheld)
     }
 
-    /// Whether the store deals out the quota: it answers.
+    /// Whether the store is up.
     pub(crate) fn is_up(&self) -> bool {
         matches!(self.store.state(), State::Up { .. })
     }
 
-    /// How many replicas share it, as the store last said.
+    /// Returns the number of replicas that the store last reported.
     pub(crate) fn replicas(&self) -> usize {
         self.members.lock().len()
     }
 
-    /// One operation on one lane; none if the store does not answer as it should.
+    /// Runs one operation on one lane. `None` if the store gives no valid answer.
     pub(crate) async fn take(
         &self,
         account: &AccountId,
@@ -171,9 +173,10 @@ impl Quota {
         op: &Op,
         question: &Question<'_>,
     ) -> Option<Answer> {
-        // What is in braces decides on which of a cluster's servers the keys lie.
-        let [lane, ring] = ["lane", "ring"]
-            .map(|what| format!("{}{what}:{{{account}}}:{action}", self.store.prefix()));
+        // The hash tag in braces places both keys on the same server of a cluster.
+        let prefix = self.store.prefix();
+        let lane = format!("{prefix}lane:{{{account}}}:{action}");
+        let ring = format!("{prefix}ring:{{{account}}}:{action}");
         let sent = Instant::now();
         let answer = self
             .store
@@ -192,7 +195,8 @@ impl Quota {
         })
     }
 
-    /// Takes a nonce, by its digest, for all replicas until `until`; true when it was new, none if the store does not say.
+    /// Records a nonce, by its digest, for all replicas until `until`. True if it is new; `None` if the
+    /// store does not answer.
     pub(crate) async fn take_nonce(
         &self,
         digest: &str,
@@ -207,12 +211,14 @@ impl Quota {
         self.store.set_new("nonce", &key, expires).await.ok()
     }
 
-    /// Says that this replica is there, for as long as anybody needs it, and calls `changed` when others must know.
+    /// Sends heartbeats until the store is dropped, and calls `changed` when the source of tokens
+    /// changes.
     pub(crate) async fn keep(self: Arc<Self>, changed: impl Fn() + Send) {
         let mut changes = self.store.changes();
         let mut connection: Option<(Instant, Own)> = None;
         loop {
-            let (state, next) = (*changes.borrow_and_update(), Instant::now() + BEAT);
+            let state = *changes.borrow_and_update();
+            let next = Instant::now() + BEAT;
             if let State::Up { since } = state {
                 let own = match connection.take().filter(|(known, _)| *known == since) {
                     Some((_, own)) => own,
@@ -256,14 +262,14 @@ impl Quota {
         }
     }
 
-    /// Leaves the others their whole quota: nothing is sent any more.
+    /// Leaves the replicas, so that the others get the whole quota. Nothing may be sent afterwards.
     pub(crate) async fn leave(&self) {
         self.has_left.store(true, Ordering::Relaxed);
         self.roll("leave", &Own::unknown(), None).await;
     }
 
-    /// This replica is there. Of those that are silent, the ones whose connection the server has seen closed are dead: a
-    /// replica that is cut off from the store has one that is open.
+    /// Sends a heartbeat. A silent replica whose connection the server has closed is dead; one that is
+    /// only cut off from the store still has an open connection.
     async fn beat(&self, since: Instant, own: &Own) {
         if self.has_left.load(Ordering::Relaxed) {
             return;
@@ -281,7 +287,7 @@ impl Quota {
             if self.store.is_closed(through).await == Some(true) {
                 tracing::info!(
                     replica = name,
-                    "a replica has died: its part of the quota is free"
+                    "a replica has died; its part of the quota is released"
                 );
                 self.roll("bury", own, Some((&name, through))).await;
                 self.members.lock().left(&name);

@@ -1,9 +1,10 @@
-//! What may CAMS have done? Each attempt is written down before its first byte leaves, and again when it has ended: what
-//! was sent and has no end may have been done, also after a crash. What cannot be written is counted, and the call goes on
-//! (docs/journal.md says why).
+//! The journal of attempts. Each attempt is recorded before its first byte leaves and again when it
+//! ends: an attempt without an end may have reached CAMS, even after a crash. Lines that cannot be
+//! written are counted, and their calls continue (docs/journal.md explains why).
 //!
-//! A thread writes the lines (`journal/writer.rs`) to a file that rotates (`journal/file.rs`) and keeps track of outages
-//! (`journal/health.rs`). What a line says is `journal/line.rs`, how a journal is read is `journal/open.rs`.
+//! A thread writes the lines (`journal/writer.rs`) to a rotating file (`journal/file.rs`) and tracks
+//! outages (`journal/health.rs`). `journal/line.rs` defines a line, `journal/open.rs` reads a
+//! journal.
 
 mod file;
 mod health;
@@ -34,31 +35,31 @@ pub(crate) use file::RotatingFile;
 pub(crate) use line::{Outcome, Sent};
 pub use open::{Reading, read};
 
-/// Where attempts are written down.
+/// The journal of attempts.
 pub(crate) struct Journal {
-    /// Tells this process's attempts from those of every other one.
+    /// A random name of this process, which makes its attempts' names unique.
     run: String,
     attempts: AtomicU64,
     writer: Writer,
     health: Arc<Health>,
 }
 
-/// One attempt that is to be written down. Dropped without an end, its end is unknown.
+/// The record of one attempt. If it is dropped without an end, the outcome is unknown.
 pub(crate) struct Note {
     journal: Arc<Journal>,
     attempt: String,
     sent: Bytes,
-    /// Whether its answer names a flow.
+    /// Whether the response contains the id of a new flow.
     creates: bool,
 }
 
 /// How long the end of a drain waits for a disk that hangs.
 const FINISH_WITHIN: Duration = Duration::from_secs(2);
 
-/// The one action whose calls are told by a name.
+/// The one action whose calls have a flow name.
 const CREATE: &str = "CreateFlow";
 
-/// The account as it may stand in a file: a key that the configuration does not name only masked.
+/// Returns the account for the file: a key that is not in the configuration is masked.
 fn account(operation: &Operation) -> Cow<'_, str> {
     let name = operation.account.as_str();
     if operation.known {
@@ -73,7 +74,7 @@ fn account(operation: &Operation) -> Cow<'_, str> {
 // === impl Journal ===
 
 impl Journal {
-    /// Opens the file, or makes it.
+    /// Opens or creates the file.
     pub(crate) fn open(config: &config::Journal, metrics: Arc<Metrics>) -> io::Result<Self> {
         Self::on(RotatingFile::open(config)?, metrics)
     }
@@ -91,7 +92,7 @@ impl Journal {
         })
     }
 
-    /// Prepares what is written down of the attempt that is about to be made; `flow_name` counts if it makes a flow.
+    /// Prepares the record of an attempt. `flow_name` is recorded only if the action creates a flow.
     pub(crate) fn note(
         self: &Arc<Self>,
         flow_name: Option<&str>,
@@ -127,17 +128,17 @@ impl Journal {
         }
     }
 
-    /// Whether it can be written.
+    /// Whether lines can be written.
     pub(crate) fn is_up(&self) -> bool {
         self.health.is_up(Instant::now())
     }
 
-    /// Waits until every line so far is written.
+    /// Waits until all queued lines are written.
     pub(crate) async fn flushed(&self) {
         self.writer.flushed().await;
     }
 
-    /// The end of a drain: as [`Journal::flushed`], for a short time if the disk hangs.
+    /// Like [`Journal::flushed`], but bounded, for the end of a drain.
     pub(crate) async fn finish(&self) {
         if timeout(FINISH_WITHIN, self.flushed()).await.is_err() {
             tracing::error!("the journal's disk hangs; its last lines are not written yet");
@@ -148,16 +149,16 @@ impl Journal {
 // === impl Note ===
 
 impl Note {
-    /// Writes down that the attempt's first byte is about to leave. Ends when the line is in the file, or is lost: the call
-    /// goes on without it.
+    /// Records that the attempt's first byte is about to leave. Returns when the line is in the file
+    /// or is lost, in which case the call continues without it.
     ///
-    /// Waits for as long as the disk hangs. Dropped earlier, the attempt must not leave: the journal has no line of it, or
-    /// says that it is unsent.
+    /// Waits while the disk hangs. If this future is dropped earlier, the attempt must not leave:
+    /// the journal has no line for it, or a line that says it was not sent.
     pub(crate) async fn sent(&self) {
         self.journal.writer.write(&self.sent).await;
     }
 
-    /// Nothing left, after all.
+    /// Records that nothing was sent.
     pub(crate) fn unsent(&self) {
         self.done(Done {
             outcome: Outcome::Unsent,
@@ -165,7 +166,8 @@ impl Note {
         });
     }
 
-    /// The attempt has ended. `code` is CAMS's, or why there is none; `body` is the answer's, where there is one.
+    /// Records the outcome of the attempt. `code` is CAMS's code, or the reason why there is none;
+    /// `body` is the body of the answer, if there is one.
     pub(crate) fn judged(
         &self,
         outcome: Outcome,
@@ -173,11 +175,11 @@ impl Note {
         cams_request_id: Option<&str>,
         body: Option<&Bytes>,
     ) {
-        let says = Some(capped(code).into());
+        let text = Some(capped(code).into());
         let (code, reason) = if outcome == Outcome::Unknown {
-            (None, says)
+            (None, text)
         } else {
-            (says, None)
+            (text, None)
         };
         let created = body.filter(|_| self.creates && outcome == Outcome::Ok);
         let flow_id = created.and_then(|body| flow_id::read(body));
@@ -191,7 +193,7 @@ impl Note {
         });
     }
 
-    /// Writes the line of [`Note::sent`] on this thread: what a benchmark compares it with.
+    /// Writes the line of [`Note::sent`] on this thread, for comparison in a benchmark.
     pub(crate) fn write_here(&self, file: &mut RotatingFile) {
         let appended = file.append(std::slice::from_ref(&self.sent));
         assert_eq!(appended.lost, 0, "a benchmark's disk takes lines");

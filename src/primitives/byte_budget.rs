@@ -1,15 +1,15 @@
-//! How much may be held at once? A bound on a sum of bytes, shared out to calls and given back when they end.
+//! A bound on the total number of bytes that calls hold. Reservations are released on drop.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A bounded sum.
+/// A budget of bytes.
 pub(crate) struct Room {
     size: AtomicUsize,
     used: AtomicUsize,
 }
 
-/// A part of a [`Room`], given back on drop.
+/// A reservation in a [`Room`], released on drop.
 pub(crate) struct Share {
     room: Arc<Room>,
     bytes: usize,
@@ -25,12 +25,13 @@ impl Room {
         })
     }
 
-    /// Takes a share, if it fits.
+    /// Reserves bytes; `None` if they do not fit.
     pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
         let size = self.size.load(Ordering::Relaxed);
-        let fits = |used: usize| used.checked_add(bytes).filter(|sum| *sum <= size);
         self.used
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(bytes).filter(|sum| *sum <= size)
+            })
             .ok()?;
         Some(Share {
             room: self.clone(),
@@ -38,7 +39,7 @@ impl Room {
         })
     }
 
-    /// From now on this is the bound; what is in use stays.
+    /// Changes the bound. Existing reservations are kept, even above the new bound.
     pub(crate) fn resize(&self, size: usize) {
         self.size.store(size, Ordering::Relaxed);
     }
@@ -52,7 +53,7 @@ impl Room {
 // === impl Share ===
 
 impl Share {
-    /// Takes more into the same share; false, and nothing changes, when it does not fit.
+    /// Extends the reservation. Returns false, without a change, if the bytes do not fit.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
         let Some(mut more) = self.room.take(bytes) else {
             return false;
@@ -73,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_never_exceed_the_room_and_come_back() {
+    fn reservations_never_exceed_the_bound_and_are_released() {
         let room = Room::new(10);
         let mut first = room.take(6).unwrap();
         assert!(room.take(5).is_none());

@@ -1,4 +1,4 @@
-//! Who and what, as types: the names that cross module borders, so that no account can stand where a client belongs.
+//! Identifier types, so that an account cannot be passed where a client is expected.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,12 +10,12 @@ macro_rules! name {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// Takes the text as it is; whoever reads it from outside has checked it.
+            /// Wraps the text without validation: text from outside is checked where it is read.
             pub fn new(text: impl Into<Arc<str>>) -> Self {
                 Self(text.into())
             }
 
-            /// The name as text.
+            /// Returns the identifier as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -42,17 +42,18 @@ macro_rules! name {
 }
 
 name!(
-    /// The Alibaba Cloud account whose quota a call spends: the `id` of an `[[accounts]]` entry, or, for a relayed
-    /// key that the configuration does not name, `?` and the key.
+    /// The Alibaba Cloud account whose quota a call uses: the `id` of an `[[accounts]]` entry, or
+    /// `?` and the access key id for a relayed key that is not in the configuration.
     AccountId
 );
 name!(
-    /// Whoever calls Flowgate: the access key id of a `[[clients]]` entry, the masked id of an account's own key, or
-    /// `unverified` for all callers of an account whose signature Flowgate cannot check.
+    /// The caller of Flowgate: the access key id of a `[[clients]]` entry, the masked id of an
+    /// account's own key, or `unverified` for all callers of an account whose signatures Flowgate
+    /// cannot verify.
     ClientId
 );
 name!(
-    /// A party inside one client's share, by default the CAMS sub-customer (`CustSpaceId`).
+    /// A tenant within one client's share, by default the CAMS sub-customer (`CustSpaceId`).
     TenantId
 );
 name!(
@@ -65,20 +66,19 @@ name!(
 );
 
 impl ClientId {
-    /// The one client that all callers of an account are together when Flowgate cannot verify them.
+    /// The client that stands for all unverified callers of an account.
     pub fn unverified() -> Self {
         Self::new("unverified")
     }
 }
 
 impl AccessKeyId {
-    /// First four and last two characters: enough to tell keys apart, too little to look one up.
+    /// Returns the first four and last two characters, or only `***` for a key of up to 8 bytes.
     pub fn masked(&self) -> String {
         let text = self.as_str();
-        match (
-            text.get(..4),
-            text.len().checked_sub(2).and_then(|from| text.get(from..)),
-        ) {
+        let head = text.get(..4);
+        let tail = text.len().checked_sub(2).and_then(|from| text.get(from..));
+        match (head, tail) {
             (Some(head), Some(tail)) if text.len() > 8 => format!("{head}***{tail}"),
             _ => "***".into(),
         }

@@ -1,15 +1,15 @@
-//! A secret in memory: shown by no `Debug` or `Display`, compared by nobody, wiped when dropped.
+//! A secret in memory: not shown by `Debug`, without `Display` and comparison, wiped when dropped.
 
 use std::fmt;
 
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
-/// Does not compile while one of these types can be shown: by `Debug`, `Display` or serde. For whatever holds secrets,
-/// signatures or what callers sent.
+/// Fails to compile if one of the types implements `Debug`, `Display` or `Serialize`. For types that
+/// hold secrets, signatures or callers' data.
 macro_rules! never_shown {
     ($($type:ty),+ $(,)?) => {
         const _: () = {
-            /// Two answers to one question, once a type has one of the traits: that is ambiguous, and an error.
+            /// A type that has one of the traits has two impls, and the ambiguity is a compile error.
             trait Shown<Way> {
                 fn shown() {}
             }
@@ -31,18 +31,18 @@ pub(crate) use never_shown;
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the text over; the copy that the caller may still hold is the caller's.
+    /// Takes ownership of the text. Copies that the caller keeps are not wiped.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
 
-    /// The text itself, for the one place that computes with it.
+    /// Returns the text, for computing with it.
     pub fn expose(&self) -> &str {
         &self.0
     }
 }
 
-/// Takes over the text that serde has read; nothing writes one.
+/// Read only: a secret is never serialized.
 impl<'de> serde::Deserialize<'de> for Secret {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(Self::new)

@@ -1,6 +1,8 @@
-//! Where do log lines go? To standard error through a bounded queue, so that a slow reader costs lines and never a
-//! call; as text or JSON, one line per event whatever is in it. `RUST_LOG` is not read, and other crates never say
-//! more than info, because what they say at debug may hold what a caller sent.
+//! Log lines: text or JSON on standard error, one line per event.
+//!
+//! A bounded queue decouples calls from a slow reader: lines are dropped, calls never wait.
+//! `RUST_LOG` is not read. Other crates log at info at most, because their debug output may contain
+//! callers' data.
 
 use std::io::{self, IsTerminal, Write};
 use std::panic::PanicHookInfo;
@@ -17,15 +19,15 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 
 use crate::config::{Log, LogFormat};
 
-/// Lines that may wait to be written; more are dropped.
+/// Maximum number of queued lines; further lines are dropped.
 const MAX_LINES: usize = 8192;
 
-/// The way to change what is written.
+/// Handle to change the level.
 type Levels = reload::Handle<Targets, Registry>;
 
 static LEVELS: OnceLock<Levels> = OnceLock::new();
 
-/// Makes events of this process log lines, and panics events. Lines are written while the guard lives.
+/// Starts the log, and logs panics as events. Lines are written while the guard lives.
 pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
     let (queue, guard) = NonBlockingBuilder::default()
         .buffered_lines_limit(MAX_LINES)
@@ -38,10 +40,10 @@ pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
     Ok(guard)
 }
 
-/// From now on this is the least severe level.
+/// Changes the least severe level that is logged.
 pub(crate) fn set_level(level: LevelFilter) {
     if let Some(handle) = LEVELS.get() {
-        // It fails only when the process has no subscriber any more.
+        // Fails only if the subscriber has been dropped.
         drop(handle.reload(levels(level)));
     }
 }
@@ -79,16 +81,17 @@ fn levels(own: LevelFilter) -> Targets {
         .with_default(own.min(LevelFilter::INFO))
 }
 
-/// A panic's message may hold what a caller sent, so only its place is told.
+/// Logs a panic's location but not its message, which may contain callers' data.
 fn report(info: &PanicHookInfo<'_>) {
     let location = info.location().map(ToString::to_string);
     error!(location, thread = std::thread::current().name(), "panic");
 }
 
-/// Keeps each event on one line. Fields are escaped by their formatter, except those that were given as `%value`.
+/// Keeps each event on one line. The formatter escapes fields, except those recorded as `%value`.
 struct OneLine<W> {
     writer: W,
-    /// Colours are escape sequences too, so on a terminal those stay; there the formatter escapes foreign ones.
+    /// On a terminal, escape sequences are kept, because colours are escape sequences. The
+    /// formatter escapes those in fields.
     ansi: bool,
 }
 
@@ -104,7 +107,7 @@ impl<'w, W: MakeWriter<'w>> MakeWriter<'w> for OneLine<W> {
 }
 
 impl<W: Write> Write for OneLine<W> {
-    /// Takes a whole event: the formatter writes each at once.
+    /// Writes a whole event: the formatter writes each event in one call.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(event.strip_suffix(b"\n").unwrap_or(event));
         let mut line = String::with_capacity(text.len() + 1);
@@ -147,7 +150,7 @@ mod tests {
         }
     }
 
-    /// What is logged meanwhile, each line without its time.
+    /// Returns the lines that `work` logs, without their times.
     fn logged(format: LogFormat, level: LevelFilter, work: impl FnOnce()) -> Vec<String> {
         let page = Page::default();
         let writer = page.clone();
@@ -166,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_is_one_line_whatever_is_in_it() {
+    fn an_event_with_control_characters_is_one_line() {
         let name = "a\nERROR forged\u{1b}[2J\r\u{85}";
         let lines = logged(LogFormat::Text, LevelFilter::INFO, || {
             info!(flow = name, "quoted");
@@ -180,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn json_is_one_object_a_line() {
+    fn json_is_one_object_per_line() {
         let lines = logged(LogFormat::Json, LevelFilter::INFO, || {
             info!(flow = "a\nb", attempts = 2, "done")
         });
@@ -193,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn others_are_capped_at_info_and_follow_a_sterner_level() {
+    fn other_crates_are_capped_at_info_and_follow_a_stricter_level() {
         let work = || {
             trace!("own trace");
             debug!(target: "hyper::proto", "their debug");
@@ -211,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_tells_its_place_and_not_its_message() {
+    fn a_panic_is_logged_with_its_location_and_without_its_message() {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(report));
         let lines = logged(LogFormat::Text, LevelFilter::INFO, || {

@@ -1,7 +1,12 @@
-//! How does Flowgate stop? In phases that only go forward: serving; leaving (readiness is down, still accepting, every
-//! answer says `Connection: close`); draining (no new connection, what fits into the grace finishes at the legal rate,
-//! the rest is told at once); closing (nobody is waited for who has been let in and says nothing); over (what is in flight
-//! is answered as unknown).
+//! The phases of a shutdown, which only move forward:
+//!
+//! 1. Serving.
+//! 2. Leaving: readiness fails, connections are still accepted, every response has
+//!    `Connection: close`.
+//! 3. Draining: no new connections. Calls that fit into the grace finish at the permitted rate; the
+//!    others are refused immediately.
+//! 4. Closing: accepted connections that have sent no request are closed.
+//! 5. Over: calls in flight get the answer that their outcome is unknown.
 
 use std::future::{Future, poll_fn};
 use std::task::Poll;
@@ -10,30 +15,30 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
 
-/// Where the process stands.
+/// A phase of the shutdown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
     /// Normal service.
     #[default]
     Serving,
-    /// Load balancers are told to go elsewhere.
+    /// Readiness fails, so that load balancers stop sending calls.
     Leaving,
-    /// Nothing new is accepted.
+    /// No new connection is accepted.
     Draining,
-    /// Whoever was accepted and has said nothing so far is not waited for any more.
+    /// Accepted connections that have sent no request are closed.
     Closing,
-    /// The grace is over.
+    /// The grace has ended.
     Over,
 }
 
-/// The phase, for everybody to see and to wait for.
+/// The current phase, to read and to wait for.
 #[derive(Clone)]
 pub(crate) struct Phases {
     now: watch::Receiver<Phase>,
     set: watch::Sender<Phase>,
 }
 
-/// The phases as they begin.
+/// A stream of phase changes.
 pub(crate) struct Changes(watch::Receiver<Phase>);
 
 /// SIGTERM and SIGINT.
@@ -54,7 +59,8 @@ impl Phases {
         *self.now.borrow()
     }
 
-    /// Whether `phase` is reached, for those who are polled when one begins: ready then, and never wakes by itself.
+    /// Ready when `phase` is reached. Never wakes its task: for futures that are polled anyway when
+    /// a phase begins.
     pub(crate) fn now_in(&self, phase: Phase) -> impl Future<Output = ()> {
         poll_fn(move |_| {
             if self.now() >= phase {
@@ -65,12 +71,12 @@ impl Phases {
         })
     }
 
-    /// For those who look at every phase.
+    /// Returns the stream of phase changes.
     pub(crate) fn changes(&self) -> Changes {
         Changes(self.now.clone())
     }
 
-    /// Goes forward to `phase`; never back.
+    /// Moves forward to `phase`; does nothing if it has passed.
     pub(crate) fn enter(&self, phase: Phase) {
         self.set.send_if_modified(|now| {
             let forward = phase > *now;
@@ -81,7 +87,7 @@ impl Phases {
 
     /// Waits until `phase` is reached or passed.
     pub(crate) async fn reached(&mut self, phase: Phase) {
-        // The sender lives as long as this value does.
+        // It cannot fail: this value holds the sender.
         drop(self.now.wait_for(|now| *now >= phase).await);
     }
 }
@@ -89,7 +95,7 @@ impl Phases {
 // === impl Changes ===
 
 impl Changes {
-    /// Waits for the next phase. It does not fail as long as there are [`Phases`].
+    /// Waits for the next phase. Fails only after all [`Phases`] are dropped.
     pub(crate) fn next(&mut self) -> impl Future<Output = Result<(), RecvError>> {
         self.0.changed()
     }
@@ -105,7 +111,7 @@ impl Signals {
         })
     }
 
-    /// Waits for either.
+    /// Waits for either signal.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}

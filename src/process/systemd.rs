@@ -1,5 +1,5 @@
-//! What does the service manager hand over, and what does it want to know? Sockets that it has bound before, so that a
-//! restart refuses nobody; and in return when Flowgate is ready, reloads, stops, and that it still moves.
+//! systemd: socket activation, so that a restart refuses no connection, and notifications of
+//! readiness, reloads, the drain and the watchdog.
 
 use std::io;
 use std::net::TcpListener;
@@ -10,50 +10,51 @@ use std::time::Duration;
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
 
-/// Sockets that were bound for Flowgate before it started; what is missing it binds itself.
+/// Sockets that the service manager has bound. Flowgate binds the missing ones itself.
 #[derive(Debug, Default)]
 pub struct Handed {
     pub(crate) proxy: Option<Passed>,
     pub(crate) admin: Option<Passed>,
 }
 
-/// One of them.
+/// One inherited socket.
 #[derive(Debug)]
 pub(crate) enum Passed {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
-/// Why the sockets cannot be used.
+/// Why the inherited sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HandedError {
-    /// The variables do not fit together, or name descriptors that are not open.
-    #[error("the sockets of LISTEN_FDS cannot be taken: {0}")]
+    /// The variables are inconsistent, or name descriptors that are not open.
+    #[error("cannot use the sockets of LISTEN_FDS: {0}")]
     Variables(io::Error),
-    /// More of them than there are listeners, or a name that is none.
+    /// More sockets than listeners, or an unknown name.
     #[error(
-        "expected at most two sockets, the proxy's and the admin's, or the names proxy and admin, each once"
+        "expected at most two sockets in LISTEN_FDS, either unnamed (first proxy, then admin) or named proxy and admin (FileDescriptorName=), each once"
     )]
     Roles,
-    /// Not a socket, or one of another kind.
-    #[error("the descriptor passed for {0} is no TCP or Unix stream socket")]
+    /// Not a listening socket of a supported kind.
+    #[error("the socket passed for {0} in LISTEN_FDS is not a TCP or Unix stream socket")]
     Kind(&'static str),
 }
 
-/// Which listener a socket is for.
+/// The listener that a socket is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
     Proxy,
     Admin,
 }
 
-/// How often it is told where Flowgate stands when there is no watchdog to be quicker.
+/// Interval of status notifications without a watchdog.
 const EVERY: Duration = Duration::from_secs(10);
 
 // === impl Handed ===
 
 impl Handed {
-    /// Takes what the variables name. Once, and before there is a second thread: the variables go with it.
+    /// Takes the sockets that the environment names and removes the variables. Call it once, before
+    /// a second thread is started.
     pub fn take() -> Result<Self, HandedError> {
         let names = sd_notify::listen_fds_with_names().map_err(HandedError::Variables)?;
         let names: Vec<String> = names.map(|(_, name)| name).collect();
@@ -89,7 +90,8 @@ fn passed(descriptors: &mut ListenFd, index: usize) -> Option<Passed> {
     })
 }
 
-/// By name if one of them says so; else the first is the proxy's: unnamed sockets are called after their unit.
+/// Assigns sockets by name if any of them has a known name, otherwise by order: systemd names
+/// unnamed sockets after their unit.
 fn roles(names: &[String]) -> Option<Vec<Role>> {
     let named: Vec<Option<Role>> = names.iter().map(|name| Role::of(name)).collect();
     let roles = if named.iter().any(Option::is_some) {
@@ -100,8 +102,9 @@ fn roles(names: &[String]) -> Option<Vec<Role>> {
             .take(names.len())
             .collect()
     };
-    let is_once = |role| roles.iter().filter(|other| **other == role).count() <= 1;
-    (roles.len() == names.len() && is_once(Role::Proxy) && is_once(Role::Admin)).then_some(roles)
+    let proxies = roles.iter().filter(|role| **role == Role::Proxy).count();
+    let admins = roles.iter().filter(|role| **role == Role::Admin).count();
+    (roles.len() == names.len() && proxies <= 1 && admins <= 1).then_some(roles)
 }
 
 // === impl Role ===
@@ -121,26 +124,27 @@ impl Role {
     }
 }
 
-/// Both listeners serve, or a reload is over.
+/// Notifies that both listeners serve, or that a reload has ended.
 pub(crate) fn ready(status: &str) {
     tell(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
-/// A reload begins; [`ready`] ends it, whatever came of it.
+/// Notifies that a reload begins. [`ready`] ends it, whether it succeeds or not.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "the time of a reload cannot be told"),
+        Err(error) => tracing::warn!(%error, "cannot notify the service manager of a reload"),
     }
 }
 
-/// A drain begins.
+/// Notifies that a drain begins.
 pub(crate) fn stopping(status: &str) {
     tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
-/// Says that Flowgate still moves and where it stands, twice in the watchdog's time, for as long as there is a status.
-/// A status that cannot be had, because a lock is never given back, ends that, and then the process.
+/// Sends the status and the watchdog's keep-alive, twice per watchdog interval, until `status`
+/// returns `None`. If `status` hangs on a lock, the keep-alive stops and the service manager ends
+/// the process.
 pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sync + 'static) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
@@ -151,7 +155,7 @@ pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sy
     loop {
         tokio::time::sleep(every).await;
         let status = status.clone();
-        // It goes through all lanes: not on a thread that serves calls.
+        // `status` visits all lanes, so it does not run on a thread that serves calls.
         let Ok(Some(status)) = tokio::task::spawn_blocking(move || status()).await else {
             return;
         };
@@ -159,10 +163,10 @@ pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sy
     }
 }
 
-/// Nothing, where there is no service manager.
+/// Sends a notification. Does nothing without a service manager.
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "the service manager cannot be told");
+        tracing::warn!(%error, "cannot notify the service manager");
     }
 }
 
@@ -180,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn names_go_before_the_order() {
+    fn sockets_are_assigned_by_name_before_order() {
         use Role::{Admin, Proxy};
         assert_eq!(roles_of(&["admin", "proxy"]), Some(vec![Admin, Proxy]));
         assert_eq!(roles_of(&["admin"]), Some(vec![Admin]));

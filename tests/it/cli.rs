@@ -220,7 +220,7 @@ async fn the_token_is_shown_to_the_listener_that_it_is_for() {
     let (code, _, why) = said(&["status", "--token-file", "none"]).await;
     assert_eq!(
         (code, why.as_str()),
-        (Some(64), "--token-file: there is no such file\n")
+        (Some(64), "--token-file: file not found\n")
     );
 }
 

@@ -74,8 +74,7 @@ fn each_right_file_means_exactly_what_stands_beside_it() {
             file.display()
         );
         let odd = file.ends_with("gateway.toml");
-        let doubt =
-            "limits.NewAction: not among the actions with a documented limit: is it spelt right?";
+        let doubt = "limits.NewAction: no documented limit has this action: check the spelling";
         assert_eq!(
             warnings,
             if odd { vec![doubt] } else { vec![] },
@@ -131,7 +130,7 @@ fn a_missing_file_is_one_mistake() {
     let mistakes = config::load(Some(Path::new("no/such.toml")), env(&[])).unwrap_err();
     assert_eq!(
         mistakes.to_string(),
-        "no/such.toml: there is no such file (--config, FLOWGATE_CONFIG)"
+        "no/such.toml: file not found (--config, FLOWGATE_CONFIG)"
     );
     assert_eq!(
         mistakes
@@ -176,11 +175,13 @@ fn alibabas_own_variables_are_one_account() {
         config, warnings, ..
     } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
     assert!(config.accounts.is_empty());
-    let empty = |name| format!("{name}: set, but empty: there is no account");
+    let empty = |name| format!("{name}: set but empty, so it defines no account");
     assert_eq!(warnings, [empty(key.0), empty(secret.0)]);
-    let mistake = "ALIBABA_CLOUD_ACCESS_KEY_ID: expected ALIBABA_CLOUD_ACCESS_KEY_SECRET beside it";
+    let mistake =
+        "ALIBABA_CLOUD_ACCESS_KEY_ID: expected ALIBABA_CLOUD_ACCESS_KEY_SECRET to be set too";
     assert_eq!(from_env(&[key]).unwrap_err(), mistake);
-    let mistake = "ALIBABA_CLOUD_ACCESS_KEY_SECRET: expected ALIBABA_CLOUD_ACCESS_KEY_ID beside it";
+    let mistake =
+        "ALIBABA_CLOUD_ACCESS_KEY_SECRET: expected ALIBABA_CLOUD_ACCESS_KEY_ID to be set too";
     assert_eq!(from_env(&[secret]).unwrap_err(), mistake);
 
     // A written account is the account.
@@ -359,11 +360,11 @@ fn mistakes_in_variables_name_the_variable() {
         ("FLOWGATE_QUEUE__HOLD", "3m"),
     ];
     let expected = [
-        r#"FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET: accounts[0].access_key_secret: expected { env = "NAME" } or { file = "path" }"#,
-        "FLOWGATE_ACCOUNTS__2__ID: accounts[2].id: expected the entries before this one too: they count from 0",
+        r#"FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET: accounts[0].access_key_secret: expected { env = "NAME" } or { file = "path" }, never the secret itself"#,
+        "FLOWGATE_ACCOUNTS__2__ID: accounts[2].id: expected the entries before this one to be set too: indices start at 0",
         "FLOWGATE_LISTEN__MAX_CONNECTIONS: listen.max_connections: expected a whole number from 1 to 1000000",
         r#"FLOWGATE_MODE: mode: expected "enforce" or "observe""#,
-        "FLOWGATE_QUEUE__HOLD: queue.hold: expected at most queue.max_hold",
+        "FLOWGATE_QUEUE__HOLD: queue.hold: expected at most 2m (queue.max_hold)",
     ];
     assert_eq!(
         from_env(&variables)
@@ -385,7 +386,7 @@ fn a_variable_must_be_utf8() {
     let mistakes = config::load(None, [variable]).unwrap_err();
     assert_eq!(
         mistakes.to_string(),
-        "FLOWGATE_LISTEN__PROXY: listen.proxy: expected UTF-8"
+        "FLOWGATE_LISTEN__PROXY: listen.proxy: expected a value in UTF-8"
     );
 }
 

@@ -135,11 +135,11 @@ fn what_is_no_configuration_file_is_a_mistake_of_that_file() {
     );
     let regular = "expected a regular file: every *.toml of the directory is read";
     let expected = [
-        "dangling.toml: there is no such file",
+        "dangling.toml: file not found",
         "latin1.toml: expected a file in UTF-8",
         &format!("mounted.toml: {regular}"),
         &format!("pipe.toml: {regular}"),
-        "slip.toml:2: not valid TOML: ",
+        "slip.toml:2: invalid TOML: ",
     ];
     let mistakes = mistakes(wrong.path());
     let lines: Vec<_> = mistakes.lines().collect();
@@ -296,8 +296,8 @@ async fn files_that_come_change_and_go_are_noticed() {
         .replace(&format!("{}/", directory.display()), "");
     assert_eq!(
         told,
-        "30-third.toml:2: accounts[3].id: expected another name than that of accounts[2].id (20-other.toml:5)\n\
-         30-third.toml:3: accounts[3].aliases[0]: expected another access key than that of accounts[2].aliases[0] (20-other.toml:6)"
+        "30-third.toml:2: accounts[3].id: already used by accounts[2].id (20-other.toml:5): expected another id\n\
+         30-third.toml:3: accounts[3].aliases[0]: already used by accounts[2].aliases[0] (20-other.toml:6): expected another access key id"
     );
     assert_eq!(accounts(&flowgate).await, 3);
     // One less.

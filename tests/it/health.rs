@@ -112,7 +112,7 @@ async fn who_does_not_answer_is_not_healthy() {
 
 #[tokio::test]
 async fn what_says_nowhere_where_to_ask_is_a_bad_configuration() {
-    let expected = "./flowgate.toml:1: listen.admin: expected ip:port such as 127.0.0.1:8080, or unix: and an absolute path\n";
+    let expected = "./flowgate.toml:1: listen.admin: expected ip:port such as 127.0.0.1:8080, or unix: and an absolute path such as unix:/run/flowgate.sock\n";
     assert_eq!(
         health("nowhere", "mode = 7", &[]).await,
         (Some(64), expected.into())

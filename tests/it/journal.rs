@@ -284,7 +284,10 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
     );
     assert_eq!(
         process
-            .logged("the journal cannot be written; calls go on without it", 1)
+            .logged(
+                "the journal cannot be written; calls continue without it",
+                1
+            )
             .await
             .len(),
         1

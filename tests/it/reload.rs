@@ -160,7 +160,7 @@ async fn a_file_that_was_missing_is_noticed_when_it_appears() {
         told[0]["mistakes"]
             .as_str()
             .unwrap()
-            .contains("there is no such file"),
+            .contains("file not found"),
         "{told:?}"
     );
     // Nobody says that it is there.

@@ -318,7 +318,7 @@ async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
         assert_eq!(metrics.get("flowgate_store_up"), 1.0);
         assert!(metrics.get("flowgate_store_distance_seconds") >= 0.06);
         let events = replica
-            .logged("the shared store is far away: it costs rate", 1)
+            .logged("the shared store is far away; this reduces the rate", 1)
             .await;
         assert_eq!(events.len(), 1);
     }

@@ -229,17 +229,17 @@ async fn sockets_that_do_not_fit_are_told_at_the_start() {
     for (unit, expected) in [
         (
             unit(&address).pass(datagrams, None),
-            "the descriptor passed for proxy is no TCP or Unix stream socket".to_owned(),
+            "the socket passed for proxy in LISTEN_FDS is not a TCP or Unix stream socket".to_owned(),
         ),
         (
             unit(&address).pass(proxy.try_clone().unwrap(), None).env("LISTEN_FDNAMES", "admin:proxy"),
-            "the sockets of LISTEN_FDS cannot be taken: invalid LISTEN_FDNAMES".to_owned(),
+            "cannot use the sockets of LISTEN_FDS: invalid LISTEN_FDNAMES".to_owned(),
         ),
         (
             unit(&address)
                 .pass(proxy.try_clone().unwrap(), Some(proxy.try_clone().unwrap().into()))
                 .env("LISTEN_FDNAMES", "proxy:web"),
-            "expected at most two sockets, the proxy's and the admin's, or the names proxy and admin, each once"
+            "expected at most two sockets in LISTEN_FDS, either unnamed (first proxy, then admin) or named proxy and admin (FileDescriptorName=), each once"
                 .to_owned(),
         ),
         (

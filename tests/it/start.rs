@@ -50,7 +50,7 @@ async fn a_port_that_is_taken() {
     for (key, other) in [("proxy", "admin"), ("admin", "proxy")] {
         let toml = format!("[listen]\n{key} = \"{taken}\"\n{other} = \"127.0.0.1:0\"\n");
         let expected = format!(
-            "flowgate: cannot listen on {taken} (listen.{key}): Address already in use (os error 98): stop who listens there, or choose another port\n"
+            "flowgate: cannot listen on {taken} (listen.{key}): Address already in use (os error 98): stop the process that listens there, or choose another port\n"
         );
         assert_eq!(refused(&toml, &folder).await, (Some(1), expected));
     }
@@ -64,15 +64,15 @@ async fn a_socket_that_cannot_be_made() {
     for (path, says) in [
         (
             "taken.sock",
-            "Address already in use (os error 98): stop who listens there, or choose another path",
+            "Address already in use (os error 98): stop the process that listens there, or choose another path",
         ),
         (
             "file",
-            "Address already in use (os error 98): what stands there is no socket: choose another path",
+            "Address already in use (os error 98): the path exists and is not a socket: choose another path",
         ),
         (
             "none/a.sock",
-            "No such file or directory (os error 2): make the folder, or choose another path",
+            "No such file or directory (os error 2): create the directory, or choose another path",
         ),
     ] {
         let toml = format!("[listen]\nproxy = \"unix:FOLDER/{path}\"\nadmin = \"127.0.0.1:0\"\n");
@@ -86,7 +86,7 @@ async fn a_socket_that_cannot_be_made() {
 async fn a_configuration_that_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();
     for (file, says) in [
-        ("none.toml", "there is no such file"),
+        ("none.toml", "file not found"),
         ("", "expected a directory with at least one *.toml file"),
     ] {
         let file = folder.path().join(file);
@@ -122,7 +122,7 @@ async fn secrets_and_keys_that_are_not_there_or_do_not_fit() {
         "{FREE}tls = {{ cert = \"one.pem\", key = \"two.key\" }}\n[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI\"\naccess_key_secret = {{ env = \"UNSET\" }}\n"
     );
     let expected = "\
-FOLDER/flowgate.toml:4: listen.tls.key: expected the key of the certificate in listen.tls.cert
+FOLDER/flowgate.toml:4: listen.tls.key: expected the private key of the certificate in listen.tls.cert
 FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of an environment variable that is set and not empty
 ";
     assert_eq!(
@@ -134,7 +134,7 @@ FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of 
 #[tokio::test]
 async fn a_journal_without_a_folder() {
     let folder = tempfile::tempdir().unwrap();
-    let expected = "flowgate: cannot write the journal FOLDER/none/journal (journal): No such file or directory (os error 2): make the folder, or choose another path\n";
+    let expected = "flowgate: cannot write the journal FOLDER/none/journal (journal): No such file or directory (os error 2): create the directory, or choose another path\n";
     let said = refused(&format!("journal = \"none/journal\"\n{FREE}"), &folder).await;
     assert_eq!(said, (Some(1), expected.to_owned()));
 }
@@ -161,6 +161,6 @@ async fn a_store_that_evicts_stops_the_start_and_one_that_is_away_does_not() {
         .unwrap();
     let process = Process::start(&sim, &format!("[quota]\nstore = \"redis://{gone}\"\n")).await;
     process
-        .logged("the shared store cannot be reached; trying on", 1)
+        .logged("the shared store cannot be reached; retrying", 1)
         .await;
 }

@@ -134,7 +134,7 @@ async fn a_user_who_loses_a_right_is_seen_and_said_once() {
         event["reason"].as_str().unwrap().contains("evalsha"),
         "{event}"
     );
-    let unfit = "the shared store cannot be used; trying on";
+    let unfit = "the shared store cannot be used; retrying";
     flowgate.logged(unfit, 1).await;
     Metrics::until(
         flowgate.admin,
@@ -170,7 +170,7 @@ async fn tls_is_verified_against_the_file() {
         .await;
     let flowgate = process(&quota(&other)).await;
     let event = &flowgate
-        .logged("the shared store cannot be reached; trying on", 1)
+        .logged("the shared store cannot be reached; retrying", 1)
         .await[0];
     assert!(
         event["reason"].as_str().unwrap().contains("certificate"),
@@ -220,7 +220,7 @@ async fn a_failover_of_the_sentinels_is_followed() {
 async fn a_wrong_password_is_said_once_and_without_it() {
     let redis = Redis::with(&["--requirepass", "another"]).await;
     let flowgate = process(&format!("store = \"{}\"\n{PASSWORD}", redis.url())).await;
-    let refused = "the shared store cannot be used; trying on";
+    let refused = "the shared store cannot be used; retrying";
     let event = flowgate.logged(refused, 1).await[0].clone();
     assert_eq!(
         event["reason"],

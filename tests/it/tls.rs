@@ -581,15 +581,15 @@ fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
     for (found, expected) in [
         (
             tls("cert.pem", "other.pem"),
-            "listen.tls.key: expected the key of the certificate in listen.tls.cert",
+            "listen.tls.key: expected the private key of the certificate in listen.tls.cert",
         ),
         (
             tls("cert.pem", "cert.pem"),
-            "listen.tls.key: expected a private key in PEM, not encrypted",
+            "listen.tls.key: expected an unencrypted private key in PEM",
         ),
         (
             tls("cert.pem", "locked.pem"),
-            "listen.tls.key: expected a private key in PEM, not encrypted",
+            "listen.tls.key: expected an unencrypted private key in PEM",
         ),
         (
             tls("cert.pem", "long.pem"),
@@ -605,15 +605,15 @@ fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
         ),
         (
             tls("bad.pem", "key.pem"),
-            "listen.tls.cert: expected an X.509 certificate that can be read",
+            "listen.tls.cert: expected a well-formed X.509 certificate",
         ),
         (
             tls("none.pem", "key.pem"),
-            "listen.tls.cert: there is no such file",
+            "listen.tls.cert: file not found",
         ),
         (
             with_ca("bad.pem"),
-            "listen.tls.client_ca: expected certificates of authorities",
+            "listen.tls.client_ca: expected CA certificates",
         ),
         (
             with_ca("key.pem"),

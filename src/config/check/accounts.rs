@@ -1,11 +1,12 @@
-//! `[[accounts]]` and `[[clients]]`: whose quota it is, and who may spend it. An access key stands in one place only,
-//! or it could be read as two.
+//! Checks `[[accounts]]` and `[[clients]]`. Each access key id may appear only once, because it
+//! identifies one account or one client.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::at_most_max_hold;
 use super::limits::action;
 use crate::config::credentials;
 use crate::config::mistakes::Origin;
@@ -15,20 +16,20 @@ use crate::config::{Account, Actions, Client, Credentials};
 use crate::primitives::id::{AccessKeyId, AccountId, ClientId};
 use crate::primitives::secret::Secret;
 
-/// Alibaba's own variables, for a sidecar without a file: the account of this name.
+/// The account that Alibaba's own variables define, for a sidecar without a file.
 const DEFAULT_ACCOUNT: &str = "default";
 const KEY_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const SECRET_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 
-/// The label of all accounts that stand nowhere in the configuration.
+/// The label of all accounts that are not in the configuration.
 const UNKNOWN: &str = "unknown";
 
 pub(in crate::config) const KEY_FORM: &str =
-    "an access key id: 1 to 128 of letters, digits, '.', '_', '-'";
-const ID_FORM: &str = "a name: 1 to 64 of letters, digits, '.', '_', '-', and not \"unknown\"";
+    "an access key id: 1 to 128 letters, digits, '.', '_' or '-'";
+const ID_FORM: &str = "a name: 1 to 64 letters, digits, '.', '_' or '-', and not \"unknown\"";
 
-/// Names that are taken, and where.
+/// The names in use, and where they are written.
 #[derive(Default)]
 struct Taken {
     keys: HashMap<AccessKeyId, Place>,
@@ -38,7 +39,7 @@ struct Taken {
 /// Every account, and whether it has a secret to sign with.
 type Known = HashMap<AccountId, bool>;
 
-/// Both lists, without what holds a mistake.
+/// Checks both lists. Entries with a mistake are left out.
 pub(super) fn check(
     root: &mut Section<'_>,
     max_hold: Option<Duration>,
@@ -50,63 +51,60 @@ pub(super) fn check(
         .into_iter()
         .filter_map(|section| account(section, &mut taken))
         .collect();
-    // The client of an account that has a mistake of its own does not get a second one.
+    // If an account has a mistake, its clients would be reported as having no account. In that
+    // case they are not checked against the accounts.
     let whole = accounts.len() == count;
     if count == 0 {
         accounts.extend(from_variables(root.reader, &mut taken));
     }
-    let known = |account: &Account| (account.id.clone(), account.credentials.is_some());
-    let known: Option<Known> = whole.then(|| accounts.iter().map(known).collect());
-    let clients = root.tables("clients").into_iter();
-    let clients = clients
+    let known: Option<Known> = whole.then(|| {
+        accounts
+            .iter()
+            .map(|account| (account.id.clone(), account.credentials.is_some()))
+            .collect()
+    });
+    let clients = root
+        .tables("clients")
+        .into_iter()
         .filter_map(|section| client(section, known.as_ref(), max_hold, &mut taken))
         .collect();
     (accounts, clients)
 }
 
+/// Reads the account that Alibaba's own variables define.
 fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
-    let place = |name: &str| Place {
-        path: String::new(),
-        origin: Origin::Variable(name.to_owned()),
-    };
-    let [key, secret, token] =
-        [KEY_VARIABLE, SECRET_VARIABLE, TOKEN_VARIABLE].map(|name| reader.environment.get(name));
+    let key = reader.environment.get(KEY_VARIABLE);
+    let secret = reader.environment.get(SECRET_VARIABLE);
+    let token = reader.environment.get(TOKEN_VARIABLE);
     let (key, secret) = match (key, secret) {
-        (None, None) => {
-            for name in [KEY_VARIABLE, SECRET_VARIABLE]
-                .into_iter()
-                .filter(|name| reader.environment.is_empty(name))
-            {
-                reader.warn(format!("{name}: set, but empty: there is no account"));
-            }
+        (Some(key), Some(secret)) => (key, secret),
+        (Some(_), None) => {
+            let expectation = format!("expected {SECRET_VARIABLE} to be set too");
+            reader.mistake(&variable(KEY_VARIABLE), expectation);
             return None;
         }
-        (Some(key), Some(secret)) => (key, secret),
-        (one, _) => {
-            let (given, other) = if one.is_some() {
-                (KEY_VARIABLE, SECRET_VARIABLE)
-            } else {
-                (SECRET_VARIABLE, KEY_VARIABLE)
-            };
-            reader.mistake(&place(given), format!("expected {other} beside it"));
+        (None, Some(_)) => {
+            let expectation = format!("expected {KEY_VARIABLE} to be set too");
+            reader.mistake(&variable(SECRET_VARIABLE), expectation);
+            return None;
+        }
+        (None, None) => {
+            for name in [KEY_VARIABLE, SECRET_VARIABLE] {
+                if reader.environment.is_empty(name) {
+                    reader.warn(format!("{name}: set but empty, so it defines no account"));
+                }
+            }
             return None;
         }
     };
     let Some(access_key_id) = access_key(key) else {
-        reader.mistake(&place(KEY_VARIABLE), format!("expected {KEY_FORM}"));
+        reader.mistake(&variable(KEY_VARIABLE), format!("expected {KEY_FORM}"));
         return None;
     };
-    let read = |name: &str, text| {
-        one_line(text)
-            .map_err(|expectation| reader.mistake(&place(name), expectation))
-            .ok()
-    };
-    let secret = read(SECRET_VARIABLE, secret)?;
-    let security_token = token.map(|token| read(TOKEN_VARIABLE, token));
-    let security_token: Option<Secret> = if let Some(read) = security_token {
-        Some(read?)
-    } else {
-        None
+    let secret = secret_variable(reader, SECRET_VARIABLE, secret)?;
+    let security_token = match token {
+        Some(token) => Some(secret_variable(reader, TOKEN_VARIABLE, token)?),
+        None => None,
     };
     let place = Place {
         path: KEY_VARIABLE.to_owned(),
@@ -127,6 +125,20 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
     })
 }
 
+/// The place of a variable that sets no key.
+fn variable(name: &str) -> Place {
+    Place {
+        path: String::new(),
+        origin: Origin::Variable(name.to_owned()),
+    }
+}
+
+fn secret_variable(reader: &Reader, name: &str, text: &str) -> Option<Secret> {
+    one_line(text)
+        .map_err(|expectation| reader.mistake(&variable(name), expectation))
+        .ok()
+}
+
 fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
     let id = taken.id(&section.key("id"));
     let (credentials, credentials_file) =
@@ -143,7 +155,8 @@ fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
     if let (Some(None), Some([])) = (&credentials, aliases.as_deref()) {
         section.reader.mistake(
             &place,
-            "expected at least one: without a secret an account is known by its aliases",
+            "expected at least one access key id: an account without a secret is identified by its \
+             aliases",
         );
     }
     section.done();
@@ -155,7 +168,7 @@ fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
     })
 }
 
-/// `None`: they are not to be read from one file. The inner `None` is a mistake.
+/// Reads `credentials`. `None`: the key is absent. The inner `None` is a mistake.
 fn from_file(
     key: Field<'_>,
     section: &mut Section<'_>,
@@ -166,7 +179,10 @@ fn from_file(
     }
     for beside in ["access_key_id", "access_key_secret"].map(|name| section.key(name)) {
         if beside.is_given() {
-            beside.mistake("expected nothing beside credentials: the file holds both");
+            beside.mistake(
+                "expected either this key or credentials: the credentials file holds both the \
+                 access key id and its secret",
+            );
         }
     }
     let read = credentials::read(key);
@@ -176,17 +192,15 @@ fn from_file(
     }))
 }
 
-/// Both or neither; the outer `None` is a mistake.
+/// Reads the access key id and its secret: both or neither. The outer `None` is a mistake.
 fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<Credentials>> {
-    let (key, place) = (
-        section.key("access_key_id"),
-        section.key("access_key_secret"),
-    );
-    if !key.is_given() && !place.is_given() {
+    let id_key = section.key("access_key_id");
+    let secret_key = section.key("access_key_secret");
+    if !id_key.is_given() && !secret_key.is_given() {
         return Some(None);
     }
-    let access_key_id = taken.key(&key);
-    let secret = secret(place);
+    let access_key_id = taken.key(&id_key);
+    let secret = secret(secret_key);
     Some(Some(Credentials {
         access_key_id: access_key_id?,
         secret: secret?,
@@ -195,7 +209,7 @@ fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<Cr
     }))
 }
 
-/// The largest share; a client of weight 1 beside it still has one turn in a hundred.
+/// The largest weight: beside it, a client of weight 1 still gets one token in a hundred.
 const MAX_WEIGHT: u32 = 100;
 
 fn client(
@@ -209,12 +223,7 @@ fn client(
         .key(&section.key("access_key_id"))
         .map(|key| ClientId::new(key.as_str()));
     let present = secret(section.key("access_key_secret"));
-    let key = section.key("previous_access_key_secret");
-    let previous = if key.is_given() {
-        secret(key).map(Some)
-    } else {
-        Some(None)
-    };
+    let previous = section.key("previous_access_key_secret").given(secret);
     let disabled = section.key("disabled").flag();
     let account = managed(&section.key("account"), accounts);
     let actions = actions(section.key("actions"));
@@ -226,10 +235,8 @@ fn client(
         spaces.list(|entry| entry.text("a CustSpaceId of at most 128 printable characters", space));
     let key = section.key("hold");
     let hold = key.optional(|key| key.time(&POSITIVE));
-    if let (Some(Some(hold)), Some(max)) = (hold, max_hold)
-        && hold > max
-    {
-        key.mistake("expected at most queue.max_hold");
+    if let Some(Some(hold)) = hold {
+        at_most_max_hold(&key, hold, max_hold);
     }
     section.done();
     Some(Client {
@@ -244,26 +251,29 @@ fn client(
     })
 }
 
-/// The name of an account that has a secret to sign with.
+/// Reads the id of a managed account: one that has a secret to sign with.
 fn managed(key: &Field<'_>, accounts: Option<&Known>) -> Option<AccountId> {
     let id = key.text("the id of an account", |text| Some(AccountId::new(text)))?;
     let Some(accounts) = accounts else {
         return Some(id);
     };
     match accounts.get(&id) {
-        None => key.mistake("expected the id of an account"),
-        Some(false) => key.mistake("expected a managed account: one with a secret"),
+        None => key.mistake("no account has this id: expected the id of one of [[accounts]]"),
+        Some(false) => key.mistake(
+            "this account has no secret: expected an account with access_key_secret or credentials",
+        ),
         Some(true) => return Some(id),
     }
     None
 }
 
-/// A list of actions, or `*` alone: who may do everything must be written down too.
+/// Reads a list of actions, or `*` alone. There is no default: access to all actions must be
+/// explicit.
 fn actions(key: Field<'_>) -> Option<Actions> {
-    let (reader, place) = (key.reader, key.place.clone());
-    let all = |entry: &Field<'_>| entry.says("*");
+    let reader = key.reader;
+    let place = key.place.clone();
     let written = key.list(|entry| {
-        if all(entry) {
+        if entry.says("*") {
             Some(None)
         } else {
             action(entry).map(Some)
@@ -278,7 +288,7 @@ fn actions(key: Field<'_>) -> Option<Actions> {
     }
     reader.mistake(
         &place,
-        "expected the actions that it may call, or [\"*\"] alone for all",
+        "expected the actions that the client may call, or [\"*\"] alone for all actions",
     );
     None
 }
@@ -292,11 +302,13 @@ impl Taken {
         Some(key)
     }
 
-    /// The key is this field's, and nobody else's.
+    /// Records that the access key id is used by this field. Each may be used once.
     fn own(&mut self, field: &Field<'_>, key: &AccessKeyId) -> Option<()> {
         if let Some(first) = self.keys.get(key) {
             let first = field.reader.seen(first, &field.place);
-            field.mistake(format!("expected another access key than that of {first}"));
+            field.mistake(format!(
+                "already used by {first}: expected another access key id"
+            ));
             return None;
         }
         self.keys.insert(key.clone(), field.place.clone());
@@ -309,7 +321,7 @@ impl Taken {
         })?;
         if let Some(first) = self.ids.get(&id) {
             let first = field.reader.seen(first, &field.place);
-            field.mistake(format!("expected another name than that of {first}"));
+            field.mistake(format!("already used by {first}: expected another id"));
             return None;
         }
         self.ids.insert(id.clone(), field.place.clone());
@@ -317,14 +329,14 @@ impl Taken {
     }
 }
 
-/// Whether a client may have this access key id, and what is expected if not.
+/// Checks the access key id of a client. The error describes what is expected.
 pub(crate) fn check_client_id(text: &str) -> Result<(), String> {
     access_key(text)
         .map(drop)
         .ok_or_else(|| format!("expected {KEY_FORM}"))
 }
 
-/// Whether an account may have this name, and what is expected if not.
+/// Checks the id of an account. The error describes what is expected.
 pub(crate) fn check_account_id(text: &str) -> Result<(), String> {
     if is_name(text, 64) {
         Ok(())
@@ -334,7 +346,7 @@ pub(crate) fn check_account_id(text: &str) -> Result<(), String> {
 }
 
 pub(in crate::config) fn access_key(text: &str) -> Option<AccessKeyId> {
-    // All callers that cannot be verified are one client of this name.
+    // This name stands for all unverified callers.
     let key = is_name(text, 128) && text != ClientId::unverified().as_str();
     key.then(|| AccessKeyId::new(text))
 }

@@ -1,5 +1,5 @@
-//! `[limits]`: calls per window of each action, on top of the documented ones. A burst below the rate's count is fewer
-//! tokens, each back after a shorter window.
+//! Checks `[limits]`, which overrides the documented limits. A burst below the rate's count means
+//! fewer tokens with a shorter window each.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -16,7 +16,7 @@ const MAX_COUNT: u32 = 10_000;
 const MIN_WINDOW: Duration = Duration::from_millis(10);
 const MAX_WINDOW: Duration = Duration::from_secs(3600);
 
-/// The limits, or `None` after a mistake.
+/// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Limit>> {
     let documented = section
         .key("preset")
@@ -28,13 +28,10 @@ pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Lim
     };
     let mut sound = documented.is_some();
     for (name, field) in section.rest("limits.<Action>") {
-        if !DOCUMENTED
-            .iter()
-            .any(|(documented, _)| name.eq_ignore_ascii_case(documented))
-        {
-            let place = &field.place.path;
+        if documented_name(&name).is_none() {
+            let path = &field.place.path;
             field.reader.warn(format!(
-                "{place}: not among the actions with a documented limit: is it spelt right?"
+                "{path}: no documented limit has this action: check the spelling"
             ));
         }
         match named(&field, &name).zip(limit(field)) {
@@ -47,17 +44,23 @@ pub(super) fn check(mut section: Section<'_>) -> Option<BTreeMap<ActionName, Lim
 }
 
 fn preset() -> BTreeMap<ActionName, Limit> {
-    let limit = |&(name, count): &(&str, u32)| {
-        let count = NonZeroU32::new(count).expect("no documented limit is zero");
-        (
-            ActionName::new(name),
-            Limit {
-                count,
-                window: Duration::from_secs(1),
-            },
-        )
-    };
-    DOCUMENTED.iter().map(limit).collect()
+    let mut limits = BTreeMap::new();
+    for (name, count) in DOCUMENTED {
+        let limit = Limit {
+            count: NonZeroU32::new(count).expect("no documented limit is zero"),
+            window: Duration::from_secs(1),
+        };
+        limits.insert(ActionName::new(name), limit);
+    }
+    limits
+}
+
+/// Returns the documented spelling of an action, which is found in any case.
+fn documented_name(name: &str) -> Option<&'static str> {
+    DOCUMENTED
+        .iter()
+        .map(|(documented, _)| *documented)
+        .find(|documented| name.eq_ignore_ascii_case(documented))
 }
 
 /// Reads the name of an action, in its exact case.
@@ -66,18 +69,18 @@ pub(super) fn action(field: &Field<'_>) -> Option<ActionName> {
     named(field, &name)
 }
 
-/// The name of an action. CAMS knows one spelling only, so another one of a documented action would limit nothing.
+/// Checks the name of an action. CAMS accepts one spelling only, so a limit under another spelling
+/// of a documented action would never apply.
 fn named(field: &Field<'_>, name: &str) -> Option<ActionName> {
     if !is_action(name) {
         field.mistake(format!("expected {ACTION_FORM}"));
         return None;
     }
-    let documented = DOCUMENTED
-        .iter()
-        .find(|(documented, _)| name.eq_ignore_ascii_case(documented));
-    match documented {
-        Some((documented, _)) if *documented != name => {
-            field.mistake(format!("expected the spelling {documented}"));
+    match documented_name(name) {
+        Some(documented) if documented != name => {
+            field.mistake(format!(
+                "expected {documented}: action names are case-sensitive"
+            ));
             None
         }
         _ => Some(ActionName::new(name)),
@@ -88,7 +91,7 @@ fn is_action(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric())
 }
 
-/// A rate, a table, or `off`, which is no limit. The outer `None` is a mistake.
+/// Reads a rate, a table, or `off` for no limit. The outer `None` is a mistake.
 fn limit(field: Field<'_>) -> Option<Option<Limit>> {
     if field.says("off") {
         return Some(None);
@@ -107,22 +110,22 @@ fn limit(field: Field<'_>) -> Option<Option<Limit>> {
     let burst_key = section.key("burst");
     let burst = burst_key.optional(|key| key.count(&(1..=MAX_COUNT)));
     section.done();
-    let (rate, burst, reserve) = (rate?, burst?, reserve?.unwrap_or(0));
+    let rate = rate?;
+    let burst = burst?;
+    let reserve = reserve?.unwrap_or(0);
     let Some(count) = NonZeroU32::new(rate.count.get().saturating_sub(reserve)) else {
-        reserve_key.mistake("expected less than the rate's count");
+        reserve_key.mistake("expected less than the rate's count: a limit needs at least one call");
         return None;
     };
-    let rate = Rate { count, ..rate };
-    let limit = burst.map_or(
-        Some(Limit {
-            count: rate.count,
-            window: rate.window,
-        }),
-        |burst| lower(rate, burst),
-    );
+    let window = rate.window;
+    let Some(burst) = burst else {
+        return Some(Some(Limit { count, window }));
+    };
+    let limit = lower(Rate { count, window }, burst);
     if limit.is_none() {
         burst_key.mistake(
-            "expected a divisor of the rate's count (with 5/1s, 1 or 5), each at least 10ms apart",
+            "expected a divisor of the rate's count (for 5/1s: 1 or 5) with a window of at least \
+             10ms per burst",
         );
     }
     limit.map(Some)
@@ -137,12 +140,12 @@ fn rate(field: &Field<'_>, expected: &str) -> Option<Rate> {
     Some(rate)
 }
 
-/// As many calls in the long run, `burst` of them at once.
+/// The same rate in the long run, with at most `burst` calls at once.
 fn lower(rate: Rate, burst: u32) -> Option<Limit> {
     let count =
         NonZeroU32::new(burst).filter(|burst| rate.count.get().is_multiple_of(burst.get()))?;
     let parts = rate.count.get() / burst;
-    // Rounded up: a nanosecond too late is within the limit, one too early is not.
+    // Rounded up: a nanosecond too early would exceed the limit.
     let nanos = rate.window.as_nanos().div_ceil(u128::from(parts));
     let window = Duration::from_nanos(u64::try_from(nanos).ok()?);
     (window >= MIN_WINDOW).then_some(Limit { count, window })

@@ -1,12 +1,13 @@
-//! `[listen]`: where Flowgate is bound, and the bounds of what it accepts.
+//! Checks `[listen]`: addresses, TLS and the bounds on what is accepted.
 
 use super::{BYTES, MANY, tls};
 use crate::config::bind::BIND_FORM;
 use crate::config::read::{Field, POSITIVE, Section};
 use crate::config::secrets::secret;
+use crate::config::units::Size;
 use crate::config::{Bind, Listen};
 
-/// The section, or `None` after a mistake.
+/// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     let proxy = bind(&section.key("proxy"));
     let admin_key = section.key("admin");
@@ -14,18 +15,14 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     if let (Some(proxy), Some(admin)) = (&proxy, &admin)
         && clash(proxy, admin)
     {
-        admin_key.mistake("expected another address than listen.proxy");
+        admin_key.mistake("conflicts with listen.proxy: expected another address or port");
     }
-    let token_key = section.key("admin_token");
-    let admin_token = if token_key.is_given() {
-        secret(token_key).map(Some)
-    } else {
-        Some(None)
-    };
+    let admin_token = section.key("admin_token").given(secret);
     let actions_key = section.key("admin_actions");
     let admin_actions = actions_key.flag();
     if let (Some(true), Some(None)) = (admin_actions, &admin_token) {
-        actions_key.mistake("expected listen.admin_token beside it: orders are for who shows it");
+        actions_key
+            .mistake("expected listen.admin_token to be set too: admin actions require the token");
     }
     let socket_mode = section
         .key("socket_mode")
@@ -39,7 +36,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     let header_timeout = section.key("header_timeout").time(&POSITIVE);
     let body_timeout = section.key("body_timeout").time(&POSITIVE);
     let idle_timeout = section.key("idle_timeout").time(&POSITIVE);
-    // The server's buffer cannot be smaller.
+    // hyper's buffer cannot be smaller.
     let max_header = section.key("max_header").size(&(8 << 10..=1 << 20));
     let max_body = section.key("max_body").size(&BYTES);
     let unverified = section.key("max_unverified");
@@ -47,7 +44,10 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     if let (Some(all), Some(one)) = (max_unverified, max_body)
         && all < one
     {
-        unverified.mistake("expected at least listen.max_body: the largest call must fit");
+        unverified.mistake(format!(
+            "expected at least {} (listen.max_body): the largest call must fit",
+            Size(one)
+        ));
     }
     section.done();
     Some(Listen {
@@ -73,7 +73,7 @@ pub(super) fn bind(key: &Field<'_>) -> Option<Bind> {
     key.text(BIND_FORM, |text| text.parse().ok())
 }
 
-/// As `chmod` takes them, without what is no permission.
+/// Reads permissions in octal as `chmod` accepts them, without setuid, setgid and sticky bits.
 fn permissions(text: &str) -> Option<u32> {
     let octal =
         matches!(text.len(), 3 | 4) && text.bytes().all(|digit| matches!(digit, b'0'..=b'7'));
@@ -82,11 +82,12 @@ fn permissions(text: &str) -> Option<u32> {
         .filter(|mode| octal && *mode <= 0o777)
 }
 
-/// Whether both cannot be bound at once. Port 0 is a new port each time.
+/// Whether both addresses cannot be bound at once. Port 0 never clashes.
 fn clash(a: &Bind, b: &Bind) -> bool {
     match (a, b) {
         (Bind::Tcp(a), Bind::Tcp(b)) => {
-            let (one, other) = (a.ip().to_canonical(), b.ip().to_canonical());
+            let one = a.ip().to_canonical();
+            let other = b.ip().to_canonical();
             let overlap = one == other || one.is_unspecified() || other.is_unspecified();
             a.port() == b.port() && a.port() != 0 && overlap
         }
@@ -94,13 +95,18 @@ fn clash(a: &Bind, b: &Bind) -> bool {
     }
 }
 
-/// A host name without a port, in lower case.
+/// Reads a host name without a port, and converts it to lower case.
 pub(super) fn host_name(text: &str) -> Option<String> {
-    let label = |label: &str| {
-        let inner = label
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-        (1..=63).contains(&label.len()) && inner && !label.starts_with('-') && !label.ends_with('-')
-    };
-    (text.len() <= 253 && text.split('.').all(label)).then(|| text.to_ascii_lowercase())
+    (text.len() <= 253 && text.split('.').all(is_label)).then(|| text.to_ascii_lowercase())
+}
+
+/// Whether the text is one label of a host name.
+fn is_label(text: &str) -> bool {
+    let has_plain_characters = text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    (1..=63).contains(&text.len())
+        && has_plain_characters
+        && !text.starts_with('-')
+        && !text.ends_with('-')
 }

@@ -1,20 +1,21 @@
-//! `[quota]`: in memory, or in a store. What only a store needs is refused beside `memory`, and of two keys that
-//! contradict each other one is told what it expects of the other.
+//! Checks `[quota]`: in memory, or in a store. Keys that only a store uses are refused with
+//! `memory`. Of two keys that contradict each other, one is reported with what it requires of the
+//! other.
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::upstream::{authority, ca_file};
+use super::upstream::{Authority, authority, ca_file};
 use crate::config::file::{Item, Style};
 use crate::config::read::{Field, MAX_TIME, Section};
 use crate::config::secrets::secret;
-use crate::config::{Limit, OnStoreFailure, Quota, Server, Store, Topology};
+use crate::config::{Limit, OnStoreFailure, Quota, Server, Store, Time, Topology};
 use crate::primitives::id::ActionName;
 use crate::primitives::secret::Secret;
 
-/// What `store` says.
+/// The value of `store`.
 enum Written {
     Memory,
     Addresses(Vec<Address>),
@@ -28,7 +29,7 @@ struct Address {
     database: u16,
 }
 
-/// How to get in.
+/// Credentials and trusted roots.
 struct Access {
     username: Option<String>,
     password: Option<Secret>,
@@ -36,7 +37,7 @@ struct Access {
     ca_file: Option<PathBuf>,
 }
 
-/// What may be late, and by how much.
+/// Timeouts and tolerances.
 struct Times {
     timeout: Duration,
     lease: Duration,
@@ -51,7 +52,7 @@ const SENTINEL_PORT: u16 = 26379;
 const ADDRESS: &str =
     "\"memory\", or redis://host:port/db or rediss://host:port/db, or a list of such addresses";
 
-/// Keys that say something only of a store.
+/// Keys that apply only to a store.
 const OF_A_STORE: [&str; 10] = [
     "store_cluster",
     "store_sentinel",
@@ -69,7 +70,7 @@ const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(1)..=MAX_TIME;
 const SLACK: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(500);
 
-/// The section, or `None` after a mistake.
+/// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>, limits: Option<&Limits>) -> Option<Quota> {
     let words = [
         ("share", OnStoreFailure::Share),
@@ -78,17 +79,19 @@ pub(super) fn check(mut section: Section<'_>, limits: Option<&Limits>) -> Option
     let on_store_failure = section.key("on_store_failure").choice(&words);
     let store = match written(section.key("store")) {
         Some(Written::Memory) => {
-            let given = OF_A_STORE
-                .map(|name| section.key(name))
-                .into_iter()
-                .filter(Field::is_given);
-            given.for_each(|key| {
-                key.mistake("expected the address of a store in quota.store beside it")
-            });
+            for name in OF_A_STORE {
+                let key = section.key(name);
+                if key.is_given() {
+                    key.mistake(
+                        "has no effect with quota.store = \"memory\": expected the address of a \
+                         store there",
+                    );
+                }
+            }
             Some(None)
         }
         Some(Written::Addresses(addresses)) => store(&mut section, addresses, limits).map(Some),
-        // The other keys' mistakes are told, too.
+        // The address has a mistake. The other keys are checked too.
         None => store(&mut section, Vec::new(), limits).map(Some),
     };
     section.done();
@@ -98,7 +101,7 @@ pub(super) fn check(mut section: Section<'_>, limits: Option<&Limits>) -> Option
     })
 }
 
-/// One address or a list; in a variable the list has commas.
+/// Reads one address or a list. In a variable, commas separate the list's entries.
 fn written(key: Field<'_>) -> Option<Written> {
     if !key.is_given() || key.says("memory") {
         return Some(Written::Memory);
@@ -114,32 +117,41 @@ fn written(key: Field<'_>) -> Option<Written> {
     if !is_list {
         return Some(Written::Addresses(vec![address(&key)?]));
     }
-    let (reader, place) = (key.reader, key.place.clone());
+    let reader = key.reader;
+    let place = key.place.clone();
     let addresses = key.list(address)?;
-    let alike = |address: &Address| (address.tls, address.database);
-    let wrong = match addresses.as_slice() {
-        [] => "expected at least one address",
-        [first, rest @ ..] if rest.iter().any(|other| alike(other) != alike(first)) => {
-            "expected the same scheme and the same database in all addresses"
-        }
-        _ => return Some(Written::Addresses(addresses)),
+    let Some(first) = addresses.first() else {
+        reader.mistake(&place, "expected at least one address");
+        return None;
     };
-    reader.mistake(&place, wrong);
-    None
+    let agree = addresses
+        .iter()
+        .all(|other| other.tls == first.tls && other.database == first.database);
+    if !agree {
+        let expectation = "expected the same scheme and the same database in all addresses";
+        reader.mistake(&place, expectation);
+        return None;
+    }
+    Some(Written::Addresses(addresses))
 }
 
 fn address(entry: &Field<'_>) -> Option<Address> {
-    let with_user = |text: &str| {
-        text.split_once("://")
-            .is_some_and(|(_, rest)| rest.contains('@'))
-    };
-    if matches!(&entry.item, Some(Item::Scalar { text, .. }) if with_user(text)) {
+    if let Some(Item::Scalar { text, .. }) = &entry.item
+        && has_user(text)
+    {
         entry.mistake(
-            "expected no user or password in the address: they belong in quota.store_username and quota.store_password",
+            "expected an address without user and password: set quota.store_username and \
+             quota.store_password instead",
         );
         return None;
     }
     entry.text(ADDRESS, parse)
+}
+
+fn has_user(address: &str) -> bool {
+    address
+        .split_once("://")
+        .is_some_and(|(_, rest)| rest.contains('@'))
 }
 
 fn parse(text: &str) -> Option<Address> {
@@ -150,7 +162,7 @@ fn parse(text: &str) -> Option<Address> {
         _ => return None,
     };
     let (server, database) = rest.split_once('/').unwrap_or((rest, ""));
-    let (host, port, _) = authority(server)?;
+    let Authority { host, port, .. } = authority(server)?;
     if !database.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
@@ -167,7 +179,7 @@ fn parse(text: &str) -> Option<Address> {
     })
 }
 
-/// What the addresses and the keys beside them come to; no addresses are wrong ones, whose mistakes have been told.
+/// Reads the store's other keys. Without addresses, their mistakes have been recorded already.
 fn store(
     section: &mut Section<'_>,
     addresses: Vec<Address>,
@@ -180,108 +192,107 @@ fn store(
         .map(|topology| matches!(topology, Topology::Sentinel(_)));
     let access = access(section, tls, sentinels);
     let times = times(section, limits);
-    let plain = |text: &str| {
-        text.bytes()
-            .all(|b| b.is_ascii_graphic() && !matches!(b, b'{' | b'}'))
-    };
-    let prefix =
-        |text: &str| ((1..=64).contains(&text.len()) && plain(text)).then(|| text.to_owned());
     let prefix = section.key("store_prefix").text(
-        "1 to 64 printable characters, neither spaces nor braces",
+        "1 to 64 printable characters without spaces and braces",
         prefix,
     );
-    let default = if sentinels? { SENTINEL_PORT } else { PORT };
+    let default_port = if sentinels? { SENTINEL_PORT } else { PORT };
     let database = addresses.first()?.database;
-    let server = |Address { host, port, .. }| Server {
-        host,
-        port: port.unwrap_or(default),
-    };
-    let Access {
-        username,
-        password,
-        sentinel_password,
-        ca_file,
-    } = access?;
-    let Times {
-        timeout,
-        lease,
-        slack,
-    } = times?;
+    let servers = addresses
+        .into_iter()
+        .map(|address| Server {
+            host: address.host,
+            port: address.port.unwrap_or(default_port),
+        })
+        .collect();
+    let access = access?;
+    let times = times?;
     Some(Store {
         topology: topology?,
-        servers: addresses.into_iter().map(server).collect(),
+        servers,
         tls: tls?,
         database,
-        username,
-        password,
-        sentinel_password,
-        ca_file,
+        username: access.username,
+        password: access.password,
+        sentinel_password: access.sentinel_password,
+        ca_file: access.ca_file,
         prefix: prefix?,
-        timeout,
-        lease,
-        slack,
+        timeout: times.timeout,
+        lease: times.lease,
+        slack: times.slack,
     })
+}
+
+/// Braces are refused, because they would change the hash slot of a key in a cluster.
+fn prefix(text: &str) -> Option<String> {
+    let is_plain = text
+        .bytes()
+        .all(|b| b.is_ascii_graphic() && !matches!(b, b'{' | b'}'));
+    (is_plain && (1..=64).contains(&text.len())).then(|| text.to_owned())
 }
 
 fn topology(section: &mut Section<'_>, addresses: &[Address]) -> Option<Topology> {
     let cluster_key = section.key("store_cluster");
     let cluster = cluster_key.optional(|key| key.flag());
-    let name = |text: &str| {
-        (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then(|| text.to_owned())
-    };
-    let key = section.key("store_sentinel");
-    let sentinel =
-        key.optional(|key| key.text("the name of the service that the sentinels watch", name));
-    let (cluster, sentinel, many) = (cluster?, sentinel?, addresses.len() > 1);
-    match (sentinel, cluster) {
-        (Some(_), Some(true)) => cluster_key.mistake("expected false beside quota.store_sentinel"),
-        (None, Some(false)) if many => {
-            cluster_key
-                .mistake("expected true, or quota.store_sentinel, while quota.store is a list");
+    let sentinel = section.key("store_sentinel").optional(|key| {
+        key.text(
+            "the name of the service that the sentinels monitor",
+            |text| {
+                let is_name = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+                is_name.then(|| text.to_owned())
+            },
+        )
+    });
+    let cluster = cluster?;
+    let is_list = addresses.len() > 1;
+    if let Some(name) = sentinel? {
+        if cluster == Some(true) {
+            cluster_key.mistake(
+                "conflicts with quota.store_sentinel: expected false, or no quota.store_sentinel",
+            );
+            return None;
         }
-        (Some(name), _) => return Some(Topology::Sentinel(name)),
-        (None, cluster) if cluster.unwrap_or(many) => {
-            if addresses
-                .first()
-                .is_none_or(|address| address.database == 0)
-            {
-                return Some(Topology::Cluster);
-            }
-            cluster_key.mistake("expected database 0 in quota.store: a cluster has no other");
-        }
-        (None, _) => return Some(Topology::Single),
+        return Some(Topology::Sentinel(name));
     }
-    None
+    if is_list && cluster == Some(false) {
+        cluster_key.mistake(
+            "expected true, or quota.store_sentinel to be set: quota.store lists several servers",
+        );
+        return None;
+    }
+    if !cluster.unwrap_or(is_list) {
+        return Some(Topology::Single);
+    }
+    if addresses.iter().any(|address| address.database != 0) {
+        cluster_key.mistake("expected database 0 in quota.store: a cluster has no other database");
+        return None;
+    }
+    Some(Topology::Cluster)
 }
 
-/// `None` of the two asks nothing of the keys here.
+/// Reads the keys for access. With `None` for `tls` or `sentinels`, which is a mistake elsewhere,
+/// keys that depend on it are accepted.
 fn access(section: &mut Section<'_>, tls: Option<bool>, sentinels: Option<bool>) -> Option<Access> {
     let user = section.key("store_username");
-    let name = |text: &str| {
-        (!text.is_empty() && !text.contains(char::is_control)).then(|| text.to_owned())
-    };
-    let username = user.optional(|key| key.text("a name", name));
-    let place = section.key("store_password");
-    if user.is_given() && !place.is_given() {
-        user.mistake("expected quota.store_password beside it");
+    let username = user.optional(|key| {
+        key.text("a user name without control characters", |text| {
+            let is_name = !text.is_empty() && !text.contains(char::is_control);
+            is_name.then(|| text.to_owned())
+        })
+    });
+    let password_key = section.key("store_password");
+    if user.is_given() && !password_key.is_given() {
+        user.mistake("expected quota.store_password to be set too");
     }
-    let password = if place.is_given() {
-        secret(place).map(Some)
-    } else {
-        Some(None)
-    };
-    let place = section.key("store_sentinel_password");
-    if place.is_given() && sentinels == Some(false) {
-        place.mistake("expected quota.store_sentinel beside it");
+    let password = password_key.given(secret);
+    let sentinel_key = section.key("store_sentinel_password");
+    if sentinel_key.is_given() && sentinels == Some(false) {
+        sentinel_key.mistake("expected quota.store_sentinel to be set too");
     }
-    let sentinel_password = if place.is_given() {
-        secret(place).map(Some)
-    } else {
-        Some(None)
-    };
+    let sentinel_password = sentinel_key.given(secret);
     let file = section.key("store_ca_file");
     if file.is_given() && tls == Some(false) {
-        file.mistake("expected a rediss:// address in quota.store beside it");
+        file.mistake("has no effect without TLS: expected a rediss:// address in quota.store");
     }
     let ca_file = ca_file(&file);
     Some(Access {
@@ -293,26 +304,30 @@ fn access(section: &mut Section<'_>, tls: Option<bool>, sentinels: Option<bool>)
 }
 
 fn times(section: &mut Section<'_>, limits: Option<&Limits>) -> Option<Times> {
-    let windows = || {
-        limits
-            .into_iter()
-            .flat_map(|limits| limits.values())
-            .map(|limit| limit.window)
-    };
+    let windows = limits
+        .into_iter()
+        .flat_map(|limits| limits.values())
+        .map(|limit| limit.window);
     let timeout = section.key("store_timeout").time(&TIMEOUT);
-    let key = section.key("store_lease");
-    let lease = key.time(&LEASE);
-    if let (Some(lease), Some(longest)) = (lease, windows().max())
+    let lease_key = section.key("store_lease");
+    let lease = lease_key.time(&LEASE);
+    if let (Some(lease), Some(longest)) = (lease, windows.clone().max())
         && lease <= 2 * longest
     {
-        key.mistake("expected more than two windows of every limit");
+        lease_key.mistake(format!(
+            "expected more than {}, twice the longest window of the limits",
+            Time(2 * longest)
+        ));
     }
-    let key = section.key("store_slack");
-    let slack = key.time(&SLACK);
-    if let (Some(slack), Some(shortest)) = (slack, windows().min())
+    let slack_key = section.key("store_slack");
+    let slack = slack_key.time(&SLACK);
+    if let (Some(slack), Some(shortest)) = (slack, windows.min())
         && slack >= shortest
     {
-        key.mistake("expected less than the shortest window of the limits");
+        slack_key.mistake(format!(
+            "expected less than {}, the shortest window of the limits",
+            Time(shortest)
+        ));
     }
     Some(Times {
         timeout: timeout?,

@@ -1,4 +1,4 @@
-//! `listen.tls`: what TLS is made with, and whether it fits together.
+//! Checks `listen.tls`: the certificate, its key, and that they match.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use crate::config::read::Field;
 use crate::config::tls::{self, Tls};
 
-/// The table, or `None` after a mistake.
+/// Checks the table. `None` after a mistake.
 pub(super) fn check(table: Field<'_>) -> Option<Tls> {
     let mut section = match table.into_table() {
         Ok(section) => section,
@@ -15,7 +15,8 @@ pub(super) fn check(table: Field<'_>) -> Option<Tls> {
             return None;
         }
     };
-    let (cert_field, key_field) = (section.key("cert"), section.key("key"));
+    let cert_field = section.key("cert");
+    let key_field = section.key("key");
     let cert = load(&cert_field, |path| {
         let chain = tls::certificates(path)?;
         let validity = tls::validity(&chain[0])?;
@@ -26,35 +27,32 @@ pub(super) fn check(table: Field<'_>) -> Option<Tls> {
         .key("client_ca")
         .optional(|field| load(field, tls::client_verifier));
     section.done();
-    let ((cert, (chain, (not_before, not_after))), (key, signing), client_ca) =
-        (cert?, key?, client_ca?);
-    let (client_ca, verifier) = client_ca.unzip();
+    let (cert, (chain, validity)) = cert?;
+    let (key, signing) = key?;
+    let (client_ca, verifier) = client_ca?.unzip();
+    let path = &cert_field.place.path;
     let now = SystemTime::now();
-    if now < not_before || not_after < now {
-        let state = if now < not_before {
-            "is not valid yet"
-        } else {
-            "has expired"
-        };
-        cert_field.reader.warn(format!(
-            "{}: the certificate {state}",
-            cert_field.place.path
-        ));
+    if now < validity.not_before {
+        let warning = format!("{path}: the certificate is not valid yet");
+        cert_field.reader.warn(warning);
+    } else if validity.not_after < now {
+        let warning = format!("{path}: the certificate has expired");
+        cert_field.reader.warn(warning);
     }
     let Some(server) = tls::server(chain, signing, verifier) else {
-        key_field.mistake("expected the key of the certificate in listen.tls.cert");
+        key_field.mistake("expected the private key of the certificate in listen.tls.cert");
         return None;
     };
     Some(Tls {
         cert,
         key,
         client_ca,
-        not_after,
+        not_after: validity.not_after,
         server,
     })
 }
 
-/// A file by its path, and what is in it.
+/// Loads the file that the field names. Returns its path and what `load` made of it.
 fn load<T>(
     field: &Field<'_>,
     load: impl FnOnce(&Path) -> Result<T, String>,

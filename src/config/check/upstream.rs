@@ -1,5 +1,5 @@
-//! `[upstream]`: the one endpoint that Flowgate dials. In the clear only to loopback or when it is allowed by name, and
-//! never Flowgate itself.
+//! Checks `[upstream]`: the one endpoint to which Flowgate connects. Plaintext is allowed only to
+//! loopback or with `plaintext = true`, and the endpoint must not be Flowgate itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -11,17 +11,32 @@ use super::listen::host_name;
 use crate::config::read::{Field, POSITIVE, Place, Section};
 use crate::config::{Bind, Listen, Scheme, Upstream};
 
-/// What `url` says.
+/// The parts of a URL without path and query.
 pub(super) struct Endpoint {
     pub(super) scheme: Scheme,
     /// Without brackets.
     pub(super) host: String,
     pub(super) port: u16,
-    /// Host, and port if one was written, as in a `Host` header.
+    /// The host, with the port if one was written, as in a `Host` header.
     pub(super) authority: String,
 }
 
-/// The section, or `None` after a mistake.
+/// The parts of `host` or `host:port`.
+pub(super) struct Authority {
+    /// Without brackets, in lower case.
+    pub(super) host: String,
+    pub(super) port: Option<u16>,
+    /// The whole text in lower case.
+    pub(super) text: String,
+}
+
+/// A pinned address and where it is written.
+struct Pinned {
+    place: Place,
+    address: SocketAddr,
+}
+
+/// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Upstream> {
     let url = section.key("url");
     let endpoint = url.text(
@@ -29,28 +44,22 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
         endpoint,
     );
     let host = section.key("host").optional(|key| {
-        key.text("a host name, with a port if need be", |t| {
-            authority(t).map(|(_, _, text)| text)
+        key.text("a host name, optionally with a port", |text| {
+            authority(text).map(|authority| authority.text)
         })
     });
     let plaintext = section.key("plaintext").flag();
-    let connect_to = section.key("connect_to").list(address);
+    let connect_to = section.key("connect_to").list(pinned);
     if let (Some(endpoint), Some(connect_to), Some(plaintext)) = (&endpoint, &connect_to, plaintext)
     {
         if endpoint.scheme == Scheme::Http && !plaintext && !stays_here(endpoint, connect_to) {
-            url.mistake("expected https://: http:// goes only to loopback, or with upstream.plaintext = true");
+            url.mistake(
+                "expected https://: http:// is allowed only to loopback, or with \
+                 upstream.plaintext = true",
+            );
         }
-        for (place, dialled) in dialled(&url, endpoint, connect_to) {
-            if listen.is_some_and(|listen| {
-                [&listen.proxy, &listen.admin]
-                    .iter()
-                    .any(|own| reaches(own, dialled))
-            }) {
-                url.reader.mistake(
-                    place,
-                    "expected another address than Flowgate's own listeners",
-                );
-            }
+        if let Some(listen) = listen {
+            refuse_own_listeners(&url, endpoint, connect_to, listen);
         }
     }
     let ca_file = ca_file(&section.key("ca_file"));
@@ -59,20 +68,15 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     let idle_timeout = section.key("idle_timeout").time(&POSITIVE);
     let max_response = section.key("max_response").size(&BYTES);
     section.done();
-    let Endpoint {
-        scheme,
-        host: dial_host,
-        port,
-        authority,
-    } = endpoint?;
+    let endpoint = endpoint?;
     Some(Upstream {
-        scheme,
-        dial_host,
-        dial_port: port,
-        host: host?.unwrap_or(authority),
+        scheme: endpoint.scheme,
+        dial_host: endpoint.host,
+        dial_port: endpoint.port,
+        host: host?.unwrap_or(endpoint.authority),
         connect_to: connect_to?
             .into_iter()
-            .map(|(_, address)| address)
+            .map(|pinned| pinned.address)
             .collect(),
         ca_file: ca_file?,
         connect_timeout: connect_timeout?,
@@ -82,15 +86,14 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     })
 }
 
-/// The parts of a URL that has nothing but them.
+/// Parses a URL that consists only of scheme, host and optional port.
 pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
-    // The parser drops a fragment without a word.
-    let uri: Uri = if text.contains('#') {
-        None
-    } else {
-        text.parse().ok()
-    }?;
-    let (scheme, default) = match uri.scheme_str()? {
+    // `Uri` silently drops a fragment.
+    if text.contains('#') {
+        return None;
+    }
+    let uri: Uri = text.parse().ok()?;
+    let (scheme, default_port) = match uri.scheme_str()? {
         "http" => (Scheme::Http, 80),
         "https" => (Scheme::Https, 443),
         _ => return None,
@@ -98,62 +101,58 @@ pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
     if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return None;
     }
-    let (host, port, authority) = authority(uri.authority()?.as_str())?;
+    let Authority { host, port, text } = authority(uri.authority()?.as_str())?;
     Some(Endpoint {
         scheme,
         host,
-        port: port.unwrap_or(default),
-        authority,
+        port: port.unwrap_or(default_port),
+        authority: text,
     })
 }
 
-/// `host` or `host:port`, an IPv6 address in brackets: the host without brackets, the port, the whole in lower case.
-pub(super) fn authority(text: &str) -> Option<(String, Option<u16>, String)> {
+/// Parses `host` or `host:port`, with an IPv6 address in brackets.
+pub(super) fn authority(text: &str) -> Option<Authority> {
     let (name, port) = match text.rsplit_once(':') {
-        Some((name, port)) if !port.ends_with(']') => (name, Some(port)),
+        Some((name, port)) if !port.ends_with(']') => (name, Some(parse_port(port)?)),
         _ => (text, None),
     };
-    let digits = |port: &&str| port.bytes().all(|b| b.is_ascii_digit());
-    let port = match port {
-        None => None,
-        Some(port) => Some(
-            Some(port)
-                .filter(digits)?
-                .parse()
-                .ok()
-                .filter(|port| *port != 0)?,
-        ),
-    };
-    let host = match name
+    let in_brackets = name
         .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-    {
+        .and_then(|rest| rest.strip_suffix(']'));
+    let host = match in_brackets {
         Some(address) => address.parse::<Ipv6Addr>().ok()?.to_string(),
         None => host_name(name)?,
     };
-    Some((host, port, text.to_ascii_lowercase()))
+    Some(Authority {
+        host,
+        port,
+        text: text.to_ascii_lowercase(),
+    })
 }
 
-fn address(entry: &Field<'_>) -> Option<(Place, SocketAddr)> {
-    let parse = |text: &str| {
-        text.parse()
-            .ok()
-            .filter(|address: &SocketAddr| address.port() != 0)
-    };
-    Some((
-        entry.place.clone(),
-        entry.text("ip:port such as 203.0.113.7:443", parse)?,
-    ))
+/// Parses a port other than 0. Only digits are accepted: `parse` alone would accept `+443`.
+fn parse_port(text: &str) -> Option<u16> {
+    if !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok().filter(|port| *port != 0)
 }
 
-/// Addresses that the host is without asking anybody.
+fn pinned(entry: &Field<'_>) -> Option<Pinned> {
+    let address = entry.text("ip:port such as 203.0.113.7:443", |text| {
+        let address: SocketAddr = text.parse().ok()?;
+        (address.port() != 0).then_some(address)
+    })?;
+    Some(Pinned {
+        place: entry.place.clone(),
+        address,
+    })
+}
+
+/// Returns the addresses of the host that are known without a name look-up.
 fn literal(endpoint: &Endpoint) -> Vec<SocketAddr> {
-    let here = [
-        IpAddr::from(Ipv4Addr::LOCALHOST),
-        IpAddr::from(Ipv6Addr::LOCALHOST),
-    ];
-    let addresses = if endpoint.host == "localhost" {
-        here.to_vec()
+    let addresses: Vec<IpAddr> = if endpoint.host == "localhost" {
+        vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
     } else {
         endpoint.host.parse().into_iter().collect()
     };
@@ -163,46 +162,59 @@ fn literal(endpoint: &Endpoint) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// Whether everything that is dialled is loopback.
-fn stays_here(endpoint: &Endpoint, connect_to: &[(Place, SocketAddr)]) -> bool {
-    let loopback = |address: &SocketAddr| address.ip().to_canonical().is_loopback();
+/// Whether all addresses of the endpoint are loopback.
+fn stays_here(endpoint: &Endpoint, connect_to: &[Pinned]) -> bool {
+    if !connect_to.is_empty() {
+        return connect_to.iter().all(|pinned| is_loopback(&pinned.address));
+    }
     let literal = literal(endpoint);
-    if connect_to.is_empty() {
-        !literal.is_empty() && literal.iter().all(loopback)
-    } else {
-        connect_to.iter().all(|(_, address)| loopback(address))
-    }
+    !literal.is_empty() && literal.iter().all(is_loopback)
 }
 
-/// What is known to be dialled, and where that was written.
-fn dialled<'a>(
-    url: &'a Field<'_>,
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+/// Records a mistake for each address of the endpoint that is a listener of Flowgate.
+fn refuse_own_listeners(
+    url: &Field<'_>,
     endpoint: &Endpoint,
-    connect_to: &'a [(Place, SocketAddr)],
-) -> Vec<(&'a Place, SocketAddr)> {
+    connect_to: &[Pinned],
+    listen: &Listen,
+) {
+    let expectation = "this is one of Flowgate's own listeners: expected another address";
     if connect_to.is_empty() {
-        literal(endpoint)
-            .into_iter()
-            .map(|address| (&url.place, address))
-            .collect()
-    } else {
-        connect_to
-            .iter()
-            .map(|(place, address)| (place, *address))
-            .collect()
+        for address in literal(endpoint) {
+            if is_own_listener(listen, address) {
+                url.mistake(expectation);
+            }
+        }
+        return;
+    }
+    for pinned in connect_to {
+        if is_own_listener(listen, pinned.address) {
+            url.reader.mistake(&pinned.place, expectation);
+        }
     }
 }
 
-/// Whether dialling the address ends at the listener, as far as that is known before anything is bound.
+fn is_own_listener(listen: &Listen, address: SocketAddr) -> bool {
+    reaches(&listen.proxy, address) || reaches(&listen.admin, address)
+}
+
+/// Whether connecting to the address reaches the listener, to the extent that this is known before
+/// it is bound.
 fn reaches(own: &Bind, dialled: SocketAddr) -> bool {
     let Bind::Tcp(own) = own else { return false };
-    let (listens, ip) = (own.ip().to_canonical(), dialled.ip().to_canonical());
+    let listens = own.ip().to_canonical();
+    let ip = dialled.ip().to_canonical();
     let same =
         listens == ip || ip.is_unspecified() || (listens.is_unspecified() && ip.is_loopback());
     own.port() == dialled.port() && same
 }
 
-/// Empty is none. That the file is there is checked now; what is in it, when it is loaded.
+/// Reads the path of a PEM file; an empty text means no file. Only the file's existence is checked
+/// here, its content when it is loaded.
 pub(super) fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
     let text = key.text("the path of a PEM file", |text| Some(text.to_owned()))?;
     if text.is_empty() {
@@ -212,6 +224,6 @@ pub(super) fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
     if path.is_file() {
         return Some(Some(path));
     }
-    key.mistake("expected the path of a file that exists");
+    key.mistake("expected the path of an existing file");
     None
 }

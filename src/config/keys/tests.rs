@@ -31,16 +31,18 @@ fn kind(key: &Key) -> &'static str {
 }
 
 fn manual() -> String {
-    let row = |key: &Key| {
-        format!(
-            "| `{}` | {} | {} | {} |\n",
-            key.path,
-            kind(key),
-            default(key),
-            key.meaning
-        )
-    };
-    let rows: String = KEYS.iter().map(row).collect();
+    let rows: String = KEYS
+        .iter()
+        .map(|key| {
+            format!(
+                "| `{}` | {} | {} | {} |\n",
+                key.path,
+                kind(key),
+                default(key),
+                key.meaning
+            )
+        })
+        .collect();
     format!("\n| key | type | default | meaning |\n|---|---|---|---|\n{rows}\n")
 }
 

@@ -1,5 +1,5 @@
-//! What does one key say? It is asked for one form, such as a duration or a list, within bounds; what is written
-//! otherwise is a mistake that names the form and not what was written.
+//! Reads one key in one form, such as a duration or a list, within bounds. A mistake describes the
+//! form, never what was written.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -14,7 +14,7 @@ use crate::config::mistakes::Origin;
 use crate::config::stamps::stamp;
 use crate::config::units::{Size, Time};
 
-/// One key, written or not.
+/// One key, which may be absent.
 pub(crate) struct Field<'a> {
     pub(crate) reader: &'a Reader,
     pub(crate) key: &'static Key,
@@ -22,26 +22,26 @@ pub(crate) struct Field<'a> {
     pub(crate) item: Option<Item>,
 }
 
-/// The most that any duration may be: more is a slip, and far more would overflow the clock.
+/// Upper bound of every duration: a longer one is a mistake, and could overflow the clock.
 pub(crate) const MAX_TIME: Duration = Duration::from_secs(24 * 3600);
 
-/// A duration of which zero makes no sense.
+/// The range of durations that must not be zero.
 pub(crate) const POSITIVE: RangeInclusive<Duration> = Duration::from_millis(1)..=MAX_TIME;
 
 // === impl Field ===
 
 impl<'a> Field<'a> {
-    /// Notes a mistake in this key.
+    /// Records a mistake in this key.
     pub(crate) fn mistake(&self, expectation: impl Into<String>) {
         self.reader.mistake(&self.place, expectation);
     }
 
-    /// Whether the key was written at all.
+    /// Whether the key was written.
     pub(crate) fn is_given(&self) -> bool {
         self.item.is_some()
     }
 
-    /// Whether an environment variable is there and says nothing.
+    /// Whether the key was set by an environment variable without any list entry.
     pub(crate) fn is_empty_variable(&self) -> bool {
         let Some(Item::Scalar {
             text,
@@ -55,10 +55,16 @@ impl<'a> Field<'a> {
 
     /// Whether exactly this word was written.
     pub(crate) fn says(&self, word: &str) -> bool {
-        matches!(&self.item, Some(Item::Scalar { text, style: Style::Quoted | Style::Variable }) if text == word)
+        match &self.item {
+            Some(Item::Scalar {
+                text,
+                style: Style::Quoted | Style::Variable,
+            }) => text == word,
+            _ => false,
+        }
     }
 
-    /// Reads a key that may be left out and has no default. The outer `None` is a mistake.
+    /// Reads an optional key without a default. The outer `None` is a mistake.
     pub(crate) fn optional<T>(&self, read: impl FnOnce(&Self) -> Option<T>) -> Option<Option<T>> {
         if self.is_given() {
             read(self).map(Some)
@@ -67,7 +73,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// As [`Field::optional`], for what takes the key over.
+    /// Like [`Field::optional`], for a `read` that consumes the key.
     pub(crate) fn given<T>(self, read: impl FnOnce(Self) -> Option<T>) -> Option<Option<T>> {
         if self.is_given() {
             read(self).map(Some)
@@ -76,7 +82,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Reads text of some form.
+    /// Reads text in the form that `parse` accepts and `expected` describes.
     pub(crate) fn text<T>(
         &self,
         expected: &str,
@@ -107,17 +113,12 @@ impl<'a> Field<'a> {
 
     /// Reads one of some words.
     pub(crate) fn choice<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
-        let quoted: Vec<_> = words
-            .iter()
-            .map(|(word, _)| format!("\"{word}\""))
-            .collect();
-        let find = |text: &str| {
+        self.text(&alternatives(words), |text| {
             words
                 .iter()
                 .find(|(word, _)| *word == text)
                 .map(|(_, value)| *value)
-        };
-        self.text(&quoted.join(" or "), find)
+        })
     }
 
     /// Reads a duration.
@@ -132,7 +133,7 @@ impl<'a> Field<'a> {
         self.within(size, range, Size)
     }
 
-    /// Notes a mistake if the value is out of range.
+    /// Records a mistake if the value is out of range.
     pub(crate) fn within<T: Copy + PartialOrd, S: fmt::Display>(
         &self,
         value: T,
@@ -143,7 +144,7 @@ impl<'a> Field<'a> {
             return Some(value);
         }
         self.mistake(format!(
-            "expected {} to {}",
+            "expected a value from {} to {}",
             show(*range.start()),
             show(*range.end())
         ));
@@ -186,7 +187,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Reads a list, each entry as a key of its own. In the environment it may be written with commas.
+    /// Reads a list, each entry as a field. In the environment, commas separate the entries.
     pub(crate) fn list<T>(self, mut read: impl FnMut(&Field<'a>) -> Option<T>) -> Option<Vec<T>> {
         let Self {
             reader,
@@ -207,26 +208,28 @@ impl<'a> Field<'a> {
                 return None;
             }
         };
-        let field = |(index, node): (usize, Node)| Field {
-            reader,
-            key,
-            place: Place {
-                path: format!("{}[{index}]", place.path),
-                origin: node.origin,
-            },
-            item: Some(node.item),
-        };
-        // Every entry is read before the first wrong one makes the whole wrong.
-        let read: Vec<_> = nodes
-            .into_iter()
-            .enumerate()
-            .map(field)
-            .map(|entry| read(&entry))
-            .collect();
-        read.into_iter().collect()
+        // Every entry is read, even after a mistake, so that all mistakes are reported.
+        let mut values = Some(Vec::with_capacity(nodes.len()));
+        for (index, node) in nodes.into_iter().enumerate() {
+            let entry = Field {
+                reader,
+                key,
+                place: Place {
+                    path: format!("{}[{index}]", place.path),
+                    origin: node.origin,
+                },
+                item: Some(node.item),
+            };
+            match (read(&entry), &mut values) {
+                (Some(value), Some(values)) => values.push(value),
+                (Some(_), None) => {}
+                (None, _) => values = None,
+            }
+        }
+        values
     }
 
-    /// The key as a table, or as it was when it is none.
+    /// Returns the key as a table, or the unchanged key if it is not a table.
     pub(crate) fn into_table(self) -> Result<Section<'a>, Self> {
         match self.item {
             Some(Item::Table(nodes)) => Ok(Section {
@@ -239,7 +242,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The key as a table in which nothing is written, for the defaults of its keys.
+    /// Returns an empty table in place of the key, to read the defaults of its keys.
     pub(crate) fn empty_table(self) -> Section<'a> {
         let Self {
             reader,
@@ -255,7 +258,7 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// Where a path that was written here leads, to a file that the configuration depends on.
+    /// Resolves the path of a file that the configuration depends on, and records its stamp.
     pub(crate) fn opens(&self, path: &Path) -> PathBuf {
         let path = self.resolve(path);
         self.reader
@@ -266,7 +269,7 @@ impl<'a> Field<'a> {
         path
     }
 
-    /// Where a path that was written here leads: from the files' folder, or, in a variable, from the current one.
+    /// Resolves a path: in a file relative to its directory, in a variable to the current one.
     pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
         match self.place.origin {
             Origin::File { .. } => self.reader.folder.join(path),
@@ -275,19 +278,31 @@ impl<'a> Field<'a> {
     }
 }
 
+/// Formats the words as `"a", "b" or "c"`.
+fn alternatives<T>(words: &[(&str, T)]) -> String {
+    let mut text = String::new();
+    for (index, (word, _)) in words.iter().enumerate() {
+        let separator = match index {
+            0 => "",
+            _ if index + 1 == words.len() => " or ",
+            _ => ", ",
+        };
+        text.push_str(&format!("{separator}\"{word}\""));
+    }
+    text
+}
+
+/// Splits a comma-separated list; empty entries are dropped.
 fn split(text: &str, origin: &Origin) -> Vec<Node> {
-    let entries = text
-        .split(',')
+    text.split(',')
         .map(str::trim)
-        .filter(|entry| !entry.is_empty());
-    let item = |entry: &str| Item::Scalar {
-        text: entry.to_owned(),
-        style: Style::Variable,
-    };
-    entries
+        .filter(|entry| !entry.is_empty())
         .map(|entry| Node {
             origin: origin.clone(),
-            item: item(entry),
+            item: Item::Scalar {
+                text: entry.to_owned(),
+                style: Style::Variable,
+            },
         })
         .collect()
 }

@@ -1,36 +1,38 @@
-//! How much longer may slots be used whose answers come late? What is known of the store's clock says how far away it is;
-//! an answer that took longer than that has slots that can no longer be used. Then the next ones are given more time, and
-//! a store whose slots still come too late cannot deal.
+//! Additional slack for slots whose answers arrive late.
+//!
+//! The bounds on the store's clock give its distance. An answer that took longer has slots that can
+//! no longer be used; the next slots then get more slack. A store whose slots are still too late is
+//! considered too far away.
 
 use std::time::Duration;
 
-/// The most that is added to the slack of a lane.
+/// Upper bound of a lane's additional slack.
 pub(crate) const MOST_EXTRA: Duration = Duration::from_millis(100);
-/// What is added first; doubled with each answer that is too late.
+/// The first additional slack; doubled with each late answer.
 const FIRST_EXTRA: Duration = Duration::from_millis(10);
-/// The part of it that an answer in time takes away.
+/// An answer in time reduces the additional slack by this fraction.
 const LESS_EXTRA: u32 = 16;
-/// After this many answers in a row whose slots all came too late the store cannot deal.
+/// After this many consecutive answers without a usable slot, the store is too far away.
 const TOO_FAR: u32 = 5;
 
-/// What a lane adds to the slack.
+/// A lane's additional slack.
 #[derive(Debug, Default)]
 pub(super) struct Allowance {
     extra: Duration,
-    /// Answers in a row whose slots all came too late.
+    /// Consecutive answers whose slots were all too late.
     too_late: u32,
-    /// It has grown since the last answer.
+    /// Whether `extra` has grown since the last answer.
     has_grown: bool,
 }
 
-/// What an answer is worth.
+/// Whether the slots of an answer are usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Worth {
-    /// Its slots can be used, or it had none.
+    /// Some slots are usable, or there are none.
     Fine,
-    /// All its slots came too late. The next ones may be used for longer.
+    /// All slots are too late. The next ones get more slack.
     TooLate,
-    /// Such answers have come several times in a row: the store is of no use.
+    /// All slots were too late several times in a row.
     TooFar,
 }
 
@@ -41,7 +43,7 @@ impl Allowance {
         self.extra
     }
 
-    /// An answer had slots in time, and slots that were too late.
+    /// Judges an answer by its numbers of slots in time and too late.
     pub(super) fn judge(&mut self, in_time: usize, too_late: usize) -> Worth {
         self.has_grown = false;
         if in_time > 0 {
@@ -59,8 +61,9 @@ impl Allowance {
         Worth::Fine
     }
 
-    /// A slot came in time, but its attempt did not: a slow disk, a busy machine, or more slots than can be written within
-    /// the slack. The next slots may be used for longer. All slots of one answer count once.
+    /// A slot arrived in time but was used too late: a slow disk, a busy machine, or more slots than
+    /// can be written within the slack. The next slots get more slack. All slots of one answer count
+    /// once.
     pub(super) fn used_late(&mut self) {
         if !std::mem::replace(&mut self.has_grown, true) {
             self.more();
@@ -77,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_that_are_too_late_double_it_and_answers_in_time_take_it_back() {
+    fn late_answers_double_the_slack_and_answers_in_time_reduce_it() {
         let mut allowance = Allowance::default();
         let mut late = || (allowance.judge(0, 2), allowance.extra().as_millis());
         let seen: Vec<_> = (0..5).map(|_| late()).collect();
@@ -93,7 +96,7 @@ mod tests {
         assert_eq!(
             allowance.extra(),
             MOST_EXTRA,
-            "an answer without slots says nothing"
+            "an answer without slots has no effect"
         );
         let seen: Vec<_> = (0..20)
             .map(|_| (allowance.judge(1, 1), allowance.extra()))
@@ -103,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn attempts_that_are_too_late_double_it_too_once_for_an_answer() {
+    fn late_attempts_double_the_slack_once_per_answer() {
         let mut allowance = Allowance::default();
         let mut late = || {
             allowance.judge(0, 0);
@@ -114,7 +117,7 @@ mod tests {
         assert_eq!(
             allowance.judge(0, 1),
             Worth::TooLate,
-            "it says nothing of the store"
+            "late attempts do not count against the store"
         );
     }
 }

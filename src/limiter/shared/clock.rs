@@ -1,6 +1,8 @@
-//! Where does the store's clock stand against ours? Every answer carries the store's time, which was read between the
-//! question's leaving and the answer's coming: that bounds the difference of the clocks. The bounds of the last minute's
-//! answers hold together, so what is left unknown is at most the least round trip, wherever the store is.
+//! Bounds on the difference between the store's clock and ours.
+//!
+//! Every answer has the store's time, read after the request left and before the response arrived:
+//! this bounds the difference. All bounds of the last minute hold at once, so the uncertainty is at
+//! most the shortest round trip.
 
 use std::time::Duration;
 
@@ -8,25 +10,25 @@ use tokio::time::Instant;
 
 /// How long a bound is remembered.
 const REMEMBERED: Duration = Duration::from_secs(60);
-/// Bounds are kept per part of that time: the best of each.
+/// That time is divided into this many parts; the best bounds of each part are kept.
 const PARTS: u32 = 6;
-/// By how much two clocks may part, in millionths of the time: an NTP client slews a clock by less.
+/// Maximum drift between two clocks in parts per million, more than an NTP client slews a clock.
 const DRIFT: u64 = 200;
 
-/// What is known of the store's clock. The difference is ours minus the store's, in microseconds, ours being counted from
-/// `origin`.
+/// Bounds on the store's clock. The difference is our time, counted from `origin`, minus the store's,
+/// in microseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock {
     origin: Instant,
-    /// Oldest first.
+    /// The oldest first.
     bounds: Vec<Bound>,
 }
 
-/// The best bounds of some seconds.
+/// The best bounds of one part of the time.
 #[derive(Clone, Copy, Debug)]
 struct Bound {
     since: Instant,
-    /// When each was measured.
+    /// When `least` was measured.
     least_at: Instant,
     least: i64,
     most_at: Instant,
@@ -43,10 +45,11 @@ impl Clock {
         }
     }
 
-    /// The store's clock showed `store` between the two moments.
+    /// Records that the store's clock read `store` between the two moments.
     pub(crate) fn observe(&mut self, sent: Instant, received: Instant, store: u64) {
         let store = i64::try_from(store).unwrap_or(i64::MAX);
-        let (least, most) = (self.ours(sent) - store, self.ours(received) - store);
+        let least = self.ours(sent) - store;
+        let most = self.ours(received) - store;
         let new = Bound {
             since: received,
             least_at: sent,
@@ -58,44 +61,45 @@ impl Clock {
             .difference(received)
             .is_some_and(|(low, high)| most < low || least > high)
         {
-            // The store's clock was set, or another server has taken over: what was known is wrong.
+            // The store's clock was set, or another server took over: the old bounds are wrong.
             self.bounds.clear();
         }
         self.bounds
             .retain(|bound| bound.since + REMEMBERED > received);
         match self.bounds.last_mut() {
             Some(last) if received < last.since + REMEMBERED / PARTS => {
-                let age = |at: Instant| drift(at, received);
-                if least > last.least - age(last.least_at) {
-                    (last.least, last.least_at) = (least, sent);
+                if least > last.least - drift(last.least_at, received) {
+                    last.least = least;
+                    last.least_at = sent;
                 }
-                if most < last.most + age(last.most_at) {
-                    (last.most, last.most_at) = (most, received);
+                if most < last.most + drift(last.most_at, received) {
+                    last.most = most;
+                    last.most_at = received;
                 }
             }
             _ => self.bounds.push(new),
         }
     }
 
-    /// The store's `at` is not after this moment.
+    /// Returns a moment that the store's `at` is not after.
     pub(crate) fn latest(&self, at: u64, now: Instant) -> Instant {
         let (_, most) = self.difference(now).unwrap_or_default();
         self.moment(at, most)
     }
 
-    /// The store's `at` is not before this moment.
+    /// Returns a moment that the store's `at` is not before.
     pub(crate) fn earliest(&self, at: u64, now: Instant) -> Instant {
         let (least, _) = self.difference(now).unwrap_or_default();
         self.moment(at, least)
     }
 
-    /// At our `moment` the store's clock showed no more than this.
+    /// Returns an upper bound of the store's clock at our `moment`.
     pub(crate) fn at_most(&self, moment: Instant, now: Instant) -> u64 {
         let (least, _) = self.difference(now).unwrap_or_default();
         u64::try_from(self.ours(moment) - least).unwrap_or(0)
     }
 
-    /// How far apart the bounds are; none before the first answer.
+    /// Returns the distance between the bounds; `None` before the first answer.
     #[cfg(test)]
     pub(crate) fn uncertainty(&self, now: Instant) -> Option<Duration> {
         let (least, most) = self.difference(now)?;
@@ -104,7 +108,7 @@ impl Clock {
         ))
     }
 
-    /// The difference of the clocks is between these.
+    /// Returns the lower and upper bound of the difference.
     fn difference(&self, now: Instant) -> Option<(i64, i64)> {
         let least = self
             .bounds
@@ -120,10 +124,9 @@ impl Clock {
     }
 
     fn ours(&self, moment: Instant) -> i64 {
-        let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
         match moment.checked_duration_since(self.origin) {
-            Some(since) => micros(since),
-            None => -micros(self.origin - moment),
+            Some(since) => signed_micros(since),
+            None => -signed_micros(self.origin - moment),
         }
     }
 
@@ -132,7 +135,7 @@ impl Clock {
             .unwrap_or(i64::MAX)
             .saturating_add(difference);
         let span = Duration::from_micros(ours.unsigned_abs());
-        // A moment before the machine's start is as good as its start.
+        // An Instant cannot be before the machine's start.
         if ours < 0 {
             self.origin.checked_sub(span).unwrap_or(self.origin)
         } else {
@@ -141,7 +144,11 @@ impl Clock {
     }
 }
 
-/// By how much the clocks may have parted between the two moments.
+fn signed_micros(span: Duration) -> i64 {
+    i64::try_from(span.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Returns the maximum drift of the clocks between the two moments, in microseconds.
 fn drift(from: Instant, to: Instant) -> i64 {
     let micros = to.saturating_duration_since(from).as_micros() * u128::from(DRIFT) / 1_000_000;
     i64::try_from(micros).unwrap_or(i64::MAX / 4)
@@ -204,13 +211,15 @@ mod tests {
             let mut now = start;
             for _ in 0..200 {
                 now += MS * random.u32(0..2000);
-                let (out, back) = (MS * random.u32(0..50), MS * random.u32(0..50));
+                let out = MS * random.u32(0..50);
+                let back = MS * random.u32(0..50);
                 clock.observe(now, now + out + back, store(now + out));
                 now += out + back;
                 let moment = now + MS * random.u32(0..300);
                 let at = store(moment);
                 // For rounding, and for the drift until that moment.
-                let (two, later) = (Duration::from_micros(2), (moment - now) / 5000);
+                let two = Duration::from_micros(2);
+                let later = (moment - now) / 5000;
                 assert!(
                     clock.earliest(at, now) <= moment + two + later,
                     "seed {seed}"
@@ -220,7 +229,8 @@ mod tests {
                     clock.at_most(moment, now) + micros(two + later) >= at,
                     "seed {seed}"
                 );
-                let (unknown, took) = (clock.uncertainty(now).unwrap(), out + back);
+                let unknown = clock.uncertainty(now).unwrap();
+                let took = out + back;
                 assert!(
                     unknown <= took + took / 2500 + two,
                     "seed {seed}: {unknown:?}"

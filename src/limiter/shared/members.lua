@@ -1,7 +1,7 @@
--- Which replicas share this store? Each says every now and then that it is there, and through which connection. One that
--- has been silent for a lease is forgotten. One that has left, or was seen to be dead, is listed as such for a lease, so
--- that the others learn of it. Answers each one's name, its connection, for how many microseconds it has been silent,
--- whether it has left, and the server's run that the connection is of.
+-- The replicas that share this store. Each sends heartbeats with its connection's id. A replica that
+-- is silent for a lease is removed. One that has left or is dead is listed as such for a lease, so that
+-- the others learn of it. Returns for each: name, connection id, microseconds since its last
+-- heartbeat, whether it has left, and the run id of the server that assigned the connection id.
 
 local op, me, connection, run, lease, name, heard = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local clock = redis.call('TIME')
@@ -16,7 +16,7 @@ if op == 'beat' then
 elseif op == 'leave' then
   keep(me, connection, 1)
 elseif op == 'bury' then
-  -- Not if it has come back through another connection.
+  -- Not if it has returned with another connection.
   local kept = redis.call('HGET', KEYS[1], name)
   if kept and string.match(kept, '^(%d+):%d+:0:') == heard then keep(name, heard, 1) end
 end

@@ -1,5 +1,5 @@
-//! Who shares the quota, and what is each one's part while the store is away? Every replica knows the same list, as the
-//! store last told it, and deals the tokens by rank in it. Only decides.
+//! The replicas that share the quota, and the part of each while the store is down. Every replica has
+//! the same list, as the store last reported it, and divides the tokens by rank. No I/O.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -9,20 +9,21 @@ use tokio::time::Instant;
 
 /// The script that keeps the list.
 pub(crate) const SOURCE: &str = include_str!("members.lua");
-/// The connection of a replica of which that is not known: a cluster has many.
+/// An unknown connection id, as in a cluster, where a replica has many connections.
 pub(crate) const UNKNOWN: u64 = 0;
 
-/// Who has been silent for so long has vanished: it may have been cut off, and use its part. Three beats.
+/// A replica that is silent for longer has vanished: it may be cut off and use its part. Three
+/// heartbeats.
 pub(crate) const VANISHED: Duration = Duration::from_millis(750);
 
 /// The replicas as this one knows them.
 #[derive(Debug)]
 pub(super) struct Members {
     me: String,
-    /// How long a replica that is cut off may use its part.
+    /// How long a disconnected replica may use its part.
     lease: Duration,
     seen: BTreeMap<String, Member>,
-    /// When the store first answered; or again, after so long that the others may have forgotten this replica.
+    /// When the store first answered; reset if the others may have forgotten this replica since.
     joined: Option<Instant>,
     /// When the store last answered.
     contact: Option<Instant>,
@@ -31,39 +32,39 @@ pub(super) struct Members {
 /// One replica.
 #[derive(Debug)]
 struct Member {
-    /// When the store last saw it.
+    /// When the store last received its heartbeat.
     at: Instant,
-    /// The server's number of its connection.
+    /// The server's id of its connection.
     through: u64,
-    /// The run of the server that gave this number; empty if it is not known.
+    /// The run id of the server that assigned the connection id; empty if unknown.
     run: String,
-    /// When it was first heard of again after it had vanished: what it did meanwhile is not over yet.
+    /// When it returned after it had vanished. Tokens that it used meanwhile may still be in use.
     back: Option<Instant>,
-    /// It has left since then: it is listed only for what it did before it was back.
+    /// It has left after it returned: it is kept only because of those tokens.
     has_left: bool,
 }
 
-/// One of the replicas as the store has it.
+/// One replica as the store reports it.
 pub(super) struct Seen {
     pub(super) name: String,
-    /// The server's number of its connection.
+    /// The server's id of its connection.
     pub(super) through: u64,
-    /// The run of the server that gave this number; empty if it is not known.
+    /// The run id of the server that assigned the connection id; empty if unknown.
     pub(super) run: String,
-    /// For how long it has said nothing.
+    /// Time since its last heartbeat.
     pub(super) silent: Duration,
-    /// It has left, or is known to be dead: it uses nothing any more.
+    /// It has left or is dead, and uses no tokens.
     pub(super) has_left: bool,
 }
 
-/// The connection of this replica: the server's number of it, and the run of the server that gave it.
+/// The connection of this replica: the server's id of it and the server's run id.
 #[derive(Clone, Debug)]
 pub(crate) struct Own {
     pub(crate) connection: u64,
     pub(crate) run: String,
 }
 
-/// The script's arguments. To bury a replica takes its name and the connection that is known to be closed.
+/// Returns the script's arguments. `buried` is a dead replica: its name and its closed connection.
 pub(crate) fn args(
     op: &str,
     me: &str,
@@ -71,42 +72,40 @@ pub(crate) fn args(
     lease: Duration,
     buried: Option<(&str, u64)>,
 ) -> [Vec<u8>; 7] {
-    let (name, through) = buried.map_or((String::new(), String::new()), |(name, through)| {
-        (name.to_owned(), through.to_string())
-    });
-    let (connection, lease) = (own.connection.to_string(), lease.as_micros().to_string());
+    let name = buried.map_or_else(String::new, |(name, _)| name.to_owned());
+    let through = buried.map_or_else(String::new, |(_, through)| through.to_string());
     [
         op.to_owned(),
         me.to_owned(),
-        connection,
+        own.connection.to_string(),
         own.run.clone(),
-        lease,
+        lease.as_micros().to_string(),
         name,
         through,
     ]
     .map(String::into_bytes)
 }
 
-/// The script's answer; none if it is not one.
+/// Reads the script's answer; `None` if it has another form.
 pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
     let list: Vec<(String, u64, u64, bool, String)> = redis::from_redis_value(answer).ok()?;
-    let seen = |(name, through, silent, has_left, run)| {
-        let silent = Duration::from_micros(silent);
-        Seen {
+    let mut replicas = Vec::with_capacity(list.len());
+    for (name, through, silent, has_left, run) in list {
+        replicas.push(Seen {
             name,
             through,
             run,
-            silent,
+            silent: Duration::from_micros(silent),
             has_left,
-        }
-    };
-    Some(list.into_iter().map(seen).collect())
+        });
+    }
+    Some(replicas)
 }
 
 // === impl Own ===
 
 impl Own {
-    /// That is not known.
+    /// An unknown connection.
     pub(crate) fn unknown() -> Self {
         Self {
             connection: UNKNOWN,
@@ -128,7 +127,7 @@ impl Members {
         }
     }
 
-    /// The store has answered who is there, and for how long each has been silent. `asked` is when the question left.
+    /// Records the store's list. `asked` is when the request was sent.
     pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
         for Seen {
             name,
@@ -146,20 +145,21 @@ impl Members {
                 continue;
             }
             let at = asked.checked_sub(silent).unwrap_or(asked);
-            let new = || Member {
+            let member = self.seen.entry(name).or_insert_with(|| Member {
                 at,
                 through,
                 run: run.clone(),
                 back: None,
                 has_left: false,
-            };
-            let member = self.seen.entry(name).or_insert_with(new);
-            // Another connection: it was without the store meanwhile, also where what it had said before was heard late.
+            });
+            // With another connection it was without the store meanwhile, even if a delayed heartbeat
+            // of the earlier connection arrived in between.
             if at > member.at + VANISHED || (member.through, &member.run) != (through, &run) {
                 member.back = Some(asked);
             }
             member.at = at.max(member.at);
-            (member.through, member.run) = (through, run);
+            member.through = through;
+            member.run = run;
             member.has_left = false;
         }
         self.seen
@@ -171,47 +171,47 @@ impl Members {
         self.contact = Some(asked);
     }
 
-    /// One has said good-bye, or is known to be dead.
+    /// Removes a replica that has left or is dead.
     pub(super) fn left(&mut self, name: &str) {
         self.seen.remove(name);
     }
 
-    /// How many there are, with those that have vanished.
+    /// Returns the number of replicas, including vanished ones.
     pub(super) fn len(&self) -> usize {
         self.seen.values().filter(|member| !member.has_left).count()
     }
 
-    /// Those that have vanished, and their connections. The numbers of an earlier run of the server mean nothing to the one
-    /// that is there now: a number counts if it is of this run, or if the store has seen the replica after `since`.
+    /// Returns the vanished replicas and their connection ids. An id is valid only for the server run
+    /// that assigned it: either the run ids agree, or the heartbeat is later than `since`, when the
+    /// current server was first seen.
     pub(super) fn vanished(
         &self,
         since: Instant,
         run: &str,
         now: Instant,
     ) -> impl Iterator<Item = (String, u64)> {
-        let is_of_this_run =
-            move |member: &Member| member.at > since || (!run.is_empty() && member.run == run);
-        let vanished = self
-            .seen
+        self.seen
             .iter()
-            .filter(move |(name, _)| **name != self.me)
-            .filter(move |(_, member)| {
-                !member.has_left && member.has_vanished(now) && is_of_this_run(member)
-            });
-        vanished.map(|(name, member)| (name.clone(), member.through))
+            .filter(move |(name, member)| {
+                let is_of_this_run = member.at > since || (!run.is_empty() && member.run == run);
+                **name != self.me && !member.has_left && member.has_vanished(now) && is_of_this_run
+            })
+            .map(|(name, member)| (name.clone(), member.through))
     }
 
-    /// This replica's part of `count` tokens while the store is away: none if it has not seen the store for long enough that
-    /// all the others have heard of it, none a moment before the others cease to withhold it.
+    /// Returns this replica's part of `count` tokens while the store is down. `None` until it has been
+    /// connected for long enough that all others know it, and shortly before the others stop
+    /// withholding its part.
     pub(super) fn part(&self, count: NonZeroU32, now: Instant) -> Option<NonZeroU32> {
-        let (joined, contact) = (self.joined?, self.contact?);
+        let joined = self.joined?;
+        let contact = self.contact?;
         if contact < joined + VANISHED || now + VANISHED >= contact + self.lease {
             return None;
         }
         NonZeroU32::new(self.part_of(&self.me, count))
     }
 
-    /// When the part ends.
+    /// Returns when this replica's part ends.
     pub(super) fn part_ends(&self) -> Option<Instant> {
         Some(
             (self.contact? + self.lease)
@@ -220,29 +220,29 @@ impl Members {
         )
     }
 
-    /// What must not be used while the store is there, since those that have vanished may use it, or have within the last
-    /// `window`.
+    /// Returns the tokens to withhold while the store is up: the parts of replicas that have vanished,
+    /// or that returned within the last `window`.
     pub(super) fn withheld(&self, count: NonZeroU32, window: Duration, now: Instant) -> u32 {
-        let may_use = |member: &Member| {
-            (member.has_vanished(now) && !member.has_left)
-                || member.back.is_some_and(|back| now < back + window)
-        };
-        let others = self
-            .seen
+        self.seen
             .iter()
-            .filter(|(name, member)| **name != self.me && may_use(member));
-        others.map(|(name, _)| self.part_of(name, count)).sum()
+            .filter(|(name, member)| **name != self.me && member.may_use_part(window, now))
+            .map(|(name, _)| self.part_of(name, count))
+            .sum()
     }
 
-    /// Its part among those that have not left.
+    /// Returns a replica's part among those that have not left.
     fn part_of(&self, name: &str, count: NonZeroU32) -> u32 {
-        let there = || {
-            self.seen
-                .iter()
-                .filter(|(other, member)| !member.has_left || *other == name)
-        };
-        let all = u32::try_from(there().count()).unwrap_or(u32::MAX).max(1);
-        let Some(rank) = there().position(|(other, _)| other == name) else {
+        let present = self
+            .seen
+            .iter()
+            .filter(|(other, member)| !member.has_left || *other == name);
+        let all = u32::try_from(present.clone().count())
+            .unwrap_or(u32::MAX)
+            .max(1);
+        let Some(rank) = present
+            .map(|(other, _)| other)
+            .position(|other| other == name)
+        else {
             return 0;
         };
         let over = u32::try_from(rank).unwrap_or(u32::MAX) < count.get() % all;
@@ -256,6 +256,12 @@ impl Member {
     fn has_vanished(&self, now: Instant) -> bool {
         now.saturating_duration_since(self.at) > VANISHED
     }
+
+    /// Whether it may be using its part, or did so within the last `window`.
+    fn may_use_part(&self, window: Duration, now: Instant) -> bool {
+        (self.has_vanished(now) && !self.has_left)
+            || self.back.is_some_and(|back| now < back + window)
+    }
 }
 
 #[cfg(test)]
@@ -267,7 +273,7 @@ mod tests {
 
     fn members(me: &str, all: u32, asked: Instant) -> Members {
         let mut members = Members::new(me.to_owned(), 60 * SECOND);
-        // For long enough that all know of all.
+        // Long enough that all replicas know each other.
         for asked in [asked - VANISHED, asked] {
             members.heard((0..all).map(|rank| seen(rank, Duration::ZERO)), asked);
         }
@@ -303,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn who_never_saw_the_store_has_no_part() {
+    fn a_replica_that_never_reached_the_store_has_no_part() {
         assert_eq!(
             Members::new("r0".to_owned(), 60 * SECOND).part(FIVE, Instant::now()),
             None
@@ -311,8 +317,9 @@ mod tests {
     }
 
     #[test]
-    fn who_has_just_joined_has_no_part_before_the_others_know_of_it() {
-        let (start, ms) = (Instant::now(), Duration::from_millis(1));
+    fn a_new_replica_has_no_part_before_the_others_know_it() {
+        let start = Instant::now();
+        let ms = Duration::from_millis(1);
         let mut alone = members("r0", 1, start);
         let mut joins = Members::new("r1".to_owned(), 60 * SECOND);
         let both = || [seen(0, Duration::ZERO), seen(1, Duration::ZERO)];
@@ -327,7 +334,7 @@ mod tests {
         assert_eq!(parts(&alone, &joins, start + 799 * ms), [used(3), None]);
         joins.heard(both(), start + 800 * ms);
         assert_eq!(parts(&alone, &joins, start + 800 * ms), [used(3), used(2)]);
-        // After its lease it is forgotten, and joins anew.
+        // After its lease it is forgotten and joins again.
         let back = start + 800 * ms + 60 * SECOND;
         joins.heard(both(), back);
         assert_eq!(joins.part(FIVE, back), None);
@@ -342,7 +349,7 @@ mod tests {
         let mut other = members("r1", 2, start);
         for second in 1..100 {
             let now = start + second * SECOND;
-            // The other goes on hearing of it, ever older.
+            // The store still lists the replica, with a growing silence.
             let list = [seen(0, second * SECOND), seen(1, Duration::ZERO)];
             other.heard(
                 list.into_iter().filter(|seen| seen.silent <= 60 * SECOND),
@@ -364,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_left_is_withheld_nothing() {
+    fn nothing_is_withheld_for_a_replica_that_has_left() {
         let start = Instant::now();
         let mut members = members("r0", 3, start);
         assert_eq!(members.withheld(FIVE, SECOND, start + 2 * SECOND), 3);
@@ -379,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_listed_as_having_left_is_withheld_nothing_from_then_on() {
+    fn nothing_is_withheld_for_a_replica_that_is_listed_as_left() {
         let start = Instant::now();
         let mut members = members("r0", 3, start);
         let list = || {
@@ -405,14 +412,14 @@ mod tests {
     }
 
     #[test]
-    fn what_one_did_before_it_was_back_is_withheld_for_a_window_though_it_leaves() {
+    fn the_part_of_a_replica_that_returned_is_withheld_for_a_window_even_if_it_leaves() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
         let left = || Seen {
             has_left: true,
             ..seen(1, Duration::ZERO)
         };
-        // It was cut off for two seconds, comes back, and leaves at once.
+        // It was cut off for two seconds, returns, and leaves immediately.
         let back = start + 2 * SECOND;
         members.heard([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], back);
         for (millis, withheld) in [(100, 2), (900, 2), (1000, 0), (5000, 0)] {
@@ -427,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_thought_dead_and_is_heard_of_again_is_there() {
+    fn a_replica_that_was_considered_dead_is_present_again_after_a_heartbeat() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
         members.heard(
@@ -452,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn only_who_was_seen_by_this_server_can_be_known_to_be_dead() {
+    fn only_a_connection_of_this_server_run_proves_a_replica_dead() {
         let start = Instant::now();
         let members = members("r0", 2, start);
         let vanished = |since, run| members.vanished(since, run, start + SECOND).count();
@@ -463,7 +470,7 @@ mod tests {
         assert_eq!(
             (vanished(start, "run1"), vanished(start, "")),
             (1, 0),
-            "also one that died before this one came"
+            "also a replica that died before this one started"
         );
         assert_eq!(
             members
@@ -474,10 +481,10 @@ mod tests {
     }
 
     #[test]
-    fn what_a_replica_did_before_it_came_back_through_another_connection_is_not_over() {
+    fn the_part_of_a_replica_that_returned_with_another_connection_is_withheld_for_a_window() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
-        // The store was frozen, and hears what it said before only now.
+        // The store was frozen and processes an earlier heartbeat only now.
         members.heard([seen(1, Duration::ZERO)], start + SECOND / 2);
         assert_eq!(members.withheld(FIVE, SECOND, start + SECOND / 2), 0);
         members.heard(
@@ -505,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_store_that_is_back_does_not_make_others_forgotten() {
+    fn a_store_that_lost_its_data_does_not_remove_other_replicas() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
         members.heard([seen(0, Duration::ZERO)], start + 5 * SECOND);
@@ -517,7 +524,7 @@ mod tests {
             (2, 2)
         );
         members.heard([seen(1, Duration::ZERO)], start + 6 * SECOND);
-        // What it has sent before it came back is over a window later.
+        // Tokens that it used before it returned are back after one window.
         assert_eq!(members.withheld(FIVE, SECOND, start + 6 * SECOND), 2);
         members.heard([seen(1, Duration::ZERO)], start + 7 * SECOND - VANISHED);
         assert_eq!(

@@ -1,5 +1,5 @@
-//! What goes to `deal.lua`, and what comes back? One kind of question, whatever the operation, and one kind of answer.
-//! Times are microseconds of the store's clock; `clock.rs` turns them into ours.
+//! The arguments of `deal.lua` and its answer, which have one form for all operations. Times are in
+//! microseconds of the store's clock; `clock.rs` converts them.
 
 use std::time::Duration;
 
@@ -11,133 +11,134 @@ use crate::config::Limit;
 use crate::limiter::pause::PROBE_TIMEOUT;
 use crate::primitives::id::ClientId;
 
-/// The script itself.
+/// The script.
 pub(crate) const SOURCE: &str = include_str!("deal.lua");
 
-/// How far ahead slots are dated: further than the replicas' questions are apart, and nearer than a window.
+/// How far ahead slots are dated: longer than the interval of requests, shorter than a window.
 pub(crate) const AHEAD: Duration = Duration::from_millis(250);
-/// How long before a slot's date a replica asks for it: longer than an answer takes, and so much shorter than `AHEAD` that
-/// one answer has the slots of a tenth of a second.
+/// How long before a slot's date a replica requests it: longer than a round trip, and 100 ms shorter
+/// than `AHEAD`, so that one answer has the slots of 100 ms.
 const LEAD: Duration = Duration::from_millis(150);
-/// The longest silence after which a replica is still dealt to.
+/// A replica that has been silent for longer gets no slots.
 const SILENCE: Duration = Duration::from_millis(600);
-/// How often a replica asks while others have work, too.
+/// Interval of requests while other replicas have work too.
 const ASK: Duration = Duration::from_millis(100);
-/// How soon it asks again at the earliest.
+/// Minimum interval of requests.
 const SOON: Duration = Duration::from_millis(2);
-/// Slots that one question can be dealt: 25 ms of a lane of 10,000 a second. It bounds the time that the store spends on
-/// one question, in which every other lane of the server waits.
+/// Maximum number of slots in one answer: 25 ms of a lane with 10,000 calls per second. It bounds the
+/// time that the store spends on one request, during which all other lanes wait.
 const SLOTS: u32 = 256;
-/// Slots that are kept for other replicas until they ask. It bounds the size of the lane's state, which every question
-/// reads and writes.
+/// Maximum number of slots kept for other replicas. It bounds the size of the lane's state, which every
+/// request reads and writes.
 const KEPT: u32 = 256;
-/// How many of the latest uses are searched for one that is given back or was late. One that is not found there stays
-/// used for its whole window.
+/// Number of recent uses that are searched for one that is given back or was late. A use that is not
+/// found keeps its token for the whole window.
 const DEPTH: u32 = 512;
-/// Returns of tokens that are kept in the lane's state. More of them get a list of their own in the store, which costs a
-/// hundred bytes and more time than a few numbers do.
+/// Maximum number of returns of tokens that are kept in the lane's state. More of them get their own
+/// list in the store, which costs a hundred bytes and more time than a few numbers do.
 const SHORT: u32 = 32;
-/// The answer tells when each token is back, if they are no more than this.
+/// Up to this number of tokens, the answer has the return time of each.
 const TOLD: u32 = 32;
-/// Of more it has this many or more, evenly spread over them: one for each 400 ms of the window. Each
-/// costs the store a look into the middle of a long list.
+/// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the window.
+/// Each costs the store a lookup in the middle of a long list.
 const SAMPLES: u32 = 3;
-/// Slots given back with one question; more are given back with the next. It bounds the store's work, as `SLOTS` does.
+/// Maximum number of slots given back with one request. It bounds the store's work, like `SLOTS`.
 pub(crate) const GIVEN_BACK: usize = 64;
 
-/// A slot as the store knows it.
+/// A slot in the store's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Dated {
-    /// Not to be used before this.
+    /// The earliest time of use.
     pub(crate) at: u64,
-    /// When its token is back; names the slot to the store.
+    /// When its token returns; identifies the slot in the store.
     pub(crate) back: u64,
-    /// How long after its date it may be used: the token counts as used then.
+    /// How long after its date it may be used.
     pub(crate) slack: u64,
-    /// It is the one attempt that goes after a pause.
+    /// Whether it is the single attempt after a pause.
     pub(crate) probe: bool,
 }
 
-/// A slot that was used later than it allows.
+/// A slot that was used too late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Late {
     pub(crate) slot: Dated,
-    /// It was used no later than this.
+    /// An upper bound of the time of use.
     pub(crate) used: u64,
 }
 
-/// What every operation says.
+/// The arguments of every operation.
 pub(crate) struct Question<'a> {
     pub(crate) replica: &'a str,
     pub(crate) limit: Limit,
-    /// Tokens that may be in use, as this replica has learned.
+    /// The learned number of tokens.
     pub(crate) tokens: u32,
-    /// The limit's window, stretched as this replica has learned.
+    /// The learned window.
     pub(crate) window: Duration,
-    /// What is added to the window. Of all replicas with work the largest holds.
+    /// The gap added to the window. The largest of all replicas with work applies.
     pub(crate) gap: Duration,
-    /// The least time between two dates, as this replica has learned.
+    /// The learned minimum time between two dates.
     pub(crate) spacing: Duration,
-    /// How late this replica may use a slot: what is configured, and how little it knows of the store's clock.
+    /// How late this replica may use a slot: the configured slack and the uncertainty of the clock.
     pub(crate) slack: Duration,
-    /// Tokens that may be in use at most, as others' parts are withheld.
+    /// Maximum number of tokens in use, because the parts of other replicas are withheld.
     pub(crate) cap: u32,
-    /// The version of the pace that `tokens` and `window` come from: 0 before the store has one. A question with another
-    /// version than the store's is dealt nothing.
+    /// The version of the pace that `tokens` and `window` come from; 0 before the store has one. A
+    /// request with another version than the store's gets no slots.
     pub(crate) version: u64,
-    /// A new pace, if the version is still the store's.
+    /// A new pace, stored if the version is current.
     pub(crate) pace: Option<NewPace<'a>>,
-    /// Calls that wait here without a slot. 0 takes back every earlier wish.
+    /// Number of waiting calls without a slot. 0 withdraws earlier requests.
     pub(crate) wanted: usize,
-    /// The clients that wait here, and how many of their tenants.
+    /// The waiting clients.
     pub(crate) waiting: &'a [Waiting],
     /// Slots that were not used.
     pub(crate) unused: &'a [Dated],
     /// Slots that were used too late.
     pub(crate) late: &'a [Late],
-    /// The longest pause that CAMS can ask for.
+    /// The longest pause that CAMS can request.
     pub(crate) max_pause: Duration,
 }
 
-/// What the replicas have learned, for the store to keep. The store does not read it, so it has to say of which limit it
-/// was learned.
+/// What the replicas have learned, kept by the store. The store does not interpret it, so the text
+/// includes the limit for which it was learned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NewPace<'a> {
     pub(crate) text: &'a str,
-    /// How long it is worth keeping.
+    /// How long the store keeps it.
     pub(crate) lives: Duration,
 }
 
 /// A client that waits at this replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Waiting {
-    /// Not readable, and the same at all replicas for a client's name.
+    /// A hash of the client's name, equal at all replicas.
     pub(crate) digest: String,
     pub(crate) weight: u32,
     pub(crate) tenants: usize,
 }
 
-/// What happened.
+/// An operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Op {
-    /// Calls wait.
+    /// Requests slots for waiting calls.
     Take,
-    /// CAMS refused an attempt whose slot was dated `at`. No pauses: the refusal is isolated, and the lane goes on.
+    /// CAMS throttled an attempt whose slot was dated `at`. Without pauses, the refusal is isolated and
+    /// the lane continues.
     Throttled { at: u64, pauses: Option<Pauses> },
-    /// An attempt has another end.
+    /// An attempt ended in another way.
     Ended { slot: Dated, how: How },
 }
 
-/// How long a lane pauses after a refusal.
+/// How long a lane pauses after a throttled attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pauses {
-    /// If an episode begins with it.
+    /// If it begins an episode.
     pub(crate) new: Duration,
-    /// If its episode is known. None: the pause stays as it is.
+    /// If its episode is known. `None`: the pause is unchanged.
     pub(crate) same: Option<Duration>,
 }
 
-/// The end of an attempt that was not refused.
+/// The end of an attempt that was not throttled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
     Answered,
@@ -145,48 +146,48 @@ pub(crate) enum How {
     Unsent,
 }
 
-/// The lane as the store has it.
+/// The store's view of the lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct View {
     /// The store's time.
     pub(crate) now: u64,
     /// No slot is dated before this.
     pub(crate) open: u64,
-    /// Episodes in a row: the back-off's level.
+    /// The back-off level: the number of consecutive episodes.
     pub(crate) level: u32,
-    /// The refusal was news: an episode has begun, or would have if the refusal were not isolated.
+    /// The refusal began a new episode, or would have if it were not isolated.
     pub(crate) new_episode: bool,
-    /// The pace's version was not that of the question, which was dealt nothing.
+    /// The request had an old version of the pace and got no slots.
     pub(crate) stale: bool,
     pub(crate) version: u64,
-    /// The pace, as the replica wrote it that wrote it last; empty before.
+    /// The latest pace; empty before the first.
     pub(crate) pace: String,
-    /// The gap in force.
+    /// The current gap.
     pub(crate) gap: u64,
-    /// For how long a token is away after a slot's date.
+    /// How long a token is unavailable after a slot's date.
     pub(crate) away: u64,
     pub(crate) usable: u32,
-    /// Slots that the store still means to deal to this replica.
+    /// Number of slots that the store will still deal to this replica.
     pub(crate) wanted: u32,
-    /// After how long to ask again if calls wait.
+    /// Time until the next request if calls wait.
     pub(crate) ask: u64,
     /// This replica's part of the lane's grants, in millionths.
     pub(crate) part: u64,
-    /// How many of the usable tokens have been used; the others are free.
+    /// How many of the usable tokens are in use.
     pub(crate) used: u32,
-    /// When these are back, in order: all, or some that are evenly spread over them. None when all are back.
+    /// When the used tokens return, sorted: all of them, or evenly spread samples.
     pub(crate) back: Vec<u64>,
-    /// Dealt to this replica.
+    /// Slots dealt to this replica.
     pub(crate) slots: Vec<Dated>,
 }
 
-/// An answer, with what it tells of the store's clock.
+/// An answer, with the times that bound the store's clock.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) view: View,
-    /// The question left no earlier than this.
+    /// The request was sent no earlier than this.
     pub(crate) sent: Instant,
-    /// The answer was here no later than this.
+    /// The answer arrived no later than this.
     pub(crate) received: Instant,
 }
 
@@ -201,7 +202,7 @@ impl Op {
         }
     }
 
-    /// The script's arguments.
+    /// Returns the script's arguments.
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
         let Question {
             replica,
@@ -314,7 +315,7 @@ impl Waiting {
 // === impl View ===
 
 impl View {
-    /// The script's answer; none if it is not one.
+    /// Reads the script's answer; `None` if it has another form.
     pub(crate) fn read(answer: Value) -> Option<Self> {
         type Parts = (Vec<u64>, String, Vec<u64>, Vec<u64>);
         let (numbers, pace, back, slots): Parts = redis::from_redis_value(answer).ok()?;
@@ -369,7 +370,8 @@ fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {
     items.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
-/// Numbers as MessagePack, an array of 64-bit integers: https://github.com/msgpack/msgpack/blob/master/spec.md.
+/// Encodes numbers as a MessagePack array of 64-bit integers
+/// (<https://github.com/msgpack/msgpack/blob/master/spec.md>).
 fn packed(numbers: &[u64]) -> Vec<u8> {
     let length = u16::try_from(numbers.len()).unwrap_or(u16::MAX);
     let mut packed = vec![0xdc];

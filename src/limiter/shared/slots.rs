@@ -1,6 +1,8 @@
-//! What has the store dealt to this lane, here? Slots: each the right to send one attempt, from its date until a moment
-//! later. One that cannot be used in time is given back. One that was used too late all the same is reported, and no
-//! other slot is used before the store knows of it. Only decides: no I/O, and the time is an argument.
+//! The slots that the store has dealt to a lane of this replica. A slot permits one attempt, from its
+//! date until its slack has passed.
+//!
+//! A slot that cannot be used in time is given back. One that was used too late is reported, and no
+//! other slot is used until the store has confirmed the report. No I/O; the time is an argument.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,71 +16,71 @@ use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
 use crate::limiter::shared::turns::Turns;
 use crate::limiter::source::Wait;
 
-/// The part of a longer way that each shorter one takes away.
+/// Each shorter distance reduces a longer one by this fraction.
 const NEARER: u32 = 8;
-/// Longer than any question is under way, in microseconds.
+/// Longer than any request is in flight, in microseconds.
 const UNDER_WAY: u64 = 10_000_000;
 
-/// The slots at hand, and what the store said last.
+/// The slots of a lane, and the store's last view of it.
 pub(crate) struct Slots {
-    /// How late a slot may be used, as configured.
+    /// The configured slack: how late a slot may be used.
     slack: Duration,
-    /// How long after a slot's date its answer is here, for all that is known of the store's clock: that much longer it
-    /// may be used. It is at least what is unknown of the clock, and at most a round trip.
+    /// Upper bound of the time from a slot's date to the arrival of its answer; added to the slack. It
+    /// is at least the uncertainty of the store's clock and at most a round trip.
     distance: Duration,
     allowance: Allowance,
     clock: Clock,
-    /// By date.
+    /// Usable slots, sorted by date.
     hand: VecDeque<Slot>,
-    /// To be given back with the next question.
+    /// Slots to give back with the next request.
     unused: Vec<Dated>,
-    /// Used too late: to be reported with the next question.
+    /// Slots used too late, to report with the next request.
     late: Vec<Late>,
-    /// Reported with the question of this number, which is not answered yet.
+    /// Late uses reported with the request of this number, which is not answered yet.
     reported: Option<(u64, Vec<Late>)>,
-    /// Granted, and neither spent nor given back.
+    /// Number of granted slots that are neither used nor given back.
     held: u32,
-    /// The number of the latest question.
+    /// The number of the latest request.
     number: u64,
-    /// The latest question is under way.
+    /// Whether the latest request is in flight.
     asking: bool,
-    /// The store means to deal to this replica, as it was last asked to.
+    /// Whether the store will deal slots to this replica because of its last request.
     is_wanting: bool,
-    /// When the silent window is over: before that nothing is asked for, and late uses only are reported.
+    /// When the silent window ends: before that no slots are requested, and only late uses reported.
     from: Instant,
-    /// When to ask, at the earliest then.
+    /// The earliest time of the next request.
     ask_at: Instant,
     seen: Seen,
-    /// The store's time of it.
+    /// The store's time of `seen`.
     told_at: u64,
 }
 
-/// How a lane begins to use the store.
+/// The parameters with which a lane begins to use the store.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
     pub(crate) limit: Limit,
     pub(crate) gap: Duration,
-    /// How late a slot may be used, as configured.
+    /// The configured slack.
     pub(crate) slack: Duration,
-    /// What an answer of the store usually takes.
+    /// The usual round trip to the store.
     pub(crate) distance: Duration,
-    /// Nothing is asked for before this.
+    /// No slots are requested before this.
     pub(crate) from: Instant,
 }
 
-/// What a question says of this lane.
+/// The lane's part of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Ask {
-    /// For the answer.
+    /// Identifies the request to [`Slots::answered`].
     pub(crate) number: u64,
-    /// Calls that still want a slot.
+    /// Number of calls that need a slot.
     pub(crate) wanted: usize,
     pub(crate) unused: Vec<Dated>,
     pub(crate) late: Vec<Late>,
     pub(crate) slack: Duration,
 }
 
-/// One slot by our own clock.
+/// One slot with its times by our clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub(crate) dated: Dated,
@@ -86,7 +88,7 @@ pub(crate) struct Slot {
     until: Instant,
 }
 
-/// The lane as the store has it, for forecasts.
+/// The store's view of the lane, for forecasts.
 struct Seen {
     turns: Turns,
     /// This replica's part of the grants, from 0 to 1.
@@ -137,14 +139,14 @@ impl Slots {
         }
     }
 
-    /// A question is about to be asked, for this many waiting calls: what it says.
+    /// Returns the next request, for this many waiting calls.
     pub(crate) fn ask(&mut self, waiting: usize, now: Instant) -> Ask {
         self.number += 1;
         self.asking = true;
         self.drop_late(now);
         let waiting = if now < self.from { 0 } else { waiting };
         if waiting == 0 {
-            // No call is there to use them.
+            // No call can use the slots.
             self.void();
         }
         let wanted = waiting.saturating_sub(self.hand.len());
@@ -165,7 +167,7 @@ impl Slots {
         }
     }
 
-    /// The store has answered the question of this number.
+    /// Records the answer to the request of this number.
     pub(crate) fn answered(&mut self, number: u64, answer: &Answer, now: Instant) -> Worth {
         let Answer {
             view,
@@ -186,7 +188,7 @@ impl Slots {
         if number == self.number {
             self.asking = false;
             self.is_wanting = view.wanted > 0;
-            // What one question could not carry, or became unused meanwhile, can be dealt again as soon as the store has it.
+            // The remaining unused slots can be dealt again as soon as the store has them.
             let is_due = view.stale || !self.unused.is_empty();
             self.ask_at = if is_due {
                 now
@@ -207,7 +209,7 @@ impl Slots {
         }
         self.unused.extend(too_late.iter().map(|slot| slot.dated));
         if blocked_before && self.is_blocked() {
-            // They were dealt by a store that does not know of the late use.
+            // The store dealt them before it knew of the late use.
             self.unused.extend(in_time.iter().map(|slot| slot.dated));
         } else {
             self.hand.extend(in_time);
@@ -225,16 +227,16 @@ impl Slots {
         worth
     }
 
-    /// Whether no later view than this has been answered: answers to questions that were under way together come in any
-    /// order. A clock that has gone back has other views.
+    /// Whether this is the latest view: concurrent requests can be answered in any order. A view that is
+    /// much older comes from a clock that was set back, and is the latest.
     pub(crate) fn is_latest(&self, view: &View) -> bool {
         view.now >= self.told_at || view.now + UNDER_WAY < self.told_at
     }
 
-    /// The store did not answer this question: it is asked again at `again`.
+    /// Records that the request was not answered; the next one follows at `again`.
     pub(crate) fn unanswered(&mut self, number: u64, again: Instant) {
         if let Some((_, late)) = self.reported.take_if(|(reported, _)| *reported == number) {
-            // Were it reported twice, it would cost a second token.
+            // If the store did receive the report, the second one costs another token.
             self.late.extend(late);
         }
         if number == self.number {
@@ -243,13 +245,13 @@ impl Slots {
         }
     }
 
-    /// The lane pauses: nothing at hand may be used.
+    /// Gives back all slots, for example because the lane is paused.
     pub(crate) fn void(&mut self) {
         self.unused
             .extend(self.hand.drain(..).map(|slot| slot.dated));
     }
 
-    /// Puts aside what can no longer be used in time.
+    /// Gives back the slots that can no longer be used in time.
     pub(crate) fn drop_late(&mut self, now: Instant) {
         while self.hand.front().is_some_and(|slot| slot.until < now) {
             self.unused
@@ -275,7 +277,7 @@ impl Slots {
         !self.is_blocked() && slot.from <= now && now <= slot.until()
     }
 
-    /// A granted slot was not used: another call may use it, or it goes back to the store.
+    /// Returns a granted slot that was not used: to another call or to the store.
     pub(crate) fn give_back(&mut self, slot: Slot, now: Instant) {
         self.held = self.held.saturating_sub(1);
         let is_late = slot.until < now;
@@ -291,8 +293,8 @@ impl Slots {
         }
     }
 
-    /// A granted slot was used: its attempt's first byte left no later than `at`. False if that was too late: nothing at
-    /// hand may be used then, and the store is to be asked now.
+    /// Records that a granted slot was used: its attempt's first byte left no later than `at`. False if
+    /// that was too late: then no slot may be used, and a request is due now.
     pub(crate) fn written(&mut self, slot: Slot, at: Instant, now: Instant) -> bool {
         self.held = self.held.saturating_sub(1);
         let in_time = at <= slot.until;
@@ -308,8 +310,7 @@ impl Slots {
         in_time
     }
 
-    /// An attempt was written at `at` for which this store has dealt no slot: an earlier source had granted it. It is
-    /// reported as a late use.
+    /// Records an attempt, sent at `at`, that another source had granted. It is reported as a late use.
     pub(crate) fn written_besides(&mut self, at: Instant, now: Instant) {
         let unknown = Dated {
             at: 0,
@@ -342,23 +343,24 @@ impl Slots {
         self.held
     }
 
-    /// While no call waits: the store must be asked, to take back slots or what it was asked for.
+    /// Whether a request is due although no call waits: to give back slots, report late uses, or withdraw
+    /// the last request.
     pub(crate) fn has_unused(&self) -> bool {
         let wants = self.is_wanting && !self.asking;
         wants || !self.unused.is_empty() || !self.hand.is_empty() || self.must_report()
     }
 
-    /// The store remembers a trouble that an answer of CAMS ends.
+    /// Whether the store has a back-off level, which a response of CAMS resets.
     pub(crate) fn is_troubled(&self) -> bool {
         self.seen.level > 0
     }
 
-    /// The back-off's level, as the store last said.
+    /// Returns the back-off level that the store last reported.
     pub(crate) fn level(&self) -> u32 {
         self.seen.level
     }
 
-    /// The store's clock.
+    /// Returns the bounds on the store's clock.
     pub(crate) fn clock(&self) -> &Clock {
         &self.clock
     }
@@ -382,32 +384,33 @@ impl Slots {
         Wait::Until(slot.map_or(ask_at, |slot| slot.min(ask_at)))
     }
 
-    /// When the slot at hand can be granted that has `ahead` others before it, if there is one.
+    /// Returns when the slot with `ahead` others before it can be granted, if there is one.
     pub(crate) fn at_hand(&self, ahead: usize) -> Option<Instant> {
         self.hand.get(ahead).map(|slot| slot.from)
     }
 
-    /// How many grants of all replicas come before this replica's `ahead` + 1st that is not at hand.
+    /// Estimates how many grants of all replicas precede this replica's grant `ahead` + 1, without its
+    /// own slots.
     pub(crate) fn ahead_of_all(&self, ahead: usize) -> usize {
         (ahead.saturating_sub(self.hand.len()) as f64 / self.seen.part.max(0.01)) as usize
     }
 
-    /// When the tokens are back, for forecasts.
+    /// Returns when the tokens return, for forecasts.
     pub(crate) fn turns(&self) -> &Turns {
         &self.seen.turns
     }
 
-    /// Whether all tokens are withheld for replicas that have vanished.
+    /// Whether all tokens are withheld for vanished replicas.
     pub(crate) fn are_withheld(&self) -> bool {
         self.seen.turns.usable == 0
     }
 
-    /// This replica's part of the grants, from 0 to 1.
+    /// Returns this replica's part of the grants, from 0 to 1.
     pub(crate) fn part(&self) -> f64 {
         self.seen.part
     }
 
-    /// Calls per second that this replica may expect.
+    /// Returns the calls per second that this replica can expect.
     pub(crate) fn rate(&self) -> f64 {
         let Turns { usable, away, .. } = &self.seen.turns;
         f64::from(*usable) / away.as_secs_f64() * self.seen.part
@@ -417,7 +420,7 @@ impl Slots {
         self.held == 0 && !self.asking && !self.has_unused() && !self.is_blocked()
     }
 
-    /// A slot was used too late, and the store does not know of it yet.
+    /// Whether a late use is not confirmed by the store yet.
     fn is_blocked(&self) -> bool {
         self.reported.is_some() || !self.late.is_empty()
     }
@@ -430,13 +433,13 @@ impl Slots {
 // === impl Slot ===
 
 impl Slot {
-    /// Not to be used after this.
+    /// Returns the latest time at which the slot may be used.
     pub(crate) fn until(&self) -> Instant {
         self.until
     }
 }
 
-/// Takes as many as one question may carry.
+/// Takes as many items as one request may carry.
 fn first<T>(list: &mut Vec<T>) -> Vec<T> {
     list.drain(..list.len().min(GIVEN_BACK)).collect()
 }

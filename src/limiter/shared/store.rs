@@ -1,7 +1,8 @@
-//! How does Flowgate talk to the store that replicas share? Over one connection that a task of its own keeps
-//! (`store/keeper.rs`); whoever asks the store never waits for a connection. The first operation that the store does not
-//! answer in time, or answers as no healthy store would, opens the circuit: from then on every operation fails at once,
-//! until the keeper has found the store in order. What is asked of the store is for its users.
+//! The connection to the shared store.
+//!
+//! A task keeps one connection (`store/keeper.rs`); operations never wait for a connection. The first
+//! operation that times out or fails opens the circuit: from then on every operation fails
+//! immediately, until the keeper has found the store healthy.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,44 +37,44 @@ pub(crate) struct Store {
     _keeper: AbortOnDropHandle<()>,
 }
 
-/// How the store is.
+/// The state of the store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum State {
-    /// Since the start of the process nothing was answered.
+    /// It has not answered since the start of the process.
     NeverSeen,
     /// It answers.
     Up {
-        /// When this connection became usable; every reconnect is a new one.
+        /// When the current connection became usable.
         since: Instant,
     },
-    /// It answered once, and does no more.
+    /// It has answered before and no longer does.
     Down {
-        /// When that was noticed.
+        /// When the failure was detected.
         since: Instant,
     },
 }
 
-/// Why the store gave no answer.
+/// Why an operation has no answer.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum Unavailable {
-    /// Nothing was asked: the circuit is open.
+    /// The circuit is open; nothing was sent.
     #[error("the shared store is down")]
     Down,
-    /// Asked, and perhaps done.
+    /// The operation timed out; it may have been executed.
     #[error("the shared store did not answer within {0:?}")]
     Late(Duration),
-    /// It answered with an error, or the connection broke.
+    /// The store returned an error, or the connection failed.
     #[error("the shared store: {0}")]
     Failed(String),
-    /// It answers so late that what it deals cannot be used.
+    /// The store's answers are too late for their slots to be used.
     #[error("the shared store answers too late for its slots to be used")]
     TooFar,
-    /// It answered a script with something else than the script's answer.
+    /// The answer does not have the script's form.
     #[error("the shared store's answer is not the script's")]
     NoAnswer,
 }
 
-/// What the keeper and those who ask have in common.
+/// State shared by the keeper and the operations.
 struct Shared {
     dial: Dial,
     probe: Probe,
@@ -81,17 +82,17 @@ struct Shared {
     metrics: Arc<Metrics>,
     /// Changed only while `link` is locked.
     state: watch::Sender<State>,
-    /// There is one exactly while the state is `Up`.
+    /// `Some` exactly while the state is `Up`.
     link: Mutex<Option<Arc<Link>>>,
     distance: Mutex<Distance>,
-    /// Of the server that the link leads to; empty if it is not known.
+    /// The run id of the connected server; empty if unknown.
     run: Mutex<String>,
-    /// The connection that was in use before. It stays open while the store is down: other replicas take one whose connection
-    /// is closed for dead, and this one goes on with its part.
+    /// The previous connection. It stays open while the store is down, because other replicas consider
+    /// a replica with a closed connection dead, while this one still uses its part.
     retired: Mutex<Option<Arc<Link>>>,
 }
 
-/// A connection that was found in order. Who sees it fail closes this one and no later one.
+/// A healthy connection. A failure closes only the connection on which it occurred.
 struct Link {
     connection: Connection,
     masters: usize,
@@ -100,7 +101,7 @@ struct Link {
 // === impl Store ===
 
 impl Store {
-    /// Never waits for the server: a task of the runtime connects, keeps the connection, and reconnects.
+    /// Returns immediately: a task connects, keeps the connection and reconnects.
     pub(crate) fn open(
         config: &config::Store,
         metrics: Arc<Metrics>,
@@ -108,7 +109,7 @@ impl Store {
         Ok(Self::over(connect::dial(config)?, config, metrics))
     }
 
-    /// As `open`, with whatever `dial` connects to.
+    /// Like `open`, with another `dial`.
     fn over(dial: Dial, config: &config::Store, metrics: Arc<Metrics>) -> Arc<Self> {
         metrics.has_store();
         let shared = Arc::new(Shared {
@@ -132,13 +133,13 @@ impl Store {
         })
     }
 
-    /// What the name of every key begins with; the operations take whole names.
+    /// Returns the prefix of every key. Operations take names with the prefix.
     pub(crate) fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// Runs a script on its keys, which are of one slot; a server that does not know it, after a flush or a failover, is given it first. At
-    /// once `Err` while the store is down.
+    /// Runs a script on keys of one hash slot. Loads the script if the server does not have it, after a
+    /// flush or a failover. Fails immediately while the store is down.
     pub(crate) async fn run(
         &self,
         op: &'static str,
@@ -162,7 +163,7 @@ impl Store {
         if let Some(answer) = self.shared.operation(op, &link, known).await? {
             return Ok(answer);
         }
-        // Each round trip has the whole time: the store may be far away.
+        // Each round trip gets the whole timeout, because the store may be far away.
         let load = script.prepare_invoke();
         let mut connection = link.connection.clone();
         self.shared
@@ -173,13 +174,13 @@ impl Store {
             .await
     }
 
-    /// The store knows this process by its present connection: the one before it may be closed.
+    /// Closes the previous connection, because the store knows this process by the current one.
     pub(crate) fn is_known_again(&self) {
         drop(self.shared.retired.lock().take());
     }
 
-    /// The run of the server, if it tells it: the numbers of its connections are of this run. Empty in a cluster, where
-    /// there are many.
+    /// Returns the server's run id, in which its connection ids are valid. Empty if unknown, and in a
+    /// cluster, which has many servers.
     pub(crate) fn run_id(&self) -> String {
         if self.is_cluster {
             String::new()
@@ -188,7 +189,7 @@ impl Store {
         }
     }
 
-    /// `SET key value NX PX ms`: true when it was new.
+    /// `SET key value NX PX ms`: true if the key was new.
     pub(crate) async fn set_new(
         &self,
         op: &'static str,
@@ -209,12 +210,12 @@ impl Store {
         Ok(answer.is_some())
     }
 
-    /// The server's number of this process's connection; none in a cluster, where there are many.
+    /// Returns the server's id of this process's connection; `None` in a cluster, which has many.
     pub(crate) async fn own_connection(&self) -> Option<u64> {
         self.client(&["ID"]).await
     }
 
-    /// Whether the server has seen this connection closed; none if it does not say.
+    /// Whether the server has closed this connection; `None` if unknown.
     pub(crate) async fn is_closed(&self, connection: u64) -> Option<bool> {
         let open: String = self
             .client(&["LIST", "ID", &connection.to_string()])
@@ -222,7 +223,8 @@ impl Store {
         Some(!open.starts_with("id="))
     }
 
-    /// None also if this user may not ask: dead replicas are found out by their silence then.
+    /// Runs `CLIENT`. `None` also if the user may not run it: then dead replicas are detected only by
+    /// their silence.
     async fn client<T: redis::FromRedisValue>(&self, args: &[&str]) -> Option<T> {
         let link = self.alone()?;
         let mut connection = link.connection.clone();
@@ -249,32 +251,32 @@ impl Store {
         }
     }
 
-    /// How it is now.
+    /// Returns the current state.
     pub(crate) fn state(&self) -> State {
         *self.shared.state.borrow()
     }
 
-    /// A way to wait for changes.
+    /// Returns a receiver of state changes.
     pub(crate) fn changes(&self) -> watch::Receiver<State> {
         self.shared.state.subscribe()
     }
 
-    /// What one operation may take.
+    /// Returns the timeout of one operation.
     pub(crate) fn timeout(&self) -> Duration {
         self.shared.timeout
     }
 
-    /// What an answer takes: the least round trip of the last pings.
+    /// Returns the shortest round trip of recent pings.
     pub(crate) fn distance(&self) -> Duration {
         self.shared.distance.lock().least()
     }
 
-    /// The answers come too late to be of use: the circuit opens.
+    /// Opens the circuit because the answers are too late.
     pub(crate) fn is_too_far(&self) {
         self.give_up("take", &Unavailable::TooFar);
     }
 
-    /// An answer was not the script's: the circuit opens.
+    /// Opens the circuit because an answer does not have the script's form.
     pub(crate) fn has_no_answer(&self, op: &'static str) {
         self.give_up(op, &Unavailable::NoAnswer);
     }
@@ -285,16 +287,13 @@ impl Store {
         }
     }
 
-    /// For the start: `Err` when the store answers and must not be used, or does not permit what is needed. One that does not answer is no reason not to
-    /// start.
+    /// Checks the store at the start. `Err`: it answers but must not be used, or does not permit a
+    /// required command. A store that does not answer does not prevent the start.
     pub(crate) async fn check(&self) -> Result<(), String> {
-        match self
-            .shared
-            .reach()
-            .await
-            .err()
-            .and_then(Trouble::forbids_start)
-        {
+        let Err(trouble) = self.shared.reach().await else {
+            return Ok(());
+        };
+        match trouble.forbids_start() {
             Some(reason) => Err(reason),
             None => Ok(()),
         }
@@ -308,7 +307,7 @@ impl Shared {
         self.link.lock().clone().ok_or(Unavailable::Down)
     }
 
-    /// Whether it still answers; if not, the circuit opens.
+    /// Pings the store. A failure opens the circuit.
     async fn ping(&self, link: &Arc<Link>) {
         let mut connection = link.connection.clone();
         let sent = Instant::now();
@@ -321,7 +320,7 @@ impl Shared {
         }
     }
 
-    /// A ping was answered after this time.
+    /// Records the round trip of a ping.
     fn has_answered(&self, round_trip: Duration) {
         let mut distance = self.distance.lock();
         let is_far = distance.observe(round_trip, Instant::now());
@@ -330,13 +329,13 @@ impl Shared {
         if is_far {
             tracing::warn!(
                 distance_seconds = least.as_secs_f64(),
-                "the shared store is far away: it costs rate"
+                "the shared store is far away; this reduces the rate"
             );
         }
     }
 
-    /// Waits for an operation for as long as it may take, counts it, and opens the circuit when it failed: no operation
-    /// fails on a store in order.
+    /// Runs an operation with the timeout and counts it. A failure opens the circuit: no operation fails
+    /// on a healthy store.
     async fn operation<T>(
         &self,
         op: &'static str,
@@ -355,7 +354,7 @@ impl Shared {
         result.inspect_err(|unavailable| self.fail(link, op, unavailable))
     }
 
-    /// The circuit opens, unless this connection is not the one in use any more.
+    /// Opens the circuit, unless the failed connection has been replaced already.
     fn fail(&self, failed: &Arc<Link>, op: &'static str, reason: &Unavailable) {
         let mut link = self.link.lock();
         if !link.as_ref().is_some_and(|link| Arc::ptr_eq(link, failed)) {
@@ -373,7 +372,7 @@ impl Shared {
         tracing::warn!(op, %reason, up_seconds = up.as_secs_f64(), "the shared store is down");
     }
 
-    /// The circuit closes. Returns how it was before.
+    /// Closes the circuit. Returns the previous state.
     fn restore(&self, connection: Connection, health: &health::Health) -> State {
         let mut link = self.link.lock();
         *link = Some(Arc::new(Link {
@@ -393,7 +392,7 @@ impl Shared {
         })
     }
 
-    /// Connects anew and looks whether the store is in order.
+    /// Opens a new connection and checks the store's health.
     async fn reach(&self) -> Result<(Connection, health::Health), Trouble> {
         let began = Instant::now();
         let reached = self.connect_and_look().await;

@@ -6,7 +6,7 @@ use crate::servers::Cluster;
 mod deal;
 
 #[tokio::test(start_paused = true)]
-async fn only_who_may_use_a_part_is_withheld_one() {
+async fn parts_are_withheld_only_if_they_may_be_used() {
     let limit = Limit {
         count: NonZeroU32::new(4).unwrap(),
         window: Duration::from_secs(1),
@@ -54,7 +54,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn in_a_cluster_replicas_that_are_replaced_leave_nothing_withheld() {
+async fn in_a_cluster_nothing_is_withheld_for_replaced_replicas() {
     let cluster = Cluster::start().await;
     let ports: Vec<_> = cluster.nodes.iter().map(|node| node.port).collect();
     let settings = patient(config::Store::on(config::Topology::Cluster, &ports));

@@ -1,5 +1,5 @@
-//! When are the lane's tokens back, as the store last said? Of many it tells some; the others are reckoned between these.
-//! Only for forecasts.
+//! When a lane's tokens return, as the store last reported, for forecasts. Of many tokens the store
+//! reports samples; the others are interpolated.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use crate::limiter::forecast::after;
 use crate::limiter::shared::clock::Clock;
 use crate::limiter::shared::protocol::View;
 
-/// When each usable token is back.
+/// When each usable token returns.
 #[derive(Clone, Debug)]
 pub(crate) struct Turns {
     pub(super) usable: u32,
-    /// How many of them are not free.
+    /// How many of them are in use.
     pub(super) used: u32,
-    /// When these are back, in order: all of them, or some that are evenly spread.
+    /// When the used tokens return, sorted: all of them, or evenly spread samples.
     pub(super) back: Vec<Instant>,
-    /// When the others are free.
+    /// When the free tokens can be used.
     pub(super) free: Instant,
-    /// How long a token is away.
+    /// How long a used token is unavailable.
     pub(super) away: Duration,
 }
 
@@ -47,17 +47,17 @@ impl Turns {
         }
     }
 
-    /// How many tokens may be in use.
+    /// Returns how many tokens may be in use.
     pub(crate) fn usable(&self) -> usize {
         self.usable as usize
     }
 
-    /// How long a token is away.
+    /// Returns how long a used token is unavailable.
     pub(crate) fn away(&self) -> Duration {
         self.away
     }
 
-    /// When the `ahead` + 1st grant can come, if none comes before `open`. There must be a usable token.
+    /// Returns when grant `ahead` + 1 is possible, not before `open`. `usable` must not be 0.
     pub(crate) fn nth(&self, ahead: usize, open: Instant) -> Instant {
         let usable = self.usable as usize;
         after(
@@ -67,20 +67,22 @@ impl Turns {
         )
     }
 
-    /// When the usable token of this rank is back: between two that the store told of, by their distance.
+    /// Returns when the token of this rank returns, interpolated between the store's samples.
     fn first(&self, rank: usize) -> Instant {
         let free = (self.usable - self.used) as usize;
         let Some(rank) = rank.checked_sub(free) else {
             return self.free;
         };
-        let (spans, tokens) = (self.back.len() - 1, self.used as usize - 1);
+        let spans = self.back.len() - 1;
+        let tokens = self.used as usize - 1;
         if spans == tokens || tokens == 0 {
             return self.back[rank.min(spans)];
         }
         let place = rank as f64 * spans as f64 / tokens as f64;
-        let (from, part) = (place as usize, place.fract());
-        let to = self.back[(from + 1).min(spans)];
-        self.back[from] + to.saturating_duration_since(self.back[from]).mul_f64(part)
+        let index = place as usize;
+        let from = self.back[index];
+        let to = self.back[(index + 1).min(spans)];
+        from + to.saturating_duration_since(from).mul_f64(place.fract())
     }
 }
 
@@ -89,8 +91,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn forecasts_are_of_each_token_or_between_those_that_were_told() {
-        let (now, second) = (Instant::now(), Duration::from_secs(1));
+    fn forecasts_use_each_token_or_interpolate_between_samples() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
         let at = |ms: &u32| now + Duration::from_millis(u64::from(*ms));
         let turns = |usable, used, back: &[u32]| Turns {
             usable,
@@ -109,7 +112,7 @@ mod tests {
             nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]),
             [0, 0, 100, 200, 700, 1000, 1100]
         );
-        // The store tells three of 101 tokens.
+        // The store reports three of 101 tokens.
         assert_eq!(
             nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]),
             [0, 50, 100, 500, 900, 1000]

@@ -1,7 +1,9 @@
-//! How do lines get into the file, and which file? By one write of whole lines at its end, so that none is mixed with
-//! another process's; into a new file when this one is full, was moved or is gone. A write that got only a part of a line
-//! in is ended by the next one, of any process, so that a reader loses one line and no more. Others may write the same
-//! file: what it is now is looked at before each write, and a process that moves a full one holds its lock meanwhile.
+//! The rotating file of the journal. Several processes may write it.
+//!
+//! Each batch is one write of whole lines in append mode, so that lines of different processes do
+//! not mix. A partly written line is terminated by the next write of any process, so that a reader
+//! loses one line at most. The file is checked before each write: a full file is rotated under its
+//! lock, and a file that was moved or removed is replaced.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -15,37 +17,37 @@ use rustix::io::Errno;
 use super::writer::{Appended, Sink};
 use crate::config;
 
-/// Read and written by its owner alone.
+/// File mode: only the owner may read and write.
 const MODE: u32 = 0o600;
 
-/// The file that is written now.
+/// The current file of a journal.
 pub(crate) struct RotatingFile {
     path: PathBuf,
     max_size: u64,
     keep: u32,
     file: File,
     identity: Identity,
-    /// Its length, as it was seen last.
+    /// The file's length when it was last checked.
     size: u64,
-    /// What is written at once.
+    /// The lines of one write.
     buffer: Vec<u8>,
 }
 
-/// What tells a file from another one of the same name.
+/// Device and inode of a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Identity(u64, u64);
 
-/// The older files' names: the number grows with the age.
+/// Returns the name of a rotated file. Higher numbers are older.
 pub(super) fn older(path: &Path, number: u32) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{number}"));
     name.into()
 }
 
-/// Opens a file for appending, or makes it, and sees to it that only its owner can read it.
+/// Opens or creates a file for appending, readable only by its owner.
 fn open(path: &Path) -> io::Result<File> {
     match std::fs::metadata(path) {
-        // Asked before it is opened, because opening a pipe waits for a reader.
+        // Checked before the file is opened, because opening a pipe waits for a reader.
         Ok(found) if !found.is_file() => {
             return Err(io::Error::new(
                 ErrorKind::InvalidInput,
@@ -62,12 +64,12 @@ fn open(path: &Path) -> io::Result<File> {
         .open(path)?;
     if file.metadata()?.mode() & 0o777 & !MODE != 0 {
         file.set_permissions(Permissions::from_mode(MODE))?;
-        tracing::warn!(path = %path.display(), "others could read the journal: now only its owner can");
+        tracing::warn!(path = %path.display(), "the journal was accessible to others; restricted to its owner");
     }
     Ok(file)
 }
 
-/// Whether the file's last line has no end: its writer was stopped, or its disk was full.
+/// Whether the file's last line is incomplete: its writer was killed, or the disk was full.
 fn is_torn(file: &File, size: u64) -> io::Result<bool> {
     let Some(last) = size.checked_sub(1) else {
         return Ok(false);
@@ -85,43 +87,51 @@ impl Identity {
     }
 }
 
+// === impl Appended ===
+
+impl Appended {
+    /// All lines are lost.
+    fn nothing(lines: &[Bytes], error: io::Error) -> Self {
+        Self {
+            lines: lines.len(),
+            lost: lines.len(),
+            error: Some(error),
+        }
+    }
+}
+
 // === impl RotatingFile ===
 
 impl RotatingFile {
     pub(crate) fn open(config: &config::Journal) -> io::Result<Self> {
-        let config::Journal {
-            path,
-            max_size,
-            keep,
-        } = config;
-        Self::on(open(path)?, path, (*max_size as u64, *keep))
+        Self::on(open(&config.path)?, config)
     }
 
-    /// On a file that is open.
-    fn on(file: File, path: &Path, (max_size, keep): (u64, u32)) -> io::Result<Self> {
-        let found = file.metadata()?;
-        let (identity, size) = (Identity::of(&found), found.len());
+    /// Uses a file that is already open.
+    fn on(file: File, config: &config::Journal) -> io::Result<Self> {
+        let metadata = file.metadata()?;
         Ok(Self {
-            path: path.to_owned(),
-            max_size,
-            keep,
+            path: config.path.clone(),
+            max_size: config.max_size as u64,
+            keep: config.keep,
             file,
-            identity,
-            size,
+            identity: Identity::of(&metadata),
+            size: metadata.len(),
             buffer: Vec::new(),
         })
     }
 
-    /// Puts the first of these lines into the buffer, and as many more as the file has room for. Where each one ends there.
+    /// Fills the buffer with the first line and as many more as fit into the file. Returns where
+    /// each line ends in the buffer.
     fn fill(&mut self, lines: &[Bytes], prepared: &io::Result<()>) -> io::Result<Vec<usize>> {
-        // What was seen is the file of this name, and that may be another one still.
+        // After an error, `self.size` may be the length of another file with this name.
         let size = if prepared.is_ok() {
             self.size
         } else {
             self.file.metadata()?.len()
         };
         self.buffer.clear();
-        // A file that cannot be read is no reason to lose the line.
+        // An error here does not prevent the write.
         if is_torn(&self.file, size).unwrap_or(false) {
             self.buffer.push(b'\n');
         }
@@ -137,7 +147,7 @@ impl RotatingFile {
         Ok(ends)
     }
 
-    /// One write, however often a signal comes before it has begun.
+    /// Makes one write; retries only if a signal interrupted it before it began.
     fn write_once(&self) -> io::Result<usize> {
         loop {
             match (&self.file).write(&self.buffer) {
@@ -147,7 +157,7 @@ impl RotatingFile {
         }
     }
 
-    /// Takes the next file when this one is full, and the file of this name when that is another one now.
+    /// Rotates the file if it is full, and reopens it if the path no longer names this file.
     fn prepare(&mut self, more: u64) -> io::Result<()> {
         match self.has_room(more) {
             Some(true) => Ok(()),
@@ -156,7 +166,7 @@ impl RotatingFile {
         }
     }
 
-    /// Whether so many bytes more may go into the file; none if another one has its name, or none has.
+    /// Whether `more` bytes fit into the file; `None` if the path no longer names this file.
     fn has_room(&mut self, more: u64) -> Option<bool> {
         let found = std::fs::metadata(&self.path)
             .ok()
@@ -166,19 +176,20 @@ impl RotatingFile {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        let buffer = std::mem::take(&mut self.buffer);
-        *self = Self {
-            buffer,
-            ..Self::on(open(&self.path)?, &self.path, (self.max_size, self.keep))?
-        };
+        let file = open(&self.path)?;
+        let metadata = file.metadata()?;
+        self.file = file;
+        self.identity = Identity::of(&metadata);
+        self.size = metadata.len();
         Ok(())
     }
 
-    /// Moves the full file on and takes a new one, unless another process does so, or has done so since it was seen full:
-    /// moved by both, a file with a line or two would push out an older one. Nobody waits for the lock, because who holds
-    /// it may have been stopped: the line goes into the full file then.
+    /// Rotates the full file, unless another process does so or has done so since the check: if both
+    /// did, an almost empty file would push out an older one. Does not wait for the lock, because
+    /// its holder may be stopped: in that case the line is written to the full file.
     fn move_on(&mut self, more: u64) -> io::Result<()> {
-        // Where there are no locks, which is another error, one process at a time writes the journal.
+        // Other errors mean that the file system has no locks; there, only one process may write
+        // the journal.
         if flock(&self.file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
             return Ok(());
         }
@@ -187,12 +198,12 @@ impl RotatingFile {
             Some(false) => self.make_room().and_then(|()| self.reopen()),
             None => self.reopen(),
         };
-        // That of a file that is open no more has gone with it.
+        // If the file was reopened, the lock ended with the old descriptor.
         let _unlocked = flock(&self.file, FlockOperation::Unlock);
         moved
     }
 
-    /// Renames the files, the oldest first, which is overwritten.
+    /// Renames the files, the oldest first. The last one is overwritten.
     fn make_room(&self) -> io::Result<()> {
         for number in (1..self.keep).rev() {
             match std::fs::rename(older(&self.path, number), older(&self.path, number + 1)) {
@@ -207,18 +218,13 @@ impl RotatingFile {
 impl Sink for RotatingFile {
     fn append(&mut self, lines: &[Bytes]) -> Appended {
         let prepared = self.prepare(lines.first().map_or(0, |line| line.len() as u64));
-        let all_lost = |error| Appended {
-            lines: lines.len(),
-            lost: lines.len(),
-            error: Some(error),
-        };
         let ends = match self.fill(lines, &prepared) {
             Ok(ends) => ends,
-            Err(error) => return all_lost(error),
+            Err(error) => return Appended::nothing(lines, error),
         };
         let written = match self.write_once() {
             Ok(written) => written,
-            Err(error) => return all_lost(error),
+            Err(error) => return Appended::nothing(lines, error),
         };
         let whole = ends.iter().take_while(|end| **end <= written).count();
         if whole == ends.len() {
@@ -228,10 +234,7 @@ impl Sink for RotatingFile {
                 error: prepared.err(),
             };
         }
-        let error = io::Error::new(
-            ErrorKind::WriteZero,
-            "only a part of a line could be written",
-        );
+        let error = io::Error::new(ErrorKind::WriteZero, "only part of a line was written");
         Appended {
             lines: whole + 1,
             lost: 1,
@@ -253,7 +256,7 @@ mod tests {
         }
     }
 
-    /// A file in this folder, of so many bytes at most.
+    /// A file of at most `max_size` bytes in this folder.
     fn file(folder: &tempfile::TempDir, max_size: usize) -> (PathBuf, RotatingFile) {
         let path = folder.path().join("journal");
         let file = RotatingFile::open(&config::Journal {
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn full_files_move_on_and_the_oldest_goes() {
+    fn full_files_are_rotated_and_the_oldest_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut file) = file(&folder, 8);
         for line in [
@@ -296,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_others_could_read_they_can_read_no_more() {
+    fn an_existing_file_is_restricted_to_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         std::fs::write(&path, "before\n").unwrap();
@@ -310,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_was_torn_is_ended_before_the_next() {
+    fn an_incomplete_line_is_terminated_before_the_next() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("journal"), "whole\nto").unwrap();
         let (path, mut file) = file(&folder, 100);
@@ -320,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_another_process_has_torn_is_ended_before_the_next() {
+    fn an_incomplete_line_of_another_process_is_terminated_before_the_next() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut file) = file(&folder, 100);
         file.write(b"one\n").unwrap();
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_two_have_seen_full_moves_on_once() {
+    fn a_file_that_two_writers_find_full_is_rotated_once() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut first) = file(&folder, 8);
         first.write(b"one\n").unwrap();
@@ -355,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_lose_no_line_and_move_only_full_files_on() {
+    fn concurrent_writers_lose_no_line_and_rotate_only_full_files() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let config = config::Journal {
@@ -393,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn who_moves_the_file_on_is_not_waited_for() {
+    fn a_writer_does_not_wait_for_another_rotation() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut file) = file(&folder, 8);
         file.write(b"one\n").unwrap();
@@ -410,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_moved_or_removed_is_made_anew() {
+    fn a_file_that_was_moved_or_removed_is_created_again() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut file) = file(&folder, 100);
         file.write(b"one\n").unwrap();
@@ -426,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_new_file_can_be_made_the_open_one_is_written_and_the_error_told() {
+    fn if_the_rotation_fails_the_full_file_is_written_and_the_error_is_returned() {
         let folder = tempfile::tempdir().unwrap();
         let (path, mut file) = file(&folder, 8);
         file.write(b"one\n").unwrap();
@@ -445,9 +448,13 @@ mod tests {
 
     #[test]
     fn a_full_disk_is_an_error() {
-        let full = Path::new("/dev/full");
-        let file = OpenOptions::new().append(true).open(full).unwrap();
-        let mut file = RotatingFile::on(file, full, (100, 1)).unwrap();
+        let config = config::Journal {
+            path: "/dev/full".into(),
+            max_size: 100,
+            keep: 1,
+        };
+        let file = OpenOptions::new().append(true).open(&config.path).unwrap();
+        let mut file = RotatingFile::on(file, &config).unwrap();
         assert_eq!(
             file.write(b"line\n").unwrap_err().kind(),
             ErrorKind::StorageFull
@@ -455,14 +462,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_regular_file_will_do() {
-        let config = |path: &str| config::Journal {
-            path: path.into(),
-            max_size: 100,
-            keep: 1,
-        };
+    fn only_a_regular_file_is_accepted() {
         for path in ["/dev/null", "/tmp"] {
-            let refused = RotatingFile::open(&config(path)).err().unwrap();
+            let config = config::Journal {
+                path: path.into(),
+                max_size: 100,
+                keep: 1,
+            };
+            let refused = RotatingFile::open(&config).err().unwrap();
             assert_eq!(refused.to_string(), "expected a regular file");
         }
     }

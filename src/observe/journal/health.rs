@@ -1,5 +1,5 @@
-//! Can the journal be written? Failed lines are counted, the start and the end of an outage are logged, and a write that
-//! does not end is an outage, too.
+//! The health of the journal: lost lines are counted, and the start and end of an outage are logged.
+//! A write that hangs is an outage too.
 
 use std::fmt::Display;
 use std::sync::Arc;
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 
 use crate::observe::metrics::Metrics;
 
-/// How often an outage is logged.
+/// Interval at which an outage is logged.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// A write that takes longer hangs.
+/// A write that takes longer is considered to hang.
 const HANGS_AFTER: Duration = Duration::from_secs(5);
 
-/// Shared by the calls and the thread that writes.
+/// Shared by the calls and the writer thread.
 ///
-/// All times are those at which lines were queued: the thread that writes has no clock of its own.
+/// All times are those at which lines were queued, because the writer thread has no tokio clock.
 pub(super) struct Health {
     metrics: Arc<Metrics>,
     state: Mutex<State>,
@@ -26,15 +26,15 @@ pub(super) struct Health {
 
 #[derive(Default)]
 struct State {
-    /// When the oldest line of the present write was queued.
+    /// When the oldest line of the current write was queued.
     writing_since: Option<Instant>,
     outage: Option<Outage>,
 }
 
-/// The journal cannot be written, or a write hangs.
+/// A time during which the journal cannot be written, or a write hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outage {
-    /// Lines lost since its start.
+    /// Lines lost since the start.
     pub(super) errors: u64,
     pub(super) logged_at: Instant,
 }
@@ -56,12 +56,12 @@ impl Health {
         state.outage.is_none() && !state.is_hanging(now)
     }
 
-    /// A write begins; its oldest line was queued then.
+    /// A write begins. `queued_at` is when its oldest line was queued.
     pub(super) fn begin(&self, queued_at: Instant) {
         self.state.lock().writing_since = Some(queued_at);
     }
 
-    /// The write has ended, and all its lines are in the file.
+    /// The write has succeeded.
     pub(super) fn wrote(&self) {
         let mut state = self.state.lock();
         state.writing_since = None;
@@ -71,7 +71,7 @@ impl Health {
         }
     }
 
-    /// The write has ended, and `lost` of its lines are not in the file. None are if only a rotation failed.
+    /// The write has ended and `lost` lines are not in the file. With 0, only a rotation failed.
     pub(super) fn failed(&self, lost: usize, error: &dyn Display, now: Instant) {
         self.state.lock().writing_since = None;
         self.lost(lost, error, now);
@@ -80,22 +80,24 @@ impl Health {
     /// Lines are lost, or a rotation failed.
     pub(super) fn lost(&self, lines: usize, error: &dyn Display, now: Instant) {
         let errors = lines.max(1);
-        (0..errors).for_each(|_| self.metrics.journal_failed());
+        for _ in 0..errors {
+            self.metrics.journal_failed();
+        }
         self.outage(errors as u64, now, |errors| {
-            tracing::error!(%error, errors, "the journal cannot be written; calls go on without it");
+            tracing::error!(%error, errors, "the journal cannot be written; calls continue without it");
         });
     }
 
-    /// The thread that writes has panicked.
+    /// The writer thread has panicked.
     pub(super) fn ended(&self, now: Instant) {
         self.state.lock().writing_since = None;
         self.outage(0, now, |_| {});
         tracing::error!(
-            "the journal's thread has panicked; calls go on without the journal until a restart"
+            "the journal's thread has panicked; calls continue without the journal until a restart"
         );
     }
 
-    /// Notices a write that hangs.
+    /// Detects a write that hangs.
     pub(super) fn check(&self, now: Instant) {
         if self.state.lock().is_hanging(now) {
             self.outage(0, now, |errors| {
@@ -104,7 +106,7 @@ impl Health {
         }
     }
 
-    /// Notes an outage, and logs it if that is due.
+    /// Records an outage, and logs it if that is due.
     fn outage(&self, errors: u64, now: Instant, log: impl FnOnce(u64)) {
         let mut state = self.state.lock();
         let is_new = state.outage.is_none();

@@ -1,5 +1,5 @@
-//! What does one line of the journal say? That an attempt is sent, by whom and for what, or how it has ended: an object of
-//! JSON, in the order in which people look for it. No secret, signature or nonce has a field here.
+//! The format of the journal: one JSON object per line, for the start or the end of an attempt. It
+//! has no field for a secret, a signature or a nonce.
 
 use std::borrow::Cow;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,9 +22,9 @@ pub(super) enum Line<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sent<'a> {
     pub(crate) time: Cow<'a, str>,
-    /// Its name, which no other attempt of any process has.
+    /// A name that is unique across processes.
     pub(crate) attempt: Cow<'a, str>,
-    /// Flowgate's own name for the call, in its answers and in the log.
+    /// Flowgate's request id, as in its responses and its log.
     pub(crate) request_id: Cow<'a, str>,
     pub(crate) account: Cow<'a, str>,
     pub(crate) client: Cow<'a, str>,
@@ -48,30 +48,30 @@ pub(super) struct Done<'a> {
     /// Why the end is unknown.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(super) reason: Option<Cow<'a, str>>,
-    /// CAMS's name for the attempt.
+    /// CAMS's request id.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(super) cams_request_id: Option<Cow<'a, str>>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub(super) flow_id: Option<Cow<'a, str>>,
 }
 
-/// What came of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Outcome {
     Ok,
     Throttled,
     UpstreamError,
-    /// CAMS does not take the signature that Flowgate made.
+    /// CAMS rejected Flowgate's signature.
     Credentials,
-    /// CAMS may have done it.
+    /// CAMS may have processed it.
     #[default]
     Unknown,
-    /// Nothing left this process.
+    /// Nothing was sent.
     Unsent,
 }
 
-/// RFC 3339 with milliseconds.
+/// Formats a time as RFC 3339 with milliseconds.
 pub(super) fn time(at: SystemTime) -> String {
     let millis = at
         .duration_since(UNIX_EPOCH)
@@ -80,7 +80,8 @@ pub(super) fn time(at: SystemTime) -> String {
     format!("{}.{millis:03}Z", seconds.trim_end_matches('Z'))
 }
 
-/// The line that says that the attempt of this one did not leave; none if it is no such line.
+/// Returns the line that records that the attempt of a `Sent` line was not sent; `None` for any
+/// other line.
 pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
     let Ok(Line::Sent(Sent { attempt, .. })) = serde_json::from_slice(sent) else {
         return None;
@@ -100,9 +101,9 @@ pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
 // === impl Line ===
 
 impl Line<'_> {
-    /// With the newline.
+    /// Serializes the line with its newline.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec(self).expect("a line's fields are texts");
+        let mut bytes = serde_json::to_vec(self).expect("a line has only text fields");
         bytes.push(b'\n');
         bytes
     }

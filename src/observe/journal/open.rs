@@ -1,5 +1,5 @@
-//! Which attempts have no end? The journal's files are read from the oldest to the latest, and whatever was sent and is
-//! not done is open: a crash left it so, or it is still under way. Lines that are none are counted and passed over.
+//! Reads a journal, from the oldest file to the latest, and lists the attempts without an end: they
+//! are still in flight, or a crash interrupted them. Damaged lines are counted and skipped.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,18 +9,19 @@ use std::path::Path;
 use super::file::{Identity, older};
 use super::line::{Line, Outcome, Sent};
 
-/// What a journal says.
+/// The content of a journal.
 pub struct Reading {
-    /// In the order in which they were sent.
+    /// Open attempts in the order in which they were sent.
     pub(super) open: Vec<Sent<'static>>,
     damaged: u64,
 }
 
-/// Reads the journal of this path with its older files. With `unknown`, what has ended without anybody knowing how is
-/// told with what has no end.
+/// Reads the journal with its rotated files. With `unknown`, attempts that ended with an unknown
+/// outcome are included.
 pub fn read(path: &Path, unknown: bool) -> io::Result<Reading> {
     let mut sent = HashMap::new();
-    let (mut damaged, mut number) = (0, 0_u64);
+    let mut damaged = 0;
+    let mut number = 0_u64;
     for file in files(path)?.into_iter().rev() {
         for line in BufReader::new(file).split(b'\n') {
             let line = line?;
@@ -46,12 +47,13 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<Reading> {
     })
 }
 
-/// All files, the latest first. Opened in this order, so that a rotation meanwhile hides none: a file that it moves is met
-/// twice, and taken once.
+/// Opens all files, the latest first. With this order, a concurrent rotation cannot hide a file: a
+/// file that it moves is found twice and used once.
 fn files(path: &Path) -> io::Result<Vec<File>> {
     let mut files = vec![File::open(path)];
-    // A rotation that is under way leaves a gap.
-    let (mut number, mut gap) = (1, 0);
+    // A rotation in progress leaves a gap of one.
+    let mut number = 1;
+    let mut gap = 0;
     while gap < 2 {
         let file = File::open(older(path, number));
         gap = if file.is_err() { gap + 1 } else { 0 };
@@ -83,17 +85,17 @@ fn files(path: &Path) -> io::Result<Vec<File>> {
 // === impl Reading ===
 
 impl Reading {
-    /// Whether every attempt has its end.
+    /// Whether every attempt has ended.
     pub fn is_settled(&self) -> bool {
         self.open.is_empty()
     }
 
-    /// Lines that could not be read.
+    /// Returns the number of damaged lines.
     pub fn damaged(&self) -> u64 {
         self.damaged
     }
 
-    /// The attempts without an end, in the order in which they were sent.
+    /// The open attempts, in the order in which they were sent.
     pub(crate) fn open(&self) -> &[Sent<'static>] {
         &self.open
     }

@@ -1,4 +1,4 @@
-//! What stands in the journal, and what a reader makes of it: pairs over rotations, damage, what cannot be written.
+//! The content of the journal and how it is read: pairs across rotations, damage, outages.
 
 use std::path::PathBuf;
 
@@ -131,7 +131,7 @@ async fn an_attempt_is_two_lines() {
 }
 
 #[tokio::test]
-async fn every_end_has_its_word() {
+async fn every_outcome_has_its_name() {
     let desk = Desk::new(1 << 20, 1);
     let (code, request_id) = (|code: &str| code.to_owned(), None);
     let verdicts = [
@@ -174,9 +174,10 @@ async fn every_end_has_its_word() {
 }
 
 #[tokio::test]
-async fn names_are_capped_and_keys_that_nobody_configured_are_masked() {
+async fn names_are_capped_and_unknown_keys_are_masked() {
     let desk = Desk::new(1 << 20, 1);
-    let (account, long) = (AccountId::new("?LTAI-somebody-1"), "ü".repeat(1000));
+    let account = AccountId::new("?LTAI-somebody-1");
+    let long = "ü".repeat(1000);
     desk.journal
         .note(
             Some(&long),
@@ -195,7 +196,7 @@ async fn names_are_capped_and_keys_that_nobody_configured_are_masked() {
 }
 
 #[tokio::test]
-async fn pairs_are_found_over_rotations_and_processes() {
+async fn attempts_are_matched_across_rotations_and_processes() {
     let desk = Desk::new(4096, 1000);
     let (answer, verdict) = created("1");
     let notes: Vec<_> = (0..200)
@@ -228,7 +229,7 @@ async fn pairs_are_found_over_rotations_and_processes() {
 }
 
 #[tokio::test]
-async fn what_ended_unknown_is_told_when_it_is_asked_for() {
+async fn unknown_outcomes_are_listed_on_request() {
     let desk = Desk::new(1 << 20, 1);
     let note = desk.note("lost");
     note.sent().await;
@@ -245,7 +246,7 @@ async fn what_ended_unknown_is_told_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn damage_costs_its_own_line_only() {
+async fn a_damaged_line_does_not_affect_others() {
     let desk = Desk::new(1 << 20, 1);
     desk.note("before").sent().await;
     let whole = std::fs::read(desk.path()).unwrap();
@@ -276,7 +277,7 @@ async fn damage_costs_its_own_line_only() {
 }
 
 #[tokio::test]
-async fn a_table_is_aligned_and_shows_nothing_raw() {
+async fn a_table_is_aligned_and_escaped() {
     let desk = Desk::new(1 << 20, 1);
     let operation = Operation {
         tenant: TenantId::new("cams-1"),
@@ -310,7 +311,7 @@ async fn a_table_is_aligned_and_shows_nothing_raw() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn trouble_is_counted_told_now_and_then_and_its_end_once() {
+async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
     let desk = Desk::new(1 << 20, 1);
     std::fs::remove_file(desk.path()).unwrap();
     std::fs::create_dir(desk.path()).unwrap();

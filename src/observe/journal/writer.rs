@@ -1,7 +1,9 @@
-//! Who writes the journal's lines? One thread that owns the file, so that a slow disk never stops a thread that drives
-//! connections. It takes all lines that have queued up, writes them in as few writes as the file's size allows, and then
-//! lets the attempts that wait for their lines go on. The queue is bounded in bytes: while the disk hangs, attempts wait
-//! for room in it, and lines for which nothing waits are lost and counted.
+//! The writer thread of the journal. It owns the file, so that a slow disk never blocks a thread
+//! that serves connections.
+//!
+//! It takes all queued lines, writes them in as few writes as the file's size allows, and then
+//! releases the attempts that wait for their lines. The queue is bounded in bytes: while the disk
+//! hangs, attempts wait for room in it, and lines that no attempt waits for are lost and counted.
 
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -16,33 +18,34 @@ use tokio::time::Instant;
 use super::health::Health;
 use super::line::unsent;
 
-/// Bytes of lines that may wait to be written: those of ten thousand attempts.
+/// Maximum size of queued lines in bytes: enough for ten thousand attempts.
 pub(super) const MAX_QUEUED: usize = 4 << 20;
 
-/// Bytes of lines that are written at once. The attempts of the first line wait for the last one.
+/// Maximum size of one batch in bytes. All attempts of a batch wait for its last line.
 const MAX_BATCH: usize = 64 << 10;
 
 /// How long the end of the process waits for a disk that hangs.
 const END_WITHIN: Duration = Duration::from_secs(1);
 
-/// What came of one write.
+/// The result of one write.
 #[derive(Debug)]
 pub(super) struct Appended {
-    /// How many lines it was for, the lost ones among them.
+    /// Number of lines that were handled, including lost ones.
     pub(super) lines: usize,
-    /// How many of these are not in the file.
+    /// Number of these lines that are not in the file.
     pub(super) lost: usize,
-    /// Why lines are lost; or why the next file could not be taken, and the lines are in the one that was to be replaced.
+    /// Why lines were lost; or, with none lost, why the rotation failed, so that the lines are in the
+    /// full file.
     pub(super) error: Option<io::Error>,
 }
 
-/// Where lines go.
+/// The destination of lines.
 pub(super) trait Sink: Send + 'static {
-    /// Appends the first of these lines, or more.
+    /// Appends at least the first of these lines.
     fn append(&mut self, lines: &[Bytes]) -> Appended;
 }
 
-/// The way to the thread that writes.
+/// Handle of the writer thread.
 pub(super) struct Writer {
     messages: Sender<Message>,
     room: Arc<Semaphore>,
@@ -53,9 +56,9 @@ pub(super) struct Writer {
 
 enum Message {
     Line(Line),
-    /// Everything that was queued before is written.
+    /// Signals when everything queued earlier is written.
     Flush(oneshot::Sender<()>),
-    /// Nothing follows.
+    /// The last message.
     End,
 }
 
@@ -63,12 +66,12 @@ enum Message {
 struct Line {
     bytes: Bytes,
     queued_at: Instant,
-    /// The attempt that leaves when the line is written.
+    /// Releases the attempt when the line is written.
     attempt: Option<oneshot::Sender<()>>,
     _room: OwnedSemaphorePermit,
 }
 
-/// What is written at once.
+/// The lines that are written together.
 #[derive(Default)]
 struct Batch {
     lines: Vec<Line>,
@@ -76,7 +79,7 @@ struct Batch {
     flushes: Vec<oneshot::Sender<()>>,
 }
 
-/// What the thread works with.
+/// The state of the writer thread.
 struct Worker<S> {
     sink: S,
     health: Arc<Health>,
@@ -85,15 +88,16 @@ struct Worker<S> {
     _ended: Sender<()>,
 }
 
-/// An attempt's wait for its line.
+/// An attempt that waits for its line.
 ///
-/// Dropped earlier, the attempt does not leave: its line is not written, or is followed by one that says so.
+/// If it is dropped earlier, the attempt is not sent: its line is not written, or is followed by a
+/// line that says so.
 struct Waiting<'a> {
     written: oneshot::Receiver<()>,
     abandoned: Option<(&'a Writer, &'a Bytes)>,
 }
 
-/// What a line takes of the queue's room.
+/// Returns the number of bytes that a line takes in the queue.
 fn weight(line: &Bytes) -> u32 {
     u32::try_from((line.len() + size_of::<Message>()).min(MAX_QUEUED)).unwrap_or(u32::MAX)
 }
@@ -106,11 +110,10 @@ impl Writer {
         let room = Arc::new(Semaphore::new(MAX_QUEUED));
         let (messages, queue) = mpsc::channel();
         let (ended, is_ended) = mpsc::channel();
-        let (worker_health, worker_room) = (health.clone(), room.clone());
         let mut worker = Worker {
             sink,
-            health: worker_health,
-            room: worker_room,
+            health: health.clone(),
+            room: room.clone(),
             last_queued: Instant::now(),
             _ended: ended,
         };
@@ -174,16 +177,16 @@ impl Writer {
         }
     }
 
-    /// Waits until everything that is queued is written.
+    /// Waits until everything queued is written.
     pub(super) async fn flushed(&self) {
         let (done, is_done) = oneshot::channel();
         if self.messages.send(Message::Flush(done)).is_ok() {
-            // Without a thread there is nothing to wait for.
+            // An error means that the thread has ended: there is nothing to wait for.
             drop(is_done.await);
         }
     }
 
-    /// Whether the thread took it.
+    /// Queues a line. Returns whether the thread is running.
     fn queue(&self, line: Line) -> bool {
         let queued_at = line.queued_at;
         let is_taken = self.messages.send(Message::Line(line)).is_ok();
@@ -193,14 +196,14 @@ impl Writer {
         is_taken
     }
 
-    /// A line is lost because no thread takes it.
+    /// Records a line that is lost because the thread has ended.
     fn is_gone(&self, now: Instant) {
         self.health.lost(1, &"its thread has panicked", now);
     }
 }
 
 impl Drop for Writer {
-    /// Has everything that is queued written, and waits for it for a short time.
+    /// Waits a bounded time until everything queued is written.
     fn drop(&mut self) {
         let is_told = self.messages.send(Message::End).is_ok();
         let ended = self.is_ended.get_mut().recv_timeout(END_WITHIN);
@@ -218,11 +221,11 @@ impl Drop for Waiting<'_> {
             return;
         };
         self.written.close();
-        // Whatever is not written yet, the thread passes over.
-        if self.written.try_recv().is_ok() {
-            unsent(line)
-                .into_iter()
-                .for_each(|line| writer.push(line.into()));
+        // The thread skips the line if it is not written yet.
+        if self.written.try_recv().is_ok()
+            && let Some(line) = unsent(line)
+        {
+            writer.push(line.into());
         }
         writer.health.check(Instant::now());
     }
@@ -246,13 +249,8 @@ impl<S: Sink> Worker<S> {
     }
 
     fn write(&mut self, batch: Batch) {
-        // What an attempt waits for no more, must not be written: it does not leave.
-        let is_wanted = |line: &Line| {
-            line.attempt
-                .as_ref()
-                .is_none_or(|attempt| !attempt.is_closed())
-        };
-        let lines: Vec<_> = batch.lines.into_iter().filter(is_wanted).collect();
+        let mut lines = batch.lines;
+        lines.retain(Line::is_wanted);
         if let [first, .., last] | [first @ last] = &*lines {
             self.last_queued = last.queued_at;
             self.health.begin(first.queued_at);
@@ -268,14 +266,15 @@ impl<S: Sink> Worker<S> {
             }
         }
         for flushed in batch.flushes {
-            // A drain that has waited too long is not there any more.
+            // An error means that the drain has stopped waiting.
             let _gone = flushed.send(());
         }
     }
 
-    /// Appends all of them, in as few writes as the file takes.
+    /// Appends all lines, in as few writes as possible.
     fn append(&mut self, mut lines: &[Bytes]) {
-        let (mut lost, mut error) = (0, None);
+        let mut lost = 0;
+        let mut error = None;
         while !lines.is_empty() {
             let appended = self.sink.append(lines);
             lines = &lines[appended.lines..];
@@ -291,7 +290,7 @@ impl<S: Sink> Worker<S> {
 
 impl<S> Drop for Worker<S> {
     fn drop(&mut self) {
-        // Nothing waits for room any more.
+        // Wakes all attempts that wait for room.
         self.room.close();
         if thread::panicking() {
             self.health.ended(self.last_queued);
@@ -302,7 +301,7 @@ impl<S> Drop for Worker<S> {
 // === impl Batch ===
 
 impl Batch {
-    /// Whether this was the last message.
+    /// Adds a message. Returns whether it is the last one.
     fn add(&mut self, message: Message) -> bool {
         match message {
             Message::Line(line) => {
@@ -319,7 +318,16 @@ impl Batch {
 // === impl Line ===
 
 impl Line {
-    /// Lets its attempt go on. The line that says that nothing left, if the attempt has been given up meanwhile.
+    /// Whether the line must be written. A line whose attempt has stopped waiting must not be,
+    /// because that attempt is not sent.
+    fn is_wanted(&self) -> bool {
+        self.attempt
+            .as_ref()
+            .is_none_or(|attempt| !attempt.is_closed())
+    }
+
+    /// Releases the attempt. If it stopped waiting during the write, returns the line that records
+    /// that it was not sent.
     fn written(self) -> Option<Vec<u8>> {
         let is_abandoned = self
             .attempt

@@ -1,4 +1,4 @@
-//! Slots in simulated time, beside a store whose clock shows microseconds since `START`.
+//! Slots in simulated time, with a store whose clock shows microseconds since `START`.
 
 use std::num::NonZeroU32;
 
@@ -92,7 +92,7 @@ fn a_slot_may_be_used_from_its_date_until_its_slack_is_over() {
 }
 
 #[test]
-fn slots_that_one_question_cannot_give_back_are_given_back_with_the_next_at_once() {
+fn slots_beyond_the_bound_are_given_back_with_the_next_request() {
     let mut world = World::new();
     world.ask(GIVEN_BACK + 30, [0, 0, 0]);
     let mut given_back = Vec::new();
@@ -127,7 +127,7 @@ fn slots_that_one_question_cannot_give_back_are_given_back_with_the_next_at_once
 }
 
 #[test]
-fn a_store_at_any_distance_is_of_use_from_its_second_answer_on() {
+fn a_store_at_any_distance_is_usable_from_its_second_answer() {
     for distance in [0, 5, 20, 100, 400] {
         for there in [0, distance / 2, distance] {
             let mut world = World::new();
@@ -157,7 +157,8 @@ fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
         let mut sent = 0;
         for _ in 0..50 {
             sent += random.u32(0..3000);
-            let (there, back) = (random.u32(0..150), random.u32(0..150));
+            let there = random.u32(0..150);
+            let back = random.u32(0..150);
             world.ask(1, [sent, sent + there, sent + there + back]);
             sent += there + back + random.u32(0..40);
             while let Some(slot) = world.slots.take(world.at(sent)) {
@@ -174,7 +175,7 @@ fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
 }
 
 #[test]
-fn a_store_that_moves_away_is_of_use_again_from_the_second_answer_on() {
+fn a_store_that_becomes_slower_is_usable_again_from_its_second_answer() {
     let mut world = World::new();
     world.ask(1, [0, 0, 0]);
     let worth: Vec<_> = (1..=6)
@@ -187,7 +188,7 @@ fn a_store_that_moves_away_is_of_use_again_from_the_second_answer_on() {
 }
 
 #[test]
-fn a_store_whose_answers_take_ever_longer_cannot_deal() {
+fn a_store_whose_answers_become_ever_slower_is_too_far_away() {
     let mut world = World::new();
     let worth: Vec<_> = (0..6)
         .map(|i| world.ask(1, [i * 3000, i * 3000, i * 3000 + 400 * i]))
@@ -205,7 +206,7 @@ fn a_store_whose_answers_take_ever_longer_cannot_deal() {
 }
 
 #[test]
-fn after_a_late_use_no_slot_is_used_before_the_store_knows_of_it() {
+fn after_a_late_use_no_slot_is_used_before_the_store_confirms_it() {
     let mut world = World::new();
     world.ask(2, [0, 0, 0]);
     let [late, held] = [0, 0].map(|at| world.slots.take(world.at(at)).unwrap());
@@ -243,7 +244,7 @@ fn after_a_late_use_no_slot_is_used_before_the_store_knows_of_it() {
 }
 
 #[test]
-fn a_wish_is_taken_back_when_no_call_waits_any_more() {
+fn a_request_is_withdrawn_when_no_call_waits() {
     let mut world = World::new();
     let ask = world.slots.ask(9, world.at(0));
     let view = View {
@@ -269,7 +270,7 @@ fn a_wish_is_taken_back_when_no_call_waits_any_more() {
 }
 
 #[test]
-fn a_question_of_an_earlier_pace_is_asked_again_at_once() {
+fn a_request_with_an_old_pace_is_repeated_immediately() {
     let mut world = World::new();
     let ask = world.slots.ask(1, world.at(0));
     let view = View {
@@ -290,7 +291,7 @@ fn a_question_of_an_earlier_pace_is_asked_again_at_once() {
 }
 
 #[test]
-fn no_question_gives_back_more_than_its_bound() {
+fn a_request_gives_back_a_bounded_number_of_slots() {
     let mut world = World::new();
     world.ask(200, [0, 0, 0]);
     let given: Vec<_> = (1..=5)
@@ -300,7 +301,7 @@ fn no_question_gives_back_more_than_its_bound() {
 }
 
 #[test]
-fn of_answers_that_come_in_another_order_the_latest_view_holds() {
+fn of_reordered_answers_the_latest_view_is_used() {
     let mut world = World::new();
     let view = |now, usable| View {
         now,
@@ -310,7 +311,8 @@ fn of_answers_that_come_in_another_order_the_latest_view_holds() {
         ..View::default()
     };
     let mut hear = |view: View| {
-        let (number, now) = (world.slots.ask(1, world.at(0)).number, world.at(1));
+        let number = world.slots.ask(1, world.at(0)).number;
+        let now = world.at(1);
         world.slots.answered(
             number,
             &Answer {

@@ -1,5 +1,5 @@
-//! How is the store reached? One server by its address, a cluster by any of its nodes, a master by the name under which
-//! sentinels watch it, who are asked anew each time. All three become one connection that many share.
+//! Connects to one server, to a cluster through any of its nodes, or to the master that sentinels
+//! report, which are queried again for each connection. All three give one multiplexed connection.
 
 use std::collections::HashSet;
 use std::io;
@@ -25,52 +25,53 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use crate::config::{self, Topology};
 use crate::primitives::secret::Secret;
 
-/// Connects; asked again for every new connection.
+/// Opens a connection; called for each new one.
 pub(super) type Dial = Arc<dyn Fn() -> BoxFuture<'static, RedisResult<Connection>> + Send + Sync>;
 
-/// Shared by all who ask: answers come back in the order of the questions.
+/// A multiplexed connection: responses arrive in the order of the requests.
 #[derive(Clone)]
 pub(super) enum Connection {
-    /// One server, which may be the master that sentinels named.
+    /// One server, possibly the master that sentinels reported.
     One(MultiplexedConnection),
     /// The nodes of a cluster.
     Cluster(ClusterConnection),
 }
 
-/// Slots of a cluster that one master has.
+/// A range of hash slots and its master.
 struct SlotRange {
     first: u16,
     last: u16,
-    /// Its id.
+    /// The master's node id.
     master: String,
 }
 
-/// Why the store's settings cannot be used.
+/// Why the store's settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
-    /// The file of roots.
+    /// The file of root certificates.
     #[error("quota.store_ca_file: {}: {reason}", path.display())]
     CaFile { path: PathBuf, reason: String },
-    /// What the library does not take.
+    /// The redis crate refuses the settings.
     #[error("quota.store: {0}")]
     Client(#[from] RedisError),
 }
 
-/// What connecting may take in units of what one operation may: TCP, TLS and the password are a round trip or two each.
+/// Timeout of connecting in multiples of an operation's timeout: TCP, TLS and authentication take one
+/// or two round trips each.
 const ROUND_TRIPS: u32 = 4;
 
-/// What finding the master may take: while a sentinel does not answer, the library waits a second for it.
+/// Time to find the master: the redis crate waits one second for a sentinel that does not answer.
 const FINDING: Duration = Duration::from_secs(2);
 
-/// Names that are tried to find one for each master of a cluster: enough for some hundred masters.
+/// Number of hash tags that are tried to find one for each master: enough for some hundred masters.
 const MOST_TAGS: u32 = 4096;
 
-/// What connecting may take at most when one operation may take `timeout`.
+/// Returns the timeout of connecting for an operation's `timeout`.
 pub(super) fn limit(timeout: Duration) -> Duration {
     FINDING + ROUND_TRIPS * timeout
 }
 
-/// A way to connect to this store, or why there is none; connects to nothing yet.
+/// Returns the function that connects to this store. Does not connect yet.
 pub(super) fn dial(config: &config::Store) -> Result<Dial, OpenError> {
     let certificates = config.ca_file.as_deref().map(certificates).transpose()?;
     match &config.topology {
@@ -91,7 +92,8 @@ fn one(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<
     };
     let terms = terms(config);
     Ok(Arc::new(move || {
-        let (client, terms) = (client.clone(), terms.clone());
+        let client = client.clone();
+        let terms = terms.clone();
         Box::pin(async move {
             client
                 .get_multiplexed_async_connection_with_config(&terms)
@@ -127,7 +129,8 @@ fn sentinel(
     name: String,
     certificates: Option<TlsCertificates>,
 ) -> Result<Dial, OpenError> {
-    let (config, terms) = (config.clone(), terms(config));
+    let terms = terms(config);
+    let config = config.clone();
     let client = move || {
         let mut builder =
             SentinelClientBuilder::new(addresses(&config), &name, SentinelServerType::Master)?
@@ -155,8 +158,9 @@ fn sentinel(
     };
     client()?;
     Ok(Arc::new(move || {
-        // A new one each time: the old one would first try its old connections to the sentinels.
-        let (client, terms) = (client(), terms.clone());
+        // A new client each time, because an old one first tries its old connections to sentinels.
+        let client = client();
+        let terms = terms.clone();
         Box::pin(async move {
             client?
                 .get_async_connection_with_config(&terms)
@@ -168,7 +172,8 @@ fn sentinel(
 
 fn addresses(config: &config::Store) -> impl Iterator<Item = ConnectionAddr> {
     config.servers.iter().map(|config::Server { host, port }| {
-        let (host, port) = (host.clone(), *port);
+        let host = host.clone();
+        let port = *port;
         if config.tls {
             ConnectionAddr::TcpTls {
                 host,
@@ -198,12 +203,12 @@ fn connection_info(config: &config::Store, address: ConnectionAddr) -> RedisResu
         .set_redis_settings(redis))
 }
 
-/// The library would wait for more to send before it sends a little.
+/// Disables Nagle's algorithm, which the redis crate leaves enabled.
 fn tcp() -> TcpSettings {
     TcpSettings::default().set_nodelay(true)
 }
 
-/// Whoever asks has a time-out of his own.
+/// Without a response timeout, because each operation has its own.
 fn terms(config: &config::Store) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(ROUND_TRIPS * config.timeout))
@@ -230,17 +235,16 @@ fn certificates(path: &Path) -> Result<TlsCertificates, OpenError> {
 // === impl Connection ===
 
 impl Connection {
-    /// How many masters there are; of a cluster one of its nodes says so, and that all slots are served.
+    /// Returns the number of masters. In a cluster, a random node reports it and that all slots are
+    /// served.
     pub(super) async fn masters(&mut self) -> RedisResult<usize> {
         let Self::Cluster(cluster) = self else {
             return Ok(1);
         };
-        let (mut info, anybody) = (
-            cmd("CLUSTER"),
-            RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random),
-        );
+        let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        let mut info = cmd("CLUSTER");
         info.arg("INFO");
-        let info: InfoDict = redis::from_redis_value(cluster.route_command(info, anybody).await?)?;
+        let info: InfoDict = redis::from_redis_value(cluster.route_command(info, any).await?)?;
         match (
             info.get::<String>("cluster_state").as_deref(),
             info.get("cluster_size"),
@@ -254,13 +258,14 @@ impl Connection {
         }
     }
 
-    /// A hash tag for each master: keys with it lie there.
+    /// Returns a hash tag for each master. Keys with the tag are on that master.
     pub(super) async fn tags(&mut self) -> RedisResult<Vec<String>> {
         let Self::Cluster(cluster) = self else {
             return Ok(vec!["0".to_owned()]);
         };
         let any = || RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
-        let (mut slots, mut tags) = (cmd("CLUSTER"), Vec::new());
+        let mut tags = Vec::new();
+        let mut slots = cmd("CLUSTER");
         slots.arg("SLOTS");
         let ranges: Vec<Vec<Value>> =
             redis::from_redis_value(cluster.route_command(slots, any()).await?)?;
@@ -283,7 +288,7 @@ impl Connection {
         Ok(tags)
     }
 
-    /// Every master must answer: the library would leave out those that it has lost.
+    /// Pings every master. Counts the answers, because the redis crate omits masters that it has lost.
     pub(super) async fn ping(&mut self, masters: usize) -> RedisResult<()> {
         let answered = match self {
             Self::One(connection) => cmd("PING")
@@ -310,12 +315,13 @@ impl Connection {
 }
 
 impl SlotRange {
-    /// One entry of CLUSTER SLOTS: its first slot, its last, the master, the master's replicas. A node is its address, its
-    /// port, its id, and perhaps more.
+    /// Reads an entry of CLUSTER SLOTS: first slot, last slot, master, replicas. A node is its address,
+    /// port and id, possibly followed by more.
     fn read(entry: Vec<Value>) -> Option<Self> {
         let mut entry = entry.into_iter();
         let mut number = || redis::from_redis_value(entry.next()?).ok();
-        let (first, last) = (number()?, number()?);
+        let first = number()?;
+        let last = number()?;
         let master: Vec<Value> = redis::from_redis_value(entry.next()?).ok()?;
         let master = redis::from_redis_value(master.into_iter().nth(2)?).ok()?;
         Some(Self {

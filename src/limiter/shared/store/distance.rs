@@ -1,21 +1,21 @@
-//! How far away is the store? The least round trip of its latest pings: a busy moment lengthens one, and none is shorter
-//! than the way.
+//! The distance to the store: the shortest round trip of recent pings. Load lengthens a ping, but none is
+//! shorter than the network's latency.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// From here on a store is far away: it costs a per cent of the rate at a limit by the second.
+/// A longer distance costs more than 1 % of the rate of a limit with a window of one second.
 const FAR: Duration = Duration::from_millis(10);
-/// How long a ping counts, at the least; twice as long at the most.
+/// A ping counts for at least this time, and at most twice as long.
 const COUNTS: Duration = Duration::from_secs(30);
 
 /// The round trips over one connection.
 #[derive(Debug, Default)]
 pub(super) struct Distance {
-    /// The least of this half minute, and when it began.
+    /// The shortest round trip of the current period, and when the period began.
     now: Option<(Duration, Instant)>,
-    /// The least of the one before.
+    /// The shortest round trip of the previous period.
     before: Option<Duration>,
     is_far: bool,
 }
@@ -23,7 +23,7 @@ pub(super) struct Distance {
 // === impl Distance ===
 
 impl Distance {
-    /// A ping was answered. True the first time that the store is seen to be far away.
+    /// Records a ping. Returns true the first time that the store is far away.
     pub(super) fn observe(&mut self, round_trip: Duration, now: Instant) -> bool {
         match &mut self.now {
             Some((least, since)) if now < *since + COUNTS => *least = round_trip.min(*least),
@@ -46,8 +46,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_least_of_the_last_minute_counts_and_far_is_said_once() {
-        let (start, ms) = (Instant::now(), Duration::from_millis);
+    fn the_shortest_recent_ping_counts_and_far_is_reported_once() {
+        let start = Instant::now();
+        let ms = Duration::from_millis;
         let mut distance = Distance::default();
         assert_eq!(distance.least(), Duration::ZERO);
         let mut seen = Vec::new();

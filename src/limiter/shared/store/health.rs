@@ -1,6 +1,5 @@
-//! Is the store in order? It answers in time, it takes writes, it drops no keys to make room, and it can deal: the
-//! scripts run, and their answers are here in time. Says which run of which server it is, because a server that has
-//! started again may have forgotten everything.
+//! The health check of the store: it answers in time, accepts writes, does not evict keys, and runs the
+//! scripts in time. Reports the server's run id, because a restarted server may have lost its data.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,30 +11,31 @@ use super::connect::Connection;
 use super::probe::Probe;
 use super::trouble::Trouble;
 
-/// A store in order.
+/// The result of checking a healthy store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Health {
-    /// What it says of itself; none if this user may not ask.
+    /// The server's INFO; `None` if the user may not read it.
     pub(super) server: Option<Server>,
-    /// How many masters answered: of a cluster all.
+    /// Number of masters, all of which answered.
     pub(super) masters: usize,
-    /// What an answer takes; of a cluster the slowest master's.
+    /// Round trip; in a cluster that of the slowest master.
     pub(super) round_trip: Duration,
 }
 
-/// What a server says of itself.
+/// The relevant part of a server's INFO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Server {
-    /// Its run id; of a cluster those of all masters.
+    /// The run id; in a cluster those of all masters.
     pub(super) runs: String,
-    /// Its version, of a cluster the first master's.
+    /// The version; in a cluster that of the first master.
     pub(super) version: String,
 }
 
-/// How long the key lives that is written to see whether writes are taken.
+/// Lifetime of the key that is written to check writes, in milliseconds.
 const PROBE_MS: u32 = 1000;
 
-/// Looks the store over; each question may take `limit`. In a cluster every master must answer.
+/// Checks the store, with the timeout `limit` for each operation. In a cluster every master must
+/// answer.
 pub(super) async fn look(
     connection: &mut Connection,
     probe: &Probe,
@@ -61,7 +61,7 @@ pub(super) async fn look(
     })
 }
 
-/// An answer in time, or what is wrong with the store.
+/// Awaits an answer with a timeout.
 pub(super) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = RedisResult<T>>,
@@ -71,7 +71,7 @@ pub(super) async fn within<T>(
         .map_err(|_elapsed| Trouble::late(limit))??)
 }
 
-/// What each master says of itself: a cluster answers with a map of them.
+/// Returns the INFO of each master: a cluster answers with a map.
 fn each_master(info: Value) -> Result<Vec<InfoDict>, Trouble> {
     let unreadable = |_| Trouble::Unreachable("the answer to INFO cannot be read".to_owned());
     if let Value::Map(_) = info {
@@ -86,7 +86,7 @@ fn server(said: &[InfoDict], masters: usize) -> Result<Server, Trouble> {
     let mut runs = Vec::new();
     for master in said {
         match master.get::<String>("maxmemory_policy").as_deref() {
-            // A server that does not say so is no Redis; a proxy before one, perhaps.
+            // Without the field it is not a Redis server, but perhaps a proxy in front of one.
             None | Some("noeviction") => {}
             Some(policy) => {
                 let text = format!(
@@ -101,15 +101,14 @@ fn server(said: &[InfoDict], masters: usize) -> Result<Server, Trouble> {
         return Err(Trouble::Unreachable("not every master answers".to_owned()));
     }
     runs.sort_unstable();
-    let version = |master: &InfoDict| {
+    let version = said.first().and_then(|master| {
         master
             .get("valkey_version")
             .or_else(|| master.get("redis_version"))
-    };
-    let version = said.first().and_then(version).unwrap_or_default();
+    });
     Ok(Server {
         runs: runs.join(","),
-        version,
+        version: version.unwrap_or_default(),
     })
 }
 
@@ -124,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_that_evicts_is_not_in_order() {
+    fn a_store_that_evicts_keys_is_refused() {
         let one = |policy| {
             server(
                 &each_master(Value::BulkString(info(policy, "a1").into_bytes())).unwrap(),
@@ -143,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_as_good_as_the_worst_of_its_masters() {
+    fn a_cluster_is_refused_if_one_master_is() {
         let entry = |address: &str, policy, run| {
             (
                 Value::BulkString(address.into()),
@@ -166,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_valkey_is_known_by_its_own_version() {
+    fn valkey_reports_its_own_version() {
         let info = InfoDict::new(
             "redis_version:7.2.4\r\nvalkey_version:8.1.1\r\nmaxmemory_policy:noeviction\r\n",
         );

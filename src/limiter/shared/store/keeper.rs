@@ -1,5 +1,6 @@
-//! Who keeps the connection? One task: it connects, pings once a second, also without traffic, so that a dead or frozen
-//! store is noticed, and tries to reconnect with growing pauses. Each change of state is one line in the log.
+//! The task that keeps the connection: it connects, pings once a second, so that a dead or frozen store
+//! is detected without traffic, and reconnects with exponential back-off. Each change of state is
+//! logged once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,31 +12,31 @@ use super::health::Server;
 use super::trouble::Trouble;
 use super::{Shared, State};
 
-/// The pause before the first attempt to reconnect, doubled for each one after it.
+/// The first pause before reconnecting; doubled for each attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The pause after a store that was found in order and failed again soon, doubled each time: its trouble is one that the
-/// look at it does not find.
+/// The first pause after a store that passed the health check and failed again soon; doubled each time,
+/// because the health check does not detect its failure.
 const FIRST_RELAPSE: Duration = Duration::from_millis(50);
 const LONGEST_RELAPSE: Duration = Duration::from_secs(30);
-/// One that was up for so long has not failed again soon.
+/// A store that was up for this time has not failed again soon.
 const STEADY: Duration = Duration::from_secs(10);
 
-/// How often a store that is up is asked whether it still is.
+/// Interval of pings while the store is up.
 const PING: Duration = Duration::from_secs(1);
 
-/// What has been said of the store, so that nothing is said twice.
+/// What has been logged about the store, so that nothing is logged twice.
 #[derive(Default)]
 struct Said {
     unreachable: bool,
     unfit: bool,
-    /// The server does not say what it is.
+    /// INFO is not permitted.
     unseen: bool,
-    /// The latest server that was in order.
+    /// Run ids of the last healthy server.
     runs: Option<String>,
 }
 
-/// Keeps the connection until it is aborted.
+/// Keeps the connection until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut state = shared.state.subscribe();
     let mut said = Said::default();
@@ -63,7 +64,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
     }
 }
 
-/// Returns when the circuit has opened.
+/// Pings the store until the circuit opens.
 async fn watch_over(shared: &Shared, state: &mut watch::Receiver<State>) {
     while let Ok(link) = shared.link() {
         let down = state.wait_for(|state| matches!(state, State::Down { .. }));
@@ -78,12 +79,12 @@ async fn watch_over(shared: &Shared, state: &mut watch::Receiver<State>) {
 // === impl Said ===
 
 impl Said {
-    /// Once in an outage; that the store went down has been said when it did.
+    /// Logs why the store cannot be used, once per outage.
     fn trouble(&mut self, trouble: &Trouble) {
         match trouble {
             Trouble::Unreachable(reason) => {
                 if !std::mem::replace(&mut self.unreachable, true) {
-                    tracing::warn!(reason, "the shared store cannot be reached; trying on");
+                    tracing::warn!(reason, "the shared store cannot be reached; retrying");
                 }
             }
             Trouble::Refused(reason)
@@ -91,7 +92,7 @@ impl Said {
             | Trouble::Forbids(reason)
             | Trouble::Unfit(reason) => {
                 if !std::mem::replace(&mut self.unfit, true) {
-                    tracing::error!(reason, "the shared store cannot be used; trying on");
+                    tracing::error!(reason, "the shared store cannot be used; retrying");
                 }
             }
             Trouble::TooFar(took) => {
@@ -99,7 +100,7 @@ impl Said {
                     let took_seconds = took.as_secs_f64();
                     tracing::error!(
                         took_seconds,
-                        "the shared store answers too late to be used; trying on"
+                        "the shared store answers too late to be used; retrying"
                     );
                 }
             }
@@ -128,7 +129,7 @@ impl Said {
                 tracing::info!(down_seconds, "the shared store is up");
                 if !self.unseen {
                     tracing::warn!(
-                        "INFO is not permitted: whether the shared store evicts keys is not known"
+                        "INFO is not permitted; cannot check whether the shared store evicts keys"
                     );
                 }
             }

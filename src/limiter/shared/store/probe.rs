@@ -1,5 +1,5 @@
-//! Can the store deal? The scripts themselves run on keys of their own, in a cluster on each master, and the slots that
-//! they deal must be here in time. A store that only answers a ping may still refuse every question of a lane.
+//! Probes whether the store can deal slots: runs the scripts on separate keys, in a cluster on each
+//! master, and checks that slots arrive in time. A store that answers pings may still refuse scripts.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -15,29 +15,29 @@ use crate::limiter::shared::members;
 use crate::limiter::shared::protocol::{self, Answer, Op, Question, View};
 use crate::limiter::shared::slots::{Slots, Start};
 
-/// What runs the scripts to see whether they can be run.
+/// Runs the scripts on the probe's own keys.
 pub(super) struct Probe {
-    /// What the names of its keys begin with.
+    /// Prefix of the probe's keys.
     prefix: String,
     /// How late a slot may be used.
     slack: Duration,
-    /// Its name among the replicas of its keys.
+    /// The probe's replica name.
     me: String,
     take: Script,
     beat: Script,
 }
 
-/// This many answers in a row must be in time.
+/// This many consecutive answers must be in time.
 const IN_A_ROW: u32 = 3;
-/// Of this many.
+/// Maximum number of answers that are awaited.
 const TRIES: u32 = 8;
-/// Its lane has more tokens than it uses.
+/// The limit of the probe's lane: more tokens than it uses.
 const LIMIT: Limit = Limit {
     count: NonZeroU32::new(1000).expect("it is not zero"),
     window: Duration::from_secs(1),
 };
 const GAP: Duration = Duration::from_millis(5);
-/// How long its name is remembered.
+/// How long the store remembers the probe's replica name.
 const LEASE: Duration = Duration::from_secs(1);
 
 // === impl Probe ===
@@ -53,12 +53,12 @@ impl Probe {
         }
     }
 
-    /// Of a key that is written to see whether writes are taken.
+    /// Returns the name of the key that is written to check writes.
     pub(super) fn key(&self) -> &str {
         &self.prefix
     }
 
-    /// Whether the store can deal, on all masters; each question may take `limit`.
+    /// Checks that all masters can deal, with the timeout `limit` for each operation.
     pub(super) async fn deal(
         &self,
         connection: &mut Connection,
@@ -72,7 +72,7 @@ impl Probe {
                 "not every master has slots".to_owned(),
             ));
         }
-        // Each in a round trip of its own: of a store that is far away one question would not take three.
+        // Loaded separately, because each round trip to a far store may use the whole timeout.
         for script in [&self.beat, &self.take] {
             run(limit, script.prepare_invoke().load_async(connection)).await?;
         }
@@ -91,7 +91,7 @@ impl Probe {
         call.invoke_async::<Value>(connection).await.map(drop)
     }
 
-    /// Slots must be here in time, several times in a row.
+    /// Checks that slots arrive in time, several times in a row.
     async fn take(
         &self,
         connection: &mut Connection,
@@ -106,7 +106,9 @@ impl Probe {
             distance,
             from: Instant::now(),
         };
-        let (mut slots, mut in_time, mut longest) = (Slots::new(&start), 0, Duration::ZERO);
+        let mut slots = Slots::new(&start);
+        let mut in_time = 0;
+        let mut longest = Duration::ZERO;
         for _ in 0..TRIES {
             let ask = slots.ask(1, Instant::now());
             let sent = Instant::now();
@@ -173,7 +175,7 @@ impl Probe {
     }
 }
 
-/// What a script answers in time, or what is wrong with the store.
+/// Awaits a script's answer with a timeout.
 async fn run<T>(
     limit: Duration,
     script: impl Future<Output = RedisResult<T>>,

@@ -84,7 +84,8 @@ impl Fake {
     }
 
     fn store(self: &Arc<Self>) -> (Arc<Store>, Arc<Metrics>) {
-        let (fake, metrics) = (self.clone(), Arc::new(Metrics::new()));
+        let fake = self.clone();
+        let metrics = Arc::new(Metrics::new());
         let dial: Dial = Arc::new(move || fake.clone().dial());
         (Store::over(dial, &single(0), metrics.clone()), metrics)
     }
@@ -225,7 +226,7 @@ async fn the_first_late_answer_opens_the_circuit_for_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_freezes_is_noticed_without_traffic() {
+async fn a_frozen_store_is_detected_without_traffic() {
     let fake = Fake::new(Mood::Well);
     let (store, _) = fake.store();
     let since = up(&store).await;
@@ -238,7 +239,7 @@ async fn a_store_that_freezes_is_noticed_without_traffic() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_to_connect_come_in_growing_pauses() {
+async fn reconnects_back_off() {
     let fake = Fake::new(Mood::Away);
     let (store, _) = fake.store();
     sleep(Duration::from_secs(5)).await;
@@ -255,7 +256,7 @@ async fn attempts_to_connect_come_in_growing_pauses() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_fails_a_question_is_down_until_it_runs_the_scripts_again() {
+async fn a_store_that_fails_an_operation_is_down_until_it_runs_the_scripts_again() {
     let fake = Fake::new(Mood::Well);
     let (store, _) = fake.store();
     up(&store).await;
@@ -287,7 +288,7 @@ async fn a_store_that_fails_a_question_is_down_until_it_runs_the_scripts_again()
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_that_never_permits_what_is_needed_is_refused_at_the_start() {
+async fn a_store_without_the_needed_permissions_is_refused_at_the_start() {
     let refused = async |mood| Fake::new(mood).store().0.check().await.err();
     let no_scripts = "-NOPERM this user has no permissions to run the 'evalsha' command\r\n";
     let no_key =
@@ -328,7 +329,7 @@ async fn a_store_that_never_permits_what_is_needed_is_refused_at_the_start() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_info_says_may_be_kept_secret() {
+async fn info_may_be_forbidden() {
     let fake = Fake::new(Mood::Lacks(
         "INFO",
         "-NOPERM this user has no permissions to run the 'info' command\r\n",
@@ -339,7 +340,7 @@ async fn what_info_says_may_be_kept_secret() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_store_whose_slots_come_too_late_is_down_until_they_are_in_time() {
+async fn a_store_whose_slots_are_too_late_is_down_until_they_are_in_time() {
     let fake = Fake::new(Mood::Well);
     let (store, _) = fake.store();
     up(&store).await;
@@ -353,7 +354,7 @@ async fn a_store_whose_slots_come_too_late_is_down_until_they_are_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_trouble_that_no_look_finds_brings_the_store_back_ever_more_seldom() {
+async fn after_failures_that_the_health_check_misses_reconnects_back_off() {
     let fake = Fake::new(Mood::Well);
     let (store, _) = fake.store();
     let mut pauses = Vec::new();
@@ -378,7 +379,7 @@ async fn a_trouble_that_no_look_finds_brings_the_store_back_ever_more_seldom() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_was_in_flight_over_the_old_connection_does_not_close_the_new_one() {
+async fn operations_of_the_old_connection_do_not_close_the_new_one() {
     let fake = Fake::new(Mood::Well);
     let (store, _) = fake.store();
     up(&store).await;
@@ -414,7 +415,7 @@ async fn count(store: &Store, key: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn a_flush_of_the_scripts_is_survived() {
+async fn scripts_are_loaded_again_after_a_flush() {
     let redis = Redis::start().await;
     let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
     let since = up(&store).await;
@@ -449,7 +450,7 @@ async fn a_flush_of_the_scripts_is_survived() {
 }
 
 #[tokio::test]
-async fn a_frozen_server_is_noticed_costs_nobody_time_and_comes_back() {
+async fn a_frozen_server_is_detected_without_delays_and_recovers() {
     let redis = Redis::start().await;
     let store = Store::open(&single(redis.port), Arc::new(Metrics::new())).unwrap();
     let first = up(&store).await;

@@ -1,5 +1,5 @@
-//! What does an error say of the store? That it is ill (it is not asked for now), or that it will not have this process,
-//! until an operator changes a setting.
+//! Classifies errors of the store: temporary ones, and those that last until an operator changes a
+//! setting.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use redis::{ErrorKind, RedisError, ServerErrorKind};
 /// Why the store cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// It may pass by itself.
+    /// May be temporary.
     Unreachable(String),
-    /// It stays until a setting is changed: a password, the server's mode.
+    /// Lasts until a setting is changed: a password, the server's mode.
     Refused(String),
-    /// The store answers, and this user may not do what Flowgate needs.
+    /// The store's user lacks a permission that Flowgate needs.
     Forbids(String),
-    /// The store would drop keys to make room: it must not be used.
+    /// The store may evict keys, so it must not be used.
     Evicts(String),
-    /// The store does not run the scripts as it should.
+    /// The store does not run the scripts correctly.
     Unfit(String),
-    /// Answers come too late for their slots to be used; they took up to this.
+    /// Slots arrive too late to be used; answers took up to this time.
     TooFar(Duration),
 }
 
-/// What the store's user needs.
+/// The permissions that the store's user needs.
 const RIGHTS: &str =
     "+@read +@write +@scripting +@connection +info +time, and the keys of quota.store_prefix";
 
@@ -45,11 +45,11 @@ impl Trouble {
         }
     }
 
-    /// What a script that is known to be right was answered with.
+    /// Classifies the error of a script that is known to be correct.
     pub(super) fn of_script(error: &RedisError) -> Self {
         let text = text(error);
         match error.kind() {
-            // A script whose own command is refused fails with a plain error on servers before Redis 7.
+            // Before Redis 7, a script whose command is not permitted fails with a plain error.
             ErrorKind::Server(ServerErrorKind::ResponseError) if is_refused_command(&text) => {
                 Self::Forbids(text)
             }
@@ -62,7 +62,7 @@ impl Trouble {
         }
     }
 
-    /// The reason not to start: the store answers, and will not serve before a setting is changed.
+    /// Returns the reason not to start, if the store answers but needs a changed setting.
     pub(super) fn forbids_start(self) -> Option<String> {
         match self {
             Self::Evicts(text) => Some(text),
@@ -87,12 +87,12 @@ fn is_refused_command(text: &str) -> bool {
     .any(|said| text.contains(said))
 }
 
-/// The server does not know the script, or has forgotten it.
+/// Whether the server does not have the script.
 pub(super) fn is_unknown_script(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(ServerErrorKind::NoScript))
 }
 
-/// One line, without control characters: part of it is what a server sent.
+/// Formats an error as one bounded line, because part of it comes from the server.
 pub(super) fn text(error: &RedisError) -> String {
     let text = error.to_string();
     text.chars()

@@ -88,7 +88,8 @@ impl Sink for Disk {
 impl Bench {
     /// Every n-th write waits.
     fn new(every: usize) -> Self {
-        let (written, metrics) = (Arc::<Mutex<Vec<_>>>::default(), Arc::new(Metrics::new()));
+        let written = Arc::<Mutex<Vec<_>>>::default();
+        let metrics = Arc::new(Metrics::new());
         let (begins, begun) = unbounded_channel();
         let (go_on, goes_on) = mpsc::sync_channel(1);
         let disk = Disk {
@@ -166,7 +167,7 @@ async fn a_slow_write_delays_the_attempts_that_wait_for_it_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn what_queues_up_meanwhile_is_one_write() {
+async fn queued_lines_are_one_write() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
     let lines: Vec<_> = (0..100).map(|index| line(&index.to_string())).collect();
@@ -187,7 +188,7 @@ async fn what_queues_up_meanwhile_is_one_write() {
 }
 
 #[tokio::test]
-async fn a_write_is_of_a_bounded_size() {
+async fn a_write_has_a_bounded_size() {
     let mut bench = Bench::new(1000);
     bench.writer.push(line("first"));
     let long = line(&"x".repeat(1000));
@@ -227,7 +228,7 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_does_not_end_is_an_outage() {
+async fn a_write_that_hangs_is_an_outage() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
     let is_up = |bench: &Bench| {
@@ -261,7 +262,7 @@ async fn a_write_that_does_not_end_is_an_outage() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_is_given_up_has_no_line_or_is_unsent() {
+async fn an_abandoned_attempt_has_no_line_or_is_recorded_as_unsent() {
     let mut bench = Bench::new(1);
     let under_way = bench.attempt(sent("under-way"));
     bench.begun.recv().await.unwrap();
@@ -292,7 +293,7 @@ async fn an_attempt_that_is_given_up_has_no_line_or_is_unsent() {
 }
 
 #[tokio::test]
-async fn an_attempt_that_is_given_up_when_its_line_is_written_is_unsent() {
+async fn an_attempt_abandoned_during_its_write_is_recorded_as_unsent() {
     let mut bench = Bench::new(1);
     let writer = bench.writer.clone();
     let bytes = sent("late");
@@ -319,7 +320,7 @@ async fn an_attempt_that_is_given_up_when_its_line_is_written_is_unsent() {
 }
 
 #[tokio::test]
-async fn on_a_full_disk_attempts_go_on() {
+async fn on_a_full_disk_attempts_continue() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
     bench.go_on.send(Write::Failed).unwrap();
@@ -339,10 +340,11 @@ async fn on_a_full_disk_attempts_go_on() {
 }
 
 #[tokio::test]
-async fn when_the_thread_panics_attempts_go_on_without_it() {
+async fn when_the_thread_panics_attempts_continue_without_it() {
     let mut bench = Bench::new(1);
     let first = bench.hang().await;
-    let (waits, full) = (bench.attempt(line("waits")), line(&"x".repeat(MAX_QUEUED)));
+    let waits = bench.attempt(line("waits"));
+    let full = line(&"x".repeat(MAX_QUEUED));
     tokio::task::yield_now().await;
     let waits_for_room = bench.attempt(full);
     tokio::task::yield_now().await;
@@ -363,7 +365,7 @@ async fn when_the_thread_panics_attempts_go_on_without_it() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_writer_waits_for_what_is_queued() {
+async fn dropping_the_writer_waits_for_queued_lines() {
     let mut bench = Bench::new(10_000);
     (0..1000).for_each(|index| bench.writer.push(line(&index.to_string())));
     let Bench {
@@ -381,7 +383,7 @@ async fn the_end_of_the_writer_waits_for_what_is_queued() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn attempts_of_several_threads_all_go_on_and_keep_their_order() {
+async fn attempts_of_several_threads_continue_in_order() {
     let bench = Bench::new(usize::MAX);
     let attempts = (0..16).map(|task| {
         let writer = bench.writer.clone();
