@@ -132,13 +132,14 @@ mod tests {
     }
 
     #[test]
-    fn names_are_checked_as_the_configuration_checks_them() {
+    fn invalid_and_reserved_names_are_refused_with_the_configurations_message() {
         let told = |id, account| new_client(id, account, None).err().unwrap();
         for id in ["", "a b", "unverified", "unknown", "a\"b"] {
             let mistake = told(id, "acme");
             assert_eq!(
                 mistake,
-                "--id: expected an access key id: 1 to 128 letters, digits, '.', '_' or '-'",
+                "--id: expected an access key id: 1 to 128 letters, digits, '.', '_' or '-', \
+                 and not \"unknown\" or \"unverified\"",
                 "{id}"
             );
         }

@@ -25,8 +25,9 @@ const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 /// The label of all accounts that are not in the configuration.
 const UNKNOWN: &str = "unknown";
 
-pub(in crate::config) const KEY_FORM: &str =
-    "an access key id: 1 to 128 letters, digits, '.', '_' or '-'";
+pub(in crate::config) const KEY_FORM: &str = "\
+    an access key id: 1 to 128 letters, digits, '.', '_' or '-', \
+    and not \"unknown\" or \"unverified\"";
 const ID_FORM: &str = "a name: 1 to 64 letters, digits, '.', '_' or '-', and not \"unknown\"";
 
 /// The names in use, and where they are written.
@@ -346,7 +347,7 @@ pub(crate) fn check_account_id(text: &str) -> Result<(), String> {
 }
 
 pub(in crate::config) fn access_key(text: &str) -> Option<AccessKeyId> {
-    // This name stands for all unverified callers.
+    // The name of all unverified callers is reserved, like `UNKNOWN`.
     let key = is_name(text, 128) && text != ClientId::unverified().as_str();
     key.then(|| AccessKeyId::new(text))
 }
