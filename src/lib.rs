@@ -56,6 +56,7 @@ mod server;
 #[cfg(test)]
 #[path = "../tests/it/redis.rs"]
 mod servers;
+#[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod testing;
 mod upstream;

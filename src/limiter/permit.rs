@@ -87,6 +87,7 @@ impl<K: Connector> SendPermit<K> {
     }
 
     /// Like `begin`, for callers that write nothing: the attempt counts as written now.
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn spend(self) -> Option<(K::Connection, Receipt<K>)> {
         let (connection, receipt) = self.begin()?;
         if let Some(attempt) = &receipt.attempt {

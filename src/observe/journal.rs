@@ -194,6 +194,7 @@ impl Note {
     }
 
     /// Writes the line of [`Note::sent`] on this thread, for comparison in a benchmark.
+    #[cfg(feature = "testing")]
     pub(crate) fn write_here(&self, file: &mut RotatingFile) {
         let appended = file.append(std::slice::from_ref(&self.sent));
         assert_eq!(appended.lost, 0, "a benchmark's disk takes lines");
