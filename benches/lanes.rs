@@ -1,6 +1,6 @@
-//! What do queue and tokens cost alone? Ten thousand lanes of 5/s, each with eight callers who come back as soon as they
-//! are answered, for some seconds in real time: how much of a core that takes, and how much of the rate is granted.
-//! `benches/README.md` has the method and the figures.
+//! Cost of queue and tokens alone. Ten thousand lanes of 5/s, each with eight callers that call
+//! again after each response, for some seconds of real time: CPU time and the granted part of the
+//! rate. Method and figures: `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(
@@ -18,16 +18,17 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 const LANES: usize = 10_000;
 const CALLERS: usize = 8;
-/// After which a token is back: window and gap.
+/// Time until a token is back: window and gap.
 const PERIOD: Duration = Duration::from_millis(1005);
-/// Lanes begin spread over a period, as real ones would, and are measured when all are at their pace.
+/// The lanes start at different times, as real ones would, and are measured at a steady rate.
 const WARM_UP: Duration = Duration::from_secs(4);
 const MEASURED: Duration = Duration::from_secs(10);
-/// The kernel's ticks of a process's time.
+/// Clock ticks per second in `/proc`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 async fn run(apart: bool) {
-    let (lanes, granted) = (Arc::new(Lanes::new(LANES)), Arc::new(AtomicU64::new(0)));
+    let lanes = Arc::new(Lanes::new(LANES));
+    let granted = Arc::new(AtomicU64::new(0));
     let start = Instant::now() + Duration::from_secs(1);
     for lane in 0..LANES {
         let begin = start + PERIOD * u32::try_from(lane).unwrap() / u32::try_from(LANES).unwrap();
@@ -38,18 +39,21 @@ async fn run(apart: bool) {
             } else {
                 begin
             };
-            let (lanes, granted) = (lanes.clone(), granted.clone());
+            let lanes = lanes.clone();
+            let granted = granted.clone();
             tokio::spawn(async move {
                 sleep_until(begin).await;
                 loop {
-                    assert!(lanes.call(lane).await, "nobody is refused");
+                    assert!(lanes.call(lane).await, "no call is refused");
                     granted.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
     }
     sleep(WARM_UP).await;
-    let (before, cpu, from) = (granted.load(Ordering::Relaxed), cpu(), Instant::now());
+    let before = granted.load(Ordering::Relaxed);
+    let cpu = cpu();
+    let from = Instant::now();
     sleep(MEASURED).await;
     let seconds = from.elapsed().as_secs_f64();
     let granted = (granted.load(Ordering::Relaxed) - before) as f64;
@@ -63,7 +67,7 @@ async fn run(apart: bool) {
     );
 }
 
-/// Seconds of CPU that this process has used, in user and system mode.
+/// CPU seconds of this process, in user and system mode.
 fn cpu() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
     let (_, fields) = stat.rsplit_once(')').unwrap();

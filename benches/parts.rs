@@ -1,5 +1,5 @@
-//! What does each pure step of a call cost, in time? The call is one that Alibaba's Python SDK made, of a managed account.
-//! `benches/README.md` has the method and the figures.
+//! Time of each pure step of a call. The call was made by Alibaba's Python SDK, for a managed
+//! account. Method and figures: `benches/README.md`.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ fn main() {
         let mut steps = Steps::new(CAPTURE);
         criterion.bench_function(name, |bencher| bencher.iter(|| step(&mut steps)));
     }
-    // Into a real file that rotates: both lines of an attempt; the line that it waits for, alone and a hundred together; and
-    // that line written by the thread that asks.
+    // In a real file that rotates: both lines of an attempt; the line that the attempt waits for,
+    // alone and a hundred together; and that line written by the calling thread.
     let folder = tempfile::tempdir().expect("a folder for temporary files");
     let mut attempts = Attempts::new(Steps::new(CAPTURE), &folder.path().join("journal"));
     let runtime = Builder::new_current_thread()

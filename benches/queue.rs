@@ -1,6 +1,6 @@
-//! How does the cost of the line's operations grow, from ten waiting calls to a hundred thousand, from one tenant to ten
-//! thousand? Nothing of the crate is public for it: it compiles the line's own files. `benches/README.md` has the method
-//! and the figures.
+//! Cost of the queue's operations, from ten to a hundred thousand waiting calls and from one to ten
+//! thousand tenants. It compiles the queue's own files, because nothing of the crate is public for
+//! it. Method and figures: `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::primitives::id::{ClientId, TenantId};
-// The line's files know it by this path.
+// The path by which the queue's files refer to it.
 use flowgate::primitives;
 
 #[allow(
@@ -27,7 +27,7 @@ mod limiter {
     pub(crate) mod fair;
 }
 
-/// Waiting calls and tenants that they are spread over.
+/// Numbers of waiting calls and of their tenants.
 type Size = (usize, usize);
 
 const SIZES: [Size; 11] = [
@@ -44,10 +44,11 @@ const SIZES: [Size; 11] = [
     (100_000, 10_000),
 ];
 
-/// So many operations are timed together, then undone untimed: the line is this much longer or shorter at most.
+/// Number of operations that are timed together and then undone: the queue's length changes by at
+/// most this.
 const TOGETHER: u64 = 8;
 
-/// An operation: does it so many times to a line and returns what that took.
+/// Performs an operation this many times, and returns the time taken.
 type Operation = fn(&mut Crowd, u64) -> Duration;
 
 const OPERATIONS: [(&str, Operation); 6] = [
@@ -59,7 +60,7 @@ const OPERATIONS: [(&str, Operation); 6] = [
     ("sift", Crowd::sift),
 ];
 
-/// A line and who stands in it; a call is known in line by its index here.
+/// A queue and its entries; a call is identified by its index here.
 struct Crowd {
     queue: FairQueue<usize>,
     entries: Vec<QueueEntry>,
@@ -76,7 +77,7 @@ impl Crowd {
         let tenants: Vec<_> = (0..tenants)
             .map(|tenant| TenantId::new(format!("tenant-{tenant}")))
             .collect();
-        // As many of each, in random order.
+        // The same number of each, in random order.
         let mut of: Vec<_> = (0..waiters)
             .map(|waiter| &tenants[waiter % tenants.len()])
             .collect();
@@ -99,7 +100,7 @@ impl Crowd {
         crowd
     }
 
-    /// Joins the line as its last.
+    /// Joins the queue at its end.
     fn come(&mut self, index: usize) {
         self.next += 1;
         self.entries[index].sequence = Sequence(self.next);
@@ -175,7 +176,7 @@ impl Crowd {
         })
     }
 
-    /// A whole walk through the queue, in pieces as a review goes.
+    /// A complete walk through the queue, in pieces like a review.
     fn sift(&mut self, times: u64) -> Duration {
         timed(|| {
             for _ in 0..times {
@@ -209,7 +210,7 @@ fn together(mut times: u64, mut group: impl FnMut(usize) -> Duration) -> Duratio
     took
 }
 
-/// Nanoseconds per operation of each of a benchmark's samples.
+/// Nanoseconds per operation, for each sample of a benchmark.
 type Samples = BTreeMap<(usize, usize), Vec<f64>>;
 
 fn measure(criterion: &mut Criterion, samples: &RefCell<Samples>) {

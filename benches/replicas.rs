@@ -1,6 +1,6 @@
-//! Do replicas keep one quota together, and all of it? One to eight processes of Flowgate, a real redis-server and the
-//! simulated endpoint, one account that always has more calls than fit: spread evenly, or all at one replica but for a
-//! few. `benches/README.md` has the method and the figures.
+//! Whether replicas keep and use one shared quota: one to eight Flowgate processes, a real
+//! redis-server and the simulated endpoint, with one account that always has too many calls, spread
+//! evenly or mostly at one replica. Method and figures: `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(
@@ -30,10 +30,10 @@ use crate::redis::Redis;
 
 const MEASURED: Duration = Duration::from_secs(30);
 const LONE: usize = 9;
-/// At most so many callers wait at once.
+/// Maximum number of waiting callers.
 const CROWD: usize = 64;
 
-/// A replica that waits for its turn as long as it may.
+/// A replica with the longest hold.
 async fn replica(sim: &Running, redis: &Redis) -> Process {
     let hold = "[queue]\nhold = \"2m\"\nmax_hold = \"2m\"";
     Process::start(
@@ -43,7 +43,7 @@ async fn replica(sim: &Running, redis: &Redis) -> Process {
     .await
 }
 
-/// Callers who come back as soon as they are answered.
+/// Starts callers that call again after each response.
 async fn caller(proxy: SocketAddr, name: String, end: Instant) -> usize {
     let mut served = 0;
     while Instant::now() < end {
@@ -56,7 +56,8 @@ async fn caller(proxy: SocketAddr, name: String, end: Instant) -> usize {
     served
 }
 
-/// The most attempts that came within a second, and in all between the second after the start and the end.
+/// The most attempts within a second, and all attempts between one second after the start and the
+/// end.
 fn seen(sim: &Running, start: Instant) -> (usize, usize) {
     let mut at: Vec<_> = sim
         .arrivals()
@@ -78,12 +79,10 @@ fn seen(sim: &Running, start: Instant) -> (usize, usize) {
 }
 
 async fn run(replicas: usize, is_skewed: bool) {
-    let (sim, redis) = (
-        Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
-            .await
-            .unwrap(),
-        Redis::start().await,
-    );
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let redis = Redis::start().await;
     let mut processes = Vec::new();
     for _ in 0..replicas {
         processes.push(replica(&sim, &redis).await);
@@ -100,7 +99,8 @@ async fn run(replicas: usize, is_skewed: bool) {
             2
         };
         for number in 0..crowd {
-            let (proxy, name) = (replica.proxy, format!("{index}-{number}"));
+            let proxy = replica.proxy;
+            let name = format!("{index}-{number}");
             callers.spawn(async move { (index, caller(proxy, name, start + MEASURED).await) });
         }
     }
@@ -110,7 +110,8 @@ async fn run(replicas: usize, is_skewed: bool) {
         .await
         .into_iter()
         .for_each(|(index, served)| shares[index] += served);
-    let ((worst, within), report) = (seen(&sim, start), sim.report());
+    let (worst, within) = seen(&sim, start);
+    let report = sim.report();
     let calls = if is_skewed { "at one" } else { "spread" };
     let rate = within as f64 / MEASURED.as_secs_f64();
     assert!(report.duplicates.is_empty());
@@ -126,8 +127,8 @@ async fn run(replicas: usize, is_skewed: bool) {
     );
 }
 
-/// What a lone call takes from end to end, in milliseconds: the median and the most of so many, far enough apart for tokens
-/// to be free.
+/// The duration of a single call in milliseconds, median and maximum, with pauses so that tokens
+/// are free.
 async fn lone(proxy: SocketAddr, name: &str) -> (f64, f64) {
     let mut took = Vec::new();
     for number in 0..LONE {
@@ -143,7 +144,7 @@ async fn lone(proxy: SocketAddr, name: &str) -> (f64, f64) {
     (took[LONE / 2], took[LONE - 1])
 }
 
-/// Does a dead store make calls slower?
+/// Measures whether a dead store makes calls slower.
 async fn without_store() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await

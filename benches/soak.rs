@@ -1,9 +1,11 @@
-//! Does anything grow? Two hundred accounts at full tilt, callers that hang up, an endpoint that throttles and loses answers, a
-//! configuration that is read again and again: after `--minutes` (2) the program holds what it held after a sixth of
-//! them, in memory and in descriptors, and all the while the ledger of all calls fits what the endpoint did.
+//! A soak test for leaks. Two hundred accounts at full rate, callers that hang up, an endpoint that
+//! throttles and loses responses, and repeated reloads. After `--minutes` (2) the process must hold
+//! no more memory and descriptors than after a sixth of that time, and the ledger of all calls must
+//! agree with the endpoint.
 //!
-//! One thing must grow, for a quarter of an hour: nonces are remembered for as long as their stamps would be accepted. The
-//! soak knows how many there are, and what they may take: nothing more, when enough rounds of `--warm-up` have gone before.
+//! Nonces may grow for a quarter of an hour, because they are remembered while their stamps are
+//! valid. The soak knows their number and their maximum size; with enough rounds of `--warm-up`
+//! nothing is added for them.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed soak")]
 #![expect(clippy::print_stdout, reason = "the table is what the soak is for")]
@@ -39,16 +41,18 @@ use crate::process::Process;
 use crate::road::Road;
 
 const ACCOUNTS: usize = 200;
-/// A share of a hundred hangs up.
+/// Percentage of calls that hang up.
 const HANG_UPS: u32 = 5;
 const ROUNDS: u32 = 6;
 const APART: Duration = Duration::from_millis(15);
-/// A caller's most patience if it hangs up, for each of the account's callers: about what it waits for its turn.
+/// Maximum patience of a caller that hangs up, for each caller of the account: about its time in
+/// the queue.
 const PATIENCE: u64 = 300;
-/// How often what is held is read before a round's end, and how far apart: the median does not depend on one moment.
+/// Number and interval of the readings before a round's end; the median does not depend on one
+/// moment.
 const READINGS: u32 = 15;
 const READ: Duration = Duration::from_secs(1);
-/// How long a nonce is remembered, and bytes for each.
+/// How long a nonce is remembered, and its size in bytes.
 const REMEMBERED: Duration = Duration::from_secs(16 * 60);
 const NONCE: f64 = 32.0;
 const RELOAD: Duration = Duration::from_secs(3);
@@ -57,46 +61,47 @@ const FAULTS: [&str; 3] = [
     "percent=1,close-after",
     "percent=1,throttle",
 ];
-/// A crowded machine's lateness must not bring a sixth call into a second.
+/// A busy machine's delays must not bring a sixth call into a second.
 const TOML: &str = "answer_timeout = \"5s\"\n[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n[queue]\nmax_hold = \"2m\"\n";
-/// All callers are one source.
+/// All callers have one address.
 const ROOM: (&str, &str) = ("FLOWGATE_LISTEN__MAX_CONNECTIONS_PER_SOURCE", "9000");
 
 #[derive(Parser)]
 struct Arguments {
     #[arg(long, default_value_t = 2.0)]
     minutes: f64,
-    /// Callers of each account: so many that no line is ever empty.
+    /// Callers of each account: enough that no queue is ever empty.
     #[arg(long, default_value_t = 8)]
     callers: u32,
     /// Rounds before the first that counts, each a sixth of the minutes.
     #[arg(long, default_value_t = 0)]
     warm_up: u32,
-    /// Cargo says so to every benchmark.
+    /// Passed by cargo to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
-/// What the program holds.
+/// What the process holds.
 #[derive(Clone, Copy)]
 struct Held {
-    /// Resident, in KiB.
+    /// Resident memory, in KiB.
     memory: u64,
     descriptors: usize,
     /// Calls of the round.
     calls: usize,
 }
 
-/// Names of flows, each new.
+/// Unique flow names.
 static NAMES: AtomicU64 = AtomicU64::new(0);
 
 fn key(account: usize) -> String {
     format!("LTAI-{account}")
 }
 
-/// Memory and descriptors, the median of the readings.
+/// Memory and descriptors, the medians of the readings.
 async fn held(id: u32) -> (u64, usize) {
-    let (mut memory, mut descriptors) = (Vec::new(), Vec::new());
+    let mut memory = Vec::new();
+    let mut descriptors = Vec::new();
     for _ in 0..READINGS {
         sleep(READ).await;
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
@@ -112,12 +117,13 @@ async fn held(id: u32) -> (u64, usize) {
     (memory[memory.len() / 2], descriptors[descriptors.len() / 2])
 }
 
-/// One account's caller: over one connection as long as it lasts, until the end.
+/// One caller of an account, over one connection as long as it lasts, until the end.
 async fn call_on(
     proxy: SocketAddr,
     key: Arc<str>,
     callers: u32,
-    (from, until): (Instant, Instant),
+    from: Instant,
+    until: Instant,
 ) -> Vec<(String, End)> {
     let mut ends = Vec::new();
     sleep_until(from).await;
@@ -155,7 +161,7 @@ async fn call_on(
     ends
 }
 
-/// Reads the configuration anew again and again, each time another one.
+/// Reloads repeatedly, each time with another configuration.
 async fn reload(flowgate: &Process, toml: &str) {
     for hold in (10..60).cycle() {
         sleep(RELOAD).await;
@@ -164,10 +170,12 @@ async fn reload(flowgate: &Process, toml: &str) {
     }
 }
 
-/// All callers for so long; what the program held just before the end.
+/// Runs all callers for a time; returns what the process held just before the end.
 async fn round(
-    (flowgate, toml): (&Process, &str),
-    (sim, road): (&Sim, &Road),
+    flowgate: &Process,
+    toml: &str,
+    sim: &Sim,
+    road: &Road,
     callers: u32,
     length: Duration,
 ) -> Held {
@@ -175,10 +183,10 @@ async fn round(
     let mut calls = JoinSet::new();
     for account in 0..ACCOUNTS {
         let key: Arc<str> = key(account).into();
-        // One after the other: a thousand calls at one moment measure the machine.
+        // Staggered: a thousand simultaneous calls would measure the machine.
         let from = Instant::now() + APART * u32::try_from(account).unwrap();
         (0..callers).for_each(|_| {
-            drop(calls.spawn(call_on(flowgate.proxy, key.clone(), callers, (from, until))))
+            drop(calls.spawn(call_on(flowgate.proxy, key.clone(), callers, from, until)))
         });
     }
     let holds = async {
@@ -187,13 +195,13 @@ async fn round(
     };
     let (memory, descriptors) = tokio::select! {
         holds = holds => holds,
-        () = reload(flowgate, toml) => unreachable!("it goes on for ever"),
+        () = reload(flowgate, toml) => unreachable!("it never ends"),
     };
     let mut ledger = Ledger::default();
     let ends: Vec<_> = calls.join_all().await.into_iter().flatten().collect();
     let calls = ends.len();
     ledger.note(ends);
-    // Attempts whose callers have gone may be under way.
+    // Attempts of disconnected callers may still be in flight.
     sleep(Duration::from_secs(1)).await;
     let report = ledger.check(sim);
     let worst = road.worst_second();
@@ -215,9 +223,10 @@ async fn round(
     }
 }
 
-/// Nothing has grown between the first round that counts and the last, but for nonces.
+/// Checks that nothing but nonces has grown between the first counted round and the last.
 fn check(rounds: &[Held], warm_up: usize, length: Duration) {
-    let (first, last) = (rounds[warm_up], rounds[rounds.len() - 1]);
+    let first = rounds[warm_up];
+    let last = rounds[rounds.len() - 1];
     let nonces = |rounds: &[Held]| {
         let time = length * u32::try_from(rounds.len()).unwrap();
         rounds.iter().map(|round| round.calls).sum::<usize>() as f64
@@ -274,8 +283,8 @@ async fn main() {
     let length = Duration::from_secs_f64(minutes * 60.0 / f64::from(ROUNDS));
     let mut rounds = Vec::new();
     for _ in 0..warm_up + ROUNDS {
-        rounds.push(round((&flowgate, &toml), (&sim, &road), callers, length).await);
+        rounds.push(round(&flowgate, &toml, &sim, &road, callers, length).await);
     }
-    flowgate.logged("the configuration was read anew", 3).await;
+    flowgate.logged("configuration reloaded", 3).await;
     check(&rounds, usize::try_from(warm_up).unwrap(), length);
 }

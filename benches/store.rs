@@ -1,7 +1,7 @@
-//! What does the shared quota cost the store? A real redis-server on loopback runs `deal.lua` as a replica asks for it:
-//! at several counts, one after the other, many at once, and for a hundred thousand accounts. What a take costs, its CPU
-//! time and its memory are read from the server.
-//! `benches/README.md` has the method and the figures.
+//! Cost of the shared quota at the store. A real redis-server on loopback runs `deal.lua` as a
+//! replica does: at several counts, one after the other, many at once, and for a hundred thousand
+//! accounts. Cost, CPU time and memory are read from the server. Method and figures:
+//! `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(
@@ -26,15 +26,15 @@ use crate::servers::Redis;
 const ACCOUNTS: usize = 100_000;
 const ONE_BY_ONE: usize = 20_000;
 const AT_ONCE: usize = 64;
-/// Calls that wait at a saturated lane.
+/// Waiting calls of a saturated lane.
 const CROWD: usize = 50;
 const FIVE: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const COUNTS: [u32; 3] = [5, 200, 10_000];
 /// Lanes of one count.
 const LANES: usize = 20;
-/// Commands of which the server remembers what they took.
+/// Length of the server's slow log.
 const LOGGED: i64 = 300;
-/// The most slots that one take is dealt.
+/// Maximum number of slots of one take.
 const AT_MOST: usize = 256;
 
 async fn info(connection: &mut MultiplexedConnection, names: &[&str]) -> f64 {
@@ -57,7 +57,7 @@ async fn cpu(connection: &mut MultiplexedConnection) -> f64 {
     info(connection, &["used_cpu_user", "used_cpu_sys"]).await
 }
 
-/// A lane, the script, and a way to the server.
+/// A lane, the script, and a connection.
 struct Lane<'a> {
     name: String,
     count: NonZeroU32,
@@ -84,8 +84,8 @@ async fn take(
     dealt(answer).unwrap()
 }
 
-/// The median of the microseconds that the server has spent on each script since it was last asked: what else the
-/// machine does shows in the mean.
+/// The median of the server's microseconds per script since the last call of this. The mean would
+/// include other work of the machine.
 async fn median(connection: &mut MultiplexedConnection) -> u64 {
     type Entry = (u64, u64, u64, Vec<redis::Value>, redis::Value, redis::Value);
     let entries: Vec<Entry> = cmd("SLOWLOG")
@@ -110,8 +110,8 @@ async fn median(connection: &mut MultiplexedConnection) -> u64 {
     took.get(took.len() / 2).copied().unwrap_or(0)
 }
 
-/// What a take of one slot, and one of as many as there can be, cost on the server: where all tokens are free, where they
-/// are back after use, and where they are away.
+/// Server time of a take of one slot and of the maximum, with free tokens, with tokens that are
+/// back after use, and with none.
 async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
     for (name, value) in [("slowlog-log-slower-than", 0), ("slowlog-max-len", LOGGED)] {
         cmd("CONFIG")
@@ -156,7 +156,7 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
             take(&lane(index), 1, connection).await;
         }
         let away = median(connection).await;
-        // Half of the tokens are back, and half are away.
+        // Half of the tokens are back, and half are in use.
         let half = count.get() as usize / 2;
         let lane = |index: usize| Lane {
             name: format!("half-{count}-{index}"),
@@ -246,14 +246,15 @@ async fn one_by_one(connection: &mut MultiplexedConnection, script: &Script) {
     );
 }
 
-/// What a take waits while a lane of 10,000 a second has more calls than it can send.
+/// Duration of a take while a lane of 10,000 per second has more calls than it can send.
 async fn beside_a_crowd(
     connection: &mut MultiplexedConnection,
     other: MultiplexedConnection,
     script: &Script,
 ) {
     let crowd = tokio::spawn({
-        let (mut connection, script) = (other, script.clone());
+        let mut connection = other;
+        let script = script.clone();
         async move {
             let count = NonZeroU32::new(10_000).unwrap();
             let lane = Lane {
@@ -261,7 +262,8 @@ async fn beside_a_crowd(
                 count,
                 script: &script,
             };
-            let (start, mut slots) = (Instant::now(), 0);
+            let start = Instant::now();
+            let mut slots = 0;
             loop {
                 let (dealt, again) = take(&lane, 20_000, &mut connection).await;
                 slots += dealt;
@@ -294,14 +296,17 @@ async fn beside_a_crowd(
     );
 }
 
-/// Every account calls once, and then again when its first tokens are back: what a store carries.
+/// Every account calls once, and again when its first tokens are back: the load that a store can
+/// carry.
 async fn many(connection: &mut MultiplexedConnection, script: &Script) {
     let empty = info(connection, &["used_memory"]).await;
     for round in ["new", "known"] {
-        let (start, before) = (Instant::now(), cpu(connection).await);
+        let start = Instant::now();
+        let before = cpu(connection).await;
         let mut tasks = JoinSet::new();
         for task in 0..AT_ONCE {
-            let (mut connection, script) = (connection.clone(), script.clone());
+            let mut connection = connection.clone();
+            let script = script.clone();
             tasks.spawn(async move {
                 for account in (task..ACCOUNTS).step_by(AT_ONCE) {
                     let lane = Lane {
@@ -314,10 +319,8 @@ async fn many(connection: &mut MultiplexedConnection, script: &Script) {
             });
         }
         tasks.join_all().await;
-        let (seconds, used) = (
-            start.elapsed().as_secs_f64(),
-            cpu(connection).await - before,
-        );
+        let seconds = start.elapsed().as_secs_f64();
+        let used = cpu(connection).await - before;
         println!(
             "{ACCOUNTS} {round} accounts, {AT_ONCE} takes at once: {:.0} takes/s, CPU of the store {:.1} ms per 1,000 takes",
             ACCOUNTS as f64 / seconds,
@@ -331,9 +334,10 @@ async fn many(connection: &mut MultiplexedConnection, script: &Script) {
     );
 }
 
-/// One replica with a crowd waiting asks when the store says: how many questions a second that takes.
+/// One replica with a waiting crowd takes when the store allows it: takes per second.
 async fn saturated(connection: &mut MultiplexedConnection, script: &Script) {
-    let (mut asked, mut slots) = (0, 0);
+    let mut asked = 0;
+    let mut slots = 0;
     let lane = Lane {
         name: "saturated".to_owned(),
         count: FIVE,
@@ -356,16 +360,14 @@ async fn saturated(connection: &mut MultiplexedConnection, script: &Script) {
 async fn main() {
     let server = Redis::start().await;
     let client = redis::Client::open(server.url()).unwrap();
-    let (mut connection, script) = (
-        client.get_multiplexed_async_connection().await.unwrap(),
-        Script::new(TAKE),
-    );
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let script = Script::new(TAKE);
     script
         .prepare_invoke()
         .load_async(&mut connection)
         .await
         .unwrap();
-    // The first script that a server runs costs what no other does.
+    // The first script on a server costs more than any later one.
     let lane = Lane {
         name: "first".to_owned(),
         count: FIVE,

@@ -1,6 +1,7 @@
-//! Is anything held up by a storm of refusals? Thousands of calls wait in a lane of 200/s whose endpoint takes 100/s.
-//! Flowgate runs in this process, on one serving thread, beside a task that another thread wakes every millisecond and
-//! that measures how late it is; `/livez` and another lane's calls are measured from outside. `benches/README.md` has the method and the figures.
+//! Delays during a storm of refusals. Thousands of calls wait in a lane of 200/s whose endpoint
+//! accepts 100/s. Flowgate runs in this process, on one serving thread, beside a task that another
+//! thread wakes every millisecond and that measures its delay. `/livez` and another lane's calls
+//! are measured from outside. Method and figures: `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(
@@ -35,15 +36,15 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 
 #[derive(Parser)]
 struct Options {
-    /// What cargo says.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
-    /// Calls that come at once.
+    /// Number of simultaneous calls.
     #[arg(long, default_value_t = 4000)]
     calls: usize,
 }
 
-/// Flowgate's limit of CreateFlow, and what the endpoint takes.
+/// Flowgate's limit of CreateFlow, and the endpoint's.
 const CONFIG: &str = r#"
 [[accounts]]
 id = "acme"
@@ -58,34 +59,35 @@ CreateFlow = "200/1s"
 "#;
 const TAKES: u32 = 100;
 
-/// The hold of the calls of the storm, and of the other lane's calls.
+/// The hold of the storm's calls, and of the other lane's calls.
 const HOLD: &str = "50s";
 const SHORT_HOLD: &str = "3s";
 
-/// How often the serving thread is to run the heartbeat, `/livez` is asked, and the other lane is called.
+/// Intervals of the heartbeat on the serving thread, of the requests to `/livez`, and of the other
+/// lane's calls.
 const BEAT: Duration = Duration::from_millis(1);
 const ASK: Duration = Duration::from_millis(10);
 const CALL: Duration = Duration::from_millis(500);
 
-/// A serving thread is held for less than this.
+/// A serving thread must be blocked for less than this.
 const MOST_HELD: Duration = Duration::from_millis(5);
 
 const HEAD: &str = "| the endpoint | 200, other answers | seconds | refusals | thread held, ms: p50, p99.9, most | beat late, ms | /livez, ms | ListFlow, ms; failed |\n\
                     |---|--:|--:|--:|--:|--:|--:|--:|";
 
-/// What delays seen again and again were.
+/// A series of measured delays.
 #[derive(Default)]
 struct Delays(Vec<Duration>);
 
-/// What the heartbeat saw.
+/// Measurements of the heartbeat.
 #[derive(Default)]
 struct Held {
-    /// From a wake-up to its poll: what other processes take is included.
+    /// From a wake-up to its poll, including the time of other processes.
     late: Delays,
-    /// The same, or the CPU time that the thread has used since the beat before, where that is less: the task that ran at
-    /// the wake-up has held the thread for at most that and the time between two beats.
+    /// The same, or the thread's CPU time since the previous beat if that is less: the task that
+    /// ran at the wake-up blocked the thread for at most that plus the interval of the beats.
     held: Delays,
-    /// The longest, and when it was.
+    /// The longest delay, and when it was.
     longest: Duration,
     longest_at: Option<Instant>,
 }
@@ -93,7 +95,7 @@ struct Held {
 // === impl Delays ===
 
 impl Delays {
-    /// Milliseconds: the median, the 99.9th percentile, the most.
+    /// In milliseconds: the median, the 99.9th percentile, the maximum.
     fn text(&self) -> String {
         let mut sorted = self.0.clone();
         sorted.sort();
@@ -109,19 +111,20 @@ fn thread_cpu() -> Duration {
         .into()
 }
 
-/// Wakes the heartbeat until it has gone.
+/// Wakes the heartbeat until it has ended.
 fn wake(beats: &mpsc::UnboundedSender<Instant>) {
     while beats.send(Instant::now()).is_ok() {
         std::thread::sleep(BEAT);
     }
 }
 
-/// Beats until the end of the storm.
+/// Measures until the end of the storm.
 async fn heartbeat(
     mut beats: mpsc::UnboundedReceiver<Instant>,
     ended: watch::Receiver<bool>,
 ) -> Held {
-    let (mut held, mut cpu) = (Held::default(), thread_cpu());
+    let mut held = Held::default();
+    let mut cpu = thread_cpu();
     while !*ended.borrow() {
         let late = beats.recv().await.unwrap().elapsed();
         let used = thread_cpu() - std::mem::replace(&mut cpu, thread_cpu());
@@ -135,9 +138,10 @@ async fn heartbeat(
     held
 }
 
-/// Asks `/livez`, each time on a connection of its own.
+/// Requests `/livez` repeatedly, each time on a connection of its own.
 async fn live(admin: SocketAddr, ended: watch::Receiver<bool>) -> Delays {
-    let (mut delays, mut ticks) = (Delays::default(), interval(ASK));
+    let mut delays = Delays::default();
+    let mut ticks = interval(ASK);
     let question = format!("GET /livez HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\n\r\n");
     while !*ended.borrow() {
         ticks.tick().await;
@@ -163,9 +167,11 @@ fn call(proxy: SocketAddr, action: &str, name: &str, hold: &str) -> Vec<u8> {
     Call::v3_with(&proxy.to_string(), parameters, change, (KEY, SECRET)).bytes()
 }
 
-/// Calls ListFlow again and again; counts those that were not answered with 200.
+/// Calls ListFlow repeatedly; counts responses other than 200.
 async fn other_lane(proxy: SocketAddr, ended: watch::Receiver<bool>) -> (Delays, usize) {
-    let (mut delays, mut failed, mut ticks) = (Delays::default(), 0, interval(CALL));
+    let mut delays = Delays::default();
+    let mut failed = 0;
+    let mut ticks = interval(CALL);
     while !*ended.borrow() {
         ticks.tick().await;
         let called = Instant::now();
@@ -176,7 +182,7 @@ async fn other_lane(proxy: SocketAddr, ended: watch::Receiver<bool>) -> (Delays,
     (delays, failed)
 }
 
-/// Calls at once, and the status of each answer.
+/// Starts calls at once, and returns the status of each response.
 async fn crowd(proxy: SocketAddr, calls: usize) -> Vec<Option<u16>> {
     let mut answers = JoinSet::new();
     for number in 0..calls {
@@ -192,8 +198,9 @@ fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Runs Flowgate on this thread until the storm has ended. Unlike the binary's, the runtime looks after each poll for tasks
-/// that other threads woke: so the heartbeat waits for one poll, and not for all tasks that are ready.
+/// Runs Flowgate on this thread until the storm has ended. Unlike the binary's, this runtime checks
+/// for tasks woken by other threads after each poll, so the heartbeat waits for one poll and not
+/// for all ready tasks.
 fn serve(
     upstream: &str,
     started: &std::sync::mpsc::Sender<[SocketAddr; 2]>,
@@ -225,9 +232,9 @@ fn serve(
     })
 }
 
-/// Lets one storm come, prints a line, and says whether nothing was held up.
+/// Runs one storm, prints a row, and returns whether nothing was blocked.
 fn storm(name: &str, faults: &[&str], calls: usize) -> bool {
-    // Flowgate ends after those that ask it.
+    // Flowgate ends after its clients.
     let (end, ended) = watch::channel(false);
     let (end_serving, serving_ended) = watch::channel(false);
     let (started, starts) = std::sync::mpsc::channel();

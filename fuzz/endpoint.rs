@@ -1,4 +1,5 @@
-//! Does CAMS understand what Flowgate signed? The simulated endpoint shares no code with it and is strict.
+//! Checks that CAMS accepts what Flowgate signed. The simulated endpoint shares no code with
+//! Flowgate and is strict.
 
 use std::time::SystemTime;
 
@@ -8,7 +9,7 @@ use flowgate::testing::fuzz::SIGNER;
 use futures_util::FutureExt;
 use hyper::Request;
 
-/// What CAMS refuses because of how a request is written or signed, not because of what it asks for.
+/// Codes that CAMS returns for a wrong form or signature, not for the content of a request.
 const ILL_MADE: [&str; 6] = [
     "CamsSim.",
     "Signature",
@@ -18,7 +19,7 @@ const ILL_MADE: [&str; 6] = [
     "MissingAccessKeyId",
 ];
 
-/// Has the endpoint judge each request.
+/// Lets the endpoint judge each request.
 pub fn takes(requests: Vec<Request<Bytes>>, now: SystemTime) {
     if requests.is_empty() {
         return;

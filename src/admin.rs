@@ -1,6 +1,7 @@
-//! What operators see and may do: the status page at `/`, which `/events` keeps current, `/metrics` for Prometheus, `/livez`
-//! and `/readyz` for whoever restarts and balances, `/lanes` and `/config` for people; and orders to lanes, by POST. On a
-//! port of its own, so that it shadows no path of CAMS's. Who may is `admin/access.rs`.
+//! The admin port: the status page at `/`, kept current by `/events`; `/metrics` for Prometheus;
+//! `/livez` and `/readyz` for orchestrators and load balancers; `/lanes` and `/config` as JSON; and
+//! operator actions on lanes, by POST. It is a separate port so that no admin path hides a path of
+//! CAMS. Access rules are in `admin/access.rs`.
 
 mod access;
 mod events;
@@ -35,11 +36,11 @@ pub(crate) struct Admin {
     events: Arc<Events>,
 }
 
-/// An answer.
+/// A response of the admin port.
 struct Page {
     status: StatusCode,
     content_type: &'static str,
-    /// The methods that there are, where the one that came is none of them.
+    /// The allowed methods, in a 405 response.
     allow: Option<&'static str>,
     body: UnsyncBoxBody<Bytes, Infallible>,
 }
@@ -47,10 +48,10 @@ struct Page {
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 const EVENTS: &str = "text/event-stream";
-/// Prometheus' text format.
+/// Prometheus' text exposition format.
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// The status page's files, from the binary: path, kind, text.
+/// The status page's files, embedded in the binary: path, content type, text.
 const FILES: [(&str, &str, &str); 3] = [
     (
         "/",
@@ -69,7 +70,8 @@ const FILES: [(&str, &str, &str); 3] = [
     ),
 ];
 
-/// On every answer: nothing is stored, guessed, framed or told to others, and a page may load nothing but its own files.
+/// Headers of every response: no caching, sniffing, framing or referrer, and the page may load only
+/// its own files.
 const GUARDS: [(&str, &str); 5] = [
     ("cache-control", "no-store"),
     (
@@ -106,7 +108,7 @@ impl Admin {
             },
             (_, Some(_)) => Page::not_allowed("POST"),
             (&Method::GET, None) => self.shown(path).await,
-            // Its head is that of GET, and no events are followed for it.
+            // The headers of GET, without a subscription to the events.
             (&Method::HEAD, None) if path == "/events" => Page::ok(EVENTS, ""),
             (&Method::HEAD, None) => Page {
                 body: Page::ok(TEXT, "").body,
@@ -130,17 +132,22 @@ impl Admin {
                 },
                 None => Page::refused(StatusCode::SERVICE_UNAVAILABLE, events::FULL),
             },
-            _ => match FILES.iter().find(|(known, ..)| *known == path) {
-                Some((_, content_type, text)) => Page::ok(content_type, *text),
-                None => {
-                    let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /config and /events.\n";
-                    Page::refused(StatusCode::NOT_FOUND, why)
-                }
-            },
+            _ => Self::file(path),
         }
     }
 
-    /// What takes long with 100,000 accounts, on a thread that serves no call.
+    /// A file of the status page.
+    fn file(path: &str) -> Page {
+        match FILES.iter().find(|(known, ..)| *known == path) {
+            Some((_, content_type, text)) => Page::ok(content_type, *text),
+            None => {
+                let why = "There is the page at /, and /metrics, /livez, /readyz, /lanes, /config and /events.\n";
+                Page::refused(StatusCode::NOT_FOUND, why)
+            }
+        }
+    }
+
+    /// Builds on a blocking thread what takes long with 100,000 accounts.
     async fn built(&self, build: fn(&Self) -> String) -> String {
         let admin = self.clone();
         let built = tokio::task::spawn_blocking(move || build(&admin)).await;
@@ -168,7 +175,8 @@ impl Admin {
         metrics.render(&samples, bytes, upstream.reach() == Reach::Up)
     }
 
-    /// An upstream that is down does not make a replica unready: the others would not reach it either.
+    /// An unreachable upstream does not make a replica unready: other replicas would not reach it
+    /// either.
     fn readyz(&self) -> Page {
         match self.parts.phases.now() {
             Phase::Serving => Page::ok(TEXT, "ok\n"),
@@ -177,10 +185,8 @@ impl Admin {
     }
 
     fn lanes(&self) -> String {
-        let (mode, lanes) = (
-            self.parts.settings.load().config.mode.to_string(),
-            self.parts.limiter.lanes(),
-        );
+        let mode = self.parts.settings.load().config.mode.to_string();
+        let lanes = self.parts.limiter.lanes();
         let upstream = snapshot::upstream(&self.parts);
         json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.limiter.bytes(), "lanes": lanes })
             .to_string()

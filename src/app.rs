@@ -1,4 +1,4 @@
-//! The one place where the parts are joined: configuration in, a running Flowgate out, and how it stops.
+//! Joins the parts: takes the configuration, starts a running Flowgate, and drains it at the end.
 
 pub(crate) mod reload;
 pub(crate) mod start_error;
@@ -25,6 +25,7 @@ use crate::call;
 use crate::call::services::CallServices;
 use crate::config::{Bind, Config, Loaded, Source};
 use crate::error::Outcome;
+use crate::limiter::shared::Quota;
 use crate::process::hardening;
 use crate::process::shutdown::{Phase, Signals};
 use crate::process::systemd::{self, Handed, Passed};
@@ -37,9 +38,9 @@ use crate::server::{Answer, Gone, Listener, Terms};
 pub struct App {
     pub(crate) state: Arc<AppState>,
     terms: Arc<Terms>,
-    /// Ends, and leaves the listener, when a drain begins.
+    /// The accept loop. Ends when a drain begins, which closes the listener.
     serving: JoinHandle<()>,
-    /// Awaited since before the start was announced.
+    /// Installed before readiness is reported; see `start_from`.
     signals: Option<Signals>,
 }
 
@@ -47,9 +48,10 @@ pub struct App {
 #[derive(Clone)]
 struct Proxy(Arc<CallServices>);
 
-/// What CAMS's answer to the last call that is sent in a drain may take; a quarter of a short grace.
+/// Part of the grace that is reserved for CAMS's answer to the last call sent; at most a quarter of
+/// the grace.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
-/// How long a drain waits for the first request of whoever has been let in before it.
+/// How long a drain waits for the first request on a connection that was just accepted.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
 /// How long callers have to read their last answer when the grace is over.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -57,19 +59,21 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 // === impl App ===
 
 impl App {
-    /// Starts with what the source says now, and reads it anew on SIGHUP and when its files change.
+    /// Starts with the loaded configuration. Reads `source` again on SIGHUP and when its files
+    /// change.
     pub async fn start_from(
         source: Source,
         loaded: Loaded,
         handed: Handed,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
-        // Before anybody is told that it runs: a signal that nobody awaits ends the process.
+        // Before readiness is reported: a signal without a handler would end the process.
         let signals = Signals::new().context("cannot listen for signals")?;
-        let (reloader, ask) = Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
+        let (reloader, reload) =
+            Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
         let app = Self::start_on(loaded.config, handed, runtimes).await?;
         let settings = &app.state.calls().settings;
-        settings.can_be_reread(ask, loaded.warnings);
+        settings.can_be_reread(reload, loaded.warnings);
         tokio::spawn(reloader.run(Arc::downgrade(&app.state)));
         Ok(Self {
             signals: Some(signals),
@@ -77,31 +81,23 @@ impl App {
         })
     }
 
-    /// Binds both listeners and begins to serve. Must be called inside a tokio runtime, which does all there is to do.
+    /// Binds both listeners and starts to serve. Must be called inside a tokio runtime, which runs
+    /// everything.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         Self::start_on(config, Handed::default(), Vec::new()).await
     }
 
-    /// As [`App::start`], on sockets that were bound before, as far as there are any; callers' connections are served by
-    /// `runtimes` in turn, if there are any, which must live for as long as the present one.
+    /// Like [`App::start`], on the sockets that were passed by a parent process; a socket that was
+    /// not passed is bound here. Callers' connections are distributed over `runtimes`, or served by
+    /// the current runtime if there are none. The runtimes must outlive the current one.
     pub async fn start_on(
         mut config: Config,
         handed: Handed,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
-        let open = async |passed: Option<Passed>, bind: &Bind, key: &'static str| {
-            let listener = match passed {
-                Some(passed) => Listener::adopt(passed, bind),
-                None => Listener::bind(bind, config.listen.socket_mode).await,
-            };
-            listener.map_err(|error| StartError::Listen {
-                bind: bind.clone(),
-                key,
-                error,
-            })
-        };
-        let proxy = open(handed.proxy, &config.listen.proxy, "listen.proxy").await?;
-        let admin = open(handed.admin, &config.listen.admin, "listen.admin").await?;
+        let mode = config.listen.socket_mode;
+        let proxy = open(handed.proxy, &config.listen.proxy, mode, "listen.proxy").await?;
+        let admin = open(handed.admin, &config.listen.admin, mode, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
         bounds::afford(&mut config.listen);
@@ -109,52 +105,28 @@ impl App {
         let state = Arc::new(AppState::new(config)?);
         let calls = state.calls();
         if let Some(quota) = &calls.quota {
-            quota
-                .check()
-                .await
-                .map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
-            let weak = Arc::downgrade(calls);
-            tokio::spawn(quota.clone().keep(move || {
-                if let Some(calls) = weak.upgrade() {
-                    // There may be 100,000 lanes: not on a thread that serves calls. Each looks by itself, too, when it is used.
-                    drop(tokio::task::spawn_blocking(move || calls.limiter.refresh()));
-                }
-            }));
+            keep_quota(quota, calls).await?;
         }
-        let settings = calls.settings.load_full();
-        let (config, listen) = (&settings.config, &settings.config.listen);
-        let terms = |certificates, until| {
-            Terms::new(
-                state.bounds(),
-                certificates,
-                calls.metrics.clone(),
-                (calls.phases.clone(), until),
-            )
-        };
-        let (terms, admin_terms) = (
-            terms(state.certificates(), Phase::Draining),
-            terms(None, Phase::Over),
+        let terms = Terms::new(
+            state.bounds(),
+            state.certificates(),
+            calls.metrics.clone(),
+            calls.phases.clone(),
+            Phase::Draining,
         );
-        let (pages, service) = (Admin::new(calls.clone()), Proxy(calls.clone()));
-        tokio::spawn(async move { admin_terms.serve(admin, pages, Spread::default()).await });
-        let serving = terms.clone();
-        let serving =
-            tokio::spawn(
-                async move { serving.serve(proxy, service, Spread::over(runtimes)).await },
-            );
+        let admin_terms = Terms::new(
+            state.bounds(),
+            None,
+            calls.metrics.clone(),
+            calls.phases.clone(),
+            Phase::Over,
+        );
+        let pages = Admin::new(calls.clone());
+        tokio::spawn(admin_terms.serve(admin, pages, Spread::default()));
+        let service = Proxy(calls.clone());
+        let serving = tokio::spawn(terms.clone().serve(proxy, service, Spread::over(runtimes)));
         tokio::spawn(sweep(Arc::downgrade(&state)));
-        tracing::info!(
-            version = crate::VERSION,
-            mode = %config.mode,
-            proxy = %listen.proxy,
-            tls = state.certificates().is_some(),
-            admin = %listen.admin,
-            upstream = config.upstream.host,
-            max_connections = listen.max_connections,
-            accounts = config.accounts.len(),
-            clients = config.clients.len(),
-            "flowgate is ready"
-        );
+        log_ready(&state);
         Ok(Self {
             state,
             terms,
@@ -163,7 +135,7 @@ impl App {
         })
     }
 
-    /// Where applications point their SDK's endpoint; none on a Unix socket.
+    /// The address for an SDK's endpoint; `None` on a Unix socket.
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.state
             .calls()
@@ -175,7 +147,7 @@ impl App {
             .address()
     }
 
-    /// Where `/metrics` and the other pages are; none on a Unix socket.
+    /// The address of `/metrics` and the other admin pages; `None` on a Unix socket.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.state
             .calls()
@@ -187,7 +159,7 @@ impl App {
             .address()
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain at once.
+    /// Serves until SIGTERM or SIGINT, then drains; a second signal ends the drain immediately.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let signals = self.signals.take().map_or_else(Signals::new, Ok);
         let mut signals = signals.context("cannot listen for signals")?;
@@ -198,15 +170,16 @@ impl App {
         }));
         signals.next().await;
         systemd::stopping("draining");
-        tracing::info!("draining; a second signal ends at once");
+        tracing::info!("draining; a second signal exits immediately");
         tokio::select! {
             () = self.drain() => {}
-            () = signals.next() => tracing::warn!("ended by a second signal"),
+            () = signals.next() => tracing::warn!("drain ended by a second signal"),
         }
         Ok(())
     }
 
-    /// Stops: readiness down, then no new connections, then what fits into the grace, then the rest is told.
+    /// Shuts down in phases: readiness goes down, the listener closes, calls finish within the
+    /// grace, and the remaining calls are refused.
     pub async fn drain(mut self) {
         let drain = self.state.calls().settings.load().config.drain;
         let phases = &self.state.calls().phases;
@@ -215,14 +188,14 @@ impl App {
             self.state.calls().limiter.hand_over();
         }
         tokio::time::sleep(drain.delay).await;
-        // What is sent in the last moment would not be answered within the grace.
+        // An attempt sent later than this would not be answered within the grace.
         let sending = drain
             .grace
             .saturating_sub(ANSWER_MARGIN.min(drain.grace / 4));
         self.state.calls().limiter.drain(Instant::now() + sending);
         phases.enter(Phase::Draining);
         if let Err(error) = (&mut self.serving).await {
-            tracing::error!(%error, "the listener had ended before");
+            tracing::error!(%error, "the listener ended before the drain");
         }
         let first = FIRST_WORDS.min(drain.grace);
         let mut ended = timeout(first, self.all_ended()).await;
@@ -248,11 +221,64 @@ impl App {
         tracing::info!("drained");
     }
 
-    /// Every caller is answered, and every attempt has its end, also those whose callers have gone.
+    /// Waits until every caller is answered and every attempt has ended, including attempts whose
+    /// callers have disconnected.
     async fn all_ended(&self) {
         self.terms.all_closed().await;
         self.state.calls().attempts_ended().await;
     }
+}
+
+/// Uses the socket that a parent process passed, or binds one.
+async fn open(
+    passed: Option<Passed>,
+    bind: &Bind,
+    mode: u32,
+    key: &'static str,
+) -> Result<Listener, StartError> {
+    let listener = match passed {
+        Some(passed) => Listener::adopt(passed, bind),
+        None => Listener::bind(bind, mode).await,
+    };
+    listener.map_err(|error| StartError::Listen {
+        bind: bind.clone(),
+        key,
+        error,
+    })
+}
+
+/// Checks the store of the shared quota, then keeps its connection in a task of its own.
+async fn keep_quota(quota: &Arc<Quota>, calls: &Arc<CallServices>) -> anyhow::Result<()> {
+    quota
+        .check()
+        .await
+        .map_err(|why| anyhow::anyhow!("quota.store: {why}"))?;
+    let weak = Arc::downgrade(calls);
+    tokio::spawn(quota.clone().keep(move || {
+        if let Some(calls) = weak.upgrade() {
+            // With 100,000 lanes this takes long, so not on a serving thread. A lane also refreshes
+            // when it is used.
+            drop(tokio::task::spawn_blocking(move || calls.limiter.refresh()));
+        }
+    }));
+    Ok(())
+}
+
+fn log_ready(state: &AppState) {
+    let settings = state.calls().settings.load();
+    let config = &settings.config;
+    tracing::info!(
+        version = crate::VERSION,
+        mode = %config.mode,
+        proxy = %config.listen.proxy,
+        tls = state.certificates().is_some(),
+        admin = %config.listen.admin,
+        upstream = config.upstream.host,
+        max_connections = config.listen.max_connections,
+        accounts = config.accounts.len(),
+        clients = config.clients.len(),
+        "flowgate is ready"
+    );
 }
 
 // === impl Proxy ===

@@ -1,5 +1,6 @@
-//! Who comes in, and on what terms? Connections by TCP or a Unix socket, with TLS or without, HTTP/1.1 only, each bound in number, in time
-//! and in the size of its heads. What a request means is the next steps' business.
+//! Accepts callers' connections: TCP or a Unix socket, with or without TLS, HTTP/1.1 only. The
+//! number of connections, their time-outs and the size of request heads are limited. Requests are
+//! handled by the next steps.
 
 pub(crate) mod bounds;
 mod clocks;
@@ -39,55 +40,57 @@ use crate::server::socket::{Hangup, Socket, Wire};
 use crate::server::spread::Spread;
 use crate::server::tls::{Certificates, Opened, SpeaksTls};
 
-/// The bounds that a listener's connections live in, and who counts them.
+/// Serves a listener's connections within its limits, and counts them.
 pub(crate) struct Terms {
     bounds: Present,
-    /// With these a caller speaks TLS.
+    /// `Some`: callers must use TLS.
     certificates: Option<Arc<Certificates>>,
     metrics: Arc<Metrics>,
     phases: Phases,
-    /// When the listener is left and its connections are told to end.
+    /// The phase in which the listener closes and its connections are asked to end.
     until: Phase,
     /// All connections, so that a drain can wait for them.
     open: TaskTracker,
     sources: Sources,
-    /// When the log last told that callers are turned away.
-    told: Mutex<Option<Instant>>,
+    /// When refused connections were last logged.
+    last_logged: Mutex<Option<Instant>>,
 }
 
-/// How often it tells so.
-const TELL_AGAIN: Duration = Duration::from_secs(10);
+/// Minimum interval between log lines about refused connections.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The caller has gone; there is nobody to answer.
+/// The caller has disconnected, so no response can be sent.
 #[derive(Debug, thiserror::Error)]
 #[error("the caller has hung up")]
 pub(crate) struct Gone;
 
-/// What answers a request.
+/// A handler of requests.
 pub(crate) trait Answer: Clone + Send + Sync + 'static {
-    /// What its answers carry.
+    /// The response body.
     type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Answers one request; `hangup` tells whether its caller is still there. It is polled anew when a phase begins.
+    /// Handles one request; `hangup` detects that the caller has disconnected. The future is polled
+    /// again when a phase begins.
     fn answer(
         self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
     ) -> impl Future<Output = Result<Response<Self::Body>, Gone>> + Send;
 
-    /// A connection has ended because what came is no request: it was not HTTP, or its head did not end.
+    /// A connection ended without a valid request: it was not HTTP, or its head did not end.
     fn no_request(&self) {}
 }
 
 // === impl Terms ===
 
 impl Terms {
-    /// For a listener that serves until `until`.
+    /// Serves until the phase `until`.
     pub(crate) fn new(
         bounds: Present,
         certificates: Option<Arc<Certificates>>,
         metrics: Arc<Metrics>,
-        (phases, until): (Phases, Phase),
+        phases: Phases,
+        until: Phase,
     ) -> Arc<Self> {
         Arc::new(Self {
             bounds,
@@ -97,11 +100,12 @@ impl Terms {
             until,
             open: TaskTracker::new(),
             sources: Sources::default(),
-            told: Mutex::default(),
+            last_logged: Mutex::default(),
         })
     }
 
-    /// Accepts, then leaves the listener. A connection that is answering goes on until it has answered.
+    /// Accepts connections, then closes the listener. A connection that is answering a request
+    /// continues until it has answered.
     pub(crate) async fn serve(
         self: Arc<Self>,
         listener: Listener,
@@ -118,7 +122,7 @@ impl Terms {
                 spread.begin(socket, |socket| self.admit(socket, from, &service))
             });
             if let Err(error) = begun {
-                // Out of descriptors, or a connection that was gone before it was accepted.
+                // Out of descriptors, or the connection was closed before it was accepted.
                 tracing::warn!(%error, "cannot accept a connection");
                 self.errors("accept").inc();
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -159,16 +163,16 @@ impl Terms {
 
     fn turn_away(&self, kind: &str) {
         let now = Instant::now();
-        let mut told = self.told.lock();
-        if told.is_none_or(|told| told + TELL_AGAIN <= now) {
-            *told = Some(now);
+        let mut last_logged = self.last_logged.lock();
+        if last_logged.is_none_or(|last_logged| last_logged + LOG_INTERVAL <= now) {
+            *last_logged = Some(now);
             tracing::warn!(
                 kind,
                 open = self.open.len(),
-                "callers are turned away: a bound of [listen] is reached"
+                "connections refused: a limit of [listen] is reached"
             );
         }
-        drop(told);
+        drop(last_logged);
         self.errors(kind).inc();
     }
 
@@ -197,14 +201,14 @@ impl Terms {
             Opened::Failed(failed) => {
                 if let Some(kind) = failed.kind() {
                     self.errors(kind).inc();
-                    tracing::debug!(kind, reason = %failed, "no connection came about");
+                    tracing::debug!(kind, reason = %failed, "connection not established");
                 }
             }
         }
     }
 
-    /// Lives while its connection does, with a call that may wait. What it holds meanwhile is counted in bytes
-    /// (benches/README.md): an `async fn` would hold its arguments twice.
+    /// Serves one connection. Its future lives as long as a waiting call, and its size is the
+    /// memory per queued call (benches/README.md). An `async fn` would store its arguments twice.
     pub(super) fn http<T>(
         self: Arc<Self>,
         io: T,
@@ -219,10 +223,11 @@ impl Terms {
             let mut connection = {
                 let bounds = self.bounds.load();
                 let stream = Timed::new(io, bounds.patience.clone(), turn.clone());
-                let (answer, turn) = (service.clone(), turn.clone());
+                let answer = service.clone();
+                let turn = turn.clone();
                 let answers = service_fn(move |request| {
                     let ours = turn.clone().take();
-                    // Boxed: a future has room for its arguments until its end.
+                    // Boxed: a future reserves space for its arguments until its end.
                     answer
                         .clone()
                         .answer(Box::new(request), hangup.clone())
@@ -230,25 +235,26 @@ impl Terms {
                 });
                 http1::Builder::new()
                     .timer(TokioTimer::new())
-                    // hyper counts this from the end of the request before: it bounds idleness. The head has a clock of
-                    // its own.
+                    // hyper counts this from the end of the previous request, so it limits idle
+                    // time. `Timed` limits the head.
                     .header_read_timeout(bounds.idle_timeout)
                     .max_buf_size(bounds.max_header.max(8192))
-                    // The call itself watches for a hang-up; hyper would read for it, into one more buffer.
+                    // The call itself watches for a hang-up; hyper would read for it, into another
+                    // buffer.
                     .half_close(true)
                     .serve_connection(TokioIo::new(stream), answers)
             };
             let mut changes = self.phases.changes();
             let mut ending = false;
-            // Each phase wakes the connection, and with it the call that it answers.
+            // Each phase wakes the connection, and thereby the call that it answers.
             let ended = loop {
                 tokio::select! {
-                    // First, so that what has come is read before the connection is told to end.
+                    // First, so that received bytes are read before the connection is asked to end.
                     biased;
                     ended = &mut connection => break ended,
                     _ = changes.next() => {
                         let phase = self.phases.now();
-                        // Whoever has just been let in is about to ask.
+                        // A caller that has just connected is about to send its first request.
                         let is_due = phase >= self.until && (phase >= Phase::Closing || !turn.is_first());
                         if is_due && !std::mem::replace(&mut ending, true) {
                             std::pin::Pin::new(&mut connection).graceful_shutdown();
@@ -276,7 +282,7 @@ impl Terms {
             service.no_request();
         }
         self.errors(kind).inc();
-        tracing::debug!(kind, "a connection ended with an error");
+        tracing::debug!(kind, "connection ended with an error");
     }
 
     fn errors(&self, kind: &str) -> IntCounter {
@@ -284,7 +290,7 @@ impl Terms {
     }
 }
 
-/// Whether a connection ended by one of our own clocks.
+/// The time-out of ours that ended a connection, if one did.
 fn stalled(error: &hyper::Error) -> Option<Stalled> {
     let io = error.source()?.downcast_ref::<io::Error>()?;
     io.get_ref()?.downcast_ref().copied()

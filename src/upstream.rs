@@ -1,11 +1,12 @@
-//! How does one signed request reach CAMS, and what came back? Over a connection that was ready before the call took
-//! its token, from a small pool of hyper's own connections: they know exactly what has left this process. Nothing is
-//! sent twice here, and what an answer means is the judge's.
+//! Sends one signed request to CAMS and reads the response. A call takes its token only when a
+//! connection is ready. The pool holds hyper's own connections, because Flowgate must know exactly
+//! which bytes have left the process. Nothing is retried here; the response is judged elsewhere.
 //!
-//! Only the configured upstream is dialled (`upstream/dial.rs`; its addresses are `upstream/resolve.rs`, their order
-//! `upstream/addresses.rs`, the race between them `upstream/race.rs`), the pool keeps what is idle and probes what is down
-//! (`upstream/pool.rs`), one request and its answer are `upstream/exchange.rs`, the moment of its write is
-//! `upstream/first_write.rs`.
+//! Only the configured upstream is dialled: `upstream/dial.rs` opens connections,
+//! `upstream/resolve.rs` resolves the name, `upstream/addresses.rs` orders the addresses,
+//! `upstream/race.rs` races them. `upstream/pool.rs` keeps idle connections and probes an
+//! unreachable upstream, `upstream/exchange.rs` is one request and its response,
+//! `upstream/first_write.rs` reports when the request is written.
 
 mod addresses;
 mod dial;
@@ -35,94 +36,96 @@ use link::Link;
 use pool::Pool;
 pub(crate) use tls::Trust;
 
-/// A request as it goes to CAMS: origin form, with its `Host`.
+/// A request to CAMS: origin form, with a `Host` header.
 pub(crate) type Request = hyper::Request<Full<Bytes>>;
 
-/// hyper's end of one connection.
+/// The sending half of a hyper connection.
 type Sender = SendRequest<Full<Bytes>>;
 
-/// Called with the time right after the kernel has taken the first byte of a request, on the thread that wrote it.
-/// It must be quick: the connection waits for it.
+/// Called with the time right after the kernel has accepted the first byte of a request, on the
+/// thread that wrote it. It must be quick: the connection waits for it.
 pub(crate) type OnWrite = Box<dyn FnOnce(Instant) + Send>;
 
-/// The one endpoint that Flowgate dials, with its connections. Clones share them.
+/// The configured upstream with its connections. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Upstream {
     pool: Arc<Pool>,
 }
 
-/// One connection that stood ready when it was given out. Dropped unused it goes back.
+/// A connection that was ready when it was handed out. It returns to the pool if it is dropped
+/// unused.
 pub(crate) struct Connection {
     pool: Arc<Pool>,
-    /// Absent while an answer is awaited: a connection that is dropped half-read is closed and not used again.
+    /// `None` while a response is awaited: a connection that is dropped half-read is closed, not
+    /// reused.
     link: Option<Link>,
 }
 
-/// What became of one request.
+/// The result of sending one request.
 pub(crate) enum Sent {
-    /// The whole answer.
+    /// The complete response.
     Answered(Answer),
-    /// No byte of the request has left this process, and none will: the connection had closed, or could not be written
-    /// to in time.
+    /// No byte of the request has left this process, and none will: the connection had closed, or
+    /// could not be written to in time.
     Unsent,
-    /// It may have arrived.
+    /// The request may have arrived.
     Lost(Lost),
 }
 
-/// An answer that came in whole.
+/// A complete response.
 pub(crate) struct Answer {
-    /// Its status.
+    /// The status.
     pub(crate) status: StatusCode,
-    /// Its headers, as they came.
+    /// The headers, unchanged.
     pub(crate) headers: HeaderMap,
-    /// Its body, of at most `upstream.max_response` bytes.
+    /// The body, of at most `upstream.max_response` bytes.
     pub(crate) body: Bytes,
 }
 
-/// Why there is no answer to a request that may have arrived.
+/// Why a request that may have arrived has no response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Lost {
-    /// The last byte had not come within `upstream.answer_timeout`.
+    /// The response was not complete within `upstream.answer_timeout`.
     Timeout,
-    /// The connection broke before the answer's head was complete.
+    /// The connection broke before the response's head was complete.
     Closed,
-    /// The answer's body broke off.
+    /// The connection broke within the response's body.
     Cut,
-    /// The answer is larger than `upstream.max_response`, or its head larger than is sensible.
+    /// The body is larger than `upstream.max_response`, or the head is larger than 64 KiB.
     TooLarge,
-    /// What came is not an HTTP answer, or wants to become another protocol.
+    /// Not an HTTP response, or a switch to another protocol.
     Malformed,
 }
 
-/// Whether CAMS can be reached, as the latest attempts to connect have shown.
+/// Whether CAMS can be reached, according to the latest connection attempts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// The latest connection could be opened, or none was tried yet.
+    /// The latest attempt succeeded, or there was none yet.
     Up,
-    /// It could not.
+    /// The latest attempt failed.
     Down {
-        /// When the first of these attempts failed.
+        /// Time of the first failure in a row.
         since: Instant,
-        /// Why the latest failed.
+        /// Reason of the latest failure.
         reason: Arc<str>,
     },
 }
 
-/// Why the upstream cannot be set up at all.
+/// Why the upstream cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
-    /// No certificate can bear the host's name.
+    /// The host is not a valid name for a certificate.
     #[error("upstream.url: its host is not a name that a certificate can bear")]
     Name,
-    /// The file with more roots cannot be used.
+    /// The file with additional roots cannot be used.
     #[error("upstream.ca_file: {}: {reason}", path.display())]
     CaFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The mistake.
         reason: String,
     },
-    /// The TLS library refuses its settings.
+    /// The TLS library rejects its settings.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] tokio_rustls::rustls::Error),
 }
@@ -130,8 +133,8 @@ pub(crate) enum UpstreamError {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Sets up TLS and an empty pool; nothing is dialled before somebody waits. `own` are Flowgate's own listeners,
-    /// which are never dialled.
+    /// Sets up TLS and an empty pool; connections are opened on demand. `own` are Flowgate's own
+    /// listeners, which are never dialled.
     pub(crate) fn new(
         config: &config::Upstream,
         own: Vec<SocketAddr>,
@@ -142,14 +145,15 @@ impl Upstream {
         })
     }
 
-    /// A connection that is ready now, the one that was used last.
+    /// Takes an idle connection, the most recently used one.
     pub(crate) fn try_ready(&self) -> Option<Connection> {
         self.pool.take()
     }
 
-    /// Waits until a connection is ready, for ever if need be. `wanted` is how many calls could go now: that many
-    /// connections are opened side by side, up to a limit, unless CAMS cannot be reached; then one at a time. Nothing is lost when
-    /// the future is dropped: the pool dials in tasks of its own and keeps what they open.
+    /// Waits until a connection is ready, without a limit. `wanted` is the number of calls that
+    /// could be sent now: up to that many connections are opened in parallel, within a limit, or
+    /// one at a time while CAMS is unreachable. The future can be dropped at any time: the pool
+    /// dials in its own tasks and keeps the connections.
     pub(crate) async fn ready(&self, wanted: usize) -> Connection {
         self.pool.ready(wanted).await
     }
@@ -159,19 +163,19 @@ impl Upstream {
         self.pool.reach()
     }
 
-    /// Applies to new connections. Open ones were made with the trust of their time and are used until they are some
-    /// minutes old.
+    /// Replaces the trusted roots for new connections. Open connections keep theirs; they live for
+    /// at most some minutes.
     pub(crate) fn trust(&self, trust: Trust) {
         self.pool.dialer.trust(trust);
     }
 
-    /// Connections that lie ready, among them some that the other side may have closed meanwhile.
+    /// Number of idle connections, including ones that the other side may have closed.
     #[cfg(test)]
     pub(crate) fn idle(&self) -> usize {
         self.pool.idle()
     }
 
-    /// Connections that were given out and not given back.
+    /// Number of connections that are handed out.
     #[cfg(test)]
     pub(crate) fn in_use(&self) -> usize {
         self.pool.in_use()
@@ -181,8 +185,8 @@ impl Upstream {
 // === impl Connection ===
 
 impl Connection {
-    /// Whether the connection can still be sent on, as far as hyper has noticed, and is not so old that the other side
-    /// may be about to close it.
+    /// Whether hyper still considers the connection open, and it is not so old that the other side
+    /// may close it soon.
     pub(crate) fn is_usable(&self) -> bool {
         let now = Instant::now();
         self.link
@@ -190,12 +194,13 @@ impl Connection {
             .is_some_and(|link| link.is_fresh(self.pool.idle_timeout(), now) && link.is_ready(now))
     }
 
-    /// Sends one request and reads its answer to the last byte, within the answer time-out. Do not drop it
-    /// half-way: that closes the connection, and what happened stays unknown.
+    /// Sends one request and reads its complete response, within the answer time-out. Dropping the
+    /// future closes the connection and leaves the outcome unknown.
     ///
-    /// `on_write` is called once, when the first byte is written, from the connection's task. It is dropped uncalled,
-    /// before this returns, if nothing is written. Over TLS an alert that is written while the request waits to be sent
-    /// counts as its first byte, so `on_write` may have been called although this returns `Unsent`.
+    /// `on_write` is called once, when the first byte is written, from the connection's task. If
+    /// nothing is written, it is dropped before this returns. Over TLS, an alert that is written
+    /// while the request waits counts as the first byte, so `on_write` may have been called
+    /// although this returns `Unsent`.
     pub(crate) async fn send(mut self, request: Request, on_write: Option<OnWrite>) -> Sent {
         let mut link = self
             .link

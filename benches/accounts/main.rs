@@ -1,6 +1,7 @@
-//! What do a million accounts leave behind that call one after another? Flowgate runs in this process, whose allocator
-//! counts: live bytes, and what is resident, before, at the peak, after an idle time, and once the nonces are forgotten,
-//! too. Backend and load are this program again, on the other core. `benches/README.md` has the method and the figures.
+//! Memory after calls of a million accounts, one after another. Flowgate runs in this process with
+//! a counting allocator: live bytes and resident memory before, at the peak, after an idle time,
+//! and after the nonces are forgotten. Backend and load are this program again, on the other core.
+//! Method and figures: `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(
@@ -32,26 +33,26 @@ use tokio::time::interval;
 
 use crate::process::Process;
 
-/// The binary's allocator, with a count.
+/// The binary's allocator, with a counter.
 #[global_allocator]
 static ALLOCATOR: Cap<MiMalloc> = Cap::new(MiMalloc, usize::MAX);
 
 #[derive(Parser)]
 struct Options {
-    /// What cargo says.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
     /// Accounts in each of two rounds.
     #[arg(long, default_value_t = 1_000_000)]
     accounts: usize,
-    /// Seconds without a call after each round.
+    /// Idle seconds after each round.
     #[arg(long, default_value_t = 25)]
     idle: u64,
     #[command(subcommand)]
     role: Option<Role>,
 }
 
-/// What this program is when it starts itself.
+/// The role of this program when it starts itself.
 #[derive(Subcommand)]
 enum Role {
     Backend,
@@ -59,7 +60,7 @@ enum Role {
 }
 
 const CONNECTIONS: usize = 64;
-/// Longer than nonces are remembered; that time is simulated.
+/// Longer than nonces are remembered; this time is simulated.
 const NONCES: Duration = Duration::from_secs(17 * 60);
 const OTHERS: &str = "1";
 
@@ -93,7 +94,8 @@ async fn measure(options: &Options) {
         "| round | live MiB: before | peak | after | without nonces | resident: before | after | requests/s |\n|--:|--:|--:|--:|--:|--:|--:|--:|"
     );
     for round in 1..=2 {
-        let (before, resident) = (live(), resident());
+        let before = live();
+        let resident = resident();
         let accounts = options.accounts.to_string();
         let arguments = [
             "load",
@@ -115,7 +117,8 @@ async fn measure(options: &Options) {
         let (peak, seen) = peak_until(seen).await;
         assert_eq!((seen.answered, seen.failed), (options.accounts, 0));
         tokio::time::sleep(Duration::from_secs(options.idle)).await;
-        let (after, per_second) = (live(), seen.answered as f64 / seen.seconds);
+        let after = live();
+        let per_second = seen.answered as f64 / seen.seconds;
         bench::forget_idle(&app, SystemTime::now() + NONCES);
         println!(
             "| {round} | {before:.1} | {peak:.1} | {after:.1} | {:.1} | {resident:.0} | {:.0} | {per_second:.0} |",
@@ -127,9 +130,10 @@ async fn measure(options: &Options) {
     backend.stop();
 }
 
-/// The most that was live at one of many moments, while something ran.
+/// The maximum of sampled live bytes while a task ran.
 async fn peak_until<T>(mut running: tokio::task::JoinHandle<T>) -> (f64, T) {
-    let (mut peak, mut look) = (live(), interval(Duration::from_millis(10)));
+    let mut peak = live();
+    let mut look = interval(Duration::from_millis(10));
     loop {
         tokio::select! {
             ended = &mut running => return (peak, ended.unwrap()),

@@ -1,10 +1,10 @@
-//! Something else that takes all of the machine's time, until it is dropped.
+//! Busy loops that use all CPU time of the machine until they are dropped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-/// Busy loops, each a thread.
+/// Busy loops, one thread each.
 pub(crate) struct BusyLoops {
     ends: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,

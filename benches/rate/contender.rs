@@ -1,5 +1,5 @@
-//! What stands between the callers and CAMS? Each contender is started for one row, with an endpoint of its own, and ends
-//! with it. A limiter within the caller holds it back before it signs; nginx and Flowgate are processes.
+//! The rate limiters under comparison. Each is started for one row, with an endpoint of its own. A
+//! limiter in the caller delays calls before they are signed; nginx and Flowgate are processes.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,33 +20,33 @@ use crate::flowgate;
 use crate::process::Process;
 use crate::table::Case;
 
-/// What calls go through.
+/// What calls pass through.
 #[derive(Clone, Copy)]
 pub(crate) enum Contender {
-    /// Nothing.
+    /// No limiter.
     Straight,
     /// nginx with `limit_req` by access key.
     Nginx,
-    /// The crate leaky-bucket, one limiter per account, shared by all its callers.
+    /// The crate leaky-bucket, with one limiter per account, shared by its callers.
     Limiter,
-    /// The binary, managed: it verifies and signs.
+    /// Flowgate's binary with managed accounts: it verifies and signs.
     Flowgate,
 }
 
-/// All that a row needs; everything ends when it is dropped.
+/// The environment of a row. Everything ends when it is dropped.
 pub(crate) struct Stage {
     pub(crate) cams: Running,
-    /// Where callers connect.
+    /// The address to connect to.
     pub(crate) to: SocketAddr,
     /// The host that callers sign.
     pub(crate) host: String,
     /// The callers' own limiters, one for each account, or none.
     pub(crate) limiters: Vec<RateLimiter>,
-    /// A process that stands between.
+    /// The process between callers and endpoint.
     _process: Between,
 }
 
-/// What runs between callers and endpoint, and ends with the row.
+/// Resources between callers and endpoint that end with the row.
 enum Between {
     Nothing,
     Nginx { _child: Child, _folder: TempDir },
@@ -60,24 +60,27 @@ pub(crate) const ALL: [Contender; 4] = [
     Contender::Flowgate,
 ];
 
-/// How long CAMS takes to answer.
+/// The response time of CAMS.
 const LATENCY: Duration = Duration::from_millis(30);
 
-/// After a start Flowgate holds every token for its window and gap: a process before it may just have spent them.
+/// After a start Flowgate holds every token for one window and gap, because another process may
+/// just have spent it.
 const PAUSE: Duration = Duration::from_millis(1100);
 
-/// Each five calls straddle a tick where the way has jitter: the worst for an aligned window.
+/// With jitter on the path each five calls are around a tick: the worst case for an aligned window.
 const BEFORE_TICK: Duration = Duration::from_millis(20);
 
-/// How long a process may take to be ready.
+/// Maximum start time of a process.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 // === impl Contender ===
 
 impl Contender {
-    /// Starts it before a fresh CAMS and returns just before a tick of CAMS's clock; `None` if it is not installed.
+    /// Starts it in front of a fresh CAMS and returns just before a tick of CAMS's clock; `None` if
+    /// it is not installed.
     pub(crate) async fn prepare(self, case: Case) -> Option<Stage> {
-        // What is strict in it is for what Flowgate makes; nginx and these callers send hop headers.
+        // Strict mode is meant for Flowgate's requests; nginx and these callers send hop-by-hop
+        // headers.
         let settings = Settings {
             latency: LATENCY,
             jitter: case.jitter,
@@ -93,10 +96,12 @@ impl Contender {
             settings = settings.with_key(&key(account), SECRET, &key(account));
         }
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        // Room for a crowd: a caller that finds the backlog full comes a second late.
+        // A large backlog: a caller that finds it full comes a second late.
         SockRef::from(&listener).listen(4096).unwrap();
-        let (cams, opened) = (Sim::new(settings).listen(listener).unwrap(), Instant::now());
-        let (to, host) = (cams.addr(), cams.addr().to_string());
+        let cams = Sim::new(settings).listen(listener).unwrap();
+        let opened = Instant::now();
+        let to = cams.addr();
+        let host = cams.addr().to_string();
         let mut stage = Stage {
             cams,
             to,
@@ -111,7 +116,8 @@ impl Contender {
         }
         let phase = Duration::from_nanos(opened.elapsed().subsec_nanos().into());
         sleep(Duration::from_secs(2) - BEFORE_TICK - phase).await;
-        // Its second begins with the crowd, which is the best for it: else the next five follow the first at once.
+        // Its second begins with the crowd, which is its best case: otherwise the next five follow
+        // immediately.
         if matches!(self, Self::Limiter) {
             stage.limiters = (0..case.size.accounts).map(|_| limiter(case)).collect();
         }
@@ -130,7 +136,7 @@ impl fmt::Display for Contender {
     }
 }
 
-/// As an application would have it: full at the start, and the limit's count back each second.
+/// As an application would configure it: full at the start, refilled each second.
 #[allow(
     clippy::disallowed_methods,
     reason = "it is what Flowgate is compared with"
@@ -156,7 +162,7 @@ impl Stage {
             .local_addr()
             .unwrap();
         std::fs::write(folder.path().join("nginx.conf"), nginx_conf(to, &self.host)).unwrap();
-        // Debian has it where only root looks.
+        // On Debian it is in a directory that is only in root's path.
         let start = |program: &str| {
             let mut command = Command::new(program);
             command
@@ -172,7 +178,7 @@ impl Stage {
             }
         };
         timeout(PATIENCE, ready).await.expect("nginx listens");
-        // The signed host stays CAMS's own, which nginx sends by default.
+        // nginx forwards the signed host by default.
         (self.to, self._process) = (
             to,
             Between::Nginx {
@@ -191,7 +197,7 @@ impl Stage {
     }
 }
 
-/// One process, paced by the access key of the V3 signature, with room for all to wait.
+/// One process, paced by the access key of the V3 signature, with room for all calls.
 fn nginx_conf(listen: SocketAddr, cams: &str) -> String {
     format!(
         "daemon off; master_process off; pid nginx.pid; worker_rlimit_nofile 8192;

@@ -1,4 +1,5 @@
-//! All calls of a row start at once, each signed like an SDK's and on a connection of its own.
+//! A crowd: all calls of a row start at once, each signed like an SDK's and on a connection of its
+//! own.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,15 +12,15 @@ use tokio::time::{Instant, timeout};
 
 use crate::caller::{Call, SECRET};
 
-/// How many come.
+/// The size of a crowd.
 #[derive(Clone, Copy)]
 pub(crate) struct Size {
     pub(crate) accounts: usize,
-    /// Of each account.
+    /// Calls of each account.
     pub(crate) calls: usize,
 }
 
-/// Where a crowd goes.
+/// The target of a crowd.
 pub(crate) struct Target<'a> {
     pub(crate) to: SocketAddr,
     /// The host that callers sign.
@@ -28,14 +29,14 @@ pub(crate) struct Target<'a> {
     pub(crate) limiters: &'a [RateLimiter],
 }
 
-/// What a caller read, and when.
+/// A response's code and its time.
 pub(crate) struct Answer {
     pub(crate) account: usize,
     pub(crate) after: Duration,
     pub(crate) code: String,
 }
 
-/// How long a caller waits, and says so to Flowgate.
+/// How long a caller waits, which is also its hold at Flowgate.
 const PATIENCE: Duration = Duration::from_secs(200);
 
 /// The access key of an account.
@@ -50,7 +51,7 @@ impl Size {
         self.accounts * self.calls
     }
 
-    /// A full second's calls at once, then as many each second.
+    /// The calls of one second at once, then the same number each second.
     pub(crate) fn optimum(self, count: usize) -> usize {
         self.calls.div_ceil(count) - 1
     }
@@ -82,10 +83,10 @@ impl Answer {
 // === impl Target ===
 
 impl Target<'_> {
-    /// Lets all come at once and waits for the last answer.
+    /// Starts all calls at once and waits for the last response.
     pub(crate) async fn crowd(&self, size: Size) -> Vec<Answer> {
         let started = Instant::now();
-        // One account's calls do not come before another's.
+        // Interleaved, so that no account's calls come first.
         let calls = (0..size.calls)
             .flat_map(|number| (0..size.accounts).map(move |account| (number, account)));
         let answers =
@@ -120,7 +121,7 @@ impl Target<'_> {
         }
     }
 
-    /// Sends one CreateFlow and returns the `Code` of its answer.
+    /// Sends one CreateFlow and returns the `Code` of the response.
     async fn exchange(&self, account: usize, flow: &str) -> std::io::Result<String> {
         let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow)];
         let hold = format!("{}s", PATIENCE.as_secs());
@@ -130,7 +131,7 @@ impl Target<'_> {
             |call| call.push("x-flowgate-hold", &hold),
             (&key(account), SECRET),
         );
-        // So that the answer ends where the connection does. It is not signed: it is meant for the next hop.
+        // The response then ends with the connection. This hop-by-hop header is not signed.
         call.push("connection", "close");
         let mut stream = TcpStream::connect(self.to).await?;
         stream.write_all(&call.bytes()).await?;

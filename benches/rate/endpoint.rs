@@ -1,5 +1,6 @@
-//! An endpoint that knows when each request came off the wire: the kernel stamps every segment as the sender's write
-//! puts it on the loopback device, and the stamp is read with the bytes. How late this program reads them plays no part.
+//! An endpoint with exact receive times: the kernel stamps every segment when the sender writes it
+//! to the loopback device, and the stamp is read with the bytes, so delays of this program do not
+//! matter.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSliceMut};
@@ -20,14 +21,14 @@ use tokio::runtime::Builder;
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-/// A listening endpoint; it ends when this is dropped.
+/// A listening endpoint. Dropping it stops it.
 pub(crate) struct Endpoint {
     pub(crate) addr: SocketAddr,
     state: Arc<Mutex<State>>,
     _end: oneshot::Sender<()>,
 }
 
-/// What came to an endpoint.
+/// What an endpoint received.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
     /// Requests that were refused because the account had `count` of them within the second before.
@@ -40,12 +41,12 @@ struct State {
     /// Requests of one account that are accepted within a second.
     count: usize,
     refused: usize,
-    /// Of each account, when its requests were written, since the epoch, in order.
+    /// When each account's requests were written, since the epoch, in order.
     all: BTreeMap<String, Vec<Duration>>,
     accepted: BTreeMap<String, Vec<Duration>>,
 }
 
-/// How long CAMS takes to answer.
+/// The response time of CAMS.
 const LATENCY: Duration = Duration::from_millis(20);
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -63,9 +64,10 @@ const REFUSED: (&str, &str) = (
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// Starts one on a thread of its own.
+    /// Starts an endpoint in a thread of its own.
     pub(crate) fn start(count: usize) -> Self {
-        let (all, accepted) = (BTreeMap::new(), BTreeMap::new());
+        let all = BTreeMap::new();
+        let accepted = BTreeMap::new();
         let state = Arc::new(Mutex::new(State {
             count,
             refused: 0,
@@ -74,7 +76,7 @@ impl Endpoint {
         }));
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         SockRef::from(&listener).listen(4096).unwrap();
-        // Accepted sockets inherit it, so also what came before `accept` is stamped.
+        // Accepted sockets inherit it, so bytes from before `accept` are stamped too.
         setsockopt(&listener, ReceiveTimestampns, &true).unwrap();
         listener.set_nonblocking(true).unwrap();
         let addr = listener.local_addr().unwrap();
@@ -97,7 +99,7 @@ impl Endpoint {
         }
     }
 
-    /// What has come so far.
+    /// The requests so far.
     pub(crate) fn seen(&self) -> Seen {
         let state = self.state.lock();
         Seen {
@@ -117,7 +119,8 @@ async fn serve(listener: TcpListener, state: Arc<Mutex<State>>) {
 /// Requests have no body and come one at a time.
 async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let (mut request, mut written_at) = (Vec::new(), None);
+    let mut request = Vec::new();
+    let mut written_at = None;
     let mut buffer = [0; 8192];
     loop {
         stream.readable().await?;
@@ -153,7 +156,7 @@ async fn serve_connection(mut stream: TcpStream, state: Arc<Mutex<State>>) -> io
     }
 }
 
-/// Reads what is there, and when the kernel got it.
+/// Reads available bytes, and the time when the kernel got them.
 fn receive(stream: &TcpStream, buffer: &mut [u8]) -> io::Result<(usize, Option<Duration>)> {
     let mut control = nix::cmsg_space!(TimeSpec);
     let mut parts = [IoSliceMut::new(buffer)];
@@ -179,12 +182,14 @@ fn account(request: &[u8]) -> String {
     key.map(|(key, _)| key.to_owned()).unwrap_or_default()
 }
 
-/// The most of these moments, which are in order, that are within less than a second.
+/// The most of these ordered times within less than a second.
 fn worst(moments: &[Duration]) -> usize {
-    let within = |(index, first): (usize, &Duration)| {
-        moments.partition_point(|other| *other < *first + SECOND) - index
-    };
-    moments.iter().enumerate().map(within).max().unwrap_or(0)
+    moments
+        .iter()
+        .enumerate()
+        .map(|(index, first)| moments.partition_point(|other| *other < *first + SECOND) - index)
+        .max()
+        .unwrap_or(0)
 }
 
 // === impl State ===

@@ -1,4 +1,4 @@
-//! How much of what the endpoint takes does a lane send whose limit is twice as high?
+//! The learned rate of a lane whose configured limit is twice the endpoint's.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use crate::caller::{Call, SECRET, try_exchange};
 use crate::crowd::key;
 use crate::flowgate;
 
-/// Flowgate's limit, and what the endpoint takes.
+/// Flowgate's limit and the endpoint's.
 const LIMIT: usize = 200;
 const TAKES: u32 = 100;
 
-/// Callers that come back as soon as they are answered.
+/// Callers that call again after each response.
 const CALLERS: usize = 300;
 
-/// It is measured from then to then.
+/// Start and end of the measurement.
 const FROM: Duration = Duration::from_secs(30);
 const TO: Duration = Duration::from_secs(60);
 
-/// From then on at least this part of what the endpoint takes, and at most this part refused.
+/// The promise: at least this part of the endpoint's limit, with at most this part refused.
 const LEAST_SENT: f64 = 0.85;
 const MOST_REFUSED: f64 = 0.06;
 
 pub(crate) const HEAD: &str = "| window | limit | endpoint takes | accepted a second, from 30 s on | of what it takes | refused |\n|---|--:|--:|--:|--:|--:|";
 
-/// Measures with this kind of window, prints a line, and says which promise was broken.
+/// Measures with this kind of window, prints a row, and returns a broken promise.
 pub(crate) async fn run(kind: Kind) -> Result<(), String> {
     let settings = Settings {
         latency: Duration::from_millis(30),
@@ -44,7 +44,8 @@ pub(crate) async fn run(kind: Kind) -> Result<(), String> {
     .unwrap();
     let process = flowgate::start(&sim.url(), 1, &flowgate::limit(LIMIT)).await;
     sleep(Duration::from_secs(2)).await;
-    let (start, proxy) = (Instant::now(), process.proxy);
+    let start = Instant::now();
+    let proxy = process.proxy;
     let mut callers = JoinSet::new();
     for caller in 0..CALLERS {
         callers.spawn(async move {
@@ -73,10 +74,8 @@ pub(crate) async fn run(kind: Kind) -> Result<(), String> {
             .count() as f64
     };
     let rate = of(Verdict::Accepted) / (TO - FROM).as_secs_f64();
-    let (sent, refused) = (
-        rate / f64::from(TAKES),
-        of(Verdict::Throttled) / measured().count().max(1) as f64,
-    );
+    let sent = rate / f64::from(TAKES);
+    let refused = of(Verdict::Throttled) / measured().count().max(1) as f64;
     let kind = format!("{kind:?}").to_lowercase();
     println!(
         "| {kind} | {LIMIT}/s | {TAKES}/s | {rate:.1} | {:.1} % | {:.1} % |",

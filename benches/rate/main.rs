@@ -1,6 +1,7 @@
-//! How many calls get through, how fast, and is the limit kept? Three parts, each a table: crowds at several rates, timed on
-//! the wire; lanes whose limit is higher than what the endpoint takes; crowds through other ways of keeping a rate.
-//! A promise that is broken ends the program with an error. `benches/README.md` has the method and the figures.
+//! Calls that succeed, their time, and whether the limit is kept. Three tables: crowds at several
+//! rates, timed on the wire; lanes with a limit above the endpoint's; crowds through other rate
+//! limiters. A broken promise ends the program with an error. Method and figures:
+//! `benches/README.md`.
 
 #![allow(
     clippy::unwrap_used,
@@ -33,27 +34,27 @@ mod redis;
 mod table;
 mod wire;
 
-/// Measures how many calls get through, how fast, and whether the limit is kept.
+/// Measures how many calls succeed, how fast, and whether the limit is kept.
 #[derive(Parser)]
 struct Arguments {
-    /// Only rates of 5 and 200 a second, on the wire, beside busy loops.
+    /// Only rates of 5 and 200 per second, on the wire, beside busy loops.
     #[arg(long)]
     quick: bool,
-    /// One part instead of all.
+    /// Run one part only.
     #[arg(long)]
     part: Option<Part>,
-    /// What `cargo bench` says and `cargo test --all-targets` does not: without it nothing is run.
+    /// Passed by `cargo bench` and not by `cargo test --all-targets`: without it nothing runs.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Rates from 5 to 1,000 a second, by the kernel's timestamps.
+    /// Rates from 5 to 1,000 per second, by the kernel's timestamps.
     Wire,
-    /// A limit of twice what the endpoint takes.
+    /// A limit of twice the endpoint's.
     Learning,
-    /// Nothing, nginx, a limiter in the caller, and Flowgate.
+    /// No limiter, nginx, a limiter in the caller, and Flowgate.
     Contenders,
 }
 

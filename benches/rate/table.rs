@@ -1,5 +1,5 @@
-//! How many calls get through which contender, how fast, and is the limit kept? One row for each crowd, kind of window, way
-//! and contender, at 5/s.
+//! The comparison of the contenders at 5/s: one row for each crowd, kind of window, path and
+//! contender.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep};
 use crate::contender::{ALL, Contender, Stage};
 use crate::crowd::{Answer, Size, Target};
 
-/// A crowd, and what the endpoint and the way to it are like.
+/// A crowd, the endpoint and the path to it.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) size: Size,
@@ -20,22 +20,22 @@ pub(crate) struct Case {
     pub(crate) jitter: Duration,
 }
 
-/// What became of a row's calls.
+/// The result of a row.
 struct Outcome {
     succeeded: usize,
-    /// How often CAMS refused, whether its callers saw it or not.
+    /// Number of refusals by CAMS, whether or not a caller received them.
     refused: u64,
-    /// Until the last was answered.
+    /// Until the last response.
     took: Duration,
     /// Until every account had five successes.
     first_five: Option<Duration>,
     /// The most calls of an account that CAMS received within a second.
     worst_received: usize,
-    /// The same by when CAMS decided on them, which is later by the jitter of the way.
+    /// The same by the time of CAMS's decision, which is later by the path's jitter.
     worst_counted: usize,
 }
 
-/// Crowds, and how many rows of each run at once: what comes in crowds of a thousand has the machine for itself.
+/// The crowds, and how many rows of each run at once: a crowd of a thousand runs alone.
 const SIZES: [(Size, usize); 3] = [
     (
         Size {
@@ -60,7 +60,7 @@ const SIZES: [(Size, usize); 3] = [
     ),
 ];
 
-/// Between the starts of rows that run at once, so that their seconds do not begin together.
+/// Offset between the starts of simultaneous rows, so that their seconds do not coincide.
 const APART: Duration = Duration::from_millis(530);
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -68,9 +68,10 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(crate) const HEAD: &str = "| calls | window | way | through | succeeded | refused at CAMS | seconds (optimum) | first five, s | worst second: received, counted |\n\
                                |---|---|---|---|--:|--:|--:|--:|--:|";
 
-/// Runs all rows, prints them, and says which of Flowgate's promises were broken.
+/// Runs all rows, prints them, and returns the promises that Flowgate broke.
 pub(crate) async fn run() -> Vec<String> {
-    let (mut rows, mut broken) = (Vec::new(), Vec::new());
+    let mut rows = Vec::new();
+    let mut broken = Vec::new();
     for (size, at_once) in SIZES {
         let pairs = cases(size)
             .into_iter()
@@ -101,7 +102,7 @@ fn cases(size: Size) -> Vec<Case> {
         .collect()
 }
 
-/// One line of the table, and whether it is as promised.
+/// One row of the table, and whether it is as promised.
 async fn row(case: Case, contender: Contender, place: usize) -> (String, Result<(), String>) {
     let start = format!("| {case} | {contender} |");
     sleep(APART * u32::try_from(place).unwrap()).await;
@@ -133,7 +134,7 @@ fn first_five(answers: &[Answer], accounts: usize) -> Option<Duration> {
     fifth.collect::<Option<Vec<_>>>()?.into_iter().max()
 }
 
-/// The most arrivals of one account that lie within less than a second.
+/// The most arrivals of one account within less than a second.
 fn worst(arrivals: &[Arrival], moment: fn(&Arrival) -> Instant) -> usize {
     let mut accounts: BTreeMap<_, Vec<Instant>> = BTreeMap::new();
     for arrival in arrivals {
@@ -142,18 +143,20 @@ fn worst(arrivals: &[Arrival], moment: fn(&Arrival) -> Instant) -> usize {
             .or_default()
             .push(moment(arrival));
     }
-    let of_account = |mut moments: Vec<Instant>| {
-        moments.sort();
-        let within = |(index, first): (usize, &Instant)| {
-            moments.partition_point(|other| *other - *first < SECOND) - index
-        };
-        moments.iter().enumerate().map(within).max()
-    };
     accounts
         .into_values()
-        .filter_map(of_account)
+        .filter_map(worst_of_account)
         .max()
         .unwrap_or(0)
+}
+
+fn worst_of_account(mut moments: Vec<Instant>) -> Option<usize> {
+    moments.sort();
+    moments
+        .iter()
+        .enumerate()
+        .map(|(index, first)| moments.partition_point(|other| *other - *first < SECOND) - index)
+        .max()
 }
 
 // === impl Case ===
@@ -207,8 +210,9 @@ impl Outcome {
         }
     }
 
-    /// All calls succeed. On a steady way none is refused, and 600 calls use at least 99 % of the rate. With jitter one call
-    /// of 60, and one of a hundred of 600, may be refused; for twenty crowds at once nothing more is promised.
+    /// All calls succeed. On a steady path none is refused, and 600 calls use at least 99 % of the
+    /// rate. With jitter one of 60 calls, or one of a hundred of 600, may be refused. For twenty
+    /// simultaneous crowds nothing more is promised.
     fn is_kept(&self, case: Case) -> bool {
         let Size { accounts, calls } = case.size;
         let (refusals, seconds) = match (case.jitter.is_zero(), calls) {
@@ -218,10 +222,8 @@ impl Outcome {
             (false, _) if accounts > 1 => (usize::MAX, f64::INFINITY),
             (false, _) => (1, 11.6),
         };
-        let (refused, took) = (
-            usize::try_from(self.refused).unwrap(),
-            self.took.as_secs_f64(),
-        );
+        let refused = usize::try_from(self.refused).unwrap();
+        let took = self.took.as_secs_f64();
         self.succeeded == case.size.total() && refused <= refusals && took <= seconds
     }
 

@@ -1,5 +1,5 @@
-//! Does Flowgate keep the rate on the wire, at any count, with its tokens in memory or dealt by a store, also beside busy
-//! loops that take both cores?
+//! The rate on the wire at several counts, with tokens in memory or in a store, also beside busy
+//! loops on both cores.
 
 use std::fmt;
 use std::time::Duration;
@@ -21,19 +21,19 @@ pub(crate) struct Row {
     is_busy: bool,
 }
 
-/// A process waits this long before it begins with all tokens: they may just have been used. With a store a little more,
-/// for it must be found.
+/// Time after a start until all tokens are free: they may just have been used. Longer with a store,
+/// which must be found.
 const START: Duration = Duration::from_secs(3);
 
-/// Twice as many as there are cores, on the machine of the table.
+/// Twice the number of cores of the machine in the table.
 const BUSY_LOOPS: usize = 4;
 
 pub(crate) const HEAD: &str = "| rate | calls | tokens | beside | ok, refused at CAMS, lost | worst second on the wire | seconds (optimum) |\n\
                                |--:|--:|---|---|--:|--:|--:|";
 
-/// All rows, or those that take less than two minutes.
+/// All rows, or the ones that take less than two minutes.
 pub(crate) fn rows(quick: bool) -> Vec<Row> {
-    // A count, and for how many windows its crowd lasts.
+    // The count, and the number of windows of its crowd.
     let counts: &[(usize, usize)] = if quick {
         &[(5, 6), (200, 4)]
     } else {
@@ -73,7 +73,7 @@ pub(crate) fn rows(quick: bool) -> Vec<Row> {
 // === impl Row ===
 
 impl Row {
-    /// Runs it, prints its line, and says which promise was broken.
+    /// Runs the row, prints it, and returns a broken promise.
     pub(crate) async fn run(self) -> Result<(), String> {
         let endpoint = Endpoint::start(self.count);
         let redis = if self.has_store {
@@ -85,7 +85,7 @@ impl Row {
             .as_ref()
             .map(|redis| format!("[quota]\nstore = \"{}\"\n", redis.url()))
             .unwrap_or_default();
-        // 5/1s is documented.
+        // 5/1s is the documented limit.
         let limit = if self.count == 5 {
             String::new()
         } else {

@@ -1,12 +1,12 @@
-//! What would CAMS cost if it cost nothing? The least that answers CreateFlow over a kept connection, so that the
-//! proxies are what is measured.
+//! A minimal backend: the least code that answers CreateFlow on a kept connection, so that the
+//! proxies dominate the measurement.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const BODY: &str = r#"{"AccessDeniedDetail":"None","RequestId":"90E63D28-E31D-1EB2-8939-A94866411B2O","Message":"OK","Data":{"FlowId":"664473839292","FlowName":"flow"},"Code":"OK","Success":true}"#;
 
-/// Serves until it is killed.
+/// Serves until the process is killed.
 pub(crate) async fn serve() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     crate::process::say(&listener.local_addr().unwrap().to_string());

@@ -1,5 +1,5 @@
-//! Who takes part, and how is each set up? Every one keeps connections on both sides, logs no requests and has one
-//! worker, but for Flowgate on two.
+//! The proxies under comparison and their configurations. Each keeps connections on both sides,
+//! logs no requests and has one worker, except Flowgate with two.
 
 use std::fmt::Write;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -24,10 +24,10 @@ pub(crate) enum Kind {
     Managed,
 }
 
-/// Room and time for a crowd that waits.
+/// Room and time for a waiting crowd.
 const PATIENT: &str = "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"\nmax_waiting = 20000\nmax_waiting_per_client = 20000\n";
 
-/// A contender that serves.
+/// A running contender.
 pub(crate) struct Contender {
     pub(crate) process: Process,
     pub(crate) address: SocketAddr,
@@ -132,7 +132,7 @@ pub(crate) fn start(
         &command,
     );
     let address = SocketAddr::from(([127, 0, 0, 1], port));
-    // Nine thousand accounts take seconds to read.
+    // Loading nine thousand accounts takes seconds.
     for _ in 0..120_000 {
         if TcpStream::connect(address).is_ok() {
             return Some(Contender { process, address });
@@ -142,7 +142,7 @@ pub(crate) fn start(
     panic!("{} does not listen", kind.name());
 }
 
-/// Without a line per call, as the others.
+/// Without a log line per call, like the others.
 fn flowgate(kind: Kind, port: u16, upstream: SocketAddr, folder: &Path) -> Command {
     let mut toml = format!(
         "log = {{ level = \"warn\" }}\n{PATIENT}[listen]\nmax_connections = 20000\nmax_connections_per_source = 20000\nproxy = \"127.0.0.1:{port}\"\nadmin = \"127.0.0.1:0\"\n\
@@ -232,7 +232,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("the benchmark's paths are text")
 }
 
-/// Free a moment ago: these contenders cannot say which port they chose.
+/// A port that was free a moment ago: these contenders cannot report a port that they chose.
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()

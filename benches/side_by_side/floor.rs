@@ -1,5 +1,5 @@
-//! What must any hyper proxy cost? hyper's server, a small pool of its client connections, and nothing in between. Or
-//! nothing behind the server: what a call that waits must hold.
+//! The floor of any hyper proxy: hyper's server, a small pool of client connections, and nothing in
+//! between. Or without the pool: the memory of a waiting call.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use tokio::task::LocalSet;
 
 type Pool = Rc<RefCell<Vec<SendRequest<Incoming>>>>;
 
-/// Serves until it is killed; without an upstream, every call waits for ever.
+/// Serves until the process is killed. Without an upstream, every call waits for ever.
 pub(crate) async fn serve(upstream: Option<SocketAddr>) {
     LocalSet::new().run_until(accept(upstream)).await;
 }

@@ -1,5 +1,5 @@
-//! Who calls? A closed loop of CreateFlow calls over kept connections, each under another access key and with a nonce of
-//! its own, signed before the clock starts.
+//! The load: a closed loop of CreateFlow calls over kept connections, each with another access key
+//! and nonce, signed before the measurement.
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
@@ -23,15 +23,15 @@ pub(crate) struct Load {
     host: String,
     connections: usize,
     seconds: f64,
-    /// Under the keys of managed accounts, which come round again; else each key is used once.
+    /// Use the keys of managed accounts, in rotation; otherwise each key is used once.
     #[arg(long)]
     managed: bool,
-    /// So many calls instead of so many seconds.
+    /// Number of calls, instead of seconds.
     #[arg(long)]
     calls: Option<usize>,
 }
 
-/// Calls of one account, each on a connection of its own, that wait until they are told to go.
+/// Calls of one account, each on a connection of its own, that wait for a command.
 #[derive(Args)]
 pub(crate) struct Crowd {
     to: SocketAddr,
@@ -40,7 +40,7 @@ pub(crate) struct Crowd {
     calls: usize,
 }
 
-/// What came of it; times in microseconds.
+/// The result; times in microseconds.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Seen {
     pub(crate) answered: usize,
@@ -50,15 +50,15 @@ pub(crate) struct Seen {
     pub(crate) p99: f64,
 }
 
-/// Managed accounts; each is called less often than its limit allows.
+/// Number of managed accounts, so that each is called less often than its limit allows.
 pub(crate) const ACCOUNTS: usize = 9_000;
 /// More calls than any contender answers in a second.
 const PER_SECOND: f64 = 60_000.0;
 
-/// What the connections share.
+/// State shared by the connections.
 struct Shared {
     calls: RefCell<Vec<Vec<u8>>>,
-    /// Those that are signed only when their turn comes: a million would not fit.
+    /// Accounts whose calls are signed when they are sent: a million would not fit into memory.
     later: RefCell<Range<usize>>,
     until: Instant,
     took: RefCell<Vec<Duration>>,
@@ -76,7 +76,7 @@ pub(crate) fn key(account: usize) -> (String, String) {
 // === impl Load ===
 
 impl Load {
-    /// Says that it is ready, waits for a line, calls, and says what it saw.
+    /// Reports readiness, waits for a line, calls, and prints the result.
     pub(crate) async fn run(&self) {
         let calls = if self.calls.is_some() {
             0
@@ -143,7 +143,7 @@ impl Load {
 // === impl Crowd ===
 
 impl Crowd {
-    /// Says when all calls are sent, and goes when it is told to.
+    /// Reports when all calls are sent, and ends on command.
     pub(crate) async fn run(&self) {
         assert!(
             flowgate::process::hardening::raise_open_files().unwrap() > self.calls as u64,

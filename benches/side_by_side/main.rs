@@ -1,5 +1,6 @@
-//! What does a request cost in each proxy? Starts one contender after another alone on the first core, the same backend
-//! and load on the second, for some rounds, and prints medians and ratios. The method is in `benches/README.md`.
+//! Cost of a request in each proxy. Each contender runs alone on the first core, with the same
+//! backend and load on the second, for some rounds. Prints medians and ratios. Method:
+//! `benches/README.md`.
 
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed benchmark")]
 #![expect(
@@ -30,26 +31,26 @@ use crate::table::{Row, Table};
 
 #[derive(Parser)]
 struct Options {
-    /// What cargo says.
+    /// Passed by cargo.
     #[arg(long, hide = true)]
     bench: bool,
-    /// How often each contender runs.
+    /// Runs of each contender.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds under load, per contender and round.
+    /// Seconds of load, per contender and round.
     #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Envoy's binary, if it is to take part.
+    /// Path of Envoy's binary, to include it.
     #[arg(long)]
     envoy: Option<PathBuf>,
-    /// Only contenders whose name holds this, besides the direct way.
+    /// Only contenders whose name contains this, and the direct path.
     #[arg(long, default_value = "")]
     only: String,
     #[command(subcommand)]
     role: Option<Role>,
 }
 
-/// What this program is when it starts itself.
+/// The role of this program when it starts itself.
 #[derive(Subcommand)]
 enum Role {
     Backend,
@@ -58,17 +59,17 @@ enum Role {
     },
     Load(load::Load),
     Crowd(load::Crowd),
-    /// What a waiting call holds, beside nginx and a server that does nothing.
+    /// Memory of a waiting call, beside nginx and an empty server.
     Waiting,
-    /// How long Flowgate takes from its start until it accepts, and how large it is.
+    /// Start time and size of Flowgate's binary.
     Start,
 }
 
-/// The contender has the first core for itself.
+/// The contender's core.
 const CONTENDER: &str = "0";
-/// Backend and load.
+/// The core of backend and load.
 const OTHERS: &str = "1";
-/// As many connections as the machine has cores for, many times over.
+/// Many times more connections than cores.
 const CONNECTIONS: usize = 64;
 
 fn main() {
@@ -106,7 +107,7 @@ async fn side_by_side(options: &Options) {
     backend.stop();
 }
 
-/// One contender under load, then with one connection.
+/// Measures one contender under load, then with one connection.
 async fn measure(kind: Kind, upstream: SocketAddr, options: &Options) -> Row {
     let folder = tempfile::tempdir().unwrap();
     let mut contender = contenders::start(kind, upstream, folder.path(), options.envoy.as_deref());

@@ -1,5 +1,5 @@
-//! What does a call hold that waits? Fifteen thousand, each on a connection of its own, or as many as the limit of open
-//! files lets Flowgate take, beside nginx and hyper's server alone.
+//! Memory of a waiting call: fifteen thousand, each on a connection of its own, or as many as
+//! Flowgate accepts with the limit of open files, beside nginx and hyper's server alone.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const WAITING: usize = 15_000;
 /// Flowgate keeps a second descriptor for each caller's connection, and these for itself.
 const KEPT_DESCRIPTORS: usize = 128;
 
-/// Prints what a waiting call adds to what is resident.
+/// Prints the resident memory added by a waiting call.
 pub(crate) fn waiting() {
     let descriptors =
         usize::try_from(flowgate::process::hardening::raise_open_files().unwrap()).unwrap();

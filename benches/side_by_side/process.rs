@@ -1,4 +1,4 @@
-//! A process on a core of its own: how it is started, what it says, what it costs, how it ends.
+//! A process on one core: its start, its output, its CPU time and memory, its end.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
@@ -12,10 +12,10 @@ pub(crate) struct Process {
     input: Option<ChildStdin>,
 }
 
-/// Linux's unit in `/proc/PID/stat`, for user space always this.
+/// Linux's unit in `/proc/PID/stat`; in user space always this.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Tells the parent.
+/// Sends a line to the parent.
 pub(crate) fn say(line: &str) {
     let mut output = std::io::stdout();
     writeln!(output, "{line}")
@@ -26,7 +26,7 @@ pub(crate) fn say(line: &str) {
 // === impl Process ===
 
 impl Process {
-    /// This program in another role.
+    /// Starts this program in another role.
     pub(crate) fn this(cores: &str, arguments: &[String]) -> Self {
         let program = std::env::current_exe().unwrap();
         Self::start(
@@ -38,7 +38,7 @@ impl Process {
         )
     }
 
-    /// Any program, as its command says.
+    /// Starts a command.
     pub(crate) fn start(cores: &str, command: &Command) -> Self {
         let mut pinned = Command::new("taskset");
         pinned
@@ -51,7 +51,8 @@ impl Process {
         );
         pinned.stdout(Stdio::piped()).stdin(Stdio::piped());
         let mut child = pinned.spawn().unwrap();
-        let (output, input) = (child.stdout.take().map(BufReader::new), child.stdin.take());
+        let output = child.stdout.take().map(BufReader::new);
+        let input = child.stdin.take();
         Self {
             child,
             output,
@@ -59,7 +60,7 @@ impl Process {
         }
     }
 
-    /// The next line that it says.
+    /// The next line of its output.
     pub(crate) fn line(&mut self) -> String {
         let mut line = String::new();
         self.output.as_mut().unwrap().read_line(&mut line).unwrap();
@@ -77,7 +78,7 @@ impl Process {
         writeln!(self.input.as_mut().unwrap()).unwrap();
     }
 
-    /// Seconds of user and system time that it and its children have taken.
+    /// CPU seconds of it and its children, in user and system mode.
     pub(crate) fn cpu(&self) -> f64 {
         let of = |pid: u32| {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -117,12 +118,12 @@ impl Process {
         children.chain([pid]).collect()
     }
 
-    /// Waits for its own end.
+    /// Waits until it ends by itself.
     pub(crate) fn wait(&mut self) {
         assert!(self.child.wait().unwrap().success());
     }
 
-    /// Ends it, as its operator would.
+    /// Ends it with SIGTERM.
     pub(crate) fn stop(&mut self) {
         let pid = self.child.id().to_string();
         drop(Command::new("kill").args(["-TERM", &pid]).status());

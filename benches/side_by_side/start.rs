@@ -1,5 +1,5 @@
-//! How soon does it serve, and how large is it? Flowgate's binary, started again and again: from the start of the process
-//! to the first connection that it accepts.
+//! Start time and size of Flowgate's binary: from the start of the process to the first accepted
+//! connection, many times.
 
 use std::net::SocketAddr;
 

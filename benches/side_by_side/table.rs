@@ -1,9 +1,9 @@
-//! How do the contenders compare? Medians over the rounds, and ratios to nginx and to the floor.
+//! Medians over the rounds, and ratios to nginx and to the floor.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// What one contender did in one round; times in microseconds.
+/// The result of one contender in one round; times in microseconds.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Row {
     pub(crate) per_second: f64,
@@ -11,12 +11,12 @@ pub(crate) struct Row {
     pub(crate) p99: f64,
     /// The median with one connection.
     pub(crate) alone_p50: f64,
-    /// Of the contender, per request.
+    /// CPU time of the contender, per request.
     pub(crate) cpu: f64,
     pub(crate) rss: f64,
 }
 
-/// All rows, by contender in order of appearance.
+/// All results, by contender in order of appearance.
 #[derive(Default)]
 pub(crate) struct Table(BTreeMap<usize, (&'static str, Vec<Row>)>);
 

@@ -1,4 +1,5 @@
-//! What goes back over the wire? Successes and refusals in CAMS's JSON or XML, and the spoiled answers of faults, down to bytes that are not HTTP.
+//! Writes responses: successes and refusals as CAMS's JSON or XML, and the broken responses of
+//! faults, down to bytes that are not HTTP.
 
 use bytes::Bytes;
 use hyper::{Response, StatusCode};
@@ -7,18 +8,18 @@ use serde_json::{Value, json};
 use crate::fault::Fault;
 use crate::refusal::Refusal;
 
-/// What the caller gets.
+/// The response to one call.
 #[derive(Debug)]
 pub enum Answer {
-    /// An HTTP answer.
+    /// An HTTP response.
     Http(Response<Bytes>),
-    /// These bytes, perhaps none, and then the end of the connection.
+    /// These bytes, possibly none, then the end of the connection.
     Raw(Bytes),
     /// The connection is reset.
     Reset,
 }
 
-/// What an answer is written with besides its content.
+/// The parameters of a response besides its content.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Form {
     pub(crate) xml: bool,
@@ -30,7 +31,7 @@ pub(crate) struct Form {
 // === impl Form ===
 
 impl Form {
-    /// Writes a success.
+    /// Builds a success.
     pub(crate) fn success(&self, mut body: Value) -> Response<Bytes> {
         body["RequestId"] = json!(self.request_id);
         let text = if self.xml {
@@ -46,7 +47,7 @@ impl Form {
         )
     }
 
-    /// Writes a refusal.
+    /// Builds a refusal.
     pub(crate) fn refusal(&self, refusal: &Refusal) -> Response<Bytes> {
         let body = json!({
             "RequestId": self.request_id,
@@ -67,7 +68,7 @@ impl Form {
     }
 }
 
-/// Spoils an answer as a fault wants it.
+/// Breaks a response as the fault demands.
 pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
     match fault {
         Fault::CloseBefore | Fault::CloseAfter => Answer::Raw(Bytes::new()),
@@ -96,7 +97,7 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
     }
 }
 
-/// An HTTP answer with a JSON body that is not CAMS's.
+/// An HTTP response with a JSON body that is not CAMS's.
 pub(crate) fn json_answer(status: u16, body: &Value) -> Response<Bytes> {
     respond(status, content_type(false), body.to_string(), &[])
 }
@@ -127,7 +128,7 @@ fn respond(
         .expect("the headers are numbers, ids and constants")
 }
 
-/// The whole answer by hand, promising a hundred bytes that never come.
+/// The complete response as raw bytes, with a Content-Length that is a hundred bytes too large.
 fn cut(answer: &Response<Bytes>) -> Bytes {
     let promised = answer.body().len() + 100;
     let mut bytes = format!(
@@ -150,7 +151,7 @@ fn cut(answer: &Response<Bytes>) -> Bytes {
     Bytes::from(bytes)
 }
 
-/// The answer with so many more bytes in an extra member.
+/// Adds a member of this many bytes.
 fn pad(answer: &Response<Bytes>, size: usize) -> Response<Bytes> {
     let mut body: Value = serde_json::from_slice(answer.body()).unwrap_or_else(|_| json!({}));
     body["Padding"] = json!("x".repeat(size));
@@ -167,7 +168,7 @@ fn pad(answer: &Response<Bytes>, size: usize) -> Response<Bytes> {
     )
 }
 
-/// A document with one root; a list becomes its element repeated.
+/// A document with one root; a list becomes a repeated element.
 fn xml(root: &str, body: &Value) -> String {
     format!(
         "<?xml version=\"1.0\" encoding=\"UTF-8\"?>{}",
@@ -211,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_bears_its_hints() {
+    fn a_refusal_has_its_hints() {
         let hints = crate::Hints {
             acs_retry_after_ms: Some(1_500),
             retry_after_s: Some(2),

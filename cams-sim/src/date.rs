@@ -1,8 +1,9 @@
-//! Which moment does `2026-11-24T02:54:06Z` name? The one form of ISO 8601 that Alibaba's signatures use, read strictly.
+//! Parses time stamps such as `2026-11-24T02:54:06Z`: the one form of ISO 8601 in Alibaba's
+//! signatures, strictly.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// The moment that an Alibaba time stamp names, or `None` for any other text.
+/// The time of an Alibaba time stamp, or `None` for any other text.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let shape = text
         .bytes()
@@ -10,15 +11,15 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     if !shape.eq(*b"0000-00-00T00:00:00Z") {
         return None;
     }
-    let field = |at: usize, length: usize| text[at..at + length].parse::<u64>().ok();
-    let (year, month, day) = (field(0, 4)?, field(5, 2)?, field(8, 2)?);
-    let (hour, minute, second) = (field(11, 2)?, field(14, 2)?, field(17, 2)?);
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
+    let year = text[0..4].parse::<u64>().ok()?;
+    let month = text[5..7].parse::<u64>().ok()?;
+    let day = text[8..10].parse::<u64>().ok()?;
+    let hour = text[11..13].parse::<u64>().ok()?;
+    let minute = text[14..16].parse::<u64>().ok()?;
+    let second = text[17..19].parse::<u64>().ok()?;
     let lengths = [
         31,
-        if leap(year) { 29 } else { 28 },
+        if is_leap(year) { 29 } else { 28 },
         31,
         30,
         31,
@@ -41,10 +42,14 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
         return None;
     }
     let before: u64 = (1970..year)
-        .map(|year| if leap(year) { 366 } else { 365 })
+        .map(|year| if is_leap(year) { 366 } else { 365 })
         .sum();
     let days = before + lengths[..month].iter().sum::<u64>() + day - 1;
     Some(UNIX_EPOCH + Duration::from_secs(((days * 24 + hour) * 60 + minute) * 60 + second))
+}
+
+fn is_leap(year: u64) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
 }
 
 #[cfg(test)]
@@ -56,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn names_the_second() {
+    fn parses_to_the_second() {
         assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
         assert_eq!(seconds("2000-02-29T12:00:00Z"), Some(951_825_600));
         assert_eq!(seconds("2026-11-24T02:54:06Z"), Some(1_795_488_846));

@@ -1,5 +1,6 @@
-//! What goes wrong, and when? A rule picks calls (the next few, those whose FlowName bears a mark, a share of all, every one) and spoils them in one
-//! way. Each way says in its doc whether the call was processed: that is what a careful client cannot see and must not guess.
+//! Fault injection. A rule selects calls (the next N, those with a mark in FlowName, a percentage,
+//! all) and breaks them in one way. The documentation of each fault says whether the call was
+//! processed, which a client cannot see and must not guess.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -8,31 +9,32 @@ use std::time::Duration;
 use crate::refusal::Refusal;
 use crate::{Hints, parse_duration};
 
-/// One fault and the calls that it strikes. Read from text like `next=3,action=CreateFlow,throttle,acs-retry-after=2000`.
+/// One fault and the calls that it affects. Parsed from text such as
+/// `next=3,action=CreateFlow,throttle,acs-retry-after=2000`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rule {
     /// Which calls.
     pub when: When,
-    /// Only calls of this action, if given.
+    /// Only calls of this action, if set.
     pub action: Option<String>,
-    /// What happens to them.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// Which calls a [`Rule`] strikes.
+/// Selects the calls of a [`Rule`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum When {
-    /// The next so many: `next=3`.
+    /// The next N calls: `next=3`.
     Next(u32),
-    /// Those whose FlowName contains this: `named=doomed`.
+    /// Calls whose FlowName contains this text: `named=doomed`.
     Named(String),
-    /// So many of a hundred, by the seeded dice: `percent=10`.
+    /// A percentage, by the seeded random numbers: `percent=10`.
     Percent(u8),
-    /// All: `always`.
+    /// All calls: `always`.
     Always,
 }
 
-/// How a call is spoiled.
+/// A fault.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
     /// `unavailable`: 503 with CAMS's error body; not processed.
@@ -47,7 +49,7 @@ pub enum Fault {
     CloseAfter,
     /// `reset`: the connection is reset without an answer; processed.
     Reset,
-    /// `slow=5s`: the answer comes so much later; processed.
+    /// `slow=5s`: the response is delayed by this; processed.
     Slow(Duration),
     /// `garbage`: bytes that are not HTTP, then closed; processed.
     Garbage,
@@ -55,16 +57,17 @@ pub enum Fault {
     Html,
     /// `empty`: 200 without a body; processed.
     Empty,
-    /// `cut`: the whole answer under a Content-Length that promises more, then closed; processed.
+    /// `cut`: the response with a Content-Length that is too large, then closed; processed.
     Cut,
-    /// `huge=BYTES`: a success with so much padding in it; processed.
+    /// `huge=BYTES`: a success with this much padding; processed.
     Huge(usize),
     /// `redirect`: 302 to another address; not processed.
     Redirect,
 }
 
-/// The shape of a forced throttle: `throttle`, then any of `code=Throttling.User`, `status=429`, `ok` (inside HTTP 200), `xml`, and the hints
-/// `acs-retry-after=MS`, `retry-after=S`, `time-left=MS`.
+/// The form of a forced throttle: `throttle`, then any of `code=Throttling.User`, `status=429`,
+/// `ok` (inside HTTP 200), `xml`, and the hints `acs-retry-after=MS`, `retry-after=S`,
+/// `time-left=MS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Throttle {
     /// The code, by default `System.LimitControl`.
@@ -73,11 +76,11 @@ pub struct Throttle {
     pub status: u16,
     /// Whether the body is XML.
     pub xml: bool,
-    /// When to come back.
+    /// The retry hints.
     pub hints: Hints,
 }
 
-/// The rules in force.
+/// The active rules.
 #[derive(Debug)]
 pub(crate) struct Faults {
     rules: Vec<Rule>,
@@ -111,7 +114,7 @@ impl Faults {
         self.rules = rules;
     }
 
-    /// The fault of the first rule that strikes a call.
+    /// The fault of the first rule that matches a call.
     pub(crate) fn pick(&mut self, action: &str, flow_name: Option<&str>) -> Option<Fault> {
         let dice = &mut self.dice;
         let rules = self.rules.iter_mut();
@@ -132,7 +135,7 @@ impl Faults {
 // === impl Fault ===
 
 impl Fault {
-    /// The word by which records name this fault.
+    /// The name of this fault in records.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Unavailable(_) => "unavailable",
@@ -151,7 +154,7 @@ impl Fault {
         }
     }
 
-    /// The refusal that this fault forces once the caller is known.
+    /// The refusal that this fault forces after authentication.
     pub(crate) fn refusal(&self) -> Option<Refusal> {
         match self {
             Self::Throttle(Throttle {
@@ -324,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_it_cannot_read() {
+    fn errors_name_the_unreadable_word() {
         let error = |text: &str| text.parse::<Rule>().unwrap_err();
         assert_eq!(
             error("next=x,reset"),
@@ -338,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn every_word_names_its_own_fault() {
+    fn every_word_names_one_fault() {
         for text in [
             "unavailable",
             "throttle",
@@ -360,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_rule_that_strikes_wins() {
+    fn the_first_matching_rule_applies() {
         let rules = [
             "next=1,action=CreateFlow,reset",
             "named=doomed,cut",

@@ -1,5 +1,6 @@
-//! What does the action do? CreateFlow creates, as its API page says; ListFlow lists what was created; every other action is answered plainly. Only what
-//! the documents say is checked: a flow's name may be taken twice, which is how tests see a call that was sent twice.
+//! Performs the action. CreateFlow creates, as its API page says; ListFlow lists what was created;
+//! every other action gets a plain success. Only documented rules are checked: a flow's name may be
+//! used twice, which shows tests that a call was sent twice.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +9,10 @@ use serde_json::{Value, json};
 use crate::refusal::Refusal;
 use crate::request::Call;
 
-/// The first flow's id, less one; the ids look like the page's example.
+/// The id before the first flow's; ids look like the page's example.
 const BEFORE_FIRST_ID: u64 = 3_339_938_380_000;
 
-/// What was created.
+/// All created flows.
 #[derive(Debug, Default)]
 pub(crate) struct Flows {
     created: Vec<Flow>,
@@ -29,7 +30,7 @@ struct Flow {
 // === impl Flows ===
 
 impl Flows {
-    /// Does what a call asks and gives the answer's members, except its RequestId.
+    /// Performs a call. Returns the response's members except RequestId.
     pub(crate) fn run(&mut self, account: &str, call: &Call) -> Result<Value, Refusal> {
         if call.version != "2020-06-06" {
             return Err(if call.version.is_empty() {
@@ -52,12 +53,12 @@ impl Flows {
         }
     }
 
-    /// How many flows there are.
+    /// Number of flows.
     pub(crate) fn count(&self) -> u64 {
         self.created.len() as u64
     }
 
-    /// The names that an account created more than once.
+    /// Names that an account created more than once.
     pub(crate) fn duplicates(&self) -> Vec<String> {
         let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
         for flow in &self.created {
@@ -71,14 +72,9 @@ impl Flows {
     }
 
     fn create(&mut self, account: &str, call: &Call) -> Result<Value, Refusal> {
-        let required = |name| {
-            call.parameter(name)
-                .filter(|value| !value.is_empty())
-                .ok_or_else(|| Refusal::missing(name))
-        };
-        let name = required("FlowName")?.to_owned();
-        let categories =
-            serde_json::from_str::<Vec<String>>(required("Categories")?).map_err(|_| {
+        let name = required(call, "FlowName")?.to_owned();
+        let categories = serde_json::from_str::<Vec<String>>(required(call, "Categories")?)
+            .map_err(|_| {
                 Refusal::new("InvalidParameter.Format")
                     .with_message("Categories is not a list of texts.".to_owned())
             })?;
@@ -93,9 +89,9 @@ impl Flows {
             categories,
             id: BEFORE_FIRST_ID + self.count() + 1,
         };
-        let told = flow.tell();
+        let members = flow.tell();
         self.created.push(flow);
-        Ok(told)
+        Ok(members)
     }
 
     fn list(&self, account: &str, call: &Call) -> Result<Value, Refusal> {
@@ -104,21 +100,13 @@ impl Flows {
                 Refusal::new("InvalidParameter.Format")
                     .with_message("Page is not an object.".to_owned())
             })?;
-        let member = |name: &str| {
-            page[name]
-                .as_u64()
-                .and_then(|number| usize::try_from(number).ok())
-        };
-        let size = member("Size").unwrap_or(usize::MAX);
-        let skipped = member("Index")
+        let size = number(&page["Size"]).unwrap_or(usize::MAX);
+        let skipped = number(&page["Index"])
             .unwrap_or(1)
             .saturating_sub(1)
             .saturating_mul(size);
-        let asked = |name| {
-            call.parameter(name)
-                .filter(|value: &&str| !value.is_empty())
-        };
-        let (space, name) = (asked("CustSpaceId"), asked("FlowName"));
+        let space = non_empty(call, "CustSpaceId");
+        let name = non_empty(call, "FlowName");
         let found = self.created.iter().filter(|flow| {
             flow.account == account
                 && space.is_none_or(|space| flow.space.as_deref() == Some(space))
@@ -126,6 +114,21 @@ impl Flows {
         });
         Ok(found.skip(skipped).take(size).map(Flow::tell).collect())
     }
+}
+
+/// A parameter that is present and not empty.
+fn non_empty<'a>(call: &'a Call, name: &str) -> Option<&'a str> {
+    call.parameter(name).filter(|value| !value.is_empty())
+}
+
+fn required<'a>(call: &'a Call, name: &str) -> Result<&'a str, Refusal> {
+    non_empty(call, name).ok_or_else(|| Refusal::missing(name))
+}
+
+fn number(value: &Value) -> Option<usize> {
+    value
+        .as_u64()
+        .and_then(|number| usize::try_from(number).ok())
 }
 
 // === impl Flow ===
@@ -136,7 +139,7 @@ impl Flow {
     }
 }
 
-/// The members of a success, as the API page shows them.
+/// The members of a success, as on the API page.
 fn answer(data: Option<Value>) -> Value {
     let mut body = json!({ "AccessDeniedDetail": "None", "Code": "OK", "Message": "None" });
     if let Some(data) = data {

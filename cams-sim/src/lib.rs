@@ -1,12 +1,15 @@
-//! The CAMS endpoint, simulated after its API page: what would Alibaba answer, and what did it see?
+//! A simulated CAMS endpoint, written after CAMS's API page. It answers as Alibaba would, and
+//! records what it received.
 //!
-//! A call goes through the files in this order: `serve` reads it off a connection, `request` decodes it, `fault` may spoil it, `auth` checks
-//! key, time, signature and nonce, `limit` counts it, `flows` creates or lists, `answer` writes the reply, `record` remembers it all. [`Sim`] joins them.
-//! Nothing is shared with Flowgate itself: a mistake made in both would pass every test.
+//! A call passes through the files in this order: `serve` reads it from a connection, `request`
+//! decodes it, `fault` may break it, `auth` checks key, time, signature and nonce, `limit` counts
+//! it, `flows` creates or lists, `answer` writes the response, `record` keeps it. [`Sim`] joins
+//! them. No code is shared with Flowgate: a mistake in both would pass every test.
 //!
-//! Two ways to use it. [`Sim::start`] listens on a free port of this machine; [`Sim::answer`] and [`Sim::serve_connection`] need no socket, so
-//! that a test may run hours of simulated time. What is not documented about the real CAMS is a setting: how the window moves, whether refused
-//! calls count, whether retry hints come.
+//! [`Sim::start`] listens on a free port of this machine. [`Sim::answer`] and
+//! [`Sim::serve_connection`] need no socket, so a test can run hours of simulated time. What is
+//! undocumented about the real CAMS is a setting: how the window moves, whether refused calls
+//! count, whether retry hints are sent.
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap().block_on(async {

@@ -1,5 +1,6 @@
-//! May this call pass, by the account's limit on the action? The window's algorithm and alignment are unpublished, so all three plausible kinds are
-//! here, and refused calls may count or not. Others who spend the same quota from elsewhere are played here too: their calls fall due between ours.
+//! Applies an account's limit on an action. Alibaba does not publish the window's algorithm or
+//! alignment, so all three plausible kinds are here, and refused calls may count or not. An
+//! outsider that spends the same quota is simulated too: its calls fall between the received ones.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
@@ -8,35 +9,36 @@ use tokio::time::Instant;
 
 use crate::Hints;
 
-/// How often an action may be called by one account.
+/// How often one account may call an action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     /// Calls per window; 0 refuses every call.
     pub per_window: u32,
-    /// The window's length.
+    /// The length of the window.
     pub window: Duration,
     /// How the window moves.
     pub kind: Kind,
-    /// Whether refused calls count like accepted ones: whoever hammers then never gets through.
+    /// Whether refused calls count like accepted ones; then a client that retries continuously is
+    /// never accepted.
     pub refused_count: bool,
-    /// An outsider spends one call of the same quota each time this has passed.
+    /// Interval at which an outsider spends one call of the same quota.
     pub outsider_every: Option<Duration>,
-    /// Whether a refusal says in `x-acs-retry-after` when the next call would pass.
+    /// Whether a refusal has `x-acs-retry-after`, the time until the next call would pass.
     pub hints: bool,
 }
 
 /// How the window of a [`Limit`] moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// At most so many in any stretch of one window.
+    /// At most N in any stretch of one window.
     Sliding,
-    /// At most so many between two ticks of the server's clock; ten may pass around a tick.
+    /// At most N between two ticks of the server's clock; 2N may pass around a tick.
     Aligned,
-    /// One per window divided by the number: 5 a second means one each 200 ms.
+    /// One per window divided by N: 5 a second means one each 200 ms.
     Smooth,
 }
 
-/// All limits, and what was spent of them.
+/// All limits and what was spent.
 #[derive(Debug)]
 pub(crate) struct Limits {
     origin: Instant,
@@ -57,7 +59,7 @@ struct Lane {
 // === impl Limit ===
 
 impl Default for Limit {
-    /// What the API page of CreateFlow says: 5 a second; the rest is the plainest reading.
+    /// CreateFlow's documented limit of 5 a second, with the simplest reading of the rest.
     fn default() -> Self {
         Self {
             per_window: 5,
@@ -85,7 +87,7 @@ impl Limits {
         }
     }
 
-    /// Replaces an action's limit from `now` on. What was spent stays spent.
+    /// Replaces an action's limit from `now` on. Spent calls stay spent.
     pub(crate) fn set(&mut self, action: &str, limit: Limit, now: Instant) {
         for (_, lane) in self.lanes.iter_mut().filter(|((_, of), _)| of == action) {
             lane.outsider_spends(now);
@@ -95,7 +97,7 @@ impl Limits {
         self.by_action.insert(action.to_owned(), (limit, now));
     }
 
-    /// Counts a call at `now`, or says what a refusal hints.
+    /// Counts a call at `now`, or returns the hints of its refusal.
     pub(crate) fn admit(&mut self, account: &str, action: &str, now: Instant) -> Result<(), Hints> {
         let Some((limit, since)) = self.by_action.get(action) else {
             return Ok(());
@@ -114,12 +116,12 @@ impl Limits {
         })
     }
 
-    /// The window of an action that has a limit.
+    /// The window of an action, if it has a limit.
     pub(crate) fn window(&self, action: &str) -> Option<Duration> {
         self.by_action.get(action).map(|(limit, _)| limit.window)
     }
 
-    /// How many calls of outsiders passed by `now`.
+    /// Number of outsiders' calls that passed by `now`.
     pub(crate) fn outsiders(&mut self, now: Instant) -> u64 {
         self.lanes
             .values_mut()
@@ -141,7 +143,7 @@ impl Lane {
         }
     }
 
-    /// Plays the outsider's calls that fell due, each at its own moment.
+    /// Performs the outsider's calls that are due, each at its own time.
     fn outsider_spends(&mut self, now: Instant) {
         let Some(every) = self.limit.outsider_every.filter(|every| !every.is_zero()) else {
             return;
@@ -167,7 +169,7 @@ impl Lane {
         if wait.is_zero() { Ok(()) } else { Err(wait) }
     }
 
-    /// How long until a call would pass if nobody else called.
+    /// Time until a call would pass without other calls.
     fn wait(&self, now: Instant) -> Duration {
         let Limit {
             per_window,

@@ -1,5 +1,5 @@
-//! The simulated CAMS endpoint as a program, for demos and for tests in other languages. It prints its address first, and on SIGINT or SIGTERM what
-//! it saw, as JSON.
+//! The simulated CAMS endpoint as a program, for demos and for tests in other languages. It prints
+//! its address at the start, and its records as JSON on SIGINT or SIGTERM.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The CAMS endpoint, simulated: what it does not document is an option here.
+/// A simulated CAMS endpoint. What CAMS does not document is an option here.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 takes a free port.
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: String,
     /// An access key, as ID:SECRET[:ACCOUNT[:STS-TOKEN]]; may be repeated.
@@ -28,40 +28,40 @@ struct Arguments {
     /// CreateFlow calls per window and account.
     #[arg(long, default_value_t = 5)]
     limit: u32,
-    /// The window's length.
+    /// Length of the window.
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     window: Duration,
-    /// Refused calls count like accepted ones.
+    /// Count refused calls like accepted ones.
     #[arg(long)]
     refused_count: bool,
-    /// Refusals say in x-acs-retry-after when the next call would pass.
+    /// Send x-acs-retry-after with refusals: the time until the next call would pass.
     #[arg(long)]
     hints: bool,
-    /// So many calls a second are spent by an outsider.
+    /// Calls per second that an outsider spends.
     #[arg(long, value_name = "PER_SECOND", default_value_t = 0)]
     outsider: u32,
-    /// How long an answer takes after the call was counted.
+    /// Time from counting a call to its response.
     #[arg(long, default_value = "0ms", value_parser = parse_duration)]
     latency: Duration,
-    /// A call takes up to this long until it is counted.
+    /// Maximum random time from receiving a call to counting it.
     #[arg(long, default_value = "0ms", value_parser = parse_duration)]
     jitter: Duration,
-    /// Seed of jitter, chances and request ids.
+    /// Seed of jitter, percentages and request ids.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// The one Host that is served; any by default.
+    /// The only Host that is served; any by default.
     #[arg(long)]
     host: Option<String>,
-    /// Accept calls without looking at key, time, signature and nonce.
+    /// Accept calls without checking key, time, signature and nonce.
     #[arg(long)]
     no_signatures: bool,
-    /// Let doubled parameters, hop headers and unsigned bodies pass.
+    /// Accept duplicate parameters, hop-by-hop headers and unsigned bodies.
     #[arg(long)]
     lenient: bool,
-    /// Do not keep targets, headers and bodies of what arrives.
+    /// Do not record targets, headers and bodies.
     #[arg(long)]
     forget_requests: bool,
-    /// A fault, like "next=3,throttle" or "named=doomed,close-after"; may be repeated.
+    /// A fault such as "next=3,throttle" or "named=doomed,close-after"; may be repeated.
     #[arg(long = "fault", value_name = "RULE")]
     faults: Vec<Rule>,
 }
@@ -77,10 +77,8 @@ enum KindName {
 async fn main() -> io::Result<()> {
     let arguments = Arguments::parse();
     let listener = TcpListener::bind(&arguments.listen).await?;
-    let (mut interrupted, mut terminated) = (
-        signal(SignalKind::interrupt())?,
-        signal(SignalKind::terminate())?,
-    );
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
     let running = Sim::new(arguments.settings()).listen(listener)?;
     writeln!(io::stdout(), "cams-sim listening on {}", running.url())?;
     tokio::select! {

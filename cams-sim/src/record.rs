@@ -1,4 +1,5 @@
-//! What arrived, when, and what became of it? Keeps every arrival, and sums them up: refusals by code, the worst window, how many came at all.
+//! Records every call with its time and its result, and sums them up: refusals by code, the worst
+//! window, totals.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,14 +11,14 @@ use tokio::time::Instant;
 
 use crate::Scheme;
 
-/// One call as it arrived.
+/// One received call.
 #[derive(Debug, Clone)]
 pub struct Arrival {
-    /// When it had been read whole.
+    /// When it was completely received.
     pub received: Instant,
     /// When it was counted: later by the jitter.
     pub at: Instant,
-    /// The account of its key, or the key's id if nobody has it; whether the signature was right or not.
+    /// The account of its key, or the key's id if it is unknown. The signature may be wrong.
     pub account: Option<String>,
     /// Its action.
     pub action: Option<String>,
@@ -27,21 +28,21 @@ pub struct Arrival {
     pub nonce: Option<String>,
     /// How it was signed; `None` if it could not be read.
     pub scheme: Option<Scheme>,
-    /// What was decided.
+    /// The verdict.
     pub verdict: Verdict,
-    /// The fault that struck it.
+    /// The fault that affected it.
     pub fault: Option<&'static str>,
     /// Its method.
     pub method: String,
-    /// Its target as it came.
+    /// Its target, unchanged.
     pub target: String,
-    /// Its headers in order, names in lower case.
+    /// Its headers in order, with names in lower case.
     pub headers: Vec<(String, String)>,
     /// Its body.
     pub body: Bytes,
 }
 
-/// What was decided about a call, whatever its caller got to see.
+/// The verdict on a call, regardless of what its caller received.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// Processed; a CreateFlow created its flow.
@@ -50,38 +51,39 @@ pub enum Verdict {
     Throttled,
     /// Refused with this code.
     Rejected(String),
-    /// A fault kept it from being processed or answered.
+    /// A fault prevented its processing or its response.
     Lost,
 }
 
-/// The sum of all arrivals.
+/// The sum of all received calls.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Calls that came.
+    /// Received calls.
     pub arrived: u64,
-    /// Calls that were processed.
+    /// Processed calls.
     pub accepted: u64,
-    /// Calls that flow control refused.
+    /// Calls refused by flow control.
     pub refused: u64,
-    /// Calls refused for anything else.
+    /// Calls refused for another reason.
     pub rejected: u64,
-    /// Calls that a fault swallowed unprocessed.
+    /// Calls that a fault discarded unprocessed.
     pub lost: u64,
-    /// Refusals of both kinds by code; flow control stands under `System.LimitControl`.
+    /// Refusals of both kinds by code; flow control counts as `System.LimitControl`.
     pub codes: BTreeMap<String, u64>,
-    /// Most calls of one account and one limited action that were received within less than one of its windows.
+    /// Maximum number of calls of one account and one limited action received within less than one
+    /// window.
     pub worst_window: u64,
-    /// The same of accepted ones, by the moment at which they were counted.
+    /// The same for accepted calls, by the time at which they were counted.
     pub worst_accepted: u64,
-    /// Flows that exist.
+    /// Existing flows.
     pub created: u64,
     /// FlowNames that an account created more than once.
     pub duplicates: Vec<String>,
-    /// Calls that outsiders spent.
+    /// Calls spent by outsiders.
     pub outsiders: u64,
-    /// Connections that were opened.
+    /// Opened connections.
     pub connections: u64,
-    /// Connections that ended because what came was not HTTP.
+    /// Connections that ended because the bytes were not HTTP.
     pub not_http: u64,
     /// When the first call was received, in milliseconds since the start.
     pub first_ms: Option<u64>,
@@ -113,18 +115,12 @@ impl Arrival {
 // === impl Report ===
 
 impl Report {
-    /// Sums up arrivals; what they do not tell is left at nothing.
+    /// Sums up the calls; fields that they do not determine stay at zero.
     pub(crate) fn of(
         arrivals: &[Arrival],
         window: impl Fn(&str) -> Option<Duration>,
         start: Instant,
     ) -> Self {
-        let count = |wanted: fn(&Verdict) -> bool| {
-            arrivals
-                .iter()
-                .filter(|arrival| wanted(&arrival.verdict))
-                .count() as u64
-        };
         let mut codes: BTreeMap<String, u64> = BTreeMap::new();
         for arrival in arrivals {
             match &arrival.verdict {
@@ -141,10 +137,10 @@ impl Report {
             .filter(|arrival| arrival.verdict == Verdict::Accepted);
         Self {
             arrived: arrivals.len() as u64,
-            accepted: count(|verdict| *verdict == Verdict::Accepted),
-            refused: count(|verdict| *verdict == Verdict::Throttled),
-            rejected: count(|verdict| matches!(verdict, Verdict::Rejected(_))),
-            lost: count(|verdict| *verdict == Verdict::Lost),
+            accepted: count(arrivals, |verdict| *verdict == Verdict::Accepted),
+            refused: count(arrivals, |verdict| *verdict == Verdict::Throttled),
+            rejected: count(arrivals, |verdict| matches!(verdict, Verdict::Rejected(_))),
+            lost: count(arrivals, |verdict| *verdict == Verdict::Lost),
             codes,
             worst_window: worst(
                 arrivals.iter().map(|arrival| (arrival, arrival.received)),
@@ -162,7 +158,12 @@ impl Report {
     }
 }
 
-/// The most moments of one account and limited action that lie within less than a window.
+fn count(arrivals: &[Arrival], wanted: fn(&Verdict) -> bool) -> u64 {
+    let wanted = arrivals.iter().filter(|arrival| wanted(&arrival.verdict));
+    wanted.count() as u64
+}
+
+/// The maximum number of calls of one account and limited action within less than a window.
 fn worst<'a>(
     arrivals: impl Iterator<Item = (&'a Arrival, Instant)>,
     window: impl Fn(&str) -> Option<Duration>,
@@ -176,19 +177,24 @@ fn worst<'a>(
                 .push(moment);
         }
     }
-    let of_lane = |((_, action), mut moments): ((_, &str), Vec<Instant>)| {
-        let window = window(action)?;
-        moments.sort();
-        let mut oldest = 0;
-        let within = moments.iter().enumerate().map(|(newest, moment)| {
-            while moment.duration_since(moments[oldest]) >= window {
-                oldest += 1;
-            }
-            (newest - oldest + 1) as u64
-        });
-        within.max()
-    };
-    lanes.into_iter().filter_map(of_lane).max().unwrap_or(0)
+    lanes
+        .into_iter()
+        .filter_map(|((_, action), moments)| Some(worst_of_lane(moments, window(action)?)))
+        .max()
+        .unwrap_or(0)
+}
+
+fn worst_of_lane(mut moments: Vec<Instant>, window: Duration) -> u64 {
+    moments.sort();
+    let mut worst = 0;
+    let mut oldest = 0;
+    for (newest, moment) in moments.iter().enumerate() {
+        while moment.duration_since(moments[oldest]) >= window {
+            oldest += 1;
+        }
+        worst = worst.max(newest - oldest + 1);
+    }
+    worst as u64
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,7 +1,9 @@
-//! What does CAMS say when it refuses? Codes, statuses and messages as Alibaba's error pages give them. Codes that begin with `CamsSim.` are the
-//! simulator's own strictness: the real gateway might let such a call pass, but nothing well-made sends it.
+//! What does CAMS say when it refuses? Codes, statuses and messages as Alibaba's error pages give
+//! them. Codes that begin with `CamsSim.` are the simulator's own strictness: the real gateway
+//! might let such a call pass, but nothing well-made sends it.
 
-/// What a refusal tells about when to come back. Nothing of this is documented for CAMS; its SDKs read the first and the third.
+/// What a refusal tells about when to come back. Nothing of this is documented for CAMS; its SDKs
+/// read the first and the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Hints {
     /// `x-acs-retry-after`, in milliseconds.
@@ -12,21 +14,21 @@ pub struct Hints {
     pub time_left_ms: Option<u64>,
 }
 
-/// A refusal on its way to becoming an answer.
+/// A refusal, from which a response is built.
 #[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) status: u16,
     pub(crate) code: String,
     pub(crate) message: String,
     pub(crate) hints: Hints,
-    /// Answered in XML although JSON was asked for.
+    /// Answered in XML although JSON was requested.
     pub(crate) xml: bool,
 }
 
 // === impl Hints ===
 
 impl Hints {
-    /// The headers that carry these hints.
+    /// The headers of these hints.
     pub(crate) fn headers(self) -> impl Iterator<Item = (&'static str, String)> {
         let acs = self
             .acs_retry_after_ms
@@ -47,7 +49,7 @@ impl Hints {
 // === impl Refusal ===
 
 impl Refusal {
-    /// A refusal with the status and message that Alibaba documents for its code.
+    /// A refusal with the status and message that Alibaba documents for the code.
     pub(crate) fn new(code: &str) -> Self {
         let (status, message) = documented(code);
         Self {
@@ -59,7 +61,7 @@ impl Refusal {
         }
     }
 
-    /// A required parameter is not there.
+    /// A required parameter is missing.
     pub(crate) fn missing(parameter: &str) -> Self {
         Self {
             message: format!("{parameter} is mandatory for this action."),
@@ -67,7 +69,7 @@ impl Refusal {
         }
     }
 
-    /// The simulator's own strictness.
+    /// A refusal of the simulator's strict mode.
     pub(crate) fn strict(code: &str, message: String) -> Self {
         Self {
             message,
@@ -83,7 +85,7 @@ impl Refusal {
         Self { hints, ..self }
     }
 
-    /// Whether this is flow control rather than a mistake.
+    /// Whether this is flow control.
     pub(crate) fn is_throttle(&self) -> bool {
         self.code == "System.LimitControl"
             || self.code == "Throttling"

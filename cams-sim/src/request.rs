@@ -1,5 +1,6 @@
-//! What does this call say? Reads target, headers and body of one request into a [`Call`]: its scheme, parameters and credentials. It refuses what
-//! cannot be read and, when strict, what nothing well-made sends. Whether the call is who it says is left to `auth`.
+//! Decodes target, headers and body of one request into a [`Call`]: its scheme, parameters and
+//! credentials. Refuses what cannot be decoded and, in strict mode, what no correct client sends.
+//! `auth` verifies the credentials.
 
 use std::collections::BTreeMap;
 
@@ -16,11 +17,11 @@ pub enum Scheme {
     V1,
     /// An `ACS3-…` Authorization header.
     V3,
-    /// Not at all.
+    /// Not signed.
     Unsigned,
 }
 
-/// One call as read.
+/// One decoded call.
 #[derive(Debug)]
 pub(crate) struct Call {
     pub(crate) scheme: Scheme,
@@ -35,7 +36,7 @@ pub(crate) struct Call {
     pub(crate) xml: bool,
 }
 
-/// What a call proves itself with.
+/// The credentials of a call.
 #[derive(Debug, Default)]
 pub(crate) struct Credential {
     pub(crate) algorithm: String,
@@ -92,7 +93,7 @@ impl Call {
         Ok(call)
     }
 
-    /// A parameter from the form or, failing that, from the query.
+    /// A parameter of the form or else of the query.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         self.form
             .get(name)
@@ -100,7 +101,7 @@ impl Call {
             .map(String::as_str)
     }
 
-    /// All parameters; the form wins.
+    /// All parameters; the form takes precedence.
     pub(crate) fn parameters(&self) -> BTreeMap<String, String> {
         self.query
             .iter()
@@ -133,9 +134,13 @@ impl Call {
         };
         self.timestamp = header(headers, "x-acs-date");
         self.nonce = header(headers, "x-acs-signature-nonce");
-        if !strict {
-            return Ok(());
+        if strict {
+            self.check_v3_strictly(headers, body)?;
         }
+        Ok(())
+    }
+
+    fn check_v3_strictly(&self, headers: &HeaderMap, body: &[u8]) -> Result<(), Refusal> {
         let common = [
             "Action",
             "Version",
@@ -184,20 +189,16 @@ impl Call {
             signed_headers: Vec::new(),
             security_token: self.parameter("SecurityToken").map(str::to_owned),
         };
-        let (timestamp, nonce, format) = (
-            text("Timestamp"),
-            text("SignatureNonce"),
-            self.parameter("Format"),
-        );
-        // Without a Format V1 answers in XML; a call without Action parameter is no V1 call.
+        let timestamp = text("Timestamp");
+        let nonce = text("SignatureNonce");
+        let format = self.parameter("Format");
+        // Without Format the V1 response is XML. A call without an Action parameter is not V1.
         let xml = self.parameter("Action").is_some()
             && format.is_none_or(|format| format.eq_ignore_ascii_case("XML"));
         for (name, field) in [("Action", &self.action), ("Version", &self.version)] {
-            let (told, meant) = (
-                headers.contains_key(format!("x-acs-{}", name.to_ascii_lowercase())),
-                self.parameter(name),
-            );
-            if strict && told && meant.is_some_and(|meant| meant != field) {
+            let has_header = headers.contains_key(format!("x-acs-{}", name.to_ascii_lowercase()));
+            let parameter = self.parameter(name);
+            if strict && has_header && parameter.is_some_and(|value| value != field) {
                 return Err(Refusal::strict(
                     "TwoActions",
                     format!("The parameter {name} and its x-acs header differ."),
@@ -210,10 +211,8 @@ impl Call {
                 "V1 signs no body but a form.".to_owned(),
             ));
         }
-        let (action, version) = (
-            self.parameter("Action").map(str::to_owned),
-            self.parameter("Version").map(str::to_owned),
-        );
+        let action = self.parameter("Action").map(str::to_owned);
+        let version = self.parameter("Version").map(str::to_owned);
         self.action = action.unwrap_or_else(|| self.action.clone());
         self.version = version.unwrap_or_else(|| self.version.clone());
         self.scheme = if credential.access_key_id.is_empty() {
@@ -221,13 +220,15 @@ impl Call {
         } else {
             Scheme::V1
         };
-        (self.credential, self.timestamp, self.nonce, self.xml) =
-            (credential, timestamp, nonce, xml);
+        self.credential = credential;
+        self.timestamp = timestamp;
+        self.nonce = nonce;
+        self.xml = xml;
         Ok(())
     }
 }
 
-/// A header's first value as text, or nothing.
+/// A header's first value as text, or the empty string.
 pub(crate) fn header(headers: &HeaderMap, name: &str) -> String {
     headers
         .get(name)
@@ -235,9 +236,10 @@ pub(crate) fn header(headers: &HeaderMap, name: &str) -> String {
         .unwrap_or_default()
 }
 
-/// What no well-made client or proxy sends to an endpoint.
+/// Refuses heads that no correct client or proxy sends to an endpoint.
 fn check_head(request: &Request<Bytes>) -> Result<(), Refusal> {
-    let (headers, uri) = (request.headers(), request.uri());
+    let headers = request.headers();
+    let uri = request.uri();
     if uri.authority().is_some() {
         return Err(Refusal::strict(
             "AbsoluteForm",
@@ -294,7 +296,7 @@ fn decode_pairs(text: &str, strict: bool) -> Result<BTreeMap<String, String>, Re
     Ok(pairs)
 }
 
-/// Undoes percent-encoding and `+`; `None` for a broken escape or text that is not UTF-8.
+/// Decodes percent-encoding and `+`; `None` for a broken escape or text that is not UTF-8.
 fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_of_a_doubled_name_counts_when_not_strict() {
+    fn without_strict_mode_the_last_of_a_duplicate_name_counts() {
         assert_eq!(
             decode_pairs("a=1&&a=2&b", false).unwrap(),
             BTreeMap::from([("a".into(), "2".into()), ("b".into(), String::new())])

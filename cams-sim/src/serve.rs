@@ -1,5 +1,6 @@
-//! How do calls come in? HTTP/1.1 over TCP or over any pipe. Faults that are no HTTP answers take the connection back from hyper and write or close it
-//! themselves. Under `/__` stands what drives the simulator from outside: report, arrivals, faults, reset.
+//! HTTP/1.1 over TCP or any other stream. Faults that are not HTTP responses take the connection
+//! back from hyper and write to it or close it. Paths under `/__` control the simulator: report,
+//! arrivals, faults, reset.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::answer::json_answer;
 use crate::{Answer, Rule, Settings, Sim};
 
-/// A [`Sim`] that listens. Dropping it closes the port and every connection.
+/// A listening [`Sim`]. Dropping it closes the port and every connection.
 #[derive(Debug)]
 pub struct Running {
     sim: Sim,
@@ -30,7 +31,7 @@ pub struct Running {
     accepting: JoinHandle<()>,
 }
 
-/// Hyper must give the connection back: the answer is none that it could write.
+/// Makes hyper return the connection: the response is not one that it can write.
 #[derive(Debug)]
 struct GiveBack;
 
@@ -68,32 +69,36 @@ impl Sim {
                     connections.spawn(self.clone().serve_tcp(stream));
                 }
                 Some(_) = connections.join_next() => {}
-                // Out of descriptors: some must be given back first.
+                    // Out of descriptors: wait until some are free.
                 else => tokio::time::sleep(std::time::Duration::from_millis(10)).await,
             }
         }
     }
 
     async fn serve_tcp(self, stream: TcpStream) {
-        // Without this a small answer may wait for an acknowledgement; if it fails the answer is only later.
+        // Otherwise a small response may wait for an acknowledgement. On failure it is only
+        // slower.
         drop(stream.set_nodelay(true));
         if let Some(stream) = self.serve_io(stream).await {
-            // Closing without lingering is what sends a reset; a failure means that the peer was quicker.
+            // Closing without lingering sends a reset. An error means that the peer has
+            // closed first.
             drop(stream.set_zero_linger());
         }
     }
 
-    /// Serves one connection over any pipe, such as TLS or `tokio::io::duplex`, until it ends. A reset is a plain close here.
+    /// Serves one connection over any stream, such as TLS or `tokio::io::duplex`, until it ends. A
+    /// reset is a plain close here.
     pub async fn serve_connection<I: AsyncRead + AsyncWrite + Unpin>(&self, io: I) {
         drop(self.serve_io(io).await);
     }
 
-    /// Serves until the connection ends; gives it back when it is to be reset.
+    /// Serves until the connection ends; returns it when it must be reset.
     async fn serve_io<I: AsyncRead + AsyncWrite + Unpin>(&self, io: I) -> Option<I> {
         self.count_connection();
         let left = Arc::new(Mutex::new(None));
         let service = service_fn(|request| {
-            let (sim, left) = (self.clone(), Arc::clone(&left));
+            let sim = self.clone();
+            let left = Arc::clone(&left);
             Box::pin(async move { sim.respond(request, &left).await })
         });
         let mut connection = http1::Builder::new().serve_connection(TokioIo::new(io), service);
@@ -118,14 +123,14 @@ impl Sim {
         left: &Mutex<Option<Answer>>,
     ) -> Result<Response<Full<Bytes>>, GiveBack> {
         let (head, body) = request.into_parts();
-        // A body that breaks off makes no call; hyper ends the connection.
+        // An incomplete body is not a call; hyper ends the connection.
         let body = body.collect().await.map_err(|_| GiveBack)?.to_bytes();
         let request = Request::from_parts(head, body);
         if request.uri().path().starts_with("/__") {
             return Ok(self.drive(&request).map(Full::new));
         }
         let sim = self.clone();
-        // What has arrived is processed even if its caller hangs up now.
+        // A received call is processed even if its caller disconnects now.
         match tokio::spawn(async move { sim.answer(request).await }).await {
             Ok(Answer::Http(response)) => Ok(response.map(Full::new)),
             Ok(other) => {
@@ -159,7 +164,7 @@ impl Sim {
     }
 }
 
-/// A JSON list of rules in their text form.
+/// Parses a JSON list of rules in text form.
 fn read_rules(body: &[u8]) -> Result<Vec<Rule>, String> {
     let texts: Vec<String> =
         serde_json::from_slice(body).map_err(|_| "expected a JSON list of texts".to_owned())?;
@@ -169,19 +174,20 @@ fn read_rules(body: &[u8]) -> Result<Vec<Rule>, String> {
 // === impl Running ===
 
 impl Running {
-    /// Where it listens.
+    /// The listening address.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// Where it listens, as `http://…` without a slash at the end.
+    /// The base URL, `http://…` without a slash at the end.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Closes the port and every connection, and returns when that is done. The records stay with the returned value.
+    /// Closes the port and every connection, and waits for their end. The returned value keeps the
+    /// records.
     pub async fn stop(mut self) -> Sim {
         self.accepting.abort();
         drop((&mut self.accepting).await);

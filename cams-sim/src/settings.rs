@@ -1,4 +1,5 @@
-//! What is simulated? By default what Alibaba documents; everything undocumented or disturbing is a setting.
+//! Settings of the simulator. The defaults are what Alibaba documents; undocumented behaviour and
+//! disturbances are settings.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -8,40 +9,42 @@ use crate::{Limit, Rule};
 /// How the simulated endpoint behaves.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The access keys that it knows.
+    /// The known access keys.
     pub keys: Vec<Key>,
     /// The limits by action, each per account.
     pub limits: BTreeMap<String, Limit>,
-    /// How long an answer takes after the call was counted.
+    /// Time from counting a call to its response.
     pub latency: Duration,
-    /// A call takes up to this long, in whole milliseconds, from being read to being counted.
+    /// Maximum random time from receiving a call to counting it, in whole milliseconds.
     pub jitter: Duration,
-    /// Seed of jitter, chances and request ids.
+    /// Seed of jitter, percentages and request ids.
     pub seed: u64,
-    /// Whether key, time, signature and nonce are checked at all.
+    /// Whether key, time, signature and nonce are checked.
     pub check_signatures: bool,
-    /// Whether calls are refused that nothing well-made sends: doubled parameters, hop headers, unsigned bodies.
+    /// Whether to refuse what no correct client sends: duplicate parameters, hop-by-hop headers,
+    /// unsigned bodies.
     pub strict: bool,
-    /// The one `Host` that is served; `None` serves any.
+    /// The only `Host` that is served; `None` serves any.
     pub host: Option<String>,
-    /// The time of day at the start, running on tokio's clock from there; `None` is the system's clock.
+    /// The time of day at the start, which then follows tokio's clock; `None` is the system's
+    /// clock.
     pub now: Option<SystemTime>,
-    /// What goes wrong from the start.
+    /// The faults at the start.
     pub faults: Vec<Rule>,
-    /// Whether target, headers and body of every arrival are kept; turn it off under heavy load.
+    /// Whether target, headers and body of every call are recorded; turn it off under heavy load.
     pub keep_requests: bool,
 }
 
-/// An access key, the account that it belongs to, and its STS token if it is a temporary one.
+/// An access key, its account, and its STS token if it is a temporary one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Key {
     /// The access key id.
     pub access_key_id: String,
     /// The access key secret.
     pub secret: String,
-    /// The account whose quota its calls spend.
+    /// The account whose quota it spends.
     pub account: String,
-    /// The STS token that must come with it.
+    /// The STS token that calls must carry.
     pub security_token: Option<String>,
 }
 
@@ -66,7 +69,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The same with one more key.
+    /// Adds a key.
     #[must_use]
     pub fn with_key(mut self, access_key_id: &str, secret: &str, account: &str) -> Self {
         self.keys.push(Key {
@@ -78,7 +81,7 @@ impl Settings {
         self
     }
 
-    /// The same with another limit for `CreateFlow`.
+    /// Replaces the limit of `CreateFlow`.
     #[must_use]
     pub fn with_limit(mut self, limit: Limit) -> Self {
         self.limits.insert("CreateFlow".to_owned(), limit);
@@ -91,7 +94,7 @@ impl Settings {
 impl std::str::FromStr for Key {
     type Err = String;
 
-    /// Reads `ID:SECRET[:ACCOUNT[:STS-TOKEN]]`; the account is named after the key by default.
+    /// Parses `ID:SECRET[:ACCOUNT[:STS-TOKEN]]`; the default account is the key's id.
     fn from_str(text: &str) -> Result<Self, String> {
         let mut parts = text.splitn(4, ':').map(str::to_owned);
         let (Some(access_key_id), Some(secret)) =
@@ -109,10 +112,10 @@ impl std::str::FromStr for Key {
     }
 }
 
-/// Reads `200ms`, `1s` or `2m`.
+/// Parses `200ms`, `1s` or `2m`.
 ///
 /// # Errors
-/// When the text is anything else.
+/// For any other text.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let factor = match &text[digits.len()..] {

@@ -1,5 +1,5 @@
-//! Which signature should this call bear? Alibaba's V1 (RPC, HMAC-SHA1) and V3 (ACS3-HMAC-SHA256), from their public descriptions. Whether a call's
-//! signature is that one, and what follows if not, is `auth`'s.
+//! Computes Alibaba's signatures V1 (RPC, HMAC-SHA1) and V3 (ACS3-HMAC-SHA256), from their public
+//! descriptions. `auth` compares them.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use hyper::HeaderMap;
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// The one algorithm of V3 that is known here.
+/// The only V3 algorithm that is supported here.
 pub(crate) const V3_ALGORITHM: &str = "ACS3-HMAC-SHA256";
 
-/// Percent-encoding as Alibaba wants it: all but `A-Z a-z 0-9 - _ . ~`, in upper case.
+/// Alibaba's percent-encoding: all but `A-Z a-z 0-9 - _ . ~`, in upper case.
 pub(crate) fn encode(text: &str) -> String {
     let mut encoded = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -27,7 +27,7 @@ pub(crate) fn encode(text: &str) -> String {
     encoded
 }
 
-/// V1's string to sign over all parameters but the signature.
+/// V1's string to sign, over all parameters but the signature.
 pub(crate) fn v1_string_to_sign(method: &str, parameters: &BTreeMap<String, String>) -> String {
     let pairs = parameters.iter().filter(|(name, _)| *name != "Signature");
     let joined: Vec<String> = pairs
@@ -44,7 +44,7 @@ pub(crate) fn v1_signature(secret: &str, string_to_sign: &str) -> String {
     STANDARD.encode(mac.finalize().into_bytes())
 }
 
-/// V3's canonical request, by Alibaba's steps 1 to 6; the path is always `/`.
+/// V3's canonical request, Alibaba's steps 1 to 6; the path is always `/`.
 pub(crate) fn v3_canonical_request(
     method: &str,
     query: &BTreeMap<String, String>,
@@ -83,12 +83,12 @@ pub(crate) fn v3_signature(secret: &str, string_to_sign: &str) -> String {
     hex(&mac.finalize().into_bytes())
 }
 
-/// The SHA-256 of these bytes in lower-case hex.
+/// The SHA-256 in lower-case hex.
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
-/// All values of a header, trimmed, sorted and joined with commas, as V3's step 4 asks.
+/// All values of a header, trimmed, sorted and joined with commas, as in V3's step 4.
 fn joined(headers: &HeaderMap, name: &str) -> String {
     let values = headers.get_all(name).iter();
     let mut values: Vec<String> = values

@@ -1,5 +1,5 @@
-//! The simulated endpoint as one value: takes a call through all steps and keeps what happened. A call is counted and processed at one moment, under
-//! one lock, after its jitter; the latency and whatever a fault does to the answer come after that.
+//! The simulated endpoint as one value. A call is counted and processed at one moment, under one
+//! lock, after its jitter; latency and faults of the response come after that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ use crate::refusal::Refusal;
 use crate::request::{Call, header};
 use crate::{Answer, Arrival, Fault, Limit, Report, Rule, Settings, Verdict};
 
-/// The simulated CAMS endpoint. Clones are the same endpoint.
+/// The simulated CAMS endpoint. Clones share one endpoint.
 #[derive(Debug, Clone)]
 pub struct Sim {
     inner: Arc<Inner>,
@@ -35,7 +35,7 @@ struct Inner {
     not_http: AtomicU64,
 }
 
-/// All that changes, under one lock so that calls are counted in one order.
+/// All mutable state, under one lock, so that calls are counted in one order.
 #[derive(Debug)]
 struct State {
     gatekeeper: Gatekeeper,
@@ -49,7 +49,7 @@ struct State {
 // === impl Sim ===
 
 impl Sim {
-    /// A simulated endpoint that listens nowhere; [`Sim::start`] gives it a port.
+    /// A simulated endpoint without a port; [`Sim::start`] gives it one.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         let start = Instant::now();
@@ -61,19 +61,19 @@ impl Sim {
             arrivals: Vec::new(),
             dice: fastrand::Rng::with_seed(settings.seed),
         };
-        let (connections, not_http) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             inner: Arc::new(Inner {
                 settings,
                 start,
                 state: Mutex::new(state),
-                connections,
-                not_http,
+                connections: AtomicU64::new(0),
+                not_http: AtomicU64::new(0),
             }),
         }
     }
 
-    /// Answers one call. What came is processed even if the caller does not wait; for that, run this in a task of its own.
+    /// Answers one call. A received call is processed even if the caller disconnects; to get that
+    /// here, run this in a task of its own.
     pub async fn answer(&self, request: Request<Bytes>) -> Answer {
         let received = Instant::now();
         let jitter = u64::try_from(self.inner.settings.jitter.as_millis()).unwrap_or(u64::MAX);
@@ -89,12 +89,12 @@ impl Sim {
         answer
     }
 
-    /// Replaces the faults in force.
+    /// Replaces the active faults.
     pub fn set_faults(&self, rules: Vec<Rule>) {
         self.inner.state.lock().faults.set(rules);
     }
 
-    /// Replaces the limit of an action. What was spent stays spent.
+    /// Replaces the limit of an action. Spent calls stay spent.
     pub fn set_limit(&self, action: &str, limit: Limit) {
         self.inner
             .state
@@ -103,7 +103,8 @@ impl Sim {
             .set(action, limit, Instant::now());
     }
 
-    /// Sets the time of day, which then runs on tokio's clock; `None` returns to the system's.
+    /// Sets the time of day, which then follows tokio's clock; `None` returns to the system's
+    /// clock.
     pub fn set_now(&self, now: Option<SystemTime>) {
         self.inner
             .state
@@ -112,13 +113,13 @@ impl Sim {
             .set_clock(now, Instant::now());
     }
 
-    /// All that arrived, in the order of being counted.
+    /// All calls, in the order in which they were counted.
     #[must_use]
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.inner.state.lock().arrivals.clone()
     }
 
-    /// All arrivals as JSON.
+    /// All calls as JSON.
     pub(crate) fn arrivals_json(&self) -> Value {
         self.inner
             .state
@@ -129,7 +130,7 @@ impl Sim {
             .collect()
     }
 
-    /// The sum of what arrived.
+    /// The sum of all calls.
     #[must_use]
     pub fn report(&self) -> Report {
         let state = &mut *self.inner.state.lock();
@@ -148,7 +149,7 @@ impl Sim {
         }
     }
 
-    /// Forgets arrivals, flows and counts; limits and nonces are remembered.
+    /// Clears records, flows and counts; limits and nonces are kept.
     pub fn reset(&self) {
         let state = &mut *self.inner.state.lock();
         state.arrivals.clear();
@@ -165,12 +166,12 @@ impl Sim {
         self.inner.not_http.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes a call through all steps at this moment; the duration is what a fault adds before the answer.
+    /// Processes a call now; the duration is the delay that a fault adds to the response.
     fn process(&self, received: Instant, request: &Request<Bytes>) -> (Answer, Duration) {
         let settings = &self.inner.settings;
         let state = &mut *self.inner.state.lock();
         let now = Instant::now();
-        let mut arrival = arrival((received, now), request, settings.keep_requests);
+        let mut arrival = arrival(received, now, request, settings.keep_requests);
         let mut form = Form {
             host: header(request.headers(), "host"),
             request_id: request_id(&mut state.dice),
@@ -245,13 +246,12 @@ impl State {
     }
 }
 
-/// What is known of a call before it is read.
-fn arrival((received, at): (Instant, Instant), request: &Request<Bytes>, keep: bool) -> Arrival {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+/// What is known of a call before it is decoded.
+fn arrival(received: Instant, at: Instant, request: &Request<Bytes>, keep: bool) -> Arrival {
     let headers = request
         .headers()
         .iter()
-        .map(|(name, value)| (name.to_string(), text(value.as_bytes())));
+        .map(|(name, value)| (name.to_string(), lossy(value.as_bytes())));
     Arrival {
         received,
         at,
@@ -283,6 +283,10 @@ fn describe(arrival: &mut Arrival, call: &Call, account: String) {
     arrival.flow_name = call.parameter("FlowName").map(str::to_owned);
     arrival.nonce = Some(call.nonce.clone()).filter(|nonce| !nonce.is_empty());
     arrival.scheme = Some(call.scheme);
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// An id in the form of the API page's example.

@@ -1,4 +1,5 @@
-//! Signed calls for the tests. They are signed with `signature`, which the vectors of real SDK traffic hold to be right.
+//! Signed calls for the tests. They use `signature`, which is verified with captures of real SDK
+//! traffic.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use crate::{Answer, Settings, Sim, signature};
 
-/// What [`noon`] is in a signature.
+/// [`noon`] as a time stamp.
 pub(crate) const NOON: &str = "2026-11-24T12:00:00Z";
 
 /// The time of day at which the tests' calls are signed.
@@ -18,7 +19,7 @@ pub(crate) fn noon() -> SystemTime {
     UNIX_EPOCH + Duration::from_secs(1_795_521_600)
 }
 
-/// An endpoint at noon that knows the key `id` of the account `acme`.
+/// An endpoint at noon with the key `id` of the account `acme`.
 pub(crate) fn settings() -> Settings {
     Settings {
         now: Some(noon()),
@@ -26,7 +27,7 @@ pub(crate) fn settings() -> Settings {
     }
 }
 
-/// A call to be signed.
+/// A call to sign.
 #[derive(Debug, Clone)]
 pub(crate) struct Draft {
     pub(crate) key: (&'static str, &'static str),
@@ -52,7 +53,8 @@ impl Draft {
 
     /// A call without parameters.
     pub(crate) fn of(action: &'static str, nonce: &str) -> Self {
-        let (time, nonce) = (NOON.to_owned(), nonce.to_owned());
+        let time = NOON.to_owned();
+        let nonce = nonce.to_owned();
         Self {
             key: ("id", "secret"),
             token: None,
@@ -63,12 +65,12 @@ impl Draft {
         }
     }
 
-    /// The call signed with V3.
+    /// Signs with V3.
     pub(crate) fn v3(&self) -> Request<Bytes> {
         self.odd_v3(&[], |_| ())
     }
 
-    /// The same with more or other headers, signed too, and its list of signed headers changed before signing.
+    /// Signs with V3, with more or other headers, and with a changed list of signed headers.
     pub(crate) fn odd_v3(
         &self,
         others: &[(&str, &str)],
@@ -117,7 +119,8 @@ impl Draft {
         request
     }
 
-    /// The call signed with V1, all in the query. A parameter may replace a common one, and goes if it is empty.
+    /// Signs with V1, all in the query. A parameter replaces a common one, or removes it if it is
+    /// empty.
     pub(crate) fn v1(&self) -> Request<Bytes> {
         let common = [
             ("AccessKeyId", self.key.0),
@@ -161,7 +164,7 @@ pub(crate) fn join(pairs: &BTreeMap<String, String>) -> String {
     pairs.join("&")
 }
 
-/// Status and JSON body of the answer to a call.
+/// Status and JSON body of the response to a call.
 pub(crate) async fn ask(sim: &Sim, request: Request<Bytes>) -> (u16, Value) {
     match sim.answer(request).await {
         Answer::Http(response) => (
@@ -172,7 +175,7 @@ pub(crate) async fn ask(sim: &Sim, request: Request<Bytes>) -> (u16, Value) {
     }
 }
 
-/// Status and `Code` of the answer to a call.
+/// Status and `Code` of the response to a call.
 pub(crate) async fn code(sim: &Sim, request: Request<Bytes>) -> (u16, String) {
     let (status, body) = ask(sim, request).await;
     (status, body["Code"].as_str().unwrap().to_owned())

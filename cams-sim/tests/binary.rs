@@ -1,11 +1,11 @@
-//! Does the program do what the library does? It prints its address first, serves there, and on SIGTERM prints what it saw.
+//! The program prints its address first, serves there, and prints its records on SIGTERM.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Command, Stdio};
 
 #[test]
-fn it_prints_its_address_serves_and_reports_at_the_end() {
+fn the_program_prints_its_address_serves_and_reports_at_the_end() {
     let options = [
         "--no-signatures",
         "--limit",

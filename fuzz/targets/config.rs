@@ -1,5 +1,5 @@
-//! A configuration file, and behind a line `#environment` variables as `NAME=value`: no mistake and no warning shows a
-//! value.
+//! A configuration file, and after a line `#environment` variables as `NAME=value`: no mistake and
+//! no warning shows a value.
 
 #![no_main]
 
@@ -8,10 +8,10 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 
-/// What stands for a secret. Where it is part of a name, a message may show it.
+/// A stand-in for a secret. A message may show it where it is part of a name.
 const SECRET: &str = "Hush9";
 
-/// In memory: to write a file over again, a disk takes longer than the reader takes to read it.
+/// In memory: rewriting a file on disk would take longer than reading it.
 static FOLDER: LazyLock<tempfile::TempDir> =
     LazyLock::new(|| tempfile::tempdir_in("/dev/shm").expect("Linux has files in memory"));
 
@@ -38,7 +38,7 @@ fuzz_target!(|input: &str| {
     );
 });
 
-/// Whether a key of the file holds the secret. What is no TOML shows nothing at all.
+/// Whether a key of the file contains the secret. A file that is not TOML shows nothing.
 fn has_telling_key(file: &str) -> bool {
     fn has(value: &toml::Value) -> bool {
         match value {

@@ -1,5 +1,5 @@
-//! All that comes on one connection, through hyper's reader and every step before the queue; what is signed for CAMS must
-//! pass the simulated endpoint's own checks.
+//! All bytes of one connection, through hyper's reader and every step before the queue. A request
+//! signed for CAMS must pass the simulated endpoint's own checks.
 
 #![no_main]
 

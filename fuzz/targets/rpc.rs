@@ -1,4 +1,5 @@
-//! A call of signature version 1: its query and its form, by themselves and through every step before the queue.
+//! A call with signature version 1: its query and its form, alone and through every step before the
+//! queue.
 
 #![no_main]
 

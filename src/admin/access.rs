@@ -1,6 +1,7 @@
-//! Who may see what, and who may give orders? Health and metrics anybody who knows the listener's name; what else there is
-//! to see only whoever is on this machine or shows the token; orders only who shows it, wherever. A name that is not ours
-//! comes from a browser that was lied to about where it leads.
+//! Access control of the admin port. Health and metrics are open to any client that uses one of the
+//! listener's names. All other pages are open on a loopback address, and need the token elsewhere.
+//! Operator actions always need the token. A request with an unknown name comes from a browser
+//! under a DNS rebinding attack.
 
 use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
@@ -9,8 +10,8 @@ use subtle::ConstantTimeEq;
 use crate::config::names::{Names, authority, host_name};
 use crate::config::{Bind, Listen};
 
-/// What anybody may see, because machines that cannot keep a secret look at it; and the page as it is in the binary, which
-/// shows nothing before it has asked for the token: a browser cannot send one for it.
+/// Paths without a token: endpoints for machines that cannot keep a secret, and the page's static
+/// files, which show no data. A browser cannot send a token when it loads the page.
 const OPEN: [&str; 6] = [
     "/metrics",
     "/livez",
@@ -20,10 +21,10 @@ const OPEN: [&str; 6] = [
     "/page.js",
 ];
 
-/// A status, and a line that says what to do.
+/// A status, and a line that says how to get access.
 type Refused = (StatusCode, &'static str);
 
-/// Whether this may be seen.
+/// Checks whether a request may read this path.
 pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
     named(listen, headers)?;
     own_page(path, headers)?;
@@ -37,10 +38,11 @@ pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<
     shows_token(listen, headers)
 }
 
-/// Whether orders may be given, by whoever may see.
+/// Checks whether a request that passed [`check`] may perform operator actions.
 pub(super) fn may_order(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     if !listen.admin_actions {
-        let why = "Set listen.admin_actions = true to have lanes paused, resumed and flushed from here.\n";
+        let why =
+            "Set listen.admin_actions = true to allow pausing, resuming and flushing lanes.\n";
         return Err((StatusCode::FORBIDDEN, why));
     }
     shows_token(listen, headers)
@@ -55,7 +57,7 @@ fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
         .get(AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
     let is_it = shown.is_some_and(|shown| shown.ct_eq(token.expose().as_bytes()).into());
-    let why = "This is for who shows the token of listen.admin_token: Authorization: Bearer ...\n";
+    let why = "The token of listen.admin_token is required: Authorization: Bearer ...\n";
     if is_it {
         Ok(())
     } else {
@@ -63,7 +65,7 @@ fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     }
 }
 
-/// Whether the request was meant for this listener. A prober that speaks HTTP/1.0 names none.
+/// Rejects a `Host` that is not this listener's. HTTP/1.0 probes send none.
 fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     let mut hosts = headers.get_all(HOST).into_iter();
     let Some(host) = hosts.next() else {
@@ -72,36 +74,37 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
     if hosts.next().is_some() {
         return Err((StatusCode::BAD_REQUEST, "There are two Host headers.\n"));
     }
-    let (names, host) = (
-        Names::new(&listen.admin, &listen.names, false),
-        String::from_utf8_lossy(host.as_bytes()),
-    );
+    let names = Names::new(&listen.admin, &listen.names, false);
+    let host = String::from_utf8_lossy(host.as_bytes());
     if names.contain(authority(&host)) || names.could_be(&host_name(&host)) {
         return Ok(());
     }
-    let why = "Flowgate does not know this Host as its own: add it to listen.names if operators reach it by this name.\n";
+    let why =
+        "This Host is not a name of this Flowgate: add it to listen.names if operators use it.\n";
     Err((StatusCode::MISDIRECTED_REQUEST, why))
 }
 
-/// Whether no other page asks, in a browser of somebody who may. It could not read the answer, but it would take the
-/// place of somebody who can. A link from elsewhere may lead here; a frame is no link, though it says that it navigates,
-/// and nobody's link leads to what takes a place for as long as it stays.
+/// Rejects requests that another site's page makes in an operator's browser. That page could not
+/// read the response, but it would use up one of the event streams. Links from other sites are
+/// allowed, except to `/events`, which occupies a stream while it is open. A frame also sends
+/// `navigate`, so `sec-fetch-dest` must be `document`.
 fn own_page(path: &str, headers: &HeaderMap) -> Result<(), Refused> {
-    let says = |name, values: &[&str]| {
-        headers
-            .get(name)
-            .is_some_and(|said| values.iter().any(|value| said == value))
-    };
-    let is_framed =
-        headers.contains_key("sec-fetch-dest") && !says("sec-fetch-dest", &["document"]);
-    let is_link = says("sec-fetch-mode", &["navigate"]) && !is_framed && path != "/events";
-    if says("sec-fetch-site", &["cross-site", "same-site"]) && !is_link {
+    let is_framed = headers.contains_key("sec-fetch-dest")
+        && !has_value(headers, "sec-fetch-dest", &["document"]);
+    let is_link =
+        has_value(headers, "sec-fetch-mode", &["navigate"]) && !is_framed && path != "/events";
+    if has_value(headers, "sec-fetch-site", &["cross-site", "same-site"]) && !is_link {
         return Err((
             StatusCode::FORBIDDEN,
-            "Only Flowgate's own page may ask for this in a browser.\n",
+            "In a browser only Flowgate's own page may request this.\n",
         ));
     }
     Ok(())
+}
+fn has_value(headers: &HeaderMap, name: &str, values: &[&str]) -> bool {
+    headers
+        .get(name)
+        .is_some_and(|sent| values.iter().any(|value| sent == value))
 }
 
 #[cfg(test)]
@@ -111,11 +114,11 @@ mod tests {
     use super::*;
     use crate::config;
 
-    fn asked(env: &[(&str, &str)], path: &str, headers: &[(&'static str, &str)]) -> u16 {
-        judged(env, headers, |listen, map| check(listen, path, map))
+    fn status_of(env: &[(&str, &str)], path: &str, headers: &[(&'static str, &str)]) -> u16 {
+        status_by(env, headers, |listen, map| check(listen, path, map))
     }
 
-    fn judged(
+    fn status_by(
         env: &[(&str, &str)],
         headers: &[(&'static str, &str)],
         check: impl Fn(&Listen, &HeaderMap) -> Result<(), Refused>,
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_31_only_known_names_are_answered() {
+    fn only_the_listeners_names_are_accepted() {
         let everywhere = ("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:9900");
         let named = ("FLOWGATE_LISTEN__NAMES", "flowgate.internal");
         for (env, host, status) in [
@@ -147,15 +150,15 @@ mod tests {
             for path in ["/metrics", "/livez", "/lanes"] {
                 let is_shut = env == [everywhere] && path == "/lanes" && status == 200;
                 assert_eq!(
-                    asked(env, path, &[("host", host)]),
+                    status_of(env, path, &[("host", host)]),
                     if is_shut { 403 } else { status },
                     "{host} {path}"
                 );
             }
         }
-        assert_eq!(asked(&[], "/livez", &[]), 200);
+        assert_eq!(status_of(&[], "/livez", &[]), 200);
         assert_eq!(
-            asked(
+            status_of(
                 &[],
                 "/livez",
                 &[("host", "127.0.0.1:9900"), ("host", "rebound.example")]
@@ -165,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_32_beyond_loopback_a_token_is_shown() {
+    fn a_token_is_required_beyond_loopback() {
         let open = [("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:9900")];
         let guarded = [
             open[0],
@@ -174,8 +177,8 @@ mod tests {
         ];
         let home = [guarded[1], guarded[2]];
         for path in ["/lanes", "/config", "/events", "/lanes/pause", "/nothing"] {
-            assert_eq!(asked(&open, path, &[]), 403, "{path}");
-            assert_eq!(asked(&guarded, path, &[]), 401, "{path}");
+            assert_eq!(status_of(&open, path, &[]), 403, "{path}");
+            assert_eq!(status_of(&guarded, path, &[]), 401, "{path}");
             for wrong in [
                 "Bearer a-long-toke",
                 "Bearer a-long-token2",
@@ -185,25 +188,25 @@ mod tests {
                 "a-long-token",
             ] {
                 assert_eq!(
-                    asked(&guarded, path, &[("authorization", wrong)]),
+                    status_of(&guarded, path, &[("authorization", wrong)]),
                     401,
                     "{wrong}"
                 );
             }
             assert_eq!(
-                asked(&guarded, path, &[("authorization", "Bearer a-long-token")]),
+                status_of(&guarded, path, &[("authorization", "Bearer a-long-token")]),
                 200
             );
-            assert_eq!(asked(&home, path, &[]), 200, "on this machine");
+            assert_eq!(status_of(&home, path, &[]), 200, "on this machine");
         }
-        assert_eq!(asked(&guarded, "/lanes?token=a-long-token", &[]), 401);
+        assert_eq!(status_of(&guarded, "/lanes?token=a-long-token", &[]), 401);
         for path in ["/metrics", "/", "/page.css", "/page.js"] {
-            assert_eq!(asked(&guarded, path, &[]), 200);
+            assert_eq!(status_of(&guarded, path, &[]), 200);
         }
     }
 
     #[test]
-    fn rule_32_orders_need_the_token_on_this_machine_too() {
+    fn operator_actions_need_the_token_on_loopback_too() {
         let token = [
             ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TOKEN"),
             ("TOKEN", "a-long-token"),
@@ -213,16 +216,16 @@ mod tests {
             token[1],
             ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
         ];
-        let asked = |env: &[(&str, &str)], headers: &[_]| judged(env, headers, may_order);
         let shown = ("authorization", "Bearer a-long-token");
-        assert_eq!(asked(&token, &[shown]), 403);
-        assert_eq!(asked(&on, &[]), 401);
-        assert_eq!(asked(&on, &[("authorization", "Bearer a-long-toke")]), 401);
-        assert_eq!(asked(&on, &[shown]), 200);
+        let wrong = ("authorization", "Bearer a-long-toke");
+        assert_eq!(status_by(&token, &[shown], may_order), 403);
+        assert_eq!(status_by(&on, &[], may_order), 401);
+        assert_eq!(status_by(&on, &[wrong], may_order), 401);
+        assert_eq!(status_by(&on, &[shown], may_order), 200);
     }
 
     #[test]
-    fn only_the_page_itself_asks_in_a_browser() {
+    fn a_page_of_another_site_cannot_request_events() {
         for (site, mode, status) in [
             ("same-origin", "cors", 200),
             ("none", "navigate", 200),
@@ -232,16 +235,16 @@ mod tests {
             ("same-site", "cors", 403),
         ] {
             let headers = [("sec-fetch-site", site), ("sec-fetch-mode", mode)];
-            assert_eq!(asked(&[], "/events", &headers), status, "{site} {mode}");
+            assert_eq!(status_of(&[], "/events", &headers), status, "{site} {mode}");
         }
     }
 
     #[test]
-    fn a_link_from_elsewhere_leads_to_a_page_and_a_frame_does_not() {
+    fn links_from_other_sites_are_allowed_and_frames_are_not() {
         for site in ["cross-site", "same-site"] {
             let navigates = [("sec-fetch-site", site), ("sec-fetch-mode", "navigate")];
             for path in ["/", "/lanes", "/metrics"] {
-                assert_eq!(asked(&[], path, &navigates), 200, "{path}");
+                assert_eq!(status_of(&[], path, &navigates), 200, "{path}");
             }
             for (dest, page) in [
                 ("document", 200),
@@ -251,8 +254,8 @@ mod tests {
                 ("embed", 403),
             ] {
                 let headers = [navigates[0], navigates[1], ("sec-fetch-dest", dest)];
-                assert_eq!(asked(&[], "/lanes", &headers), page, "{site} {dest}");
-                assert_eq!(asked(&[], "/events", &headers), 403, "{site} {dest}");
+                assert_eq!(status_of(&[], "/lanes", &headers), page, "{site} {dest}");
+                assert_eq!(status_of(&[], "/events", &headers), 403, "{site} {dest}");
             }
         }
         let own = [
@@ -260,6 +263,6 @@ mod tests {
             ("sec-fetch-mode", "cors"),
             ("sec-fetch-dest", "empty"),
         ];
-        assert_eq!(asked(&[], "/events", &own), 200);
+        assert_eq!(status_of(&[], "/events", &own), 200);
     }
 }

@@ -1,5 +1,5 @@
-//! How does the page stay current? It follows a stream of server-sent events, a snapshot a second. A snapshot is made once
-//! for all who look, and never so often that it costs more than a tenth of a core. The end of a drain ends the streams.
+//! Server-sent events for the status page: one snapshot per second. A snapshot is built once for
+//! all followers, and takes at most a tenth of one core. The streams end with the drain.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::admin::snapshot::snapshot;
 use crate::call::services::CallServices;
 use crate::process::shutdown::{Phase, Phases};
 
-/// What all streams have in common.
+/// State shared by all streams.
 pub(super) struct Events {
     places: Arc<Semaphore>,
     latest: Mutex<Option<Latest>>,
@@ -30,7 +30,7 @@ struct Latest {
     until: Instant,
 }
 
-/// One who looks.
+/// One stream.
 struct Follower {
     parts: Arc<CallServices>,
     events: Arc<Events>,
@@ -39,16 +39,16 @@ struct Follower {
     _place: OwnedSemaphorePermit,
 }
 
-/// So many may look at once.
+/// Maximum number of streams.
 const FOLLOWERS: usize = 16;
-/// Why nobody else may.
+/// The answer when `FOLLOWERS` is reached.
 pub(super) const FULL: &str =
-    "16 pages follow already, and more may not: close one, or read /lanes.\n";
-/// Between two snapshots for one follower.
+    "16 pages are connected, which is the limit: close one, or read /lanes.\n";
+/// Interval between two snapshots of one stream.
 const SECOND: Duration = Duration::from_secs(1);
-/// How long a snapshot is good enough for the next one who asks.
+/// Minimum time for which a snapshot is reused.
 const FRESH: Duration = Duration::from_millis(900);
-/// So many times what it took to make is the least that it lasts.
+/// A snapshot is reused for at least this many times its build time.
 const REST: u32 = 9;
 
 // === impl Events ===
@@ -63,7 +63,7 @@ impl Default for Events {
 }
 
 impl Events {
-    /// A stream of events; none if too many look already.
+    /// Opens a stream; `None` if there are too many.
     pub(super) fn follow(
         self: &Arc<Self>,
         parts: &Arc<CallServices>,
@@ -71,19 +71,19 @@ impl Events {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let mut seconds = interval(SECOND);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (parts, phases) = (parts.clone(), parts.phases.clone());
         let follower = Follower {
-            parts,
+            parts: parts.clone(),
             events: self.clone(),
             seconds,
-            phases,
+            phases: parts.phases.clone(),
             _place: place,
         };
         let frames = stream::unfold(Some(follower), |follower| async {
             let mut follower = follower?;
             let is_last = follower.wait().await;
-            let (events, parts) = (follower.events.clone(), follower.parts.clone());
-            // A snapshot goes through all lanes: not on a thread that serves calls.
+            let events = follower.events.clone();
+            let parts = follower.parts.clone();
+            // A snapshot visits all lanes, so not on a serving thread.
             let event = tokio::task::spawn_blocking(move || events.event(&parts, is_last))
                 .await
                 .ok()?;
@@ -109,7 +109,7 @@ impl Events {
 // === impl Follower ===
 
 impl Follower {
-    /// Until the next snapshot is due. True when it is the last.
+    /// Waits until the next snapshot is due. Returns whether it is the last one.
     async fn wait(&mut self) -> bool {
         tokio::select! {
             biased;

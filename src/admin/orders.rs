@@ -1,5 +1,5 @@
-//! What may an operator do? Pause a lane, resume it, flush its queue: a POST with a small object of JSON, from whoever shows
-//! the token. Each order is one line in the log and one count.
+//! Operator actions: pause a lane, resume it, flush its queue. Each is a POST with a small JSON
+//! object and the token. Each action is logged once and counted once.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,10 +13,10 @@ use serde_json::json;
 use super::{JSON, Page};
 use crate::call::body::{self, Allowance};
 use crate::call::services::CallServices;
-use crate::config::Mode;
+use crate::config::{Listen, Mode};
 use crate::limiter::Command;
 
-/// What is ordered by this name.
+/// An operator action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Name {
     Pause,
@@ -24,21 +24,21 @@ pub(super) enum Name {
     Flush,
 }
 
-/// What the body says.
+/// The request body.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Said {
+struct Target {
     account: String,
     action: String,
     seconds: Option<u64>,
 }
 
-/// Bytes of a body.
+/// Maximum size of a request body, in bytes.
 const MAX_BODY: usize = 4096;
-/// Seconds of a pause that has an end: a day.
+/// Maximum length of a pause with an end, in seconds: one day.
 const MAX_PAUSE: u64 = 86_400;
 
-/// The order that this path gives, if it gives one.
+/// The operator action of this path, if it has one.
 pub(super) fn known(path: &str) -> Option<Name> {
     match path {
         "/lanes/pause" => Some(Name::Pause),
@@ -48,7 +48,7 @@ pub(super) fn known(path: &str) -> Option<Name> {
     }
 }
 
-/// Gives the order; whoever asks has been found to be allowed to.
+/// Performs the action. The caller has checked that the request is permitted.
 pub(super) async fn obey(
     parts: &CallServices,
     name: Name,
@@ -56,38 +56,21 @@ pub(super) async fn obey(
     from: Option<IpAddr>,
 ) -> Page {
     let config = &parts.settings.load_full().config;
-    if !is_json(request.headers()) {
-        return Page::refused(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "An order is application/json.\n",
-        );
-    }
-    let share = parts.unverified.take(0).expect("nothing always fits");
-    let allowance = Allowance {
-        max: MAX_BODY,
-        within: config.listen.body_timeout,
-        shares: vec![share],
-    };
-    let (said, order) = match body::read(request.into_body(), allowance).await {
-        Err(refusal) => {
-            return Page::refused(refusal.kind.status(), format!("{}\n", refusal.message));
-        }
-        Ok(body) => match read(name, &body) {
-            Ok(read) => read,
-            Err(why) => return Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")),
-        },
+    let (target, order) = match receive(parts, &config.listen, name, request).await {
+        Ok(received) => received,
+        Err(page) => return page,
     };
     if config.mode == Mode::Observe {
         return Page::refused(
             StatusCode::CONFLICT,
-            "Flowgate only observes: nobody waits here.\n",
+            "Flowgate only observes: no call waits in a lane.\n",
         );
     }
-    let Said {
+    let Target {
         account,
         action,
         seconds,
-    } = &said;
+    } = &target;
     let is_configured = config
         .accounts
         .iter()
@@ -102,7 +85,9 @@ pub(super) async fn obey(
             "There is no such lane: see the accounts and actions of /lanes.\n",
         );
     };
-    let (order, told, queued) = (name.label(), obeyed.refused, obeyed.queued);
+    let order = name.label();
+    let told = obeyed.refused;
+    let queued = obeyed.queued;
     parts.metrics.operator_action(order);
     let from = from.map(tracing::field::display);
     tracing::warn!(
@@ -113,16 +98,53 @@ pub(super) async fn obey(
         told,
         queued,
         from,
-        "an operator gave an order to a lane"
+        "operator action on a lane"
     );
     let scope = if parts.quota.is_some() {
         "this replica only"
     } else {
         "the whole lane"
     };
-    let answer = json!({ "order": order, "account": account, "action": action, "seconds": seconds,
-        "told": told, "queued": queued, "scope": scope });
+    let answer = json!({
+        "order": order,
+        "account": account,
+        "action": action,
+        "seconds": seconds,
+        "told": told,
+        "queued": queued,
+        "scope": scope,
+    });
     Page::ok(JSON, answer.to_string())
+}
+
+/// Reads the request, or returns the page that refuses it.
+async fn receive(
+    parts: &CallServices,
+    listen: &Listen,
+    name: Name,
+    request: Request<Incoming>,
+) -> Result<(Target, Command), Page> {
+    if !is_json(request.headers()) {
+        return Err(Page::refused(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "An operator action must be application/json.\n",
+        ));
+    }
+    let share = parts
+        .unverified
+        .take(0)
+        .expect("a zero-byte reservation cannot fail");
+    let allowance = Allowance {
+        max: MAX_BODY,
+        within: listen.body_timeout,
+        shares: vec![share],
+    };
+    let body = body::read(request.into_body(), allowance)
+        .await
+        .map_err(|refusal| {
+            Page::refused(refusal.kind.status(), format!("{}\n", refusal.message))
+        })?;
+    parse(name, &body).map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -135,10 +157,10 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
 }
 
-fn read(name: Name, body: &[u8]) -> Result<(Said, Command), &'static str> {
+fn parse(name: Name, body: &[u8]) -> Result<(Target, Command), &'static str> {
     let expected = "Expected {\"account\": \"...\", \"action\": \"...\"}, and for a pause, if you like, \"seconds\".";
-    let said: Said = serde_json::from_slice(body).map_err(|_| expected)?;
-    let order = match (name, said.seconds) {
+    let target: Target = serde_json::from_slice(body).map_err(|_| expected)?;
+    let order = match (name, target.seconds) {
         (Name::Pause, None) => Command::Pause(None),
         (Name::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
             Command::Pause(Some(Duration::from_secs(seconds)))
@@ -150,7 +172,7 @@ fn read(name: Name, body: &[u8]) -> Result<(Said, Command), &'static str> {
         (Name::Flush, None) => Command::Flush,
         (Name::Resume | Name::Flush, Some(_)) => return Err("Only a pause has seconds."),
     };
-    Ok((said, order))
+    Ok((target, order))
 }
 
 // === impl Name ===

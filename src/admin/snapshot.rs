@@ -1,5 +1,5 @@
-//! What is seen at one moment? Everything that the status page shows, as JSON, and no secret among it: lanes, the calls
-//! that ended last, how CAMS, the store, the journal and the configuration are, and what will end.
+//! The data of the status page at one moment, as JSON without secrets: lanes, recent calls, the
+//! state of CAMS, of the store, of the journal and of the configuration, and upcoming expiries.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,10 +10,10 @@ use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::Reach;
 
-/// So many lanes are shown, those with the longest queues first: more is nothing to look at.
+/// Maximum number of lanes in a snapshot; those with the longest queues are kept.
 const LANES: usize = 200;
 
-/// The snapshot.
+/// Builds a snapshot.
 pub(super) fn snapshot(parts: &CallServices) -> Value {
     let settings = parts.settings.load();
     let config = &settings.config;
@@ -21,10 +21,10 @@ pub(super) fn snapshot(parts: &CallServices) -> Value {
     let all_lanes = lanes.len();
     lanes.sort_by_key(|lane| std::cmp::Reverse(lane.queued));
     lanes.truncate(LANES);
-    let store = parts.quota.as_ref().map(|quota| {
-        let (up, replicas) = (quota.is_up(), quota.replicas());
-        json!({ "up": up, "replicas": replicas })
-    });
+    let store = parts
+        .quota
+        .as_ref()
+        .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
     let reading = parts.settings.reading();
     let credentials = config.accounts.iter().filter_map(|account| {
         let ends = account.credentials.as_ref()?.expires?;
@@ -54,7 +54,7 @@ pub(super) fn snapshot(parts: &CallServices) -> Value {
     })
 }
 
-/// Whether CAMS can be reached, as the latest connections showed.
+/// Whether CAMS can be reached, according to the latest connection attempts.
 pub(super) fn upstream(parts: &CallServices) -> Value {
     match parts.upstream.reach() {
         Reach::Up => json!({ "reachable": true }),
@@ -73,7 +73,7 @@ fn phase(phase: Phase) -> &'static str {
     }
 }
 
-/// Negative when it is past.
+/// Negative if `then` is in the past.
 fn seconds_until(then: SystemTime) -> i64 {
     since_1970(then).as_secs().cast_signed() - since_1970(SystemTime::now()).as_secs().cast_signed()
 }

@@ -1,6 +1,6 @@
-//! How does a changed configuration come into force? On SIGHUP, or when a file changes that it was read from, all of it is
-//! read and checked anew; then all of it holds at once, or, with a mistake in it, nothing of it. What waits, what was
-//! spent, what pauses and what is under way goes on.
+//! Reloads the configuration. On SIGHUP, or when one of its files changes, everything is read and
+//! checked again. Then the new configuration takes effect as a whole, or, if it has a mistake, none
+//! of it does. Queues, tokens, pauses and attempts in flight are kept.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,57 +17,59 @@ use crate::observe::metrics::Reload;
 use crate::process::systemd;
 use crate::upstream::{Trust, UpstreamError};
 
-/// The task that reads the configuration again, one time after the other.
+/// The task that reads the configuration again, one reload at a time.
 pub(crate) struct Reloader {
     work: Work,
     hangup: Signal,
-    /// How many have asked.
+    /// Number of requests so far.
     asked: watch::Receiver<u64>,
-    /// For how many of these the files have been looked at.
+    /// Number of the last request that has been served.
     answered: watch::Sender<u64>,
 }
 
-/// What the task does. With 100,000 accounts it reads as many files and builds and drops lists of that length, so all of it
-/// runs on a thread that serves no call.
+/// The blocking part of the task. With 100,000 accounts a reload reads as many files and builds and
+/// drops long lists, so all of it runs on a blocking thread.
 struct Work {
     source: Source,
     last: Last,
-    /// What the files were at the last look, while they are written.
+    /// The files' stamps at the last look, while they are still changing.
     changing: Option<Stamps>,
-    /// What held before and a call may still use. The last user drops the lists, and that must not be a serving thread.
+    /// Replaced settings that a call may still use. Dropping the last reference frees long lists,
+    /// which must not happen on a serving thread.
     retired: Vec<Arc<Settings>>,
 }
 
-/// Why the files are looked at.
+/// Why the files are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reason {
-    /// A second has passed.
+    /// The interval has passed.
     Time,
-    /// SIGHUP: they are read, whether they have changed or not.
+    /// SIGHUP: the files are read whether they changed or not.
     Signal,
-    /// A call needs what has changed.
+    /// A call waits for a change.
     Call,
 }
 
-/// What was read last.
+/// The configuration that was read last.
 struct Last {
-    /// As it was written: with the addresses that were asked for, not those that were bound.
+    /// As written: with the configured addresses, not the ones that were bound.
     written: Value,
     stamps: Stamps,
 }
 
-/// How often the files are looked at. One that has changed is read at the look after, when it is whole.
+/// Interval between checks of the files. A changed file is read at the next check, when it is
+/// complete.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Files that take longer hang, and that is logged.
+/// A check that takes longer is logged.
 const HANGS_AFTER: Duration = Duration::from_secs(10);
 
-/// Where there are thousands of files, so many times as long as a look takes passes until the next.
+/// With thousands of files, the interval is this many times the duration of the last check.
 const APART: u32 = 100;
-/// But not more than this.
+/// Upper limit of the interval.
 const FARTHEST: Duration = Duration::from_secs(10);
 
-/// What a running process cannot change: these keys, and those in these tables.
+/// Keys and tables that only a restart can change.
 const FIXED: [&str; 9] = [
     "mode",
     "listen.proxy",
@@ -80,10 +82,10 @@ const FIXED: [&str; 9] = [
     "telemetry",
 ];
 
-/// This one as a whole; its files may be others.
+/// This table cannot be added or removed by a reload; its files may change.
 const FIXED_WHOLE: &str = "listen.tls";
 
-/// Why nothing has changed.
+/// Why a reload was rejected.
 #[derive(Debug, thiserror::Error)]
 enum Refused {
     #[error("{}", .0.summary())]
@@ -94,8 +96,9 @@ enum Refused {
     Fixed(Vec<String>),
 }
 
-/// All that the files say, also those that the configuration only names; and what the files were before they were read,
-/// also those that a configuration with mistakes names, because it may lack nothing but one of them.
+/// Reads all files, including those that the configuration names. Also returns their stamps from
+/// before the read. A configuration with mistakes has stamps too, because a missing file may be the
+/// only mistake.
 fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
     match source.load() {
         Err(mut mistakes) => {
@@ -118,26 +121,26 @@ fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
     }
 }
 
-/// Works on files, one at a time, off the threads that serve. A file system that hangs is waited for: the work cannot be
-/// stopped, and more of it would hang, too.
+/// Runs file work on a blocking thread. If a file system does not respond, waits for it: the work
+/// cannot be cancelled, and a second one would block as well.
 async fn on_files<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let mut work = tokio::task::spawn_blocking(work);
     let done = match timeout(HANGS_AFTER, &mut work).await {
         Ok(done) => done,
         Err(_) => {
-            tracing::warn!("the configuration's files hang; nothing is read until they answer");
+            tracing::warn!("configuration files do not respond; the reload waits");
             work.await
         }
     };
     done.expect("reading files does not panic")
 }
 
-/// How long the files are not looked at after a look that took so long.
+/// Interval until the next check, after one that took this long.
 fn until_next(took: Duration) -> Duration {
     took.saturating_mul(APART).clamp(LOOK, FARTHEST)
 }
 
-/// The keys that are not the same in both, by their paths; a list is one.
+/// Collects the paths of the keys that differ. A list is compared as one value.
 fn differences(before: &Value, after: &Value, path: &str, found: &mut Vec<String>) {
     match (before, after) {
         (Value::Object(old), Value::Object(new)) => {
@@ -158,7 +161,7 @@ fn differences(before: &Value, after: &Value, path: &str, found: &mut Vec<String
     }
 }
 
-/// Whether a key is one of these or stands in one of these tables.
+/// Whether only a restart can change this key.
 fn is_fixed(key: &str) -> bool {
     key == FIXED_WHOLE
         || FIXED.iter().any(|fixed| {
@@ -170,7 +173,7 @@ fn is_fixed(key: &str) -> bool {
 // === impl Reloader ===
 
 impl Reloader {
-    /// `loaded` is what the source said at the start.
+    /// `loaded` is the configuration at the start.
     pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
         let last = Last::of(loaded, loaded.files.clone());
         let work = Work {
@@ -189,7 +192,7 @@ impl Reloader {
         Ok((reloader, ask))
     }
 
-    /// Reads again on SIGHUP, when it is asked and when files change, until the process ends.
+    /// Reloads on SIGHUP, on request and when files change, until the process ends.
     pub(crate) async fn run(self, state: Weak<AppState>) {
         let Self {
             mut work,
@@ -206,16 +209,16 @@ impl Reloader {
                 () = tokio::time::sleep(until_next(took)) => {}
             }
             let Some(state) = state.upgrade() else { return };
-            // A call that asks later may know of a later change: the next look is for it.
+            // A request that comes later may be about a later change: the next check serves it.
             let number = *asked.borrow_and_update();
             if reason == Reason::Time && number > *answered.borrow() {
                 reason = Reason::Call;
             }
-            let step = move || {
+            (work, took) = on_files(move || {
                 let took = work.step(reason, &state);
                 (work, took)
-            };
-            (work, took) = on_files(step).await;
+            })
+            .await;
             answered.send_replace(number);
         }
     }
@@ -224,7 +227,7 @@ impl Reloader {
 // === impl Work ===
 
 impl Work {
-    /// Looks at the files, and reads them if that is due. Returns how long the look took.
+    /// Checks the files, and reads them if due. Returns how long the check took.
     fn step(&mut self, reason: Reason, state: &AppState) -> Duration {
         self.retired
             .retain(|settings| Arc::strong_count(settings) > 1);
@@ -239,8 +242,8 @@ impl Work {
         took
     }
 
-    /// A file that has changed may not be whole yet, so it is read when it is the same at two looks; a call cannot wait for
-    /// that.
+    /// A changed file may still be incomplete, so it is read when two checks in a row see the same
+    /// stamps. A waiting call does not wait for that.
     fn is_due(&mut self, reason: Reason) -> bool {
         let seen = self.last.changed();
         let has_settled = seen.is_some() && (reason == Reason::Call || seen == self.changing);
@@ -249,7 +252,7 @@ impl Work {
         is_due
     }
 
-    /// Reads everything, and has it hold if there is no mistake in it.
+    /// Reads everything, and puts it in force if it has no mistake.
     fn reload(&mut self, state: &AppState) {
         let (read, files) = read(&self.source);
         let read = read.and_then(|(loaded, trust)| {
@@ -277,14 +280,14 @@ impl Work {
                     .iter()
                     .for_each(|warning| tracing::warn!(warning, "configuration"));
                 let changed = changed.join(", ");
-                tracing::info!(changed, "the configuration was read anew");
+                tracing::info!(changed, "configuration reloaded");
             }
             Err(refused) => {
                 state.calls().metrics.reloaded(Reload::Refused);
                 let mistakes = refused.to_string();
                 tracing::error!(
                     mistakes,
-                    "the configuration cannot be used, the one before stays"
+                    "configuration reload rejected; keeping the current one"
                 );
                 state.calls().settings.was_refused(mistakes);
             }
@@ -302,7 +305,7 @@ impl Last {
         }
     }
 
-    /// What the files are now, if that is not what was read.
+    /// The files' current stamps, if they differ from the ones that were read.
     fn changed(&self) -> Option<Stamps> {
         let same = self.stamps.iter().all(|(path, last)| stamp(path) == *last);
         (!same).then(|| {
@@ -313,7 +316,7 @@ impl Last {
         })
     }
 
-    /// What is not as it was, if a running process can change it.
+    /// The changed keys. Fails if one of them needs a restart.
     fn accept(&self, written: &Value) -> Result<Vec<String>, Refused> {
         let mut changed = Vec::new();
         differences(&self.written, written, "", &mut changed);
@@ -340,17 +343,26 @@ mod tests {
     use crate::call::settings::Reading;
 
     #[test]
-    fn what_takes_long_to_look_at_is_looked_at_less_often() {
-        let next = |millis| until_next(Duration::from_millis(millis)).as_millis();
-        assert_eq!(
-            [0, 10, 18, 99, 101, 3_600_000].map(next),
-            [1_000, 1_000, 1_800, 9_900, 10_000, 10_000]
-        );
+    fn checks_that_take_long_are_made_less_often() {
+        let cases = [
+            (0, 1_000),
+            (10, 1_000),
+            (18, 1_800),
+            (99, 9_900),
+            (101, 10_000),
+            (3_600_000, 10_000),
+        ];
+        for (took, next) in cases {
+            assert_eq!(
+                until_next(Duration::from_millis(took)),
+                Duration::from_millis(next)
+            );
+        }
         assert_eq!(until_next(Duration::MAX), FARTHEST);
     }
 
     #[tokio::test]
-    async fn all_that_have_asked_before_a_look_share_it() {
+    async fn requests_made_before_a_check_share_it() {
         let source = Source {
             file: None,
             environment: Some(Vec::new()),
@@ -373,12 +385,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_only_a_refused_configuration_names_is_looked_for() {
+    fn a_file_named_by_a_rejected_configuration_is_watched() {
         let folder = tempfile::tempdir().unwrap();
-        let (file, secret) = (
-            folder.path().join("flowgate.toml"),
-            folder.path().join("secret"),
-        );
+        let file = folder.path().join("flowgate.toml");
+        let secret = folder.path().join("secret");
         let account = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\n";
         std::fs::write(
             &file,
@@ -406,13 +416,13 @@ mod tests {
             ]
             .into()
         );
-        // What cannot even be parsed names nothing else.
+        // A file that cannot be parsed names no other files.
         std::fs::write(&file, "[[accounts").unwrap();
         assert_eq!(read(&source).1, [(file.clone(), stamp(&file))].into());
     }
 
     #[test]
-    fn what_changes_between_the_reading_and_the_first_look_is_seen() {
+    fn a_change_between_the_read_and_the_first_check_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowgate.toml");
         std::fs::write(&file, "mode = \"observe\"\n").unwrap();
@@ -426,7 +436,7 @@ mod tests {
         std::fs::write(&file, "mode = \"enforce\" # another one\n").unwrap();
         let last = Last::of(&loaded, loaded.files.clone());
         assert_eq!(last.changed(), Some([(file.clone(), stamp(&file))].into()));
-        // Whoever may read it now could not before, perhaps.
+        // A change of permissions counts: the file may have been unreadable before.
         let last = Last {
             stamps: [(file.clone(), stamp(&file))].into(),
             ..last
@@ -436,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_has_changed_when_one_of_its_files_has_or_comes_or_goes() {
+    fn a_directory_changes_when_one_of_its_files_changes_appears_or_disappears() {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::write(path("a.toml"), "mode = \"observe\"\n").unwrap();
@@ -467,7 +477,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_held_before_is_dropped_by_the_reader_and_not_by_the_last_call_that_uses_it() {
+    async fn replaced_settings_are_dropped_by_the_reloader_not_by_the_last_call() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowgate.toml");
         let listen = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
@@ -501,13 +511,14 @@ mod tests {
     }
 
     #[test]
-    fn a_list_in_an_outline_is_a_number_that_changes_with_it() {
+    fn an_outline_holds_a_list_as_a_number_that_changes_with_it() {
         let outline = |alias: &str| {
             let env = [("ACCOUNTS__0__ID", "acme"), ("ACCOUNTS__0__ALIASES", alias)];
             let env = env.map(|(name, value)| (format!("FLOWGATE_{name}").into(), value.into()));
             config::outline(&config::load(None, env).unwrap().config)
         };
-        let (before, after) = (outline("LTAI-first-01"), outline("STS.second-02"));
+        let before = outline("LTAI-first-01");
+        let after = outline("STS.second-02");
         assert!(before["accounts"].is_u64());
         assert_eq!(before, outline("LTAI-first-01"));
         let mut found = Vec::new();
@@ -515,24 +526,23 @@ mod tests {
         assert_eq!(found, ["accounts"]);
     }
 
-    #[test]
-    fn warnings_that_are_shown_have_a_bound() {
-        let warnings = |count: usize| {
-            Reading::done((0..count).map(|index| index.to_string()).collect()).warnings
-        };
-        assert_eq!(
-            (warnings(100).len(), warnings(100)[99].as_str()),
-            (100, "99")
-        );
-        assert_eq!(warnings(300).len(), 101);
-        assert_eq!(
-            warnings(300)[100],
-            "and 200 more: flowgate check prints all of them"
-        );
+    fn warnings_of(count: usize) -> Vec<String> {
+        let warnings = (0..count).map(|index| index.to_string()).collect();
+        Reading::done(warnings).warnings
     }
 
     #[test]
-    fn differences_are_told_by_their_keys() {
+    fn the_number_of_shown_warnings_is_limited() {
+        let hundred = warnings_of(100);
+        assert_eq!(hundred.len(), 100);
+        assert_eq!(hundred[99], "99");
+        let more = warnings_of(300);
+        assert_eq!(more.len(), 101);
+        assert_eq!(more[100], "and 200 more: flowgate check prints all of them");
+    }
+
+    #[test]
+    fn differences_are_reported_by_key() {
         let before = json!({ "mode": "enforce", "queue": { "hold": "1s", "tenant": "none" }, "clients": [1, 2] });
         let after = json!({ "mode": "enforce", "queue": { "hold": "2s", "tenant": "none" }, "clients": [1], "log": {} });
         let mut found = Vec::new();
@@ -541,7 +551,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_running_process_cannot_change_is_known_by_its_table() {
+    fn keys_that_need_a_restart_are_known_by_their_table() {
         assert!(
             [
                 "mode",

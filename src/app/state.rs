@@ -1,4 +1,4 @@
-//! What does every call need? All that lives as long as the process, and what of it changes when the configuration does.
+//! The state of the process: what lives as long as it, and what a reload replaces.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -20,22 +20,23 @@ use crate::server::bounds::{self, Bounds, Present};
 use crate::server::tls::Certificates;
 use crate::upstream::{Reach, Trust, Upstream};
 
-/// A running Flowgate, but for its listeners.
+/// A running Flowgate without its listeners.
 pub(crate) struct AppState {
     calls: Arc<CallServices>,
-    /// What callers speak TLS with, if they do; swapped when the files have changed.
+    /// TLS certificates of the proxy port, if it uses TLS. Replaced by a reload.
     certificates: Option<Arc<Certificates>>,
-    /// What callers' and operators' connections keep to.
+    /// Limits of callers' and operators' connections.
     bounds: Present,
 }
 
-/// How often idle lanes are forgotten: a lane is at rest a window after its last call, and callers may be many.
+/// Interval of the clean-up of idle lanes and old nonces. A lane is idle one window after its last
+/// call.
 const SWEEP: Duration = Duration::from_secs(2);
 
 // === impl AppState ===
 
 impl AppState {
-    /// `config` with the addresses that were in fact bound.
+    /// `config` must contain the addresses that were bound.
     pub(crate) fn new(config: Config) -> anyhow::Result<Self> {
         let own = [&config.listen.proxy, &config.listen.admin]
             .into_iter()
@@ -50,20 +51,17 @@ impl AppState {
             .as_ref()
             .map(|store| Quota::open(store, config.quota.on_store_failure, metrics.clone()))
             .transpose()?;
-        let open = |journal: &config::Journal| {
-            let opened = Journal::open(journal, metrics.clone());
-            opened.map(Arc::new).map_err(|error| StartError::Journal {
-                path: journal.path.clone(),
-                error,
-            })
-        };
         let otlp = config
             .telemetry
             .otlp
             .as_ref()
             .map(|to| Exporter::start(to, &metrics))
             .transpose()?;
-        let journal = config.journal.as_ref().map(open).transpose()?;
+        let journal = config
+            .journal
+            .as_ref()
+            .map(|journal| open_journal(journal, &metrics))
+            .transpose()?;
         let certificates = config
             .listen
             .tls
@@ -82,22 +80,22 @@ impl AppState {
         })
     }
 
-    /// What calls use.
+    /// The services that all calls share.
     pub(crate) fn calls(&self) -> &Arc<CallServices> {
         &self.calls
     }
 
-    /// What callers speak TLS with, if they do.
+    /// TLS certificates of the proxy port, if it uses TLS.
     pub(crate) fn certificates(&self) -> Option<Arc<Certificates>> {
         self.certificates.clone()
     }
 
-    /// What connections keep to.
+    /// Limits of callers' and operators' connections.
     pub(crate) fn bounds(&self) -> Present {
         self.bounds.clone()
     }
 
-    /// From now on this configuration holds, but for what a running process cannot change.
+    /// Puts this configuration in force, except for keys that only a restart can change.
     pub(crate) fn apply(&self, mut config: Config, trust: Option<Trust>) {
         let before = self.calls.settings.load_full();
         config.listen.proxy = before.config.listen.proxy.clone();
@@ -105,7 +103,8 @@ impl AppState {
         bounds::afford(&mut config.listen);
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
         let settings = Arc::new(before.then(config));
-        // First the queue: no lane may begin by what held before for a call that is identified by what holds now.
+        // The limiter first: a call that is identified by the new settings must not create a lane
+        // with the old ones.
         self.calls.limiter.reload(&settings.config);
         self.calls.settings.store(settings.clone());
         self.calls
@@ -121,7 +120,7 @@ impl AppState {
         logging::set_level(settings.config.log.level);
     }
 
-    /// Where Flowgate stands, in one line. It is had under every lock of the queue and the pool's.
+    /// One line of status for the service manager. Takes the locks of all queues and of the pool.
     pub(crate) fn status(&self) -> String {
         let (lanes, waiting) = self.calls.limiter.count();
         let accounts = self.calls.settings.load().config.accounts.len();
@@ -139,13 +138,26 @@ impl AppState {
     }
 }
 
-/// Forgets idle lanes and old nonces for as long as anybody needs them.
+fn open_journal(
+    journal: &config::Journal,
+    metrics: &Arc<Metrics>,
+) -> Result<Arc<Journal>, StartError> {
+    match Journal::open(journal, metrics.clone()) {
+        Ok(journal) => Ok(Arc::new(journal)),
+        Err(error) => Err(StartError::Journal {
+            path: journal.path.clone(),
+            error,
+        }),
+    }
+}
+
+/// Removes idle lanes and old nonces until the process ends.
 pub(crate) async fn sweep(state: Weak<AppState>) {
     loop {
         tokio::time::sleep(SWEEP).await;
         let Some(state) = state.upgrade() else { return };
-        // There may be 100,000 lanes: not on a thread that serves calls.
-        // A panic of one sweep is logged where it happens, and the next sweep goes on.
+        // With 100,000 lanes a sweep takes long, so not on a serving thread. A panic of one sweep
+        // is logged where it happens; the next sweep still runs.
         drop(tokio::task::spawn_blocking(move || state.calls.forget_idle(SystemTime::now())).await);
     }
 }
@@ -159,18 +171,17 @@ mod tests {
     use crate::config::Source;
 
     #[tokio::test(start_paused = true)]
-    async fn credentials_that_cannot_be_read_are_waited_for_until_the_hold_ends_and_not_longer_than_a_moment()
-     {
+    async fn a_wait_for_renewed_credentials_ends_with_the_hold_or_after_five_seconds() {
         let source = Source {
             file: None,
             environment: Some(Vec::new()),
         };
         let loaded = source.load().unwrap();
-        // It never looks, as on a file system that hangs.
-        let (_reloader, ask) = Reloader::new(source, &loaded).unwrap();
+        // The reloader never runs, as if the file system did not respond.
+        let (_reloader, reload) = Reloader::new(source, &loaded).unwrap();
         let state = AppState::new(loaded.config).unwrap();
         let settings = &state.calls().settings;
-        settings.can_be_reread(ask, Vec::new());
+        settings.can_be_reread(reload, Vec::new());
         let generation = settings.load().generation;
         for (hold, waits) in [(0, 0), (1, 1), (3600, 5)] {
             let start = Instant::now();

@@ -156,7 +156,7 @@ pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Resp
 pub(crate) fn speaks_tls(head: &request::Parts) -> Response<Full<Bytes>> {
     let refusal = Refusal::new(
         Kind::BadRequest,
-        "TLS is spoken here: set the SDK's protocol to HTTPS.",
+        "This port requires TLS: set the SDK's protocol to HTTPS.",
     );
     refuse(&refusal, &Manner::of(head), &error_body::request_id())
 }

@@ -1,4 +1,4 @@
-//! What every call uses, for as long as the process lives.
+//! The services that all calls share, which live as long as the process.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -21,32 +21,32 @@ use crate::primitives::byte_budget::Room;
 use crate::process::shutdown::Phases;
 use crate::upstream::Upstream;
 
-/// What every call uses.
+/// The services that all calls share.
 pub(crate) struct CallServices {
     pub(crate) settings: CurrentSettings,
     pub(crate) limiter: Limiter<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
-    /// None: each process has the quota for itself.
+    /// `None`: each process uses the full quota.
     pub(crate) quota: Option<Arc<Quota>>,
-    /// None: attempts are not written down.
+    /// `None`: attempts are not recorded.
     pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Where the ends of calls are reported.
     pub(crate) sinks: Arc<Sinks>,
     pub(crate) phases: Phases,
-    /// Bytes of bodies whose callers are not verified yet.
+    /// Bytes of request bodies whose callers are not verified yet.
     pub(crate) unverified: Arc<Room>,
     pub(super) nonces: Nonces,
-    /// What CAMS's answers usually take.
+    /// Recent answer times of CAMS.
     pub(super) margins: Margins,
-    /// What is under way at CAMS.
+    /// Attempts in flight.
     pub(super) attempts: TaskTracker,
 }
 
 // === impl CallServices ===
 
 impl CallServices {
-    /// `config` with the addresses that were in fact bound.
+    /// `config` must contain the addresses that were bound.
     pub(crate) fn new(
         config: Config,
         upstream: Arc<Upstream>,
@@ -77,13 +77,14 @@ impl CallServices {
         }
     }
 
-    /// Forgets lanes at rest, and the nonces that are old at `now`.
+    /// Removes idle lanes, and the nonces that are too old at `now`.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
         self.limiter.forget_idle();
         self.nonces.forget_idle(now);
     }
 
-    /// Waits until every attempt has its end, also those whose callers have gone. No call may begin one any more.
+    /// Waits until every attempt has ended, including attempts whose callers have disconnected. No
+    /// attempt may start after this.
     pub(crate) async fn attempts_ended(&self) {
         self.attempts.close();
         self.attempts.wait().await;

@@ -24,36 +24,37 @@ pub(crate) struct Settings {
     pub(crate) generation: u64,
 }
 
-/// The settings in force, how they were read, and how a call asks for what has changed.
+/// The settings in force, the result of the last read, and the way to request a reload.
 pub(crate) struct CurrentSettings {
     settings: ArcSwap<Settings>,
-    /// None where nobody reads the configuration again.
+    /// Requests a reload; unset if the configuration is never read again.
     reload: OnceLock<Ask>,
-    /// How the configuration was read last.
+    /// Result of the last configuration read.
     reading: Mutex<Reading>,
 }
 
-/// The way to ask for what has changed. All that ask before a look share it.
+/// Requests a check of the files. Requests made before a check share it.
 pub(crate) struct Ask {
     pub(crate) asked: watch::Sender<u64>,
     pub(crate) answered: watch::Receiver<u64>,
 }
 
-/// How the configuration was read last, for operators.
+/// Result of the last configuration read, for operators.
 #[derive(Clone, Debug)]
 pub(crate) struct Reading {
-    /// When.
+    /// Time of the read.
     pub(crate) at: Instant,
-    /// What is right but strange in what holds.
+    /// Warnings about the configuration in force.
     pub(crate) warnings: Vec<String>,
-    /// Why what was read does not hold; keys and lines, never a value.
+    /// Why the read configuration was rejected: keys and lines, never a value.
     pub(crate) refused: Option<String>,
 }
 
-/// How many warnings are logged and shown.
+/// Maximum number of warnings that are logged and shown.
 const WARNINGS: usize = 100;
 
-/// How long a call waits for other credentials. They are read in milliseconds; a hundred thousand accounts in a second.
+/// Upper limit on the wait for renewed credentials. Reading takes milliseconds; one second with
+/// 100,000 accounts.
 const REREAD_WITHIN: Duration = Duration::from_secs(5);
 
 // === impl Settings ===
@@ -111,54 +112,55 @@ impl CurrentSettings {
         }
     }
 
-    /// For a moment; not across an await.
+    /// For short use; not across an await.
     pub(crate) fn load(&self) -> Guard<Arc<Settings>> {
         self.settings.load()
     }
 
-    /// To keep.
+    /// For use across an await.
     pub(crate) fn load_full(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
-    /// These are in force from now on.
+    /// Puts these settings in force.
     pub(crate) fn store(&self, settings: Arc<Settings>) {
         self.settings.store(settings);
     }
 
-    /// Calls may ask for what has changed; `warnings` are those of the start.
+    /// From now on a call can request a reload. `warnings` are those of the start.
     pub(crate) fn can_be_reread(&self, reload: Ask, warnings: Vec<String>) {
         self.reading.lock().warnings = warnings;
         drop(self.reload.set(reload));
     }
 
-    /// The configuration was read and is in force.
+    /// Records that a configuration was read and accepted.
     pub(crate) fn was_read(&self, warnings: Vec<String>) -> Reading {
         let reading = Reading::done(warnings);
         *self.reading.lock() = reading.clone();
         reading
     }
 
-    /// The configuration was read and cannot be used.
+    /// Records that a configuration was read and rejected.
     pub(crate) fn was_refused(&self, mistakes: String) {
         self.reading.lock().refuse(mistakes);
     }
 
-    /// How the configuration was read last.
+    /// Result of the last configuration read.
     pub(crate) fn reading(&self) -> Reading {
         self.reading.lock().clone()
     }
 
-    /// CAMS says that a call's credentials are no good any more. True when others could be read meanwhile, which a file
-    /// system that hangs does not delay beyond `answer_by`.
+    /// Waits for renewed credentials after CAMS rejected those of `generation`. Returns whether a
+    /// newer configuration is in force. Returns by `answer_by`, also when the file system does not
+    /// respond.
     pub(crate) async fn reread(&self, generation: u64, answer_by: Instant) -> bool {
-        let Some(changes) = self.reload.get() else {
+        let Some(reload) = self.reload.get() else {
             return false;
         };
-        // Many calls come here at once, and the first has read for all.
+        // Many calls come here at the same time; one read serves all of them.
         if self.load().generation == generation {
             let give_up = answer_by.min(Instant::now() + REREAD_WITHIN);
-            drop(timeout_at(give_up, changes.changed()).await);
+            drop(timeout_at(give_up, reload.changed()).await);
         }
         self.load().generation != generation
     }
@@ -167,21 +169,23 @@ impl CurrentSettings {
 // === impl Ask ===
 
 impl Ask {
-    /// With the ends that the reloader holds: how many have asked, and for how many of these it has looked.
+    /// Also returns the reloader's ends: the number of requests so far, and the number of the last
+    /// request that has been served.
     pub(crate) fn channel() -> (Self, watch::Receiver<u64>, watch::Sender<u64>) {
-        let (asked, questions) = watch::channel(0);
+        let (asked, requests) = watch::channel(0);
         let (answers, answered) = watch::channel(0);
-        (Self { asked, answered }, questions, answers)
+        (Self { asked, answered }, requests, answers)
     }
 
-    /// Waits until what has changed in the files by now, if anything has, is read. As long as the files hang.
+    /// Waits until all changes made to the files by now have been read. Waits without limit if the
+    /// file system does not respond.
     pub(crate) async fn changed(&self) {
         let mut number = 0;
         self.asked.send_modify(|asked| {
             *asked += 1;
             number = *asked;
         });
-        // The reloader ends with the process, and nothing waits for it then.
+        // An error means that the reloader ended, which happens only at the end of the process.
         drop(
             self.answered
                 .clone()
@@ -194,7 +198,7 @@ impl Ask {
 // === impl Reading ===
 
 impl Reading {
-    /// What was read holds.
+    /// The configuration was accepted.
     pub(crate) fn done(mut warnings: Vec<String>) -> Self {
         let more = warnings.len().saturating_sub(WARNINGS);
         if more > 0 {
@@ -210,7 +214,7 @@ impl Reading {
         }
     }
 
-    /// What was read does not hold, and what held before still does.
+    /// The configuration was rejected; the current one is kept.
     fn refuse(&mut self, mistakes: String) {
         self.at = Instant::now();
         self.refused = Some(mistakes);

@@ -140,7 +140,8 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
         bounds,
         None,
         parts.metrics.clone(),
-        (parts.phases.clone(), Phase::Draining),
+        parts.phases.clone(),
+        Phase::Draining,
     );
     let connection = terms.http(wire, hangup, Service(parts));
     assert!(

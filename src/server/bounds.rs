@@ -1,5 +1,5 @@
-//! How much may come in, and how slowly? What the configuration says of connections, for those that are accepted from now
-//! on.
+//! Limits of connections, from the configuration. They apply to connections that are accepted from
+//! now on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,9 +9,9 @@ use arc_swap::ArcSwap;
 use super::clocks::Patience;
 use crate::config::Listen;
 
-/// Descriptors that callers' connections do not get.
+/// File descriptors that are reserved: callers' connections do not use them.
 const KEPT_DESCRIPTORS: usize = 128;
-/// What each connection keeps to.
+/// Limits of one connection.
 pub(crate) struct Bounds {
     pub(super) max_connections: usize,
     pub(super) max_per_source: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Bounds {
     pub(super) max_header: usize,
 }
 
-/// The bounds that hold now, for all listeners.
+/// The current limits, shared by all listeners.
 pub(crate) type Present = Arc<ArcSwap<Bounds>>;
 
 impl From<&Listen> for Bounds {
@@ -38,8 +38,8 @@ impl From<&Listen> for Bounds {
     }
 }
 
-/// Lowers `max_connections` to what the descriptors suffice for. Each caller's connection may need another one to CAMS,
-/// and some are kept for the admin port and for files.
+/// Lowers `max_connections` to what the file descriptors allow. Each caller's connection may need a
+/// second one to CAMS, and some descriptors are reserved for the admin port and for files.
 pub(crate) fn afford(listen: &mut Listen) {
     let descriptors = crate::process::hardening::raise_open_files().unwrap_or(1024);
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
@@ -50,7 +50,7 @@ pub(crate) fn afford(listen: &mut Listen) {
             set,
             affordable,
             descriptors,
-            "listen.max_connections is lowered: raise the limit of open files"
+            "listen.max_connections lowered: raise the open files limit"
         );
         listen.max_connections = affordable.max(1);
     }

@@ -1,5 +1,5 @@
-//! Does a caller keep moving? The clocks that hyper does not have, over whatever carries HTTP: for a head that began and
-//! does not end, and for an answer that is not taken, however slowly it is read.
+//! Time-outs that hyper does not have, as a layer over the stream: for a request head that does not
+//! end, and for a response that the caller reads too slowly.
 
 use std::io;
 use std::pin::Pin;
@@ -14,38 +14,39 @@ use tokio::time::{Instant, Sleep};
 /// How long a caller may stall.
 #[derive(Clone, Copy)]
 pub(crate) struct Patience {
-    /// From a head's first byte to its end; also for a handshake.
+    /// From the first byte of a head to its end; also for a TLS handshake.
     pub(crate) head: Duration,
-    /// From the first byte of an answer that it does not take at once to the answer's last.
+    /// From the first byte of a response that the caller does not read immediately, to its last
+    /// byte.
     pub(crate) write: Duration,
 }
 
-/// A connection as hyper uses it: the bytes of HTTP, and a clock for each head.
+/// A stream with the two time-outs.
 pub(crate) struct Timed<T> {
     io: T,
     patience: Arc<Patience>,
-    /// Whose turn it is: while a request is being answered, what comes is no head.
+    /// Received bytes count as a head only while no request is being answered.
     turn: Turn,
     /// For the head that began at this change of turns.
     head: Deadline,
     head_of: u64,
-    /// For what is being written, until all of it is.
+    /// For the bytes being written, until all of them are.
     answer: Deadline,
 }
 
-/// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts the changes, so an
-/// odd number is ours.
+/// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts
+/// the changes; an odd number is ours.
 #[derive(Clone, Default)]
 pub(crate) struct Turn(Arc<AtomicU64>);
 
 /// Our turn, until dropped.
 pub(crate) struct Ours(Turn);
 
-/// A clock that runs or does not.
+/// A time-out that runs or is stopped.
 #[derive(Default)]
 pub(super) struct Deadline {
     ends: Option<Instant>,
-    /// Made when somebody must wait: a head mostly comes in one piece.
+    /// Created when it is first polled: most heads arrive in one piece.
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
@@ -55,7 +56,7 @@ pub(crate) enum Stalled {
     /// A head began and did not end.
     #[error("the request's head did not end in time")]
     Head,
-    /// An answer was not taken.
+    /// A response was not read.
     #[error("the answer was not taken in time")]
     Answer,
 }
@@ -63,13 +64,13 @@ pub(crate) enum Stalled {
 // === impl Turn ===
 
 impl Turn {
-    /// The request's head is complete.
+    /// Called when a request's head is complete.
     pub(crate) fn take(self) -> Ours {
         self.0.fetch_add(1, Ordering::Relaxed);
         Ours(self)
     }
 
-    /// Whether no request's head has been complete yet.
+    /// Whether no head has been complete yet.
     pub(crate) fn is_first(&self) -> bool {
         self.changes() == 0
     }
@@ -113,9 +114,10 @@ impl Deadline {
 // === impl Timed ===
 
 impl<T> Timed<T> {
-    /// With so much time for each head and for each answer.
+    /// Applies `patience` to each head and each response.
     pub(crate) fn new(io: T, patience: Arc<Patience>, turn: Turn) -> Self {
-        let (head, answer) = (Deadline::default(), Deadline::default());
+        let head = Deadline::default();
+        let answer = Deadline::default();
         Self {
             io,
             patience,
@@ -126,7 +128,7 @@ impl<T> Timed<T> {
         }
     }
 
-    /// Gives up when what is written is not taken in time.
+    /// Fails if the written bytes are not accepted in time.
     fn taken<R>(
         &mut self,
         cx: &mut Context<'_>,
@@ -189,7 +191,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
         self.io.is_write_vectored()
     }
 
-    /// hyper asks for this when it has handed over all that it has.
+    /// hyper calls this after it has handed over everything.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let flushed = Pin::new(&mut this.io).poll_flush(cx);

@@ -1,5 +1,5 @@
-//! Where do connections come from? From a bound socket: TCP, or a Unix socket's path, which is taken over from a
-//! process that left it behind, and given up with care for who has come after.
+//! Bound sockets: TCP or a Unix socket. A Unix socket's path is taken over from a process that left
+//! it behind, and is removed at the end unless a successor uses it.
 
 use std::fs::Permissions;
 use std::io;
@@ -22,20 +22,23 @@ pub(crate) enum Listener {
     Unix(UnixListener, SocketFile),
 }
 
-/// A Unix socket's path. It is removed when the listener goes, unless somebody else stands there by then.
+/// A Unix socket's path. It is removed with the listener, unless the path is another process's
+/// socket by then.
 pub(crate) struct SocketFile {
     path: PathBuf,
-    /// Device and inode of what was bound; while the socket is open nothing else can have them. None if it was passed.
+    /// Device and inode of the bound socket, which stay unique while the socket is open. `None` if
+    /// the socket was passed.
     ours: Option<(u64, u64)>,
 }
 
-/// So many may connect before they are accepted: who finds tokio's 128 full loses a second until the kernel tries again.
+/// The listen backlog. With tokio's 128 a client that finds it full loses a second until the kernel
+/// retries.
 const BACKLOG: i32 = 4096;
 
 // === impl Listener ===
 
 impl Listener {
-    /// Binds; a Unix socket that nobody listens on any more is replaced, and its file gets `mode`.
+    /// Binds. Replaces a Unix socket that no process listens on; the new one's file gets `mode`.
     pub(crate) async fn bind(bind: &Bind, mode: u32) -> io::Result<Self> {
         match bind {
             Bind::Tcp(address) => {
@@ -44,7 +47,7 @@ impl Listener {
                 Ok(Self::Tcp(listener))
             }
             Bind::Unix(path) => {
-                // Refused means that a process left its socket behind; whatever else it is, binding says.
+                // Refused: a process left its socket behind. All other cases fail in `bind`.
                 let left = UnixStream::connect(path)
                     .await
                     .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -56,7 +59,8 @@ impl Listener {
         }
     }
 
-    /// Takes a socket that was bound before. It must be the configured one, on which other settings are judged.
+    /// Takes a socket that was bound by the parent. It must be the configured one, because other
+    /// checks rely on that.
     pub(crate) fn adopt(passed: Passed, bind: &Bind) -> io::Result<Self> {
         let listener = match passed {
             Passed::Tcp(listener) => {
@@ -83,11 +87,11 @@ impl Listener {
             return Ok(listener);
         }
         Err(io::Error::other(format!(
-            "the socket that was passed is bound to {bound}: both must say the same"
+            "the passed socket is bound to {bound}: the two addresses must be equal"
         )))
     }
 
-    /// What was in fact bound: the system may have chosen the port.
+    /// The bound address; the system may have chosen the port.
     pub(crate) fn bound(&self) -> io::Result<Bind> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Bind::Tcp),
@@ -108,7 +112,7 @@ impl Listener {
 }
 
 impl Drop for Listener {
-    /// Here and not in the file's own drop, which would come after the socket's.
+    /// Here and not in `SocketFile`'s own drop, which would run after the socket is closed.
     fn drop(&mut self) {
         if let Self::Unix(_, file) = self
             && identity(&file.path).is_ok_and(|there| Some(there) == file.ours)
@@ -121,7 +125,7 @@ impl Drop for Listener {
 fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.bind(&SockAddr::unix(path)?)?;
-    // Nobody can connect before it listens, so nobody slips through what the umask left open.
+    // No client can connect before `listen`, so the umask opens no gap.
     std::fs::set_permissions(path, Permissions::from_mode(mode))?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
@@ -135,7 +139,7 @@ fn bind_unix(path: &Path, mode: u32) -> io::Result<Listener> {
     ))
 }
 
-/// Device and inode of what stands there itself, be it a link.
+/// Device and inode of the path itself; a link is not followed.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     std::fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
@@ -165,7 +169,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_left_behind_is_replaced_and_what_is_alive_or_no_socket_is_not() {
+    async fn a_socket_left_behind_is_replaced_and_a_live_one_or_a_file_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
         drop(net::UnixListener::bind(&path).unwrap());
@@ -184,7 +188,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_of_a_successor_stays() {
+    async fn the_socket_of_a_successor_is_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.sock");
         let old = bind(&path, 0o660).await.unwrap();

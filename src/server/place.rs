@@ -1,4 +1,5 @@
-//! Which connections are open, and how many come from one address? Each has a place, which goes with its socket.
+//! Counts of open connections, in total and for each source address. A connection's entry ends with
+//! its socket.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -7,27 +8,27 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 
-/// How many connections come from each address.
+/// Number of connections for each address.
 #[derive(Clone, Default)]
 pub(crate) struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
-/// One connection's place in the count of its source.
+/// One connection's entry in the count of its source.
 pub(crate) struct Place {
     source: IpAddr,
     sources: Sources,
 }
 
-/// What counts a connection, until it is dropped with its socket.
+/// Counts a connection until it is dropped with its socket.
 pub(crate) struct Held {
     place: Option<Place>,
-    /// Open connections in the metrics.
+    /// The metric of open connections.
     open: IntGauge,
 }
 
 // === impl Sources ===
 
 impl Sources {
-    /// One more comes from there; none if there are `max`.
+    /// Adds a connection of this source; fails if there are `max` already.
     pub(super) fn enter(&self, source: IpAddr, max: usize) -> Result<Place, ()> {
         let mut sources = self.0.lock();
         let count = sources.entry(source).or_default();
@@ -59,7 +60,7 @@ impl Drop for Place {
 // === impl Held ===
 
 impl Held {
-    /// Without a place if it comes over a Unix socket.
+    /// `place` is `None` for a Unix socket.
     pub(crate) fn new(place: Option<Place>, open: &IntGauge) -> Self {
         open.inc();
         Self {
@@ -68,7 +69,7 @@ impl Held {
         }
     }
 
-    /// The address that the caller came from; none for a Unix socket.
+    /// The caller's address; `None` for a Unix socket.
     pub(super) fn from(&self) -> Option<IpAddr> {
         self.place.as_ref().map(|place| place.source)
     }

@@ -1,6 +1,7 @@
-//! Is the caller still there? A caller's socket, shared between whoever reads and writes it, which is hyper or TLS below
-//! it, and the call, which watches it for a hang-up: hyper would read for that, into another buffer, and stop looking as
-//! soon as one stray byte lies behind the request. A close is seen here whatever the bytes before it mean.
+//! A caller's socket, shared by hyper (or TLS below it), which reads and writes, and by the call,
+//! which watches for a hang-up. hyper's own detection would read into another buffer, and would
+//! stop at the first stray byte behind the request. A close is noticed here regardless of unread
+//! bytes.
 
 use std::io;
 use std::net::{IpAddr, Shutdown};
@@ -21,28 +22,29 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
-/// A caller's end, and where it is.
+/// A socket and its entry in the counts.
 struct Peer {
     socket: Socket,
     held: Held,
 }
 
-/// The socket to read and write.
+/// The reading and writing half.
 pub(crate) struct Wire {
     peer: Arc<Peer>,
 }
 
-/// Tells whether a caller has hung up.
+/// Detects that a caller has hung up.
 #[derive(Clone)]
 pub(crate) struct Hangup(Arc<Peer>);
 
-/// What becomes ready when the other side closes, and for nothing else but TCP's urgent data, which nobody sends.
+/// Becomes ready when the other side closes, and otherwise only for TCP urgent data, which HTTP
+/// does not use.
 #[cfg(target_os = "linux")]
 const CLOSE: Interest = Interest::PRIORITY;
 #[cfg(not(target_os = "linux"))]
 const CLOSE: Interest = Interest::READABLE;
 
-/// How often a caller is looked at again whose socket is ready and not closed.
+/// Interval between checks of a socket that is ready and not closed.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 // === impl Socket ===
@@ -83,7 +85,7 @@ impl Socket {
         }
     }
 
-    /// Waits until the other side has closed, which is true, or something else has become ready.
+    /// Waits for readiness. Returns whether the other side has closed.
     async fn closed(&self) -> bool {
         let ready = match self {
             Self::Tcp(stream) => stream.ready(CLOSE).await,
@@ -96,20 +98,20 @@ impl Socket {
 // === impl Hangup ===
 
 impl Hangup {
-    /// Waits for the hang-up: a close, a reset, or a half-close.
+    /// Waits for a close, a reset or a half-close.
     pub(crate) async fn happened(&self) {
         while !self.0.socket.closed().await {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
-    /// Whether it has happened.
+    /// Whether the caller has hung up.
     pub(crate) fn has_happened(&self) -> bool {
         use futures_util::FutureExt;
         self.0.socket.closed().now_or_never() == Some(true)
     }
 
-    /// The address that the caller came from; none for a Unix socket.
+    /// The caller's address; `None` for a Unix socket.
     pub(crate) fn from(&self) -> Option<IpAddr> {
         self.0.held.from()
     }
@@ -118,15 +120,15 @@ impl Hangup {
 // === impl Wire ===
 
 impl Wire {
-    /// Counted while either of the two is there.
+    /// The connection is counted while one of the two exists.
     pub(crate) fn new(socket: Socket, held: Held) -> (Self, Hangup) {
         let peer = Arc::new(Peer { socket, held });
         let hangup = Hangup(peer.clone());
         (Self { peer }, hangup)
     }
 
-    /// Waits for the first byte and leaves it there; none if the other side closes without one. A Unix socket cannot be
-    /// looked into.
+    /// Waits for the first byte without consuming it; `None` if the other side closes first. A Unix
+    /// socket does not support this.
     pub(super) async fn peek(&self) -> io::Result<Option<u8>> {
         match &self.peer.socket {
             Socket::Tcp(stream) => {

@@ -1,6 +1,6 @@
-//! Which runtime serves a connection? Each in turn, from the connection's first byte to its last: no thread takes over
-//! another's work. One acceptor hands them out, for with a listener each (`SO_REUSEPORT`) a second process could take
-//! callers unseen.
+//! Distributes connections over the runtimes in turn. A connection stays on its runtime from the
+//! first byte to the last, so no work moves between threads. One acceptor hands them out: with one
+//! listener for each runtime (`SO_REUSEPORT`) a second process could take callers unnoticed.
 
 use std::io;
 
@@ -9,18 +9,18 @@ use tokio::runtime::Handle;
 
 use crate::server::socket::Socket;
 
-/// The runtimes that serve; without any, the present one does.
+/// The serving runtimes; if empty, the current one serves.
 #[derive(Default)]
 pub(crate) struct Spread {
     runtimes: Vec<Handle>,
-    /// How many connections were handed out.
+    /// Number of connections handed out.
     count: usize,
 }
 
 // === impl Spread ===
 
 impl Spread {
-    /// Over these; one that is alone has nothing to hand out.
+    /// Distributes over these. A single runtime needs no distribution.
     pub(crate) fn over(runtimes: Vec<Handle>) -> Self {
         if runtimes.len() > 1 {
             Self { runtimes, count: 0 }
@@ -29,7 +29,8 @@ impl Spread {
         }
     }
 
-    /// Begins a connection on the runtime whose turn it is: what `begin` spawns runs there, and there the socket wakes it.
+    /// Starts a connection on the next runtime: tasks spawned by `begin` run there, and its reactor
+    /// wakes the socket.
     pub(crate) fn begin(&mut self, socket: Socket, begin: impl FnOnce(Socket)) -> io::Result<()> {
         self.count = self.count.wrapping_add(1);
         let Some(turn) = self.count.checked_rem(self.runtimes.len()) else {
@@ -58,7 +59,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs on a thread of its own.
+    /// A runtime on one thread of its own.
     fn runtime() -> Runtime {
         Builder::new_multi_thread()
             .worker_threads(1)
@@ -67,44 +68,44 @@ mod tests {
             .unwrap()
     }
 
-    /// Where each of four connections is served that `acceptor` accepts.
+    /// Accepts four connections with `acceptor`. Returns the runtime of each.
     fn served(mut spread: Spread, acceptor: &Runtime) -> Vec<Id> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = acceptor.block_on(async { UnixListener::bind(&path).unwrap() });
-        let (tell, told) = mpsc::channel();
+        let (report, reported) = mpsc::channel();
         let mut serve_one = || {
             let mut caller = net::UnixStream::connect(&path).unwrap();
             acceptor.block_on(async {
-                let tell = tell.clone();
+                let report = report.clone();
                 let begin = |socket| {
                     tokio::spawn(async move {
                         let Socket::Unix(mut stream) = socket else {
                             panic!("it was a Unix socket")
                         };
-                        // From here on it must be woken.
+                        // From here on the task must be woken.
                         assert!(stream.try_read(&mut [0]).is_err());
-                        tell.send(Handle::current().id()).unwrap();
+                        report.send(Handle::current().id()).unwrap();
                         stream.read_u8().await.unwrap();
-                        tell.send(Handle::current().id()).unwrap();
+                        report.send(Handle::current().id()).unwrap();
                     });
                 };
                 spread
                     .begin(Socket::Unix(listener.accept().await.unwrap().0), begin)
                     .unwrap();
             });
-            let wait = || told.recv_timeout(Duration::from_secs(20)).unwrap();
-            let began = wait();
+            let began = reported.recv_timeout(Duration::from_secs(20)).unwrap();
             caller.write_all(b"x").unwrap();
-            assert_eq!(wait(), began);
+            let woken = reported.recv_timeout(Duration::from_secs(20)).unwrap();
+            assert_eq!(woken, began);
             began
         };
         (0..4).map(|_| serve_one()).collect()
     }
 
     #[test]
-    fn connections_are_served_and_woken_by_each_runtime_in_turn() {
-        // Without a thread: it wakes nobody.
+    fn each_runtime_in_turn_serves_a_connection_to_its_end() {
+        // It has no thread, so it wakes no task.
         let acceptor = Builder::new_current_thread().enable_all().build().unwrap();
         let others = [runtime(), runtime()];
         let [first, second] = others.each_ref().map(Runtime::handle);
@@ -116,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_present_runtime_serves_alone() {
+    fn a_single_runtime_serves_all_connections() {
         let here = runtime();
         assert_eq!(served(Spread::default(), &here), [here.handle().id(); 4]);
         assert_eq!(

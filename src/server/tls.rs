@@ -1,6 +1,6 @@
-//! How does Flowgate prove that it is Flowgate, and who may come in at all? TLS 1.2 and 1.3 on the proxy port, with what
-//! `config::Tls` has loaded behind one value that can be swapped: a new certificate holds for the next connection, and
-//! those that stand go on. What the files must hold is the configuration's business.
+//! TLS 1.2 and 1.3 on the proxy port. The certificates that `config::Tls` has loaded are behind one
+//! value that a reload replaces: new connections use the new certificate, open ones continue.
+//! `config` checks the files.
 
 use std::io;
 use std::time::{Duration, UNIX_EPOCH};
@@ -23,41 +23,41 @@ use super::{Answer, Gone};
 use crate::config::Tls;
 use crate::observe::metrics::Metrics;
 
-/// What the next handshake is made with.
+/// The settings of the next handshake.
 pub(crate) struct Certificates {
     server: ArcSwap<ServerConfig>,
     expiry: IntGauge,
     in_clear: InClear,
 }
 
-/// The answer to a request in the clear where TLS is spoken, by its head.
+/// Builds the response to a plaintext request on a TLS port, from the head of the request.
 pub(crate) type InClear = fn(&request::Parts) -> Response<Full<Bytes>>;
 
-/// How a connection began.
+/// How a connection started.
 pub(super) enum Opened {
     /// The handshake is done.
     Tls(Box<TlsStream<Wire>>),
-    /// What came first is no TLS but may be HTTP.
+    /// The first byte is not TLS but may be HTTP.
     Clear(Wire),
-    /// It has ended, or did not come to anything in time.
+    /// It has ended, or the handshake did not end in time.
     Failed(Failed),
 }
 
-/// Why there is no connection.
+/// Why a connection was not established.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failed {
-    /// The caller closed without a word, as who only looks whether the port is open does.
+    /// The caller closed without sending a byte, as a port check does.
     #[error("closed without a byte")]
     Silent,
     /// The handshake did not end in time.
     #[error("the handshake did not end in time")]
     Slow,
-    /// What came is no TLS, or no certificate that is accepted here, or the connection broke.
+    /// Not TLS, or no accepted certificate, or the connection broke.
     #[error("the handshake failed: {0}")]
     Handshake(io::Error),
 }
 
-/// Answers those who speak HTTP in the clear where TLS is spoken.
+/// Answers clients that send plaintext HTTP to a TLS port.
 #[derive(Clone)]
 pub(super) struct SpeaksTls(pub(super) InClear);
 
@@ -78,7 +78,7 @@ impl Certificates {
         certificates
     }
 
-    /// Takes what was loaded anew. Every connection accepted from now on gets it; nobody is interrupted.
+    /// Replaces the certificates for connections accepted from now on. Open connections continue.
     pub(crate) fn swap(&self, tls: &Tls) {
         self.server.store(tls.server.clone());
         let until = tls.not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -86,12 +86,12 @@ impl Certificates {
             .set(i64::try_from(until.as_secs()).unwrap_or(i64::MAX));
     }
 
-    /// What answers a request in the clear.
+    /// Builds the response to a plaintext request.
     pub(super) fn in_clear(&self) -> InClear {
         self.in_clear
     }
 
-    /// Makes the handshake.
+    /// Performs the handshake.
     pub(super) async fn open(&self, wire: Wire, within: Duration) -> Opened {
         timeout(within, self.handshake(wire))
             .await
@@ -101,9 +101,9 @@ impl Certificates {
     async fn handshake(&self, wire: Wire) -> Opened {
         match wire.peek().await {
             Ok(None) => return Opened::Failed(Failed::Silent),
-            // A method's first letter. TLS begins with a byte that is no text.
+            // The first letter of a method. The first byte of TLS is not a letter.
             Ok(Some(b'A'..=b'Z' | b'a'..=b'z')) => return Opened::Clear(wire),
-            // Whatever is wrong shows in the handshake, too.
+            // Errors show in the handshake too.
             Ok(Some(_)) | Err(_) => {}
         }
         match TlsAcceptor::from(self.server.load_full())
@@ -119,7 +119,7 @@ impl Certificates {
 // === impl Failed ===
 
 impl Failed {
-    /// As it is counted; none if it is no error.
+    /// The metric label; `None` if it is not an error.
     pub(super) fn kind(&self) -> Option<&'static str> {
         match self {
             Self::Silent => None,
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
     use crate::config;
 
-    /// A certificate of its own that ends in `year`, put where the configuration says.
+    /// A self-signed certificate that ends in `year`, written to the configured files.
     fn certify(folder: &Path, year: i32) -> CertificateDer<'static> {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec!["flowgate.test".to_owned()]).unwrap();
@@ -186,7 +186,7 @@ mod tests {
         config::load(None, env).unwrap().config.listen.tls.unwrap()
     }
 
-    /// Both ends of a new connection; the caller trusts both certificates.
+    /// Both ends of a new connection; the client trusts both certificates.
     async fn open(
         certificates: &Certificates,
         roots: [&CertificateDer<'static>; 2],
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_certificate_holds_for_the_next_connection_and_the_old_one_goes_on() {
+    async fn a_new_certificate_applies_to_the_next_connection_and_open_ones_continue() {
         let folder = tempfile::tempdir().unwrap();
         let first = certify(folder.path(), 2050);
         let metrics = Metrics::new();

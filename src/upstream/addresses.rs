@@ -1,6 +1,6 @@
-//! In which order are the addresses of the upstream tried? The one that won last first, then the families in turn (RFC
-//! 8305, section 4), and last those that failed or were too slow within the last minutes. Only decides: the race between
-//! them is `upstream/race.rs`.
+//! Orders the upstream's addresses: the last winner first, then alternating address families (RFC
+//! 8305, section 4), last the addresses that failed or were slow in the last minutes. This file
+//! only decides; `upstream/race.rs` connects.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -10,14 +10,14 @@ use tokio::time::Instant;
 
 use super::race::Outcome;
 
-/// How long it is remembered how an address did. RFC 8305 leaves it open and asks to forget when the network changes;
-/// Flowgate cannot see that, so it is minutes.
+/// How long results are remembered. RFC 8305 names no value and asks to forget when the network
+/// changes, which Flowgate cannot observe.
 const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
-/// What the latest races have shown.
+/// Results of recent races.
 #[derive(Default)]
 pub(super) struct Memory {
-    /// The latest winner: its family is tried first even when the name no longer resolves to it.
+    /// The latest winner. Its family is tried first even when the name no longer resolves to it.
     winner: Option<(SocketAddr, Instant)>,
     /// Addresses that failed or lost, and when.
     avoided: HashMap<SocketAddr, Instant>,
@@ -26,30 +26,24 @@ pub(super) struct Memory {
 // === impl Memory ===
 
 impl Memory {
-    /// The addresses in the order in which they are tried.
+    /// The addresses in the order to try.
     pub(super) fn order(&self, addresses: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
         let winner = self
             .winner
             .filter(|(_, at)| now - *at < REMEMBERED)
             .map(|(address, _)| address);
-        let avoided_at = |address: &SocketAddr| {
-            self.avoided
-                .get(address)
-                .copied()
-                .filter(|at| now - *at < REMEMBERED)
-        };
         let mut distinct = Vec::with_capacity(addresses.len());
         for address in addresses {
             if !distinct.contains(address) {
                 distinct.push(*address);
             }
         }
-        // One that failed after it had won comes last all the same.
+        // An address that failed after its win is tried last too.
         let (mut avoided, mut tried): (Vec<_>, Vec<_>) = distinct
             .into_iter()
-            .partition(|address| avoided_at(address).is_some());
+            .partition(|address| self.avoided_at(address, now).is_some());
         tried.sort_by_key(|address| Some(*address) != winner);
-        avoided.sort_by_key(avoided_at);
+        avoided.sort_by_key(|address| self.avoided_at(address, now));
         let first = winner
             .or(tried.first().copied())
             .is_none_or(|address| address.is_ipv6());
@@ -58,7 +52,7 @@ impl Memory {
         order
     }
 
-    /// What failed or was overtaken comes last from now on, and the winner first.
+    /// Records a race: addresses that failed or lost are tried last from now on, the winner first.
     pub(super) fn learn<R, E>(&mut self, outcome: &Outcome<R, E>, now: Instant) {
         let failed = outcome.failed.iter().map(|(address, _)| *address);
         let late = outcome.pending[..outcome.late].iter().copied();
@@ -68,6 +62,12 @@ impl Memory {
         if let Some((address, _)) = outcome.winner {
             self.won(address, now);
         }
+    }
+
+    /// When the address last failed or lost, if that is still remembered.
+    fn avoided_at(&self, address: &SocketAddr, now: Instant) -> Option<Instant> {
+        let at = self.avoided.get(address).copied()?;
+        (now - at < REMEMBERED).then_some(at)
     }
 
     fn won(&mut self, address: SocketAddr, now: Instant) {
@@ -81,14 +81,16 @@ impl Memory {
     }
 }
 
-/// One of each family in turn, in their order otherwise.
+/// Alternates between the families, and keeps the order within each.
 fn interleaved(addresses: Vec<SocketAddr>, ipv6_first: bool) -> Vec<SocketAddr> {
     let (first, second): (Vec<_>, Vec<_>) = addresses
         .into_iter()
         .partition(|address| address.is_ipv6() == ipv6_first);
     let longest = first.len().max(second.len());
-    let turn = |place| [first.get(place).copied(), second.get(place).copied()];
-    (0..longest).flat_map(turn).flatten().collect()
+    (0..longest)
+        .flat_map(|index| [first.get(index).copied(), second.get(index).copied()])
+        .flatten()
+        .collect()
 }
 
 #[cfg(test)]
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn without_memory_families_alternate_in_the_resolvers_order() {
+    fn families_alternate_in_the_resolvers_order() {
         let now = Instant::now();
         for (given, expected) in [
             (
@@ -131,8 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn the_last_winner_is_first_and_else_its_family() {
-        let (mut memory, now) = (Memory::default(), Instant::now());
+    fn the_last_winner_or_else_its_family_comes_first() {
+        let mut memory = Memory::default();
+        let now = Instant::now();
         memory.won(one("1.1.1.2"), now);
         let order = memory.order(&addresses(&["::1", "::2", "1.1.1.1", "1.1.1.2"]), now);
         assert_eq!(order, addresses(&["1.1.1.2", "::1", "1.1.1.1", "::2"]));
@@ -141,23 +144,25 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_or_lost_comes_last_and_the_longest_ago_first() {
-        let (mut memory, start) = (Memory::default(), Instant::now());
+    fn addresses_that_failed_or_lost_come_last_the_oldest_failure_first() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
         let all = addresses(&["::1", "::2", "1.1.1.1", "1.1.1.2"]);
         memory.won(one("::2"), start);
         memory.avoid(one("::2"), start + Duration::from_secs(2));
         memory.avoid(one("::1"), start + Duration::from_secs(1));
         let order = memory.order(&all, start + Duration::from_secs(3));
         assert_eq!(order, addresses(&["1.1.1.1", "1.1.1.2", "::1", "::2"]));
-        // A win makes good for it.
+        // A win clears the failure.
         memory.won(one("::1"), start + Duration::from_secs(4));
         let order = memory.order(&all, start + Duration::from_secs(5));
         assert_eq!(order, addresses(&["::1", "1.1.1.1", "1.1.1.2", "::2"]));
     }
 
     #[test]
-    fn minutes_later_all_is_forgotten() {
-        let (mut memory, start) = (Memory::default(), Instant::now());
+    fn results_are_forgotten_after_ten_minutes() {
+        let mut memory = Memory::default();
+        let start = Instant::now();
         let all = addresses(&["::1", "1.1.1.1"]);
         memory.avoid(one("::1"), start);
         memory.won(one("1.1.1.1"), start);

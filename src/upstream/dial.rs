@@ -1,6 +1,6 @@
-//! Opens one connection to the configured upstream and to nothing else: its pinned addresses, or those that its name
-//! resolves to, the first that answers, never one of Flowgate's own listeners, through no proxy. When to dial is the
-//! pool's.
+//! Opens one connection to the configured upstream: to its pinned addresses, or to those that its
+//! name resolves to. Never to one of Flowgate's own listeners, and never through a proxy. The pool
+//! decides when to dial.
 
 use std::fmt;
 use std::io;
@@ -28,23 +28,23 @@ use super::resolve::Resolver;
 use super::{Sender, Trust, UpstreamError};
 use crate::config::{self, Scheme};
 
-/// Bytes of an answer's head.
+/// Maximum size of a response head, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// After so long without a byte the system asks whether the other side still lives, how often after that, and how many
-/// times without an answer: a host that has vanished is noticed within 30 s, not the 60 s of Linux's nine times.
+/// TCP keep-alive: idle time before the first probe, interval, number of probes. A vanished host is
+/// noticed within 30 s; Linux's default of nine probes would take 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// Where and how to connect.
+/// Connection settings and the memory of earlier attempts.
 pub(super) struct Dialer {
     host: String,
-    /// Dialled instead of what the name resolves to, unless empty.
+    /// Addresses that replace the name's own, unless empty.
     pinned: Vec<SocketAddr>,
     /// Flowgate's own listeners.
     own: Vec<SocketAddr>,
-    /// For the name, TCP and TLS together.
+    /// Limit on resolving, TCP and TLS together.
     timeout: Duration,
     tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
     resolver: Resolver,
@@ -75,10 +75,10 @@ pub(super) enum DialError {
     /// TLS failed.
     #[error("TLS failed: {0}")]
     Tls(io::Error),
-    /// hyper does not take the connection.
+    /// hyper rejects the connection.
     #[error("{0}")]
     Http(hyper::Error),
-    /// Not done in time.
+    /// The time-out was reached.
     #[error("not connected within {0:?}")]
     Timeout(Duration),
     /// More than one address was tried.
@@ -87,7 +87,7 @@ pub(super) enum DialError {
 }
 
 impl Dialer {
-    /// Reads the roots and checks the name; dials nothing.
+    /// Loads the roots and checks the name; opens no connection.
     pub(super) fn new(
         config: &config::Upstream,
         own: Vec<SocketAddr>,
@@ -108,7 +108,7 @@ impl Dialer {
             }
         };
         let timeout = config.connect_timeout;
-        // With the last addresses there must be time to connect.
+        // Half of the time remains to connect to the last known addresses.
         let resolver = Resolver::of(&host, config.dial_port, timeout / 2);
         let pinned = config.connect_to.clone();
         Ok(Self {
@@ -122,26 +122,19 @@ impl Dialer {
         })
     }
 
-    /// From now on others are believed.
+    /// Replaces the trusted roots for new connections.
     pub(super) fn trust(&self, trust: Trust) {
         if let Some((client, _)) = &self.tls {
             client.store(trust.0);
         }
     }
 
-    /// One connection, ready for its first request.
+    /// Opens one connection.
     pub(super) async fn dial(&self) -> Result<Dialled, DialError> {
         let deadline = Instant::now() + self.timeout;
-        let late = |_| {
-            let error = io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("no answer within {:?}", self.timeout),
-            );
-            DialError::Resolve(self.host.clone(), error)
-        };
         let addresses = timeout_at(deadline, self.addresses())
             .await
-            .map_err(late)??;
+            .map_err(|_elapsed| self.slow_resolver())??;
         let order = self.memory.lock().order(&addresses, Instant::now());
         let outcome = race(self, &order, deadline).await;
         self.memory.lock().learn(&outcome, Instant::now());
@@ -151,7 +144,15 @@ impl Dialer {
         }
     }
 
-    /// Why none of the addresses could be connected to.
+    fn slow_resolver(&self) -> DialError {
+        let error = io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("no answer within {:?}", self.timeout),
+        );
+        DialError::Resolve(self.host.clone(), error)
+    }
+
+    /// The error if no address could be connected to.
     fn failure(&self, mut failed: Vec<(SocketAddr, DialError)>, late: &[SocketAddr]) -> DialError {
         failed.extend(
             late.iter()
@@ -164,7 +165,7 @@ impl Dialer {
         }
     }
 
-    /// Where to connect, without Flowgate itself.
+    /// The addresses to dial, without Flowgate's own listeners.
     async fn addresses(&self) -> Result<Vec<SocketAddr>, DialError> {
         let mut addresses = if self.pinned.is_empty() {
             let resolved = self.resolver.addresses().await;
@@ -227,16 +228,17 @@ impl Connect for Dialer {
 
 // === impl DialError ===
 
-/// Failures of several addresses, grouped by what they say.
+/// Failures of several addresses, grouped by reason.
 struct Several<'a>(&'a [(SocketAddr, DialError)]);
 
 impl fmt::Display for Several<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// No more addresses are named for one reason.
+        /// Maximum number of addresses named for one reason.
         const NAMED: usize = 4;
         let mut groups: Vec<(String, Vec<String>)> = Vec::new();
         for (address, error) in self.0 {
-            let (reason, address) = (error.to_string(), address.to_string());
+            let reason = error.to_string();
+            let address = address.to_string();
             match groups.iter_mut().find(|(known, _)| *known == reason) {
                 Some((_, addresses)) => addresses.push(address),
                 None => groups.push((reason, vec![address])),
@@ -259,7 +261,8 @@ impl fmt::Display for Several<'_> {
     }
 }
 
-/// Gives the connection a task of its own, which also notices when the other side closes, and waits for its first turn.
+/// Spawns the connection's task, which also notices a close by the other side, and waits until it
+/// is ready for a request.
 async fn start<T>(io: T) -> hyper::Result<Sender>
 where
     T: Read + Write + Unpin + Send + 'static,
@@ -277,15 +280,16 @@ where
     Ok(sender)
 }
 
-/// Whether dialling the address reaches the listener.
+/// Whether dialling the address would reach the listener.
 fn is_same(listener: SocketAddr, dialled: SocketAddr) -> bool {
-    let (own, ip) = (listener.ip().to_canonical(), dialled.ip().to_canonical());
-    // A dialled 0.0.0.0 is this machine, and a listener on 0.0.0.0 is each of its addresses.
+    let own = listener.ip().to_canonical();
+    let ip = dialled.ip().to_canonical();
+    // A dialled 0.0.0.0 is this machine; a listener on 0.0.0.0 has all of its addresses.
     listener.port() == dialled.port()
         && (own == ip || ip.is_unspecified() || (own.is_unspecified() && is_local(ip)))
 }
 
-/// Whether the address is one of this machine's: only those can be bound.
+/// Whether the address belongs to this machine: only its own addresses can be bound.
 fn is_local(ip: IpAddr) -> bool {
     ip.is_loopback() || UdpSocket::bind((ip, 0)).is_ok()
 }
@@ -298,7 +302,7 @@ mod tests {
     use crate::upstream::tests::settings;
 
     #[tokio::test(start_paused = true)]
-    async fn a_resolver_that_hangs_costs_no_more_than_the_time_for_a_connection() {
+    async fn a_hanging_resolver_is_given_up_after_the_connect_timeout() {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0))
             .await
             .unwrap();
@@ -317,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_is_recognised_behind_every_address_that_reaches_it() {
+    fn an_own_listener_is_recognised_by_every_address_that_reaches_it() {
         let same = |listener: &str, dialled: &str| {
             is_same(listener.parse().unwrap(), dialled.parse().unwrap())
         };
@@ -329,7 +333,7 @@ mod tests {
         assert!(same("[::]:8080", "[::1]:8080"));
         assert!(!same("127.0.0.1:8080", "127.0.0.1:8081"));
         assert!(!same("127.0.0.1:8080", "127.0.0.2:8080"));
-        // 192.0.2.0/24 is for documentation and nobody's.
+        // 192.0.2.0/24 is reserved for documentation.
         assert!(!same("0.0.0.0:8080", "192.0.2.1:8080"));
     }
 }

@@ -1,12 +1,12 @@
-//! One request on one connection: what was answered, what hyper handed back unsent, what is lost. Deadlines and the
-//! connection's further life are the caller's.
+//! One request on one connection: the response, or whether the request was unsent or lost.
+//! Deadlines and the reuse of the connection are the caller's.
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::StatusCode;
 
 use super::{Answer, Lost, Request, Sender, Sent};
 
-/// Sends the request and collects the answer, up to so many bytes of body.
+/// Sends the request and reads the response, with a body of up to `max_response` bytes.
 pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response: usize) -> Sent {
     let response = match sender.try_send_request(request).await {
         Ok(response) => response,
@@ -32,7 +32,7 @@ pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response
     }
 }
 
-/// Why there is not even a head.
+/// Classifies an error before the response's head was complete.
 fn headless(error: &hyper::Error) -> Lost {
     if error.is_parse_too_large() {
         Lost::TooLarge

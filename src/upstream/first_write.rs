@@ -1,6 +1,7 @@
-//! When does a request leave this process? When the kernel takes its first byte, which may be long after hyper took the
-//! request: its connection task has to be scheduled, and TLS encrypts first. So the socket itself, below TLS, reports
-//! the first write after it was armed, and a request of which no byte was written can be withdrawn for certain.
+//! Reports when a request leaves this process: when the kernel accepts its first byte. That may be
+//! long after hyper took the request, because its connection task must be scheduled and TLS
+//! encrypts first. The socket below TLS therefore reports the first write after it was armed, and a
+//! request without a written byte can be withdrawn reliably.
 
 use std::io::{self, IoSlice};
 use std::mem;
@@ -16,15 +17,16 @@ use tokio::time::Instant;
 
 use super::OnWrite;
 
-/// What one connection's next write means, shared by its socket and by the sender of its requests.
+/// The meaning of a connection's next write, shared by its socket and the sender of its requests.
 #[derive(Default)]
 pub(super) struct FirstWrite {
-    /// False while a write needs no look at the state. What arms it happens before hyper gets the request, and hyper's
-    /// channel orders that before the request's first write; so relaxed loads suffice.
+    /// False while a write need not check the state. It is set before hyper gets the request, and
+    /// hyper's channel orders that before the request's first write, so relaxed loads suffice.
     watched: AtomicBool,
     state: Mutex<State>,
-    /// Whether the kernel has not taken all that was to be written. If a request was answered before it was read, hyper
-    /// takes the next one although TLS still holds bytes of it back.
+    /// Whether the kernel has not accepted everything yet. If a request was answered before it was
+    /// read, hyper accepts the next request although TLS still holds back bytes of the previous
+    /// one.
     behind: AtomicBool,
 }
 
@@ -32,13 +34,13 @@ pub(super) struct FirstWrite {
 enum State {
     #[default]
     Unwatched,
-    /// The next write that moves a byte is a request's first.
+    /// The next write of at least one byte is the first of a request.
     Armed(Option<OnWrite>),
-    /// A request was withdrawn: no further byte may leave on this connection.
+    /// A request was withdrawn: no more bytes may leave on this connection.
     Barred,
 }
 
-/// One request whose first byte is being waited for. Dropped before that it withdraws the request.
+/// A request whose first byte is awaited. Dropping it withdraws the request.
 pub(super) struct Armed<'a>(&'a FirstWrite);
 
 /// A TCP connection that reports its first write.
@@ -50,19 +52,20 @@ pub(super) struct WatchedTcp {
 // === impl FirstWrite ===
 
 impl FirstWrite {
-    /// Must come before hyper gets the request.
+    /// Must be called before hyper gets the request.
     pub(super) fn arm(&self, on_write: Option<OnWrite>) -> Armed<'_> {
         *self.state.lock() = State::Armed(on_write);
         self.watched.store(true, Ordering::Relaxed);
         Armed(self)
     }
 
-    /// Whether bytes of an earlier request are still to be written: what is written next would not be the next one's.
+    /// Whether bytes of an earlier request are still unwritten, so that the next write would not be
+    /// the next request's.
     pub(super) fn is_behind(&self) -> bool {
         self.behind.load(Ordering::Relaxed)
     }
 
-    /// Whether a byte was written since it was armed. If none was, none will be.
+    /// Returns whether a byte was written since `arm`. If not, none will be.
     fn settle(&self) -> bool {
         if !self.watched.load(Ordering::Relaxed) {
             return true;
@@ -81,7 +84,8 @@ impl FirstWrite {
 // === impl Armed ===
 
 impl Armed<'_> {
-    /// Whether the kernel has taken a byte. If not, it gets none any more, and the connection is of no further use.
+    /// Returns whether the kernel has accepted a byte. If not, none will be written, and the
+    /// connection is unusable.
     pub(super) fn was_written(self) -> bool {
         self.0.settle()
     }
@@ -100,7 +104,7 @@ impl WatchedTcp {
         Self { tcp, first_write }
     }
 
-    /// Writes `len` bytes, or fewer.
+    /// Writes up to `len` bytes.
     fn write(
         &mut self,
         len: usize,
@@ -120,7 +124,8 @@ impl WatchedTcp {
         &mut self,
         write: impl FnOnce(Pin<&mut TcpStream>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        // Held during the write, which does not block: a request is either withdrawn or written.
+        // The lock is held during the write, which does not block, so a request is either withdrawn
+        // or written.
         let mut state = self.first_write.state.lock();
         if matches!(*state, State::Barred) {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));

@@ -1,4 +1,5 @@
-//! One connection between two requests: can it take the next one? Not if it is closed, behind with its writes or too old.
+//! One connection between two requests, and whether it can serve the next: not if it is closed, has
+//! unwritten bytes or is too old.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,39 +11,34 @@ use super::Sender;
 use super::dial::Dialled;
 use super::first_write::FirstWrite;
 
-/// How old a connection gets: one in steady use would never follow a change of the name's addresses. It ends between two
-/// requests. A tenth more or less, so that those of one burst do not end together.
+/// Maximum age: a connection in steady use would never follow a change of the name's addresses. It
+/// ends between two requests. The jitter prevents that connections of one burst end together.
 const MAX_AGE: Duration = Duration::from_secs(5 * 60);
 const MAX_AGE_JITTER: f64 = 0.1;
 
-/// One that closes this soon, without an answer, was of no use from the start; later it may have been idle for too long.
+/// A connection that closes within this time, without a response, never worked. Later it may have
+/// been idle for too long.
 const EARLY: Duration = Duration::from_secs(1);
 
-/// One connection that stands.
+/// An open connection.
 pub(super) struct Link {
     opened: Instant,
     /// When it was opened or last used.
     pub(super) since: Instant,
-    /// When it is too old to be used again.
+    /// When it becomes too old to be used again.
     retires: Instant,
     has_answered: bool,
     pub(super) sender: Sender,
     /// Reports the first write of each request.
     pub(super) first_write: Arc<FirstWrite>,
-    /// Where its task runs.
+    /// The runtime of its task.
     pub(super) home: runtime::Id,
 }
 
 // === impl Link ===
 
 impl Link {
-    pub(super) fn new(
-        Dialled {
-            sender,
-            first_write,
-        }: Dialled,
-        home: runtime::Id,
-    ) -> Self {
+    pub(super) fn new(dialled: Dialled, home: runtime::Id) -> Self {
         let opened = Instant::now();
         let jitter = (fastrand::f64() - 0.5) * 2.0 * MAX_AGE_JITTER;
         let retires = opened + MAX_AGE.mul_f64(1.0 + jitter);
@@ -51,18 +47,18 @@ impl Link {
             since: opened,
             retires,
             has_answered: false,
-            sender,
-            first_write,
+            sender: dialled.sender,
+            first_write: dialled.first_write,
             home,
         }
     }
 
-    /// Whether a request can be sent now, and the next bytes on the connection are that request's.
+    /// Whether a request can be sent now, with no bytes of another request before it.
     pub(super) fn is_ready(&self, now: Instant) -> bool {
         self.sender.is_ready() && self.can_become_ready(now)
     }
 
-    /// Whether it has not been idle for so long that the other side may be about to close it.
+    /// Whether it was not idle for so long that the other side may close it soon.
     pub(super) fn is_fresh(&self, idle_timeout: Duration, now: Instant) -> bool {
         now - self.since < idle_timeout
     }

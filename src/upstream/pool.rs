@@ -1,10 +1,12 @@
-//! Which connection does a call get? The idle one that was used last, of its own runtime if there is one, else a new
-//! one: as many are opened side by side as calls could go, but only one at a time, ever more rarely, while the upstream
-//! cannot be reached (`upstream/reach.rs`). How one is opened is the dialer's. None is used for more than some minutes.
+//! The connections to the upstream. A call gets the idle connection that was used last, preferably
+//! one of its own runtime, or a new one. Connections are opened in parallel, one for each call that
+//! could be sent; while the upstream is unreachable, one at a time with a growing back-off
+//! (`upstream/reach.rs`). The dialer opens them. None is used for more than some minutes.
 //!
-//! A waiter owns nothing. Connections are opened by tasks of the pool and laid on the idle stack; laying one there, and
-//! the end of every dial whatever became of it, wakes one waiter, which takes what lies there or sees to it that enough
-//! is being dialled. So a waiter can leave at any time, and a dial can even panic, without leaving anybody behind.
+//! A waiter owns nothing. The pool's own tasks open connections and push them onto the idle stack.
+//! Each push, and each end of a dial for any reason, wakes one waiter, which takes a connection or
+//! starts the missing dials. So a waiter can be dropped, and a dial can panic, without another
+//! waiter being stuck.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +23,11 @@ use super::reach::Reachability;
 use super::{Connection, Reach};
 use crate::config;
 
-/// How long a connection may take after an answer until hyper is ready for the next request.
+/// How long hyper may take after a response to become ready for the next request.
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Among so many, used last, a call looks for a connection of its own runtime: any other wakes another thread.
+/// Number of recently used connections among which a call looks for one of its own runtime. A
+/// connection of another runtime wakes another thread.
 const NEAR: usize = 64;
 
 /// The connections to one upstream.
@@ -33,34 +36,34 @@ pub(super) struct Pool {
     idle_timeout: Duration,
     answer_timeout: Duration,
     max_response: usize,
-    /// Wakes one waiter: a connection lies ready, or a dial has ended.
+    /// Wakes one waiter: a connection became idle, or a dial has ended.
     changed: Notify,
-    /// Wakes the dials that wait for their time while the upstream is down.
+    /// Wakes the dials that wait for their back-off while the upstream is down.
     up: Notify,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// The longest idle first.
+    /// Ordered by idle time, the longest first.
     idle: Vec<Link>,
-    /// Whether a task watches the idle stack.
+    /// Whether a task removes expired idle connections.
     reaping: bool,
     in_use: usize,
-    /// How many connections all waiters together want.
+    /// Number of connections that all waiters together want.
     wanted: usize,
-    /// Dials that have begun, the wait before a probe included.
+    /// Dials in progress, including the back-off before a probe.
     dialling: usize,
     reach: Reachability,
 }
 
-/// A waiter's part of `State::wanted`.
+/// One waiter's part of `State::wanted`.
 struct Wanting<'a> {
     pool: &'a Pool,
     count: usize,
 }
 
-/// A dial's part of `State::dialling`.
+/// One dial's part of `State::dialling`.
 struct Dialling(Arc<Pool>);
 
 // === impl Pool ===
@@ -104,9 +107,10 @@ impl Pool {
         self.state.lock().reach.reach()
     }
 
-    /// The connection that was used last and still stands.
+    /// Takes the most recently used connection that is still open.
     pub(super) fn take(self: &Arc<Self>) -> Option<Connection> {
-        let (here, now) = (Handle::current().id(), Instant::now());
+        let here = Handle::current().id();
+        let now = Instant::now();
         let mut state = self.state.lock();
         state.expire(self.idle_timeout, now);
         while let Some(link) = state.pop(here) {
@@ -129,7 +133,7 @@ impl Pool {
         }
         let _wanting = Wanting::new(self, wanted.max(1));
         loop {
-            // Enrolled before the look, so that what comes after the look is noticed.
+            // Registered before `take`, so that a later change is not missed.
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             if let Some(connection) = self.take() {
@@ -140,10 +144,10 @@ impl Pool {
         }
     }
 
-    /// Takes back what was given out, unless it was closed or left half-read.
+    /// Takes a connection back, unless it was closed or left half-read.
     pub(super) fn give_back(self: &Arc<Self>, link: Option<Link>) {
         self.state.lock().in_use -= 1;
-        // Without a runtime the connection's task is gone, too.
+        // Without a runtime the connection's task has ended too.
         let (Some(mut link), Ok(runtime)) = (link, Handle::try_current()) else {
             return;
         };
@@ -153,7 +157,7 @@ impl Pool {
         } else if link.sender.is_closed() {
             self.closed(&link);
         } else if link.can_become_ready(now) {
-            // The answer was there before hyper had come to the end of the exchange.
+            // The response was complete before hyper had finished the exchange.
             let pool = self.clone();
             runtime.spawn(async move {
                 if let Ok(Ok(())) = timeout(SETTLE, link.sender.ready()).await {
@@ -165,7 +169,7 @@ impl Pool {
 
     fn lay_down(self: &Arc<Self>, link: Link) {
         let mut state = self.state.lock();
-        // One that was given out and not used is as old as before.
+        // A connection that was handed out and not used keeps its age.
         let place = state.idle.partition_point(|idle| idle.since <= link.since);
         state.idle.insert(place, link);
         if !std::mem::replace(&mut state.reaping, true) {
@@ -175,7 +179,7 @@ impl Pool {
         self.changed.notify_one();
     }
 
-    /// Closes what lies idle too long, until nothing does.
+    /// Closes connections that are idle for too long, until none is idle.
     async fn reap(self: Arc<Self>) {
         loop {
             let oldest = {
@@ -189,7 +193,7 @@ impl Pool {
         }
     }
 
-    /// Starts the dials that are missing for what is wanted.
+    /// Starts the dials that are missing for the wanted connections.
     fn dial_more(self: &Arc<Self>) {
         let missing = {
             let mut state = self.state.lock();
@@ -205,7 +209,7 @@ impl Pool {
         }
     }
 
-    /// CAMS has answered on this connection.
+    /// CAMS has sent a response on this connection.
     pub(super) fn answered(&self, link: &mut Link) {
         link.answered();
         let was_down = self.state.lock().reach.answered();
@@ -225,11 +229,11 @@ impl Pool {
     }
 }
 
-/// Opens one connection and lays it on the idle stack: at once while the upstream is up, else after the back-off and
-/// only if somebody still waits.
+/// Opens one connection and pushes it onto the idle stack: immediately while the upstream is up,
+/// else after the back-off and only if a waiter remains.
 async fn dial(dialling: Dialling) {
     let pool = &dialling.0;
-    // Enrolled before the look, so that it cannot come up unnoticed.
+    // Registered before the check, so that the upstream cannot come up unnoticed.
     let up = pool.up.notified();
     let probe_due = pool.state.lock().reach.next_probe();
     if let Some(due) = probe_due {
@@ -245,7 +249,7 @@ async fn dial(dialling: Dialling) {
         Ok(dialled) => {
             let was_down = pool.state.lock().reach.opened();
             pool.came_up(was_down);
-            // The dialer has given the connection a task beside this one.
+            // The dialer spawned the connection's task on this runtime.
             pool.lay_down(Link::new(dialled, Handle::current().id()));
         }
         Err(error) => {
@@ -264,7 +268,8 @@ async fn dial(dialling: Dialling) {
 // === impl State ===
 
 impl State {
-    /// The one that was used last: of `here`, if one is near, else of any runtime.
+    /// Pops the most recently used connection: of runtime `here` if one is among the last `NEAR`,
+    /// else of any.
     fn pop(&mut self, here: runtime::Id) -> Option<Link> {
         let near = self
             .idle
@@ -289,7 +294,7 @@ impl State {
         }
     }
 
-    /// Drops what has lain idle for the time-out or longer.
+    /// Drops connections that were idle for the time-out or longer.
     fn expire(&mut self, idle_timeout: Duration, now: Instant) {
         let expired = self
             .idle

@@ -1,5 +1,6 @@
-//! Which address answers first? Attempts to connect are staggered (RFC 8305, section 5): the next address is tried when
-//! one has failed, or has not connected for a while; the first that is ready wins, and the others are dropped.
+//! Connects to several addresses in a staggered race (RFC 8305, section 5): the next address is
+//! tried when one has failed or has not connected in time. The first that is ready wins, and the
+//! others are dropped.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,10 +12,11 @@ use tokio::time::{Instant, sleep_until};
 /// RFC 8305's Connection Attempt Delay.
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// The same once TCP is connected: TLS takes one or two round trips more, and both sides compute.
+/// The same after TCP is connected: TLS takes one or two more round trips, and computation on both
+/// sides.
 const HANDSHAKE_STAGGER: Duration = Duration::from_secs(1);
 
-/// What is raced: connecting, and what makes a TCP connection one for requests.
+/// The two stages of a race: the TCP connection, and the handshakes on it.
 pub(super) trait Connect: Sync {
     type Tcp: Send;
     type Ready: Send;
@@ -30,14 +32,14 @@ pub(super) trait Connect: Sync {
     ) -> impl Future<Output = Result<Self::Ready, Self::Error>> + Send;
 }
 
-/// What a race has shown.
+/// The result of a race.
 pub(super) struct Outcome<R, E> {
     pub(super) winner: Option<(SocketAddr, R)>,
-    /// In the order in which they failed.
+    /// In the order of their failures.
     pub(super) failed: Vec<(SocketAddr, E)>,
-    /// Those that had neither won nor failed, in the order in which they were started.
+    /// Addresses that neither won nor failed, in the order of their start.
     pub(super) pending: Vec<SocketAddr>,
-    /// How many of `pending` had their chance: they were started before the winner, or have run out of time.
+    /// How many of `pending` lost: they were started before the winner, or ran out of time.
     pub(super) late: usize,
 }
 
@@ -49,7 +51,8 @@ enum Step<C: Connect> {
 
 type Attempts<'a, C> = FuturesUnordered<BoxFuture<'a, (SocketAddr, Step<C>)>>;
 
-/// Races the addresses, in their order, until one is ready, all have failed or time is up.
+/// Races the addresses, in this order, until one is ready, all have failed or the deadline has
+/// passed.
 pub(super) async fn race<C: Connect>(
     connector: &C,
     addresses: &[SocketAddr],
@@ -62,10 +65,11 @@ pub(super) async fn race<C: Connect>(
         pending: Vec::new(),
         late: 0,
     };
-    // In a short time each still gets its turn.
+    // With little time each address still gets its share.
     let part = deadline.saturating_duration_since(Instant::now())
         / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let (stagger, handshake_stagger) = (STAGGER.min(part), HANDSHAKE_STAGGER.min(part));
+    let stagger = STAGGER.min(part);
+    let handshake_stagger = HANDSHAKE_STAGGER.min(part);
     let mut untried = addresses.iter().copied();
     let mut next_start = Instant::now();
     loop {
@@ -80,7 +84,7 @@ pub(super) async fn race<C: Connect>(
         }
         let has_untried = untried.len() > 0;
         tokio::select! {
-            // One that is ready beats the clock.
+            // A ready connection wins over the timers.
             biased;
             Some((address, step)) = attempts.next() => match step {
                 Step::Connected(tcp) => {
@@ -125,7 +129,7 @@ fn handshake<C: Connect>(
 // === impl Outcome ===
 
 impl<R, E> Outcome<R, E> {
-    /// It ends. How many that were started before it are pending?
+    /// Removes an attempt that ended. Returns how many that were started before it are pending.
     fn leave(&mut self, address: SocketAddr) -> usize {
         let place = self.pending.iter().position(|pending| *pending == address);
         let place = place.expect("what has started is pending until it ends");
@@ -144,7 +148,7 @@ mod tests {
     use super::*;
     use crate::upstream::addresses::Memory;
 
-    /// Milliseconds to connect and to shake hands, and whether each succeeds.
+    /// Milliseconds of the connection and of the handshake, and whether each succeeds.
     #[derive(Clone, Copy)]
     struct Host {
         connect: (u64, bool),
@@ -178,11 +182,8 @@ mod tests {
     }
 
     impl World {
-        async fn takes(
-            &self,
-            (after, succeeds): (u64, bool),
-            address: SocketAddr,
-        ) -> Result<SocketAddr, ()> {
+        async fn takes(&self, step: (u64, bool), address: SocketAddr) -> Result<SocketAddr, ()> {
+            let (after, succeeds) = step;
             sleep(Duration::from_millis(after)).await;
             succeeds.then_some(address).ok_or(())
         }
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_connects_in_time_is_the_only_one_tried() {
+    async fn an_address_that_connects_in_time_is_the_only_one_tried() {
         let expected = Seen {
             winner: Some((249, 1)),
             tried: vec![(0, 1)],
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_swallows_everything_costs_a_quarter_of_a_second() {
+    async fn a_silent_address_costs_a_quarter_of_a_second() {
         let tried = vec![(0, 1), (250, 2)];
         let expected = Seen {
             winner: Some((260, 2)),
@@ -292,7 +293,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_refuses_makes_room_at_once() {
+    async fn after_a_refusal_the_next_address_is_tried_immediately() {
         let expected = Seen {
             winner: Some((25, 3)),
             tried: vec![(0, 1), (5, 2), (15, 3)],
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_first_that_is_ready_wins_whenever_it_was_started() {
+    async fn the_first_ready_connection_wins_whenever_it_was_started() {
         // A slow one that is still ready before the second.
         let expected = Seen {
             winner: Some((300, 1)),
@@ -362,7 +363,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn in_a_short_time_each_still_gets_its_turn() {
+    async fn with_little_time_each_address_is_still_tried() {
         let hangs = Host {
             connect: (10, true),
             handshake: (10_000, true),
@@ -381,7 +382,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn without_a_winner_all_that_was_tried_is_named() {
+    async fn without_a_winner_every_tried_address_is_reported() {
         let expected = Seen {
             winner: None,
             tried: vec![(0, 1), (5, 2)],
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_was_too_slow_once_is_not_waited_for_again() {
+    async fn an_address_that_was_too_slow_is_tried_last_next_time() {
         let addresses = [1, 2, 3].map(address);
         let hosts = addresses
             .into_iter()

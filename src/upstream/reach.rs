@@ -1,5 +1,5 @@
-//! Can CAMS be reached, when is it tried again, and how many connections may be opened at once? Only decides: the pool
-//! dials and logs.
+//! Decides whether CAMS counts as reachable, when it is probed, and how many connections may be
+//! opened in parallel. The pool dials and logs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,34 +9,36 @@ use tokio::time::Instant;
 use super::Reach;
 use crate::primitives::backoff;
 
-/// Connections that are being opened at once. More would not be ready sooner: a handshake costs a core up to a
-/// millisecond, and calls that wait use the connections that come back from the first.
+/// Maximum number of parallel dials. More would not be ready sooner: a handshake costs up to a
+/// millisecond of a core, and waiting calls use the connections that the first ones return.
 const MAX_DIALS: usize = 64;
 
-/// First step of the back-off between probes, and the most it comes to.
+/// First step and maximum of the back-off between probes.
 const PROBE_BASE: Duration = Duration::from_millis(100);
 const PROBE_MAX: Duration = Duration::from_secs(2);
 
-/// After this many connections in a row that closed before an answer the upstream counts as unreachable.
+/// Number of connections in a row that close before a response, after which the upstream counts as
+/// unreachable.
 const CLOSED_EARLY: u32 = 3;
 
-/// What the latest connections have shown.
+/// The result of the latest connection attempts.
 pub(super) struct Reachability {
     down: Option<Down>,
-    /// How many connections may be opened at once while it is up. After an outage they double with each that is opened,
-    /// so that all who wait do not fall upon a server that has just come back.
+    /// Maximum number of parallel dials while the upstream is up. After an outage it doubles with
+    /// each opened connection, so that waiting calls do not overload a server that has just
+    /// recovered.
     dials: usize,
-    /// Connections that were opened and closed without an answer since the last answer.
+    /// Connections that closed without a response since the last response.
     closed_early: u32,
 }
 
-/// The upstream cannot be reached.
+/// The upstream is unreachable.
 struct Down {
     since: Instant,
     reason: Arc<str>,
-    /// Probes that have failed.
+    /// Number of failed probes.
     probes: u32,
-    /// No probe before this.
+    /// Time of the next probe.
     next: Instant,
 }
 
@@ -63,34 +65,35 @@ impl Reachability {
         }
     }
 
-    /// When the next attempt to connect may begin, unless at once.
+    /// Earliest time of the next connection attempt; `None`: now.
     pub(super) fn next_probe(&self) -> Option<Instant> {
         self.down.as_ref().map(|down| down.next)
     }
 
-    /// How many connections may be opened at once.
+    /// Maximum number of parallel dials.
     pub(super) fn dials(&self) -> usize {
         if self.down.is_some() { 1 } else { self.dials }
     }
 
-    /// A connection was opened. Returns since when none could be.
+    /// A connection was opened. Returns since when the upstream was down.
     pub(super) fn opened(&mut self) -> Option<Instant> {
         self.dials = (self.dials * 2).min(MAX_DIALS);
         self.down.take().map(|down| down.since)
     }
 
-    /// CAMS has answered. Returns since when it could not be reached.
+    /// CAMS has sent a response. Returns since when the upstream was down.
     pub(super) fn answered(&mut self) -> Option<Instant> {
         self.closed_early = 0;
         self.down.take().map(|down| down.since)
     }
 
-    /// A connection could not be opened; `probing` if it was a probe. Returns whether that is news.
+    /// A connection attempt failed; `probing` if it was a probe. Returns whether the upstream has
+    /// just become unreachable.
     pub(super) fn failed(&mut self, reason: Arc<str>, probing: bool, now: Instant) -> bool {
         self.dials = 1;
         if let Some(down) = &mut self.down {
             down.reason = reason;
-            // Of dials that began side by side while it was up only the first counts.
+            // Of dials that started in parallel while it was up, only the first counts.
             if probing {
                 down.probes = down.probes.saturating_add(1);
                 down.next = now + back_off(down.probes);
@@ -107,8 +110,9 @@ impl Reachability {
         true
     }
 
-    /// A new connection closed before it had served a request. Without a limit it would be replaced as fast as a
-    /// balancer without servers closes it. Returns whether the upstream becomes unreachable by it.
+    /// A new connection closed before it had served a request. Without this limit it would be
+    /// replaced as fast as a balancer without servers closes it. Returns whether the upstream has
+    /// just become unreachable.
     pub(super) fn closed_early(&mut self, now: Instant) -> bool {
         self.closed_early = self.closed_early.saturating_add(1);
         let counts = self.closed_early >= CLOSED_EARLY;
@@ -116,7 +120,7 @@ impl Reachability {
     }
 }
 
-/// Full jitter: processes that lost the same upstream do not come back in step.
+/// Full jitter: processes that lost the same upstream do not return in step.
 fn back_off(probes: u32) -> Duration {
     backoff::doubled(PROBE_BASE, PROBE_MAX, probes).mul_f64(fastrand::f64())
 }
@@ -126,7 +130,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_back_off_doubles_up_to_its_most() {
+    fn the_back_off_doubles_up_to_its_maximum() {
         for (probes, most) in [
             (0, 100),
             (1, 200),
@@ -145,8 +149,9 @@ mod tests {
     }
 
     #[test]
-    fn after_an_outage_dials_double_with_each_that_succeeds() {
-        let (mut reach, now) = (Reachability::default(), Instant::now());
+    fn after_an_outage_the_dial_limit_doubles_with_each_success() {
+        let mut reach = Reachability::default();
+        let now = Instant::now();
         assert_eq!(reach.dials(), MAX_DIALS);
         assert!(reach.failed("down".into(), false, now));
         assert!(!reach.failed("down".into(), false, now));
@@ -160,8 +165,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_alone_ends_an_outage_too() {
-        let (mut reach, now) = (Reachability::default(), Instant::now());
+    fn a_response_alone_ends_an_outage() {
+        let mut reach = Reachability::default();
+        let now = Instant::now();
         reach.failed("down".into(), false, now);
         assert_eq!(reach.answered(), Some(now));
         assert_eq!(
@@ -171,8 +177,9 @@ mod tests {
     }
 
     #[test]
-    fn connections_that_close_without_an_answer_are_an_outage_from_the_third_on() {
-        let (mut reach, now) = (Reachability::default(), Instant::now());
+    fn the_third_connection_closed_without_a_response_starts_an_outage() {
+        let mut reach = Reachability::default();
+        let now = Instant::now();
         for _ in 0..2 {
             reach.closed_early(now);
             reach.closed_early(now);
@@ -187,7 +194,7 @@ mod tests {
             assert!(reach.closed_early(now));
             longest = longest.max(reach.next_probe().unwrap() - now);
         }
-        // The back-off grows although each one was opened.
+        // The back-off grows although each connection was opened.
         assert!(longest > PROBE_MAX.mul_f64(0.9));
     }
 }

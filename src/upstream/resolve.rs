@@ -1,5 +1,5 @@
-//! Which addresses has the upstream's name? One lookup at a time serves all dials that wait for it, and when the resolver
-//! fails or is slow, the addresses that it gave last are used for a while (as RFC 8767 recommends to resolvers).
+//! Resolves the upstream's name. All dials share one running lookup. When the resolver fails or is
+//! slow, the last known addresses are used for a while (as RFC 8767 recommends to resolvers).
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,18 +12,18 @@ use tokio::net::lookup_host;
 use tokio::time::{Instant, timeout_at};
 use tracing::{info, warn};
 
-/// How long addresses may be used while the resolver fails. Connections end after some minutes, so it must cover an
-/// outage of DNS; an address that serves something else by then fails TLS.
+/// How long addresses may be used while the resolver fails. Connections end after some minutes, so
+/// this must cover an outage of DNS. An address that serves another host by then fails TLS.
 const STALE: Duration = Duration::from_secs(30 * 60);
 
 /// The addresses of one name.
 pub(super) struct Resolver {
     inner: Arc<Inner>,
-    /// How long a lookup may take until the last addresses are used instead, if there are any.
+    /// How long a lookup may take before the last known addresses are used instead.
     patience: Duration,
 }
 
-/// Looks the name up, whatever time that takes.
+/// Looks the name up, without a time-out.
 pub(super) type Lookup =
     Box<dyn Fn() -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> + Send + Sync>;
 
@@ -37,21 +37,21 @@ struct Inner {
 #[derive(Default)]
 struct State {
     running: Option<Running>,
-    /// What the latest lookup that succeeded has found, and when.
+    /// Result and time of the latest successful lookup.
     known: Option<(Addresses, Instant)>,
     /// The latest lookup failed or is late, and `known` was used instead.
     stale: bool,
 }
 
-/// A lookup that runs.
+/// A running lookup.
 #[derive(Clone)]
 struct Running {
     since: Instant,
-    /// The error as text: all that wait get it.
+    /// The error as text, because all waiters get a copy.
     result: Shared<BoxFuture<'static, Result<Addresses, (io::ErrorKind, String)>>>,
 }
 
-/// The lookup's task, however it ends.
+/// Ends the lookup's entry in the state, even if its task panics.
 struct Looking(Arc<Inner>);
 
 // === impl Resolver ===
@@ -67,7 +67,7 @@ impl Resolver {
         }
     }
 
-    /// By the system's resolver.
+    /// Uses the system's resolver.
     pub(super) fn of(host: &str, port: u16, patience: Duration) -> Self {
         let host = host.to_owned();
         let lookup = move || {
@@ -77,7 +77,8 @@ impl Resolver {
         Self::new(Box::new(lookup), patience)
     }
 
-    /// What the name resolves to now. It takes as long as the resolver, unless there are addresses to fall back on.
+    /// The addresses of the name. Takes as long as the resolver, unless known addresses can be used
+    /// instead.
     pub(super) async fn addresses(&self) -> io::Result<Addresses> {
         let (running, known) = {
             let mut state = self.inner.state.lock();
@@ -100,7 +101,7 @@ impl Resolver {
             Err(_elapsed) => format!("no answer within {:?}", self.patience),
         };
         if !std::mem::replace(&mut self.inner.state.lock().stale, true) {
-            warn!(error, age = ?at.elapsed(), "the upstream's name cannot be resolved; its last addresses are used");
+            warn!(error, age = ?at.elapsed(), "cannot resolve the upstream name; using the last known addresses");
         }
         Ok(known)
     }
@@ -109,7 +110,7 @@ impl Resolver {
 // === impl Running ===
 
 impl Running {
-    /// In a task of its own: the lookup can be neither stopped nor left, and what it finds late is of use, too.
+    /// Runs in its own task: a lookup cannot be cancelled, and a late result is still useful.
     fn start(inner: &Arc<Inner>) -> Self {
         let looking = Looking(inner.clone());
         let task = tokio::spawn(async move {
@@ -121,14 +122,15 @@ impl Running {
                 let mut state = looking.0.state.lock();
                 state.known = Some((addresses.clone(), Instant::now()));
                 if std::mem::take(&mut state.stale) {
-                    info!("the upstream's name can be resolved again");
+                    info!("upstream name resolved again");
                 }
             }
             found
         });
-        let ended = |error: tokio::task::JoinError| Err((io::ErrorKind::Other, error.to_string()));
         let result = task
-            .map(move |found| found.unwrap_or_else(ended))
+            .map(|found| {
+                found.unwrap_or_else(|error| Err((io::ErrorKind::Other, error.to_string())))
+            })
             .boxed()
             .shared();
         Self {
@@ -160,7 +162,7 @@ mod tests {
         SocketAddr::from(([192, 0, 2, last], 443))
     }
 
-    /// Each lookup takes the next row's time and finds the next row's address; the last row stays.
+    /// Each lookup uses the next row's duration and address; the last row repeats.
     fn resolver(rows: &'static [(u64, Option<u8>)]) -> (Arc<Resolver>, Arc<AtomicUsize>) {
         let lookups = Arc::new(AtomicUsize::new(0));
         let count = lookups.clone();
@@ -179,7 +181,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn dials_at_once_share_a_lookup_and_later_ones_make_their_own() {
+    async fn simultaneous_dials_share_a_lookup_and_later_ones_start_another() {
         let (resolver, lookups) = resolver(&[(100, Some(1)), (100, Some(2))]);
         let all = (0..50).map(|_| resolver.addresses());
         for found in futures_util::future::join_all(all).await {
@@ -191,7 +193,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_failure_without_earlier_addresses_is_said_to_all_and_not_kept() {
+    async fn a_failure_without_known_addresses_is_returned_to_all_waiters_and_not_cached() {
         let (resolver, lookups) = resolver(&[(100, None), (100, Some(1))]);
         for found in futures_util::future::join_all((0..5).map(|_| resolver.addresses())).await {
             assert_eq!(found.unwrap_err().to_string(), "no such name");
@@ -201,7 +203,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_last_addresses_stand_in_for_a_resolver_that_fails_for_half_an_hour() {
+    async fn known_addresses_are_used_for_half_an_hour_while_the_resolver_fails() {
         let (resolver, _) = resolver(&[(0, Some(1)), (0, None)]);
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         sleep(STALE - Duration::from_secs(1)).await;
@@ -214,13 +216,13 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_hanging_lookup_is_waited_for_once_and_what_it_finds_late_is_used() {
+    async fn a_hanging_lookup_delays_one_dial_and_its_late_result_is_used() {
         let (resolver, lookups) = resolver(&[(0, Some(1)), (60_000, Some(2)), (0, Some(3))]);
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         let start = Instant::now();
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         assert_eq!(start.elapsed(), PATIENCE);
-        // The same lookup, which is late already.
+        // The same lookup, which is already late.
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         assert_eq!(
             (start.elapsed(), lookups.load(Ordering::Relaxed)),
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn waiters_that_leave_do_not_end_a_lookup() {
+    async fn dropped_waiters_do_not_cancel_a_lookup() {
         let (resolver, lookups) = resolver(&[(5000, Some(1))]);
         let late = tokio::time::timeout(Duration::from_secs(1), resolver.addresses());
         assert!(late.await.is_err());

@@ -1,5 +1,5 @@
-//! Connections over real loopback sockets: what is reused, what is lost, what is handed back; how they are made is
-//! `tests/dialling.rs`. The servers are written by hand, byte for byte.
+//! Connections over real loopback sockets: reuse, lost and unsent requests. How connections are
+//! opened is tested in `tests/dialling.rs`. The servers write their bytes by hand.
 
 mod dialling;
 mod first_write;
@@ -30,7 +30,7 @@ use crate::config::{self, Scheme};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
 
-/// What a server has seen.
+/// What a server has received.
 #[derive(Default)]
 struct Seen {
     accepted: AtomicUsize,
@@ -49,7 +49,7 @@ impl Seen {
     }
 }
 
-/// Runs the script once per connection, with the connection's number from 1.
+/// Runs the script once for each connection, with the connection's number from 1.
 async fn server<F, R>(script: F) -> (SocketAddr, Arc<Seen>)
 where
     F: Fn(usize, TcpStream, Arc<Seen>) -> R + Send + 'static,
@@ -84,7 +84,7 @@ async fn answering(answer: &'static [u8]) -> (SocketAddr, Arc<Seen>) {
     .await
 }
 
-/// Reads one request; false when the other side has closed.
+/// Reads one request; returns false when the other side has closed.
 async fn read_request(stream: &mut (impl AsyncRead + Unpin), seen: &Seen) -> bool {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -153,7 +153,7 @@ fn lost(sent: Sent) -> Lost {
     }
 }
 
-/// Lets everything else run until it has come true.
+/// Lets other tasks run until the condition is true.
 async fn eventually(what: &str, is_true: impl Fn() -> bool) {
     let wait = async {
         while !is_true() {
@@ -172,7 +172,7 @@ fn down(upstream: &Upstream) -> Option<String> {
     }
 }
 
-/// Why nothing could be dialled.
+/// The reason why no connection could be opened.
 async fn refusal(upstream: &Upstream) -> String {
     let waiting = tokio::spawn({
         let upstream = upstream.clone();
@@ -183,9 +183,9 @@ async fn refusal(upstream: &Upstream) -> String {
     down(upstream).unwrap()
 }
 
-/// Another one's connection would wake another thread for each request and each answer.
+/// A connection of another runtime wakes another thread for each request and each response.
 #[tokio::test]
-async fn a_connection_of_the_calls_own_runtime_comes_first() {
+async fn a_call_gets_a_connection_of_its_own_runtime_first() {
     let (address, seen) = answering(OK).await;
     let upstream = upstream(address);
     let other = Builder::new_multi_thread()
@@ -199,14 +199,14 @@ async fn a_connection_of_the_calls_own_runtime_comes_first() {
         .spawn(async move { there.ready(1).await })
         .await
         .unwrap();
-    // The other's was used last.
+    // The other runtime's connection was used last.
     drop(own);
     drop(others);
     let [first, second] = [(); 2].map(|()| upstream.try_ready().unwrap());
     let home = |connection: &Connection| connection.link.as_ref().unwrap().home;
     assert_eq!(home(&first), Handle::current().id());
     assert_eq!(home(&second), other.handle().id());
-    // It serves a call of any runtime.
+    // It serves calls of any runtime.
     assert!(matches!(
         second.send(request("/"), None).await,
         Sent::Answered(_)
@@ -247,7 +247,8 @@ async fn an_unused_connection_goes_back_and_the_latest_is_given_out_first() {
     })
     .await;
     let upstream = upstream(address);
-    let (first, second) = (upstream.ready(1).await, upstream.ready(1).await);
+    let first = upstream.ready(1).await;
+    let second = upstream.ready(1).await;
     drop(first);
     drop(second);
     assert_eq!((upstream.idle(), upstream.in_use()), (2, 0));
@@ -257,7 +258,7 @@ async fn an_unused_connection_goes_back_and_the_latest_is_given_out_first() {
 }
 
 #[tokio::test]
-async fn as_many_connections_are_opened_as_calls_could_go() {
+async fn one_connection_is_opened_for_each_call_that_could_be_sent() {
     let (address, seen) = answering(OK).await;
     let upstream = upstream(address);
     let connection = upstream.ready(5).await;
@@ -275,7 +276,7 @@ async fn as_many_connections_are_opened_as_calls_could_go() {
 }
 
 #[tokio::test]
-async fn a_server_that_closes_between_calls_costs_nothing_and_doubles_nothing() {
+async fn a_server_that_closes_between_calls_loses_and_repeats_no_request() {
     let (address, seen) = server(|_, mut stream, seen| async move {
         read_request(&mut stream, &seen).await;
         stream.write_all(OK).await.unwrap();
@@ -295,7 +296,7 @@ async fn a_server_that_closes_between_calls_costs_nothing_and_doubles_nothing() 
                 Sent::Lost(lost) => panic!("{lost:?}"),
             }
         }
-        // The close is on its way before the next call; whether hyper has seen it is left to chance.
+        // The close is on its way before the next call; whether hyper has noticed it is random.
         eventually("closed", || seen.closed() == seen.accepted()).await;
     }
     let expected: Vec<_> = (0..50).map(|call| format!("/?{call} body")).collect();
@@ -303,7 +304,7 @@ async fn a_server_that_closes_between_calls_costs_nothing_and_doubles_nothing() 
 }
 
 #[tokio::test]
-async fn a_connection_that_closes_after_it_was_given_out_says_that_nothing_was_sent() {
+async fn a_connection_that_closes_before_the_request_reports_it_as_unsent() {
     let (address, seen) = server(|_, stream, _| async move { drop(stream) }).await;
     let upstream = upstream(address);
     let connection = upstream.ready(1).await;
@@ -317,7 +318,7 @@ async fn a_connection_that_closes_after_it_was_given_out_says_that_nothing_was_s
 }
 
 #[tokio::test]
-async fn a_connection_that_closes_while_idle_is_not_given_out() {
+async fn a_connection_that_closes_while_idle_is_not_handed_out() {
     let close = Arc::new(Notify::new());
     let closing = close.clone();
     let (address, seen) = server(move |_, stream, _| {
@@ -347,7 +348,7 @@ async fn a_connection_that_closes_while_idle_is_not_given_out() {
 }
 
 #[tokio::test]
-async fn what_is_not_a_whole_answer_is_lost_and_its_connection_with_it() {
+async fn an_incomplete_response_is_lost_and_its_connection_closed() {
     const HUGE: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 1001\r\n\r\n";
     let rows: [(&[u8], Lost); 12] = [
         (b"", Lost::Closed),
@@ -386,7 +387,7 @@ async fn what_is_not_a_whole_answer_is_lost_and_its_connection_with_it() {
     for (bytes, expected) in rows {
         let (address, seen) = server(move |_, mut stream, seen| async move {
             read_request(&mut stream, &seen).await;
-            // The client may have hung up before the last byte.
+            // The client may have disconnected before the last byte.
             stream.write_all(bytes).await.ok();
             stream.shutdown().await.ok();
             while stream.read_u8().await.is_ok() {}
@@ -406,7 +407,7 @@ async fn what_is_not_a_whole_answer_is_lost_and_its_connection_with_it() {
 }
 
 #[tokio::test]
-async fn interim_answers_are_passed_over_and_a_body_of_the_largest_size_is_whole() {
+async fn interim_responses_are_skipped_and_a_body_of_maximum_size_is_read() {
     let (address, _) = server(|_, mut stream, seen| async move {
         read_request(&mut stream, &seen).await;
         let head = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n";
@@ -423,7 +424,7 @@ async fn interim_answers_are_passed_over_and_a_body_of_the_largest_size_is_whole
 }
 
 #[tokio::test]
-async fn an_answer_that_is_not_whole_in_time_is_lost() {
+async fn a_response_that_is_incomplete_at_the_timeout_is_lost() {
     for bytes in [
         &b""[..],
         b"HTTP/1.1 200 OK\r\n",
@@ -463,7 +464,7 @@ async fn a_send_that_is_dropped_closes_its_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_that_says_more_than_its_answer_or_says_close_is_not_used_again() {
+async fn a_connection_with_surplus_bytes_or_connection_close_is_not_reused() {
     let more = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
     let close = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}";
     for answer in [&more[..], close] {
@@ -479,7 +480,7 @@ async fn a_connection_that_says_more_than_its_answer_or_says_close_is_not_used_a
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_after_its_time() {
+async fn an_idle_connection_is_closed_after_the_idle_timeout() {
     let (address, seen) = answering(OK).await;
     let settings = config::Upstream {
         idle_timeout: Duration::from_millis(30),
@@ -491,7 +492,8 @@ async fn an_idle_connection_is_closed_after_its_time() {
     assert!(upstream.try_ready().is_none());
 }
 
-/// From now on time moves by `advance` alone: the runtime is never idle, so it does not run ahead of the sockets.
+/// From now on time moves only by `advance`: the runtime is never idle, so time does not run ahead
+/// of the sockets.
 fn freeze() {
     tokio::time::pause();
     tokio::spawn(async {
@@ -501,7 +503,7 @@ fn freeze() {
     });
 }
 
-/// A change of the name's addresses would never be followed.
+/// Otherwise a change of the name's addresses would never be followed.
 #[tokio::test]
 async fn a_connection_in_steady_use_ends_after_five_minutes() {
     let (address, seen) = answering(OK).await;

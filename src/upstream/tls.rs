@@ -1,5 +1,5 @@
-//! How does CAMS prove that it is CAMS? TLS 1.2 or later with the system's roots, the public ones where the system has
-//! none, and those of `upstream.ca_file`. Nothing turns the verification off.
+//! Verification of CAMS's certificate: TLS 1.2 or later, with the system's roots (the public ones
+//! if the system has none) and those of `upstream.ca_file`. It cannot be turned off.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,14 +11,14 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::UpstreamError;
 use crate::config;
 
-/// Whom to believe, loaded and ready to dial with.
+/// The trusted roots, ready to dial with.
 #[derive(Clone)]
 pub(crate) struct Trust(pub(super) Arc<ClientConfig>);
 
 // === impl Trust ===
 
 impl Trust {
-    /// In the system's roots and those of the file.
+    /// Loads the system's roots and those of the file.
     pub(crate) fn load(ca_file: Option<&Path>) -> Result<Self, UpstreamError> {
         let mut roots = RootCertStore::empty();
         let system = rustls_native_certs::load_native_certs();
@@ -30,15 +30,10 @@ impl Trust {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
         if let Some(path) = ca_file {
-            let refuse = |reason| UpstreamError::CaFile {
+            add_file(&mut roots, path).map_err(|reason| UpstreamError::CaFile {
                 path: path.to_owned(),
                 reason,
-            };
-            for certificate in config::tls::certificates(path).map_err(refuse)? {
-                roots
-                    .add(certificate)
-                    .map_err(|error| refuse(error.to_string()))?;
-            }
+            })?;
         }
         let mut client = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -48,8 +43,16 @@ impl Trust {
         Ok(Self(Arc::new(client)))
     }
 
-    /// To dial with.
+    /// A connector for one connection.
     pub(crate) fn connector(&self) -> TlsConnector {
         self.0.clone().into()
     }
+}
+
+/// Adds the file's certificates, or returns the mistake in it.
+fn add_file(roots: &mut RootCertStore, path: &Path) -> Result<(), String> {
+    for certificate in config::tls::certificates(path)? {
+        roots.add(certificate).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }

@@ -1,10 +1,10 @@
-//! The operators' port: its pages, and that nothing on them is a secret.
+//! The admin port: its pages, and that they hold no secret.
 
 use crate::caller::{self, Call, KEY, SECRET};
 use crate::world::World;
 
 #[tokio::test]
-async fn every_page_is_there_and_says_what_it_is() {
+async fn every_admin_page_has_its_status_and_content_type() {
     let world = World::new("").await;
     for (path, status, content_type) in [
         ("/metrics", 200, "text/plain; version=0.0.4; charset=utf-8"),
@@ -34,7 +34,7 @@ async fn every_page_is_there_and_says_what_it_is() {
 }
 
 #[tokio::test]
-async fn the_proxy_port_has_no_pages() {
+async fn the_proxy_port_has_no_admin_pages() {
     let world = World::new("").await;
     let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", world.proxy);
     let reply = caller::exchange(world.proxy, request.as_bytes())
@@ -59,8 +59,8 @@ async fn the_effective_configuration_holds_no_secret() {
 }
 
 #[tokio::test]
-async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
-    // With the gap that users have.
+async fn lanes_shows_queue_tokens_and_tenants() {
+    // With the default gap.
     let world = World::new("[learn]").await;
     world.sim.set_faults(vec![
         "next=1,throttle,acs-retry-after=4000".parse().unwrap(),
@@ -102,7 +102,7 @@ async fn a_lane_shows_its_line_its_tokens_and_its_tenants() {
     assert_eq!(lane["tenants"][0]["tenant"], "cams-7");
     assert_eq!(lane["tenants"][0]["share"], 1.0);
     let metrics = world.metrics().await;
-    // One refusal has taken 6 % of the rate; the gap is 5 ms.
+    // One refusal has reduced the rate by 6 %; the gap is 5 ms.
     for (kind, expected) in [
         ("configured", 5.0),
         ("effective", 5.0 / (5.0 / 4.7 + 0.005)),
@@ -145,7 +145,7 @@ async fn the_process_and_the_build_are_described() {
 }
 
 #[tokio::test]
-async fn tenants_may_be_told_apart_by_a_header() {
+async fn tenants_can_be_identified_by_a_header() {
     let world = World::new("[queue]\ntenant = { header = \"x-team\" }").await;
     world.sim.set_faults(vec![
         "next=1,throttle,acs-retry-after=3000".parse().unwrap(),

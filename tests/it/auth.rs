@@ -1,5 +1,6 @@
-//! Every way of being wrong with a key that Flowgate itself hands out, over raw sockets and in both signature versions:
-//! the exact answer, and nothing but a verified request reaches CAMS. `bad_input.rs` does so for an account's own key.
+//! Invalid calls with a client key, over raw sockets and in both signature versions: each gets its
+//! exact response, and only verified requests reach CAMS. `bad_input.rs` does the same for an
+//! account's own key.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ const DISABLED: (&str, &str) = ("team-d", "team-secret-1");
 const OWN: (&str, &str) = ("CustSpaceId", "space-1");
 const FLOW: [(&str, &str); 3] = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x"), OWN];
 
-/// What is sent, and the status and code that come back.
+/// A request, and the status and code of its response.
 struct Row {
     name: String,
     bytes: Vec<u8>,
@@ -23,7 +24,7 @@ struct Row {
     code: &'static str,
 }
 
-/// Something is changed, and this is said of it.
+/// A change, and the expected response.
 type Change = (&'static str, fn(&mut Call), u16, &'static str);
 
 const MISMATCH: (u16, &str) = (400, "SignatureDoesNotMatch");
@@ -51,7 +52,7 @@ async fn gateway(more: &str) -> World {
 
 fn nothing(_: &mut Call) {}
 
-/// Parameters in the query, one header more than must be signed.
+/// Parameters in the query, one more signed header than required.
 fn v3(host: &str, before: impl FnOnce(&mut Call)) -> Call {
     let change = |call: &mut Call| {
         call.push("x-custom", "1");
@@ -108,7 +109,7 @@ fn late(minutes: i64) -> String {
     })
 }
 
-/// Each signed part of a version 3 call, changed behind the signature.
+/// Each signed part of a version 3 call, changed after signing.
 const CHANGED_V3: [Change; 22] = [
     (
         "action",
@@ -239,7 +240,7 @@ const CHANGED_V3: [Change; 22] = [
     ),
 ];
 
-/// The same in version 1.
+/// The same for version 1.
 const CHANGED_V1: [Change; 14] = [
     (
         "Action",
@@ -322,7 +323,7 @@ const CHANGED_V1: [Change; 14] = [
     ("no form", |call| call.body.clear(), MISMATCH.0, MISMATCH.1),
 ];
 
-/// What the signature does not cover, put beside it: in either version.
+/// Additions that the signature does not cover, for both versions.
 const BESIDE: [Change; 16] = [
     (
         "a parameter again",
@@ -462,7 +463,7 @@ const UNSIGNED: [Change; 6] = [
     ),
 ];
 
-/// Well signed, and not for this client or not for Flowgate.
+/// Correctly signed, but not permitted for this client or not for Flowgate.
 fn out_of_bounds(host: &str) -> Vec<Row> {
     let late_v3 = |minutes| v3(host, |call| call.set("x-acs-date", &late(minutes)));
     let late_v1 = |minutes| v1(host, |call| set_query(call, "Timestamp", &late(minutes)));
@@ -561,16 +562,16 @@ fn v3_by(host: &str, key: (&str, &str), before: impl FnOnce(&mut Call)) -> Call 
     Call::v3_with(host, &FLOW, before, key)
 }
 
-fn call(name: impl Into<String>, call: Call, (status, code): (u16, &'static str)) -> Row {
+fn call(name: impl Into<String>, call: Call, expected: (u16, &'static str)) -> Row {
     Row {
         name: name.into(),
         bytes: call.bytes(),
-        status,
-        code,
+        status: expected.0,
+        code: expected.1,
     }
 }
 
-/// Hosts that a version 3 call may be signed for, and targets that do not fit what is signed.
+/// Hosts that a version 3 call may be signed for, and targets that contradict the signature.
 fn hosts_and_targets(host: &str) -> Vec<Row> {
     let port = host.rsplit(':').next().unwrap();
     let mut rows = Vec::new();
@@ -623,7 +624,7 @@ fn changed(version: &str, base: impl Fn() -> Call, changes: &[Change]) -> Vec<Ro
 }
 
 #[tokio::test]
-async fn whatever_is_not_the_clients_own_call_to_the_letter_is_refused_and_reaches_nobody() {
+async fn every_tampered_client_call_is_refused_and_reaches_no_upstream() {
     let world = gateway("").await;
     let host = &world.host();
     let rows = [
@@ -645,15 +646,15 @@ async fn whatever_is_not_the_clients_own_call_to_the_letter_is_refused_and_reach
             .await
             .unwrap_or_else(|| panic!("{}: no answer", row.name));
         let body = &reply.body;
-        let told = (
+        let got = (
             reply.status,
             reply
                 .header("x-flowgate-error")
                 .unwrap_or_default()
                 .to_owned(),
         );
-        if told != (row.status, row.code.to_owned()) {
-            wrong.push(format!("{}: {told:?} {body}", row.name));
+        if got != (row.status, row.code.to_owned()) {
+            wrong.push(format!("{}: {got:?} {body}", row.name));
         }
         assert!(
             [TEAM.1, OTHERS.1, SECRET]
@@ -679,7 +680,7 @@ async fn whatever_is_not_the_clients_own_call_to_the_letter_is_refused_and_reach
 }
 
 #[tokio::test]
-async fn a_replay_is_refused_by_whichever_way_it_comes() {
+async fn a_replay_is_refused_in_every_form() {
     let world = gateway("").await;
     let host = world.host();
     let nonce = |call: &mut Call| call.push("x-acs-signature-nonce", "once");
@@ -699,11 +700,12 @@ async fn a_replay_is_refused_by_whichever_way_it_comes() {
             (400, "SignatureNonceUsed")
         );
     }
-    // Many at once: one of them takes it.
+    // Of many simultaneous calls one is accepted.
     let call = v3(&host, |call| call.query[1].1 = "together".into());
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..20 {
-        let (call, proxy) = (call.clone(), world.proxy);
+        let call = call.clone();
+        let proxy = world.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(
@@ -715,7 +717,7 @@ async fn a_replay_is_refused_by_whichever_way_it_comes() {
             .count(),
         1
     );
-    // A nonce is its key's own: a client cannot spend another's.
+    // A nonce belongs to its key: a client cannot spend another's.
     assert_eq!(
         v3_by(&host, OTHERS, fixed).send(world.proxy).await.status,
         200
@@ -724,7 +726,7 @@ async fn a_replay_is_refused_by_whichever_way_it_comes() {
 }
 
 #[tokio::test]
-async fn what_no_signature_covers_goes_nowhere() {
+async fn unsigned_headers_and_parameters_are_not_forwarded() {
     let world = gateway("").await;
     let host = world.host();
     let mark = "smuggled";
@@ -776,15 +778,16 @@ async fn what_no_signature_covers_goes_nowhere() {
     }
 }
 
-/// A request that two servers may end at different places, and the status of the one answer that it gets: 200 where it
-/// has one reading for Flowgate, and is signed in that; 0 where the connection is closed without a word.
+/// A request whose end two servers may see in different places, and the status of its only
+/// response: 200 if Flowgate has one reading and it is signed; 0 if the connection is closed
+/// without a response.
 struct Shape {
     name: &'static str,
     bytes: Vec<u8>,
     status: u16,
 }
 
-/// Edits the head's text behind the signature.
+/// Edits the head after signing.
 fn head(call: &Call, from: &str, to: &str) -> Vec<u8> {
     let bytes = call.bytes();
     let text = String::from_utf8(bytes).unwrap();
@@ -792,7 +795,7 @@ fn head(call: &Call, from: &str, to: &str) -> Vec<u8> {
     text.replacen(from, to, 1).into_bytes()
 }
 
-/// What every shape hides.
+/// The request that every shape hides.
 fn hidden(host: &str) -> Vec<u8> {
     v3(host, |call| set_query(call, "FlowName", "smuggled")).bytes()
 }
@@ -806,7 +809,7 @@ fn chunk(body: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// Where does the body end, by its length or by its chunks?
+/// The end of the body: by length or by chunks.
 #[expect(clippy::too_many_lines, reason = "one table")]
 fn shapes_of_length(host: &str) -> Vec<Shape> {
     let shape = |name, bytes, status| Shape {
@@ -920,7 +923,7 @@ fn shapes_of_length(host: &str) -> Vec<Shape> {
     ]
 }
 
-/// Where does a chunk end?
+/// The end of a chunk.
 fn shapes_of_chunks(host: &str) -> Vec<Shape> {
     let shape = |name, body: &[u8], status| {
         let mut call = v3_form(host);
@@ -941,7 +944,11 @@ fn shapes_of_chunks(host: &str) -> Vec<Shape> {
             b"10000000000000008\r\nRemark=a\r\n0\r\n\r\n",
             400,
         ),
-        shape("a chunk that goes on", b"8\r\nRemark=ab\r\n0\r\n\r\n", 400),
+        shape(
+            "a chunk that is too long",
+            b"8\r\nRemark=ab\r\n0\r\n\r\n",
+            400,
+        ),
         shape("a chunk without an end", b"8\r\nRemark=a0\r\n\r\n", 400),
         shape(
             "a bare LF behind the size",
@@ -966,7 +973,7 @@ fn shapes_of_chunks(host: &str) -> Vec<Shape> {
     ]
 }
 
-/// Where does the head end, and what are its lines?
+/// The end of the head, and its lines.
 fn shapes_of_head(host: &str) -> Vec<Shape> {
     let shape = |name, bytes, status| Shape {
         name,
@@ -1012,7 +1019,7 @@ fn shapes_of_head(host: &str) -> Vec<Shape> {
             add("x-y: a\rtransfer-encoding: chunked"),
             400,
         ),
-        // A bare LF ends a line (RFC 9112, 2.2), so what stands behind it is seen and counts.
+        // A bare LF ends a line (RFC 9112, 2.2), so the text after it counts.
         shape(
             "a coding behind a bare LF",
             chunked("x-y: a\ntransfer-encoding: chunked"),
@@ -1046,20 +1053,21 @@ fn shapes_of_head(host: &str) -> Vec<Shape> {
     ]
 }
 
-/// Sends a shape with a request in order right behind it, and gives back what the connection says until its end.
+/// Sends a shape directly followed by a valid request, and returns all bytes until the connection
+/// ends.
 async fn behind(world: &World, shape: &Shape) -> String {
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
     let bytes = [shape.bytes.as_slice(), &hidden(&world.host())].concat();
     drop(stream.write_all(&bytes).await);
     let mut seen = Vec::new();
-    // What was not read makes the close a reset.
+    // Unread bytes turn the close into a reset.
     let closed = tokio::time::timeout(Duration::from_secs(60), stream.read_to_end(&mut seen)).await;
     assert!(closed.is_ok(), "{}: the connection stays open", shape.name);
     String::from_utf8_lossy(&seen).into_owned()
 }
 
 #[tokio::test]
-async fn nothing_behind_a_smuggling_shape_is_read_as_a_request() {
+async fn bytes_after_an_ambiguous_request_are_not_read_as_a_request() {
     let world = gateway("").await;
     let host = world.host();
     let mut wrong = Vec::new();

@@ -1,5 +1,5 @@
-//! Everything that can be wrong with a request, a row each: the exact answer, the outcome that is counted, and that
-//! nothing reached CAMS.
+//! Invalid requests, one row each: the response, the counted outcome, and that nothing reaches
+//! CAMS.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use crate::world::World;
 
 const FLOW: [(&str, &str); 2] = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
 
-/// What is sent, and the status and code that come back.
+/// A request, and the status and code of its response.
 struct Row {
     name: &'static str,
     bytes: Vec<u8>,
@@ -28,7 +28,7 @@ fn row(name: &'static str, bytes: impl Into<Vec<u8>>, status: u16, code: &'stati
     }
 }
 
-/// A signed V3 call that was changed before or after it was signed.
+/// A signed V3 call that is changed before or after signing.
 fn v3(host: &str, before: impl FnOnce(&mut Call), after: impl FnOnce(&mut Call)) -> Vec<u8> {
     let mut call = Call::v3_with(host, &FLOW, before, (KEY, SECRET));
     after(&mut call);
@@ -61,7 +61,7 @@ fn late(minutes: u64) -> String {
     caller::timestamp(SystemTime::now() - Duration::from_secs(60 * minutes))
 }
 
-/// Identity: who signs, with what, when, for whom.
+/// Identity: key, algorithm, time, account.
 fn identity(host: &str) -> Vec<Row> {
     let other_key = |key, secret| Call::v3_with(host, &FLOW, nothing, (key, secret)).bytes();
     let rsa = |call: &mut Call| {
@@ -88,7 +88,7 @@ fn identity(host: &str) -> Vec<Row> {
     vec![
         row(
             "unknown key",
-            other_key("LTAI-nobody", SECRET),
+            other_key("LTAI-unknown", SECRET),
             404,
             "InvalidAccessKeyId.NotFound",
         ),
@@ -161,7 +161,7 @@ fn identity(host: &str) -> Vec<Row> {
     ]
 }
 
-/// Things that were changed after the signature, or that it does not cover.
+/// Changes after the signature, and additions that it does not cover.
 fn tampered(host: &str) -> Vec<Row> {
     let unsigned = |name: &'static str, value: &'static str| {
         v3(host, nothing, move |call| call.push(name, value))
@@ -216,7 +216,7 @@ fn tampered(host: &str) -> Vec<Row> {
     ]
 }
 
-/// What can be read in two ways.
+/// Requests with two readings.
 #[expect(clippy::too_many_lines, reason = "one table")]
 fn ambiguous(host: &str) -> Vec<Row> {
     let doubled = |call: &mut Call| call.query.push(("flowname".into(), "y".into()));
@@ -349,7 +349,7 @@ fn unsigned_bodies(host: &str) -> Vec<Row> {
     ]
 }
 
-/// The frame: hosts, forms, lengths.
+/// Framing: hosts, target forms, lengths.
 fn framing(host: &str) -> Vec<Row> {
     let absolute = |authority: &str| {
         let mut call = Call::v3(authority, "x");
@@ -402,7 +402,7 @@ fn framing(host: &str) -> Vec<Row> {
 }
 
 #[tokio::test]
-async fn every_bad_request_has_its_answer_and_nothing_reaches_cams() {
+async fn every_bad_request_gets_its_code_and_none_reaches_cams() {
     let world = World::new("[listen]\nmax_body = \"2KiB\"").await;
     let host = world.host();
     for row in [
@@ -495,7 +495,7 @@ async fn a_failed_check_spends_no_nonce() {
 }
 
 #[tokio::test]
-async fn xml_is_for_those_who_ask_for_it() {
+async fn an_error_is_xml_if_the_request_asks_for_it() {
     let world = World::new("").await;
     let xml = |call: &mut Call| set_query(call, "Format", "XML");
     let reply = Call::v1_with(&world.host(), &FLOW, xml, (KEY, "guessed"))
@@ -513,7 +513,7 @@ async fn xml_is_for_those_who_ask_for_it() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_gets_a_bare_answer_and_a_closed_connection() {
+async fn input_that_is_not_http_gets_a_bare_400_and_a_close() {
     let world = World::new("").await;
     let long = format!(
         "GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
@@ -529,7 +529,7 @@ async fn what_is_not_http_gets_a_bare_answer_and_a_closed_connection() {
         let mut stream = TcpStream::connect(world.proxy).await.unwrap();
         drop(stream.write_all(bytes).await);
         let mut answer = Vec::new();
-        // What was not read makes the close a reset.
+        // Unread bytes turn the close into a reset.
         drop(stream.read_to_end(&mut answer).await);
         assert!(
             String::from_utf8_lossy(&answer).starts_with(&format!("HTTP/1.1 {status} ")),
@@ -552,7 +552,7 @@ async fn what_is_not_http_gets_a_bare_answer_and_a_closed_connection() {
 }
 
 #[tokio::test]
-async fn half_a_request_and_then_silence_is_given_up() {
+async fn an_incomplete_request_times_out() {
     let world = World::new("[listen]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"").await;
     let whole = v1(&world.host(), nothing, nothing);
     let half_head = &whole[..40];
@@ -603,7 +603,7 @@ async fn an_idle_connection_outlives_the_header_timeout() {
 }
 
 #[tokio::test]
-async fn an_idle_connection_is_closed_after_its_time() {
+async fn an_idle_connection_is_closed_after_the_idle_timeout() {
     let world = World::new("[listen]\nidle_timeout = \"300ms\"").await;
     let mut stream = TcpStream::connect(world.proxy).await.unwrap();
     stream
@@ -624,7 +624,7 @@ async fn an_idle_connection_is_closed_after_its_time() {
 }
 
 #[tokio::test]
-async fn a_caller_that_does_not_read_its_answer_is_given_up() {
+async fn a_caller_that_does_not_read_its_response_is_closed() {
     let settings = cams_sim::Settings::default();
     let world = World::with(
         settings,
@@ -654,7 +654,7 @@ async fn a_caller_that_does_not_read_its_answer_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_caller_that_reads_its_answer_drop_by_drop_is_given_up_too() {
+async fn a_caller_that_reads_its_response_too_slowly_is_closed() {
     let settings = cams_sim::Settings::default();
     let world = World::with(
         settings,
@@ -670,7 +670,7 @@ async fn a_caller_that_reads_its_answer_drop_by_drop_is_given_up_too() {
         .await
         .unwrap();
     let reading = tokio::spawn(async move {
-        // At this pace the whole answer would take an hour.
+        // At this pace the whole response would take an hour.
         let mut drop_of_it = [0; 100];
         while stream
             .read(&mut drop_of_it)
@@ -690,7 +690,7 @@ async fn a_caller_that_reads_its_answer_drop_by_drop_is_given_up_too() {
 }
 
 #[tokio::test]
-async fn connections_are_bounded_in_total_and_by_source() {
+async fn connections_are_limited_in_total_and_by_source() {
     let world = World::new("[listen]\nmax_connections_per_source = 3").await;
     let mut streams = Vec::new();
     for _ in 0..3 {
@@ -716,7 +716,7 @@ async fn connections_are_bounded_in_total_and_by_source() {
             1.0,
         )
         .await;
-    // The place is free again as soon as the proxy has seen the close.
+    // The connection's slot is free as soon as the proxy has noticed the close.
     loop {
         if let Some(reply) =
             caller::exchange(world.proxy, &Call::v3(&world.host(), "x").bytes()).await

@@ -1,5 +1,5 @@
-//! A caller as the stock SDKs are one, at the level of bytes: it signs by Alibaba's two schemes, in code of its own, and
-//! lets a test change anything before or after the signature.
+//! A client at the level of bytes. It signs like the stock SDKs, with code of its own, and lets a
+//! test change anything before or after the signature.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 pub(crate) const KEY: &str = "LTAI-managed-1";
 pub(crate) const SECRET: &str = "managed-secret-1";
 
-/// One request, to be changed and sent.
+/// A request that can be changed and sent.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) method: String,
@@ -24,7 +24,7 @@ pub(crate) struct Call {
     pub(crate) body: Vec<u8>,
 }
 
-/// What came back.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -35,7 +35,7 @@ pub(crate) struct Reply {
 // === impl Call ===
 
 impl Call {
-    /// CreateFlow by V3, parameters in the query, as the newest Python SDK sends it.
+    /// CreateFlow with V3, parameters in the query, as the newest Python SDK sends it.
     pub(crate) fn v3(host: &str, flow_name: &str) -> Self {
         Self::v3_with(
             host,
@@ -45,7 +45,7 @@ impl Call {
         )
     }
 
-    /// V3 with any parameters; `change` sees the call before it is signed.
+    /// V3 with any parameters; `change` runs before signing.
     pub(crate) fn v3_with(
         host: &str,
         query: &[(&str, &str)],
@@ -59,11 +59,11 @@ impl Call {
         call.push("x-acs-signature-nonce", &nonce());
         call.push("accept", "application/json");
         change(&mut call);
-        call.sign_v3(key);
+        call.sign_v3(key.0, key.1);
         call
     }
 
-    /// CreateFlow by V1, common parameters in the query, business parameters in a form.
+    /// CreateFlow with V1, common parameters in the query, business parameters in a form.
     pub(crate) fn v1(host: &str, flow_name: &str) -> Self {
         let form = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", flow_name)];
         Self::v1_with(host, &form, |_| {}, (KEY, SECRET))
@@ -137,7 +137,7 @@ impl Call {
             .1
     }
 
-    fn sign_v3(&mut self, (key, secret): (&str, &str)) {
+    fn sign_v3(&mut self, key: &str, secret: &str) {
         let hash = hex(&Sha256::digest(&self.body));
         self.push("x-acs-content-sha256", &hash);
         let mut signed = self.headers.clone();
@@ -202,7 +202,7 @@ impl Call {
         }
     }
 
-    /// The request as it goes over the wire.
+    /// The request as bytes.
     pub(crate) fn bytes(&self) -> Vec<u8> {
         let mut head = format!("{} {} HTTP/1.1\r\n", self.method, self.target());
         for (name, value) in &self.headers {
@@ -218,7 +218,7 @@ impl Call {
         [head.as_bytes(), b"\r\n", &self.body].concat()
     }
 
-    /// Sends the request on a connection of its own and reads the answer.
+    /// Sends the request on a connection of its own and reads the response.
     pub(crate) async fn send(&self, to: SocketAddr) -> Reply {
         exchange(to, &self.bytes()).await.expect("an answer")
     }
@@ -246,7 +246,7 @@ impl Reply {
     }
 }
 
-/// Sends bytes and reads one answer; none if the connection closes without one.
+/// Sends bytes and reads one response; `None` if the connection closes without one.
 pub(crate) async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
     exchange_over(
         TcpStream::connect(to).await.expect("the proxy listens"),
@@ -255,18 +255,18 @@ pub(crate) async fn exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
     .await
 }
 
-/// As `exchange`; none also if nobody listens.
+/// Like `exchange`; also `None` if the port refuses the connection.
 pub(crate) async fn try_exchange(to: SocketAddr, bytes: &[u8]) -> Option<Reply> {
     exchange_over(TcpStream::connect(to).await.ok()?, bytes).await
 }
 
 async fn exchange_over(mut stream: TcpStream, bytes: &[u8]) -> Option<Reply> {
-    // A refused body may end the writing early.
+    // The server may stop reading a refused body.
     drop(stream.write_all(bytes).await);
     read_reply(&mut stream).await
 }
 
-/// Reads one answer.
+/// Reads one response.
 pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin)) -> Option<Reply> {
     let mut seen = Vec::new();
     loop {
@@ -324,17 +324,17 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
         .duration_since(SystemTime::UNIX_EPOCH)
         .expect("after 1970")
         .as_secs();
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    // Days to a civil date, after Howard Hinnant.
+    let days = seconds / 86_400;
+    let rest = seconds % 86_400;
+    // Days to a civil date, Howard Hinnant's algorithm.
     let z = days + 719_468;
-    let (era, doe) = (z / 146_097, z % 146_097);
+    let era = z / 146_097;
+    let doe = z % 146_097;
     let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
     let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
     let mp = (5 * doy + 2) / 153;
-    let (day, month) = (
-        doy - (153 * mp + 2) / 5 + 1,
-        if mp < 10 { mp + 3 } else { mp - 9 },
-    );
+    let day = doy - (153 * mp + 2) / 5 + 1;
+    let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
     format!(
         "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",

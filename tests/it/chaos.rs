@@ -1,5 +1,6 @@
-//! The real program while everything around it breaks, or it is broken itself: whatever happens, every caller has one
-//! answer or a closed connection, nothing is done twice or told wrongly, and no account sends six calls in a second.
+//! The real program while its environment fails or it is killed: every caller gets one response or
+//! a closed connection, no call is processed twice or reported wrongly, and no account sends six
+//! calls within a second.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -20,7 +21,7 @@ struct Stage {
     accounts: usize,
 }
 
-/// The eighth call of each account is processed, and its answer is cut.
+/// The eighth call of each account is processed, and its response is cut.
 const CUT: &str = "named=/7,cut";
 
 fn key(account: usize) -> String {
@@ -68,7 +69,7 @@ impl Stage {
         Process::towards(&self.road.url(), toml, tempfile::tempdir().unwrap(), env).await
     }
 
-    /// So many calls of each account, spread over a time.
+    /// Starts calls of each account, spread over a time.
     fn storm(
         &self,
         name: &str,
@@ -79,7 +80,8 @@ impl Stage {
         let mut storm = JoinSet::new();
         for account in 0..self.accounts {
             for index in 0..calls {
-                let (key, name) = (key(account), format!("{name}-{account}/{index}"));
+                let key = key(account);
+                let name = format!("{name}-{account}/{index}");
                 let after = over.mul_f64(index as f64 / calls as f64);
                 storm.spawn(async move {
                     sleep(after).await;
@@ -91,7 +93,8 @@ impl Stage {
         storm
     }
 
-    /// As [`check`](Self::check), of a hundred calls of four accounts, each of which has one that the endpoint cuts.
+    /// Like [`check`](Self::check), for a hundred calls of four accounts, each with one cut
+    /// response.
     fn check_cut(&self, ledger: &Ledger) {
         self.check(ledger);
         assert_eq!(
@@ -100,7 +103,7 @@ impl Stage {
         );
     }
 
-    /// Checks the invariant; no caller may have been left with a closed connection.
+    /// Checks the invariant, and that no caller has a closed connection.
     fn check(&self, ledger: &Ledger) {
         self.check_rate(ledger);
         assert_eq!(
@@ -124,7 +127,7 @@ async fn ends(storm: JoinSet<(String, End)>) -> Ledger {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_endpoint_is_killed_and_comes_back() {
+async fn no_call_is_lost_when_the_endpoint_is_killed_and_restarted() {
     let stage = Stage::new(4, &[]).await;
     let flowgate = stage.start("answer_timeout = \"2s\"", "").await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
@@ -136,7 +139,8 @@ async fn the_endpoint_is_killed_and_comes_back() {
     }
     let ledger = ends(storm).await;
     stage.check(&ledger);
-    let (ok, unknown) = (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown"));
+    let ok = ledger.count("OK");
+    let unknown = ledger.count("Flowgate.OutcomeUnknown");
     assert_eq!(ok + unknown, 100, "the others wait for it");
     assert!(
         unknown <= 40,
@@ -145,7 +149,7 @@ async fn the_endpoint_is_killed_and_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_endpoint_freezes_and_thaws() {
+async fn no_call_is_lost_when_the_endpoint_freezes() {
     let stage = Stage::new(4, &[]).await;
     let flowgate = stage.start("answer_timeout = \"700ms\"", "").await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
@@ -154,10 +158,11 @@ async fn the_endpoint_freezes_and_thaws() {
     sleep(seconds(2.0)).await;
     stage.road.is(Condition::Open);
     let ledger = ends(storm).await;
-    // What lay in the frozen endpoint's buffers is processed now.
+    // The endpoint now processes what was in its buffers while it was frozen.
     sleep(seconds(0.5)).await;
     stage.check(&ledger);
-    let (ok, unknown) = (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown"));
+    let ok = ledger.count("OK");
+    let unknown = ledger.count("Flowgate.OutcomeUnknown");
     assert!(
         ok >= 50 && unknown > 0 && ok + unknown == 100,
         "{ok} {unknown}"
@@ -165,7 +170,7 @@ async fn the_endpoint_freezes_and_thaws() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_call_in_a_hundred_meets_each_fault() {
+async fn one_call_in_a_hundred_has_each_fault() {
     let faults = [
         "named=/7,cut",
         "named=/13,close-after",
@@ -189,12 +194,12 @@ async fn one_call_in_a_hundred_meets_each_fault() {
     assert_eq!(codes.iter().sum::<usize>(), 500, "{codes:?}");
     assert!(
         codes[1] >= 40,
-        "those whose answers were cut, at least: {codes:?}"
+        "at least the calls whose responses were cut: {codes:?}"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_program_is_killed_and_another_takes_its_place() {
+async fn a_killed_process_is_replaced_by_another() {
     let stage = Stage::new(4, &[]).await;
     let first = stage.start("", "").await;
     let before = stage.storm("before", first.proxy, 40, seconds(0.5));
@@ -204,7 +209,10 @@ async fn the_program_is_killed_and_another_takes_its_place() {
     let after = stage.storm("after", second.proxy, 20, seconds(2.0));
     let mut ledger = ends(before).await;
     let closed = ledger.ended(&End::Closed);
-    assert!(closed > 80, "who waited has a closed connection: {closed}");
+    assert!(
+        closed > 80,
+        "queued callers have a closed connection: {closed}"
+    );
     ledger.note(after.join_all().await);
     stage.check_rate(&ledger);
     assert_eq!(
@@ -215,7 +223,7 @@ async fn the_program_is_killed_and_another_takes_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_queue_is_drained() {
+async fn a_drain_answers_every_call_of_a_full_queue() {
     let stage = Stage::new(2, &[]).await;
     let flowgate = stage
         .start("", "[queue]\nmax_waiting = 30\n[drain]\ngrace = \"3s\"")
@@ -237,7 +245,7 @@ async fn a_full_queue_is_drained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_program_is_stopped_and_goes_on() {
+async fn a_stopped_process_continues_within_the_rate() {
     let stage = Stage::new(4, &[]).await;
     let flowgate = stage.start("", "").await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
@@ -252,12 +260,12 @@ async fn the_program_is_stopped_and_goes_on() {
     assert_eq!(
         ledger.count("OK"),
         100,
-        "nobody's tokens bunch, and nobody is forgotten"
+        "no tokens bunch up, and no call is lost"
     );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_configuration_is_read_again_and_again() {
+async fn repeated_reloads_lose_no_call() {
     let stage = Stage::new(4, &["percent=2,throttle", CUT]).await;
     let toml = stage.toml("answer_timeout = \"2s\"", "[queue]\nmax_hold = \"2m\"\n");
     let flowgate = stage.start_with(&toml, &[]).await;
@@ -274,14 +282,14 @@ async fn the_configuration_is_read_again_and_again() {
     }
     let ledger = ends(storm).await;
     stage.check_cut(&ledger);
-    flowgate.logged("the configuration was read anew", 5).await;
+    flowgate.logged("configuration reloaded", 5).await;
     flowgate
-        .logged("the configuration cannot be used, the one before stays", 2)
+        .logged("configuration reload rejected; keeping the current one", 2)
         .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_journals_disk_is_full_for_a_while() {
+async fn a_full_journal_disk_loses_no_call() {
     let stage = Stage::new(4, &[CUT]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
@@ -319,7 +327,7 @@ fn faketime() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_clock_is_set_forward_and_back() {
+async fn changes_of_the_clock_lose_no_call() {
     let stage = Stage::new(4, &["percent=5,throttle,acs-retry-after=500"]).await;
     let folder = tempfile::tempdir().unwrap();
     let clock = folder.path().join("clock");
@@ -329,7 +337,8 @@ async fn the_clock_is_set_forward_and_back() {
         std::fs::rename(new, &clock).unwrap();
     };
     set("+0");
-    let (library, file) = (faketime(), clock.display().to_string());
+    let library = faketime();
+    let file = clock.display().to_string();
     let env = [
         ("LD_PRELOAD", library.as_str()),
         ("FAKETIME_TIMESTAMP_FILE", &file),

@@ -1,5 +1,5 @@
-//! The commands that say something: the version, the effective configuration, who waits in a Flowgate that runs, and
-//! what is made of the command line's own definition.
+//! The commands that print: version, effective configuration, status of a running Flowgate,
+//! completions and manual pages.
 
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn flowgate(args: &[&str]) -> Command {
     command
 }
 
-/// Its exit code, what it prints and what it complains of.
+/// Exit code, standard output and standard error.
 async fn said(args: &[&str]) -> (Option<i32>, String, String) {
     let Output {
         status,
@@ -82,7 +82,7 @@ async fn the_version_names_the_commit() {
 }
 
 #[tokio::test]
-async fn check_prints_what_would_hold_and_no_secret() {
+async fn check_prints_the_effective_configuration_without_secrets() {
     let file = "tests/data/config/valid/gateway.toml";
     let mut command = flowgate(&["check", "--print", "--config", file]);
     let printed = command
@@ -114,14 +114,12 @@ async fn check_prints_what_would_hold_and_no_secret() {
 }
 
 #[tokio::test]
-async fn status_shows_who_waits_for_what() {
+async fn status_shows_lanes_and_their_queues() {
     let sim = sim().await;
     let process = Process::start(&sim, "").await;
     let _calls = two_wait(&sim, &process).await;
-    let (admin, file) = (
-        process.admin.to_string(),
-        process.folder.path().join("flowgate.toml"),
-    );
+    let admin = process.admin.to_string();
+    let file = process.folder.path().join("flowgate.toml");
     let (code, table, _) = said(&["status", "--tenants", "--admin", &admin]).await;
     let lines: Vec<Vec<&str>> = table
         .lines()
@@ -146,7 +144,7 @@ async fn status_shows_who_waits_for_what() {
     let (_, json, _) = said(&["status", "--json", "--admin", &admin]).await;
     assert_eq!(json.parse::<Value>().unwrap()["lanes"][0]["queued"], 2);
     assert_eq!(json.lines().count(), 1);
-    // The configuration says port 0, which the system has chosen; its variable says which.
+    // The configuration has port 0; the variable names the port that the system chose.
     let mut command = flowgate(&["status", "--config", file.to_str().unwrap()]);
     let by_config = command
         .env("FLOWGATE_LISTEN__ADMIN", &admin)
@@ -157,7 +155,7 @@ async fn status_shows_who_waits_for_what() {
 }
 
 #[tokio::test]
-async fn status_watches_until_nobody_reads() {
+async fn status_watches_until_its_output_is_closed() {
     let sim = sim().await;
     let process = Process::start(&sim, "").await;
     let admin = process.admin.to_string();
@@ -175,14 +173,15 @@ async fn status_watches_until_nobody_reads() {
     let goes_on = async { while !lines.next_line().await.unwrap().unwrap().starts_with(&gone) {} };
     timeout(Duration::from_secs(30), goes_on)
         .await
-        .expect("it says that nobody answers, and asks on");
+        .expect("it reports the failure and retries");
     drop(lines);
     assert!(watching.wait().await.unwrap().success());
 }
 
 #[tokio::test]
-async fn the_token_is_shown_to_the_listener_that_it_is_for() {
-    let (sim, folder) = (sim().await, tempfile::tempdir().unwrap());
+async fn status_sends_the_token_only_to_its_own_listener() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
     let token = folder.path().join("token");
     std::fs::write(&token, "a-long-token\n").unwrap();
     let env = [
@@ -196,9 +195,10 @@ async fn the_token_is_shown_to_the_listener_that_it_is_for() {
     let admin = format!("127.0.0.1:{}", process.admin.port());
     let mut asked = flowgate(&["status", "--admin", &admin]);
     let Output { status, stderr, .. } = asked.env(env[1].0, env[1].1).output().await.unwrap();
-    let (code, why) = (status.code(), String::from_utf8(stderr).unwrap());
+    let code = status.code();
+    let why = String::from_utf8(stderr).unwrap();
     let expected = format!(
-        "flowgate: {admin}/lanes says 401: This is for who shows the token of listen.admin_token: Authorization: Bearer ... (--token-file)\n"
+        "flowgate: {admin}/lanes says 401: The token of listen.admin_token is required: Authorization: Bearer ... (--token-file)\n"
     );
     assert_eq!((code, why), (Some(1), expected));
     let args = [
@@ -225,7 +225,7 @@ async fn the_token_is_shown_to_the_listener_that_it_is_for() {
 }
 
 #[tokio::test]
-async fn status_says_what_to_do_where_nobody_answers() {
+async fn status_explains_a_refused_connection() {
     let gone = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -245,7 +245,7 @@ async fn status_says_what_to_do_where_nobody_answers() {
 }
 
 #[tokio::test]
-async fn completions_and_manual_pages_know_every_command() {
+async fn completions_and_manual_pages_have_every_command() {
     for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
         let (code, script, _) = said(&["completions", shell]).await;
         assert!(

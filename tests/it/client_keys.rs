@@ -1,5 +1,5 @@
-//! The keys that Flowgate makes for a team: what is printed is a configuration that is accepted, and calls signed with the
-//! pair pass.
+//! `flowgate client new`: the printed lines are a valid configuration, and calls signed with the
+//! pair are accepted.
 
 use std::process::Output;
 
@@ -18,7 +18,8 @@ fn new(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// A Flowgate with these lines lets a call through that is signed with the pair, and none with another secret.
+/// Checks that a Flowgate with these lines accepts a call signed with the pair, and none with
+/// another secret.
 async fn passes(lines: &str, secret: &str, env: &[(&str, &str)]) {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await
@@ -35,7 +36,7 @@ async fn passes(lines: &str, secret: &str, env: &[(&str, &str)]) {
 }
 
 #[tokio::test]
-async fn what_is_printed_is_a_client_that_passes() {
+async fn the_printed_client_can_call() {
     let output = new(&["--id", "team-a", "--account", "acme"]);
     assert_eq!(
         (output.status.code(), output.stderr.as_slice()),
@@ -52,7 +53,7 @@ async fn what_is_printed_is_a_client_that_passes() {
 }
 
 #[tokio::test]
-async fn a_secret_may_go_into_a_file_instead() {
+async fn a_secret_can_be_written_to_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("team-a.secret");
     let arguments = [
@@ -79,12 +80,10 @@ async fn a_secret_may_go_into_a_file_instead() {
 }
 
 #[test]
-fn the_lines_alone_are_a_configuration_that_check_accepts() {
+fn check_accepts_the_printed_lines() {
     let folder = tempfile::tempdir().unwrap();
-    let (config, secret) = (
-        folder.path().join("flowgate.toml"),
-        folder.path().join("secret"),
-    );
+    let config = folder.path().join("flowgate.toml");
+    let secret = folder.path().join("secret");
     let lines = new(&["--id", "team-a", "--secret-file", secret.to_str().unwrap()]).stdout;
     std::fs::write(&config, lines).unwrap();
     let mut check = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));

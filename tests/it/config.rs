@@ -1,5 +1,6 @@
-//! Configurations as people write them: every wrong file in `tests/data/config/invalid` has its exact mistakes beside
-//! it, every right one its meaning, and the environment is laid over in the order that the manual promises.
+//! Configuration files: every invalid file in `tests/data/config/invalid` has its exact mistakes
+//! beside it, every valid one its effective configuration. Environment variables override files in
+//! the documented order.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -7,7 +8,7 @@ use std::time::Duration;
 
 use flowgate::config::{self, Bind, Config, Loaded, UnknownKeys, effective};
 
-/// What the files in `tests/data/config` name.
+/// The variables that the files in `tests/data/config` name.
 const VARIABLES: [(&str, &str); 3] = [
     ("ACME_SECRET", "acme-secret"),
     ("TEAM_SECRET", "team"),
@@ -33,7 +34,7 @@ fn config(variables: &[(&str, &str)]) -> Config {
     config
 }
 
-/// Relative to the package, so that messages are the same everywhere: tests start there.
+/// Relative to the package, where tests start, so that messages do not depend on the machine.
 fn files(folder: &str) -> Vec<PathBuf> {
     let folder = Path::new("tests/data/config").join(folder);
     let paths = std::fs::read_dir(folder)
@@ -49,7 +50,7 @@ fn files(folder: &str) -> Vec<PathBuf> {
 }
 
 #[test]
-fn each_wrong_file_gets_exactly_its_mistakes() {
+fn each_invalid_file_gets_exactly_its_mistakes() {
     for file in files("invalid") {
         let mistakes = config::load(Some(&file), env(&VARIABLES))
             .unwrap_err()
@@ -61,7 +62,7 @@ fn each_wrong_file_gets_exactly_its_mistakes() {
 }
 
 #[test]
-fn each_right_file_means_exactly_what_stands_beside_it() {
+fn each_valid_file_has_exactly_its_effective_configuration() {
     for file in files("valid") {
         let Loaded {
             config, warnings, ..
@@ -85,7 +86,7 @@ fn each_right_file_means_exactly_what_stands_beside_it() {
 }
 
 #[test]
-fn secrets_come_from_their_places() {
+fn secrets_are_read_from_variables_and_files() {
     let Loaded { config, .. } = config::load(
         Some(Path::new("tests/data/config/valid/gateway.toml")),
         env(&VARIABLES),
@@ -109,7 +110,7 @@ fn secrets_come_from_their_places() {
 }
 
 #[test]
-fn the_example_says_what_holds_without_it() {
+fn the_example_file_states_the_defaults() {
     let secrets = env(&[("ACME_SECRET", "a"), ("TEAM_A_SECRET", "b")]);
     let Loaded {
         config: example,
@@ -117,7 +118,8 @@ fn the_example_says_what_holds_without_it() {
         ..
     } = config::load(Some(Path::new("docs/flowgate.example.toml")), secrets).unwrap();
     assert_eq!(warnings, [""; 0]);
-    let (mut example, mut without) = (effective(&example), effective(&config(&[])));
+    let mut example = effective(&example);
+    let mut without = effective(&config(&[]));
     for own in ["accounts", "clients", "unknown_keys"] {
         assert!(example.as_object_mut().unwrap().remove(own).is_some());
         without.as_object_mut().unwrap().remove(own);
@@ -170,7 +172,7 @@ fn alibabas_own_variables_are_one_account() {
         "first-token"
     );
 
-    // Kubernetes sets an optional variable to nothing.
+    // Kubernetes sets an optional variable to the empty string.
     let Loaded {
         config, warnings, ..
     } = from_env(&[(key.0, ""), (secret.0, "")]).unwrap();
@@ -184,7 +186,7 @@ fn alibabas_own_variables_are_one_account() {
         "ALIBABA_CLOUD_ACCESS_KEY_SECRET: expected ALIBABA_CLOUD_ACCESS_KEY_ID to be set too";
     assert_eq!(from_env(&[secret]).unwrap_err(), mistake);
 
-    // A written account is the account.
+    // A configured account takes precedence.
     let written = [
         key,
         secret,
@@ -317,7 +319,7 @@ fn the_environment_wins_over_the_file() {
 }
 
 #[test]
-fn variables_that_are_no_keys_are_warnings() {
+fn unknown_variables_are_warnings() {
     let injected = [
         ("FLOWGATE_PORT", "tcp://10.0.0.1:8080"),
         ("FLOWGATE_PORT_8080_TCP_ADDR", "10.0.0.1"),
@@ -391,7 +393,7 @@ fn a_variable_must_be_utf8() {
 }
 
 #[test]
-fn a_secrets_file_is_bounded_and_its_last_newline_is_not_part_of_it() {
+fn a_secret_file_has_a_size_limit_and_its_last_newline_is_removed() {
     let folder = tempfile::tempdir().unwrap();
     let secret = |content: &[u8]| {
         std::fs::write(folder.path().join("secret"), content).unwrap();
@@ -426,7 +428,7 @@ fn a_secrets_file_is_bounded_and_its_last_newline_is_not_part_of_it() {
 }
 
 #[test]
-fn check_prints_every_mistake_and_ends_with_64() {
+fn check_prints_every_mistake_and_exits_with_64() {
     let check = |file: &str| {
         let mut command = assert_cmd::Command::new(env!("CARGO_BIN_EXE_flowgate"));
         command

@@ -1,5 +1,5 @@
-//! A directory of files as configuration: what is read of it, how the files come together, whose mistake it is, and that a
-//! running Flowgate notices files that come, change and go.
+//! A directory of files as configuration: which files are read, how they are merged, which file a
+//! mistake names, and that a running Flowgate notices files that appear, change and disappear.
 
 use std::ffi::OsString;
 use std::os::unix::fs::symlink;
@@ -16,7 +16,7 @@ use crate::world::{self, Metrics};
 const TEAMS: &str = "tests/data/config/directories/teams";
 const SUCCESSFUL: &str = "flowgate_config_last_reload_successful";
 
-/// What the files name.
+/// The variables that the files name.
 fn env(more: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
     let secrets = [
         ("ACME_SECRET", "acme-secret"),
@@ -30,7 +30,7 @@ fn env(more: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
         .collect()
 }
 
-/// What is wrong with a directory, without its path.
+/// The mistakes of a directory, without its path.
 fn mistakes(directory: &Path) -> String {
     let mistakes = config::load(Some(directory), env(&[]))
         .unwrap_err()
@@ -51,7 +51,7 @@ fn directory(files: &[(&str, &str)]) -> tempfile::TempDir {
 }
 
 #[test]
-fn the_files_of_a_directory_mean_what_one_file_with_all_of_it_means() {
+fn the_files_of_a_directory_are_equal_to_one_file() {
     let Loaded {
         config, warnings, ..
     } = config::load(Some(Path::new(TEAMS)), env(&[])).unwrap();
@@ -107,7 +107,7 @@ fn the_files_of_a_directory_mean_what_one_file_with_all_of_it_means() {
 }
 
 #[test]
-fn each_key_has_one_file_and_a_second_one_is_a_mistake_that_names_both() {
+fn a_key_in_two_files_is_a_mistake_that_names_both() {
     let expected = std::fs::read_to_string("tests/data/config/directories/conflicts.txt").unwrap();
     assert_eq!(
         mistakes(Path::new("tests/data/config/directories/conflicts")),
@@ -116,14 +116,14 @@ fn each_key_has_one_file_and_a_second_one_is_a_mistake_that_names_both() {
 }
 
 #[test]
-fn what_is_no_configuration_file_is_a_mistake_of_that_file() {
+fn an_unreadable_file_is_a_mistake_of_that_file() {
     let wrong = directory(&[
         ("good.toml", "mode = \"observe\"\n"),
         ("slip.toml", "\n[queue\nhold = \"hunter2\"\n"),
     ]);
     let path = |name: &str| wrong.path().join(name);
     std::fs::write(path("latin1.toml"), b"# \xe4\n").unwrap();
-    // What Docker makes of a file that it shall mount and that is not there.
+    // Docker creates a directory for a mounted file that does not exist.
     std::fs::create_dir(path("mounted.toml")).unwrap();
     symlink("nowhere.toml", path("dangling.toml")).unwrap();
     assert!(
@@ -163,7 +163,7 @@ fn a_directory_without_files_is_a_mistake() {
         mistakes(directory(&[(".acme.toml", ""), ("acme.toml~", ""), ("acme.conf", "")]).path()),
         none
     );
-    // An empty file says nothing, and that is allowed, as it is of one file alone.
+    // An empty file is valid, as it is alone.
     assert!(config::load(Some(directory(&[("empty.toml", "")]).path()), env(&[])).is_ok());
 }
 
@@ -241,7 +241,7 @@ async fn running(sim: &Running, mount: tempfile::TempDir) -> Process {
     Process::launch(command, mount).await
 }
 
-/// How many accounts the configuration that holds has.
+/// Number of accounts in the effective configuration.
 async fn accounts(flowgate: &Process) -> usize {
     world::get(flowgate.admin, "/config").await.json()["accounts"]
         .as_array()
@@ -249,7 +249,7 @@ async fn accounts(flowgate: &Process) -> usize {
         .len()
 }
 
-/// Puts a file in its place at once, as editors do; the other one is hidden, and so never read.
+/// Replaces a file atomically, as editors do. The temporary file is hidden, so it is never read.
 fn write(directory: &Path, name: &str, text: &str) {
     let new = directory.join(format!(".{name}"));
     std::fs::write(&new, text).unwrap();
@@ -261,23 +261,19 @@ fn alias(name: &str) -> String {
 }
 
 #[tokio::test]
-async fn files_that_come_change_and_go_are_noticed() {
+async fn files_that_appear_change_or_disappear_are_noticed() {
     let sim = sim().await;
     let mount = tempfile::tempdir().unwrap();
     let directory = mount.path().join("conf.d");
     std::fs::create_dir(&directory).unwrap();
     std::fs::write(directory.join("10-acme.toml"), ACME).unwrap();
     let flowgate = running(&sim, mount).await;
-    let reads = async |times| {
-        flowgate
-            .logged("the configuration was read anew", times)
-            .await
-    };
-    // One more.
+    let reads = async |times| flowgate.logged("configuration reloaded", times).await;
+    // A new file.
     write(&directory, "20-other.toml", &alias("other"));
     assert_eq!(reads(1).await[0]["changed"], "accounts");
     assert_eq!(accounts(&flowgate).await, 2);
-    // Another content.
+    // A changed file.
     write(
         &directory,
         "20-other.toml",
@@ -285,22 +281,22 @@ async fn files_that_come_change_and_go_are_noticed() {
     );
     reads(2).await;
     assert_eq!(accounts(&flowgate).await, 3);
-    // A mistake of one team: what held before still does, for all of them.
+    // A mistake in one file: the previous configuration stays in force for all of them.
     write(&directory, "30-third.toml", &alias("third"));
     let refused = flowgate
-        .logged("the configuration cannot be used, the one before stays", 1)
+        .logged("configuration reload rejected; keeping the current one", 1)
         .await;
-    let told = refused[0]["mistakes"]
+    let mistakes = refused[0]["mistakes"]
         .as_str()
         .unwrap()
         .replace(&format!("{}/", directory.display()), "");
     assert_eq!(
-        told,
+        mistakes,
         "30-third.toml:2: accounts[3].id: already used by accounts[2].id (20-other.toml:5): expected another id\n\
          30-third.toml:3: accounts[3].aliases[0]: already used by accounts[2].aliases[0] (20-other.toml:6): expected another access key id"
     );
     assert_eq!(accounts(&flowgate).await, 3);
-    // One less.
+    // A removed file.
     std::fs::remove_file(directory.join("20-other.toml")).unwrap();
     reads(3).await;
     assert_eq!(accounts(&flowgate).await, 2);
@@ -329,7 +325,7 @@ async fn a_config_map_that_kubernetes_swaps_is_noticed() {
     .unwrap();
     symlink("..second", path("..data_tmp")).unwrap();
     std::fs::rename(path("..data_tmp"), path("..data")).unwrap();
-    flowgate.logged("the configuration was read anew", 1).await;
+    flowgate.logged("configuration reloaded", 1).await;
     assert_eq!(accounts(&flowgate).await, 2);
     assert_eq!(Metrics::of(flowgate.admin).await.get(SUCCESSFUL), 1.0);
 }

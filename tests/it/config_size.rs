@@ -1,5 +1,5 @@
-//! A configuration of many accounts: the work grows with their number and no faster, its size has a bound that is named, and
-//! while it is read again, calls are served.
+//! Large configurations: the work is linear in the number of accounts, the file size has a limit,
+//! and calls are served during a reload.
 
 use std::ffi::OsString;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use crate::caller::{Call, KEY, SECRET};
 use crate::process::{ACME, Process};
 use crate::world;
 
-/// This many accounts with a secret's file, or all with one variable; and a client of each.
+/// Writes this many accounts, with secret files or with one variable, and a client of each.
 fn configuration(folder: &Path, count: usize, files: bool) {
     let mut text = String::new();
     for index in 0..count {
@@ -39,13 +39,13 @@ fn configuration(folder: &Path, count: usize, files: bool) {
     std::fs::write(folder.join("flowgate.toml"), text).unwrap();
 }
 
-/// What this thread has run so far; unlike the time on the wall it does not grow while others run.
+/// CPU time of this thread, which other processes do not affect.
 fn ran() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
 }
 
-/// The least of three attempts, for one account.
+/// Seconds for each account, the minimum of three attempts.
 fn per_account(folder: &Path, count: usize) -> f64 {
     let environment: Vec<(OsString, OsString)> = vec![("SECRET".into(), "secret".into())];
     let source = Source {
@@ -63,14 +63,14 @@ fn per_account(folder: &Path, count: usize) -> f64 {
 }
 
 #[test]
-fn an_account_costs_the_same_among_a_thousand_and_among_ten_thousand() {
+fn loading_takes_linear_time_in_the_number_of_accounts() {
     for files in [false, true] {
         let [few, many] = [1_000, 10_000].map(|count| {
             let folder = tempfile::tempdir().unwrap();
             configuration(folder.path(), count, files);
             per_account(folder.path(), count)
         });
-        // What grows with the square of the number would be at ten.
+        // Quadratic work would give ten.
         assert!(
             many < 3.0 * few,
             "files: {files}, seconds for an account: {few} among 1,000, {many} among 10,000"
@@ -79,7 +79,7 @@ fn an_account_costs_the_same_among_a_thousand_and_among_ten_thousand() {
 }
 
 #[test]
-fn a_file_may_have_64_mib_and_the_mistake_says_how_much_it_has() {
+fn a_file_over_64_mib_is_refused_with_its_size() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flowgate.toml");
     std::fs::write(
@@ -108,7 +108,7 @@ async fn calls_are_served_while_the_configuration_is_read() {
         .await
         .unwrap();
     let flowgate = Process::with_threads(&sim, "", 1).await;
-    // A pipe holds the reader up for as long as nothing is written.
+    // A pipe blocks the reader until it is written.
     let config = flowgate.folder.path().join("flowgate.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::remove_file(&config).unwrap();
@@ -131,7 +131,7 @@ async fn calls_are_served_while_the_configuration_is_read() {
     std::io::Write::write_all(&mut pipe, more.as_bytes()).unwrap();
     drop(pipe);
     assert_eq!(
-        flowgate.logged("the configuration was read anew", 1).await[0]["changed"],
+        flowgate.logged("configuration reloaded", 1).await[0]["changed"],
         "accounts"
     );
 }

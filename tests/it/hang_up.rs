@@ -1,5 +1,5 @@
-//! A caller that goes while its call waits leaves the queue and spends nothing, in whatever manner it goes; one that
-//! goes after the dispatch changes nothing.
+//! A caller that hangs up while its call is queued spends nothing, for each way to hang up. After
+//! the dispatch the attempt continues.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::caller::Call;
 use crate::world::World;
 
-/// How a caller goes.
+/// How a caller hangs up.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     Close,
@@ -48,7 +48,7 @@ async fn come(world: &World, name: &str, manner: Manner) -> TcpStream {
     stream
 }
 
-/// Has a call throttled, so that its lane pauses and whoever comes now waits.
+/// Has a call throttled, so that its lane is paused and later calls are queued.
 async fn paused(world: &World, millis: u64) -> TcpStream {
     world.sim.set_faults(vec![
         format!("next=1,throttle,acs-retry-after={millis}")
@@ -80,7 +80,7 @@ async fn hangs_up_while_queued(manner: Manner) {
         )
         .await;
     assert_eq!(world.metrics().await.get(queued), 1.0);
-    // The lane goes on for who stays, and for a newcomer.
+    // The lane continues for the remaining and for new calls.
     assert_eq!(
         Call::v3(&world.host(), "comes later")
             .send(world.proxy)
@@ -108,32 +108,32 @@ async fn hangs_up_while_queued(manner: Manner) {
 }
 
 #[tokio::test]
-async fn by_a_plain_close() {
+async fn a_call_leaves_the_queue_at_a_close() {
     hangs_up_while_queued(Manner::Close).await;
 }
 
 #[tokio::test]
-async fn by_a_reset() {
+async fn a_call_leaves_the_queue_at_a_reset() {
     hangs_up_while_queued(Manner::Reset).await;
 }
 
 #[tokio::test]
-async fn by_a_half_close() {
+async fn a_call_leaves_the_queue_at_a_half_close() {
     hangs_up_while_queued(Manner::HalfClose).await;
 }
 
 #[tokio::test]
-async fn by_a_close_after_a_stray_line() {
+async fn a_call_leaves_the_queue_at_a_close_after_a_stray_line() {
     hangs_up_while_queued(Manner::AfterStrayLine).await;
 }
 
 #[tokio::test]
-async fn by_a_close_after_a_pipelined_byte() {
+async fn a_call_leaves_the_queue_at_a_close_after_a_pipelined_byte() {
     hangs_up_while_queued(Manner::AfterPipelinedByte).await;
 }
 
 #[tokio::test]
-async fn after_the_dispatch_the_attempt_ends_by_itself_and_is_counted() {
+async fn a_hang_up_after_the_dispatch_leaves_the_attempt_running() {
     let settings = Settings {
         latency: Duration::from_millis(600),
         ..Settings::default()
@@ -166,7 +166,7 @@ async fn after_the_dispatch_the_attempt_ends_by_itself_and_is_counted() {
 }
 
 #[tokio::test]
-async fn a_crowd_that_goes_together_leaves_nobody_behind() {
+async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
     let world = World::new("[queue]\nhold = \"2m\"").await;
     let stays = paused(&world, 8000).await;
     let mut goes = Vec::new();
@@ -181,10 +181,8 @@ async fn a_crowd_that_goes_together_leaves_nobody_behind() {
         .await;
     let mut stay = JoinSet::new();
     for index in 0..10 {
-        let (call, proxy) = (
-            Call::v3(&world.host(), &format!("stays-{index}")),
-            world.proxy,
-        );
+        let call = Call::v3(&world.host(), &format!("stays-{index}"));
+        let proxy = world.proxy;
         stay.spawn(async move { call.send(proxy).await.status });
     }
     world

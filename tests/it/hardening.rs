@@ -1,4 +1,4 @@
-//! What the running program keeps to itself: it is killed by a signal that dumps the memory of others, and leaves none.
+//! The program disables core dumps: a signal that would write one leaves none.
 
 use std::os::unix::process::ExitStatusExt;
 
@@ -9,8 +9,8 @@ use crate::process::Process;
 use crate::world::Metrics;
 
 #[tokio::test]
-async fn a_crash_leaves_no_core_dump_and_metrics_of_the_process_are_still_there() {
-    // What the program inherits would allow one.
+async fn a_crash_leaves_no_core_dump_and_process_metrics_work() {
+    // The inherited limit would allow a core dump.
     let maximum = getrlimit(Resource::Core).maximum;
     let most = Rlimit {
         current: maximum,

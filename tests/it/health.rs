@@ -1,4 +1,5 @@
-//! `flowgate health` against processes that live, drain, do not move and are not there: what it prints, and its exit code.
+//! `flowgate health` for processes that serve, drain, hang or are absent: its output and its exit
+//! code.
 
 use std::process::Output;
 
@@ -9,7 +10,7 @@ use tokio::process::Command;
 use crate::caller::{KEY, SECRET};
 use crate::process::{ACME, Process};
 
-/// Asks by a configuration of its own; `more` stands after `admin`.
+/// Runs `flowgate health` with a configuration of its own; `more` follows `admin`.
 async fn health(admin: &str, more: &str, args: &[&str]) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("flowgate.toml");
@@ -40,7 +41,7 @@ async fn sim() -> Running {
 }
 
 #[tokio::test]
-async fn who_lives_is_healthy_and_who_drains_is_not_ready() {
+async fn a_serving_process_is_healthy_and_a_draining_one_is_not_ready() {
     let sim = sim().await;
     let process = Process::start(&sim, "[drain]\ndelay = \"1m\"\n").await;
     let admin = process.admin.to_string();
@@ -53,11 +54,11 @@ async fn who_lives_is_healthy_and_who_drains_is_not_ready() {
     assert_eq!(
         health(&admin, wrong, &[]).await,
         (Some(0), "ok\n".into()),
-        "the process goes on with what was right"
+        "the process keeps its valid configuration"
     );
     process.signal("-TERM").await;
     process
-        .logged("draining; a second signal ends at once", 1)
+        .logged("draining; a second signal exits immediately", 1)
         .await;
     assert_eq!(health(&admin, "", &[]).await, (Some(0), "ok\n".into()));
     let expected = format!("flowgate: {admin}/readyz says 503: draining\n");
@@ -65,8 +66,9 @@ async fn who_lives_is_healthy_and_who_drains_is_not_ready() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_and_every_address_can_be_asked() {
-    let (sim, folder) = (sim().await, tempfile::tempdir().unwrap());
+async fn health_uses_unix_sockets_and_wildcard_addresses() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
     let socket = format!("unix:{}", folder.path().join("admin.sock").display());
     let env = [("FLOWGATE_LISTEN__ADMIN", socket.as_str())];
     let process = Process::configured(&sim, ACME, tempfile::tempdir().unwrap(), &env).await;
@@ -84,13 +86,13 @@ async fn a_unix_socket_and_every_address_can_be_asked() {
 }
 
 #[tokio::test]
-async fn who_does_not_answer_is_not_healthy() {
+async fn a_process_that_does_not_answer_is_unhealthy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let admin = listener.local_addr().unwrap().to_string();
     let slow = format!("flowgate: no answer from {admin} (listen.admin) within 2 s\n");
     assert_eq!(health(&admin, "", &[]).await, (Some(1), slow));
     let (asked, ()) = tokio::join!(health(&admin, "", &[]), async {
-        // The one before has hung up already and still stands in the line.
+        // The previous connection was closed by its client and is still in the backlog.
         for _ in 0..2 {
             drop(listener.accept().await.unwrap());
         }
@@ -111,7 +113,7 @@ async fn who_does_not_answer_is_not_healthy() {
 }
 
 #[tokio::test]
-async fn what_says_nowhere_where_to_ask_is_a_bad_configuration() {
+async fn an_invalid_admin_address_is_a_configuration_mistake() {
     let expected = "./flowgate.toml:1: listen.admin: expected ip:port such as 127.0.0.1:8080, or unix: and an absolute path such as unix:/run/flowgate.sock\n";
     assert_eq!(
         health("nowhere", "mode = 7", &[]).await,

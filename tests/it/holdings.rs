@@ -1,5 +1,4 @@
-//! What a process holds of memory, descriptors and threads, which no test can tell from within a process that runs other
-//! tests.
+//! Memory, descriptors and threads of a process. They can only be measured in a process of its own.
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use crate::world::{self, GAP, Metrics};
 
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
-/// A thousand calls come, a few of which stay; and the others go together.
+/// Sends a thousand calls, a few of which stay; the others hang up together.
 async fn burst(flowgate: &Process, sim: &Running, round: usize) {
     assert!(
         flowgate::process::hardening::raise_open_files().unwrap() > 4000,
@@ -31,13 +30,11 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
     }
     let mut stay = JoinSet::new();
     for index in 0..10 {
-        let (call, proxy) = (
-            Call::v3(
-                &flowgate.proxy.to_string(),
-                &format!("stays-{round}-{index}"),
-            ),
-            flowgate.proxy,
+        let call = Call::v3(
+            &flowgate.proxy.to_string(),
+            &format!("stays-{round}-{index}"),
         );
+        let proxy = flowgate.proxy;
         stay.spawn(async move { call.send(proxy).await.status });
     }
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 1011.0).await;
@@ -49,7 +46,7 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
         "their tokens serve others"
     );
     drop(stays);
-    // The scrape's own is one.
+    // The scrape has one connection of its own.
     let metrics = Metrics::until(flowgate.admin, "flowgate_connections", |open| open == 1.0).await;
     assert_eq!(
         (metrics.get(QUEUED), metrics.get("flowgate_queued_bytes")),
@@ -57,8 +54,8 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
     );
 }
 
-/// The metrics once every worker has had something to do since: the allocator gives back what a worker has freed when that
-/// worker next allocates, and after a burst one of them may have no more work.
+/// The metrics after every worker has had work again: the allocator returns a worker's freed memory
+/// when that worker next allocates, and after a burst a worker may be idle.
 async fn settled(flowgate: &Process) -> Metrics {
     let proxy = flowgate.proxy;
     let crowd: JoinSet<u16> = (0..64)
@@ -69,12 +66,12 @@ async fn settled(flowgate: &Process) -> Metrics {
 }
 
 #[tokio::test]
-async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
+async fn a_thousand_hang_ups_release_memory_and_descriptors() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
     let flowgate = Process::start(&sim, "[queue]\nhold = \"10m\"\nmax_hold = \"10m\"").await;
-    // The first round is the level: buffers and threads that any such load has made once.
+    // The first round sets the level: buffers and threads that any such load creates once.
     burst(&flowgate, &sim, 1).await;
     let before = settled(&flowgate).await;
     burst(&flowgate, &sim, 2).await;
@@ -97,7 +94,7 @@ async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
         descriptors(&after)
     );
     let memory = |metrics: &Metrics| metrics.get("process_resident_memory_bytes");
-    // A thousand calls that stayed would be as much again.
+    // A thousand calls that stayed would double it.
     assert!(
         memory(&after) <= 1.6 * memory(&before),
         "{} {}",
@@ -107,20 +104,19 @@ async fn a_thousand_that_hang_up_together_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn one_thread_serves_as_two_do() {
+async fn one_worker_thread_is_enough() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
     let flowgate = Process::with_threads(&sim, GAP, 1).await;
     let mut calls = JoinSet::new();
     for index in 0..12 {
-        let (call, proxy) = (
-            Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}")),
-            flowgate.proxy,
-        );
+        let call = Call::v3(&flowgate.proxy.to_string(), &format!("one-{index}"));
+        let proxy = flowgate.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
-    // While they wait the thread has time for others. One more thread writes the log, and one has built this page.
+    // The thread is free while they wait. One more thread writes the log, and one has built this
+    // page.
     assert_eq!(
         Metrics::of(flowgate.admin).await.get("process_threads"),
         3.0

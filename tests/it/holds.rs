@@ -1,5 +1,5 @@
-//! No call waits longer than its caller: by SDK, by header, and by what CAMS takes to answer; and what served callers are
-//! told of their wait.
+//! No call waits longer than its caller: the hold by SDK, by header, and with a reserve for CAMS's
+//! response; and the headers that report the wait.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::world::World;
 
 const PYTHON: &str = "AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.4.3 TeaDSL/2";
 const NODE: &str = "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1";
-/// The first second of a process is not for sending.
+/// Nothing is sent in the first second of a process.
 const FIRST_SECOND: Duration = Duration::from_millis(1100);
 
-/// A call with these headers, as an SDK that has them sends it.
+/// A call with these headers.
 fn call(world: &World, name: &str, headers: &[(&str, &str)]) -> Call {
     let mut call = Call::v3(&world.host(), name);
     headers
@@ -24,11 +24,12 @@ fn call(world: &World, name: &str, headers: &[(&str, &str)]) -> Call {
     call
 }
 
-/// So many calls at once, each with its answer and the time that it took.
+/// Simultaneous calls, each with its response and its duration.
 async fn burst(world: &World, calls: usize, headers: &[(&str, &str)]) -> Vec<(Reply, Duration)> {
     let mut burst = JoinSet::new();
     for index in 0..calls {
-        let (call, proxy) = (call(world, &format!("flow-{index}"), headers), world.proxy);
+        let call = call(world, &format!("flow-{index}"), headers);
+        let proxy = world.proxy;
         burst.spawn(async move {
             let start = Instant::now();
             (call.send(proxy).await, start.elapsed())
@@ -37,7 +38,8 @@ async fn burst(world: &World, calls: usize, headers: &[(&str, &str)]) -> Vec<(Re
     burst.join_all().await
 }
 
-/// Those of a burst that were served, each within `time_out`; the others were told at once when to come back.
+/// Counts the served calls of a burst, each within `time_out`; checks that the others got
+/// Retry-After immediately.
 fn served(replies: &[(Reply, Duration)], time_out: Duration) -> u64 {
     for (reply, took) in replies {
         if reply.status == 200 {
@@ -60,13 +62,13 @@ fn served(replies: &[(Reply, Duration)], time_out: Duration) -> u64 {
 }
 
 #[tokio::test]
-async fn the_python_sdk_waits_10_s() {
+async fn the_hold_of_the_python_sdk_is_10_s() {
     // Half the gap of other tests, so that the tenth window is well within the ten seconds.
     let world = World::new("[learn]\ngap = \"50ms\"\nmax_gap = \"50ms\"").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let replies = burst(&world, 100, &[("user-agent", PYTHON)]).await;
     let served = served(&replies, Duration::from_secs(10));
-    // Ten windows of five; who came a little later than the first may fit into one more.
+    // Ten windows of five; calls that came slightly later may fit into one more.
     assert!((50..=55).contains(&served), "{served} served");
     let report = world.sim.report();
     assert_eq!(
@@ -82,7 +84,7 @@ async fn the_python_sdk_waits_10_s() {
 }
 
 #[tokio::test]
-async fn the_node_sdk_waits_3_s() {
+async fn the_hold_of_the_node_sdk_is_3_s() {
     let world = World::new("").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let replies = burst(&world, 30, &[("user-agent", NODE)]).await;
@@ -92,7 +94,7 @@ async fn the_node_sdk_waits_3_s() {
 }
 
 #[tokio::test]
-async fn all_who_come_back_when_told_to_get_through() {
+async fn calls_that_follow_retry_after_succeed() {
     let world = World::new("").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let mut calls = JoinSet::new();
@@ -119,7 +121,7 @@ async fn all_who_come_back_when_told_to_get_through() {
 }
 
 #[tokio::test]
-async fn a_caller_may_say_how_long_it_waits() {
+async fn a_caller_can_set_its_hold() {
     let world = World::new("[queue]\nhold = \"2m\"").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let replies = burst(
@@ -142,7 +144,7 @@ async fn a_caller_may_say_how_long_it_waits() {
 }
 
 #[tokio::test]
-async fn a_hold_that_is_no_time_is_a_bad_request() {
+async fn an_invalid_hold_is_a_bad_request() {
     let world = World::new("").await;
     for values in [
         &["-1"][..],
@@ -172,7 +174,7 @@ async fn a_hold_that_is_no_time_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn when_the_hold_ends_before_cams_answers_the_outcome_is_unknown_and_the_attempt_runs_on() {
+async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues() {
     let world = World::with(
         Settings {
             latency: Duration::from_secs(3),
@@ -238,7 +240,7 @@ async fn when_the_hold_ends_before_cams_answers_the_outcome_is_unknown_and_the_a
 }
 
 #[tokio::test]
-async fn what_cams_usually_takes_is_left_of_the_hold() {
+async fn the_hold_reserves_the_usual_answer_time_of_cams() {
     let world = World::with(
         Settings {
             latency: Duration::from_secs(1),
@@ -247,20 +249,20 @@ async fn what_cams_usually_takes_is_left_of_the_hold() {
         "",
     )
     .await;
-    // Measured by this one: a second. After it, every token is back.
+    // This call measures the response time: one second. After it, every token is back.
     assert_eq!(
         call(&world, "first", &[]).send(world.proxy).await.status,
         200
     );
     tokio::time::sleep(FIRST_SECOND).await;
-    // Those of a third window would be sent within the hold, and answered after it.
+    // Calls of a third window would be sent within the hold, and answered after it.
     let replies = burst(&world, 12, &[("x-flowgate-hold", "2600ms")]).await;
     assert_eq!(served(&replies, Duration::from_millis(2600)), 10);
     assert_eq!(world.sim.report().created, 11);
 }
 
 #[tokio::test]
-async fn answers_say_how_long_they_waited_and_how_often_they_were_sent() {
+async fn responses_have_the_wait_and_the_number_of_attempts() {
     let world = World::new("[retry]\nmax_attempts = 2").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let of = |reply: &Reply| {

@@ -1,5 +1,5 @@
-//! The journal over the real program: what a killed process leaves names exactly what may have been done, whatever was
-//! torn, full or rotated meanwhile.
+//! The journal of a real process: after a kill it names exactly the calls that may have been
+//! processed, with torn lines, a full disk or rotation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use crate::world::{Metrics, World};
 
 const ERRORS: &str = "flowgate_journal_errors_total";
 
-/// An endpoint without limits in which some go wrong.
+/// An endpoint without limits and with faults.
 async fn endpoint(faults: &[&str]) -> Running {
     let faults = faults.iter().map(|fault| fault.parse().unwrap()).collect();
     let settings = Settings {
@@ -30,7 +30,7 @@ async fn endpoint(faults: &[&str]) -> Running {
         .unwrap()
 }
 
-/// A journal in this folder, on a Flowgate without limits.
+/// A journal in this folder, in a Flowgate without limits.
 fn configured(path: &Path, more: &str) -> String {
     format!(
         "[journal]\npath = \"{}\"\n{more}\n[limits]\npreset = \"none\"\n",
@@ -38,7 +38,7 @@ fn configured(path: &Path, more: &str) -> String {
     )
 }
 
-/// `flowgate journal`.
+/// Runs `flowgate journal`.
 fn journal(path: &Path, flags: &[&str]) -> Output {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"));
     command
@@ -49,7 +49,7 @@ fn journal(path: &Path, flags: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The names of the flows that are open, and how many lines are damaged.
+/// The names of the open flows, and the number of damaged lines.
 fn open(path: &Path) -> (Vec<String>, u64) {
     let output = journal(path, &["--json"]);
     let page: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -86,13 +86,14 @@ fn lines(path: &Path) -> Vec<Value> {
         .collect()
 }
 
-/// Waits until this many lines are written: the ends of attempts are, soon after their callers are answered.
+/// Waits until this many lines are written. The end of an attempt is written soon after its caller
+/// is answered.
 async fn written(path: &Path, count: usize) {
     let give_up = Instant::now() + Duration::from_secs(60);
     loop {
         let older = (1..).map(|number| PathBuf::from(format!("{}.{number}", path.display())));
         let older = older.take_while(|path| path.exists()).collect::<Vec<_>>();
-        // From the oldest: a rotation meanwhile hides some, and shows none twice.
+        // From the oldest file: a rotation meanwhile may hide lines, but not show one twice.
         let files = older.iter().rev().map(PathBuf::as_path).chain([path]);
         let text: String = files
             .map(|file| std::fs::read_to_string(file).unwrap_or_default())
@@ -118,7 +119,7 @@ async fn call(process: &Process, name: &str) -> Reply {
         .await
 }
 
-/// Waits until so many calls have arrived at the endpoint.
+/// Waits until this many calls have arrived at the endpoint.
 async fn arrived(sim: &Running, calls: u64) {
     let give_up = Instant::now() + Duration::from_secs(60);
     while sim.report().arrived < calls {
@@ -160,14 +161,14 @@ async fn a_killed_process_leaves_exactly_what_was_in_flight() {
     );
     let process =
         Process::with_env(&sim, "", &[("FLOWGATE_JOURNAL", path.to_str().unwrap())]).await;
-    // A process that has just started waits for its first turn.
+    // A process sends nothing in its first second.
     assert_eq!(call(&process, "three").await.status, 200);
     written(&path, 7).await;
     assert_eq!(open(&path), expected);
 }
 
 #[tokio::test]
-async fn whatever_has_reached_cams_when_the_process_is_killed_stands_in_the_journal() {
+async fn every_attempt_that_reached_cams_is_in_the_journal_after_a_kill() {
     let sim = endpoint(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
@@ -178,7 +179,7 @@ async fn whatever_has_reached_cams_when_the_process_is_killed_stands_in_the_jour
         let proxy = process.proxy;
         calls.spawn(async move {
             let mut index = 0;
-            // Until the process is gone.
+            // Until the process has ended.
             while let Some(reply) = {
                 let call = Call::v3(&proxy.to_string(), &format!("flow-{worker}-{index}"));
                 crate::caller::try_exchange(proxy, &call.bytes()).await
@@ -207,7 +208,7 @@ async fn whatever_has_reached_cams_when_the_process_is_killed_stands_in_the_jour
 }
 
 #[tokio::test]
-async fn rotation_under_load_loses_nothing() {
+async fn rotation_under_load_loses_no_line() {
     let sim = endpoint(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
@@ -215,7 +216,8 @@ async fn rotation_under_load_loses_nothing() {
         Process::start(&sim, &configured(&path, "max_size = \"4KiB\"\nkeep = 1000")).await;
     let mut calls = JoinSet::new();
     for index in 0..400 {
-        let (proxy, name) = (process.proxy, format!("flow-{index}"));
+        let proxy = process.proxy;
+        let name = format!("flow-{index}");
         calls.spawn(async move { Call::v3(&proxy.to_string(), &name).send(proxy).await });
     }
     assert!(
@@ -250,7 +252,7 @@ async fn rotation_under_load_loses_nothing() {
 }
 
 #[tokio::test]
-async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_one() {
+async fn calls_continue_while_the_journal_cannot_be_written_and_a_torn_line_costs_one_more() {
     let sim = endpoint(&[]).await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
@@ -306,7 +308,7 @@ async fn calls_go_on_when_nothing_can_be_written_and_one_line_is_lost_to_a_torn_
 }
 
 #[tokio::test]
-async fn each_way_to_name_a_flow_is_understood_and_what_cams_answered_stands_beside_it() {
+async fn the_journal_has_each_flow_name_and_the_result() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("journal");
     let faults = [
@@ -370,11 +372,11 @@ async fn each_way_to_name_a_flow_is_understood_and_what_cams_answered_stands_bes
             .chain([text(done, "result"), text(done, "code")])
     };
     let sent = lines.iter().filter(|line| line["event"] == "sent");
-    let told: Vec<String> = sent
+    let text: Vec<String> = sent
         .map(|sent| done(sent).collect::<Vec<_>>().join(" | "))
         .collect();
     assert_eq!(
-        told,
+        text,
         [
             "by query |  | ok | OK",
             "by form | cams-1 | ok | OK",
@@ -388,12 +390,12 @@ async fn each_way_to_name_a_flow_is_understood_and_what_cams_answered_stands_bes
 }
 
 #[test]
-fn a_journal_that_is_not_there_is_told() {
+fn a_missing_journal_is_reported() {
     let output = journal(Path::new("no/such"), &[]);
     assert_eq!(output.status.code(), Some(64));
-    let told = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(
-        told,
+        text,
         "flowgate: no/such: No such file or directory (os error 2)\n"
     );
 }

@@ -1,4 +1,5 @@
-//! A call's whole way: both signatures, every place for parameters, every form of request, retries, relays.
+//! The complete path of a call: both signature versions, every place for parameters, every request
+//! form, retries, relaying.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::world::World;
 const REAL: &str = "cams.ap-southeast-1.aliyuncs.com";
 
 #[tokio::test]
-async fn a_flow_is_created_by_either_signature_and_the_answer_is_cams_own() {
+async fn both_signature_versions_create_a_flow_and_get_the_response_of_cams() {
     let world = World::new("").await;
     for (name, call) in [
         ("v3 flow", Call::v3(&world.host(), "v3 flow")),
@@ -33,7 +34,7 @@ async fn a_flow_is_created_by_either_signature_and_the_answer_is_cams_own() {
 }
 
 #[tokio::test]
-async fn what_leaves_is_rebuilt_and_signed_anew_and_holds_nothing_of_the_caller() {
+async fn the_sent_request_is_rebuilt_and_signed_again_without_the_callers_credentials() {
     let world = World::new("").await;
     let call = Call::v3_with(
         &world.host(),
@@ -87,10 +88,10 @@ async fn what_leaves_is_rebuilt_and_signed_anew_and_holds_nothing_of_the_caller(
 }
 
 #[tokio::test]
-async fn twenty_at_once_all_succeed_at_the_legal_rate() {
-    // With the gap that users have.
+async fn twenty_simultaneous_calls_succeed_within_the_rate() {
+    // With the default gap.
     let world = World::new("[learn]").await;
-    // The first second of a process is not for sending.
+    // Nothing is sent in the first second of a process.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let mut calls = JoinSet::new();
     for index in 0..20 {
@@ -124,7 +125,7 @@ async fn twenty_at_once_all_succeed_at_the_legal_rate() {
 }
 
 #[tokio::test]
-async fn a_throttled_call_is_signed_anew_and_tried_again_after_the_hint() {
+async fn a_throttled_call_is_signed_again_and_retried_after_the_hint() {
     let world = World::new("").await;
     world
         .sim
@@ -162,7 +163,7 @@ async fn a_throttled_call_is_signed_anew_and_tried_again_after_the_hint() {
 }
 
 #[tokio::test]
-async fn when_the_attempts_are_used_up_the_callers_sdk_is_told_when_to_come_back() {
+async fn after_the_last_attempt_the_response_has_retry_after() {
     let world = World::new("[retry]\nmax_attempts = 2").await;
     world
         .sim
@@ -190,7 +191,7 @@ async fn when_the_attempts_are_used_up_the_callers_sdk_is_told_when_to_come_back
 }
 
 #[tokio::test]
-async fn an_outsider_on_the_same_quota_costs_waiting_but_no_call() {
+async fn an_outsider_on_the_same_quota_delays_calls_and_loses_none() {
     let limit = cams_sim::Limit {
         outsider_every: Some(Duration::from_millis(500)),
         ..cams_sim::Limit::default()
@@ -198,10 +199,8 @@ async fn an_outsider_on_the_same_quota_costs_waiting_but_no_call() {
     let world = World::with(Settings::default().with_limit(limit), "").await;
     let mut calls = JoinSet::new();
     for index in 0..15 {
-        let (call, proxy) = (
-            Call::v3(&world.host(), &format!("flow-{index}")),
-            world.proxy,
-        );
+        let call = Call::v3(&world.host(), &format!("flow-{index}"));
+        let proxy = world.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(calls.join_all().await, [200; 15]);
@@ -249,7 +248,7 @@ async fn two_actions_of_an_account_have_two_lanes() {
 }
 
 #[tokio::test]
-async fn business_errors_pass_untouched_and_once() {
+async fn business_errors_are_returned_unchanged_and_not_retried() {
     let world = World::new("").await;
     for code in [
         "Product.Unsubscript",
@@ -275,7 +274,7 @@ async fn business_errors_pass_untouched_and_once() {
 }
 
 #[tokio::test]
-async fn requests_come_in_every_form_that_sdks_send() {
+async fn every_request_form_of_the_sdks_is_accepted() {
     let world = World::with(Settings::default(), &format!("host = \"{REAL}\"")).await;
     let host = world.host();
     let absolute = |call: Call| {
@@ -333,7 +332,7 @@ fn utf8(bytes: &[u8]) -> &str {
 }
 
 #[tokio::test]
-async fn a_connection_carries_one_call_after_another() {
+async fn a_connection_serves_several_calls() {
     let world = World::new("").await;
     let mut stream = tokio::net::TcpStream::connect(world.proxy).await.unwrap();
     for index in 0..6 {
@@ -354,7 +353,7 @@ async fn a_connection_carries_one_call_after_another() {
 }
 
 #[tokio::test]
-async fn a_sidecar_may_listen_on_a_unix_socket() {
+async fn the_proxy_can_listen_on_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flowgate.sock");
     let world = World::new(&format!("[listen]\nproxy = \"unix:{}\"", path.display())).await;
@@ -373,7 +372,7 @@ async fn a_sidecar_may_listen_on_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_client_with_a_key_of_its_own_spends_the_accounts_quota_and_nothing_else() {
+async fn a_client_key_spends_its_accounts_quota_within_its_permissions() {
     let team = "[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"TEAM\" }\naccount = \"acme\"\n\
                 actions = [\"CreateFlow\"]\ncust_space_ids = [\"cams-1\"]";
     let world = World::new(team).await;
@@ -417,7 +416,7 @@ async fn a_client_with_a_key_of_its_own_spends_the_accounts_quota_and_nothing_el
 }
 
 #[tokio::test]
-async fn a_relayed_account_is_paced_and_told_when_to_come_back_but_not_replayed() {
+async fn a_relayed_account_is_paced_and_gets_retry_after_and_is_not_retried() {
     let settings = Settings {
         keys: vec!["LTAI-relayed:relayed-secret:acme".parse::<Key>().unwrap()],
         ..Settings::default()
@@ -437,7 +436,7 @@ async fn a_relayed_account_is_paced_and_told_when_to_come_back_but_not_replayed(
     assert_eq!(arrival.target, v1.target(), "the caller's bytes");
     assert_eq!(arrival.body, v1.body);
 
-    // V3 signs the host: for the real name it passes, in absolute form or with the real name in Host.
+    // V3 signs the host, so the real name is accepted, in absolute form or in Host.
     let v3 = Call::v3_with(REAL, &form, |_| {}, key);
     assert_eq!(v3.send(world.proxy).await.status, 200);
     let reply = Call::v3_with(&world.host(), &form, |_| {}, key)
@@ -505,7 +504,8 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
     let endpoint = sim.clone();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, endpoint) = (acceptor.clone(), endpoint.clone());
+            let acceptor = acceptor.clone();
+            let endpoint = endpoint.clone();
             tokio::spawn(async move {
                 if let Ok(stream) = acceptor.accept(stream).await {
                     endpoint.serve_connection(stream).await;
@@ -546,9 +546,9 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
 }
 
 #[tokio::test]
-async fn a_crowd_may_connect_before_the_first_of_it_is_accepted() {
+async fn the_listen_backlog_holds_a_crowd() {
     let world = World::new("").await;
-    // Nothing is awaited, so nothing is accepted meanwhile.
+    // Nothing is awaited here, so nothing is accepted meanwhile.
     let connect =
         |_| std::net::TcpStream::connect_timeout(&world.proxy, Duration::from_millis(500));
     let crowd: Result<Vec<_>, _> = (0..300).map(connect).collect();

@@ -1,5 +1,5 @@
-//! What became of every call, by its flow's name, and whether that fits what the endpoint did: the one invariant of all
-//! chaos.
+//! The end of every call by its flow's name, and the invariant of all chaos tests: the callers'
+//! view agrees with the endpoint's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,11 +14,11 @@ use crate::caller::{Call, SECRET};
 /// How a call ended for its caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// One answer, whole.
+    /// One complete response.
     Answered { status: u16, code: String },
-    /// A connection that closed without one, or never came about.
+    /// The connection closed without one, or was never opened.
     Closed,
-    /// The caller did not wait for it.
+    /// The caller hung up.
     Gone,
 }
 
@@ -26,7 +26,7 @@ pub(crate) enum End {
 #[derive(Default)]
 pub(crate) struct Ledger(BTreeMap<String, End>);
 
-/// One CreateFlow, and how it ends. A caller that has `patience` hangs up when it is out.
+/// Sends one CreateFlow and returns its end. A caller with `patience` hangs up after it.
 pub(crate) async fn create(
     proxy: SocketAddr,
     key: &str,
@@ -52,13 +52,13 @@ pub(crate) async fn create(
     }
 }
 
-/// The one answer in all that a connection said.
+/// The only response on a connection.
 fn read(seen: &str) -> End {
     let Some((head, body)) = seen.split_once("\r\n\r\n") else {
         return End::Closed;
     };
     let Ok(body) = serde_json::from_str::<serde_json::Value>(body) else {
-        // Broken off by a kill; two answers would be no JSON, either.
+        // Incomplete after a kill. Two responses would be no JSON either.
         assert!(!body.contains("HTTP/1.1"), "{seen}");
         return End::Closed;
     };
@@ -76,7 +76,7 @@ fn read(seen: &str) -> End {
 // === impl Ledger ===
 
 impl Ledger {
-    /// Writes down ends; a name has one.
+    /// Records ends; each name may have one.
     pub(crate) fn note(&mut self, ends: impl IntoIterator<Item = (String, End)>) {
         for (name, end) in ends {
             assert!(
@@ -86,13 +86,13 @@ impl Ledger {
         }
     }
 
-    /// How many ended with this code.
+    /// Number of calls that ended with this code.
     pub(crate) fn count(&self, code: &str) -> usize {
         let is = |end: &&End| matches!(end, End::Answered { code: other, .. } if other == code);
         self.0.values().filter(is).count()
     }
 
-    /// How many ended so.
+    /// Number of calls with this end.
     pub(crate) fn ended(&self, wanted: &End) -> usize {
         self.0.values().filter(|end| *end == wanted).count()
     }
@@ -122,17 +122,17 @@ impl Ledger {
             missing.is_empty(),
             "answered ok and never created: {missing:?}"
         );
-        let untold: Vec<_> = created
+        let misreported: Vec<_> = created
             .difference(&may)
             .map(|name| (name, self.0.get(name)))
             .collect();
         assert!(
-            untold.is_empty(),
-            "created, and their callers were told otherwise: {untold:?}"
+            misreported.is_empty(),
+            "created, but reported otherwise to their callers: {misreported:?}"
         );
         let report = sim.report();
         assert_eq!(report.duplicates, Vec::<String>::new());
-        // What a fault says; anything else is a call that was badly made.
+        // The faults' codes; any other code is a malformed call.
         let known = ["System.LimitControl", "ServiceUnavailable"];
         assert!(
             report

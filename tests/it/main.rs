@@ -1,5 +1,5 @@
-//! The integration tests: the whole proxy in front of the simulated endpoint over loopback sockets; one binary, a file
-//! per subject.
+//! Integration tests: the whole proxy in front of the simulated endpoint over loopback sockets. One
+//! binary, one file for each subject.
 
 #![allow(
     clippy::unwrap_used,

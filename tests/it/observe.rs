@@ -1,4 +1,4 @@
-//! A Flowgate that only observes: calls are sent at once and once, and what would have become of them is counted.
+//! Observe mode: calls are sent immediately and once, and the simulated decisions are counted.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ async fn observing(settings: Settings) -> World {
     );
     let toml = format!("{account}\n[upstream]\nurl = \"{}\"\n{OBSERVE}", sim.url());
     let world = World::configured(sim, &toml).await;
-    // The first second of a process is not for sending, nor would it have been.
+    // Nothing is sent in the first second of a process, nor counted as sent.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     world
 }
@@ -29,10 +29,8 @@ async fn observing(settings: Settings) -> World {
 async fn twenty(world: &World) -> Vec<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..20 {
-        let (call, proxy) = (
-            Call::v3(&world.host(), &format!("flow-{index}")),
-            world.proxy,
-        );
+        let call = Call::v3(&world.host(), &format!("flow-{index}"));
+        let proxy = world.proxy;
         calls.spawn(async move { call.send(proxy).await });
     }
     calls.join_all().await
@@ -47,7 +45,7 @@ async fn decisions(world: &World) -> [f64; 3] {
 }
 
 #[tokio::test]
-async fn calls_leave_at_once_and_what_would_have_waited_is_counted() {
+async fn in_observe_mode_calls_are_sent_immediately_and_simulated_waits_counted() {
     let limit = Limit {
         per_window: 1000,
         ..Limit::default()
@@ -67,7 +65,7 @@ async fn calls_leave_at_once_and_what_would_have_waited_is_counted() {
 }
 
 #[tokio::test]
-async fn what_cams_refuses_is_passed_on_and_not_repeated() {
+async fn in_observe_mode_refusals_are_returned_and_not_retried() {
     let world = observing(Settings::default()).await;
     let replies = twenty(&world).await;
     let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();

@@ -1,5 +1,5 @@
-//! The program as a process of its own, for tests and benchmarks: started with a configuration on free ports, read by its
-//! log, killed at will.
+//! Runs the binary as a process, for tests and benchmarks: with a configuration on free ports,
+//! observed by its log.
 
 use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
@@ -17,20 +17,20 @@ use tokio::time::Instant;
 
 use crate::caller::{Call, SECRET};
 
-/// A running Flowgate; it is killed when this is dropped.
+/// A running Flowgate. Dropping it kills the process.
 pub(crate) struct Process {
     child: Child,
-    /// Unspecified when it is a Unix socket.
+    /// Unspecified for a Unix socket.
     pub(crate) proxy: SocketAddr,
     pub(crate) admin: SocketAddr,
-    /// What it has logged so far.
+    /// Log lines so far.
     events: Arc<Mutex<Vec<Value>>>,
-    /// What every configuration of it begins with.
+    /// The head of every configuration of this process.
     head: String,
     pub(crate) folder: tempfile::TempDir,
 }
 
-/// So many lines of a log are kept: more than any test has, and less than a soak writes.
+/// Maximum number of kept log lines: more than any test writes, and less than a soak writes.
 const KEPT: usize = 50_000;
 
 /// The account `acme` of the simulator's key.
@@ -39,17 +39,17 @@ pub(crate) const ACME: &str = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LT
 // === impl Process ===
 
 impl Process {
-    /// With the account `acme` of the simulator's key. `more` is TOML.
+    /// Starts with the account `acme` of the simulator's key. `more` is TOML.
     pub(crate) async fn start(sim: &Running, more: &str) -> Self {
         Self::with_threads(sim, more, 2).await
     }
 
-    /// On so many worker threads.
+    /// Starts with this many worker threads.
     pub(crate) async fn with_threads(sim: &Running, more: &str, threads: u32) -> Self {
         Self::with_env(sim, more, &[("TOKIO_WORKER_THREADS", &threads.to_string())]).await
     }
 
-    /// With these variables, too.
+    /// Starts with these variables in addition.
     pub(crate) async fn with_env(sim: &Running, more: &str, env: &[(&str, &str)]) -> Self {
         Self::configured(
             sim,
@@ -60,7 +60,7 @@ impl Process {
         .await
     }
 
-    /// Without any account but those of `toml`, whose relative paths lead into the folder.
+    /// Starts with the accounts of `toml` only; its relative paths are in the folder.
     pub(crate) async fn configured(
         sim: &Running,
         toml: &str,
@@ -93,7 +93,7 @@ impl Process {
         }
     }
 
-    /// Without a file: from these variables alone.
+    /// Starts without a file, with these variables only.
     pub(crate) async fn from_env(env: &[(&str, &str)]) -> Self {
         let own = [
             ("LISTEN__PROXY", "127.0.0.1:0"),
@@ -107,7 +107,7 @@ impl Process {
         Self::launch(command, tempfile::tempdir().unwrap()).await
     }
 
-    /// A command that runs a Flowgate which logs JSON, until it says that it is ready.
+    /// Runs a command that starts a Flowgate with a JSON log, and waits until it is ready.
     pub(crate) async fn launch(mut command: Command, folder: tempfile::TempDir) -> Self {
         command
             .env("MANAGED", SECRET)
@@ -151,7 +151,7 @@ impl Process {
         }
     }
 
-    /// Waits until it has logged this message so many times, and returns those events.
+    /// Waits until this message was logged this many times, and returns the events.
     pub(crate) async fn logged(&self, message: &str, times: usize) -> Vec<Value> {
         let give_up = Instant::now() + Duration::from_secs(30);
         loop {
@@ -169,17 +169,15 @@ impl Process {
         }
     }
 
-    /// Puts another configuration in the place of the former, as editors and Kubernetes do: at once.
+    /// Replaces the configuration file atomically, as editors and Kubernetes do.
     pub(crate) fn write(&self, toml: &str) {
-        let (new, config) = (
-            self.folder.path().join("new.toml"),
-            self.folder.path().join("flowgate.toml"),
-        );
+        let new = self.folder.path().join("new.toml");
+        let config = self.folder.path().join("flowgate.toml");
         std::fs::write(&new, format!("{}{toml}", self.head)).unwrap();
         std::fs::rename(new, config).unwrap();
     }
 
-    /// Sends it a signal such as `-HUP`.
+    /// Sends a signal such as `-HUP`.
     pub(crate) async fn signal(&self, signal: &str) {
         assert!(
             Command::new("kill")
@@ -191,7 +189,7 @@ impl Process {
         );
     }
 
-    /// No file of it may grow beyond this number of bytes from now on, as if the disk were full. None: no limit.
+    /// Limits the size of its files from now on, as a full disk does. `None` removes the limit.
     pub(crate) fn files_end_at(&self, bytes: Option<u64>) {
         let limit = Rlimit {
             current: bytes,
@@ -200,7 +198,7 @@ impl Process {
         prlimit(Some(self.pid()), Resource::Fsize, limit).unwrap();
     }
 
-    /// All that it has logged so far.
+    /// All log lines so far.
     pub(crate) fn log(&self) -> String {
         self.events
             .lock()
@@ -209,35 +207,35 @@ impl Process {
             .collect()
     }
 
-    /// Its number.
+    /// The process id.
     pub(crate) fn id(&self) -> u32 {
         self.child.id().expect("it runs")
     }
 
-    /// Its number, for system calls.
+    /// The process id, for system calls.
     pub(crate) fn pid(&self) -> Pid {
         let id = i32::try_from(self.id()).unwrap();
         Pid::from_raw(id).unwrap()
     }
 
-    /// SIGTERM, and what it ended with.
+    /// Sends SIGTERM and returns the exit status.
     pub(crate) async fn terminate(mut self) -> ExitStatus {
         self.signal("-TERM").await;
         self.child.wait().await.unwrap()
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// SIGABRT, as a crash would end it.
+    /// Sends SIGABRT, as a crash would.
     pub(crate) async fn abort(mut self) -> std::process::ExitStatus {
         kill_process(self.pid(), Signal::ABORT).unwrap();
         self.child.wait().await.unwrap()
     }
 
-    /// A call that is sent and whose answer nobody reads yet.
+    /// Sends a call without reading its response.
     pub(crate) async fn come(&self, name: &str) -> TcpStream {
         let mut stream = TcpStream::connect(self.proxy).await.unwrap();
         stream

@@ -1,6 +1,6 @@
-//! The board and the rules against real data: Prometheus scrapes Flowgates under load, every panel's query has an answer,
-//! every record a value, and no rule an error. It takes half a minute and Debian's Prometheus, so `scripts/test` runs it in
-//! a step of its own.
+//! Dashboards and rules with real data: Prometheus scrapes Flowgates under load. Every panel's
+//! query has a result, every recording rule a value, and no rule an error. It takes half a minute
+//! and needs Debian's Prometheus, so `scripts/test` runs it in a step of its own.
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::Stdio;
@@ -21,7 +21,8 @@ use crate::redis::Redis;
 use crate::world::Metrics;
 
 const LOAD: Duration = Duration::from_secs(20);
-/// How often is scraped and evaluated here, and what a board's `$__rate_interval` becomes: four scrapes, as in Grafana.
+/// Interval of scrapes and evaluations here, and the value of a dashboard's `$__rate_interval`:
+/// four scrapes, as in Grafana.
 const INTERVAL: &str = "1s";
 const RATE_INTERVAL: &str = "4s";
 
@@ -29,15 +30,16 @@ const TEAM: (&str, &str) = ("team-a", "team-secret-1");
 const TEAM_OF_ACME: &str = "[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"TEAM\" }\n\
                             account = \"acme\"\nactions = [\"*\"]\nweight = 2\n";
 
-/// A running Prometheus; it is killed when this is dropped.
+/// A running Prometheus. Dropping it kills the process.
 struct Prometheus {
     address: SocketAddr,
     _child: Child,
     folder: tempfile::TempDir,
 }
 
-/// Two replicas that share a quota, of which the first is called and has a journal, and the second shows a certificate and
-/// signs with temporary credentials; and a Flowgate that only observes another account.
+/// Two replicas with a shared quota, and a Flowgate that observes another account. The first
+/// replica is called and has a journal; the second has a certificate and signs with temporary
+/// credentials.
 struct Fleet {
     sim: Running,
     first: Process,
@@ -46,7 +48,7 @@ struct Fleet {
     _redis: Redis,
 }
 
-/// What a query has shown.
+/// The result of a query.
 struct Seen {
     series: usize,
     samples: usize,
@@ -69,7 +71,8 @@ impl Fleet {
             SECRET,
             "other",
         ));
-        let (sim, redis) = (sim.await.unwrap(), Redis::start().await);
+        let sim = sim.await.unwrap();
+        let redis = Redis::start().await;
         let quota = format!("[quota]\nstore = \"{}\"\n", redis.url());
         let folder = tempfile::tempdir().unwrap();
         let journal = format!(
@@ -109,7 +112,7 @@ impl Fleet {
         )
     }
 
-    /// Both clients want more than the quota for as long as the load lasts, and now and then something goes wrong.
+    /// Both clients demand more than the quota during the load, with some failures.
     async fn load(&self) {
         let end = Instant::now() + LOAD;
         let ways = [(KEY, SECRET), TEAM]
@@ -131,7 +134,7 @@ impl Fleet {
         futures_util::join!(futures_util::future::join_all(callers), troubles);
     }
 
-    /// Everything that has a metric of its own, once.
+    /// Causes each event that has a metric of its own, once.
     async fn trouble(&self) {
         let proxy = self.first.proxy;
         let observed = Call::v3_with(
@@ -141,7 +144,7 @@ impl Fleet {
             ("LTAI-other-1", SECRET),
         );
         observed.send(self.observer.proxy).await;
-        // What is meant for the first's next call is not for the observer's.
+        // The fault for the first's next call must not affect the observer's.
         let throttle = "next=1,throttle,acs-retry-after=1500".parse().unwrap();
         self.sim
             .set_faults(vec![throttle, "named=doomed,close-after".parse().unwrap()]);
@@ -161,7 +164,7 @@ impl Fleet {
     }
 }
 
-/// A folder with a certificate and a session of the simulated endpoint's.
+/// A folder with a certificate and with session credentials of the simulated endpoint.
 fn certified() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let key = KeyPair::generate().unwrap();
@@ -183,7 +186,7 @@ fn certified() -> tempfile::TempDir {
 // === impl Prometheus ===
 
 impl Prometheus {
-    /// With the rules and the intervals' places of deploy/prometheus/prometheus.yaml, but other targets.
+    /// Uses the rules and intervals of deploy/prometheus/prometheus.yaml with other targets.
     async fn start(fleet: &Fleet) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = std::fs::read_to_string("deploy/prometheus/prometheus.yaml").unwrap();
@@ -239,7 +242,7 @@ impl Prometheus {
         }
     }
 
-    /// None while it does not listen.
+    /// `None` while it does not listen.
     async fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect(self.address).await.ok()?;
         stream
@@ -258,8 +261,8 @@ impl Prometheus {
         serde_json::from_str::<Value>(&body).unwrap()["data"].clone()
     }
 
-    /// What a query has over the load: what is no number is left out.
-    async fn range(&self, query: &str, (start, end): (f64, f64)) -> Seen {
+    /// The values of a query over the load, without NaN.
+    async fn range(&self, query: &str, start: f64, end: f64) -> Seen {
         let data = self
             .api(&format!(
                 "query_range?query={}&start={start}&end={end}&step=1",
@@ -288,7 +291,7 @@ fn now() -> f64 {
         .as_secs_f64()
 }
 
-/// Title and query of each target of each panel, with the board's variables at "All".
+/// Title and query of each target of each panel, with the dashboard's variables at "All".
 fn queries() -> Vec<(String, String)> {
     let board = std::fs::read_to_string("deploy/grafana/flowgate.json").unwrap();
     let board: Value = serde_json::from_str(&board).unwrap();
@@ -322,7 +325,7 @@ async fn every_panel_shows_something_and_every_rule_works() {
             series,
             samples,
             largest,
-        } = prometheus.range(&query, load).await;
+        } = prometheus.range(&query, load.0, load.1).await;
         eprintln!(
             "panel   {title:32} {series:3} series {samples:4} samples, at most {largest:.3}   {query}"
         );
@@ -351,7 +354,7 @@ async fn every_panel_shows_something_and_every_rule_works() {
                 series,
                 samples,
                 largest,
-            } = prometheus.range(name, load).await;
+            } = prometheus.range(name, load.0, load.1).await;
             eprintln!(
                 "record  {name:50} {series:3} series {samples:4} samples, at most {largest:.3}"
             );
@@ -368,6 +371,6 @@ async fn every_panel_shows_something_and_every_rule_works() {
         "nothing to be seen of\n{}",
         empty.join("\n")
     );
-    // Of those that need no time to pass, the one that the load gives a reason to.
+    // Of the alerts without a waiting time, the one that the load triggers.
     assert_eq!(firing, ["OutcomeUnknown"]);
 }

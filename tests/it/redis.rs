@@ -1,5 +1,6 @@
-//! Real servers for tests: Redis on a free port with a folder of its own, alone, with TLS, as a cluster or watched by
-//! sentinels. Each can be stopped, started again, frozen and flushed, and is killed when it is dropped.
+//! Real Redis servers for tests, on free ports with folders of their own: single, with TLS, as a
+//! cluster, or with sentinels. Each can be stopped, restarted, frozen and flushed, and is killed
+//! when it is dropped.
 
 #![allow(
     dead_code,
@@ -16,20 +17,20 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-/// The service that the sentinels watch.
+/// The service name of the sentinels.
 pub(crate) const SERVICE: &str = "mymaster";
 
 /// One server.
 pub(crate) struct Redis {
     pub(crate) port: u16,
-    /// What it was started with, besides its port and its folder.
+    /// Its options, besides port and folder.
     options: Vec<String>,
     kind: Kind,
     child: Option<Child>,
     folder: tempfile::TempDir,
 }
 
-/// What a server says when it is ready, and how its port is set.
+/// The server's log line when it is ready, and the option of its port.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Plain,
@@ -43,7 +44,7 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Redis>,
 }
 
-/// A master, its replica, and three sentinels that fail over within two seconds or so.
+/// A master, its replica, and three sentinels that fail over within about two seconds.
 pub(crate) struct Watched {
     pub(crate) master: Redis,
     pub(crate) replica: Redis,
@@ -53,7 +54,7 @@ pub(crate) struct Watched {
 // === impl Redis ===
 
 impl Redis {
-    /// A server that anybody may use.
+    /// A server without authentication.
     pub(crate) async fn start() -> Self {
         Self::with(&[]).await
     }
@@ -63,12 +64,13 @@ impl Redis {
         Self::of(Kind::Plain, options).await
     }
 
-    /// A server that speaks only TLS, as `localhost`; `ca_file` is its authority.
+    /// A server with TLS only, as `localhost`; `ca_file` is its authority.
     pub(crate) async fn with_tls() -> Self {
         Self::of(Kind::Tls, &[]).await
     }
 
-    /// On a free port. Between the look for it and the server's bind somebody else may take it, so it is tried again.
+    /// Starts on a free port. Another process may take the port before the server binds it, so this
+    /// retries.
     async fn of(kind: Kind, options: &[&str]) -> Self {
         let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
         for _ in 0..20 {
@@ -93,7 +95,7 @@ impl Redis {
         panic!("no redis-server could be started");
     }
 
-    /// Whether it is ready; otherwise it has ended.
+    /// Waits until it is ready; false if it has ended.
     async fn launch(&mut self) -> bool {
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
@@ -172,17 +174,17 @@ impl Redis {
         self.folder.path().join("ca.pem")
     }
 
-    /// SIGKILL.
+    /// Sends SIGKILL.
     pub(crate) async fn stop(&mut self) {
         self.child.take().expect("it runs").kill().await.unwrap();
     }
 
-    /// On the same port, without any memory of what was.
+    /// Restarts on the same port with an empty database.
     pub(crate) async fn start_again(&mut self) {
-        assert!(self.launch().await, "somebody else has taken the port");
+        assert!(self.launch().await, "the port is in use");
     }
 
-    /// It takes connections and bytes, as the system does that for it, and answers nothing.
+    /// Stops the process: the system still accepts connections and bytes, and nothing is answered.
     pub(crate) async fn freeze(&self) {
         self.signal("-STOP").await;
     }
@@ -208,13 +210,13 @@ impl Redis {
         );
     }
 
-    /// Forgets every key and every script.
+    /// Deletes every key and every script.
     pub(crate) async fn flush(&self) {
         assert_eq!(self.ask(&["FLUSHALL"]).await.trim(), "OK");
         assert_eq!(self.ask(&["SCRIPT", "FLUSH"]).await.trim(), "OK");
     }
 
-    /// What redis-cli prints.
+    /// Runs redis-cli and returns its output.
     pub(crate) async fn ask(&self, command: &[&str]) -> String {
         let output = Command::new("redis-cli")
             .args(["-p", &self.port.to_string()])
@@ -263,7 +265,7 @@ impl Cluster {
         Self { nodes }
     }
 
-    /// As TOML.
+    /// The URLs as TOML.
     pub(crate) fn urls(&self) -> String {
         urls(&self.nodes)
     }
@@ -303,7 +305,7 @@ impl Watched {
         }
     }
 
-    /// The sentinels' as TOML.
+    /// The sentinels' URLs as TOML.
     pub(crate) fn urls(&self) -> String {
         urls(&self.sentinels)
     }
@@ -313,7 +315,7 @@ fn urls(servers: &[Redis]) -> String {
     format!("{:?}", servers.iter().map(Redis::url).collect::<Vec<_>>())
 }
 
-/// A cluster's node takes the port 10000 above as well, so the high ones are left.
+/// A free port below 55536, because a cluster's node also uses the port 10000 above.
 fn free_port() -> u16 {
     let free = || {
         TcpListener::bind(("127.0.0.1", 0))
@@ -327,7 +329,7 @@ fn free_port() -> u16 {
         .expect("the iterator never ends")
 }
 
-/// An authority, and a certificate of it for `localhost`.
+/// Writes an authority, and its certificate for `localhost`.
 fn certify(folder: &Path) {
     let mut params = CertificateParams::new(Vec::new()).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,5 +1,5 @@
-//! A configuration that is read anew while calls wait, over the real program: all of it or nothing holds, on SIGHUP and when
-//! a file changes, and nobody who waits is lost.
+//! Reloads of the real program while calls are queued: all of a configuration takes effect or none,
+//! on SIGHUP and when a file changes, and no queued call is lost.
 
 use std::path::Path;
 use std::time::Duration;
@@ -36,14 +36,12 @@ fn call(flowgate: &Process, name: &str, key: (&str, &str)) -> Call {
     Call::v3_with(&flowgate.proxy.to_string(), &query, |_| {}, key)
 }
 
-/// So many calls of this key at once.
+/// Starts simultaneous calls with this key.
 fn together(flowgate: &Process, count: usize, key: (&'static str, &'static str)) -> JoinSet<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..count {
-        let (call, proxy) = (
-            call(flowgate, &format!("{}-{index}", key.0), key),
-            flowgate.proxy,
-        );
+        let call = call(flowgate, &format!("{}-{index}", key.0), key);
+        let proxy = flowgate.proxy;
         calls.spawn(async move { call.send(proxy).await });
     }
     calls
@@ -53,7 +51,7 @@ const OWN: (&str, &str) = (KEY, SECRET);
 const TEAM: (&str, &str) = ("team-a", "team-secret-1");
 
 #[tokio::test]
-async fn a_storm_of_hangups_loses_nobody_and_sends_nothing_twice_or_early() {
+async fn repeated_sighups_lose_no_call_and_keep_the_rate() {
     let sim = sim().await;
     let head = format!("{ACME}{GAP}{HOLD}");
     let flowgate = Process::configured(&sim, &head, tempfile::tempdir().unwrap(), &[]).await;
@@ -97,21 +95,21 @@ async fn a_storm_of_hangups_loses_nobody_and_sends_nothing_twice_or_early() {
 }
 
 #[tokio::test]
-async fn a_mistake_changes_nothing_and_its_mending_is_noticed() {
+async fn a_mistake_changes_nothing_and_its_correction_is_noticed() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, HOLD).await;
     assert_eq!(Metrics::of(flowgate.admin).await.get(SUCCESSFUL), 1.0);
-    // A good client and a mistake elsewhere: none of it holds.
+    // A valid client and a mistake elsewhere: none of it takes effect.
     flowgate.write(&format!(
         "{ACME}{}{HOLD}max_waiting = \"hunter2\"\n",
         team("")
     ));
     flowgate.signal("-HUP").await;
     Metrics::until(flowgate.admin, REFUSED, |times| times == 1.0).await;
-    let told = flowgate
-        .logged("the configuration cannot be used, the one before stays", 1)
+    let rejected = flowgate
+        .logged("configuration reload rejected; keeping the current one", 1)
         .await;
-    let mistakes = told[0]["mistakes"].as_str().unwrap();
+    let mistakes = rejected[0]["mistakes"].as_str().unwrap();
     assert!(
         mistakes.contains("queue.max_waiting: expected a whole number")
             && !mistakes.contains("hunter2")
@@ -129,7 +127,7 @@ async fn a_mistake_changes_nothing_and_its_mending_is_noticed() {
             .status,
         200
     );
-    // Nobody says that it is mended.
+    // No signal after the correction.
     flowgate.write(&format!("{ACME}{}{HOLD}", team("")));
     let metrics = Metrics::until(flowgate.admin, SUCCESSFUL, |successful| successful == 1.0).await;
     assert_eq!(metrics.get(DONE), 1.0);
@@ -140,30 +138,30 @@ async fn a_mistake_changes_nothing_and_its_mending_is_noticed() {
             .status,
         200
     );
-    let read = flowgate.logged("the configuration was read anew", 1).await;
+    let read = flowgate.logged("configuration reloaded", 1).await;
     assert_eq!(read[0]["changed"], "clients");
     let page = world::get(flowgate.admin, "/config").await.json();
     assert_eq!(page["clients"][0]["id"], "team-a");
 }
 
 #[tokio::test]
-async fn a_file_that_was_missing_is_noticed_when_it_appears() {
+async fn a_missing_file_is_noticed_when_it_appears() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, HOLD).await;
     let team = team("").replace("env = \"TEAM\"", "file = \"team-secret\"");
     flowgate.write(&format!("{ACME}{team}{HOLD}"));
     flowgate.signal("-HUP").await;
-    let told = flowgate
-        .logged("the configuration cannot be used, the one before stays", 1)
+    let rejected = flowgate
+        .logged("configuration reload rejected; keeping the current one", 1)
         .await;
     assert!(
-        told[0]["mistakes"]
+        rejected[0]["mistakes"]
             .as_str()
             .unwrap()
             .contains("file not found"),
-        "{told:?}"
+        "{rejected:?}"
     );
-    // Nobody says that it is there.
+    // No signal after the file is written.
     std::fs::write(flowgate.folder.path().join("team-secret"), TEAM.1).unwrap();
     Metrics::until(flowgate.admin, DONE, |times| times == 1.0).await;
     assert_eq!(
@@ -176,7 +174,7 @@ async fn a_file_that_was_missing_is_noticed_when_it_appears() {
 }
 
 #[tokio::test]
-async fn what_only_a_restart_can_change_is_said() {
+async fn a_key_that_needs_a_restart_is_reported() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, "").await;
     let quota = "[quota]\nstore = \"redis://127.0.0.1:1\"\n";
@@ -185,10 +183,13 @@ async fn what_only_a_restart_can_change_is_said() {
         team("")
     ));
     flowgate.signal("-HUP").await;
-    let told = flowgate
-        .logged("the configuration cannot be used, the one before stays", 1)
+    let rejected = flowgate
+        .logged("configuration reload rejected; keeping the current one", 1)
         .await;
-    assert_eq!(told[0]["mistakes"], "only a restart can change quota.store");
+    assert_eq!(
+        rejected[0]["mistakes"],
+        "only a restart can change quota.store"
+    );
     let page = world::get(flowgate.admin, "/config").await.json();
     assert_eq!(
         (
@@ -200,10 +201,11 @@ async fn what_only_a_restart_can_change_is_said() {
 }
 
 #[tokio::test]
-async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
+async fn queued_calls_of_a_disabled_client_are_refused_and_others_served() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, &format!("{}{GAP}{HOLD}", team(""))).await;
-    let (theirs, own) = (together(&flowgate, 30, TEAM), together(&flowgate, 10, OWN));
+    let theirs = together(&flowgate, 30, TEAM);
+    let own = together(&flowgate, 10, OWN);
     Metrics::until(flowgate.admin, QUEUED, |queued| queued >= 30.0).await;
     flowgate.write(&format!("{ACME}{}{GAP}{HOLD}", team("disabled = true")));
     flowgate.signal("-HUP").await;
@@ -224,7 +226,7 @@ async fn who_waits_is_told_when_its_client_is_disabled_and_others_are_served() {
 }
 
 #[tokio::test]
-async fn an_account_that_is_gone_drains() {
+async fn a_removed_account_serves_its_queued_calls() {
     let sim = sim().await;
     let flowgate = Process::start(&sim, &format!("{GAP}{HOLD}")).await;
     let calls = together(&flowgate, 15, OWN);
@@ -233,8 +235,8 @@ async fn an_account_that_is_gone_drains() {
         "[[accounts]]\nid = \"other\"\naliases = [\"LTAI-other\"]\n{GAP}{HOLD}"
     ));
     flowgate.signal("-HUP").await;
-    flowgate.logged("the configuration was read anew", 1).await;
-    // Without a secret of anybody's, keys that are not known are relayed, and this one is signed for Flowgate.
+    flowgate.logged("configuration reloaded", 1).await;
+    // Without a configured secret, unknown keys are relayed, and this call is signed for Flowgate.
     let late = call(&flowgate, "late", OWN).send(flowgate.proxy).await;
     assert_eq!(
         (late.status, late.code().as_str()),
@@ -246,7 +248,7 @@ async fn an_account_that_is_gone_drains() {
             .await
             .iter()
             .all(|reply| reply.status == 200),
-        "who waited is served"
+        "the queued calls are served"
     );
     assert_eq!((sim.report().created, sim.report().worst_window), (15, 5));
 }
@@ -260,7 +262,7 @@ fn session(folder: &Path, number: u32) {
 }
 
 #[tokio::test]
-async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
+async fn an_expired_session_is_replaced_and_the_call_retried() {
     // CAMS knows only the second session.
     let settings = Settings {
         keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()],
@@ -283,19 +285,19 @@ async fn a_session_that_has_ended_is_replaced_before_its_call_is_lost() {
         "there is nothing else to sign with"
     );
     session(flowgate.folder.path(), 2);
-    // At once, and with the session that the application has read before.
+    // Immediately, and with the session that was read before.
     let reply = call(&flowgate, "new", own).send(flowgate.proxy).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     assert_eq!(sim.report().created, 1);
     let metrics = Metrics::of(flowgate.admin).await;
     assert!(metrics.get("flowgate_credentials_expiry_timestamp_seconds{account=\"acme\"}") > 4e9);
-    // The file that is written again is noticed without any call.
+    // A rewritten file is noticed without a call.
     session(flowgate.folder.path(), 3);
     Metrics::until(flowgate.admin, DONE, |times| times >= 2.0).await;
 }
 
 #[tokio::test]
-async fn files_that_hang_do_not_hold_a_call_beyond_its_hold() {
+async fn hanging_files_do_not_delay_a_call_beyond_its_hold() {
     // CAMS knows another session than the file's.
     let settings = Settings {
         keys: vec!["STS.2:secret-2:acme:token-2".parse().unwrap()],
@@ -306,10 +308,8 @@ async fn files_that_hang_do_not_hold_a_call_beyond_its_hold() {
     session(folder.path(), 1);
     let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n[queue]\nhold = \"3s\"\n";
     let flowgate = Process::configured(&sim, toml, folder, &[]).await;
-    let (config, pipe) = (
-        flowgate.folder.path().join("flowgate.toml"),
-        flowgate.folder.path().join("pipe"),
-    );
+    let config = flowgate.folder.path().join("flowgate.toml");
+    let pipe = flowgate.folder.path().join("pipe");
     // Reading a pipe that is open for writing does not end.
     rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     std::fs::rename(&pipe, &config).unwrap();
@@ -324,7 +324,8 @@ async fn files_that_hang_do_not_hold_a_call_beyond_its_hold() {
     };
     let begun = Instant::now();
     let calls = ["one", "two", "three"].map(|name| {
-        let (call, proxy) = (call(&flowgate, name, ("STS.1", "secret-1")), flowgate.proxy);
+        let call = call(&flowgate, name, ("STS.1", "secret-1"));
+        let proxy = flowgate.proxy;
         tokio::spawn(async move { call.send(proxy).await })
     });
     for call in calls {

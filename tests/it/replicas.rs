@@ -1,5 +1,5 @@
-//! One quota for all replicas, as processes over real sockets and a real store: nobody sends more than the account's
-//! limit whatever becomes of the store or of a replica, and no call is lost or done twice.
+//! A shared quota, with processes over real sockets and a real store: no account exceeds its limit
+//! when the store or a replica fails, and no call is lost or processed twice.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -17,16 +17,16 @@ use crate::process::Process;
 use crate::redis::{Cluster, Redis, SERVICE, Watched};
 use crate::world::{self, Metrics};
 
-/// Replicas behind nothing: each is called directly.
+/// Replicas without a balancer: each is called directly.
 struct Fleet {
     sim: Running,
     replicas: Vec<Process>,
 }
 
-/// What a crowded machine may add on the way from Flowgate's clock to the endpoint's.
+/// Delays that a busy machine may add between Flowgate's clock and the endpoint's.
 const PATH: Duration = Duration::from_millis(50);
 
-/// A way to the store that can be made slow, or shut without a word.
+/// A relay to the store that can be slowed down, or blocked without closing.
 struct Way {
     address: SocketAddr,
     condition: watch::Sender<Condition>,
@@ -36,7 +36,7 @@ struct Way {
 enum Condition {
     Open,
     Slow(Duration),
-    /// Only what comes back is late.
+    /// Only the server's bytes are delayed.
     Late(Duration),
     Shut,
 }
@@ -56,8 +56,8 @@ impl Way {
                     .await
                     .unwrap()
                     .into_split();
-                tokio::spawn(pass(near_read, far_write, (seen.clone(), false)));
-                tokio::spawn(pass(far_read, near_write, (seen.clone(), true)));
+                tokio::spawn(pass(near_read, far_write, seen.clone(), false));
+                tokio::spawn(pass(far_read, near_write, seen.clone(), true));
             }
         });
         Self { address, condition }
@@ -67,7 +67,8 @@ impl Way {
 async fn pass(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    (mut condition, is_back): (watch::Receiver<Condition>, bool),
+    mut condition: watch::Receiver<Condition>,
+    is_back: bool,
 ) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
@@ -93,7 +94,7 @@ async fn pass(
 // === impl Fleet ===
 
 impl Fleet {
-    /// So many replicas, when each knows all of them. `quota` is TOML.
+    /// Starts replicas and waits until each knows all of them. `quota` is TOML.
     async fn start(replicas: usize, quota: &str) -> Self {
         let fleet = Self::without_store(replicas, quota).await;
         fleet.all("flowgate_replicas", replicas as f64).await;
@@ -115,14 +116,14 @@ impl Fleet {
         }
     }
 
-    /// Waits until this is so at all of them.
+    /// Waits until the series has this value at all of them.
     async fn all(&self, series: &str, value: f64) {
         for replica in &self.replicas {
             Metrics::until(replica.admin, series, |seen| seen == value).await;
         }
     }
 
-    /// So many calls, dealt out among the replicas.
+    /// Starts calls, distributed over the replicas.
     fn calls(&self, name: &str, number: usize) -> JoinSet<Reply> {
         let mut calls = JoinSet::new();
         for index in 0..number {
@@ -133,7 +134,7 @@ impl Fleet {
         calls
     }
 
-    /// The most attempts that the endpoint has seen in a second, but for what the path adds.
+    /// The most attempts within a second at the endpoint, without the delays of the path.
     fn worst_second(&self) -> usize {
         let mut at: Vec<_> = self
             .sim
@@ -150,7 +151,7 @@ impl Fleet {
             .unwrap()
     }
 
-    /// Every call was served once.
+    /// Checks that every call was processed once.
     fn all_served(&self, answers: &[Reply]) {
         assert!(
             answers.iter().all(|answer| answer.status == 200),
@@ -178,7 +179,7 @@ async fn two_replicas_share_one_quota() {
 }
 
 #[tokio::test]
-async fn over_tls_and_a_cluster_and_sentinels_too() {
+async fn the_quota_is_shared_over_tls_a_cluster_and_sentinels() {
     let (tls, cluster, watched) =
         tokio::join!(Redis::with_tls(), Cluster::start(), Watched::start());
     let quotas = [
@@ -199,14 +200,14 @@ async fn over_tls_and_a_cluster_and_sentinels_too() {
 }
 
 #[tokio::test]
-async fn a_store_that_dies_and_returns_loses_no_call_and_gives_nothing_away() {
+async fn a_restarted_store_loses_no_call_and_keeps_the_rate() {
     let mut redis = Redis::start().await;
     let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
     let calls = fleet.calls("call", 60);
     sleep(Duration::from_secs(2)).await;
     redis.stop().await;
     fleet.all("flowgate_store_degraded", 1.0).await;
-    // Each goes on with its part meanwhile, and is ready.
+    // Each continues with its part and stays ready.
     sleep(Duration::from_secs(6)).await;
     let before = fleet.sim.report().created;
     assert_eq!(
@@ -225,7 +226,7 @@ async fn a_store_that_dies_and_returns_loses_no_call_and_gives_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_frozen_store_is_left_and_found_again() {
+async fn a_frozen_store_counts_as_down_until_it_responds() {
     let redis = Redis::start().await;
     let fleet = Fleet::start(2, &format!("store = \"{}\"", redis.url())).await;
     let calls = fleet.calls("call", 50);
@@ -240,7 +241,7 @@ async fn a_frozen_store_is_left_and_found_again() {
 }
 
 #[tokio::test]
-async fn a_failover_under_load_gives_nothing_away() {
+async fn a_failover_under_load_keeps_the_rate() {
     let mut watched = Watched::start().await;
     let quota = format!("store = {}\nstore_sentinel = \"{SERVICE}\"", watched.urls());
     let fleet = Fleet::start(2, &quota).await;
@@ -253,7 +254,7 @@ async fn a_failover_under_load_gives_nothing_away() {
 }
 
 #[tokio::test]
-async fn a_slow_store_is_left_alone() {
+async fn a_slow_store_counts_as_down() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
     let fleet = Fleet::start(2, &format!("store = \"redis://{}\"", way.address)).await;
@@ -270,7 +271,7 @@ async fn a_slow_store_is_left_alone() {
 }
 
 #[tokio::test]
-async fn a_store_at_any_distance_is_used_or_known_to_be_down() {
+async fn a_store_at_any_latency_is_used_or_reported_down() {
     for distance in [0, 5, 20, 100, 400] {
         let redis = Redis::start().await;
         let way = Way::to(redis.port).await;
@@ -285,7 +286,7 @@ async fn a_store_at_any_distance_is_used_or_known_to_be_down() {
         })
         .await;
         let answers = fleet.calls("call", 10).join_all().await;
-        // Each has the time to be served from this replica's part, too.
+        // The timeout allows each call to be served from this replica's part too.
         fleet.all_served(&answers);
         assert!(
             fleet.worst_second() <= 5,
@@ -298,13 +299,14 @@ async fn a_store_at_any_distance_is_used_or_known_to_be_down() {
             up.get("flowgate_store_up"),
             "{distance} ms"
         );
-        // As the connection is older than the way is long, the least round trip of its pings may still be shorter.
+        // The connection may be older than the delay, so its minimum round trip may still be
+        // shorter.
         assert!(metrics.get("flowgate_store_distance_seconds") < 0.25);
     }
 }
 
 #[tokio::test]
-async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
+async fn a_distant_store_is_used_and_its_latency_reported() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
     way.condition
@@ -325,7 +327,7 @@ async fn a_store_that_is_far_from_the_start_is_used_and_its_distance_is_seen() {
 }
 
 #[tokio::test]
-async fn a_replica_that_is_cut_off_uses_its_part_and_no_more() {
+async fn a_disconnected_replica_uses_only_its_part() {
     let redis = Redis::start().await;
     let way = Way::to(redis.port).await;
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
@@ -340,7 +342,7 @@ async fn a_replica_that_is_cut_off_uses_its_part_and_no_more() {
     fleet.all("flowgate_replicas", 2.0).await;
     let calls = fleet.calls("call", 70);
     sleep(Duration::from_secs(2)).await;
-    // Nothing passes, and nobody is told: to the server its connection is open.
+    // Nothing passes, and the server still sees an open connection.
     way.condition.send_replace(Condition::Shut);
     Metrics::until(
         fleet.replicas[0].admin,
@@ -370,7 +372,7 @@ async fn a_flushed_store_costs_one_burst_and_no_call() {
 }
 
 #[tokio::test]
-async fn a_killed_replica_takes_nothing_with_it_but_its_own_calls() {
+async fn a_killed_replica_loses_only_its_own_calls() {
     let redis = Redis::start().await;
     let mut fleet = Fleet::start(3, &format!("store = \"{}\"", redis.url())).await;
     let victim = fleet.replicas.pop().unwrap();
@@ -394,7 +396,7 @@ async fn a_killed_replica_takes_nothing_with_it_but_its_own_calls() {
         .filter(|answered| *answered)
         .count();
     assert!(fleet.worst_second() <= 5, "{}", fleet.worst_second());
-    // The whole quota from a second later on, until the calls were all served.
+    // One second later the whole quota is available, until all calls were served.
     let mut after: Vec<_> = fleet
         .sim
         .arrivals()
@@ -416,7 +418,7 @@ async fn a_killed_replica_takes_nothing_with_it_but_its_own_calls() {
 }
 
 #[tokio::test]
-async fn without_a_store_that_was_ever_seen_nobody_sends() {
+async fn before_the_first_contact_with_the_store_nothing_is_sent() {
     let mut redis = Redis::start().await;
     redis.stop().await;
     let fleet = Fleet::without_store(1, &format!("store = \"{}\"", redis.url())).await;
@@ -434,7 +436,7 @@ async fn without_a_store_that_was_ever_seen_nobody_sends() {
 }
 
 #[tokio::test]
-async fn who_would_rather_refuse_than_share_refuses_while_the_store_is_away() {
+async fn with_on_store_failure_refuse_calls_are_refused_while_the_store_is_down() {
     let mut redis = Redis::start().await;
     let fleet = Fleet::start(
         2,
@@ -465,7 +467,7 @@ async fn a_nonce_is_good_for_one_replica() {
     let [one, other] = [0, 1].map(|index| fleet.replicas[index].proxy);
     let call = Call::v1(&one.to_string(), "once");
     assert_eq!(call.send(one).await.status, 200);
-    // Byte for byte, at the other.
+    // The same bytes at the other replica.
     assert_eq!(call.send(other).await.code(), "SignatureNonceUsed");
     assert_eq!(fleet.sim.report().created, 1);
 }

@@ -1,5 +1,5 @@
-//! The road from Flowgate to the endpoint, for tests and benchmarks: it notes when each request passes, and can be
-//! blocked as by a frozen endpoint, or broken as by one that was killed.
+//! A relay between Flowgate and the endpoint, for tests and benchmarks. It records when each
+//! request passes, and can be blocked, like a frozen endpoint, or broken, like a killed one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-/// A relay that closes with the test.
+/// A relay that ends with the test.
 pub(crate) struct Road {
     address: SocketAddr,
     condition: watch::Sender<Condition>,
@@ -24,13 +24,14 @@ pub(crate) struct Road {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Condition {
     Open,
-    /// Connections are taken and bytes are read, and nothing moves: as the kernel does for a stopped process.
+    /// Connections and bytes are accepted, and nothing moves, as the kernel does for a stopped
+    /// process.
     Frozen,
-    /// Nobody listens, and every connection is gone.
+    /// The port is closed, and so is every connection.
     Killed,
 }
 
-/// When each request came, by its access key.
+/// When each request passed, by its access key.
 type Passed = Arc<Mutex<BTreeMap<String, Vec<Instant>>>>;
 
 // === impl Road ===
@@ -40,9 +41,11 @@ impl Road {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap();
-        let (condition, passed) = (watch::Sender::new(Condition::Open), Passed::default());
-        let (seen, noted) = (condition.subscribe(), passed.clone());
-        // A thread of its own: what passes is noted at once, however busy the test is.
+        let condition = watch::Sender::new(Condition::Open);
+        let passed = Passed::default();
+        let seen = condition.subscribe();
+        let noted = passed.clone();
+        // In a thread of its own, so that times are exact however busy the test is.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_io()
@@ -65,7 +68,7 @@ impl Road {
         self.condition.send_replace(condition);
     }
 
-    /// The most requests of one key within a second, of all since this was last asked.
+    /// The most requests of one key within a second, since the last call of this.
     pub(crate) fn worst_second(&self) -> usize {
         let most = |mut at: Vec<Instant>| {
             at.sort();
@@ -85,7 +88,7 @@ impl Road {
     }
 }
 
-/// Waits until it is so; false when the road is no more.
+/// Waits for the condition; false when the road has ended.
 async fn until(condition: &mut watch::Receiver<Condition>, wished: fn(Condition) -> bool) -> bool {
     condition.wait_for(|now| wished(*now)).await.is_ok()
 }
@@ -117,7 +120,7 @@ async fn keep(
     }
 }
 
-/// One connection. Its client speaks first, and is heard before the endpoint is dialled.
+/// Relays one connection. The client's first bytes are read before the endpoint is dialled.
 async fn way(
     near: TcpStream,
     endpoint: SocketAddr,
@@ -130,15 +133,19 @@ async fn way(
         return;
     };
     let (mut back, forth) = far.into_split();
-    let there = pass(first, (from, forth), condition.clone(), Some(&passed));
-    let and_back = async { pass(read(&mut back, None).await, (back, to), condition, None).await };
+    let there = pass(first, from, forth, condition.clone(), Some(&passed));
+    let and_back = async {
+        let first = read(&mut back, None).await;
+        pass(first, back, to, condition, None).await;
+    };
     tokio::join!(there, and_back);
 }
 
-/// Passes on these bytes and what comes behind them.
+/// Relays these bytes and all that follow.
 async fn pass(
     mut bytes: Vec<u8>,
-    (mut from, mut to): (OwnedReadHalf, OwnedWriteHalf),
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
     mut condition: watch::Receiver<Condition>,
     passed: Option<&Passed>,
 ) {
@@ -152,7 +159,7 @@ async fn pass(
     }
 }
 
-/// What comes next; nothing at the end.
+/// The next bytes; empty at the end.
 async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
     let mut buffer = vec![0; 16 * 1024];
     let read = from.read(&mut buffer).await.unwrap_or(0);
@@ -163,7 +170,7 @@ async fn read(from: &mut OwnedReadHalf, passed: Option<&Passed>) -> Vec<u8> {
     buffer
 }
 
-/// The access key of a request that begins here; Flowgate writes each head in one piece.
+/// The access key of a request that starts here. Flowgate writes each head in one piece.
 fn key(bytes: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(bytes);
     let credential = text

@@ -1,5 +1,5 @@
-//! Security rules that only the whole program can break: what it remembers over a restart, whom it dials, and what is
-//! left of it when callers take all that they can get.
+//! Security properties of the whole program: nonces over a restart, the dialled address, and its
+//! limits under load.
 
 use std::time::Duration;
 
@@ -21,14 +21,14 @@ async fn endpoint() -> Running {
 }
 
 #[tokio::test]
-async fn rule_17_what_a_killed_process_has_answered_is_not_answered_again() {
+async fn a_replay_is_refused_after_a_restart() {
     let sim = endpoint().await;
     let first = Process::start(&sim, "").await;
-    // The next process listens elsewhere, and version 1 does not sign where.
+    // The next process has another port, and version 1 does not sign the host.
     let call = Call::v1(&first.proxy.to_string(), "once");
     assert_eq!(call.send(first.proxy).await.status, 200);
     first.kill().await;
-    // So far back a process refuses what it cannot know.
+    // A process refuses stamps from before its start, whose nonces it cannot know.
     sleep(Duration::from_secs(6)).await;
     let second = Process::start(&sim, "").await;
     let reply = call.send(second.proxy).await;
@@ -40,7 +40,7 @@ async fn rule_17_what_a_killed_process_has_answered_is_not_answered_again() {
 }
 
 #[tokio::test]
-async fn rule_21_proxy_variables_lead_nowhere() {
+async fn proxy_variables_are_ignored() {
     let sim = endpoint().await;
     let elsewhere = endpoint().await;
     let url = elsewhere.url();
@@ -66,7 +66,7 @@ async fn rule_21_proxy_variables_lead_nowhere() {
     );
 }
 
-/// With this many descriptors from its start.
+/// Starts with this limit of descriptors.
 async fn limited(sim: &Running, descriptors: u32) -> Process {
     let mut command = Command::new("prlimit");
     command
@@ -85,7 +85,7 @@ async fn limited(sim: &Running, descriptors: u32) -> Process {
 }
 
 #[tokio::test]
-async fn rule_27_callers_cannot_take_the_descriptors_that_operators_and_the_endpoint_need() {
+async fn file_descriptors_are_reserved_for_operators_and_cams() {
     let sim = endpoint().await;
     let flowgate = limited(&sim, 300).await;
     let mut streams = Vec::new();
@@ -94,7 +94,7 @@ async fn rule_27_callers_cannot_take_the_descriptors_that_operators_and_the_endp
     }
     let turned_away = "flowgate_connection_errors_total{kind=\"too_many\"}";
     Metrics::until(flowgate.admin, turned_away, |count| count >= 250.0).await;
-    // Who was let in is served, over a connection that the endpoint still gets.
+    // An accepted caller is served, over a connection that the endpoint still gets.
     let first = &mut streams[0];
     first
         .write_all(&Call::v3(&flowgate.proxy.to_string(), "x").bytes())
@@ -110,7 +110,7 @@ async fn rule_27_callers_cannot_take_the_descriptors_that_operators_and_the_endp
 }
 
 #[tokio::test]
-async fn rule_27_a_listener_outlives_the_last_descriptor() {
+async fn a_listener_survives_running_out_of_descriptors() {
     let sim = endpoint().await;
     let flowgate = Process::start(&sim, "").await;
     let open = std::fs::read_dir(format!("/proc/{}/fd", flowgate.id()))
@@ -148,7 +148,7 @@ async fn rule_27_a_listener_outlives_the_last_descriptor() {
 }
 
 #[tokio::test]
-async fn rule_29_bodies_that_come_in_are_their_clients_own_part() {
+async fn incoming_bodies_count_against_their_clients_part() {
     const BODY: usize = 200 * 1024;
     let team = "[listen]\nmax_body = \"256KiB\"\n[queue]\nmax_bytes = \"512KiB\"\n[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"TEAM\" }\n\
                 account = \"acme\"\nactions = [\"*\"]";
@@ -197,7 +197,7 @@ async fn rule_29_bodies_that_come_in_are_their_clients_own_part() {
 }
 
 #[tokio::test]
-async fn a_replay_is_known_before_its_body_comes() {
+async fn a_replay_is_refused_before_its_body_is_read() {
     let world = World::new("").await;
     let form = |call: &mut Call| {
         call.push("content-type", "application/x-www-form-urlencoded");
@@ -207,7 +207,7 @@ async fn a_replay_is_known_before_its_body_comes() {
     assert_eq!(call.send(world.proxy).await.status, 200);
     let mut head = call.bytes();
     head.truncate(head.len() - call.body.len());
-    // Not a byte of the body.
+    // No byte of the body is sent.
     assert_eq!(
         caller::exchange(world.proxy, &head).await.unwrap().code(),
         "SignatureNonceUsed"
@@ -215,7 +215,7 @@ async fn a_replay_is_known_before_its_body_comes() {
 }
 
 #[tokio::test]
-async fn rule_28_bodies_of_callers_that_prove_nothing_have_a_room_of_their_own() {
+async fn bodies_of_unverified_callers_have_a_budget_of_their_own() {
     const BODY: usize = 63 * 1024;
     let world = World::new("[listen]\nmax_body = \"64KiB\"\nmax_unverified = \"256KiB\"").await;
     let begun = |name: &str| {
@@ -248,7 +248,7 @@ async fn rule_28_bodies_of_callers_that_prove_nothing_have_a_room_of_their_own()
     assert_eq!(
         proved.send(world.proxy).await.status,
         200,
-        "who has proved itself has another room"
+        "verified callers have another budget"
     );
     drop(streams);
     Metrics::until(

@@ -1,5 +1,5 @@
-//! No secret, signature or token gets out of the program: everything that it writes and answers, at the most talkative
-//! level, is searched for every one that was used, the callers' and Flowgate's own.
+//! No secret, signature or token leaves the program. All output, at the most verbose level, is
+//! searched for every secret in use, the callers' and Flowgate's own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,32 +16,32 @@ use crate::process::Process;
 use crate::world::get;
 
 const TEAM: (&str, &str) = ("team-a", "team-secret-1");
-/// A key of which CAMS knows another secret than Flowgate does, and so refuses what Flowgate signs.
+/// A key with another secret at CAMS than at Flowgate, so that CAMS refuses what Flowgate signs.
 const ROTTEN: (&str, &str) = ("LTAI-rotten-1", "rotten-secret-1");
 const PARTNER: (&str, &str) = ("LTAI-partner-1", "partner-secret-1");
 const STS: (&str, &str, &str) = ("STS.NT-1", "sts-secret-1", "sts-token-CAIS/+a=");
-/// What a caller sends by mistake where no secret belongs.
+/// A secret that a caller sends in a wrong place by mistake.
 const SLIP: &str = "slipped-secret-1";
 const FLOW: [(&str, &str); 2] = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "plain")];
 const TALKATIVE: [(&str, &str); 2] = [("FLOWGATE_LOG__LEVEL", "trace"), ("RUST_LOG", "trace")];
 
-/// What must not be seen, and all that is to be seen, by where.
+/// The secrets, and all output by its source.
 #[derive(Default)]
 struct Search {
     hidden: BTreeSet<String>,
-    /// Not secret, but of no use to anybody who reads the log.
+    /// Not secret, but useless in a log.
     nonces: BTreeSet<String>,
     pages: BTreeMap<String, String>,
     answers: BTreeMap<String, String>,
 }
 
-/// The value of a header or parameter, and where it ends.
+/// The value of a header or parameter, up to `end`.
 fn after<'a>(text: &'a str, name: &str, end: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(name)?;
     rest.split(|char| end.contains(char)).next()
 }
 
-/// Every form in which a text may stand in another.
+/// All encodings in which a text may appear in another.
 fn forms(text: &str) -> [String; 4] {
     [
         text.to_owned(),
@@ -62,7 +62,7 @@ impl Search {
         }
     }
 
-    /// Notes what a call bears: its signature, and the nonce.
+    /// Records the signature and the nonce of a call.
     fn bears(&mut self, target: &str, headers: &[(String, String)]) {
         let header = |name: &str| {
             headers
@@ -93,7 +93,7 @@ impl Search {
         self.bears(&arrival.target, &arrival.headers);
     }
 
-    /// Sends a call and keeps what is answered; the endpoint of a process at a time.
+    /// Sends a call and records the response; one process's endpoint at a time.
     async fn send(&mut self, name: &str, call: &Call, to: SocketAddr) -> u16 {
         self.call(call);
         let reply = call.send(to).await;
@@ -104,7 +104,7 @@ impl Search {
         reply.status
     }
 
-    /// Keeps all that a process shows and has logged.
+    /// Records a process's pages and log.
     async fn look(&mut self, name: &str, process: &Process) {
         for path in ["/config", "/metrics", "/lanes", "/readyz"] {
             self.pages
@@ -113,7 +113,7 @@ impl Search {
         self.pages.insert(format!("{name}'s log"), process.log());
     }
 
-    /// Where something is seen that must not be.
+    /// Where a secret appears.
     fn found(&self) -> Vec<String> {
         let seen = |(place, text): (&String, &String), what: &BTreeSet<String>| {
             let is_in = |hidden: &&String| forms(hidden).iter().any(|form| text.contains(form));
@@ -175,9 +175,10 @@ fn configured(journal: &Path) -> String {
     )
 }
 
-/// Calls of all kinds, right ones and wrong ones; how many lines the log has of them.
+/// Sends valid and invalid calls of all kinds. Returns the number of their log lines.
 async fn calls(search: &mut Search, proxy: SocketAddr) -> usize {
-    let (host, upstream) = (proxy.to_string(), "127.0.0.1");
+    let host = proxy.to_string();
+    let upstream = "127.0.0.1";
     let mut count = 0;
     let named = |name: &'static str| [FLOW[0], ("FlowName", name)];
     for (key, who) in [((KEY, SECRET), "own"), (TEAM, "team"), (ROTTEN, "rotten")] {
@@ -196,7 +197,8 @@ async fn calls(search: &mut Search, proxy: SocketAddr) -> usize {
                 count += 1;
             }
         }
-        // The same call, as it should have been signed: what Flowgate computes to compare must not come out either.
+        // The same call with the right signature, which Flowgate computes to compare and must not
+        // reveal.
         let mut wrong = Call::v3_with(&host, &FLOW, |_| {}, key);
         search.call(&wrong);
         let (bare, _) = wrong
@@ -226,7 +228,7 @@ async fn calls(search: &mut Search, proxy: SocketAddr) -> usize {
     count
 }
 
-/// Secrets where none belongs.
+/// Sends secrets in wrong places.
 async fn slips(search: &mut Search, proxy: SocketAddr) -> usize {
     let host = proxy.to_string();
     let bad = |authorization: &str| {
@@ -293,7 +295,7 @@ async fn slips(search: &mut Search, proxy: SocketAddr) -> usize {
             reply.as_ref().is_none_or(|reply| reply.status >= 400),
             "{name}: {reply:?}"
         );
-        // An error's `HostId` is the host that its caller asked for.
+        // An error's `HostId` is the host of the request.
         let reply = reply.filter(|_| name != "as a host");
         search.answers.insert(name.to_owned(), format!("{reply:?}"));
     }
@@ -310,7 +312,7 @@ async fn slips(search: &mut Search, proxy: SocketAddr) -> usize {
 }
 
 #[tokio::test]
-async fn nothing_that_is_written_or_answered_holds_a_secret_or_a_signature() {
+async fn no_output_holds_a_secret_or_a_signature() {
     let sim = endpoint().await;
     let folder = tempfile::tempdir().unwrap();
     let journal = folder.path().join("journal");
@@ -337,7 +339,7 @@ async fn nothing_that_is_written_or_answered_holds_a_secret_or_a_signature() {
     arrivals.iter().for_each(|arrival| search.arrival(arrival));
     assert!(search.hidden.len() > 50 && search.pages.len() == 6 && search.answers.len() > 40);
     assert_eq!(search.found(), [""; 0]);
-    // The search finds what is there: each form of a secret, a signature of each kind, a nonce.
+    // The search itself works: each encoding of a secret, a signature of each kind, a nonce.
     let hidden = search.hidden.iter().next_back().unwrap().clone();
     for planted in [
         SECRET.to_owned(),
@@ -354,7 +356,7 @@ async fn nothing_that_is_written_or_answered_holds_a_secret_or_a_signature() {
 }
 
 #[tokio::test]
-async fn tokens_of_temporary_keys_and_the_stores_password_are_not_seen_either() {
+async fn no_output_holds_session_tokens_or_the_store_password() {
     let sim = endpoint().await;
     let url = sim.url();
     let mut env = vec![
@@ -375,7 +377,7 @@ async fn tokens_of_temporary_keys_and_the_stores_password_are_not_seen_either() 
     }
     process.logged("call", 2).await;
     search.look("sidecar", &process).await;
-    // Nobody listens there.
+    // No server listens there.
     let store = [
         ("FLOWGATE_QUOTA__STORE", "redis://127.0.0.1:1"),
         ("FLOWGATE_QUOTA__STORE_PASSWORD__ENV", "STORE"),
@@ -437,14 +439,14 @@ fn check_and_a_failed_start_show_no_secret() {
             .env("MANAGED", SECRET)
             .envs(TALKATIVE);
         let output = flowgate.output().unwrap();
-        let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        assert_eq!(output.status.code(), Some(*code), "{text}: {told}");
-        assert!(!told.contains(SECRET), "{told}");
+        let text_out = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert_eq!(output.status.code(), Some(*code), "{text}: {text_out}");
+        assert!(!text_out.contains(SECRET), "{text_out}");
     }
 }
 
 #[tokio::test]
-async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
+async fn no_output_of_a_reload_holds_a_secret_or_the_operator_token() {
     let sim = endpoint().await;
     let folder = tempfile::tempdir().unwrap();
     let session = format!(
@@ -455,7 +457,8 @@ async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
     let toml = "[[accounts]]\nid = \"default\"\ncredentials = { file = \"session.json\" }\n[[clients]]\naccess_key_id = \"team-a\"\n\
                 access_key_secret = { env = \"TEAM\" }\nprevious_access_key_secret = { env = \"FORMER\" }\naccount = \"default\"\n\
                 actions = [\"*\"]\n";
-    let (former, operator) = ("former-secret-1", "operator-token-1");
+    let former = "former-secret-1";
+    let operator = "operator-token-1";
     let mut search = Search::new();
     search.hidden.extend([former, operator].map(str::to_owned));
     let mut env = vec![
@@ -488,7 +491,7 @@ async fn what_a_reload_meets_is_not_seen_nor_the_operators_token() {
             .pages
             .insert(format!("/config for {token}"), format!("{page:?}"));
     }
-    let kept = "the configuration cannot be used, the one before stays";
+    let kept = "configuration reload rejected; keeping the current one";
     let place = |secret: &str| toml.replace("{ env = \"FORMER\" }", secret);
     let wrong = [
         place(&format!("\"{former}\"")),

@@ -1,5 +1,5 @@
-//! The program under a service manager, which the test plays: what it is told and when, sockets that it passes, and a
-//! restart on such a socket that refuses no connection.
+//! The program under a service manager, which the test simulates: its notifications, passed
+//! sockets, and a restart on a passed socket that refuses no connection.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -18,10 +18,10 @@ use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
 use crate::process::Process;
 use crate::world::get;
 
-/// After so long without a word the manager would restart the program.
+/// The watchdog time: after it the manager would restart the program.
 const WATCHDOG: Duration = Duration::from_secs(4);
 
-/// What starts the program once.
+/// Starts the program once.
 struct Unit {
     command: Command,
     folder: tempfile::TempDir,
@@ -41,7 +41,8 @@ impl Unit {
         );
         std::fs::write(&config, toml).unwrap();
         let mut command = Command::new("sh");
-        // Passed descriptors begin with the third; the id is the program's own once it has taken the shell's place.
+        // Passed descriptors begin at 3. The shell execs the program, so that LISTEN_PID is the
+        // program's id.
         let script =
             "exec 3<&0 4<&1; LISTEN_PID=$$; export LISTEN_PID; exec \"$0\" --config \"$1\"";
         command
@@ -70,7 +71,7 @@ impl Unit {
         Process::launch(self.command, self.folder).await
     }
 
-    /// What it says when it cannot start.
+    /// The error message of a failed start.
     async fn fails(mut self) -> String {
         let ends = self.command.kill_on_drop(true).output();
         let output = timeout(Duration::from_secs(60), ends)
@@ -94,18 +95,18 @@ fn tcp() -> (TcpListener, String) {
     (listener, address)
 }
 
-async fn told(manager: &UnixDatagram) -> String {
+async fn notification(manager: &UnixDatagram) -> String {
     let mut message = [0; 1024];
     let read = timeout(Duration::from_secs(60), manager.recv(&mut message))
         .await
-        .expect("it is told")
+        .expect("it is notified")
         .unwrap();
     String::from_utf8(message[..read].to_vec()).unwrap()
 }
 
-async fn told_besides_life(manager: &UnixDatagram) -> String {
+async fn notification_besides_watchdog(manager: &UnixDatagram) -> String {
     loop {
-        let message = told(manager).await;
+        let message = notification(manager).await;
         if !message.starts_with("WATCHDOG=1") {
             return message;
         }
@@ -113,8 +114,9 @@ async fn told_besides_life(manager: &UnixDatagram) -> String {
 }
 
 #[tokio::test]
-async fn the_manager_is_told_of_the_start_of_life_of_reloads_and_of_the_end() {
-    let (sim, folder) = (sim().await, tempfile::tempdir().unwrap());
+async fn the_service_manager_is_notified_of_start_watchdog_reload_and_stop() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path).unwrap();
     let unit = Unit::new(&sim, "127.0.0.1:0", "127.0.0.1:0", "");
@@ -123,7 +125,7 @@ async fn the_manager_is_told_of_the_start_of_life_of_reloads_and_of_the_end() {
         .env("WATCHDOG_USEC", &WATCHDOG.as_micros().to_string());
     let process = unit.start().await;
     assert_eq!(
-        told(&manager).await,
+        notification(&manager).await,
         "READY=1\nSTATUS=serving: accounts 1, lanes 0, waiting 0\n"
     );
     assert_eq!(get(process.admin, "/readyz").await.status, 200);
@@ -134,12 +136,12 @@ async fn the_manager_is_told_of_the_start_of_life_of_reloads_and_of_the_end() {
             .status,
         200
     );
-    // Since the first may have lain there for a while, the next two are timed.
-    told(&manager).await;
+    // The first message may be old, so the next two are timed.
+    notification(&manager).await;
     let start = Instant::now();
     let mut last = start;
     for _ in 0..2 {
-        let message = told(&manager).await;
+        let message = notification(&manager).await;
         assert!(
             message.starts_with("WATCHDOG=1\nSTATUS=serving: accounts 1, lanes "),
             "{message}"
@@ -152,35 +154,37 @@ async fn the_manager_is_told_of_the_start_of_life_of_reloads_and_of_the_end() {
         "twice in its time, not more often"
     );
     process.signal("-HUP").await;
-    let message = told_besides_life(&manager).await;
+    let message = notification_besides_watchdog(&manager).await;
     let since = message
         .strip_prefix("RELOADING=1\nMONOTONIC_USEC=")
         .expect("the reload begins");
     assert!(since.trim_end().parse::<u64>().is_ok(), "{message}");
-    let message = told_besides_life(&manager).await;
+    let message = notification_besides_watchdog(&manager).await;
     assert!(
         message.starts_with("READY=1\nSTATUS=serving: "),
         "{message}"
     );
     let ended = tokio::spawn(process.terminate());
     assert_eq!(
-        told_besides_life(&manager).await,
+        notification_besides_watchdog(&manager).await,
         "STOPPING=1\nSTATUS=draining\n"
     );
     assert!(ended.await.unwrap().success());
 }
 
 #[tokio::test]
-async fn sockets_are_taken_by_name_and_by_order_and_are_left_bound() {
+async fn passed_sockets_are_matched_by_name_or_order_and_stay_bound() {
     let sim = sim().await;
-    let ((proxy, proxy_address), (admin, admin_address)) = (tcp(), tcp());
+    let (proxy, proxy_address) = tcp();
+    let (admin, admin_address) = tcp();
     for names in [Some("admin:proxy"), None] {
         let [one, other] = if names.is_some() {
             [&admin, &proxy]
         } else {
             [&proxy, &admin]
         };
-        let (one, other) = (one.try_clone().unwrap(), other.try_clone().unwrap());
+        let one = one.try_clone().unwrap();
+        let other = other.try_clone().unwrap();
         let mut unit =
             Unit::new(&sim, &proxy_address, &admin_address, "").pass(one, Some(other.into()));
         if let Some(names) = names {
@@ -202,7 +206,7 @@ async fn sockets_are_taken_by_name_and_by_order_and_are_left_bound() {
         assert!(process.terminate().await.success());
         assert!(
             TcpStream::connect(&proxy_address).await.is_ok(),
-            "somebody else may serve it now"
+            "another process may serve it"
         );
     }
 
@@ -217,13 +221,14 @@ async fn sockets_are_taken_by_name_and_by_order_and_are_left_bound() {
         .await;
     assert!(tokio::net::UnixStream::connect(&path).await.is_ok());
     assert!(process.terminate().await.success());
-    assert!(path.exists(), "whoever has bound it removes it");
+    assert!(path.exists(), "the process that bound it removes it");
 }
 
 #[tokio::test]
-async fn sockets_that_do_not_fit_are_told_at_the_start() {
+async fn unsuitable_passed_sockets_stop_the_start() {
     let sim = sim().await;
-    let ((proxy, address), (_other, elsewhere)) = (tcp(), tcp());
+    let (proxy, address) = tcp();
+    let (_other, elsewhere) = tcp();
     let unit = |address: &str| Unit::new(&sim, address, "127.0.0.1:0", "");
     let datagrams = UdpSocket::bind("127.0.0.1:0").unwrap();
     for (unit, expected) in [
@@ -245,7 +250,7 @@ async fn sockets_that_do_not_fit_are_told_at_the_start() {
         (
             unit(&elsewhere).pass(proxy.try_clone().unwrap(), None),
             format!(
-                "cannot listen on {elsewhere} (listen.proxy): the socket that was passed is bound to {address}: both must say the same"
+                "cannot listen on {elsewhere} (listen.proxy): the passed socket is bound to {address}: the two addresses must be equal"
             ),
         ),
     ] {
@@ -253,7 +258,7 @@ async fn sockets_that_do_not_fit_are_told_at_the_start() {
     }
 }
 
-/// A caller of one call, on a connection of its own.
+/// Sends one call on a connection of its own.
 async fn call(to: SocketAddr, name: String) -> std::io::Result<Option<Reply>> {
     let mut stream = TcpStream::connect(to).await?;
     stream
@@ -267,7 +272,7 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
     let sim = sim().await;
     let (socket, address) = tcp();
     let proxy: SocketAddr = address.parse().unwrap();
-    // The gap is so long that a crowded machine's lateness cannot bring a sixth call into a second.
+    // The gap is long enough that a busy machine's delays bring no sixth call into a second.
     let more = "[queue]\nhold = \"2m\"\n[drain]\ngrace = \"2s\"\n[learn]\ngap = \"300ms\"\nmax_gap = \"300ms\"";
     let start = || {
         let unit = Unit::new(&sim, &address, "127.0.0.1:0", more);
@@ -291,7 +296,7 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
         assert!(first.terminate().await.success());
         start().await
     };
-    // Over the whole of the drain and of the moment in which nobody serves.
+    // During the whole drain and the moment without a serving process.
     let arrivals = async {
         for name in names {
             calls.spawn(call(proxy, name));
@@ -299,11 +304,12 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
         }
     };
     let (second, ()) = tokio::join!(restart, arrivals);
-    let (mut created, mut drained) = (0, 0);
+    let mut created = 0;
+    let mut drained = 0;
     for reply in calls.join_all().await {
         let reply = reply
-            .expect("nobody is refused or reset")
-            .expect("everybody is answered");
+            .expect("no connection is refused or reset")
+            .expect("every call is answered");
         match (reply.status, reply.code().as_str()) {
             (200, "OK") => created += 1,
             (503, "Flowgate.Draining") => drained += 1,
@@ -317,7 +323,7 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
     );
     assert!(
         created > 20 && drained > 50,
-        "{created} created, {drained} told"
+        "{created} created, {drained} refused"
     );
     assert_eq!((report.refused, report.duplicates.len()), (0, 0));
     assert!(second.terminate().await.success());

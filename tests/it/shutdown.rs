@@ -1,4 +1,5 @@
-//! A drain: readiness goes first, what fits into the grace finishes at the legal rate, the rest is told at once.
+//! A drain: readiness goes down first, calls that fit into the grace finish within the rate, and the
+//! others are refused immediately.
 
 use std::time::Duration;
 
@@ -16,10 +17,8 @@ use crate::world::{World, get};
 async fn together(world: &World, count: usize) -> JoinSet<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..count {
-        let (call, proxy) = (
-            Call::v3(&world.host(), &format!("flow-{index}")),
-            world.proxy,
-        );
+        let call = Call::v3(&world.host(), &format!("flow-{index}"));
+        let proxy = world.proxy;
         calls.spawn(async move { call.send(proxy).await });
     }
     world
@@ -32,7 +31,7 @@ async fn together(world: &World, count: usize) -> JoinSet<Reply> {
 }
 
 #[tokio::test]
-async fn what_fits_finishes_and_the_rest_is_told_at_once() {
+async fn calls_that_fit_into_the_grace_finish_and_others_are_refused() {
     let world = World::new("[drain]\ngrace = \"3s\"").await;
     let calls = together(&world, 60).await;
     let proxy = world.proxy;
@@ -45,14 +44,14 @@ async fn what_fits_finishes_and_the_rest_is_told_at_once() {
     );
     assert!(
         TcpStream::connect(proxy).await.is_err(),
-        "nobody listens any more"
+        "the listener is closed"
     );
     let replies = calls.join_all().await;
     let ok = replies.iter().filter(|reply| reply.status == 200).count();
-    let told: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
+    let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
     assert!((10..=20).contains(&ok), "{ok} of 60 fit into three seconds");
-    assert_eq!(ok + told.len(), 60, "nobody is left without an answer");
-    for reply in told {
+    assert_eq!(ok + refused.len(), 60, "every call has a response");
+    for reply in refused {
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (503, "Flowgate.Draining")
@@ -66,13 +65,14 @@ async fn what_fits_finishes_and_the_rest_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn what_is_in_flight_when_the_grace_ends_is_answered_as_unknown() {
+async fn calls_in_flight_at_the_end_of_the_grace_get_outcome_unknown() {
     let settings = Settings {
         latency: Duration::from_secs(20),
         ..Settings::default()
     };
     let world = World::with(settings, "[drain]\ngrace = \"200ms\"").await;
-    let (call, proxy) = (Call::v3(&world.host(), "slow"), world.proxy);
+    let call = Call::v3(&world.host(), "slow");
+    let proxy = world.proxy;
     let calling = tokio::spawn(async move { call.send(proxy).await });
     world
         .until(
@@ -90,12 +90,13 @@ async fn what_is_in_flight_when_the_grace_ends_is_answered_as_unknown() {
 }
 
 #[tokio::test]
-async fn readiness_goes_first_and_answers_say_close_while_it_still_accepts() {
+async fn readiness_goes_down_first_and_responses_close_their_connections() {
     let world = World::new("[drain]\ndelay = \"3s\"").await;
     assert_eq!(world.get("/readyz").await.status, 200);
     let reply = Call::v3(&world.host(), "before").send(world.proxy).await;
     assert_eq!(reply.header("connection"), None);
-    let (admin, proxy) = (world.app.admin_address().unwrap(), world.proxy);
+    let admin = world.app.admin_address().unwrap();
+    let proxy = world.proxy;
     let host = world.host();
     let drain = tokio::spawn(world.app.drain());
     while get(admin, "/readyz").await.status == 200 {
@@ -111,10 +112,11 @@ async fn readiness_goes_first_and_answers_say_close_while_it_still_accepts() {
 }
 
 #[tokio::test]
-async fn whoever_has_just_been_let_in_is_answered_and_who_says_nothing_is_not_waited_for() {
+async fn a_drain_answers_new_connections_and_does_not_wait_for_silent_ones() {
     let grace = Duration::from_secs(20);
     let world = World::new("[drain]\ngrace = \"20s\"").await;
-    let (proxy, host) = (world.proxy, world.host());
+    let proxy = world.proxy;
+    let host = world.host();
     let mut quick = TcpStream::connect(proxy).await.unwrap();
     let mut silent = TcpStream::connect(proxy).await.unwrap();
     // Who comes later is let in later.
@@ -139,7 +141,7 @@ async fn whoever_has_just_been_let_in_is_answered_and_who_says_nothing_is_not_wa
 }
 
 #[tokio::test]
-async fn operators_see_the_drain_until_its_end() {
+async fn the_admin_port_works_until_the_end_of_the_drain() {
     let world = World::new("[drain]\ngrace = \"4s\"").await;
     let calls = together(&world, 20).await;
     let admin = world.app.admin_address().unwrap();
@@ -157,7 +159,7 @@ async fn operators_see_the_drain_until_its_end() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_that_could_not_be_answered_within_the_grace() {
+async fn no_attempt_is_sent_that_could_not_be_answered_within_the_grace() {
     let settings = Settings {
         latency: Duration::from_millis(400),
         ..Settings::default()
@@ -173,11 +175,11 @@ async fn nothing_is_sent_that_could_not_be_answered_within_the_grace() {
         .collect();
     statuses.sort_unstable();
     statuses.dedup();
-    assert_eq!(statuses, [200, 503], "answered or told, nothing unknown");
+    assert_eq!(statuses, [200, 503], "answered or refused, none unknown");
 }
 
 #[tokio::test]
-async fn an_attempt_whose_caller_has_gone_is_waited_for() {
+async fn a_drain_waits_for_attempts_of_disconnected_callers() {
     let settings = Settings {
         latency: Duration::from_millis(1500),
         ..Settings::default()
@@ -212,32 +214,35 @@ async fn an_attempt_whose_caller_has_gone_is_waited_for() {
 }
 
 #[tokio::test]
-async fn a_hand_over_leaves_the_quota_to_the_successor_at_once() {
+async fn a_hand_over_stops_sending_immediately() {
     let world = World::new("[drain]\ndelay = \"2s\"\ngrace = \"3s\"\nhand_over = true").await;
     let calls = together(&world, 30).await;
-    let (proxy, host) = (world.proxy, world.host());
+    let proxy = world.proxy;
+    let host = world.host();
     let draining = tokio::spawn(world.app.drain());
     let replies = calls.join_all().await;
-    let told: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
+    let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
     assert!(
-        told.iter()
+        refused
+            .iter()
             .all(|reply| (reply.status, reply.code().as_str()) == (503, "Flowgate.Draining"))
     );
     assert!(
-        told.iter()
+        refused
+            .iter()
             .all(|reply| reply.header("x-acs-retry-after").is_some())
     );
     assert!(
         !draining.is_finished(),
-        "they were told while it still accepts"
+        "they were refused before the listener closed"
     );
     let created = world.sim.report().created as usize;
-    assert_eq!(created + told.len(), 30);
+    assert_eq!(created + refused.len(), 30);
     assert_eq!(
         Call::v3(&host, "late").send(proxy).await.code(),
         "Flowgate.Draining"
     );
-    // What has no limit goes on.
+    // Actions without a limit are still sent.
     let free = Call::v3_with(
         &host,
         &[],
@@ -254,25 +259,23 @@ async fn a_hand_over_leaves_the_quota_to_the_successor_at_once() {
 }
 
 #[tokio::test]
-async fn a_file_that_cannot_be_read_to_its_end_does_not_keep_the_process() {
+async fn a_hanging_file_does_not_delay_the_exit() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
     let flowgate = Process::start(&sim, "").await;
-    let (config, pipe) = (
-        flowgate.folder.path().join("flowgate.toml"),
-        flowgate.folder.path().join("pipe"),
-    );
-    // Reading a pipe lasts for as long as somebody may write, as on a mount that hangs.
+    let config = flowgate.folder.path().join("flowgate.toml");
+    let pipe = flowgate.folder.path().join("pipe");
+    // Reading a pipe lasts until all writers have closed it, as on a hanging mount.
     rustix::fs::mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     std::fs::rename(&pipe, &config).unwrap();
     flowgate.signal("-HUP").await;
-    // Without a reader a pipe cannot be opened in this way.
+    // Opening a pipe for writing fails until it has a reader.
     let give_up = Instant::now() + Duration::from_secs(30);
     let _writer = loop {
         match rustix::fs::open(&config, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
             Ok(writer) => break writer,
-            Err(error) => assert!(Instant::now() < give_up, "nobody reads the pipe: {error}"),
+            Err(error) => assert!(Instant::now() < give_up, "the pipe has no reader: {error}"),
         }
         tokio::task::yield_now().await;
     };

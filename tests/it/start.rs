@@ -1,4 +1,4 @@
-//! What the program says when it cannot start: each time the key, what is wrong, and what to do; and its exit code.
+//! Failed starts: the message names the key, the mistake and what to do; and the exit code.
 
 use std::os::unix::net::UnixListener;
 use std::process::Output;
@@ -16,12 +16,11 @@ use crate::redis::Redis;
 /// Free ports for both listeners.
 const FREE: &str = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
 
-/// What it says of this configuration before it ends; `FOLDER` in it is the configuration's own folder.
+/// The error messages of a start with this configuration; `FOLDER` in it is replaced by the
+/// configuration's folder.
 async fn refused(toml: &str, folder: &tempfile::TempDir) -> (Option<i32>, String) {
-    let (file, path) = (
-        folder.path().join("flowgate.toml"),
-        folder.path().to_str().unwrap(),
-    );
+    let file = folder.path().join("flowgate.toml");
+    let path = folder.path().to_str().unwrap();
     std::fs::write(&file, toml.replace("FOLDER", path)).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
     command
@@ -32,7 +31,7 @@ async fn refused(toml: &str, folder: &tempfile::TempDir) -> (Option<i32>, String
     let ended = timeout(Duration::from_secs(30), command.output()).await;
     let Output { status, stderr, .. } = ended.expect("it does not run with that").unwrap();
     let said = String::from_utf8(stderr).unwrap().replace(path, "FOLDER");
-    // What it has logged before it gave up is another matter.
+    // Log lines are not checked here.
     let last = said
         .lines()
         .filter(|line| line.starts_with("flowgate: ") || line.starts_with("FOLDER/"));
@@ -43,7 +42,7 @@ async fn refused(toml: &str, folder: &tempfile::TempDir) -> (Option<i32>, String
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken() {
+async fn a_start_fails_on_a_port_in_use() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let taken = taken.local_addr().unwrap().to_string();
     let folder = tempfile::tempdir().unwrap();
@@ -57,7 +56,7 @@ async fn a_port_that_is_taken() {
 }
 
 #[tokio::test]
-async fn a_socket_that_cannot_be_made() {
+async fn a_start_fails_on_an_unusable_socket_path() {
     let folder = tempfile::tempdir().unwrap();
     let _listens = UnixListener::bind(folder.path().join("taken.sock")).unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
@@ -83,7 +82,7 @@ async fn a_socket_that_cannot_be_made() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_cannot_be_read() {
+async fn a_start_fails_on_an_unreadable_configuration() {
     let folder = tempfile::tempdir().unwrap();
     for (file, says) in [
         ("none.toml", "file not found"),
@@ -107,7 +106,7 @@ async fn a_configuration_that_cannot_be_read() {
 }
 
 #[tokio::test]
-async fn secrets_and_keys_that_are_not_there_or_do_not_fit() {
+async fn a_start_fails_on_missing_or_mismatched_secrets_and_keys() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["one", "two"] {
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -132,7 +131,7 @@ FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of 
 }
 
 #[tokio::test]
-async fn a_journal_without_a_folder() {
+async fn a_start_fails_on_a_journal_without_a_directory() {
     let folder = tempfile::tempdir().unwrap();
     let expected = "flowgate: cannot write the journal FOLDER/none/journal (journal): No such file or directory (os error 2): create the directory, or choose another path\n";
     let said = refused(&format!("journal = \"none/journal\"\n{FREE}"), &folder).await;
@@ -140,7 +139,7 @@ async fn a_journal_without_a_folder() {
 }
 
 #[tokio::test]
-async fn a_store_that_evicts_stops_the_start_and_one_that_is_away_does_not() {
+async fn an_evicting_store_stops_the_start_and_an_unreachable_one_does_not() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
     let folder = tempfile::tempdir().unwrap();
     let expected = "flowgate: quota.store: the shared store evicts keys (maxmemory-policy allkeys-lru), which would forget spent tokens: set it to noeviction\n";

@@ -1,4 +1,4 @@
-//! The status page and what stands behind it: its files, its stream, and the orders that operators give to lanes.
+//! The status page and its data: its files, its event stream, and operator actions on lanes.
 
 use std::net::SocketAddr;
 
@@ -10,11 +10,11 @@ use crate::caller::{self, Call, KEY, Reply, SECRET};
 use crate::process::Process;
 use crate::world::{self, World};
 
-/// Who shows `team-secret-1` may give orders.
+/// Operator actions with the token `team-secret-1`.
 const ORDERS: &str = "[listen]\nadmin_token = { env = \"TEAM\" }\nadmin_actions = true\n";
 const TOKEN: &str = "Bearer team-secret-1";
 
-/// A follower of `/events`, and what it has read and not yet taken.
+/// A client of `/events`, and its unread text.
 struct Stream(TcpStream, String);
 
 impl Stream {
@@ -27,7 +27,7 @@ impl Stream {
         Self(stream, String::new())
     }
 
-    /// The next snapshot; none when the stream has ended.
+    /// The next snapshot; `None` when the stream has ended.
     async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some((event, rest)) = self
@@ -47,14 +47,14 @@ impl Stream {
     }
 }
 
-/// Whether one more may follow.
+/// Whether one more stream can be opened.
 async fn follows(admin: SocketAddr) -> bool {
     let mut stream = Stream::open(admin).await;
     read(&mut stream.0, &mut stream.1).await;
     stream.1.starts_with("HTTP/1.1 200 ")
 }
 
-/// Reads what has come; 0 at the end.
+/// Reads available bytes; 0 at the end.
 async fn read(stream: &mut TcpStream, text: &mut String) -> usize {
     let mut bytes = Vec::new();
     let read = stream.read_buf(&mut bytes).await.unwrap();
@@ -62,7 +62,7 @@ async fn read(stream: &mut TcpStream, text: &mut String) -> usize {
     read
 }
 
-/// A POST with these headers.
+/// Sends a POST with these headers.
 async fn post(admin: SocketAddr, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
     let mut request = format!("POST {path} HTTP/1.1\r\ncontent-length: {}\r\n", body.len());
     for (name, value) in headers {
@@ -73,7 +73,7 @@ async fn post(admin: SocketAddr, path: &str, headers: &[(&str, &str)], body: &st
         .unwrap()
 }
 
-/// An order as it should be given.
+/// Sends a valid operator action.
 async fn order(admin: SocketAddr, order: &str, body: &Value) -> Reply {
     let host = admin.to_string();
     let headers = [
@@ -95,7 +95,7 @@ fn lane() -> Value {
 }
 
 #[tokio::test]
-async fn the_page_comes_from_the_binary_and_may_load_nothing_else() {
+async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
     let world = World::new("").await;
     let csp = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
@@ -123,7 +123,8 @@ async fn the_page_comes_from_the_binary_and_may_load_nothing_else() {
                 .all(|(name, _)| name != "set-cookie" && !name.starts_with("access-control"))
         );
     }
-    let (page, script) = (world.get("/").await.body, world.get("/page.js").await.body);
+    let page = world.get("/").await.body;
+    let script = world.get("/page.js").await.body;
     assert!(
         !page.contains("<script>") && !page.contains(" style=") && !page.contains("src=\"http")
     );
@@ -151,7 +152,7 @@ async fn a_stream_shows_lanes_and_calls_and_no_secret() {
             .status,
         200
     );
-    let other = "sts-nobody-knows";
+    let other = "sts-unknown-1";
     Call::v3_with(&world.host(), &[("FlowName", "x")], |_| {}, (other, SECRET))
         .send(world.proxy)
         .await;
@@ -203,7 +204,7 @@ async fn a_stream_shows_lanes_and_calls_and_no_secret() {
 }
 
 #[tokio::test]
-async fn rule_33_at_most_sixteen_follow() {
+async fn at_most_sixteen_event_streams_are_open() {
     let world = World::new("").await;
     let admin = world.app.admin_address().unwrap();
     let mut streams = Vec::new();
@@ -217,11 +218,11 @@ async fn rule_33_at_most_sixteen_follow() {
         (refused.status, refused.body.as_str()),
         (
             503,
-            "16 pages follow already, and more may not: close one, or read /lanes.\n"
+            "16 pages are connected, which is the limit: close one, or read /lanes.\n"
         )
     );
     drop(streams);
-    // Who has gone is noticed when the next snapshots are written.
+    // A closed stream is noticed when the next snapshots are written.
     let give_up = tokio::time::Instant::now() + std::time::Duration::from_secs(60);
     while !follows(admin).await {
         assert!(
@@ -233,7 +234,7 @@ async fn rule_33_at_most_sixteen_follow() {
 }
 
 #[tokio::test]
-async fn a_drain_shows_in_the_stream_and_ends_it() {
+async fn a_drain_is_shown_in_the_stream_and_ends_it() {
     let World { app, sim: _sim, .. } = World::new("[drain]\ndelay = \"2s\"\n").await;
     let mut stream = Stream::open(app.admin_address().unwrap()).await;
     assert_eq!(stream.next().await.unwrap()["phase"], "serving");
@@ -249,15 +250,14 @@ async fn a_drain_shows_in_the_stream_and_ends_it() {
 
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one table")]
-async fn rule_32_orders_are_for_who_may_and_says_what() {
+async fn operator_actions_need_a_token_and_a_valid_request() {
     let world = World::new(ORDERS).await;
     let admin = world.app.admin_address().unwrap();
-    let (host, body) = (admin.to_string(), lane().to_string());
+    let host = admin.to_string();
+    let body = lane().to_string();
     let ours = ("host", &*host);
-    let (token, kind) = (
-        ("authorization", TOKEN),
-        ("content-type", "application/json"),
-    );
+    let token = ("authorization", TOKEN);
+    let kind = ("content-type", "application/json");
     for (status, headers, body) in [
         (401, vec![ours, kind], &*body),
         (
@@ -322,7 +322,7 @@ async fn rule_32_orders_are_for_who_may_and_says_what() {
         (
             404,
             vec![ours, token, kind],
-            r#"{"account":"nobody","action":"CreateFlow"}"#,
+            r#"{"account":"unknown","action":"CreateFlow"}"#,
         ),
         (
             404,
@@ -354,7 +354,7 @@ async fn rule_32_orders_are_for_who_may_and_says_what() {
         let page = world.get(path).await;
         assert_eq!((page.status, page.header("allow")), (405, Some("POST")));
     }
-    // The token stands in the header and nowhere else.
+    // The token is accepted only in the header.
     assert_eq!(
         post(
             admin,
@@ -373,7 +373,7 @@ async fn rule_32_orders_are_for_who_may_and_says_what() {
 }
 
 #[tokio::test]
-async fn without_admin_actions_and_while_it_observes_there_are_no_orders() {
+async fn operator_actions_are_off_by_default_and_in_observe_mode() {
     let token_only = "[listen]\nadmin_token = { env = \"TEAM\" }\n";
     let observing = format!("{ORDERS}[log]\nlevel = \"info\"\n");
     for (more, status) in [("", 403), (token_only, 403)] {
@@ -404,7 +404,7 @@ async fn without_admin_actions_and_while_it_observes_there_are_no_orders() {
 }
 
 #[tokio::test]
-async fn a_lane_is_paused_resumed_and_flushed_and_the_log_and_the_metrics_say_so() {
+async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
     let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
@@ -453,7 +453,7 @@ async fn a_lane_is_paused_resumed_and_flushed_and_the_log_and_the_metrics_say_so
     );
     let served = call("served");
     world::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
-    assert!(sim.arrivals().is_empty(), "nobody is sent");
+    assert!(sim.arrivals().is_empty(), "no call is sent");
     assert_eq!(
         order(gate.admin, "resume", &lane()).await.json()["queued"],
         1
@@ -473,16 +473,14 @@ async fn a_lane_is_paused_resumed_and_flushed_and_the_log_and_the_metrics_say_so
         metrics.get("flowgate_refused_total{account=\"acme\",reason=\"flushed\"}"),
         1.0
     );
-    let said = gate.logged("an operator gave an order to a lane", 3).await;
+    let said = gate.logged("operator action on a lane", 3).await;
     let said: Vec<_> = said
         .iter()
         .map(|event| (&event["level"], &event["order"], &event["action"]))
         .collect();
     let warn = json!("WARN");
-    let (action, names) = (
-        json!("CreateFlow"),
-        [json!("pause"), json!("flush"), json!("resume")],
-    );
+    let action = json!("CreateFlow");
+    let names = [json!("pause"), json!("flush"), json!("resume")];
     assert_eq!(
         said,
         [

@@ -1,5 +1,5 @@
-//! The connection to the store that replicas share, from outside: each kind of store is found, what cannot be used is
-//! said clearly, and each change of state is one line.
+//! The connection to the shared store: each kind of store is found, an unusable one is reported
+//! clearly, and each change of state is logged once.
 
 use cams_sim::{Settings, Sim};
 use flowgate::App;
@@ -10,7 +10,7 @@ use crate::world::{self, Metrics, World};
 
 const UP: &str = "flowgate_store_up";
 
-/// Its secret is the tests' variable `TEAM`.
+/// The secret is in the tests' variable `TEAM`.
 const PASSWORD: &str = "store_password = { env = \"TEAM\" }\n";
 
 async fn process(quota: &str) -> Process {
@@ -19,7 +19,7 @@ async fn process(quota: &str) -> Process {
 }
 
 #[tokio::test]
-async fn without_a_store_nothing_is_said_of_one() {
+async fn without_a_store_there_are_no_store_metrics() {
     let page = World::new("").await.get("/metrics").await.body;
     assert!(
         !page.contains("flowgate_store") && !page.contains("flowgate_replicas"),
@@ -28,7 +28,7 @@ async fn without_a_store_nothing_is_said_of_one() {
 }
 
 #[tokio::test]
-async fn a_server_is_found_and_seen_to_leave_and_to_return() {
+async fn a_store_is_found_and_its_loss_and_return_reported() {
     let mut redis = Redis::start().await;
     let world = World::new(&format!("[quota]\nstore = \"{}/3\"", redis.url())).await;
     world.until(UP, 1.0).await;
@@ -48,7 +48,7 @@ async fn a_server_is_found_and_seen_to_leave_and_to_return() {
 }
 
 #[tokio::test]
-async fn a_user_needs_no_more_rights_than_the_manual_says() {
+async fn the_documented_rights_of_the_store_user_are_enough() {
     let user = "flowgate on >team-secret-1 ~flowgate:* +@read +@write +@scripting +@connection +info +time";
     let options: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
     let redis = Redis::with(&[&options[..], &["--requirepass", "another"]].concat()).await;
@@ -62,7 +62,7 @@ async fn a_user_needs_no_more_rights_than_the_manual_says() {
         .await;
 }
 
-/// Why a start with a user of these rights is refused, if it is.
+/// The reason why a start with a user of these rights fails, if it does.
 async fn refused(rights: &str) -> Option<String> {
     let user = format!("flowgate on >team-secret-1 {rights}");
     let options: Vec<_> = ["--user"].into_iter().chain(user.split(' ')).collect();
@@ -77,7 +77,7 @@ async fn refused(rights: &str) -> Option<String> {
 }
 
 #[tokio::test]
-async fn a_user_without_the_rights_is_refused_at_the_start_with_the_reason() {
+async fn a_store_user_without_a_right_stops_the_start_with_the_reason() {
     for (rights, missing) in [
         (
             "~flowgate:* +@read +@write +@connection +info +time",
@@ -110,7 +110,7 @@ async fn a_user_without_the_rights_is_refused_at_the_start_with_the_reason() {
             "{reason}"
         );
     }
-    // What INFO says is good to know.
+    // The right to INFO is optional.
     assert_eq!(
         refused("~flowgate:* +@read +@write +@scripting +@connection +time").await,
         None
@@ -118,7 +118,7 @@ async fn a_user_without_the_rights_is_refused_at_the_start_with_the_reason() {
 }
 
 #[tokio::test]
-async fn a_user_who_loses_a_right_is_seen_and_said_once() {
+async fn a_lost_right_of_the_store_user_is_logged_once() {
     let redis = Redis::start().await;
     let flowgate = process(&format!("store = \"{}\"", redis.url())).await;
     flowgate.logged("the shared store is up", 1).await;
@@ -155,8 +155,9 @@ async fn a_user_who_loses_a_right_is_seen_and_said_once() {
 }
 
 #[tokio::test]
-async fn tls_is_verified_against_the_file() {
-    let (redis, other) = (Redis::with_tls().await, Redis::with_tls().await);
+async fn the_store_certificate_is_verified_with_the_ca_file() {
+    let redis = Redis::with_tls().await;
+    let other = Redis::with_tls().await;
     let quota = |ca: &Redis| {
         format!(
             "store = \"{}\"\nstore_ca_file = {:?}",
@@ -179,7 +180,7 @@ async fn tls_is_verified_against_the_file() {
 }
 
 #[tokio::test]
-async fn a_cluster_is_found() {
+async fn a_cluster_can_be_used() {
     let cluster = Cluster::start().await;
     World::new(&format!("[quota]\nstore = {}", cluster.urls()))
         .await
@@ -217,7 +218,7 @@ async fn a_failover_of_the_sentinels_is_followed() {
 }
 
 #[tokio::test]
-async fn a_wrong_password_is_said_once_and_without_it() {
+async fn a_wrong_store_password_is_logged_once_without_it() {
     let redis = Redis::with(&["--requirepass", "another"]).await;
     let flowgate = process(&format!("store = \"{}\"\n{PASSWORD}", redis.url())).await;
     let refused = "the shared store cannot be used; retrying";
@@ -237,7 +238,7 @@ async fn a_wrong_password_is_said_once_and_without_it() {
 }
 
 #[tokio::test]
-async fn a_store_that_evicts_is_refused_at_the_start() {
+async fn an_evicting_store_stops_the_start() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
     let folder = tempfile::tempdir().unwrap();
     let refused = App::start(world::load(
@@ -253,7 +254,7 @@ async fn a_store_that_evicts_is_refused_at_the_start() {
 }
 
 #[tokio::test]
-async fn another_run_of_the_server_is_told_from_a_broken_connection() {
+async fn a_restarted_store_is_distinguished_from_a_broken_connection() {
     let mut redis = Redis::start().await;
     let flowgate = process(&format!("store = \"{}\"", redis.url())).await;
     let up = "the shared store is up";

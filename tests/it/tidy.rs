@@ -1,8 +1,8 @@
-//! What lints cannot see: every file says its question, and deciders do no I/O.
+//! Checks that lints cannot make: every file has a module doc, and deciders do no I/O.
 
 use std::path::{Path, PathBuf};
 
-/// Files that only decide: the time is an argument, and nothing is waited for.
+/// Files that only decide: the time is an argument, and they do not wait.
 const DECIDERS: &[&str] = &[
     "acs",
     "primitives/backoff.rs",
@@ -72,7 +72,7 @@ fn without_tests(text: &str) -> &str {
 }
 
 #[test]
-fn every_file_opens_with_its_question_and_ends_its_docs_with_a_full_stop() {
+fn every_file_has_a_module_doc_and_docs_end_with_a_full_stop() {
     for (path, text) in ["src", "cams-sim/src", "tests/it", "fuzz/targets"]
         .into_iter()
         .flat_map(sources)
@@ -84,7 +84,8 @@ fn every_file_opens_with_its_question_and_ends_its_docs_with_a_full_stop() {
         );
         let lines: Vec<_> = text.lines().chain([""]).collect();
         for pair in lines.windows(2) {
-            let (line, next) = (pair[0].trim(), pair[1].trim());
+            let line = pair[0].trim();
+            let next = pair[1].trim();
             let is_doc = |line: &str| line.starts_with("//!") || line.starts_with("///");
             if is_doc(line) && !is_doc(next) && line.len() > 4 {
                 let closed = line.ends_with(['.', ':', '|', '`', '?', '!', ')']);
@@ -179,7 +180,7 @@ fn folders_use_only_those_above_them() {
 }
 
 #[test]
-fn nobody_turns_tls_verification_off() {
+fn no_code_turns_tls_verification_off() {
     for (path, text) in sources("src") {
         assert!(!text.contains("dangerous"), "{}", path.display());
     }

@@ -1,5 +1,5 @@
-//! TLS on the proxy port: who gets in, what a hang-up, a stall, garbage and a drain look like under it, and what is wrong
-//! with the files.
+//! TLS on the proxy port: accepted clients, hang-ups, stalls, garbage, drains, and mistakes in the
+//! files.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,14 +37,14 @@ struct Identity {
     key: KeyPair,
 }
 
-/// A Flowgate that speaks TLS, and the folder of its files.
+/// A Flowgate with TLS, and the folder of its files.
 struct Place {
     world: World,
     authority: Authority,
     _folder: tempfile::TempDir,
 }
 
-/// How a caller goes.
+/// How a caller disconnects.
 #[derive(Clone, Copy, Debug)]
 enum Manner {
     CloseNotify,
@@ -81,7 +81,7 @@ impl Authority {
         }
     }
 
-    /// Of a caller that trusts this authority and nobody else.
+    /// Settings of a caller that trusts only this authority.
     fn client(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -118,13 +118,14 @@ impl Identity {
 // === impl Place ===
 
 impl Place {
-    /// `listen` is more of that section, `more` what follows it.
+    /// `listen` continues that section; `more` follows it.
     async fn new(listen: &str, more: &str) -> Self {
         Self::with(Settings::default(), listen, more).await
     }
 
     async fn with(settings: Settings, listen: &str, more: &str) -> Self {
-        let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+        let authority = Authority::new();
+        let folder = tempfile::tempdir().unwrap();
         authority
             .issue(|params| params.not_after = rcgen::date_time_ymd(2050, 1, 1))
             .write(folder.path());
@@ -189,7 +190,7 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
 }
 
 #[tokio::test]
-async fn a_journey_in_both_versions_and_one_connection() {
+async fn calls_over_tls_1_2_and_1_3_reuse_one_connection() {
     let place = Place::new("", "").await;
     for version in [&version::TLS12, &version::TLS13] {
         let mut client = place.authority.client(&[version], None);
@@ -214,7 +215,7 @@ async fn a_journey_in_both_versions_and_one_connection() {
             },
             (KEY, SECRET),
         );
-        // More than one record each way.
+        // More than one record in each direction.
         let reply = send(&mut stream, &call).await.unwrap();
         assert_eq!(
             (reply.status, reply.json()["Data"]["FlowName"].as_str()),
@@ -241,12 +242,10 @@ async fn a_journey_in_both_versions_and_one_connection() {
 }
 
 #[tokio::test]
-async fn a_client_authority_lets_in_whom_it_has_certified_and_nobody_else() {
+async fn only_certificates_of_the_client_authority_are_accepted() {
     let place = Place::new("client_ca", "").await;
-    let (right, foreign) = (
-        place.authority.issue(|_| {}),
-        Authority::new().issue(|_| {}),
-    );
+    let right = place.authority.issue(|_| {});
+    let foreign = Authority::new().issue(|_| {});
     let expired = place
         .authority
         .issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1));
@@ -257,7 +256,7 @@ async fn a_client_authority_lets_in_whom_it_has_certified_and_nobody_else() {
             (Some(&expired), false),
             (Some(&right), true),
         ] {
-            // In TLS 1.3 the caller's side of the handshake is over before its certificate is looked at.
+            // In TLS 1.3 the client's handshake ends before the server checks its certificate.
             let client = place.authority.client(&[version], identity);
             let reply = match connect(place.world.proxy, client).await {
                 Ok(mut stream) => send(&mut stream, &place.call("x")).await,
@@ -297,7 +296,7 @@ async fn hangs_up_while_queued(manner: Manner) {
     let mut half_open = Vec::new();
     for mut stream in goes {
         match manner {
-            // Says so and then closes.
+            // Sends close_notify, then closes.
             Manner::CloseNotify => stream.shutdown().await.unwrap(),
             Manner::Fin | Manner::AfterStrayRecord => {}
             Manner::Reset => socket2::SockRef::from(stream.get_ref().0)
@@ -332,7 +331,7 @@ async fn hangs_up_while_queued(manner: Manner) {
 }
 
 #[tokio::test]
-async fn a_hang_up_spends_no_token_in_whatever_manner() {
+async fn a_hang_up_over_tls_spends_no_token() {
     tokio::join!(
         hangs_up_while_queued(Manner::CloseNotify),
         hangs_up_while_queued(Manner::Fin),
@@ -343,7 +342,7 @@ async fn a_hang_up_spends_no_token_in_whatever_manner() {
 }
 
 #[tokio::test]
-async fn a_handshake_has_its_time_and_a_connection_counts_before_it() {
+async fn a_handshake_times_out_and_its_connection_counts() {
     let place = Place::new(
         "header_timeout = \"300ms\"\nmax_connections_per_source = 2",
         "",
@@ -352,7 +351,7 @@ async fn a_handshake_has_its_time_and_a_connection_counts_before_it() {
     let mut silent = TcpStream::connect(place.world.proxy).await.unwrap();
     let mut stalled = TcpStream::connect(place.world.proxy).await.unwrap();
     stalled.write_all(&[22, 3, 1]).await.unwrap();
-    // The third of this address is turned away although nobody has shaken hands yet.
+    // The third connection of this address is refused although no handshake is complete yet.
     place.world.until("flowgate_connections", 2.0).await;
     assert!(is_closed(&mut TcpStream::connect(place.world.proxy).await.unwrap()).await);
     place.errors("too_many_from_source", 1.0).await;
@@ -361,13 +360,14 @@ async fn a_handshake_has_its_time_and_a_connection_counts_before_it() {
 }
 
 #[tokio::test]
-async fn the_clock_of_a_head_starts_with_the_head_and_not_with_the_connection() {
+async fn the_header_timeout_starts_with_the_head() {
     let place = Place::new("header_timeout = \"300ms\"", "").await;
-    let (mut idle, mut slow) = (place.connect().await, place.connect().await);
+    let mut idle = place.connect().await;
+    let mut slow = place.connect().await;
     slow.write_all(b"POST / HT").await.unwrap();
     assert_eq!(read_reply(&mut slow).await.map(|reply| reply.status), None);
     place.errors("slow_head", 1.0).await;
-    // By then as much time has passed for who said nothing yet.
+    // By now the same time has passed for the silent connection.
     assert_eq!(
         send(&mut idle, &place.call("pooled")).await.unwrap().status,
         200
@@ -375,7 +375,7 @@ async fn the_clock_of_a_head_starts_with_the_head_and_not_with_the_connection() 
 }
 
 #[tokio::test]
-async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
+async fn connections_without_tls_are_counted_and_plain_http_gets_a_400() {
     let place = Place::new("", "").await;
     let reply = place.call("in the clear").send(place.world.proxy).await;
     assert_eq!(
@@ -386,7 +386,7 @@ async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
         reply.json()["Message"]
             .as_str()
             .unwrap()
-            .contains("TLS is spoken here"),
+            .contains("This port requires TLS"),
         "{reply:?}"
     );
     assert_eq!(reply.header("connection"), Some("close"));
@@ -402,7 +402,7 @@ async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
         assert!(is_closed(&mut stream).await);
     }
     place.errors("tls", 4.0).await;
-    // Who only looks whether the port is open is no error.
+    // A port check is not an error.
     drop(TcpStream::connect(place.world.proxy).await.unwrap());
     assert_eq!(
         send(&mut place.connect().await, &place.call("after all that"))
@@ -423,9 +423,10 @@ async fn what_is_no_tls_is_counted_and_who_speaks_http_is_told() {
 }
 
 #[tokio::test]
-async fn who_closes_without_a_word_outside_of_a_call_is_no_error() {
+async fn a_silent_close_outside_of_a_call_is_not_an_error() {
     let place = Place::new("", "").await;
-    // As a pool does that has opened one connection too many. Under TLS 1.3 that is a reset: the ticket lies unread.
+    // A pool that opened one connection too many does this. In TLS 1.3 it is a reset, because the
+    // ticket is unread.
     let client = place.authority.client(&[&version::TLS12], None);
     drop(
         connect(place.world.proxy, client)
@@ -457,13 +458,14 @@ async fn who_closes_without_a_word_outside_of_a_call_is_no_error() {
 }
 
 #[tokio::test]
-async fn a_drain_answers_what_is_under_way_and_closes_as_tls_does() {
+async fn a_drain_answers_calls_in_flight_and_sends_close_notify() {
     let settings = Settings {
         latency: Duration::from_millis(700),
         ..Settings::default()
     };
     let place = Place::with(settings, "", "[drain]\ngrace = \"10s\"").await;
-    let (mut idle, mut busy) = (place.connect().await, place.connect().await);
+    let mut idle = place.connect().await;
+    let mut busy = place.connect().await;
     assert_eq!(
         send(&mut idle, &place.call("before")).await.unwrap().status,
         200
@@ -491,13 +493,14 @@ async fn a_drain_answers_what_is_under_way_and_closes_as_tls_does() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_replaced_is_shown_to_the_next_caller_and_the_old_connection_goes_on()
-{
-    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+async fn a_replaced_certificate_is_used_for_new_connections() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
     let first = authority.issue(|_| {});
     first.write(folder.path());
     let file = |name: &str| folder.path().join(name).display().to_string();
-    let (cert, key) = (file("cert.pem"), file("key.pem"));
+    let cert = file("cert.pem");
+    let key = file("key.pem");
     let env = [
         ("FLOWGATE_LISTEN__TLS__CERT", cert.as_str()),
         ("FLOWGATE_LISTEN__TLS__KEY", key.as_str()),
@@ -514,7 +517,7 @@ async fn a_certificate_that_is_replaced_is_shown_to_the_next_caller_and_the_old_
 
     let second = authority.issue(|_| {});
     second.write(flowgate.folder.path());
-    flowgate.logged("the configuration was read anew", 1).await;
+    flowgate.logged("configuration reloaded", 1).await;
     let mut new = connect(flowgate.proxy, client()).await.unwrap();
     assert_eq!(shown(&new), second.der);
     for (stream, name) in [(&mut old, "old"), (&mut new, "new")] {
@@ -533,10 +536,12 @@ fn check(folder: &Path, tls: &str) -> Result<Vec<String>, String> {
 }
 
 #[test]
-fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
-    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+fn mistakes_name_key_and_line_and_no_file_content() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
-    let (right, other) = (authority.issue(|_| {}), authority.issue(|_| {}));
+    let right = authority.issue(|_| {});
+    let other = authority.issue(|_| {});
     let of = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
     of("cert.pem", &right.pem);
     of("key.pem", &right.key.serialize_pem());
@@ -633,8 +638,9 @@ fn mistakes_are_told_with_key_and_line_and_nothing_of_the_files() {
 }
 
 #[test]
-fn a_certificate_out_of_its_time_is_a_warning() {
-    let (authority, folder) = (Authority::new(), tempfile::tempdir().unwrap());
+fn an_expired_or_future_certificate_is_a_warning() {
+    let authority = Authority::new();
+    let folder = tempfile::tempdir().unwrap();
     let tls = "tls = { cert = \"cert.pem\", key = \"key.pem\" }";
     authority
         .issue(|params| params.not_after = rcgen::date_time_ymd(2020, 1, 1))

@@ -1,4 +1,4 @@
-//! A caller's trace goes on: into the log, to the endpoint, and with a collector as spans that fit what the endpoint saw.
+//! A caller's trace continues in the log, at the endpoint, and as spans at a collector.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::world::Metrics;
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 
-/// Takes traces, or answers 503.
+/// Accepts traces, or answers 503.
 #[derive(Clone, Default)]
 struct Collector {
     taken: Arc<Mutex<Vec<ExportTraceServiceRequest>>>,
@@ -33,12 +33,10 @@ struct Collector {
 }
 
 impl Collector {
-    /// Its configuration line, and the collector.
+    /// The configuration line and the collector.
     async fn start() -> (String, Self) {
-        let (listener, collector) = (
-            TcpListener::bind("127.0.0.1:0").await.unwrap(),
-            Self::default(),
-        );
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let collector = Self::default();
         let url = format!(
             "[telemetry]\notlp = \"http://{}\"\n",
             listener.local_addr().unwrap()
@@ -110,8 +108,8 @@ async fn call(process: &Process, name: &str, traceparent: Option<&str>) {
     assert_eq!(call.send(process.proxy).await.status, 200);
 }
 
-/// What the endpoint was told, of this flow.
-fn told(sim: &cams_sim::Running, flow: &str) -> Vec<String> {
+/// The trace headers that the endpoint received for this flow.
+fn trace_of(sim: &cams_sim::Running, flow: &str) -> Vec<String> {
     let of_flow = sim
         .arrivals()
         .into_iter()
@@ -124,7 +122,7 @@ fn told(sim: &cams_sim::Running, flow: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
+async fn waits_and_attempts_are_spans_of_the_callers_trace() {
     let fault = "next=1,throttle,acs-retry-after=500".parse().unwrap();
     let settings = Settings {
         faults: vec![fault],
@@ -175,7 +173,8 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
         assert!(span.end_time_unix_nano <= whole.end_time_unix_nano);
     }
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
-    // From the refusal, which came within the first attempt, the lane pauses for as long as the endpoint asks.
+    // The lane pauses from the refusal, which came within the first attempt, for as long as the
+    // endpoint demands.
     assert!(
         spans[2].end_time_unix_nano - spans[1].start_time_unix_nano
             >= Duration::from_millis(500).as_nanos() as u64
@@ -185,14 +184,14 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
         .filter_map(|span| text(&span.attributes, "flowgate.code"))
         .collect();
     assert_eq!(codes, ["System.LimitControl", "OK", "OK"]);
-    // What the endpoint was told are the attempts' own names, and the caller's where nobody listens.
+    // The endpoint receives the attempts' span ids, or without a collector the caller's.
     let attempt = |span: &Span| format!("00-{TRACE}-{}-01", hex(&span.span_id));
     assert_eq!(
-        told(&sim, "traced"),
+        trace_of(&sim, "traced"),
         [attempt(&spans[1]), attempt(&spans[3])]
     );
-    assert_eq!(told(&sim, "unsampled"), [CALLER.replace("-01", "-00")]);
-    assert_eq!(told(&sim, "alone"), [""; 0]);
+    assert_eq!(trace_of(&sim, "unsampled"), [CALLER.replace("-01", "-00")]);
+    assert_eq!(trace_of(&sim, "alone"), [""; 0]);
     let of = collector.taken.lock()[0].resource_spans[0]
         .resource
         .clone()
@@ -201,13 +200,13 @@ async fn a_calls_waits_and_attempts_are_spans_of_its_callers_trace() {
         text(&of.attributes, "service.name").as_deref(),
         Some("flowgate")
     );
-    // Nobody can do anything with a trace that he must not know.
+    // An invalid trace header is ignored.
     let all = format!("{:?}", collector.taken.lock());
     assert!(!all.contains(SECRET) && !all.contains("ACS3-HMAC") && !all.contains("traced"));
 }
 
 #[tokio::test]
-async fn a_collector_that_is_away_costs_no_call_and_is_told_once() {
+async fn an_unreachable_collector_costs_no_call_and_is_logged_once() {
     let sim = Sim::start(
         Settings {
             limits: Default::default(),
@@ -218,7 +217,7 @@ async fn a_collector_that_is_away_costs_no_call_and_is_told_once() {
     let (toml, collector) = Collector::start().await;
     *collector.is_down.lock() = true;
     let sim = sim.await.unwrap();
-    // As long as OpenTelemetry's own variable says.
+    // The default of OpenTelemetry's own variable.
     let env = [
         ("OTEL_BSP_SCHEDULE_DELAY", "20"),
         ("OTEL_SERVICE_NAME", "gate"),
@@ -230,7 +229,7 @@ async fn a_collector_that_is_away_costs_no_call_and_is_told_once() {
         warned[0]["error"],
         "the collector answered 503 Service Unavailable"
     );
-    assert_eq!(told(&sim, "one").len(), 1);
+    assert_eq!(trace_of(&sim, "one").len(), 1);
     *collector.is_down.lock() = false;
     call(&process, "two", None).await;
     process.logged("spans can be exported again", 1).await;

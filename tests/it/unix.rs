@@ -1,5 +1,5 @@
-//! The program on Unix sockets, spoken to by an HTTP client that knows nothing else: who may connect, and whose file it
-//! is when one process follows another.
+//! The program on Unix sockets, with an independent HTTP client: the socket's mode, and its file
+//! when one process follows another.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -16,7 +16,7 @@ use tokio::process::Command;
 use crate::caller::{Call, KEY, SECRET};
 use crate::process::Process;
 
-/// With the umask of a careless service manager.
+/// Starts with a permissive umask.
 async fn start(sim: &Running, socket: &Path, more: &str) -> Process {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("flowgate.toml");
@@ -68,7 +68,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
-async fn a_sidecar_is_called_over_its_socket_and_leaves_none_behind() {
+async fn a_unix_socket_serves_calls_and_is_removed_at_the_end() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
@@ -76,7 +76,7 @@ async fn a_sidecar_is_called_over_its_socket_and_leaves_none_behind() {
     let socket = folder.path().join("flowgate.sock");
     let process = start(&sim, &socket, "").await;
     assert_eq!((mode(&socket), create(&socket, "one").await), (0o660, 200));
-    // Killed, it leaves its socket; the next one takes its place.
+    // A killed process leaves its socket; the next one replaces it.
     process.kill().await;
     assert!(socket.exists() && UnixStream::connect(&socket).await.is_err());
     let process = start(&sim, &socket, "socket_mode = \"600\"").await;
@@ -86,7 +86,7 @@ async fn a_sidecar_is_called_over_its_socket_and_leaves_none_behind() {
 }
 
 #[tokio::test]
-async fn the_socket_that_a_successor_has_bound_meanwhile_stays() {
+async fn the_unix_socket_of_a_successor_is_kept() {
     let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();

@@ -1,5 +1,5 @@
-//! CAMS misbehaves: nothing is sent twice that may have been done, every caller is told the truth, nothing unlike CAMS's
-//! own answers passes as one.
+//! Faults of CAMS: a call that may have been processed is not repeated, every caller gets a correct
+//! response, and broken responses are not passed on.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::caller::{Call, Reply};
 use crate::world::World;
 
-/// One CreateFlow against a fault that strikes it.
+/// Sends one CreateFlow with a fault.
 async fn struck(world: &World, fault: &str) -> Reply {
     world.sim.reset();
     world
@@ -20,7 +20,7 @@ async fn struck(world: &World, fault: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn what_may_have_been_done_is_unknown_and_not_repeated() {
+async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
     let world = World::with(
         Settings::default(),
         "answer_timeout = \"700ms\"\nmax_response = \"64KiB\"",
@@ -76,7 +76,7 @@ async fn what_may_have_been_done_is_unknown_and_not_repeated() {
 }
 
 #[tokio::test]
-async fn a_503_passes_untouched_whatever_hint_it_brings() {
+async fn a_503_is_returned_unchanged_with_any_hint() {
     let world = World::new("").await;
     for hint in ["", ",retry-after=1", ",acs-retry-after=50"] {
         let reply = struck(&world, &format!("unavailable{hint}")).await;
@@ -94,7 +94,7 @@ async fn a_503_passes_untouched_whatever_hint_it_brings() {
 }
 
 #[tokio::test]
-async fn throttling_is_recognised_wherever_cams_says_it() {
+async fn throttling_is_recognised_in_every_response_form() {
     let world = World::new("").await;
     for fault in [
         "throttle",
@@ -113,7 +113,7 @@ async fn throttling_is_recognised_wherever_cams_says_it() {
 }
 
 #[tokio::test]
-async fn a_flow_name_that_looks_like_a_refusal_is_a_flow_name() {
+async fn a_flow_name_that_looks_like_an_error_code_is_not_one() {
     let world = World::new("").await;
     let name = "a\",\"Code\":\"System.LimitControl\",\"x\":\"";
     let reply = Call::v3(&world.host(), name).send(world.proxy).await;
@@ -125,7 +125,7 @@ async fn a_flow_name_that_looks_like_a_refusal_is_a_flow_name() {
 }
 
 #[tokio::test]
-async fn cams_refusing_our_own_signature_stays_inside() {
+async fn a_rejected_signature_of_flowgate_is_not_shown_to_the_caller() {
     let toml = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-managed-1\"\naccess_key_secret = { env = \"WRONG\" }\n";
     let sim =
         Sim::start(Settings::default().with_key("LTAI-managed-1", "managed-secret-1", "acme"))
@@ -160,7 +160,7 @@ async fn cams_refusing_our_own_signature_stays_inside() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_connections_costs_the_hold_and_no_token() {
+async fn an_unreachable_upstream_costs_the_hold_and_no_token() {
     let dead = TcpListener::bind("127.0.0.1:0")
         .await
         .unwrap()
@@ -174,7 +174,7 @@ async fn an_upstream_that_refuses_connections_costs_the_hold_and_no_token() {
         (reply.status, reply.code().as_str()),
         (503, "Flowgate.UpstreamUnreachable")
     );
-    // The hold less the margin for an answer.
+    // The hold without the margin for a response.
     assert!(start.elapsed() >= Duration::from_millis(1800));
     assert!(
         reply
@@ -202,7 +202,7 @@ async fn an_upstream_that_refuses_connections_costs_the_hold_and_no_token() {
 }
 
 #[tokio::test]
-async fn calls_wait_for_an_upstream_that_comes_back() {
+async fn calls_wait_for_an_upstream_that_returns() {
     let reserved = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = reserved.local_addr().unwrap();
     drop(reserved);
@@ -210,10 +210,8 @@ async fn calls_wait_for_an_upstream_that_comes_back() {
     let world = World::in_front_of(placeholder, &format!("http://{address}"), "").await;
     let mut calls = tokio::task::JoinSet::new();
     for index in 0..5 {
-        let (call, proxy) = (
-            Call::v3(&world.host(), &format!("flow-{index}")),
-            world.proxy,
-        );
+        let call = Call::v3(&world.host(), &format!("flow-{index}"));
+        let proxy = world.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     world
@@ -231,7 +229,7 @@ async fn calls_wait_for_an_upstream_that_comes_back() {
 }
 
 #[tokio::test]
-async fn a_stale_connection_costs_nobody_his_call() {
+async fn a_stale_connection_loses_no_call() {
     let world = World::new("").await;
     assert_eq!(
         Call::v3(&world.host(), "one")
@@ -240,7 +238,7 @@ async fn a_stale_connection_costs_nobody_his_call() {
             .status,
         200
     );
-    // The endpoint closes what lies idle, as servers do, and listens on.
+    // The endpoint closes idle connections, as servers do, and keeps listening.
     let address = world.sim.addr();
     let sim = world.sim.stop().await;
     let again = sim

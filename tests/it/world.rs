@@ -1,4 +1,5 @@
-//! A Flowgate in front of a simulated endpoint, both on free loopback ports, and what a test asks them.
+//! Flowgate in front of a simulated endpoint, both on free loopback ports, with access to their
+//! pages.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,15 +11,15 @@ use tokio::time::Instant;
 
 use crate::caller::{self, KEY, SECRET};
 
-/// Secrets by the name of the variable that the configuration names.
+/// Secrets by the name of their variable.
 const SECRETS: [(&str, &str); 3] = [
     ("MANAGED", SECRET),
     ("TEAM", "team-secret-1"),
     ("WRONG", "not-the-secret"),
 ];
 
-/// The gap between windows: so long that a crowded machine's lateness brings no sixth call into a second. How exact the rate
-/// is with the gap that users have, simulated time, `journey` and the demonstration show.
+/// The gap between windows: long enough that a busy machine's delays bring no sixth call into a
+/// second. The rate with the default gap is tested in simulated time, in `journey` and by the demo.
 pub(crate) const GAP: &str = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n";
 
 pub(crate) struct World {
@@ -29,14 +30,14 @@ pub(crate) struct World {
     _folder: tempfile::TempDir,
 }
 
-/// Metrics as Prometheus would read them: name and labels to value.
+/// Metrics as Prometheus reads them: name and labels to value.
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
 // === impl World ===
 
 impl World {
-    /// The simulator knows the managed key; the proxy has it as account `acme`. `more` is TOML, first of `[upstream]`. The gap
-    /// is `GAP` unless there is a `[learn]` in it.
+    /// The simulator knows the managed key, which the proxy has as account `acme`. `more` is TOML
+    /// and continues `[upstream]`. The gap is `GAP` unless `more` has a `[learn]` section.
     pub(crate) async fn new(more: &str) -> Self {
         Self::with(Settings::default(), more).await
     }
@@ -49,7 +50,7 @@ impl World {
         Self::in_front_of(sim, &upstream, more).await
     }
 
-    /// As `with`, but the proxy dials `upstream`.
+    /// Like `with`, but the proxy dials `upstream`.
     pub(crate) async fn in_front_of(sim: Running, upstream: &str, more: &str) -> Self {
         let gap = if more.contains("[learn]") { "" } else { GAP };
         let toml = format!(
@@ -59,13 +60,14 @@ impl World {
         Self::configured(sim, &toml).await
     }
 
-    /// The proxy with this configuration, on free ports.
+    /// Starts the proxy with this configuration, on free ports.
     pub(crate) async fn configured(sim: Running, toml: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
         let app = App::start(load(&folder, toml))
             .await
             .expect("flowgate starts");
-        let (proxy, admin) = (app.proxy_address(), app.admin_address());
+        let proxy = app.proxy_address();
+        let admin = app.admin_address();
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             sim,
@@ -89,19 +91,19 @@ impl World {
         Metrics::of(self.admin).await
     }
 
-    /// Waits until a metric has at least this value: events of another task that have no other sign.
+    /// Waits until a metric has at least this value, for events that have no other sign.
     pub(crate) async fn until(&self, series: &str, value: f64) {
         Metrics::until(self.admin, series, |seen| seen >= value).await;
     }
 
-    /// What the lanes' pages say of the only lane.
+    /// The only lane on the admin page.
     pub(crate) async fn lane(&self) -> serde_json::Value {
         self.get("/lanes").await.json()["lanes"][0].clone()
     }
 }
 
-/// A configuration from TOML, with the tests' secrets as its environment and both listeners on free ports unless the
-/// text names them.
+/// Parses TOML, with the tests' secrets as its environment. Both listeners use free ports unless
+/// the text names them.
 pub(crate) fn load(folder: &tempfile::TempDir, toml: &str) -> config::Config {
     let listen = "proxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
     let toml = match toml.split_once("[listen]\n") {
@@ -130,12 +132,12 @@ pub(crate) async fn get(admin: SocketAddr, path: &str) -> caller::Reply {
 // === impl Metrics ===
 
 impl Metrics {
-    /// What the admin port says now.
+    /// Reads the current metrics from the admin port.
     pub(crate) async fn of(admin: SocketAddr) -> Self {
         Self::parse(&get(admin, "/metrics").await.body)
     }
 
-    /// Waits until a series' value is as wished, and returns what is seen then.
+    /// Waits until a series has the wanted value, and returns all metrics.
     pub(crate) async fn until(
         admin: SocketAddr,
         series: &str,
@@ -169,7 +171,8 @@ impl Metrics {
         )
     }
 
-    /// The series' value, 0 if it is not there. `name{label="value",...}` with the labels in alphabetical order.
+    /// The series' value, or 0 without one. `name{label="value",...}` with the labels in
+    /// alphabetical order.
     pub(crate) fn get(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or(0.0)
     }

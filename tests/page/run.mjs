@@ -1,5 +1,5 @@
-// The status page in a real browser: a load runs against the binary and the simulator, and the page must show it, give orders, and let nothing in or out
-// that it should not. Screenshots for people go to the folder of SCREENSHOTS. Builds nothing: the binaries are named by FLOWGATE_BIN and CAMS_SIM_BIN.
+// Tests the status page in a real browser, with the binary and the simulator under load: the page shows the load, performs operator actions, and
+// neither leaks nor runs what callers send. Screenshots go to the folder of SCREENSHOTS. Builds nothing: FLOWGATE_BIN and CAMS_SIM_BIN name the binaries.
 
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
@@ -15,16 +15,16 @@ import { chromium } from 'playwright-core';
 const [KEY, SECRET, TOKEN] = ['LTAI-page-1', 'page-secret-1', 'operators-token-1'];
 const SCREENSHOTS = process.env.SCREENSHOTS ?? 'target/screenshots';
 const AXE = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
-// What a caller may send as its flow's and its tenant's name: each must stay text.
+// Callers may send this as the name of a flow or a tenant: it must stay text.
 const HOSTILE = '<img src=x onerror="window.hit=1">';
-// As root Chromium has no sandbox; without the rest it looks for its maker's hosts.
+// As root Chromium has no sandbox; the other flags stop its requests to its maker's hosts.
 const FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
 
 const folder = mkdtempSync(join(tmpdir(), 'flowgate-page-'));
 const children = [];
 let failed = 0;
 
-// === The parties ===
+// === The processes ===
 
 function start(binary, args, env, ready) {
   const child = spawn(binary, args, { env: { PATH: process.env.PATH, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
@@ -77,7 +77,7 @@ hold = "100s"
 const encode = (text) => encodeURIComponent(text).replace(/[!'()*]/g, (c) => `%${c.charCodeAt(0).toString(16).toUpperCase()}`);
 const hash = (text) => createHash('sha256').update(text).digest('hex');
 
-// CreateFlow, signed by Alibaba's V3 as the SDKs do; resolves to the answer's status and Code.
+// CreateFlow, signed with Alibaba's V3 as the SDKs do. Resolves to the response's status and Code.
 function createFlow(proxy, flowName, tenant) {
   const query = Object.entries({ Categories: '["SIGN_UP"]', CustSpaceId: tenant, FlowName: flowName }).map(([name, value]) => `${name}=${encode(value)}`).join('&');
   const headers = {
@@ -114,7 +114,7 @@ async function step(name, run) {
   }
 }
 
-// A page that notes whatever it should not do.
+// A page that records errors and requests to other origins.
 async function open(browser, origin, options = {}) {
   const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   const page = await context.newPage();
@@ -161,12 +161,12 @@ async function all(browser, sim, gate) {
     await page.goto(`${origin}/`);
     await until(page, () => document.getElementById('link').textContent === 'Live');
     assert.match(await page.locator('#lanes-note').innerText(), /No lane/);
-    assert.match(await page.locator('#troubles').innerText(), /All is well/);
+    assert.match(await page.locator('#troubles').innerText(), /No problems found/);
     assert.match(await page.locator('#state').innerText(), /serving/);
     await isAccessible(page);
   });
 
-  await step('a lane comes with its first call, and stays for a while when it is forgotten', async () => {
+  await step('a lane appears with its first call, and stays for a while when it is forgotten', async () => {
     send(1);
     await until(page, () => document.querySelector('#lanes tbody tr:not(.idle)') !== null);
     await until(page, () => document.querySelector('#lanes tr.idle') !== null);
@@ -178,15 +178,15 @@ async function all(browser, sim, gate) {
     await until(page, () => document.querySelector('td[data-name="Queued"]')?.textContent > 10);
     const before = await queued(page);
     await until(page, (before) => Number(document.querySelector('td[data-name="Queued"]').textContent) <= before - 10, before);
-    // A mean of seconds, which begins from nothing.
+    // A mean over seconds, which starts at zero.
     await until(page, () => Math.abs(document.querySelector('td[data-name="Granted per second"]').textContent - 5) <= 1.5);
     const points = await page.locator('.spark polyline').first().getAttribute('points');
     assert.ok(points.split(' ').length >= 2, points);
-    assert.match(await column(page, 'Rate, of limit').innerText(), /^4\.\d+ of 5$/);
+    assert.match(await column(page, 'Rate / limit').innerText(), /^4\.\d+ of 5$/);
     assert.match(await column(page, 'Oldest wait').innerText(), /^\d+(\.\d)? s$/);
   });
 
-  await step('tenants and last calls are shown, and hostile names stay text', async () => {
+  await step('tenants and recent calls are shown, and hostile names stay text', async () => {
     await button('acme / CreateFlow').click();
     await until(page, (name) => document.querySelector('tr.tenants').textContent.includes(name), HOSTILE);
     await until(page, (name) => document.querySelector('#calls td[data-name="Flow"]')?.textContent.startsWith(name), HOSTILE);
@@ -196,7 +196,7 @@ async function all(browser, sim, gate) {
     assert.equal(await page.locator('#calls td[data-name="Outcome"]').first().innerText(), 'ok');
   });
 
-  await step('a throttle shows, with what to do', async () => {
+  await step('a throttle is shown, with what to do', async () => {
     await faults(['next=1,throttle,acs-retry-after=8000']);
     await until(page, () => document.querySelector('td[data-name="Pause"]').textContent.startsWith('throttled'));
     const link = page.getByRole('link', { name: 'ThrottledUnderRate' });
@@ -204,7 +204,7 @@ async function all(browser, sim, gate) {
     assert.match(await page.title(), /^\(\d\) Flowgate$/);
   });
 
-  await step('it is readable, light, dark and narrow, and fits', async () => {
+  await step('the page is readable and fits: light, dark and narrow', async () => {
     await looks(page, 'light', 'light', 1280);
     await looks(page, 'dark', 'dark', 1280);
     await looks(page, 'narrow-light', 'light', 390);
@@ -213,12 +213,12 @@ async function all(browser, sim, gate) {
     await page.setViewportSize({ width: 1280, height: 900 });
   });
 
-  await step('a wrong token orders nothing', async () => {
+  await step('a wrong token performs no action', async () => {
     await until(page, () => document.querySelector('td[data-name="Pause"]').textContent === '');
     await button('Pause acme / CreateFlow').click();
     await page.getByLabel(/^Token/).last().fill('not-the-token');
     await page.locator('#ask-do').click();
-    await until(page, () => document.getElementById('ask-error').textContent === 'That is not the token.');
+    await until(page, () => document.getElementById('ask-error').textContent === 'Wrong token.');
     assert.deepEqual(noted.errors.splice(0).map((text) => text.includes('401')), [true]);
     await isAccessible(page);
     await page.screenshot({ path: join(SCREENSHOTS, 'order.png') });
@@ -240,7 +240,7 @@ async function all(browser, sim, gate) {
     assert.ok(await arrivals() > before);
   });
 
-  await step('flush answers who waits', async () => {
+  await step('flush answers the queued calls', async () => {
     send(40);
     await until(page, () => document.querySelector('td[data-name="Queued"]').textContent > 20);
     await button('Flush acme / CreateFlow').click();
@@ -254,16 +254,16 @@ async function all(browser, sim, gate) {
     for (const action of ['pause', 'resume', 'flush']) assert.ok(metrics.includes(`flowgate_operator_actions_total{action="${action}"} 1\n`), action);
   });
 
-  await step('nothing is kept, nothing leaves, nothing is broken', async () => {
+  await step('nothing is stored, nothing leaves, nothing is broken', async () => {
     const kept = await page.evaluate(() => [localStorage.length, sessionStorage.length, document.cookie, location.href, window.violations]);
     assert.deepEqual(kept, [0, 0, '', `${origin}/`, []]);
     assert.deepEqual(noted, { errors: [], foreign: [] });
     assert.deepEqual(await context.cookies(), []);
   });
 
-  await step('beyond loopback it asks for the token before it shows anything', async () => {
+  await step('beyond loopback the page requires the token before it shows data', async () => {
     const { page, noted } = await open(browser, origin, { viewport: { width: 390, height: 700 } });
-    // What the admin port answers there; a test binds loopback only.
+    // The admin port's response there; a test binds only loopback.
     await page.route('**/events', (route) => (route.request().headers().authorization === `Bearer ${TOKEN}` ? route.continue() : route.fulfill({ status: 401, body: 'no\n' })));
     await page.goto(`${origin}/`);
     await page.locator('#gate-token').waitFor();
@@ -278,7 +278,7 @@ async function all(browser, sim, gate) {
     await page.close();
   });
 
-  await step('a drain ends the stream, and the page says that what it shows is old', async () => {
+  await step('a drain ends the stream, and the page reports that its data is old', async () => {
     gate.child.kill('SIGTERM');
     assert.equal(await gate.ended, 0);
     await until(page, () => document.getElementById('link').textContent.startsWith('Not connected'));

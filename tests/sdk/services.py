@@ -115,7 +115,7 @@ class Flowgate(Service):
         return sum(count for labels, count in self.counts("connection_errors_total") if labels["kind"] == "tls")
 
     def reloads(self):
-        """How often the configuration was read anew."""
+        """Number of configuration reloads."""
         return sum(count for labels, count in self.counts("config_reloads_total") if labels["result"] == "done")
 
     def hang_up(self):
@@ -125,7 +125,7 @@ class Flowgate(Service):
         end = time.monotonic() + 20
         while self.reloads() < number:
             if time.monotonic() > end:
-                raise RuntimeError("the configuration was not read anew")
+                raise RuntimeError("the configuration was not reloaded")
             time.sleep(0.02)
 
 

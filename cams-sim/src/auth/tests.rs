@@ -18,7 +18,7 @@ fn vectors() -> Vec<Value> {
     serde_json::from_slice(&std::fs::read(data("vectors.json")).unwrap()).unwrap()
 }
 
-/// The request of a capture, its body de-chunked.
+/// The request of a capture, with a decoded chunked body.
 fn capture(vector: &Value) -> Request<Bytes> {
     let bytes = std::fs::read(data("captures").join(vector["file"].as_str().unwrap())).unwrap();
     let end = bytes
@@ -54,7 +54,7 @@ fn dechunk(mut rest: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A gatekeeper of the capture's moment and key.
+/// A gatekeeper with the capture's time and key.
 fn gatekeeper(call: &Call) -> Gatekeeper {
     let mut key: Key = "LTAI-test-key-id-1:test-secret-1:acme".parse().unwrap();
     key.security_token
@@ -82,19 +82,17 @@ fn with_query(request: &Request<Bytes>, query: &BTreeMap<String, String>) -> Req
 }
 
 #[test]
-fn what_the_sdks_sent_is_admitted_and_read_as_they_meant_it() {
+fn requests_of_the_sdks_are_admitted_and_decoded() {
     let mut verified = 0;
     for vector in vectors() {
-        let (file, kind) = (
-            vector["file"].as_str().unwrap(),
-            vector["kind"].as_str().unwrap(),
-        );
+        let file = vector["file"].as_str().unwrap();
+        let kind = vector["kind"].as_str().unwrap();
         let request = capture(&vector);
         let expected = match kind {
             "ACS3-HMAC-SHA256" | "RPC-V1 HMAC-SHA1" => Ok(()),
             "skip" if file.contains("connect") => Err("InvalidApi.NotFound"),
             "skip" => Err("MissingAccessKeyId"),
-            // The old SDK fetches a session key of its own for RSA.
+            // With RSA the old SDK fetches a session key of its own.
             "RPC-V1 SHA256withRSA" => Err("InvalidAccessKeyId.NotFound"),
             _ => Err("InvalidSignatureMethod"),
         };
@@ -128,7 +126,7 @@ fn what_the_sdks_sent_is_admitted_and_read_as_they_meant_it() {
 }
 
 #[test]
-fn strictness_minds_no_sdk_that_calls_directly() {
+fn strict_mode_accepts_direct_calls_of_the_sdks() {
     let mut minded = Vec::new();
     for vector in vectors()
         .iter()
@@ -160,7 +158,7 @@ fn strictness_minds_no_sdk_that_calls_directly() {
 }
 
 #[test]
-fn what_was_signed_anew_is_admitted() {
+fn requests_that_were_signed_again_are_admitted() {
     for vector in vectors()
         .iter()
         .filter(|vector| vector["resigned"].is_object())
@@ -194,7 +192,8 @@ fn every_tampered_copy_is_refused() {
         .iter()
         .filter(|vector| vector["resigned"].is_object())
     {
-        let (request, file) = (capture(vector), vector["file"].as_str().unwrap());
+        let request = capture(vector);
+        let file = vector["file"].as_str().unwrap();
         let call = Call::read(&request, false).unwrap();
         let mut copies = Vec::new();
         for name in call.query.keys() {
@@ -252,7 +251,8 @@ fn every_tampered_copy_is_refused() {
 
 #[test]
 fn a_nonce_counts_once_in_31_minutes_and_per_account() {
-    let (start, minute) = (Instant::now(), Duration::from_secs(60));
+    let start = Instant::now();
+    let minute = Duration::from_secs(60);
     let mut gatekeeper = Gatekeeper::new(&Settings::default(), start);
     let mut spend = |account: &str, minutes| {
         gatekeeper

@@ -58,7 +58,7 @@ fn a_smooth_limit_lets_one_through_each_fifth_of_a_second() {
 }
 
 #[test]
-fn refused_calls_count_when_asked_to() {
+fn refused_calls_count_if_configured() {
     let hammer: Vec<u32> = (0..50).map(|call| call * 100).collect();
     let counting = |kind| Limit {
         refused_count: true,
@@ -73,7 +73,7 @@ fn refused_calls_count_when_asked_to() {
 }
 
 #[test]
-fn nothing_passes_a_limit_of_nothing() {
+fn a_limit_of_zero_refuses_every_call() {
     assert_eq!(
         passed(
             Limit {

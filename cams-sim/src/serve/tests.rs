@@ -20,7 +20,7 @@ async fn start(faults: &[&str]) -> Running {
     .unwrap()
 }
 
-/// All bytes that come back for these bytes until the simulator closes; an error if it resets.
+/// Sends the bytes. Returns all bytes until the simulator closes, or an error if it resets.
 async fn raw(running: &Running, request: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(running.addr()).await?;
     stream.write_all(request.as_bytes()).await?;
@@ -29,7 +29,7 @@ async fn raw(running: &Running, request: &str) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// The same of a call after which the connection ends.
+/// The same for a call that ends its connection.
 async fn last_call(running: &Running) -> io::Result<String> {
     raw(
         running,
@@ -41,7 +41,7 @@ async fn last_call(running: &Running) -> io::Result<String> {
     .await
 }
 
-/// Status, content type and body of an answer.
+/// Status, content type and body of a response.
 fn split(answer: &str) -> (&str, &str, &str) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let line = |name: &str| {
@@ -74,7 +74,7 @@ async fn a_plain_call_is_answered_and_the_connection_kept() {
 }
 
 #[tokio::test]
-async fn faults_that_are_http_answers() {
+async fn faults_with_http_responses() {
     let running = start(&[
         "next=1,html",
         "next=1,empty",
@@ -147,7 +147,7 @@ async fn faults_that_end_the_connection() {
 }
 
 #[tokio::test]
-async fn what_is_not_http_is_counted() {
+async fn connections_that_are_not_http_are_counted() {
     let running = start(&[]).await;
     let answer = raw(&running, "\u{16}\u{3}\u{1}hello\r\n\r\n")
         .await
@@ -160,7 +160,7 @@ async fn what_is_not_http_is_counted() {
 }
 
 #[tokio::test]
-async fn a_signed_call_verifies_after_its_way_over_the_wire() {
+async fn a_signed_call_is_verified_over_a_connection() {
     let running = Sim::start(settings()).await.unwrap();
     let request = Draft::create("a b", "n").v3();
     let headers = request
@@ -185,7 +185,7 @@ async fn a_signed_call_verifies_after_its_way_over_the_wire() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_arrived_is_processed_though_its_caller_hung_up() {
+async fn a_received_call_is_processed_after_a_hang_up() {
     let waiting = Duration::from_secs(1);
     let sim = Sim::new(Settings {
         check_signatures: false,
@@ -209,7 +209,7 @@ async fn what_arrived_is_processed_though_its_caller_hung_up() {
 }
 
 #[tokio::test]
-async fn it_can_be_driven_over_http() {
+async fn the_simulator_can_be_controlled_over_http() {
     let running = start(&[]).await;
     let ask = async |head: &str, body: &str| {
         let length = body.len();
@@ -247,10 +247,10 @@ async fn it_can_be_driven_over_http() {
     );
     assert_eq!(ask("POST /__reset", "").await.1, json!({}));
     assert_eq!(ask("GET /__report", "").await.1["arrived"], json!(0));
-    let (status, told) = ask("POST /__faults", "[\"explode=1\"]").await;
+    let (status, answer) = ask("POST /__faults", "[\"explode=1\"]").await;
     assert_eq!(status, "400 Bad Request");
     assert!(
-        told["error"]
+        answer["error"]
             .as_str()
             .unwrap()
             .starts_with("expected one of unavailable,")

@@ -229,7 +229,7 @@ async fn a_wrong_signature_is_answered_with_what_the_server_signed() {
         code(
             &sim,
             Draft {
-                key: ("nobody", ""),
+                key: ("unknown", ""),
                 ..wrong
             }
             .v3()
@@ -261,7 +261,7 @@ async fn an_sts_key_needs_its_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn calls_that_lack_something_are_told_what() {
+async fn a_refusal_names_the_missing_parameter() {
     let sim = sim();
     type Parameters = &'static [(&'static str, &'static str)];
     let rows: [(&str, Parameters, (u16, String)); 9] = [
@@ -390,7 +390,7 @@ async fn v1_without_json_format_is_answered_in_xml() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_nothing_well_made_sends_is_refused() {
+async fn strict_mode_refuses_malformed_requests() {
     let sim = Sim::new(Settings {
         host: Some("cams.test".to_owned()),
         ..settings()
@@ -479,7 +479,7 @@ async fn what_nothing_well_made_sends_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn oddities_are_refused_though_the_signature_covers_them() {
+async fn signed_oddities_are_refused() {
     let draft = Draft::of("ListFlow", "n");
     let plain: fn(&mut Vec<String>) = |_| ();
     let rows = [
@@ -535,7 +535,8 @@ async fn the_worst_window_is_half_open() {
         sleep(Duration::from_millis(wait)).await;
         ask(&sim, Draft::create("a", &call.to_string()).v3()).await;
     }
-    // They came at 0, 400, 999, 1,000 and 1,399 ms: four lie within less than a second of the second one.
+    // They came at 0, 400, 999, 1,000 and 1,399 ms: four lie within less than a second of the
+    // second one.
     let report = sim.report();
     assert_eq!(
         (report.worst_window, report.first_ms, report.last_ms),
@@ -547,7 +548,7 @@ async fn the_worst_window_is_half_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn faults_that_are_answers_in_cams_shape() {
+async fn faults_with_responses_in_cams_format() {
     let sim = sim();
     let rows = [
         (
@@ -628,7 +629,7 @@ async fn faults_that_are_answers_in_cams_shape() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_throttle_can_bear_hints_or_come_as_xml() {
+async fn a_throttle_can_have_hints_or_be_xml() {
     let sim = sim();
     sim.set_faults(rules(&[
         "next=1,throttle,acs-retry-after=1500,retry-after=2,time-left=7",
@@ -663,20 +664,20 @@ async fn a_throttle_can_bear_hints_or_come_as_xml() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn arrivals_tell_what_came() {
+async fn arrivals_record_the_received_calls() {
     let sim = sim();
     let request = Draft::create("a", "n").v3();
     let target = request.uri().to_string();
     ask(&sim, request).await;
     let arrival = sim.arrivals().remove(0);
-    let told = (
+    let recorded = (
         arrival.account.as_deref(),
         arrival.action.as_deref(),
         arrival.flow_name.as_deref(),
         arrival.nonce.as_deref(),
     );
     assert_eq!(
-        told,
+        recorded,
         (Some("acme"), Some("CreateFlow"), Some("a"), Some("n"))
     );
     assert_eq!(
@@ -698,7 +699,7 @@ async fn arrivals_tell_what_came() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_checks_anybody_may_call() {
+async fn without_checks_any_client_may_call() {
     let sim = Sim::new(Settings {
         check_signatures: false,
         keep_requests: false,

@@ -1,16 +1,16 @@
-// Shows what /events says, second by second, and gives orders. Every name is somebody else's text: it is only ever set as
-// textContent. The token, if one is asked for, lives in this variable and nowhere else.
+// Shows the snapshots of /events and sends operator actions. Names come from callers, so they are only ever set as textContent.
+// The token, if one is required, is held in this variable and nowhere else.
 'use strict';
 
 let token = null;
-let orders = null;
+let pending = null;
 
 const RUNBOOK = 'https://github.com/flowgate/flowgate/blob/main/docs/runbook.md#';
 const DAY = 86400;
-// Points of a sparkline, a second each; what is shown is the mean of so many, because tokens come back in bunches.
+// Points of a sparkline, one per second. Each is the mean of the last few seconds, because tokens come back in bunches.
 const POINTS = 60;
 const MEAN = 5;
-// A lane that nobody calls is forgotten by Flowgate at once, and by this page after so long.
+// Flowgate forgets an idle lane immediately; this page keeps it for this long.
 const REMEMBERED_MS = 60_000;
 
 const at = (id) => document.getElementById(id);
@@ -60,11 +60,11 @@ function newLane({ account, action }) {
   lane.name = make('td', { role: 'cell', classes: 'whole' }, lane.more);
   lane.queued = cell('Queued', 'number');
   lane.oldest = cell('Oldest wait', 'number');
-  lane.predicted = cell('A new call waits', 'number');
+  lane.predicted = cell('Wait for a new call', 'number');
   lane.granted = cell('Granted per second');
-  lane.rate = cell('Rate, of limit', 'number');
+  lane.rate = cell('Rate / limit', 'number');
   lane.pause = cell('Pause');
-  lane.orders = cell('Orders', 'orders');
+  lane.orders = cell('Operator actions', 'orders');
   lane.spark = sparkline();
   lane.grantedText = make('span');
   lane.granted.append(make('span', {}, lane.spark.svg, lane.grantedText));
@@ -105,12 +105,12 @@ function drawSpark({ points, spark }, limit) {
   spark.limit.setAttribute('y2', y(limit));
 }
 
-// What was granted since the snapshot before, as the mean of the last few.
+// The permits granted since the previous snapshot, as a mean over the last few.
 function sample(lane, granted, now) {
   const before = lane.before;
   lane.before = { granted, now };
   if (!before || now <= before.now) return;
-  // A lane that was forgotten meanwhile counts from nothing again.
+  // A lane that was forgotten in between counts from zero again.
   const more = granted >= before.granted ? granted - before.granted : granted;
   lane.samples.push({ more, time: (now - before.now) / 1000 });
   lane.samples = lane.samples.slice(-MEAN);
@@ -118,7 +118,7 @@ function sample(lane, granted, now) {
   lane.points = lane.points.slice(-POINTS);
 }
 
-function pauseWords(view) {
+function pauseText(view) {
   const { operator_pause: order, pause_remaining_seconds: left } = view;
   if (order) return order.remaining_seconds === undefined || order.remaining_seconds === null ? 'by an operator, until resumed' : `by an operator, ${seconds(order.remaining_seconds)}`;
   return left > 0 ? `throttled, ${seconds(left)}` : '';
@@ -132,7 +132,7 @@ function showLane(lane, view, now) {
   put(lane.predicted, seconds(view.shadow ? view.shadow.predicted_wait_seconds : view.predicted_wait_seconds));
   put(lane.grantedText, (lane.points.at(-1) ?? 0).toFixed(1));
   put(lane.rate, `${rate(view.effective_per_second)} of ${rate(view.limit_per_second)}`);
-  put(lane.pause, pauseWords(view));
+  put(lane.pause, pauseText(view));
   lane.row.classList.remove('idle');
   lane.rate.classList.toggle('amber', view.effective_per_second < 0.9 * view.limit_per_second);
   lane.oldest.classList.toggle('red', view.hold_used >= 0.8);
@@ -146,23 +146,23 @@ function showLane(lane, view, now) {
   showTenants(lane, view.tenants);
 }
 
-// Flowgate has forgotten it: nobody waits, nothing was sent for a window, and nothing pauses.
+// Flowgate has forgotten the lane: no call is queued, none was sent for one window, and the lane is not paused.
 function showIdle(lane, now) {
   if (now > lane.before.now) showLane(lane, { ...lane.view, granted: lane.before.granted, queued: 0, oldest_wait_seconds: 0, predicted_wait_seconds: 0, pause_remaining_seconds: 0, operator_pause: undefined, hold_used: 0, tenants: [] }, now);
   lane.row.classList.add('idle');
 }
 
 function showTenants(lane, tenants) {
-  const words = tenants.map((one) => [one.client, one.tenant || 'no tenant', String(one.queued), `${(100 * one.share).toFixed(0)} %`, seconds(one.oldest_wait_seconds)]);
-  const said = JSON.stringify(words);
-  if (lane.said === said) return;
-  lane.said = said;
+  const rows = tenants.map((one) => [one.client, one.tenant || 'no tenant', String(one.queued), `${(100 * one.share).toFixed(0)} %`, seconds(one.oldest_wait_seconds)]);
+  const shown = JSON.stringify(rows);
+  if (lane.shownTenants === shown) return;
+  lane.shownTenants = shown;
   const names = ['Client', 'Tenant', 'Queued', 'Share', 'Oldest wait'];
   const row = (list) => make('tr', { role: 'row' }, ...list.map((text, index) => make('td', { role: 'cell', text, 'data-name': names[index], classes: index > 1 ? 'number' : '' })));
   const heads = names.map((text, index) => make('th', { scope: 'col', role: 'columnheader', text, classes: index > 1 ? 'number' : '' }));
   const table = make('table', { role: 'table', 'aria-label': `Tenants of ${laneName(lane)}` },
-    make('thead', { role: 'rowgroup' }, make('tr', { role: 'row' }, ...heads)), make('tbody', { role: 'rowgroup' }, ...words.map(row)));
-  const inside = words.length ? table : make('p', { classes: 'note', text: 'Nobody waits.' });
+    make('thead', { role: 'rowgroup' }, make('tr', { role: 'row' }, ...heads)), make('tbody', { role: 'rowgroup' }, ...rows.map(row)));
+  const inside = rows.length ? table : make('p', { classes: 'note', text: 'No calls are queued.' });
   lane.tenants.replaceChildren(make('td', { role: 'cell', colspan: '8' }, inside));
 }
 
@@ -190,8 +190,8 @@ function showLanes({ lanes: views, all_lanes: all, at_ms: now }) {
     if (here !== lane.row) body.insertBefore(lane.row, here ?? null);
     if (lane.row.nextSibling !== lane.tenants) lane.row.after(lane.tenants);
   });
-  const hidden = all > views.length ? `The ${views.length} of ${all} lanes with the longest queues.` : '';
-  put(at('lanes-note'), sorted.length ? hidden : 'No lane: nobody has called a limited action of late.');
+  const hidden = all > views.length ? `Showing the ${views.length} of ${all} lanes with the longest queues.` : '';
+  put(at('lanes-note'), sorted.length ? hidden : 'No lanes: no action with a limit was called recently.');
   at('lanes').hidden = sorted.length === 0;
 }
 
@@ -221,45 +221,45 @@ function showCalls(calls) {
   put(at('calls-note'), calls.length ? '' : 'No call has ended since the start.');
 }
 
-// === What is wrong ===
+// === Attention needed ===
 
-// Each: the runbook's section (none: a notice), whom it is about, and what to do, in a sentence.
+// Each entry: the runbook's section (empty: a notice), the lane, account or key concerned, and what to do, in one sentence.
 function troubles(shown) {
   const { upstream, store, journal, config, calls } = shown;
   const found = [];
   const add = (name, about, text, more) => found.push({ name, about, text, more });
-  if (!upstream.reachable) add('UpstreamUnreachable', upstream.reason, `CAMS has not been reached for ${seconds(upstream.down_seconds)}: calls wait for their hold and nothing is sent. Look at the network, DNS and proxies from this machine to upstream.url.`);
-  if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not answer: each replica goes on with its part of the quota, or refuses (quota.on_store_failure). See to the store and the way to it.');
-  if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls go on without it. Look at the disk and the permissions of its folder.');
-  if (config.refused) add('ReloadFailed', '', 'The configuration that was read last has mistakes; the one before it stays in force. Mend what is listed, then send SIGHUP or write the file again.', config.refused);
+  if (!upstream.reachable) add('UpstreamUnreachable', upstream.reason, `CAMS has been unreachable for ${seconds(upstream.down_seconds)}. Calls wait until their hold ends, and nothing is sent. Check the network, DNS and proxies between this machine and upstream.url.`);
+  if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not respond. Each replica continues with its part of the quota, or refuses calls (quota.on_store_failure). Check the store and the network to it.');
+  if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls continue without it. Check the disk and the permissions of its directory.');
+  if (config.refused) add('ReloadFailed', '', 'The last configuration that was read has mistakes; the previous one stays in force. Correct the mistakes below, then send SIGHUP or save the file again.', config.refused);
   for (const lane of shown.lanes) {
-    if (!lane.operator_pause && lane.pause_remaining_seconds > 0) add('ThrottledUnderRate', laneName(lane), `CAMS refuses although Flowgate keeps to the limit, and the lane pauses for ${seconds(lane.pause_remaining_seconds)}. If it goes on, somebody else spends this account's quota: find who, or set a reserve.`);
-    if (lane.effective_per_second < 0.9 * lane.limit_per_second) add('EffectiveRateLow', laneName(lane), `Flowgate has learned to send ${rate(lane.effective_per_second)} of ${rate(lane.limit_per_second)} a second. It takes back by itself what quiet time allows; if it stays low, the limit is lower than configured, or shared.`);
-    if (lane.hold_used >= 0.8) add('QueueAgeNearHold', laneName(lane), 'Somebody has waited for most of what their caller allows, and is refused soon. Look who queues so much (below), or let callers wait longer.');
+    if (!lane.operator_pause && lane.pause_remaining_seconds > 0) add('ThrottledUnderRate', laneName(lane), `CAMS throttles although Flowgate keeps to the limit; the lane is paused for ${seconds(lane.pause_remaining_seconds)}. If this continues, another program uses this account's quota: find it, or set a reserve.`);
+    if (lane.effective_per_second < 0.9 * lane.limit_per_second) add('EffectiveRateLow', laneName(lane), `Flowgate has learned to send ${rate(lane.effective_per_second)} of ${rate(lane.limit_per_second)} calls per second. The rate recovers without throttling; if it stays low, the real limit is lower than configured, or shared.`);
+    if (lane.hold_used >= 0.8) add('QueueAgeNearHold', laneName(lane), 'A call has waited for most of its hold and will be refused soon. Find the client with the longest queue (below), or allow longer holds.');
   }
   const recent = (test, within = 60) => calls.filter((call) => call.age_seconds <= within && test(call));
   const about = (list) => [...new Set(list.map((call) => call.account))].join(', ');
   const some = (name, list, text) => list.length && add(name, about(list), `${list.length} of the last ${calls.length} calls: ${text}`);
-  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS does not accept the key that Flowgate signs with. Renew the account\'s access key.');
-  some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, and nobody knows whether CAMS did it. Look (ListFlow) before anybody repeats them.');
-  some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused for want of room or time in the queue, and told when to come back. More is asked for than the limit gives.');
-  some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names them.');
+  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS rejects the access key that Flowgate signs with. Renew the account\'s access key.');
+  some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
+  some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
+  some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
   const end = shown.certificate_ends_seconds;
-  if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate that callers are shown has ended: renew it.' : `The certificate that callers are shown ends in ${seconds(end)}: renew it.`);
+  if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate of the proxy port has expired: renew it.' : `The certificate of the proxy port expires in ${seconds(end)}: renew it.`);
   for (const { account, seconds: left } of shown.credentials) {
-    if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have ended: whoever writes their file has stopped.' : `The temporary credentials end in ${seconds(left)}, and their file is not renewed.`);
+    if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have expired: the program that renews their file has stopped.' : `The temporary credentials expire in ${seconds(left)}, and their file has not been renewed.`);
   }
-  if (shown.phase !== 'serving') add('', shown.phase, 'Flowgate shuts down: what fits into the grace finishes, the rest is told to come back.');
-  if (shown.mode === 'observe') add('', 'mode = observe', 'Calls are not held to the limits; the queues are those that there would be.');
-  for (const lane of shown.lanes.filter((lane) => lane.operator_pause)) add('', laneName(lane), 'An operator has this lane pause: nobody is sent.');
+  if (shown.phase !== 'serving') add('', shown.phase, 'Flowgate is shutting down: calls that fit into the grace finish, the others are refused with Retry-After.');
+  if (shown.mode === 'observe') add('', 'mode = observe', 'The limits are not enforced; the queues shown are simulated.');
+  for (const lane of shown.lanes.filter((lane) => lane.operator_pause)) add('', laneName(lane), 'Paused by an operator: no call is sent.');
   for (const warning of config.warnings) add('', 'configuration', warning);
   return found;
 }
 
-let told = '';
+let shownNames = '';
 function showTroubles(shown) {
   const found = troubles(shown);
-  // Numbers change each second, and nobody wants them read out again.
+  // The numbers change each second; a screen reader should not read them again.
   const names = JSON.stringify(found.map(({ name, about, more }) => [name, about, more]));
   const item = ({ name, about, text, more }) => {
     const link = name ? [make('a', { text: name, href: RUNBOOK + name.toLowerCase(), target: '_blank', rel: 'noreferrer' }), ' '] : [];
@@ -267,9 +267,9 @@ function showTroubles(shown) {
     return make('li', { classes: name ? '' : 'notice' }, ...list);
   };
   const list = at('troubles');
-  if (names !== told) {
-    told = names;
-    list.replaceChildren(...(found.length ? found.map(item) : [make('li', { classes: 'fine', text: 'Nothing. All is well.' })]));
+  if (names !== shownNames) {
+    shownNames = names;
+    list.replaceChildren(...(found.length ? found.map(item) : [make('li', { classes: 'fine', text: 'No problems found.' })]));
   } else {
     found.forEach(({ text }, index) => put(list.children[index].querySelector('span'), text));
   }
@@ -285,13 +285,13 @@ function showState(shown) {
     ['Phase', shown.phase, shown.phase !== 'serving'],
     ['Mode', shown.mode],
     ['CAMS', upstream.reachable ? 'reachable' : `not reachable for ${seconds(upstream.down_seconds)}: ${upstream.reason}`, !upstream.reachable],
-    ['Quota', store ? `shared by ${store.replicas} replicas; the store ${store.up ? 'answers' : 'does not answer'}` : 'in this process alone', store && !store.up],
-    ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'none', journal && !journal.up],
-    ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'and refused' : 'and in force'}`, config.refused],
-    ['Certificate', shown.certificate_ends_seconds === null ? 'callers speak in the clear' : `ends in ${seconds(Math.max(0, shown.certificate_ends_seconds))}`],
-    ...shown.credentials.map(({ account, seconds: left }) => [`Credentials of ${account}`, `end in ${seconds(Math.max(0, left))}`]),
+    ['Quota', store ? `shared by ${store.replicas} replicas; the store ${store.up ? 'responds' : 'does not respond'}` : 'of this process alone', store && !store.up],
+    ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'off', journal && !journal.up],
+    ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'rejected' : 'in force'}`, config.refused],
+    ['Certificate', shown.certificate_ends_seconds === null ? 'none: the proxy port is plain HTTP' : `expires in ${seconds(Math.max(0, shown.certificate_ends_seconds))}`],
+    ...shown.credentials.map(({ account, seconds: left }) => [`Credentials of ${account}`, `expire in ${seconds(Math.max(0, left))}`]),
     ['Bodies in memory', bytes(shown.queued_bytes)],
-    ['Orders', shown.may_order ? 'with the token' : 'off (listen.admin_actions)'],
+    ['Operator actions', shown.may_order ? 'with the token' : 'off (listen.admin_actions)'],
   ];
   const list = at('state');
   const fact = ([name, text, isRed]) => make('div', {}, make('dt', { text: name }), make('dd', { text, classes: isRed ? 'red' : '' }));
@@ -299,34 +299,34 @@ function showState(shown) {
   put(at('version'), shown.version);
 }
 
-// === Orders ===
+// === Operator actions ===
 
-const ORDERS = {
-  pause: ['Pause', 'Nobody of this lane is sent until the pause is over. Who becomes late by it is told at once when to come back.'],
-  resume: ['Resume', 'What waits goes on at the lane\'s rate.'],
-  flush: ['Flush', 'Everybody who waits in this lane is answered now with System.LimitControl, and told when to come back.'],
+const ACTIONS = {
+  pause: ['Pause', 'No call of this lane is sent until the pause is over. Calls that would miss their deadline are refused immediately, with Retry-After.'],
+  resume: ['Resume', 'Queued calls are sent again, at the lane\'s rate.'],
+  flush: ['Flush', 'All queued calls of this lane are refused now with System.LimitControl and Retry-After.'],
 };
 
-function ask(order, lane) {
-  orders = { order, lane };
-  const [name, text] = ORDERS[order];
-  put(at('ask-title'), `${name} ${laneName(lane)}`);
+function ask(name, lane) {
+  pending = { name, lane };
+  const [label, text] = ACTIONS[name];
+  put(at('ask-title'), `${label} ${laneName(lane)}`);
   put(at('ask-text'), text);
-  put(at('ask-do'), name);
+  put(at('ask-do'), label);
   put(at('ask-error'), '');
-  at('ask-seconds-row').hidden = order !== 'pause';
+  at('ask-seconds-row').hidden = name !== 'pause';
   at('ask-token-row').hidden = token !== null;
   at('ask').showModal();
 }
 
-async function give() {
-  const { order, lane: { account, action } } = orders;
-  const said = { account, action };
-  if (order === 'pause' && at('ask-seconds').value !== '') said.seconds = Number(at('ask-seconds').value);
+async function send() {
+  const { name, lane: { account, action } } = pending;
+  const target = { account, action };
+  if (name === 'pause' && at('ask-seconds').value !== '') target.seconds = Number(at('ask-seconds').value);
   const shown = token ?? at('ask-token').value;
   const headers = { 'content-type': 'application/json', authorization: `Bearer ${shown}` };
   try {
-    const answer = await fetch(`lanes/${order}`, { method: 'POST', headers, body: JSON.stringify(said), cache: 'no-store' });
+    const answer = await fetch(`lanes/${name}`, { method: 'POST', headers, body: JSON.stringify(target), cache: 'no-store' });
     if (answer.ok) {
       token = shown;
       at('ask-token').value = '';
@@ -334,9 +334,9 @@ async function give() {
     }
     if (answer.status === 401) token = null;
     at('ask-token-row').hidden = token !== null;
-    put(at('ask-error'), answer.status === 401 ? 'That is not the token.' : await answer.text());
+    put(at('ask-error'), answer.status === 401 ? 'Wrong token.' : await answer.text());
   } catch (error) {
-    put(at('ask-error'), `The order did not get through: ${error.message}.`);
+    put(at('ask-error'), `The request failed: ${error.message}.`);
   }
 }
 
@@ -350,7 +350,7 @@ function show(shown) {
   showCalls(shown.calls);
 }
 
-function say(text, classes) {
+function showLink(text, classes) {
   put(at('link'), text);
   at('link').className = classes;
 }
@@ -358,7 +358,7 @@ function say(text, classes) {
 async function follow() {
   const headers = token === null ? {} : { authorization: `Bearer ${token}` };
   const answer = await fetch('events', { headers, cache: 'no-store' });
-  if (answer.status === 401) return askForToken(token === null ? '' : 'That is not the token.');
+  if (answer.status === 401) return askForToken(token === null ? '' : 'Wrong token.');
   if (!answer.ok) throw new Error((await answer.text()).trim());
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   for (let text = ''; ; ) {
@@ -367,12 +367,12 @@ async function follow() {
     const events = (text + value).split('\n\n');
     text = events.pop();
     for (const event of events) show(JSON.parse(event.replace(/^data: /, '')));
-    say('Live', 'live');
+    showLink('Live', 'live');
   }
 }
 
 function askForToken(why) {
-  say('Waiting for the token', '');
+  showLink('Token required', '');
   put(at('gate-error'), why);
   at('gate').hidden = false;
   at('gate-token').focus();
@@ -392,7 +392,7 @@ async function keepFollowing() {
     try {
       await follow();
     } catch (error) {
-      say(`Not connected (${error.message}); what is shown is old`, 'lost');
+      showLink(`Not connected (${error.message}); the data below is old`, 'lost');
       await new Promise((resolve) => setTimeout(resolve, 2000));
     }
   }
@@ -401,6 +401,6 @@ async function keepFollowing() {
 at('ask-cancel').addEventListener('click', () => at('ask').close());
 at('ask-form').addEventListener('submit', (event) => {
   event.preventDefault();
-  give();
+  send();
 });
 keepFollowing();

@@ -82,7 +82,8 @@ async fn one_call(
     sends: Arc<Mutex<Vec<Instant>>>,
 ) -> Outcome {
     let arrived = Instant::now();
-    for attempt in 0.. {
+    let mut attempts = 0;
+    loop {
         let permit = match call.permit().await {
             Ok(permit) => permit,
             Err(refusal) => return Outcome::Refused(refusal.kind),
@@ -94,9 +95,13 @@ async fn one_call(
         if event.unused {
             return Outcome::Unused;
         }
-        let (_connection, receipt) = permit.spend().unwrap();
+        // A pause may withdraw a granted permit before it is spent. The call then waits again.
+        let Some((_connection, receipt)) = permit.spend() else {
+            continue;
+        };
         sends.lock().push(Instant::now());
-        let end = event.ends.get(attempt).copied().unwrap_or(End::Answered);
+        let end = event.ends.get(attempts).copied().unwrap_or(End::Answered);
+        attempts += 1;
         let latency = Duration::from_millis(event.latency);
         // The attempt is a task of its own, and continues when the caller disconnects.
         let attempt = tokio::spawn(async move {
@@ -115,7 +120,6 @@ async fn one_call(
             End::Throttled(_) | End::Unsent => {}
         }
     }
-    unreachable!("the loop returns an outcome")
 }
 
 async fn storm(events: Vec<Event>) {

@@ -1,11 +1,11 @@
-//! How connections are made: whom an upstream that is down costs what, TLS, own addresses, pinned ones.
+//! How connections are opened: an unreachable upstream, TLS, own listeners, pinned addresses.
 
 use tokio_rustls::rustls::{self, SupportedProtocolVersion};
 
 use super::*;
 
 #[tokio::test]
-async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
+async fn a_refusing_port_is_down_and_comes_up_when_it_listens() {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket
         .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
@@ -35,7 +35,7 @@ async fn a_port_that_refuses_is_down_and_comes_up_when_it_listens() {
     assert_eq!((upstream.in_use(), upstream.reach()), (20, Reach::Up));
 }
 
-/// A certificate authority, its file, and a server's side of TLS for one name.
+/// A server's TLS settings for one name, and the file of its certificate authority.
 pub(super) fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
     tls_with(name, rustls::DEFAULT_VERSIONS, |_| {})
 }
@@ -99,7 +99,7 @@ pub(super) fn tls_settings(
 }
 
 #[tokio::test]
-async fn tls_takes_the_right_name_under_a_known_authority_only() {
+async fn tls_accepts_only_the_right_name_from_a_trusted_authority() {
     let (acceptor, ca) = tls("cams.test");
     let (address, seen) = tls_server(acceptor).await;
     let known = Some(ca.path().to_owned());
@@ -124,14 +124,15 @@ async fn tls_takes_the_right_name_under_a_known_authority_only() {
     assert_eq!(*seen.requests.lock(), ["/ body"]);
 }
 
-/// What comes of a call under the authority of the server's certificate.
+/// The result of a call that trusts the server's certificate authority.
 async fn under_its_authority(
-    (acceptor, ca): (TlsAcceptor, tempfile::NamedTempFile),
+    server: (TlsAcceptor, tempfile::NamedTempFile),
 ) -> Result<u16, String> {
-    what_comes(acceptor, Some(ca.path().to_owned())).await
+    let (acceptor, ca) = server;
+    result_of(acceptor, Some(ca.path().to_owned())).await
 }
 
-async fn what_comes(acceptor: TlsAcceptor, ca_file: Option<PathBuf>) -> Result<u16, String> {
+async fn result_of(acceptor: TlsAcceptor, ca_file: Option<PathBuf>) -> Result<u16, String> {
     let (address, seen) = tls_server(acceptor).await;
     let upstream = Upstream::new(&tls_settings("cams.test", address, ca_file), Vec::new()).unwrap();
     let outcome = outcome(&upstream).await;
@@ -139,7 +140,7 @@ async fn what_comes(acceptor: TlsAcceptor, ca_file: Option<PathBuf>) -> Result<u
     outcome
 }
 
-/// The status, or why nobody can be reached.
+/// The status, or the reason why no connection could be opened.
 async fn outcome(upstream: &Upstream) -> Result<u16, String> {
     tokio::select! {
         sent = send(upstream, "/") => Ok(answered(sent).status.as_u16()),
@@ -148,7 +149,7 @@ async fn outcome(upstream: &Upstream) -> Result<u16, String> {
 }
 
 #[tokio::test]
-async fn tls_takes_no_certificate_that_has_ended_or_not_begun_or_vouches_for_itself() {
+async fn tls_rejects_expired_future_and_self_signed_certificates() {
     let versions = rustls::DEFAULT_VERSIONS;
     let ended = tls_with("cams.test", versions, |leaf| {
         leaf.not_after = rcgen::date_time_ymd(2020, 1, 1)
@@ -181,7 +182,7 @@ async fn tls_takes_no_certificate_that_has_ended_or_not_begun_or_vouches_for_its
             PrivateKeyDer::Pkcs8(key.serialize_der().into()),
         )
         .unwrap();
-    let reason = what_comes(TlsAcceptor::from(Arc::new(config)), None).await;
+    let reason = result_of(TlsAcceptor::from(Arc::new(config)), None).await;
     assert_eq!(
         reason,
         Err("TLS failed: invalid peer certificate: UnknownIssuer".to_owned())
@@ -189,14 +190,15 @@ async fn tls_takes_no_certificate_that_has_ended_or_not_begun_or_vouches_for_its
 }
 
 #[tokio::test]
-async fn tls_is_spoken_from_version_1_2_on() {
+async fn tls_versions_before_1_2_are_rejected() {
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         assert_eq!(
             under_its_authority(tls_with("cams.test", &[version], |_| {})).await,
             Ok(200)
         );
     }
-    // No library here speaks 1.1, so this is a ServerHello of it by hand, and what comes back is an alert.
+    // No library here supports TLS 1.1, so this ServerHello is written by hand, and an alert is
+    // expected.
     let alert = Arc::new(Mutex::new(Vec::new()));
     let (address, _) = server({
         let alert = alert.clone();
@@ -230,14 +232,14 @@ async fn tls_is_spoken_from_version_1_2_on() {
 }
 
 #[tokio::test]
-async fn others_are_believed_from_the_next_connection_on() {
+async fn replaced_roots_apply_to_the_next_connection() {
     let (acceptor, ca) = tls("cams.test");
     let (address, _) = tls_server(acceptor).await;
     let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
     upstream.trust(Trust::load(Some(ca.path())).unwrap());
     assert_eq!(outcome(&upstream).await, Ok(200));
     upstream.trust(Trust::load(None).unwrap());
-    // This one stands; a second one does not come about.
+    // This connection stays open; a second one cannot be opened.
     let standing = upstream.try_ready().unwrap();
     assert_eq!(
         outcome(&upstream).await,
@@ -248,19 +250,22 @@ async fn others_are_believed_from_the_next_connection_on() {
 }
 
 #[tokio::test]
-async fn a_dead_upstream_is_probed_by_one_connection_at_a_time() {
+async fn an_unreachable_upstream_is_probed_by_one_connection_at_a_time() {
     const FAILING: usize = 4;
     let (acceptor, ca) = tls("cams.test");
-    let (open, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let open = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
     let (address, seen) = server({
         let most = most.clone();
         move |number, mut stream, seen| {
-            let (acceptor, open, most) = (acceptor.clone(), open.clone(), most.clone());
+            let acceptor = acceptor.clone();
+            let open = open.clone();
+            let most = most.clone();
             async move {
                 if number <= FAILING {
                     most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    // The first bytes of TLS have come, so that the other side waits for ours until it is over; long
-                    // enough that a second probe would be seen.
+                    // The client has sent its first TLS bytes and waits for ours until this ends, which
+                    // is long enough to see a second probe.
                     stream.read_u8().await.unwrap();
                     for _ in 0..500 {
                         tokio::task::yield_now().await;
@@ -299,7 +304,7 @@ async fn a_dead_upstream_is_probed_by_one_connection_at_a_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn probes_become_rare_and_end_when_nobody_waits() {
+async fn probes_back_off_and_end_when_no_call_waits() {
     let (address, seen) =
         server(|_, mut stream, _| async move { drop(stream.read_u8().await) }).await;
     let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
@@ -308,7 +313,7 @@ async fn probes_become_rare_and_end_when_nobody_waits() {
             .await
             .is_err()
     );
-    // Five side by side, then one every 2 s at full jitter: 1 s on average.
+    // Five in parallel, then one every 2 s at full jitter: 1 s on average.
     let probes = seen.accepted();
     assert!((60..200).contains(&probes), "{probes}");
     tokio::time::sleep(Duration::from_secs(100)).await;
@@ -318,13 +323,14 @@ async fn probes_become_rare_and_end_when_nobody_waits() {
             .await
             .is_err()
     );
-    // The next waiter's first probe goes at once; ten more within a second are one chance in 10^9.
+    // The next waiter's first probe is sent immediately; ten more within a second have a chance of
+    // 10^-9.
     let again = seen.accepted() - probes;
     assert!((1..11).contains(&again), "{again}");
 }
 
 #[tokio::test]
-async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
+async fn a_response_on_an_open_connection_ends_the_back_off() {
     let (socket, address) = refusing();
     socket.listen(8).unwrap();
     let upstream = upstream(address);
@@ -332,7 +338,7 @@ async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
     let (accepted, _) = socket.accept().unwrap();
     accepted.set_nonblocking(true).unwrap();
     let mut accepted = TcpStream::from_std(accepted.into()).unwrap();
-    // It refuses until it listens again.
+    // The port refuses connections until it listens again.
     socket.shutdown(std::net::Shutdown::Read).unwrap();
     freeze();
     let waiting = tokio::spawn({
@@ -344,7 +350,7 @@ async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
     })
     .await;
     socket.listen(8).unwrap();
-    // The probe's time does not come: this clock stands still.
+    // This clock stands still, so the probe never becomes due.
     let serve = async {
         read_request(&mut accepted, &Seen::default()).await;
         accepted.write_all(OK).await.unwrap();
@@ -357,9 +363,9 @@ async fn an_answer_on_an_open_connection_ends_the_wait_for_the_next_probe() {
     waiting.await.unwrap();
 }
 
-/// As a balancer does that has no servers.
+/// A balancer without servers behaves like this.
 #[tokio::test]
-async fn a_port_that_closes_each_connection_at_once_is_not_dialled_in_a_loop() {
+async fn a_port_that_closes_each_connection_is_not_dialled_in_a_loop() {
     let (address, seen) = server(|_, stream, _| async move { drop(stream) }).await;
     let upstream = upstream(address);
     let call = async || {
@@ -393,7 +399,8 @@ async fn a_port_that_closes_each_connection_at_once_is_not_dialled_in_a_loop() {
         () = calls => {}
         () = time => {}
     }
-    // In 100 s: one every 2 s at full jitter, which is one a second on average, and fewer if the machine is slow.
+    // In 100 s: one every 2 s at full jitter, which is one per second on average, and fewer on a
+    // slow machine.
     assert!((10..200).contains(&seen.accepted()), "{}", seen.accepted());
 }
 
@@ -415,7 +422,7 @@ async fn an_own_listener_is_never_dialled() {
     assert_eq!(seen.accepted(), 0);
 }
 
-/// An address that refuses connections as long as the socket is open.
+/// An address that refuses connections while the socket exists.
 fn refusing() -> (Socket, SocketAddr) {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
     socket
@@ -441,7 +448,7 @@ async fn pinned_addresses_are_tried_in_turn() {
 #[tokio::test]
 async fn a_name_and_its_addresses_are_resolved() {
     let (address, seen) = answering(OK).await;
-    // Its addresses may be of both families; only one has a listener.
+    // The name may have addresses of both families; only one has a listener.
     let settings = config::Upstream {
         dial_host: "localhost".to_owned(),
         ..settings(address)
@@ -452,7 +459,7 @@ async fn a_name_and_its_addresses_are_resolved() {
 }
 
 #[tokio::test]
-async fn an_address_whose_tls_fails_is_followed_by_the_next_and_avoided_from_then_on() {
+async fn after_a_tls_failure_the_next_address_is_tried_and_the_failed_one_avoided() {
     let (wrong, _) = tls("cams.test");
     let (wrong, wrong_seen) = tls_server(wrong).await;
     let (right, ca) = tls("cams.test");
@@ -466,7 +473,7 @@ async fn an_address_whose_tls_fails_is_followed_by_the_next_and_avoided_from_the
         Vec::new(),
     )
     .unwrap();
-    // Held, so that each call has a connection of its own.
+    // Held, so that each call needs a connection of its own.
     let mut held = Vec::new();
     for _ in 0..3 {
         held.push(upstream.ready(1).await);
@@ -476,7 +483,7 @@ async fn an_address_whose_tls_fails_is_followed_by_the_next_and_avoided_from_the
 }
 
 #[tokio::test]
-async fn each_address_is_named_if_several_were_tried() {
+async fn the_error_names_each_address_that_was_tried() {
     let (_one, one) = refusing();
     let (_other, other) = refusing();
     let pinned = |connect_to| config::Upstream {
@@ -515,7 +522,7 @@ async fn each_address_is_named_if_several_were_tried() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_never_ends_is_given_up() {
+async fn a_handshake_that_never_ends_times_out() {
     let (address, _) =
         server(|_, mut stream, _| async move { while stream.read_u8().await.is_ok() {} }).await;
     let settings = config::Upstream {
@@ -527,7 +534,7 @@ async fn a_handshake_that_never_ends_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_waiters_that_leave_at_random_lose_nothing() {
+async fn a_thousand_randomly_dropped_waiters_lose_no_connection() {
     let (address, seen) = answering(OK).await;
     let upstream = upstream(address);
     let waiting: Vec<_> = (0..1000)
@@ -581,7 +588,7 @@ async fn a_thousand_waiters_that_leave_at_random_lose_nothing() {
 }
 
 #[test]
-fn mistakes_are_named_without_dialling() {
+fn configuration_mistakes_are_reported_without_dialling() {
     let anywhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 443));
     let file = tempfile::NamedTempFile::new().unwrap();
     let refused = |settings: &config::Upstream| {

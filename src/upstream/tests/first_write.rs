@@ -1,4 +1,4 @@
-//! When a request counts as written, and when as not sent.
+//! When a request counts as written, and when as unsent.
 
 use futures_util::FutureExt;
 use tokio::sync::oneshot;
@@ -9,13 +9,14 @@ use super::*;
 use crate::upstream::OnWrite;
 use crate::upstream::first_write::{FirstWrite, WatchedTcp};
 
-/// A callback and what it was called with; an error once it was dropped uncalled.
+/// A callback and a receiver of its argument; the receiver fails once the callback is dropped
+/// uncalled.
 fn on_write() -> (Option<OnWrite>, oneshot::Receiver<Instant>) {
     let (report, reported) = oneshot::channel();
     (Some(Box::new(move |at| report.send(at).unwrap())), reported)
 }
 
-/// More than the buffers of both sockets together hold.
+/// Larger than the buffers of both sockets together.
 fn large_request() -> Request {
     let request = hyper::Request::post("/large").header("host", "cams.test");
     request
@@ -23,7 +24,7 @@ fn large_request() -> Request {
         .unwrap()
 }
 
-/// A server of plain TCP or TLS that answers each request, and its client.
+/// A plain TCP server and a TLS server that answer each request, with a client for each.
 async fn both() -> [(Upstream, Option<tempfile::NamedTempFile>); 2] {
     let (plain, _) = answering(OK).await;
     let (acceptor, ca) = tls("cams.test");
@@ -36,16 +37,16 @@ async fn both() -> [(Upstream, Option<tempfile::NamedTempFile>); 2] {
 }
 
 #[tokio::test]
-async fn the_time_is_that_of_the_write_however_late_it_comes() {
+async fn the_reported_time_is_the_time_of_the_write() {
     for (upstream, _ca) in both().await {
-        // The second request goes over a connection that has been written to.
+        // The second request uses a connection that has been written to.
         for _ in 0..2 {
             let connection = upstream.ready(1).await;
             tokio::time::pause();
             let handed_over = Instant::now();
             let (on_write, mut written) = on_write();
             let mut sent = Box::pin(connection.send(request("/"), on_write));
-            // hyper has the request now; its task does not run before the time has moved.
+            // hyper has the request now; its task does not run before the time moves.
             assert!(sent.as_mut().now_or_never().is_none());
             assert!(written.try_recv().is_err());
             tokio::time::advance(Duration::from_secs(1)).await;
@@ -96,7 +97,7 @@ async fn a_large_request_counts_from_its_first_byte() {
 }
 
 #[tokio::test]
-async fn what_finds_a_closed_connection_is_dropped_uncalled() {
+async fn on_a_closed_connection_the_callback_is_dropped_uncalled() {
     let (acceptor, ca) = tls("cams.test");
     let (plain, plain_seen) = server(|_, stream, _| async move { drop(stream) }).await;
     let (over_tls, tls_seen) = server(move |_, stream, _| {
@@ -124,9 +125,9 @@ async fn what_finds_a_closed_connection_is_dropped_uncalled() {
     }
 }
 
-/// The connection's task is on a thread that has no time for it.
+/// The connection's task is on a thread that does not run it.
 #[test]
-fn a_request_that_could_not_be_written_in_time_is_not_sent() {
+fn a_request_that_is_not_written_in_time_is_withdrawn() {
     let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let upstream = upstream(listener.local_addr().unwrap());
     let busy = Builder::new_current_thread().enable_all().build().unwrap();
@@ -143,23 +144,23 @@ fn a_request_that_could_not_be_written_in_time_is_not_sent() {
         written.try_recv(),
         Err(oneshot::error::TryRecvError::Closed)
     );
-    // Now it has, and finds nothing to write.
+    // Now the task runs, and finds nothing to write.
     let (stream, _) = listener.accept().unwrap();
     stream.set_nonblocking(true).unwrap();
-    let said = busy.block_on(async move {
-        let mut said = Vec::new();
+    let received = busy.block_on(async move {
+        let mut received = Vec::new();
         TcpStream::from_std(stream)
             .unwrap()
-            .read_to_end(&mut said)
+            .read_to_end(&mut received)
             .await
             .unwrap();
-        said
+        received
     });
-    assert_eq!(said, b"");
+    assert_eq!(received, b"");
 }
 
 #[tokio::test]
-async fn a_send_that_is_dropped_before_its_first_byte_is_withdrawn() {
+async fn a_send_dropped_before_its_first_byte_is_withdrawn() {
     let (address, seen) = answering(OK).await;
     let upstream = upstream(address);
     let (on_write, mut written) = on_write();
@@ -177,7 +178,7 @@ async fn a_send_that_is_dropped_before_its_first_byte_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn a_send_that_is_dropped_after_its_first_byte_has_reported_it() {
+async fn a_send_dropped_after_its_first_byte_has_reported_it() {
     let (address, seen) =
         server(
             |_, mut stream, seen| async move { while read_request(&mut stream, &seen).await {} },
@@ -192,8 +193,8 @@ async fn a_send_that_is_dropped_after_its_first_byte_has_reported_it() {
     assert!(written.try_recv().is_ok());
 }
 
-/// Dropped at any moment while another thread writes: either the server gets the request and its write is reported, or
-/// neither.
+/// Dropped at a random moment while another thread writes: the server gets the request if and only
+/// if its write is reported.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_request_is_reported_if_and_only_if_it_arrives() {
     let (address, seen) = answering(OK).await;
@@ -211,7 +212,7 @@ async fn a_request_is_reported_if_and_only_if_it_arrives() {
             std::hint::spin_loop();
         }
         drop(sent);
-        // At once or, while another thread is in the middle of it, a moment later.
+        // Immediately, or a moment later while another thread is writing.
         if written.await.is_ok() {
             reported.push(format!("{target} body"));
         }
@@ -226,9 +227,9 @@ async fn a_request_is_reported_if_and_only_if_it_arrives() {
     assert_eq!(arrived, reported);
 }
 
-/// hyper may have taken it and be about to write.
+/// hyper may already have taken the request.
 #[tokio::test]
-async fn nothing_can_be_written_of_a_request_that_was_withdrawn() {
+async fn no_byte_of_a_withdrawn_request_can_be_written() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let tcp = TcpStream::connect(listener.local_addr().unwrap())
         .await
@@ -252,12 +253,13 @@ async fn nothing_can_be_written_of_a_request_that_was_withdrawn() {
         std::io::ErrorKind::BrokenPipe
     );
     drop(watched);
-    let mut said = Vec::new();
-    peer.read_to_end(&mut said).await.unwrap();
-    assert_eq!(said, b"one");
+    let mut received = Vec::new();
+    peer.read_to_end(&mut received).await.unwrap();
+    assert_eq!(received, b"one");
 }
 
-/// Over TLS hyper takes the next request although rustls holds back bytes of the one before, which was answered early.
+/// Over TLS hyper takes the next request although rustls holds back bytes of the previous one,
+/// which was answered early.
 #[tokio::test]
 async fn a_connection_is_behind_until_the_kernel_has_taken_everything() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
