@@ -1,261 +1,92 @@
-//! Which metrics, labels and values does a text name? Whatever rules, dashboards, documents and the code's own texts name
-//! is held against what is registered. A text is scanned, not parsed: names are known by how they begin.
+//! Do rules, dashboards and documents name metrics, labels and values that exist? Selectors are found by a regular
+//! expression; promtool and Prometheus check whole expressions (`scripts/test prometheus`).
 
 use std::path::{Path, PathBuf};
+
+use regex::Regex;
 
 use super::registered;
 use crate::observe::metrics::families::Family;
 use crate::observe::metrics::labels;
 
 /// What Prometheus adds to every series.
-const ADDED: [&str; 5] = ["job", "instance", "le", "alertname", "severity"];
+const ADDED: [&str; 3] = ["job", "instance", "le"];
 
-/// Where a list of labels stands after.
-const BEFORE_LABELS: [&str; 7] = [
-    "by",
-    "on",
-    "without",
-    "ignoring",
-    "group_left",
-    "group_right",
-    "label_values",
-];
+/// A name, `*` where it is a prefix, and matchers in braces.
+const SELECTOR: &str = r"([A-Za-z_:][\w:]*)(\*?)(?:\{([^{}]*)\})?";
 
-struct Known {
-    families: Vec<Family>,
-    /// The rules, whose records can be named, too.
-    rules: String,
-}
+/// A label, and how it is compared with what. No value of ours contains a comma.
+const MATCHER: &str = r#"^\s*(\w+)\s*(?:[=!~]+\s*\\?"([^"\\]*))?"#;
 
-/// A text without what has been read of it.
-struct Scan<'a> {
-    text: &'a str,
-    known: &'a Known,
-    /// In a text that is PromQL, every list of labels is looked at.
-    promql: bool,
-    wrong: Vec<String>,
-}
-
-/// One matcher of a selector: a label, and how it is compared to what.
-struct Matcher<'a> {
-    label: &'a str,
-    is_pattern: bool,
-    value: Option<&'a str>,
-}
-
-/// One of the values that a matcher names.
-struct Value<'a> {
-    text: &'a str,
-    is_pattern: bool,
-}
-
-// === impl Known ===
-
-impl Known {
-    fn new() -> Self {
-        let rules = std::fs::read_to_string(root().join("deploy/prometheus/rules.yaml")).unwrap();
-        Self {
-            families: registered(),
-            rules,
-        }
-    }
-
-    /// The metric of a series: a histogram has three kinds of them.
-    fn family(&self, series: &str) -> Option<&Family> {
-        let of = |name: &str| self.families.iter().find(|family| family.name == name);
-        let histogram = ["_bucket", "_sum", "_count"]
+/// The metric of a series: a histogram has three kinds of them.
+fn family<'a>(families: &'a [Family], series: &str) -> Option<&'a Family> {
+    let named = |name: &str| families.iter().find(|family| family.name == name);
+    named(series).or_else(|| {
+        let suffixes = ["_bucket", "_sum", "_count"];
+        let name = suffixes
             .iter()
-            .find_map(|suffix| series.strip_suffix(suffix));
-        of(series).or_else(|| {
-            histogram
-                .and_then(of)
-                .filter(|family| family.kind == "histogram")
-        })
-    }
-
-    fn is_label(&self, name: &str) -> bool {
-        ADDED.contains(&name)
-            || self
-                .families
-                .iter()
-                .any(|family| family.labels.iter().any(|label| label == name))
-    }
-
-    /// What is wrong with a text.
-    fn wrong(&self, text: &str, promql: bool) -> Vec<String> {
-        let mut scan = Scan {
-            text,
-            known: self,
-            promql,
-            wrong: Vec::new(),
-        };
-        while scan.next() {}
-        scan.wrong
-    }
+            .find_map(|suffix| series.strip_suffix(suffix))?;
+        named(name).filter(|family| family.kind == "histogram")
+    })
 }
 
-// === impl Scan ===
-
-impl<'a> Scan<'a> {
-    /// Reads up to the end of the next name.
-    fn next(&mut self) -> bool {
-        let Some(start) = self.text.find(is_name_start) else {
-            return false;
-        };
-        let rest = &self.text[start..];
-        let end = rest.find(|c| !is_name(c)).unwrap_or(rest.len());
-        let (name, rest) = rest.split_at(end);
-        let before = self.text[..start].chars().next_back();
-        self.text = rest;
+/// What a text names and is not there.
+fn wrong(text: &str) -> Vec<String> {
+    let families = registered();
+    let rules = rules();
+    let mut wrong = Vec::new();
+    for selector in Regex::new(SELECTOR).unwrap().captures_iter(text) {
+        let name = selector[1].trim_end_matches(':');
         if name.contains(":flowgate_") {
-            self.recorded(name);
-        } else if name.starts_with("flowgate_") || (self.promql && name.starts_with("process_")) {
-            self.metric(name.trim_end_matches(':'));
-        } else if self.promql && BEFORE_LABELS.contains(&name) {
-            self.labels();
-        } else if before == Some('$') && name == "labels" {
-            let label = rest
-                .strip_prefix('.')
-                .and_then(|rest| rest.split(|c| !is_name(c)).next());
-            self.label(label.unwrap_or_default());
-        }
-        true
-    }
-
-    fn recorded(&mut self, name: &str) {
-        if !self.known.rules.contains(&format!("- record: {name}\n")) {
-            self.wrong.push(format!("{name} is not recorded"));
-        }
-        for Matcher { label, .. } in self.matchers() {
-            self.label(label);
+            if !rules.contains(&format!("- record: {name}\n")) {
+                wrong.push(format!("{name} is not recorded"));
+            }
+        } else if !name.starts_with("flowgate_") && !name.starts_with("process_") {
+            continue;
+        } else if !selector[2].is_empty() {
+            if !families.iter().any(|family| family.name.starts_with(name)) {
+                wrong.push(format!("no metric begins with {name}"));
+            }
+        } else if let Some(family) = family(&families, name) {
+            let matchers = selector.get(3).map_or("", |matchers| matchers.as_str());
+            wrong.extend(
+                matchers
+                    .split(',')
+                    .filter_map(|text| wrong_matcher(family, text)),
+            );
+        } else {
+            wrong.push(format!("there is no metric {name}"));
         }
     }
+    wrong
+}
 
-    fn metric(&mut self, name: &'a str) {
-        if self.text.starts_with('*') {
-            if !self
-                .known
-                .families
-                .iter()
-                .any(|family| family.name.starts_with(name))
-            {
-                self.wrong.push(format!("no metric begins with {name}"));
-            }
-            return;
-        }
-        let Some(family) = self.known.family(name) else {
-            return self.wrong.push(format!("there is no metric {name}"));
-        };
-        for Matcher {
-            label,
-            is_pattern,
-            value,
-        } in self.matchers()
-        {
-            if ADDED.contains(&label) {
-                continue;
-            }
-            if !family.labels.iter().any(|known| known == label) {
-                self.wrong.push(format!("{name} has no label {label}"));
-                continue;
-            }
-            let closed = labels::closed(&family.name, label);
-            if let (Some(closed), Some(value)) = (closed, value) {
-                let never = values(value, is_pattern)
-                    .filter(|value| !closed.iter().any(|known| value.is(known)));
-                self.wrong.extend(
-                    never.map(|value| format!("{label} of {name} is never {:?}", value.text)),
-                );
-            }
-        }
+fn wrong_matcher(family: &Family, text: &str) -> Option<String> {
+    let name = &family.name;
+    let matcher = Regex::new(MATCHER).unwrap().captures(text)?;
+    let label = &matcher[1];
+    if ADDED.contains(&label) {
+        return None;
     }
-
-    /// `{label="value", label}` behind a name, if it is there.
-    fn matchers(&mut self) -> Vec<Matcher<'a>> {
-        let Some(inner) = self
-            .text
-            .strip_prefix('{')
-            .filter(|inner| !inner.starts_with('{'))
-        else {
-            return Vec::new();
-        };
-        let mut is_quoted = false;
-        let ends = |c: char| {
-            is_quoted ^= c == '"';
-            c == '}' && !is_quoted
-        };
-        let Some(end) = inner.find(ends) else {
-            return Vec::new();
-        };
-        self.text = &inner[end..];
-        // No value of ours holds a comma.
-        let matcher = |text: &'a str| {
-            let (label, rest) = text.split_at(text.find(|c| !is_name(c)).unwrap_or(text.len()));
-            Matcher {
-                label,
-                is_pattern: rest.contains('~'),
-                value: rest.split('"').nth(1),
-            }
-        };
-        inner[..end]
-            .split(',')
-            .map(|text| matcher(text.trim()))
-            .collect()
+    if !family.labels.iter().any(|known| known == label) {
+        return Some(format!("{name} has no label {label}"));
     }
+    let closed = labels::closed(name, label)?;
+    let mut values = matcher.get(2)?.as_str().split('|');
+    let never = values.find(|value| !closed.iter().any(|known| matches(value, known)))?;
+    Some(format!("{label} of {name} is never {never:?}"))
+}
 
-    /// `(label, label)` behind a keyword.
-    fn labels(&mut self) {
-        let text = self.text.trim_start();
-        let Some((inner, _)) = text
-            .strip_prefix('(')
-            .and_then(|inner| inner.split_once(')'))
-        else {
-            return;
-        };
-        // `label_values(selector, label)` ends in the only label that is not seen with its metric.
-        let from = inner.rfind('}').map_or(0, |end| end + 1);
-        inner[from..]
-            .split(',')
-            .map(str::trim)
-            .filter(|label| !label.is_empty())
-            .for_each(|label| {
-                if !label.starts_with("flowgate_") {
-                    self.label(label);
-                }
-            });
-    }
-
-    fn label(&mut self, label: &str) {
-        if !self.known.is_label(label) {
-            self.wrong.push(format!("no metric has a label {label:?}"));
-        }
+/// Whether a matcher's value, or one alternative of its pattern, can be this one. A dashboard's variable is any of them.
+fn matches(value: &str, known: &str) -> bool {
+    match value.strip_suffix(".*") {
+        Some(start) => known.starts_with(start),
+        None => known == value || value.starts_with('$'),
     }
 }
 
-// === impl Value ===
-
-impl Value<'_> {
-    fn is(&self, known: &str) -> bool {
-        match self.text.strip_suffix(".*").filter(|_| self.is_pattern) {
-            Some(start) => known.starts_with(start),
-            // A dashboard's variable is any of them.
-            None => known == self.text || self.text.starts_with('$'),
-        }
-    }
-}
-
-fn values(text: &str, is_pattern: bool) -> impl Iterator<Item = Value<'_>> {
-    let separator = move |c: char| is_pattern && c == '|';
-    text.split(separator)
-        .map(move |text| Value { text, is_pattern })
-}
-
-fn is_name_start(c: char) -> bool {
-    c.is_ascii_alphabetic() || c == '_'
-}
-
-fn is_name(c: char) -> bool {
-    is_name_start(c) || c.is_ascii_digit() || c == ':'
+fn rules() -> String {
+    std::fs::read_to_string(root().join("deploy/prometheus/rules.yaml")).unwrap()
 }
 
 fn root() -> &'static Path {
@@ -274,106 +105,70 @@ fn files(folder: &Path, found: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn what_rules_dashboards_and_documents_name_is_there() {
-    let known = Known::new();
-    let mut places: Vec<_> = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"]
-        .map(|name| root().join(name))
-        .into();
+fn rules_dashboards_and_documents_name_what_exists() {
+    let names = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
+    let mut places: Vec<_> = names.map(|name| root().join(name)).into();
     files(&root().join("docs"), &mut places);
     files(&root().join("deploy"), &mut places);
-    let mut wrong = Vec::new();
+    let mut all = Vec::new();
     for place in &places {
-        // In JSON quotes stand escaped.
-        let text = std::fs::read_to_string(place)
-            .unwrap()
-            .replace("\\\"", "\"");
-        let promql = place.starts_with(root().join("deploy/prometheus"))
-            || place.ends_with("grafana/flowgate.json");
-        wrong.extend(
-            known
-                .wrong(&text, promql)
-                .into_iter()
-                .map(|wrong| format!("{}: {wrong}", place.display())),
-        );
+        let text = std::fs::read_to_string(place).unwrap();
+        let wrong = wrong(&text).into_iter();
+        all.extend(wrong.map(|wrong| format!("{}: {wrong}", place.display())));
     }
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(all.is_empty(), "{}", all.join("\n"));
 }
 
 #[test]
-fn what_is_not_there_is_found() {
-    let known = Known::new();
-    for (text, promql, wrong) in [
+fn a_name_that_does_not_exist_is_found() {
+    for (text, found) in [
         (
             "see `flowgate_requests_totl`",
-            false,
             "there is no metric flowgate_requests_totl",
         ),
         (
             "sum(flowgate_queued_bucket)",
-            true,
             "there is no metric flowgate_queued_bucket",
         ),
         (
             "rate(process_cpu_second[5m])",
-            true,
             "there is no metric process_cpu_second",
         ),
         (
             "flowgate_stores_*",
-            false,
             "no metric begins with flowgate_stores_",
         ),
         (
             "`flowgate_refused_total{outcome}`",
-            false,
             "flowgate_refused_total has no label outcome",
         ),
         (
-            "flowgate_tokens_total{event=\"used\"}",
-            true,
-            "event of flowgate_tokens_total is never \"used\"",
+            r#"flowgate_tokens_total{job="x", event="used"}"#,
+            r#"event of flowgate_tokens_total is never "used""#,
         ),
         (
-            "flowgate_cancelled_total{stage=~\"queued|sent\"}",
-            true,
-            "stage of flowgate_cancelled_total is never \"sent\"",
-        ),
-        (
-            "sum by (acount) (x)",
-            true,
-            "no metric has a label \"acount\"",
-        ),
-        (
-            "{{ $labels.acount }}",
-            true,
-            "no metric has a label \"acount\"",
-        ),
-        (
-            "label_values(flowgate_queued{job=\"x\"}, acount)",
-            true,
-            "no metric has a label \"acount\"",
+            r#""expr": "flowgate_cancelled_total{stage=~\"queued|sent\"}""#,
+            r#"stage of flowgate_cancelled_total is never "sent""#,
         ),
         (
             "job:flowgate_queued:max > 1",
-            true,
             "job:flowgate_queued:max is not recorded",
         ),
     ] {
-        assert_eq!(known.wrong(text, promql), [wrong], "{text}");
+        assert_eq!(wrong(text), [found], "{text}");
     }
     for right in [
-        "sum by (le) (rate(flowgate_queue_wait_seconds_bucket{job=~\"$job\", le=\"1\"}[5m]))",
-        "flowgate_attempts_total{code=~\"System.LimitControl|Throttling.*\"}",
-        "label_values(flowgate_build_info, job)",
+        r#"sum by (le) (rate(flowgate_queue_wait_seconds_bucket{job=~"$job", le="1"}[5m]))"#,
+        r#"flowgate_attempts_total{code=~"System.LimitControl|Throttling.*"}"#,
         "`flowgate_store_*` and `flowgate_requests_total{outcome}`: {{account}}",
     ] {
-        assert_eq!(known.wrong(right, true), [""; 0], "{right}");
+        assert_eq!(wrong(right), [""; 0], "{right}");
     }
 }
 
 #[test]
 fn every_alert_leads_to_its_section() {
-    let rules = Known::new().rules;
+    let rules = rules();
     let alerts: Vec<_> = rules
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "))
