@@ -40,6 +40,9 @@ pub struct Tls {
 /// Maximum size of a file of certificates, in bytes: four times a system's bundle of roots.
 const MAX_CERTIFICATES: usize = 1 << 20;
 
+/// The accepted content of a file of CAs, for error messages.
+const CA_FORM: &str = "expected CA certificates";
+
 /// The only supported protocol.
 pub(crate) const ALPN: &[u8] = b"http/1.1";
 
@@ -79,16 +82,20 @@ pub(super) fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, String> {
     sign::any_supported_type(&key).map_err(|_| "expected an RSA, ECDSA or Ed25519 key".to_owned())
 }
 
-/// Builds the verifier of callers' certificates from the CAs of a PEM file.
-pub(super) fn client_verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
-    let unusable = "expected CA certificates";
+/// Reads the CA certificates of a PEM file; at least one.
+pub(super) fn roots(path: &Path) -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(path)? {
-        roots.add(certificate).map_err(|_| unusable)?;
+        roots.add(certificate).map_err(|_| CA_FORM)?;
     }
-    let verifier =
-        WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(default_provider()));
-    Ok(verifier.build().map_err(|_| unusable)?)
+    Ok(roots)
+}
+
+/// Builds the verifier of callers' certificates from the CAs of a PEM file.
+pub(super) fn client_verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, String> {
+    let roots = Arc::new(roots(path)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::new(default_provider()));
+    Ok(verifier.build().map_err(|_| CA_FORM)?)
 }
 
 /// Builds rustls' configuration for TLS 1.2 and 1.3; `None` if the key does not match the

@@ -527,8 +527,12 @@ async fn a_replaced_certificate_is_used_for_new_connections() {
 }
 
 fn check(folder: &Path, tls: &str) -> Result<Vec<String>, String> {
+    check_file(folder, &format!("[listen]\n{tls}\n"))
+}
+
+fn check_file(folder: &Path, toml: &str) -> Result<Vec<String>, String> {
     let file = folder.join("flowgate.toml");
-    std::fs::write(&file, format!("[listen]\n{tls}\n")).unwrap();
+    std::fs::write(&file, toml).unwrap();
     let loaded = config::load(Some(&file), []).map_err(|mistakes| mistakes.to_string());
     loaded
         .map(|loaded| loaded.warnings)
@@ -635,6 +639,40 @@ fn mistakes_name_key_and_line_and_no_file_content() {
     ] {
         assert_eq!(found, Err(format!("2: {expected}")));
     }
+}
+
+/// Checks `toml` with several files as `ca.pem`. `place` is the line and the key that names it.
+fn check_ca_files(toml: &str, place: &str) {
+    let authority = Authority::new();
+    let key = authority.issue(|_| {}).key.serialize_pem();
+    let damaged = "-----BEGIN CERTIFICATE-----\nc2VjcmV0\n-----END CERTIFICATE-----\n";
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |expectation: &str| Err(format!("{place}: {expectation}"));
+    let check_with = |content: &str| {
+        std::fs::write(folder.path().join("ca.pem"), content).unwrap();
+        check_file(folder.path(), toml)
+    };
+    assert_eq!(check_file(folder.path(), toml), refused("file not found"));
+    let no_pem = refused("expected certificates in PEM");
+    assert_eq!(check_with("no PEM at all"), no_pem);
+    assert_eq!(check_with(&key), no_pem);
+    assert_eq!(check_with(damaged), refused("expected CA certificates"));
+    let one_is_damaged = check_with(&(authority.pem.clone() + damaged));
+    assert_eq!(one_is_damaged, refused("expected CA certificates"));
+    assert!(check_with(&authority.pem).is_ok());
+}
+
+#[test]
+fn an_unusable_upstream_ca_file_is_a_configuration_mistake() {
+    check_ca_files("[upstream]\nca_file = \"ca.pem\"\n", "2: upstream.ca_file");
+}
+
+#[test]
+fn an_unusable_store_ca_file_is_a_configuration_mistake() {
+    check_ca_files(
+        "[quota]\nstore = \"rediss://redis.internal\"\nstore_ca_file = \"ca.pem\"\n",
+        "3: quota.store_ca_file",
+    );
 }
 
 #[test]

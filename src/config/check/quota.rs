@@ -291,10 +291,12 @@ fn access(section: &mut Section<'_>, tls: Option<bool>, sentinels: Option<bool>)
     }
     let sentinel_password = sentinel_key.given(secret);
     let file = section.key("store_ca_file");
-    if file.is_given() && tls == Some(false) {
+    let ca_file = if file.is_given() && tls == Some(false) {
         file.mistake("has no effect without TLS: expected a rediss:// address in quota.store");
-    }
-    let ca_file = ca_file(&file);
+        None
+    } else {
+        ca_file(&file)
+    };
     Some(Access {
         username: username?,
         password: password?,

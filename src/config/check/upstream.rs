@@ -9,7 +9,7 @@ use hyper::Uri;
 use super::BYTES;
 use super::listen::host_name;
 use crate::config::read::{Field, POSITIVE, Place, Section};
-use crate::config::{Bind, Listen, Scheme, Upstream};
+use crate::config::{Bind, Listen, Scheme, Upstream, tls};
 
 /// The parts of a URL without path and query.
 pub(super) struct Endpoint {
@@ -213,17 +213,19 @@ fn reaches(own: &Bind, dialled: SocketAddr) -> bool {
     own.port() == dialled.port() && same
 }
 
-/// Reads the path of a PEM file; an empty text means no file. Only the file's existence is checked
-/// here, its content when it is loaded.
+/// Reads the path of a PEM file of CAs; an empty text means no file. The file is parsed here only to
+/// report its mistakes. It is loaded again when it is used.
 pub(super) fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
     let text = key.text("the path of a PEM file", |text| Some(text.to_owned()))?;
     if text.is_empty() {
         return Some(None);
     }
     let path = key.opens(text.as_ref());
-    if path.is_file() {
-        return Some(Some(path));
+    match tls::roots(&path) {
+        Ok(_) => Some(Some(path)),
+        Err(expectation) => {
+            key.mistake(expectation);
+            None
+        }
     }
-    key.mistake("expected the path of an existing file");
-    None
 }
