@@ -4,8 +4,8 @@
 //! CAMS. Access rules are in `admin/access.rs`.
 
 mod access;
+mod commands;
 mod events;
-mod orders;
 mod snapshot;
 
 use std::convert::Infallible;
@@ -26,13 +26,13 @@ use crate::limiter::LaneView;
 use crate::observe::metrics;
 use crate::process::shutdown::Phase;
 use crate::server::socket::Hangup;
-use crate::server::{Answer, Gone};
+use crate::server::{ClientDisconnected, Handler};
 use crate::upstream::Reach;
 
 /// The admin port's service.
 #[derive(Clone)]
 pub(crate) struct Admin {
-    parts: Arc<CallServices>,
+    services: Arc<CallServices>,
     events: Arc<Events>,
 }
 
@@ -87,23 +87,23 @@ const GUARDS: [(&str, &str); 5] = [
 // === impl Admin ===
 
 impl Admin {
-    pub(crate) fn new(parts: Arc<CallServices>) -> Self {
+    pub(crate) fn new(services: Arc<CallServices>) -> Self {
         Self {
-            parts,
+            services,
             events: Arc::default(),
         }
     }
 
     async fn page(&self, request: Box<Request<Incoming>>, hangup: &Hangup) -> Page {
         let path = request.uri().path();
-        let settings = self.parts.settings.load_full();
+        let settings = self.services.settings.load_full();
         let listen = &settings.config.listen;
         if let Err((status, why)) = access::check(listen, path, request.headers()) {
             return Page::refused(status, why);
         }
-        match (request.method(), orders::known(path)) {
+        match (request.method(), commands::known(path)) {
             (&Method::POST, Some(name)) => match access::may_order(listen, request.headers()) {
-                Ok(()) => orders::obey(&self.parts, name, *request, hangup.from()).await,
+                Ok(()) => commands::handle(&self.services, name, *request, hangup.from()).await,
                 Err((status, why)) => Page::refused(status, why),
             },
             (_, Some(_)) => Page::not_allowed("POST"),
@@ -125,7 +125,7 @@ impl Admin {
             "/readyz" => self.readyz(),
             "/lanes" => Page::ok(JSON, self.built(Self::lanes).await),
             "/config" => Page::ok(JSON, self.built(Self::config).await),
-            "/events" => match self.events.follow(&self.parts) {
+            "/events" => match self.events.follow(&self.services) {
                 Some(body) => Page {
                     body,
                     ..Page::ok(EVENTS, "")
@@ -155,7 +155,7 @@ impl Admin {
     }
 
     fn config(&self) -> String {
-        config::effective(&self.parts.settings.load().config).to_string()
+        config::effective(&self.services.settings.load().config).to_string()
     }
 
     fn metrics(&self) -> String {
@@ -165,7 +165,7 @@ impl Admin {
             unverified,
             upstream,
             ..
-        } = &*self.parts;
+        } = &*self.services;
         let bytes = metrics::Bytes {
             queued: limiter.bytes(),
             unverified: unverified.used(),
@@ -178,29 +178,29 @@ impl Admin {
     /// An unreachable upstream does not make a replica unready: other replicas would not reach it
     /// either.
     fn readyz(&self) -> Page {
-        match self.parts.phases.now() {
+        match self.services.phases.now() {
             Phase::Serving => Page::ok(TEXT, "ok\n"),
             _ => Page::refused(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         }
     }
 
     fn lanes(&self) -> String {
-        let mode = self.parts.settings.load().config.mode.to_string();
-        let lanes = self.parts.limiter.lanes();
-        let upstream = snapshot::upstream(&self.parts);
-        json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.parts.limiter.bytes(), "lanes": lanes })
+        let mode = self.services.settings.load().config.mode.to_string();
+        let lanes = self.services.limiter.lanes();
+        let upstream = snapshot::upstream(&self.services);
+        json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.services.limiter.bytes(), "lanes": lanes })
             .to_string()
     }
 }
 
-impl Answer for Admin {
+impl Handler for Admin {
     type Body = UnsyncBoxBody<Bytes, Infallible>;
 
     async fn answer(
         self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
-    ) -> Result<Response<Self::Body>, Gone> {
+    ) -> Result<Response<Self::Body>, ClientDisconnected> {
         Ok(self.page(request, &hangup).await.into_response())
     }
 }

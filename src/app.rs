@@ -28,16 +28,16 @@ use crate::error::Outcome;
 use crate::limiter::shared::Quota;
 use crate::process::hardening;
 use crate::process::shutdown::{Phase, Signals};
-use crate::process::systemd::{self, Handed, Passed};
+use crate::process::systemd::{self, InheritedSocket, InheritedSockets};
 use crate::server::bounds;
+use crate::server::runtime_pool::RuntimePool;
 use crate::server::socket::Hangup;
-use crate::server::spread::Spread;
-use crate::server::{Answer, Gone, Listener, Terms};
+use crate::server::{ClientDisconnected, ConnectionServer, Handler, Listener};
 
 /// A running Flowgate.
 pub struct App {
     pub(crate) state: Arc<AppState>,
-    terms: Arc<Terms>,
+    terms: Arc<ConnectionServer>,
     /// The accept loop. Ends when a drain begins, which closes the listener.
     serving: JoinHandle<()>,
     /// Installed before readiness is reported; see `start_from`.
@@ -64,7 +64,7 @@ impl App {
     pub async fn start_from(
         source: Source,
         loaded: Loaded,
-        handed: Handed,
+        handed: InheritedSockets,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
         // Before readiness is reported: a signal without a handler would end the process.
@@ -84,7 +84,7 @@ impl App {
     /// Binds both listeners and starts to serve. Must be called inside a tokio runtime, which runs
     /// everything.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        Self::start_on(config, Handed::default(), Vec::new()).await
+        Self::start_on(config, InheritedSockets::default(), Vec::new()).await
     }
 
     /// Like [`App::start`], on the sockets that were passed by a parent process; a socket that was
@@ -92,7 +92,7 @@ impl App {
     /// the current runtime if there are none. The runtimes must outlive the current one.
     pub async fn start_on(
         mut config: Config,
-        handed: Handed,
+        handed: InheritedSockets,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
         let mode = config.listen.socket_mode;
@@ -107,14 +107,14 @@ impl App {
         if let Some(quota) = &calls.quota {
             keep_quota(quota, calls).await?;
         }
-        let terms = Terms::new(
+        let terms = ConnectionServer::new(
             state.bounds(),
             state.certificates(),
             calls.metrics.clone(),
             calls.phases.clone(),
             Phase::Draining,
         );
-        let admin_terms = Terms::new(
+        let admin_terms = ConnectionServer::new(
             state.bounds(),
             None,
             calls.metrics.clone(),
@@ -122,9 +122,13 @@ impl App {
             Phase::Over,
         );
         let pages = Admin::new(calls.clone());
-        tokio::spawn(admin_terms.serve(admin, pages, Spread::default()));
+        tokio::spawn(admin_terms.serve(admin, pages, RuntimePool::default()));
         let service = Proxy(calls.clone());
-        let serving = tokio::spawn(terms.clone().serve(proxy, service, Spread::over(runtimes)));
+        let serving = tokio::spawn(terms.clone().serve(
+            proxy,
+            service,
+            RuntimePool::over(runtimes),
+        ));
         tokio::spawn(sweep(Arc::downgrade(&state)));
         log_ready(&state);
         Ok(Self {
@@ -231,7 +235,7 @@ impl App {
 
 /// Uses the socket that a parent process passed, or binds one.
 async fn open(
-    passed: Option<Passed>,
+    passed: Option<InheritedSocket>,
     bind: &Bind,
     mode: u32,
     key: &'static str,
@@ -283,14 +287,14 @@ fn log_ready(state: &AppState) {
 
 // === impl Proxy ===
 
-impl Answer for Proxy {
+impl Handler for Proxy {
     type Body = Full<Bytes>;
 
     fn answer(
         self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
-    ) -> impl Future<Output = Result<Response<Full<Bytes>>, Gone>> + Send {
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, ClientDisconnected>> + Send {
         call::call(self.0, request, hangup)
     }
 

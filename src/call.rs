@@ -31,10 +31,10 @@ use tokio::time::{Instant, Sleep};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::identify::Sendable;
 use crate::call::judge::{Context, Verdict};
-use crate::call::reply::Manner;
+use crate::call::reply::ErrorFormat;
 use crate::call::retry::{Decision, Tries};
 use crate::call::services::CallServices;
-use crate::call::settings::Settings;
+use crate::call::settings::ConfigSnapshot;
 use crate::config::Mode;
 use crate::error::Refusal;
 use crate::limiter::{self, LimitedCall, SendPermit};
@@ -42,7 +42,7 @@ use crate::observe::metrics::CallMetrics;
 use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
-use crate::server::Gone;
+use crate::server::ClientDisconnected;
 use crate::server::socket::Hangup;
 use crate::upstream::Upstream;
 
@@ -51,7 +51,7 @@ enum End {
     /// Flowgate refuses the call.
     Refused(Refusal),
     /// The caller has disconnected.
-    Gone,
+    ClientDisconnected,
 }
 
 impl From<Refusal> for End {
@@ -67,31 +67,31 @@ pub(crate) async fn call<B>(
     services: Arc<CallServices>,
     request: Box<Request<B>>,
     hangup: Hangup,
-) -> Result<Response<Full<Bytes>>, Gone>
+) -> Result<Response<Full<Bytes>>, ClientDisconnected>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let mut record = Record::new(services.sinks.clone(), hangup.from());
-    let mut manner = Manner::default();
+    let mut format = ErrorFormat::default();
     let end = {
-        let steps = AssertUnwindSafe(steps(&services, request, &hangup, &mut record, &mut manner))
+        let steps = AssertUnwindSafe(steps(&services, request, &hangup, &mut record, &mut format))
             .catch_unwind();
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
-            () = hangup.happened() => Err(End::Gone),
+            () = hangup.happened() => Err(End::ClientDisconnected),
             () = services.phases.now_in(Phase::Over) => Err(End::Refused(limiter::draining())),
         }
     };
     let response = match end {
         Ok(response) => response,
-        Err(End::Gone) => {
+        Err(End::ClientDisconnected) => {
             record.cancelled();
-            return Err(Gone);
+            return Err(ClientDisconnected);
         }
         Err(End::Refused(refusal)) => {
             let refusal = record.refused(refusal);
-            reply::refuse(&refusal, &manner, record.request_id())
+            reply::refuse(&refusal, &format, record.request_id())
         }
     };
     Ok(reply::closing(response, services.phases.now()))
@@ -103,13 +103,13 @@ async fn steps<B>(
     request: Box<Request<B>>,
     hangup: &Hangup,
     record: &mut Record,
-    manner: &mut Manner,
+    format: &mut ErrorFormat,
 ) -> Result<Response<Full<Bytes>>, End>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a queued call does not reserve memory for this finished step.
-    let arrived = Box::pin(arrive(services, request, record, manner)).await?;
+    let arrived = Box::pin(arrive(services, request, record, format)).await?;
     let mut call = Admitted::new(services, arrived, record)?;
     loop {
         let permit = call.queue().await?;
@@ -188,7 +188,7 @@ impl<'a> Admitted<'a> {
     fn sign(&mut self, hangup: &Hangup) -> Result<Sending, End> {
         self.record.turn(self.place.age());
         if hangup.has_happened() {
-            return Err(End::Gone);
+            return Err(End::ClientDisconnected);
         }
         let context = self.context();
         let settings = self.services.settings.load();
@@ -303,20 +303,20 @@ async fn arrive<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
     record: &mut Record,
-    manner: &mut Manner,
+    format: &mut ErrorFormat,
 ) -> Result<Arrived, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     let arrived = SystemTime::now();
     let settings = services.settings.load_full();
-    let Settings {
+    let ConfigSnapshot {
         config,
         directory,
         generation,
     } = &*settings;
     let (head, body) = request.into_parts();
-    *manner = Manner::of(&head);
+    *format = ErrorFormat::of(&head);
     record.traced(&head.headers, arrived, config.telemetry.sample_percent);
     body::check_head(&head, config.listen.max_header)?;
     let claim = services.checked(identify::head(&head, directory, arrived))?;

@@ -16,7 +16,7 @@ use flowgate::cli::status::Status;
 use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
 use flowgate::config::{Loaded, Source, effective};
 use flowgate::observe::journal;
-use flowgate::process::systemd::Handed;
+use flowgate::process::systemd::InheritedSockets;
 use flowgate::process::{hardening, logging};
 use flowgate::{App, new_client};
 use tokio::runtime::{Builder, Runtime};
@@ -86,7 +86,7 @@ fn run(source: Source, sealed: io::Result<()>) -> ExitCode {
 }
 
 fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
-    let handed = Handed::take()?;
+    let handed = InheritedSockets::take()?;
     let _lines = logging::init(&loaded.config.log)?;
     if let Err(error) = sealed {
         tracing::warn!(%error, "cannot disable core dumps; a crash may write secrets to disk");

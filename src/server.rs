@@ -3,11 +3,11 @@
 //! handled by the next steps.
 
 pub(crate) mod bounds;
-mod clocks;
 mod listener;
-pub(crate) mod place;
+pub(crate) mod runtime_pool;
 pub(crate) mod socket;
-pub(crate) mod spread;
+pub(crate) mod source_slots;
+mod timeouts;
 pub(crate) mod tls;
 
 use std::error::Error;
@@ -33,15 +33,15 @@ use tokio_util::task::TaskTracker;
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::Present;
-use crate::server::clocks::{Stalled, Timed, Turn};
 pub(crate) use crate::server::listener::Listener;
-use crate::server::place::{Held, Sources};
+use crate::server::runtime_pool::RuntimePool;
 use crate::server::socket::{Hangup, Socket, Wire};
-use crate::server::spread::Spread;
+use crate::server::source_slots::{Held, Sources};
+use crate::server::timeouts::{RequestPhase, Stalled, TimeoutIo};
 use crate::server::tls::{Certificates, Opened, SpeaksTls};
 
 /// Serves a listener's connections within its limits, and counts them.
-pub(crate) struct Terms {
+pub(crate) struct ConnectionServer {
     bounds: Present,
     /// `Some`: callers must use TLS.
     certificates: Option<Arc<Certificates>>,
@@ -62,10 +62,10 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// The caller has disconnected, so no response can be sent.
 #[derive(Debug, thiserror::Error)]
 #[error("the caller has hung up")]
-pub(crate) struct Gone;
+pub(crate) struct ClientDisconnected;
 
 /// A handler of requests.
-pub(crate) trait Answer: Clone + Send + Sync + 'static {
+pub(crate) trait Handler: Clone + Send + Sync + 'static {
     /// The response body.
     type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
 
@@ -75,15 +75,15 @@ pub(crate) trait Answer: Clone + Send + Sync + 'static {
         self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
-    ) -> impl Future<Output = Result<Response<Self::Body>, Gone>> + Send;
+    ) -> impl Future<Output = Result<Response<Self::Body>, ClientDisconnected>> + Send;
 
     /// A connection ended without a valid request: it was not HTTP, or its head did not end.
     fn no_request(&self) {}
 }
 
-// === impl Terms ===
+// === impl ConnectionServer ===
 
-impl Terms {
+impl ConnectionServer {
     /// Serves until the phase `until`.
     pub(crate) fn new(
         bounds: Present,
@@ -109,8 +109,8 @@ impl Terms {
     pub(crate) async fn serve(
         self: Arc<Self>,
         listener: Listener,
-        service: impl Answer,
-        mut spread: Spread,
+        service: impl Handler,
+        mut runtime_pool: RuntimePool,
     ) {
         let mut phases = self.phases.clone();
         loop {
@@ -119,7 +119,7 @@ impl Terms {
                 () = phases.reached(self.until) => return,
             };
             let begun = accepted.and_then(|(socket, from)| {
-                spread.begin(socket, |socket| self.admit(socket, from, &service))
+                runtime_pool.begin(socket, |socket| self.admit(socket, from, &service))
             });
             if let Err(error) = begun {
                 // Out of descriptors, or the connection was closed before it was accepted.
@@ -136,7 +136,7 @@ impl Terms {
         self.open.wait().await;
     }
 
-    fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Answer) {
+    fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Handler) {
         let bounds = self.bounds.load();
         if self.open.len() >= bounds.max_connections {
             return self.turn_away("too_many");
@@ -181,9 +181,9 @@ impl Terms {
         certificates: Arc<Certificates>,
         wire: Wire,
         hangup: Hangup,
-        service: impl Answer,
+        service: impl Handler,
     ) {
-        let within = self.bounds.load().patience.head;
+        let within = self.bounds.load().timeouts.head;
         let mut phases = self.phases.clone();
         let opened = tokio::select! {
             biased;
@@ -213,16 +213,16 @@ impl Terms {
         self: Arc<Self>,
         io: T,
         hangup: Hangup,
-        service: impl Answer,
+        service: impl Handler,
     ) -> impl Future<Output = ()> + Send
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let turn = Turn::default();
+        let turn = RequestPhase::default();
         async move {
             let mut connection = {
                 let bounds = self.bounds.load();
-                let stream = Timed::new(io, bounds.patience.clone(), turn.clone());
+                let stream = TimeoutIo::new(io, bounds.timeouts.clone(), turn.clone());
                 let answer = service.clone();
                 let turn = turn.clone();
                 let answers = service_fn(move |request| {
@@ -236,7 +236,7 @@ impl Terms {
                 http1::Builder::new()
                     .timer(TokioTimer::new())
                     // hyper counts this from the end of the previous request, so it limits idle
-                    // time. `Timed` limits the head.
+                    // time. `TimeoutIo` limits the head.
                     .header_read_timeout(bounds.idle_timeout)
                     .max_buf_size(bounds.max_header.max(8192))
                     // The call itself watches for a hang-up; hyper would read for it, into another
@@ -268,7 +268,7 @@ impl Terms {
         }
     }
 
-    fn count(&self, error: &hyper::Error, service: &impl Answer) {
+    fn count(&self, error: &hyper::Error, service: &impl Handler) {
         let kind = match stalled(error) {
             Some(Stalled::Head) => "slow_head",
             Some(Stalled::Answer) => "slow_reader",

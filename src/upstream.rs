@@ -34,7 +34,7 @@ use crate::config;
 use dial::Dialer;
 use link::Link;
 use pool::Pool;
-pub(crate) use tls::Trust;
+pub(crate) use tls::TlsRoots;
 
 /// A request to CAMS: origin form, with a `Host` header.
 pub(crate) type Request = hyper::Request<Full<Bytes>>;
@@ -64,7 +64,7 @@ pub(crate) struct Connection {
 /// The result of sending one request.
 pub(crate) enum Sent {
     /// The complete response.
-    Answered(Answer),
+    Answered(UpstreamResponse),
     /// No byte of the request has left this process, and none will: the connection had closed, or
     /// could not be written to in time.
     Unsent,
@@ -73,7 +73,7 @@ pub(crate) enum Sent {
 }
 
 /// A complete response.
-pub(crate) struct Answer {
+pub(crate) struct UpstreamResponse {
     /// The status.
     pub(crate) status: StatusCode,
     /// The headers, unchanged.
@@ -165,8 +165,8 @@ impl Upstream {
 
     /// Replaces the trusted roots for new connections. Open connections keep theirs; they live for
     /// at most some minutes.
-    pub(crate) fn trust(&self, trust: Trust) {
-        self.pool.dialer.trust(trust);
+    pub(crate) fn tls_roots(&self, tls_roots: TlsRoots) {
+        self.pool.dialer.tls_roots(tls_roots);
     }
 
     /// Number of idle connections, including ones that the other side may have closed.

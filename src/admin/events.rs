@@ -32,7 +32,7 @@ struct Latest {
 
 /// One stream.
 struct Follower {
-    parts: Arc<CallServices>,
+    services: Arc<CallServices>,
     events: Arc<Events>,
     seconds: Interval,
     phases: Phases,
@@ -66,25 +66,25 @@ impl Events {
     /// Opens a stream; `None` if there are too many.
     pub(super) fn follow(
         self: &Arc<Self>,
-        parts: &Arc<CallServices>,
+        services: &Arc<CallServices>,
     ) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let mut seconds = interval(SECOND);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let follower = Follower {
-            parts: parts.clone(),
+            services: services.clone(),
             events: self.clone(),
             seconds,
-            phases: parts.phases.clone(),
+            phases: services.phases.clone(),
             _place: place,
         };
         let frames = stream::unfold(Some(follower), |follower| async {
             let mut follower = follower?;
             let is_last = follower.wait().await;
             let events = follower.events.clone();
-            let parts = follower.parts.clone();
+            let services = follower.services.clone();
             // A snapshot visits all lanes, so not on a serving thread.
-            let event = tokio::task::spawn_blocking(move || events.event(&parts, is_last))
+            let event = tokio::task::spawn_blocking(move || events.event(&services, is_last))
                 .await
                 .ok()?;
             Some((Ok(Frame::data(event)), (!is_last).then_some(follower)))
@@ -92,13 +92,13 @@ impl Events {
         Some(StreamBody::new(frames).boxed_unsync())
     }
 
-    fn event(&self, parts: &CallServices, is_last: bool) -> Bytes {
+    fn event(&self, services: &CallServices, is_last: bool) -> Bytes {
         let mut latest = self.latest.lock();
         let now = Instant::now();
         match &*latest {
             Some(known) if known.until > now && !is_last => known.event.clone(),
             _ => {
-                let event = Bytes::from(format!("data: {}\n\n", snapshot(parts)));
+                let event = Bytes::from(format!("data: {}\n\n", snapshot(services)));
                 let until = now + FRESH.max(now.elapsed() * REST);
                 latest.insert(Latest { event, until }).event.clone()
             }

@@ -14,18 +14,18 @@ use crate::upstream::Reach;
 const LANES: usize = 200;
 
 /// Builds a snapshot.
-pub(super) fn snapshot(parts: &CallServices) -> Value {
-    let settings = parts.settings.load();
+pub(super) fn snapshot(services: &CallServices) -> Value {
+    let settings = services.settings.load();
     let config = &settings.config;
-    let mut lanes = parts.limiter.lanes_by_label();
+    let mut lanes = services.limiter.lanes_by_label();
     let all_lanes = lanes.len();
     lanes.sort_by_key(|lane| std::cmp::Reverse(lane.queued));
     lanes.truncate(LANES);
-    let store = parts
+    let store = services
         .quota
         .as_ref()
         .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
-    let reading = parts.settings.reading();
+    let reading = services.settings.reading();
     let credentials = config.accounts.iter().filter_map(|account| {
         let ends = account.credentials.as_ref()?.expires?;
         Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
@@ -33,12 +33,12 @@ pub(super) fn snapshot(parts: &CallServices) -> Value {
     json!({
         "at_ms": millis(since_1970(SystemTime::now())),
         "version": env!("CARGO_PKG_VERSION"),
-        "phase": phase(parts.phases.now()),
+        "phase": phase(services.phases.now()),
         "mode": config.mode.to_string(),
         "may_order": config.listen.admin_actions,
-        "upstream": upstream(parts),
+        "upstream": upstream(services),
         "store": store,
-        "journal": parts.journal.as_ref().map(|journal| json!({ "up": journal.is_up() })),
+        "journal": services.journal.as_ref().map(|journal| json!({ "up": journal.is_up() })),
         "config": {
             "generation": settings.generation,
             "read_seconds_ago": reading.at.elapsed().as_secs(),
@@ -47,16 +47,16 @@ pub(super) fn snapshot(parts: &CallServices) -> Value {
         },
         "certificate_ends_seconds": config.listen.tls.as_ref().map(|tls| seconds_until(tls.not_after)),
         "credentials": credentials.collect::<Vec<_>>(),
-        "queued_bytes": parts.limiter.bytes(),
+        "queued_bytes": services.limiter.bytes(),
         "all_lanes": all_lanes,
         "lanes": lanes,
-        "calls": parts.sinks.recent.views(),
+        "calls": services.sinks.recent.views(),
     })
 }
 
 /// Whether CAMS can be reached, according to the latest connection attempts.
-pub(super) fn upstream(parts: &CallServices) -> Value {
-    match parts.upstream.reach() {
+pub(super) fn upstream(services: &CallServices) -> Value {
+    match services.upstream.reach() {
         Reach::Up => json!({ "reachable": true }),
         Reach::Down { since, reason } => {
             json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::app::state::AppState;
-use crate::call::settings::{Ask, Settings};
+use crate::call::settings::{ConfigSnapshot, ReloadHandle};
 use crate::config::{self, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
 use crate::observe::metrics::Reload;
 use crate::process::systemd;
-use crate::upstream::{Trust, UpstreamError};
+use crate::upstream::{TlsRoots, UpstreamError};
 
 /// The task that reads the configuration again, one reload at a time.
 pub(crate) struct Reloader {
@@ -31,12 +31,12 @@ pub(crate) struct Reloader {
 /// drops long lists, so all of it runs on a blocking thread.
 struct Work {
     source: Source,
-    last: Last,
+    last: LoadedState,
     /// The files' stamps at the last look, while they are still changing.
     changing: Option<Stamps>,
     /// Replaced settings that a call may still use. Dropping the last reference frees long lists,
     /// which must not happen on a serving thread.
-    retired: Vec<Arc<Settings>>,
+    retired: Vec<Arc<ConfigSnapshot>>,
 }
 
 /// Why the files are checked.
@@ -51,7 +51,7 @@ enum Reason {
 }
 
 /// The configuration that was read last.
-struct Last {
+struct LoadedState {
     /// As written: with the configured addresses, not the ones that were bound.
     written: Value,
     stamps: Stamps,
@@ -91,7 +91,7 @@ enum Refused {
     #[error("{}", .0.summary())]
     Mistakes(Mistakes),
     #[error("{0}")]
-    Trust(UpstreamError),
+    TlsRoots(UpstreamError),
     #[error("only a restart can change {}", .0.join(", "))]
     Fixed(Vec<String>),
 }
@@ -99,7 +99,7 @@ enum Refused {
 /// Reads all files, including those that the configuration names. Also returns their stamps from
 /// before the read. A configuration with mistakes has stamps too, because a missing file may be the
 /// only mistake.
-fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
+fn read(source: &Source) -> (Result<(Loaded, Option<TlsRoots>), Refused>, Stamps) {
     match source.load() {
         Err(mut mistakes) => {
             let files = std::mem::take(&mut mistakes.files);
@@ -108,13 +108,13 @@ fn read(source: &Source) -> (Result<(Loaded, Option<Trust>), Refused>, Stamps) {
         Ok(mut loaded) => {
             let files = std::mem::take(&mut loaded.files);
             let upstream = &loaded.config.upstream;
-            let trust = (upstream.scheme == Scheme::Https)
-                .then(|| Trust::load(upstream.ca_file.as_deref()));
+            let tls_roots = (upstream.scheme == Scheme::Https)
+                .then(|| TlsRoots::load(upstream.ca_file.as_deref()));
             (
-                trust
+                tls_roots
                     .transpose()
-                    .map(|trust| (loaded, trust))
-                    .map_err(Refused::Trust),
+                    .map(|tls_roots| (loaded, tls_roots))
+                    .map_err(Refused::TlsRoots),
                 files,
             )
         }
@@ -174,15 +174,15 @@ fn is_fixed(key: &str) -> bool {
 
 impl Reloader {
     /// `loaded` is the configuration at the start.
-    pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, Ask)> {
-        let last = Last::of(loaded, loaded.files.clone());
+    pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, ReloadHandle)> {
+        let last = LoadedState::of(loaded, loaded.files.clone());
         let work = Work {
             source,
             last,
             changing: None,
             retired: Vec::new(),
         };
-        let (ask, asked, answered) = Ask::channel();
+        let (ask, asked, answered) = ReloadHandle::channel();
         let reloader = Self {
             work,
             hangup: signal(SignalKind::hangup())?,
@@ -255,10 +255,10 @@ impl Work {
     /// Reads everything, and puts it in force if it has no mistake.
     fn reload(&mut self, state: &AppState) {
         let (read, files) = read(&self.source);
-        let read = read.and_then(|(loaded, trust)| {
+        let read = read.and_then(|(loaded, tls_roots)| {
             let written = config::outline(&loaded.config);
             let changed = self.last.accept(&written)?;
-            Ok((loaded, trust, written, changed))
+            Ok((loaded, tls_roots, written, changed))
         });
         self.last.stamps = files;
         match read {
@@ -266,13 +266,13 @@ impl Work {
                 Loaded {
                     config, warnings, ..
                 },
-                trust,
+                tls_roots,
                 written,
                 changed,
             )) => {
                 self.last.written = written;
                 self.retired.push(state.calls().settings.load_full());
-                state.apply(config, trust);
+                state.apply(config, tls_roots);
                 state.calls().metrics.reloaded(Reload::Done);
                 let reading = state.calls().settings.was_read(warnings);
                 reading
@@ -295,9 +295,9 @@ impl Work {
     }
 }
 
-// === impl Last ===
+// === impl LoadedState ===
 
-impl Last {
+impl LoadedState {
     fn of(loaded: &Loaded, stamps: Stamps) -> Self {
         Self {
             written: config::outline(&loaded.config),
@@ -340,7 +340,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::call::settings::Reading;
+    use crate::call::settings::ReloadStatus;
 
     #[test]
     fn checks_that_take_long_are_made_less_often() {
@@ -432,12 +432,16 @@ mod tests {
         }
         .load()
         .unwrap();
-        assert!(Last::of(&loaded, loaded.files.clone()).changed().is_none());
+        assert!(
+            LoadedState::of(&loaded, loaded.files.clone())
+                .changed()
+                .is_none()
+        );
         std::fs::write(&file, "mode = \"enforce\" # another one\n").unwrap();
-        let last = Last::of(&loaded, loaded.files.clone());
+        let last = LoadedState::of(&loaded, loaded.files.clone());
         assert_eq!(last.changed(), Some([(file.clone(), stamp(&file))].into()));
         // A change of permissions counts: the file may have been unreadable before.
-        let last = Last {
+        let last = LoadedState {
             stamps: [(file.clone(), stamp(&file))].into(),
             ..last
         };
@@ -456,7 +460,7 @@ mod tests {
         };
         let read = || {
             let loaded = source.load().unwrap();
-            Last::of(&loaded, loaded.files.clone())
+            LoadedState::of(&loaded, loaded.files.clone())
         };
         let last = read();
         std::fs::write(path(".b.toml.swp"), "").unwrap();
@@ -487,7 +491,7 @@ mod tests {
             environment: Some(Vec::new()),
         };
         let loaded = source.load().unwrap();
-        let last = Last::of(&loaded, loaded.files.clone());
+        let last = LoadedState::of(&loaded, loaded.files.clone());
         let state = crate::App::start(loaded.config).await.unwrap().state;
         let mut work = Work {
             source,
@@ -528,7 +532,7 @@ mod tests {
 
     fn warnings_of(count: usize) -> Vec<String> {
         let warnings = (0..count).map(|index| index.to_string()).collect();
-        Reading::done(warnings).warnings
+        ReloadStatus::done(warnings).warnings
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::process::logging;
 use crate::process::shutdown::Phase;
 use crate::server::bounds::{self, Bounds, Present};
 use crate::server::tls::Certificates;
-use crate::upstream::{Reach, Trust, Upstream};
+use crate::upstream::{Reach, TlsRoots, Upstream};
 
 /// A running Flowgate without its listeners.
 pub(crate) struct AppState {
@@ -96,7 +96,7 @@ impl AppState {
     }
 
     /// Puts this configuration in force, except for keys that only a restart can change.
-    pub(crate) fn apply(&self, mut config: Config, trust: Option<Trust>) {
+    pub(crate) fn apply(&self, mut config: Config, tls_roots: Option<TlsRoots>) {
         let before = self.calls.settings.load_full();
         config.listen.proxy = before.config.listen.proxy.clone();
         config.listen.admin = before.config.listen.admin.clone();
@@ -113,8 +113,8 @@ impl AppState {
         if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
             certificates.swap(tls);
         }
-        if let Some(trust) = trust {
-            self.calls.upstream.trust(trust);
+        if let Some(tls_roots) = tls_roots {
+            self.calls.upstream.tls_roots(tls_roots);
         }
         self.calls.metrics.accounts(&settings.config.accounts);
         logging::set_level(settings.config.log.level);

@@ -22,7 +22,7 @@ use crate::observe::journal::{self, Note};
 use crate::observe::metrics::{self, CallMetrics, labels};
 use crate::operation::Operation;
 use crate::primitives::text::capped;
-use crate::upstream::{Answer, Request, Sent, Upstream};
+use crate::upstream::{Request, Sent, Upstream, UpstreamResponse};
 
 /// The result of an attempt.
 pub(crate) enum Attempted {
@@ -34,7 +34,7 @@ pub(crate) enum Attempted {
 
 /// The verdict on a sent attempt, and the answer if there is one.
 pub(crate) struct Judged {
-    pub(crate) answer: Option<Answer>,
+    pub(crate) answer: Option<UpstreamResponse>,
     pub(crate) verdict: Verdict,
 }
 
@@ -77,12 +77,12 @@ struct DetachOnDrop {
 /// Sends the request with this permit. Completes at the end of the hold at the latest, with an
 /// unknown outcome.
 pub(crate) fn attempt(
-    parts: &Arc<CallServices>,
+    services: &Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Sending,
 ) -> impl Future<Output = Attempted> + use<> {
     let answer_by = sending.deadlines.answer_by;
-    let attempt = DetachOnDrop::new(parts, permit, sending);
+    let attempt = DetachOnDrop::new(services, permit, sending);
     timeout_at(answer_by, attempt).map(|answered| {
         let reason = "CAMS has not answered within the hold";
         answered.unwrap_or_else(|_elapsed| Attempted::judged(None, Verdict::Unknown { reason }))
@@ -90,7 +90,7 @@ pub(crate) fn attempt(
 }
 
 async fn run(
-    parts: Arc<CallServices>,
+    services: Arc<CallServices>,
     permit: SendPermit<Upstream>,
     sending: Sending,
     has_begun: Arc<AtomicBool>,
@@ -137,7 +137,13 @@ async fn run(
     if let Some(note) = &note {
         note_end(note, judged.answer.as_ref(), &judged.verdict);
     }
-    count(&parts, &operation, &in_flight.0, &judged, sent_at.elapsed());
+    count(
+        &services,
+        &operation,
+        &in_flight.0,
+        &judged,
+        sent_at.elapsed(),
+    );
     settle(receipt, &judged.verdict);
     Attempted::Judged(Box::new(judged))
 }
@@ -188,7 +194,7 @@ fn log_detached(operation: &Operation, attempted: &Attempted) {
 }
 
 /// Writes the result of an attempt into the journal.
-pub(crate) fn note_end(note: &Note, answer: Option<&Answer>, verdict: &Verdict) {
+pub(crate) fn note_end(note: &Note, answer: Option<&UpstreamResponse>, verdict: &Verdict) {
     let outcome = match verdict {
         Verdict::Ok { .. } => journal::Outcome::Ok,
         Verdict::Throttled { .. } => journal::Outcome::Throttled,
@@ -212,7 +218,7 @@ fn settle(receipt: Receipt<Upstream>, verdict: &Verdict) {
 }
 
 fn count(
-    parts: &CallServices,
+    services: &CallServices,
     operation: &Operation,
     metrics: &CallMetrics,
     judged: &Judged,
@@ -230,7 +236,7 @@ fn count(
     metrics.attempt(&metrics::Attempt { status, code, took });
     // Throttled attempts are answered quickly, so they say nothing about the duration of a call.
     if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
-        parts.margins.answered(operation, took);
+        services.margins.answered(operation, took);
     }
     if let Verdict::Credentials { .. } = verdict {
         tracing::error!(
@@ -245,14 +251,14 @@ fn count(
             ThrottleSource::Body => "body",
             ThrottleSource::Header => "header",
         };
-        parts.metrics.throttled(account, code, source);
+        services.metrics.throttled(account, code, source);
     }
 }
 
 // === impl Attempted ===
 
 impl Attempted {
-    fn judged(answer: Option<Answer>, verdict: Verdict) -> Self {
+    fn judged(answer: Option<UpstreamResponse>, verdict: Verdict) -> Self {
         Self::Judged(Box::new(Judged { answer, verdict }))
     }
 }
@@ -260,15 +266,15 @@ impl Attempted {
 // === impl DetachOnDrop ===
 
 impl DetachOnDrop {
-    fn new(parts: &Arc<CallServices>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
+    fn new(services: &Arc<CallServices>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
         let operation = sending.operation.clone();
         let has_begun = Arc::new(AtomicBool::new(false));
-        let run = run(parts.clone(), permit, sending, has_begun.clone());
+        let run = run(services.clone(), permit, sending, has_begun.clone());
         Self {
-            run: Some(Box::pin(parts.attempts.track_future(run))),
+            run: Some(Box::pin(services.attempts.track_future(run))),
             has_begun,
             operation,
-            tracker: parts.attempts.clone(),
+            tracker: services.attempts.clone(),
         }
     }
 }
@@ -371,9 +377,9 @@ mod tests {
             window: Duration::from_millis(1),
         };
         let mut config = limited(&upstream, journal, limit);
-        let parts = AppState::new(config.clone()).unwrap().calls().clone();
+        let services = AppState::new(config.clone()).unwrap().calls().clone();
         let operation = operation(limit);
-        let permit = parts
+        let permit = services
             .limiter
             .arrive(&operation, 0)
             .ok()
@@ -391,15 +397,15 @@ mod tests {
             },
         )]
         .into();
-        parts.limiter.reload(&config);
-        let note = parts
+        services.limiter.reload(&config);
+        let note = services
             .journal
             .as_ref()
             .unwrap()
             .note(Some("x"), &operation, "REQUEST-1");
         let sending = Sending {
             request: Request::default(),
-            metrics: parts.metrics.calls(operation.labels()),
+            metrics: services.metrics.calls(operation.labels()),
             context: Context {
                 managed: true,
                 limited: true,
@@ -412,10 +418,10 @@ mod tests {
             note: Some(Box::new(note)),
         };
         assert!(matches!(
-            attempt(&parts, permit, sending).await,
+            attempt(&services, permit, sending).await,
             Attempted::Unsent
         ));
-        parts.journal.as_ref().unwrap().flushed().await;
+        services.journal.as_ref().unwrap().flushed().await;
         let text = std::fs::read_to_string(&path).unwrap();
         let entries: Vec<_> = text
             .lines()

@@ -9,7 +9,7 @@ use hyper::body::Body;
 use hyper::http::request;
 
 use crate::error::{Kind, Refusal};
-use crate::primitives::byte_budget::Share;
+use crate::primitives::byte_budget::Reservation;
 
 /// The limits of a body.
 pub(crate) struct Allowance {
@@ -19,7 +19,7 @@ pub(crate) struct Allowance {
     pub(crate) within: Duration,
     /// The byte budgets that are charged: the client's and the total, or that of callers that are
     /// not verified yet.
-    pub(crate) shares: Vec<Share>,
+    pub(crate) shares: Vec<Reservation>,
 }
 
 /// Reads the whole body.
@@ -120,13 +120,13 @@ mod tests {
     use hyper::body::Frame;
 
     use super::*;
-    use crate::primitives::byte_budget::Room;
+    use crate::primitives::byte_budget::ByteBudget;
 
     fn allowance(max: usize) -> Allowance {
         Allowance {
             max,
             within: Duration::from_secs(30),
-            shares: vec![Room::new(1000).take(0).unwrap()],
+            shares: vec![ByteBudget::new(1000).take(0).unwrap()],
         }
     }
 
@@ -191,13 +191,13 @@ mod tests {
 
     #[tokio::test]
     async fn every_byte_budget_is_charged_and_released() {
-        let small = Room::new(4);
-        let large = Room::new(100);
-        for rooms in [vec![&small], vec![&large, &small], vec![&small, &large]] {
+        let small = ByteBudget::new(4);
+        let large = ByteBudget::new(100);
+        for budgets in [vec![&small], vec![&large, &small], vec![&small, &large]] {
             let mut allowed = allowance(100);
-            allowed.shares = rooms
+            allowed.shares = budgets
                 .into_iter()
-                .map(|room| room.take(0).unwrap())
+                .map(|budget| budget.take(0).unwrap())
                 .collect();
             let refusal = read(chunks(&["ab", "cde"]), allowed).await.unwrap_err();
             assert_eq!(refusal.kind, Kind::QueueFull);

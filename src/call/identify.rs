@@ -8,18 +8,18 @@
 
 mod acs3;
 mod caller;
+mod checked_head;
+mod claims;
 mod directory;
 mod names;
 mod nonces;
-mod passage;
 mod refusals;
 mod relay;
+mod relayed_request;
 mod rpc;
-mod said;
-mod shape;
+mod signature_fields;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,16 +31,16 @@ use hyper::http::request::Parts;
 
 use self::caller::Principal;
 pub(crate) use self::caller::{Caller, Relayed, Scheme, Sendable, Verified};
+use self::checked_head::CheckedHead;
+use self::claims::{Proof, RequestClaims};
 pub(crate) use self::directory::Directory;
 use self::directory::Owner;
 use self::nonces::{Holder, Use};
 pub(crate) use self::nonces::{Nonce, Nonces, used};
-pub(crate) use self::passage::Passage;
 use self::refusals::{SUPPORTED, incomplete, wrong_signature};
 pub(crate) use self::refusals::{bad, one};
-use self::said::{Proof, Said};
-use self::shape::Shape;
-pub(crate) use self::words::VERSION;
+pub(crate) use self::relayed_request::RelayedRequest;
+pub(crate) use self::signature_fields::VERSION;
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::error::{Claimant, Refusal};
@@ -52,19 +52,19 @@ const MAX_UNPROVEN_BODY: usize = 64 * 1024;
 
 /// A call whose head is valid. The signature of a managed version 3 call is already verified.
 pub(crate) struct Claim {
-    said: Said,
-    way: Way,
+    claims: RequestClaims,
+    way: SigningMode,
 }
 
 /// Who signs the request to CAMS.
-enum Way {
+enum SigningMode {
     /// Flowgate.
     Managed(Arc<Principal>),
     /// The caller.
     Relayed {
         account: AccountId,
         is_known: bool,
-        passage: Passage,
+        relayed_request: RelayedRequest,
     },
 }
 
@@ -74,30 +74,31 @@ pub(crate) fn head(
     directory: &Directory,
     now: SystemTime,
 ) -> Result<Claim, Refusal> {
-    let mut shape = shape::read(parts, directory)?;
-    let signed = authorization(&shape)?;
+    let mut head = checked_head::read(parts, directory)?;
+    let signed = authorization(&head)?;
     let (words, proof) = match &signed {
         Some(signed) => {
-            let (words, proof) = acs3::read(&shape, signed)?;
+            let (words, proof) = acs3::read(&head, signed)?;
             (words, Proof::V3(proof))
         }
         None => {
-            let (words, proof) = rpc::read(&shape)?;
+            let (words, proof) = rpc::read(&head)?;
             (words, Proof::V1(proof))
         }
     };
-    let mut said = Said::new(words, &shape, proof)?;
-    said.params = std::mem::take(&mut shape.params);
+    let mut claims = RequestClaims::new(words, &head, proof)?;
+    claims.params = std::mem::take(&mut head.params);
     let mut claimant = Claimant {
-        key: said.key.clone(),
+        key: claims.key.clone(),
         account: None,
     };
     let owner = directory
-        .owner(&said.key)
+        .owner(&claims.key)
         .map_err(|refusal| refusal.of(claimant.clone()))?;
     claimant.account = owner.known_account().cloned();
-    said.check(directory, now)
-        .and_then(|()| Claim::new(said, owner, &shape, signed.as_ref(), directory))
+    claims
+        .check(directory, now)
+        .and_then(|()| Claim::new(claims, owner, &head, signed.as_ref(), directory))
         .map_err(|refusal| refusal.of(claimant))
 }
 
@@ -105,9 +106,9 @@ never_shown!(
     Authorization<'_>,
     Caller,
     Claim,
-    Passage,
+    RelayedRequest,
     Relayed,
-    Said,
+    RequestClaims,
     Sendable,
     Verified
 );
@@ -127,8 +128,8 @@ pub(crate) fn wants_xml(parts: &Parts) -> bool {
 }
 
 /// The `Authorization` of a version 3 call; `None` for a call with a version 1 signature.
-fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Refusal> {
-    let headers = &shape.parts.headers;
+fn authorization<'a>(head: &CheckedHead<'a>) -> Result<Option<Authorization<'a>>, Refusal> {
+    let headers = &head.parts.headers;
     if let Some(value) = one(headers, &header::AUTHORIZATION)? {
         let value = value
             .to_str()
@@ -137,7 +138,7 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
     }
     let is_bearer = headers.contains_key("x-acs-bearer-token")
         || headers.contains_key("x-acs-zero-trust-idtoken")
-        || shape.params.get("BearerToken").is_some();
+        || head.params.get("BearerToken").is_some();
     if is_bearer {
         return Err(incomplete(format!(
             "bearer and identity tokens are not supported, {SUPPORTED}"
@@ -145,7 +146,7 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
     }
     let is_version_1 = ["AccessKeyId", "Signature"]
         .iter()
-        .any(|name| shape.params.get(name).is_some());
+        .any(|name| head.params.get(name).is_some());
     if is_version_1 {
         return Ok(None);
     }
@@ -159,42 +160,42 @@ fn authorization<'a>(shape: &Shape<'a>) -> Result<Option<Authorization<'a>>, Ref
 
 impl Claim {
     fn new(
-        said: Said,
+        claims: RequestClaims,
         owner: Owner,
-        shape: &Shape<'_>,
+        head: &CheckedHead<'_>,
         signed: Option<&Authorization<'_>>,
         directory: &Directory,
     ) -> Result<Self, Refusal> {
         let way = match owner {
-            Owner::Managed(principal) => Way::Managed(principal),
-            Owner::Relayed { account, is_known } => Way::Relayed {
+            Owner::Managed(principal) => SigningMode::Managed(principal),
+            Owner::Relayed { account, is_known } => SigningMode::Relayed {
                 account,
                 is_known,
-                passage: relay::passage(shape, &said.params, signed, directory)?,
+                relayed_request: relay::relayed_request(head, &claims.params, signed, directory)?,
             },
         };
-        let claim = Self { said, way };
-        claim.check_head(shape, signed, directory)?;
+        let claim = Self { claims, way };
+        claim.check_head(head, signed, directory)?;
         Ok(claim)
     }
 
     /// The identity that the caller claims.
     pub(crate) fn claimant(&self) -> Claimant {
         let account = match &self.way {
-            Way::Managed(principal) => Some(principal.account.id.clone()),
-            Way::Relayed {
+            SigningMode::Managed(principal) => Some(principal.account.id.clone()),
+            SigningMode::Relayed {
                 account, is_known, ..
             } => is_known.then(|| account.clone()),
         };
         Claimant {
-            key: self.said.key.clone(),
+            key: self.claims.key.clone(),
             account,
         }
     }
 
     /// The nonce in the form that replicas share.
     pub(crate) fn nonce(&self) -> Nonce {
-        Nonce::new(&self.said.key, &self.said.nonce, self.said.stamp)
+        Nonce::new(&self.claims.key, &self.claims.nonce, self.claims.stamp)
     }
 
     /// Checks that the nonce is not known yet, without taking it, so that no body is read for a
@@ -205,28 +206,28 @@ impl Claim {
 
     fn usage(&self) -> Use<'_> {
         let holder = match &self.way {
-            Way::Managed(_) => Holder::Key(self.said.key.clone()),
-            Way::Relayed {
+            SigningMode::Managed(_) => Holder::Key(self.claims.key.clone()),
+            SigningMode::Relayed {
                 account,
                 is_known: true,
                 ..
             } => Holder::Relayed(account.clone()),
-            Way::Relayed {
+            SigningMode::Relayed {
                 is_known: false, ..
             } => Holder::Unknown,
         };
         Use {
             holder,
-            key: &self.said.key,
-            nonce: &self.said.nonce,
-            stamp: self.said.stamp,
+            key: &self.claims.key,
+            nonce: &self.claims.nonce,
+            stamp: self.claims.stamp,
         }
     }
 
     /// The account and client whose byte budget the body is charged to; `None` if the signature is
     /// not verified yet.
     pub(crate) fn payer(&self) -> Option<(AccountId, ClientId)> {
-        let Way::Managed(principal) = &self.way else {
+        let SigningMode::Managed(principal) = &self.way else {
             return None;
         };
         self.is_verified()
@@ -236,14 +237,14 @@ impl Claim {
     /// Whether the signature was verified with the head alone.
     pub(crate) fn is_verified(&self) -> bool {
         matches!(
-            (&self.way, &self.said.proof),
-            (Way::Managed(_), Proof::V3(_))
+            (&self.way, &self.claims.proof),
+            (SigningMode::Managed(_), Proof::V3(_))
         )
     }
 
     /// Largest body in bytes that may be read. `max_body` is the limit of the listener.
     pub(crate) fn max_body(&self, max_body: usize) -> usize {
-        match (&self.said.method, &self.said.proof) {
+        match (&self.claims.method, &self.claims.proof) {
             (&Method::GET, _) => 0,
             (_, Proof::V1(_)) => max_body.min(MAX_UNPROVEN_BODY),
             (_, Proof::V3(_)) => max_body,
@@ -258,32 +259,34 @@ impl Claim {
         nonces: &Nonces,
         now: SystemTime,
     ) -> Result<Caller, Refusal> {
-        let json = self.said.read_body(&body)?;
-        let said = &mut self.said;
+        let json = self.claims.read_body(&body)?;
+        let claims = &mut self.claims;
         match &self.way {
-            Way::Relayed { .. } => relay::check_params(said.params.form())?,
-            Way::Managed(principal) => {
-                if let Proof::V1(proof) = &said.proof {
-                    proof.verify(&principal.secrets, said.method.as_str(), &said.params)?;
+            SigningMode::Relayed { .. } => relay::check_params(claims.params.form())?,
+            SigningMode::Managed(principal) => {
+                if let Proof::V1(proof) = &claims.proof {
+                    proof.verify(&principal.secrets, claims.method.as_str(), &claims.params)?;
                 }
             }
         }
-        said.keep_own_params()?;
+        claims.keep_own_params()?;
         nonces.take(&self.usage(), now)?;
-        let Self { said, way } = self;
+        let Self { claims, way } = self;
         Ok(match way {
-            Way::Managed(principal) => Caller::Verified(Box::new(verified(said, principal, json))),
-            Way::Relayed {
+            SigningMode::Managed(principal) => {
+                Caller::Verified(Box::new(verified(claims, principal, json)))
+            }
+            SigningMode::Relayed {
                 account,
                 is_known,
-                passage,
+                relayed_request,
             } => Caller::Relayed(Relayed {
                 account,
                 is_known,
-                fresh_for: said.fresh_for(now),
-                action: said.action,
-                params: said.params,
-                passage: passage.with(body),
+                fresh_for: claims.fresh_for(now),
+                action: claims.action,
+                params: claims.params,
+                relayed_request: relayed_request.with(body),
             }),
         })
     }
@@ -291,17 +294,17 @@ impl Claim {
     /// Verifies the head of a managed caller.
     fn check_head(
         &self,
-        shape: &Shape<'_>,
+        head: &CheckedHead<'_>,
         signed: Option<&Authorization<'_>>,
         directory: &Directory,
     ) -> Result<(), Refusal> {
-        let Way::Managed(principal) = &self.way else {
+        let SigningMode::Managed(principal) = &self.way else {
             return Ok(());
         };
-        match (&self.said.proof, signed) {
+        match (&self.claims.proof, signed) {
             (Proof::V3(proof), Some(signed)) => {
-                proof.verify(&principal.secrets, shape, &self.said.params, signed)?;
-                directory.check_host(shape.host)
+                proof.verify(&principal.secrets, head, &self.claims.params, signed)?;
+                directory.check_host(head.host)
             }
             (Proof::V3(_), None) => Err(wrong_signature()),
             (Proof::V1(proof), _) => proof.check_method(),
@@ -309,8 +312,8 @@ impl Claim {
     }
 }
 
-fn verified(said: Said, principal: Arc<Principal>, json: Option<Bytes>) -> Verified {
-    let (scheme, format) = match said.proof {
+fn verified(claims: RequestClaims, principal: Arc<Principal>, json: Option<Bytes>) -> Verified {
+    let (scheme, format) = match claims.proof {
         Proof::V1(proof) => (Scheme::V1, proof.into_format()),
         Proof::V3(_) => (Scheme::V3, None),
     };
@@ -319,9 +322,9 @@ fn verified(said: Said, principal: Arc<Principal>, json: Option<Bytes>) -> Verif
         principal,
         client,
         scheme,
-        method: said.method,
-        action: said.action,
-        params: said.params,
+        method: claims.method,
+        action: claims.action,
+        params: claims.params,
         json,
         format,
     }

@@ -11,7 +11,7 @@ use hyper::header::{
 
 use crate::acs::answer::{self, Summary};
 use crate::error::Outcome;
-use crate::upstream::{Answer, Lost};
+use crate::upstream::{Lost, UpstreamResponse};
 
 /// Largest body in bytes that is parsed. A throttled answer has a few hundred bytes.
 const MAX_JUDGED: usize = 64 * 1024;
@@ -103,7 +103,7 @@ pub(crate) struct Context {
 }
 
 /// Judges a complete answer.
-pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
+pub(crate) fn judge(answer: &UpstreamResponse, context: Context) -> Verdict {
     let status = answer.status;
     if let Some(reason) = garbage(answer) {
         return Verdict::Unknown { reason };
@@ -144,7 +144,7 @@ pub(crate) fn judge(answer: &Answer, context: Context) -> Verdict {
 
 /// Judges an answer that is too large to be a throttled one. The answer to a rejected signature
 /// echoes the request, so it may have any length.
-fn judge_large(answer: &Answer, context: Context) -> Verdict {
+fn judge_large(answer: &UpstreamResponse, context: Context) -> Verdict {
     let status = answer.status;
     let summary = if context.managed && !status.is_success() {
         read(answer)
@@ -154,13 +154,13 @@ fn judge_large(answer: &Answer, context: Context) -> Verdict {
     refused_signature(context, status, summary.as_ref()).unwrap_or_else(|| by_status(status, None))
 }
 
-fn read(answer: &Answer) -> Option<Summary> {
+fn read(answer: &UpstreamResponse) -> Option<Summary> {
     answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body)
 }
 
 /// Why an answer cannot be from CAMS, which never redirects, switches protocols, compresses without
 /// being asked, or sends a success without a body.
-fn garbage(answer: &Answer) -> Option<&'static str> {
+fn garbage(answer: &UpstreamResponse) -> Option<&'static str> {
     let encodings = answer.headers.get_all(CONTENT_ENCODING);
     if answer.status.is_informational() || answer.status.is_redirection() {
         Some("an interim answer or a redirect")
@@ -222,7 +222,7 @@ fn is_in_family(code: &str, families: &[&str]) -> bool {
 }
 
 /// Whether the answer states that the call was throttled, and in which part.
-fn throttle(answer: &Answer, summary: Option<&Summary>) -> Option<ThrottleSource> {
+fn throttle(answer: &UpstreamResponse, summary: Option<&Summary>) -> Option<ThrottleSource> {
     let code = summary.and_then(|summary| summary.code.as_deref());
     let has_data = summary.is_some_and(|summary| summary.has_data);
     let by_body = code.is_some_and(is_throttle_code)

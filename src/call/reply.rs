@@ -15,10 +15,10 @@ use crate::acs::hop_by_hop::{connection_listed, is_hop_by_hop};
 use crate::call::identify;
 use crate::call::judge::Verdict;
 use crate::error::{Kind, Refusal};
-use crate::observe::record::Service;
+use crate::observe::record::CallStats;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
-use crate::upstream::Answer;
+use crate::upstream::UpstreamResponse;
 
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
 const FLOWGATE_ERROR: HeaderName = HeaderName::from_static("x-flowgate-error");
@@ -31,15 +31,15 @@ const RECOMMEND: &str = "";
 
 /// The format of errors for a caller.
 #[derive(Debug)]
-pub(crate) struct Manner {
+pub(crate) struct ErrorFormat {
     format: Format,
     /// `HostId` of an error: the host in the request.
     host: Box<str>,
 }
 
-// === impl Manner ===
+// === impl ErrorFormat ===
 
-impl Default for Manner {
+impl Default for ErrorFormat {
     fn default() -> Self {
         Self {
             format: Format::Json,
@@ -48,7 +48,7 @@ impl Default for Manner {
     }
 }
 
-impl Manner {
+impl ErrorFormat {
     /// Reads the format from the head of a request.
     pub(crate) fn of(head: &request::Parts) -> Self {
         let host = head
@@ -71,9 +71,9 @@ impl Manner {
 /// call that arrives now; it is the retry time of a throttled answer unless CAMS's own hint is
 /// longer.
 pub(crate) fn pass_on(
-    answer: Option<Answer>,
+    answer: Option<UpstreamResponse>,
     verdict: &Verdict,
-    service: Service,
+    service: CallStats,
     predicted_wait: impl FnOnce() -> Duration,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let answer = match (verdict, answer) {
@@ -100,24 +100,24 @@ pub(crate) fn pass_on(
 /// The answer for a refusal.
 pub(crate) fn refuse(
     refusal: &Refusal,
-    manner: &Manner,
+    format: &ErrorFormat,
     request_id: &str,
 ) -> Response<Full<Bytes>> {
     let code = refusal.kind.code();
     let body = ErrorBody {
         request_id,
-        host_id: &manner.host,
+        host_id: &format.host,
         code,
         message: refusal.message.as_str(),
         recommend: RECOMMEND,
         retry_after: refusal.retry_after.map(advice),
     };
-    let mut response = Response::new(Full::new(Bytes::from(body.write(manner.format))));
+    let mut response = Response::new(Full::new(Bytes::from(body.write(format.format))));
     *response.status_mut() = refusal.kind.status();
     let headers = response.headers_mut();
     headers.insert(
         CONTENT_TYPE,
-        HeaderValue::from_static(manner.format.content_type()),
+        HeaderValue::from_static(format.format.content_type()),
     );
     headers.insert(FLOWGATE_ERROR, HeaderValue::from_static(code));
     headers.insert(
@@ -158,7 +158,7 @@ pub(crate) fn speaks_tls(head: &request::Parts) -> Response<Full<Bytes>> {
         Kind::BadRequest,
         "This port requires TLS: set the SDK's protocol to HTTPS.",
     );
-    refuse(&refusal, &Manner::of(head), &error_body::request_id())
+    refuse(&refusal, &ErrorFormat::of(head), &error_body::request_id())
 }
 
 /// The refusal of a call that panicked.
@@ -239,12 +239,12 @@ mod tests {
 
     use super::*;
 
-    fn answer(headers: &[(&'static str, &'static str)]) -> Option<Answer> {
+    fn answer(headers: &[(&'static str, &'static str)]) -> Option<UpstreamResponse> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
             map.append(*name, HeaderValue::from_static(value));
         }
-        Some(Answer {
+        Some(UpstreamResponse {
             status: StatusCode::BAD_REQUEST,
             headers: map,
             body: Bytes::from_static(b"{}"),
@@ -260,7 +260,7 @@ mod tests {
         }
     }
 
-    const SERVICE: Service = Service {
+    const SERVICE: CallStats = CallStats {
         waited: Duration::from_micros(1_234_567),
         attempts: 3,
     };
@@ -324,11 +324,11 @@ mod tests {
             Duration::from_millis(1500),
             "Too \"long\".",
         );
-        let mut manner = Manner {
+        let mut format = ErrorFormat {
             host: "h:1".into(),
-            ..Manner::default()
+            ..ErrorFormat::default()
         };
-        let response = refuse(&refusal, &manner, "REQUEST-ID");
+        let response = refuse(&refusal, &format, "REQUEST-ID");
         assert_eq!(response.status(), 400);
         assert_eq!(
             response.headers()["x-flowgate-error"],
@@ -348,8 +348,8 @@ mod tests {
         assert_eq!(body["HostId"], "h:1");
         assert_eq!(body["RetryAfter"], 1500);
 
-        manner.format = Format::Xml;
-        let response = refuse(&refusal, &manner, "REQUEST-ID");
+        format.format = Format::Xml;
+        let response = refuse(&refusal, &format, "REQUEST-ID");
         assert_eq!(response.headers()["content-type"], "text/xml;charset=utf-8");
     }
 

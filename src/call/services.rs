@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::body;
 use super::hold::margin::Margins;
 use super::identify::{Caller, Claim, Nonces};
-use super::settings::CurrentSettings;
+use super::settings::CurrentConfig;
 use crate::config::{Config, Listen};
 use crate::error::{Kind, Refusal};
 use crate::limiter::Limiter;
@@ -17,13 +17,13 @@ use crate::limiter::shared::Quota;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::observe::record::Sinks;
-use crate::primitives::byte_budget::Room;
+use crate::primitives::byte_budget::ByteBudget;
 use crate::process::shutdown::Phases;
 use crate::upstream::Upstream;
 
 /// The services that all calls share.
 pub(crate) struct CallServices {
-    pub(crate) settings: CurrentSettings,
+    pub(crate) settings: CurrentConfig,
     pub(crate) limiter: Limiter<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
     /// `None`: each process uses the full quota.
@@ -35,7 +35,7 @@ pub(crate) struct CallServices {
     pub(crate) sinks: Arc<Sinks>,
     pub(crate) phases: Phases,
     /// Bytes of request bodies whose callers are not verified yet.
-    pub(crate) unverified: Arc<Room>,
+    pub(crate) unverified: Arc<ByteBudget>,
     pub(super) nonces: Nonces,
     /// Recent answer times of CAMS.
     pub(super) margins: Margins,
@@ -69,11 +69,11 @@ impl CallServices {
             metrics,
             sinks: Arc::new(sinks),
             phases: Phases::new(),
-            unverified: Room::new(config.listen.max_unverified),
+            unverified: ByteBudget::new(config.listen.max_unverified),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             attempts: TaskTracker::new(),
-            settings: CurrentSettings::new(config),
+            settings: CurrentConfig::new(config),
         }
     }
 
@@ -92,11 +92,14 @@ impl CallServices {
 
     /// The bounds of a body whose caller is not verified yet.
     pub(super) fn allowance(&self, claim: &Claim, listen: &Listen) -> body::Allowance {
-        let rooms = match claim.payer() {
-            Some(payer) => vec![self.limiter.client_room(payer), self.limiter.room().clone()],
+        let budgets = match claim.payer() {
+            Some(payer) => vec![
+                self.limiter.client_budget(payer),
+                self.limiter.budget().clone(),
+            ],
             None => vec![self.unverified.clone()],
         };
-        let shares = rooms
+        let shares = budgets
             .iter()
             .map(|room| room.take(0).expect("nothing always fits"))
             .collect();

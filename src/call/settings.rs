@@ -17,7 +17,7 @@ use crate::error::Refusal;
 use crate::primitives::id::AccountId;
 
 /// A configuration that is in effect from one reload to the next.
-pub(crate) struct Settings {
+pub(crate) struct ConfigSnapshot {
     pub(crate) config: Config,
     pub(crate) directory: Directory,
     /// Number of reloads before this one.
@@ -25,23 +25,23 @@ pub(crate) struct Settings {
 }
 
 /// The settings in force, the result of the last read, and the way to request a reload.
-pub(crate) struct CurrentSettings {
-    settings: ArcSwap<Settings>,
+pub(crate) struct CurrentConfig {
+    settings: ArcSwap<ConfigSnapshot>,
     /// Requests a reload; unset if the configuration is never read again.
-    reload: OnceLock<Ask>,
+    reload: OnceLock<ReloadHandle>,
     /// Result of the last configuration read.
-    reading: Mutex<Reading>,
+    reading: Mutex<ReloadStatus>,
 }
 
 /// Requests a check of the files. Requests made before a check share it.
-pub(crate) struct Ask {
+pub(crate) struct ReloadHandle {
     pub(crate) asked: watch::Sender<u64>,
     pub(crate) answered: watch::Receiver<u64>,
 }
 
 /// Result of the last configuration read, for operators.
 #[derive(Clone, Debug)]
-pub(crate) struct Reading {
+pub(crate) struct ReloadStatus {
     /// Time of the read.
     pub(crate) at: Instant,
     /// Warnings about the configuration in force.
@@ -53,13 +53,13 @@ pub(crate) struct Reading {
 /// Maximum number of warnings that are logged and shown.
 const WARNINGS: usize = 100;
 
-/// Upper limit on the wait for renewed credentials. Reading takes milliseconds; one second with
+/// Upper limit on the wait for renewed credentials. ReloadStatus takes milliseconds; one second with
 /// 100,000 accounts.
 const REREAD_WITHIN: Duration = Duration::from_secs(5);
 
-// === impl Settings ===
+// === impl ConfigSnapshot ===
 
-impl Settings {
+impl ConfigSnapshot {
     /// `config` contains the addresses that were actually bound.
     pub(crate) fn new(config: Config) -> Self {
         Self {
@@ -100,42 +100,42 @@ impl Settings {
     }
 }
 
-// === impl CurrentSettings ===
+// === impl CurrentConfig ===
 
-impl CurrentSettings {
+impl CurrentConfig {
     /// `config` contains the addresses that were actually bound.
     pub(crate) fn new(config: Config) -> Self {
         Self {
-            settings: ArcSwap::from_pointee(Settings::new(config)),
+            settings: ArcSwap::from_pointee(ConfigSnapshot::new(config)),
             reload: OnceLock::new(),
-            reading: Mutex::new(Reading::done(Vec::new())),
+            reading: Mutex::new(ReloadStatus::done(Vec::new())),
         }
     }
 
     /// For short use; not across an await.
-    pub(crate) fn load(&self) -> Guard<Arc<Settings>> {
+    pub(crate) fn load(&self) -> Guard<Arc<ConfigSnapshot>> {
         self.settings.load()
     }
 
     /// For use across an await.
-    pub(crate) fn load_full(&self) -> Arc<Settings> {
+    pub(crate) fn load_full(&self) -> Arc<ConfigSnapshot> {
         self.settings.load_full()
     }
 
     /// Puts these settings in force.
-    pub(crate) fn store(&self, settings: Arc<Settings>) {
+    pub(crate) fn store(&self, settings: Arc<ConfigSnapshot>) {
         self.settings.store(settings);
     }
 
     /// From now on a call can request a reload. `warnings` are those of the start.
-    pub(crate) fn can_be_reread(&self, reload: Ask, warnings: Vec<String>) {
+    pub(crate) fn can_be_reread(&self, reload: ReloadHandle, warnings: Vec<String>) {
         self.reading.lock().warnings = warnings;
         drop(self.reload.set(reload));
     }
 
     /// Records that a configuration was read and accepted.
-    pub(crate) fn was_read(&self, warnings: Vec<String>) -> Reading {
-        let reading = Reading::done(warnings);
+    pub(crate) fn was_read(&self, warnings: Vec<String>) -> ReloadStatus {
+        let reading = ReloadStatus::done(warnings);
         *self.reading.lock() = reading.clone();
         reading
     }
@@ -146,7 +146,7 @@ impl CurrentSettings {
     }
 
     /// Result of the last configuration read.
-    pub(crate) fn reading(&self) -> Reading {
+    pub(crate) fn reading(&self) -> ReloadStatus {
         self.reading.lock().clone()
     }
 
@@ -166,9 +166,9 @@ impl CurrentSettings {
     }
 }
 
-// === impl Ask ===
+// === impl ReloadHandle ===
 
-impl Ask {
+impl ReloadHandle {
     /// Also returns the reloader's ends: the number of requests so far, and the number of the last
     /// request that has been served.
     pub(crate) fn channel() -> (Self, watch::Receiver<u64>, watch::Sender<u64>) {
@@ -195,9 +195,9 @@ impl Ask {
     }
 }
 
-// === impl Reading ===
+// === impl ReloadStatus ===
 
-impl Reading {
+impl ReloadStatus {
     /// The configuration was accepted.
     pub(crate) fn done(mut warnings: Vec<String>) -> Self {
         let more = warnings.len().saturating_sub(WARNINGS);

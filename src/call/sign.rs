@@ -12,7 +12,7 @@ use hyper::{Method, Request, Uri};
 
 use crate::acs::v3::Signable;
 use crate::acs::{encode, time, v1, v3};
-use crate::call::identify::{Passage, Scheme, Sendable, VERSION, Verified};
+use crate::call::identify::{RelayedRequest, Scheme, Sendable, VERSION, Verified};
 
 const USER_AGENT: &str = concat!("flowgate/", env!("CARGO_PKG_VERSION"));
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -118,7 +118,7 @@ fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     request
 }
 
-fn relay(call: &Passage, upstream_host: &str) -> Request<Full<Bytes>> {
+fn relay(call: &RelayedRequest, upstream_host: &str) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(call.body().clone()));
     *request.method_mut() = call.method().clone();
     *request.uri_mut() = Uri::from(call.target().clone());

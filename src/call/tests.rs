@@ -11,9 +11,9 @@ use super::*;
 use crate::acs::time;
 use crate::app::state::AppState;
 use crate::server::bounds::Present;
-use crate::server::place::Held;
 use crate::server::socket::{Socket, Wire};
-use crate::server::{Answer, Terms};
+use crate::server::source_slots::Held;
+use crate::server::{ConnectionServer, Handler};
 
 /// A body that panics when it is read.
 struct Trap;
@@ -32,7 +32,7 @@ impl Body for Trap {
 
 /// A Flowgate with an open connection of a caller.
 struct Scene {
-    parts: Arc<CallServices>,
+    services: Arc<CallServices>,
     bounds: Present,
     _caller: TcpStream,
     wire: Wire,
@@ -44,15 +44,15 @@ impl Scene {
         let loaded =
             crate::config::load(None, [("FLOWGATE_LIMITS__PRESET".into(), "none".into())]).unwrap();
         let state = AppState::new(loaded.config).unwrap();
-        let parts = state.calls().clone();
+        let services = state.calls().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let caller = TcpStream::connect(listener.local_addr().unwrap())
             .await
             .unwrap();
         let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let (wire, hangup) = Wire::new(socket, Held::new(None, &parts.metrics.connections.open));
+        let (wire, hangup) = Wire::new(socket, Held::new(None, &services.metrics.connections.open));
         Self {
-            parts,
+            services,
             bounds: state.bounds(),
             _caller: caller,
             wire,
@@ -64,7 +64,7 @@ impl Scene {
 #[tokio::test]
 async fn a_panic_ends_only_its_own_call() {
     let Scene {
-        parts,
+        services,
         bounds: _,
         hangup,
         wire: _wire,
@@ -81,7 +81,7 @@ async fn a_panic_ends_only_its_own_call() {
         .header("content-length", "1")
         .body(Trap)
         .unwrap();
-    let reply = call(parts.clone(), Box::new(request), hangup)
+    let reply = call(services.clone(), Box::new(request), hangup)
         .await
         .unwrap();
     let status = reply.status();
@@ -98,14 +98,14 @@ async fn a_panic_ends_only_its_own_call() {
 #[derive(Clone)]
 struct Service(Arc<CallServices>);
 
-impl Answer for Service {
+impl Handler for Service {
     type Body = Full<Bytes>;
 
     async fn answer(
         self,
         request: Box<Request<Incoming>>,
         hangup: Hangup,
-    ) -> Result<Response<Full<Bytes>>, Gone> {
+    ) -> Result<Response<Full<Bytes>>, ClientDisconnected> {
         call(self.0, request, hangup).await
     }
 }
@@ -120,14 +120,14 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
     /// Bytes that the connection adds to the future of a call to know the phase of the request.
     const TURN: usize = 16;
     let Scene {
-        parts,
+        services,
         bounds,
         hangup,
         wire,
         _caller,
     } = Scene::new().await;
     let call = call(
-        parts.clone(),
+        services.clone(),
         Box::new(Request::new(Full::<Bytes>::default())),
         hangup.clone(),
     );
@@ -136,14 +136,14 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
         "the future of a call has {} bytes",
         size_of_val(&call)
     );
-    let terms = Terms::new(
+    let terms = ConnectionServer::new(
         bounds,
         None,
-        parts.metrics.clone(),
-        parts.phases.clone(),
+        services.metrics.clone(),
+        services.phases.clone(),
         Phase::Draining,
     );
-    let connection = terms.http(wire, hangup, Service(parts));
+    let connection = terms.http(wire, hangup, Service(services));
     assert!(
         size_of_val(&connection) + TASK <= 1024,
         "the future of a connection has {} bytes",

@@ -28,7 +28,7 @@ pub struct Admin {
 
 /// A response of the admin listener.
 #[derive(Debug)]
-pub struct Said {
+pub struct AdminResponse {
     /// The status.
     pub status: StatusCode,
     /// The whole body.
@@ -53,13 +53,16 @@ pub enum AskError {
 const WITHIN: Duration = Duration::from_secs(2);
 
 /// Sends a GET request for `path`.
-pub async fn ask(admin: &Admin, path: &'static str) -> Result<Said, AskError> {
+pub async fn ask(admin: &Admin, path: &'static str) -> Result<AdminResponse, AskError> {
     timeout(WITHIN, exchange(admin, path))
         .await
         .unwrap_or_else(|_| Err(AskError::Slow(admin.bind.clone(), WITHIN.as_secs())))
 }
 
-async fn exchange(Admin { bind, token }: &Admin, path: &'static str) -> Result<Said, AskError> {
+async fn exchange(
+    Admin { bind, token }: &Admin,
+    path: &'static str,
+) -> Result<AdminResponse, AskError> {
     let mut request = Request::get(path);
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, bearer(token));
@@ -103,7 +106,7 @@ fn bearer(token: &Secret) -> HeaderValue {
 async fn get(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     request: Builder,
-) -> hyper::Result<Said> {
+) -> hyper::Result<AdminResponse> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // An error of the connection is also returned by `send_request`.
@@ -114,7 +117,7 @@ async fn get(
         .await?;
     let status = response.status();
     let body = response.into_body().collect().await?.to_bytes();
-    Ok(Said {
+    Ok(AdminResponse {
         status,
         body: String::from_utf8_lossy(&body).into_owned(),
     })

@@ -31,7 +31,7 @@ pub(crate) struct Reader {
 
 /// The path and origin of a key.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct KeyLocation {
     pub(crate) path: String,
     pub(crate) origin: Origin,
 }
@@ -39,7 +39,7 @@ pub(crate) struct Place {
 /// A table whose keys are removed one after the other.
 pub(crate) struct Section<'a> {
     pub(crate) reader: &'a Reader,
-    pub(crate) place: Place,
+    pub(crate) place: KeyLocation,
     /// The table's path in the form of the manual.
     manual: String,
     nodes: Entries,
@@ -49,8 +49,8 @@ pub(crate) struct Section<'a> {
 
 impl Reader {
     /// Records a mistake. The text describes what was expected, never what was written.
-    pub(crate) fn mistake(&self, place: &Place, expectation: impl Into<String>) {
-        let Place { path, origin } = place.clone();
+    pub(crate) fn mistake(&self, place: &KeyLocation, expectation: impl Into<String>) {
+        let KeyLocation { path, origin } = place.clone();
         self.mistakes.borrow_mut().push(Mistake {
             origin,
             key: path,
@@ -59,7 +59,7 @@ impl Reader {
     }
 
     /// Describes `place` for a mistake in `other`: its path, and its file if that differs.
-    pub(crate) fn seen(&self, place: &Place, other: &Place) -> String {
+    pub(crate) fn seen(&self, place: &KeyLocation, other: &KeyLocation) -> String {
         let path = &place.path;
         match self.names.show(&place.origin) {
             Some(shown) if place.file() != other.file() => format!("{path} ({shown})"),
@@ -73,9 +73,9 @@ impl Reader {
     }
 }
 
-// === impl Place ===
+// === impl KeyLocation ===
 
-impl Place {
+impl KeyLocation {
     fn file(&self) -> Option<FileId> {
         match self.origin {
             Origin::File { file, .. } => Some(file),
@@ -89,7 +89,7 @@ impl Place {
 impl<'a> Section<'a> {
     /// The section of the whole tree.
     pub(crate) fn root(reader: &'a Reader, root: Node) -> Self {
-        let place = Place {
+        let place = KeyLocation {
             path: String::new(),
             origin: root.origin,
         };
@@ -119,7 +119,7 @@ impl<'a> Section<'a> {
             .as_ref()
             .map_or(&self.place.origin, |node| &node.origin)
             .clone();
-        let place = Place {
+        let place = KeyLocation {
             path: join(&self.place.path, name),
             origin,
         };
@@ -134,7 +134,7 @@ impl<'a> Section<'a> {
     /// Removes a table. A table that is not written is empty.
     pub(crate) fn table(&mut self, name: &str) -> Section<'a> {
         let manual = join(&self.manual, name);
-        let mut place = Place {
+        let mut place = KeyLocation {
             path: join(&self.place.path, name),
             origin: Origin::Nowhere,
         };
@@ -161,13 +161,14 @@ impl<'a> Section<'a> {
         };
         let Item::List(nodes) = item else {
             let expectation = format!("expected an array of tables: [[{name}]]");
-            self.reader.mistake(&Place { path, origin }, expectation);
+            self.reader
+                .mistake(&KeyLocation { path, origin }, expectation);
             return Vec::new();
         };
         let manual = format!("{}[]", join(&self.manual, name));
         let mut sections = Vec::with_capacity(nodes.len());
         for (index, node) in nodes.into_iter().enumerate() {
-            let place = Place {
+            let place = KeyLocation {
                 path: format!("{path}[{index}]"),
                 origin: node.origin,
             };
@@ -183,7 +184,7 @@ impl<'a> Section<'a> {
         sections
     }
 
-    fn entries(&self, place: &Place, item: Item) -> Option<Entries> {
+    fn entries(&self, place: &KeyLocation, item: Item) -> Option<Entries> {
         let Item::Table(nodes) = item else {
             self.reader.mistake(place, "expected a table");
             return None;
@@ -207,7 +208,7 @@ impl<'a> Section<'a> {
     /// Reports the remaining keys as unknown.
     pub(crate) fn done(self) {
         for (name, node) in self.nodes {
-            let place = Place {
+            let place = KeyLocation {
                 path: join(&self.place.path, &name),
                 origin: node.origin,
             };

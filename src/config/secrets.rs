@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use super::file::{Item, Node};
 use super::mistakes::Origin;
-use super::read::{Field, Place};
+use super::read::{Field, KeyLocation};
 use super::units::Size;
 use crate::primitives::secret::Secret;
 
@@ -40,7 +40,7 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
         reader.mistake(&place, format!("{FORM}, never the secret itself"));
         return None;
     };
-    let place = Place {
+    let place = KeyLocation {
         path: format!("{}.{name}", place.path),
         origin: node.origin,
     };

@@ -24,7 +24,7 @@ use crate::limiter::view::LaneView;
 use crate::limiter::{Connector, refusals};
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
-use crate::primitives::byte_budget::{Room, Share};
+use crate::primitives::byte_budget::{ByteBudget, Reservation};
 use crate::primitives::id::{AccountId, ActionName, ClientId};
 
 /// A map is shrunk when its capacity is more than this many times its length.
@@ -52,9 +52,9 @@ pub(super) struct LimiterInner<K: Connector> {
     /// When the process started. Tokens count as used at that time.
     pub(super) started: Instant,
     /// Bytes of the bodies of all calls in progress.
-    pub(super) room: Arc<Room>,
+    pub(super) budget: Arc<ByteBudget>,
     /// The same per client. A client may use at most half of the total.
-    pub(super) client_rooms: DashMap<(AccountId, ClientId), Arc<Room>>,
+    pub(super) client_budgets: DashMap<(AccountId, ClientId), Arc<ByteBudget>>,
     pub(super) drain_by: Mutex<DrainDeadlines>,
 }
 
@@ -70,7 +70,7 @@ pub(crate) struct LimitedCall<K: Connector> {
     /// The call was queued or granted before. The queue's bounds are checked only the first time,
     /// and the observe mode counts a call only once.
     admitted: bool,
-    _bytes: [Share; 2],
+    _bytes: [Reservation; 2],
 }
 
 // === impl Limiter ===
@@ -91,8 +91,8 @@ impl<K: Connector> Limiter<K> {
             rules: ArcSwap::from_pointee(Rules::new(config, started)),
             quota,
             started,
-            room: Room::new(config.queue.max_bytes),
-            client_rooms: DashMap::new(),
+            budget: ByteBudget::new(config.queue.max_bytes),
+            client_budgets: DashMap::new(),
             drain_by: Mutex::default(),
         };
         Self {
@@ -111,15 +111,16 @@ impl<K: Connector> Limiter<K> {
     ) -> Result<LimitedCall<K>, Refusal> {
         let now = Instant::now();
         let lane = operation.limit.is_some().then(|| self.lane(operation));
-        let client_room = self.client_room((operation.account.clone(), operation.client.clone()));
-        let Some(client_share) = client_room.take(bytes) else {
+        let client_budget =
+            self.client_budget((operation.account.clone(), operation.client.clone()));
+        let Some(client_share) = client_budget.take(bytes) else {
             return Err(memory_full(
                 lane.as_ref(),
                 "This client's part of Flowgate's memory for queued calls",
                 now,
             ));
         };
-        let Some(share) = self.inner.room.take(bytes) else {
+        let Some(share) = self.inner.budget.take(bytes) else {
             return Err(memory_full(
                 lane.as_ref(),
                 "Flowgate's memory for queued calls",
@@ -150,14 +151,14 @@ impl<K: Connector> Limiter<K> {
     pub(crate) fn reload(&self, config: &Config) {
         let LimiterInner {
             rules,
-            room,
-            client_rooms,
+            budget,
+            client_budgets,
             ..
         } = &*self.inner;
         rules.store(Arc::new(rules.load().reloaded(config, Instant::now())));
-        room.resize(config.queue.max_bytes);
-        for client_room in client_rooms {
-            client_room.resize(config.queue.max_bytes / 2);
+        budget.resize(config.queue.max_bytes);
+        for client_budget in client_budgets {
+            client_budget.resize(config.queue.max_bytes / 2);
         }
         // A lane that is created meanwhile reads the new rules.
         for lane in self.all() {
@@ -201,13 +202,13 @@ impl<K: Connector> Limiter<K> {
     }
 
     /// The byte budget of all calls in progress: those being read, queued or sent.
-    pub(crate) fn room(&self) -> &Arc<Room> {
-        &self.inner.room
+    pub(crate) fn budget(&self) -> &Arc<ByteBudget> {
+        &self.inner.budget
     }
 
     /// Bytes of the bodies of all calls in progress.
     pub(crate) fn bytes(&self) -> usize {
-        self.inner.room.used()
+        self.inner.budget.used()
     }
 
     /// Makes every lane look up its token source again: the store came or went.
@@ -221,25 +222,25 @@ impl<K: Connector> Limiter<K> {
     pub(crate) fn forget_idle(&self) {
         // The shard's lock blocks new users, so a count of one means that the map is the only
         // owner.
-        let client_rooms = &self.inner.client_rooms;
+        let client_budgets = &self.inner.client_budgets;
         self.lanes
             .retain(|_, lane| Arc::strong_count(lane) > 1 || !lane.is_at_rest());
-        client_rooms.retain(|_, room| Arc::strong_count(room) > 1);
+        client_budgets.retain(|_, budget| Arc::strong_count(budget) > 1);
         // A map never gives memory back by itself.
         if self.lanes.len() < self.lanes.capacity() / SHRINK_RATIO {
             self.lanes.shrink_to_fit();
         }
-        if client_rooms.len() < client_rooms.capacity() / SHRINK_RATIO {
-            client_rooms.shrink_to_fit();
+        if client_budgets.len() < client_budgets.capacity() / SHRINK_RATIO {
+            client_budgets.shrink_to_fit();
         }
     }
 
     /// The byte budget of one client's calls.
-    pub(crate) fn client_room(&self, key: (AccountId, ClientId)) -> Arc<Room> {
+    pub(crate) fn client_budget(&self, key: (AccountId, ClientId)) -> Arc<ByteBudget> {
         self.inner
-            .client_rooms
+            .client_budgets
             .entry(key)
-            .or_insert_with(|| Room::new(self.inner.rules.load().bounds.max_bytes / 2))
+            .or_insert_with(|| ByteBudget::new(self.inner.rules.load().bounds.max_bytes / 2))
             .clone()
     }
 

@@ -27,7 +27,7 @@ use crate::limiter::source::Source;
 use crate::limiter::{Command, Connector, LaneView, Limiter, Receipt, view};
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
-use crate::primitives::byte_budget::Room;
+use crate::primitives::byte_budget::ByteBudget;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
 mod bounds;
@@ -209,8 +209,8 @@ impl World {
             rules: ArcSwap::from_pointee(rules),
             quota: None,
             started,
-            room: Room::new(bounds.max_bytes),
-            client_rooms: DashMap::new(),
+            budget: ByteBudget::new(bounds.max_bytes),
+            client_budgets: DashMap::new(),
             drain_by: Mutex::default(),
         };
         let queue = Limiter {

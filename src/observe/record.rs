@@ -58,7 +58,7 @@ pub(crate) struct Record {
 
 /// The wait and the attempts of a call, for the headers of its answer.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Service {
+pub(crate) struct CallStats {
     /// Time from its arrival to the permit of its last attempt.
     pub(crate) waited: Duration,
     /// Number of attempts.
@@ -124,8 +124,8 @@ impl Record {
     }
 
     /// The wait and the attempts so far.
-    pub(crate) fn service(&self) -> Service {
-        Service {
+    pub(crate) fn service(&self) -> CallStats {
+        CallStats {
             waited: self.waited.unwrap_or_default(),
             attempts: self.attempts,
         }

@@ -12,7 +12,7 @@ pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent"
 
 /// The position of a call in a trace, and its spans so far.
 pub(crate) struct Trace {
-    place: Place,
+    place: SpanContext,
     /// `None` if the spans are not exported; then the caller's `traceparent` is forwarded
     /// unchanged.
     spans: Option<Spans>,
@@ -20,7 +20,7 @@ pub(crate) struct Trace {
 
 /// One span of one trace, as `traceparent` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct SpanContext {
     pub(crate) trace: u128,
     pub(crate) span: u64,
     /// The two bits that version 00 defines: sampled, and random trace id.
@@ -32,7 +32,7 @@ pub(crate) struct Spans {
     /// The caller's span, if there is one.
     pub(crate) parent: Option<u64>,
     /// The call's own span.
-    pub(crate) own: Place,
+    pub(crate) own: SpanContext,
     pub(crate) arrived: Moment,
     pub(crate) steps: Vec<Step>,
 }
@@ -80,16 +80,16 @@ impl Trace {
         arrived: Moment,
         begin: impl FnOnce() -> bool,
     ) -> Option<Self> {
-        let caller = Place::parse(headers);
+        let caller = SpanContext::parse(headers);
         let is_sampled =
             exported && caller.map_or_else(begin, |caller| caller.flags & SAMPLED != 0);
         let spans = is_sampled.then(|| {
             let own = match caller {
-                Some(caller) => Place {
+                Some(caller) => SpanContext {
                     span: span_id(),
                     ..caller
                 },
-                None => Place {
+                None => SpanContext {
                     trace: fastrand::u128(1..),
                     span: span_id(),
                     flags: SAMPLED,
@@ -181,9 +181,9 @@ impl Trace {
     }
 }
 
-// === impl Place ===
+// === impl SpanContext ===
 
-impl Place {
+impl SpanContext {
     /// Parses the caller's `traceparent` by W3C Trace Context. It must occur once. Of later
     /// versions only the fields of version 00 are read.
     fn parse(headers: &HeaderMap) -> Option<Self> {
@@ -271,8 +271,8 @@ mod tests {
 
     #[test]
     fn only_a_well_formed_traceparent_is_read() {
-        let parse = |value: &str| Place::parse(&headers(&[value]));
-        let place = Place {
+        let parse = |value: &str| SpanContext::parse(&headers(&[value]));
+        let place = SpanContext {
             trace: 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c,
             span: 0xb7ad_6b71_6920_3331,
             flags: 1,
@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(parse(CALLER), Some(place));
         assert_eq!(
             parse(&CALLER.replace("-01", "-fc")),
-            Some(Place { flags: 0, ..place })
+            Some(SpanContext { flags: 0, ..place })
         );
         // A later version may have more fields.
         assert_eq!(
@@ -305,8 +305,8 @@ mod tests {
         ] {
             assert_eq!(parse(wrong), None, "{wrong}");
         }
-        assert_eq!(Place::parse(&headers(&[])), None);
-        assert_eq!(Place::parse(&headers(&[CALLER, CALLER])), None);
+        assert_eq!(SpanContext::parse(&headers(&[])), None);
+        assert_eq!(SpanContext::parse(&headers(&[CALLER, CALLER])), None);
     }
 
     #[test]

@@ -4,20 +4,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A budget of bytes.
-pub(crate) struct Room {
+pub(crate) struct ByteBudget {
     size: AtomicUsize,
     used: AtomicUsize,
 }
 
-/// A reservation in a [`Room`], released on drop.
-pub(crate) struct Share {
-    room: Arc<Room>,
+/// A reservation in a [`ByteBudget`], released on drop.
+pub(crate) struct Reservation {
+    budget: Arc<ByteBudget>,
     bytes: usize,
 }
 
-// === impl Room ===
+// === impl ByteBudget ===
 
-impl Room {
+impl ByteBudget {
     pub(crate) fn new(size: usize) -> Arc<Self> {
         Arc::new(Self {
             size: AtomicUsize::new(size),
@@ -26,15 +26,15 @@ impl Room {
     }
 
     /// Reserves bytes; `None` if they do not fit.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Share> {
+    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let size = self.size.load(Ordering::Relaxed);
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
                 used.checked_add(bytes).filter(|sum| *sum <= size)
             })
             .ok()?;
-        Some(Share {
-            room: self.clone(),
+        Some(Reservation {
+            budget: self.clone(),
             bytes,
         })
     }
@@ -50,12 +50,12 @@ impl Room {
     }
 }
 
-// === impl Share ===
+// === impl Reservation ===
 
-impl Share {
+impl Reservation {
     /// Extends the reservation. Returns false, without a change, if the bytes do not fit.
     pub(crate) fn grow(&mut self, bytes: usize) -> bool {
-        let Some(mut more) = self.room.take(bytes) else {
+        let Some(mut more) = self.budget.take(bytes) else {
             return false;
         };
         self.bytes += std::mem::take(&mut more.bytes);
@@ -63,9 +63,9 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.room.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -75,19 +75,19 @@ mod tests {
 
     #[test]
     fn reservations_never_exceed_the_bound_and_are_released() {
-        let room = Room::new(10);
-        let mut first = room.take(6).unwrap();
-        assert!(room.take(5).is_none());
+        let budget = ByteBudget::new(10);
+        let mut first = budget.take(6).unwrap();
+        assert!(budget.take(5).is_none());
         assert!(first.grow(3));
         assert!(!first.grow(2));
-        assert_eq!(room.used(), 9);
+        assert_eq!(budget.used(), 9);
         drop(first);
-        assert_eq!(room.used(), 0);
-        assert!(room.take(usize::MAX).is_none());
-        let held = room.take(8).unwrap();
-        room.resize(4);
-        assert!(room.take(1).is_none());
+        assert_eq!(budget.used(), 0);
+        assert!(budget.take(usize::MAX).is_none());
+        let held = budget.take(8).unwrap();
+        budget.resize(4);
+        assert!(budget.take(1).is_none());
         drop(held);
-        assert!(room.take(4).is_some() && room.take(5).is_none());
+        assert!(budget.take(4).is_some() && budget.take(5).is_none());
     }
 }

@@ -12,21 +12,21 @@ use sd_notify::NotifyState;
 
 /// Sockets that the service manager has bound. Flowgate binds the missing ones itself.
 #[derive(Debug, Default)]
-pub struct Handed {
-    pub(crate) proxy: Option<Passed>,
-    pub(crate) admin: Option<Passed>,
+pub struct InheritedSockets {
+    pub(crate) proxy: Option<InheritedSocket>,
+    pub(crate) admin: Option<InheritedSocket>,
 }
 
 /// One inherited socket.
 #[derive(Debug)]
-pub(crate) enum Passed {
+pub(crate) enum InheritedSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 /// Why the inherited sockets cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub enum HandedError {
+pub enum InheritedSocketsError {
     /// The variables are inconsistent, or name descriptors that are not open.
     #[error("cannot use the sockets of LISTEN_FDS: {0}")]
     Variables(io::Error),
@@ -50,22 +50,23 @@ enum Role {
 /// Interval of status notifications without a watchdog.
 const EVERY: Duration = Duration::from_secs(10);
 
-// === impl Handed ===
+// === impl InheritedSockets ===
 
-impl Handed {
+impl InheritedSockets {
     /// Takes the sockets that the environment names and removes the variables. Call it once, before
     /// a second thread is started.
-    pub fn take() -> Result<Self, HandedError> {
-        let names = sd_notify::listen_fds_with_names().map_err(HandedError::Variables)?;
+    pub fn take() -> Result<Self, InheritedSocketsError> {
+        let names = sd_notify::listen_fds_with_names().map_err(InheritedSocketsError::Variables)?;
         let names: Vec<String> = names.map(|(_, name)| name).collect();
         let mut handed = Self::default();
         if names.is_empty() {
             return Ok(handed);
         }
-        let roles = roles(&names).ok_or(HandedError::Roles)?;
+        let roles = roles(&names).ok_or(InheritedSocketsError::Roles)?;
         let mut descriptors = ListenFd::from_env();
         for (index, role) in roles.into_iter().enumerate() {
-            let passed = passed(&mut descriptors, index).ok_or(HandedError::Kind(role.name()))?;
+            let passed =
+                passed(&mut descriptors, index).ok_or(InheritedSocketsError::Kind(role.name()))?;
             match role {
                 Role::Proxy => handed.proxy = Some(passed),
                 Role::Admin => handed.admin = Some(passed),
@@ -75,18 +76,18 @@ impl Handed {
     }
 }
 
-fn passed(descriptors: &mut ListenFd, index: usize) -> Option<Passed> {
+fn passed(descriptors: &mut ListenFd, index: usize) -> Option<InheritedSocket> {
     let tcp = descriptors
         .take_tcp_listener(index)
         .ok()
         .flatten()
-        .map(Passed::Tcp);
+        .map(InheritedSocket::Tcp);
     tcp.or_else(|| {
         descriptors
             .take_unix_listener(index)
             .ok()
             .flatten()
-            .map(Passed::Unix)
+            .map(InheritedSocket::Unix)
     })
 }
 

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 use super::socket::Socket;
 use crate::config::Bind;
-use crate::process::systemd::Passed;
+use crate::process::systemd::InheritedSocket;
 
 /// A bound socket.
 pub(crate) enum Listener {
@@ -61,14 +61,14 @@ impl Listener {
 
     /// Takes a socket that was bound by the parent. It must be the configured one, because other
     /// checks rely on that.
-    pub(crate) fn adopt(passed: Passed, bind: &Bind) -> io::Result<Self> {
+    pub(crate) fn adopt(passed: InheritedSocket, bind: &Bind) -> io::Result<Self> {
         let listener = match passed {
-            Passed::Tcp(listener) => {
+            InheritedSocket::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
                 SockRef::from(&listener).listen(BACKLOG)?;
                 Self::Tcp(TcpListener::from_std(listener)?)
             }
-            Passed::Unix(listener) => {
+            InheritedSocket::Unix(listener) => {
                 listener.set_nonblocking(true)?;
                 SockRef::from(&listener).listen(BACKLOG)?;
                 let path = listener

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::place::Held;
+use super::source_slots::Held;
 
 /// A caller's end of a connection.
 pub(crate) enum Socket {

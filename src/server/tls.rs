@@ -19,7 +19,7 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
 use super::socket::{Hangup, Wire};
-use super::{Answer, Gone};
+use super::{ClientDisconnected, Handler};
 use crate::config::Tls;
 use crate::observe::metrics::Metrics;
 
@@ -131,14 +131,14 @@ impl Failed {
 
 // === impl SpeaksTls ===
 
-impl Answer for SpeaksTls {
+impl Handler for SpeaksTls {
     type Body = Full<Bytes>;
 
     async fn answer(
         self,
         request: Box<Request<Incoming>>,
         _hangup: Hangup,
-    ) -> Result<Response<Full<Bytes>>, Gone> {
+    ) -> Result<Response<Full<Bytes>>, ClientDisconnected> {
         let mut response = (self.0)(&request.into_parts().0);
         response
             .headers_mut()
@@ -161,8 +161,8 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsConnector;
 
-    use super::super::place::Held;
     use super::super::socket::Socket;
+    use super::super::source_slots::Held;
     use super::*;
     use crate::config;
 

@@ -33,7 +33,7 @@ use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::limiter::tokens::Tokens;
 use crate::primitives::id::{ClientId, TenantId};
 use crate::primitives::secret::Secret;
-use crate::upstream::Answer;
+use crate::upstream::UpstreamResponse;
 
 /// The key and the secret that sign the call.
 const SIGNER: [&str; 2] = ["LTAI-test-key-id-1", "test-secret-1"];
@@ -80,7 +80,7 @@ pub struct Steps {
     entries: Vec<QueueEntry>,
     next: usize,
     tokens: Tokens,
-    answer: Answer,
+    answer: UpstreamResponse,
 }
 
 fn head(capture: &str) -> Parts {
@@ -204,7 +204,7 @@ impl Steps {
             entries: entries(),
             next: 0,
             tokens: tokens(),
-            answer: Answer {
+            answer: UpstreamResponse {
                 status: StatusCode::OK,
                 headers: [(CONTENT_TYPE, json)].into_iter().collect(),
                 body: Bytes::copy_from_slice(CREATED.as_bytes()),

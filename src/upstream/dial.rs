@@ -25,7 +25,7 @@ use super::addresses::Memory;
 use super::first_write::{FirstWrite, WatchedTcp};
 use super::race::{Connect, race};
 use super::resolve::Resolver;
-use super::{Sender, Trust, UpstreamError};
+use super::{Sender, TlsRoots, UpstreamError};
 use crate::config::{self, Scheme};
 
 /// Maximum size of a response head, in bytes.
@@ -102,7 +102,7 @@ impl Dialer {
             Scheme::Https => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| UpstreamError::Name)?;
                 Some((
-                    ArcSwap::new(Trust::load(config.ca_file.as_deref())?.0),
+                    ArcSwap::new(TlsRoots::load(config.ca_file.as_deref())?.0),
                     name,
                 ))
             }
@@ -123,9 +123,9 @@ impl Dialer {
     }
 
     /// Replaces the trusted roots for new connections.
-    pub(super) fn trust(&self, trust: Trust) {
+    pub(super) fn tls_roots(&self, tls_roots: TlsRoots) {
         if let Some((client, _)) = &self.tls {
-            client.store(trust.0);
+            client.store(tls_roots.0);
         }
     }
 

@@ -4,7 +4,7 @@
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::StatusCode;
 
-use super::{Answer, Lost, Request, Sender, Sent};
+use super::{Lost, Request, Sender, Sent, UpstreamResponse};
 
 /// Sends the request and reads the response, with a body of up to `max_response` bytes.
 pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response: usize) -> Sent {
@@ -22,7 +22,7 @@ pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response
         return Sent::Lost(Lost::Malformed);
     }
     match Limited::new(body, max_response).collect().await {
-        Ok(body) => Sent::Answered(Answer {
+        Ok(body) => Sent::Answered(UpstreamResponse {
             status: head.status,
             headers: head.headers,
             body: body.to_bytes(),

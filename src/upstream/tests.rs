@@ -25,7 +25,9 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use super::{Answer, Connection, Lost, Reach, Request, Sent, Trust, Upstream, UpstreamError};
+use super::{
+    Connection, Lost, Reach, Request, Sent, TlsRoots, Upstream, UpstreamError, UpstreamResponse,
+};
 use crate::config::{self, Scheme};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
@@ -137,7 +139,7 @@ async fn send(upstream: &Upstream, target: &str) -> Sent {
     upstream.ready(1).await.send(request(target), None).await
 }
 
-fn answered(sent: Sent) -> Answer {
+fn answered(sent: Sent) -> UpstreamResponse {
     match sent {
         Sent::Answered(answer) => answer,
         Sent::Unsent => panic!("unsent"),

@@ -13,11 +13,11 @@ use crate::config;
 
 /// The trusted roots, ready to dial with.
 #[derive(Clone)]
-pub(crate) struct Trust(pub(super) Arc<ClientConfig>);
+pub(crate) struct TlsRoots(pub(super) Arc<ClientConfig>);
 
-// === impl Trust ===
+// === impl TlsRoots ===
 
-impl Trust {
+impl TlsRoots {
     /// Loads the system's roots and those of the file.
     pub(crate) fn load(ca_file: Option<&Path>) -> Result<Self, UpstreamError> {
         let mut roots = RootCertStore::empty();

@@ -3,10 +3,10 @@
 
 use hyper::header::HeaderName;
 
+use super::checked_head::{self, CheckedHead};
 use super::names::is_common;
 use super::refusals::{self, bad, incomplete, one};
-use super::shape::{self, Shape};
-use super::words::Words;
+use super::signature_fields::SignatureFields;
 use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::{self, Algorithm, Authorization, Signable};
@@ -39,26 +39,26 @@ pub(super) struct Acs3 {
 
 /// Reads the head of a version 3 call.
 pub(super) fn read<'a>(
-    shape: &'a Shape<'_>,
+    head: &'a CheckedHead<'_>,
     authorization: &'a Authorization<'_>,
-) -> Result<(Words<'a>, Acs3), Refusal> {
-    if shape.params.iter().any(|(name, _)| is_common(name)) {
+) -> Result<(SignatureFields<'a>, Acs3), Refusal> {
+    if head.params.iter().any(|(name, _)| is_common(name)) {
         return Err(bad(
             "it has both a version 3 Authorization header and a parameter of signature version 1",
         ));
     }
-    let action = header_text(shape, &ACTION)?;
+    let action = header_text(head, &ACTION)?;
     if action.is_empty() {
         return Err(bad("the mandatory Action is missing"));
     }
-    covers(shape, authorization)?;
-    let body_hash = header_text(shape, &BODY_HASH)?;
+    covers(head, authorization)?;
+    let body_hash = header_text(head, &BODY_HASH)?;
     if body_hash.len() != 64 || !v3::is_hex(body_hash) {
         return Err(bad(
             "x-acs-content-sha256 is not 64 lower-case hexadecimal digits",
         ));
     }
-    let key = header_text(shape, &KEY)?;
+    let key = header_text(head, &KEY)?;
     if !key.is_empty() && key != authorization.credential {
         return Err(bad("x-acs-accesskey-id differs from the Credential"));
     }
@@ -67,19 +67,19 @@ pub(super) fn read<'a>(
         body_hash: body_hash.to_owned(),
         signs_type: authorization.signed_headers.contains(&"content-type"),
     };
-    let words = Words {
+    let fields = SignatureFields {
         key: authorization.credential,
         action,
-        version: header_text(shape, &VERSION)?,
-        nonce: header_text(shape, &NONCE)?,
-        stamp: header_text(shape, &DATE)?,
+        version: header_text(head, &VERSION)?,
+        nonce: header_text(head, &NONCE)?,
+        stamp: header_text(head, &DATE)?,
     };
-    Ok((words, proof))
+    Ok((fields, proof))
 }
 
 /// The single value of a header; empty if it is missing.
-fn header_text<'a>(shape: &Shape<'a>, name: &HeaderName) -> Result<&'a str, Refusal> {
-    let Some(value) = one(&shape.parts.headers, name)? else {
+fn header_text<'a>(head: &CheckedHead<'a>, name: &HeaderName) -> Result<&'a str, Refusal> {
+    let Some(value) = one(&head.parts.headers, name)? else {
         return Ok("");
     };
     value
@@ -89,8 +89,8 @@ fn header_text<'a>(shape: &Shape<'a>, name: &HeaderName) -> Result<&'a str, Refu
 
 /// Checks that the signature covers all required headers and every `x-acs-*` header, and that each
 /// signed header has exactly one value.
-fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Refusal> {
-    let headers = &shape.parts.headers;
+fn covers(head: &CheckedHead<'_>, authorization: &Authorization<'_>) -> Result<(), Refusal> {
+    let headers = &head.parts.headers;
     let signed = &authorization.signed_headers;
     if let Some(missing) = REQUIRED.iter().find(|name| !signed.contains(name)) {
         return Err(incomplete(format!("SignedHeaders must contain {missing}")));
@@ -107,7 +107,7 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
     }
     let listed = connection_listed(headers);
     for (name, values) in signed.iter().zip(values) {
-        if shape::is_hop(name)
+        if checked_head::is_hop(name)
             || *name == "authorization"
             || listed.iter().any(|other| other == name)
         {
@@ -123,18 +123,18 @@ fn covers(shape: &Shape<'_>, authorization: &Authorization<'_>) -> Result<(), Re
 }
 
 fn signable<'a>(
-    shape: &'a Shape<'_>,
+    head: &'a CheckedHead<'_>,
     params: &'a Params,
     authorization: &Authorization<'a>,
     body_hash: &'a str,
 ) -> Signable<'a> {
     Signable {
-        method: shape.parts.method.as_str(),
+        method: head.parts.method.as_str(),
         query: params.query().collect(),
         headers: authorization
             .signed_headers
             .iter()
-            .map(|name| (*name, shape.parts.headers[*name].as_bytes()))
+            .map(|name| (*name, head.parts.headers[*name].as_bytes()))
             .collect(),
         body_hash,
     }
@@ -147,7 +147,7 @@ impl Acs3 {
     pub(super) fn verify(
         &self,
         secrets: &[Secret],
-        shape: &Shape<'_>,
+        head: &CheckedHead<'_>,
         params: &Params,
         authorization: &Authorization<'_>,
     ) -> Result<(), Refusal> {
@@ -155,7 +155,7 @@ impl Acs3 {
             return Err(refusals::unsupported());
         }
         let string_to_sign =
-            signable(shape, params, authorization, &self.body_hash).string_to_sign();
+            signable(head, params, authorization, &self.body_hash).string_to_sign();
         let is_valid = secrets
             .iter()
             .any(|secret| v3::verify(secret, &string_to_sign, authorization.signature));

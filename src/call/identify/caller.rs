@@ -10,7 +10,7 @@ use bytes::Bytes;
 use hyper::Method;
 use serde::Deserialize;
 
-use super::passage::Passage;
+use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials};
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
@@ -42,7 +42,7 @@ pub(crate) enum Sendable {
     /// Flowgate signs it.
     Verified(Box<Verified>),
     /// The request is forwarded unchanged.
-    Relayed(Passage),
+    Relayed(RelayedRequest),
 }
 
 /// An account that Flowgate signs for.
@@ -82,7 +82,7 @@ pub(crate) struct Relayed {
     pub(super) fresh_for: Duration,
     pub(super) action: ActionName,
     pub(super) params: Params,
-    pub(super) passage: Passage,
+    pub(super) relayed_request: RelayedRequest,
 }
 
 /// The name of a flow in a JSON body.
@@ -178,7 +178,7 @@ impl Caller {
         }
         let body = match self {
             Self::Verified(call) => call.json()?,
-            Self::Relayed(call) => call.passage.body(),
+            Self::Relayed(call) => call.relayed_request.body(),
         };
         serde_json::from_slice(body)
             .ok()
@@ -196,7 +196,9 @@ impl Caller {
                     .sum();
                 params + call.json.as_ref().map_or(0, Bytes::len)
             }
-            Self::Relayed(call) => call.passage.target().as_str().len() + call.passage.body().len(),
+            Self::Relayed(call) => {
+                call.relayed_request.target().as_str().len() + call.relayed_request.body().len()
+            }
         }
     }
 
@@ -204,7 +206,7 @@ impl Caller {
     pub(crate) fn into_sendable(self) -> Sendable {
         match self {
             Self::Verified(call) => Sendable::Verified(call),
-            Self::Relayed(call) => Sendable::Relayed(call.passage),
+            Self::Relayed(call) => Sendable::Relayed(call.relayed_request),
         }
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 
-use super::words::WINDOW;
+use super::signature_fields::WINDOW;
 use crate::acs::{time, v3};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};

@@ -5,11 +5,11 @@
 use bytes::Bytes;
 use hyper::header::{self, HeaderName};
 
+use super::checked_head::{self, CheckedHead};
 use super::directory::Directory;
 use super::names::is_foreign;
-use super::passage::Passage;
 use super::refusals::bad;
-use super::shape::{self, Shape};
+use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::Authorization;
@@ -20,13 +20,13 @@ const FOR_ANOTHER: &str =
 
 /// Selects the forwarded parts, without the body. `signed` is the `Authorization` of a version 3
 /// call.
-pub(super) fn passage(
-    shape: &Shape<'_>,
+pub(super) fn relayed_request(
+    head: &CheckedHead<'_>,
     params: &Params,
     signed: Option<&Authorization<'_>>,
     directory: &Directory,
-) -> Result<Passage, Refusal> {
-    if signed.is_some() && shape.host.as_bytes() != directory.upstream_host().as_bytes() {
+) -> Result<RelayedRequest, Refusal> {
+    if signed.is_some() && head.host.as_bytes() != directory.upstream_host().as_bytes() {
         return Err(Refusal::new(
             Kind::SignedHostMismatch,
             format!(
@@ -37,7 +37,7 @@ pub(super) fn passage(
             ),
         ));
     }
-    let all = &shape.parts.headers;
+    let all = &head.parts.headers;
     if all.keys().any(|name| speaks_for_another(name.as_str())) {
         return Err(bad(FOR_ANOTHER));
     }
@@ -49,9 +49,9 @@ pub(super) fn passage(
         .filter(|(name, _)| is_forwarded(name, signed_headers, &connection_listed))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    Ok(Passage {
-        method: shape.parts.method.clone(),
-        target: shape.target.clone(),
+    Ok(RelayedRequest {
+        method: head.parts.method.clone(),
+        target: head.target.clone(),
         headers,
         body: Bytes::new(),
     })
@@ -68,7 +68,7 @@ fn is_forwarded(name: &HeaderName, signed: &[&str], connection_listed: &[String]
         return true;
     }
     let is_for_this_hop =
-        shape::is_hop(name) || connection_listed.iter().any(|other| other == name);
+        checked_head::is_hop(name) || connection_listed.iter().any(|other| other == name);
     let is_for_flowgate = name.starts_with("x-flowgate-");
     let is_written_by_sign = name == header::ACCEPT_ENCODING.as_str();
     !is_for_this_hop && !is_for_flowgate && !is_written_by_sign

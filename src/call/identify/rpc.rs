@@ -4,10 +4,10 @@
 
 use hyper::header::HeaderName;
 
+use super::checked_head::CheckedHead;
 use super::names::is_misspelt_common;
 use super::refusals::{self, bad, incomplete, one};
-use super::shape::Shape;
-use super::words::Words;
+use super::signature_fields::SignatureFields;
 use crate::acs::decode::Params;
 use crate::acs::v1;
 use crate::error::Refusal;
@@ -34,8 +34,8 @@ pub(super) struct Rpc {
 }
 
 /// Reads the head of a version 1 call.
-pub(super) fn read<'a>(shape: &'a Shape<'_>) -> Result<(Words<'a>, Rpc), Refusal> {
-    let params = &shape.params;
+pub(super) fn read<'a>(head: &'a CheckedHead<'_>) -> Result<(SignatureFields<'a>, Rpc), Refusal> {
+    let params = &head.params;
     if params.iter().any(|(name, _)| is_misspelt_common(name)) {
         return Err(bad(
             "a parameter of signature version 1 is spelt in another case",
@@ -51,8 +51,8 @@ pub(super) fn read<'a>(shape: &'a Shape<'_>) -> Result<(Words<'a>, Rpc), Refusal
     if text(params, "SignatureVersion") != v1::VERSION {
         return Err(incomplete("SignatureVersion is not 1.0"));
     }
-    check_header(shape, &ACTION, "Action")?;
-    check_header(shape, &VERSION, "Version")?;
+    check_header(head, &ACTION, "Action")?;
+    check_header(head, &VERSION, "Version")?;
     let is_supported = text(params, "SignatureMethod") == v1::METHOD
         // The old SDK sends an empty SignatureType.
         && text(params, "SignatureType").is_empty();
@@ -61,14 +61,14 @@ pub(super) fn read<'a>(shape: &'a Shape<'_>) -> Result<(Words<'a>, Rpc), Refusal
         signature: text(params, "Signature").to_owned(),
         format: format(params)?.map(str::to_owned),
     };
-    let words = Words {
+    let fields = SignatureFields {
         key: text(params, "AccessKeyId"),
         action: text(params, "Action"),
         version: text(params, "Version"),
         nonce: text(params, "SignatureNonce"),
         stamp: text(params, "Timestamp"),
     };
-    Ok((words, proof))
+    Ok((fields, proof))
 }
 
 /// The value of a parameter; empty if it is missing.
@@ -77,9 +77,9 @@ fn text<'a>(params: &'a Params, name: &str) -> &'a str {
 }
 
 /// Checks that a header, if it is present, repeats a parameter.
-fn check_header(shape: &Shape<'_>, header: &HeaderName, param: &str) -> Result<(), Refusal> {
-    let value = one(&shape.parts.headers, header)?;
-    if value.is_some_and(|value| value.as_bytes() != text(&shape.params, param).as_bytes()) {
+fn check_header(head: &CheckedHead<'_>, header: &HeaderName, param: &str) -> Result<(), Refusal> {
+    let value = one(&head.parts.headers, header)?;
+    if value.is_some_and(|value| value.as_bytes() != text(&head.params, param).as_bytes()) {
         return Err(bad(format!(
             "the header {header} differs from the parameter {param}"
         )));

@@ -22,14 +22,14 @@ const LIMIT_CONTROL: &str =
     r#"{"RequestId":"R","HostId":"h","Code":"System.LimitControl","Message":"m"}"#;
 const CREATED: &str = r#"{"RequestId":"R","Message":"None","Data":{"FlowId":"1"},"Code":"OK"}"#;
 
-fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Answer {
+fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> UpstreamResponse {
     let headers = headers.iter().map(|(name, value)| {
         (
             HeaderName::from_bytes(name.as_bytes()).unwrap(),
             HeaderValue::from_str(value).unwrap(),
         )
     });
-    Answer {
+    UpstreamResponse {
         status: StatusCode::from_u16(status).unwrap(),
         headers: headers.collect(),
         body: Bytes::copy_from_slice(body.as_bytes()),

@@ -10,7 +10,7 @@ use super::at_most_max_hold;
 use super::limits::action;
 use crate::config::credentials;
 use crate::config::mistakes::Origin;
-use crate::config::read::{Field, POSITIVE, Place, Reader, Section};
+use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
 use crate::config::secrets::{one_line, secret};
 use crate::config::{Account, Actions, Client, Credentials};
 use crate::primitives::id::{AccessKeyId, AccountId, ClientId};
@@ -33,8 +33,8 @@ const ID_FORM: &str = "a name: 1 to 64 letters, digits, '.', '_' or '-', and not
 /// The names in use, and where they are written.
 #[derive(Default)]
 struct Taken {
-    keys: HashMap<AccessKeyId, Place>,
-    ids: HashMap<AccountId, Place>,
+    keys: HashMap<AccessKeyId, KeyLocation>,
+    ids: HashMap<AccountId, KeyLocation>,
 }
 
 /// Every account, and whether it has a secret to sign with.
@@ -107,7 +107,7 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
         Some(token) => Some(secret_variable(reader, TOKEN_VARIABLE, token)?),
         None => None,
     };
-    let place = Place {
+    let place = KeyLocation {
         path: KEY_VARIABLE.to_owned(),
         origin: Origin::Variable(KEY_VARIABLE.to_owned()),
     };
@@ -127,8 +127,8 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
 }
 
 /// The place of a variable that sets no key.
-fn variable(name: &str) -> Place {
-    Place {
+fn variable(name: &str) -> KeyLocation {
+    KeyLocation {
         path: String::new(),
         origin: Origin::Variable(name.to_owned()),
     }

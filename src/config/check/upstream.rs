@@ -8,7 +8,7 @@ use hyper::Uri;
 
 use super::BYTES;
 use super::listen::host_name;
-use crate::config::read::{Field, POSITIVE, Place, Section};
+use crate::config::read::{Field, KeyLocation, POSITIVE, Section};
 use crate::config::{Bind, Listen, Scheme, Upstream, tls};
 
 /// The parts of a URL without path and query.
@@ -32,7 +32,7 @@ pub(super) struct Authority {
 
 /// A pinned address and where it is written.
 struct Pinned {
-    place: Place,
+    place: KeyLocation,
     address: SocketAddr,
 }
 

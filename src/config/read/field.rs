@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Place, Reader, Section};
+use super::{KeyLocation, Reader, Section};
 use crate::config::entries::Entries;
 use crate::config::file::{Item, Node, Style};
 use crate::config::keys::Key;
@@ -18,7 +18,7 @@ use crate::config::units::{Size, Time};
 pub(crate) struct Field<'a> {
     pub(crate) reader: &'a Reader,
     pub(crate) key: &'static Key,
-    pub(crate) place: Place,
+    pub(crate) place: KeyLocation,
     pub(crate) item: Option<Item>,
 }
 
@@ -214,7 +214,7 @@ impl<'a> Field<'a> {
             let entry = Field {
                 reader,
                 key,
-                place: Place {
+                place: KeyLocation {
                     path: format!("{}[{index}]", place.path),
                     origin: node.origin,
                 },

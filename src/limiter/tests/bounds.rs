@@ -162,7 +162,7 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     drop((calls_of_a, calls_of_b));
     assert!(arrive("c").is_ok());
     world.queue.forget_idle();
-    assert!(world.queue.inner.client_rooms.is_empty());
+    assert!(world.queue.inner.client_budgets.is_empty());
     assert_eq!(world.bounds.max_bytes, 1000);
 }
 

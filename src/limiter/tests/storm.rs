@@ -182,7 +182,7 @@ async fn storm(events: Vec<Event>) {
         world.queue.lanes().is_empty(),
         "the lane is at rest and holds no token"
     );
-    assert_eq!(world.queue.inner.room.used(), 0);
+    assert_eq!(world.queue.inner.budget.used(), 0);
     assert_eq!(world.connector.open.load(Ordering::Relaxed), 0);
     first_five_go_at_once(&world).await;
 }

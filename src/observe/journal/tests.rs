@@ -12,7 +12,7 @@ use crate::call::attempt::note_end;
 use crate::call::judge::Verdict;
 use crate::cli::journal::as_table;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
-use crate::upstream::Answer;
+use crate::upstream::UpstreamResponse;
 
 /// A journal in a folder of its own.
 struct Desk {
@@ -35,7 +35,7 @@ fn operation() -> Operation {
     }
 }
 
-fn created(flow_id: &str) -> (Answer, Verdict) {
+fn created(flow_id: &str) -> (UpstreamResponse, Verdict) {
     let body = Bytes::from(format!(
         r#"{{"Code":"OK","Data":{{"FlowId":"{flow_id}"}}}}"#
     ));
@@ -44,7 +44,7 @@ fn created(flow_id: &str) -> (Answer, Verdict) {
         code: "OK".to_owned(),
     };
     (
-        Answer {
+        UpstreamResponse {
             status: StatusCode::OK,
             headers: HeaderMap::new(),
             body,

@@ -24,7 +24,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::config::{Collector, Scheme};
 use crate::observe::metrics::Metrics;
-use crate::upstream::Trust;
+use crate::upstream::TlsRoots;
 
 /// Timeout of one batch, the default of OpenTelemetry's exporters.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +54,7 @@ impl Client {
             Scheme::Https => {
                 let name =
                     ServerName::try_from(collector.host.clone()).context("telemetry.otlp")?;
-                Some((Trust::load(None)?.connector(), name))
+                Some((TlsRoots::load(None)?.connector(), name))
             }
         };
         let to = Arc::new(Target {

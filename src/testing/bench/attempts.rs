@@ -15,14 +15,14 @@ use crate::config;
 use crate::observe::journal::{Journal, Note, RotatingFile};
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
-use crate::upstream::Answer;
+use crate::upstream::UpstreamResponse;
 
 /// Successive attempts of one call.
 pub struct Attempts {
     journal: Arc<Journal>,
     flow_name: Option<String>,
     operation: Operation,
-    answer: Answer,
+    answer: UpstreamResponse,
     verdict: Verdict,
     /// A file that is written without the journal's thread.
     file: RotatingFile,

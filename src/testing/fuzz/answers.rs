@@ -18,8 +18,8 @@ use crate::call::reply;
 use crate::call::retry::{self, Decision, Tries};
 use crate::config::{self, Config};
 use crate::limiter::pause::{Pause, ThrottleRefusal};
-use crate::observe::record::Service;
-use crate::upstream::Answer;
+use crate::observe::record::CallStats;
+use crate::upstream::UpstreamResponse;
 
 const STATUSES: [u16; 12] = [200, 201, 204, 302, 400, 403, 404, 409, 429, 500, 503, 599];
 const TYPES: [&str; 4] = [
@@ -28,7 +28,7 @@ const TYPES: [&str; 4] = [
     "text/xml;charset=utf-8",
     "text/html",
 ];
-const SERVICE: Service = Service {
+const SERVICE: CallStats = CallStats {
     waited: Duration::ZERO,
     attempts: 1,
 };
@@ -122,7 +122,7 @@ fn written(text: &[u8]) {
     }
 }
 
-fn made(status: u16, kind: &str, body: &[u8]) -> Answer {
+fn made(status: u16, kind: &str, body: &[u8]) -> UpstreamResponse {
     let mut headers = HeaderMap::new();
     if !kind.is_empty() {
         headers.insert(
@@ -131,7 +131,7 @@ fn made(status: u16, kind: &str, body: &[u8]) -> Answer {
         );
     }
     let status = StatusCode::from_u16(status).expect("the statuses above are all valid");
-    Answer {
+    UpstreamResponse {
         status,
         headers,
         body: Bytes::copy_from_slice(body),
@@ -173,7 +173,7 @@ pub fn hints(input: &[u8]) {
     }
     let body = Bytes::from_static(b"{\"Code\":\"System.LimitControl\"}");
     let status = StatusCode::from_u16(status).expect("the statuses above are all valid");
-    let answer = Answer {
+    let answer = UpstreamResponse {
         status,
         headers,
         body,

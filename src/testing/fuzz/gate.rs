@@ -27,11 +27,11 @@ use crate::acs::v3::{self, Authorization, Signable};
 use crate::acs::{answer, encode, time, v1};
 use crate::call::hold::margin::Margins;
 use crate::call::identify::{self, Directory, Nonces, Sendable};
-use crate::call::reply::{self, Manner};
+use crate::call::reply::{self, ErrorFormat};
 use crate::call::{body, classify, sign};
 use crate::config::{self, Config};
 use crate::error::Refusal;
-use crate::primitives::byte_budget::Room;
+use crate::primitives::byte_budget::ByteBudget;
 use crate::primitives::secret::Secret;
 
 /// The steps of Flowgate up to the queue. It has the secret of [`SIGNER`]'s key and no secret of
@@ -246,7 +246,7 @@ impl Visit<'_> {
         let max = as_it_came.as_ref().map_or(config.listen.max_body, |claim| {
             claim.max_body(config.listen.max_body)
         });
-        let share = Room::new(max)
+        let share = ByteBudget::new(max)
             .take(0)
             .expect("a zero-byte reservation cannot fail");
         let allowance = body::Allowance {
@@ -301,7 +301,7 @@ impl Visit<'_> {
 
 /// The answer for a refusal: an SDK must find the code, and it must not contain the secret.
 async fn refuse(head: &Parts, refusal: &Refusal) -> Response<Full<Bytes>> {
-    let response = reply::refuse(refusal, &Manner::of(head), "1");
+    let response = reply::refuse(refusal, &ErrorFormat::of(head), "1");
     let (parts, body) = response.into_parts();
     let Ok(body) = body.collect().await;
     let body = body.to_bytes();

@@ -3,11 +3,11 @@
 
 use super::call::{Call, v1, v3};
 use super::*;
-use crate::call::settings::Settings;
+use crate::call::settings::ConfigSnapshot;
 
 /// A gate whose settings can be reloaded.
 struct Gate {
-    settings: Settings,
+    settings: ConfigSnapshot,
     nonces: Nonces,
     now: SystemTime,
     folder: tempfile::TempDir,
@@ -17,7 +17,7 @@ impl Gate {
     fn new(toml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let now = time::parse(NOW).unwrap();
-        let settings = Settings::new(read(&folder, toml));
+        let settings = ConfigSnapshot::new(read(&folder, toml));
         Self {
             settings,
             nonces: Nonces::new(now - Duration::from_secs(3600)),
@@ -241,7 +241,7 @@ fn the_last_three_sessions_are_valid_for_callers_and_the_last_one_signs() {
     let folder = tempfile::tempdir().unwrap();
     write_session(&folder, NAMES[0].0, NAMES[0].1);
     let now = time::parse(NOW).unwrap();
-    let settings = Settings::new(read(&folder, toml));
+    let settings = ConfigSnapshot::new(read(&folder, toml));
     let mut gate = Gate {
         settings,
         nonces: Nonces::new(now - Duration::from_secs(3600)),

@@ -27,7 +27,7 @@ const PING: Duration = Duration::from_secs(1);
 
 /// What has been logged about the store, so that nothing is logged twice.
 #[derive(Default)]
-struct Said {
+struct LoggedState {
     unreachable: bool,
     unfit: bool,
     /// INFO is not permitted.
@@ -39,7 +39,7 @@ struct Said {
 /// Keeps the connection until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut state = shared.state.subscribe();
-    let mut said = Said::default();
+    let mut said = LoggedState::default();
     let mut relapse = FIRST_RELAPSE;
     loop {
         let mut pause = FIRST_PAUSE;
@@ -76,9 +76,9 @@ async fn watch_over(shared: &Shared, state: &mut watch::Receiver<State>) {
     }
 }
 
-// === impl Said ===
+// === impl LoggedState ===
 
-impl Said {
+impl LoggedState {
     /// Logs why the store cannot be used, once per outage.
     fn trouble(&mut self, trouble: &Trouble) {
         match trouble {

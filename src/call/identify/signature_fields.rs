@@ -9,7 +9,7 @@ pub(super) const WINDOW: Duration = Duration::from_secs(15 * 60);
 pub(crate) const VERSION: &str = "2020-06-06";
 
 /// The texts that both versions have, in different places of the request.
-pub(super) struct Words<'a> {
+pub(super) struct SignatureFields<'a> {
     pub(super) key: &'a str,
     pub(super) action: &'a str,
     pub(super) version: &'a str,

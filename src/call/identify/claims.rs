@@ -7,12 +7,12 @@ use bytes::Bytes;
 use hyper::Method;
 
 use super::acs3::Acs3;
+use super::checked_head::{BodyType, CheckedHead};
 use super::directory::Directory;
 use super::names::{LIKE_ACS_HEADER, is_acs_header, is_common, is_foreign};
 use super::refusals::{bad, incomplete};
 use super::rpc::Rpc;
-use super::shape::{BodyType, Shape};
-use super::words::{VERSION, WINDOW, Words};
+use super::signature_fields::{SignatureFields, VERSION, WINDOW};
 use crate::acs::decode::Params;
 use crate::acs::{encode, json, time};
 use crate::error::{Kind, Refusal};
@@ -27,7 +27,7 @@ const MAX_NONCE: usize = 256;
 const MAX_QUERY: usize = 56 * 1024;
 
 /// The fields that a call states about itself.
-pub(super) struct Said {
+pub(super) struct RequestClaims {
     pub(super) key: AccessKeyId,
     pub(super) method: Method,
     pub(super) action: ActionName,
@@ -44,40 +44,44 @@ pub(super) enum Proof {
     V3(Acs3),
 }
 
-// === impl Said ===
+// === impl RequestClaims ===
 
-impl Said {
+impl RequestClaims {
     /// Checks the form of each field. `params` stays empty: `words` borrows the parameters of the
     /// head, so the caller moves them in later.
-    pub(super) fn new(words: Words<'_>, shape: &Shape<'_>, proof: Proof) -> Result<Self, Refusal> {
-        let is_action = (1..=64).contains(&words.action.len())
-            && words.action.bytes().all(|b| b.is_ascii_alphanumeric());
-        if words.action.is_empty() {
+    pub(super) fn new(
+        fields: SignatureFields<'_>,
+        head: &CheckedHead<'_>,
+        proof: Proof,
+    ) -> Result<Self, Refusal> {
+        let is_action = (1..=64).contains(&fields.action.len())
+            && fields.action.bytes().all(|b| b.is_ascii_alphanumeric());
+        if fields.action.is_empty() {
             return Err(bad("the mandatory Action is missing"));
         }
         if !is_action {
             return Err(bad("the action is not 1 to 64 ASCII letters and digits"));
         }
-        if words.version != VERSION {
+        if fields.version != VERSION {
             return Err(bad(format!("the API version is not {VERSION}")));
         }
-        let is_nonce = (1..=MAX_NONCE).contains(&words.nonce.len())
-            && words.nonce.bytes().all(|b| b.is_ascii_graphic());
+        let is_nonce = (1..=MAX_NONCE).contains(&fields.nonce.len())
+            && fields.nonce.bytes().all(|b| b.is_ascii_graphic());
         if !is_nonce {
             return Err(incomplete(
                 "the signature nonce is not 1 to 256 visible ASCII characters",
             ));
         }
-        let stamp = time::parse(words.stamp)
+        let stamp = time::parse(fields.stamp)
             .ok_or_else(|| bad("the timestamp is not of the form 2026-11-24T02:54:06Z"))?;
         Ok(Self {
-            key: AccessKeyId::new(words.key),
-            method: shape.parts.method.clone(),
-            action: ActionName::new(words.action),
-            nonce: words.nonce.to_owned(),
+            key: AccessKeyId::new(fields.key),
+            method: head.parts.method.clone(),
+            action: ActionName::new(fields.action),
+            nonce: fields.nonce.to_owned(),
             stamp,
             params: Params::default(),
-            body: shape.body,
+            body: head.body,
             proof,
         })
     }

@@ -6,7 +6,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 
 /// The forwarded parts of a relayed call.
-pub(crate) struct Passage {
+pub(crate) struct RelayedRequest {
     pub(super) method: Method,
     pub(super) target: PathAndQuery,
     /// A header map would take three times the memory while the call is queued.
@@ -14,9 +14,9 @@ pub(crate) struct Passage {
     pub(super) body: Bytes,
 }
 
-// === impl Passage ===
+// === impl RelayedRequest ===
 
-impl Passage {
+impl RelayedRequest {
     /// Adds the body, which is read after the head.
     pub(super) fn with(self, body: Bytes) -> Self {
         Self { body, ..self }

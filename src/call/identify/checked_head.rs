@@ -14,7 +14,7 @@ use crate::acs::hop_by_hop::is_hop_by_hop;
 use crate::error::{Kind, Refusal};
 
 /// A request head with one possible interpretation.
-pub(super) struct Shape<'a> {
+pub(super) struct CheckedHead<'a> {
     pub(super) parts: &'a Parts,
     pub(super) target: PathAndQuery,
     pub(super) host: &'a HeaderValue,
@@ -36,7 +36,10 @@ pub(super) enum BodyType {
 }
 
 /// Checks framing, target and headers, and decodes the query.
-pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<'a>, Refusal> {
+pub(super) fn read<'a>(
+    parts: &'a Parts,
+    directory: &Directory,
+) -> Result<CheckedHead<'a>, Refusal> {
     let headers = &parts.headers;
     if parts.method == Method::CONNECT {
         return Err(Refusal::new(
@@ -56,7 +59,7 @@ pub(super) fn read<'a>(parts: &'a Parts, directory: &Directory) -> Result<Shape<
     if params.iter().any(|(name, _)| is_acs_header(name)) {
         return Err(bad(LIKE_ACS_HEADER));
     }
-    Ok(Shape {
+    Ok(CheckedHead {
         parts,
         target,
         host,

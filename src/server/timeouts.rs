@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 
 /// How long a caller may stall.
 #[derive(Clone, Copy)]
-pub(crate) struct Patience {
+pub(crate) struct IoTimeouts {
     /// From the first byte of a head to its end; also for a TLS handshake.
     pub(crate) head: Duration,
     /// From the first byte of a response that the caller does not read immediately, to its last
@@ -22,11 +22,11 @@ pub(crate) struct Patience {
 }
 
 /// A stream with the two time-outs.
-pub(crate) struct Timed<T> {
+pub(crate) struct TimeoutIo<T> {
     io: T,
-    patience: Arc<Patience>,
+    timeouts: Arc<IoTimeouts>,
     /// Received bytes count as a head only while no request is being answered.
-    turn: Turn,
+    turn: RequestPhase,
     /// For the head that began at this change of turns.
     head: Deadline,
     head_of: u64,
@@ -37,10 +37,10 @@ pub(crate) struct Timed<T> {
 /// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts
 /// the changes; an odd number is ours.
 #[derive(Clone, Default)]
-pub(crate) struct Turn(Arc<AtomicU64>);
+pub(crate) struct RequestPhase(Arc<AtomicU64>);
 
 /// Our turn, until dropped.
-pub(crate) struct Ours(Turn);
+pub(crate) struct Ours(RequestPhase);
 
 /// A time-out that runs or is stopped.
 #[derive(Default)]
@@ -61,9 +61,9 @@ pub(crate) enum Stalled {
     Answer,
 }
 
-// === impl Turn ===
+// === impl RequestPhase ===
 
-impl Turn {
+impl RequestPhase {
     /// Called when a request's head is complete.
     pub(crate) fn take(self) -> Ours {
         self.0.fetch_add(1, Ordering::Relaxed);
@@ -111,16 +111,16 @@ impl Deadline {
     }
 }
 
-// === impl Timed ===
+// === impl TimeoutIo ===
 
-impl<T> Timed<T> {
+impl<T> TimeoutIo<T> {
     /// Applies `patience` to each head and each response.
-    pub(crate) fn new(io: T, patience: Arc<Patience>, turn: Turn) -> Self {
+    pub(crate) fn new(io: T, timeouts: Arc<IoTimeouts>, turn: RequestPhase) -> Self {
         let head = Deadline::default();
         let answer = Deadline::default();
         Self {
             io,
-            patience,
+            timeouts,
             turn,
             head,
             head_of: 0,
@@ -135,14 +135,14 @@ impl<T> Timed<T> {
         written: Poll<io::Result<R>>,
     ) -> Poll<io::Result<R>> {
         if written.is_pending() {
-            self.answer.start(self.patience.write);
+            self.answer.start(self.timeouts.write);
             self.answer.poll(cx, Stalled::Answer)?;
         }
         written
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -160,13 +160,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
             return Poll::Pending;
         };
         if read.is_ok() && buf.filled().len() > before && turn.is_multiple_of(2) {
-            this.head.start(this.patience.head);
+            this.head.start(this.timeouts.head);
         }
         Poll::Ready(read)
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

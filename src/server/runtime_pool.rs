@@ -11,15 +11,15 @@ use crate::server::socket::Socket;
 
 /// The serving runtimes; if empty, the current one serves.
 #[derive(Default)]
-pub(crate) struct Spread {
+pub(crate) struct RuntimePool {
     runtimes: Vec<Handle>,
     /// Number of connections handed out.
     count: usize,
 }
 
-// === impl Spread ===
+// === impl RuntimePool ===
 
-impl Spread {
+impl RuntimePool {
     /// Distributes over these. A single runtime needs no distribution.
     pub(crate) fn over(runtimes: Vec<Handle>) -> Self {
         if runtimes.len() > 1 {
@@ -69,7 +69,7 @@ mod tests {
     }
 
     /// Accepts four connections with `acceptor`. Returns the runtime of each.
-    fn served(mut spread: Spread, acceptor: &Runtime) -> Vec<Id> {
+    fn served(mut runtime_pool: RuntimePool, acceptor: &Runtime) -> Vec<Id> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
         let listener = acceptor.block_on(async { UnixListener::bind(&path).unwrap() });
@@ -90,7 +90,7 @@ mod tests {
                         report.send(Handle::current().id()).unwrap();
                     });
                 };
-                spread
+                runtime_pool
                     .begin(Socket::Unix(listener.accept().await.unwrap().0), begin)
                     .unwrap();
             });
@@ -109,9 +109,9 @@ mod tests {
         let acceptor = Builder::new_current_thread().enable_all().build().unwrap();
         let others = [runtime(), runtime()];
         let [first, second] = others.each_ref().map(Runtime::handle);
-        let spread = Spread::over(vec![first.clone(), second.clone()]);
+        let runtime_pool = RuntimePool::over(vec![first.clone(), second.clone()]);
         assert_eq!(
-            served(spread, &acceptor),
+            served(runtime_pool, &acceptor),
             [second, first, second, first].map(Handle::id)
         );
     }
@@ -119,9 +119,12 @@ mod tests {
     #[test]
     fn a_single_runtime_serves_all_connections() {
         let here = runtime();
-        assert_eq!(served(Spread::default(), &here), [here.handle().id(); 4]);
         assert_eq!(
-            served(Spread::over(vec![here.handle().clone()]), &here),
+            served(RuntimePool::default(), &here),
+            [here.handle().id(); 4]
+        );
+        assert_eq!(
+            served(RuntimePool::over(vec![here.handle().clone()]), &here),
             [here.handle().id(); 4]
         );
     }

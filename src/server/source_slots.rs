@@ -13,14 +13,14 @@ use prometheus::IntGauge;
 pub(crate) struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 /// One connection's entry in the count of its source.
-pub(crate) struct Place {
+pub(crate) struct SourceSlot {
     source: IpAddr,
     sources: Sources,
 }
 
 /// Counts a connection until it is dropped with its socket.
 pub(crate) struct Held {
-    place: Option<Place>,
+    place: Option<SourceSlot>,
     /// The metric of open connections.
     open: IntGauge,
 }
@@ -29,23 +29,23 @@ pub(crate) struct Held {
 
 impl Sources {
     /// Adds a connection of this source; fails if there are `max` already.
-    pub(super) fn enter(&self, source: IpAddr, max: usize) -> Result<Place, ()> {
+    pub(super) fn enter(&self, source: IpAddr, max: usize) -> Result<SourceSlot, ()> {
         let mut sources = self.0.lock();
         let count = sources.entry(source).or_default();
         if *count >= max {
             return Err(());
         }
         *count += 1;
-        Ok(Place {
+        Ok(SourceSlot {
             source,
             sources: self.clone(),
         })
     }
 }
 
-// === impl Place ===
+// === impl SourceSlot ===
 
-impl Drop for Place {
+impl Drop for SourceSlot {
     fn drop(&mut self) {
         let mut sources = self.sources.0.lock();
         if let Some(count) = sources.get_mut(&self.source) {
@@ -61,7 +61,7 @@ impl Drop for Place {
 
 impl Held {
     /// `place` is `None` for a Unix socket.
-    pub(crate) fn new(place: Option<Place>, open: &IntGauge) -> Self {
+    pub(crate) fn new(place: Option<SourceSlot>, open: &IntGauge) -> Self {
         open.inc();
         Self {
             place,

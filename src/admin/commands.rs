@@ -49,14 +49,14 @@ pub(super) fn known(path: &str) -> Option<Name> {
 }
 
 /// Performs the action. The caller has checked that the request is permitted.
-pub(super) async fn obey(
-    parts: &CallServices,
+pub(super) async fn handle(
+    services: &CallServices,
     name: Name,
     request: Request<Incoming>,
     from: Option<IpAddr>,
 ) -> Page {
-    let config = &parts.settings.load_full().config;
-    let (target, order) = match receive(parts, &config.listen, name, request).await {
+    let config = &services.settings.load_full().config;
+    let (target, order) = match receive(services, &config.listen, name, request).await {
         Ok(received) => received,
         Err(page) => return page,
     };
@@ -75,7 +75,7 @@ pub(super) async fn obey(
         .accounts
         .iter()
         .any(|known| known.id.as_str() == account);
-    let Some(obeyed) = parts
+    let Some(obeyed) = services
         .limiter
         .handle_command(account, action, is_configured, order)
         .await
@@ -88,7 +88,7 @@ pub(super) async fn obey(
     let order = name.label();
     let told = obeyed.refused;
     let queued = obeyed.queued;
-    parts.metrics.operator_action(order);
+    services.metrics.operator_action(order);
     let from = from.map(tracing::field::display);
     tracing::warn!(
         order,
@@ -100,7 +100,7 @@ pub(super) async fn obey(
         from,
         "operator action on a lane"
     );
-    let scope = if parts.quota.is_some() {
+    let scope = if services.quota.is_some() {
         "this replica only"
     } else {
         "the whole lane"
@@ -119,7 +119,7 @@ pub(super) async fn obey(
 
 /// Reads the request, or returns the page that refuses it.
 async fn receive(
-    parts: &CallServices,
+    services: &CallServices,
     listen: &Listen,
     name: Name,
     request: Request<Incoming>,
@@ -130,7 +130,7 @@ async fn receive(
             "An operator action must be application/json.\n",
         ));
     }
-    let share = parts
+    let share = services
         .unverified
         .take(0)
         .expect("a zero-byte reservation cannot fail");
