@@ -4,12 +4,14 @@
 //! `config/check.rs` validates the result and reports all mistakes at once.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderName;
+use serde::{Serialize, Serializer};
 
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::primitives::secret::Secret;
@@ -41,6 +43,7 @@ pub(crate) mod names;
 mod quota;
 mod read;
 mod secrets;
+mod serializers;
 mod sources;
 mod stamps;
 mod telemetry;
@@ -52,10 +55,11 @@ pub(crate) use secrets::file as secret_file;
 pub(crate) use stamps::{Stamps, stamp};
 pub(crate) use units::Time;
 
-/// The checked configuration.
-#[derive(Clone, Debug)]
+/// The checked configuration. [`effective`] writes it as JSON; `Serialize` is a part of that.
+#[derive(Clone, Debug, Serialize)]
 pub struct Config {
     /// Whether limits are enforced or only observed.
+    #[serde(serialize_with = "serializers::text")]
     pub mode: Mode,
     /// What happens to a call whose access key is not in the configuration.
     pub unknown_keys: UnknownKeys,
@@ -64,8 +68,10 @@ pub struct Config {
     /// The one endpoint to which Flowgate connects.
     pub upstream: Upstream,
     /// The accounts whose quota is limited.
+    #[serde(skip)]
     pub accounts: Vec<Account>,
     /// Clients with access keys issued by Flowgate.
+    #[serde(skip)]
     pub clients: Vec<Client>,
     /// The limit of each limited action. An action that is not listed is not limited.
     pub limits: BTreeMap<ActionName, Limit>,
@@ -88,7 +94,8 @@ pub struct Config {
 }
 
 /// What happens to a call whose access key is not in the configuration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum UnknownKeys {
     /// The call gets `InvalidAccessKeyId.NotFound`.
     Refuse,
@@ -97,17 +104,21 @@ pub enum UnknownKeys {
 }
 
 /// `[listen]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Listen {
     /// The listener that SDKs use as their endpoint.
+    #[serde(serialize_with = "serializers::text")]
     pub proxy: Bind,
     /// The listener for `/metrics`, health and the operators' pages.
+    #[serde(serialize_with = "serializers::text")]
     pub admin: Bind,
     /// Token that grants access from beyond loopback to more than health and metrics.
+    #[serde(serialize_with = "serializers::is_set")]
     pub admin_token: Option<Secret>,
     /// Whether the admin token also allows pausing, resuming and flushing lanes.
     pub admin_actions: bool,
     /// File mode of Unix sockets.
+    #[serde(serialize_with = "serializers::octal")]
     pub socket_mode: u32,
     /// TLS for callers. Without it the proxy listener accepts plaintext.
     pub tls: Option<Tls>,
@@ -118,17 +129,23 @@ pub struct Listen {
     /// Maximum concurrent connections from one address.
     pub max_connections_per_source: usize,
     /// From a request's first byte to the end of its head.
+    #[serde(serialize_with = "serializers::time")]
     pub header_timeout: Duration,
     /// From the end of the head to the end of the body. Also the time a caller has to read a
     /// response.
+    #[serde(serialize_with = "serializers::time")]
     pub body_timeout: Duration,
     /// Between two requests of a connection.
+    #[serde(serialize_with = "serializers::time")]
     pub idle_timeout: Duration,
     /// Maximum size of a request's head, in bytes.
+    #[serde(serialize_with = "serializers::size")]
     pub max_header: usize,
     /// Maximum size of a request's body, in bytes.
+    #[serde(serialize_with = "serializers::size")]
     pub max_body: usize,
     /// Maximum size of all bodies of requests that are not verified yet, in bytes.
+    #[serde(serialize_with = "serializers::size")]
     pub max_unverified: usize,
 }
 
@@ -142,27 +159,35 @@ pub enum Scheme {
 }
 
 /// `[upstream]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Upstream {
     /// Scheme of `url`.
+    #[serde(skip)]
     pub scheme: Scheme,
     /// Host of `url`: the host to connect to, and the name that the certificate must have.
+    #[serde(skip)]
     pub dial_host: String,
     /// Port of `url`.
+    #[serde(skip)]
     pub dial_port: u16,
     /// The `Host` header, signed and sent. Includes a port only if `url` or `host` includes one.
     pub host: String,
     /// Pinned addresses to connect to. Empty: resolve `dial_host`.
     pub connect_to: Vec<SocketAddr>,
     /// PEM file with additional root certificates.
+    #[serde(serialize_with = "serializers::optional_path")]
     pub ca_file: Option<PathBuf>,
     /// Timeout of the TCP and TLS handshakes together.
+    #[serde(serialize_with = "serializers::time")]
     pub connect_timeout: Duration,
     /// From handing a request to the connection to the last byte of its response.
+    #[serde(serialize_with = "serializers::time")]
     pub answer_timeout: Duration,
     /// How long a connection may be idle before it is discarded.
+    #[serde(serialize_with = "serializers::time")]
     pub idle_timeout: Duration,
     /// Maximum size of a response's body, in bytes.
+    #[serde(serialize_with = "serializers::size")]
     pub max_response: usize,
 }
 
@@ -180,15 +205,17 @@ pub struct Credentials {
 }
 
 /// One `[[accounts]]` entry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Account {
     /// The account's name in metrics and logs.
     pub id: AccountId,
     /// With credentials the account is managed: Flowgate signs its calls. Without, they are
     /// relayed as their callers signed them.
+    #[serde(flatten, serialize_with = "serialize_credentials")]
     pub credentials: Option<Credentials>,
     /// The file that holds temporary credentials. An external process replaces it before they
     /// expire.
+    #[serde(rename = "credentials", serialize_with = "serializers::optional_path")]
     pub credentials_file: Option<PathBuf>,
     /// All keys of a relayed account, or additional keys of a managed one. Calls under these keys
     /// are relayed unverified.
@@ -205,12 +232,13 @@ pub enum Actions {
 }
 
 /// One `[[clients]]` entry.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Client {
     /// The client's access key id, which is also its name in metrics and logs.
     pub id: ClientId,
     /// The secrets that verify the client's signatures: the current one first, then the previous
     /// one during a rotation.
+    #[serde(serialize_with = "serializers::count")]
     pub secrets: Vec<Secret>,
     /// Whether all calls of the client are refused.
     pub disabled: bool,
@@ -223,41 +251,46 @@ pub struct Client {
     /// The client's weight among the clients of its account.
     pub weight: NonZeroU32,
     /// Overrides `queue.hold` for this client.
+    #[serde(serialize_with = "serializers::optional_time")]
     pub hold: Option<Duration>,
 }
 
 /// A rate limit: `count` tokens, each reusable one `window` plus the gap after its use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Limit {
     /// Number of tokens. A `burst` below the rate's count reduces both the tokens and the window,
     /// in proportion.
     pub count: NonZeroU32,
     /// How long a spent token is unavailable, without the gap.
+    #[serde(serialize_with = "serializers::time")]
     pub window: Duration,
 }
 
 /// How long a call may be held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Hold {
     /// Up to the default timeout of the caller's SDK.
     Auto,
     /// Up to the same duration for every call.
-    Fixed(Duration),
+    #[serde(untagged)]
+    Fixed(#[serde(serialize_with = "serializers::time")] Duration),
 }
 
 /// What identifies a tenant within one client's share.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Tenant {
     /// The CAMS sub-customer.
     CustSpaceId,
     /// Nothing: a client's calls leave in order of arrival.
     None,
     /// A request header, signed or not: it divides only the client's own share.
-    Header(HeaderName),
+    Header(#[serde(serialize_with = "serializers::text")] HeaderName),
 }
 
 /// `[queue]`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Queue {
     /// What identifies a tenant.
     pub tenant: Tenant,
@@ -266,44 +299,100 @@ pub struct Queue {
     /// Maximum waiting calls per lane and client.
     pub max_waiting_per_client: usize,
     /// Maximum size of all queued bodies, in bytes.
+    #[serde(serialize_with = "serializers::size")]
     pub max_bytes: usize,
     /// How long a call may be held unless the call or its client sets another value.
     pub hold: Hold,
     /// The upper bound of every hold.
+    #[serde(serialize_with = "serializers::time")]
     pub max_hold: Duration,
 }
 
 /// `[learn]`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Learn {
     /// The smallest duration added to the window before a token returns.
+    #[serde(serialize_with = "serializers::time")]
     pub gap: Duration,
     /// The largest gap that throttling can cause. In each lane it is at most half of the window.
+    #[serde(serialize_with = "serializers::time")]
     pub max_gap: Duration,
 }
 
 /// `[retry]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Retry {
     /// Attempts per call, including the first.
     pub max_attempts: u32,
     /// First step of the back-off.
+    #[serde(serialize_with = "serializers::time")]
     pub base: Duration,
     /// Upper bound of Flowgate's own back-off.
+    #[serde(serialize_with = "serializers::time")]
     pub max: Duration,
     /// Upper bound of a pause requested by the server.
+    #[serde(serialize_with = "serializers::time")]
     pub max_pause: Duration,
 }
 
 /// `[drain]`.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Drain {
     /// How long calls are still accepted after readiness fails.
+    #[serde(serialize_with = "serializers::time")]
     pub delay: Duration,
     /// How long queued and running calls may take after `delay`.
+    #[serde(serialize_with = "serializers::time")]
     pub grace: Duration,
     /// Whether limited actions stop immediately, because a successor already uses their quota.
     pub hand_over: bool,
+}
+
+// === impl Scheme ===
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        })
+    }
+}
+
+// === impl Actions ===
+
+impl Serialize for Actions {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => ["*"].serialize(serializer),
+            Self::Listed(actions) => actions.serialize(serializer),
+        }
+    }
+}
+
+/// Writes what an account shows of its credentials.
+fn serialize_credentials<S: Serializer>(
+    credentials: &Option<Credentials>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Shown<'a> {
+        kind: &'static str,
+        access_key_id: Option<&'a AccessKeyId>,
+        expires: Option<String>,
+    }
+    let kind = match credentials {
+        Some(_) => "managed",
+        None => "relayed",
+    };
+    let credentials = credentials.as_ref();
+    let expires = credentials.and_then(|credentials| credentials.expires);
+    let shown = Shown {
+        kind,
+        access_key_id: credentials.map(|credentials| &credentials.access_key_id),
+        expires: expires.map(crate::acs::time::format),
+    };
+    shown.serialize(serializer)
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{Error, InconsistentKeys, RootCertStore, ServerConfig};
+use serde::Serialize;
 use x509_cert::certificate::{CertificateInner, Raw};
 use x509_cert::der::Decode;
 use zeroize::Zeroizing;
@@ -22,18 +23,23 @@ use zeroize::Zeroizing;
 use super::secrets;
 
 /// `listen.tls`, ready for handshakes.
-#[derive(Clone)]
+#[derive(Clone, Serialize)]
 pub struct Tls {
     /// PEM file with the certificate and its chain.
+    #[serde(serialize_with = "super::serializers::path")]
     pub cert: PathBuf,
     /// PEM file with the private key.
+    #[serde(serialize_with = "super::serializers::path")]
     pub key: PathBuf,
     /// PEM file with the CAs that must have issued callers' certificates. `None`: callers need no
     /// certificate.
+    #[serde(serialize_with = "super::serializers::optional_path")]
     pub client_ca: Option<PathBuf>,
     /// When the certificate expires.
+    #[serde(serialize_with = "super::serializers::seconds")]
     pub not_after: SystemTime,
     /// rustls' configuration of the listener.
+    #[serde(skip)]
     pub(crate) server: Arc<ServerConfig>,
 }
 

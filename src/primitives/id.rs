@@ -65,6 +65,25 @@ name!(
     AccessKeyId
 );
 
+macro_rules! serialized_as_text {
+    ($($type:ty),+) => {
+        $(impl serde::Serialize for $type {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        })+
+    };
+}
+
+serialized_as_text!(AccountId, ActionName, ClientId);
+
+/// In its masked form.
+impl serde::Serialize for AccessKeyId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.masked())
+    }
+}
+
 impl ClientId {
     /// The client that stands for all unverified callers of an account.
     pub fn unverified() -> Self {
