@@ -28,7 +28,6 @@ pub use tls::Tls;
 
 mod bind;
 mod check;
-mod credentials;
 mod directory;
 mod effective;
 mod entries;
@@ -50,7 +49,7 @@ mod telemetry;
 pub(crate) mod tls;
 mod units;
 
-pub(crate) use check::accounts::{check_account_id, check_client_id};
+pub(crate) use check::ids::{check_account_id, check_client_id};
 pub(crate) use secrets::file as secret_file;
 pub(crate) use stamps::{Stamps, stamp};
 pub(crate) use units::Time;

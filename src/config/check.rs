@@ -17,14 +17,14 @@ use super::{
     Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
 };
 
-pub(super) mod accounts;
+mod accounts;
+mod credentials;
+pub(super) mod ids;
 mod limits;
 mod listen;
 mod quota;
 mod tls;
 mod upstream;
-
-pub(super) use accounts::{KEY_FORM, access_key};
 
 /// Range of a maximum size in bytes.
 const BYTES: std::ops::RangeInclusive<usize> = 1..=1 << 30;

@@ -1,17 +1,14 @@
 //! The keys of one table, in a sorted vector. Most tables have one to five keys, while a node of a
 //! `BTreeMap` has room for eleven: with a vector, 100,000 accounts load a seventh faster.
 
-use super::file::Node;
-
 /// The keys of one table, sorted by name, without duplicates.
-#[derive(Default)]
-pub(crate) struct Entries(Vec<(String, Node)>);
+pub(crate) struct Entries<T>(Vec<(String, T)>);
 
 // === impl Entries ===
 
-impl Entries {
+impl<T> Entries<T> {
     /// Removes a key. O(n), but a section removes a fixed number of keys.
-    pub(crate) fn remove(&mut self, name: &str) -> Option<Node> {
+    pub(crate) fn remove(&mut self, name: &str) -> Option<T> {
         self.position(name).ok().map(|index| self.0.remove(index).1)
     }
 
@@ -24,36 +21,32 @@ impl Entries {
         Self(std::mem::take(&mut self.0))
     }
 
-    /// Returns the key's node, inserting one if the key is absent.
-    pub(crate) fn get_or_insert_with(
-        &mut self,
-        name: &str,
-        node: impl FnOnce() -> Node,
-    ) -> &mut Node {
+    /// Returns the key's value, inserting one if the key is absent.
+    pub(crate) fn get_or_insert_with(&mut self, name: &str, value: impl FnOnce() -> T) -> &mut T {
         let index = self.position(name).unwrap_or_else(|index| {
-            self.0.insert(index, (name.to_owned(), node()));
+            self.0.insert(index, (name.to_owned(), value()));
             index
         });
         &mut self.0[index].1
     }
 
-    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut T> {
         self.position(name).ok().map(|index| &mut self.0[index].1)
     }
 
     /// Adds keys. None of them may be present.
-    pub(crate) fn extend(&mut self, more: Vec<(String, Node)>) {
+    pub(crate) fn extend(&mut self, more: Vec<(String, T)>) {
         self.0.extend(more);
         self.sort();
     }
 
     #[cfg(test)]
-    pub(crate) fn get(&self, name: &str) -> Option<&Node> {
+    pub(crate) fn get(&self, name: &str) -> Option<&T> {
         self.position(name).ok().map(|index| &self.0[index].1)
     }
 
     #[cfg(test)]
-    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &T> {
         self.0.iter().map(|(_, node)| node)
     }
 
@@ -68,9 +61,15 @@ impl Entries {
     }
 }
 
-impl FromIterator<(String, Node)> for Entries {
+impl<T> Default for Entries<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<T> FromIterator<(String, T)> for Entries<T> {
     /// The keys must be distinct.
-    fn from_iter<I: IntoIterator<Item = (String, Node)>>(keys: I) -> Self {
+    fn from_iter<I: IntoIterator<Item = (String, T)>>(keys: I) -> Self {
         let keys = keys.into_iter();
         // The exact capacity: `collect` allocates at least four entries.
         let mut entries = Self(Vec::with_capacity(keys.size_hint().0));
@@ -80,9 +79,9 @@ impl FromIterator<(String, Node)> for Entries {
     }
 }
 
-impl IntoIterator for Entries {
-    type Item = (String, Node);
-    type IntoIter = std::vec::IntoIter<(String, Node)>;
+impl<T> IntoIterator for Entries<T> {
+    type Item = (String, T);
+    type IntoIter = std::vec::IntoIter<(String, T)>;
 
     fn into_iter(self) -> Self::IntoIter {
         self.0.into_iter()
@@ -91,29 +90,14 @@ impl IntoIterator for Entries {
 
 #[cfg(test)]
 mod tests {
-    use super::super::file::{Item, Style};
-    use super::super::mistakes::Origin;
     use super::*;
 
-    fn node(text: &str) -> Node {
-        Node {
-            origin: Origin::Nowhere,
-            item: Item::Scalar {
-                text: text.to_owned(),
-                style: Style::Bare,
-            },
-        }
+    fn entries(names: &[&str]) -> Entries<()> {
+        names.iter().map(|name| ((*name).to_owned(), ())).collect()
     }
 
-    fn entries(names: &[&str]) -> Entries {
-        names
-            .iter()
-            .map(|name| ((*name).to_owned(), node(name)))
-            .collect()
-    }
-
-    fn names(entries: Entries) -> Vec<String> {
-        entries.into_iter().map(|(name, _)| name).collect()
+    fn names(entries: Entries<()>) -> Vec<String> {
+        entries.into_iter().map(|(name, ())| name).collect()
     }
 
     #[test]
@@ -122,11 +106,8 @@ mod tests {
         assert!(found.remove("c").is_some() && found.remove("c").is_none());
         assert!(found.get_mut("b").is_some() && found.get_mut("x").is_none());
         found.get_or_insert_with("a", || unreachable!("it is there"));
-        found.get_or_insert_with("aa", || node("aa"));
-        found.extend(vec![
-            ("z".to_owned(), node("z")),
-            ("0".to_owned(), node("0")),
-        ]);
+        found.get_or_insert_with("aa", || ());
+        found.extend(vec![("z".to_owned(), ()), ("0".to_owned(), ())]);
         assert_eq!(names(found.take()), ["0", "a", "aa", "b", "d", "z"]);
         assert!(found.is_empty());
     }

@@ -19,7 +19,7 @@ pub(crate) struct Node {
 pub(crate) enum Item {
     Scalar { text: String, style: Style },
     List(Vec<Node>),
-    Table(Entries),
+    Table(Entries<Node>),
 }
 
 /// How a scalar was written.

@@ -9,7 +9,7 @@ use super::mistakes::{FileNames, Mistake, Origin};
 /// The files merged so far.
 pub(super) struct Merge<'a> {
     names: &'a FileNames,
-    root: Entries,
+    root: Entries<Node>,
     mistakes: Vec<Mistake>,
 }
 
@@ -46,7 +46,7 @@ impl<'a> Merge<'a> {
     }
 
     /// `path` is the table's path, `manual` the same path in the form of the table of keys.
-    fn tables(&mut self, into: &mut Entries, from: Entries, path: &str, manual: &str) {
+    fn tables(&mut self, into: &mut Entries<Node>, from: Entries<Node>, path: &str, manual: &str) {
         let mut fresh = Vec::new();
         for (name, node) in from {
             match into.get_mut(&name) {

@@ -42,7 +42,7 @@ pub(crate) struct Section<'a> {
     pub(crate) place: KeyLocation,
     /// The table's path in the form of the manual.
     manual: String,
-    nodes: Entries,
+    nodes: Entries<Node>,
 }
 
 // === impl Reader ===
@@ -184,7 +184,7 @@ impl<'a> Section<'a> {
         sections
     }
 
-    fn entries(&self, place: &KeyLocation, item: Item) -> Option<Entries> {
+    fn entries(&self, place: &KeyLocation, item: Item) -> Option<Entries<Node>> {
         let Item::Table(nodes) = item else {
             self.reader.mistake(place, "expected a table");
             return None;

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::at_most_max_hold;
+use super::ids::{ID_FORM, KEY_FORM, access_key, account_id};
 use super::limits::action;
-use crate::config::credentials;
 use crate::config::mistakes::Origin;
 use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
 use crate::config::secrets::{one_line, secret};
@@ -21,14 +21,6 @@ const DEFAULT_ACCOUNT: &str = "default";
 const KEY_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const SECRET_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
-
-/// The label of all accounts that are not in the configuration.
-const UNKNOWN: &str = "unknown";
-
-pub(in crate::config) const KEY_FORM: &str = "\
-    an access key id: 1 to 128 letters, digits, '.', '_' or '-', \
-    and not \"unknown\" or \"unverified\"";
-const ID_FORM: &str = "a name: 1 to 64 letters, digits, '.', '_' or '-', and not \"unknown\"";
 
 /// The names in use, and where they are written.
 #[derive(Default)]
@@ -186,7 +178,7 @@ fn from_file(
             );
         }
     }
-    let read = credentials::read(key);
+    let read = super::credentials::read(key);
     Some(read.and_then(|(field, credentials, path)| {
         taken.own(&field, &credentials.access_key_id)?;
         Some((credentials, path))
@@ -317,9 +309,7 @@ impl Taken {
     }
 
     fn id(&mut self, field: &Field<'_>) -> Option<AccountId> {
-        let id = field.text(ID_FORM, |text| {
-            is_name(text, 64).then(|| AccountId::new(text))
-        })?;
+        let id = field.text(ID_FORM, account_id)?;
         if let Some(first) = self.ids.get(&id) {
             let first = field.reader.seen(first, &field.place);
             field.mistake(format!("already used by {first}: expected another id"));
@@ -328,35 +318,6 @@ impl Taken {
         self.ids.insert(id.clone(), field.place.clone());
         Some(id)
     }
-}
-
-/// Checks the access key id of a client. The error describes what is expected.
-pub(crate) fn check_client_id(text: &str) -> Result<(), String> {
-    access_key(text)
-        .map(drop)
-        .ok_or_else(|| format!("expected {KEY_FORM}"))
-}
-
-/// Checks the id of an account. The error describes what is expected.
-pub(crate) fn check_account_id(text: &str) -> Result<(), String> {
-    if is_name(text, 64) {
-        Ok(())
-    } else {
-        Err(format!("expected {ID_FORM}"))
-    }
-}
-
-pub(in crate::config) fn access_key(text: &str) -> Option<AccessKeyId> {
-    // The name of all unverified callers is reserved, like `UNKNOWN`.
-    let key = is_name(text, 128) && text != ClientId::unverified().as_str();
-    key.then(|| AccessKeyId::new(text))
-}
-
-fn is_name(text: &str, most: usize) -> bool {
-    let plain = text
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    plain && (1..=most).contains(&text.len()) && text != UNKNOWN
 }
 
 fn space(text: &str) -> Option<String> {

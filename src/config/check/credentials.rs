@@ -7,11 +7,11 @@ use std::time::SystemTime;
 
 use serde::Deserialize;
 
-use super::Credentials;
-use super::check::{KEY_FORM, access_key};
-use super::read::Field;
-use super::secrets::{MAX_FILE, one_line, regular};
+use super::ids::{KEY_FORM, access_key};
 use crate::acs::time;
+use crate::config::Credentials;
+use crate::config::read::Field;
+use crate::config::secrets::{MAX_FILE, one_line, regular};
 use crate::primitives::secret::Secret;
 
 /// The file's object. Other fields (`Code`, `LastUpdated`) are ignored.
