@@ -303,6 +303,18 @@ mod tests {
     }
 
     #[test]
+    fn headers_named_by_connection_are_dropped_even_if_another_name_is_not_ascii() {
+        let mut headers = HeaderMap::new();
+        let names = HeaderValue::from_bytes(b"X-Hop,, \xff\xc3\xa4, \tX-Other ").unwrap();
+        headers.insert(CONNECTION, names);
+        for name in ["x-hop", "x-other", "x-kept"] {
+            headers.insert(name, HeaderValue::from_static("1"));
+        }
+        let kept = end_to_end(headers);
+        assert_eq!(kept.keys().collect::<Vec<_>>(), ["x-kept"]);
+    }
+
+    #[test]
     fn a_throttled_answer_carries_a_retry_time_above_zero() {
         let hint = Some(Duration::from_secs(3));
         for (hint, predicted_wait, milliseconds, seconds) in [
