@@ -208,7 +208,8 @@ impl ConnectionServer {
     }
 
     /// Serves one connection. Its future lives as long as a waiting call, and its size is the
-    /// memory per queued call (benches/README.md). An `async fn` would store its arguments twice.
+    /// memory per queued call (docs/decisions/0013-memory-per-queued-call.md): an `async fn` would
+    /// store its arguments twice.
     pub(super) fn http<T>(
         self: Arc<Self>,
         io: T,
