@@ -1,5 +1,5 @@
-//! Which commit is this? What `FLOWGATE_COMMIT` says where an image is built without its repository, else what git says
-//! of the package's own folder, else "unknown": a package from the registry has no repository, and needs none.
+//! Determines the commit: the variable `FLOWGATE_COMMIT`, for an image that is built without the repository, else git's
+//! answer for the package's own folder, else "unknown", for a package from the registry.
 
 #![allow(
     clippy::print_stdout,
@@ -21,7 +21,7 @@ fn main() {
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
 }
 
-/// The commit of the repository that begins in this folder: one further up is somebody else's.
+/// The commit of the repository whose root is this folder. A repository in a parent folder is a different one.
 fn committed() -> Option<String> {
     if !Path::new(".git").exists() {
         return None;

@@ -1,4 +1,4 @@
-//! Demonstrates what Flowgate changes. One process runs a simulated CAMS, Flowgate and sixty customers, who all call
+//! Demonstrates what Flowgate changes. One process runs a simulated CAMS, Flowgate and sixty customers that all call
 //! CreateFlow at once: first directly at CAMS, which takes five calls a second, then through Flowgate. A table compares
 //! both runs. The process fails unless every call through Flowgate succeeded, once, within the rate.
 //!

@@ -12,7 +12,7 @@ pub mod pages;
 pub mod status;
 pub(crate) mod table;
 
-/// What stands below the list of commands and options.
+/// The text below the list of commands and options.
 const AFTER_HELP: &str = "\
 Without a command, flowgate runs the proxy until SIGTERM or SIGINT.
 

@@ -212,7 +212,7 @@ impl Outcome {
 
     /// All calls succeed. On a steady path none is refused, and 600 calls use at least 99 % of the
     /// rate. With jitter one of 60 calls, or one of a hundred of 600, may be refused. For twenty
-    /// simultaneous crowds nothing more is promised.
+    /// simultaneous crowds nothing more is guaranteed.
     fn is_kept(&self, case: Case) -> bool {
         let Size { accounts, calls } = case.size;
         let (refusals, seconds) = match (case.jitter.is_zero(), calls) {

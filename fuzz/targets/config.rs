@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
 
-/// A stand-in for a secret. A message may show it where it is part of a name.
+/// A placeholder for a secret. A message may show it only as part of a name.
 const SECRET: &str = "Hush9";
 
 /// In memory: rewriting a file on disk would take longer than reading it.

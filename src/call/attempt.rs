@@ -234,7 +234,7 @@ fn count(
         .as_ref()
         .map_or("none", |answer| answer.status.as_str());
     metrics.attempt(&metrics::Attempt { status, code, took });
-    // Throttled attempts are answered quickly, so they say nothing about the duration of a call.
+    // Throttled attempts are answered quickly, so their duration is not that of a call.
     if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
         services.margins.answered(operation, took);
     }

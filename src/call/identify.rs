@@ -56,7 +56,7 @@ pub(crate) struct Claim {
     way: SigningMode,
 }
 
-/// Who signs the request to CAMS.
+/// Which party signs the request to CAMS.
 enum SigningMode {
     /// Flowgate.
     Managed(Arc<Principal>),

@@ -33,7 +33,7 @@ pub struct Status {
     pub json: bool,
 }
 
-/// `/lanes`, as far as it is shown.
+/// The fields of `/lanes` that are printed.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Page {

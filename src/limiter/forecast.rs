@@ -26,7 +26,7 @@ pub(crate) struct Forecast<'a> {
     rises: Vec<(Instant, Rate)>,
 }
 
-/// When each usable token is granted next, in order. All these times lie within about one period of
+/// When each usable token is granted next, in order. All these times are within about one period of
 /// `away`.
 pub(crate) enum NextGrants<'a> {
     /// The tokens of this process.
@@ -218,7 +218,7 @@ impl<'a> Forecast<'a> {
     fn steady_before(&self, until: Instant) -> usize {
         let tokens = self.next_grants.len();
         let most = grants_until(self.next_grants.get(0), until, self.away);
-        // All next grants lie within about one period, so the numbers of two tokens differ by at
+        // All next grants are within about one period, so the numbers of two tokens differ by at
         // most one. The first tokens reach `most`: find how many.
         let mut low = 0;
         let mut high = tokens;

@@ -327,7 +327,7 @@ impl Pace {
     }
 
     /// The spread of answer times in seconds. It is bounded by the value that gives a new lane the
-    /// largest gap, because one answer that took a second says nothing about jitter.
+    /// largest gap, because one answer that took a second is no evidence of jitter.
     fn spread(&self) -> f64 {
         self.answer_times
             .spread()

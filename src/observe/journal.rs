@@ -153,7 +153,7 @@ impl Note {
     /// or is lost, in which case the call continues without it.
     ///
     /// Waits while the disk hangs. If this future is dropped earlier, the attempt must not leave:
-    /// the journal has no line for it, or a line that says it was not sent.
+    /// the journal has no line for it, or a line that records it as not sent.
     pub(crate) async fn sent(&self) {
         self.journal.writer.write(&self.sent).await;
     }

@@ -1,4 +1,4 @@
-//! All Prometheus metrics. The help text of a metric says what is counted and in which unit.
+//! All Prometheus metrics. The help text of a metric states what is counted and in which unit.
 //!
 //! Names have the prefix `flowgate_` and use base units. Every label value comes from a closed set:
 //! accounts and clients from the configuration (else `unknown` and `unverified`), actions that are

@@ -27,19 +27,19 @@ pub(crate) struct TimeoutIo<T> {
     timeouts: Arc<IoTimeouts>,
     /// Received bytes count as a head only while no request is being answered.
     turn: RequestPhase,
-    /// For the head that began at this change of turns.
+    /// For the head that began at this change of the request phase.
     head: Deadline,
     head_of: u64,
     /// For the bytes being written, until all of them are.
     answer: Deadline,
 }
 
-/// Whose turn it is on a connection: the caller's, to send a request, or ours, to answer it. Counts
-/// the changes; an odd number is ours.
+/// What happens on a connection: the caller sends a request, or Flowgate answers one. Counts the
+/// changes; an odd number means that a request is being answered.
 #[derive(Clone, Default)]
 pub(crate) struct RequestPhase(Arc<AtomicU64>);
 
-/// Our turn, until dropped.
+/// A request is being answered, until this is dropped.
 pub(crate) struct Ours(RequestPhase);
 
 /// A time-out that runs or is stopped.
@@ -114,7 +114,7 @@ impl Deadline {
 // === impl TimeoutIo ===
 
 impl<T> TimeoutIo<T> {
-    /// Applies `patience` to each head and each response.
+    /// Applies `timeouts` to each head and each response.
     pub(crate) fn new(io: T, timeouts: Arc<IoTimeouts>, turn: RequestPhase) -> Self {
         let head = Deadline::default();
         let answer = Deadline::default();

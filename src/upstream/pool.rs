@@ -50,7 +50,7 @@ struct State {
     /// Whether a task removes expired idle connections.
     reaping: bool,
     in_use: usize,
-    /// Number of connections that all waiters together want.
+    /// Number of connections that all waiters together need.
     wanted: usize,
     /// Dials in progress, including the back-off before a probe.
     dialling: usize,

@@ -1,5 +1,5 @@
-"""Is everything under deploy/ what its reader takes? Each file is given to the real checker, and each configuration in
-it, also those that Helm makes, to `flowgate check`. One line per check; exit code 1 if one fails."""
+"""Checks everything under deploy/ with the tools that read it, and each configuration in it, including those that Helm renders,
+with `flowgate check`. Prints one line per check; exit code 1 if one fails."""
 
 import argparse
 import re
@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 CHART = DEPLOY / "helm" / "flowgate"
 TOOLS = Path(sys.executable).parent
-# The oldest that has all that is used (sleep in preStop), and the newest that the checker knows.
+# The oldest version with everything that is used (sleep in preStop), and the newest that the checker supports.
 VERSIONS = ("1.30", kubernetes_validate.latest_version())
-# Tenths of systemd's measure: 0 is shut, 100 is open.
+# Exposure as `systemd-analyze security` reports it, in tenths: 0 is the most restricted, 100 is unrestricted.
 EXPOSURE = 20
 
 SELECTORS = {
@@ -29,7 +29,7 @@ SELECTORS = {
     "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
 }
 VALUES = {file.name.removesuffix("-values.yaml"): yaml.safe_load(file.read_text()) for file in (CHART / "ci").iterdir()}
-# Changes to the values of the gateway that must not render, each with what is said.
+# Changes to the values of the gateway that must not render, each with the expected message.
 REFUSED = [
     ({"replicas": 2}, "without config.quota.store each pod would spend the whole quota"),
     ({"replicas": 2, "config": {"quota": {"store": "memory"}}}, "without config.quota.store"),
@@ -44,7 +44,7 @@ REFUSED = [
 
 
 def run(*command, env=None, cwd=None):
-    """What a command says; it must end well."""
+    """Runs a command, which must succeed. Returns its output."""
     command = [str(part) for part in command]
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd, check=False)
     said = (done.stdout + done.stderr).strip()
@@ -53,7 +53,7 @@ def run(*command, env=None, cwd=None):
 
 
 def over(values, changes):
-    """Maps into one another; everything else replaces."""
+    """Merges maps recursively; any other value is replaced."""
     merged = dict(values)
     for key, value in changes.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -62,7 +62,7 @@ def over(values, changes):
 
 
 def config(flowgate, toml, env=(), secrets=()):
-    """The configuration is loaded as in its place, with its secrets beside it, and nothing is odd about it."""
+    """The configuration is loaded in the place where it is used, with its secrets beside it, without errors or warnings."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "flowgate.toml")
         file.write_text(toml)
@@ -74,13 +74,13 @@ def config(flowgate, toml, env=(), secrets=()):
 
 
 def objects(documents, flowgate):
-    """Kubernetes takes them, they find each other, and the configurations among them are right."""
+    """Kubernetes accepts the objects, their references resolve, and their configurations are valid."""
     kinds = [(document["kind"], document) for document in documents]
     maps = {document["metadata"]["name"] for kind, document in kinds if kind == "ConfigMap"}
     pods = [document["spec"]["template"] for kind, document in kinds if kind == "Deployment"]
     for kind, document in kinds:
         if kind == "ServiceMonitor":
-            # Unknown keys are dropped, so what comes out must be what went in.
+            # Unknown keys would be dropped, so the output must equal the input.
             known = ServiceMonitor.model_validate(document).model_dump(mode="json", by_alias=True, exclude_unset=True)
             assert known == document, f"ServiceMonitor: {known}"
         else:
@@ -98,7 +98,7 @@ def objects(documents, flowgate):
 
 
 def render(chart, values):
-    """What Helm makes of it, less its notes and what is empty."""
+    """The objects that Helm renders, without notes and empty documents."""
     with helm.Chart.load(str(chart)) as loaded:
         made = loaded.render(values, name="release", namespace="messaging")
     texts = [text for name, text in made.items() if not name.endswith("NOTES.txt")]
@@ -200,7 +200,7 @@ def main():
         try:
             check(flowgate)
             print(f"ok      {check.__name__}")
-        except Exception as error:  # Whatever goes wrong in one, the others are still worth knowing.
+        except Exception as error:  # After a failure the remaining checks still run.
             failed += 1
             print(f"FAILED  {check.__name__}: {type(error).__name__}: {getattr(error, 'message', error)}")
     print(f"deploy: {len(CHECKS) - failed} passed, {failed} failed")

@@ -119,7 +119,7 @@ async fn a_drain_answers_new_connections_and_does_not_wait_for_silent_ones() {
     let host = world.host();
     let mut quick = TcpStream::connect(proxy).await.unwrap();
     let mut silent = TcpStream::connect(proxy).await.unwrap();
-    // Who comes later is let in later.
+    // Later callers are admitted later.
     assert_eq!(Call::v3(&host, "later").send(proxy).await.status, 200);
     let start = Instant::now();
     let drain = tokio::spawn(world.app.drain());

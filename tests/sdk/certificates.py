@@ -1,5 +1,5 @@
-"""A private certificate authority, made anew for each run, as a company has one: with it Flowgate proves who it is, and applications prove who they are.
-The files' names are all that anybody else needs."""
+"""A private certificate authority, created for each run. It signs Flowgate's certificate and the applications' certificates. Other modules use only the
+names of the files."""
 
 from dataclasses import dataclass
 import datetime
@@ -17,7 +17,7 @@ NAMES = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A certificate and its key as PEM files, apart and in one, for SDKs differ in what they want."""
+    """A certificate and its key as PEM files, separate and in one file, because SDKs differ in what they accept."""
 
     cert: Path
     key: Path
@@ -29,7 +29,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Certificates:
-    """Flowgate's, an application's, and the authority that vouches for both."""
+    """Flowgate's, an application's, and the authority that signed both."""
 
     ca: Path
     server: Pair
@@ -37,7 +37,7 @@ class Certificates:
 
 
 def make(folder):
-    """Makes and writes them all."""
+    """Creates and writes all of them."""
     folder.mkdir(exist_ok=True)
     authority = ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("Flowgate test authority", authority.public_key(), authority, None, [])
@@ -67,7 +67,7 @@ def _pair(folder, name, authority, extensions):
 
 
 def _certificate(name, key, authority, issuer, extensions):
-    """Signed by the authority; without an issuer it is the authority's own."""
+    """A certificate signed by the issuer; without an issuer it is the authority's own."""
     now, named = datetime.datetime.now(datetime.timezone.utc), lambda text: x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
     sign = issuer is None
     usages = dict.fromkeys(("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only", "decipher_only"), False)

@@ -1,12 +1,12 @@
-"""Who calls, as the simulator and Flowgate are told: one account for each scenario, and for each row with each SDK and scheme."""
+"""The callers, as configured in the simulator and in Flowgate: one account for each scenario, and one for each row with each SDK and scheme."""
 
 from dataclasses import dataclass, replace
 
 from renewal import lines
 from scenarios import CROWDS, REAL_HOST, RENEWALS, ROWS, SCENARIOS, TLS, Row, Scenario, slug
 
-# A window longer than the endpoint's: the simulator counts calls when it gets to read them, and it shares a few cores with a dozen applications that all
-# start to call in the same moment. The exact rate is for tests that have the cores to themselves.
+# The window is longer than the endpoint's: the simulator counts a call when it reads it, and it shares a few cores with a dozen applications that start at
+# the same moment. Tests with the cores to themselves check the exact rate.
 LIMIT = "5/1200ms"
 
 
@@ -42,7 +42,7 @@ class Party:
         return f"token-of-{self.account}"
 
     def job(self, flowgate, certificates):
-        """What a driver is to do, through the Flowgate at this address."""
+        """A driver's job, through the Flowgate at this address."""
         what = self.what
         change = getattr(what, "change", {})
         key, secret = self.caller
@@ -85,25 +85,25 @@ def of_rows():
         for row in ROWS
         for sdk in row.sdks
         for scheme in row.schemes
-        if (sdk, scheme) != ("python-old", "V3")  # the old SDK knows V1 only
+        if (sdk, scheme) != ("python-old", "V3")  # the old SDK supports V1 only
     ]
 
 
 def relayed_retries():
-    """Relayed callers whose SDK comes back by itself when it is told to."""
+    """Relayed callers whose SDK retries by itself at the given time."""
     relayed = Scenario("python", "V3", style="proxy", identity="relayed")
     ways = (("V3", "sync"), ("V1", "async"))
     return [Party(replace(relayed, scheme=scheme, mode=mode, retries=2), "python", scheme) for scheme, mode in ways]
 
 
 def simulator_key(party):
-    """The account's key as the simulator knows it. Only the sidecar's is a temporary one, with a token of its own."""
+    """The account's key in the simulator. Only the sidecar's is a temporary one, with a token."""
     token = f":{party.token}" if party.what.flowgate == "sidecar" else ""
     return f"{party.key}:{party.secret}:{party.account}{token}"
 
 
 def sidecar_environment(party, upstream):
-    """All that a Flowgate without a file is told."""
+    """The whole configuration of a Flowgate without a file."""
     return {
         "ALIBABA_CLOUD_ACCESS_KEY_ID": party.key,
         "ALIBABA_CLOUD_ACCESS_KEY_SECRET": party.secret,
@@ -119,7 +119,7 @@ def sidecar_environment(party, upstream):
 
 
 def tls(name, certificates):
-    """The table listen.tls of the Flowgate of this name, if it speaks TLS."""
+    """The table listen.tls of the Flowgate of this name, if it uses TLS."""
     if name not in TLS:
         return ""
     client_ca = f', client_ca = "{certificates.ca}"' if name == "mutual" else ""

@@ -1,5 +1,5 @@
-"""Clients' secrets are replaced while their calls wait: the file that holds one is rewritten, the secret before it stands in the file beside it, and
-Flowgate reads both anew. No call is lost, whichever of the two it is signed with; what was replaced twice is refused."""
+"""Replaces clients' secrets while their calls wait: the new secret is written to one file, the previous one to another, and Flowgate reloads both. No call
+is lost, with either of the two secrets; a secret that was replaced twice is refused."""
 
 from concurrent.futures import ThreadPoolExecutor
 import os
@@ -9,7 +9,7 @@ from scenarios import CALLS
 
 
 def lines(party):
-    """What the configuration says of the client's secrets."""
+    """The client's secrets in the configuration."""
     return f'access_key_secret = {{ file = "{party.account}.secret" }}\nprevious_access_key_secret = {{ file = "{party.account}.previous" }}'
 
 
@@ -18,7 +18,7 @@ def secret(party, generation):
 
 
 def write(folder, party, generation):
-    """Puts a secret and the one before it into their files, each of them at once, and the one that more callers have first."""
+    """Writes a secret and the previous one into their files, each atomically, and the one that more callers use first."""
     for name, number in (("previous", generation - 1), ("secret", generation)):
         draft = folder / f"{party.account}.draft"
         draft.write_text(secret(party, number), encoding="utf-8")
@@ -26,15 +26,15 @@ def write(folder, party, generation):
 
 
 def renew(run, flowgate, parties):
-    """Replaces all parties' secrets and lets each call before, meanwhile and after it. Of each: the party, what became of its calls, how many of them
-    waited at that moment, and what was wrong."""
+    """Replaces all parties' secrets; each party calls before, during and after that. Yields for each: the party, the results of its calls, how many of them
+    waited at that moment, and the problems."""
     drivers = {party: run.driver(f"driver-{party.account}", party.sdk) for party in parties}
 
     def call(party, generation, names):
         return drivers[party].run({**run.job(party), "secret": secret(party, generation), "names": names})
 
     def call_after(party):
-        """With the new secret, and still with the old one."""
+        """Calls with the new secret, and with the old one."""
         names, half = party.what.names(), (CALLS + party.what.calls) // 2
         return call(party, 2, names[CALLS:half]) + call(party, 1, names[half:])
 
@@ -49,7 +49,7 @@ def renew(run, flowgate, parties):
         results = {party: early[party].result() for party in parties}
         for party, more in zip(parties, threads.map(call_after, parties)):
             results[party] += more
-    # By itself this time: Flowgate looks at its files.
+    # This time without a signal: Flowgate watches its files.
     replace(run, flowgate, parties, 3, lambda: None)
     for party in parties:
         refused = [result.get("code") for result in call(party, 1, party.what.names()[:1])]

@@ -1,5 +1,5 @@
-"""The stock Alibaba SDKs against the real binary. Starts the simulator and Flowgate on free ports, runs every scenario and every row of scenarios.py, and
-says for each in one line what came of it. Builds nothing: the binaries are named by FLOWGATE_BIN and CAMS_SIM_BIN, or lie in target/release."""
+"""Runs the stock Alibaba SDKs against the real binary. Starts the simulator and Flowgate on free ports, runs every scenario and every row of scenarios.py,
+and prints one line for each. Builds nothing: FLOWGATE_BIN and CAMS_SIM_BIN name the binaries; by default they are in target/release."""
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
@@ -19,16 +19,16 @@ from services import Driver, Flowgate, Simulator
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# So many scenarios at once; more of them would only wait for this machine's cores.
+# The number of scenarios at once. More would only wait for the cores.
 AT_ONCE = 6
 
-# What Flowgate holds a call for, and how often it tries, in each of its configurations.
+# The hold and the maximum number of attempts in each configuration.
 FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10), "auto": ("auto", 10)}
 FLOWGATES |= dict.fromkeys([*TLS, "renewing"], FLOWGATES["shared"])
 
 
 class Tally:
-    """Counts and prints."""
+    """Counts and prints the results."""
 
     def __init__(self):
         self.passed = self.failed = 0
@@ -41,13 +41,13 @@ class Tally:
 
 
 def worst_window(arrivals):
-    """The most calls that came within less than a second, to the millisecond."""
+    """The maximum number of calls that arrived within less than a second, to the millisecond."""
     times = sorted(arrival["received_ms"] for arrival in arrivals)
     return max((sum(1 for other in times if start <= other < start + 1000) for start in times), default=0)
 
 
 def differ(**pairs):
-    """Says which of the named (seen, wanted) pairs are not equal."""
+    """Describes the named (seen, wanted) pairs that are not equal."""
     return [f"{name}: {seen!r} instead of {wanted!r}" for name, (seen, wanted) in pairs.items() if seen != wanted]
 
 
@@ -57,7 +57,7 @@ def first_failures(results):
 
 
 def check_scenario(party, results, arrivals, outcomes):
-    """Problems of a scenario in which all calls should have succeeded, and its figures."""
+    """The problems of a scenario in which all calls should succeed, and its figures."""
     names, calls, created = party.what.names(), party.what.calls, [arrival["flow_name"] for arrival in arrivals if arrival["verdict"] == "accepted"]
     succeeded = sum(result["ok"] and result["code"] == "OK" for result in results)
     refused = sum(arrival["verdict"] == "throttled" for arrival in arrivals)
@@ -73,40 +73,40 @@ def check_scenario(party, results, arrivals, outcomes):
     worst = worst_window(arrivals)
     if worst > 5:
         problems.append(f"{worst} calls within a second")
-    # The sidecar is given the same temporary key, so there the token is the account's own and goes on.
+    # The sidecar's account has the same temporary key, so its token is forwarded.
     if party.what.sts and party.what.flowgate != "sidecar" and party.token in json.dumps(arrivals):
         problems.append("the caller's token reached the endpoint")
     return problems, f"refused {refused}  worst second {worst}  duplicates {len(created) - len(set(created))}"
 
 
 def check_crowd(party, results, seconds, arrivals, outcomes):
-    """Problems of a crowd: who fits into the SDK's default time-out is served within it, everybody else is told at once when to come back."""
+    """The problems of a crowd: calls that fit into the SDK's default time-out are served within it, the others are refused at once with a time to retry."""
     second = [result["second"] for result in results if "second" in result]
     served, returned = sum(result["ok"] for result in results), sum(result["ok"] for result in second)
-    told = [result for result in results if result.get("code") == "System.LimitControl"]
+    refused = [result for result in results if result.get("code") == "System.LimitControl"]
     accepted = sorted(arrival["flow_name"] for arrival in arrivals if arrival["verdict"] == "accepted")
     problems = [failure for failure in first_failures(results) if "System.LimitControl" not in failure] + differ(
-        told=(len(told), len(results) - served),
+        refused=(len(refused), len(results) - served),
         created=(accepted, sorted(result["flow_name"] for result in results + second if result["ok"])),
         attempts=(len(arrivals), served + returned),
-        counted=(outcomes, {"ok": served + returned, "refused": len(told)}),
-        returned=(returned, len(told) if party.what.obeys else 0),
+        counted=(outcomes, {"ok": served + returned, "refused": len(refused)}),
+        returned=(returned, len(refused) if party.what.obeys else 0),
     )
-    # All windows but the last, into which a call fits or does not by what the endpoint usually takes.
+    # All windows but the last: whether a call fits into that depends on the endpoint's usual answer time.
     least = 5 * int((party.what.time_out - 0.5) / 1.2)
     if not least <= served < len(results):
         problems.append(f"{served} served, at least {least} fit")
     if seconds > party.what.time_out + 1 and not party.what.obeys:
         problems.append(f"the last was answered after {seconds:.1f} s")
     if party.sdk == "python":
-        problems += differ(exceptions=({result["exception"] for result in told}, {"ThrottlingException"}))
+        problems += differ(exceptions=({result["exception"] for result in refused}, {"ThrottlingException"}))
     if party.sdk != "python-old":
-        problems += [f"retry_after: {result['retry_after']!r}" for result in told if not (result["retry_after"] or 0) > 0][:3]
-    return problems, f"{served}/{len(results)}  {seconds:.1f} s  told when to come back {len(told)}" + (f", and then served {returned}" if party.what.obeys else "")
+        problems += [f"retry_after: {result['retry_after']!r}" for result in refused if not (result["retry_after"] or 0) > 0][:3]
+    return problems, f"{served}/{len(results)}  {seconds:.1f} s  refused with a time to retry {len(refused)}" + (f", served when retried {returned}" if party.what.obeys else "")
 
 
 def check_row(party, results, arrivals, outcomes):
-    """Problems of a row, in which calls should have failed in one way."""
+    """The problems of a row, in which all calls should fail in one way."""
     row, failures = party.what, [result for result in results if not result["ok"]]
     exception = {"python": row.python, "python-old": "ServerException" if row.status else "ClientException", "node": "Error"}[party.sdk]
     problems = [] if failures else ["no call failed"]
@@ -125,14 +125,14 @@ def check_row(party, results, arrivals, outcomes):
     problems += differ(reached=(len(arrivals), reaches))
     if row.status is None:
         problems += differ(known=(outcomes, None))
-    # What is refused before it is known whose it is counts for no account.
+    # A call that is refused before its account is known counts for no account.
     if outcomes is not None or row.counted != "invalid":
         problems += differ(counted=((outcomes or {}).get(row.counted, 0), len(failures)))
     return problems
 
 
 class Run:
-    """Everything that is up."""
+    """The running processes and the scenarios."""
 
     def __init__(self, stack, options):
         self.stack, self.options, self.tally = stack, options, Tally()
@@ -159,7 +159,7 @@ class Run:
     def start_flowgate(self, name, parties):
         upstream = self.simulator.url
         if name == "cut-off":
-            # Bound and never listening: connections are refused, and nobody else gets the port.
+            # Bound but not listening: connections are refused, and no other process gets the port.
             closed = self.stack.enter_context(socket.socket())
             closed.bind(("127.0.0.1", 0))
             upstream = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -207,7 +207,7 @@ class Run:
             problems += differ(refused=(outcomes.pop("invalid", 0), 1))
             more, figures = check_scenario(party, results, self.arrivals_of(party), outcomes)
             succeeded = sum(result["ok"] for result in results)
-            self.tally.add(party.what.name, problems + more, f"{succeeded}/{party.what.calls}  {waited} waited as the secret was replaced  {figures}")
+            self.tally.add(party.what.name, problems + more, f"{succeeded}/{party.what.calls}  {waited} waited when the secret was replaced  {figures}")
 
     def run_crowds(self):
         flowgate = self.flowgates["auto"]
@@ -230,9 +230,9 @@ class Run:
             outcomes = ended[party.what.flowgate].get(party.account)
             problems = check_row(party, results[party], self.arrivals_of(party), outcomes)
             self.tally.add(f"{party.what.name}: {party.sdk} {party.scheme}", problems, f"{party.what.status} {party.what.code}" if party.what.status else "no answer")
-        nobodys = sum(party.account not in ended["shared"] for party in self.rows if party.what.flowgate == "shared")
+        uncharged = sum(party.account not in ended["shared"] for party in self.rows if party.what.flowgate == "shared")
         counted = ended["shared"].get("unknown", {}).get("invalid", 0)
-        self.tally.add("rows that no account is charged with", differ(counted=(counted, nobodys)), f"{counted} counted as invalid")
+        self.tally.add("rows that no account is charged with", differ(counted=(counted, uncharged)), f"{counted} counted as invalid")
         strangers = [party.what.flowgate for party in self.rows if party.what.status is None or "protocol" in party.what.change]
         for name in TLS:
             failed, wanted = self.flowgates[name].failed_handshakes(), strangers.count(name)
@@ -244,7 +244,7 @@ class Run:
         return {party: driver.run(self.job(party)) for party in own}
 
     def run_retries(self):
-        """A relayed call that is throttled comes back by its own SDK, signed anew, when it was told to."""
+        """A relayed call that is throttled is retried by its own SDK at the given time, with a new signature."""
         for party in self.retries:
             driver = self.driver(f"driver-{party.account}", party.sdk)
             driver.wait_until_ready()
@@ -258,11 +258,11 @@ class Run:
             )
             pause = arrivals[-1]["received_ms"] - arrivals[0]["received_ms"]
             if pause < 700:
-                problems.append(f"came back after {pause} ms, told 700")
-            self.tally.add(party.what.name, problems, f"came back after {pause} ms, told 700")
+                problems.append(f"retried after {pause} ms, retry-after was 700")
+            self.tally.add(party.what.name, problems, f"retried after {pause} ms, retry-after was 700")
 
     def check_whole(self):
-        """What the simulator saw of everything together."""
+        """The simulator's record of the whole run."""
         report = self.simulator.report()
         problems = differ(duplicates=(report["duplicates"], []), not_http=(report["not_http"], 0))
         if report["worst_window"] > 5:
@@ -272,7 +272,7 @@ class Run:
 
 
 def control(run):
-    """The same twenty calls without Flowgate, for the contrast: who is refused is told so."""
+    """The same twenty calls without Flowgate, for comparison."""
     party = of_scenarios()[0]
     arguments = ["--key", simulator_key(party)]
     simulator = run.start(Simulator, "simulator-control", run.options.cams_sim, run.options.logs, arguments)
@@ -295,7 +295,7 @@ def main():
     parser.add_argument("--flowgate", default=os.environ.get("FLOWGATE_BIN", target / "release/flowgate"), type=Path)
     parser.add_argument("--cams-sim", default=os.environ.get("CAMS_SIM_BIN", target / "release/cams-sim"), type=Path)
     parser.add_argument("--logs", default=target / "test-logs/sdk", type=Path)
-    parser.add_argument("--only", default="", help="only what has this in its name")
+    parser.add_argument("--only", default="", help="run only scenarios and rows whose name contains this")
     options = parser.parse_args()
     options.logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

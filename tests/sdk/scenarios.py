@@ -1,19 +1,19 @@
-"""What is tried: which SDK, signed how, sent which way, under whose key, and what must come of it. Each scenario and each row has an account of its own
-and so a lane of its own, which is why many can run at once and still be told apart in the simulator's records."""
+"""The scenarios and rows: SDK, signature version, route, key, and the expected result. Each has an account of its own and so a lane of its own, so that many
+can run at once and the simulator's records of each can be separated."""
 
 from dataclasses import dataclass, field
 from functools import partial
 import re
 
-# The one host that the simulator serves, and what a caller's SDK keeps as its endpoint when Flowgate is its http_proxy.
+# The host that the simulator serves, and the endpoint of an SDK that has Flowgate as its http_proxy.
 REAL_HOST = "cams.ap-southeast-1.aliyuncs.com"
 
 CALLS = 20
 
-# The Flowgates that speak TLS: to everybody, and only to who shows a certificate.
+# The Flowgates with TLS: for all callers, and only for callers with a certificate.
 TLS = {"tls": "TLS", "mutual": "mutual TLS"}
 
-# Every reserved character, letters of two, three and four bytes, and what would be a throttle refusal to whoever searches an answer's text for one.
+# Every reserved character, letters of two, three and four bytes, and text that looks like a throttle refusal to a search for its code.
 AWKWARD = "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}\",\"Code\":\"System.LimitControl"
 
 # More than the configuration's max_body.
@@ -26,21 +26,21 @@ def slug(text):
 
 @dataclass(frozen=True)
 class Scenario:
-    """Calls at once that all succeed, or, if the SDK keeps its default time-outs, all that fit into them."""
+    """Parallel calls that all succeed; if the SDK keeps its default time-outs, only as many as fit into them."""
 
     sdk: str
     scheme: str
     style: str = "endpoint"  # or "proxy": Flowgate is the SDK's http_proxy
     mode: str = "sync"
     identity: str = "account"  # the account's own key; or "client", "relayed"
-    sts: bool = False  # the caller signs with a temporary key, whose token must not go on
+    sts: bool = False  # the caller signs with a temporary key, whose token must not be forwarded
     flowgate: str = "shared"  # or "sidecar": no file, only the environment; "renewing": its clients' secrets are replaced; or one of TLS
-    trust: str = ""  # where TLS is spoken: by the SDK's own "option" or by the "environment" it is told whose certificates count
-    retries: int = 0  # how often the SDK itself may send a call, if it is told to
+    trust: str = ""  # with TLS: the CA is set by the SDK's own "option", or by the "environment"
+    retries: int = 0  # how often the SDK itself may send a call, if a refusal permits it
     calls: int = CALLS
-    hold: str = ""  # what the caller says of its time-out, in x-flowgate-hold
-    obeys: bool = False  # whoever is refused comes back once, when it is told to
-    time_out: float = 0  # the SDK's own by default, in seconds; 0: raised, so that every call may wait
+    hold: str = ""  # the caller's time-out, sent in x-flowgate-hold
+    obeys: bool = False  # a refused call is retried once, at the given time
+    time_out: float = 0  # the SDK's default time-out in seconds; 0: raised, so that every call may wait
 
     @property
     def name(self):
@@ -80,12 +80,12 @@ SCENARIOS = [
     Scenario("node", "V1", identity="relayed"),
     Scenario("python", "V3", flowgate="auto", hold="59s"),
     Scenario("python-old", "V1", flowgate="auto", hold="59000"),
-    # Twenty calls take four seconds, and Node is known to wait for three.
+    # Twenty calls take four seconds, and the Node SDK waits for three.
     Scenario("node", "V3", flowgate="auto", hold="59s"),
     Scenario("python", "V3", sts=True, flowgate="sidecar"),
 ]
 
-# Every SDK and way to sign over TLS, and over mutual TLS all that have a certificate to show: the old Python SDK has no place for one.
+# Every SDK and signature version over TLS. Over mutual TLS only those that support client certificates, which the old Python SDK does not.
 SCENARIOS += [
     Scenario(sdk, scheme, mode=mode, identity=identity, flowgate="tls", trust=trust)
     for sdk, scheme, mode in (
@@ -104,18 +104,18 @@ SCENARIOS += [
     Scenario("node", "V3", identity="client", flowgate="mutual", trust="option"),
 ]
 
-# A secret is replaced while CALLS of them wait; half of the rest are signed with the new one.
+# A secret is replaced while CALLS calls wait; half of the remaining calls are signed with the new one.
 RENEWALS = [
     Scenario(sdk, scheme, identity="client", flowgate="renewing", calls=CALLS + 10)
     for sdk, scheme in (("python", "V3"), ("python-old", "V1"), ("node", "V3"))
 ]
 
-# A hundred at once, and nothing said of time-outs on either side: Flowgate knows the SDK.
+# A hundred calls at once with default time-outs: Flowgate recognises the SDK.
 CROWDS = [
     Scenario("python", "V3", flowgate="auto", calls=100, time_out=10),
     Scenario("python-old", "V1", flowgate="auto", calls=100, time_out=10),
     Scenario("node", "V3", flowgate="auto", calls=100, time_out=3),
-    # Who comes back when told gets through: with 40 in Node, the last is told a moment within ten seconds.
+    # A call that is retried at the given time succeeds. With 40 calls in Node the latest of these times is within ten seconds.
     Scenario("python", "V3", flowgate="auto", calls=80, time_out=10, obeys=True),
     Scenario("node", "V3", flowgate="auto", calls=40, time_out=3, obeys=True),
 ]
@@ -123,9 +123,9 @@ CROWDS = [
 
 @dataclass(frozen=True)
 class Row:
-    """A call that goes wrong, and how every SDK tells it to the application: Code, HTTP status and Message are Flowgate's or CAMS's, the exception is the
-    SDK's own. `python` is the new Python SDK's class; it turns every answer that says when to come back into a ThrottlingException. Without a status
-    there was no answer, only the SDK's own error of a connection that did not come about."""
+    """A call that fails, and how every SDK reports it to the application: Code, HTTP status and Message are Flowgate's or CAMS's, the exception is the SDK's
+    own. `python` is the exception class of the new Python SDK, which raises a ThrottlingException for every answer with a time to retry. Without a status
+    there was no answer, only the SDK's own error about a connection that failed."""
 
     name: str
     code: str | None
@@ -140,15 +140,15 @@ class Row:
     schemes: tuple = ("V3", "V1")
     sdks: tuple = ("python", "python-old", "node")
     action: str = "CreateFlow"
-    fault: str = ""  # what the simulator does to this row's calls
+    fault: str = ""  # the simulator's fault for this row's calls
     calls: int = 1
-    reaches: int = 0  # how many of them the simulator sees, if it is one call
+    reaches: int = 0  # how many of them the simulator receives, if it is one call
     counted: str = "invalid"  # flowgate_requests_total{outcome}
-    change: dict = field(default_factory=dict, hash=False)  # what the caller does differently
+    change: dict = field(default_factory=dict, hash=False)  # what differs from other rows
 
     @property
     def mark(self):
-        """By this in the FlowName the simulator knows the row's calls."""
+        """Text in the FlowName by which the simulator recognises the row's calls."""
         return f"<{slug(self.name)}>"
 
     def names(self):
@@ -156,7 +156,7 @@ class Row:
 
 
 def strangers(name, flowgate, says, **more):
-    """Rows in which an SDK and Flowgate do not come to trust each other. What is signed, and how, does not come into it."""
+    """Rows in which the TLS handshake fails. The signature does not matter."""
     row = partial(Row, code=None, status=None, says=says, python="UnretryableException", flowgate=flowgate, schemes=("V1",), **more)
     return row(name), row(f"{name}, async", mode="async", sdks=("python",))
 
@@ -268,9 +268,9 @@ ROWS = [
         change={"account_secret": "not-the-simulators"},
     ),
     Row("no TLS where it is spoken", "Flowgate.BadRequest", 400, "set the SDK's protocol to HTTPS", flowgate="tls", change={"protocol": "HTTP"}),
-    # Before any row that trusts: the Python SDK does not forget in a process whom it has trusted once.
+    # Before any row with a trusted CA: within one process the Python SDK keeps trusting a CA.
     *strangers("not trusted", "tls", "certificate", trust=""),
-    # What the SDK says depends on whether it reads Flowgate's alert before it writes its request.
+    # The SDK's message depends on whether it reads Flowgate's alert before it writes its request.
     *strangers("no certificate to show", "mutual", "", change={"certificate": None}),
     Row("disabled", "Flowgate.Forbidden", 403, "disabled", identity="client", flowgate="tls", counted="refused", change={"disabled": True}),
 ]

@@ -1,4 +1,4 @@
-"""The processes of a run: the simulator, Flowgate in several configurations, and the drivers, each with a log of its own, each ended by its own id."""
+"""The processes of a run: the simulator, Flowgate in several configurations, and the drivers. Each has its own log and is ended by its process id."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import urllib.request
 
 HERE = Path(__file__).resolve().parent
 
-# The drivers see no proxy, no credentials and no authorities of whoever runs them.
+# The drivers do not inherit proxies, credentials or certificate authorities from the environment.
 _FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*|ssl_cert_.*|node_extra_ca_certs)$")
 CLEAN = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
 
@@ -20,14 +20,14 @@ _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def http(url, body=None):
-    """GET, or POST of JSON; the answer's text."""
+    """Sends GET, or POST with JSON. Returns the answer's text."""
     data = None if body is None else json.dumps(body).encode()
     with _OPENER.open(urllib.request.Request(url, data=data), timeout=10) as answer:
         return answer.read().decode()
 
 
 class Service:
-    """A process that says in one of its lines where it listens."""
+    """A process that prints its address."""
 
     def __init__(self, name, argv, logs, ready, env=None):
         self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
@@ -53,7 +53,7 @@ class Service:
         self._log.close()
 
     def stop(self):
-        """Ends it and returns its exit code."""
+        """Ends the process and returns its exit code."""
         self._process.terminate()
         try:
             code = self._process.wait(10)
@@ -98,13 +98,13 @@ class Flowgate(Service):
         self.proxy, self.admin = self._found["proxy"], self._found["admin"]
 
     def counts(self, metric):
-        """Each of the metric's series: its labels, and how many."""
+        """Each of the metric's series: its labels and its value."""
         for line in http(f"http://{self.admin}/metrics").splitlines():
             if line.startswith(f"flowgate_{metric}{{"):
                 yield dict(re.findall(r'(\w+)="([^"]*)"', line)), int(float(line.rsplit(" ", 1)[1]))
 
     def outcomes(self):
-        """How calls ended: {account: {outcome: how many}}."""
+        """How calls ended: {account: {outcome: count}}."""
         ended = {}
         for labels, count in self.counts("requests_total"):
             outcomes = ended.setdefault(labels["account"], {})
@@ -130,7 +130,7 @@ class Flowgate(Service):
 
 
 class Driver:
-    """An application: one process with one SDK in it. It is ready, its imports done, before its first job comes."""
+    """An application: one process with one SDK. It has finished its imports before its first job."""
 
     COMMANDS = {
         "python": [str(HERE / ".venv/bin/python"), str(HERE / "drivers/python_new.py")],
@@ -138,14 +138,14 @@ class Driver:
         "node": ["node", str(HERE / "drivers/node.js")],
     }
 
-    # By which variable each SDK is told of a private authority, and by no other.
+    # The variable from which each SDK reads a private authority. No other is set.
     AUTHORITY = {"python": "SSL_CERT_FILE", "python-old": "ALIBABA_CLOUD_CA_BUNDLE", "node": "NODE_EXTRA_CA_CERTS"}
 
     def __init__(self, name, sdk, logs, ca=None):
         self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
         authority = {self.AUTHORITY[sdk]: str(ca)} if ca else {}
         self._process = subprocess.Popen(
-            # Applications run on machines of their own; here they leave the cores to what is measured.
+            # In production applications run on other machines; here they have low priority.
             ["nice", "-n", "10", *self.COMMANDS[sdk]],
             env={**CLEAN, **authority, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
@@ -160,7 +160,7 @@ class Driver:
             raise RuntimeError(f"a driver did not start, see {self._log.name}")
 
     def run(self, job):
-        """What became of each call of the job."""
+        """The results of the job's calls."""
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()

@@ -1,5 +1,5 @@
-"""docs/tutorial.md, followed: its application and its commands in their order, on free ports, with the pinned SDK and the binaries of run.py. What the
-application prints must be what the page says, but for how long it took; what is refused may differ by a tenth of the calls, for it is a matter of time."""
+"""Follows docs/tutorial.md: runs its application and its commands in order, on free ports, with the pinned SDK and the binaries of run.py. The output must
+be that of the page, except for durations; the number of refused calls depends on timing and may differ by a tenth of the calls."""
 
 import argparse
 import os
@@ -17,12 +17,12 @@ PAGE = ROOT / "docs/tutorial.md"
 
 
 def counts(text):
-    """How many calls ended with which answer."""
+    """The number of calls for each answer."""
     return {answer: int(count) for count, answer in re.findall(r"(?m)^ *(\d+) (\S+)$", text)}
 
 
 class Reader:
-    """Does what the page says."""
+    """Runs the steps of the page."""
 
     def __init__(self, options):
         self.options = options
@@ -30,7 +30,7 @@ class Reader:
         self.problems, self.seen = [], []
 
     def address(self, text):
-        """Where what the page puts on fixed ports is in truth."""
+        """Replaces the page's fixed ports by the ports of this run."""
         for port, service in (("127.0.0.1:9000", self.simulator and self.simulator.url.removeprefix("http://")), ("127.0.0.1:8080", self.flowgate and self.flowgate.proxy)):
             text = text.replace(port, service or "127.0.0.1:0")
         return text

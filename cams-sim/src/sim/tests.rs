@@ -535,7 +535,7 @@ async fn the_worst_window_is_half_open() {
         sleep(Duration::from_millis(wait)).await;
         ask(&sim, Draft::create("a", &call.to_string()).v3()).await;
     }
-    // They came at 0, 400, 999, 1,000 and 1,399 ms: four lie within less than a second of the
+    // They came at 0, 400, 999, 1,000 and 1,399 ms: four are within less than a second of the
     // second one.
     let report = sim.report();
     assert_eq!(

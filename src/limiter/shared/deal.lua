@@ -1,25 +1,26 @@
--- One lane's tokens, pause and turns, for all replicas together, on the store's clock. Every operation answers the same
--- view. Times are microseconds.
+-- One lane's tokens, pause and turns, for all replicas together, on the store's clock. Every operation returns the same
+-- view of the lane. Times are in microseconds.
 --
--- A slot is the right to send one attempt, dated at most AHEAD from now, by the replica that it was dealt to. It may be
--- used until its date plus its slack: the token counts as used then, and is back one window and gap later. A replica that
--- cannot use a slot in time gives it back. What a dead replica had fetched is lost until its tokens are back.
+-- A slot permits one attempt of the replica that it was dealt to. Its date is at most AHEAD from now. It may be used until
+-- its date plus its slack; the token counts as used at that time, and is back one window and gap later. A replica that
+-- cannot use a slot in time gives it back. The slots of a dead replica are lost until their tokens are back.
 --
--- The ring lists when the tokens are back, in order: up to SHORT times stand in the lane's state (KEYS[1]), more of them in
--- a list of their own (KEYS[2]). A lane has `count` tokens; those that are not listed are free. To deal a slot is to add the time when its token is back and to drop the first of the list if that makes more than
--- `count`. The first is never later than the slot's date, so a token's time is only ever replaced by a later one, and no
--- window holds more than `count` uses. It falls back only where a slot was given back unused, and then to the slot's date.
--- Where fewer tokens may be in use than there are, the date is that of the last `usable` ones: the others are the oldest.
+-- The ring lists when the tokens are back, in order: up to SHORT times in the lane's state (KEYS[1]), more of them in a
+-- list (KEYS[2]). A lane has `count` tokens; those that are not listed are free. Dealing a slot appends the time when its
+-- token is back, and removes the first time if there are more than `count`. The first time is never later than the slot's
+-- date, so a token's time is only replaced by a later one, and no window contains more than `count` uses. A time becomes
+-- earlier only if a slot was given back unused, and then it is the slot's date. If fewer tokens are usable than `count`,
+-- the date follows from the last `usable` times; the others are older.
 --
--- Each step costs the same whatever `count` is, but when the limit has changed or the clock has gone back.
+-- The cost of a step does not depend on `count`, except after a change of the limit or of the clock.
 --
--- Replicas take turns by who waits there: each client brings its weight, dealt out over the replicas at which it waits by
--- how many of its tenants wait at each. A replica that has waited for as many grants as there are replicas with work goes
--- before: with R of them each has a slot at least every 2 R grants.
+-- Replicas take turns by the clients that wait there: a client's weight is divided among the replicas at which it waits, in
+-- proportion to its waiting tenants at each. A replica that has waited for as many grants as there are replicas with waiting
+-- calls is served first, so each of R such replicas has a slot at least every 2 R grants.
 
 local state, ring = KEYS[1], KEYS[2]
 local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
--- All numbers in one argument: each one more costs as much as a step of the script.
+-- All numbers are in one argument, because each argument costs as much as a step of the script.
 local number = cmsgpack.unpack(ARGV[3])
 local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, TOLD, SAMPLES = unpack(number, 1, 12)
 local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
@@ -29,7 +30,7 @@ local NOT_NEEDED, DUE, OUT = 0, 1, 2
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
--- The state is kept as arrays: names would be most of its bytes.
+-- The state is stored as arrays, because field names would be most of its bytes.
 
 local function pack_replica(it)
   return { it.seen, it.gap, it.slack, it.wanted, it.pass, it.last, it.clients, it.slots }
@@ -53,9 +54,9 @@ else
   short = {}
 end
 
--- The ring: how many are listed, and the last of them. Where all are back the list says no more than none does.
+-- The ring: the number of listed times, and the last one. If all tokens are back, the list is treated as empty.
 local length, last, has_changed = lane.length, lane.last, false
--- Whether it has a list of its own.
+-- Whether the times are in the list (KEYS[2]).
 local is_long = length > #short
 if last <= now then
   if is_long then redis.call('DEL', ring) end
@@ -63,14 +64,14 @@ if last <= now then
 end
 
 local function text(time) return string.format('%.0f', time) end
--- What was looked up in the list since it changed: a look is a command.
+-- Times that were read from the list since it changed. Each read is a command, so they are cached.
 local looked_up = {}
--- By index from the start, beginning with 1.
+-- The time at an index from the start, beginning with 1.
 local function listed(index)
   if not is_long then return short[index] end
   if index == length then return last end
   if not looked_up[index] then
-    -- Counted from the end where that is nearer: a look into a list costs what lies between.
+    -- Counted from the nearer end, because a read costs the distance from the end.
     local nearer = 2 * index > length and index - 1 - length or index - 1
     looked_up[index] = tonumber(redis.call('LINDEX', ring, nearer) or 0)
   end
@@ -81,7 +82,7 @@ local function last_listed(most)
   return { unpack(short, math.max(length - most, 0) + 1) }
 end
 
--- Lists them in place of what there is.
+-- Replaces the list.
 local function list(times)
   redis.call('DEL', ring)
   looked_up = {}
@@ -97,8 +98,8 @@ local function list(times)
   end
 end
 
--- Another limit keeps the uses of the former: of fewer tokens those that are back last, and more of them are back with the
--- last. While some replicas have the one limit and some the other, that goes back and forth and none is locked out.
+-- A changed limit keeps the uses of the former one: with fewer tokens, those that are back last are kept; with more, the
+-- additional ones are back with the last. While the replicas have different limits, this happens repeatedly and excludes none.
 if lane.count ~= count or lane.window ~= limit_window then
   local longer, times = limit_window - lane.window, {}
   local all = last_listed(count)
@@ -108,14 +109,14 @@ if lane.count ~= count or lane.window ~= limit_window then
   end
   list(times)
   lane.count, lane.window, lane.reach = count, limit_window, math.max(lane.reach + longer, 0)
-  -- What was dealt and not fetched counts as used.
+  -- Dealt slots that were not fetched count as used.
   for _, replica in pairs(lane.replicas) do
     replica.wanted, replica.slots = replica.wanted + #replica.slots, {}
   end
 end
 
--- A clock that has gone back, after a failover say, must not lock a replica out: what lies further ahead than any token was
--- when it was dealt counts as used, seen or known now.
+-- A clock that has gone back, for example after a failover, must not exclude a replica: times that are further ahead
+-- than they can be are cut to their bound.
 if last > now + lane.reach then
   local times = last_listed(length)
   for index, back in ipairs(times) do times[index] = math.min(tonumber(back), now + lane.reach) end
@@ -126,7 +127,7 @@ lane.known = math.min(lane.known, now)
 lane.dated = math.min(lane.dated, now + AHEAD)
 lane.probe_at = math.min(lane.probe_at, now + max_pause)
 
--- Adds a token's return. In a long ring one that would not be the last waits for the last.
+-- Adds the time when a token is back. In a long ring a time before the last is raised to the last.
 local function add(back)
   if back < last and length > DEPTH then back = last end
   if not is_long then
@@ -152,7 +153,7 @@ local function add(back)
   lane.reach = math.max(lane.reach, back - now)
 end
 
--- Takes out the latest that is back then, if it is one of the last DEPTH.
+-- Removes the last time that equals the given one, if it is among the last DEPTH.
 local function take_out(back)
   if is_long then
     if not redis.call('LPOS', ring, text(back), 'RANK', -1, 'MAXLEN', DEPTH) then return false end
@@ -183,13 +184,13 @@ local function give_back(slot)
   if slot.probe == 1 then unprobed() end
 end
 
--- What was not used
+-- Slots that were not used
 
 for at, back, _, probe in string.gmatch(unused, '(%d+):(%d+):(%d+):(%d)') do
   give_back({ at = tonumber(at), back = tonumber(back), probe = tonumber(probe) })
 end
 
--- Which replicas are there
+-- The present replicas
 
 for id, replica in pairs(lane.replicas) do
   replica.seen = math.min(replica.seen, now)
@@ -224,42 +225,42 @@ mine.wanted = math.max(wanted - #mine.slots, 0)
 for _, replica in pairs(lane.replicas) do gap = math.max(gap, replica.gap) end
 local function away(replica) return window + gap + replica.slack end
 
--- What was used too late counts from then. If its token was used again meanwhile, it costs the one that is back first.
+-- A slot that was used too late counts from its use. If its token was used again meanwhile, it costs the token that is back first.
 for _, back, _, _, used in string.gmatch(late, '(%d+):(%d+):(%d+):(%d):(%d+)') do
   back, used = tonumber(back), math.min(tonumber(used), now)
   take_out(back)
   add(math.max(back, used + window + gap))
 end
 
--- The pace: a replica that has computed with an earlier one is dealt nothing.
+-- The pace: a replica that has computed with an earlier one gets no slots.
 
 local stale = version ~= lane.version
 if pace ~= '' and not stale then
   lane.pace, lane.pace_until, lane.version = pace, now + pace_lives, math.max(lane.version + 1, now)
 end
 
--- What the operation says
+-- The operation
 
--- Whether an attempt of that date was dealt after the latest episode began: none is dated into a pause. Dates lie ahead, so
--- one that is later than the refusal alone may have been dealt before it.
+-- Whether an attempt of that date was dealt after the latest episode began. No date is within a pause. Dates are in the
+-- future, so a date after the refusal may have been dealt before it.
 local function is_after_the_pause(at) return at > lane.known and at >= lane.open end
 
 local episode = 0
 if op == 'throttled' then
   local at, new, same = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
   if is_after_the_pause(at) then episode = 1 end
-  -- Without a pause the refusal is isolated, and the lane goes on.
+  -- Without a pause the refusal is isolated, and the lane continues.
   if new >= 0 then
     local pause = episode == 1 and new or same
     local open = now + math.min(pause, max_pause)
     if episode == 1 then lane.known, lane.level = now, lane.level + 1 end
-    -- Only a hint makes the pause of a known episode longer.
+    -- Only a hint extends the pause of a known episode.
     if episode == 1 or (pause >= 0 and open > lane.open) then
       lane.probe = DUE
       lane.open = math.max(lane.open, open)
     end
     if episode == 1 then
-      -- What was dealt and not fetched is not to be sent before the pause ends.
+      -- Dealt slots that were not fetched must not be used before the pause ends.
       for _, replica in pairs(lane.replicas) do
         for _, slot in ipairs(replica.slots) do free(slot) end
         replica.wanted, replica.slots = replica.wanted + #replica.slots, {}
@@ -267,7 +268,7 @@ if op == 'throttled' then
     end
   end
 elseif op == 'ended' then
-  -- An attempt has an end that is no refusal: answered or unknown; or, as a probe, never left.
+  -- The end of an attempt that was not throttled: answered, unknown, or a probe that was never sent.
   local at, back, _, probe = string.match(ARGV[8], '(%d+):(%d+):(%d+):(%d)')
   local how = ARGV[9]
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
@@ -283,7 +284,7 @@ elseif op == 'ended' then
   end
 end
 
--- Whose turn is it?
+-- Which replica is next?
 
 local ids, tenants_of, weight_of = {}, {}, {}
 for id, replica in pairs(lane.replicas) do
@@ -319,7 +320,7 @@ local function next_replica()
   return overdue or chosen
 end
 
--- When the next slot can be, and whether it may be dealt.
+-- The earliest date of the next slot, and whether it may be dealt.
 local usable = math.min(tokens, cap, count)
 local function next_date()
   local at = math.max(now, lane.open)
@@ -361,7 +362,7 @@ if not stale then
     if slot.at >= now then
       fetch(slot)
     elseif take_out(slot.back) then
-      -- It was kept for too long: it is dated now.
+      -- It was kept for too long: its date becomes now.
       slot.at, slot.back, slot.slack = now, now + away(mine), slack
       if slot.back < last and length > DEPTH then slot.back = last end
       add(slot.back)
@@ -388,7 +389,7 @@ if mine.wanted > 0 then
   end
 end
 
--- In a long ring a few that are evenly spread stand for all: each costs a look into the list.
+-- Of a long ring, evenly spaced samples are returned, because each costs a read of the list.
 local used, back = 0, {}
 if usable > 0 and last > now then
   used = math.min(usable, length)
@@ -401,7 +402,7 @@ if usable > 0 and last > now then
   end
 end
 
--- Trouble is remembered until nothing of it is left, tokens until all are back.
+-- The key expires when all tokens are back, the pause is over and what was learned has decayed.
 local lives = math.max(last - now, 0) + 2 * SILENCE
 if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.open - now, 0) + max_pause end
 lives = math.ceil(math.max(lives, lane.open - now, lane.pace_until - now) / 1000)

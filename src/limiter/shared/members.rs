@@ -16,7 +16,7 @@ pub(crate) const UNKNOWN: u64 = 0;
 /// heartbeats.
 pub(crate) const VANISHED: Duration = Duration::from_millis(750);
 
-/// The replicas as this one knows them.
+/// The replicas, as last reported to this one.
 #[derive(Debug)]
 pub(super) struct Members {
     me: String,

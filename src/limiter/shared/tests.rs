@@ -38,7 +38,7 @@ fn patient(settings: config::Store) -> config::Store {
     }
 }
 
-/// A replica that says every now and then that it is there.
+/// A replica that sends heartbeats.
 async fn replica(settings: &config::Store) -> Arc<Quota> {
     let quota = Quota::open(settings, OnStoreFailure::Share, Arc::new(Metrics::new())).unwrap();
     tokio::spawn(quota.clone().keep(|| {}));

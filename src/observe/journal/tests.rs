@@ -255,7 +255,7 @@ async fn a_damaged_line_does_not_affect_others() {
         [&whole, &b"{\"event\":\"sent\",\"attem"[..]].concat(),
     )
     .unwrap();
-    // Whoever opens a torn file ends its last line.
+    // The process that opens a torn file ends its last line.
     let config = config::Journal {
         path: desk.path(),
         max_size: 1 << 20,

@@ -91,7 +91,7 @@ struct Worker<S> {
 /// An attempt that waits for its line.
 ///
 /// If it is dropped earlier, the attempt is not sent: its line is not written, or is followed by a
-/// line that says so.
+/// line that records that.
 struct Waiting<'a> {
     written: oneshot::Receiver<()>,
     abandoned: Option<(&'a Writer, &'a Bytes)>,

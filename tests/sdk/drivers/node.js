@@ -1,4 +1,4 @@
-// The Node SDK (@alicloud/cams20200606) as an application uses it. Speaks with the runner as python_new.py does.
+// The Node SDK (@alicloud/cams20200606) as an application uses it. Its input and output are those of python_new.py.
 
 const fs = require("fs");
 const readline = require("readline");
@@ -18,7 +18,7 @@ const REQUESTS = {
   ],
 };
 
-// The Node SDK wants what is in a PEM file, not its name.
+// The Node SDK takes the content of a PEM file, not its name.
 const read = (path) => (path ? fs.readFileSync(path, "utf8") : undefined);
 
 function client(job) {
@@ -43,7 +43,7 @@ function client(job) {
 
 async function call(sdk, job, name) {
   const [method, request] = REQUESTS[job.action];
-  // Both: the connect time-out is also the socket's idle timer.
+  // Both are set, because the connect time-out is also the socket's idle timer.
   const runtime = new RuntimeOptions(job.timeout_ms ? { readTimeout: job.timeout_ms, connectTimeout: job.timeout_ms } : {});
   try {
     const { body } = await sdk[method](request(name), runtime);
@@ -55,7 +55,7 @@ async function call(sdk, job, name) {
   }
 }
 
-// A call, and once more when the refusal says so.
+// Makes a call, and repeats it once at the time that a refusal gives.
 async function obey(sdk, job, name) {
   const first = await call(sdk, job, name);
   if (first.code !== "System.LimitControl" || !first.retry_after) {

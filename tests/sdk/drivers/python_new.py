@@ -1,5 +1,5 @@
-"""The new Python SDK (alibabacloud-cams20200606) as an application uses it. Reads one job a line as JSON, makes all of the job's calls at once, and
-answers with one line: what the SDK returned or raised for each. What a job may say stands in scenarios.py."""
+"""The new Python SDK (alibabacloud-cams20200606) as an application uses it. Reads one job per line as JSON, makes all calls of the job at once, and
+prints one line: what the SDK returned or raised for each. parties.py builds the jobs."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +30,7 @@ def client(job):
         endpoint=job["endpoint"],
         protocol=job["protocol"],
         ca=job["ca"],
-        # The certificate and its key in one file: the SDK reads no other key.
+        # The certificate and its key are in one file: the SDK reads no separate key.
         cert=job["certificate"] and job["certificate"]["both"],
         http_proxy=job.get("proxy"),
         connect_timeout=job["timeout_ms"],
@@ -65,7 +65,7 @@ def call(sdk, job, name):
 
 
 def obey(sdk, job, name):
-    """A call, and once more when the refusal says so."""
+    """Makes a call, and repeats it once at the time that a refusal gives."""
     first = call(sdk, job, name)
     if first.get("code") != "System.LimitControl" or not first["retry_after"]:
         return first

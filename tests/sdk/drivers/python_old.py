@@ -1,4 +1,4 @@
-"""The old Python SDK (aliyun-python-sdk-cams on aliyun-python-sdk-core) as an application uses it. Speaks with the runner as python_new.py does."""
+"""The old Python SDK (aliyun-python-sdk-cams on aliyun-python-sdk-core) as an application uses it. Its input and output are those of python_new.py."""
 
 from concurrent.futures import ThreadPoolExecutor
 import json

@@ -76,7 +76,7 @@ fn a_slot_is_granted_from_its_date_until_its_slack_is_over() {
         (2015, MaySend(1), "yes", "until 2100"),
         (2015, Written(1, 2015), "", "until 2100"),
         (2016, MaySend(2), "no", "until 2100"),
-        // It is returned with the next request, which wants a slot for the queued call.
+        // It is returned with the next request, which needs a slot for the queued call.
         (2016, Returned(2), "", "until 2100"),
         (2099, Connected, "", "until 2100"),
         (2100, Connected, "grant 3, take for 0 unused 1", "idle"),

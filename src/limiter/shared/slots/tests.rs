@@ -40,7 +40,7 @@ impl World {
         START + u64::from(at) * 1000
     }
 
-    /// The store deals at `dealt` what was asked for at `sent`, dated then; the answer is here at `received`.
+    /// A request was sent at `sent`, the store dealt at `dealt` with that date, and the answer arrived at `received`.
     fn ask(&mut self, wanted: usize, [sent, dealt, received]: [u32; 3]) -> Worth {
         let ask = self.slots.ask(wanted, self.at(sent));
         self.answer(&ask, [sent, dealt, received])

@@ -1,4 +1,4 @@
-//! The script on a real server. Nothing here says how soon the server must be; only what it may deal, and what it may not.
+//! The script on a real server. Checks which slots it deals, not how fast it is.
 
 use tokio::time::sleep;
 
@@ -16,7 +16,7 @@ struct Lane {
     limit: Limit,
 }
 
-/// What a replica says that asks; the defaults ask for nothing.
+/// A replica's request; the defaults request nothing.
 #[derive(Clone)]
 struct Says<'a> {
     tokens: u32,
@@ -532,7 +532,7 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
                         uses.push(used);
                         late.push(Late { slot, used });
                     }
-                    // As the script does not know when, any moment must do.
+                    // The script cannot know the time, so any moment must be accepted.
                     fate => uses
                         .push([slot.at, until, random.u64(slot.at..=until)][usize::from(fate % 3)]),
                 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::*;
 use crate::observe::metrics::{self, Metrics};
 
-/// A disk whose every n-th write waits until the test lets it go on.
+/// A disk whose every n-th write waits until the test releases it.
 struct Disk {
     written: Arc<Mutex<Vec<String>>>,
     writes: usize,
@@ -272,7 +272,7 @@ async fn an_abandoned_attempt_has_no_line_or_is_recorded_as_unsent() {
         attempt.abort();
         assert!(attempt.await.unwrap_err().is_cancelled());
     }
-    // The line, and the one that says that it is unsent.
+    // The line, and the one that records it as not sent.
     for _ in 0..2 {
         bench.go_on.send(Write::Done).unwrap();
     }
