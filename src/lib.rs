@@ -1,7 +1,7 @@
 //! Flowgate is a client-side rate-limiting proxy for Alibaba Cloud's CAMS API (Chat App Message Service).
 //!
 //! Applications keep the stock Alibaba SDK and set its endpoint to Flowgate. Flowgate queues the calls of each account,
-//! sends them at the rate that CAMS documents, signs every attempt with a new nonce, retries what CAMS refuses for its rate,
+//! sends them at the rate that CAMS documents, signs every attempt with a new nonce, retries what CAMS throttles,
 //! and returns CAMS's answer.
 //!
 //! This crate is the library behind the `flowgate` program. Its public items are what the program, its tests and its

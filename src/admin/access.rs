@@ -1,4 +1,4 @@
-//! Access control of the admin port. Health and metrics are open to any client that uses one of the
+//! Access control of the admin port. Health and metrics are open to any caller that uses one of the
 //! listener's names. All other pages are open on a loopback address, and need the token elsewhere.
 //! Operator actions always need the token. A request with an unknown name comes from a browser
 //! under a DNS rebinding attack.

@@ -51,7 +51,7 @@ pub(crate) enum Verdict {
         /// `OK`, also if the answer has no code.
         code: String,
     },
-    /// CAMS refused or failed; the answer is passed on to the caller.
+    /// CAMS rejected the call or failed; the answer is passed on to the caller.
     UpstreamError {
         /// The code, or `other`.
         code: String,

@@ -3,8 +3,8 @@
 //! same quota.
 //!
 //! Jitter can be measured before anything is throttled: it cannot be larger than the spread of the
-//! answer times. The gap is a part of that spread. The part shrinks in quiet time, and when answers
-//! arrive faster than jitter on the way in would allow. It grows with throttle refusals.
+//! answer times. The gap is a fraction of that spread. The fraction shrinks in quiet time, and when
+//! answers arrive faster than jitter on the way in would allow. It grows with throttle refusals.
 //!
 //! An outsider is detected by throttle refusals that jitter does not explain. The lane then sends
 //! at a lower rate, evenly spaced. The rate rises back to the point of the refusal slowly enough
@@ -31,26 +31,26 @@ use crate::limiter::pace::answer_times::AnswerTimes;
 pub(crate) use crate::limiter::pace::slowdown::SharedRate;
 use crate::limiter::pace::slowdown::Slowdown;
 
-/// A new lane's gap, as a part of the spread of its answer times. Attempts that leave together
+/// A new lane's gap, as a fraction of the spread of its answer times. Attempts that leave together
 /// arrive in the order of their jitter, so a window needs less than the whole spread.
-const INITIAL_PART: f64 = 0.75;
-/// The increase of the part after a refusal that jitter explains.
-const PART_INCREASE: f64 = 0.1;
-/// The quiet time in which the part shrinks to zero. Slowly at first: the first tenth takes 95 s.
-const PART_LIFETIME: Duration = Duration::from_secs(300);
-/// The part is multiplied by this when answers prove that the spread is not on the way in.
+const INITIAL_FRACTION: f64 = 0.75;
+/// The increase of the fraction after a refusal that jitter explains.
+const FRACTION_INCREASE: f64 = 0.1;
+/// The quiet time in which the fraction shrinks to zero. Slowly at first: a tenth takes 95 s.
+const FRACTION_LIFETIME: Duration = Duration::from_secs(300);
+/// The fraction is multiplied by this when answers prove that the spread is not on the way in.
 const PROOF_FACTOR: f64 = 0.8;
-/// For this time after a refusal by jitter, answers prove nothing: a part of the spread is on the
+/// For this time after a refusal by jitter, answers prove nothing: some of the spread is on the
 /// way in.
 const PROOF_SUSPENDED_FOR: Duration = Duration::from_secs(60);
-/// Jitter explains a refusal only if the gap is below this part of the spread.
+/// Jitter explains a refusal only if the gap is below this fraction of the spread.
 const EXPLAINED_BELOW: f64 = 0.85;
 /// The number of accepted attempts that make up for one isolated refusal.
 const CREDIT_PER_ISOLATED: f64 = 10.0;
 /// A second isolated refusal within this number of windows is a lesson for the rate. A single one
 /// is not.
 const SUSPICION_WINDOWS: u32 = 10;
-/// Attempts that were written within this part of a window after the first refusal met the same
+/// Attempts that were written within this fraction of a window after the first refusal met the same
 /// full window, so they belong to the same lesson.
 const SAME_LESSON: f64 = 0.9;
 /// Timers are too coarse for a smaller spacing.
@@ -64,9 +64,9 @@ pub(crate) struct Pace {
     min_gap: u32,
     max_gap: u32,
     answer_times: AnswerTimes,
-    /// The gap as a part of the spread of answer times, as of `part_since`.
-    part: f32,
-    part_since: Option<Instant>,
+    /// The gap as a fraction of the spread of answer times, as of `fraction_since`.
+    fraction: f32,
+    fraction_since: Option<Instant>,
     /// Accepted attempts that have not yet made up for an isolated refusal.
     credit: f32,
     /// Answers since `answers_since`, counted for one window.
@@ -101,7 +101,7 @@ pub(crate) struct ThrottledAttempt {
     pub(crate) probe: bool,
     /// This process's share of the lane's attempts (0..=1). It sees the refusals of its own
     /// attempts only.
-    pub(crate) own_part: f64,
+    pub(crate) own_share: f64,
 }
 
 #[derive(Debug, Default)]
@@ -142,8 +142,8 @@ impl Pace {
             min_gap,
             max_gap,
             answer_times: AnswerTimes::default(),
-            part: INITIAL_PART as f32,
-            part_since: None,
+            fraction: INITIAL_FRACTION as f32,
+            fraction_since: None,
             credit: 0.0,
             answers: 0,
             answers_since: None,
@@ -313,17 +313,17 @@ impl Pace {
 
     /// The gap in seconds.
     fn gap(&self, now: Instant) -> f64 {
-        (self.part(now) * self.spread()).max(f64::from(self.min_gap) / 1e6)
+        (self.fraction(now) * self.spread()).max(f64::from(self.min_gap) / 1e6)
     }
 
-    /// The gap as a part of the spread.
-    fn part(&self, now: Instant) -> f64 {
+    /// The gap as a fraction of the spread.
+    fn fraction(&self, now: Instant) -> f64 {
         let ceiling = (self.max_gap() / self.spread().max(1e-9)).min(1.0);
-        let quiet = self.part_since.map_or(0.0, |since| {
+        let quiet = self.fraction_since.map_or(0.0, |since| {
             now.saturating_duration_since(since).as_secs_f64()
         });
-        let shrunk = (quiet / PART_LIFETIME.as_secs_f64()).powi(2);
-        f64::from(self.part).min(ceiling) * (1.0 - shrunk).max(0.0)
+        let shrunk = (quiet / FRACTION_LIFETIME.as_secs_f64()).powi(2);
+        f64::from(self.fraction).min(ceiling) * (1.0 - shrunk).max(0.0)
     }
 
     /// The spread of answer times in seconds. It is bounded by the value that gives a new lane the
@@ -331,7 +331,7 @@ impl Pace {
     fn spread(&self) -> f64 {
         self.answer_times
             .spread()
-            .min(self.max_gap() / INITIAL_PART)
+            .min(self.max_gap() / INITIAL_FRACTION)
     }
 
     /// The largest gap in seconds.
@@ -339,20 +339,20 @@ impl Pace {
         f64::from(self.max_gap) / 1e6
     }
 
-    fn set_part(&mut self, part: f64, now: Instant) {
-        self.part = part as f32;
-        self.part_since = Some(now);
+    fn set_fraction(&mut self, fraction: f64, now: Instant) {
+        self.fraction = fraction as f32;
+        self.fraction_since = Some(now);
     }
 
     fn sample(&mut self, written_at: Instant, now: Instant) {
         self.answer_times
             .add(now.saturating_duration_since(written_at));
-        self.part_since.get_or_insert(now);
+        self.fraction_since.get_or_insert(now);
     }
 
     /// Counts answers per window. If more answers than tokens arrive within one window, the
     /// attempts were not spread on the way in, because otherwise one of them would have been
-    /// throttled. The part shrinks then.
+    /// throttled. The fraction shrinks then.
     fn count_answer(&mut self, now: Instant) {
         match self.answers_since {
             Some(since) if now < since + self.limit.window => self.answers += 1,
@@ -367,7 +367,7 @@ impl Pace {
         self.answers_since = None;
         let jitter_at = self.history.as_ref().and_then(|history| history.jitter_at);
         if jitter_at.is_none_or(|at| now >= at + PROOF_SUSPENDED_FOR) {
-            self.set_part(self.part(now) * PROOF_FACTOR, now);
+            self.set_fraction(self.fraction(now) * PROOF_FACTOR, now);
         }
     }
 
@@ -390,7 +390,7 @@ impl Pace {
             by_jitter: gap < explained * EXPLAINED_BELOW,
         });
         lesson.seen = lesson.seen.saturating_add(1);
-        lesson.refused += 1.0 / attempt.own_part.clamp(0.01, 1.0);
+        lesson.refused += 1.0 / attempt.own_share.clamp(0.01, 1.0);
         // Jitter alone does not cause more refusals than this together.
         lesson.by_jitter &= lesson.refused <= 2.0 + lesson.rate_before / 20.0;
         history.lesson = Some(lesson);
@@ -399,7 +399,7 @@ impl Pace {
 
     fn widen_gap(&mut self, lesson: &Lesson, now: Instant) {
         if lesson.by_jitter {
-            self.set_part(self.part(now) + PART_INCREASE, now);
+            self.set_fraction(self.fraction(now) + FRACTION_INCREASE, now);
             self.history.get_or_insert_default().jitter_at = Some(now);
         }
     }

@@ -106,9 +106,9 @@ impl Source {
     }
 
     /// This process's share of the lane's attempts, from 0 to 1.
-    pub(crate) fn part(&self) -> f64 {
+    pub(crate) fn share(&self) -> f64 {
         if let Self::Shared(slots) = self {
-            slots.part()
+            slots.share()
         } else {
             1.0
         }

@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::world::get;
 
 const TEAM: (&str, &str) = ("team-a", "team-secret-1");
-/// A key with another secret at CAMS than at Flowgate, so that CAMS refuses what Flowgate signs.
+/// A key with another secret at CAMS than at Flowgate, so that CAMS rejects what Flowgate signs.
 const ROTTEN: (&str, &str) = ("LTAI-rotten-1", "rotten-secret-1");
 const PARTNER: (&str, &str) = ("LTAI-partner-1", "partner-secret-1");
 const STS: (&str, &str, &str) = ("STS.NT-1", "sts-secret-1", "sts-token-CAIS/+a=");

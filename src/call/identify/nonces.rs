@@ -5,7 +5,7 @@
 //! timestamp at or below that second are refused from then on. After a start the floor is five
 //! seconds before the start, because the nonces of the previous process are not known. The floor of
 //! relayed callers does not rise when their memory is full: their signatures are not verified here,
-//! so any of them could raise it for all, and CAMS refuses their replays itself.
+//! so any of them could raise it for all, and CAMS rejects their replays itself.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -84,7 +84,7 @@ impl<W> Lane<W> {
         let attempt = ThrottledAttempt {
             written_at,
             probe: grant.probe,
-            own_part: self.source.part(),
+            own_share: self.source.share(),
         };
         let shared_before = self.pace.to_shared(cx.now);
         let isolated = self.pace.throttled(&attempt, cx.now);

@@ -349,12 +349,12 @@ impl Run {
         } = attempt;
         let written_at = self.at(written);
         let now = self.at(now);
-        let own_part = 1.0 / self.world.replicas as f64;
+        let own_share = 1.0 / self.world.replicas as f64;
         let isolated = self.paces[replica].throttled(
             &ThrottledAttempt {
                 written_at,
                 probe,
-                own_part,
+                own_share,
             },
             now,
         );

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use crate::config::Limit;
 
-/// The least part of the rate that a lesson cuts. It makes room for the lane's own retries.
+/// The least fraction of the rate that a lesson cuts. It makes room for the lane's own retries.
 const MIN_CUT: f64 = 0.06;
-/// The least part of the rate that the first lesson leaves. A burst of refusals may have another
+/// The least fraction of the rate that the first lesson leaves. A burst of refusals may have another
 /// cause than the rate.
 const MIN_LEFT_BY_FIRST: f64 = 0.5;
 /// The same for later lessons.

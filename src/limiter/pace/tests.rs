@@ -520,7 +520,7 @@ fn refused(pace: &mut Pace, written_at: Instant, now: Instant) -> bool {
         &ThrottledAttempt {
             written_at,
             probe: false,
-            own_part: 1.0,
+            own_share: 1.0,
         },
         now,
     )
@@ -615,7 +615,7 @@ fn a_refused_probe_teaches_nothing() {
         &ThrottledAttempt {
             written_at: t,
             probe: true,
-            own_part: 1.0,
+            own_share: 1.0,
         },
         t,
     );
@@ -645,7 +645,7 @@ fn a_replica_that_sends_a_quarter_counts_each_of_its_refusals_as_four() {
             &ThrottledAttempt {
                 written_at: t,
                 probe: false,
-                own_part: 0.25,
+                own_share: 0.25,
             },
             t,
         )

@@ -352,7 +352,7 @@ end
 
 -- The answer
 
-local fetched, ask, part = {}, 0, 1000000
+local fetched, ask, share = {}, 0, 1000000
 local function fetch(slot)
   local n = #fetched
   fetched[n + 1], fetched[n + 2], fetched[n + 3], fetched[n + 4] = slot.at, slot.back, slot.slack, slot.probe
@@ -380,7 +380,7 @@ for _, replica in pairs(lane.replicas) do
     working, weights = working + 1, weights + weight_of[replica]
   end
 end
-part = math.floor(1000000 * math.max(weight_of[mine] / weights, 1 / (2 * working)))
+share = math.floor(1000000 * math.max(weight_of[mine] / weights, 1 / (2 * working)))
 if mine.wanted > 0 then
   ask = ASK
   if usable > 0 and (working == 1 or dealt == SLOTS) then
@@ -413,6 +413,6 @@ redis.call('SET', state, cmsgpack.pack({ lane.count, lane.window, lane.grants, l
 if is_long and has_changed then redis.call('PEXPIRE', ring, lives) end
 
 return {
-  { now, lane.open, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, part, used },
+  { now, lane.open, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, share, used },
   lane.pace, back, fetched
 }

@@ -171,8 +171,8 @@ pub(crate) struct View {
     pub(crate) wanted: u32,
     /// Time until the next request if calls wait.
     pub(crate) ask: u64,
-    /// This replica's part of the lane's grants, in millionths.
-    pub(crate) part: u64,
+    /// This replica's share of the lane's grants, in millionths.
+    pub(crate) share: u64,
     /// How many of the usable tokens are in use.
     pub(crate) used: u32,
     /// When the used tokens return, sorted: all of them, or evenly spread samples.
@@ -331,7 +331,7 @@ impl View {
             usable,
             wanted,
             ask,
-            part,
+            share,
             used,
         ] = numbers.try_into().ok()?;
         let small = |number: u64| u32::try_from(number).ok();
@@ -358,7 +358,7 @@ impl View {
             usable: small(usable)?,
             wanted: small(wanted)?,
             ask,
-            part,
+            share,
             used: small(used)?,
             back,
             slots: slots.map(slot).collect(),

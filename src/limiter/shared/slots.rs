@@ -91,8 +91,8 @@ pub(crate) struct Slot {
 /// The store's view of the lane, for forecasts.
 struct Seen {
     turns: Turns,
-    /// This replica's part of the grants, from 0 to 1.
-    part: f64,
+    /// This replica's share of the grants, from 0 to 1.
+    share: f64,
     level: u32,
 }
 
@@ -132,7 +132,7 @@ impl Slots {
             ask_at: from,
             seen: Seen {
                 turns,
-                part: 1.0,
+                share: 1.0,
                 level: 0,
             },
             told_at: 0,
@@ -219,7 +219,7 @@ impl Slots {
             let turns = Turns::of(view, &self.clock, now);
             self.seen = Seen {
                 turns,
-                part: view.part as f64 / 1e6,
+                share: view.share as f64 / 1e6,
                 level: view.level,
             };
             self.told_at = view.now;
@@ -392,7 +392,7 @@ impl Slots {
     /// Estimates how many grants of all replicas precede this replica's grant `ahead` + 1, without its
     /// own slots.
     pub(crate) fn ahead_of_all(&self, ahead: usize) -> usize {
-        (ahead.saturating_sub(self.hand.len()) as f64 / self.seen.part.max(0.01)) as usize
+        (ahead.saturating_sub(self.hand.len()) as f64 / self.seen.share.max(0.01)) as usize
     }
 
     /// Returns when the tokens return, for forecasts.
@@ -405,15 +405,15 @@ impl Slots {
         self.seen.turns.usable == 0
     }
 
-    /// Returns this replica's part of the grants, from 0 to 1.
-    pub(crate) fn part(&self) -> f64 {
-        self.seen.part
+    /// Returns this replica's share of the grants, from 0 to 1.
+    pub(crate) fn share(&self) -> f64 {
+        self.seen.share
     }
 
     /// Returns the calls per second that this replica can expect.
     pub(crate) fn rate(&self) -> f64 {
         let Turns { usable, away, .. } = &self.seen.turns;
-        f64::from(*usable) / away.as_secs_f64() * self.seen.part
+        f64::from(*usable) / away.as_secs_f64() * self.seen.share
     }
 
     pub(crate) fn at_rest(&self) -> bool {

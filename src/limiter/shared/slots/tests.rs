@@ -59,7 +59,7 @@ impl World {
             now: at,
             usable: 5,
             away: 1_020_000,
-            part: 1_000_000,
+            share: 1_000_000,
             ..View::default()
         };
         let view = View {
@@ -307,7 +307,7 @@ fn of_reordered_answers_the_latest_view_is_used() {
         now,
         usable,
         away: 1_000_000,
-        part: 1_000_000,
+        share: 1_000_000,
         ..View::default()
     };
     let mut hear = |view: View| {
