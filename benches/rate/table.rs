@@ -65,7 +65,7 @@ const APART: Duration = Duration::from_millis(530);
 
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(crate) const HEAD: &str = "| calls | window | way | through | succeeded | refused at CAMS | seconds (optimum) | first five, s | worst second: received, counted |\n\
+pub(crate) const HEAD: &str = "| calls | window | way | through | succeeded | throttled | seconds (optimum) | first five, s | worst second: received, counted |\n\
                                |---|---|---|---|--:|--:|--:|--:|--:|";
 
 /// Runs all rows, prints them, and returns the promises that Flowgate broke.

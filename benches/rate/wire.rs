@@ -28,7 +28,7 @@ const START: Duration = Duration::from_secs(3);
 /// Twice the number of cores of the machine in the table.
 const BUSY_LOOPS: usize = 4;
 
-pub(crate) const HEAD: &str = "| rate | calls | tokens | beside | ok, refused at CAMS, lost | worst second on the wire | seconds (optimum) |\n\
+pub(crate) const HEAD: &str = "| rate | calls | tokens | beside | ok, throttled, lost | worst second on the wire | seconds (optimum) |\n\
                                |--:|--:|---|---|--:|--:|--:|";
 
 /// All rows, or the ones that take less than two minutes.

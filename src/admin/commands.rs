@@ -75,7 +75,7 @@ pub(super) async fn handle(
         .accounts
         .iter()
         .any(|known| known.id.as_str() == account);
-    let Some(obeyed) = services
+    let Some(result) = services
         .limiter
         .handle_command(account, action, is_configured, order)
         .await
@@ -86,8 +86,8 @@ pub(super) async fn handle(
         );
     };
     let order = name.label();
-    let told = obeyed.refused;
-    let queued = obeyed.queued;
+    let refused = result.refused;
+    let queued = result.queued;
     services.metrics.operator_action(order);
     let from = from.map(tracing::field::display);
     tracing::warn!(
@@ -95,7 +95,7 @@ pub(super) async fn handle(
         account,
         action,
         seconds,
-        told,
+        told = refused,
         queued,
         from,
         "operator action on a lane"
@@ -110,7 +110,7 @@ pub(super) async fn handle(
         "account": account,
         "action": action,
         "seconds": seconds,
-        "told": told,
+        "told": refused,
         "queued": queued,
         "scope": scope,
     });

@@ -14,7 +14,7 @@ use crate::process::Process;
 use crate::road::{Condition, Road};
 use crate::world::{GAP, Metrics};
 
-/// An endpoint, the road to it, and accounts that share it.
+/// An endpoint, the network path to it, and accounts that share it.
 struct Stage {
     sim: Running,
     road: Road,

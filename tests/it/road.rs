@@ -88,7 +88,7 @@ impl Road {
     }
 }
 
-/// Waits for the condition; false when the road has ended.
+/// Waits for the condition; false when the relay has ended.
 async fn until(condition: &mut watch::Receiver<Condition>, wished: fn(Condition) -> bool) -> bool {
     condition.wait_for(|now| wished(*now)).await.is_ok()
 }

@@ -22,7 +22,7 @@ local state, ring = KEYS[1], KEYS[2]
 local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 -- All numbers are in one argument, because each argument costs as much as a step of the script.
 local number = cmsgpack.unpack(ARGV[3])
-local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, TOLD, SAMPLES = unpack(number, 1, 12)
+local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, LISTED, SAMPLES = unpack(number, 1, 12)
 local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
   unpack(number, 13, 24)
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
@@ -393,7 +393,7 @@ end
 local used, back = 0, {}
 if usable > 0 and last > now then
   used = math.min(usable, length)
-  if used <= TOLD then
+  if used <= LISTED then
     back = last_listed(used)
   else
     for sample = 0, SAMPLES - 1 do

@@ -38,7 +38,7 @@ const DEPTH: u32 = 512;
 /// list in the store, which costs a hundred bytes and more time than a few numbers do.
 const SHORT: u32 = 32;
 /// Up to this number of tokens, the answer has the return time of each.
-const TOLD: u32 = 32;
+const LISTED: u32 = 32;
 /// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the window.
 /// Each costs the store a lookup in the middle of a long list.
 const SAMPLES: u32 = 3;
@@ -231,9 +231,9 @@ impl Op {
             micros(PROBE_TIMEOUT),
         ];
         let samples = u32::try_from(limit.window.as_millis() / 400)
-            .unwrap_or(TOLD)
-            .clamp(SAMPLES, TOLD);
-        let bounds = [SLOTS, KEPT, DEPTH, SHORT, TOLD, samples].map(u64::from);
+            .unwrap_or(LISTED)
+            .clamp(SAMPLES, LISTED);
+        let bounds = [SLOTS, KEPT, DEPTH, SHORT, LISTED, samples].map(u64::from);
         let numbers = [
             u64::from(limit.count.get()),
             micros(limit.window),

@@ -128,11 +128,14 @@ async fn calls_that_a_lower_limit_makes_late_are_refused_immediately() {
     sleep(Duration::from_millis(100)).await;
     reload(&world, Some((1, 1000)), |_| {});
     let ends = waiting.join_all().await;
-    let told: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
+    let refused_at: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
     assert_eq!(
-        (told.len(), told.iter().all(|at| at.as_millis() == 100)),
+        (
+            refused_at.len(),
+            refused_at.iter().all(|at| at.as_millis() == 100)
+        ),
         (3, true),
-        "{told:?}"
+        "{refused_at:?}"
     );
 }
 
