@@ -25,7 +25,7 @@ const TO: Duration = Duration::from_secs(60);
 const LEAST_SENT: f64 = 0.85;
 const MOST_REFUSED: f64 = 0.06;
 
-pub(crate) const HEAD: &str = "| window | limit | endpoint takes | accepted a second, from 30 s on | of what it takes | refused |\n|---|--:|--:|--:|--:|--:|";
+pub(crate) const HEAD: &str = "| window | limit | endpoint takes | accepted a second, from 30 s on | of what it takes | throttled |\n|---|--:|--:|--:|--:|--:|";
 
 /// Measures with this kind of window, prints a row, and returns a broken promise.
 pub(crate) async fn run(kind: Kind) -> Result<(), String> {

@@ -240,7 +240,7 @@ impl World {
             usable,
             gap: 5000,
             away: 1_020_000,
-            part: 1_000_000,
+            share: 1_000_000,
             ..View::default()
         };
         let view = View {
