@@ -101,7 +101,7 @@ impl Admin {
         if let Err((status, why)) = access::check(listen, path, request.headers()) {
             return Page::refused(status, why);
         }
-        match (request.method(), commands::known(path)) {
+        match (request.method(), commands::at_path(path)) {
             (&Method::POST, Some(name)) => match access::may_order(listen, request.headers()) {
                 Ok(()) => commands::handle(&self.services, name, *request, hangup.from()).await,
                 Err((status, why)) => Page::refused(status, why),

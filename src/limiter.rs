@@ -32,7 +32,7 @@ pub(crate) mod tokens;
 mod view;
 mod worker;
 
-pub(crate) use crate::limiter::commands::Command;
+pub(crate) use crate::limiter::commands::{Command, CommandResult};
 pub(crate) use crate::limiter::connector::Connector;
 pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
 pub(crate) use crate::limiter::refusals::draining;

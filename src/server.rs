@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
-use crate::server::bounds::Present;
+use crate::server::bounds::{Bounds, Present};
 pub(crate) use crate::server::listener::Listener;
 use crate::server::runtime_pool::RuntimePool;
 use crate::server::socket::{Hangup, Socket, Wire};
@@ -234,16 +234,7 @@ impl ConnectionServer {
                         .answer(Box::new(request), hangup.clone())
                         .inspect(move |_| drop(ours))
                 });
-                http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    // hyper counts this from the end of the previous request, so it limits idle
-                    // time. `TimeoutIo` limits the head.
-                    .header_read_timeout(bounds.idle_timeout)
-                    .max_buf_size(bounds.max_header.max(8192))
-                    // The call itself watches for a hang-up; hyper would read for it, into another
-                    // buffer.
-                    .half_close(true)
-                    .serve_connection(TokioIo::new(stream), answers)
+                http_builder(&bounds).serve_connection(TokioIo::new(stream), answers)
             };
             let mut changes = self.phases.changes();
             let mut ending = false;
@@ -254,10 +245,7 @@ impl ConnectionServer {
                     biased;
                     ended = &mut connection => break ended,
                     _ = changes.next() => {
-                        let phase = self.phases.now();
-                        // A caller that has just connected is about to send its first request.
-                        let is_due = phase >= self.until && (phase >= Phase::Closing || !turn.is_first());
-                        if is_due && !std::mem::replace(&mut ending, true) {
+                        if self.must_end(&turn) && !std::mem::replace(&mut ending, true) {
                             std::pin::Pin::new(&mut connection).graceful_shutdown();
                         }
                     }
@@ -267,6 +255,13 @@ impl ConnectionServer {
                 self.count(&error, &service);
             }
         }
+    }
+
+    /// Whether a connection ends after the request that it is answering.
+    fn must_end(&self, turn: &RequestPhase) -> bool {
+        let phase = self.phases.now();
+        // A caller that has just connected is about to send its first request.
+        phase >= self.until && (phase >= Phase::Closing || !turn.is_first())
     }
 
     fn count(&self, error: &hyper::Error, service: &impl Handler) {
@@ -289,6 +284,19 @@ impl ConnectionServer {
     fn errors(&self, kind: &str) -> IntCounter {
         self.metrics.connections.errors.with_label_values(&[kind])
     }
+}
+
+fn http_builder(bounds: &Bounds) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // hyper counts this from the end of the previous request, so it limits idle time.
+        // `TimeoutIo` limits the head.
+        .header_read_timeout(bounds.idle_timeout)
+        .max_buf_size(bounds.max_header.max(8192))
+        // The call itself watches for a hang-up; hyper would read for it, into another buffer.
+        .half_close(true);
+    builder
 }
 
 /// The time-out of ours that ended a connection, if one did.

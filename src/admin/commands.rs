@@ -14,11 +14,11 @@ use super::{JSON, Page};
 use crate::call::body::{self, Allowance};
 use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
-use crate::limiter::Command;
+use crate::limiter::{Command, CommandResult};
 
 /// An operator action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Name {
+pub(super) enum OperatorAction {
     Pause,
     Resume,
     Flush,
@@ -27,7 +27,7 @@ pub(super) enum Name {
 /// The request body.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Target {
+struct CommandBody {
     account: String,
     action: String,
     seconds: Option<u64>,
@@ -38,12 +38,12 @@ const MAX_BODY: usize = 4096;
 /// Maximum length of a pause with an end, in seconds: one day.
 const MAX_PAUSE: u64 = 86_400;
 
-/// The operator action of this path, if it has one.
-pub(super) fn known(path: &str) -> Option<Name> {
+/// Returns the operator action of this path, if it has one.
+pub(super) fn at_path(path: &str) -> Option<OperatorAction> {
     match path {
-        "/lanes/pause" => Some(Name::Pause),
-        "/lanes/resume" => Some(Name::Resume),
-        "/lanes/flush" => Some(Name::Flush),
+        "/lanes/pause" => Some(OperatorAction::Pause),
+        "/lanes/resume" => Some(OperatorAction::Resume),
+        "/lanes/flush" => Some(OperatorAction::Flush),
         _ => None,
     }
 }
@@ -51,12 +51,13 @@ pub(super) fn known(path: &str) -> Option<Name> {
 /// Performs the action. The caller has checked that the request is permitted.
 pub(super) async fn handle(
     services: &CallServices,
-    name: Name,
+    operator_action: OperatorAction,
     request: Request<Incoming>,
     from: Option<IpAddr>,
 ) -> Page {
     let config = &services.settings.load_full().config;
-    let (target, order) = match receive(services, &config.listen, name, request).await {
+    let (target, command) = match receive(services, &config.listen, operator_action, request).await
+    {
         Ok(received) => received,
         Err(page) => return page,
     };
@@ -66,18 +67,13 @@ pub(super) async fn handle(
             "Flowgate only observes: no call waits in a lane.\n",
         );
     }
-    let Target {
-        account,
-        action,
-        seconds,
-    } = &target;
     let is_configured = config
         .accounts
         .iter()
-        .any(|known| known.id.as_str() == account);
+        .any(|account| account.id.as_str() == target.account);
     let Some(result) = services
         .limiter
-        .handle_command(account, action, is_configured, order)
+        .handle_command(&target.account, &target.action, is_configured, command)
         .await
     else {
         return Page::refused(
@@ -85,45 +81,51 @@ pub(super) async fn handle(
             "There is no such lane: see the accounts and actions of /lanes.\n",
         );
     };
-    let order = name.label();
-    let refused = result.refused;
-    let queued = result.queued;
-    services.metrics.operator_action(order);
-    let from = from.map(tracing::field::display);
-    tracing::warn!(
-        order,
-        account,
-        action,
-        seconds,
-        told = refused,
-        queued,
-        from,
-        "operator action on a lane"
-    );
+    services.metrics.operator_action(operator_action.label());
+    log(operator_action, &target, result, from);
     let scope = if services.quota.is_some() {
         "this replica only"
     } else {
         "the whole lane"
     };
     let answer = json!({
-        "order": order,
-        "account": account,
-        "action": action,
-        "seconds": seconds,
-        "told": refused,
-        "queued": queued,
+        "order": operator_action.label(),
+        "account": target.account,
+        "action": target.action,
+        "seconds": target.seconds,
+        "told": result.refused,
+        "queued": result.queued,
         "scope": scope,
     });
     Page::ok(JSON, answer.to_string())
+}
+
+/// Logs the action with the names of the response's fields.
+fn log(
+    operator_action: OperatorAction,
+    target: &CommandBody,
+    result: CommandResult,
+    from: Option<IpAddr>,
+) {
+    tracing::warn!(
+        order = operator_action.label(),
+        account = target.account,
+        action = target.action,
+        seconds = target.seconds,
+        told = result.refused,
+        queued = result.queued,
+        from = from.map(tracing::field::display),
+        "operator action on a lane"
+    );
 }
 
 /// Reads the request, or returns the page that refuses it.
 async fn receive(
     services: &CallServices,
     listen: &Listen,
-    name: Name,
+    operator_action: OperatorAction,
     request: Request<Incoming>,
-) -> Result<(Target, Command), Page> {
+) -> Result<(CommandBody, Command), Page> {
     if !is_json(request.headers()) {
         return Err(Page::refused(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -144,7 +146,8 @@ async fn receive(
         .map_err(|refusal| {
             Page::refused(refusal.kind.status(), format!("{}\n", refusal.message))
         })?;
-    parse(name, &body).map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
+    parse(operator_action, &body)
+        .map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -157,27 +160,32 @@ fn is_json(headers: &HeaderMap) -> bool {
         .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
 }
 
-fn parse(name: Name, body: &[u8]) -> Result<(Target, Command), &'static str> {
+fn parse(
+    operator_action: OperatorAction,
+    body: &[u8],
+) -> Result<(CommandBody, Command), &'static str> {
     let expected = "Expected {\"account\": \"...\", \"action\": \"...\"}, and for a pause, if you like, \"seconds\".";
-    let target: Target = serde_json::from_slice(body).map_err(|_| expected)?;
-    let order = match (name, target.seconds) {
-        (Name::Pause, None) => Command::Pause(None),
-        (Name::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
+    let target: CommandBody = serde_json::from_slice(body).map_err(|_| expected)?;
+    let command = match (operator_action, target.seconds) {
+        (OperatorAction::Pause, None) => Command::Pause(None),
+        (OperatorAction::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
             Command::Pause(Some(Duration::from_secs(seconds)))
         }
-        (Name::Pause, Some(_)) => {
+        (OperatorAction::Pause, Some(_)) => {
             return Err("Expected 1 to 86400 seconds, or none: until it is resumed.");
         }
-        (Name::Resume, None) => Command::Resume,
-        (Name::Flush, None) => Command::Flush,
-        (Name::Resume | Name::Flush, Some(_)) => return Err("Only a pause has seconds."),
+        (OperatorAction::Resume, None) => Command::Resume,
+        (OperatorAction::Flush, None) => Command::Flush,
+        (OperatorAction::Resume | OperatorAction::Flush, Some(_)) => {
+            return Err("Only a pause has seconds.");
+        }
     };
-    Ok((target, order))
+    Ok((target, command))
 }
 
-// === impl Name ===
+// === impl OperatorAction ===
 
-impl Name {
+impl OperatorAction {
     /// The metric label.
     fn label(self) -> &'static str {
         match self {

@@ -117,22 +117,13 @@ async fn run(
     has_begun.store(true, Ordering::Relaxed);
     let in_flight = InFlight::new(metrics);
     let sent_at = Instant::now();
-    let judged = match connection.send(request, receipt.on_write()).await {
-        Sent::Unsent => {
-            if let Some(note) = &note {
-                note.unsent();
-            }
-            receipt.unsent();
-            return Attempted::Unsent;
+    let sent = connection.send(request, receipt.on_write()).await;
+    let Some(judged) = Judged::new(sent, context) else {
+        if let Some(note) = &note {
+            note.unsent();
         }
-        Sent::Answered(answer) => Judged {
-            verdict: judge::judge(&answer, context),
-            answer: Some(answer),
-        },
-        Sent::Lost(lost) => Judged {
-            verdict: lost.into(),
-            answer: None,
-        },
+        receipt.unsent();
+        return Attempted::Unsent;
     };
     if let Some(note) = &note {
         note_end(note, judged.answer.as_ref(), &judged.verdict);
@@ -260,6 +251,25 @@ fn count(
 impl Attempted {
     fn judged(answer: Option<UpstreamResponse>, verdict: Verdict) -> Self {
         Self::Judged(Box::new(Judged { answer, verdict }))
+    }
+}
+
+// === impl Judged ===
+
+impl Judged {
+    /// `None` if nothing was sent.
+    fn new(sent: Sent, context: Context) -> Option<Self> {
+        match sent {
+            Sent::Unsent => None,
+            Sent::Answered(answer) => Some(Self {
+                verdict: judge::judge(&answer, context),
+                answer: Some(answer),
+            }),
+            Sent::Lost(lost) => Some(Self {
+                verdict: lost.into(),
+                answer: None,
+            }),
+        }
     }
 }
 

@@ -99,8 +99,42 @@ pub fn authorization(input: &[u8]) {
     let Ok(params) = Params::from_query(query) else {
         return;
     };
+    check_signature(&signed, &params);
+}
+
+/// A signature does not depend on the order of parameters or on blanks around a header's value, and
+/// is invalid with an additional parameter.
+fn check_signature(signed: &Authorization<'_>, params: &Params) {
     let secret = Secret::new(SIGNER[1]);
-    let signable = |query, value: &'static [u8]| Signable {
+    let made =
+        signable(signed, params.query().collect(), b"x").authorization(signed.credential, &secret);
+    let made = Authorization::parse(&made).expect("Flowgate's own header can be parsed");
+    assert_eq!(
+        (made.credential, &made.signed_headers),
+        (signed.credential, &signed.signed_headers)
+    );
+    let mut reversed: Vec<_> = params.query().collect();
+    reversed.reverse();
+    let same = signable(signed, reversed.clone(), b" x\t").string_to_sign();
+    assert!(
+        v3::verify(&secret, &same, made.signature),
+        "order and surrounding blanks do not matter"
+    );
+    reversed.push(("Extra", ""));
+    let other = signable(signed, reversed, b"x").string_to_sign();
+    assert!(
+        !v3::verify(&secret, &other, made.signature),
+        "an additional parameter invalidates the signature"
+    );
+}
+
+/// A request with these parameters, and with this value in each signed header.
+fn signable<'a>(
+    signed: &Authorization<'a>,
+    query: Vec<(&'a str, &'a str)>,
+    value: &'static [u8],
+) -> Signable<'a> {
+    Signable {
         method: "POST",
         query,
         headers: signed
@@ -108,27 +142,8 @@ pub fn authorization(input: &[u8]) {
             .iter()
             .map(|name| (*name, value))
             .collect(),
-        body_hash: signature,
-    };
-    let made = signable(params.query().collect(), b"x").authorization(credential, &secret);
-    let made = Authorization::parse(&made).expect("Flowgate's own header can be parsed");
-    assert_eq!(
-        (made.credential, &made.signed_headers),
-        (*credential, &signed.signed_headers)
-    );
-    let mut reversed: Vec<_> = params.query().collect();
-    reversed.reverse();
-    let same = signable(reversed.clone(), b" x\t").string_to_sign();
-    assert!(
-        v3::verify(&secret, &same, made.signature),
-        "order and surrounding blanks do not matter"
-    );
-    reversed.push(("Extra", ""));
-    let other = signable(reversed, b"x").string_to_sign();
-    assert!(
-        !v3::verify(&secret, &other, made.signature),
-        "an additional parameter invalidates the signature"
-    );
+        body_hash: signed.signature,
+    }
 }
 
 /// The first line is a query, the rest a form. The string to sign of version 1 contains all

@@ -59,17 +59,11 @@ pub(super) async fn race<C: Connect>(
     deadline: Instant,
 ) -> Outcome<C::Ready, C::Error> {
     let mut attempts = Attempts::<C>::new();
-    let mut outcome = Outcome {
-        winner: None,
-        failed: Vec::new(),
-        pending: Vec::new(),
-        late: 0,
-    };
+    let mut outcome = Outcome::new();
     // With little time each address still gets its share.
-    let part = deadline.saturating_duration_since(Instant::now())
-        / u32::try_from(addresses.len().max(1)).unwrap_or(u32::MAX);
-    let stagger = STAGGER.min(part);
-    let handshake_stagger = HANDSHAKE_STAGGER.min(part);
+    let share = share(deadline, addresses.len());
+    let stagger = STAGGER.min(share);
+    let handshake_stagger = HANDSHAKE_STAGGER.min(share);
     let mut untried = addresses.iter().copied();
     let mut next_start = Instant::now();
     loop {
@@ -82,7 +76,6 @@ pub(super) async fn race<C: Connect>(
                 return outcome;
             }
         }
-        let has_untried = untried.len() > 0;
         tokio::select! {
             // A ready connection wins over the timers.
             biased;
@@ -106,9 +99,15 @@ pub(super) async fn race<C: Connect>(
                 outcome.late = outcome.pending.len();
                 return outcome;
             }
-            () = sleep_until(next_start), if has_untried => {}
+            () = sleep_until(next_start), if untried.len() > 0 => {}
         }
     }
+}
+
+/// The time until the deadline, divided among this many addresses.
+fn share(deadline: Instant, addresses: usize) -> Duration {
+    let addresses = u32::try_from(addresses.max(1)).unwrap_or(u32::MAX);
+    deadline.saturating_duration_since(Instant::now()) / addresses
 }
 
 fn connect<C: Connect>(connector: &C, address: SocketAddr) -> BoxFuture<'_, (SocketAddr, Step<C>)> {
@@ -129,6 +128,15 @@ fn handshake<C: Connect>(
 // === impl Outcome ===
 
 impl<R, E> Outcome<R, E> {
+    fn new() -> Self {
+        Self {
+            winner: None,
+            failed: Vec::new(),
+            pending: Vec::new(),
+            late: 0,
+        }
+    }
+
     /// Removes an attempt that ended. Returns how many that were started before it are pending.
     fn leave(&mut self, address: SocketAddr) -> usize {
         let place = self.pending.iter().position(|pending| *pending == address);

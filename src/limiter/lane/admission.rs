@@ -84,19 +84,25 @@ impl<W> Lane<W> {
             return Err(self.with_own_advice(refusal, cx));
         }
         if self.queue.len() >= bounds.max_waiting {
-            // The newest call of the client with the most calls is evicted.
-            let refusal = self.queue_full("The queue", bounds.max_waiting, cx);
-            let Some(evicted) = self.queue.evict(&entry.client) else {
-                return Err(refusal);
-            };
-            self.effects.push_back(Effect::Refuse {
-                waiter: evicted.waiter,
-                refusal,
-            });
+            self.evict_for(entry, cx)?;
         }
         if ahead < self.queue.len() {
             self.review.request(now + REVIEW_DELAY);
         }
+        Ok(())
+    }
+
+    /// Evicts the newest call of the client with the most calls, if this entry then has a place in
+    /// the full queue.
+    fn evict_for(&mut self, entry: &QueueEntry, cx: Context<'_>) -> Result<(), Refusal> {
+        let refusal = self.queue_full("The queue", cx.rules.bounds.max_waiting, cx);
+        let Some(evicted) = self.queue.evict(&entry.client) else {
+            return Err(refusal);
+        };
+        self.effects.push_back(Effect::Refuse {
+            waiter: evicted.waiter,
+            refusal,
+        });
         Ok(())
     }
 

@@ -63,31 +63,10 @@ impl<W> Lane<W> {
             self.update_rate(cx.now);
             return self.review.request(cx.now);
         }
-        let limit = self.limit;
-        let gap = self.pace.rate(cx.now).gap;
-        let slack = store.slack;
-        // Attempts that were written before the limit began count in the windows of every source.
-        let begun = self.limit_since;
-        self.source = match quota_source {
-            QuotaSource::Local => return,
-            QuotaSource::Store { since } => {
-                let from = since.max(begun) + limit.window + gap + slack;
-                Source::Shared(Box::new(Slots::new(&Start {
-                    limit,
-                    gap,
-                    slack,
-                    distance: store.distance,
-                    from,
-                })))
-            }
-            QuotaSource::Part { count, since } => {
-                // Until then other replicas may use the whole quota: slots that were dealt before
-                // this replica vanished.
-                let since = (since + VANISHED + AHEAD + store.longest_slack).max(begun);
-                self.memory_source(Limit { count, ..limit }, gap, since, cx.now)
-            }
-            QuotaSource::Unavailable { .. } => Source::None,
+        let Some(source) = self.new_source(quota_source, store, cx.now) else {
+            return;
         };
+        self.source = source;
         self.quota_source = quota_source;
         self.begin_epoch();
         if let Source::None = self.source {
@@ -95,6 +74,40 @@ impl<W> Lane<W> {
         }
         self.update_rate(cx.now);
         self.review.request(cx.now);
+    }
+
+    /// Returns the token source of a lane whose quota is shared; `None` for a lane whose quota is not.
+    fn new_source(
+        &self,
+        quota_source: QuotaSource,
+        store: StoreTerms,
+        now: Instant,
+    ) -> Option<Source> {
+        let limit = self.limit;
+        let gap = self.pace.rate(now).gap;
+        let slack = store.slack;
+        // Attempts that were written before the limit began count in the windows of every source.
+        let begun = self.limit_since;
+        match quota_source {
+            QuotaSource::Local => None,
+            QuotaSource::Store { since } => {
+                let from = since.max(begun) + limit.window + gap + slack;
+                Some(Source::Shared(Box::new(Slots::new(&Start {
+                    limit,
+                    gap,
+                    slack,
+                    distance: store.distance,
+                    from,
+                }))))
+            }
+            QuotaSource::Part { count, since } => {
+                // Until then other replicas may use the whole quota: slots that were dealt before
+                // this replica vanished.
+                let since = (since + VANISHED + AHEAD + store.longest_slack).max(begun);
+                Some(self.memory_source(Limit { count, ..limit }, gap, since, now))
+            }
+            QuotaSource::Unavailable { .. } => Some(Source::None),
+        }
     }
 
     /// Applies a reloaded configuration.

@@ -204,83 +204,89 @@ impl Op {
 
     /// Returns the script's arguments.
     pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
-        let Question {
-            replica,
-            limit,
-            tokens,
-            window,
-            gap,
-            spacing,
-            slack,
-            cap,
-            ..
-        } = question;
-        let Question {
-            version,
-            pace,
-            wanted,
-            max_pause,
-            ..
-        } = question;
-        let constants = [
+        let mut args = vec![
+            self.name().into(),
+            question.replica.into(),
+            packed(&question.numbers()),
+        ];
+        args.extend(question.texts().map(String::into_bytes));
+        args.extend(self.own_args().into_iter().map(String::into_bytes));
+        args
+    }
+
+    /// Returns the arguments that only this operation has.
+    fn own_args(&self) -> Vec<String> {
+        match self {
+            Self::Take => Vec::new(),
+            Self::Throttled { at, pauses } => {
+                let new = pauses.map(|pauses| pauses.new);
+                let same = pauses.and_then(|pauses| pauses.same);
+                vec![at.to_string(), pause_text(new), pause_text(same)]
+            }
+            Self::Ended { slot, how } => vec![slot.text(), how.name().to_owned()],
+        }
+    }
+}
+
+// === impl How ===
+
+impl How {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Answered => "answered",
+            Self::Unknown => "unknown",
+            Self::Unsent => "unsent",
+        }
+    }
+}
+
+// === impl Question ===
+
+impl Question<'_> {
+    /// The constants and this lane's numbers, in the order in which `deal.lua` unpacks them.
+    fn numbers(&self) -> [u64; 24] {
+        let samples = u32::try_from(self.limit.window.as_millis() / 400)
+            .unwrap_or(TOLD)
+            .clamp(SAMPLES, TOLD);
+        [
             micros(AHEAD),
             micros(LEAD),
             micros(SILENCE),
             micros(ASK),
             micros(SOON),
             micros(PROBE_TIMEOUT),
-        ];
-        let samples = u32::try_from(limit.window.as_millis() / 400)
-            .unwrap_or(LISTED)
-            .clamp(SAMPLES, LISTED);
-        let bounds = [SLOTS, KEPT, DEPTH, SHORT, LISTED, samples].map(u64::from);
-        let numbers = [
-            u64::from(limit.count.get()),
-            micros(limit.window),
-            u64::from(*tokens),
-            micros(*window),
-            micros(*gap),
-            micros(*slack),
-            u64::from(*cap),
-            u64::try_from(*wanted).unwrap_or(u64::from(u32::MAX)),
-            micros(*max_pause),
-            *version,
-            pace.map_or(0, |pace| micros(pace.lives)),
-            micros(*spacing),
-        ];
-        let numbers: Vec<u64> = constants.into_iter().chain(bounds).chain(numbers).collect();
-        let texts = [
-            pace.map_or(String::new(), |pace| pace.text.to_owned()),
-            list(question.waiting, |client| {
+            u64::from(SLOTS),
+            u64::from(KEPT),
+            u64::from(DEPTH),
+            u64::from(SHORT),
+            u64::from(TOLD),
+            u64::from(samples),
+            u64::from(self.limit.count.get()),
+            micros(self.limit.window),
+            u64::from(self.tokens),
+            micros(self.window),
+            micros(self.gap),
+            micros(self.slack),
+            u64::from(self.cap),
+            u64::try_from(self.wanted).unwrap_or(u64::from(u32::MAX)),
+            micros(self.max_pause),
+            self.version,
+            self.pace.map_or(0, |pace| micros(pace.lives)),
+            micros(self.spacing),
+        ]
+    }
+
+    fn texts(&self) -> [String; 4] {
+        [
+            self.pace.map_or(String::new(), |pace| pace.text.to_owned()),
+            list(self.waiting, |client| {
                 format!("{}:{}:{}", client.digest, client.weight, client.tenants)
             }),
-            list(question.unused, Dated::text),
-            list(question.late, |late| {
+            list(self.unused, Dated::text),
+            list(self.late, |late| {
                 format!("{}:{}", late.slot.text(), late.used)
             }),
-        ];
-        let mut args = vec![self.name().into(), (*replica).into(), packed(&numbers)];
-        args.extend(texts.map(String::into_bytes));
-        match self {
-            Self::Take => {}
-            Self::Throttled { at, pauses } => {
-                let text = |pause: Option<Duration>| {
-                    pause.map_or("-1".to_owned(), |pause| micros(pause).to_string())
-                };
-                let new = pauses.map(|pauses| pauses.new);
-                let same = pauses.and_then(|pauses| pauses.same);
-                args.extend([at.to_string(), text(new), text(same)].map(String::into_bytes));
-            }
-            Self::Ended { slot, how } => {
-                let how = match how {
-                    How::Answered => "answered",
-                    How::Unknown => "unknown",
-                    How::Unsent => "unsent",
-                };
-                args.extend([slot.text().into_bytes(), how.into()]);
-            }
-        }
-        args
+        ]
     }
 }
 
@@ -364,6 +370,11 @@ impl View {
             slots: slots.map(slot).collect(),
         })
     }
+}
+
+/// A pause in microseconds; -1 for none.
+fn pause_text(pause: Option<Duration>) -> String {
+    pause.map_or("-1".to_owned(), |pause| micros(pause).to_string())
 }
 
 fn list<T>(items: &[T], text: impl Fn(&T) -> String) -> String {

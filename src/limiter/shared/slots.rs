@@ -177,14 +177,8 @@ impl Slots {
         self.clock.observe(*sent, *received, view.now);
         let took = received.saturating_duration_since(self.clock.earliest(view.now, *received));
         self.distance = took.max(self.distance - self.distance / NEARER);
-        let blocked_before = self.is_blocked();
-        if self
-            .reported
-            .as_ref()
-            .is_some_and(|(reported, _)| number == *reported)
-        {
-            self.reported = None;
-        }
+        let was_blocked = self.is_blocked();
+        self.reported.take_if(|(reported, _)| *reported == number);
         if number == self.number {
             self.asking = false;
             self.is_wanting = view.wanted > 0;
@@ -196,7 +190,24 @@ impl Slots {
                 now + Duration::from_micros(view.ask)
             };
         }
-        let slots = view.slots.iter().map(|dated| Slot {
+        // If a late use is still not confirmed, the store dealt the slots before it knew of the use.
+        let may_use = !(was_blocked && self.is_blocked());
+        let worth = self.receive(&view.slots, may_use, now);
+        if self.is_latest(view) {
+            let turns = Turns::of(view, &self.clock, now);
+            self.seen = Seen {
+                turns,
+                part: view.part as f64 / 1e6,
+                level: view.level,
+            };
+            self.told_at = view.now;
+        }
+        worth
+    }
+
+    /// Keeps the slots that can be used in time, if slots may be used, and gives back the others.
+    fn receive(&mut self, slots: &[Dated], may_use: bool, now: Instant) -> Worth {
+        let slots = slots.iter().map(|dated| Slot {
             dated: *dated,
             from: self.clock.latest(dated.at, now),
             until: self.clock.earliest(dated.at, now) + Duration::from_micros(dated.slack),
@@ -208,21 +219,11 @@ impl Slots {
             self.ask_at = self.ask_at.min(now);
         }
         self.unused.extend(too_late.iter().map(|slot| slot.dated));
-        if blocked_before && self.is_blocked() {
-            // The store dealt them before it knew of the late use.
-            self.unused.extend(in_time.iter().map(|slot| slot.dated));
-        } else {
+        if may_use {
             self.hand.extend(in_time);
             self.hand.make_contiguous().sort_by_key(|slot| slot.from);
-        }
-        if self.is_latest(view) {
-            let turns = Turns::of(view, &self.clock, now);
-            self.seen = Seen {
-                turns,
-                share: view.share as f64 / 1e6,
-                level: view.level,
-            };
-            self.told_at = view.now;
+        } else {
+            self.unused.extend(in_time.iter().map(|slot| slot.dated));
         }
         worth
     }
