@@ -5,8 +5,8 @@
 //! | file | what it is |
 //! |---|---|
 //! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out |
-//! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `shadow.rs` | the parts of a lane; they only decide |
-//! | `registry.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, a lane's lock, its worker task, the right to send, the source of connections |
+//! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `token_returns.rs`, `wait.rs`, `shadow.rs` | the parts of a lane; they only decide |
+//! | `registry.rs`, `inner.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, the state that they share, a lane's lock, its worker task, the right to send, the source of connections |
 //! | `rules.rs`, `drain.rs`, `commands.rs`, `refusals.rs`, `view.rs` | configuration, drain deadlines, operators' commands, refusal texts, the lanes as operators see them |
 //! | `shared/` | the quota that replicas share: tokens dealt by a store |
 
@@ -16,6 +16,7 @@ mod drain;
 pub(crate) mod fair;
 mod forecast;
 mod handle;
+mod inner;
 mod lane;
 pub(crate) mod pace;
 pub(crate) mod pause;
@@ -28,8 +29,10 @@ pub(crate) mod shared;
 mod source;
 #[cfg(test)]
 mod tests;
+mod token_returns;
 pub(crate) mod tokens;
 mod view;
+mod wait;
 mod worker;
 
 pub(crate) use crate::limiter::commands::{Command, CommandResult};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::limiter::pace::Rate;
-use crate::limiter::shared::turns::Turns as DealtTurns;
+use crate::limiter::token_returns::{TokenReturns, after};
 
 /// The most tokens for which a rising rate is forecast token by token.
 const MAX_EXACT_TOKENS: usize = 64;
@@ -49,7 +49,7 @@ pub(crate) enum NextGrants<'a> {
     /// The store's tokens, as in its latest answer.
     Dealt {
         /// When each token is back.
-        dealt: &'a DealtTurns,
+        dealt: &'a TokenReturns,
         /// No grant comes before this.
         open: Instant,
     },
@@ -259,9 +259,4 @@ fn space(
 fn grants_until(first: Instant, until: Instant, away: Duration) -> usize {
     let time = until.saturating_duration_since(first);
     usize::try_from(time.as_nanos().div_ceil(away.as_nanos().max(1))).unwrap_or(usize::MAX)
-}
-
-/// `periods` times `away` after `start`.
-pub(crate) fn after(start: Instant, periods: usize, away: Duration) -> Instant {
-    start + away * u32::try_from(periods).unwrap_or(u32::MAX)
 }

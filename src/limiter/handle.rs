@@ -14,17 +14,17 @@ use tokio::time::error::Elapsed;
 use crate::config::Mode;
 use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
+use crate::limiter::inner::LimiterInner;
 use crate::limiter::lane::{
     Context, Effect, Event, Grant, Lane, Next, StoreRequest, StoreTerms, Waiting,
 };
 use crate::limiter::pace::Rate;
 use crate::limiter::permit::SendPermit;
-use crate::limiter::registry::LimiterInner;
 use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{NewPace, Question as StoreQuestion};
-use crate::limiter::view::describe_tenants;
+use crate::limiter::view::{LaneView, ShadowView, describe_tenants};
 use crate::limiter::{Connector, refusals, worker};
 use crate::observe::metrics::CallMetrics;
 use crate::operation::Operation;
@@ -222,6 +222,18 @@ impl<K: Connector> LaneHandle<K> {
             .as_ref()
             .is_none_or(|shadow| shadow.lock().is_at_rest(Instant::now()));
         is_shadow_at_rest && self.lock().is_at_rest()
+    }
+
+    /// Returns a snapshot for operators.
+    pub(super) fn view(self: &Arc<Self>) -> LaneView {
+        let mut locked = self.lock();
+        locked.refresh();
+        let now = locked.now;
+        let shadow = self
+            .shadow
+            .as_ref()
+            .map(|shadow| ShadowView::new(&mut shadow.lock(), now));
+        LaneView::new(self.metrics.labels(), &locked.state.lane, shadow, now)
     }
 
     /// Applies a reloaded configuration.

@@ -28,8 +28,9 @@ use crate::limiter::rules::Rules;
 use crate::limiter::shared::protocol::{Answer, Op, Waiting as WaitingClient};
 use crate::limiter::shared::slots::Ask;
 use crate::limiter::shared::{self, QuotaSource};
-use crate::limiter::source::{GrantedToken, Source, SourceForecast, Wait};
+use crate::limiter::source::{GrantedToken, Source, SourceForecast};
 use crate::limiter::tokens::Tokens;
+use crate::limiter::wait::Wait;
 
 /// The state of one lane. `W` delivers the result to a queued call.
 pub(crate) struct Lane<W> {

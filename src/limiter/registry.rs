@@ -1,6 +1,7 @@
 //! All lanes, and the state that they share. An arriving call gets its sequence number here and
 //! waits here for its permit.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,11 +11,11 @@ use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::config::{Config, Mode};
+use crate::config::Config;
 use crate::error::{Kind, Refusal};
-use crate::limiter::drain::DrainDeadlines;
 use crate::limiter::fair::{QueueEntry, Sequence};
 use crate::limiter::handle::{Admission, LaneHandle, QueueGuard};
+use crate::limiter::inner::LimiterInner;
 use crate::limiter::lane::Event;
 use crate::limiter::permit::SendPermit;
 use crate::limiter::rules::Rules;
@@ -39,23 +40,6 @@ pub(crate) struct Limiter<K: Connector> {
     pub(super) inner: Arc<LimiterInner<K>>,
     /// The next sequence number. One sequence covers all lanes.
     pub(super) next_sequence: AtomicU64,
-}
-
-/// The state that all lanes share.
-pub(super) struct LimiterInner<K: Connector> {
-    pub(super) mode: Mode,
-    pub(super) connector: Arc<K>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) rules: ArcSwap<Rules>,
-    /// Set where replicas share the quota.
-    pub(super) quota: Option<Arc<Quota>>,
-    /// When the process started. Tokens count as used at that time.
-    pub(super) started: Instant,
-    /// Bytes of the bodies of all calls in progress.
-    pub(super) budget: Arc<ByteBudget>,
-    /// The same per client. A client may use at most half of the total.
-    pub(super) client_budgets: DashMap<(AccountId, ClientId), Arc<ByteBudget>>,
-    pub(super) drain_by: Mutex<DrainDeadlines>,
 }
 
 /// One call in the limiter: its queue entry, its deadline and its memory reservation. Kept through
@@ -191,6 +175,24 @@ impl<K: Connector> Limiter<K> {
         self.all().iter().map(|lane| lane.view()).collect()
     }
 
+    /// The lanes by label. Lanes with the same labels are merged: those of all accounts that the
+    /// configuration does not name. The views are merged one at a time, so that not all of them are
+    /// in memory at once.
+    pub(crate) fn lanes_by_label(&self) -> Vec<LaneView> {
+        let mut views = BTreeMap::<(String, String), LaneView>::new();
+        for lane in self.all() {
+            let view = lane.view();
+            let label = (view.account.clone(), view.action.clone());
+            match views.get_mut(&label) {
+                Some(known) => known.merge(view),
+                None => {
+                    views.insert(label, view);
+                }
+            }
+        }
+        views.into_values().collect()
+    }
+
     /// The number of lanes, and the number of queued calls in all of them.
     pub(crate) fn count(&self) -> (usize, usize) {
         let lanes = self.all();
@@ -267,15 +269,6 @@ fn memory_full<K: Connector>(
 ) -> Refusal {
     let wait = lane.map_or(Duration::from_secs(1), |lane| lane.predicted_wait(now));
     Refusal::after(Kind::QueueFull, wait, format!("{what} is full."))
-}
-
-// === impl LimiterInner ===
-
-impl<K: Connector> LimiterInner<K> {
-    /// The deadline for grants of limited actions, if a drain has begun.
-    pub(super) fn drain_by(&self) -> Option<Instant> {
-        self.drain_by.lock().limited()
-    }
 }
 
 // === impl LimitedCall ===

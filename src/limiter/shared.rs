@@ -8,7 +8,6 @@ pub(crate) mod members;
 pub(crate) mod protocol;
 pub(crate) mod slots;
 pub(crate) mod store;
-pub(crate) mod turns;
 
 use std::num::NonZeroU32;
 use std::sync::Arc;

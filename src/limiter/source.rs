@@ -9,6 +9,7 @@ use crate::limiter::pace::Rate;
 use crate::limiter::shared::NEVER;
 use crate::limiter::shared::slots::{Slot, Slots};
 use crate::limiter::tokens::Tokens;
+use crate::limiter::wait::Wait;
 
 /// The token source of a lane.
 pub(crate) enum Source {
@@ -26,19 +27,6 @@ pub(crate) enum Source {
 pub(crate) enum GrantedToken {
     Memory,
     Slot(Slot),
-}
-
-/// What a lane without a free token waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// A token becomes free then.
-    Token(Instant),
-    /// A slot's date, or the time of the next request to the store.
-    Until(Instant),
-    /// The store's answer; the request is to be sent now.
-    Ask,
-    /// Another event.
-    Change,
 }
 
 /// A forecast of the next grants.
@@ -153,7 +141,7 @@ impl Source {
             Self::Memory(tokens) => Some(SourceForecast::Memory(tokens.forecast(now, open, rises))),
             Self::Shared(slots) => {
                 let dealt = (!slots.are_withheld()).then(|| {
-                    let dealt = slots.turns();
+                    let dealt = slots.returns();
                     Forecast::new(NextGrants::Dealt { dealt, open }, dealt.away(), rises)
                         .spaced(rate.spacing)
                 });

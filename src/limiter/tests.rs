@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::{self, Config, Limit, Mode, Retry};
 use crate::error::{Kind, Refusal};
-use crate::limiter::registry::{LimitedCall, LimiterInner};
+use crate::limiter::inner::LimiterInner;
+use crate::limiter::registry::LimitedCall;
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{Answer, Dated, View};

@@ -1,18 +1,15 @@
 //! What do operators see of a lane? A snapshot of its state, for `/lanes`, `/metrics` and the
 //! status page.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::limiter::fair::FairQueue;
-use crate::limiter::handle::LaneHandle;
-use crate::limiter::lane::Waiting;
+use crate::limiter::lane::{Lane, Waiting};
 use crate::limiter::pause::OperatorPause;
 use crate::limiter::shadow::Shadow;
-use crate::limiter::{Connector, Limiter};
 use crate::observe::metrics::LaneSample;
 use crate::primitives::id::{ClientId, TenantId};
 
@@ -87,49 +84,25 @@ pub(crate) struct TenantView {
 /// The most tenants of a lane that are listed.
 const MAX_TENANTS: usize = 20;
 
-// === impl Limiter ===
+// === impl LaneView ===
 
-impl<K: Connector> Limiter<K> {
-    /// The lanes by label. Lanes with the same labels are merged: those of all accounts that the
-    /// configuration does not name. The views are merged one at a time, so that not all of them are
-    /// in memory at once.
-    pub(crate) fn lanes_by_label(&self) -> Vec<LaneView> {
-        let mut views = BTreeMap::<(String, String), LaneView>::new();
-        for lane in self.all() {
-            let view = lane.view();
-            let label = (view.account.clone(), view.action.clone());
-            match views.get_mut(&label) {
-                Some(known) => known.merge(view),
-                None => {
-                    views.insert(label, view);
-                }
-            }
-        }
-        views.into_values().collect()
-    }
-}
-
-// === impl LaneHandle ===
-
-impl<K: Connector> LaneHandle<K> {
-    pub(super) fn view(self: &Arc<Self>) -> LaneView {
-        let mut locked = self.lock();
-        locked.refresh();
-        let now = locked.now;
-        let lane = &locked.state.lane;
+impl LaneView {
+    /// `labels`: of account and action.
+    pub(super) fn new<W>(
+        labels: [&str; 2],
+        lane: &Lane<W>,
+        shadow: Option<ShadowView>,
+        now: Instant,
+    ) -> Self {
+        let [account, action] = labels;
         let limit = lane.limit();
         let rate = lane.rate(now);
         let queue = lane.queue();
-        let shadow = self
-            .shadow
-            .as_ref()
-            .map(|shadow| ShadowView::new(&mut shadow.lock(), now));
-        let wait = if shadow.is_some() {
+        let predicted_wait = if shadow.is_some() {
             Duration::ZERO
         } else {
             lane.predicted_wait(queue.len(), now)
         };
-        let [account, action] = self.metrics.labels();
         let oldest_wait = queue.oldest().map_or(Duration::ZERO, |arrived| {
             now.saturating_duration_since(arrived)
         });
@@ -137,7 +110,7 @@ impl<K: Connector> LaneHandle<K> {
             .pause()
             .operator_pause(now)
             .map(|pause| OperatorPauseView::new(pause, now));
-        LaneView {
+        Self {
             account: account.to_owned(),
             action: action.to_owned(),
             limit_per_second: f64::from(limit.count.get()) / limit.window.as_secs_f64(),
@@ -145,7 +118,7 @@ impl<K: Connector> LaneHandle<K> {
             gap_seconds: rate.gap.as_secs_f64(),
             queued: queue.len(),
             oldest_wait_seconds: oldest_wait.as_secs_f64(),
-            predicted_wait_seconds: wait.as_secs_f64(),
+            predicted_wait_seconds: predicted_wait.as_secs_f64(),
             hold_used: hold_used(queue, now),
             pause_remaining_seconds: lane.pause().remaining(now).as_secs_f64(),
             operator_pause,
@@ -158,11 +131,7 @@ impl<K: Connector> LaneHandle<K> {
             shadow,
         }
     }
-}
 
-// === impl LaneView ===
-
-impl LaneView {
     /// The part that metrics show.
     pub(crate) fn sample(&self) -> LaneSample<'_> {
         LaneSample {
@@ -181,7 +150,7 @@ impl LaneView {
 
     /// Merges another lane into this view: the sum of counts, the longest of waits, the lowest of
     /// rates.
-    fn merge(&mut self, other: Self) {
+    pub(super) fn merge(&mut self, other: Self) {
         self.oldest_wait_seconds = self.oldest_wait_seconds.max(other.oldest_wait_seconds);
         self.predicted_wait_seconds = self
             .predicted_wait_seconds
@@ -224,7 +193,7 @@ impl OperatorPauseView {
 // === impl ShadowView ===
 
 impl ShadowView {
-    fn new(shadow: &mut Shadow, now: Instant) -> Self {
+    pub(super) fn new(shadow: &mut Shadow, now: Instant) -> Self {
         Self {
             queued: shadow.waiting(now),
             predicted_wait_seconds: shadow.wait(now).as_secs_f64(),

@@ -20,8 +20,9 @@ use crate::limiter::shared::members::VANISHED;
 use crate::limiter::shared::protocol::{AHEAD, Answer, Op, Waiting as WaitingClient};
 use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::{ADVICE, QuotaSource};
-use crate::limiter::source::{Source, Wait};
+use crate::limiter::source::Source;
 use crate::limiter::tokens::Tokens;
+use crate::limiter::wait::Wait;
 
 /// How long after a failed request the next one is sent, unless the store is known to be down by
 /// then.

@@ -13,8 +13,8 @@ use crate::config::Limit;
 use crate::limiter::shared::allowance::{Allowance, Worth};
 use crate::limiter::shared::clock::Clock;
 use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
-use crate::limiter::shared::turns::Turns;
-use crate::limiter::source::Wait;
+use crate::limiter::token_returns::TokenReturns;
+use crate::limiter::wait::Wait;
 
 /// Each shorter distance reduces a longer one by this fraction.
 const NEARER: u32 = 8;
@@ -90,9 +90,9 @@ pub(crate) struct Slot {
 
 /// The store's view of the lane, for forecasts.
 struct Seen {
-    turns: Turns,
-    /// This replica's share of the grants, from 0 to 1.
-    share: f64,
+    returns: TokenReturns,
+    /// This replica's part of the grants, from 0 to 1.
+    part: f64,
     level: u32,
 }
 
@@ -108,7 +108,7 @@ impl Slots {
             from,
         } = *start;
         let away = limit.window + gap + slack;
-        let turns = Turns {
+        let returns = TokenReturns {
             usable: limit.count.get(),
             used: 0,
             back: Vec::new(),
@@ -131,8 +131,8 @@ impl Slots {
             from,
             ask_at: from,
             seen: Seen {
-                turns,
-                share: 1.0,
+                returns,
+                part: 1.0,
                 level: 0,
             },
             told_at: 0,
@@ -194,9 +194,9 @@ impl Slots {
         let may_use = !(was_blocked && self.is_blocked());
         let worth = self.receive(&view.slots, may_use, now);
         if self.is_latest(view) {
-            let turns = Turns::of(view, &self.clock, now);
+            let returns = token_returns(view, &self.clock, now);
             self.seen = Seen {
-                turns,
+                returns,
                 part: view.part as f64 / 1e6,
                 level: view.level,
             };
@@ -397,13 +397,13 @@ impl Slots {
     }
 
     /// Returns when the tokens return, for forecasts.
-    pub(crate) fn turns(&self) -> &Turns {
-        &self.seen.turns
+    pub(crate) fn returns(&self) -> &TokenReturns {
+        &self.seen.returns
     }
 
     /// Whether all tokens are withheld for vanished replicas.
     pub(crate) fn are_withheld(&self) -> bool {
-        self.seen.turns.usable == 0
+        self.seen.returns.usable == 0
     }
 
     /// Returns this replica's share of the grants, from 0 to 1.
@@ -413,8 +413,8 @@ impl Slots {
 
     /// Returns the calls per second that this replica can expect.
     pub(crate) fn rate(&self) -> f64 {
-        let Turns { usable, away, .. } = &self.seen.turns;
-        f64::from(*usable) / away.as_secs_f64() * self.seen.share
+        let TokenReturns { usable, away, .. } = &self.seen.returns;
+        f64::from(*usable) / away.as_secs_f64() * self.seen.part
     }
 
     pub(crate) fn at_rest(&self) -> bool {
@@ -437,6 +437,28 @@ impl Slot {
     /// Returns the latest time at which the slot may be used.
     pub(crate) fn until(&self) -> Instant {
         self.until
+    }
+}
+
+/// Returns when the tokens return by our clock, at the earliest now.
+fn token_returns(view: &View, clock: &Clock, now: Instant) -> TokenReturns {
+    let mut back: Vec<Instant> = view
+        .back
+        .iter()
+        .map(|back| clock.latest(*back, now).max(now))
+        .collect();
+    back.sort_unstable();
+    let used = if back.is_empty() {
+        0
+    } else {
+        view.used.min(view.usable)
+    };
+    TokenReturns {
+        usable: view.usable,
+        used,
+        back,
+        free: now,
+        away: Duration::from_micros(view.away),
     }
 }
 

@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use redis::{InfoDict, RedisResult, Value, cmd};
-use tokio::time::{Instant, timeout};
+use redis::{InfoDict, Value, cmd};
+use tokio::time::Instant;
 
 use super::connect::Connection;
 use super::probe::Probe;
-use super::trouble::Trouble;
+use super::trouble::{Trouble, within};
 
 /// The result of checking a healthy store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,16 +59,6 @@ pub(super) async fn look(
         masters,
         round_trip,
     })
-}
-
-/// Awaits an answer with a timeout.
-pub(super) async fn within<T>(
-    limit: Duration,
-    answer: impl Future<Output = RedisResult<T>>,
-) -> Result<T, Trouble> {
-    Ok(timeout(limit, answer)
-        .await
-        .map_err(|_elapsed| Trouble::late(limit))??)
 }
 
 /// Returns the INFO of each master: a cluster answers with a map.

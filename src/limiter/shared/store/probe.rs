@@ -8,8 +8,7 @@ use redis::{RedisResult, Script, Value};
 use tokio::time::{Instant, timeout};
 
 use super::connect::Connection;
-use super::health::within;
-use super::trouble::Trouble;
+use super::trouble::{Trouble, within};
 use crate::config::{self, Limit};
 use crate::limiter::shared::members;
 use crate::limiter::shared::protocol::{self, Answer, Op, Question, View};

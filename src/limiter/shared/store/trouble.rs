@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use redis::{ErrorKind, RedisError, ServerErrorKind};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
+use tokio::time::timeout;
 
 /// Why the store cannot be used.
 #[derive(Debug, PartialEq, Eq)]
@@ -75,6 +76,16 @@ impl Trouble {
             Self::Unreachable(_) | Self::Refused(_) | Self::TooFar(_) => None,
         }
     }
+}
+
+/// Awaits an answer with a timeout.
+pub(super) async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = RedisResult<T>>,
+) -> Result<T, Trouble> {
+    Ok(timeout(limit, answer)
+        .await
+        .map_err(|_elapsed| Trouble::late(limit))??)
 }
 
 fn is_refused_command(text: &str) -> bool {

@@ -5,13 +5,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::limiter::forecast::after;
-use crate::limiter::shared::clock::Clock;
-use crate::limiter::shared::protocol::View;
-
 /// When each usable token returns.
 #[derive(Clone, Debug)]
-pub(crate) struct Turns {
+pub(crate) struct TokenReturns {
     pub(super) usable: u32,
     /// How many of them are in use.
     pub(super) used: u32,
@@ -23,30 +19,9 @@ pub(crate) struct Turns {
     pub(super) away: Duration,
 }
 
-// === impl Turns ===
+// === impl TokenReturns ===
 
-impl Turns {
-    pub(super) fn of(view: &View, clock: &Clock, now: Instant) -> Self {
-        let mut back: Vec<Instant> = view
-            .back
-            .iter()
-            .map(|back| clock.latest(*back, now).max(now))
-            .collect();
-        back.sort_unstable();
-        let used = if back.is_empty() {
-            0
-        } else {
-            view.used.min(view.usable)
-        };
-        Self {
-            usable: view.usable,
-            used,
-            back,
-            free: now,
-            away: Duration::from_micros(view.away),
-        }
-    }
-
+impl TokenReturns {
     /// Returns how many tokens may be in use.
     pub(crate) fn usable(&self) -> usize {
         self.usable as usize
@@ -73,17 +48,22 @@ impl Turns {
         let Some(rank) = rank.checked_sub(free) else {
             return self.free;
         };
-        let spans = self.back.len() - 1;
-        let tokens = self.used as usize - 1;
-        if spans == tokens || tokens == 0 {
-            return self.back[rank.min(spans)];
+        let last_sample = self.back.len() - 1;
+        let last_token = self.used as usize - 1;
+        if last_sample == last_token || last_token == 0 {
+            return self.back[rank.min(last_sample)];
         }
-        let place = rank as f64 * spans as f64 / tokens as f64;
-        let index = place as usize;
+        let position = rank as f64 * last_sample as f64 / last_token as f64;
+        let index = position as usize;
         let from = self.back[index];
-        let to = self.back[(index + 1).min(spans)];
-        from + to.saturating_duration_since(from).mul_f64(place.fract())
+        let to = self.back[(index + 1).min(last_sample)];
+        from + to.saturating_duration_since(from).mul_f64(position.fract())
     }
+}
+
+/// `periods` times `away` after `start`.
+pub(super) fn after(start: Instant, periods: usize, away: Duration) -> Instant {
+    start + away * u32::try_from(periods).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -95,30 +75,33 @@ mod tests {
         let now = Instant::now();
         let second = Duration::from_secs(1);
         let at = |ms: &u32| now + Duration::from_millis(u64::from(*ms));
-        let turns = |usable, used, back: &[u32]| Turns {
+        let returns = |usable, used, back: &[u32]| TokenReturns {
             usable,
             used,
             back: back.iter().map(at).collect(),
             free: now,
             away: second,
         };
-        let nth = |turns: &Turns, ahead: &[usize]| -> Vec<u128> {
+        let nth = |returns: &TokenReturns, ahead: &[usize]| -> Vec<u128> {
             ahead
                 .iter()
-                .map(|ahead| (turns.nth(*ahead, now) - now).as_millis())
+                .map(|ahead| (returns.nth(*ahead, now) - now).as_millis())
                 .collect()
         };
         assert_eq!(
-            nth(&turns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]),
+            nth(&returns(5, 3, &[100, 200, 700]), &[0, 1, 2, 3, 4, 5, 7]),
             [0, 0, 100, 200, 700, 1000, 1100]
         );
         // The store reports three of 101 tokens.
         assert_eq!(
-            nth(&turns(101, 101, &[0, 100, 900]), &[0, 25, 50, 75, 100, 101]),
+            nth(
+                &returns(101, 101, &[0, 100, 900]),
+                &[0, 25, 50, 75, 100, 101]
+            ),
             [0, 50, 100, 500, 900, 1000]
         );
-        assert_eq!(nth(&turns(1, 1, &[300]), &[0, 2]), [300, 2300]);
-        let paused = turns(5, 3, &[100, 200, 700]).nth(2, at(&500));
+        assert_eq!(nth(&returns(1, 1, &[300]), &[0, 2]), [300, 2300]);
+        let paused = returns(5, 3, &[100, 200, 700]).nth(2, at(&500));
         assert_eq!(paused, at(&500));
     }
 }
