@@ -102,10 +102,12 @@ impl Admin {
             return Page::refused(status, why);
         }
         match (request.method(), commands::at_path(path)) {
-            (&Method::POST, Some(name)) => match access::may_order(listen, request.headers()) {
-                Ok(()) => commands::handle(&self.services, name, *request, hangup.from()).await,
-                Err((status, why)) => Page::refused(status, why),
-            },
+            (&Method::POST, Some(name)) => {
+                match access::check_operator(listen, request.headers()) {
+                    Ok(()) => commands::handle(&self.services, name, *request, hangup.from()).await,
+                    Err((status, why)) => Page::refused(status, why),
+                }
+            }
             (_, Some(_)) => Page::not_allowed("POST"),
             (&Method::GET, None) => self.shown(path).await,
             // The headers of GET, without a subscription to the events.
@@ -125,7 +127,7 @@ impl Admin {
             "/readyz" => self.readyz(),
             "/lanes" => Page::ok(JSON, self.built(Self::lanes).await),
             "/config" => Page::ok(JSON, self.built(Self::config).await),
-            "/events" => match self.events.follow(&self.services) {
+            "/events" => match self.events.subscribe(&self.services) {
                 Some(body) => Page {
                     body,
                     ..Page::ok(EVENTS, "")

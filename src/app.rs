@@ -37,7 +37,7 @@ use crate::server::{ClientDisconnected, ConnectionServer, Handler, Listener};
 /// A running Flowgate.
 pub struct App {
     pub(crate) state: Arc<AppState>,
-    terms: Arc<ConnectionServer>,
+    server: Arc<ConnectionServer>,
     /// The accept loop. Ends when a drain begins, which closes the listener.
     serving: JoinHandle<()>,
     /// Installed before readiness is reported; see `start_from`.
@@ -107,7 +107,7 @@ impl App {
         if let Some(quota) = &calls.quota {
             keep_quota(quota, calls).await?;
         }
-        let terms = ConnectionServer::new(
+        let server = ConnectionServer::new(
             state.bounds(),
             state.certificates(),
             calls.metrics.clone(),
@@ -124,7 +124,7 @@ impl App {
         let pages = Admin::new(calls.clone());
         tokio::spawn(admin_terms.serve(admin, pages, RuntimePool::default()));
         let service = Proxy(calls.clone());
-        let serving = tokio::spawn(terms.clone().serve(
+        let serving = tokio::spawn(server.clone().serve(
             proxy,
             service,
             RuntimePool::over(runtimes),
@@ -133,7 +133,7 @@ impl App {
         log_ready(&state);
         Ok(Self {
             state,
-            terms,
+            server,
             serving,
             signals: None,
         })
@@ -169,7 +169,7 @@ impl App {
         let mut signals = signals.context("cannot listen for signals")?;
         systemd::ready(&self.state.status());
         let state = Arc::downgrade(&self.state);
-        tokio::spawn(systemd::keep_telling(move || {
+        tokio::spawn(systemd::notify_periodically(move || {
             state.upgrade().map(|state| state.status())
         }));
         signals.next().await;
@@ -210,13 +210,13 @@ impl App {
         if ended.is_err() {
             self.state.calls().limiter.drain(Instant::now());
             phases.enter(Phase::Over);
-            drop(timeout(LAST_WORDS, self.terms.all_closed()).await);
+            drop(timeout(LAST_WORDS, self.server.all_closed()).await);
         }
         phases.enter(Phase::Over);
         if let Some(quota) = &self.state.calls().quota {
             quota.leave().await;
         }
-        if let Some(otlp) = &self.state.calls().sinks.otlp {
+        if let Some(otlp) = &self.state.calls().telemetry.otlp {
             otlp.finish().await;
         }
         if let Some(journal) = &self.state.calls().journal {
@@ -228,7 +228,7 @@ impl App {
     /// Waits until every caller is answered and every attempt has ended, including attempts whose
     /// callers have disconnected.
     async fn all_ended(&self) {
-        self.terms.all_closed().await;
+        self.server.all_closed().await;
         self.state.calls().attempts_ended().await;
     }
 }

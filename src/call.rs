@@ -32,7 +32,7 @@ use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::identify::Sendable;
 use crate::call::judge::{Context, Verdict};
 use crate::call::reply::ErrorFormat;
-use crate::call::retry::{Decision, Tries};
+use crate::call::retry::{Decision, RetryState};
 use crate::call::services::CallServices;
 use crate::call::settings::ConfigSnapshot;
 use crate::config::Mode;
@@ -47,14 +47,14 @@ use crate::server::socket::Hangup;
 use crate::upstream::Upstream;
 
 /// Why a call ends without an answer from CAMS.
-enum End {
+enum CallFailure {
     /// Flowgate refuses the call.
     Refused(Refusal),
     /// The caller has disconnected.
     ClientDisconnected,
 }
 
-impl From<Refusal> for End {
+impl From<Refusal> for CallFailure {
     fn from(refusal: Refusal) -> Self {
         Self::Refused(refusal)
     }
@@ -71,7 +71,7 @@ pub(crate) async fn call<B>(
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut record = Record::new(services.sinks.clone(), hangup.from());
+    let mut record = Record::new(services.telemetry.clone(), hangup.from());
     let mut format = ErrorFormat::default();
     let end = {
         let steps = AssertUnwindSafe(steps(&services, request, &hangup, &mut record, &mut format))
@@ -79,17 +79,17 @@ where
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
-            () = hangup.happened() => Err(End::ClientDisconnected),
-            () = services.phases.now_in(Phase::Over) => Err(End::Refused(limiter::draining())),
+            () = hangup.happened() => Err(CallFailure::ClientDisconnected),
+            () = services.phases.now_in(Phase::Over) => Err(CallFailure::Refused(limiter::draining())),
         }
     };
     let response = match end {
         Ok(response) => response,
-        Err(End::ClientDisconnected) => {
+        Err(CallFailure::ClientDisconnected) => {
             record.cancelled();
             return Err(ClientDisconnected);
         }
-        Err(End::Refused(refusal)) => {
+        Err(CallFailure::Refused(refusal)) => {
             let refusal = record.refused(refusal);
             reply::refuse(&refusal, &format, record.request_id())
         }
@@ -104,13 +104,13 @@ async fn steps<B>(
     hangup: &Hangup,
     record: &mut Record,
     format: &mut ErrorFormat,
-) -> Result<Response<Full<Bytes>>, End>
+) -> Result<Response<Full<Bytes>>, CallFailure>
 where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a queued call does not reserve memory for this finished step.
-    let arrived = Box::pin(arrive(services, request, record, format)).await?;
-    let mut call = Admitted::new(services, arrived, record)?;
+    let accepted = Box::pin(arrive(services, request, record, format)).await?;
+    let mut call = Admitted::new(services, accepted, record)?;
     loop {
         let permit = call.queue().await?;
         let sending = call.sign(hangup)?;
@@ -151,15 +151,15 @@ struct Admitted<'a> {
 impl<'a> Admitted<'a> {
     fn new(
         services: &'a Arc<CallServices>,
-        arrived: Arrived,
+        accepted: AcceptedCall,
         record: &'a mut Record,
     ) -> Result<Self, Refusal> {
-        let Arrived {
+        let AcceptedCall {
             call,
             operation,
             bytes,
             generation,
-        } = arrived;
+        } = accepted;
         let metrics = services.metrics.calls(operation.labels());
         record.queued(operation.clone(), metrics.clone());
         let answer_by = Instant::now() + operation.hold;
@@ -185,10 +185,10 @@ impl<'a> Admitted<'a> {
 
     /// Builds the request of one attempt with the current settings. Fails if the caller has
     /// disconnected.
-    fn sign(&mut self, hangup: &Hangup) -> Result<Sending, End> {
+    fn sign(&mut self, hangup: &Hangup) -> Result<Sending, CallFailure> {
         self.record.turn(self.place.age());
         if hangup.has_happened() {
-            return Err(End::ClientDisconnected);
+            return Err(CallFailure::ClientDisconnected);
         }
         let context = self.context();
         let settings = self.services.settings.load();
@@ -250,13 +250,13 @@ impl<'a> Admitted<'a> {
     fn decide(&self, verdict: &Verdict) -> Decision {
         let context = self.context();
         let config = &self.services.settings.load_full().config;
-        let tries = Tries {
+        let state = RetryState {
             sent: self.record.attempts(),
             can_repeat: context.managed && config.mode == Mode::Enforce,
             has_lane: context.limited,
             left: self.place.left(),
         };
-        retry::decide(verdict, tries, &config.retry, fastrand::f64())
+        retry::decide(verdict, state, &config.retry, fastrand::f64())
     }
 
     /// Waits before the call queues again.
@@ -289,7 +289,7 @@ impl<'a> Admitted<'a> {
 }
 
 /// A complete call, with the parts that later steps need.
-struct Arrived {
+struct AcceptedCall {
     call: Sendable,
     operation: Arc<Operation>,
     /// Bytes that the call holds while it is queued.
@@ -304,11 +304,11 @@ async fn arrive<B>(
     request: Box<Request<B>>,
     record: &mut Record,
     format: &mut ErrorFormat,
-) -> Result<Arrived, Refusal>
+) -> Result<AcceptedCall, Refusal>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let arrived = SystemTime::now();
+    let accepted = SystemTime::now();
     let settings = services.settings.load_full();
     let ConfigSnapshot {
         config,
@@ -317,10 +317,10 @@ where
     } = &*settings;
     let (head, body) = request.into_parts();
     *format = ErrorFormat::of(&head);
-    record.traced(&head.headers, arrived, config.telemetry.sample_percent);
+    record.traced(&head.headers, accepted, config.telemetry.sample_percent);
     body::check_head(&head, config.listen.max_header)?;
-    let claim = services.checked(identify::head(&head, directory, arrived))?;
-    record.claimed(claim.claimant());
+    let claim = services.checked(identify::head(&head, directory, accepted))?;
+    record.claimed(claim.claimed_identity());
     let body = match body.is_end_stream() {
         true => Bytes::new(),
         false => {
@@ -329,10 +329,10 @@ where
         }
     };
     let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));
-    let mut proved = claim.prove(body, &services.nonces, arrived);
+    let mut proved = claim.prove(body, &services.nonces, accepted);
     if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
         // While the store is down, each replica relies on its own memory of nonces.
-        && !quota.take_nonce(&nonce.digest, nonce.until, arrived).await.unwrap_or(true)
+        && !quota.take_nonce(&nonce.digest, nonce.until, accepted).await.unwrap_or(true)
     {
         proved = Err(identify::used());
     }
@@ -340,7 +340,7 @@ where
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.named(caller.flow_name().as_deref());
     let (operation, bytes, generation) = (Arc::new(operation), caller.bytes(), *generation);
-    Ok(Arrived {
+    Ok(AcceptedCall {
         call: caller.into_sendable(),
         operation,
         bytes,

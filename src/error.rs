@@ -92,11 +92,11 @@ pub(crate) struct Refusal {
     /// The forecast that led to the refusal.
     pub(crate) queued: Option<Queued>,
     /// The claimed caller, for the log; never on the wire.
-    pub(crate) claimant: Option<Claimant>,
+    pub(crate) claimed_identity: Option<ClaimedIdentity>,
 }
 
 /// The row of a kind in the table of errors.
-struct Facts {
+struct ErrorRow {
     status: StatusCode,
     code: &'static str,
     outcome: Outcome,
@@ -114,7 +114,7 @@ pub(crate) struct Queued {
 
 /// The identity that a caller claims, verified or not.
 #[derive(Clone, Debug)]
-pub(crate) struct Claimant {
+pub(crate) struct ClaimedIdentity {
     /// The access key id in the request.
     pub(crate) key: AccessKeyId,
     /// The account of the key, if the key is configured.
@@ -188,25 +188,25 @@ impl Kind {
 
     /// `Code` of the answer.
     pub(crate) fn code(self) -> &'static str {
-        self.facts().code
+        self.row().code
     }
 
     /// HTTP status of the answer.
     pub(crate) fn status(self) -> StatusCode {
-        self.facts().status
+        self.row().status
     }
 
     /// The outcome of a call that ends with this refusal.
     pub(crate) fn outcome(self) -> Outcome {
-        self.facts().outcome
+        self.row().outcome
     }
 
     /// The metric label of `flowgate_refused_total{reason}`.
     pub(crate) fn label(self) -> &'static str {
-        self.facts().label
+        self.row().label
     }
 
-    fn facts(self) -> Facts {
+    fn row(self) -> ErrorRow {
         use Outcome::{Invalid, Refused, Unknown, Unreachable, UpstreamError};
         let (status, code, outcome, label) = match self {
             Self::WaitTooLong => (400, "System.LimitControl", Refused, "wait_too_long"),
@@ -246,7 +246,7 @@ impl Kind {
             Self::ForeignHost => (403, "Flowgate.NotAProxy", Invalid, "foreign_host"),
             Self::Internal => (500, "Flowgate.Internal", Refused, "internal"),
         };
-        Facts {
+        ErrorRow {
             status: StatusCode::from_u16(status).expect("the statuses above are valid"),
             code,
             outcome,
@@ -274,7 +274,7 @@ impl Refusal {
             message: message.into(),
             retry_after: None,
             queued: None,
-            claimant: None,
+            claimed_identity: None,
         }
     }
 
@@ -295,9 +295,9 @@ impl Refusal {
     }
 
     /// Adds the claimed caller.
-    pub(crate) fn of(self, claimant: Claimant) -> Self {
+    pub(crate) fn of(self, claimed_identity: ClaimedIdentity) -> Self {
         Self {
-            claimant: Some(claimant),
+            claimed_identity: Some(claimed_identity),
             ..self
         }
     }

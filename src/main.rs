@@ -191,12 +191,12 @@ fn health(source: &Source, ready: bool) -> ExitCode {
     };
     let path = if ready { "/readyz" } else { "/livez" };
     let mistake = match runtime().map(|runtime| runtime.block_on(ask::ask(&admin, path))) {
-        Ok(Ok(said)) if said.status.is_success() => return write(said.body.as_bytes()),
-        Ok(Ok(said)) => format!(
+        Ok(Ok(response)) if response.status.is_success() => return write(response.body.as_bytes()),
+        Ok(Ok(response)) => format!(
             "{}{path} says {}: {}",
             admin.bind,
-            said.status.as_u16(),
-            said.body.trim_end()
+            response.status.as_u16(),
+            response.body.trim_end()
         ),
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
@@ -217,23 +217,23 @@ fn manual(folder: Option<&Path>) -> ExitCode {
 
 /// Lists the open attempts of a journal.
 fn journal(file: &Path, json: bool, unknown: bool) -> ExitCode {
-    let reading = match journal::read(file, unknown) {
-        Ok(reading) => reading,
+    let content = match journal::read(file, unknown) {
+        Ok(content) => content,
         Err(error) => {
             eprintln!("flowgate: {}: {error}", file.display());
             return ExitCode::from(BAD_CONFIGURATION);
         }
     };
-    if reading.damaged() > 0 {
-        eprintln!("warning: {} damaged lines were skipped", reading.damaged());
+    if content.damaged() > 0 {
+        eprintln!("warning: {} damaged lines were skipped", content.damaged());
     }
     let text = if json {
-        print_journal::as_json(&reading)
+        print_journal::as_json(&content)
     } else {
-        print_journal::as_table(&reading)
+        print_journal::as_table(&content)
     };
     let printed = write(text.as_bytes());
-    if reading.is_settled() {
+    if content.is_settled() {
         printed
     } else {
         ExitCode::FAILURE

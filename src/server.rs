@@ -32,17 +32,17 @@ use tokio_util::task::TaskTracker;
 
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
-use crate::server::bounds::{Bounds, Present};
+use crate::server::bounds::{Bounds, CurrentBounds};
 pub(crate) use crate::server::listener::Listener;
 use crate::server::runtime_pool::RuntimePool;
-use crate::server::socket::{Hangup, Socket, Wire};
-use crate::server::source_slots::{Held, Sources};
+use crate::server::socket::{Hangup, Socket, SocketIo};
+use crate::server::source_slots::{OpenConnection, Sources};
 use crate::server::timeouts::{RequestPhase, Stalled, TimeoutIo};
-use crate::server::tls::{Certificates, Opened, SpeaksTls};
+use crate::server::tls::{Certificates, Opened, PlaintextHandler};
 
 /// Serves a listener's connections within its limits, and counts them.
 pub(crate) struct ConnectionServer {
-    bounds: Present,
+    bounds: CurrentBounds,
     /// `Some`: callers must use TLS.
     certificates: Option<Arc<Certificates>>,
     metrics: Arc<Metrics>,
@@ -86,7 +86,7 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
 impl ConnectionServer {
     /// Serves until the phase `until`.
     pub(crate) fn new(
-        bounds: Present,
+        bounds: CurrentBounds,
         certificates: Option<Arc<Certificates>>,
         metrics: Arc<Metrics>,
         phases: Phases,
@@ -147,17 +147,20 @@ impl ConnectionServer {
         else {
             return self.turn_away("too_many_from_source");
         };
-        let (wire, hangup) = Wire::new(socket, Held::new(place, &self.metrics.connections.open));
+        let (socket_io, hangup) = SocketIo::new(
+            socket,
+            OpenConnection::new(place, &self.metrics.connections.open),
+        );
         match self.certificates.clone() {
             None => self
                 .open
-                .spawn(self.clone().http(wire, hangup, service.clone())),
-            Some(certificates) => {
-                self.open.spawn(
-                    self.clone()
-                        .secured(certificates, wire, hangup, service.clone()),
-                )
-            }
+                .spawn(self.clone().http(socket_io, hangup, service.clone())),
+            Some(certificates) => self.open.spawn(self.clone().secured(
+                certificates,
+                socket_io,
+                hangup,
+                service.clone(),
+            )),
         };
     }
 
@@ -179,7 +182,7 @@ impl ConnectionServer {
     async fn secured(
         self: Arc<Self>,
         certificates: Arc<Certificates>,
-        wire: Wire,
+        socket_io: SocketIo,
         hangup: Hangup,
         service: impl Handler,
     ) {
@@ -187,16 +190,16 @@ impl ConnectionServer {
         let mut phases = self.phases.clone();
         let opened = tokio::select! {
             biased;
-            opened = certificates.open(wire, within) => opened,
+            opened = certificates.open(socket_io, within) => opened,
             () = phases.reached(Phase::Closing) => return,
         };
         match opened {
             Opened::Tls(stream) => self.http(stream, hangup, service).await,
-            Opened::Clear(wire) => {
+            Opened::Plaintext(socket_io) => {
                 self.errors("tls").inc();
                 service.no_request();
-                let service = SpeaksTls(certificates.in_clear());
-                self.http(wire, hangup, service).await;
+                let service = PlaintextHandler(certificates.plaintext_reply());
+                self.http(socket_io, hangup, service).await;
             }
             Opened::Failed(failed) => {
                 if let Some(kind) = failed.kind() {
@@ -219,20 +222,20 @@ impl ConnectionServer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let turn = RequestPhase::default();
+        let request_phase = RequestPhase::default();
         async move {
             let mut connection = {
                 let bounds = self.bounds.load();
-                let stream = TimeoutIo::new(io, bounds.timeouts.clone(), turn.clone());
+                let stream = TimeoutIo::new(io, bounds.timeouts.clone(), request_phase.clone());
                 let answer = service.clone();
-                let turn = turn.clone();
+                let request_phase = request_phase.clone();
                 let answers = service_fn(move |request| {
-                    let ours = turn.clone().take();
+                    let answering = request_phase.clone().begin_answer();
                     // Boxed: a future reserves space for its arguments until its end.
                     answer
                         .clone()
                         .answer(Box::new(request), hangup.clone())
-                        .inspect(move |_| drop(ours))
+                        .inspect(move |_| drop(answering))
                 });
                 http_builder(&bounds).serve_connection(TokioIo::new(stream), answers)
             };
@@ -245,7 +248,7 @@ impl ConnectionServer {
                     biased;
                     ended = &mut connection => break ended,
                     _ = changes.next() => {
-                        if self.must_end(&turn) && !std::mem::replace(&mut ending, true) {
+                        if self.must_end(&request_phase) && !std::mem::replace(&mut ending, true) {
                             std::pin::Pin::new(&mut connection).graceful_shutdown();
                         }
                     }
@@ -258,10 +261,10 @@ impl ConnectionServer {
     }
 
     /// Whether a connection ends after the request that it is answering.
-    fn must_end(&self, turn: &RequestPhase) -> bool {
+    fn must_end(&self, request_phase: &RequestPhase) -> bool {
         let phase = self.phases.now();
         // A caller that has just connected is about to send its first request.
-        phase >= self.until && (phase >= Phase::Closing || !turn.is_first())
+        phase >= self.until && (phase >= Phase::Closing || !request_phase.is_first())
     }
 
     fn count(&self, error: &hyper::Error, service: &impl Handler) {

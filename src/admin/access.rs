@@ -22,10 +22,10 @@ const OPEN: [&str; 6] = [
 ];
 
 /// A status, and a line that says how to get access.
-type Refused = (StatusCode, &'static str);
+type AccessDenied = (StatusCode, &'static str);
 
 /// Checks whether a request may read this path.
-pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), Refused> {
+pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), AccessDenied> {
     named(listen, headers)?;
     own_page(path, headers)?;
     let is_local = match &listen.admin {
@@ -39,7 +39,7 @@ pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<
 }
 
 /// Checks whether a request that passed [`check`] may perform operator actions.
-pub(super) fn may_order(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
+pub(super) fn check_operator(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
     if !listen.admin_actions {
         let why =
             "Set listen.admin_actions = true to allow pausing, resuming and flushing lanes.\n";
@@ -48,7 +48,7 @@ pub(super) fn may_order(listen: &Listen, headers: &HeaderMap) -> Result<(), Refu
     shows_token(listen, headers)
 }
 
-fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
+fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
     let Some(token) = &listen.admin_token else {
         let why = "Set listen.admin_token to see this page where listen.admin is not a loopback address.\n";
         return Err((StatusCode::FORBIDDEN, why));
@@ -66,7 +66,7 @@ fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
 }
 
 /// Rejects a `Host` that is not this listener's. HTTP/1.0 probes send none.
-fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
+fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
     let mut hosts = headers.get_all(HOST).into_iter();
     let Some(host) = hosts.next() else {
         return Ok(());
@@ -88,7 +88,7 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), Refused> {
 /// read the response, but it would use up one of the event streams. Links from other sites are
 /// allowed, except to `/events`, which occupies a stream while it is open. A frame also sends
 /// `navigate`, so `sec-fetch-dest` must be `document`.
-fn own_page(path: &str, headers: &HeaderMap) -> Result<(), Refused> {
+fn own_page(path: &str, headers: &HeaderMap) -> Result<(), AccessDenied> {
     let is_framed = headers.contains_key("sec-fetch-dest")
         && !has_value(headers, "sec-fetch-dest", &["document"]);
     let is_link =
@@ -121,7 +121,7 @@ mod tests {
     fn status_by(
         env: &[(&str, &str)],
         headers: &[(&'static str, &str)],
-        check: impl Fn(&Listen, &HeaderMap) -> Result<(), Refused>,
+        check: impl Fn(&Listen, &HeaderMap) -> Result<(), AccessDenied>,
     ) -> u16 {
         let env = env.iter().map(|(name, value)| (name.into(), value.into()));
         let listen = config::load(None, env).unwrap().config.listen;
@@ -218,10 +218,10 @@ mod tests {
         ];
         let shown = ("authorization", "Bearer a-long-token");
         let wrong = ("authorization", "Bearer a-long-toke");
-        assert_eq!(status_by(&token, &[shown], may_order), 403);
-        assert_eq!(status_by(&on, &[], may_order), 401);
-        assert_eq!(status_by(&on, &[wrong], may_order), 401);
-        assert_eq!(status_by(&on, &[shown], may_order), 200);
+        assert_eq!(status_by(&token, &[shown], check_operator), 403);
+        assert_eq!(status_by(&on, &[], check_operator), 401);
+        assert_eq!(status_by(&on, &[wrong], check_operator), 401);
+        assert_eq!(status_by(&on, &[shown], check_operator), 200);
     }
 
     #[test]

@@ -21,17 +21,17 @@ use crate::process::shutdown::{Phase, Phases};
 /// State shared by all streams.
 pub(super) struct Events {
     places: Arc<Semaphore>,
-    latest: Mutex<Option<Latest>>,
+    latest: Mutex<Option<LatestEvent>>,
 }
 
 /// The latest snapshot, as an event.
-struct Latest {
+struct LatestEvent {
     event: Bytes,
     until: Instant,
 }
 
 /// One stream.
-struct Follower {
+struct Subscriber {
     services: Arc<CallServices>,
     events: Arc<Events>,
     seconds: Interval,
@@ -40,8 +40,8 @@ struct Follower {
 }
 
 /// Maximum number of streams.
-const FOLLOWERS: usize = 16;
-/// The answer when `FOLLOWERS` is reached.
+const MAX_SUBSCRIBERS: usize = 16;
+/// The answer when `MAX_SUBSCRIBERS` is reached.
 pub(super) const FULL: &str =
     "16 pages are connected, which is the limit: close one, or read /lanes.\n";
 /// Interval between two snapshots of one stream.
@@ -56,7 +56,7 @@ const REST: u32 = 9;
 impl Default for Events {
     fn default() -> Self {
         Self {
-            places: Arc::new(Semaphore::new(FOLLOWERS)),
+            places: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)),
             latest: Mutex::default(),
         }
     }
@@ -64,30 +64,30 @@ impl Default for Events {
 
 impl Events {
     /// Opens a stream; `None` if there are too many.
-    pub(super) fn follow(
+    pub(super) fn subscribe(
         self: &Arc<Self>,
         services: &Arc<CallServices>,
     ) -> Option<UnsyncBoxBody<Bytes, Infallible>> {
         let place = self.places.clone().try_acquire_owned().ok()?;
         let mut seconds = interval(SECOND);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let follower = Follower {
+        let subscriber = Subscriber {
             services: services.clone(),
             events: self.clone(),
             seconds,
             phases: services.phases.clone(),
             _place: place,
         };
-        let frames = stream::unfold(Some(follower), |follower| async {
-            let mut follower = follower?;
-            let is_last = follower.wait().await;
-            let events = follower.events.clone();
-            let services = follower.services.clone();
+        let frames = stream::unfold(Some(subscriber), |subscriber| async {
+            let mut subscriber = subscriber?;
+            let is_last = subscriber.wait().await;
+            let events = subscriber.events.clone();
+            let services = subscriber.services.clone();
             // A snapshot visits all lanes, so not on a serving thread.
             let event = tokio::task::spawn_blocking(move || events.event(&services, is_last))
                 .await
                 .ok()?;
-            Some((Ok(Frame::data(event)), (!is_last).then_some(follower)))
+            Some((Ok(Frame::data(event)), (!is_last).then_some(subscriber)))
         });
         Some(StreamBody::new(frames).boxed_unsync())
     }
@@ -100,15 +100,15 @@ impl Events {
             _ => {
                 let event = Bytes::from(format!("data: {}\n\n", snapshot(services)));
                 let until = now + FRESH.max(now.elapsed() * REST);
-                latest.insert(Latest { event, until }).event.clone()
+                latest.insert(LatestEvent { event, until }).event.clone()
             }
         }
     }
 }
 
-// === impl Follower ===
+// === impl Subscriber ===
 
-impl Follower {
+impl Subscriber {
     /// Waits until the next snapshot is due. Returns whether it is the last one.
     async fn wait(&mut self) -> bool {
         tokio::select! {

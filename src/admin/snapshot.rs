@@ -50,7 +50,7 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "queued_bytes": services.limiter.bytes(),
         "all_lanes": all_lanes,
         "lanes": lanes,
-        "calls": services.sinks.recent.views(),
+        "calls": services.telemetry.recent.views(),
     })
 }
 

@@ -19,7 +19,7 @@ use crate::upstream::{TlsRoots, UpstreamError};
 
 /// The task that reads the configuration again, one reload at a time.
 pub(crate) struct Reloader {
-    work: Work,
+    work: ReloadWork,
     hangup: Signal,
     /// Number of requests so far.
     asked: watch::Receiver<u64>,
@@ -29,7 +29,7 @@ pub(crate) struct Reloader {
 
 /// The blocking part of the task. With 100,000 accounts a reload reads as many files and builds and
 /// drops long lists, so all of it runs on a blocking thread.
-struct Work {
+struct ReloadWork {
     source: Source,
     last: LoadedState,
     /// The files' stamps at the last look, while they are still changing.
@@ -87,7 +87,7 @@ const FIXED_WHOLE: &str = "listen.tls";
 
 /// Why a reload was rejected.
 #[derive(Debug, thiserror::Error)]
-enum Refused {
+enum ReloadError {
     #[error("{}", .0.summary())]
     Mistakes(Mistakes),
     #[error("{0}")]
@@ -99,11 +99,11 @@ enum Refused {
 /// Reads all files, including those that the configuration names. Also returns their stamps from
 /// before the read. A configuration with mistakes has stamps too, because a missing file may be the
 /// only mistake.
-fn read(source: &Source) -> (Result<(Loaded, Option<TlsRoots>), Refused>, Stamps) {
+fn read(source: &Source) -> (Result<(Loaded, Option<TlsRoots>), ReloadError>, Stamps) {
     match source.load() {
         Err(mut mistakes) => {
             let files = std::mem::take(&mut mistakes.files);
-            (Err(Refused::Mistakes(mistakes)), files)
+            (Err(ReloadError::Mistakes(mistakes)), files)
         }
         Ok(mut loaded) => {
             let files = std::mem::take(&mut loaded.files);
@@ -114,7 +114,7 @@ fn read(source: &Source) -> (Result<(Loaded, Option<TlsRoots>), Refused>, Stamps
                 tls_roots
                     .transpose()
                     .map(|tls_roots| (loaded, tls_roots))
-                    .map_err(Refused::TlsRoots),
+                    .map_err(ReloadError::TlsRoots),
                 files,
             )
         }
@@ -176,7 +176,7 @@ impl Reloader {
     /// `loaded` is the configuration at the start.
     pub(crate) fn new(source: Source, loaded: &Loaded) -> std::io::Result<(Self, ReloadHandle)> {
         let last = LoadedState::of(loaded, loaded.files.clone());
-        let work = Work {
+        let work = ReloadWork {
             source,
             last,
             changing: None,
@@ -224,9 +224,9 @@ impl Reloader {
     }
 }
 
-// === impl Work ===
+// === impl ReloadWork ===
 
-impl Work {
+impl ReloadWork {
     /// Checks the files, and reads them if due. Returns how long the check took.
     fn step(&mut self, reason: Reason, state: &AppState) -> Duration {
         self.retired
@@ -317,7 +317,7 @@ impl LoadedState {
     }
 
     /// The changed keys. Fails if one of them needs a restart.
-    fn accept(&self, written: &Value) -> Result<Vec<String>, Refused> {
+    fn accept(&self, written: &Value) -> Result<Vec<String>, ReloadError> {
         let mut changed = Vec::new();
         differences(&self.written, written, "", &mut changed);
         let fixed: Vec<_> = changed
@@ -328,7 +328,7 @@ impl LoadedState {
         if fixed.is_empty() {
             Ok(changed)
         } else {
-            Err(Refused::Fixed(fixed))
+            Err(ReloadError::Fixed(fixed))
         }
     }
 }
@@ -400,7 +400,7 @@ mod tests {
             environment: Some(Vec::new()),
         };
         let (refused, files) = read(&source);
-        assert!(matches!(refused, Err(Refused::Mistakes(_))));
+        assert!(matches!(refused, Err(ReloadError::Mistakes(_))));
         assert_eq!(
             files,
             [(file.clone(), stamp(&file)), (secret.clone(), None)].into()
@@ -493,7 +493,7 @@ mod tests {
         let loaded = source.load().unwrap();
         let last = LoadedState::of(&loaded, loaded.files.clone());
         let state = crate::App::start(loaded.config).await.unwrap().state;
-        let mut work = Work {
+        let mut work = ReloadWork {
             source,
             last,
             changing: None,

@@ -114,7 +114,7 @@ mod tests {
             ),
             (unix, ErrorKind::NotFound, "create the directory"),
         ] {
-            let said = StartError::Listen {
+            let message = StartError::Listen {
                 bind: bind.clone(),
                 key: "listen.proxy",
                 error: kind.into(),
@@ -124,16 +124,16 @@ mod tests {
                 "cannot listen on {bind} (listen.proxy): {}: {step}",
                 io::Error::from(kind)
             );
-            assert!(said.starts_with(&expected), "{said}");
+            assert!(message.starts_with(&expected), "{message}");
         }
         let error = ErrorKind::ReadOnlyFilesystem.into();
-        let said = StartError::Journal {
+        let message = StartError::Journal {
             path: "/j".into(),
             error,
         }
         .to_string();
         let expected = "cannot write the journal /j (journal): read-only filesystem or storage medium: mount a writable directory";
-        assert!(said.starts_with(expected), "{said}");
+        assert!(message.starts_with(expected), "{message}");
         let odd = StartError::Listen {
             bind: tcp(8080),
             key: "listen.admin",

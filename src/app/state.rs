@@ -13,10 +13,10 @@ use crate::limiter::shared::Quota;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
 use crate::observe::otlp::Exporter;
-use crate::observe::record::{Recent, Sinks};
+use crate::observe::record::{CallTelemetry, Recent};
 use crate::process::logging;
 use crate::process::shutdown::Phase;
-use crate::server::bounds::{self, Bounds, Present};
+use crate::server::bounds::{self, Bounds, CurrentBounds};
 use crate::server::tls::Certificates;
 use crate::upstream::{Reach, TlsRoots, Upstream};
 
@@ -26,7 +26,7 @@ pub(crate) struct AppState {
     /// TLS certificates of the proxy port, if it uses TLS. Replaced by a reload.
     certificates: Option<Arc<Certificates>>,
     /// Limits of callers' and operators' connections.
-    bounds: Present,
+    bounds: CurrentBounds,
 }
 
 /// Interval of the clean-up of idle lanes and old nonces. A lane is idle one window after its last
@@ -66,15 +66,17 @@ impl AppState {
             .listen
             .tls
             .as_ref()
-            .map(|tls| Arc::new(Certificates::new(tls, &metrics, reply::speaks_tls)));
+            .map(|tls| Arc::new(Certificates::new(tls, &metrics, reply::tls_required)));
         let bounds = Arc::new(ArcSwap::from_pointee(Bounds::from(&config.listen)));
-        let sinks = Sinks {
+        let telemetry = CallTelemetry {
             metrics,
             otlp,
             recent: Recent::default(),
         };
         Ok(Self {
-            calls: Arc::new(CallServices::new(config, upstream, quota, journal, sinks)),
+            calls: Arc::new(CallServices::new(
+                config, upstream, quota, journal, telemetry,
+            )),
             certificates,
             bounds,
         })
@@ -91,7 +93,7 @@ impl AppState {
     }
 
     /// Limits of callers' and operators' connections.
-    pub(crate) fn bounds(&self) -> Present {
+    pub(crate) fn bounds(&self) -> CurrentBounds {
         self.bounds.clone()
     }
 

@@ -35,15 +35,15 @@ use self::checked_head::CheckedHead;
 use self::claims::{Proof, RequestClaims};
 pub(crate) use self::directory::Directory;
 use self::directory::Owner;
-use self::nonces::{Holder, Use};
 pub(crate) use self::nonces::{Nonce, Nonces, used};
+use self::nonces::{NonceScope, NonceUse};
 use self::refusals::{SUPPORTED, incomplete, wrong_signature};
 pub(crate) use self::refusals::{bad, one};
 pub(crate) use self::relayed_request::RelayedRequest;
 pub(crate) use self::signature_fields::VERSION;
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
-use crate::error::{Claimant, Refusal};
+use crate::error::{ClaimedIdentity, Refusal};
 use crate::primitives::id::{AccountId, ClientId};
 use crate::primitives::secret::never_shown;
 
@@ -53,7 +53,7 @@ const MAX_UNPROVEN_BODY: usize = 64 * 1024;
 /// A call whose head is valid. The signature of a managed version 3 call is already verified.
 pub(crate) struct Claim {
     claims: RequestClaims,
-    way: SigningMode,
+    signing_mode: SigningMode,
 }
 
 /// Which party signs the request to CAMS.
@@ -76,30 +76,30 @@ pub(crate) fn head(
 ) -> Result<Claim, Refusal> {
     let mut head = checked_head::read(parts, directory)?;
     let signed = authorization(&head)?;
-    let (words, proof) = match &signed {
+    let (fields, proof) = match &signed {
         Some(signed) => {
-            let (words, proof) = acs3::read(&head, signed)?;
-            (words, Proof::V3(proof))
+            let (fields, proof) = acs3::read(&head, signed)?;
+            (fields, Proof::V3(proof))
         }
         None => {
-            let (words, proof) = rpc::read(&head)?;
-            (words, Proof::V1(proof))
+            let (fields, proof) = rpc::read(&head)?;
+            (fields, Proof::V1(proof))
         }
     };
-    let mut claims = RequestClaims::new(words, &head, proof)?;
+    let mut claims = RequestClaims::new(fields, &head, proof)?;
     claims.params = std::mem::take(&mut head.params);
-    let mut claimant = Claimant {
+    let mut claimed_identity = ClaimedIdentity {
         key: claims.key.clone(),
         account: None,
     };
     let owner = directory
         .owner(&claims.key)
-        .map_err(|refusal| refusal.of(claimant.clone()))?;
-    claimant.account = owner.known_account().cloned();
+        .map_err(|refusal| refusal.of(claimed_identity.clone()))?;
+    claimed_identity.account = owner.known_account().cloned();
     claims
         .check(directory, now)
         .and_then(|()| Claim::new(claims, owner, &head, signed.as_ref(), directory))
-        .map_err(|refusal| refusal.of(claimant))
+        .map_err(|refusal| refusal.of(claimed_identity))
 }
 
 never_shown!(
@@ -166,7 +166,7 @@ impl Claim {
         signed: Option<&Authorization<'_>>,
         directory: &Directory,
     ) -> Result<Self, Refusal> {
-        let way = match owner {
+        let signing_mode = match owner {
             Owner::Managed(principal) => SigningMode::Managed(principal),
             Owner::Relayed { account, is_known } => SigningMode::Relayed {
                 account,
@@ -174,20 +174,23 @@ impl Claim {
                 relayed_request: relay::relayed_request(head, &claims.params, signed, directory)?,
             },
         };
-        let claim = Self { claims, way };
+        let claim = Self {
+            claims,
+            signing_mode,
+        };
         claim.check_head(head, signed, directory)?;
         Ok(claim)
     }
 
     /// The identity that the caller claims.
-    pub(crate) fn claimant(&self) -> Claimant {
-        let account = match &self.way {
+    pub(crate) fn claimed_identity(&self) -> ClaimedIdentity {
+        let account = match &self.signing_mode {
             SigningMode::Managed(principal) => Some(principal.account.id.clone()),
             SigningMode::Relayed {
                 account, is_known, ..
             } => is_known.then(|| account.clone()),
         };
-        Claimant {
+        ClaimedIdentity {
             key: self.claims.key.clone(),
             account,
         }
@@ -204,20 +207,20 @@ impl Claim {
         nonces.check(&self.usage())
     }
 
-    fn usage(&self) -> Use<'_> {
-        let holder = match &self.way {
-            SigningMode::Managed(_) => Holder::Key(self.claims.key.clone()),
+    fn usage(&self) -> NonceUse<'_> {
+        let scope = match &self.signing_mode {
+            SigningMode::Managed(_) => NonceScope::Key(self.claims.key.clone()),
             SigningMode::Relayed {
                 account,
                 is_known: true,
                 ..
-            } => Holder::Relayed(account.clone()),
+            } => NonceScope::Relayed(account.clone()),
             SigningMode::Relayed {
                 is_known: false, ..
-            } => Holder::Unknown,
+            } => NonceScope::Unknown,
         };
-        Use {
-            holder,
+        NonceUse {
+            scope,
             key: &self.claims.key,
             nonce: &self.claims.nonce,
             stamp: self.claims.stamp,
@@ -227,7 +230,7 @@ impl Claim {
     /// The account and client whose byte budget the body is charged to; `None` if the signature is
     /// not verified yet.
     pub(crate) fn payer(&self) -> Option<(AccountId, ClientId)> {
-        let SigningMode::Managed(principal) = &self.way else {
+        let SigningMode::Managed(principal) = &self.signing_mode else {
             return None;
         };
         self.is_verified()
@@ -237,7 +240,7 @@ impl Claim {
     /// Whether the signature was verified with the head alone.
     pub(crate) fn is_verified(&self) -> bool {
         matches!(
-            (&self.way, &self.claims.proof),
+            (&self.signing_mode, &self.claims.proof),
             (SigningMode::Managed(_), Proof::V3(_))
         )
     }
@@ -261,7 +264,7 @@ impl Claim {
     ) -> Result<Caller, Refusal> {
         let json = self.claims.read_body(&body)?;
         let claims = &mut self.claims;
-        match &self.way {
+        match &self.signing_mode {
             SigningMode::Relayed { .. } => relay::check_params(claims.params.form())?,
             SigningMode::Managed(principal) => {
                 if let Proof::V1(proof) = &claims.proof {
@@ -271,8 +274,11 @@ impl Claim {
         }
         claims.keep_own_params()?;
         nonces.take(&self.usage(), now)?;
-        let Self { claims, way } = self;
-        Ok(match way {
+        let Self {
+            claims,
+            signing_mode,
+        } = self;
+        Ok(match signing_mode {
             SigningMode::Managed(principal) => {
                 Caller::Verified(Box::new(verified(claims, principal, json)))
             }
@@ -298,7 +304,7 @@ impl Claim {
         signed: Option<&Authorization<'_>>,
         directory: &Directory,
     ) -> Result<(), Refusal> {
-        let SigningMode::Managed(principal) = &self.way else {
+        let SigningMode::Managed(principal) = &self.signing_mode else {
             return Ok(());
         };
         match (&self.claims.proof, signed) {

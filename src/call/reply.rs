@@ -153,7 +153,7 @@ pub(crate) fn closing(mut response: Response<Full<Bytes>>, phase: Phase) -> Resp
 }
 
 /// The answer to an HTTP request on a port that expects TLS.
-pub(crate) fn speaks_tls(head: &request::Parts) -> Response<Full<Bytes>> {
+pub(crate) fn tls_required(head: &request::Parts) -> Response<Full<Bytes>> {
     let refusal = Refusal::new(
         Kind::BadRequest,
         "This port requires TLS: set the SDK's protocol to HTTPS.",

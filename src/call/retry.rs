@@ -25,7 +25,7 @@ pub(crate) enum Decision {
 
 /// The state of a call that the decision depends on.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Tries {
+pub(crate) struct RetryState {
     /// Attempts sent so far.
     pub(crate) sent: u32,
     /// Whether the call may be sent again: Flowgate signs it, and the mode is not observe. A
@@ -38,7 +38,12 @@ pub(crate) struct Tries {
 }
 
 /// Decides what follows from a verdict. `random` is in 0..1.
-pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f64) -> Decision {
+pub(crate) fn decide(
+    verdict: &Verdict,
+    state: RetryState,
+    policy: &Retry,
+    random: f64,
+) -> Decision {
     let Verdict::Throttled { hint, .. } = verdict else {
         return Decision::Reply {
             advice: Duration::ZERO,
@@ -48,19 +53,19 @@ pub(crate) fn decide(verdict: &Verdict, tries: Tries, policy: &Retry, random: f6
     // Between half and the whole step: the caller does not retry at once, and callers are still
     // spread.
     let own = hint.unwrap_or_else(|| {
-        backoff::full_jitter(policy.base, policy.max, tries.sent, 0.5 + random / 2.0)
+        backoff::full_jitter(policy.base, policy.max, state.sent, 0.5 + random / 2.0)
     });
-    let advice = if tries.has_lane { Duration::ZERO } else { own };
-    if !tries.can_repeat || tries.sent >= policy.max_attempts {
+    let advice = if state.has_lane { Duration::ZERO } else { own };
+    if !state.can_repeat || state.sent >= policy.max_attempts {
         return Decision::Reply { advice };
     }
-    let after = match (tries.has_lane, hint) {
+    let after = match (state.has_lane, hint) {
         (true, _) => Duration::ZERO,
         (false, Some(hint)) => hint,
-        (false, None) => backoff::full_jitter(policy.base, policy.max, tries.sent, random),
+        (false, None) => backoff::full_jitter(policy.base, policy.max, state.sent, random),
     };
     // On a lane the limiter refuses the call if its hold ends, with a better retry time.
-    if after < tries.left || tries.has_lane {
+    if after < state.left || state.has_lane {
         Decision::Again { after }
     } else {
         Decision::Reply { advice }
@@ -93,8 +98,8 @@ mod tests {
         }
     }
 
-    fn tries(sent: u32) -> Tries {
-        Tries {
+    fn state(sent: u32) -> RetryState {
+        RetryState {
             sent,
             can_repeat: true,
             has_lane: true,
@@ -136,22 +141,22 @@ mod tests {
             },
             Verdict::Unknown { reason: "x" },
         ] {
-            assert_eq!(decide(&verdict, tries(1), &POLICY, 0.5), REPLY);
+            assert_eq!(decide(&verdict, state(1), &POLICY, 0.5), REPLY);
         }
-        assert_eq!(decide(&throttled(None), tries(1), &POLICY, 0.5), again(0));
+        assert_eq!(decide(&throttled(None), state(1), &POLICY, 0.5), again(0));
     }
 
     #[test]
     fn attempts_are_limited_by_the_policy() {
-        assert_eq!(decide(&throttled(None), tries(2), &POLICY, 0.5), again(0));
-        assert_eq!(decide(&throttled(None), tries(3), &POLICY, 0.5), REPLY);
+        assert_eq!(decide(&throttled(None), state(2), &POLICY, 0.5), again(0));
+        assert_eq!(decide(&throttled(None), state(3), &POLICY, 0.5), REPLY);
     }
 
     #[test]
     fn a_relayed_call_is_not_retried() {
-        let relayed = Tries {
+        let relayed = RetryState {
             can_repeat: false,
-            ..tries(1)
+            ..state(1)
         };
         assert_eq!(decide(&throttled(None), relayed, &POLICY, 0.5), REPLY);
     }
@@ -164,9 +169,9 @@ mod tests {
             (throttled(None), 1, again(100)),
             (throttled(None), 2, again(200)),
         ] {
-            let alone = Tries {
+            let alone = RetryState {
                 has_lane: false,
-                ..tries(sent)
+                ..state(sent)
             };
             assert_eq!(decide(&verdict, alone, &POLICY, 0.5), expected);
         }
@@ -174,10 +179,10 @@ mod tests {
 
     #[test]
     fn without_a_lane_a_retry_fits_the_hold() {
-        let short = Tries {
+        let short = RetryState {
             has_lane: false,
             left: Duration::from_secs(2),
-            ..tries(1)
+            ..state(1)
         };
         assert_eq!(decide(&hint(2), short, &POLICY, 0.5), reply(2000));
         assert_eq!(decide(&hint(1), short, &POLICY, 0.5), again(1000));
@@ -193,10 +198,10 @@ mod tests {
             (hint(3), 1, 0.5, reply(3000)),
             (hint(3600), 1, 0.5, reply(60_000)),
         ] {
-            let relayed = Tries {
+            let relayed = RetryState {
                 has_lane: false,
                 can_repeat: false,
-                ..tries(sent)
+                ..state(sent)
             };
             assert_eq!(decide(&verdict, relayed, &POLICY, random), expected);
         }

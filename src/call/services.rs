@@ -16,7 +16,7 @@ use crate::limiter::Limiter;
 use crate::limiter::shared::Quota;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
-use crate::observe::record::Sinks;
+use crate::observe::record::CallTelemetry;
 use crate::primitives::byte_budget::ByteBudget;
 use crate::process::shutdown::Phases;
 use crate::upstream::Upstream;
@@ -32,7 +32,7 @@ pub(crate) struct CallServices {
     pub(crate) journal: Option<Arc<Journal>>,
     pub(crate) metrics: Arc<Metrics>,
     /// Where the ends of calls are reported.
-    pub(crate) sinks: Arc<Sinks>,
+    pub(crate) telemetry: Arc<CallTelemetry>,
     pub(crate) phases: Phases,
     /// Bytes of request bodies whose callers are not verified yet.
     pub(crate) unverified: Arc<ByteBudget>,
@@ -52,9 +52,9 @@ impl CallServices {
         upstream: Arc<Upstream>,
         quota: Option<Arc<Quota>>,
         journal: Option<Arc<Journal>>,
-        sinks: Sinks,
+        telemetry: CallTelemetry,
     ) -> Self {
-        let metrics = sinks.metrics.clone();
+        let metrics = telemetry.metrics.clone();
         Self {
             limiter: Limiter::new(
                 &config,
@@ -67,7 +67,7 @@ impl CallServices {
             quota,
             journal,
             metrics,
-            sinks: Arc::new(sinks),
+            telemetry: Arc::new(telemetry),
             phases: Phases::new(),
             unverified: ByteBudget::new(config.listen.max_unverified),
             nonces: Nonces::new(SystemTime::now()),
@@ -101,7 +101,7 @@ impl CallServices {
         };
         let shares = budgets
             .iter()
-            .map(|room| room.take(0).expect("nothing always fits"))
+            .map(|budget| budget.take(0).expect("a zero-byte reservation cannot fail"))
             .collect();
         body::Allowance {
             max: claim.max_body(listen.max_body),

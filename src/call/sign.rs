@@ -19,7 +19,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json; charset=utf-8";
 
 /// The parts of a request that differ between attempts.
-struct Stamp<'a> {
+struct AttemptFields<'a> {
     host: &'a str,
     date: String,
     nonce: String,
@@ -29,30 +29,30 @@ struct Stamp<'a> {
 pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
     let call = match call {
         Sendable::Verified(call) => call,
-        Sendable::Relayed(passage) => return relay(passage, upstream_host),
+        Sendable::Relayed(relayed) => return relay(relayed, upstream_host),
     };
-    let stamp = Stamp {
+    let fields = AttemptFields {
         host: upstream_host,
         date: time::format(now),
         nonce: nonce(),
     };
     match call.scheme() {
-        Scheme::V1 => sign_v1(call, &stamp),
-        Scheme::V3 => sign_v3(call, &stamp),
+        Scheme::V1 => sign_v1(call, &fields),
+        Scheme::V3 => sign_v3(call, &fields),
     }
 }
 
-fn sign_v3(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
+fn sign_v3(call: &Verified, fields: &AttemptFields<'_>) -> Request<Full<Bytes>> {
     let (body, content_type) = body(call);
     let body_hash = v3::hash(&body);
     let credentials = call.credentials();
     let key = credentials.access_key_id.as_str();
     let mut signed = vec![
-        ("host", stamp.host),
+        ("host", fields.host),
         ("x-acs-action", call.action().as_str()),
         ("x-acs-content-sha256", &body_hash),
-        ("x-acs-date", &stamp.date),
-        ("x-acs-signature-nonce", &stamp.nonce),
+        ("x-acs-date", &fields.date),
+        ("x-acs-signature-nonce", &fields.nonce),
         ("x-acs-version", VERSION),
     ];
     signed.extend(content_type.map(|content_type| ("content-type", content_type)));
@@ -82,7 +82,7 @@ fn sign_v3(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     request
 }
 
-fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
+fn sign_v1(call: &Verified, fields: &AttemptFields<'_>) -> Request<Full<Bytes>> {
     let (body, content_type) = body(call);
     let credentials = call.credentials();
     let mut query: Vec<(&str, &str)> =
@@ -92,9 +92,9 @@ fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     query.extend([
         ("AccessKeyId", credentials.access_key_id.as_str()),
         ("SignatureMethod", v1::METHOD),
-        ("SignatureNonce", &stamp.nonce),
+        ("SignatureNonce", &fields.nonce),
         ("SignatureVersion", v1::VERSION),
-        ("Timestamp", &stamp.date),
+        ("Timestamp", &fields.date),
     ]);
     query.extend(
         credentials
@@ -109,7 +109,7 @@ fn sign_v1(call: &Verified, stamp: &Stamp<'_>) -> Request<Full<Bytes>> {
     );
     query.push(("Signature", &signature));
     let mut request = request(call.method(), &target(query), body);
-    put(&mut request, "host", stamp.host);
+    put(&mut request, "host", fields.host);
     put(&mut request, "x-acs-action", call.action().as_str());
     put(&mut request, "x-acs-version", VERSION);
     if let Some(content_type) = content_type {

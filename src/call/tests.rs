@@ -10,15 +10,15 @@ use tokio::net::{TcpListener, TcpStream};
 use super::*;
 use crate::acs::time;
 use crate::app::state::AppState;
-use crate::server::bounds::Present;
-use crate::server::socket::{Socket, Wire};
-use crate::server::source_slots::Held;
+use crate::server::bounds::CurrentBounds;
+use crate::server::socket::{Socket, SocketIo};
+use crate::server::source_slots::OpenConnection;
 use crate::server::{ConnectionServer, Handler};
 
 /// A body that panics when it is read.
-struct Trap;
+struct PanickingBody;
 
-impl Body for Trap {
+impl Body for PanickingBody {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
@@ -33,9 +33,9 @@ impl Body for Trap {
 /// A Flowgate with an open connection of a caller.
 struct Scene {
     services: Arc<CallServices>,
-    bounds: Present,
+    bounds: CurrentBounds,
     _caller: TcpStream,
-    wire: Wire,
+    socket_io: SocketIo,
     hangup: Hangup,
 }
 
@@ -50,12 +50,15 @@ impl Scene {
             .await
             .unwrap();
         let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let (wire, hangup) = Wire::new(socket, Held::new(None, &services.metrics.connections.open));
+        let (socket_io, hangup) = SocketIo::new(
+            socket,
+            OpenConnection::new(None, &services.metrics.connections.open),
+        );
         Self {
             services,
             bounds: state.bounds(),
             _caller: caller,
-            wire,
+            socket_io,
             hangup,
         }
     }
@@ -67,7 +70,7 @@ async fn a_panic_ends_only_its_own_call() {
         services,
         bounds: _,
         hangup,
-        wire: _wire,
+        socket_io: _wire,
         _caller,
     } = Scene::new().await;
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
@@ -79,7 +82,7 @@ async fn a_panic_ends_only_its_own_call() {
         .header("host", "127.0.0.1:8080")
         .header("content-type", "application/x-www-form-urlencoded")
         .header("content-length", "1")
-        .body(Trap)
+        .body(PanickingBody)
         .unwrap();
     let reply = call(services.clone(), Box::new(request), hangup)
         .await
@@ -123,7 +126,7 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
         services,
         bounds,
         hangup,
-        wire,
+        socket_io,
         _caller,
     } = Scene::new().await;
     let call = call(
@@ -136,14 +139,14 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
         "the future of a call has {} bytes",
         size_of_val(&call)
     );
-    let terms = ConnectionServer::new(
+    let server = ConnectionServer::new(
         bounds,
         None,
         services.metrics.clone(),
         services.phases.clone(),
         Phase::Draining,
     );
-    let connection = terms.http(wire, hangup, Service(services));
+    let connection = server.http(socket_io, hangup, Service(services));
     assert!(
         size_of_val(&connection) + TASK <= 1024,
         "the future of a connection has {} bytes",

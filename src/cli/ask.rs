@@ -67,7 +67,7 @@ async fn exchange(
     if let Some(token) = token {
         request = request.header(AUTHORIZATION, bearer(token));
     }
-    let said = match bind {
+    let response = match bind {
         Bind::Tcp(address) => {
             let address = reachable(*address);
             let stream = TcpStream::connect(address)
@@ -82,7 +82,7 @@ async fn exchange(
             get(stream, request.header(HOST, "localhost")).await
         }
     };
-    said.map_err(|error| AskError::Http(bind.clone(), error))
+    response.map_err(|error| AskError::Http(bind.clone(), error))
 }
 
 /// Replaces the unspecified address, which accepts connections on loopback too, with loopback.

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::table::{shown, table};
-use crate::observe::journal::{Reading, Sent};
+use crate::observe::journal::{JournalContent, SentLine};
 
 /// The table's header.
 const HEAD: [&str; 7] = [
@@ -17,24 +17,24 @@ const HEAD: [&str; 7] = [
 ];
 
 /// Formats the open attempts as a table.
-pub fn as_table(reading: &Reading) -> String {
+pub fn as_table(content: &JournalContent) -> String {
     let mut rows = vec![HEAD.map(str::to_owned)];
-    for attempt in reading.open() {
+    for attempt in content.open() {
         rows.push(row(attempt));
     }
     table(&rows)
 }
 
 /// Formats the open attempts as one JSON object.
-pub fn as_json(reading: &Reading) -> String {
-    let open = reading.open();
+pub fn as_json(content: &JournalContent) -> String {
+    let open = content.open();
     format!(
         "{}\n",
-        json!({ "open": open, "damaged_lines": reading.damaged() })
+        json!({ "open": open, "damaged_lines": content.damaged() })
     )
 }
 
-fn row(sent: &Sent<'_>) -> [String; 7] {
+fn row(sent: &SentLine<'_>) -> [String; 7] {
     let tenant = sent.tenant.as_deref().unwrap_or("-");
     let flow_name = sent.flow_name.as_deref().unwrap_or("-");
     [

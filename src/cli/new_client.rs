@@ -133,9 +133,9 @@ mod tests {
 
     #[test]
     fn invalid_and_reserved_names_are_refused_with_the_configurations_message() {
-        let message = |id, account| new_client(id, account, None).err().unwrap();
+        let mistake_of = |id, account| new_client(id, account, None).err().unwrap();
         for id in ["", "a b", "unverified", "unknown", "a\"b"] {
-            let mistake = message(id, "acme");
+            let mistake = mistake_of(id, "acme");
             assert_eq!(
                 mistake,
                 "--id: expected an access key id: 1 to 128 letters, digits, '.', '_' or '-', \
@@ -143,7 +143,7 @@ mod tests {
                 "{id}"
             );
         }
-        assert!(message("team-a", "a b").starts_with("--account: expected a name: "));
+        assert!(mistake_of("team-a", "a b").starts_with("--account: expected a name: "));
     }
 
     #[test]

@@ -87,21 +87,21 @@ impl Status {
 
     /// Queries the lanes once and formats them.
     pub async fn look(&self, admin: &Admin) -> Result<String, String> {
-        let said = ask(admin, "/lanes")
+        let response = ask(admin, "/lanes")
             .await
             .map_err(|error| format!("{error}: does Flowgate run there?"))?;
-        if !said.status.is_success() {
-            let why = shown(said.body.trim_end());
+        if !response.status.is_success() {
+            let why = shown(response.body.trim_end());
             return Err(format!(
                 "{}/lanes says {}: {why} (--token-file)",
                 admin.bind,
-                said.status.as_u16()
+                response.status.as_u16()
             ));
         }
         if self.json {
-            return Ok(format!("{}\n", said.body.trim_end()));
+            return Ok(format!("{}\n", response.body.trim_end()));
         }
-        let page = serde_json::from_str::<Page>(&said.body);
+        let page = serde_json::from_str::<Page>(&response.body);
         page.map(|page| page.table(self.tenants))
             .map_err(|_| format!("{}/lanes is not Flowgate's page", admin.bind))
     }

@@ -16,14 +16,14 @@ use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::inner::LimiterInner;
 use crate::limiter::lane::{
-    Context, Effect, Event, Grant, Lane, Next, StoreRequest, StoreTerms, Waiting,
+    Context, Effect, Event, Grant, Lane, Next, StoreRequest, StoreTiming, Waiting,
 };
 use crate::limiter::pace::Rate;
 use crate::limiter::permit::SendPermit;
 use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
-use crate::limiter::shared::protocol::{NewPace, Question as StoreQuestion};
+use crate::limiter::shared::protocol::{DealRequest, NewPace};
 use crate::limiter::view::{LaneView, ShadowView, describe_tenants};
 use crate::limiter::{Connector, refusals, worker};
 use crate::observe::metrics::CallMetrics;
@@ -125,7 +125,7 @@ impl<K: Connector> LaneHandle<K> {
         let source_change = self.limiter.quota.as_ref().and_then(|quota| {
             let quota_source = quota.source(state.lane.limit());
             (quota_source != state.lane.quota_source())
-                .then(|| (quota_source, StoreTerms::of(quota)))
+                .then(|| (quota_source, StoreTiming::of(quota)))
         });
         let drain_by = self.limiter.drain_by();
         let mut locked = LockedLane {
@@ -289,7 +289,7 @@ impl<K: Connector> LaneHandle<K> {
             }
             Effect::StoreTooFar => {
                 if let Some(quota) = &self.limiter.quota {
-                    quota.is_too_far();
+                    quota.mark_too_far();
                 }
             }
             Effect::PauseBegan { pause, hint, rate } => self.log_pause(pause, hint, rate),
@@ -319,28 +319,28 @@ impl<K: Connector> LaneHandle<K> {
             waiting,
             pending,
         } = request;
-        let question = StoreQuestion {
+        let request = DealRequest {
             replica: quota.replica(),
             limit,
             tokens: rate.tokens,
             window: rate.window,
             gap: rate.gap,
             spacing: rate.spacing,
-            slack: pending.ask.slack,
+            slack: pending.slot_request.slack,
             cap: quota.cap(limit),
             version: pending.version,
             pace: pending.pace.as_ref().map(|text| NewPace {
                 text,
                 lives: LEARNED_PACE_TTL,
             }),
-            wanted: pending.ask.wanted,
+            wanted: pending.slot_request.wanted,
             waiting: &waiting,
-            unused: &pending.ask.unused,
-            late: &pending.ask.late,
+            unused: &pending.slot_request.unused,
+            late: &pending.slot_request.late,
             max_pause: self.limiter.rules.load().retry.max_pause,
         };
         let answer = quota
-            .take(&self.account, &self.action, &op, &question)
+            .take(&self.account, &self.action, &op, &request)
             .await
             .map(Box::new);
         self.event(Event::StoreAnswered {
@@ -443,9 +443,9 @@ impl<K: Connector> LockedLane<'_, K> {
     }
 }
 
-// === impl StoreTerms ===
+// === impl StoreTiming ===
 
-impl StoreTerms {
+impl StoreTiming {
     pub(super) fn of(quota: &Quota) -> Self {
         Self {
             slack: quota.slack(),

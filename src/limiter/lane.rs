@@ -25,8 +25,8 @@ use crate::limiter::lane::sources::SharedPace;
 use crate::limiter::pace::{Pace, Rate};
 use crate::limiter::pause::{Gate, Pause, ThrottleRefusal};
 use crate::limiter::rules::Rules;
-use crate::limiter::shared::protocol::{Answer, Op, Waiting as WaitingClient};
-use crate::limiter::shared::slots::Ask;
+use crate::limiter::shared::protocol::{Answer, Op, WaitingClient};
+use crate::limiter::shared::slots::SlotRequest;
 use crate::limiter::shared::{self, QuotaSource};
 use crate::limiter::source::{GrantedToken, Source, SourceForecast};
 use crate::limiter::tokens::Tokens;
@@ -104,7 +104,7 @@ pub(crate) enum Event<W> {
     /// The token source has changed.
     SourceChanged {
         quota_source: QuotaSource,
-        store: StoreTerms,
+        store: StoreTiming,
     },
     /// The configuration was reloaded. `limit` is none if the action's limit was removed.
     RulesChanged { limit: Option<Limit> },
@@ -187,7 +187,7 @@ pub(crate) struct StoreRequest {
 #[derive(Clone, Debug)]
 pub(crate) struct PendingRequest {
     epoch: u64,
-    pub(crate) ask: Ask,
+    pub(crate) slot_request: SlotRequest,
     /// The version of the stored pace that this replica had when it sent the request.
     pub(crate) version: u64,
     /// The pace that the request stores.
@@ -198,7 +198,7 @@ pub(crate) struct PendingRequest {
 
 /// Properties of the store that a lane needs when its token source changes.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct StoreTerms {
+pub(crate) struct StoreTiming {
     /// How late a slot may be used, as configured.
     pub(crate) slack: Duration,
     /// How late any replica may use a slot.
@@ -385,8 +385,8 @@ impl<W> Lane<W> {
         }
         match self.source.wait(self.queue.len(), now) {
             Wait::Token(back_at) => Next::Token(back_at),
-            Wait::Until(moment) => Next::Until(moment),
-            Wait::Ask | Wait::Change => Next::Event,
+            Wait::Until(until) => Next::Until(until),
+            Wait::SendRequest | Wait::Change => Next::Event,
         }
     }
 

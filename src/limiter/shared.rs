@@ -19,8 +19,8 @@ use redis::Script;
 use tokio::time::Instant;
 
 use crate::config::{self, Limit, OnStoreFailure};
-use crate::limiter::shared::members::{Members, Own, UNKNOWN};
-use crate::limiter::shared::protocol::{Answer, Op, Question, View};
+use crate::limiter::shared::members::{Members, OwnConnection, UNKNOWN};
+use crate::limiter::shared::protocol::{Answer, DealRequest, Op, View};
 use crate::limiter::shared::store::{OpenError, State, Store};
 use crate::observe::metrics::Metrics;
 use crate::primitives::id::{AccountId, ActionName};
@@ -118,8 +118,8 @@ impl Quota {
     }
 
     /// Marks the store as down, because its slots arrive too late to be used.
-    pub(crate) fn is_too_far(&self) {
-        self.store.is_too_far();
+    pub(crate) fn mark_too_far(&self) {
+        self.store.mark_too_far();
     }
 
     /// Returns the source of tokens of a lane with this limit.
@@ -170,7 +170,7 @@ impl Quota {
         account: &AccountId,
         action: &ActionName,
         op: &Op,
-        question: &Question<'_>,
+        request: &DealRequest<'_>,
     ) -> Option<Answer> {
         // The hash tag in braces places both keys on the same server of a cluster.
         let prefix = self.store.prefix();
@@ -179,13 +179,13 @@ impl Quota {
         let sent = Instant::now();
         let answer = self
             .store
-            .run(op.name(), &self.take, &[&lane, &ring], &op.args(question))
+            .run(op.name(), &self.take, &[&lane, &ring], &op.args(request))
             .await
             .ok()?;
         let received = Instant::now();
         let view = View::read(answer);
         if view.is_none() {
-            self.store.has_no_answer(op.name());
+            self.store.mark_invalid_answer(op.name());
         }
         Some(Answer {
             view: view?,
@@ -214,7 +214,7 @@ impl Quota {
     /// changes.
     pub(crate) async fn keep(self: Arc<Self>, changed: impl Fn() + Send) {
         let mut changes = self.store.changes();
-        let mut connection: Option<(Instant, Own)> = None;
+        let mut connection: Option<(Instant, OwnConnection)> = None;
         loop {
             let state = *changes.borrow_and_update();
             let next = Instant::now() + BEAT;
@@ -223,14 +223,14 @@ impl Quota {
                     Some((_, own)) => own,
                     None => {
                         let number = self.store.own_connection().await;
-                        Own {
+                        OwnConnection {
                             connection: number.unwrap_or(UNKNOWN),
                             run: self.store.run_id(),
                         }
                     }
                 };
                 self.beat(since, &own).await;
-                self.store.is_known_again();
+                self.store.close_previous_connection();
                 connection = Some((since, own));
             }
             let is_down = matches!(state, State::Down { .. });
@@ -264,46 +264,53 @@ impl Quota {
     /// Leaves the replicas, so that the others get the whole quota. Nothing may be sent afterwards.
     pub(crate) async fn leave(&self) {
         self.has_left.store(true, Ordering::Relaxed);
-        self.roll("leave", &Own::unknown(), None).await;
+        self.run_member_script("leave", &OwnConnection::unknown(), None)
+            .await;
     }
 
     /// Sends a heartbeat. A silent replica whose connection the server has closed is dead; one that is
     /// only cut off from the store still has an open connection.
-    async fn beat(&self, since: Instant, own: &Own) {
+    async fn beat(&self, since: Instant, own: &OwnConnection) {
         if self.has_left.load(Ordering::Relaxed) {
             return;
         }
-        self.roll("beat", own, None).await;
+        self.run_member_script("beat", own, None).await;
         let silent: Vec<(String, u64)> = self
             .members
             .lock()
             .vanished(since, &own.run, Instant::now())
             .collect();
-        for (name, through) in silent
+        for (name, connection_id) in silent
             .into_iter()
-            .filter(|(_, through)| *through != UNKNOWN)
+            .filter(|(_, connection_id)| *connection_id != UNKNOWN)
         {
-            if self.store.is_closed(through).await == Some(true) {
+            if self.store.is_closed(connection_id).await == Some(true) {
                 tracing::info!(
                     replica = name,
                     "a replica has died; its part of the quota is released"
                 );
-                self.roll("bury", own, Some((&name, through))).await;
+                self.run_member_script("bury", own, Some((&name, connection_id)))
+                    .await;
                 self.members.lock().left(&name);
             }
         }
     }
 
-    async fn roll(&self, op: &'static str, own: &Own, buried: Option<(&str, u64)>) {
-        let args = members::args(op, &self.replica, own, self.lease, buried);
+    async fn run_member_script(
+        &self,
+        op: &'static str,
+        own: &OwnConnection,
+        dead: Option<(&str, u64)>,
+    ) {
+        let args = members::args(op, &self.replica, own, self.lease, dead);
         let key = format!("{}replicas", self.store.prefix());
         let asked = Instant::now();
         let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else {
             return;
         };
         match members::read(answer) {
-            Some(list) => self.members.lock().heard(list, asked),
-            None => self.store.has_no_answer(op),
+            Some(list) => self.members.lock().update(list, asked),
+            None => self.store.mark_invalid_answer(op),
         }
     }
 }

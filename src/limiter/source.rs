@@ -177,7 +177,7 @@ impl SourceForecast<'_> {
     pub(crate) fn at(&self, ahead: usize) -> Instant {
         match self {
             Self::Memory(forecast) => forecast.at(ahead),
-            Self::Shared { slots, open, dealt } => match (slots.at_hand(ahead), dealt) {
+            Self::Shared { slots, open, dealt } => match (slots.date_of(ahead), dealt) {
                 (Some(at), _) => at.max(*open),
                 (None, Some(dealt)) => dealt.at(slots.ahead_of_all(ahead)),
                 (None, None) => *open + NEVER,

@@ -21,7 +21,7 @@ use crate::limiter::inner::LimiterInner;
 use crate::limiter::registry::LimitedCall;
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
-use crate::limiter::shared::protocol::{Answer, Dated, View};
+use crate::limiter::shared::protocol::{Answer, DatedSlot, View};
 use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::store::State;
 use crate::limiter::source::Source;
@@ -231,7 +231,7 @@ impl World {
     fn set_dealt(&self, slots: usize, usable: u32) {
         let now = Instant::now();
         let slack = Duration::from_millis(15);
-        let dated = Dated {
+        let dated = DatedSlot {
             at: 0,
             back: 1_020_000,
             slack: 15_000,
@@ -259,7 +259,7 @@ impl World {
             distance: Duration::ZERO,
             from: now,
         });
-        let number = tokens.ask(1, now).number;
+        let number = tokens.next_request(1, now).number;
         tokens.answered(
             number,
             &Answer {

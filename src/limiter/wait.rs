@@ -10,7 +10,7 @@ pub(crate) enum Wait {
     /// A slot's date, or the time of the next request to the store.
     Until(Instant),
     /// The store's answer; the request is to be sent now.
-    Ask,
+    SendRequest,
     /// Another event.
     Change,
 }

@@ -28,12 +28,12 @@ use crate::operation::Operation;
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::text::capped;
 use health::Health;
-use line::{Done, Line};
+use line::{DoneLine, Line};
 use writer::{Sink, Writer};
 
 pub(crate) use file::RotatingFile;
-pub(crate) use line::{Outcome, Sent};
-pub use open::{Reading, read};
+pub(crate) use line::{Outcome, SentLine};
+pub use open::{JournalContent, read};
 
 /// The journal of attempts.
 pub(crate) struct Journal {
@@ -105,7 +105,7 @@ impl Journal {
             self.run,
             self.attempts.fetch_add(1, Ordering::Relaxed)
         );
-        let sent = Line::Sent(Sent {
+        let sent = Line::Sent(SentLine {
             time: line::time(SystemTime::now()).into(),
             attempt: attempt.as_str().into(),
             request_id: request_id.into(),
@@ -160,9 +160,9 @@ impl Note {
 
     /// Records that nothing was sent.
     pub(crate) fn unsent(&self) {
-        self.done(Done {
+        self.done(DoneLine {
             outcome: Outcome::Unsent,
-            ..Done::default()
+            ..DoneLine::default()
         });
     }
 
@@ -183,13 +183,13 @@ impl Note {
         };
         let created = body.filter(|_| self.creates && outcome == Outcome::Ok);
         let flow_id = created.and_then(|body| flow_id::read(body));
-        self.done(Done {
+        self.done(DoneLine {
             outcome,
             code,
             reason,
             cams_request_id: cams_request_id.map(|id| capped(id).into()),
             flow_id: flow_id.as_deref().map(|id| capped(id).into()),
-            ..Done::default()
+            ..DoneLine::default()
         });
     }
 
@@ -200,9 +200,9 @@ impl Note {
         assert_eq!(appended.lost, 0, "a benchmark's disk takes lines");
     }
 
-    fn done(&self, done: Done<'_>) {
+    fn done(&self, done: DoneLine<'_>) {
         let time = line::time(SystemTime::now()).into();
-        let line = Line::Done(Done {
+        let line = Line::Done(DoneLine {
             time,
             attempt: self.attempt.as_str().into(),
             ..done

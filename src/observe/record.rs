@@ -13,18 +13,18 @@ use hyper::header::HeaderMap;
 use tokio::time::Instant;
 
 use crate::acs::error_body;
-use crate::error::{Claimant, Kind, Outcome, Refusal};
+use crate::error::{ClaimedIdentity, Kind, Outcome, Refusal};
 use crate::observe::metrics::{CallMetrics, Metrics};
 use crate::observe::otlp::{Call, Exporter};
-use crate::observe::record::recent::Ended;
+use crate::observe::record::recent::EndedCall;
 pub(crate) use crate::observe::record::recent::Recent;
-use crate::observe::trace::{Kind as Step, Moment, Trace};
+use crate::observe::trace::{Kind as StepKind, Timestamp, Trace};
 use crate::operation::Operation;
 use crate::primitives::id::AccountId;
 use crate::primitives::text::{capped, millis};
 
 /// Where the results of calls are reported.
-pub(crate) struct Sinks {
+pub(crate) struct CallTelemetry {
     pub(crate) metrics: Arc<Metrics>,
     /// `None`: traces are not exported.
     pub(crate) otlp: Option<Exporter>,
@@ -34,13 +34,13 @@ pub(crate) struct Sinks {
 
 /// The record of one call.
 pub(crate) struct Record {
-    sinks: Arc<Sinks>,
+    telemetry: Arc<CallTelemetry>,
     arrived: Instant,
     /// Flowgate's request id, in refusals and in the log.
     request_id: Box<str>,
     /// The caller's address; `None` for a Unix socket.
     from: Option<IpAddr>,
-    claimant: Option<Claimant>,
+    claimed_identity: Option<ClaimedIdentity>,
     operation: Option<Arc<Operation>>,
     /// The series of the operation's account and action.
     metrics: Option<Arc<CallMetrics>>,
@@ -73,7 +73,7 @@ enum Stage {
 }
 
 /// How a call ended, for the log.
-struct Ending<'a> {
+struct CallEnd<'a> {
     outcome: Outcome,
     verdict: &'a str,
     status: u16,
@@ -83,13 +83,13 @@ struct Ending<'a> {
 // === impl Record ===
 
 impl Record {
-    pub(crate) fn new(sinks: Arc<Sinks>, from: Option<IpAddr>) -> Self {
+    pub(crate) fn new(telemetry: Arc<CallTelemetry>, from: Option<IpAddr>) -> Self {
         Self {
-            sinks,
+            telemetry,
             arrived: Instant::now(),
             request_id: error_body::request_id().into(),
             from,
-            claimant: None,
+            claimed_identity: None,
             operation: None,
             metrics: None,
             flow_name: None,
@@ -104,11 +104,11 @@ impl Record {
 
     /// Joins the trace of the caller, or begins one for `percent` of the other calls.
     pub(crate) fn traced(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
-        let arrived = Moment {
+        let arrived = Timestamp {
             wall,
             at: self.arrived,
         };
-        let is_exported = self.sinks.otlp.is_some();
+        let is_exported = self.telemetry.otlp.is_some();
         let trace = Trace::of(headers, is_exported, arrived, || {
             fastrand::u32(..100) < percent
         });
@@ -132,8 +132,8 @@ impl Record {
     }
 
     /// Notes the claimed caller.
-    pub(crate) fn claimed(&mut self, claimant: Claimant) {
-        self.claimant = Some(claimant);
+    pub(crate) fn claimed(&mut self, claimed_identity: ClaimedIdentity) {
+        self.claimed_identity = Some(claimed_identity);
     }
 
     /// Notes the name of the flow.
@@ -151,7 +151,7 @@ impl Record {
         self.operation = Some(operation);
         self.metrics = Some(metrics);
         self.stage = Stage::Queued;
-        self.trace(|trace, now| trace.begin(Step::Queue, now));
+        self.trace(|trace, now| trace.begin(StepKind::Queue, now));
     }
 
     /// The call is queued again, after this back-off.
@@ -166,7 +166,7 @@ impl Record {
         if let Some(operation) = self.operation.as_deref()
             && operation.limit.is_some()
         {
-            self.sinks
+            self.telemetry
                 .metrics
                 .client_turn(operation.account_label(), operation.client.as_str());
         }
@@ -182,7 +182,7 @@ impl Record {
         self.attempts += 1;
         self.stage = Stage::InFlight;
         self.trace(|trace, now| {
-            trace.begin(Step::Attempt, now);
+            trace.begin(StepKind::Attempt, now);
             if !is_relayed {
                 trace.onto(headers);
             }
@@ -204,7 +204,7 @@ impl Record {
 
     /// CAMS's answer is passed on to the caller.
     pub(crate) fn answered(&mut self, outcome: Outcome, code: &str, status: StatusCode) {
-        self.end(&Ending {
+        self.end(&CallEnd {
             outcome,
             verdict: code,
             status: status.as_u16(),
@@ -219,10 +219,13 @@ impl Record {
         {
             refusal = Refusal::unknown("Flowgate stopped before the answer came");
         }
-        self.claimant = self.claimant.take().or(refusal.claimant.take());
+        self.claimed_identity = self
+            .claimed_identity
+            .take()
+            .or(refusal.claimed_identity.take());
         let (account, _) = self.labels();
-        self.sinks.metrics.refused(account, &refusal);
-        self.end(&Ending {
+        self.telemetry.metrics.refused(account, &refusal);
+        self.end(&CallEnd {
             outcome: refusal.kind.outcome(),
             verdict: refusal.kind.code(),
             status: refusal.kind.status().as_u16(),
@@ -239,8 +242,8 @@ impl Record {
             "queued"
         };
         let (account, _) = self.labels();
-        self.sinks.metrics.cancelled(account, stage);
-        self.end(&Ending {
+        self.telemetry.metrics.cancelled(account, stage);
+        self.end(&CallEnd {
             outcome: Outcome::Cancelled,
             verdict: "cancelled",
             status: 0,
@@ -248,12 +251,15 @@ impl Record {
         });
     }
 
-    fn end(&mut self, ending: &Ending<'_>) {
+    fn end(&mut self, ending: &CallEnd<'_>) {
         self.ended = true;
         let (account, action) = self.labels();
         match &self.metrics {
             Some(metrics) => metrics.ended(ending.outcome),
-            None => self.sinks.metrics.ended(account, action, ending.outcome),
+            None => self
+                .telemetry
+                .metrics
+                .ended(account, action, ending.outcome),
         }
         let operation = self.operation.as_deref();
         tracing::info!(
@@ -265,10 +271,10 @@ impl Record {
             client = operation.map(|operation| capped(operation.client.as_str())),
             // Only until the call is classified: the claimed key, verified or not.
             claims = self
-                .claimant
+                .claimed_identity
                 .as_ref()
                 .filter(|_| operation.is_none())
-                .map(|claimant| claimant.key.masked()),
+                .map(|claimed_identity| claimed_identity.key.masked()),
             tenant = operation
                 .map(|operation| capped(operation.tenant.as_str()))
                 .filter(|tenant| !tenant.is_empty()),
@@ -290,9 +296,9 @@ impl Record {
     }
 
     /// Exports the spans of the call, if it has any.
-    fn export(&mut self, ending: &Ending<'_>) {
+    fn export(&mut self, ending: &CallEnd<'_>) {
         let spans = self.trace.take().and_then(|trace| trace.into_spans());
-        if let (Some(otlp), Some(spans)) = (&self.sinks.otlp, spans) {
+        if let (Some(otlp), Some(spans)) = (&self.telemetry.otlp, spans) {
             let (account, action) = self.labels();
             otlp.export(&Call {
                 spans,
@@ -318,15 +324,15 @@ impl Record {
         }
     }
 
-    fn remember(&mut self, ending: &Ending<'_>) {
+    fn remember(&mut self, ending: &CallEnd<'_>) {
         let took = self.arrived.elapsed();
-        self.sinks.recent.push(Ended {
+        self.telemetry.recent.push(EndedCall {
             at: self.arrived + took,
             operation: self.operation.clone(),
             account: self
-                .claimant
+                .claimed_identity
                 .as_ref()
-                .and_then(|claimant| claimant.account.clone()),
+                .and_then(|claimed_identity| claimed_identity.account.clone()),
             flow_name: self.flow_name.take(),
             outcome: ending.outcome,
             code: capped(ending.verdict).into(),
@@ -346,9 +352,9 @@ impl Record {
             Some(operation) => (operation.account_label(), operation.action_label()),
             None => {
                 let account = self
-                    .claimant
+                    .claimed_identity
                     .as_ref()
-                    .and_then(|claimant| claimant.account.as_ref());
+                    .and_then(|claimed_identity| claimed_identity.account.as_ref());
                 (account.map_or("unknown", AccountId::as_str), "other")
             }
         }

@@ -33,19 +33,19 @@ pub(crate) struct Spans {
     pub(crate) parent: Option<u64>,
     /// The call's own span.
     pub(crate) own: SpanContext,
-    pub(crate) arrived: Moment,
-    pub(crate) steps: Vec<Step>,
+    pub(crate) arrived: Timestamp,
+    pub(crate) steps: Vec<TraceStep>,
 }
 
 /// A moment in wall-clock time and in monotonic time. Steps are measured with the latter.
 #[derive(Clone, Copy)]
-pub(crate) struct Moment {
+pub(crate) struct Timestamp {
     pub(crate) wall: SystemTime,
     pub(crate) at: Instant,
 }
 
 /// A wait or an attempt of a call.
-pub(crate) struct Step {
+pub(crate) struct TraceStep {
     pub(crate) kind: Kind,
     pub(crate) span: u64,
     pub(crate) from: Instant,
@@ -77,7 +77,7 @@ impl Trace {
     pub(crate) fn of(
         headers: &HeaderMap,
         exported: bool,
-        arrived: Moment,
+        arrived: Timestamp,
         begin: impl FnOnce() -> bool,
     ) -> Option<Self> {
         let caller = SpanContext::parse(headers);
@@ -118,7 +118,7 @@ impl Trace {
             return;
         };
         let span = span_id();
-        spans.steps.push(Step {
+        spans.steps.push(TraceStep {
             kind,
             span,
             from: now,
@@ -176,7 +176,7 @@ impl Trace {
         self.spans
     }
 
-    fn latest(&mut self) -> Option<&mut Step> {
+    fn latest(&mut self) -> Option<&mut TraceStep> {
         self.spans.as_mut()?.steps.last_mut()
     }
 }
@@ -233,9 +233,9 @@ fn span_id() -> u64 {
     fastrand::u64(1..)
 }
 
-// === impl Moment ===
+// === impl Timestamp ===
 
-impl Moment {
+impl Timestamp {
     /// The wall-clock time of an instant.
     pub(crate) fn wall_at(&self, at: Instant) -> SystemTime {
         self.wall + at.saturating_duration_since(self.at)
@@ -256,8 +256,8 @@ mod tests {
         headers
     }
 
-    fn now() -> Moment {
-        Moment {
+    fn now() -> Timestamp {
+        Timestamp {
             wall: SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             at: Instant::now(),
         }
@@ -372,7 +372,7 @@ mod tests {
         assert_eq!(spans.steps[2].code.as_deref(), Some("System.LimitControl"));
         assert_eq!(spans.steps[2].cams_request_id.as_deref(), Some("R-1"));
         let header =
-            |step: &Step| format!("00-0af7651916cd43dd8448eb211c80319c-{:016x}-01", step.span);
+            |step: &TraceStep| format!("00-0af7651916cd43dd8448eb211c80319c-{:016x}-01", step.span);
         assert_eq!(
             [first, second],
             [header(&spans.steps[2]), header(&spans.steps[5])]

@@ -127,26 +127,28 @@ impl Role {
 
 /// Notifies that both listeners serve, or that a reload has ended.
 pub(crate) fn ready(status: &str) {
-    tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+    notify(&[NotifyState::Ready, NotifyState::Status(status)]);
 }
 
 /// Notifies that a reload begins. [`ready`] ends it, whether it succeeds or not.
 pub(crate) fn reloading() {
     match NotifyState::monotonic_usec_now() {
-        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Ok(now) => notify(&[NotifyState::Reloading, now]),
         Err(error) => tracing::warn!(%error, "cannot notify the service manager of a reload"),
     }
 }
 
 /// Notifies that a drain begins.
 pub(crate) fn stopping(status: &str) {
-    tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    notify(&[NotifyState::Stopping, NotifyState::Status(status)]);
 }
 
 /// Sends the status and the watchdog's keep-alive, twice per watchdog interval, until `status`
 /// returns `None`. If `status` hangs on a lock, the keep-alive stops and the service manager ends
 /// the process.
-pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sync + 'static) {
+pub(crate) async fn notify_periodically(
+    status: impl Fn() -> Option<String> + Send + Sync + 'static,
+) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -160,12 +162,12 @@ pub(crate) async fn keep_telling(status: impl Fn() -> Option<String> + Send + Sy
         let Ok(Some(status)) = tokio::task::spawn_blocking(move || status()).await else {
             return;
         };
-        tell(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
+        notify(&[NotifyState::Watchdog, NotifyState::Status(&status)]);
     }
 }
 
 /// Sends a notification. Does nothing without a service manager.
-fn tell(states: &[NotifyState<'_>]) {
+fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "cannot notify the service manager");
     }

@@ -21,7 +21,7 @@ pub(crate) struct Bounds {
 }
 
 /// The current limits, shared by all listeners.
-pub(crate) type Present = Arc<ArcSwap<Bounds>>;
+pub(crate) type CurrentBounds = Arc<ArcSwap<Bounds>>;
 
 impl From<&Listen> for Bounds {
     fn from(listen: &Listen) -> Self {

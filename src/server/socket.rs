@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::source_slots::Held;
+use super::source_slots::OpenConnection;
 
 /// A caller's end of a connection.
 pub(crate) enum Socket {
@@ -25,11 +25,11 @@ pub(crate) enum Socket {
 /// A socket and its entry in the counts.
 struct Peer {
     socket: Socket,
-    held: Held,
+    open_connection: OpenConnection,
 }
 
 /// The reading and writing half.
-pub(crate) struct Wire {
+pub(crate) struct SocketIo {
     peer: Arc<Peer>,
 }
 
@@ -113,16 +113,19 @@ impl Hangup {
 
     /// The caller's address; `None` for a Unix socket.
     pub(crate) fn from(&self) -> Option<IpAddr> {
-        self.0.held.from()
+        self.0.open_connection.from()
     }
 }
 
-// === impl Wire ===
+// === impl SocketIo ===
 
-impl Wire {
+impl SocketIo {
     /// The connection is counted while one of the two exists.
-    pub(crate) fn new(socket: Socket, held: Held) -> (Self, Hangup) {
-        let peer = Arc::new(Peer { socket, held });
+    pub(crate) fn new(socket: Socket, open_connection: OpenConnection) -> (Self, Hangup) {
+        let peer = Arc::new(Peer {
+            socket,
+            open_connection,
+        });
         let hangup = Hangup(peer.clone());
         (Self { peer }, hangup)
     }
@@ -140,7 +143,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for SocketIo {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -160,7 +163,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl Wire {
+impl SocketIo {
     fn poll_write_some(
         &mut self,
         cx: &mut Context<'_>,
@@ -179,7 +182,7 @@ impl Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for SocketIo {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -19,7 +19,7 @@ pub(crate) struct SourceSlot {
 }
 
 /// Counts a connection until it is dropped with its socket.
-pub(crate) struct Held {
+pub(crate) struct OpenConnection {
     place: Option<SourceSlot>,
     /// The metric of open connections.
     open: IntGauge,
@@ -57,9 +57,9 @@ impl Drop for SourceSlot {
     }
 }
 
-// === impl Held ===
+// === impl OpenConnection ===
 
-impl Held {
+impl OpenConnection {
     /// `place` is `None` for a Unix socket.
     pub(crate) fn new(place: Option<SourceSlot>, open: &IntGauge) -> Self {
         open.inc();
@@ -75,7 +75,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.open.dec();
     }

@@ -26,21 +26,21 @@ pub(crate) struct TimeoutIo<T> {
     io: T,
     timeouts: Arc<IoTimeouts>,
     /// Received bytes count as a head only while no request is being answered.
-    turn: RequestPhase,
-    /// For the head that began at this change of the request phase.
+    phase: RequestPhase,
+    /// For the head that began after this number of changes.
     head: Deadline,
     head_of: u64,
     /// For the bytes being written, until all of them are.
     answer: Deadline,
 }
 
-/// What happens on a connection: the caller sends a request, or Flowgate answers one. Counts the
-/// changes; an odd number means that a request is being answered.
+/// Whether the caller is to send a request on a connection, or Flowgate is to answer one. Counts
+/// the changes; after an odd number Flowgate answers.
 #[derive(Clone, Default)]
 pub(crate) struct RequestPhase(Arc<AtomicU64>);
 
-/// A request is being answered, until this is dropped.
-pub(crate) struct Ours(RequestPhase);
+/// Marks a request as being answered, until dropped.
+pub(crate) struct AnswerGuard(RequestPhase);
 
 /// A time-out that runs or is stopped.
 #[derive(Default)]
@@ -65,9 +65,9 @@ pub(crate) enum Stalled {
 
 impl RequestPhase {
     /// Called when a request's head is complete.
-    pub(crate) fn take(self) -> Ours {
+    pub(crate) fn begin_answer(self) -> AnswerGuard {
         self.0.fetch_add(1, Ordering::Relaxed);
-        Ours(self)
+        AnswerGuard(self)
     }
 
     /// Whether no head has been complete yet.
@@ -80,7 +80,7 @@ impl RequestPhase {
     }
 }
 
-impl Drop for Ours {
+impl Drop for AnswerGuard {
     fn drop(&mut self) {
         self.0.0.fetch_add(1, Ordering::Relaxed);
     }
@@ -115,13 +115,13 @@ impl Deadline {
 
 impl<T> TimeoutIo<T> {
     /// Applies `timeouts` to each head and each response.
-    pub(crate) fn new(io: T, timeouts: Arc<IoTimeouts>, turn: RequestPhase) -> Self {
+    pub(crate) fn new(io: T, timeouts: Arc<IoTimeouts>, phase: RequestPhase) -> Self {
         let head = Deadline::default();
         let answer = Deadline::default();
         Self {
             io,
             timeouts,
-            turn,
+            phase,
             head,
             head_of: 0,
             answer,
@@ -149,9 +149,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let turn = this.turn.changes();
-        if turn != this.head_of {
-            this.head_of = turn;
+        let phase = this.phase.changes();
+        if phase != this.head_of {
+            this.head_of = phase;
             this.head.stop();
         }
         let before = buf.filled().len();
@@ -159,7 +159,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
             this.head.poll(cx, Stalled::Head)?;
             return Poll::Pending;
         };
-        if read.is_ok() && buf.filled().len() > before && turn.is_multiple_of(2) {
+        if read.is_ok() && buf.filled().len() > before && phase.is_multiple_of(2) {
             this.head.start(this.timeouts.head);
         }
         Poll::Ready(read)

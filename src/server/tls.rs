@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
-use super::socket::{Hangup, Wire};
+use super::socket::{Hangup, SocketIo};
 use super::{ClientDisconnected, Handler};
 use crate::config::Tls;
 use crate::observe::metrics::Metrics;
@@ -27,25 +27,25 @@ use crate::observe::metrics::Metrics;
 pub(crate) struct Certificates {
     server: ArcSwap<ServerConfig>,
     expiry: IntGauge,
-    in_clear: InClear,
+    plaintext_reply: PlaintextReply,
 }
 
 /// Builds the response to a plaintext request on a TLS port, from the head of the request.
-pub(crate) type InClear = fn(&request::Parts) -> Response<Full<Bytes>>;
+pub(crate) type PlaintextReply = fn(&request::Parts) -> Response<Full<Bytes>>;
 
 /// How a connection started.
 pub(super) enum Opened {
     /// The handshake is done.
-    Tls(Box<TlsStream<Wire>>),
+    Tls(Box<TlsStream<SocketIo>>),
     /// The first byte is not TLS but may be HTTP.
-    Clear(Wire),
+    Plaintext(SocketIo),
     /// It has ended, or the handshake did not end in time.
-    Failed(Failed),
+    Failed(TlsFailure),
 }
 
 /// Why a connection was not established.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Failed {
+pub(super) enum TlsFailure {
     /// The caller closed without sending a byte, as a port check does.
     #[error("closed without a byte")]
     Silent,
@@ -59,12 +59,12 @@ pub(super) enum Failed {
 
 /// Answers clients that send plaintext HTTP to a TLS port.
 #[derive(Clone)]
-pub(super) struct SpeaksTls(pub(super) InClear);
+pub(super) struct PlaintextHandler(pub(super) PlaintextReply);
 
 // === impl Certificates ===
 
 impl Certificates {
-    pub(crate) fn new(tls: &Tls, metrics: &Metrics, in_clear: InClear) -> Self {
+    pub(crate) fn new(tls: &Tls, metrics: &Metrics, plaintext_reply: PlaintextReply) -> Self {
         let expiry = metrics
             .connections
             .certificate_expiry
@@ -72,7 +72,7 @@ impl Certificates {
         let certificates = Self {
             server: ArcSwap::new(tls.server.clone()),
             expiry,
-            in_clear,
+            plaintext_reply,
         };
         certificates.swap(tls);
         certificates
@@ -87,38 +87,38 @@ impl Certificates {
     }
 
     /// Builds the response to a plaintext request.
-    pub(super) fn in_clear(&self) -> InClear {
-        self.in_clear
+    pub(super) fn plaintext_reply(&self) -> PlaintextReply {
+        self.plaintext_reply
     }
 
     /// Performs the handshake.
-    pub(super) async fn open(&self, wire: Wire, within: Duration) -> Opened {
-        timeout(within, self.handshake(wire))
+    pub(super) async fn open(&self, socket_io: SocketIo, within: Duration) -> Opened {
+        timeout(within, self.handshake(socket_io))
             .await
-            .unwrap_or(Opened::Failed(Failed::Slow))
+            .unwrap_or(Opened::Failed(TlsFailure::Slow))
     }
 
-    async fn handshake(&self, wire: Wire) -> Opened {
-        match wire.peek().await {
-            Ok(None) => return Opened::Failed(Failed::Silent),
+    async fn handshake(&self, socket_io: SocketIo) -> Opened {
+        match socket_io.peek().await {
+            Ok(None) => return Opened::Failed(TlsFailure::Silent),
             // The first letter of a method. The first byte of TLS is not a letter.
-            Ok(Some(b'A'..=b'Z' | b'a'..=b'z')) => return Opened::Clear(wire),
+            Ok(Some(b'A'..=b'Z' | b'a'..=b'z')) => return Opened::Plaintext(socket_io),
             // Errors show in the handshake too.
             Ok(Some(_)) | Err(_) => {}
         }
         match TlsAcceptor::from(self.server.load_full())
-            .accept(wire)
+            .accept(socket_io)
             .await
         {
             Ok(stream) => Opened::Tls(Box::new(stream)),
-            Err(error) => Opened::Failed(Failed::Handshake(error)),
+            Err(error) => Opened::Failed(TlsFailure::Handshake(error)),
         }
     }
 }
 
-// === impl Failed ===
+// === impl TlsFailure ===
 
-impl Failed {
+impl TlsFailure {
     /// The metric label; `None` if it is not an error.
     pub(super) fn kind(&self) -> Option<&'static str> {
         match self {
@@ -129,9 +129,9 @@ impl Failed {
     }
 }
 
-// === impl SpeaksTls ===
+// === impl PlaintextHandler ===
 
-impl Handler for SpeaksTls {
+impl Handler for PlaintextHandler {
     type Body = Full<Bytes>;
 
     async fn answer(
@@ -162,7 +162,7 @@ mod tests {
     use tokio_rustls::TlsConnector;
 
     use super::super::socket::Socket;
-    use super::super::source_slots::Held;
+    use super::super::source_slots::OpenConnection;
     use super::*;
     use crate::config;
 
@@ -192,7 +192,7 @@ mod tests {
         roots: [&CertificateDer<'static>; 2],
     ) -> (
         tokio_rustls::client::TlsStream<TcpStream>,
-        Box<TlsStream<Wire>>,
+        Box<TlsStream<SocketIo>>,
     ) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut store = RootCertStore::empty();
@@ -209,11 +209,14 @@ mod tests {
             .await
             .unwrap();
         let name = ServerName::try_from("flowgate.test").unwrap();
-        let held = Held::new(None, &IntGauge::new("open", "open").unwrap());
-        let (wire, _) = Wire::new(Socket::Tcp(listener.accept().await.unwrap().0), held);
+        let open_connection = OpenConnection::new(None, &IntGauge::new("open", "open").unwrap());
+        let (socket_io, _) = SocketIo::new(
+            Socket::Tcp(listener.accept().await.unwrap().0),
+            open_connection,
+        );
         let (client, opened) = tokio::join!(
             TlsConnector::from(Arc::new(client)).connect(name, tcp),
-            certificates.open(wire, Duration::from_secs(10))
+            certificates.open(socket_io, Duration::from_secs(10))
         );
         let Opened::Tls(server) = opened else {
             panic!("no handshake")

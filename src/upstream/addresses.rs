@@ -16,16 +16,16 @@ const REMEMBERED: Duration = Duration::from_secs(10 * 60);
 
 /// Results of recent races.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct RaceHistory {
     /// The latest winner. Its family is tried first even when the name no longer resolves to it.
     winner: Option<(SocketAddr, Instant)>,
     /// Addresses that failed or lost, and when.
     avoided: HashMap<SocketAddr, Instant>,
 }
 
-// === impl Memory ===
+// === impl RaceHistory ===
 
-impl Memory {
+impl RaceHistory {
     /// The addresses in the order to try.
     pub(super) fn order(&self, addresses: &[SocketAddr], now: Instant) -> Vec<SocketAddr> {
         let winner = self
@@ -125,7 +125,7 @@ mod tests {
             (&[], &[]),
         ] {
             assert_eq!(
-                Memory::default().order(&addresses(given), now),
+                RaceHistory::default().order(&addresses(given), now),
                 addresses(expected),
                 "{given:?}"
             );
@@ -134,42 +134,45 @@ mod tests {
 
     #[test]
     fn the_last_winner_or_else_its_family_comes_first() {
-        let mut memory = Memory::default();
+        let mut race_history = RaceHistory::default();
         let now = Instant::now();
-        memory.won(one("1.1.1.2"), now);
-        let order = memory.order(&addresses(&["::1", "::2", "1.1.1.1", "1.1.1.2"]), now);
+        race_history.won(one("1.1.1.2"), now);
+        let order = race_history.order(&addresses(&["::1", "::2", "1.1.1.1", "1.1.1.2"]), now);
         assert_eq!(order, addresses(&["1.1.1.2", "::1", "1.1.1.1", "::2"]));
-        let order = memory.order(&addresses(&["::1", "1.1.1.3"]), now);
+        let order = race_history.order(&addresses(&["::1", "1.1.1.3"]), now);
         assert_eq!(order, addresses(&["1.1.1.3", "::1"]));
     }
 
     #[test]
     fn addresses_that_failed_or_lost_come_last_the_oldest_failure_first() {
-        let mut memory = Memory::default();
+        let mut race_history = RaceHistory::default();
         let start = Instant::now();
         let all = addresses(&["::1", "::2", "1.1.1.1", "1.1.1.2"]);
-        memory.won(one("::2"), start);
-        memory.avoid(one("::2"), start + Duration::from_secs(2));
-        memory.avoid(one("::1"), start + Duration::from_secs(1));
-        let order = memory.order(&all, start + Duration::from_secs(3));
+        race_history.won(one("::2"), start);
+        race_history.avoid(one("::2"), start + Duration::from_secs(2));
+        race_history.avoid(one("::1"), start + Duration::from_secs(1));
+        let order = race_history.order(&all, start + Duration::from_secs(3));
         assert_eq!(order, addresses(&["1.1.1.1", "1.1.1.2", "::1", "::2"]));
         // A win clears the failure.
-        memory.won(one("::1"), start + Duration::from_secs(4));
-        let order = memory.order(&all, start + Duration::from_secs(5));
+        race_history.won(one("::1"), start + Duration::from_secs(4));
+        let order = race_history.order(&all, start + Duration::from_secs(5));
         assert_eq!(order, addresses(&["::1", "1.1.1.1", "1.1.1.2", "::2"]));
     }
 
     #[test]
     fn results_are_forgotten_after_ten_minutes() {
-        let mut memory = Memory::default();
+        let mut race_history = RaceHistory::default();
         let start = Instant::now();
         let all = addresses(&["::1", "1.1.1.1"]);
-        memory.avoid(one("::1"), start);
-        memory.won(one("1.1.1.1"), start);
+        race_history.avoid(one("::1"), start);
+        race_history.won(one("1.1.1.1"), start);
         let before = start + REMEMBERED - Duration::from_millis(1);
-        assert_eq!(memory.order(&all, before), addresses(&["1.1.1.1", "::1"]));
-        assert_eq!(memory.order(&all, start + REMEMBERED), all);
-        memory.avoid(one("::9"), start + REMEMBERED);
-        assert_eq!(memory.avoided.len(), 1);
+        assert_eq!(
+            race_history.order(&all, before),
+            addresses(&["1.1.1.1", "::1"])
+        );
+        assert_eq!(race_history.order(&all, start + REMEMBERED), all);
+        race_history.avoid(one("::9"), start + REMEMBERED);
+        assert_eq!(race_history.avoided.len(), 1);
     }
 }

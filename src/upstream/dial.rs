@@ -21,7 +21,7 @@ use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::debug;
 
-use super::addresses::Memory;
+use super::addresses::RaceHistory;
 use super::first_write::{FirstWrite, WatchedTcp};
 use super::race::{Connect, race};
 use super::resolve::Resolver;
@@ -48,7 +48,7 @@ pub(super) struct Dialer {
     timeout: Duration,
     tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
     resolver: Resolver,
-    memory: Mutex<Memory>,
+    race_history: Mutex<RaceHistory>,
 }
 
 /// A connection that is ready for its first request.
@@ -82,7 +82,7 @@ pub(super) enum DialError {
     #[error("not connected within {0:?}")]
     Timeout(Duration),
     /// More than one address was tried.
-    #[error("{}", Several(.0))]
+    #[error("{}", GroupedErrors(.0))]
     Several(Vec<(SocketAddr, DialError)>),
 }
 
@@ -118,7 +118,7 @@ impl Dialer {
             timeout,
             tls,
             resolver,
-            memory: Mutex::default(),
+            race_history: Mutex::default(),
         })
     }
 
@@ -135,9 +135,9 @@ impl Dialer {
         let addresses = timeout_at(deadline, self.addresses())
             .await
             .map_err(|_elapsed| self.slow_resolver())??;
-        let order = self.memory.lock().order(&addresses, Instant::now());
+        let order = self.race_history.lock().order(&addresses, Instant::now());
         let outcome = race(self, &order, deadline).await;
-        self.memory.lock().learn(&outcome, Instant::now());
+        self.race_history.lock().learn(&outcome, Instant::now());
         match outcome.winner {
             Some((_, dialled)) => Ok(dialled),
             None => Err(self.failure(outcome.failed, &outcome.pending)),
@@ -229,9 +229,9 @@ impl Connect for Dialer {
 // === impl DialError ===
 
 /// Failures of several addresses, grouped by reason.
-struct Several<'a>(&'a [(SocketAddr, DialError)]);
+struct GroupedErrors<'a>(&'a [(SocketAddr, DialError)]);
 
-impl fmt::Display for Several<'_> {
+impl fmt::Display for GroupedErrors<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Maximum number of addresses named for one reason.
         const NAMED: usize = 4;

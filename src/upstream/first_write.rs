@@ -41,7 +41,7 @@ enum State {
 }
 
 /// A request whose first byte is awaited. Dropping it withdraws the request.
-pub(super) struct Armed<'a>(&'a FirstWrite);
+pub(super) struct FirstWriteGuard<'a>(&'a FirstWrite);
 
 /// A TCP connection that reports its first write.
 pub(super) struct WatchedTcp {
@@ -53,10 +53,10 @@ pub(super) struct WatchedTcp {
 
 impl FirstWrite {
     /// Must be called before hyper gets the request.
-    pub(super) fn arm(&self, on_write: Option<OnWrite>) -> Armed<'_> {
+    pub(super) fn arm(&self, on_write: Option<OnWrite>) -> FirstWriteGuard<'_> {
         *self.state.lock() = State::Armed(on_write);
         self.watched.store(true, Ordering::Relaxed);
-        Armed(self)
+        FirstWriteGuard(self)
     }
 
     /// Whether bytes of an earlier request are still unwritten, so that the next write would not be
@@ -81,9 +81,9 @@ impl FirstWrite {
     }
 }
 
-// === impl Armed ===
+// === impl FirstWriteGuard ===
 
-impl Armed<'_> {
+impl FirstWriteGuard<'_> {
     /// Returns whether the kernel has accepted a byte. If not, none will be written, and the
     /// connection is unusable.
     pub(super) fn was_written(self) -> bool {
@@ -91,7 +91,7 @@ impl Armed<'_> {
     }
 }
 
-impl Drop for Armed<'_> {
+impl Drop for FirstWriteGuard<'_> {
     fn drop(&mut self) {
         self.0.settle();
     }

@@ -58,13 +58,13 @@ struct State {
 }
 
 /// One waiter's part of `State::wanted`.
-struct Wanting<'a> {
+struct WantedGuard<'a> {
     pool: &'a Pool,
     count: usize,
 }
 
 /// One dial's part of `State::dialling`.
-struct Dialling(Arc<Pool>);
+struct DialGuard(Arc<Pool>);
 
 // === impl Pool ===
 
@@ -131,7 +131,7 @@ impl Pool {
         if let Some(connection) = self.take() {
             return connection;
         }
-        let _wanting = Wanting::new(self, wanted.max(1));
+        let _wanted = WantedGuard::new(self, wanted.max(1));
         loop {
             // Registered before `take`, so that a later change is not missed.
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -205,7 +205,7 @@ impl Pool {
             missing
         };
         for _ in 0..missing {
-            tokio::spawn(dial(Dialling(self.clone())));
+            tokio::spawn(dial(DialGuard(self.clone())));
         }
     }
 
@@ -231,7 +231,7 @@ impl Pool {
 
 /// Opens one connection and pushes it onto the idle stack: immediately while the upstream is up,
 /// else after the back-off and only if a waiter remains.
-async fn dial(dialling: Dialling) {
+async fn dial(dialling: DialGuard) {
     let pool = &dialling.0;
     // Registered before the check, so that the upstream cannot come up unnoticed.
     let up = pool.up.notified();
@@ -303,24 +303,24 @@ impl State {
     }
 }
 
-// === impl Wanting ===
+// === impl WantedGuard ===
 
-impl<'a> Wanting<'a> {
+impl<'a> WantedGuard<'a> {
     fn new(pool: &'a Pool, count: usize) -> Self {
         pool.state.lock().wanted += count;
         Self { pool, count }
     }
 }
 
-impl Drop for Wanting<'_> {
+impl Drop for WantedGuard<'_> {
     fn drop(&mut self) {
         self.pool.state.lock().wanted -= self.count;
     }
 }
 
-// === impl Dialling ===
+// === impl DialGuard ===
 
-impl Drop for Dialling {
+impl Drop for DialGuard {
     fn drop(&mut self) {
         self.0.state.lock().dialling -= 1;
         self.0.changed.notify_one();

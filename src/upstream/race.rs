@@ -154,7 +154,7 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::upstream::addresses::Memory;
+    use crate::upstream::addresses::RaceHistory;
 
     /// Milliseconds of the connection and of the handshake, and whether each succeeds.
     #[derive(Clone, Copy)]
@@ -426,14 +426,14 @@ mod tests {
             start: Instant::now(),
             tried: Mutex::default(),
         };
-        let mut memory = Memory::default();
+        let mut race_history = RaceHistory::default();
         for (expected, takes) in [([1, 2, 3], 260), ([2, 3, 1], 10), ([2, 3, 1], 10)] {
             let start = Instant::now();
-            let order = memory.order(&addresses, start);
+            let order = race_history.order(&addresses, start);
             assert_eq!(order, expected.map(address));
             let outcome = race(&world, &order, start + Duration::from_secs(3)).await;
             assert_eq!(millis(start), takes);
-            memory.learn(&outcome, Instant::now());
+            race_history.learn(&outcome, Instant::now());
         }
     }
 }

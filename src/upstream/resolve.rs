@@ -36,7 +36,7 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
-    running: Option<Running>,
+    running: Option<RunningLookup>,
     /// Result and time of the latest successful lookup.
     known: Option<(Addresses, Instant)>,
     /// The latest lookup failed or is late, and `known` was used instead.
@@ -45,14 +45,14 @@ struct State {
 
 /// A running lookup.
 #[derive(Clone)]
-struct Running {
+struct RunningLookup {
     since: Instant,
     /// The error as text, because all waiters get a copy.
     result: Shared<BoxFuture<'static, Result<Addresses, (io::ErrorKind, String)>>>,
 }
 
 /// Ends the lookup's entry in the state, even if its task panics.
-struct Looking(Arc<Inner>);
+struct LookupGuard(Arc<Inner>);
 
 // === impl Resolver ===
 
@@ -84,7 +84,7 @@ impl Resolver {
             let mut state = self.inner.state.lock();
             let running = state
                 .running
-                .get_or_insert_with(|| Running::start(&self.inner))
+                .get_or_insert_with(|| RunningLookup::start(&self.inner))
                 .clone();
             (running, state.known.clone())
         };
@@ -107,19 +107,19 @@ impl Resolver {
     }
 }
 
-// === impl Running ===
+// === impl RunningLookup ===
 
-impl Running {
+impl RunningLookup {
     /// Runs in its own task: a lookup cannot be cancelled, and a late result is still useful.
     fn start(inner: &Arc<Inner>) -> Self {
-        let looking = Looking(inner.clone());
+        let guard = LookupGuard(inner.clone());
         let task = tokio::spawn(async move {
-            let found = (looking.0.lookup)().await;
+            let found = (guard.0.lookup)().await;
             let found = found
                 .map(Addresses::from)
                 .map_err(|error| (error.kind(), error.to_string()));
             if let Ok(addresses) = &found {
-                let mut state = looking.0.state.lock();
+                let mut state = guard.0.state.lock();
                 state.known = Some((addresses.clone(), Instant::now()));
                 if std::mem::take(&mut state.stale) {
                     info!("upstream name resolved again");
@@ -140,9 +140,9 @@ impl Running {
     }
 }
 
-// === impl Looking ===
+// === impl LookupGuard ===
 
-impl Drop for Looking {
+impl Drop for LookupGuard {
     fn drop(&mut self) {
         self.0.state.lock().running = None;
     }

@@ -107,7 +107,7 @@ fn covers(head: &CheckedHead<'_>, authorization: &Authorization<'_>) -> Result<(
     }
     let listed = connection_listed(headers);
     for (name, values) in signed.iter().zip(values) {
-        if checked_head::is_hop(name)
+        if checked_head::is_not_forwarded(name)
             || *name == "authorization"
             || listed.iter().any(|other| other == name)
         {

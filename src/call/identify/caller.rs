@@ -87,7 +87,7 @@ pub(crate) struct Relayed {
 
 /// The name of a flow in a JSON body.
 #[derive(Deserialize)]
-struct Named {
+struct FlowNameBody {
     #[serde(rename = "FlowName")]
     flow_name: String,
 }
@@ -182,7 +182,7 @@ impl Caller {
         };
         serde_json::from_slice(body)
             .ok()
-            .map(|Named { flow_name }| flow_name.into())
+            .map(|FlowNameBody { flow_name }| flow_name.into())
     }
 
     /// Bytes that the call holds while it is queued.

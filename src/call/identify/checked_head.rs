@@ -69,7 +69,7 @@ pub(super) fn read<'a>(
 }
 
 /// Whether a request header is not forwarded: hop-by-hop, or `Expect`, which Flowgate answers itself.
-pub(super) fn is_hop(name: &str) -> bool {
+pub(super) fn is_not_forwarded(name: &str) -> bool {
     name == "expect" || is_hop_by_hop(name)
 }
 

@@ -33,13 +33,13 @@ pub(crate) struct Nonces {
     key: RandomState,
     capacity: usize,
     floor: u64,
-    memories: DashMap<Holder, Memory>,
+    seen_by_scope: DashMap<NonceScope, SeenNonces>,
 }
 
 /// The owner of a memory. There is at most one per configured key and account, and one for unknown
 /// keys.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub(super) enum Holder {
+pub(super) enum NonceScope {
     /// The key of a verified caller.
     Key(AccessKeyId),
     /// All relayed callers of an account.
@@ -49,8 +49,8 @@ pub(super) enum Holder {
 }
 
 /// One use of a nonce.
-pub(super) struct Use<'a> {
-    pub(super) holder: Holder,
+pub(super) struct NonceUse<'a> {
+    pub(super) scope: NonceScope,
     pub(super) key: &'a AccessKeyId,
     pub(super) nonce: &'a str,
     pub(super) stamp: SystemTime,
@@ -67,7 +67,7 @@ pub(crate) struct Nonce {
 ///
 /// A nonce takes 13 bytes in a hash table that is between 1/2 and 7/8 full. Once a minute, and when
 /// the table is full, old nonces are dropped and the table is resized.
-struct Memory {
+struct SeenNonces {
     /// Whether the floor rises when the memory is full.
     is_verified: bool,
     floor: u64,
@@ -94,43 +94,43 @@ impl Nonces {
             key: RandomState::new(),
             capacity,
             floor,
-            memories: DashMap::new(),
+            seen_by_scope: DashMap::new(),
         }
     }
 
     /// Takes a nonce if it is new. Checking and storing are one atomic step.
-    pub(super) fn take(&self, usage: &Use<'_>, now: SystemTime) -> Result<(), Refusal> {
+    pub(super) fn take(&self, usage: &NonceUse<'_>, now: SystemTime) -> Result<(), Refusal> {
         let digest = self.digest(usage);
-        let is_verified = matches!(usage.holder, Holder::Key(_));
-        let mut memory = self
-            .memories
-            .entry(usage.holder.clone())
-            .or_insert_with(|| Memory::new(is_verified, self.floor, now));
-        memory.take(digest, time::seconds(usage.stamp), self.capacity, now)
+        let is_verified = matches!(usage.scope, NonceScope::Key(_));
+        let mut seen_nonces = self
+            .seen_by_scope
+            .entry(usage.scope.clone())
+            .or_insert_with(|| SeenNonces::new(is_verified, self.floor, now));
+        seen_nonces.take(digest, time::seconds(usage.stamp), self.capacity, now)
     }
 
     /// Checks whether a nonce could be taken now.
-    pub(super) fn check(&self, usage: &Use<'_>) -> Result<(), Refusal> {
-        let Some(memory) = self.memories.get(&usage.holder) else {
+    pub(super) fn check(&self, usage: &NonceUse<'_>) -> Result<(), Refusal> {
+        let Some(seen_nonces) = self.seen_by_scope.get(&usage.scope) else {
             return Ok(());
         };
-        memory.check_floor(time::seconds(usage.stamp))?;
-        if memory.seen.contains_key(&self.digest(usage)) {
+        seen_nonces.check_floor(time::seconds(usage.stamp))?;
+        if seen_nonces.seen.contains_key(&self.digest(usage)) {
             return Err(used());
         }
         Ok(())
     }
 
-    fn digest(&self, usage: &Use<'_>) -> Digest {
+    fn digest(&self, usage: &NonceUse<'_>) -> Digest {
         let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
         [hash as u32, (hash >> 32) as u32]
     }
 
     /// Drops nonces whose timestamps are no longer accepted, also of idle holders. The floors stay.
     pub(crate) fn forget_idle(&self, now: SystemTime) {
-        for mut memory in self.memories.iter_mut() {
-            if time::seconds(now).abs_diff(memory.swept) >= BETWEEN_SWEEPS {
-                memory.sweep(now);
+        for mut seen_nonces in self.seen_by_scope.iter_mut() {
+            if time::seconds(now).abs_diff(seen_nonces.swept) >= BETWEEN_SWEEPS {
+                seen_nonces.sweep(now);
             }
         }
     }
@@ -157,9 +157,9 @@ pub(crate) fn used() -> Refusal {
     )
 }
 
-// === impl Memory ===
+// === impl SeenNonces ===
 
-impl Memory {
+impl SeenNonces {
     fn new(is_verified: bool, floor: u64, now: SystemTime) -> Self {
         Self {
             is_verified,
@@ -263,8 +263,8 @@ mod tests {
         /// Takes a nonce. Its timestamp and the time of arrival are seconds after the start.
         fn takes(&self, nonce: &str, stamp: u64, now: u64) -> Result<(), Kind> {
             let key = AccessKeyId::new(self.1);
-            let usage = Use {
-                holder: Holder::Key(key.clone()),
+            let usage = NonceUse {
+                scope: NonceScope::Key(key.clone()),
                 key: &key,
                 nonce,
                 stamp: at(START + stamp),
@@ -317,12 +317,15 @@ mod tests {
     #[test]
     fn unverified_callers_do_not_raise_the_floor_for_others() {
         let nonces = Nonces::with_capacity(at(START), 4);
-        for holder in [Holder::Unknown, Holder::Relayed(AccountId::new("partner"))] {
+        for scope in [
+            NonceScope::Unknown,
+            NonceScope::Relayed(AccountId::new("partner")),
+        ] {
             let now = at(START + 1);
             let many = AccessKeyId::new("many");
             for nonce in 0..9 {
-                let usage = Use {
-                    holder: holder.clone(),
+                let usage = NonceUse {
+                    scope: scope.clone(),
                     key: &many,
                     nonce: &nonce.to_string(),
                     // From a clock that is 15 minutes ahead.
@@ -331,8 +334,8 @@ mod tests {
                 nonces.take(&usage, now).unwrap();
             }
             let honest = AccessKeyId::new("honest");
-            let usage = Use {
-                holder,
+            let usage = NonceUse {
+                scope,
                 key: &honest,
                 nonce: "1",
                 stamp: now,
@@ -347,8 +350,8 @@ mod tests {
     fn a_nonce_can_be_checked_without_being_taken() {
         let nonces = Nonces::new(at(START));
         let key = AccessKeyId::new("a");
-        let usage = Use {
-            holder: Holder::Key(key.clone()),
+        let usage = NonceUse {
+            scope: NonceScope::Key(key.clone()),
             key: &key,
             nonce: "n",
             stamp: at(START + 10),
@@ -358,7 +361,7 @@ mod tests {
         nonces.take(&usage, at(START + 10)).unwrap();
         let refusal = nonces.check(&usage).unwrap_err();
         assert_eq!(refusal.kind, Kind::NonceUsed);
-        let other = Use {
+        let other = NonceUse {
             nonce: "m",
             ..usage
         };
@@ -410,9 +413,9 @@ mod tests {
         nonces.forget_idle(at(START + 10 + kept + BETWEEN_SWEEPS));
         assert!(
             nonces
-                .memories
+                .seen_by_scope
                 .iter()
-                .all(|memory| memory.seen.capacity() == 0)
+                .all(|seen_nonces| seen_nonces.seen.capacity() == 0)
         );
         assert_eq!(
             Client(&nonces, "a").takes("1", 10, 10),
@@ -435,7 +438,7 @@ mod tests {
                 if second % 60 == 0 {
                     nonces.forget_idle(at(START + second));
                 }
-                nonces.memories.iter().next().unwrap().seen.capacity()
+                nonces.seen_by_scope.iter().next().unwrap().seen.capacity()
             });
             capacity.max().unwrap()
         };

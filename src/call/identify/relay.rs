@@ -68,7 +68,7 @@ fn is_forwarded(name: &HeaderName, signed: &[&str], connection_listed: &[String]
         return true;
     }
     let is_for_this_hop =
-        checked_head::is_hop(name) || connection_listed.iter().any(|other| other == name);
+        checked_head::is_not_forwarded(name) || connection_listed.iter().any(|other| other == name);
     let is_for_flowgate = name.starts_with("x-flowgate-");
     let is_written_by_sign = name == header::ACCEPT_ENCODING.as_str();
     !is_for_this_hop && !is_for_flowgate && !is_written_by_sign

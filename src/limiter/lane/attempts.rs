@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::limiter::lane::{Context, Effect, End, Grant, Lane};
 use crate::limiter::pace::ThrottledAttempt;
 use crate::limiter::pause::{Episode, ThrottleRefusal};
-use crate::limiter::shared::protocol::{How, Op, Pauses};
+use crate::limiter::shared::protocol::{AttemptEnd, Op, Pauses};
 use crate::limiter::shared::slots::Slot;
 use crate::limiter::source::{GrantedToken, Source};
 use crate::primitives::backoff;
@@ -171,14 +171,14 @@ impl<W> Lane<W> {
     /// Reports another end to the store, if the attempt was the probe or if it ends a back-off.
     fn report_end(&mut self, slot: Slot, end: End, now: Instant) {
         let how = match end {
-            End::Accepted => How::Answered,
-            End::Unsent => How::Unsent,
-            End::Unknown | End::Throttled { .. } => How::Unknown,
+            End::Accepted => AttemptEnd::Answered,
+            End::Unsent => AttemptEnd::Unsent,
+            End::Unknown | End::Throttled { .. } => AttemptEnd::Unknown,
         };
         let Source::Shared(slots) = &self.source else {
             return;
         };
-        if slot.dated.probe || (how == How::Answered && slots.is_troubled()) {
+        if slot.dated.probe || (how == AttemptEnd::Answered && slots.is_troubled()) {
             let op = Op::Ended {
                 slot: slot.dated,
                 how,

@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::lane::{Context, Effect, Lane, PendingRequest, StoreRequest, StoreTerms};
+use crate::limiter::lane::{Context, Effect, Lane, PendingRequest, StoreRequest, StoreTiming};
 use crate::limiter::pace::SharedRate;
 use crate::limiter::pause::ThrottleRefusal;
 use crate::limiter::refusals;
-use crate::limiter::shared::allowance::Worth;
+use crate::limiter::shared::allowance::SlotTiming;
 use crate::limiter::shared::members::VANISHED;
-use crate::limiter::shared::protocol::{AHEAD, Answer, Op, Waiting as WaitingClient};
+use crate::limiter::shared::protocol::{AHEAD, Answer, Op, WaitingClient};
 use crate::limiter::shared::slots::{Slots, Start};
 use crate::limiter::shared::{ADVICE, QuotaSource};
 use crate::limiter::source::Source;
@@ -49,7 +49,7 @@ impl<W> Lane<W> {
     pub(super) fn source_changed(
         &mut self,
         quota_source: QuotaSource,
-        store: StoreTerms,
+        store: StoreTiming,
         cx: Context<'_>,
     ) {
         if quota_source == self.quota_source {
@@ -81,7 +81,7 @@ impl<W> Lane<W> {
     fn new_source(
         &self,
         quota_source: QuotaSource,
-        store: StoreTerms,
+        store: StoreTiming,
         now: Instant,
     ) -> Option<Source> {
         let limit = self.limit;
@@ -146,7 +146,7 @@ impl<W> Lane<W> {
 
     /// Requests slots from the store, if the lane needs any now.
     pub(super) fn request_slots_if_due(&mut self, now: Instant) {
-        if let Wait::Ask = self.source.wait(self.queue.len(), now) {
+        if let Wait::SendRequest = self.source.wait(self.queue.len(), now) {
             self.send_request(Op::Take, None, now);
         }
     }
@@ -180,7 +180,7 @@ impl<W> Lane<W> {
         }
         let pending = PendingRequest {
             epoch: self.epoch,
-            ask: slots.ask(self.queue.len(), now),
+            slot_request: slots.next_request(self.queue.len(), now),
             version: shared.version,
             pace,
             refusal,
@@ -229,7 +229,7 @@ impl<W> Lane<W> {
             return;
         };
         let rate_before = slots.rate();
-        let worth = slots.answered(pending.ask.number, answer, now);
+        let timing = slots.answered(pending.slot_request.number, answer, now);
         let is_slower = slots.rate() < rate_before;
         let open = slots.clock().latest(answer.view.open, now);
         let stored_now = slots.clock().at_most(now, now);
@@ -254,7 +254,7 @@ impl<W> Lane<W> {
         if is_slower || self.pause.open_at(now) > open_before {
             self.review.request(now);
         }
-        if worth == Worth::TooFar {
+        if timing == SlotTiming::TooFar {
             self.effects.push_back(Effect::StoreTooFar);
         }
         self.update_rate(now);
@@ -296,7 +296,7 @@ impl<W> Lane<W> {
             self.shared_pace.is_unsaved = true;
         }
         if let Source::Shared(slots) = &mut self.source {
-            slots.unanswered(pending.ask.number, cx.now + RETRY_AFTER);
+            slots.unanswered(pending.slot_request.number, cx.now + RETRY_AFTER);
         }
         if let Some(refusal) = pending.refusal {
             // The store has not recorded the refusal, so at least this replica pauses. 0.5 gives

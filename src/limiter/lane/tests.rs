@@ -8,7 +8,7 @@ use std::num::NonZeroU32;
 use super::*;
 use crate::config::{self, Retry};
 use crate::limiter::fair::Sequence;
-use crate::limiter::shared::protocol::{Dated, View};
+use crate::limiter::shared::protocol::{DatedSlot, View};
 use crate::primitives::id::{ClientId, TenantId};
 
 mod calls;
@@ -125,8 +125,8 @@ fn entry(call: u64, client: &str, now: Instant) -> QueueEntry {
     }
 }
 
-fn terms() -> StoreTerms {
-    StoreTerms {
+fn timing() -> StoreTiming {
+    StoreTiming {
         slack: ms(SLACK),
         longest_slack: ms(SLACK),
         distance: Duration::ZERO,
@@ -141,7 +141,7 @@ fn stored(at: u64) -> u64 {
 /// The store's answer at `at`, with slots of these dates.
 fn view(at: u64, dates: &[u64]) -> View {
     let away = AWAY + SLACK;
-    let slot = |date: &u64| Dated {
+    let slot = |date: &u64| DatedSlot {
         at: stored(*date),
         back: stored(date + away),
         slack: SLACK * 1000,
@@ -152,8 +152,8 @@ fn view(at: u64, dates: &[u64]) -> View {
         usable: 5,
         gap: GAP * 1000,
         away: away * 1000,
-        share: 1_000_000,
-        ask: 100_000,
+        part: 1_000_000,
+        next_request_after: 100_000,
         used: u32::try_from(dates.len()).unwrap(),
         back: dates.iter().map(|date| stored(date + away)).collect(),
         slots: dates.iter().map(slot).collect(),
@@ -283,7 +283,7 @@ impl World {
             ),
             Step::Source(quota_source) => Event::SourceChanged {
                 quota_source,
-                store: terms(),
+                store: timing(),
             },
             Step::Reload(changed) => Event::RulesChanged {
                 limit: changed.map(|(count, window)| limit(count, window)),
@@ -348,9 +348,12 @@ impl World {
                     format!("refuse all {} {:?}", queue.len(), refusal.kind)
                 }
                 Effect::SendRequest(request) => {
-                    let ask = &request.pending.ask;
-                    let mut text = format!("{} for {}", request.op.name(), ask.wanted);
-                    for (what, number) in [("unused", ask.unused.len()), ("late", ask.late.len())] {
+                    let slot_request = &request.pending.slot_request;
+                    let mut text = format!("{} for {}", request.op.name(), slot_request.wanted);
+                    for (what, number) in [
+                        ("unused", slot_request.unused.len()),
+                        ("late", slot_request.late.len()),
+                    ] {
                         if number > 0 {
                             text += &format!(" {what} {number}");
                         }

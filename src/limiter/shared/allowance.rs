@@ -27,7 +27,7 @@ pub(super) struct Allowance {
 
 /// Whether the slots of an answer are usable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Worth {
+pub(crate) enum SlotTiming {
     /// Some slots are usable, or there are none.
     Fine,
     /// All slots are too late. The next ones get more slack.
@@ -44,7 +44,7 @@ impl Allowance {
     }
 
     /// Judges an answer by its numbers of slots in time and too late.
-    pub(super) fn judge(&mut self, in_time: usize, too_late: usize) -> Worth {
+    pub(super) fn judge(&mut self, in_time: usize, too_late: usize) -> SlotTiming {
         self.has_grown = false;
         if in_time > 0 {
             self.too_late = 0;
@@ -53,12 +53,12 @@ impl Allowance {
             self.too_late += 1;
             self.more();
             return if self.too_late >= TOO_FAR {
-                Worth::TooFar
+                SlotTiming::TooFar
             } else {
-                Worth::TooLate
+                SlotTiming::TooLate
             };
         }
-        Worth::Fine
+        SlotTiming::Fine
     }
 
     /// A slot arrived in time but was used too late: a slow disk, a busy machine, or more slots than
@@ -89,10 +89,12 @@ mod tests {
             [10, 20, 40, 80, 100]
         );
         assert!(
-            seen[..4].iter().all(|(worth, _)| *worth == Worth::TooLate)
-                && seen[4].0 == Worth::TooFar
+            seen[..4]
+                .iter()
+                .all(|(timing, _)| *timing == SlotTiming::TooLate)
+                && seen[4].0 == SlotTiming::TooFar
         );
-        assert_eq!(allowance.judge(0, 0), Worth::Fine);
+        assert_eq!(allowance.judge(0, 0), SlotTiming::Fine);
         assert_eq!(
             allowance.extra(),
             MOST_EXTRA,
@@ -102,7 +104,7 @@ mod tests {
             .map(|_| (allowance.judge(1, 1), allowance.extra()))
             .collect();
         assert!(seen.is_sorted_by(|a, b| a.1 > b.1) && seen[19].1 < MOST_EXTRA / 3);
-        assert_eq!(allowance.judge(0, 1), Worth::TooLate);
+        assert_eq!(allowance.judge(0, 1), SlotTiming::TooLate);
     }
 
     #[test]
@@ -116,7 +118,7 @@ mod tests {
         assert_eq!([(); 5].map(|()| late()), [10, 20, 40, 80, 100]);
         assert_eq!(
             allowance.judge(0, 1),
-            Worth::TooLate,
+            SlotTiming::TooLate,
             "late attempts do not count against the store"
         );
     }

@@ -48,8 +48,8 @@ impl Clock {
     /// Records that the store's clock read `store` between the two moments.
     pub(crate) fn observe(&mut self, sent: Instant, received: Instant, store: u64) {
         let store = i64::try_from(store).unwrap_or(i64::MAX);
-        let least = self.ours(sent) - store;
-        let most = self.ours(received) - store;
+        let least = self.own_micros(sent) - store;
+        let most = self.own_micros(received) - store;
         let new = Bound {
             since: received,
             least_at: sent,
@@ -84,19 +84,19 @@ impl Clock {
     /// Returns a moment that the store's `at` is not after.
     pub(crate) fn latest(&self, at: u64, now: Instant) -> Instant {
         let (_, most) = self.difference(now).unwrap_or_default();
-        self.moment(at, most)
+        self.instant(at, most)
     }
 
     /// Returns a moment that the store's `at` is not before.
     pub(crate) fn earliest(&self, at: u64, now: Instant) -> Instant {
         let (least, _) = self.difference(now).unwrap_or_default();
-        self.moment(at, least)
+        self.instant(at, least)
     }
 
-    /// Returns an upper bound of the store's clock at our `moment`.
-    pub(crate) fn at_most(&self, moment: Instant, now: Instant) -> u64 {
+    /// Returns an upper bound of the store's clock at our `instant`.
+    pub(crate) fn at_most(&self, instant: Instant, now: Instant) -> u64 {
         let (least, _) = self.difference(now).unwrap_or_default();
-        u64::try_from(self.ours(moment) - least).unwrap_or(0)
+        u64::try_from(self.own_micros(instant) - least).unwrap_or(0)
     }
 
     /// Returns the distance between the bounds; `None` before the first answer.
@@ -123,20 +123,20 @@ impl Clock {
         Some((least, most))
     }
 
-    fn ours(&self, moment: Instant) -> i64 {
-        match moment.checked_duration_since(self.origin) {
+    fn own_micros(&self, instant: Instant) -> i64 {
+        match instant.checked_duration_since(self.origin) {
             Some(since) => signed_micros(since),
-            None => -signed_micros(self.origin - moment),
+            None => -signed_micros(self.origin - instant),
         }
     }
 
-    fn moment(&self, at: u64, difference: i64) -> Instant {
-        let ours = i64::try_from(at)
+    fn instant(&self, at: u64, difference: i64) -> Instant {
+        let own_micros = i64::try_from(at)
             .unwrap_or(i64::MAX)
             .saturating_add(difference);
-        let span = Duration::from_micros(ours.unsigned_abs());
+        let span = Duration::from_micros(own_micros.unsigned_abs());
         // An Instant cannot be before the machine's start.
-        if ours < 0 {
+        if own_micros < 0 {
             self.origin.checked_sub(span).unwrap_or(self.origin)
         } else {
             self.origin + span
@@ -205,8 +205,9 @@ mod tests {
             // Millionths by which the store's clock is faster.
             let drift = random.i64(-180..=180);
             let store = |at: Instant| {
-                let ours = i64::try_from((at - start).as_micros()).unwrap();
-                u64::try_from(1_700_000_000_000_000 + ours + ours * drift / 1_000_000).unwrap()
+                let own_micros = i64::try_from((at - start).as_micros()).unwrap();
+                u64::try_from(1_700_000_000_000_000 + own_micros + own_micros * drift / 1_000_000)
+                    .unwrap()
             };
             let mut now = start;
             for _ in 0..200 {
@@ -215,18 +216,21 @@ mod tests {
                 let back = MS * random.u32(0..50);
                 clock.observe(now, now + out + back, store(now + out));
                 now += out + back;
-                let moment = now + MS * random.u32(0..300);
-                let at = store(moment);
+                let instant = now + MS * random.u32(0..300);
+                let at = store(instant);
                 // For rounding, and for the drift until that moment.
                 let two = Duration::from_micros(2);
-                let later = (moment - now) / 5000;
+                let later = (instant - now) / 5000;
                 assert!(
-                    clock.earliest(at, now) <= moment + two + later,
+                    clock.earliest(at, now) <= instant + two + later,
                     "seed {seed}"
                 );
-                assert!(clock.latest(at, now) + two + later >= moment, "seed {seed}");
                 assert!(
-                    clock.at_most(moment, now) + micros(two + later) >= at,
+                    clock.latest(at, now) + two + later >= instant,
+                    "seed {seed}"
+                );
+                assert!(
+                    clock.at_most(instant, now) + micros(two + later) >= at,
                     "seed {seed}"
                 );
                 let unknown = clock.uncertainty(now).unwrap();

@@ -35,7 +35,7 @@ struct Member {
     /// When the store last received its heartbeat.
     at: Instant,
     /// The server's id of its connection.
-    through: u64,
+    connection_id: u64,
     /// The run id of the server that assigned the connection id; empty if unknown.
     run: String,
     /// When it returned after it had vanished. Tokens that it used meanwhile may still be in use.
@@ -45,10 +45,10 @@ struct Member {
 }
 
 /// One replica as the store reports it.
-pub(super) struct Seen {
+pub(super) struct ReportedReplica {
     pub(super) name: String,
     /// The server's id of its connection.
-    pub(super) through: u64,
+    pub(super) connection_id: u64,
     /// The run id of the server that assigned the connection id; empty if unknown.
     pub(super) run: String,
     /// Time since its last heartbeat.
@@ -59,21 +59,22 @@ pub(super) struct Seen {
 
 /// The connection of this replica: the server's id of it and the server's run id.
 #[derive(Clone, Debug)]
-pub(crate) struct Own {
+pub(crate) struct OwnConnection {
     pub(crate) connection: u64,
     pub(crate) run: String,
 }
 
-/// Returns the script's arguments. `buried` is a dead replica: its name and its closed connection.
+/// Returns the script's arguments. `dead` is a dead replica: its name and its closed connection.
 pub(crate) fn args(
     op: &str,
     me: &str,
-    own: &Own,
+    own: &OwnConnection,
     lease: Duration,
-    buried: Option<(&str, u64)>,
+    dead: Option<(&str, u64)>,
 ) -> [Vec<u8>; 7] {
-    let name = buried.map_or_else(String::new, |(name, _)| name.to_owned());
-    let through = buried.map_or_else(String::new, |(_, through)| through.to_string());
+    let name = dead.map_or_else(String::new, |(name, _)| name.to_owned());
+    let connection_id =
+        dead.map_or_else(String::new, |(_, connection_id)| connection_id.to_string());
     [
         op.to_owned(),
         me.to_owned(),
@@ -81,19 +82,19 @@ pub(crate) fn args(
         own.run.clone(),
         lease.as_micros().to_string(),
         name,
-        through,
+        connection_id,
     ]
     .map(String::into_bytes)
 }
 
 /// Reads the script's answer; `None` if it has another form.
-pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
+pub(super) fn read(answer: redis::Value) -> Option<Vec<ReportedReplica>> {
     let list: Vec<(String, u64, u64, bool, String)> = redis::from_redis_value(answer).ok()?;
     let mut replicas = Vec::with_capacity(list.len());
-    for (name, through, silent, has_left, run) in list {
-        replicas.push(Seen {
+    for (name, connection_id, silent, has_left, run) in list {
+        replicas.push(ReportedReplica {
             name,
-            through,
+            connection_id,
             run,
             silent: Duration::from_micros(silent),
             has_left,
@@ -102,9 +103,9 @@ pub(super) fn read(answer: redis::Value) -> Option<Vec<Seen>> {
     Some(replicas)
 }
 
-// === impl Own ===
+// === impl OwnConnection ===
 
-impl Own {
+impl OwnConnection {
     /// An unknown connection.
     pub(crate) fn unknown() -> Self {
         Self {
@@ -128,10 +129,14 @@ impl Members {
     }
 
     /// Records the store's list. `asked` is when the request was sent.
-    pub(super) fn heard(&mut self, list: impl IntoIterator<Item = Seen>, asked: Instant) {
-        for Seen {
+    pub(super) fn update(
+        &mut self,
+        list: impl IntoIterator<Item = ReportedReplica>,
+        asked: Instant,
+    ) {
+        for ReportedReplica {
             name,
-            through,
+            connection_id,
             run,
             silent,
             has_left,
@@ -147,18 +152,20 @@ impl Members {
             let at = asked.checked_sub(silent).unwrap_or(asked);
             let member = self.seen.entry(name).or_insert_with(|| Member {
                 at,
-                through,
+                connection_id,
                 run: run.clone(),
                 back: None,
                 has_left: false,
             });
             // With another connection it was without the store meanwhile, even if a delayed heartbeat
             // of the earlier connection arrived in between.
-            if at > member.at + VANISHED || (member.through, &member.run) != (through, &run) {
+            if at > member.at + VANISHED
+                || (member.connection_id, &member.run) != (connection_id, &run)
+            {
                 member.back = Some(asked);
             }
             member.at = at.max(member.at);
-            member.through = through;
+            member.connection_id = connection_id;
             member.run = run;
             member.has_left = false;
         }
@@ -196,7 +203,7 @@ impl Members {
                 let is_of_this_run = member.at > since || (!run.is_empty() && member.run == run);
                 **name != self.me && !member.has_left && member.has_vanished(now) && is_of_this_run
             })
-            .map(|(name, member)| (name.clone(), member.through))
+            .map(|(name, member)| (name.clone(), member.connection_id))
     }
 
     /// Returns this replica's part of `count` tokens while the store is down. `None` until it has been
@@ -275,15 +282,15 @@ mod tests {
         let mut members = Members::new(me.to_owned(), 60 * SECOND);
         // Long enough that all replicas know each other.
         for asked in [asked - VANISHED, asked] {
-            members.heard((0..all).map(|rank| seen(rank, Duration::ZERO)), asked);
+            members.update((0..all).map(|rank| seen(rank, Duration::ZERO)), asked);
         }
         members
     }
 
-    fn seen(rank: u32, silent: Duration) -> Seen {
-        Seen {
+    fn seen(rank: u32, silent: Duration) -> ReportedReplica {
+        ReportedReplica {
             name: format!("r{rank}"),
-            through: 7,
+            connection_id: 7,
             run: "run1".to_owned(),
             silent,
             has_left: false,
@@ -327,18 +334,18 @@ mod tests {
             [alone, joins].map(|members| members.part(FIVE, now))
         };
         let used = |count| NonZeroU32::new(count);
-        joins.heard(both(), start + 50 * ms);
+        joins.update(both(), start + 50 * ms);
         assert_eq!(parts(&alone, &joins, start + 100 * ms), [used(5), None]);
-        alone.heard(both(), start + 250 * ms);
-        joins.heard(both(), start + 799 * ms);
+        alone.update(both(), start + 250 * ms);
+        joins.update(both(), start + 799 * ms);
         assert_eq!(parts(&alone, &joins, start + 799 * ms), [used(3), None]);
-        joins.heard(both(), start + 800 * ms);
+        joins.update(both(), start + 800 * ms);
         assert_eq!(parts(&alone, &joins, start + 800 * ms), [used(3), used(2)]);
         // After its lease it is forgotten and joins again.
         let back = start + 800 * ms + 60 * SECOND;
-        joins.heard(both(), back);
+        joins.update(both(), back);
         assert_eq!(joins.part(FIVE, back), None);
-        joins.heard(both(), back + VANISHED);
+        joins.update(both(), back + VANISHED);
         assert_eq!(joins.part(FIVE, back + VANISHED), used(2));
     }
 
@@ -351,7 +358,7 @@ mod tests {
             let now = start + second * SECOND;
             // The store still lists the replica, with a growing silence.
             let list = [seen(0, second * SECOND), seen(1, Duration::ZERO)];
-            other.heard(
+            other.update(
                 list.into_iter().filter(|seen| seen.silent <= 60 * SECOND),
                 now,
             );
@@ -392,7 +399,7 @@ mod tests {
         let list = || {
             [
                 seen(0, Duration::ZERO),
-                Seen {
+                ReportedReplica {
                     has_left: true,
                     ..seen(1, SECOND)
                 },
@@ -401,7 +408,7 @@ mod tests {
         };
         for beat in 1..300 {
             let now = start + beat * SECOND / 4;
-            members.heard(list(), now);
+            members.update(list(), now);
             assert_eq!(
                 (members.len(), members.withheld(FIVE, SECOND, now)),
                 (2, 0),
@@ -415,16 +422,16 @@ mod tests {
     fn the_part_of_a_replica_that_returned_is_withheld_for_a_window_even_if_it_leaves() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
-        let left = || Seen {
+        let left = || ReportedReplica {
             has_left: true,
             ..seen(1, Duration::ZERO)
         };
         // It was cut off for two seconds, returns, and leaves immediately.
         let back = start + 2 * SECOND;
-        members.heard([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], back);
+        members.update([seen(0, Duration::ZERO), seen(1, Duration::ZERO)], back);
         for (millis, withheld) in [(100, 2), (900, 2), (1000, 0), (5000, 0)] {
             let now = back + Duration::from_millis(millis);
-            members.heard([seen(0, Duration::ZERO), left()], now);
+            members.update([seen(0, Duration::ZERO), left()], now);
             assert_eq!(
                 (members.len(), members.withheld(FIVE, SECOND, now)),
                 (1, withheld),
@@ -437,10 +444,10 @@ mod tests {
     fn a_replica_that_was_considered_dead_is_present_again_after_a_heartbeat() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
-        members.heard(
+        members.update(
             [
                 seen(0, Duration::ZERO),
-                Seen {
+                ReportedReplica {
                     has_left: true,
                     ..seen(1, Duration::ZERO)
                 },
@@ -448,7 +455,7 @@ mod tests {
             start + SECOND,
         );
         assert_eq!(members.len(), 1);
-        members.heard(
+        members.update(
             [seen(0, Duration::ZERO), seen(1, Duration::ZERO)],
             start + 2 * SECOND,
         );
@@ -485,11 +492,11 @@ mod tests {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
         // The store was frozen and processes an earlier heartbeat only now.
-        members.heard([seen(1, Duration::ZERO)], start + SECOND / 2);
+        members.update([seen(1, Duration::ZERO)], start + SECOND / 2);
         assert_eq!(members.withheld(FIVE, SECOND, start + SECOND / 2), 0);
-        members.heard(
-            [Seen {
-                through: 8,
+        members.update(
+            [ReportedReplica {
+                connection_id: 8,
                 ..seen(1, Duration::ZERO)
             }],
             start + SECOND,
@@ -500,9 +507,9 @@ mod tests {
             2
         );
         for half in [3, 4] {
-            members.heard(
-                [Seen {
-                    through: 8,
+            members.update(
+                [ReportedReplica {
+                    connection_id: 8,
                     ..seen(1, Duration::ZERO)
                 }],
                 start + half * SECOND / 2,
@@ -515,7 +522,7 @@ mod tests {
     fn a_store_that_lost_its_data_does_not_remove_other_replicas() {
         let start = Instant::now();
         let mut members = members("r0", 2, start);
-        members.heard([seen(0, Duration::ZERO)], start + 5 * SECOND);
+        members.update([seen(0, Duration::ZERO)], start + 5 * SECOND);
         assert_eq!(
             (
                 members.len(),
@@ -523,10 +530,10 @@ mod tests {
             ),
             (2, 2)
         );
-        members.heard([seen(1, Duration::ZERO)], start + 6 * SECOND);
+        members.update([seen(1, Duration::ZERO)], start + 6 * SECOND);
         // Tokens that it used before it returned are back after one window.
         assert_eq!(members.withheld(FIVE, SECOND, start + 6 * SECOND), 2);
-        members.heard([seen(1, Duration::ZERO)], start + 7 * SECOND - VANISHED);
+        members.update([seen(1, Duration::ZERO)], start + 7 * SECOND - VANISHED);
         assert_eq!(
             members.withheld(FIVE, SECOND, start + 7 * SECOND - VANISHED),
             2

@@ -47,7 +47,7 @@ pub(crate) const GIVEN_BACK: usize = 64;
 
 /// A slot in the store's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Dated {
+pub(crate) struct DatedSlot {
     /// The earliest time of use.
     pub(crate) at: u64,
     /// When its token returns; identifies the slot in the store.
@@ -60,14 +60,14 @@ pub(crate) struct Dated {
 
 /// A slot that was used too late.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Late {
-    pub(crate) slot: Dated,
+pub(crate) struct LateUse {
+    pub(crate) slot: DatedSlot,
     /// An upper bound of the time of use.
     pub(crate) used: u64,
 }
 
 /// The arguments of every operation.
-pub(crate) struct Question<'a> {
+pub(crate) struct DealRequest<'a> {
     pub(crate) replica: &'a str,
     pub(crate) limit: Limit,
     /// The learned number of tokens.
@@ -90,11 +90,11 @@ pub(crate) struct Question<'a> {
     /// Number of waiting calls without a slot. 0 withdraws earlier requests.
     pub(crate) wanted: usize,
     /// The waiting clients.
-    pub(crate) waiting: &'a [Waiting],
+    pub(crate) waiting: &'a [WaitingClient],
     /// Slots that were not used.
-    pub(crate) unused: &'a [Dated],
+    pub(crate) unused: &'a [DatedSlot],
     /// Slots that were used too late.
-    pub(crate) late: &'a [Late],
+    pub(crate) late: &'a [LateUse],
     /// The longest pause that CAMS can request.
     pub(crate) max_pause: Duration,
 }
@@ -110,7 +110,7 @@ pub(crate) struct NewPace<'a> {
 
 /// A client that waits at this replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Waiting {
+pub(crate) struct WaitingClient {
     /// A hash of the client's name, equal at all replicas.
     pub(crate) digest: String,
     pub(crate) weight: u32,
@@ -126,7 +126,7 @@ pub(crate) enum Op {
     /// the lane continues.
     Throttled { at: u64, pauses: Option<Pauses> },
     /// An attempt ended in another way.
-    Ended { slot: Dated, how: How },
+    Ended { slot: DatedSlot, how: AttemptEnd },
 }
 
 /// How long a lane pauses after a throttled attempt.
@@ -140,7 +140,7 @@ pub(crate) struct Pauses {
 
 /// The end of an attempt that was not throttled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum How {
+pub(crate) enum AttemptEnd {
     Answered,
     Unknown,
     Unsent,
@@ -170,15 +170,15 @@ pub(crate) struct View {
     /// Number of slots that the store will still deal to this replica.
     pub(crate) wanted: u32,
     /// Time until the next request if calls wait.
-    pub(crate) ask: u64,
-    /// This replica's share of the lane's grants, in millionths.
-    pub(crate) share: u64,
+    pub(crate) next_request_after: u64,
+    /// This replica's part of the lane's grants, in millionths.
+    pub(crate) part: u64,
     /// How many of the usable tokens are in use.
     pub(crate) used: u32,
     /// When the used tokens return, sorted: all of them, or evenly spread samples.
     pub(crate) back: Vec<u64>,
     /// Slots dealt to this replica.
-    pub(crate) slots: Vec<Dated>,
+    pub(crate) slots: Vec<DatedSlot>,
 }
 
 /// An answer, with the times that bound the store's clock.
@@ -203,13 +203,13 @@ impl Op {
     }
 
     /// Returns the script's arguments.
-    pub(crate) fn args(&self, question: &Question<'_>) -> Vec<Vec<u8>> {
+    pub(crate) fn args(&self, request: &DealRequest<'_>) -> Vec<Vec<u8>> {
         let mut args = vec![
             self.name().into(),
-            question.replica.into(),
-            packed(&question.numbers()),
+            request.replica.into(),
+            packed(&request.numbers()),
         ];
-        args.extend(question.texts().map(String::into_bytes));
+        args.extend(request.texts().map(String::into_bytes));
         args.extend(self.own_args().into_iter().map(String::into_bytes));
         args
     }
@@ -228,9 +228,9 @@ impl Op {
     }
 }
 
-// === impl How ===
+// === impl AttemptEnd ===
 
-impl How {
+impl AttemptEnd {
     fn name(self) -> &'static str {
         match self {
             Self::Answered => "answered",
@@ -240,9 +240,9 @@ impl How {
     }
 }
 
-// === impl Question ===
+// === impl DealRequest ===
 
-impl Question<'_> {
+impl DealRequest<'_> {
     /// The constants and this lane's numbers, in the order in which `deal.lua` unpacks them.
     fn numbers(&self) -> [u64; 24] {
         let samples = u32::try_from(self.limit.window.as_millis() / 400)
@@ -282,7 +282,7 @@ impl Question<'_> {
             list(self.waiting, |client| {
                 format!("{}:{}:{}", client.digest, client.weight, client.tenants)
             }),
-            list(self.unused, Dated::text),
+            list(self.unused, DatedSlot::text),
             list(self.late, |late| {
                 format!("{}:{}", late.slot.text(), late.used)
             }),
@@ -290,9 +290,9 @@ impl Question<'_> {
     }
 }
 
-// === impl Dated ===
+// === impl DatedSlot ===
 
-impl Dated {
+impl DatedSlot {
     fn text(&self) -> String {
         format!(
             "{}:{}:{}:{}",
@@ -304,9 +304,9 @@ impl Dated {
     }
 }
 
-// === impl Waiting ===
+// === impl WaitingClient ===
 
-impl Waiting {
+impl WaitingClient {
     pub(crate) fn new(client: &ClientId, weight: u32, tenants: usize) -> Self {
         let mut digest = v3::hash(client.as_str().as_bytes());
         digest.truncate(16);
@@ -336,12 +336,12 @@ impl View {
             away,
             usable,
             wanted,
-            ask,
-            share,
+            next_request_after,
+            part,
             used,
         ] = numbers.try_into().ok()?;
         let small = |number: u64| u32::try_from(number).ok();
-        let slot = |slot: &[u64]| Dated {
+        let slot = |slot: &[u64]| DatedSlot {
             at: slot[0],
             back: slot[1],
             slack: slot[2],
@@ -363,8 +363,8 @@ impl View {
             away,
             usable: small(usable)?,
             wanted: small(wanted)?,
-            ask,
-            share,
+            next_request_after,
+            part,
             used: small(used)?,
             back,
             slots: slots.map(slot).collect(),

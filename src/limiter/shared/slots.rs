@@ -10,9 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::shared::allowance::{Allowance, Worth};
+use crate::limiter::shared::allowance::{Allowance, SlotTiming};
 use crate::limiter::shared::clock::Clock;
-use crate::limiter::shared::protocol::{Answer, Dated, GIVEN_BACK, Late, View};
+use crate::limiter::shared::protocol::{Answer, DatedSlot, GIVEN_BACK, LateUse, View};
 use crate::limiter::token_returns::TokenReturns;
 use crate::limiter::wait::Wait;
 
@@ -31,28 +31,28 @@ pub(crate) struct Slots {
     allowance: Allowance,
     clock: Clock,
     /// Usable slots, sorted by date.
-    hand: VecDeque<Slot>,
+    usable: VecDeque<Slot>,
     /// Slots to give back with the next request.
-    unused: Vec<Dated>,
+    unused: Vec<DatedSlot>,
     /// Slots used too late, to report with the next request.
-    late: Vec<Late>,
+    late: Vec<LateUse>,
     /// Late uses reported with the request of this number, which is not answered yet.
-    reported: Option<(u64, Vec<Late>)>,
+    reported: Option<(u64, Vec<LateUse>)>,
     /// Number of granted slots that are neither used nor given back.
     held: u32,
     /// The number of the latest request.
     number: u64,
     /// Whether the latest request is in flight.
-    asking: bool,
+    is_request_pending: bool,
     /// Whether the store will deal slots to this replica because of its last request.
     is_wanting: bool,
     /// When the silent window ends: before that no slots are requested, and only late uses reported.
     from: Instant,
     /// The earliest time of the next request.
-    ask_at: Instant,
-    seen: Seen,
+    next_request_at: Instant,
+    seen: LaneForecast,
     /// The store's time of `seen`.
-    told_at: u64,
+    seen_at: u64,
 }
 
 /// The parameters with which a lane begins to use the store.
@@ -70,26 +70,26 @@ pub(crate) struct Start {
 
 /// The lane's part of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Ask {
+pub(crate) struct SlotRequest {
     /// Identifies the request to [`Slots::answered`].
     pub(crate) number: u64,
     /// Number of calls that need a slot.
     pub(crate) wanted: usize,
-    pub(crate) unused: Vec<Dated>,
-    pub(crate) late: Vec<Late>,
+    pub(crate) unused: Vec<DatedSlot>,
+    pub(crate) late: Vec<LateUse>,
     pub(crate) slack: Duration,
 }
 
 /// One slot with its times by our clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
-    pub(crate) dated: Dated,
+    pub(crate) dated: DatedSlot,
     from: Instant,
     until: Instant,
 }
 
 /// The store's view of the lane, for forecasts.
-struct Seen {
+struct LaneForecast {
     returns: TokenReturns,
     /// This replica's part of the grants, from 0 to 1.
     part: f64,
@@ -120,36 +120,36 @@ impl Slots {
             distance,
             allowance: Allowance::default(),
             clock: Clock::new(from),
-            hand: VecDeque::new(),
+            usable: VecDeque::new(),
             unused: Vec::new(),
             late: Vec::new(),
             reported: None,
             held: 0,
             number: 0,
-            asking: false,
+            is_request_pending: false,
             is_wanting: false,
             from,
-            ask_at: from,
-            seen: Seen {
+            next_request_at: from,
+            seen: LaneForecast {
                 returns,
                 part: 1.0,
                 level: 0,
             },
-            told_at: 0,
+            seen_at: 0,
         }
     }
 
     /// Returns the next request, for this many waiting calls.
-    pub(crate) fn ask(&mut self, waiting: usize, now: Instant) -> Ask {
+    pub(crate) fn next_request(&mut self, waiting: usize, now: Instant) -> SlotRequest {
         self.number += 1;
-        self.asking = true;
+        self.is_request_pending = true;
         self.drop_late(now);
         let waiting = if now < self.from { 0 } else { waiting };
         if waiting == 0 {
             // No call can use the slots.
             self.void();
         }
-        let wanted = waiting.saturating_sub(self.hand.len());
+        let wanted = waiting.saturating_sub(self.usable.len());
         self.is_wanting = wanted > 0;
         let unused = first(&mut self.unused);
         let mut late = Vec::new();
@@ -158,7 +158,7 @@ impl Slots {
             self.reported = Some((self.number, late.clone()));
         }
         let slack = self.slack + self.distance + self.allowance.extra();
-        Ask {
+        SlotRequest {
             number: self.number,
             wanted,
             unused,
@@ -168,7 +168,7 @@ impl Slots {
     }
 
     /// Records the answer to the request of this number.
-    pub(crate) fn answered(&mut self, number: u64, answer: &Answer, now: Instant) -> Worth {
+    pub(crate) fn answered(&mut self, number: u64, answer: &Answer, now: Instant) -> SlotTiming {
         let Answer {
             view,
             sent,
@@ -180,33 +180,33 @@ impl Slots {
         let was_blocked = self.is_blocked();
         self.reported.take_if(|(reported, _)| *reported == number);
         if number == self.number {
-            self.asking = false;
+            self.is_request_pending = false;
             self.is_wanting = view.wanted > 0;
             // The remaining unused slots can be dealt again as soon as the store has them.
             let is_due = view.stale || !self.unused.is_empty();
-            self.ask_at = if is_due {
+            self.next_request_at = if is_due {
                 now
             } else {
-                now + Duration::from_micros(view.ask)
+                now + Duration::from_micros(view.next_request_after)
             };
         }
         // If a late use is still not confirmed, the store dealt the slots before it knew of the use.
         let may_use = !(was_blocked && self.is_blocked());
-        let worth = self.receive(&view.slots, may_use, now);
+        let timing = self.receive(&view.slots, may_use, now);
         if self.is_latest(view) {
             let returns = token_returns(view, &self.clock, now);
-            self.seen = Seen {
+            self.seen = LaneForecast {
                 returns,
                 part: view.part as f64 / 1e6,
                 level: view.level,
             };
-            self.told_at = view.now;
+            self.seen_at = view.now;
         }
-        worth
+        timing
     }
 
     /// Keeps the slots that can be used in time, if slots may be used, and gives back the others.
-    fn receive(&mut self, slots: &[Dated], may_use: bool, now: Instant) -> Worth {
+    fn receive(&mut self, slots: &[DatedSlot], may_use: bool, now: Instant) -> SlotTiming {
         let slots = slots.iter().map(|dated| Slot {
             dated: *dated,
             from: self.clock.latest(dated.at, now),
@@ -214,24 +214,24 @@ impl Slots {
         });
         let (in_time, too_late): (Vec<_>, Vec<_>) =
             slots.partition(|slot| slot.until >= slot.from.max(now));
-        let worth = self.allowance.judge(in_time.len(), too_late.len());
-        if worth != Worth::Fine {
-            self.ask_at = self.ask_at.min(now);
+        let timing = self.allowance.judge(in_time.len(), too_late.len());
+        if timing != SlotTiming::Fine {
+            self.next_request_at = self.next_request_at.min(now);
         }
         self.unused.extend(too_late.iter().map(|slot| slot.dated));
         if may_use {
-            self.hand.extend(in_time);
-            self.hand.make_contiguous().sort_by_key(|slot| slot.from);
+            self.usable.extend(in_time);
+            self.usable.make_contiguous().sort_by_key(|slot| slot.from);
         } else {
             self.unused.extend(in_time.iter().map(|slot| slot.dated));
         }
-        worth
+        timing
     }
 
     /// Whether this is the latest view: concurrent requests can be answered in any order. A view that is
     /// much older comes from a clock that was set back, and is the latest.
     pub(crate) fn is_latest(&self, view: &View) -> bool {
-        view.now >= self.told_at || view.now + UNDER_WAY < self.told_at
+        view.now >= self.seen_at || view.now + UNDER_WAY < self.seen_at
     }
 
     /// Records that the request was not answered; the next one follows at `again`.
@@ -241,23 +241,23 @@ impl Slots {
             self.late.extend(late);
         }
         if number == self.number {
-            self.asking = false;
-            self.ask_at = again;
+            self.is_request_pending = false;
+            self.next_request_at = again;
         }
     }
 
     /// Gives back all slots, for example because the lane is paused.
     pub(crate) fn void(&mut self) {
         self.unused
-            .extend(self.hand.drain(..).map(|slot| slot.dated));
+            .extend(self.usable.drain(..).map(|slot| slot.dated));
     }
 
     /// Gives back the slots that can no longer be used in time.
     pub(crate) fn drop_late(&mut self, now: Instant) {
-        while self.hand.front().is_some_and(|slot| slot.until < now) {
+        while self.usable.front().is_some_and(|slot| slot.until < now) {
             self.unused
-                .extend(self.hand.pop_front().map(|slot| slot.dated));
-            self.ask_at = self.ask_at.min(now);
+                .extend(self.usable.pop_front().map(|slot| slot.dated));
+            self.next_request_at = self.next_request_at.min(now);
             self.allowance.used_late();
         }
     }
@@ -267,8 +267,8 @@ impl Slots {
         if self.is_blocked() {
             return None;
         }
-        self.hand.front().filter(|slot| slot.from <= now)?;
-        let slot = self.hand.pop_front()?;
+        self.usable.front().filter(|slot| slot.from <= now)?;
+        let slot = self.usable.pop_front()?;
         self.held += 1;
         Some(slot)
     }
@@ -287,10 +287,10 @@ impl Slots {
         }
         if self.is_blocked() || is_late {
             self.unused.push(slot.dated);
-            self.ask_at = self.ask_at.min(now);
+            self.next_request_at = self.next_request_at.min(now);
         } else {
-            let place = self.hand.partition_point(|other| other.from < slot.from);
-            self.hand.insert(place, slot);
+            let place = self.usable.partition_point(|other| other.from < slot.from);
+            self.usable.insert(place, slot);
         }
     }
 
@@ -301,30 +301,30 @@ impl Slots {
         let in_time = at <= slot.until;
         if !in_time {
             self.allowance.used_late();
-            self.late.push(Late {
+            self.late.push(LateUse {
                 slot: slot.dated,
                 used: self.clock.at_most(at, now),
             });
             self.void();
-            self.ask_at = self.ask_at.min(now);
+            self.next_request_at = self.next_request_at.min(now);
         }
         in_time
     }
 
     /// Records an attempt, sent at `at`, that another source had granted. It is reported as a late use.
     pub(crate) fn written_besides(&mut self, at: Instant, now: Instant) {
-        let unknown = Dated {
+        let unknown = DatedSlot {
             at: 0,
             back: 0,
             slack: 0,
             probe: false,
         };
-        self.late.push(Late {
+        self.late.push(LateUse {
             slot: unknown,
             used: self.clock.at_most(at, now),
         });
         self.void();
-        self.ask_at = self.ask_at.min(now);
+        self.next_request_at = self.next_request_at.min(now);
     }
 
     pub(crate) fn free(&self, now: Instant) -> u32 {
@@ -332,7 +332,7 @@ impl Slots {
             return 0;
         }
         let free = self
-            .hand
+            .usable
             .iter()
             .take_while(|slot| slot.from <= now)
             .filter(|slot| now <= slot.until)
@@ -347,8 +347,8 @@ impl Slots {
     /// Whether a request is due although no call waits: to give back slots, report late uses, or withdraw
     /// the last request.
     pub(crate) fn has_unused(&self) -> bool {
-        let wants = self.is_wanting && !self.asking;
-        wants || !self.unused.is_empty() || !self.hand.is_empty() || self.must_report()
+        let wants = self.is_wanting && !self.is_request_pending;
+        wants || !self.unused.is_empty() || !self.usable.is_empty() || self.must_report()
     }
 
     /// Whether the store has a back-off level, which a response of CAMS resets.
@@ -368,32 +368,32 @@ impl Slots {
 
     pub(crate) fn wait(&self, waiting: usize, now: Instant) -> Wait {
         if self.must_report() {
-            return Wait::Ask;
+            return Wait::SendRequest;
         }
         let slot = self
-            .hand
+            .usable
             .front()
             .map(|slot| slot.from)
             .filter(|_| !self.is_blocked());
-        if self.asking || self.hand.len() >= waiting {
+        if self.is_request_pending || self.usable.len() >= waiting {
             return slot.map_or(Wait::Change, Wait::Until);
         }
-        let ask_at = self.ask_at.max(self.from);
-        if ask_at <= now {
-            return Wait::Ask;
+        let next_request_at = self.next_request_at.max(self.from);
+        if next_request_at <= now {
+            return Wait::SendRequest;
         }
-        Wait::Until(slot.map_or(ask_at, |slot| slot.min(ask_at)))
+        Wait::Until(slot.map_or(next_request_at, |slot| slot.min(next_request_at)))
     }
 
     /// Returns when the slot with `ahead` others before it can be granted, if there is one.
-    pub(crate) fn at_hand(&self, ahead: usize) -> Option<Instant> {
-        self.hand.get(ahead).map(|slot| slot.from)
+    pub(crate) fn date_of(&self, ahead: usize) -> Option<Instant> {
+        self.usable.get(ahead).map(|slot| slot.from)
     }
 
     /// Estimates how many grants of all replicas precede this replica's grant `ahead` + 1, without its
     /// own slots.
     pub(crate) fn ahead_of_all(&self, ahead: usize) -> usize {
-        (ahead.saturating_sub(self.hand.len()) as f64 / self.seen.share.max(0.01)) as usize
+        (ahead.saturating_sub(self.usable.len()) as f64 / self.seen.part.max(0.01)) as usize
     }
 
     /// Returns when the tokens return, for forecasts.
@@ -418,7 +418,7 @@ impl Slots {
     }
 
     pub(crate) fn at_rest(&self) -> bool {
-        self.held == 0 && !self.asking && !self.has_unused() && !self.is_blocked()
+        self.held == 0 && !self.is_request_pending && !self.has_unused() && !self.is_blocked()
     }
 
     /// Whether a late use is not confirmed by the store yet.

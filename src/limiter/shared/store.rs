@@ -16,18 +16,18 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::config;
 use crate::limiter::shared::store::connect::{Connection, Dial};
 use crate::limiter::shared::store::distance::Distance;
+use crate::limiter::shared::store::error::StoreError;
 use crate::limiter::shared::store::probe::Probe;
-use crate::limiter::shared::store::trouble::Trouble;
 use crate::observe::metrics::Metrics;
 
 pub(crate) use connect::OpenError;
 
 mod connect;
 mod distance;
+mod error;
 mod health;
 mod keeper;
 mod probe;
-mod trouble;
 
 /// The store that replicas share.
 pub(crate) struct Store {
@@ -71,7 +71,7 @@ pub(crate) enum Unavailable {
     TooFar,
     /// The answer does not have the script's form.
     #[error("the shared store's answer is not the script's")]
-    NoAnswer,
+    InvalidAnswer,
 }
 
 /// State shared by the keeper and the operations.
@@ -111,7 +111,7 @@ impl Store {
 
     /// Like `open`, with another `dial`.
     fn over(dial: Dial, config: &config::Store, metrics: Arc<Metrics>) -> Arc<Self> {
-        metrics.has_store();
+        metrics.register_store();
         let shared = Arc::new(Shared {
             dial,
             probe: Probe::new(config),
@@ -156,7 +156,7 @@ impl Store {
         }
         let known = async {
             match call.query_async(&mut connection).await {
-                Err(error) if trouble::is_unknown_script(&error) => Ok(None),
+                Err(error) if error::is_unknown_script(&error) => Ok(None),
                 answer => answer.map(Some),
             }
         };
@@ -175,7 +175,7 @@ impl Store {
     }
 
     /// Closes the previous connection, because the store knows this process by the current one.
-    pub(crate) fn is_known_again(&self) {
+    pub(crate) fn close_previous_connection(&self) {
         drop(self.shared.retired.lock().take());
     }
 
@@ -232,7 +232,7 @@ impl Store {
         command.arg(args);
         let answer = async {
             match command.query_async(&mut connection).await {
-                Err(error) if matches!(Trouble::of(&error), Trouble::Forbids(_)) => Ok(None),
+                Err(error) if matches!(StoreError::of(&error), StoreError::Forbids(_)) => Ok(None),
                 answer => answer.map(Some),
             }
         };
@@ -272,13 +272,13 @@ impl Store {
     }
 
     /// Opens the circuit because the answers are too late.
-    pub(crate) fn is_too_far(&self) {
+    pub(crate) fn mark_too_far(&self) {
         self.give_up("take", &Unavailable::TooFar);
     }
 
     /// Opens the circuit because an answer does not have the script's form.
-    pub(crate) fn has_no_answer(&self, op: &'static str) {
-        self.give_up(op, &Unavailable::NoAnswer);
+    pub(crate) fn mark_invalid_answer(&self, op: &'static str) {
+        self.give_up(op, &Unavailable::InvalidAnswer);
     }
 
     fn give_up(&self, op: &'static str, reason: &Unavailable) {
@@ -290,10 +290,10 @@ impl Store {
     /// Checks the store at the start. `Err`: it answers but must not be used, or does not permit a
     /// required command. A store that does not answer does not prevent the start.
     pub(crate) async fn check(&self) -> Result<(), String> {
-        let Err(trouble) = self.shared.reach().await else {
+        let Err(error) = self.shared.reach().await else {
             return Ok(());
         };
-        match trouble.forbids_start() {
+        match error.forbids_start() {
             Some(reason) => Err(reason),
             None => Ok(()),
         }
@@ -316,12 +316,12 @@ impl Shared {
             .await
             .is_ok()
         {
-            self.has_answered(sent.elapsed());
+            self.record_round_trip(sent.elapsed());
         }
     }
 
     /// Records the round trip of a ping.
-    fn has_answered(&self, round_trip: Duration) {
+    fn record_round_trip(&self, round_trip: Duration) {
         let mut distance = self.distance.lock();
         let is_far = distance.observe(round_trip, Instant::now());
         let least = distance.least();
@@ -346,7 +346,7 @@ impl Shared {
         let answer = timeout(self.timeout, operation).await;
         let result = match answer {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Unavailable::Failed(trouble::text(&error))),
+            Ok(Err(error)) => Err(Unavailable::Failed(error::text(&error))),
             Err(_elapsed) => Err(Unavailable::Late(self.timeout)),
         };
         self.metrics
@@ -386,31 +386,31 @@ impl Shared {
             .as_ref()
             .map(|server| server.runs.clone())
             .unwrap_or_default();
-        self.has_answered(health.round_trip);
+        self.record_round_trip(health.round_trip);
         self.state.send_replace(State::Up {
             since: Instant::now(),
         })
     }
 
     /// Opens a new connection and checks the store's health.
-    async fn reach(&self) -> Result<(Connection, health::Health), Trouble> {
+    async fn reach(&self) -> Result<(Connection, health::Health), StoreError> {
         let began = Instant::now();
-        let reached = self.connect_and_look().await;
+        let reached = self.connect_and_check().await;
         self.metrics
             .store_operation("connect", began.elapsed(), reached.is_err());
         reached
     }
 
-    async fn connect_and_look(&self) -> Result<(Connection, health::Health), Trouble> {
+    async fn connect_and_check(&self) -> Result<(Connection, health::Health), StoreError> {
         let limit = connect::limit(self.timeout);
         let dialled = timeout(limit, (self.dial)()).await;
-        let mut connection = dialled.map_err(|_elapsed| Trouble::late(limit))??;
-        let health = health::look(&mut connection, &self.probe, self.timeout).await?;
+        let mut connection = dialled.map_err(|_elapsed| StoreError::late(limit))??;
+        let health = health::check_health(&mut connection, &self.probe, self.timeout).await?;
         Ok((connection, health))
     }
 }
 
-impl From<RedisError> for Trouble {
+impl From<RedisError> for StoreError {
     fn from(error: RedisError) -> Self {
         Self::of(&error)
     }

@@ -14,14 +14,16 @@ async fn parts_are_withheld_only_if_they_may_be_used() {
     let settings = config::Store::on(config::Topology::Single, &[1]);
     let cap = |on_failure| {
         let quota = Quota::open(&settings, on_failure, Arc::new(Metrics::new())).unwrap();
-        let seen = [(quota.replica(), 0), ("vanished", 5)].map(|(name, silent)| members::Seen {
-            name: name.to_owned(),
-            through: UNKNOWN,
-            run: String::new(),
-            silent: Duration::from_secs(silent),
-            has_left: false,
+        let seen = [(quota.replica(), 0), ("vanished", 5)].map(|(name, silent)| {
+            members::ReportedReplica {
+                name: name.to_owned(),
+                connection_id: UNKNOWN,
+                run: String::new(),
+                silent: Duration::from_secs(silent),
+                has_left: false,
+            }
         });
-        quota.members.lock().heard(seen, Instant::now());
+        quota.members.lock().update(seen, Instant::now());
         quota.cap(limit)
     };
     assert_eq!(

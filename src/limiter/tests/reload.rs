@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::config::{Account, Credentials};
-use crate::limiter::lane::{Event, StoreTerms};
+use crate::limiter::lane::{Event, StoreTiming};
 use crate::limiter::shared::QuotaSource;
 use crate::limiter::view::LaneView;
 use crate::primitives::id::AccessKeyId;
@@ -128,14 +128,14 @@ async fn calls_that_a_lower_limit_makes_late_are_refused_immediately() {
     sleep(Duration::from_millis(100)).await;
     reload(&world, Some((1, 1000)), |_| {});
     let ends = waiting.join_all().await;
-    let refused_at: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
+    let refusals: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
     assert_eq!(
         (
-            refused_at.len(),
-            refused_at.iter().all(|at| at.as_millis() == 100)
+            refusals.len(),
+            refusals.iter().all(|at| at.as_millis() == 100)
         ),
         (3, true),
-        "{refused_at:?}"
+        "{refusals:?}"
     );
 }
 
@@ -304,7 +304,7 @@ async fn every_source_begins_with_all_tokens_of_a_changed_limit_just_used() {
         let mut locked = lane.lock();
         drop(locked.handle(Event::SourceChanged {
             quota_source,
-            store: StoreTerms::of(&quota),
+            store: StoreTiming::of(&quota),
         }));
         let source = locked.state.lane.source();
         let next = source

@@ -1,7 +1,7 @@
 //! All replicas together: one quota, one pause, one probe, one pace, and each replica is served.
 
 use super::*;
-use crate::limiter::shared::protocol::{Op, Pauses, Question};
+use crate::limiter::shared::protocol::{DealRequest, Op, Pauses};
 use crate::servers::Redis;
 
 /// `replicas` replicas that share a quota.
@@ -198,7 +198,7 @@ async fn slots_that_were_dealt_before_a_refusal_was_known_belong_to_its_episode(
             count: NonZeroU32::MIN,
             window: SECOND / 5,
         };
-        let question = Question {
+        let request = DealRequest {
             replica,
             limit,
             tokens: 1,
@@ -220,7 +220,7 @@ async fn slots_that_were_dealt_before_a_refusal_was_known_belong_to_its_episode(
                 &AccountId::new("acme"),
                 &ActionName::new("Other"),
                 &op,
-                &question,
+                &request,
             )
             .await
             .unwrap()

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use super::writer::{Appended, Sink};
+use super::writer::{Sink, WriteResult};
 use crate::config;
 
 /// File mode: only the owner may read and write.
@@ -87,9 +87,9 @@ impl Identity {
     }
 }
 
-// === impl Appended ===
+// === impl WriteResult ===
 
-impl Appended {
+impl WriteResult {
     /// All lines are lost.
     fn nothing(lines: &[Bytes], error: io::Error) -> Self {
         Self {
@@ -216,26 +216,26 @@ impl RotatingFile {
 }
 
 impl Sink for RotatingFile {
-    fn append(&mut self, lines: &[Bytes]) -> Appended {
+    fn append(&mut self, lines: &[Bytes]) -> WriteResult {
         let prepared = self.prepare(lines.first().map_or(0, |line| line.len() as u64));
         let ends = match self.fill(lines, &prepared) {
             Ok(ends) => ends,
-            Err(error) => return Appended::nothing(lines, error),
+            Err(error) => return WriteResult::nothing(lines, error),
         };
         let written = match self.write_once() {
             Ok(written) => written,
-            Err(error) => return Appended::nothing(lines, error),
+            Err(error) => return WriteResult::nothing(lines, error),
         };
         let whole = ends.iter().take_while(|end| **end <= written).count();
         if whole == ends.len() {
-            return Appended {
+            return WriteResult {
                 lines: whole,
                 lost: 0,
                 error: prepared.err(),
             };
         }
         let error = io::Error::new(ErrorKind::WriteZero, "only part of a line was written");
-        Appended {
+        WriteResult {
             lines: whole + 1,
             lost: 1,
             error: Some(error),
@@ -250,7 +250,7 @@ mod tests {
     impl RotatingFile {
         /// Writes one line.
         fn write(&mut self, line: &[u8]) -> io::Result<()> {
-            let Appended { lines, error, .. } = self.append(&[Bytes::copy_from_slice(line)]);
+            let WriteResult { lines, error, .. } = self.append(&[Bytes::copy_from_slice(line)]);
             assert_eq!(lines, 1);
             error.map_or(Ok(()), Err)
         }

@@ -43,7 +43,7 @@ pub(super) struct Outage {
 
 impl Health {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        metrics.has_journal();
+        metrics.register_journal();
         Self {
             metrics,
             state: Mutex::default(),

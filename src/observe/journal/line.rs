@@ -13,14 +13,14 @@ use crate::acs;
 #[serde(tag = "event", rename_all = "snake_case")]
 pub(super) enum Line<'a> {
     /// Written before the attempt's first byte leaves.
-    Sent(Sent<'a>),
+    Sent(SentLine<'a>),
     /// Written when the attempt has ended.
-    Done(Done<'a>),
+    Done(DoneLine<'a>),
 }
 
 /// An attempt that is about to leave.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Sent<'a> {
+pub(crate) struct SentLine<'a> {
     pub(crate) time: Cow<'a, str>,
     /// A name that is unique across processes.
     pub(crate) attempt: Cow<'a, str>,
@@ -37,7 +37,7 @@ pub(crate) struct Sent<'a> {
 
 /// How an attempt has ended.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub(super) struct Done<'a> {
+pub(super) struct DoneLine<'a> {
     pub(super) time: Cow<'a, str>,
     pub(super) attempt: Cow<'a, str>,
     #[serde(rename = "result")]
@@ -80,19 +80,19 @@ pub(super) fn time(at: SystemTime) -> String {
     format!("{}.{millis:03}Z", seconds.trim_end_matches('Z'))
 }
 
-/// Returns the line that records that the attempt of a `Sent` line was not sent; `None` for any
+/// Returns the line that records that the attempt of a `SentLine` line was not sent; `None` for any
 /// other line.
 pub(super) fn unsent(sent: &[u8]) -> Option<Vec<u8>> {
-    let Ok(Line::Sent(Sent { attempt, .. })) = serde_json::from_slice(sent) else {
+    let Ok(Line::Sent(SentLine { attempt, .. })) = serde_json::from_slice(sent) else {
         return None;
     };
     let time = time(SystemTime::now()).into();
     Some(
-        Line::Done(Done {
+        Line::Done(DoneLine {
             time,
             attempt,
             outcome: Outcome::Unsent,
-            ..Done::default()
+            ..DoneLine::default()
         })
         .to_bytes(),
     )

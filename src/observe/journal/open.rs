@@ -7,18 +7,18 @@ use std::io::{self, BufRead, BufReader, ErrorKind};
 use std::path::Path;
 
 use super::file::{Identity, older};
-use super::line::{Line, Outcome, Sent};
+use super::line::{Line, Outcome, SentLine};
 
 /// The content of a journal.
-pub struct Reading {
+pub struct JournalContent {
     /// Open attempts in the order in which they were sent.
-    pub(super) open: Vec<Sent<'static>>,
+    pub(super) open: Vec<SentLine<'static>>,
     damaged: u64,
 }
 
 /// Reads the journal with its rotated files. With `unknown`, attempts that ended with an unknown
 /// outcome are included.
-pub fn read(path: &Path, unknown: bool) -> io::Result<Reading> {
+pub fn read(path: &Path, unknown: bool) -> io::Result<JournalContent> {
     let mut sent = HashMap::new();
     let mut damaged = 0;
     let mut number = 0_u64;
@@ -41,7 +41,7 @@ pub fn read(path: &Path, unknown: bool) -> io::Result<Reading> {
     }
     let mut open: Vec<_> = sent.into_values().collect();
     open.sort_by_key(|(number, _)| *number);
-    Ok(Reading {
+    Ok(JournalContent {
         open: open.into_iter().map(|(_, attempt)| attempt).collect(),
         damaged,
     })
@@ -82,9 +82,9 @@ fn files(path: &Path) -> io::Result<Vec<File>> {
     }
 }
 
-// === impl Reading ===
+// === impl JournalContent ===
 
-impl Reading {
+impl JournalContent {
     /// Whether every attempt has ended.
     pub fn is_settled(&self) -> bool {
         self.open.is_empty()
@@ -96,7 +96,7 @@ impl Reading {
     }
 
     /// The open attempts, in the order in which they were sent.
-    pub(crate) fn open(&self) -> &[Sent<'static>] {
+    pub(crate) fn open(&self) -> &[SentLine<'static>] {
         &self.open
     }
 }

@@ -15,7 +15,7 @@ use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 use crate::upstream::UpstreamResponse;
 
 /// A journal in a folder of its own.
-struct Desk {
+struct JournalTest {
     folder: tempfile::TempDir,
     metrics: Arc<Metrics>,
     journal: Arc<Journal>,
@@ -53,9 +53,9 @@ fn created(flow_id: &str) -> (UpstreamResponse, Verdict) {
     )
 }
 
-// === impl Desk ===
+// === impl JournalTest ===
 
-impl Desk {
+impl JournalTest {
     fn new(max_size: usize, keep: u32) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let config = config::Journal {
@@ -100,14 +100,14 @@ impl Desk {
 
 #[tokio::test]
 async fn an_attempt_is_two_lines() {
-    let desk = Desk::new(1 << 20, 1);
-    let note = desk.note("a\n\"b\"");
+    let test = JournalTest::new(1 << 20, 1);
+    let note = test.note("a\n\"b\"");
     note.sent().await;
-    assert_eq!(desk.open(), ["a\n\"b\""]);
+    assert_eq!(test.open(), ["a\n\"b\""]);
     let (answer, verdict) = created("3339938380001");
     note_end(&note, Some(&answer), &verdict);
-    desk.journal.flushed().await;
-    let [mut sent, mut done] = <[Value; 2]>::try_from(desk.lines()).unwrap();
+    test.journal.flushed().await;
+    let [mut sent, mut done] = <[Value; 2]>::try_from(test.lines()).unwrap();
     for line in [&mut sent, &mut done] {
         let time = line["time"].take();
         let time = time.as_str().unwrap();
@@ -116,7 +116,7 @@ async fn an_attempt_is_two_lines() {
             "{time}"
         );
     }
-    let attempt = format!("{}-0", desk.journal.run);
+    let attempt = format!("{}-0", test.journal.run);
     let expected = serde_json::json!({
         "event": "sent", "time": null, "attempt": attempt, "request_id": "REQUEST-1", "account": "acme",
         "client": "team-a", "action": "CreateFlow", "flow_name": "a\n\"b\"",
@@ -127,12 +127,12 @@ async fn an_attempt_is_two_lines() {
         "flow_id": "3339938380001",
     });
     assert_eq!(done, expected);
-    assert_eq!(desk.open(), [""; 0]);
+    assert_eq!(test.open(), [""; 0]);
 }
 
 #[tokio::test]
 async fn every_outcome_has_its_name() {
-    let desk = Desk::new(1 << 20, 1);
+    let test = JournalTest::new(1 << 20, 1);
     let (code, request_id) = (|code: &str| code.to_owned(), None);
     let verdicts = [
         Verdict::UpstreamError {
@@ -155,14 +155,14 @@ async fn every_outcome_has_its_name() {
     ];
     verdicts
         .iter()
-        .for_each(|verdict| note_end(&desk.note("x"), None, verdict));
-    desk.note("x").unsent();
-    desk.journal.flushed().await;
-    let said = |line: &Value| {
+        .for_each(|verdict| note_end(&test.note("x"), None, verdict));
+    test.note("x").unsent();
+    test.journal.flushed().await;
+    let result = |line: &Value| {
         ["result", "code", "reason"].map(|key| line[key].as_str().unwrap_or_default().to_owned())
     };
     assert_eq!(
-        desk.lines().iter().map(said).collect::<Vec<_>>(),
+        test.lines().iter().map(result).collect::<Vec<_>>(),
         [
             ["upstream_error", "Product.Unsubscript", ""],
             ["throttled", "System.LimitControl", ""],
@@ -175,10 +175,10 @@ async fn every_outcome_has_its_name() {
 
 #[tokio::test]
 async fn names_are_capped_and_unknown_keys_are_masked() {
-    let desk = Desk::new(1 << 20, 1);
+    let test = JournalTest::new(1 << 20, 1);
     let account = AccountId::new("?LTAI-somebody-1");
     let long = "ü".repeat(1000);
-    desk.journal
+    test.journal
         .note(
             Some(&long),
             &Operation {
@@ -190,17 +190,17 @@ async fn names_are_capped_and_unknown_keys_are_masked() {
         )
         .sent()
         .await;
-    let line = &desk.lines()[0];
+    let line = &test.lines()[0];
     assert_eq!(line["account"], "LTAI***-1");
     assert_eq!(line["flow_name"].as_str(), Some(&*"ü".repeat(100)));
 }
 
 #[tokio::test]
 async fn attempts_are_matched_across_rotations_and_processes() {
-    let desk = Desk::new(4096, 1000);
+    let test = JournalTest::new(4096, 1000);
     let (answer, verdict) = created("1");
     let notes: Vec<_> = (0..200)
-        .map(|index| desk.note(&format!("flow-{index}")))
+        .map(|index| test.note(&format!("flow-{index}")))
         .collect();
     join_all(notes.iter().map(Note::sent)).await;
     let expected: Vec<_> = (0..200)
@@ -212,26 +212,26 @@ async fn attempts_are_matched_across_rotations_and_processes() {
             note_end(note, Some(&answer), &verdict);
         }
     }
-    desk.journal.flushed().await;
-    assert!(file::older(&desk.path(), 10).exists(), "many files");
-    assert_eq!(desk.open(), expected);
+    test.journal.flushed().await;
+    assert!(file::older(&test.path(), 10).exists(), "many files");
+    assert_eq!(test.open(), expected);
     // The next process writes on.
     let config = config::Journal {
-        path: desk.path(),
+        path: test.path(),
         max_size: 4096,
         keep: 1000,
     };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
     let note = next.note(Some("next"), &operation(), "R");
     note.sent().await;
-    assert_eq!(desk.open(), [expected, vec!["next".to_owned()]].concat());
+    assert_eq!(test.open(), [expected, vec!["next".to_owned()]].concat());
     assert!(notes.iter().all(|other| other.attempt != note.attempt));
 }
 
 #[tokio::test]
 async fn unknown_outcomes_are_listed_on_request() {
-    let desk = Desk::new(1 << 20, 1);
-    let note = desk.note("lost");
+    let test = JournalTest::new(1 << 20, 1);
+    let note = test.note("lost");
     note.sent().await;
     note_end(
         &note,
@@ -240,51 +240,51 @@ async fn unknown_outcomes_are_listed_on_request() {
             reason: "the connection closed before an answer",
         },
     );
-    desk.journal.flushed().await;
-    assert!(read(&desk.path(), false).unwrap().is_settled());
-    assert!(!read(&desk.path(), true).unwrap().is_settled());
+    test.journal.flushed().await;
+    assert!(read(&test.path(), false).unwrap().is_settled());
+    assert!(!read(&test.path(), true).unwrap().is_settled());
 }
 
 #[tokio::test]
 async fn a_damaged_line_does_not_affect_others() {
-    let desk = Desk::new(1 << 20, 1);
-    desk.note("before").sent().await;
-    let whole = std::fs::read(desk.path()).unwrap();
+    let test = JournalTest::new(1 << 20, 1);
+    test.note("before").sent().await;
+    let whole = std::fs::read(test.path()).unwrap();
     std::fs::write(
-        desk.path(),
+        test.path(),
         [&whole, &b"{\"event\":\"sent\",\"attem"[..]].concat(),
     )
     .unwrap();
     // The process that opens a torn file ends its last line.
     let config = config::Journal {
-        path: desk.path(),
+        path: test.path(),
         max_size: 1 << 20,
         keep: 1,
     };
     let next = Arc::new(Journal::open(&config, Arc::new(Metrics::new())).unwrap());
     next.note(Some("after"), &operation(), "R").sent().await;
-    let torn = std::fs::read(desk.path()).unwrap();
+    let torn = std::fs::read(test.path()).unwrap();
     std::fs::write(
-        desk.path(),
+        test.path(),
         [&torn, &b"\xff\xfe\n\n[]\n{\"event\":\"else\"}\n"[..]].concat(),
     )
     .unwrap();
-    let reading = read(&desk.path(), false).unwrap();
+    let content = read(&test.path(), false).unwrap();
     assert_eq!(
-        (reading.damaged(), desk.open()),
+        (content.damaged(), test.open()),
         (4, vec!["before".to_owned(), "after".to_owned()])
     );
 }
 
 #[tokio::test]
 async fn a_table_is_aligned_and_escaped() {
-    let desk = Desk::new(1 << 20, 1);
+    let test = JournalTest::new(1 << 20, 1);
     let operation = Operation {
         tenant: TenantId::new("cams-1"),
         ..operation()
     };
-    desk.note("\u{1b}[2J\u{202e}ü").sent().await;
-    desk.journal
+    test.note("\u{1b}[2J\u{202e}ü").sent().await;
+    test.journal
         .note(
             None,
             &Operation {
@@ -295,7 +295,7 @@ async fn a_table_is_aligned_and_escaped() {
         )
         .sent()
         .await;
-    let table = as_table(&read(&desk.path(), false).unwrap());
+    let table = as_table(&read(&test.path(), false).unwrap());
     let rows: Vec<_> = table
         .lines()
         .map(|line| line.split_once("  ").unwrap().1.trim_start())
@@ -312,11 +312,11 @@ async fn a_table_is_aligned_and_escaped() {
 
 #[tokio::test(start_paused = true)]
 async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
-    let desk = Desk::new(1 << 20, 1);
-    std::fs::remove_file(desk.path()).unwrap();
-    std::fs::create_dir(desk.path()).unwrap();
-    let outage = || {
-        desk.journal
+    let test = JournalTest::new(1 << 20, 1);
+    std::fs::remove_file(test.path()).unwrap();
+    std::fs::create_dir(test.path()).unwrap();
+    let told = || {
+        test.journal
             .health
             .outage_now()
             .map(|outage| (outage.errors, outage.logged_at))
@@ -324,23 +324,23 @@ async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
     let start = Instant::now();
     for second in [0, 1, 9, 11, 12] {
         tokio::time::sleep_until(start + Duration::from_secs(second)).await;
-        desk.note("x").sent().await;
+        test.note("x").sent().await;
     }
     assert_eq!(outage(), Some((5, start + Duration::from_secs(11))));
     let page = || {
-        desk.metrics
+        test.metrics
             .render(&[], crate::observe::metrics::Bytes::default(), true)
     };
     assert!(
         page().contains("flowgate_journal_errors_total 5")
             && page().contains("flowgate_journal_up 0")
     );
-    std::fs::remove_dir(desk.path()).unwrap();
-    desk.note("y").sent().await;
-    assert_eq!(outage(), None);
+    std::fs::remove_dir(test.path()).unwrap();
+    test.note("y").sent().await;
+    assert_eq!(told(), None);
     assert!(
         page().contains("flowgate_journal_errors_total 5")
             && page().contains("flowgate_journal_up 1")
     );
-    assert_eq!(desk.open(), ["y"]);
+    assert_eq!(test.open(), ["y"]);
 }

@@ -29,7 +29,7 @@ const END_WITHIN: Duration = Duration::from_secs(1);
 
 /// The result of one write.
 #[derive(Debug)]
-pub(super) struct Appended {
+pub(super) struct WriteResult {
     /// Number of lines that were handled, including lost ones.
     pub(super) lines: usize,
     /// Number of these lines that are not in the file.
@@ -42,13 +42,13 @@ pub(super) struct Appended {
 /// The destination of lines.
 pub(super) trait Sink: Send + 'static {
     /// Appends at least the first of these lines.
-    fn append(&mut self, lines: &[Bytes]) -> Appended;
+    fn append(&mut self, lines: &[Bytes]) -> WriteResult;
 }
 
 /// Handle of the writer thread.
 pub(super) struct Writer {
     messages: Sender<Message>,
-    room: Arc<Semaphore>,
+    queue_space: Arc<Semaphore>,
     health: Arc<Health>,
     /// Disconnected when the thread has ended.
     is_ended: Mutex<Receiver<()>>,
@@ -68,7 +68,7 @@ struct Line {
     queued_at: Instant,
     /// Releases the attempt when the line is written.
     attempt: Option<oneshot::Sender<()>>,
-    _room: OwnedSemaphorePermit,
+    _queue_space: OwnedSemaphorePermit,
 }
 
 /// The lines that are written together.
@@ -83,7 +83,7 @@ struct Batch {
 struct Worker<S> {
     sink: S,
     health: Arc<Health>,
-    room: Arc<Semaphore>,
+    queue_space: Arc<Semaphore>,
     last_queued: Instant,
     _ended: Sender<()>,
 }
@@ -107,13 +107,13 @@ fn weight(line: &Bytes) -> u32 {
 impl Writer {
     /// Starts the thread.
     pub(super) fn start(sink: impl Sink, health: Arc<Health>) -> io::Result<Self> {
-        let room = Arc::new(Semaphore::new(MAX_QUEUED));
+        let queue_space = Arc::new(Semaphore::new(MAX_QUEUED));
         let (messages, queue) = mpsc::channel();
         let (ended, is_ended) = mpsc::channel();
         let mut worker = Worker {
             sink,
             health: health.clone(),
-            room: room.clone(),
+            queue_space: queue_space.clone(),
             last_queued: Instant::now(),
             _ended: ended,
         };
@@ -122,7 +122,7 @@ impl Writer {
             .spawn(move || worker.run(&queue))?;
         Ok(Self {
             messages,
-            room,
+            queue_space,
             health,
             is_ended: Mutex::new(is_ended),
         })
@@ -133,17 +133,21 @@ impl Writer {
     /// Dropped earlier, the attempt must not leave.
     pub(super) async fn write(&self, line: &Bytes) {
         self.health.check(Instant::now());
-        let room = self.room.clone().acquire_many_owned(weight(line)).await;
+        let queue_space = self
+            .queue_space
+            .clone()
+            .acquire_many_owned(weight(line))
+            .await;
         let queued_at = Instant::now();
-        let Ok(room) = room else {
-            return self.is_gone(queued_at);
+        let Ok(queue_space) = queue_space else {
+            return self.line_lost(queued_at);
         };
         let (attempt, written) = oneshot::channel();
         if !self.queue(Line {
             bytes: line.clone(),
             queued_at,
             attempt: Some(attempt),
-            _room: room,
+            _queue_space: queue_space,
         }) {
             return;
         }
@@ -152,7 +156,7 @@ impl Writer {
             abandoned: Some((self, line)),
         };
         if (&mut waiting.written).await.is_err() {
-            self.is_gone(queued_at);
+            self.line_lost(queued_at);
         }
         waiting.abandoned = None;
     }
@@ -161,16 +165,20 @@ impl Writer {
     pub(super) fn push(&self, line: Bytes) {
         let queued_at = Instant::now();
         self.health.check(queued_at);
-        match self.room.clone().try_acquire_many_owned(weight(&line)) {
-            Ok(room) => {
+        match self
+            .queue_space
+            .clone()
+            .try_acquire_many_owned(weight(&line))
+        {
+            Ok(queue_space) => {
                 self.queue(Line {
                     bytes: line,
                     queued_at,
                     attempt: None,
-                    _room: room,
+                    _queue_space: queue_space,
                 });
             }
-            Err(_) if self.room.is_closed() => self.is_gone(queued_at),
+            Err(_) if self.queue_space.is_closed() => self.line_lost(queued_at),
             Err(_) => self
                 .health
                 .lost(1, &"too many lines wait to be written", queued_at),
@@ -191,13 +199,13 @@ impl Writer {
         let queued_at = line.queued_at;
         let is_taken = self.messages.send(Message::Line(line)).is_ok();
         if !is_taken {
-            self.is_gone(queued_at);
+            self.line_lost(queued_at);
         }
         is_taken
     }
 
     /// Records a line that is lost because the thread has ended.
-    fn is_gone(&self, now: Instant) {
+    fn line_lost(&self, now: Instant) {
         self.health.lost(1, &"its thread has panicked", now);
     }
 }
@@ -291,7 +299,7 @@ impl<S: Sink> Worker<S> {
 impl<S> Drop for Worker<S> {
     fn drop(&mut self) {
         // Wakes all attempts that wait for room.
-        self.room.close();
+        self.queue_space.close();
         if thread::panicking() {
             self.health.ended(self.last_queued);
         }

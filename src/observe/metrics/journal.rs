@@ -36,7 +36,7 @@ impl JournalMetrics {
 
 impl super::Metrics {
     /// Registers the metrics of the journal.
-    pub(crate) fn has_journal(&self) {
+    pub(crate) fn register_journal(&self) {
         self.journal.up.set(1);
         self.journal.register(&self.families);
     }

@@ -66,7 +66,7 @@ fn gauge(name: &str, help: &str) -> IntGauge {
 
 impl super::Metrics {
     /// Registers the metrics of the store.
-    pub(crate) fn has_store(&self) {
+    pub(crate) fn register_store(&self) {
         self.store.register(&self.families);
     }
 

@@ -34,9 +34,9 @@ const OPEN: [(&str, &str); 5] = [
 /// The metrics of a process with a store, a journal and a collector.
 fn registered() -> Vec<Family> {
     let metrics = Metrics::new();
-    metrics.has_store();
-    metrics.has_journal();
-    metrics.exports_traces();
+    metrics.register_store();
+    metrics.register_journal();
+    metrics.register_trace_export();
     metrics.families.known()
 }
 

@@ -27,7 +27,7 @@ impl TraceMetrics {
 
 impl super::Metrics {
     /// Registers the metrics of the export.
-    pub(crate) fn exports_traces(&self) {
+    pub(crate) fn register_trace_export(&self) {
         self.families.add(Box::new(self.traces.exports.clone()));
     }
 

@@ -20,7 +20,7 @@ use super::client::Client;
 use crate::config::Collector;
 use crate::error::Outcome;
 use crate::observe::metrics::Metrics;
-use crate::observe::trace::{Kind, Step};
+use crate::observe::trace::{Kind, TraceStep};
 
 /// Timeout for exporting the last spans when the process ends.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,7 @@ struct Description {
 impl Exporter {
     /// Starts the exporter. Must be called inside the runtime that sends the batches.
     pub(crate) fn start(collector: &Collector, metrics: &Arc<Metrics>) -> anyhow::Result<Self> {
-        metrics.exports_traces();
+        metrics.register_trace_export();
         let client = Client::new(collector, metrics.clone())?;
         let exporter = SpanExporter::builder()
             .with_http()
@@ -170,7 +170,7 @@ impl Description {
         }
     }
 
-    fn of_step(step: &Step, call: &Call<'_>) -> Self {
+    fn of_step(step: &TraceStep, call: &Call<'_>) -> Self {
         let (name, kind) = match step.kind {
             Kind::Queue => ("queue", SpanKind::Internal),
             Kind::Attempt => ("attempt", SpanKind::Client),

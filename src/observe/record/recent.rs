@@ -15,10 +15,10 @@ use crate::primitives::text::millis;
 
 /// The calls that ended last.
 #[derive(Default)]
-pub(crate) struct Recent(Mutex<VecDeque<Ended>>);
+pub(crate) struct Recent(Mutex<VecDeque<EndedCall>>);
 
 /// A call that has ended.
-pub(super) struct Ended {
+pub(super) struct EndedCall {
     pub(super) at: Instant,
     /// `None` if it ended before it was classified.
     pub(super) operation: Option<Arc<Operation>>,
@@ -57,7 +57,7 @@ const KEPT: usize = 50;
 // === impl Recent ===
 
 impl Recent {
-    pub(super) fn push(&self, ended: Ended) {
+    pub(super) fn push(&self, ended: EndedCall) {
         let mut calls = self.0.lock();
         let oldest = if calls.len() == KEPT {
             calls.pop_back()
@@ -72,13 +72,13 @@ impl Recent {
 
     /// The calls, newest first.
     pub(crate) fn views(&self) -> Vec<CallView> {
-        self.0.lock().iter().map(Ended::view).collect()
+        self.0.lock().iter().map(EndedCall::view).collect()
     }
 }
 
-// === impl Ended ===
+// === impl EndedCall ===
 
-impl Ended {
+impl EndedCall {
     fn view(&self) -> CallView {
         let claimed_account = self
             .account
@@ -118,7 +118,7 @@ mod tests {
     async fn the_latest_50_calls_are_kept_newest_first() {
         let recent = Recent::default();
         for attempts in 0..60 {
-            recent.push(Ended {
+            recent.push(EndedCall {
                 at: Instant::now(),
                 operation: None,
                 account: None,

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use crate::config::Limit;
-use crate::limiter::shared::protocol::{Op, Question, SOURCE, View, Waiting};
+use crate::limiter::shared::protocol::{DealRequest, Op, SOURCE, View, WaitingClient};
 use crate::primitives::id::ClientId;
 
 /// The script.
@@ -14,7 +14,7 @@ pub const TAKE: &str = SOURCE;
 /// queued calls.
 pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>> {
     let ms = Duration::from_millis;
-    let question = Question {
+    let request = DealRequest {
         replica,
         limit: Limit {
             count,
@@ -29,16 +29,16 @@ pub fn take_args(replica: &str, count: NonZeroU32, wanted: usize) -> Vec<Vec<u8>
         version: 0,
         pace: None,
         wanted,
-        waiting: &[Waiting::new(&ClientId::new("team"), 1, 1)],
+        waiting: &[WaitingClient::new(&ClientId::new("team"), 1, 1)],
         unused: &[],
         late: &[],
         max_pause: ms(60_000),
     };
-    Op::Take.args(&question)
+    Op::Take.args(&request)
 }
 
 /// The number of slots that the script dealt, and after how many microseconds it must be called
 /// again; `None` for an answer of another script.
 pub fn dealt(answer: redis::Value) -> Option<(usize, u64)> {
-    View::read(answer).map(|view| (view.slots.len(), view.ask))
+    View::read(answer).map(|view| (view.slots.len(), view.next_request_after))
 }

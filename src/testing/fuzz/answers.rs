@@ -15,7 +15,7 @@ use crate::acs::error_body::{ErrorBody, Format};
 use crate::call::hold;
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
 use crate::call::reply;
-use crate::call::retry::{self, Decision, Tries};
+use crate::call::retry::{self, Decision, RetryState};
 use crate::config::{self, Config};
 use crate::limiter::pause::{Pause, ThrottleRefusal};
 use crate::observe::record::CallStats;
@@ -229,7 +229,7 @@ fn check_pause(hint: Option<Duration>) {
 /// A call without a lane never waits longer than the configuration allows.
 fn check_retry(verdict: &Verdict) {
     let policy = &DEFAULTS.retry;
-    let alone = Tries {
+    let alone = RetryState {
         sent: 1,
         can_repeat: true,
         has_lane: false,

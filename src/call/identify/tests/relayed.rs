@@ -191,7 +191,10 @@ fn an_alias_uses_its_accounts_quota_as_one_unverified_client() {
     );
     let claim = gate().claim(&through_proxy(|_| ())).unwrap();
     assert!(!claim.is_verified());
-    assert_eq!(claim.claimant().account, Some(AccountId::new("acme")));
+    assert_eq!(
+        claim.claimed_identity().account,
+        Some(AccountId::new("acme"))
+    );
 }
 
 #[test]

@@ -77,13 +77,13 @@ proptest! {
             prop_assert!(call < 8);
         }
         world.apply(Step::Pause(Some(pause)));
-        let mut forecast = BTreeMap::new();
+        let mut forecasts = BTreeMap::new();
         for call in 0..calls {
             let ahead = world.lane.queue().len();
-            forecast.insert(call, world.now + world.lane.predicted_wait(ahead, world.now));
+            forecasts.insert(call, world.now + world.lane.predicted_wait(ahead, world.now));
             world.apply(Step::Arrive(call, "a", HOLD));
         }
-        prop_assert_eq!(serve(&mut world), forecast);
+        prop_assert_eq!(serve(&mut world), forecasts);
     }
 
     /// The rate of the lane rises while the calls wait.
@@ -106,18 +106,18 @@ proptest! {
             prop_assert!(call < 4);
         }
         world.now += ms(500 + idle);
-        let mut forecast = BTreeMap::new();
+        let mut forecasts = BTreeMap::new();
         for call in 0..calls {
             world.apply(Step::Arrive(call, "a", HOLD));
-            forecast.insert(call, world.lane.forecast(world.now).unwrap().at(call as usize));
+            forecasts.insert(call, world.lane.forecast(world.now).unwrap().at(call as usize));
         }
         let rate = world.lane.rate(world.now);
         let distance = (rate.away() / rate.tokens).max(rate.spacing);
         // With many tokens the mean rate is used, which does not model bursts.
         let distance = if rate.tokens > 64 { rate.away() } else { distance };
         let granted = serve(&mut world);
-        for (call, forecast) in forecast {
-            let off = granted[&call].max(forecast) - granted[&call].min(forecast);
+        for (call, forecasts) in forecasts {
+            let off = granted[&call].max(forecasts) - granted[&call].min(forecasts);
             prop_assert!(off <= distance, "{call} is off by {off:?}, {rate:?}");
         }
     }

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limiter::shared::protocol::{AHEAD, How, Pauses};
+use crate::limiter::shared::protocol::{AHEAD, AttemptEnd, Pauses};
 
 static RULES: LazyLock<Rules> = LazyLock::new(|| {
     let mut rules = rules();
@@ -298,7 +298,7 @@ impl Driver {
             Due::Received(request, sent) => self.received(*request, sent),
             Due::Answered(pending, answer) => {
                 self.requests -= 1;
-                if answer.is_some() && !pending.ask.late.is_empty() {
+                if answer.is_some() && !pending.slot_request.late.is_empty() {
                     self.is_unreported = false;
                 }
                 self.event(Event::StoreAnswered {
@@ -597,7 +597,7 @@ impl Driver {
         }
         self.event(Event::SourceChanged {
             quota_source,
-            store: terms(),
+            store: timing(),
         });
     }
 
@@ -742,16 +742,16 @@ impl Store {
             pending,
             ..
         } = request;
-        let ask = &pending.ask;
-        let slack = micros(pending.ask.slack);
+        let slot_request = &pending.slot_request;
+        let slack = micros(pending.slot_request.slack);
         let away = micros(rate.away());
-        for slot in &ask.unused {
+        for slot in &slot_request.unused {
             self.take_out(slot.back);
             if slot.probe && matches!(self.probe, Probe::InFlight(_)) {
                 self.probe = Probe::Due;
             }
         }
-        for late in &ask.late {
+        for late in &slot_request.late {
             self.take_out(late.slot.back);
             self.add(late.slot.back.max(late.used.min(now) + away));
         }
@@ -764,7 +764,7 @@ impl Store {
         self.uses.retain(|back| *back > now);
         let mut slots = Vec::new();
         let usable = limit.count.get().min(rate.tokens);
-        while !stale && slots.len() < ask.wanted.min(256) {
+        while !stale && slots.len() < slot_request.wanted.min(256) {
             let beyond = (self.uses.len() + 1).checked_sub(usable as usize);
             let back = beyond
                 .filter(|beyond| *beyond > 0)
@@ -783,7 +783,7 @@ impl Store {
             self.dealt = at;
             let back = at + away + slack;
             self.add(back);
-            slots.push(Dated {
+            slots.push(DatedSlot {
                 at,
                 back,
                 slack,
@@ -802,9 +802,9 @@ impl Store {
             gap: micros(rate.gap),
             away,
             usable,
-            wanted: u32::try_from(ask.wanted - slots.len()).unwrap(),
-            ask: 50_000,
-            share: 1_000_000,
+            wanted: u32::try_from(slot_request.wanted - slots.len()).unwrap(),
+            next_request_after: 50_000,
+            part: 1_000_000,
             used: u32::try_from(used).unwrap(),
             back: self.uses[self.uses.len() - used..].to_vec(),
             slots,
@@ -833,13 +833,13 @@ impl Store {
             }
             Op::Ended { slot, how } => {
                 if slot.probe && matches!(self.probe, Probe::InFlight(_)) {
-                    self.probe = if let How::Unsent = how {
+                    self.probe = if let AttemptEnd::Unsent = how {
                         Probe::Due
                     } else {
                         Probe::NotNeeded
                     };
                 }
-                if matches!(how, How::Answered) && slot.at > self.known {
+                if matches!(how, AttemptEnd::Answered) && slot.at > self.known {
                     self.level = 0;
                 }
                 false

@@ -2,7 +2,7 @@
 
 use super::Step::*;
 use super::*;
-use crate::limiter::shared::protocol::{How, Op};
+use crate::limiter::shared::protocol::{AttemptEnd, Op};
 
 /// When the first request for slots is sent.
 const FROM: u64 = AWAY + SLACK;
@@ -58,7 +58,7 @@ fn a_new_store_is_first_asked_for_slots_after_a_window() {
     assert_eq!(request.waiting.len(), 2);
     assert_eq!(
         (
-            request.pending.ask.slack,
+            request.pending.slot_request.slack,
             request.pending.version,
             &request.pending.pace
         ),
@@ -198,7 +198,7 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
             "event",
         ),
     ]);
-    let late = &world.requests[1].0.pending.ask.late[0];
+    let late = &world.requests[1].0.pending.slot_request.late[0];
     // The uncertainty of the clock is added.
     assert!(
         (stored(2100)..stored(2100) + 100).contains(&late.used),
@@ -324,9 +324,9 @@ fn a_throttle_that_could_not_be_reported_pauses_this_replica() {
 #[test]
 fn the_stores_probe_is_sent_and_its_end_is_reported() {
     for (end, how) in [
-        (Accepted(1), How::Answered),
-        (Unknown(1), How::Unknown),
-        (Unsent(1), How::Unsent),
+        (Accepted(1), AttemptEnd::Answered),
+        (Unknown(1), AttemptEnd::Unknown),
+        (Unsent(1), AttemptEnd::Unsent),
     ] {
         let mut world = shared();
         world.rows([

@@ -90,13 +90,13 @@ fn one(config: &config::Store, certificates: Option<TlsCertificates>) -> Result<
         Some(certificates) => Client::build_with_tls(info, certificates)?,
         None => Client::open(info)?,
     };
-    let terms = terms(config);
+    let connection_config = connection_config(config);
     Ok(Arc::new(move || {
         let client = client.clone();
-        let terms = terms.clone();
+        let connection_config = connection_config.clone();
         Box::pin(async move {
             client
-                .get_multiplexed_async_connection_with_config(&terms)
+                .get_multiplexed_async_connection_with_config(&connection_config)
                 .await
                 .map(Connection::One)
         })
@@ -129,7 +129,7 @@ fn sentinel(
     name: String,
     certificates: Option<TlsCertificates>,
 ) -> Result<Dial, OpenError> {
-    let terms = terms(config);
+    let connection_config = connection_config(config);
     let config = config.clone();
     let client = move || {
         let mut builder =
@@ -160,10 +160,10 @@ fn sentinel(
     Ok(Arc::new(move || {
         // A new client each time, because an old one first tries its old connections to sentinels.
         let client = client();
-        let terms = terms.clone();
+        let connection_config = connection_config.clone();
         Box::pin(async move {
             client?
-                .get_async_connection_with_config(&terms)
+                .get_async_connection_with_config(&connection_config)
                 .await
                 .map(Connection::One)
         })
@@ -209,7 +209,7 @@ fn tcp() -> TcpSettings {
 }
 
 /// Without a response timeout, because each operation has its own.
-fn terms(config: &config::Store) -> AsyncConnectionConfig {
+fn connection_config(config: &config::Store) -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(ROUND_TRIPS * config.timeout))
         .set_response_timeout(None)

@@ -8,8 +8,8 @@ use redis::{InfoDict, Value, cmd};
 use tokio::time::Instant;
 
 use super::connect::Connection;
+use super::error::{StoreError, within};
 use super::probe::Probe;
-use super::trouble::{Trouble, within};
 
 /// The result of checking a healthy store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,19 +36,19 @@ const PROBE_MS: u32 = 1000;
 
 /// Checks the store, with the timeout `limit` for each operation. In a cluster every master must
 /// answer.
-pub(super) async fn look(
+pub(super) async fn check_health(
     connection: &mut Connection,
     probe: &Probe,
     limit: Duration,
-) -> Result<Health, Trouble> {
+) -> Result<Health, StoreError> {
     let masters = within(limit, connection.masters()).await?;
     let sent = Instant::now();
     within(limit, connection.ping(masters)).await?;
     let round_trip = sent.elapsed();
     let server = match within(limit, cmd("INFO").query_async::<Value>(connection)).await {
         Ok(info) => Some(server(&each_master(info)?, masters)?),
-        Err(Trouble::Forbids(_)) => None,
-        Err(trouble) => return Err(trouble),
+        Err(StoreError::Forbids(_)) => None,
+        Err(error) => return Err(error),
     };
     let mut set = cmd("SET");
     set.arg(probe.key()).arg(1).arg("PX").arg(PROBE_MS);
@@ -62,8 +62,8 @@ pub(super) async fn look(
 }
 
 /// Returns the INFO of each master: a cluster answers with a map.
-fn each_master(info: Value) -> Result<Vec<InfoDict>, Trouble> {
-    let unreadable = |_| Trouble::Unreachable("the answer to INFO cannot be read".to_owned());
+fn each_master(info: Value) -> Result<Vec<InfoDict>, StoreError> {
+    let unreadable = |_| StoreError::Unreachable("the answer to INFO cannot be read".to_owned());
     if let Value::Map(_) = info {
         let masters: BTreeMap<String, InfoDict> =
             redis::from_redis_value(info).map_err(unreadable)?;
@@ -72,9 +72,9 @@ fn each_master(info: Value) -> Result<Vec<InfoDict>, Trouble> {
     Ok(vec![redis::from_redis_value(info).map_err(unreadable)?])
 }
 
-fn server(said: &[InfoDict], masters: usize) -> Result<Server, Trouble> {
+fn server(infos: &[InfoDict], masters: usize) -> Result<Server, StoreError> {
     let mut runs = Vec::new();
-    for master in said {
+    for master in infos {
         match master.get::<String>("maxmemory_policy").as_deref() {
             // Without the field it is not a Redis server, but perhaps a proxy in front of one.
             None | Some("noeviction") => {}
@@ -82,16 +82,18 @@ fn server(said: &[InfoDict], masters: usize) -> Result<Server, Trouble> {
                 let text = format!(
                     "the shared store evicts keys (maxmemory-policy {policy}), which would forget spent tokens: set it to noeviction"
                 );
-                return Err(Trouble::Evicts(text));
+                return Err(StoreError::Evicts(text));
             }
         }
         runs.push(master.get::<String>("run_id").unwrap_or_default());
     }
-    if said.len() < masters {
-        return Err(Trouble::Unreachable("not every master answers".to_owned()));
+    if infos.len() < masters {
+        return Err(StoreError::Unreachable(
+            "not every master answers".to_owned(),
+        ));
     }
     runs.sort_unstable();
-    let version = said.first().and_then(|master| {
+    let version = infos.first().and_then(|master| {
         master
             .get("valkey_version")
             .or_else(|| master.get("redis_version"))
@@ -128,7 +130,10 @@ mod tests {
             })
         );
         let text = "the shared store evicts keys (maxmemory-policy volatile-lru), which would forget spent tokens: set it to noeviction";
-        assert_eq!(one("volatile-lru"), Err(Trouble::Evicts(text.to_owned())));
+        assert_eq!(
+            one("volatile-lru"),
+            Err(StoreError::Evicts(text.to_owned()))
+        );
     }
 
     #[test]
@@ -150,8 +155,11 @@ mod tests {
             two("noeviction", 2).map(|server| server.runs),
             Ok("a,b".to_owned())
         );
-        assert!(matches!(two("noeviction", 3), Err(Trouble::Unreachable(_))));
-        assert!(matches!(two("allkeys-lru", 2), Err(Trouble::Evicts(_))));
+        assert!(matches!(
+            two("noeviction", 3),
+            Err(StoreError::Unreachable(_))
+        ));
+        assert!(matches!(two("allkeys-lru", 2), Err(StoreError::Evicts(_))));
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
+use super::error::StoreError;
 use super::health::Server;
-use super::trouble::Trouble;
 use super::{Shared, State};
 
 /// The first pause before reconnecting; doubled for each attempt.
@@ -46,7 +46,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let (connection, health) = loop {
             match shared.reach().await {
                 Ok(reached) => break reached,
-                Err(trouble) => said.trouble(&trouble),
+                Err(error) => said.error(&error),
             }
             sleep(pause).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
@@ -54,7 +54,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let before = shared.restore(connection, &health);
         said.up(before, health.server);
         let up_since = Instant::now();
-        watch_over(&shared, &mut state).await;
+        ping_until_down(&shared, &mut state).await;
         relapse = if up_since.elapsed() < STEADY {
             (2 * relapse).min(LONGEST_RELAPSE)
         } else {
@@ -65,7 +65,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 }
 
 /// Pings the store until the circuit opens.
-async fn watch_over(shared: &Shared, state: &mut watch::Receiver<State>) {
+async fn ping_until_down(shared: &Shared, state: &mut watch::Receiver<State>) {
     while let Ok(link) = shared.link() {
         let down = state.wait_for(|state| matches!(state, State::Down { .. }));
         tokio::select! {
@@ -80,22 +80,22 @@ async fn watch_over(shared: &Shared, state: &mut watch::Receiver<State>) {
 
 impl LoggedState {
     /// Logs why the store cannot be used, once per outage.
-    fn trouble(&mut self, trouble: &Trouble) {
-        match trouble {
-            Trouble::Unreachable(reason) => {
+    fn error(&mut self, error: &StoreError) {
+        match error {
+            StoreError::Unreachable(reason) => {
                 if !std::mem::replace(&mut self.unreachable, true) {
                     tracing::warn!(reason, "the shared store cannot be reached; retrying");
                 }
             }
-            Trouble::Refused(reason)
-            | Trouble::Evicts(reason)
-            | Trouble::Forbids(reason)
-            | Trouble::Unfit(reason) => {
+            StoreError::Refused(reason)
+            | StoreError::Evicts(reason)
+            | StoreError::Forbids(reason)
+            | StoreError::Unfit(reason) => {
                 if !std::mem::replace(&mut self.unfit, true) {
                     tracing::error!(reason, "the shared store cannot be used; retrying");
                 }
             }
-            Trouble::TooFar(took) => {
+            StoreError::TooFar(took) => {
                 if !std::mem::replace(&mut self.unfit, true) {
                     let took_seconds = took.as_secs_f64();
                     tracing::error!(

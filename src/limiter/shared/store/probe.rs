@@ -8,10 +8,10 @@ use redis::{RedisResult, Script, Value};
 use tokio::time::{Instant, timeout};
 
 use super::connect::Connection;
-use super::trouble::{Trouble, within};
+use super::error::{StoreError, within};
 use crate::config::{self, Limit};
 use crate::limiter::shared::members;
-use crate::limiter::shared::protocol::{self, Answer, Op, Question, View};
+use crate::limiter::shared::protocol::{self, Answer, DealRequest, Op, View};
 use crate::limiter::shared::slots::{Slots, Start};
 
 /// Runs the scripts on the probe's own keys.
@@ -64,10 +64,10 @@ impl Probe {
         masters: usize,
         distance: Duration,
         limit: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StoreError> {
         let tags = within(limit, connection.tags()).await?;
         if tags.len() < masters {
-            return Err(Trouble::Unreachable(
+            return Err(StoreError::Unreachable(
                 "not every master has slots".to_owned(),
             ));
         }
@@ -84,7 +84,13 @@ impl Probe {
 
     async fn beat(&self, connection: &mut Connection, tag: &str) -> RedisResult<()> {
         let mut call = self.beat.key(format!("{}:{{{tag}}}:replicas", self.prefix));
-        for arg in members::args("beat", &self.me, &members::Own::unknown(), LEASE, None) {
+        for arg in members::args(
+            "beat",
+            &self.me,
+            &members::OwnConnection::unknown(),
+            LEASE,
+            None,
+        ) {
             call.arg(arg);
         }
         call.invoke_async::<Value>(connection).await.map(drop)
@@ -97,7 +103,7 @@ impl Probe {
         tag: &str,
         distance: Duration,
         limit: Duration,
-    ) -> Result<(), Trouble> {
+    ) -> Result<(), StoreError> {
         let start = Start {
             limit: LIMIT,
             gap: GAP,
@@ -109,17 +115,17 @@ impl Probe {
         let mut in_time = 0;
         let mut longest = Duration::ZERO;
         for _ in 0..TRIES {
-            let ask = slots.ask(1, Instant::now());
+            let request = slots.next_request(1, Instant::now());
             let sent = Instant::now();
-            let answer = run(limit, self.question(connection, tag, ask.slack)).await?;
+            let answer = run(limit, self.request(connection, tag, request.slack)).await?;
             let received = Instant::now();
             longest = longest.max(received - sent);
             let view = View::read(answer).filter(|view| !view.slots.is_empty());
             let view = view.ok_or_else(|| {
-                Trouble::Unfit("the scripts do not answer as they should".to_owned())
+                StoreError::Unfit("the scripts do not answer as they should".to_owned())
             })?;
             slots.answered(
-                ask.number,
+                request.number,
                 &Answer {
                     view,
                     sent,
@@ -137,16 +143,16 @@ impl Probe {
                 return Ok(());
             }
         }
-        Err(Trouble::TooFar(longest))
+        Err(StoreError::TooFar(longest))
     }
 
-    async fn question(
+    async fn request(
         &self,
         connection: &mut Connection,
         tag: &str,
         slack: Duration,
     ) -> RedisResult<Value> {
-        let question = Question {
+        let request = DealRequest {
             replica: &self.me,
             limit: LIMIT,
             tokens: LIMIT.count.get(),
@@ -167,7 +173,7 @@ impl Probe {
         for what in ["lane", "ring"] {
             call.key(format!("{}:{{{tag}}}:{what}", self.prefix));
         }
-        for arg in Op::Take.args(&question) {
+        for arg in Op::Take.args(&request) {
             call.arg(arg);
         }
         call.invoke_async(connection).await
@@ -178,9 +184,9 @@ impl Probe {
 async fn run<T>(
     limit: Duration,
     script: impl Future<Output = RedisResult<T>>,
-) -> Result<T, Trouble> {
+) -> Result<T, StoreError> {
     match timeout(limit, script).await {
-        Ok(answer) => answer.map_err(|error| Trouble::of_script(&error)),
-        Err(_elapsed) => Err(Trouble::late(limit)),
+        Ok(answer) => answer.map_err(|error| StoreError::of_script(&error)),
+        Err(_elapsed) => Err(StoreError::late(limit)),
     }
 }

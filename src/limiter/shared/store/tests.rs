@@ -47,14 +47,14 @@ async fn down(store: &Store) -> Instant {
 
 /// How a made-up server behaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mood {
-    Well,
+enum Behaviour {
+    Healthy,
     /// Takes no connection.
     Away,
     /// Answers nothing.
     Frozen,
     /// Answers every script like this.
-    Says(&'static str),
+    Answers(&'static str),
     /// Answers this command like this.
     Lacks(&'static str, &'static str),
     /// What it deals comes much later than its ping.
@@ -64,23 +64,23 @@ enum Mood {
 /// A made-up server; counts the connections that were tried, each with its moment.
 struct Fake {
     started: Instant,
-    mood: Mutex<Mood>,
+    behaviour: Mutex<Behaviour>,
     dialled: Mutex<Vec<Instant>>,
 }
 
 // === impl Fake ===
 
 impl Fake {
-    fn new(mood: Mood) -> Arc<Self> {
+    fn new(behaviour: Behaviour) -> Arc<Self> {
         Arc::new(Self {
             started: Instant::now(),
-            mood: Mutex::new(mood),
+            behaviour: Mutex::new(behaviour),
             dialled: Mutex::default(),
         })
     }
 
-    fn is(&self, mood: Mood) {
-        *self.mood.lock() = mood;
+    fn set(&self, behaviour: Behaviour) {
+        *self.behaviour.lock() = behaviour;
     }
 
     fn store(self: &Arc<Self>) -> (Arc<Store>, Arc<Metrics>) {
@@ -93,7 +93,7 @@ impl Fake {
     fn dial(self: Arc<Self>) -> BoxFuture<'static, RedisResult<Connection>> {
         Box::pin(async move {
             self.dialled.lock().push(Instant::now());
-            if *self.mood.lock() == Mood::Away {
+            if *self.behaviour.lock() == Behaviour::Away {
                 return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into());
             }
             let (ours, theirs) = tokio::io::duplex(1 << 16);
@@ -111,16 +111,16 @@ impl Fake {
         let mut stream = BufReader::new(stream);
         while let Some(command) = read(&mut stream).await {
             let info = "redis_version:7.0.15\r\nrun_id:a\r\nmaxmemory_policy:noeviction\r\n";
-            let mood = *self.mood.lock();
-            let answer = match (mood, command[0].as_str()) {
-                (Mood::Frozen, _) => continue,
-                (Mood::Says(answer), "EVALSHA") => answer.to_owned(),
-                (Mood::Lacks(lacking, answer), name) if lacking == name => answer.to_owned(),
+            let behaviour = *self.behaviour.lock();
+            let answer = match (behaviour, command[0].as_str()) {
+                (Behaviour::Frozen, _) => continue,
+                (Behaviour::Answers(answer), "EVALSHA") => answer.to_owned(),
+                (Behaviour::Lacks(lacking, answer), name) if lacking == name => answer.to_owned(),
                 (_, "INFO") => format!("${}\r\n{info}\r\n", info.len()),
-                (mood, "EVALSHA") if command[3].contains("probe:") => {
+                (behaviour, "EVALSHA") if command[3].contains("probe:") => {
                     // The script that deals has two keys.
                     if command[2] == "2" {
-                        self.deals(mood).await
+                        self.deals(behaviour).await
                     } else {
                         "*0\r\n".to_owned()
                     }
@@ -136,10 +136,10 @@ impl Fake {
     }
 
     /// The answer of a script that deals one slot that is dated now.
-    async fn deals(&self, mood: Mood) -> String {
+    async fn deals(&self, behaviour: Behaviour) -> String {
         let slack = 15_000;
         let now = u64::try_from(self.started.elapsed().as_micros()).unwrap();
-        if mood == Mood::Far {
+        if behaviour == Behaviour::Far {
             sleep(Duration::from_millis(200)).await;
         }
         let list = |numbers: &[u64]| {
@@ -184,7 +184,7 @@ async fn take(store: &Store) -> Result<Value, Unavailable> {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_late_answer_opens_the_circuit_for_all() {
-    let fake = Fake::new(Mood::Well);
+    let fake = Fake::new(Behaviour::Healthy);
     let (store, metrics) = fake.store();
     assert_eq!(
         (store.state(), take(&store).await),
@@ -192,7 +192,7 @@ async fn the_first_late_answer_opens_the_circuit_for_all() {
     );
     up(&store).await;
     assert_eq!(take(&store).await, Ok(Value::Int(7)));
-    fake.is(Mood::Frozen);
+    fake.set(Behaviour::Frozen);
     let start = Instant::now();
     assert_eq!(take(&store).await, Err(Unavailable::Late(TIMEOUT)));
     assert_eq!(
@@ -220,27 +220,27 @@ async fn the_first_late_answer_opens_the_circuit_for_all() {
             "{line} is not in {page}"
         );
     }
-    fake.is(Mood::Well);
+    fake.set(Behaviour::Healthy);
     let since = up(&store).await;
     assert!(since > start && take(&store).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_frozen_store_is_detected_without_traffic() {
-    let fake = Fake::new(Mood::Well);
+    let fake = Fake::new(Behaviour::Healthy);
     let (store, _) = fake.store();
     let since = up(&store).await;
     sleep(Duration::from_millis(10_500)).await;
     assert_eq!(store.state(), State::Up { since });
     let start = Instant::now();
-    fake.is(Mood::Frozen);
+    fake.set(Behaviour::Frozen);
     let noticed = down(&store).await - start;
     assert!(noticed <= Duration::from_millis(1250), "{noticed:?}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn reconnects_back_off() {
-    let fake = Fake::new(Mood::Away);
+    let fake = Fake::new(Behaviour::Away);
     let (store, _) = fake.store();
     sleep(Duration::from_secs(5)).await;
     assert_eq!(store.state(), State::NeverSeen);
@@ -250,14 +250,14 @@ async fn reconnects_back_off() {
         .map(|pair| (pair[1] - pair[0]).as_millis())
         .collect();
     assert_eq!(pauses[..7], [50, 100, 200, 400, 800, 1000, 1000]);
-    fake.is(Mood::Well);
+    fake.set(Behaviour::Healthy);
     let since = up(&store).await;
     assert_eq!(store.state(), State::Up { since });
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_that_fails_an_operation_is_down_until_it_runs_the_scripts_again() {
-    let fake = Fake::new(Mood::Well);
+    let fake = Fake::new(Behaviour::Healthy);
     let (store, _) = fake.store();
     up(&store).await;
     let ill = [
@@ -273,7 +273,7 @@ async fn a_store_that_fails_an_operation_is_down_until_it_runs_the_scripts_again
         "-ERR user_script:1: attempt to index a nil value\r\n",
     ];
     for answer in ill {
-        fake.is(Mood::Says(answer));
+        fake.set(Behaviour::Answers(answer));
         assert!(
             matches!(take(&store).await, Err(Unavailable::Failed(_))),
             "{answer}"
@@ -282,33 +282,35 @@ async fn a_store_that_fails_an_operation_is_down_until_it_runs_the_scripts_again
         assert_eq!(store.state(), State::Down { since }, "{answer}");
         sleep(Duration::from_secs(60)).await;
         assert_eq!(store.state(), State::Down { since }, "{answer}");
-        fake.is(Mood::Well);
+        fake.set(Behaviour::Healthy);
         up(&store).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_store_without_the_needed_permissions_is_refused_at_the_start() {
-    let refused = async |mood| Fake::new(mood).store().0.check().await.err();
+    let refused = async |behaviour| Fake::new(behaviour).store().0.check().await.err();
     let no_scripts = "-NOPERM this user has no permissions to run the 'evalsha' command\r\n";
     let no_key =
         "-NOPERM this user has no permissions to access one of the keys used as arguments\r\n";
     let no_clock =
         "-ERR The user executing the script can't run this command or subcommand script: 7\r\n";
-    for mood in [
-        Mood::Says(no_scripts),
-        Mood::Says(no_clock),
-        Mood::Lacks("SET", no_key),
+    for behaviour in [
+        Behaviour::Answers(no_scripts),
+        Behaviour::Answers(no_clock),
+        Behaviour::Lacks("SET", no_key),
     ] {
-        let reason = refused(mood).await.expect("it is refused");
+        let reason = refused(behaviour).await.expect("it is refused");
         assert!(
             reason.starts_with("the shared store does not permit what Flowgate needs ("),
             "{reason}"
         );
     }
-    let reason = refused(Mood::Says("-ERR unknown command 'LPOS' script: 7\r\n"))
-        .await
-        .expect("it is refused");
+    let reason = refused(Behaviour::Answers(
+        "-ERR unknown command 'LPOS' script: 7\r\n",
+    ))
+    .await
+    .expect("it is refused");
     assert!(
         reason.starts_with("the shared store cannot run Flowgate's scripts: "),
         "{reason}"
@@ -318,19 +320,19 @@ async fn a_store_without_the_needed_permissions_is_refused_at_the_start() {
         "-READONLY You can't write\r\n",
         "-LOADING it is\r\n",
     ];
-    for mood in
-        passes
-            .map(Mood::Says)
-            .into_iter()
-            .chain([Mood::Away, Mood::Frozen, Mood::Well, Mood::Far])
-    {
-        assert_eq!(refused(mood).await, None);
+    for behaviour in passes.map(Behaviour::Answers).into_iter().chain([
+        Behaviour::Away,
+        Behaviour::Frozen,
+        Behaviour::Healthy,
+        Behaviour::Far,
+    ]) {
+        assert_eq!(refused(behaviour).await, None);
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn info_may_be_forbidden() {
-    let fake = Fake::new(Mood::Lacks(
+    let fake = Fake::new(Behaviour::Lacks(
         "INFO",
         "-NOPERM this user has no permissions to run the 'info' command\r\n",
     ));
@@ -341,26 +343,26 @@ async fn info_may_be_forbidden() {
 
 #[tokio::test(start_paused = true)]
 async fn a_store_whose_slots_are_too_late_is_down_until_they_are_in_time() {
-    let fake = Fake::new(Mood::Well);
+    let fake = Fake::new(Behaviour::Healthy);
     let (store, _) = fake.store();
     up(&store).await;
-    fake.is(Mood::Far);
-    store.is_too_far();
+    fake.set(Behaviour::Far);
+    store.mark_too_far();
     let since = Instant::now();
     sleep(Duration::from_secs(60)).await;
     assert_eq!(store.state(), State::Down { since });
-    fake.is(Mood::Well);
+    fake.set(Behaviour::Healthy);
     up(&store).await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_failures_that_the_health_check_misses_reconnects_back_off() {
-    let fake = Fake::new(Mood::Well);
+    let fake = Fake::new(Behaviour::Healthy);
     let (store, _) = fake.store();
     let mut pauses = Vec::new();
     for _ in 0..12 {
         up(&store).await;
-        store.is_too_far();
+        store.mark_too_far();
         let start = Instant::now();
         up(&store).await;
         pauses.push(start.elapsed().as_millis());
@@ -372,7 +374,7 @@ async fn after_failures_that_the_health_check_misses_reconnects_back_off() {
         ]
     );
     sleep(Duration::from_secs(10)).await;
-    store.is_too_far();
+    store.mark_too_far();
     let start = Instant::now();
     up(&store).await;
     assert_eq!(start.elapsed().as_millis(), 50);
@@ -380,10 +382,10 @@ async fn after_failures_that_the_health_check_misses_reconnects_back_off() {
 
 #[tokio::test(start_paused = true)]
 async fn operations_of_the_old_connection_do_not_close_the_new_one() {
-    let fake = Fake::new(Mood::Well);
+    let fake = Fake::new(Behaviour::Healthy);
     let (store, _) = fake.store();
     up(&store).await;
-    fake.is(Mood::Frozen);
+    fake.set(Behaviour::Frozen);
     let asking = |store: Arc<Store>, after| async move {
         sleep(Duration::from_millis(after)).await;
         take(&store).await
@@ -391,7 +393,7 @@ async fn operations_of_the_old_connection_do_not_close_the_new_one() {
     let early = tokio::spawn(asking(store.clone(), 0));
     let late = tokio::spawn(asking(store.clone(), 240));
     assert_eq!(early.await.unwrap(), Err(Unavailable::Late(TIMEOUT)));
-    fake.is(Mood::Well);
+    fake.set(Behaviour::Healthy);
     let since = up(&store).await;
     assert!(!late.is_finished());
     assert_eq!(late.await.unwrap(), Err(Unavailable::Late(TIMEOUT)));

@@ -3,7 +3,7 @@
 use tokio::time::sleep;
 
 use super::*;
-use crate::limiter::shared::protocol::{AHEAD, Dated, How, Late, NewPace, Pauses};
+use crate::limiter::shared::protocol::{AHEAD, AttemptEnd, DatedSlot, LateUse, NewPace, Pauses};
 use crate::servers::Redis;
 
 const GAP: Duration = Duration::from_millis(5);
@@ -18,14 +18,14 @@ struct Lane {
 
 /// A replica's request; the defaults request nothing.
 #[derive(Clone)]
-struct Says<'a> {
+struct LaneRequest<'a> {
     tokens: u32,
     gap: Duration,
     version: u64,
     pace: Option<&'a str>,
     wanted: usize,
-    unused: &'a [Dated],
-    late: &'a [Late],
+    unused: &'a [DatedSlot],
+    late: &'a [LateUse],
 }
 
 // === impl Lane ===
@@ -51,9 +51,9 @@ impl Lane {
         }
     }
 
-    fn says(&self) -> Says<'static> {
+    fn lane_request(&self) -> LaneRequest<'static> {
         let tokens = self.limit.count.get();
-        Says {
+        LaneRequest {
             tokens,
             gap: GAP,
             version: 0,
@@ -64,30 +64,30 @@ impl Lane {
         }
     }
 
-    async fn ask(&self, replica: &str, op: Op, says: Says<'_>) -> View {
-        let question = Question {
+    async fn ask(&self, replica: &str, op: Op, lane_request: LaneRequest<'_>) -> View {
+        let request = DealRequest {
             replica,
             limit: self.limit,
-            tokens: says.tokens,
+            tokens: lane_request.tokens,
             window: self.limit.window,
-            gap: says.gap,
+            gap: lane_request.gap,
             spacing: Duration::ZERO,
             slack: SLACK,
             cap: self.limit.count.get(),
-            version: says.version,
-            pace: says.pace.map(|text| NewPace {
+            version: lane_request.version,
+            pace: lane_request.pace.map(|text| NewPace {
                 text,
                 lives: Duration::from_secs(60),
             }),
-            wanted: says.wanted,
+            wanted: lane_request.wanted,
             waiting: &[],
-            unused: says.unused,
-            late: says.late,
+            unused: lane_request.unused,
+            late: lane_request.late,
             max_pause: Duration::from_secs(60),
         };
         let (account, action) = (AccountId::new("acme"), ActionName::new("CreateFlow"));
         self.quota
-            .take(&account, &action, &op, &question)
+            .take(&account, &action, &op, &request)
             .await
             .unwrap()
             .view
@@ -97,16 +97,16 @@ impl Lane {
         self.ask(
             replica,
             Op::Take,
-            Says {
+            LaneRequest {
                 wanted,
-                ..self.says()
+                ..self.lane_request()
             },
         )
         .await
     }
 
     /// All slots that can be had now.
-    async fn take_all(&self, replica: &str) -> Vec<Dated> {
+    async fn take_all(&self, replica: &str) -> Vec<DatedSlot> {
         let mut slots = Vec::new();
         loop {
             let view = self.take(replica, 20_000).await;
@@ -160,7 +160,11 @@ async fn one_answer_has_no_more_slots_than_its_bound_and_the_replica_asks_again_
     let lane = Lane::of(10_000, Duration::from_secs(1)).await;
     let view = lane.take("one", 10_000).await;
     assert_eq!((view.slots.len(), view.wanted), (256, 10_000 - 256));
-    assert!(view.ask <= 2000, "{}", view.ask);
+    assert!(
+        view.next_request_after <= 2000,
+        "{}",
+        view.next_request_after
+    );
 }
 
 #[tokio::test]
@@ -170,10 +174,10 @@ async fn of_fewer_usable_tokens_the_others_stay_for_later() {
         lane.ask(
             "one",
             Op::Take,
-            Says {
+            LaneRequest {
                 tokens,
                 wanted: 9,
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await
@@ -203,9 +207,9 @@ async fn a_slot_that_comes_back_unused_is_dealt_again() {
         lane.ask(
             "one",
             Op::Take,
-            Says {
+            LaneRequest {
                 unused: &unused[1..],
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await;
@@ -214,9 +218,9 @@ async fn a_slot_that_comes_back_unused_is_dealt_again() {
         lane.ask(
             "one",
             Op::Take,
-            Says {
+            LaneRequest {
                 unused: &unused[..1],
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await;
@@ -234,7 +238,7 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
     lane.take("one", 1).await;
     sleep(Duration::from_millis(30)).await;
     let view = lane.take("one", 1).await;
-    let late = [Late {
+    let late = [LateUse {
         slot: first,
         used: view.now,
     }];
@@ -242,9 +246,9 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
         .ask(
             "one",
             Op::Take,
-            Says {
+            LaneRequest {
                 late: &late,
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await;
@@ -255,9 +259,9 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
         .ask(
             "one",
             Op::Take,
-            Says {
+            LaneRequest {
                 late: &late,
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await;
@@ -266,12 +270,12 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
         .ask(
             "one",
             Op::Take,
-            Says {
-                late: &[Late {
-                    slot: Dated { back: 1, ..first },
+            LaneRequest {
+                late: &[LateUse {
+                    slot: DatedSlot { back: 1, ..first },
                     ..late[0]
                 }],
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await;
@@ -281,18 +285,22 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
 #[tokio::test]
 async fn whoever_has_an_earlier_pace_is_dealt_nothing_and_learns_the_present_one() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
-    let says = |version, pace| Says {
+    let lane_request = |version, pace| LaneRequest {
         version,
         pace,
         wanted: 1,
-        ..lane.says()
+        ..lane.lane_request()
     };
-    let written = lane.ask("one", Op::Take, says(0, Some("slow"))).await;
+    let written = lane
+        .ask("one", Op::Take, lane_request(0, Some("slow")))
+        .await;
     assert_eq!(
         (written.pace.as_str(), written.stale, written.slots.len()),
         ("slow", false, 1)
     );
-    let stale = lane.ask("other", Op::Take, says(0, Some("fast"))).await;
+    let stale = lane
+        .ask("other", Op::Take, lane_request(0, Some("fast")))
+        .await;
     assert_eq!(
         (
             stale.pace.as_str(),
@@ -303,7 +311,11 @@ async fn whoever_has_an_earlier_pace_is_dealt_nothing_and_learns_the_present_one
         ("slow", true, 0, written.version)
     );
     let known = lane
-        .ask("other", Op::Take, says(stale.version, Some("slower")))
+        .ask(
+            "other",
+            Op::Take,
+            lane_request(stale.version, Some("slower")),
+        )
         .await;
     assert_eq!(
         (known.pace.as_str(), known.stale, known.slots.len()),
@@ -325,12 +337,12 @@ async fn whoever_has_an_earlier_pace_is_dealt_nothing_and_learns_the_present_one
 #[tokio::test]
 async fn the_largest_gap_of_the_replicas_that_are_there_holds() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
-    let says = |gap| Says {
+    let lane_request = |gap| LaneRequest {
         gap,
         wanted: 1,
-        ..lane.says()
+        ..lane.lane_request()
     };
-    let gap = async |replica, gap| lane.ask(replica, Op::Take, says(gap)).await.gap;
+    let gap = async |replica, gap| lane.ask(replica, Op::Take, lane_request(gap)).await.gap;
     assert_eq!(
         [
             gap("one", GAP).await,
@@ -354,7 +366,7 @@ async fn an_isolated_refusal_pauses_nothing() {
                 at: slot.at,
                 pauses: None,
             },
-            lane.says(),
+            lane.lane_request(),
         )
         .await;
     assert_eq!(
@@ -381,7 +393,7 @@ async fn an_isolated_refusal_pauses_nothing() {
                 at: slot.at,
                 pauses,
             },
-            lane.says(),
+            lane.lane_request(),
         )
         .await;
     assert!(
@@ -395,7 +407,7 @@ async fn an_isolated_refusal_pauses_nothing() {
                 at: again.slots[0].at,
                 pauses,
             },
-            lane.says(),
+            lane.lane_request(),
         )
         .await;
     assert_eq!(
@@ -412,10 +424,10 @@ async fn who_wants_no_more_gives_way_at_once() {
         .ask(
             "other",
             Op::Take,
-            Says {
+            LaneRequest {
                 tokens: 1,
                 wanted: 9,
-                ..lane.says()
+                ..lane.lane_request()
             },
         )
         .await
@@ -460,15 +472,15 @@ async fn a_ring_that_was_deleted_costs_its_tokens_and_no_error() {
     lane.ask(
         "one",
         Op::Take,
-        Says {
+        LaneRequest {
             unused: &slots[..1],
             late: &[],
-            ..lane.says()
+            ..lane.lane_request()
         },
     )
     .await;
     lane.take("one", 9).await;
-    let late = [Late {
+    let late = [LateUse {
         slot: slots[1],
         used: slots[1].at,
     }];
@@ -476,9 +488,9 @@ async fn a_ring_that_was_deleted_costs_its_tokens_and_no_error() {
         lane.ask(
             "one",
             Op::Take,
-            Says {
+            LaneRequest {
                 late: &late,
-                ..lane.says()
+                ..lane.lane_request()
             }
         )
         .await
@@ -517,7 +529,7 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
         let lane = Lane::of(count, Duration::from_millis(window)).await;
         let names = ["one", "other", "third"];
         let ahead = u64::try_from(AHEAD.as_micros()).unwrap();
-        let mut hands: [Vec<Dated>; 3] = Default::default();
+        let mut hands: [Vec<DatedSlot>; 3] = Default::default();
         let (mut uses, mut version, mut now) = (Vec::new(), 0, 0);
         for _ in 0..rounds {
             let who = random.usize(..3);
@@ -530,13 +542,13 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
                     1 if now > until && now + ahead < slot.back => {
                         let used = random.u64(until..now);
                         uses.push(used);
-                        late.push(Late { slot, used });
+                        late.push(LateUse { slot, used });
                     }
                     // The script cannot know the time, so any moment must be accepted.
                     fate => uses
                         .push([slot.at, until, random.u64(slot.at..=until)][usize::from(fate % 3)]),
                 }
-                last = last.filter(|last: &Dated| last.probe).or(Some(slot));
+                last = last.filter(|last: &DatedSlot| last.probe).or(Some(slot));
             }
             let ms = |ms| Duration::from_millis(ms);
             let op = match (random.u8(..40), last) {
@@ -551,7 +563,7 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
                     }
                 }
                 (fate, Some(slot)) if fate == 1 || (slot.probe && fate > 8) => {
-                    let how = [How::Answered, How::Unknown][random.usize(..2)];
+                    let how = [AttemptEnd::Answered, AttemptEnd::Unknown][random.usize(..2)];
                     Op::Ended { slot, how }
                 }
                 _ => Op::Take,
@@ -564,7 +576,7 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
             let wanted = [0, 7, 20_000, 20_000][random.usize(..4)];
             let pace = (random.u8(..30) == 0).then_some("learned");
             let gap = GAP * random.u32(1..4);
-            let says = Says {
+            let lane_request = LaneRequest {
                 tokens,
                 gap,
                 version,
@@ -573,7 +585,7 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
                 unused: &unused,
                 late: &late,
             };
-            let view = lane.ask(names[who], op, says).await;
+            let view = lane.ask(names[who], op, lane_request).await;
             (version, now) = (view.version, view.now);
             assert!(view.slots.len() <= 512, "{}", view.slots.len());
             hands[who].extend(view.slots);

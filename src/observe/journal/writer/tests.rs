@@ -52,7 +52,7 @@ fn sent(attempt: &str) -> Bytes {
 // === impl Disk ===
 
 impl Sink for Disk {
-    fn append(&mut self, lines: &[Bytes]) -> Appended {
+    fn append(&mut self, lines: &[Bytes]) -> WriteResult {
         self.writes += 1;
         if self.writes.is_multiple_of(self.every) {
             self.begun.send(()).unwrap();
@@ -61,7 +61,7 @@ impl Sink for Disk {
                 Write::Done => {}
                 Write::Failed => {
                     let error = Some(io::ErrorKind::StorageFull.into());
-                    return Appended {
+                    return WriteResult {
                         lines: lines.len(),
                         lost: lines.len(),
                         error,
@@ -75,7 +75,7 @@ impl Sink for Disk {
             .map(|line| String::from_utf8(line.to_vec()).unwrap())
             .collect();
         self.written.lock().push(text);
-        Appended {
+        WriteResult {
             lines: lines.len(),
             lost: 0,
             error: None,
@@ -207,7 +207,7 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
     let long = line(&"x".repeat(10_000));
     let fit = (MAX_QUEUED - weight(&line("hangs")) as usize) / weight(&long) as usize;
     (0..fit + 100).for_each(|_| bench.writer.push(long.clone()));
-    assert!(bench.writer.room.available_permits() < weight(&long) as usize);
+    assert!(bench.writer.queue_space.available_permits() < weight(&long) as usize);
     let lost = |lines: usize| format!("flowgate_journal_errors_total {lines}\n");
     assert!(
         bench.metrics().contains(&lost(100)) && bench.metrics().contains("flowgate_journal_up 0\n")
@@ -221,7 +221,7 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
     bench.writer.flushed().await;
     let text = bench.written.lock().concat();
     assert_eq!(text.lines().count(), 1 + fit + 1);
-    assert_eq!(bench.writer.room.available_permits(), MAX_QUEUED);
+    assert_eq!(bench.writer.queue_space.available_permits(), MAX_QUEUED);
     assert!(bench.health.is_up(Instant::now()));
     let page = bench.metrics.render(&[], metrics::Bytes::default(), true);
     assert!(page.contains(&lost(100)) && page.contains("flowgate_journal_up 1\n"));
@@ -282,12 +282,12 @@ async fn an_abandoned_attempt_has_no_line_or_is_recorded_as_unsent() {
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())
         .collect();
-    let said = |line: &serde_json::Value| {
+    let result = |line: &serde_json::Value| {
         ["event", "attempt", "result"].map(|key| line[key].as_str().unwrap_or_default().to_owned())
     };
-    let said: Vec<_> = lines.iter().map(said).collect();
+    let result: Vec<_> = lines.iter().map(result).collect();
     assert_eq!(
-        said,
+        result,
         [["sent", "under-way", ""], ["done", "under-way", "unsent"]]
     );
 }

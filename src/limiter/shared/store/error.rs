@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 /// Why the store cannot be used.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum StoreError {
     /// May be temporary.
     Unreachable(String),
     /// Lasts until a setting is changed: a password, the server's mode.
@@ -27,9 +27,9 @@ pub(super) enum Trouble {
 const RIGHTS: &str =
     "+@read +@write +@scripting +@connection +info +time, and the keys of quota.store_prefix";
 
-// === impl Trouble ===
+// === impl StoreError ===
 
-impl Trouble {
+impl StoreError {
     pub(super) fn late(limit: Duration) -> Self {
         Self::Unreachable(format!("no answer within {limit:?}"))
     }
@@ -82,10 +82,10 @@ impl Trouble {
 pub(super) async fn within<T>(
     limit: Duration,
     answer: impl Future<Output = RedisResult<T>>,
-) -> Result<T, Trouble> {
+) -> Result<T, StoreError> {
     Ok(timeout(limit, answer)
         .await
-        .map_err(|_elapsed| Trouble::late(limit))??)
+        .map_err(|_elapsed| StoreError::late(limit))??)
 }
 
 fn is_refused_command(text: &str) -> bool {
@@ -95,7 +95,7 @@ fn is_refused_command(text: &str) -> bool {
         "can't access at least one of the keys",
     ]
     .iter()
-    .any(|said| text.contains(said))
+    .any(|message| text.contains(message))
 }
 
 /// Whether the server does not have the script.
