@@ -96,8 +96,8 @@ impl Admin {
 
     async fn page(&self, request: Box<Request<Incoming>>, hangup: &Hangup) -> Page {
         let path = request.uri().path();
-        let settings = self.services.settings.load_full();
-        let listen = &settings.config.listen;
+        let config_snapshot = self.services.current_config.load_full();
+        let listen = &config_snapshot.config.listen;
         if let Err((status, why)) = access::check(listen, path, request.headers()) {
             return Page::refused(status, why);
         }
@@ -157,7 +157,7 @@ impl Admin {
     }
 
     fn config(&self) -> String {
-        config::effective(&self.services.settings.load().config).to_string()
+        config::effective(&self.services.current_config.load().config).to_string()
     }
 
     fn metrics(&self) -> String {
@@ -187,7 +187,7 @@ impl Admin {
     }
 
     fn lanes(&self) -> String {
-        let mode = self.services.settings.load().config.mode.to_string();
+        let mode = self.services.current_config.load().config.mode.to_string();
         let lanes = self.services.limiter.lanes();
         let upstream = snapshot::upstream(&self.services);
         json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.services.limiter.bytes(), "lanes": lanes })

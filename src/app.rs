@@ -72,8 +72,8 @@ impl App {
         let (reloader, reload) =
             Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
         let app = Self::start_on(loaded.config, handed, runtimes).await?;
-        let settings = &app.state.calls().settings;
-        settings.can_be_reread(reload, loaded.warnings);
+        let current_config = &app.state.calls().current_config;
+        current_config.set_reload_handle(reload, loaded.warnings);
         tokio::spawn(reloader.run(Arc::downgrade(&app.state)));
         Ok(Self {
             signals: Some(signals),
@@ -143,7 +143,7 @@ impl App {
     pub fn proxy_address(&self) -> Option<SocketAddr> {
         self.state
             .calls()
-            .settings
+            .current_config
             .load()
             .config
             .listen
@@ -155,7 +155,7 @@ impl App {
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.state
             .calls()
-            .settings
+            .current_config
             .load()
             .config
             .listen
@@ -185,7 +185,7 @@ impl App {
     /// Shuts down in phases: readiness goes down, the listener closes, calls finish within the
     /// grace, and the remaining calls are refused.
     pub async fn drain(mut self) {
-        let drain = self.state.calls().settings.load().config.drain;
+        let drain = self.state.calls().current_config.load().config.drain;
         let phases = &self.state.calls().phases;
         phases.enter(Phase::Leaving);
         if drain.hand_over {
@@ -269,8 +269,8 @@ async fn keep_quota(quota: &Arc<Quota>, calls: &Arc<CallServices>) -> anyhow::Re
 }
 
 fn log_ready(state: &AppState) {
-    let settings = state.calls().settings.load();
-    let config = &settings.config;
+    let config_snapshot = state.calls().current_config.load();
+    let config = &config_snapshot.config;
     tracing::info!(
         version = crate::VERSION,
         mode = %config.mode,

@@ -6,13 +6,13 @@
 pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod classify;
+pub(crate) mod current_config;
 pub(crate) mod hold;
 pub(crate) mod identify;
 pub(crate) mod judge;
 pub(crate) mod reply;
 pub(crate) mod retry;
 pub(crate) mod services;
-pub(crate) mod settings;
 pub(crate) mod sign;
 #[cfg(test)]
 mod tests;
@@ -29,12 +29,12 @@ use hyper::{Request, Response};
 use tokio::time::{Instant, Sleep};
 
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
+use crate::call::current_config::ConfigSnapshot;
 use crate::call::identify::Sendable;
 use crate::call::judge::{Context, Verdict};
 use crate::call::reply::ErrorFormat;
 use crate::call::retry::{Decision, RetryState};
 use crate::call::services::CallServices;
-use crate::call::settings::ConfigSnapshot;
 use crate::config::Mode;
 use crate::error::Refusal;
 use crate::limiter::{self, LimitedCall, SendPermit};
@@ -140,7 +140,7 @@ struct Admitted<'a> {
     place: LimitedCall<Upstream>,
     /// End of its hold.
     answer_by: Instant,
-    /// The generation of the settings that it was last checked with.
+    /// The generation of the configuration that it was last checked with.
     generation: u64,
     /// Whether its credentials were reread, which is done at most once.
     renewed: bool,
@@ -183,7 +183,7 @@ impl<'a> Admitted<'a> {
         self.place.permit()
     }
 
-    /// Builds the request of one attempt with the current settings. Fails if the caller has
+    /// Builds the request of one attempt with the current configuration. Fails if the caller has
     /// disconnected.
     fn sign(&mut self, hangup: &Hangup) -> Result<Sending, CallFailure> {
         self.record.turn(self.place.age());
@@ -191,13 +191,13 @@ impl<'a> Admitted<'a> {
             return Err(CallFailure::ClientDisconnected);
         }
         let context = self.context();
-        let settings = self.services.settings.load();
-        settings.recheck(
+        let config_snapshot = self.services.current_config.load();
+        config_snapshot.recheck(
             &mut self.call,
             &self.operation.account,
             &mut self.generation,
         )?;
-        let host = &settings.config.upstream.host;
+        let host = &config_snapshot.config.upstream.host;
         let mut request = sign::sign(&self.call, host, SystemTime::now());
         self.record.sent(request.headers_mut(), !context.managed);
         let note = self.services.journal.as_ref().map(|journal| {
@@ -237,8 +237,8 @@ impl<'a> Admitted<'a> {
         let verdict = &judged.verdict;
         self.record.judged(verdict.code(), verdict.request_id());
         if verdict.is_old_session() && !std::mem::replace(&mut self.renewed, true) {
-            let settings = &self.services.settings;
-            if Box::pin(settings.reread(self.generation, self.answer_by)).await {
+            let current_config = &self.services.current_config;
+            if Box::pin(current_config.wait_for_reload(self.generation, self.answer_by)).await {
                 self.record.queued_again(Duration::ZERO);
                 return None;
             }
@@ -249,7 +249,7 @@ impl<'a> Admitted<'a> {
     /// Decides whether the call is sent again.
     fn decide(&self, verdict: &Verdict) -> Decision {
         let context = self.context();
-        let config = &self.services.settings.load_full().config;
+        let config = &self.services.current_config.load_full().config;
         let state = RetryState {
             sent: self.record.attempts(),
             can_repeat: context.managed && config.mode == Mode::Enforce,
@@ -294,7 +294,7 @@ struct AcceptedCall {
     operation: Arc<Operation>,
     /// Bytes that the call holds while it is queued.
     bytes: usize,
-    /// The generation of the settings that it was identified with.
+    /// The generation of the configuration that it was identified with.
     generation: u64,
 }
 
@@ -309,12 +309,12 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     let accepted = SystemTime::now();
-    let settings = services.settings.load_full();
+    let config_snapshot = services.current_config.load_full();
     let ConfigSnapshot {
         config,
         directory,
         generation,
-    } = &*settings;
+    } = &*config_snapshot;
     let (head, body) = request.into_parts();
     *format = ErrorFormat::of(&head);
     record.traced(&head.headers, accepted, config.telemetry.sample_percent);

@@ -55,7 +55,7 @@ pub(super) async fn handle(
     request: Request<Incoming>,
     from: Option<IpAddr>,
 ) -> Page {
-    let config = &services.settings.load_full().config;
+    let config = &services.current_config.load_full().config;
     let (target, command) = match receive(services, &config.listen, operator_action, request).await
     {
         Ok(received) => received,

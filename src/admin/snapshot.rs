@@ -15,8 +15,8 @@ const LANES: usize = 200;
 
 /// Builds a snapshot.
 pub(super) fn snapshot(services: &CallServices) -> Value {
-    let settings = services.settings.load();
-    let config = &settings.config;
+    let config_snapshot = services.current_config.load();
+    let config = &config_snapshot.config;
     let mut lanes = services.limiter.lanes_by_label();
     let all_lanes = lanes.len();
     lanes.sort_by_key(|lane| std::cmp::Reverse(lane.queued));
@@ -25,7 +25,7 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         .quota
         .as_ref()
         .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
-    let reading = services.settings.reading();
+    let reload_status = services.current_config.reload_status();
     let credentials = config.accounts.iter().filter_map(|account| {
         let ends = account.credentials.as_ref()?.expires?;
         Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
@@ -40,10 +40,10 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "store": store,
         "journal": services.journal.as_ref().map(|journal| json!({ "up": journal.is_up() })),
         "config": {
-            "generation": settings.generation,
-            "read_seconds_ago": reading.at.elapsed().as_secs(),
-            "warnings": reading.warnings,
-            "refused": reading.refused,
+            "generation": config_snapshot.generation,
+            "read_seconds_ago": reload_status.at.elapsed().as_secs(),
+            "warnings": reload_status.warnings,
+            "refused": reload_status.rejected,
         },
         "certificate_ends_seconds": config.listen.tls.as_ref().map(|tls| seconds_until(tls.not_after)),
         "credentials": credentials.collect::<Vec<_>>(),

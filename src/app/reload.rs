@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
 use crate::app::state::AppState;
-use crate::call::settings::{ConfigSnapshot, ReloadHandle};
+use crate::call::current_config::{ConfigSnapshot, ReloadHandle};
 use crate::config::{self, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
 use crate::observe::metrics::Reload;
 use crate::process::systemd;
@@ -22,9 +22,9 @@ pub(crate) struct Reloader {
     work: ReloadWork,
     hangup: Signal,
     /// Number of requests so far.
-    asked: watch::Receiver<u64>,
+    requests: watch::Receiver<u64>,
     /// Number of the last request that has been served.
-    answered: watch::Sender<u64>,
+    served: watch::Sender<u64>,
 }
 
 /// The blocking part of the task. With 100,000 accounts a reload reads as many files and builds and
@@ -34,7 +34,7 @@ struct ReloadWork {
     last: LoadedState,
     /// The files' stamps at the last look, while they are still changing.
     changing: Option<Stamps>,
-    /// Replaced settings that a call may still use. Dropping the last reference frees long lists,
+    /// Replaced snapshots that a call may still use. Dropping the last reference frees long lists,
     /// which must not happen on a serving thread.
     retired: Vec<Arc<ConfigSnapshot>>,
 }
@@ -182,14 +182,14 @@ impl Reloader {
             changing: None,
             retired: Vec::new(),
         };
-        let (ask, asked, answered) = ReloadHandle::channel();
+        let (reload_handle, requests, served) = ReloadHandle::channel();
         let reloader = Self {
             work,
             hangup: signal(SignalKind::hangup())?,
-            asked,
-            answered,
+            requests,
+            served,
         };
-        Ok((reloader, ask))
+        Ok((reloader, reload_handle))
     }
 
     /// Reloads on SIGHUP, on request and when files change, until the process ends.
@@ -197,21 +197,21 @@ impl Reloader {
         let Self {
             mut work,
             mut hangup,
-            mut asked,
-            answered,
+            mut requests,
+            served,
         } = self;
         let mut took = Duration::ZERO;
         loop {
             let mut reason = Reason::Time;
             tokio::select! {
                 _ = hangup.recv() => reason = Reason::Signal,
-                _ = asked.changed() => {}
+                _ = requests.changed() => {}
                 () = tokio::time::sleep(until_next(took)) => {}
             }
             let Some(state) = state.upgrade() else { return };
             // A request that comes later may be about a later change: the next check serves it.
-            let number = *asked.borrow_and_update();
-            if reason == Reason::Time && number > *answered.borrow() {
+            let number = *requests.borrow_and_update();
+            if reason == Reason::Time && number > *served.borrow() {
                 reason = Reason::Call;
             }
             (work, took) = on_files(move || {
@@ -219,7 +219,7 @@ impl Reloader {
                 (work, took)
             })
             .await;
-            answered.send_replace(number);
+            served.send_replace(number);
         }
     }
 }
@@ -230,7 +230,7 @@ impl ReloadWork {
     /// Checks the files, and reads them if due. Returns how long the check took.
     fn step(&mut self, reason: Reason, state: &AppState) -> Duration {
         self.retired
-            .retain(|settings| Arc::strong_count(settings) > 1);
+            .retain(|config_snapshot| Arc::strong_count(config_snapshot) > 1);
         let begun = Instant::now();
         let is_due = self.is_due(reason);
         let took = begun.elapsed();
@@ -271,11 +271,11 @@ impl ReloadWork {
                 changed,
             )) => {
                 self.last.written = written;
-                self.retired.push(state.calls().settings.load_full());
+                self.retired.push(state.calls().current_config.load_full());
                 state.apply(config, tls_roots);
                 state.calls().metrics.reloaded(Reload::Done);
-                let reading = state.calls().settings.was_read(warnings);
-                reading
+                let reload_status = state.calls().current_config.record_accepted(warnings);
+                reload_status
                     .warnings
                     .iter()
                     .for_each(|warning| tracing::warn!(warning, "configuration"));
@@ -289,7 +289,7 @@ impl ReloadWork {
                     mistakes,
                     "configuration reload rejected; keeping the current one"
                 );
-                state.calls().settings.was_refused(mistakes);
+                state.calls().current_config.record_rejected(mistakes);
             }
         }
     }
@@ -340,7 +340,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::call::settings::ReloadStatus;
+    use crate::call::current_config::ReloadStatus;
 
     #[test]
     fn checks_that_take_long_are_made_less_often() {
@@ -368,18 +368,18 @@ mod tests {
             environment: Some(Vec::new()),
         };
         let loaded = source.load().unwrap();
-        let (reloader, ask) = Reloader::new(source, &loaded).unwrap();
+        let (reloader, reload_handle) = Reloader::new(source, &loaded).unwrap();
         let state = Arc::new(AppState::new(loaded.config).unwrap());
-        let mut asks: Vec<_> = (0..100).map(|_| Box::pin(ask.changed())).collect();
-        for ask in &mut asks {
-            assert!(futures_util::poll!(ask).is_pending());
+        let mut reloads: Vec<_> = (0..100).map(|_| Box::pin(reload_handle.reload())).collect();
+        for reload in &mut reloads {
+            assert!(futures_util::poll!(reload).is_pending());
         }
-        let mut answered = ask.answered.clone();
+        let mut served = reload_handle.served.clone();
         let reloader = tokio::spawn(reloader.run(Arc::downgrade(&state)));
-        answered.changed().await.unwrap();
-        assert_eq!(*answered.borrow(), 100);
-        for ask in asks {
-            ask.await;
+        served.changed().await.unwrap();
+        assert_eq!(*served.borrow(), 100);
+        for reload in reloads {
+            reload.await;
         }
         reloader.abort();
     }
@@ -481,7 +481,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn replaced_settings_are_dropped_by_the_reloader_not_by_the_last_call() {
+    async fn replaced_snapshots_are_dropped_by_the_reloader_not_by_the_last_call() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("flowgate.toml");
         let listen = "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"\n";
@@ -499,11 +499,11 @@ mod tests {
             changing: None,
             retired: Vec::new(),
         };
-        let call = state.calls().settings.load_full();
+        let call = state.calls().current_config.load_full();
         let before = Arc::downgrade(&call);
         std::fs::write(&file, format!("{listen}[queue]\nhold = \"10s\"\n")).unwrap();
         work.step(Reason::Signal, &state);
-        assert_eq!(state.calls().settings.load().generation, 1);
+        assert_eq!(state.calls().current_config.load().generation, 1);
         work.step(Reason::Time, &state);
         drop(call);
         assert!(
@@ -532,7 +532,7 @@ mod tests {
 
     fn warnings_of(count: usize) -> Vec<String> {
         let warnings = (0..count).map(|index| index.to_string()).collect();
-        ReloadStatus::done(warnings).warnings
+        ReloadStatus::accepted(warnings).warnings
     }
 
     #[test]

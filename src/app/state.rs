@@ -99,33 +99,37 @@ impl AppState {
 
     /// Puts this configuration in force, except for keys that only a restart can change.
     pub(crate) fn apply(&self, mut config: Config, tls_roots: Option<TlsRoots>) {
-        let before = self.calls.settings.load_full();
+        let before = self.calls.current_config.load_full();
         config.listen.proxy = before.config.listen.proxy.clone();
         config.listen.admin = before.config.listen.admin.clone();
         bounds::afford(&mut config.listen);
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
-        let settings = Arc::new(before.then(config));
-        // The limiter first: a call that is identified by the new settings must not create a lane
+        let config_snapshot = Arc::new(before.next(config));
+        // The limiter first: a call that is identified with the new snapshot must not create a lane
         // with the old ones.
-        self.calls.limiter.reload(&settings.config);
-        self.calls.settings.store(settings.clone());
+        self.calls.limiter.reload(&config_snapshot.config);
+        self.calls.current_config.store(config_snapshot.clone());
         self.calls
             .unverified
-            .resize(settings.config.listen.max_unverified);
-        if let (Some(certificates), Some(tls)) = (&self.certificates, &settings.config.listen.tls) {
+            .resize(config_snapshot.config.listen.max_unverified);
+        if let (Some(certificates), Some(tls)) =
+            (&self.certificates, &config_snapshot.config.listen.tls)
+        {
             certificates.swap(tls);
         }
         if let Some(tls_roots) = tls_roots {
             self.calls.upstream.tls_roots(tls_roots);
         }
-        self.calls.metrics.accounts(&settings.config.accounts);
-        logging::set_level(settings.config.log.level);
+        self.calls
+            .metrics
+            .accounts(&config_snapshot.config.accounts);
+        logging::set_level(config_snapshot.config.log.level);
     }
 
     /// One line of status for the service manager. Takes the locks of all queues and of the pool.
     pub(crate) fn status(&self) -> String {
         let (lanes, waiting) = self.calls.limiter.count();
-        let accounts = self.calls.settings.load().config.accounts.len();
+        let accounts = self.calls.current_config.load().config.accounts.len();
         let phase = if self.calls.phases.now() == Phase::Serving {
             "serving"
         } else {
@@ -182,14 +186,14 @@ mod tests {
         // The reloader never runs, as if the file system did not respond.
         let (_reloader, reload) = Reloader::new(source, &loaded).unwrap();
         let state = AppState::new(loaded.config).unwrap();
-        let settings = &state.calls().settings;
-        settings.can_be_reread(reload, Vec::new());
-        let generation = settings.load().generation;
+        let current_config = &state.calls().current_config;
+        current_config.set_reload_handle(reload, Vec::new());
+        let generation = current_config.load().generation;
         for (hold, waits) in [(0, 0), (1, 1), (3600, 5)] {
             let start = Instant::now();
             assert!(
-                !settings
-                    .reread(generation, start + Duration::from_secs(hold))
+                !current_config
+                    .wait_for_reload(generation, start + Duration::from_secs(hold))
                     .await
             );
             assert_eq!(start.elapsed().as_secs(), waits);

@@ -25,19 +25,19 @@ pub(crate) fn classify(
     if let Caller::Verified(call) = caller {
         authorize(call)?;
     }
-    let settings = caller.settings();
+    let client_config = caller.client_config();
     let tenant = match &config.queue.tenant {
         Tenant::CustSpaceId => caller.params().get("CustSpaceId"),
         Tenant::None => None,
         Tenant::Header(name) => headers.get(name).and_then(|value| value.to_str().ok()),
     };
     let tenant = tenant.unwrap_or_default();
-    let hold = hold(headers, settings, &config.queue)?;
+    let hold = hold(headers, client_config, &config.queue)?;
     let mut operation = Operation {
         account: caller.account().clone(),
         known: caller.is_known(),
         client: caller.client(),
-        weight: settings.map_or(1, |client| client.weight.get()),
+        weight: client_config.map_or(1, |client| client.weight.get()),
         tenant: TenantId::new(tenant.chars().take(MAX_TENANT).collect::<String>()),
         action: caller.action().clone(),
         limit: config.limits.get(caller.action()).copied(),
@@ -54,7 +54,7 @@ pub(crate) fn classify(
 /// Checks whether the client may make this call. Checked again before the call is sent if the
 /// configuration changed.
 pub(crate) fn authorize(call: &Verified) -> Result<(), Refusal> {
-    let Some(client) = call.settings() else {
+    let Some(client) = call.client_config() else {
         return Ok(());
     };
     if client.disabled {

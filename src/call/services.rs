@@ -7,9 +7,9 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::body;
+use super::current_config::CurrentConfig;
 use super::hold::margin::Margins;
 use super::identify::{Caller, Claim, Nonces};
-use super::settings::CurrentConfig;
 use crate::config::{Config, Listen};
 use crate::error::{Kind, Refusal};
 use crate::limiter::Limiter;
@@ -23,7 +23,7 @@ use crate::upstream::Upstream;
 
 /// The services that all calls share.
 pub(crate) struct CallServices {
-    pub(crate) settings: CurrentConfig,
+    pub(crate) current_config: CurrentConfig,
     pub(crate) limiter: Limiter<Upstream>,
     pub(crate) upstream: Arc<Upstream>,
     /// `None`: each process uses the full quota.
@@ -73,7 +73,7 @@ impl CallServices {
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             attempts: TaskTracker::new(),
-            settings: CurrentConfig::new(config),
+            current_config: CurrentConfig::new(config),
         }
     }
 

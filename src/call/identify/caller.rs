@@ -144,9 +144,9 @@ impl Caller {
 
     /// The client's entry in the configuration; `None` for the key of an account and for unverified
     /// callers.
-    pub(crate) fn settings(&self) -> Option<&config::Client> {
+    pub(crate) fn client_config(&self) -> Option<&config::Client> {
         match self {
-            Self::Verified(call) => call.settings(),
+            Self::Verified(call) => call.client_config(),
             Self::Relayed(_) => None,
         }
     }
@@ -215,7 +215,7 @@ impl Caller {
 
 impl Verified {
     /// The client's entry in the configuration; `None` for the key of an account.
-    pub(crate) fn settings(&self) -> Option<&config::Client> {
+    pub(crate) fn client_config(&self) -> Option<&config::Client> {
         self.principal.client.as_deref()
     }
 

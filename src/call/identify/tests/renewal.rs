@@ -3,11 +3,11 @@
 
 use super::call::{Call, v1, v3};
 use super::*;
-use crate::call::settings::ConfigSnapshot;
+use crate::call::current_config::ConfigSnapshot;
 
 /// A gate whose settings can be reloaded.
 struct Gate {
-    settings: ConfigSnapshot,
+    config_snapshot: ConfigSnapshot,
     nonces: Nonces,
     now: SystemTime,
     folder: tempfile::TempDir,
@@ -17,9 +17,9 @@ impl Gate {
     fn new(toml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let now = time::parse(NOW).unwrap();
-        let settings = ConfigSnapshot::new(read(&folder, toml));
+        let config_snapshot = ConfigSnapshot::new(read(&folder, toml));
         Self {
-            settings,
+            config_snapshot,
             nonces: Nonces::new(now - Duration::from_secs(3600)),
             now,
             folder,
@@ -27,12 +27,16 @@ impl Gate {
     }
 
     fn then(&mut self, toml: &str) {
-        self.settings = self.settings.then(read(&self.folder, toml));
+        self.config_snapshot = self.config_snapshot.next(read(&self.folder, toml));
     }
 
     fn ask(&self, capture: &Capture) -> Result<Waiting, Refusal> {
         let request = Request::try_from(capture).unwrap();
-        let claim = head(&request.into_parts().0, &self.settings.directory, self.now)?;
+        let claim = head(
+            &request.into_parts().0,
+            &self.config_snapshot.directory,
+            self.now,
+        )?;
         let caller = claim.prove(Bytes::from(capture.body.clone()), &self.nonces, self.now)?;
         if let Caller::Verified(call) = &caller {
             classify::authorize(call)?;
@@ -46,8 +50,9 @@ impl Gate {
     /// The request that CAMS would get for a call that was identified before.
     fn send(&self, Waiting { account, call }: &mut Waiting) -> Result<Capture, Refusal> {
         let mut generation = 0;
-        self.settings.recheck(call, account, &mut generation)?;
-        assert_eq!(generation, self.settings.generation);
+        self.config_snapshot
+            .recheck(call, account, &mut generation)?;
+        assert_eq!(generation, self.config_snapshot.generation);
         Ok(sign::sign(call, UPSTREAM, self.now).into())
     }
 }
@@ -241,9 +246,9 @@ fn the_last_three_sessions_are_valid_for_callers_and_the_last_one_signs() {
     let folder = tempfile::tempdir().unwrap();
     write_session(&folder, NAMES[0].0, NAMES[0].1);
     let now = time::parse(NOW).unwrap();
-    let settings = ConfigSnapshot::new(read(&folder, toml));
+    let config_snapshot = ConfigSnapshot::new(read(&folder, toml));
     let mut gate = Gate {
-        settings,
+        config_snapshot,
         nonces: Nonces::new(now - Duration::from_secs(3600)),
         now,
         folder,

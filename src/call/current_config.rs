@@ -1,9 +1,7 @@
-//! The current configuration and the directory derived from it, as one value that a reload replaces
-//! as a whole. A call keeps the value it was identified with, and is checked again before it is
-//! sent if a newer one exists.
+//! The current configuration and what is derived from it. A reload replaces both at once. A call
+//! keeps the snapshot with which it was identified, and is checked again before an attempt if a
+//! newer snapshot exists.
 
-use crate::call::classify;
-use crate::call::identify::{Directory, Sendable};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -12,11 +10,14 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
+use crate::call::classify;
+use crate::call::identify::{Directory, Sendable};
 use crate::config::Config;
 use crate::error::Refusal;
 use crate::primitives::id::AccountId;
 
-/// A configuration that is in effect from one reload to the next.
+/// A configuration and the directory of callers built from it. It does not change; a reload makes
+/// another one.
 pub(crate) struct ConfigSnapshot {
     pub(crate) config: Config,
     pub(crate) directory: Directory,
@@ -24,19 +25,20 @@ pub(crate) struct ConfigSnapshot {
     pub(crate) generation: u64,
 }
 
-/// The settings in force, the result of the last read, and the way to request a reload.
+/// The snapshot in force, the result of the last read, and the way to request a reload.
 pub(crate) struct CurrentConfig {
-    settings: ArcSwap<ConfigSnapshot>,
+    snapshot: ArcSwap<ConfigSnapshot>,
     /// Requests a reload; unset if the configuration is never read again.
-    reload: OnceLock<ReloadHandle>,
-    /// Result of the last configuration read.
-    reading: Mutex<ReloadStatus>,
+    reload_handle: OnceLock<ReloadHandle>,
+    reload_status: Mutex<ReloadStatus>,
 }
 
-/// Requests a check of the files. Requests made before a check share it.
+/// Requests that the files are read again. Requests made before a read share it.
 pub(crate) struct ReloadHandle {
-    pub(crate) asked: watch::Sender<u64>,
-    pub(crate) answered: watch::Receiver<u64>,
+    /// The number of requests so far.
+    pub(crate) requested: watch::Sender<u64>,
+    /// The number of the last request that has been served.
+    pub(crate) served: watch::Receiver<u64>,
 }
 
 /// Result of the last configuration read, for operators.
@@ -46,16 +48,16 @@ pub(crate) struct ReloadStatus {
     pub(crate) at: Instant,
     /// Warnings about the configuration in force.
     pub(crate) warnings: Vec<String>,
-    /// Why the read configuration was rejected: keys and lines, never a value.
-    pub(crate) refused: Option<String>,
+    /// Why the configuration that was read is rejected: keys and lines, never a value.
+    pub(crate) rejected: Option<String>,
 }
 
 /// Maximum number of warnings that are logged and shown.
 const WARNINGS: usize = 100;
 
-/// Upper limit on the wait for renewed credentials. ReloadStatus takes milliseconds; one second with
+/// Upper limit on the wait for renewed credentials. A read takes milliseconds; one second with
 /// 100,000 accounts.
-const REREAD_WITHIN: Duration = Duration::from_secs(5);
+const MAX_RELOAD_WAIT: Duration = Duration::from_secs(5);
 
 // === impl ConfigSnapshot ===
 
@@ -69,8 +71,8 @@ impl ConfigSnapshot {
         }
     }
 
-    /// Returns the settings that replace these.
-    pub(crate) fn then(&self, config: Config) -> Self {
+    /// Returns the snapshot that replaces this one.
+    pub(crate) fn next(&self, config: Config) -> Self {
         Self {
             directory: Directory::new(&config, Some(&self.directory)),
             config,
@@ -106,61 +108,61 @@ impl CurrentConfig {
     /// `config` contains the addresses that were actually bound.
     pub(crate) fn new(config: Config) -> Self {
         Self {
-            settings: ArcSwap::from_pointee(ConfigSnapshot::new(config)),
-            reload: OnceLock::new(),
-            reading: Mutex::new(ReloadStatus::done(Vec::new())),
+            snapshot: ArcSwap::from_pointee(ConfigSnapshot::new(config)),
+            reload_handle: OnceLock::new(),
+            reload_status: Mutex::new(ReloadStatus::accepted(Vec::new())),
         }
     }
 
-    /// For short use; not across an await.
+    /// Returns the snapshot in force, for short use: not across an await.
     pub(crate) fn load(&self) -> Guard<Arc<ConfigSnapshot>> {
-        self.settings.load()
+        self.snapshot.load()
     }
 
-    /// For use across an await.
+    /// Returns the snapshot in force, for use across an await.
     pub(crate) fn load_full(&self) -> Arc<ConfigSnapshot> {
-        self.settings.load_full()
+        self.snapshot.load_full()
     }
 
-    /// Puts these settings in force.
-    pub(crate) fn store(&self, settings: Arc<ConfigSnapshot>) {
-        self.settings.store(settings);
+    /// Puts this snapshot in force.
+    pub(crate) fn store(&self, snapshot: Arc<ConfigSnapshot>) {
+        self.snapshot.store(snapshot);
     }
 
-    /// From now on a call can request a reload. `warnings` are those of the start.
-    pub(crate) fn can_be_reread(&self, reload: ReloadHandle, warnings: Vec<String>) {
-        self.reading.lock().warnings = warnings;
-        drop(self.reload.set(reload));
+    /// Enables calls to request a reload. `warnings` are those of the start.
+    pub(crate) fn set_reload_handle(&self, reload_handle: ReloadHandle, warnings: Vec<String>) {
+        self.reload_status.lock().warnings = warnings;
+        drop(self.reload_handle.set(reload_handle));
     }
 
     /// Records that a configuration was read and accepted.
-    pub(crate) fn was_read(&self, warnings: Vec<String>) -> ReloadStatus {
-        let reading = ReloadStatus::done(warnings);
-        *self.reading.lock() = reading.clone();
-        reading
+    pub(crate) fn record_accepted(&self, warnings: Vec<String>) -> ReloadStatus {
+        let status = ReloadStatus::accepted(warnings);
+        *self.reload_status.lock() = status.clone();
+        status
     }
 
     /// Records that a configuration was read and rejected.
-    pub(crate) fn was_refused(&self, mistakes: String) {
-        self.reading.lock().refuse(mistakes);
+    pub(crate) fn record_rejected(&self, mistakes: String) {
+        self.reload_status.lock().reject(mistakes);
     }
 
-    /// Result of the last configuration read.
-    pub(crate) fn reading(&self) -> ReloadStatus {
-        self.reading.lock().clone()
+    /// Returns the result of the last configuration read.
+    pub(crate) fn reload_status(&self) -> ReloadStatus {
+        self.reload_status.lock().clone()
     }
 
     /// Waits for renewed credentials after CAMS rejected those of `generation`. Returns whether a
     /// newer configuration is in force. Returns by `answer_by`, also when the file system does not
     /// respond.
-    pub(crate) async fn reread(&self, generation: u64, answer_by: Instant) -> bool {
-        let Some(reload) = self.reload.get() else {
+    pub(crate) async fn wait_for_reload(&self, generation: u64, answer_by: Instant) -> bool {
+        let Some(reload_handle) = self.reload_handle.get() else {
             return false;
         };
         // Many calls come here at the same time; one read serves all of them.
         if self.load().generation == generation {
-            let give_up = answer_by.min(Instant::now() + REREAD_WITHIN);
-            drop(timeout_at(give_up, reload.changed()).await);
+            let give_up = answer_by.min(Instant::now() + MAX_RELOAD_WAIT);
+            drop(timeout_at(give_up, reload_handle.reload()).await);
         }
         self.load().generation != generation
     }
@@ -172,24 +174,24 @@ impl ReloadHandle {
     /// Also returns the reloader's ends: the number of requests so far, and the number of the last
     /// request that has been served.
     pub(crate) fn channel() -> (Self, watch::Receiver<u64>, watch::Sender<u64>) {
-        let (asked, requests) = watch::channel(0);
-        let (answers, answered) = watch::channel(0);
-        (Self { asked, answered }, requests, answers)
+        let (requested, requests) = watch::channel(0);
+        let (serve, served) = watch::channel(0);
+        (Self { requested, served }, requests, serve)
     }
 
-    /// Waits until all changes made to the files by now have been read. Waits without limit if the
-    /// file system does not respond.
-    pub(crate) async fn changed(&self) {
+    /// Requests a read and waits until all changes made to the files by now have been read. Waits
+    /// without limit if the file system does not respond.
+    pub(crate) async fn reload(&self) {
         let mut number = 0;
-        self.asked.send_modify(|asked| {
-            *asked += 1;
-            number = *asked;
+        self.requested.send_modify(|requested| {
+            *requested += 1;
+            number = *requested;
         });
         // An error means that the reloader ended, which happens only at the end of the process.
         drop(
-            self.answered
+            self.served
                 .clone()
-                .wait_for(|answered| *answered >= number)
+                .wait_for(|served| *served >= number)
                 .await,
         );
     }
@@ -199,7 +201,7 @@ impl ReloadHandle {
 
 impl ReloadStatus {
     /// The configuration was accepted.
-    pub(crate) fn done(mut warnings: Vec<String>) -> Self {
+    pub(crate) fn accepted(mut warnings: Vec<String>) -> Self {
         let more = warnings.len().saturating_sub(WARNINGS);
         if more > 0 {
             warnings.truncate(WARNINGS);
@@ -210,13 +212,13 @@ impl ReloadStatus {
         Self {
             at: Instant::now(),
             warnings,
-            refused: None,
+            rejected: None,
         }
     }
 
     /// The configuration was rejected; the current one is kept.
-    fn refuse(&mut self, mistakes: String) {
+    fn reject(&mut self, mistakes: String) {
         self.at = Instant::now();
-        self.refused = Some(mistakes);
+        self.rejected = Some(mistakes);
     }
 }
