@@ -31,7 +31,7 @@ impl Body for PanickingBody {
 }
 
 /// A Flowgate with an open connection of a caller.
-struct Scene {
+struct Harness {
     services: Arc<CallServices>,
     bounds: CurrentBounds,
     _caller: TcpStream,
@@ -39,7 +39,7 @@ struct Scene {
     hangup: Hangup,
 }
 
-impl Scene {
+impl Harness {
     async fn new() -> Self {
         let loaded =
             crate::config::load(None, [("FLOWGATE_LIMITS__PRESET".into(), "none".into())]).unwrap();
@@ -66,13 +66,13 @@ impl Scene {
 
 #[tokio::test]
 async fn a_panic_ends_only_its_own_call() {
-    let Scene {
+    let Harness {
         services,
         bounds: _,
         hangup,
         socket_io: _wire,
         _caller,
-    } = Scene::new().await;
+    } = Harness::new().await;
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
     let target = format!(
         "/?Action=CreateFlow&Version=2020-06-06&AccessKeyId=K&Signature=S&SignatureMethod=HMAC-SHA1\
@@ -121,21 +121,21 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
     /// Bytes that tokio adds to the future of a task: header, scheduler, tracker, trailer.
     const TASK: usize = 112;
     /// Bytes that the connection adds to the future of a call to know the phase of the request.
-    const TURN: usize = 16;
-    let Scene {
+    const ANSWER_GUARD: usize = 16;
+    let Harness {
         services,
         bounds,
         hangup,
         socket_io,
         _caller,
-    } = Scene::new().await;
+    } = Harness::new().await;
     let call = call(
         services.clone(),
         Box::new(Request::new(Full::<Bytes>::default())),
         hangup.clone(),
     );
     assert!(
-        size_of_val(&call) + TURN <= 1024,
+        size_of_val(&call) + ANSWER_GUARD <= 1024,
         "the future of a call has {} bytes",
         size_of_val(&call)
     );

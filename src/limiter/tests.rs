@@ -127,18 +127,18 @@ impl Connector for TestConnector {
         self.0
             .is_down
             .load(Ordering::Relaxed)
-            .then(|| "the connector is is_down".into())
+            .then(|| "the connector is down".into())
     }
 }
 
-struct World {
+struct Harness {
     queue: Arc<Limiter<TestConnector>>,
     connector: Arc<ConnectorState>,
     metrics: Arc<Metrics>,
     bounds: config::Queue,
 }
 
-impl World {
+impl Harness {
     /// A limiter in a process that started long enough ago for all tokens to be free.
     async fn new(gap: Duration) -> Self {
         Self::with(gap, |_| {}).await
@@ -151,7 +151,7 @@ impl World {
 
     /// One of the replicas that share this prefix, when it may send.
     async fn replica(port: u16, prefix: String) -> Self {
-        let mut world = Self::since(Instant::now() - 10 * SECOND, GAP, |_| {});
+        let mut harness = Self::since(Instant::now() - 10 * SECOND, GAP, |_| {});
         let settings = config::Store {
             prefix,
             ..config::Store::on(config::Topology::Single, &[port])
@@ -159,13 +159,13 @@ impl World {
         let quota = Quota::open(
             &settings,
             config::OnStoreFailure::Share,
-            world.metrics.clone(),
+            harness.metrics.clone(),
         )
         .unwrap();
-        Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner)
+        Arc::get_mut(&mut Arc::get_mut(&mut harness.queue).unwrap().inner)
             .unwrap()
             .quota = Some(quota.clone());
-        let queue = world.queue.clone();
+        let queue = harness.queue.clone();
         let quota_changes = quota.changes();
         tokio::spawn(quota.keep(move || queue.refresh()));
         let mut changes = quota_changes;
@@ -174,7 +174,7 @@ impl World {
             .await
             .unwrap();
         sleep(SECOND + 30 * GAP).await;
-        world
+        harness
     }
 
     async fn with(gap: Duration, change: impl FnOnce(&mut config::Queue)) -> Self {
@@ -335,8 +335,8 @@ fn worst_second(sends: &[Instant]) -> usize {
 }
 
 /// Pauses the lane by a throttle refusal with this hint.
-async fn pause(world: &World, hint: Duration) {
-    let (_, receipt) = world
+async fn pause(harness: &Harness, hint: Duration) {
+    let (_, receipt) = harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()

@@ -182,14 +182,14 @@ mod tests {
         }
     }
 
-    struct World {
+    struct FakeNetwork {
         hosts: HashMap<SocketAddr, Host>,
         start: Instant,
         /// When each address was tried.
         tried: Mutex<Vec<(u64, u16)>>,
     }
 
-    impl World {
+    impl FakeNetwork {
         async fn takes(&self, step: (u64, bool), address: SocketAddr) -> Result<SocketAddr, ()> {
             let (after, succeeds) = step;
             sleep(Duration::from_millis(after)).await;
@@ -197,7 +197,7 @@ mod tests {
         }
     }
 
-    impl Connect for World {
+    impl Connect for FakeNetwork {
         type Tcp = SocketAddr;
         type Ready = SocketAddr;
         type Error = ();
@@ -242,18 +242,18 @@ mod tests {
             .copied()
             .zip(hosts.iter().copied())
             .collect();
-        let world = World {
+        let network = FakeNetwork {
             hosts,
             start,
             tried: Mutex::default(),
         };
-        let outcome = race(&world, &addresses, start + Duration::from_millis(time)).await;
+        let outcome = race(&network, &addresses, start + Duration::from_millis(time)).await;
         assert!(outcome.winner.is_some() || outcome.pending.is_empty() || millis(start) == time);
         Seen {
             winner: outcome
                 .winner
                 .map(|(address, _)| (millis(start), address.port())),
-            tried: world.tried.into_inner(),
+            tried: network.tried.into_inner(),
             failed: outcome
                 .failed
                 .iter()
@@ -421,7 +421,7 @@ mod tests {
             .into_iter()
             .zip([SWALLOWS, answers(10), answers(0)])
             .collect();
-        let world = World {
+        let network = FakeNetwork {
             hosts,
             start: Instant::now(),
             tried: Mutex::default(),
@@ -431,7 +431,7 @@ mod tests {
             let start = Instant::now();
             let order = race_history.order(&addresses, start);
             assert_eq!(order, expected.map(address));
-            let outcome = race(&world, &order, start + Duration::from_secs(3)).await;
+            let outcome = race(&network, &order, start + Duration::from_secs(3)).await;
             assert_eq!(millis(start), takes);
             race_history.learn(&outcome, Instant::now());
         }

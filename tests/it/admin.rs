@@ -1,11 +1,11 @@
 //! The admin port: its pages, and that they hold no secret.
 
 use crate::caller::{self, Call, KEY, SECRET};
-use crate::world::World;
+use crate::harness::Harness;
 
 #[tokio::test]
 async fn every_admin_page_has_its_status_and_content_type() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     for (path, status, content_type) in [
         ("/metrics", 200, "text/plain; version=0.0.4; charset=utf-8"),
         ("/livez", 200, "text/plain; charset=utf-8"),
@@ -14,7 +14,7 @@ async fn every_admin_page_has_its_status_and_content_type() {
         ("/config", 200, "application/json"),
         ("/nothing", 404, "text/plain; charset=utf-8"),
     ] {
-        let page = world.get(path).await;
+        let page = harness.get(path).await;
         assert_eq!(
             (page.status, page.header("content-type")),
             (status, Some(content_type)),
@@ -22,7 +22,7 @@ async fn every_admin_page_has_its_status_and_content_type() {
         );
         assert_eq!(page.header("cache-control"), Some("no-store"));
     }
-    let admin = world.app.admin_address().unwrap();
+    let admin = harness.app.admin_address().unwrap();
     let post = format!("POST /lanes HTTP/1.1\r\nhost: {admin}\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(
         caller::exchange(admin, post.as_bytes())
@@ -35,9 +35,9 @@ async fn every_admin_page_has_its_status_and_content_type() {
 
 #[tokio::test]
 async fn the_proxy_port_has_no_admin_pages() {
-    let world = World::new("").await;
-    let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", world.proxy);
-    let reply = caller::exchange(world.proxy, request.as_bytes())
+    let harness = Harness::new("").await;
+    let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", harness.proxy);
+    let reply = caller::exchange(harness.proxy, request.as_bytes())
         .await
         .unwrap();
     assert_eq!(
@@ -48,8 +48,8 @@ async fn the_proxy_port_has_no_admin_pages() {
 
 #[tokio::test]
 async fn the_effective_configuration_holds_no_secret() {
-    let world = World::new("").await;
-    let page = world.get("/config").await;
+    let harness = Harness::new("").await;
+    let page = harness.get("/config").await;
     assert_eq!(page.json()["accounts"][0]["id"], "acme");
     assert!(
         !page.body.contains(SECRET) && !page.body.contains(KEY),
@@ -61,8 +61,8 @@ async fn the_effective_configuration_holds_no_secret() {
 #[tokio::test]
 async fn lanes_shows_queue_tokens_and_tenants() {
     // With the default gap.
-    let world = World::new("[learn]").await;
-    world.sim.set_faults(vec![
+    let harness = Harness::new("[learn]").await;
+    harness.sim.set_faults(vec![
         "next=1,throttle,acs-retry-after=4000".parse().unwrap(),
     ]);
     let query = [
@@ -70,22 +70,22 @@ async fn lanes_shows_queue_tokens_and_tenants() {
         ("FlowName", "x"),
         ("CustSpaceId", "cams-7"),
     ];
-    let call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));
-    let proxy = world.proxy;
+    let call = Call::v3_with(&harness.host(), &query, |_| {}, (KEY, SECRET));
+    let proxy = harness.proxy;
     let calling = tokio::spawn(async move { call.send(proxy).await });
-    world
+    harness
         .until(
             "flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
-    world
+    harness
         .until(
             "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
-    let lane = world.lane().await;
+    let lane = harness.lane().await;
     assert_eq!(
         (lane["account"].as_str(), lane["action"].as_str()),
         (Some("acme"), Some("CreateFlow"))
@@ -101,7 +101,7 @@ async fn lanes_shows_queue_tokens_and_tenants() {
     assert!(lane["predicted_wait_seconds"].as_f64().unwrap() > 1.0);
     assert_eq!(lane["tenants"][0]["tenant"], "cams-7");
     assert_eq!(lane["tenants"][0]["share"], 1.0);
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     // One refusal has reduced the rate by 6 %; the gap is 5 ms.
     for (kind, expected) in [
         ("configured", 5.0),
@@ -129,7 +129,7 @@ async fn lanes_shows_queue_tokens_and_tenants() {
     assert_eq!(calling.await.unwrap().status, 200);
     let turns = "flowgate_client_turns_total{account=\"acme\",client=\"LTAI***-1\"}";
     assert_eq!(
-        world.metrics().await.get(turns),
+        harness.metrics().await.get(turns),
         2.0,
         "one for each attempt"
     );
@@ -137,8 +137,8 @@ async fn lanes_shows_queue_tokens_and_tenants() {
 
 #[tokio::test]
 async fn the_process_and_the_build_are_described() {
-    let world = World::new("").await;
-    let metrics = world.metrics().await;
+    let harness = Harness::new("").await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.sum("flowgate_build_info"), 1.0);
     assert!(metrics.get("process_resident_memory_bytes") > 0.0);
     assert!(metrics.get("process_open_fds") > 0.0);
@@ -146,8 +146,8 @@ async fn the_process_and_the_build_are_described() {
 
 #[tokio::test]
 async fn tenants_can_be_identified_by_a_header() {
-    let world = World::new("[queue]\ntenant = { header = \"x-team\" }").await;
-    world.sim.set_faults(vec![
+    let harness = Harness::new("[queue]\ntenant = { header = \"x-team\" }").await;
+    harness.sim.set_faults(vec![
         "next=1,throttle,acs-retry-after=3000".parse().unwrap(),
     ]);
     let query = [
@@ -155,26 +155,26 @@ async fn tenants_can_be_identified_by_a_header() {
         ("FlowName", "x"),
         ("CustSpaceId", "cams-7"),
     ];
-    let mut call = Call::v3_with(&world.host(), &query, |_| {}, (KEY, SECRET));
+    let mut call = Call::v3_with(&harness.host(), &query, |_| {}, (KEY, SECRET));
     call.push("x-team", "blue");
-    let proxy = world.proxy;
+    let proxy = harness.proxy;
     let calling = tokio::spawn(async move { call.send(proxy).await });
-    world
+    harness
         .until(
             "flowgate_pause_remaining_seconds{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
-    world
+    harness
         .until(
             "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
-    assert_eq!(world.lane().await["tenants"][0]["tenant"], "blue");
+    assert_eq!(harness.lane().await["tenants"][0]["tenant"], "blue");
     assert_eq!(calling.await.unwrap().status, 200);
     assert!(
-        world
+        harness
             .sim
             .arrivals()
             .iter()

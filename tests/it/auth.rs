@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::caller::{self, Call, KEY, SECRET};
-use crate::world::World;
+use crate::harness::Harness;
 
 const TEAM: (&str, &str) = ("team-a", "team-secret-1");
 const OTHERS: (&str, &str) = ("team-b", "not-the-secret");
@@ -34,7 +34,7 @@ const HOST: (u16, &str) = (400, "Flowgate.SignedHostMismatch");
 const FORBIDDEN: (u16, &str) = (403, "Flowgate.Forbidden");
 const FOREIGN: (u16, &str) = (403, "Flowgate.NotAProxy");
 
-async fn gateway(more: &str) -> World {
+async fn gateway(more: &str) -> Harness {
     let client = |(id, _): (&str, &str), secret, more| {
         format!(
             "[[clients]]\naccess_key_id = \"{id}\"\naccess_key_secret = {{ env = \"{secret}\" }}\naccount = \"acme\"\n{more}\n"
@@ -47,7 +47,7 @@ async fn gateway(more: &str) -> World {
         client(OTHERS, "WRONG", "actions = [\"*\"]"),
         client(DISABLED, "TEAM", "actions = [\"*\"]\ndisabled = true"),
     ];
-    World::new(&[&clients.concat(), more].concat()).await
+    Harness::new(&[&clients.concat(), more].concat()).await
 }
 
 fn nothing(_: &mut Call) {}
@@ -625,8 +625,8 @@ fn changed(version: &str, base: impl Fn() -> Call, changes: &[Change]) -> Vec<Ro
 
 #[tokio::test]
 async fn every_tampered_client_call_is_refused_and_reaches_no_upstream() {
-    let world = gateway("").await;
-    let host = &world.host();
+    let harness = gateway("").await;
+    let host = &harness.host();
     let rows = [
         changed("V3", || v3_form(host), &CHANGED_V3),
         changed("V1", || v1(host, nothing), &CHANGED_V1),
@@ -642,7 +642,7 @@ async fn every_tampered_client_call_is_refused_and_reaches_no_upstream() {
     ];
     let mut wrong = Vec::new();
     for row in rows.into_iter().flatten() {
-        let reply = caller::exchange(world.proxy, &row.bytes)
+        let reply = caller::exchange(harness.proxy, &row.bytes)
             .await
             .unwrap_or_else(|| panic!("{}: no answer", row.name));
         let body = &reply.body;
@@ -666,13 +666,16 @@ async fn every_tampered_client_call_is_refused_and_reaches_no_upstream() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     assert_eq!(
-        (world.sim.report().arrived, world.sim.report().connections),
+        (
+            harness.sim.report().arrived,
+            harness.sim.report().connections
+        ),
         (0, 0),
         "CAMS is not even dialled"
     );
     for good in [v3(host, nothing), v3_form(host), v1(host, nothing)] {
         assert_eq!(
-            good.send(world.proxy).await.status,
+            good.send(harness.proxy).await.status,
             200,
             "what all of them are made from is in order"
         );
@@ -681,8 +684,8 @@ async fn every_tampered_client_call_is_refused_and_reaches_no_upstream() {
 
 #[tokio::test]
 async fn a_replay_is_refused_in_every_form() {
-    let world = gateway("").await;
-    let host = world.host();
+    let harness = gateway("").await;
+    let host = harness.host();
     let nonce = |call: &mut Call| call.push("x-acs-signature-nonce", "once");
     let fixed = |call: &mut Call| {
         call.headers
@@ -690,11 +693,11 @@ async fn a_replay_is_refused_in_every_form() {
         nonce(call);
     };
     let first = v3(&host, fixed);
-    assert_eq!(first.send(world.proxy).await.status, 200);
+    assert_eq!(first.send(harness.proxy).await.status, 200);
     let same_nonce_in_v1 = v1(&host, |call| set_query(call, "SignatureNonce", "once"));
     let same_nonce_anew = v3_by(&host, TEAM, fixed);
     for again in [&first, &same_nonce_anew, &same_nonce_in_v1] {
-        let reply = again.send(world.proxy).await;
+        let reply = again.send(harness.proxy).await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (400, "SignatureNonceUsed")
@@ -705,7 +708,7 @@ async fn a_replay_is_refused_in_every_form() {
     let mut calls = tokio::task::JoinSet::new();
     for _ in 0..20 {
         let call = call.clone();
-        let proxy = world.proxy;
+        let proxy = harness.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(
@@ -719,16 +722,16 @@ async fn a_replay_is_refused_in_every_form() {
     );
     // A nonce belongs to its key: a client cannot spend another's.
     assert_eq!(
-        v3_by(&host, OTHERS, fixed).send(world.proxy).await.status,
+        v3_by(&host, OTHERS, fixed).send(harness.proxy).await.status,
         200
     );
-    assert_eq!(world.sim.report().arrived, 3);
+    assert_eq!(harness.sim.report().arrived, 3);
 }
 
 #[tokio::test]
 async fn unsigned_headers_and_parameters_are_not_forwarded() {
-    let world = gateway("").await;
-    let host = world.host();
+    let harness = gateway("").await;
+    let host = harness.host();
     let mark = "smuggled";
     let put = |call: &mut Call, names: &[&str]| names.iter().for_each(|name| call.push(name, mark));
     let mut three = v3(&host, nothing);
@@ -766,11 +769,14 @@ async fn unsigned_headers_and_parameters_are_not_forwarded() {
     fragment.splice(end..end, format!("#&FlowName={mark}").into_bytes());
     for bytes in [three.bytes(), one.bytes(), elsewhere.bytes(), fragment] {
         assert_eq!(
-            caller::exchange(world.proxy, &bytes).await.unwrap().status,
+            caller::exchange(harness.proxy, &bytes)
+                .await
+                .unwrap()
+                .status,
             200
         );
     }
-    let arrivals = world.sim.arrivals();
+    let arrivals = harness.sim.arrivals();
     assert_eq!(arrivals.len(), 4);
     for arrival in arrivals {
         let all = format!("{arrival:?}");
@@ -1055,9 +1061,9 @@ fn shapes_of_head(host: &str) -> Vec<Shape> {
 
 /// Sends a shape directly followed by a valid request, and returns all bytes until the connection
 /// ends.
-async fn behind(world: &World, shape: &Shape) -> String {
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    let bytes = [shape.bytes.as_slice(), &hidden(&world.host())].concat();
+async fn behind(harness: &Harness, shape: &Shape) -> String {
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
+    let bytes = [shape.bytes.as_slice(), &hidden(&harness.host())].concat();
     drop(stream.write_all(&bytes).await);
     let mut seen = Vec::new();
     // Unread bytes turn the close into a reset.
@@ -1068,8 +1074,8 @@ async fn behind(world: &World, shape: &Shape) -> String {
 
 #[tokio::test]
 async fn bytes_after_an_ambiguous_request_are_not_read_as_a_request() {
-    let world = gateway("").await;
-    let host = world.host();
+    let harness = gateway("").await;
+    let host = harness.host();
     let mut wrong = Vec::new();
     let mut passed = 0;
     for shape in [
@@ -1080,7 +1086,7 @@ async fn bytes_after_an_ambiguous_request_are_not_read_as_a_request() {
     .into_iter()
     .flatten()
     {
-        let seen = behind(&world, &shape).await;
+        let seen = behind(&harness, &shape).await;
         let answers: Vec<_> = seen
             .match_indices("HTTP/1.1 ")
             .map(|(at, _)| seen[at + 9..].get(..3).unwrap_or(""))
@@ -1097,7 +1103,7 @@ async fn bytes_after_an_ambiguous_request_are_not_read_as_a_request() {
         }
         passed += usize::from(shape.status == 200);
     }
-    let arrivals = world.sim.arrivals();
+    let arrivals = harness.sim.arrivals();
     let smuggled = arrivals
         .iter()
         .filter(|arrival| arrival.flow_name.as_deref() != Some("x"))

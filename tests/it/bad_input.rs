@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::caller::{self, Call, KEY, SECRET};
-use crate::world::World;
+use crate::harness::Harness;
 
 const FLOW: [(&str, &str); 2] = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
 
@@ -403,8 +403,8 @@ fn framing(host: &str) -> Vec<Row> {
 
 #[tokio::test]
 async fn every_bad_request_gets_its_code_and_none_reaches_cams() {
-    let world = World::new("[listen]\nmax_body = \"2KiB\"").await;
-    let host = world.host();
+    let harness = Harness::new("[listen]\nmax_body = \"2KiB\"").await;
+    let host = harness.host();
     for row in [
         identity(&host),
         tampered(&host),
@@ -415,8 +415,8 @@ async fn every_bad_request_gets_its_code_and_none_reaches_cams() {
     .into_iter()
     .flatten()
     {
-        let before = world.metrics().await;
-        let reply = caller::exchange(world.proxy, &row.bytes)
+        let before = harness.metrics().await;
+        let reply = caller::exchange(harness.proxy, &row.bytes)
             .await
             .unwrap_or_else(|| panic!("{}: no answer", row.name));
         assert_eq!(
@@ -439,7 +439,7 @@ async fn every_bad_request_gets_its_code_and_none_reaches_cams() {
         assert!(
             row.code != "SignatureDoesNotMatch" || body["Message"].as_str().unwrap().contains(':')
         );
-        let after = world.metrics().await;
+        let after = harness.metrics().await;
         let counted = |outcome: &str| {
             let of = |account: &str| {
                 after.outcome(account, "other", outcome) - before.outcome(account, "other", outcome)
@@ -450,9 +450,9 @@ async fn every_bad_request_gets_its_code_and_none_reaches_cams() {
         let all = after.sum("flowgate_requests_total") - before.sum("flowgate_requests_total");
         assert_eq!(all, 1.0, "{}", row.name);
     }
-    assert_eq!(world.sim.report().arrived, 0);
+    assert_eq!(harness.sim.report().arrived, 0);
     assert_eq!(
-        world.sim.report().connections,
+        harness.sim.report().connections,
         0,
         "CAMS is not even dialled"
     );
@@ -460,16 +460,19 @@ async fn every_bad_request_gets_its_code_and_none_reaches_cams() {
 
 #[tokio::test]
 async fn a_nonce_is_good_for_one_call() {
-    let world = World::new("").await;
-    for call in [Call::v3(&world.host(), "x"), Call::v1(&world.host(), "y")] {
-        assert_eq!(call.send(world.proxy).await.status, 200);
-        let reply = call.send(world.proxy).await;
+    let harness = Harness::new("").await;
+    for call in [
+        Call::v3(&harness.host(), "x"),
+        Call::v1(&harness.host(), "y"),
+    ] {
+        assert_eq!(call.send(harness.proxy).await.status, 200);
+        let reply = call.send(harness.proxy).await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (400, "SignatureNonceUsed")
         );
     }
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(
         metrics.get("flowgate_signature_checks_total{result=\"ok\"}"),
         2.0
@@ -478,28 +481,28 @@ async fn a_nonce_is_good_for_one_call() {
         metrics.get("flowgate_signature_checks_total{result=\"nonce\"}"),
         2.0
     );
-    assert_eq!(world.sim.report().arrived, 2);
+    assert_eq!(harness.sim.report().arrived, 2);
 }
 
 #[tokio::test]
 async fn a_failed_check_spends_no_nonce() {
-    let world = World::new("").await;
-    let call = Call::v3(&world.host(), "x");
+    let harness = Harness::new("").await;
+    let call = Call::v3(&harness.host(), "x");
     let mut tampered = call.clone();
     set_query(&mut tampered, "FlowName", "y");
     assert_eq!(
-        tampered.send(world.proxy).await.code(),
+        tampered.send(harness.proxy).await.code(),
         "SignatureDoesNotMatch"
     );
-    assert_eq!(call.send(world.proxy).await.status, 200);
+    assert_eq!(call.send(harness.proxy).await.status, 200);
 }
 
 #[tokio::test]
 async fn an_error_is_xml_if_the_request_asks_for_it() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let xml = |call: &mut Call| set_query(call, "Format", "XML");
-    let reply = Call::v1_with(&world.host(), &FLOW, xml, (KEY, "guessed"))
-        .send(world.proxy)
+    let reply = Call::v1_with(&harness.host(), &FLOW, xml, (KEY, "guessed"))
+        .send(harness.proxy)
         .await;
     assert_eq!(
         (reply.status, reply.header("content-type")),
@@ -514,7 +517,7 @@ async fn an_error_is_xml_if_the_request_asks_for_it() {
 
 #[tokio::test]
 async fn input_that_is_not_http_gets_a_bare_400_and_a_close() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let long = format!(
         "GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
         "x".repeat(100_000)
@@ -526,7 +529,7 @@ async fn input_that_is_not_http_gets_a_bare_400_and_a_close() {
     .into_iter()
     .enumerate()
     {
-        let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+        let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
         drop(stream.write_all(bytes).await);
         let mut answer = Vec::new();
         // Unread bytes turn the close into a reset.
@@ -535,7 +538,7 @@ async fn input_that_is_not_http_gets_a_bare_400_and_a_close() {
             String::from_utf8_lossy(&answer).starts_with(&format!("HTTP/1.1 {status} ")),
             "{answer:?}"
         );
-        world
+        harness
             .until(
                 "flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}",
                 count as f64 + 1.0,
@@ -543,7 +546,7 @@ async fn input_that_is_not_http_gets_a_bare_400_and_a_close() {
             .await;
     }
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .get("flowgate_connection_errors_total{kind=\"not_http\"}"),
@@ -553,22 +556,23 @@ async fn input_that_is_not_http_gets_a_bare_400_and_a_close() {
 
 #[tokio::test]
 async fn an_incomplete_request_times_out() {
-    let world = World::new("[listen]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"").await;
-    let whole = v1(&world.host(), nothing, nothing);
+    let harness =
+        Harness::new("[listen]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"").await;
+    let whole = v1(&harness.host(), nothing, nothing);
     let half_head = &whole[..40];
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream.write_all(half_head).await.unwrap();
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     assert_eq!(answer, b"", "the connection is closed");
-    world
+    harness
         .until(
             "flowgate_requests_total{account=\"unknown\",action=\"other\",outcome=\"invalid\"}",
             1.0,
         )
         .await;
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .get("flowgate_connection_errors_total{kind=\"slow_head\"}"),
@@ -576,26 +580,26 @@ async fn an_incomplete_request_times_out() {
     );
 
     let half_body = &whole[..whole.len() - 5];
-    let reply = caller::exchange(world.proxy, half_body).await.unwrap();
+    let reply = caller::exchange(harness.proxy, half_body).await.unwrap();
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (400, "Flowgate.BadRequest")
     );
     assert_eq!(reply.header("connection"), Some("close"));
     assert_eq!(
-        world.metrics().await.outcome("acme", "other", "invalid"),
+        harness.metrics().await.outcome("acme", "other", "invalid"),
         1.0
     );
 }
 
 #[tokio::test]
 async fn an_idle_connection_outlives_the_header_timeout() {
-    let world = World::new("[listen]\nheader_timeout = \"300ms\"").await;
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let harness = Harness::new("[listen]\nheader_timeout = \"300ms\"").await;
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     for name in ["one", "two"] {
         tokio::time::sleep(Duration::from_millis(700)).await;
         stream
-            .write_all(&Call::v3(&world.host(), name).bytes())
+            .write_all(&Call::v3(&harness.host(), name).bytes())
             .await
             .unwrap();
         assert_eq!(caller::read_reply(&mut stream).await.unwrap().status, 200);
@@ -604,10 +608,10 @@ async fn an_idle_connection_outlives_the_header_timeout() {
 
 #[tokio::test]
 async fn an_idle_connection_is_closed_after_the_idle_timeout() {
-    let world = World::new("[listen]\nidle_timeout = \"300ms\"").await;
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let harness = Harness::new("[listen]\nidle_timeout = \"300ms\"").await;
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream
-        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .write_all(&Call::v3(&harness.host(), "x").bytes())
         .await
         .unwrap();
     assert_eq!(caller::read_reply(&mut stream).await.unwrap().status, 200);
@@ -617,7 +621,10 @@ async fn an_idle_connection_is_closed_after_the_idle_timeout() {
         "closed without a word"
     );
     assert_eq!(
-        world.metrics().await.outcome("unknown", "other", "invalid"),
+        harness
+            .metrics()
+            .await
+            .outcome("unknown", "other", "invalid"),
         0.0,
         "idleness is no bad request"
     );
@@ -626,27 +633,27 @@ async fn an_idle_connection_is_closed_after_the_idle_timeout() {
 #[tokio::test]
 async fn a_caller_that_does_not_read_its_response_is_closed() {
     let settings = cams_sim::Settings::default();
-    let world = World::with(
+    let harness = Harness::with(
         settings,
         "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"300ms\"",
     )
     .await;
-    world
+    harness
         .sim
         .set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream
-        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .write_all(&Call::v3(&harness.host(), "x").bytes())
         .await
         .unwrap();
-    world
+    harness
         .until(
             "flowgate_connection_errors_total{kind=\"slow_reader\"}",
             1.0,
         )
         .await;
     assert_eq!(
-        world.metrics().await.get("flowgate_connections"),
+        harness.metrics().await.get("flowgate_connections"),
         1.0,
         "only the one that asks"
     );
@@ -656,17 +663,17 @@ async fn a_caller_that_does_not_read_its_response_is_closed() {
 #[tokio::test]
 async fn a_caller_that_reads_its_response_too_slowly_is_closed() {
     let settings = cams_sim::Settings::default();
-    let world = World::with(
+    let harness = Harness::with(
         settings,
         "max_response = \"32MiB\"\n[listen]\nbody_timeout = \"500ms\"",
     )
     .await;
-    world
+    harness
         .sim
         .set_faults(vec!["next=1,huge=20000000".parse().unwrap()]);
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream
-        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .write_all(&Call::v3(&harness.host(), "x").bytes())
         .await
         .unwrap();
     let reading = tokio::spawn(async move {
@@ -680,7 +687,7 @@ async fn a_caller_that_reads_its_response_too_slowly_is_closed() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    world
+    harness
         .until(
             "flowgate_connection_errors_total{kind=\"slow_reader\"}",
             1.0,
@@ -691,26 +698,26 @@ async fn a_caller_that_reads_its_response_too_slowly_is_closed() {
 
 #[tokio::test]
 async fn connections_are_limited_in_total_and_by_source() {
-    let world = World::new("[listen]\nmax_connections_per_source = 3").await;
+    let harness = Harness::new("[listen]\nmax_connections_per_source = 3").await;
     let mut streams = Vec::new();
     for _ in 0..3 {
-        streams.push(TcpStream::connect(world.proxy).await.unwrap());
+        streams.push(TcpStream::connect(harness.proxy).await.unwrap());
     }
-    world.until("flowgate_connections", 4.0).await;
-    let mut fourth = TcpStream::connect(world.proxy).await.unwrap();
+    harness.until("flowgate_connections", 4.0).await;
+    let mut fourth = TcpStream::connect(harness.proxy).await.unwrap();
     assert_eq!(
         fourth.read(&mut [0]).await.unwrap_or(0),
         0,
         "closed at once"
     );
-    world
+    harness
         .until(
             "flowgate_connection_errors_total{kind=\"too_many_from_source\"}",
             1.0,
         )
         .await;
     streams.pop();
-    world
+    harness
         .until(
             "flowgate_connection_errors_total{kind=\"too_many_from_source\"}",
             1.0,
@@ -719,7 +726,7 @@ async fn connections_are_limited_in_total_and_by_source() {
     // The connection's slot is free as soon as the proxy has noticed the close.
     loop {
         if let Some(reply) =
-            caller::exchange(world.proxy, &Call::v3(&world.host(), "x").bytes()).await
+            caller::exchange(harness.proxy, &Call::v3(&harness.host(), "x").bytes()).await
         {
             break assert_eq!(reply.status, 200);
         }

@@ -9,10 +9,10 @@ use cams_sim::{Running, Settings, Sim};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::harness::{GAP, Metrics};
 use crate::ledger::{self, End, Ledger};
 use crate::process::Process;
 use crate::road::{Condition, Road};
-use crate::world::{GAP, Metrics};
 
 /// An endpoint, the network path to it, and accounts that share it.
 struct Stage {

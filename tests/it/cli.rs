@@ -11,8 +11,8 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use crate::caller::{KEY, SECRET};
+use crate::harness::Metrics;
 use crate::process::{ACME, Process};
-use crate::world::Metrics;
 
 fn flowgate(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));

@@ -10,8 +10,8 @@ use flowgate::config::{self, Loaded, effective};
 use tokio::process::Command;
 
 use crate::caller::{Call, KEY, SECRET};
+use crate::harness::{self, Metrics};
 use crate::process::{ACME, Process};
-use crate::world::{self, Metrics};
 
 const TEAMS: &str = "tests/data/config/directories/teams";
 const SUCCESSFUL: &str = "flowgate_config_last_reload_successful";
@@ -243,7 +243,7 @@ async fn running(sim: &Running, mount: tempfile::TempDir) -> Process {
 
 /// Number of accounts in the effective configuration.
 async fn accounts(flowgate: &Process) -> usize {
-    world::get(flowgate.admin, "/config").await.json()["accounts"]
+    harness::get(flowgate.admin, "/config").await.json()["accounts"]
         .as_array()
         .unwrap()
         .len()

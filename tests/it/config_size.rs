@@ -11,8 +11,8 @@ use flowgate::config::{self, Source, effective};
 use tokio::process::Command;
 
 use crate::caller::{Call, KEY, SECRET};
+use crate::harness;
 use crate::process::{ACME, Process};
-use crate::world;
 
 /// Writes this many accounts, with secret files or with one variable, and a client of each.
 fn configuration(folder: &Path, count: usize, files: bool) {
@@ -126,7 +126,7 @@ async fn calls_are_served_while_the_configuration_is_read() {
     let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "meanwhile")];
     let call = Call::v3_with(&flowgate.proxy.to_string(), &query, |_| {}, (KEY, SECRET));
     assert_eq!(call.send(flowgate.proxy).await.status, 200);
-    assert_eq!(world::get(flowgate.admin, "/livez").await.status, 200);
+    assert_eq!(harness::get(flowgate.admin, "/livez").await.status, 200);
     let more = text.replace(ACME, &format!("{ACME}aliases = [\"LTAI-second\"]\n"));
     std::io::Write::write_all(&mut pipe, more.as_bytes()).unwrap();
     drop(pipe);

@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
 use crate::caller::Call;
-use crate::world::World;
+use crate::harness::Harness;
 
 /// How a caller hangs up.
 #[derive(Clone, Copy, Debug)]
@@ -36,9 +36,9 @@ async fn go(mut stream: TcpStream, manner: Manner) -> Option<TcpStream> {
     None
 }
 
-async fn come(world: &World, name: &str, manner: Manner) -> TcpStream {
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    let mut bytes = Call::v3(&world.host(), name).bytes();
+async fn come(harness: &Harness, name: &str, manner: Manner) -> TcpStream {
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
+    let mut bytes = Call::v3(&harness.host(), name).bytes();
     match manner {
         Manner::AfterStrayLine => bytes.extend_from_slice(b"\r\n"),
         Manner::AfterPipelinedByte => bytes.push(b'P'),
@@ -49,53 +49,53 @@ async fn come(world: &World, name: &str, manner: Manner) -> TcpStream {
 }
 
 /// Has a call throttled, so that its lane is paused and later calls are queued.
-async fn paused(world: &World, millis: u64) -> TcpStream {
-    world.sim.set_faults(vec![
+async fn paused(harness: &Harness, millis: u64) -> TcpStream {
+    harness.sim.set_faults(vec![
         format!("next=1,throttle,acs-retry-after={millis}")
             .parse()
             .unwrap(),
     ]);
-    let stays = come(world, "stays", Manner::Close).await;
-    world.until("flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}", 1.0).await;
+    let stays = come(harness, "stays", Manner::Close).await;
+    harness.until("flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}", 1.0).await;
     stays
 }
 
 async fn hangs_up_while_queued(manner: Manner) {
-    let world = World::new("").await;
-    let stays = paused(&world, 5000).await;
+    let harness = Harness::new("").await;
+    let stays = paused(&harness, 5000).await;
     let mut goes = Vec::new();
     for index in 0..5 {
-        goes.push(come(&world, &format!("goes-{index}"), manner).await);
+        goes.push(come(&harness, &format!("goes-{index}"), manner).await);
     }
     let queued = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
-    world.until(queued, 6.0).await;
+    harness.until(queued, 6.0).await;
     let mut half_open = Vec::new();
     for stream in goes {
         half_open.push(go(stream, manner).await);
     }
-    world
+    harness
         .until(
             "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}",
             5.0,
         )
         .await;
-    assert_eq!(world.metrics().await.get(queued), 1.0);
+    assert_eq!(harness.metrics().await.get(queued), 1.0);
     // The lane continues for the remaining and for new calls.
     assert_eq!(
-        Call::v3(&world.host(), "comes later")
-            .send(world.proxy)
+        Call::v3(&harness.host(), "comes later")
+            .send(harness.proxy)
             .await
             .status,
         200
     );
-    let names: Vec<_> = world
+    let names: Vec<_> = harness
         .sim
         .arrivals()
         .into_iter()
         .filter_map(|arrival| arrival.flow_name)
         .collect();
     assert_eq!(names, ["stays", "stays", "comes later"], "{manner:?}");
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "cancelled"), 5.0);
     let tokens = |event| {
         metrics.get(&format!(
@@ -138,26 +138,26 @@ async fn a_hang_up_after_the_dispatch_leaves_the_attempt_running() {
         latency: Duration::from_millis(600),
         ..Settings::default()
     };
-    let world = World::with(settings, "").await;
-    let stream = come(&world, "created all the same", Manner::Close).await;
-    world
+    let harness = Harness::with(settings, "").await;
+    let stream = come(&harness, "created all the same", Manner::Close).await;
+    harness
         .until(
             "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
     drop(stream);
-    world
+    harness
         .until(
             "flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}",
             1.0,
         )
         .await;
     let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
-    world.until(ended, 1.0).await;
-    assert_eq!(world.sim.report().created, 1);
+    harness.until(ended, 1.0).await;
+    assert_eq!(harness.sim.report().created, 1);
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .get("flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}"),
@@ -167,13 +167,13 @@ async fn a_hang_up_after_the_dispatch_leaves_the_attempt_running() {
 
 #[tokio::test]
 async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
-    let world = World::new("[queue]\nhold = \"2m\"").await;
-    let stays = paused(&world, 8000).await;
+    let harness = Harness::new("[queue]\nhold = \"2m\"").await;
+    let stays = paused(&harness, 8000).await;
     let mut goes = Vec::new();
     for index in 0..200 {
-        goes.push(come(&world, &format!("goes-{index}"), Manner::Close).await);
+        goes.push(come(&harness, &format!("goes-{index}"), Manner::Close).await);
     }
-    world
+    harness
         .until(
             "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
             201.0,
@@ -181,11 +181,11 @@ async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
         .await;
     let mut stay = JoinSet::new();
     for index in 0..10 {
-        let call = Call::v3(&world.host(), &format!("stays-{index}"));
-        let proxy = world.proxy;
+        let call = Call::v3(&harness.host(), &format!("stays-{index}"));
+        let proxy = harness.proxy;
         stay.spawn(async move { call.send(proxy).await.status });
     }
-    world
+    harness
         .until(
             "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
             211.0,
@@ -193,7 +193,7 @@ async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
         .await;
     drop(goes);
     assert_eq!(stay.join_all().await, [200; 10]);
-    let gone = world
+    let gone = harness
         .sim
         .arrivals()
         .iter()
@@ -204,6 +204,6 @@ async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
                 .is_some_and(|name| name.starts_with("goes"))
         })
         .count();
-    assert_eq!((world.sim.report().created, gone), (11, 0));
+    assert_eq!((harness.sim.report().created, gone), (11, 0));
     drop(stays);
 }

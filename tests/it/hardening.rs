@@ -5,8 +5,8 @@ use std::os::unix::process::ExitStatusExt;
 use cams_sim::{Settings, Sim};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::harness::Metrics;
 use crate::process::Process;
-use crate::world::Metrics;
 
 #[tokio::test]
 async fn a_crash_leaves_no_core_dump_and_process_metrics_work() {

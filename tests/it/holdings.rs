@@ -6,8 +6,8 @@ use cams_sim::{Running, Settings, Sim};
 use tokio::task::JoinSet;
 
 use crate::caller::{Call, KEY, SECRET};
+use crate::harness::{self, GAP, Metrics};
 use crate::process::Process;
-use crate::world::{self, GAP, Metrics};
 
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
@@ -59,7 +59,7 @@ async fn burst(flowgate: &Process, sim: &Running, round: usize) {
 async fn settled(flowgate: &Process) -> Metrics {
     let proxy = flowgate.proxy;
     let crowd: JoinSet<u16> = (0..64)
-        .map(|_| async move { world::get(proxy, "/").await.status })
+        .map(|_| async move { harness::get(proxy, "/").await.status })
         .collect();
     assert_eq!(crowd.join_all().await, [400; 64]);
     Metrics::of(flowgate.admin).await

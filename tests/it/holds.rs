@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
-use crate::world::World;
+use crate::harness::Harness;
 
 const PYTHON: &str = "AlibabaCloud (Linux; x86_64) Python/3.11.7 Core/0.4.3 TeaDSL/2";
 const NODE: &str = "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL/1";
@@ -16,8 +16,8 @@ const NODE: &str = "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.0.1 TeaDSL
 const FIRST_SECOND: Duration = Duration::from_millis(1100);
 
 /// A call with these headers.
-fn call(world: &World, name: &str, headers: &[(&str, &str)]) -> Call {
-    let mut call = Call::v3(&world.host(), name);
+fn call(harness: &Harness, name: &str, headers: &[(&str, &str)]) -> Call {
+    let mut call = Call::v3(&harness.host(), name);
     headers
         .iter()
         .for_each(|(name, value)| call.push(name, value));
@@ -25,11 +25,15 @@ fn call(world: &World, name: &str, headers: &[(&str, &str)]) -> Call {
 }
 
 /// Simultaneous calls, each with its response and its duration.
-async fn burst(world: &World, calls: usize, headers: &[(&str, &str)]) -> Vec<(Reply, Duration)> {
+async fn burst(
+    harness: &Harness,
+    calls: usize,
+    headers: &[(&str, &str)],
+) -> Vec<(Reply, Duration)> {
     let mut burst = JoinSet::new();
     for index in 0..calls {
-        let call = call(world, &format!("flow-{index}"), headers);
-        let proxy = world.proxy;
+        let call = call(harness, &format!("flow-{index}"), headers);
+        let proxy = harness.proxy;
         burst.spawn(async move {
             let start = Instant::now();
             (call.send(proxy).await, start.elapsed())
@@ -64,18 +68,18 @@ fn served(replies: &[(Reply, Duration)], time_out: Duration) -> u64 {
 #[tokio::test]
 async fn the_hold_of_the_python_sdk_is_10_s() {
     // Half the gap of other tests, so that the tenth window is well within the ten seconds.
-    let world = World::new("[learn]\ngap = \"50ms\"\nmax_gap = \"50ms\"").await;
+    let harness = Harness::new("[learn]\ngap = \"50ms\"\nmax_gap = \"50ms\"").await;
     tokio::time::sleep(FIRST_SECOND).await;
-    let replies = burst(&world, 100, &[("user-agent", PYTHON)]).await;
+    let replies = burst(&harness, 100, &[("user-agent", PYTHON)]).await;
     let served = served(&replies, Duration::from_secs(10));
     // Ten windows of five; calls that came slightly later may fit into one more.
     assert!((50..=55).contains(&served), "{served} served");
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!(
         (report.created, report.arrived, report.worst_window),
         (served, served, 5)
     );
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok") as u64, served);
     assert_eq!(
         metrics.outcome("acme", "CreateFlow", "refused") as u64,
@@ -85,24 +89,24 @@ async fn the_hold_of_the_python_sdk_is_10_s() {
 
 #[tokio::test]
 async fn the_hold_of_the_node_sdk_is_3_s() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     tokio::time::sleep(FIRST_SECOND).await;
-    let replies = burst(&world, 30, &[("user-agent", NODE)]).await;
+    let replies = burst(&harness, 30, &[("user-agent", NODE)]).await;
     let served = served(&replies, Duration::from_secs(3));
     assert!((15..=20).contains(&served), "{served} served");
-    assert_eq!(world.sim.report().created, served);
+    assert_eq!(harness.sim.report().created, served);
 }
 
 #[tokio::test]
 async fn calls_that_follow_retry_after_succeed() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let mut calls = JoinSet::new();
     for index in 0..40 {
         let headers = [("user-agent", NODE)];
         let names = [format!("flow-{index}"), format!("flow-{index} again")];
-        let [first, second] = names.map(|name| call(&world, &name, &headers));
-        let proxy = world.proxy;
+        let [first, second] = names.map(|name| call(&harness, &name, &headers));
+        let proxy = harness.proxy;
         calls.spawn(async move {
             let reply = first.send(proxy).await;
             let Some(after) = reply.header("x-acs-retry-after") else {
@@ -116,16 +120,16 @@ async fn calls_that_follow_retry_after_succeed() {
     let tries = |tries| ends.iter().filter(|end| **end == (tries, 200)).count();
     assert_eq!(tries(1) + tries(2), 40, "{ends:?}");
     assert!((15..=20).contains(&tries(1)), "{ends:?}");
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!((report.created, report.worst_window), (40, 5));
 }
 
 #[tokio::test]
 async fn a_caller_can_set_its_hold() {
-    let world = World::new("[queue]\nhold = \"2m\"").await;
+    let harness = Harness::new("[queue]\nhold = \"2m\"").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let replies = burst(
-        &world,
+        &harness,
         14,
         &[("x-flowgate-hold", "1500"), ("user-agent", PYTHON)],
     )
@@ -135,7 +139,7 @@ async fn a_caller_can_set_its_hold() {
         10,
         "two windows of five"
     );
-    assert!(!world.sim.arrivals().iter().any(|arrival| {
+    assert!(!harness.sim.arrivals().iter().any(|arrival| {
         arrival
             .headers
             .iter()
@@ -145,7 +149,7 @@ async fn a_caller_can_set_its_hold() {
 
 #[tokio::test]
 async fn an_invalid_hold_is_a_bad_request() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     for values in [
         &["-1"][..],
         &[""],
@@ -158,7 +162,7 @@ async fn an_invalid_hold_is_a_bad_request() {
             .iter()
             .map(|value| ("x-flowgate-hold", *value))
             .collect();
-        let reply = call(&world, "x", &headers).send(world.proxy).await;
+        let reply = call(&harness, "x", &headers).send(harness.proxy).await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (400, "Flowgate.BadRequest"),
@@ -166,16 +170,16 @@ async fn an_invalid_hold_is_a_bad_request() {
         );
         assert!(reply.body.contains("x-flowgate-hold"), "{}", reply.body);
     }
-    assert_eq!(world.sim.report().arrived, 0);
+    assert_eq!(harness.sim.report().arrived, 0);
     assert_eq!(
-        world.metrics().await.outcome("acme", "other", "invalid"),
+        harness.metrics().await.outcome("acme", "other", "invalid"),
         6.0
     );
 }
 
 #[tokio::test]
 async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues() {
-    let world = World::with(
+    let harness = Harness::with(
         Settings {
             latency: Duration::from_secs(3),
             ..Settings::default()
@@ -189,14 +193,14 @@ async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues
         call.push("x-flowgate-hold", "1s");
     };
     let limited = call(
-        &world,
+        &harness,
         "created all the same",
         &[("x-flowgate-hold", "1500ms")],
     );
-    let unlimited = Call::v3_with(&world.host(), &[], list, (KEY, SECRET));
+    let unlimited = Call::v3_with(&harness.host(), &[], list, (KEY, SECRET));
     for (reply, least) in [
-        (unlimited.send(world.proxy).await, 1000),
-        (limited.send(world.proxy).await, 2500),
+        (unlimited.send(harness.proxy).await, 1000),
+        (limited.send(harness.proxy).await, 2500),
     ] {
         let took = start.elapsed();
         assert_eq!(
@@ -219,16 +223,16 @@ async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues
     }
     assert!(start.elapsed() < Duration::from_millis(3500));
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .outcome("acme", "CreateFlow", "outcome_unknown"),
         1.0
     );
     let ended = "flowgate_attempts_total{account=\"acme\",action=\"CreateFlow\",code=\"OK\",status=\"200\"}";
-    assert_eq!(world.metrics().await.get(ended), 0.0);
-    world.until(ended, 1.0).await;
-    let metrics = world.metrics().await;
+    assert_eq!(harness.metrics().await.get(ended), 0.0);
+    harness.until(ended, 1.0).await;
+    let metrics = harness.metrics().await;
     assert_eq!(
         (
             metrics.sum("flowgate_attempts_total"),
@@ -236,12 +240,12 @@ async fn at_the_end_of_the_hold_the_outcome_is_unknown_and_the_attempt_continues
         ),
         (2.0, 2.0)
     );
-    assert_eq!(world.sim.report().created, 1);
+    assert_eq!(harness.sim.report().created, 1);
 }
 
 #[tokio::test]
 async fn the_hold_reserves_the_usual_answer_time_of_cams() {
-    let world = World::with(
+    let harness = Harness::with(
         Settings {
             latency: Duration::from_secs(1),
             ..Settings::default()
@@ -251,19 +255,22 @@ async fn the_hold_reserves_the_usual_answer_time_of_cams() {
     .await;
     // This call measures the response time: one second. After it, every token is back.
     assert_eq!(
-        call(&world, "first", &[]).send(world.proxy).await.status,
+        call(&harness, "first", &[])
+            .send(harness.proxy)
+            .await
+            .status,
         200
     );
     tokio::time::sleep(FIRST_SECOND).await;
     // Calls of a third window would be sent within the hold, and answered after it.
-    let replies = burst(&world, 12, &[("x-flowgate-hold", "2600ms")]).await;
+    let replies = burst(&harness, 12, &[("x-flowgate-hold", "2600ms")]).await;
     assert_eq!(served(&replies, Duration::from_millis(2600)), 10);
-    assert_eq!(world.sim.report().created, 11);
+    assert_eq!(harness.sim.report().created, 11);
 }
 
 #[tokio::test]
 async fn responses_have_the_wait_and_the_number_of_attempts() {
-    let world = World::new("[retry]\nmax_attempts = 2").await;
+    let harness = Harness::new("[retry]\nmax_attempts = 2").await;
     tokio::time::sleep(FIRST_SECOND).await;
     let of = |reply: &Reply| {
         let number = |name| {
@@ -278,12 +285,12 @@ async fn responses_have_the_wait_and_the_number_of_attempts() {
         )
     };
     let send = async |fault: &str| {
-        world.sim.set_faults(if fault.is_empty() {
+        harness.sim.set_faults(if fault.is_empty() {
             vec![]
         } else {
             vec![fault.parse().unwrap()]
         });
-        of(&call(&world, "x", &[]).send(world.proxy).await)
+        of(&call(&harness, "x", &[]).send(harness.proxy).await)
     };
     let (status, waited, attempts) = send("").await;
     assert_eq!((status, attempts), (200, 1));

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::harness::{Harness, Metrics};
 use crate::process::Process;
-use crate::world::{Metrics, World};
 
 const ERRORS: &str = "flowgate_journal_errors_total";
 
@@ -320,12 +320,12 @@ async fn the_journal_has_each_flow_name_and_the_result() {
         faults,
         ..Settings::default()
     };
-    let world = World::with(
+    let harness = Harness::with(
         settings,
         &format!("[journal]\npath = \"{}\"\n", path.display()),
     )
     .await;
-    let host = world.host();
+    let host = harness.host();
     let json = |call: &mut Call| {
         call.push("content-type", "application/json");
         call.body = br#"{"Categories":["SIGN_UP"],"FlowName":"by JSON"}"#.to_vec();
@@ -342,20 +342,20 @@ async fn the_journal_has_each_flow_name_and_the_result() {
         ("FlowName", "by form"),
         ("CustSpaceId", "cams-1"),
     ];
-    Call::v3(&host, "by query").send(world.proxy).await;
+    Call::v3(&host, "by query").send(harness.proxy).await;
     Call::v1_with(&host, &form, xml, (KEY, SECRET))
-        .send(world.proxy)
+        .send(harness.proxy)
         .await;
     Call::v3_with(&host, &[], json, (KEY, SECRET))
-        .send(world.proxy)
+        .send(harness.proxy)
         .await;
     for name in ["odd", "lost"] {
-        Call::v3(&host, name).send(world.proxy).await;
+        Call::v3(&host, name).send(harness.proxy).await;
     }
-    world
+    harness
         .sim
         .set_faults(vec!["next=1,throttle".parse().unwrap()]);
-    Call::v3(&host, "throttled").send(world.proxy).await;
+    Call::v3(&host, "throttled").send(harness.proxy).await;
     written(&path, 14).await;
     let lines = lines(&path);
     let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();

@@ -9,24 +9,24 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{self, Call, KEY, SECRET};
-use crate::world::World;
+use crate::harness::Harness;
 
 const REAL: &str = "cams.ap-southeast-1.aliyuncs.com";
 
 #[tokio::test]
 async fn both_signature_versions_create_a_flow_and_get_the_response_of_cams() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     for (name, call) in [
-        ("v3 flow", Call::v3(&world.host(), "v3 flow")),
-        ("v1 flow", Call::v1(&world.host(), "v1 flow")),
+        ("v3 flow", Call::v3(&harness.host(), "v3 flow")),
+        ("v1 flow", Call::v1(&harness.host(), "v1 flow")),
     ] {
-        let reply = call.send(world.proxy).await;
+        let reply = call.send(harness.proxy).await;
         assert_eq!(reply.status, 200);
         assert_eq!(reply.json()["Code"], "OK");
         assert_eq!(reply.json()["Data"]["FlowName"], name);
         assert_eq!(reply.header("x-flowgate-error"), None);
     }
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!(
         (report.created, report.accepted, report.rejected),
         (2, 2, 0)
@@ -35,9 +35,9 @@ async fn both_signature_versions_create_a_flow_and_get_the_response_of_cams() {
 
 #[tokio::test]
 async fn the_sent_request_is_rebuilt_and_signed_again_without_the_callers_credentials() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let call = Call::v3_with(
-        &world.host(),
+        &harness.host(),
         &[
             ("Categories", "[\"SIGN_UP\"]"),
             (
@@ -53,12 +53,12 @@ async fn the_sent_request_is_rebuilt_and_signed_again_without_the_callers_creden
         },
         (KEY, SECRET),
     );
-    let reply = call.send(world.proxy).await;
+    let reply = call.send(harness.proxy).await;
     assert_eq!(
         reply.json()["Data"]["FlowName"],
         "a b+c~d*e'f(g)h!i/j&k=l%m\"n<中文>é€😀;:@,?#[]\\^`{|}"
     );
-    let arrivals = world.sim.arrivals();
+    let arrivals = harness.sim.arrivals();
     let mut names: Vec<_> = arrivals[0]
         .headers
         .iter()
@@ -90,27 +90,27 @@ async fn the_sent_request_is_rebuilt_and_signed_again_without_the_callers_creden
 #[tokio::test]
 async fn twenty_simultaneous_calls_succeed_within_the_rate() {
     // With the default gap.
-    let world = World::new("[learn]").await;
+    let harness = Harness::new("[learn]").await;
     // Nothing is sent in the first second of a process.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let mut calls = JoinSet::new();
     for index in 0..20 {
         let name = format!("flow-{index}");
         let call = if index % 2 == 0 {
-            Call::v3(&world.host(), &name)
+            Call::v3(&harness.host(), &name)
         } else {
-            Call::v1(&world.host(), &name)
+            Call::v1(&harness.host(), &name)
         };
-        let proxy = world.proxy;
+        let proxy = harness.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(calls.join_all().await, [200; 20]);
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!(
         (report.created, report.duplicates.len(), report.worst_window),
         (20, 0, 5)
     );
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok"), 20.0);
     let tokens = |event| {
         metrics.get(&format!(
@@ -126,12 +126,12 @@ async fn twenty_simultaneous_calls_succeed_within_the_rate() {
 
 #[tokio::test]
 async fn a_throttled_call_is_signed_again_and_retried_after_the_hint() {
-    let world = World::new("").await;
-    world
+    let harness = Harness::new("").await;
+    harness
         .sim
         .set_faults(vec!["next=2,throttle,acs-retry-after=700".parse().unwrap()]);
     let start = Instant::now();
-    let reply = Call::v3(&world.host(), "again").send(world.proxy).await;
+    let reply = Call::v3(&harness.host(), "again").send(harness.proxy).await;
     assert_eq!(
         (reply.status, reply.json()["Data"]["FlowName"].as_str()),
         (200, Some("again"))
@@ -140,7 +140,7 @@ async fn a_throttled_call_is_signed_again_and_retried_after_the_hint() {
         start.elapsed() >= Duration::from_millis(1400),
         "two pauses of 700 ms"
     );
-    let arrivals = world.sim.arrivals();
+    let arrivals = harness.sim.arrivals();
     let verdicts: Vec<_> = arrivals
         .iter()
         .map(|arrival| arrival.verdict.clone())
@@ -154,7 +154,7 @@ async fn a_throttled_call_is_signed_again_and_retried_after_the_hint() {
         .map(|arrival| arrival.nonce.clone())
         .collect();
     assert_eq!(nonces.len(), 3, "a nonce for each attempt");
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     let throttled =
         "flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}";
     assert_eq!(metrics.get(throttled), 2.0);
@@ -164,11 +164,11 @@ async fn a_throttled_call_is_signed_again_and_retried_after_the_hint() {
 
 #[tokio::test]
 async fn after_the_last_attempt_the_response_has_retry_after() {
-    let world = World::new("[retry]\nmax_attempts = 2").await;
-    world
+    let harness = Harness::new("[retry]\nmax_attempts = 2").await;
+    harness
         .sim
         .set_faults(vec!["always,throttle,acs-retry-after=300".parse().unwrap()]);
-    let reply = Call::v3(&world.host(), "never").send(world.proxy).await;
+    let reply = Call::v3(&harness.host(), "never").send(harness.proxy).await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (400, "System.LimitControl")
@@ -180,9 +180,9 @@ async fn after_the_last_attempt_the_response_has_retry_after() {
     );
     let after: u64 = reply.header("x-acs-retry-after").unwrap().parse().unwrap();
     assert!(after >= 300, "{after}");
-    assert_eq!(world.sim.report().refused, 2);
+    assert_eq!(harness.sim.report().refused, 2);
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .outcome("acme", "CreateFlow", "throttled"),
@@ -196,47 +196,47 @@ async fn an_outsider_on_the_same_quota_delays_calls_and_loses_none() {
         outsider_every: Some(Duration::from_millis(500)),
         ..cams_sim::Limit::default()
     };
-    let world = World::with(Settings::default().with_limit(limit), "").await;
+    let harness = Harness::with(Settings::default().with_limit(limit), "").await;
     let mut calls = JoinSet::new();
     for index in 0..15 {
-        let call = Call::v3(&world.host(), &format!("flow-{index}"));
-        let proxy = world.proxy;
+        let call = Call::v3(&harness.host(), &format!("flow-{index}"));
+        let proxy = harness.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
     assert_eq!(calls.join_all().await, [200; 15]);
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!((report.created, report.duplicates.len()), (15, 0));
 }
 
 #[tokio::test]
 async fn an_action_without_a_limit_does_not_wait() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let change = |call: &mut Call| call.set("x-acs-action", "ListInstance");
     for _ in 0..10 {
-        let reply = Call::v3_with(&world.host(), &[], change, (KEY, SECRET))
-            .send(world.proxy)
+        let reply = Call::v3_with(&harness.host(), &[], change, (KEY, SECRET))
+            .send(harness.proxy)
             .await;
         assert_eq!(
             (reply.status, reply.json()["Code"].as_str()),
             (200, Some("OK"))
         );
     }
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("acme", "other", "ok"), 10.0);
     assert_eq!(metrics.sum("flowgate_tokens_total"), 0.0);
 }
 
 #[tokio::test]
 async fn two_actions_of_an_account_have_two_lanes() {
-    let world = World::new("").await;
-    Call::v3(&world.host(), "one").send(world.proxy).await;
+    let harness = Harness::new("").await;
+    Call::v3(&harness.host(), "one").send(harness.proxy).await;
     let list = |call: &mut Call| call.set("x-acs-action", "ListFlow");
-    let reply = Call::v3_with(&world.host(), &[], list, (KEY, SECRET))
-        .send(world.proxy)
+    let reply = Call::v3_with(&harness.host(), &[], list, (KEY, SECRET))
+        .send(harness.proxy)
         .await;
     assert_eq!(reply.status, 200);
     assert!(reply.body.contains("one"), "{}", reply.body);
-    let lanes = world.get("/lanes").await.json();
+    let lanes = harness.get("/lanes").await.json();
     let mut actions: Vec<_> = lanes["lanes"]
         .as_array()
         .unwrap()
@@ -249,23 +249,23 @@ async fn two_actions_of_an_account_have_two_lanes() {
 
 #[tokio::test]
 async fn business_errors_are_returned_unchanged_and_not_retried() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     for code in [
         "Product.Unsubscript",
         "Ram.PermissionDeny",
         "Unknown.ResourceOwnerId",
         "isv.BUSINESS_LIMIT_CONTROL",
     ] {
-        world.sim.reset();
-        world
+        harness.sim.reset();
+        harness
             .sim
             .set_faults(vec![format!("next=1,refuse={code}").parse().unwrap()]);
-        let reply = Call::v3(&world.host(), "x").send(world.proxy).await;
+        let reply = Call::v3(&harness.host(), "x").send(harness.proxy).await;
         assert_eq!(reply.code(), code);
-        assert_eq!(world.sim.report().arrived, 1);
+        assert_eq!(harness.sim.report().arrived, 1);
     }
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .outcome("acme", "CreateFlow", "upstream_error"),
@@ -275,8 +275,8 @@ async fn business_errors_are_returned_unchanged_and_not_retried() {
 
 #[tokio::test]
 async fn every_request_form_of_the_sdks_is_accepted() {
-    let world = World::with(Settings::default(), &format!("host = \"{REAL}\"")).await;
-    let host = world.host();
+    let harness = Harness::with(Settings::default(), &format!("host = \"{REAL}\"")).await;
+    let host = harness.host();
     let absolute = |call: Call| {
         let rest = call.target();
         Call {
@@ -318,7 +318,7 @@ async fn every_request_form_of_the_sdks_is_accepted() {
         ("chunked", chunked),
         ("slashes", slashes),
     ] {
-        let reply = call.send(world.proxy).await;
+        let reply = call.send(harness.proxy).await;
         assert_eq!(
             (reply.status, reply.json()["Data"]["FlowName"].as_str()),
             (200, Some(name)),
@@ -333,20 +333,20 @@ fn utf8(bytes: &[u8]) -> &str {
 
 #[tokio::test]
 async fn a_connection_serves_several_calls() {
-    let world = World::new("").await;
-    let mut stream = tokio::net::TcpStream::connect(world.proxy).await.unwrap();
+    let harness = Harness::new("").await;
+    let mut stream = tokio::net::TcpStream::connect(harness.proxy).await.unwrap();
     for index in 0..6 {
         let name = format!("flow-{index}");
         stream
-            .write_all(&Call::v3(&world.host(), &name).bytes())
+            .write_all(&Call::v3(&harness.host(), &name).bytes())
             .await
             .unwrap();
         let reply = caller::read_reply(&mut stream).await.unwrap();
         assert_eq!(reply.json()["Data"]["FlowName"], name);
     }
-    assert_eq!(world.metrics().await.get("flowgate_connections"), 2.0);
+    assert_eq!(harness.metrics().await.get("flowgate_connections"), 2.0);
     assert_eq!(
-        world.sim.report().connections,
+        harness.sim.report().connections,
         1,
         "one connection to CAMS, used again"
     );
@@ -356,7 +356,7 @@ async fn a_connection_serves_several_calls() {
 async fn the_proxy_can_listen_on_a_unix_socket() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flowgate.sock");
-    let world = World::new(&format!("[listen]\nproxy = \"unix:{}\"", path.display())).await;
+    let harness = Harness::new(&format!("[listen]\nproxy = \"unix:{}\"", path.display())).await;
     let mut stream = tokio::net::UnixStream::connect(&path).await.unwrap();
     let mut call = Call::v3("localhost", "over a socket");
     call.push("connection", "close");
@@ -367,7 +367,7 @@ async fn the_proxy_can_listen_on_a_unix_socket() {
         answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("over a socket"),
         "{answer}"
     );
-    world.app.drain().await;
+    harness.app.drain().await;
     assert!(!path.exists(), "the socket is removed");
 }
 
@@ -375,18 +375,18 @@ async fn the_proxy_can_listen_on_a_unix_socket() {
 async fn a_client_key_spends_its_accounts_quota_within_its_permissions() {
     let team = "[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"TEAM\" }\naccount = \"acme\"\n\
                 actions = [\"CreateFlow\"]\ncust_space_ids = [\"cams-1\"]";
-    let world = World::new(team).await;
+    let harness = Harness::new(team).await;
     let key = ("team-a", "team-secret-1");
-    let host = world.host();
+    let host = harness.host();
     let with = |query: &[(&str, &str)]| {
         let mut all = vec![("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
         all.extend_from_slice(query);
         Call::v3_with(&host, &all, |_| {}, key)
     };
-    let reply = with(&[("CustSpaceId", "cams-1")]).send(world.proxy).await;
+    let reply = with(&[("CustSpaceId", "cams-1")]).send(harness.proxy).await;
     assert_eq!(reply.status, 200, "{reply:?}");
     assert!(
-        world.sim.arrivals()[0]
+        harness.sim.arrivals()[0]
             .headers
             .iter()
             .any(|(_, value)| value.contains(&format!("Credential={KEY},")))
@@ -397,7 +397,7 @@ async fn a_client_key_spends_its_accounts_quota_within_its_permissions() {
         vec![("CustSpaceId", "cams-1"), ("CustWabaId", "w")],
         vec![("CustSpaceId", "cams-1"), ("IsvCode", "i")],
     ] {
-        let reply = with(&query).send(world.proxy).await;
+        let reply = with(&query).send(harness.proxy).await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (403, "Flowgate.Forbidden"),
@@ -406,13 +406,13 @@ async fn a_client_key_spends_its_accounts_quota_within_its_permissions() {
     }
     let list = |call: &mut Call| call.set("x-acs-action", "ListFlow");
     let reply = Call::v3_with(&host, &[("CustSpaceId", "cams-1")], list, key)
-        .send(world.proxy)
+        .send(harness.proxy)
         .await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (403, "Flowgate.Forbidden")
     );
-    assert_eq!(world.sim.report().arrived, 1);
+    assert_eq!(harness.sim.report().arrived, 1);
 }
 
 #[tokio::test]
@@ -426,32 +426,32 @@ async fn a_relayed_account_is_paced_and_gets_retry_after_and_is_not_retried() {
     let toml = format!(
         "[[accounts]]\nid = \"other\"\naliases = [\"LTAI-relayed\"]\n[upstream]\nurl = \"{upstream}\"\nhost = \"{REAL}\""
     );
-    let world = World::configured(sim, &toml).await;
+    let harness = Harness::configured(sim, &toml).await;
     let key = ("LTAI-relayed", "relayed-secret");
     let form = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "relayed")];
 
-    let v1 = Call::v1_with(&world.host(), &form, |_| {}, key);
-    assert_eq!(v1.send(world.proxy).await.status, 200);
-    let arrival = &world.sim.arrivals()[0];
+    let v1 = Call::v1_with(&harness.host(), &form, |_| {}, key);
+    assert_eq!(v1.send(harness.proxy).await.status, 200);
+    let arrival = &harness.sim.arrivals()[0];
     assert_eq!(arrival.target, v1.target(), "the caller's bytes");
     assert_eq!(arrival.body, v1.body);
 
     // V3 signs the host, so the real name is accepted, in absolute form or in Host.
     let v3 = Call::v3_with(REAL, &form, |_| {}, key);
-    assert_eq!(v3.send(world.proxy).await.status, 200);
-    let reply = Call::v3_with(&world.host(), &form, |_| {}, key)
-        .send(world.proxy)
+    assert_eq!(v3.send(harness.proxy).await.status, 200);
+    let reply = Call::v3_with(&harness.host(), &form, |_| {}, key)
+        .send(harness.proxy)
         .await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (400, "Flowgate.SignedHostMismatch")
     );
 
-    world
+    harness
         .sim
         .set_faults(vec!["next=1,throttle".parse().unwrap()]);
-    let reply = Call::v1_with(&world.host(), &form, |_| {}, key)
-        .send(world.proxy)
+    let reply = Call::v1_with(&harness.host(), &form, |_| {}, key)
+        .send(harness.proxy)
         .await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
@@ -465,8 +465,8 @@ async fn a_relayed_account_is_paced_and_gets_retry_after_and_is_not_retried() {
             .unwrap()
             > 0
     );
-    assert_eq!(world.sim.report().refused, 1, "one attempt");
-    let metrics = world.metrics().await;
+    assert_eq!(harness.sim.report().refused, 1, "one attempt");
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("other", "CreateFlow", "ok"), 2.0);
     assert_eq!(metrics.outcome("other", "CreateFlow", "throttled"), 1.0);
 }
@@ -515,7 +515,7 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
     });
     let pinned = format!("connect_to = [\"{address}\"]");
     let url = format!("https://{REAL}");
-    let trusting = World::in_front_of(
+    let trusting = Harness::in_front_of(
         Sim::start(Settings::default()).await.unwrap(),
         &url,
         &format!("{pinned}\nca_file = \"{}\"", ca_file.display()),
@@ -529,7 +529,7 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
         (200, Some("over TLS"))
     );
 
-    let doubting = World::in_front_of(
+    let doubting = Harness::in_front_of(
         Sim::start(Settings::default()).await.unwrap(),
         &url,
         &format!("{pinned}\n[queue]\nhold = \"3s\""),
@@ -547,10 +547,10 @@ async fn a_tls_upstream_with_a_private_root_is_verified() {
 
 #[tokio::test]
 async fn the_listen_backlog_holds_a_crowd() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     // Nothing is awaited here, so nothing is accepted meanwhile.
     let connect =
-        |_| std::net::TcpStream::connect_timeout(&world.proxy, Duration::from_millis(500));
+        |_| std::net::TcpStream::connect_timeout(&harness.proxy, Duration::from_millis(500));
     let crowd: Result<Vec<_>, _> = (0..300).map(connect).collect();
     assert_eq!(crowd.unwrap().len(), 300);
 }

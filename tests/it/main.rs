@@ -7,11 +7,11 @@
 )]
 
 mod caller;
+mod harness;
 mod ledger;
 mod process;
 mod redis;
 mod road;
-mod world;
 
 mod admin;
 mod auth;

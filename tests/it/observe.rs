@@ -6,11 +6,11 @@ use cams_sim::{Limit, Settings};
 use tokio::task::JoinSet;
 
 use crate::caller::{Call, Reply};
-use crate::world::World;
+use crate::harness::Harness;
 
 const OBSERVE: &str = "[queue]\nhold = \"30s\"";
 
-async fn observing(settings: Settings) -> World {
+async fn observing(settings: Settings) -> Harness {
     let sim =
         cams_sim::Sim::start(settings.with_key(crate::caller::KEY, crate::caller::SECRET, "acme"))
             .await
@@ -20,24 +20,24 @@ async fn observing(settings: Settings) -> World {
         crate::caller::KEY
     );
     let toml = format!("{account}\n[upstream]\nurl = \"{}\"\n{OBSERVE}", sim.url());
-    let world = World::configured(sim, &toml).await;
+    let harness = Harness::configured(sim, &toml).await;
     // Nothing is sent in the first second of a process, nor counted as sent.
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    world
+    harness
 }
 
-async fn twenty(world: &World) -> Vec<Reply> {
+async fn twenty(harness: &Harness) -> Vec<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..20 {
-        let call = Call::v3(&world.host(), &format!("flow-{index}"));
-        let proxy = world.proxy;
+        let call = Call::v3(&harness.host(), &format!("flow-{index}"));
+        let proxy = harness.proxy;
         calls.spawn(async move { call.send(proxy).await });
     }
     calls.join_all().await
 }
 
-async fn decisions(world: &World) -> [f64; 3] {
-    let metrics = world.metrics().await;
+async fn decisions(harness: &Harness) -> [f64; 3] {
+    let metrics = harness.metrics().await;
     ["passed", "waited", "refused"].map(|decision| {
         let labels = format!("{{account=\"acme\",action=\"CreateFlow\",decision=\"{decision}\"}}");
         metrics.get(&format!("flowgate_shadow_decisions_total{labels}"))
@@ -50,24 +50,24 @@ async fn in_observe_mode_calls_are_sent_immediately_and_simulated_waits_counted(
         per_window: 1000,
         ..Limit::default()
     };
-    let world = observing(Settings::default().with_limit(limit)).await;
-    let replies = twenty(&world).await;
+    let harness = observing(Settings::default().with_limit(limit)).await;
+    let replies = twenty(&harness).await;
     assert!(replies.iter().all(|reply| reply.status == 200));
-    assert_eq!(world.sim.report().worst_window, 20, "all within a second");
-    assert_eq!(decisions(&world).await, [5.0, 15.0, 0.0]);
-    let page = world.get("/lanes").await.json();
+    assert_eq!(harness.sim.report().worst_window, 20, "all within a second");
+    assert_eq!(decisions(&harness).await, [5.0, 15.0, 0.0]);
+    let page = harness.get("/lanes").await.json();
     assert_eq!(
         (page["mode"].as_str(), page["lanes"][0]["queued"].as_u64()),
         (Some("observe"), Some(0))
     );
     assert!(page["lanes"][0]["shadow"]["queued"].as_u64().unwrap() > 0);
-    assert_eq!(world.metrics().await.sum("flowgate_tokens_total"), 0.0);
+    assert_eq!(harness.metrics().await.sum("flowgate_tokens_total"), 0.0);
 }
 
 #[tokio::test]
 async fn in_observe_mode_refusals_are_returned_and_not_retried() {
-    let world = observing(Settings::default()).await;
-    let replies = twenty(&world).await;
+    let harness = observing(Settings::default()).await;
+    let replies = twenty(&harness).await;
     let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
     assert_eq!(refused.len(), 15);
     for reply in refused {
@@ -89,12 +89,12 @@ async fn in_observe_mode_refusals_are_returned_and_not_retried() {
                 >= 1000
         );
     }
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!(
         (report.arrived, report.created, report.refused),
         (20, 5, 15)
     );
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "ok"), 5.0);
     assert_eq!(metrics.outcome("acme", "CreateFlow", "throttled"), 15.0);
 }

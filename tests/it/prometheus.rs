@@ -16,9 +16,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::caller::{Call, KEY, SECRET, encode, try_exchange};
+use crate::harness::Metrics;
 use crate::process::{ACME, Process};
 use crate::redis::Redis;
-use crate::world::Metrics;
 
 const LOAD: Duration = Duration::from_secs(20);
 /// Interval of scrapes and evaluations here, and the value of a dashboard's `$__rate_interval`:

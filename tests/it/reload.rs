@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::caller::{Call, KEY, Reply, SECRET};
+use crate::harness::{self, GAP, Metrics};
 use crate::process::{ACME, Process};
-use crate::world::{self, GAP, Metrics};
 
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 const SUCCESSFUL: &str = "flowgate_config_last_reload_successful";
@@ -140,7 +140,7 @@ async fn a_mistake_changes_nothing_and_its_correction_is_noticed() {
     );
     let read = flowgate.logged("configuration reloaded", 1).await;
     assert_eq!(read[0]["changed"], "clients");
-    let page = world::get(flowgate.admin, "/config").await.json();
+    let page = harness::get(flowgate.admin, "/config").await.json();
     assert_eq!(page["clients"][0]["id"], "team-a");
 }
 
@@ -190,7 +190,7 @@ async fn a_key_that_needs_a_restart_is_reported() {
         rejected[0]["mistakes"],
         "only a restart can change quota.store"
     );
-    let page = world::get(flowgate.admin, "/config").await.json();
+    let page = harness::get(flowgate.admin, "/config").await.json();
     assert_eq!(
         (
             &page["retry"]["max_attempts"],

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use crate::caller::{Call, KEY, Reply, SECRET, exchange};
+use crate::harness::{self, Metrics};
 use crate::process::Process;
 use crate::redis::{Cluster, Redis, SERVICE, Watched};
-use crate::world::{self, Metrics};
 
 /// Replicas without a balancer: each is called directly.
 struct Fleet {
@@ -211,7 +211,9 @@ async fn a_restarted_store_loses_no_call_and_keeps_the_rate() {
     sleep(Duration::from_secs(6)).await;
     let before = fleet.sim.report().created;
     assert_eq!(
-        world::get(fleet.replicas[0].admin, "/readyz").await.status,
+        harness::get(fleet.replicas[0].admin, "/readyz")
+            .await
+            .status,
         200
     );
     redis.start_again().await;

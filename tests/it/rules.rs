@@ -11,8 +11,8 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use crate::caller::{self, Call, KEY, SECRET};
+use crate::harness::{Harness, Metrics};
 use crate::process::Process;
-use crate::world::{Metrics, World};
 
 async fn endpoint() -> Running {
     Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
@@ -152,27 +152,27 @@ async fn incoming_bodies_count_against_their_clients_part() {
     const BODY: usize = 200 * 1024;
     let team = "[listen]\nmax_body = \"256KiB\"\n[queue]\nmax_bytes = \"512KiB\"\n[[clients]]\naccess_key_id = \"team-a\"\naccess_key_secret = { env = \"TEAM\" }\n\
                 account = \"acme\"\nactions = [\"*\"]";
-    let world = World::new(team).await;
+    let harness = Harness::new(team).await;
     let form = |call: &mut Call| {
         call.push("content-type", "application/x-www-form-urlencoded");
         call.body = b"FlowName=x&Categories=%5B%22OTHER%22%5D&x=".to_vec();
         call.body.resize(BODY, b'x');
     };
-    let call = |signer| Call::v3_with(&world.host(), &[], form, signer);
+    let call = |signer| Call::v3_with(&harness.host(), &[], form, signer);
     let begun = |signer| {
         let mut bytes = call(signer).bytes();
         bytes.truncate(bytes.len() - 1);
         bytes
     };
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream
         .write_all(&begun(("team-a", "team-secret-1")))
         .await
         .unwrap();
-    world
+    harness
         .until("flowgate_queued_bytes", (BODY - 1) as f64)
         .await;
-    let refused = caller::exchange(world.proxy, &begun(("team-a", "team-secret-1")))
+    let refused = caller::exchange(harness.proxy, &begun(("team-a", "team-secret-1")))
         .await
         .unwrap();
     assert_eq!(
@@ -181,15 +181,15 @@ async fn incoming_bodies_count_against_their_clients_part() {
         "its half is taken"
     );
     assert_eq!(
-        call((KEY, SECRET)).send(world.proxy).await.status,
+        call((KEY, SECRET)).send(harness.proxy).await.status,
         200,
         "the others have theirs"
     );
     drop(stream);
-    world.until("flowgate_queued_bytes", 0.0).await;
+    harness.until("flowgate_queued_bytes", 0.0).await;
     assert_eq!(
         call(("team-a", "team-secret-1"))
-            .send(world.proxy)
+            .send(harness.proxy)
             .await
             .status,
         200
@@ -198,18 +198,18 @@ async fn incoming_bodies_count_against_their_clients_part() {
 
 #[tokio::test]
 async fn a_replay_is_refused_before_its_body_is_read() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let form = |call: &mut Call| {
         call.push("content-type", "application/x-www-form-urlencoded");
         call.body = b"FlowName=x&Categories=%5B%22OTHER%22%5D".to_vec();
     };
-    let call = Call::v3_with(&world.host(), &[], form, (KEY, SECRET));
-    assert_eq!(call.send(world.proxy).await.status, 200);
+    let call = Call::v3_with(&harness.host(), &[], form, (KEY, SECRET));
+    assert_eq!(call.send(harness.proxy).await.status, 200);
     let mut head = call.bytes();
     head.truncate(head.len() - call.body.len());
     // No byte of the body is sent.
     assert_eq!(
-        caller::exchange(world.proxy, &head).await.unwrap().code(),
+        caller::exchange(harness.proxy, &head).await.unwrap().code(),
         "SignatureNonceUsed"
     );
 }
@@ -217,9 +217,9 @@ async fn a_replay_is_refused_before_its_body_is_read() {
 #[tokio::test]
 async fn bodies_of_unverified_callers_have_a_budget_of_their_own() {
     const BODY: usize = 63 * 1024;
-    let world = World::new("[listen]\nmax_body = \"64KiB\"\nmax_unverified = \"256KiB\"").await;
+    let harness = Harness::new("[listen]\nmax_body = \"64KiB\"\nmax_unverified = \"256KiB\"").await;
     let begun = |name: &str| {
-        let mut call = Call::v1(&world.host(), name);
+        let mut call = Call::v1(&harness.host(), name);
         call.body.extend([b'x'; BODY]);
         let mut bytes = call.bytes();
         bytes.truncate(bytes.len() - 1);
@@ -227,14 +227,16 @@ async fn bodies_of_unverified_callers_have_a_budget_of_their_own() {
     };
     let mut streams = Vec::new();
     for name in ["one", "two", "three", "four"] {
-        let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+        let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
         stream.write_all(&begun(name)).await.unwrap();
         streams.push(stream);
     }
-    world
+    harness
         .until("flowgate_unverified_bytes", 4.0 * BODY as f64)
         .await;
-    let refused = caller::exchange(world.proxy, &begun("five")).await.unwrap();
+    let refused = caller::exchange(harness.proxy, &begun("five"))
+        .await
+        .unwrap();
     assert_eq!(
         (refused.status, refused.code().as_str()),
         (400, "System.LimitControl")
@@ -244,22 +246,22 @@ async fn bodies_of_unverified_callers_have_a_budget_of_their_own() {
         call.push("content-type", "application/x-www-form-urlencoded");
         call.body = b"FlowName=x&Categories=%5B%22OTHER%22%5D".to_vec();
     };
-    let proved = Call::v3_with(&world.host(), &[], form, (KEY, SECRET));
+    let proved = Call::v3_with(&harness.host(), &[], form, (KEY, SECRET));
     assert_eq!(
-        proved.send(world.proxy).await.status,
+        proved.send(harness.proxy).await.status,
         200,
         "verified callers have another budget"
     );
     drop(streams);
     Metrics::until(
-        world.app.admin_address().unwrap(),
+        harness.app.admin_address().unwrap(),
         "flowgate_unverified_bytes",
         |bytes| bytes == 0.0,
     )
     .await;
     assert_eq!(
-        Call::v1(&world.host(), "with room")
-            .send(world.proxy)
+        Call::v1(&harness.host(), "with room")
+            .send(harness.proxy)
             .await
             .status,
         200

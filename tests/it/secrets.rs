@@ -12,8 +12,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::caller::{Call, KEY, SECRET, encode, exchange, read_reply};
+use crate::harness::get;
 use crate::process::Process;
-use crate::world::get;
 
 const TEAM: (&str, &str) = ("team-a", "team-secret-1");
 /// A key with another secret at CAMS than at Flowgate, so that CAMS rejects what Flowgate signs.

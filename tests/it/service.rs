@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
+use crate::harness::get;
 use crate::process::Process;
-use crate::world::get;
 
 /// The watchdog time: after it the manager would restart the program.
 const WATCHDOG: Duration = Duration::from_secs(4);
@@ -286,7 +286,7 @@ async fn a_restart_on_a_passed_socket_refuses_no_connection() {
     for name in names.by_ref().take(160) {
         calls.spawn(call(proxy, name));
     }
-    crate::world::Metrics::until(
+    crate::harness::Metrics::until(
         first.admin,
         "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
         |queued| queued >= 120.0,

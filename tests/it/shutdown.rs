@@ -11,17 +11,17 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
+use crate::harness::{Harness, get};
 use crate::process::Process;
-use crate::world::{World, get};
 
-async fn together(world: &World, count: usize) -> JoinSet<Reply> {
+async fn together(harness: &Harness, count: usize) -> JoinSet<Reply> {
     let mut calls = JoinSet::new();
     for index in 0..count {
-        let call = Call::v3(&world.host(), &format!("flow-{index}"));
-        let proxy = world.proxy;
+        let call = Call::v3(&harness.host(), &format!("flow-{index}"));
+        let proxy = harness.proxy;
         calls.spawn(async move { call.send(proxy).await });
     }
-    world
+    harness
         .until(
             "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
             count as f64 - 10.0,
@@ -32,11 +32,11 @@ async fn together(world: &World, count: usize) -> JoinSet<Reply> {
 
 #[tokio::test]
 async fn calls_that_fit_into_the_grace_finish_and_others_are_refused() {
-    let world = World::new("[drain]\ngrace = \"3s\"").await;
-    let calls = together(&world, 60).await;
-    let proxy = world.proxy;
+    let harness = Harness::new("[drain]\ngrace = \"3s\"").await;
+    let calls = together(&harness, 60).await;
+    let proxy = harness.proxy;
     let start = Instant::now();
-    world.app.drain().await;
+    harness.app.drain().await;
     assert!(
         start.elapsed() < Duration::from_secs(5),
         "{:?}",
@@ -60,7 +60,7 @@ async fn calls_that_fit_into_the_grace_finish_and_others_are_refused() {
             reply.header("x-acs-retry-after").is_some() && reply.header("retry-after").is_some()
         );
     }
-    let report = world.sim.report();
+    let report = harness.sim.report();
     assert_eq!((report.created as usize, report.worst_window), (ok, 5));
 }
 
@@ -70,17 +70,17 @@ async fn calls_in_flight_at_the_end_of_the_grace_get_outcome_unknown() {
         latency: Duration::from_secs(20),
         ..Settings::default()
     };
-    let world = World::with(settings, "[drain]\ngrace = \"200ms\"").await;
-    let call = Call::v3(&world.host(), "slow");
-    let proxy = world.proxy;
+    let harness = Harness::with(settings, "[drain]\ngrace = \"200ms\"").await;
+    let call = Call::v3(&harness.host(), "slow");
+    let proxy = harness.proxy;
     let calling = tokio::spawn(async move { call.send(proxy).await });
-    world
+    harness
         .until(
             "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
-    world.app.drain().await;
+    harness.app.drain().await;
     let reply = calling.await.unwrap();
     assert_eq!(
         (reply.status, reply.code().as_str()),
@@ -91,14 +91,16 @@ async fn calls_in_flight_at_the_end_of_the_grace_get_outcome_unknown() {
 
 #[tokio::test]
 async fn readiness_goes_down_first_and_responses_close_their_connections() {
-    let world = World::new("[drain]\ndelay = \"3s\"").await;
-    assert_eq!(world.get("/readyz").await.status, 200);
-    let reply = Call::v3(&world.host(), "before").send(world.proxy).await;
+    let harness = Harness::new("[drain]\ndelay = \"3s\"").await;
+    assert_eq!(harness.get("/readyz").await.status, 200);
+    let reply = Call::v3(&harness.host(), "before")
+        .send(harness.proxy)
+        .await;
     assert_eq!(reply.header("connection"), None);
-    let admin = world.app.admin_address().unwrap();
-    let proxy = world.proxy;
-    let host = world.host();
-    let drain = tokio::spawn(world.app.drain());
+    let admin = harness.app.admin_address().unwrap();
+    let proxy = harness.proxy;
+    let host = harness.host();
+    let drain = tokio::spawn(harness.app.drain());
     while get(admin, "/readyz").await.status == 200 {
         tokio::task::yield_now().await;
     }
@@ -114,15 +116,15 @@ async fn readiness_goes_down_first_and_responses_close_their_connections() {
 #[tokio::test]
 async fn a_drain_answers_new_connections_and_does_not_wait_for_silent_ones() {
     let grace = Duration::from_secs(20);
-    let world = World::new("[drain]\ngrace = \"20s\"").await;
-    let proxy = world.proxy;
-    let host = world.host();
+    let harness = Harness::new("[drain]\ngrace = \"20s\"").await;
+    let proxy = harness.proxy;
+    let host = harness.host();
     let mut quick = TcpStream::connect(proxy).await.unwrap();
     let mut silent = TcpStream::connect(proxy).await.unwrap();
     // Later callers are admitted later.
     assert_eq!(Call::v3(&host, "later").send(proxy).await.status, 200);
     let start = Instant::now();
-    let drain = tokio::spawn(world.app.drain());
+    let drain = tokio::spawn(harness.app.drain());
     while TcpStream::connect(proxy).await.is_ok() {
         tokio::task::yield_now().await;
     }
@@ -142,10 +144,10 @@ async fn a_drain_answers_new_connections_and_does_not_wait_for_silent_ones() {
 
 #[tokio::test]
 async fn the_admin_port_works_until_the_end_of_the_drain() {
-    let world = World::new("[drain]\ngrace = \"4s\"").await;
-    let calls = together(&world, 20).await;
-    let admin = world.app.admin_address().unwrap();
-    let drain = tokio::spawn(world.app.drain());
+    let harness = Harness::new("[drain]\ngrace = \"4s\"").await;
+    let calls = together(&harness, 20).await;
+    let admin = harness.app.admin_address().unwrap();
+    let drain = tokio::spawn(harness.app.drain());
     while get(admin, "/readyz").await.status == 200 {
         tokio::task::yield_now().await;
     }
@@ -164,9 +166,9 @@ async fn no_attempt_is_sent_that_could_not_be_answered_within_the_grace() {
         latency: Duration::from_millis(400),
         ..Settings::default()
     };
-    let world = World::with(settings, "[drain]\ngrace = \"3s\"").await;
-    let calls = together(&world, 30).await;
-    world.app.drain().await;
+    let harness = Harness::with(settings, "[drain]\ngrace = \"3s\"").await;
+    let calls = together(&harness, 30).await;
+    harness.app.drain().await;
     let mut statuses: Vec<_> = calls
         .join_all()
         .await
@@ -184,42 +186,42 @@ async fn a_drain_waits_for_attempts_of_disconnected_callers() {
         latency: Duration::from_millis(1500),
         ..Settings::default()
     };
-    let world = World::with(settings, "[drain]\ngrace = \"20s\"").await;
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
+    let harness = Harness::with(settings, "[drain]\ngrace = \"20s\"").await;
+    let mut stream = TcpStream::connect(harness.proxy).await.unwrap();
     stream
-        .write_all(&Call::v3(&world.host(), "x").bytes())
+        .write_all(&Call::v3(&harness.host(), "x").bytes())
         .await
         .unwrap();
-    world
+    harness
         .until(
             "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
     drop(stream);
-    world
+    harness
         .until(
             "flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}",
             1.0,
         )
         .await;
     let start = Instant::now();
-    world.app.drain().await;
+    harness.app.drain().await;
     assert!(
         start.elapsed() > Duration::from_millis(500),
         "{:?}",
         start.elapsed()
     );
-    assert_eq!(world.sim.report().created, 1);
+    assert_eq!(harness.sim.report().created, 1);
 }
 
 #[tokio::test]
 async fn a_hand_over_stops_sending_immediately() {
-    let world = World::new("[drain]\ndelay = \"2s\"\ngrace = \"3s\"\nhand_over = true").await;
-    let calls = together(&world, 30).await;
-    let proxy = world.proxy;
-    let host = world.host();
-    let draining = tokio::spawn(world.app.drain());
+    let harness = Harness::new("[drain]\ndelay = \"2s\"\ngrace = \"3s\"\nhand_over = true").await;
+    let calls = together(&harness, 30).await;
+    let proxy = harness.proxy;
+    let host = harness.host();
+    let draining = tokio::spawn(harness.app.drain());
     let replies = calls.join_all().await;
     let refused: Vec<_> = replies.iter().filter(|reply| reply.status != 200).collect();
     assert!(
@@ -236,7 +238,7 @@ async fn a_hand_over_stops_sending_immediately() {
         !draining.is_finished(),
         "they were refused before the listener closed"
     );
-    let created = world.sim.report().created as usize;
+    let created = harness.sim.report().created as usize;
     assert_eq!(created + refused.len(), 30);
     assert_eq!(
         Call::v3(&host, "late").send(proxy).await.code(),
@@ -252,7 +254,7 @@ async fn a_hand_over_stops_sending_immediately() {
     assert_ne!(free.send(proxy).await.code(), "Flowgate.Draining");
     draining.await.unwrap();
     assert_eq!(
-        world.sim.report().created as usize,
+        harness.sim.report().created as usize,
         created,
         "nothing of a limited action was sent any more"
     );

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::caller::{self, Call, KEY, Reply, SECRET};
+use crate::harness::{self, Harness};
 use crate::process::Process;
-use crate::world::{self, World};
 
 /// Operator actions with the token `team-secret-1`.
 const ORDERS: &str = "[listen]\nadmin_token = { env = \"TEAM\" }\nadmin_actions = true\n";
@@ -96,7 +96,7 @@ fn lane() -> Value {
 
 #[tokio::test]
 async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let csp = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
     for (path, content_type) in [
@@ -106,7 +106,7 @@ async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
         ("/lanes", "application/json"),
         ("/nothing", "text/plain; charset=utf-8"),
     ] {
-        let page = world.get(path).await;
+        let page = harness.get(path).await;
         assert_eq!(page.header("content-type"), Some(content_type), "{path}");
         for (name, value) in [
             ("content-security-policy", csp),
@@ -123,8 +123,8 @@ async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
                 .all(|(name, _)| name != "set-cookie" && !name.starts_with("access-control"))
         );
     }
-    let page = world.get("/").await.body;
-    let script = world.get("/page.js").await.body;
+    let page = harness.get("/").await.body;
+    let script = harness.get("/page.js").await.body;
     assert!(
         !page.contains("<script>") && !page.contains(" style=") && !page.contains("src=\"http")
     );
@@ -143,20 +143,25 @@ async fn the_page_is_served_from_the_binary_and_can_load_nothing_else() {
 
 #[tokio::test]
 async fn a_stream_shows_lanes_and_calls_and_no_secret() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let hostile = "<img src=x onerror=alert(1)>";
     assert_eq!(
-        Call::v3(&world.host(), hostile)
-            .send(world.proxy)
+        Call::v3(&harness.host(), hostile)
+            .send(harness.proxy)
             .await
             .status,
         200
     );
     let other = "sts-unknown-1";
-    Call::v3_with(&world.host(), &[("FlowName", "x")], |_| {}, (other, SECRET))
-        .send(world.proxy)
-        .await;
-    let mut stream = Stream::open(world.app.admin_address().unwrap()).await;
+    Call::v3_with(
+        &harness.host(),
+        &[("FlowName", "x")],
+        |_| {},
+        (other, SECRET),
+    )
+    .send(harness.proxy)
+    .await;
+    let mut stream = Stream::open(harness.app.admin_address().unwrap()).await;
     let first = stream.next().await.unwrap();
     assert_eq!(
         (&first["phase"], &first["mode"], &first["may_order"]),
@@ -205,15 +210,15 @@ async fn a_stream_shows_lanes_and_calls_and_no_secret() {
 
 #[tokio::test]
 async fn at_most_sixteen_event_streams_are_open() {
-    let world = World::new("").await;
-    let admin = world.app.admin_address().unwrap();
+    let harness = Harness::new("").await;
+    let admin = harness.app.admin_address().unwrap();
     let mut streams = Vec::new();
     for _ in 0..16 {
         let mut stream = Stream::open(admin).await;
         stream.next().await.unwrap();
         streams.push(stream);
     }
-    let refused = world.get("/events").await;
+    let refused = harness.get("/events").await;
     assert_eq!(
         (refused.status, refused.body.as_str()),
         (
@@ -235,7 +240,7 @@ async fn at_most_sixteen_event_streams_are_open() {
 
 #[tokio::test]
 async fn a_drain_is_shown_in_the_stream_and_ends_it() {
-    let World { app, sim: _sim, .. } = World::new("[drain]\ndelay = \"2s\"\n").await;
+    let Harness { app, sim: _sim, .. } = Harness::new("[drain]\ndelay = \"2s\"\n").await;
     let mut stream = Stream::open(app.admin_address().unwrap()).await;
     assert_eq!(stream.next().await.unwrap()["phase"], "serving");
     let drain = tokio::spawn(app.drain());
@@ -251,8 +256,8 @@ async fn a_drain_is_shown_in_the_stream_and_ends_it() {
 #[tokio::test]
 #[expect(clippy::too_many_lines, reason = "one table")]
 async fn operator_actions_need_a_token_and_a_valid_request() {
-    let world = World::new(ORDERS).await;
-    let admin = world.app.admin_address().unwrap();
+    let harness = Harness::new(ORDERS).await;
+    let admin = harness.app.admin_address().unwrap();
     let host = admin.to_string();
     let body = lane().to_string();
     let ours = ("host", &*host);
@@ -351,7 +356,7 @@ async fn operator_actions_need_a_token_and_a_valid_request() {
             400,
             "{path}"
         );
-        let page = world.get(path).await;
+        let page = harness.get(path).await;
         assert_eq!((page.status, page.header("allow")), (405, Some("POST")));
     }
     // The token is accepted only in the header.
@@ -367,7 +372,10 @@ async fn operator_actions_need_a_token_and_a_valid_request() {
         401
     );
     assert_eq!(
-        world.metrics().await.sum("flowgate_operator_actions_total"),
+        harness
+            .metrics()
+            .await
+            .sum("flowgate_operator_actions_total"),
         1.0
     );
 }
@@ -377,9 +385,9 @@ async fn operator_actions_are_off_by_default_and_in_observe_mode() {
     let token_only = "[listen]\nadmin_token = { env = \"TEAM\" }\n";
     let observing = format!("{ORDERS}[log]\nlevel = \"info\"\n");
     for (more, status) in [("", 403), (token_only, 403)] {
-        let world = World::new(more).await;
+        let harness = Harness::new(more).await;
         assert_eq!(
-            order(world.app.admin_address().unwrap(), "pause", &lane())
+            order(harness.app.admin_address().unwrap(), "pause", &lane())
                 .await
                 .status,
             status,
@@ -394,9 +402,9 @@ async fn operator_actions_are_off_by_default_and_in_observe_mode() {
         crate::process::ACME,
         sim.url()
     );
-    let world = World::configured(sim, &toml).await;
+    let harness = Harness::configured(sim, &toml).await;
     assert_eq!(
-        order(world.app.admin_address().unwrap(), "pause", &lane())
+        order(harness.app.admin_address().unwrap(), "pause", &lane())
             .await
             .status,
         409
@@ -428,7 +436,7 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
     };
     let queued = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
     let flushed = call("flushed");
-    world::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
+    harness::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
     assert_eq!(order(gate.admin, "flush", &lane()).await.json()["told"], 1);
     let flushed = flushed.await.unwrap();
     assert_eq!(
@@ -452,14 +460,14 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
         "the rest of the pause: {advice}"
     );
     let served = call("served");
-    world::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
+    harness::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
     assert!(sim.arrivals().is_empty(), "no call is sent");
     assert_eq!(
         order(gate.admin, "resume", &lane()).await.json()["queued"],
         1
     );
     assert_eq!(served.await.unwrap().status, 200);
-    let metrics = world::Metrics::of(gate.admin).await;
+    let metrics = harness::Metrics::of(gate.admin).await;
     for action in ["pause", "resume", "flush"] {
         assert_eq!(
             metrics.get(&format!(

@@ -4,9 +4,9 @@
 use cams_sim::{Settings, Sim};
 use flowgate::App;
 
+use crate::harness::{self, Harness, Metrics};
 use crate::process::Process;
 use crate::redis::{Cluster, Redis, SERVICE, Watched};
-use crate::world::{self, Metrics, World};
 
 const UP: &str = "flowgate_store_up";
 
@@ -20,7 +20,7 @@ async fn process(quota: &str) -> Process {
 
 #[tokio::test]
 async fn without_a_store_there_are_no_store_metrics() {
-    let page = World::new("").await.get("/metrics").await.body;
+    let page = Harness::new("").await.get("/metrics").await.body;
     assert!(
         !page.contains("flowgate_store") && !page.contains("flowgate_replicas"),
         "{page}"
@@ -30,16 +30,16 @@ async fn without_a_store_there_are_no_store_metrics() {
 #[tokio::test]
 async fn a_store_is_found_and_its_loss_and_return_reported() {
     let mut redis = Redis::start().await;
-    let world = World::new(&format!("[quota]\nstore = \"{}/3\"", redis.url())).await;
-    world.until(UP, 1.0).await;
+    let harness = Harness::new(&format!("[quota]\nstore = \"{}/3\"", redis.url())).await;
+    harness.until(UP, 1.0).await;
     redis.stop().await;
-    let admin = world.app.admin_address().unwrap();
+    let admin = harness.app.admin_address().unwrap();
     let metrics = Metrics::until(admin, UP, |up| up == 0.0).await;
     assert!(metrics.sum("flowgate_store_errors_total") >= 1.0);
     redis.start_again().await;
-    world.until(UP, 1.0).await;
+    harness.until(UP, 1.0).await;
     assert!(
-        world
+        harness
             .metrics()
             .await
             .get("flowgate_store_seconds_count{op=\"connect\"}")
@@ -56,7 +56,7 @@ async fn the_documented_rights_of_the_store_user_are_enough() {
         "store = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}",
         redis.url()
     );
-    World::new(&format!("[quota]\n{quota}"))
+    Harness::new(&format!("[quota]\n{quota}"))
         .await
         .until(UP, 1.0)
         .await;
@@ -72,7 +72,7 @@ async fn refused(rights: &str) -> Option<String> {
         "[quota]\nstore = \"{}\"\nstore_username = \"flowgate\"\n{PASSWORD}",
         redis.url()
     );
-    let started = App::start(world::load(&folder, &quota)).await;
+    let started = App::start(harness::load(&folder, &quota)).await;
     started.err().map(|error| error.to_string())
 }
 
@@ -165,7 +165,7 @@ async fn the_store_certificate_is_verified_with_the_ca_file() {
             ca.ca_file()
         )
     };
-    World::new(&format!("[quota]\n{}", quota(&redis)))
+    Harness::new(&format!("[quota]\n{}", quota(&redis)))
         .await
         .until(UP, 1.0)
         .await;
@@ -182,7 +182,7 @@ async fn the_store_certificate_is_verified_with_the_ca_file() {
 #[tokio::test]
 async fn a_cluster_can_be_used() {
     let cluster = Cluster::start().await;
-    World::new(&format!("[quota]\nstore = {}", cluster.urls()))
+    Harness::new(&format!("[quota]\nstore = {}", cluster.urls()))
         .await
         .until(UP, 1.0)
         .await;
@@ -191,7 +191,7 @@ async fn a_cluster_can_be_used() {
         "[quota]\nstore = \"{}\"\nstore_cluster = true",
         cluster.nodes[1].url()
     );
-    World::new(&quota).await.until(UP, 1.0).await;
+    Harness::new(&quota).await.until(UP, 1.0).await;
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn a_wrong_store_password_is_logged_once_without_it() {
 async fn an_evicting_store_stops_the_start() {
     let redis = Redis::with(&["--maxmemory-policy", "allkeys-lru"]).await;
     let folder = tempfile::tempdir().unwrap();
-    let refused = App::start(world::load(
+    let refused = App::start(harness::load(
         &folder,
         &format!("[quota]\nstore = \"{}\"", redis.url()),
     ))

@@ -17,8 +17,8 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
+use crate::harness::Harness;
 use crate::process::{ACME, Process};
-use crate::world::World;
 
 const NAME: &str = "flowgate.internal";
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
@@ -39,7 +39,7 @@ struct Identity {
 
 /// A Flowgate with TLS, and the folder of its files.
 struct Place {
-    world: World,
+    harness: Harness,
     authority: Authority,
     _folder: tempfile::TempDir,
 }
@@ -142,7 +142,7 @@ impl Place {
         let upstream = sim.url();
         let more = format!("[listen]\ntls = {{ {tls} }}\n{listen}\n{more}");
         Self {
-            world: World::in_front_of(sim, &upstream, &more).await,
+            harness: Harness::in_front_of(sim, &upstream, &more).await,
             authority,
             _folder: folder,
         }
@@ -153,11 +153,11 @@ impl Place {
     }
 
     async fn connect(&self) -> TlsStream<TcpStream> {
-        connect(self.world.proxy, self.client()).await.unwrap()
+        connect(self.harness.proxy, self.client()).await.unwrap()
     }
 
     async fn errors(&self, kind: &str, count: f64) {
-        self.world
+        self.harness
             .until(
                 &format!("flowgate_connection_errors_total{{kind=\"{kind}\"}}"),
                 count,
@@ -166,7 +166,7 @@ impl Place {
     }
 
     fn call(&self, name: &str) -> Call {
-        Call::v3(&self.world.host(), name)
+        Call::v3(&self.harness.host(), name)
     }
 }
 
@@ -195,7 +195,7 @@ async fn calls_over_tls_1_2_and_1_3_reuse_one_connection() {
     for version in [&version::TLS12, &version::TLS13] {
         let mut client = place.authority.client(&[version], None);
         client.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let mut stream = connect(place.world.proxy, client).await.unwrap();
+        let mut stream = connect(place.harness.proxy, client).await.unwrap();
         assert_eq!(stream.get_ref().1.protocol_version(), Some(version.version));
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
         for name in ["one", "two"] {
@@ -207,7 +207,7 @@ async fn calls_over_tls_1_2_and_1_3_reuse_one_connection() {
         }
         let large = "x".repeat(200 * 1024);
         let call = Call::v3_with(
-            &place.world.host(),
+            &place.harness.host(),
             &[],
             |call| {
                 call.push("content-type", "application/x-www-form-urlencoded");
@@ -224,19 +224,19 @@ async fn calls_over_tls_1_2_and_1_3_reuse_one_connection() {
     }
     let mut only_h2 = place.client();
     only_h2.alpn_protocols = vec![b"h2".to_vec()];
-    let error = connect(place.world.proxy, only_h2).await.unwrap_err();
+    let error = connect(place.harness.proxy, only_h2).await.unwrap_err();
     assert!(
         error.to_string().contains("NoApplicationProtocol"),
         "{error}"
     );
     place.errors("tls", 1.0).await;
     let expiry = place
-        .world
+        .harness
         .metrics()
         .await
         .get("flowgate_certificate_expiry_timestamp_seconds{name=\"listen\"}");
     assert_eq!(expiry, 2_524_608_000.0);
-    let shown = place.world.get("/config").await.json();
+    let shown = place.harness.get("/config").await.json();
     assert_eq!(shown["listen"]["tls"]["client_ca"], serde_json::Value::Null);
     assert_eq!(shown["listen"]["tls"]["not_after"], 2_524_608_000_u64);
 }
@@ -258,7 +258,7 @@ async fn only_certificates_of_the_client_authority_are_accepted() {
         ] {
             // In TLS 1.3 the client's handshake ends before the server checks its certificate.
             let client = place.authority.client(&[version], identity);
-            let reply = match connect(place.world.proxy, client).await {
+            let reply = match connect(place.harness.proxy, client).await {
                 Ok(mut stream) => send(&mut stream, &place.call("x")).await,
                 Err(_) => None,
             };
@@ -266,18 +266,18 @@ async fn only_certificates_of_the_client_authority_are_accepted() {
         }
     }
     place.errors("tls", 6.0).await;
-    assert_eq!(place.world.sim.arrivals().len(), 2);
+    assert_eq!(place.harness.sim.arrivals().len(), 2);
 }
 
 async fn hangs_up_while_queued(manner: Manner) {
     let place = Place::new("", "").await;
-    place.world.sim.set_faults(vec![
+    place.harness.sim.set_faults(vec![
         "next=1,throttle,acs-retry-after=3000".parse().unwrap(),
     ]);
     let mut stays = place.connect().await;
     stays.write_all(&place.call("stays").bytes()).await.unwrap();
     place
-        .world
+        .harness
         .until("flowgate_throttled_total{account=\"acme\",code=\"System.LimitControl\",source=\"body\"}", 1.0)
         .await;
     let mut goes = Vec::new();
@@ -292,7 +292,7 @@ async fn hangs_up_while_queued(manner: Manner) {
         }
         goes.push(stream);
     }
-    place.world.until(QUEUED, 6.0).await;
+    place.harness.until(QUEUED, 6.0).await;
     let mut half_open = Vec::new();
     for mut stream in goes {
         match manner {
@@ -311,7 +311,7 @@ async fn hangs_up_while_queued(manner: Manner) {
         drop(stream.into_inner().0);
     }
     place
-        .world
+        .harness
         .until(
             "flowgate_cancelled_total{account=\"acme\",stage=\"queued\"}",
             5.0,
@@ -319,7 +319,7 @@ async fn hangs_up_while_queued(manner: Manner) {
         .await;
     assert_eq!(read_reply(&mut stays).await.unwrap().status, 200);
     let names: Vec<_> = place
-        .world
+        .harness
         .sim
         .arrivals()
         .into_iter()
@@ -327,7 +327,7 @@ async fn hangs_up_while_queued(manner: Manner) {
         .collect();
     assert_eq!(names, ["stays", "stays"], "{manner:?}");
     let tokens = "flowgate_tokens_total{account=\"acme\",event=\"spent\"}";
-    assert_eq!(place.world.metrics().await.get(tokens), 2.0, "{manner:?}");
+    assert_eq!(place.harness.metrics().await.get(tokens), 2.0, "{manner:?}");
 }
 
 #[tokio::test]
@@ -348,12 +348,12 @@ async fn a_handshake_times_out_and_its_connection_counts() {
         "",
     )
     .await;
-    let mut silent = TcpStream::connect(place.world.proxy).await.unwrap();
-    let mut stalled = TcpStream::connect(place.world.proxy).await.unwrap();
+    let mut silent = TcpStream::connect(place.harness.proxy).await.unwrap();
+    let mut stalled = TcpStream::connect(place.harness.proxy).await.unwrap();
     stalled.write_all(&[22, 3, 1]).await.unwrap();
     // The third connection of this address is refused although no handshake is complete yet.
-    place.world.until("flowgate_connections", 2.0).await;
-    assert!(is_closed(&mut TcpStream::connect(place.world.proxy).await.unwrap()).await);
+    place.harness.until("flowgate_connections", 2.0).await;
+    assert!(is_closed(&mut TcpStream::connect(place.harness.proxy).await.unwrap()).await);
     place.errors("too_many_from_source", 1.0).await;
     assert!(is_closed(&mut silent).await && is_closed(&mut stalled).await);
     place.errors("slow_handshake", 2.0).await;
@@ -377,7 +377,7 @@ async fn the_header_timeout_starts_with_the_head() {
 #[tokio::test]
 async fn connections_without_tls_are_counted_and_plain_http_gets_a_400() {
     let place = Place::new("", "").await;
-    let reply = place.call("in the clear").send(place.world.proxy).await;
+    let reply = place.call("in the clear").send(place.harness.proxy).await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (400, "Flowgate.BadRequest")
@@ -396,14 +396,14 @@ async fn connections_without_tls_are_counted_and_plain_http_gets_a_400() {
         &[22, 3, 1, 0, 5, 1, 2, 3, 4, 5],
         b"\x80\x2e\x01\x03",
     ] {
-        let mut stream = TcpStream::connect(place.world.proxy).await.unwrap();
+        let mut stream = TcpStream::connect(place.harness.proxy).await.unwrap();
         stream.write_all(garbage).await.unwrap();
         stream.shutdown().await.unwrap();
         assert!(is_closed(&mut stream).await);
     }
     place.errors("tls", 4.0).await;
     // A port check is not an error.
-    drop(TcpStream::connect(place.world.proxy).await.unwrap());
+    drop(TcpStream::connect(place.harness.proxy).await.unwrap());
     assert_eq!(
         send(&mut place.connect().await, &place.call("after all that"))
             .await
@@ -413,13 +413,13 @@ async fn connections_without_tls_are_counted_and_plain_http_gets_a_400() {
     );
     assert_eq!(
         place
-            .world
+            .harness
             .metrics()
             .await
             .sum("flowgate_connection_errors_total"),
         4.0
     );
-    assert_eq!(place.world.sim.arrivals().len(), 1);
+    assert_eq!(place.harness.sim.arrivals().len(), 1);
 }
 
 #[tokio::test]
@@ -429,7 +429,7 @@ async fn a_silent_close_outside_of_a_call_is_not_an_error() {
     // ticket is unread.
     let client = place.authority.client(&[&version::TLS12], None);
     drop(
-        connect(place.world.proxy, client)
+        connect(place.harness.proxy, client)
             .await
             .unwrap()
             .into_inner()
@@ -441,15 +441,15 @@ async fn a_silent_close_outside_of_a_call_is_not_an_error() {
         200
     );
     drop(stream.into_inner().0);
-    crate::world::Metrics::until(
-        place.world.app.admin_address().unwrap(),
+    crate::harness::Metrics::until(
+        place.harness.app.admin_address().unwrap(),
         "flowgate_connections",
         |open| open <= 1.0,
     )
     .await;
     assert_eq!(
         place
-            .world
+            .harness
             .metrics()
             .await
             .sum("flowgate_connection_errors_total"),
@@ -474,13 +474,13 @@ async fn a_drain_answers_calls_in_flight_and_sends_close_notify() {
         .await
         .unwrap();
     place
-        .world
+        .harness
         .until(
             "flowgate_in_flight{account=\"acme\",action=\"CreateFlow\"}",
             1.0,
         )
         .await;
-    let drain = tokio::spawn(place.world.app.drain());
+    let drain = tokio::spawn(place.harness.app.drain());
     // Without close_notify this would be an error.
     assert_eq!(idle.read(&mut [0]).await.unwrap(), 0);
     let reply = read_reply(&mut busy).await.unwrap();

@@ -19,8 +19,8 @@ use prost::Message;
 use tokio::net::TcpListener;
 
 use crate::caller::{Call, KEY, SECRET};
+use crate::harness::Metrics;
 use crate::process::Process;
-use crate::world::Metrics;
 
 const CALLER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";

@@ -8,20 +8,20 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::caller::{Call, Reply};
-use crate::world::World;
+use crate::harness::Harness;
 
 /// Sends one CreateFlow with a fault.
-async fn struck(world: &World, fault: &str) -> Reply {
-    world.sim.reset();
-    world
+async fn struck(harness: &Harness, fault: &str) -> Reply {
+    harness.sim.reset();
+    harness
         .sim
         .set_faults(vec![format!("next=1,{fault}").parse().unwrap()]);
-    Call::v3(&world.host(), "x").send(world.proxy).await
+    Call::v3(&harness.host(), "x").send(harness.proxy).await
 }
 
 #[tokio::test]
 async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
-    let world = World::with(
+    let harness = Harness::with(
         Settings::default(),
         "answer_timeout = \"700ms\"\nmax_response = \"64KiB\"",
     )
@@ -38,7 +38,7 @@ async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
         ("huge=100000", 1),
         ("redirect", 0),
     ] {
-        let reply = struck(&world, fault).await;
+        let reply = struck(&harness, fault).await;
         assert_eq!(
             (reply.status, reply.code().as_str()),
             (409, "Flowgate.OutcomeUnknown"),
@@ -57,18 +57,18 @@ async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
             "{fault}"
         );
         assert!(reply.body.contains("ListFlow"), "{fault}: says what to do");
-        let report = world.sim.report();
+        let report = harness.sim.report();
         assert_eq!((report.arrived, report.created), (1, created), "{fault}");
     }
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(
         metrics.outcome("acme", "CreateFlow", "outcome_unknown"),
         10.0
     );
     assert_eq!(metrics.sum("flowgate_requests_total"), 10.0);
     assert_eq!(
-        Call::v3(&world.host(), "afterwards")
-            .send(world.proxy)
+        Call::v3(&harness.host(), "afterwards")
+            .send(harness.proxy)
             .await
             .status,
         200
@@ -77,15 +77,15 @@ async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
 
 #[tokio::test]
 async fn a_503_is_returned_unchanged_with_any_hint() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     for hint in ["", ",retry-after=1", ",acs-retry-after=50"] {
-        let reply = struck(&world, &format!("unavailable{hint}")).await;
+        let reply = struck(&harness, &format!("unavailable{hint}")).await;
         assert_eq!(reply.status, 503);
         assert_eq!(reply.header("x-flowgate-error"), None);
-        assert_eq!(world.sim.report().arrived, 1);
+        assert_eq!(harness.sim.report().arrived, 1);
     }
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .outcome("acme", "CreateFlow", "upstream_error"),
@@ -95,7 +95,7 @@ async fn a_503_is_returned_unchanged_with_any_hint() {
 
 #[tokio::test]
 async fn throttling_is_recognised_in_every_response_form() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     for fault in [
         "throttle",
         "throttle,code=Throttling",
@@ -105,23 +105,23 @@ async fn throttling_is_recognised_in_every_response_form() {
         "throttle,xml",
         "throttle,retry-after=1",
     ] {
-        let reply = struck(&world, fault).await;
+        let reply = struck(&harness, fault).await;
         assert_eq!(reply.status, 200, "{fault}: {reply:?}");
-        let report = world.sim.report();
+        let report = harness.sim.report();
         assert_eq!((report.arrived, report.created), (2, 1), "{fault}");
     }
 }
 
 #[tokio::test]
 async fn a_flow_name_that_looks_like_an_error_code_is_not_one() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     let name = "a\",\"Code\":\"System.LimitControl\",\"x\":\"";
-    let reply = Call::v3(&world.host(), name).send(world.proxy).await;
+    let reply = Call::v3(&harness.host(), name).send(harness.proxy).await;
     assert_eq!(
         (reply.status, reply.json()["Data"]["FlowName"].as_str()),
         (200, Some(name))
     );
-    assert_eq!(world.sim.report().arrived, 1);
+    assert_eq!(harness.sim.report().arrived, 1);
 }
 
 #[tokio::test]
@@ -132,15 +132,15 @@ async fn a_rejected_signature_of_flowgate_is_not_shown_to_the_caller() {
             .await
             .unwrap();
     let url = sim.url();
-    let world = World::configured(sim, &format!("{toml}[upstream]\nurl = \"{url}\"")).await;
+    let harness = Harness::configured(sim, &format!("{toml}[upstream]\nurl = \"{url}\"")).await;
     let query = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "x")];
     let call = Call::v3_with(
-        &world.host(),
+        &harness.host(),
         &query,
         |_| {},
         ("LTAI-managed-1", "not-the-secret"),
     );
-    let reply = call.send(world.proxy).await;
+    let reply = call.send(harness.proxy).await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (403, "Flowgate.AccountCredentials")
@@ -151,7 +151,7 @@ async fn a_rejected_signature_of_flowgate_is_not_shown_to_the_caller() {
         reply.body
     );
     assert_eq!(
-        world
+        harness
             .metrics()
             .await
             .outcome("acme", "CreateFlow", "upstream_error"),
@@ -167,9 +167,10 @@ async fn an_unreachable_upstream_costs_the_hold_and_no_token() {
         .local_addr()
         .unwrap();
     let sim = Sim::start(Settings::default()).await.unwrap();
-    let world = World::in_front_of(sim, &format!("http://{dead}"), "[queue]\nhold = \"2s\"").await;
+    let harness =
+        Harness::in_front_of(sim, &format!("http://{dead}"), "[queue]\nhold = \"2s\"").await;
     let start = Instant::now();
-    let reply = Call::v3(&world.host(), "x").send(world.proxy).await;
+    let reply = Call::v3(&harness.host(), "x").send(harness.proxy).await;
     assert_eq!(
         (reply.status, reply.code().as_str()),
         (503, "Flowgate.UpstreamUnreachable")
@@ -184,7 +185,7 @@ async fn an_unreachable_upstream_costs_the_hold_and_no_token() {
             .unwrap()
             > 0
     );
-    let metrics = world.metrics().await;
+    let metrics = harness.metrics().await;
     assert_eq!(metrics.outcome("acme", "CreateFlow", "unreachable"), 1.0);
     let tokens = |event| {
         metrics.get(&format!(
@@ -196,7 +197,7 @@ async fn an_unreachable_upstream_costs_the_hold_and_no_token() {
         (0.0, tokens("returned"))
     );
     assert_eq!(
-        world.get("/lanes").await.json()["upstream"]["reachable"],
+        harness.get("/lanes").await.json()["upstream"]["reachable"],
         false
     );
 }
@@ -207,14 +208,14 @@ async fn calls_wait_for_an_upstream_that_returns() {
     let address = reserved.local_addr().unwrap();
     drop(reserved);
     let placeholder = Sim::start(Settings::default()).await.unwrap();
-    let world = World::in_front_of(placeholder, &format!("http://{address}"), "").await;
+    let harness = Harness::in_front_of(placeholder, &format!("http://{address}"), "").await;
     let mut calls = tokio::task::JoinSet::new();
     for index in 0..5 {
-        let call = Call::v3(&world.host(), &format!("flow-{index}"));
-        let proxy = world.proxy;
+        let call = Call::v3(&harness.host(), &format!("flow-{index}"));
+        let proxy = harness.proxy;
         calls.spawn(async move { call.send(proxy).await.status });
     }
-    world
+    harness
         .until(
             "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
             5.0,
@@ -230,22 +231,22 @@ async fn calls_wait_for_an_upstream_that_returns() {
 
 #[tokio::test]
 async fn a_stale_connection_loses_no_call() {
-    let world = World::new("").await;
+    let harness = Harness::new("").await;
     assert_eq!(
-        Call::v3(&world.host(), "one")
-            .send(world.proxy)
+        Call::v3(&harness.host(), "one")
+            .send(harness.proxy)
             .await
             .status,
         200
     );
     // The endpoint closes idle connections, as servers do, and keeps listening.
-    let address = world.sim.addr();
-    let sim = world.sim.stop().await;
+    let address = harness.sim.addr();
+    let sim = harness.sim.stop().await;
     let again = sim
         .listen(TcpListener::bind(address).await.unwrap())
         .unwrap();
-    let call = Call::v3(&world.proxy.to_string(), "two");
-    let reply = call.send(world.proxy).await;
+    let call = Call::v3(&harness.proxy.to_string(), "two");
+    let reply = call.send(harness.proxy).await;
     assert_eq!(
         (reply.status, reply.json()["Data"]["FlowName"].as_str()),
         (200, Some("two")),

@@ -76,7 +76,7 @@ enum Step {
 type Row<'a> = (u64, Step, &'a str, &'a str);
 
 /// A lane, and the state that its handle, its worker and its permits would have.
-struct World {
+struct Harness {
     origin: Instant,
     now: Instant,
     lane: Lane<u64>,
@@ -161,15 +161,15 @@ fn view(at: u64, dates: &[u64]) -> View {
     }
 }
 
-// === impl World ===
+// === impl Harness ===
 
-impl World {
+impl Harness {
     /// All tokens are free.
     fn warm(count: u32) -> Self {
-        let mut world = Self::cold(count);
-        let since = world.origin - ms(10_000);
-        world.lane = Lane::new(limit(count, 1000), world.rules.learn, since, world.now);
-        world
+        let mut harness = Self::cold(count);
+        let since = harness.origin - ms(10_000);
+        harness.lane = Lane::new(limit(count, 1000), harness.rules.learn, since, harness.now);
+        harness
     }
 
     /// All tokens count as just used.

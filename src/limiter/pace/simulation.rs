@@ -16,7 +16,7 @@ use crate::limiter::pause::{Episode, Gate, Pause, ThrottleRefusal};
 /// The conditions of a simulation. Times are microseconds since the start, unless their name has
 /// another unit.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct World {
+pub(super) struct Scenario {
     /// The lane's limit, in calls per second.
     pub(super) limit: u32,
     /// The attempts per second that the endpoint accepts.
@@ -87,7 +87,7 @@ pub(super) const LEARN: Learn = Learn {
     max_gap: Duration::from_millis(40),
 };
 
-pub(super) const STEADY: World = World {
+pub(super) const STEADY: Scenario = Scenario {
     limit: 5,
     takes: 5,
     window: Window::Sliding,
@@ -130,7 +130,7 @@ struct Attempt {
 }
 
 struct Endpoint {
-    world: World,
+    scenario: Scenario,
     counted: VecDeque<u64>,
     /// Where its aligned windows begin.
     offset: u64,
@@ -138,7 +138,7 @@ struct Endpoint {
 
 /// A simulation in progress.
 struct Run {
-    world: World,
+    scenario: Scenario,
     origin: Instant,
     random: fastrand::Rng,
     events: BinaryHeap<Reverse<(u64, u64, Event)>>,
@@ -155,45 +155,45 @@ struct Run {
 }
 
 /// Runs the simulation.
-pub(super) fn run(world: World) -> Outcome {
+pub(super) fn run(scenario: Scenario) -> Outcome {
     let limit = Limit {
-        count: NonZeroU32::new(world.limit).unwrap(),
+        count: NonZeroU32::new(scenario.limit).unwrap(),
         window: Duration::from_micros(SECOND),
     };
-    let mut random = fastrand::Rng::with_seed(world.seed);
+    let mut random = fastrand::Rng::with_seed(scenario.seed);
     let endpoint = Endpoint {
-        world,
+        scenario,
         counted: VecDeque::new(),
         offset: random.u64(0..SECOND),
     };
     let mut run = Run {
-        world,
+        scenario,
         origin: Instant::now() + Duration::from_secs(3600),
         random,
         events: BinaryHeap::new(),
         pushed: 0,
         endpoint,
-        paces: (0..world.replicas)
+        paces: (0..scenario.replicas)
             .map(|_| Pace::new(limit, LEARN))
             .collect(),
         pause: Pause::default(),
         ring: VecDeque::new(),
-        waiting: world.calls,
+        waiting: scenario.calls,
         wakes_at: 0,
         outcome: Outcome::default(),
     };
     run.push(0, Event::Wake);
-    if world.outsider != Outsider::None {
-        let first = run.random.u64(0..=world.outsider_every());
+    if scenario.outsider != Outsider::None {
+        let first = run.random.u64(0..=scenario.outsider_every());
         run.push(first, Event::Outsider);
     }
     run.drive();
     run.outcome
 }
 
-// === impl World ===
+// === impl Scenario ===
 
-impl World {
+impl Scenario {
     fn outsider_every(&self) -> u64 {
         SECOND * 10 / (4 * u64::from(self.limit))
     }
@@ -254,11 +254,11 @@ impl Outcome {
 
 impl Endpoint {
     fn takes(&mut self, now: u64) -> bool {
-        let (from, to) = self.world.outage_s;
+        let (from, to) = self.scenario.outage_s;
         let out = (from * SECOND..to * SECOND).contains(&now);
-        let takes = u64::from(self.world.takes);
+        let takes = u64::from(self.scenario.takes);
         let begun = |at: u64| (at + self.offset) / SECOND;
-        let is_over = |at: u64| match self.world.window {
+        let is_over = |at: u64| match self.scenario.window {
             Window::Sliding => at + SECOND <= now,
             Window::Aligned => begun(at) < begun(now),
             Window::Smooth => at + SECOND / takes <= now,
@@ -266,13 +266,13 @@ impl Endpoint {
         while self.counted.front().is_some_and(|at| is_over(*at)) {
             self.counted.pop_front();
         }
-        let most = if self.world.window == Window::Smooth {
+        let most = if self.scenario.window == Window::Smooth {
             1
         } else {
             takes
         };
         let fits = !out && (self.counted.len() as u64) < most;
-        if fits || self.world.counts_refused {
+        if fits || self.scenario.counts_refused {
             self.counted.push_back(now);
         }
         fits
@@ -283,8 +283,8 @@ impl Endpoint {
         if self.takes(now) {
             return true;
         }
-        let served = self.world.outsider != Outsider::Refusable;
-        if served && !self.world.counts_refused {
+        let served = self.scenario.outsider != Outsider::Refusable;
+        if served && !self.scenario.counts_refused {
             self.counted.push_back(now);
         }
         served
@@ -299,7 +299,7 @@ impl Run {
             while self.outcome.rates.len() as u64 * SECOND <= now {
                 self.outcome.rates.push(self.rate(now).per_second());
             }
-            if now > self.world.seconds * SECOND {
+            if now > self.scenario.seconds * SECOND {
                 return;
             }
             self.handle(event, now);
@@ -314,7 +314,7 @@ impl Run {
                 let accepted = self.endpoint.takes(now);
                 self.outcome.attempts.push((now, accepted));
                 let server = if accepted {
-                    self.random.u64(0..=self.world.server_ms * 1000)
+                    self.random.u64(0..=self.scenario.server_ms * 1000)
                 } else {
                     0
                 };
@@ -349,7 +349,7 @@ impl Run {
         } = attempt;
         let written_at = self.at(written);
         let now = self.at(now);
-        let own_share = 1.0 / self.world.replicas as f64;
+        let own_part = 1.0 / self.scenario.replicas as f64;
         let isolated = self.paces[replica].throttled(
             &ThrottledAttempt {
                 written_at,
@@ -393,10 +393,10 @@ impl Run {
     }
 
     fn outsider(&mut self, now: u64) {
-        if now >= self.world.outsider_stops_s * SECOND {
+        if now >= self.scenario.outsider_stops_s * SECOND {
             return;
         }
-        let is_on = match self.world.outsider {
+        let is_on = match self.scenario.outsider {
             Outsider::OnOff(seconds) => (now / (seconds * SECOND)).is_multiple_of(2),
             _ => true,
         };
@@ -404,12 +404,12 @@ impl Run {
             self.outcome.outsiders.push(now);
         }
         let random = -(1.0 - self.random.f64()).ln();
-        let spread = if self.world.outsider == Outsider::Poisson {
+        let spread = if self.scenario.outsider == Outsider::Poisson {
             random
         } else {
             1.0
         };
-        let after = (self.world.outsider_every() as f64 * spread) as u64;
+        let after = (self.scenario.outsider_every() as f64 * spread) as u64;
         self.push(now + after, Event::Outsider);
     }
 
@@ -420,7 +420,7 @@ impl Run {
             if next > now {
                 if self.wakes_at <= now || next < self.wakes_at {
                     self.wakes_at = next;
-                    let late = self.world.late;
+                    let late = self.scenario.late;
                     let wakes_at = if late > 0 {
                         next.next_multiple_of(1000) + self.random.u64(0..=late)
                     } else {
@@ -431,16 +431,16 @@ impl Run {
                 return;
             }
             let probe = self.pause.begin_attempt(self.at(now));
-            if self.ring.len() == self.world.limit as usize {
+            if self.ring.len() == self.scenario.limit as usize {
                 self.ring.pop_front();
             }
             self.ring.push_back(now);
             self.outcome.writes.push(now);
             self.waiting -= 1;
-            let jitter = self.random.u64(0..=self.world.jitter_ms * 1000);
-            let (from, to) = self.world.stall;
+            let jitter = self.random.u64(0..=self.scenario.jitter_ms * 1000);
+            let (from, to) = self.scenario.stall;
             let leaves = if (from..to).contains(&now) { to } else { now };
-            let replica = self.random.usize(0..self.world.replicas);
+            let replica = self.random.usize(0..self.scenario.replicas);
             self.push(
                 leaves + ONE_WAY + jitter,
                 Event::Arrives(Attempt {

@@ -9,7 +9,7 @@
 use std::num::NonZeroU32;
 use std::ops::Range;
 
-use super::simulation::{LEARN, Outsider, STEADY, Window, World, run};
+use super::simulation::{LEARN, Outsider, STEADY, Scenario, Window, run};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,10 +24,10 @@ struct Figures {
     least_back: f64,
 }
 
-/// Runs the world with each seed. Returns the lane's share of the rate that is available between
+/// Runs the scenario with each seed. Returns the lane's share of the rate that is available between
 /// these seconds, the share of refused attempts then, and the rate of the last 30 s as a share of
 /// the limit.
-fn figures(world: World, seconds: Range<u64>, seeds: u64) -> Figures {
+fn figures(scenario: Scenario, seconds: Range<u64>, seeds: u64) -> Figures {
     let from = seconds.start;
     let to = seconds.end;
     let mut all = Figures {
@@ -38,22 +38,25 @@ fn figures(world: World, seconds: Range<u64>, seeds: u64) -> Figures {
         least_back: f64::MAX,
     };
     for seed in 0..seeds {
-        let outcome = run(World { seed, ..world });
-        assert!(outcome.worst_second() <= world.limit as usize, "{world:?}");
+        let outcome = run(Scenario { seed, ..scenario });
+        assert!(
+            outcome.worst_second() <= scenario.limit as usize,
+            "{scenario:?}"
+        );
         let seconds = (to - from) as f64;
-        let outsiders = match world.outsider {
-            Outsider::Refusable => 0.4 * f64::from(world.limit) * seconds,
+        let outsiders = match scenario.outsider {
+            Outsider::Refusable => 0.4 * f64::from(scenario.limit) * seconds,
             _ => outcome.outsiders_between(from, to),
         };
         let (accepted, refused) = outcome.between(from, to);
-        let share = 100.0 * accepted / (f64::from(world.takes) * seconds - outsiders);
+        let share = 100.0 * accepted / (f64::from(scenario.takes) * seconds - outsiders);
         let refused = 100.0 * refused / (accepted + refused);
-        let back = outcome.between(world.seconds - 30, world.seconds).0 / 30.0;
+        let back = outcome.between(scenario.seconds - 30, scenario.seconds).0 / 30.0;
         all.share += share / seeds as f64;
         all.refused += refused / seeds as f64;
         all.least_share = all.least_share.min(share);
         all.most_refused = all.most_refused.max(refused);
-        all.least_back = all.least_back.min(100.0 * back / f64::from(world.limit));
+        all.least_back = all.least_back.min(100.0 * back / f64::from(scenario.limit));
     }
     all
 }
@@ -78,7 +81,7 @@ fn print(name: &str, figures: Figures) -> Figures {
 fn a_steady_path_gets_99_per_cent_of_the_rate_and_no_refusal() {
     for limit in [1, 5, 50, 200, 1000] {
         for window in [Window::Sliding, Window::Aligned] {
-            let outcome = run(World {
+            let outcome = run(Scenario {
                 limit,
                 takes: limit,
                 window,
@@ -99,7 +102,7 @@ fn a_steady_path_gets_99_per_cent_of_the_rate_and_no_refusal() {
 #[test]
 fn behind_30_ms_of_jitter_60_calls_take_11_6_s_and_600_take_123_s() {
     for seed in 0..200 {
-        let outcome = run(World {
+        let outcome = run(Scenario {
             jitter_ms: 30,
             calls: 600,
             seconds: 130,
@@ -119,7 +122,7 @@ fn behind_30_ms_of_jitter_60_calls_take_11_6_s_and_600_take_123_s() {
 #[test]
 fn late_timers_do_not_slow_a_lane_behind_jitter() {
     for seed in 0..50 {
-        let outcome = run(World {
+        let outcome = run(Scenario {
             jitter_ms: 30,
             late: 300,
             calls: 600,
@@ -139,7 +142,7 @@ fn late_timers_do_not_slow_a_lane_behind_jitter() {
 fn an_hour_behind_jitter_has_at_most_half_a_per_cent_refused() {
     for (jitter_ms, limit) in [(10, 5), (30, 5), (30, 50)] {
         let figures = figures(
-            World {
+            Scenario {
                 limit,
                 takes: limit,
                 jitter_ms,
@@ -162,7 +165,7 @@ fn an_hour_behind_jitter_has_at_most_half_a_per_cent_refused() {
 #[test]
 fn a_server_that_answers_unevenly_costs_4_per_cent_at_first_and_1_per_cent_later() {
     for seed in 0..10 {
-        let outcome = run(World {
+        let outcome = run(Scenario {
             server_ms: 100,
             seconds: 600,
             seed,
@@ -182,7 +185,7 @@ fn a_server_that_answers_unevenly_costs_4_per_cent_at_first_and_1_per_cent_later
 #[test]
 fn jitter_beyond_the_largest_gap_lowers_the_rate() {
     let figures = figures(
-        World {
+        Scenario {
             jitter_ms: 100,
             seconds: 300,
             ..STEADY
@@ -199,29 +202,29 @@ fn jitter_beyond_the_largest_gap_lowers_the_rate() {
 
 // === Endpoints that accept less than the limit ===
 
-fn sends_at_least(least_share: f64, most_refused: f64, world: World) {
+fn sends_at_least(least_share: f64, most_refused: f64, scenario: Scenario) {
     let figures = figures(
-        World {
+        Scenario {
             seconds: 120,
-            ..world
+            ..scenario
         },
         30..120,
         3,
     );
-    let World {
+    let Scenario {
         limit,
         takes,
         window,
         jitter_ms,
         ..
-    } = world;
+    } = scenario;
     print(
         &format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"),
         figures,
     );
     assert!(
         figures.least_share >= least_share && figures.most_refused <= most_refused,
-        "{world:?}: {figures:?}"
+        "{scenario:?}: {figures:?}"
     );
 }
 
@@ -236,7 +239,7 @@ fn an_endpoint_that_accepts_less_gets_85_per_cent_of_it_with_at_most_6_per_cent_
                 sends_at_least(
                     85.0,
                     6.0,
-                    World {
+                    Scenario {
                         limit,
                         takes,
                         window,
@@ -256,7 +259,7 @@ fn an_endpoint_that_also_counts_refused_attempts_gets_as_much() {
             sends_at_least(
                 85.0,
                 6.0,
-                World {
+                Scenario {
                     limit,
                     takes,
                     window,
@@ -274,7 +277,7 @@ fn a_lane_of_a_thousand_per_second_sends_as_much() {
         sends_at_least(
             85.0,
             6.0,
-            World {
+            Scenario {
                 limit: 1000,
                 takes,
                 ..STEADY
@@ -299,7 +302,7 @@ fn a_smooth_endpoint_gets_as_much_up_to_100_per_second() {
         sends_at_least(
             85.0,
             6.0,
-            World {
+            Scenario {
                 limit,
                 takes,
                 window: Window::Smooth,
@@ -315,7 +318,7 @@ fn a_lane_adapts_to_a_fifth_of_its_limit() {
         sends_at_least(
             85.0,
             6.0,
-            World {
+            Scenario {
                 limit,
                 takes,
                 ..STEADY
@@ -332,7 +335,7 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
                 sends_at_least(
                     85.0,
                     6.0,
-                    World {
+                    Scenario {
                         limit,
                         takes,
                         jitter_ms,
@@ -343,7 +346,7 @@ fn replicas_that_share_a_lane_learn_as_one_does() {
             }
         }
         let figures = figures(
-            World {
+            Scenario {
                 jitter_ms: 30,
                 replicas,
                 ..STEADY
@@ -396,7 +399,7 @@ fn beside_an_even_2_per_second_a_lane_of_5_sends_2_7_to_3_2() {
         (Outsider::Refusable, 30),
     ] {
         for seed in 0..20 {
-            let outcome = run(World {
+            let outcome = run(Scenario {
                 outsider,
                 jitter_ms,
                 outsider_stops_s: 120,
@@ -451,7 +454,7 @@ fn one_late_burst_lowers_the_rate_for_a_few_seconds() {
     for limit in [5, 50] {
         for seed in 0..10 {
             let stall = (20_020_000, 21_000_000);
-            let outcome = run(World {
+            let outcome = run(Scenario {
                 limit,
                 takes: limit,
                 stall,
@@ -476,7 +479,7 @@ fn one_late_burst_lowers_the_rate_for_a_few_seconds() {
 fn an_outage_causes_pauses_and_the_lane_recovers_soon_after_it() {
     for limit in [5, 200] {
         for seed in 0..5 {
-            let outcome = run(World {
+            let outcome = run(Scenario {
                 limit,
                 takes: limit,
                 outage_s: (20, 80),
@@ -905,7 +908,7 @@ fn table_of_jitter() {
                 let mut worst = [(0.0_f64, 0); 3];
                 let mut mean = [0.0; 3];
                 for seed in 0..SEEDS {
-                    let outcome = run(World {
+                    let outcome = run(Scenario {
                         limit,
                         takes: limit,
                         window,
@@ -935,7 +938,7 @@ fn table_of_rates() {
     for jitter_ms in [0, 30] {
         for (limit, takes) in COUNTS {
             for window in [Window::Sliding, Window::Aligned, Window::Smooth] {
-                let world = World {
+                let scenario = Scenario {
                     limit,
                     takes,
                     window,
@@ -945,17 +948,17 @@ fn table_of_rates() {
                 };
                 print(
                     &format!("L={limit} R={takes} {window:?} jitter {jitter_ms}"),
-                    figures(world, 30..120, SEEDS),
+                    figures(scenario, 30..120, SEEDS),
                 );
             }
         }
         for limit in [5, 10, 50, 200] {
             for outsider in OUTSIDERS {
                 for window in [Window::Sliding, Window::Aligned] {
-                    let world = beside(outsider, limit, window, jitter_ms);
+                    let scenario = beside(outsider, limit, window, jitter_ms);
                     print(
                         &format!("L={limit} {outsider:?} {window:?} jitter {jitter_ms}"),
-                        figures(world, 30..150, SEEDS),
+                        figures(scenario, 30..150, SEEDS),
                     );
                 }
             }
@@ -995,9 +998,9 @@ const OUTSIDERS: [Outsider; 5] = [
     Outsider::OnOff(10),
 ];
 
-/// A world with an outsider that stops after 150 s.
-fn beside(outsider: Outsider, limit: u32, window: Window, jitter_ms: u64) -> World {
-    World {
+/// A scenario with an outsider that stops after 150 s.
+fn beside(outsider: Outsider, limit: u32, window: Window, jitter_ms: u64) -> Scenario {
+    Scenario {
         limit,
         takes: limit,
         window,

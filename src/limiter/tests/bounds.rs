@@ -6,10 +6,10 @@ use crate::limiter::lane::Event;
 
 #[tokio::test(start_paused = true)]
 async fn a_wait_that_exceeds_its_forecast_ends_with_the_hold() {
-    let world = World::new(GAP).await;
-    world.connector.delay_ms.store(60_000, Ordering::Relaxed);
+    let harness = Harness::new(GAP).await;
+    harness.connector.delay_ms.store(60_000, Ordering::Relaxed);
     let start = Instant::now();
-    let refusal = world
+    let refusal = harness
         .arrive(5 * SECOND)
         .unwrap()
         .permit()
@@ -25,8 +25,8 @@ async fn a_wait_that_exceeds_its_forecast_ends_with_the_hold() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_comes_back_after_its_hold_is_not_sent() {
-    let world = World::new(GAP).await;
-    let mut call = world.arrive(5 * SECOND).unwrap();
+    let harness = Harness::new(GAP).await;
+    let mut call = harness.arrive(5 * SECOND).unwrap();
     let (_, receipt) = call.permit().await.unwrap().spend().unwrap();
     sleep(20 * SECOND).await;
     receipt.throttled(Some(SECOND));
@@ -36,22 +36,22 @@ async fn a_call_that_comes_back_after_its_hold_is_not_sent() {
 
 #[tokio::test(start_paused = true)]
 async fn connections_for_all_calls_with_a_token_are_requested_concurrently() {
-    let world = World::new(GAP).await;
-    world.connector.delay_ms.store(100, Ordering::Relaxed);
+    let harness = Harness::new(GAP).await;
+    harness.connector.delay_ms.store(100, Ordering::Relaxed);
     let mut calls = JoinSet::new();
     for _ in 0..9 {
-        let mut call = world.arrive(30 * SECOND).unwrap();
+        let mut call = harness.arrive(30 * SECOND).unwrap();
         calls.spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     }
     calls.join_all().await;
-    assert_eq!(world.connector.wanted.load(Ordering::Relaxed), 5);
+    assert_eq!(harness.connector.wanted.load(Ordering::Relaxed), 5);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_predicted_wait_beyond_the_hold_is_refused_immediately_with_retry_after() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     for _ in 0..5 {
-        world
+        harness
             .arrive(30 * SECOND)
             .unwrap()
             .permit()
@@ -64,13 +64,13 @@ async fn a_predicted_wait_beyond_the_hold_is_refused_immediately_with_retry_afte
     }
     let mut waiting = Vec::new();
     for _ in 0..25 {
-        let mut call = world.arrive(30 * SECOND).unwrap();
+        let mut call = harness.arrive(30 * SECOND).unwrap();
         waiting.push(tokio::spawn(async move {
             call.permit().await.unwrap().spend().unwrap().1.answered()
         }));
     }
     tokio::task::yield_now().await;
-    let refusal = world
+    let refusal = harness
         .arrive(5 * SECOND)
         .unwrap()
         .permit()
@@ -88,7 +88,7 @@ async fn a_predicted_wait_beyond_the_hold_is_refused_immediately_with_retry_afte
     );
     // Calls that are refused together get `Retry-After` times spread at the rate of the lane.
     for later in 1..10_u32 {
-        let refusal = world
+        let refusal = harness
             .arrive(5 * SECOND)
             .unwrap()
             .permit()
@@ -100,7 +100,7 @@ async fn a_predicted_wait_beyond_the_hold_is_refused_immediately_with_retry_afte
             Some((SECOND + GAP) * 7 - 5 * SECOND + (SECOND + GAP) / 5 * later)
         );
     }
-    assert_eq!(world.view().queued, 25);
+    assert_eq!(harness.view().queued, 25);
     for task in waiting {
         task.await.unwrap();
     }
@@ -108,14 +108,14 @@ async fn a_predicted_wait_beyond_the_hold_is_refused_immediately_with_retry_afte
 
 #[tokio::test(start_paused = true)]
 async fn every_bound_of_the_queue_is_kept_and_named() {
-    let world = World::with(GAP, |bounds| {
+    let harness = Harness::with(GAP, |bounds| {
         bounds.max_waiting = 4;
         bounds.max_waiting_per_client = 3;
         bounds.max_bytes = 1000;
     })
     .await;
     for _ in 0..5 {
-        world
+        harness
             .arrive(30 * SECOND)
             .unwrap()
             .permit()
@@ -128,7 +128,7 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     }
     let mut waiting = Vec::new();
     for client in ["a", "a", "a", "a", "b", "b"] {
-        let mut call = world
+        let mut call = harness
             .queue
             .arrive(&operation(client, 30 * SECOND), 100)
             .unwrap();
@@ -150,7 +150,7 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     let evicted = Err("The queue of 4 waiting calls is full.".to_owned());
     assert_eq!(ends, [Ok(()), Ok(()), evicted, client_full, Ok(()), Ok(())]);
     // Each call uses 100 of the 1000 bytes. A client may use half of them.
-    let arrive = |client| world.queue.arrive(&operation(client, 30 * SECOND), 100);
+    let arrive = |client| harness.queue.arrive(&operation(client, 30 * SECOND), 100);
     let why = |client| arrive(client).err().unwrap().message;
     let calls_of_a: Vec<_> = (0..5).map(|_| arrive("a").unwrap()).collect();
     assert_eq!(
@@ -161,17 +161,17 @@ async fn every_bound_of_the_queue_is_kept_and_named() {
     assert_eq!(why("c"), "Flowgate's memory for queued calls is full.");
     drop((calls_of_a, calls_of_b));
     assert!(arrive("c").is_ok());
-    world.queue.forget_idle();
-    assert!(world.queue.inner.client_budgets.is_empty());
-    assert_eq!(world.bounds.max_bytes, 1000);
+    harness.queue.forget_idle();
+    assert!(harness.queue.inner.client_budgets.is_empty());
+    assert_eq!(harness.bounds.max_bytes, 1000);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_refusal_at_the_end_of_the_hold_names_an_upstream_that_is_down() {
-    let world = World::new(GAP).await;
-    world.connector.is_down.store(true, Ordering::Relaxed);
+    let harness = Harness::new(GAP).await;
+    harness.connector.is_down.store(true, Ordering::Relaxed);
     let start = Instant::now();
-    let refusal = world
+    let refusal = harness
         .arrive(3 * SECOND)
         .unwrap()
         .permit()
@@ -182,39 +182,39 @@ async fn the_refusal_at_the_end_of_the_hold_names_an_upstream_that_is_down() {
         (refusal.kind, start.elapsed()),
         (Kind::UpstreamUnreachable, 3 * SECOND)
     );
-    assert_eq!(world.tokens(), (0, 0, 0));
-    let mut call = world.arrive(30 * SECOND).unwrap();
+    assert_eq!(harness.tokens(), (0, 0, 0));
+    let mut call = harness.arrive(30 * SECOND).unwrap();
     let waiting =
         tokio::spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     sleep(SECOND).await;
-    world.connector.is_down.store(false, Ordering::Relaxed);
+    harness.connector.is_down.store(false, Ordering::Relaxed);
     waiting.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_panics_is_replaced_and_its_queue_is_served() {
-    let world = World::new(GAP).await;
-    world.connector.delay_ms.store(1, Ordering::Relaxed);
-    world.connector.panics.store(true, Ordering::Relaxed);
+    let harness = Harness::new(GAP).await;
+    harness.connector.delay_ms.store(1, Ordering::Relaxed);
+    harness.connector.panics.store(true, Ordering::Relaxed);
     let mut calls = JoinSet::new();
     for _ in 0..7 {
-        let mut call = world.arrive(30 * SECOND).unwrap();
+        let mut call = harness.arrive(30 * SECOND).unwrap();
         calls.spawn(async move { call.permit().await.unwrap().spend().unwrap().1.answered() });
     }
     assert_eq!(calls.join_all().await.len(), 7);
     assert!(
-        !world.connector.panics.load(Ordering::Relaxed),
+        !harness.connector.panics.load(Ordering::Relaxed),
         "the worker has panicked"
     );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_drain_serves_the_calls_that_fit_and_refuses_the_rest_immediately() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
     for index in 0..40_u32 {
-        let mut call = world.arrive(120 * SECOND).unwrap();
+        let mut call = harness.arrive(120 * SECOND).unwrap();
         calls.spawn(async move {
             let end = call
                 .permit()
@@ -225,7 +225,7 @@ async fn a_drain_serves_the_calls_that_fit_and_refuses_the_rest_immediately() {
         });
     }
     sleep(Duration::from_millis(1)).await;
-    world.queue.drain(start + 5 * SECOND);
+    harness.queue.drain(start + 5 * SECOND);
     let ends: BTreeMap<_, _> = calls
         .join_all()
         .await
@@ -241,7 +241,7 @@ async fn a_drain_serves_the_calls_that_fit_and_refuses_the_rest_immediately() {
     }
     sleep_until(start + 6 * SECOND).await;
     assert_eq!(
-        world
+        harness
             .arrive(30 * SECOND)
             .unwrap()
             .permit()
@@ -254,12 +254,12 @@ async fn a_drain_serves_the_calls_that_fit_and_refuses_the_rest_immediately() {
 
 #[tokio::test(start_paused = true)]
 async fn an_action_without_a_limit_needs_no_lane() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut free = operation("a", SECOND);
     free.limit = None;
     let start = Instant::now();
     for _ in 0..1000 {
-        world
+        harness
             .queue
             .arrive(&free, 0)
             .unwrap()
@@ -272,34 +272,34 @@ async fn an_action_without_a_limit_needs_no_lane() {
             .answered();
     }
     assert_eq!(start.elapsed(), Duration::ZERO);
-    assert!(world.queue.lanes().is_empty());
+    assert!(harness.queue.lanes().is_empty());
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_tokens_the_advice_is_seconds_and_not_a_day() {
-    let world = World::new(GAP).await;
-    let call = world.arrive(SECOND).unwrap();
-    world.set_source(Source::None);
+    let harness = Harness::new(GAP).await;
+    let call = harness.arrive(SECOND).unwrap();
+    harness.set_source(Source::None);
     assert_eq!(call.predicted_wait(), 2 * SECOND);
-    world.set_dealt(0, 0);
+    harness.set_dealt(0, 0);
     assert_eq!(call.predicted_wait(), 2 * SECOND);
-    world.set_dealt(0, 5);
+    harness.set_dealt(0, 5);
     assert_eq!(call.predicted_wait(), Duration::ZERO);
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_are_refused_immediately_while_all_tokens_are_withheld() {
-    let world = World::new(GAP).await;
-    world.set_dealt(0, 5);
-    let mut waiting = world.arrive(30 * SECOND).unwrap();
+    let harness = Harness::new(GAP).await;
+    harness.set_dealt(0, 5);
+    let mut waiting = harness.arrive(30 * SECOND).unwrap();
     let waiting = tokio::spawn(async move { waiting.permit().await.err().unwrap() });
     sleep(SECOND).await;
-    world.set_dealt(0, 0);
-    world
+    harness.set_dealt(0, 0);
+    harness
         .queue
         .lane(&operation("a", SECOND))
         .event(Event::DrainBegan);
-    let newcomer = world
+    let newcomer = harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()

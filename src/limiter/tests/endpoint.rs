@@ -32,14 +32,14 @@ impl Endpoint {
 /// One minute of more calls than fit, `jitter_ms` of jitter on the way there. Returns (accepted,
 /// refused, sends).
 async fn saturated_minute(gap: Duration, jitter_ms: u64, seed: u64) -> (usize, u64, Vec<Instant>) {
-    let world = World::new(gap).await;
+    let harness = Harness::new(gap).await;
     let endpoint = Arc::new(Endpoint::default());
     let sends = Arc::new(Mutex::new(Vec::new()));
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
     let start = Instant::now();
     let mut calls = JoinSet::new();
     for _ in 0..330 {
-        let mut call = world.arrive(119 * SECOND).unwrap();
+        let mut call = harness.arrive(119 * SECOND).unwrap();
         let endpoint = endpoint.clone();
         let sends = sends.clone();
         let random = random.clone();

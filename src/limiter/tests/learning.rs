@@ -32,7 +32,7 @@ const OUTSIDER_STOPS: Duration = Duration::from_secs(120);
 /// All attempts within `seconds`, under default settings, with `jitter_ms` of jitter on the way to
 /// the endpoint.
 async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) -> Attempts {
-    let world = Arc::new(World::new(GAP).await);
+    let harness = Arc::new(Harness::new(GAP).await);
     let endpoint = Arc::new(Endpoint::default());
     let attempts = Arc::new(Mutex::new(Attempts::new()));
     let random = Arc::new(Mutex::new(fastrand::Rng::with_seed(seed)));
@@ -44,12 +44,12 @@ async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) 
         fastrand::Rng::with_seed(!seed),
     ));
     for _ in 0..20 {
-        let world = world.clone();
+        let harness = harness.clone();
         let endpoint = endpoint.clone();
         let attempts = attempts.clone();
         let random = random.clone();
         parties.spawn(async move {
-            let mut call = world.arrive(119 * SECOND).unwrap();
+            let mut call = harness.arrive(119 * SECOND).unwrap();
             loop {
                 let (_connection, receipt) = call.permit().await.unwrap().spend().unwrap();
                 let jitter = random.lock().u64(0..=jitter_ms * 1000);
@@ -59,7 +59,7 @@ async fn saturated(seconds: u32, jitter_ms: u64, outsider: Outsider, seed: u64) 
                 sleep(Duration::from_millis(10)).await;
                 if accepted {
                     receipt.answered();
-                    call = world.arrive(119 * SECOND).unwrap();
+                    call = harness.arrive(119 * SECOND).unwrap();
                 } else {
                     receipt.throttled(None);
                 }
@@ -173,13 +173,13 @@ async fn beside_a_poisson_outsider_the_lane_recovers_when_the_outsider_stops() {
 // === Effects outside the lane ===
 
 /// A lane after `episodes` throttle episodes, one each 2 s, and a second without calls.
-async fn troubled(episodes: u32) -> World {
-    let world = World::new(GAP).await;
+async fn troubled(episodes: u32) -> Harness {
+    let harness = Harness::new(GAP).await;
     for _ in 0..episodes {
-        pause(&world, Duration::from_millis(1)).await;
+        pause(&harness, Duration::from_millis(1)).await;
         sleep(SECOND).await;
         // A throttled probe would not change the rate.
-        let (_, probe) = world
+        let (_, probe) = harness
             .arrive(30 * SECOND)
             .unwrap()
             .permit()
@@ -191,21 +191,21 @@ async fn troubled(episodes: u32) -> World {
         sleep(SECOND).await;
     }
     sleep(SECOND).await;
-    world
+    harness
 }
 
 #[tokio::test(start_paused = true)]
 async fn operators_see_the_learned_rate() {
-    let world = troubled(6).await;
-    let view = world.view();
+    let harness = troubled(6).await;
+    let view = harness.view();
     assert!(
         view.tokens == 5 && (1..5).contains(&view.tokens_usable),
         "{view:?}"
     );
     assert!((1.0..4.0).contains(&view.effective_per_second), "{view:?}");
-    let lanes = world.queue.lanes_by_label();
+    let lanes = harness.queue.lanes_by_label();
     let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
-    let text = world
+    let text = harness
         .metrics
         .render(&samples, crate::observe::metrics::Bytes::default(), true);
     let rate = |kind, rate: f64| {
@@ -222,11 +222,11 @@ async fn operators_see_the_learned_rate() {
 
 #[tokio::test(start_paused = true)]
 async fn forecasts_follow_the_learned_rate_and_its_rises() {
-    let world = troubled(6).await;
+    let harness = troubled(6).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
     for index in 0..60_u32 {
-        let mut call = world.arrive(60 * SECOND).unwrap();
+        let mut call = harness.arrive(60 * SECOND).unwrap();
         let predicted = call.predicted_wait();
         calls.spawn(async move {
             call.permit().await.unwrap().spend().unwrap().1.answered();
@@ -247,18 +247,18 @@ async fn forecasts_follow_the_learned_rate_and_its_rises() {
 
 #[tokio::test(start_paused = true)]
 async fn what_was_learned_outlives_idleness_until_quiet_time_gives_it_back() {
-    let world = troubled(6).await;
+    let harness = troubled(6).await;
     let start = Instant::now();
-    let mut effective = world.view().effective_per_second;
+    let mut effective = harness.view().effective_per_second;
     while effective < 4.7 {
         sleep(SECOND).await;
-        world.queue.forget_idle();
-        let risen = world.view().effective_per_second;
+        harness.queue.forget_idle();
+        let risen = harness.view().effective_per_second;
         assert!(risen >= effective, "quiet time gives back");
         effective = risen;
     }
     assert!(start.elapsed() > 5 * SECOND, "{:?}", start.elapsed());
     sleep(120 * SECOND).await;
-    world.queue.forget_idle();
-    assert!(world.queue.lanes().is_empty());
+    harness.queue.forget_idle();
+    assert!(harness.queue.lanes().is_empty());
 }

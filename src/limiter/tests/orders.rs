@@ -6,11 +6,11 @@ use crate::limiter::commands::CommandResult;
 
 /// Starts `count` calls with this hold. Each returns the kind of its refusal, if any, and the time
 /// in milliseconds since now.
-fn start_calls(world: &World, count: usize, hold: Duration) -> JoinSet<(Option<Kind>, u128)> {
+fn start_calls(harness: &Harness, count: usize, hold: Duration) -> JoinSet<(Option<Kind>, u128)> {
     let mut calls = JoinSet::new();
     let start = Instant::now();
     for _ in 0..count {
-        let mut call = world.arrive(hold).unwrap();
+        let mut call = harness.arrive(hold).unwrap();
         calls.spawn(async move {
             let permit = call.permit().await.map(|permit| drop(permit.spend()));
             (
@@ -28,8 +28,8 @@ async fn ends(calls: JoinSet<(Option<Kind>, u128)>) -> Vec<(Option<Kind>, u128)>
     ends
 }
 
-async fn send(world: &World, command: Command) -> CommandResult {
-    world
+async fn send(harness: &Harness, command: Command) -> CommandResult {
+    harness
         .queue
         .handle_command("acme", "CreateFlow", false, command)
         .await
@@ -38,19 +38,19 @@ async fn send(world: &World, command: Command) -> CommandResult {
 
 #[tokio::test(start_paused = true)]
 async fn no_call_is_sent_during_a_pause_and_then_calls_are_sent_at_the_rate() {
-    let world = World::new(GAP).await;
-    let calls = start_calls(&world, 8, 30 * SECOND);
+    let harness = Harness::new(GAP).await;
+    let calls = start_calls(&harness, 8, 30 * SECOND);
     sleep(Duration::from_millis(100)).await;
     assert_eq!(
-        send(&world, Command::Pause(Some(7 * SECOND))).await,
+        send(&harness, Command::Pause(Some(7 * SECOND))).await,
         CommandResult {
             refused: 0,
             queued: 3
         }
     );
-    let more = start_calls(&world, 4, 30 * SECOND);
+    let more = start_calls(&harness, 4, 30 * SECOND);
     sleep(SECOND).await;
-    let view = world.view();
+    let view = harness.view();
     assert_eq!(
         (view.queued, view.pause_remaining_seconds, view.granted),
         (7, 6.0, 5)
@@ -79,24 +79,24 @@ async fn no_call_is_sent_during_a_pause_and_then_calls_are_sent_at_the_rate() {
         ends(more).await,
         [sent(7000), sent(7000), sent(8005), sent(8005)]
     );
-    assert_eq!(world.view().operator_pause, None);
+    assert_eq!(harness.view().operator_pause, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_indefinite_pause_lasts_until_it_is_resumed() {
-    let world = World::new(GAP).await;
-    drop(world.arrive(SECOND).unwrap().permit().await.unwrap());
-    send(&world, Command::Pause(None)).await;
-    let patient = start_calls(&world, 6, 300 * SECOND);
+    let harness = Harness::new(GAP).await;
+    drop(harness.arrive(SECOND).unwrap().permit().await.unwrap());
+    send(&harness, Command::Pause(None)).await;
+    let patient = start_calls(&harness, 6, 300 * SECOND);
     sleep(200 * SECOND).await;
     assert_eq!(
-        world.view().operator_pause,
+        harness.view().operator_pause,
         Some(view::OperatorPauseView {
             remaining_seconds: None
         })
     );
     assert_eq!(
-        send(&world, Command::Resume).await,
+        send(&harness, Command::Resume).await,
         CommandResult {
             refused: 0,
             queued: 6
@@ -116,12 +116,12 @@ async fn an_indefinite_pause_lasts_until_it_is_resumed() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_a_pause_makes_late_are_refused_immediately_with_retry_after() {
-    let world = World::new(GAP).await;
-    let impatient = start_calls(&world, 7, 5 * SECOND);
-    let patient = start_calls(&world, 2, 90 * SECOND);
+    let harness = Harness::new(GAP).await;
+    let impatient = start_calls(&harness, 7, 5 * SECOND);
+    let patient = start_calls(&harness, 2, 90 * SECOND);
     sleep(Duration::from_millis(10)).await;
     assert_eq!(
-        send(&world, Command::Pause(Some(20 * SECOND))).await,
+        send(&harness, Command::Pause(Some(20 * SECOND))).await,
         CommandResult {
             refused: 2,
             queued: 2
@@ -131,7 +131,7 @@ async fn calls_that_a_pause_makes_late_are_refused_immediately_with_retry_after(
         ends(impatient).await[5..],
         [(Some(Kind::WaitTooLong), 10); 2]
     );
-    let refusal = world
+    let refusal = harness
         .arrive(5 * SECOND)
         .unwrap()
         .permit()
@@ -145,8 +145,8 @@ async fn calls_that_a_pause_makes_late_are_refused_immediately_with_retry_after(
     assert_eq!(refusal.kind, Kind::WaitTooLong);
     assert!((least..least + SECOND).contains(&advice), "{advice:?}");
     // An indefinite pause has a forecast, too, so that `Retry-After` is not long.
-    send(&world, Command::Pause(None)).await;
-    let refusal = world
+    send(&harness, Command::Pause(None)).await;
+    let refusal = harness
         .arrive(5 * SECOND)
         .unwrap()
         .permit()
@@ -157,31 +157,31 @@ async fn calls_that_a_pause_makes_late_are_refused_immediately_with_retry_after(
         (55 * SECOND..60 * SECOND).contains(&refusal.retry_after.unwrap()),
         "{refusal:?}"
     );
-    send(&world, Command::Resume).await;
+    send(&harness, Command::Resume).await;
     assert_eq!(ends(patient).await, [(None, 1005); 2]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_flush_refuses_every_queued_call_and_changes_nothing_else() {
-    let world = World::new(GAP).await;
-    let calls = start_calls(&world, 9, 30 * SECOND);
+    let harness = Harness::new(GAP).await;
+    let calls = start_calls(&harness, 9, 30 * SECOND);
     sleep(Duration::from_millis(300)).await;
     assert_eq!(
-        send(&world, Command::Flush).await,
+        send(&harness, Command::Flush).await,
         CommandResult {
             refused: 4,
             queued: 0
         }
     );
     assert_eq!(ends(calls).await[5..], [(Some(Kind::Flushed), 300); 4]);
-    assert_eq!(world.tokens(), (5, 5, 0));
+    assert_eq!(harness.tokens(), (5, 5, 0));
     // A new call is served as if none had been queued.
     assert_eq!(
-        ends(start_calls(&world, 2, 30 * SECOND)).await,
+        ends(start_calls(&harness, 2, 30 * SECOND)).await,
         [(None, 705); 2]
     );
     assert_eq!(
-        send(&world, Command::Flush).await,
+        send(&harness, Command::Flush).await,
         CommandResult {
             refused: 0,
             queued: 0
@@ -191,15 +191,15 @@ async fn a_flush_refuses_every_queued_call_and_changes_nothing_else() {
 
 #[tokio::test(start_paused = true)]
 async fn flushed_calls_get_retry_after_times_spread_at_the_rate() {
-    let world = World::new(GAP).await;
-    send_to_new(&world, Command::Pause(Some(10 * SECOND))).await;
+    let harness = Harness::new(GAP).await;
+    send_to_new(&harness, Command::Pause(Some(10 * SECOND))).await;
     let mut calls = JoinSet::new();
     for _ in 0..10 {
-        let mut call = world.arrive(30 * SECOND).unwrap();
+        let mut call = harness.arrive(30 * SECOND).unwrap();
         calls.spawn(async move { call.permit().await.err().unwrap() });
     }
     sleep(SECOND).await;
-    assert_eq!(send(&world, Command::Flush).await.refused, 10);
+    assert_eq!(send(&harness, Command::Flush).await.refused, 10);
     let mut advice: Vec<_> = calls
         .join_all()
         .await
@@ -222,38 +222,38 @@ async fn flushed_calls_get_retry_after_times_spread_at_the_rate() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lane_without_calls_can_be_paused_and_is_kept() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     assert_eq!(
-        world
+        harness
             .queue
             .handle_command("acme", "CreateFlow", false, Command::Flush)
             .await,
         None
     );
     assert_eq!(
-        world
+        harness
             .queue
             .handle_command("acme", "Unlimited", true, Command::Flush)
             .await,
         None,
         "the action has no lane"
     );
-    send_to_new(&world, Command::Pause(Some(100 * SECOND))).await;
+    send_to_new(&harness, Command::Pause(Some(100 * SECOND))).await;
     sleep(99 * SECOND).await;
-    world.queue.forget_idle();
+    harness.queue.forget_idle();
     assert_eq!(
-        ends(start_calls(&world, 1, 30 * SECOND)).await,
+        ends(start_calls(&harness, 1, 30 * SECOND)).await,
         [(None, 1000)]
     );
     sleep(10 * SECOND).await;
-    world.queue.forget_idle();
-    assert!(world.queue.lanes().is_empty(), "the pause is over");
+    harness.queue.forget_idle();
+    assert!(harness.queue.lanes().is_empty(), "the pause is over");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_throttle_and_a_reload_leave_an_operators_pause_in_force() {
-    let world = World::new(GAP).await;
-    let receipt = world
+    let harness = Harness::new(GAP).await;
+    let receipt = harness
         .arrive(SECOND)
         .unwrap()
         .permit()
@@ -262,14 +262,14 @@ async fn a_throttle_and_a_reload_leave_an_operators_pause_in_force() {
         .spend()
         .unwrap()
         .1;
-    send(&world, Command::Pause(Some(30 * SECOND))).await;
+    send(&harness, Command::Pause(Some(30 * SECOND))).await;
     receipt.throttled(Some(2 * SECOND));
-    super::reload::reload(&world, Some((2, 1000)), |_| {});
-    let view = world.view();
+    super::reload::reload(&harness, Some((2, 1000)), |_| {});
+    let view = harness.view();
     assert_eq!((view.pause_remaining_seconds, view.tokens), (30.0, 2));
-    send(&world, Command::Resume).await;
+    send(&harness, Command::Resume).await;
     assert_eq!(
-        world.view().pause_remaining_seconds,
+        harness.view().pause_remaining_seconds,
         2.0,
         "the throttle pause continues"
     );
@@ -277,7 +277,7 @@ async fn a_throttle_and_a_reload_leave_an_operators_pause_in_force() {
 
 #[tokio::test(start_paused = true)]
 async fn lanes_with_the_same_label_are_merged() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut permits = Vec::new();
     for key in ["?a", "?b"] {
         for _ in 0..3 {
@@ -286,16 +286,16 @@ async fn lanes_with_the_same_label_are_merged() {
                 known: false,
                 ..operation("unverified", SECOND)
             };
-            let mut call = world.queue.arrive(&stranger, 1).unwrap();
+            let mut call = harness.queue.arrive(&stranger, 1).unwrap();
             permits.push(call.permit().await.unwrap());
         }
     }
-    let result = world
+    let result = harness
         .queue
         .handle_command("unknown", "CreateFlow", false, Command::Pause(None))
         .await;
     assert_eq!(result, Some(CommandResult::default()));
-    let views = world.queue.lanes_by_label();
+    let views = harness.queue.lanes_by_label();
     let [view] = &views[..] else {
         panic!("{views:?}")
     };
@@ -309,7 +309,7 @@ async fn lanes_with_the_same_label_are_merged() {
         ("unknown", 10, 6, 6)
     );
     assert!(
-        world
+        harness
             .queue
             .lanes()
             .iter()
@@ -318,9 +318,9 @@ async fn lanes_with_the_same_label_are_merged() {
 }
 
 /// Sends a command to a lane that may not exist yet.
-async fn send_to_new(world: &World, command: Command) -> CommandResult {
-    super::reload::reload(world, Some((5, 1000)), |_| {});
-    world
+async fn send_to_new(harness: &Harness, command: Command) -> CommandResult {
+    super::reload::reload(harness, Some((5, 1000)), |_| {});
+    harness
         .queue
         .handle_command("acme", "CreateFlow", true, command)
         .await

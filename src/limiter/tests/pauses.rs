@@ -4,15 +4,15 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn a_throttle_pauses_every_call_then_one_probe_then_the_learned_rate() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let start = Instant::now();
-    let mut first = world.arrive(30 * SECOND).unwrap();
+    let mut first = harness.arrive(30 * SECOND).unwrap();
     let (_, receipt) = first.permit().await.unwrap().spend().unwrap();
     sleep(Duration::from_millis(20)).await;
     receipt.throttled(Some(3 * SECOND));
     let mut calls = JoinSet::new();
     for index in 0..4 {
-        let mut call = world.arrive(30 * SECOND).unwrap();
+        let mut call = harness.arrive(30 * SECOND).unwrap();
         calls.spawn(async move {
             let (_, receipt) = call.permit().await.unwrap().spend().unwrap();
             let at = start.elapsed();
@@ -29,7 +29,7 @@ async fn a_throttle_pauses_every_call_then_one_probe_then_the_learned_rate() {
     receipt.answered();
     // A refusal without any accepted attempt before it lowers the rate: from the probe on, calls
     // are written one at a time.
-    let spacing = 1000.0 / world.view().effective_per_second;
+    let spacing = 1000.0 / harness.view().effective_per_second;
     let mut left: Vec<_> = calls
         .join_all()
         .await
@@ -49,8 +49,8 @@ async fn a_throttle_pauses_every_call_then_one_probe_then_the_learned_rate() {
 
 #[tokio::test(start_paused = true)]
 async fn a_probe_with_an_unknown_end_does_not_block_the_lane() {
-    let world = World::new(GAP).await;
-    let (_, receipt) = world
+    let harness = Harness::new(GAP).await;
+    let (_, receipt) = harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()
@@ -59,7 +59,7 @@ async fn a_probe_with_an_unknown_end_does_not_block_the_lane() {
         .spend()
         .unwrap();
     receipt.throttled(Some(SECOND));
-    let (_, probe) = world
+    let (_, probe) = harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()
@@ -67,7 +67,7 @@ async fn a_probe_with_an_unknown_end_does_not_block_the_lane() {
         .unwrap()
         .spend()
         .unwrap();
-    let mut next = world.arrive(30 * SECOND).unwrap();
+    let mut next = harness.arrive(30 * SECOND).unwrap();
     let waiting = tokio::spawn(async move { next.permit().await.map(drop) });
     sleep(SECOND).await;
     assert!(!waiting.is_finished());
@@ -77,9 +77,9 @@ async fn a_probe_with_an_unknown_end_does_not_block_the_lane() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
-    let world = World::new(GAP).await;
-    pause(&world, SECOND).await;
-    let (_, probe) = world
+    let harness = Harness::new(GAP).await;
+    pause(&harness, SECOND).await;
+    let (_, probe) = harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()
@@ -88,7 +88,7 @@ async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
         .spend()
         .unwrap();
     let start = Instant::now();
-    world
+    harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()
@@ -101,16 +101,16 @@ async fn a_slow_probe_stops_the_lane_for_a_second_at_most() {
     assert_eq!(start.elapsed(), SECOND);
     // If it is throttled after all, that is a new episode.
     probe.throttled(Some(SECOND));
-    assert!(world.view().pause_remaining_seconds > 0.9);
+    assert!(harness.view().pause_remaining_seconds > 0.9);
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_a_throttle_pause_makes_late_are_refused_immediately() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut receipts = Vec::new();
     for _ in 0..5 {
         receipts.push(
-            world
+            harness
                 .arrive(30 * SECOND)
                 .unwrap()
                 .permit()
@@ -124,7 +124,7 @@ async fn calls_that_a_throttle_pause_makes_late_are_refused_immediately() {
     let start = Instant::now();
     let mut ends = JoinSet::new();
     for (index, hold) in [5, 30, 5, 30].into_iter().enumerate() {
-        let mut call = world.arrive(hold * SECOND).unwrap();
+        let mut call = harness.arrive(hold * SECOND).unwrap();
         ends.spawn(async move {
             (
                 index,
@@ -152,8 +152,8 @@ async fn calls_that_a_throttle_pause_makes_late_are_refused_immediately() {
     assert_eq!(ends[&1], (Ok(()), paused));
     assert_eq!(ends[&3].0, Ok(()));
     // A new call is refused immediately, too, with `Retry-After`.
-    pause(&world, 20 * SECOND).await;
-    let refusal = world
+    pause(&harness, 20 * SECOND).await;
+    let refusal = harness
         .arrive(5 * SECOND)
         .unwrap()
         .permit()
@@ -162,7 +162,7 @@ async fn calls_that_a_throttle_pause_makes_late_are_refused_immediately() {
         .unwrap();
     // The rest of the pause after its hold, plus a window at the rate that two episodes have
     // lowered.
-    let view = world.view();
+    let view = harness.view();
     let window = Duration::from_secs_f64(f64::from(view.tokens_usable) / view.effective_per_second);
     assert_eq!(refusal.kind, Kind::WaitTooLong);
     assert!(
@@ -173,14 +173,19 @@ async fn calls_that_a_throttle_pause_makes_late_are_refused_immediately() {
 
 #[tokio::test(start_paused = true)]
 async fn a_throttled_lane_is_not_removed() {
-    let world = World::new(GAP).await;
-    pause(&world, SECOND).await;
+    let harness = Harness::new(GAP).await;
+    pause(&harness, SECOND).await;
     sleep(10 * SECOND).await;
-    world.queue.forget_idle();
+    harness.queue.forget_idle();
     let mut permits = Vec::new();
-    permits.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
+    permits.push(harness.arrive(30 * SECOND).unwrap().permit().await.unwrap());
     let second = tokio::time::timeout(SECOND, async {
-        world.arrive(30 * SECOND).unwrap().permit().await.map(drop)
+        harness
+            .arrive(30 * SECOND)
+            .unwrap()
+            .permit()
+            .await
+            .map(drop)
     });
     assert!(second.await.is_err(), "only one probe is sent");
 }

@@ -32,13 +32,13 @@ struct Path {
 /// Starts a call that is retried until it is answered or refused. Records when its first permit
 /// came.
 fn start_call(
-    world: &World,
+    harness: &Harness,
     calls: &mut JoinSet<()>,
     predictions: &Predictions,
     path: Path,
     seed: u64,
 ) {
-    let mut call = world.arrive(path.hold).unwrap();
+    let mut call = harness.arrive(path.hold).unwrap();
     let start = Instant::now();
     let predicted = predicted(&call);
     let predictions = predictions.clone();
@@ -62,7 +62,7 @@ fn start_call(
 
 /// Five minutes of one tenant's calls, in bursts and alone.
 async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut random = fastrand::Rng::with_seed(seed);
     let mut calls = JoinSet::new();
     let predictions = Predictions::default();
@@ -74,7 +74,7 @@ async fn one_tenant(path: Path, seed: u64) -> Vec<(Duration, Duration)> {
             1
         };
         for _ in 0..burst {
-            start_call(&world, &mut calls, &predictions, path, random.u64(..));
+            start_call(&harness, &mut calls, &predictions, path, random.u64(..));
             // Let it enter the queue before the next one arrives.
             tokio::task::yield_now().await;
         }
@@ -158,7 +158,7 @@ async fn with_two_percent_throttled_four_of_five_waits_are_close_to_their_predic
 
 /// After a random history, a new call of any client and tenant is served exactly when predicted.
 async fn no_later_arrivals(seed: u64) {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut random = fastrand::Rng::with_seed(seed);
     let mut calls = JoinSet::new();
     let operation = |random: &mut fastrand::Rng| {
@@ -171,7 +171,7 @@ async fn no_later_arrivals(seed: u64) {
         }
     };
     for _ in 0..random.u32(1..120) {
-        let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
+        let mut call = harness.queue.arrive(&operation(&mut random), 10).unwrap();
         // Some leave before the new call arrives.
         let patience = if random.u8(..5) == 0 {
             ms(1)
@@ -184,7 +184,7 @@ async fn no_later_arrivals(seed: u64) {
         sleep(ms(if random.bool() { 0 } else { random.u64(2..200) })).await;
     }
     sleep(ms(2)).await;
-    let mut call = world.queue.arrive(&operation(&mut random), 10).unwrap();
+    let mut call = harness.queue.arrive(&operation(&mut random), 10).unwrap();
     let start = Instant::now();
     let predicted = predicted(&call);
     call.permit().await.unwrap().spend().unwrap().1.answered();
@@ -201,7 +201,7 @@ async fn among_many_clients_and_tenants_the_forecast_is_exact_without_later_arri
 
 #[tokio::test(start_paused = true)]
 async fn the_newest_calls_of_the_tenant_furthest_over_its_share_are_refused() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let start = Instant::now();
     let hold = ms(3100);
     let mut calls = JoinSet::new();
@@ -210,7 +210,7 @@ async fn the_newest_calls_of_the_tenant_furthest_over_its_share_are_refused() {
             tenant: TenantId::new(tenant),
             ..operation("a", hold)
         };
-        let mut call = world.queue.arrive(&operation, 10).unwrap();
+        let mut call = harness.queue.arrive(&operation, 10).unwrap();
         let name = format!("{tenant}{index}");
         calls.spawn(async move {
             let end = call

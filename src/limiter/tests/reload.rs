@@ -10,7 +10,11 @@ use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
 
 /// Reloads with this limit for the tests' action. `change` may change other settings.
-pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOnce(&mut Config)) {
+pub(super) fn reload(
+    harness: &Harness,
+    limit: Option<(u32, u64)>,
+    change: impl FnOnce(&mut Config),
+) {
     let mut config = config::load(None, []).unwrap().config;
     let action = operation("a", SECOND).action;
     config.limits.clear();
@@ -23,22 +27,22 @@ pub(super) fn reload(world: &World, limit: Option<(u32, u64)>, change: impl FnOn
             },
         )
     }));
-    config.queue = world.bounds.clone();
+    config.queue = harness.bounds.clone();
     config.learn = config::Learn {
         gap: GAP,
         max_gap: 8 * GAP,
     };
     config.retry = RETRY;
     change(&mut config);
-    world.queue.reload(&config);
+    harness.queue.reload(&config);
 }
 
 /// Starts `count` calls. Each returns when it was sent, since now, or its refusal.
-fn start_calls(world: &World, count: usize) -> JoinSet<Result<Duration, Refusal>> {
+fn start_calls(harness: &Harness, count: usize) -> JoinSet<Result<Duration, Refusal>> {
     let mut calls = JoinSet::new();
     let start = Instant::now();
     for _ in 0..count {
-        let mut call = world.arrive(100 * SECOND).unwrap();
+        let mut call = harness.arrive(100 * SECOND).unwrap();
         calls.spawn(async move {
             drop(call.permit().await?.spend());
             Ok(start.elapsed())
@@ -60,11 +64,11 @@ async fn left(calls: JoinSet<Result<Duration, Refusal>>) -> Vec<u128> {
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_with_the_same_limit_changes_nothing_for_queued_calls() {
-    let world = World::new(GAP).await;
-    let calls = start_calls(&world, 12);
+    let harness = Harness::new(GAP).await;
+    let calls = start_calls(&harness, 12);
     sleep(Duration::from_millis(300)).await;
     for _ in 0..10 {
-        reload(&world, Some((5, 1000)), |config| {
+        reload(&harness, Some((5, 1000)), |config| {
             config.queue.max_waiting = 20_000
         });
     }
@@ -79,11 +83,11 @@ async fn another_limit_begins_with_all_tokens_just_used() {
         ((10, 2000), vec![2305; 3]),
         ((5, 500), vec![805; 3]),
     ] {
-        let world = World::new(GAP).await;
-        let calls = start_calls(&world, 8);
+        let harness = Harness::new(GAP).await;
+        let calls = start_calls(&harness, 8);
         sleep(Duration::from_millis(300)).await;
-        reload(&world, Some(limit), |_| {});
-        let view: LaneView = world.view();
+        reload(&harness, Some(limit), |_| {});
+        let view: LaneView = harness.view();
         assert_eq!((view.queued, view.tokens), (3, limit.0));
         assert_eq!(
             left(calls).await,
@@ -95,27 +99,29 @@ async fn another_limit_begins_with_all_tokens_just_used() {
 
 #[tokio::test(start_paused = true)]
 async fn a_removed_limit_stays_in_force_for_queued_calls() {
-    let world = World::new(GAP).await;
-    let calls = start_calls(&world, 6);
-    reload(&world, None, |_| {});
+    let harness = Harness::new(GAP).await;
+    let calls = start_calls(&harness, 6);
+    reload(&harness, None, |_| {});
     assert_eq!(left(calls).await, [0, 0, 0, 0, 0, 1005]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_permit_of_the_former_limit_is_invalid() {
-    let world = World::new(GAP).await;
-    let permit = world.arrive(SECOND).unwrap().permit().await.unwrap();
-    reload(&world, Some((2, 1000)), |_| {});
+    let harness = Harness::new(GAP).await;
+    let permit = harness.arrive(SECOND).unwrap().permit().await.unwrap();
+    reload(&harness, Some((2, 1000)), |_| {});
     assert!(permit.spend().is_none(), "its token is another limit's");
-    let (granted, spent, returned) = world.tokens();
+    let (granted, spent, returned) = harness.tokens();
     assert_eq!((granted, spent, returned), (1, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_a_lower_limit_makes_late_are_refused_immediately() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let start = Instant::now();
-    let mut calls: Vec<_> = (0..10).map(|_| world.arrive(3 * SECOND).unwrap()).collect();
+    let mut calls: Vec<_> = (0..10)
+        .map(|_| harness.arrive(3 * SECOND).unwrap())
+        .collect();
     let mut waiting = JoinSet::new();
     for mut call in calls.drain(..) {
         waiting.spawn(async move {
@@ -126,7 +132,7 @@ async fn calls_that_a_lower_limit_makes_late_are_refused_immediately() {
         });
     }
     sleep(Duration::from_millis(100)).await;
-    reload(&world, Some((1, 1000)), |_| {});
+    reload(&harness, Some((1, 1000)), |_| {});
     let ends = waiting.join_all().await;
     let refusals: Vec<_> = ends.iter().filter_map(|end| end.as_ref().err()).collect();
     assert_eq!(
@@ -141,8 +147,8 @@ async fn calls_that_a_lower_limit_makes_late_are_refused_immediately() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_keeps_what_was_learned_and_a_pause() {
-    let world = World::new(GAP).await;
-    let receipt = world
+    let harness = Harness::new(GAP).await;
+    let receipt = harness
         .arrive(SECOND)
         .unwrap()
         .permit()
@@ -152,11 +158,11 @@ async fn a_reload_keeps_what_was_learned_and_a_pause() {
         .unwrap()
         .1;
     receipt.throttled(Some(10 * SECOND));
-    let before = world.view();
-    reload(&world, Some((5, 1000)), |config| {
+    let before = harness.view();
+    reload(&harness, Some((5, 1000)), |config| {
         config.retry.max_attempts = 3
     });
-    let after = world.view();
+    let after = harness.view();
     assert!(
         after.pause_remaining_seconds > 9.9 && after.effective_per_second < 4.9,
         "{after:?}"
@@ -166,14 +172,14 @@ async fn a_reload_keeps_what_was_learned_and_a_pause() {
 
 #[tokio::test(start_paused = true)]
 async fn changed_bounds_apply_to_calls_that_arrive_after_the_reload() {
-    let world = World::new(GAP).await;
-    let calls = start_calls(&world, 8);
+    let harness = Harness::new(GAP).await;
+    let calls = start_calls(&harness, 8);
     sleep(Duration::from_millis(10)).await;
-    reload(&world, Some((5, 1000)), |config| {
+    reload(&harness, Some((5, 1000)), |config| {
         config.queue.max_waiting = 3
     });
     assert_eq!(
-        world
+        harness
             .arrive(10 * SECOND)
             .unwrap()
             .permit()
@@ -183,11 +189,11 @@ async fn changed_bounds_apply_to_calls_that_arrive_after_the_reload() {
             .kind,
         Kind::QueueFull
     );
-    reload(&world, Some((5, 1000)), |config| {
+    reload(&harness, Some((5, 1000)), |config| {
         config.queue.max_bytes = 100
     });
     assert!(
-        world.queue.arrive(&operation("b", SECOND), 60).is_err(),
+        harness.queue.arrive(&operation("b", SECOND), 60).is_err(),
         "a client may use half of the memory"
     );
     assert_eq!(left(calls).await.len(), 8);
@@ -242,41 +248,41 @@ async fn a_lane_whose_calls_another_one_may_have_sent_begins_with_all_tokens_jus
         ),
         ("the limit", &acme, None, &acme, cold),
     ] {
-        let world = World::new(GAP).await;
-        reload(&world, limit, accounts(std::slice::from_ref(before)));
+        let harness = Harness::new(GAP).await;
+        reload(&harness, limit, accounts(std::slice::from_ref(before)));
         sleep(10 * SECOND).await;
-        reload(&world, five, accounts(std::slice::from_ref(after)));
-        assert_eq!(left(start_calls(&world, 6)).await, expected, "{what}");
+        reload(&harness, five, accounts(std::slice::from_ref(after)));
+        assert_eq!(left(start_calls(&harness, 6)).await, expected, "{what}");
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_shadow_queue_of_such_a_lane_begins_with_all_tokens_just_used() {
-    let mut world = World::new(GAP).await;
-    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner)
+    let mut harness = Harness::new(GAP).await;
+    Arc::get_mut(&mut Arc::get_mut(&mut harness.queue).unwrap().inner)
         .unwrap()
         .mode = Mode::Observe;
-    reload(&world, Some((5, 1000)), |config| {
+    reload(&harness, Some((5, 1000)), |config| {
         config.accounts = vec![account("acme", &["one"], None)]
     });
-    world.arrive(SECOND).unwrap();
-    assert_eq!(world.view().shadow.unwrap().predicted_wait_seconds, 1.005);
+    harness.arrive(SECOND).unwrap();
+    assert_eq!(harness.view().shadow.unwrap().predicted_wait_seconds, 1.005);
 }
 
 #[tokio::test(start_paused = true)]
 async fn every_source_begins_with_all_tokens_of_a_changed_limit_just_used() {
-    let mut world = World::new(GAP).await;
+    let mut harness = Harness::new(GAP).await;
     let settings = config::Store::on(config::Topology::Single, &[1]);
     let quota = Quota::open(
         &settings,
         config::OnStoreFailure::Share,
-        world.metrics.clone(),
+        harness.metrics.clone(),
     )
     .unwrap();
-    Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner)
+    Arc::get_mut(&mut Arc::get_mut(&mut harness.queue).unwrap().inner)
         .unwrap()
         .quota = Some(quota.clone());
-    let lane = world.queue.lane(&operation("a", SECOND));
+    let lane = harness.queue.lane(&operation("a", SECOND));
     let now = Instant::now();
     let count = NonZeroU32::new(2).unwrap();
     let since = now - 8 * SECOND;
@@ -300,7 +306,7 @@ async fn every_source_begins_with_all_tokens_of_a_changed_limit_just_used() {
             SECOND + GAP + quota.slack(),
         ),
     ] {
-        reload(&world, Some(limit), |_| {});
+        reload(&harness, Some(limit), |_| {});
         let mut locked = lane.lock();
         drop(locked.handle(Event::SourceChanged {
             quota_source,
@@ -322,10 +328,10 @@ async fn every_source_begins_with_all_tokens_of_a_changed_limit_just_used() {
 #[tokio::test]
 async fn a_changed_limit_applies_where_the_store_deals_the_tokens() {
     let server = crate::servers::Redis::start().await;
-    let world = World::sharing(&server).await;
-    let calls = start_calls(&world, 8);
+    let harness = Harness::sharing(&server).await;
+    let calls = start_calls(&harness, 8);
     sleep(Duration::from_millis(300)).await;
-    reload(&world, Some((2, 1000)), |_| {});
+    reload(&harness, Some((2, 1000)), |_| {});
     let left = left(calls).await;
     assert!(
         left[..5].iter().all(|at| *at < 1000) && left[5] >= 1000,
@@ -335,7 +341,7 @@ async fn a_changed_limit_applies_where_the_store_deals_the_tokens() {
         left[7] - left[5] >= 1000,
         "two in a second from now on: {left:?}"
     );
-    assert_eq!(world.view().tokens, 2);
+    assert_eq!(harness.view().tokens, 2);
 }
 
 #[tokio::test]

@@ -5,17 +5,22 @@ use crate::limiter::shared::protocol::{DealRequest, Op, Pauses};
 use crate::servers::Redis;
 
 /// `replicas` replicas that share a quota.
-pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<World>> {
+pub(super) async fn fleet(server: &Redis, replicas: usize) -> Vec<Arc<Harness>> {
     let prefix = format!("test{}:", fastrand::u64(..));
-    let worlds: JoinSet<World> = (0..replicas)
-        .map(|_| World::replica(server.port, prefix.clone()))
+    let harnesses: JoinSet<Harness> = (0..replicas)
+        .map(|_| Harness::replica(server.port, prefix.clone()))
         .collect();
-    worlds.join_all().await.into_iter().map(Arc::new).collect()
+    harnesses
+        .join_all()
+        .await
+        .into_iter()
+        .map(Arc::new)
+        .collect()
 }
 
 /// Sends a call. Returns a time just before the send, and the receipt.
-async fn sent(world: &World) -> (Instant, Receipt<TestConnector>) {
-    let mut call = world.arrive(60 * SECOND).unwrap();
+async fn sent(harness: &Harness) -> (Instant, Receipt<TestConnector>) {
+    let mut call = harness.arrive(60 * SECOND).unwrap();
     loop {
         let permit = call.permit().await.unwrap();
         let before = Instant::now();
@@ -28,19 +33,19 @@ async fn sent(world: &World) -> (Instant, Receipt<TestConnector>) {
 /// Loads each replica with `callers` callers, each of which sends one call after the other. Returns
 /// the time and the replica of each send.
 async fn load(
-    worlds: &[Arc<World>],
+    harnesses: &[Arc<Harness>],
     callers: &[usize],
     duration: Duration,
 ) -> Vec<(Instant, usize)> {
     let sends = Arc::new(Mutex::new(Vec::new()));
     let mut calls = JoinSet::new();
-    for (index, (world, callers)) in worlds.iter().zip(callers).enumerate() {
+    for (index, (harness, callers)) in harnesses.iter().zip(callers).enumerate() {
         for _ in 0..*callers {
-            let world = world.clone();
+            let harness = harness.clone();
             let sends = sends.clone();
             calls.spawn(async move {
                 loop {
-                    let (at, receipt) = sent(&world).await;
+                    let (at, receipt) = sent(&harness).await;
                     sends.lock().push((at, index));
                     sleep(Duration::from_millis(20)).await;
                     receipt.answered();
@@ -62,9 +67,9 @@ fn moments(sends: &[(Instant, usize)]) -> Vec<Instant> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_keep_the_limit_together_and_each_is_served() {
     let server = Redis::start().await;
-    let worlds = fleet(&server, 3).await;
+    let harnesses = fleet(&server, 3).await;
     // Many callers at the first replica, and at the others enough that a call always waits.
-    let sends = load(&worlds, &[60, 6, 6], 8 * SECOND).await;
+    let sends = load(&harnesses, &[60, 6, 6], 8 * SECOND).await;
     assert_eq!(worst_second(&moments(&sends)), 5);
     assert!(sends.len() > 5 * 6, "the quota is used: {}", sends.len());
     for replica in 0..3 {
@@ -86,12 +91,12 @@ async fn replicas_keep_the_limit_together_and_each_is_served() {
 
 /// How many of the first sixty or so sends each replica had, while the calls of these (client,
 /// tenant) pairs wait at it all the time.
-async fn sends_per_replica(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -> Vec<usize> {
+async fn sends_per_replica(harnesses: &[Arc<Harness>], waiting: &[&[(&str, &str)]]) -> Vec<usize> {
     let sends = Arc::new(Mutex::new(Vec::new()));
     let mut calls = JoinSet::new();
-    for (index, (world, waiting)) in worlds.iter().zip(waiting).enumerate() {
+    for (index, (harness, waiting)) in harnesses.iter().zip(waiting).enumerate() {
         for (client, tenant) in waiting.iter().flat_map(|who| [*who; 12]) {
-            let world = world.clone();
+            let harness = harness.clone();
             let sends = sends.clone();
             let who = Operation {
                 tenant: TenantId::new(tenant),
@@ -99,7 +104,7 @@ async fn sends_per_replica(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -
             };
             calls.spawn(async move {
                 loop {
-                    let mut call = world.queue.arrive(&who, 10).unwrap();
+                    let mut call = harness.queue.arrive(&who, 10).unwrap();
                     if let Some((_, receipt)) = call.permit().await.unwrap().spend() {
                         sends.lock().push(index);
                         receipt.answered();
@@ -113,7 +118,7 @@ async fn sends_per_replica(worlds: &[Arc<World>], waiting: &[&[(&str, &str)]]) -
     }
     calls.shutdown().await;
     let sends = sends.lock();
-    (0..worlds.len())
+    (0..harnesses.len())
         .map(|index| sends.iter().filter(|sent| **sent == index).count())
         .collect()
 }
@@ -141,8 +146,8 @@ async fn replicas_are_served_by_clients_and_tenants_and_not_by_calls() {
             (25..=35, 25..=35),
         ),
     ] {
-        let worlds = fleet(&server, 2).await;
-        let counts = sends_per_replica(&worlds, &waiting).await;
+        let harnesses = fleet(&server, 2).await;
+        let counts = sends_per_replica(&harnesses, &waiting).await;
         assert!(
             expected.0.contains(&counts[0]) && expected.1.contains(&counts[1]),
             "{waiting:?}: {counts:?}"
@@ -153,19 +158,19 @@ async fn replicas_are_served_by_clients_and_tenants_and_not_by_calls() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_throttle_pauses_all_replicas_and_one_probe_is_sent_for_all() {
     let server = Redis::start().await;
-    let worlds = fleet(&server, 2).await;
+    let harnesses = fleet(&server, 2).await;
     // Each replica has used the lane.
-    for world in &worlds {
-        sent(world).await.1.answered();
+    for harness in &harnesses {
+        sent(harness).await.1.answered();
     }
-    let (_, refused) = sent(&worlds[0]).await;
+    let (_, refused) = sent(&harnesses[0]).await;
     let start = Instant::now();
     refused.throttled(Some(2 * SECOND));
     // When this replica has the answer, the store has the report.
-    while worlds[0].view().pause_remaining_seconds == 0.0 {
+    while harnesses[0].view().pause_remaining_seconds == 0.0 {
         sleep(Duration::from_millis(1)).await;
     }
-    let sends = load(&worlds, &[4, 4], 5 * SECOND / 2).await;
+    let sends = load(&harnesses, &[4, 4], 5 * SECOND / 2).await;
     let pauses: Vec<Duration> = sends.iter().map(|(at, _)| *at - start).collect();
     assert!(pauses[0] >= 2 * SECOND, "{pauses:?}");
     assert!(
@@ -173,7 +178,7 @@ async fn a_throttle_pauses_all_replicas_and_one_probe_is_sent_for_all() {
         "one probe, and the others when it is answered: {pauses:?}"
     );
     // Both have learned the same rate; the gap is each replica's own.
-    let [one, other] = [&worlds[0], &worlds[1]].map(|world| world.view());
+    let [one, other] = [&harnesses[0], &harnesses[1]].map(|harness| harness.view());
     assert_eq!(one.tokens_usable, other.tokens_usable);
     let stretched = |view: &LaneView| {
         f64::from(view.tokens_usable) / view.effective_per_second - view.gap_seconds
@@ -190,8 +195,8 @@ async fn a_throttle_pauses_all_replicas_and_one_probe_is_sent_for_all() {
 #[tokio::test]
 async fn slots_that_were_dealt_before_a_refusal_was_known_belong_to_its_episode() {
     let server = Redis::start().await;
-    let world = World::sharing(&server).await;
-    let quota = world.queue.inner.quota.clone().unwrap();
+    let harness = Harness::sharing(&server).await;
+    let quota = harness.queue.inner.quota.clone().unwrap();
     let ask = async |replica, wanted, op: Op| {
         // Its one token is back soon, so the second slot is dated ahead.
         let limit = Limit {
@@ -259,12 +264,12 @@ async fn slots_that_were_dealt_before_a_refusal_was_known_belong_to_its_episode(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flushed_store_costs_one_burst_at_most() {
     let server = Redis::start().await;
-    let worlds = fleet(&server, 2).await;
+    let harnesses = fleet(&server, 2).await;
     let flush = async {
         sleep(5 * SECOND / 2).await;
         server.flush().await;
     };
-    let (sends, ()) = tokio::join!(load(&worlds, &[20, 20], 5 * SECOND), flush);
+    let (sends, ()) = tokio::join!(load(&harnesses, &[20, 20], 5 * SECOND), flush);
     assert!(
         worst_second(&moments(&sends)) <= 10,
         "{}",
@@ -277,7 +282,7 @@ async fn a_flushed_store_costs_one_burst_at_most() {
 async fn the_slots_of_a_dead_replica_are_lost_for_a_second() {
     let server = Redis::start().await;
     let prefix = format!("test{}:", fastrand::u64(..));
-    let other = World::replica(server.port, prefix.clone()).await;
+    let other = Harness::replica(server.port, prefix.clone()).await;
     // The replica ends with its runtime, while it is working.
     let dying = std::thread::spawn({
         let port = server.port;
@@ -287,8 +292,8 @@ async fn the_slots_of_a_dead_replica_are_lost_for_a_second() {
                 .enable_all()
                 .build()
                 .unwrap();
-            let world = Arc::new(runtime.block_on(World::replica(port, prefix)));
-            let sends = runtime.block_on(load(&[world], &[20], 2 * SECOND));
+            let harness = Arc::new(runtime.block_on(Harness::replica(port, prefix)));
+            let sends = runtime.block_on(load(&[harness], &[20], 2 * SECOND));
             runtime.shutdown_background();
             sends
         }
@@ -312,7 +317,7 @@ async fn the_slots_of_a_dead_replica_are_lost_for_a_second() {
 async fn at_two_hundred_per_second_all_calls_are_sent_within_the_limit() {
     let server = Redis::start().await;
     for replicas in [1, 3] {
-        let worlds = fleet(&server, replicas).await;
+        let harnesses = fleet(&server, replicas).await;
         let limit = Limit {
             count: NonZeroU32::new(200).unwrap(),
             window: SECOND,
@@ -323,9 +328,9 @@ async fn at_two_hundred_per_second_all_calls_are_sent_within_the_limit() {
             ..operation("a", 60 * SECOND)
         };
         // The first second of the store, and of the process, is over.
-        for world in &worlds {
+        for harness in &harnesses {
             drop(
-                world
+                harness
                     .queue
                     .arrive(&operation, 10)
                     .unwrap()
@@ -337,11 +342,11 @@ async fn at_two_hundred_per_second_all_calls_are_sent_within_the_limit() {
         let sends = Arc::new(Mutex::new(Vec::new()));
         let mut calls = JoinSet::new();
         for index in 0..600 {
-            let world = worlds[index % replicas].clone();
+            let harness = harnesses[index % replicas].clone();
             let operation = operation.clone();
             let sends = sends.clone();
             calls.spawn(async move {
-                let mut call = world.queue.arrive(&operation, 10).unwrap();
+                let mut call = harness.queue.arrive(&operation, 10).unwrap();
                 loop {
                     let permit = call.permit().await.unwrap();
                     let at = Instant::now();

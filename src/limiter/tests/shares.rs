@@ -5,7 +5,7 @@ use super::*;
 /// Queues a call of a (client, weight, tenant). It returns its client, its result and the time of
 /// that.
 fn queue(
-    world: &World,
+    harness: &Harness,
     calls: &mut JoinSet<(String, Result<(), Kind>, Instant)>,
     who: (&str, u32, &str),
     hold: Duration,
@@ -16,7 +16,7 @@ fn queue(
         tenant: TenantId::new(tenant),
         ..operation(client, hold)
     };
-    let mut call = world.queue.arrive(&operation, 10).unwrap();
+    let mut call = harness.queue.arrive(&operation, 10).unwrap();
     let client = client.to_owned();
     calls.spawn(async move {
         let end = call
@@ -30,11 +30,11 @@ fn queue(
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_invented_tenants_of_one_client_do_not_delay_anothers_first() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut calls = JoinSet::new();
     for index in 0..1000 {
         queue(
-            &world,
+            &harness,
             &mut calls,
             ("A", 1, &format!("tenant-{index}")),
             3600 * SECOND,
@@ -43,7 +43,7 @@ async fn a_thousand_invented_tenants_of_one_client_do_not_delay_anothers_first()
     sleep(3 * SECOND).await;
     let start = Instant::now();
     for _ in 0..5 {
-        queue(&world, &mut calls, ("B", 1, ""), 3600 * SECOND);
+        queue(&harness, &mut calls, ("B", 1, ""), 3600 * SECOND);
     }
     let mut calls_of_b = Vec::new();
     while calls_of_b.len() < 5 {
@@ -61,12 +61,12 @@ async fn a_thousand_invented_tenants_of_one_client_do_not_delay_anothers_first()
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_tenants_with_one_call_each_are_served_at_the_full_rate() {
-    let world = World::with(GAP, |bounds| bounds.max_waiting_per_client = 10_000).await;
+    let harness = Harness::with(GAP, |bounds| bounds.max_waiting_per_client = 10_000).await;
     let mut calls = JoinSet::new();
     let start = Instant::now();
     for index in 0..10_000 {
         queue(
-            &world,
+            &harness,
             &mut calls,
             ("A", 1, &format!("tenant-{index}")),
             3600 * SECOND,
@@ -80,16 +80,16 @@ async fn ten_thousand_tenants_with_one_call_each_are_served_at_the_full_rate() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_that_a_later_arrival_makes_late_are_refused_immediately() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut calls = JoinSet::new();
     let start = Instant::now();
     // The last five of A's thirty calls are due at 5025 ms, just within their hold.
     for _ in 0..30 {
-        queue(&world, &mut calls, ("A", 1, ""), 5100 * SECOND / 1000);
+        queue(&harness, &mut calls, ("A", 1, ""), 5100 * SECOND / 1000);
     }
     sleep(Duration::from_millis(100)).await;
     for _ in 0..5 {
-        queue(&world, &mut calls, ("B", 1, ""), 5100 * SECOND / 1000);
+        queue(&harness, &mut calls, ("B", 1, ""), 5100 * SECOND / 1000);
     }
     let mut ends = BTreeMap::new();
     while let Some(call) = calls.join_next().await {

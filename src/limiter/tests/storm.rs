@@ -123,12 +123,12 @@ async fn one_call(
 }
 
 async fn storm(events: Vec<Event>) {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let sends = Arc::new(Mutex::new(Vec::new()));
     let mut calls = Vec::new();
     for event in events {
         sleep(Duration::from_millis(event.after)).await;
-        world
+        harness
             .connector
             .delay_ms
             .store(event.connect, Ordering::Relaxed);
@@ -142,7 +142,7 @@ async fn storm(events: Vec<Event>) {
             tenant: TenantId::new(format!("tenant-{tenant}")),
             ..who
         };
-        let call = world.queue.arrive(&who, 100).unwrap();
+        let call = harness.queue.arrive(&who, 100).unwrap();
         let hang_up = event.hang_up;
         let task = tokio::spawn(one_call(call, event, sends.clone()));
         if let Some(after) = hang_up {
@@ -166,7 +166,7 @@ async fn storm(events: Vec<Event>) {
     // At rest: pauses end within a minute; four tokens come back in 48 seconds, then 35 ms of the
     // gap in 175.
     sleep(300 * SECOND).await;
-    let (granted, spent, returned) = world.tokens();
+    let (granted, spent, returned) = harness.tokens();
     assert_eq!(
         granted,
         spent + returned,
@@ -177,21 +177,21 @@ async fn storm(events: Vec<Event>) {
         sends.lock().len() as u64,
         "what was spent was sent, once"
     );
-    world.queue.forget_idle();
+    harness.queue.forget_idle();
     assert!(
-        world.queue.lanes().is_empty(),
+        harness.queue.lanes().is_empty(),
         "the lane is at rest and holds no token"
     );
-    assert_eq!(world.queue.inner.budget.used(), 0);
-    assert_eq!(world.connector.open.load(Ordering::Relaxed), 0);
-    first_five_go_at_once(&world).await;
+    assert_eq!(harness.queue.inner.budget.used(), 0);
+    assert_eq!(harness.connector.open.load(Ordering::Relaxed), 0);
+    first_five_go_at_once(&harness).await;
 }
 
-async fn first_five_go_at_once(world: &World) {
-    world.connector.delay_ms.store(0, Ordering::Relaxed);
+async fn first_five_go_at_once(harness: &Harness) {
+    harness.connector.delay_ms.store(0, Ordering::Relaxed);
     let start = Instant::now();
     for _ in 0..5 {
-        world
+        harness
             .arrive(SECOND)
             .unwrap()
             .permit()

@@ -4,11 +4,11 @@ use super::*;
 
 #[tokio::test(start_paused = true)]
 async fn sixty_calls_at_once_are_sent_in_eleven_windows_and_gaps() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let start = Instant::now();
     let mut calls = JoinSet::new();
     for index in 0..60_u32 {
-        let mut call = world.arrive(120 * SECOND).unwrap();
+        let mut call = harness.arrive(120 * SECOND).unwrap();
         calls.spawn(async move {
             call.permit().await.unwrap().spend().unwrap().1.answered();
             (index, start.elapsed())
@@ -18,16 +18,16 @@ async fn sixty_calls_at_once_are_sent_in_eleven_windows_and_gaps() {
     for (index, at) in left {
         assert_eq!(at, (SECOND + GAP) * (index / 5), "call {index}");
     }
-    assert_eq!(world.tokens(), (60, 60, 0));
+    assert_eq!(harness.tokens(), (60, 60, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn after_idle_time_five_calls_are_sent_immediately_and_the_sixth_after_a_window() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     for _round in 0..3 {
         let start = Instant::now();
         for index in 0..6 {
-            world
+            harness
                 .arrive(30 * SECOND)
                 .unwrap()
                 .permit()
@@ -50,11 +50,11 @@ async fn after_idle_time_five_calls_are_sent_immediately_and_the_sixth_after_a_w
 
 #[tokio::test(start_paused = true)]
 async fn nothing_leaves_in_the_first_second_of_a_process() {
-    let mut world = World::new(GAP).await;
-    let inner = Arc::get_mut(&mut Arc::get_mut(&mut world.queue).unwrap().inner).unwrap();
+    let mut harness = Harness::new(GAP).await;
+    let inner = Arc::get_mut(&mut Arc::get_mut(&mut harness.queue).unwrap().inner).unwrap();
     inner.started = Instant::now();
     let start = Instant::now();
-    world
+    harness
         .arrive(30 * SECOND)
         .unwrap()
         .permit()
@@ -69,12 +69,12 @@ async fn nothing_leaves_in_the_first_second_of_a_process() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unused_permit_goes_to_the_next_call_immediately() {
-    let world = World::new(GAP).await;
+    let harness = Harness::new(GAP).await;
     let mut permits = Vec::new();
     for _ in 0..5 {
-        permits.push(world.arrive(30 * SECOND).unwrap().permit().await.unwrap());
+        permits.push(harness.arrive(30 * SECOND).unwrap().permit().await.unwrap());
     }
-    let mut sixth = world.arrive(30 * SECOND).unwrap();
+    let mut sixth = harness.arrive(30 * SECOND).unwrap();
     let start = Instant::now();
     let waiting =
         tokio::spawn(async move { sixth.permit().await.map(|permit| (permit, Instant::now())) });
@@ -82,18 +82,18 @@ async fn an_unused_permit_goes_to_the_next_call_immediately() {
     permits.pop();
     let (_turn, at) = waiting.await.unwrap().unwrap();
     assert_eq!(at - start, Duration::from_millis(70));
-    assert_eq!(world.tokens(), (6, 0, 1));
+    assert_eq!(harness.tokens(), (6, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_call_hangs_whichever_others_leave() {
     for seed in 0..200 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let world = World::new(GAP).await;
+        let harness = Harness::new(GAP).await;
         let mut stay = Vec::new();
         let mut leave = Vec::new();
         for _ in 0..20 {
-            let mut call = world.arrive(120 * SECOND).unwrap();
+            let mut call = harness.arrive(120 * SECOND).unwrap();
             let task = tokio::spawn(async move {
                 call.permit().await.unwrap().spend().unwrap().1.answered();
             });
@@ -109,15 +109,15 @@ async fn no_call_hangs_whichever_others_leave() {
             task.await.unwrap();
         }
         sleep(2 * SECOND).await;
-        world.queue.forget_idle();
+        harness.queue.forget_idle();
         assert!(
-            world.queue.lanes().is_empty(),
+            harness.queue.lanes().is_empty(),
             "seed {seed}: the lane is at rest"
         );
-        let (granted, spent, returned) = world.tokens();
+        let (granted, spent, returned) = harness.tokens();
         assert_eq!(granted, spent + returned, "seed {seed}");
         assert_eq!(
-            world.connector.open.load(Ordering::Relaxed),
+            harness.connector.open.load(Ordering::Relaxed),
             0,
             "seed {seed}: connections are given back"
         );
@@ -126,35 +126,41 @@ async fn no_call_hangs_whichever_others_leave() {
 
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_expires_before_its_use_is_not_used() {
-    let world = World::new(GAP).await;
-    world.set_dealt(1, 5);
-    world.connector.lookup_ms.store(20, Ordering::Relaxed);
-    let permit = world
+    let harness = Harness::new(GAP).await;
+    harness.set_dealt(1, 5);
+    harness.connector.lookup_ms.store(20, Ordering::Relaxed);
+    let permit = harness
         .arrive(SECOND)
         .unwrap()
         .permit()
         .await
         .expect("it is granted");
     assert!(permit.spend().is_none(), "the slot has expired");
-    assert_eq!(world.tokens(), (1, 0, 1));
+    assert_eq!(harness.tokens(), (1, 0, 1));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_slot_that_expires_while_a_connection_is_looked_up_is_not_granted() {
-    let world = World::new(GAP).await;
-    world.set_dealt(1, 5);
-    let lane = world.queue.lane(&operation("a", SECOND));
+    let harness = Harness::new(GAP).await;
+    harness.set_dealt(1, 5);
+    let lane = harness.queue.lane(&operation("a", SECOND));
     lane.lock()
         .state
         .lane
         .pause_until(Instant::now() + Duration::from_millis(10));
-    world.connector.lookup_ms.store(20, Ordering::Relaxed);
-    let refusal = world.arrive(SECOND).unwrap().permit().await.err().unwrap();
+    harness.connector.lookup_ms.store(20, Ordering::Relaxed);
+    let refusal = harness
+        .arrive(SECOND)
+        .unwrap()
+        .permit()
+        .await
+        .err()
+        .unwrap();
     assert_eq!(
-        (refusal.kind, world.tokens()),
+        (refusal.kind, harness.tokens()),
         (Kind::HoldExpired, (0, 0, 0))
     );
-    world.set_dealt(1, 5);
-    world.connector.lookup_ms.store(0, Ordering::Relaxed);
-    assert!(world.arrive(SECOND).unwrap().permit().await.is_ok());
+    harness.set_dealt(1, 5);
+    harness.connector.lookup_ms.store(0, Ordering::Relaxed);
+    assert!(harness.arrive(SECOND).unwrap().permit().await.is_ok());
 }

@@ -6,19 +6,22 @@ use super::*;
 
 #[test]
 fn a_lone_call_is_granted_at_once() {
-    let mut world = World::warm(5);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, MaySend(1), "yes", "idle"),
         (3, Written(1, 2), "", "idle"),
         (40, Accepted(1), "", "idle"),
     ]);
-    assert_eq!((world.lane.granted(), world.lane.source().held()), (1, 0));
+    assert_eq!(
+        (harness.lane.granted(), harness.lane.source().held()),
+        (1, 0)
+    );
 }
 
 #[test]
 fn the_first_call_of_a_cold_lane_waits_for_a_token() {
-    World::cold(5).rows([
+    Harness::cold(5).rows([
         (0, TryGrant(1), "closed", "idle"),
         (0, Arrive(1, "a", HOLD), "", "token 1005"),
         (1004, Connected, "", "token 1005"),
@@ -30,7 +33,7 @@ fn the_first_call_of_a_cold_lane_waits_for_a_token() {
 
 #[test]
 fn count_calls_are_granted_together_and_the_next_waits_for_the_first_write() {
-    World::warm(2).rows([
+    Harness::warm(2).rows([
         (0, Arrive(1, "a", HOLD), "", "grant"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Arrive(3, "a", HOLD), "", "grant"),
@@ -47,7 +50,7 @@ fn count_calls_are_granted_together_and_the_next_waits_for_the_first_write() {
 
 #[test]
 fn a_tokens_window_runs_from_a_late_write() {
-    World::warm(1).rows([
+    Harness::warm(1).rows([
         (0, Arrive(1, "a", HOLD), "", "grant"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Connected, "grant 1", "event"),
@@ -62,23 +65,26 @@ fn a_tokens_window_runs_from_a_late_write() {
 
 #[test]
 fn the_token_of_a_returned_grant_goes_to_the_next_call() {
-    let mut world = World::warm(1);
-    world.rows([
+    let mut harness = Harness::warm(1);
+    harness.rows([
         (0, Arrive(1, "a", HOLD), "", "grant"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Connected, "grant 1", "event"),
         (50, Returned(1), "", "grant"),
         (50, Connected, "grant 2", "idle"),
     ]);
-    assert_eq!((world.lane.granted(), world.lane.source().held()), (2, 1));
+    assert_eq!(
+        (harness.lane.granted(), harness.lane.source().held()),
+        (2, 1)
+    );
 }
 
 #[test]
 fn every_end_but_a_throttle_leaves_the_lane_open() {
     for end in [Accepted, Unknown, Unsent] {
-        let mut world = World::warm(2);
-        world.send_one(1, 0);
-        world.rows([
+        let mut harness = Harness::warm(2);
+        harness.send_one(1, 0);
+        harness.rows([
             (10, end(1), "", "idle"),
             (10, TryGrant(2), "grant 2", "idle"),
             (10, TryGrant(3), "closed", "idle"),
@@ -88,7 +94,7 @@ fn every_end_but_a_throttle_leaves_the_lane_open() {
 
 #[test]
 fn a_caller_may_disconnect_at_any_stage() {
-    World::warm(1).rows([
+    Harness::warm(1).rows([
         (0, Arrive(1, "a", HOLD), "", "grant"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Arrive(3, "a", HOLD), "", "grant"),
@@ -107,9 +113,9 @@ fn a_caller_may_disconnect_at_any_stage() {
 
 #[test]
 fn the_lane_waits_for_as_many_connections_as_it_can_use() {
-    let mut world = World::warm(2);
-    world.has_connection = false;
-    world.rows([
+    let mut harness = Harness::warm(2);
+    harness.has_connection = false;
+    harness.rows([
         (0, Arrive(1, "a", HOLD), "", "connect 1"),
         (0, Arrive(2, "a", HOLD), "", "connect 2"),
         (0, Arrive(3, "a", HOLD), "", "connect 2"),
@@ -120,7 +126,7 @@ fn the_lane_waits_for_as_many_connections_as_it_can_use() {
 
 #[test]
 fn a_call_whose_predicted_wait_exceeds_its_hold_is_refused_on_arrival() {
-    World::cold(1).rows([
+    Harness::cold(1).rows([
         (0, Arrive(1, "a", AWAY - 1), "refuse 1 WaitTooLong", "idle"),
         (0, Arrive(2, "a", AWAY), "", "token 1005"),
         (
@@ -138,7 +144,7 @@ fn a_call_whose_predicted_wait_exceeds_its_hold_is_refused_on_arrival() {
 
 #[test]
 fn an_arrival_that_goes_before_others_refuses_those_that_become_late() {
-    World::cold(1).rows([
+    Harness::cold(1).rows([
         (0, Arrive(1, "a", HOLD), "", "token 1005"),
         (0, Arrive(2, "a", 2 * AWAY + 10), "", "token 1005"),
         (0, Arrive(3, "b", HOLD), "", "token 1005"),
@@ -151,12 +157,12 @@ fn an_arrival_that_goes_before_others_refuses_those_that_become_late() {
 
 #[test]
 fn a_full_queue_evicts_from_the_client_with_the_most_calls() {
-    let mut world = World::cold(5);
+    let mut harness = Harness::cold(5);
     (
-        world.rules.bounds.max_waiting,
-        world.rules.bounds.max_waiting_per_client,
+        harness.rules.bounds.max_waiting,
+        harness.rules.bounds.max_waiting_per_client,
     ) = (3, 2);
-    world.rows([
+    harness.rows([
         (0, Arrive(1, "a", HOLD), "", "token 1005"),
         (0, Arrive(2, "a", HOLD), "", "token 1005"),
         (0, Arrive(3, "a", HOLD), "refuse 3 QueueFull", "token 1005"),
@@ -169,13 +175,13 @@ fn a_full_queue_evicts_from_the_client_with_the_most_calls() {
         (0, Return(9, "a", HOLD), "", "review"),
         (0, Review, "", "token 1005"),
     ]);
-    assert_eq!(world.lane.queue().len(), 4);
+    assert_eq!(harness.lane.queue().len(), 4);
 }
 
 #[test]
 fn a_returning_call_keeps_its_position() {
-    let mut world = World::warm(1);
-    world.rows([
+    let mut harness = Harness::warm(1);
+    harness.rows([
         (0, Arrive(1, "a", HOLD), "", "grant"),
         (0, Connected, "grant 1", "idle"),
         (0, Written(1, 0), "", "idle"),
@@ -188,7 +194,7 @@ fn a_returning_call_keeps_its_position() {
 
 #[test]
 fn no_call_is_sent_after_its_hold() {
-    World::cold(1).rows([
+    Harness::cold(1).rows([
         (0, Arrive(1, "a", 1100), "", "token 1005"),
         (0, Arrive(2, "a", 2500), "", "token 1005"),
         // The worker is late.

@@ -20,8 +20,8 @@ fn silence() -> u64 {
 
 #[test]
 fn a_changed_limit_begins_cold_and_invalidates_grants_that_have_not_begun() {
-    let mut world = World::warm(5);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, MaySend(1), "yes", "idle"),
         (100, Reload(Some((2, 500))), "", "idle"),
@@ -32,13 +32,13 @@ fn a_changed_limit_begins_cold_and_invalidates_grants_that_have_not_begun() {
         (605, TryGrant(3), "grant 3", "idle"),
         (605, TryGrant(4), "closed", "idle"),
     ]);
-    assert_eq!(world.lane.held, 2);
+    assert_eq!(harness.lane.held, 2);
 }
 
 #[test]
 fn a_reload_that_changes_no_limit_changes_nothing() {
     for same in [None, Some((5, 1000))] {
-        World::warm(5).rows([
+        Harness::warm(5).rows([
             (0, TryGrant(1), "grant 1", "idle"),
             (1, Reload(same), "", "idle"),
             (1, MaySend(1), "yes", "idle"),
@@ -50,8 +50,8 @@ fn a_reload_that_changes_no_limit_changes_nothing() {
 
 #[test]
 fn an_attempt_that_began_under_an_earlier_limit_holds_a_token_of_the_new_one_until_its_write() {
-    let mut world = World::warm(5);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, TryGrant(2), "grant 2", "idle"),
         (100, Reload(Some((2, 1000))), "", "idle"),
@@ -68,9 +68,9 @@ fn an_attempt_that_began_under_an_earlier_limit_holds_a_token_of_the_new_one_unt
 
 #[test]
 fn a_part_begins_when_no_other_replica_can_use_the_whole_quota() {
-    let mut world = World::warm(5);
-    let since = world.at(100);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    let since = harness.at(100);
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, TryGrant(2), "grant 2", "idle"),
         (50, Arrive(3, "a", HOLD), "", "grant"),
@@ -81,7 +81,7 @@ fn a_part_begins_when_no_other_replica_can_use_the_whole_quota() {
         (600, Written(2, 600), "", "token 2120"),
     ]);
     assert_eq!(silence(), 2020);
-    world.rows([
+    harness.rows([
         (2120, Connected, "grant 3", "idle"),
         (2120, TryGrant(4), "grant 4", "idle"),
         (2120, TryGrant(5), "closed", "idle"),
@@ -90,9 +90,9 @@ fn a_part_begins_when_no_other_replica_can_use_the_whole_quota() {
 
 #[test]
 fn an_earlier_attempt_that_is_written_later_uses_a_token_of_the_part() {
-    let mut world = World::warm(5);
-    let since = world.at(0);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    let since = harness.at(0);
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, Source(part(2, since)), "", "idle"),
         (2020, TryGrant(2), "grant 2", "idle"),
@@ -105,9 +105,9 @@ fn an_earlier_attempt_that_is_written_later_uses_a_token_of_the_part() {
 
 #[test]
 fn a_part_that_grows_or_shrinks_keeps_its_used_tokens() {
-    let mut world = World::warm(5);
-    let since = world.at(0);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    let since = harness.at(0);
+    harness.rows([
         (0, Source(part(2, since)), "", "idle"),
         (3000, TryGrant(1), "grant 1", "idle"),
         (3000, Written(1, 3000), "", "idle"),
@@ -126,25 +126,25 @@ fn a_part_that_grows_or_shrinks_keeps_its_used_tokens() {
 
 #[test]
 fn forecasts_of_a_part_use_its_own_tokens() {
-    let mut world = World::warm(5);
-    let since = world.at(0);
-    world.row("part", (0, Source(part(1, since)), "", "idle"));
+    let mut harness = Harness::warm(5);
+    let since = harness.at(0);
+    harness.row("part", (0, Source(part(1, since)), "", "idle"));
     let waits: Vec<_> = (0..3)
-        .map(|ahead| world.lane.predicted_wait(ahead, world.now))
+        .map(|ahead| harness.lane.predicted_wait(ahead, harness.now))
         .collect();
     assert_eq!(
         waits,
         [silence(), silence() + AWAY, silence() + 2 * AWAY].map(ms)
     );
     // Also while the rate rises.
-    world.rows([
+    harness.rows([
         (3000, TryGrant(1), "grant 1", "idle"),
         (3000, Written(1, 3000), "", "idle"),
     ]);
-    world.step(3010, Throttled(1, Some(1000)));
-    assert!(world.lane.pace.has_learned());
+    harness.step(3010, Throttled(1, Some(1000)));
+    assert!(harness.lane.pace.has_learned());
     let waits: Vec<_> = (0..3)
-        .map(|ahead| world.lane.predicted_wait(ahead, world.now))
+        .map(|ahead| harness.lane.predicted_wait(ahead, harness.now))
         .collect();
     assert!(
         waits[1] - waits[0] >= ms(AWAY) && waits[2] - waits[1] >= ms(AWAY),
@@ -154,9 +154,9 @@ fn forecasts_of_a_part_use_its_own_tokens() {
 
 #[test]
 fn without_a_part_every_call_is_refused() {
-    let mut world = World::warm(5);
-    let since = world.at(0);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    let since = harness.at(0);
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, Arrive(2, "a", HOLD), "", "grant"),
         (0, Arrive(3, "a", HOLD), "", "grant"),
@@ -182,15 +182,15 @@ fn without_a_part_every_call_is_refused() {
             "idle",
         ),
     ]);
-    assert_eq!(world.lane.advice_now(world.now), shared::ADVICE);
+    assert_eq!(harness.lane.advice_now(harness.now), shared::ADVICE);
 }
 
 #[test]
 fn a_pause_and_its_probe_survive_a_change_of_the_source() {
-    let mut world = World::warm(5);
-    world.send_one(1, 0);
-    let since = world.at(0);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    harness.send_one(1, 0);
+    let since = harness.at(0);
+    harness.rows([
         (10, Throttled(1, Some(3000)), "pauses 3000", "idle"),
         (20, Source(part(2, since)), "", "idle"),
         (20, Arrive(2, "a", HOLD), "", "pause 3010"),
@@ -206,9 +206,9 @@ fn a_pause_and_its_probe_survive_a_change_of_the_source() {
 
 #[test]
 fn an_operators_pause_stops_a_probe_that_has_not_begun() {
-    let mut world = World::warm(5);
-    world.send_one(1, 0);
-    world.rows([
+    let mut harness = Harness::warm(5);
+    harness.send_one(1, 0);
+    harness.rows([
         (10, Throttled(1, Some(1000)), "pauses 1000", "idle"),
         (2000, TryGrant(2), "probe 2", "idle"),
         (2000, MaySend(2), "yes", "idle"),
@@ -222,8 +222,8 @@ fn an_operators_pause_stops_a_probe_that_has_not_begun() {
 
 #[test]
 fn a_drain_refuses_the_calls_that_do_not_fit_and_at_its_end_the_rest() {
-    let mut world = World::cold(1);
-    world.rows([
+    let mut harness = Harness::cold(1);
+    harness.rows([
         (0, Arrive(1, "a", HOLD), "", "token 1005"),
         (0, Arrive(2, "a", HOLD), "", "token 1005"),
         (0, Arrive(3, "a", HOLD), "", "token 1005"),

@@ -6,34 +6,34 @@ use super::*;
 
 /// Grants and writes whatever the lane allows until the queue is empty. Returns the time of each
 /// grant.
-fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
+fn serve(harness: &mut Harness) -> BTreeMap<u64, Instant> {
     let mut granted = BTreeMap::new();
     for _ in 0..100_000 {
         let cx = Context {
-            now: world.now,
-            rules: &world.rules,
+            now: harness.now,
+            rules: &harness.rules,
             drain_by: None,
         };
-        let (next, check_at) = world.lane.next(true, cx);
+        let (next, check_at) = harness.lane.next(true, cx);
         match next {
             Next::Idle => return granted,
             Next::Grant => {
-                for effect in world.lane.handle(Event::Connected, cx) {
+                for effect in harness.lane.handle(Event::Connected, cx) {
                     let Effect::Grant { waiter, grant } = effect else {
                         panic!("a grant")
                     };
-                    granted.insert(waiter, world.now);
+                    granted.insert(waiter, harness.now);
                     let written = Event::Written {
                         grant,
-                        at: world.now,
+                        at: harness.now,
                     };
-                    world.lane.handle(written, cx);
+                    harness.lane.handle(written, cx);
                     // The probe ends immediately.
                     if grant.probe {
-                        world.lane.handle(
+                        harness.lane.handle(
                             Event::Ended {
                                 grant,
-                                written_at: world.now,
+                                written_at: harness.now,
                                 end: End::Unknown,
                             },
                             cx,
@@ -41,9 +41,9 @@ fn serve(world: &mut World) -> BTreeMap<u64, Instant> {
                     }
                 }
             }
-            Next::Review => drop(world.lane.handle(Event::Review, cx)),
+            Next::Review => drop(harness.lane.handle(Event::Review, cx)),
             Next::Pause(until) | Next::Token(until) | Next::Until(until) => {
-                world.now = check_at.map_or(until, |at| at.min(until)).max(world.now);
+                harness.now = check_at.map_or(until, |at| at.min(until)).max(harness.now);
             }
             Next::Connect(_) | Next::Event => panic!("no token is held, and a connection is ready"),
         }
@@ -62,28 +62,28 @@ proptest! {
         calls in 1..200_u64,
         pause in 0..3000_u64,
     ) {
-        let mut world = World::warm(count);
+        let mut harness = Harness::warm(count);
         if let Some(part) = part {
             let count = NonZeroU32::new(part.min(count)).unwrap();
-            let since = world.now - ms(5000);
-            world.apply(Step::Source(QuotaSource::Part { count, since }));
+            let since = harness.now - ms(5000);
+            harness.apply(Step::Source(QuotaSource::Part { count, since }));
         }
         for call in 0..sent {
-            world.now += ms(37);
-            if let Some(grant) = world.lane.try_grant(world.at(HOLD), world.now) {
-                let cx = Context { now: world.now, rules: &world.rules, drain_by: None };
-                world.lane.handle(Event::Written { grant, at: world.now }, cx);
+            harness.now += ms(37);
+            if let Some(grant) = harness.lane.try_grant(harness.at(HOLD), harness.now) {
+                let cx = Context { now: harness.now, rules: &harness.rules, drain_by: None };
+                harness.lane.handle(Event::Written { grant, at: harness.now }, cx);
             }
             prop_assert!(call < 8);
         }
-        world.apply(Step::Pause(Some(pause)));
+        harness.apply(Step::Pause(Some(pause)));
         let mut forecasts = BTreeMap::new();
         for call in 0..calls {
-            let ahead = world.lane.queue().len();
-            forecasts.insert(call, world.now + world.lane.predicted_wait(ahead, world.now));
-            world.apply(Step::Arrive(call, "a", HOLD));
+            let ahead = harness.lane.queue().len();
+            forecasts.insert(call, harness.now + harness.lane.predicted_wait(ahead, harness.now));
+            harness.apply(Step::Arrive(call, "a", HOLD));
         }
-        prop_assert_eq!(serve(&mut world), forecasts);
+        prop_assert_eq!(serve(&mut harness), forecasts);
     }
 
     /// The rate of the lane rises while the calls wait.
@@ -94,28 +94,28 @@ proptest! {
         idle in 0..8000_u64,
         calls in 1..300_u64,
     ) {
-        let mut world = World::warm(count);
+        let mut harness = Harness::warm(count);
         for call in 0..refusals {
-            let at = world.now + ms(2000);
-            world.now = at;
-            let grant = world.lane.try_grant(at + ms(1), at).unwrap();
-            let cx = Context { now: at, rules: &world.rules, drain_by: None };
-            world.lane.handle(Event::Written { grant, at }, cx);
+            let at = harness.now + ms(2000);
+            harness.now = at;
+            let grant = harness.lane.try_grant(at + ms(1), at).unwrap();
+            let cx = Context { now: at, rules: &harness.rules, drain_by: None };
+            harness.lane.handle(Event::Written { grant, at }, cx);
             let end = End::Throttled { hint: Some(ms(500)), random: 0.5 };
-            world.lane.handle(Event::Ended { grant, written_at: at, end }, cx);
+            harness.lane.handle(Event::Ended { grant, written_at: at, end }, cx);
             prop_assert!(call < 4);
         }
-        world.now += ms(500 + idle);
+        harness.now += ms(500 + idle);
         let mut forecasts = BTreeMap::new();
         for call in 0..calls {
-            world.apply(Step::Arrive(call, "a", HOLD));
-            forecasts.insert(call, world.lane.forecast(world.now).unwrap().at(call as usize));
+            harness.apply(Step::Arrive(call, "a", HOLD));
+            forecasts.insert(call, harness.lane.forecast(harness.now).unwrap().at(call as usize));
         }
-        let rate = world.lane.rate(world.now);
+        let rate = harness.lane.rate(harness.now);
         let distance = (rate.away() / rate.tokens).max(rate.spacing);
         // With many tokens the mean rate is used, which does not model bursts.
         let distance = if rate.tokens > 64 { rate.away() } else { distance };
-        let granted = serve(&mut world);
+        let granted = serve(&mut harness);
         for (call, forecasts) in forecasts {
             let off = granted[&call].max(forecasts) - granted[&call].min(forecasts);
             prop_assert!(off <= distance, "{call} is off by {off:?}, {rate:?}");

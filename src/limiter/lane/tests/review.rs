@@ -6,24 +6,24 @@ use super::*;
 const LONG: u64 = 10_000;
 
 /// A lane of 200 per second with 200 attempts in progress and this number of queued calls.
-fn waiting(calls: u64, hold: impl Fn(u64) -> u64) -> World {
-    let mut world = World::warm(200);
+fn waiting(calls: u64, hold: impl Fn(u64) -> u64) -> Harness {
+    let mut harness = Harness::warm(200);
     for call in 1..=200 {
-        world.send_one(call, 0);
+        harness.send_one(call, 0);
     }
     for call in 0..calls {
-        world.apply(Arrive(1000 + call, "a", hold(call)));
+        harness.apply(Arrive(1000 + call, "a", hold(call)));
     }
-    world
+    harness
 }
 
 /// Reviews until nothing is due. Returns the number of pieces and of refused calls.
-fn review(world: &mut World, at: u64) -> (usize, usize) {
+fn review(harness: &mut Harness, at: u64) -> (usize, usize) {
     let mut pieces = 0;
     let mut refused = 0;
-    let mut next = world.step(at, Check).1;
+    let mut next = harness.step(at, Check).1;
     while next == "review" {
-        let seen = world.step(at, Review);
+        let seen = harness.step(at, Review);
         refused += seen.0.matches("refuse").count();
         (pieces, next) = (pieces + 1, seen.1);
     }
@@ -32,49 +32,49 @@ fn review(world: &mut World, at: u64) -> (usize, usize) {
 
 #[test]
 fn a_long_queue_is_reviewed_in_pieces_once_per_episode() {
-    let mut world = waiting(LONG, |_| HOLD);
-    world.row(
+    let mut harness = waiting(LONG, |_| HOLD);
+    harness.row(
         "the first",
         (10, Throttled(1, Some(20_000)), "pauses 20000", "review"),
     );
     for call in 2..=50 {
-        world.row("the others", (10, Throttled(call, None), "", "review"));
+        harness.row("the others", (10, Throttled(call, None), "", "review"));
     }
-    assert_eq!(review(&mut world, 10), (LONG.div_ceil(128) as usize, 0));
-    assert!(!world.lane.has_review() || world.step(59, Check).1.starts_with("pause"));
+    assert_eq!(review(&mut harness, 10), (LONG.div_ceil(128) as usize, 0));
+    assert!(!harness.lane.has_review() || harness.step(59, Check).1.starts_with("pause"));
 }
 
 #[test]
 fn a_new_review_waits_for_the_one_in_progress_and_a_minimum_interval() {
-    let mut world = waiting(LONG, |_| HOLD);
-    world.row(
+    let mut harness = waiting(LONG, |_| HOLD);
+    harness.row(
         "the first",
         (10, Throttled(1, Some(20_000)), "pauses 20000", "review"),
     );
     for _ in 0..10 {
-        world.row("a piece", (10, Review, "", "review"));
+        harness.row("a piece", (10, Review, "", "review"));
     }
-    world.row("another", (10, Throttled(2, Some(30_000)), "", "review"));
-    let (pieces, _) = review(&mut world, 11);
+    harness.row("another", (10, Throttled(2, Some(30_000)), "", "review"));
+    let (pieces, _) = review(&mut harness, 11);
     assert_eq!(pieces, LONG.div_ceil(128) as usize - 10);
-    world.row("not at once", (60, Check, "", "pause 30010"));
-    world.row("a moment later", (61, Check, "", "review"));
-    assert_eq!(review(&mut world, 61).0, LONG.div_ceil(128) as usize);
-    assert!(!world.lane.has_review());
+    harness.row("not at once", (60, Check, "", "pause 30010"));
+    harness.row("a moment later", (61, Check, "", "review"));
+    assert_eq!(review(&mut harness, 61).0, LONG.div_ceil(128) as usize);
+    assert!(!harness.lane.has_review());
 }
 
 #[test]
 fn exactly_the_calls_that_become_late_are_refused() {
     // Half of the calls have a hold that is never over.
-    let mut world = waiting(1000, |call| if call % 2 == 0 { HOLD } else { 15_000 });
-    world.row(
+    let mut harness = waiting(1000, |call| if call % 2 == 0 { HOLD } else { 15_000 });
+    harness.row(
         "the first",
         (10, Throttled(1, Some(20_000)), "pauses 20000", "review"),
     );
-    assert_eq!(review(&mut world, 10).1, 500);
-    assert_eq!(world.lane.queue().len(), 500);
+    assert_eq!(review(&mut harness, 10).1, 500);
+    assert_eq!(harness.lane.queue().len(), 500);
     assert!(
-        world
+        harness
             .lane
             .queue()
             .waiting()
@@ -84,42 +84,42 @@ fn exactly_the_calls_that_become_late_are_refused() {
 
 #[test]
 fn a_walk_visits_each_call_once_while_calls_are_served_and_leave() {
-    let mut world = waiting(1000, |_| HOLD);
-    world.row("an order", (10, Pause(Some(1000)), "", "review"));
-    world.row("a piece", (10, Review, "", "review"));
-    world.step(1010, Check);
+    let mut harness = waiting(1000, |_| HOLD);
+    harness.row("an order", (10, Pause(Some(1000)), "", "review"));
+    harness.row("a piece", (10, Review, "", "review"));
+    harness.step(1010, Check);
     for call in 1000..1100 {
-        assert_eq!(world.step(1010, Connected).0, format!("grant {call}"));
+        assert_eq!(harness.step(1010, Connected).0, format!("grant {call}"));
     }
     for call in 1300..1400 {
-        world.step(1010, Leave(call));
+        harness.step(1010, Leave(call));
     }
     let mut pieces = 1;
-    while world.lane.has_review() {
-        world.step(1010, Review);
+    while harness.lane.has_review() {
+        harness.step(1010, Review);
         pieces += 1;
         assert!(pieces < 20);
     }
-    assert_eq!((pieces, world.lane.queue().len()), (8, 800));
+    assert_eq!((pieces, harness.lane.queue().len()), (8, 800));
 }
 
 #[test]
 fn a_drain_that_ends_soon_after_a_long_review_refuses_all_without_a_busy_wait() {
-    let mut world = waiting(LONG, |_| HOLD);
-    world.row("a drain", (10, Drain(20), "", "review"));
-    world.drain_by = Some(world.at(60_000));
-    review(&mut world, 10);
-    world.drain_by = Some(world.at(20));
+    let mut harness = waiting(LONG, |_| HOLD);
+    harness.row("a drain", (10, Drain(20), "", "review"));
+    harness.drain_by = Some(harness.at(60_000));
+    review(&mut harness, 10);
+    harness.drain_by = Some(harness.at(20));
     let (next, check_at) = {
         let cx = Context {
-            now: world.at(20),
-            rules: &world.rules,
-            drain_by: world.drain_by,
+            now: harness.at(20),
+            rules: &harness.rules,
+            drain_by: harness.drain_by,
         };
-        world.lane.next(true, cx)
+        harness.lane.next(true, cx)
     };
-    assert_eq!((next, check_at), (Next::Event, Some(world.at(60))));
-    let (pieces, refused) = review(&mut world, 60);
+    assert_eq!((next, check_at), (Next::Event, Some(harness.at(60))));
+    let (pieces, refused) = review(&mut harness, 60);
     assert_eq!(
         (pieces, refused),
         (LONG.div_ceil(128) as usize, LONG as usize)

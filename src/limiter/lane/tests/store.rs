@@ -8,28 +8,28 @@ use crate::limiter::shared::protocol::{AttemptEnd, Op};
 const FROM: u64 = AWAY + SLACK;
 
 /// A lane whose tokens come from the store since the origin.
-fn shared() -> World {
-    let mut world = World::warm(5);
-    let since = world.origin;
-    world.row(
+fn shared() -> Harness {
+    let mut harness = Harness::warm(5);
+    let since = harness.origin;
+    harness.row(
         "shared",
         (0, Source(QuotaSource::Store { since }), "", "idle"),
     );
-    world
+    harness
 }
 
 /// The same, with slots of these dates for the queued calls from 1 on.
-fn dealt(dates: &[u64]) -> World {
-    let mut world = shared();
+fn dealt(dates: &[u64]) -> Harness {
+    let mut harness = shared();
     for call in 1..=dates.len() as u64 {
-        world.apply(Arrive(call, "a", HOLD));
+        harness.apply(Arrive(call, "a", HOLD));
     }
-    world.row(
+    harness.row(
         "asks",
         (2000, Check, &format!("take for {}", dates.len()), "event"),
     );
-    world.step(2000, Answer(0, view(2000, dates)));
-    world
+    harness.step(2000, Answer(0, view(2000, dates)));
+    harness
 }
 
 fn probe(at: u64, date: u64) -> View {
@@ -40,8 +40,8 @@ fn probe(at: u64, date: u64) -> View {
 
 #[test]
 fn a_new_store_is_first_asked_for_slots_after_a_window() {
-    let mut world = shared();
-    world.rows([
+    let mut harness = shared();
+    harness.rows([
         (0, Arrive(1, "a", HOLD), "", "until 1020"),
         (1, Arrive(2, "b", HOLD), "", "until 1020"),
         (1019, Check, "", "until 1020"),
@@ -50,10 +50,10 @@ fn a_new_store_is_first_asked_for_slots_after_a_window() {
         (1021, Arrive(3, "b", HOLD), "", "event"),
     ]);
     assert_eq!(FROM, 1020);
-    let request = &world.requests[0].0;
+    let request = &harness.requests[0].0;
     assert_eq!(
         (request.limit, request.rate),
-        (limit(5, 1000), world.lane.rate(world.now))
+        (limit(5, 1000), harness.lane.rate(harness.now))
     );
     assert_eq!(request.waiting.len(), 2);
     assert_eq!(
@@ -68,8 +68,8 @@ fn a_new_store_is_first_asked_for_slots_after_a_window() {
 
 #[test]
 fn a_slot_is_granted_from_its_date_until_its_slack_is_over() {
-    let mut world = dealt(&[2000, 2000, 2100]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2000, 2100]);
+    harness.rows([
         (2000, Check, "", "grant"),
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "until 2100"),
@@ -85,8 +85,8 @@ fn a_slot_is_granted_from_its_date_until_its_slack_is_over() {
 
 #[test]
 fn a_slot_that_is_returned_in_time_serves_the_next_call() {
-    let mut world = dealt(&[2000, 2000]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2000]);
+    harness.rows([
         (2000, Arrive(3, "a", HOLD), "", "grant"),
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "until 2100"),
@@ -97,8 +97,8 @@ fn a_slot_that_is_returned_in_time_serves_the_next_call() {
 
 #[test]
 fn slots_that_no_call_needs_are_returned_immediately() {
-    let mut world = dealt(&[2000, 2100]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2100]);
+    harness.rows([
         (2001, Leave(1), "", "grant"),
         (2001, Leave(2), "take for 0 unused 2", "idle"),
         (2002, Answer(1, view(2002, &[])), "", "idle"),
@@ -107,8 +107,8 @@ fn slots_that_no_call_needs_are_returned_immediately() {
 
 #[test]
 fn a_request_for_slots_that_no_call_needs_any_more_is_withdrawn() {
-    let mut world = shared();
-    world.rows([
+    let mut harness = shared();
+    harness.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         // While a request is in progress no other one is sent.
         (2001, Leave(1), "", "idle"),
@@ -130,8 +130,8 @@ fn a_request_for_slots_that_no_call_needs_any_more_is_withdrawn() {
 
 #[test]
 fn slots_that_arrive_after_their_call_has_left_are_returned() {
-    let mut world = shared();
-    world.rows([
+    let mut harness = shared();
+    harness.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         (2001, Leave(1), "", "idle"),
         (
@@ -158,14 +158,14 @@ fn a_failed_request_is_repeated_after_a_delay() {
 #[test]
 fn an_answer_or_a_failure_of_an_earlier_sources_request_is_ignored() {
     for answered in [true, false] {
-        let mut world = shared();
-        let since = world.at(2010);
+        let mut harness = shared();
+        let since = harness.at(2010);
         let answer = if answered {
             Answer(0, view(2030, &[2030]))
         } else {
             NoAnswer(0)
         };
-        world.rows([
+        harness.rows([
             (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
             (
                 2010,
@@ -185,8 +185,8 @@ fn an_answer_or_a_failure_of_an_earlier_sources_request_is_ignored() {
 
 #[test]
 fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
-    let mut world = dealt(&[2000, 2000, 2000]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2000, 2000]);
+    harness.rows([
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "grant"),
         // Its write is 85 ms late. The third slot and the second grant have expired.
@@ -198,14 +198,14 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
             "event",
         ),
     ]);
-    let late = &world.requests[1].0.pending.slot_request.late[0];
+    let late = &harness.requests[1].0.pending.slot_request.late[0];
     // The uncertainty of the clock is added.
     assert!(
         (stored(2100)..stored(2100) + 100).contains(&late.used),
         "{}",
         late.used
     );
-    world.rows([
+    harness.rows([
         (2100, MaySend(2), "no", "event"),
         (2101, Returned(2), "", "event"),
         (2102, Arrive(4, "a", HOLD), "", "event"),
@@ -219,9 +219,9 @@ fn after_a_late_write_nothing_is_granted_before_the_store_has_answered() {
 
 #[test]
 fn an_attempt_of_an_earlier_source_is_reported_to_the_store() {
-    let mut world = World::warm(5);
-    let since = world.origin;
-    world.rows([
+    let mut harness = Harness::warm(5);
+    let since = harness.origin;
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, Source(QuotaSource::Store { since }), "", "idle"),
         (500, MaySend(1), "no", "idle"),
@@ -232,9 +232,9 @@ fn an_attempt_of_an_earlier_source_is_reported_to_the_store() {
 
 #[test]
 fn a_report_in_the_silent_window_requests_no_slots() {
-    let mut world = World::warm(5);
-    let since = world.origin;
-    world.rows([
+    let mut harness = Harness::warm(5);
+    let since = harness.origin;
+    harness.rows([
         (0, TryGrant(1), "grant 1", "idle"),
         (0, Source(QuotaSource::Store { since }), "", "idle"),
         (100, Arrive(2, "a", HOLD), "", "until 1020"),
@@ -247,8 +247,8 @@ fn a_report_in_the_silent_window_requests_no_slots() {
 
 #[test]
 fn the_answer_to_a_later_request_does_not_acknowledge_a_report() {
-    let mut world = dealt(&[2000, 2000]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2000]);
+    harness.rows([
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "idle"),
         (2001, Written(2, 2001), "", "idle"),
@@ -262,8 +262,8 @@ fn the_answer_to_a_later_request_does_not_acknowledge_a_report() {
 
 #[test]
 fn a_throttle_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
-    let mut world = dealt(&[2000, 2100]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2100]);
+    harness.rows([
         (2000, Connected, "grant 1", "until 2100"),
         (2000, Written(1, 2000), "", "until 2100"),
         // Slots at hand may not be used in a pause.
@@ -275,7 +275,7 @@ fn a_throttle_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
         ),
         (2099, Connected, "", "event"),
     ]);
-    let Op::Throttled { at, pauses } = &world.requests[1].0.op else {
+    let Op::Throttled { at, pauses } = &harness.requests[1].0.op else {
         panic!("a refusal")
     };
     assert_eq!(
@@ -283,7 +283,7 @@ fn a_throttle_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
         (stored(2000), ms(3000), Some(ms(3000)))
     );
     assert!(
-        world.requests[1].0.pending.pace.is_some(),
+        harness.requests[1].0.pending.pace.is_some(),
         "it stores what was learned"
     );
     let paused = View {
@@ -293,7 +293,7 @@ fn a_throttle_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
         version: 1,
         ..view(2100, &[])
     };
-    world.rows([
+    harness.rows([
         (2100, Answer(1, paused), "pauses 2910", "review"),
         (2100, Review, "", "pause 5010"),
     ]);
@@ -301,8 +301,8 @@ fn a_throttle_is_reported_with_its_pauses_and_the_answer_pauses_the_lane() {
 
 #[test]
 fn a_throttle_that_could_not_be_reported_pauses_this_replica() {
-    let mut world = dealt(&[2000, 2000]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2000]);
+    harness.rows([
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "idle"),
         (2000, Written(1, 2000), "", "idle"),
@@ -313,9 +313,9 @@ fn a_throttle_that_could_not_be_reported_pauses_this_replica() {
         // The next answer contains no pause.
         (2040, Accepted(2), "", "pause 5020"),
     ]);
-    world.lane.send_request(Op::Take, None, world.now);
-    world.row("asks", (2050, Check, "take for 1", "pause 5020"));
-    world.row(
+    harness.lane.send_request(Op::Take, None, harness.now);
+    harness.row("asks", (2050, Check, "take for 1", "pause 5020"));
+    harness.row(
         "answered",
         (2060, Answer(2, view(2060, &[])), "", "pause 5020"),
     );
@@ -328,8 +328,8 @@ fn the_stores_probe_is_sent_and_its_end_is_reported() {
         (Unknown(1), AttemptEnd::Unknown),
         (Unsent(1), AttemptEnd::Unsent),
     ] {
-        let mut world = shared();
-        world.rows([
+        let mut harness = shared();
+        harness.rows([
             (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
             (2000, Answer(0, probe(2000, 2000)), "", "grant"),
             (2000, Connected, "probe 1", "idle"),
@@ -340,7 +340,7 @@ fn the_stores_probe_is_sent_and_its_end_is_reported() {
         let Op::Ended {
             slot,
             how: reported,
-        } = &world.requests[1].0.op
+        } = &harness.requests[1].0.op
         else {
             panic!("an end")
         };
@@ -351,8 +351,8 @@ fn the_stores_probe_is_sent_and_its_end_is_reported() {
 
 #[test]
 fn an_end_is_reported_only_if_it_changes_anything() {
-    let mut world = dealt(&[2000, 2000]);
-    world.rows([
+    let mut harness = dealt(&[2000, 2000]);
+    harness.rows([
         (2000, Connected, "grant 1", "grant"),
         (2000, Connected, "grant 2", "idle"),
         (2001, Written(1, 2001), "", "idle"),
@@ -364,8 +364,8 @@ fn an_end_is_reported_only_if_it_changes_anything() {
 
 #[test]
 fn a_stores_probe_that_was_returned_serves_the_next_call_as_the_probe() {
-    let mut world = shared();
-    world.rows([
+    let mut harness = shared();
+    harness.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         (2000, Arrive(2, "a", HOLD), "", "event"),
         (2000, Answer(0, probe(2000, 2000)), "", "grant"),
@@ -379,8 +379,8 @@ fn a_stores_probe_that_was_returned_serves_the_next_call_as_the_probe() {
 
 #[test]
 fn withheld_tokens_refuse_new_calls() {
-    let mut world = shared();
-    world.rows([
+    let mut harness = shared();
+    harness.rows([
         (2000, Arrive(1, "a", HOLD), "take for 1", "event"),
         (
             2001,
@@ -402,15 +402,15 @@ fn withheld_tokens_refuse_new_calls() {
             "idle",
         ),
     ]);
-    assert_eq!(world.lane.advice_now(world.now), shared::ADVICE);
+    assert_eq!(harness.lane.advice_now(harness.now), shared::ADVICE);
 }
 
 #[test]
 fn a_store_whose_slots_always_arrive_too_late_is_not_used() {
-    let mut world = shared();
-    world.row("asks", (2000, Arrive(1, "a", HOLD), "take for 1", "event"));
-    world.row("near", (2000, Answer(0, view(2000, &[])), "", "until 2100"));
-    world.row("asks", (2100, Check, "take for 1", "event"));
+    let mut harness = shared();
+    harness.row("asks", (2000, Arrive(1, "a", HOLD), "take for 1", "event"));
+    harness.row("near", (2000, Answer(0, view(2000, &[])), "", "until 2100"));
+    harness.row("asks", (2100, Check, "take for 1", "event"));
     let mut at = 2100;
     for number in 1..=5 {
         at += 400;
@@ -419,7 +419,7 @@ fn a_store_whose_slots_always_arrive_too_late_is_not_used() {
         } else {
             "take for 1 unused 1"
         };
-        world.row(
+        harness.row(
             "late",
             (
                 at,
@@ -433,13 +433,13 @@ fn a_store_whose_slots_always_arrive_too_late_is_not_used() {
 
 #[test]
 fn a_forecast_uses_the_slots_at_hand_and_then_the_stores_tokens() {
-    let mut world = dealt(&[2000, 2100]);
+    let mut harness = dealt(&[2000, 2100]);
     let waits: Vec<_> = (0..3)
-        .map(|ahead| world.lane.predicted_wait(ahead, world.now).as_millis())
+        .map(|ahead| harness.lane.predicted_wait(ahead, harness.now).as_millis())
         .collect();
     // Three of the five are free.
     assert_eq!(waits, [0, 100, 0]);
-    world.lane.refresh(world.now);
-    let wait = world.lane.predicted_wait(2 + 3, world.now);
+    harness.lane.refresh(harness.now);
+    let wait = harness.lane.predicted_wait(2 + 3, harness.now);
     assert_eq!(wait.as_millis(), u128::from(AWAY + SLACK));
 }

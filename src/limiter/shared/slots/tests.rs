@@ -8,14 +8,14 @@ const MS: Duration = Duration::from_millis(1);
 const START: u64 = 1_000_000_000;
 
 /// A lane, its store's clock, and the way there.
-struct World {
+struct Harness {
     start: Instant,
     slots: Slots,
 }
 
-// === impl World ===
+// === impl Harness ===
 
-impl World {
+impl Harness {
     fn new() -> Self {
         let start = Instant::now();
         let limit = Limit {
@@ -78,36 +78,38 @@ impl World {
 
 #[test]
 fn a_slot_may_be_used_from_its_date_until_its_slack_is_over() {
-    let mut world = World::new();
-    assert_eq!(world.request(2, [0, 0, 0]), SlotTiming::Fine);
-    let slot = world.slots.take(world.at(0)).unwrap();
+    let mut harness = Harness::new();
+    assert_eq!(harness.request(2, [0, 0, 0]), SlotTiming::Fine);
+    let slot = harness.slots.take(harness.at(0)).unwrap();
     assert!(
-        world.slots.is_usable(&slot, world.at(15)) && !world.slots.is_usable(&slot, world.at(16))
+        harness.slots.is_usable(&slot, harness.at(15))
+            && !harness.slots.is_usable(&slot, harness.at(16))
     );
-    assert!(world.slots.written(slot, world.at(15), world.at(15)));
+    assert!(harness.slots.written(slot, harness.at(15), harness.at(15)));
     assert!(
-        world.slots.take(world.at(16)).is_none(),
+        harness.slots.take(harness.at(16)).is_none(),
         "the other one is too late"
     );
     assert!(
-        world.slots.has_unused() && matches!(world.slots.wait(1, world.at(16)), Wait::SendRequest)
+        harness.slots.has_unused()
+            && matches!(harness.slots.wait(1, harness.at(16)), Wait::SendRequest)
     );
 }
 
 #[test]
 fn slots_beyond_the_bound_are_given_back_with_the_next_request() {
-    let mut world = World::new();
-    world.request(GIVEN_BACK + 30, [0, 0, 0]);
+    let mut harness = Harness::new();
+    harness.request(GIVEN_BACK + 30, [0, 0, 0]);
     let mut given_back = Vec::new();
     for sent in [20, 21] {
         assert!(
-            world.slots.take(world.at(sent)).is_none(),
+            harness.slots.take(harness.at(sent)).is_none(),
             "all are too late"
         );
-        assert_eq!(world.slots.wait(100, world.at(sent)), Wait::SendRequest);
-        let request = world.slots.next_request(100, world.at(sent));
+        assert_eq!(harness.slots.wait(100, harness.at(sent)), Wait::SendRequest);
+        let request = harness.slots.next_request(100, harness.at(sent));
         let view = View {
-            now: World::store(sent),
+            now: Harness::store(sent),
             usable: 5,
             away: 1_020_000,
             next_request_after: 100_000,
@@ -115,18 +117,18 @@ fn slots_beyond_the_bound_are_given_back_with_the_next_request() {
         };
         let answer = Answer {
             view,
-            sent: world.at(sent),
-            received: world.at(sent),
+            sent: harness.at(sent),
+            received: harness.at(sent),
         };
-        world
+        harness
             .slots
-            .answered(request.number, &answer, world.at(sent));
+            .answered(request.number, &answer, harness.at(sent));
         given_back.push(request.unused.len());
     }
     assert_eq!(given_back, [GIVEN_BACK, 30]);
     assert_eq!(
-        world.slots.wait(100, world.at(21)),
-        Wait::Until(world.at(121)),
+        harness.slots.wait(100, harness.at(21)),
+        Wait::Until(harness.at(121)),
         "then when the store says"
     );
 }
@@ -135,14 +137,14 @@ fn slots_beyond_the_bound_are_given_back_with_the_next_request() {
 fn a_store_at_any_distance_is_usable_from_its_second_answer() {
     for distance in [0, 5, 20, 100, 400] {
         for there in [0, distance / 2, distance] {
-            let mut world = World::new();
+            let mut harness = Harness::new();
             let mut served = 0;
             for request in 0..10 {
                 let sent = request * 1000;
-                world.request(1, [sent, sent + there, sent + distance]);
-                let now = world.at(sent + distance);
-                if let Some(slot) = world.slots.take(now) {
-                    assert!(world.slots.written(slot, now, now));
+                harness.request(1, [sent, sent + there, sent + distance]);
+                let now = harness.at(sent + distance);
+                if let Some(slot) = harness.slots.take(now) {
+                    assert!(harness.slots.written(slot, now, now));
                     served += 1;
                 }
             }
@@ -158,33 +160,35 @@ fn a_store_at_any_distance_is_usable_from_its_second_answer() {
 fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
     for seed in 0..300 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut world = World::new();
+        let mut harness = Harness::new();
         let mut sent = 0;
         for _ in 0..50 {
             sent += random.u32(0..3000);
             let there = random.u32(0..150);
             let back = random.u32(0..150);
-            world.request(1, [sent, sent + there, sent + there + back]);
+            harness.request(1, [sent, sent + there, sent + there + back]);
             sent += there + back + random.u32(0..40);
-            while let Some(slot) = world.slots.take(world.at(sent)) {
-                let used = World::store(sent);
+            while let Some(slot) = harness.slots.take(harness.at(sent)) {
+                let used = Harness::store(sent);
                 assert!(
                     slot.dated.at <= used && used <= slot.dated.at + slot.dated.slack,
                     "seed {seed}"
                 );
-                world.slots.written(slot, world.at(sent), world.at(sent));
+                harness
+                    .slots
+                    .written(slot, harness.at(sent), harness.at(sent));
             }
-            world.slots.void();
+            harness.slots.void();
         }
     }
 }
 
 #[test]
 fn a_store_that_becomes_slower_is_usable_again_from_its_second_answer() {
-    let mut world = World::new();
-    world.request(1, [0, 0, 0]);
+    let mut harness = Harness::new();
+    harness.request(1, [0, 0, 0]);
     let timing: Vec<_> = (1..=6)
-        .map(|i| world.request(1, [i * 1000, i * 1000, i * 1000 + 240]))
+        .map(|i| harness.request(1, [i * 1000, i * 1000, i * 1000 + 240]))
         .collect();
     assert_eq!(
         (timing[0], &timing[1..]),
@@ -194,64 +198,68 @@ fn a_store_that_becomes_slower_is_usable_again_from_its_second_answer() {
 
 #[test]
 fn a_store_whose_answers_become_ever_slower_is_too_far_away() {
-    let mut world = World::new();
+    let mut harness = Harness::new();
     let timing: Vec<_> = (0..6)
-        .map(|i| world.request(1, [i * 3000, i * 3000, i * 3000 + 400 * i]))
+        .map(|i| harness.request(1, [i * 3000, i * 3000, i * 3000 + 400 * i]))
         .collect();
     assert_eq!(
         (timing[0], timing[1], timing[5]),
         (SlotTiming::Fine, SlotTiming::TooLate, SlotTiming::TooFar)
     );
     assert_eq!(
-        world.request(0, [19_000, 19_000, 19_900]),
+        harness.request(0, [19_000, 19_000, 19_900]),
         SlotTiming::Fine,
         "no slot, no judgement"
     );
-    assert_eq!(world.request(1, [20_000, 20_000, 20_100]), SlotTiming::Fine);
+    assert_eq!(
+        harness.request(1, [20_000, 20_000, 20_100]),
+        SlotTiming::Fine
+    );
 }
 
 #[test]
 fn after_a_late_use_no_slot_is_used_before_the_store_confirms_it() {
-    let mut world = World::new();
-    world.request(2, [0, 0, 0]);
-    let [late, held] = [0, 0].map(|at| world.slots.take(world.at(at)).unwrap());
+    let mut harness = Harness::new();
+    harness.request(2, [0, 0, 0]);
+    let [late, held] = [0, 0].map(|at| harness.slots.take(harness.at(at)).unwrap());
     // A question is under way that does not carry the report.
-    let without = world.slots.next_request(3, world.at(5));
-    assert!(!world.slots.written(late, world.at(30), world.at(31)));
+    let without = harness.slots.next_request(3, harness.at(5));
+    assert!(!harness.slots.written(late, harness.at(30), harness.at(31)));
     assert!(
-        !world.slots.is_usable(&held, world.at(10)) && world.slots.take(world.at(10)).is_none()
+        !harness.slots.is_usable(&held, harness.at(10))
+            && harness.slots.take(harness.at(10)).is_none()
     );
-    world.answer(&without, [5, 32, 33]);
+    harness.answer(&without, [5, 32, 33]);
     assert!(
-        world.slots.take(world.at(33)).is_none(),
+        harness.slots.take(harness.at(33)).is_none(),
         "it was dealt without knowing of it"
     );
     assert!(
-        matches!(world.slots.wait(0, world.at(33)), Wait::SendRequest),
+        matches!(harness.slots.wait(0, harness.at(33)), Wait::SendRequest),
         "also if no call waits"
     );
-    let report = world.slots.next_request(1, world.at(34));
+    let report = harness.slots.next_request(1, harness.at(34));
     // What the clocks may have parted by is added.
     let used: Vec<_> = report
         .late
         .iter()
-        .map(|late| late.used - World::store(30))
+        .map(|late| late.used - Harness::store(30))
         .collect();
     assert!(used[..] == [6], "{used:?}");
     assert_eq!(report.unused.len(), 3);
-    assert!(world.slots.take(world.at(34)).is_none() && !world.slots.at_rest());
+    assert!(harness.slots.take(harness.at(34)).is_none() && !harness.slots.at_rest());
     // The answer is lost: it is reported again.
-    world.slots.unanswered(report.number, world.at(84));
-    let again = world.slots.next_request(1, world.at(84));
+    harness.slots.unanswered(report.number, harness.at(84));
+    let again = harness.slots.next_request(1, harness.at(84));
     assert_eq!(again.late, report.late);
-    world.answer(&again, [84, 84, 84]);
-    assert!(world.slots.take(world.at(84)).is_some());
+    harness.answer(&again, [84, 84, 84]);
+    assert!(harness.slots.take(harness.at(84)).is_some());
 }
 
 #[test]
 fn a_request_is_withdrawn_when_no_call_waits() {
-    let mut world = World::new();
-    let request = world.slots.next_request(9, world.at(0));
+    let mut harness = Harness::new();
+    let request = harness.slots.next_request(9, harness.at(0));
     let view = View {
         now: START,
         wanted: 4,
@@ -261,23 +269,25 @@ fn a_request_is_withdrawn_when_no_call_waits() {
     };
     let answer = Answer {
         view,
-        sent: world.at(0),
-        received: world.at(0),
+        sent: harness.at(0),
+        received: harness.at(0),
     };
-    world.slots.answered(request.number, &answer, world.at(0));
+    harness
+        .slots
+        .answered(request.number, &answer, harness.at(0));
     assert!(
-        world.slots.has_unused(),
+        harness.slots.has_unused(),
         "the store means to deal four more"
     );
-    assert_eq!(world.slots.next_request(0, world.at(1)).wanted, 0);
-    world.slots.unanswered(2, world.at(50));
-    assert!(!world.slots.has_unused() && world.slots.at_rest());
+    assert_eq!(harness.slots.next_request(0, harness.at(1)).wanted, 0);
+    harness.slots.unanswered(2, harness.at(50));
+    assert!(!harness.slots.has_unused() && harness.slots.at_rest());
 }
 
 #[test]
 fn a_request_with_an_old_pace_is_repeated_immediately() {
-    let mut world = World::new();
-    let request = world.slots.next_request(1, world.at(0));
+    let mut harness = Harness::new();
+    let request = harness.slots.next_request(1, harness.at(0));
     let view = View {
         now: START,
         wanted: 1,
@@ -288,29 +298,31 @@ fn a_request_with_an_old_pace_is_repeated_immediately() {
     };
     let answer = Answer {
         view,
-        sent: world.at(0),
-        received: world.at(1),
+        sent: harness.at(0),
+        received: harness.at(1),
     };
-    world.slots.answered(request.number, &answer, world.at(1));
+    harness
+        .slots
+        .answered(request.number, &answer, harness.at(1));
     assert!(matches!(
-        world.slots.wait(1, world.at(1)),
+        harness.slots.wait(1, harness.at(1)),
         Wait::SendRequest
     ));
 }
 
 #[test]
 fn a_request_gives_back_a_bounded_number_of_slots() {
-    let mut world = World::new();
-    world.request(200, [0, 0, 0]);
+    let mut harness = Harness::new();
+    harness.request(200, [0, 0, 0]);
     let given: Vec<_> = (1..=5)
-        .map(|at| world.slots.next_request(0, world.at(at)).unused.len())
+        .map(|at| harness.slots.next_request(0, harness.at(at)).unused.len())
         .collect();
     assert_eq!(given, [64, 64, 64, 8, 0]);
 }
 
 #[test]
 fn of_reordered_answers_the_latest_view_is_used() {
-    let mut world = World::new();
+    let mut harness = Harness::new();
     let view = |now, usable| View {
         now,
         usable,
@@ -319,18 +331,18 @@ fn of_reordered_answers_the_latest_view_is_used() {
         ..View::default()
     };
     let mut hear = |view: View| {
-        let number = world.slots.next_request(1, world.at(0)).number;
-        let now = world.at(1);
-        world.slots.answered(
+        let number = harness.slots.next_request(1, harness.at(0)).number;
+        let now = harness.at(1);
+        harness.slots.answered(
             number,
             &Answer {
                 view: view.clone(),
-                sent: world.at(0),
+                sent: harness.at(0),
                 received: now,
             },
             now,
         );
-        (world.slots.is_latest(&view), world.slots.rate())
+        (harness.slots.is_latest(&view), harness.slots.rate())
     };
     assert_eq!(hear(view(START, 5)), (true, 5.0));
     assert_eq!(hear(view(START + 300, 3)), (true, 3.0));

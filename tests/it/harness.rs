@@ -22,7 +22,7 @@ const SECRETS: [(&str, &str); 3] = [
 /// second. The rate with the default gap is tested in simulated time, in `journey` and by the demo.
 pub(crate) const GAP: &str = "[learn]\ngap = \"100ms\"\nmax_gap = \"100ms\"\n";
 
-pub(crate) struct World {
+pub(crate) struct Harness {
     pub(crate) sim: Running,
     pub(crate) app: App,
     pub(crate) proxy: SocketAddr,
@@ -33,9 +33,9 @@ pub(crate) struct World {
 /// Metrics as Prometheus reads them: name and labels to value.
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
-// === impl World ===
+// === impl Harness ===
 
-impl World {
+impl Harness {
     /// The simulator knows the managed key, which the proxy has as account `acme`. `more` is TOML
     /// and continues `[upstream]`. The gap is `GAP` unless `more` has a `[learn]` section.
     pub(crate) async fn new(more: &str) -> Self {
