@@ -137,7 +137,7 @@ struct Admitted<'a> {
     /// The series of the operation's account and action.
     metrics: Arc<CallMetrics>,
     /// Its place in the queue, kept through retries.
-    place: LimitedCall<Upstream>,
+    limited_call: LimitedCall<Upstream>,
     /// End of its hold.
     answer_by: Instant,
     /// The generation of the configuration that it was last checked with.
@@ -163,14 +163,14 @@ impl<'a> Admitted<'a> {
         let metrics = services.metrics.calls(operation.labels());
         record.queued(operation.clone(), metrics.clone());
         let answer_by = Instant::now() + operation.hold;
-        let place = services.limiter.arrive(&operation, bytes)?;
+        let limited_call = services.limiter.arrive(&operation, bytes)?;
         Ok(Self {
             services,
             record,
             call,
             operation,
             metrics,
-            place,
+            limited_call,
             answer_by,
             generation,
             renewed: false,
@@ -180,13 +180,13 @@ impl<'a> Admitted<'a> {
     /// Waits for the permission to send one attempt. Not an `async fn`: that would enlarge the
     /// future of every queued call.
     fn queue(&mut self) -> impl Future<Output = Result<SendPermit<Upstream>, Refusal>> {
-        self.place.permit()
+        self.limited_call.permit()
     }
 
     /// Builds the request of one attempt with the current configuration. Fails if the caller has
     /// disconnected.
     fn sign(&mut self, hangup: &Hangup) -> Result<Sending, CallFailure> {
-        self.record.turn(self.place.age());
+        self.record.turn(self.limited_call.age());
         if hangup.has_happened() {
             return Err(CallFailure::ClientDisconnected);
         }
@@ -201,8 +201,9 @@ impl<'a> Admitted<'a> {
         let mut request = sign::sign(&self.call, host, SystemTime::now());
         self.record.sent(request.headers_mut(), !context.managed);
         let note = self.services.journal.as_ref().map(|journal| {
-            let (flow_name, id) = (self.record.flow_name(), self.record.request_id());
-            Box::new(journal.note(flow_name, &self.operation, id))
+            let flow_name = self.record.flow_name();
+            let request_id = self.record.request_id();
+            Box::new(journal.note(flow_name, &self.operation, request_id))
         });
         Ok(Sending {
             request,
@@ -210,7 +211,7 @@ impl<'a> Admitted<'a> {
             metrics: self.metrics.clone(),
             context,
             deadlines: Deadlines {
-                send_by: self.place.send_by(),
+                send_by: self.limited_call.send_by(),
                 answer_by: self.answer_by,
             },
             note,
@@ -254,7 +255,7 @@ impl<'a> Admitted<'a> {
             sent: self.record.attempts(),
             can_repeat: context.managed && config.mode == Mode::Enforce,
             has_lane: context.limited,
-            left: self.place.left(),
+            left: self.limited_call.left(),
         };
         retry::decide(verdict, state, &config.retry, fastrand::f64())
     }
@@ -273,7 +274,7 @@ impl<'a> Admitted<'a> {
     ) -> Result<Response<Full<Bytes>>, Refusal> {
         let Judged { answer, verdict } = judged;
         let service = self.record.service();
-        let predicted_wait = || self.place.predicted_wait().max(advice);
+        let predicted_wait = || self.limited_call.predicted_wait().max(advice);
         let response = reply::pass_on(answer, &verdict, service, predicted_wait)?;
         self.record
             .answered(verdict.outcome(), verdict.code(), response.status());
@@ -339,11 +340,11 @@ where
     let caller = services.proved(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.named(caller.flow_name().as_deref());
-    let (operation, bytes, generation) = (Arc::new(operation), caller.bytes(), *generation);
+    let bytes = caller.bytes();
     Ok(AcceptedCall {
         call: caller.into_sendable(),
-        operation,
+        operation: Arc::new(operation),
         bytes,
-        generation,
+        generation: *generation,
     })
 }

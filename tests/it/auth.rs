@@ -34,18 +34,20 @@ const HOST: (u16, &str) = (400, "Flowgate.SignedHostMismatch");
 const FORBIDDEN: (u16, &str) = (403, "Flowgate.Forbidden");
 const FOREIGN: (u16, &str) = (403, "Flowgate.NotAProxy");
 
+/// A `[[clients]]` entry with these further lines.
+fn client(id: &str, secret: &str, more: &str) -> String {
+    format!(
+        "[[clients]]\naccess_key_id = \"{id}\"\naccess_key_secret = {{ env = \"{secret}\" }}\naccount = \"acme\"\n{more}\n"
+    )
+}
+
 async fn gateway(more: &str) -> Harness {
-    let client = |(id, _): (&str, &str), secret, more| {
-        format!(
-            "[[clients]]\naccess_key_id = \"{id}\"\naccess_key_secret = {{ env = \"{secret}\" }}\naccount = \"acme\"\n{more}\n"
-        )
-    };
     let limited =
         "actions = [\"CreateFlow\", \"ListFlow\"]\ncust_space_ids = [\"space-1\", \"space-2\"]";
     let clients = [
-        client(TEAM, "TEAM", limited),
-        client(OTHERS, "WRONG", "actions = [\"*\"]"),
-        client(DISABLED, "TEAM", "actions = [\"*\"]\ndisabled = true"),
+        client(TEAM.0, "TEAM", limited),
+        client(OTHERS.0, "WRONG", "actions = [\"*\"]"),
+        client(DISABLED.0, "TEAM", "actions = [\"*\"]\ndisabled = true"),
     ];
     Harness::new(&[&clients.concat(), more].concat()).await
 }

@@ -293,6 +293,16 @@ impl DealRequest<'_> {
 // === impl DatedSlot ===
 
 impl DatedSlot {
+    /// `numbers` has four elements.
+    fn new(numbers: &[u64]) -> Self {
+        Self {
+            at: numbers[0],
+            back: numbers[1],
+            slack: numbers[2],
+            probe: numbers[3] == 1,
+        }
+    }
+
     fn text(&self) -> String {
         format!(
             "{}:{}:{}:{}",
@@ -340,13 +350,6 @@ impl View {
             part,
             used,
         ] = numbers.try_into().ok()?;
-        let small = |number: u64| u32::try_from(number).ok();
-        let slot = |slot: &[u64]| DatedSlot {
-            at: slot[0],
-            back: slot[1],
-            slack: slot[2],
-            probe: slot[3] == 1,
-        };
         let slots = slots.chunks_exact(4);
         if !slots.remainder().is_empty() {
             return None;
@@ -354,20 +357,20 @@ impl View {
         Some(Self {
             now,
             open,
-            level: small(level)?,
+            level: u32::try_from(level).ok()?,
             new_episode: episode == 1,
             stale: stale == 1,
             version,
             pace,
             gap,
             away,
-            usable: small(usable)?,
-            wanted: small(wanted)?,
+            usable: u32::try_from(usable).ok()?,
+            wanted: u32::try_from(wanted).ok()?,
             next_request_after,
             part,
-            used: small(used)?,
+            used: u32::try_from(used).ok()?,
             back,
-            slots: slots.map(slot).collect(),
+            slots: slots.map(DatedSlot::new).collect(),
         })
     }
 }

@@ -133,20 +133,20 @@ async fn an_attempt_is_two_lines() {
 #[tokio::test]
 async fn every_outcome_has_its_name() {
     let test = JournalTest::new(1 << 20, 1);
-    let (code, request_id) = (|code: &str| code.to_owned(), None);
+    let request_id: Option<String> = None;
     let verdicts = [
         Verdict::UpstreamError {
-            code: code("Product.Unsubscript"),
+            code: "Product.Unsubscript".to_owned(),
             request_id: request_id.clone(),
         },
         Verdict::Throttled {
-            code: code("System.LimitControl"),
+            code: "System.LimitControl".to_owned(),
             source: crate::call::judge::ThrottleSource::Body,
             hint: None,
             request_id: request_id.clone(),
         },
         Verdict::Credentials {
-            code: code("SignatureDoesNotMatch"),
+            code: "SignatureDoesNotMatch".to_owned(),
             request_id,
         },
         Verdict::Unknown {

@@ -263,12 +263,12 @@ impl Connection {
         let Self::Cluster(cluster) = self else {
             return Ok(vec!["0".to_owned()]);
         };
-        let any = || RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
+        let any = RoutingInfo::SingleNode(SingleNodeRoutingInfo::Random);
         let mut tags = Vec::new();
         let mut slots = cmd("CLUSTER");
         slots.arg("SLOTS");
         let ranges: Vec<Vec<Value>> =
-            redis::from_redis_value(cluster.route_command(slots, any()).await?)?;
+            redis::from_redis_value(cluster.route_command(slots, any.clone()).await?)?;
         let ranges: Vec<SlotRange> = ranges.into_iter().filter_map(SlotRange::read).collect();
         let mut masters: HashSet<&str> = ranges.iter().map(|range| range.master.as_str()).collect();
         for tag in (0..MOST_TAGS).map(|tag: u32| tag.to_string()) {
@@ -277,7 +277,8 @@ impl Connection {
             }
             let mut slot = cmd("CLUSTER");
             slot.arg("KEYSLOT").arg(&tag);
-            let slot: u16 = redis::from_redis_value(cluster.route_command(slot, any()).await?)?;
+            let slot: u16 =
+                redis::from_redis_value(cluster.route_command(slot, any.clone()).await?)?;
             let range = ranges
                 .iter()
                 .find(|range| (range.first..=range.last).contains(&slot));
@@ -319,9 +320,8 @@ impl SlotRange {
     /// port and id, possibly followed by more.
     fn read(entry: Vec<Value>) -> Option<Self> {
         let mut entry = entry.into_iter();
-        let mut number = || redis::from_redis_value(entry.next()?).ok();
-        let first = number()?;
-        let last = number()?;
+        let first = redis::from_redis_value(entry.next()?).ok()?;
+        let last = redis::from_redis_value(entry.next()?).ok()?;
         let master: Vec<Value> = redis::from_redis_value(entry.next()?).ok()?;
         let master = redis::from_redis_value(master.into_iter().nth(2)?).ok()?;
         Some(Self {

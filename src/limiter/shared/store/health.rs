@@ -63,13 +63,16 @@ pub(super) async fn check_health(
 
 /// Returns the INFO of each master: a cluster answers with a map.
 fn each_master(info: Value) -> Result<Vec<InfoDict>, StoreError> {
-    let unreadable = |_| StoreError::Unreachable("the answer to INFO cannot be read".to_owned());
     if let Value::Map(_) = info {
         let masters: BTreeMap<String, InfoDict> =
             redis::from_redis_value(info).map_err(unreadable)?;
         return Ok(masters.into_values().collect());
     }
     Ok(vec![redis::from_redis_value(info).map_err(unreadable)?])
+}
+
+fn unreadable(_: redis::ParsingError) -> StoreError {
+    StoreError::Unreachable("the answer to INFO cannot be read".to_owned())
 }
 
 fn server(infos: &[InfoDict], masters: usize) -> Result<Server, StoreError> {

@@ -85,7 +85,8 @@ impl Lane {
             late: lane_request.late,
             max_pause: Duration::from_secs(60),
         };
-        let (account, action) = (AccountId::new("acme"), ActionName::new("CreateFlow"));
+        let account = AccountId::new("acme");
+        let action = ActionName::new("CreateFlow");
         self.quota
             .take(&account, &action, &op, &request)
             .await
@@ -530,10 +531,14 @@ async fn whatever_replicas_do_no_window_has_more_uses_than_the_count() {
         let names = ["one", "other", "third"];
         let ahead = u64::try_from(AHEAD.as_micros()).unwrap();
         let mut hands: [Vec<DatedSlot>; 3] = Default::default();
-        let (mut uses, mut version, mut now) = (Vec::new(), 0, 0);
+        let mut uses = Vec::new();
+        let mut version = 0;
+        let mut now = 0;
         for _ in 0..rounds {
             let who = random.usize(..3);
-            let (mut unused, mut late, mut last) = (Vec::new(), Vec::new(), None);
+            let mut unused = Vec::new();
+            let mut late = Vec::new();
+            let mut last = None;
             for slot in hands[who].drain(..) {
                 let until = slot.at + slot.slack;
                 match random.u8(..10) {
