@@ -109,18 +109,18 @@ impl Admin {
                 }
             }
             (_, Some(_)) => Page::not_allowed("POST"),
-            (&Method::GET, None) => self.shown(path).await,
+            (&Method::GET, None) => self.page_at(path).await,
             // The headers of GET, without a subscription to the events.
             (&Method::HEAD, None) if path == "/events" => Page::ok(EVENTS, ""),
             (&Method::HEAD, None) => Page {
                 body: Page::ok(TEXT, "").body,
-                ..self.shown(path).await
+                ..self.page_at(path).await
             },
             _ => Page::not_allowed("GET, HEAD"),
         }
     }
 
-    async fn shown(&self, path: &str) -> Page {
+    async fn page_at(&self, path: &str) -> Page {
         match path {
             "/metrics" => Page::ok(METRICS, self.built(Self::metrics).await),
             "/livez" => Page::ok(TEXT, "ok\n"),

@@ -79,7 +79,7 @@ where
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
-            () = hangup.happened() => Err(CallFailure::ClientDisconnected),
+            () = hangup.wait() => Err(CallFailure::ClientDisconnected),
             () = services.phases.now_in(Phase::Over) => Err(CallFailure::Refused(limiter::draining())),
         }
     };
@@ -186,8 +186,8 @@ impl<'a> Admitted<'a> {
     /// Builds the request of one attempt with the current configuration. Fails if the caller has
     /// disconnected.
     fn sign(&mut self, hangup: &Hangup) -> Result<Sending, CallFailure> {
-        self.record.turn(self.limited_call.age());
-        if hangup.has_happened() {
+        self.record.permit_granted(self.limited_call.age());
+        if hangup.has_hung_up() {
             return Err(CallFailure::ClientDisconnected);
         }
         let context = self.context();
@@ -318,10 +318,10 @@ where
     } = &*config_snapshot;
     let (head, body) = request.into_parts();
     *format = ErrorFormat::of(&head);
-    record.traced(&head.headers, accepted, config.telemetry.sample_percent);
+    record.start_trace(&head.headers, accepted, config.telemetry.sample_percent);
     body::check_head(&head, config.listen.max_header)?;
     let claim = services.checked(identify::head(&head, directory, accepted))?;
-    record.claimed(claim.claimed_identity());
+    record.set_claimed_identity(claim.claimed_identity());
     let body = match body.is_end_stream() {
         true => Bytes::new(),
         false => {
@@ -339,7 +339,7 @@ where
     }
     let caller = services.proved(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
-    record.named(caller.flow_name().as_deref());
+    record.set_flow_name(caller.flow_name().as_deref());
     let bytes = caller.bytes();
     Ok(AcceptedCall {
         call: caller.into_sendable(),

@@ -1,4 +1,5 @@
-//! The command line: options, commands and their help texts. `main.rs` runs them and defines the exit codes.
+//! The command line: options, commands and their help texts. `main.rs` runs them and defines the
+//! exit codes.
 
 use std::path::PathBuf;
 
@@ -23,7 +24,8 @@ configuration that cannot be used.";
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "flowgate", version = crate::VERSION, about, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// The configuration file, or a directory of *.toml files [default: environment variables only].
+    /// The configuration file, or a directory of *.toml files [default: environment variables
+    /// only].
     #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
     /// What to do instead of running the proxy.
@@ -36,7 +38,8 @@ pub struct Cli {
 pub enum Command {
     /// Validate the configuration and print every error with its key and line.
     ///
-    /// Values are never printed, because one of them may be a secret in the wrong place. Exit code 64 if there are errors.
+    /// Values are never printed, because one of them may be a secret in the wrong place. Exit code
+    /// 64 if there are errors.
     Check {
         /// Also print the resulting configuration as JSON, with all defaults and without secrets.
         #[arg(long)]
@@ -48,13 +51,15 @@ pub enum Command {
     Status(status::Status),
     /// Check whether a running Flowgate is alive; for health checks of containers.
     ///
-    /// The address is listen.admin of the configuration. Exit code 1 if there is no positive answer within 2 s.
+    /// The address is listen.admin of the configuration. Exit code 1 if there is no positive answer
+    /// within 2 s.
     Health {
         /// Check whether it is ready for calls instead. A draining Flowgate is alive but not ready.
         #[arg(long)]
         ready: bool,
     },
-    /// List the attempts in a journal that were sent and have no recorded end, such as after a crash.
+    /// List the attempts in a journal that were sent and have no recorded end, such as after a
+    /// crash.
     ///
     /// Exit code 1 if there are any, 64 if the journal cannot be read.
     Journal {
@@ -92,7 +97,8 @@ pub enum ClientCommand {
         /// The client's access key id, which is also its name in logs.
         #[arg(long)]
         id: String,
-        /// The id of the account whose quota the client uses. "default" is the account from Alibaba's own variables.
+        /// The id of the account whose quota the client uses. "default" is the account from
+        /// Alibaba's own variables.
         #[arg(long, default_value = "default")]
         account: String,
         /// Write the secret into this new file instead of printing it.

@@ -177,7 +177,7 @@ fn status(wanted: &Status, source: &Source) -> ExitCode {
         drop(runtime.block_on(wanted.watch(&admin, &mut out, is_terminal)));
         return ExitCode::SUCCESS;
     }
-    match runtime.block_on(wanted.look(&admin)) {
+    match runtime.block_on(wanted.query(&admin)) {
         Ok(text) => write(text.as_bytes()),
         Err(error) => failed(&error),
     }

@@ -139,13 +139,13 @@ impl ConnectionServer {
     fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Handler) {
         let bounds = self.bounds.load();
         if self.open.len() >= bounds.max_connections {
-            return self.turn_away("too_many");
+            return self.refuse_connection("too_many");
         }
         let Ok(place) = source
             .map(|source| self.sources.enter(source, bounds.max_per_source))
             .transpose()
         else {
-            return self.turn_away("too_many_from_source");
+            return self.refuse_connection("too_many_from_source");
         };
         let (socket_io, hangup) = SocketIo::new(
             socket,
@@ -164,7 +164,7 @@ impl ConnectionServer {
         };
     }
 
-    fn turn_away(&self, kind: &str) {
+    fn refuse_connection(&self, kind: &str) {
         let now = Instant::now();
         let mut last_logged = self.last_logged.lock();
         if last_logged.is_none_or(|last_logged| last_logged + LOG_INTERVAL <= now) {

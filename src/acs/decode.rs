@@ -1,5 +1,5 @@
-//! Strict decoding of queries and forms. Ambiguous input is an error: if Flowgate and CAMS decoded it
-//! differently, Flowgate could sign a call that its caller did not authorise.
+//! Strict decoding of queries and forms. Ambiguous input is an error: if Flowgate and CAMS decoded
+//! it differently, Flowgate could sign a call that its caller did not authorise.
 
 /// Maximum number of parameters of a call, query and form together.
 const MAX_PARAMETERS: usize = 2048;

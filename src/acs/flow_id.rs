@@ -19,8 +19,8 @@ struct Data {
     flow_id: Scalar,
 }
 
-/// Returns the flow's id, if there is one. A body that begins with `<` is read as XML, regardless of
-/// its content type.
+/// Returns the flow's id, if there is one. A body that begins with `<` is read as XML, regardless
+/// of its content type.
 pub(crate) fn read(body: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?;
     if text.trim_ascii_start().starts_with('<') {

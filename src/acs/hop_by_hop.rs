@@ -2,9 +2,10 @@
 
 use hyper::header::{CONNECTION, HeaderMap};
 
-/// Whether a header, in lower case, is hop-by-hop by itself. RFC 9110 names the first five and `Proxy-Connection`;
-/// `Trailer` (RFC 2616, section 13.5.1) describes a body that is not forwarded as it was framed, and the other `Proxy-`
-/// headers are meant for the next proxy only (RFC 9110, section 11.7).
+/// Whether a header, in lower case, is hop-by-hop by itself. RFC 9110 names the first five and
+/// `Proxy-Connection`; `Trailer` (RFC 2616, section 13.5.1) describes a body that is not forwarded
+/// as it was framed, and the other `Proxy-` headers are meant for the next proxy only (RFC 9110,
+/// section 11.7).
 pub(crate) fn is_hop_by_hop(name: &str) -> bool {
     const NAMES: [&str; 6] = [
         "connection",

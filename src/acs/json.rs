@@ -1,5 +1,5 @@
-//! Checks that a JSON body is unambiguous: one complete document without duplicate keys at any depth.
-//! Of duplicate keys, one parser uses the first and another the last.
+//! Checks that a JSON body is unambiguous: one complete document without duplicate keys at any
+//! depth. Of duplicate keys, one parser uses the first and another the last.
 
 use std::collections::HashSet;
 use std::fmt;

@@ -1,6 +1,6 @@
 //! Alibaba's documented limits: calls per second and account for 62 actions. Other actions have no
-//! documented limit. For `SendChatappMessage` the documents give 250 in one place and 200 in others;
-//! the table has 200.
+//! documented limit. For `SendChatappMessage` the documents give 250 in one place and 200 in
+//! others; the table has 200.
 
 /// Actions and calls per second, sorted by name.
 pub(crate) const DOCUMENTED: [(&str, u32); 62] = [

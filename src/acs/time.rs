@@ -8,7 +8,8 @@ const EPOCH: u64 = 719_468;
 /// Days in 400 years, after which the calendar repeats.
 const ERA: u64 = 146_097;
 
-/// Parses a timestamp. `None` if it has another form, is not a valid date or time, or is before 1970.
+/// Parses a timestamp. `None` if it has another form, is not a valid date or time, or is before
+/// 1970.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let text: &[u8; 20] = text.as_bytes().try_into().ok()?;
     let [

@@ -1,5 +1,5 @@
-//! Alibaba's RPC signature, version 1.0 (HMAC-SHA1). It covers the method and all parameters of query
-//! and form, but not path, host, headers or any other body.
+//! Alibaba's RPC signature, version 1.0 (HMAC-SHA1). It covers the method and all parameters of
+//! query and form, but not path, host, headers or any other body.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

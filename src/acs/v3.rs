@@ -1,5 +1,5 @@
-//! Alibaba's signature version 3 (`ACS3-HMAC-SHA256`): the `Authorization` header, the string to sign
-//! and the signature.
+//! Alibaba's signature version 3 (`ACS3-HMAC-SHA256`): the `Authorization` header, the string to
+//! sign and the signature.
 
 use std::str::FromStr;
 
@@ -52,7 +52,8 @@ pub(crate) struct Authorization<'a> {
     pub(crate) signature: &'a str,
 }
 
-/// The signed parts of a request. The path is not one of them: Alibaba's RPC-style products sign `/`.
+/// The signed parts of a request. The path is not one of them: Alibaba's RPC-style products sign
+/// `/`.
 pub(crate) struct Signable<'a> {
     /// In upper case.
     pub(crate) method: &'a str,
@@ -67,8 +68,8 @@ pub(crate) struct Signable<'a> {
 /// Maximum number of headers that Alibaba's SDKs sign.
 const USUAL_HEADERS: usize = 16;
 
-/// Like `str::split`, but twice as fast for pieces of a few bytes: `str::split` uses memchr, which is
-/// made for distant separators.
+/// Like `str::split`, but twice as fast for pieces of a few bytes: `str::split` uses memchr, which
+/// is made for distant separators.
 struct Pieces<'a> {
     rest: Option<&'a str>,
     separator: u8,
@@ -160,7 +161,8 @@ impl Algorithm {
 // === impl Authorization ===
 
 impl<'a> Authorization<'a> {
-    /// Parses the header's value. The grammar is exact: no additional blanks, no other order or case.
+    /// Parses the header's value. The grammar is exact: no additional blanks, no other order or
+    /// case.
     pub(crate) fn parse(value: &'a str) -> Result<Self, AuthorizationError> {
         let (algorithm, rest) = value.split_once(' ').unwrap_or((value, ""));
         let algorithm: Algorithm = algorithm.parse()?;

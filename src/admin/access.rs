@@ -26,8 +26,8 @@ type AccessDenied = (StatusCode, &'static str);
 
 /// Checks whether a request may read this path.
 pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<(), AccessDenied> {
-    named(listen, headers)?;
-    own_page(path, headers)?;
+    check_host(listen, headers)?;
+    check_origin(path, headers)?;
     let is_local = match &listen.admin {
         Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
         Bind::Unix(_) => true,
@@ -35,7 +35,7 @@ pub(super) fn check(listen: &Listen, path: &str, headers: &HeaderMap) -> Result<
     if is_local || OPEN.contains(&path) {
         return Ok(());
     }
-    shows_token(listen, headers)
+    check_token(listen, headers)
 }
 
 /// Checks whether a request that passed [`check`] may perform operator actions.
@@ -45,10 +45,10 @@ pub(super) fn check_operator(listen: &Listen, headers: &HeaderMap) -> Result<(),
             "Set listen.admin_actions = true to allow pausing, resuming and flushing lanes.\n";
         return Err((StatusCode::FORBIDDEN, why));
     }
-    shows_token(listen, headers)
+    check_token(listen, headers)
 }
 
-fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
+fn check_token(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
     let Some(token) = &listen.admin_token else {
         let why = "Set listen.admin_token to see this page where listen.admin is not a loopback address.\n";
         return Err((StatusCode::FORBIDDEN, why));
@@ -66,7 +66,7 @@ fn shows_token(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied>
 }
 
 /// Rejects a `Host` that is not this listener's. HTTP/1.0 probes send none.
-fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
+fn check_host(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
     let mut hosts = headers.get_all(HOST).into_iter();
     let Some(host) = hosts.next() else {
         return Ok(());
@@ -88,7 +88,7 @@ fn named(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> {
 /// read the response, but it would use up one of the event streams. Links from other sites are
 /// allowed, except to `/events`, which occupies a stream while it is open. A frame also sends
 /// `navigate`, so `sec-fetch-dest` must be `document`.
-fn own_page(path: &str, headers: &HeaderMap) -> Result<(), AccessDenied> {
+fn check_origin(path: &str, headers: &HeaderMap) -> Result<(), AccessDenied> {
     let is_framed = headers.contains_key("sec-fetch-dest")
         && !has_value(headers, "sec-fetch-dest", &["document"]);
     let is_link =
@@ -135,14 +135,14 @@ mod tests {
     #[test]
     fn only_the_listeners_names_are_accepted() {
         let everywhere = ("FLOWGATE_LISTEN__ADMIN", "0.0.0.0:9900");
-        let named = ("FLOWGATE_LISTEN__NAMES", "flowgate.internal");
+        let check_host = ("FLOWGATE_LISTEN__NAMES", "flowgate.internal");
         for (env, host, status) in [
             (&[][..], "127.0.0.1:9900", 200),
             (&[], "localhost:9900", 200),
             (&[], "rebound.example:9900", 421),
             (&[], "127.0.0.1:80", 421),
-            (&[named], "flowgate.internal:9900", 200),
-            (&[named], "flowgate.internal.example", 421),
+            (&[check_host], "flowgate.internal:9900", 200),
+            (&[check_host], "flowgate.internal.example", 421),
             (&[everywhere], "10.1.2.3:9900", 200),
             (&[everywhere], "flowgate:9900", 421),
             (&[everywhere], "10.1.2.3.example", 421),

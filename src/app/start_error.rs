@@ -1,5 +1,5 @@
-//! Errors that stop the start: the operating system's error, the configuration key that it concerns,
-//! and what to do about it.
+//! Errors that stop the start: the operating system's error, the configuration key that it
+//! concerns, and what to do about it.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt;

@@ -204,10 +204,10 @@ impl Claim {
     /// Checks that the nonce is not known yet, without taking it, so that no body is read for a
     /// replay.
     pub(crate) fn check_nonce(&self, nonces: &Nonces) -> Result<(), Refusal> {
-        nonces.check(&self.usage())
+        nonces.check(&self.nonce_use())
     }
 
-    fn usage(&self) -> NonceUse<'_> {
+    fn nonce_use(&self) -> NonceUse<'_> {
         let scope = match &self.signing_mode {
             SigningMode::Managed(_) => NonceScope::Key(self.claims.key.clone()),
             SigningMode::Relayed {
@@ -229,7 +229,7 @@ impl Claim {
 
     /// The account and client whose byte budget the body is charged to; `None` if the signature is
     /// not verified yet.
-    pub(crate) fn payer(&self) -> Option<(AccountId, ClientId)> {
+    pub(crate) fn budget_owner(&self) -> Option<(AccountId, ClientId)> {
         let SigningMode::Managed(principal) = &self.signing_mode else {
             return None;
         };
@@ -273,7 +273,7 @@ impl Claim {
             }
         }
         claims.keep_own_params()?;
-        nonces.take(&self.usage(), now)?;
+        nonces.take(&self.nonce_use(), now)?;
         let Self {
             claims,
             signing_mode,

@@ -105,7 +105,7 @@ pub(crate) struct Context {
 /// Judges a complete answer.
 pub(crate) fn judge(answer: &UpstreamResponse, context: Context) -> Verdict {
     let status = answer.status;
-    if let Some(reason) = garbage(answer) {
+    if let Some(reason) = not_from_cams(answer) {
         return Verdict::Unknown { reason };
     }
     if answer.body.len() > MAX_JUDGED {
@@ -160,7 +160,7 @@ fn read(answer: &UpstreamResponse) -> Option<Summary> {
 
 /// Why an answer cannot be from CAMS, which never redirects, switches protocols, compresses without
 /// being asked, or sends a success without a body.
-fn garbage(answer: &UpstreamResponse) -> Option<&'static str> {
+fn not_from_cams(answer: &UpstreamResponse) -> Option<&'static str> {
     let encodings = answer.headers.get_all(CONTENT_ENCODING);
     if answer.status.is_informational() || answer.status.is_redirection() {
         Some("an interim answer or a redirect")

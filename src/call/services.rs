@@ -92,9 +92,9 @@ impl CallServices {
 
     /// The bounds of a body whose caller is not verified yet.
     pub(super) fn allowance(&self, claim: &Claim, listen: &Listen) -> body::Allowance {
-        let budgets = match claim.payer() {
-            Some(payer) => vec![
-                self.limiter.client_budget(payer),
+        let budgets = match claim.budget_owner() {
+            Some(budget_owner) => vec![
+                self.limiter.client_budget(budget_owner),
                 self.limiter.budget().clone(),
             ],
             None => vec![self.unverified.clone()],

@@ -1,4 +1,5 @@
-//! Prints the open attempts of a journal: as a table for people, or as one JSON object for programs.
+//! Prints the open attempts of a journal: as a table for people, or as one JSON object for
+//! programs.
 
 use serde_json::json;
 

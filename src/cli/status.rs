@@ -19,7 +19,8 @@ pub struct Status {
     /// The admin address, ip:port or unix:/path [default: listen.admin of the configuration].
     #[arg(long, value_name = "ADDRESS")]
     pub admin: Option<Bind>,
-    /// The file with the admin token [default: listen.admin_token of the configuration, unless --admin is given].
+    /// The file with the admin token [default: listen.admin_token of the configuration, unless
+    /// --admin is given].
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Also show the tenants that wait in each lane, with their client and their share of the rate.
@@ -86,7 +87,7 @@ impl Status {
     }
 
     /// Queries the lanes once and formats them.
-    pub async fn look(&self, admin: &Admin) -> Result<String, String> {
+    pub async fn query(&self, admin: &Admin) -> Result<String, String> {
         let response = ask(admin, "/lanes")
             .await
             .map_err(|error| format!("{error}: does Flowgate run there?"))?;
@@ -116,7 +117,7 @@ impl Status {
     ) -> io::Result<()> {
         let clear = if is_terminal && !self.json { CLEAR } else { "" };
         loop {
-            match self.look(admin).await {
+            match self.query(admin).await {
                 Ok(text) => write!(out, "{clear}{text}")?,
                 // With --json, standard output has only JSON lines.
                 Err(error) if self.json => tracing::debug!(error, "no answer"),

@@ -10,8 +10,8 @@
 //! at a lower rate, evenly spaced. The rate rises back to the point of the refusal slowly enough
 //! that few attempts are throttled, and then faster and faster.
 //!
-//! All throttle refusals of attempts that met the same full window form one *lesson*, which changes
-//! the gap or the rate once.
+//! All throttle refusals of attempts that met the same full window form one *congestion event*,
+//! which changes the gap or the rate once.
 //!
 //! Only decides; time is an argument. `docs/decisions/0001-how-a-lane-learns.md` has the figures.
 
@@ -47,12 +47,12 @@ const PROOF_SUSPENDED_FOR: Duration = Duration::from_secs(60);
 const EXPLAINED_BELOW: f64 = 0.85;
 /// The number of accepted attempts that make up for one isolated refusal.
 const CREDIT_PER_ISOLATED: f64 = 10.0;
-/// A second isolated refusal within this number of windows is a lesson for the rate. A single one
-/// is not.
+/// A second isolated refusal within this number of windows is a congestion event for the rate. A
+/// single one is not.
 const SUSPICION_WINDOWS: u32 = 10;
-/// Attempts that were written within this fraction of a window after the first refusal met the same
-/// full window, so they belong to the same lesson.
-const SAME_LESSON: f64 = 0.9;
+/// Attempts that were written within this part of a window after the first refusal met the same
+/// full window, so they belong to the same congestion event.
+const SAME_EVENT: f64 = 0.9;
 /// Timers are too coarse for a smaller spacing.
 const MIN_SPACING: Duration = Duration::from_millis(8);
 
@@ -107,7 +107,7 @@ pub(crate) struct ThrottledAttempt {
 #[derive(Debug, Default)]
 struct ThrottleHistory {
     slowdown: Option<Slowdown>,
-    lesson: Option<Lesson>,
+    congestion_event: Option<CongestionEvent>,
     /// The latest isolated refusal that jitter does not explain.
     suspected_at: Option<Instant>,
     /// The latest refusal that jitter explains.
@@ -119,13 +119,13 @@ struct ThrottleHistory {
 
 /// All throttle refusals of attempts that met the same full window.
 #[derive(Clone, Copy, Debug)]
-struct Lesson {
+struct CongestionEvent {
     known_at: Instant,
     /// The refusals that this process has seen.
     seen: u32,
     /// The estimated refusals of the whole lane.
     refused: f64,
-    /// The rate in calls per window, and the lessons in a row, before this one.
+    /// The rate in calls per window, and the congestion events in a row, before this one.
     rate_before: f64,
     streak_before: u32,
     /// Whether jitter explains it.
@@ -234,9 +234,9 @@ impl Pace {
         if attempt.probe || learns_from.is_some_and(|from| attempt.written_at < from) {
             return isolated;
         }
-        let lesson = self.lesson(attempt, now);
-        self.widen_gap(&lesson, now);
-        self.slow_down(&lesson, isolated, now);
+        let event = self.congestion_event(attempt, now);
+        self.widen_gap(&event, now);
+        self.slow_down(&event, isolated, now);
         isolated
     }
 
@@ -268,11 +268,11 @@ impl Pace {
         let is_slow = history
             .slowdown
             .is_some_and(|slowdown| !slowdown.is_over(self.limit, now));
-        let lesson_at = history.lesson.map(|lesson| lesson.known_at);
+        let event_at = history.congestion_event.map(|event| event.known_at);
         !is_slow
             && !is_recent(history.jitter_at, PROOF_SUSPENDED_FOR, now)
             && !is_recent(history.suspected_at, window * SUSPICION_WINDOWS, now)
-            && !is_recent(history.learns_from.max(lesson_at), window, now)
+            && !is_recent(history.learns_from.max(event_at), window, now)
     }
 
     /// What replicas that share the quota exchange. Each replica has a gap of its own.
@@ -280,8 +280,8 @@ impl Pace {
         self.slowdown().map(|slowdown| slowdown.to_shared(now))
     }
 
-    /// Adopts what another replica has learned. Of two lessons from the same window the lower rate
-    /// applies, otherwise the later one.
+    /// Adopts what another replica has learned. Of two congestion events from the same window the
+    /// lower rate applies, otherwise the later one.
     pub(crate) fn adopt(&mut self, shared: &SharedRate, now: Instant) {
         let Some(theirs) = Slowdown::from_shared(shared, self.limit, now) else {
             return;
@@ -300,8 +300,8 @@ impl Pace {
             return;
         }
         history.slowdown = Some(theirs);
-        // This replica's refusals in the same window belong to the same lesson.
-        history.lesson = Some(Lesson {
+        // This replica's refusals in the same window belong to the same congestion event.
+        history.congestion_event = Some(CongestionEvent {
             known_at: theirs.known_at(),
             seen: 1,
             refused: theirs.rate_before() - theirs.lowest(),
@@ -371,17 +371,17 @@ impl Pace {
         }
     }
 
-    /// Adds this refusal to the lesson that it belongs to, and returns the lesson.
-    fn lesson(&mut self, attempt: &ThrottledAttempt, now: Instant) -> Lesson {
+    /// Adds this refusal to the congestion event that it belongs to, and returns that event.
+    fn congestion_event(&mut self, attempt: &ThrottledAttempt, now: Instant) -> CongestionEvent {
         let gap = self.gap(now);
         let rate_before = self.calls_per_window(now);
         let explained = self.spread().min(self.max_gap());
         let window = self.limit.window;
         let history = self.history.get_or_insert_default();
         let running = history
-            .lesson
-            .filter(|lesson| attempt.written_at <= lesson.known_at + window.mul_f64(SAME_LESSON));
-        let mut lesson = running.unwrap_or(Lesson {
+            .congestion_event
+            .filter(|event| attempt.written_at <= event.known_at + window.mul_f64(SAME_EVENT));
+        let mut event = running.unwrap_or(CongestionEvent {
             known_at: now,
             seen: 0,
             refused: 0.0,
@@ -389,43 +389,39 @@ impl Pace {
             streak_before: history.slowdown.map_or(0, |slowdown| slowdown.streak()),
             by_jitter: gap < explained * EXPLAINED_BELOW,
         });
-        lesson.seen = lesson.seen.saturating_add(1);
-        lesson.refused += 1.0 / attempt.own_share.clamp(0.01, 1.0);
+        event.seen = event.seen.saturating_add(1);
+        event.refused += 1.0 / attempt.own_part.clamp(0.01, 1.0);
         // Jitter alone does not cause more refusals than this together.
-        lesson.by_jitter &= lesson.refused <= 2.0 + lesson.rate_before / 20.0;
-        history.lesson = Some(lesson);
-        lesson
+        event.by_jitter &= event.refused <= 2.0 + event.rate_before / 20.0;
+        history.congestion_event = Some(event);
+        event
     }
 
-    fn widen_gap(&mut self, lesson: &Lesson, now: Instant) {
-        if lesson.by_jitter {
-            self.set_fraction(self.fraction(now) + FRACTION_INCREASE, now);
+    fn widen_gap(&mut self, event: &CongestionEvent, now: Instant) {
+        if event.by_jitter {
+            self.set_part(self.part(now) + PART_INCREASE, now);
             self.history.get_or_insert_default().jitter_at = Some(now);
         }
     }
 
-    fn slow_down(&mut self, lesson: &Lesson, isolated: bool, now: Instant) {
-        if lesson.by_jitter {
+    fn slow_down(&mut self, event: &CongestionEvent, isolated: bool, now: Instant) {
+        if event.by_jitter {
             return;
         }
         let suspicion = self.limit.window * SUSPICION_WINDOWS;
         let history = self.history.get_or_insert_default();
-        if lesson.seen == 1 && isolated && history.slowdown.is_none() {
+        if event.seen == 1 && isolated && history.slowdown.is_none() {
             let suspected_at = history.suspected_at.replace(now);
             if suspected_at.is_none_or(|at| now > at + suspicion) {
                 return;
             }
         }
-        let refused = if lesson.seen == 1 {
-            0.0
-        } else {
-            lesson.refused
-        };
+        let refused = if event.seen == 1 { 0.0 } else { event.refused };
         history.slowdown = Some(Slowdown::new(
-            lesson.rate_before,
+            event.rate_before,
             refused,
-            lesson.streak_before.saturating_add(1),
-            lesson.known_at,
+            event.streak_before.saturating_add(1),
+            event.known_at,
             now,
         ));
     }

@@ -52,8 +52,8 @@ pub(crate) enum QuotaSource {
     Unavailable { since: Option<Instant> },
 }
 
-/// Interval of heartbeats, independent of round trips: even if the store is so far away that its list
-/// is one beat old, no live replica appears to have vanished.
+/// Interval of heartbeats, independent of round trips: even if the store is so far away that its
+/// list is one beat old, no live replica appears to have vanished.
 const BEAT: Duration = Duration::from_millis(250);
 /// Retry-After of a call that is refused because the store is down.
 pub(crate) const ADVICE: Duration = Duration::from_secs(2);
@@ -194,8 +194,8 @@ impl Quota {
         })
     }
 
-    /// Records a nonce, by its digest, for all replicas until `until`. True if it is new; `None` if the
-    /// store does not answer.
+    /// Records a nonce, by its digest, for all replicas until `until`. True if it is new; `None` if
+    /// the store does not answer.
     pub(crate) async fn take_nonce(
         &self,
         digest: &str,
@@ -268,8 +268,8 @@ impl Quota {
             .await;
     }
 
-    /// Sends a heartbeat. A silent replica whose connection the server has closed is dead; one that is
-    /// only cut off from the store still has an open connection.
+    /// Sends a heartbeat. A silent replica whose connection the server has closed is dead; one that
+    /// is only cut off from the store still has an open connection.
     async fn beat(&self, since: Instant, own: &OwnConnection) {
         if self.has_left.load(Ordering::Relaxed) {
             return;

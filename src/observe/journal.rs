@@ -2,9 +2,9 @@
 //! ends: an attempt without an end may have reached CAMS, even after a crash. Lines that cannot be
 //! written are counted, and their calls continue (docs/journal.md explains why).
 //!
-//! A thread writes the lines (`journal/writer.rs`) to a rotating file (`journal/file.rs`) and tracks
-//! outages (`journal/health.rs`). `journal/line.rs` defines a line, `journal/open.rs` reads a
-//! journal.
+//! A thread writes the lines (`journal/writer.rs`) to a rotating file (`journal/file.rs`) and
+//! tracks outages (`journal/health.rs`). `journal/line.rs` defines a line, `journal/open.rs` reads
+//! a journal.
 
 mod file;
 mod health;
@@ -92,7 +92,8 @@ impl Journal {
         })
     }
 
-    /// Prepares the record of an attempt. `flow_name` is recorded only if the action creates a flow.
+    /// Prepares the record of an attempt. `flow_name` is recorded only if the action creates a
+    /// flow.
     pub(crate) fn note(
         self: &Arc<Self>,
         flow_name: Option<&str>,
@@ -149,8 +150,8 @@ impl Journal {
 // === impl Note ===
 
 impl Note {
-    /// Records that the attempt's first byte is about to leave. Returns when the line is in the file
-    /// or is lost, in which case the call continues without it.
+    /// Records that the attempt's first byte is about to leave. Returns when the line is in the
+    /// file or is lost, in which case the call continues without it.
     ///
     /// Waits while the disk hangs. If this future is dropped earlier, the attempt must not leave:
     /// the journal has no line for it, or a line that records it as not sent.

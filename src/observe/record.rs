@@ -103,7 +103,7 @@ impl Record {
     }
 
     /// Joins the trace of the caller, or begins one for `percent` of the other calls.
-    pub(crate) fn traced(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
+    pub(crate) fn start_trace(&mut self, headers: &HeaderMap, wall: SystemTime, percent: u32) {
         let arrived = Timestamp {
             wall,
             at: self.arrived,
@@ -132,12 +132,12 @@ impl Record {
     }
 
     /// Notes the claimed caller.
-    pub(crate) fn claimed(&mut self, claimed_identity: ClaimedIdentity) {
+    pub(crate) fn set_claimed_identity(&mut self, claimed_identity: ClaimedIdentity) {
         self.claimed_identity = Some(claimed_identity);
     }
 
     /// Notes the name of the flow.
-    pub(crate) fn named(&mut self, flow_name: Option<&str>) {
+    pub(crate) fn set_flow_name(&mut self, flow_name: Option<&str>) {
         self.flow_name = flow_name.map(|name| capped(name).into());
     }
 
@@ -161,7 +161,7 @@ impl Record {
     }
 
     /// The call got a send permit, this long after its arrival.
-    pub(crate) fn turn(&mut self, age: Duration) {
+    pub(crate) fn permit_granted(&mut self, age: Duration) {
         self.trace(Trace::end);
         if let Some(operation) = self.operation.as_deref()
             && operation.limit.is_some()
@@ -184,7 +184,7 @@ impl Record {
         self.trace(|trace, now| {
             trace.begin(StepKind::Attempt, now);
             if !is_relayed {
-                trace.onto(headers);
+                trace.insert_traceparent(headers);
             }
         });
     }

@@ -167,7 +167,7 @@ impl Trace {
     }
 
     /// Adds `traceparent` to the headers of a request to CAMS.
-    pub(crate) fn onto(&self, headers: &mut HeaderMap) {
+    pub(crate) fn insert_traceparent(&self, headers: &mut HeaderMap) {
         headers.insert(TRACEPARENT, self.place.header());
     }
 
@@ -265,7 +265,7 @@ mod tests {
 
     fn forwarded(trace: &Trace) -> String {
         let mut headers = HeaderMap::new();
-        trace.onto(&mut headers);
+        trace.insert_traceparent(&mut headers);
         headers[TRACEPARENT].to_str().unwrap().to_owned()
     }
 

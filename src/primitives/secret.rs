@@ -4,12 +4,13 @@ use std::fmt;
 
 use zeroize::{ZeroizeOnDrop, Zeroizing};
 
-/// Fails to compile if one of the types implements `Debug`, `Display` or `Serialize`. For types that
-/// hold secrets, signatures or callers' data.
+/// Fails to compile if one of the types implements `Debug`, `Display` or `Serialize`. For types
+/// that hold secrets, signatures or callers' data.
 macro_rules! never_shown {
     ($($type:ty),+ $(,)?) => {
         const _: () = {
-            /// A type that has one of the traits has two impls, and the ambiguity is a compile error.
+            /// A type that has one of the traits has two impls, and the ambiguity is a compile
+            /// error.
             trait Shown<Way> {
                 fn shown() {}
             }

@@ -99,14 +99,14 @@ impl Socket {
 
 impl Hangup {
     /// Waits for a close, a reset or a half-close.
-    pub(crate) async fn happened(&self) {
+    pub(crate) async fn wait(&self) {
         while !self.0.socket.closed().await {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 
     /// Whether the caller has hung up.
-    pub(crate) fn has_happened(&self) -> bool {
+    pub(crate) fn has_hung_up(&self) -> bool {
         use futures_util::FutureExt;
         self.0.socket.closed().now_or_never() == Some(true)
     }

@@ -13,7 +13,7 @@ pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response
         Err(mut failed) => {
             return match failed.take_message() {
                 Some(_request) => Sent::Unsent,
-                None => Sent::Lost(headless(failed.error())),
+                None => Sent::Lost(classify_head_error(failed.error())),
             };
         }
     };
@@ -33,7 +33,7 @@ pub(super) async fn exchange(sender: &mut Sender, request: Request, max_response
 }
 
 /// Classifies an error before the response's head was complete.
-fn headless(error: &hyper::Error) -> Lost {
+fn classify_head_error(error: &hyper::Error) -> Lost {
     if error.is_parse_too_large() {
         Lost::TooLarge
     } else if error.is_parse() {

@@ -153,7 +153,7 @@ impl Pool {
         };
         let now = Instant::now();
         if link.is_ready(now) {
-            self.lay_down(link);
+            self.put_idle(link);
         } else if link.sender.is_closed() {
             self.closed(&link);
         } else if link.can_become_ready(now) {
@@ -161,13 +161,13 @@ impl Pool {
             let pool = self.clone();
             runtime.spawn(async move {
                 if let Ok(Ok(())) = timeout(SETTLE, link.sender.ready()).await {
-                    pool.lay_down(link);
+                    pool.put_idle(link);
                 }
             });
         }
     }
 
-    fn lay_down(self: &Arc<Self>, link: Link) {
+    fn put_idle(self: &Arc<Self>, link: Link) {
         let mut state = self.state.lock();
         // A connection that was handed out and not used keeps its age.
         let place = state.idle.partition_point(|idle| idle.since <= link.since);
@@ -250,7 +250,7 @@ async fn dial(dialling: DialGuard) {
             let was_down = pool.state.lock().reach.opened();
             pool.came_up(was_down);
             // The dialer spawned the connection's task on this runtime.
-            pool.lay_down(Link::new(dialled, Handle::current().id()));
+            pool.put_idle(Link::new(dialled, Handle::current().id()));
         }
         Err(error) => {
             let mut state = pool.state.lock();

@@ -1,6 +1,6 @@
-//! Checks that the documents are complete and that the names in them exist: error codes and log messages have an entry in
-//! the runbook, tests and files of the security page exist, links have a target. For metrics see
-//! `src/observe/metrics/tests/named.rs`.
+//! Checks that the documents are complete and that the names in them exist: error codes and log
+//! messages have an entry in the runbook, tests and files of the security page exist, links have a
+//! target. For metrics see `src/observe/metrics/tests/named.rs`.
 
 use std::collections::BTreeSet;
 use std::path::Path;

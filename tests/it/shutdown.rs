@@ -1,5 +1,5 @@
-//! A drain: readiness goes down first, calls that fit into the grace finish within the rate, and the
-//! others are refused immediately.
+//! A drain: readiness goes down first, calls that fit into the grace finish within the rate, and
+//! the others are refused immediately.
 
 use std::time::Duration;
 

@@ -30,7 +30,8 @@ const DECIDERS: &[&str] = &[
     "call/sign.rs",
 ];
 
-/// The folders and files of `src` in the order in which they may use one another: each only those above it.
+/// The folders and files of `src` in the order in which they may use one another: each only those
+/// above it.
 const LAYERS: &[&str] = &[
     "primitives",
     "acs",

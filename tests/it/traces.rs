@@ -152,7 +152,7 @@ async fn waits_and_attempts_are_spans_of_the_callers_trace() {
         (hex(&whole.parent_span_id), whole.kind),
         ("b7ad6b7169203331".to_owned(), 2)
     );
-    let said = |key| text(&whole.attributes, key);
+    let attribute = |key| text(&whole.attributes, key);
     let expected = [
         ("flowgate.account", "acme"),
         ("flowgate.outcome", "ok"),
@@ -165,7 +165,7 @@ async fn waits_and_attempts_are_spans_of_the_callers_trace() {
     ];
     expected
         .into_iter()
-        .for_each(|(key, value)| assert_eq!(said(key).as_deref(), Some(value), "{key}"));
+        .for_each(|(key, value)| assert_eq!(attribute(key).as_deref(), Some(value), "{key}"));
     for (before, span) in spans.iter().zip(&spans[1..4]) {
         assert_eq!(span.parent_span_id, whole.span_id);
         assert!(before.end_time_unix_nano <= span.start_time_unix_nano);

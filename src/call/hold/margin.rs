@@ -40,11 +40,11 @@ const MOST: Duration = Duration::from_secs(2);
 impl Margins {
     /// How long a call with this hold may be queued.
     pub(crate) fn wait(&self, operation: &Operation, hold: Duration) -> Duration {
-        let usual = self
+        let upper_estimate = self
             .0
             .get(&operation.labels())
-            .map_or(START, |known| known.usual());
-        hold - usual.min(MOST).min(hold / 3)
+            .map_or(START, |known| known.upper_estimate());
+        hold - upper_estimate.min(MOST).min(hold / 3)
     }
 
     /// Adds the duration of an answered attempt.
@@ -72,7 +72,7 @@ impl AnswerTime {
     }
 
     /// An answer time that is rarely exceeded.
-    fn usual(&self) -> Duration {
+    fn upper_estimate(&self) -> Duration {
         self.mean + (self.deviation * 4).max(LEAST)
     }
 }
@@ -135,10 +135,10 @@ mod tests {
 
     #[test]
     fn constant_answer_times_leave_a_margin_of_50_ms() {
-        let usual = after([80; 200]).usual();
+        let upper_estimate = after([80; 200]).upper_estimate();
         assert!(
-            usual.abs_diff(ms(130)) < Duration::from_micros(1),
-            "{usual:?}"
+            upper_estimate.abs_diff(ms(130)) < Duration::from_micros(1),
+            "{upper_estimate:?}"
         );
     }
 
@@ -147,17 +147,17 @@ mod tests {
         let mut time = after([30, 70].repeat(100));
         for took in [30, 70].repeat(10) {
             assert!(
-                time.usual() > ms(125) && time.usual() < ms(150),
+                time.upper_estimate() > ms(125) && time.upper_estimate() < ms(150),
                 "{:?}",
-                time.usual()
+                time.upper_estimate()
             );
             time.add(ms(took));
         }
         let mut outlier = after([[50; 100].as_slice(), &[5000]].concat());
-        assert!(outlier.usual() > MOST);
+        assert!(outlier.upper_estimate() > MOST);
         let long = (1..).find(|_| {
             outlier.add(ms(50));
-            outlier.usual() < ms(200)
+            outlier.upper_estimate() < ms(200)
         });
         assert_eq!(long, Some(28));
     }

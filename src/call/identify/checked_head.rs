@@ -68,7 +68,8 @@ pub(super) fn read<'a>(
     })
 }
 
-/// Whether a request header is not forwarded: hop-by-hop, or `Expect`, which Flowgate answers itself.
+/// Whether a request header is not forwarded: hop-by-hop, or `Expect`, which Flowgate answers
+/// itself.
 pub(super) fn is_not_forwarded(name: &str) -> bool {
     name == "expect" || is_hop_by_hop(name)
 }

@@ -99,30 +99,30 @@ impl Nonces {
     }
 
     /// Takes a nonce if it is new. Checking and storing are one atomic step.
-    pub(super) fn take(&self, usage: &NonceUse<'_>, now: SystemTime) -> Result<(), Refusal> {
-        let digest = self.digest(usage);
-        let is_verified = matches!(usage.scope, NonceScope::Key(_));
+    pub(super) fn take(&self, nonce_use: &NonceUse<'_>, now: SystemTime) -> Result<(), Refusal> {
+        let digest = self.digest(nonce_use);
+        let is_verified = matches!(nonce_use.scope, NonceScope::Key(_));
         let mut seen_nonces = self
             .seen_by_scope
-            .entry(usage.scope.clone())
+            .entry(nonce_use.scope.clone())
             .or_insert_with(|| SeenNonces::new(is_verified, self.floor, now));
-        seen_nonces.take(digest, time::seconds(usage.stamp), self.capacity, now)
+        seen_nonces.take(digest, time::seconds(nonce_use.stamp), self.capacity, now)
     }
 
     /// Checks whether a nonce could be taken now.
-    pub(super) fn check(&self, usage: &NonceUse<'_>) -> Result<(), Refusal> {
-        let Some(seen_nonces) = self.seen_by_scope.get(&usage.scope) else {
+    pub(super) fn check(&self, nonce_use: &NonceUse<'_>) -> Result<(), Refusal> {
+        let Some(seen_nonces) = self.seen_by_scope.get(&nonce_use.scope) else {
             return Ok(());
         };
-        seen_nonces.check_floor(time::seconds(usage.stamp))?;
-        if seen_nonces.seen.contains_key(&self.digest(usage)) {
+        seen_nonces.check_floor(time::seconds(nonce_use.stamp))?;
+        if seen_nonces.seen.contains_key(&self.digest(nonce_use)) {
             return Err(used());
         }
         Ok(())
     }
 
-    fn digest(&self, usage: &NonceUse<'_>) -> Digest {
-        let hash = self.key.hash_one((usage.key.as_str(), usage.nonce));
+    fn digest(&self, nonce_use: &NonceUse<'_>) -> Digest {
+        let hash = self.key.hash_one((nonce_use.key.as_str(), nonce_use.nonce));
         [hash as u32, (hash >> 32) as u32]
     }
 
@@ -263,14 +263,14 @@ mod tests {
         /// Takes a nonce. Its timestamp and the time of arrival are seconds after the start.
         fn takes(&self, nonce: &str, stamp: u64, now: u64) -> Result<(), Kind> {
             let key = AccessKeyId::new(self.1);
-            let usage = NonceUse {
+            let nonce_use = NonceUse {
                 scope: NonceScope::Key(key.clone()),
                 key: &key,
                 nonce,
                 stamp: at(START + stamp),
             };
             self.0
-                .take(&usage, at(START + now))
+                .take(&nonce_use, at(START + now))
                 .map_err(|refusal| refusal.kind)
         }
     }
@@ -324,24 +324,24 @@ mod tests {
             let now = at(START + 1);
             let many = AccessKeyId::new("many");
             for nonce in 0..9 {
-                let usage = NonceUse {
+                let nonce_use = NonceUse {
                     scope: scope.clone(),
                     key: &many,
                     nonce: &nonce.to_string(),
                     // From a clock that is 15 minutes ahead.
                     stamp: at(START + 899),
                 };
-                nonces.take(&usage, now).unwrap();
+                nonces.take(&nonce_use, now).unwrap();
             }
             let honest = AccessKeyId::new("honest");
-            let usage = NonceUse {
+            let nonce_use = NonceUse {
                 scope,
                 key: &honest,
                 nonce: "1",
                 stamp: now,
             };
-            assert!(nonces.take(&usage, now).is_ok());
-            let refusal = nonces.take(&usage, now).unwrap_err();
+            assert!(nonces.take(&nonce_use, now).is_ok());
+            let refusal = nonces.take(&nonce_use, now).unwrap_err();
             assert_eq!(refusal.kind, Kind::NonceUsed);
         }
     }
@@ -350,20 +350,20 @@ mod tests {
     fn a_nonce_can_be_checked_without_being_taken() {
         let nonces = Nonces::new(at(START));
         let key = AccessKeyId::new("a");
-        let usage = NonceUse {
+        let nonce_use = NonceUse {
             scope: NonceScope::Key(key.clone()),
             key: &key,
             nonce: "n",
             stamp: at(START + 10),
         };
-        assert!(nonces.check(&usage).is_ok());
-        assert!(nonces.check(&usage).is_ok());
-        nonces.take(&usage, at(START + 10)).unwrap();
-        let refusal = nonces.check(&usage).unwrap_err();
+        assert!(nonces.check(&nonce_use).is_ok());
+        assert!(nonces.check(&nonce_use).is_ok());
+        nonces.take(&nonce_use, at(START + 10)).unwrap();
+        let refusal = nonces.check(&nonce_use).unwrap_err();
         assert_eq!(refusal.kind, Kind::NonceUsed);
         let other = NonceUse {
             nonce: "m",
-            ..usage
+            ..nonce_use
         };
         assert!(nonces.check(&other).is_ok());
     }

@@ -38,7 +38,7 @@ pub(super) fn relayed_request(
         ));
     }
     let all = &head.parts.headers;
-    if all.keys().any(|name| speaks_for_another(name.as_str())) {
+    if all.keys().any(|name| is_delegation_header(name.as_str())) {
         return Err(bad(FOR_ANOTHER));
     }
     check_params(params.query())?;
@@ -86,7 +86,7 @@ pub(super) fn check_params<'a>(
 }
 
 /// Whether a gateway uses this header to state properties of another caller.
-fn speaks_for_another(name: &str) -> bool {
+fn is_delegation_header(name: &str) -> bool {
     matches!(
         name,
         "x-acs-source-ip" | "x-acs-secure-transport" | "x-acs-parent-id"

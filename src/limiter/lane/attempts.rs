@@ -157,7 +157,7 @@ impl<W> Lane<W> {
             let new =
                 hint.unwrap_or_else(|| backoff::full_jitter(retry.base, retry.max, level, random));
             pauses = Some(Pauses { new, same: hint });
-            slots.void();
+            slots.give_back_all();
             // The stored pace rises from the end of the pause.
             self.pace.paused_until(cx.now + new);
         }
@@ -178,7 +178,7 @@ impl<W> Lane<W> {
         let Source::Shared(slots) = &self.source else {
             return;
         };
-        if slot.dated.probe || (how == AttemptEnd::Answered && slots.is_troubled()) {
+        if slot.dated.probe || (how == AttemptEnd::Answered && slots.has_back_off()) {
             let op = Op::Ended {
                 slot: slot.dated,
                 how,

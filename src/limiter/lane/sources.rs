@@ -77,7 +77,8 @@ impl<W> Lane<W> {
         self.review.request(cx.now);
     }
 
-    /// Returns the token source of a lane whose quota is shared; `None` for a lane whose quota is not.
+    /// Returns the token source of a lane whose quota is shared; `None` for a lane whose quota is
+    /// not.
     fn new_source(
         &self,
         quota_source: QuotaSource,

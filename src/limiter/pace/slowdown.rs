@@ -1,6 +1,7 @@
-//! How does a lane's rate recover after a lesson? It rises linearly to the rate at which it was
-//! throttled, slowly enough for about one attempt in 28 to be throttled. If nothing is throttled
-//! there, it rises faster and faster, because only sending more shows that an outsider has stopped.
+//! How does a lane's rate recover after a congestion event? It rises linearly to the rate at which
+//! it was throttled, slowly enough for about one attempt in 28 to be throttled. If nothing is
+//! throttled there, it rises faster and faster, because only sending more shows that an outsider
+//! has stopped.
 //!
 //! The rate is a closed form of the time: nothing has to run while it rises, and replicas that
 //! share it agree.
@@ -11,21 +12,22 @@ use tokio::time::Instant;
 
 use crate::config::Limit;
 
-/// The least fraction of the rate that a lesson cuts. It makes room for the lane's own retries.
+/// The least part of the rate that a congestion event cuts. It makes room for the lane's own
+/// retries.
 const MIN_CUT: f64 = 0.06;
-/// The least fraction of the rate that the first lesson leaves. A burst of refusals may have another
-/// cause than the rate.
+/// The least part of the rate that the first congestion event leaves. A burst of refusals may have
+/// another cause than the rate.
 const MIN_LEFT_BY_FIRST: f64 = 0.5;
-/// The same for later lessons.
+/// The same for later congestion events.
 const MIN_LEFT_BY_LATER: f64 = 0.75;
 /// The rate is never cut below this, in calls per window.
 const MIN_RATE: f64 = 0.25;
-/// Windows until the first lesson's cut has been recovered. Doubles with each further lesson in a
-/// row.
+/// Windows until the first congestion event's cut has been recovered. Doubles with each further
+/// event in a row.
 const FIRST_RECOVERY: f64 = 4.0;
 /// The recovery takes at most as many windows as it takes to send this number of attempts, so that
 /// few of them are throttled...
-const ATTEMPTS_PER_LESSON: f64 = 28.0;
+const ATTEMPTS_PER_EVENT: f64 = 28.0;
 /// ...within these bounds, in windows.
 const RECOVERY_BOUNDS: std::ops::RangeInclusive<f64> = 3.0..=16.0;
 /// After the recovery, the rate doubles within this many times the duration of the recovery.
@@ -40,15 +42,15 @@ const MIN_WINDOW: Duration = Duration::from_secs(1);
 /// A lane that sends less than its limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Slowdown {
-    /// The rate right after the lesson, in calls per window.
+    /// The rate right after the congestion event, in calls per window.
     lowest: f64,
-    /// What the lesson has cut from the rate, in calls per window.
+    /// What the congestion event has cut from the rate, in calls per window.
     cut: f64,
     /// Since when the rate rises.
     rises_from: Instant,
-    /// Lessons in a row, without reaching the limit between them.
+    /// Congestion events in a row, without reaching the limit between them.
     streak: u32,
-    /// When the first refusal of the lesson was known.
+    /// When the first refusal of the congestion event was known.
     known_at: Instant,
 }
 
@@ -68,8 +70,8 @@ pub(crate) struct SharedRate {
 // === impl Slowdown ===
 
 impl Slowdown {
-    /// Makes the slowdown after a lesson at `rate` calls per window, of which `refused` were
-    /// throttled. The lesson's first refusal was known at `known_at`; the rate rises from `now` on.
+    /// Makes the slowdown after a congestion event at `rate` calls per window, of which `refused`
+    /// were throttled. Its first refusal was known at `known_at`; the rate rises from `now` on.
     pub(super) fn new(
         rate: f64,
         refused: f64,
@@ -208,11 +210,11 @@ impl Slowdown {
         self.rises_from + Duration::from_secs_f64(recoveries * self.recovery_time(limit))
     }
 
-    /// Seconds from the lowest rate to the one before the lesson.
+    /// Seconds from the lowest rate to the one before the congestion event.
     fn recovery_time(&self, limit: Limit) -> f64 {
         let window = limit.window.max(MIN_WINDOW).as_secs_f64();
         let per_window = self.lowest * window / limit.window.as_secs_f64();
-        let most = (ATTEMPTS_PER_LESSON / per_window)
+        let most = (ATTEMPTS_PER_EVENT / per_window)
             .clamp(*RECOVERY_BOUNDS.start(), *RECOVERY_BOUNDS.end());
         let doublings = self.streak.saturating_sub(1).min(10);
         (FIRST_RECOVERY * f64::from(1_u32 << doublings)).min(most) * window

@@ -501,7 +501,7 @@ fn an_outage_causes_pauses_and_the_lane_recovers_soon_after_it() {
     }
 }
 
-// === Lessons ===
+// === Congestion events ===
 
 fn pace(count: u32) -> Pace {
     Pace::new(limit(count, SECOND), LEARN)
@@ -569,7 +569,7 @@ fn a_new_lane_sends_at_its_limit() {
 }
 
 #[test]
-fn two_refused_batches_46_ms_apart_are_one_lesson() {
+fn two_refused_batches_46_ms_apart_are_one_congestion_event() {
     let t = start();
     let mut one = pace(5);
     let mut two = pace(5);
@@ -591,7 +591,8 @@ fn two_refused_batches_46_ms_apart_are_one_lesson() {
 }
 
 #[test]
-fn a_single_refusal_among_accepted_attempts_is_isolated_and_no_lesson_but_a_second_one_is() {
+fn a_single_refusal_among_accepted_attempts_is_isolated_and_no_congestion_event_but_a_second_one_is()
+ {
     let t = start();
     let mut pace = pace(5);
     assert!(
@@ -758,9 +759,9 @@ fn upcoming_rates_are_those_that_follow_and_end_at_the_limit() {
     let t = start();
     for count in [1, 5, 200, 10_000] {
         let mut pace = pace(count);
-        for lesson in 0..6 {
-            let at = t + lesson * SECOND;
-            (0..2 * lesson).for_each(|_| _ = refused(&mut pace, at, at));
+        for event in 0..6 {
+            let at = t + event * SECOND;
+            (0..2 * event).for_each(|_| _ = refused(&mut pace, at, at));
         }
         let now = t + 5 * SECOND;
         let ahead: Vec<_> = pace.upcoming_rates(now).collect();
@@ -786,7 +787,7 @@ fn upcoming_rates_are_those_that_follow_and_end_at_the_limit() {
 }
 
 #[test]
-fn replicas_share_a_rate_and_a_lesson() {
+fn replicas_share_a_rate_and_a_congestion_event() {
     let t = start();
     let mut one = pace(5);
     let mut other = pace(5);
@@ -796,7 +797,7 @@ fn replicas_share_a_rate_and_a_lesson() {
         let now = t + ms(after);
         assert!(other.rate(now).per_second() - one.rate(now).per_second() < 1e-3);
     }
-    // A refusal of this replica in the same window belongs to the same lesson.
+    // A refusal of this replica in the same window belongs to the same congestion event.
     refused(&mut other, t, t + ms(40));
     assert_eq!(
         other.rate(t + ms(40)).tokens,
@@ -816,7 +817,7 @@ fn replicas_share_a_rate_and_a_lesson() {
     assert_eq!(
         one.rate(t + ms(50)),
         other.rate(t + ms(50)),
-        "of two lessons in one window the lower rate applies"
+        "of two congestion events in one window the lower rate applies"
     );
     one.adopt(
         &SharedRate {
@@ -829,7 +830,7 @@ fn replicas_share_a_rate_and_a_lesson() {
     assert_eq!(
         one.rate(t + 3 * SECOND).tokens,
         5,
-        "of two lessons in two windows the later one applies"
+        "of two congestion events in two windows the later one applies"
     );
 }
 

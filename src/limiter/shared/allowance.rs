@@ -61,9 +61,9 @@ impl Allowance {
         SlotTiming::Fine
     }
 
-    /// A slot arrived in time but was used too late: a slow disk, a busy machine, or more slots than
-    /// can be written within the slack. The next slots get more slack. All slots of one answer count
-    /// once.
+    /// A slot arrived in time but was used too late: a slow disk, a busy machine, or more slots
+    /// than can be written within the slack. The next slots get more slack. All slots of one answer
+    /// count once.
     pub(super) fn used_late(&mut self) {
         if !std::mem::replace(&mut self.has_grown, true) {
             self.more();

@@ -15,8 +15,8 @@ const PARTS: u32 = 6;
 /// Maximum drift between two clocks in parts per million, more than an NTP client slews a clock.
 const DRIFT: u64 = 200;
 
-/// Bounds on the store's clock. The difference is our time, counted from `origin`, minus the store's,
-/// in microseconds.
+/// Bounds on the store's clock. The difference is our time, counted from `origin`, minus the
+/// store's, in microseconds.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock {
     origin: Instant,

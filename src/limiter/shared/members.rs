@@ -1,5 +1,5 @@
-//! The replicas that share the quota, and the part of each while the store is down. Every replica has
-//! the same list, as the store last reported it, and divides the tokens by rank. No I/O.
+//! The replicas that share the quota, and the part of each while the store is down. Every replica
+//! has the same list, as the store last reported it, and divides the tokens by rank. No I/O.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -157,8 +157,8 @@ impl Members {
                 back: None,
                 has_left: false,
             });
-            // With another connection it was without the store meanwhile, even if a delayed heartbeat
-            // of the earlier connection arrived in between.
+            // With another connection it was without the store meanwhile, even if a delayed
+            // heartbeat of the earlier connection arrived in between.
             if at > member.at + VANISHED
                 || (member.connection_id, &member.run) != (connection_id, &run)
             {
@@ -188,9 +188,9 @@ impl Members {
         self.seen.values().filter(|member| !member.has_left).count()
     }
 
-    /// Returns the vanished replicas and their connection ids. An id is valid only for the server run
-    /// that assigned it: either the run ids agree, or the heartbeat is later than `since`, when the
-    /// current server was first seen.
+    /// Returns the vanished replicas and their connection ids. An id is valid only for the server
+    /// run that assigned it: either the run ids agree, or the heartbeat is later than `since`, when
+    /// the current server was first seen.
     pub(super) fn vanished(
         &self,
         since: Instant,
@@ -206,8 +206,8 @@ impl Members {
             .map(|(name, member)| (name.clone(), member.connection_id))
     }
 
-    /// Returns this replica's part of `count` tokens while the store is down. `None` until it has been
-    /// connected for long enough that all others know it, and shortly before the others stop
+    /// Returns this replica's part of `count` tokens while the store is down. `None` until it has
+    /// been connected for long enough that all others know it, and shortly before the others stop
     /// withholding its part.
     pub(super) fn part(&self, count: NonZeroU32, now: Instant) -> Option<NonZeroU32> {
         let joined = self.joined?;
@@ -227,8 +227,8 @@ impl Members {
         )
     }
 
-    /// Returns the tokens to withhold while the store is up: the parts of replicas that have vanished,
-    /// or that returned within the last `window`.
+    /// Returns the tokens to withhold while the store is up: the parts of replicas that have
+    /// vanished, or that returned within the last `window`.
     pub(super) fn withheld(&self, count: NonZeroU32, window: Duration, now: Instant) -> u32 {
         self.seen
             .iter()

@@ -16,8 +16,8 @@ pub(crate) const SOURCE: &str = include_str!("deal.lua");
 
 /// How far ahead slots are dated: longer than the interval of requests, shorter than a window.
 pub(crate) const AHEAD: Duration = Duration::from_millis(250);
-/// How long before a slot's date a replica requests it: longer than a round trip, and 100 ms shorter
-/// than `AHEAD`, so that one answer has the slots of 100 ms.
+/// How long before a slot's date a replica requests it: longer than a round trip, and 100 ms
+/// shorter than `AHEAD`, so that one answer has the slots of 100 ms.
 const LEAD: Duration = Duration::from_millis(150);
 /// A replica that has been silent for longer gets no slots.
 const SILENCE: Duration = Duration::from_millis(600);
@@ -25,22 +25,22 @@ const SILENCE: Duration = Duration::from_millis(600);
 const ASK: Duration = Duration::from_millis(100);
 /// Minimum interval of requests.
 const SOON: Duration = Duration::from_millis(2);
-/// Maximum number of slots in one answer: 25 ms of a lane with 10,000 calls per second. It bounds the
-/// time that the store spends on one request, during which all other lanes wait.
+/// Maximum number of slots in one answer: 25 ms of a lane with 10,000 calls per second. It bounds
+/// the time that the store spends on one request, during which all other lanes wait.
 const SLOTS: u32 = 256;
-/// Maximum number of slots kept for other replicas. It bounds the size of the lane's state, which every
-/// request reads and writes.
+/// Maximum number of slots kept for other replicas. It bounds the size of the lane's state, which
+/// every request reads and writes.
 const KEPT: u32 = 256;
-/// Number of recent uses that are searched for one that is given back or was late. A use that is not
-/// found keeps its token for the whole window.
+/// Number of recent uses that are searched for one that is given back or was late. A use that is
+/// not found keeps its token for the whole window.
 const DEPTH: u32 = 512;
-/// Maximum number of returns of tokens that are kept in the lane's state. More of them get their own
-/// list in the store, which costs a hundred bytes and more time than a few numbers do.
+/// Maximum number of returns of tokens that are kept in the lane's state. More of them get their
+/// own list in the store, which costs a hundred bytes and more time than a few numbers do.
 const SHORT: u32 = 32;
 /// Up to this number of tokens, the answer has the return time of each.
-const LISTED: u32 = 32;
-/// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the window.
-/// Each costs the store a lookup in the middle of a long list.
+const TOLD: u32 = 32;
+/// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the
+/// window. Each costs the store a lookup in the middle of a long list.
 const SAMPLES: u32 = 3;
 /// Maximum number of slots given back with one request. It bounds the store's work, like `SLOTS`.
 pub(crate) const GIVEN_BACK: usize = 64;
@@ -122,8 +122,8 @@ pub(crate) struct WaitingClient {
 pub(crate) enum Op {
     /// Requests slots for waiting calls.
     Take,
-    /// CAMS throttled an attempt whose slot was dated `at`. Without pauses, the refusal is isolated and
-    /// the lane continues.
+    /// CAMS throttled an attempt whose slot was dated `at`. Without pauses, the refusal is isolated
+    /// and the lane continues.
     Throttled { at: u64, pauses: Option<Pauses> },
     /// An attempt ended in another way.
     Ended { slot: DatedSlot, how: AttemptEnd },

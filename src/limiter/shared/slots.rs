@@ -1,5 +1,5 @@
-//! The slots that the store has dealt to a lane of this replica. A slot permits one attempt, from its
-//! date until its slack has passed.
+//! The slots that the store has dealt to a lane of this replica. A slot permits one attempt, from
+//! its date until its slack has passed.
 //!
 //! A slot that cannot be used in time is given back. One that was used too late is reported, and no
 //! other slot is used until the store has confirmed the report. No I/O; the time is an argument.
@@ -25,8 +25,8 @@ const UNDER_WAY: u64 = 10_000_000;
 pub(crate) struct Slots {
     /// The configured slack: how late a slot may be used.
     slack: Duration,
-    /// Upper bound of the time from a slot's date to the arrival of its answer; added to the slack. It
-    /// is at least the uncertainty of the store's clock and at most a round trip.
+    /// Upper bound of the time from a slot's date to the arrival of its answer; added to the slack.
+    /// It is at least the uncertainty of the store's clock and at most a round trip.
     distance: Duration,
     allowance: Allowance,
     clock: Clock,
@@ -46,7 +46,8 @@ pub(crate) struct Slots {
     is_request_pending: bool,
     /// Whether the store will deal slots to this replica because of its last request.
     is_wanting: bool,
-    /// When the silent window ends: before that no slots are requested, and only late uses reported.
+    /// When the silent window ends: before that no slots are requested, and only late uses
+    /// reported.
     from: Instant,
     /// The earliest time of the next request.
     next_request_at: Instant,
@@ -147,7 +148,7 @@ impl Slots {
         let waiting = if now < self.from { 0 } else { waiting };
         if waiting == 0 {
             // No call can use the slots.
-            self.void();
+            self.give_back_all();
         }
         let wanted = waiting.saturating_sub(self.usable.len());
         self.is_wanting = wanted > 0;
@@ -190,7 +191,8 @@ impl Slots {
                 now + Duration::from_micros(view.next_request_after)
             };
         }
-        // If a late use is still not confirmed, the store dealt the slots before it knew of the use.
+        // If a late use is still not confirmed, the store dealt the slots before it knew of the
+        // use.
         let may_use = !(was_blocked && self.is_blocked());
         let timing = self.receive(&view.slots, may_use, now);
         if self.is_latest(view) {
@@ -228,8 +230,8 @@ impl Slots {
         timing
     }
 
-    /// Whether this is the latest view: concurrent requests can be answered in any order. A view that is
-    /// much older comes from a clock that was set back, and is the latest.
+    /// Whether this is the latest view: concurrent requests can be answered in any order. A view
+    /// that is much older comes from a clock that was set back, and is the latest.
     pub(crate) fn is_latest(&self, view: &View) -> bool {
         view.now >= self.seen_at || view.now + UNDER_WAY < self.seen_at
     }
@@ -247,7 +249,7 @@ impl Slots {
     }
 
     /// Gives back all slots, for example because the lane is paused.
-    pub(crate) fn void(&mut self) {
+    pub(crate) fn give_back_all(&mut self) {
         self.unused
             .extend(self.usable.drain(..).map(|slot| slot.dated));
     }
@@ -294,8 +296,8 @@ impl Slots {
         }
     }
 
-    /// Records that a granted slot was used: its attempt's first byte left no later than `at`. False if
-    /// that was too late: then no slot may be used, and a request is due now.
+    /// Records that a granted slot was used: its attempt's first byte left no later than `at`.
+    /// False if that was too late: then no slot may be used, and a request is due now.
     pub(crate) fn written(&mut self, slot: Slot, at: Instant, now: Instant) -> bool {
         self.held = self.held.saturating_sub(1);
         let in_time = at <= slot.until;
@@ -305,13 +307,14 @@ impl Slots {
                 slot: slot.dated,
                 used: self.clock.at_most(at, now),
             });
-            self.void();
+            self.give_back_all();
             self.next_request_at = self.next_request_at.min(now);
         }
         in_time
     }
 
-    /// Records an attempt, sent at `at`, that another source had granted. It is reported as a late use.
+    /// Records an attempt, sent at `at`, that another source had granted. It is reported as a late
+    /// use.
     pub(crate) fn written_besides(&mut self, at: Instant, now: Instant) {
         let unknown = DatedSlot {
             at: 0,
@@ -323,7 +326,7 @@ impl Slots {
             slot: unknown,
             used: self.clock.at_most(at, now),
         });
-        self.void();
+        self.give_back_all();
         self.next_request_at = self.next_request_at.min(now);
     }
 
@@ -344,15 +347,15 @@ impl Slots {
         self.held
     }
 
-    /// Whether a request is due although no call waits: to give back slots, report late uses, or withdraw
-    /// the last request.
+    /// Whether a request is due although no call waits: to give back slots, report late uses, or
+    /// withdraw the last request.
     pub(crate) fn has_unused(&self) -> bool {
         let wants = self.is_wanting && !self.is_request_pending;
         wants || !self.unused.is_empty() || !self.usable.is_empty() || self.must_report()
     }
 
     /// Whether the store has a back-off level, which a response of CAMS resets.
-    pub(crate) fn is_troubled(&self) -> bool {
+    pub(crate) fn has_back_off(&self) -> bool {
         self.seen.level > 0
     }
 
@@ -390,8 +393,8 @@ impl Slots {
         self.usable.get(ahead).map(|slot| slot.from)
     }
 
-    /// Estimates how many grants of all replicas precede this replica's grant `ahead` + 1, without its
-    /// own slots.
+    /// Estimates how many grants of all replicas precede this replica's grant `ahead` + 1, without
+    /// its own slots.
     pub(crate) fn ahead_of_all(&self, ahead: usize) -> usize {
         (ahead.saturating_sub(self.usable.len()) as f64 / self.seen.part.max(0.01)) as usize
     }

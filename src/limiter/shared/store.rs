@@ -1,7 +1,7 @@
 //! The connection to the shared store.
 //!
-//! A task keeps one connection (`store/keeper.rs`); operations never wait for a connection. The first
-//! operation that times out or fails opens the circuit: from then on every operation fails
+//! A task keeps one connection (`store/keeper.rs`); operations never wait for a connection. The
+//! first operation that times out or fails opens the circuit: from then on every operation fails
 //! immediately, until the keeper has found the store healthy.
 
 use std::sync::Arc;
@@ -87,8 +87,8 @@ struct Shared {
     distance: Mutex<Distance>,
     /// The run id of the connected server; empty if unknown.
     run: Mutex<String>,
-    /// The previous connection. It stays open while the store is down, because other replicas consider
-    /// a replica with a closed connection dead, while this one still uses its part.
+    /// The previous connection. It stays open while the store is down, because other replicas
+    /// consider a replica with a closed connection dead, while this one still uses its part.
     retired: Mutex<Option<Arc<Link>>>,
 }
 
@@ -138,8 +138,8 @@ impl Store {
         &self.prefix
     }
 
-    /// Runs a script on keys of one hash slot. Loads the script if the server does not have it, after a
-    /// flush or a failover. Fails immediately while the store is down.
+    /// Runs a script on keys of one hash slot. Loads the script if the server does not have it,
+    /// after a flush or a failover. Fails immediately while the store is down.
     pub(crate) async fn run(
         &self,
         op: &'static str,
@@ -179,8 +179,8 @@ impl Store {
         drop(self.shared.retired.lock().take());
     }
 
-    /// Returns the server's run id, in which its connection ids are valid. Empty if unknown, and in a
-    /// cluster, which has many servers.
+    /// Returns the server's run id, in which its connection ids are valid. Empty if unknown, and in
+    /// a cluster, which has many servers.
     pub(crate) fn run_id(&self) -> String {
         if self.is_cluster {
             String::new()
@@ -223,8 +223,8 @@ impl Store {
         Some(!open.starts_with("id="))
     }
 
-    /// Runs `CLIENT`. `None` also if the user may not run it: then dead replicas are detected only by
-    /// their silence.
+    /// Runs `CLIENT`. `None` also if the user may not run it: then dead replicas are detected only
+    /// by their silence.
     async fn client<T: redis::FromRedisValue>(&self, args: &[&str]) -> Option<T> {
         let link = self.alone()?;
         let mut connection = link.connection.clone();
@@ -334,8 +334,8 @@ impl Shared {
         }
     }
 
-    /// Runs an operation with the timeout and counts it. A failure opens the circuit: no operation fails
-    /// on a healthy store.
+    /// Runs an operation with the timeout and counts it. A failure opens the circuit: no operation
+    /// fails on a healthy store.
     async fn operation<T>(
         &self,
         op: &'static str,

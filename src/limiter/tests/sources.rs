@@ -35,7 +35,7 @@ of_both!(
     a_probe_that_was_never_sent_is_followed_by_another,
     a_probe_that_is_refused_pauses_the_lane_again,
     episodes_lower_the_rate,
-    refusals_of_one_episode_are_one_lesson_and_the_longest_hint_holds,
+    refusals_of_one_episode_are_one_congestion_event_and_the_longest_hint_holds,
     callers_that_disconnect_leave_their_tokens_to_others,
     each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own,
 );
@@ -212,7 +212,9 @@ async fn episodes_lower_the_rate(harness: Harness) {
     assert!(seen[5] < 0.7 * seen[0] && seen[5] > 0.2, "{seen:?}");
 }
 
-async fn refusals_of_one_episode_are_one_lesson_and_the_longest_hint_holds(harness: Harness) {
+async fn refusals_of_one_episode_are_one_congestion_event_and_the_longest_hint_holds(
+    harness: Harness,
+) {
     let mut used = Vec::new();
     for _ in 0..5 {
         used.push(sent(&harness).await);
@@ -223,7 +225,7 @@ async fn refusals_of_one_episode_are_one_lesson_and_the_longest_hint_holds(harne
     }
     let (_, probe) = sent(&harness).await;
     assert!(start.elapsed() >= SECOND, "{:?}", start.elapsed());
-    // All five were throttled. The remaining rate is far higher than after five lessons.
+    // All five were throttled. The remaining rate is far higher than after five congestion events.
     let view = harness.view();
     assert!((1.0..4.9).contains(&view.effective_per_second), "{view:?}");
     probe.answered();

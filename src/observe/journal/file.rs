@@ -91,7 +91,7 @@ impl Identity {
 
 impl WriteResult {
     /// All lines are lost.
-    fn nothing(lines: &[Bytes], error: io::Error) -> Self {
+    fn all_lost(lines: &[Bytes], error: io::Error) -> Self {
         Self {
             lines: lines.len(),
             lost: lines.len(),
@@ -161,7 +161,7 @@ impl RotatingFile {
     fn prepare(&mut self, more: u64) -> io::Result<()> {
         match self.has_room(more) {
             Some(true) => Ok(()),
-            Some(false) => self.move_on(more),
+            Some(false) => self.rotate(more),
             None => self.reopen(),
         }
     }
@@ -184,10 +184,10 @@ impl RotatingFile {
         Ok(())
     }
 
-    /// Rotates the full file, unless another process does so or has done so since the check: if both
-    /// did, an almost empty file would push out an older one. Does not wait for the lock, because
-    /// its holder may be stopped: in that case the line is written to the full file.
-    fn move_on(&mut self, more: u64) -> io::Result<()> {
+    /// Rotates the full file, unless another process does so or has done so since the check: if
+    /// both did, an almost empty file would push out an older one. Does not wait for the lock,
+    /// because its holder may be stopped: in that case the line is written to the full file.
+    fn rotate(&mut self, more: u64) -> io::Result<()> {
         // Other errors mean that the file system has no locks; there, only one process may write
         // the journal.
         if flock(&self.file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
@@ -195,7 +195,7 @@ impl RotatingFile {
         }
         let moved = match self.has_room(more) {
             Some(true) => Ok(()),
-            Some(false) => self.make_room().and_then(|()| self.reopen()),
+            Some(false) => self.shift_files().and_then(|()| self.reopen()),
             None => self.reopen(),
         };
         // If the file was reopened, the lock ended with the old descriptor.
@@ -204,7 +204,7 @@ impl RotatingFile {
     }
 
     /// Renames the files, the oldest first. The last one is overwritten.
-    fn make_room(&self) -> io::Result<()> {
+    fn shift_files(&self) -> io::Result<()> {
         for number in (1..self.keep).rev() {
             match std::fs::rename(older(&self.path, number), older(&self.path, number + 1)) {
                 Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
@@ -220,11 +220,11 @@ impl Sink for RotatingFile {
         let prepared = self.prepare(lines.first().map_or(0, |line| line.len() as u64));
         let ends = match self.fill(lines, &prepared) {
             Ok(ends) => ends,
-            Err(error) => return WriteResult::nothing(lines, error),
+            Err(error) => return WriteResult::all_lost(lines, error),
         };
         let written = match self.write_once() {
             Ok(written) => written,
-            Err(error) => return WriteResult::nothing(lines, error),
+            Err(error) => return WriteResult::all_lost(lines, error),
         };
         let whole = ends.iter().take_while(|end| **end <= written).count();
         if whole == ends.len() {
@@ -346,9 +346,9 @@ mod tests {
             [&mut first, &mut second].map(|file| file.has_room(6)),
             [Some(false); 2]
         );
-        first.move_on(6).unwrap();
+        first.rotate(6).unwrap();
         first.write(b"three\n").unwrap();
-        second.move_on(5).unwrap();
+        second.rotate(5).unwrap();
         second.write(b"4\n").unwrap();
         assert_eq!(
             (text(&path).as_str(), text(&older(&path, 1)).as_str()),

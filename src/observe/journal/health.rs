@@ -1,5 +1,5 @@
-//! The health of the journal: lost lines are counted, and the start and end of an outage are logged.
-//! A write that hangs is an outage too.
+//! The health of the journal: lost lines are counted, and the start and end of an outage are
+//! logged. A write that hangs is an outage too.
 
 use std::fmt::Display;
 use std::sync::Arc;

@@ -315,7 +315,7 @@ async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
     let test = JournalTest::new(1 << 20, 1);
     std::fs::remove_file(test.path()).unwrap();
     std::fs::create_dir(test.path()).unwrap();
-    let told = || {
+    let reported_outage = || {
         test.journal
             .health
             .outage_now()
@@ -326,7 +326,10 @@ async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
         tokio::time::sleep_until(start + Duration::from_secs(second)).await;
         test.note("x").sent().await;
     }
-    assert_eq!(outage(), Some((5, start + Duration::from_secs(11))));
+    assert_eq!(
+        reported_outage(),
+        Some((5, start + Duration::from_secs(11)))
+    );
     let page = || {
         test.metrics
             .render(&[], crate::observe::metrics::Bytes::default(), true)
@@ -337,7 +340,7 @@ async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
     );
     std::fs::remove_dir(test.path()).unwrap();
     test.note("y").sent().await;
-    assert_eq!(told(), None);
+    assert_eq!(reported_outage(), None);
     assert!(
         page().contains("flowgate_journal_errors_total 5")
             && page().contains("flowgate_journal_up 1")

@@ -34,8 +34,8 @@ pub(super) struct WriteResult {
     pub(super) lines: usize,
     /// Number of these lines that are not in the file.
     pub(super) lost: usize,
-    /// Why lines were lost; or, with none lost, why the rotation failed, so that the lines are in the
-    /// full file.
+    /// Why lines were lost; or, with none lost, why the rotation failed, so that the lines are in
+    /// the full file.
     pub(super) error: Option<io::Error>,
 }
 

@@ -93,7 +93,7 @@ impl Families {
     pub(super) fn render(&self) -> String {
         let families = self.registry.gather();
         debug_assert_eq!(
-            labels::strange(&families),
+            labels::outside_closed_sets(&families),
             [""; 0],
             "a label value is not in its closed set"
         );

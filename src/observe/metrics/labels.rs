@@ -115,8 +115,8 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
 }
 
 /// Label values that are not in their label's closed set.
-pub(super) fn strange(families: &[MetricFamily]) -> Vec<String> {
-    let mut strange = Vec::new();
+pub(super) fn outside_closed_sets(families: &[MetricFamily]) -> Vec<String> {
+    let mut outside_closed_sets = Vec::new();
     for family in families {
         let labels = family
             .get_metric()
@@ -127,7 +127,7 @@ pub(super) fn strange(families: &[MetricFamily]) -> Vec<String> {
                 continue;
             };
             if !values.contains(&label.value()) {
-                strange.push(format!(
+                outside_closed_sets.push(format!(
                     "{}{{{}={:?}}}",
                     family.name(),
                     label.name(),
@@ -136,7 +136,7 @@ pub(super) fn strange(families: &[MetricFamily]) -> Vec<String> {
             }
         }
     }
-    strange
+    outside_closed_sets
 }
 
 #[cfg(test)]

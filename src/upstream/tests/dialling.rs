@@ -264,8 +264,8 @@ async fn an_unreachable_upstream_is_probed_by_one_connection_at_a_time() {
             async move {
                 if number <= FAILING {
                     most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-                    // The client has sent its first TLS bytes and waits for ours until this ends, which
-                    // is long enough to see a second probe.
+                    // The client has sent its first TLS bytes and waits for ours until this ends,
+                    // which is long enough to see a second probe.
                     stream.read_u8().await.unwrap();
                     for _ in 0..500 {
                         tokio::task::yield_now().await;

@@ -40,7 +40,8 @@ impl Harness {
         START + u64::from(at) * 1000
     }
 
-    /// The store deals at `dealt` what was asked for at `sent`, dated then; the answer is here at `received`.
+    /// The store deals at `dealt` what was asked for at `sent`, dated then; the answer is here at
+    /// `received`.
     fn request(&mut self, wanted: usize, [sent, dealt, received]: [u32; 3]) -> SlotTiming {
         let request = self.slots.next_request(wanted, self.at(sent));
         self.answer(&request, [sent, dealt, received])
@@ -178,7 +179,7 @@ fn no_slot_is_used_before_its_date_or_after_its_slack_by_the_stores_clock() {
                     .slots
                     .written(slot, harness.at(sent), harness.at(sent));
             }
-            harness.slots.void();
+            harness.slots.give_back_all();
         }
     }
 }

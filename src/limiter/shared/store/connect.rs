@@ -56,8 +56,8 @@ pub(crate) enum OpenError {
     Client(#[from] RedisError),
 }
 
-/// Timeout of connecting in multiples of an operation's timeout: TCP, TLS and authentication take one
-/// or two round trips each.
+/// Timeout of connecting in multiples of an operation's timeout: TCP, TLS and authentication take
+/// one or two round trips each.
 const ROUND_TRIPS: u32 = 4;
 
 /// Time to find the master: the redis crate waits one second for a sentinel that does not answer.
@@ -289,7 +289,8 @@ impl Connection {
         Ok(tags)
     }
 
-    /// Pings every master. Counts the answers, because the redis crate omits masters that it has lost.
+    /// Pings every master. Counts the answers, because the redis crate omits masters that it has
+    /// lost.
     pub(super) async fn ping(&mut self, masters: usize) -> RedisResult<()> {
         let answered = match self {
             Self::One(connection) => cmd("PING")
@@ -316,8 +317,8 @@ impl Connection {
 }
 
 impl SlotRange {
-    /// Reads an entry of CLUSTER SLOTS: first slot, last slot, master, replicas. A node is its address,
-    /// port and id, possibly followed by more.
+    /// Reads an entry of CLUSTER SLOTS: first slot, last slot, master, replicas. A node is its
+    /// address, port and id, possibly followed by more.
     fn read(entry: Vec<Value>) -> Option<Self> {
         let mut entry = entry.into_iter();
         let first = redis::from_redis_value(entry.next()?).ok()?;

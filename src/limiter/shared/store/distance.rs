@@ -1,5 +1,5 @@
-//! The distance to the store: the shortest round trip of recent pings. Load lengthens a ping, but none is
-//! shorter than the network's latency.
+//! The distance to the store: the shortest round trip of recent pings. Load lengthens a ping, but
+//! none is shorter than the network's latency.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! The health check of the store: it answers in time, accepts writes, does not evict keys, and runs the
-//! scripts in time. Reports the server's run id, because a restarted server may have lost its data.
+//! The health check of the store: it answers in time, accepts writes, does not evict keys, and runs
+//! the scripts in time. Reports the server's run id, because a restarted server may have lost its
+//! data.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

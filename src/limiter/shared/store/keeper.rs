@@ -1,6 +1,6 @@
-//! The task that keeps the connection: it connects, pings once a second, so that a dead or frozen store
-//! is detected without traffic, and reconnects with exponential back-off. Each change of state is
-//! logged once.
+//! The task that keeps the connection: it connects, pings once a second, so that a dead or frozen
+//! store is detected without traffic, and reconnects with exponential back-off. Each change of
+//! state is logged once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use super::{Shared, State};
 /// The first pause before reconnecting; doubled for each attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// The first pause after a store that passed the health check and failed again soon; doubled each time,
-/// because the health check does not detect its failure.
+/// The first pause after a store that passed the health check and failed again soon; doubled each
+/// time, because the health check does not detect its failure.
 const FIRST_RELAPSE: Duration = Duration::from_millis(50);
 const LONGEST_RELAPSE: Duration = Duration::from_secs(30);
 /// A store that was up for this time has not failed again soon.

@@ -1,5 +1,6 @@
 //! Probes whether the store can deal slots: runs the scripts on separate keys, in a cluster on each
-//! master, and checks that slots arrive in time. A store that answers pings may still refuse scripts.
+//! master, and checks that slots arrive in time. A store that answers pings may still refuse
+//! scripts.
 
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -138,7 +139,7 @@ impl Probe {
             } else {
                 0
             };
-            slots.void();
+            slots.give_back_all();
             if in_time == IN_A_ROW {
                 return Ok(());
             }

@@ -1,5 +1,5 @@
-//! The circuit in simulated time, against a server that is made of a pipe and a few answers; and operations against real
-//! servers, which are stopped, frozen and flushed meanwhile.
+//! The circuit in simulated time, against a server that is made of a pipe and a few answers; and
+//! operations against real servers, which are stopped, frozen and flushed meanwhile.
 
 use std::io;
 

@@ -1,4 +1,5 @@
-//! The script on a real server. Checks which slots it deals, not how fast it is.
+//! The script on a real server. Nothing here says how soon the server must be; only what it may
+//! deal, and what it may not.
 
 use tokio::time::sleep;
 

@@ -1,4 +1,5 @@
-//! The order of lines, the attempts' waits and the bound of the queue, on disks that are slow, full, broken or hang.
+//! The order of lines, the attempts' waits and the bound of the queue, on disks that are slow,
+//! full, broken or hang.
 
 use std::collections::BTreeSet;
 use std::sync::mpsc::SyncSender;
@@ -140,7 +141,8 @@ async fn a_slow_write_delays_the_attempts_that_wait_for_it_and_nothing_else() {
     let mut held = 0;
     for index in 0..90 {
         let attempt = bench.attempt(line(&format!("{index} sent")));
-        // Each attempt's two lines are a write each, because the second is queued after the first has been written.
+        // Each attempt's two lines are a write each, because the second is queued after the first
+        // has been written.
         for is_sent in [true, false] {
             if (2 * index + usize::from(!is_sent) + 1).is_multiple_of(9) {
                 bench.begun.recv().await.unwrap();

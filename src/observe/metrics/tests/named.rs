@@ -1,5 +1,6 @@
-//! Do rules, dashboards and documents name metrics, labels and values that exist? Selectors are found by a regular
-//! expression; promtool and Prometheus check whole expressions (`scripts/test prometheus`).
+//! Do rules, dashboards and documents name metrics, labels and values that exist? Selectors are
+//! found by a regular expression; promtool and Prometheus check whole expressions (`scripts/test
+//! prometheus`).
 
 use std::path::{Path, PathBuf};
 
@@ -77,7 +78,8 @@ fn wrong_matcher(family: &Family, text: &str) -> Option<String> {
     Some(format!("{label} of {name} is never {never:?}"))
 }
 
-/// Whether a matcher's value, or one alternative of its pattern, can be this one. A dashboard's variable is any of them.
+/// Whether a matcher's value, or one alternative of its pattern, can be this one. A dashboard's
+/// variable is any of them.
 fn matches(value: &str, known: &str) -> bool {
     match value.strip_suffix(".*") {
         Some(start) => known.starts_with(start),
