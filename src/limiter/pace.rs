@@ -390,7 +390,7 @@ impl Pace {
             by_jitter: gap < explained * EXPLAINED_BELOW,
         });
         event.seen = event.seen.saturating_add(1);
-        event.refused += 1.0 / attempt.own_part.clamp(0.01, 1.0);
+        event.refused += 1.0 / attempt.own_share.clamp(0.01, 1.0);
         // Jitter alone does not cause more refusals than this together.
         event.by_jitter &= event.refused <= 2.0 + event.rate_before / 20.0;
         history.congestion_event = Some(event);
@@ -399,7 +399,7 @@ impl Pace {
 
     fn widen_gap(&mut self, event: &CongestionEvent, now: Instant) {
         if event.by_jitter {
-            self.set_part(self.part(now) + PART_INCREASE, now);
+            self.set_fraction(self.fraction(now) + FRACTION_INCREASE, now);
             self.history.get_or_insert_default().jitter_at = Some(now);
         }
     }

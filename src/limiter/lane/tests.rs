@@ -152,7 +152,7 @@ fn view(at: u64, dates: &[u64]) -> View {
         usable: 5,
         gap: GAP * 1000,
         away: away * 1000,
-        part: 1_000_000,
+        share: 1_000_000,
         next_request_after: 100_000,
         used: u32::try_from(dates.len()).unwrap(),
         back: dates.iter().map(|date| stored(date + away)).collect(),

@@ -349,7 +349,7 @@ impl Run {
         } = attempt;
         let written_at = self.at(written);
         let now = self.at(now);
-        let own_part = 1.0 / self.scenario.replicas as f64;
+        let own_share = 1.0 / self.scenario.replicas as f64;
         let isolated = self.paces[replica].throttled(
             &ThrottledAttempt {
                 written_at,

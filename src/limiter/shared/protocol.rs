@@ -38,7 +38,7 @@ const DEPTH: u32 = 512;
 /// own list in the store, which costs a hundred bytes and more time than a few numbers do.
 const SHORT: u32 = 32;
 /// Up to this number of tokens, the answer has the return time of each.
-const TOLD: u32 = 32;
+const LISTED: u32 = 32;
 /// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the
 /// window. Each costs the store a lookup in the middle of a long list.
 const SAMPLES: u32 = 3;
@@ -171,8 +171,8 @@ pub(crate) struct View {
     pub(crate) wanted: u32,
     /// Time until the next request if calls wait.
     pub(crate) next_request_after: u64,
-    /// This replica's part of the lane's grants, in millionths.
-    pub(crate) part: u64,
+    /// This replica's share of the lane's grants, in millionths.
+    pub(crate) share: u64,
     /// How many of the usable tokens are in use.
     pub(crate) used: u32,
     /// When the used tokens return, sorted: all of them, or evenly spread samples.
@@ -246,8 +246,8 @@ impl DealRequest<'_> {
     /// The constants and this lane's numbers, in the order in which `deal.lua` unpacks them.
     fn numbers(&self) -> [u64; 24] {
         let samples = u32::try_from(self.limit.window.as_millis() / 400)
-            .unwrap_or(TOLD)
-            .clamp(SAMPLES, TOLD);
+            .unwrap_or(LISTED)
+            .clamp(SAMPLES, LISTED);
         [
             micros(AHEAD),
             micros(LEAD),
@@ -259,7 +259,7 @@ impl DealRequest<'_> {
             u64::from(KEPT),
             u64::from(DEPTH),
             u64::from(SHORT),
-            u64::from(TOLD),
+            u64::from(LISTED),
             u64::from(samples),
             u64::from(self.limit.count.get()),
             micros(self.limit.window),
@@ -347,7 +347,7 @@ impl View {
             usable,
             wanted,
             next_request_after,
-            part,
+            share,
             used,
         ] = numbers.try_into().ok()?;
         let slots = slots.chunks_exact(4);
@@ -367,7 +367,7 @@ impl View {
             usable: u32::try_from(usable).ok()?,
             wanted: u32::try_from(wanted).ok()?,
             next_request_after,
-            part,
+            share,
             used: u32::try_from(used).ok()?,
             back,
             slots: slots.map(DatedSlot::new).collect(),

@@ -92,8 +92,8 @@ pub(crate) struct Slot {
 /// The store's view of the lane, for forecasts.
 struct LaneForecast {
     returns: TokenReturns,
-    /// This replica's part of the grants, from 0 to 1.
-    part: f64,
+    /// This replica's share of the grants, from 0 to 1.
+    share: f64,
     level: u32,
 }
 
@@ -133,7 +133,7 @@ impl Slots {
             next_request_at: from,
             seen: LaneForecast {
                 returns,
-                part: 1.0,
+                share: 1.0,
                 level: 0,
             },
             seen_at: 0,
@@ -199,7 +199,7 @@ impl Slots {
             let returns = token_returns(view, &self.clock, now);
             self.seen = LaneForecast {
                 returns,
-                part: view.part as f64 / 1e6,
+                share: view.share as f64 / 1e6,
                 level: view.level,
             };
             self.seen_at = view.now;
@@ -396,7 +396,7 @@ impl Slots {
     /// Estimates how many grants of all replicas precede this replica's grant `ahead` + 1, without
     /// its own slots.
     pub(crate) fn ahead_of_all(&self, ahead: usize) -> usize {
-        (ahead.saturating_sub(self.usable.len()) as f64 / self.seen.part.max(0.01)) as usize
+        (ahead.saturating_sub(self.usable.len()) as f64 / self.seen.share.max(0.01)) as usize
     }
 
     /// Returns when the tokens return, for forecasts.
@@ -417,7 +417,7 @@ impl Slots {
     /// Returns the calls per second that this replica can expect.
     pub(crate) fn rate(&self) -> f64 {
         let TokenReturns { usable, away, .. } = &self.seen.returns;
-        f64::from(*usable) / away.as_secs_f64() * self.seen.part
+        f64::from(*usable) / away.as_secs_f64() * self.seen.share
     }
 
     pub(crate) fn at_rest(&self) -> bool {

@@ -804,7 +804,7 @@ impl Store {
             usable,
             wanted: u32::try_from(slot_request.wanted - slots.len()).unwrap(),
             next_request_after: 50_000,
-            part: 1_000_000,
+            share: 1_000_000,
             used: u32::try_from(used).unwrap(),
             back: self.uses[self.uses.len() - used..].to_vec(),
             slots,
