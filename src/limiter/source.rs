@@ -32,7 +32,7 @@ pub(crate) enum GrantedToken {
 /// A forecast of the next grants.
 pub(crate) enum SourceForecast<'a> {
     Memory(Forecast<'a>),
-    /// The slots at hand come first. `dealt` is none while all tokens are withheld.
+    /// The slots that are already dealt come first. `dealt` is none while all tokens are withheld.
     Shared {
         slots: &'a Slots,
         open: Instant,

@@ -37,7 +37,7 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 
-/// Connection settings and the memory of earlier attempts.
+/// Connection settings and the results of earlier attempts.
 pub(super) struct Dialer {
     host: String,
     /// Addresses that replace the name's own, unless empty.

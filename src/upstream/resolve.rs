@@ -20,7 +20,7 @@ const STALE: Duration = Duration::from_secs(30 * 60);
 pub(super) struct Resolver {
     inner: Arc<Inner>,
     /// How long a lookup may take before the last known addresses are used instead.
-    patience: Duration,
+    lookup_timeout: Duration,
 }
 
 /// Looks the name up, without a time-out.
@@ -57,24 +57,24 @@ struct LookupGuard(Arc<Inner>);
 // === impl Resolver ===
 
 impl Resolver {
-    pub(super) fn new(lookup: Lookup, patience: Duration) -> Self {
+    pub(super) fn new(lookup: Lookup, lookup_timeout: Duration) -> Self {
         Self {
             inner: Arc::new(Inner {
                 lookup,
                 state: Mutex::default(),
             }),
-            patience,
+            lookup_timeout,
         }
     }
 
     /// Uses the system's resolver.
-    pub(super) fn of(host: &str, port: u16, patience: Duration) -> Self {
+    pub(super) fn of(host: &str, port: u16, lookup_timeout: Duration) -> Self {
         let host = host.to_owned();
         let lookup = move || {
             let host = host.clone();
             async move { Ok(lookup_host((host, port)).await?.collect()) }.boxed()
         };
-        Self::new(Box::new(lookup), patience)
+        Self::new(Box::new(lookup), lookup_timeout)
     }
 
     /// The addresses of the name. Takes as long as the resolver, unless known addresses can be used
@@ -95,10 +95,10 @@ impl Resolver {
                 .await
                 .map_err(|(kind, text)| io::Error::new(kind, text));
         };
-        let error = match timeout_at(running.since + self.patience, running.result).await {
+        let error = match timeout_at(running.since + self.lookup_timeout, running.result).await {
             Ok(Ok(addresses)) => return Ok(addresses),
             Ok(Err((_, text))) => text,
-            Err(_elapsed) => format!("no answer within {:?}", self.patience),
+            Err(_elapsed) => format!("no answer within {:?}", self.lookup_timeout),
         };
         if !std::mem::replace(&mut self.inner.state.lock().stale, true) {
             warn!(error, age = ?at.elapsed(), "cannot resolve the upstream name; using the last known addresses");
@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    const PATIENCE: Duration = Duration::from_millis(1500);
+    const LOOKUP_TIMEOUT: Duration = Duration::from_millis(1500);
 
     fn address(last: u8) -> SocketAddr {
         SocketAddr::from(([192, 0, 2, last], 443))
@@ -177,7 +177,10 @@ mod tests {
             }
             .boxed()
         };
-        (Arc::new(Resolver::new(Box::new(lookup), PATIENCE)), lookups)
+        (
+            Arc::new(Resolver::new(Box::new(lookup), LOOKUP_TIMEOUT)),
+            lookups,
+        )
     }
 
     #[tokio::test(start_paused = true)]
@@ -221,12 +224,12 @@ mod tests {
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         let start = Instant::now();
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
-        assert_eq!(start.elapsed(), PATIENCE);
+        assert_eq!(start.elapsed(), LOOKUP_TIMEOUT);
         // The same lookup, which is already late.
         assert_eq!(*resolver.addresses().await.unwrap(), [address(1)]);
         assert_eq!(
             (start.elapsed(), lookups.load(Ordering::Relaxed)),
-            (PATIENCE, 2)
+            (LOOKUP_TIMEOUT, 2)
         );
         sleep(Duration::from_secs(60)).await;
         assert_eq!(

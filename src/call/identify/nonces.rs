@@ -26,7 +26,7 @@ const BETWEEN_SWEEPS: u64 = 60;
 /// Nonces per client: sixteen minutes of 250 calls per second, the highest documented rate.
 const DEFAULT_CAPACITY: usize = 1 << 18;
 
-/// All nonces, by holder.
+/// All nonces, by scope.
 pub(crate) struct Nonces {
     /// A random key, so that a client cannot choose nonces that collide. A chance collision refuses
     /// about one call in 2^46.
@@ -36,8 +36,8 @@ pub(crate) struct Nonces {
     seen_by_scope: DashMap<NonceScope, SeenNonces>,
 }
 
-/// The owner of a memory. There is at most one per configured key and account, and one for unknown
-/// keys.
+/// Whose nonces are remembered together. There is at most one scope per configured key and account,
+/// and one for unknown keys.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) enum NonceScope {
     /// The key of a verified caller.
@@ -63,12 +63,12 @@ pub(crate) struct Nonce {
     pub(crate) until: SystemTime,
 }
 
-/// The nonces of one holder: timestamps by digest. Times are seconds since 1970.
+/// The nonces of one scope: timestamps by digest. Times are seconds since 1970.
 ///
 /// A nonce takes 13 bytes in a hash table that is between 1/2 and 7/8 full. Once a minute, and when
 /// the table is full, old nonces are dropped and the table is resized.
 struct SeenNonces {
-    /// Whether the floor rises when the memory is full.
+    /// Whether the floor rises when the table is full.
     is_verified: bool,
     floor: u64,
     /// Time of the last sweep.
@@ -82,7 +82,7 @@ type Digest = [u32; 2];
 // === impl Nonces ===
 
 impl Nonces {
-    /// An empty memory at the start of the process.
+    /// Without nonces, at the start of the process.
     pub(crate) fn new(now: SystemTime) -> Self {
         Self::with_capacity(now, DEFAULT_CAPACITY)
     }

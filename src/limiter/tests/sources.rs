@@ -64,12 +64,12 @@ async fn could_be_sent(harness: &Harness, within: Duration) -> Option<Used> {
 async fn each_account_that_the_configuration_does_not_name_has_a_quota_of_its_own(
     harness: Harness,
 ) {
-    let stranger = |key| Operation {
+    let unknown_key = |key| Operation {
         account: AccountId::new(key),
         known: false,
         ..operation("unverified", 30 * SECOND)
     };
-    sent_as(&harness, &stranger("?one"))
+    sent_as(&harness, &unknown_key("?one"))
         .await
         .1
         .throttled(Some(59 * SECOND));
@@ -78,7 +78,7 @@ async fn each_account_that_the_configuration_does_not_name_has_a_quota_of_its_ow
         sleep(Duration::from_millis(1)).await;
     }
     // If the pause applied to all accounts, the call would get no permit.
-    sent_as(&harness, &stranger("?other")).await.1.answered();
+    sent_as(&harness, &unknown_key("?other")).await.1.answered();
 }
 
 async fn each_token_is_back_one_window_and_gap_after_its_own_use(harness: Harness) {

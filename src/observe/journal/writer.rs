@@ -51,7 +51,7 @@ pub(super) struct Writer {
     queue_space: Arc<Semaphore>,
     health: Arc<Health>,
     /// Disconnected when the thread has ended.
-    is_ended: Mutex<Receiver<()>>,
+    ended: Mutex<Receiver<()>>,
 }
 
 enum Message {
@@ -85,7 +85,7 @@ struct Worker<S> {
     health: Arc<Health>,
     queue_space: Arc<Semaphore>,
     last_queued: Instant,
-    _ended: Sender<()>,
+    _end: Sender<()>,
 }
 
 /// An attempt that waits for its line.
@@ -109,13 +109,13 @@ impl Writer {
     pub(super) fn start(sink: impl Sink, health: Arc<Health>) -> io::Result<Self> {
         let queue_space = Arc::new(Semaphore::new(MAX_QUEUED));
         let (messages, queue) = mpsc::channel();
-        let (ended, is_ended) = mpsc::channel();
+        let (end, ended) = mpsc::channel();
         let mut worker = Worker {
             sink,
             health: health.clone(),
             queue_space: queue_space.clone(),
             last_queued: Instant::now(),
-            _ended: ended,
+            _end: end,
         };
         thread::Builder::new()
             .name("journal".to_owned())
@@ -124,7 +124,7 @@ impl Writer {
             messages,
             queue_space,
             health,
-            is_ended: Mutex::new(is_ended),
+            ended: Mutex::new(ended),
         })
     }
 
@@ -214,7 +214,7 @@ impl Drop for Writer {
     /// Waits a bounded time until everything queued is written.
     fn drop(&mut self) {
         let is_told = self.messages.send(Message::End).is_ok();
-        let ended = self.is_ended.get_mut().recv_timeout(END_WITHIN);
+        let ended = self.ended.get_mut().recv_timeout(END_WITHIN);
         if is_told && ended == Err(RecvTimeoutError::Timeout) {
             tracing::error!("the journal's disk hangs; its last lines are lost");
         }

@@ -27,7 +27,7 @@ enum Write {
     Panics,
 }
 
-/// A writer on such a disk, and the test's hand on it.
+/// A writer on such a disk, controlled by the test.
 struct Bench {
     writer: Arc<Writer>,
     health: Arc<Health>,
