@@ -139,10 +139,13 @@ impl<R, E> Outcome<R, E> {
 
     /// Removes an attempt that ended. Returns how many that were started before it are pending.
     fn leave(&mut self, address: SocketAddr) -> usize {
-        let place = self.pending.iter().position(|pending| *pending == address);
-        let place = place.expect("what has started is pending until it ends");
-        self.pending.remove(place);
-        place
+        let index = self
+            .pending
+            .iter()
+            .position(|pending| *pending == address)
+            .expect("a started attempt is pending until it ends");
+        self.pending.remove(index);
+        index
     }
 }
 

@@ -115,35 +115,41 @@ impl Search {
 
     /// Where a secret appears.
     fn found(&self) -> Vec<String> {
-        let seen = |(place, text): (&String, &String), what: &BTreeSet<String>| {
-            let is_in = |hidden: &&String| forms(hidden).iter().any(|form| text.contains(form));
-            what.iter()
-                .filter(is_in)
-                .map(|hidden| format!("{hidden} in {place}"))
-                .collect::<Vec<_>>()
-        };
-        let hidden = self
-            .pages
-            .iter()
-            .chain(&self.answers)
-            .flat_map(|page| seen(page, &self.hidden));
-        let nonces = self.pages.iter().flat_map(|page| seen(page, &self.nonces));
-        hidden.chain(nonces).collect()
+        let mut found = Vec::new();
+        for (place, text) in self.pages.iter().chain(&self.answers) {
+            found.extend(secrets_in(place, text, &self.hidden));
+        }
+        for (place, text) in &self.pages {
+            found.extend(secrets_in(place, text, &self.nonces));
+        }
+        found
     }
 }
 
-async fn endpoint() -> Running {
-    let key = |(id, secret): (&str, &str), account: &str, token: Option<&str>| Key {
+/// Which of these secrets the text contains, in any form.
+fn secrets_in(place: &str, text: &str, secrets: &BTreeSet<String>) -> Vec<String> {
+    secrets
+        .iter()
+        .filter(|secret| forms(secret).iter().any(|form| text.contains(form)))
+        .map(|secret| format!("{secret} in {place}"))
+        .collect()
+}
+
+fn key(id: &str, secret: &str, account: &str, token: Option<&str>) -> Key {
+    Key {
         access_key_id: id.to_owned(),
         secret: secret.to_owned(),
         account: account.to_owned(),
         security_token: token.map(str::to_owned),
-    };
+    }
+}
+
+async fn endpoint() -> Running {
     let keys = vec![
-        key((KEY, SECRET), "acme", None),
-        key((ROTTEN.0, "what-cams-knows"), "rotten", None),
-        key(PARTNER, "partner", None),
-        key((STS.0, STS.1), "default", Some(STS.2)),
+        key(KEY, SECRET, "acme", None),
+        key(ROTTEN.0, "what-cams-knows", "rotten", None),
+        key(PARTNER.0, PARTNER.1, "partner", None),
+        key(STS.0, STS.1, "default", Some(STS.2)),
     ];
     let faults = [
         "named=lost,close-after",

@@ -25,7 +25,9 @@ const DECIDERS: &[&str] = &[
     "limiter/shared/members.rs",
     "limiter/shared/slots.rs",
     "limiter/source.rs",
+    "limiter/token_returns.rs",
     "limiter/tokens.rs",
+    "limiter/wait.rs",
     "call/retry.rs",
     "call/sign.rs",
 ];
