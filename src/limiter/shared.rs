@@ -1,6 +1,10 @@
 //! The quota that replicas share. Without a store this process deals its tokens; with a store, the
 //! store does. While the store is down, each replica uses its part by rank, or nothing. This file
 //! queries the store and reports the current source of tokens.
+//!
+//! When the store fails: `store.rs` opens the circuit; `Quota::source` returns the part or nothing;
+//! each lane changes its source (`lane/sources.rs`); `store/keeper.rs` reconnects. docs/scaling.md
+//! has the effects.
 
 pub(crate) mod allowance;
 pub(crate) mod clock;
