@@ -17,15 +17,15 @@ pub(crate) mod table;
 const AFTER_HELP: &str = "\
 Without a command, flowgate runs the proxy until SIGTERM or SIGINT.
 
-Exit codes: 0 success; 1 a failed start or a negative result of a command; 64 a command line or
-configuration that cannot be used.";
+Exit codes: 0 success; 1 a failed start or a negative result of a command; 64 an invalid command
+line, configuration or journal file.";
 
 /// A client-side rate-limiting proxy for Alibaba Cloud's CAMS API.
 #[derive(Clone, Debug, PartialEq, Eq, Parser)]
 #[command(name = "flowgate", version = crate::VERSION, about, after_help = AFTER_HELP)]
 pub struct Cli {
-    /// The configuration file, or a directory of *.toml files [default: environment variables
-    /// only].
+    /// The configuration file, or a directory of *.toml files. Without it, only environment
+    /// variables are read. The commands journal, client, completions and man do not use it.
     #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
     /// What to do instead of running the proxy.
@@ -49,7 +49,7 @@ pub enum Command {
     ///
     /// Exit code 1 if Flowgate does not answer.
     Status(status::Status),
-    /// Check whether a running Flowgate is alive; for health checks of containers.
+    /// Check whether a running Flowgate is alive (for container health checks).
     ///
     /// The address is listen.admin of the configuration. Exit code 1 if there is no positive answer
     /// within 2 s.
@@ -58,8 +58,7 @@ pub enum Command {
         #[arg(long)]
         ready: bool,
     },
-    /// List the attempts in a journal that were sent and have no recorded end, such as after a
-    /// crash.
+    /// List attempts that were sent and have no recorded end, for example after a crash.
     ///
     /// Exit code 1 if there are any, 64 if the journal cannot be read.
     Journal {

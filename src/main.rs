@@ -1,6 +1,6 @@
 //! The binary: parses the arguments and runs the [`App`] until a signal, or executes a command.
 //!
-//! Exit code 64: invalid arguments, configuration or journal file. Exit code 1: the start failed, a
+//! Exit code 64: an invalid command line, configuration or journal file. Exit code 1: the start failed, a
 //! journal has open attempts, or a running Flowgate does not answer or is not healthy.
 
 use std::fmt::Display;
@@ -153,7 +153,11 @@ fn check(source: &Source, print: bool) -> ExitCode {
     for warning in warnings {
         eprintln!("warning: {warning}");
     }
-    eprintln!("the configuration is valid");
+    if source.file.is_some() {
+        eprintln!("the configuration is valid");
+    } else {
+        eprintln!("the configuration (environment variables only) is valid");
+    }
     if print {
         write(format!("{:#}\n", effective(&config)).as_bytes())
     } else {
@@ -193,7 +197,7 @@ fn health(source: &Source, ready: bool) -> ExitCode {
     let mistake = match runtime().map(|runtime| runtime.block_on(ask::ask(&admin, path))) {
         Ok(Ok(response)) if response.status.is_success() => return write(response.body.as_bytes()),
         Ok(Ok(response)) => format!(
-            "{}{path} says {}: {}",
+            "{}{path} returned {}: {}",
             admin.bind,
             response.status.as_u16(),
             response.body.trim_end()

@@ -94,7 +94,7 @@ impl Status {
         if !response.status.is_success() {
             let why = shown(response.body.trim_end());
             return Err(format!(
-                "{}/lanes says {}: {why} (--token-file)",
+                "{}/lanes returned {}: {why} (--token-file)",
                 admin.bind,
                 response.status.as_u16()
             ));

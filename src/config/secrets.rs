@@ -88,7 +88,10 @@ fn is_variable(node: &Node) -> bool {
 
 fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
     let text = field.reader.environment.get(name);
-    one_line(text.ok_or("expected the name of an environment variable that is set and not empty")?)
+    one_line(text.ok_or(
+        "expected the name of an environment variable that is set and not empty (name not printed: \
+         it could be a secret)",
+    )?)
 }
 
 /// Reads the secret in a file.

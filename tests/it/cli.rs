@@ -198,7 +198,7 @@ async fn status_sends_the_token_only_to_its_own_listener() {
     let code = status.code();
     let why = String::from_utf8(stderr).unwrap();
     let expected = format!(
-        "flowgate: {admin}/lanes says 401: The token of listen.admin_token is required: Authorization: Bearer ... (--token-file)\n"
+        "flowgate: {admin}/lanes returned 401: The token of listen.admin_token is required: Authorization: Bearer ... (--token-file)\n"
     );
     assert_eq!((code, why), (Some(1), expected));
     let args = [

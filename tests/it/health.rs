@@ -61,7 +61,7 @@ async fn a_serving_process_is_healthy_and_a_draining_one_is_not_ready() {
         .logged("draining; a second signal exits immediately", 1)
         .await;
     assert_eq!(health(&admin, "", &[]).await, (Some(0), "ok\n".into()));
-    let expected = format!("flowgate: {admin}/readyz says 503: draining\n");
+    let expected = format!("flowgate: {admin}/readyz returned 503: draining\n");
     assert_eq!(health(&admin, "", &["--ready"]).await, (Some(1), expected));
 }
 

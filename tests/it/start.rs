@@ -122,7 +122,7 @@ async fn a_start_fails_on_missing_or_mismatched_secrets_and_keys() {
     );
     let expected = "\
 FOLDER/flowgate.toml:4: listen.tls.key: expected the private key of the certificate in listen.tls.cert
-FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of an environment variable that is set and not empty
+FOLDER/flowgate.toml:8: accounts[0].access_key_secret.env: expected the name of an environment variable that is set and not empty (name not printed: it could be a secret)
 ";
     assert_eq!(
         refused(&toml, &folder).await,
