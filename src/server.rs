@@ -1,6 +1,6 @@
 //! Accepts callers' connections: TCP or a Unix socket, with or without TLS, HTTP/1.1 only. The
-//! number of connections, their time-outs and the size of request heads are limited. Requests are
-//! handled by the next steps.
+//! number of connections, their time-outs and the size of request heads are limited. A [`Handler`]
+//! answers each request.
 
 pub(crate) mod bounds;
 mod listener;

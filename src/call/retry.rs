@@ -33,7 +33,7 @@ pub(crate) struct RetryState {
     pub(crate) can_repeat: bool,
     /// Whether the call has a lane.
     pub(crate) has_lane: bool,
-    /// The rest of its hold.
+    /// Time left until its send-by time.
     pub(crate) left: Duration,
 }
 

@@ -197,7 +197,7 @@ impl<K: Connector> LaneHandle<K> {
     }
 
     /// The predicted wait of a call that arrives now. In observe mode: when a call that CAMS
-    /// refused should be retried.
+    /// throttled should be retried.
     pub(super) fn predicted_wait(self: &Arc<Self>, now: Instant) -> Duration {
         if let Some(shadow) = &self.shadow {
             return shadow.lock().retry_after(now);

@@ -35,7 +35,7 @@ use crate::limiter::wait::Wait;
 /// The state of one lane. `W` delivers the result to a queued call.
 pub(crate) struct Lane<W> {
     limit: Limit,
-    /// Tokens of every source count as used then.
+    /// When the limit came into force. Every new source begins with all tokens used at that time.
     limit_since: Instant,
     queue: FairQueue<Waiting<W>>,
     source: Source,
@@ -207,7 +207,7 @@ pub(crate) struct StoreTiming {
     pub(crate) distance: Duration,
 }
 
-/// What the lane waits for next.
+/// What the worker does or waits for next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Nothing: no call is queued.

@@ -61,7 +61,6 @@ impl Tokens {
         }
     }
 
-    /// Sets the rate.
     pub(crate) fn set_rate(&mut self, rate: Rate) {
         self.away = rate.away();
         self.usable = rate.tokens as usize;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A budget of bytes.
 pub(crate) struct ByteBudget {
     size: AtomicUsize,
     used: AtomicUsize,

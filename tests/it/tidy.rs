@@ -1,4 +1,5 @@
-//! Checks that lints cannot make: every file has a module doc, and deciders do no I/O.
+//! Checks that lints cannot make: every file has a module doc, deciders do no I/O, and folders use
+//! only those above them.
 
 use std::path::{Path, PathBuf};
 

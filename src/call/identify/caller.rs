@@ -63,7 +63,7 @@ pub(super) struct Principal {
 }
 
 /// A verified call. It contains only what the signature covers, and nothing of the caller's
-/// credentials.
+/// signature, nonce or time stamp.
 pub(crate) struct Verified {
     pub(super) principal: Arc<Principal>,
     pub(super) client: ClientId,

@@ -1,6 +1,6 @@
-//! Selects the parts of a relayed call that are forwarded: everything that its signature covers,
-//! byte for byte, but no hop-by-hop header, no header for Flowgate, and nothing that states
-//! properties of another caller.
+//! Selects what is forwarded of a relayed call, byte for byte: all headers except hop-by-hop
+//! headers, headers for Flowgate and those that `sign` writes. A signed header is always forwarded,
+//! except Host and Content-Length. A call that states properties of another caller is refused.
 
 use bytes::Bytes;
 use hyper::header::{self, HeaderName};

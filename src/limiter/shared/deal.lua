@@ -20,7 +20,8 @@
 
 local state, ring = KEYS[1], KEYS[2]
 local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
--- All numbers are in one argument, because each argument costs as much as a step of the script.
+-- All numbers are in one argument, because each argument costs as much as a step of the script. The constants in capitals
+-- are defined in protocol.rs.
 local number = cmsgpack.unpack(ARGV[3])
 local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, LISTED, SAMPLES = unpack(number, 1, 12)
 local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
@@ -31,6 +32,21 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
 -- The state is stored as arrays, because field names would be most of its bytes.
+--
+-- A lane:
+--   open       no slot is dated before it
+--   level      episodes in a row
+--   known      when the latest episode was reported
+--   probe      state of the probe: NOT_NEEDED, DUE or OUT
+--   probe_at   date of the probe
+--   dated      date of the latest slot
+--   reach      the furthest that a listed time was ahead
+--
+-- A replica:
+--   wanted     calls without a slot
+--   pass       virtual time of the replica's turn
+--   last       the lane's grants at the replica's latest grant
+--   slots      dealt, not fetched
 
 local function pack_replica(it)
   return { it.seen, it.gap, it.slack, it.wanted, it.pass, it.last, it.clients, it.slots }

@@ -14,7 +14,7 @@ use crate::primitives::id::ClientId;
 /// The script.
 pub(crate) const SOURCE: &str = include_str!("deal.lua");
 
-/// How far ahead slots are dated: longer than the interval of requests, shorter than a window.
+/// How far ahead slots are dated: longer than the interval of requests.
 pub(crate) const AHEAD: Duration = Duration::from_millis(250);
 /// How long before a slot's date a replica requests it: longer than a round trip, and 100 ms
 /// shorter than `AHEAD`, so that one answer has the slots of 100 ms.
