@@ -1,5 +1,6 @@
-//! Determines the commit: the variable `FLOWGATE_COMMIT`, for an image that is built without the repository, else git's
-//! answer for the package's own folder, else "unknown", for a package from the registry.
+//! Determines the commit: the variable `FLOWGATE_COMMIT`, for an image that is built without the
+//! repository, else git's answer for the package's own folder, else "unknown", for a package from
+//! the registry.
 
 #![allow(
     clippy::print_stdout,
@@ -21,7 +22,8 @@ fn main() {
     println!("cargo::rustc-env=BUILD_COMMIT={commit}");
 }
 
-/// The commit of the repository whose root is this folder. A repository in a parent folder is a different one.
+/// The commit of the repository whose root is this folder. A repository in a parent folder is a
+/// different one.
 fn committed() -> Option<String> {
     if !Path::new(".git").exists() {
         return None;

@@ -1,6 +1,7 @@
-//! Has a pure step of a call become dearer? Counts the instructions of each under callgrind, which neither load nor clock
-//! of the machine changes, and compares them with those in `instructions.toml`; `-- --update` rewrites that file.
-//! Each step runs in two processes of its own, one of which repeats it more often: the difference is the step's alone.
+//! Has a pure step of a call become dearer? Counts the instructions of each under callgrind, which
+//! neither load nor clock of the machine changes, and compares them with those in
+//! `instructions.toml`; `-- --update` rewrites that file. Each step runs in two processes of its
+//! own, one of which repeats it more often: the difference is the step's alone.
 
 #![expect(clippy::print_stdout, reason = "the table is what it is for")]
 
@@ -17,10 +18,12 @@ const FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/instructions.to
 const UPDATE: &str = "cargo bench --bench instructions -- --update";
 /// Unrelated changes move a step by up to 3 %, because the compiler inlines differently.
 const TOLERANCE: f64 = 0.05;
-/// The steps that are counted. `identify` contains canonicalising and verifying; taking a token is too short to count.
+/// The steps that are counted. `identify` contains canonicalising and verifying; taking a token is
+/// too short to count.
 const COUNTED: [&str; 5] = ["identify", "classify", "next", "sign", "judge"];
 const TIMES: u64 = 2000;
-/// An allocator that keeps all freed memory takes the same path every time, independent of the order of maps.
+/// An allocator that keeps all freed memory takes the same path every time, independent of the
+/// order of maps.
 const ALLOCATOR: &str = "glibc.malloc.tcache_count=10000:glibc.malloc.tcache_max=65536";
 
 /// What the file keeps.

@@ -1,6 +1,6 @@
-//! A customer of CAMS: an application with a stock Alibaba SDK. It sends CreateFlow calls as the SDKs build them, signed
-//! with V3 or V1, each on its own connection. It shares no code with Flowgate: only its endpoint differs between the
-//! demo's two runs.
+//! A customer of CAMS: an application with a stock Alibaba SDK. It sends CreateFlow calls as the
+//! SDKs build them, signed with V3 or V1, each on its own connection. It shares no code with
+//! Flowgate: only its endpoint differs between the demo's two runs.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -49,7 +49,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'~');
 
-/// How long an application waits for its answer: an SDK's read time-out, raised as Flowgate's README recommends.
+/// How long an application waits for its answer: an SDK's read time-out, raised as Flowgate's
+/// README recommends.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Calls CreateFlow at the endpoint and returns the `Code` of the answer.
@@ -89,7 +90,8 @@ pub(crate) async fn send(to: SocketAddr, request: Request<Empty<Bytes>>) -> anyh
     Ok(body)
 }
 
-/// Alibaba's V3 signature: it covers the host and all x-acs headers; the parameters are in the query.
+/// Alibaba's V3 signature: it covers the host and all x-acs headers; the parameters are in the
+/// query.
 fn v3(host: &str, key: Key, parameters: Pairs) -> anyhow::Result<Request<Empty<Bytes>>> {
     let query = joined(parameters);
     let hash = hex(&Sha256::digest([]));

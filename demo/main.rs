@@ -1,8 +1,10 @@
-//! Demonstrates what Flowgate changes. One process runs a simulated CAMS, Flowgate and sixty customers that all call
-//! CreateFlow at once: first directly at CAMS, which takes five calls a second, then through Flowgate. A table compares
-//! both runs. The process fails unless every call through Flowgate succeeded, once, within the rate.
+//! Demonstrates what Flowgate changes. One process runs a simulated CAMS, Flowgate and sixty
+//! customers that all call CreateFlow at once: first directly at CAMS, which takes five calls a
+//! second, then through Flowgate. A table compares both runs. The process fails unless every call
+//! through Flowgate succeeded, once, within the rate.
 //!
-//! `cargo run --release --example demo`; with `-- --serve` CAMS and Flowgate keep running, to try them with a real SDK.
+//! `cargo run --release --example demo`; with `-- --serve` CAMS and Flowgate keep running, to try
+//! them with a real SDK.
 
 #![expect(
     clippy::print_stdout,
@@ -54,7 +56,8 @@ const CALLS: usize = 60;
 /// Calls that CAMS accepts per second.
 const PER_SECOND: usize = 5;
 
-/// The shortest time in which CAMS can accept all calls: the first five at once, then five a second.
+/// The shortest time in which CAMS can accept all calls: the first five at once, then five a
+/// second.
 const OPTIMUM: Duration = Duration::from_secs(((CALLS - 1) / PER_SECOND) as u64);
 
 /// How much longer Flowgate may take.
@@ -69,8 +72,9 @@ const KEY: Key = Key {
 /// How long CAMS takes to answer.
 const LATENCY: Duration = Duration::from_millis(30);
 
-/// After this time both CAMS and Flowgate have their full quota: the first run's calls have left CAMS's window, and
-/// Flowgate's tokens are free one window and gap after its start (a previous process may have spent them).
+/// After this time both CAMS and Flowgate have their full quota: the first run's calls have left
+/// CAMS's window, and Flowgate's tokens are free one window and gap after its start (a previous
+/// process may have spent them).
 const PAUSE: Duration = Duration::from_millis(1100);
 
 /// Metrics that are printed at the end.
@@ -131,8 +135,9 @@ async fn demo(arguments: &Arguments) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The configuration of a sidecar: the application's key in Alibaba's own variables, and the simulated CAMS as endpoint.
-/// The hold is just below the 30 s time-out of the SDKs of `--serve`, which Flowgate cannot see.
+/// The configuration of a sidecar: the application's key in Alibaba's own variables, and the
+/// simulated CAMS as endpoint. The hold is just below the 30 s time-out of the SDKs of `--serve`,
+/// which Flowgate cannot see.
 fn configuration(cams: &Running) -> anyhow::Result<Config> {
     let variables = [
         ("ALIBABA_CLOUD_ACCESS_KEY_ID", KEY.id.to_owned()),
@@ -260,8 +265,8 @@ impl Run {
         ]
     }
 
-    /// Checks the results. A late end is only reported: on a busy machine two bursts may reach CAMS closer together than
-    /// they were sent, and then its refusal costs a second.
+    /// Checks the results. A late end is only reported: on a busy machine two bursts may reach CAMS
+    /// closer together than they were sent, and then its refusal costs a second.
     fn check(&self) -> anyhow::Result<()> {
         let succeeded = self.succeeded();
         let duplicates = self.report.duplicates.len();

@@ -1,5 +1,5 @@
-//! Shell commands that call the Flowgate of `--serve` with the stock Python and Node SDKs. They change only the SDKs'
-//! endpoint, and their time-outs, so that calls may wait.
+//! Shell commands that call the Flowgate of `--serve` with the stock Python and Node SDKs. They
+//! change only the SDKs' endpoint, and their time-outs, so that calls may wait.
 
 use std::net::SocketAddr;
 

@@ -1,12 +1,13 @@
-//! Flowgate is a client-side rate-limiting proxy for Alibaba Cloud's CAMS API (Chat App Message Service).
+//! Flowgate is a client-side rate-limiting proxy for Alibaba Cloud's CAMS API (Chat App Message
+//! Service).
 //!
-//! Applications keep the stock Alibaba SDK and set its endpoint to Flowgate. Flowgate queues the calls of each account,
-//! sends them at the rate that CAMS documents, signs every attempt with a new nonce, retries what CAMS throttles,
-//! and returns CAMS's answer.
+//! Applications keep the stock Alibaba SDK and set its endpoint to Flowgate. Flowgate queues the
+//! calls of each account, sends them at the rate that CAMS documents, signs every attempt with a
+//! new nonce, retries what CAMS throttles, and returns CAMS's answer.
 //!
-//! This crate is the library behind the `flowgate` program. Its public items are what the program, its tests and its
-//! benchmarks need; they are not a stable interface. [`config`] reads and checks the configuration, [`App`] starts and
-//! runs the proxy, [`cli`] defines the command line.
+//! This crate is the library behind the `flowgate` program. Its public items are what the program,
+//! its tests and its benchmarks need; they are not a stable interface. [`config`] reads and checks
+//! the configuration, [`App`] starts and runs the proxy, [`cli`] defines the command line.
 //!
 //! ```no_run
 //! use flowgate::{App, config};
@@ -36,9 +37,10 @@
 //! | `call::reply` | builds the answer that the caller reads |
 //! | `observe` | records each call and attempt: metrics, log, traces, journal |
 //!
-//! `call` runs these steps in this order; start reading there. The other modules serve all of them: `primitives` (small
-//! values), `acs` (Alibaba's wire format), `config`, `admin` (the status page and its API), `process` (signals, systemd,
-//! hardening), `cli`, and `app`, where everything is joined. ARCHITECTURE.md has the terms and the invariants.
+//! `call` runs these steps in this order; start reading there. The other modules serve all of them:
+//! `primitives` (small values), `acs` (Alibaba's wire format), `config`, `admin` (the status page
+//! and its API), `process` (signals, systemd, hardening), `cli`, and `app`, where everything is
+//! joined. ARCHITECTURE.md has the terms and the invariants.
 
 pub(crate) mod acs;
 mod admin;

@@ -1,7 +1,7 @@
 //! The binary: parses the arguments and runs the [`App`] until a signal, or executes a command.
 //!
-//! Exit code 64: an invalid command line, configuration or journal file. Exit code 1: the start failed, a
-//! journal has open attempts, or a running Flowgate does not answer or is not healthy.
+//! Exit code 64: an invalid command line, configuration or journal file. Exit code 1: the start
+//! failed, a journal has open attempts, or a running Flowgate does not answer or is not healthy.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};

@@ -55,8 +55,8 @@ pub(crate) struct ReloadStatus {
 /// Maximum number of warnings that are logged and shown.
 const WARNINGS: usize = 100;
 
-/// Upper limit on the wait for renewed credentials. A reload takes milliseconds, one second
-/// with 100,000 accounts.
+/// Upper limit on the wait for renewed credentials. A reload takes milliseconds, one second with
+/// 100,000 accounts.
 const MAX_RELOAD_WAIT: Duration = Duration::from_secs(5);
 
 // === impl ConfigSnapshot ===

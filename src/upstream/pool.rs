@@ -1,8 +1,8 @@
 //! The connections to the upstream. A call gets the idle connection that was used last, preferably
 //! one of its own runtime, or a new one. Connections are opened in parallel, one for each call that
 //! could be sent; while the upstream is unreachable, one at a time with a growing back-off
-//! (`upstream/reach.rs`). The dialer opens them. A connection is not reused after
-//! about five minutes (`link.rs`).
+//! (`upstream/reach.rs`). The dialer opens them. A connection is not reused after about five
+//! minutes (`link.rs`).
 //!
 //! A waiter owns nothing. The pool's own tasks open connections and push them onto the idle stack.
 //! Each push, and each end of a dial for any reason, wakes one waiter, which takes a connection or

@@ -213,8 +213,8 @@ fn reaches(own: &Bind, dialled: SocketAddr) -> bool {
     own.port() == dialled.port() && same
 }
 
-/// Reads the path of a PEM file of CAs; an empty text means no file. The file is parsed here only to
-/// report its mistakes. It is loaded again when it is used.
+/// Reads the path of a PEM file of CAs; an empty text means no file. The file is parsed here only
+/// to report its mistakes. It is loaded again when it is used.
 pub(super) fn ca_file(key: &Field<'_>) -> Option<Option<PathBuf>> {
     let text = key.text("the path of a PEM file", |text| Some(text.to_owned()))?;
     if text.is_empty() {

@@ -1,5 +1,6 @@
-//! The table of all configuration keys with their kinds, defaults and descriptions. Defaults are read from it, keys that
-//! are not in it are unknown, and `docs/configuration.md` is generated from it.
+//! The table of all configuration keys with their kinds, defaults and descriptions. Defaults are
+//! read from it, keys that are not in it are unknown, and `docs/configuration.md` is generated from
+//! it.
 
 use super::{Key, Kind};
 

@@ -1,27 +1,32 @@
--- One lane's tokens, pause and turns, for all replicas together, on the store's clock. Every operation returns the same
--- view of the lane. Times are in microseconds.
+-- One lane's tokens, pause and turns, for all replicas together, on the store's clock. Every
+-- operation returns the same view of the lane. Times are in microseconds.
 --
--- A slot permits one attempt of the replica that it was dealt to. Its date is at most AHEAD from now. It may be used until
--- its date plus its slack; the token counts as used at that time, and is back one window and gap later. A replica that
--- cannot use a slot in time gives it back. The slots of a dead replica are lost until their tokens are back.
+-- A slot permits one attempt of the replica that it was dealt to. Its date is at most AHEAD from
+-- now. It may be used until its date plus its slack; the token counts as used at that time, and is
+-- back one window and gap later. A replica that cannot use a slot in time gives it back. The slots
+-- of a dead replica are lost until their tokens are back.
 --
--- The ring lists when the tokens are back, in order: up to SHORT times in the lane's state (KEYS[1]), more of them in a
--- list (KEYS[2]). A lane has `count` tokens; those that are not listed are free. Dealing a slot appends the time when its
--- token is back, and removes the first time if there are more than `count`. The first time is never later than the slot's
--- date, so a token's time is only replaced by a later one, and no window contains more than `count` uses. A time becomes
--- earlier only if a slot was given back unused, and then it is the slot's date. If fewer tokens are usable than `count`,
--- the date follows from the last `usable` times; the others are older.
+-- The ring lists when the tokens are back, in order: up to SHORT times in the lane's state
+-- (KEYS[1]), more of them in a list (KEYS[2]). A lane has `count` tokens; those that are not listed
+-- are free. Dealing a slot appends the time when its token is back, and removes the first time if
+-- there are more than `count`. The first time is never later than the slot's date, so a token's
+-- time is only replaced by a later one, and no window contains more than `count` uses. A time
+-- becomes earlier only if a slot was given back unused, and then it is the slot's date. If fewer
+-- tokens are usable than `count`, the date follows from the last `usable` times; the others are
+-- older.
 --
--- The cost of a step does not depend on `count`, except after a change of the limit or of the clock.
+-- The cost of a step does not depend on `count`, except after a change of the limit or of the
+-- clock.
 --
--- Replicas take turns by the clients that wait there: a client's weight is divided among the replicas at which it waits, in
--- proportion to its waiting tenants at each. A replica that has waited for as many grants as there are replicas with waiting
--- calls is served first, so each of R such replicas has a slot at least every 2 R grants.
+-- Replicas take turns by the clients that wait there: a client's weight is divided among the
+-- replicas at which it waits, in proportion to its waiting tenants at each. A replica that has
+-- waited for as many grants as there are replicas with waiting calls is served first, so each of R
+-- such replicas has a slot at least every 2 R grants.
 
 local state, ring = KEYS[1], KEYS[2]
 local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
--- All numbers are in one argument, because each argument costs as much as a step of the script. The constants in capitals
--- are defined in protocol.rs.
+-- All numbers are in one argument, because each argument costs as much as a step of the script. The
+-- constants in capitals are defined in protocol.rs.
 local number = cmsgpack.unpack(ARGV[3])
 local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, LISTED, SAMPLES = unpack(number, 1, 12)
 local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
@@ -70,7 +75,8 @@ else
   short = {}
 end
 
--- The ring: the number of listed times, and the last one. If all tokens are back, the list is treated as empty.
+-- The ring: the number of listed times, and the last one. If all tokens are back, the list is
+-- treated as empty.
 local length, last, has_changed = lane.length, lane.last, false
 -- Whether the times are in the list (KEYS[2]).
 local is_long = length > #short
@@ -114,8 +120,9 @@ local function list(times)
   end
 end
 
--- A changed limit keeps the uses of the former one: with fewer tokens, those that are back last are kept; with more, the
--- additional ones are back with the last. While the replicas have different limits, this happens repeatedly and excludes none.
+-- A changed limit keeps the uses of the former one: with fewer tokens, those that are back last are
+-- kept; with more, the additional ones are back with the last. While the replicas have different
+-- limits, this happens repeatedly and excludes none.
 if lane.count ~= count or lane.window ~= limit_window then
   local longer, times = limit_window - lane.window, {}
   local all = last_listed(count)
@@ -131,8 +138,8 @@ if lane.count ~= count or lane.window ~= limit_window then
   end
 end
 
--- A clock that has gone back, for example after a failover, must not exclude a replica: times that are further ahead
--- than they can be are cut to their bound.
+-- A clock that has gone back, for example after a failover, must not exclude a replica: times that
+-- are further ahead than they can be are cut to their bound.
 if last > now + lane.reach then
   local times = last_listed(length)
   for index, back in ipairs(times) do times[index] = math.min(tonumber(back), now + lane.reach) end
@@ -241,7 +248,8 @@ mine.wanted = math.max(wanted - #mine.slots, 0)
 for _, replica in pairs(lane.replicas) do gap = math.max(gap, replica.gap) end
 local function away(replica) return window + gap + replica.slack end
 
--- A slot that was used too late counts from its use. If its token was used again meanwhile, it costs the token that is back first.
+-- A slot that was used too late counts from its use. If its token was used again meanwhile, it
+-- costs the token that is back first.
 for _, back, _, _, used in string.gmatch(late, '(%d+):(%d+):(%d+):(%d):(%d+)') do
   back, used = tonumber(back), math.min(tonumber(used), now)
   take_out(back)
@@ -257,8 +265,8 @@ end
 
 -- The operation
 
--- Whether an attempt of that date was dealt after the latest episode began. No date is within a pause. Dates are in the
--- future, so a date after the refusal may have been dealt before it.
+-- Whether an attempt of that date was dealt after the latest episode began. No date is within a
+-- pause. Dates are in the future, so a date after the refusal may have been dealt before it.
 local function is_after_the_pause(at) return at > lane.known and at >= lane.open end
 
 local episode = 0
@@ -284,7 +292,8 @@ if op == 'throttled' then
     end
   end
 elseif op == 'ended' then
-  -- The end of an attempt that was not throttled: answered, unknown, or a probe that was never sent.
+  -- The end of an attempt that was not throttled: answered, unknown, or a probe that was never
+  -- sent.
   local at, back, _, probe = string.match(ARGV[8], '(%d+):(%d+):(%d+):(%d)')
   local how = ARGV[9]
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end

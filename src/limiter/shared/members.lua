@@ -1,7 +1,8 @@
--- The replicas that share this store. Each sends heartbeats with its connection's id. A replica that
--- is silent for a lease is removed. One that has left or is dead is listed as such for a lease, so that
--- the others learn of it. Returns for each: name, connection id, microseconds since its last
--- heartbeat, whether it has left, and the run id of the server that assigned the connection id.
+-- The replicas that share this store. Each sends heartbeats with its connection's id. A replica
+-- that is silent for a lease is removed. One that has left or is dead is listed as such for a
+-- lease, so that the others learn of it. Returns for each: name, connection id, microseconds since
+-- its last heartbeat, whether it has left, and the run id of the server that assigned the
+-- connection id.
 
 local op, me, connection, run, lease, name, heard = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local clock = redis.call('TIME')
