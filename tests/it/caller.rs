@@ -1,13 +1,14 @@
 //! A client at the level of bytes. It signs like the stock SDKs, with code of its own, and lets a
 //! test change anything before or after the signature.
 
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hmac::{Hmac, KeyInit, Mac};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
-use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 

@@ -46,6 +46,8 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 --   probe_at   date of the probe
 --   dated      date of the latest slot
 --   reach      the furthest that a listed time was ahead
+--   length     listed times in the ring
+--   last       the last listed time
 --
 -- A replica:
 --   wanted     calls without a slot

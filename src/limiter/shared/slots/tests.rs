@@ -40,8 +40,8 @@ impl Harness {
         START + u64::from(at) * 1000
     }
 
-    /// The store deals at `dealt` what was asked for at `sent`, dated then; the answer is here at
-    /// `received`.
+    /// The store deals, at `dealt`, a slot of that date for a request of `sent`. The answer arrives
+    /// at `received`.
     fn request(&mut self, wanted: usize, [sent, dealt, received]: [u32; 3]) -> SlotTiming {
         let request = self.slots.next_request(wanted, self.at(sent));
         self.answer(&request, [sent, dealt, received])
