@@ -25,7 +25,9 @@ line, configuration or journal file.";
 #[command(name = "flowgate", version = crate::VERSION, about, after_help = AFTER_HELP)]
 pub struct Cli {
     /// The configuration file, or a directory of *.toml files. Without it, only environment
-    /// variables are read. The commands journal, client, completions and man do not use it.
+    /// variables are read.
+    ///
+    /// The commands journal, client, completions and man do not use it.
     #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
     pub config: Option<PathBuf>,
     /// What to do instead of running the proxy.
