@@ -37,7 +37,7 @@ use crate::server::{ClientDisconnected, ConnectionServer, Handler, Listener};
 /// A running Flowgate.
 pub struct App {
     pub(crate) state: Arc<AppState>,
-    server: Arc<ConnectionServer>,
+    proxy_server: Arc<ConnectionServer>,
     /// The accept loop. Ends when a drain begins, which closes the listener.
     serving: JoinHandle<()>,
     /// Installed before readiness is reported; see `start_from`.
@@ -52,9 +52,9 @@ struct Proxy(Arc<CallServices>);
 /// the grace.
 const ANSWER_MARGIN: Duration = Duration::from_secs(2);
 /// How long a drain waits for the first request on a connection that was just accepted.
-const FIRST_WORDS: Duration = Duration::from_secs(1);
+const FIRST_REQUEST_WAIT: Duration = Duration::from_secs(1);
 /// How long callers have to read their last answer when the grace is over.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const LAST_ANSWER_WAIT: Duration = Duration::from_secs(1);
 
 // === impl App ===
 
@@ -64,14 +64,14 @@ impl App {
     pub async fn start_from(
         source: Source,
         loaded: Loaded,
-        handed: InheritedSockets,
+        inherited: InheritedSockets,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
         // Before readiness is reported: a signal without a handler would end the process.
         let signals = Signals::new().context("cannot listen for signals")?;
         let (reloader, reload) =
             Reloader::new(source, &loaded).context("cannot listen for SIGHUP")?;
-        let app = Self::start_on(loaded.config, handed, runtimes).await?;
+        let app = Self::start_on(loaded.config, inherited, runtimes).await?;
         let current_config = &app.state.calls().current_config;
         current_config.set_reload_handle(reload, loaded.warnings);
         tokio::spawn(reloader.run(Arc::downgrade(&app.state)));
@@ -92,12 +92,12 @@ impl App {
     /// the current runtime if there are none. The runtimes must outlive the current one.
     pub async fn start_on(
         mut config: Config,
-        handed: InheritedSockets,
+        inherited: InheritedSockets,
         runtimes: Vec<Handle>,
     ) -> anyhow::Result<Self> {
         let mode = config.listen.socket_mode;
-        let proxy = open(handed.proxy, &config.listen.proxy, mode, "listen.proxy").await?;
-        let admin = open(handed.admin, &config.listen.admin, mode, "listen.admin").await?;
+        let proxy = open(inherited.proxy, &config.listen.proxy, mode, "listen.proxy").await?;
+        let admin = open(inherited.admin, &config.listen.admin, mode, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
         bounds::afford(&mut config.listen);
@@ -107,14 +107,14 @@ impl App {
         if let Some(quota) = &calls.quota {
             keep_quota(quota, calls).await?;
         }
-        let server = ConnectionServer::new(
+        let proxy_server = ConnectionServer::new(
             state.bounds(),
             state.certificates(),
             calls.metrics.clone(),
             calls.phases.clone(),
             Phase::Draining,
         );
-        let admin_terms = ConnectionServer::new(
+        let admin_server = ConnectionServer::new(
             state.bounds(),
             None,
             calls.metrics.clone(),
@@ -122,9 +122,9 @@ impl App {
             Phase::Over,
         );
         let pages = Admin::new(calls.clone());
-        tokio::spawn(admin_terms.serve(admin, pages, RuntimePool::default()));
+        tokio::spawn(admin_server.serve(admin, pages, RuntimePool::default()));
         let service = Proxy(calls.clone());
-        let serving = tokio::spawn(server.clone().serve(
+        let serving = tokio::spawn(proxy_server.clone().serve(
             proxy,
             service,
             RuntimePool::over(runtimes),
@@ -133,7 +133,7 @@ impl App {
         log_ready(&state);
         Ok(Self {
             state,
-            server,
+            proxy_server,
             serving,
             signals: None,
         })
@@ -201,7 +201,7 @@ impl App {
         if let Err(error) = (&mut self.serving).await {
             tracing::error!(%error, "the listener ended before the drain");
         }
-        let first = FIRST_WORDS.min(drain.grace);
+        let first = FIRST_REQUEST_WAIT.min(drain.grace);
         let mut ended = timeout(first, self.all_ended()).await;
         if ended.is_err() {
             phases.enter(Phase::Closing);
@@ -210,7 +210,7 @@ impl App {
         if ended.is_err() {
             self.state.calls().limiter.drain(Instant::now());
             phases.enter(Phase::Over);
-            drop(timeout(LAST_WORDS, self.server.all_closed()).await);
+            drop(timeout(LAST_ANSWER_WAIT, self.proxy_server.all_closed()).await);
         }
         phases.enter(Phase::Over);
         if let Some(quota) = &self.state.calls().quota {
@@ -228,7 +228,7 @@ impl App {
     /// Waits until every caller is answered and every attempt has ended, including attempts whose
     /// callers have disconnected.
     async fn all_ended(&self) {
-        self.server.all_closed().await;
+        self.proxy_server.all_closed().await;
         self.state.calls().attempts_ended().await;
     }
 }

@@ -110,7 +110,7 @@ where
 {
     // Boxed, so that a queued call does not reserve memory for this finished step.
     let accepted = Box::pin(arrive(services, request, record, format)).await?;
-    let mut call = Admitted::new(services, accepted, record)?;
+    let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         let permit = call.queue().await?;
         let sending = call.sign(hangup)?;
@@ -128,8 +128,8 @@ where
     }
 }
 
-/// An admitted call, with everything that is kept of it until its end.
-struct Admitted<'a> {
+/// A call from the queue to its reply, with everything that is kept of it.
+struct ActiveCall<'a> {
     services: &'a Arc<CallServices>,
     record: &'a mut Record,
     call: Sendable,
@@ -146,9 +146,9 @@ struct Admitted<'a> {
     renewed: bool,
 }
 
-// === impl Admitted ===
+// === impl ActiveCall ===
 
-impl<'a> Admitted<'a> {
+impl<'a> ActiveCall<'a> {
     fn new(
         services: &'a Arc<CallServices>,
         accepted: AcceptedCall,
@@ -320,12 +320,12 @@ where
     *format = ErrorFormat::of(&head);
     record.start_trace(&head.headers, accepted, config.telemetry.sample_percent);
     body::check_head(&head, config.listen.max_header)?;
-    let claim = services.checked(identify::head(&head, directory, accepted))?;
+    let claim = services.count_failed_check(identify::head(&head, directory, accepted))?;
     record.set_claimed_identity(claim.claimed_identity());
     let body = match body.is_end_stream() {
         true => Bytes::new(),
         false => {
-            services.checked(claim.check_nonce(&services.nonces))?;
+            services.count_failed_check(claim.check_nonce(&services.nonces))?;
             body::read(body, services.allowance(&claim, &config.listen)).await?
         }
     };
@@ -337,7 +337,7 @@ where
     {
         proved = Err(identify::used());
     }
-    let caller = services.proved(proved)?;
+    let caller = services.count_proof(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
     let bytes = caller.bytes();

@@ -86,7 +86,7 @@ fn run(source: Source, sealed: io::Result<()>) -> ExitCode {
 }
 
 fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Result<()> {
-    let handed = InheritedSockets::take()?;
+    let inherited = InheritedSockets::take()?;
     let _lines = logging::init(&loaded.config.log)?;
     if let Err(error) = sealed {
         tracing::warn!(%error, "cannot disable core dumps; a crash may write secrets to disk");
@@ -114,7 +114,7 @@ fn serve(source: Source, loaded: Loaded, sealed: io::Result<()>) -> anyhow::Resu
             })?;
         }
         let served = own.block_on(async {
-            App::start_from(source, loaded, handed, all)
+            App::start_from(source, loaded, inherited, all)
                 .await?
                 .run()
                 .await

@@ -232,7 +232,7 @@ impl ReloadWork {
         self.retired
             .retain(|config_snapshot| Arc::strong_count(config_snapshot) > 1);
         let begun = Instant::now();
-        let is_due = self.is_due(reason);
+        let is_due = self.take_due(reason);
         let took = begun.elapsed();
         if is_due {
             systemd::reloading();
@@ -244,7 +244,7 @@ impl ReloadWork {
 
     /// A changed file may still be incomplete, so it is read when two checks in a row see the same
     /// stamps. A waiting call does not wait for that.
-    fn is_due(&mut self, reason: Reason) -> bool {
+    fn take_due(&mut self, reason: Reason) -> bool {
         let seen = self.last.changed();
         let has_settled = seen.is_some() && (reason == Reason::Call || seen == self.changing);
         let is_due = reason == Reason::Signal || has_settled;

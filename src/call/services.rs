@@ -112,11 +112,12 @@ impl CallServices {
 
     /// Counts a failed check of a head. A passed check is counted after the whole request is
     /// verified.
-    pub(super) fn checked<T>(&self, checked: Result<T, Refusal>) -> Result<T, Refusal> {
+    pub(super) fn count_failed_check<T>(&self, checked: Result<T, Refusal>) -> Result<T, Refusal> {
         checked.inspect_err(|refusal| self.count_check(refusal.kind))
     }
 
-    pub(super) fn proved(&self, proved: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
+    /// Counts the verdict on a whole request.
+    pub(super) fn count_proof(&self, proved: Result<Caller, Refusal>) -> Result<Caller, Refusal> {
         match &proved {
             Ok(Caller::Verified(_)) => self.metrics.signature_check("ok"),
             Ok(Caller::Relayed(_)) => self.metrics.signature_check("unverified"),

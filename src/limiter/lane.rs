@@ -306,7 +306,8 @@ impl<W> Lane<W> {
         self.grant(send_by, now)
     }
 
-    /// Whether a call that arrives now can be granted immediately, given a ready connection.
+    /// Whether a call that arrives now can be granted immediately, given a ready connection. Updates
+    /// the rate and discards expired slots first.
     pub(crate) fn is_open(&mut self, now: Instant) -> bool {
         self.refresh(now);
         self.queue.len() == 0 && self.pause.gate(now) == Gate::Open && self.source.free(now) > 0
@@ -314,7 +315,7 @@ impl<W> Lane<W> {
 
     /// Whether a granted attempt may be written now. A grant becomes invalid with its source, when
     /// a pause begins, when its slot has expired, and at its call's send-by time.
-    pub(crate) fn may_send(&mut self, grant: &Grant, now: Instant) -> bool {
+    pub(crate) fn may_send(&self, grant: &Grant, now: Instant) -> bool {
         grant.epoch == self.epoch
             && now <= grant.send_by
             && self.pause_permits(grant, now)
@@ -337,7 +338,7 @@ impl<W> Lane<W> {
     /// effects.
     pub(crate) fn next(&mut self, is_connected: bool, cx: Context<'_>) -> (Next, Option<Instant>) {
         self.refresh(cx.now);
-        let next = self.decide(is_connected, cx);
+        let next = self.prepare_next(is_connected, cx);
         let check_at = [self.review.due_at(), self.pace.next_rise(cx.now)]
             .into_iter()
             .flatten()
@@ -345,7 +346,8 @@ impl<W> Lane<W> {
         (next, check_at)
     }
 
-    fn decide(&mut self, is_connected: bool, cx: Context<'_>) -> Next {
+    /// Ends the review or returns unused slots if no call is queued, and requests slots if due.
+    fn prepare_next(&mut self, is_connected: bool, cx: Context<'_>) -> Next {
         let now = cx.now;
         if self.queue.len() == 0 {
             self.review.end();
@@ -475,7 +477,7 @@ impl<W> Lane<W> {
     }
 
     /// Whether a new lane would equal this one.
-    pub(crate) fn is_at_rest(&mut self, cx: Context<'_>) -> bool {
+    pub(crate) fn is_at_rest(&self, cx: Context<'_>) -> bool {
         self.queue.len() == 0
             && self.pause.is_at_rest(&cx.rules.retry, cx.now)
             && self.pace.is_at_rest(cx.now)

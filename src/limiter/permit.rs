@@ -69,7 +69,7 @@ impl<K: Connector> SendPermit<K> {
     /// over, or the token source has changed.
     pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt<K>)> {
         if let Some((lane, grant)) = &self.lane {
-            let mut locked = lane.lock();
+            let locked = lane.lock();
             let now = locked.now;
             if !locked.state.lane.may_send(grant, now) {
                 return None;

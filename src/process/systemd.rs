@@ -58,9 +58,9 @@ impl InheritedSockets {
     pub fn take() -> Result<Self, InheritedSocketsError> {
         let names = sd_notify::listen_fds_with_names().map_err(InheritedSocketsError::Variables)?;
         let names: Vec<String> = names.map(|(_, name)| name).collect();
-        let mut handed = Self::default();
+        let mut inherited = Self::default();
         if names.is_empty() {
-            return Ok(handed);
+            return Ok(inherited);
         }
         let roles = roles(&names).ok_or(InheritedSocketsError::Roles)?;
         let mut descriptors = ListenFd::from_env();
@@ -68,11 +68,11 @@ impl InheritedSockets {
             let passed =
                 passed(&mut descriptors, index).ok_or(InheritedSocketsError::Kind(role.name()))?;
             match role {
-                Role::Proxy => handed.proxy = Some(passed),
-                Role::Admin => handed.admin = Some(passed),
+                Role::Proxy => inherited.proxy = Some(passed),
+                Role::Admin => inherited.admin = Some(passed),
             }
         }
-        Ok(handed)
+        Ok(inherited)
     }
 }
 

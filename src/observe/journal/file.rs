@@ -159,7 +159,7 @@ impl RotatingFile {
 
     /// Rotates the file if it is full, and reopens it if the path no longer names this file.
     fn prepare(&mut self, more: u64) -> io::Result<()> {
-        match self.has_room(more) {
+        match self.look_for_room(more) {
             Some(true) => Ok(()),
             Some(false) => self.rotate(more),
             None => self.reopen(),
@@ -167,7 +167,7 @@ impl RotatingFile {
     }
 
     /// Whether `more` bytes fit into the file; `None` if the path no longer names this file.
-    fn has_room(&mut self, more: u64) -> Option<bool> {
+    fn look_for_room(&mut self, more: u64) -> Option<bool> {
         let found = std::fs::metadata(&self.path)
             .ok()
             .filter(|found| Identity::of(found) == self.identity)?;
@@ -193,7 +193,7 @@ impl RotatingFile {
         if flock(&self.file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK) {
             return Ok(());
         }
-        let moved = match self.has_room(more) {
+        let moved = match self.look_for_room(more) {
             Some(true) => Ok(()),
             Some(false) => self.shift_files().and_then(|()| self.reopen()),
             None => self.reopen(),
@@ -343,7 +343,7 @@ mod tests {
         first.write(b"two\n").unwrap();
         let (_, mut second) = file(&folder, 8);
         assert_eq!(
-            [&mut first, &mut second].map(|file| file.has_room(6)),
+            [&mut first, &mut second].map(|file| file.look_for_room(6)),
             [Some(false); 2]
         );
         first.rotate(6).unwrap();
