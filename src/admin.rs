@@ -25,8 +25,8 @@ use crate::config;
 use crate::limiter::LaneView;
 use crate::observe::metrics;
 use crate::process::shutdown::Phase;
-use crate::server::socket::Hangup;
-use crate::server::{ClientDisconnected, Handler};
+use crate::server::socket::Disconnect;
+use crate::server::{CallerDisconnected, Handler};
 use crate::upstream::Reach;
 
 /// The admin port's service.
@@ -94,7 +94,7 @@ impl Admin {
         }
     }
 
-    async fn page(&self, request: Box<Request<Incoming>>, hangup: &Hangup) -> Page {
+    async fn page(&self, request: Box<Request<Incoming>>, disconnect: &Disconnect) -> Page {
         let path = request.uri().path();
         let config_snapshot = self.services.current_config.load_full();
         let listen = &config_snapshot.config.listen;
@@ -104,7 +104,9 @@ impl Admin {
         match (request.method(), commands::at_path(path)) {
             (&Method::POST, Some(name)) => {
                 match access::check_operator(listen, request.headers()) {
-                    Ok(()) => commands::handle(&self.services, name, *request, hangup.from()).await,
+                    Ok(()) => {
+                        commands::handle(&self.services, name, *request, disconnect.from()).await
+                    }
                     Err((status, why)) => Page::refused(status, why),
                 }
             }
@@ -201,9 +203,9 @@ impl Handler for Admin {
     async fn answer(
         self,
         request: Box<Request<Incoming>>,
-        hangup: Hangup,
-    ) -> Result<Response<Self::Body>, ClientDisconnected> {
-        Ok(self.page(request, &hangup).await.into_response())
+        disconnect: Disconnect,
+    ) -> Result<Response<Self::Body>, CallerDisconnected> {
+        Ok(self.page(request, &disconnect).await.into_response())
     }
 }
 

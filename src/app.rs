@@ -31,8 +31,8 @@ use crate::process::shutdown::{Phase, Signals};
 use crate::process::systemd::{self, InheritedSocket, InheritedSockets};
 use crate::server::bounds;
 use crate::server::runtime_pool::RuntimePool;
-use crate::server::socket::Hangup;
-use crate::server::{ClientDisconnected, ConnectionServer, Handler, Listener};
+use crate::server::socket::Disconnect;
+use crate::server::{CallerDisconnected, ConnectionServer, Handler, Listener};
 
 /// A running Flowgate.
 pub struct App {
@@ -100,7 +100,7 @@ impl App {
         let admin = open(inherited.admin, &config.listen.admin, mode, "listen.admin").await?;
         config.listen.proxy = proxy.bound().context("listen.proxy has no address")?;
         config.listen.admin = admin.bound().context("listen.admin has no address")?;
-        bounds::afford(&mut config.listen);
+        bounds::fit_to_descriptors(&mut config.listen);
         hardening::survive_file_limits().context("cannot catch SIGXFSZ")?;
         let state = Arc::new(AppState::new(config)?);
         let calls = state.calls();
@@ -260,9 +260,11 @@ async fn keep_quota(quota: &Arc<Quota>, calls: &Arc<CallServices>) -> anyhow::Re
     let weak = Arc::downgrade(calls);
     tokio::spawn(quota.clone().keep(move || {
         if let Some(calls) = weak.upgrade() {
-            // With 100,000 lanes this takes long, so not on a serving thread. A lane also refreshes
+            // With 100,000 lanes this takes long, so not on a serving thread. A lane also updates
             // when it is used.
-            drop(tokio::task::spawn_blocking(move || calls.limiter.refresh()));
+            drop(tokio::task::spawn_blocking(move || {
+                calls.limiter.update_sources()
+            }));
         }
     }));
     Ok(())
@@ -293,9 +295,9 @@ impl Handler for Proxy {
     fn answer(
         self,
         request: Box<Request<Incoming>>,
-        hangup: Hangup,
-    ) -> impl Future<Output = Result<Response<Full<Bytes>>, ClientDisconnected>> + Send {
-        call::call(self.0, request, hangup)
+        disconnect: Disconnect,
+    ) -> impl Future<Output = Result<Response<Full<Bytes>>, CallerDisconnected>> + Send {
+        call::call(self.0, request, disconnect)
     }
 
     fn no_request(&self) {

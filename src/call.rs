@@ -42,8 +42,8 @@ use crate::observe::metrics::CallMetrics;
 use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
-use crate::server::ClientDisconnected;
-use crate::server::socket::Hangup;
+use crate::server::CallerDisconnected;
+use crate::server::socket::Disconnect;
 use crate::upstream::Upstream;
 
 /// Why a call ends without an answer from CAMS.
@@ -51,7 +51,7 @@ enum CallFailure {
     /// Flowgate refuses the call.
     Refused(Refusal),
     /// The caller has disconnected.
-    ClientDisconnected,
+    CallerDisconnected,
 }
 
 impl From<Refusal> for CallFailure {
@@ -66,28 +66,34 @@ impl From<Refusal> for CallFailure {
 pub(crate) async fn call<B>(
     services: Arc<CallServices>,
     request: Box<Request<B>>,
-    hangup: Hangup,
-) -> Result<Response<Full<Bytes>>, ClientDisconnected>
+    disconnect: Disconnect,
+) -> Result<Response<Full<Bytes>>, CallerDisconnected>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut record = Record::new(services.telemetry.clone(), hangup.from());
+    let mut record = Record::new(services.telemetry.clone(), disconnect.from());
     let mut format = ErrorFormat::default();
     let end = {
-        let steps = AssertUnwindSafe(steps(&services, request, &hangup, &mut record, &mut format))
-            .catch_unwind();
+        let steps = AssertUnwindSafe(steps(
+            &services,
+            request,
+            &disconnect,
+            &mut record,
+            &mut format,
+        ))
+        .catch_unwind();
         tokio::select! {
             biased;
             end = steps => end.unwrap_or_else(|_panic| Err(reply::internal().into())),
-            () = hangup.wait() => Err(CallFailure::ClientDisconnected),
+            () = disconnect.wait() => Err(CallFailure::CallerDisconnected),
             () = services.phases.now_in(Phase::Over) => Err(CallFailure::Refused(limiter::draining())),
         }
     };
     let response = match end {
         Ok(response) => response,
-        Err(CallFailure::ClientDisconnected) => {
+        Err(CallFailure::CallerDisconnected) => {
             record.cancelled();
-            return Err(ClientDisconnected);
+            return Err(CallerDisconnected);
         }
         Err(CallFailure::Refused(refusal)) => {
             let refusal = record.refused(refusal);
@@ -101,7 +107,7 @@ where
 async fn steps<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
-    hangup: &Hangup,
+    disconnect: &Disconnect,
     record: &mut Record,
     format: &mut ErrorFormat,
 ) -> Result<Response<Full<Bytes>>, CallFailure>
@@ -113,7 +119,7 @@ where
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         let permit = call.queue().await?;
-        let sending = call.sign(hangup)?;
+        let sending = call.sign(disconnect)?;
         let attempted = call.attempt(permit, sending).await;
         let Some(judged) = call.judge(attempted).await else {
             continue;
@@ -185,10 +191,10 @@ impl<'a> ActiveCall<'a> {
 
     /// Builds the request of one attempt with the current configuration. Fails if the caller has
     /// disconnected.
-    fn sign(&mut self, hangup: &Hangup) -> Result<Sending, CallFailure> {
+    fn sign(&mut self, disconnect: &Disconnect) -> Result<Sending, CallFailure> {
         self.record.permit_granted(self.limited_call.age());
-        if hangup.has_hung_up() {
-            return Err(CallFailure::ClientDisconnected);
+        if disconnect.has_disconnected() {
+            return Err(CallFailure::CallerDisconnected);
         }
         let context = self.context();
         let config_snapshot = self.services.current_config.load();
@@ -326,7 +332,7 @@ where
         true => Bytes::new(),
         false => {
             services.count_failed_check(claim.check_nonce(&services.nonces))?;
-            body::read(body, services.allowance(&claim, &config.listen)).await?
+            body::read(body, services.body_bounds(&claim, &config.listen)).await?
         }
     };
     let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));

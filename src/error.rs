@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     WaitTooLong,
     /// The hold ended while the call was queued.
     HoldExpired,
-    /// The lane, the client's share of it or the byte budget is full.
+    /// The lane, the client's part of the queue or the byte budget is full.
     QueueFull,
     /// An operator flushed the lane, or a reload moved the key to another account.
     Flushed,

@@ -21,9 +21,9 @@ pub(crate) struct Operation {
     pub(crate) known: bool,
     /// The caller.
     pub(crate) client: ClientId,
-    /// The client's share among the account's clients.
+    /// The client's weight among the account's clients.
     pub(crate) weight: u32,
-    /// The tenant within the client's share, by default the sub-customer; may be empty.
+    /// The tenant within the client's calls, by default the sub-customer; may be empty.
     pub(crate) tenant: TenantId,
     /// The called action.
     pub(crate) action: ActionName,

@@ -4,9 +4,9 @@
 
 pub(crate) mod bounds;
 mod listener;
+pub(crate) mod per_address;
 pub(crate) mod runtime_pool;
 pub(crate) mod socket;
-pub(crate) mod source_slots;
 mod timeouts;
 pub(crate) mod tls;
 
@@ -34,9 +34,9 @@ use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::{Bounds, CurrentBounds};
 pub(crate) use crate::server::listener::Listener;
+use crate::server::per_address::{OpenConnection, Sources};
 use crate::server::runtime_pool::RuntimePool;
-use crate::server::socket::{Hangup, Socket, SocketIo};
-use crate::server::source_slots::{OpenConnection, Sources};
+use crate::server::socket::{Disconnect, Socket, SocketIo};
 use crate::server::timeouts::{RequestPhase, Stalled, TimeoutIo};
 use crate::server::tls::{Certificates, Opened, PlaintextHandler};
 
@@ -61,21 +61,21 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The caller has disconnected, so no response can be sent.
 #[derive(Debug, thiserror::Error)]
-#[error("the caller has hung up")]
-pub(crate) struct ClientDisconnected;
+#[error("the caller has disconnected")]
+pub(crate) struct CallerDisconnected;
 
 /// A handler of requests.
 pub(crate) trait Handler: Clone + Send + Sync + 'static {
     /// The response body.
     type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Handles one request; `hangup` detects that the caller has disconnected. The future is polled
+    /// Handles one request; `disconnect` detects that the caller has disconnected. The future is polled
     /// again when a phase begins.
     fn answer(
         self,
         request: Box<Request<Incoming>>,
-        hangup: Hangup,
-    ) -> impl Future<Output = Result<Response<Self::Body>, ClientDisconnected>> + Send;
+        disconnect: Disconnect,
+    ) -> impl Future<Output = Result<Response<Self::Body>, CallerDisconnected>> + Send;
 
     /// A connection ended without a valid request: it was not HTTP, or its head did not end.
     fn no_request(&self) {}
@@ -141,24 +141,24 @@ impl ConnectionServer {
         if self.open.len() >= bounds.max_connections {
             return self.refuse_connection("too_many");
         }
-        let Ok(place) = source
+        let Ok(slot) = source
             .map(|source| self.sources.enter(source, bounds.max_per_source))
             .transpose()
         else {
             return self.refuse_connection("too_many_from_source");
         };
-        let (socket_io, hangup) = SocketIo::new(
+        let (socket_io, disconnect) = SocketIo::new(
             socket,
-            OpenConnection::new(place, &self.metrics.connections.open),
+            OpenConnection::new(slot, &self.metrics.connections.open),
         );
         match self.certificates.clone() {
             None => self
                 .open
-                .spawn(self.clone().http(socket_io, hangup, service.clone())),
+                .spawn(self.clone().http(socket_io, disconnect, service.clone())),
             Some(certificates) => self.open.spawn(self.clone().secured(
                 certificates,
                 socket_io,
-                hangup,
+                disconnect,
                 service.clone(),
             )),
         };
@@ -183,7 +183,7 @@ impl ConnectionServer {
         self: Arc<Self>,
         certificates: Arc<Certificates>,
         socket_io: SocketIo,
-        hangup: Hangup,
+        disconnect: Disconnect,
         service: impl Handler,
     ) {
         let within = self.bounds.load().timeouts.head;
@@ -194,12 +194,12 @@ impl ConnectionServer {
             () = phases.reached(Phase::Closing) => return,
         };
         match opened {
-            Opened::Tls(stream) => self.http(stream, hangup, service).await,
+            Opened::Tls(stream) => self.http(stream, disconnect, service).await,
             Opened::Plaintext(socket_io) => {
                 self.errors("tls").inc();
                 service.no_request();
                 let service = PlaintextHandler(certificates.plaintext_reply());
-                self.http(socket_io, hangup, service).await;
+                self.http(socket_io, disconnect, service).await;
             }
             Opened::Failed(failed) => {
                 if let Some(kind) = failed.kind() {
@@ -216,7 +216,7 @@ impl ConnectionServer {
     pub(super) fn http<T>(
         self: Arc<Self>,
         io: T,
-        hangup: Hangup,
+        disconnect: Disconnect,
         service: impl Handler,
     ) -> impl Future<Output = ()> + Send
     where
@@ -234,7 +234,7 @@ impl ConnectionServer {
                     // Boxed: a future reserves space for its arguments until its end.
                     answer
                         .clone()
-                        .answer(Box::new(request), hangup.clone())
+                        .answer(Box::new(request), disconnect.clone())
                         .inspect(move |_| drop(answering))
                 });
                 http_builder(&bounds).serve_connection(TokioIo::new(stream), answers)
@@ -297,7 +297,7 @@ fn http_builder(bounds: &Bounds) -> http1::Builder {
         // `TimeoutIo` limits the head.
         .header_read_timeout(bounds.idle_timeout)
         .max_buf_size(bounds.max_header.max(8192))
-        // The call itself watches for a hang-up; hyper would read for it, into another buffer.
+        // The call itself watches for a disconnect; hyper would read for it, into another buffer.
         .half_close(true);
     builder
 }

@@ -215,7 +215,7 @@ impl Connection {
         }
         match sent {
             Ok(Sent::Answered(answer)) => {
-                self.pool.answered(&mut link);
+                self.pool.record_answer(&mut link);
                 self.link = Some(link);
                 Sent::Answered(answer)
             }

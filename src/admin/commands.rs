@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{JSON, Page};
-use crate::call::body::{self, Allowance};
+use crate::call::body::{self, BodyBounds};
 use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
 use crate::limiter::{Command, CommandResult};
@@ -132,16 +132,16 @@ async fn receive(
             "An operator action must be application/json.\n",
         ));
     }
-    let share = services
+    let reservation = services
         .unverified
         .take(0)
         .expect("a zero-byte reservation cannot fail");
-    let allowance = Allowance {
+    let bounds = BodyBounds {
         max: MAX_BODY,
         within: listen.body_timeout,
-        shares: vec![share],
+        reservations: vec![reservation],
     };
-    let body = body::read(request.into_body(), allowance)
+    let body = body::read(request.into_body(), bounds)
         .await
         .map_err(|refusal| {
             Page::refused(refusal.kind.status(), format!("{}\n", refusal.message))

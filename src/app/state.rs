@@ -102,7 +102,7 @@ impl AppState {
         let before = self.calls.current_config.load_full();
         config.listen.proxy = before.config.listen.proxy.clone();
         config.listen.admin = before.config.listen.admin.clone();
-        bounds::afford(&mut config.listen);
+        bounds::fit_to_descriptors(&mut config.listen);
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
         let config_snapshot = Arc::new(before.next(config));
         // The limiter first: a call that is identified with the new snapshot must not create a lane

@@ -12,25 +12,25 @@ use crate::error::{Kind, Refusal};
 use crate::primitives::byte_budget::Reservation;
 
 /// The limits of a body.
-pub(crate) struct Allowance {
+pub(crate) struct BodyBounds {
     /// Most bytes.
     pub(crate) max: usize,
     /// Longest time until its end.
     pub(crate) within: Duration,
     /// The byte budgets that are charged: the client's and the total, or that of callers that are
     /// not verified yet.
-    pub(crate) shares: Vec<Reservation>,
+    pub(crate) reservations: Vec<Reservation>,
 }
 
 /// Reads the whole body.
 ///
-/// Refuses a body that exceeds the allowance, is broken, or does not fit the byte budgets.
+/// Refuses a body that exceeds the bounds, is broken, or does not fit the byte budgets.
 pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(
     body: B,
-    allowance: Allowance,
+    bounds: BodyBounds,
 ) -> Result<Bytes, Refusal> {
-    let within = allowance.within;
-    match tokio::time::timeout(within, collect(body, allowance)).await {
+    let within = bounds.within;
+    match tokio::time::timeout(within, collect(body, bounds)).await {
         Ok(collected) => collected,
         Err(_elapsed) => Err(Refusal::new(
             Kind::BodyTimeout,
@@ -44,9 +44,9 @@ pub(crate) async fn read<B: Body<Data = Bytes> + Unpin>(
 
 async fn collect<B: Body<Data = Bytes> + Unpin>(
     mut body: B,
-    mut allowance: Allowance,
+    mut bounds: BodyBounds,
 ) -> Result<Bytes, Refusal> {
-    let max = allowance.max;
+    let max = bounds.max;
     if body.size_hint().lower() > max as u64 {
         return Err(too_large(max));
     }
@@ -63,10 +63,10 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
         if first.len() + whole.len() + data.len() > max {
             return Err(too_large(max));
         }
-        let is_reserved = allowance
-            .shares
+        let is_reserved = bounds
+            .reservations
             .iter_mut()
-            .all(|share| share.grow(data.len()));
+            .all(|reservation| reservation.grow(data.len()));
         if !is_reserved {
             let message = "Flowgate's memory for request bodies is full. CAMS has done nothing.";
             let retry_after = Duration::from_secs(1);
@@ -122,11 +122,11 @@ mod tests {
     use super::*;
     use crate::primitives::byte_budget::ByteBudget;
 
-    fn allowance(max: usize) -> Allowance {
-        Allowance {
+    fn bounds(max: usize) -> BodyBounds {
+        BodyBounds {
             max,
             within: Duration::from_secs(30),
-            shares: vec![ByteBudget::new(1000).take(0).unwrap()],
+            reservations: vec![ByteBudget::new(1000).take(0).unwrap()],
         }
     }
 
@@ -144,25 +144,25 @@ mod tests {
     #[tokio::test]
     async fn a_body_in_several_frames_is_joined() {
         assert_eq!(
-            read(chunks(&["ab", "", "c", "def"]), allowance(6))
+            read(chunks(&["ab", "", "c", "def"]), bounds(6))
                 .await
                 .unwrap(),
             "abcdef"
         );
         assert_eq!(
-            read(Full::new(Bytes::from("abc")), allowance(3))
+            read(Full::new(Bytes::from("abc")), bounds(3))
                 .await
                 .unwrap(),
             "abc"
         );
-        assert_eq!(read(chunks(&[]), allowance(0)).await.unwrap(), "");
+        assert_eq!(read(chunks(&[]), bounds(0)).await.unwrap(), "");
     }
 
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_with_or_without_a_declared_length() {
         for body in [
-            read(chunks(&["ab", "cd"]), allowance(3)).await,
-            read(Full::new(Bytes::from("abcd")), allowance(3)).await,
+            read(chunks(&["ab", "cd"]), bounds(3)).await,
+            read(Full::new(Bytes::from("abcd")), bounds(3)).await,
         ] {
             let refusal = body.unwrap_err();
             assert_eq!(
@@ -179,7 +179,7 @@ mod tests {
     async fn a_stalled_body_times_out() {
         let stalled: StreamBody<futures_util::stream::Pending<Result<Frame<Bytes>, Infallible>>> =
             StreamBody::new(futures_util::stream::pending());
-        let refusal = read(stalled, allowance(3)).await.unwrap_err();
+        let refusal = read(stalled, bounds(3)).await.unwrap_err();
         assert_eq!(
             (refusal.kind, refusal.message.as_str()),
             (
@@ -194,12 +194,12 @@ mod tests {
         let small = ByteBudget::new(4);
         let large = ByteBudget::new(100);
         for budgets in [vec![&small], vec![&large, &small], vec![&small, &large]] {
-            let mut allowed = allowance(100);
-            allowed.shares = budgets
+            let mut bounds = bounds(100);
+            bounds.reservations = budgets
                 .into_iter()
                 .map(|budget| budget.take(0).unwrap())
                 .collect();
-            let refusal = read(chunks(&["ab", "cde"]), allowed).await.unwrap_err();
+            let refusal = read(chunks(&["ab", "cde"]), bounds).await.unwrap_err();
             assert_eq!(refusal.kind, Kind::QueueFull);
             assert_eq!((small.used(), large.used()), (0, 0));
         }

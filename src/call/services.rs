@@ -91,7 +91,7 @@ impl CallServices {
     }
 
     /// The bounds of a body whose caller is not verified yet.
-    pub(super) fn allowance(&self, claim: &Claim, listen: &Listen) -> body::Allowance {
+    pub(super) fn body_bounds(&self, claim: &Claim, listen: &Listen) -> body::BodyBounds {
         let budgets = match claim.budget_owner() {
             Some(budget_owner) => vec![
                 self.limiter.client_budget(budget_owner),
@@ -99,14 +99,14 @@ impl CallServices {
             ],
             None => vec![self.unverified.clone()],
         };
-        let shares = budgets
+        let reservations = budgets
             .iter()
             .map(|budget| budget.take(0).expect("a zero-byte reservation cannot fail"))
             .collect();
-        body::Allowance {
+        body::BodyBounds {
             max: claim.max_body(listen.max_body),
             within: listen.body_timeout,
-            shares,
+            reservations,
         }
     }
 

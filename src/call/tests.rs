@@ -11,8 +11,8 @@ use super::*;
 use crate::acs::time;
 use crate::app::state::AppState;
 use crate::server::bounds::CurrentBounds;
+use crate::server::per_address::OpenConnection;
 use crate::server::socket::{Socket, SocketIo};
-use crate::server::source_slots::OpenConnection;
 use crate::server::{ConnectionServer, Handler};
 
 /// A body that panics when it is read.
@@ -36,7 +36,7 @@ struct Harness {
     bounds: CurrentBounds,
     _caller: TcpStream,
     socket_io: SocketIo,
-    hangup: Hangup,
+    disconnect: Disconnect,
 }
 
 impl Harness {
@@ -50,7 +50,7 @@ impl Harness {
             .await
             .unwrap();
         let socket = Socket::Tcp(listener.accept().await.unwrap().0);
-        let (socket_io, hangup) = SocketIo::new(
+        let (socket_io, disconnect) = SocketIo::new(
             socket,
             OpenConnection::new(None, &services.metrics.connections.open),
         );
@@ -59,7 +59,7 @@ impl Harness {
             bounds: state.bounds(),
             _caller: caller,
             socket_io,
-            hangup,
+            disconnect,
         }
     }
 }
@@ -69,7 +69,7 @@ async fn a_panic_ends_only_its_own_call() {
     let Harness {
         services,
         bounds: _,
-        hangup,
+        disconnect,
         socket_io: _wire,
         _caller,
     } = Harness::new().await;
@@ -84,7 +84,7 @@ async fn a_panic_ends_only_its_own_call() {
         .header("content-length", "1")
         .body(PanickingBody)
         .unwrap();
-    let reply = call(services.clone(), Box::new(request), hangup)
+    let reply = call(services.clone(), Box::new(request), disconnect)
         .await
         .unwrap();
     let status = reply.status();
@@ -107,9 +107,9 @@ impl Handler for Service {
     async fn answer(
         self,
         request: Box<Request<Incoming>>,
-        hangup: Hangup,
-    ) -> Result<Response<Full<Bytes>>, ClientDisconnected> {
-        call(self.0, request, hangup).await
+        disconnect: Disconnect,
+    ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
+        call(self.0, request, disconnect).await
     }
 }
 
@@ -125,14 +125,14 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
     let Harness {
         services,
         bounds,
-        hangup,
+        disconnect,
         socket_io,
         _caller,
     } = Harness::new().await;
     let call = call(
         services.clone(),
         Box::new(Request::new(Full::<Bytes>::default())),
-        hangup.clone(),
+        disconnect.clone(),
     );
     assert!(
         size_of_val(&call) + ANSWER_GUARD <= 1024,
@@ -146,7 +146,7 @@ async fn a_queued_call_and_its_connection_fit_into_1_kib_each() {
         services.phases.clone(),
         Phase::Draining,
     );
-    let connection = server.http(socket_io, hangup, Service(services));
+    let connection = server.http(socket_io, disconnect, Service(services));
     assert!(
         size_of_val(&connection) + TASK <= 1024,
         "the future of a connection has {} bytes",

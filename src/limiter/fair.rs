@@ -39,7 +39,7 @@ pub(crate) struct Sequence(pub(crate) u64);
 pub(crate) struct QueueEntry {
     pub(crate) sequence: Sequence,
     pub(crate) client: ClientId,
-    /// The client's share among the account's clients.
+    /// The client's weight among the account's clients.
     pub(crate) weight: u32,
     pub(crate) tenant: TenantId,
     pub(crate) arrived: Instant,

@@ -253,8 +253,8 @@ impl<K: Connector> LaneHandle<K> {
         drop(self.lock());
     }
 
-    /// Looks up the token source again.
-    pub(super) fn refresh(self: &Arc<Self>) {
+    /// Selects the token source again.
+    pub(super) fn update_source(self: &Arc<Self>) {
         drop(self.lock());
         self.changed.notify_one();
     }

@@ -575,7 +575,7 @@ impl<W> Lane<W> {
 
     /// Pauses the lane until `open`.
     pub(crate) fn pause_until(&mut self, open: Instant) {
-        self.pause.hold_until(open);
+        self.pause.adopt_store_pause(open);
     }
 }
 

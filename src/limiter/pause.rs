@@ -116,7 +116,7 @@ impl Pause {
 
     /// Adopts the store's pause: nothing is sent before `open`, nor before the end of a pause that
     /// this process started itself. The store deals the probe.
-    pub(crate) fn hold_until(&mut self, open: Instant) {
+    pub(crate) fn adopt_store_pause(&mut self, open: Instant) {
         *self = Self {
             until: self.until.max(Some(open)),
             operator: self.operator,
@@ -410,7 +410,7 @@ mod tests {
         pause.resume();
         assert_eq!(pause.gate(t), Gate::Until(t + ms(3000)));
         pause.pause_by_operator(None, t);
-        pause.hold_until(t);
+        pause.adopt_store_pause(t);
         assert_eq!(
             pause.gate(t),
             Gate::Until(t + INDEFINITE_PAUSE_FORECAST),

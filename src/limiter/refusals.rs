@@ -5,14 +5,14 @@ use std::time::Duration;
 use crate::error::{Kind, Refusal};
 use crate::limiter::shared::ADVICE;
 
-/// The predicted wait is longer than the call's hold.
-pub(super) fn too_long(wait: Duration, hold: Duration) -> Refusal {
+/// The predicted wait is longer than the time until the call's send-by time.
+pub(super) fn too_long(wait: Duration, left: Duration) -> Refusal {
     let wait_ms = wait.as_millis();
-    let hold_ms = hold.as_millis();
+    let left_ms = left.as_millis();
     let message = format!(
-        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {hold_ms} ms that its hold leaves. CAMS has done nothing."
+        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {left_ms} ms that its hold leaves. CAMS has done nothing."
     );
-    Refusal::after(Kind::WaitTooLong, wait.saturating_sub(hold), message)
+    Refusal::after(Kind::WaitTooLong, wait.saturating_sub(left), message)
 }
 
 /// The hold is over, because CAMS cannot be reached (`down`) or because the queue is long or

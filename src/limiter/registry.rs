@@ -97,14 +97,14 @@ impl<K: Connector> Limiter<K> {
         let lane = operation.limit.is_some().then(|| self.lane(operation));
         let client_budget =
             self.client_budget((operation.account.clone(), operation.client.clone()));
-        let Some(client_share) = client_budget.take(bytes) else {
+        let Some(client_reservation) = client_budget.take(bytes) else {
             return Err(memory_full(
                 lane.as_ref(),
                 "This client's part of Flowgate's memory for queued calls",
                 now,
             ));
         };
-        let Some(share) = self.inner.budget.take(bytes) else {
+        let Some(reservation) = self.inner.budget.take(bytes) else {
             return Err(memory_full(
                 lane.as_ref(),
                 "Flowgate's memory for queued calls",
@@ -124,7 +124,7 @@ impl<K: Connector> Limiter<K> {
             entry,
             send_by: now + operation.wait,
             admitted: false,
-            _bytes: [client_share, share],
+            _bytes: [client_reservation, reservation],
         })
     }
 
@@ -213,10 +213,10 @@ impl<K: Connector> Limiter<K> {
         self.inner.budget.used()
     }
 
-    /// Makes every lane look up its token source again: the store came or went.
-    pub(crate) fn refresh(&self) {
+    /// Makes every lane select its token source again: the store came or went.
+    pub(crate) fn update_sources(&self) {
         for lane in self.all() {
-            lane.refresh();
+            lane.update_source();
         }
     }
 
@@ -329,8 +329,8 @@ impl<K: Connector> LimitedCall<K> {
         let mut shadow = shadow.lock();
         // Read under the lock, so that the shadow's time never goes back.
         let now = Instant::now();
-        let hold = self.send_by.saturating_duration_since(now);
-        let decision = shadow.decide(&self.entry.client, hold, now);
+        let left = self.send_by.saturating_duration_since(now);
+        let decision = shadow.decide(&self.entry.client, left, now);
         drop(shadow);
         let [account, action] = lane.metrics.labels();
         let client = self.entry.client.as_str();

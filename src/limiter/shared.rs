@@ -6,8 +6,8 @@
 //! each lane changes its source (`lane/sources.rs`); `store/keeper.rs` reconnects. docs/scaling.md
 //! has the effects.
 
-pub(crate) mod allowance;
 pub(crate) mod clock;
+pub(crate) mod extra_slack;
 pub(crate) mod members;
 pub(crate) mod protocol;
 pub(crate) mod slots;
@@ -38,7 +38,7 @@ pub(crate) struct Quota {
     replica: String,
     members: Mutex<Members>,
     take: Script,
-    beat: Script,
+    members_script: Script,
     metrics: Arc<Metrics>,
     has_left: AtomicBool,
 }
@@ -57,8 +57,8 @@ pub(crate) enum QuotaSource {
 }
 
 /// Interval of heartbeats, independent of round trips: even if the store is so far away that its
-/// list is one beat old, no live replica appears to have vanished.
-const BEAT: Duration = Duration::from_millis(250);
+/// list is one interval old, no live replica appears to have vanished.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_millis(250);
 /// Retry-After of a call that is refused because the store is down.
 pub(crate) const ADVICE: Duration = Duration::from_secs(2);
 /// Longer than any hold.
@@ -78,7 +78,7 @@ impl Quota {
         Ok(Arc::new(Self {
             members: Mutex::new(Members::new(replica.clone(), settings.lease)),
             take: Script::new(protocol::SOURCE),
-            beat: Script::new(members::SOURCE),
+            members_script: Script::new(members::SOURCE),
             slack: settings.slack,
             lease: settings.lease,
             on_failure,
@@ -113,7 +113,7 @@ impl Quota {
     /// Returns how late any replica may use a slot. The uncertainty of the store's clock is at most
     /// the timeout of an operation.
     pub(crate) fn longest_slack(&self) -> Duration {
-        self.slack + self.store.timeout() + allowance::MOST_EXTRA
+        self.slack + self.store.timeout() + extra_slack::MOST_EXTRA
     }
 
     /// Returns the shortest recent round trip to the store.
@@ -221,7 +221,7 @@ impl Quota {
         let mut connection: Option<(Instant, OwnConnection)> = None;
         loop {
             let state = *changes.borrow_and_update();
-            let next = Instant::now() + BEAT;
+            let next = Instant::now() + HEARTBEAT_INTERVAL;
             if let State::Up { since } = state {
                 let own = match connection.take().filter(|(known, _)| *known == since) {
                     Some((_, own)) => own,
@@ -233,7 +233,7 @@ impl Quota {
                         }
                     }
                 };
-                self.beat(since, &own).await;
+                self.send_heartbeat(since, &own).await;
                 self.store.close_previous_connection();
                 connection = Some((since, own));
             }
@@ -274,7 +274,7 @@ impl Quota {
 
     /// Sends a heartbeat. A silent replica whose connection the server has closed is dead; one that
     /// is only cut off from the store still has an open connection.
-    async fn beat(&self, since: Instant, own: &OwnConnection) {
+    async fn send_heartbeat(&self, since: Instant, own: &OwnConnection) {
         if self.has_left.load(Ordering::Relaxed) {
             return;
         }
@@ -309,7 +309,11 @@ impl Quota {
         let args = members::args(op, &self.replica, own, self.lease, dead);
         let key = format!("{}replicas", self.store.prefix());
         let asked = Instant::now();
-        let Ok(answer) = self.store.run(op, &self.beat, &[&key], &args).await else {
+        let Ok(answer) = self
+            .store
+            .run(op, &self.members_script, &[&key], &args)
+            .await
+        else {
             return;
         };
         match members::read(answer) {

@@ -167,7 +167,7 @@ impl Harness {
             .quota = Some(quota.clone());
         let queue = harness.queue.clone();
         let quota_changes = quota.changes();
-        tokio::spawn(quota.keep(move || queue.refresh()));
+        tokio::spawn(quota.keep(move || queue.update_sources()));
         let mut changes = quota_changes;
         changes
             .wait_for(|state| matches!(state, State::Up { .. }))

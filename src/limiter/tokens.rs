@@ -69,9 +69,9 @@ impl Tokens {
         self.spacing = rate.spacing;
     }
 
-    /// Holds a token for each of `attempts`, which an earlier source has granted and which may
+    /// Reserves a token for each of `attempts`, which an earlier source has granted and which may
     /// still be written.
-    pub(crate) fn hold(&mut self, attempts: u32) {
+    pub(crate) fn reserve_for_earlier_grants(&mut self, attempts: u32) {
         self.held += attempts as usize;
     }
 

@@ -40,7 +40,7 @@ impl From<&Listen> for Bounds {
 
 /// Lowers `max_connections` to what the file descriptors allow. Each caller's connection may need a
 /// second one to CAMS, and some descriptors are reserved for the admin port and for files.
-pub(crate) fn afford(listen: &mut Listen) {
+pub(crate) fn fit_to_descriptors(listen: &mut Listen) {
     let descriptors = crate::process::hardening::raise_open_files().unwrap_or(1024);
     let descriptors = usize::try_from(descriptors).unwrap_or(usize::MAX);
     let affordable = (descriptors - KEPT_DESCRIPTORS.min(descriptors / 4)) / 2;

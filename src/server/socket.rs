@@ -1,5 +1,5 @@
 //! A caller's socket, shared by hyper (or TLS below it), which reads and writes, and by the call,
-//! which watches for a hang-up. hyper's own detection would read into another buffer, and would
+//! which watches for a disconnect. hyper's own detection would read into another buffer, and would
 //! stop at the first stray byte behind the request. A close is noticed here regardless of unread
 //! bytes.
 
@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::source_slots::OpenConnection;
+use super::per_address::OpenConnection;
 
 /// A caller's end of a connection.
 pub(crate) enum Socket {
@@ -33,9 +33,9 @@ pub(crate) struct SocketIo {
     peer: Arc<Peer>,
 }
 
-/// Detects that a caller has hung up.
+/// Detects that a caller has disconnected.
 #[derive(Clone)]
-pub(crate) struct Hangup(Arc<Peer>);
+pub(crate) struct Disconnect(Arc<Peer>);
 
 /// Becomes ready when the other side closes, and otherwise only for TCP urgent data, which HTTP
 /// does not use.
@@ -95,9 +95,9 @@ impl Socket {
     }
 }
 
-// === impl Hangup ===
+// === impl Disconnect ===
 
-impl Hangup {
+impl Disconnect {
     /// Waits for a close, a reset or a half-close.
     pub(crate) async fn wait(&self) {
         while !self.0.socket.closed().await {
@@ -105,8 +105,8 @@ impl Hangup {
         }
     }
 
-    /// Whether the caller has hung up.
-    pub(crate) fn has_hung_up(&self) -> bool {
+    /// Whether the caller has disconnected.
+    pub(crate) fn has_disconnected(&self) -> bool {
         use futures_util::FutureExt;
         self.0.socket.closed().now_or_never() == Some(true)
     }
@@ -121,13 +121,13 @@ impl Hangup {
 
 impl SocketIo {
     /// The connection is counted while one of the two exists.
-    pub(crate) fn new(socket: Socket, open_connection: OpenConnection) -> (Self, Hangup) {
+    pub(crate) fn new(socket: Socket, open_connection: OpenConnection) -> (Self, Disconnect) {
         let peer = Arc::new(Peer {
             socket,
             open_connection,
         });
-        let hangup = Hangup(peer.clone());
-        (Self { peer }, hangup)
+        let disconnect = Disconnect(peer.clone());
+        (Self { peer }, disconnect)
     }
 
     /// Waits for the first byte without consuming it; `None` if the other side closes first. A Unix

@@ -18,8 +18,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
-use super::socket::{Hangup, SocketIo};
-use super::{ClientDisconnected, Handler};
+use super::socket::{Disconnect, SocketIo};
+use super::{CallerDisconnected, Handler};
 use crate::config::Tls;
 use crate::observe::metrics::Metrics;
 
@@ -137,8 +137,8 @@ impl Handler for PlaintextHandler {
     async fn answer(
         self,
         request: Box<Request<Incoming>>,
-        _hangup: Hangup,
-    ) -> Result<Response<Full<Bytes>>, ClientDisconnected> {
+        _disconnect: Disconnect,
+    ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
         let mut response = (self.0)(&request.into_parts().0);
         response
             .headers_mut()
@@ -161,8 +161,8 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsConnector;
 
+    use super::super::per_address::OpenConnection;
     use super::super::socket::Socket;
-    use super::super::source_slots::OpenConnection;
     use super::*;
     use crate::config;
 

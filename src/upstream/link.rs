@@ -72,7 +72,7 @@ impl Link {
         !self.has_answered && now - self.opened < EARLY && self.sender.is_closed()
     }
 
-    pub(super) fn answered(&mut self) {
+    pub(super) fn record_answer(&mut self) {
         self.since = Instant::now();
         self.has_answered = true;
     }

@@ -211,10 +211,10 @@ impl Pool {
     }
 
     /// CAMS has sent a response on this connection.
-    pub(super) fn answered(&self, link: &mut Link) {
-        link.answered();
-        let was_down = self.state.lock().reach.answered();
-        self.came_up(was_down);
+    pub(super) fn record_answer(&self, link: &mut Link) {
+        link.record_answer();
+        let was_down = self.state.lock().reach.record_answer();
+        self.log_recovery_and_wake(was_down);
     }
 
     /// This connection has closed between requests.
@@ -222,7 +222,7 @@ impl Pool {
         self.state.lock().note_early_close(link, Instant::now());
     }
 
-    fn came_up(&self, was_down: Option<Instant>) {
+    fn log_recovery_and_wake(&self, was_down: Option<Instant>) {
         if let Some(since) = was_down {
             self.up.notify_waiters();
             info!(after = ?since.elapsed(), "upstream can be reached again");
@@ -249,7 +249,7 @@ async fn dial(dialling: DialGuard) {
     match pool.dialer.dial().await {
         Ok(dialled) => {
             let was_down = pool.state.lock().reach.opened();
-            pool.came_up(was_down);
+            pool.log_recovery_and_wake(was_down);
             // The dialer spawned the connection's task on this runtime.
             pool.put_idle(Link::new(dialled, Handle::current().id()));
         }

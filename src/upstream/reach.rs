@@ -82,7 +82,7 @@ impl Reachability {
     }
 
     /// CAMS has sent a response. Returns since when the upstream was down.
-    pub(super) fn answered(&mut self) -> Option<Instant> {
+    pub(super) fn record_answer(&mut self) -> Option<Instant> {
         self.closed_early = 0;
         self.down.take().map(|down| down.since)
     }
@@ -169,9 +169,9 @@ mod tests {
         let mut reach = Reachability::default();
         let now = Instant::now();
         reach.failed("down".into(), false, now);
-        assert_eq!(reach.answered(), Some(now));
+        assert_eq!(reach.record_answer(), Some(now));
         assert_eq!(
-            (reach.answered(), reach.reach(), reach.dials()),
+            (reach.record_answer(), reach.reach(), reach.dials()),
             (None, Reach::Up, 1)
         );
     }
@@ -184,7 +184,7 @@ mod tests {
             reach.closed_early(now);
             reach.closed_early(now);
             assert_eq!(reach.reach(), Reach::Up);
-            reach.answered();
+            reach.record_answer();
         }
         reach.closed_early(now);
         reach.closed_early(now);

@@ -78,9 +78,9 @@ impl<W> Lane<W> {
         if self.source.is_withheld() {
             return Err(refusals::withheld());
         }
-        let hold = send_by.saturating_duration_since(now);
-        if wait > hold {
-            let refusal = refusals::too_long(wait, hold).queued(ahead, wait);
+        let left = send_by.saturating_duration_since(now);
+        if wait > left {
+            let refusal = refusals::too_long(wait, left).queued(ahead, wait);
             return Err(self.with_own_advice(refusal, cx));
         }
         if self.queue.len() >= bounds.max_waiting {

@@ -137,8 +137,8 @@ impl<W> Lane<W> {
         if self.source.is_withheld() {
             return refusals::withheld();
         }
-        let hold = send_by.saturating_duration_since(cx.now);
-        let refusal = refusals::too_long(wait, hold).queued(self.queue.len(), wait);
+        let left = send_by.saturating_duration_since(cx.now);
+        let refusal = refusals::too_long(wait, left).queued(self.queue.len(), wait);
         self.with_own_advice(refusal, cx)
     }
 }

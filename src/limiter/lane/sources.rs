@@ -15,7 +15,7 @@ use crate::limiter::lane::{Context, Effect, Lane, PendingRequest, StoreRequest, 
 use crate::limiter::pace::SharedRate;
 use crate::limiter::pause::ThrottleRefusal;
 use crate::limiter::refusals;
-use crate::limiter::shared::allowance::SlotTiming;
+use crate::limiter::shared::extra_slack::SlotTiming;
 use crate::limiter::shared::members::VANISHED;
 use crate::limiter::shared::protocol::{AHEAD, Answer, Op, WaitingClient};
 use crate::limiter::shared::slots::{Slots, Start};
@@ -133,7 +133,7 @@ impl<W> Lane<W> {
     /// written hold tokens, too.
     fn memory_source(&self, limit: Limit, gap: Duration, since: Instant, now: Instant) -> Source {
         let mut tokens = Tokens::new(limit, gap, since, now);
-        tokens.hold(self.held);
+        tokens.reserve_for_earlier_grants(self.held);
         Source::Memory(tokens)
     }
 
@@ -236,7 +236,7 @@ impl<W> Lane<W> {
         let stored_now = slots.clock().at_most(now, now);
         // Answers may arrive out of order. The latest view counts.
         if slots.is_latest(&answer.view) {
-            self.pause.hold_until(open);
+            self.pause.adopt_store_pause(open);
             self.adopt_pace(pending, answer, stored_now, now);
         } else if pending.pace.is_some() {
             self.shared_pace.saving = None;

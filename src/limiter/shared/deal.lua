@@ -28,7 +28,7 @@ local op, me, pace, waiting, unused, late = ARGV[1], ARGV[2], ARGV[4], ARGV[5], 
 -- All numbers are in one argument, because each argument costs as much as a step of the script. The
 -- constants in capitals are defined in protocol.rs.
 local number = cmsgpack.unpack(ARGV[3])
-local AHEAD, LEAD, SILENCE, ASK, SOON, PATIENCE, SLOTS, KEPT, DEPTH, SHORT, LISTED, SAMPLES = unpack(number, 1, 12)
+local AHEAD, LEAD, VANISHED_AFTER, ASK, SOON, PROBE_TIMEOUT, SLOTS, KEPT, DEPTH, SHORT, LISTED, SAMPLES = unpack(number, 1, 12)
 local count, limit_window, tokens, window, gap, slack, cap, wanted, max_pause, version, pace_lives, spacing =
   unpack(number, 13, 24)
 local NOT_NEEDED, DUE, OUT = 0, 1, 2
@@ -66,13 +66,13 @@ local lane, short
 local kept = redis.call('GET', state)
 if kept then
   local it = cmsgpack.unpack(kept)
-  lane = { count = it[1], window = it[2], grants = it[3], open = it[4], level = it[5], known = it[6], probe = it[7],
+  lane = { count = it[1], window = it[2], grants = it[3], paused_until = it[4], level = it[5], known_at = it[6], probe = it[7],
     probe_at = it[8], dated = it[9], reach = it[10], pace = it[11], pace_until = it[12], version = it[13],
     length = it[14], last = it[15], replicas = it[16] }
   short = it[17]
   for id, replica in pairs(lane.replicas) do lane.replicas[id] = unpack_replica(replica) end
 else
-  lane = { count = count, window = limit_window, grants = 0, open = 0, level = 0, known = 0, probe = NOT_NEEDED,
+  lane = { count = count, window = limit_window, grants = 0, paused_until = 0, level = 0, known_at = 0, probe = NOT_NEEDED,
     probe_at = 0, dated = 0, reach = 0, pace = '', pace_until = 0, version = 0, length = 0, last = 0, replicas = {} }
   short = {}
 end
@@ -147,8 +147,8 @@ if last > now + lane.reach then
   for index, back in ipairs(times) do times[index] = math.min(tonumber(back), now + lane.reach) end
   list(times)
 end
-lane.open = math.min(lane.open, now + max_pause)
-lane.known = math.min(lane.known, now)
+lane.paused_until = math.min(lane.paused_until, now + max_pause)
+lane.known_at = math.min(lane.known_at, now)
 lane.dated = math.min(lane.dated, now + AHEAD)
 lane.probe_at = math.min(lane.probe_at, now + max_pause)
 
@@ -200,13 +200,13 @@ local function free(slot)
   if take_out(slot.back) and slot.at > now then add(slot.at) end
 end
 
-local function unprobed()
+local function probe_due_again()
   if lane.probe == OUT then lane.probe = DUE end
 end
 
 local function give_back(slot)
   free(slot)
-  if slot.probe == 1 then unprobed() end
+  if slot.probe == 1 then probe_due_again() end
 end
 
 -- Slots that were not used
@@ -219,7 +219,7 @@ end
 
 for id, replica in pairs(lane.replicas) do
   replica.seen = math.min(replica.seen, now)
-  if now - replica.seen > SILENCE then
+  if now - replica.seen > VANISHED_AFTER then
     for _, slot in ipairs(replica.slots) do give_back(slot) end
     lane.replicas[id] = nil
   end
@@ -267,9 +267,9 @@ end
 
 -- The operation
 
--- Whether an attempt of that date was dealt after the latest episode began. No date is within a
--- pause. Dates are in the future, so a date after the refusal may have been dealt before it.
-local function is_after_the_pause(at) return at > lane.known and at >= lane.open end
+-- Whether an attempt of that date was dealt after the latest episode began. No date is within a pause. Dates are in the
+-- future, so a date after the refusal may have been dealt before it.
+local function is_after_the_pause(at) return at > lane.known_at and at >= lane.paused_until end
 
 local episode = 0
 if op == 'throttled' then
@@ -279,11 +279,11 @@ if op == 'throttled' then
   if new >= 0 then
     local pause = episode == 1 and new or same
     local open = now + math.min(pause, max_pause)
-    if episode == 1 then lane.known, lane.level = now, lane.level + 1 end
+    if episode == 1 then lane.known_at, lane.level = now, lane.level + 1 end
     -- Only a hint extends the pause of a known episode.
-    if episode == 1 or (pause >= 0 and open > lane.open) then
+    if episode == 1 or (pause >= 0 and open > lane.paused_until) then
       lane.probe = DUE
-      lane.open = math.max(lane.open, open)
+      lane.paused_until = math.max(lane.paused_until, open)
     end
     if episode == 1 then
       -- Dealt slots that were not fetched must not be used before the pause ends.
@@ -301,7 +301,7 @@ elseif op == 'ended' then
   if how == 'answered' and is_after_the_pause(tonumber(at)) then lane.level = 0 end
   if probe == '1' then
     if how == 'unsent' then
-      unprobed()
+      probe_due_again()
     elseif lane.probe == OUT then
       lane.probe = NOT_NEEDED
       -- The probe's token counts from its answer.
@@ -332,15 +332,15 @@ for _, replica in pairs(lane.replicas) do
 end
 
 local function next_replica()
-  local working, chosen, overdue = 0, nil, nil
+  local with_work, chosen, overdue = 0, nil, nil
   for _, id in ipairs(ids) do
-    if lane.replicas[id].wanted > 0 then working = working + 1 end
+    if lane.replicas[id].wanted > 0 then with_work = with_work + 1 end
   end
   for _, id in ipairs(ids) do
     local replica = lane.replicas[id]
     if replica.wanted > 0 and (replica == mine or kept_slots < KEPT) then
       local waited = lane.grants - replica.last
-      if waited >= working and (not overdue or waited > lane.grants - overdue.last) then overdue = replica end
+      if waited >= with_work and (not overdue or waited > lane.grants - overdue.last) then overdue = replica end
       if not chosen or replica.pass < chosen.pass then chosen = replica end
     end
   end
@@ -350,11 +350,11 @@ end
 -- The earliest date of the next slot, and whether it may be dealt.
 local usable = math.min(tokens, cap, count)
 local function next_date()
-  local at = math.max(now, lane.open)
+  local at = math.max(now, lane.paused_until)
   if length >= usable then at = math.max(at, listed(length - usable + 1)) end
   if spacing > 0 then at = math.max(at, lane.dated + spacing) end
-  local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PATIENCE
-  if waits_for_probe then at = math.max(at, lane.probe_at + PATIENCE) end
+  local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PROBE_TIMEOUT
+  if waits_for_probe then at = math.max(at, lane.probe_at + PROBE_TIMEOUT) end
   return at, not waits_for_probe and at <= now + AHEAD
 end
 
@@ -395,24 +395,24 @@ if not stale then
       add(slot.back)
       fetch(slot)
     else
-      if slot.probe == 1 then unprobed() end
+      if slot.probe == 1 then probe_due_again() end
       mine.wanted = mine.wanted + 1
     end
   end
   mine.slots = {}
 end
-local working, weights = 0, 0
+local active, weights = 0, 0
 for _, replica in pairs(lane.replicas) do
   if replica.wanted > 0 or replica == mine then
-    working, weights = working + 1, weights + weight_of[replica]
+    active, weights = active + 1, weights + weight_of[replica]
   end
 end
-share = math.floor(1000000 * math.max(weight_of[mine] / weights, 1 / (2 * working)))
+share = math.floor(1000000 * math.max(weight_of[mine] / weights, 1 / (2 * active)))
 if mine.wanted > 0 then
   ask = ASK
-  if usable > 0 and (working == 1 or dealt == SLOTS) then
+  if usable > 0 and (active == 1 or dealt == SLOTS) then
     local at = next_date()
-    ask = math.min(math.max(at - LEAD - now, SOON), SILENCE - 2 * ASK)
+    ask = math.min(math.max(at - LEAD - now, SOON), VANISHED_AFTER - 2 * ASK)
   end
 end
 
@@ -430,16 +430,16 @@ if usable > 0 and last > now then
 end
 
 -- The key expires when all tokens are back, the pause is over and what was learned has decayed.
-local lives = math.max(last - now, 0) + 2 * SILENCE
-if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.open - now, 0) + max_pause end
-lives = math.ceil(math.max(lives, lane.open - now, lane.pace_until - now) / 1000)
+local lives = math.max(last - now, 0) + 2 * VANISHED_AFTER
+if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.paused_until - now, 0) + max_pause end
+lives = math.ceil(math.max(lives, lane.paused_until - now, lane.pace_until - now) / 1000)
 local replicas = {}
 for id, replica in pairs(lane.replicas) do replicas[id] = pack_replica(replica) end
-redis.call('SET', state, cmsgpack.pack({ lane.count, lane.window, lane.grants, lane.open, lane.level, lane.known, lane.probe,
+redis.call('SET', state, cmsgpack.pack({ lane.count, lane.window, lane.grants, lane.paused_until, lane.level, lane.known_at, lane.probe,
   lane.probe_at, lane.dated, lane.reach, lane.pace, lane.pace_until, lane.version, length, last, replicas, short }), 'PX', lives)
 if is_long and has_changed then redis.call('PEXPIRE', ring, lives) end
 
 return {
-  { now, lane.open, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, share, used },
+  { now, lane.paused_until, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, share, used },
   lane.pace, back, fetched
 }

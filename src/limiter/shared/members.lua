@@ -4,12 +4,13 @@
 -- its last heartbeat, whether it has left, and the run id of the server that assigned the
 -- connection id.
 
-local op, me, connection, run, lease, name, heard = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local op, me, connection, run, lease = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local dead, dead_connection = ARGV[6], ARGV[7]
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 
-local function keep(replica, through, left)
-  redis.call('HSET', KEYS[1], replica, string.format('%s:%.0f:%d:%s', through, now, left, run))
+local function keep(replica, connection_id, left)
+  redis.call('HSET', KEYS[1], replica, string.format('%s:%.0f:%d:%s', connection_id, now, left, run))
 end
 
 if op == 'beat' then
@@ -18,20 +19,20 @@ elseif op == 'leave' then
   keep(me, connection, 1)
 elseif op == 'bury' then
   -- Not if it has returned with another connection.
-  local kept = redis.call('HGET', KEYS[1], name)
-  if kept and string.match(kept, '^(%d+):%d+:0:') == heard then keep(name, heard, 1) end
+  local kept = redis.call('HGET', KEYS[1], dead)
+  if kept and string.match(kept, '^(%d+):%d+:0:') == dead_connection then keep(dead, dead_connection, 1) end
 end
 redis.call('PEXPIRE', KEYS[1], math.ceil(lease / 1000))
 
 local answer = {}
 local all = redis.call('HGETALL', KEYS[1])
 for index = 1, #all, 2 do
-  local through, at, left, of = string.match(all[index + 1], '^(%d+):(%d+):(%d):(%w*)$')
-  local silent = through and math.max(now - tonumber(at), 0)
-  if not through or silent > lease then
+  local connection_id, at, left, of = string.match(all[index + 1], '^(%d+):(%d+):(%d):(%w*)$')
+  local silent = connection_id and math.max(now - tonumber(at), 0)
+  if not connection_id or silent > lease then
     redis.call('HDEL', KEYS[1], all[index])
   else
-    for _, value in ipairs({ all[index], tonumber(through), silent, tonumber(left), of }) do answer[#answer + 1] = value end
+    for _, value in ipairs({ all[index], tonumber(connection_id), silent, tonumber(left), of }) do answer[#answer + 1] = value end
   end
 end
 return answer

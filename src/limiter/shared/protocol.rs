@@ -20,7 +20,7 @@ pub(crate) const AHEAD: Duration = Duration::from_millis(250);
 /// shorter than `AHEAD`, so that one answer has the slots of 100 ms.
 const LEAD: Duration = Duration::from_millis(150);
 /// A replica that has been silent for longer gets no slots.
-const SILENCE: Duration = Duration::from_millis(600);
+const VANISHED_AFTER: Duration = Duration::from_millis(600);
 /// Interval of requests while other replicas have work too.
 const ASK: Duration = Duration::from_millis(100);
 /// Minimum interval of requests.
@@ -251,7 +251,7 @@ impl DealRequest<'_> {
         [
             micros(AHEAD),
             micros(LEAD),
-            micros(SILENCE),
+            micros(VANISHED_AFTER),
             micros(ASK),
             micros(SOON),
             micros(PROBE_TIMEOUT),

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::config::Limit;
-use crate::limiter::shared::allowance::{Allowance, SlotTiming};
 use crate::limiter::shared::clock::Clock;
+use crate::limiter::shared::extra_slack::{ExtraSlack, SlotTiming};
 use crate::limiter::shared::protocol::{Answer, DatedSlot, GIVEN_BACK, LateUse, View};
 use crate::limiter::token_returns::TokenReturns;
 use crate::limiter::wait::Wait;
@@ -28,7 +28,7 @@ pub(crate) struct Slots {
     /// Upper bound of the time from a slot's date to the arrival of its answer; added to the slack.
     /// It is at least the uncertainty of the store's clock and at most a round trip.
     distance: Duration,
-    allowance: Allowance,
+    extra_slack: ExtraSlack,
     clock: Clock,
     /// Usable slots, sorted by date.
     usable: VecDeque<Slot>,
@@ -119,7 +119,7 @@ impl Slots {
         Self {
             slack,
             distance,
-            allowance: Allowance::default(),
+            extra_slack: ExtraSlack::default(),
             clock: Clock::new(from),
             usable: VecDeque::new(),
             unused: Vec::new(),
@@ -158,7 +158,7 @@ impl Slots {
             late = first(&mut self.late);
             self.reported = Some((self.number, late.clone()));
         }
-        let slack = self.slack + self.distance + self.allowance.extra();
+        let slack = self.slack + self.distance + self.extra_slack.get();
         SlotRequest {
             number: self.number,
             wanted,
@@ -216,7 +216,7 @@ impl Slots {
         });
         let (in_time, too_late): (Vec<_>, Vec<_>) =
             slots.partition(|slot| slot.until >= slot.from.max(now));
-        let timing = self.allowance.judge(in_time.len(), too_late.len());
+        let timing = self.extra_slack.judge(in_time.len(), too_late.len());
         if timing != SlotTiming::Fine {
             self.next_request_at = self.next_request_at.min(now);
         }
@@ -260,7 +260,7 @@ impl Slots {
             self.unused
                 .extend(self.usable.pop_front().map(|slot| slot.dated));
             self.next_request_at = self.next_request_at.min(now);
-            self.allowance.used_late();
+            self.extra_slack.used_late();
         }
     }
 
@@ -285,7 +285,7 @@ impl Slots {
         self.held = self.held.saturating_sub(1);
         let is_late = slot.until < now;
         if is_late {
-            self.allowance.used_late();
+            self.extra_slack.used_late();
         }
         if self.is_blocked() || is_late {
             self.unused.push(slot.dated);
@@ -302,7 +302,7 @@ impl Slots {
         self.held = self.held.saturating_sub(1);
         let in_time = at <= slot.until;
         if !in_time {
-            self.allowance.used_late();
+            self.extra_slack.used_late();
             self.late.push(LateUse {
                 slot: slot.dated,
                 used: self.clock.at_most(at, now),

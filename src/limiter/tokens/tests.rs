@@ -98,7 +98,7 @@ fn a_token_given_back_is_free_at_once() {
 #[test]
 fn an_attempt_that_was_granted_before_holds_a_token_and_keeps_it_away() {
     let (mut tokens, now) = warm(2);
-    tokens.hold(1);
+    tokens.reserve_for_earlier_grants(1);
     assert_eq!(tokens.free(now), 1);
     tokens.used(now);
     assert!(

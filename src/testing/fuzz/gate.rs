@@ -246,15 +246,15 @@ impl Visit<'_> {
         let max = as_it_came.as_ref().map_or(config.listen.max_body, |claim| {
             claim.max_body(config.listen.max_body)
         });
-        let share = ByteBudget::new(max)
+        let reservation = ByteBudget::new(max)
             .take(0)
             .expect("a zero-byte reservation cannot fail");
-        let allowance = body::Allowance {
+        let bounds = body::BodyBounds {
             max,
             within: config.listen.body_timeout,
-            shares: vec![share],
+            reservations: vec![reservation],
         };
-        let body = body::read(body, allowance).await?;
+        let body = body::read(body, bounds).await?;
         let Some(head) = self.gate.signed_again(head, &body) else {
             return as_it_came.map(drop);
         };

@@ -24,7 +24,7 @@ pub(super) struct Probe {
     /// The probe's replica name.
     me: String,
     take: Script,
-    beat: Script,
+    members_script: Script,
 }
 
 /// This many consecutive answers must be in time.
@@ -49,7 +49,7 @@ impl Probe {
             slack: config.slack,
             me: format!("{:016x}", fastrand::u64(..)),
             take: Script::new(protocol::SOURCE),
-            beat: Script::new(members::SOURCE),
+            members_script: Script::new(members::SOURCE),
         }
     }
 
@@ -73,18 +73,20 @@ impl Probe {
             ));
         }
         // Loaded separately, because each round trip to a far store may use the whole timeout.
-        for script in [&self.beat, &self.take] {
+        for script in [&self.members_script, &self.take] {
             run(limit, script.prepare_invoke().load_async(connection)).await?;
         }
         for tag in tags {
-            run(limit, self.beat(connection, &tag)).await?;
+            run(limit, self.send_heartbeat(connection, &tag)).await?;
             self.take(connection, &tag, distance, limit).await?;
         }
         Ok(())
     }
 
-    async fn beat(&self, connection: &mut Connection, tag: &str) -> RedisResult<()> {
-        let mut call = self.beat.key(format!("{}:{{{tag}}}:replicas", self.prefix));
+    async fn send_heartbeat(&self, connection: &mut Connection, tag: &str) -> RedisResult<()> {
+        let mut call = self
+            .members_script
+            .key(format!("{}:{{{tag}}}:replicas", self.prefix));
         for arg in members::args(
             "beat",
             &self.me,

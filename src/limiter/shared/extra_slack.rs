@@ -17,7 +17,7 @@ const TOO_FAR: u32 = 5;
 
 /// A lane's additional slack.
 #[derive(Debug, Default)]
-pub(super) struct Allowance {
+pub(super) struct ExtraSlack {
     extra: Duration,
     /// Consecutive answers whose slots were all too late.
     too_late: u32,
@@ -36,10 +36,10 @@ pub(crate) enum SlotTiming {
     TooFar,
 }
 
-// === impl Allowance ===
+// === impl ExtraSlack ===
 
-impl Allowance {
-    pub(super) fn extra(&self) -> Duration {
+impl ExtraSlack {
+    pub(super) fn get(&self) -> Duration {
         self.extra
     }
 
@@ -81,8 +81,8 @@ mod tests {
 
     #[test]
     fn late_answers_double_the_slack_and_answers_in_time_reduce_it() {
-        let mut allowance = Allowance::default();
-        let mut late = || (allowance.judge(0, 2), allowance.extra().as_millis());
+        let mut extra_slack = ExtraSlack::default();
+        let mut late = || (extra_slack.judge(0, 2), extra_slack.get().as_millis());
         let seen: Vec<_> = (0..5).map(|_| late()).collect();
         assert_eq!(
             seen.iter().map(|(_, extra)| *extra).collect::<Vec<_>>(),
@@ -94,30 +94,30 @@ mod tests {
                 .all(|(timing, _)| *timing == SlotTiming::TooLate)
                 && seen[4].0 == SlotTiming::TooFar
         );
-        assert_eq!(allowance.judge(0, 0), SlotTiming::Fine);
+        assert_eq!(extra_slack.judge(0, 0), SlotTiming::Fine);
         assert_eq!(
-            allowance.extra(),
+            extra_slack.get(),
             MOST_EXTRA,
             "an answer without slots has no effect"
         );
         let seen: Vec<_> = (0..20)
-            .map(|_| (allowance.judge(1, 1), allowance.extra()))
+            .map(|_| (extra_slack.judge(1, 1), extra_slack.get()))
             .collect();
         assert!(seen.is_sorted_by(|a, b| a.1 > b.1) && seen[19].1 < MOST_EXTRA / 3);
-        assert_eq!(allowance.judge(0, 1), SlotTiming::TooLate);
+        assert_eq!(extra_slack.judge(0, 1), SlotTiming::TooLate);
     }
 
     #[test]
     fn late_attempts_double_the_slack_once_per_answer() {
-        let mut allowance = Allowance::default();
+        let mut extra_slack = ExtraSlack::default();
         let mut late = || {
-            allowance.judge(0, 0);
-            (0..3).for_each(|_| allowance.used_late());
-            allowance.extra().as_millis()
+            extra_slack.judge(0, 0);
+            (0..3).for_each(|_| extra_slack.used_late());
+            extra_slack.get().as_millis()
         };
         assert_eq!([(); 5].map(|()| late()), [10, 20, 40, 80, 100]);
         assert_eq!(
-            allowance.judge(0, 1),
+            extra_slack.judge(0, 1),
             SlotTiming::TooLate,
             "late attempts do not count against the store"
         );

@@ -20,7 +20,7 @@ pub(crate) struct SourceSlot {
 
 /// Counts a connection until it is dropped with its socket.
 pub(crate) struct OpenConnection {
-    place: Option<SourceSlot>,
+    slot: Option<SourceSlot>,
     /// The metric of open connections.
     open: IntGauge,
 }
@@ -60,18 +60,18 @@ impl Drop for SourceSlot {
 // === impl OpenConnection ===
 
 impl OpenConnection {
-    /// `place` is `None` for a Unix socket.
-    pub(crate) fn new(place: Option<SourceSlot>, open: &IntGauge) -> Self {
+    /// `slot` is `None` for a Unix socket.
+    pub(crate) fn new(slot: Option<SourceSlot>, open: &IntGauge) -> Self {
         open.inc();
         Self {
-            place,
+            slot,
             open: open.clone(),
         }
     }
 
     /// The caller's address; `None` for a Unix socket.
     pub(super) fn from(&self) -> Option<IpAddr> {
-        self.place.as_ref().map(|place| place.source)
+        self.slot.as_ref().map(|slot| slot.source)
     }
 }
 
