@@ -1,6 +1,6 @@
 //! A soak test for leaks. Two hundred accounts at full rate, callers that hang up, an endpoint that
 //! throttles and loses responses, and repeated reloads. After `--minutes` (2) the process must hold
-//! no more memory and descriptors than after a sixth of that time, and the ledger of all calls must
+//! no more memory and descriptors than after a sixth of that time, and the results of all calls must
 //! agree with the endpoint.
 //!
 //! Nonces may grow for a quarter of an hour, because they are remembered while their stamps are
@@ -10,18 +10,18 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed soak")]
 #![expect(clippy::print_stdout, reason = "the table is what the soak is for")]
 
+#[allow(dead_code, reason = "the tests count more ends")]
+#[path = "../tests/it/call_results.rs"]
+mod call_results;
 #[allow(dead_code, reason = "the tests' caller does more than send")]
 #[path = "../tests/it/caller.rs"]
 mod caller;
-#[allow(dead_code, reason = "the tests count more ends")]
-#[path = "../tests/it/ledger.rs"]
-mod ledger;
 #[allow(dead_code, reason = "the tests' processes do more than run")]
 #[path = "../tests/it/process.rs"]
 mod process;
-#[allow(dead_code, reason = "the tests' roads can be broken")]
-#[path = "../tests/it/road.rs"]
-mod road;
+#[allow(dead_code, reason = "the tests' relays can be broken")]
+#[path = "../tests/it/relay.rs"]
+mod relay;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,10 +35,10 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::call_results::{CallResults, End};
 use crate::caller::{Call, SECRET, read_reply};
-use crate::ledger::{End, Ledger};
 use crate::process::Process;
-use crate::road::Road;
+use crate::relay::Relay;
 
 const ACCOUNTS: usize = 200;
 /// Percentage of calls that hang up.
@@ -175,7 +175,7 @@ async fn round(
     flowgate: &Process,
     toml: &str,
     sim: &Sim,
-    road: &Road,
+    relay: &Relay,
     callers: u32,
     length: Duration,
 ) -> Held {
@@ -197,20 +197,20 @@ async fn round(
         holds = holds => holds,
         () = reload(flowgate, toml) => unreachable!("it never ends"),
     };
-    let mut ledger = Ledger::default();
+    let mut results = CallResults::default();
     let ends: Vec<_> = calls.join_all().await.into_iter().flatten().collect();
     let calls = ends.len();
-    ledger.note(ends);
+    results.note(ends);
     // Attempts of disconnected callers may still be in flight.
     sleep(Duration::from_secs(1)).await;
-    let report = ledger.check(sim);
-    let worst = road.worst_second();
+    let report = results.check(sim);
+    let worst = relay.worst_second();
     assert!(worst <= 5, "{worst} in a second");
-    assert_eq!(ledger.ended(&End::Closed), 0);
-    let [ok, unknown] = ["OK", "Flowgate.OutcomeUnknown"].map(|code| ledger.count(code));
+    assert_eq!(results.ended(&End::Closed), 0);
+    let [ok, unknown] = ["OK", "Flowgate.OutcomeUnknown"].map(|code| results.count(code));
     println!(
         "| {ok} | {unknown} | {} | {} | {:.1} | {} |",
-        ledger.ended(&End::Gone),
+        results.ended(&End::Gone),
         report.refused,
         memory as f64 / 1024.0,
         descriptors
@@ -266,7 +266,7 @@ async fn main() {
         |settings, account| settings.with_key(&key(account), SECRET, &account.to_string()),
     );
     let sim = Sim::start(settings).await.unwrap();
-    let road = Road::to(sim.addr());
+    let relay = Relay::to(sim.addr());
     sim.set_faults(FAULTS.map(|fault| fault.parse().unwrap()).to_vec());
     let account = |account| {
         format!(
@@ -276,14 +276,14 @@ async fn main() {
     };
     let toml = TOML.to_owned() + &(0..ACCOUNTS).map(account).collect::<String>();
     let flowgate =
-        Process::towards(&road.url(), &toml, tempfile::tempdir().unwrap(), &[ROOM]).await;
+        Process::towards(&relay.url(), &toml, tempfile::tempdir().unwrap(), &[ROOM]).await;
     println!(
         "| answered ok | unknown | hung up | refused at the endpoint | MiB | descriptors |\n|--:|--:|--:|--:|--:|--:|"
     );
     let length = Duration::from_secs_f64(minutes * 60.0 / f64::from(ROUNDS));
     let mut rounds = Vec::new();
     for _ in 0..warm_up + ROUNDS {
-        rounds.push(round(&flowgate, &toml, &sim, &road, callers, length).await);
+        rounds.push(round(&flowgate, &toml, &sim, &relay, callers, length).await);
     }
     flowgate.logged("configuration reloaded", 3).await;
     check(&rounds, usize::try_from(warm_up).unwrap(), length);

@@ -9,15 +9,15 @@ use cams_sim::{Running, Settings, Sim};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use crate::call_results::{self, CallResults, End};
 use crate::harness::{GAP, Metrics};
-use crate::ledger::{self, End, Ledger};
 use crate::process::Process;
-use crate::road::{Condition, Road};
+use crate::relay::{Condition, Relay};
 
 /// An endpoint, the network path to it, and accounts that share it.
 struct Stage {
     sim: Running,
-    road: Road,
+    relay: Relay,
     accounts: usize,
 }
 
@@ -41,10 +41,10 @@ impl Stage {
         });
         let sim = Sim::start(settings).await.unwrap();
         sim.set_faults(faults.iter().map(|fault| fault.parse().unwrap()).collect());
-        let road = Road::to(sim.addr());
+        let relay = Relay::to(sim.addr());
         Self {
             sim,
-            road,
+            relay,
             accounts,
         }
     }
@@ -66,7 +66,7 @@ impl Stage {
     }
 
     async fn start_with(&self, toml: &str, env: &[(&str, &str)]) -> Process {
-        Process::towards(&self.road.url(), toml, tempfile::tempdir().unwrap(), env).await
+        Process::towards(&self.relay.url(), toml, tempfile::tempdir().unwrap(), env).await
     }
 
     /// Starts calls of each account, spread over a time.
@@ -85,7 +85,7 @@ impl Stage {
                 let after = over.mul_f64(index as f64 / calls as f64);
                 storm.spawn(async move {
                     sleep(after).await;
-                    let end = ledger::create(proxy, &key, &name, None).await;
+                    let end = call_results::create(proxy, &key, &name, None).await;
                     (name, end)
                 });
             }
@@ -95,35 +95,38 @@ impl Stage {
 
     /// Like [`check`](Self::check), for a hundred calls of four accounts, each with one cut
     /// response.
-    fn check_cut(&self, ledger: &Ledger) {
-        self.check(ledger);
+    fn check_cut(&self, results: &CallResults) {
+        self.check(results);
         assert_eq!(
-            (ledger.count("OK"), ledger.count("Flowgate.OutcomeUnknown")),
+            (
+                results.count("OK"),
+                results.count("Flowgate.OutcomeUnknown")
+            ),
             (96, 4)
         );
     }
 
     /// Checks the invariant, and that no caller has a closed connection.
-    fn check(&self, ledger: &Ledger) {
-        self.check_rate(ledger);
+    fn check(&self, results: &CallResults) {
+        self.check_rate(results);
         assert_eq!(
-            ledger.ended(&End::Closed),
+            results.ended(&End::Closed),
             0,
             "Flowgate answers as long as it lives"
         );
     }
 
-    fn check_rate(&self, ledger: &Ledger) {
-        ledger.check(&self.sim);
-        let worst = self.road.worst_second();
+    fn check_rate(&self, results: &CallResults) {
+        results.check(&self.sim);
+        let worst = self.relay.worst_second();
         assert!(worst <= 5, "{worst} in a second");
     }
 }
 
-async fn ends(storm: JoinSet<(String, End)>) -> Ledger {
-    let mut ledger = Ledger::default();
-    ledger.note(storm.join_all().await);
-    ledger
+async fn ends(storm: JoinSet<(String, End)>) -> CallResults {
+    let mut results = CallResults::default();
+    results.note(storm.join_all().await);
+    results
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,14 +136,14 @@ async fn no_call_is_lost_when_the_endpoint_is_killed_and_restarted() {
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
     for _ in 0..2 {
         sleep(seconds(1.2)).await;
-        stage.road.is(Condition::Killed);
+        stage.relay.is(Condition::Killed);
         sleep(seconds(0.8)).await;
-        stage.road.is(Condition::Open);
+        stage.relay.is(Condition::Open);
     }
-    let ledger = ends(storm).await;
-    stage.check(&ledger);
-    let ok = ledger.count("OK");
-    let unknown = ledger.count("Flowgate.OutcomeUnknown");
+    let results = ends(storm).await;
+    stage.check(&results);
+    let ok = results.count("OK");
+    let unknown = results.count("Flowgate.OutcomeUnknown");
     assert_eq!(ok + unknown, 100, "the others wait for it");
     assert!(
         unknown <= 40,
@@ -154,15 +157,15 @@ async fn no_call_is_lost_when_the_endpoint_freezes() {
     let flowgate = stage.start("answer_timeout = \"700ms\"", "").await;
     let storm = stage.storm("flow", flowgate.proxy, 25, seconds(4.0));
     sleep(seconds(1.5)).await;
-    stage.road.is(Condition::Frozen);
+    stage.relay.is(Condition::Frozen);
     sleep(seconds(2.0)).await;
-    stage.road.is(Condition::Open);
-    let ledger = ends(storm).await;
+    stage.relay.is(Condition::Open);
+    let results = ends(storm).await;
     // The endpoint now processes what was in its buffers while it was frozen.
     sleep(seconds(0.5)).await;
-    stage.check(&ledger);
-    let ok = ledger.count("OK");
-    let unknown = ledger.count("Flowgate.OutcomeUnknown");
+    stage.check(&results);
+    let ok = results.count("OK");
+    let unknown = results.count("Flowgate.OutcomeUnknown");
     assert!(
         ok >= 50 && unknown > 0 && ok + unknown == 100,
         "{ok} {unknown}"
@@ -187,10 +190,10 @@ async fn one_call_in_a_hundred_has_each_fault() {
     ];
     let stage = Stage::new(20, &faults).await;
     let flowgate = stage.start("answer_timeout = \"1s\"", "").await;
-    let ledger = ends(stage.storm("flow", flowgate.proxy, 25, seconds(3.0))).await;
-    stage.check(&ledger);
+    let results = ends(stage.storm("flow", flowgate.proxy, 25, seconds(3.0))).await;
+    stage.check(&results);
     let codes =
-        ["OK", "Flowgate.OutcomeUnknown", "ServiceUnavailable"].map(|code| ledger.count(code));
+        ["OK", "Flowgate.OutcomeUnknown", "ServiceUnavailable"].map(|code| results.count(code));
     assert_eq!(codes.iter().sum::<usize>(), 500, "{codes:?}");
     assert!(
         codes[1] >= 40,
@@ -207,16 +210,16 @@ async fn a_killed_process_is_replaced_by_another() {
     first.kill().await;
     let second = stage.start("", "").await;
     let after = stage.storm("after", second.proxy, 20, seconds(2.0));
-    let mut ledger = ends(before).await;
-    let closed = ledger.ended(&End::Closed);
+    let mut results = ends(before).await;
+    let closed = results.ended(&End::Closed);
     assert!(
         closed > 80,
         "queued callers have a closed connection: {closed}"
     );
-    ledger.note(after.join_all().await);
-    stage.check_rate(&ledger);
+    results.note(after.join_all().await);
+    stage.check_rate(&results);
     assert_eq!(
-        (ledger.ended(&End::Closed), ledger.count("OK")),
+        (results.ended(&End::Closed), results.count("OK")),
         (closed, 240 - closed),
         "the second serves all"
     );
@@ -236,10 +239,10 @@ async fn a_drain_answers_every_call_of_a_full_queue() {
     }
     let begun = Instant::now();
     assert!(flowgate.terminate().await.success());
-    let ledger = ends(storm).await;
+    let results = ends(storm).await;
     assert!(begun.elapsed() < seconds(6.0), "{:?}", begun.elapsed());
-    stage.check(&ledger);
-    let codes = ["OK", "Flowgate.Draining", "System.LimitControl"].map(|code| ledger.count(code));
+    stage.check(&results);
+    let codes = ["OK", "Flowgate.Draining", "System.LimitControl"].map(|code| results.count(code));
     assert_eq!(codes.iter().sum::<usize>(), 120, "{codes:?}");
     assert!(codes.iter().all(|count| *count > 0), "{codes:?}");
 }
@@ -255,10 +258,10 @@ async fn a_stopped_process_continues_within_the_rate() {
         sleep(seconds(1.3)).await;
         flowgate.signal("-CONT").await;
     }
-    let ledger = ends(storm).await;
-    stage.check(&ledger);
+    let results = ends(storm).await;
+    stage.check(&results);
     assert_eq!(
-        ledger.count("OK"),
+        results.count("OK"),
         100,
         "no tokens bunch up, and no call is lost"
     );
@@ -280,8 +283,8 @@ async fn repeated_reloads_lose_no_call() {
         flowgate.signal("-HUP").await;
         sleep(seconds(0.05)).await;
     }
-    let ledger = ends(storm).await;
-    stage.check_cut(&ledger);
+    let results = ends(storm).await;
+    stage.check_cut(&results);
     flowgate.logged("configuration reloaded", 5).await;
     flowgate
         .logged("configuration reload rejected; keeping the current one", 2)
@@ -303,8 +306,8 @@ async fn a_full_journal_disk_loses_no_call() {
     })
     .await;
     flowgate.files_end_at(None);
-    let ledger = ends(storm).await;
-    stage.check_cut(&ledger);
+    let results = ends(storm).await;
+    stage.check_cut(&results);
     assert_eq!(
         Metrics::of(flowgate.admin).await.get("flowgate_journal_up"),
         1.0
@@ -359,10 +362,10 @@ async fn changes_of_the_clock_lose_no_call() {
         }
         set(off);
     }
-    let ledger = ends(storm).await;
-    stage.check(&ledger);
+    let results = ends(storm).await;
+    stage.check(&results);
     assert_eq!(
-        ledger.count("OK"),
+        results.count("OK"),
         120,
         "all of it is within the quarter of an hour that a stamp may be off"
     );

@@ -6,12 +6,12 @@
     reason = "a failed unwrap is a failed test, in helpers too"
 )]
 
+mod call_results;
 mod caller;
 mod harness;
-mod ledger;
 mod process;
 mod redis;
-mod road;
+mod relay;
 
 mod admin;
 mod auth;
@@ -26,17 +26,17 @@ mod docs;
 mod hang_up;
 mod hardening;
 mod health;
-mod holdings;
 mod holds;
 mod journal;
 mod journey;
 mod observe;
+mod process_resources;
 mod prometheus;
 mod reload;
 mod replicas;
-mod rules;
 mod secrets;
-mod service;
+mod security;
+mod service_manager;
 mod shutdown;
 mod start;
 mod status;

@@ -74,7 +74,7 @@ async fn post(admin: SocketAddr, path: &str, headers: &[(&str, &str)], body: &st
 }
 
 /// Sends a valid operator action.
-async fn order(admin: SocketAddr, order: &str, body: &Value) -> Reply {
+async fn command(admin: SocketAddr, command: &str, body: &Value) -> Reply {
     let host = admin.to_string();
     let headers = [
         ("host", &*host),
@@ -83,7 +83,7 @@ async fn order(admin: SocketAddr, order: &str, body: &Value) -> Reply {
     ];
     post(
         admin,
-        &format!("/lanes/{order}"),
+        &format!("/lanes/{command}"),
         &headers,
         &body.to_string(),
     )
@@ -387,7 +387,7 @@ async fn operator_actions_are_off_by_default_and_in_observe_mode() {
     for (more, status) in [("", 403), (token_only, 403)] {
         let harness = Harness::new(more).await;
         assert_eq!(
-            order(harness.app.admin_address().unwrap(), "pause", &lane())
+            command(harness.app.admin_address().unwrap(), "pause", &lane())
                 .await
                 .status,
             status,
@@ -404,7 +404,7 @@ async fn operator_actions_are_off_by_default_and_in_observe_mode() {
     );
     let harness = Harness::configured(sim, &toml).await;
     assert_eq!(
-        order(harness.app.admin_address().unwrap(), "pause", &lane())
+        command(harness.app.admin_address().unwrap(), "pause", &lane())
             .await
             .status,
         409
@@ -416,12 +416,12 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
     let sim = cams_sim::Sim::start(cams_sim::Settings::default().with_key(KEY, SECRET, "acme"))
         .await
         .unwrap();
-    let orders = [
+    let env = [
         ("FLOWGATE_LISTEN__ADMIN_TOKEN__ENV", "TEAM"),
         ("FLOWGATE_LISTEN__ADMIN_ACTIONS", "true"),
     ];
-    let gate = Process::with_env(&sim, "[queue]\nhold = \"90s\"\n", &orders).await;
-    let paused = order(
+    let gate = Process::with_env(&sim, "[queue]\nhold = \"90s\"\n", &env).await;
+    let paused = command(
         gate.admin,
         "pause",
         &json!({ "account": "acme", "action": "CreateFlow", "seconds": 80 }),
@@ -437,7 +437,10 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
     let queued = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
     let flushed = call("flushed");
     harness::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
-    assert_eq!(order(gate.admin, "flush", &lane()).await.json()["told"], 1);
+    assert_eq!(
+        command(gate.admin, "flush", &lane()).await.json()["told"],
+        1
+    );
     let flushed = flushed.await.unwrap();
     assert_eq!(
         (flushed.status, flushed.code().as_str()),
@@ -463,7 +466,7 @@ async fn pause_resume_and_flush_work_and_are_logged_and_counted() {
     harness::Metrics::until(gate.admin, queued, |waiting| waiting == 1.0).await;
     assert!(sim.arrivals().is_empty(), "no call is sent");
     assert_eq!(
-        order(gate.admin, "resume", &lane()).await.json()["queued"],
+        command(gate.admin, "resume", &lane()).await.json()["queued"],
         1
     );
     assert_eq!(served.await.unwrap().status, 200);

@@ -24,7 +24,7 @@ pub(crate) enum End {
 
 /// Ends by FlowName.
 #[derive(Default)]
-pub(crate) struct Ledger(BTreeMap<String, End>);
+pub(crate) struct CallResults(BTreeMap<String, End>);
 
 /// Sends one CreateFlow and returns its end. A caller with `patience` hangs up after it.
 pub(crate) async fn create(
@@ -73,9 +73,9 @@ fn read(seen: &str) -> End {
     }
 }
 
-// === impl Ledger ===
+// === impl CallResults ===
 
-impl Ledger {
+impl CallResults {
     /// Records ends; each name may have one.
     pub(crate) fn note(&mut self, ends: impl IntoIterator<Item = (String, End)>) {
         for (name, end) in ends {

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// A relay that ends with the test.
-pub(crate) struct Road {
+pub(crate) struct Relay {
     address: SocketAddr,
     condition: watch::Sender<Condition>,
     passed: Passed,
@@ -34,9 +34,9 @@ pub(crate) enum Condition {
 /// When each request passed, by its access key.
 type Passed = Arc<Mutex<BTreeMap<String, Vec<Instant>>>>;
 
-// === impl Road ===
+// === impl Relay ===
 
-impl Road {
+impl Relay {
     pub(crate) fn to(endpoint: SocketAddr) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
