@@ -102,10 +102,10 @@ impl Admin {
             return Page::refused(status, why);
         }
         match (request.method(), commands::at_path(path)) {
-            (&Method::POST, Some(name)) => {
+            (&Method::POST, Some(kind)) => {
                 match access::check_operator(listen, request.headers()) {
                     Ok(()) => {
-                        commands::handle(&self.services, name, *request, disconnect.from()).await
+                        commands::handle(&self.services, kind, *request, disconnect.from()).await
                     }
                     Err((status, why)) => Page::refused(status, why),
                 }

@@ -16,9 +16,9 @@ use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
 use crate::limiter::{Command, CommandResult};
 
-/// An operator action.
+/// The kind of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum OperatorAction {
+pub(super) enum CommandKind {
     Pause,
     Resume,
     Flush,
@@ -38,26 +38,25 @@ const MAX_BODY: usize = 4096;
 /// Maximum length of a pause with an end, in seconds: one day.
 const MAX_PAUSE: u64 = 86_400;
 
-/// Returns the operator action of this path, if it has one.
-pub(super) fn at_path(path: &str) -> Option<OperatorAction> {
+/// Returns the kind of command of this path, if it has one.
+pub(super) fn at_path(path: &str) -> Option<CommandKind> {
     match path {
-        "/lanes/pause" => Some(OperatorAction::Pause),
-        "/lanes/resume" => Some(OperatorAction::Resume),
-        "/lanes/flush" => Some(OperatorAction::Flush),
+        "/lanes/pause" => Some(CommandKind::Pause),
+        "/lanes/resume" => Some(CommandKind::Resume),
+        "/lanes/flush" => Some(CommandKind::Flush),
         _ => None,
     }
 }
 
-/// Performs the action. The caller has checked that the request is permitted.
+/// Handles the command. The caller has checked that the request is permitted.
 pub(super) async fn handle(
     services: &CallServices,
-    operator_action: OperatorAction,
+    kind: CommandKind,
     request: Request<Incoming>,
     from: Option<IpAddr>,
 ) -> Page {
     let config = &services.current_config.load_full().config;
-    let (target, command) = match receive(services, &config.listen, operator_action, request).await
-    {
+    let (target, command) = match receive(services, &config.listen, kind, request).await {
         Ok(received) => received,
         Err(page) => return page,
     };
@@ -81,15 +80,15 @@ pub(super) async fn handle(
             "There is no such lane: see the accounts and actions of /lanes.\n",
         );
     };
-    services.metrics.operator_action(operator_action.label());
-    log(operator_action, &target, result, from);
+    services.metrics.operator_action(kind.label());
+    log(kind, &target, result, from);
     let scope = if services.quota.is_some() {
         "this replica only"
     } else {
         "the whole lane"
     };
     let answer = json!({
-        "order": operator_action.label(),
+        "order": kind.label(),
         "account": target.account,
         "action": target.action,
         "seconds": target.seconds,
@@ -100,15 +99,10 @@ pub(super) async fn handle(
     Page::ok(JSON, answer.to_string())
 }
 
-/// Logs the action with the names of the response's fields.
-fn log(
-    operator_action: OperatorAction,
-    target: &CommandBody,
-    result: CommandResult,
-    from: Option<IpAddr>,
-) {
+/// Logs the command with the names of the response's fields.
+fn log(kind: CommandKind, target: &CommandBody, result: CommandResult, from: Option<IpAddr>) {
     tracing::warn!(
-        order = operator_action.label(),
+        order = kind.label(),
         account = target.account,
         action = target.action,
         seconds = target.seconds,
@@ -123,7 +117,7 @@ fn log(
 async fn receive(
     services: &CallServices,
     listen: &Listen,
-    operator_action: OperatorAction,
+    kind: CommandKind,
     request: Request<Incoming>,
 ) -> Result<(CommandBody, Command), Page> {
     if !is_json(request.headers()) {
@@ -146,46 +140,43 @@ async fn receive(
         .map_err(|refusal| {
             Page::refused(refusal.kind.status(), format!("{}\n", refusal.message))
         })?;
-    parse(operator_action, &body)
-        .map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
+    parse(kind, &body).map_err(|why| Page::refused(StatusCode::BAD_REQUEST, format!("{why}\n")))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
-    let kind = headers
+    let content_type = headers
         .get(CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok())
+        .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
-    kind.split(';')
+    content_type
+        .split(';')
         .next()
-        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case(JSON))
+        .is_some_and(|media_type| media_type.trim().eq_ignore_ascii_case(JSON))
 }
 
-fn parse(
-    operator_action: OperatorAction,
-    body: &[u8],
-) -> Result<(CommandBody, Command), &'static str> {
+fn parse(kind: CommandKind, body: &[u8]) -> Result<(CommandBody, Command), &'static str> {
     let expected = "Expected {\"account\": \"...\", \"action\": \"...\"}, and for a pause, if you like, \"seconds\".";
     let target: CommandBody = serde_json::from_slice(body).map_err(|_| expected)?;
-    let command = match (operator_action, target.seconds) {
-        (OperatorAction::Pause, None) => Command::Pause(None),
-        (OperatorAction::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
+    let command = match (kind, target.seconds) {
+        (CommandKind::Pause, None) => Command::Pause(None),
+        (CommandKind::Pause, Some(seconds @ 1..=MAX_PAUSE)) => {
             Command::Pause(Some(Duration::from_secs(seconds)))
         }
-        (OperatorAction::Pause, Some(_)) => {
+        (CommandKind::Pause, Some(_)) => {
             return Err("Expected 1 to 86400 seconds, or none: until it is resumed.");
         }
-        (OperatorAction::Resume, None) => Command::Resume,
-        (OperatorAction::Flush, None) => Command::Flush,
-        (OperatorAction::Resume | OperatorAction::Flush, Some(_)) => {
+        (CommandKind::Resume, None) => Command::Resume,
+        (CommandKind::Flush, None) => Command::Flush,
+        (CommandKind::Resume | CommandKind::Flush, Some(_)) => {
             return Err("Only a pause has seconds.");
         }
     };
     Ok((target, command))
 }
 
-// === impl OperatorAction ===
+// === impl CommandKind ===
 
-impl OperatorAction {
+impl CommandKind {
     /// The metric label.
     fn label(self) -> &'static str {
         match self {

@@ -32,9 +32,9 @@ use crate::primitives::byte_budget::ByteBudget;
 use crate::primitives::id::{AccountId, ActionName, ClientId, TenantId};
 
 mod bounds;
+mod commands;
 mod endpoint;
 mod learning;
-mod orders;
 mod pauses;
 mod prediction;
 mod reload;

@@ -47,7 +47,7 @@ pub(super) enum Proof {
 // === impl RequestClaims ===
 
 impl RequestClaims {
-    /// Checks the form of each field. `params` stays empty: `words` borrows the parameters of the
+    /// Checks the form of each field. `params` stays empty: `fields` borrows the parameters of the
     /// head, so the caller moves them in later.
     pub(super) fn new(
         fields: SignatureFields<'_>,

@@ -53,8 +53,8 @@ mod tests {
         assert_eq!(distance.least(), Duration::ZERO);
         let mut seen = Vec::new();
         for (at, round_trip) in [(0, 12), (1, 9), (2, 50), (31, 50), (62, 50), (93, 40)] {
-            let said = distance.observe(ms(round_trip), start + Duration::from_secs(at));
-            seen.push((distance.least().as_millis(), said));
+            let verdict = distance.observe(ms(round_trip), start + Duration::from_secs(at));
+            seen.push((distance.least().as_millis(), verdict));
         }
         assert_eq!(
             seen,

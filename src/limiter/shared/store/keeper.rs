@@ -39,20 +39,20 @@ struct LoggedState {
 /// Keeps the connection until the task is aborted.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let mut state = shared.state.subscribe();
-    let mut said = LoggedState::default();
+    let mut logged = LoggedState::default();
     let mut relapse = FIRST_RELAPSE;
     loop {
         let mut pause = FIRST_PAUSE;
         let (connection, health) = loop {
             match shared.reach().await {
                 Ok(reached) => break reached,
-                Err(error) => said.error(&error),
+                Err(error) => logged.error(&error),
             }
             sleep(pause).await;
             pause = (2 * pause).min(LONGEST_PAUSE);
         };
         let before = shared.restore(connection, &health);
-        said.up(before, health.server);
+        logged.up(before, health.server);
         let up_since = Instant::now();
         ping_until_down(&shared, &mut state).await;
         relapse = if up_since.elapsed() < STEADY {
