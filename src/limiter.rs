@@ -4,7 +4,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out |
+//! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out (`lane/events.rs`) |
 //! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `token_returns.rs`, `wait.rs`, `shadow.rs` | the parts of a lane; they only decide |
 //! | `registry.rs`, `inner.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, the state that they share, a lane's lock, its worker task, the right to send, the source of connections |
 //! | `rules.rs`, `drain.rs`, `commands.rs`, `refusals.rs`, `view.rs` | configuration, drain deadlines, operators' commands, refusal texts, the lanes as operators see them |

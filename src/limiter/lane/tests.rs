@@ -8,7 +8,8 @@ use std::num::NonZeroU32;
 use super::*;
 use crate::config::{self, Retry};
 use crate::limiter::fair::Sequence;
-use crate::limiter::shared::protocol::{DatedSlot, View};
+use crate::limiter::rules::Rules;
+use crate::limiter::shared::protocol::{Answer, DatedSlot, View};
 use crate::primitives::id::{ClientId, TenantId};
 
 mod calls;

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 
 use super::*;
-use crate::limiter::shared::protocol::{AHEAD, AttemptEnd, Pauses};
+use crate::limiter::shared::protocol::{AHEAD, AttemptEnd, Op, Pauses};
 
 static RULES: LazyLock<Rules> = LazyLock::new(|| {
     let mut rules = rules();
