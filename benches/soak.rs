@@ -1,7 +1,7 @@
 //! A soak test for leaks. Two hundred accounts at full rate, callers that hang up, an endpoint that
 //! throttles and loses responses, and repeated reloads. After `--minutes` (2) the process must hold
-//! no more memory and descriptors than after a sixth of that time, and the results of all calls must
-//! agree with the endpoint.
+//! no more memory and descriptors than after a sixth of that time, and the results of all calls
+//! must agree with the endpoint.
 //!
 //! Nonces may grow for a quarter of an hour, because they are remembered while their stamps are
 //! valid. The soak knows their number and their maximum size; with enough rounds of `--warm-up`

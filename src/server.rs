@@ -69,8 +69,8 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
     /// The response body.
     type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
 
-    /// Handles one request; `disconnect` detects that the caller has disconnected. The future is polled
-    /// again when a phase begins.
+    /// Handles one request; `disconnect` detects that the caller has disconnected. The future is
+    /// polled again when a phase begins.
     fn answer(
         self,
         request: Box<Request<Incoming>>,
@@ -302,7 +302,7 @@ fn http_builder(bounds: &Bounds) -> http1::Builder {
     builder
 }
 
-/// The time-out of ours that ended a connection, if one did.
+/// The time-out that ended a connection, if one did.
 fn stalled(error: &hyper::Error) -> Option<Stalled> {
     let io = error.source()?.downcast_ref::<io::Error>()?;
     io.get_ref()?.downcast_ref().copied()

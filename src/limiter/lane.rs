@@ -175,8 +175,8 @@ impl<W> Lane<W> {
         self.grant(send_by, now)
     }
 
-    /// Whether a call that arrives now can be granted immediately, given a ready connection. Updates
-    /// the rate and discards expired slots first.
+    /// Whether a call that arrives now can be granted immediately, given a ready connection.
+    /// Updates the rate and discards expired slots first.
     pub(crate) fn is_open(&mut self, now: Instant) -> bool {
         self.refresh(now);
         self.queue.len() == 0 && self.pause.gate(now) == Gate::Open && self.source.free(now) > 0

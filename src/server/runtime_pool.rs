@@ -33,11 +33,11 @@ impl RuntimePool {
     /// wakes the socket.
     pub(crate) fn begin(&mut self, socket: Socket, begin: impl FnOnce(Socket)) -> io::Result<()> {
         self.count = self.count.wrapping_add(1);
-        let Some(turn) = self.count.checked_rem(self.runtimes.len()) else {
+        let Some(next) = self.count.checked_rem(self.runtimes.len()) else {
             begin(socket);
             return Ok(());
         };
-        let _there = self.runtimes[turn].enter();
+        let _there = self.runtimes[next].enter();
         begin(match socket {
             Socket::Tcp(stream) => Socket::Tcp(TcpStream::from_std(stream.into_std()?)?),
             Socket::Unix(stream) => Socket::Unix(UnixStream::from_std(stream.into_std()?)?),
