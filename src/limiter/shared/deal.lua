@@ -39,15 +39,15 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 -- The state is stored as arrays, because field names would be most of its bytes.
 --
 -- A lane:
---   open       no slot is dated before it
---   level      episodes in a row
---   known      when the latest episode was reported
---   probe      state of the probe: NOT_NEEDED, DUE or OUT
---   probe_at   date of the probe
---   dated      date of the latest slot
---   reach      the furthest that a listed time was ahead
---   length     listed times in the ring
---   last       the last listed time
+--   paused_until  no slot is dated before it
+--   level         episodes in a row
+--   known_at      when the latest episode was reported
+--   probe         state of the probe: NOT_NEEDED, DUE or OUT
+--   probe_at      date of the probe
+--   dated         date of the latest slot
+--   reach         the furthest that a listed time was ahead
+--   length        listed times in the ring
+--   last          the last listed time
 --
 -- A replica:
 --   wanted     calls without a slot
