@@ -15,10 +15,10 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::caller::SECRET;
+use crate::case::Case;
 use crate::crowd::key;
 use crate::flowgate;
 use crate::process::Process;
-use crate::table::Case;
 
 /// What calls pass through.
 #[derive(Clone, Copy)]

@@ -21,6 +21,7 @@ mod busy;
 )]
 #[path = "../../tests/it/caller.rs"]
 mod caller;
+mod case;
 mod contender;
 mod crowd;
 mod endpoint;

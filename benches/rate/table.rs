@@ -2,23 +2,15 @@
 //! contender.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::time::Duration;
 
-use cams_sim::{Arrival, Kind, Limit};
+use cams_sim::{Arrival, Kind};
 use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, sleep};
 
+use crate::case::Case;
 use crate::contender::{ALL, Contender, Stage};
 use crate::crowd::{Answer, Size, Target};
-
-/// A crowd, the endpoint and the path to it.
-#[derive(Clone, Copy)]
-pub(crate) struct Case {
-    pub(crate) size: Size,
-    kind: Kind,
-    pub(crate) jitter: Duration,
-}
 
 /// The result of a row.
 struct Outcome {
@@ -157,38 +149,6 @@ fn worst_of_account(mut moments: Vec<Instant>) -> Option<usize> {
         .enumerate()
         .map(|(index, first)| moments.partition_point(|other| *other - *first < SECOND) - index)
         .max()
-}
-
-// === impl Case ===
-
-impl Case {
-    pub(crate) fn limit(self) -> Limit {
-        Limit {
-            kind: self.kind,
-            ..Limit::default()
-        }
-    }
-
-    fn optimum(self) -> usize {
-        self.size
-            .optimum(usize::try_from(self.limit().per_window).unwrap())
-    }
-}
-
-impl fmt::Display for Case {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let way = if self.jitter.is_zero() {
-            "steady".into()
-        } else {
-            format!("0-{} ms", self.jitter.as_millis())
-        };
-        write!(
-            f,
-            "{} | {} | {way}",
-            self.size,
-            format!("{:?}", self.kind).to_lowercase()
-        )
-    }
 }
 
 // === impl Outcome ===
