@@ -84,6 +84,16 @@ impl Source {
         }
     }
 
+    /// Tokens that are not in use, for operators: with a store also those that it has not dealt to
+    /// this replica.
+    pub(crate) fn unused(&self, now: Instant) -> u32 {
+        match self {
+            Self::Memory(tokens) => tokens.free(now),
+            Self::Shared(slots) => slots.unused(now),
+            Self::None => 0,
+        }
+    }
+
     /// Tokens that were granted and neither used nor returned.
     pub(crate) fn held(&self) -> u32 {
         match self {

@@ -42,6 +42,21 @@ impl TokenReturns {
         )
     }
 
+    /// Returns how many tokens are not in use at `now`.
+    pub(crate) fn free_at(&self, now: Instant) -> u32 {
+        let mut low = self.usable - self.used;
+        let mut high = self.usable;
+        while low < high {
+            let middle = low.midpoint(high);
+            if self.first(middle as usize) <= now {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
     /// Returns when the token of this rank returns, interpolated between the store's samples.
     fn first(&self, rank: usize) -> Instant {
         let free = (self.usable - self.used) as usize;
@@ -101,6 +116,12 @@ mod tests {
             [0, 50, 100, 500, 900, 1000]
         );
         assert_eq!(nth(&returns(1, 1, &[300]), &[0, 2]), [300, 2300]);
+        let free = |returns: TokenReturns, ms| returns.free_at(at(ms));
+        assert_eq!(free(returns(5, 3, &[100, 200, 700]), &0), 2);
+        assert_eq!(free(returns(5, 3, &[100, 200, 700]), &200), 4);
+        assert_eq!(free(returns(5, 3, &[100, 200, 700]), &700), 5);
+        assert_eq!(free(returns(101, 101, &[0, 100, 900]), &500), 76);
+        assert_eq!(free(returns(5, 0, &[]), &0), 5);
         let paused = returns(5, 3, &[100, 200, 700]).nth(2, at(&500));
         assert_eq!(paused, at(&500));
     }

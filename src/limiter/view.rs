@@ -123,7 +123,7 @@ impl LaneView {
             pause_remaining_seconds: lane.pause().remaining(now).as_secs_f64(),
             operator_pause,
             granted: lane.granted(),
-            tokens_free: lane.source().free(now),
+            tokens_free: lane.source().unused(now),
             tokens_held: lane.source().held(),
             tokens_usable: rate.tokens,
             tokens: limit.count.get(),

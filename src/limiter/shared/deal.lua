@@ -62,17 +62,23 @@ local function unpack_replica(it)
   return { seen = it[1], gap = it[2], slack = it[3], wanted = it[4], pass = it[5], last = it[6], clients = it[7], slots = it[8] }
 end
 
+-- The last value of a lane's array. It changes with the fields above.
+local FORMAT = 1
+
 local lane, short
 local kept = redis.call('GET', state)
-if kept then
-  local it = cmsgpack.unpack(kept)
+local is_read, it
+if kept then is_read, it = pcall(cmsgpack.unpack, kept) end
+if is_read and type(it) == 'table' and it[18] == FORMAT then
   lane = { count = it[1], window = it[2], grants = it[3], paused_until = it[4], level = it[5], known_at = it[6], probe = it[7],
     probe_at = it[8], dated = it[9], reach = it[10], pace = it[11], pace_until = it[12], version = it[13],
     length = it[14], last = it[15], replicas = it[16] }
   short = it[17]
   for id, replica in pairs(lane.replicas) do lane.replicas[id] = unpack_replica(replica) end
 else
-  lane = { count = count, window = limit_window, grants = 0, paused_until = 0, level = 0, known_at = 0, probe = NOT_NEEDED,
+  -- What cannot be read may have counted uses: no slot is dated before they have all ended.
+  local paused_until = kept and now + window + gap + slack or 0
+  lane = { count = count, window = limit_window, grants = 0, paused_until = paused_until, level = 0, known_at = 0, probe = NOT_NEEDED,
     probe_at = 0, dated = 0, reach = 0, pace = '', pace_until = 0, version = 0, length = 0, last = 0, replicas = {} }
   short = {}
 end
@@ -436,7 +442,8 @@ lives = math.ceil(math.max(lives, lane.paused_until - now, lane.pace_until - now
 local replicas = {}
 for id, replica in pairs(lane.replicas) do replicas[id] = pack_replica(replica) end
 redis.call('SET', state, cmsgpack.pack({ lane.count, lane.window, lane.grants, lane.paused_until, lane.level, lane.known_at, lane.probe,
-  lane.probe_at, lane.dated, lane.reach, lane.pace, lane.pace_until, lane.version, length, last, replicas, short }), 'PX', lives)
+  lane.probe_at, lane.dated, lane.reach, lane.pace, lane.pace_until, lane.version, length, last, replicas, short,
+  FORMAT }), 'PX', lives)
 if is_long and has_changed then redis.call('PEXPIRE', ring, lives) end
 
 return {

@@ -37,6 +37,8 @@ const DEPTH: u32 = 512;
 /// Maximum number of returns of tokens that are kept in the lane's state. More of them get their
 /// own list in the store, which costs a hundred bytes and more time than a few numbers do.
 const SHORT: u32 = 32;
+// The script searches a short ring whole.
+const _: () = assert!(SHORT <= DEPTH);
 /// Up to this number of tokens, the answer has the return time of each.
 const LISTED: u32 = 32;
 /// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the

@@ -330,6 +330,14 @@ impl Slots {
         self.next_request_at = self.next_request_at.min(now);
     }
 
+    /// Tokens that are not in use: free in the store when it answered last, or slots of this replica.
+    pub(crate) fn unused(&self, now: Instant) -> u32 {
+        self.seen
+            .returns
+            .free_at(now)
+            .saturating_add(self.free(now))
+    }
+
     pub(crate) fn free(&self, now: Instant) -> u32 {
         if self.is_blocked() {
             return 0;

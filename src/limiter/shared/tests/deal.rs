@@ -465,6 +465,21 @@ async fn a_clock_that_has_gone_back_locks_nobody_out_for_longer_than_a_window() 
 }
 
 #[tokio::test]
+async fn a_state_that_cannot_be_read_is_replaced_by_a_lane_whose_tokens_are_all_in_use() {
+    // Text, a number, and a map.
+    for kept in ["text", "5", "\u{1}"] {
+        let lane = Lane::of(5, Duration::from_millis(600)).await;
+        let key = "flowgate:lane:{acme}:CreateFlow";
+        lane.server.ask(&["SET", key, kept]).await;
+        let view = lane.take("one", 5).await;
+        assert_eq!(view.slots, []);
+        assert!(view.open > view.now + 600_000, "{view:?}");
+        sleep(Duration::from_micros(view.open - view.now)).await;
+        assert_eq!(lane.take("one", 5).await.slots.len(), 5);
+    }
+}
+
+#[tokio::test]
 async fn a_ring_that_was_deleted_costs_its_tokens_and_no_error() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     let slots = lane.take("one", 9).await.slots;
