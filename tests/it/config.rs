@@ -111,7 +111,7 @@ fn secrets_are_read_from_variables_and_files() {
 
 #[test]
 fn the_example_file_states_the_defaults() {
-    let secrets = env(&[("ACME_SECRET", "a"), ("TEAM_A_SECRET", "b")]);
+    let secrets = env(&[("ACME_SECRET", "a"), ("FLOWGATE_CLIENT_TEAM_A_SECRET", "b")]);
     let Loaded {
         config: example,
         warnings,
