@@ -16,16 +16,16 @@ use crate::error::Refusal;
 use crate::limiter::fair::{FairQueue, QueueEntry};
 use crate::limiter::inner::LimiterInner;
 use crate::limiter::lane::{
-    Context, Effect, Event, Grant, Lane, Next, StoreRequest, StoreTiming, Waiting,
+    Context, Effect, End, Event, Grant, Lane, Next, StoreRequest, StoreTiming, Waiting,
 };
 use crate::limiter::pace::Rate;
-use crate::limiter::permit::SendPermit;
+use crate::limiter::permit::{PermitLane, SendPermit};
 use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{DealRequest, NewPace};
 use crate::limiter::view::{LaneView, ShadowView, describe_tenants};
-use crate::limiter::{Connector, refusals, worker};
+use crate::limiter::{Connector, refusals};
 use crate::observe::metrics::CallMetrics;
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ActionName};
@@ -65,8 +65,13 @@ pub(super) struct LaneState<K: Connector> {
 pub(super) enum Admission<K: Connector> {
     /// Granted immediately: no call was queued and a token was free.
     Granted(SendPermit<K>),
-    /// Queued, or refused: the receiver gets the result.
-    Queued(oneshot::Receiver<Result<SendPermit<K>, Refusal>>),
+    /// Queued, or refused.
+    Queued {
+        /// Gets the result.
+        answer: oneshot::Receiver<Result<SendPermit<K>, Refusal>>,
+        /// The lane has no worker: the caller starts one.
+        needs_worker: bool,
+    },
 }
 
 /// Removes a queued call from the queue if it is dropped before the call has its result, for
@@ -181,19 +186,22 @@ impl<K: Connector> LaneHandle<K> {
             waiter,
         });
         let LaneState { lane, has_worker } = &mut *locked.state;
-        if lane.queue().len() > 0 && !std::mem::replace(has_worker, true) {
-            tokio::spawn(worker::run(self.clone()));
-        } else if returning
-            || lane.source().is_shared()
-            || lane.source().free(now) > 0
-            || lane.has_review()
+        let needs_worker = lane.queue().len() > 0 && !std::mem::replace(has_worker, true);
+        if !needs_worker
+            && (returning
+                || lane.source().is_shared()
+                || lane.source().free(now) > 0
+                || lane.has_review())
         {
             // The worker has to request one more connection or slot, or a review is due.
             self.changed.notify_one();
         }
         drop(locked);
         self.carry_out(effects);
-        Admission::Queued(answer)
+        Admission::Queued {
+            answer,
+            needs_worker,
+        }
     }
 
     /// The predicted wait of a call that arrives now. In observe mode: when a call that CAMS
@@ -367,6 +375,33 @@ impl<K: Connector> LaneHandle<K> {
             tenants,
             "CAMS throttles: the lane pauses"
         );
+    }
+}
+
+// === impl PermitLane ===
+
+impl<K: Connector> PermitLane for LaneHandle<K> {
+    fn may_send(self: Arc<Self>, grant: &Grant) -> bool {
+        let locked = self.lock();
+        locked.state.lane.may_send(grant, locked.now)
+    }
+
+    fn returned(self: Arc<Self>, grant: Grant) {
+        self.metrics.returned.inc();
+        self.event(Event::Returned(grant));
+    }
+
+    fn written(self: Arc<Self>, grant: Grant, at: Instant) {
+        self.metrics.spent.inc();
+        self.event(Event::Written { grant, at });
+    }
+
+    fn ended(self: Arc<Self>, grant: Grant, written_at: Instant, end: End) {
+        self.event(Event::Ended {
+            grant,
+            written_at,
+            end,
+        });
     }
 }
 

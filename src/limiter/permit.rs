@@ -9,26 +9,40 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::limiter::Connector;
-use crate::limiter::handle::LaneHandle;
-use crate::limiter::lane::{End, Event, Grant};
+use crate::limiter::lane::{End, Grant};
+
+/// The lane of a permit, as far as permits use it.
+pub(super) trait PermitLane: Send + Sync {
+    /// Whether an attempt with this grant may be written now.
+    fn may_send(self: Arc<Self>, grant: &Grant) -> bool;
+
+    /// The grant was not used.
+    fn returned(self: Arc<Self>, grant: Grant);
+
+    /// The attempt's first byte was written at `at`.
+    fn written(self: Arc<Self>, grant: Grant, at: Instant);
+
+    /// The attempt, written at `written_at`, has ended.
+    fn ended(self: Arc<Self>, grant: Grant, written_at: Instant, end: End);
+}
 
 /// The permission to send one attempt now: a ready connection and, on a lane, a token. Dropping it
 /// returns both.
 pub(crate) struct SendPermit<K: Connector> {
     /// None after use.
     connection: Option<K::Connection>,
-    lane: Option<(Arc<LaneHandle<K>>, Grant)>,
+    lane: Option<(Arc<dyn PermitLane>, Grant)>,
 }
 
 /// An attempt in progress. Must be settled with its end; if it is dropped unsettled, the end is
 /// unknown.
-pub(crate) struct Receipt<K: Connector> {
-    attempt: Option<Arc<Attempt<K>>>,
+pub(crate) struct Receipt {
+    attempt: Option<Arc<Attempt>>,
 }
 
 /// An attempt of a lane. Its token is held until the first byte was written.
-struct Attempt<K: Connector> {
-    lane: Arc<LaneHandle<K>>,
+struct Attempt {
+    lane: Arc<dyn PermitLane>,
     grant: Grant,
     progress: Mutex<Progress>,
 }
@@ -55,7 +69,7 @@ impl<K: Connector> SendPermit<K> {
     /// A permit of a lane, with a token.
     pub(super) fn limited(
         connection: K::Connection,
-        lane: Arc<LaneHandle<K>>,
+        lane: Arc<dyn PermitLane>,
         grant: Grant,
     ) -> Self {
         Self {
@@ -67,13 +81,11 @@ impl<K: Connector> SendPermit<K> {
     /// Begins to send. Returns none, and the token and the connection, if the permit is not valid
     /// any more: the lane has been paused since the grant, the store's slot or the call's hold is
     /// over, or the token source has changed.
-    pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt<K>)> {
-        if let Some((lane, grant)) = &self.lane {
-            let locked = lane.lock();
-            let now = locked.now;
-            if !locked.state.lane.may_send(grant, now) {
-                return None;
-            }
+    pub(crate) fn begin(mut self) -> Option<(K::Connection, Receipt)> {
+        if let Some((lane, grant)) = &self.lane
+            && !lane.clone().may_send(grant)
+        {
+            return None;
         }
         let connection = self.connection.take().expect("a permit is used once");
         let attempt = self.lane.take().map(|(lane, grant)| {
@@ -88,7 +100,7 @@ impl<K: Connector> SendPermit<K> {
 
     /// Like `begin`, for callers that write nothing: the attempt counts as written now.
     #[cfg(any(test, feature = "testing"))]
-    pub(crate) fn spend(self) -> Option<(K::Connection, Receipt<K>)> {
+    pub(crate) fn spend(self) -> Option<(K::Connection, Receipt)> {
         let (connection, receipt) = self.begin()?;
         if let Some(attempt) = &receipt.attempt {
             attempt.written(Instant::now());
@@ -100,15 +112,14 @@ impl<K: Connector> SendPermit<K> {
 impl<K: Connector> Drop for SendPermit<K> {
     fn drop(&mut self) {
         if let Some((lane, grant)) = self.lane.take() {
-            lane.metrics.returned.inc();
-            lane.event(Event::Returned(grant));
+            lane.returned(grant);
         }
     }
 }
 
 // === impl Receipt ===
 
-impl<K: Connector> Receipt<K> {
+impl Receipt {
     /// Returns a function to call with the time at which the first byte of the request was written.
     pub(crate) fn on_write(&self) -> Option<Box<dyn FnOnce(Instant) + Send>> {
         let attempt = self.attempt.clone()?;
@@ -140,7 +151,7 @@ impl<K: Connector> Receipt<K> {
     }
 }
 
-impl<K: Connector> Drop for Receipt<K> {
+impl Drop for Receipt {
     fn drop(&mut self) {
         self.end(End::Unknown);
     }
@@ -148,7 +159,7 @@ impl<K: Connector> Drop for Receipt<K> {
 
 // === impl Attempt ===
 
-impl<K: Connector> Attempt<K> {
+impl Attempt {
     /// The first byte was written at `at`, which starts the token's window.
     fn written(&self, at: Instant) {
         {
@@ -158,11 +169,7 @@ impl<K: Connector> Attempt<K> {
             }
             *progress = Progress::Written(at);
         }
-        self.lane.metrics.spent.inc();
-        self.lane.event(Event::Written {
-            grant: self.grant,
-            at,
-        });
+        self.lane.clone().written(self.grant, at);
     }
 
     fn end(&self, end: End) {
@@ -173,15 +180,10 @@ impl<K: Connector> Attempt<K> {
         }
         let progress = std::mem::replace(&mut *self.progress.lock(), Progress::Settled);
         match progress {
-            Progress::Written(written_at) => self.lane.event(Event::Ended {
-                grant: self.grant,
-                written_at,
-                end,
-            }),
-            Progress::Held => {
-                self.lane.metrics.returned.inc();
-                self.lane.event(Event::Returned(self.grant));
+            Progress::Written(written_at) => {
+                self.lane.clone().ended(self.grant, written_at, end);
             }
+            Progress::Held => self.lane.clone().returned(self.grant),
             Progress::Settled => {}
         }
     }

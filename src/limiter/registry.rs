@@ -22,7 +22,7 @@ use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
 use crate::limiter::view::LaneView;
-use crate::limiter::{Connector, refusals};
+use crate::limiter::{Connector, refusals, worker};
 use crate::observe::metrics::Metrics;
 use crate::operation::Operation;
 use crate::primitives::byte_budget::{ByteBudget, Reservation};
@@ -289,7 +289,15 @@ impl<K: Connector> LimitedCall<K> {
         // the memory of each queued call.
         let answer = match lane.enter(&self.entry, self.send_by, returning) {
             Admission::Granted(permit) => return Ok(permit),
-            Admission::Queued(answer) => answer,
+            Admission::Queued {
+                answer,
+                needs_worker,
+            } => {
+                if needs_worker {
+                    tokio::spawn(worker::run(lane.clone()));
+                }
+                answer
+            }
         };
         let mut guard = QueueGuard::new(&lane, &self.entry);
         guard.answered(tokio::time::timeout_at(self.send_by, answer).await)
