@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_11_what_is_not_exact_is_refused() {
+    fn what_is_not_exactly_encoded_is_refused() {
         for text in ["a=%", "a=%4", "a=%4g", "a=%+1", "%=1", "a=%%41"] {
             assert_eq!(query(text), Err(DecodeError::Escape), "{text}");
         }
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_11_at_most_2048_parameters() {
+    fn at_most_2048_parameters_are_read() {
         let many = |count: usize| {
             (0..count)
                 .map(|i| format!("p{i}="))
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_2_one_name_one_value() {
+    fn a_parameter_name_that_occurs_twice_is_refused() {
         assert_eq!(query("a=1&a=1"), Err(DecodeError::Doubled));
         assert_eq!(
             query("CustSpaceId=a&custspaceid=b"),

@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn rule_10_no_key_comes_twice_at_any_depth_in_any_spelling() {
+    fn a_key_that_occurs_twice_is_refused_at_any_depth_in_any_spelling() {
         for body in [
             r#"{"a":1,"a":1}"#,
             r#"{"a":1,"\u0061":2}"#,
