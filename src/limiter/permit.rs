@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::limiter::Connector;
 use crate::limiter::lane::{End, Grant};
 
-/// The lane of a permit, as far as permits use it.
+/// What a permit needs from its lane.
 pub(super) trait PermitLane: Send + Sync {
     /// Whether an attempt with this grant may be written now.
     fn may_send(self: Arc<Self>, grant: &Grant) -> bool;
