@@ -30,8 +30,9 @@ const AT_ONCE: usize = 64;
 const CROWD: usize = 50;
 const FIVE: NonZeroU32 = NonZeroU32::new(5).unwrap();
 const COUNTS: [u32; 3] = [5, 200, 10_000];
-/// Lanes of one count.
+/// Lanes of one count in one round.
 const LANES: usize = 20;
+const ROUNDS: usize = 8;
 /// Length of the server's slow log.
 const LOGGED: i64 = 300;
 /// Maximum number of slots of one take.
@@ -84,9 +85,8 @@ async fn take(
     dealt(answer).unwrap()
 }
 
-/// The median of the server's microseconds per script since the last call of this. The mean would
-/// include other work of the machine.
-async fn median(connection: &mut MultiplexedConnection) -> u64 {
+/// The server's microseconds of each script since the last call of this.
+async fn times(connection: &mut MultiplexedConnection) -> Vec<u64> {
     type Entry = (u64, u64, u64, Vec<redis::Value>, redis::Value, redis::Value);
     let entries: Vec<Entry> = cmd("SLOWLOG")
         .arg("GET")
@@ -101,13 +101,30 @@ async fn median(connection: &mut MultiplexedConnection) -> u64 {
         .unwrap();
     let is_script =
         |entry: &&Entry| entry.3.first() == Some(&redis::Value::BulkString(b"EVALSHA".to_vec()));
-    let mut took: Vec<u64> = entries
+    entries
         .iter()
         .filter(is_script)
         .map(|entry| entry.2)
-        .collect();
-    took.sort_unstable();
-    took.get(took.len() / 2).copied().unwrap_or(0)
+        .collect()
+}
+
+/// The mean would include other work of the machine.
+fn median(mut times: Vec<u64>) -> u64 {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// Server times of the takes at one count.
+#[derive(Default)]
+struct TakeTimes {
+    /// Of a free token.
+    free: Vec<u64>,
+    /// Of a token that is back, while half of the tokens are in use.
+    back: Vec<u64>,
+    /// While all tokens are in use.
+    away: Vec<u64>,
+    /// Of as many tokens as one answer has.
+    crowd: Vec<u64>,
 }
 
 /// Server time of a take of one slot and of the maximum, with free tokens, with tokens that are
@@ -131,64 +148,22 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
         };
         take(&lane, 1, connection).await;
     }
-    for count in COUNTS {
-        let count = NonZeroU32::new(count).unwrap();
-        let lane = |index: usize| Lane {
-            name: format!("count-{count}-{index}"),
-            count,
-            script,
-        };
-        let many = AT_MOST.min(count.get() as usize);
-        median(connection).await;
-        for index in 0..LANES {
-            take(&lane(index), 1, connection).await;
+    // The counts take turns, so that other work of the machine meets all of them.
+    let mut of_count = COUNTS.map(|count| (count, TakeTimes::default()));
+    for round in 0..ROUNDS {
+        for (count, seen) in &mut of_count {
+            let count = NonZeroU32::new(*count).unwrap();
+            one_round(connection, script, round, count, seen).await;
         }
-        let free = median(connection).await;
-        for index in 0..LANES {
-            take(&lane(index), many, connection).await;
-        }
-        let crowd = median(connection).await;
-        for index in 0..LANES {
-            while take(&lane(index), many, connection).await.0 > 0 {}
-        }
-        median(connection).await;
-        for index in 0..LANES {
-            take(&lane(index), 1, connection).await;
-        }
-        let away = median(connection).await;
-        // Half of the tokens are back, and half are in use.
-        let half = count.get() as usize / 2;
-        let lane = |index: usize| Lane {
-            name: format!("half-{count}-{index}"),
-            count,
-            script,
-        };
-        for pause in [600, 450] {
-            for index in 0..LANES {
-                let mut dealt = 0;
-                while dealt < half {
-                    dealt += take(&lane(index), many.min(half - dealt), connection)
-                        .await
-                        .0;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-        }
-        // The odd one of five.
-        for index in 0..LANES {
-            take(&lane(index), count.get() as usize % 2, connection).await;
-        }
-        median(connection).await;
-        for index in 0..LANES {
-            assert_eq!(
-                take(&lane(index), 1, connection).await.0,
-                1,
-                "half of its tokens are back"
-            );
-        }
-        let back = median(connection).await;
+    }
+    for (count, seen) in of_count {
         println!(
-            "at {count} a second: {free} us a take of a free token, {back} us of one that is back, {away} us while all are away, {crowd} us a take of {many}",
+            "at {count} a second: {} us a take of a free token, {} us of one that is back, {} us while all are away, {} us a take of {}",
+            median(seen.free),
+            median(seen.back),
+            median(seen.away),
+            median(seen.crowd),
+            AT_MOST.min(count as usize),
         );
     }
     cmd("CONFIG")
@@ -199,6 +174,64 @@ async fn by_count(connection: &mut MultiplexedConnection, script: &Script) {
         .await
         .unwrap();
     cmd("FLUSHALL").query_async::<()>(connection).await.unwrap();
+}
+
+async fn one_round(
+    connection: &mut MultiplexedConnection,
+    script: &Script,
+    round: usize,
+    count: NonZeroU32,
+    seen: &mut TakeTimes,
+) {
+    let lane = |kind: &str, index: usize| Lane {
+        name: format!("{kind}-{count}-{round}-{index}"),
+        count,
+        script,
+    };
+    let many = AT_MOST.min(count.get() as usize);
+    times(connection).await;
+    for index in 0..LANES {
+        take(&lane("all", index), 1, connection).await;
+    }
+    seen.free.extend(times(connection).await);
+    for index in 0..LANES {
+        take(&lane("all", index), many, connection).await;
+    }
+    seen.crowd.extend(times(connection).await);
+    for index in 0..LANES {
+        while take(&lane("all", index), many, connection).await.0 > 0 {}
+    }
+    times(connection).await;
+    for index in 0..LANES {
+        take(&lane("all", index), 1, connection).await;
+    }
+    seen.away.extend(times(connection).await);
+    // Half of the tokens are back, and half are in use.
+    let half = count.get() as usize / 2;
+    for pause in [600, 450] {
+        for index in 0..LANES {
+            let mut dealt = 0;
+            while dealt < half {
+                dealt += take(&lane("half", index), many.min(half - dealt), connection)
+                    .await
+                    .0;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+    }
+    // The odd one of five.
+    for index in 0..LANES {
+        take(&lane("half", index), count.get() as usize % 2, connection).await;
+    }
+    times(connection).await;
+    for index in 0..LANES {
+        assert_eq!(
+            take(&lane("half", index), 1, connection).await.0,
+            1,
+            "half of its tokens are back"
+        );
+    }
+    seen.back.extend(times(connection).await);
 }
 
 fn percentile(sorted: &[Duration], part: f64) -> f64 {

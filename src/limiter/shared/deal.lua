@@ -48,6 +48,7 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 --   reach         the furthest that a listed time was ahead
 --   length        listed times in the ring
 --   last          the last listed time
+--   list_expires  when the list expires
 --
 -- A replica:
 --   wanted     calls without a slot
@@ -63,49 +64,54 @@ local function unpack_replica(it)
 end
 
 -- The last value of a lane's array. It changes with the fields above.
-local FORMAT = 1
+local FORMAT = 2
 
 local lane, short
 local kept = redis.call('GET', state)
 local is_read, it
 if kept then is_read, it = pcall(cmsgpack.unpack, kept) end
-if is_read and type(it) == 'table' and it[18] == FORMAT then
+if is_read and type(it) == 'table' and it[19] == FORMAT then
   lane = { count = it[1], window = it[2], grants = it[3], paused_until = it[4], level = it[5], known_at = it[6], probe = it[7],
     probe_at = it[8], dated = it[9], reach = it[10], pace = it[11], pace_until = it[12], version = it[13],
-    length = it[14], last = it[15], replicas = it[16] }
+    length = it[14], last = it[15], replicas = it[16], list_expires = it[18] }
   short = it[17]
   for id, replica in pairs(lane.replicas) do lane.replicas[id] = unpack_replica(replica) end
 else
   -- What cannot be read may have counted uses: no slot is dated before they have all ended.
   local paused_until = kept and now + window + gap + slack or 0
   lane = { count = count, window = limit_window, grants = 0, paused_until = paused_until, level = 0, known_at = 0, probe = NOT_NEEDED,
-    probe_at = 0, dated = 0, reach = 0, pace = '', pace_until = 0, version = 0, length = 0, last = 0, replicas = {} }
+    probe_at = 0, dated = 0, reach = 0, pace = '', pace_until = 0, version = 0, length = 0, last = 0, replicas = {},
+    list_expires = 0 }
   short = {}
 end
 
 -- The ring: the number of listed times, and the last one. If all tokens are back, the list is
 -- treated as empty.
-local length, last, has_changed = lane.length, lane.last, false
+local length, last = lane.length, lane.last
 -- Whether the times are in the list (KEYS[2]).
 local is_long = length > #short
 if last <= now then
   if is_long then redis.call('DEL', ring) end
-  length, last, short, is_long = 0, 0, {}, false
+  length, last, short, is_long, lane.list_expires = 0, 0, {}, false, 0
 end
 
 local function text(time) return string.format('%.0f', time) end
--- Times that were read from the list since it changed. Each read is a command, so they are cached.
-local looked_up = {}
+-- Times that were read from the list, by their index before `removed` first ones were removed. Each
+-- read is a command, so one may read `ahead` more.
+local looked_up, removed = {}, 0
 -- The time at an index from the start, beginning with 1.
-local function listed(index)
+local function listed(index, ahead)
   if not is_long then return short[index] end
   if index == length then return last end
-  if not looked_up[index] then
+  if not looked_up[removed + index] then
+    local first, final = index - 1, math.min(index - 1 + ahead, length - 1)
     -- Counted from the nearer end, because a read costs the distance from the end.
-    local nearer = 2 * index > length and index - 1 - length or index - 1
-    looked_up[index] = tonumber(redis.call('LINDEX', ring, nearer) or 0)
+    if 2 * index > length then first, final = first - length, final - length end
+    for offset, time in ipairs(redis.call('LRANGE', ring, first, final)) do
+      looked_up[removed + index - 1 + offset] = tonumber(time)
+    end
   end
-  return looked_up[index]
+  return looked_up[removed + index] or 0
 end
 local function last_listed(most)
   if is_long then return redis.call('LRANGE', ring, -most, -1) end
@@ -124,8 +130,8 @@ local function list(times)
       for index = first, math.min(first + 999, length) do texts[#texts + 1] = text(times[index]) end
       redis.call('RPUSH', ring, unpack(texts))
     end
-    has_changed = true
   end
+  lane.list_expires = 0
 end
 
 -- A changed limit keeps the uses of the former one: with fewer tokens, those that are back last are
@@ -166,19 +172,21 @@ local function add(back)
     while index > 1 and short[index - 1] > back do index = index - 1 end
     table.insert(short, index, back)
   elseif back >= last then
-    redis.call('RPUSH', ring, text(back))
+    -- Redis deletes an empty list together with its expiry.
+    if redis.call('RPUSH', ring, text(back)) == 1 then lane.list_expires = 0 end
   else
     local low, high = 1, length
     while low < high do
       local middle = math.floor((low + high) / 2)
-      if listed(middle) > back then high = middle else low = middle + 1 end
+      if listed(middle, 0) > back then high = middle else low = middle + 1 end
     end
     redis.call('LINSERT', ring, 'BEFORE', redis.call('LINDEX', ring, low - 1) or '', text(back))
+    looked_up = {}
   end
-  length, last, has_changed, looked_up = length + 1, math.max(last, back), true, {}
+  length, last = length + 1, math.max(last, back)
   if length > count then
     if is_long then redis.call('LPOP', ring) else table.remove(short, 1) end
-    length = count
+    length, removed = count, removed + 1
   end
   if not is_long and length > SHORT then list(short) end
   lane.reach = math.max(lane.reach, back - now)
@@ -357,7 +365,7 @@ end
 local usable = math.min(tokens, cap, count)
 local function next_date()
   local at = math.max(now, lane.paused_until)
-  if length >= usable then at = math.max(at, listed(length - usable + 1)) end
+  if length >= usable then at = math.max(at, listed(length - usable + 1, math.min(wanted, SLOTS))) end
   if spacing > 0 then at = math.max(at, lane.dated + spacing) end
   local waits_for_probe = lane.probe == OUT and now < lane.probe_at + PROBE_TIMEOUT
   if waits_for_probe then at = math.max(at, lane.probe_at + PROBE_TIMEOUT) end
@@ -430,7 +438,7 @@ if usable > 0 and last > now then
     back = last_listed(used)
   else
     for sample = 0, SAMPLES - 1 do
-      back[sample + 1] = listed(length - used + 1 + math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5))
+      back[sample + 1] = listed(length - used + 1 + math.floor(sample * (used - 1) / (SAMPLES - 1) + 0.5), 0)
     end
   end
 end
@@ -439,12 +447,17 @@ end
 local lives = math.max(last - now, 0) + 2 * VANISHED_AFTER
 if lane.level > 0 or lane.probe ~= NOT_NEEDED then lives = lives + math.max(lane.paused_until - now, 0) + max_pause end
 lives = math.ceil(math.max(lives, lane.paused_until - now, lane.pace_until - now) / 1000)
+-- The list lives at least as long as the state. It is prolonged by twice that, so that few steps do it. A list that
+-- outlives its state is deleted before the next one is written.
+if is_long and lane.list_expires < now + lives * 1000 then
+  redis.call('PEXPIRE', ring, 2 * lives)
+  lane.list_expires = now + 2000 * lives
+end
 local replicas = {}
 for id, replica in pairs(lane.replicas) do replicas[id] = pack_replica(replica) end
 redis.call('SET', state, cmsgpack.pack({ lane.count, lane.window, lane.grants, lane.paused_until, lane.level, lane.known_at, lane.probe,
   lane.probe_at, lane.dated, lane.reach, lane.pace, lane.pace_until, lane.version, length, last, replicas, short,
-  FORMAT }), 'PX', lives)
-if is_long and has_changed then redis.call('PEXPIRE', ring, lives) end
+  lane.list_expires, FORMAT }), 'PX', lives)
 
 return {
   { now, lane.paused_until, lane.level, episode, stale and 1 or 0, lane.version, gap, away(mine), usable, mine.wanted, ask, share, used },

@@ -41,9 +41,9 @@ const SHORT: u32 = 32;
 const _: () = assert!(SHORT <= DEPTH);
 /// Up to this number of tokens, the answer has the return time of each.
 const LISTED: u32 = 32;
-/// Minimum number of evenly spread samples of more tokens; there is one for each 400 ms of the
-/// window. Each costs the store a lookup in the middle of a long list.
-const SAMPLES: u32 = 3;
+/// Minimum number of evenly spread samples of more tokens: the first and the last. There is one for
+/// each 400 ms of the window. Each costs the store a lookup in the middle of a long list.
+const SAMPLES: u32 = 2;
 /// Maximum number of slots given back with one request. It bounds the store's work, like `SLOTS`.
 pub(crate) const GIVEN_BACK: usize = 64;
 

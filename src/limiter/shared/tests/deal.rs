@@ -518,6 +518,36 @@ async fn a_ring_that_was_deleted_costs_its_tokens_and_no_error() {
 }
 
 #[tokio::test]
+async fn the_ring_never_expires_before_the_state_and_never_lives_forever() {
+    let lane = Lane::of(200, Duration::from_secs(60)).await;
+    let expires = async |key: &str| -> i64 {
+        let key = format!("flowgate:{key}:{{acme}}:CreateFlow");
+        let text = lane.server.ask(&["PEXPIRETIME", &key]).await;
+        text.trim_start_matches(':').trim().parse().unwrap()
+    };
+    let slots = lane.take_all("one").await;
+    let first = expires("ring").await;
+    assert!(first >= expires("lane").await);
+    for _ in 0..3 {
+        lane.take("one", 1).await;
+        assert!(expires("ring").await >= expires("lane").await);
+        assert_eq!(expires("ring").await, first, "few steps prolong it");
+    }
+    // The ring becomes empty, and is filled again in the same step.
+    lane.ask(
+        "one",
+        Op::Take,
+        LaneRequest {
+            unused: &slots,
+            wanted: 1,
+            ..lane.lane_request()
+        },
+    )
+    .await;
+    assert!(expires("ring").await >= expires("lane").await);
+}
+
+#[tokio::test]
 async fn no_window_has_more_than_the_largest_limit_while_replicas_differ() {
     let window = Duration::from_millis(200);
     let mut lane = Lane::of(5, window).await;
