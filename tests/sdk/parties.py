@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from renewal import lines
 from scenarios import CROWDS, REAL_HOST, RENEWALS, ROWS, SCENARIOS, TLS, Row, Scenario, slug
+from sdks import SDKS
 
 # The window is longer than the endpoint's: the simulator counts a call when it reads it, and it shares a few cores with a dozen applications that start at
 # the same moment. Tests with the cores to themselves check the exact rate.
@@ -85,7 +86,7 @@ def of_rows():
         for row in ROWS
         for sdk in row.sdks
         for scheme in row.schemes
-        if (sdk, scheme) != ("python-old", "V3")  # the old SDK supports V1 only
+        if scheme in SDKS[sdk].schemes
     ]
 
 

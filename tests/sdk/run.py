@@ -15,6 +15,7 @@ import certificates
 from parties import configuration, of_crowds, of_renewals, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key, tls
 from renewal import renew, write
 from scenarios import CALLS, REAL_HOST, ROWS, TLS
+from sdks import SDKS, THROTTLED
 from services import Driver, Flowgate, Simulator
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,9 +99,9 @@ def check_crowd(party, results, seconds, arrivals, outcomes):
         problems.append(f"{served} served, at least {least} fit")
     if seconds > party.what.time_out + 1 and not party.what.obeys:
         problems.append(f"the last was answered after {seconds:.1f} s")
-    if party.sdk == "python":
-        problems += differ(exceptions=({result["exception"] for result in refused}, {"ThrottlingException"}))
-    if party.sdk != "python-old":
+    sdk = SDKS[party.sdk]
+    problems += differ(exceptions=({result["exception"] for result in refused}, {sdk.errors[THROTTLED].format(code="System.LimitControl")}))
+    if sdk.advice:
         problems += [f"retry_after: {result['retry_after']!r}" for result in refused if not (result["retry_after"] or 0) > 0][:3]
     return problems, f"{served}/{len(results)}  {seconds:.1f} s  refused with a time to retry {len(refused)}" + (f", served when retried {returned}" if party.what.obeys else "")
 
@@ -108,19 +109,21 @@ def check_crowd(party, results, seconds, arrivals, outcomes):
 def check_row(party, results, arrivals, outcomes):
     """The problems of a row, in which all calls should fail in one way."""
     row, failures = party.what, [result for result in results if not result["ok"]]
-    exception = {"python": row.python, "python-old": "ServerException" if row.status else "ClientException", "node": "Error"}[party.sdk]
+    sdk = SDKS[party.sdk]
+    exception = sdk.errors[row.kind].format(code=row.code)
     problems = [] if failures else ["no call failed"]
     for failure in failures[:3]:
         problems += differ(
             exception=(failure["exception"], exception),
             # Of a connection that did not come about Node says more.
             code=(failure.get("code") if row.status else None, row.code),
-            status=(failure.get("status_code"), row.status),
+            status=(failure.get("status_code"), row.status if sdk.says_status else None),
         )
         if row.says not in failure["message"]:
             problems.append(f"message: {failure['message']!r} does not say {row.says!r}")
-        if exception == "ThrottlingException" and not (failure["retry_after"] or 0) > 0:
-            problems.append(f"retry_after: {failure['retry_after']!r}")
+        advised = sdk.advice == "header" or sdk.advice == "body" and row.is_flowgates_own
+        if row.kind == THROTTLED and advised and not (failure.get("retry_after") or 0) > 0:
+            problems.append(f"retry_after: {failure.get('retry_after')!r}")
     reaches = row.reaches if row.calls == 1 else row.calls - len(failures)
     problems += differ(reached=(len(arrivals), reaches))
     if row.status is None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from functools import partial
 import re
 
+from sdks import CUT_OFF, FAILED, REFUSED, SDKS, THROTTLED
+
 # The host that the simulator serves, and the endpoint of an SDK that has Flowgate as its http_proxy.
 REAL_HOST = "cams.ap-southeast-1.aliyuncs.com"
 
@@ -124,21 +126,21 @@ CROWDS = [
 @dataclass(frozen=True)
 class Row:
     """A call that fails, and how every SDK reports it to the application: Code, HTTP status and Message are Flowgate's or CAMS's, the exception is the SDK's
-    own. `python` is the exception class of the new Python SDK, which raises a ThrottlingException for every answer with a time to retry. Without a status
-    there was no answer, only the SDK's own error about a connection that failed."""
+    own, by the kind of the failure: every answer with a time to retry is THROTTLED. Without a status there was no answer, only the SDK's own error about a
+    connection that failed."""
 
     name: str
     code: str | None
     status: int | None
     says: str
-    python: str = "ClientException"
+    kind: str = REFUSED
     identity: str = "account"
     mode: str = "sync"
     # Or "impatient": one attempt, a short hold; "cut-off": its upstream refuses connections; or one of TLS.
     flowgate: str = "shared"
     trust: str = "option"
     schemes: tuple = ("V3", "V1")
-    sdks: tuple = ("python", "python-old", "node")
+    sdks: tuple = tuple(name for name, sdk in SDKS.items() if sdk.rows)
     action: str = "CreateFlow"
     fault: str = ""  # the simulator's fault for this row's calls
     calls: int = 1
@@ -151,13 +153,18 @@ class Row:
         """Text in the FlowName by which the simulator recognises the row's calls."""
         return f"<{slug(self.name)}>"
 
+    @property
+    def is_flowgates_own(self):
+        """No call of the row reaches the endpoint, so Flowgate writes the answer."""
+        return self.reaches == 0
+
     def names(self):
         return [self.change.get("flow_name", f"{self.mark} {number}") for number in range(self.calls)]
 
 
 def strangers(name, flowgate, says, **more):
     """Rows in which the TLS handshake fails. The signature does not matter."""
-    row = partial(Row, code=None, status=None, says=says, python="UnretryableException", flowgate=flowgate, schemes=("V1",), **more)
+    row = partial(Row, code=None, status=None, says=says, kind=CUT_OFF, flowgate=flowgate, schemes=("V1",), **more)
     return row(name), row(f"{name}, async", mode="async", sdks=("python",))
 
 
@@ -187,7 +194,7 @@ ROWS = [
         "System.LimitControl",
         400,
         "predicted wait",
-        python="ThrottlingException",
+        kind=THROTTLED,
         flowgate="impatient",
         calls=20,
         counted="refused",
@@ -197,7 +204,7 @@ ROWS = [
         "System.LimitControl",
         400,
         "flow control",
-        python="ThrottlingException",
+        kind=THROTTLED,
         flowgate="impatient",
         fault="throttle",
         reaches=1,
@@ -208,7 +215,7 @@ ROWS = [
         "System.LimitControl",
         400,
         "flow control",
-        python="ThrottlingException",
+        kind=THROTTLED,
         identity="relayed",
         change={"style": "proxy"},
         sdks=("python", "python-old"),
@@ -221,7 +228,7 @@ ROWS = [
         "Flowgate.UpstreamUnreachable",
         503,
         "CAMS has done nothing",
-        python="ThrottlingException",
+        kind=THROTTLED,
         flowgate="cut-off",
         counted="unreachable",
     ),
@@ -230,7 +237,7 @@ ROWS = [
         "ServiceUnavailable",
         503,
         "temporary failure",
-        python="ServerException",
+        kind=FAILED,
         fault="unavailable",
         reaches=1,
         counted="upstream_error",
@@ -240,7 +247,7 @@ ROWS = [
         "ServiceUnavailable",
         503,
         "temporary failure",
-        python="ThrottlingException",
+        kind=THROTTLED,
         fault="unavailable,acs-retry-after=300",
         reaches=1,
         counted="upstream_error",

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 import re
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import threading
 import time
 import urllib.request
 
-HERE = Path(__file__).resolve().parent
+from sdks import SDKS
 
 # The drivers do not inherit proxies, credentials or certificate authorities from the environment.
 _FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*|ssl_cert_.*|node_extra_ca_certs)$")
@@ -132,22 +131,12 @@ class Flowgate(Service):
 class Driver:
     """An application: one process with one SDK. It has finished its imports before its first job."""
 
-    COMMANDS = {
-        "python": [str(HERE / ".venv/bin/python"), str(HERE / "drivers/python_new.py")],
-        "python-old": [str(HERE / ".venv/bin/python"), str(HERE / "drivers/python_old.py")],
-        "node": ["node", str(HERE / "drivers/node.js")],
-    }
-
-    # The variable from which each SDK reads a private authority. No other is set.
-    AUTHORITY = {"python": "SSL_CERT_FILE", "python-old": "ALIBABA_CLOUD_CA_BUNDLE", "node": "NODE_EXTRA_CA_CERTS"}
-
     def __init__(self, name, sdk, logs, ca=None):
         self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
-        authority = {self.AUTHORITY[sdk]: str(ca)} if ca else {}
         self._process = subprocess.Popen(
             # In production applications run on other machines; here they have low priority.
-            ["nice", "-n", "10", *self.COMMANDS[sdk]],
-            env={**CLEAN, **authority, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            ["nice", "-n", "10", *SDKS[sdk].command],
+            env={**CLEAN, **SDKS[sdk].environment(ca), "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -11,7 +11,8 @@ import sys
 import time
 
 from run import ROOT
-from services import CLEAN, HERE, Flowgate, Simulator
+from sdks import PYTHON
+from services import CLEAN, Flowgate, Simulator
 
 PAGE = ROOT / "docs/tutorial.md"
 
@@ -44,7 +45,7 @@ class Reader:
             self.restart({name: self.address(value) for name, value in variables.items()})
         elif words[1:2] == ["burst.py"]:
             self.burst = subprocess.Popen(
-                [HERE / ".venv/bin/python", *words[1:]], cwd=self.options.logs, env=CLEAN, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+                [PYTHON, *words[1:]], cwd=self.options.logs, env=CLEAN, stdout=subprocess.PIPE, text=True, encoding="utf-8"
             )
         elif words[1:2] == ["status"]:
             time.sleep(2)

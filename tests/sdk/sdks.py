@@ -1,0 +1,94 @@
+"""The SDKs: how an application with each is started, what its errors are called, and what was measured about it.
+
+An application is a driver: a program that prints `ready` and then, for each job that it reads as one line of JSON, makes all calls of the job at once and
+prints one line of JSON, a list with a result for each name of the job, in the same order. parties.py builds the jobs. A result is
+{"ok": true, "code", "flow_name"}, or of an error {"ok": false, "exception", "message", and where the error has them "code", "status_code", "retry_after"},
+where `exception` is the error's type as an application catches it, and `retry_after` is in milliseconds.
+
+Drivers in compiled languages are built by `scripts/test needs` and are found in drivers/LANGUAGE/.build. One program may serve several SDKs: the SDK's name
+is its argument."""
+
+from dataclasses import dataclass, field
+import json
+from pathlib import Path
+import re
+
+HERE = Path(__file__).resolve().parent
+PYTHON = str(HERE / ".venv/bin/python")
+
+# What went wrong, for an SDK that has several types of errors: refused by Flowgate or CAMS; refused with a time to retry; a status of 500 or more; no answer.
+REFUSED, THROTTLED, FAILED, CUT_OFF = "refused", "throttled", "failed", "cut off"
+
+
+def one_error(name):
+    """The SDK has one type of error for everything."""
+    return dict.fromkeys((REFUSED, THROTTLED, FAILED, CUT_OFF), name)
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """An SDK and its driver."""
+
+    name: str  # in scenarios and rows
+    package: str  # as its registry calls it
+    version: str
+    command: tuple
+    errors: dict = field(hash=False)  # the type of error of each kind; {code} stands for the answer's Code
+    time_out: float | None  # the default read time-out in seconds; None: it waits forever
+    schemes: tuple = ("V3", "V1")
+    authority: str = ""  # the environment variable from which it reads a private certificate authority
+    advice: str = "header"  # from where its error has the time to retry: the answer's "header", its "body", which CAMS's own refusals lack; "": nowhere
+    says_status: bool = True  # its error has the HTTP status
+    rows: bool = False  # it is driven through every row, not only through the three refusals
+
+    def environment(self, ca):
+        """The variables that make it trust this authority, if it should be trusted by the environment."""
+        return {self.authority: str(ca)} if ca else {}
+
+
+def _pinned(pattern, file):
+    """The version that a file of requirements pins."""
+    return re.search(pattern, (HERE / file).read_text(encoding="utf-8"))[1]
+
+
+def _npm(package):
+    return json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"][package]
+
+
+ALL = [
+    Sdk(
+        "python",
+        "alibabacloud-cams20200606",
+        _pinned(r"alibabacloud-cams20200606==(\S+)", "requirements.txt"),
+        (PYTHON, str(HERE / "drivers/python_new.py")),
+        {REFUSED: "ClientException", THROTTLED: "ThrottlingException", FAILED: "ServerException", CUT_OFF: "UnretryableException"},
+        time_out=10,
+        authority="SSL_CERT_FILE",
+        rows=True,
+    ),
+    Sdk(
+        "python-old",
+        "aliyun-python-sdk-cams",
+        _pinned(r"aliyun-python-sdk-cams==(\S+)", "requirements.txt"),
+        (PYTHON, str(HERE / "drivers/python_old.py")),
+        {**one_error("ServerException"), CUT_OFF: "ClientException"},
+        time_out=10,
+        schemes=("V1",),
+        authority="ALIBABA_CLOUD_CA_BUNDLE",
+        advice="",
+        rows=True,
+    ),
+    Sdk(
+        "node",
+        "@alicloud/cams20200606",
+        _npm("@alicloud/cams20200606"),
+        ("node", str(HERE / "drivers/node.js")),
+        one_error("Error"),
+        time_out=3,
+        authority="NODE_EXTRA_CA_CERTS",
+        advice="body",
+        rows=True,
+    ),
+]
+
+SDKS = {sdk.name: sdk for sdk in ALL}
