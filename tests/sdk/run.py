@@ -14,7 +14,7 @@ import time
 import certificates
 from parties import configuration, of_crowds, of_renewals, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key, tls
 from renewal import renew, write
-from scenarios import CALLS, REAL_HOST, ROWS, TLS
+from scenarios import CALLS, REAL_HOST, ROWS, TLS, slug
 from sdks import SDKS, THROTTLED
 from services import Driver, Flowgate, Simulator
 
@@ -224,7 +224,7 @@ class Run:
     def run_rows(self):
         self.simulator.faults([f"named={row.mark},{row.fault}" for row in ROWS if row.fault])
         sdks = sorted({party.sdk for party in self.rows})
-        drivers = [self.driver(f"driver-rows-{sdk}", sdk) for sdk in sdks]
+        drivers = [self.driver(f"driver-rows-{slug(sdk)}", sdk) for sdk in sdks]
         with ThreadPoolExecutor() as threads:
             each = threads.map(self.rows_of, sdks, drivers)
             results = {party: result for answered in each for party, result in answered.items()}

@@ -106,6 +106,25 @@ SCENARIOS += [
     Scenario("node", "V3", identity="client", flowgate="mutual", trust="option"),
 ]
 
+# The ways in which every other SDK reaches Flowgate, and with which identity.
+WAYS = {
+    "endpoint": {},
+    "proxy": {"style": "proxy", "identity": "relayed"},
+    "tls": {"flowgate": "tls", "identity": "client"},
+    "mutual": {"flowgate": "mutual", "identity": "client"},
+}
+
+
+def every_way(sdk):
+    """The SDK's scenarios, each way with each signature version."""
+    trust = {"tls": sdk.trusts[0], "mutual": sdk.trusts[-1]}
+    return [Scenario(sdk.name, scheme, trust=trust.get(way, ""), **WAYS[way]) for scheme in sdk.schemes for way in sdk.ways]
+
+
+for sdk in SDKS.values():
+    if not sdk.thorough:
+        SCENARIOS += every_way(sdk)
+
 # A secret is replaced while CALLS calls wait; half of the remaining calls are signed with the new one.
 RENEWALS = [
     Scenario(sdk, scheme, identity="client", flowgate="renewing", calls=CALLS + 10)
@@ -140,7 +159,7 @@ class Row:
     flowgate: str = "shared"
     trust: str = "option"
     schemes: tuple = ("V3", "V1")
-    sdks: tuple = tuple(name for name, sdk in SDKS.items() if sdk.rows)
+    sdks: tuple = tuple(name for name, sdk in SDKS.items() if sdk.thorough)
     action: str = "CreateFlow"
     fault: str = ""  # the simulator's fault for this row's calls
     calls: int = 1
@@ -169,7 +188,7 @@ def strangers(name, flowgate, says, **more):
 
 
 ROWS = [
-    Row("wrong secret", "SignatureDoesNotMatch", 400, "signature is not matched", change={"secret": "wrong"}),
+    Row("wrong secret", "SignatureDoesNotMatch", 400, "signature is not matched", sdks=tuple(SDKS), change={"secret": "wrong"}),
     Row("unknown key", "InvalidAccessKeyId.NotFound", 404, "access key is not found", change={"key": "nobody"}),
     Row("wrong host", "Flowgate.SignedHostMismatch", 400, "http_proxy", identity="relayed", schemes=("V3",)),
     Row(
@@ -195,6 +214,7 @@ ROWS = [
         400,
         "predicted wait",
         kind=THROTTLED,
+        sdks=tuple(SDKS),
         flowgate="impatient",
         calls=20,
         counted="refused",
@@ -263,7 +283,7 @@ ROWS = [
     ),
     Row("garbage", "Flowgate.OutcomeUnknown", 409, "ListFlow", fault="garbage", reaches=1, counted="outcome_unknown"),
     Row("a web page", "Flowgate.OutcomeUnknown", 409, "ListFlow", fault="html", reaches=1, counted="outcome_unknown"),
-    Row("closed early", "Flowgate.OutcomeUnknown", 409, "ListFlow", fault="close-after", reaches=1, counted="outcome_unknown"),
+    Row("closed early", "Flowgate.OutcomeUnknown", 409, "ListFlow", sdks=tuple(SDKS), fault="close-after", reaches=1, counted="outcome_unknown"),
     Row(
         "the account's key is wrong",
         "Flowgate.AccountCredentials",

@@ -39,7 +39,10 @@ class Sdk:
     authority: str = ""  # the environment variable from which it reads a private certificate authority
     advice: str = "header"  # from where its error has the time to retry: the answer's "header", its "body", which CAMS's own refusals lack; "": nowhere
     says_status: bool = True  # its error has the HTTP status
-    rows: bool = False  # it is driven through every row, not only through the three refusals
+    sends: int = 1  # how often it sends, by default, a call that is not answered
+    ways: tuple = ("endpoint", "proxy", "tls", "mutual")  # the ways that it can reach Flowgate, as in scenarios.WAYS
+    trusts: tuple = ("option", "environment")  # how a private authority can be given to it, see Scenario.trust
+    thorough: bool = False  # scenarios.py lists its scenarios one by one, and it takes every row
 
     def environment(self, ca):
         """The variables that make it trust this authority, if it should be trusted by the environment."""
@@ -55,6 +58,13 @@ def _npm(package):
     return json.loads((HERE / "package.json").read_text(encoding="utf-8"))["dependencies"][package]
 
 
+def _go(module):
+    return _pinned(rf"{re.escape(module)} v(\S+)", "drivers/go/go.mod")
+
+
+GO = str(HERE / "drivers/go/.build/drivers")
+
+
 ALL = [
     Sdk(
         "python",
@@ -64,7 +74,7 @@ ALL = [
         {REFUSED: "ClientException", THROTTLED: "ThrottlingException", FAILED: "ServerException", CUT_OFF: "UnretryableException"},
         time_out=10,
         authority="SSL_CERT_FILE",
-        rows=True,
+        thorough=True,
     ),
     Sdk(
         "python-old",
@@ -76,7 +86,7 @@ ALL = [
         schemes=("V1",),
         authority="ALIBABA_CLOUD_CA_BUNDLE",
         advice="",
-        rows=True,
+        thorough=True,
     ),
     Sdk(
         "node",
@@ -87,7 +97,40 @@ ALL = [
         time_out=3,
         authority="NODE_EXTRA_CA_CERTS",
         advice="body",
-        rows=True,
+        thorough=True,
+    ),
+    Sdk(
+        "go",
+        "github.com/alibabacloud-go/darabonba-openapi/v2",
+        _go("github.com/alibabacloud-go/darabonba-openapi/v2"),
+        (GO, "go"),
+        one_error("*tea.SDKError"),
+        time_out=None,
+        authority="SSL_CERT_FILE",
+        advice="body",
+    ),
+    Sdk(
+        "go-old",
+        "github.com/aliyun/alibaba-cloud-sdk-go",
+        _go("github.com/aliyun/alibaba-cloud-sdk-go"),
+        (GO, "go-old"),
+        one_error("*errors.ServerError"),
+        time_out=10,
+        schemes=("V1",),
+        authority="SSL_CERT_FILE",
+    ),
+    # It has no option for an authority, and none for a client certificate.
+    Sdk(
+        "aliyun-cli",
+        "github.com/aliyun/alibaba-cloud-sdk-go, as the aliyun CLI calls it",
+        _go("github.com/aliyun/alibaba-cloud-sdk-go"),
+        (GO, "aliyun-cli"),
+        one_error("*errors.ServerError"),
+        time_out=10,
+        schemes=("V1",),
+        authority="SSL_CERT_FILE",
+        ways=("endpoint", "proxy", "tls"),
+        trusts=("environment",),
     ),
 ]
 
