@@ -62,6 +62,21 @@ def _go(module):
     return _pinned(rf"{re.escape(module)} v(\S+)", "drivers/go/go.mod")
 
 
+def pop_core(method):
+    """The old Node SDK's core. Its error is named after the answer's Code, and it knows no proxy."""
+    return Sdk(
+        f"pop-core {method}",
+        "@alicloud/pop-core",
+        _npm("@alicloud/pop-core"),
+        ("node", str(HERE / "drivers/pop_core.js"), method),
+        one_error("{code}Error"),
+        time_out=3,
+        schemes=("V1",),
+        authority="NODE_EXTRA_CA_CERTS",
+        ways=("endpoint", "tls", "mutual"),
+    )
+
+
 GO = str(HERE / "drivers/go/.build/drivers")
 
 
@@ -99,6 +114,8 @@ ALL = [
         advice="body",
         thorough=True,
     ),
+    pop_core("GET"),
+    pop_core("POST"),
     Sdk(
         "go",
         "github.com/alibabacloud-go/darabonba-openapi/v2",
