@@ -25,13 +25,17 @@ const HOLD: HeaderName = HeaderName::from_static("x-flowgate-hold");
 /// range are mistakes.
 const VALID: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
-/// Default read timeouts of Alibaba's SDKs, by the first product in their User-Agent. The Go SDK
-/// has no timeout.
-const READ_TIMEOUTS: [(&str, Duration); 3] = [
+/// Default read timeouts of Alibaba's SDKs, by the first product in their User-Agent.
+const READ_TIMEOUTS: [(&str, Duration); 4] = [
     ("Node.js", Duration::from_secs(3)),
     ("Python", Duration::from_secs(10)),
     ("Java", Duration::from_secs(10)),
+    ("Golang", Duration::from_secs(10)),
 ];
+
+/// SDKs that share a language with those above and have no timeout: the first product in their
+/// User-Agent, and one of the next two.
+const WITHOUT_TIMEOUT: [(&str, &str); 1] = [("Golang", "TeaDSL/")];
 
 /// Allowance for the network between SDK and Flowgate, and for a busy event loop on both sides.
 const NETWORK_ALLOWANCE: Duration = Duration::from_millis(100);
@@ -81,10 +85,21 @@ fn read_timeout(headers: &HeaderMap) -> Option<Duration> {
     let agent = std::str::from_utf8(headers.get(USER_AGENT)?.as_bytes()).ok()?;
     let (_system, products) = agent.strip_prefix("AlibabaCloud (")?.split_once(") ")?;
     let (language, _version) = products.split_once('/')?;
+    if waits_forever(language, products) {
+        return None;
+    }
     READ_TIMEOUTS
         .iter()
         .find(|(name, _)| *name == language)
         .map(|(_, timeout)| *timeout)
+}
+
+fn waits_forever(language: &str, products: &str) -> bool {
+    let marks = WITHOUT_TIMEOUT.iter().filter(|sdk| sdk.0 == language);
+    products
+        .split(' ')
+        .take(3)
+        .any(|product| marks.clone().any(|sdk| product.starts_with(sdk.1)))
 }
 
 #[cfg(test)]

@@ -55,8 +55,24 @@ fn each_sdk_has_its_timeout_less_the_network_allowance() {
             9900,
         ),
         (
+            "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.8.0",
+            2900,
+        ),
+        (
             "AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1",
             30_000,
+        ),
+        (
+            "AlibabaCloud (linux; amd64) Golang/1.26.8 Core/0.01 TeaDSL/2 my-app/1.0",
+            30_000,
+        ),
+        (
+            "AlibabaCloud (linux; amd64) Golang/1.26.8 Core/1.63.107",
+            9900,
+        ),
+        (
+            "AlibabaCloud (linux; amd64) Golang/1.26.8 Core/1.63.107 Aliyun-CLI/3.0.0",
+            9900,
         ),
         // Products that an application adds are ignored.
         (
@@ -101,7 +117,11 @@ fn every_captured_sdk_is_recognised_by_its_user_agent() {
         // The CONNECT request has no header.
         let Some(agent) = agent else { continue };
         let name = path.file_name().unwrap().to_str().unwrap();
-        let expected = if name.starts_with("node") { 2900 } else { 9900 };
+        let expected = match name.split_once('_').unwrap().0 {
+            "node1" => 2900,
+            "go" => 30_000,
+            _ => 9900,
+        };
         assert_eq!(by_agent(agent), expected, "{name}: {agent}");
         seen += 1;
     }
