@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from renewal import lines
-from scenarios import CROWDS, REAL_HOST, RENEWALS, ROWS, SCENARIOS, TLS, Row, Scenario, slug
+from scenarios import CROWDS, REAL_HOST, RENEWALS, ROWS, SCENARIOS, TLS, UNANSWERED, Row, Scenario, slug
 from sdks import SDKS
 
 # The window is longer than the endpoint's: the simulator counts a call when it reads it, and it shares a few cores with a dozen applications that start at
@@ -78,6 +78,10 @@ def of_crowds():
 
 def of_renewals():
     return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in RENEWALS]
+
+
+def of_unanswered():
+    return [Party(scenario, scenario.sdk, scenario.scheme) for scenario in UNANSWERED]
 
 
 def of_rows():

@@ -1,5 +1,5 @@
 """Runs the stock Alibaba SDKs against the real binary. Starts the simulator and Flowgate on free ports, runs every scenario and every row of scenarios.py,
-and prints one line for each. Builds nothing: FLOWGATE_BIN and CAMS_SIM_BIN name the binaries; by default they are in target/release."""
+and prints one line for each, and a table of the SDKs. Builds nothing: FLOWGATE_BIN and CAMS_SIM_BIN name the binaries; by default they are in target/release."""
 
 import argparse
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +12,24 @@ import sys
 import time
 
 import certificates
-from parties import configuration, of_crowds, of_renewals, of_rows, of_scenarios, relayed_retries, sidecar_environment, simulator_key, tls
+from parties import (
+    configuration,
+    of_crowds,
+    of_renewals,
+    of_rows,
+    of_scenarios,
+    of_unanswered,
+    relayed_retries,
+    sidecar_environment,
+    simulator_key,
+    tls,
+)
 from renewal import renew, write
 from scenarios import CALLS, REAL_HOST, ROWS, TLS, slug
 from sdks import SDKS, THROTTLED
 from services import Driver, Flowgate, Simulator
+from table import Table
+import timeouts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_ONCE = 6
 
 # The hold and the maximum number of attempts in each configuration.
-FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10), "auto": ("auto", 10)}
+FLOWGATES = {"shared": ("60s", 10), "impatient": ("500ms", 1), "cut-off": ("1s", 10), "auto": ("auto", 10), "unanswered": ("auto", 1)}
 FLOWGATES |= dict.fromkeys([*TLS, "renewing"], FLOWGATES["shared"])
 
 
@@ -138,13 +151,14 @@ class Run:
     """The running processes and the scenarios."""
 
     def __init__(self, stack, options):
-        self.stack, self.options, self.tally = stack, options, Tally()
+        self.stack, self.options, self.tally, self.table = stack, options, Tally(), Table()
         wanted = lambda party: options.only in f"{party.what.name} {party.sdk}"
         self.scenarios, self.rows = list(filter(wanted, of_scenarios())), list(filter(wanted, of_rows()))
         self.retries = list(filter(wanted, relayed_retries()))
         self.crowds = list(filter(wanted, of_crowds()))
         self.renewals = list(filter(wanted, of_renewals()))
-        parties = self.scenarios + self.rows + self.retries + self.crowds + self.renewals
+        self.unanswered = list(filter(wanted, of_unanswered()))
+        parties = self.scenarios + self.rows + self.retries + self.crowds + self.renewals + self.unanswered
         self.certificates = certificates.make(options.logs / "certificates")
         keys = [argument for party in parties for argument in ("--key", simulator_key(party))]
         self.simulator = self.start(Simulator, "simulator", options.cams_sim, options.logs, ["--host", REAL_HOST, *keys])
@@ -153,6 +167,7 @@ class Run:
             if party.what.flowgate == "sidecar":
                 environment = sidecar_environment(party, self.simulator.url)
                 self.flowgates["sidecar"] = self.start(Flowgate, "sidecar", options.flowgate, options.logs, None, environment)
+        self.time_outs = timeouts.TimeOuts(self, self.unanswered)
 
     def start(self, kind, *arguments):
         service = kind(*arguments)
@@ -166,6 +181,8 @@ class Run:
             closed = self.stack.enter_context(socket.socket())
             closed.bind(("127.0.0.1", 0))
             upstream = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        if name == "unanswered":
+            upstream = f"http://{self.start(timeouts.Silent).address}"
         own = [party for party in parties if party.what.flowgate == name]
         if name == "renewing":
             for party in own:
@@ -195,6 +212,7 @@ class Run:
                     account = "default" if party.what.flowgate == "sidecar" else party.account
                     problems, figures = check_scenario(party, results, self.arrivals_of(party), flowgate.outcomes().get(account))
                     succeeded = sum(result["ok"] for result in results)
+                    self.table.add_calls(party, succeeded)
                     self.tally.add(party.what.name, problems, f"{succeeded}/{CALLS}  {seconds:.1f} s  {figures}")
                 list(map(Driver.stop, drivers))
 
@@ -232,6 +250,7 @@ class Run:
         for party in self.rows:
             outcomes = ended[party.what.flowgate].get(party.account)
             problems = check_row(party, results[party], self.arrivals_of(party), outcomes)
+            self.table.add_row(party, problems)
             self.tally.add(f"{party.what.name}: {party.sdk} {party.scheme}", problems, f"{party.what.status} {party.what.code}" if party.what.status else "no answer")
         uncharged = sum(party.account not in ended["shared"] for party in self.rows if party.what.flowgate == "shared")
         counted = ended["shared"].get("unknown", {}).get("invalid", 0)
@@ -263,6 +282,12 @@ class Run:
             if pause < 700:
                 problems.append(f"retried after {pause} ms, retry-after was 700")
             self.tally.add(party.what.name, problems, f"retried after {pause} ms, retry-after was 700")
+
+    def collect_time_outs(self):
+        for party, waited, result in self.time_outs.results():
+            problems, figures = timeouts.check(party, waited, result)
+            self.table.add_time_out(party, problems, figures)
+            self.tally.add(f"default time-out: {party.sdk}", problems, figures)
 
     def check_whole(self):
         """The simulator's record of the whole run."""
@@ -309,7 +334,9 @@ def main():
         run.run_crowds()
         run.run_rows()
         run.run_retries()
+        run.collect_time_outs()
         run.check_whole()
+        run.table.print()
     print(f"sdk: {run.tally.passed} passed, {run.tally.failed} failed")
     return 1 if run.tally.failed or not run.tally.passed else 0
 

@@ -3,6 +3,7 @@ can run at once and the simulator's records of each can be separated."""
 
 from dataclasses import dataclass, field
 from functools import partial
+import math
 import re
 
 from sdks import CUT_OFF, FAILED, REFUSED, SDKS, THROTTLED
@@ -36,7 +37,7 @@ class Scenario:
     mode: str = "sync"
     identity: str = "account"  # the account's own key; or "client", "relayed"
     sts: bool = False  # the caller signs with a temporary key, whose token must not be forwarded
-    flowgate: str = "shared"  # or "sidecar": no file, only the environment; "renewing": its clients' secrets are replaced; or one of TLS
+    flowgate: str = "shared"  # or "sidecar": no file, only the environment; "renewing": its clients' secrets are replaced; "unanswered": its upstream never answers; or one of TLS
     trust: str = ""  # with TLS: the CA is set by the SDK's own "option", or by the "environment"
     retries: int = 0  # how often the SDK itself may send a call, if a refusal permits it
     calls: int = CALLS
@@ -48,9 +49,9 @@ class Scenario:
     def name(self):
         words = [self.sdk, self.mode if self.sdk == "python" else "", self.scheme, "STS" if self.sts else ""]
         way = f"{TLS[self.flowgate]}, CA by {self.trust}" if self.flowgate in TLS else self.style
-        words += [f"as {self.identity}", f"by {way}", self.flowgate if self.flowgate in ("sidecar", "renewing") else ""]
+        words += [f"as {self.identity}", f"by {way}", self.flowgate if self.flowgate in ("sidecar", "renewing", "unanswered") else ""]
         words += ["retrying" if self.retries else "", "saying its hold" if self.hold else ""]
-        words += ["in a crowd" if self.time_out else "", "that obeys" if self.obeys else ""]
+        words += ["in a crowd" if self.time_out and self.flowgate == "auto" else "", "that obeys" if self.obeys else ""]
         return " ".join(filter(None, words))
 
     def names(self):
@@ -139,6 +140,11 @@ CROWDS = [
     # A call that is retried at the given time succeeds. With 40 calls in Node the latest of these times is within ten seconds.
     Scenario("python", "V3", flowgate="auto", calls=80, time_out=10, obeys=True),
     Scenario("node", "V3", flowgate="auto", calls=40, time_out=3, obeys=True),
+]
+
+# One call of each SDK with its default time-outs, to a Flowgate that gets no answer.
+UNANSWERED = [
+    Scenario(sdk.name, sdk.schemes[0], flowgate="unanswered", calls=1, time_out=math.inf if sdk.time_out is None else sdk.time_out) for sdk in SDKS.values()
 ]
 
 
