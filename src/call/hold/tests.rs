@@ -125,7 +125,7 @@ fn every_captured_sdk_is_recognised_by_its_user_agent() {
         assert_eq!(by_agent(agent), expected, "{name}: {agent}");
         seen += 1;
     }
-    assert_eq!(seen, 36);
+    assert_eq!(seen, 52);
 }
 
 #[test]
