@@ -122,7 +122,7 @@ fn requests_of_the_sdks_are_admitted_and_decoded() {
         };
         assert_eq!(text, vector["string_to_sign"].as_str().unwrap(), "{file}");
     }
-    assert_eq!(verified, 45);
+    assert_eq!(verified, 51);
 }
 
 #[test]

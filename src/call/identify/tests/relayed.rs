@@ -291,5 +291,5 @@ fn sdk_captures_are_relayed_where_their_signed_host_allows_it() {
         );
         passed += 1;
     }
-    assert_eq!(passed, 28);
+    assert_eq!(passed, 34);
 }

@@ -175,7 +175,7 @@ fn version_1_signatures_are_recomputed_and_made_again() {
         );
         count += 1;
     }
-    assert_eq!(count, 24);
+    assert_eq!(count, 30);
 }
 
 #[test]
