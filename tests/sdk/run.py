@@ -182,13 +182,18 @@ class Run:
             closed.bind(("127.0.0.1", 0))
             upstream = f"http://127.0.0.1:{closed.getsockname()[1]}"
         if name == "unanswered":
-            upstream = f"http://{self.start(timeouts.Silent).address}"
+            silent = timeouts.Silent()
+            upstream = f"http://{silent.address}"
         own = [party for party in parties if party.what.flowgate == name]
         if name == "renewing":
             for party in own:
                 write(self.options.logs, party, 1)
         config, secrets = configuration(own, upstream, tls(name, self.certificates), *FLOWGATES[name])
-        return self.start(Flowgate, name, self.options.flowgate, self.options.logs, config, secrets)
+        flowgate = self.start(Flowgate, name, self.options.flowgate, self.options.logs, config, secrets)
+        if name == "unanswered":
+            # Stopped before Flowgate, whose attempts would else keep it from ending.
+            self.stack.callback(silent.stop)
+        return flowgate
 
     def driver(self, name, sdk, trust=""):
         driver = Driver(name, sdk, self.options.logs, self.certificates.ca if trust == "environment" else None)

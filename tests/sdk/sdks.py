@@ -118,7 +118,7 @@ ALL = [
     pop_core("POST"),
     Sdk(
         "go",
-        "github.com/alibabacloud-go/darabonba-openapi/v2",
+        "github.com/alibabacloud-go/darabonba-openapi/v2, as cams-20200606 calls it",
         _go("github.com/alibabacloud-go/darabonba-openapi/v2"),
         (GO, "go"),
         one_error("*tea.SDKError"),

@@ -21,6 +21,7 @@ class Silent:
     def __init__(self):
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.address = "127.0.0.1:%d" % self._listener.getsockname()[1]
+        self._open = set()
         self.waited = []  # for each request: how many seconds its caller waited, at most LIMIT
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -37,6 +38,7 @@ class Silent:
             if not connection.recv(65536):
                 return
             start = time.monotonic()
+            self._open.add(connection)
             try:
                 while (left := start + LIMIT - time.monotonic()) > 0:
                     connection.settimeout(left)
@@ -45,9 +47,11 @@ class Silent:
             except (TimeoutError, ConnectionError):
                 pass
             self.waited.append(time.monotonic() - start)
+            self._open.discard(connection)
 
     def stop(self):
-        self._listener.shutdown(socket.SHUT_RDWR)
+        for end in (self._listener, *self._open):
+            end.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
