@@ -26,11 +26,12 @@ const HOLD: HeaderName = HeaderName::from_static("x-flowgate-hold");
 const VALID: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
 /// Default read timeouts of Alibaba's SDKs, by the first product in their User-Agent.
-const READ_TIMEOUTS: [(&str, Duration); 4] = [
+const READ_TIMEOUTS: [(&str, Duration); 5] = [
     ("Node.js", Duration::from_secs(3)),
     ("Python", Duration::from_secs(10)),
     ("Java", Duration::from_secs(10)),
     ("Golang", Duration::from_secs(10)),
+    ("PHP", Duration::from_secs(10)),
 ];
 
 /// SDKs that share a language with those above and have no timeout: the first product in their

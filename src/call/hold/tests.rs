@@ -67,6 +67,10 @@ fn each_sdk_has_its_timeout_less_the_network_allowance() {
             30_000,
         ),
         (
+            "AlibabaCloud (Linux 6.1.0; x86_64) PHP/8.2.29 Client/1.5.29 Zend/4.2.29 Guzzle/7",
+            9900,
+        ),
+        (
             "AlibabaCloud (linux; amd64) Golang/1.26.8 Core/1.63.107",
             9900,
         ),
