@@ -144,7 +144,9 @@ CROWDS = [
 
 # One call of each SDK with its default time-outs, to a Flowgate that gets no answer.
 UNANSWERED = [
-    Scenario(sdk.name, sdk.schemes[0], flowgate="unanswered", calls=1, time_out=math.inf if sdk.time_out is None else sdk.time_out) for sdk in SDKS.values()
+    Scenario(sdk.name, sdk.schemes[0], flowgate="unanswered", calls=1, time_out=math.inf if sdk.time_out is None else sdk.time_out)
+    for sdk in SDKS.values()
+    if not sdk.by_hand
 ]
 
 

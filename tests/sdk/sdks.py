@@ -42,6 +42,7 @@ class Sdk:
     sends: int = 1  # how often it sends, by default, a call that is not answered
     ways: tuple = ("endpoint", "proxy", "tls", "mutual")  # the ways that it can reach Flowgate, as in scenarios.WAYS
     trusts: tuple = ("option", "environment")  # how a private authority can be given to it, see Scenario.trust
+    by_hand: bool = False  # not the SDK itself: see drivers/by_hand.py
     thorough: bool = False  # scenarios.py lists its scenarios one by one, and it takes every row
 
     def environment(self, ca):
@@ -74,6 +75,21 @@ def pop_core(method):
         schemes=("V1",),
         authority="NODE_EXTRA_CA_CERTS",
         ways=("endpoint", "tls", "mutual"),
+    )
+
+
+def by_hand(name, package):
+    """A request of an SDK's shape; its time-out is not measured."""
+    return Sdk(
+        f"{name} by hand",
+        package,
+        "-",
+        (PYTHON, str(HERE / "drivers/by_hand.py"), name),
+        one_error("Answer"),
+        time_out=None,
+        schemes=("V1",),
+        ways=("endpoint",),
+        by_hand=True,
     )
 
 
@@ -149,6 +165,10 @@ ALL = [
         ways=("endpoint", "proxy", "tls"),
         trusts=("environment",),
     ),
+    by_hand("php", "alibabacloud/client"),
+    by_hand("ruby", "aliyunsdkcore"),
+    by_hand("cpp", "aliyun-openapi-cpp-sdk"),
+    by_hand("dotnet", "aliyun-net-sdk-core"),
 ]
 
 SDKS = {sdk.name: sdk for sdk in ALL}
