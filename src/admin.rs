@@ -27,7 +27,6 @@ use crate::observe::metrics;
 use crate::process::shutdown::Phase;
 use crate::server::socket::Disconnect;
 use crate::server::{CallerDisconnected, Handler};
-use crate::upstream::Reach;
 
 /// The admin port's service.
 #[derive(Clone)]
@@ -167,7 +166,7 @@ impl Admin {
             metrics,
             limiter,
             unverified,
-            upstream,
+            current_config,
             ..
         } = &*self.services;
         let bytes = metrics::Bytes {
@@ -176,7 +175,8 @@ impl Admin {
         };
         let lanes = limiter.lanes_by_label();
         let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
-        metrics.render(&samples, bytes, upstream.reach() == Reach::Up)
+        let config_snapshot = current_config.load();
+        metrics.render(&samples, bytes, config_snapshot.upstreams.all())
     }
 
     /// An unreachable upstream does not make a replica unready: other replicas would not reach it
@@ -189,10 +189,12 @@ impl Admin {
     }
 
     fn lanes(&self) -> String {
-        let mode = self.services.current_config.load().config.mode.to_string();
+        let config_snapshot = self.services.current_config.load();
+        let mode = config_snapshot.config.mode.to_string();
         let lanes = self.services.limiter.lanes();
-        let upstream = snapshot::upstream(&self.services);
-        json!({ "mode": mode, "upstream": upstream, "queued_bytes": self.services.limiter.bytes(), "lanes": lanes })
+        let upstream = snapshot::upstream(config_snapshot.upstreams.default());
+        let upstreams = snapshot::upstreams(&config_snapshot.upstreams);
+        json!({ "mode": mode, "upstream": upstream, "upstreams": upstreams, "queued_bytes": self.services.limiter.bytes(), "lanes": lanes })
             .to_string()
     }
 }

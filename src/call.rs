@@ -36,7 +36,7 @@ use crate::call::reply::ErrorFormat;
 use crate::call::retry::{Decision, RetryState};
 use crate::call::services::CallServices;
 use crate::config::Mode;
-use crate::error::Refusal;
+use crate::error::{Kind, Refusal};
 use crate::limiter::{self, LimitedCall, SendPermit};
 use crate::observe::metrics::CallMetrics;
 use crate::observe::record::Record;
@@ -44,7 +44,7 @@ use crate::operation::Operation;
 use crate::process::shutdown::Phase;
 use crate::server::CallerDisconnected;
 use crate::server::socket::Disconnect;
-use crate::upstream::Upstream;
+use crate::upstream::{Connection, Upstream};
 
 /// Why a call ends without an answer from CAMS.
 enum CallFailure {
@@ -119,7 +119,7 @@ where
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         let permit = call.queue().await?;
-        let sending = call.sign(disconnect)?;
+        let sending = call.sign(&permit, disconnect)?;
         let attempted = call.attempt(permit, sending).await;
         let Some(judged) = call.judge(attempted).await else {
             continue;
@@ -163,13 +163,14 @@ impl<'a> ActiveCall<'a> {
         let AcceptedCall {
             call,
             operation,
+            upstream,
             bytes,
             generation,
         } = accepted;
         let metrics = services.metrics.calls(operation.labels());
         record.queued(operation.clone(), metrics.clone());
         let answer_by = Instant::now() + operation.hold;
-        let limited_call = services.limiter.arrive(&operation, bytes)?;
+        let limited_call = services.limiter.arrive_via(upstream, &operation, bytes)?;
         Ok(Self {
             services,
             record,
@@ -191,7 +192,11 @@ impl<'a> ActiveCall<'a> {
 
     /// Builds the request of one attempt with the current configuration. Fails if the caller has
     /// disconnected.
-    fn sign(&mut self, disconnect: &Disconnect) -> Result<Sending, CallFailure> {
+    fn sign(
+        &mut self,
+        permit: &SendPermit<Upstream>,
+        disconnect: &Disconnect,
+    ) -> Result<Sending, CallFailure> {
         self.record.permit_granted(self.limited_call.age());
         if disconnect.has_disconnected() {
             return Err(CallFailure::CallerDisconnected);
@@ -203,8 +208,9 @@ impl<'a> ActiveCall<'a> {
             &self.operation.account,
             &mut self.generation,
         )?;
-        let host = &config_snapshot.config.upstream.host;
-        let mut request = sign::sign(&self.call, host, SystemTime::now());
+        let connection = permit.connection();
+        check_upstream(self.limited_call.connector(), connection)?;
+        let mut request = sign::sign(&self.call, connection.host(), SystemTime::now());
         self.record.sent(request.headers_mut(), !context.managed);
         let note = self.services.journal.as_ref().map(|journal| {
             let flow_name = self.record.flow_name();
@@ -295,10 +301,27 @@ impl<'a> ActiveCall<'a> {
     }
 }
 
+/// Refuses a call whose account was moved to another upstream while it was queued: it may name the
+/// earlier one, and CAMS elsewhere has other data.
+fn check_upstream(upstream: &Upstream, connection: &Connection) -> Result<(), Refusal> {
+    if upstream.owns(connection) || upstream.host() == connection.host() {
+        return Ok(());
+    }
+    let message = "A reload of Flowgate's configuration moved this account to another upstream. \
+                   CAMS has done nothing.";
+    Err(Refusal::after(
+        Kind::Flushed,
+        Duration::from_secs(1),
+        message,
+    ))
+}
+
 /// A complete call, with the parts that later steps need.
 struct AcceptedCall {
     call: Sendable,
     operation: Arc<Operation>,
+    /// The upstream of its account.
+    upstream: Arc<Upstream>,
     /// Bytes that the call holds while it is queued.
     bytes: usize,
     /// The generation of the configuration that it was identified with.
@@ -320,6 +343,7 @@ where
     let ConfigSnapshot {
         config,
         directory,
+        upstreams,
         generation,
     } = &*config_snapshot;
     let (head, body) = request.into_parts();
@@ -347,9 +371,11 @@ where
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
     let bytes = caller.bytes();
+    let upstream = upstreams.at(caller.upstream()).clone();
     Ok(AcceptedCall {
         call: caller.into_sendable(),
         operation: Arc::new(operation),
+        upstream,
         bytes,
         generation: *generation,
     })

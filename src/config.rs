@@ -25,6 +25,7 @@ pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
 pub use telemetry::{Collector, Journal, Log, LogFormat, Telemetry};
 pub use tls::Tls;
+pub use upstreams::{AccountUpstream, HttpProxy, UpstreamIndex};
 
 mod bind;
 mod check;
@@ -48,6 +49,7 @@ mod stamps;
 mod telemetry;
 pub(crate) mod tls;
 mod units;
+mod upstreams;
 
 pub(crate) use check::ids::{check_account_id, check_client_id};
 pub(crate) use secrets::file as secret_file;
@@ -64,8 +66,11 @@ pub struct Config {
     pub unknown_keys: UnknownKeys,
     /// Where Flowgate listens, and the bounds on what it accepts.
     pub listen: Listen,
-    /// The one endpoint to which Flowgate connects.
+    /// The endpoint to which Flowgate connects.
     pub upstream: Upstream,
+    /// The endpoints of accounts that name another one; each URL occurs once.
+    #[serde(skip)]
+    pub account_upstreams: Vec<Upstream>,
     /// The accounts whose quota is limited.
     #[serde(skip)]
     pub accounts: Vec<Account>,
@@ -173,10 +178,15 @@ pub struct Upstream {
     pub host: String,
     /// Pinned addresses to connect to. Empty: resolve `dial_host`.
     pub connect_to: Vec<SocketAddr>,
+    /// The HTTP proxy through which connections are opened.
+    pub proxy: Option<HttpProxy>,
+    /// User and password for the proxy, as `user:password`.
+    #[serde(serialize_with = "serializers::is_set")]
+    pub proxy_credentials: Option<Secret>,
     /// PEM file with additional root certificates.
     #[serde(serialize_with = "serializers::optional_path")]
     pub ca_file: Option<PathBuf>,
-    /// Timeout of the TCP and TLS handshakes together.
+    /// Timeout of the TCP handshake, the proxy's tunnel and the TLS handshake together.
     #[serde(serialize_with = "serializers::time")]
     pub connect_timeout: Duration,
     /// From handing a request to the connection to the last byte of its response.
@@ -219,6 +229,8 @@ pub struct Account {
     /// All keys of a relayed account, or additional keys of a managed one. Calls under these keys
     /// are relayed unverified.
     pub aliases: Vec<AccessKeyId>,
+    /// The endpoint of its calls, if it is not the one of `[upstream]`.
+    pub upstream: Option<AccountUpstream>,
 }
 
 /// The actions that a client may call.
@@ -355,6 +367,17 @@ impl fmt::Display for Scheme {
             Self::Http => "http",
             Self::Https => "https",
         })
+    }
+}
+
+// === impl Account ===
+
+impl Account {
+    /// The endpoint of its calls.
+    pub(crate) fn upstream_index(&self) -> UpstreamIndex {
+        self.upstream
+            .as_ref()
+            .map_or_else(UpstreamIndex::default, |upstream| upstream.index)
     }
 }
 

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `lane.rs` | one lane as a state machine: events and the time go in, effects come out (`lane/events.rs`) |
 //! | `fair.rs`, `source.rs`, `tokens.rs`, `pause.rs`, `pace.rs`, `forecast.rs`, `token_returns.rs`, `wait.rs`, `shadow.rs` | the parts of a lane; they only decide |
-//! | `registry.rs`, `inner.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs` | all lanes, the state that they share, a lane's lock, its worker task, the right to send, the source of connections |
+//! | `registry.rs`, `inner.rs`, `handle.rs`, `worker.rs`, `permit.rs`, `connector.rs`, `routes.rs` | all lanes, the state that they share, a lane's lock, its worker task, the right to send, the source of connections, the source of each account |
 //! | `rules.rs`, `drain.rs`, `commands.rs`, `refusals.rs`, `view.rs` | configuration, drain deadlines, operators' commands, refusal texts, the lanes as operators see them |
 //! | `shared/` | the quota that replicas share: tokens dealt by a store |
 
@@ -23,6 +23,7 @@ pub(crate) mod pause;
 mod permit;
 mod refusals;
 mod registry;
+mod routes;
 mod rules;
 mod shadow;
 pub(crate) mod shared;
@@ -40,4 +41,5 @@ pub(crate) use crate::limiter::connector::Connector;
 pub(crate) use crate::limiter::permit::{Receipt, SendPermit};
 pub(crate) use crate::limiter::refusals::draining;
 pub(crate) use crate::limiter::registry::{LimitedCall, Limiter};
+pub(crate) use crate::limiter::routes::Routes;
 pub(crate) use crate::limiter::view::{LaneView, OperatorPauseView, TenantView};

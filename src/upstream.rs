@@ -2,7 +2,8 @@
 //! connection is ready. The pool holds hyper's own connections, because Flowgate must know exactly
 //! which bytes have left the process. Nothing is retried here; the response is judged elsewhere.
 //!
-//! Only the configured upstream is dialled: `upstream/dial.rs` opens connections,
+//! `upstream/set.rs` holds the configured upstreams, and only they are dialled:
+//! `upstream/dial.rs` opens connections, `upstream/tunnel.rs` asks a proxy for a tunnel,
 //! `upstream/resolve.rs` resolves the name, `upstream/addresses.rs` orders the addresses,
 //! `upstream/race.rs` races them. `upstream/pool.rs` keeps idle connections and probes an
 //! unreachable upstream, `upstream/exchange.rs` is one request and its response,
@@ -11,13 +12,16 @@
 mod addresses;
 mod dial;
 mod exchange;
+mod failures;
 mod first_write;
 mod link;
 mod pool;
 mod race;
 mod reach;
 mod resolve;
+mod set;
 mod tls;
+mod tunnel;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,8 +36,10 @@ use tokio::time::Instant;
 
 use crate::config;
 use dial::Dialer;
+pub(crate) use failures::Failure;
 use link::Link;
 use pool::Pool;
+pub(crate) use set::Upstreams;
 pub(crate) use tls::TlsRoots;
 
 /// A request to CAMS: origin form, with a `Host` header.
@@ -46,7 +52,7 @@ type Sender = SendRequest<Full<Bytes>>;
 /// thread that wrote it. It must be quick: the connection waits for it.
 pub(crate) type OnWrite = Box<dyn FnOnce(Instant) + Send>;
 
-/// The configured upstream with its connections. Clones share them.
+/// One configured upstream with its connections. Clones share them.
 #[derive(Clone)]
 pub(crate) struct Upstream {
     pool: Arc<Pool>,
@@ -115,8 +121,8 @@ pub(crate) enum Reach {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UpstreamError {
     /// The host is not a valid name for a certificate.
-    #[error("upstream.url: its host is not a name that a certificate can bear")]
-    Name,
+    #[error("{0}: its host is not a name that a certificate can bear")]
+    Name(String),
     /// The file with additional roots cannot be used.
     #[error("upstream.ca_file: {}: {reason}", path.display())]
     CaFile {
@@ -133,13 +139,23 @@ pub(crate) enum UpstreamError {
 // === impl Upstream ===
 
 impl Upstream {
-    /// Sets up TLS and an empty pool; connections are opened on demand. `own` are Flowgate's own
-    /// listeners, which are never dialled.
+    /// Like [`Upstream::with_roots`], with the roots of the settings.
+    #[cfg(test)]
     pub(crate) fn new(
         config: &config::Upstream,
         own: Vec<SocketAddr>,
     ) -> Result<Self, UpstreamError> {
-        let dialer = Dialer::new(config, own)?;
+        Self::with_roots(config, own, None)
+    }
+
+    /// Sets up TLS and an empty pool; connections are opened on demand. `own` are Flowgate's own
+    /// listeners, which are never dialled. `roots` are loaded from the settings if there are none.
+    fn with_roots(
+        config: &config::Upstream,
+        own: Vec<SocketAddr>,
+        roots: Option<&TlsRoots>,
+    ) -> Result<Self, UpstreamError> {
+        let dialer = Dialer::new(config, own, roots)?;
         Ok(Self {
             pool: Arc::new(Pool::new(dialer, config)),
         })
@@ -161,6 +177,40 @@ impl Upstream {
     /// Whether the latest attempt to connect succeeded.
     pub(crate) fn reach(&self) -> Reach {
         self.pool.reach()
+    }
+
+    /// The URL, which is its name in metrics and logs.
+    pub(crate) fn url(&self) -> &str {
+        &self.pool.url
+    }
+
+    /// The host that is signed and sent as `Host`.
+    pub(crate) fn host(&self) -> &str {
+        &self.pool.settings.host
+    }
+
+    /// The proxy on the way to it.
+    pub(crate) fn proxy(&self) -> Option<String> {
+        self.pool.settings.proxy.as_ref().map(ToString::to_string)
+    }
+
+    /// The number of failed attempts to connect, by reason. Only an upstream behind a proxy has a
+    /// proxy's reasons.
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (Failure, u64)> {
+        let has_proxy = self.pool.settings.proxy.is_some();
+        Failure::ALL
+            .into_iter()
+            .filter(move |failure| has_proxy || !failure.is_of_proxy())
+            .map(|failure| (failure, self.pool.failures.get(failure)))
+    }
+
+    /// Whether a connection was opened by this upstream.
+    pub(crate) fn owns(&self, connection: &Connection) -> bool {
+        Arc::ptr_eq(&self.pool, &connection.pool)
+    }
+
+    fn has_settings(&self, settings: &config::Upstream) -> bool {
+        self.pool.settings.is_same(settings)
     }
 
     /// Replaces the trusted roots for new connections. Open connections keep theirs; they live for
@@ -185,6 +235,11 @@ impl Upstream {
 // === impl Connection ===
 
 impl Connection {
+    /// The host of its upstream, which is signed and sent as `Host`.
+    pub(crate) fn host(&self) -> &str {
+        &self.pool.settings.host
+    }
+
     /// Whether hyper still considers the connection open, and it is not so old that the other side
     /// may close it soon.
     pub(crate) fn is_usable(&self) -> bool {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::call::services::CallServices;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
-use crate::upstream::Reach;
+use crate::upstream::{Reach, Upstream, Upstreams};
 
 /// Maximum number of lanes in a snapshot; those with the longest queues are kept.
 const LANES: usize = 200;
@@ -36,7 +36,7 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         "phase": phase(services.phases.now()),
         "mode": config.mode.to_string(),
         "may_order": config.listen.admin_actions,
-        "upstream": upstream(services),
+        "upstreams": upstreams(&config_snapshot.upstreams),
         "store": store,
         "journal": services.journal.as_ref().map(|journal| json!({ "up": journal.is_up() })),
         "config": {
@@ -54,13 +54,23 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
     })
 }
 
-/// Whether CAMS can be reached, according to the latest connection attempts.
-pub(super) fn upstream(services: &CallServices) -> Value {
-    match services.upstream.reach() {
-        Reach::Up => json!({ "reachable": true }),
-        Reach::Down { since, reason } => {
-            json!({ "reachable": false, "down_seconds": since.elapsed().as_secs_f64(), "reason": &*reason })
-        }
+/// Every upstream.
+pub(super) fn upstreams(upstreams: &Upstreams) -> Value {
+    upstreams.all().iter().map(|it| upstream(it)).collect()
+}
+
+/// Whether an upstream can be reached, according to the latest connection attempts.
+pub(super) fn upstream(upstream: &Upstream) -> Value {
+    let (url, proxy) = (upstream.url(), upstream.proxy());
+    match upstream.reach() {
+        Reach::Up => json!({ "url": url, "proxy": proxy, "reachable": true }),
+        Reach::Down { since, reason } => json!({
+            "url": url,
+            "proxy": proxy,
+            "reachable": false,
+            "down_seconds": since.elapsed().as_secs_f64(),
+            "reason": &*reason,
+        }),
     }
 }
 

@@ -12,10 +12,10 @@ use tokio::time::{Instant, timeout};
 
 use crate::app::state::AppState;
 use crate::call::current_config::{ConfigSnapshot, ReloadHandle};
-use crate::config::{self, Loaded, Mistakes, Scheme, Source, Stamps, stamp};
+use crate::config::{self, Loaded, Mistakes, Source, Stamps, stamp};
 use crate::observe::metrics::Reload;
 use crate::process::systemd;
-use crate::upstream::{TlsRoots, UpstreamError};
+use crate::upstream::{TlsRoots, UpstreamError, Upstreams};
 
 /// The task that reads the configuration again, one reload at a time.
 pub(crate) struct Reloader {
@@ -70,12 +70,11 @@ const APART: u32 = 100;
 const FARTHEST: Duration = Duration::from_secs(10);
 
 /// Keys and tables that only a restart can change.
-const FIXED: [&str; 9] = [
+const FIXED: [&str; 8] = [
     "mode",
     "listen.proxy",
     "listen.admin",
     "listen.socket_mode",
-    "upstream",
     "quota",
     "log.format",
     "journal",
@@ -91,7 +90,7 @@ enum ReloadError {
     #[error("{}", .0.summary())]
     Mistakes(Mistakes),
     #[error("{0}")]
-    TlsRoots(UpstreamError),
+    Upstream(UpstreamError),
     #[error("only a restart can change {}", .0.join(", "))]
     Fixed(Vec<String>),
 }
@@ -107,14 +106,11 @@ fn read(source: &Source) -> (Result<(Loaded, Option<TlsRoots>), ReloadError>, St
         }
         Ok(mut loaded) => {
             let files = std::mem::take(&mut loaded.files);
-            let upstream = &loaded.config.upstream;
-            let tls_roots = (upstream.scheme == Scheme::Https)
-                .then(|| TlsRoots::load(upstream.ca_file.as_deref()));
+            let tls_roots = Upstreams::load_roots(&loaded.config);
             (
                 tls_roots
-                    .transpose()
                     .map(|tls_roots| (loaded, tls_roots))
-                    .map_err(ReloadError::TlsRoots),
+                    .map_err(ReloadError::Upstream),
                 files,
             )
         }
@@ -258,7 +254,10 @@ impl ReloadWork {
         let read = read.and_then(|(loaded, tls_roots)| {
             let written = config::outline(&loaded.config);
             let changed = self.last.accept(&written)?;
-            Ok((loaded, tls_roots, written, changed))
+            let upstreams = state
+                .next_upstreams(&loaded.config, tls_roots.as_ref())
+                .map_err(ReloadError::Upstream)?;
+            Ok((loaded, tls_roots, upstreams, written, changed))
         });
         self.last.stamps = files;
         match read {
@@ -267,12 +266,13 @@ impl ReloadWork {
                     config, warnings, ..
                 },
                 tls_roots,
+                upstreams,
                 written,
                 changed,
             )) => {
                 self.last.written = written;
                 self.retired.push(state.calls().current_config.load_full());
-                state.apply(config, tls_roots);
+                state.apply(config, upstreams, tls_roots.as_ref());
                 state.calls().metrics.reloaded(Reload::Done);
                 let reload_status = state.calls().current_config.record_accepted(warnings);
                 reload_status
@@ -557,16 +557,9 @@ mod tests {
     #[test]
     fn keys_that_need_a_restart_are_known_by_their_table() {
         assert!(
-            [
-                "mode",
-                "upstream.url",
-                "upstream.connect_to",
-                "quota.store.lease",
-                "listen.proxy",
-                "listen.tls"
-            ]
-            .iter()
-            .all(|key| is_fixed(key))
+            ["mode", "quota.store.lease", "listen.proxy", "listen.tls"]
+                .iter()
+                .all(|key| is_fixed(key))
         );
         assert!(
             ![
@@ -575,6 +568,8 @@ mod tests {
                 "listen.tls.cert",
                 "listen.proxy_header",
                 "log.level",
+                "upstream.url",
+                "upstream.proxy",
                 "queue.hold"
             ]
             .iter()

@@ -18,7 +18,7 @@ use crate::process::logging;
 use crate::process::shutdown::Phase;
 use crate::server::bounds::{self, Bounds, CurrentBounds};
 use crate::server::tls::Certificates;
-use crate::upstream::{Reach, TlsRoots, Upstream};
+use crate::upstream::{Reach, TlsRoots, UpstreamError, Upstreams};
 
 /// A running Flowgate without its listeners.
 pub(crate) struct AppState {
@@ -44,7 +44,7 @@ impl AppState {
             .collect();
         let metrics = Arc::new(Metrics::new());
         metrics.accounts(&config.accounts);
-        let upstream = Arc::new(Upstream::new(&config.upstream, own)?);
+        let upstreams = Upstreams::new(&config, own)?;
         let quota = config
             .quota
             .store
@@ -75,7 +75,7 @@ impl AppState {
         };
         Ok(Self {
             calls: Arc::new(CallServices::new(
-                config, upstream, quota, journal, telemetry,
+                config, upstreams, quota, journal, telemetry,
             )),
             certificates,
             bounds,
@@ -97,16 +97,33 @@ impl AppState {
         self.bounds.clone()
     }
 
+    /// Sets up the upstreams of a configuration that is not in force yet. Those whose settings have
+    /// not changed keep their connections.
+    pub(crate) fn next_upstreams(
+        &self,
+        config: &Config,
+        tls_roots: Option<&TlsRoots>,
+    ) -> Result<Upstreams, UpstreamError> {
+        let config_snapshot = self.calls.current_config.load();
+        config_snapshot.upstreams.next(config, tls_roots)
+    }
+
     /// Puts this configuration in force, except for keys that only a restart can change.
-    pub(crate) fn apply(&self, mut config: Config, tls_roots: Option<TlsRoots>) {
+    pub(crate) fn apply(
+        &self,
+        mut config: Config,
+        upstreams: Upstreams,
+        tls_roots: Option<&TlsRoots>,
+    ) {
         let before = self.calls.current_config.load_full();
         config.listen.proxy = before.config.listen.proxy.clone();
         config.listen.admin = before.config.listen.admin.clone();
         bounds::fit_to_descriptors(&mut config.listen);
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
-        let config_snapshot = Arc::new(before.next(config));
+        let config_snapshot = Arc::new(before.next(config, upstreams));
         // The limiter first: a call that is identified with the new snapshot must not create a lane
         // with the old ones.
+        self.calls.limiter.reroute(config_snapshot.routes());
         self.calls.limiter.reload(&config_snapshot.config);
         self.calls.current_config.store(config_snapshot.clone());
         self.calls
@@ -118,7 +135,7 @@ impl AppState {
             certificates.swap(tls);
         }
         if let Some(tls_roots) = tls_roots {
-            self.calls.upstream.tls_roots(tls_roots);
+            config_snapshot.upstreams.trust(tls_roots);
         }
         self.calls
             .metrics
@@ -135,7 +152,9 @@ impl AppState {
         } else {
             "draining"
         };
-        let upstream = if self.calls.upstream.reach() == Reach::Up {
+        let config_snapshot = self.calls.current_config.load();
+        let mut upstreams = config_snapshot.upstreams.all().iter();
+        let upstream = if upstreams.all(|upstream| upstream.reach() == Reach::Up) {
             ""
         } else {
             ", CAMS cannot be reached"

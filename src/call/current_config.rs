@@ -14,13 +14,17 @@ use crate::call::classify;
 use crate::call::identify::{Directory, Sendable};
 use crate::config::Config;
 use crate::error::Refusal;
+use crate::limiter::Routes;
 use crate::primitives::id::AccountId;
+use crate::upstream::{Upstream, Upstreams};
 
 /// A configuration and the directory of callers built from it. It does not change; a reload makes
 /// another one.
 pub(crate) struct ConfigSnapshot {
     pub(crate) config: Config,
     pub(crate) directory: Directory,
+    /// Its upstreams.
+    pub(crate) upstreams: Upstreams,
     /// Number of reloads before this one.
     pub(crate) generation: u64,
 }
@@ -63,21 +67,35 @@ const MAX_RELOAD_WAIT: Duration = Duration::from_secs(5);
 
 impl ConfigSnapshot {
     /// `config` contains the addresses that were actually bound.
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config, upstreams: Upstreams) -> Self {
         Self {
             directory: Directory::new(&config, None),
             config,
+            upstreams,
             generation: 0,
         }
     }
 
     /// Returns the snapshot that replaces this one.
-    pub(crate) fn next(&self, config: Config) -> Self {
+    pub(crate) fn next(&self, config: Config, upstreams: Upstreams) -> Self {
         Self {
             directory: Directory::new(&config, Some(&self.directory)),
             config,
+            upstreams,
             generation: self.generation + 1,
         }
+    }
+
+    /// The source of each account's connections.
+    pub(crate) fn routes(&self) -> Routes<Upstream> {
+        let own = self.config.accounts.iter().filter_map(|account| {
+            let upstream = account.upstream.as_ref()?;
+            Some((
+                account.id.clone(),
+                self.upstreams.at(upstream.index).clone(),
+            ))
+        });
+        Routes::new(self.upstreams.default().clone(), own.collect())
     }
 
     /// Checks a call again before it is sent. `since` is the generation under which it was
@@ -106,9 +124,9 @@ impl ConfigSnapshot {
 
 impl CurrentConfig {
     /// `config` contains the addresses that were actually bound.
-    pub(crate) fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config, upstreams: Upstreams) -> Self {
         Self {
-            snapshot: ArcSwap::from_pointee(ConfigSnapshot::new(config)),
+            snapshot: ArcSwap::from_pointee(ConfigSnapshot::new(config, upstreams)),
             reload_handle: OnceLock::new(),
             reload_status: Mutex::new(ReloadStatus::accepted(Vec::new())),
         }

@@ -43,6 +43,7 @@ pub(crate) use self::relayed_request::RelayedRequest;
 pub(crate) use self::signature_fields::VERSION;
 use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
+use crate::config::UpstreamIndex;
 use crate::error::{ClaimedIdentity, Refusal};
 use crate::primitives::id::{AccountId, ClientId};
 use crate::primitives::secret::never_shown;
@@ -64,6 +65,7 @@ enum SigningMode {
     Relayed {
         account: AccountId,
         is_known: bool,
+        upstream: UpstreamIndex,
         relayed_request: RelayedRequest,
     },
 }
@@ -168,10 +170,21 @@ impl Claim {
     ) -> Result<Self, Refusal> {
         let signing_mode = match owner {
             Owner::Managed(principal) => SigningMode::Managed(principal),
-            Owner::Relayed { account, is_known } => SigningMode::Relayed {
+            Owner::Relayed {
                 account,
                 is_known,
-                relayed_request: relay::relayed_request(head, &claims.params, signed, directory)?,
+                upstream,
+            } => SigningMode::Relayed {
+                account,
+                is_known,
+                upstream,
+                relayed_request: relay::relayed_request(
+                    head,
+                    &claims.params,
+                    signed,
+                    directory,
+                    upstream,
+                )?,
             },
         };
         let claim = Self {
@@ -285,10 +298,12 @@ impl Claim {
             SigningMode::Relayed {
                 account,
                 is_known,
+                upstream,
                 relayed_request,
             } => Caller::Relayed(Relayed {
                 account,
                 is_known,
+                upstream,
                 fresh_for: claims.fresh_for(now),
                 action: claims.action,
                 params: claims.params,
@@ -310,10 +325,13 @@ impl Claim {
         match (&self.claims.proof, signed) {
             (Proof::V3(proof), Some(signed)) => {
                 proof.verify(&principal.secrets, head, &self.claims.params, signed)?;
-                directory.check_host(head.host)
+                directory.check_host(head.host, principal.account.upstream)
             }
             (Proof::V3(_), None) => Err(wrong_signature()),
-            (Proof::V1(proof), _) => proof.check_method(),
+            (Proof::V1(proof), _) => {
+                directory.check_unsigned_host(head.host, principal.account.upstream)?;
+                proof.check_method()
+            }
         }
     }
 }

@@ -19,13 +19,12 @@ use crate::observe::metrics::Metrics;
 use crate::observe::record::CallTelemetry;
 use crate::primitives::byte_budget::ByteBudget;
 use crate::process::shutdown::Phases;
-use crate::upstream::Upstream;
+use crate::upstream::{Upstream, Upstreams};
 
 /// The services that all calls share.
 pub(crate) struct CallServices {
     pub(crate) current_config: CurrentConfig,
     pub(crate) limiter: Limiter<Upstream>,
-    pub(crate) upstream: Arc<Upstream>,
     /// `None`: each process uses the full quota.
     pub(crate) quota: Option<Arc<Quota>>,
     /// `None`: attempts are not recorded.
@@ -49,31 +48,33 @@ impl CallServices {
     /// `config` must contain the addresses that were bound.
     pub(crate) fn new(
         config: Config,
-        upstream: Arc<Upstream>,
+        upstreams: Upstreams,
         quota: Option<Arc<Quota>>,
         journal: Option<Arc<Journal>>,
         telemetry: CallTelemetry,
     ) -> Self {
         let metrics = telemetry.metrics.clone();
+        let max_unverified = config.listen.max_unverified;
+        let current_config = CurrentConfig::new(config, upstreams);
+        let config_snapshot = current_config.load_full();
         Self {
             limiter: Limiter::new(
-                &config,
-                upstream.clone(),
+                &config_snapshot.config,
+                config_snapshot.routes(),
                 metrics.clone(),
                 quota.clone(),
                 Instant::now(),
             ),
-            upstream,
             quota,
             journal,
             metrics,
             telemetry: Arc::new(telemetry),
             phases: Phases::new(),
-            unverified: ByteBudget::new(config.listen.max_unverified),
+            unverified: ByteBudget::new(max_unverified),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
             attempts: TaskTracker::new(),
-            current_config: CurrentConfig::new(config),
+            current_config,
         }
     }
 

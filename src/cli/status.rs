@@ -40,12 +40,14 @@ pub struct Status {
 struct Page {
     mode: String,
     upstream: Upstream,
+    upstreams: Vec<Upstream>,
     lanes: Vec<LaneView>,
 }
 
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Upstream {
+    url: String,
     reachable: bool,
     down_seconds: f64,
     reason: String,
@@ -163,27 +165,34 @@ impl Page {
     }
 
     fn summary(&self) -> String {
-        let upstream = match &self.upstream {
-            Upstream {
-                reachable: true, ..
-            } => "CAMS is reachable".to_owned(),
-            Upstream {
-                down_seconds,
-                reason,
-                ..
-            } => {
-                format!(
-                    "CAMS has not been reachable for {}: {}",
-                    seconds(*down_seconds),
-                    shown(reason)
-                )
-            }
+        let upstream = match &self.upstreams[..] {
+            [] | [_] => self.upstream.summary("CAMS"),
+            several => several
+                .iter()
+                .map(|upstream| upstream.summary(&shown(&upstream.url)))
+                .collect::<Vec<_>>()
+                .join("; "),
         };
         let waiting: usize = self.lanes.iter().map(LaneView::waiting).sum();
         format!(
             "mode {}, lanes {}, waiting {waiting}; {upstream}",
             shown(&self.mode),
             self.lanes.len()
+        )
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    fn summary(&self, name: &str) -> String {
+        if self.reachable {
+            return format!("{name} is reachable");
+        }
+        format!(
+            "{name} has not been reachable for {}: {}",
+            seconds(self.down_seconds),
+            shown(&self.reason)
         )
     }
 }

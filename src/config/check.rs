@@ -10,6 +10,7 @@ use std::time::Duration;
 use hyper::header::HeaderName;
 use tracing::level_filters::LevelFilter;
 
+use self::account_upstreams::AccountUpstreams;
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
 use super::units::Size;
 use super::{
@@ -17,6 +18,7 @@ use super::{
     Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
 };
 
+mod account_upstreams;
 mod accounts;
 mod credentials;
 pub(super) mod ids;
@@ -44,10 +46,12 @@ pub(super) fn admin(mut root: Section<'_>) -> Option<Bind> {
 pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let mode = mode(&mut root);
     let listen = listen::check(root.table("listen"));
-    let upstream = upstream::check(root.table("upstream"), listen.as_ref());
+    let base = upstream::check(root.table("upstream"), listen.as_ref());
+    let mut upstreams = AccountUpstreams::new(base, listen.as_ref());
     let queue = queue(root.table("queue"), listen.as_ref());
-    let (accounts, clients) =
-        accounts::check(&mut root, queue.as_ref().map(|queue| queue.max_hold));
+    let max_hold = queue.as_ref().map(|queue| queue.max_hold);
+    let (accounts, clients) = accounts::check(&mut root, max_hold, &mut upstreams);
+    let (upstream, account_upstreams) = upstreams.into_upstreams();
     let unknown_keys = unknown_keys(&mut root, listen.as_ref(), &accounts, &clients);
     let limits = limits::check(root.table("limits"));
     let shortest = limits
@@ -69,6 +73,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         unknown_keys: unknown_keys?,
         listen: listen?,
         upstream: upstream?,
+        account_upstreams,
         accounts,
         clients,
         limits: limits?,

@@ -2,13 +2,13 @@
 //! that takes effect, and no secret. A field is written by its derived `Serialize`. `Secret` has
 //! none, so a secret cannot be shown by accident.
 
-use std::borrow::Cow;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Config, Server, Store, Upstream};
+use super::upstreams::bracketed;
+use super::{Config, Server, Store};
 
 /// The configuration as JSON, without secrets; access key ids of accounts are masked.
 pub fn effective(config: &Config) -> Value {
@@ -24,7 +24,7 @@ fn with_lists(config: &Config, accounts: Value, clients: Value) -> Value {
     let mut value = json(config);
     value["accounts"] = accounts;
     value["clients"] = clients;
-    value["upstream"]["url"] = upstream_url(&config.upstream).into();
+    value["upstream"]["url"] = config.upstream.url().into();
     if let Some(store) = &config.quota.store {
         let urls = store.servers.iter().map(|server| store_url(store, server));
         value["quota"]["store"]["servers"] = urls.collect();
@@ -44,22 +44,8 @@ fn json<T: Serialize>(value: &T) -> Value {
     serde_json::to_value(value).expect("names of fields are text, and no field fails")
 }
 
-fn upstream_url(upstream: &Upstream) -> String {
-    let host = bracketed(&upstream.dial_host);
-    format!("{}://{host}:{}", upstream.scheme, upstream.dial_port)
-}
-
 fn store_url(store: &Store, server: &Server) -> String {
     let scheme = if store.tls { "rediss" } else { "redis" };
     let host = bracketed(&server.host);
     format!("{scheme}://{host}:{}/{}", server.port, store.database)
-}
-
-/// The host of a URL: an IPv6 address is in brackets.
-fn bracketed(host: &str) -> Cow<'_, str> {
-    if host.contains(':') {
-        format!("[{host}]").into()
-    } else {
-        host.into()
-    }
 }

@@ -17,8 +17,8 @@ pub(crate) trait Connector: Send + Sync + 'static {
     /// now. Cancel safe.
     fn ready(&self, wanted: usize) -> impl Future<Output = Self::Connection> + Send;
 
-    /// Whether a connection that was ready still is.
-    fn is_usable(connection: &Self::Connection) -> bool;
+    /// Whether a connection that was ready still is, and is one of this connector's.
+    fn is_usable(&self, connection: &Self::Connection) -> bool;
 
     /// Why no connection can be opened at present; none if connections can be opened.
     fn down(&self) -> Option<String>;
@@ -37,8 +37,8 @@ impl Connector for Upstream {
         Upstream::ready(self, wanted).await
     }
 
-    fn is_usable(connection: &Connection) -> bool {
-        connection.is_usable()
+    fn is_usable(&self, connection: &Connection) -> bool {
+        self.owns(connection) && connection.is_usable()
     }
 
     fn down(&self) -> Option<String> {

@@ -59,6 +59,8 @@ pub(super) struct LaneState<K: Connector> {
     pub(super) lane: Lane<Waiter<K>>,
     /// Whether a worker task runs for the lane.
     pub(super) has_worker: bool,
+    /// The source of its connections.
+    connector: Arc<K>,
 }
 
 /// The result of [`LaneHandle::enter`].
@@ -113,6 +115,7 @@ impl<K: Connector> LaneHandle<K> {
             state: Mutex::new(LaneState {
                 lane,
                 has_worker: false,
+                connector: limiter.routes.load().of(&operation.account).clone(),
             }),
             changed: Notify::new(),
             shadow,
@@ -171,7 +174,7 @@ impl<K: Connector> LaneHandle<K> {
             && now < send_by
             && !locked.state.has_worker
             && locked.state.lane.is_open(now)
-            && let Some(connection) = self.limiter.connector.try_ready()
+            && let Some(connection) = locked.state.connector.try_ready()
             // Checked again: time may have passed while the connection was looked up.
             && let Some(grant) = locked.state.lane.try_grant(send_by, now)
         {
@@ -185,7 +188,9 @@ impl<K: Connector> LaneHandle<K> {
             returning,
             waiter,
         });
-        let LaneState { lane, has_worker } = &mut *locked.state;
+        let LaneState {
+            lane, has_worker, ..
+        } = &mut *locked.state;
         let needs_worker = lane.queue().len() > 0 && !std::mem::replace(has_worker, true);
         if !needs_worker
             && (returning
@@ -211,6 +216,11 @@ impl<K: Connector> LaneHandle<K> {
             return shadow.lock().retry_after(now);
         }
         self.lock().state.lane.advice_now(now)
+    }
+
+    /// The source of its connections.
+    pub(super) fn connector(&self) -> Arc<K> {
+        self.state.lock().connector.clone()
     }
 
     /// Makes a permit of this lane.
@@ -249,6 +259,7 @@ impl<K: Connector> LaneHandle<K> {
         let rules = self.limiter.rules.load_full();
         let now = Instant::now();
         let limit = rules.limits.get(&self.action).copied();
+        self.state.lock().connector = self.limiter.routes.load().of(&self.account).clone();
         if let Some(shadow) = &self.shadow {
             let limit = limit.unwrap_or_else(|| self.state.lock().lane.limit());
             let mut shadow = shadow.lock();
@@ -280,7 +291,7 @@ impl<K: Connector> LaneHandle<K> {
             Effect::Expire { waiter, advice } => {
                 answer(
                     waiter,
-                    Err(refusals::expired(self.limiter.connector.down(), advice)),
+                    Err(refusals::expired(self.connector().down(), advice)),
                 );
             }
             Effect::RefuseAll {
@@ -512,10 +523,7 @@ impl<'a, K: Connector> QueueGuard<'a, K> {
             return answer;
         }
         let advice = self.lane.predicted_wait(Instant::now());
-        Err(refusals::expired(
-            self.lane.limiter.connector.down(),
-            advice,
-        ))
+        Err(refusals::expired(self.lane.connector().down(), advice))
     }
 }
 

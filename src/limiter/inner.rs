@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::config::Mode;
 use crate::limiter::Connector;
 use crate::limiter::drain::DrainDeadlines;
+use crate::limiter::routes::Routes;
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
 use crate::observe::metrics::Metrics;
@@ -19,7 +20,8 @@ use crate::primitives::id::{AccountId, ClientId};
 /// The state that all lanes share.
 pub(super) struct LimiterInner<K: Connector> {
     pub(super) mode: Mode,
-    pub(super) connector: Arc<K>,
+    /// The source of each account's connections.
+    pub(super) routes: ArcSwap<Routes<K>>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) rules: ArcSwap<Rules>,
     /// Set where replicas share the quota.

@@ -78,6 +78,13 @@ impl<K: Connector> SendPermit<K> {
         }
     }
 
+    /// The connection to send on.
+    pub(crate) fn connection(&self) -> &K::Connection {
+        self.connection
+            .as_ref()
+            .expect("a permit that was not used has its connection")
+    }
+
     /// Begins to send. Returns none, and the token and the connection, if the permit is not valid
     /// any more: the lane has been paused since the grant, the store's slot or the call's hold is
     /// over, or the token source has changed.

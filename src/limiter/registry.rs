@@ -18,6 +18,7 @@ use crate::limiter::handle::{Admission, LaneHandle, QueueGuard};
 use crate::limiter::inner::LimiterInner;
 use crate::limiter::lane::Event;
 use crate::limiter::permit::SendPermit;
+use crate::limiter::routes::Routes;
 use crate::limiter::rules::Rules;
 use crate::limiter::shadow::Shadow;
 use crate::limiter::shared::Quota;
@@ -48,6 +49,8 @@ pub(crate) struct LimitedCall<K: Connector> {
     /// None for an action without a limit.
     lane: Option<Arc<LaneHandle<K>>>,
     limiter: Arc<LimiterInner<K>>,
+    /// The connector of its account when it arrived. Its lane may use another one after a reload.
+    connector: Arc<K>,
     entry: QueueEntry,
     /// No attempt is sent after this: the arrival plus the hold, less the margin for CAMS's answer.
     send_by: Instant,
@@ -63,14 +66,14 @@ impl<K: Connector> Limiter<K> {
     /// A limiter without lanes. `started` is the start of the process.
     pub(crate) fn new(
         config: &Config,
-        connector: Arc<K>,
+        routes: impl Into<Routes<K>>,
         metrics: Arc<Metrics>,
         quota: Option<Arc<Quota>>,
         started: Instant,
     ) -> Self {
         let inner = LimiterInner {
             mode: config.mode,
-            connector,
+            routes: ArcSwap::from_pointee(routes.into()),
             metrics,
             rules: ArcSwap::from_pointee(Rules::new(config, started)),
             quota,
@@ -86,10 +89,22 @@ impl<K: Connector> Limiter<K> {
         }
     }
 
-    /// Registers a call whose request has been read completely. Fails if the memory for queued
-    /// calls is used up.
+    /// Like [`Limiter::arrive_via`], with the connector of the operation's account.
+    #[cfg(any(test, feature = "testing"))]
     pub(crate) fn arrive(
         &self,
+        operation: &Operation,
+        bytes: usize,
+    ) -> Result<LimitedCall<K>, Refusal> {
+        let connector = self.inner.routes.load().of(&operation.account).clone();
+        self.arrive_via(connector, operation, bytes)
+    }
+
+    /// Registers a call whose request has been read completely. `connector` is that of its account.
+    /// Fails if the memory for queued calls is used up.
+    pub(crate) fn arrive_via(
+        &self,
+        connector: Arc<K>,
         operation: &Operation,
         bytes: usize,
     ) -> Result<LimitedCall<K>, Refusal> {
@@ -121,6 +136,7 @@ impl<K: Connector> Limiter<K> {
         Ok(LimitedCall {
             lane,
             limiter: self.inner.clone(),
+            connector,
             entry,
             send_by: now + operation.wait,
             admitted: false,
@@ -148,6 +164,11 @@ impl<K: Connector> Limiter<K> {
         for lane in self.all() {
             lane.reload();
         }
+    }
+
+    /// Replaces the connectors. Existing lanes use theirs until [`Limiter::reload`].
+    pub(crate) fn reroute(&self, routes: Routes<K>) {
+        self.inner.routes.store(Arc::new(routes));
     }
 
     /// Begins a drain. Queued and arriving calls that cannot be granted before `by` are refused
@@ -303,6 +324,11 @@ impl<K: Connector> LimitedCall<K> {
         guard.answered(tokio::time::timeout_at(self.send_by, answer).await)
     }
 
+    /// The connector of its account when it arrived.
+    pub(crate) fn connector(&self) -> &K {
+        &self.connector
+    }
+
     /// Time since the call arrived.
     pub(crate) fn age(&self) -> Duration {
         self.entry.arrived.elapsed()
@@ -368,12 +394,12 @@ impl<K: Connector> LimitedCall<K> {
         if self.left().is_zero() {
             return Err(self.expired());
         }
-        let connection = match self.limiter.connector.try_ready() {
+        let connection = match self.connector.try_ready() {
             Some(connection) => connection,
             // Boxed: rarely needed, and its size would count in the future of each queued call.
             None => Box::pin(tokio::time::timeout_at(
                 self.send_by,
-                self.limiter.connector.ready(1),
+                self.connector.ready(1),
             ))
             .await
             .map_err(|_| self.expired())?,
@@ -382,7 +408,7 @@ impl<K: Connector> LimitedCall<K> {
     }
 
     fn expired(&self) -> Refusal {
-        refusals::expired(self.limiter.connector.down(), Duration::from_secs(1))
+        refusals::expired(self.connector.down(), Duration::from_secs(1))
     }
 }
 

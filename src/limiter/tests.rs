@@ -19,6 +19,7 @@ use crate::config::{self, Config, Limit, Mode, Retry};
 use crate::error::{Kind, Refusal};
 use crate::limiter::inner::LimiterInner;
 use crate::limiter::registry::LimitedCall;
+use crate::limiter::routes::Routes;
 use crate::limiter::rules::Rules;
 use crate::limiter::shared::Quota;
 use crate::limiter::shared::protocol::{Answer, DatedSlot, View};
@@ -119,8 +120,8 @@ impl Connector for TestConnector {
         self.open()
     }
 
-    fn is_usable(_: &TestConnection) -> bool {
-        true
+    fn is_usable(&self, connection: &TestConnection) -> bool {
+        Arc::ptr_eq(&self.0, &connection.0)
     }
 
     fn down(&self) -> Option<String> {
@@ -205,7 +206,7 @@ impl Harness {
         let rules = Rules::new(&config, started);
         let inner = LimiterInner {
             mode: Mode::Enforce,
-            connector: Arc::new(TestConnector(connector.clone())),
+            routes: ArcSwap::from_pointee(Routes::from(Arc::new(TestConnector(connector.clone())))),
             metrics: metrics.clone(),
             rules: ArcSwap::from_pointee(rules),
             quota: None,

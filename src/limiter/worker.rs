@@ -33,10 +33,13 @@ pub(super) async fn run<K: Connector>(lane: Arc<LaneHandle<K>>) {
                 () = change => {}
             },
             Next::Event => change.await,
-            Next::Connect(wanted) => tokio::select! {
-                ready = lane.limiter.connector.ready(wanted) => connection = Some(ready),
-                () = change => {}
-            },
+            Next::Connect(wanted) => {
+                let connector = lane.connector();
+                tokio::select! {
+                    ready = connector.ready(wanted) => connection = Some(ready),
+                    () = change => {}
+                }
+            }
             Next::Token(back_at) => tokio::select! {
                 () = wait_for_token(back_at) => {}
                 () = change => {}
@@ -51,8 +54,12 @@ fn step<K: Connector>(
     lane: &Arc<LaneHandle<K>>,
     connection: &mut Option<K::Connection>,
 ) -> (Next, Option<Instant>) {
-    if !connection.as_ref().is_some_and(K::is_usable) {
-        *connection = lane.limiter.connector.try_ready();
+    let connector = lane.connector();
+    let is_usable = connection
+        .as_ref()
+        .is_some_and(|connection| connector.is_usable(connection));
+    if !is_usable {
+        *connection = connector.try_ready();
     }
     let mut locked = lane.lock();
     let (next, check_at) = locked.next(connection.is_some());

@@ -16,6 +16,7 @@ pub(crate) mod labels;
 mod lanes;
 mod store;
 mod traces;
+mod upstreams;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +35,9 @@ use crate::observe::metrics::lanes::LaneGauges;
 pub(crate) use crate::observe::metrics::lanes::LaneSample;
 use crate::observe::metrics::store::StoreMetrics;
 use crate::observe::metrics::traces::TraceMetrics;
+use crate::observe::metrics::upstreams::UpstreamMetrics;
 use crate::primitives::id::{AccountId, ActionName};
+use crate::upstream::Upstream;
 
 /// All metrics of one process.
 pub(crate) struct Metrics {
@@ -52,6 +55,7 @@ pub(crate) struct Metrics {
     pub(crate) connections: ConnectionMetrics,
     config: ConfigMetrics,
     lanes: LaneGauges,
+    upstreams: UpstreamMetrics,
     store: StoreMetrics,
     journal: JournalMetrics,
     traces: TraceMetrics,
@@ -112,6 +116,7 @@ impl Metrics {
             connections: ConnectionMetrics::new(&r),
             config: ConfigMetrics::new(&r),
             lanes: LaneGauges::new(&r),
+            upstreams: UpstreamMetrics::new(&r),
             store: StoreMetrics::new(),
             journal: JournalMetrics::new(),
             traces: TraceMetrics::new(),
@@ -179,15 +184,15 @@ impl Metrics {
         self.operator_actions.with_label_values(&[action]).inc();
     }
 
-    /// All metrics in Prometheus' text format, with the current state of the lanes.
+    /// All metrics in Prometheus' text format, with the current state of lanes and upstreams.
     pub(crate) fn render(
         &self,
         lanes: &[LaneSample<'_>],
         bytes: Bytes,
-        upstream_up: bool,
+        upstreams: &[Arc<Upstream>],
     ) -> String {
         let _scrape = self.lanes.scrape.lock();
-        self.lanes.upstream_up.set(i64::from(upstream_up));
+        self.upstreams.set(upstreams);
         self.lanes
             .queued_bytes
             .set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));

@@ -1,11 +1,12 @@
-//! Opens one connection to the configured upstream: to its pinned addresses, or to those that its
-//! name resolves to. Never to one of Flowgate's own listeners, and never through a proxy. The pool
-//! decides when to dial.
+//! Opens one connection to an upstream: to its pinned addresses, or to those that its name resolves
+//! to, or through a tunnel of the configured proxy. Never to one of Flowgate's own listeners. The
+//! pool decides when to dial.
 
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -22,9 +23,11 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tracing::debug;
 
 use super::addresses::RaceHistory;
+use super::failures::Failure;
 use super::first_write::{FirstWrite, WatchedTcp};
 use super::race::{Connect, race};
 use super::resolve::Resolver;
+use super::tunnel::{Tunnel, TunnelError};
 use super::{Sender, TlsRoots, UpstreamError};
 use crate::config::{self, Scheme};
 
@@ -39,12 +42,15 @@ const KEEPALIVE_RETRIES: u32 = 3;
 
 /// Connection settings and the results of earlier attempts.
 pub(super) struct Dialer {
+    /// The name that is resolved: the upstream's or the proxy's.
     host: String,
+    /// Set if connections lead through a proxy.
+    tunnel: Option<Tunnel>,
     /// Addresses that replace the name's own, unless empty.
     pinned: Vec<SocketAddr>,
     /// Flowgate's own listeners.
     own: Vec<SocketAddr>,
-    /// Limit on resolving, TCP and TLS together.
+    /// Limit on resolving, TCP, the proxy's tunnel and TLS together.
     timeout: Duration,
     tls: Option<(ArcSwap<ClientConfig>, ServerName<'static>)>,
     resolver: Resolver,
@@ -57,6 +63,29 @@ pub(super) struct Dialled {
     pub(super) first_write: Arc<FirstWrite>,
 }
 
+/// One race for a connection.
+struct DialRace<'a> {
+    dialer: &'a Dialer,
+    /// The furthest stage that one of the addresses has reached.
+    reached: AtomicU8,
+}
+
+/// The stages of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    Tcp,
+    /// The tunnel of a proxy.
+    Tunnel,
+    Tls,
+}
+
+/// The other end of the TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Upstream,
+    Proxy,
+}
+
 /// Why a connection could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DialError {
@@ -67,52 +96,62 @@ pub(super) enum DialError {
     #[error("{0} has no address")]
     NoAddress(String),
     /// Every address is one of Flowgate's own listeners.
-    #[error("would dial Flowgate itself: upstream.connect_to pins other addresses")]
-    Itself,
+    #[error("{}", itself(*.0))]
+    Itself(Peer),
     /// TCP failed.
-    #[error("cannot connect: {}", .0.kind())]
-    Connect(io::Error),
+    #[error("cannot connect{to}: {kind}", to = to(*.0), kind = .1.kind())]
+    Connect(Peer, io::Error),
+    /// The proxy opens no tunnel.
+    #[error("{0}")]
+    Tunnel(TunnelError),
     /// TLS failed.
-    #[error("TLS failed: {0}")]
-    Tls(io::Error),
+    #[error("TLS failed{place}: {error}", place = within(*.0), error = .1)]
+    Tls(Peer, io::Error),
     /// hyper rejects the connection.
     #[error("{0}")]
     Http(hyper::Error),
     /// The time-out was reached.
-    #[error("not connected within {0:?}")]
-    Timeout(Duration),
+    #[error("{what} within {limit:?}", what = not_reached(*.0, *.1), limit = .2)]
+    Timeout(Peer, Stage, Duration),
     /// More than one address was tried.
     #[error("{}", GroupedErrors(.0))]
     Several(Vec<(SocketAddr, DialError)>),
 }
 
 impl Dialer {
-    /// Loads the roots and checks the name; opens no connection.
+    /// Checks the name, and loads the roots unless they are given; opens no connection.
     pub(super) fn new(
         config: &config::Upstream,
         own: Vec<SocketAddr>,
+        roots: Option<&TlsRoots>,
     ) -> Result<Self, UpstreamError> {
-        let host = config
+        let upstream_host = config
             .dial_host
             .trim_start_matches('[')
-            .trim_end_matches(']')
-            .to_owned();
+            .trim_end_matches(']');
         let tls = match config.scheme {
             Scheme::Http => None,
             Scheme::Https => {
-                let name = ServerName::try_from(host.clone()).map_err(|_| UpstreamError::Name)?;
-                Some((
-                    ArcSwap::new(TlsRoots::load(config.ca_file.as_deref())?.0),
-                    name,
-                ))
+                let name = ServerName::try_from(upstream_host.to_owned())
+                    .map_err(|_| UpstreamError::Name(config.url()))?;
+                let roots = match roots {
+                    Some(roots) => roots.clone(),
+                    None => TlsRoots::load(config.ca_file.as_deref())?,
+                };
+                Some((ArcSwap::new(roots.0), name))
             }
         };
         let timeout = config.connect_timeout;
+        let (host, port) = match &config.proxy {
+            Some(proxy) => (&*proxy.host, proxy.port),
+            None => (upstream_host, config.dial_port),
+        };
         // Half of the time remains to connect to the last known addresses.
-        let resolver = Resolver::of(&host, config.dial_port, timeout / 2);
+        let resolver = Resolver::of(host, port, timeout / 2);
         let pinned = config.connect_to.clone();
         Ok(Self {
-            host,
+            host: host.to_owned(),
+            tunnel: Tunnel::of(config),
             pinned,
             own,
             timeout,
@@ -136,11 +175,15 @@ impl Dialer {
             .await
             .map_err(|_elapsed| self.slow_resolver())??;
         let order = self.race_history.lock().order(&addresses, Instant::now());
-        let outcome = race(self, &order, deadline).await;
+        let racing = DialRace {
+            dialer: self,
+            reached: AtomicU8::new(Stage::Tcp as u8),
+        };
+        let outcome = race(&racing, &order, deadline).await;
         self.race_history.lock().learn(&outcome, Instant::now());
         match outcome.winner {
             Some((_, dialled)) => Ok(dialled),
-            None => Err(self.failure(outcome.failed, &outcome.pending)),
+            None => Err(self.failure(outcome.failed, &outcome.pending, racing.reached())),
         }
     }
 
@@ -149,17 +192,38 @@ impl Dialer {
             io::ErrorKind::TimedOut,
             format!("no answer within {:?}", self.timeout),
         );
-        DialError::Resolve(self.host.clone(), error)
+        DialError::Resolve(self.name(), error)
+    }
+
+    /// The other end of the TCP connection.
+    fn peer(&self) -> Peer {
+        match self.tunnel {
+            None => Peer::Upstream,
+            Some(_) => Peer::Proxy,
+        }
+    }
+
+    /// The resolved name, for messages.
+    fn name(&self) -> String {
+        match self.peer() {
+            Peer::Upstream => self.host.clone(),
+            Peer::Proxy => format!("the proxy {}", self.host),
+        }
     }
 
     /// The error if no address could be connected to.
-    fn failure(&self, mut failed: Vec<(SocketAddr, DialError)>, late: &[SocketAddr]) -> DialError {
-        failed.extend(
-            late.iter()
-                .map(|address| (*address, DialError::Timeout(self.timeout))),
-        );
+    fn failure(
+        &self,
+        mut failed: Vec<(SocketAddr, DialError)>,
+        late: &[SocketAddr],
+        reached: Stage,
+    ) -> DialError {
+        failed.extend(late.iter().map(|address| {
+            let error = DialError::Timeout(self.peer(), reached, self.timeout);
+            (*address, error)
+        }));
         match failed.len() {
-            0 => DialError::NoAddress(self.host.clone()),
+            0 => DialError::NoAddress(self.name()),
             1 => failed.remove(0).1,
             _ => DialError::Several(failed),
         }
@@ -170,7 +234,7 @@ impl Dialer {
         let mut addresses = if self.pinned.is_empty() {
             let resolved = self.resolver.addresses().await;
             resolved
-                .map_err(|error| DialError::Resolve(self.host.clone(), error))?
+                .map_err(|error| DialError::Resolve(self.name(), error))?
                 .to_vec()
         } else {
             self.pinned.clone()
@@ -178,44 +242,67 @@ impl Dialer {
         let found = addresses.len();
         addresses.retain(|address| !self.own.iter().any(|own| is_same(*own, *address)));
         if addresses.is_empty() && found > 0 {
-            Err(DialError::Itself)
+            Err(DialError::Itself(self.peer()))
         } else {
             Ok(addresses)
         }
     }
 }
 
-impl Connect for Dialer {
+// === impl DialRace ===
+
+impl DialRace<'_> {
+    fn reaches(&self, stage: Stage) {
+        self.reached.fetch_max(stage as u8, Ordering::Relaxed);
+    }
+
+    fn reached(&self) -> Stage {
+        let reached = self.reached.load(Ordering::Relaxed);
+        [Stage::Tls, Stage::Tunnel]
+            .into_iter()
+            .find(|stage| *stage as u8 == reached)
+            .unwrap_or(Stage::Tcp)
+    }
+}
+
+impl Connect for DialRace<'_> {
     type Tcp = TcpStream;
     type Ready = Dialled;
     type Error = DialError;
 
     async fn connect(&self, address: SocketAddr) -> Result<TcpStream, DialError> {
+        let peer = self.dialer.peer();
         let tcp = TcpStream::connect(address)
             .await
-            .map_err(DialError::Connect)?;
-        tcp.set_nodelay(true).map_err(DialError::Connect)?;
+            .map_err(|error| DialError::Connect(peer, error))?;
+        tcp.set_nodelay(true)
+            .map_err(|error| DialError::Connect(peer, error))?;
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE)
             .with_interval(KEEPALIVE_INTERVAL)
             .with_retries(KEEPALIVE_RETRIES);
         SockRef::from(&tcp)
             .set_tcp_keepalive(&keepalive)
-            .map_err(DialError::Connect)?;
+            .map_err(|error| DialError::Connect(peer, error))?;
         Ok(tcp)
     }
 
-    async fn handshake(&self, tcp: TcpStream) -> Result<Dialled, DialError> {
+    async fn handshake(&self, mut tcp: TcpStream) -> Result<Dialled, DialError> {
+        if let Some(tunnel) = &self.dialer.tunnel {
+            self.reaches(Stage::Tunnel);
+            tunnel.open(&mut tcp).await.map_err(DialError::Tunnel)?;
+        }
+        self.reaches(Stage::Tls);
         let first_write = Arc::<FirstWrite>::default();
         let tcp = WatchedTcp::new(tcp, first_write.clone());
-        let sender = match &self.tls {
+        let sender = match &self.dialer.tls {
             None => start(TokioIo::new(tcp)).await,
             Some((client, name)) => {
                 let connector = TlsConnector::from(client.load_full());
                 let tls = connector
                     .connect(name.clone(), tcp)
                     .await
-                    .map_err(DialError::Tls)?;
+                    .map_err(|error| DialError::Tls(self.dialer.peer(), error))?;
                 start(TokioIo::new(tls)).await
             }
         };
@@ -227,6 +314,58 @@ impl Connect for Dialer {
 }
 
 // === impl DialError ===
+
+impl DialError {
+    /// The reason as a metric label. Of several addresses, that of the one that failed first.
+    pub(super) fn failure(&self) -> Failure {
+        match self {
+            Self::Resolve(..) | Self::NoAddress(_) => Failure::Resolve,
+            Self::Itself(_) => Failure::Itself,
+            Self::Connect(Peer::Upstream, _) => Failure::Connect,
+            Self::Connect(Peer::Proxy, _) | Self::Timeout(Peer::Proxy, Stage::Tcp, _) => {
+                Failure::ProxyConnect
+            }
+            Self::Tunnel(error) => error.failure(),
+            Self::Tls(..) => Failure::Tls,
+            Self::Http(_) => Failure::Http,
+            Self::Timeout(_, Stage::Tunnel, _) => Failure::ProxyTimeout,
+            Self::Timeout(..) => Failure::Timeout,
+            Self::Several(errors) => errors
+                .first()
+                .map_or(Failure::Connect, |(_, error)| error.failure()),
+        }
+    }
+}
+
+fn itself(peer: Peer) -> &'static str {
+    match peer {
+        Peer::Upstream => "would dial Flowgate itself: upstream.connect_to pins other addresses",
+        Peer::Proxy => "would dial Flowgate itself: upstream.proxy is one of its own listeners",
+    }
+}
+
+fn to(peer: Peer) -> &'static str {
+    match peer {
+        Peer::Upstream => "",
+        Peer::Proxy => " to the proxy",
+    }
+}
+
+fn within(peer: Peer) -> &'static str {
+    match peer {
+        Peer::Upstream => "",
+        Peer::Proxy => " in the proxy's tunnel",
+    }
+}
+
+fn not_reached(peer: Peer, reached: Stage) -> &'static str {
+    match (peer, reached) {
+        (Peer::Upstream, _) => "not connected",
+        (Peer::Proxy, Stage::Tcp) => "not connected to the proxy",
+        (Peer::Proxy, Stage::Tunnel) => "the proxy has not answered",
+        (Peer::Proxy, Stage::Tls) => "no TLS in the proxy's tunnel",
+    }
+}
 
 /// Failures of several addresses, grouped by reason.
 struct GroupedErrors<'a>(&'a [(SocketAddr, DialError)]);
@@ -311,7 +450,7 @@ mod tests {
             dial_host: "cams.test".to_owned(),
             ..settings(address)
         };
-        let mut dialer = Dialer::new(&config, Vec::new()).unwrap();
+        let mut dialer = Dialer::new(&config, Vec::new(), None).unwrap();
         let hangs = || std::future::pending().boxed();
         dialer.resolver = Resolver::new(Box::new(hangs), dialer.timeout / 2);
         let start = Instant::now();

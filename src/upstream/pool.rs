@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
 use super::dial::Dialer;
+use super::failures::{Failure, FailureCounts};
 use super::link::Link;
 use super::reach::Reachability;
 use super::{Connection, Reach};
@@ -34,9 +35,10 @@ const NEAR: usize = 64;
 /// The connections to one upstream.
 pub(super) struct Pool {
     pub(super) dialer: Dialer,
-    idle_timeout: Duration,
-    answer_timeout: Duration,
-    max_response: usize,
+    pub(super) settings: config::Upstream,
+    /// The upstream's URL, its name in logs.
+    pub(super) url: String,
+    pub(super) failures: FailureCounts,
     /// Wakes one waiter: a connection became idle, or a dial has ended.
     changed: Notify,
     /// Wakes the dials that wait for their back-off while the upstream is down.
@@ -73,9 +75,9 @@ impl Pool {
     pub(super) fn new(dialer: Dialer, config: &config::Upstream) -> Self {
         Self {
             dialer,
-            idle_timeout: config.idle_timeout,
-            answer_timeout: config.answer_timeout,
-            max_response: config.max_response,
+            settings: config.clone(),
+            url: config.url(),
+            failures: FailureCounts::default(),
             changed: Notify::new(),
             up: Notify::new(),
             state: Mutex::default(),
@@ -83,15 +85,15 @@ impl Pool {
     }
 
     pub(super) fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+        self.settings.idle_timeout
     }
 
     pub(super) fn answer_timeout(&self) -> Duration {
-        self.answer_timeout
+        self.settings.answer_timeout
     }
 
     pub(super) fn max_response(&self) -> usize {
-        self.max_response
+        self.settings.max_response
     }
 
     #[cfg(test)]
@@ -113,7 +115,7 @@ impl Pool {
         let here = Handle::current().id();
         let now = Instant::now();
         let mut state = self.state.lock();
-        state.expire(self.idle_timeout, now);
+        state.expire(self.settings.idle_timeout, now);
         while let Some(link) = state.pop(here) {
             if link.is_ready(now) {
                 state.in_use += 1;
@@ -122,7 +124,7 @@ impl Pool {
                     link: Some(link),
                 });
             }
-            state.note_early_close(&link, now);
+            self.note_early_close(&mut state, &link, now);
         }
         None
     }
@@ -185,12 +187,12 @@ impl Pool {
         loop {
             let oldest = {
                 let mut state = self.state.lock();
-                state.expire(self.idle_timeout, Instant::now());
+                state.expire(self.settings.idle_timeout, Instant::now());
                 state.reaping = !state.idle.is_empty();
                 state.idle.first().map(|idle| idle.since)
             };
             let Some(oldest) = oldest else { return };
-            sleep_until(oldest + self.idle_timeout).await;
+            sleep_until(oldest + self.settings.idle_timeout).await;
         }
     }
 
@@ -219,13 +221,23 @@ impl Pool {
 
     /// This connection has closed between requests.
     pub(super) fn closed(&self, link: &Link) {
-        self.state.lock().note_early_close(link, Instant::now());
+        self.note_early_close(&mut self.state.lock(), link, Instant::now());
+    }
+
+    fn note_early_close(&self, state: &mut State, link: &Link, now: Instant) {
+        if !link.has_closed_early(now) {
+            return;
+        }
+        self.failures.count(Failure::ClosedEarly);
+        if state.reach.closed_early(now) {
+            state.warn_down(&self.url);
+        }
     }
 
     fn log_recovery_and_wake(&self, was_down: Option<Instant>) {
         if let Some(since) = was_down {
             self.up.notify_waiters();
-            info!(after = ?since.elapsed(), "upstream can be reached again");
+            info!(upstream = self.url, after = ?since.elapsed(), "upstream can be reached again");
         }
     }
 }
@@ -254,13 +266,14 @@ async fn dial(dialling: DialGuard) {
             pool.put_idle(Link::new(dialled, Handle::current().id()));
         }
         Err(error) => {
+            pool.failures.count(error.failure());
             let mut state = pool.state.lock();
             if state.reach.failed(
                 error.to_string().into(),
                 probe_due.is_some(),
                 Instant::now(),
             ) {
-                state.warn_down();
+                state.warn_down(&pool.url);
             }
         }
     }
@@ -283,15 +296,9 @@ impl State {
         Some(self.idle.remove(place))
     }
 
-    fn note_early_close(&mut self, link: &Link, now: Instant) {
-        if link.has_closed_early(now) && self.reach.closed_early(now) {
-            self.warn_down();
-        }
-    }
-
-    fn warn_down(&self) {
+    fn warn_down(&self, upstream: &str) {
         if let Reach::Down { reason, .. } = self.reach.reach() {
-            warn!(%reason, idle = self.idle.len(), in_use = self.in_use, "upstream cannot be reached");
+            warn!(upstream, %reason, idle = self.idle.len(), in_use = self.in_use, "upstream cannot be reached");
         }
     }
 

@@ -116,6 +116,8 @@ pub(super) fn settings(address: SocketAddr) -> config::Upstream {
         dial_port: address.port(),
         host: "cams.ap-southeast-1.aliyuncs.com".to_owned(),
         connect_to: Vec::new(),
+        proxy: None,
+        proxy_credentials: None,
         ca_file: None,
         connect_timeout: Duration::from_secs(3),
         answer_timeout: Duration::from_secs(30),

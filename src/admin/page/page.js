@@ -225,10 +225,12 @@ function showCalls(calls) {
 
 // Each entry: the runbook's section (empty: a notice), the lane, account or key concerned, and what to do, in one sentence.
 function troubles(shown) {
-  const { upstream, store, journal, config, calls } = shown;
+  const { upstreams, store, journal, config, calls } = shown;
   const found = [];
   const add = (name, about, text, more) => found.push({ name, about, text, more });
-  if (!upstream.reachable) add('UpstreamUnreachable', upstream.reason, `CAMS has been unreachable for ${seconds(upstream.down_seconds)}. Calls wait until their hold ends, and nothing is sent. Check the network, DNS and proxies between this machine and upstream.url.`);
+  for (const { url, proxy, reachable, reason, down_seconds: down } of upstreams) {
+    if (!reachable) add('UpstreamUnreachable', `${url}: ${reason}`, `${url} has been unreachable for ${seconds(down)}. Its calls wait until their hold ends, and nothing is sent. Check the network, DNS and ${proxy ? `the proxy ${proxy}` : 'proxies'} between this machine and it.`);
+  }
   if (store && !store.up) add('StoreDown', '', 'The store of the shared quota does not respond. Each replica continues with its part of the quota, or refuses calls (quota.on_store_failure). Check the store and the network to it.');
   if (journal && !journal.up) add('JournalDown', '', 'The journal cannot be written; calls continue without it. Check the disk and the permissions of its directory.');
   if (config.refused) add('ReloadFailed', '', 'The last configuration that was read has mistakes; the previous one stays in force. Correct the mistakes below, then send SIGHUP or save the file again.', config.refused);
@@ -280,11 +282,11 @@ function showTroubles(shown) {
 // === State ===
 
 function showState(shown) {
-  const { upstream, store, journal, config } = shown;
+  const { upstreams, store, journal, config } = shown;
   const facts = [
     ['Phase', shown.phase, shown.phase !== 'serving'],
     ['Mode', shown.mode],
-    ['CAMS', upstream.reachable ? 'reachable' : `not reachable for ${seconds(upstream.down_seconds)}: ${upstream.reason}`, !upstream.reachable],
+    ...upstreams.map(({ url, proxy, reachable, reason, down_seconds: down }) => [`CAMS at ${url}`, `${reachable ? 'reachable' : `not reachable for ${seconds(down)}: ${reason}`}${proxy ? `, through ${proxy}` : ''}`, !reachable]),
     ['Quota', store ? `shared by ${store.replicas} replicas; the store ${store.up ? 'responds' : 'does not respond'}` : 'of this process alone', store && !store.up],
     ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'off', journal && !journal.up],
     ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'rejected' : 'in force'}`, config.refused],

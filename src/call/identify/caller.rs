@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
-use crate::config::{self, Credentials};
+use crate::config::{self, Credentials, UpstreamIndex};
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::primitives::secret::Secret;
 
@@ -48,6 +48,7 @@ pub(crate) enum Sendable {
 /// An account that Flowgate signs for.
 pub(super) struct Managed {
     pub(super) id: AccountId,
+    pub(super) upstream: UpstreamIndex,
     /// The current credentials, then earlier ones, newest first. Applications that read the same
     /// temporary credentials may pick up new ones later than Flowgate.
     pub(super) sessions: Vec<Arc<Credentials>>,
@@ -79,6 +80,7 @@ pub(crate) struct Verified {
 pub(crate) struct Relayed {
     pub(super) account: AccountId,
     pub(super) is_known: bool,
+    pub(super) upstream: UpstreamIndex,
     pub(super) fresh_for: Duration,
     pub(super) action: ActionName,
     pub(super) params: Params,
@@ -148,6 +150,14 @@ impl Caller {
         match self {
             Self::Verified(call) => call.client_config(),
             Self::Relayed(_) => None,
+        }
+    }
+
+    /// The upstream of its account, in the configuration with which it was identified.
+    pub(crate) fn upstream(&self) -> UpstreamIndex {
+        match self {
+            Self::Verified(call) => call.principal.account.upstream,
+            Self::Relayed(call) => call.upstream,
         }
     }
 

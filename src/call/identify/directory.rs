@@ -11,7 +11,7 @@ use hyper::header::HeaderValue;
 use super::caller::{Managed, Principal, Verified};
 use crate::acs::limits;
 use crate::config::names::{Names, authority, host_name};
-use crate::config::{self, Config, Credentials, UnknownKeys};
+use crate::config::{self, Config, Credentials, UnknownKeys, UpstreamIndex};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};
 
@@ -21,7 +21,8 @@ pub(crate) struct Directory {
     /// The accounts that Flowgate signs for.
     accounts: HashMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
-    upstream_host: String,
+    /// The host that is signed and sent to each upstream.
+    hosts: Vec<String>,
     names: Names,
     /// The exact spelling of each limited action, by its lower-case form.
     actions: HashMap<String, String>,
@@ -33,7 +34,11 @@ pub(super) enum Owner {
     /// An account's own key, or a client's.
     Managed(Arc<Principal>),
     /// An alias of an account, or a key that is not configured.
-    Relayed { account: AccountId, is_known: bool },
+    Relayed {
+        account: AccountId,
+        is_known: bool,
+        upstream: UpstreamIndex,
+    },
 }
 
 // === impl Owner ===
@@ -43,7 +48,9 @@ impl Owner {
     pub(super) fn known_account(&self) -> Option<&AccountId> {
         match self {
             Self::Managed(principal) => Some(&principal.account.id),
-            Self::Relayed { account, is_known } => is_known.then_some(account),
+            Self::Relayed {
+                account, is_known, ..
+            } => is_known.then_some(account),
         }
     }
 }
@@ -64,7 +71,10 @@ impl Directory {
             owners: owners(config, &accounts),
             accounts,
             unknown_keys: config.unknown_keys,
-            upstream_host: config.upstream.host.clone(),
+            hosts: config
+                .upstreams()
+                .map(|upstream| upstream.host.clone())
+                .collect(),
             names: Names::new(
                 &config.listen.proxy,
                 &config.listen.names,
@@ -84,6 +94,7 @@ impl Directory {
             (None, UnknownKeys::Relay) => Ok(Owner::Relayed {
                 account: AccountId::new(format!("?{key}")),
                 is_known: false,
+                upstream: UpstreamIndex::default(),
             }),
             (None, UnknownKeys::Refuse) => Err(Refusal::new(
                 Kind::UnknownAccessKey,
@@ -151,23 +162,50 @@ impl Directory {
         }
     }
 
-    /// The host that is signed and sent upstream.
-    pub(super) fn upstream_host(&self) -> &str {
-        &self.upstream_host
+    /// The host that is signed and sent to an upstream.
+    pub(super) fn upstream_host(&self, upstream: UpstreamIndex) -> &str {
+        &self.hosts[upstream.place()]
+    }
+
+    /// Refuses a call that names the host of another upstream than its account's: it would reach
+    /// another region, or production instead of a test. Of signature version 1, which does not cover
+    /// the host.
+    pub(super) fn check_unsigned_host(
+        &self,
+        host: &HeaderValue,
+        upstream: UpstreamIndex,
+    ) -> Result<(), Refusal> {
+        let host = String::from_utf8_lossy(host.as_bytes());
+        let own = self.upstream_host(upstream);
+        if host.eq_ignore_ascii_case(own)
+            || !self.hosts.iter().any(|it| it.eq_ignore_ascii_case(&host))
+        {
+            return Ok(());
+        }
+        let message = format!(
+            "The call is for another upstream than its account's, which is {own} \
+             (accounts[].upstream)."
+        );
+        Err(Refusal::new(Kind::SignedHostMismatch, message))
     }
 
     /// Refuses a call that is signed for another of Alibaba's products, or for another gateway with
     /// the same keys. A Unix socket has no host name, so on one any host except Alibaba's is
     /// accepted.
-    pub(super) fn check_host(&self, host: &HeaderValue) -> Result<(), Refusal> {
+    pub(super) fn check_host(
+        &self,
+        host: &HeaderValue,
+        upstream: UpstreamIndex,
+    ) -> Result<(), Refusal> {
+        self.check_unsigned_host(host, upstream)?;
+        let upstream_host = self.upstream_host(upstream);
         let host = String::from_utf8_lossy(host.as_bytes());
         let name = host_name(&host);
         let is_alibaba = name == "aliyuncs.com" || name.ends_with(".aliyuncs.com");
-        if is_alibaba && name != host_name(&self.upstream_host) {
+        if is_alibaba && name != host_name(upstream_host) {
             let message = format!(
                 "The call is signed for another of Alibaba's hosts. Flowgate forwards only calls \
-                 for {}.",
-                self.upstream_host
+                 for {upstream_host}.",
             );
             return Err(Refusal::new(Kind::SignedHostMismatch, message));
         }
@@ -188,9 +226,12 @@ impl Directory {
             .is_some_and(|exact| exact != action)
     }
 
-    /// Whether an authority is CAMS or Flowgate itself.
+    /// Whether an authority is an upstream or Flowgate itself.
     pub(super) fn is_ours(&self, authority: &str) -> bool {
-        authority.eq_ignore_ascii_case(&self.upstream_host) || self.names.contain(authority)
+        self.hosts
+            .iter()
+            .any(|host| authority.eq_ignore_ascii_case(host))
+            || self.names.contain(authority)
     }
 }
 
@@ -205,6 +246,7 @@ fn accounts(config: &Config, before: Option<&Directory>) -> HashMap<AccountId, A
         if let Some(sessions) = sessions(account, before) {
             let managed = Managed {
                 id: account.id.clone(),
+                upstream: account.upstream_index(),
                 sessions,
             };
             accounts.insert(account.id.clone(), Arc::new(managed));
@@ -260,6 +302,7 @@ fn owners(
                 Owner::Relayed {
                     account: account.id.clone(),
                     is_known: true,
+                    upstream: account.upstream_index(),
                 },
             );
         }
@@ -288,7 +331,10 @@ mod tests {
         env.extend(name.map(|name| ("FLOWGATE_LISTEN__NAMES".into(), name.into())));
         let directory = Directory::new(&config::load(None, env).unwrap().config, None);
         directory
-            .check_host(&HeaderValue::from_str(host).unwrap())
+            .check_host(
+                &HeaderValue::from_str(host).unwrap(),
+                UpstreamIndex::default(),
+            )
             .err()
             .map(|refusal| refusal.kind)
     }

@@ -13,6 +13,7 @@ use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::Authorization;
+use crate::config::UpstreamIndex;
 use crate::error::{Kind, Refusal};
 
 const FOR_ANOTHER: &str =
@@ -25,15 +26,17 @@ pub(super) fn relayed_request(
     params: &Params,
     signed: Option<&Authorization<'_>>,
     directory: &Directory,
+    upstream: UpstreamIndex,
 ) -> Result<RelayedRequest, Refusal> {
-    if signed.is_some() && head.host.as_bytes() != directory.upstream_host().as_bytes() {
+    let upstream_host = directory.upstream_host(upstream);
+    directory.check_unsigned_host(head.host, upstream)?;
+    if signed.is_some() && head.host.as_bytes() != upstream_host.as_bytes() {
         return Err(Refusal::new(
             Kind::SignedHostMismatch,
             format!(
-                "The call is not signed for {}, and Flowgate has no secret for this access key to \
+                "The call is not signed for {upstream_host}, and Flowgate has no secret for this access key to \
                  sign it again. Keep the SDK's endpoint and use Flowgate as its http_proxy with \
                  protocol HTTP, or add the secret of this access key to Flowgate's configuration.",
-                directory.upstream_host()
             ),
         ));
     }

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::account_upstreams::AccountUpstreams;
 use super::at_most_max_hold;
 use super::ids::{ID_FORM, KEY_FORM, access_key, account_id};
 use super::limits::action;
@@ -36,13 +37,14 @@ type Known = HashMap<AccountId, bool>;
 pub(super) fn check(
     root: &mut Section<'_>,
     max_hold: Option<Duration>,
+    upstreams: &mut AccountUpstreams<'_>,
 ) -> (Vec<Account>, Vec<Client>) {
     let mut taken = Taken::default();
     let written = root.tables("accounts");
     let count = written.len();
     let mut accounts: Vec<_> = written
         .into_iter()
-        .filter_map(|section| account(section, &mut taken))
+        .filter_map(|section| account(section, &mut taken, upstreams))
         .collect();
     // If an account has a mistake, its clients would be reported as having no account. In that
     // case they are not checked against the accounts.
@@ -115,6 +117,7 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
         credentials,
         credentials_file: None,
         aliases: Vec::new(),
+        upstream: None,
     })
 }
 
@@ -132,7 +135,11 @@ fn secret_variable(reader: &Reader, name: &str, text: &str) -> Option<Secret> {
         .ok()
 }
 
-fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
+fn account(
+    mut section: Section<'_>,
+    taken: &mut Taken,
+    upstreams: &mut AccountUpstreams<'_>,
+) -> Option<Account> {
     let id = taken.id(&section.key("id"));
     let (credentials, credentials_file) =
         match from_file(section.key("credentials"), &mut section, taken) {
@@ -152,12 +159,14 @@ fn account(mut section: Section<'_>, taken: &mut Taken) -> Option<Account> {
              aliases",
         );
     }
+    let upstream = upstreams.read(&section.key("upstream"));
     section.done();
     Some(Account {
         id: id?,
         credentials: credentials?,
         credentials_file,
         aliases: aliases?,
+        upstream: upstream?,
     })
 }
 

@@ -1,5 +1,6 @@
-//! Checks `[upstream]`: the one endpoint to which Flowgate connects. Plaintext is allowed only to
-//! loopback or with `plaintext = true`, and the endpoint must not be Flowgate itself.
+//! Checks `[upstream]`: the endpoint to which Flowgate connects, and the proxy on the way. Plaintext
+//! is allowed only to loopback or with `plaintext = true`, and the endpoint must not be Flowgate
+//! itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -8,8 +9,26 @@ use hyper::Uri;
 
 use super::BYTES;
 use super::listen::host_name;
-use crate::config::read::{Field, KeyLocation, POSITIVE, Section};
-use crate::config::{Bind, Listen, Scheme, Upstream, tls};
+use crate::config::file::Item;
+use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
+use crate::config::secrets::secret;
+use crate::config::{Bind, HttpProxy, Listen, Scheme, Upstream, tls};
+use crate::primitives::secret::Secret;
+
+/// The form of an upstream's URL.
+pub(super) const URL: &str =
+    "scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com";
+
+const OWN_LISTENER: &str = "this is one of Flowgate's own listeners: expected another address";
+
+/// Variables by which other programs choose a proxy.
+const PROXY_VARIABLES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+
+/// `[upstream]`, with what the accounts' upstreams need of it.
+pub(super) struct Base {
+    pub(super) upstream: Upstream,
+    plaintext: bool,
+}
 
 /// The parts of a URL without path and query.
 pub(super) struct Endpoint {
@@ -37,12 +56,10 @@ struct Pinned {
 }
 
 /// Checks the section. `None` after a mistake.
-pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Upstream> {
+pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Base> {
+    let reader = section.reader;
     let url = section.key("url");
-    let endpoint = url.text(
-        "scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com",
-        endpoint,
-    );
+    let endpoint = url.text(URL, endpoint);
     let host = section.key("host").optional(|key| {
         key.text("a host name, optionally with a port", |text| {
             authority(text).map(|authority| authority.text)
@@ -50,16 +67,20 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     });
     let plaintext = section.key("plaintext").flag();
     let connect_to = section.key("connect_to").list(pinned);
-    if let (Some(endpoint), Some(connect_to), Some(plaintext)) = (&endpoint, &connect_to, plaintext)
+    let proxy = proxy(&mut section, connect_to.as_deref(), listen);
+    if let (Some(endpoint), Some(connect_to), Some(plaintext), Some((proxy, _))) =
+        (&endpoint, &connect_to, plaintext, &proxy)
     {
-        if endpoint.scheme == Scheme::Http && !plaintext && !stays_here(endpoint, connect_to) {
-            url.mistake(
-                "expected https://: http:// is allowed only to loopback, or with \
-                 upstream.plaintext = true",
-            );
+        let addresses = addresses(&endpoint.host, endpoint.port, connect_to);
+        let stays_here = are_loopback(&addresses) && is_near(proxy.as_ref());
+        if endpoint.scheme == Scheme::Http && !plaintext && !stays_here {
+            refuse_plaintext(&url);
+        }
+        if proxy.is_none() && !stays_here {
+            warn_of_variables(reader);
         }
         if let Some(listen) = listen {
-            refuse_own_listeners(&url, endpoint, connect_to, listen);
+            refuse_own_listeners(&url, &addresses, connect_to, listen);
         }
     }
     let ca_file = ca_file(&section.key("ca_file"));
@@ -69,7 +90,8 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     let max_response = section.key("max_response").size(&BYTES);
     section.done();
     let endpoint = endpoint?;
-    Some(Upstream {
+    let (proxy, proxy_credentials) = proxy?;
+    let upstream = Upstream {
         scheme: endpoint.scheme,
         dial_host: endpoint.host,
         dial_port: endpoint.port,
@@ -78,12 +100,135 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
             .into_iter()
             .map(|pinned| pinned.address)
             .collect(),
+        proxy,
+        proxy_credentials,
         ca_file: ca_file?,
         connect_timeout: connect_timeout?,
         answer_timeout: answer_timeout?,
         idle_timeout: idle_timeout?,
         max_response: max_response?,
+    };
+    Some(Base {
+        upstream,
+        plaintext: plaintext?,
     })
+}
+
+// === impl Base ===
+
+impl Base {
+    /// Checks the endpoint of an account's upstream. `None` after a mistake.
+    pub(super) fn check_endpoint(
+        &self,
+        key: &Field<'_>,
+        upstream: &Upstream,
+        listen: Option<&Listen>,
+    ) -> Option<()> {
+        let addresses = literal(&upstream.dial_host, upstream.dial_port);
+        let stays_here = are_loopback(&addresses) && is_near(upstream.proxy.as_ref());
+        if upstream.scheme == Scheme::Http && !self.plaintext && !stays_here {
+            refuse_plaintext(key);
+            return None;
+        }
+        if listen.is_some_and(|listen| addresses.iter().any(|it| is_own_listener(listen, *it))) {
+            key.mistake(OWN_LISTENER);
+            return None;
+        }
+        Some(())
+    }
+}
+
+fn refuse_plaintext(key: &Field<'_>) {
+    key.mistake(
+        "expected https://: http:// is allowed only to loopback, or with upstream.plaintext = true",
+    );
+}
+
+/// Reads the proxy and its credentials. The outer `None` is a mistake.
+fn proxy(
+    section: &mut Section<'_>,
+    connect_to: Option<&[Pinned]>,
+    listen: Option<&Listen>,
+) -> Option<(Option<HttpProxy>, Option<Secret>)> {
+    let key = section.key("proxy");
+    let credentials = section.key("proxy_credentials");
+    if credentials.is_given() && !key.is_given() {
+        credentials
+            .mistake("has no effect without upstream.proxy: expected http://host:port there");
+    }
+    let proxy = key.optional(http_proxy);
+    if let (Some(Some(proxy)), Some(connect_to)) = (&proxy, connect_to) {
+        if !connect_to.is_empty() {
+            key.mistake(
+                "expected either this key or upstream.connect_to: the proxy resolves CAMS's name",
+            );
+        }
+        let addresses = literal(&proxy.host, proxy.port);
+        if listen.is_some_and(|listen| addresses.iter().any(|it| is_own_listener(listen, *it))) {
+            key.mistake(OWN_LISTENER);
+        }
+    }
+    let credentials = credentials.given(proxy_credentials);
+    Some((proxy?, credentials?))
+}
+
+fn http_proxy(key: &Field<'_>) -> Option<HttpProxy> {
+    if let Some(Item::Scalar { text, .. }) = &key.item {
+        if text.contains('@') {
+            key.mistake(
+                "expected a URL without user and password: set upstream.proxy_credentials instead",
+            );
+            return None;
+        }
+        if text.starts_with("https://") {
+            key.mistake(
+                "expected http://host:port: TLS to the proxy itself is not supported. TLS to CAMS \
+                 runs end to end through the proxy's tunnel",
+            );
+            return None;
+        }
+    }
+    key.text(
+        "scheme, host and port of an HTTP proxy, such as http://proxy.example:3128",
+        |text| {
+            let proxy = endpoint(text)?;
+            // Proxies have no usual port.
+            let has_port = text
+                .trim_end_matches('/')
+                .ends_with(&format!(":{}", proxy.port));
+            (proxy.scheme == Scheme::Http && has_port).then_some(HttpProxy {
+                host: proxy.host,
+                port: proxy.port,
+            })
+        },
+    )
+}
+
+fn proxy_credentials(key: Field<'_>) -> Option<Secret> {
+    let reader = key.reader;
+    let place = key.place.clone();
+    let credentials = secret(key)?;
+    // RFC 7617, section 2: the user name has no colon.
+    if credentials.expose().contains(':') {
+        return Some(credentials);
+    }
+    reader.mistake(&place, "expected user:password");
+    None
+}
+
+/// Tells an operator whose environment names a proxy that Flowgate does not use it.
+fn warn_of_variables(reader: &Reader) {
+    let set: Vec<_> = PROXY_VARIABLES
+        .into_iter()
+        .filter(|name| reader.environment.get(name).is_some())
+        .collect();
+    if !set.is_empty() {
+        reader.warn(format!(
+            "{}: not read by Flowgate, which connects to CAMS directly: set upstream.proxy to use a \
+             proxy",
+            set.join(", ")
+        ));
+    }
 }
 
 /// Parses a URL that consists only of scheme, host and optional port.
@@ -150,25 +295,35 @@ fn pinned(entry: &Field<'_>) -> Option<Pinned> {
 }
 
 /// Returns the addresses of the host that are known without a name look-up.
-fn literal(endpoint: &Endpoint) -> Vec<SocketAddr> {
-    let addresses: Vec<IpAddr> = if endpoint.host == "localhost" {
+fn literal(host: &str, port: u16) -> Vec<SocketAddr> {
+    let addresses: Vec<IpAddr> = if host == "localhost" {
         vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]
     } else {
-        endpoint.host.parse().into_iter().collect()
+        host.parse().into_iter().collect()
     };
     addresses
         .into_iter()
-        .map(|ip| SocketAddr::new(ip, endpoint.port))
+        .map(|ip| SocketAddr::new(ip, port))
         .collect()
 }
 
-/// Whether all addresses of the endpoint are loopback.
-fn stays_here(endpoint: &Endpoint, connect_to: &[Pinned]) -> bool {
-    if !connect_to.is_empty() {
-        return connect_to.iter().all(|pinned| is_loopback(&pinned.address));
+/// Returns the pinned addresses, or else those of the host that are known.
+fn addresses(host: &str, port: u16, connect_to: &[Pinned]) -> Vec<SocketAddr> {
+    if connect_to.is_empty() {
+        return literal(host, port);
     }
-    let literal = literal(endpoint);
-    !literal.is_empty() && literal.iter().all(is_loopback)
+    connect_to.iter().map(|pinned| pinned.address).collect()
+}
+
+/// Whether all addresses are known and loopback.
+fn are_loopback(addresses: &[SocketAddr]) -> bool {
+    !addresses.is_empty() && addresses.iter().all(is_loopback)
+}
+
+/// Whether no proxy beyond loopback is on the way: to another machine's proxy, loopback is that
+/// machine.
+fn is_near(proxy: Option<&HttpProxy>) -> bool {
+    proxy.is_none_or(|proxy| are_loopback(&literal(&proxy.host, proxy.port)))
 }
 
 fn is_loopback(address: &SocketAddr) -> bool {
@@ -178,22 +333,21 @@ fn is_loopback(address: &SocketAddr) -> bool {
 /// Records a mistake for each address of the endpoint that is a listener of Flowgate.
 fn refuse_own_listeners(
     url: &Field<'_>,
-    endpoint: &Endpoint,
+    addresses: &[SocketAddr],
     connect_to: &[Pinned],
     listen: &Listen,
 ) {
-    let expectation = "this is one of Flowgate's own listeners: expected another address";
     if connect_to.is_empty() {
-        for address in literal(endpoint) {
-            if is_own_listener(listen, address) {
-                url.mistake(expectation);
+        for address in addresses {
+            if is_own_listener(listen, *address) {
+                url.mistake(OWN_LISTENER);
             }
         }
         return;
     }
     for pinned in connect_to {
         if is_own_listener(listen, pinned.address) {
-            url.reader.mistake(&pinned.place, expectation);
+            url.reader.mistake(&pinned.place, OWN_LISTENER);
         }
     }
 }

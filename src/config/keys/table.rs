@@ -144,7 +144,7 @@ pub(crate) const KEYS: &[Key] = &[
         "upstream.url",
         Kind::Text,
         Some("https://cams.ap-southeast-1.aliyuncs.com"),
-        "The only endpoint that Flowgate connects to: scheme, host and port, nothing else. `http://` is accepted only for loopback, or with `plaintext = true`.",
+        "The endpoint that Flowgate connects to, unless an account names another one: scheme, host and port, nothing else. `http://` is accepted only for loopback, or with `plaintext = true`.",
     ),
     key(
         "upstream.host",
@@ -165,6 +165,18 @@ pub(crate) const KEYS: &[Key] = &[
         "Addresses to connect to instead of resolving the name, each `ip:port`. For example where a hosts file points the real name at Flowgate.",
     ),
     key(
+        "upstream.proxy",
+        Kind::Text,
+        None,
+        "An HTTP proxy, `http://host:port`, through which all connections to CAMS are opened with CONNECT. TLS is verified end to end inside the tunnel. The proxy resolves CAMS's name. Not together with `connect_to`. `HTTPS_PROXY` and the like are not read.",
+    ),
+    key(
+        "upstream.proxy_credentials",
+        Kind::Secret,
+        None,
+        "Place of the proxy's `user:password`, for Basic authentication: `{ env = \"NAME\" }` or `{ file = \"path\" }`.",
+    ),
+    key(
         "upstream.ca_file",
         Kind::Text,
         Some(""),
@@ -174,7 +186,7 @@ pub(crate) const KEYS: &[Key] = &[
         "upstream.connect_timeout",
         Kind::Time,
         Some("3s"),
-        "Maximum time for TCP and TLS together.",
+        "Maximum time for TCP, the proxy's tunnel and TLS together.",
     ),
     key(
         "upstream.answer_timeout",
@@ -229,6 +241,12 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::List,
         Some("[]"),
         "Other access keys of this account, without their secrets. Their calls are relayed without verification and spend the account's quota. A relayed account has at least one.",
+    ),
+    key(
+        "accounts[].upstream",
+        Kind::Text,
+        None,
+        "The endpoint of this account's calls, such as `https://cams.eu-central-1.aliyuncs.com`, instead of `upstream.url`. The other keys of `[upstream]` apply to it too, except `host` and `connect_to`. At most 64 different ones.",
     ),
     key(
         "clients[].access_key_id",

@@ -207,7 +207,7 @@ async fn operators_see_the_learned_rate() {
     let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
     let text = harness
         .metrics
-        .render(&samples, crate::observe::metrics::Bytes::default(), true);
+        .render(&samples, crate::observe::metrics::Bytes::default(), &[]);
     let rate = |kind, rate: f64| {
         format!(
             "flowgate_rate_limit{{account=\"acme\",action=\"CreateFlow\",kind=\"{kind}\"}} {rate}\n"

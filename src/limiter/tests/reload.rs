@@ -213,6 +213,7 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
         credentials,
         credentials_file: None,
         aliases,
+        upstream: None,
     }
 }
 

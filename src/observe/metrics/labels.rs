@@ -5,6 +5,7 @@
 use prometheus::proto::MetricFamily;
 
 use crate::error::{Kind, Outcome};
+use crate::upstream::Failure;
 
 /// CAMS's codes with a label value of their own.
 const CODES: [&str; 27] = [
@@ -92,6 +93,9 @@ pub(crate) fn code(code: &str) -> &'static str {
 pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
     let values = match (label, metric) {
         ("outcome", _) => Outcome::ALL.map(Outcome::label).to_vec(),
+        ("reason", "flowgate_upstream_connect_failures_total") => {
+            Failure::ALL.map(Failure::label).to_vec()
+        }
         ("reason", _) => Kind::ALL.map(Kind::label).to_vec(),
         ("code", _) => CODES.into_iter().chain([OTHER, UNKNOWN]).collect(),
         ("source", _) => vec!["body", "header"],

@@ -22,7 +22,6 @@ pub(crate) struct LaneSample<'a> {
 
 /// Gauges that are set during a scrape.
 pub(super) struct LaneGauges {
-    pub(super) upstream_up: IntGauge,
     /// Serialises scrapes: one must not see the gauges that another has just reset.
     pub(super) scrape: Mutex<()>,
     pub(super) queued_bytes: IntGauge,
@@ -41,7 +40,6 @@ pub(super) struct LaneGauges {
 impl LaneGauges {
     pub(super) fn new(r: &Families) -> Self {
         let call = &["account", "action"];
-        let upstream = "1 if the latest connections to CAMS succeeded, else 0.";
         let queued_bytes = "Bytes held by calls that are queued or in flight.";
         let unverified = "Bytes held by bodies of callers that are not verified yet.";
         let oldest = "Time in seconds that the oldest queued call has waited.";
@@ -54,7 +52,6 @@ impl LaneGauges {
         let tokens = "Tokens granted to calls and neither spent nor returned.";
         Self {
             scrape: Mutex::new(()),
-            upstream_up: r.only_gauge("upstream_up", upstream),
             queued_bytes: r.only_gauge("queued_bytes", queued_bytes),
             unverified_bytes: r.only_gauge("unverified_bytes", unverified),
             queued: r.gauge("queued", "Calls that are queued.", call),

@@ -14,7 +14,7 @@ const MARKS: [&str; 2] = [
 ];
 
 /// Labels whose values the configuration or CAMS decides.
-const OPEN: [(&str, &str); 5] = [
+const OPEN: [(&str, &str); 6] = [
     (
         "account",
         "an account of the configuration; `unknown` for keys that are not configured",
@@ -26,6 +26,10 @@ const OPEN: [(&str, &str); 5] = [
     (
         "client",
         "the key of a configured client, an account's own key in its masked form, or `unverified`",
+    ),
+    (
+        "upstream",
+        "the URL of `[upstream]` or of an account: scheme, host and port; at most 65",
     ),
     ("status", "the HTTP status; `none` without an answer"),
     ("version", "the version of Flowgate"),

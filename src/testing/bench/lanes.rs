@@ -33,7 +33,7 @@ impl Connector for Open {
 
     async fn ready(&self, _wanted: usize) {}
 
-    fn is_usable((): &()) -> bool {
+    fn is_usable(&self, (): &()) -> bool {
         true
     }
 

@@ -610,6 +610,6 @@ fn configuration_mistakes_are_reported_without_dialling() {
     );
     assert!(matches!(
         Upstream::new(&tls_settings("not a name", anywhere, None), Vec::new()),
-        Err(UpstreamError::Name)
+        Err(UpstreamError::Name(_))
     ));
 }

@@ -4,6 +4,7 @@
 use super::call::{Call, v1, v3};
 use super::*;
 use crate::call::current_config::ConfigSnapshot;
+use crate::upstream::Upstreams;
 
 /// A gate whose settings can be reloaded.
 struct Gate {
@@ -17,7 +18,7 @@ impl Gate {
     fn new(toml: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let now = time::parse(NOW).unwrap();
-        let config_snapshot = ConfigSnapshot::new(read(&folder, toml));
+        let config_snapshot = snapshot(read(&folder, toml));
         Self {
             config_snapshot,
             nonces: Nonces::new(now - Duration::from_secs(3600)),
@@ -27,7 +28,9 @@ impl Gate {
     }
 
     fn then(&mut self, toml: &str) {
-        self.config_snapshot = self.config_snapshot.next(read(&self.folder, toml));
+        let config = read(&self.folder, toml);
+        let upstreams = self.config_snapshot.upstreams.next(&config, None).unwrap();
+        self.config_snapshot = self.config_snapshot.next(config, upstreams);
     }
 
     fn ask(&self, capture: &Capture) -> Result<Waiting, Refusal> {
@@ -55,6 +58,11 @@ impl Gate {
         assert_eq!(generation, self.config_snapshot.generation);
         Ok(sign::sign(call, UPSTREAM, self.now).into())
     }
+}
+
+fn snapshot(config: Config) -> ConfigSnapshot {
+    let upstreams = Upstreams::new(&config, Vec::new()).unwrap();
+    ConfigSnapshot::new(config, upstreams)
 }
 
 /// An identified call that is queued.
@@ -246,7 +254,7 @@ fn the_last_three_sessions_are_valid_for_callers_and_the_last_one_signs() {
     let folder = tempfile::tempdir().unwrap();
     write_session(&folder, NAMES[0].0, NAMES[0].1);
     let now = time::parse(NOW).unwrap();
-    let config_snapshot = ConfigSnapshot::new(read(&folder, toml));
+    let config_snapshot = snapshot(read(&folder, toml));
     let mut gate = Gate {
         config_snapshot,
         nonces: Nonces::new(now - Duration::from_secs(3600)),

@@ -1,0 +1,137 @@
+//! The upstreams of a configuration: the one of `[upstream]`, and those that accounts name. An
+//! account's upstream has the settings of `[upstream]` with another URL. Each URL is one upstream.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
+
+use super::{Config, Upstream};
+use crate::primitives::secret::Secret;
+
+/// The place of an upstream among those of its configuration. 0 is the one of `[upstream]`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct UpstreamIndex(usize);
+
+/// The upstream of an account that does not use the one of `[upstream]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountUpstream {
+    /// Its place among the upstreams.
+    pub index: UpstreamIndex,
+    /// Its URL.
+    pub url: Arc<str>,
+}
+
+/// An HTTP proxy that opens tunnels with CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HttpProxy {
+    /// The host, without brackets.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+}
+
+// === impl UpstreamIndex ===
+
+impl UpstreamIndex {
+    /// The index of the upstream at this place of `Config::account_upstreams`.
+    pub(super) fn of_account(place: usize) -> Self {
+        Self(place + 1)
+    }
+
+    /// The place in a list of all upstreams.
+    pub(crate) fn place(self) -> usize {
+        self.0
+    }
+}
+
+// === impl Config ===
+
+impl Config {
+    /// All upstreams, in the order of their indices.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        std::iter::once(&self.upstream).chain(&self.account_upstreams)
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    /// Scheme, host and port.
+    pub(crate) fn url(&self) -> String {
+        let host = bracketed(&self.dial_host);
+        format!("{}://{host}:{}", self.scheme, self.dial_port)
+    }
+
+    /// Host and port, as a tunnel's target.
+    pub(crate) fn authority(&self) -> String {
+        format!("{}:{}", bracketed(&self.dial_host), self.dial_port)
+    }
+
+    /// Whether connections opened with the other settings can serve these.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        // By name, so that a new field is not forgotten.
+        let Self {
+            scheme,
+            dial_host,
+            dial_port,
+            host,
+            connect_to,
+            proxy,
+            proxy_credentials,
+            ca_file,
+            connect_timeout,
+            answer_timeout,
+            idle_timeout,
+            max_response,
+        } = self;
+        *scheme == other.scheme
+            && *dial_host == other.dial_host
+            && *dial_port == other.dial_port
+            && *host == other.host
+            && *connect_to == other.connect_to
+            && *proxy == other.proxy
+            && *ca_file == other.ca_file
+            && *connect_timeout == other.connect_timeout
+            && *answer_timeout == other.answer_timeout
+            && *idle_timeout == other.idle_timeout
+            && *max_response == other.max_response
+            && exposed(proxy_credentials.as_ref()) == exposed(other.proxy_credentials.as_ref())
+    }
+}
+
+// === impl AccountUpstream ===
+
+impl Serialize for AccountUpstream {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.url)
+    }
+}
+
+// === impl HttpProxy ===
+
+impl fmt::Display for HttpProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}:{}", bracketed(&self.host), self.port)
+    }
+}
+
+impl Serialize for HttpProxy {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+fn exposed(secret: Option<&Secret>) -> Option<&str> {
+    secret.map(Secret::expose)
+}
+
+/// The host of a URL: an IPv6 address is in brackets.
+pub(super) fn bracketed(host: &str) -> Cow<'_, str> {
+    if host.contains(':') {
+        format!("[{host}]").into()
+    } else {
+        host.into()
+    }
+}
