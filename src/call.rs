@@ -119,8 +119,8 @@ where
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         let permit = call.queue().await?;
-        let sending = call.sign(&permit, disconnect)?;
-        let attempted = call.attempt(permit, sending).await;
+        let sending = call.sign(permit, disconnect)?;
+        let attempted = call.attempt(sending).await;
         let Some(judged) = call.judge(attempted).await else {
             continue;
         };
@@ -144,8 +144,6 @@ struct ActiveCall<'a> {
     metrics: Arc<CallMetrics>,
     /// Its place in the queue, kept through retries.
     limited_call: LimitedCall<Upstream>,
-    /// End of its hold.
-    answer_by: Instant,
     /// The generation of the configuration that it was last checked with.
     generation: u64,
     /// Whether its credentials were reread, which is done at most once.
@@ -169,7 +167,6 @@ impl<'a> ActiveCall<'a> {
         } = accepted;
         let metrics = services.metrics.calls(operation.labels());
         record.queued(operation.clone(), metrics.clone());
-        let answer_by = Instant::now() + operation.hold;
         let limited_call = services.limiter.arrive_via(upstream, &operation, bytes)?;
         Ok(Self {
             services,
@@ -178,7 +175,6 @@ impl<'a> ActiveCall<'a> {
             operation,
             metrics,
             limited_call,
-            answer_by,
             generation,
             renewed: false,
         })
@@ -190,11 +186,11 @@ impl<'a> ActiveCall<'a> {
         self.limited_call.permit()
     }
 
-    /// Builds the request of one attempt with the current configuration. Fails if the caller has
+    /// Builds the request of one attempt with the current configuration, for the permit's connection. Fails if the caller has
     /// disconnected.
     fn sign(
         &mut self,
-        permit: &SendPermit<Upstream>,
+        permit: SendPermit<Upstream>,
         disconnect: &Disconnect,
     ) -> Result<Sending, CallFailure> {
         self.record.permit_granted(self.limited_call.age());
@@ -218,25 +214,22 @@ impl<'a> ActiveCall<'a> {
             Box::new(journal.note(flow_name, &self.operation, request_id))
         });
         Ok(Sending {
+            permit,
             request,
             operation: self.operation.clone(),
             metrics: self.metrics.clone(),
             context,
             deadlines: Deadlines {
                 send_by: self.limited_call.send_by(),
-                answer_by: self.answer_by,
+                answer_by: self.answer_by(),
             },
             note,
         })
     }
 
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
-    fn attempt(
-        &self,
-        permit: SendPermit<Upstream>,
-        sending: Sending,
-    ) -> impl Future<Output = Attempted> + use<> {
-        attempt::attempt(self.services, permit, sending)
+    fn attempt(&self, sending: Sending) -> impl Future<Output = Attempted> + use<> {
+        attempt::attempt(self.services, sending)
     }
 
     /// Records the result of an attempt. Returns `None` if the call must be sent again immediately:
@@ -251,7 +244,8 @@ impl<'a> ActiveCall<'a> {
         self.record.judged(verdict.code(), verdict.request_id());
         if verdict.is_old_session() && !std::mem::replace(&mut self.renewed, true) {
             let current_config = &self.services.current_config;
-            if Box::pin(current_config.wait_for_reload(self.generation, self.answer_by)).await {
+            let give_up = self.answer_by();
+            if Box::pin(current_config.wait_for_reload(self.generation, give_up)).await {
                 self.record.queued_again(Duration::ZERO);
                 return None;
             }
@@ -291,6 +285,11 @@ impl<'a> ActiveCall<'a> {
         self.record
             .answered(verdict.outcome(), verdict.code(), response.status());
         Ok(response)
+    }
+
+    /// End of the hold.
+    fn answer_by(&self) -> Instant {
+        self.limited_call.arrived() + self.operation.hold
     }
 
     fn context(&self) -> Context {

@@ -38,8 +38,9 @@ pub(crate) struct Judged {
     pub(crate) verdict: Verdict,
 }
 
-/// The request to send, and the call that it belongs to.
+/// The request to send, the permission to do so, and the call that it belongs to.
 pub(crate) struct Sending {
+    pub(crate) permit: SendPermit<Upstream>,
     pub(crate) request: Request,
     pub(crate) operation: Arc<Operation>,
     /// The series of the operation's account and action.
@@ -74,15 +75,14 @@ struct DetachOnDrop {
     tracker: TaskTracker,
 }
 
-/// Sends the request with this permit. Completes at the end of the hold at the latest, with an
+/// Sends the request with its permit. Completes at the end of the hold at the latest, with an
 /// unknown outcome.
 pub(crate) fn attempt(
     services: &Arc<CallServices>,
-    permit: SendPermit<Upstream>,
     sending: Sending,
 ) -> impl Future<Output = Attempted> + use<> {
     let answer_by = sending.deadlines.answer_by;
-    let attempt = DetachOnDrop::new(services, permit, sending);
+    let attempt = DetachOnDrop::new(services, sending);
     timeout_at(answer_by, attempt).map(|answered| {
         let reason = "CAMS has not answered within the hold";
         answered.unwrap_or_else(|_elapsed| Attempted::judged(None, Verdict::Unknown { reason }))
@@ -91,11 +91,11 @@ pub(crate) fn attempt(
 
 async fn run(
     services: Arc<CallServices>,
-    permit: SendPermit<Upstream>,
     sending: Sending,
     has_begun: Arc<AtomicBool>,
 ) -> Attempted {
     let Sending {
+        permit,
         request,
         operation,
         metrics,
@@ -276,10 +276,10 @@ impl Judged {
 // === impl DetachOnDrop ===
 
 impl DetachOnDrop {
-    fn new(services: &Arc<CallServices>, permit: SendPermit<Upstream>, sending: Sending) -> Self {
+    fn new(services: &Arc<CallServices>, sending: Sending) -> Self {
         let operation = sending.operation.clone();
         let has_begun = Arc::new(AtomicBool::new(false));
-        let run = run(services.clone(), permit, sending, has_begun.clone());
+        let run = run(services.clone(), sending, has_begun.clone());
         Self {
             run: Some(Box::pin(services.attempts.track_future(run))),
             has_begun,
@@ -414,6 +414,7 @@ mod tests {
             .unwrap()
             .note(Some("x"), &operation, "REQUEST-1");
         let sending = Sending {
+            permit,
             request: Request::default(),
             metrics: services.metrics.calls(operation.labels()),
             context: Context {
@@ -428,7 +429,7 @@ mod tests {
             note: Some(Box::new(note)),
         };
         assert!(matches!(
-            attempt(&services, permit, sending).await,
+            attempt(&services, sending).await,
             Attempted::Unsent
         ));
         services.journal.as_ref().unwrap().flushed().await;

@@ -382,3 +382,172 @@ fn the_tree_of_a_file_keeps_the_line_of_each_key() {
     };
     assert_eq!(lines(a.get("b").unwrap()), [at(4), at(5)]);
 }
+
+#[test]
+fn a_proxy_is_an_http_url_with_a_port_and_credentials_by_place() {
+    let with = |text: &str| {
+        let variables = [("SECRET", SENTINEL), ("PAIR", "user:pass:word")];
+        load_text(&format!("[upstream]\n{text}"), &variables).map(|loaded| loaded.config.upstream)
+    };
+    let proxy = "proxy = 'http://proxy.corp:3128'";
+    let upstream = with(&format!("{proxy}\nproxy_credentials = {{ env = 'PAIR' }}")).unwrap();
+    assert_eq!(
+        upstream.proxy.map(|proxy| proxy.to_string()).as_deref(),
+        Some("http://proxy.corp:3128")
+    );
+    assert_eq!(
+        upstream.proxy_credentials.unwrap().expose(),
+        "user:pass:word"
+    );
+    let ipv6 = with("proxy = 'http://[::1]:8/'").unwrap().proxy.unwrap();
+    assert_eq!((&*ipv6.host, ipv6.port), ("::1", 8));
+    assert_eq!(ipv6.to_string(), "http://[::1]:8");
+
+    let form = "expected scheme, host and port of an HTTP proxy, such as http://proxy.example:3128";
+    for (text, mistake) in [
+        ("proxy = 'http://proxy.corp'", form),
+        ("proxy = 'proxy.corp:3128'", form),
+        ("proxy = 'socks5://proxy.corp:1080'", form),
+        ("proxy = 'http://proxy.corp:3128/x'", form),
+        ("proxy = 'http://proxy.corp:0'", form),
+        (
+            "proxy = 'https://proxy.corp:3128'",
+            "expected http://host:port: TLS to the proxy itself is not supported. TLS to CAMS runs \
+             end to end through the proxy's tunnel",
+        ),
+        (
+            "proxy = 'http://user:hunter2@proxy.corp:3128'",
+            "expected a URL without user and password: set upstream.proxy_credentials instead",
+        ),
+        (
+            "proxy = 'http://127.0.0.1:8080'",
+            "this is one of Flowgate's own listeners: expected another address",
+        ),
+    ] {
+        assert_eq!(
+            with(text).unwrap_err(),
+            format!("2: upstream.proxy: {mistake}"),
+            "{text}"
+        );
+    }
+    let both = format!("{proxy}\nconnect_to = ['127.0.0.2:443']");
+    assert_eq!(
+        with(&both).unwrap_err(),
+        "2: upstream.proxy: expected either this key or upstream.connect_to: the proxy resolves \
+         CAMS's name"
+    );
+    let alone = "proxy_credentials = { env = 'PAIR' }";
+    assert_eq!(
+        with(alone).unwrap_err(),
+        "2: upstream.proxy_credentials: has no effect without upstream.proxy: expected \
+         http://host:port there"
+    );
+    let no_colon = format!("{proxy}\nproxy_credentials = {{ env = 'SECRET' }}");
+    assert_eq!(
+        with(&no_colon).unwrap_err(),
+        "3: upstream.proxy_credentials: expected user:password"
+    );
+    // To another machine's proxy, loopback is that machine.
+    let far = format!("url = 'http://127.0.0.1:81'\n{proxy}");
+    let plaintext = "2: upstream.url: expected https://: http:// is allowed only to loopback, or \
+                     with upstream.plaintext = true";
+    assert_eq!(with(&far).unwrap_err(), plaintext);
+    assert!(with(&format!("{far}\nplaintext = true")).is_ok());
+    assert!(with("url = 'http://127.0.0.1:81'\nproxy = 'http://127.0.0.1:82'").is_ok());
+}
+
+#[test]
+fn accounts_with_the_same_url_share_an_upstream() {
+    let account = |id: &str, url: &str| {
+        format!("[[accounts]]\nid = '{id}'\naliases = ['LTAI-{id}-1']\nupstream = '{url}'\n")
+    };
+    let text = [
+        account("a", "https://cams.eu-central-1.aliyuncs.com"),
+        account("b", "https://cams.ap-southeast-1.aliyuncs.com:443/"),
+        account("c", "HTTPS://CAMS.eu-central-1.aliyuncs.com:443"),
+        account("d", "http://127.0.0.1:9"),
+        "[upstream]\nhost = 'x.example'\nidle_timeout = '3s'\nconnect_to = ['192.0.2.1:443']\n"
+            .to_owned(),
+    ]
+    .concat();
+    let config = config(&text);
+    let places: Vec<_> = config
+        .accounts
+        .iter()
+        .map(|account| account.upstream_index().place())
+        .collect();
+    assert_eq!(places, [1, 0, 1, 2]);
+    let upstreams: Vec<_> = config
+        .upstreams()
+        .map(|it| (it.url(), &*it.host, it.connect_to.len(), it.idle_timeout))
+        .collect();
+    let three = Duration::from_secs(3);
+    assert_eq!(
+        upstreams,
+        [
+            (
+                "https://cams.ap-southeast-1.aliyuncs.com:443".to_owned(),
+                "x.example",
+                1,
+                three
+            ),
+            (
+                "https://cams.eu-central-1.aliyuncs.com:443".to_owned(),
+                "cams.eu-central-1.aliyuncs.com",
+                0,
+                three
+            ),
+            ("http://127.0.0.1:9".to_owned(), "127.0.0.1:9", 0, three),
+        ]
+    );
+}
+
+#[test]
+fn the_upstream_of_an_account_is_checked_like_the_default_one() {
+    let with = |url: &str, more: &str| {
+        let text = format!(
+            "[[accounts]]\nid = 'a'\naliases = ['LTAI-first-1']\nupstream = '{url}'\n{more}"
+        );
+        load_text(&text, &[]).map(|_| ())
+    };
+    let form =
+        "expected scheme, host and port only, such as https://cams.ap-southeast-1.aliyuncs.com";
+    let https = "expected https://: http:// is allowed only to loopback, or with \
+                 upstream.plaintext = true";
+    let own = "this is one of Flowgate's own listeners: expected another address";
+    for (url, mistake) in [
+        ("cams.example", form),
+        ("https://cams.example/x", form),
+        ("http://cams.example", https),
+        ("http://127.0.0.1:8080", own),
+    ] {
+        assert_eq!(
+            with(url, ""),
+            Err(format!("4: accounts[0].upstream: {mistake}")),
+            "{url}"
+        );
+    }
+    assert_eq!(
+        with("http://cams.example", "[upstream]\nplaintext = true"),
+        Ok(())
+    );
+    // Pinned addresses are those of upstream.url.
+    assert_eq!(
+        with(
+            "http://cams.example",
+            "[upstream]\nurl = 'http://cams.test'\nconnect_to = ['127.0.0.1:9']"
+        ),
+        Err(format!("4: accounts[0].upstream: {https}"))
+    );
+    let many: String = (0..65)
+        .map(|number| {
+            format!(
+                "[[accounts]]\nid = 'a{number}'\naliases = ['LTAI-alias-{number}']\nupstream = 'https://u{number}.example'\n"
+            )
+        })
+        .collect();
+    assert_eq!(
+        load_text(&many, &[]).unwrap_err(),
+        "260: accounts[64].upstream: expected at most 64 different upstreams"
+    );
+}

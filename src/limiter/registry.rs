@@ -329,6 +329,11 @@ impl<K: Connector> LimitedCall<K> {
         &self.connector
     }
 
+    /// When the call arrived.
+    pub(crate) fn arrived(&self) -> Instant {
+        self.entry.arrived
+    }
+
     /// Time since the call arrived.
     pub(crate) fn age(&self) -> Duration {
         self.entry.arrived.elapsed()

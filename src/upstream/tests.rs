@@ -3,6 +3,7 @@
 
 mod dialling;
 mod first_write;
+mod tunnels;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;

@@ -9,10 +9,11 @@ use std::time::Duration;
 use flowgate::config::{self, Bind, Config, Loaded, UnknownKeys, effective};
 
 /// The variables that the files in `tests/data/config` name.
-const VARIABLES: [(&str, &str); 3] = [
+const VARIABLES: [(&str, &str); 4] = [
     ("ACME_SECRET", "acme-secret"),
     ("TEAM_SECRET", "team"),
     ("EMPTY_SECRET", ""),
+    ("PROXY", "user:pass"),
 ];
 
 fn env(variables: &[(&str, &str)]) -> Vec<(OsString, OsString)> {

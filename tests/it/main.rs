@@ -8,6 +8,7 @@
 
 mod call_results;
 mod caller;
+mod connect_proxy;
 mod harness;
 mod process;
 mod redis;
@@ -44,5 +45,7 @@ mod store;
 mod tidy;
 mod tls;
 mod traces;
+mod tunnels;
 mod unix;
 mod upstream_faults;
+mod upstreams;

@@ -66,6 +66,45 @@ async fn proxy_variables_are_ignored() {
     );
 }
 
+#[tokio::test]
+async fn a_proxy_variable_that_is_not_read_is_named_by_check_and_at_start() {
+    let expected = "HTTPS_PROXY, all_proxy: not read by Flowgate, which connects to CAMS directly: \
+                    set upstream.proxy to use a proxy";
+    let proxies = [
+        ("HTTPS_PROXY", "http://user:hunter2@proxy.test:3128"),
+        ("all_proxy", "socks5://proxy.test"),
+    ];
+    let check = async |more: &[(&str, &str)]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+        let output = command
+            .env_clear()
+            .arg("check")
+            .envs(proxies)
+            .envs(more.iter().copied())
+            .output()
+            .await
+            .unwrap();
+        assert!(output.status.success());
+        String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+    };
+    let said = check(&[]).await;
+    assert!(
+        said.contains(expected) && !said.contains("hunter2"),
+        "{said}"
+    );
+    let proxy = ("FLOWGATE_UPSTREAM__PROXY", "http://proxy.test:3128");
+    assert!(!check(&[proxy]).await.contains("HTTPS_PROXY"));
+    // The simulator is on this machine, where no proxy is expected.
+    let loopback = ("FLOWGATE_UPSTREAM__URL", "http://127.0.0.1:1");
+    assert!(!check(&[loopback]).await.contains("HTTPS_PROXY"));
+    let flowgate = Process::from_env(&proxies).await;
+    let warnings = flowgate.logged("configuration", 1).await;
+    assert!(
+        warnings.iter().any(|event| event["warning"] == expected),
+        "{warnings:?}"
+    );
+}
+
 /// Starts with this limit of descriptors.
 async fn limited(sim: &Running, descriptors: u32) -> Process {
     let mut command = Command::new("prlimit");

@@ -4,6 +4,7 @@
 use super::*;
 use crate::config::{Account, Credentials};
 use crate::limiter::lane::{Event, StoreTiming};
+use crate::limiter::routes::Routes;
 use crate::limiter::shared::QuotaSource;
 use crate::limiter::view::LaneView;
 use crate::primitives::id::AccessKeyId;
@@ -357,4 +358,55 @@ async fn replicas_with_different_limits_do_not_lock_each_other_out() {
     all.sort_unstable();
     // On a busy machine two tasks may be scheduled some milliseconds late.
     assert!(all.windows(6).all(|six| six[5] - six[0] >= 950), "{all:?}");
+}
+
+/// A second connector for all accounts. Returns what it did.
+fn reroute(harness: &Harness) -> Arc<ConnectorState> {
+    let state = Arc::new(ConnectorState::default());
+    harness
+        .queue
+        .reroute(Routes::from(Arc::new(TestConnector(state.clone()))));
+    state
+}
+
+#[tokio::test(start_paused = true)]
+async fn queued_calls_of_a_moved_account_get_connections_of_its_new_upstream() {
+    let harness = Harness::new(GAP).await;
+    let calls = start_calls(&harness, 12);
+    // The worker holds a connection of the earlier upstream while it waits for a token.
+    sleep(Duration::from_millis(300)).await;
+    let opened = harness.connector.open.load(Ordering::Relaxed);
+    assert_eq!(opened, 1);
+    let state = reroute(&harness);
+    reload(&harness, Some((5, 1000)), |_| {});
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(
+        harness.connector.open.load(Ordering::Relaxed),
+        0,
+        "given back"
+    );
+    assert_eq!(state.open.load(Ordering::Relaxed), 1, "taken instead");
+    let expected = [[0_u128; 5].as_slice(), &[1005; 5], &[2010; 2]].concat();
+    assert_eq!(left(calls).await, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_an_upstream_that_is_down_move_to_the_new_one() {
+    let harness = Harness::new(GAP).await;
+    harness.connector.is_down.store(true, Ordering::Relaxed);
+    let calls = start_calls(&harness, 3);
+    sleep(Duration::from_millis(500)).await;
+    reroute(&harness);
+    reload(&harness, Some((5, 1000)), |_| {});
+    assert_eq!(left(calls).await, [500; 3]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_is_created_after_a_reroute_uses_the_new_upstream() {
+    let harness = Harness::new(GAP).await;
+    let state = reroute(&harness);
+    let permit = harness.arrive(SECOND).unwrap().permit().await.unwrap();
+    assert_eq!(state.open.load(Ordering::Relaxed), 1);
+    assert_eq!(harness.connector.open.load(Ordering::Relaxed), 0);
+    drop(permit);
 }
