@@ -23,7 +23,7 @@ pub(crate) enum Failure {
     ProxyConnect,
     /// The proxy has not answered in time.
     ProxyTimeout,
-    /// Status 407.
+    /// Status 407 or 401.
     ProxyAuthentication,
     /// Status 403.
     ProxyForbidden,

@@ -29,13 +29,13 @@ pub(super) struct Tunnel {
 /// Why the proxy opens no tunnel.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TunnelError {
-    /// Status 407 without credentials in the request.
-    #[error("the proxy demands a user and a password (407): set upstream.proxy_credentials")]
-    AuthenticationRequired,
-    /// Status 407 with credentials in the request.
-    #[error("the proxy does not accept upstream.proxy_credentials (407)")]
-    AuthenticationRefused,
-    /// Status 407, and Basic authentication is not offered.
+    /// Status 407 or 401 without credentials in the request.
+    #[error("the proxy demands a user and a password ({0}): set upstream.proxy_credentials")]
+    AuthenticationRequired(u16),
+    /// Status 407 or 401 with credentials in the request.
+    #[error("the proxy does not accept upstream.proxy_credentials ({0})")]
+    AuthenticationRefused(u16),
+    /// Status 407 with challenges, none of which is for Basic authentication.
     #[error("the proxy demands an authentication other than Basic (407), which is not supported")]
     AuthenticationUnsupported,
     /// Status 403.
@@ -70,7 +70,8 @@ struct Answer {
     status: u16,
     /// Length of the head, in bytes.
     length: usize,
-    offers_basic: bool,
+    /// It has challenges, and none of them is for Basic authentication.
+    excludes_basic: bool,
 }
 
 // === impl Tunnel ===
@@ -118,9 +119,12 @@ impl Tunnel {
         let answer = answer(io).await?;
         match answer.status {
             200..=299 => Ok(()),
-            407 if !answer.offers_basic => Err(TunnelError::AuthenticationUnsupported),
-            407 if self.has_credentials => Err(TunnelError::AuthenticationRefused),
-            407 => Err(TunnelError::AuthenticationRequired),
+            407 if answer.excludes_basic => Err(TunnelError::AuthenticationUnsupported),
+            // tinyproxy answers 401 to wrong credentials.
+            status @ (401 | 407) if self.has_credentials => {
+                Err(TunnelError::AuthenticationRefused(status))
+            }
+            status @ (401 | 407) => Err(TunnelError::AuthenticationRequired(status)),
             403 => Err(TunnelError::Forbidden(self.target.clone())),
             status @ 502..=504 => Err(TunnelError::BadGateway(self.target.clone(), status)),
             status => Err(TunnelError::Status(self.target.clone(), status)),
@@ -133,8 +137,8 @@ impl Tunnel {
 impl TunnelError {
     pub(super) fn failure(&self) -> Failure {
         match self {
-            Self::AuthenticationRequired
-            | Self::AuthenticationRefused
+            Self::AuthenticationRequired(_)
+            | Self::AuthenticationRefused(_)
             | Self::AuthenticationUnsupported => Failure::ProxyAuthentication,
             Self::Forbidden(_) => Failure::ProxyForbidden,
             Self::BadGateway(..) => Failure::ProxyBadGateway,
@@ -188,14 +192,19 @@ fn parse(bytes: &[u8]) -> Result<Option<Answer>, TunnelError> {
     Ok(response.code.map(|status| Answer {
         status,
         length,
-        offers_basic: response.headers.iter().any(offers_basic),
+        excludes_basic: excludes_basic(response.headers),
     }))
 }
 
-/// Whether a header is a challenge for Basic authentication. A challenge is one of a list.
-fn offers_basic(header: &httparse::Header<'_>) -> bool {
-    header.name.eq_ignore_ascii_case("proxy-authenticate")
-        && header.value.split(|byte| *byte == b',').any(is_basic)
+/// Whether there are challenges, and none of them is for Basic authentication. A header may have a
+/// list of them.
+fn excludes_basic(headers: &[httparse::Header<'_>]) -> bool {
+    let mut challenges = headers
+        .iter()
+        .filter(|header| header.name.eq_ignore_ascii_case("proxy-authenticate"))
+        .flat_map(|header| header.value.split(|byte| *byte == b','))
+        .peekable();
+    challenges.peek().is_some() && !challenges.any(is_basic)
 }
 
 fn is_basic(challenge: &[u8]) -> bool {
@@ -349,7 +358,18 @@ mod tests {
         let basic =
             b"HTTP/1.1 407 Auth\r\nProxy-Authenticate: Negotiate, basic realm=\"a\"\r\n\r\n";
         let other = b"HTTP/1.1 407 Auth\r\nProxy-Authenticate: NTLM\r\nProxy-Authenticate: Basics x\r\n\r\n";
+        let tinyproxy = b"HTTP/1.0 401 Unauthorized\r\nServer: tinyproxy/1.11.1\r\n\r\n";
         for (credentials, answer, expected) in [
+            (
+                Some("user:hunter2"),
+                &tinyproxy[..],
+                "the proxy does not accept upstream.proxy_credentials (401)",
+            ),
+            (
+                None,
+                b"HTTP/1.1 407 Auth\r\n\r\n",
+                "the proxy demands a user and a password (407): set upstream.proxy_credentials",
+            ),
             (
                 None,
                 &basic[..],

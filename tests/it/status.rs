@@ -169,7 +169,7 @@ async fn a_stream_shows_lanes_and_calls_and_no_secret() {
     );
     assert_eq!(
         (
-            &first["upstream"]["reachable"],
+            &first["upstreams"][0]["reachable"],
             &first["store"],
             &first["config"]["refused"]
         ),
