@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use hyper::header::HeaderName;
 use serde::{Serialize, Serializer};
 
-use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
+use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId, KeyPattern};
 use crate::primitives::secret::Secret;
 
 pub use bind::Bind;
@@ -103,7 +103,8 @@ pub struct Config {
 pub enum UnknownKeys {
     /// The call gets `InvalidAccessKeyId.NotFound`.
     Refuse,
-    /// The call is forwarded unverified. Each key is an account of its own.
+    /// The call is forwarded unverified. Each key is an account of its own, unless the aliases of
+    /// an account match it.
     Relay,
 }
 
@@ -226,9 +227,9 @@ pub struct Account {
     /// expire.
     #[serde(rename = "credentials", serialize_with = "serializers::optional_path")]
     pub credentials_file: Option<PathBuf>,
-    /// All keys of a relayed account, or additional keys of a managed one. Calls under these keys
-    /// are relayed unverified.
-    pub aliases: Vec<AccessKeyId>,
+    /// All keys of a relayed account, or additional keys of a managed one: exact, by their first
+    /// characters, or all that are not configured. Calls under these keys are relayed unverified.
+    pub aliases: Vec<KeyPattern>,
     /// The endpoint of its calls, if it is not the one of `[upstream]`.
     pub upstream: Option<AccountUpstream>,
 }

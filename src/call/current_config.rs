@@ -115,7 +115,7 @@ impl ConfigSnapshot {
                 self.directory.renew(call)?;
                 classify::authorize(call)
             }
-            Sendable::Relayed(_) => self.directory.check_relayed(account),
+            Sendable::Relayed(call) => self.directory.check_relayed(call, account),
         }
     }
 }

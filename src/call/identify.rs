@@ -11,6 +11,7 @@ mod caller;
 mod checked_head;
 mod claims;
 mod directory;
+mod key_prefixes;
 mod names;
 mod nonces;
 mod refusals;

@@ -194,9 +194,8 @@ fn unknown_keys(
         ("refuse", UnknownKeys::Refuse),
         ("relay", UnknownKeys::Relay),
     ];
-    let given = root
-        .key("unknown_keys")
-        .optional(|key| key.choice(&words))?;
+    let key = root.key("unknown_keys");
+    let given = key.optional(|key| key.choice(&words))?;
     let local = match &listen?.proxy {
         Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
         Bind::Unix(_) => true,
@@ -208,7 +207,31 @@ fn unknown_keys(
     } else {
         UnknownKeys::Refuse
     };
+    let relays_all = accounts
+        .iter()
+        .flat_map(|account| &account.aliases)
+        .any(|alias| alias.prefix() == Some(""));
+    if relays_all && given == Some(UnknownKeys::Refuse) {
+        key.mistake(
+            "expected \"relay\": \"*\" in the aliases of an account relays every key that is not \
+             configured",
+        );
+    }
     let unknown_keys = given.unwrap_or(default);
+    let has_prefixes = accounts
+        .iter()
+        .flat_map(|account| &account.aliases)
+        .any(|alias| alias.prefix().is_some());
+    let has_client_ca = listen
+        .and_then(|listen| listen.tls.as_ref())
+        .is_some_and(|tls| tls.client_ca.is_some());
+    if has_prefixes && !local && !has_client_ca {
+        root.reader.warn(
+            "aliases with * relay callers that are not verified, and other hosts reach \
+             listen.proxy: anyone there can use up or pause the account's rate. Restrict access \
+             with a firewall or listen.tls.client_ca",
+        );
+    }
     if unknown_keys == UnknownKeys::Refuse && accounts.is_empty() {
         root.reader
             .warn("no account is configured and unknown keys are refused: every call is refused");

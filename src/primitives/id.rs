@@ -64,6 +64,11 @@ name!(
     /// An access key id. Not secret, but logged only in its masked form.
     AccessKeyId
 );
+name!(
+    /// An access key id, or the first characters of access key ids followed by `*`, which an access
+    /// key id cannot contain. `*` alone stands for all access key ids.
+    KeyPattern
+);
 
 macro_rules! serialized_as_text {
     ($($type:ty),+) => {
@@ -81,6 +86,27 @@ serialized_as_text!(AccountId, ActionName, ClientId);
 impl serde::Serialize for AccessKeyId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.masked())
+    }
+}
+
+/// Shows a prefix, unless it is long enough to identify a key.
+impl serde::Serialize for KeyPattern {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.prefix() {
+            Some(prefix) if prefix.len() <= 8 => serializer.serialize_str(self.as_str()),
+            Some(prefix) => {
+                let masked = AccessKeyId::new(prefix).masked();
+                serializer.serialize_str(&format!("{masked}*"))
+            }
+            None => AccessKeyId::new(self.as_str()).serialize(serializer),
+        }
+    }
+}
+
+impl KeyPattern {
+    /// Returns the first characters of the keys that it stands for, or `None` if it is one key.
+    pub fn prefix(&self) -> Option<&str> {
+        self.as_str().strip_suffix('*')
     }
 }
 

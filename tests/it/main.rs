@@ -33,6 +33,7 @@ mod journey;
 mod observe;
 mod process_resources;
 mod prometheus;
+mod relayed_keys;
 mod reload;
 mod replicas;
 mod secrets;

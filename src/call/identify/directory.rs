@@ -1,5 +1,5 @@
-//! The owners of access keys. Every configured access key has one owner; `unknown_keys` decides
-//! about the others. A directory is immutable, so a call sees one state of it; a reload builds a
+//! The owners of access keys. Every configured access key has one owner. The longest prefix in
+//! `aliases` decides about the others, and `unknown_keys` about the rest. A directory is immutable, so a call sees one state of it; a reload builds a
 //! new one.
 
 use std::collections::HashMap;
@@ -9,6 +9,8 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 
 use super::caller::{Managed, Principal, Verified};
+use super::key_prefixes::KeyPrefixes;
+use super::relayed_request::RelayedRequest;
 use crate::acs::limits;
 use crate::config::names::{Names, authority, host_name};
 use crate::config::{self, Config, Credentials, UnknownKeys, UpstreamIndex};
@@ -18,6 +20,8 @@ use crate::primitives::id::{AccessKeyId, AccountId};
 /// The configuration that identify needs.
 pub(crate) struct Directory {
     owners: HashMap<AccessKeyId, Owner>,
+    /// The owners of keys that are not in `owners`.
+    prefixes: KeyPrefixes,
     /// The accounts that Flowgate signs for.
     accounts: HashMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
@@ -33,7 +37,7 @@ pub(crate) struct Directory {
 pub(super) enum Owner {
     /// An account's own key, or a client's.
     Managed(Arc<Principal>),
-    /// An alias of an account, or a key that is not configured.
+    /// An alias of an account, in full or by a prefix, or a key that is not configured.
     Relayed {
         account: AccountId,
         is_known: bool,
@@ -44,6 +48,15 @@ pub(super) enum Owner {
 // === impl Owner ===
 
 impl Owner {
+    /// The owner of an account's aliases.
+    pub(super) fn alias_of(account: &config::Account) -> Self {
+        Self::Relayed {
+            account: account.id.clone(),
+            is_known: true,
+            upstream: account.upstream_index(),
+        }
+    }
+
     /// The account, if it is configured.
     pub(super) fn known_account(&self) -> Option<&AccountId> {
         match self {
@@ -69,6 +82,7 @@ impl Directory {
             .chain(limited);
         Self {
             owners: owners(config, &accounts),
+            prefixes: KeyPrefixes::new(config),
             accounts,
             unknown_keys: config.unknown_keys,
             hosts: config
@@ -88,8 +102,8 @@ impl Directory {
 
     /// The owner of a key.
     pub(super) fn owner(&self, key: &AccessKeyId) -> Result<Owner, Refusal> {
-        match (self.owners.get(key), self.unknown_keys) {
-            (Some(owner), _) => Ok(owner.clone()),
+        match (self.configured_owner(key), self.unknown_keys) {
+            (Some(owner), _) => Ok(owner),
             // Ids of configured accounts cannot contain `?`, so the key cannot collide with one.
             (None, UnknownKeys::Relay) => Ok(Owner::Relayed {
                 account: AccountId::new(format!("?{key}")),
@@ -104,6 +118,14 @@ impl Directory {
         }
     }
 
+    /// The owner of a key that the configuration names, in full or by its first characters.
+    fn configured_owner(&self, key: &AccessKeyId) -> Option<Owner> {
+        if let Some(owner) = self.owners.get(key) {
+            return Some(owner.clone());
+        }
+        self.prefixes.owner(key).cloned()
+    }
+
     /// Updates a caller that was identified with an earlier directory. Its call is signed with the
     /// current credentials of its account. If the account was removed, its queued calls are sent
     /// with the credentials that it had.
@@ -111,7 +133,8 @@ impl Directory {
     /// Refuses the call if its client was removed or its key now belongs to another account.
     pub(crate) fn renew(&self, call: &mut Verified) -> Result<(), Refusal> {
         let was = &call.principal;
-        self.check_account(&was.key, &was.account.id)?;
+        // A prefix does not apply: the account of a verified key is certain.
+        check_account(self.owners.get(&was.key), &was.account.id)?;
         let now = match (
             self.owners.get(&was.key),
             self.accounts.get(&was.account.id),
@@ -137,29 +160,15 @@ impl Directory {
         Ok(())
     }
 
-    /// Checks a relayed call again that was identified with an earlier directory.
-    pub(crate) fn check_relayed(&self, account: &AccountId) -> Result<(), Refusal> {
-        // Only the account of a key that was not configured contains the key.
-        account.as_str().strip_prefix('?').map_or(Ok(()), |key| {
-            self.check_account(&AccessKeyId::new(key), account)
-        })
-    }
-
-    /// Refuses a queued call whose key now belongs to another account: it would use the quota of
-    /// that account twice.
-    fn check_account(&self, key: &AccessKeyId, was: &AccountId) -> Result<(), Refusal> {
-        match self.owners.get(key).and_then(Owner::known_account) {
-            Some(now) if now != was => {
-                let message = "A reload of Flowgate's configuration moved this access key to \
-                               another account. CAMS has done nothing.";
-                Err(Refusal::after(
-                    Kind::Flushed,
-                    Duration::from_secs(1),
-                    message,
-                ))
-            }
-            _ => Ok(()),
-        }
+    /// Checks a relayed call again that was identified with an earlier directory, in the account
+    /// `was`.
+    pub(crate) fn check_relayed(
+        &self,
+        call: &RelayedRequest,
+        was: &AccountId,
+    ) -> Result<(), Refusal> {
+        let now = call.key().and_then(|key| self.configured_owner(&key));
+        check_account(now.as_ref(), was)
     }
 
     /// The host that is signed and sent to an upstream.
@@ -235,6 +244,23 @@ impl Directory {
     }
 }
 
+/// Refuses a queued call whose key now belongs to another account: it would use the quota of that
+/// account twice.
+fn check_account(now: Option<&Owner>, was: &AccountId) -> Result<(), Refusal> {
+    match now.and_then(Owner::known_account) {
+        Some(now) if now != was => {
+            let message = "A reload of Flowgate's configuration moved this access key to another \
+                           account. CAMS has done nothing.";
+            Err(Refusal::after(
+                Kind::Flushed,
+                Duration::from_secs(1),
+                message,
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How many sessions of an account its callers may sign with: the current one and the latest before
 /// it.
 const SESSIONS: usize = 3;
@@ -296,15 +322,12 @@ fn owners(
         }
     }
     for account in &config.accounts {
-        for alias in &account.aliases {
-            owners.insert(
-                alias.clone(),
-                Owner::Relayed {
-                    account: account.id.clone(),
-                    is_known: true,
-                    upstream: account.upstream_index(),
-                },
-            );
+        let exact = account
+            .aliases
+            .iter()
+            .filter(|alias| alias.prefix().is_none());
+        for alias in exact {
+            owners.insert(AccessKeyId::new(alias.as_str()), Owner::alias_of(account));
         }
     }
     for client in &config.clients {

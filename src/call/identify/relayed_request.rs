@@ -2,8 +2,12 @@
 
 use bytes::Bytes;
 use hyper::Method;
-use hyper::header::{HeaderName, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
+
+use crate::acs::decode::Params;
+use crate::acs::v3::Authorization;
+use crate::primitives::id::AccessKeyId;
 
 /// The forwarded parts of a relayed call.
 pub(crate) struct RelayedRequest {
@@ -20,6 +24,24 @@ impl RelayedRequest {
     /// Adds the body, which is read after the head.
     pub(super) fn with(self, body: Bytes) -> Self {
         Self { body, ..self }
+    }
+
+    /// The access key that signed it. It is parsed again rather than kept with every queued call:
+    /// only a reload asks for it.
+    pub(super) fn key(&self) -> Option<AccessKeyId> {
+        let authorization = self
+            .headers
+            .iter()
+            .find(|(name, _)| *name == header::AUTHORIZATION);
+        if let Some((_, value)) = authorization {
+            let signed = Authorization::parse(value.to_str().ok()?).ok()?;
+            return Some(AccessKeyId::new(signed.credential));
+        }
+        let mut params = Params::from_query(self.target.query().unwrap_or_default()).ok()?;
+        if params.get("AccessKeyId").is_none() {
+            params.add_form(&self.body).ok()?;
+        }
+        params.get("AccessKeyId").map(AccessKeyId::new)
     }
 
     /// GET or POST.

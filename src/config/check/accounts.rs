@@ -1,5 +1,5 @@
-//! Checks `[[accounts]]` and `[[clients]]`. Each access key id may appear only once, because it
-//! identifies one account or one client.
+//! Checks `[[accounts]]` and `[[clients]]`. Each access key id, and each prefix in `aliases`, may
+//! appear only once, because it identifies one account or one client.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use super::account_upstreams::AccountUpstreams;
 use super::at_most_max_hold;
-use super::ids::{ID_FORM, KEY_FORM, access_key, account_id};
+use super::ids::{ALIAS_FORM, ID_FORM, KEY_FORM, access_key, account_id, alias};
 use super::limits::action;
 use crate::config::mistakes::Origin;
 use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
 use crate::config::secrets::{one_line, secret};
 use crate::config::{Account, Actions, Client, Credentials};
-use crate::primitives::id::{AccessKeyId, AccountId, ClientId};
+use crate::primitives::id::{AccessKeyId, AccountId, ClientId, KeyPattern};
 use crate::primitives::secret::Secret;
 
 /// The account that Alibaba's own variables define, for a sidecar without a file.
@@ -26,7 +26,7 @@ const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 /// The names in use, and where they are written.
 #[derive(Default)]
 struct Taken {
-    keys: HashMap<AccessKeyId, KeyLocation>,
+    keys: HashMap<KeyPattern, KeyLocation>,
     ids: HashMap<AccountId, KeyLocation>,
 }
 
@@ -105,7 +105,8 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
         path: KEY_VARIABLE.to_owned(),
         origin: Origin::Variable(KEY_VARIABLE.to_owned()),
     };
-    taken.keys.insert(access_key_id.clone(), place);
+    let own = KeyPattern::new(access_key_id.as_str());
+    taken.keys.insert(own, place);
     let credentials = Some(Credentials {
         access_key_id,
         secret,
@@ -151,12 +152,12 @@ fn account(
         };
     let key = section.key("aliases");
     let place = key.place.clone();
-    let aliases = key.list(|entry| taken.key(entry));
+    let aliases = key.list(|entry| taken.alias(entry));
     if let (Some(None), Some([])) = (&credentials, aliases.as_deref()) {
         section.reader.mistake(
             &place,
-            "expected at least one access key id: an account without a secret is identified by its \
-             aliases",
+            "expected at least one access key id, or the first characters of one and '*': an \
+             account without a secret is identified by its aliases",
         );
     }
     let upstream = upstreams.read(&section.key("upstream"));
@@ -189,7 +190,7 @@ fn from_file(
     }
     let read = super::credentials::read(key);
     Some(read.and_then(|(field, credentials, path)| {
-        taken.own(&field, &credentials.access_key_id)?;
+        taken.own(&field, &KeyPattern::new(credentials.access_key_id.as_str()))?;
         Some((credentials, path))
     }))
 }
@@ -300,17 +301,26 @@ fn actions(key: Field<'_>) -> Option<Actions> {
 impl Taken {
     fn key(&mut self, field: &Field<'_>) -> Option<AccessKeyId> {
         let key = field.text(KEY_FORM, access_key)?;
-        self.own(field, &key)?;
+        self.own(field, &KeyPattern::new(key.as_str()))?;
         Some(key)
     }
 
-    /// Records that the access key id is used by this field. Each may be used once.
-    fn own(&mut self, field: &Field<'_>, key: &AccessKeyId) -> Option<()> {
+    fn alias(&mut self, field: &Field<'_>) -> Option<KeyPattern> {
+        let alias = field.text(ALIAS_FORM, alias)?;
+        self.own(field, &alias)?;
+        Some(alias)
+    }
+
+    /// Records that the access key id or prefix is used by this field. Each may be used once.
+    fn own(&mut self, field: &Field<'_>, key: &KeyPattern) -> Option<()> {
         if let Some(first) = self.keys.get(key) {
             let first = field.reader.seen(first, &field.place);
-            field.mistake(format!(
-                "already used by {first}: expected another access key id"
-            ));
+            let another = match key.prefix() {
+                None => "another access key id",
+                Some("") => "\"*\" in the aliases of one account only",
+                Some(_) => "another prefix, for example a longer one, which takes precedence",
+            };
+            field.mistake(format!("already used by {first}: expected {another}"));
             return None;
         }
         self.keys.insert(key.clone(), field.place.clone());

@@ -1,6 +1,6 @@
 //! Which access key ids and account ids the configuration may contain.
 
-use crate::primitives::id::{AccessKeyId, AccountId, ClientId};
+use crate::primitives::id::{AccessKeyId, AccountId, ClientId, KeyPattern};
 
 /// The label of all accounts that are not in the configuration.
 const UNKNOWN: &str = "unknown";
@@ -8,6 +8,9 @@ const UNKNOWN: &str = "unknown";
 pub(super) const KEY_FORM: &str = "\
     an access key id: 1 to 128 letters, digits, '.', '_' or '-', \
     and not \"unknown\" or \"unverified\"";
+pub(super) const ALIAS_FORM: &str = "\
+    an access key id, its first characters and '*' such as \"STS.*\", or \"*\": \
+    1 to 128 letters, digits, '.', '_' or '-', and not \"unknown\" or \"unverified\"";
 pub(super) const ID_FORM: &str =
     "a name: 1 to 64 letters, digits, '.', '_' or '-', and not \"unknown\"";
 
@@ -31,13 +34,26 @@ pub(super) fn access_key(text: &str) -> Option<AccessKeyId> {
     key.then(|| AccessKeyId::new(text))
 }
 
+/// Reads an access key id, or the first characters of access key ids and `*`.
+pub(super) fn alias(text: &str) -> Option<KeyPattern> {
+    let is_valid = match text.strip_suffix('*') {
+        Some(prefix) => prefix.is_empty() || is_plain(prefix, 128),
+        None => access_key(text).is_some(),
+    };
+    is_valid.then(|| KeyPattern::new(text))
+}
+
 pub(super) fn account_id(text: &str) -> Option<AccountId> {
     is_name(text, 64).then(|| AccountId::new(text))
 }
 
 fn is_name(text: &str, most: usize) -> bool {
+    is_plain(text, most) && text != UNKNOWN
+}
+
+fn is_plain(text: &str, most: usize) -> bool {
     let plain = text
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'));
-    plain && (1..=most).contains(&text.len()) && text != UNKNOWN
+    plain && (1..=most).contains(&text.len())
 }

@@ -30,7 +30,7 @@ pub(crate) const KEYS: &[Key] = &[
         "unknown_keys",
         Kind::Text,
         None,
-        "How calls are handled whose access key is not in the configuration: `refuse`, or `relay` (forwarded without verification; each key is an account of its own). Default: `relay` if `listen.proxy` is a loopback address or a Unix socket and no account or client has a secret, else `refuse`.",
+        "How calls are handled whose access key is not in the configuration: `refuse`, or `relay` (forwarded without verification; each key is an account of its own: `accounts[].aliases` assigns keys to one account). Default: `relay` if `listen.proxy` is a loopback address or a Unix socket and no account or client has a secret, else `refuse`.",
     ),
     key(
         "listen.proxy",
@@ -240,7 +240,7 @@ pub(crate) const KEYS: &[Key] = &[
         "accounts[].aliases",
         Kind::List,
         Some("[]"),
-        "Other access keys of this account, without their secrets. Their calls are relayed without verification and spend the account's quota. A relayed account has at least one.",
+        "Other access keys of this account, without their secrets: exact, by their first characters (`STS.*`: all sessions of RRSA and AssumeRole), or `*` for every key that is not in the configuration. An exact key precedes prefixes, and a longer prefix precedes a shorter one. Their calls are relayed without verification and spend the account's quota, all in one lane per action. A relayed account has at least one.",
     ),
     key(
         "accounts[].upstream",

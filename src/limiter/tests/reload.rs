@@ -7,7 +7,7 @@ use crate::limiter::lane::{Event, StoreTiming};
 use crate::limiter::routes::Routes;
 use crate::limiter::shared::QuotaSource;
 use crate::limiter::view::LaneView;
-use crate::primitives::id::AccessKeyId;
+use crate::primitives::id::{AccessKeyId, KeyPattern};
 use crate::primitives::secret::Secret;
 
 /// Reloads with this limit for the tests' action. `change` may change other settings.
@@ -208,7 +208,7 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
         security_token: token.map(Secret::new),
         expires: None,
     });
-    let aliases = aliases.iter().map(|key| AccessKeyId::new(*key)).collect();
+    let aliases = aliases.iter().map(|key| KeyPattern::new(*key)).collect();
     Account {
         id: AccountId::new(id),
         credentials,

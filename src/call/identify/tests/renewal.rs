@@ -215,6 +215,72 @@ fn a_queued_call_is_signed_with_its_accounts_current_credentials() {
 }
 
 #[test]
+fn a_queued_relayed_call_whose_key_moves_to_another_account_is_flushed() {
+    let relaying = "unknown_keys = \"relay\"\n";
+    let aliases =
+        |id: &str, aliases: &str| format!("[[accounts]]\nid = \"{id}\"\naliases = [{aliases}]\n");
+    let sessions = aliases("acme", "\"STS.*\"");
+    let exact = aliases("acme", "\"STS.one\"");
+    let longer = aliases("partner", "\"STS.o*\"");
+    let all = aliases("partner", "\"*\"");
+    let [v1, _] = calls("STS.one", "not-here");
+    let v3 = v3(|call| {
+        call.key = "STS.one";
+        call.secret = "not-here";
+        call.set("host", UPSTREAM);
+    });
+    for (before, after, is_moved) in [
+        (relaying, sessions.clone(), true),
+        (relaying, all.clone(), true),
+        (&*sessions, format!("{sessions}{longer}"), true),
+        (&*sessions, format!("{sessions}{all}"), false),
+        (&*sessions, exact.clone(), false),
+        (&*exact, format!("{exact}{longer}"), false),
+        (&*exact, longer.clone(), true),
+        (&*exact, aliases("partner", "\"STS.one\""), true),
+        // It was in the queue of its account, so it is sent in that lane.
+        (&*sessions, relaying.to_owned(), false),
+    ] {
+        for call in [&v1, &v3] {
+            let mut gate = Gate::new(before);
+            let mut caller = gate.ask(call).unwrap();
+            gate.then(&after);
+            let refused = gate.send(&mut caller).err().map(|refusal| refusal.kind);
+            assert_eq!(
+                refused,
+                is_moved.then_some(Kind::Flushed),
+                "{before} then {after}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_prefix_does_not_take_a_verified_call_from_its_account() {
+    let folder = tempfile::tempdir().unwrap();
+    write_session(&folder, "STS.one", "secret-1");
+    let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
+    let others = "[[accounts]]\nid = \"partner\"\naliases = [\"STS.*\"]\n";
+    let now = time::parse(NOW).unwrap();
+    let mut gate = Gate {
+        config_snapshot: snapshot(read(&folder, toml)),
+        nonces: Nonces::new(now - Duration::from_secs(3600)),
+        now,
+        folder,
+    };
+    let [_, call] = calls("STS.one", "secret-1");
+    let mut queued = gate.ask(&call).unwrap();
+    for key in ["STS.two", "STS.three", "STS.four"] {
+        write_session(&gate.folder, key, "secret-2");
+        gate.then(&format!("{toml}{others}"));
+    }
+    assert!(headers(&gate.send(&mut queued).unwrap()).contains("Credential=STS.four"));
+    // The key is not remembered any more, so a new call is one of an unverified caller.
+    let [v1, _] = calls("STS.one", "secret-1");
+    assert_eq!(gate.ask(&v1).unwrap().account.as_str(), "partner");
+}
+
+#[test]
 fn a_queued_call_whose_account_was_renamed_is_flushed() {
     let relaying = "unknown_keys = \"relay\"\n";
     let [relayed, _] = calls("LTAI-acme-1", "not-here");
