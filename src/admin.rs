@@ -202,6 +202,8 @@ impl Admin {
 impl Handler for Admin {
     type Body = UnsyncBoxBody<Bytes, Infallible>;
 
+    const MAY_OMIT_PROXY_HEADER: bool = true;
+
     async fn answer(
         self,
         request: Box<Request<Incoming>>,

@@ -43,6 +43,7 @@ use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
 use crate::server::CallerDisconnected;
+use crate::server::per_address::TooManyCalls;
 use crate::server::socket::Disconnect;
 use crate::upstream::{Connection, Upstream};
 
@@ -65,13 +66,19 @@ impl From<Refusal> for CallFailure {
 /// shutdown phase begins.
 pub(crate) async fn call<B>(
     services: Arc<CallServices>,
-    request: Box<Request<B>>,
+    mut request: Box<Request<B>>,
     disconnect: Disconnect,
 ) -> Result<Response<Full<Bytes>>, CallerDisconnected>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut record = Record::new(services.telemetry.clone(), disconnect.from());
+    let mut record = {
+        let source = disconnect.begin_call(request.headers());
+        if let Err(too_many) = source.admission {
+            request.extensions_mut().insert(too_many);
+        }
+        Record::new(services.telemetry.clone(), source.address)
+    };
     let mut format = ErrorFormat::default();
     let end = {
         let steps = AssertUnwindSafe(steps(
@@ -89,6 +96,7 @@ where
             () = services.phases.now_in(Phase::Over) => Err(CallFailure::Refused(limiter::draining())),
         }
     };
+    disconnect.end_call();
     let response = match end {
         Ok(response) => response,
         Err(CallFailure::CallerDisconnected) => {
@@ -315,6 +323,15 @@ fn check_upstream(upstream: &Upstream, connection: &Connection) -> Result<(), Re
     ))
 }
 
+/// The refusal of a call whose source has too many.
+fn too_many_calls(error: TooManyCalls) -> Refusal {
+    Refusal::after(
+        Kind::QueueFull,
+        Duration::from_secs(1),
+        format!("Flowgate refused the call: {error}."),
+    )
+}
+
 /// A complete call, with the parts that later steps need.
 struct AcceptedCall {
     call: Sendable,
@@ -348,6 +365,9 @@ where
     let (head, body) = request.into_parts();
     *format = ErrorFormat::of(&head);
     record.start_trace(&head.headers, accepted, config.telemetry.sample_percent);
+    if let Some(too_many) = head.extensions.get() {
+        return Err(too_many_calls(*too_many));
+    }
     body::check_head(&head, config.listen.max_header)?;
     let claim = services.count_failed_check(identify::head(&head, directory, accepted))?;
     record.set_claimed_identity(claim.claimed_identity());

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderName;
+use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId, KeyPattern};
@@ -131,6 +132,12 @@ pub struct Listen {
     pub names: Vec<String>,
     /// Maximum concurrent connections.
     pub max_connections: usize,
+    /// Addresses of balancers, which may state the address of a caller.
+    #[serde(serialize_with = "serializers::texts")]
+    pub trusted_proxies: Vec<IpNet>,
+    /// Whether balancers state it in a PROXY header, with which every connection begins, rather
+    /// than in `X-Forwarded-For`.
+    pub proxy_protocol: bool,
     /// Maximum concurrent connections from one address.
     pub max_connections_per_source: usize,
     /// From a request's first byte to the end of its head.

@@ -35,7 +35,8 @@ pub(crate) enum Kind {
     WaitTooLong,
     /// The hold ended while the call was queued.
     HoldExpired,
-    /// The lane, the client's part of the queue or the byte budget is full.
+    /// The lane, the client's part of the queue or the byte budget is full, or a balancer's caller
+    /// has too many calls at once.
     QueueFull,
     /// An operator flushed the lane, or a reload moved the key to another account.
     Flushed,

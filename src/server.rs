@@ -2,9 +2,11 @@
 //! number of connections, their time-outs and the size of request heads are limited. A [`Handler`]
 //! answers each request.
 
+pub(crate) mod balancers;
 pub(crate) mod bounds;
 mod listener;
 pub(crate) mod per_address;
+pub(crate) mod proxy_header;
 pub(crate) mod runtime_pool;
 pub(crate) mod socket;
 mod timeouts;
@@ -27,14 +29,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::{Bounds, CurrentBounds};
 pub(crate) use crate::server::listener::Listener;
-use crate::server::per_address::{OpenConnection, Sources};
+use crate::server::per_address::{Balancer, ConnectionSource, OpenConnection, Sources};
+use crate::server::proxy_header::ProxyHeaderError;
 use crate::server::runtime_pool::RuntimePool;
 use crate::server::socket::{Disconnect, Socket, SocketIo};
 use crate::server::timeouts::{RequestPhase, Stalled, TimeoutIo};
@@ -53,8 +56,14 @@ pub(crate) struct ConnectionServer {
     open: TaskTracker,
     sources: Sources,
     /// When refused connections were last logged.
-    last_logged: Mutex<Option<Instant>>,
+    refusals_logged: LogInterval,
+    /// When connections with a missing or invalid PROXY header were last logged.
+    proxy_headers_logged: LogInterval,
 }
+
+/// When a line was last logged that callers could repeat without end.
+#[derive(Default)]
+struct LogInterval(Mutex<Option<Instant>>);
 
 /// Minimum interval between log lines about refused connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -66,6 +75,10 @@ pub(crate) struct CallerDisconnected;
 
 /// A handler of requests.
 pub(crate) trait Handler: Clone + Send + Sync + 'static {
+    /// Whether a balancer's connection may begin without a PROXY header. Probes and scrapes come
+    /// from the same addresses.
+    const MAY_OMIT_PROXY_HEADER: bool = false;
+
     /// The response body.
     type Body: Body<Data = Bytes, Error: Error + Send + Sync + 'static> + Send + 'static;
 
@@ -100,7 +113,8 @@ impl ConnectionServer {
             until,
             open: TaskTracker::new(),
             sources: Sources::default(),
-            last_logged: Mutex::default(),
+            refusals_logged: LogInterval::default(),
+            proxy_headers_logged: LogInterval::default(),
         })
     }
 
@@ -136,20 +150,76 @@ impl ConnectionServer {
         self.open.wait().await;
     }
 
-    fn admit(self: &Arc<Self>, socket: Socket, source: Option<IpAddr>, service: &impl Handler) {
+    fn admit<H: Handler>(self: &Arc<Self>, socket: Socket, peer: Option<IpAddr>, service: &H) {
         let bounds = self.bounds.load();
         if self.open.len() >= bounds.max_connections {
             return self.refuse_connection("too_many");
         }
-        let Ok(slot) = source
-            .map(|source| self.sources.enter(source, bounds.max_per_source))
-            .transpose()
-        else {
-            return self.refuse_connection("too_many_from_source");
+        let balancers = &bounds.balancers;
+        if !balancers.send_proxy_header() {
+            return self.open_connection(socket, peer, service);
+        }
+        match (balancers.trust(peer), H::MAY_OMIT_PROXY_HEADER) {
+            (false, false) => self.refuse_proxy_header(&ProxyHeaderError::Untrusted, peer),
+            (false, true) => self.open_connection(socket, peer, service),
+            (true, true) if peer.is_none() => self.open_connection(socket, peer, service),
+            (true, _) => {
+                let connection = self.clone().behind_balancer(socket, peer, service.clone());
+                self.open.spawn(connection);
+            }
+        }
+    }
+
+    /// Reads the PROXY header, then serves the connection as one of the address that it states. A
+    /// task of its own, so that its future does not outlive the header.
+    async fn behind_balancer<H: Handler>(
+        self: Arc<Self>,
+        mut socket: Socket,
+        peer: Option<IpAddr>,
+        service: H,
+    ) {
+        let within = self.bounds.load().timeouts.head;
+        let mut phases = self.phases.clone();
+        let read = timeout(within, socket.read_proxy_header(H::MAY_OMIT_PROXY_HEADER));
+        let header = tokio::select! {
+            biased;
+            read = read => read.unwrap_or(Some(Err(ProxyHeaderError::Slow))),
+            () = phases.reached(Phase::Closing) => return,
+        };
+        match header {
+            None | Some(Ok(None)) => self.open_connection(socket, peer, &service),
+            Some(Ok(stated)) => self.open_connection(socket, stated, &service),
+            Some(Err(error)) => self.refuse_proxy_header(&error, peer),
+        }
+    }
+
+    /// Serves a connection whose calls come from `source`, or from the callers of the balancer with
+    /// this address. `None` is a Unix socket.
+    fn open_connection(
+        self: &Arc<Self>,
+        socket: Socket,
+        source: Option<IpAddr>,
+        service: &impl Handler,
+    ) {
+        let bounds = self.bounds.load();
+        let source = match source {
+            None => ConnectionSource::Local,
+            Some(address) if bounds.balancers.forward(address) => {
+                ConnectionSource::Balancer(Box::new(Balancer {
+                    address,
+                    bounds: self.bounds.clone(),
+                    sources: self.sources.clone(),
+                    call: Mutex::default(),
+                }))
+            }
+            Some(address) => match self.sources.enter(address, bounds.max_per_source) {
+                Ok(slot) => ConnectionSource::Caller(slot),
+                Err(()) => return self.refuse_connection("too_many_from_source"),
+            },
         };
         let (socket_io, disconnect) = SocketIo::new(
             socket,
-            OpenConnection::new(slot, &self.metrics.connections.open),
+            OpenConnection::new(source, &self.metrics.connections.open),
         );
         match self.certificates.clone() {
             None => self
@@ -165,17 +235,26 @@ impl ConnectionServer {
     }
 
     fn refuse_connection(&self, kind: &str) {
-        let now = Instant::now();
-        let mut last_logged = self.last_logged.lock();
-        if last_logged.is_none_or(|last_logged| last_logged + LOG_INTERVAL <= now) {
-            *last_logged = Some(now);
+        if self.refusals_logged.is_over() {
             tracing::warn!(
                 kind,
                 open = self.open.len(),
                 "connections refused: a limit of [listen] is reached"
             );
         }
-        drop(last_logged);
+        self.errors(kind).inc();
+    }
+
+    fn refuse_proxy_header(&self, error: &ProxyHeaderError, peer: Option<IpAddr>) {
+        let Some(kind) = error.kind() else { return };
+        if self.proxy_headers_logged.is_over() {
+            tracing::warn!(
+                kind,
+                from = peer.map(tracing::field::display),
+                reason = %error,
+                "connections refused: no valid PROXY header"
+            );
+        }
         self.errors(kind).inc();
     }
 
@@ -286,6 +365,21 @@ impl ConnectionServer {
 
     fn errors(&self, kind: &str) -> IntCounter {
         self.metrics.connections.errors.with_label_values(&[kind])
+    }
+}
+
+// === impl LogInterval ===
+
+impl LogInterval {
+    /// Whether the line may be logged again; it then counts as logged now.
+    fn is_over(&self) -> bool {
+        let now = Instant::now();
+        let mut last_logged = self.0.lock();
+        let is_over = last_logged.is_none_or(|last_logged| last_logged + LOG_INTERVAL <= now);
+        if is_over {
+            *last_logged = Some(now);
+        }
+        is_over
     }
 }
 

@@ -11,7 +11,7 @@ use super::*;
 use crate::acs::time;
 use crate::app::state::AppState;
 use crate::server::bounds::CurrentBounds;
-use crate::server::per_address::OpenConnection;
+use crate::server::per_address::{ConnectionSource, OpenConnection};
 use crate::server::socket::{Socket, SocketIo};
 use crate::server::{ConnectionServer, Handler};
 
@@ -52,7 +52,7 @@ impl Harness {
         let socket = Socket::Tcp(listener.accept().await.unwrap().0);
         let (socket_io, disconnect) = SocketIo::new(
             socket,
-            OpenConnection::new(None, &services.metrics.connections.open),
+            OpenConnection::new(ConnectionSource::Local, &services.metrics.connections.open),
         );
         Self {
             services,

@@ -551,3 +551,65 @@ fn the_upstream_of_an_account_is_checked_like_the_default_one() {
         "260: accounts[64].upstream: expected at most 64 different upstreams"
     );
 }
+
+#[test]
+fn aliases_with_a_prefix_are_shown_and_warned_of_where_other_hosts_reach_them() {
+    let text =
+        "[[accounts]]\nid = 'a'\naliases = ['STS.*', 'LTAI-acme-1234', 'LTAI-acme-12*', '*']\n";
+    let far = format!("{text}[listen]\nproxy = '0.0.0.0:8080'\n");
+    let exact = far
+        .replace("'STS.*', ", "")
+        .replace(", 'LTAI-acme-12*', '*'", "");
+    for (text, warnings) in [(text, 0), (&far, 1), (&exact, 0)] {
+        let Loaded {
+            config,
+            warnings: found,
+            ..
+        } = load_text(text, &[]).unwrap();
+        assert_eq!(found.len(), warnings, "{found:?}");
+        assert!(
+            found
+                .iter()
+                .all(|warning| warning.starts_with("aliases with * relay"))
+        );
+        assert_eq!(config.accounts[0].id.as_str(), "a");
+    }
+    assert_eq!(
+        effective(&config(text))["accounts"][0]["aliases"],
+        serde_json::json!(["STS.*", "LTAI***34", "LTAI***12*", "*"])
+    );
+}
+
+#[test]
+fn balancers_are_addresses_and_networks() {
+    let listen = |keys: &str| load_text(&format!("[listen]\n{keys}\n"), &[]);
+    let shown = |keys: &str| {
+        let Loaded {
+            config, warnings, ..
+        } = listen(keys).unwrap();
+        (
+            effective(&config)["listen"]["trusted_proxies"].clone(),
+            warnings.len(),
+        )
+    };
+    let several = "trusted_proxies = ['10.0.0.0/8', '192.0.2.1', '2001:db8::/32', '::1']";
+    let expected = serde_json::json!(["10.0.0.0/8", "192.0.2.1/32", "2001:db8::/32", "::1/128"]);
+    assert_eq!(shown(several), (expected, 0));
+    assert_eq!(shown(""), (serde_json::json!([]), 0));
+    assert_eq!(
+        shown("trusted_proxies = ['0.0.0.0/0', '::/0']"),
+        (serde_json::json!(["0.0.0.0/0", "::/0"]), 2)
+    );
+    let form =
+        "expected an address or a network such as 10.0.0.0/8, without bits beyond its prefix";
+    for wrong in ["10.0.0.1/8", "10.0.0.0/33", "10.0.0", "balancer", ""] {
+        let mistakes = listen(&format!("trusted_proxies = ['{wrong}']")).unwrap_err();
+        assert_eq!(mistakes, format!("2: listen.trusted_proxies[0]: {form}"));
+    }
+    assert_eq!(
+        listen("proxy_protocol = true").unwrap_err(),
+        "2: listen.proxy_protocol: expected listen.trusted_proxies to be set too: only connections \
+         from these addresses are accepted"
+    );
+    assert!(listen("proxy_protocol = true\nproxy = 'unix:/run/flowgate.sock'").is_ok());
+}

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::balancers::Balancers;
 use super::timeouts::IoTimeouts;
 use crate::config::Listen;
 
@@ -15,6 +16,7 @@ const KEPT_DESCRIPTORS: usize = 128;
 pub(crate) struct Bounds {
     pub(super) max_connections: usize,
     pub(super) max_per_source: usize,
+    pub(super) balancers: Balancers,
     pub(super) timeouts: Arc<IoTimeouts>,
     pub(super) idle_timeout: Duration,
     pub(super) max_header: usize,
@@ -28,6 +30,7 @@ impl From<&Listen> for Bounds {
         Self {
             max_connections: listen.max_connections,
             max_per_source: listen.max_connections_per_source,
+            balancers: Balancers::from(listen),
             timeouts: Arc::new(IoTimeouts {
                 head: listen.header_timeout,
                 write: listen.body_timeout,

@@ -1,26 +1,63 @@
 //! Counts of open connections, in total and for each source address. A connection's entry ends with
-//! its socket.
+//! its socket. The connections of a balancer are shared by callers, so its calls are counted for
+//! each source instead, while they are answered.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hyper::header::HeaderMap;
 use parking_lot::Mutex;
 use prometheus::IntGauge;
 
-/// Number of connections for each address.
+use super::bounds::CurrentBounds;
+
+/// Number of connections, or of a balancer's calls, for each address.
 #[derive(Clone, Default)]
 pub(crate) struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
-/// One connection's entry in the count of its source.
+/// One entry in the count of a source.
 pub(crate) struct SourceSlot {
     source: IpAddr,
     sources: Sources,
 }
 
+/// Where the calls of a connection come from.
+pub(crate) enum ConnectionSource {
+    /// A Unix socket.
+    Local,
+    /// One address, whose entry this is.
+    Caller(SourceSlot),
+    /// A balancer, which states an address for each call.
+    Balancer(Box<Balancer>),
+}
+
+/// The peer of a connection that many callers share.
+pub(crate) struct Balancer {
+    pub(super) address: IpAddr,
+    pub(super) bounds: CurrentBounds,
+    pub(super) sources: Sources,
+    /// The entry of the call that is being answered. A connection has one at a time. Here, because
+    /// the future of a call has no room for it.
+    pub(super) call: Mutex<Option<SourceSlot>>,
+}
+
+/// Where one call comes from.
+pub(crate) struct CallSource {
+    /// `None` for a Unix socket.
+    pub(crate) address: Option<IpAddr>,
+    /// Whether the source may have one more call.
+    pub(crate) admission: Result<(), TooManyCalls>,
+}
+
+/// The source of a call has as many calls as it may have.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("too many calls at once from this address: listen.max_connections_per_source is reached")]
+pub(crate) struct TooManyCalls;
+
 /// Counts a connection until it is dropped with its socket.
 pub(crate) struct OpenConnection {
-    slot: Option<SourceSlot>,
+    source: ConnectionSource,
     /// The metric of open connections.
     open: IntGauge,
 }
@@ -28,7 +65,7 @@ pub(crate) struct OpenConnection {
 // === impl Sources ===
 
 impl Sources {
-    /// Adds a connection of this source; fails if there are `max` already.
+    /// Adds an entry of this source; fails if there are `max` already.
     pub(super) fn enter(&self, source: IpAddr, max: usize) -> Result<SourceSlot, ()> {
         let mut sources = self.0.lock();
         let count = sources.entry(source).or_default();
@@ -60,18 +97,63 @@ impl Drop for SourceSlot {
 // === impl OpenConnection ===
 
 impl OpenConnection {
-    /// `slot` is `None` for a Unix socket.
-    pub(crate) fn new(slot: Option<SourceSlot>, open: &IntGauge) -> Self {
+    pub(crate) fn new(source: ConnectionSource, open: &IntGauge) -> Self {
         open.inc();
         Self {
-            slot,
+            source,
             open: open.clone(),
         }
     }
 
-    /// The caller's address; `None` for a Unix socket.
-    pub(super) fn from(&self) -> Option<IpAddr> {
-        self.slot.as_ref().map(|slot| slot.source)
+    /// The peer's address; `None` for a Unix socket.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        match &self.source {
+            ConnectionSource::Local => None,
+            ConnectionSource::Caller(slot) => Some(slot.source),
+            ConnectionSource::Balancer(balancer) => Some(balancer.address),
+        }
+    }
+
+    /// Where a call with these headers comes from. It counts for its source until the end of the
+    /// call, or of the connection.
+    pub(super) fn begin_call(&self, headers: &HeaderMap) -> CallSource {
+        match &self.source {
+            ConnectionSource::Balancer(balancer) => balancer.begin_call(headers),
+            ConnectionSource::Local | ConnectionSource::Caller(_) => CallSource {
+                address: self.peer(),
+                admission: Ok(()),
+            },
+        }
+    }
+
+    /// The call is answered.
+    pub(super) fn end_call(&self) {
+        if let ConnectionSource::Balancer(balancer) = &self.source {
+            balancer.call.lock().take();
+        }
+    }
+}
+
+// === impl Balancer ===
+
+impl Balancer {
+    /// Adds the call to those of its source. A reload may have changed who is trusted since the
+    /// connection was opened.
+    #[cold]
+    fn begin_call(&self, headers: &HeaderMap) -> CallSource {
+        let bounds = self.bounds.load();
+        let address = if bounds.balancers.forward(self.address) {
+            bounds.balancers.caller(headers, self.address)
+        } else {
+            self.address
+        };
+        let entered = self.sources.enter(address, bounds.max_per_source);
+        let admission = entered.as_ref().map(drop).map_err(|()| TooManyCalls);
+        *self.call.lock() = entered.ok();
+        CallSource {
+            address: Some(address),
+            admission,
+        }
     }
 }
 

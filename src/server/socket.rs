@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::header::HeaderMap;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::per_address::OpenConnection;
+use super::per_address::{CallSource, OpenConnection};
+use super::proxy_header::{self, ProxyHeaderError};
 
 /// A caller's end of a connection.
 pub(crate) enum Socket {
@@ -85,6 +87,28 @@ impl Socket {
         }
     }
 
+    /// Reads a PROXY header, and nothing after it. With `is_optional` the first byte decides whether
+    /// there is one: `None` if not. A Unix socket must have one, because its first byte cannot be
+    /// read without consuming it.
+    pub(super) async fn read_proxy_header(
+        &mut self,
+        is_optional: bool,
+    ) -> Option<Result<Option<IpAddr>, ProxyHeaderError>> {
+        match self {
+            Self::Tcp(stream) => {
+                let mut first = [0];
+                let is_absent = is_optional
+                    && stream.peek(&mut first).await.is_ok_and(|read| read == 1)
+                    && first[0] != b'\r';
+                if is_absent {
+                    return None;
+                }
+                Some(proxy_header::read(stream).await)
+            }
+            Self::Unix(stream) => Some(proxy_header::read(stream).await),
+        }
+    }
+
     /// Waits for readiness. Returns whether the other side has closed.
     async fn closed(&self) -> bool {
         let ready = match self {
@@ -111,9 +135,20 @@ impl Disconnect {
         self.0.socket.closed().now_or_never() == Some(true)
     }
 
-    /// The caller's address; `None` for a Unix socket.
+    /// The peer's address: the caller's, or that of a balancer; `None` for a Unix socket.
     pub(crate) fn from(&self) -> Option<IpAddr> {
-        self.0.open_connection.from()
+        self.0.open_connection.peer()
+    }
+
+    /// Where a call with these headers comes from. It counts for its source until
+    /// [`end_call`](Self::end_call).
+    pub(crate) fn begin_call(&self, headers: &HeaderMap) -> CallSource {
+        self.0.open_connection.begin_call(headers)
+    }
+
+    /// The call is answered.
+    pub(crate) fn end_call(&self) {
+        self.0.open_connection.end_call();
     }
 }
 

@@ -161,7 +161,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
     use tokio_rustls::TlsConnector;
 
-    use super::super::per_address::OpenConnection;
+    use super::super::per_address::{ConnectionSource, OpenConnection};
     use super::super::socket::Socket;
     use super::*;
     use crate::config;
@@ -209,7 +209,10 @@ mod tests {
             .await
             .unwrap();
         let name = ServerName::try_from("flowgate.test").unwrap();
-        let open_connection = OpenConnection::new(None, &IntGauge::new("open", "open").unwrap());
+        let open_connection = OpenConnection::new(
+            ConnectionSource::Local,
+            &IntGauge::new("open", "open").unwrap(),
+        );
         let (socket_io, _) = SocketIo::new(
             Socket::Tcp(listener.accept().await.unwrap().0),
             open_connection,

@@ -8,10 +8,19 @@ mod reading;
 pub use self::answers::{answer, hints};
 pub use self::gate::Gate;
 
+use std::net::IpAddr;
+
+use futures_util::FutureExt;
+use hyper::header::{HeaderName, HeaderValue};
+
 use crate::acs::decode::Params;
 use crate::acs::v3::{self, Authorization, Signable};
 use crate::acs::{encode, v1};
 use crate::primitives::secret::Secret;
+use crate::server::balancers::Balancers;
+use crate::server::proxy_header;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The key that signed the captures, its secret, and the time of the captures.
 pub const SIGNER: [&str; 3] = [
@@ -194,4 +203,49 @@ pub fn rpc(input: &[u8]) {
         ),
         "the method is signed"
     );
+}
+
+/// A PROXY header, and a value of `X-Forwarded-For`. The header is read exactly to its end, and what
+/// a caller writes to the left of the address that a balancer has appended changes nothing.
+pub fn balancer(input: &[u8]) {
+    proxy_header(input);
+    let Ok(value) = HeaderValue::from_bytes(input) else {
+        return;
+    };
+    let balancers = Balancers::trusting("10.0.0.0/8");
+    let peer = IpAddr::from([10, 0, 0, 1]);
+    let caller = |values: &[&HeaderValue]| {
+        let values = values
+            .iter()
+            .map(|value| (X_FORWARDED_FOR, (*value).clone()));
+        balancers.caller(&values.collect(), peer)
+    };
+    let found = caller(&[&value]);
+    let appended = HeaderValue::from_static("198.51.100.7");
+    assert_eq!(
+        caller(&[&value, &appended]),
+        IpAddr::from([198, 51, 100, 7]),
+        "the balancer's own entry decides"
+    );
+    let claimed = HeaderValue::from_static("203.0.113.1");
+    if found != peer && !balancers.forward(found) {
+        assert_eq!(caller(&[&claimed, &value]), found);
+    }
+}
+
+fn proxy_header(input: &[u8]) {
+    let mut left = input;
+    let Some(read) = proxy_header::read(&mut left).now_or_never() else {
+        panic!("a slice is always ready")
+    };
+    let header = &input[..input.len() - left.len()];
+    if let Ok(address) = read {
+        let rest = usize::from(u16::from_be_bytes([header[14], header[15]]));
+        assert_eq!(header.len(), 16 + rest, "exactly the header is read");
+        assert!(header.starts_with(b"\r\n\r\n\0\r\nQUIT\n"));
+        assert!(matches!(header[12], 0x20 | 0x21));
+        assert!(
+            address.is_none_or(|address| header[12] == 0x21 && address == address.to_canonical())
+        );
+    }
 }

@@ -17,6 +17,7 @@ mod relay;
 mod admin;
 mod auth;
 mod bad_input;
+mod balancers;
 mod chaos;
 mod cli;
 mod client_keys;

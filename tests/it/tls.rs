@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::balancers::header;
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
 use crate::harness::Harness;
 use crate::process::{ACME, Process};
@@ -171,7 +172,10 @@ impl Place {
 }
 
 async fn connect(to: SocketAddr, client: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
-    let tcp = TcpStream::connect(to).await?;
+    secure(TcpStream::connect(to).await?, client).await
+}
+
+async fn secure(tcp: TcpStream, client: ClientConfig) -> std::io::Result<TlsStream<TcpStream>> {
     TlsConnector::from(Arc::new(client))
         .connect(ServerName::try_from(NAME).unwrap(), tcp)
         .await
@@ -187,6 +191,28 @@ async fn is_closed(stream: &mut TcpStream) -> bool {
     let mut seen = Vec::new();
     drop(stream.read_to_end(&mut seen).await);
     !seen.windows(4).any(|bytes| bytes == b"HTTP")
+}
+
+#[tokio::test]
+async fn a_proxy_header_precedes_the_handshake() {
+    let listen = "proxy_protocol = true\ntrusted_proxies = [\"127.0.0.1\"]\nmax_connections_per_source = 1\n";
+    let place = Place::new(listen, "").await;
+    let proxy = place.harness.proxy;
+    let mut streams = Vec::new();
+    for last in [7, 8] {
+        let mut tcp = TcpStream::connect(proxy).await.unwrap();
+        tcp.write_all(&header(last)).await.unwrap();
+        let mut stream = secure(tcp, place.client()).await.unwrap();
+        let reply = send(&mut stream, &place.call(&format!("call-{last}"))).await;
+        assert_eq!(reply.unwrap().status, 200);
+        streams.push(stream);
+    }
+    let mut second = TcpStream::connect(proxy).await.unwrap();
+    second.write_all(&header(7)).await.unwrap();
+    assert!(is_closed(&mut second).await);
+    place.errors("too_many_from_source", 1.0).await;
+    assert!(connect(proxy, place.client()).await.is_err());
+    place.errors("proxy_header", 1.0).await;
 }
 
 #[tokio::test]

@@ -72,7 +72,7 @@ fn is_forwarded(name: &HeaderName, signed: &[&str], connection_listed: &[String]
     }
     let is_for_this_hop =
         checked_head::is_not_forwarded(name) || connection_listed.iter().any(|other| other == name);
-    let is_for_flowgate = name.starts_with("x-flowgate-");
+    let is_for_flowgate = name.starts_with("x-flowgate-") || is_of_balancer(name);
     let is_written_by_sign = name == header::ACCEPT_ENCODING.as_str();
     !is_for_this_hop && !is_for_flowgate && !is_written_by_sign
 }
@@ -86,6 +86,11 @@ pub(super) fn check_params<'a>(
         return Err(bad(FOR_ANOTHER));
     }
     Ok(())
+}
+
+/// Whether a balancer uses this header to tell the next server about the caller.
+fn is_of_balancer(name: &str) -> bool {
+    name.starts_with("x-forwarded-") || matches!(name, "forwarded" | "x-real-ip")
 }
 
 /// Whether a gateway uses this header to state properties of another caller.

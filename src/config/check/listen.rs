@@ -1,5 +1,9 @@
 //! Checks `[listen]`: addresses, TLS and the bounds on what is accepted.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::{BYTES, MANY, tls};
 use crate::config::bind::BIND_FORM;
 use crate::config::read::{Field, POSITIVE, Section};
@@ -31,6 +35,17 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         .key("names")
         .list(|entry| entry.text("a host name such as flowgate.internal", host_name));
     let tls = section.key("tls").given(tls::check);
+    let trusted_proxies = trusted_proxies(&mut section);
+    let protocol_key = section.key("proxy_protocol");
+    let proxy_protocol = protocol_key.flag();
+    if let (Some(true), Some(Bind::Tcp(_)), Some([])) =
+        (proxy_protocol, &proxy, trusted_proxies.as_deref())
+    {
+        protocol_key.mistake(
+            "expected listen.trusted_proxies to be set too: only connections from these addresses \
+             are accepted",
+        );
+    }
     let max_connections = section.key("max_connections").count(&MANY);
     let per_source = section.key("max_connections_per_source").count(&MANY);
     let header_timeout = section.key("header_timeout").time(&POSITIVE);
@@ -58,6 +73,8 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         socket_mode: socket_mode?,
         tls: tls?,
         names: names?,
+        trusted_proxies: trusted_proxies?,
+        proxy_protocol: proxy_protocol?,
         max_connections: max_connections? as usize,
         max_connections_per_source: per_source? as usize,
         header_timeout: header_timeout?,
@@ -67,6 +84,30 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         max_body: max_body?,
         max_unverified: max_unverified?,
     })
+}
+
+/// Reads the addresses of balancers.
+fn trusted_proxies(section: &mut Section<'_>) -> Option<Vec<IpNet>> {
+    let reader = section.reader;
+    section.key("trusted_proxies").list(|entry| {
+        let expected = "an address or a network such as 10.0.0.0/8, without bits beyond its prefix";
+        let network = entry.text(expected, network)?;
+        if network.prefix_len() == 0 {
+            reader.warn(format!(
+                "listen.trusted_proxies contains {network}: every caller can state any address"
+            ));
+        }
+        Some(network)
+    })
+}
+
+fn network(text: &str) -> Option<IpNet> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(IpNet::from(address));
+    }
+    text.parse()
+        .ok()
+        .filter(|network: &IpNet| network.trunc() == *network)
 }
 
 pub(super) fn bind(key: &Field<'_>) -> Option<Bind> {

@@ -93,6 +93,18 @@ pub(crate) const KEYS: &[Key] = &[
         "PEM file of authorities. Each caller must present a certificate of one of them. Default: callers need no certificate.",
     ),
     key(
+        "listen.trusted_proxies",
+        Kind::List,
+        Some("[]"),
+        "Balancers in front of the proxy port: addresses and networks such as `10.0.0.0/8`. They state the caller's address, which is logged and bounded by `max_connections_per_source`: in `X-Forwarded-For`, or in a PROXY header with `proxy_protocol`. Of `X-Forwarded-For` the last address counts that is not in this list. List only balancers that append to that header themselves.",
+    ),
+    key(
+        "listen.proxy_protocol",
+        Kind::Flag,
+        Some("false"),
+        "`true`: every connection to the proxy port comes from one of `trusted_proxies`, which is then required (except for a Unix socket), and begins with a PROXY header, version 2. `X-Forwarded-For` is not read. Connections of these addresses to the admin port may begin with such a header, as health checks do.",
+    ),
+    key(
         "listen.max_connections",
         Kind::Count,
         Some("10000"),
@@ -102,13 +114,13 @@ pub(crate) const KEYS: &[Key] = &[
         "listen.max_connections_per_source",
         Kind::Count,
         Some("2000"),
-        "Maximum number of open connections from one address.",
+        "Maximum number of open connections from one address. Behind a balancer that states addresses in `X-Forwarded-For`, whose connections are shared: maximum number of calls at once from one address.",
     ),
     key(
         "listen.header_timeout",
         Kind::Time,
         Some("10s"),
-        "Maximum time from a request's first byte to the end of its head, and of a TLS handshake from the start of the connection.",
+        "Maximum time from a request's first byte to the end of its head, and of a PROXY header and of a TLS handshake from the start of the connection.",
     ),
     key(
         "listen.body_timeout",

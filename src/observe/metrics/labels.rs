@@ -53,12 +53,14 @@ const UNPROVEN: [Kind; 6] = [
     Kind::NonceUsed,
     Kind::SignedHostMismatch,
 ];
-/// Errors of a connection, in the order of its life: accept, rejection, handshake, request head,
-/// later.
-const CONNECTION_ERRORS: [&str; 11] = [
+/// Errors of a connection, in the order of its life: accept, rejection, PROXY header, handshake,
+/// request head, later.
+const CONNECTION_ERRORS: [&str; 13] = [
     "accept",
     "too_many",
     "too_many_from_source",
+    "untrusted_proxy",
+    "proxy_header",
     "tls",
     "slow_handshake",
     "slow_head",
