@@ -370,12 +370,28 @@ where
     }
     body::check_head(&head, config.listen.max_header)?;
     let claim = services.count_failed_check(identify::head(&head, directory, accepted))?;
-    record.set_claimed_identity(claim.claimed_identity());
+    if let Some(claim) = &claim {
+        record.set_claimed_identity(claim.claimed_identity());
+    }
     let body = match body.is_end_stream() {
         true => Bytes::new(),
         false => {
-            services.count_failed_check(claim.check_nonce(&services.nonces))?;
-            body::read(body, services.body_bounds(&claim, &config.listen)).await?
+            if let Some(claim) = &claim {
+                services.count_failed_check(claim.check_nonce(&services.nonces))?;
+            }
+            let bounds = services.body_bounds(claim.as_ref(), &config.listen);
+            let body = body::read(body, bounds).await?;
+            format.read_body(&head, &body);
+            body
+        }
+    };
+    let claim = match claim {
+        Some(claim) => claim,
+        None => {
+            let claim = identify::form(&head, &body, directory, accepted);
+            let claim = services.count_failed_check(claim)?;
+            record.set_claimed_identity(claim.claimed_identity());
+            claim
         }
     };
     let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));

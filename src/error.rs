@@ -59,6 +59,8 @@ pub(crate) enum Kind {
     UnknownAccessKey,
     /// The timestamp is more than 15 minutes off, or too old for this process to rule out a replay.
     TimestampExpired,
+    /// The timestamp is not of the form that Alibaba documents.
+    TimestampFormat,
     /// The nonce was used before.
     NonceUsed,
     /// CAMS rejected the signature that Flowgate made.
@@ -175,6 +177,7 @@ impl Kind {
             IncompleteSignature,
             UnknownAccessKey,
             TimestampExpired,
+            TimestampFormat,
             NonceUsed,
             AccountCredentials,
             Forbidden,
@@ -232,6 +235,7 @@ impl Kind {
             }
             Self::UnknownAccessKey => (404, "InvalidAccessKeyId.NotFound", Invalid, "unknown_key"),
             Self::TimestampExpired => (400, "InvalidTimeStamp.Expired", Invalid, "timestamp"),
+            Self::TimestampFormat => (400, "InvalidTimeStamp.Format", Invalid, "timestamp_format"),
             Self::NonceUsed => (400, "SignatureNonceUsed", Invalid, "nonce"),
             Self::AccountCredentials => (
                 403,

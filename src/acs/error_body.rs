@@ -7,9 +7,9 @@ use serde::Serialize;
 /// The format of the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// Requested by all SDKs.
+    /// Requested by most SDKs, and the only format of signature version 3.
     Json,
-    /// Requested by signature version 1 with `Format=XML`.
+    /// Alibaba's default for signature version 1.
     Xml,
 }
 

@@ -1,4 +1,7 @@
-//! Timestamps of signatures: only the form `2026-11-24T02:54:06Z` (UTC, whole seconds).
+//! Timestamps of signatures: `2026-11-24T02:54:06Z` (UTC), as Alibaba documents it, and the same
+//! with a fraction of a second, which `toISOString` of JavaScript and `Instant.toString` of Java
+//! write. Flowgate writes whole seconds only: reports of users say that some of Alibaba's products
+//! answer a fraction with `InvalidTimeStamp.Format`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -8,9 +11,27 @@ const EPOCH: u64 = 719_468;
 /// Days in 400 years, after which the calendar repeats.
 const ERA: u64 = 146_097;
 
+/// Digits of a fraction: nanoseconds.
+const MAX_FRACTION: usize = 9;
+
 /// Parses a timestamp. `None` if it has another form, is not a valid date or time, or is before
 /// 1970.
 pub(crate) fn parse(text: &str) -> Option<SystemTime> {
+    if text.len() == 20 {
+        return parse_whole(text);
+    }
+    let (whole, fraction) = text.strip_suffix('Z')?.split_once('.')?;
+    if !(1..=MAX_FRACTION).contains(&fraction.len()) {
+        return None;
+    }
+    let digits = number(fraction.as_bytes())?;
+    let places = u32::try_from(MAX_FRACTION - fraction.len()).ok()?;
+    let nanos = digits * 10_u64.pow(places);
+    Some(parse_whole(&format!("{whole}Z"))? + Duration::from_nanos(nanos))
+}
+
+/// Parses a timestamp of whole seconds.
+fn parse_whole(text: &str) -> Option<SystemTime> {
     let text: &[u8; 20] = text.as_bytes().try_into().ok()?;
     let [
         year @ ..,
@@ -130,13 +151,36 @@ mod tests {
     }
 
     #[test]
+    fn a_fraction_of_a_second_is_read_to_the_nanosecond() {
+        for (text, nanos) in [
+            ("2026-11-24T02:54:06.973Z", 973_000_000),
+            ("2026-11-24T02:54:06.0Z", 0),
+            ("2026-11-24T02:54:06.000001Z", 1_000),
+            ("2026-11-24T02:54:06.123456789Z", 123_456_789),
+        ] {
+            let expected = at(1_795_488_846) + Duration::from_nanos(nanos);
+            assert_eq!(parse(text), Some(expected), "{text}");
+        }
+    }
+
+    #[test]
     fn any_other_spelling_is_refused() {
         for text in [
             "",
             "2026-11-24T02:54:06",
             "2026-11-24 02:54:06Z",
             "2026-11-24T02:54:06z",
-            "2026-11-24T02:54:06.0Z",
+            "2026-11-24T02:54:06.Z",
+            "2026-11-24T02:54:06.1234567890Z",
+            "2026-11-24T02:54:06.+1Z",
+            "2026-11-24T02:54:06,5Z",
+            "2026-11-24T02:54:06.5",
+            "2026-11-24T02:54:06.5+00:00",
+            "2026-11-24T02:54.5Z",
+            "2026-11-24T02:54:06.5.5Z",
+            "2026-11-24T02:54Z",
+            "20261124T025406Z",
+            "1795488846",
             "2026-11-24T02:54:60Z",
             "2026-11-24T24:00:00Z",
             "2026-11-24T02:60:00Z",

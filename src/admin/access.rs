@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
 use subtle::ConstantTimeEq;
 
-use crate::config::names::{Names, authority, host_name};
+use crate::config::names::{Authority, Names, authority, host_name};
 use crate::config::{Bind, Listen};
 
 /// Paths without a token: endpoints for machines that cannot keep a secret, and the page's static
@@ -76,7 +76,8 @@ fn check_host(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> 
     }
     let names = Names::new(&listen.admin, &listen.names, false);
     let host = String::from_utf8_lossy(host.as_bytes());
-    if names.contain(authority(&host)) || names.could_be(&host_name(&host)) {
+    let is_own = Authority::parse(authority(&host)).is_some_and(|host| names.contain(&host));
+    if is_own || names.could_be(&host_name(&host)) {
         return Ok(());
     }
     let why =

@@ -2,6 +2,9 @@
 //! head: [`head`] checks the head, and [`Claim::prove`] checks the rest with the body and takes the
 //! nonce last. The result is a [`Caller`]; only this module creates one.
 //!
+//! A version 1 call may have its signature in its form. Then the head names no key, and [`form`]
+//! takes the place of [`head`] after the body was read within the bounds of an unverified caller.
+//!
 //! The call of a managed key is rebuilt from the parts that its signature covers, and every
 //! ambiguous request is refused. The call of a relayed key is forwarded byte for byte. A managed
 //! key is never relayed. `classify` checks permissions.
@@ -17,6 +20,7 @@ mod nonces;
 mod refusals;
 mod relay;
 mod relayed_request;
+mod response_format;
 mod rpc;
 mod signature_fields;
 #[cfg(test)]
@@ -38,11 +42,11 @@ pub(crate) use self::directory::Directory;
 use self::directory::Owner;
 pub(crate) use self::nonces::{Nonce, Nonces, used};
 use self::nonces::{NonceScope, NonceUse};
-use self::refusals::{SUPPORTED, incomplete, wrong_signature};
 pub(crate) use self::refusals::{bad, one};
+use self::refusals::{incomplete, wrong_signature};
 pub(crate) use self::relayed_request::RelayedRequest;
+pub(crate) use self::response_format::wants_xml;
 pub(crate) use self::signature_fields::VERSION;
-use crate::acs::decode::Params;
 use crate::acs::v3::Authorization;
 use crate::config::UpstreamIndex;
 use crate::error::{ClaimedIdentity, Refusal};
@@ -71,13 +75,43 @@ enum SigningMode {
     },
 }
 
-/// Checks everything that can be checked before the body is read.
+/// Checks everything that can be checked before the body is read. `None` if the signature is in the
+/// form, so that [`form`] must check the head again with the body.
 pub(crate) fn head(
     parts: &Parts,
     directory: &Directory,
     now: SystemTime,
+) -> Result<Option<Claim>, Refusal> {
+    let head = checked_head::read(parts, directory)?;
+    if rpc::is_in_form(&head) {
+        return Ok(None);
+    }
+    claim(head, directory, now).map(Some)
+}
+
+/// Checks the head of a call whose signature is in its form. `body` is that form.
+pub(crate) fn form(
+    parts: &Parts,
+    body: &[u8],
+    directory: &Directory,
+    now: SystemTime,
 ) -> Result<Claim, Refusal> {
     let mut head = checked_head::read(parts, directory)?;
+    head.add_form(body)?;
+    claim(head, directory, now)
+}
+
+/// Largest body in bytes that may be read before the signature can be verified. `max_body` is the
+/// limit of the listener.
+pub(crate) fn max_unproven_body(max_body: usize) -> usize {
+    max_body.min(MAX_UNPROVEN_BODY)
+}
+
+fn claim(
+    mut head: CheckedHead<'_>,
+    directory: &Directory,
+    now: SystemTime,
+) -> Result<Claim, Refusal> {
     let signed = authorization(&head)?;
     let (fields, proof) = match &signed {
         Some(signed) => {
@@ -116,20 +150,6 @@ never_shown!(
     Verified
 );
 
-/// Whether the caller expects errors in XML: only for signature version 1 with `Format=XML`.
-pub(crate) fn wants_xml(parts: &Parts) -> bool {
-    let query = parts.uri.query().unwrap_or_default();
-    // Clients do not escape letters, so the query is decoded only if it contains the name.
-    if !query.contains("Format") {
-        return false;
-    }
-    let params = Params::from_query(query).unwrap_or_default();
-    let is_xml = params
-        .get("Format")
-        .is_some_and(|format| format.eq_ignore_ascii_case("xml"));
-    is_xml && !parts.headers.contains_key(header::AUTHORIZATION)
-}
-
 /// The `Authorization` of a version 3 call; `None` for a call with a version 1 signature.
 fn authorization<'a>(head: &CheckedHead<'a>) -> Result<Option<Authorization<'a>>, Refusal> {
     let headers = &head.parts.headers;
@@ -139,23 +159,22 @@ fn authorization<'a>(head: &CheckedHead<'a>) -> Result<Option<Authorization<'a>>
             .map_err(|_| incomplete("the Authorization header is not ASCII"))?;
         return Authorization::parse(value).map(Some).map_err(incomplete);
     }
-    let is_bearer = headers.contains_key("x-acs-bearer-token")
-        || headers.contains_key("x-acs-zero-trust-idtoken")
-        || head.params.get("BearerToken").is_some();
-    if is_bearer {
-        return Err(incomplete(format!(
-            "bearer and identity tokens are not supported, {SUPPORTED}"
-        )));
-    }
     let is_version_1 = ["AccessKeyId", "Signature"]
         .iter()
         .any(|name| head.params.get(name).is_some());
     if is_version_1 {
+        // Version 1 does not cover headers, so no token in a header is part of the call.
         return Ok(None);
+    }
+    let is_bearer = headers.contains_key("x-acs-bearer-token")
+        || headers.contains_key("x-acs-zero-trust-idtoken")
+        || head.params.get("BearerToken").is_some();
+    if is_bearer {
+        return Err(refusals::bearer());
     }
     Err(incomplete(
         "the call is not signed, it has neither an Authorization header nor an AccessKeyId in the \
-         query",
+         query or in an application/x-www-form-urlencoded form",
     ))
 }
 
@@ -263,7 +282,7 @@ impl Claim {
     pub(crate) fn max_body(&self, max_body: usize) -> usize {
         match (&self.claims.method, &self.claims.proof) {
             (&Method::GET, _) => 0,
-            (_, Proof::V1(_)) => max_body.min(MAX_UNPROVEN_BODY),
+            (_, Proof::V1(_)) => max_unproven_body(max_body),
             (_, Proof::V3(_)) => max_body,
         }
     }

@@ -55,15 +55,23 @@ impl ErrorFormat {
             .headers
             .get(hyper::header::HOST)
             .and_then(|host| host.to_str().ok());
-        let format = if identify::wants_xml(head) {
-            Format::Xml
-        } else {
-            Format::Json
-        };
         Self {
-            format,
+            format: expected(head, b""),
             host: host.unwrap_or_default().into(),
         }
+    }
+
+    /// Reads the format again with the body, which may be a form with the parameter `Format`.
+    pub(crate) fn read_body(&mut self, head: &request::Parts, body: &[u8]) {
+        self.format = expected(head, body);
+    }
+}
+
+fn expected(head: &request::Parts, form: &[u8]) -> Format {
+    if identify::wants_xml(head, form) {
+        Format::Xml
+    } else {
+        Format::Json
     }
 }
 

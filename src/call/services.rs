@@ -9,7 +9,7 @@ use tokio_util::task::TaskTracker;
 use super::body;
 use super::current_config::CurrentConfig;
 use super::hold::margin::Margins;
-use super::identify::{Caller, Claim, Nonces};
+use super::identify::{self, Caller, Claim, Nonces};
 use crate::config::{Config, Listen};
 use crate::error::{Kind, Refusal};
 use crate::limiter::Limiter;
@@ -91,9 +91,13 @@ impl CallServices {
         self.attempts.wait().await;
     }
 
-    /// The bounds of a body whose caller is not verified yet.
-    pub(super) fn body_bounds(&self, claim: &Claim, listen: &Listen) -> body::BodyBounds {
-        let budgets = match claim.budget_owner() {
+    /// The bounds of a body. Without a claim, only the body will identify the caller.
+    pub(super) fn body_bounds(&self, claim: Option<&Claim>, listen: &Listen) -> body::BodyBounds {
+        let max = match claim {
+            Some(claim) => claim.max_body(listen.max_body),
+            None => identify::max_unproven_body(listen.max_body),
+        };
+        let budgets = match claim.and_then(Claim::budget_owner) {
             Some(budget_owner) => vec![
                 self.limiter.client_budget(budget_owner),
                 self.limiter.budget().clone(),
@@ -105,7 +109,7 @@ impl CallServices {
             .map(|budget| budget.take(0).expect("a zero-byte reservation cannot fail"))
             .collect();
         body::BodyBounds {
-            max: claim.max_body(listen.max_body),
+            max,
             within: listen.body_timeout,
             reservations,
         }
@@ -133,6 +137,7 @@ impl CallServices {
             | Kind::IncompleteSignature
             | Kind::UnknownAccessKey
             | Kind::TimestampExpired
+            | Kind::TimestampFormat
             | Kind::NonceUsed
             | Kind::SignedHostMismatch => kind.label(),
             _ => return,

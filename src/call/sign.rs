@@ -126,7 +126,11 @@ fn relay(call: &RelayedRequest, upstream_host: &str) -> Request<Full<Bytes>> {
     put(&mut request, "host", upstream_host);
     let headers = request.headers_mut();
     for (name, value) in call.headers() {
-        headers.append(name, value.clone());
+        if name == header::HOST {
+            headers.insert(name, value.clone());
+        } else {
+            headers.append(name, value.clone());
+        }
     }
     headers
         .entry(header::ACCEPT_ENCODING)

@@ -165,7 +165,9 @@ fn signable<'a>(head: &'a Parts, params: &'a Params) -> Signable<'a> {
 
 /// The caller of a captured call, identified as if it had just arrived.
 fn caller(head: &Parts, directory: &Directory, now: SystemTime) -> Caller {
-    let claim = identify::head(head, directory, now).expect("the captured call is valid");
+    let claim = identify::head(head, directory, now)
+        .expect("the captured call is valid")
+        .expect("the captured call is signed in its head");
     let nonces = Nonces::new(now - Duration::from_secs(60));
     claim
         .prove(Bytes::new(), &nonces, now)

@@ -245,7 +245,7 @@ function troubles(shown) {
   some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS rejects the access key that Flowgate signs with. Renew the account\'s access key.');
   some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
   some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
-  some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
+  some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired', 'InvalidTimeStamp.Format'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
   const end = shown.certificate_ends_seconds;
   if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate of the proxy port has expired: renew it.' : `The certificate of the proxy port expires in ${seconds(end)}: renew it.`);
   for (const { account, seconds: left } of shown.credentials) {

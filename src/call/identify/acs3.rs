@@ -4,7 +4,7 @@
 use hyper::header::HeaderName;
 
 use super::checked_head::{self, CheckedHead};
-use super::names::is_common;
+use super::names::{TWO_SCHEMES, is_common};
 use super::refusals::{self, bad, incomplete, one};
 use super::signature_fields::SignatureFields;
 use crate::acs::decode::Params;
@@ -43,9 +43,7 @@ pub(super) fn read<'a>(
     authorization: &'a Authorization<'_>,
 ) -> Result<(SignatureFields<'a>, Acs3), Refusal> {
     if head.params.iter().any(|(name, _)| is_common(name)) {
-        return Err(bad(
-            "it has both a version 3 Authorization header and a parameter of signature version 1",
-        ));
+        return Err(bad(TWO_SCHEMES));
     }
     let action = header_text(head, &ACTION)?;
     if action.is_empty() {

@@ -11,7 +11,11 @@ use super::names::{LIKE_ACS_HEADER, is_acs_header};
 use super::refusals::{bad, one};
 use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::is_hop_by_hop;
+use crate::config::names::Authority;
 use crate::error::{Kind, Refusal};
+
+/// The port of an absolute `http` target that names none.
+const HTTP_PORT: u16 = 80;
 
 /// A request head with one possible interpretation.
 pub(super) struct CheckedHead<'a> {
@@ -33,6 +37,8 @@ pub(super) enum BodyType {
     Json,
     /// Something else, or another character set than UTF-8.
     Other,
+    /// A form that is already among the parameters.
+    Read,
 }
 
 /// Checks framing, target and headers, and decodes the query.
@@ -66,6 +72,20 @@ pub(super) fn read<'a>(
         params,
         body: body_type(headers)?,
     })
+}
+
+// === impl CheckedHead ===
+
+impl CheckedHead<'_> {
+    /// Adds the form's parameters to those of the query.
+    pub(super) fn add_form(&mut self, body: &[u8]) -> Result<(), Refusal> {
+        self.params.add_form(body).map_err(bad)?;
+        if self.params.form().any(|(name, _)| is_acs_header(name)) {
+            return Err(bad(LIKE_ACS_HEADER));
+        }
+        self.body = BodyType::Read;
+        Ok(())
+    }
 }
 
 /// Whether a request header is not forwarded: hop-by-hop, or `Expect`, which Flowgate answers
@@ -111,16 +131,20 @@ fn target(
         (Some(scheme), Some(authority))
             if *scheme == Scheme::HTTP && !authority.as_str().contains('@') =>
         {
-            if !directory.is_ours(authority.as_str()) {
+            let authority = Authority::parse(authority.as_str())
+                .ok_or_else(|| bad("the host in the target is malformed"))?;
+            if !directory.is_ours(&authority) {
                 let message = "Flowgate is not a general proxy: it forwards only requests for \
                                CAMS. The host of this request is neither the upstream nor one of \
                                Flowgate's own names (listen.names).";
                 return Err(Refusal::new(Kind::ForeignHost, message));
             }
-            if !host
-                .as_bytes()
-                .eq_ignore_ascii_case(authority.as_str().as_bytes())
-            {
+            let is_host = host
+                .to_str()
+                .ok()
+                .and_then(Authority::parse)
+                .is_some_and(|host| host.is_same(&authority, HTTP_PORT));
+            if !is_host {
                 return Err(bad("the Host header differs from the host in the target"));
             }
         }
@@ -143,6 +167,13 @@ fn target(
     }
 }
 
+/// Whether the parameter of a content type states UTF-8, in quotes or not.
+fn is_utf8(parameter: &str) -> bool {
+    ["charset=utf-8", "charset=\"utf-8\""]
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(parameter))
+}
+
 fn body_type(headers: &HeaderMap) -> Result<BodyType, Refusal> {
     let Some(value) = one(headers, &header::CONTENT_TYPE)? else {
         return Ok(BodyType::Unsaid);
@@ -151,7 +182,7 @@ fn body_type(headers: &HeaderMap) -> Result<BodyType, Refusal> {
         return Ok(BodyType::Other);
     };
     let (essence, parameter) = value.split_once(';').unwrap_or((value, "charset=utf-8"));
-    if !parameter.trim_ascii().eq_ignore_ascii_case("charset=utf-8") {
+    if !is_utf8(parameter.trim_ascii()) {
         return Ok(BodyType::Other);
     }
     match essence.trim_ascii().to_ascii_lowercase().as_str() {

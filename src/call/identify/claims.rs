@@ -9,7 +9,7 @@ use hyper::Method;
 use super::acs3::Acs3;
 use super::checked_head::{BodyType, CheckedHead};
 use super::directory::Directory;
-use super::names::{LIKE_ACS_HEADER, is_acs_header, is_common, is_foreign};
+use super::names::{LIKE_ACS_HEADER, TWO_SCHEMES, is_acs_header, is_common, is_foreign};
 use super::refusals::{bad, incomplete};
 use super::rpc::Rpc;
 use super::signature_fields::{SignatureFields, VERSION, WINDOW};
@@ -44,6 +44,14 @@ pub(super) enum Proof {
     V3(Acs3),
 }
 
+fn malformed_stamp() -> Refusal {
+    Refusal::new(
+        Kind::TimestampFormat,
+        "Specified time stamp or date value is not well formatted: it is not of the form \
+         2026-11-24T02:54:06Z, in UTC.",
+    )
+}
+
 // === impl RequestClaims ===
 
 impl RequestClaims {
@@ -72,8 +80,7 @@ impl RequestClaims {
                 "the signature nonce is not 1 to 256 visible ASCII characters",
             ));
         }
-        let stamp = time::parse(fields.stamp)
-            .ok_or_else(|| bad("the timestamp is not of the form 2026-11-24T02:54:06Z"))?;
+        let stamp = time::parse(fields.stamp).ok_or_else(malformed_stamp)?;
         Ok(Self {
             key: AccessKeyId::new(fields.key),
             method: head.parts.method.clone(),
@@ -126,12 +133,14 @@ impl RequestClaims {
         }
         match (self.body, &self.proof) {
             (BodyType::Form, _) => self.read_form(body).map(|()| None),
+            (BodyType::Read, _) => Ok(None),
             (BodyType::Json, Proof::V3(_)) => match json::check(body) {
                 Ok(()) => Ok(Some(body.clone())),
                 Err(error) => Err(bad(error)),
             },
             (_, Proof::V1(_)) => Err(bad(
-                "the body is not a form, and signature version 1 covers only forms",
+                "the body is not a form of type application/x-www-form-urlencoded in UTF-8, and \
+                 signature version 1 covers only such forms",
             )),
             (_, Proof::V3(_)) => Err(bad("the body is neither a form nor JSON in UTF-8")),
         }
@@ -140,9 +149,12 @@ impl RequestClaims {
     fn read_form(&mut self, body: &[u8]) -> Result<(), Refusal> {
         self.params.add_form(body).map_err(bad)?;
         if self.params.form().any(|(name, _)| is_common(name)) {
-            return Err(bad(
-                "a parameter of signature version 1 is in the form, it must be in the query",
-            ));
+            match &mut self.proof {
+                // The query has what identifies the caller, so these are optional ones such as
+                // `Format`.
+                Proof::V1(proof) => *proof = Rpc::new(&self.params)?,
+                Proof::V3(_) => return Err(bad(TWO_SCHEMES)),
+            }
         }
         if self.params.form().any(|(name, _)| is_acs_header(name)) {
             return Err(bad(LIKE_ACS_HEADER));

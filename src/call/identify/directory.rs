@@ -12,7 +12,7 @@ use super::caller::{Managed, Principal, Verified};
 use super::key_prefixes::KeyPrefixes;
 use super::relayed_request::RelayedRequest;
 use crate::acs::limits;
-use crate::config::names::{Names, authority, host_name};
+use crate::config::names::{Authority, Names, authority, host_name};
 use crate::config::{self, Config, Credentials, UnknownKeys, UpstreamIndex};
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};
@@ -25,8 +25,7 @@ pub(crate) struct Directory {
     /// The accounts that Flowgate signs for.
     accounts: HashMap<AccountId, Arc<Managed>>,
     unknown_keys: UnknownKeys,
-    /// The host that is signed and sent to each upstream.
-    hosts: Vec<String>,
+    hosts: Vec<UpstreamHost>,
     names: Names,
     /// The exact spelling of each limited action, by its lower-case form.
     actions: HashMap<String, String>,
@@ -43,6 +42,34 @@ pub(super) enum Owner {
         is_known: bool,
         upstream: UpstreamIndex,
     },
+}
+
+/// The host that is signed and sent to an upstream.
+struct UpstreamHost {
+    text: String,
+    /// `None` if the text is not a host.
+    authority: Option<Authority>,
+}
+
+// === impl UpstreamHost ===
+
+impl UpstreamHost {
+    fn new(text: &str) -> Self {
+        Self {
+            text: text.to_owned(),
+            authority: Authority::parse(text),
+        }
+    }
+
+    fn is(&self, authority: &Authority) -> bool {
+        self.authority.as_ref() == Some(authority)
+    }
+
+    /// Whether the authority has this host, with any port.
+    fn has_host_of(&self, authority: &Authority) -> bool {
+        let own = self.authority.as_ref();
+        own.is_some_and(|own| own.has_host_of(authority))
+    }
 }
 
 // === impl Owner ===
@@ -87,7 +114,7 @@ impl Directory {
             unknown_keys: config.unknown_keys,
             hosts: config
                 .upstreams()
-                .map(|upstream| upstream.host.clone())
+                .map(|upstream| UpstreamHost::new(&upstream.host))
                 .collect(),
             names: Names::new(
                 &config.listen.proxy,
@@ -173,7 +200,7 @@ impl Directory {
 
     /// The host that is signed and sent to an upstream.
     pub(super) fn upstream_host(&self, upstream: UpstreamIndex) -> &str {
-        &self.hosts[upstream.place()]
+        &self.hosts[upstream.place()].text
     }
 
     /// Refuses a call that names the host of another upstream than its account's: it would reach
@@ -185,12 +212,12 @@ impl Directory {
         upstream: UpstreamIndex,
     ) -> Result<(), Refusal> {
         let host = String::from_utf8_lossy(host.as_bytes());
-        let own = self.upstream_host(upstream);
-        if host.eq_ignore_ascii_case(own)
-            || !self.hosts.iter().any(|it| it.eq_ignore_ascii_case(&host))
-        {
+        let is_of_another = Authority::parse(authority(&host))
+            .is_some_and(|authority| self.is_of_another(&authority, upstream));
+        if !is_of_another {
             return Ok(());
         }
+        let own = self.upstream_host(upstream);
         let message = format!(
             "The call is for another upstream than its account's, which is {own} \
              (accounts[].upstream)."
@@ -199,7 +226,8 @@ impl Directory {
     }
 
     /// Refuses a call that is signed for another of Alibaba's products, or for another gateway with
-    /// the same keys. A Unix socket has no host name, so on one any host except Alibaba's is
+    /// the same keys. CAMS's own name is accepted with any port: applications reach Flowgate by it
+    /// through a hosts file. A Unix socket has no host name, so on one any host except Alibaba's is
     /// accepted.
     pub(super) fn check_host(
         &self,
@@ -209,16 +237,25 @@ impl Directory {
         self.check_unsigned_host(host, upstream)?;
         let upstream_host = self.upstream_host(upstream);
         let host = String::from_utf8_lossy(host.as_bytes());
+        let authority = Authority::parse(authority(&host));
+        if authority
+            .as_ref()
+            .is_some_and(|authority| self.is_of_upstream(authority, upstream))
+        {
+            return Ok(());
+        }
         let name = host_name(&host);
-        let is_alibaba = name == "aliyuncs.com" || name.ends_with(".aliyuncs.com");
-        if is_alibaba && name != host_name(upstream_host) {
+        if name == "aliyuncs.com" || name.ends_with(".aliyuncs.com") {
             let message = format!(
                 "The call is signed for another of Alibaba's hosts. Flowgate forwards only calls \
                  for {upstream_host}.",
             );
             return Err(Refusal::new(Kind::SignedHostMismatch, message));
         }
-        if self.names.could_be(&name) || self.is_ours(authority(&host)) {
+        let is_own = authority.is_some_and(|authority| self.names.contain(&authority))
+            // User information hides the host from a reader.
+            || self.names.could_be(&name) && !host.contains('@');
+        if is_own {
             return Ok(());
         }
         Err(Refusal::new(
@@ -236,11 +273,25 @@ impl Directory {
     }
 
     /// Whether an authority is an upstream or Flowgate itself.
-    pub(super) fn is_ours(&self, authority: &str) -> bool {
-        self.hosts
-            .iter()
-            .any(|host| authority.eq_ignore_ascii_case(host))
-            || self.names.contain(authority)
+    pub(super) fn is_ours(&self, authority: &Authority) -> bool {
+        self.hosts.iter().any(|host| host.has_host_of(authority)) || self.names.contain(authority)
+    }
+
+    /// Whether an authority has the host of this upstream, with any port.
+    pub(super) fn is_of_upstream(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
+        self.hosts[upstream.place()].has_host_of(authority)
+    }
+
+    /// Whether an authority has the host of another upstream than this one. Where several have the
+    /// same host, the port decides.
+    fn is_of_another(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
+        let own = &self.hosts[upstream.place()];
+        if own.is(authority) || self.names.contain(authority) {
+            return false;
+        }
+        let is_exactly_another = self.hosts.iter().any(|host| host.is(authority));
+        let has_host_of_another = self.hosts.iter().any(|host| host.has_host_of(authority));
+        is_exactly_another || (has_host_of_another && !own.has_host_of(authority))
     }
 }
 
@@ -371,7 +422,13 @@ mod tests {
             "localhost:8080",
             "http://127.0.0.1:8080",
             "127.0.0.1:8080/",
+            "LOCALHOST.:8080",
             "cams.ap-southeast-1.aliyuncs.com",
+            "cams.ap-southeast-1.aliyuncs.com:80",
+            "cams.ap-southeast-1.aliyuncs.com:443",
+            "cams.ap-southeast-1.aliyuncs.com:8080",
+            "CAMS.ap-southeast-1.aliyuncs.com.:8080",
+            "http://cams.ap-southeast-1.aliyuncs.com:8080/",
         ] {
             assert_eq!(checked(loopback, None, host), None, "{host}");
         }
@@ -381,11 +438,24 @@ mod tests {
             "10.0.0.1:8080",
             "ecs.aliyuncs.com",
             "cams.ap-southeast-1.aliyuncs.com.evil.example",
+            "cams.ap-southeast-1.aliyuncs.com@evil.example",
+            "x@cams.ap-southeast-1.aliyuncs.com",
+            "x@127.0.0.1:8080",
+            "cams.ap-southeast-1.aliyuncs.com:",
+            "cams.ap-southeast-1.aliyuncs.com:0",
+            "xcams.ap-southeast-1.aliyuncs.com",
+            "[::1]:8080",
         ] {
             assert_eq!(checked(loopback, None, host), refused, "{host}");
         }
         assert_eq!(checked(loopback, Some("gateway"), "gateway:8080"), None);
         assert_eq!(checked("0.0.0.0:8080", None, "10.0.0.1:30080"), None);
+        assert_eq!(
+            checked("0.0.0.0:8080", None, "x@10.0.0.1:30080"),
+            refused,
+            "user information"
+        );
+        assert_eq!(checked("[::1]:8080", None, "[0::1]:8080"), None);
         assert_eq!(checked("0.0.0.0:8080", None, "gateway:8080"), refused);
         assert_eq!(checked("unix:/run/f.sock", None, "whatever"), None);
         assert_eq!(

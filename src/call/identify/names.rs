@@ -19,6 +19,8 @@ const COMMON: [&str; 12] = [
 /// Parameters with which a gateway states properties of another caller.
 const FOREIGN: [&str; 2] = ["SourceIp", "SecureTransport"];
 
+pub(super) const TWO_SCHEMES: &str =
+    "it has both a version 3 Authorization header and a parameter of signature version 1";
 pub(super) const LIKE_ACS_HEADER: &str = "a parameter has the name of an x-acs header";
 
 /// Whether a name is a parameter of signature version 1, in any case.

@@ -6,7 +6,7 @@ use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::error::{Kind, Refusal};
 
-pub(super) const SUPPORTED: &str =
+const SUPPORTED: &str =
     "sign with ACS3-HMAC-SHA256 (the SDKs' default) or HMAC-SHA1 (signature version 1.0)";
 
 /// The value of a header, if it is present; an error if it occurs twice.
@@ -38,6 +38,12 @@ pub(super) fn incomplete(message: impl Display) -> Refusal {
 pub(super) fn unsupported() -> Refusal {
     incomplete(format!(
         "this kind of signature is not supported, {SUPPORTED}"
+    ))
+}
+
+pub(super) fn bearer() -> Refusal {
+    incomplete(format!(
+        "bearer and identity tokens are not supported, {SUPPORTED}"
     ))
 }
 

@@ -1,6 +1,7 @@
 //! Selects what is forwarded of a relayed call, byte for byte: all headers except hop-by-hop
 //! headers, headers for Flowgate and those that `sign` writes. A signed header is always forwarded,
-//! except Host and Content-Length. A call that states properties of another caller is refused.
+//! except Content-Length. Version 1 signs no header, so no `x-acs-*` header of such a call is. A
+//! call that states properties of another caller is refused.
 
 use bytes::Bytes;
 use hyper::header::{self, HeaderName};
@@ -14,6 +15,7 @@ use crate::acs::decode::Params;
 use crate::acs::hop_by_hop::connection_listed;
 use crate::acs::v3::Authorization;
 use crate::config::UpstreamIndex;
+use crate::config::names::Authority;
 use crate::error::{Kind, Refusal};
 
 const FOR_ANOTHER: &str =
@@ -30,7 +32,7 @@ pub(super) fn relayed_request(
 ) -> Result<RelayedRequest, Refusal> {
     let upstream_host = directory.upstream_host(upstream);
     directory.check_unsigned_host(head.host, upstream)?;
-    if signed.is_some() && head.host.as_bytes() != upstream_host.as_bytes() {
+    if signed.is_some() && !is_for_upstream(head, directory, upstream) {
         return Err(Refusal::new(
             Kind::SignedHostMismatch,
             format!(
@@ -41,15 +43,17 @@ pub(super) fn relayed_request(
         ));
     }
     let all = &head.parts.headers;
-    if all.keys().any(|name| is_delegation_header(name.as_str())) {
+    let is_delegated = all.keys().any(|name| is_delegation_header(name.as_str()));
+    if signed.is_some() && is_delegated {
         return Err(bad(FOR_ANOTHER));
     }
-    check_params(params.query())?;
+    check_params(params.iter())?;
     let signed_headers = signed.map_or(&[][..], |signed| &signed.signed_headers[..]);
     let connection_listed = connection_listed(all);
     let headers = all
         .iter()
         .filter(|(name, _)| is_forwarded(name, signed_headers, &connection_listed))
+        .filter(|(name, _)| signed.is_some() || !name.as_str().starts_with("x-acs-"))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
     Ok(RelayedRequest {
@@ -60,15 +64,28 @@ pub(super) fn relayed_request(
     })
 }
 
-/// Whether a header is forwarded. Every signed header is, because CAMS verifies it, except those
-/// that `sign` writes.
+/// Whether the call is signed for CAMS. CAMS verifies the host as it was signed, so that it is
+/// forwarded as it is, with its port and in its case.
+fn is_for_upstream(head: &CheckedHead<'_>, directory: &Directory, upstream: UpstreamIndex) -> bool {
+    let host = head.host.to_str().ok();
+    host.is_some_and(|host| host == directory.upstream_host(upstream))
+        || host
+            .and_then(Authority::parse)
+            .is_some_and(|host| directory.is_of_upstream(&host, upstream))
+}
+
+/// Whether a header is forwarded. Every signed header is, because CAMS verifies it, except the
+/// length, which `sign` writes.
 fn is_forwarded(name: &HeaderName, signed: &[&str], connection_listed: &[String]) -> bool {
-    if [header::HOST, header::CONTENT_LENGTH].contains(name) {
+    if name == header::CONTENT_LENGTH {
         return false;
     }
     let name = name.as_str();
     if signed.contains(&name) {
         return true;
+    }
+    if name == header::HOST.as_str() {
+        return false;
     }
     let is_for_this_hop =
         checked_head::is_not_forwarded(name) || connection_listed.iter().any(|other| other == name);

@@ -1,30 +1,31 @@
 //! Verifies version 1 signatures. They cover the method and the parameters of query and form, so
-//! they can be verified only with the body. They do not cover headers: a header may only repeat a
-//! parameter.
+//! they can be verified only with the body, which may even contain the signature itself. They do
+//! not cover headers, so no `x-acs-*` header has a meaning.
 
-use hyper::header::HeaderName;
+use hyper::Method;
+use hyper::header;
 
-use super::checked_head::CheckedHead;
+use super::checked_head::{BodyType, CheckedHead};
 use super::names::is_misspelt_common;
-use super::refusals::{self, bad, incomplete, one};
+use super::refusals::{self, bad, incomplete};
 use super::signature_fields::SignatureFields;
 use crate::acs::decode::Params;
 use crate::acs::v1;
 use crate::error::Refusal;
 use crate::primitives::secret::Secret;
 
-/// The parameters that must not be empty.
-const REQUIRED: [&str; 5] = [
+/// The parameters that identify a call. The first [`REQUIRED`] must not be empty.
+const IDENTIFYING: [&str; 8] = [
     "AccessKeyId",
     "Signature",
     "SignatureMethod",
     "SignatureNonce",
     "Timestamp",
+    "Action",
+    "SignatureVersion",
+    "Version",
 ];
-
-// Headers that may repeat a parameter.
-static ACTION: HeaderName = HeaderName::from_static("x-acs-action");
-static VERSION: HeaderName = HeaderName::from_static("x-acs-version");
+const REQUIRED: usize = 5;
 
 /// A version 1 signature.
 pub(super) struct Rpc {
@@ -33,34 +34,29 @@ pub(super) struct Rpc {
     format: Option<String>,
 }
 
-/// Reads the head of a version 1 call.
+/// Whether the caller can be identified only with the form: the head has no `Authorization`, and
+/// the query lacks a parameter that identifies the call.
+pub(super) fn is_in_form(head: &CheckedHead<'_>) -> bool {
+    head.body == BodyType::Form
+        && head.parts.method == Method::POST
+        && !head.parts.headers.contains_key(header::AUTHORIZATION)
+        && IDENTIFYING
+            .iter()
+            .any(|name| head.params.get(name).is_none())
+}
+
+/// Reads a version 1 call.
 pub(super) fn read<'a>(head: &'a CheckedHead<'_>) -> Result<(SignatureFields<'a>, Rpc), Refusal> {
     let params = &head.params;
-    if params.iter().any(|(name, _)| is_misspelt_common(name)) {
-        return Err(bad(
-            "a parameter of signature version 1 is spelt in another case",
-        ));
-    }
-    for name in REQUIRED {
+    let proof = Rpc::new(params)?;
+    for name in &IDENTIFYING[..REQUIRED] {
         if text(params, name).is_empty() {
-            return Err(incomplete(format!(
-                "the parameter {name} is missing in the query"
-            )));
+            return Err(incomplete(format!("the parameter {name} is missing")));
         }
     }
     if text(params, "SignatureVersion") != v1::VERSION {
         return Err(incomplete("SignatureVersion is not 1.0"));
     }
-    check_header(head, &ACTION, "Action")?;
-    check_header(head, &VERSION, "Version")?;
-    let is_supported = text(params, "SignatureMethod") == v1::METHOD
-        // The old SDK sends an empty SignatureType.
-        && text(params, "SignatureType").is_empty();
-    let proof = Rpc {
-        is_supported,
-        signature: text(params, "Signature").to_owned(),
-        format: format(params)?.map(str::to_owned),
-    };
     let fields = SignatureFields {
         key: text(params, "AccessKeyId"),
         action: text(params, "Action"),
@@ -76,23 +72,13 @@ fn text<'a>(params: &'a Params, name: &str) -> &'a str {
     params.get(name).unwrap_or_default()
 }
 
-/// Checks that a header, if it is present, repeats a parameter.
-fn check_header(head: &CheckedHead<'_>, header: &HeaderName, param: &str) -> Result<(), Refusal> {
-    let value = one(&head.parts.headers, header)?;
-    if value.is_some_and(|value| value.as_bytes() != text(&head.params, param).as_bytes()) {
-        return Err(bad(format!(
-            "the header {header} differs from the parameter {param}"
-        )));
-    }
-    Ok(())
-}
-
-/// The parameter `Format`, if it is present and valid.
+/// The parameter `Format`, if it is present and valid. An empty one, which the SDK for C# can send,
+/// states nothing.
 fn format(params: &Params) -> Result<Option<&str>, Refusal> {
     let Some(format) = params.get("Format") else {
         return Ok(None);
     };
-    let is_known = ["json", "xml"]
+    let is_known = ["json", "xml", ""]
         .iter()
         .any(|known| known.eq_ignore_ascii_case(format));
     if !is_known {
@@ -104,6 +90,26 @@ fn format(params: &Params) -> Result<Option<&str>, Refusal> {
 // === impl Rpc ===
 
 impl Rpc {
+    /// Reads everything but what identifies the caller.
+    pub(super) fn new(params: &Params) -> Result<Self, Refusal> {
+        if params.iter().any(|(name, _)| is_misspelt_common(name)) {
+            return Err(bad(
+                "a parameter of signature version 1 is spelt in another case",
+            ));
+        }
+        if params.get("BearerToken").is_some() {
+            return Err(refusals::bearer());
+        }
+        let is_supported = text(params, "SignatureMethod") == v1::METHOD
+            // The old SDK sends an empty SignatureType.
+            && text(params, "SignatureType").is_empty();
+        Ok(Self {
+            is_supported,
+            signature: text(params, "Signature").to_owned(),
+            format: format(params)?.map(str::to_owned),
+        })
+    }
+
     /// Checks that Flowgate supports this kind of signature.
     pub(super) fn check_method(&self) -> Result<(), Refusal> {
         if !self.is_supported {
@@ -119,6 +125,8 @@ impl Rpc {
         method: &str,
         params: &Params,
     ) -> Result<(), Refusal> {
+        // The form may have added a `SignatureType` to what the head stated.
+        self.check_method()?;
         let string_to_sign = v1::string_to_sign(method, params.iter());
         let is_valid = secrets
             .iter()

@@ -4,6 +4,7 @@
 mod call;
 mod capture;
 mod clients;
+mod in_form;
 mod mutations;
 mod relayed;
 mod renewal;
@@ -80,7 +81,20 @@ impl Gate {
 
     fn claim(&self, capture: &Capture) -> Result<Claim, Refusal> {
         let request = Request::try_from(capture).map_err(|_| bad("this is not HTTP"))?;
-        head(&request.into_parts().0, &self.directory, self.now)
+        let parts = request.into_parts().0;
+        if let Some(claim) = head(&parts, &self.directory, self.now)? {
+            return Ok(claim);
+        }
+        if capture.body.len() > max_unproven_body(self.config.listen.max_body) {
+            return Err(Refusal::new(Kind::TooLarge, "the body is too large"));
+        }
+        form(&parts, &capture.body, &self.directory, self.now)
+    }
+
+    /// Whether the caller is identified with the head alone.
+    fn is_in_head(&self, capture: &Capture) -> bool {
+        let parts = Request::try_from(capture).unwrap().into_parts().0;
+        head(&parts, &self.directory, self.now).unwrap().is_some()
     }
 
     fn ask(&self, capture: &Capture) -> Result<Caller, Refusal> {

@@ -45,11 +45,12 @@ const OTHER: &str = "other";
 pub(crate) const UNKNOWN: &str = "unknown";
 
 /// The results of failed signature checks.
-const UNPROVEN: [Kind; 6] = [
+const UNPROVEN: [Kind; 7] = [
     Kind::SignatureDoesNotMatch,
     Kind::IncompleteSignature,
     Kind::UnknownAccessKey,
     Kind::TimestampExpired,
+    Kind::TimestampFormat,
     Kind::NonceUsed,
     Kind::SignedHostMismatch,
 ];

@@ -26,7 +26,7 @@ use crate::acs::decode::Params;
 use crate::acs::v3::{self, Authorization, Signable};
 use crate::acs::{answer, encode, time, v1};
 use crate::call::hold::margin::Margins;
-use crate::call::identify::{self, Directory, Nonces, Sendable};
+use crate::call::identify::{self, Claim, Directory, Nonces, Sendable};
 use crate::call::reply::{self, ErrorFormat};
 use crate::call::{body, classify, sign};
 use crate::config::{self, Config};
@@ -55,6 +55,7 @@ struct Visit<'a> {
 }
 
 const MAX_BODY: &str = "8KiB";
+const SIGNATURE: &[u8] = b"Signature";
 
 fn settings() -> Config {
     let env = [
@@ -124,7 +125,8 @@ impl Gate {
         visit.sent.into_inner()
     }
 
-    /// A version 1 call: the first line is the query, the rest the form.
+    /// A version 1 call: the first line is the query, the rest the form. The signature is in the
+    /// form if the form has a place for it.
     pub fn rpc(&self, input: &[u8]) -> Vec<Request<Bytes>> {
         let (query, form) = first_line(input);
         let kind = if form.is_empty() {
@@ -136,17 +138,31 @@ impl Gate {
             " HTTP/1.1\r\nhost: 127.0.0.1\r\n{kind}content-length: {}\r\n\r\n",
             form.len()
         );
-        self.connection(&[b"POST /?Signature=x&", query, behind.as_bytes(), form].concat())
+        let start: &[u8] = if pairs(form).any(|(name, _)| name == SIGNATURE) {
+            b"POST /?"
+        } else {
+            b"POST /?Signature=x&"
+        };
+        self.connection(&[start, query, behind.as_bytes(), form].concat())
     }
 
-    /// The head with a signature by the right secret.
-    fn signed_again(&self, head: &Parts, body: &[u8]) -> Option<Parts> {
+    /// The request with a signature by the right secret.
+    fn signed_again(&self, head: &Parts, body: &Bytes) -> Option<(Parts, Bytes)> {
         let mut head = head.clone();
+        let mut body = body.clone();
         match head.headers.get(AUTHORIZATION).cloned() {
-            Some(value) => self.sign_v3(&mut head, value.to_str().ok()?, body)?,
-            None => self.sign_v1(&mut head, body)?,
+            Some(value) => self.sign_v3(&mut head, value.to_str().ok()?, &body)?,
+            None => self.sign_v1(&mut head, &mut body)?,
         }
-        Some(head)
+        Some((head, body))
+    }
+
+    /// The first step, with the body if the signature is in it.
+    fn claim(&self, head: &Parts, body: &[u8]) -> Result<Claim, Refusal> {
+        match identify::head(head, &self.directory, self.now)? {
+            Some(claim) => Ok(claim),
+            None => identify::form(head, body, &self.directory, self.now),
+        }
     }
 
     fn sign_v3(&self, head: &mut Parts, authorization: &str, body: &[u8]) -> Option<()> {
@@ -172,10 +188,14 @@ impl Gate {
         Some(())
     }
 
-    fn sign_v1(&self, head: &mut Parts, body: &[u8]) -> Option<()> {
-        let query = head.uri.query()?.as_bytes();
-        let form = if has_form(head) { body } else { b"" };
-        let raw: Vec<_> = pairs(query).chain(pairs(form)).collect();
+    fn sign_v1(&self, head: &mut Parts, body: &mut Bytes) -> Option<()> {
+        let query = head.uri.query().unwrap_or_default().as_bytes();
+        let form = if has_form(head) {
+            body.clone()
+        } else {
+            Bytes::new()
+        };
+        let raw: Vec<_> = pairs(query).chain(pairs(&form)).collect();
         let mut all = Vec::new();
         for (name, value) in &raw {
             let name = std::str::from_utf8(name).ok()?;
@@ -184,6 +204,19 @@ impl Gate {
         }
         let string_to_sign = v1::string_to_sign(head.method.as_str(), all);
         let signature = v1::sign(&self.secret, &string_to_sign);
+        if pairs(&form).any(|(name, _)| name == SIGNATURE) {
+            let signature = format!("Signature={}", encode::encode(&signature));
+            let signed = form.split(|byte| *byte == b'&').map(|pair| {
+                if is_signature(pair) {
+                    signature.as_bytes()
+                } else {
+                    pair
+                }
+            });
+            *body = signed.collect::<Vec<_>>().join(&b'&').into();
+            return Some(());
+        }
+        head.uri.query()?;
         let kept: Vec<_> = query
             .split(|byte| *byte == b'&')
             .filter(|pair| !is_signature(pair))
@@ -211,7 +244,7 @@ fn header_bytes<'a>(head: &'a Parts, name: &str) -> &'a [u8] {
 /// Whether a raw pair of a query is the parameter `Signature`.
 fn is_signature(pair: &[u8]) -> bool {
     let name = pair.split(|byte| *byte == b'=').next();
-    name.map(plain) == Some(b"Signature".into())
+    name.map(plain) == Some(SIGNATURE.into())
 }
 
 // === impl Visit ===
@@ -243,9 +276,11 @@ impl Visit<'_> {
         } = self.gate;
         body::check_head(head, config.listen.max_header)?;
         let as_it_came = identify::head(head, directory, *now);
-        let max = as_it_came.as_ref().map_or(config.listen.max_body, |claim| {
-            claim.max_body(config.listen.max_body)
-        });
+        let max = match &as_it_came {
+            Ok(Some(claim)) => claim.max_body(config.listen.max_body),
+            Ok(None) => identify::max_unproven_body(config.listen.max_body),
+            Err(_) => config.listen.max_body,
+        };
         let reservation = ByteBudget::new(max)
             .take(0)
             .expect("a zero-byte reservation cannot fail");
@@ -255,11 +290,11 @@ impl Visit<'_> {
             reservations: vec![reservation],
         };
         let body = body::read(body, bounds).await?;
-        let Some(head) = self.gate.signed_again(head, &body) else {
+        let Some((head, body)) = self.gate.signed_again(head, &body) else {
             return as_it_came.map(drop);
         };
-        let caller =
-            identify::head(&head, directory, *now)?.prove(body.clone(), &self.nonces, *now)?;
+        let claim = self.gate.claim(&head, &body)?;
+        let caller = claim.prove(body.clone(), &self.nonces, *now)?;
         let operation = classify::classify(&caller, &head.headers, config, &self.gate.margins)?;
         assert!(!operation.hold.is_zero() && operation.hold <= config.queue.max_hold);
         self.send(&caller.into_sendable(), &head, &body).await;

@@ -40,6 +40,7 @@ impl Gate {
             &self.config_snapshot.directory,
             self.now,
         )?;
+        let claim = claim.expect("these calls are signed in their head");
         let caller = claim.prove(Bytes::from(capture.body.clone()), &self.nonces, self.now)?;
         if let Caller::Verified(call) = &caller {
             classify::authorize(call)?;
