@@ -107,7 +107,12 @@ pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<(), Refusa
 }
 
 fn too_large(max: usize) -> Refusal {
-    let message = format!("The request body is larger than the limit of {max} bytes.");
+    // Only GET has this limit.
+    let message = if max == 0 {
+        "A GET request must not have a body.".to_owned()
+    } else {
+        format!("The request body is larger than the limit of {max} bytes.")
+    };
     Refusal::new(Kind::TooLarge, message)
 }
 

@@ -81,14 +81,19 @@ impl Authority {
         })
     }
 
-    /// Whether both have the same host, whatever their ports.
-    pub(crate) fn has_host_of(&self, other: &Self) -> bool {
-        self.host == other.host
+    /// Whether the other has this host and this port. One without a port, or with the default port
+    /// of a scheme, stands for every port: a hosts file leads callers to Flowgate's own.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        let has_port = match self.port {
+            None | Some(80 | 443) => true,
+            own => own == other.port,
+        };
+        self.host == other.host && has_port
     }
 
     /// Whether both have the same host and port. `usual_port` is the port of one that names none.
     pub(crate) fn is_same(&self, other: &Self, usual_port: u16) -> bool {
-        self.has_host_of(other) && self.port_or(usual_port) == other.port_or(usual_port)
+        self.host == other.host && self.port_or(usual_port) == other.port_or(usual_port)
     }
 
     fn port_or(&self, usual_port: u16) -> u16 {
@@ -113,14 +118,9 @@ impl Names {
         }
     }
 
-    /// Whether an authority certainly names this listener. A name of the configuration without a
-    /// port stands for every port.
+    /// Whether an authority certainly names this listener. Names of the configuration have no port.
     pub(crate) fn contain(&self, authority: &Authority) -> bool {
-        let is_given = self.given.iter().any(|name| {
-            name.has_host_of(authority)
-                && (name.port.is_none() || name.is_same(authority, self.usual_port))
-        });
-        is_given || self.is_address(authority)
+        self.given.iter().any(|name| name.covers(authority)) || self.is_address(authority)
     }
 
     /// Whether a host name may name this listener. A Unix socket has no name of its own, and a
@@ -202,6 +202,22 @@ mod tests {
             assert!(!parsed(one).is_same(&parsed(other), 80), "{one} {other}");
         }
         assert!(parsed("cams.example:443").is_same(&parsed("cams.example"), 443));
+    }
+
+    #[test]
+    fn one_without_a_port_stands_for_every_port() {
+        for (one, other, is_covered) in [
+            ("cams.example", "Cams.example.:8080", true),
+            ("cams.example:443", "cams.example", true),
+            ("cams.example:80", "cams.example:9", true),
+            ("127.0.0.1:9", "127.0.0.1:9", true),
+            ("127.0.0.1:9", "127.0.0.1:8", false),
+            ("127.0.0.1:9", "127.0.0.1", false),
+            ("cams.example", "xcams.example", false),
+        ] {
+            let is = parsed(one).covers(&parsed(other));
+            assert_eq!(is, is_covered, "{one} {other}");
+        }
     }
 
     #[test]

@@ -41,6 +41,13 @@ fn v1(host: &str, before: impl FnOnce(&mut Call), after: impl FnOnce(&mut Call))
     call.bytes()
 }
 
+/// A V1 call with everything in its form, changed after signing.
+fn v1_in_form(host: &str, after: impl FnOnce(&mut Call)) -> Vec<u8> {
+    let mut call = Call::v1_with(host, &FLOW, nothing, (KEY, SECRET)).in_form();
+    after(&mut call);
+    call.bytes()
+}
+
 fn nothing(_: &mut Call) {}
 
 fn form(call: &mut Call) {
@@ -130,7 +137,27 @@ fn identity(host: &str) -> Vec<Row> {
             "timestamp that is none",
             v3(host, |call| call.set("x-acs-date", "yesterday"), nothing),
             400,
-            "Flowgate.BadRequest",
+            "InvalidTimeStamp.Format",
+        ),
+        row(
+            "timestamp that is none, V1",
+            v1(
+                host,
+                |call| set_query(call, "Timestamp", "2026-11-24 03:05:10"),
+                nothing,
+            ),
+            400,
+            "InvalidTimeStamp.Format",
+        ),
+        row(
+            "stale timestamp with milliseconds, V1",
+            v1(
+                host,
+                |call| set_query(call, "Timestamp", &late(16).replace('Z', ".973Z")),
+                nothing,
+            ),
+            400,
+            "InvalidTimeStamp.Expired",
         ),
         row("RSA", v3(host, nothing, rsa), 400, "IncompleteSignature"),
         row("SM3", v3(host, nothing, sm3), 400, "IncompleteSignature"),
@@ -289,8 +316,24 @@ fn ambiguous(host: &str) -> Vec<Row> {
             "Flowgate.BadRequest",
         ),
         row(
-            "V1 with another x-acs-action",
-            v1(host, |call| call.push("x-acs-action", "ListFlow"), nothing),
+            "V3 with another x-acs-action",
+            v3(host, nothing, |call| call.push("x-acs-action", "ListFlow")),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "a parameter of V1 in query and form",
+            v1_in_form(host, |call| {
+                call.query.push(("Action".into(), "ListFlow".into()));
+            }),
+            400,
+            "Flowgate.BadRequest",
+        ),
+        row(
+            "the signature in query and form, V1",
+            v1_in_form(host, |call| {
+                call.query.push(("Signature".into(), "x".into()));
+            }),
             400,
             "Flowgate.BadRequest",
         ),
@@ -346,6 +389,26 @@ fn unsigned_bodies(host: &str) -> Vec<Row> {
             "Flowgate.BadRequest",
         ),
         row("JSON body, V1", v1_json.bytes(), 400, "Flowgate.BadRequest"),
+        row(
+            "all in a multipart form, V1",
+            v1_in_form(host, |call| {
+                call.set("content-type", "multipart/form-data; boundary=x");
+            }),
+            400,
+            "IncompleteSignature",
+        ),
+        row(
+            "all in a form of GET, V1",
+            v1_in_form(host, |call| call.method = "GET".into()),
+            400,
+            "IncompleteSignature",
+        ),
+        row(
+            "a form over the limit, V1",
+            v1_in_form(host, |call| call.body.extend([b'x'; 2048])),
+            413,
+            "Flowgate.RequestTooLarge",
+        ),
     ]
 }
 

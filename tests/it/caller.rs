@@ -101,6 +101,27 @@ impl Call {
         call
     }
 
+    /// The same V1 call with everything in the form, the signature included, as pop-core and the SDKs
+    /// for PHP and Ruby send a POST.
+    pub(crate) fn in_form(mut self) -> Self {
+        let form = std::mem::take(&mut self.query);
+        let form = form
+            .iter()
+            .map(|(name, value)| format!("{}={}", encode(name), encode(value)));
+        let before = String::from_utf8(self.body).expect("a form is text");
+        let before = Some(before).filter(|before| !before.is_empty());
+        self.body = before
+            .into_iter()
+            .chain(form)
+            .collect::<Vec<_>>()
+            .join("&")
+            .into_bytes();
+        if !self.headers.iter().any(|(name, _)| name == "content-type") {
+            self.push("content-type", "application/x-www-form-urlencoded");
+        }
+        self
+    }
+
     fn bare(host: &str, query: &[(&str, &str)]) -> Self {
         let query = query
             .iter()

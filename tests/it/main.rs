@@ -29,6 +29,7 @@ mod hang_up;
 mod hardening;
 mod health;
 mod holds;
+mod identification;
 mod journal;
 mod journey;
 mod observe;

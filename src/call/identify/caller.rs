@@ -19,7 +19,7 @@ use crate::primitives::secret::Secret;
 /// Alibaba's two signature versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Scheme {
-    /// RPC signature, version 1.0, with all fields in the query.
+    /// RPC signature, version 1.0, with all fields in parameters of query or form.
     V1,
     /// `ACS3-…`, with all fields in headers.
     V3,

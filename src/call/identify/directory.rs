@@ -65,10 +65,9 @@ impl UpstreamHost {
         self.authority.as_ref() == Some(authority)
     }
 
-    /// Whether the authority has this host, with any port.
-    fn has_host_of(&self, authority: &Authority) -> bool {
+    fn covers(&self, authority: &Authority) -> bool {
         let own = self.authority.as_ref();
-        own.is_some_and(|own| own.has_host_of(authority))
+        own.is_some_and(|own| own.covers(authority))
     }
 }
 
@@ -274,12 +273,13 @@ impl Directory {
 
     /// Whether an authority is an upstream or Flowgate itself.
     pub(super) fn is_ours(&self, authority: &Authority) -> bool {
-        self.hosts.iter().any(|host| host.has_host_of(authority)) || self.names.contain(authority)
+        self.hosts.iter().any(|host| host.covers(authority)) || self.names.contain(authority)
     }
 
-    /// Whether an authority has the host of this upstream, with any port.
+    /// Whether an authority is this upstream: by its name, any port; by an address with a port, only
+    /// that.
     pub(super) fn is_of_upstream(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
-        self.hosts[upstream.place()].has_host_of(authority)
+        self.hosts[upstream.place()].covers(authority)
     }
 
     /// Whether an authority has the host of another upstream than this one. Where several have the
@@ -290,8 +290,8 @@ impl Directory {
             return false;
         }
         let is_exactly_another = self.hosts.iter().any(|host| host.is(authority));
-        let has_host_of_another = self.hosts.iter().any(|host| host.has_host_of(authority));
-        is_exactly_another || (has_host_of_another && !own.has_host_of(authority))
+        let is_covered_by_another = self.hosts.iter().any(|host| host.covers(authority));
+        is_exactly_another || (is_covered_by_another && !own.covers(authority))
     }
 }
 
