@@ -76,7 +76,7 @@ async fn a_panic_ends_only_its_own_call() {
     let timestamp = time::format(SystemTime::now()).replace(':', "%3A");
     let target = format!(
         "/?Action=CreateFlow&Version=2020-06-06&AccessKeyId=K&Signature=S&SignatureMethod=HMAC-SHA1\
-         &SignatureVersion=1.0&SignatureNonce=n&Timestamp={timestamp}"
+         &SignatureVersion=1.0&SignatureNonce=n&Format=JSON&Timestamp={timestamp}"
     );
     let request = Request::post(target)
         .header("host", "127.0.0.1:8080")
