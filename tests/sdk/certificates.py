@@ -9,6 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 # How applications reach Flowgate here.
@@ -43,6 +44,9 @@ def make(folder):
     ca = _certificate("Flowgate test authority", authority.public_key(), authority, None, [])
     path = folder / "ca.pem"
     path.write_bytes(_pem(ca))
+    # The same for a JVM, which reads no PEM file. The password is the usual one of a trust store.
+    entries = [pkcs12.PKCS12Certificate(ca, b"flowgate")]
+    path.with_suffix(".pem.p12").write_bytes(pkcs12.serialize_java_truststore(entries, serialization.BestAvailableEncryption(b"changeit")))
     server = _pair(folder, "server", authority, [(x509.SubjectAlternativeName(NAMES), False), _usage(ExtendedKeyUsageOID.SERVER_AUTH)])
     application = _pair(folder, "application", authority, [_usage(ExtendedKeyUsageOID.CLIENT_AUTH)])
     return Certificates(path, server, application)

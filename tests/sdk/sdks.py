@@ -37,6 +37,7 @@ class Sdk:
     time_out: float | None  # the default read time-out in seconds; None: it waits forever
     schemes: tuple = ("V3", "V1")
     authority: str = ""  # the environment variable from which it reads a private certificate authority
+    authority_value: str = "{ca}"  # the value of that variable
     advice: str = "header"  # from where its error has the time to retry: the answer's "header", its "body", which CAMS's own refusals lack; "": nowhere
     says_status: bool = True  # its error has the HTTP status
     sends: int = 1  # how often it sends, by default, a call that is not answered
@@ -47,7 +48,7 @@ class Sdk:
 
     def environment(self, ca):
         """The variables that make it trust this authority, if it should be trusted by the environment."""
-        return {self.authority: str(ca)} if ca else {}
+        return {self.authority: self.authority_value.format(ca=ca)} if ca else {}
 
 
 def _pinned(pattern, file):
@@ -92,6 +93,17 @@ def by_hand(name, package):
         by_hand=True,
     )
 
+
+def _maven(artifact):
+    return _pinned(rf"<artifactId>{re.escape(artifact)}</artifactId>\s*<version>(\S+)</version>", "drivers/java/pom.xml")
+
+
+# The client compiler alone starts sooner, and a call takes no time.
+JAVA_BUILD = HERE / "drivers/java/.build"
+JAVA = ("java", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp", f"{JAVA_BUILD}/classes:{JAVA_BUILD}/lib/*", "Driver")
+
+# The JVM's trust store. The Java SDKs read no variable of their own.
+JVM_TRUST = "-Djavax.net.ssl.trustStore={ca}.p12 -Djavax.net.ssl.trustStorePassword=changeit"
 
 GO = str(HERE / "drivers/go/.build/drivers")
 
@@ -169,6 +181,44 @@ ALL = [
     by_hand("ruby", "aliyunsdkcore"),
     by_hand("cpp", "aliyun-openapi-cpp-sdk"),
     by_hand("dotnet", "aliyun-net-sdk-core"),
+    # Its certificate of an application is a Java key store in a string, which no binary format survives.
+    Sdk(
+        "java",
+        "com.aliyun:tea-openapi, as com.aliyun:cams20200606 calls it",
+        _maven("tea-openapi"),
+        (*JAVA, "java"),
+        {**one_error("TeaException"), CUT_OFF: "TeaUnretryableException"},
+        time_out=10,
+        authority="JAVA_TOOL_OPTIONS",
+        authority_value=JVM_TRUST,
+        advice="body",
+        ways=("endpoint", "proxy", "tls"),
+    ),
+    Sdk(
+        "java-async",
+        "com.aliyun:aliyun-gateway-pop, as com.aliyun:alibabacloud-cams20200606 calls it",
+        _maven("aliyun-gateway-pop"),
+        (*JAVA, "java-async"),
+        {**one_error("PopClientException"), FAILED: "PopServerException", CUT_OFF: "SSLHandshakeException"},
+        time_out=None,
+        schemes=("V1",),
+        authority="JAVA_TOOL_OPTIONS",
+        authority_value=JVM_TRUST,
+        advice="body",
+    ),
+    Sdk(
+        "java-old",
+        "com.aliyun:aliyun-java-sdk-core",
+        _maven("aliyun-java-sdk-core"),
+        (*JAVA, "java-old"),
+        {**one_error("ClientException"), FAILED: "ServerException"},
+        time_out=10,
+        schemes=("V1",),
+        authority="JAVA_TOOL_OPTIONS",
+        authority_value=JVM_TRUST,
+        advice="",
+        says_status=False,
+    ),
 ]
 
 SDKS = {sdk.name: sdk for sdk in ALL}

@@ -12,7 +12,7 @@ import urllib.request
 from sdks import SDKS
 
 # The drivers do not inherit proxies, credentials or certificate authorities from the environment.
-_FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*|ssl_cert_.*|node_extra_ca_certs)$")
+_FOREIGN = re.compile(r"(?i)^(https?_proxy|no_proxy|all_proxy|alibaba.*|aliyun.*|flowgate.*|ssl_cert_.*|node_extra_ca_certs|java_tool_options|jdk_java_options)$")
 CLEAN = {name: value for name, value in os.environ.items() if not _FOREIGN.match(name)}
 
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -1,0 +1,96 @@
+import com.aliyun.auth.credentials.Credential;
+import com.aliyun.auth.credentials.provider.StaticCredentialProvider;
+import com.aliyun.core.http.HttpClient;
+import com.aliyun.core.http.HttpHeaders;
+import com.aliyun.core.http.HttpMethod;
+import com.aliyun.core.http.ProxyOptions;
+import com.aliyun.httpcomponent.httpclient.ApacheAsyncHttpClientBuilder;
+import com.aliyun.sdk.gateway.pop.Configuration;
+import com.aliyun.sdk.gateway.pop.auth.SignatureVersion;
+import com.aliyun.sdk.gateway.pop.clients.CommonAsyncClient;
+import com.aliyun.sdk.gateway.pop.clients.CommonAsyncClientBuilder;
+import com.aliyun.sdk.gateway.pop.exception.PopClientException;
+import com.aliyun.sdk.gateway.pop.exception.PopServerException;
+import com.aliyun.sdk.gateway.pop.models.CommonRequest;
+import darabonba.core.client.ClientOverrideConfiguration;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.time.Duration;
+import java.util.Map;
+import java.util.concurrent.ExecutionException;
+
+/** The library under com.aliyun:alibabacloud-cams20200606, by its client for requests of any product. */
+final class Async implements Sdk {
+    private final Job job;
+    private final CommonAsyncClient client;
+
+    Async(Job job) throws Exception {
+        this.job = job;
+        Credential credential = Credential.builder().accessKeyId(job.key()).accessKeySecret(job.secret()).securityToken(job.token()).build();
+        ClientOverrideConfiguration override =
+                ClientOverrideConfiguration.create().setProtocol(job.protocol()).setEndpointOverride(job.endpoint());
+        if (job.timeoutMs() != null) {
+            Duration timeout = Duration.ofMillis(job.timeoutMs());
+            override.setConnectTimeout(timeout).setResponseTimeout(timeout);
+        }
+        if (!job.hold().isEmpty()) {
+            override.setHttpHeaders(new HttpHeaders().set("x-flowgate-hold", job.hold()));
+        }
+        CommonAsyncClientBuilder builder = CommonAsyncClient.builder()
+                .region("ap-southeast-1")
+                .credentialsProvider(StaticCredentialProvider.create(credential))
+                .serviceConfiguration(Configuration.create().setSignatureVersion(job.isV1() ? SignatureVersion.V1 : SignatureVersion.V3))
+                .overrideConfiguration(override);
+        HttpClient http = http(job);
+        client = (http == null ? builder : builder.httpClient(http)).build();
+    }
+
+    /** The HTTP client of a job that needs other settings than the SDK's own. */
+    private static HttpClient http(Job job) throws Exception {
+        if (job.proxy() == null && job.ca() == null && job.certificate() == null) {
+            return null;
+        }
+        ApacheAsyncHttpClientBuilder http = new ApacheAsyncHttpClientBuilder();
+        if (job.proxy() != null) {
+            URI proxy = URI.create(job.proxy());
+            http.proxy(new ProxyOptions(ProxyOptions.Type.HTTP, new InetSocketAddress(proxy.getHost(), proxy.getPort())));
+        }
+        if (job.ca() != null) {
+            http.x509TrustManagers(Tls.trust(job.ca()));
+        }
+        if (job.certificate() != null) {
+            http.keyManagers(Tls.identity(job.certificate()));
+        }
+        return http.build();
+    }
+
+    @Override
+    public Result call(Map<String, String> parameters) throws Exception {
+        CommonRequest.Builder request = CommonRequest.builder()
+                .product("cams")
+                .version(Job.VERSION)
+                .action(job.action())
+                .httpMethod(HttpMethod.POST);
+        // The newest generated client still sends a form of CreateFlow.
+        request.isFormData(true).requestBodyType("form");
+        parameters.forEach(request::putBodyParameters);
+        return Result.returned((Map<?, ?>) client.callApi(request.build()).get().getBody());
+    }
+
+    @Override
+    public Result raised(Exception error) {
+        Throwable cause = error instanceof ExecutionException ? error.getCause() : error;
+        if (cause instanceof PopClientException pop) {
+            return Result.raised(pop, pop.getErrCode(), pop.getErrMessage(), pop.getStatusCode(), Result.retryAfter(pop.getData()));
+        }
+        if (cause instanceof PopServerException pop) {
+            return Result.raised(pop, pop.getErrCode(), pop.getErrMessage(), pop.getStatusCode(), Result.retryAfter(pop.getData()));
+        }
+        return Result.raised(cause, null, String.valueOf(cause), null, null);
+    }
+
+    @Override
+    public void close() {
+        client.close();
+    }
+}

@@ -1,0 +1,13 @@
+import java.util.Map;
+
+/** A client of an SDK. */
+interface Sdk extends AutoCloseable {
+    /** Makes a call with these parameters, and returns what CAMS answered. */
+    Result call(Map<String, String> parameters) throws Exception;
+
+    /** What the SDK threw. */
+    Result raised(Exception error);
+
+    @Override
+    default void close() {}
+}
