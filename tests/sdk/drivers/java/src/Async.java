@@ -66,13 +66,14 @@ final class Async implements Sdk {
 
     @Override
     public Result call(Map<String, String> parameters) throws Exception {
+        // The generated client sends the parameters of CreateFlow as a form.
         CommonRequest.Builder request = CommonRequest.builder()
                 .product("cams")
                 .version(Job.VERSION)
                 .action(job.action())
-                .httpMethod(HttpMethod.POST);
-        // The newest generated client still sends a form of CreateFlow.
-        request.isFormData(true).requestBodyType("form");
+                .httpMethod(HttpMethod.POST)
+                .requestBodyType("form")
+                .isFormData(true);
         parameters.forEach(request::putBodyParameters);
         return Result.returned((Map<?, ?>) client.callApi(request.build()).get().getBody());
     }

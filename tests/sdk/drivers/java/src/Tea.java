@@ -1,4 +1,5 @@
 import com.aliyun.tea.TeaException;
+import com.aliyun.tea.okhttp.ClientHelper;
 import com.aliyun.teaopenapi.Client;
 import com.aliyun.teaopenapi.models.Config;
 import com.aliyun.teaopenapi.models.GlobalParameters;
@@ -60,5 +61,11 @@ final class Tea implements Sdk {
             return Result.raised(tea, tea.getCode(), tea.getMessage(), tea.getStatusCode(), Result.retryAfter(tea.getData()));
         }
         return Result.raised(error, null, String.valueOf(error), null, null);
+    }
+
+    @Override
+    public void close() {
+        // A process has one HTTP client for each endpoint, which keeps trusting the authority of the first Config.
+        ClientHelper.clients.clear();
     }
 }
