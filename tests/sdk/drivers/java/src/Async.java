@@ -1,28 +1,34 @@
 import com.aliyun.auth.credentials.Credential;
 import com.aliyun.auth.credentials.provider.StaticCredentialProvider;
+import com.aliyun.core.http.BodyType;
 import com.aliyun.core.http.HttpClient;
 import com.aliyun.core.http.HttpHeaders;
 import com.aliyun.core.http.HttpMethod;
 import com.aliyun.core.http.ProxyOptions;
 import com.aliyun.httpcomponent.httpclient.ApacheAsyncHttpClientBuilder;
+import com.aliyun.sdk.gateway.pop.BaseClientBuilder;
 import com.aliyun.sdk.gateway.pop.Configuration;
 import com.aliyun.sdk.gateway.pop.auth.SignatureVersion;
-import com.aliyun.sdk.gateway.pop.clients.CommonAsyncClient;
-import com.aliyun.sdk.gateway.pop.clients.CommonAsyncClientBuilder;
 import com.aliyun.sdk.gateway.pop.exception.PopClientException;
 import com.aliyun.sdk.gateway.pop.exception.PopServerException;
 import com.aliyun.sdk.gateway.pop.models.CommonRequest;
+import com.aliyun.sdk.gateway.pop.models.CommonResponse;
+import darabonba.core.RequestStyle;
+import darabonba.core.TeaAsyncHandler;
+import darabonba.core.TeaRequest;
+import darabonba.core.client.ClientExecutionParams;
 import darabonba.core.client.ClientOverrideConfiguration;
 import java.net.InetSocketAddress;
 import java.net.URI;
 import java.time.Duration;
 import java.util.Map;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutionException;
 
-/** The library under com.aliyun:alibabacloud-cams20200606, by its client for requests of any product. */
+/** The library under com.aliyun:alibabacloud-cams20200606, called as that package's generated code calls it. */
 final class Async implements Sdk {
     private final Job job;
-    private final CommonAsyncClient client;
+    private final TeaAsyncHandler client;
 
     Async(Job job) throws Exception {
         this.job = job;
@@ -36,13 +42,28 @@ final class Async implements Sdk {
         if (!job.hold().isEmpty()) {
             override.setHttpHeaders(new HttpHeaders().set("x-flowgate-hold", job.hold()));
         }
-        CommonAsyncClientBuilder builder = CommonAsyncClient.builder()
+        Builder builder = new Builder()
                 .region("ap-southeast-1")
                 .credentialsProvider(StaticCredentialProvider.create(credential))
-                .serviceConfiguration(Configuration.create().setSignatureVersion(job.isV1() ? SignatureVersion.V1 : SignatureVersion.V3))
                 .overrideConfiguration(override);
+        if (!job.isV1()) {
+            builder.serviceConfiguration(Configuration.create().setSignatureVersion(SignatureVersion.V3));
+        }
         HttpClient http = http(job);
         client = (http == null ? builder : builder.httpClient(http)).build();
+    }
+
+    /** The builder of the generated client. */
+    private static final class Builder extends BaseClientBuilder<Builder, TeaAsyncHandler> {
+        @Override
+        protected String serviceName() {
+            return "cams20200606";
+        }
+
+        @Override
+        protected TeaAsyncHandler buildClient() {
+            return new TeaAsyncHandler(applyClientConfiguration());
+        }
     }
 
     /** The HTTP client of a job that needs other settings than the SDK's own. */
@@ -66,16 +87,27 @@ final class Async implements Sdk {
 
     @Override
     public Result call(Map<String, String> parameters) throws Exception {
-        // The generated client sends the parameters of CreateFlow as a form.
-        CommonRequest.Builder request = CommonRequest.builder()
-                .product("cams")
-                .version(Job.VERSION)
-                .action(job.action())
-                .httpMethod(HttpMethod.POST)
-                .requestBodyType("form")
-                .isFormData(true);
-        parameters.forEach(request::putBodyParameters);
-        return Result.returned((Map<?, ?>) client.callApi(request.build()).get().getBody());
+        CommonRequest.Builder model = CommonRequest.builder();
+        parameters.forEach(job.inBody() ? model::putBodyParameters : model::putQueryParameters);
+        CommonRequest input = model.build();
+        TeaRequest request = TeaRequest.create()
+                .setProduct("cams")
+                .setVersion(Job.VERSION)
+                .setEndpointRule("regional")
+                .setStyle(RequestStyle.RPC)
+                .setAction(job.action())
+                .setMethod(HttpMethod.POST)
+                .setPathRegex("/")
+                .setBodyType(BodyType.JSON)
+                .setBodyIsForm(job.inBody())
+                .setReqBodyType(job.inBody() ? BodyType.FORM : BodyType.JSON)
+                .formModel(input);
+        ClientExecutionParams<CommonRequest, CommonResponse> execution = new ClientExecutionParams<CommonRequest, CommonResponse>()
+                .withInput(input)
+                .withRequest(request)
+                .withOutput(CommonResponse.create());
+        CompletableFuture<CommonResponse> response = client.execute(execution);
+        return Result.returned((Map<?, ?>) response.get().getBody());
     }
 
     @Override
