@@ -36,7 +36,7 @@ const READ_TIMEOUTS: [(&str, Duration); 5] = [
 
 /// SDKs that share a language with those above and have no timeout: the first product in their
 /// User-Agent, and one of the next two.
-const WITHOUT_TIMEOUT: [(&str, &str); 1] = [("Golang", "TeaDSL/")];
+const WITHOUT_TIMEOUT: [(&str, &str); 2] = [("Golang", "TeaDSL/"), ("Java", "AsyncCoreService/")];
 
 /// Allowance for the network between SDK and Flowgate, and for a busy event loop on both sides.
 const NETWORK_ALLOWANCE: Duration = Duration::from_millis(100);

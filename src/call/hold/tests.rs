@@ -55,6 +55,14 @@ fn each_sdk_has_its_timeout_less_the_network_allowance() {
             9900,
         ),
         (
+            "AlibabaCloud (Linux; amd64) Java/17.0.15+6 Core/4.7.10 HTTPClient/ApacheHttpClient",
+            9900,
+        ),
+        (
+            "AlibabaCloud (Linux; amd64) Java/17.0.15 AsyncCoreService/0.3.6-beta TeaDSL/1 alibabacloud-pop",
+            30_000,
+        ),
+        (
             "AlibabaCloud (linux; x64) Node.js/v20.20.2 Core/1.8.0",
             2900,
         ),
@@ -90,6 +98,10 @@ fn each_sdk_has_its_timeout_less_the_network_allowance() {
         (
             "AlibabaCloud (linux; amd64) Golang/1.22.1 Core/0.01 TeaDSL/1 Node.js/1",
             30_000,
+        ),
+        (
+            "AlibabaCloud (Linux; amd64) Java/17.0.15 tea-util/0.2.26 TeaDSL/1 AsyncCoreService/1",
+            9900,
         ),
         ("my-app/1.0 Python/3.11", 30_000),
         ("Node.js/20", 30_000),
