@@ -135,13 +135,13 @@ fn every_captured_sdk_is_recognised_by_its_user_agent() {
         let name = path.file_name().unwrap().to_str().unwrap();
         let expected = match name.split_once('_').unwrap().0 {
             "node1" | "popcoreget" | "popcorepost" => 2900,
-            "go" => 30_000,
+            "go" | "javaasync" => 30_000,
             _ => 9900,
         };
         assert_eq!(by_agent(agent), expected, "{name}: {agent}");
         seen += 1;
     }
-    assert_eq!(seen, 58);
+    assert_eq!(seen, 80);
 }
 
 #[test]

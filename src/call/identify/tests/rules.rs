@@ -98,6 +98,18 @@ fn version_3_must_sign_every_header_that_cams_evaluates() {
     }
 }
 
+/// Version 3 is an option of these SDKs; their default is version 1. The old one also has
+/// `Signature` before `SignedHeaders`.
+#[test]
+fn version_3_of_two_java_sdks_is_refused_because_it_leaves_the_host_unsigned() {
+    for (file, why) in [
+        ("javaasync_v3_unsigned_host.http", "must contain host"),
+        ("javaold_v3_unsigned_host.http", "to the letter"),
+    ] {
+        refused(&capture::load(file), IncompleteSignature, why);
+    }
+}
+
 #[test]
 fn each_signed_header_is_present_once_and_end_to_end() {
     let custom = || v3(|call| call.set("x-custom", "1"));

@@ -112,7 +112,7 @@ fn version_3_signatures_are_recomputed_and_made_again() {
         );
         count += 1;
     }
-    assert_eq!(count, 21);
+    assert_eq!(count, 26);
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn version_1_signatures_are_recomputed_and_made_again() {
         );
         count += 1;
     }
-    assert_eq!(count, 30);
+    assert_eq!(count, 45);
 }
 
 #[test]
