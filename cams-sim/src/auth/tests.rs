@@ -159,10 +159,22 @@ fn strict_mode_accepts_direct_calls_of_the_sdks() {
         "javaold_v1_fwd",
         "pyv1_b_fwd",
     ];
-    assert_eq!(
-        minded,
-        to_a_proxy.map(|file| format!("{file}.http: CamsSim.AbsoluteForm"))
-    );
+    // These name the action once more in a header, in another spelling.
+    let with_two_actions = [
+        "popcoreget_v1_ak",
+        "popcoreget_v1_ak_special",
+        "popcoreget_v1_sts",
+        "popcorepost_v1_ak",
+        "popcorepost_v1_ak_special",
+        "popcorepost_v1_sts",
+    ];
+    let mut expected = to_a_proxy
+        .map(|file| format!("{file}.http: CamsSim.AbsoluteForm"))
+        .to_vec();
+    expected.extend(with_two_actions.map(|file| format!("{file}.http: CamsSim.TwoActions")));
+    expected.sort_unstable();
+    minded.sort_unstable();
+    assert_eq!(minded, expected);
 }
 
 #[test]
@@ -241,13 +253,13 @@ fn every_tampered_copy_is_refused() {
         }
     }
     let expected = [
-        ("IncompleteSignature", 90),
-        ("InvalidAccessKeyId.NotFound", 45),
-        ("InvalidSignatureMethod", 90),
-        ("InvalidTimeStamp.Format", 71),
+        ("IncompleteSignature", 84),
+        ("InvalidAccessKeyId.NotFound", 42),
+        ("InvalidSignatureMethod", 84),
+        ("InvalidTimeStamp.Format", 68),
         ("MissingAccessKeyId", 45),
-        ("MissingTimestamp", 45),
-        ("SignatureDoesNotMatch", 982),
+        ("MissingTimestamp", 42),
+        ("SignatureDoesNotMatch", 1003),
     ];
     assert_eq!(
         codes,
