@@ -1,10 +1,16 @@
 //! The command line: options, commands and their help texts. `main.rs` runs them and defines the
 //! exit codes.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::config::Bind;
 
 pub mod ask;
 pub mod journal;
@@ -27,8 +33,10 @@ pub struct Cli {
     /// The configuration file, or a directory of *.toml files. Without it, only environment
     /// variables are read.
     ///
-    /// The commands journal, client, completions and man do not use it.
+    /// The commands journal, completions and man do not use it. An empty FLOWGATE_CONFIG is as
+    /// unset.
     #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
+    #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
     pub config: Option<PathBuf>,
     /// What to do instead of running the proxy.
     #[command(subcommand)]
@@ -53,12 +61,15 @@ pub enum Command {
     Status(status::Status),
     /// Check whether a running Flowgate is alive (for container health checks).
     ///
-    /// The address is listen.admin of the configuration. Exit code 1 if there is no positive answer
+    /// Exit code 1 if there is no positive answer
     /// within 2 s.
     Health {
         /// Check whether it is ready for calls instead. A draining Flowgate is alive but not ready.
         #[arg(long)]
         ready: bool,
+        /// The admin address, ip:port or unix:/path [default: listen.admin of the configuration].
+        #[arg(long, value_name = "ADDRESS")]
+        admin: Option<Bind>,
     },
     /// List attempts that were sent and have no recorded end, for example after a crash.
     ///
@@ -108,10 +119,32 @@ pub enum ClientCommand {
     },
 }
 
+// === impl Cli ===
+
+impl Cli {
+    /// Parses the process's arguments. An empty variable is as unset; an empty argument is a
+    /// mistake, because it is usually an unset shell variable.
+    pub fn of_process() -> Result<Self, clap::Error> {
+        Self::of(std::env::args_os())
+    }
+
+    fn of(
+        arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let matches = Self::command().try_get_matches_from(arguments)?;
+        let mut cli = Self::from_arg_matches(&matches)?;
+        cli.config = cli.config.filter(|path| !path.as_os_str().is_empty());
+        let is_argument = matches.value_source("config") == Some(ValueSource::CommandLine);
+        if cli.config.is_none() && is_argument {
+            let message = "--config: expected a path, found an empty one\n";
+            return Err(Self::command().error(ErrorKind::InvalidValue, message));
+        }
+        Ok(cli)
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(line: &str) -> Cli {
@@ -139,5 +172,16 @@ mod tests {
         };
         assert_eq!(parse("flowgate check --config f.toml"), check);
         assert_eq!(parse("flowgate --config f.toml check"), check);
+    }
+
+    #[test]
+    fn an_empty_config_argument_is_a_mistake() {
+        for line in [
+            ["flowgate", "--config", "", "check"],
+            ["flowgate", "check", "--config", ""],
+        ] {
+            let error = Cli::of(line).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidValue);
+        }
     }
 }

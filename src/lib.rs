@@ -64,7 +64,7 @@ pub mod testing;
 mod upstream;
 
 pub use crate::app::App;
-pub use crate::cli::new_client::new_client;
+pub use crate::cli::new_client::{fits, new_client};
 
 /// The version, and the commit that it was built from.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");

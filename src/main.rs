@@ -10,15 +10,14 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 
-use clap::Parser;
 use flowgate::cli::ask::{self, Admin};
 use flowgate::cli::status::Status;
 use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
-use flowgate::config::{Loaded, Source, effective};
+use flowgate::config::{Bind, Loaded, Source, effective};
 use flowgate::observe::journal;
 use flowgate::process::systemd::InheritedSockets;
 use flowgate::process::{hardening, logging};
-use flowgate::{App, new_client};
+use flowgate::{App, fits, new_client};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -33,7 +32,7 @@ const BAD_CONFIGURATION: u8 = 64;
 fn main() -> ExitCode {
     // First, before any secret is in memory.
     let sealed = hardening::no_core_dumps();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::of_process() {
         Ok(cli) => cli,
         Err(answer) => {
             // clap returns --help and --version as errors that go to standard output.
@@ -45,19 +44,15 @@ fn main() -> ExitCode {
             };
         }
     };
-    let file = cli
-        .config
-        .as_deref()
-        .filter(|file| !file.as_os_str().is_empty());
     let source = Source {
-        file: file.map(Path::to_owned),
+        file: cli.config.clone(),
         environment: None,
     };
     match &cli.command {
         None => run(source, sealed),
         Some(Command::Check { print }) => check(&source, *print),
         Some(Command::Status(wanted)) => status(wanted, &source),
-        Some(Command::Health { ready }) => health(&source, *ready),
+        Some(Command::Health { ready, admin }) => health(&source, *ready, admin.clone()),
         Some(Command::Journal {
             file,
             json,
@@ -67,7 +62,7 @@ fn main() -> ExitCode {
             id,
             account,
             secret_file,
-        })) => print(new_client(id, account, secret_file.as_deref())),
+        })) => client(&source, id, account, secret_file.as_deref()),
         Some(Command::Completions { shell }) => write(&pages::completions(*shell)),
         Some(Command::Man { folder }) => manual(folder.as_deref()),
     }
@@ -187,12 +182,13 @@ fn status(wanted: &Status, source: &Source) -> ExitCode {
     }
 }
 
-/// Queries the health of a running Flowgate at the configuration's admin listener.
-fn health(source: &Source, ready: bool) -> ExitCode {
-    let admin = match source.admin() {
-        Ok(bind) => Admin { bind, token: None },
+/// Queries the health of a running Flowgate, by default at the configuration's admin listener.
+fn health(source: &Source, ready: bool, admin: Option<Bind>) -> ExitCode {
+    let bind = match admin.map_or_else(|| source.admin(), Ok) {
+        Ok(bind) => bind,
         Err(mistakes) => return unusable(&mistakes),
     };
+    let admin = Admin { bind, token: None };
     let path = if ready { "/readyz" } else { "/livez" };
     let mistake = match runtime().map(|runtime| runtime.block_on(ask::ask(&admin, path))) {
         Ok(Ok(response)) if response.status.is_success() => return write(response.body.as_bytes()),
@@ -206,6 +202,25 @@ fn health(source: &Source, ready: bool) -> ExitCode {
         Err(error) => error.to_string(),
     };
     failed(&mistake)
+}
+
+/// Generates a client's secret. If a configuration is named, the client must fit into it.
+fn client(source: &Source, id: &str, account: &str, secret_file: Option<&Path>) -> ExitCode {
+    if source.file.is_some() {
+        match source.load() {
+            Ok(loaded) => {
+                if let Err(mistake) = fits(&loaded.config, id, account) {
+                    return unusable(&format!("flowgate: {mistake}"));
+                }
+            }
+            // A secret may be missing here that the running process has.
+            Err(_) => eprintln!(
+                "warning: the configuration has mistakes (flowgate check), so --id and --account \
+                 are not compared with it"
+            ),
+        }
+    }
+    print(new_client(id, account, secret_file))
 }
 
 /// Prints the manual page, or writes all pages into a directory.

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use crate::config;
+use crate::config::{self, Config};
 
 /// Same length and alphabet as Alibaba's secrets: 30 of 62 characters are 178 bits.
 const SECRET_LENGTH: usize = 30;
@@ -45,6 +45,30 @@ pub fn new_client(
          actions = [\"CreateFlow\"]   # what it may call; [\"*\"] for all\n",
         *shown
     )))
+}
+
+/// Checks that a client with this id and account could be added to the configuration.
+pub fn fits(config: &Config, id: &str, account: &str) -> Result<(), String> {
+    let is_taken = config.clients.iter().any(|client| client.id.as_str() == id)
+        || config.accounts.iter().any(|account| {
+            let own = account.credentials.iter().map(|own| &own.access_key_id);
+            own.chain(&account.aliases).any(|key| key.as_str() == id)
+        });
+    if is_taken {
+        return Err("--id: the configuration has this access key id already".to_owned());
+    }
+    let found = config
+        .accounts
+        .iter()
+        .find(|known| known.id.as_str() == account);
+    match found {
+        None => Err("--account: no account of the configuration has this id".to_owned()),
+        Some(found) if found.credentials.is_none() => Err(
+            "--account: this account has no secret in the configuration, so it cannot have clients"
+                .to_owned(),
+        ),
+        Some(_) => Ok(()),
+    }
 }
 
 /// Generates a secret from the operating system's random source, with uniform characters.

@@ -83,8 +83,11 @@ impl Status {
             });
         }
         let bind = source.admin().map_err(|mistakes| mistakes.to_string())?;
-        // Mistakes in other keys do not prevent the query.
-        let token = token.or_else(|| source.load().ok()?.config.listen.admin_token);
+        if token.is_some() {
+            return Ok(Admin { bind, token });
+        }
+        let token = source.admin_token();
+        let token = token.map_err(|mistakes| format!("{mistakes}\n(or use --token-file)"))?;
         Ok(Admin { bind, token })
     }
 

@@ -12,11 +12,13 @@ use tracing::level_filters::LevelFilter;
 
 use self::account_upstreams::AccountUpstreams;
 use super::read::{Field, MAX_TIME, POSITIVE, Section};
+use super::secrets::secret;
 use super::units::Size;
 use super::{
     Account, Bind, Client, Collector, Config, Drain, Hold, Journal, Learn, Listen, Log, LogFormat,
     Mode, Queue, Retry, Telemetry, Tenant, Time, UnknownKeys,
 };
+use crate::primitives::secret::Secret;
 
 mod account_upstreams;
 mod accounts;
@@ -40,6 +42,11 @@ const MANY: std::ops::RangeInclusive<u32> = 1..=1_000_000;
 /// Reads only the address of the admin listener.
 pub(super) fn admin(mut root: Section<'_>) -> Option<Bind> {
     listen::bind(&root.table("listen").key("admin"))
+}
+
+/// Reads only the token of the admin listener. The inner `None`: it has none.
+pub(super) fn admin_token(mut root: Section<'_>) -> Option<Option<Secret>> {
+    root.table("listen").key("admin_token").given(secret)
 }
 
 /// Checks the whole configuration. `None` if the reader has recorded a mistake.

@@ -83,6 +83,9 @@ impl Environment {
         known.sort();
         let mut mistakes = Vec::new();
         for (steps, name) in known {
+            if self.is_empty(name) && !takes_empty(&steps) {
+                continue;
+            }
             let set = match self.variables.get(name).and_then(Option::as_ref) {
                 Some(value) => set(root, &steps, name, value),
                 None => Err("expected a value in UTF-8"),
@@ -97,6 +100,15 @@ impl Environment {
             }
         }
         mistakes
+    }
+
+    /// Returns the variables that match a key and are empty: they are as unset, unless
+    /// the empty text is a value.
+    pub(crate) fn ignored(&self) -> Vec<&str> {
+        self.named()
+            .filter(|name| self.is_empty(name))
+            .filter(|name| steps(name).is_some_and(|steps| !takes_empty(&steps)))
+            .collect()
     }
 
     /// Returns the variables with Flowgate's prefix that match no key. Call it last, when all
@@ -163,6 +175,23 @@ fn is_key(manual: &str) -> bool {
         .or_else(|| manual.strip_suffix(".file"))
         .and_then(keys::find);
     secret.is_some_and(Key::is_secret)
+}
+
+/// Whether the empty text is a value of this path, valid or not: a list may be empty, and what
+/// protects a listener must not vanish with an unset shell variable.
+fn takes_empty(steps: &[Step]) -> bool {
+    let mut manual = String::new();
+    for step in steps {
+        match step {
+            Step::Index(_) => manual.push_str("[]"),
+            Step::Key(key) if manual.is_empty() => manual.push_str(key),
+            Step::Key(key) => manual.push_str(&format!(".{key}")),
+        }
+    }
+    keys::find(&manual).is_some_and(Key::is_list)
+        || ["listen.tls.", "listen.admin_token"]
+            .iter()
+            .any(|protects| manual.starts_with(protects))
 }
 
 /// Sets one value, creating the tables and lists on its path.

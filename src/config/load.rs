@@ -12,6 +12,7 @@ use super::read::{Reader, Section};
 use super::sources::{self, Sources};
 use super::stamps::Stamps;
 use super::{Bind, Config};
+use crate::primitives::secret::Secret;
 
 /// A configuration without mistakes.
 #[derive(Debug)]
@@ -55,6 +56,9 @@ pub fn load(
         return Err(Mistakes::new(names, mistakes.into_inner(), files));
     };
     let mut warnings = warnings.into_inner();
+    for name in environment.ignored() {
+        warnings.push(format!("{name}: set but empty, so it is ignored"));
+    }
     for name in environment.unknown() {
         warnings.push(format!(
             "{}: unknown variable, ignored",
@@ -68,22 +72,23 @@ pub fn load(
     })
 }
 
-/// Reads only the address of the admin listener. Other mistakes are ignored, because a running
-/// process keeps its last valid configuration, and no secret is read.
-fn admin(
+/// Reads only what `read` reads. Other mistakes are ignored, because a running process keeps its
+/// last valid configuration, and no other secret is read.
+fn part<T>(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (OsString, OsString)>,
-) -> Result<Bind, Mistakes> {
+    read: impl FnOnce(Section<'_>) -> Option<T>,
+) -> Result<T, Mistakes> {
     let (reader, root) = layers(file, env)?;
     reader.mistakes.borrow_mut().clear();
-    let admin = check::admin(Section::root(&reader, root));
+    let part = read(Section::root(&reader, root));
     let Reader {
         names,
         mistakes,
         files,
         ..
     } = reader;
-    admin.ok_or_else(|| Mistakes::new(names, mistakes.into_inner(), files.into_inner()))
+    part.ok_or_else(|| Mistakes::new(names, mistakes.into_inner(), files.into_inner()))
 }
 
 /// Reads the files and applies the environment, before any key is checked.
@@ -124,9 +129,18 @@ impl Source {
 
     /// Reads the address of the admin listener, even if other keys have mistakes.
     pub fn admin(&self) -> Result<Bind, Mistakes> {
+        self.part(check::admin)
+    }
+
+    /// Reads the token of the admin listener, even if other keys have mistakes.
+    pub(crate) fn admin_token(&self) -> Result<Option<Secret>, Mistakes> {
+        self.part(check::admin_token)
+    }
+
+    fn part<T>(&self, read: impl FnOnce(Section<'_>) -> Option<T>) -> Result<T, Mistakes> {
         match &self.environment {
-            None => admin(self.file.as_deref(), std::env::vars_os()),
-            Some(environment) => admin(self.file.as_deref(), environment.iter().cloned()),
+            None => part(self.file.as_deref(), std::env::vars_os(), read),
+            Some(environment) => part(self.file.as_deref(), environment.iter().cloned(), read),
         }
     }
 }

@@ -21,6 +21,13 @@ pub(super) const MAX_FILE: usize = 64 * 1024;
 /// last read find the end without a reallocation.
 const ROOM: usize = 64;
 
+/// U+FEFF, which some editors write at the start of a file.
+pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
+
+/// What is wrong with text that starts so.
+pub(super) const STARTS_WITH_MARK: &str =
+    "starts with a byte order mark: save the file in UTF-8 without it";
+
 /// The accepted form, for error messages.
 const FORM: &str = "expected { env = \"NAME\" } or { file = \"path\" }";
 
@@ -97,7 +104,22 @@ fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
 /// Reads the secret in a file.
 pub(crate) fn file(path: &Path) -> Result<Secret, String> {
     let bytes = regular(path, MAX_FILE)?;
-    one_line(std::str::from_utf8(&bytes).map_err(|_| "expected a file in UTF-8")?)
+    one_line(utf8(&bytes)?)
+}
+
+/// Reads the bytes of a file as text, or explains why they are none.
+pub(super) fn utf8(bytes: &[u8]) -> Result<&str, String> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+            "expected a file in UTF-8, found UTF-16: save it in UTF-8 without a byte order mark"
+                .to_owned()
+        } else {
+            format!(
+                "expected a file in UTF-8: byte {} is not",
+                error.valid_up_to() + 1
+            )
+        }
+    })
 }
 
 /// Reads a regular file of at most `max` bytes. The buffer is wiped when dropped.
@@ -144,17 +166,62 @@ pub(super) fn unreadable(error: &io::Error) -> String {
     }
 }
 
-/// Checks that a secret is one line. The final newline that editors and `echo` write is removed.
+/// Checks that a secret has only what a person would see: one line of ASCII, without blanks or quotes
+/// around it. The final newline that editors and `echo` write is removed. With any other byte too
+/// many, every signature would be wrong.
+///
+/// The reason names what is odd and where, and nothing of the rest.
 pub(crate) fn one_line(text: &str) -> Result<Secret, String> {
     let text = text.strip_suffix('\n').unwrap_or(text);
     let text = text.strip_suffix('\r').unwrap_or(text);
-    match text {
-        "" => Err("the secret is empty".to_owned()),
-        text if text.contains(char::is_control) => {
-            Err("expected a secret of one line, without control characters".to_owned())
-        }
-        text => Ok(Secret::new(text)),
+    match oddity(text) {
+        None => Ok(Secret::new(text)),
+        Some(oddity) => Err(oddity),
     }
+}
+
+fn oddity(text: &str) -> Option<String> {
+    if text.is_empty() {
+        return Some("the secret is empty".to_owned());
+    }
+    if text.starts_with(BYTE_ORDER_MARK) {
+        return Some(format!("the secret {STARTS_WITH_MARK}"));
+    }
+    let odd_char = text.chars().enumerate().find_map(|(before, char)| {
+        let place = format!("as character {}", before + 1);
+        match char {
+            '\n' | '\r' => Some(format!(
+                "expected a secret of one line, found a line break {place}"
+            )),
+            '\0' => Some(format!("the secret has a NUL {place}")),
+            '\t' => Some(format!("the secret has a tab {place}")),
+            char if char.is_control() => {
+                Some(format!("the secret has a control character {place}"))
+            }
+            char if char.is_whitespace() && !char.is_ascii() => {
+                Some(format!("the secret has a blank that is not ASCII {place}"))
+            }
+            char if !char.is_ascii() => Some(format!(
+                "the secret has a character that is not ASCII {place}"
+            )),
+            _ => None,
+        }
+    });
+    odd_char
+        .or_else(|| {
+            text.starts_with(' ')
+                .then(|| "the secret starts with a blank".to_owned())
+        })
+        .or_else(|| {
+            text.ends_with(' ')
+                .then(|| "the secret ends with a blank".to_owned())
+        })
+        .or_else(|| {
+            ['"', '\'', '`']
+                .into_iter()
+                .any(|quote| text.starts_with(quote) || text.ends_with(quote))
+                .then(|| "the secret starts or ends with a quote: write it without".to_owned())
+        })
 }
 
 #[cfg(test)]
@@ -180,5 +247,84 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "secret").unwrap();
         assert!(regular(file.path(), MAX_FILE).unwrap().capacity() <= 2 * ROOM);
+    }
+
+    #[test]
+    fn what_nobody_sees_in_a_secret_is_named_and_never_shown() {
+        for (written, expected) in [
+            ("", "the secret is empty"),
+            ("\r\n", "the secret is empty"),
+            (
+                "\u{feff}k3y",
+                "the secret starts with a byte order mark: save the file in UTF-8 without it",
+            ),
+            ("k3y ", "the secret ends with a blank"),
+            ("k3y \n", "the secret ends with a blank"),
+            (" k3y", "the secret starts with a blank"),
+            ("k3y\t\r\n", "the secret has a tab as character 4"),
+            (
+                "\"k3y\"\n",
+                "the secret starts or ends with a quote: write it without",
+            ),
+            (
+                "'k3y'",
+                "the secret starts or ends with a quote: write it without",
+            ),
+            (
+                "k3y\"",
+                "the secret starts or ends with a quote: write it without",
+            ),
+            ("k\03y", "the secret has a NUL as character 2"),
+            (
+                "k3y\n\n",
+                "expected a secret of one line, found a line break as character 4",
+            ),
+            (
+                "k3y\nk3y",
+                "expected a secret of one line, found a line break as character 4",
+            ),
+            (
+                "k3y\r\r\n",
+                "expected a secret of one line, found a line break as character 4",
+            ),
+            (
+                "k\u{7f}3y",
+                "the secret has a control character as character 2",
+            ),
+            (
+                "k3y\u{a0}",
+                "the secret has a blank that is not ASCII as character 4",
+            ),
+            (
+                "k3\u{200b}y",
+                "the secret has a character that is not ASCII as character 3",
+            ),
+            (
+                "k\u{e9}y",
+                "the secret has a character that is not ASCII as character 2",
+            ),
+        ] {
+            let found = one_line(written).err().unwrap();
+            assert_eq!(found, expected, "{written:?}");
+            assert!(!found.contains("k3"), "{found}");
+        }
+        for whole in ["k3y", "k3y\n", "k3y\r\n", "correct horse/battery+staple="] {
+            assert_eq!(one_line(whole).unwrap().expose(), whole.trim_end());
+        }
+    }
+
+    #[test]
+    fn a_file_in_another_encoding_is_named() {
+        for (bytes, expected) in [
+            (
+                b"\xff\xfek\0e\0y\0".as_slice(),
+                "expected a file in UTF-8, found UTF-16: save it in UTF-8 without a byte order mark",
+            ),
+            (b"k\xe9y", "expected a file in UTF-8: byte 2 is not"),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            assert_eq!(super::file(file.path()).err().unwrap(), expected);
+        }
     }
 }

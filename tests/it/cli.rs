@@ -288,3 +288,150 @@ async fn completions_and_manual_pages_have_every_command() {
         )
     );
 }
+
+#[tokio::test]
+async fn an_empty_flowgate_config_is_as_unset_and_an_empty_argument_a_mistake() {
+    let check = |args: &'static [&'static str]| async move {
+        let mut command = flowgate(args);
+        let Output { status, stderr, .. } =
+            command.env("FLOWGATE_CONFIG", "").output().await.unwrap();
+        (status.code(), String::from_utf8(stderr).unwrap())
+    };
+    assert_eq!(
+        check(&["check"]).await,
+        (
+            Some(0),
+            "the configuration (environment variables only) is valid\n".into()
+        )
+    );
+    let (code, says) = check(&["check", "--config", ""]).await;
+    assert_eq!(code, Some(64));
+    assert!(says.contains("--config: expected a path"), "{says}");
+}
+
+#[tokio::test]
+async fn sources_of_credentials_that_are_not_supported_are_a_warning() {
+    let unsupported = "ALIBABA_CLOUD_ROLE_ARN, ALIBABA_CLOUD_OIDC_TOKEN_FILE, ALIBABA_CLOUD_ECS_METADATA: \
+                       not supported, so there is no account";
+    let warns = |more: &'static [(&'static str, &'static str)]| async move {
+        let Output { status, stderr, .. } = flowgate(&["check"])
+            .env("ALIBABA_CLOUD_ROLE_ARN", "acs:ram::1:role/hidden")
+            .env("ALIBABA_CLOUD_OIDC_TOKEN_FILE", "/hidden")
+            .env("ALIBABA_CLOUD_ECS_METADATA", "hidden")
+            .envs(more.iter().copied())
+            .output()
+            .await
+            .unwrap();
+        assert_eq!(status.code(), Some(0));
+        String::from_utf8(stderr).unwrap()
+    };
+    let says = warns(&[]).await;
+    assert!(says.contains(&format!("warning: {unsupported}")), "{says}");
+    assert!(!says.contains("hidden"), "{says}");
+    let key = [
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAI"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "k3y"),
+    ];
+    let says = warns(Box::leak(Box::new(key))).await;
+    assert!(!says.contains("not supported"), "{says}");
+}
+
+#[tokio::test]
+async fn a_new_client_must_fit_into_the_configuration_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flowgate.toml");
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "k3y").unwrap();
+    let toml = "[[accounts]]\nid = \"acme\"\naccess_key_id = \"LTAI-acme\"\naccess_key_secret = { file = \"secret\" }\n\
+                aliases = [\"LTAI-second\"]\n[[accounts]]\nid = \"partner\"\naliases = [\"LTAI-third\"]\n";
+    std::fs::write(&file, toml).unwrap();
+    let config = file.to_str().unwrap();
+    for (id, account, mistake) in [
+        ("team-a", "acme", None),
+        (
+            "LTAI-acme",
+            "acme",
+            Some("--id: the configuration has this access key id already"),
+        ),
+        (
+            "LTAI-second",
+            "acme",
+            Some("--id: the configuration has this access key id already"),
+        ),
+        (
+            "team-a",
+            "acne",
+            Some("--account: no account of the configuration has this id"),
+        ),
+        (
+            "team-a",
+            "partner",
+            Some(
+                "--account: this account has no secret in the configuration, so it cannot have clients",
+            ),
+        ),
+    ] {
+        let args = [
+            "client",
+            "new",
+            "--id",
+            id,
+            "--account",
+            account,
+            "--config",
+            config,
+        ];
+        let (code, shown, says) = said(&args).await;
+        match mistake {
+            None => assert!(code == Some(0) && shown.contains("[[clients]]"), "{says}"),
+            Some(mistake) => assert_eq!(
+                (code, shown.as_str(), says),
+                (Some(64), "", format!("flowgate: {mistake}\n"))
+            ),
+        }
+    }
+    std::fs::write(&file, "mode = 7").unwrap();
+    let args = ["client", "new", "--id", "a", "--config", config];
+    let (code, shown, says) = said(&args).await;
+    assert!(code == Some(0) && shown.contains("[[clients]]"));
+    assert!(
+        says.starts_with("warning: the configuration has mistakes"),
+        "{says}"
+    );
+}
+
+#[tokio::test]
+async fn status_uses_the_token_of_a_configuration_with_other_mistakes() {
+    let sim = sim().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    std::fs::write(&file, "admin-token-1").unwrap();
+    let token = format!(
+        "[listen]\nproxy = \"127.0.0.1:0\"\nadmin = \"0.0.0.0:0\"\nadmin_token = {{ file = \"{}\" }}\n",
+        file.display()
+    );
+    let running = folder.path().join("running.toml");
+    let toml = format!(
+        "log = {{ format = \"json\" }}\n{token}[upstream]\nurl = \"{}\"\n{ACME}",
+        sim.url()
+    );
+    std::fs::write(&running, toml).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flowgate"));
+    command.arg("--config").arg(&running);
+    let process = Process::launch(command, folder).await;
+    let edited = process.folder.path().join("edited.toml");
+    let token = token.replace("0.0.0.0:0", &process.admin.to_string());
+    std::fs::write(&edited, format!("mode = \"watch\"\n{token}")).unwrap();
+    let (code, shown, says) =
+        said(&["status", "--json", "--config", edited.to_str().unwrap()]).await;
+    assert_eq!(code, Some(0), "{says}");
+    assert!(shown.contains("\"lanes\""), "{shown}");
+    // A mistake in the token itself is said.
+    std::fs::write(&file, "admin-token-1 ").unwrap();
+    let (code, _, says) = said(&["status", "--json", "--config", edited.to_str().unwrap()]).await;
+    assert_eq!(code, Some(64));
+    assert!(
+        says.contains("listen.admin_token.file: the secret ends with a blank"),
+        "{says}"
+    );
+}

@@ -419,7 +419,8 @@ fn a_secret_file_has_a_size_limit_and_its_last_newline_is_removed() {
         )
     };
     assert_eq!(secret(b"a b\r\n").unwrap(), "a b");
-    assert_eq!(secret(b"a b ").unwrap(), "a b ");
+    // A blank that nobody sees would make every signature wrong.
+    assert_eq!(secret(b"a b ").unwrap_err(), "the secret ends with a blank");
     assert_eq!(secret(b"\n").unwrap_err(), "the secret is empty");
     assert_eq!(secret(&[b'x'; 65_536]).unwrap().len(), 65_536);
     assert_eq!(
@@ -444,4 +445,44 @@ fn check_prints_every_mistake_and_exits_with_64() {
     let shown = String::from_utf8_lossy(&printed.get_output().stderr)
         .replace("tests/data/config/invalid/", "");
     assert_eq!(shown, expected);
+}
+
+#[test]
+fn an_empty_variable_is_as_unset() {
+    let Loaded {
+        config, warnings, ..
+    } = from_env(&[
+        ("FLOWGATE_CONFIG", ""),
+        ("FLOWGATE_LISTEN__PROXY", ""),
+        ("FLOWGATE_LIMITS__CREATEFLOW", ""),
+        ("FLOWGATE_QUEUE__HOLD", ""),
+    ])
+    .unwrap();
+    let ignored = |name| format!("{name}: set but empty, so it is ignored");
+    assert_eq!(
+        warnings,
+        [
+            ignored("FLOWGATE_LIMITS__CREATEFLOW"),
+            ignored("FLOWGATE_LISTEN__PROXY"),
+            ignored("FLOWGATE_QUEUE__HOLD")
+        ]
+    );
+    assert_eq!(effective(&config), effective(&self::config(&[])));
+    // An unset shell variable must not open a listener.
+    for name in [
+        "FLOWGATE_LISTEN__TLS__CLIENT_CA",
+        "FLOWGATE_LISTEN__ADMIN_TOKEN__FILE",
+        "FLOWGATE_LISTEN__ADMIN_TOKEN__ENV",
+    ] {
+        assert!(from_env(&[(name, "")]).unwrap_err().contains(name));
+    }
+}
+
+#[test]
+fn a_limit_of_zero_says_that_zero_is_the_fault() {
+    assert_eq!(
+        from_env(&[("FLOWGATE_LIMITS__CREATEFLOW", "0/1s")]).unwrap_err(),
+        "FLOWGATE_LIMITS__CREATEFLOW: limits.CreateFlow: expected a rate of at least one call: a limit \
+         cannot be 0"
+    );
 }

@@ -50,6 +50,10 @@ async fn a_serving_process_is_healthy_and_a_draining_one_is_not_ready() {
         health(&admin, "", &["--ready"]).await,
         (Some(0), "ok\n".into())
     );
+    assert_eq!(
+        health("127.0.0.1:1", "", &["--ready", "--admin", &admin]).await,
+        (Some(0), "ok\n".into())
+    );
     let wrong = "mode = \"watch\"\n[[accounts]]\naccess_key_secret = { env = \"UNSET\" }\n";
     assert_eq!(
         health(&admin, wrong, &[]).await,

@@ -23,6 +23,22 @@ const KEY_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const SECRET_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 
+/// Variables of Alibaba's SDKs that name other sources of credentials, and those of other tools that
+/// hold a key. Flowgate reads none of them.
+const OTHER_SOURCES: [&str; 11] = [
+    "ALIBABA_CLOUD_ROLE_ARN",
+    "ALIBABA_CLOUD_OIDC_PROVIDER_ARN",
+    "ALIBABA_CLOUD_OIDC_TOKEN_FILE",
+    "ALIBABA_CLOUD_CREDENTIALS_URI",
+    "ALIBABA_CLOUD_ECS_METADATA",
+    "ALIBABA_CLOUD_CREDENTIALS_FILE",
+    "ALIBABA_CLOUD_PROFILE",
+    "ALIBABA_CLOUD_BEARER_TOKEN",
+    "ALIBABACLOUD_ACCESS_KEY_ID",
+    "ALICLOUD_ACCESS_KEY",
+    "ALICLOUD_ACCESS_KEY_ID",
+];
+
 /// The names in use, and where they are written.
 #[derive(Default)]
 struct Taken {
@@ -89,6 +105,7 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
                     reader.warn(format!("{name}: set but empty, so it defines no account"));
                 }
             }
+            warn_of_other_sources(reader);
             return None;
         }
     };
@@ -120,6 +137,22 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
         aliases: Vec::new(),
         upstream: None,
     })
+}
+
+/// Warns if no account is defined, but the environment names a source of credentials that an SDK
+/// would use.
+fn warn_of_other_sources(reader: &Reader) {
+    let set: Vec<_> = OTHER_SOURCES
+        .into_iter()
+        .filter(|name| reader.environment.get(name).is_some())
+        .collect();
+    if !set.is_empty() {
+        reader.warn(format!(
+            "{}: not supported, so there is no account: set {KEY_VARIABLE} and \
+             {SECRET_VARIABLE}, or [[accounts]] with a credentials file that is kept current",
+            set.join(", ")
+        ));
+    }
 }
 
 /// The place of a variable that sets no key.

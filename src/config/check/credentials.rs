@@ -11,7 +11,9 @@ use super::ids::{KEY_FORM, access_key};
 use crate::acs::time;
 use crate::config::Credentials;
 use crate::config::read::Field;
-use crate::config::secrets::{MAX_FILE, one_line, regular};
+use crate::config::secrets::{
+    BYTE_ORDER_MARK, MAX_FILE, STARTS_WITH_MARK, one_line, regular, utf8,
+};
 use crate::primitives::secret::Secret;
 
 /// The file's object. Other fields (`Code`, `LastUpdated`) are ignored.
@@ -68,7 +70,12 @@ fn parse(path: &Path) -> Result<Credentials, String> {
     // serde's own message would contain the value.
     let shape = "expected a JSON object with AccessKeyId, AccessKeySecret and, for temporary \
                  credentials, SecurityToken and Expiration";
-    let written: Written = serde_json::from_slice(&regular(path, MAX_FILE)?).map_err(|_| shape)?;
+    let bytes = regular(path, MAX_FILE)?;
+    let text = utf8(&bytes)?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        return Err(format!("the file {STARTS_WITH_MARK}"));
+    }
+    let written: Written = serde_json::from_str(text).map_err(|_| shape)?;
     let expires = written.expires.map(|end| {
         time::parse(&end).ok_or("Expiration: expected a time such as 2026-11-24T08:00:00Z")
     });

@@ -132,6 +132,10 @@ fn limit(field: Field<'_>) -> Option<Option<Limit>> {
 }
 
 fn rate(field: &Field<'_>, expected: &str) -> Option<Rate> {
+    if field.begins("0/") {
+        field.mistake("expected a rate of at least one call: a limit cannot be 0");
+        return None;
+    }
     let rate: Rate = field.text(expected, |text| text.parse().ok())?;
     if rate.count.get() > MAX_COUNT || !(MIN_WINDOW..=MAX_WINDOW).contains(&rate.window) {
         field.mistake("expected a rate of at most 10000 calls in a window of 10ms to 1h");

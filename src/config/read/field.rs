@@ -55,12 +55,21 @@ impl<'a> Field<'a> {
 
     /// Whether exactly this word was written.
     pub(crate) fn says(&self, word: &str) -> bool {
+        self.written() == Some(word)
+    }
+
+    /// Whether a text was written that begins so.
+    pub(crate) fn begins(&self, start: &str) -> bool {
+        self.written().is_some_and(|text| text.starts_with(start))
+    }
+
+    fn written(&self) -> Option<&str> {
         match &self.item {
             Some(Item::Scalar {
                 text,
                 style: Style::Quoted | Style::Variable,
-            }) => text == word,
-            _ => false,
+            }) => Some(text),
+            _ => None,
         }
     }
 
