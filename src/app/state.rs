@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 use crate::app::start_error::StartError;
 use crate::call::reply;
@@ -143,6 +144,20 @@ impl AppState {
         logging::set_level(config_snapshot.config.log.level);
     }
 
+    /// Removes idle lanes and old nonces, and reports log lines that were dropped.
+    fn tidy_up(&self) {
+        self.calls.forget_idle(SystemTime::now(), Instant::now());
+        self.report_dropped_lines(logging::dropped_lines());
+    }
+
+    /// Reports that log lines were dropped, out of `total` since the start.
+    fn report_dropped_lines(&self, total: u64) {
+        let dropped = self.calls.metrics.log_lines_dropped(total);
+        if dropped > 0 {
+            tracing::warn!(dropped, "log lines were dropped: their reader is too slow");
+        }
+    }
+
     /// One line of status for the service manager. Takes the locks of all queues and of the pool.
     pub(crate) fn status(&self) -> String {
         let (lanes, waiting) = self.calls.limiter.count();
@@ -183,14 +198,12 @@ pub(crate) async fn sweep(state: Weak<AppState>) {
         let Some(state) = state.upgrade() else { return };
         // With 100,000 lanes a sweep takes long, so not on a serving thread. A panic of one sweep
         // is logged where it happens; the next sweep still runs.
-        drop(tokio::task::spawn_blocking(move || state.calls.forget_idle(SystemTime::now())).await);
+        drop(tokio::task::spawn_blocking(move || state.tidy_up()).await);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
     use crate::app::reload::Reloader;
     use crate::config::Source;
@@ -216,6 +229,19 @@ mod tests {
                     .await
             );
             assert_eq!(start.elapsed().as_secs(), waits);
+        }
+    }
+
+    #[tokio::test]
+    async fn dropped_log_lines_are_counted_once() {
+        let source = Source {
+            file: None,
+            environment: Some(Vec::new()),
+        };
+        let state = AppState::new(source.load().unwrap().config).unwrap();
+        let metrics = &state.calls().metrics;
+        for (total, new) in [(0, 0), (7, 7), (7, 0), (9, 2)] {
+            assert_eq!(metrics.log_lines_dropped(total), new);
         }
     }
 }

@@ -78,10 +78,10 @@ impl CallServices {
         }
     }
 
-    /// Removes idle lanes, and the nonces that are too old at `now`.
-    pub(crate) fn forget_idle(&self, now: SystemTime) {
+    /// Removes idle lanes, and the nonces that are too old at `now`, by the monotonic clock `at`.
+    pub(crate) fn forget_idle(&self, now: SystemTime, at: Instant) {
         self.limiter.forget_idle();
-        self.nonces.forget_idle(now);
+        self.nonces.forget_idle(now, at);
     }
 
     /// Waits until every attempt has ended, including attempts whose callers have disconnected. No

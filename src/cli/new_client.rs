@@ -9,6 +9,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::config::{self, Config};
+use crate::primitives::id::KeyPattern;
 
 /// Same length and alphabet as Alibaba's secrets: 30 of 62 characters are 178 bits.
 const SECRET_LENGTH: usize = 30;
@@ -51,8 +52,10 @@ pub fn new_client(
 pub fn fits(config: &Config, id: &str, account: &str) -> Result<(), String> {
     let is_taken = config.clients.iter().any(|client| client.id.as_str() == id)
         || config.accounts.iter().any(|account| {
-            let own = account.credentials.iter().map(|own| &own.access_key_id);
-            own.chain(&account.aliases).any(|key| key.as_str() == id)
+            let own = account.credentials.iter();
+            own.map(|own| own.access_key_id.as_str())
+                .chain(account.aliases.iter().map(KeyPattern::as_str))
+                .any(|key| key == id)
         });
     if is_taken {
         return Err("--id: the configuration has this access key id already".to_owned());

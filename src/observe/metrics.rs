@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::process_collector::ProcessCollector;
-use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::error::{Outcome, Refusal};
 use crate::observe::metrics::calls::Calls;
@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     shadow_decisions: IntCounterVec,
     signature_checks: IntCounterVec,
     operator_actions: IntCounterVec,
+    log_lines_dropped: IntCounter,
     /// Connections of callers and of operators.
     pub(crate) connections: ConnectionMetrics,
     config: ConfigMetrics,
@@ -99,6 +100,7 @@ impl Metrics {
         let shadow = "Calls in observe mode, by what the limit would have done to them.";
         let checks = "Checks of callers' signatures, by result.";
         let actions = "Operator actions on lanes, by action.";
+        let lines = "Log lines that were dropped because their reader was too slow.";
         Self {
             calls: Calls::new(&r),
             refused: r.counter("refused_total", refused, &["account", "reason"]),
@@ -113,6 +115,7 @@ impl Metrics {
             ),
             signature_checks: r.counter("signature_checks_total", checks, &["result"]),
             operator_actions: r.counter("operator_actions_total", actions, &["action"]),
+            log_lines_dropped: r.only_counter("log_lines_dropped_total", lines),
             connections: ConnectionMetrics::new(&r),
             config: ConfigMetrics::new(&r),
             lanes: LaneGauges::new(&r),
@@ -182,6 +185,14 @@ impl Metrics {
     /// Counts an operator action: `pause`, `resume` or `flush`.
     pub(crate) fn operator_action(&self, action: &str) {
         self.operator_actions.with_label_values(&[action]).inc();
+    }
+
+    /// Counts dropped log lines, of which there are `total` since the start. Returns how many are
+    /// new.
+    pub(crate) fn log_lines_dropped(&self, total: u64) -> u64 {
+        let new = total.saturating_sub(self.log_lines_dropped.get());
+        self.log_lines_dropped.inc_by(new);
+        new
     }
 
     /// All metrics in Prometheus' text format, with the current state of lanes and upstreams.

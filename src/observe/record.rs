@@ -113,6 +113,11 @@ impl Record {
             fastrand::u32(..100) < percent
         });
         self.trace = trace.map(Box::new);
+        tracing::debug!(
+            request_id = self.request_id,
+            from = self.from.map(tracing::field::display),
+            "call has arrived"
+        );
     }
 
     pub(crate) fn request_id(&self) -> &str {
@@ -133,6 +138,12 @@ impl Record {
 
     /// Notes the claimed caller.
     pub(crate) fn set_claimed_identity(&mut self, claimed_identity: ClaimedIdentity) {
+        tracing::debug!(
+            request_id = self.request_id,
+            claims = claimed_identity.key.masked(),
+            account = claimed_identity.account.as_ref().map(AccountId::as_str),
+            "call is identified by its head"
+        );
         self.claimed_identity = Some(claimed_identity);
     }
 
@@ -152,17 +163,38 @@ impl Record {
         self.metrics = Some(metrics);
         self.stage = Stage::Queued;
         self.trace(|trace, now| trace.begin(StepKind::Queue, now));
+        if let Some(operation) = self.operation.as_deref() {
+            tracing::debug!(
+                request_id = self.request_id,
+                account = operation.account_label(),
+                action = operation.action_label(),
+                client = capped(operation.client.as_str()),
+                hold_ms = millis(operation.hold),
+                limited = operation.limit.is_some(),
+                "call is queued"
+            );
+        }
     }
 
     /// The call is queued again, after this back-off.
     pub(crate) fn queued_again(&mut self, after: Duration) {
         self.stage = Stage::Queued;
         self.trace(|trace, now| trace.back_off(after, now));
+        tracing::debug!(
+            request_id = self.request_id,
+            after_ms = millis(after),
+            "call is queued again"
+        );
     }
 
     /// The call got a send permit, this long after its arrival.
     pub(crate) fn permit_granted(&mut self, age: Duration) {
         self.trace(Trace::end);
+        tracing::debug!(
+            request_id = self.request_id,
+            waited_ms = millis(age),
+            "call may be sent"
+        );
         if let Some(operation) = self.operation.as_deref()
             && operation.limit.is_some()
         {
@@ -181,6 +213,11 @@ impl Record {
     pub(crate) fn sent(&mut self, headers: &mut HeaderMap, is_relayed: bool) {
         self.attempts += 1;
         self.stage = Stage::InFlight;
+        tracing::debug!(
+            request_id = self.request_id,
+            attempt = self.attempts,
+            "attempt is signed and sent"
+        );
         self.trace(|trace, now| {
             trace.begin(StepKind::Attempt, now);
             if !is_relayed {
@@ -194,12 +231,20 @@ impl Record {
         self.attempts -= 1;
         self.stage = Stage::Queued;
         self.trace(Trace::unsent);
+        tracing::debug!(request_id = self.request_id, "attempt was not sent");
     }
 
     /// The attempt was judged. `code` is CAMS's code, or the reason of an unknown outcome.
     pub(crate) fn judged(&mut self, code: &str, cams_request_id: Option<&str>) {
         self.cams_request_id = cams_request_id.map(Into::into);
         self.trace(|trace, now| trace.judged(code, cams_request_id, now));
+        tracing::debug!(
+            request_id = self.request_id,
+            attempt = self.attempts,
+            verdict = capped(code),
+            cams_request_id = cams_request_id.map(capped),
+            "attempt is judged"
+        );
     }
 
     /// CAMS's answer is passed on to the caller.

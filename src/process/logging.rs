@@ -1,6 +1,7 @@
 //! Log lines: text or JSON on standard error, one line per event.
 //!
-//! A bounded queue decouples calls from a slow reader: lines are dropped, calls never wait.
+//! A bounded queue decouples calls from a slow reader: lines are dropped and counted, calls never
+//! wait.
 //! `RUST_LOG` is not read. Other crates log at info at most, because their debug output may contain
 //! callers' data.
 
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Subscriber, error};
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -26,6 +27,7 @@ const MAX_LINES: usize = 8192;
 type Levels = reload::Handle<Targets, Registry>;
 
 static LEVELS: OnceLock<Levels> = OnceLock::new();
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 
 /// Starts the log, and logs panics as events. Lines are written while the guard lives.
 pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
@@ -33,11 +35,20 @@ pub fn init(log: &Log) -> Result<WorkerGuard, TryInitError> {
         .buffered_lines_limit(MAX_LINES)
         .lossy(true)
         .finish(io::stderr());
+    let dropped = queue.error_counter();
     let (subscriber, levels) = subscriber(log, io::stderr().is_terminal(), queue);
     subscriber.try_init()?;
+    drop(DROPPED.set(dropped));
     drop(LEVELS.set(levels));
     std::panic::set_hook(Box::new(report));
     Ok(guard)
+}
+
+/// Number of lines that were dropped since the start, because the queue was full.
+pub(crate) fn dropped_lines() -> u64 {
+    DROPPED
+        .get()
+        .map_or(0, |dropped| dropped.dropped_lines() as u64)
 }
 
 /// Changes the least severe level that is logged.

@@ -61,7 +61,7 @@ pub const STEPS: [Step; 8] = [
 
 /// Drops idle state and nonces that are old at `now`, as a running Flowgate does every two seconds.
 pub fn forget_idle(app: &App, now: SystemTime) {
-    app.state.calls().forget_idle(now);
+    app.state.calls().forget_idle(now, Instant::now());
 }
 
 /// The inputs of the steps.

@@ -6,12 +6,20 @@
 //! seconds before the start, because the nonces of the previous process are not known. The floor of
 //! relayed callers does not rise when their memory is full: their signatures are not verified here,
 //! so any of them could raise it for all, and CAMS rejects their replays itself.
+//!
+//! A floor is a wall-clock time. If the clock was ahead when a floor was set, and is then corrected,
+//! all calls would be refused until the clock has reached it again. A floor that is ahead of the
+//! clock therefore lapses, by the monotonic clock, when the nonces that it stands for have left the
+//! window.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::signature_fields::WINDOW;
 use crate::acs::{time, v3};
@@ -23,6 +31,11 @@ const MARGIN: Duration = Duration::from_secs(60);
 const COLD_START: Duration = Duration::from_secs(5);
 /// Seconds between sweeps while there is room; a sweep visits all nonces.
 const BETWEEN_SWEEPS: u64 = 60;
+/// How long a floor that is ahead of the clock stays: the window, and part of the margin, so that it
+/// ends within sixteen minutes although it is noticed only by the next [`Nonces::forget_idle`].
+const LAPSE: Duration = Duration::from_secs(15 * 60 + 45);
+/// How far a floor may be ahead of the clock without a warning.
+const STEP: u64 = 30;
 /// Nonces per client: sixteen minutes of 250 calls per second, the highest documented rate.
 const DEFAULT_CAPACITY: usize = 1 << 18;
 
@@ -32,9 +45,23 @@ pub(crate) struct Nonces {
     /// about one call in 2^46.
     key: RandomState,
     capacity: usize,
-    floor: u64,
+    /// The floor of the start, which new scopes begin with.
+    floor: AtomicU64,
+    start: Mutex<StartFloor>,
     seen_by_scope: DashMap<NonceScope, SeenNonces>,
 }
+
+/// What is known of the floor of the start.
+#[derive(Default)]
+struct StartFloor {
+    age: FloorAge,
+    /// Whether it was reported that the clock was set back.
+    is_reported: bool,
+}
+
+/// Since when a floor has been in force.
+#[derive(Clone, Copy, Default)]
+struct FloorAge(Option<(u64, Instant)>);
 
 /// Whose nonces are remembered together. There is at most one scope per configured key and account,
 /// and one for unknown keys.
@@ -71,6 +98,7 @@ struct SeenNonces {
     /// Whether the floor rises when the table is full.
     is_verified: bool,
     floor: u64,
+    floor_age: FloorAge,
     /// Time of the last sweep.
     swept: u64,
     seen: HashMap<Digest, u32>,
@@ -93,7 +121,8 @@ impl Nonces {
         Self {
             key: RandomState::new(),
             capacity,
-            floor,
+            floor: AtomicU64::new(floor),
+            start: Mutex::default(),
             seen_by_scope: DashMap::new(),
         }
     }
@@ -105,7 +134,9 @@ impl Nonces {
         let mut seen_nonces = self
             .seen_by_scope
             .entry(nonce_use.scope.clone())
-            .or_insert_with(|| SeenNonces::new(is_verified, self.floor, now));
+            .or_insert_with(|| {
+                SeenNonces::new(is_verified, self.floor.load(Ordering::Relaxed), now)
+            });
         seen_nonces.take(digest, time::seconds(nonce_use.stamp), self.capacity, now)
     }
 
@@ -126,11 +157,57 @@ impl Nonces {
         [hash as u32, (hash >> 32) as u32]
     }
 
-    /// Drops nonces whose timestamps are no longer accepted, also of idle holders. The floors stay.
-    pub(crate) fn forget_idle(&self, now: SystemTime) {
+    /// Drops nonces whose timestamps are no longer accepted, also of idle holders. The floors stay,
+    /// except those that lapse: `at` is the time of the monotonic clock.
+    pub(crate) fn forget_idle(&self, now: SystemTime, at: Instant) {
+        let start_floor = self.floor.load(Ordering::Relaxed);
+        let has_lapsed = self.lapse_start(start_floor, now, at);
         for mut seen_nonces in self.seen_by_scope.iter_mut() {
             if time::seconds(now).abs_diff(seen_nonces.swept) >= BETWEEN_SWEEPS {
                 seen_nonces.sweep(now);
+            }
+            let floor = seen_nonces.floor;
+            if floor == start_floor {
+                // A scope that is younger than the process began with the floor of the start.
+                if has_lapsed {
+                    seen_nonces.floor = 0;
+                }
+            } else if seen_nonces.floor_age.lapses(floor, now, at) {
+                seen_nonces.floor = 0;
+            }
+        }
+    }
+
+    /// Ends the floor of the start when it lapses, and reports once that the clock was set back.
+    fn lapse_start(&self, floor: u64, now: SystemTime, at: Instant) -> bool {
+        let mut start = self.start.lock();
+        let ahead = floor.saturating_sub(time::seconds(now));
+        if ahead > STEP && !std::mem::replace(&mut start.is_reported, true) {
+            tracing::warn!(
+                seconds = ahead,
+                "the clock was set back since the start: calls are refused for up to 16 minutes"
+            );
+        }
+        if !start.age.lapses(floor, now, at) {
+            return false;
+        }
+        self.floor.store(0, Ordering::Relaxed);
+        true
+    }
+}
+
+// === impl FloorAge ===
+
+impl FloorAge {
+    /// Whether this floor is ahead of the clock and has been in force long enough.
+    fn lapses(&mut self, floor: u64, now: SystemTime, at: Instant) -> bool {
+        match self.0 {
+            Some((known, since)) if known == floor => {
+                time::seconds(now) < floor && at.saturating_duration_since(since) >= LAPSE
+            }
+            _ => {
+                self.0 = Some((floor, at));
+                false
             }
         }
     }
@@ -164,6 +241,7 @@ impl SeenNonces {
         Self {
             is_verified,
             floor,
+            floor_age: FloorAge::default(),
             swept: time::seconds(now),
             seen: HashMap::new(),
         }
@@ -183,7 +261,7 @@ impl SeenNonces {
         if self.seen.len() >= capacity || self.seen.len() == self.seen.capacity() {
             self.sweep(now);
         }
-        while self.seen.len() >= capacity && self.drop_earliest() {}
+        while self.seen.len() >= capacity && self.drop_earliest(now) {}
         self.check_floor(stamp)?;
         // The timestamp was checked against the clock, so it is between 1970 and 2106.
         self.seen
@@ -219,13 +297,16 @@ impl SeenNonces {
     }
 
     /// Drops the nonces of the earliest second. Returns false if there are none.
-    fn drop_earliest(&mut self) -> bool {
+    fn drop_earliest(&mut self, now: SystemTime) -> bool {
         let Some(earliest) = self.seen.values().min().copied() else {
             return false;
         };
         let floor = self.floor;
         self.drop_until(u64::from(earliest));
-        if !self.is_verified {
+        // A stamp beyond the window is from before the clock was set back. It is not accepted now,
+        // and a floor at it would refuse every call.
+        let is_beyond = u64::from(earliest) > time::seconds(now + WINDOW);
+        if !self.is_verified || is_beyond {
             self.floor = floor;
         }
         true
@@ -293,7 +374,7 @@ mod tests {
         assert_eq!(client.takes("n", 900, 1860), Err(Kind::NonceUsed));
         // The nonce is dropped now, and its timestamp stays below the floor, even if the clock is
         // set back.
-        nonces.forget_idle(at(START + 1861));
+        nonces.forget_idle(at(START + 1861), Instant::now());
         assert_eq!(client.takes("n", 900, 1000), Err(Kind::TimestampExpired));
         assert_eq!(client.takes("n", 901, 1000), Ok(()));
     }
@@ -399,18 +480,18 @@ mod tests {
         let nonces = Nonces::new(at(START));
         Client(&nonces, "a").takes("1", 10, 10).unwrap();
         let kept = (WINDOW + MARGIN).as_secs();
-        nonces.forget_idle(at(START + 10 + kept));
+        nonces.forget_idle(at(START + 10 + kept), Instant::now());
         assert_eq!(
             Client(&nonces, "a").takes("1", 10, 10),
             Err(Kind::NonceUsed)
         );
         // The last sweep was a second ago.
-        nonces.forget_idle(at(START + 11 + kept));
+        nonces.forget_idle(at(START + 11 + kept), Instant::now());
         assert_eq!(
             Client(&nonces, "a").takes("1", 10, 10),
             Err(Kind::NonceUsed)
         );
-        nonces.forget_idle(at(START + 10 + kept + BETWEEN_SWEEPS));
+        nonces.forget_idle(at(START + 10 + kept + BETWEEN_SWEEPS), Instant::now());
         assert!(
             nonces
                 .seen_by_scope
@@ -436,7 +517,7 @@ mod tests {
                     );
                 }
                 if second % 60 == 0 {
-                    nonces.forget_idle(at(START + second));
+                    nonces.forget_idle(at(START + second), Instant::now());
                 }
                 nonces.seen_by_scope.iter().next().unwrap().seen.capacity()
             });
@@ -445,5 +526,77 @@ mod tests {
         // The window holds 4,800 nonces; a table of 8,192 slots has a capacity of 7,168.
         assert_eq!(most(1..961), 7168);
         assert_eq!(most(961..10_000), 7168);
+    }
+
+    /// The clock is `ahead` seconds ahead at the start and is corrected after a minute. Returns the
+    /// uptime in seconds at which a call with the right time is accepted.
+    fn served_after(nonces: &Nonces, client: &Client<'_>, ahead: u64) -> u64 {
+        let start = Instant::now();
+        for uptime in (0..).step_by(2) {
+            let wall = if uptime < 60 { ahead + uptime } else { uptime };
+            let at_uptime = start + Duration::from_secs(uptime);
+            nonces.forget_idle(at(START + wall), at_uptime);
+            if uptime > 60 && client.takes(&uptime.to_string(), wall, wall).is_ok() {
+                return uptime;
+            }
+        }
+        unreachable!()
+    }
+
+    #[test]
+    fn calls_are_served_soon_after_a_clock_that_was_ahead_is_corrected() {
+        for (ahead, served) in [(600, 596), (8 * 3600, 946), (366 * 86_400, 946)] {
+            let nonces = Nonces::new(at(START + ahead));
+            let client = Client(&nonces, "a");
+            assert_eq!(client.takes("ahead", ahead + 1, ahead + 1), Ok(()));
+            assert_eq!(
+                served_after(&nonces, &client, ahead),
+                served,
+                "{ahead} s ahead"
+            );
+            // Nonces of this process are still known.
+            assert_eq!(
+                client.takes("ahead", ahead + 1, ahead + 1),
+                Err(Kind::NonceUsed)
+            );
+            // So are all scopes, whenever they began.
+            assert_eq!(Client(&nonces, "b").takes("1", served, served), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_floor_that_rose_while_the_clock_was_ahead_lapses_too() {
+        let nonces = Nonces::with_capacity(at(START), 2);
+        let client = Client(&nonces, "a");
+        let start = Instant::now();
+        for nonce in 0..4 {
+            assert_eq!(client.takes(&nonce.to_string(), 7200 + nonce, 7200), Ok(()));
+        }
+        nonces.forget_idle(at(START + 60), start);
+        assert_eq!(client.takes("n", 60, 60), Err(Kind::TimestampExpired));
+        nonces.forget_idle(at(START + 1004), start + LAPSE - Duration::from_secs(1));
+        assert_eq!(client.takes("n", 1004, 1004), Err(Kind::TimestampExpired));
+        nonces.forget_idle(at(START + 1005), start + LAPSE);
+        assert_eq!(client.takes("n", 1005, 1005), Ok(()));
+    }
+
+    #[test]
+    fn a_floor_behind_the_clock_never_lapses() {
+        let nonces = Nonces::new(at(START));
+        let start = Instant::now();
+        for hours in 0..48 {
+            let seconds = hours * 3600;
+            nonces.forget_idle(at(START + seconds), start + Duration::from_secs(seconds));
+        }
+        let now = START - 10;
+        let key = AccessKeyId::new("a");
+        let nonce_use = NonceUse {
+            scope: NonceScope::Key(key.clone()),
+            key: &key,
+            nonce: "n",
+            stamp: at(now),
+        };
+        let refusal = nonces.take(&nonce_use, at(now)).unwrap_err();
+        assert_eq!(refusal.kind, Kind::TimestampExpired);
     }
 }
