@@ -14,7 +14,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue, WWW_AUTHENTICATE};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
@@ -25,6 +24,7 @@ use crate::config;
 use crate::limiter::LaneView;
 use crate::observe::metrics;
 use crate::process::shutdown::Phase;
+use crate::server::received_body::ReceivedBody;
 use crate::server::socket::Disconnect;
 use crate::server::{CallerDisconnected, Handler};
 
@@ -93,7 +93,7 @@ impl Admin {
         }
     }
 
-    async fn page(&self, request: Box<Request<Incoming>>, disconnect: &Disconnect) -> Page {
+    async fn page(&self, request: Box<Request<ReceivedBody>>, disconnect: &Disconnect) -> Page {
         let path = request.uri().path();
         let config_snapshot = self.services.current_config.load_full();
         let listen = &config_snapshot.config.listen;
@@ -206,7 +206,7 @@ impl Handler for Admin {
 
     async fn answer(
         self,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<ReceivedBody>>,
         disconnect: Disconnect,
     ) -> Result<Response<Self::Body>, CallerDisconnected> {
         Ok(self.page(request, &disconnect).await.into_response())

@@ -4,14 +4,14 @@ pub(crate) mod reload;
 pub(crate) mod start_error;
 pub(crate) mod state;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
+use hyper::http::request;
 use hyper::{Request, Response};
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -30,6 +30,8 @@ use crate::process::hardening;
 use crate::process::shutdown::{Phase, Signals};
 use crate::process::systemd::{self, InheritedSocket, InheritedSockets};
 use crate::server::bounds;
+use crate::server::head_error::HeadError;
+use crate::server::received_body::ReceivedBody;
 use crate::server::runtime_pool::RuntimePool;
 use crate::server::socket::Disconnect;
 use crate::server::{CallerDisconnected, ConnectionServer, Handler, Listener};
@@ -177,7 +179,7 @@ impl App {
         tracing::info!("draining; a second signal exits immediately");
         tokio::select! {
             () = self.drain() => {}
-            () = signals.next() => tracing::warn!("drain ended by a second signal"),
+            () = signals.again() => tracing::warn!("drain ended by a second signal"),
         }
         Ok(())
     }
@@ -294,10 +296,23 @@ impl Handler for Proxy {
 
     fn answer(
         self,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<ReceivedBody>>,
         disconnect: Disconnect,
     ) -> impl Future<Output = Result<Response<Full<Bytes>>, CallerDisconnected>> + Send {
         call::call(self.0, request, disconnect)
+    }
+
+    fn refuse_head(
+        &self,
+        error: HeadError,
+        received: &[u8],
+        from: Option<IpAddr>,
+    ) -> Response<Full<Bytes>> {
+        call::unread::head(&self.0, error, received, from)
+    }
+
+    fn refuse_connection(&self, head: &request::Parts) -> Response<Full<Bytes>> {
+        call::unread::connection(&self.0, head)
     }
 
     fn no_request(&self) {

@@ -16,6 +16,7 @@ pub(crate) mod services;
 pub(crate) mod sign;
 #[cfg(test)]
 mod tests;
+pub(crate) mod unread;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

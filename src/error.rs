@@ -75,6 +75,8 @@ pub(crate) enum Kind {
     BodyTimeout,
     /// The method is CONNECT.
     Connect,
+    /// There are too many connections, in total or from the caller's address.
+    TooManyConnections,
     /// The target is an absolute URL of a host that is neither the upstream nor Flowgate.
     ForeignHost,
     /// A caught panic.
@@ -185,6 +187,7 @@ impl Kind {
             TooLarge,
             BodyTimeout,
             Connect,
+            TooManyConnections,
             ForeignHost,
             Internal,
         ]
@@ -248,6 +251,12 @@ impl Kind {
             Self::TooLarge => (413, "Flowgate.RequestTooLarge", Invalid, "too_large"),
             Self::BodyTimeout => (400, "Flowgate.BadRequest", Invalid, "body_timeout"),
             Self::Connect => (405, "Flowgate.NotAProxy", Invalid, "connect"),
+            Self::TooManyConnections => (
+                503,
+                "Flowgate.TooManyConnections",
+                Refused,
+                "too_many_connections",
+            ),
             Self::ForeignHost => (403, "Flowgate.NotAProxy", Invalid, "foreign_host"),
             Self::Internal => (500, "Flowgate.Internal", Refused, "internal"),
         };

@@ -4,9 +4,12 @@
 
 pub(crate) mod balancers;
 pub(crate) mod bounds;
+mod closing;
+pub(crate) mod head_error;
 mod listener;
 pub(crate) mod per_address;
 pub(crate) mod proxy_header;
+pub(crate) mod received_body;
 pub(crate) mod runtime_pool;
 pub(crate) mod socket;
 mod timeouts;
@@ -16,28 +19,36 @@ use std::error::Error;
 use std::future::Future;
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use http_body_util::Full;
 use hyper::body::{Body, Incoming};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, Response};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::{Bounds, CurrentBounds};
+use crate::server::closing::{linger, write_last};
+use crate::server::head_error::HeadError;
 pub(crate) use crate::server::listener::Listener;
 use crate::server::per_address::{Balancer, ConnectionSource, OpenConnection, Sources};
 use crate::server::proxy_header::ProxyHeaderError;
+use crate::server::received_body::ReceivedBody;
 use crate::server::runtime_pool::RuntimePool;
 use crate::server::socket::{Disconnect, Socket, SocketIo};
 use crate::server::timeouts::{RequestPhase, Stalled, TimeoutIo};
@@ -55,6 +66,8 @@ pub(crate) struct ConnectionServer {
     /// All connections, so that a drain can wait for them.
     open: TaskTracker,
     sources: Sources,
+    /// Permits to answer on connections over the limits.
+    refusing: Arc<Semaphore>,
     /// When refused connections were last logged.
     refusals_logged: LogInterval,
     /// When connections with a missing or invalid PROXY header were last logged.
@@ -67,6 +80,12 @@ struct LogInterval(Mutex<Option<Instant>>);
 
 /// Minimum interval between log lines about refused connections.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Connections over the limits that are answered at the same time. They use reserved descriptors
+/// (`bounds.rs`).
+const MAX_REFUSING: usize = 32;
+/// How long a connection over the limits stays open.
+const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 /// The caller has disconnected, so no response can be sent.
 #[derive(Debug, thiserror::Error)]
@@ -86,12 +105,52 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
     /// polled again when a phase begins.
     fn answer(
         self,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<ReceivedBody>>,
         disconnect: Disconnect,
     ) -> impl Future<Output = Result<Response<Self::Body>, CallerDisconnected>> + Send;
 
-    /// A connection ended without a valid request: it was not HTTP, or its head did not end.
+    /// A connection ended without a request: TLS was expected, or a head did not end.
     fn no_request(&self) {}
+
+    /// Answers a head that could not be read, of which `received` is what is left. The connection
+    /// ends with this answer.
+    fn refuse_head(
+        &self,
+        error: HeadError,
+        _received: &[u8],
+        _from: Option<IpAddr>,
+    ) -> Response<Full<Bytes>> {
+        plain_text(error.status(), format!("{error}\n"))
+    }
+
+    /// Answers a call on a connection over the limits, without reading its body. The connection
+    /// ends with this answer.
+    fn refuse_connection(&self, _head: &request::Parts) -> Response<Full<Bytes>> {
+        plain_text(StatusCode::SERVICE_UNAVAILABLE, "Too many connections.\n")
+    }
+}
+
+/// Refuses every request of a connection over the limits.
+#[derive(Clone)]
+struct OverLimit<H>(H);
+
+// === impl OverLimit ===
+
+impl<H: Handler> Handler for OverLimit<H> {
+    type Body = Full<Bytes>;
+
+    async fn answer(
+        self,
+        request: Box<Request<ReceivedBody>>,
+        _disconnect: Disconnect,
+    ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
+        let (head, _unread) = request.into_parts();
+        let mut response = self.0.refuse_connection(&head);
+        response
+            .headers_mut()
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+        Ok(response)
+    }
 }
 
 // === impl ConnectionServer ===
@@ -113,6 +172,7 @@ impl ConnectionServer {
             until,
             open: TaskTracker::new(),
             sources: Sources::default(),
+            refusing: Arc::new(Semaphore::new(MAX_REFUSING)),
             refusals_logged: LogInterval::default(),
             proxy_headers_logged: LogInterval::default(),
         })
@@ -153,7 +213,7 @@ impl ConnectionServer {
     fn admit<H: Handler>(self: &Arc<Self>, socket: Socket, peer: Option<IpAddr>, service: &H) {
         let bounds = self.bounds.load();
         if self.open.len() >= bounds.max_connections {
-            return self.refuse_connection("too_many");
+            return self.refuse_connection("too_many", socket, service);
         }
         let balancers = &bounds.balancers;
         if !balancers.send_proxy_header() {
@@ -214,7 +274,7 @@ impl ConnectionServer {
             }
             Some(address) => match self.sources.enter(address, bounds.max_per_source) {
                 Ok(slot) => ConnectionSource::Caller(slot),
-                Err(()) => return self.refuse_connection("too_many_from_source"),
+                Err(()) => return self.refuse_connection("too_many_from_source", socket, service),
             },
         };
         let (socket_io, disconnect) = SocketIo::new(
@@ -234,7 +294,30 @@ impl ConnectionServer {
         };
     }
 
-    fn refuse_connection(&self, kind: &str) {
+    /// Counts a connection over the limits. Its first request is answered with a refusal, unless
+    /// too many such answers are being given; then it is closed.
+    fn refuse_connection(self: &Arc<Self>, kind: &str, socket: Socket, service: &impl Handler) {
+        self.count_refused_connection(kind);
+        let Ok(answering) = self.refusing.clone().try_acquire_owned() else {
+            return;
+        };
+        let (socket_io, disconnect) = SocketIo::new(socket, OpenConnection::uncounted());
+        let server = self.clone();
+        let certificates = self.certificates.clone();
+        let service = OverLimit(service.clone());
+        self.open.spawn(async move {
+            let _answering = answering;
+            drop(match certificates {
+                None => timeout(REFUSED_FOR, server.http(socket_io, disconnect, service)).await,
+                Some(certificates) => {
+                    let answered = server.secured(certificates, socket_io, disconnect, service);
+                    timeout(REFUSED_FOR, answered).await
+                }
+            });
+        });
+    }
+
+    fn count_refused_connection(&self, kind: &str) {
         if self.refusals_logged.is_over() {
             tracing::warn!(
                 kind,
@@ -301,42 +384,92 @@ impl ConnectionServer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let request_phase = RequestPhase::default();
+        let request_phase = RequestPhase::new(disconnect.from());
         async move {
-            let mut connection = {
-                let bounds = self.bounds.load();
-                let stream = TimeoutIo::new(io, bounds.timeouts.clone(), request_phase.clone());
-                let answer = service.clone();
-                let request_phase = request_phase.clone();
-                let answers = service_fn(move |request| {
-                    let answering = request_phase.clone().begin_answer();
-                    // Boxed: a future reserves space for its arguments until its end.
-                    answer
-                        .clone()
-                        .answer(Box::new(request), disconnect.clone())
-                        .inspect(move |_| drop(answering))
-                });
-                http_builder(&bounds).serve_connection(TokioIo::new(stream), answers)
-            };
-            let mut changes = self.phases.changes();
-            let mut ending = false;
-            // Each phase wakes the connection, and thereby the call that it answers.
-            let ended = loop {
-                tokio::select! {
-                    // First, so that received bytes are read before the connection is asked to end.
-                    biased;
-                    ended = &mut connection => break ended,
-                    _ = changes.next() => {
-                        if self.must_end(&request_phase) && !std::mem::replace(&mut ending, true) {
-                            std::pin::Pin::new(&mut connection).graceful_shutdown();
+            let last = {
+                let mut connection = {
+                    let bounds = self.bounds.load();
+                    let stream = TimeoutIo::new(io, bounds.timeouts.clone(), request_phase.clone());
+                    let answer = service.clone();
+                    let request_phase = request_phase.clone();
+                    let answers = service_fn(move |request: Request<Incoming>| {
+                        let answering = request_phase.clone().begin_answer();
+                        let request = request.map(|body| ReceivedBody::new(body, &request_phase));
+                        // Boxed: a future reserves space for its arguments until its end.
+                        answer
+                            .clone()
+                            .answer(Box::new(request), disconnect.clone())
+                            .map(move |response| answering.end(response))
+                    });
+                    http_builder(&bounds).serve_connection(TokioIo::new(stream), answers)
+                };
+                let mut changes = self.phases.changes();
+                let mut ending = false;
+                // Each phase wakes the connection, and thereby the call that it answers.
+                let ended = loop {
+                    tokio::select! {
+                        // First, so that received bytes are read before the connection is asked to
+                        // end.
+                        biased;
+                        ended = &mut connection => break ended,
+                        _ = changes.next() => {
+                            if self.must_end(&request_phase) && !std::mem::replace(&mut ending, true) {
+                                Pin::new(&mut connection).graceful_shutdown();
+                            }
                         }
                     }
-                }
+                };
+                let rest = connection.into_parts();
+                let stream = rest.io.into_inner().into_inner();
+                self.close(stream, ended, &rest.read_buf, &service, &request_phase)
             };
-            if let Err(error) = ended {
-                self.count(&error, &service);
+            if let Some(last) = last {
+                last.await;
             }
         }
+    }
+
+    /// Closes a connection that hyper has ended. Returns what is still to be done: few connections
+    /// have a last answer, or a caller that is still sending.
+    fn close<T>(
+        self: &Arc<Self>,
+        io: T,
+        ended: hyper::Result<()>,
+        received: &[u8],
+        service: &impl Handler,
+        request_phase: &RequestPhase,
+    ) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>>
+    where
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        match ended {
+            Ok(()) if request_phase.is_unread() => Some(Box::pin(linger(io))),
+            Ok(()) => None,
+            Err(error) if error.is_parse() || stalled(&error) == Some(Stalled::LargeHead) => {
+                let error = HeadError::new(&error, received, self.bounds.load().max_header);
+                let answer = service.refuse_head(error, received, request_phase.from());
+                Some(Box::pin(self.clone().answer_head(io, error, answer)))
+            }
+            Err(error) => {
+                self.count(&error, service);
+                None
+            }
+        }
+    }
+
+    /// Sends the answer to a head that could not be read.
+    async fn answer_head<T>(
+        self: Arc<Self>,
+        mut io: T,
+        error: HeadError,
+        answer: Response<Full<Bytes>>,
+    ) where
+        T: AsyncRead + AsyncWrite + Unpin,
+    {
+        self.errors(error.kind()).inc();
+        let within = self.bounds.load().timeouts.write;
+        write_last(&mut io, answer, within).await;
+        linger(io).await;
     }
 
     /// Whether a connection ends after the request that it is answering.
@@ -350,13 +483,13 @@ impl ConnectionServer {
         let kind = match stalled(error) {
             Some(Stalled::Head) => "slow_head",
             Some(Stalled::Answer) => "slow_reader",
+            Some(Stalled::LargeHead) => "large_head",
             None if error.is_user() => return,
-            None if error.is_parse() => "not_http",
             None if error.is_timeout() => "idle",
             None if error.is_incomplete_message() => "incomplete",
             None => "broken",
         };
-        if ["not_http", "slow_head"].contains(&kind) {
+        if kind == "slow_head" {
             service.no_request();
         }
         self.errors(kind).inc();
@@ -394,6 +527,14 @@ fn http_builder(bounds: &Bounds) -> http1::Builder {
         // The call itself watches for a disconnect; hyper would read for it, into another buffer.
         .half_close(true);
     builder
+}
+
+fn plain_text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, content_type);
+    response
 }
 
 /// The time-out that ended a connection, if one did.

@@ -4,7 +4,6 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
@@ -15,6 +14,7 @@ use crate::call::body::{self, BodyBounds};
 use crate::call::services::CallServices;
 use crate::config::{Listen, Mode};
 use crate::limiter::{Command, CommandResult};
+use crate::server::received_body::ReceivedBody;
 
 /// The kind of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub(super) fn at_path(path: &str) -> Option<CommandKind> {
 pub(super) async fn handle(
     services: &CallServices,
     kind: CommandKind,
-    request: Request<Incoming>,
+    request: Request<ReceivedBody>,
     from: Option<IpAddr>,
 ) -> Page {
     let config = &services.current_config.load_full().config;
@@ -118,7 +118,7 @@ async fn receive(
     services: &CallServices,
     listen: &Listen,
     kind: CommandKind,
-    request: Request<Incoming>,
+    request: Request<ReceivedBody>,
 ) -> Result<(CommandBody, Command), Page> {
     if !is_json(request.headers()) {
         return Err(Page::refused(

@@ -10,6 +10,7 @@ use hyper::http::request;
 
 use crate::error::{Kind, Refusal};
 use crate::primitives::byte_budget::Reservation;
+use crate::server::head_error::HeadError;
 
 /// The limits of a body.
 pub(crate) struct BodyBounds {
@@ -102,7 +103,7 @@ pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<(), Refusa
     }
     Err(Refusal::new(
         Kind::TooLarge,
-        format!("The request's head is larger than the {max} bytes allowed here."),
+        HeadError::TooLarge(max).to_string(),
     ))
 }
 

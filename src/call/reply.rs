@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Response;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
+use hyper::header::{
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+};
 use hyper::http::request;
+use hyper::{Request, Response, Uri};
 
 use crate::acs::error_body::{self, ErrorBody, Format};
 use crate::acs::hop_by_hop::{connection_listed, is_hop_by_hop};
@@ -18,6 +20,7 @@ use crate::error::{Kind, Refusal};
 use crate::observe::record::CallStats;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
+use crate::server::head_error;
 use crate::upstream::UpstreamResponse;
 
 const ACS_RETRY_AFTER: HeaderName = HeaderName::from_static("x-acs-retry-after");
@@ -59,6 +62,27 @@ impl ErrorFormat {
             format: expected(head, b""),
             host: host.unwrap_or_default().into(),
         }
+    }
+
+    /// Reads the format from a head that could not be read, as far as it is there.
+    pub(crate) fn of_unread(head: &[u8]) -> Self {
+        let mut request = Request::builder();
+        // A target that is too long is cut off: the format's parameter may be before the cut.
+        let target = head_error::target(head);
+        let target = &target[..target.len().min(usize::from(u16::MAX) - 1)];
+        if let Ok(target) = Uri::try_from(target) {
+            request = request.uri(target);
+        }
+        for name in [HOST, AUTHORIZATION] {
+            if let Some(value) = head_error::header(head, name.as_str()) {
+                request = request.header(name, value);
+            }
+        }
+        let request = request.body(());
+        request.map_or_else(
+            |_| Self::default(),
+            |request| Self::of(&request.into_parts().0),
+        )
     }
 
     /// Reads the format again with the body, which may be a form with the parameter `Format`.

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::task::{Context as Waking, Poll};
 
 use http_body_util::BodyExt;
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -12,6 +12,7 @@ use crate::acs::time;
 use crate::app::state::AppState;
 use crate::server::bounds::CurrentBounds;
 use crate::server::per_address::{ConnectionSource, OpenConnection};
+use crate::server::received_body::ReceivedBody;
 use crate::server::socket::{Socket, SocketIo};
 use crate::server::{ConnectionServer, Handler};
 
@@ -106,7 +107,7 @@ impl Handler for Service {
 
     async fn answer(
         self,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<ReceivedBody>>,
         disconnect: Disconnect,
     ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
         call(self.0, request, disconnect).await

@@ -10,10 +10,12 @@
 
 use std::future::{Future, poll_fn};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::sync::watch::error::RecvError;
+use tokio::time::Instant;
 
 /// A phase of the shutdown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,6 +48,9 @@ pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
+
+/// How long after a signal another one is taken as its copy.
+const COPIES_WITHIN: Duration = Duration::from_secs(1);
 
 // === impl Phases ===
 
@@ -116,6 +121,18 @@ impl Signals {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Waits for either signal, as a request to end at once. A signal that follows the first within
+    /// a second is a copy: `timeout` sends one to the process and one to its group.
+    pub(crate) async fn again(&mut self) {
+        let is_request = Instant::now() + COPIES_WITHIN;
+        loop {
+            self.next().await;
+            if Instant::now() >= is_request {
+                return;
+            }
         }
     }
 }

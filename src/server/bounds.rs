@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 
 use super::balancers::Balancers;
-use super::timeouts::IoTimeouts;
+use super::timeouts::{IoTimeouts, MAX_LARGE_HEADS};
 use crate::config::Listen;
 
 /// File descriptors that are reserved: callers' connections do not use them.
@@ -34,6 +35,7 @@ impl From<&Listen> for Bounds {
             timeouts: Arc::new(IoTimeouts {
                 head: listen.header_timeout,
                 write: listen.body_timeout,
+                large_heads: Arc::new(Semaphore::new(MAX_LARGE_HEADS)),
             }),
             idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,

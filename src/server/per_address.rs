@@ -105,6 +105,12 @@ impl OpenConnection {
         }
     }
 
+    /// A connection over the limits, which is in no count.
+    pub(super) fn uncounted() -> Self {
+        let open = IntGauge::new("uncounted", "-").expect("a valid name");
+        Self::new(ConnectionSource::Local, &open)
+    }
+
     /// The peer's address; `None` for a Unix socket.
     pub(super) fn peer(&self) -> Option<IpAddr> {
         match &self.source {

@@ -2,24 +2,36 @@
 //! end, and for a response that the caller reads too slowly.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use hyper::Response;
+use hyper::header::{CONNECTION, HeaderValue};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
-/// How long a caller may stall.
-#[derive(Clone, Copy)]
+/// How long a caller may stall, and how much it may send before its head has ended.
 pub(crate) struct IoTimeouts {
     /// From the first byte of a head to its end; also for a TLS handshake.
     pub(crate) head: Duration,
     /// From the first byte of a response that the caller does not read immediately, to its last
     /// byte.
     pub(crate) write: Duration,
+    /// Permits to receive a large head.
+    pub(crate) large_heads: Arc<Semaphore>,
 }
+
+/// Size above which a head is large. Thousands of connections may send heads at the same time, but
+/// few of these: hyper buffers the whole head.
+const LARGE_HEAD: usize = 16 << 10;
+/// Large heads that are received at the same time.
+pub(super) const MAX_LARGE_HEADS: usize = 1024;
 
 /// A stream with the two time-outs.
 pub(crate) struct TimeoutIo<T> {
@@ -27,17 +39,34 @@ pub(crate) struct TimeoutIo<T> {
     timeouts: Arc<IoTimeouts>,
     /// Received bytes count as a head only while no request is being answered.
     phase: RequestPhase,
-    /// For the head that began after this number of changes.
+    /// For the head that is being received.
     head: Deadline,
-    head_of: u64,
     /// For the bytes being written, until all of them are.
     answer: Deadline,
 }
 
-/// Whether the caller is to send a request on a connection, or Flowgate is to answer one. Counts
-/// the changes; after an odd number Flowgate answers.
-#[derive(Clone, Default)]
-pub(crate) struct RequestPhase(Arc<AtomicU64>);
+/// Whether the caller is to send a request on a connection, or Flowgate is to answer one.
+#[derive(Clone)]
+pub(crate) struct RequestPhase(Arc<PhaseState>);
+
+struct PhaseState {
+    /// The caller's address; `None` for a Unix socket.
+    from: Option<IpAddr>,
+    /// Number of changes; after an odd number Flowgate answers.
+    changes: AtomicU64,
+    /// Whether the latest request has a body whose end was not read.
+    unread: AtomicBool,
+    /// After this number of changes every answer had been written.
+    flushed_at: AtomicU64,
+    /// Whether hyper has begun an answer of its own, which is withheld.
+    is_withheld: AtomicBool,
+    /// The head that began after this number of changes.
+    head_of: AtomicU64,
+    /// Bytes of that head so far.
+    head_bytes: AtomicUsize,
+    /// Held while a large head is received.
+    large_head: Mutex<Option<OwnedSemaphorePermit>>,
+}
 
 /// Marks a request as being answered, until dropped.
 pub(crate) struct AnswerGuard(RequestPhase);
@@ -59,15 +88,70 @@ pub(crate) enum Stalled {
     /// A response was not read.
     #[error("the answer was not taken in time")]
     Answer,
+    /// A head is large, and too many large heads are being received.
+    #[error("too many large heads at the same time")]
+    LargeHead,
+}
+
+// === impl PhaseState ===
+
+impl PhaseState {
+    fn end_head(&self) {
+        if self.head_bytes.swap(0, Ordering::Relaxed) > LARGE_HEAD {
+            *self.large_head.lock() = None;
+        }
+    }
+
+    /// Takes a permit for a large head. Fails if there is none.
+    fn check_head(&self, timeouts: &IoTimeouts) -> io::Result<()> {
+        if self.head_bytes.load(Ordering::Relaxed) <= LARGE_HEAD {
+            return Ok(());
+        }
+        let mut large_head = self.large_head.lock();
+        if large_head.is_none() {
+            let permit = timeouts.large_heads.clone().try_acquire_owned();
+            *large_head = Some(permit.map_err(|_| io::Error::other(Stalled::LargeHead))?);
+        }
+        Ok(())
+    }
 }
 
 // === impl RequestPhase ===
 
 impl RequestPhase {
+    /// Before the first request of a connection from this address.
+    pub(super) fn new(from: Option<IpAddr>) -> Self {
+        Self(Arc::new(PhaseState {
+            from,
+            changes: AtomicU64::default(),
+            unread: AtomicBool::default(),
+            flushed_at: AtomicU64::default(),
+            is_withheld: AtomicBool::default(),
+            head_of: AtomicU64::default(),
+            head_bytes: AtomicUsize::default(),
+            large_head: Mutex::default(),
+        }))
+    }
+
+    /// The caller's address.
+    pub(super) fn from(&self) -> Option<IpAddr> {
+        self.0.from
+    }
+
     /// Called when a request's head is complete.
     pub(crate) fn begin_answer(self) -> AnswerGuard {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.0.changes.fetch_add(1, Ordering::Relaxed);
         AnswerGuard(self)
+    }
+
+    /// Notes whether the rest of a body is still to be read.
+    pub(super) fn set_unread(&self, unread: bool) {
+        self.0.unread.store(unread, Ordering::Relaxed);
+    }
+
+    /// Whether bytes of the latest request may still arrive.
+    pub(super) fn is_unread(&self) -> bool {
+        self.0.unread.load(Ordering::Relaxed)
     }
 
     /// Whether no head has been complete yet.
@@ -76,13 +160,30 @@ impl RequestPhase {
     }
 
     fn changes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.0.changes.load(Ordering::Relaxed)
+    }
+}
+
+// === impl AnswerGuard ===
+
+impl AnswerGuard {
+    /// The answer is ready. If the rest of the request was not read, the connection must end with
+    /// it.
+    pub(super) fn end<B, E>(self, mut answer: Result<Response<B>, E>) -> Result<Response<B>, E> {
+        if self.0.is_unread()
+            && let Ok(response) = &mut answer
+        {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
     }
 }
 
 impl Drop for AnswerGuard {
     fn drop(&mut self) {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
+        self.0.0.changes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -123,9 +224,26 @@ impl<T> TimeoutIo<T> {
             timeouts,
             phase,
             head,
-            head_of: 0,
             answer,
         }
+    }
+
+    /// The stream without its time-outs.
+    pub(super) fn into_inner(self) -> T {
+        self.io
+    }
+
+    /// Whether these bytes are hyper's own answer to a head that it cannot read: a status without a
+    /// body. It is withheld, and the handler's answer is sent in its place when hyper has ended.
+    fn withholds(&self, bytes: &[u8]) -> bool {
+        // Every request of this connection is answered, so nobody else has something to write.
+        let state = &self.phase.0;
+        if state.flushed_at.load(Ordering::Relaxed) == self.phase.changes()
+            && bytes.starts_with(b"HTTP/1.")
+        {
+            state.is_withheld.store(true, Ordering::Relaxed);
+        }
+        state.is_withheld.load(Ordering::Relaxed)
     }
 
     /// Fails if the written bytes are not accepted in time.
@@ -150,17 +268,21 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let phase = this.phase.changes();
-        if phase != this.head_of {
-            this.head_of = phase;
+        let state = &this.phase.0;
+        if phase != state.head_of.swap(phase, Ordering::Relaxed) {
             this.head.stop();
+            state.end_head();
         }
+        state.check_head(&this.timeouts)?;
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
             this.head.poll(cx, Stalled::Head)?;
             return Poll::Pending;
         };
-        if read.is_ok() && buf.filled().len() > before && phase.is_multiple_of(2) {
+        let received = buf.filled().len() - before;
+        if read.is_ok() && received > 0 && phase.is_multiple_of(2) {
             this.head.start(this.timeouts.head);
+            state.head_bytes.fetch_add(received, Ordering::Relaxed);
         }
         Poll::Ready(read)
     }
@@ -173,6 +295,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.withholds(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let written = Pin::new(&mut this.io).poll_write(cx, buf);
         this.taken(cx, written)
     }
@@ -183,6 +308,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.withholds(bufs.first().map_or(&[], |buf| buf)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let written = Pin::new(&mut this.io).poll_write_vectored(cx, bufs);
         this.taken(cx, written)
     }
@@ -197,12 +325,19 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
         if flushed.is_ready() {
             this.answer.stop();
+            let changes = this.phase.changes();
+            if changes.is_multiple_of(2) {
+                this.phase.0.flushed_at.store(changes, Ordering::Relaxed);
+            }
         }
         this.taken(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.phase.0.is_withheld.load(Ordering::Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         let shut = Pin::new(&mut this.io).poll_shutdown(cx);
         this.taken(cx, shut)
     }

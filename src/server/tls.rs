@@ -8,7 +8,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request;
 use hyper::{Request, Response};
@@ -18,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
+use super::received_body::ReceivedBody;
 use super::socket::{Disconnect, SocketIo};
 use super::{CallerDisconnected, Handler};
 use crate::config::Tls;
@@ -136,7 +136,7 @@ impl Handler for PlaintextHandler {
 
     async fn answer(
         self,
-        request: Box<Request<Incoming>>,
+        request: Box<Request<ReceivedBody>>,
         _disconnect: Disconnect,
     ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
         let mut response = (self.0)(&request.into_parts().0);

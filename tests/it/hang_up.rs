@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use cams_sim::Settings;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
@@ -206,4 +206,54 @@ async fn a_crowd_that_hangs_up_together_leaves_no_call_behind() {
         .count();
     assert_eq!((harness.sim.report().created, gone), (11, 0));
     drop(stays);
+}
+
+/// docs/faq.md says so: the end of the caller's sending side is a disconnect, and what was sent by
+/// then is in the journal with its end.
+#[tokio::test]
+async fn a_call_in_flight_at_a_half_close_is_in_the_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let settings = Settings {
+        latency: Duration::from_millis(500),
+        ..Settings::default()
+    };
+    let journal = format!("[journal]\npath = \"{}\"", path.display());
+    let harness = Harness::with(settings, &journal).await;
+    let mut stream = come(&harness, "in flight", Manner::HalfClose).await;
+    harness
+        .until(
+            "flowgate_tokens_total{account=\"acme\",event=\"spent\"}",
+            1.0,
+        )
+        .await;
+    stream.shutdown().await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"", "the connection is closed without an answer");
+    harness
+        .until(
+            "flowgate_cancelled_total{account=\"acme\",stage=\"in_flight\"}",
+            1.0,
+        )
+        .await;
+    harness.app.drain().await;
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let events: Vec<serde_json::Value> = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(events.len(), 2, "{lines}");
+    assert_eq!(
+        (&events[0]["event"], &events[0]["flow_name"]),
+        (&"sent".into(), &"in flight".into())
+    );
+    assert_eq!(
+        (
+            &events[1]["event"],
+            &events[1]["result"],
+            &events[1]["attempt"]
+        ),
+        (&"done".into(), &"ok".into(), &events[0]["attempt"])
+    );
 }

@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use cams_sim::{Settings, Sim};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
+use rustix::process::{Signal, kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::caller::{Call, KEY, Reply, SECRET, read_reply};
-use crate::harness::{Harness, get};
+use crate::harness::{Harness, Metrics, get};
 use crate::process::Process;
 
 async fn together(harness: &Harness, count: usize) -> JoinSet<Reply> {
@@ -283,4 +284,38 @@ async fn a_hanging_file_does_not_delay_the_exit() {
     };
     let ended = tokio::time::timeout(Duration::from_secs(30), flowgate.terminate()).await;
     assert!(ended.expect("it ends").success());
+}
+
+/// `timeout` of coreutils sends a signal to the process and to its group.
+#[tokio::test]
+async fn a_copy_of_the_signal_does_not_end_the_drain_and_a_later_signal_does() {
+    for (again_after, status) in [(0, 200), (1500, 0)] {
+        let settings = Settings {
+            latency: Duration::from_secs(4),
+            ..Settings::default()
+        };
+        let sim = Sim::start(settings.with_key(KEY, SECRET, "acme"))
+            .await
+            .unwrap();
+        let process = Process::start(&sim, "").await;
+        let mut stream = process.come("x").await;
+        Metrics::until(
+            process.admin,
+            "flowgate_tokens_total{account=\"acme\",event=\"spent\"}",
+            |spent| spent == 1.0,
+        )
+        .await;
+        kill_process(process.pid(), Signal::TERM).unwrap();
+        process
+            .logged("draining; a second signal exits immediately", 1)
+            .await;
+        tokio::time::sleep(Duration::from_millis(again_after)).await;
+        kill_process(process.pid(), Signal::TERM).unwrap();
+        let reply = read_reply(&mut stream).await;
+        assert_eq!(
+            reply.map_or(0, |reply| reply.status),
+            status,
+            "the second signal after {again_after} ms"
+        );
+    }
 }

@@ -22,9 +22,10 @@ use crate::primitives::id::{AccessKeyId, ActionName};
 /// one minute less than the window.
 const RELAYED_WINDOW: Duration = Duration::from_secs(14 * 60);
 const MAX_NONCE: usize = 256;
-/// Largest rebuilt query in bytes. With the parameters of the signature it must fit an HTTP target
-/// (64 KiB).
-const MAX_QUERY: usize = 56 * 1024;
+/// Largest rebuilt query in bytes: with the path it must fit an HTTP target (64 KiB).
+const MAX_QUERY: usize = u16::MAX as usize - "/?".len() - 1;
+/// The same in version 1, which adds the parameters of the signature.
+const MAX_QUERY_V1: usize = 56 * 1024;
 
 /// The fields that a call states about itself.
 pub(super) struct RequestClaims {
@@ -173,12 +174,19 @@ impl RequestClaims {
             .query()
             .map(|(name, value)| 3 * (name.len() + value.len()) + 2)
             .sum();
-        if most <= MAX_QUERY || encode::pairs(self.params.query()).len() <= MAX_QUERY {
+        let (max, shown) = match &self.proof {
+            Proof::V1(_) => (MAX_QUERY_V1, "56 KiB"),
+            Proof::V3(_) => (MAX_QUERY, "64 KiB"),
+        };
+        if most <= max || encode::pairs(self.params.query()).len() <= max {
             return Ok(());
         }
         Err(Refusal::new(
             Kind::TooLarge,
-            "The query is longer than 56 KiB after encoding. Send long parameters in the body.",
+            format!(
+                "The query is longer than {shown} after encoding. Send long parameters in the \
+                 body."
+            ),
         ))
     }
 }

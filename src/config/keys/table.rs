@@ -137,8 +137,8 @@ pub(crate) const KEYS: &[Key] = &[
     key(
         "listen.max_header",
         Kind::Size,
-        Some("32KiB"),
-        "Maximum size of a request's head. At least 8KiB.",
+        Some("80KiB"),
+        "Maximum size of a request's head: its target, which HTTP limits to 64KiB, and its headers, at most 100. The memory for it grows with what arrives. At least 8KiB.",
     ),
     key(
         "listen.max_body",

@@ -56,7 +56,7 @@ const UNPROVEN: [Kind; 7] = [
 ];
 /// Errors of a connection, in the order of its life: accept, rejection, PROXY header, handshake,
 /// request head, later.
-const CONNECTION_ERRORS: [&str; 13] = [
+const CONNECTION_ERRORS: [&str; 14] = [
     "accept",
     "too_many",
     "too_many_from_source",
@@ -66,6 +66,7 @@ const CONNECTION_ERRORS: [&str; 13] = [
     "slow_handshake",
     "slow_head",
     "not_http",
+    "large_head",
     "slow_reader",
     "idle",
     "incomplete",
