@@ -274,7 +274,7 @@ mod tests {
                 "k3y\"",
                 "the secret starts or ends with a quote: write it without",
             ),
-            ("k\03y", "the secret has a NUL as character 2"),
+            ("k\u{0}3y", "the secret has a NUL as character 2"),
             (
                 "k3y\n\n",
                 "expected a secret of one line, found a line break as character 4",
