@@ -91,9 +91,13 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
             String::new(),
             &[("location", "http://127.0.0.1:9/".to_owned())],
         )),
-        Fault::Unavailable(_) | Fault::Throttle(_) | Fault::Refuse(_) | Fault::Slow(_) => {
-            Answer::Http(answer)
-        }
+        Fault::Unavailable(_)
+        | Fault::Throttle(_)
+        | Fault::Refuse(_)
+        | Fault::Copied
+        | Fault::Failed
+        | Fault::NoData
+        | Fault::Slow(_) => Answer::Http(answer),
     }
 }
 
@@ -216,6 +220,7 @@ mod tests {
         let hints = crate::Hints {
             acs_retry_after_ms: Some(1_500),
             retry_after_s: Some(2),
+            retry_at_s: None,
             time_left_ms: Some(7),
         };
         let form = Form {

@@ -23,6 +23,7 @@ const NONCE_MEMORY: Duration = Duration::from_secs(31 * 60);
 #[derive(Debug)]
 pub(crate) struct Gatekeeper {
     keys: HashMap<String, Key>,
+    expired: HashSet<String>,
     check: bool,
     strict: bool,
     host: Option<String>,
@@ -41,6 +42,7 @@ impl Gatekeeper {
                 .iter()
                 .map(|key| (key.access_key_id.clone(), key.clone()))
                 .collect(),
+            expired: settings.expired.iter().cloned().collect(),
             check: settings.check_signatures,
             strict: settings.strict,
             host: settings.host.clone(),
@@ -54,6 +56,11 @@ impl Gatekeeper {
     /// clock.
     pub(crate) fn set_clock(&mut self, time: Option<SystemTime>, now: Instant) {
         self.clock = time.map(|time| (time, now));
+    }
+
+    /// The time of day, if it was set.
+    pub(crate) fn set_time(&self, now: Instant) -> Option<SystemTime> {
+        self.clock.map(|(time, set)| time + now.duration_since(set))
     }
 
     /// The account of a key; the signature is not checked.
@@ -94,6 +101,9 @@ impl Gatekeeper {
             .keys
             .get(id)
             .ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
+        if self.expired.contains(id) {
+            return Err(Refusal::new("SecurityTokenExpired"));
+        }
         if call.credential.security_token != key.security_token {
             return Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"));
         }
@@ -112,9 +122,7 @@ impl Gatekeeper {
         }
         let stamped =
             date::parse(timestamp).ok_or_else(|| Refusal::new("InvalidTimeStamp.Format"))?;
-        let time = self.clock.map_or_else(SystemTime::now, |(time, set)| {
-            time + now.duration_since(set)
-        });
+        let time = self.set_time(now).unwrap_or_else(SystemTime::now);
         let off = time
             .duration_since(stamped)
             .unwrap_or_else(|ahead| ahead.duration());

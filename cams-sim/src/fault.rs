@@ -49,6 +49,12 @@ pub enum Fault {
     CloseAfter,
     /// `reset`: the connection is reset without an answer; processed.
     Reset,
+    /// `copied`: the request arrives twice; processed once, and answered as the second copy.
+    Copied,
+    /// `failed`: 500 with CAMS's error body; processed.
+    Failed,
+    /// `no-data`: a success without `Data`; processed.
+    NoData,
     /// `slow=5s`: the response is delayed by this; processed.
     Slow(Duration),
     /// `garbage`: bytes that are not HTTP, then closed; processed.
@@ -67,7 +73,7 @@ pub enum Fault {
 
 /// The form of a forced throttle: `throttle`, then any of `code=Throttling.User`, `status=429`,
 /// `ok` (inside HTTP 200), `xml`, and the hints `acs-retry-after=MS`, `retry-after=S`,
-/// `time-left=MS`.
+/// `retry-at=S` (the same as an HTTP date), `time-left=MS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Throttle {
     /// The code, by default `System.LimitControl`.
@@ -144,6 +150,9 @@ impl Fault {
             Self::CloseBefore => "close-before",
             Self::CloseAfter => "close-after",
             Self::Reset => "reset",
+            Self::Copied => "copied",
+            Self::Failed => "failed",
+            Self::NoData => "no-data",
             Self::Slow(_) => "slow",
             Self::Garbage => "garbage",
             Self::Html => "html",
@@ -219,6 +228,9 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
         "close-before",
         "close-after",
         "reset",
+        "copied",
+        "failed",
+        "no-data",
         "slow",
         "garbage",
         "html",
@@ -237,6 +249,9 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
             "close-before" => Fault::CloseBefore,
             "close-after" => Fault::CloseAfter,
             "reset" => Fault::Reset,
+            "copied" => Fault::Copied,
+            "failed" => Fault::Failed,
+            "no-data" => Fault::NoData,
             "slow" => Fault::Slow(parse_duration(value)?),
             "garbage" => Fault::Garbage,
             "html" => Fault::Html,
@@ -270,6 +285,7 @@ fn read_hints(words: &mut BTreeMap<&str, &str>) -> Result<Hints, String> {
     Ok(Hints {
         acs_retry_after_ms: words.remove("acs-retry-after").map(number).transpose()?,
         retry_after_s: words.remove("retry-after").map(number).transpose()?,
+        retry_at_s: words.remove("retry-at").map(number).transpose()?,
         time_left_ms: words.remove("time-left").map(number).transpose()?,
     })
 }
@@ -295,6 +311,7 @@ mod tests {
         let hints = Hints {
             acs_retry_after_ms: Some(2_000),
             retry_after_s: Some(2),
+            retry_at_s: Some(3),
             time_left_ms: Some(7),
         };
         assert_eq!(
@@ -302,7 +319,7 @@ mod tests {
             rule(When::Next(3), Fault::Throttle(Throttle::default()))
         );
         assert_eq!(
-            "throttle, ok, xml, code=Throttling.User, acs-retry-after=2000, retry-after=2, time-left=7".parse(),
+            "throttle, ok, xml, code=Throttling.User, acs-retry-after=2000, retry-after=2, retry-at=3, time-left=7".parse(),
             rule(
                 When::Always,
                 Fault::Throttle(Throttle { code: "Throttling.User".into(), status: 200, xml: true, hints })
@@ -349,6 +366,9 @@ mod tests {
             "close-before",
             "close-after",
             "reset",
+            "copied",
+            "failed",
+            "no-data",
             "slow=1s",
             "garbage",
             "html",

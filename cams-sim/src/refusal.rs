@@ -2,6 +2,8 @@
 //! them. Codes that begin with `CamsSim.` are the simulator's own strictness: the real gateway
 //! might let such a call pass, but nothing well-made sends it.
 
+use std::time::{Duration, SystemTime};
+
 /// What a refusal tells about when to come back. Nothing of this is documented for CAMS; its SDKs
 /// read the first and the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -10,6 +12,8 @@ pub struct Hints {
     pub acs_retry_after_ms: Option<u64>,
     /// `Retry-After`, in seconds.
     pub retry_after_s: Option<u64>,
+    /// `Retry-After` as the date this many seconds ahead.
+    pub retry_at_s: Option<u32>,
     /// `TimeLeft` of `x-ratelimit-user`, in milliseconds.
     pub time_left_ms: Option<u64>,
 }
@@ -36,13 +40,17 @@ impl Hints {
         let plain = self
             .retry_after_s
             .map(|seconds| ("retry-after", seconds.to_string()));
+        let at = self.retry_at_s.map(|seconds| {
+            let time = SystemTime::now() + Duration::from_secs(seconds.into());
+            ("retry-after", httpdate::fmt_http_date(time))
+        });
         let left = self.time_left_ms.map(|millis| {
             (
                 "x-ratelimit-user",
                 format!("Limit:5,Remain:0,TimeLeft:{millis}"),
             )
         });
-        [acs, plain, left].into_iter().flatten()
+        [acs, plain, at, left].into_iter().flatten()
     }
 }
 
@@ -121,6 +129,7 @@ fn documented(code: &str) -> (u16, &'static str) {
         "InvalidSecurityToken.MismatchWithAccessKey" => {
             (400, "Specified SecurityToken mismatch with the AccessKey.")
         }
+        "SecurityTokenExpired" => (403, "The security token has expired."),
         "InvalidParameter.Format" => (400, "Specified parameter is not well formatted."),
         "InvalidVersion" => (400, "Specified parameter Version is not valid."),
         "InvalidApi.NotFound" => (

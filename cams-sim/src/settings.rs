@@ -11,6 +11,8 @@ use crate::{Limit, Rule};
 pub struct Settings {
     /// The known access keys.
     pub keys: Vec<Key>,
+    /// Ids of known keys whose sessions have expired.
+    pub expired: Vec<String>,
     /// The limits by action, each per account.
     pub limits: BTreeMap<String, Limit>,
     /// Time from counting a call to its response.
@@ -54,6 +56,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             keys: Vec::new(),
+            expired: Vec::new(),
             limits: BTreeMap::from([("CreateFlow".to_owned(), Limit::default())]),
             latency: Duration::ZERO,
             jitter: Duration::ZERO,

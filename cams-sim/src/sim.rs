@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use hyper::header::DATE;
 use hyper::{Request, Response};
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -179,13 +180,18 @@ impl Sim {
         };
         let read = Call::read(request, settings.strict);
         let mut fault = None;
+        let mut copy = None;
         let outcome = match read {
             Err(refusal) => Err(refusal),
             Ok(call) => {
                 describe(&mut arrival, &call, state.gatekeeper.account(&call));
                 (form.xml, form.action) = (call.xml, call.action.clone());
                 fault = state.faults.pick(&call.action, call.parameter("FlowName"));
-                state.judge(&call, request, fault.as_ref(), now)
+                let judged = state.judge(&call, request, fault.as_ref(), now);
+                if judged.is_ok() && fault == Some(Fault::Copied) {
+                    copy = state.judge(&call, request, None, now).err();
+                }
+                judged
             }
         };
         arrival.fault = fault.as_ref().map(Fault::name);
@@ -196,10 +202,21 @@ impl Sim {
             Err(refusal) => Verdict::Rejected(refusal.code.clone()),
         };
         state.arrivals.push(arrival);
-        let answer: Response<Bytes> = match outcome {
-            Ok(body) => form.success(body),
-            Err(refusal) => form.refusal(&refusal),
+        let mut answer: Response<Bytes> = match (outcome, &fault, copy) {
+            (Ok(_), Some(Fault::Copied), Some(refusal)) => form.refusal(&refusal),
+            (Ok(_), Some(Fault::Failed), _) => form.refusal(&Refusal::new("InternalError")),
+            (Ok(mut body), Some(Fault::NoData), _) => {
+                body.as_object_mut().map(|body| body.remove("Data"));
+                form.success(body)
+            }
+            (Ok(body), ..) => form.success(body),
+            (Err(refusal), ..) => form.refusal(&refusal),
         };
+        if let Some(time) = state.gatekeeper.set_time(now) {
+            let date = httpdate::fmt_http_date(time);
+            let date = date.parse().expect("a date is a header's value");
+            answer.headers_mut().insert(DATE, date);
+        }
         match fault {
             None => (Answer::Http(answer), Duration::ZERO),
             Some(fault) => {
