@@ -1,6 +1,7 @@
 //! Alibaba Cloud's wire rules for RPC-style products such as CAMS: strict decoding, canonical
 //! encoding, signature versions 1 and 3, error bodies and documented limits. No I/O and no clock.
 
+pub(crate) mod actions;
 pub(crate) mod answer;
 pub(crate) mod decode;
 pub(crate) mod encode;

@@ -29,10 +29,11 @@ use hyper::body::Body;
 use hyper::{Request, Response};
 use tokio::time::{Instant, Sleep};
 
+use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::current_config::ConfigSnapshot;
 use crate::call::identify::Sendable;
-use crate::call::judge::{Context, Verdict};
+use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
 use crate::call::retry::{Decision, RetryState};
 use crate::call::services::CallServices;
@@ -157,6 +158,8 @@ struct ActiveCall<'a> {
     generation: u64,
     /// Whether its credentials were reread, which is done at most once.
     renewed: bool,
+    /// Whether it was sent again with a corrected time stamp, which is done at most once.
+    restamped: bool,
 }
 
 // === impl ActiveCall ===
@@ -186,6 +189,7 @@ impl<'a> ActiveCall<'a> {
             limited_call,
             generation,
             renewed: false,
+            restamped: false,
         })
     }
 
@@ -206,7 +210,7 @@ impl<'a> ActiveCall<'a> {
         if disconnect.has_disconnected() {
             return Err(CallFailure::CallerDisconnected);
         }
-        let context = self.context();
+        let managed = self.is_managed();
         let config_snapshot = self.services.current_config.load();
         config_snapshot.recheck(
             &mut self.call,
@@ -215,8 +219,9 @@ impl<'a> ActiveCall<'a> {
         )?;
         let connection = permit.connection();
         check_upstream(self.limited_call.connector(), connection)?;
-        let mut request = sign::sign(&self.call, connection.host(), SystemTime::now());
-        self.record.sent(request.headers_mut(), !context.managed);
+        let stamp = connection.clock().stamp(SystemTime::now());
+        let mut request = sign::sign(&self.call, connection.host(), stamp);
+        self.record.sent(request.headers_mut(), !managed);
         let note = self.services.journal.as_ref().map(|journal| {
             let flow_name = self.record.flow_name();
             let request_id = self.record.request_id();
@@ -227,7 +232,7 @@ impl<'a> ActiveCall<'a> {
             request,
             operation: self.operation.clone(),
             metrics: self.metrics.clone(),
-            context,
+            managed,
             deadlines: Deadlines {
                 send_by: self.limited_call.send_by(),
                 answer_by: self.answer_by(),
@@ -242,8 +247,8 @@ impl<'a> ActiveCall<'a> {
     }
 
     /// Records the result of an attempt. Returns `None` if the call must be sent again immediately:
-    /// nothing was sent, or CAMS rejected an old session and a newer one could be read, which is
-    /// tried once.
+    /// nothing was sent, or CAMS rejected the session or the time stamp and there is a better one,
+    /// which is tried once.
     async fn judge(&mut self, attempted: Attempted) -> Option<Box<Judged>> {
         let Attempted::Judged(judged) = attempted else {
             self.record.unsent();
@@ -259,17 +264,24 @@ impl<'a> ActiveCall<'a> {
                 return None;
             }
         }
+        if let Verdict::Clock { .. } = verdict
+            && self.limited_call.connector().clock().corrects()
+            && !std::mem::replace(&mut self.restamped, true)
+        {
+            self.record.queued_again(Duration::ZERO);
+            return None;
+        }
         Some(judged)
     }
 
     /// Decides whether the call is sent again.
     fn decide(&self, verdict: &Verdict) -> Decision {
-        let context = self.context();
         let config = &self.services.current_config.load_full().config;
         let state = RetryState {
             sent: self.record.attempts(),
-            can_repeat: context.managed && config.mode == Mode::Enforce,
-            has_lane: context.limited,
+            can_repeat: self.is_managed() && config.mode == Mode::Enforce,
+            has_lane: self.operation.limit.is_some(),
+            is_read: matches!(verdict, Verdict::Unknown { .. }) && self.only_reads(),
             left: self.limited_call.left(),
         };
         retry::decide(verdict, state, &config.retry, fastrand::f64())
@@ -290,7 +302,8 @@ impl<'a> ActiveCall<'a> {
         let Judged { answer, verdict } = judged;
         let service = self.record.service();
         let predicted_wait = || self.limited_call.predicted_wait().max(advice);
-        let response = reply::pass_on(answer, &verdict, service, predicted_wait)?;
+        let action = self.operation.action.as_str();
+        let response = reply::pass_on(answer, &verdict, action, service, predicted_wait)?;
         self.record
             .answered(verdict.outcome(), verdict.code(), response.status());
         Ok(response)
@@ -301,11 +314,13 @@ impl<'a> ActiveCall<'a> {
         self.limited_call.arrived() + self.operation.hold
     }
 
-    fn context(&self) -> Context {
-        Context {
-            managed: matches!(self.call, Sendable::Verified(_)),
-            limited: self.operation.limit.is_some(),
-        }
+    fn only_reads(&self) -> bool {
+        actions::effect(self.operation.action.as_str()) == Effect::Read
+    }
+
+    /// Whether Flowgate signs the call.
+    fn is_managed(&self) -> bool {
+        matches!(self.call, Sendable::Verified(_))
     }
 }
 

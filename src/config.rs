@@ -206,6 +206,8 @@ pub struct Upstream {
     /// Maximum size of a response's body, in bytes.
     #[serde(serialize_with = "serializers::size")]
     pub max_response: usize,
+    /// Whether time stamps are corrected by the offset of the endpoint's clock.
+    pub correct_clock: bool,
 }
 
 /// The credentials that Flowgate signs with. They are replaced as a whole.
@@ -352,6 +354,8 @@ pub struct Retry {
     /// Upper bound of a pause requested by the server.
     #[serde(serialize_with = "serializers::time")]
     pub max_pause: Duration,
+    /// Whether a call that only reads is repeated after an unknown outcome.
+    pub reads: bool,
 }
 
 /// `[drain]`.

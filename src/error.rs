@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use hyper::StatusCode;
 
+use crate::acs::actions;
 use crate::primitives::id::{AccessKeyId, AccountId};
+use crate::primitives::text::capped;
 
 /// How a call ended, for `flowgate_requests_total{outcome}`. Every call has exactly one outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -272,12 +274,19 @@ impl Kind {
 // === impl Refusal ===
 
 impl Refusal {
-    /// The refusal of a call that was sent and whose outcome is unknown.
-    pub(crate) fn unknown(reason: &str) -> Self {
-        let message = format!(
+    /// The refusal of a call that was sent and whose outcome is unknown. The advice depends on the
+    /// action; `cams_request_id` is that of CAMS's answer, if there is one.
+    pub(crate) fn unknown(reason: &str, action: &str, cams_request_id: Option<&str>) -> Self {
+        let advice = actions::advice(action);
+        let mut message = format!(
             "The call was sent to CAMS, but its outcome is unknown: {reason}. CAMS may have \
-             executed it. Check its effect (for a flow with ListFlow) before you repeat it."
+             executed it. {advice}"
         );
+        if let Some(request_id) = cams_request_id {
+            message.push_str(" CAMS's RequestId: ");
+            message.push_str(capped(request_id));
+            message.push('.');
+        }
         Self::new(Kind::OutcomeUnknown, message)
     }
 

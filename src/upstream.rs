@@ -7,9 +7,11 @@
 //! `upstream/resolve.rs` resolves the name, `upstream/addresses.rs` orders the addresses,
 //! `upstream/race.rs` races them. `upstream/pool.rs` keeps idle connections and probes an
 //! unreachable upstream, `upstream/exchange.rs` is one request and its response,
-//! `upstream/first_write.rs` reports when the request is written.
+//! `upstream/first_write.rs` reports when the request is written. `upstream/clock.rs` compares its
+//! clock with this host's.
 
 mod addresses;
+pub(crate) mod clock;
 mod dial;
 mod exchange;
 mod failures;
@@ -35,6 +37,7 @@ use hyper::header::HeaderMap;
 use tokio::time::Instant;
 
 use crate::config;
+use clock::UpstreamClock;
 use dial::Dialer;
 pub(crate) use failures::Failure;
 use link::Link;
@@ -189,6 +192,11 @@ impl Upstream {
         &self.pool.settings.host
     }
 
+    /// Its clock relative to this host's.
+    pub(crate) fn clock(&self) -> &Arc<UpstreamClock> {
+        &self.pool.clock
+    }
+
     /// The proxy on the way to it.
     pub(crate) fn proxy(&self) -> Option<String> {
         self.pool.settings.proxy.as_ref().map(ToString::to_string)
@@ -235,6 +243,11 @@ impl Upstream {
 // === impl Connection ===
 
 impl Connection {
+    /// The clock of its upstream relative to this host's.
+    pub(crate) fn clock(&self) -> &Arc<UpstreamClock> {
+        &self.pool.clock
+    }
+
     /// The host of its upstream, which is signed and sent as `Host`.
     pub(crate) fn host(&self) -> &str {
         &self.pool.settings.host

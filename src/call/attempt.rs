@@ -8,7 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as Polling, Poll};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
@@ -22,6 +22,7 @@ use crate::observe::journal::{self, Note};
 use crate::observe::metrics::{self, CallMetrics, labels};
 use crate::operation::Operation;
 use crate::primitives::text::capped;
+use crate::upstream::clock::UpstreamClock;
 use crate::upstream::{Request, Sent, Upstream, UpstreamResponse};
 
 /// The result of an attempt.
@@ -45,8 +46,8 @@ pub(crate) struct Sending {
     pub(crate) operation: Arc<Operation>,
     /// The series of the operation's account and action.
     pub(crate) metrics: Arc<CallMetrics>,
-    /// Input of the judge.
-    pub(crate) context: Context,
+    /// Whether Flowgate made the signature.
+    pub(crate) managed: bool,
     pub(crate) deadlines: Deadlines,
     /// The entry in the journal, if there is a journal.
     pub(crate) note: Option<Box<Note>>,
@@ -84,8 +85,13 @@ pub(crate) fn attempt(
     let answer_by = sending.deadlines.answer_by;
     let attempt = DetachOnDrop::new(services, sending);
     timeout_at(answer_by, attempt).map(|answered| {
-        let reason = "CAMS has not answered within the hold";
-        answered.unwrap_or_else(|_elapsed| Attempted::judged(None, Verdict::Unknown { reason }))
+        answered.unwrap_or_else(|_elapsed| {
+            let verdict = Verdict::Unknown {
+                reason: "CAMS has not answered within the hold",
+                request_id: None,
+            };
+            Attempted::judged(None, verdict)
+        })
     })
 }
 
@@ -99,7 +105,7 @@ async fn run(
         request,
         operation,
         metrics,
-        context,
+        managed,
         note,
         deadlines,
     } = sending;
@@ -116,8 +122,14 @@ async fn run(
     };
     has_begun.store(true, Ordering::Relaxed);
     let in_flight = InFlight::new(metrics);
+    let clock = connection.clock().clone();
     let sent_at = Instant::now();
     let sent = connection.send(request, receipt.on_write()).await;
+    let context = Context {
+        managed,
+        limited: operation.limit.is_some(),
+        action: operation.action.as_str(),
+    };
     let Some(judged) = Judged::new(sent, context) else {
         if let Some(note) = &note {
             note.unsent();
@@ -128,13 +140,9 @@ async fn run(
     if let Some(note) = &note {
         note_end(note, judged.answer.as_ref(), &judged.verdict);
     }
-    count(
-        &services,
-        &operation,
-        &in_flight.0,
-        &judged,
-        sent_at.elapsed(),
-    );
+    let took = sent_at.elapsed();
+    set_clock(&clock, &judged, sent_at, took);
+    count(&services, &operation, &in_flight.0, &judged, took);
     settle(receipt, &judged.verdict);
     Attempted::Judged(Box::new(judged))
 }
@@ -190,7 +198,7 @@ pub(crate) fn note_end(note: &Note, answer: Option<&UpstreamResponse>, verdict: 
         Verdict::Ok { .. } => journal::Outcome::Ok,
         Verdict::Throttled { .. } => journal::Outcome::Throttled,
         Verdict::UpstreamError { .. } => journal::Outcome::UpstreamError,
-        Verdict::Credentials { .. } => journal::Outcome::Credentials,
+        Verdict::Credentials { .. } | Verdict::Clock { .. } => journal::Outcome::Credentials,
         Verdict::Unknown { .. } => journal::Outcome::Unknown,
     };
     let body = answer.map(|answer| &answer.body);
@@ -202,9 +210,23 @@ fn settle(receipt: Receipt, verdict: &Verdict) {
     match verdict {
         Verdict::Throttled { hint, .. } => receipt.throttled(*hint),
         Verdict::Unknown { .. } => drop(receipt),
-        Verdict::Ok { .. } | Verdict::UpstreamError { .. } | Verdict::Credentials { .. } => {
-            receipt.answered()
+        Verdict::Ok { .. }
+        | Verdict::UpstreamError { .. }
+        | Verdict::Credentials { .. }
+        | Verdict::Clock { .. } => receipt.answered(),
+    }
+}
+
+/// Reads CAMS's time from an answer of CAMS.
+fn set_clock(clock: &UpstreamClock, judged: &Judged, sent_at: Instant, took: Duration) {
+    let Some(answer) = &judged.answer else { return };
+    match judged.verdict {
+        Verdict::Clock { .. } => clock.stamp_refused(&answer.headers, took, SystemTime::now()),
+        Verdict::Unknown { .. } => {}
+        _ if clock.is_due(sent_at + took) => {
+            clock.answered(&answer.headers, took, SystemTime::now());
         }
+        _ => {}
     }
 }
 
@@ -237,6 +259,25 @@ fn count(
             "CAMS does not accept this account's access key"
         );
     }
+    if let Verdict::Clock { code, offset, .. } = verdict {
+        tracing::warn!(
+            account,
+            code = capped(code),
+            offset_seconds = offset,
+            cams_request_id = verdict.request_id().map(capped),
+            "CAMS rejected a time stamp: this host's clock is wrong"
+        );
+    }
+    if let Verdict::Unknown { reason, request_id } = verdict
+        && *reason == judge::COPY_ARRIVED
+    {
+        tracing::warn!(
+            account,
+            action = operation.action_label(),
+            cams_request_id = request_id.as_deref().map(capped),
+            "CAMS received a request twice"
+        );
+    }
     if let Verdict::Throttled { source, .. } = verdict {
         let source = match source {
             ThrottleSource::Body => "body",
@@ -258,11 +299,11 @@ impl Attempted {
 
 impl Judged {
     /// `None` if nothing was sent.
-    fn new(sent: Sent, context: Context) -> Option<Self> {
+    fn new(sent: Sent, context: Context<'_>) -> Option<Self> {
         match sent {
             Sent::Unsent => None,
             Sent::Answered(answer) => Some(Self {
-                verdict: judge::judge(&answer, context),
+                verdict: judge::judge(&answer, context, SystemTime::now),
                 answer: Some(answer),
             }),
             Sent::Lost(lost) => Some(Self {
@@ -417,10 +458,7 @@ mod tests {
             permit,
             request: Request::default(),
             metrics: services.metrics.calls(operation.labels()),
-            context: Context {
-                managed: true,
-                limited: true,
-            },
+            managed: true,
             deadlines: Deadlines {
                 send_by: Instant::now() + operation.hold,
                 answer_by: Instant::now() + operation.hold,

@@ -2,32 +2,30 @@
 //! states it in a complete document or in its own header, and never if CAMS may have executed the
 //! call. This module does no I/O; `retry` decides what follows from a verdict.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::StatusCode;
 use hyper::header::{
     CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
 };
 
+use crate::acs::actions::{self, Effect};
 use crate::acs::answer::{self, Summary};
 use crate::error::Outcome;
+use crate::upstream::clock;
 use crate::upstream::{Lost, UpstreamResponse};
 
 /// Largest body in bytes that is parsed. A throttled answer has a few hundred bytes.
 const MAX_JUDGED: usize = 64 * 1024;
 
-/// CAMS's codes for a rejected signature, key, timestamp or nonce. Each is also a prefix before a
-/// dot.
+/// CAMS's codes for a rejected signature. Each is also a prefix before a dot. `COPY_CODES`,
+/// `CLOCK_CODES` and `SESSION_CODES` are other refusals of a signature.
 const CREDENTIAL_CODES: &[&str] = &[
     "SignatureDoesNotMatch",
-    "SignatureNonceUsed",
     "IncompleteSignature",
-    "InvalidAccessKeyId",
     "InvalidAccessKeySecret",
-    "InvalidSecurityToken",
     "InvalidSignature",
     "InvalidSignatureMethod",
-    "InvalidSignatureNonce",
     "InvalidSignatureVersion",
     "InvalidTimeStamp",
     "MissingAccessKeyId",
@@ -35,8 +33,43 @@ const CREDENTIAL_CODES: &[&str] = &[
     "MissingSignature",
     "MissingSignatureNonce",
     "MissingTimestamp",
+];
+
+/// CAMS's codes for a time stamp that is too far from its clock. Some of Alibaba's gateways answer
+/// `IllegalTimestamp` with a text about a missing one.
+const CLOCK_CODES: &[&str] = &["InvalidTimeStamp.Expired", "IllegalTimestamp"];
+
+/// CAMS's codes for a key or a token that may just have been replaced.
+const SESSION_CODES: &[&str] = &[
+    "Forbidden.AccessKeyDisabled",
+    "InvalidAccessKeyId",
+    "InvalidSecurityToken",
     "SecurityTokenExpired",
 ];
+
+/// CAMS's codes for a nonce that it has seen before. A nonce of Flowgate's own has 128 random bits
+/// and is sent once, so such an answer proves that a copy of the request arrived before, and that
+/// copy may have been executed. Codes for what exists already (`EntityAlreadyExists.*`, a duplicate
+/// name) are no such proof: CAMS checks the nonce first, so they mean what another call has
+/// created. Neither are those for a used idempotency token, which no action of CAMS has.
+const COPY_CODES: &[&str] = &["SignatureNonceUsed", "InvalidSignatureNonce"];
+
+/// CAMS's codes for a failure of its own, which prove nothing about the call, whatever the status.
+const FAILURE_CODES: &[&str] = &[
+    "InternalError",
+    "InternalFailure",
+    "ServiceUnavailable",
+    "ServiceUnavailableTemporary",
+];
+
+/// Longest wait that `Retry-After` may state. Flowgate's own waits have a lower bound, which is
+/// configured; this one is for what is passed on to a caller.
+const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
+
+/// Reasons of unknown outcomes.
+pub(crate) const COPY_ARRIVED: &str = "CAMS had already received a copy of the request";
+const SERVER_FAILURE: &str = "CAMS reported a failure of its own";
+const NOT_CAMS_FORMAT: &str = "an answer that is not in CAMS's format";
 
 /// The code of an answer without a code.
 const OTHER: &str = "other";
@@ -64,7 +97,7 @@ pub(crate) enum Verdict {
         code: String,
         /// Which part of the answer states it.
         source: ThrottleSource,
-        /// How long CAMS asks to wait, as stated and not bounded.
+        /// How long CAMS asks to wait, not bounded by the configuration.
         hint: Option<Duration>,
         /// CAMS's request id.
         request_id: Option<String>,
@@ -77,10 +110,21 @@ pub(crate) enum Verdict {
         /// CAMS's request id.
         request_id: Option<String>,
     },
+    /// CAMS rejected the time stamp that Flowgate made, and did nothing. The answer is not passed on.
+    Clock {
+        /// The code.
+        code: String,
+        /// CAMS's time minus this host's, in seconds, if the answer has a `Date`.
+        offset: Option<i64>,
+        /// CAMS's request id.
+        request_id: Option<String>,
+    },
     /// The call was sent, and it is not known whether CAMS executed it.
     Unknown {
         /// The reason, in fixed words that contain nothing of the answer.
         reason: &'static str,
+        /// CAMS's request id, if the answer has one.
+        request_id: Option<String>,
     },
 }
 
@@ -95,26 +139,32 @@ pub(crate) enum ThrottleSource {
 
 /// Properties of the call that the verdict depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Context {
+pub(crate) struct Context<'a> {
     /// Whether Flowgate made the signature.
     pub(crate) managed: bool,
     /// Whether the action has a limit. Then an answer that cannot be read is not passed on.
     pub(crate) limited: bool,
+    /// The action.
+    pub(crate) action: &'a str,
 }
 
-/// Judges a complete answer.
-pub(crate) fn judge(answer: &UpstreamResponse, context: Context) -> Verdict {
+/// Judges a complete answer. `now` reads this host's clock, which few answers need.
+pub(crate) fn judge(
+    answer: &UpstreamResponse,
+    context: Context<'_>,
+    now: fn() -> SystemTime,
+) -> Verdict {
     let status = answer.status;
     if let Some(reason) = not_from_cams(answer) {
-        return Verdict::Unknown { reason };
+        return Verdict::unknown(reason, None);
     }
     if answer.body.len() > MAX_JUDGED {
-        return judge_large(answer, context);
+        return judge_large(answer, context, now);
     }
     let summary = read(answer);
     // Checked first: waiting does not correct a rejected signature, and the answer must not be
     // passed on.
-    if let Some(verdict) = refused_signature(context, status, summary.as_ref()) {
+    if let Some(verdict) = refused_signature(answer, context, summary.as_ref(), now) {
         return verdict;
     }
     if let Some(source) = throttle(answer, summary.as_ref()) {
@@ -125,33 +175,59 @@ pub(crate) fn judge(answer: &UpstreamResponse, context: Context) -> Verdict {
         return Verdict::Throttled {
             code,
             source,
-            hint: hint(&answer.headers),
+            hint: hint(&answer.headers, now),
             request_id,
         };
     }
-    match summary {
-        Some(Summary { code: None, .. }) if context.limited && !status.is_success() => {
-            Verdict::Unknown {
-                reason: "an error without a code",
-            }
-        }
-        None if context.limited => Verdict::Unknown {
-            reason: "an answer that is not in CAMS's format",
-        },
-        summary => by_status(status, summary),
+    if let Some(reason) = no_certain_answer(context, status, summary.as_ref()) {
+        let request_id = summary.and_then(|summary| summary.request_id);
+        return Verdict::unknown(reason, request_id);
     }
+    by_status(status, summary)
 }
 
 /// Judges an answer that is too large to be a throttled one. The answer to a rejected signature
 /// echoes the request, so it may have any length.
-fn judge_large(answer: &UpstreamResponse, context: Context) -> Verdict {
+fn judge_large(
+    answer: &UpstreamResponse,
+    context: Context<'_>,
+    now: fn() -> SystemTime,
+) -> Verdict {
     let status = answer.status;
     let summary = if context.managed && !status.is_success() {
         read(answer)
     } else {
         None
     };
-    refused_signature(context, status, summary.as_ref()).unwrap_or_else(|| by_status(status, None))
+    if let Some(verdict) = refused_signature(answer, context, summary.as_ref(), now) {
+        return verdict;
+    }
+    if status.is_server_error() && context.creates() {
+        return Verdict::unknown(SERVER_FAILURE, None);
+    }
+    by_status(status, None)
+}
+
+/// Why an answer that CAMS may have given does not state whether it executed the call.
+fn no_certain_answer(
+    context: Context<'_>,
+    status: StatusCode,
+    summary: Option<&Summary>,
+) -> Option<&'static str> {
+    let Some(summary) = summary else {
+        return (context.limited || context.creates()).then_some(NOT_CAMS_FORMAT);
+    };
+    let code = summary.code.as_deref();
+    let is_success = status.is_success();
+    if is_success && matches!(code, None | Some("OK")) {
+        let lacks_data = !summary.has_data && actions::answers_with_data(context.action);
+        return lacks_data.then_some("a success without the data that it should have");
+    }
+    if code.is_none() && context.limited {
+        return Some("an error without a code");
+    }
+    let has_failed = status.is_server_error() || code.is_some_and(is_failure_code);
+    (has_failed && context.creates()).then_some(SERVER_FAILURE)
 }
 
 fn read(answer: &UpstreamResponse) -> Option<Summary> {
@@ -185,9 +261,10 @@ fn is_identity(encoding: &HeaderValue) -> bool {
 /// The verdict on an answer that rejects the signature. Only a refusal proves that CAMS did
 /// nothing; such a code in another answer is not passed on either.
 fn refused_signature(
-    context: Context,
-    status: StatusCode,
+    answer: &UpstreamResponse,
+    context: Context<'_>,
     summary: Option<&Summary>,
+    now: fn() -> SystemTime,
 ) -> Option<Verdict> {
     let Summary {
         code: Some(code),
@@ -197,19 +274,37 @@ fn refused_signature(
     else {
         return None;
     };
-    if !context.managed || !is_in_family(code, CREDENTIAL_CODES) {
+    // Most answers are `OK`, which is in none of the lists.
+    if !context.managed || code == "OK" {
         return None;
     }
+    if is_in_family(code, COPY_CODES) {
+        return Some(Verdict::unknown(COPY_ARRIVED, request_id.clone()));
+    }
+    let is_clock = is_in_family(code, CLOCK_CODES);
+    let is_known =
+        is_clock || is_in_family(code, CREDENTIAL_CODES) || is_in_family(code, SESSION_CODES);
+    if !is_known {
+        return None;
+    }
+    let status = answer.status;
     let is_refusal = status.is_client_error() || status.is_success() && !has_data;
-    if is_refusal {
+    if is_refusal && is_clock {
+        Some(Verdict::Clock {
+            code: code.clone(),
+            offset: clock::date(&answer.headers).map(|date| seconds_from(now(), date)),
+            request_id: request_id.clone(),
+        })
+    } else if is_refusal {
         Some(Verdict::Credentials {
             code: code.clone(),
             request_id: request_id.clone(),
         })
     } else {
-        Some(Verdict::Unknown {
-            reason: "a rejected signature in an answer that is not a refusal",
-        })
+        Some(Verdict::unknown(
+            "a rejected signature in an answer that is not a refusal",
+            request_id.clone(),
+        ))
     }
 }
 
@@ -218,7 +313,16 @@ fn is_in_family(code: &str, families: &[&str]) -> bool {
     let family = code.split('.').next().unwrap_or_default();
     families
         .iter()
-        .any(|known| known.eq_ignore_ascii_case(family))
+        .any(|known| known.eq_ignore_ascii_case(family) || known.eq_ignore_ascii_case(code))
+}
+
+/// Whole seconds from the first time to the second; negative if the second is earlier.
+fn seconds_from(first: SystemTime, second: SystemTime) -> i64 {
+    let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match second.duration_since(first) {
+        Ok(later) => whole(later),
+        Err(earlier) => -whole(earlier.duration()),
+    }
 }
 
 /// Whether the answer states that the call was throttled, and in which part.
@@ -238,6 +342,11 @@ fn throttle(answer: &UpstreamResponse, summary: Option<&Summary>) -> Option<Thro
     } else {
         None
     }
+}
+
+/// Whether CAMS, and not the call, is at fault. `isp` is the prefix of the platform's own errors.
+fn is_failure_code(code: &str) -> bool {
+    code.eq_ignore_ascii_case("isp.SYSTEM_ERROR") || is_in_family(code, FAILURE_CODES)
 }
 
 fn is_throttle_code(code: &str) -> bool {
@@ -275,10 +384,43 @@ fn by_status(status: StatusCode, summary: Option<Summary>) -> Verdict {
 
 /// The server's first hint on when to retry, in this order: its own header, the standard header,
 /// the time left in its rate-limit windows.
-fn hint(headers: &HeaderMap) -> Option<Duration> {
+fn hint(headers: &HeaderMap, now: fn() -> SystemTime) -> Option<Duration> {
     acs_retry_after(headers)
-        .or_else(|| largest(headers, RETRY_AFTER.as_str(), positive).map(Duration::from_secs))
+        .or_else(|| retry_after(headers, now))
         .or_else(|| window_left(headers))
+}
+
+/// The longest `Retry-After`. A date is relative to the answer's own `Date`, because the clocks may
+/// differ.
+fn retry_after(headers: &HeaderMap, now: fn() -> SystemTime) -> Option<Duration> {
+    headers
+        .get_all(RETRY_AFTER)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .filter_map(|text| match httpdate::parse_http_date(text) {
+            Ok(at) => {
+                let answered = clock::date(headers).unwrap_or_else(now);
+                at.duration_since(answered).ok()
+            }
+            Err(_) => whole_or_decimal_seconds(text),
+        })
+        .filter(|wait| !wait.is_zero())
+        .max()
+        .map(|longest| longest.min(MAX_RETRY_AFTER))
+}
+
+/// Seconds, rounded up if they have a fraction, which RFC 9110 does not allow. A number that is too
+/// large is the longest wait.
+fn whole_or_decimal_seconds(text: &str) -> Option<Duration> {
+    let text = text.trim_matches([' ', '\t']);
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    let up = u64::from(fraction.bytes().any(|digit| digit != b'0'));
+    let seconds = whole.parse::<u64>().unwrap_or(u64::MAX);
+    Some(Duration::from_secs(seconds.saturating_add(up)))
 }
 
 /// The longest time left in CAMS's rate-limit windows.
@@ -302,7 +444,7 @@ fn largest(headers: &HeaderMap, name: &str, parse: fn(&str) -> Option<u64>) -> O
         .max()
 }
 
-/// A whole number above zero. Dates are not supported.
+/// A whole number above zero.
 fn positive(text: &str) -> Option<u64> {
     let text = text.trim_matches([' ', '\t']);
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -324,15 +466,29 @@ fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<&'a str> {
     headers.get(name).map(HeaderValue::to_str)?.ok()
 }
 
+// === impl Context ===
+
+impl Context<'_> {
+    fn creates(self) -> bool {
+        actions::effect(self.action) == Effect::Create
+    }
+}
+
 // === impl Verdict ===
 
 impl Verdict {
+    fn unknown(reason: &'static str, request_id: Option<String>) -> Self {
+        Self::Unknown { reason, request_id }
+    }
+
     /// The outcome of a call that ends with this verdict.
     pub(crate) fn outcome(&self) -> Outcome {
         match self {
             Self::Ok { .. } => Outcome::Ok,
             Self::Throttled { .. } => Outcome::Throttled,
-            Self::UpstreamError { .. } | Self::Credentials { .. } => Outcome::UpstreamError,
+            Self::UpstreamError { .. } | Self::Credentials { .. } | Self::Clock { .. } => {
+                Outcome::UpstreamError
+            }
             Self::Unknown { .. } => Outcome::Unknown,
         }
     }
@@ -343,8 +499,9 @@ impl Verdict {
             Self::Ok { code, .. }
             | Self::UpstreamError { code, .. }
             | Self::Throttled { code, .. }
-            | Self::Credentials { code, .. } => code,
-            Self::Unknown { reason } => reason,
+            | Self::Credentials { code, .. }
+            | Self::Clock { code, .. } => code,
+            Self::Unknown { reason, .. } => reason,
         }
     }
 
@@ -354,7 +511,22 @@ impl Verdict {
         let Self::Credentials { code, .. } = self else {
             return false;
         };
-        is_in_family(code, &["InvalidAccessKeyId", "InvalidSecurityToken"])
+        is_in_family(code, SESSION_CODES)
+    }
+
+    /// Whether CAMS computed another signature than Flowgate.
+    pub(crate) fn is_wrong_secret(&self) -> bool {
+        let Self::Credentials { code, .. } = self else {
+            return false;
+        };
+        is_in_family(
+            code,
+            &[
+                "SignatureDoesNotMatch",
+                "InvalidAccessKeySecret",
+                "InvalidSignature",
+            ],
+        )
     }
 
     /// CAMS's request id.
@@ -363,8 +535,9 @@ impl Verdict {
             Self::Ok { request_id, .. }
             | Self::UpstreamError { request_id, .. }
             | Self::Throttled { request_id, .. }
-            | Self::Credentials { request_id, .. } => request_id.as_deref(),
-            Self::Unknown { .. } => None,
+            | Self::Credentials { request_id, .. }
+            | Self::Clock { request_id, .. }
+            | Self::Unknown { request_id, .. } => request_id.as_deref(),
         }
     }
 }
@@ -378,7 +551,7 @@ impl From<Lost> for Verdict {
             Lost::TooLarge => "the answer is larger than the limit",
             Lost::Malformed => "the answer is not HTTP",
         };
-        Self::Unknown { reason }
+        Self::unknown(reason, None)
     }
 }
 

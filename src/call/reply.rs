@@ -18,7 +18,7 @@ use crate::call::identify;
 use crate::call::judge::Verdict;
 use crate::error::{Kind, Refusal};
 use crate::observe::record::CallStats;
-use crate::primitives::text::millis;
+use crate::primitives::text::{capped, millis};
 use crate::process::shutdown::Phase;
 use crate::server::head_error;
 use crate::upstream::UpstreamResponse;
@@ -105,16 +105,19 @@ fn expected(head: &request::Parts, form: &[u8]) -> Format {
 pub(crate) fn pass_on(
     answer: Option<UpstreamResponse>,
     verdict: &Verdict,
+    action: &str,
     service: CallStats,
     predicted_wait: impl FnOnce() -> Duration,
 ) -> Result<Response<Full<Bytes>>, Refusal> {
     let answer = match (verdict, answer) {
-        (Verdict::Unknown { reason }, _) => return Err(Refusal::unknown(reason)),
-        (Verdict::Credentials { request_id, .. }, _) => {
-            return Err(credentials(request_id.as_deref()));
+        (Verdict::Unknown { reason, request_id }, _) => {
+            return Err(Refusal::unknown(reason, action, request_id.as_deref()));
+        }
+        (Verdict::Credentials { .. } | Verdict::Clock { .. }, _) => {
+            return Err(refused_signature(verdict));
         }
         (_, Some(answer)) => answer,
-        (_, None) => return Err(Refusal::unknown("no answer")),
+        (_, None) => return Err(Refusal::unknown("no answer", action, None)),
     };
     let mut response = Response::new(Full::new(answer.body));
     *response.status_mut() = answer.status;
@@ -201,12 +204,31 @@ pub(crate) fn internal() -> Refusal {
     )
 }
 
-fn credentials(request_id: Option<&str>) -> Refusal {
+/// The refusal of a call whose signature by Flowgate CAMS rejected. The text names the cause.
+fn refused_signature(verdict: &Verdict) -> Refusal {
+    let cause = match verdict {
+        Verdict::Clock {
+            offset: Some(offset),
+            ..
+        } => {
+            let side = if *offset < 0 { "ahead of" } else { "behind" };
+            let seconds = offset.unsigned_abs();
+            format!("the clock of Flowgate's host is {seconds} seconds {side} CAMS's")
+        }
+        Verdict::Clock { .. } => "the clock of Flowgate's host differs from CAMS's".to_owned(),
+        _ if verdict.is_old_session() => {
+            "its access key or security token is unknown, expired or disabled".to_owned()
+        }
+        _ if verdict.is_wrong_secret() => {
+            "its access key and secret do not belong together".to_owned()
+        }
+        _ => "the request is not signed in the way that CAMS expects, or was changed on its way"
+            .to_owned(),
+    };
+    let request_id = verdict.request_id().map_or("none", capped);
     let message = format!(
-        "CAMS rejected the signature that Flowgate made for this account: its access key is \
-         wrong, expired or disabled. Report this to the operator of Flowgate. CAMS's RequestId: \
-         {}.",
-        request_id.unwrap_or("none")
+        "CAMS rejected the signature that Flowgate made for this account, and did nothing: \
+         {cause}. Report this to the operator of Flowgate. CAMS's RequestId: {request_id}."
     );
     Refusal::new(Kind::AccountCredentials, message)
 }
@@ -317,7 +339,8 @@ mod tests {
             code: "x".into(),
             request_id: None,
         };
-        let response = pass_on(upstream, &verdict, SERVICE, || Duration::ZERO).unwrap();
+        let response =
+            pass_on(upstream, &verdict, "CreateFlow", SERVICE, || Duration::ZERO).unwrap();
         let mut names: Vec<_> = response.headers().keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(
@@ -355,7 +378,10 @@ mod tests {
             (hint, Duration::from_secs(1), "3000", "3"),
         ] {
             let verdict = throttled(hint);
-            let response = pass_on(answer(&[]), &verdict, SERVICE, || predicted_wait).unwrap();
+            let response = pass_on(answer(&[]), &verdict, "CreateFlow", SERVICE, || {
+                predicted_wait
+            })
+            .unwrap();
             assert_eq!(response.headers()["x-acs-retry-after"], milliseconds);
             assert_eq!(response.headers()["retry-after"], seconds);
         }
@@ -398,12 +424,94 @@ mod tests {
     }
 
     #[test]
+    fn the_refusal_of_a_signature_names_its_cause() {
+        let credentials = |code: &str| Verdict::Credentials {
+            code: code.into(),
+            request_id: None,
+        };
+        let clock = |offset| Verdict::Clock {
+            code: "InvalidTimeStamp.Expired".into(),
+            offset,
+            request_id: None,
+        };
+        for (verdict, cause) in [
+            (
+                credentials("SignatureDoesNotMatch"),
+                "its access key and secret do not belong together.",
+            ),
+            (
+                credentials("SecurityTokenExpired"),
+                "its access key or security token is unknown, expired or disabled.",
+            ),
+            (
+                credentials("InvalidAccessKeyId.Inactive"),
+                "its access key or security token is unknown, expired or disabled.",
+            ),
+            (
+                credentials("InvalidTimeStamp.Format"),
+                "or was changed on its way.",
+            ),
+            (
+                clock(Some(1200)),
+                "the clock of Flowgate's host is 1200 seconds behind CAMS's.",
+            ),
+            (
+                clock(Some(-1200)),
+                "the clock of Flowgate's host is 1200 seconds ahead of CAMS's.",
+            ),
+            (
+                clock(None),
+                "the clock of Flowgate's host differs from CAMS's.",
+            ),
+        ] {
+            let refusal = pass_on(answer(&[]), &verdict, "CreateFlow", SERVICE, || {
+                Duration::ZERO
+            })
+            .unwrap_err();
+            assert_eq!(refusal.kind, Kind::AccountCredentials);
+            assert!(refusal.message.contains(cause), "{}", refusal.message);
+        }
+    }
+
+    #[test]
+    fn an_unknown_outcome_has_the_advice_for_its_action() {
+        let verdict = Verdict::Unknown {
+            reason: "CAMS reported a failure of its own",
+            request_id: Some("R-1".into()),
+        };
+        for (action, advice) in [
+            (
+                "CreateFlow",
+                "Check its effect (with ListFlow) before you repeat it.",
+            ),
+            (
+                "ListFlow",
+                "The action only reads, so the call may simply be repeated.",
+            ),
+        ] {
+            let refusal =
+                pass_on(answer(&[]), &verdict, action, SERVICE, || Duration::ZERO).unwrap_err();
+            assert_eq!(refusal.kind, Kind::OutcomeUnknown);
+            assert_eq!(
+                refusal.message,
+                format!(
+                    "The call was sent to CAMS, but its outcome is unknown: CAMS reported a \
+                     failure of its own. CAMS may have executed it. {advice} CAMS's RequestId: R-1."
+                )
+            );
+        }
+    }
+
+    #[test]
     fn the_answer_to_a_rejected_signature_is_not_passed_on() {
         let verdict = Verdict::Credentials {
             code: "SignatureDoesNotMatch".into(),
             request_id: Some("R-1".into()),
         };
-        let refusal = pass_on(answer(&[]), &verdict, SERVICE, || Duration::ZERO).unwrap_err();
+        let refusal = pass_on(answer(&[]), &verdict, "CreateFlow", SERVICE, || {
+            Duration::ZERO
+        })
+        .unwrap_err();
         assert_eq!(refusal.kind, Kind::AccountCredentials);
         assert!(refusal.message.ends_with("CAMS's RequestId: R-1."));
     }

@@ -1,5 +1,6 @@
 //! Decides whether an attempt is retried or the caller is answered. A call is retried only if CAMS
-//! certainly did not execute it, with a new token, a new signature and the same deadline.
+//! certainly did not execute it, or, if so configured, if it only reads; with a new token, a new
+//! signature and the same deadline.
 
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ pub(crate) struct RetryState {
     pub(crate) can_repeat: bool,
     /// Whether the call has a lane.
     pub(crate) has_lane: bool,
+    /// Whether the call only reads, so that a repetition is harmless.
+    pub(crate) is_read: bool,
     /// Time left until its send-by time.
     pub(crate) left: Duration,
 }
@@ -44,10 +47,10 @@ pub(crate) fn decide(
     policy: &Retry,
     random: f64,
 ) -> Decision {
-    let Verdict::Throttled { hint, .. } = verdict else {
-        return Decision::Reply {
-            advice: Duration::ZERO,
-        };
+    let hint = match verdict {
+        Verdict::Throttled { hint, .. } => hint,
+        Verdict::Unknown { .. } => return decide_on_unknown(state, policy, random),
+        _ => return Decision::NO_RETRY,
     };
     let hint = hint.map(|hint| hint.min(policy.max_pause));
     // Between half and the whole step: the caller does not retry at once, and callers are still
@@ -72,6 +75,27 @@ pub(crate) fn decide(
     }
 }
 
+/// A call that only reads may be repeated although CAMS may have executed it. No pause of a lane
+/// applies, so the call waits out the back-off itself.
+fn decide_on_unknown(state: RetryState, policy: &Retry, random: f64) -> Decision {
+    let may_repeat =
+        policy.reads && state.is_read && state.can_repeat && state.sent < policy.max_attempts;
+    let after = backoff::full_jitter(policy.base, policy.max, state.sent, random);
+    if may_repeat && after < state.left {
+        Decision::Again { after }
+    } else {
+        Decision::NO_RETRY
+    }
+}
+
+// === impl Decision ===
+
+impl Decision {
+    const NO_RETRY: Self = Self::Reply {
+        advice: Duration::ZERO,
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +106,7 @@ mod tests {
         base: Duration::from_millis(200),
         max: Duration::from_secs(8),
         max_pause: Duration::from_secs(60),
+        reads: false,
     };
 
     /// The reply if a lane predicts the retry time, or if no retry makes sense.
@@ -103,6 +128,7 @@ mod tests {
             sent,
             can_repeat: true,
             has_lane: true,
+            is_read: false,
             left: Duration::from_secs(90),
         }
     }
@@ -136,14 +162,68 @@ mod tests {
                 request_id: None,
             },
             Verdict::Credentials {
-                code,
+                code: code.clone(),
                 request_id: None,
             },
-            Verdict::Unknown { reason: "x" },
+            Verdict::Clock {
+                code,
+                offset: Some(1200),
+                request_id: None,
+            },
+            Verdict::Unknown {
+                reason: "x",
+                request_id: None,
+            },
         ] {
             assert_eq!(decide(&verdict, state(1), &POLICY, 0.5), REPLY);
         }
         assert_eq!(decide(&throttled(None), state(1), &POLICY, 0.5), again(0));
+    }
+
+    #[test]
+    fn an_unknown_outcome_of_a_read_is_retried_if_so_configured() {
+        let unknown = Verdict::Unknown {
+            reason: "x",
+            request_id: None,
+        };
+        let policy = Retry {
+            reads: true,
+            ..POLICY
+        };
+        let reading = RetryState {
+            is_read: true,
+            ..state(1)
+        };
+        for has_lane in [true, false] {
+            let reading = RetryState {
+                has_lane,
+                ..reading
+            };
+            assert_eq!(decide(&unknown, reading, &policy, 0.5), again(100));
+            assert_eq!(decide(&unknown, reading, &POLICY, 0.5), REPLY);
+            for state in [
+                RetryState {
+                    is_read: false,
+                    ..reading
+                },
+                RetryState {
+                    can_repeat: false,
+                    ..reading
+                },
+                RetryState { sent: 3, ..reading },
+                RetryState {
+                    left: Duration::from_millis(100),
+                    ..reading
+                },
+            ] {
+                assert_eq!(decide(&unknown, state, &policy, 0.5), REPLY, "{state:?}");
+            }
+        }
+        let failed = Verdict::UpstreamError {
+            code: "x".to_owned(),
+            request_id: None,
+        };
+        assert_eq!(decide(&failed, reading, &policy, 0.5), REPLY);
     }
 
     #[test]

@@ -286,12 +286,14 @@ fn retry(mut section: Section<'_>) -> Option<Retry> {
         max_key.mistake(format!("expected at least {} (retry.base)", Time(base)));
     }
     let max_pause = section.key("max_pause").time(&POSITIVE);
+    let reads = section.key("reads").flag();
     section.done();
     Some(Retry {
         max_attempts: max_attempts?,
         base: base?,
         max: max?,
         max_pause: max_pause?,
+        reads: reads?,
     })
 }
 

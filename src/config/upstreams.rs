@@ -85,6 +85,7 @@ impl Upstream {
             answer_timeout,
             idle_timeout,
             max_response,
+            correct_clock,
         } = self;
         *scheme == other.scheme
             && *dial_host == other.dial_host
@@ -97,6 +98,7 @@ impl Upstream {
             && *answer_timeout == other.answer_timeout
             && *idle_timeout == other.idle_timeout
             && *max_response == other.max_response
+            && *correct_clock == other.correct_clock
             && exposed(proxy_credentials.as_ref()) == exposed(other.proxy_credentials.as_ref())
     }
 }

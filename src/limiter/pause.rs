@@ -253,6 +253,7 @@ mod tests {
         base: Duration::from_millis(200),
         max: Duration::from_secs(8),
         max_pause: Duration::from_secs(60),
+        reads: false,
     };
 
     fn ms(ms: u64) -> Duration {

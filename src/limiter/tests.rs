@@ -303,6 +303,7 @@ const RETRY: Retry = Retry {
     base: Duration::from_millis(200),
     max: Duration::from_secs(8),
     max_pause: Duration::from_secs(60),
+    reads: false,
 };
 
 fn operation(client: &str, hold: Duration) -> Operation {

@@ -262,7 +262,8 @@ impl Record {
     pub(crate) fn refused(&mut self, mut refusal: Refusal) -> Refusal {
         if self.stage == Stage::InFlight && matches!(refusal.kind, Kind::Draining | Kind::Internal)
         {
-            refusal = Refusal::unknown("Flowgate stopped before the answer came");
+            let action = self.operation.as_ref().map_or("", |op| op.action.as_str());
+            refusal = Refusal::unknown("Flowgate stopped before the answer came", action, None);
         }
         self.claimed_identity = self
             .claimed_identity

@@ -286,7 +286,9 @@ impl Steps {
             Context {
                 managed: true,
                 limited: true,
+                action: "CreateFlow",
             },
+            SystemTime::now,
         ));
     }
 

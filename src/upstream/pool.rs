@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{info, warn};
 
+use super::clock::UpstreamClock;
 use super::dial::Dialer;
 use super::failures::{Failure, FailureCounts};
 use super::link::Link;
@@ -39,6 +40,7 @@ pub(super) struct Pool {
     /// The upstream's URL, its name in logs.
     pub(super) url: String,
     pub(super) failures: FailureCounts,
+    pub(super) clock: Arc<UpstreamClock>,
     /// Wakes one waiter: a connection became idle, or a dial has ended.
     changed: Notify,
     /// Wakes the dials that wait for their back-off while the upstream is down.
@@ -73,11 +75,13 @@ struct DialGuard(Arc<Pool>);
 
 impl Pool {
     pub(super) fn new(dialer: Dialer, config: &config::Upstream) -> Self {
+        let clock = UpstreamClock::new(&config.url(), config.correct_clock, Instant::now());
         Self {
             dialer,
             settings: config.clone(),
             url: config.url(),
             failures: FailureCounts::default(),
+            clock: Arc::new(clock),
             changed: Notify::new(),
             up: Notify::new(),
             state: Mutex::default(),

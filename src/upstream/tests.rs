@@ -123,6 +123,7 @@ pub(super) fn settings(address: SocketAddr) -> config::Upstream {
         connect_timeout: Duration::from_secs(3),
         answer_timeout: Duration::from_secs(30),
         idle_timeout: Duration::from_secs(10),
+        correct_clock: true,
         max_response: 1000,
     }
 }

@@ -297,6 +297,39 @@ async fn an_expired_session_is_replaced_and_the_call_retried() {
 }
 
 #[tokio::test]
+async fn every_code_of_an_old_session_leads_to_a_new_read() {
+    let keys = ["STS.1:secret-1:acme:token-1", "STS.2:secret-2:acme:token-2"];
+    let settings = Settings {
+        keys: keys.map(|key| key.parse().unwrap()).to_vec(),
+        expired: vec!["STS.1".to_owned()],
+        ..Settings::default()
+    };
+    let sim = Sim::start(settings).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    session(folder.path(), 1);
+    let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
+    let flowgate = Process::configured(&sim, toml, folder, &[]).await;
+    let own = ("STS.1", "secret-1");
+    let refused = call(&flowgate, "old", own).send(flowgate.proxy).await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (403, "Flowgate.AccountCredentials")
+    );
+    assert!(
+        refused
+            .body
+            .contains("security token is unknown, expired or disabled"),
+        "{}",
+        refused.body
+    );
+    session(flowgate.folder.path(), 2);
+    let reply = call(&flowgate, "new", own).send(flowgate.proxy).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    let report = sim.report();
+    assert_eq!((report.created, report.duplicates.len()), (1, 0));
+}
+
+#[tokio::test]
 async fn hanging_files_do_not_delay_a_call_beyond_its_hold() {
     // CAMS knows another session than the file's.
     let settings = Settings {

@@ -12,6 +12,7 @@ const DECIDERS: &[&str] = &[
     "call/hold.rs",
     "call/identify",
     "call/identify.rs",
+    "call/clock.rs",
     "call/judge.rs",
     "limiter/fair.rs",
     "limiter/fair",

@@ -1,13 +1,14 @@
 //! Faults of CAMS: a call that may have been processed is not repeated, every caller gets a correct
 //! response, and broken responses are not passed on.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
 
 use cams_sim::{Settings, Sim};
 use tokio::net::TcpListener;
 use tokio::time::Instant;
 
-use crate::caller::{Call, Reply};
+use crate::caller::{Call, KEY, Reply, SECRET};
 use crate::harness::Harness;
 
 /// Sends one CreateFlow with a fault.
@@ -30,6 +31,10 @@ async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
         ("close-before", 0),
         ("close-after", 1),
         ("reset", 1),
+        ("copied", 1),
+        ("failed", 1),
+        ("no-data", 1),
+        ("unavailable", 0),
         ("slow=5s", 1),
         ("garbage", 1),
         ("html", 1),
@@ -63,9 +68,9 @@ async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
     let metrics = harness.metrics().await;
     assert_eq!(
         metrics.outcome("acme", "CreateFlow", "outcome_unknown"),
-        10.0
+        14.0
     );
-    assert_eq!(metrics.sum("flowgate_requests_total"), 10.0);
+    assert_eq!(metrics.sum("flowgate_requests_total"), 14.0);
     assert_eq!(
         Call::v3(&harness.host(), "afterwards")
             .send(harness.proxy)
@@ -75,22 +80,227 @@ async fn a_call_that_may_have_been_processed_is_unknown_and_not_retried() {
     );
 }
 
+/// A call of an action without parameters.
+fn plain(harness: &Harness, action: &str) -> Call {
+    let named = |call: &mut Call| call.set("x-acs-action", action);
+    Call::v3_with(&harness.host(), &[], named, (KEY, SECRET))
+}
+
 #[tokio::test]
-async fn a_503_is_returned_unchanged_with_any_hint() {
+async fn a_503_is_returned_unchanged_with_any_hint_unless_something_may_be_created() {
     let harness = Harness::new("").await;
     for hint in ["", ",retry-after=1", ",acs-retry-after=50"] {
+        for action in ["ListFlow", "PublishFlow"] {
+            harness.sim.reset();
+            let fault = format!("next=1,unavailable{hint}");
+            harness.sim.set_faults(vec![fault.parse().unwrap()]);
+            let reply = plain(&harness, action).send(harness.proxy).await;
+            assert_eq!(
+                (reply.status, reply.header("x-flowgate-error")),
+                (503, None)
+            );
+            assert_eq!(harness.sim.report().arrived, 1);
+        }
         let reply = struck(&harness, &format!("unavailable{hint}")).await;
-        assert_eq!(reply.status, 503);
-        assert_eq!(reply.header("x-flowgate-error"), None);
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (409, "Flowgate.OutcomeUnknown")
+        );
+        assert_eq!(reply.header("x-acs-retry-after"), None);
         assert_eq!(harness.sim.report().arrived, 1);
     }
-    assert_eq!(
-        harness
-            .metrics()
-            .await
-            .outcome("acme", "CreateFlow", "upstream_error"),
-        3.0
+    let metrics = harness.metrics().await;
+    for (action, outcome) in [
+        ("ListFlow", "upstream_error"),
+        ("PublishFlow", "upstream_error"),
+        ("CreateFlow", "outcome_unknown"),
+    ] {
+        assert_eq!(metrics.outcome("acme", action, outcome), 3.0, "{action}");
+    }
+}
+
+#[tokio::test]
+async fn a_copy_on_the_way_leaves_every_call_with_an_unknown_outcome() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal");
+    let more = format!("[journal]\npath = \"{}\"", path.display());
+    let harness = Harness::new(&more).await;
+    for action in ["CreateFlow", "ListFlow", "PublishFlow", "ListInstance"] {
+        harness.sim.set_faults(vec!["copied".parse().unwrap()]);
+        let call = match action {
+            "CreateFlow" => Call::v3(&harness.host(), "copied"),
+            _ => plain(&harness, action),
+        };
+        let reply = call.send(harness.proxy).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (409, "Flowgate.OutcomeUnknown"),
+            "{action}"
+        );
+        assert!(
+            reply.body.contains("already received a copy"),
+            "{}",
+            reply.body
+        );
+    }
+    let report = harness.sim.report();
+    assert_eq!((report.arrived, report.created), (4, 1), "the flow exists");
+    harness.app.drain().await;
+    let listed = std::process::Command::new(env!("CARGO_BIN_EXE_flowgate"))
+        .args(["journal", "--unknown"])
+        .arg(&path)
+        .output()
+        .unwrap();
+    let listed = String::from_utf8(listed.stdout).unwrap();
+    assert_eq!(listed.matches("acme").count(), 4, "{listed}");
+    assert!(listed.contains("copied"), "{listed}");
+}
+
+#[tokio::test]
+async fn the_replay_of_a_relayed_call_is_just_refused() {
+    let sim = Sim::start(Settings::default().with_key(KEY, SECRET, "acme"))
+        .await
+        .unwrap();
+    let toml = format!(
+        "unknown_keys = \"relay\"\n[upstream]\nurl = \"{}\"\n",
+        sim.url()
     );
+    let harness = Harness::configured(sim, &toml).await;
+    harness.sim.set_faults(vec!["copied".parse().unwrap()]);
+    let reply = Call::v1(&harness.host(), "relayed")
+        .send(harness.proxy)
+        .await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (400, "SignatureNonceUsed")
+    );
+    assert_eq!(reply.header("x-flowgate-error"), None);
+}
+
+#[tokio::test]
+async fn a_wrong_clock_is_named_measured_and_corrected() {
+    for (minutes, side) in [(20, "behind"), (-20, "ahead of")] {
+        for correct in [true, false] {
+            let more = format!("correct_clock = {correct}");
+            let harness = Harness::new(&more).await;
+            let offset = Duration::from_secs(1200);
+            let now = SystemTime::now();
+            let cams = if minutes > 0 {
+                now + offset
+            } else {
+                now - offset
+            };
+            harness.sim.set_now(Some(cams));
+            let reply = Call::v3(&harness.host(), "one").send(harness.proxy).await;
+            let report = harness.sim.report();
+            if correct {
+                assert_eq!(reply.status, 200, "{reply:?}");
+                assert_eq!((report.arrived, report.created), (2, 1));
+                let next = Call::v1(&harness.host(), "two").send(harness.proxy).await;
+                assert_eq!(next.status, 200, "{next:?}");
+                assert_eq!(
+                    harness.sim.report().arrived,
+                    3,
+                    "signed with the right time"
+                );
+            } else {
+                assert_eq!(
+                    (reply.status, reply.code().as_str()),
+                    (403, "Flowgate.AccountCredentials")
+                );
+                let seconds =
+                    [1199, 1200, 1201].map(|seconds| format!("{seconds} seconds {side} CAMS's"));
+                assert!(
+                    seconds.iter().any(|text| reply.body.contains(text)),
+                    "{}",
+                    reply.body
+                );
+                assert_eq!((report.arrived, report.created), (1, 0));
+            }
+            let metrics = harness.metrics().await;
+            let seconds = metrics.get("flowgate_upstream_clock_offset_seconds");
+            let off = f64::from(minutes * 60);
+            assert!((seconds - off).abs() < 5.0, "{seconds}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stamp_is_corrected_once_per_call() {
+    let harness = Harness::new("").await;
+    harness
+        .sim
+        .set_now(Some(SystemTime::now() + Duration::from_secs(1200)));
+    let refused = "refuse=InvalidTimeStamp.Expired".parse().unwrap();
+    harness.sim.set_faults(vec![refused]);
+    let reply = Call::v3(&harness.host(), "x").send(harness.proxy).await;
+    assert_eq!(
+        (reply.status, reply.code().as_str()),
+        (403, "Flowgate.AccountCredentials")
+    );
+    assert_eq!(harness.sim.report().arrived, 2);
+}
+
+#[tokio::test]
+async fn a_retry_after_date_is_waited_for() {
+    let harness = Harness::new("").await;
+    let start = Instant::now();
+    let reply = struck(&harness, "throttle,retry-at=3").await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert!(
+        start.elapsed() >= Duration::from_secs(2),
+        "{:?}",
+        start.elapsed()
+    );
+    let arrivals = harness.sim.arrivals();
+    let [first, second] = &arrivals[..] else {
+        panic!("{arrivals:?}");
+    };
+    let apart = second.at - first.at;
+    assert!(apart >= Duration::from_secs(3), "{apart:?}");
+}
+
+#[tokio::test]
+async fn a_lost_read_may_be_repeated_and_by_flowgate_if_configured() {
+    for (reads, status, arrived) in [(false, 409, 1), (true, 200, 3)] {
+        let harness = Harness::new(&format!("[retry]\nreads = {reads}")).await;
+        for (action, parameters) in [("ListFlow", true), ("ListInstance", false)] {
+            harness.sim.reset();
+            let lost = ["next=1,close-after", "next=1,copied"];
+            let lost = lost.map(|fault| fault.parse().unwrap());
+            harness.sim.set_faults(lost.to_vec());
+            let query: &[_] = if parameters {
+                &[("FlowName", "x")]
+            } else {
+                &[]
+            };
+            let named = |call: &mut Call| call.set("x-acs-action", action);
+            let call = Call::v3_with(&harness.host(), query, named, (KEY, SECRET));
+            let reply = call.send(harness.proxy).await;
+            assert_eq!(reply.status, status, "{reply:?}");
+            if !reads {
+                assert!(
+                    reply.body.contains("may simply be repeated"),
+                    "{}",
+                    reply.body
+                );
+            }
+            let nonces: BTreeSet<_> = harness
+                .sim
+                .arrivals()
+                .into_iter()
+                .filter_map(|arrival| arrival.nonce)
+                .collect();
+            assert_eq!(harness.sim.report().arrived, arrived);
+            assert_eq!(nonces.len() as u64, arrived, "a nonce each");
+        }
+        let tokens = harness.metrics().await;
+        let spent = tokens.get("flowgate_tokens_total{account=\"acme\",event=\"spent\"}");
+        assert_eq!(spent, if reads { 3.0 } else { 1.0 }, "a token each");
+        // A call that creates is not repeated.
+        let reply = struck(&harness, "close-after").await;
+        assert_eq!((reply.status, harness.sim.report().arrived), (409, 1));
+    }
 }
 
 #[tokio::test]

@@ -5,17 +5,28 @@ use hyper::header::HeaderName;
 
 use super::*;
 
-const LIMITED: Context = Context {
+const LIMITED: Context<'static> = Context {
     managed: true,
     limited: true,
+    action: "CreateFlow",
 };
-const UNLIMITED: Context = Context {
-    managed: true,
+const READING: Context<'static> = Context {
+    action: "ListFlow",
+    ..LIMITED
+};
+const CHANGING: Context<'static> = Context {
+    action: "UpdateFlowJSONAsset",
+    ..LIMITED
+};
+/// A read without a limit.
+const UNLIMITED: Context<'static> = Context {
     limited: false,
+    action: "ListInstance",
+    ..LIMITED
 };
-const RELAYED: Context = Context {
+const RELAYED: Context<'static> = Context {
     managed: false,
-    limited: true,
+    ..LIMITED
 };
 
 const LIMIT_CONTROL: &str =
@@ -36,8 +47,13 @@ fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> UpstreamResponse
     }
 }
 
+/// This host's time: 300 ms after `Wed, 21 Oct 2026 07:28:00 GMT`.
+fn now() -> SystemTime {
+    std::time::UNIX_EPOCH + Duration::from_millis(1_792_567_680_300)
+}
+
 fn verdict(status: u16, headers: &[(&str, &str)], body: &str) -> Verdict {
-    judge(&answer(status, headers, body), LIMITED)
+    judge(&answer(status, headers, body), LIMITED, now)
 }
 
 fn error(code: &str) -> String {
@@ -106,9 +122,16 @@ fn a_throttle_code_counts_with_400_and_429_and_with_200_without_data() {
         assert_eq!(verdict(400, &[], &error(code)), throttled(code, Body, None));
         assert_eq!(verdict(429, &[], &error(code)), throttled(code, Body, None));
         assert_eq!(verdict(200, &[], &error(code)), throttled(code, Body, None));
-        for status in [201, 403, 404, 500, 503] {
+        for status in [201, 403, 404] {
             assert_eq!(
                 verdict(status, &[], &error(code)),
+                upstream_error(code),
+                "{status}"
+            );
+        }
+        for status in [500, 503] {
+            assert_eq!(
+                judge(&answer(status, &[], &error(code)), READING, now),
                 upstream_error(code),
                 "{status}"
             );
@@ -136,11 +159,11 @@ fn a_throttle_code_counts_with_400_and_429_and_with_200_without_data() {
         throttled("Throttling.User", Body, None)
     );
     assert_eq!(
-        judge(&answer(400, &[], LIMIT_CONTROL), RELAYED),
+        judge(&answer(400, &[], LIMIT_CONTROL), RELAYED, now),
         throttled("System.LimitControl", Body, None)
     );
     assert_eq!(
-        judge(&answer(400, &[], LIMIT_CONTROL), UNLIMITED),
+        judge(&answer(400, &[], LIMIT_CONTROL), UNLIMITED, now),
         throttled("System.LimitControl", Body, None)
     );
 }
@@ -194,14 +217,10 @@ fn the_retry_header_means_throttled_only_with_a_4xx() {
         verdict(429, &hint, "slow down"),
         nameless(throttled("other", Header, Some(1500)))
     );
-    assert_eq!(
-        verdict(503, &hint, &error("ServiceUnavailable")),
-        upstream_error("ServiceUnavailable")
-    );
-    assert_eq!(
-        verdict(503, &hint, LIMIT_CONTROL),
-        upstream_error("System.LimitControl")
-    );
+    for body in [&error("ServiceUnavailable"), LIMIT_CONTROL] {
+        let judged = judge(&answer(503, &hint, body), READING, now);
+        assert!(matches!(judged, Verdict::UpstreamError { .. }), "{body}");
+    }
     assert_eq!(verdict(200, &hint, CREATED), ok());
     for invalid in [
         "0",
@@ -252,10 +271,6 @@ fn retry_hints_have_a_fixed_precedence() {
         hinted(&[("x-acs-retry-after", "0"), ("retry-after", "2"), windows]),
         Some(2000)
     );
-    assert_eq!(
-        hinted(&[("retry-after", "Wed, 21 Oct 2026 07:28:00 GMT"), windows]),
-        Some(1500)
-    );
     assert_eq!(hinted(&[("retry-after", "0"), windows]), Some(1500));
     assert_eq!(
         hinted(&[windows, ("x-ratelimit-user", "Limit:100, TimeLeft:1700 ")]),
@@ -276,6 +291,143 @@ fn retry_hints_have_a_fixed_precedence() {
 }
 
 #[test]
+fn retry_after_may_be_a_date() {
+    let answered = ("date", "Wed, 21 Oct 2026 09:00:00 GMT");
+    for (date, by_date, by_our_clock) in [
+        (
+            "Wed, 21 Oct 2026 09:00:03 GMT",
+            Some(3_000),
+            Some(5_522_700),
+        ),
+        (
+            "Wednesday, 21-Oct-26 09:00:03 GMT",
+            Some(3_000),
+            Some(5_522_700),
+        ),
+        ("Wed Oct 21 09:00:03 2026", Some(3_000), Some(5_522_700)),
+        ("Wed, 21 Oct 2026 09:00:00 GMT", None, Some(5_519_700)),
+        ("Wed, 21 Oct 2026 07:28:03 GMT", None, Some(2_700)),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None, None),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", None, None),
+        (
+            "Fri, 31 Dec 9999 23:59:59 GMT",
+            Some(86_400_000),
+            Some(86_400_000),
+        ),
+        ("Wed, 21 Oct 2026 09:00:03", None, None),
+        ("Wed, 41 Oct 2026 09:00:03 GMT", None, None),
+    ] {
+        assert_eq!(
+            hinted(&[("retry-after", date), answered]),
+            by_date,
+            "{date}"
+        );
+        assert_eq!(hinted(&[("retry-after", date)]), by_our_clock, "{date}");
+        let odd = ("date", "yesterday");
+        assert_eq!(
+            hinted(&[("retry-after", date), odd]),
+            by_our_clock,
+            "{date}"
+        );
+    }
+    let both = [
+        ("retry-after", "2"),
+        ("retry-after", "Wed, 21 Oct 2026 09:00:03 GMT"),
+        answered,
+    ];
+    assert_eq!(hinted(&both), Some(3_000));
+}
+
+#[test]
+fn retry_after_in_seconds_is_rounded_up_and_never_zero() {
+    let window = ("x-ratelimit-user-api", "Limit:5,TimeLeft:1500");
+    for (seconds, expected) in [
+        ("2", 2_000),
+        (" 2 ", 2_000),
+        ("0.2", 1_000),
+        ("1.0", 1_000),
+        ("1.5", 2_000),
+        ("0", 1_500),
+        ("0.0", 1_500),
+        ("-1", 1_500),
+        ("+1", 1_500),
+        ("1.", 1_500),
+        (".5", 1_500),
+        ("1.-5", 1_500),
+        ("1e3", 1_500),
+        ("soon", 1_500),
+        ("", 1_500),
+    ] {
+        assert_eq!(
+            hinted(&[("retry-after", seconds), window]),
+            Some(expected),
+            "{seconds:?}"
+        );
+    }
+    let huge = [("retry-after", "99999999999999999999999")];
+    let Verdict::Throttled { hint, .. } = verdict(400, &huge, LIMIT_CONTROL) else {
+        panic!("not throttled");
+    };
+    assert_eq!(hint, Some(Duration::from_secs(86_400)));
+}
+
+#[test]
+fn a_refused_time_stamp_states_the_offset_of_the_clocks() {
+    let clock = |code: &str, offset| Verdict::Clock {
+        code: code.to_owned(),
+        offset,
+        request_id: id(),
+    };
+    for code in [
+        "InvalidTimeStamp.Expired",
+        "invalidtimestamp.expired",
+        "IllegalTimestamp",
+    ] {
+        for (date, offset) in [
+            ("Wed, 21 Oct 2026 07:48:01 GMT", Some(1200)),
+            ("Wed, 21 Oct 2026 07:08:00 GMT", Some(-1200)),
+            ("yesterday", None),
+        ] {
+            let headers = [("date", date)];
+            assert_eq!(verdict(400, &headers, &error(code)), clock(code, offset));
+            let judged = judge(&answer(403, &headers, &error(code)), UNLIMITED, now);
+            assert_eq!(judged, clock(code, offset));
+        }
+        assert_eq!(verdict(400, &[], &error(code)), clock(code, None));
+        // The stamp of a relayed call is its caller's own.
+        assert_eq!(
+            judge(&answer(400, &[], &error(code)), RELAYED, now),
+            upstream_error(code)
+        );
+        let reason = "a rejected signature in an answer that is not a refusal";
+        assert_eq!(verdict(500, &[], &error(code)), answered_unknown(reason));
+    }
+}
+
+#[test]
+fn a_key_or_token_that_may_just_have_been_replaced_is_an_old_session() {
+    for (code, is_old) in [
+        ("InvalidAccessKeyId.NotFound", true),
+        ("InvalidAccessKeyId.Inactive", true),
+        ("InvalidSecurityToken.Expired", true),
+        ("InvalidSecurityToken.MismatchWithAccessKey", true),
+        ("SecurityTokenExpired", true),
+        ("securitytokenexpired", true),
+        ("Forbidden.AccessKeyDisabled", true),
+        ("SignatureDoesNotMatch", false),
+        ("InvalidTimeStamp.Expired", false),
+        ("InvalidTimeStamp.Format", false),
+        ("Forbidden.RAM", false),
+    ] {
+        assert_eq!(
+            verdict(400, &[], &error(code)).is_old_session(),
+            is_old,
+            "{code}"
+        );
+    }
+}
+
+#[test]
 fn an_answer_that_rejects_our_signature_is_not_passed_on() {
     for code in [
         "SignatureDoesNotMatch",
@@ -283,9 +435,10 @@ fn an_answer_that_rejects_our_signature_is_not_passed_on() {
         "InvalidAccessKeyId.NotFound",
         "InvalidAccessKeyId.Inactive",
         "InvalidSecurityToken.Expired",
-        "InvalidTimeStamp.Expired",
+        "SecurityTokenExpired",
+        "Forbidden.AccessKeyDisabled",
+        "InvalidTimeStamp.Format",
         "invalidtimestamp.format",
-        "SignatureNonceUsed",
         "MissingSecurityToken",
     ] {
         let inside = Verdict::Credentials {
@@ -297,18 +450,22 @@ fn an_answer_that_rejects_our_signature_is_not_passed_on() {
             verdict(403, &[("x-acs-retry-after", "5")], &error(code)),
             inside
         );
-        assert_eq!(judge(&answer(404, &[], &error(code)), UNLIMITED), inside);
         assert_eq!(
-            judge(&answer(400, &[], &error(code)), RELAYED),
+            judge(&answer(404, &[], &error(code)), UNLIMITED, now),
+            inside
+        );
+        assert_eq!(
+            judge(&answer(400, &[], &error(code)), RELAYED, now),
             upstream_error(code)
         );
     }
-    let unknown = Verdict::Unknown {
+    let unknown = |request_id| Verdict::Unknown {
         reason: "a rejected signature in an answer that is not a refusal",
+        request_id,
     };
     assert_eq!(
         verdict(500, &[], &error("InvalidSecurityToken.Expired")),
-        unknown
+        unknown(id())
     );
     assert_eq!(
         verdict(
@@ -316,7 +473,7 @@ fn an_answer_that_rejects_our_signature_is_not_passed_on() {
             &[],
             r#"{"Code":"InvalidSecurityToken.Expired","Data":{"FlowId":"1"}}"#
         ),
-        unknown
+        unknown(None)
     );
     let long = format!(
         r#"{{"RequestId":"R","Message":"{}","Code":"SignatureDoesNotMatch"}}"#,
@@ -331,9 +488,7 @@ fn an_answer_that_rejects_our_signature_is_not_passed_on() {
 
 #[test]
 fn an_unreadable_answer_is_unknown_on_a_limited_action_and_passed_on_otherwise() {
-    let shapeless = Verdict::Unknown {
-        reason: "an answer that is not in CAMS's format",
-    };
+    let shapeless = unknown("an answer that is not in CAMS's format");
     let passed_ok = Verdict::Ok {
         request_id: None,
         code: "other".to_owned(),
@@ -347,7 +502,7 @@ fn an_unreadable_answer_is_unknown_on_a_limited_action_and_passed_on_otherwise()
     ] {
         assert_eq!(verdict(200, &[], body), shapeless, "{body}");
         assert_eq!(
-            judge(&answer(200, &[], body), UNLIMITED),
+            judge(&answer(200, &[], body), UNLIMITED, now),
             passed_ok,
             "{body}"
         );
@@ -362,7 +517,7 @@ fn an_unreadable_answer_is_unknown_on_a_limited_action_and_passed_on_otherwise()
     ] {
         assert_eq!(verdict(status, &[], body), shapeless, "{status} {body}");
         assert_eq!(
-            judge(&answer(status, &[], body), UNLIMITED),
+            judge(&answer(status, &[], body), UNLIMITED, now),
             passed_error,
             "{status} {body}"
         );
@@ -371,11 +526,12 @@ fn an_unreadable_answer_is_unknown_on_a_limited_action_and_passed_on_otherwise()
     assert_eq!(
         verdict(503, &[], no_code),
         Verdict::Unknown {
-            reason: "an error without a code"
+            reason: "an error without a code",
+            request_id: id(),
         }
     );
     assert_eq!(
-        judge(&answer(503, &[], no_code), UNLIMITED),
+        judge(&answer(503, &[], no_code), UNLIMITED, now),
         upstream_error("other")
     );
     assert_eq!(verdict(200, &[], r#"{"RequestId":"R","Data":{}}"#), ok());
@@ -386,14 +542,157 @@ fn an_unreadable_answer_is_unknown_on_a_limited_action_and_passed_on_otherwise()
 }
 
 fn unknown(reason: &'static str) -> Verdict {
-    Verdict::Unknown { reason }
+    Verdict::Unknown {
+        reason,
+        request_id: None,
+    }
+}
+
+/// An unknown outcome after an answer that has a request id.
+fn answered_unknown(reason: &'static str) -> Verdict {
+    Verdict::Unknown {
+        reason,
+        request_id: id(),
+    }
+}
+
+#[test]
+fn a_nonce_that_cams_has_seen_means_that_a_copy_may_be_executed() {
+    let copy = answered_unknown("CAMS had already received a copy of the request");
+    for code in [
+        "SignatureNonceUsed",
+        "signaturenonceused",
+        "SignatureNonceUsed.Replay",
+        "InvalidSignatureNonce",
+    ] {
+        for context in [LIMITED, READING, CHANGING, UNLIMITED] {
+            for status in [400, 403, 200, 500] {
+                let judged = judge(&answer(status, &[], &error(code)), context, now);
+                assert_eq!(judged, copy, "{code} {status} {}", context.action);
+            }
+        }
+        // The nonce of a relayed call is its caller's own, who may have used it before.
+        assert_eq!(
+            judge(&answer(400, &[], &error(code)), RELAYED, now),
+            upstream_error(code)
+        );
+    }
+    let xml = "<Error><RequestId>R</RequestId><Code>SignatureNonceUsed</Code></Error>";
+    let content_type = [("content-type", "text/xml;charset=utf-8")];
+    assert_eq!(verdict(400, &content_type, xml), copy);
+    let long = format!(
+        r#"{{"RequestId":"R","Message":"{}","Code":"SignatureNonceUsed"}}"#,
+        "x".repeat(MAX_JUDGED)
+    );
+    assert_eq!(verdict(400, &[], &long), copy);
+}
+
+#[test]
+fn a_duplicate_is_passed_on_because_another_call_created_it() {
+    for code in [
+        "MissingSignatureNonceUsed",
+        "EntityAlreadyExists.Flow",
+        "DuplicateFlowName",
+        "Duplicated.FlowName",
+        "isv.FLOW_NAME_EXISTS",
+        "IdempotentParameterMismatch",
+        "OperationConflict",
+    ] {
+        for status in [200, 400, 409] {
+            assert_eq!(verdict(status, &[], &error(code)), upstream_error(code));
+        }
+    }
+}
+
+#[test]
+fn a_failure_of_cams_leaves_it_open_whether_it_has_created_something() {
+    let failed = answered_unknown("CAMS reported a failure of its own");
+    let codes = ["InternalError", "ServiceUnavailable", "System.LimitControl"];
+    for status in [500, 502, 503, 504, 599] {
+        for code in codes {
+            let whole = answer(status, &[], &error(code));
+            let unlimited = Context {
+                limited: false,
+                action: "CreateFlowVersion",
+                ..LIMITED
+            };
+            for context in [LIMITED, RELAYED, unlimited] {
+                assert_eq!(judge(&whole, context, now), failed, "{status} {code}");
+            }
+            for context in [READING, CHANGING, UNLIMITED] {
+                assert_eq!(
+                    judge(&whole, context, now),
+                    upstream_error(code),
+                    "{status}"
+                );
+            }
+        }
+    }
+    // The status may be that of a refusal or of a success.
+    for code in [
+        "InternalError",
+        "ServiceUnavailable.Busy",
+        "isp.SYSTEM_ERROR",
+    ] {
+        for status in [200, 400, 409] {
+            assert_eq!(
+                verdict(status, &[], &error(code)),
+                failed,
+                "{status} {code}"
+            );
+        }
+        assert_eq!(
+            judge(&answer(400, &[], &error(code)), READING, now),
+            upstream_error(code)
+        );
+    }
+    assert_eq!(
+        verdict(400, &[], &error("isp.RAM_PERMISSION_DENY")),
+        upstream_error("isp.RAM_PERMISSION_DENY")
+    );
+    let long = error(&"x".repeat(MAX_JUDGED));
+    assert_eq!(
+        verdict(500, &[], &long),
+        unknown("CAMS reported a failure of its own")
+    );
+}
+
+#[test]
+fn a_success_of_an_action_that_creates_has_its_data() {
+    let missing = "a success without the data that it should have";
+    for body in [
+        r#"{"RequestId":"R","Code":"OK"}"#,
+        r#"{"RequestId":"R","Code":"OK","Data":null}"#,
+        r#"{"RequestId":"R"}"#,
+    ] {
+        for context in [LIMITED, RELAYED] {
+            assert_eq!(
+                judge(&answer(200, &[], body), context, now),
+                answered_unknown(missing),
+                "{body}"
+            );
+        }
+        // Their successes have no data.
+        for action in ["ListFlow", "UpdateFlowJSONAsset", "SendChatappMessage"] {
+            let context = Context { action, ..LIMITED };
+            assert_eq!(
+                judge(&answer(200, &[], body), context, now),
+                ok(),
+                "{action}"
+            );
+        }
+    }
+    let xml = "<CreateFlowResponse><RequestId>R</RequestId><Code>OK</Code></CreateFlowResponse>";
+    let content_type = [("content-type", "text/xml;charset=utf-8")];
+    assert_eq!(verdict(200, &content_type, xml), answered_unknown(missing));
 }
 
 #[test]
 fn an_answer_that_cams_never_gives_is_unknown() {
     for context in [LIMITED, UNLIMITED, RELAYED] {
-        let judged =
-            |status, headers: &[(&str, &str)], body| judge(&answer(status, headers, body), context);
+        let judged = |status, headers: &[(&str, &str)], body| {
+            judge(&answer(status, headers, body), context, now)
+        };
         for status in [101, 103, 301, 302, 304, 307] {
             assert_eq!(
                 judged(status, &[], CREATED),
@@ -457,8 +756,5 @@ fn a_lost_answer_is_unknown() {
         "the answer is larger than the limit",
         "the answer is not HTTP",
     ];
-    assert_eq!(
-        all.map(Verdict::from),
-        reasons.map(|reason| Verdict::Unknown { reason })
-    );
+    assert_eq!(all.map(Verdict::from), reasons.map(unknown));
 }

@@ -88,6 +88,7 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     let answer_timeout = section.key("answer_timeout").time(&POSITIVE);
     let idle_timeout = section.key("idle_timeout").time(&POSITIVE);
     let max_response = section.key("max_response").size(&BYTES);
+    let correct_clock = section.key("correct_clock").flag();
     section.done();
     let endpoint = endpoint?;
     let (proxy, proxy_credentials) = proxy?;
@@ -107,6 +108,7 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
         answer_timeout: answer_timeout?,
         idle_timeout: idle_timeout?,
         max_response: max_response?,
+        correct_clock: correct_clock?,
     };
     Some(Base {
         upstream,

@@ -219,6 +219,12 @@ pub(crate) const KEYS: &[Key] = &[
         "Maximum size of an answer's body.",
     ),
     key(
+        "upstream.correct_clock",
+        Kind::Flag,
+        Some("true"),
+        "Corrects the time stamps that Flowgate signs if this host's clock is more than 10 s from CAMS's, by the `Date` of CAMS's answers, by at most a day. `false`: the offset is only measured.",
+    ),
+    key(
         "accounts[].id",
         Kind::Text,
         None,
@@ -421,6 +427,12 @@ pub(crate) const KEYS: &[Key] = &[
         Kind::Time,
         Some("60s"),
         "Upper bound of a pause that the server's hint asks for.",
+    ),
+    key(
+        "retry.reads",
+        Kind::Flag,
+        Some("false"),
+        "`true`: a call that only reads (List, Get, Query) is repeated within its hold if its outcome is unknown. Each repetition spends a token.",
     ),
     key(
         "quota.store",

@@ -35,6 +35,7 @@ const RETRY: Retry = Retry {
     base: Duration::from_millis(200),
     max: Duration::from_secs(8),
     max_pause: Duration::from_secs(60),
+    reads: false,
 };
 
 /// The event of a row.

@@ -112,6 +112,7 @@ const POLICY: Retry = Retry {
     base: Duration::from_millis(200),
     max: Duration::from_secs(8),
     max_pause: Duration::from_secs(60),
+    reads: false,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -151,6 +151,7 @@ async fn every_outcome_has_its_name() {
         },
         Verdict::Unknown {
             reason: "no complete answer before the timeout",
+            request_id: None,
         },
     ];
     verdicts
@@ -238,6 +239,7 @@ async fn unknown_outcomes_are_listed_on_request() {
         None,
         &Verdict::Unknown {
             reason: "the connection closed before an answer",
+            request_id: None,
         },
     );
     test.journal.flushed().await;

@@ -8,7 +8,7 @@ use crate::error::{Kind, Outcome};
 use crate::upstream::Failure;
 
 /// CAMS's codes with a label value of their own.
-const CODES: [&str; 27] = [
+const CODES: [&str; 28] = [
     OK,
     "System.LimitControl",
     "Throttling",
@@ -26,6 +26,7 @@ const CODES: [&str; 27] = [
     "InvalidAccessKeyId.Inactive",
     "InvalidSecurityToken.Expired",
     "InvalidSecurityToken.Malformed",
+    "SecurityTokenExpired",
     "InvalidTimeStamp.Expired",
     "InvalidTimeStamp.Format",
     "InvalidApi.NotFound",

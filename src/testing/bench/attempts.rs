@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use futures_util::future::join_all;
 
@@ -56,7 +57,9 @@ impl Attempts {
             Context {
                 managed: true,
                 limited: true,
+                action: "CreateFlow",
             },
+            SystemTime::now,
         );
         let operation = operation.expect("the prepared call is permitted");
         let flow_name = steps.caller.flow_name().map(Cow::into_owned);

@@ -2,7 +2,7 @@
 //! stay within the configured bounds, and no attempt is repeated unless CAMS clearly throttled it.
 
 use std::sync::LazyLock;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
@@ -51,9 +51,13 @@ pub fn answer(input: &[u8]) {
     let status = STATUSES[usize::from(*status) % STATUSES.len()];
     let kind = TYPES[usize::from(*kind) % TYPES.len()];
     for (managed, limited) in [(true, true), (false, true), (true, false)] {
-        let context = Context { managed, limited };
+        let context = Context {
+            managed,
+            limited,
+            action: "CreateFlow",
+        };
         let whole = made(status, kind, body);
-        let verdict = judge::judge(&whole, context);
+        let verdict = judge::judge(&whole, context, SystemTime::now);
         if let Verdict::Throttled { code, source, .. } = &verdict {
             assert!(
                 [200, 400, 429].contains(&status) && is_throttle(code),
@@ -65,7 +69,7 @@ pub fn answer(input: &[u8]) {
                 .split_last()
                 .map(|(_, rest)| rest)
                 .unwrap_or_default();
-            let verdict_on_cut = judge::judge(&made(status, kind, cut), context);
+            let verdict_on_cut = judge::judge(&made(status, kind, cut), context, SystemTime::now);
             assert!(
                 !matches!(verdict_on_cut, Verdict::Throttled { .. }),
                 "an incomplete document is not a throttled answer"
@@ -79,9 +83,11 @@ pub fn answer(input: &[u8]) {
         }
         let is_own = matches!(
             verdict,
-            Verdict::Credentials { .. } | Verdict::Unknown { .. }
+            Verdict::Credentials { .. } | Verdict::Clock { .. } | Verdict::Unknown { .. }
         );
-        let passed = reply::pass_on(Some(whole), &verdict, SERVICE, || Duration::ZERO);
+        let passed = reply::pass_on(Some(whole), &verdict, "CreateFlow", SERVICE, || {
+            Duration::ZERO
+        });
         assert_eq!(
             passed.is_err(),
             is_own,
@@ -183,14 +189,18 @@ pub fn hints(input: &[u8]) {
         Context {
             managed: true,
             limited: true,
+            action: "CreateFlow",
         },
+        SystemTime::now,
     );
     let Verdict::Throttled { hint, .. } = &verdict else {
         return;
     };
     check_pause(*hint);
     check_retry(&verdict);
-    let response = reply::pass_on(Some(answer), &verdict, SERVICE, || Duration::ZERO);
+    let response = reply::pass_on(Some(answer), &verdict, "CreateFlow", SERVICE, || {
+        Duration::ZERO
+    });
     let response = response.expect("a throttled answer is passed on");
     check_headers(&response);
     for name in ["x-acs-retry-after", "retry-after"] {
@@ -233,6 +243,7 @@ fn check_retry(verdict: &Verdict) {
         sent: 1,
         can_repeat: true,
         has_lane: false,
+        is_read: false,
         left: Duration::from_secs(3600),
     };
     if let Decision::Again { after } = retry::decide(verdict, alone, policy, 0.99) {

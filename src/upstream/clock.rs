@@ -1,0 +1,393 @@
+//! How far CAMS's clock is from this host's, by the `Date` of its answers. CAMS refuses a request
+//! whose time stamp is more than 15 minutes off, so stamps are corrected by a significant offset.
+//!
+//! An answer's `Date` has whole seconds and was written at some moment between the request and the
+//! answer, so one answer gives an interval of offsets. Intervals that overlap narrow each other.
+//! One that does not overlap (a clock was set) counts only after a second one confirms it, or if
+//! CAMS has refused the stamp that it corrects.
+//!
+//! A wrong `Date` cannot do harm: only complete answers of CAMS count, which come over verified TLS
+//! unless the operator permits plaintext, where whoever changes them could change the calls as
+//! well. Stamps move by at most a day, so that no stamp is of use long after its time. If the
+//! correction is wrong, CAMS refuses the stamps, and its refusal carries the right time.
+
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hyper::header::{DATE, HeaderMap};
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// Offset in milliseconds from which stamps are corrected. `Date` and the network explain one or
+/// two seconds.
+const SIGNIFICANT: i64 = 10_000;
+
+/// Offset in milliseconds below which stamps are no longer corrected. Less than `SIGNIFICANT`, so
+/// that an offset near it is not logged again and again.
+const NEGLIGIBLE: i64 = 5_000;
+
+/// Largest correction in milliseconds: a wrong time zone is within a day.
+const MAX_CORRECTION: i64 = 24 * 3600 * 1000;
+
+/// Time in milliseconds between two answers whose `Date` is read. Reading more of them would cost
+/// each call and would not make stamps of whole seconds better.
+const INTERVAL: u64 = 1_000;
+
+/// CAMS's clock relative to this host's.
+pub(crate) struct UpstreamClock {
+    /// The upstream's name in logs.
+    url: Box<str>,
+    /// Whether stamps are corrected.
+    correct: bool,
+    start: Instant,
+    /// When the next answer is read, in milliseconds after `start`.
+    next: AtomicU64,
+    /// What is added to stamps, in milliseconds.
+    correction: AtomicI64,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    filter: OffsetFilter,
+    /// Whether the offset is significant.
+    is_off: bool,
+}
+
+/// The offsets that are possible after one or more answers: CAMS's time minus this host's, in
+/// milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Offsets {
+    low: i64,
+    high: i64,
+}
+
+/// The offsets that the recent answers agree on.
+#[derive(Default)]
+struct OffsetFilter {
+    agreed: Option<Offsets>,
+    /// From the last answer, if it does not fit.
+    unconfirmed: Option<Offsets>,
+}
+
+// === impl UpstreamClock ===
+
+impl UpstreamClock {
+    /// `correct`: whether stamps are corrected.
+    pub(super) fn new(url: &str, correct: bool, now: Instant) -> Self {
+        Self {
+            url: url.into(),
+            correct,
+            start: now,
+            next: AtomicU64::new(0),
+            correction: AtomicI64::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The time for a stamp. `now` is this host's time.
+    pub(crate) fn stamp(&self, now: SystemTime) -> SystemTime {
+        shifted(now, self.correction.load(Ordering::Relaxed))
+    }
+
+    /// CAMS's time minus this host's, in seconds. `None` until enough answers agree.
+    pub(crate) fn offset(&self) -> Option<f64> {
+        let agreed = self.state.lock().filter.agreed;
+        agreed.map(|offsets| seconds(offsets.middle()))
+    }
+
+    /// Whether stamps are being corrected.
+    pub(crate) fn corrects(&self) -> bool {
+        self.correction.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether the `Date` of an answer that arrives now is to be read. True about once a second.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        let now = u64::try_from((now - self.start).as_millis()).unwrap_or(u64::MAX);
+        let next = self.next.load(Ordering::Relaxed);
+        now >= next
+            && self
+                .next
+                .compare_exchange(next, now + INTERVAL, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// CAMS has given an answer with these headers at `now`, this long after the request.
+    pub(crate) fn answered(&self, headers: &HeaderMap, took: Duration, now: SystemTime) {
+        if let Some(offsets) = Offsets::of(headers, took, now) {
+            let mut state = self.state.lock();
+            state.filter.add(offsets);
+            self.apply(&mut state);
+        }
+    }
+
+    /// CAMS has refused a stamp with such an answer. Its time counts at once.
+    pub(crate) fn stamp_refused(&self, headers: &HeaderMap, took: Duration, now: SystemTime) {
+        if let Some(offsets) = Offsets::of(headers, took, now) {
+            let mut state = self.state.lock();
+            state.filter.replace(offsets);
+            self.apply(&mut state);
+        }
+    }
+
+    fn apply(&self, state: &mut State) {
+        let Some(offsets) = state.filter.agreed else {
+            return;
+        };
+        let offset = offsets.middle();
+        let offset_seconds = seconds(offset);
+        let threshold = if state.is_off {
+            NEGLIGIBLE
+        } else {
+            SIGNIFICANT
+        };
+        let is_off = offsets.distance() >= threshold;
+        let was_off = std::mem::replace(&mut state.is_off, is_off);
+        let corrects = is_off && self.correct && offset.abs() <= MAX_CORRECTION;
+        let correction = if corrects { offset } else { 0 };
+        self.correction.store(correction, Ordering::Relaxed);
+        if is_off && !was_off {
+            tracing::warn!(
+                upstream = &*self.url,
+                offset_seconds,
+                corrected = corrects,
+                "the clock of this host differs from CAMS's"
+            );
+        } else if was_off && !is_off {
+            tracing::info!(
+                upstream = &*self.url,
+                offset_seconds,
+                "the clock of this host agrees with CAMS's"
+            );
+        }
+    }
+}
+
+/// The time of an answer, if its `Date` is one.
+pub(crate) fn date(headers: &HeaderMap) -> Option<SystemTime> {
+    let date = headers.get(DATE)?.to_str().ok()?;
+    httpdate::parse_http_date(date).ok()
+}
+
+fn shifted(time: SystemTime, millis: i64) -> SystemTime {
+    let by = Duration::from_millis(millis.unsigned_abs());
+    let shifted = if millis < 0 {
+        time.checked_sub(by)
+    } else {
+        time.checked_add(by)
+    };
+    shifted.unwrap_or(time)
+}
+
+/// Milliseconds since 1970; negative before.
+fn millis(time: SystemTime) -> i64 {
+    let of = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4);
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => of(after),
+        Err(before) => -of(before.duration()),
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "exact for 285,000 years")]
+fn seconds(millis: i64) -> f64 {
+    millis as f64 / 1000.0
+}
+
+// === impl Offsets ===
+
+impl Offsets {
+    fn of(headers: &HeaderMap, took: Duration, now: SystemTime) -> Option<Self> {
+        let date = millis(date(headers)?);
+        let received = millis(now);
+        let sent = millis(now.checked_sub(took)?);
+        Some(Self {
+            low: date - received,
+            // The fraction of the second is cut off.
+            high: date + 1000 - sent,
+        })
+    }
+
+    /// The offsets that both have.
+    fn shared_with(self, other: Self) -> Option<Self> {
+        let shared = Self {
+            low: self.low.max(other.low),
+            high: self.high.min(other.high),
+        };
+        (shared.low <= shared.high).then_some(shared)
+    }
+
+    fn middle(self) -> i64 {
+        i64::midpoint(self.low, self.high)
+    }
+
+    /// The distance from zero of the nearest of them.
+    fn distance(self) -> i64 {
+        self.low.max(-self.high).max(0)
+    }
+}
+
+// === impl OffsetFilter ===
+
+impl OffsetFilter {
+    fn add(&mut self, offsets: Offsets) {
+        let fits = |known: &mut Option<Offsets>| known.and_then(|known| known.shared_with(offsets));
+        match fits(&mut self.agreed).or_else(|| fits(&mut self.unconfirmed)) {
+            Some(shared) => self.replace(shared),
+            None => self.unconfirmed = Some(offsets),
+        }
+    }
+
+    fn replace(&mut self, offsets: Offsets) {
+        self.agreed = Some(offsets);
+        self.unconfirmed = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    const TOOK: Duration = Duration::from_millis(40);
+
+    fn clock(correct: bool) -> UpstreamClock {
+        UpstreamClock::new("https://cams.example:443", correct, Instant::now())
+    }
+
+    /// This host's time: 300 ms after a full second.
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_millis(1_795_488_846_300)
+    }
+
+    /// The headers of an answer that CAMS gives now, if its clock is this many seconds ahead.
+    fn ahead(seconds: i64) -> HeaderMap {
+        let date = httpdate::fmt_http_date(shifted(now(), seconds * 1000));
+        HeaderMap::from_iter([(DATE, HeaderValue::from_str(&date).unwrap())])
+    }
+
+    /// The correction in whole seconds.
+    fn correction(clock: &UpstreamClock) -> i64 {
+        (millis(clock.stamp(now())) - millis(now())).div_euclid(1000)
+    }
+
+    #[test]
+    fn two_answers_that_agree_correct_stamps() {
+        for off in [-28_800, -1200, -15, 15, 1200, 28_800] {
+            let clock = clock(true);
+            clock.answered(&ahead(off), TOOK, now());
+            assert_eq!((correction(&clock), clock.offset()), (0, None), "{off}");
+            clock.answered(&ahead(off), TOOK, now());
+            assert_eq!(correction(&clock), off);
+            let offset = clock.offset().unwrap();
+            assert!(
+                (offset - seconds(off * 1000)).abs() <= 1.0,
+                "{off}: {offset}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_insignificant_offset_is_shown_and_not_corrected() {
+        let clock = clock(true);
+        for _ in 0..2 {
+            clock.answered(&ahead(8), TOOK, now());
+        }
+        assert_eq!(correction(&clock), 0);
+        assert!((clock.offset().unwrap() - 8.0).abs() <= 1.0);
+        // An answer that took 30 s may have been written at any moment of them.
+        for _ in 0..2 {
+            clock.stamp_refused(&ahead(-20), Duration::from_secs(30), now());
+        }
+        assert_eq!(correction(&clock), 0);
+    }
+
+    #[test]
+    fn the_correction_ends_below_the_offset_at_which_it_begins() {
+        let clock = clock(true);
+        for (off, corrected) in [(8, 0), (12, 12), (8, 8), (3, 0), (8, 0)] {
+            for _ in 0..2 {
+                clock.answered(&ahead(off), TOOK, now());
+            }
+            assert_eq!(correction(&clock), corrected, "{off}");
+        }
+    }
+
+    #[test]
+    fn one_odd_answer_changes_nothing() {
+        let clock = clock(true);
+        for off in [60, 60, 7200, 60, -7200, 60] {
+            clock.answered(&ahead(off), TOOK, now());
+        }
+        assert_eq!(correction(&clock), 60);
+        clock.answered(&HeaderMap::new(), TOOK, now());
+        let odd = HeaderMap::from_iter([(DATE, HeaderValue::from_static("yesterday"))]);
+        clock.stamp_refused(&odd, TOOK, now());
+        assert_eq!(correction(&clock), 60);
+    }
+
+    #[test]
+    fn an_answer_that_refuses_the_stamp_counts_at_once() {
+        let clock = clock(true);
+        clock.stamp_refused(&ahead(-1200), TOOK, now());
+        assert!(clock.corrects());
+        assert_eq!(correction(&clock), -1200);
+        // This host's clock was set: the correction is what is wrong now.
+        clock.stamp_refused(&ahead(0), TOOK, now());
+        assert!(!clock.corrects());
+    }
+
+    #[test]
+    fn a_correction_is_at_most_a_day() {
+        let clock = clock(true);
+        for (off, corrected) in [
+            (86_000, 86_000),
+            (87_000, 0),
+            (-86_000, -86_000),
+            (-87_000, 0),
+            // 1970 and the year 7500.
+            (-1_795_000_000, 0),
+            (172_800_000_000, 0),
+        ] {
+            clock.stamp_refused(&ahead(off), TOOK, now());
+            assert_eq!(correction(&clock), corrected, "{off}");
+        }
+        let before_1970 = UNIX_EPOCH - Duration::from_secs(5);
+        clock.stamp_refused(&ahead(0), TOOK, before_1970);
+        assert_eq!(clock.stamp(before_1970), before_1970);
+    }
+
+    #[test]
+    fn nothing_is_corrected_unless_configured() {
+        let clock = clock(false);
+        clock.stamp_refused(&ahead(1200), TOOK, now());
+        assert_eq!(correction(&clock), 0);
+        assert!((clock.offset().unwrap() - 1200.0).abs() <= 1.0);
+    }
+
+    #[test]
+    fn intervals_narrow_each_other() {
+        let mut filter = OffsetFilter::default();
+        let all = [(0, 1000), (-300, 700), (400, 1400), (-900, 500)];
+        for (low, high) in all {
+            filter.add(Offsets { low, high });
+        }
+        let narrowed = Offsets {
+            low: 400,
+            high: 500,
+        };
+        assert_eq!(filter.agreed, Some(narrowed));
+        assert_eq!((narrowed.middle(), narrowed.distance()), (450, 400));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn about_one_answer_a_second_is_read() {
+        let clock = clock(true);
+        let mut read = 0;
+        for _ in 0..100 {
+            read += u32::from(clock.is_due(Instant::now()));
+            tokio::time::advance(Duration::from_millis(50)).await;
+        }
+        assert_eq!(read, 5);
+    }
+}
