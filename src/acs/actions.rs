@@ -57,10 +57,10 @@ const WITH_DATA: [&str; 6] = [
 
 /// The effect of an action.
 pub(crate) fn effect(action: &str) -> Effect {
-    let begins_with = |words: &[&str]| words.iter().any(|word| is_first_word(action, word));
-    if action == "IsvGetAppId" || begins_with(&READS) && !NO_READS.contains(&action) {
+    let is_read = begins_with(action, &READS) && !NO_READS.contains(&action);
+    if is_read || action == "IsvGetAppId" {
         Effect::Read
-    } else if begins_with(&CHANGES) {
+    } else if begins_with(action, &CHANGES) {
         Effect::Change
     } else {
         Effect::Create
@@ -95,11 +95,13 @@ pub(crate) fn advice(action: &str) -> &'static str {
     "Check its effect before you repeat it."
 }
 
-/// Whether the action begins with this word and another one: `Getter` does not begin with `Get`.
-fn is_first_word(action: &str, word: &str) -> bool {
-    action
-        .strip_prefix(word)
-        .is_some_and(|rest| rest.starts_with(|next: char| next.is_ascii_uppercase()))
+/// Whether one of these words is the first of the action's words: `Getter` does not begin with
+/// `Get`.
+fn begins_with(action: &str, words: &[&str]) -> bool {
+    words
+        .iter()
+        .filter_map(|word| action.strip_prefix(word))
+        .any(|rest| rest.starts_with(|next: char| next.is_ascii_uppercase()))
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ const FAILURE_CODES: &[&str] = &[
 
 /// Longest wait that `Retry-After` may state. Flowgate's own waits have a lower bound, which is
 /// configured; this one is for what is passed on to a caller.
-const MAX_RETRY_AFTER: Duration = Duration::from_hours(24);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Reasons of unknown outcomes.
 pub(crate) const COPY_ARRIVED: &str = "CAMS had already received a copy of the request";
@@ -167,7 +167,7 @@ pub(crate) fn judge(
     if let Some(verdict) = refused_signature(answer, context, summary.as_ref(), now) {
         return verdict;
     }
-    if let Some(source) = throttle(answer, summary.as_ref()) {
+    if let Some(source) = throttle(answer, context, summary.as_ref()) {
         let Summary {
             code, request_id, ..
         } = summary.unwrap_or_default();
@@ -318,15 +318,19 @@ fn is_in_family(code: &str, families: &[&str]) -> bool {
 
 /// Whole seconds from the first time to the second; negative if the second is earlier.
 fn seconds_from(first: SystemTime, second: SystemTime) -> i64 {
-    let whole = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-    match second.duration_since(first) {
-        Ok(later) => whole(later),
-        Err(earlier) => -whole(earlier.duration()),
-    }
+    let seconds = match second.duration_since(first) {
+        Ok(later) => i128::from(later.as_secs()),
+        Err(earlier) => -i128::from(earlier.duration().as_secs()),
+    };
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 /// Whether the answer states that the call was throttled, and in which part.
-fn throttle(answer: &UpstreamResponse, summary: Option<&Summary>) -> Option<ThrottleSource> {
+fn throttle(
+    answer: &UpstreamResponse,
+    context: Context<'_>,
+    summary: Option<&Summary>,
+) -> Option<ThrottleSource> {
     let code = summary.and_then(|summary| summary.code.as_deref());
     let has_data = summary.is_some_and(|summary| summary.has_data);
     let by_body = code.is_some_and(is_throttle_code)
@@ -336,12 +340,12 @@ fn throttle(answer: &UpstreamResponse, summary: Option<&Summary>) -> Option<Thro
             _ => false,
         };
     if by_body {
-        Some(ThrottleSource::Body)
-    } else if answer.status.is_client_error() && acs_retry_after(&answer.headers).is_some() {
-        Some(ThrottleSource::Header)
-    } else {
-        None
+        return Some(ThrottleSource::Body);
     }
+    let by_header = answer.status.is_client_error() && acs_retry_after(&answer.headers).is_some();
+    // A failure may ask to come back, too, although the call may have been executed.
+    let by_throttling = by_header && !(code.is_some_and(is_failure_code) && context.creates());
+    by_throttling.then_some(ThrottleSource::Header)
 }
 
 /// Whether CAMS, and not the call, is at fault. `isp` is the prefix of the platform's own errors.
@@ -414,13 +418,16 @@ fn retry_after(headers: &HeaderMap, now: fn() -> SystemTime) -> Option<Duration>
 fn whole_or_decimal_seconds(text: &str) -> Option<Duration> {
     let text = text.trim_matches([' ', '\t']);
     let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
-    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
-    if !is_number(whole) || !is_number(fraction) {
+    if ![whole, fraction].into_iter().all(is_digits) {
         return None;
     }
     let up = u64::from(fraction.bytes().any(|digit| digit != b'0'));
     let seconds = whole.parse::<u64>().unwrap_or(u64::MAX);
     Some(Duration::from_secs(seconds.saturating_add(up)))
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// The longest time left in CAMS's rate-limit windows.

@@ -181,10 +181,13 @@ fn shifted(time: SystemTime, millis: i64) -> SystemTime {
 
 /// Milliseconds since 1970; negative before.
 fn millis(time: SystemTime) -> i64 {
-    let of = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX / 4);
+    // Within this bound sums and differences of such times cannot overflow.
+    let bound = i64::MAX / 4;
     match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => of(after),
-        Err(before) => -of(before.duration()),
+        Ok(after) => i64::try_from(after.as_millis()).map_or(bound, |millis| millis.min(bound)),
+        Err(before) => {
+            i64::try_from(before.duration().as_millis()).map_or(-bound, |millis| -millis.min(bound))
+        }
     }
 }
 
@@ -230,8 +233,8 @@ impl Offsets {
 
 impl OffsetFilter {
     fn add(&mut self, offsets: Offsets) {
-        let fits = |known: &mut Option<Offsets>| known.and_then(|known| known.shared_with(offsets));
-        match fits(&mut self.agreed).or_else(|| fits(&mut self.unconfirmed)) {
+        let mut known = [self.agreed, self.unconfirmed].into_iter().flatten();
+        match known.find_map(|known| known.shared_with(offsets)) {
             Some(shared) => self.replace(shared),
             None => self.unconfirmed = Some(offsets),
         }

@@ -646,6 +646,12 @@ fn a_failure_of_cams_leaves_it_open_whether_it_has_created_something() {
             upstream_error(code)
         );
     }
+    let hint = [("x-acs-retry-after", "500")];
+    assert_eq!(verdict(400, &hint, &error("InternalError")), failed);
+    assert_eq!(
+        judge(&answer(400, &hint, &error("InternalError")), READING, now),
+        throttled("InternalError", ThrottleSource::Header, Some(500))
+    );
     assert_eq!(
         verdict(400, &[], &error("isp.RAM_PERMISSION_DENY")),
         upstream_error("isp.RAM_PERMISSION_DENY")
