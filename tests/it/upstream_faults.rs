@@ -218,7 +218,9 @@ async fn a_wrong_clock_is_named_measured_and_corrected() {
                 assert_eq!((report.arrived, report.created), (1, 0));
             }
             let metrics = harness.metrics().await;
-            let seconds = metrics.get("flowgate_upstream_clock_offset_seconds");
+            let url = &harness.sim.url();
+            let series = format!("flowgate_upstream_clock_offset_seconds{{upstream=\"{url}\"}}");
+            let seconds = metrics.get(&series);
             let off = f64::from(minutes * 60);
             assert!((seconds - off).abs() < 5.0, "{seconds}");
         }
