@@ -25,19 +25,6 @@ const HOLD: HeaderName = HeaderName::from_static("x-flowgate-hold");
 /// range are mistakes.
 const VALID: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(24 * 3600);
 
-/// Default read timeouts of Alibaba's SDKs, by the first product in their User-Agent.
-const READ_TIMEOUTS: [(&str, Duration); 5] = [
-    ("Node.js", Duration::from_secs(3)),
-    ("Python", Duration::from_secs(10)),
-    ("Java", Duration::from_secs(10)),
-    ("Golang", Duration::from_secs(10)),
-    ("PHP", Duration::from_secs(10)),
-];
-
-/// SDKs that share a language with those above and have no timeout: the first product in their
-/// User-Agent, and one of the next two.
-const WITHOUT_TIMEOUT: [(&str, &str); 2] = [("Golang", "TeaDSL/"), ("Java", "AsyncCoreService/")];
-
 /// Allowance for the network between SDK and Flowgate, and for a busy event loop on both sides.
 const NETWORK_ALLOWANCE: Duration = Duration::from_millis(100);
 
@@ -86,21 +73,23 @@ fn read_timeout(headers: &HeaderMap) -> Option<Duration> {
     let agent = std::str::from_utf8(headers.get(USER_AGENT)?.as_bytes()).ok()?;
     let (_system, products) = agent.strip_prefix("AlibabaCloud (")?.split_once(") ")?;
     let (language, _version) = products.split_once('/')?;
-    if waits_forever(language, products) {
-        return None;
-    }
-    READ_TIMEOUTS
-        .iter()
-        .find(|(name, _)| *name == language)
-        .map(|(_, timeout)| *timeout)
+    let seconds = match language {
+        "Node.js" => 3,
+        "Python" | "PHP" => 10,
+        // The new Go SDK and the async Java SDK have no timeout.
+        "Golang" if !has_product(products, "TeaDSL/") => 10,
+        "Java" if !has_product(products, "AsyncCoreService/") => 10,
+        _ => return None,
+    };
+    Some(Duration::from_secs(seconds))
 }
 
-fn waits_forever(language: &str, products: &str) -> bool {
-    let marks = WITHOUT_TIMEOUT.iter().filter(|sdk| sdk.0 == language);
+/// Whether one of the first three products has this name. Applications may append their own.
+fn has_product(products: &str, name: &str) -> bool {
     products
         .split(' ')
         .take(3)
-        .any(|product| marks.clone().any(|sdk| product.starts_with(sdk.1)))
+        .any(|product| product.starts_with(name))
 }
 
 #[cfg(test)]
