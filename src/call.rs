@@ -199,8 +199,8 @@ impl<'a> ActiveCall<'a> {
         self.limited_call.permit()
     }
 
-    /// Builds the request of one attempt with the current configuration, for the permit's connection. Fails if the caller has
-    /// disconnected.
+    /// Builds the request of one attempt with the current configuration, for the permit's
+    /// connection. Fails if the caller has disconnected.
     fn sign(
         &mut self,
         permit: SendPermit<Upstream>,

@@ -64,7 +64,7 @@ impl ErrorFormat {
         }
     }
 
-    /// Reads the format from a head that could not be read, as far as it is there.
+    /// Reads the format from the received part of a head that could not be parsed.
     pub(crate) fn of_unread(head: &[u8]) -> Self {
         let mut request = Request::builder();
         // A target that is too long is cut off: the format's parameter may be before the cut.

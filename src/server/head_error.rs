@@ -44,8 +44,9 @@ pub(crate) enum HeadError {
 // === impl HeadError ===
 
 impl HeadError {
-    /// Classifies a parse error of hyper, or the lack of memory for a large head. `received` is what hyper has not consumed: the whole
-    /// head, or nothing of it if its lines could be told apart. `max` is the limit of bytes.
+    /// Classifies a parse error of hyper, or the lack of memory for a large head. `received` is what
+    /// hyper has not consumed: the whole head, or nothing if hyper could split it into lines. `max` is
+    /// the limit of bytes.
     pub(super) fn new(error: &hyper::Error, received: &[u8], max: usize) -> Self {
         if error.is_parse_too_large() {
             return Self::too_large(received, max);

@@ -236,7 +236,7 @@ impl<T> TimeoutIo<T> {
     /// Whether these bytes are hyper's own answer to a head that it cannot read: a status without a
     /// body. It is withheld, and the handler's answer is sent in its place when hyper has ended.
     fn withholds(&self, bytes: &[u8]) -> bool {
-        // Every request of this connection is answered, so nobody else has something to write.
+        // Every request of this connection is answered, so only hyper's own answer can be written.
         let state = &self.phase.0;
         if state.flushed_at.load(Ordering::Relaxed) == self.phase.changes()
             && bytes.starts_with(b"HTTP/1.")

@@ -7,8 +7,7 @@
 //! CAMS has refused the stamp that it corrects.
 //!
 //! A wrong `Date` cannot do harm: only complete answers of CAMS count, which come over verified TLS
-//! unless the operator permits plaintext, where whoever changes them could change the calls as
-//! well. Stamps move by at most a day, so that no stamp is of use long after its time. If the
+//! unless the operator permits plaintext, where an attacker could change the calls as well. Stamps move by at most a day, so that no stamp is of use long after its time. If the
 //! correction is wrong, CAMS refuses the stamps, and its refusal carries the right time.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

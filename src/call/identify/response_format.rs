@@ -9,7 +9,7 @@ use percent_encoding::percent_decode;
 const OF_VERSION_1: [&str; 3] = ["AccessKeyId", "Signature", "Action"];
 
 /// Whether the caller expects errors in XML: version 1 calls do, unless `Format` asks for something
-/// else. `form` is the form, as far as it has been read.
+/// else. `form` is the form, or empty before it is read.
 pub(crate) fn wants_xml(parts: &Parts, form: &[u8]) -> bool {
     if parts.headers.contains_key(header::AUTHORIZATION) {
         return false;
