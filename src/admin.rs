@@ -6,6 +6,7 @@
 mod access;
 mod commands;
 mod events;
+mod misdirected;
 mod snapshot;
 
 use std::convert::Infallible;
@@ -209,6 +210,12 @@ impl Handler for Admin {
         request: Box<Request<ReceivedBody>>,
         disconnect: Disconnect,
     ) -> Result<Response<Self::Body>, CallerDisconnected> {
+        let (head, body) = request.into_parts();
+        let config_snapshot = self.services.current_config.load_full();
+        if let Some(response) = misdirected::answer(&head, &config_snapshot.config.listen.proxy) {
+            return Ok(response);
+        }
+        let request = Box::new(Request::from_parts(head, body));
         Ok(self.page(request, &disconnect).await.into_response())
     }
 }

@@ -16,6 +16,7 @@ use crate::acs::error_body::{self, ErrorBody, Format};
 use crate::acs::hop_by_hop::{connection_listed, is_hop_by_hop};
 use crate::call::identify;
 use crate::call::judge::Verdict;
+use crate::config::Bind;
 use crate::error::{Kind, Refusal};
 use crate::observe::record::CallStats;
 use crate::primitives::text::{capped, millis};
@@ -193,6 +194,16 @@ pub(crate) fn tls_required(head: &request::Parts) -> Response<Full<Bytes>> {
         Kind::BadRequest,
         "This port requires TLS: set the SDK's protocol to HTTPS.",
     );
+    refuse(&refusal, &ErrorFormat::of(head), &error_body::request_id())
+}
+
+/// The answer to a call that arrived at the admin port. `proxy` is the address of the proxy port.
+pub(crate) fn admin_port(head: &request::Parts, proxy: &Bind) -> Response<Full<Bytes>> {
+    let message = format!(
+        "This is Flowgate's admin port: set the SDK's endpoint to the proxy port, which listens on \
+         {proxy} (listen.proxy)."
+    );
+    let refusal = Refusal::new(Kind::BadRequest, message);
     refuse(&refusal, &ErrorFormat::of(head), &error_body::request_id())
 }
 

@@ -9,10 +9,13 @@ use crate::limiter::shared::ADVICE;
 pub(super) fn too_long(wait: Duration, left: Duration) -> Refusal {
     let wait_ms = wait.as_millis();
     let left_ms = left.as_millis();
+    let over = wait.saturating_sub(left);
+    let over_ms = over.as_millis();
     let message = format!(
-        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {left_ms} ms that its hold leaves. CAMS has done nothing."
+        "The system is under flow control: the predicted wait of {wait_ms} ms exceeds the {left_ms} ms that its hold leaves. CAMS has done nothing. \
+         Repeat it in {over_ms} ms, or let it wait longer: raise the SDK's time-out, and x-flowgate-hold or queue.hold to a little less."
     );
-    Refusal::after(Kind::WaitTooLong, wait.saturating_sub(left), message)
+    Refusal::after(Kind::WaitTooLong, over, message)
 }
 
 /// The hold is over, because CAMS cannot be reached (`down`) or because the queue is long or

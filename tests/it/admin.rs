@@ -47,6 +47,34 @@ async fn the_proxy_port_has_no_admin_pages() {
 }
 
 #[tokio::test]
+async fn a_call_at_the_admin_port_is_told_in_camss_form_where_the_proxy_port_is() {
+    let harness = Harness::new("").await;
+    let admin = harness.app.admin_address().unwrap();
+    let host = admin.to_string();
+    for call in [
+        Call::v3(&host, "x"),
+        Call::v1(&host, "x"),
+        Call::v1(&host, "x").in_form(),
+    ] {
+        let reply = call.send(admin).await;
+        assert_eq!(
+            (reply.status, reply.code().as_str()),
+            (400, "Flowgate.BadRequest"),
+            "{reply:?}"
+        );
+        assert!(
+            reply.body.contains(&format!(
+                "admin port: set the SDK's endpoint to the proxy port, which listens on {}",
+                harness.proxy
+            )),
+            "{}",
+            reply.body
+        );
+    }
+    assert_eq!(harness.sim.report().arrived, 0);
+}
+
+#[tokio::test]
 async fn the_effective_configuration_holds_no_secret() {
     let harness = Harness::new("").await;
     let page = harness.get("/config").await;

@@ -1,7 +1,7 @@
 //! Verifies version 3 signatures. The head is enough for this, because it contains the hash of the
 //! body: no body is read for a caller that cannot sign.
 
-use hyper::header::HeaderName;
+use hyper::header::{HOST, HeaderName, HeaderValue};
 
 use super::checked_head::{self, CheckedHead};
 use super::names::{TWO_SCHEMES, is_common};
@@ -91,7 +91,20 @@ fn covers(head: &CheckedHead<'_>, authorization: &Authorization<'_>) -> Result<(
     let headers = &head.parts.headers;
     let signed = &authorization.signed_headers;
     if let Some(missing) = REQUIRED.iter().find(|name| !signed.contains(name)) {
-        return Err(incomplete(format!("SignedHeaders must contain {missing}")));
+        let advice = match *missing {
+            "host" => ". If the SDK does not sign it, use signature version 1",
+            _ => "",
+        };
+        return Err(incomplete(format!(
+            "SignedHeaders must contain {missing}{advice}"
+        )));
+    }
+    // The Go SDK sends one if its endpoint ends with a slash, and signs another.
+    if headers.get(HOST).is_some_and(HeaderValue::is_empty) {
+        return Err(Refusal::new(
+            Kind::SignedHostMismatch,
+            "The Host header is empty: the SDK's endpoint must be only host and port.",
+        ));
     }
     let mut values = vec![0_usize; signed.len()];
     for (name, _) in headers {

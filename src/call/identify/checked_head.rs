@@ -131,19 +131,21 @@ fn target(
         (Some(scheme), Some(authority))
             if *scheme == Scheme::HTTP && !authority.as_str().contains('@') =>
         {
-            let authority = Authority::parse(authority.as_str())
+            let named = Authority::parse(authority.as_str())
                 .ok_or_else(|| bad("the host in the target is malformed"))?;
-            if !directory.is_ours(&authority) {
-                let message = "Flowgate is not a general proxy: it forwards only requests for \
-                               CAMS. The host of this request is neither the upstream nor one of \
-                               Flowgate's own names (listen.names).";
+            if !directory.is_ours(&named) {
+                let message = format!(
+                    "Flowgate is not a general proxy: it forwards only requests for CAMS. The host \
+                     of this request, {authority}, is neither an upstream of the configuration \
+                     (upstream.url) nor one of Flowgate's own names (listen.names)."
+                );
                 return Err(Refusal::new(Kind::ForeignHost, message));
             }
             let is_host = host
                 .to_str()
                 .ok()
                 .and_then(Authority::parse)
-                .is_some_and(|host| host.is_same(&authority, HTTP_PORT));
+                .is_some_and(|host| host.is_same(&named, HTTP_PORT));
             if !is_host {
                 return Err(bad("the Host header differs from the host in the target"));
             }

@@ -101,14 +101,19 @@ impl RequestClaims {
                 "the name of the action is spelt in another case than Alibaba's",
             ));
         }
-        let off = now
-            .duration_since(self.stamp)
-            .unwrap_or_else(|error| error.duration());
+        let (off, side) = match now.duration_since(self.stamp) {
+            Ok(off) => (off, "behind"),
+            Err(error) => (error.duration(), "ahead of"),
+        };
         if off > WINDOW {
+            let seconds = off.as_secs();
             return Err(Refusal::new(
                 Kind::TimestampExpired,
-                "Specified time stamp or date value is expired: it differs from Flowgate's clock \
-                 by more than 15 minutes. Correct the clock of the caller.",
+                format!(
+                    "Specified time stamp or date value is expired: it is {seconds} seconds {side} \
+                     Flowgate's clock, and at most 15 minutes are accepted. Correct the clock of \
+                     the caller."
+                ),
             ));
         }
         Ok(())

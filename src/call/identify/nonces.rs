@@ -273,10 +273,15 @@ impl SeenNonces {
         if stamp > self.floor {
             return Ok(());
         }
+        let seconds = self.floor - stamp + 1;
         Err(Refusal::new(
             Kind::TimestampExpired,
-            "Specified time stamp or date value is expired: it is older than the nonces that \
-             Flowgate remembers. Sign the call again with the current time.",
+            format!(
+                "Specified time stamp or date value is expired: it is {seconds} seconds older than \
+                 the nonces that Flowgate remembers, which after a start are those since the start. \
+                 Sign the call again. If it is refused again, the caller's clock is slow: correct \
+                 it."
+            ),
         ))
     }
 

@@ -36,9 +36,11 @@ pub(super) fn relayed_request(
         return Err(Refusal::new(
             Kind::SignedHostMismatch,
             format!(
-                "The call is not signed for {upstream_host}, and Flowgate has no secret for this access key to \
-                 sign it again. Keep the SDK's endpoint and use Flowgate as its http_proxy with \
-                 protocol HTTP, or add the secret of this access key to Flowgate's configuration.",
+                "The call is not signed for {upstream_host}, and Flowgate has no secret for this access \
+                 key to sign it again. Sign with version 1 (signature_algorithm \"v2\" in Python and \
+                 Node), which does not cover the host; or keep the SDK's endpoint and use Flowgate \
+                 as its http_proxy with protocol HTTP; or add the secret of this access key to \
+                 Flowgate's configuration.",
             ),
         ));
     }

@@ -111,6 +111,15 @@ fn version_3_of_two_java_sdks_is_refused_because_it_leaves_the_host_unsigned() {
 }
 
 #[test]
+fn an_empty_host_of_version_3_is_named() {
+    refused(
+        &v3(|call| call.set("host", "")),
+        SignedHostMismatch,
+        "The Host header is empty",
+    );
+}
+
+#[test]
 fn each_signed_header_is_present_once_and_end_to_end() {
     let custom = || v3(|call| call.set("x-custom", "1"));
     accepted(&custom());
