@@ -219,7 +219,8 @@ impl<'a> ActiveCall<'a> {
         )?;
         let connection = permit.connection();
         check_upstream(self.limited_call.connector(), connection)?;
-        let stamp = connection.clock().stamp(SystemTime::now());
+        let correction = connection.clock().correction();
+        let stamp = correction.apply(SystemTime::now());
         let mut request = sign::sign(&self.call, connection.host(), stamp);
         self.record.sent(request.headers_mut(), !managed);
         let note = self.services.journal.as_ref().map(|journal| {
@@ -233,6 +234,7 @@ impl<'a> ActiveCall<'a> {
             operation: self.operation.clone(),
             metrics: self.metrics.clone(),
             managed,
+            correction,
             deadlines: Deadlines {
                 send_by: self.limited_call.send_by(),
                 answer_by: self.answer_by(),
@@ -264,10 +266,7 @@ impl<'a> ActiveCall<'a> {
                 return None;
             }
         }
-        if let Verdict::Clock { .. } = verdict
-            && self.limited_call.connector().clock().corrects()
-            && !std::mem::replace(&mut self.restamped, true)
-        {
+        if judged.has_better_stamp && !std::mem::replace(&mut self.restamped, true) {
             self.record.queued_again(Duration::ZERO);
             return None;
         }
@@ -299,7 +298,9 @@ impl<'a> ActiveCall<'a> {
         judged: Judged,
         advice: Duration,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let Judged { answer, verdict } = judged;
+        let Judged {
+            answer, verdict, ..
+        } = judged;
         let service = self.record.service();
         let predicted_wait = || self.limited_call.predicted_wait().max(advice);
         let action = self.operation.action.as_str();

@@ -22,7 +22,7 @@ use crate::observe::journal::{self, Note};
 use crate::observe::metrics::{self, CallMetrics, labels};
 use crate::operation::Operation;
 use crate::primitives::text::capped;
-use crate::upstream::clock::UpstreamClock;
+use crate::upstream::clock::{Correction, UpstreamClock};
 use crate::upstream::{Request, Sent, Upstream, UpstreamResponse};
 
 /// The result of an attempt.
@@ -37,6 +37,8 @@ pub(crate) enum Attempted {
 pub(crate) struct Judged {
     pub(crate) answer: Option<UpstreamResponse>,
     pub(crate) verdict: Verdict,
+    /// Whether CAMS has refused the time stamp, and would now get another one.
+    pub(crate) has_better_stamp: bool,
 }
 
 /// The request to send, the permission to do so, and the call that it belongs to.
@@ -48,6 +50,8 @@ pub(crate) struct Sending {
     pub(crate) metrics: Arc<CallMetrics>,
     /// Whether Flowgate made the signature.
     pub(crate) managed: bool,
+    /// The correction of its time stamp.
+    pub(crate) correction: Correction,
     pub(crate) deadlines: Deadlines,
     /// The entry in the journal, if there is a journal.
     pub(crate) note: Option<Box<Note>>,
@@ -106,6 +110,7 @@ async fn run(
         operation,
         metrics,
         managed,
+        correction,
         note,
         deadlines,
     } = sending;
@@ -130,7 +135,7 @@ async fn run(
         limited: operation.limit.is_some(),
         action: operation.action.as_str(),
     };
-    let Some(judged) = Judged::new(sent, context) else {
+    let Some(mut judged) = Judged::new(sent, context) else {
         if let Some(note) = &note {
             note.unsent();
         }
@@ -141,7 +146,7 @@ async fn run(
         note_end(note, judged.answer.as_ref(), &judged.verdict);
     }
     let took = sent_at.elapsed();
-    set_clock(&clock, &judged, sent_at, took);
+    judged.set_clock(&clock, correction, sent_at, took);
     count(&services, &operation, &in_flight.0, &judged, took);
     settle(receipt, &judged.verdict);
     Attempted::Judged(Box::new(judged))
@@ -197,6 +202,11 @@ pub(crate) fn note_end(note: &Note, answer: Option<&UpstreamResponse>, verdict: 
     let outcome = match verdict {
         Verdict::Ok { .. } => journal::Outcome::Ok,
         Verdict::Throttled { .. } => journal::Outcome::Throttled,
+        // A relayed call, whose nonce is its caller's: the copy may be the caller's own, or one that
+        // was made on the way and executed.
+        Verdict::UpstreamError { code, .. } if judge::is_copy_code(code) => {
+            journal::Outcome::Unknown
+        }
         Verdict::UpstreamError { .. } => journal::Outcome::UpstreamError,
         Verdict::Credentials { .. } | Verdict::Clock { .. } => journal::Outcome::Credentials,
         Verdict::Unknown { .. } => journal::Outcome::Unknown,
@@ -217,19 +227,6 @@ fn settle(receipt: Receipt, verdict: &Verdict) {
     }
 }
 
-/// Reads CAMS's time from an answer of CAMS.
-fn set_clock(clock: &UpstreamClock, judged: &Judged, sent_at: Instant, took: Duration) {
-    let Some(answer) = &judged.answer else { return };
-    match judged.verdict {
-        Verdict::Clock { .. } => clock.stamp_refused(&answer.headers, took, SystemTime::now()),
-        Verdict::Unknown { .. } => {}
-        _ if clock.is_due(sent_at + took) => {
-            clock.answered(&answer.headers, took, SystemTime::now());
-        }
-        _ => {}
-    }
-}
-
 fn count(
     services: &CallServices,
     operation: &Operation,
@@ -237,7 +234,9 @@ fn count(
     judged: &Judged,
     took: Duration,
 ) {
-    let Judged { answer, verdict } = judged;
+    let Judged {
+        answer, verdict, ..
+    } = judged;
     let [account, _] = metrics.labels();
     let code = match verdict {
         Verdict::Unknown { .. } => labels::UNKNOWN,
@@ -265,7 +264,7 @@ fn count(
             code = capped(code),
             offset_seconds = offset,
             cams_request_id = verdict.request_id().map(capped),
-            "CAMS rejected a time stamp: this host's clock is wrong"
+            "CAMS rejected a time stamp"
         );
     }
     if let Verdict::Unknown { reason, request_id } = verdict
@@ -291,7 +290,11 @@ fn count(
 
 impl Attempted {
     fn judged(answer: Option<UpstreamResponse>, verdict: Verdict) -> Self {
-        Self::Judged(Box::new(Judged { answer, verdict }))
+        Self::Judged(Box::new(Judged {
+            answer,
+            verdict,
+            has_better_stamp: false,
+        }))
     }
 }
 
@@ -305,11 +308,35 @@ impl Judged {
             Sent::Answered(answer) => Some(Self {
                 verdict: judge::judge(&answer, context, SystemTime::now),
                 answer: Some(answer),
+                has_better_stamp: false,
             }),
             Sent::Lost(lost) => Some(Self {
                 verdict: lost.into(),
                 answer: None,
+                has_better_stamp: false,
             }),
+        }
+    }
+
+    /// Reads CAMS's time from an answer of CAMS to a request whose stamp had this correction.
+    fn set_clock(
+        &mut self,
+        clock: &UpstreamClock,
+        correction: Correction,
+        sent_at: Instant,
+        took: Duration,
+    ) {
+        let Some(answer) = &self.answer else { return };
+        match self.verdict {
+            Verdict::Clock { .. } => {
+                clock.stamp_refused(&answer.headers, took, SystemTime::now(), correction);
+                self.has_better_stamp = clock.correction() != correction;
+            }
+            Verdict::Unknown { .. } => {}
+            _ if clock.is_due(sent_at + took) => {
+                clock.answered(&answer.headers, took, SystemTime::now(), correction);
+            }
+            _ => {}
         }
     }
 }
@@ -459,6 +486,7 @@ mod tests {
             request: Request::default(),
             metrics: services.metrics.calls(operation.labels()),
             managed: true,
+            correction: Correction::default(),
             deadlines: Deadlines {
                 send_by: Instant::now() + operation.hold,
                 answer_by: Instant::now() + operation.hold,

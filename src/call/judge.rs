@@ -186,24 +186,32 @@ pub(crate) fn judge(
     by_status(status, summary)
 }
 
-/// Judges an answer that is too large to be a throttled one. The answer to a rejected signature
-/// echoes the request, so it may have any length.
+/// Judges an answer that is too large to be a throttled one. It is read only where that matters: the
+/// answer to a rejected signature echoes the request, so it may have any length, and what an action
+/// has created must be known.
 fn judge_large(
     answer: &UpstreamResponse,
     context: Context<'_>,
     now: fn() -> SystemTime,
 ) -> Verdict {
     let status = answer.status;
-    let summary = if context.managed && !status.is_success() {
-        read(answer)
+    let is_read = if status.is_success() {
+        context.creates()
     } else {
-        None
+        context.managed
     };
+    let summary = is_read.then(|| read(answer)).flatten();
     if let Some(verdict) = refused_signature(answer, context, summary.as_ref(), now) {
         return verdict;
     }
-    if status.is_server_error() && context.creates() {
+    if is_failure(status) && context.creates() {
         return Verdict::unknown(SERVER_FAILURE, None);
+    }
+    if status.is_success() && context.creates() {
+        return match no_certain_answer(context, status, summary.as_ref()) {
+            Some(reason) => Verdict::unknown(reason, None),
+            None => by_status(status, summary),
+        };
     }
     by_status(status, None)
 }
@@ -226,7 +234,7 @@ fn no_certain_answer(
     if code.is_none() && context.limited {
         return Some("an error without a code");
     }
-    let has_failed = status.is_server_error() || code.is_some_and(is_failure_code);
+    let has_failed = is_failure(status) || code.is_some_and(is_failure_code);
     (has_failed && context.creates()).then_some(SERVER_FAILURE)
 }
 
@@ -278,7 +286,7 @@ fn refused_signature(
     if !context.managed || code == "OK" {
         return None;
     }
-    if is_in_family(code, COPY_CODES) {
+    if is_copy_code(code) {
         return Some(Verdict::unknown(COPY_ARRIVED, request_id.clone()));
     }
     let is_clock = is_in_family(code, CLOCK_CODES);
@@ -308,8 +316,15 @@ fn refused_signature(
     }
 }
 
-/// Whether a code is one of these, or one of these followed by a dot and more; in any case.
+/// Whether a code states that CAMS has received a copy of the request before.
+pub(crate) fn is_copy_code(code: &str) -> bool {
+    is_in_family(code, COPY_CODES)
+}
+
+/// Whether a code is one of these, or one of these followed by a dot and more; in any case, and with
+/// blanks around it.
 fn is_in_family(code: &str, families: &[&str]) -> bool {
+    let code = code.trim_ascii();
     let family = code.split('.').next().unwrap_or_default();
     families
         .iter()
@@ -344,8 +359,15 @@ fn throttle(
     }
     let by_header = answer.status.is_client_error() && acs_retry_after(&answer.headers).is_some();
     // A failure may ask to come back, too, although the call may have been executed.
-    let by_throttling = by_header && !(code.is_some_and(is_failure_code) && context.creates());
+    let may_be_executed = is_failure(answer.status) || code.is_some_and(is_failure_code);
+    let by_throttling = by_header && !(may_be_executed && context.creates());
     by_throttling.then_some(ThrottleSource::Header)
+}
+
+/// Whether the status does not exclude that CAMS has executed the call. 408 states that CAMS or a
+/// gateway before it has stopped to wait.
+fn is_failure(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT
 }
 
 /// Whether CAMS, and not the call, is at fault. `isp` is the prefix of the platform's own errors.

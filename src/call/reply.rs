@@ -33,6 +33,9 @@ const FLOWGATE_ATTEMPTS: HeaderName = HeaderName::from_static("x-flowgate-attemp
 /// states what to do.
 const RECOMMEND: &str = "";
 
+/// Difference between two clocks in seconds that the network and whole seconds explain.
+const EXPLAINED_BY_NETWORK: u64 = 10;
+
 /// The format of errors for a caller.
 #[derive(Debug)]
 pub(crate) struct ErrorFormat {
@@ -224,7 +227,13 @@ fn refused_signature(verdict: &Verdict) -> Refusal {
         } => {
             let side = if *offset < 0 { "ahead of" } else { "behind" };
             let seconds = offset.unsigned_abs();
-            format!("the clock of Flowgate's host is {seconds} seconds {side} CAMS's")
+            if seconds < EXPLAINED_BY_NETWORK {
+                "its time stamp, although the clock of Flowgate's host agrees with the Date of this \
+                 answer"
+                    .to_owned()
+            } else {
+                format!("the clock of Flowgate's host is {seconds} seconds {side} CAMS's")
+            }
         }
         Verdict::Clock { .. } => "the clock of Flowgate's host differs from CAMS's".to_owned(),
         _ if verdict.is_old_session() => {

@@ -6,6 +6,10 @@
 //! One that does not overlap (a clock was set) counts only after a second one confirms it, or if
 //! CAMS has refused the stamp that it corrects.
 //!
+//! CAMS refuses a stamp that is more than 15 minutes from its clock, which is evidence as well: a
+//! `Date` that is further than that from an accepted stamp is wrong and is ignored, and a correction
+//! ends if CAMS refuses a stamp that it made and the refusal's `Date` does not explain why.
+//!
 //! A wrong `Date` cannot do harm: only complete answers of CAMS count, which come over verified TLS
 //! unless the operator permits plaintext, where an attacker could change the calls as well. Stamps move by at most a day, so that no stamp is of use long after its time. If the
 //! correction is wrong, CAMS refuses the stamps, and its refusal carries the right time.
@@ -28,6 +32,9 @@ const NEGLIGIBLE: i64 = 5_000;
 /// Largest correction in milliseconds: a wrong time zone is within a day.
 const MAX_CORRECTION: i64 = 24 * 3600 * 1000;
 
+/// How far a stamp may be from CAMS's clock, in milliseconds.
+const ACCEPTED: i64 = 15 * 60 * 1000;
+
 /// Time in milliseconds between two answers whose `Date` is read. Reading more of them would cost
 /// each call and would not make stamps of whole seconds better.
 const INTERVAL: u64 = 1_000;
@@ -45,6 +52,10 @@ pub(crate) struct UpstreamClock {
     correction: AtomicI64,
     state: Mutex<State>,
 }
+
+/// What is added to this host's time for a stamp, in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Correction(i64);
 
 #[derive(Default)]
 struct State {
@@ -84,20 +95,15 @@ impl UpstreamClock {
         }
     }
 
-    /// The time for a stamp. `now` is this host's time.
-    pub(crate) fn stamp(&self, now: SystemTime) -> SystemTime {
-        shifted(now, self.correction.load(Ordering::Relaxed))
+    /// The correction of stamps now.
+    pub(crate) fn correction(&self) -> Correction {
+        Correction(self.correction.load(Ordering::Relaxed))
     }
 
     /// CAMS's time minus this host's, in seconds. `None` until enough answers agree.
     pub(crate) fn offset(&self) -> Option<f64> {
         let agreed = self.state.lock().filter.agreed;
         agreed.map(|offsets| seconds(offsets.middle()))
-    }
-
-    /// Whether stamps are being corrected.
-    pub(crate) fn corrects(&self) -> bool {
-        self.correction.load(Ordering::Relaxed) != 0
     }
 
     /// Whether the `Date` of an answer that arrives now is to be read. True about once a second.
@@ -111,21 +117,48 @@ impl UpstreamClock {
                 .is_ok()
     }
 
-    /// CAMS has given an answer with these headers at `now`, this long after the request.
-    pub(crate) fn answered(&self, headers: &HeaderMap, took: Duration, now: SystemTime) {
-        if let Some(offsets) = Offsets::of(headers, took, now) {
+    /// CAMS has accepted a stamp with this correction. Its answer has these headers and arrived at
+    /// `now`, this long after the request.
+    pub(crate) fn answered(
+        &self,
+        headers: &HeaderMap,
+        took: Duration,
+        now: SystemTime,
+        correction: Correction,
+    ) {
+        let offsets = Offsets::of(headers, took, now);
+        if let Some(offsets) = offsets.filter(|offsets| offsets.accept(correction)) {
             let mut state = self.state.lock();
             state.filter.add(offsets);
             self.apply(&mut state);
         }
     }
 
-    /// CAMS has refused a stamp with such an answer. Its time counts at once.
-    pub(crate) fn stamp_refused(&self, headers: &HeaderMap, took: Duration, now: SystemTime) {
-        if let Some(offsets) = Offsets::of(headers, took, now) {
-            let mut state = self.state.lock();
-            state.filter.replace(offsets);
-            self.apply(&mut state);
+    /// CAMS has refused a stamp with this correction by such an answer. The answer's time counts at
+    /// once.
+    pub(crate) fn stamp_refused(
+        &self,
+        headers: &HeaderMap,
+        took: Duration,
+        now: SystemTime,
+        correction: Correction,
+    ) {
+        let mut state = self.state.lock();
+        let is_corrected = correction.0 != 0;
+        match Offsets::of(headers, took, now) {
+            Some(offsets) if !(is_corrected && offsets.accept(correction)) => {
+                state.filter.replace(offsets);
+                self.apply(&mut state);
+            }
+            _ if is_corrected && correction == self.correction() => {
+                *state = State::default();
+                self.correction.store(0, Ordering::Relaxed);
+                tracing::warn!(
+                    upstream = &*self.url,
+                    "CAMS rejected a corrected time stamp: stamps are not corrected until its clock is known again"
+                );
+            }
+            _ => {}
         }
     }
 
@@ -195,6 +228,15 @@ fn seconds(millis: i64) -> f64 {
     millis as f64 / 1000.0
 }
 
+// === impl Correction ===
+
+impl Correction {
+    /// The time for a stamp. `now` is this host's time.
+    pub(crate) fn apply(self, now: SystemTime) -> SystemTime {
+        shifted(now, self.0)
+    }
+}
+
 // === impl Offsets ===
 
 impl Offsets {
@@ -216,6 +258,13 @@ impl Offsets {
             high: self.high.min(other.high),
         };
         (shared.low <= shared.high).then_some(shared)
+    }
+
+    /// Whether CAMS can accept a stamp with this correction.
+    fn accept(self, correction: Correction) -> bool {
+        let least = self.low.saturating_sub(ACCEPTED);
+        let most = self.high.saturating_add(ACCEPTED);
+        (least..=most).contains(&correction.0)
     }
 
     fn middle(self) -> i64 {
@@ -270,16 +319,16 @@ mod tests {
 
     /// The correction in whole seconds.
     fn correction(clock: &UpstreamClock) -> i64 {
-        (millis(clock.stamp(now())) - millis(now())).div_euclid(1000)
+        (millis(clock.correction().apply(now())) - millis(now())).div_euclid(1000)
     }
 
     #[test]
     fn two_answers_that_agree_correct_stamps() {
-        for off in [-28_800, -1200, -15, 15, 1200, 28_800] {
+        for off in [-890, -600, -15, 15, 600, 890] {
             let clock = clock(true);
-            clock.answered(&ahead(off), TOOK, now());
+            clock.answered(&ahead(off), TOOK, now(), clock.correction());
             assert_eq!((correction(&clock), clock.offset()), (0, None), "{off}");
-            clock.answered(&ahead(off), TOOK, now());
+            clock.answered(&ahead(off), TOOK, now(), clock.correction());
             assert_eq!(correction(&clock), off);
             let offset = clock.offset().unwrap();
             assert!(
@@ -293,13 +342,18 @@ mod tests {
     fn an_insignificant_offset_is_shown_and_not_corrected() {
         let clock = clock(true);
         for _ in 0..2 {
-            clock.answered(&ahead(8), TOOK, now());
+            clock.answered(&ahead(8), TOOK, now(), clock.correction());
         }
         assert_eq!(correction(&clock), 0);
         assert!((clock.offset().unwrap() - 8.0).abs() <= 1.0);
         // An answer that took 30 s may have been written at any moment of them.
         for _ in 0..2 {
-            clock.stamp_refused(&ahead(-20), Duration::from_secs(30), now());
+            clock.stamp_refused(
+                &ahead(-20),
+                Duration::from_secs(30),
+                now(),
+                clock.correction(),
+            );
         }
         assert_eq!(correction(&clock), 0);
     }
@@ -309,7 +363,7 @@ mod tests {
         let clock = clock(true);
         for (off, corrected) in [(8, 0), (12, 12), (8, 8), (3, 0), (8, 0)] {
             for _ in 0..2 {
-                clock.answered(&ahead(off), TOOK, now());
+                clock.answered(&ahead(off), TOOK, now(), clock.correction());
             }
             assert_eq!(correction(&clock), corrected, "{off}");
         }
@@ -319,24 +373,63 @@ mod tests {
     fn one_odd_answer_changes_nothing() {
         let clock = clock(true);
         for off in [60, 60, 7200, 60, -7200, 60] {
-            clock.answered(&ahead(off), TOOK, now());
+            clock.answered(&ahead(off), TOOK, now(), clock.correction());
         }
         assert_eq!(correction(&clock), 60);
-        clock.answered(&HeaderMap::new(), TOOK, now());
+        clock.answered(&HeaderMap::new(), TOOK, now(), clock.correction());
         let odd = HeaderMap::from_iter([(DATE, HeaderValue::from_static("yesterday"))]);
-        clock.stamp_refused(&odd, TOOK, now());
+        clock.answered(&odd, TOOK, now(), clock.correction());
         assert_eq!(correction(&clock), 60);
     }
 
     #[test]
     fn an_answer_that_refuses_the_stamp_counts_at_once() {
         let clock = clock(true);
-        clock.stamp_refused(&ahead(-1200), TOOK, now());
-        assert!(clock.corrects());
+        clock.stamp_refused(&ahead(-1200), TOOK, now(), clock.correction());
+        assert_ne!(clock.correction(), Correction(0));
         assert_eq!(correction(&clock), -1200);
         // This host's clock was set: the correction is what is wrong now.
-        clock.stamp_refused(&ahead(0), TOOK, now());
-        assert!(!clock.corrects());
+        clock.stamp_refused(&ahead(0), TOOK, now(), clock.correction());
+        assert_eq!(clock.correction(), Correction(0));
+    }
+
+    #[test]
+    fn a_date_that_contradicts_an_accepted_stamp_is_ignored() {
+        let clock = clock(true);
+        for off in [1200, 1200, -28_800, -28_800] {
+            clock.answered(&ahead(off), TOOK, now(), clock.correction());
+        }
+        assert_eq!((correction(&clock), clock.offset()), (0, None));
+        // With a correction, what is accepted is near the corrected time.
+        clock.stamp_refused(&ahead(1200), TOOK, now(), clock.correction());
+        for off in [0, 0] {
+            clock.answered(&ahead(off), TOOK, now(), clock.correction());
+        }
+        assert_eq!(correction(&clock), 1200);
+    }
+
+    #[test]
+    fn a_refused_correction_ends_unless_the_refusal_has_another_time() {
+        let without_date = HeaderMap::new();
+        for refusal in [&ahead(1200), &without_date] {
+            let clock = clock(true);
+            clock.stamp_refused(&ahead(1200), TOOK, now(), clock.correction());
+            let refuted = clock.correction();
+            assert_ne!(refuted, Correction(0));
+            clock.stamp_refused(refusal, TOOK, now(), refuted);
+            assert_eq!(clock.correction(), Correction(0));
+            // One that was sent before does not end a later correction.
+            clock.stamp_refused(&ahead(-1200), TOOK, now(), clock.correction());
+            clock.stamp_refused(refusal, TOOK, now(), Correction(0));
+            assert_eq!(
+                correction(&clock),
+                if refusal.is_empty() { -1200 } else { 1200 }
+            );
+        }
+        let clock = clock(true);
+        clock.stamp_refused(&ahead(1200), TOOK, now(), clock.correction());
+        clock.stamp_refused(&ahead(-1200), TOOK, now(), clock.correction());
+        assert_eq!(correction(&clock), -1200);
     }
 
     #[test]
@@ -351,18 +444,18 @@ mod tests {
             (-1_795_000_000, 0),
             (172_800_000_000, 0),
         ] {
-            clock.stamp_refused(&ahead(off), TOOK, now());
+            clock.stamp_refused(&ahead(off), TOOK, now(), clock.correction());
             assert_eq!(correction(&clock), corrected, "{off}");
         }
         let before_1970 = UNIX_EPOCH - Duration::from_secs(5);
-        clock.stamp_refused(&ahead(0), TOOK, before_1970);
-        assert_eq!(clock.stamp(before_1970), before_1970);
+        clock.stamp_refused(&ahead(0), TOOK, before_1970, clock.correction());
+        assert_eq!(clock.correction().apply(before_1970), before_1970);
     }
 
     #[test]
     fn nothing_is_corrected_unless_configured() {
         let clock = clock(false);
-        clock.stamp_refused(&ahead(1200), TOOK, now());
+        clock.stamp_refused(&ahead(1200), TOOK, now(), clock.correction());
         assert_eq!(correction(&clock), 0);
         assert!((clock.offset().unwrap() - 1200.0).abs() <= 1.0);
     }

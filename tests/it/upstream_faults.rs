@@ -228,6 +228,24 @@ async fn a_wrong_clock_is_named_measured_and_corrected() {
 }
 
 #[tokio::test]
+async fn a_clock_that_is_set_right_while_stamps_are_corrected_refuses_no_call() {
+    let harness = Harness::new("").await;
+    let ahead = SystemTime::now() + Duration::from_secs(1200);
+    harness.sim.set_now(Some(ahead));
+    let reply = Call::v3(&harness.host(), "one").send(harness.proxy).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    harness.sim.set_now(None);
+    let calls = (0..10).map(|index| {
+        let call = Call::v3(&harness.host(), &format!("two {index}"));
+        async move { call.send(harness.proxy).await }
+    });
+    for reply in futures_util::future::join_all(calls).await {
+        assert_eq!(reply.status, 200, "{reply:?}");
+    }
+    assert_eq!(harness.sim.report().created, 11);
+}
+
+#[tokio::test]
 async fn a_stamp_is_corrected_once_per_call() {
     let harness = Harness::new("").await;
     harness

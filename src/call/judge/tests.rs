@@ -564,6 +564,7 @@ fn a_nonce_that_cams_has_seen_means_that_a_copy_may_be_executed() {
         "signaturenonceused",
         "SignatureNonceUsed.Replay",
         "InvalidSignatureNonce",
+        " SignatureNonceUsed ",
     ] {
         for context in [LIMITED, READING, CHANGING, UNLIMITED] {
             for status in [400, 403, 200, 500] {
@@ -584,7 +585,32 @@ fn a_nonce_that_cams_has_seen_means_that_a_copy_may_be_executed() {
         r#"{{"RequestId":"R","Message":"{}","Code":"SignatureNonceUsed"}}"#,
         "x".repeat(MAX_JUDGED)
     );
-    assert_eq!(verdict(400, &[], &long), copy);
+    for status in [200, 400] {
+        let judged = judge(&answer(status, &[], &long), LIMITED, now);
+        let request_id = judged.request_id();
+        assert!(matches!(
+            judged,
+            Verdict::Unknown {
+                reason: COPY_ARRIVED,
+                ..
+            }
+        ));
+        assert_eq!(request_id, Some("R"), "{status}");
+    }
+}
+
+#[test]
+fn a_time_out_at_cams_is_no_throttle_if_something_may_have_been_created() {
+    let hint = [("x-acs-retry-after", "500")];
+    let timed_out = error("RequestTimeout");
+    assert_eq!(
+        verdict(408, &hint, &timed_out),
+        answered_unknown("CAMS reported a failure of its own")
+    );
+    assert_eq!(
+        judge(&answer(408, &hint, &timed_out), READING, now),
+        throttled("RequestTimeout", ThrottleSource::Header, Some(500))
+    );
 }
 
 #[test]
@@ -743,7 +769,13 @@ fn a_body_over_64_kib_is_not_judged() {
         request_id: None,
         code: "other".to_owned(),
     };
-    assert_eq!(verdict(200, &hint, &padded(64 * 1024 + 1)), passed);
+    let large = answer(200, &hint, &padded(64 * 1024 + 1));
+    assert_eq!(judge(&large, READING, now), passed);
+    // What may have created something is read whole.
+    assert_eq!(
+        judge(&large, LIMITED, now),
+        upstream_error("System.LimitControl")
+    );
 }
 
 #[test]
