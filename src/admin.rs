@@ -105,7 +105,7 @@ impl Admin {
             (&Method::POST, Some(kind)) => {
                 match access::check_operator(listen, request.headers()) {
                     Ok(()) => {
-                        commands::handle(&self.services, kind, *request, disconnect.from()).await
+                        commands::handle(&self.services, kind, *request, disconnect.peer()).await
                     }
                     Err((status, why)) => Page::refused(status, why),
                 }

@@ -118,7 +118,7 @@ pub(crate) trait Handler: Clone + Send + Sync + 'static {
         &self,
         error: HeadError,
         _received: &[u8],
-        _from: Option<IpAddr>,
+        _peer: Option<IpAddr>,
     ) -> Response<Full<Bytes>> {
         plain_text(error.status(), format!("{error}\n"))
     }
@@ -384,7 +384,7 @@ impl ConnectionServer {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let request_phase = RequestPhase::new(disconnect.from());
+        let request_phase = RequestPhase::new(disconnect.peer());
         async move {
             let last = {
                 let mut connection = {
@@ -447,7 +447,7 @@ impl ConnectionServer {
             Ok(()) => None,
             Err(error) if error.is_parse() || stalled(&error) == Some(Stalled::LargeHead) => {
                 let error = HeadError::new(&error, received, self.bounds.load().max_header);
-                let answer = service.refuse_head(error, received, request_phase.from());
+                let answer = service.refuse_head(error, received, request_phase.peer());
                 Some(Box::pin(self.clone().answer_head(io, error, answer)))
             }
             Err(error) => {

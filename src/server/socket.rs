@@ -87,9 +87,9 @@ impl Socket {
         }
     }
 
-    /// Reads a PROXY header, and nothing after it. With `is_optional` the first byte decides whether
-    /// there is one: `None` if not. A Unix socket must have one, because its first byte cannot be
-    /// read without consuming it.
+    /// Reads a PROXY header, and nothing after it. With `is_optional` the first byte decides
+    /// whether there is one: `None` if not. A Unix socket must have one, because its first byte
+    /// cannot be read without consuming it.
     pub(super) async fn read_proxy_header(
         &mut self,
         is_optional: bool,
@@ -136,7 +136,7 @@ impl Disconnect {
     }
 
     /// The peer's address: the caller's, or that of a balancer; `None` for a Unix socket.
-    pub(crate) fn from(&self) -> Option<IpAddr> {
+    pub(crate) fn peer(&self) -> Option<IpAddr> {
         self.0.open_connection.peer()
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -37,35 +37,56 @@ pub(super) const MAX_LARGE_HEADS: usize = 1024;
 pub(crate) struct TimeoutIo<T> {
     io: T,
     timeouts: Arc<IoTimeouts>,
-    /// Received bytes count as a head only while no request is being answered.
     phase: RequestPhase,
-    /// For the head that is being received.
-    head: Deadline,
     /// For the bytes being written, until all of them are.
     answer: Deadline,
 }
 
-/// Whether the caller is to send a request on a connection, or Flowgate is to answer one.
+/// The head that is being received.
+#[derive(Default)]
+struct HeadProgress {
+    /// Number of requests before it on its connection.
+    after: u32,
+    /// Bytes so far.
+    bytes: usize,
+    deadline: Deadline,
+    /// Held while a large head is received.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What a connection does with its latest request. Shared by the stream below hyper and by the
+/// handler above it.
 #[derive(Clone)]
 pub(crate) struct RequestPhase(Arc<PhaseState>);
 
 struct PhaseState {
     /// The caller's address; `None` for a Unix socket.
-    from: Option<IpAddr>,
-    /// Number of changes; after an odd number Flowgate answers.
-    changes: AtomicU64,
+    peer: Option<IpAddr>,
+    /// A [`Step`].
+    step: AtomicU8,
+    /// Number of requests whose heads were complete.
+    requests: AtomicU32,
     /// Whether the latest request has a body whose end was not read.
     unread: AtomicBool,
-    /// After this number of changes every answer had been written.
-    flushed_at: AtomicU64,
-    /// Whether hyper has begun an answer of its own, which is withheld.
-    is_withheld: AtomicBool,
-    /// The head that began after this number of changes.
-    head_of: AtomicU64,
-    /// Bytes of that head so far.
-    head_bytes: AtomicUsize,
-    /// Held while a large head is received.
-    large_head: Mutex<Option<OwnedSemaphorePermit>>,
+    /// Used by the stream alone. Kept here because the future of a connection, which contains the
+    /// stream, is at the limit of its size (`call::tests`).
+    head: Mutex<HeadProgress>,
+}
+
+/// The steps of a request, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum Step {
+    /// The head is awaited or received. Earlier answers are written, except for later parts of a
+    /// streamed body.
+    Reading,
+    /// The handler has the request. Received bytes belong to its body.
+    Answering,
+    /// hyper has the answer, and not all of it is written.
+    Writing,
+    /// hyper has answered a head that it cannot read. Its answer is withheld, and the handler's is
+    /// sent in its place when hyper has ended.
+    Withholding,
 }
 
 /// Marks a request as being answered, until dropped.
@@ -93,54 +114,69 @@ pub(crate) enum Stalled {
     LargeHead,
 }
 
-// === impl PhaseState ===
+// === impl HeadProgress ===
 
-impl PhaseState {
-    fn end_head(&self) {
-        if self.head_bytes.swap(0, Ordering::Relaxed) > LARGE_HEAD {
-            *self.large_head.lock() = None;
+impl HeadProgress {
+    /// Starts over if the head is complete: then its connection has more `requests` than before.
+    fn reset_after(&mut self, requests: u32) {
+        if self.after != requests {
+            *self = Self {
+                after: requests,
+                ..Self::default()
+            };
         }
     }
 
-    /// Takes a permit for a large head. Fails if there is none.
-    fn check_head(&self, timeouts: &IoTimeouts) -> io::Result<()> {
-        if self.head_bytes.load(Ordering::Relaxed) <= LARGE_HEAD {
-            return Ok(());
-        }
-        let mut large_head = self.large_head.lock();
-        if large_head.is_none() {
-            let permit = timeouts.large_heads.clone().try_acquire_owned();
-            *large_head = Some(permit.map_err(|_| io::Error::other(Stalled::LargeHead))?);
+    /// Takes a permit if the head is large. Fails if there is none.
+    fn check_size(&mut self, large_heads: &Arc<Semaphore>) -> io::Result<()> {
+        if self.bytes > LARGE_HEAD && self.permit.is_none() {
+            let permit = large_heads.clone().try_acquire_owned();
+            self.permit = Some(permit.map_err(|_| io::Error::other(Stalled::LargeHead))?);
         }
         Ok(())
     }
+
+    /// Adds received bytes. The head must end `within` this time of the first.
+    fn add(&mut self, received: usize, within: Duration) {
+        self.deadline.start(within);
+        self.bytes += received;
+    }
+}
+
+// === impl Step ===
+
+impl Step {
+    const ALL: [Self; 4] = [
+        Self::Reading,
+        Self::Answering,
+        Self::Writing,
+        Self::Withholding,
+    ];
 }
 
 // === impl RequestPhase ===
 
 impl RequestPhase {
     /// Before the first request of a connection from this address.
-    pub(super) fn new(from: Option<IpAddr>) -> Self {
+    pub(super) fn new(peer: Option<IpAddr>) -> Self {
         Self(Arc::new(PhaseState {
-            from,
-            changes: AtomicU64::default(),
+            peer,
+            step: AtomicU8::new(Step::Reading as u8),
+            requests: AtomicU32::default(),
             unread: AtomicBool::default(),
-            flushed_at: AtomicU64::default(),
-            is_withheld: AtomicBool::default(),
-            head_of: AtomicU64::default(),
-            head_bytes: AtomicUsize::default(),
-            large_head: Mutex::default(),
+            head: Mutex::default(),
         }))
     }
 
     /// The caller's address.
-    pub(super) fn from(&self) -> Option<IpAddr> {
-        self.0.from
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.0.peer
     }
 
     /// Called when a request's head is complete.
     pub(crate) fn begin_answer(self) -> AnswerGuard {
-        self.0.changes.fetch_add(1, Ordering::Relaxed);
+        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        self.set_step(Step::Answering);
         AnswerGuard(self)
     }
 
@@ -156,11 +192,19 @@ impl RequestPhase {
 
     /// Whether no head has been complete yet.
     pub(crate) fn is_first(&self) -> bool {
-        self.changes() == 0
+        self.requests() == 0
     }
 
-    fn changes(&self) -> u64 {
-        self.0.changes.load(Ordering::Relaxed)
+    fn requests(&self) -> u32 {
+        self.0.requests.load(Ordering::Relaxed)
+    }
+
+    fn step(&self) -> Step {
+        Step::ALL[usize::from(self.0.step.load(Ordering::Relaxed))]
+    }
+
+    fn set_step(&self, step: Step) {
+        self.0.step.store(step as u8, Ordering::Relaxed);
     }
 }
 
@@ -183,7 +227,7 @@ impl AnswerGuard {
 
 impl Drop for AnswerGuard {
     fn drop(&mut self) {
-        self.0.0.changes.fetch_add(1, Ordering::Relaxed);
+        self.0.set_step(Step::Writing);
     }
 }
 
@@ -217,14 +261,11 @@ impl Deadline {
 impl<T> TimeoutIo<T> {
     /// Applies `timeouts` to each head and each response.
     pub(crate) fn new(io: T, timeouts: Arc<IoTimeouts>, phase: RequestPhase) -> Self {
-        let head = Deadline::default();
-        let answer = Deadline::default();
         Self {
             io,
             timeouts,
             phase,
-            head,
-            answer,
+            answer: Deadline::default(),
         }
     }
 
@@ -233,17 +274,17 @@ impl<T> TimeoutIo<T> {
         self.io
     }
 
-    /// Whether these bytes are hyper's own answer to a head that it cannot read: a status without a
-    /// body. It is withheld, and the handler's answer is sent in its place when hyper has ended.
+    /// Whether these bytes are of hyper's own answer to a head that it cannot read.
     fn withholds(&self, bytes: &[u8]) -> bool {
-        // Every request of this connection is answered, so only hyper's own answer can be written.
-        let state = &self.phase.0;
-        if state.flushed_at.load(Ordering::Relaxed) == self.phase.changes()
-            && bytes.starts_with(b"HTTP/1.")
-        {
-            state.is_withheld.store(true, Ordering::Relaxed);
+        match self.phase.step() {
+            // A status line is hyper's own here: every earlier answer has written its one.
+            Step::Reading if bytes.starts_with(b"HTTP/1.") => {
+                self.phase.set_step(Step::Withholding);
+                true
+            }
+            Step::Reading | Step::Answering | Step::Writing => false,
+            Step::Withholding => true,
         }
-        state.is_withheld.load(Ordering::Relaxed)
     }
 
     /// Fails if the written bytes are not accepted in time.
@@ -267,22 +308,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for TimeoutIo<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let phase = this.phase.changes();
-        let state = &this.phase.0;
-        if phase != state.head_of.swap(phase, Ordering::Relaxed) {
-            this.head.stop();
-            state.end_head();
-        }
-        state.check_head(&this.timeouts)?;
+        let mut head = this.phase.0.head.lock();
+        head.reset_after(this.phase.requests());
+        head.check_size(&this.timeouts.large_heads)?;
         let before = buf.filled().len();
         let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) else {
-            this.head.poll(cx, Stalled::Head)?;
+            head.deadline.poll(cx, Stalled::Head)?;
             return Poll::Pending;
         };
         let received = buf.filled().len() - before;
-        if read.is_ok() && received > 0 && phase.is_multiple_of(2) {
-            this.head.start(this.timeouts.head);
-            state.head_bytes.fetch_add(received, Ordering::Relaxed);
+        if read.is_ok() && received > 0 && this.phase.step() != Step::Answering {
+            head.add(received, this.timeouts.head);
         }
         Poll::Ready(read)
     }
@@ -325,9 +361,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
         let flushed = Pin::new(&mut this.io).poll_flush(cx);
         if flushed.is_ready() {
             this.answer.stop();
-            let changes = this.phase.changes();
-            if changes.is_multiple_of(2) {
-                this.phase.0.flushed_at.store(changes, Ordering::Relaxed);
+            if this.phase.step() == Step::Writing {
+                this.phase.set_step(Step::Reading);
             }
         }
         this.taken(cx, flushed)
@@ -335,7 +370,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for TimeoutIo<T> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.phase.0.is_withheld.load(Ordering::Relaxed) {
+        if this.phase.step() == Step::Withholding {
             return Poll::Ready(Ok(()));
         }
         let shut = Pin::new(&mut this.io).poll_shutdown(cx);
