@@ -45,7 +45,7 @@ use crate::observe::record::Record;
 use crate::operation::Operation;
 use crate::process::shutdown::Phase;
 use crate::server::CallerDisconnected;
-use crate::server::per_address::TooManyCalls;
+use crate::server::per_address::{CallSource, TooManyCalls};
 use crate::server::socket::Disconnect;
 use crate::upstream::{Connection, Upstream};
 
@@ -68,24 +68,20 @@ impl From<Refusal> for CallFailure {
 /// shutdown phase begins.
 pub(crate) async fn call<B>(
     services: Arc<CallServices>,
-    mut request: Box<Request<B>>,
+    request: Box<Request<B>>,
     disconnect: Disconnect,
 ) -> Result<Response<Full<Bytes>>, CallerDisconnected>
 where
     B: Body<Data = Bytes> + Unpin,
 {
-    let mut record = {
-        let source = disconnect.begin_call(request.headers());
-        if let Err(too_many) = source.admission {
-            request.extensions_mut().insert(too_many);
-        }
-        Record::new(services.telemetry.clone(), source.address)
-    };
+    let CallSource { address, admission } = disconnect.begin_call(request.headers());
+    let mut record = Record::new(services.telemetry.clone(), address);
     let mut format = ErrorFormat::default();
     let end = {
         let steps = AssertUnwindSafe(steps(
             &services,
             request,
+            admission,
             &disconnect,
             &mut record,
             &mut format,
@@ -117,6 +113,7 @@ where
 async fn steps<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
+    admission: Result<(), TooManyCalls>,
     disconnect: &Disconnect,
     record: &mut Record,
     format: &mut ErrorFormat,
@@ -125,7 +122,7 @@ where
     B: Body<Data = Bytes> + Unpin,
 {
     // Boxed, so that a queued call does not reserve memory for this finished step.
-    let accepted = Box::pin(arrive(services, request, record, format)).await?;
+    let accepted = Box::pin(arrive(services, request, admission, record, format)).await?;
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
         let permit = call.queue().await?;
@@ -365,6 +362,7 @@ struct AcceptedCall {
 async fn arrive<B>(
     services: &Arc<CallServices>,
     request: Box<Request<B>>,
+    admission: Result<(), TooManyCalls>,
     record: &mut Record,
     format: &mut ErrorFormat,
 ) -> Result<AcceptedCall, Refusal>
@@ -382,9 +380,7 @@ where
     let (head, body) = request.into_parts();
     *format = ErrorFormat::of(&head);
     record.start_trace(&head.headers, accepted, config.telemetry.sample_percent);
-    if let Some(too_many) = head.extensions.get() {
-        return Err(too_many_calls(*too_many));
-    }
+    admission.map_err(too_many_calls)?;
     body::check_head(&head, config.listen.max_header)?;
     let claim = services.count_failed_check(identify::head(&head, directory, accepted))?;
     if let Some(claim) = &claim {

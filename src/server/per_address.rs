@@ -37,8 +37,8 @@ pub(crate) struct Balancer {
     pub(super) address: IpAddr,
     pub(super) bounds: CurrentBounds,
     pub(super) sources: Sources,
-    /// The entry of the call that is being answered. A connection has one at a time. Here, because
-    /// the future of a call has no room for it.
+    /// The entry of the call that is being answered; a connection has one at a time. Kept here
+    /// because the future of a call is at the limit of its size (`call::tests`).
     pub(super) call: Mutex<Option<SourceSlot>>,
 }
 
@@ -58,8 +58,8 @@ pub(crate) struct TooManyCalls;
 /// Counts a connection until it is dropped with its socket.
 pub(crate) struct OpenConnection {
     source: ConnectionSource,
-    /// The metric of open connections.
-    open: IntGauge,
+    /// The metric of open connections; `None` for a connection over the limits.
+    open: Option<IntGauge>,
 }
 
 // === impl Sources ===
@@ -101,14 +101,16 @@ impl OpenConnection {
         open.inc();
         Self {
             source,
-            open: open.clone(),
+            open: Some(open.clone()),
         }
     }
 
     /// A connection over the limits, which is in no count.
     pub(super) fn uncounted() -> Self {
-        let open = IntGauge::new("uncounted", "-").expect("a valid name");
-        Self::new(ConnectionSource::Local, &open)
+        Self {
+            source: ConnectionSource::Local,
+            open: None,
+        }
     }
 
     /// The peer's address; `None` for a Unix socket.
@@ -165,6 +167,8 @@ impl Balancer {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        self.open.dec();
+        if let Some(open) = &self.open {
+            open.dec();
+        }
     }
 }
