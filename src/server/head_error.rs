@@ -44,9 +44,9 @@ pub(crate) enum HeadError {
 // === impl HeadError ===
 
 impl HeadError {
-    /// Classifies a parse error of hyper, or the lack of memory for a large head. `received` is what
-    /// hyper has not consumed: the whole head, or nothing if hyper could split it into lines. `max` is
-    /// the limit of bytes.
+    /// Classifies a parse error of hyper, or the lack of memory for a large head. `received` is
+    /// what hyper has not consumed: the whole head, or nothing if hyper could split it into lines.
+    /// `max` is the limit of bytes.
     pub(super) fn new(error: &hyper::Error, received: &[u8], max: usize) -> Self {
         if error.is_parse_too_large() {
             return Self::too_large(received, max);
@@ -76,12 +76,12 @@ impl HeadError {
         }
     }
 
-    /// The status of the answer.
+    /// The status of the answer. `NoMemory` has that of a full queue.
     pub(crate) fn status(self) -> StatusCode {
-        match self {
-            Self::NoMemory => StatusCode::SERVICE_UNAVAILABLE,
-            _ if self.is_too_large() => StatusCode::PAYLOAD_TOO_LARGE,
-            _ => StatusCode::BAD_REQUEST,
+        if self.is_too_large() {
+            StatusCode::PAYLOAD_TOO_LARGE
+        } else {
+            StatusCode::BAD_REQUEST
         }
     }
 
