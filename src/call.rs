@@ -419,7 +419,7 @@ where
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
     let bytes = caller.bytes();
-    let upstream = upstreams.at(caller.upstream()).clone();
+    let upstream = upstreams.get(caller.upstream()).clone();
     Ok(AcceptedCall {
         call: caller.into_sendable(),
         operation: Arc::new(operation),

@@ -219,7 +219,7 @@ impl ConnectionServer {
         if !balancers.send_proxy_header() {
             return self.open_connection(socket, peer, service);
         }
-        match (balancers.trust(peer), H::MAY_OMIT_PROXY_HEADER) {
+        match (balancers.is_trusted(peer), H::MAY_OMIT_PROXY_HEADER) {
             (false, false) => self.refuse_proxy_header(&ProxyHeaderError::Untrusted, peer),
             (false, true) => self.open_connection(socket, peer, service),
             (true, true) if peer.is_none() => self.open_connection(socket, peer, service),
@@ -264,7 +264,7 @@ impl ConnectionServer {
         let bounds = self.bounds.load();
         let source = match source {
             None => ConnectionSource::Local,
-            Some(address) if bounds.balancers.forward(address) => {
+            Some(address) if bounds.balancers.is_forwarder(address) => {
                 ConnectionSource::Balancer(Box::new(Balancer {
                     address,
                     bounds: self.bounds.clone(),

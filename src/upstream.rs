@@ -223,8 +223,8 @@ impl Upstream {
 
     /// Replaces the trusted roots for new connections. Open connections keep theirs; they live for
     /// at most some minutes.
-    pub(crate) fn tls_roots(&self, tls_roots: TlsRoots) {
-        self.pool.dialer.tls_roots(tls_roots);
+    pub(crate) fn set_tls_roots(&self, tls_roots: TlsRoots) {
+        self.pool.dialer.set_tls_roots(tls_roots);
     }
 
     /// Number of idle connections, including ones that the other side may have closed.

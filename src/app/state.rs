@@ -106,7 +106,7 @@ impl AppState {
         tls_roots: Option<&TlsRoots>,
     ) -> Result<Upstreams, UpstreamError> {
         let config_snapshot = self.calls.current_config.load();
-        config_snapshot.upstreams.next(config, tls_roots)
+        config_snapshot.upstreams.reloaded(config, tls_roots)
     }
 
     /// Puts this configuration in force, except for keys that only a restart can change.
@@ -136,7 +136,7 @@ impl AppState {
             certificates.swap(tls);
         }
         if let Some(tls_roots) = tls_roots {
-            config_snapshot.upstreams.trust(tls_roots);
+            config_snapshot.upstreams.set_tls_roots(tls_roots);
         }
         self.calls
             .metrics

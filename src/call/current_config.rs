@@ -92,7 +92,7 @@ impl ConfigSnapshot {
             let upstream = account.upstream.as_ref()?;
             Some((
                 account.id.clone(),
-                self.upstreams.at(upstream.index).clone(),
+                self.upstreams.get(upstream.index).clone(),
             ))
         });
         Routes::new(self.upstreams.default().clone(), own.collect())

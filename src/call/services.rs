@@ -79,9 +79,9 @@ impl CallServices {
     }
 
     /// Removes idle lanes, and the nonces that are too old at `now`, by the monotonic clock `at`.
-    pub(crate) fn forget_idle(&self, now: SystemTime, at: Instant) {
+    pub(crate) fn forget_idle(&self, now: SystemTime, uptime: Instant) {
         self.limiter.forget_idle();
-        self.nonces.forget_idle(now, at);
+        self.nonces.forget_idle(now, uptime);
     }
 
     /// Waits until every attempt has ended, including attempts whose callers have disconnected. No

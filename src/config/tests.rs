@@ -474,7 +474,7 @@ fn accounts_with_the_same_url_share_an_upstream() {
     let places: Vec<_> = config
         .accounts
         .iter()
-        .map(|account| account.upstream_index().place())
+        .map(|account| account.upstream_index().index())
         .collect();
     assert_eq!(places, [1, 0, 1, 2]);
     let upstreams: Vec<_> = config

@@ -35,13 +35,13 @@ pub struct HttpProxy {
 // === impl UpstreamIndex ===
 
 impl UpstreamIndex {
-    /// The index of the upstream at this place of `Config::account_upstreams`.
-    pub(super) fn of_account(place: usize) -> Self {
-        Self(place + 1)
+    /// The index of the upstream with this index in `Config::account_upstreams`.
+    pub(super) fn of_account(index: usize) -> Self {
+        Self(index + 1)
     }
 
-    /// The place in a list of all upstreams.
-    pub(crate) fn place(self) -> usize {
+    /// The index in a list of all upstreams.
+    pub(crate) fn index(self) -> usize {
         self.0
     }
 }

@@ -36,15 +36,15 @@ impl Balancers {
         self.send_proxy_header
     }
 
-    /// Whether this peer may state the address of a caller. A Unix socket's peer has no address, and
-    /// only those that may write to its file connect.
-    pub(super) fn trust(&self, peer: Option<IpAddr>) -> bool {
-        peer.is_none_or(|peer| self.contain(peer))
+    /// Whether this peer may state the address of a caller. A Unix socket's peer has no address,
+    /// and only those that may write to its file connect.
+    pub(super) fn is_trusted(&self, peer: Option<IpAddr>) -> bool {
+        peer.is_none_or(|peer| self.is_balancer(peer))
     }
 
     /// Whether this peer states addresses in `X-Forwarded-For`.
-    pub(crate) fn forward(&self, peer: IpAddr) -> bool {
-        !self.send_proxy_header && self.contain(peer)
+    pub(crate) fn is_forwarder(&self, peer: IpAddr) -> bool {
+        !self.send_proxy_header && self.is_balancer(peer)
     }
 
     /// The caller of a request from a balancer: the last address of `X-Forwarded-For` that is not
@@ -58,7 +58,7 @@ impl Balancers {
                     return nearest;
                 };
                 nearest = address;
-                if !self.contain(address) {
+                if !self.is_balancer(address) {
                     return nearest;
                 }
             }
@@ -66,7 +66,7 @@ impl Balancers {
         nearest
     }
 
-    fn contain(&self, address: IpAddr) -> bool {
+    fn is_balancer(&self, address: IpAddr) -> bool {
         self.networks
             .iter()
             .any(|network| network.contains(&address))
@@ -161,9 +161,12 @@ mod tests {
             let peer: Option<IpAddr> = peer.map(|peer| peer.parse().unwrap());
             for send_proxy_header in [true, false] {
                 let balancers = balancers(send_proxy_header);
-                assert_eq!(balancers.trust(peer), is_trusted, "{peer:?}");
-                let forwards = peer.is_some_and(|peer| balancers.forward(peer));
-                assert_eq!(forwards, is_trusted && peer.is_some() && !send_proxy_header);
+                assert_eq!(balancers.is_trusted(peer), is_trusted, "{peer:?}");
+                let is_forwarder = peer.is_some_and(|peer| balancers.is_forwarder(peer));
+                assert_eq!(
+                    is_forwarder,
+                    is_trusted && peer.is_some() && !send_proxy_header
+                );
             }
         }
     }

@@ -145,12 +145,12 @@ impl OpenConnection {
 // === impl Balancer ===
 
 impl Balancer {
-    /// Adds the call to those of its source. A reload may have changed who is trusted since the
-    /// connection was opened.
+    /// Adds the call to those of its source. A reload may have changed the trusted networks
+    /// since the connection was opened.
     #[cold]
     fn begin_call(&self, headers: &HeaderMap) -> CallSource {
         let bounds = self.bounds.load();
-        let address = if bounds.balancers.forward(self.address) {
+        let address = if bounds.balancers.is_forwarder(self.address) {
             bounds.balancers.caller(headers, self.address)
         } else {
             self.address

@@ -151,7 +151,7 @@ impl Dialer {
         let pinned = config.connect_to.clone();
         Ok(Self {
             host: host.to_owned(),
-            tunnel: Tunnel::of(config),
+            tunnel: Tunnel::for_upstream(config),
             pinned,
             own,
             timeout,
@@ -162,7 +162,7 @@ impl Dialer {
     }
 
     /// Replaces the trusted roots for new connections.
-    pub(super) fn tls_roots(&self, tls_roots: TlsRoots) {
+    pub(super) fn set_tls_roots(&self, tls_roots: TlsRoots) {
         if let Some((client, _)) = &self.tls {
             client.store(tls_roots.0);
         }

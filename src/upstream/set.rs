@@ -20,7 +20,7 @@ impl Upstreams {
     /// Sets up every upstream of the configuration; opens no connection.
     pub(crate) fn new(config: &Config, own: Vec<SocketAddr>) -> Result<Self, UpstreamError> {
         let roots = Self::load_roots(config)?;
-        Self::with(config, own, roots.as_ref(), &[])
+        Self::build(config, own, roots.as_ref(), &[])
     }
 
     /// Loads the trusted roots, if an upstream uses TLS.
@@ -34,15 +34,15 @@ impl Upstreams {
 
     /// The upstreams of the configuration that replaces this one. `roots` are trusted by all of
     /// their new connections.
-    pub(crate) fn next(
+    pub(crate) fn reloaded(
         &self,
         config: &Config,
         roots: Option<&TlsRoots>,
     ) -> Result<Self, UpstreamError> {
-        Self::with(config, self.own.clone(), roots, &self.all)
+        Self::build(config, self.own.clone(), roots, &self.all)
     }
 
-    fn with(
+    fn build(
         config: &Config,
         own: Vec<SocketAddr>,
         roots: Option<&TlsRoots>,
@@ -60,20 +60,20 @@ impl Upstreams {
     }
 
     /// Lets new connections of all upstreams trust these roots.
-    pub(crate) fn trust(&self, roots: &TlsRoots) {
+    pub(crate) fn set_tls_roots(&self, roots: &TlsRoots) {
         for upstream in &self.all {
-            upstream.tls_roots(roots.clone());
+            upstream.set_tls_roots(roots.clone());
         }
     }
 
     /// The upstream with this index of the same configuration.
-    pub(crate) fn at(&self, index: UpstreamIndex) -> &Arc<Upstream> {
-        &self.all[index.place()]
+    pub(crate) fn get(&self, index: UpstreamIndex) -> &Arc<Upstream> {
+        &self.all[index.index()]
     }
 
     /// The upstream of `[upstream]`.
     pub(crate) fn default(&self) -> &Arc<Upstream> {
-        self.at(UpstreamIndex::default())
+        self.get(UpstreamIndex::default())
     }
 
     /// All upstreams, in the order of their indices.

@@ -78,7 +78,7 @@ struct Answer {
 
 impl Tunnel {
     /// The tunnel to an upstream; `None` if no proxy is configured.
-    pub(super) fn of(config: &config::Upstream) -> Option<Self> {
+    pub(super) fn for_upstream(config: &config::Upstream) -> Option<Self> {
         config.proxy.as_ref()?;
         Some(Self::new(
             config.authority(),

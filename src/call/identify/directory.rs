@@ -199,7 +199,7 @@ impl Directory {
 
     /// The host that is signed and sent to an upstream.
     pub(super) fn upstream_host(&self, upstream: UpstreamIndex) -> &str {
-        &self.hosts[upstream.place()].text
+        &self.hosts[upstream.index()].text
     }
 
     /// Refuses a call that names the host of another upstream than its account's: it would reach
@@ -279,13 +279,13 @@ impl Directory {
     /// Whether an authority is this upstream: by its name, any port; by an address with a port, only
     /// that.
     pub(super) fn is_of_upstream(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
-        self.hosts[upstream.place()].covers(authority)
+        self.hosts[upstream.index()].covers(authority)
     }
 
     /// Whether an authority has the host of another upstream than this one. Where several have the
     /// same host, the port decides.
     fn is_of_another(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
-        let own = &self.hosts[upstream.place()];
+        let own = &self.hosts[upstream.index()];
         if own.is(authority) || self.names.contain(authority) {
             return false;
         }

@@ -158,10 +158,10 @@ impl Nonces {
     }
 
     /// Drops nonces whose timestamps are no longer accepted, also of idle holders. The floors stay,
-    /// except those that lapse: `at` is the time of the monotonic clock.
-    pub(crate) fn forget_idle(&self, now: SystemTime, at: Instant) {
+    /// except those that lapse. `uptime` is the time of the monotonic clock.
+    pub(crate) fn forget_idle(&self, now: SystemTime, uptime: Instant) {
         let start_floor = self.floor.load(Ordering::Relaxed);
-        let has_lapsed = self.lapse_start(start_floor, now, at);
+        let has_lapsed = self.lapse_start(start_floor, now, uptime);
         for mut seen_nonces in self.seen_by_scope.iter_mut() {
             if time::seconds(now).abs_diff(seen_nonces.swept) >= BETWEEN_SWEEPS {
                 seen_nonces.sweep(now);
@@ -172,14 +172,14 @@ impl Nonces {
                 if has_lapsed {
                     seen_nonces.floor = 0;
                 }
-            } else if seen_nonces.floor_age.lapses(floor, now, at) {
+            } else if seen_nonces.floor_age.lapses(floor, now, uptime) {
                 seen_nonces.floor = 0;
             }
         }
     }
 
     /// Ends the floor of the start when it lapses, and reports once that the clock was set back.
-    fn lapse_start(&self, floor: u64, now: SystemTime, at: Instant) -> bool {
+    fn lapse_start(&self, floor: u64, now: SystemTime, uptime: Instant) -> bool {
         let mut start = self.start.lock();
         let ahead = floor.saturating_sub(time::seconds(now));
         if ahead > STEP && !std::mem::replace(&mut start.is_reported, true) {
@@ -188,7 +188,7 @@ impl Nonces {
                 "the clock was set back since the start: calls are refused for up to 16 minutes"
             );
         }
-        if !start.age.lapses(floor, now, at) {
+        if !start.age.lapses(floor, now, uptime) {
             return false;
         }
         self.floor.store(0, Ordering::Relaxed);
@@ -200,13 +200,13 @@ impl Nonces {
 
 impl FloorAge {
     /// Whether this floor is ahead of the clock and has been in force long enough.
-    fn lapses(&mut self, floor: u64, now: SystemTime, at: Instant) -> bool {
+    fn lapses(&mut self, floor: u64, now: SystemTime, uptime: Instant) -> bool {
         match self.0 {
             Some((known, since)) if known == floor => {
-                time::seconds(now) < floor && at.saturating_duration_since(since) >= LAPSE
+                time::seconds(now) < floor && uptime.saturating_duration_since(since) >= LAPSE
             }
             _ => {
-                self.0 = Some((floor, at));
+                self.0 = Some((floor, uptime));
                 false
             }
         }

@@ -236,9 +236,9 @@ async fn replaced_roots_apply_to_the_next_connection() {
     let (acceptor, ca) = tls("cams.test");
     let (address, _) = tls_server(acceptor).await;
     let upstream = Upstream::new(&tls_settings("cams.test", address, None), Vec::new()).unwrap();
-    upstream.tls_roots(TlsRoots::load(Some(ca.path())).unwrap());
+    upstream.set_tls_roots(TlsRoots::load(Some(ca.path())).unwrap());
     assert_eq!(outcome(&upstream).await, Ok(200));
-    upstream.tls_roots(TlsRoots::load(None).unwrap());
+    upstream.set_tls_roots(TlsRoots::load(None).unwrap());
     // This connection stays open; a second one cannot be opened.
     let standing = upstream.try_ready().unwrap();
     assert_eq!(

@@ -29,7 +29,11 @@ impl Gate {
 
     fn then(&mut self, toml: &str) {
         let config = read(&self.folder, toml);
-        let upstreams = self.config_snapshot.upstreams.next(&config, None).unwrap();
+        let upstreams = self
+            .config_snapshot
+            .upstreams
+            .reloaded(&config, None)
+            .unwrap();
         self.config_snapshot = self.config_snapshot.next(config, upstreams);
     }
 
