@@ -1,6 +1,6 @@
-//! What an action of CAMS does: after an unknown outcome, whether a repetition is harmless and how to
-//! find out what happened. CAMS's metadata does not state it, so it
-//! follows from the names. A name that is not understood counts as one that adds something.
+//! What an action of CAMS does: after an unknown outcome, whether a repetition is harmless and how
+//! to find out what happened. CAMS's metadata does not state it, so it follows from the names. A
+//! name that is not understood counts as one that adds something.
 
 /// The effect of one execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

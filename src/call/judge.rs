@@ -110,7 +110,8 @@ pub(crate) enum Verdict {
         /// CAMS's request id.
         request_id: Option<String>,
     },
-    /// CAMS rejected the time stamp that Flowgate made, and did nothing. The answer is not passed on.
+    /// CAMS rejected the time stamp that Flowgate made, and did nothing. The answer is not passed
+    /// on.
     Clock {
         /// The code.
         code: String,

@@ -166,9 +166,9 @@ pub(super) fn unreadable(error: &io::Error) -> String {
     }
 }
 
-/// Checks that a secret has only what a person would see: one line of ASCII, without blanks or quotes
-/// around it. The final newline that editors and `echo` write is removed. With any other byte too
-/// many, every signature would be wrong.
+/// Checks that a secret has only what a person would see: one line of ASCII, without blanks or
+/// quotes around it. The final newline that editors and `echo` write is removed. With any other
+/// byte too many, every signature would be wrong.
 ///
 /// The reason names what is odd and where, and nothing of the rest.
 pub(crate) fn one_line(text: &str) -> Result<Secret, String> {
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_sees_in_a_secret_is_named_and_never_shown() {
+    fn invisible_characters_in_a_secret_are_named_and_never_shown() {
         for (written, expected) in [
             ("", "the secret is empty"),
             ("\r\n", "the secret is empty"),

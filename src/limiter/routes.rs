@@ -1,5 +1,5 @@
-//! Which connector do the lanes of an account use? All use the default one, except accounts with one
-//! of their own. A lane looks it up when it is created and after a reload, not for each call.
+//! The connectors of the accounts: the default one, except for accounts with one of their own. A
+//! lane looks it up when it is created and after a reload, not for each call.
 
 use std::collections::HashMap;
 use std::sync::Arc;

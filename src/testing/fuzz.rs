@@ -205,8 +205,8 @@ pub fn rpc(input: &[u8]) {
     );
 }
 
-/// A PROXY header, and a value of `X-Forwarded-For`. The header is read exactly to its end, and what
-/// a caller writes to the left of the address that a balancer has appended changes nothing.
+/// A PROXY header, and a value of `X-Forwarded-For`. The header is read exactly to its end, and
+/// what a caller writes to the left of the address that a balancer has appended changes nothing.
 pub fn balancer(input: &[u8]) {
     proxy_header(input);
     let Ok(value) = HeaderValue::from_bytes(input) else {

@@ -11,8 +11,9 @@
 //! ends if CAMS refuses a stamp that it made and the refusal's `Date` does not explain why.
 //!
 //! A wrong `Date` cannot do harm: only complete answers of CAMS count, which come over verified TLS
-//! unless the operator permits plaintext, where an attacker could change the calls as well. Stamps move by at most a day, so that no stamp is of use long after its time. If the
-//! correction is wrong, CAMS refuses the stamps, and its refusal carries the right time.
+//! unless the operator permits plaintext, where an attacker could change the calls as well. Stamps
+//! move by at most a day, so that no stamp is of use long after its time. If the correction is
+//! wrong, CAMS refuses the stamps, and its refusal carries the right time.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

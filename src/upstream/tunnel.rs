@@ -1,5 +1,5 @@
-//! Opens a tunnel through an HTTP proxy with CONNECT (RFC 9110, section 9.3.6). Nothing of a call is
-//! sent before the proxy has opened it.
+//! Opens a tunnel through an HTTP proxy with CONNECT (RFC 9110, section 9.3.6). Nothing of a call
+//! is sent before the proxy has opened it.
 
 use std::io;
 

@@ -1,6 +1,6 @@
 //! The owners of access keys. Every configured access key has one owner. The longest prefix in
-//! `aliases` decides about the others, and `unknown_keys` about the rest. A directory is immutable, so a call sees one state of it; a reload builds a
-//! new one.
+//! `aliases` decides about the others, and `unknown_keys` about the rest. A directory is immutable,
+//! so a call sees one state of it; a reload builds a new one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -203,8 +203,8 @@ impl Directory {
     }
 
     /// Refuses a call that names the host of another upstream than its account's: it would reach
-    /// another region, or production instead of a test. Of signature version 1, which does not cover
-    /// the host.
+    /// another region, or production instead of a test. Of signature version 1, which does not
+    /// cover the host.
     pub(super) fn check_unsigned_host(
         &self,
         host: &HeaderValue,
@@ -276,8 +276,8 @@ impl Directory {
         self.hosts.iter().any(|host| host.covers(authority)) || self.names.contain(authority)
     }
 
-    /// Whether an authority is this upstream: by its name, any port; by an address with a port, only
-    /// that.
+    /// Whether an authority is this upstream: by its name, any port; by an address with a port,
+    /// only that.
     pub(super) fn is_of_upstream(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
         self.hosts[upstream.index()].covers(authority)
     }

@@ -1,4 +1,4 @@
-//! Which account's aliases does an access key begin with? The longest prefix decides.
+//! Finds the account by the alias that an access key begins with. The longest prefix decides.
 
 use std::collections::HashMap;
 

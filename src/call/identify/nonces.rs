@@ -7,10 +7,10 @@
 //! relayed callers does not rise when their memory is full: their signatures are not verified here,
 //! so any of them could raise it for all, and CAMS rejects their replays itself.
 //!
-//! A floor is a wall-clock time. If the clock was ahead when a floor was set, and is then corrected,
-//! all calls would be refused until the clock has reached it again. A floor that is ahead of the
-//! clock therefore lapses, by the monotonic clock, when the nonces that it stands for have left the
-//! window.
+//! A floor is a wall-clock time. If the clock was ahead when a floor was set, and is then
+//! corrected, all calls would be refused until the clock has reached it again. A floor that is
+//! ahead of the clock therefore lapses, by the monotonic clock, when the nonces that it stands for
+//! have left the window.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -31,8 +31,8 @@ const MARGIN: Duration = Duration::from_secs(60);
 const COLD_START: Duration = Duration::from_secs(5);
 /// Seconds between sweeps while there is room; a sweep visits all nonces.
 const BETWEEN_SWEEPS: u64 = 60;
-/// How long a floor that is ahead of the clock stays: the window, and part of the margin, so that it
-/// ends within sixteen minutes although it is noticed only by the next [`Nonces::forget_idle`].
+/// How long a floor that is ahead of the clock stays: the window, and part of the margin, so that
+/// it ends within sixteen minutes although it is noticed only by the next [`Nonces::forget_idle`].
 const LAPSE: Duration = Duration::from_secs(15 * 60 + 45);
 /// How far a floor may be ahead of the clock without a warning.
 const STEP: u64 = 30;

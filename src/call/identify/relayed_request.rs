@@ -54,8 +54,8 @@ impl RelayedRequest {
         &self.target
     }
 
-    /// The forwarded headers. `sign` adds `Content-Length`, and `Host` and `Accept-Encoding` if they
-    /// are missing.
+    /// The forwarded headers. `sign` adds `Content-Length`, and `Host` and `Accept-Encoding` if
+    /// they are missing.
     pub(crate) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
         &self.headers
     }

@@ -23,8 +23,8 @@ const KEY_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const SECRET_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 
-/// Variables of Alibaba's SDKs that name other sources of credentials, and those of other tools that
-/// hold a key. Flowgate reads none of them.
+/// Variables of Alibaba's SDKs that name other sources of credentials, and those of other tools
+/// that hold a key. Flowgate reads none of them.
 const OTHER_SOURCES: [&str; 11] = [
     "ALIBABA_CLOUD_ROLE_ARN",
     "ALIBABA_CLOUD_OIDC_PROVIDER_ARN",

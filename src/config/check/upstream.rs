@@ -1,6 +1,6 @@
-//! Checks `[upstream]`: the endpoint to which Flowgate connects, and the proxy on the way. Plaintext
-//! is allowed only to loopback or with `plaintext = true`, and the endpoint must not be Flowgate
-//! itself.
+//! Checks `[upstream]`: the endpoint to which Flowgate connects, and the proxy on the way.
+//! Plaintext is allowed only to loopback or with `plaintext = true`, and the endpoint must not be
+//! Flowgate itself.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;

@@ -330,7 +330,8 @@ impl Slots {
         self.next_request_at = self.next_request_at.min(now);
     }
 
-    /// Tokens that are not in use: free in the store when it answered last, or slots of this replica.
+    /// Tokens that are not in use: free in the store when it answered last, or slots of this
+    /// replica.
     pub(crate) fn unused(&self, now: Instant) -> u32 {
         self.seen
             .returns

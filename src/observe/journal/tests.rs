@@ -177,7 +177,7 @@ async fn every_outcome_has_its_name() {
 #[tokio::test]
 async fn names_are_capped_and_unknown_keys_are_masked() {
     let test = JournalTest::new(1 << 20, 1);
-    let account = AccountId::new("?LTAI-somebody-1");
+    let account = AccountId::new("?LTAI-unknown-1");
     let long = "ü".repeat(1000);
     test.journal
         .note(

@@ -1,5 +1,5 @@
-//! Whether each upstream can be reached, the failed attempts to connect to it, and its clock. They are set
-//! during a scrape, so no series of a removed upstream is left behind.
+//! Whether each upstream can be reached, the failed attempts to connect to it, and its clock. They
+//! are set during a scrape, so no series of a removed upstream is left behind.
 
 use std::sync::Arc;
 

@@ -443,7 +443,7 @@ async fn who_wants_no_more_gives_way_at_once() {
 }
 
 #[tokio::test]
-async fn a_clock_that_has_gone_back_locks_nobody_out_for_longer_than_a_window() {
+async fn a_clock_that_was_set_back_stops_no_lane_for_longer_than_a_window() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     let view = lane.take("one", 9).await;
     let ring = "flowgate:ring:{acme}:CreateFlow";
