@@ -32,12 +32,12 @@ use tokio::time::{Instant, Sleep};
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
 use crate::call::current_config::ConfigSnapshot;
-use crate::call::identify::Sendable;
+use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
 use crate::call::retry::{Decision, RetryState};
 use crate::call::services::CallServices;
-use crate::config::Mode;
+use crate::config::{Listen, Mode};
 use crate::error::{Kind, Refusal};
 use crate::limiter::{self, LimitedCall, SendPermit};
 use crate::observe::metrics::CallMetrics;
@@ -386,17 +386,12 @@ where
     if let Some(claim) = &claim {
         record.set_claimed_identity(claim.claimed_identity());
     }
-    let body = match body.is_end_stream() {
-        true => Bytes::new(),
-        false => {
-            if let Some(claim) = &claim {
-                services.count_failed_check(claim.check_nonce(&services.nonces))?;
-            }
-            let bounds = services.body_bounds(claim.as_ref(), &config.listen);
-            let body = body::read(body, bounds).await?;
-            format.read_body(&head, &body);
-            body
-        }
+    let body = if body.is_end_stream() {
+        Bytes::new()
+    } else {
+        let body = read_body(services, claim.as_ref(), body, &config.listen).await?;
+        format.read_body(&head, &body);
+        body
     };
     let claim = match claim {
         Some(claim) => claim,
@@ -407,14 +402,7 @@ where
             claim
         }
     };
-    let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));
-    let mut proved = claim.prove(body, &services.nonces, accepted);
-    if let (Some((quota, nonce)), Ok(_)) = (nonce, &proved)
-        // While the store is down, each replica relies on its own memory of nonces.
-        && !quota.take_nonce(&nonce.digest, nonce.until, accepted).await.unwrap_or(true)
-    {
-        proved = Err(identify::used());
-    }
+    let proved = prove(services, claim, body, accepted).await;
     let caller = services.count_proof(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
@@ -427,4 +415,38 @@ where
         bytes,
         generation: *generation,
     })
+}
+
+/// Reads the body of a call that is not known to be a replay, within the bounds of its caller.
+async fn read_body<B>(
+    services: &CallServices,
+    claim: Option<&Claim>,
+    body: B,
+    listen: &Listen,
+) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    if let Some(claim) = claim {
+        services.count_failed_check(claim.check_nonce(&services.nonces))?;
+    }
+    body::read(body, services.body_bounds(claim, listen)).await
+}
+
+/// Verifies the call as a whole and takes its nonce, in this process and in the store.
+async fn prove(
+    services: &CallServices,
+    claim: Claim,
+    body: Bytes,
+    accepted: SystemTime,
+) -> Result<Caller, Refusal> {
+    let nonce = services.quota.as_ref().map(|quota| (quota, claim.nonce()));
+    let caller = claim.prove(body, &services.nonces, accepted)?;
+    if let Some((quota, nonce)) = nonce
+        // While the store is down, each replica relies on its own memory of nonces.
+        && !quota.take_nonce(&nonce.digest, nonce.until, accepted).await.unwrap_or(true)
+    {
+        return Err(identify::used());
+    }
+    Ok(caller)
 }

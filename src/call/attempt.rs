@@ -130,12 +130,7 @@ async fn run(
     let clock = connection.clock().clone();
     let sent_at = Instant::now();
     let sent = connection.send(request, receipt.on_write()).await;
-    let context = Context {
-        managed,
-        limited: operation.limit.is_some(),
-        action: operation.action.as_str(),
-    };
-    let Some(mut judged) = Judged::new(sent, context) else {
+    let Some(mut judged) = Judged::new(sent, &operation, managed) else {
         if let Some(note) = &note {
             note.unsent();
         }
@@ -250,39 +245,41 @@ fn count(
     if let Verdict::Ok { .. } | Verdict::UpstreamError { .. } = verdict {
         services.margins.answered(operation, took);
     }
-    if let Verdict::Credentials { .. } = verdict {
-        tracing::error!(
-            account,
-            code = capped(verdict.code()),
-            cams_request_id = verdict.request_id().map(capped),
-            "CAMS does not accept this account's access key"
-        );
-    }
-    if let Verdict::Clock { code, offset, .. } = verdict {
-        tracing::warn!(
-            account,
-            code = capped(code),
-            offset_seconds = offset,
-            cams_request_id = verdict.request_id().map(capped),
-            "CAMS rejected a time stamp"
-        );
-    }
-    if let Verdict::Unknown { reason, request_id } = verdict
-        && *reason == judge::COPY_ARRIVED
-    {
-        tracing::warn!(
-            account,
-            action = operation.action_label(),
-            cams_request_id = request_id.as_deref().map(capped),
-            "CAMS received a request twice"
-        );
-    }
+    log_verdict(account, operation, verdict);
     if let Verdict::Throttled { source, .. } = verdict {
         let source = match source {
             ThrottleSource::Body => "body",
             ThrottleSource::Header => "header",
         };
         services.metrics.throttled(account, code, source);
+    }
+}
+
+/// Logs the verdicts that an operator must act upon.
+fn log_verdict(account: &str, operation: &Operation, verdict: &Verdict) {
+    match verdict {
+        Verdict::Credentials { .. } => tracing::error!(
+            account,
+            code = capped(verdict.code()),
+            cams_request_id = verdict.request_id().map(capped),
+            "CAMS does not accept this account's access key"
+        ),
+        Verdict::Clock { code, offset, .. } => tracing::warn!(
+            account,
+            code = capped(code),
+            offset_seconds = offset,
+            cams_request_id = verdict.request_id().map(capped),
+            "CAMS rejected a time stamp"
+        ),
+        Verdict::Unknown { reason, request_id } if *reason == judge::COPY_ARRIVED => {
+            tracing::warn!(
+                account,
+                action = operation.action_label(),
+                cams_request_id = request_id.as_deref().map(capped),
+                "CAMS received a request twice"
+            );
+        }
+        _ => {}
     }
 }
 
@@ -302,7 +299,12 @@ impl Attempted {
 
 impl Judged {
     /// `None` if nothing was sent.
-    fn new(sent: Sent, context: Context<'_>) -> Option<Self> {
+    fn new(sent: Sent, operation: &Operation, managed: bool) -> Option<Self> {
+        let context = Context {
+            managed,
+            limited: operation.limit.is_some(),
+            action: operation.action.as_str(),
+        };
         match sent {
             Sent::Unsent => None,
             Sent::Answered(answer) => Some(Self {

@@ -11,7 +11,7 @@ use hyper::header::HeaderName;
 use tracing::level_filters::LevelFilter;
 
 use self::account_upstreams::AccountUpstreams;
-use super::read::{Field, MAX_TIME, POSITIVE, Section};
+use super::read::{Field, MAX_TIME, POSITIVE, Reader, Section};
 use super::secrets::secret;
 use super::units::Size;
 use super::{
@@ -225,6 +225,18 @@ fn unknown_keys(
         );
     }
     let unknown_keys = given.unwrap_or(default);
+    if !local {
+        warn_of_open_aliases(root.reader, listen, accounts);
+    }
+    if unknown_keys == UnknownKeys::Refuse && accounts.is_empty() {
+        root.reader
+            .warn("no account is configured and unknown keys are refused: every call is refused");
+    }
+    Some(unknown_keys)
+}
+
+/// Warns if callers on other hosts, which reach the proxy, use an account without verification.
+fn warn_of_open_aliases(reader: &Reader, listen: Option<&Listen>, accounts: &[Account]) {
     let has_prefixes = accounts
         .iter()
         .flat_map(|account| &account.aliases)
@@ -232,18 +244,13 @@ fn unknown_keys(
     let has_client_ca = listen
         .and_then(|listen| listen.tls.as_ref())
         .is_some_and(|tls| tls.client_ca.is_some());
-    if has_prefixes && !local && !has_client_ca {
-        root.reader.warn(
+    if has_prefixes && !has_client_ca {
+        reader.warn(
             "aliases with * relay callers that are not verified, and other hosts reach \
              listen.proxy: anyone there can use up or pause the account's rate. Restrict access \
              with a firewall or listen.tls.client_ca",
         );
     }
-    if unknown_keys == UnknownKeys::Refuse && accounts.is_empty() {
-        root.reader
-            .warn("no account is configured and unknown keys are refused: every call is refused");
-    }
-    Some(unknown_keys)
 }
 
 /// `shortest` is the shortest window of all limits.

@@ -100,12 +100,7 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
             return None;
         }
         (None, None) => {
-            for name in [KEY_VARIABLE, SECRET_VARIABLE] {
-                if reader.environment.is_empty(name) {
-                    reader.warn(format!("{name}: set but empty, so it defines no account"));
-                }
-            }
-            warn_of_other_sources(reader);
+            warn_of_unused_variables(reader);
             return None;
         }
     };
@@ -139,9 +134,14 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
     })
 }
 
-/// Warns if no account is defined, but the environment names a source of credentials that an SDK
-/// would use.
-fn warn_of_other_sources(reader: &Reader) {
+/// Warns if no account is defined, but a variable of its key is set and empty, or the environment
+/// names a source of credentials that an SDK would use.
+fn warn_of_unused_variables(reader: &Reader) {
+    for name in [KEY_VARIABLE, SECRET_VARIABLE] {
+        if reader.environment.is_empty(name) {
+            reader.warn(format!("{name}: set but empty, so it defines no account"));
+        }
+    }
     let set: Vec<_> = OTHER_SOURCES
         .into_iter()
         .filter(|name| reader.environment.get(name).is_some())

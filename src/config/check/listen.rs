@@ -10,6 +10,7 @@ use crate::config::read::{Field, POSITIVE, Section};
 use crate::config::secrets::secret;
 use crate::config::units::Size;
 use crate::config::{Bind, Listen};
+use crate::primitives::secret::Secret;
 
 /// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
@@ -22,12 +23,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         admin_key.mistake("conflicts with listen.proxy: expected another address or port");
     }
     let admin_token = section.key("admin_token").given(secret);
-    let actions_key = section.key("admin_actions");
-    let admin_actions = actions_key.flag();
-    if let (Some(true), Some(None)) = (admin_actions, &admin_token) {
-        actions_key
-            .mistake("expected listen.admin_token to be set too: admin actions require the token");
-    }
+    let admin_actions = admin_actions(&section.key("admin_actions"), admin_token.as_ref());
     let socket_mode = section
         .key("socket_mode")
         .text("permissions in octal such as 0660", permissions);
@@ -37,15 +33,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     let tls = section.key("tls").given(tls::check);
     let trusted_proxies = trusted_proxies(&mut section);
     let protocol_key = section.key("proxy_protocol");
-    let proxy_protocol = protocol_key.flag();
-    if let (Some(true), Some(Bind::Tcp(_)), Some([])) =
-        (proxy_protocol, &proxy, trusted_proxies.as_deref())
-    {
-        protocol_key.mistake(
-            "expected listen.trusted_proxies to be set too: only connections from these addresses \
-             are accepted",
-        );
-    }
+    let proxy_protocol = proxy_protocol(&protocol_key, proxy.as_ref(), trusted_proxies.as_deref());
     let max_connections = section.key("max_connections").count(&MANY);
     let per_source = section.key("max_connections_per_source").count(&MANY);
     let header_timeout = section.key("header_timeout").time(&POSITIVE);
@@ -54,16 +42,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
     // hyper's buffer cannot be smaller.
     let max_header = section.key("max_header").size(&(8 << 10..=1 << 20));
     let max_body = section.key("max_body").size(&BYTES);
-    let unverified = section.key("max_unverified");
-    let max_unverified = unverified.size(&BYTES);
-    if let (Some(all), Some(one)) = (max_unverified, max_body)
-        && all < one
-    {
-        unverified.mistake(format!(
-            "expected at least {} (listen.max_body): the largest call must fit",
-            Size(one)
-        ));
-    }
+    let max_unverified = max_unverified(&section.key("max_unverified"), max_body);
     section.done();
     Some(Listen {
         proxy: proxy?,
@@ -84,6 +63,46 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         max_body: max_body?,
         max_unverified: max_unverified?,
     })
+}
+
+/// Reads whether operators may act, which requires a token. The outer `None` of `admin_token` is a
+/// mistake.
+fn admin_actions(key: &Field<'_>, admin_token: Option<&Option<Secret>>) -> Option<bool> {
+    let admin_actions = key.flag();
+    if let (Some(true), Some(None)) = (admin_actions, admin_token) {
+        key.mistake("expected listen.admin_token to be set too: admin actions require the token");
+    }
+    admin_actions
+}
+
+/// Reads whether balancers send a PROXY header. A TCP listener must know their addresses.
+fn proxy_protocol(
+    key: &Field<'_>,
+    proxy: Option<&Bind>,
+    trusted_proxies: Option<&[IpNet]>,
+) -> Option<bool> {
+    let proxy_protocol = key.flag();
+    if let (Some(true), Some(Bind::Tcp(_)), Some([])) = (proxy_protocol, proxy, trusted_proxies) {
+        key.mistake(
+            "expected listen.trusted_proxies to be set too: only connections from these addresses \
+             are accepted",
+        );
+    }
+    proxy_protocol
+}
+
+/// Reads the bytes for the bodies of unverified callers, with room for the largest body.
+fn max_unverified(key: &Field<'_>, max_body: Option<usize>) -> Option<usize> {
+    let max_unverified = key.size(&BYTES);
+    if let (Some(all), Some(one)) = (max_unverified, max_body)
+        && all < one
+    {
+        key.mistake(format!(
+            "expected at least {} (listen.max_body): the largest call must fit",
+            Size(one)
+        ));
+    }
+    max_unverified
 }
 
 /// Reads the addresses of balancers.

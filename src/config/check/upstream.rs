@@ -57,7 +57,6 @@ struct Pinned {
 
 /// Checks the section. `None` after a mistake.
 pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Base> {
-    let reader = section.reader;
     let url = section.key("url");
     let endpoint = url.text(URL, endpoint);
     let host = section.key("host").optional(|key| {
@@ -71,15 +70,9 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
     if let (Some(endpoint), Some(connect_to), Some(plaintext), Some((proxy, _))) =
         (&endpoint, &connect_to, plaintext, &proxy)
     {
-        let addresses = addresses(&endpoint.host, endpoint.port, connect_to);
-        let stays_here = are_loopback(&addresses) && is_near(proxy.as_ref());
-        if endpoint.scheme == Scheme::Http && !plaintext && !stays_here {
-            refuse_plaintext(&url);
-        }
-        if proxy.is_none() && !stays_here {
-            warn_of_variables(reader);
-        }
+        endpoint.check_route(&url, connect_to, proxy.as_ref(), plaintext);
         if let Some(listen) = listen {
+            let addresses = addresses(&endpoint.host, endpoint.port, connect_to);
             refuse_own_listeners(&url, &addresses, connect_to, listen);
         }
     }
@@ -114,6 +107,31 @@ pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option
         upstream,
         plaintext: plaintext?,
     })
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Checks how calls get there: not in plaintext over a network, and warns if a proxy that the
+    /// environment names is not used.
+    fn check_route(
+        &self,
+        url: &Field<'_>,
+        connect_to: &[Pinned],
+        proxy: Option<&HttpProxy>,
+        plaintext: bool,
+    ) {
+        let addresses = addresses(&self.host, self.port, connect_to);
+        if are_loopback(&addresses) && is_near(proxy) {
+            return;
+        }
+        if self.scheme == Scheme::Http && !plaintext {
+            refuse_plaintext(url);
+        }
+        if proxy.is_none() {
+            warn_of_variables(url.reader);
+        }
+    }
 }
 
 // === impl Base ===

@@ -64,22 +64,7 @@ pub fn answer(input: &[u8]) {
                 "{status} {code}"
             );
             assert_eq!(*source, ThrottleSource::Body);
-            let cut = body
-                .trim_ascii_end()
-                .split_last()
-                .map(|(_, rest)| rest)
-                .unwrap_or_default();
-            let verdict_on_cut = judge::judge(&made(status, kind, cut), context, SystemTime::now);
-            assert!(
-                !matches!(verdict_on_cut, Verdict::Throttled { .. }),
-                "an incomplete document is not a throttled answer"
-            );
-            if kind.contains("json") {
-                assert!(
-                    is_throttled_json(body, status == 200),
-                    "another parser agrees"
-                );
-            }
+            check_throttled(status, kind, body, context);
         }
         let is_own = matches!(
             verdict,
@@ -96,6 +81,26 @@ pub fn answer(input: &[u8]) {
         passed.iter().for_each(check_headers);
     }
     written(body);
+}
+
+/// A throttled answer is a complete document, and another parser agrees.
+fn check_throttled(status: u16, kind: &str, body: &[u8], context: Context<'_>) {
+    let cut = body
+        .trim_ascii_end()
+        .split_last()
+        .map(|(_, rest)| rest)
+        .unwrap_or_default();
+    let verdict_on_cut = judge::judge(&made(status, kind, cut), context, SystemTime::now);
+    assert!(
+        !matches!(verdict_on_cut, Verdict::Throttled { .. }),
+        "an incomplete document is not a throttled answer"
+    );
+    if kind.contains("json") {
+        assert!(
+            is_throttled_json(body, status == 200),
+            "another parser agrees"
+        );
+    }
 }
 
 /// Whether the document has a throttle code at its top level, according to serde.
