@@ -31,7 +31,6 @@ use tokio::time::{Instant, Sleep};
 
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
-use crate::call::current_config::ConfigSnapshot;
 use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
@@ -371,12 +370,8 @@ where
 {
     let accepted = SystemTime::now();
     let config_snapshot = services.current_config.load_full();
-    let ConfigSnapshot {
-        config,
-        directory,
-        upstreams,
-        generation,
-    } = &*config_snapshot;
+    let config = &config_snapshot.config;
+    let directory = &config_snapshot.directory;
     let (head, body) = request.into_parts();
     *format = ErrorFormat::of(&head);
     record.start_trace(&head.headers, accepted, config.telemetry.sample_percent);
@@ -393,27 +388,24 @@ where
         format.read_body(&head, &body);
         body
     };
-    let claim = match claim {
-        Some(claim) => claim,
-        None => {
-            let claim = identify::form(&head, &body, directory, accepted);
-            let claim = services.count_failed_check(claim)?;
-            record.set_claimed_identity(claim.claimed_identity());
-            claim
-        }
+    let claim = if let Some(claim) = claim {
+        claim
+    } else {
+        let claim = identify::form(&head, &body, directory, accepted);
+        let claim = services.count_failed_check(claim)?;
+        record.set_claimed_identity(claim.claimed_identity());
+        claim
     };
     let proved = prove(services, claim, body, accepted).await;
     let caller = services.count_proof(proved)?;
     let operation = classify::classify(&caller, &head.headers, config, &services.margins)?;
     record.set_flow_name(caller.flow_name().as_deref());
-    let bytes = caller.bytes();
-    let upstream = upstreams.get(caller.upstream()).clone();
     Ok(AcceptedCall {
-        call: caller.into_sendable(),
         operation: Arc::new(operation),
-        upstream,
-        bytes,
-        generation: *generation,
+        upstream: config_snapshot.upstreams.get(caller.upstream()).clone(),
+        bytes: caller.bytes(),
+        call: caller.into_sendable(),
+        generation: config_snapshot.generation,
     })
 }
 

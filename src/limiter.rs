@@ -1,6 +1,6 @@
-//! May this attempt leave now? Each limited action of each account has a lane. In it calls wait in
-//! fair order until a connection is ready, no pause is in force and a token is free. The result is
-//! a [`SendPermit`], the right to send one attempt, which only this module makes.
+//! Decides when an attempt may leave. Each limited action of each account has a lane. In it calls
+//! wait in fair order until a connection is ready, no pause is in force and a token is free. The
+//! result is a [`SendPermit`], the right to send one attempt, which only this module makes.
 //!
 //! | file | what it is |
 //! |---|---|

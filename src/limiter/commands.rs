@@ -1,4 +1,4 @@
-//! What can an operator do to a lane? Pause it, resume it, or refuse all its queued calls.
+//! The commands of operators to a lane: pause it, resume it, or refuse all its queued calls.
 //! Operators name lanes by their labels. A command applies to this process only, also where
 //! replicas share the quota.
 

@@ -1,5 +1,5 @@
-//! Where do ready connections come from? A grant needs a ready connection besides a token; the
-//! lanes get it through this trait only, so that tests need no endpoint.
+//! The source of ready connections. A grant needs a ready connection besides a token; the lanes get
+//! it through this trait only, so that tests need no endpoint.
 
 use std::future::Future;
 

@@ -1,7 +1,7 @@
-//! Which call is served next? Clients of an account take turns by weight, the tenants of a client
-//! take turns within it, and the calls of a tenant are served by first arrival. A call that comes
-//! back after a throttle refusal keeps its position. Only decides; the lane reports arrivals and
-//! departures.
+//! Selects the call that is served next. Clients of an account take turns by weight, the tenants of
+//! a client take turns within it, and the calls of a tenant are served by first arrival. A call
+//! that comes back after a throttle refusal keeps its position. Only decides; the lane reports
+//! arrivals and departures.
 //!
 //! # Why start-time fair queueing
 //!

@@ -1,4 +1,4 @@
-//! When do the next grants of a lane come? This only computes forecasts and grants nothing.
+//! Forecasts when the next grants of a lane come. Grants nothing.
 //!
 //! At a steady rate the forecast is exact and costs O(1). A rising rate is forecast exactly for up
 //! to [`MAX_EXACT_TOKENS`] tokens. With more tokens, the mean rate is used, which is accurate to

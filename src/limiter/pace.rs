@@ -1,5 +1,5 @@
-//! At what rate does CAMS accept this lane's attempts? Two things can lower it: jitter on the way,
-//! which lets attempts arrive closer together than they were written, and an outsider who uses the
+//! The rate at which CAMS accepts this lane's attempts. Two things can lower it: jitter on the way,
+//! which lets attempts arrive closer together than they were written, and an outsider that uses the
 //! same quota.
 //!
 //! Jitter can be measured before anything is throttled: it cannot be larger than the spread of the

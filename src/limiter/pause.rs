@@ -1,6 +1,6 @@
-//! May the lane send at all? A throttle refusal pauses the lane, not the call: nothing is sent
-//! before the pause ends, then one probe, then the normal rate. An operator may pause the lane,
-//! too. Only decides; the lane reports what was sent and how it ended.
+//! Decides whether the lane may send at all. A throttle refusal pauses the lane, not the call:
+//! nothing is sent before the pause ends, then one probe, then the normal rate. An operator may
+//! pause the lane, too. Only decides; the lane reports what was sent and how it ended.
 //!
 //! Refusals of attempts that were written before the first of them was known are one episode and
 //! count once: five attempts that are throttled together must not multiply the back-off by five.

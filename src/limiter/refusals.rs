@@ -1,4 +1,4 @@
-//! What does the caller of a refused call read? One function for each cause.
+//! The texts for callers of refused calls. One function for each cause.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Which configuration applies to the lanes? It may change with a reload, so lanes read it here
+//! The configuration that applies to the lanes. It may change with a reload, so lanes read it here
 //! each time.
 
 use std::collections::BTreeMap;

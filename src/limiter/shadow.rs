@@ -1,6 +1,5 @@
-//! What would the limit have done with this call? In observe mode calls are sent immediately. This
-//! computes the queue that the lane would have had, and when each call would have been sent. Only
-//! decides; nothing waits here.
+//! Computes what the limit would have done with a call. In observe mode calls are sent immediately.
+//! The queue that the lane would have had is simulated, and nothing waits here.
 //!
 //! Each would-be send is a token that is back one window and gap later, so the next call would be
 //! sent when the oldest of the last `count` tokens is back. Calls are taken in order of arrival:

@@ -1,6 +1,6 @@
-//! Where do a lane's tokens come from? From this process's memory (`tokens.rs`), or from the store
-//! that replicas share (`shared/slots.rs`). A token allows one attempt; the fair queue decides
-//! which call gets it.
+//! The source of a lane's tokens: this process's memory (`tokens.rs`), or the store that replicas
+//! share (`shared/slots.rs`). A token allows one attempt; the fair queue decides which call gets
+//! it.
 
 use tokio::time::Instant;
 

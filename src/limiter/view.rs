@@ -1,5 +1,5 @@
-//! What do operators see of a lane? A snapshot of its state, for `/lanes`, `/metrics` and the
-//! status page.
+//! The lane as operators see it: a snapshot of its state, for `/lanes`, `/metrics` and the status
+//! page.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -32,8 +32,7 @@ pub(super) fn check(mut section: Section<'_>) -> Option<Listen> {
         .list(|entry| entry.text("a host name such as flowgate.internal", host_name));
     let tls = section.key("tls").given(tls::check);
     let trusted_proxies = trusted_proxies(&mut section);
-    let protocol_key = section.key("proxy_protocol");
-    let proxy_protocol = proxy_protocol(&protocol_key, proxy.as_ref(), trusted_proxies.as_deref());
+    let proxy_protocol = proxy_protocol(&mut section, proxy.as_ref(), trusted_proxies.as_deref());
     let max_connections = section.key("max_connections").count(&MANY);
     let per_source = section.key("max_connections_per_source").count(&MANY);
     let header_timeout = section.key("header_timeout").time(&POSITIVE);
@@ -77,10 +76,11 @@ fn admin_actions(key: &Field<'_>, admin_token: Option<&Option<Secret>>) -> Optio
 
 /// Reads whether balancers send a PROXY header. A TCP listener must know their addresses.
 fn proxy_protocol(
-    key: &Field<'_>,
+    section: &mut Section<'_>,
     proxy: Option<&Bind>,
     trusted_proxies: Option<&[IpNet]>,
 ) -> Option<bool> {
+    let key = section.key("proxy_protocol");
     let proxy_protocol = key.flag();
     if let (Some(true), Some(Bind::Tcp(_)), Some([])) = (proxy_protocol, proxy, trusted_proxies) {
         key.mistake(

@@ -59,11 +59,7 @@ struct Pinned {
 pub(super) fn check(mut section: Section<'_>, listen: Option<&Listen>) -> Option<Base> {
     let url = section.key("url");
     let endpoint = url.text(URL, endpoint);
-    let host = section.key("host").optional(|key| {
-        key.text("a host name, optionally with a port", |text| {
-            authority(text).map(|authority| authority.text)
-        })
-    });
+    let host = section.key("host").optional(host);
     let plaintext = section.key("plaintext").flag();
     let connect_to = section.key("connect_to").list(pinned);
     let proxy = proxy(&mut section, connect_to.as_deref(), listen);
@@ -162,6 +158,13 @@ fn refuse_plaintext(key: &Field<'_>) {
     key.mistake(
         "expected https://: http:// is allowed only to loopback, or with upstream.plaintext = true",
     );
+}
+
+/// Reads the host that requests name.
+fn host(key: &Field<'_>) -> Option<String> {
+    key.text("a host name, optionally with a port", |text| {
+        authority(text).map(|authority| authority.text)
+    })
 }
 
 /// Reads the proxy and its credentials. The outer `None` is a mistake.

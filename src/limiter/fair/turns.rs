@@ -1,6 +1,6 @@
-//! Which name is next? Start-time fair queueing on one level: the calls of a name have tags that
-//! are one stride apart, and the smallest tag is served next. Used on two levels: for clients, and
-//! for the tenants of each client.
+//! Selects the next name, by start-time fair queueing on one level: the calls of a name have tags
+//! that are one stride apart, and the smallest tag is served next. Used on two levels: for clients,
+//! and for the tenants of each client.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -1,6 +1,6 @@
-//! May an arriving call be queued? The queue must have room, and the predicted wait must fit into
-//! the call's hold. A refused call gets its position in the queue, its predicted wait, and a
-//! `Retry-After` time of its own.
+//! Decides whether an arriving call is queued. The queue must have room, and the predicted wait
+//! must fit into the call's hold. A refused call gets its position in the queue, its predicted
+//! wait, and a `Retry-After` time of its own.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What happens after a grant? It is written or returned, and the end of its attempt updates the
-//! pause and the rate, with every token source.
+//! Steps after a grant: it is written or returned, and the end of its attempt updates the pause and
+//! the rate, with every token source.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
-//! Which queued calls have become late? After a pause, a lower rate, or arrivals that go before
-//! others, the review walks the queue in the order of service and refuses the calls whose grant is
-//! forecast for after their send-by time. It works in bounded pieces, so that the lane's lock and
-//! its thread are held only briefly. A new review waits for the one in progress, so one throttle
-//! episode causes one review.
+//! Finds the queued calls that have become late. After a pause, a lower rate, or arrivals that go
+//! before others, the review walks the queue in the order of service and refuses the calls whose
+//! grant is forecast for after their send-by time. It works in bounded pieces, so that the lane's
+//! lock and its thread are held only briefly. A new review waits for the one in progress, so one
+//! throttle episode causes one review.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
-//! Where do this lane's tokens come from now? The source changes when the store comes or goes and
-//! when the limit changes. A grant of an earlier source is invalid after that, and every new source
-//! begins with a silent window.
+//! The current source of a lane's tokens. It changes when the store comes or goes and when the
+//! limit changes. A grant of an earlier source is invalid after that, and every new source begins
+//! with a silent window.
 //!
 //! At most one request for slots is in progress at a time. Besides that, the end of an attempt is
 //! reported to the store immediately if it matters to other replicas. Each answer contains the

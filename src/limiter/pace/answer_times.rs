@@ -1,5 +1,4 @@
-//! How much do the answer times of a lane vary? This spread is an upper bound of the jitter on the
-//! way to CAMS.
+//! The spread of a lane's answer times. It is an upper bound of the jitter on the way to CAMS.
 
 use std::time::Duration;
 

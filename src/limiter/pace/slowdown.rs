@@ -1,4 +1,4 @@
-//! How does a lane's rate recover after a congestion event? It rises linearly to the rate at which
+//! The recovery of a lane's rate after a congestion event. It rises linearly to the rate at which
 //! it was throttled, slowly enough for about one attempt in 28 to be throttled. If nothing is
 //! throttled there, it rises faster and faster, because only sending more shows that an outsider
 //! has stopped.

@@ -1,4 +1,4 @@
-//! Which calls are refused? At the end of a hold, at a bound of the queue, while the upstream is
+//! The calls that are refused: at the end of a hold, at a bound of the queue, while the upstream is
 //! down, in a drain.
 
 use super::*;

@@ -1,4 +1,4 @@
-//! When are calls granted, to the millisecond, and which call gets an unused permit?
+//! The times of grants, to the millisecond, and the call that gets an unused permit.
 
 use super::*;
 

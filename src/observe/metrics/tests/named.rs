@@ -1,4 +1,4 @@
-//! Do rules, dashboards and documents name metrics, labels and values that exist? Selectors are
+//! Rules, dashboards and documents name only metrics, labels and values that exist. Selectors are
 //! found by a regular expression; promtool and Prometheus check whole expressions (`scripts/test
 //! prometheus`).
 
