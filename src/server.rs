@@ -216,7 +216,7 @@ impl ConnectionServer {
             return self.refuse_connection("too_many", socket, service);
         }
         let balancers = &bounds.balancers;
-        if !balancers.send_proxy_header() {
+        if !balancers.require_proxy_header() {
             return self.open_connection(socket, peer, service);
         }
         match (balancers.is_trusted(peer), H::MAY_OMIT_PROXY_HEADER) {

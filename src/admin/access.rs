@@ -76,7 +76,7 @@ fn check_host(listen: &Listen, headers: &HeaderMap) -> Result<(), AccessDenied> 
     }
     let names = Names::new(&listen.admin, &listen.names, false);
     let host = String::from_utf8_lossy(host.as_bytes());
-    let is_own = Authority::parse(authority(&host)).is_some_and(|host| names.contain(&host));
+    let is_own = Authority::parse(authority(&host)).is_some_and(|host| names.contains(&host));
     if is_own || names.could_be(&host_name(&host)) {
         return Ok(());
     }

@@ -78,7 +78,8 @@ impl CallServices {
         }
     }
 
-    /// Removes idle lanes, and the nonces that are too old at `now`, by the monotonic clock `at`.
+    /// Removes idle lanes, and the nonces that are too old at `now`. `uptime` is the time of the
+    /// monotonic clock.
     pub(crate) fn forget_idle(&self, now: SystemTime, uptime: Instant) {
         self.limiter.forget_idle();
         self.nonces.forget_idle(now, uptime);

@@ -119,7 +119,7 @@ impl Names {
     }
 
     /// Whether an authority certainly names this listener. Names of the configuration have no port.
-    pub(crate) fn contain(&self, authority: &Authority) -> bool {
+    pub(crate) fn contains(&self, authority: &Authority) -> bool {
         self.given.iter().any(|name| name.covers(authority)) || self.is_address(authority)
     }
 
@@ -259,7 +259,7 @@ mod tests {
     fn own_addresses() {
         let at = |address: &str, authority: &str| {
             let bind = Bind::Tcp(address.parse().unwrap());
-            Names::new(&bind, &[], false).contain(&parsed(authority))
+            Names::new(&bind, &[], false).contains(&parsed(authority))
         };
         assert!(at("127.0.0.1:8080", "127.0.0.1:8080") && at("127.0.0.1:8080", "localhost:8080"));
         assert!(
@@ -283,8 +283,8 @@ mod tests {
         let bind = Bind::Tcp("127.0.0.1:8080".parse().unwrap());
         let names = Names::new(&bind, &["Gate.Internal".to_owned()], false);
         for authority in ["gate.internal", "GATE.internal.:9", "gate.internal:8080"] {
-            assert!(names.contain(&parsed(authority)), "{authority}");
+            assert!(names.contains(&parsed(authority)), "{authority}");
         }
-        assert!(!names.contain(&parsed("xgate.internal")));
+        assert!(!names.contains(&parsed("xgate.internal")));
     }
 }

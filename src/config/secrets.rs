@@ -24,7 +24,7 @@ const ROOM: usize = 64;
 /// U+FEFF, which some editors write at the start of a file.
 pub(super) const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// What is wrong with text that starts so.
+/// What is wrong with text that starts with a byte order mark.
 pub(super) const STARTS_WITH_MARK: &str =
     "starts with a byte order mark: save the file in UTF-8 without it";
 

@@ -10,14 +10,14 @@ use serde::{Serialize, Serializer};
 use super::{Config, Upstream};
 use crate::primitives::secret::Secret;
 
-/// The place of an upstream among those of its configuration. 0 is the one of `[upstream]`.
+/// The index of an upstream in its configuration. 0 is the one of `[upstream]`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct UpstreamIndex(usize);
 
 /// The upstream of an account that does not use the one of `[upstream]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccountUpstream {
-    /// Its place among the upstreams.
+    /// Its index.
     pub index: UpstreamIndex,
     /// Its URL.
     pub url: Arc<str>,
@@ -71,7 +71,7 @@ impl Upstream {
 
     /// Whether connections opened with the other settings can serve these.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        // By name, so that a new field is not forgotten.
+        // Each field is named, so that the compiler reports a new one.
         let Self {
             scheme,
             dial_host,

@@ -1,6 +1,6 @@
-//! The time until which calls are granted. Without a drain it has no end. After a drain has begun, it
-//! is a deadline that leaves time for the answers; where a successor takes over the quota, calls of
-//! limited actions are not granted any more.
+//! The time until which calls are granted. There is none without a drain. After a drain has begun,
+//! it is a deadline that leaves time for the answers; where a successor takes over the quota, calls
+//! of limited actions are not granted any more.
 
 use tokio::time::Instant;
 

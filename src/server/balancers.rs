@@ -32,7 +32,7 @@ impl Balancers {
     }
 
     /// Whether every connection to the proxy port must begin with a PROXY header.
-    pub(super) fn send_proxy_header(&self) -> bool {
+    pub(super) fn require_proxy_header(&self) -> bool {
         self.send_proxy_header
     }
 

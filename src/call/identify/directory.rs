@@ -61,7 +61,7 @@ impl UpstreamHost {
         }
     }
 
-    fn is(&self, authority: &Authority) -> bool {
+    fn is_exactly(&self, authority: &Authority) -> bool {
         self.authority.as_ref() == Some(authority)
     }
 
@@ -186,8 +186,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Checks a relayed call again that was identified with an earlier directory, in the account
-    /// `was`.
+    /// Checks a relayed call again that was identified with an earlier directory. `was` is its
+    /// account in that one.
     pub(crate) fn check_relayed(
         &self,
         call: &RelayedRequest,
@@ -251,7 +251,7 @@ impl Directory {
             );
             return Err(Refusal::new(Kind::SignedHostMismatch, message));
         }
-        let is_own = authority.is_some_and(|authority| self.names.contain(&authority))
+        let is_own = authority.is_some_and(|authority| self.names.contains(&authority))
             // User information hides the host from a reader.
             || self.names.could_be(&name) && !host.contains('@');
         if is_own {
@@ -273,7 +273,7 @@ impl Directory {
 
     /// Whether an authority is an upstream or Flowgate itself.
     pub(super) fn is_ours(&self, authority: &Authority) -> bool {
-        self.hosts.iter().any(|host| host.covers(authority)) || self.names.contain(authority)
+        self.hosts.iter().any(|host| host.covers(authority)) || self.names.contains(authority)
     }
 
     /// Whether an authority is this upstream: by its name, any port; by an address with a port,
@@ -286,10 +286,10 @@ impl Directory {
     /// same host, the port decides.
     fn is_of_another(&self, authority: &Authority, upstream: UpstreamIndex) -> bool {
         let own = &self.hosts[upstream.index()];
-        if own.is(authority) || self.names.contain(authority) {
+        if own.is_exactly(authority) || self.names.contains(authority) {
             return false;
         }
-        let is_exactly_another = self.hosts.iter().any(|host| host.is(authority));
+        let is_exactly_another = self.hosts.iter().any(|host| host.is_exactly(authority));
         let is_covered_by_another = self.hosts.iter().any(|host| host.covers(authority));
         is_exactly_another || (is_covered_by_another && !own.covers(authority))
     }

@@ -564,7 +564,7 @@ mod tests {
                 client.takes("ahead", ahead + 1, ahead + 1),
                 Err(Kind::NonceUsed)
             );
-            // So are all scopes, whenever they began.
+            // A scope that begins now accepts calls, too.
             assert_eq!(Client(&nonces, "b").takes("1", served, served), Ok(()));
         }
     }

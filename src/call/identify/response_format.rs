@@ -19,11 +19,11 @@ pub(crate) fn wants_xml(parts: &Parts, form: &[u8]) -> bool {
     for pair in pairs(query).chain(pairs(form)) {
         let equals = pair.iter().position(|byte| *byte == b'=');
         let (name, value) = pair.split_at(equals.unwrap_or(pair.len()));
-        if is(name, "Format") {
+        if is_parameter(name, "Format") {
             let value = value.get(1..).unwrap_or_default();
             return value.is_empty() || percent_decode(value).map(lower).eq(*b"xml");
         }
-        is_version_1 |= OF_VERSION_1.iter().any(|known| is(name, known));
+        is_version_1 |= OF_VERSION_1.iter().any(|known| is_parameter(name, known));
     }
     is_version_1
 }
@@ -32,8 +32,8 @@ fn pairs(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split(|byte| *byte == b'&')
 }
 
-/// Whether an encoded name is this one.
-fn is(name: &[u8], known: &str) -> bool {
+/// Whether an encoded name is that of this parameter.
+fn is_parameter(name: &[u8], known: &str) -> bool {
     percent_decode(name).eq(known.bytes())
 }
 

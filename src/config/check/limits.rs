@@ -132,7 +132,7 @@ fn limit(field: Field<'_>) -> Option<Option<Limit>> {
 }
 
 fn rate(field: &Field<'_>, expected: &str) -> Option<Rate> {
-    if field.begins("0/") {
+    if field.starts_with("0/") {
         field.mistake("expected a rate of at least one call: a limit cannot be 0");
         return None;
     }

@@ -58,8 +58,8 @@ impl<'a> Field<'a> {
         self.written() == Some(word)
     }
 
-    /// Whether a text was written that begins so.
-    pub(crate) fn begins(&self, start: &str) -> bool {
+    /// Whether a text with this start was written.
+    pub(crate) fn starts_with(&self, start: &str) -> bool {
         self.written().is_some_and(|text| text.starts_with(start))
     }
 

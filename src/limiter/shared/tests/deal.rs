@@ -285,7 +285,7 @@ async fn a_slot_that_was_used_late_counts_from_its_use() {
 }
 
 #[tokio::test]
-async fn whoever_has_an_earlier_pace_is_dealt_nothing_and_learns_the_present_one() {
+async fn a_replica_with_an_earlier_pace_is_dealt_nothing_and_learns_the_present_one() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     let lane_request = |version, pace| LaneRequest {
         version,
@@ -419,7 +419,7 @@ async fn an_isolated_refusal_pauses_nothing() {
 }
 
 #[tokio::test]
-async fn who_wants_no_more_gives_way_at_once() {
+async fn a_replica_that_wants_no_more_gives_way_at_once() {
     let lane = Lane::of(5, Duration::from_secs(60)).await;
     // Five are kept for the other one, or dealt.
     let other = lane
