@@ -33,7 +33,7 @@ pub struct Cli {
     /// The configuration file, or a directory of *.toml files. Without it, only environment
     /// variables are read.
     ///
-    /// The commands journal, completions and man do not use it. An empty FLOWGATE_CONFIG is as
+    /// The commands journal, completions and man do not use it. An empty FLOWGATE_CONFIG counts as
     /// unset.
     #[arg(long, value_name = "PATH", env = "FLOWGATE_CONFIG", global = true)]
     #[arg(value_parser = OsStringValueParser::new().map(PathBuf::from))]
