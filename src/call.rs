@@ -46,6 +46,7 @@ use crate::process::shutdown::Phase;
 use crate::server::CallerDisconnected;
 use crate::server::per_address::{CallSource, TooManyCalls};
 use crate::server::socket::Disconnect;
+use crate::server::timeouts::LARGE_HEAD;
 use crate::upstream::{Connection, Upstream};
 
 /// Why a call ends without an answer from CAMS.
@@ -336,6 +337,12 @@ fn check_upstream(upstream: &Upstream, connection: &Connection) -> Result<(), Re
     ))
 }
 
+/// Bytes that the connection holds for a large head while its call is queued. Those of an ordinary
+/// one are part of a connection's cost.
+fn large_head(size: usize) -> usize {
+    if size > LARGE_HEAD { size } else { 0 }
+}
+
 /// The refusal of a call whose source has too many.
 fn too_many_calls(error: TooManyCalls) -> Refusal {
     Refusal::after(
@@ -376,7 +383,7 @@ where
     *format = ErrorFormat::of(&head);
     record.start_trace(&head.headers, accepted, config.telemetry.sample_percent);
     admission.map_err(too_many_calls)?;
-    body::check_head(&head, config.listen.max_header)?;
+    let head_size = body::check_head(&head, config.listen.max_header)?;
     let claim = services.count_failed_check(identify::head(&head, directory, accepted))?;
     if let Some(claim) = &claim {
         record.set_claimed_identity(claim.claimed_identity());
@@ -403,7 +410,7 @@ where
     Ok(AcceptedCall {
         operation: Arc::new(operation),
         upstream: config_snapshot.upstreams.get(caller.upstream()).clone(),
-        bytes: caller.bytes(),
+        bytes: caller.bytes().max(large_head(head_size)),
         call: caller.into_sendable(),
         generation: config_snapshot.generation,
     })

@@ -12,7 +12,7 @@ pub(crate) mod proxy_header;
 pub(crate) mod received_body;
 pub(crate) mod runtime_pool;
 pub(crate) mod socket;
-mod timeouts;
+pub(crate) mod timeouts;
 pub(crate) mod tls;
 
 use std::error::Error;
@@ -150,6 +150,15 @@ impl<H: Handler> Handler for OverLimit<H> {
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(response)
+    }
+
+    fn refuse_head(
+        &self,
+        error: HeadError,
+        received: &[u8],
+        peer: Option<IpAddr>,
+    ) -> Response<Full<Bytes>> {
+        self.0.refuse_head(error, received, peer)
     }
 }
 

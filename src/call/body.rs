@@ -87,8 +87,9 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     })
 }
 
-/// Refuses a head that exceeds the limit. hyper's own limit is only approximate.
-pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<(), Refusal> {
+/// The size of a head in bytes. Refuses one that exceeds the limit; hyper's own limit is only
+/// approximate.
+pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<usize, Refusal> {
     let target = head
         .uri
         .path_and_query()
@@ -99,7 +100,7 @@ pub(crate) fn check_head(head: &request::Parts, max: usize) -> Result<(), Refusa
         .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len())
         .sum();
     if target + headers <= max {
-        return Ok(());
+        return Ok(target + headers);
     }
     Err(Refusal::new(
         Kind::TooLarge,

@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 
 use super::balancers::Balancers;
-use super::timeouts::{IoTimeouts, MAX_LARGE_HEADS};
+use super::timeouts::{IoTimeouts, large_heads};
 use crate::config::Listen;
 
 /// File descriptors that are reserved: callers' connections do not use them.
@@ -35,7 +35,7 @@ impl From<&Listen> for Bounds {
             timeouts: Arc::new(IoTimeouts {
                 head: listen.header_timeout,
                 write: listen.body_timeout,
-                large_heads: Arc::new(Semaphore::new(MAX_LARGE_HEADS)),
+                large_heads: Arc::new(Semaphore::new(large_heads(listen.max_header))),
             }),
             idle_timeout: listen.idle_timeout,
             max_header: listen.max_header,

@@ -33,6 +33,9 @@ pub(crate) enum HeadError {
     /// It is the start of HTTP/2.
     #[error("HTTP/2 is not supported: use HTTP/1.1.")]
     Http2,
+    /// Its target has a character that a URL cannot have.
+    #[error("The request's target has a character that must be percent-encoded.")]
+    TargetCharacter,
     /// It is HTTP, with a mistake.
     #[error("The request's head is not valid HTTP/1.1.")]
     Malformed,
@@ -59,7 +62,9 @@ impl HeadError {
             Self::Tls
         } else if error.is_parse_version_h2() || received.starts_with(HTTP_2) {
             Self::Http2
-        } else if received.is_empty() || line.windows(6).any(|part| part == b" HTTP/") {
+        } else if has_http_version(line) && !target(received).iter().all(is_target_byte) {
+            Self::TargetCharacter
+        } else if received.is_empty() || has_http_version(line) {
             Self::Malformed
         } else {
             Self::NotHttp
@@ -101,6 +106,15 @@ impl HeadError {
             "not_http"
         }
     }
+}
+
+fn has_http_version(line: &[u8]) -> bool {
+    line.windows(6).any(|part| part == b" HTTP/")
+}
+
+/// Whether a URL may have this byte, percent-encoded or not.
+fn is_target_byte(byte: &u8) -> bool {
+    byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(byte)
 }
 
 fn first_line(head: &[u8]) -> &[u8] {

@@ -29,9 +29,9 @@ pub(crate) struct IoTimeouts {
 
 /// Size above which a head is large. Thousands of connections may send heads at the same time, but
 /// few of these: hyper buffers the whole head.
-const LARGE_HEAD: usize = 16 << 10;
-/// Large heads that are received at the same time.
-pub(super) const MAX_LARGE_HEADS: usize = 1024;
+pub(crate) const LARGE_HEAD: usize = 16 << 10;
+/// Memory for large heads that are received at the same time, in bytes.
+const LARGE_HEADS: usize = 80 << 20;
 
 /// A stream with the two time-outs.
 pub(crate) struct TimeoutIo<T> {
@@ -68,6 +68,8 @@ struct PhaseState {
     requests: AtomicU32,
     /// Whether the latest request has a body whose end was not read.
     unread: AtomicBool,
+    /// Whether the head of the latest request was large.
+    large: AtomicBool,
     /// Used by the stream alone. Kept here because the future of a connection, which contains the
     /// stream, is at the limit of its size (`call::tests`).
     head: Mutex<HeadProgress>,
@@ -112,6 +114,11 @@ pub(crate) enum Stalled {
     /// A head is large, and too many large heads are being received.
     #[error("too many large heads at the same time")]
     LargeHead,
+}
+
+/// How many large heads may be received at the same time, if none is larger than `max_header` bytes.
+pub(super) fn large_heads(max_header: usize) -> usize {
+    (LARGE_HEADS / max_header.max(LARGE_HEAD)).max(1)
 }
 
 // === impl HeadProgress ===
@@ -164,6 +171,7 @@ impl RequestPhase {
             step: AtomicU8::new(Step::Reading as u8),
             requests: AtomicU32::default(),
             unread: AtomicBool::default(),
+            large: AtomicBool::default(),
             head: Mutex::default(),
         }))
     }
@@ -175,7 +183,14 @@ impl RequestPhase {
 
     /// Called when a request's head is complete.
     pub(crate) fn begin_answer(self) -> AnswerGuard {
-        self.0.requests.fetch_add(1, Ordering::Relaxed);
+        let requests = self.0.requests.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut head = self.0.head.lock();
+        self.0
+            .large
+            .store(head.bytes > LARGE_HEAD, Ordering::Relaxed);
+        // Here, because hyper reads no more while the call waits: its permit is free for others.
+        head.reset_after(requests);
+        drop(head);
         self.set_step(Step::Answering);
         AnswerGuard(self)
     }
@@ -212,9 +227,9 @@ impl RequestPhase {
 
 impl AnswerGuard {
     /// The answer is ready. If the rest of the request was not read, the connection must end with
-    /// it.
+    /// it. It ends after a large head, too, because hyper would keep the memory of it.
     pub(super) fn end<B, E>(self, mut answer: Result<Response<B>, E>) -> Result<Response<B>, E> {
-        if self.0.is_unread()
+        if (self.0.is_unread() || self.0.0.large.load(Ordering::Relaxed))
             && let Ok(response) = &mut answer
         {
             response

@@ -3,6 +3,7 @@
 //! `config` checks the files.
 
 use std::io;
+use std::net::IpAddr;
 use std::time::{Duration, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
@@ -17,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
+use super::head_error::HeadError;
 use super::received_body::ReceivedBody;
 use super::socket::{Disconnect, SocketIo};
 use super::{CallerDisconnected, Handler};
@@ -144,6 +146,16 @@ impl Handler for PlaintextHandler {
             .headers_mut()
             .insert(CONNECTION, HeaderValue::from_static("close"));
         Ok(response)
+    }
+
+    /// Whatever the head is, it is not TLS.
+    fn refuse_head(
+        &self,
+        _error: HeadError,
+        _received: &[u8],
+        _peer: Option<IpAddr>,
+    ) -> Response<Full<Bytes>> {
+        (self.0)(&Request::new(()).into_parts().0)
     }
 }
 

@@ -190,7 +190,7 @@ impl RequestClaims {
             Kind::TooLarge,
             format!(
                 "The query is longer than {shown} after encoding. Send long parameters in the \
-                 body."
+                 body, or sign with version 3."
             ),
         ))
     }
