@@ -153,6 +153,7 @@ impl HeadProgress {
 // === impl Step ===
 
 impl Step {
+    /// In the order of their declaration.
     const ALL: [Self; 4] = [
         Self::Reading,
         Self::Answering,

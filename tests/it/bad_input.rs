@@ -709,8 +709,8 @@ async fn a_head_that_cannot_be_read_gets_an_answer_that_says_why() {
     assert_eq!(harness.sim.report().connections, 0);
 }
 
-/// hyper buffers a whole head, so many of them at once would take much memory. (A test of the bound
-/// with fewer connections would need a setting that nobody else does.)
+/// hyper buffers a whole head, so many of them at once would take much memory. The bound is a
+/// constant, so the test needs as many connections.
 #[tokio::test]
 async fn the_memory_for_large_heads_is_bounded() {
     let harness = Harness::new("").await;

@@ -419,7 +419,7 @@ fn a_secret_file_has_a_size_limit_and_its_last_newline_is_removed() {
         )
     };
     assert_eq!(secret(b"a b\r\n").unwrap(), "a b");
-    // A blank that nobody sees would make every signature wrong.
+    // An invisible blank would make every signature wrong.
     assert_eq!(secret(b"a b ").unwrap_err(), "the secret ends with a blank");
     assert_eq!(secret(b"\n").unwrap_err(), "the secret is empty");
     assert_eq!(secret(&[b'x'; 65_536]).unwrap().len(), 65_536);
