@@ -29,6 +29,10 @@ use crate::config;
 /// How long hyper may take after a response to become ready for the next request.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// How long a proxy is not asked again after it has refused the credentials: repeated failures can
+/// lock an account of a directory. A reload with other credentials does not wait.
+const AFTER_WRONG_CREDENTIALS: Duration = Duration::from_secs(30);
+
 /// Number of recently used connections among which a call looks for one of its own runtime. A
 /// connection of another runtime wakes another thread.
 const NEAR: usize = 64;
@@ -278,6 +282,11 @@ async fn dial(dialling: DialGuard) {
                 Instant::now(),
             ) {
                 state.warn_down(&pool.url);
+            }
+            if error.failure() == Failure::ProxyAuthentication {
+                state
+                    .reach
+                    .hold_off(Instant::now() + AFTER_WRONG_CREDENTIALS);
             }
         }
     }

@@ -110,6 +110,13 @@ impl Reachability {
         true
     }
 
+    /// Does not probe again before this time.
+    pub(super) fn hold_off(&mut self, until: Instant) {
+        if let Some(down) = &mut self.down {
+            down.next = down.next.max(until);
+        }
+    }
+
     /// A new connection closed before it had served a request. Without this limit it would be
     /// replaced as fast as a balancer without servers closes it. Returns whether the upstream has
     /// just become unreachable.
@@ -146,6 +153,17 @@ mod tests {
                 "{probes}: {longest:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_probe_can_be_put_off() {
+        let mut reach = Reachability::default();
+        let now = Instant::now();
+        reach.hold_off(now + Duration::from_secs(30));
+        assert_eq!(reach.next_probe(), None, "it is up");
+        reach.failed("wrong credentials".into(), false, now);
+        reach.hold_off(now + Duration::from_secs(30));
+        assert_eq!(reach.next_probe(), Some(now + Duration::from_secs(30)));
     }
 
     #[test]

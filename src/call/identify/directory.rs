@@ -136,11 +136,7 @@ impl Directory {
                 is_known: false,
                 upstream: UpstreamIndex::default(),
             }),
-            (None, UnknownKeys::Refuse) => Err(Refusal::new(
-                Kind::UnknownAccessKey,
-                "Specified access key is not found: no account, alias or client in Flowgate's \
-                 configuration has it.",
-            )),
+            (None, UnknownKeys::Refuse) => Err(unknown_key()),
         }
     }
 
@@ -193,7 +189,13 @@ impl Directory {
         call: &RelayedRequest,
         was: &AccountId,
     ) -> Result<(), Refusal> {
-        let now = call.key().and_then(|key| self.configured_owner(&key));
+        let Some(key) = call.key() else {
+            return Ok(());
+        };
+        let now = self.configured_owner(&key);
+        if now.is_none() && self.unknown_keys == UnknownKeys::Refuse {
+            return Err(unknown_key());
+        }
         check_account(now.as_ref(), was)
     }
 
@@ -293,6 +295,14 @@ impl Directory {
         let is_covered_by_another = self.hosts.iter().any(|host| host.covers(authority));
         is_exactly_another || (is_covered_by_another && !own.covers(authority))
     }
+}
+
+fn unknown_key() -> Refusal {
+    Refusal::new(
+        Kind::UnknownAccessKey,
+        "Specified access key is not found: no account, alias or client in Flowgate's \
+         configuration has it.",
+    )
 }
 
 /// Refuses a queued call whose key now belongs to another account: it would use the quota of that

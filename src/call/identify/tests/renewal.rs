@@ -220,6 +220,18 @@ fn a_queued_call_is_signed_with_its_accounts_current_credentials() {
 }
 
 #[test]
+fn a_queued_relayed_call_whose_key_is_no_longer_accepted_is_refused() {
+    let account = "[[accounts]]\nid = \"acme\"\naliases = [";
+    let refusing = "unknown_keys = \"refuse\"\n";
+    let [v1, _] = calls("STS.one", "not-here");
+    let mut gate = Gate::new(&format!("{refusing}{account}\"STS.*\"]\n"));
+    let mut caller = gate.ask(&v1).unwrap();
+    gate.then(&format!("{refusing}{account}\"LTAI-other-1\"]\n"));
+    let refused = gate.send(&mut caller).err().map(|refusal| refusal.kind);
+    assert_eq!(refused, Some(Kind::UnknownAccessKey));
+}
+
+#[test]
 fn a_queued_relayed_call_whose_key_moves_to_another_account_is_flushed() {
     let relaying = "unknown_keys = \"relay\"\n";
     let aliases =
