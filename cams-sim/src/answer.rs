@@ -23,6 +23,8 @@ pub enum Answer {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Form {
     pub(crate) xml: bool,
+    /// The service's name in the address of the error's explanation.
+    pub(crate) product: &'static str,
     pub(crate) action: String,
     pub(crate) host: String,
     pub(crate) request_id: String,
@@ -54,7 +56,7 @@ impl Form {
             "HostId": self.host,
             "Code": refusal.code,
             "Message": refusal.message,
-            "Recommend": format!("https://api.alibabacloud.com/troubleshoot?q={}&product=cams", refusal.code),
+            "Recommend": format!("https://api.alibabacloud.com/troubleshoot?q={}&product={}", refusal.code, self.product),
         });
         let as_xml = self.xml || refusal.xml;
         let text = if as_xml {
@@ -91,9 +93,16 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
             String::new(),
             &[("location", "http://127.0.0.1:9/".to_owned())],
         )),
+        Fault::Half => Answer::Http(halve(&answer)),
+        Fault::Body(text) => Answer::Http(respond(200, content_type(false), text.clone(), &[])),
+        Fault::Status(status) => {
+            Answer::Http(respond(*status, "text/plain", format!("{status}\n"), &[]))
+        }
         Fault::Unavailable(_)
         | Fault::Throttle(_)
-        | Fault::Refuse(_)
+        | Fault::Refuse { .. }
+        | Fault::Expired
+        | Fault::NoExpiration
         | Fault::Copied
         | Fault::Failed
         | Fault::NoData
@@ -104,6 +113,11 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
 /// An HTTP response with a JSON body that is not CAMS's.
 pub(crate) fn json_answer(status: u16, body: &Value) -> Response<Bytes> {
     respond(status, content_type(false), body.to_string(), &[])
+}
+
+/// An HTTP response with a plain text.
+pub(crate) fn plain_answer(status: u16, text: String) -> Response<Bytes> {
+    respond(status, "text/plain", text, &[])
 }
 
 fn content_type(xml: bool) -> &'static str {
@@ -153,6 +167,14 @@ fn cut(answer: &Response<Bytes>) -> Bytes {
     }
     bytes.extend([b"\r\n".as_slice(), answer.body()].concat());
     Bytes::from(bytes)
+}
+
+/// The same response with the first half of its body, and a Content-Length of that half.
+fn halve(answer: &Response<Bytes>) -> Response<Bytes> {
+    let mut half = answer.clone();
+    let body = half.body_mut();
+    body.truncate(body.len() / 2);
+    half
 }
 
 /// Adds a member of this many bytes.

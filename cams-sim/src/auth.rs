@@ -1,4 +1,4 @@
-//! Authenticates a call: host, key, STS token, time, signature and nonce, in this order. A nonce is
+//! Authenticates a call of CAMS or STS, by a key or by a session that was issued: host, key, STS token, time, signature and nonce, in this order. A nonce is
 //! recorded here, before the limit is checked, so a throttled call has spent its nonce.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -11,7 +11,8 @@ use tokio::time::Instant;
 
 use crate::refusal::Refusal;
 use crate::request::{Call, Scheme, header};
-use crate::{Key, Settings, date, signature};
+use crate::session::{Session, TOKEN_PREFIX};
+use crate::{Key, Settings, date, signature, sts};
 
 /// Maximum difference of a time stamp from the current time.
 const WINDOW: Duration = Duration::from_secs(15 * 60);
@@ -23,10 +24,12 @@ const NONCE_MEMORY: Duration = Duration::from_secs(31 * 60);
 #[derive(Debug)]
 pub(crate) struct Gatekeeper {
     keys: HashMap<String, Key>,
+    sessions: HashMap<String, Session>,
     expired: HashSet<String>,
     check: bool,
     strict: bool,
     host: Option<String>,
+    sts_host: Option<String>,
     clock: Option<(SystemTime, Instant)>,
     nonces: HashSet<(String, String)>,
     by_age: VecDeque<(Instant, (String, String))>,
@@ -42,10 +45,12 @@ impl Gatekeeper {
                 .iter()
                 .map(|key| (key.access_key_id.clone(), key.clone()))
                 .collect(),
+            sessions: HashMap::new(),
             expired: settings.expired.iter().cloned().collect(),
             check: settings.check_signatures,
             strict: settings.strict,
             host: settings.host.clone(),
+            sts_host: settings.sts.host.clone(),
             clock: settings.now.map(|now| (now, start)),
             nonces: HashSet::new(),
             by_age: VecDeque::new(),
@@ -63,14 +68,49 @@ impl Gatekeeper {
         self.clock.map(|(time, set)| time + now.duration_since(set))
     }
 
+    /// The time of day.
+    pub(crate) fn time(&self, now: Instant) -> SystemTime {
+        self.set_time(now).unwrap_or_else(SystemTime::now)
+    }
+
+    /// Makes an issued session a caller.
+    pub(crate) fn add(&mut self, session: Session) {
+        self.sessions
+            .insert(session.key.access_key_id.clone(), session);
+    }
+
+    /// Ends all sessions.
+    pub(crate) fn end_sessions(&mut self, now: Instant) {
+        let time = self.time(now);
+        for session in self.sessions.values_mut() {
+            session.ends = session.ends.min(time);
+        }
+    }
+
+    /// The session of a call, if its key is that of one.
+    pub(crate) fn session(&self, call: &Call) -> Option<&Session> {
+        self.sessions.get(&call.credential.access_key_id)
+    }
+
     /// The account of a key; the signature is not checked.
     pub(crate) fn account(&self, call: &Call) -> String {
         let id = &call.credential.access_key_id;
         let named = if id.is_empty() { "anonymous" } else { id };
-        self.keys
-            .get(id)
-            .map_or(named, |key| &key.account)
-            .to_owned()
+        self.key(id).map_or(named, |key| &key.account).to_owned()
+    }
+
+    /// Admits a call that carries no key.
+    pub(crate) fn admit_anonymous(
+        &self,
+        call: &Call,
+        request: &Request<Bytes>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        self.check_target(call, request)?;
+        if self.check && !call.timestamp.is_empty() {
+            self.check_time(&call.timestamp, now)?;
+        }
+        Ok(())
     }
 
     /// Admits a call and records its nonce, or returns the refusal.
@@ -80,16 +120,7 @@ impl Gatekeeper {
         request: &Request<Bytes>,
         now: Instant,
     ) -> Result<(), Refusal> {
-        if self
-            .host
-            .as_ref()
-            .is_some_and(|host| *host != header(request.headers(), "host"))
-        {
-            return Err(Refusal::new("InvalidProduct.NotFound"));
-        }
-        if !["GET", "POST"].contains(&call.method.as_str()) {
-            return Err(Refusal::new("UnsupportedHTTPMethod"));
-        }
+        self.check_target(call, request)?;
         if !self.check {
             return Ok(());
         }
@@ -98,15 +129,12 @@ impl Gatekeeper {
         }
         let id = &call.credential.access_key_id;
         let key = self
-            .keys
-            .get(id)
+            .key(id)
             .ok_or_else(|| Refusal::new("InvalidAccessKeyId.NotFound"))?;
         if self.expired.contains(id) {
             return Err(Refusal::new("SecurityTokenExpired"));
         }
-        if call.credential.security_token != key.security_token {
-            return Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"));
-        }
+        self.check_token(call, key, now)?;
         self.check_time(&call.timestamp, now)?;
         match call.scheme {
             Scheme::V3 => check_v3(call, request, &key.secret, self.strict)?,
@@ -116,14 +144,57 @@ impl Gatekeeper {
         self.spend_nonce(account, &call.nonce, now)
     }
 
+    fn key(&self, id: &str) -> Option<&Key> {
+        let issued = || self.sessions.get(id).map(|session| &session.key);
+        self.keys.get(id).or_else(issued)
+    }
+
+    fn check_target(&self, call: &Call, request: &Request<Bytes>) -> Result<(), Refusal> {
+        let only = if call.version == sts::VERSION {
+            &self.sts_host
+        } else {
+            &self.host
+        };
+        let host = header(request.headers(), "host");
+        if only.as_ref().is_some_and(|only| *only != host) {
+            return Err(Refusal::new("InvalidProduct.NotFound"));
+        }
+        if !["GET", "POST"].contains(&call.method.as_str()) {
+            return Err(Refusal::new("UnsupportedHTTPMethod"));
+        }
+        Ok(())
+    }
+
+    /// Whether a call carries the token of its key, and its session has not ended.
+    fn check_token(&self, call: &Call, key: &Key, now: Instant) -> Result<(), Refusal> {
+        let token = call.credential.security_token.as_deref();
+        let session = self.session(call);
+        if session.is_some() {
+            match token {
+                None | Some("") => return Err(Refusal::missing("SecurityToken")),
+                Some(token) if !token.starts_with(TOKEN_PREFIX) => {
+                    return Err(Refusal::new("InvalidSecurityToken.Malformed"));
+                }
+                Some(_) => {}
+            }
+        }
+        if token != key.security_token.as_deref() {
+            return Err(Refusal::new("InvalidSecurityToken.MismatchWithAccessKey"));
+        }
+        if session.is_some_and(|session| session.ends <= self.time(now)) {
+            return Err(Refusal::new("InvalidSecurityToken.Expired"));
+        }
+        Ok(())
+    }
+
     fn check_time(&self, timestamp: &str, now: Instant) -> Result<(), Refusal> {
         if timestamp.is_empty() {
             return Err(Refusal::missing("Timestamp"));
         }
         let stamped =
             date::parse(timestamp).ok_or_else(|| Refusal::new("InvalidTimeStamp.Format"))?;
-        let time = self.set_time(now).unwrap_or_else(SystemTime::now);
-        let off = time
+        let off = self
+            .time(now)
             .duration_since(stamped)
             .unwrap_or_else(|ahead| ahead.duration());
         if off > WINDOW {

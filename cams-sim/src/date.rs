@@ -1,5 +1,5 @@
-//! Parses time stamps such as `2026-11-24T02:54:06Z`: the one form of ISO 8601 in Alibaba's
-//! signatures, strictly.
+//! Parses and writes time stamps such as `2026-11-24T02:54:06Z`: the one form of ISO 8601 in
+//! Alibaba's signatures and sessions, strictly.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,20 +17,7 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     let hour = text[11..13].parse::<u64>().ok()?;
     let minute = text[14..16].parse::<u64>().ok()?;
     let second = text[17..19].parse::<u64>().ok()?;
-    let lengths = [
-        31,
-        if is_leap(year) { 29 } else { 28 },
-        31,
-        30,
-        31,
-        30,
-        31,
-        31,
-        30,
-        31,
-        30,
-        31,
-    ];
+    let lengths = month_lengths(year);
     let month = usize::try_from(month.checked_sub(1)?).ok()?;
     if year < 1970
         || day == 0
@@ -46,6 +33,43 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
         .sum();
     let days = before + lengths[..month].iter().sum::<u64>() + day - 1;
     Some(UNIX_EPOCH + Duration::from_secs(((days * 24 + hour) * 60 + minute) * 60 + second))
+}
+
+/// The Alibaba time stamp of a time after 1970, in whole seconds.
+pub(crate) fn format(time: SystemTime) -> String {
+    let seconds = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let mut days = seconds / 86_400;
+    let mut year = 1970;
+    loop {
+        let length = if is_leap(year) { 366 } else { 365 };
+        if days < length {
+            break;
+        }
+        days -= length;
+        year += 1;
+    }
+    let mut month = 0;
+    for length in month_lengths(year) {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    let (hour, minute, second) = (seconds / 3_600 % 24, seconds / 60 % 60, seconds % 60);
+    format!(
+        "{year:04}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z",
+        month + 1,
+        days + 1
+    )
+}
+
+fn month_lengths(year: u64) -> [u64; 12] {
+    let february = if is_leap(year) { 29 } else { 28 };
+    [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
 }
 
 fn is_leap(year: u64) -> bool {
@@ -65,6 +89,19 @@ mod tests {
         assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
         assert_eq!(seconds("2000-02-29T12:00:00Z"), Some(951_825_600));
         assert_eq!(seconds("2026-11-24T02:54:06Z"), Some(1_795_488_846));
+    }
+
+    #[test]
+    fn writes_what_it_parses() {
+        for text in [
+            "1970-01-01T00:00:00Z",
+            "2000-02-29T12:00:00Z",
+            "2026-11-24T02:54:06Z",
+            "2026-12-31T23:59:59Z",
+            "2028-03-01T00:00:00Z",
+        ] {
+            assert_eq!(format(parse(text).unwrap()), text);
+        }
     }
 
     #[test]

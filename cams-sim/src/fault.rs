@@ -1,5 +1,6 @@
 //! Fault injection. A rule selects calls (the next N, those with a mark in FlowName, a percentage,
-//! all) and breaks them in one way. The documentation of each fault says whether the call was
+//! all) and breaks them in one way. Rules for STS and the metadata service name their action, so
+//! that a fault of CAMS spares the credentials. The documentation of each fault says whether the call was
 //! processed, which a client cannot see and must not guess.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,9 @@ use crate::{Hints, parse_duration};
 pub struct Rule {
     /// Which calls.
     pub when: When,
-    /// Only calls of this action, if set.
+    /// Only calls of this action, if set; without it all calls of CAMS. Of STS: its actions, or
+    /// `sts` for all of them. Of the metadata service: `MetadataToken`, `MetadataRole`,
+    /// `MetadataCredentials` and `CredentialsUri`, or `metadata` for all of them.
     pub action: Option<String>,
     /// The fault.
     pub fault: Fault,
@@ -26,7 +29,7 @@ pub struct Rule {
 pub enum When {
     /// The next N calls: `next=3`.
     Next(u32),
-    /// Calls whose FlowName contains this text: `named=doomed`.
+    /// Calls whose FlowName (in STS: RoleSessionName) contains this text: `named=doomed`.
     Named(String),
     /// A percentage, by the seeded random numbers: `percent=10`.
     Percent(u8),
@@ -41,8 +44,14 @@ pub enum Fault {
     Unavailable(Hints),
     /// `throttle`: refused as flow control after its nonce was spent; not processed.
     Throttle(Throttle),
-    /// `refuse=CODE`: refused with any other code, as for `Ram.PermissionDeny`; not processed.
-    Refuse(String),
+    /// `refuse=CODE`: refused with any other code, as for `Ram.PermissionDeny`, with its usual status
+    /// or another one, `status=403`; not processed.
+    Refuse {
+        /// The code.
+        code: String,
+        /// The HTTP status.
+        status: Option<u16>,
+    },
     /// `close-before`: the connection is closed; not processed.
     CloseBefore,
     /// `close-after`: the connection is closed without an answer; processed.
@@ -69,6 +78,16 @@ pub enum Fault {
     Huge(usize),
     /// `redirect`: 302 to another address; not processed.
     Redirect,
+    /// `half`: a complete response with the first half of its body; processed.
+    Half,
+    /// `body=TEXT`: 200 with this text; processed.
+    Body(String),
+    /// `status=404`: this status with a short text; not processed.
+    Status(u16),
+    /// `expired`: the issued session has ended before it is received; processed.
+    Expired,
+    /// `no-expiration`: the issued session is told without its end; processed.
+    NoExpiration,
 }
 
 /// The form of a forced throttle: `throttle`, then any of `code=Throttling.User`, `status=429`,
@@ -120,21 +139,29 @@ impl Faults {
         self.rules = rules;
     }
 
-    /// The fault of the first rule that matches a call.
+    /// The fault of the first rule that matches a call of CAMS.
     pub(crate) fn pick(&mut self, action: &str, flow_name: Option<&str>) -> Option<Fault> {
-        let dice = &mut self.dice;
-        let rules = self.rules.iter_mut();
+        let (rules, dice) = (self.rules.iter_mut(), &mut self.dice);
         rules
             .filter(|rule| rule.action.as_deref().is_none_or(|only| only == action))
-            .find_map(|rule| {
-                let strikes = match &mut rule.when {
-                    When::Next(left) => left.checked_sub(1).map(|less| *left = less).is_some(),
-                    When::Named(mark) => flow_name.is_some_and(|name| name.contains(&**mark)),
-                    When::Percent(share) => dice.u8(0..100) < *share,
-                    When::Always => true,
-                };
-                strikes.then(|| rule.fault.clone())
+            .find_map(|rule| rule.strike(flow_name, dice))
+    }
+
+    /// The fault of the first rule that matches a request for credentials; `service` is `sts` or
+    /// `metadata`.
+    pub(crate) fn pick_of(
+        &mut self,
+        service: &str,
+        action: &str,
+        name: Option<&str>,
+    ) -> Option<Fault> {
+        let (rules, dice) = (self.rules.iter_mut(), &mut self.dice);
+        rules
+            .filter(|rule| {
+                let only = rule.action.as_deref();
+                only == Some(action) || only == Some(service)
             })
+            .find_map(|rule| rule.strike(name, dice))
     }
 }
 
@@ -146,7 +173,7 @@ impl Fault {
         match self {
             Self::Unavailable(_) => "unavailable",
             Self::Throttle(_) => "throttle",
-            Self::Refuse(_) => "refuse",
+            Self::Refuse { .. } => "refuse",
             Self::CloseBefore => "close-before",
             Self::CloseAfter => "close-after",
             Self::Reset => "reset",
@@ -160,7 +187,39 @@ impl Fault {
             Self::Cut => "cut",
             Self::Huge(_) => "huge",
             Self::Redirect => "redirect",
+            Self::Half => "half",
+            Self::Body(_) => "body",
+            Self::Status(_) => "status",
+            Self::Expired => "expired",
+            Self::NoExpiration => "no-expiration",
         }
+    }
+
+    /// The delay that this fault adds to the response.
+    pub(crate) fn delay(&self) -> Duration {
+        if let Self::Slow(delay) = self {
+            *delay
+        } else {
+            Duration::ZERO
+        }
+    }
+
+    /// The refusal that this fault forces before a call is looked at.
+    pub(crate) fn early_refusal(&self) -> Option<Refusal> {
+        match self {
+            Self::Unavailable(hints) => Some(Refusal::new("ServiceUnavailable").with_hints(*hints)),
+            Self::CloseBefore | Self::Redirect => Some(Refusal::new("InternalError")),
+            Self::Status(status) => Some(Refusal {
+                status: *status,
+                ..Refusal::new(&format!("Status.{status}"))
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether the call is lost: its caller is answered, if at all, by another server.
+    pub(crate) fn loses(&self) -> bool {
+        matches!(self, Self::CloseBefore | Self::Redirect)
     }
 
     /// The refusal that this fault forces after authentication.
@@ -176,13 +235,32 @@ impl Fault {
                 xml: *xml,
                 ..Refusal::new(code).with_hints(*hints)
             }),
-            Self::Refuse(code) => Some(Refusal::new(code)),
+            Self::Refuse { code, status } => {
+                let usual = Refusal::new(code);
+                Some(Refusal {
+                    status: status.unwrap_or(usual.status),
+                    ..usual
+                })
+            }
             _ => None,
         }
     }
 }
 
 // === impl Rule ===
+
+impl Rule {
+    /// The fault, if this call is one of those that are selected.
+    fn strike(&mut self, name: Option<&str>, dice: &mut fastrand::Rng) -> Option<Fault> {
+        let strikes = match &mut self.when {
+            When::Next(left) => left.checked_sub(1).map(|less| *left = less).is_some(),
+            When::Named(mark) => name.is_some_and(|name| name.contains(&**mark)),
+            When::Percent(share) => dice.u8(0..100) < *share,
+            When::Always => true,
+        };
+        strikes.then(|| self.fault.clone())
+    }
+}
 
 impl FromStr for Rule {
     type Err = String;
@@ -238,6 +316,12 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
         "cut",
         "huge",
         "redirect",
+        "half",
+        "body",
+        "expired",
+        "no-expiration",
+        // Last, because it is also the status of a throttle and of a refusal.
+        "status",
     ];
     let kind = kinds.into_iter().find(|kind| words.contains_key(kind));
     let value = kind.and_then(|kind| words.remove(kind)).unwrap_or_default();
@@ -245,7 +329,10 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
         match kind.ok_or_else(|| format!("expected one of {}", kinds.join(", ")))? {
             "unavailable" => Fault::Unavailable(read_hints(words)?),
             "throttle" => Fault::Throttle(read_throttle(words)?),
-            "refuse" => Fault::Refuse(value.to_owned()),
+            "refuse" => Fault::Refuse {
+                code: value.to_owned(),
+                status: words.remove("status").map(number).transpose()?,
+            },
             "close-before" => Fault::CloseBefore,
             "close-after" => Fault::CloseAfter,
             "reset" => Fault::Reset,
@@ -258,6 +345,11 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
             "empty" => Fault::Empty,
             "cut" => Fault::Cut,
             "huge" => Fault::Huge(number(value)?),
+            "half" => Fault::Half,
+            "body" => Fault::Body(value.to_owned()),
+            "expired" => Fault::Expired,
+            "no-expiration" => Fault::NoExpiration,
+            "status" => Fault::Status(number(value)?),
             _ => Fault::Redirect,
         },
     )
@@ -338,9 +430,23 @@ mod tests {
             Ok(Rule {
                 when: When::Always,
                 action: Some("ListFlow".into()),
-                fault: Fault::Refuse("Ram.PermissionDeny".into())
+                fault: Fault::Refuse {
+                    code: "Ram.PermissionDeny".into(),
+                    status: None
+                }
             })
         );
+        assert_eq!(
+            "refuse=InvalidSecurityToken.Expired,status=403".parse(),
+            rule(
+                When::Always,
+                Fault::Refuse {
+                    code: "InvalidSecurityToken.Expired".into(),
+                    status: Some(403)
+                }
+            )
+        );
+        assert_eq!("status=404".parse(), rule(When::Always, Fault::Status(404)));
     }
 
     #[test]
@@ -374,12 +480,33 @@ mod tests {
             "html",
             "empty",
             "cut",
+            "redirect",
+            "half",
+            "body=x",
+            "expired",
+            "no-expiration",
+            "status=404",
         ] {
             assert_eq!(
                 text.parse::<Rule>().unwrap().fault.name(),
                 text.split('=').next().unwrap()
             );
         }
+    }
+
+    #[test]
+    fn a_fault_of_cams_spares_the_credentials() {
+        let rules = [
+            "always,reset",
+            "action=AssumeRole,cut",
+            "action=metadata,half",
+        ];
+        let mut faults = Faults::new(rules.map(|rule| rule.parse().unwrap()).to_vec(), 0);
+        let mut pick = |service, action| faults.pick_of(service, action, None);
+        assert_eq!(pick("sts", "AssumeRole"), Some(Fault::Cut));
+        assert_eq!(pick("sts", "GetCallerIdentity"), None);
+        assert_eq!(pick("metadata", "MetadataRole"), Some(Fault::Half));
+        assert_eq!(faults.pick("ListFlow", None), Some(Fault::Reset));
     }
 
     #[test]

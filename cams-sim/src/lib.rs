@@ -6,6 +6,11 @@
 //! it, `flows` creates or lists, `answer` writes the response, `record` keeps it. [`Sim`] joins
 //! them. No code is shared with Flowgate: a mistake in both would pass every test.
 //!
+//! Alibaba's sources of temporary keys are here too. A call of STS comes to the same address as one of
+//! CAMS; `sts` performs it. [`Sim::metadata`] serves an instance's metadata service and a credentials
+//! URI. What they issue, `session`, is a caller of CAMS until its end; `credential_request` keeps
+//! what was asked, without its secrets.
+//!
 //! [`Sim::start`] listens on a free port of this machine. [`Sim::answer`] and
 //! [`Sim::serve_connection`] need no socket, so a test can run hours of simulated time. What is
 //! undocumented about the real CAMS is a setting: how the window moves, whether refused calls
@@ -26,26 +31,33 @@
 
 mod answer;
 mod auth;
+mod credential_request;
 mod date;
 mod fault;
 mod flows;
 mod limit;
+mod metadata;
 mod record;
 mod refusal;
 mod request;
 mod serve;
+mod session;
 mod settings;
 mod signature;
 mod sim;
+mod sts;
 #[cfg(test)]
 mod testing;
 
 pub use answer::Answer;
+pub use credential_request::{CredentialRequest, fingerprint};
 pub use fault::{Fault, Rule, Throttle, When};
 pub use limit::{Kind, Limit};
 pub use record::{Arrival, Report, Verdict};
 pub use refusal::Hints;
 pub use request::Scheme;
 pub use serve::Running;
-pub use settings::{Key, Settings, parse_duration};
+pub use settings::{
+    Key, MetadataSettings, Role, Settings, StsSettings, parse_duration, parse_skew,
+};
 pub use sim::Sim;

@@ -1,15 +1,24 @@
 //! The simulated CAMS endpoint as a program, for demos and for tests in other languages. It prints
-//! its address at the start, and its records as JSON on SIGINT or SIGTERM.
+//! its addresses at the start, and its records as JSON on SIGINT or SIGTERM.
 
 use std::io::{self, Write};
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
-use cams_sim::{Key, Kind, Limit, Rule, Settings, Sim, parse_duration};
+use cams_sim::{
+    Key, Kind, Limit, MetadataSettings, Role, Rule, Running, Settings, Sim, StsSettings,
+    parse_duration, parse_skew,
+};
 use clap::{Parser, ValueEnum};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A simulated CAMS endpoint. What CAMS does not document is an option here.
+/// A simulated CAMS endpoint, with STS and an instance's metadata service beside it. What Alibaba does
+/// not document is an option here.
+///
+/// Calls of CAMS and STS come to the same address. While it runs, paths under /__ control it:
+/// GET /__report, /__arrivals and /__credentials (without secrets); POST /__faults with a JSON list
+/// of rules, /__skew with a JSON text such as "-20m", /__end-sessions, /__reset.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Address to listen on; port 0 takes a free port.
@@ -61,9 +70,77 @@ struct Arguments {
     /// Do not record targets, headers and bodies.
     #[arg(long)]
     forget_requests: bool,
-    /// A fault such as "next=3,throttle" or "named=doomed,close-after"; may be repeated.
+    /// A fault such as "next=3,throttle" or "named=doomed,close-after"; may be repeated. One of STS
+    /// or the metadata service names its action, or all: "action=sts,unavailable" or
+    /// "next=1,action=MetadataCredentials,expired".
     #[arg(long = "fault", value_name = "RULE")]
     faults: Vec<Rule>,
+    /// How far the clock is off, such as 20m or -20m: of dates, time stamps and sessions.
+    #[arg(long, value_parser = parse_skew, allow_hyphen_values = true)]
+    skew: Option<SystemTime>,
+    #[command(flatten)]
+    tls: Tls,
+    #[command(flatten)]
+    sts: Sts,
+    #[command(flatten)]
+    metadata: Metadata,
+}
+
+/// The HTTPS listener.
+#[derive(Debug, Clone, clap::Args)]
+struct Tls {
+    /// Address of a second listener, by HTTPS, because libraries call STS by HTTPS only.
+    #[arg(long, value_name = "ADDRESS", requires_all = ["tls_cert", "tls_key"])]
+    tls_listen: Option<String>,
+    /// PEM file of the certificate chain.
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file of the certificate's key.
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+}
+
+/// STS.
+#[derive(Debug, clap::Args)]
+struct Sts {
+    /// The only Host that STS serves; any by default.
+    #[arg(long)]
+    sts_host: Option<String>,
+    /// A role that exists, as ARN[,EXTERNAL-ID]; may be repeated. Without any, every well-formed ARN
+    /// is a role. Its sessions spend the quota of the account in the ARN.
+    #[arg(long = "role", value_name = "ROLE")]
+    roles: Vec<Role>,
+    /// Lifetime of every session, whatever was asked for.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    session_lifetime: Option<Duration>,
+    /// An accepted OIDC token; may be repeated. Without any, every token is accepted whose claims are
+    /// not wrong.
+    #[arg(long = "oidc-token", value_name = "TOKEN")]
+    oidc_tokens: Vec<String>,
+    /// Calls per second, account and action of STS.
+    #[arg(long, value_name = "PER_SECOND", default_value_t = 100)]
+    sts_limit: u32,
+}
+
+/// The metadata service and the credentials URI.
+#[derive(Debug, clap::Args)]
+struct Metadata {
+    /// Address of the metadata service and of the credentials URI, whose path is /credentials; not
+    /// served by default.
+    #[arg(long, value_name = "ADDRESS")]
+    metadata_listen: Option<String>,
+    /// The instance's role; empty for an instance without one.
+    #[arg(long, value_name = "NAME", default_value = "flowgate-role")]
+    metadata_role: String,
+    /// The number of the role's account.
+    #[arg(long, value_name = "NUMBER", default_value = "123456789012")]
+    metadata_account: String,
+    /// Serve only version 2, the one with tokens.
+    #[arg(long)]
+    metadata_tokens_required: bool,
+    /// End the role's name and tokens with a newline.
+    #[arg(long)]
+    metadata_newline: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -79,14 +156,36 @@ async fn main() -> io::Result<()> {
     let listener = TcpListener::bind(&arguments.listen).await?;
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
+    let tls = arguments.tls.clone();
+    let metadata = arguments.metadata.metadata_listen.clone();
     let running = Sim::new(arguments.settings()).listen(listener)?;
     writeln!(io::stdout(), "cams-sim listening on {}", running.url())?;
+    let _others = listen_beside(&running, &tls, metadata.as_deref()).await?;
     tokio::select! {
         _ = interrupted.recv() => {}
         _ = terminated.recv() => {}
     }
     let report = running.stop().await.report();
     writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&report)?)
+}
+
+/// Starts the listeners that were asked for beside the first, and prints their addresses.
+async fn listen_beside(sim: &Sim, tls: &Tls, metadata: Option<&str>) -> io::Result<Vec<Running>> {
+    let mut running = Vec::new();
+    if let (Some(address), Some(cert), Some(key)) = (&tls.tls_listen, &tls.tls_cert, &tls.tls_key) {
+        let listener = TcpListener::bind(address).await?;
+        let (cert, key) = (std::fs::read(cert)?, std::fs::read(key)?);
+        let https = sim.clone().listen_tls(listener, &cert, &key)?;
+        writeln!(io::stdout(), "cams-sim listening on {}", https.url())?;
+        running.push(https);
+    }
+    if let Some(address) = metadata {
+        let listener = TcpListener::bind(address).await?;
+        let service = sim.metadata().listen(listener)?;
+        writeln!(io::stdout(), "cams-sim metadata on {}", service.url())?;
+        running.push(service);
+    }
+    Ok(running)
 }
 
 // === impl Arguments ===
@@ -116,8 +215,43 @@ impl Arguments {
             host: self.host,
             faults: self.faults,
             keep_requests: !self.forget_requests,
+            now: self.skew,
+            sts: self.sts.settings(),
+            metadata: self.metadata.settings(),
             ..Settings::default()
         };
         settings.with_limit(limit)
+    }
+}
+
+// === impl Sts ===
+
+impl Sts {
+    fn settings(self) -> StsSettings {
+        let usual = StsSettings::default();
+        StsSettings {
+            host: self.sts_host,
+            roles: self.roles,
+            lifetime: self.session_lifetime,
+            oidc_tokens: self.oidc_tokens,
+            limit: Limit {
+                per_window: self.sts_limit,
+                ..usual.limit
+            },
+            ..usual
+        }
+    }
+}
+
+// === impl Metadata ===
+
+impl Metadata {
+    fn settings(self) -> MetadataSettings {
+        MetadataSettings {
+            role: Some(self.metadata_role).filter(|role| !role.is_empty()),
+            account: self.metadata_account,
+            tokens_required: self.metadata_tokens_required,
+            newline: self.metadata_newline,
+        }
     }
 }

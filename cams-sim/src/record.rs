@@ -85,6 +85,8 @@ pub struct Report {
     pub connections: u64,
     /// Connections that ended because the bytes were not HTTP.
     pub not_http: u64,
+    /// Requests for credentials by action, which are in none of the counts above.
+    pub credentials: BTreeMap<String, u64>,
     /// When the first call was received, in milliseconds since the start.
     pub first_ms: Option<u64>,
     /// When the last call was received, in milliseconds since the start.
@@ -97,18 +99,26 @@ impl Arrival {
     /// As JSON, with milliseconds since `start`.
     pub(crate) fn to_json(&self, start: Instant) -> Value {
         let scheme = self.scheme.map(|scheme| format!("{scheme:?}"));
-        let verdict = match &self.verdict {
-            Verdict::Accepted => "accepted",
-            Verdict::Throttled => "throttled",
-            Verdict::Rejected(code) => code,
-            Verdict::Lost => "lost",
-        };
         json!({
             "received_ms": millis(self.received - start), "at_ms": millis(self.at - start), "account": self.account,
-            "action": self.action, "flow_name": self.flow_name, "nonce": self.nonce, "scheme": scheme, "verdict": verdict,
+            "action": self.action, "flow_name": self.flow_name, "nonce": self.nonce, "scheme": scheme, "verdict": self.verdict.name(),
             "fault": self.fault, "method": self.method, "target": self.target, "headers": self.headers,
             "body": String::from_utf8_lossy(&self.body),
         })
+    }
+}
+
+// === impl Verdict ===
+
+impl Verdict {
+    /// The name in records: that of the verdict, or the code.
+    pub(crate) fn name(&self) -> &str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Throttled => "throttled",
+            Self::Rejected(code) => code,
+            Self::Lost => "lost",
+        }
     }
 }
 
@@ -152,6 +162,7 @@ impl Report {
             outsiders: 0,
             connections: 0,
             not_http: 0,
+            credentials: BTreeMap::new(),
             first_ms: received().min().map(|first| millis(first - start)),
             last_ms: received().max().map(|last| millis(last - start)),
         }

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use crate::Verdict;
+
 /// What a refusal tells about when to come back. Nothing of this is documented for CAMS; its SDKs
 /// read the first and the third.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,8 +95,17 @@ impl Refusal {
         Self { hints, ..self }
     }
 
+    /// The verdict on a call that is refused so.
+    pub(crate) fn verdict(&self) -> Verdict {
+        if self.is_throttle() {
+            Verdict::Throttled
+        } else {
+            Verdict::Rejected(self.code.clone())
+        }
+    }
+
     /// Whether this is flow control.
-    pub(crate) fn is_throttle(&self) -> bool {
+    fn is_throttle(&self) -> bool {
         self.code == "System.LimitControl"
             || self.code == "Throttling"
             || self.code.starts_with("Throttling.")
@@ -129,6 +140,42 @@ fn documented(code: &str) -> (u16, &'static str) {
         "InvalidSecurityToken.MismatchWithAccessKey" => {
             (400, "Specified SecurityToken mismatch with the AccessKey.")
         }
+        "InvalidSecurityToken.Malformed" => (400, "Specified SecurityToken is malformed."),
+        "InvalidSecurityToken.Expired" => (400, "Specified SecurityToken is expired."),
+        "InvalidAccessKeyId.Inactive" => (400, "Specified access key is disabled."),
+        "InvalidParameter.RoleArn" => (400, "The parameter RoleArn is wrongly formed."),
+        "InvalidParameter.OIDCProviderArn" => {
+            (400, "The parameter OIDCProviderArn is wrongly formed.")
+        }
+        "InvalidParameter.OIDCToken" => (400, "The parameter OIDCToken is wrongly formed."),
+        "InvalidParameter.RoleSessionName" => {
+            (400, "The parameter RoleSessionName is wrongly formed.")
+        }
+        "InvalidParameter.ExternalId" => (400, "The parameter ExternalId is wrongly formed."),
+        "InvalidParameter.PolicyGrammar" => {
+            (400, "The parameter Policy has not passed grammar check.")
+        }
+        "InvalidParameter.PolicySize" => (400, "The size of the parameter Policy is out of range."),
+        "InvalidParameter.DurationSeconds" => {
+            (400, "The Min/Max value of DurationSeconds is 15min/1hr.")
+        }
+        "NoPermission" => (
+            403,
+            "You are not authorized to do this action. You should be authorized by RAM.",
+        ),
+        "Forbidden.RAM" => (
+            403,
+            "User not authorized to operate on the specified resource.",
+        ),
+        "EntityNotExist.Role" => (404, "The specified Role not exists."),
+        "AuthenticationFail.NoPermission" => {
+            (403, "This operation is forbidden by permission system.")
+        }
+        "AuthenticationFail.OIDCToken.Expired" => (400, "This JsonWebToken is expired."),
+        "AuthenticationFail.OIDCToken.AudienceNotMatch" => {
+            (400, "The audience in JsonWebToken does not match.")
+        }
+        "AuthenticationFail.OIDCToken.Invalid" => (400, "This JsonWebToken is invalid."),
         "SecurityTokenExpired" => (403, "The security token has expired."),
         "InvalidParameter.Format" => (400, "Specified parameter is not well formatted."),
         "InvalidVersion" => (400, "Specified parameter Version is not valid."),

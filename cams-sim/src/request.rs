@@ -133,6 +133,7 @@ impl Call {
                 .map(|_| header(headers, "x-acs-security-token")),
         };
         self.timestamp = header(headers, "x-acs-date");
+        self.xml = header(headers, "accept").ends_with("/xml");
         self.nonce = header(headers, "x-acs-signature-nonce");
         if strict {
             self.check_v3_strictly(headers, body)?;
@@ -237,7 +238,7 @@ pub(crate) fn header(headers: &HeaderMap, name: &str) -> String {
 }
 
 /// Refuses heads that no correct client or proxy sends to an endpoint.
-fn check_head(request: &Request<Bytes>) -> Result<(), Refusal> {
+pub(crate) fn check_head(request: &Request<Bytes>) -> Result<(), Refusal> {
     let headers = request.headers();
     let uri = request.uri();
     if uri.authority().is_some() {
@@ -297,7 +298,7 @@ fn decode_pairs(text: &str, strict: bool) -> Result<BTreeMap<String, String>, Re
 }
 
 /// Decodes percent-encoding and `+`; `None` for a broken escape or text that is not UTF-8.
-fn decode(text: &str) -> Option<String> {
+pub(crate) fn decode(text: &str) -> Option<String> {
     let mut bytes = text.bytes();
     let mut decoded = Vec::with_capacity(text.len());
     while let Some(byte) = bytes.next() {

@@ -1,11 +1,12 @@
 //! HTTP/1.1 over TCP or any other stream. Faults that are not HTTP responses take the connection
 //! back from hyper and write to it or close it. Paths under `/__` control the simulator: report,
-//! arrivals, faults, reset.
+//! arrivals, requests for credentials, faults, clock, end of sessions, reset.
 
 use std::io;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -19,15 +20,21 @@ use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::answer::json_answer;
-use crate::{Answer, Rule, Settings, Sim};
+use crate::{Answer, Rule, Settings, Sim, parse_skew};
 
 /// A listening [`Sim`]. Dropping it closes the port and every connection.
 #[derive(Debug)]
 pub struct Running {
     sim: Sim,
     addr: SocketAddr,
+    scheme: &'static str,
     accepting: JoinHandle<()>,
 }
 
@@ -52,21 +59,49 @@ impl Sim {
     /// # Errors
     /// When the listener has no address.
     pub fn listen(self, listener: TcpListener) -> io::Result<Running> {
+        self.listen_as(listener, None)
+    }
+
+    /// The same over TLS, with a certificate chain and its key as PEM: libraries call STS by HTTPS
+    /// only.
+    ///
+    /// # Errors
+    /// When the listener has no address, or the certificate or the key cannot be used.
+    pub fn listen_tls(
+        self,
+        listener: TcpListener,
+        certificate: &[u8],
+        key: &[u8],
+    ) -> io::Result<Running> {
+        let chain = CertificateDer::pem_slice_iter(certificate)
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(io::Error::other)?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(io::Error::other)?;
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+            .map_err(io::Error::other)?;
+        self.listen_as(listener, Some(TlsAcceptor::from(Arc::new(config))))
+    }
+
+    fn listen_as(self, listener: TcpListener, tls: Option<TlsAcceptor>) -> io::Result<Running> {
         let addr = listener.local_addr()?;
-        let accepting = tokio::spawn(self.clone().accept(listener));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let accepting = tokio::spawn(self.clone().accept(listener, tls));
         Ok(Running {
             sim: self,
             addr,
+            scheme,
             accepting,
         })
     }
 
-    async fn accept(self, listener: TcpListener) {
+    async fn accept(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
                 Ok((stream, _)) = listener.accept() => {
-                    connections.spawn(self.clone().serve_tcp(stream));
+                    connections.spawn(self.clone().serve_tcp(stream, tls.clone()));
                 }
                 Some(_) = connections.join_next() => {}
                     // Out of descriptors: wait until some are free.
@@ -75,10 +110,17 @@ impl Sim {
         }
     }
 
-    async fn serve_tcp(self, stream: TcpStream) {
+    async fn serve_tcp(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         // Otherwise a small response may wait for an acknowledgement. On failure it is only
         // slower.
         drop(stream.set_nodelay(true));
+        if let Some(tls) = tls {
+            match tls.accept(stream).await {
+                Ok(stream) => self.serve_connection(stream).await,
+                Err(_) => self.count_not_http(),
+            }
+            return;
+        }
         if let Some(stream) = self.serve_io(stream).await {
             // Closing without lingering sends a reset. An error means that the peer has
             // closed first.
@@ -145,6 +187,18 @@ impl Sim {
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/__report") => json_answer(200, &json!(self.report())),
             (&Method::GET, "/__arrivals") => json_answer(200, &self.arrivals_json()),
+            (&Method::GET, "/__credentials") => json_answer(200, &self.credential_requests_json()),
+            (&Method::POST, "/__end-sessions") => {
+                self.end_sessions();
+                json_answer(200, &json!({}))
+            }
+            (&Method::POST, "/__skew") => match read_skew(request.body()) {
+                Ok(time) => {
+                    self.set_now(Some(time));
+                    json_answer(200, &json!({}))
+                }
+                Err(error) => json_answer(400, &json!({ "error": error })),
+            },
             (&Method::POST, "/__reset") => {
                 self.reset();
                 json_answer(200, &json!({}))
@@ -158,10 +212,17 @@ impl Sim {
             },
             _ => json_answer(
                 404,
-                &json!({ "error": "GET /__report, GET /__arrivals, POST /__reset, POST /__faults" }),
+                &json!({ "error": "GET /__report, GET /__arrivals, GET /__credentials, POST /__reset, POST /__faults, POST /__end-sessions, POST /__skew" }),
             ),
         }
     }
+}
+
+/// Parses a JSON text such as `"-20m"`: how far the clock is off.
+fn read_skew(body: &[u8]) -> Result<SystemTime, String> {
+    let text: String =
+        serde_json::from_slice(body).map_err(|_| "expected a JSON text".to_owned())?;
+    parse_skew(&text)
 }
 
 /// Parses a JSON list of rules in text form.
@@ -180,10 +241,10 @@ impl Running {
         self.addr
     }
 
-    /// The base URL, `http://…` without a slash at the end.
+    /// The base URL, `http://…` or `https://…` without a slash at the end.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("{}://{}", self.scheme, self.addr)
     }
 
     /// Closes the port and every connection, and waits for their end. The returned value keeps the

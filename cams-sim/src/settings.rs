@@ -35,6 +35,50 @@ pub struct Settings {
     pub faults: Vec<Rule>,
     /// Whether target, headers and body of every call are recorded; turn it off under heavy load.
     pub keep_requests: bool,
+    /// STS, which is served beside CAMS.
+    pub sts: StsSettings,
+    /// The metadata service of an ECS instance; [`crate::Sim::metadata`] serves it.
+    pub metadata: MetadataSettings,
+}
+
+/// How STS behaves. It shares keys, clock and strictness with CAMS.
+#[derive(Debug, Clone)]
+pub struct StsSettings {
+    /// The only `Host` that STS serves; `None` serves any.
+    pub host: Option<String>,
+    /// The roles that exist; none means that every well-formed name is a role. A session spends the
+    /// quota of the account whose number is in the role's name.
+    pub roles: Vec<Role>,
+    /// Maximum `DurationSeconds`.
+    pub max_session: Duration,
+    /// The lifetime of every session, whatever was asked for, also of the metadata service.
+    pub lifetime: Option<Duration>,
+    /// The accepted OIDC tokens; none means any. Claims that can be read are checked as well.
+    pub oidc_tokens: Vec<String>,
+    /// The limit of each action per account.
+    pub limit: Limit,
+}
+
+/// A role of STS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// Its name, `acs:ram::<account>:role/<name>`.
+    pub arn: String,
+    /// The external id that its trust policy requires.
+    pub external_id: Option<String>,
+}
+
+/// How the metadata service behaves.
+#[derive(Debug, Clone)]
+pub struct MetadataSettings {
+    /// The instance's role; without one, role and credentials are not found.
+    pub role: Option<String>,
+    /// The number of the role's account.
+    pub account: String,
+    /// Whether only version 2 is served, the one with tokens.
+    pub tokens_required: bool,
+    /// Whether plain texts end with a newline.
+    pub newline: bool,
 }
 
 /// An access key, its account, and its STS token if it is a temporary one.
@@ -67,6 +111,8 @@ impl Default for Settings {
             now: None,
             faults: Vec::new(),
             keep_requests: true,
+            sts: StsSettings::default(),
+            metadata: MetadataSettings::default(),
         }
     }
 }
@@ -89,6 +135,55 @@ impl Settings {
     pub fn with_limit(mut self, limit: Limit) -> Self {
         self.limits.insert("CreateFlow".to_owned(), limit);
         self
+    }
+}
+
+// === impl StsSettings ===
+
+impl Default for StsSettings {
+    fn default() -> Self {
+        Self {
+            host: None,
+            roles: Vec::new(),
+            max_session: Duration::from_secs(43_200),
+            lifetime: None,
+            oidc_tokens: Vec::new(),
+            limit: Limit {
+                per_window: 100,
+                ..Limit::default()
+            },
+        }
+    }
+}
+
+// === impl Role ===
+
+impl std::str::FromStr for Role {
+    type Err = std::convert::Infallible;
+
+    /// Parses `ARN[,EXTERNAL-ID]`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (arn, external_id) = match text.split_once(',') {
+            Some((arn, id)) => (arn, Some(id.to_owned())),
+            None => (text, None),
+        };
+        Ok(Self {
+            arn: arn.to_owned(),
+            external_id,
+        })
+    }
+}
+
+// === impl MetadataSettings ===
+
+impl Default for MetadataSettings {
+    fn default() -> Self {
+        Self {
+            role: Some("flowgate-role".to_owned()),
+            account: "123456789012".to_owned(),
+            tokens_required: false,
+            newline: false,
+        }
     }
 }
 
@@ -140,9 +235,52 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text} is too long"))
 }
 
+/// The time of a clock that is ahead by `20m` or `+20m`, or late by `-20m`.
+///
+/// # Errors
+/// For text that is not a duration with an optional sign.
+pub fn parse_skew(text: &str) -> Result<SystemTime, String> {
+    skewed(SystemTime::now(), text)
+}
+
+fn skewed(now: SystemTime, text: &str) -> Result<SystemTime, String> {
+    let time = match text.strip_prefix('-') {
+        Some(late) => now.checked_sub(parse_duration(late)?),
+        None => now.checked_add(parse_duration(text.strip_prefix('+').unwrap_or(text))?),
+    };
+    time.ok_or_else(|| format!("{text} is too long"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reads_skews() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(10_000);
+        let read = |text| {
+            skewed(now, text).map(|time| time.duration_since(SystemTime::UNIX_EPOCH).unwrap())
+        };
+        assert_eq!(
+            ["20m", "+1s", "-20m"].map(read),
+            [11_200, 10_001, 8_800].map(|seconds| Ok(Duration::from_secs(seconds)))
+        );
+        assert_eq!(
+            read("late"),
+            Err("expected a duration like 200ms, 1s or 2m, not late".to_owned())
+        );
+    }
+
+    #[test]
+    fn reads_roles() {
+        let role = |text: &str| text.parse::<Role>().unwrap();
+        assert_eq!(role("acs:ram::1:role/a").external_id, None);
+        let strict = role("acs:ram::1:role/a,x,y");
+        assert_eq!(
+            (&*strict.arn, strict.external_id.as_deref()),
+            ("acs:ram::1:role/a", Some("x,y"))
+        );
+    }
 
     #[test]
     fn reads_durations() {

@@ -1,6 +1,8 @@
 //! The simulated endpoint as one value. A call is counted and processed at one moment, under one
-//! lock, after its jitter; latency and faults of the response come after that.
+//! lock, after its jitter; latency and faults of the response come after that. A request for
+//! credentials takes the same way, but has its own rules, limits and records.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -17,14 +19,28 @@ use crate::auth::Gatekeeper;
 use crate::fault::Faults;
 use crate::flows::Flows;
 use crate::limit::Limits;
+use crate::metadata::{self, Denial, Route, Tokens};
 use crate::refusal::Refusal;
-use crate::request::{Call, header};
-use crate::{Answer, Arrival, Fault, Limit, Report, Rule, Settings, Verdict};
+use crate::request::{Call, check_head, header};
+use crate::session::{Holder, Session};
+use crate::{
+    Answer, Arrival, CredentialRequest, Fault, Limit, Report, Rule, Settings, Verdict, sts,
+};
 
-/// The simulated CAMS endpoint. Clones share one endpoint.
+/// The simulated CAMS endpoint, which answers calls of STS as well. Clones share one endpoint.
 #[derive(Debug, Clone)]
 pub struct Sim {
     inner: Arc<Inner>,
+    door: Door,
+}
+
+/// What a [`Sim`] answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// Calls of CAMS and STS.
+    Api,
+    /// Requests to the metadata service and the credentials URI.
+    Metadata,
 }
 
 #[derive(Debug)]
@@ -41,9 +57,12 @@ struct Inner {
 struct State {
     gatekeeper: Gatekeeper,
     limits: Limits,
+    sts_limits: Limits,
+    tokens: Tokens,
     faults: Faults,
     flows: Flows,
     arrivals: Vec<Arrival>,
+    credential_requests: Vec<CredentialRequest>,
     dice: fastrand::Rng,
 }
 
@@ -57,9 +76,12 @@ impl Sim {
         let state = State {
             gatekeeper: Gatekeeper::new(&settings, start),
             limits: Limits::new(&settings.limits, start),
+            sts_limits: Limits::new(&sts_limits(&settings.sts.limit), start),
+            tokens: Tokens::default(),
             faults: Faults::new(settings.faults.clone(), settings.seed),
             flows: Flows::default(),
             arrivals: Vec::new(),
+            credential_requests: Vec::new(),
             dice: fastrand::Rng::with_seed(settings.seed),
         };
         Self {
@@ -70,6 +92,17 @@ impl Sim {
                 connections: AtomicU64::new(0),
                 not_http: AtomicU64::new(0),
             }),
+            door: Door::Api,
+        }
+    }
+
+    /// The metadata service and the credentials URI of the same simulator, to be served by a
+    /// listener of their own: the sessions that they issue are callers of CAMS.
+    #[must_use]
+    pub fn metadata(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            door: Door::Metadata,
         }
     }
 
@@ -82,7 +115,11 @@ impl Sim {
             let drawn = self.inner.state.lock().dice.u64(0..=jitter);
             sleep(Duration::from_millis(drawn)).await;
         }
-        let (answer, slow) = self.process(received, &request);
+        let (answer, slow) = match self.door {
+            Door::Metadata => self.process_metadata(received, &request),
+            Door::Api if sts::is_call(&request) => self.process_sts(received, &request),
+            Door::Api => self.process(received, &request),
+        };
         let latency = self.inner.settings.latency + slow;
         if !latency.is_zero() {
             sleep(latency).await;
@@ -114,7 +151,28 @@ impl Sim {
             .set_clock(now, Instant::now());
     }
 
-    /// All calls, in the order in which they were counted.
+    /// Ends all sessions that STS and the metadata service have issued.
+    pub fn end_sessions(&self) {
+        let now = Instant::now();
+        self.inner.state.lock().gatekeeper.end_sessions(now);
+    }
+
+    /// All requests for credentials, in order.
+    #[must_use]
+    pub fn credential_requests(&self) -> Vec<CredentialRequest> {
+        self.inner.state.lock().credential_requests.clone()
+    }
+
+    /// All requests for credentials as JSON.
+    pub(crate) fn credential_requests_json(&self) -> Value {
+        let state = self.inner.state.lock();
+        let requests = state.credential_requests.iter();
+        requests
+            .map(|request| request.to_json(self.inner.start))
+            .collect()
+    }
+
+    /// All calls of CAMS, in the order in which they were counted.
     #[must_use]
     pub fn arrivals(&self) -> Vec<Arrival> {
         self.inner.state.lock().arrivals.clone()
@@ -140,7 +198,12 @@ impl Sim {
             |action| state.limits.window(action),
             self.inner.start,
         );
+        let mut credentials = BTreeMap::new();
+        for request in &state.credential_requests {
+            *credentials.entry(request.action.clone()).or_default() += 1;
+        }
         Report {
+            credentials,
             created: state.flows.count(),
             duplicates: state.flows.duplicates(),
             outsiders: state.limits.outsiders(Instant::now()),
@@ -150,10 +213,11 @@ impl Sim {
         }
     }
 
-    /// Clears records, flows and counts; limits and nonces are kept.
+    /// Clears records, flows and counts; limits, nonces and sessions are kept.
     pub fn reset(&self) {
         let state = &mut *self.inner.state.lock();
         state.arrivals.clear();
+        state.credential_requests.clear();
         state.flows = Flows::default();
         self.inner.connections.store(0, Ordering::Relaxed);
         self.inner.not_http.store(0, Ordering::Relaxed);
@@ -176,6 +240,7 @@ impl Sim {
         let mut form = Form {
             host: header(request.headers(), "host"),
             request_id: request_id(&mut state.dice),
+            product: "cams",
             ..Form::default()
         };
         let read = Call::read(request, settings.strict);
@@ -196,13 +261,12 @@ impl Sim {
         };
         arrival.fault = fault.as_ref().map(Fault::name);
         arrival.verdict = match &outcome {
-            _ if matches!(fault, Some(Fault::CloseBefore | Fault::Redirect)) => Verdict::Lost,
+            _ if fault.as_ref().is_some_and(Fault::loses) => Verdict::Lost,
             Ok(_) => Verdict::Accepted,
-            Err(refusal) if refusal.is_throttle() => Verdict::Throttled,
-            Err(refusal) => Verdict::Rejected(refusal.code.clone()),
+            Err(refusal) => refusal.verdict(),
         };
         state.arrivals.push(arrival);
-        let mut answer: Response<Bytes> = match (outcome, &fault, copy) {
+        let answer: Response<Bytes> = match (outcome, &fault, copy) {
             (Ok(_), Some(Fault::Copied), Some(refusal)) => form.refusal(&refusal),
             (Ok(_), Some(Fault::Failed), _) => form.refusal(&Refusal::new("InternalError")),
             (Ok(mut body), Some(Fault::NoData), _) => {
@@ -212,22 +276,73 @@ impl Sim {
             (Ok(body), ..) => form.success(body),
             (Err(refusal), ..) => form.refusal(&refusal),
         };
-        if let Some(time) = state.gatekeeper.set_time(now) {
-            let date = httpdate::fmt_http_date(time);
-            let date = date.parse().expect("a date is a header's value");
-            answer.headers_mut().insert(DATE, date);
-        }
-        match fault {
-            None => (Answer::Http(answer), Duration::ZERO),
-            Some(fault) => {
-                let slow = if let Fault::Slow(slow) = fault {
-                    slow
-                } else {
-                    Duration::ZERO
-                };
-                (spoil(&fault, answer), slow)
+        state.finish(answer, fault, now)
+    }
+
+    /// The same for a call of STS.
+    fn process_sts(&self, received: Instant, request: &Request<Bytes>) -> (Answer, Duration) {
+        let settings = &self.inner.settings;
+        let state = &mut *self.inner.state.lock();
+        let now = Instant::now();
+        let mut record = CredentialRequest::of(request, received);
+        let mut form = Form {
+            host: header(request.headers(), "host"),
+            request_id: request_id(&mut state.dice),
+            product: "Sts",
+            ..Form::default()
+        };
+        let mut fault = None;
+        let outcome = Call::read(request, settings.strict).and_then(|call| {
+            record.describe(&call);
+            (form.xml, form.action) = (call.xml, call.action.clone());
+            fault = state
+                .faults
+                .pick_of("sts", &call.action, call.parameter("RoleSessionName"));
+            state.judge_sts(&call, request, fault.as_ref(), now, settings)
+        });
+        record.fault = fault.as_ref().map(Fault::name);
+        record.verdict = match &outcome {
+            _ if fault.as_ref().is_some_and(Fault::loses) => Verdict::Lost,
+            Ok(_) => Verdict::Accepted,
+            Err(refusal) => refusal.verdict(),
+        };
+        let answer = match outcome {
+            Ok(_) if fault == Some(Fault::Failed) => form.refusal(&Refusal::new("InternalError")),
+            Ok(body) => {
+                let issued = body["Credentials"]["AccessKeyId"].as_str();
+                record.issued = issued.map(str::to_owned);
+                form.success(body)
             }
-        }
+            Err(refusal) => form.refusal(&refusal),
+        };
+        state.credential_requests.push(record);
+        state.finish(answer, fault, now)
+    }
+
+    /// The same for a request to the metadata service or the credentials URI.
+    fn process_metadata(&self, received: Instant, request: &Request<Bytes>) -> (Answer, Duration) {
+        let settings = &self.inner.settings;
+        let state = &mut *self.inner.state.lock();
+        let now = Instant::now();
+        let mut record = CredentialRequest::of(request, received);
+        let mut fault = None;
+        let outcome = match Route::of(request.uri().path()) {
+            None => Err(Denial::new(404, "not found")),
+            Some(route) => {
+                record.action = route.action().to_owned();
+                fault = state.faults.pick_of("metadata", route.action(), None);
+                state.judge_metadata(route, request, fault.as_ref(), now, settings, &mut record)
+            }
+        };
+        record.fault = fault.as_ref().map(Fault::name);
+        record.verdict = match &outcome {
+            _ if fault.as_ref().is_some_and(Fault::loses) => Verdict::Lost,
+            Ok(_) => Verdict::Accepted,
+            Err(denial) => Verdict::Rejected(denial.status.to_string()),
+        };
+        state.credential_requests.push(record);
+        let answer = outcome.unwrap_or_else(|denial| denial.answer());
+        state.finish(answer, fault, now)
     }
 }
 
@@ -241,14 +356,8 @@ impl State {
         fault: Option<&Fault>,
         now: Instant,
     ) -> Result<Value, Refusal> {
-        match fault {
-            Some(Fault::Unavailable(hints)) => {
-                return Err(Refusal::new("ServiceUnavailable").with_hints(*hints));
-            }
-            Some(Fault::CloseBefore | Fault::Redirect) => {
-                return Err(Refusal::new("InternalError"));
-            }
-            _ => {}
+        if let Some(refusal) = fault.and_then(Fault::early_refusal) {
+            return Err(refusal);
         }
         self.gatekeeper.admit(call, request, now)?;
         if let Some(refusal) = fault.and_then(Fault::refusal) {
@@ -261,6 +370,127 @@ impl State {
             .map_err(throttled)?;
         self.flows.run(&account, call)
     }
+
+    fn judge_sts(
+        &mut self,
+        call: &Call,
+        request: &Request<Bytes>,
+        fault: Option<&Fault>,
+        now: Instant,
+        settings: &Settings,
+    ) -> Result<Value, Refusal> {
+        if let Some(refusal) = fault.and_then(Fault::early_refusal) {
+            return Err(refusal);
+        }
+        let account = if sts::is_anonymous(&call.action) {
+            self.gatekeeper.admit_anonymous(call, request, now)?;
+            sts::account_of_role(call).unwrap_or_default()
+        } else {
+            self.gatekeeper.admit(call, request, now)?;
+            self.gatekeeper.account(call)
+        };
+        if let Some(refusal) = fault.and_then(Fault::refusal) {
+            return Err(refusal);
+        }
+        let throttled = |hints| Refusal::new("Throttling.User").with_hints(hints);
+        self.sts_limits
+            .admit(&account, &call.action, now)
+            .map_err(throttled)?;
+        match call.action.as_str() {
+            "GetCallerIdentity" => {
+                let holder = self.gatekeeper.session(call).map(|session| &session.holder);
+                Ok(sts::identity(
+                    &account,
+                    &call.credential.access_key_id,
+                    holder,
+                ))
+            }
+            "AssumeRole" | "AssumeRoleWithOIDC" => {
+                let time = self.gatekeeper.time(now);
+                let demand = sts::demand(call, &settings.sts, settings.strict, time)?;
+                let mut body = sts::describe(&demand.holder, demand.claims.as_ref());
+                let session = self.issue(demand.holder, demand.lifetime, fault, now);
+                body["Credentials"] = Value::Object(session.members(fault));
+                Ok(body)
+            }
+            "" => Err(Refusal::missing("Action")),
+            _ => Err(Refusal::new("InvalidApi.NotFound")),
+        }
+    }
+
+    fn judge_metadata(
+        &mut self,
+        route: Route,
+        request: &Request<Bytes>,
+        fault: Option<&Fault>,
+        now: Instant,
+        settings: &Settings,
+        record: &mut CredentialRequest,
+    ) -> Result<Response<Bytes>, Denial> {
+        let forced = fault.and_then(|fault| fault.early_refusal().or_else(|| fault.refusal()));
+        let strict = settings.strict.then(|| check_head(request).err()).flatten();
+        if let Some(refusal) = forced.or(strict) {
+            return Err(Denial::new(refusal.status, &refusal.message));
+        }
+        let settings_of = &settings.metadata;
+        route.check(request, &self.tokens, settings_of, now)?;
+        match route {
+            Route::Token => {
+                let token = self.tokens.issue(request, now, &mut self.dice)?;
+                Ok(metadata::text_answer(&token, settings_of))
+            }
+            Route::Role => {
+                let role = settings_of.role.as_deref().unwrap_or_default();
+                Ok(metadata::text_answer(role, settings_of))
+            }
+            Route::Credentials | Route::Uri => {
+                let lifetime = settings.sts.lifetime.unwrap_or(metadata::LIFETIME);
+                let session = self.issue(metadata::holder(settings_of), lifetime, fault, now);
+                record.issued = Some(session.key.access_key_id.clone());
+                let time = self.gatekeeper.time(now);
+                Ok(metadata::session_answer(&session, time, fault))
+            }
+        }
+    }
+
+    /// Issues a session, which is a caller from now on.
+    fn issue(
+        &mut self,
+        holder: Holder,
+        lifetime: Duration,
+        fault: Option<&Fault>,
+        now: Instant,
+    ) -> Session {
+        let time = self.gatekeeper.time(now);
+        let session = Session::issue(holder, time, lifetime, fault, &mut self.dice);
+        self.gatekeeper.add(session.clone());
+        session
+    }
+
+    /// Adds the date of a set clock, and breaks the response as the fault demands.
+    fn finish(
+        &self,
+        mut answer: Response<Bytes>,
+        fault: Option<Fault>,
+        now: Instant,
+    ) -> (Answer, Duration) {
+        if let Some(time) = self.gatekeeper.set_time(now) {
+            let date = httpdate::fmt_http_date(time);
+            let date = date.parse().expect("a date is a header's value");
+            answer.headers_mut().insert(DATE, date);
+        }
+        match fault {
+            None => (Answer::Http(answer), Duration::ZERO),
+            Some(fault) => (spoil(&fault, answer), fault.delay()),
+        }
+    }
+}
+
+/// The same limit for each action of STS.
+fn sts_limits(limit: &Limit) -> BTreeMap<String, Limit> {
+    ["AssumeRole", "AssumeRoleWithOIDC", "GetCallerIdentity"]
+        .map(|action| (action.to_owned(), limit.clone()))
+        .into()
 }
 
 /// What is known of a call before it is decoded.

@@ -33,6 +33,7 @@ pub(crate) struct Draft {
     pub(crate) key: (&'static str, &'static str),
     pub(crate) token: Option<&'static str>,
     pub(crate) action: &'static str,
+    pub(crate) version: &'static str,
     pub(crate) time: String,
     pub(crate) nonce: String,
     pub(crate) parameters: Vec<(&'static str, String)>,
@@ -59,6 +60,7 @@ impl Draft {
             key: ("id", "secret"),
             token: None,
             action,
+            version: "2020-06-06",
             time,
             nonce,
             parameters: Vec::new(),
@@ -93,7 +95,7 @@ impl Draft {
             ),
             ("x-acs-date", &self.time),
             ("x-acs-signature-nonce", &self.nonce),
-            ("x-acs-version", "2020-06-06"),
+            ("x-acs-version", self.version),
         ]);
         headers.extend(self.token.map(|token| ("x-acs-security-token", token)));
         headers.extend(others.iter().copied());
@@ -130,7 +132,7 @@ impl Draft {
             ("SignatureNonce", &self.nonce),
             ("SignatureVersion", "1.0"),
             ("Timestamp", &self.time),
-            ("Version", "2020-06-06"),
+            ("Version", self.version),
         ];
         let mut query: BTreeMap<String, String> = common
             .map(|(name, value)| (name.to_owned(), value.to_owned()))

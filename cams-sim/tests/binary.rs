@@ -64,3 +64,90 @@ fn the_program_prints_its_address_serves_and_reports_at_the_end() {
     .map(|count| report[count].as_u64().unwrap());
     assert_eq!(counts, [3, 1, 1, 1, 3, 3]);
 }
+
+/// The head and body of the answer to a request that ends its connection.
+fn ask(address: &str, request: &str, body: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    let length = body.len();
+    write!(
+        stream,
+        "{request} HTTP/1.1\r\nhost: sts.test\r\nconnection: close\r\n\
+         content-type: application/x-www-form-urlencoded\r\ncontent-length: {length}\r\n\r\n{body}"
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+#[test]
+fn the_program_serves_sts_and_an_instance_as_its_options_say() {
+    let options = [
+        "--metadata-listen",
+        "127.0.0.1:0",
+        "--metadata-role",
+        "node-role",
+        "--metadata-tokens-required",
+        "--role",
+        "acs:ram::1:role/a",
+        "--oidc-token",
+        "a.b.c",
+        "--sts-host",
+        "sts.test",
+        "--session-lifetime",
+        "20s",
+        "--skew",
+        "-20m",
+        "--fault",
+        "next=1,action=sts,unavailable",
+    ];
+    let mut program = Command::new(env!("CARGO_BIN_EXE_cams-sim"))
+        .args(options)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut output = BufReader::new(program.stdout.take().unwrap());
+    let mut address = |prefix: &str| {
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        line.trim_end().strip_prefix(prefix).unwrap().to_owned()
+    };
+    let sts = address("cams-sim listening on http://");
+    let metadata = address("cams-sim metadata on http://");
+
+    let assume = |role: &str, token: &str| {
+        let form = format!(
+            "RoleArn=acs:ram::1:role/{role}&RoleSessionName=ab&OIDCProviderArn=acs:ram::1:oidc-provider/p&OIDCToken={token}"
+        );
+        let target = "POST /?Action=AssumeRoleWithOIDC&Version=2015-04-01&Format=JSON";
+        ask(&sts, target, &form).unwrap()
+    };
+    assert!(assume("a", "a.b.c").starts_with("HTTP/1.1 503"));
+    assert!(assume("b", "a.b.c").contains("\"EntityNotExist.Role\""));
+    assert!(assume("a", "a.b.d").contains("\"AuthenticationFail.OIDCToken.Invalid\""));
+    let answer = assume("a", "a.b.c");
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let date = head.lines().find_map(|line| line.strip_prefix("date: "));
+    let date = httpdate::parse_http_date(date.unwrap()).unwrap();
+    let behind = std::time::SystemTime::now().duration_since(date).unwrap();
+    assert!((1_200..1_260).contains(&behind.as_secs()), "{behind:?}");
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert!(body["Credentials"]["Expiration"].is_string());
+
+    let list = "GET /latest/meta-data/ram/security-credentials/";
+    assert!(
+        ask(&metadata, list, "")
+            .unwrap()
+            .starts_with("HTTP/1.1 403")
+    );
+    let killed = Command::new("kill")
+        .args(["-TERM", &program.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(killed.success());
+    let report: serde_json::Value = serde_json::from_reader(output).unwrap();
+    assert!(program.wait().unwrap().success());
+    assert_eq!(
+        report["credentials"],
+        serde_json::json!({ "AssumeRoleWithOIDC": 4, "MetadataRole": 1 })
+    );
+}

@@ -272,3 +272,119 @@ async fn stopping_closes_port_and_connections() {
     );
     assert_eq!(sim.report().accepted, 1);
 }
+
+const ASSUME: &str = "POST /?Action=AssumeRoleWithOIDC&Version=2015-04-01&Format=JSON HTTP/1.1\r\nhost: sts.test\r\n\
+    content-type: application/x-www-form-urlencoded\r\nconnection: close\r\ncontent-length: ";
+
+/// A call of AssumeRoleWithOIDC with this token, over a stream.
+async fn assume(stream: impl AsyncRead + AsyncWrite, token: &str) -> String {
+    let form = format!(
+        "RoleArn=acs:ram::1:role/a&RoleSessionName=ab&OIDCProviderArn=acs:ram::1:oidc-provider/p&OIDCToken={token}"
+    );
+    let mut stream = Box::pin(stream);
+    let request = format!("{ASSUME}{}\r\n\r\n{form}", form.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+async fn get(running: &Running, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n");
+    raw(running, &request).await.unwrap()
+}
+
+async fn post(running: &Running, path: &str, body: &str) -> String {
+    let length = body.len();
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: h\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    raw(running, &request).await.unwrap()
+}
+
+#[tokio::test]
+async fn the_metadata_service_has_an_address_of_its_own() {
+    let running = start(&[]).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let metadata = running.metadata().listen(listener).unwrap();
+    let path = "/latest/meta-data/ram/security-credentials/";
+    assert!(
+        get(&metadata, path)
+            .await
+            .ends_with("\r\n\r\nflowgate-role")
+    );
+    assert!(get(&running, path).await.starts_with("HTTP/1.1 404"));
+    let records = get(&running, "/__credentials").await;
+    let (_, _, records) = split(&records);
+    let records: serde_json::Value = serde_json::from_str(records).unwrap();
+    assert_eq!(records[0]["action"], "MetadataRole");
+    assert_eq!(records[0]["verdict"], "accepted");
+    assert_eq!(records.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn clock_and_sessions_are_set_while_it_runs() {
+    let running = start(&[]).await;
+    let stream = TcpStream::connect(running.addr()).await.unwrap();
+    let answer = assume(stream, "a.b.c").await;
+    assert!(answer.contains("\"AccessKeyId\":\"STS."), "{answer}");
+    assert!(
+        post(&running, "/__end-sessions", "")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    assert!(
+        post(&running, "/__skew", "\"-30m\"")
+            .await
+            .starts_with("HTTP/1.1 200")
+    );
+    let late = last_call(&running).await.unwrap();
+    let date = late
+        .lines()
+        .find_map(|line| line.strip_prefix("date: "))
+        .unwrap();
+    let date = httpdate::parse_http_date(date).unwrap();
+    let behind = SystemTime::now().duration_since(date).unwrap();
+    assert!((1_800..1_900).contains(&behind.as_secs()), "{behind:?}");
+    assert!(
+        post(&running, "/__skew", "\"late\"")
+            .await
+            .starts_with("HTTP/1.1 400")
+    );
+}
+
+#[tokio::test]
+async fn tls_serves_the_same_calls() {
+    let running = start(&[]).await;
+    let pair = rcgen::generate_simple_self_signed(vec!["sts.test".to_owned()]).unwrap();
+    let (certificate, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let secure = (*running)
+        .clone()
+        .listen_tls(listener, certificate.as_bytes(), key.as_bytes())
+        .unwrap();
+    assert!(secure.url().starts_with("https://127.0.0.1:"));
+    let mut roots = tokio_rustls::rustls::RootCertStore::empty();
+    roots.add(pair.cert.der().clone()).unwrap();
+    let config = tokio_rustls::rustls::ClientConfig::builder_with_provider(Arc::new(
+        ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()
+    .unwrap()
+    .with_root_certificates(roots)
+    .with_no_client_auth();
+    let stream = TcpStream::connect(secure.addr()).await.unwrap();
+    let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+        .connect("sts.test".try_into().unwrap(), stream)
+        .await
+        .unwrap();
+    let answer = assume(stream, "a.b.c").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert_eq!(running.report().credentials["AssumeRoleWithOIDC"], 1);
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let no_key = (*running)
+        .clone()
+        .listen_tls(listener, certificate.as_bytes(), b"");
+    assert!(no_key.is_err());
+}
