@@ -37,8 +37,8 @@ class Certificates:
     application: Pair
 
 
-def make(folder):
-    """Creates and writes all of them."""
+def make(folder, names=()):
+    """Creates and writes all of them. The server's certificate is also for these names."""
     folder.mkdir(exist_ok=True)
     authority = ec.generate_private_key(ec.SECP256R1())
     ca = _certificate("Flowgate test authority", authority.public_key(), authority, None, [])
@@ -47,7 +47,7 @@ def make(folder):
     # The same for a JVM, which reads no PEM file. The password is the usual one of a trust store.
     entries = [pkcs12.PKCS12Certificate(ca, b"flowgate")]
     path.with_suffix(".pem.p12").write_bytes(pkcs12.serialize_java_truststore(entries, serialization.BestAvailableEncryption(b"changeit")))
-    server = _pair(folder, "server", authority, [(x509.SubjectAlternativeName(NAMES), False), _usage(ExtendedKeyUsageOID.SERVER_AUTH)])
+    server = _pair(folder, "server", authority, [(x509.SubjectAlternativeName([*NAMES, *map(x509.DNSName, names)]), False), _usage(ExtendedKeyUsageOID.SERVER_AUTH)])
     application = _pair(folder, "application", authority, [_usage(ExtendedKeyUsageOID.CLIENT_AUTH)])
     return Certificates(path, server, application)
 
