@@ -94,7 +94,9 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
             &[("location", "http://127.0.0.1:9/".to_owned())],
         )),
         Fault::Half => Answer::Http(halve(&answer)),
-        Fault::Body(text) => Answer::Http(respond(200, content_type(false), text.clone(), &[])),
+        Fault::Body { text, status } => {
+            Answer::Http(respond(*status, content_type(false), text.clone(), &[]))
+        }
         Fault::Status(status) => {
             Answer::Http(respond(*status, "text/plain", format!("{status}\n"), &[]))
         }
@@ -103,6 +105,7 @@ pub(crate) fn spoil(fault: &Fault, answer: Response<Bytes>) -> Answer {
         | Fault::Refuse { .. }
         | Fault::Expired
         | Fault::NoExpiration
+        | Fault::Expiration(_)
         | Fault::Copied
         | Fault::Failed
         | Fault::NoData

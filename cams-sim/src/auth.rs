@@ -145,8 +145,9 @@ impl Gatekeeper {
     }
 
     fn key(&self, id: &str) -> Option<&Key> {
-        let issued = || self.sessions.get(id).map(|session| &session.key);
-        self.keys.get(id).or_else(issued)
+        self.keys
+            .get(id)
+            .or_else(|| self.sessions.get(id).map(|session| &session.key))
     }
 
     fn check_target(&self, call: &Call, request: &Request<Bytes>) -> Result<(), Refusal> {

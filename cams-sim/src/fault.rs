@@ -80,14 +80,22 @@ pub enum Fault {
     Redirect,
     /// `half`: a complete response with the first half of its body; processed.
     Half,
-    /// `body=TEXT`: 200 with this text; processed.
-    Body(String),
+    /// `body=TEXT`: 200, or another status such as `status=403`, with this text; processed.
+    Body {
+        /// The text.
+        text: String,
+        /// The HTTP status.
+        status: u16,
+    },
     /// `status=404`: this status with a short text; not processed.
     Status(u16),
     /// `expired`: the issued session has ended before it is received; processed.
     Expired,
     /// `no-expiration`: the issued session is told without its end; processed.
     NoExpiration,
+    /// `expiration=TEXT`: the issued session is told with this end, a number if it is one;
+    /// processed.
+    Expiration(String),
 }
 
 /// The form of a forced throttle: `throttle`, then any of `code=Throttling.User`, `status=429`,
@@ -188,10 +196,11 @@ impl Fault {
             Self::Huge(_) => "huge",
             Self::Redirect => "redirect",
             Self::Half => "half",
-            Self::Body(_) => "body",
+            Self::Body { .. } => "body",
             Self::Status(_) => "status",
             Self::Expired => "expired",
             Self::NoExpiration => "no-expiration",
+            Self::Expiration(_) => "expiration",
         }
     }
 
@@ -320,7 +329,8 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
         "body",
         "expired",
         "no-expiration",
-        // Last, because it is also the status of a throttle and of a refusal.
+        "expiration",
+        // Last, because it is also the status of others.
         "status",
     ];
     let kind = kinds.into_iter().find(|kind| words.contains_key(kind));
@@ -346,9 +356,13 @@ fn read_fault(words: &mut BTreeMap<&str, &str>) -> Result<Fault, String> {
             "cut" => Fault::Cut,
             "huge" => Fault::Huge(number(value)?),
             "half" => Fault::Half,
-            "body" => Fault::Body(value.to_owned()),
+            "body" => Fault::Body {
+                text: value.to_owned(),
+                status: words.remove("status").map_or(Ok(200), number)?,
+            },
             "expired" => Fault::Expired,
             "no-expiration" => Fault::NoExpiration,
+            "expiration" => Fault::Expiration(value.to_owned()),
             "status" => Fault::Status(number(value)?),
             _ => Fault::Redirect,
         },
@@ -446,6 +460,16 @@ mod tests {
                 }
             )
         );
+        assert_eq!(
+            "body=a b,status=403".parse(),
+            rule(
+                When::Always,
+                Fault::Body {
+                    text: "a b".into(),
+                    status: 403
+                }
+            )
+        );
         assert_eq!("status=404".parse(), rule(When::Always, Fault::Status(404)));
     }
 
@@ -485,6 +509,7 @@ mod tests {
             "body=x",
             "expired",
             "no-expiration",
+            "expiration=never",
             "status=404",
         ] {
             assert_eq!(

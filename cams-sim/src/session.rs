@@ -66,16 +66,23 @@ impl Session {
 
     /// The four members of a session in the answers of STS and the metadata service.
     pub(crate) fn members(&self, fault: Option<&Fault>) -> Map<String, Value> {
+        let expiration = match fault {
+            Some(Fault::NoExpiration) => None,
+            Some(Fault::Expiration(text)) => Some(
+                text.parse::<u64>()
+                    .map_or_else(|_| json!(text), |number| json!(number)),
+            ),
+            _ => Some(json!(date::format(self.ends))),
+        };
         let members = [
-            ("AccessKeyId", json!(self.key.access_key_id)),
-            ("AccessKeySecret", json!(self.key.secret)),
-            ("SecurityToken", json!(self.key.security_token)),
-            ("Expiration", json!(date::format(self.ends))),
+            ("AccessKeyId", Some(json!(self.key.access_key_id))),
+            ("AccessKeySecret", Some(json!(self.key.secret))),
+            ("SecurityToken", Some(json!(self.key.security_token))),
+            ("Expiration", expiration),
         ];
         members
             .into_iter()
-            .filter(|(name, _)| *name != "Expiration" || fault != Some(&Fault::NoExpiration))
-            .map(|(name, value)| (name.to_owned(), value))
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
             .collect()
     }
 }

@@ -98,13 +98,10 @@ pub(crate) fn describe(holder: &Holder, claims: Option<&Value>) -> Value {
         "AssumedRoleId": holder.role_and_name(),
     } });
     if let Some(claims) = claims {
-        let stamp = |claim: &str| {
-            let seconds = claims[claim].as_u64().unwrap_or_default();
-            date::format(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
-        };
         body["OIDCTokenInfo"] = json!({
             "Subject": claims["sub"], "Issuer": claims["iss"], "ClientIds": AUDIENCE,
-            "IssuanceTime": stamp("iat"), "ExpirationTime": stamp("exp"), "VerificationInfo": "Success",
+            "IssuanceTime": claimed_time(claims, "iat").map(date::format),
+            "ExpirationTime": claimed_time(claims, "exp").map(date::format), "VerificationInfo": "Success",
         });
     }
     body
@@ -134,15 +131,15 @@ fn check_token(
     if !(4..=20_000).contains(&token.chars().count()) {
         return Err(wrong("OIDCToken"));
     }
-    let invalid = || Refusal::new("AuthenticationFail.OIDCToken.Invalid");
+    let invalid = Refusal::new("AuthenticationFail.OIDCToken.Invalid");
     // Every library sends a file's last newline; no issuer writes one.
     if strict && token.contains(char::is_whitespace) {
-        return Err(invalid().with_message("The token contains white space.".to_owned()));
+        return Err(invalid.with_message("The token contains white space.".to_owned()));
     }
     let token = token.trim();
     let known = &settings.oidc_tokens;
     if !known.is_empty() && !known.iter().any(|other| other == token) {
-        return Err(invalid());
+        return Err(invalid);
     }
     let claims = read_claims(token);
     if let Some(claims) = &claims {
@@ -162,30 +159,36 @@ fn read_claims(token: &str) -> Option<Value> {
 
 fn check_claims(claims: &Value, now: SystemTime) -> Result<(), Refusal> {
     let audience = &claims["aud"];
-    let ours = |text: &Value| text == AUDIENCE;
+    let several = audience.as_array().map_or(&[][..], Vec::as_slice);
     if !audience.is_null()
-        && !ours(audience)
-        && !audience.as_array().is_some_and(|all| all.iter().any(ours))
+        && !several
+            .iter()
+            .chain([audience])
+            .any(|text| text == AUDIENCE)
     {
         return Err(Refusal::new(
             "AuthenticationFail.OIDCToken.AudienceNotMatch",
         ));
     }
-    let ends = claims["exp"]
-        .as_u64()
-        .map(|seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
-    if ends.is_some_and(|ends| ends <= now) {
+    if claimed_time(claims, "exp").is_some_and(|ends| ends <= now) {
         return Err(Refusal::new("AuthenticationFail.OIDCToken.Expired"));
     }
     Ok(())
 }
 
+/// A claim in seconds since 1970.
+fn claimed_time(claims: &Value, claim: &str) -> Option<SystemTime> {
+    let seconds = claims[claim].as_u64()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
 fn read_duration(text: Option<&str>, settings: &StsSettings) -> Result<Duration, Refusal> {
-    let wrong = || Refusal::new("InvalidParameter.DurationSeconds");
-    let seconds: u64 = text.map_or(Ok(3_600), str::parse).map_err(|_| wrong())?;
-    let duration = Duration::from_secs(seconds);
-    if seconds < 900 || duration > settings.max_session {
-        return Err(wrong());
+    let duration = text
+        .map_or(Ok(3_600), str::parse)
+        .map(Duration::from_secs)
+        .map_err(|_| wrong("DurationSeconds"))?;
+    if duration < Duration::from_secs(900) || duration > settings.max_session {
+        return Err(wrong("DurationSeconds"));
     }
     Ok(duration)
 }

@@ -437,6 +437,22 @@ async fn faults_break_the_answer() {
         .await
         .1;
     assert_eq!(expired["Credentials"]["Expiration"], "2026-11-24T11:59:55Z");
+    for (rule, wanted) in [
+        (
+            "expiration=2026-11-24T20:00:00+08:00",
+            json!("2026-11-24T20:00:00+08:00"),
+        ),
+        ("expiration=1893456000", json!(1_893_456_000)),
+    ] {
+        let sim = faulty(&format!("action=sts,{rule}"));
+        let told = ask(&sim, assume("n0", &[]).v3()).await.1;
+        assert_eq!(told["Credentials"]["Expiration"], wanted);
+    }
+    let leaky = faulty("action=sts,body={\"Code\":\"X\"},status=403");
+    assert_eq!(
+        code(&leaky, assume("n0", &[]).v3()).await,
+        (403, "X".to_owned())
+    );
     let endless = ask(&faulty("action=sts,no-expiration"), assume("n0", &[]).v3())
         .await
         .1;
