@@ -1,6 +1,6 @@
-"""Runs Alibaba's own credentials library and STS SDK for Python against the simulator's STS, metadata service and credentials URI, so that these are checked
-by something that was not written here. Every session is used: STS says whose it is, and CAMS takes a call that it signs. The simulator's records must show
-what the library is known to send. Prints one line for each case. CAMS_SIM_BIN names the binary."""
+"""Runs Alibaba's own credentials libraries for Python and Node, and the STS SDK for Python, against the simulator's STS, metadata service and credentials
+URI, so that these are checked by something that was not written here. Every session is used: STS says whose it is, and CAMS takes a call that it signs. The
+simulator's records must show what the library is known to send. Prints one line for each case. CAMS_SIM_BIN names the binary."""
 
 import argparse
 from contextlib import ExitStack
@@ -11,6 +11,7 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import certificates
 from run import ROOT, Tally, differ
@@ -20,10 +21,13 @@ from services import CLEAN, Service, Simulator, http
 KEY = ("LTAI-test-key-id-1", "test-secret-1")
 ACCOUNT, OTHER = "123456789012", "210987654321"
 ROLE, SECOND = f"acs:ram::{ACCOUNT}:role/flowgate", f"acs:ram::{OTHER}:role/second"
-OIDC = {"oidc_provider_arn": f"acs:ram::{ACCOUNT}:oidc-provider/ack-rrsa-c1", "role_arn": ROLE, "role_session_name": "flowgate"}
-ASSUME = {"access_key_id": KEY[0], "access_key_secret": KEY[1], "role_arn": ROLE, "role_session_name": "flowgate"}
+PLAIN = {"role_arn": ROLE, "role_session_name": "flowgate"}
+OIDC = {"oidc_provider_arn": f"acs:ram::{ACCOUNT}:oidc-provider/ack-rrsa-c1", **PLAIN}
+ASSUME = {"access_key_id": KEY[0], "access_key_secret": KEY[1], **PLAIN}
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOlsic3RzLmFsaXl1bmNzLmNvbSJdLCJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6ZmxvdzpnYXRlIn0.ZmFrZQ"
 POLICY = '{"Version":"1","Statement":[{"Effect":"Allow","Action":["cams:*"],"Resource":"*"}]}'
+
+NODE = ("node", str(HERE / "drivers/credentials.js"))
 
 # The identity of a session of the role, and of the instance.
 IN_ROLE = f"acs:ram::{ACCOUNT}:assumed-role/flowgate/flowgate"
@@ -68,6 +72,12 @@ def sdk(method, request, options, key=None):
     return {"method": method, "request": request, "options": options, "key": key}
 
 
+def node(kind, **more):
+    """A job of the Node library."""
+    usual = {"accessKeyId": KEY[0], "accessKeySecret": KEY[1], "roleArn": ROLE, "roleSessionName": "flowgate", "oidcProviderArn": OIDC["oidc_provider_arn"]}
+    return {"node": {"type": kind, **usual, **more}}
+
+
 def cases(folder, metadata):
     """All cases."""
     token, newline = folder / "token", folder / "token-with-newline"
@@ -99,19 +109,28 @@ def cases(folder, metadata):
         Case("OIDC", oidc(token), ["AssumeRoleWithOIDC"], IN_ROLE, tokens_in_url=in_url, schemes="GET"),
         Case("OIDC async", oidc(token, **{"async": True}), ["AssumeRoleWithOIDC"], IN_ROLE, tokens_in_url=in_url),
         Case("OIDC newline", oidc(newline), ["AssumeRoleWithOIDC"], error="AuthenticationFail.OIDCToken.Invalid", tokens_in_url=in_url),
-        Case("OIDC then a role", {**hop2, "source": oidc(token)}, ["AssumeRoleWithOIDC", "AssumeRole"], IN_SECOND, tokens_in_url={"OIDCToken", "SecurityToken"}),
-        Case("SDK AssumeRole V3", sdk("assume_role", "AssumeRoleRequest", {"role_arn": ROLE, "role_session_name": "flowgate", "policy": POLICY}, KEY), ["AssumeRole"], IN_ROLE, schemes="POST"),
-        Case("SDK AssumeRole V3 wrong secret", sdk("assume_role", "AssumeRoleRequest", {"role_arn": ROLE, "role_session_name": "flowgate"}, (KEY[0], "wrong")), ["AssumeRole"], error="SignatureDoesNotMatch"),
+        Case(
+            "OIDC then a role", {**hop2, "source": oidc(token)},
+            ["AssumeRoleWithOIDC", "AssumeRole"], IN_SECOND, tokens_in_url={"OIDCToken", "SecurityToken"},
+        ),
+        Case("SDK AssumeRole V3", sdk("assume_role", "AssumeRoleRequest", {**PLAIN, "policy": POLICY}, KEY), ["AssumeRole"], IN_ROLE, schemes="POST"),
+        Case(
+            "SDK AssumeRole V3 wrong secret", sdk("assume_role", "AssumeRoleRequest", PLAIN, (KEY[0], "wrong")), ["AssumeRole"],
+            error="SignatureDoesNotMatch",
+        ),
         Case(
             "SDK AssumeRoleWithOIDC",
-            sdk("assume_role_with_oidc", "AssumeRoleWithOIDCRequest", {**{name.replace("oidc_", "oidc"): value for name, value in OIDC.items()}, "oidctoken": TOKEN}),
+            sdk("assume_role_with_oidc", "AssumeRoleWithOIDCRequest", {**PLAIN, "oidcprovider_arn": OIDC["oidc_provider_arn"], "oidctoken": TOKEN}),
             ["AssumeRoleWithOIDC"], IN_ROLE, tokens_in_url=in_url, schemes="POST",
         ),
         Case("ECS v2", ecs(role_name="flowgate-role"), ECS, ON_ECS),
         Case("ECS v2 unknown role", ecs(), ECS_UNKNOWN, ON_ECS),
         Case("ECS v2 required", ecs(disable_imds_v1=True), ECS_UNKNOWN, ON_ECS, strict_ecs=True),
         Case("ECS v1", ecs(), ECS_UNKNOWN, ON_ECS, faults=("action=MetadataToken,status=404",)),
-        Case("ECS v1 where tokens are required", ecs(role_name="flowgate-role"), ECS, error="HttpCode=403", faults=("action=MetadataToken,status=404",), strict_ecs=True),
+        Case(
+            "ECS v1 where tokens are required", ecs(role_name="flowgate-role"), ECS,
+            error="HttpCode=403", faults=("action=MetadataToken,status=404",), strict_ecs=True,
+        ),
         Case("ECS v1 disabled by the caller", ecs(disable_imds_v1=True), ["MetadataToken"], error="HttpCode=404", faults=("action=MetadataToken,status=404",)),
         Case("ECS other role", ecs(role_name="other", disable_imds_v1=True), ECS, error="HttpCode=404"),
         Case("ECS failed", ecs(role_name="flowgate-role", disable_imds_v1=True), ECS, error="Failed", faults=("action=MetadataCredentials,failed",)),
@@ -119,11 +138,27 @@ def cases(folder, metadata):
         Case("URI without expiration", uri, ["CredentialsUri"], error="error retrieving credentials", faults=("action=CredentialsUri,no-expiration",)),
         Case("chain: OIDC", chain, ["AssumeRoleWithOIDC"], IN_ROLE, by="oidc_role_arn", env=rrsa, tokens_in_url=in_url),
         Case("chain: ECS", chain, ECS_UNKNOWN, ON_ECS, by="ecs_ram_role", env=home),
-        Case("chain: URI", chain, ["CredentialsUri"], ON_ECS, by="credential_uri", env={**home, "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true", "ALIBABA_CLOUD_CREDENTIALS_URI": f"{metadata}/credentials"}),
+        Case(
+            "chain: URI", chain,
+            ["CredentialsUri"], ON_ECS, by="credential_uri",
+            env={**home, "ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true", "ALIBABA_CLOUD_CREDENTIALS_URI": f"{metadata}/credentials"},
+        ),
         Case(
             "chain: refused OIDC, then ECS", chain, ["AssumeRoleWithOIDC", *ECS_UNKNOWN], ON_ECS, by="ecs_ram_role", env=rrsa, tokens_in_url=in_url,
             faults=("action=AssumeRoleWithOIDC,refuse=AuthenticationFail.NoPermission",),
         ),
+        Case("Node AssumeRole V1", node("ram_role_arn", externalId="ab"), ["AssumeRole"], IN_ROLE, schemes="POST"),
+        Case("Node AssumeRole V1 policy with a space", node("ram_role_arn", policy=POLICY.replace(":", ": ")), ["AssumeRole"], IN_ROLE, schemes="POST"),
+        # The library compares its string to sign with that of the refusal: only if both are the same it says that the secret is wrong.
+        Case(
+            "Node AssumeRole V1 wrong secret", node("ram_role_arn", accessKeySecret="wrong"), ["AssumeRole"],
+            error="the access key secret is invalid", schemes="POST",
+        ),
+        Case("Node OIDC", node("oidc_role_arn", oidcTokenFilePath=str(token)), ["AssumeRoleWithOIDC"], IN_ROLE, schemes="POST"),
+        Case("Node OIDC newline", node("oidc_role_arn", oidcTokenFilePath=str(newline)), ["AssumeRoleWithOIDC"], error="AuthenticationFail.OIDCToken.Invalid"),
+        Case("Node ECS v2", node("ecs_ram_role"), ECS_UNKNOWN, ON_ECS),
+        Case("Node ECS v1", node("ecs_ram_role"), ECS_UNKNOWN, ON_ECS, faults=("action=MetadataToken,status=404",)),
+        Case("Node URI", node("credentials_uri", credentialsURI=f"{metadata}/credentials?x=a%20b"), ["CredentialsUri"], ON_ECS),
         Case("STS 503", ram(), ["AssumeRole"], error="ServiceUnavailable", faults=("action=sts,unavailable",)),
         Case("STS throttled", ram(), ["AssumeRole"], error="Throttling.User", faults=("action=AssumeRole,throttle,code=Throttling.User",)),
         Case("STS half an answer", ram(), ["AssumeRole"], error="Unterminated string", faults=("action=AssumeRole,half",)),
@@ -131,7 +166,10 @@ def cases(folder, metadata):
         Case("STS closes", oidc(token), ["AssumeRoleWithOIDC"], error="RemoteDisconnected", tokens_in_url=in_url, faults=("action=sts,close-before",)),
         # The library does not give out what has ended; the SDK does, and the simulator refuses it.
         Case("STS expired at receipt", ram(), ["AssumeRole"], error="No cached value", faults=("action=AssumeRole,expired",)),
-        Case("SDK expired at receipt", sdk("assume_role", "AssumeRoleRequest", {"role_arn": ROLE, "role_session_name": "flowgate"}, KEY), ["AssumeRole"], error="InvalidSecurityToken.Expired", faults=("action=AssumeRole,expired",)),
+        Case(
+            "SDK expired at receipt", sdk("assume_role", "AssumeRoleRequest", PLAIN, KEY), ["AssumeRole"],
+            error="InvalidSecurityToken.Expired", faults=("action=AssumeRole,expired",),
+        ),
     ]
 
 
@@ -157,20 +195,19 @@ class Sources(Simulator):
 
     def hosts(self):
         """The names that the libraries use, and their ports here."""
-        port = lambda url: int(url.rsplit(":", 1)[1])
-        return {"sts.aliyuncs.com": port(self.https), "100.100.100.200": port(self.metadata)}
+        return {"sts.aliyuncs.com": urlsplit(self.https).port, "100.100.100.200": urlsplit(self.metadata).port}
 
     def reset(self):
         http(f"{self.url}/__reset", {})
 
 
 class Application:
-    """A process with the libraries."""
+    """A process with the libraries of one language."""
 
-    def __init__(self, logs, env):
+    def __init__(self, logs, env, command=(PYTHON, str(HERE / "drivers/credentials.py"))):
         self._log = open(logs / "driver-credentials.log", "a", encoding="utf-8")
         self._process = subprocess.Popen(
-            [PYTHON, str(HERE / "drivers/credentials.py")],
+            command,
             env={**CLEAN, **env, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
         )
@@ -259,13 +296,16 @@ def main():
         usual = start(Sources, "simulator-credentials", options.cams_sim, options.logs, pki)
         strict = start(Sources, "simulator-credentials-strict", options.cams_sim, options.logs, pki, ["--metadata-tokens-required"])
         shared = start(Application, options.logs, {})
+        node = start(Application, options.logs, {"NODE_EXTRA_CA_CERTS": str(pki.ca)}, NODE)
         for number, case in enumerate(cases(folder, usual.metadata)):
             simulator = strict if case.strict_ecs else usual
             application = start(Application, options.logs, case.env) if case.env or case.strict_ecs else shared
             simulator.reset()
             simulator.faults(list(case.faults))
             job = {"hosts": simulator.hosts(), "ca": str(pki.ca), "cams": simulator.url.removeprefix("http://"), "name": f"flow-{number}"}
-            result = application.run({**job, **case.job})
+            result = node.run({**job, **case.job}) if "node" in case.job else application.run({**job, **case.job})
+            if result.get("session"):
+                result = application.run({**job, "session": result["session"]})
             tally.add(f"credentials: {case.name}", check(case, result, simulator.requests(), simulator.arrivals()))
     print(f"sdk: {tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0

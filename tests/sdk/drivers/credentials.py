@@ -58,7 +58,9 @@ def client(kind, session, job, endpoint, protocol):
 
 
 def fetch(job):
-    """A session by the job's way: a provider, or an action of the STS SDK."""
+    """A session by the job's way: that of another application, a provider, or an action of the STS SDK."""
+    if "session" in job:
+        return job["session"], ""
     if "provider" in job:
         found = provider(job)
         credentials = asyncio.run(found.get_credentials_async()) if job.get("async") else found.get_credentials()
