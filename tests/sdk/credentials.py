@@ -1,6 +1,6 @@
-"""Runs Alibaba's own credentials libraries for Python and Node, and the STS SDK for Python, against the simulator's STS, metadata service and credentials
-URI, so that these are checked by something that was not written here. Every session is used: STS says whose it is, and CAMS takes a call that it signs. The
-simulator's records must show what the library is known to send. Prints one line for each case. CAMS_SIM_BIN names the binary."""
+"""Runs Alibaba's own credentials libraries for Python, Node and Go, and the STS SDK for Python, against the simulator's STS, metadata service and
+credentials URI, so that these are checked by something that was not written here. Every session is used: STS says whose it is, and CAMS takes a call that
+it signs. The simulator's records must show what the library is known to send. Prints one line for each case. CAMS_SIM_BIN names the binary."""
 
 import argparse
 from contextlib import ExitStack
@@ -27,7 +27,8 @@ ASSUME = {"access_key_id": KEY[0], "access_key_secret": KEY[1], **PLAIN}
 TOKEN = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOlsic3RzLmFsaXl1bmNzLmNvbSJdLCJzdWIiOiJzeXN0ZW06c2VydmljZWFjY291bnQ6ZmxvdzpnYXRlIn0.ZmFrZQ"
 POLICY = '{"Version":"1","Statement":[{"Effect":"Allow","Action":["cams:*"],"Resource":"*"}]}'
 
-NODE = ("node", str(HERE / "drivers/credentials.js"))
+# The libraries of other languages: a job has their configuration under this name.
+OTHERS = {"node": ("node", str(HERE / "drivers/credentials.js")), "go": (str(HERE / "drivers/go/.build/drivers"), "credentials")}
 
 # The identity of a session of the role, and of the instance.
 IN_ROLE = f"acs:ram::{ACCOUNT}:assumed-role/flowgate/flowgate"
@@ -76,6 +77,11 @@ def node(kind, **more):
     """A job of the Node library."""
     usual = {"accessKeyId": KEY[0], "accessKeySecret": KEY[1], "roleArn": ROLE, "roleSessionName": "flowgate", "oidcProviderArn": OIDC["oidc_provider_arn"]}
     return {"node": {"type": kind, **usual, **more}}
+
+
+def go(kind, **more):
+    """A job of the Go library."""
+    return {"go": {"type": kind, **(ASSUME if kind == "ram_role_arn" else OIDC if kind == "oidc_role_arn" else {}), **more}}
 
 
 def cases(folder, metadata):
@@ -159,6 +165,10 @@ def cases(folder, metadata):
         Case("Node ECS v2", node("ecs_ram_role"), ECS_UNKNOWN, ON_ECS),
         Case("Node ECS v1", node("ecs_ram_role"), ECS_UNKNOWN, ON_ECS, faults=("action=MetadataToken,status=404",)),
         Case("Node URI", node("credentials_uri", credentialsURI=f"{metadata}/credentials?x=a%20b"), ["CredentialsUri"], ON_ECS),
+        Case("Go AssumeRole V1", go("ram_role_arn", policy=POLICY.replace(":", ": ")), ["AssumeRole"], IN_ROLE, schemes="POST"),
+        Case("Go AssumeRole V1 wrong secret", go("ram_role_arn", access_key_secret="wrong"), ["AssumeRole"], error="SignatureDoesNotMatch", schemes="POST"),
+        Case("Go OIDC", go("oidc_role_arn", oidc_token=str(token)), ["AssumeRoleWithOIDC"], IN_ROLE, schemes="POST"),
+        Case("Go URI", go("credentials_uri", url=f"{metadata}/credentials"), ["CredentialsUri"], ON_ECS),
         Case("STS 503", ram(), ["AssumeRole"], error="ServiceUnavailable", faults=("action=sts,unavailable",)),
         Case("STS throttled", ram(), ["AssumeRole"], error="Throttling.User", faults=("action=AssumeRole,throttle,code=Throttling.User",)),
         Case("STS half an answer", ram(), ["AssumeRole"], error="Unterminated string", faults=("action=AssumeRole,half",)),
@@ -296,16 +306,17 @@ def main():
         usual = start(Sources, "simulator-credentials", options.cams_sim, options.logs, pki)
         strict = start(Sources, "simulator-credentials-strict", options.cams_sim, options.logs, pki, ["--metadata-tokens-required"])
         shared = start(Application, options.logs, {})
-        node = start(Application, options.logs, {"NODE_EXTRA_CA_CERTS": str(pki.ca)}, NODE)
+        others = {name: start(Application, options.logs, {"NODE_EXTRA_CA_CERTS": str(pki.ca)}, command) for name, command in OTHERS.items()}
         for number, case in enumerate(cases(folder, usual.metadata)):
             simulator = strict if case.strict_ecs else usual
-            application = start(Application, options.logs, case.env) if case.env or case.strict_ecs else shared
+            user = start(Application, options.logs, case.env) if case.env or case.strict_ecs else shared
+            application = next((others[name] for name in others if name in case.job), user)
             simulator.reset()
             simulator.faults(list(case.faults))
             job = {"hosts": simulator.hosts(), "ca": str(pki.ca), "cams": simulator.url.removeprefix("http://"), "name": f"flow-{number}"}
-            result = node.run({**job, **case.job}) if "node" in case.job else application.run({**job, **case.job})
-            if result.get("session"):
-                result = application.run({**job, "session": result["session"]})
+            result = application.run({**job, **case.job})
+            if "session" in result:
+                result = user.run({**job, "session": result["session"]})
             tally.add(f"credentials: {case.name}", check(case, result, simulator.requests(), simulator.arrivals()))
     print(f"sdk: {tally.passed} passed, {tally.failed} failed")
     return 1 if tally.failed or not tally.passed else 0

@@ -1,5 +1,5 @@
 // The Go SDKs as an application uses them. The argument names the SDK: "go" or "go-old", or "aliyun-cli" for what Alibaba's command line does with the
-// old one. Input and output are described in ../../sdks.py.
+// old one. Input and output are described in ../../sdks.py. "credentials" is the library that gets sessions, for ../../credentials.py.
 package main
 
 import (
@@ -56,6 +56,10 @@ func main() {
 	fmt.Println("ready")
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(nil, 16<<20)
+	if os.Args[1] == "credentials" {
+		serveSessions(lines)
+		return
+	}
 	for lines.Scan() {
 		var job job
 		must(json.Unmarshal(lines.Bytes(), &job))
