@@ -58,11 +58,12 @@ pub enum Fault {
     CloseAfter,
     /// `reset`: the connection is reset without an answer; processed.
     Reset,
-    /// `copied`: the request arrives twice; processed once, and answered as the second copy.
+    /// `copied`: the request arrives twice; processed once, and answered as the second copy. Only of
+    /// CAMS.
     Copied,
     /// `failed`: 500 with CAMS's error body; processed.
     Failed,
-    /// `no-data`: a success without `Data`; processed.
+    /// `no-data`: a success without `Data`, which only CAMS has; processed.
     NoData,
     /// `slow=5s`: the response is delayed by this; processed.
     Slow(Duration),
