@@ -380,6 +380,32 @@ async fn what_the_settings_do_not_know_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_set_lifetime_is_that_of_every_session() {
+    let sim = with_sts(StsSettings {
+        lifetime: Some(Duration::from_secs(20)),
+        max_session: Duration::from_secs(3_600),
+        ..StsSettings::default()
+    });
+    let body = ask(&sim, assume("n0", &[("DurationSeconds", "900")]).v3())
+        .await
+        .1;
+    assert_eq!(body["Credentials"]["Expiration"], "2026-11-24T12:00:20Z");
+    let uri = Request::get("/credentials")
+        .header("host", "h")
+        .body(Bytes::new())
+        .unwrap();
+    assert_eq!(
+        ask(&sim.metadata(), uri).await.1["Expiration"],
+        "2026-11-24T12:00:20Z"
+    );
+    let long = assume("n1", &[("DurationSeconds", "3601")]);
+    assert_eq!(
+        code(&sim, long.v3()).await.1,
+        "InvalidParameter.DurationSeconds"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_quota_of_sts_is_its_own() {
     let sim = with_sts(StsSettings {
         limit: Limit {
