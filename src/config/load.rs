@@ -57,6 +57,7 @@ pub fn load(
     };
     let mut warnings = warnings.into_inner();
     for name in environment.ignored() {
+        let name = name.escape_debug();
         warnings.push(format!("{name}: set but empty, so it is ignored"));
     }
     for name in environment.unknown() {
