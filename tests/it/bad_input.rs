@@ -799,6 +799,48 @@ async fn a_list_of_recipients_may_fill_an_http_target() {
 }
 
 #[tokio::test]
+async fn waiting_calls_with_large_heads_take_no_permit_from_others() {
+    // Memory for 80 large heads that are being received.
+    let limits = "[limits]\nCreateFlow = \"1/60s\"\n";
+    let listen = "[listen]\nmax_header = \"1MiB\"\n";
+    let queue = "[queue]\nhold = \"3h\"\nmax_hold = \"3h\"\n";
+    let harness = Harness::new(&format!("{limits}{listen}{queue}")).await;
+    let host = harness.host();
+    let text = "x".repeat(50 << 10);
+    let waiting: Vec<_> = (0..100)
+        .map(|index| {
+            let name = format!("waiting {index}");
+            let params = [("FlowName", name.as_str()), ("Remark", text.as_str())];
+            let call = Call::v3_with(&host, &params, nothing, (KEY, SECRET));
+            let proxy = harness.proxy;
+            tokio::spawn(async move { call.send(proxy).await })
+        })
+        .collect();
+    harness
+        .until(
+            "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}",
+            100.0,
+        )
+        .await;
+    let metrics = harness.metrics().await;
+    assert!(metrics.get("flowgate_queued_bytes") >= f64::from(100 * (50 << 10)));
+    let list = |call: &mut Call| call.set("x-acs-action", "ListProduct");
+    let params = [("Remark", text.as_str())];
+    let reply = Call::v3_with(&host, &params, list, (KEY, SECRET))
+        .send(harness.proxy)
+        .await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(
+        reply.header("connection"),
+        Some("close"),
+        "hyper would keep the memory of the head"
+    );
+    for call in waiting {
+        call.abort();
+    }
+}
+
+#[tokio::test]
 async fn an_incomplete_request_times_out() {
     let harness =
         Harness::new("[listen]\nheader_timeout = \"300ms\"\nbody_timeout = \"300ms\"").await;

@@ -111,8 +111,8 @@ impl RequestClaims {
                 Kind::TimestampExpired,
                 format!(
                     "Specified time stamp or date value is expired: it is {seconds} seconds {side} \
-                     Flowgate's clock, and at most 15 minutes are accepted. Correct the clock of \
-                     the caller."
+                     Flowgate's clock, and at most 15 minutes are accepted. Correct the clock \
+                     that is wrong: the caller's, or that of Flowgate's host."
                 ),
             ));
         }
