@@ -27,7 +27,7 @@ const AUDIENCE: &str = "sts.aliyuncs.com";
 pub(crate) struct Demand {
     pub(crate) holder: Holder,
     pub(crate) lifetime: Duration,
-    /// The claims of the OIDC token, as far as they can be read.
+    /// The claims of the OIDC token; those that cannot be read are absent.
     pub(crate) claims: Option<Value>,
 }
 

@@ -9,14 +9,13 @@ import json
 import os
 from pathlib import Path
 import re
-import subprocess
 import sys
 from urllib.parse import urlsplit
 
 import certificates
 from run import ROOT, Tally, differ
 from sdks import HERE, PYTHON
-from services import CLEAN, Service, Simulator, http
+from services import Application, Service, Simulator, http
 
 KEY = ("LTAI-test-key-id-1", "test-secret-1")
 ACCOUNT, OTHER = "123456789012", "210987654321"
@@ -211,39 +210,11 @@ class Sources(Simulator):
         http(f"{self.url}/__reset", {})
 
 
-class Application:
+def start_application(logs, env, command=(PYTHON, str(HERE / "drivers/credentials.py"))):
     """A process with the libraries of one language."""
-
-    def __init__(self, logs, env, command=(PYTHON, str(HERE / "drivers/credentials.py"))):
-        self._log = open(logs / "driver-credentials.log", "a", encoding="utf-8")
-        self._process = subprocess.Popen(
-            command,
-            env={**CLEAN, **env, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, encoding="utf-8",
-        )
-        if self._line() != "ready":
-            raise RuntimeError(f"the application did not start, see {self._log.name}")
-
-    def _line(self):
-        return self._process.stdout.readline().strip()
-
-    def run(self, job):
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        line = self._line()
-        if not line:
-            raise RuntimeError(f"the application died, see {self._log.name}")
-        return json.loads(line)
-
-    def stop(self):
-        self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
-        self._log.close()
+    started = Application(logs / "driver-credentials.log", command, env)
+    started.wait_until_ready()
+    return started
 
 
 def check(case, result, requests, arrivals):
@@ -305,11 +276,11 @@ def main():
 
         usual = start(Sources, "simulator-credentials", options.cams_sim, options.logs, pki)
         strict = start(Sources, "simulator-credentials-strict", options.cams_sim, options.logs, pki, ["--metadata-tokens-required"])
-        shared = start(Application, options.logs, {})
-        others = {name: start(Application, options.logs, {"NODE_EXTRA_CA_CERTS": str(pki.ca)}, command) for name, command in OTHERS.items()}
+        shared = start(start_application, options.logs, {})
+        others = {name: start(start_application, options.logs, {"NODE_EXTRA_CA_CERTS": str(pki.ca)}, command) for name, command in OTHERS.items()}
         for number, case in enumerate(cases(folder, usual.metadata)):
             simulator = strict if case.strict_ecs else usual
-            user = start(Application, options.logs, case.env) if case.env or case.strict_ecs else shared
+            user = start(start_application, options.logs, case.env) if case.env or case.strict_ecs else shared
             application = next((others[name] for name in others if name in case.job), user)
             simulator.reset()
             simulator.faults(list(case.faults))

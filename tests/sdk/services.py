@@ -128,15 +128,14 @@ class Flowgate(Service):
             time.sleep(0.02)
 
 
-class Driver:
-    """An application: one process with one SDK. It has finished its imports before its first job."""
+class Application:
+    """A process that answers each line of JSON with one. It has finished its imports before its first job."""
 
-    def __init__(self, name, sdk, logs, ca=None):
-        self._log = open(logs / f"{name}.log", "w", encoding="utf-8")
+    def __init__(self, log, command, environment):
+        self._log = open(log, "a", encoding="utf-8")
         self._process = subprocess.Popen(
-            # In production applications run on other machines; here they have low priority.
-            ["nice", "-n", "10", *SDKS[sdk].command],
-            env={**CLEAN, **SDKS[sdk].environment(ca), "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
+            command,
+            env={**CLEAN, **environment, "PYTHONIOENCODING": "utf-8", "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -146,7 +145,7 @@ class Driver:
 
     def wait_until_ready(self):
         if self._process.stdout.readline().strip() != "ready":
-            raise RuntimeError(f"a driver did not start, see {self._log.name}")
+            raise RuntimeError(f"an application did not start, see {self._log.name}")
 
     def run(self, job):
         """The results of the job's calls."""
@@ -154,7 +153,7 @@ class Driver:
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a driver died, see {self._log.name}")
+            raise RuntimeError(f"an application died, see {self._log.name}")
         return json.loads(line)
 
     def stop(self):
@@ -166,3 +165,11 @@ class Driver:
             self._process.wait()
         self._process.stdout.close()
         self._log.close()
+
+
+class Driver(Application):
+    """An application with one SDK."""
+
+    def __init__(self, name, sdk, logs, ca=None):
+        # In production applications run on other machines; here they have low priority.
+        super().__init__(logs / f"{name}.log", ["nice", "-n", "10", *SDKS[sdk].command], SDKS[sdk].environment(ca))
