@@ -27,7 +27,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http_body_util::Full;
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -43,7 +43,7 @@ use tokio_util::task::TaskTracker;
 use crate::observe::metrics::Metrics;
 use crate::process::shutdown::{Phase, Phases};
 use crate::server::bounds::{Bounds, CurrentBounds};
-use crate::server::closing::{linger, write_last};
+use crate::server::closing::{announced, linger, write_last};
 use crate::server::head_error::HeadError;
 pub(crate) use crate::server::listener::Listener;
 use crate::server::per_address::{Balancer, ConnectionSource, OpenConnection, Sources};
@@ -145,11 +145,7 @@ impl<H: Handler> Handler for OverLimit<H> {
         _disconnect: Disconnect,
     ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
         let (head, _unread) = request.into_parts();
-        let mut response = self.0.refuse_connection(&head);
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-        Ok(response)
+        Ok(announced(self.0.refuse_connection(&head)))
     }
 
     fn refuse_head(

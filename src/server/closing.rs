@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::Response;
-use hyper::header::{CONNECTION, CONTENT_LENGTH};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderValue};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -40,6 +40,13 @@ async fn discard(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
             _ => return,
         }
     }
+}
+
+/// The response, with the announcement that its connection ends with it.
+pub(super) fn announced<B>(mut response: Response<B>) -> Response<B> {
+    let headers = response.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Writes an answer outside of hyper, as the last one of its connection.

@@ -10,11 +10,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::Response;
-use hyper::header::{CONNECTION, HeaderValue};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
+
+use super::closing::announced;
 
 /// How long a caller may stall, and how much it may send before its head has ended.
 pub(crate) struct IoTimeouts {
@@ -229,13 +230,9 @@ impl RequestPhase {
 impl AnswerGuard {
     /// The answer is ready. If the rest of the request was not read, the connection must end with
     /// it. It ends after a large head, too, because hyper would keep the memory of it.
-    pub(super) fn end<B, E>(self, mut answer: Result<Response<B>, E>) -> Result<Response<B>, E> {
-        if (self.0.is_unread() || self.0.0.large.load(Ordering::Relaxed))
-            && let Ok(response) = &mut answer
-        {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
+    pub(super) fn end<B, E>(self, answer: Result<Response<B>, E>) -> Result<Response<B>, E> {
+        if self.0.is_unread() || self.0.0.large.load(Ordering::Relaxed) {
+            return answer.map(announced);
         }
         answer
     }

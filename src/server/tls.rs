@@ -9,7 +9,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONNECTION, HeaderValue};
 use hyper::http::request;
 use hyper::{Request, Response};
 use prometheus::IntGauge;
@@ -18,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
 
+use super::closing::announced;
 use super::head_error::HeadError;
 use super::received_body::ReceivedBody;
 use super::socket::{Disconnect, SocketIo};
@@ -141,11 +141,7 @@ impl Handler for PlaintextHandler {
         request: Box<Request<ReceivedBody>>,
         _disconnect: Disconnect,
     ) -> Result<Response<Full<Bytes>>, CallerDisconnected> {
-        let mut response = (self.0)(&request.into_parts().0);
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
-        Ok(response)
+        Ok(announced((self.0)(&request.into_parts().0)))
     }
 
     /// Whatever the head is, it is not TLS.
