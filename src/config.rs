@@ -8,15 +8,20 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use hyper::header::HeaderName;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
 
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId, KeyPattern};
 use crate::primitives::secret::Secret;
 
+pub use account_credentials::{
+    AccountCredentials, AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, Role,
+    RoleSource, SessionSource, StsEndpoint,
+};
 pub use bind::Bind;
 pub use effective::effective;
 pub(crate) use effective::outline;
@@ -28,6 +33,7 @@ pub use telemetry::{Collector, Journal, Log, LogFormat, Telemetry};
 pub use tls::Tls;
 pub use upstreams::{AccountUpstream, HttpProxy, UpstreamIndex};
 
+mod account_credentials;
 mod bind;
 mod check;
 mod directory;
@@ -210,19 +216,6 @@ pub struct Upstream {
     pub correct_clock: bool,
 }
 
-/// The credentials that Flowgate signs with. They are replaced as a whole.
-#[derive(Clone, Debug)]
-pub struct Credentials {
-    /// The access key id.
-    pub access_key_id: AccessKeyId,
-    /// The access key secret.
-    pub secret: Secret,
-    /// The STS token of temporary credentials.
-    pub security_token: Option<Secret>,
-    /// When temporary credentials expire, if their file has an expiration.
-    pub expires: Option<SystemTime>,
-}
-
 /// One `[[accounts]]` entry.
 #[derive(Clone, Debug, Serialize)]
 pub struct Account {
@@ -231,11 +224,7 @@ pub struct Account {
     /// With credentials the account is managed: Flowgate signs its calls. Without, they are
     /// relayed as their callers signed them.
     #[serde(flatten, serialize_with = "serialize_credentials")]
-    pub credentials: Option<Credentials>,
-    /// The file that holds temporary credentials. An external process replaces it before they
-    /// expire.
-    #[serde(rename = "credentials", serialize_with = "serializers::optional_path")]
-    pub credentials_file: Option<PathBuf>,
+    pub credentials: Option<AccountCredentials>,
     /// All keys of a relayed account, or additional keys of a managed one: exact, by their first
     /// characters, or all that are not configured. Calls under these keys are relayed unverified.
     pub aliases: Vec<KeyPattern>,
@@ -406,7 +395,7 @@ impl Serialize for Actions {
 
 /// Writes what an account shows of its credentials.
 fn serialize_credentials<S: Serializer>(
-    credentials: &Option<Credentials>,
+    credentials: &Option<AccountCredentials>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
     #[derive(Serialize)]
@@ -414,17 +403,24 @@ fn serialize_credentials<S: Serializer>(
         kind: &'static str,
         access_key_id: Option<&'a AccessKeyId>,
         expires: Option<String>,
+        credentials: Value,
     }
     let kind = match credentials {
         Some(_) => "managed",
         None => "relayed",
     };
-    let credentials = credentials.as_ref();
-    let expires = credentials.and_then(|credentials| credentials.expires);
+    let loaded = credentials.as_ref().and_then(AccountCredentials::loaded);
+    let expires = loaded.and_then(|loaded| loaded.expires);
+    let source = match credentials {
+        None => Value::Null,
+        Some(AccountCredentials::Loaded(_, from)) => json!(from),
+        Some(AccountCredentials::Session(source)) => json!(source),
+    };
     let shown = Shown {
         kind,
-        access_key_id: credentials.map(|credentials| &credentials.access_key_id),
+        access_key_id: loaded.map(|loaded| &loaded.access_key_id),
         expires: expires.map(crate::acs::time::format),
+        credentials: source,
     };
     shown.serialize(serializer)
 }

@@ -48,6 +48,7 @@ mod app;
 mod call;
 pub mod cli;
 pub mod config;
+mod credentials;
 pub(crate) mod error;
 mod limiter;
 pub mod observe;

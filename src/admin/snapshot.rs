@@ -27,7 +27,7 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
     let reload_status = services.current_config.reload_status();
     let credentials = config.accounts.iter().filter_map(|account| {
-        let ends = account.credentials.as_ref()?.expires?;
+        let ends = account.credentials.as_ref()?.loaded()?.expires?;
         Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
     });
     json!({

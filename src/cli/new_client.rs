@@ -8,7 +8,7 @@ use std::path::Path;
 
 use zeroize::Zeroizing;
 
-use crate::config::{self, Config};
+use crate::config::{self, AccountCredentials, Config};
 use crate::primitives::id::KeyPattern;
 
 /// Same length and alphabet as Alibaba's secrets: 30 of 62 characters are 178 bits.
@@ -52,7 +52,10 @@ pub fn new_client(
 pub fn fits(config: &Config, id: &str, account: &str) -> Result<(), String> {
     let is_taken = config.clients.iter().any(|client| client.id.as_str() == id)
         || config.accounts.iter().any(|account| {
-            let own = account.credentials.iter();
+            let own = account
+                .credentials
+                .iter()
+                .filter_map(AccountCredentials::loaded);
             own.map(|own| own.access_key_id.as_str())
                 .chain(account.aliases.iter().map(KeyPattern::as_str))
                 .any(|key| key == id)

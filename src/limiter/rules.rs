@@ -6,7 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use tokio::time::Instant;
 
-use crate::config::{self, Config, Limit};
+use crate::config::{self, AccountCredentials, Config, Limit};
 use crate::primitives::id::ActionName;
 
 /// The settings of all lanes until the next reload.
@@ -55,6 +55,7 @@ fn hash_keys(config: &Config) -> u64 {
         let permanent = account
             .credentials
             .as_ref()
+            .and_then(AccountCredentials::loaded)
             .filter(|credentials| credentials.security_token.is_none());
         account.id.hash(&mut hasher);
         permanent

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use flowgate::config::{self, Bind, Config, Loaded, UnknownKeys, effective};
+use flowgate::config::{self, AccountCredentials, Bind, Config, Loaded, UnknownKeys, effective};
 
 /// The variables that the files in `tests/data/config` name.
 const VARIABLES: [(&str, &str); 4] = [
@@ -97,6 +97,7 @@ fn secrets_are_read_from_variables_and_files() {
         config.accounts[0]
             .credentials
             .as_ref()
+            .and_then(AccountCredentials::loaded)
             .unwrap()
             .secret
             .expose(),
@@ -155,7 +156,7 @@ fn alibabas_own_variables_are_one_account() {
     let [account] = &config.accounts[..] else {
         panic!("{:?}", config.accounts)
     };
-    let credentials = account.credentials.as_ref().unwrap();
+    let credentials = account.credentials.as_ref().unwrap().loaded().unwrap();
     assert_eq!((account.id.as_str(), account.aliases.len()), ("default", 0));
     assert_eq!(
         (
@@ -168,6 +169,7 @@ fn alibabas_own_variables_are_one_account() {
 
     let with_token = self::config(&[key, secret, token]);
     let credentials = with_token.accounts[0].credentials.as_ref().unwrap();
+    let credentials = credentials.loaded().unwrap();
     assert_eq!(
         credentials.security_token.as_ref().unwrap().expose(),
         "first-token"
@@ -284,6 +286,7 @@ fn accounts_and_clients_can_be_written_in_the_environment_alone() {
         config.accounts[11]
             .credentials
             .as_ref()
+            .and_then(AccountCredentials::loaded)
             .unwrap()
             .secret
             .expose(),
@@ -412,6 +415,7 @@ fn a_secret_file_has_a_size_limit_and_its_last_newline_is_removed() {
             loaded.config.accounts[0]
                 .credentials
                 .as_ref()
+                .and_then(AccountCredentials::loaded)
                 .unwrap()
                 .secret
                 .expose()

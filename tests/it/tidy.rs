@@ -45,6 +45,7 @@ const LAYERS: &[&str] = &[
     "process",
     "upstream",
     "observe",
+    "credentials",
     "limiter",
     "server",
     "call",

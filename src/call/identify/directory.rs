@@ -347,9 +347,10 @@ fn sessions(
     account: &config::Account,
     before: Option<&Arc<Managed>>,
 ) -> Option<Vec<Arc<Credentials>>> {
-    let current = account.credentials.clone()?;
+    let credentials = account.credentials.as_ref()?;
+    let current = credentials.loaded()?.clone();
     let earlier: Vec<_> = before
-        .filter(|_| account.credentials_file.is_some())
+        .filter(|_| credentials.are_replaced())
         .into_iter()
         .flat_map(|before| &before.sessions)
         .filter(|session| session.access_key_id != current.access_key_id)

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use super::account_upstreams::AccountUpstreams;
@@ -13,12 +12,14 @@ use super::limits::action;
 use crate::config::mistakes::Origin;
 use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
 use crate::config::secrets::{one_line, secret};
-use crate::config::{Account, Actions, Client, Credentials};
+use crate::config::{Account, AccountCredentials, Actions, Client, Credentials, LoadedFrom};
 use crate::primitives::id::{AccessKeyId, AccountId, ClientId, KeyPattern};
 use crate::primitives::secret::Secret;
 
 /// The account that Alibaba's own variables define, for a sidecar without a file.
 const DEFAULT_ACCOUNT: &str = "default";
+/// The first characters of these variables.
+const VARIABLES: &str = "ALIBABA_CLOUD";
 const KEY_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
 const SECRET_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
 const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
@@ -119,16 +120,16 @@ fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
     };
     let own = KeyPattern::new(access_key_id.as_str());
     taken.keys.insert(own, place);
-    let credentials = Some(Credentials {
+    let credentials = Credentials {
         access_key_id,
         secret,
         security_token,
         expires: None,
-    });
+    };
+    let from = LoadedFrom::Variables(VARIABLES.to_owned());
     Some(Account {
         id: AccountId::new(DEFAULT_ACCOUNT),
-        credentials,
-        credentials_file: None,
+        credentials: Some(AccountCredentials::Loaded(credentials, from)),
         aliases: Vec::new(),
         upstream: None,
     })
@@ -175,14 +176,10 @@ fn account(
     upstreams: &mut AccountUpstreams<'_>,
 ) -> Option<Account> {
     let id = taken.id(&section.key("id"));
-    let (credentials, credentials_file) =
-        match from_file(section.key("credentials"), &mut section, taken) {
-            None => (credentials(&mut section, taken), None),
-            Some(read) => {
-                let (credentials, file) = read.unzip();
-                (credentials.map(Some), file)
-            }
-        };
+    let credentials = match from_file(section.key("credentials"), &mut section, taken) {
+        None => credentials(&mut section, taken),
+        Some(read) => read.map(Some),
+    };
     let key = section.key("aliases");
     let place = key.place.clone();
     let aliases = key.list(|entry| taken.alias(entry));
@@ -198,7 +195,6 @@ fn account(
     Some(Account {
         id: id?,
         credentials: credentials?,
-        credentials_file,
         aliases: aliases?,
         upstream: upstream?,
     })
@@ -209,7 +205,7 @@ fn from_file(
     key: Field<'_>,
     section: &mut Section<'_>,
     taken: &mut Taken,
-) -> Option<Option<(Credentials, PathBuf)>> {
+) -> Option<Option<AccountCredentials>> {
     if !key.is_given() {
         return None;
     }
@@ -224,12 +220,15 @@ fn from_file(
     let read = super::credentials::read(key);
     Some(read.and_then(|(field, credentials, path)| {
         taken.own(&field, &KeyPattern::new(credentials.access_key_id.as_str()))?;
-        Some((credentials, path))
+        Some(AccountCredentials::Loaded(
+            credentials,
+            LoadedFrom::File(path),
+        ))
     }))
 }
 
 /// Reads the access key id and its secret: both or neither. The outer `None` is a mistake.
-fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<Credentials>> {
+fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<AccountCredentials>> {
     let id_key = section.key("access_key_id");
     let secret_key = section.key("access_key_secret");
     if !id_key.is_given() && !secret_key.is_given() {
@@ -237,12 +236,16 @@ fn credentials(section: &mut Section<'_>, taken: &mut Taken) -> Option<Option<Cr
     }
     let access_key_id = taken.key(&id_key);
     let secret = secret(secret_key);
-    Some(Some(Credentials {
+    let credentials = Credentials {
         access_key_id: access_key_id?,
         secret: secret?,
         security_token: None,
         expires: None,
-    }))
+    };
+    Some(Some(AccountCredentials::Loaded(
+        credentials,
+        LoadedFrom::Keys,
+    )))
 }
 
 /// The largest weight: beside it, a client of weight 1 still gets one token in a hundred.

@@ -2,7 +2,7 @@
 //! begins with all tokens just used.
 
 use super::*;
-use crate::config::{Account, Credentials};
+use crate::config::{Account, AccountCredentials, Credentials, LoadedFrom};
 use crate::limiter::lane::{Event, StoreTiming};
 use crate::limiter::routes::Routes;
 use crate::limiter::shared::QuotaSource;
@@ -208,11 +208,12 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
         security_token: token.map(Secret::new),
         expires: None,
     });
+    let credentials =
+        credentials.map(|credentials| AccountCredentials::Loaded(credentials, LoadedFrom::Keys));
     let aliases = aliases.iter().map(|key| KeyPattern::new(*key)).collect();
     Account {
         id: AccountId::new(id),
         credentials,
-        credentials_file: None,
         aliases,
         upstream: None,
     }

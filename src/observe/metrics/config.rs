@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::families::Families;
-use crate::config::Account;
+use crate::config::{Account, AccountCredentials};
 use crate::error::Kind;
 use crate::operation::UNKNOWN_ACCOUNT;
 
@@ -93,6 +93,7 @@ impl super::Metrics {
         ends.reset();
         for account in accounts {
             let credentials = account.credentials.as_ref();
+            let credentials = credentials.and_then(AccountCredentials::loaded);
             if let Some(end) = credentials.and_then(|credentials| credentials.expires) {
                 ends.with_label_values(&[account.id.as_str()])
                     .set(seconds(end));

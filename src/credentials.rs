@@ -1,0 +1,16 @@
+//! Temporary credentials that Flowgate obtains and refreshes itself.
+//!
+//! `credentials/keepers.rs` holds one keeper per source of the configuration. A keeper
+//! (`credentials/keeper.rs`) has the session to sign with, refreshes it in the background by the
+//! times of `credentials/schedule.rs`, and lets calls wait for it; never more than one request of a
+//! source is under way. `credentials/fetch.rs` obtains one session: it asks STS
+//! (`credentials/sts.rs`), the metadata service (`credentials/metadata.rs`) or a URI
+//! (`credentials/uri.rs`) over its own connection (`credentials/http.rs`), and reads the answer
+//! (`credentials/answer.rs`). `credentials/error.rs` says why there is none, without a secret.
+#![allow(dead_code, reason = "used by the commits that follow")]
+
+pub(crate) mod error;
+pub(crate) mod fetch;
+pub(crate) mod keeper;
+pub(crate) mod keepers;
+pub(crate) mod session;
