@@ -36,6 +36,7 @@ pub use upstreams::{AccountUpstream, HttpProxy, UpstreamIndex};
 mod account_credentials;
 mod bind;
 mod check;
+mod credentials_uri;
 mod directory;
 mod effective;
 mod entries;
@@ -59,6 +60,8 @@ mod units;
 mod upstreams;
 
 pub(crate) use check::ids::{check_account_id, check_client_id};
+#[expect(unused_imports, reason = "for the connection to a credentials URI")]
+pub(crate) use credentials_uri::may_be_asked;
 pub(crate) use secrets::file as secret_file;
 pub(crate) use stamps::{Stamps, stamp};
 pub(crate) use units::Time;

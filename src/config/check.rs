@@ -28,7 +28,7 @@ mod limits;
 mod listen;
 mod quota;
 mod tls;
-mod upstream;
+pub(super) mod upstream;
 
 /// Range of a maximum size in bytes.
 const BYTES: std::ops::RangeInclusive<usize> = 1..=1 << 30;

@@ -41,10 +41,10 @@ pub(super) struct Endpoint {
 }
 
 /// The parts of `host` or `host:port`.
-pub(super) struct Authority {
+pub(in crate::config) struct Authority {
     /// Without brackets, in lower case.
-    pub(super) host: String,
-    pub(super) port: Option<u16>,
+    pub(in crate::config) host: String,
+    pub(in crate::config) port: Option<u16>,
     /// The whole text in lower case.
     pub(super) text: String,
 }
@@ -279,7 +279,7 @@ pub(super) fn endpoint(text: &str) -> Option<Endpoint> {
 }
 
 /// Parses `host` or `host:port`, with an IPv6 address in brackets.
-pub(super) fn authority(text: &str) -> Option<Authority> {
+pub(in crate::config) fn authority(text: &str) -> Option<Authority> {
     let (name, port) = match text.rsplit_once(':') {
         Some((name, port)) if !port.ends_with(']') => (name, Some(parse_port(port)?)),
         _ => (text, None),
