@@ -48,6 +48,8 @@ pub struct Cli {
 pub enum Command {
     /// Validate the configuration and print every error with its key and line.
     ///
+    /// Without errors, print the source of each account's credentials.
+    ///
     /// Values are never printed, because one of them may be a secret in the wrong place. Exit code
     /// 64 if there are errors.
     Check {

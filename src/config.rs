@@ -29,6 +29,9 @@ pub use load::{Loaded, Source, load};
 pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
+pub use source_text::account_lines;
+#[allow(unused_imports, reason = "for flowgate check --live")]
+pub(crate) use source_text::source as source_in_words;
 pub use telemetry::{Collector, Journal, Log, LogFormat, Telemetry};
 pub use tls::Tls;
 pub use upstreams::{AccountUpstream, HttpProxy, UpstreamIndex};
@@ -52,6 +55,7 @@ mod quota;
 mod read;
 mod secrets;
 mod serializers;
+mod source_text;
 mod sources;
 mod stamps;
 mod telemetry;
@@ -60,7 +64,7 @@ mod units;
 mod upstreams;
 
 pub(crate) use check::ids::{check_account_id, check_client_id};
-#[expect(unused_imports, reason = "for the connection to a credentials URI")]
+#[allow(unused_imports, reason = "for the connection to a credentials URI")]
 pub(crate) use credentials_uri::may_be_asked;
 pub(crate) use secrets::file as secret_file;
 pub(crate) use stamps::{Stamps, stamp};
@@ -87,6 +91,8 @@ pub struct Config {
     /// Clients with access keys issued by Flowgate.
     #[serde(skip)]
     pub clients: Vec<Client>,
+    /// The endpoint of STS, unless a profile has its own.
+    pub sts: StsEndpoint,
     /// The limit of each limited action. An action that is not listed is not limited.
     pub limits: BTreeMap<ActionName, Limit>,
     /// How many calls may wait, and for how long.

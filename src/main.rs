@@ -13,7 +13,7 @@ use std::thread;
 use flowgate::cli::ask::{self, Admin};
 use flowgate::cli::status::Status;
 use flowgate::cli::{Cli, ClientCommand, Command, journal as print_journal, pages};
-use flowgate::config::{Bind, Loaded, Source, effective};
+use flowgate::config::{Bind, Loaded, Source, account_lines, effective};
 use flowgate::observe::journal;
 use flowgate::process::systemd::InheritedSockets;
 use flowgate::process::{hardening, logging};
@@ -137,7 +137,8 @@ fn runtime() -> io::Result<Runtime> {
     Builder::new_current_thread().enable_all().build()
 }
 
-/// Validates the configuration, and prints it with `print`.
+/// Validates the configuration, and prints the sources of its accounts' credentials; with `print`,
+/// all of it.
 fn check(source: &Source, print: bool) -> ExitCode {
     let Loaded {
         config, warnings, ..
@@ -154,10 +155,13 @@ fn check(source: &Source, print: bool) -> ExitCode {
         eprintln!("the configuration (environment variables only) is valid");
     }
     if print {
-        write(format!("{:#}\n", effective(&config)).as_bytes())
-    } else {
-        ExitCode::SUCCESS
+        return write(format!("{:#}\n", effective(&config)).as_bytes());
     }
+    let lines: String = account_lines(&config)
+        .into_iter()
+        .map(|line| line + "\n")
+        .collect();
+    write(lines.as_bytes())
 }
 
 /// Prints the lanes of a running Flowgate, once or repeatedly.

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -15,9 +15,6 @@ use super::serializers;
 use super::upstreams::bracketed;
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
-
-/// The default port of HTTPS.
-const HTTPS_PORT: u16 = 443;
 
 /// The credentials of an account that Flowgate signs for.
 #[derive(Clone, Debug)]
@@ -165,7 +162,10 @@ impl AccountCredentials {
 
     /// Whether another process replaces the credentials while Flowgate runs.
     pub(crate) fn are_replaced(&self) -> bool {
-        matches!(self, Self::Loaded(_, LoadedFrom::File(_)))
+        matches!(
+            self,
+            Self::Loaded(_, LoadedFrom::File(_) | LoadedFrom::Profile(_))
+        )
     }
 
     /// The source of temporary credentials that Flowgate obtains itself.
@@ -189,6 +189,28 @@ impl SessionSource {
             Self::Uri(_) => "uri",
         }
     }
+
+    /// The number of sources that one session needs, including this one.
+    pub(crate) fn chain_length(&self) -> usize {
+        let mut length = 1;
+        let mut source = self;
+        while let Self::AssumeRole(AssumeRole { from, .. }) = source {
+            length += 1;
+            match &**from {
+                RoleSource::Session(next) => source = next,
+                RoleSource::Loaded(..) => break,
+            }
+        }
+        length
+    }
+}
+
+// === impl EcsRole ===
+
+impl EcsRole {
+    /// The address of Alibaba's metadata service.
+    pub(crate) const METADATA_SERVICE: SocketAddr =
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)), 80);
 }
 
 // === impl LoadedFrom ===
@@ -211,6 +233,15 @@ impl Serialize for RoleSource {
         match self {
             Self::Loaded(_, from) => from.serialize(serializer),
             Self::Session(source) => source.serialize(serializer),
+        }
+    }
+}
+
+impl From<AccountCredentials> for RoleSource {
+    fn from(credentials: AccountCredentials) -> Self {
+        match credentials {
+            AccountCredentials::Loaded(credentials, from) => Self::Loaded(credentials, from),
+            AccountCredentials::Session(source) => Self::Session(source),
         }
     }
 }
@@ -256,10 +287,15 @@ impl Credentials {
 
 // === impl StsEndpoint ===
 
+impl StsEndpoint {
+    /// The port of HTTPS.
+    pub(crate) const DEFAULT_PORT: u16 = 443;
+}
+
 impl fmt::Display for StsEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let host = bracketed(&self.host);
-        if self.port == HTTPS_PORT {
+        if self.port == Self::DEFAULT_PORT {
             f.write_str(&host)
         } else {
             write!(f, "{host}:{}", self.port)

@@ -27,6 +27,7 @@ pub(super) mod ids;
 mod limits;
 mod listen;
 mod quota;
+mod sts;
 mod tls;
 pub(super) mod upstream;
 
@@ -57,7 +58,10 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
     let mut upstreams = AccountUpstreams::new(base, listen.as_ref());
     let queue = queue(root.table("queue"), listen.as_ref());
     let max_hold = queue.as_ref().map(|queue| queue.max_hold);
-    let (accounts, clients) = accounts::check(&mut root, max_hold, &mut upstreams);
+    let sts = sts::check(root.table("sts"));
+    let is_local = listen.as_ref().is_some_and(is_local);
+    let (accounts, clients) = accounts::check(&mut root, max_hold, &mut upstreams, &sts, is_local);
+    let sts = sts.into_endpoint(root.reader);
     let (upstream, account_upstreams) = upstreams.into_upstreams();
     let unknown_keys = unknown_keys(&mut root, listen.as_ref(), &accounts, &clients);
     let limits = limits::check(root.table("limits"));
@@ -83,6 +87,7 @@ pub(super) fn check(mut root: Section<'_>) -> Option<Config> {
         account_upstreams,
         accounts,
         clients,
+        sts,
         limits: limits?,
         queue: queue?,
         learn: learn?,
@@ -203,12 +208,13 @@ fn unknown_keys(
     ];
     let key = root.key("unknown_keys");
     let given = key.optional(|key| key.choice(&words))?;
-    let local = match &listen?.proxy {
-        Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
-        Bind::Unix(_) => true,
-    };
-    let secrets =
-        !clients.is_empty() || accounts.iter().any(|account| account.credentials.is_some());
+    let local = is_local(listen?);
+    // A session without a client is not used by any caller.
+    let secrets = !clients.is_empty()
+        || accounts
+            .iter()
+            .filter_map(|account| account.credentials.as_ref())
+            .any(|credentials| credentials.loaded().is_some());
     let default = if local && !secrets {
         UnknownKeys::Relay
     } else {
@@ -233,6 +239,14 @@ fn unknown_keys(
             .warn("no account is configured and unknown keys are refused: every call is refused");
     }
     Some(unknown_keys)
+}
+
+/// Whether only applications of this machine reach the proxy.
+fn is_local(listen: &Listen) -> bool {
+    match &listen.proxy {
+        Bind::Tcp(address) => address.ip().to_canonical().is_loopback(),
+        Bind::Unix(_) => true,
+    }
 }
 
 /// Warns if callers on other hosts, which reach the proxy, use an account without verification.

@@ -49,9 +49,27 @@ pub(crate) struct Key {
 static BY_PATH: LazyLock<HashMap<&str, &Key>> =
     LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
 
-/// Returns the key with this path.
+/// The table whose keys are repeated within [`FROM`].
+const CREDENTIALS: &str = "accounts[].credentials";
+
+/// The source of a role. Its table has the keys of [`CREDENTIALS`] and some of its own, to any
+/// depth; only the keys of its own are in the table of keys.
+pub(crate) const FROM: &str = "accounts[].credentials.assume_role.from";
+
+/// Returns the key with this path. In a repetition it is the key of [`CREDENTIALS`], or of the
+/// first [`FROM`], so its `path` may be shorter.
 pub(crate) fn find(path: &str) -> Option<&'static Key> {
-    BY_PATH.get(path).copied()
+    BY_PATH.get(path).copied().or_else(|| repeated(path))
+}
+
+fn repeated(path: &str) -> Option<&'static Key> {
+    let mut rest = path.strip_prefix(FROM)?.strip_prefix('.')?;
+    while let Some(deeper) = rest.strip_prefix("assume_role.from.") {
+        rest = deeper;
+    }
+    [FROM, CREDENTIALS]
+        .into_iter()
+        .find_map(|table| BY_PATH.get(&*format!("{table}.{rest}")).copied())
 }
 
 /// Whether this path is an array of tables.
@@ -76,7 +94,11 @@ pub(crate) fn in_manual<'a>(table: &str, name: &'a str) -> &'a str {
 /// Returns the names of the keys in the table of this path (empty: the top level), without
 /// duplicates, in the manual's order.
 pub(crate) fn names(table: &str) -> Vec<&'static str> {
-    let mut names: Vec<&str> = Vec::new();
+    let mut names = if table == FROM {
+        names(CREDENTIALS)
+    } else {
+        Vec::new()
+    };
     for key in KEYS {
         let rest = if table.is_empty() {
             Some(key.path)

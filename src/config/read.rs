@@ -4,14 +4,14 @@
 //! forms of single keys are in `read/field.rs`, rules between keys in `check.rs`.
 
 use std::cell::RefCell;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::entries::Entries;
 use super::env::Environment;
 use super::file::{Item, Node};
 use super::keys::{self, Key};
 use super::mistakes::{FileId, FileNames, Mistake, Origin};
-use super::stamps::Stamps;
+use super::stamps::{Stamps, stamp};
 
 pub(crate) use field::{Field, MAX_TIME, POSITIVE};
 
@@ -67,6 +67,32 @@ impl Reader {
         }
     }
 
+    /// Records the stamp of a file that the configuration depends on.
+    pub(crate) fn watch(&self, path: &Path) {
+        self.files
+            .borrow_mut()
+            .entry(path.to_owned())
+            .or_insert_with(|| stamp(path));
+    }
+
+    /// Reads a flag of Alibaba's SDKs, for which only `true`, in any case, has an effect. Warns of
+    /// other values than `false`.
+    pub(crate) fn is_true(&self, name: &str) -> bool {
+        let Some(text) = self.environment.get(name) else {
+            return false;
+        };
+        let is_true = text.eq_ignore_ascii_case("true");
+        if !is_true && !text.eq_ignore_ascii_case("false") {
+            let warning =
+                format!("{name}: has no effect, because only true has: expected true or false");
+            let mut warnings = self.warnings.borrow_mut();
+            if !warnings.contains(&warning) {
+                warnings.push(warning);
+            }
+        }
+        is_true
+    }
+
     /// Records a warning, which does not invalidate the configuration.
     pub(crate) fn warn(&self, warning: impl Into<String>) {
         self.warnings.borrow_mut().push(warning.into());
@@ -103,6 +129,24 @@ impl<'a> Section<'a> {
             manual: String::new(),
             nodes,
         }
+    }
+
+    /// A table of this path in which nothing is written, to read keys that variables set.
+    pub(crate) fn unwritten(reader: &'a Reader, manual: &str) -> Self {
+        Self {
+            reader,
+            place: KeyLocation {
+                path: String::new(),
+                origin: Origin::Nowhere,
+            },
+            manual: manual.to_owned(),
+            nodes: Entries::default(),
+        }
+    }
+
+    /// Whether the table has the keys of [`keys::FROM`].
+    pub(crate) fn is_from(&self) -> bool {
+        self.manual == keys::FROM
     }
 
     /// Removes a key, which must be in the manual.

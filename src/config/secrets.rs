@@ -4,8 +4,11 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use rustix::fs::StatVfsMountFlags;
+use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
 
 use super::file::{Item, Node};
@@ -103,8 +106,34 @@ fn variable(field: &Field<'_>, name: &str) -> Result<Secret, String> {
 
 /// Reads the secret in a file.
 pub(crate) fn file(path: &Path) -> Result<Secret, String> {
-    let bytes = regular(path, MAX_FILE)?;
+    let bytes = private(path)?;
     one_line(utf8(&bytes)?)
+}
+
+/// Reads a JSON file with secrets. `shape` describes what is expected: serde's own message would
+/// contain values.
+pub(super) fn json<T: DeserializeOwned>(path: &Path, shape: &str) -> Result<T, String> {
+    let bytes = private(path)?;
+    let text = utf8(&bytes)?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        return Err(format!("the file {STARTS_WITH_MARK}"));
+    }
+    serde_json::from_str(text).map_err(|_| shape.to_owned())
+}
+
+/// Reads a file with secrets. Other users must not be able to replace them.
+fn private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+    let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
+    if metadata.is_file() && metadata.mode() & 0o002 != 0 && !is_read_only(path) {
+        return Err("all users may write to the file: expected a mode such as 0600".to_owned());
+    }
+    regular(path, MAX_FILE)
+}
+
+/// Whether the file system is mounted read-only, as Kubernetes mounts secrets. The modes of its
+/// files then allow nothing that changes them.
+pub(super) fn is_read_only(path: &Path) -> bool {
+    rustix::fs::statvfs(path).is_ok_and(|mount| mount.f_flag.contains(StatVfsMountFlags::RDONLY))
 }
 
 /// Reads the bytes of a file as text, or explains why they are none.

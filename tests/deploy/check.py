@@ -69,8 +69,9 @@ def config(flowgate, toml, env=(), secrets=()):
         for name in [*secrets, *re.findall(r'file = "([^"/]+)"', toml)]:
             Path(folder, name).write_text("a-secret\n")
         env = {name: value.replace("%d", folder) for name, value in dict(env).items()}
-        said = run(flowgate, "check", "--config", file, env=env)
-        assert said == "the configuration is valid", said
+        said = run(flowgate, "check", "--config", file, env=env).splitlines()
+        others = [line for line in said if not line.startswith("account ")]
+        assert others == ["the configuration is valid"], said
 
 
 def objects(documents, flowgate):

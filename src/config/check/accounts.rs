@@ -1,44 +1,29 @@
 //! Checks `[[accounts]]` and `[[clients]]`. Each access key id, and each prefix in `aliases`, may
 //! appear only once, because it identifies one account or one client.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use super::account_upstreams::AccountUpstreams;
 use super::at_most_max_hold;
+use super::credentials::SourceReader;
 use super::ids::{ALIAS_FORM, ID_FORM, KEY_FORM, access_key, account_id, alias};
 use super::limits::action;
-use crate::config::mistakes::Origin;
+use super::sts::Sts;
 use crate::config::read::{Field, KeyLocation, POSITIVE, Reader, Section};
-use crate::config::secrets::{one_line, secret};
+use crate::config::secrets::secret;
 use crate::config::{Account, AccountCredentials, Actions, Client, Credentials, LoadedFrom};
 use crate::primitives::id::{AccessKeyId, AccountId, ClientId, KeyPattern};
-use crate::primitives::secret::Secret;
 
 /// The account that Alibaba's own variables define, for a sidecar without a file.
 const DEFAULT_ACCOUNT: &str = "default";
-/// The first characters of these variables.
-const VARIABLES: &str = "ALIBABA_CLOUD";
-const KEY_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_ID";
-const SECRET_VARIABLE: &str = "ALIBABA_CLOUD_ACCESS_KEY_SECRET";
-const TOKEN_VARIABLE: &str = "ALIBABA_CLOUD_SECURITY_TOKEN";
 
-/// Variables of Alibaba's SDKs that name other sources of credentials, and those of other tools
-/// that hold a key. Flowgate reads none of them.
-const OTHER_SOURCES: [&str; 11] = [
-    "ALIBABA_CLOUD_ROLE_ARN",
-    "ALIBABA_CLOUD_OIDC_PROVIDER_ARN",
-    "ALIBABA_CLOUD_OIDC_TOKEN_FILE",
-    "ALIBABA_CLOUD_CREDENTIALS_URI",
-    "ALIBABA_CLOUD_ECS_METADATA",
-    "ALIBABA_CLOUD_CREDENTIALS_FILE",
-    "ALIBABA_CLOUD_PROFILE",
-    "ALIBABA_CLOUD_BEARER_TOKEN",
-    "ALIBABACLOUD_ACCESS_KEY_ID",
-    "ALICLOUD_ACCESS_KEY",
-    "ALICLOUD_ACCESS_KEY_ID",
-];
+/// The additional keys of that account in a sidecar: the application's own sessions.
+const SESSIONS: &str = "STS.*";
+
+/// Maximum number of accounts that a warning names.
+const NAMED: usize = 5;
 
 /// The names in use, and where they are written.
 #[derive(Default)]
@@ -50,24 +35,28 @@ struct Taken {
 /// Every account, and whether it has a secret to sign with.
 type Known = HashMap<AccountId, bool>;
 
-/// Checks both lists. Entries with a mistake are left out.
+/// Checks both lists. Entries with a mistake are left out. `is_local` is whether only applications
+/// of this machine reach the proxy.
 pub(super) fn check(
     root: &mut Section<'_>,
     max_hold: Option<Duration>,
     upstreams: &mut AccountUpstreams<'_>,
+    sts: &Sts,
+    is_local: bool,
 ) -> (Vec<Account>, Vec<Client>) {
+    let sources = SourceReader::new(root.reader, sts);
     let mut taken = Taken::default();
     let written = root.tables("accounts");
     let count = written.len();
     let mut accounts: Vec<_> = written
         .into_iter()
-        .filter_map(|section| account(section, &mut taken, upstreams))
+        .filter_map(|section| account(section, &mut taken, upstreams, &sources))
         .collect();
     // If an account has a mistake, its clients would be reported as having no account. In that
     // case they are not checked against the accounts.
     let whole = accounts.len() == count;
     if count == 0 {
-        accounts.extend(from_variables(root.reader, &mut taken));
+        accounts.extend(from_variables(&sources, root.reader, &mut taken));
     }
     let known: Option<Known> = whole.then(|| {
         accounts
@@ -75,110 +64,101 @@ pub(super) fn check(
             .map(|account| (account.id.clone(), account.credentials.is_some()))
             .collect()
     });
-    let clients = root
+    let clients: Vec<_> = root
         .tables("clients")
         .into_iter()
         .filter_map(|section| client(section, known.as_ref(), max_hold, &mut taken))
         .collect();
+    if count == 0 && is_local && clients.is_empty() {
+        accounts.iter_mut().for_each(relay_sessions);
+    }
+    warn_of_unused_sessions(root.reader, &accounts, &clients);
     (accounts, clients)
 }
 
 /// Reads the account that Alibaba's own variables define.
-fn from_variables(reader: &Reader, taken: &mut Taken) -> Option<Account> {
-    let key = reader.environment.get(KEY_VARIABLE);
-    let secret = reader.environment.get(SECRET_VARIABLE);
-    let token = reader.environment.get(TOKEN_VARIABLE);
-    let (key, secret) = match (key, secret) {
-        (Some(key), Some(secret)) => (key, secret),
-        (Some(_), None) => {
-            let expectation = format!("expected {SECRET_VARIABLE} to be set too");
-            reader.mistake(&variable(KEY_VARIABLE), expectation);
-            return None;
-        }
-        (None, Some(_)) => {
-            let expectation = format!("expected {KEY_VARIABLE} to be set too");
-            reader.mistake(&variable(SECRET_VARIABLE), expectation);
-            return None;
-        }
-        (None, None) => {
-            warn_of_unused_variables(reader);
-            return None;
-        }
-    };
-    let Some(access_key_id) = access_key(key) else {
-        reader.mistake(&variable(KEY_VARIABLE), format!("expected {KEY_FORM}"));
-        return None;
-    };
-    let secret = secret_variable(reader, SECRET_VARIABLE, secret)?;
-    let security_token = match token {
-        Some(token) => Some(secret_variable(reader, TOKEN_VARIABLE, token)?),
-        None => None,
-    };
-    let place = KeyLocation {
-        path: KEY_VARIABLE.to_owned(),
-        origin: Origin::Variable(KEY_VARIABLE.to_owned()),
-    };
-    let own = KeyPattern::new(access_key_id.as_str());
-    taken.keys.insert(own, place);
-    let credentials = Credentials {
-        access_key_id,
-        secret,
-        security_token,
-        expires: None,
-    };
-    let from = LoadedFrom::Variables(VARIABLES.to_owned());
+fn from_variables(
+    sources: &SourceReader<'_>,
+    reader: &Reader,
+    taken: &mut Taken,
+) -> Option<Account> {
+    let (place, credentials) = sources.of_variables()?;
+    if let Some(loaded) = credentials.loaded() {
+        taken.own(
+            reader,
+            &place,
+            &KeyPattern::new(loaded.access_key_id.as_str()),
+        )?;
+    }
     Some(Account {
         id: AccountId::new(DEFAULT_ACCOUNT),
-        credentials: Some(AccountCredentials::Loaded(credentials, from)),
+        credentials: Some(credentials),
         aliases: Vec::new(),
         upstream: None,
     })
 }
 
-/// Warns if no account is defined, but a variable of its key is set and empty, or the environment
-/// names a source of credentials that an SDK would use.
-fn warn_of_unused_variables(reader: &Reader) {
-    for name in [KEY_VARIABLE, SECRET_VARIABLE] {
-        if reader.environment.is_empty(name) {
-            reader.warn(format!("{name}: set but empty, so it defines no account"));
-        }
+/// Lets the application of a sidecar keep its own sessions of the source that both use: they are
+/// relayed, and spend the account's quota in one lane per action.
+fn relay_sessions(account: &mut Account) {
+    let session = account
+        .credentials
+        .as_ref()
+        .and_then(AccountCredentials::session);
+    if session.is_some() {
+        account.aliases.push(KeyPattern::new(SESSIONS));
     }
-    let set: Vec<_> = OTHER_SOURCES
-        .into_iter()
-        .filter(|name| reader.environment.get(name).is_some())
+}
+
+/// Warns of accounts whose sessions no call can be signed with: unlike an access key, nobody else
+/// has a session's secret.
+fn warn_of_unused_sessions(reader: &Reader, accounts: &[Account], clients: &[Client]) {
+    let mut sessions = accounts
+        .iter()
+        .filter(|account| {
+            let source = account.credentials.as_ref();
+            source.and_then(AccountCredentials::session).is_some()
+                && account
+                    .aliases
+                    .iter()
+                    .all(|alias| alias.as_str() != SESSIONS)
+        })
+        .peekable();
+    if sessions.peek().is_none() {
+        return;
+    }
+    let used: HashSet<_> = clients.iter().map(|client| &client.account).collect();
+    let unused: Vec<_> = sessions
+        .map(|account| &account.id)
+        .filter(|id| !used.contains(id))
         .collect();
-    if !set.is_empty() {
-        reader.warn(format!(
-            "{}: not supported, so there is no account: set {KEY_VARIABLE} and \
-             {SECRET_VARIABLE}, or [[accounts]] with a credentials file that is kept current",
-            set.join(", ")
-        ));
+    if unused.is_empty() {
+        return;
     }
-}
-
-/// The place of a variable that sets no key.
-fn variable(name: &str) -> KeyLocation {
-    KeyLocation {
-        path: String::new(),
-        origin: Origin::Variable(name.to_owned()),
+    let mut names: Vec<_> = unused.iter().take(NAMED).map(|id| id.as_str()).collect();
+    let more = format!("{} more", unused.len().saturating_sub(NAMED));
+    if unused.len() > NAMED {
+        names.push(&more);
     }
+    reader.warn(format!(
+        "accounts without clients: {}: no caller can use their temporary credentials: add \
+         [[clients]] (flowgate client new)",
+        names.join(", ")
+    ));
 }
 
-fn secret_variable(reader: &Reader, name: &str, text: &str) -> Option<Secret> {
-    one_line(text)
-        .map_err(|expectation| reader.mistake(&variable(name), expectation))
-        .ok()
-}
-
-fn account(
-    mut section: Section<'_>,
+fn account<'a>(
+    mut section: Section<'a>,
     taken: &mut Taken,
     upstreams: &mut AccountUpstreams<'_>,
+    sources: &SourceReader<'a>,
 ) -> Option<Account> {
     let id = taken.id(&section.key("id"));
-    let credentials = match from_file(section.key("credentials"), &mut section, taken) {
-        None => credentials(&mut section, taken),
-        Some(read) => read.map(Some),
+    let key = section.key("credentials");
+    let credentials = if key.is_given() {
+        from_source(key, &mut section, taken, sources).map(Some)
+    } else {
+        credentials(&mut section, taken)
     };
     let key = section.key("aliases");
     let place = key.place.clone();
@@ -200,31 +180,24 @@ fn account(
     })
 }
 
-/// Reads `credentials`. `None`: the key is absent. The inner `None` is a mistake.
-fn from_file(
-    key: Field<'_>,
-    section: &mut Section<'_>,
+/// Reads `credentials`.
+fn from_source<'a>(
+    key: Field<'a>,
+    section: &mut Section<'a>,
     taken: &mut Taken,
-) -> Option<Option<AccountCredentials>> {
-    if !key.is_given() {
-        return None;
-    }
+    sources: &SourceReader<'a>,
+) -> Option<AccountCredentials> {
     for beside in ["access_key_id", "access_key_secret"].map(|name| section.key(name)) {
         if beside.is_given() {
-            beside.mistake(
-                "expected either this key or credentials: the credentials file holds both the \
-                 access key id and its secret",
-            );
+            beside.mistake("expected either this key or credentials: an account has one source");
         }
     }
-    let read = super::credentials::read(key);
-    Some(read.and_then(|(field, credentials, path)| {
-        taken.own(&field, &KeyPattern::new(credentials.access_key_id.as_str()))?;
-        Some(AccountCredentials::Loaded(
-            credentials,
-            LoadedFrom::File(path),
-        ))
-    }))
+    let (place, credentials) = sources.read(key)?;
+    if let Some(loaded) = credentials.loaded() {
+        let own = KeyPattern::new(loaded.access_key_id.as_str());
+        taken.own(section.reader, &place, &own)?;
+    }
+    Some(credentials)
 }
 
 /// Reads the access key id and its secret: both or neither. The outer `None` is a mistake.
@@ -337,29 +310,30 @@ fn actions(key: Field<'_>) -> Option<Actions> {
 impl Taken {
     fn key(&mut self, field: &Field<'_>) -> Option<AccessKeyId> {
         let key = field.text(KEY_FORM, access_key)?;
-        self.own(field, &KeyPattern::new(key.as_str()))?;
+        self.own(field.reader, &field.place, &KeyPattern::new(key.as_str()))?;
         Some(key)
     }
 
     fn alias(&mut self, field: &Field<'_>) -> Option<KeyPattern> {
         let alias = field.text(ALIAS_FORM, alias)?;
-        self.own(field, &alias)?;
+        self.own(field.reader, &field.place, &alias)?;
         Some(alias)
     }
 
-    /// Records that the access key id or prefix is used by this field. Each may be used once.
-    fn own(&mut self, field: &Field<'_>, key: &KeyPattern) -> Option<()> {
+    /// Records that the access key id or prefix is used by this key. Each may be used once.
+    fn own(&mut self, reader: &Reader, place: &KeyLocation, key: &KeyPattern) -> Option<()> {
         if let Some(first) = self.keys.get(key) {
-            let first = field.reader.seen(first, &field.place);
+            let first = reader.seen(first, place);
             let another = match key.prefix() {
                 None => "another access key id",
                 Some("") => "\"*\" in the aliases of one account only",
                 Some(_) => "another prefix, for example a longer one, which takes precedence",
             };
-            field.mistake(format!("already used by {first}: expected {another}"));
+            let expectation = format!("already used by {first}: expected {another}");
+            reader.mistake(place, expectation);
             return None;
         }
-        self.keys.insert(key.clone(), field.place.clone());
+        self.keys.insert(key.clone(), place.clone());
         Some(())
     }
 

@@ -1,98 +1,305 @@
-//! Reads a file of temporary credentials: one JSON object with key, secret, token and expiration,
-//! as Alibaba's metadata service returns it for a RAM role, or in the spelling of Alibaba's
-//! command line tools. All fields are replaced together.
+//! Checks `accounts[].credentials`: exactly one source, which for AssumeRole has another one in
+//! `from`. A profile becomes the source that it stands for.
 
-use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::rc::Rc;
 
-use serde::Deserialize;
-
+use self::profile::Profiles;
 use super::ids::{KEY_FORM, access_key};
-use crate::acs::time;
-use crate::config::Credentials;
-use crate::config::read::Field;
-use crate::config::secrets::{
-    BYTE_ORDER_MARK, MAX_FILE, STARTS_WITH_MARK, one_line, regular, utf8,
+use super::sts::Sts;
+use crate::config::read::{Field, KeyLocation, Reader, Section};
+use crate::config::secrets::secret;
+use crate::config::{
+    AccountCredentials, AssumeRole, Credentials, CredentialsUri, LoadedFrom, Oidc, RoleSource,
+    SessionSource, StsEndpoint,
 };
-use crate::primitives::secret::Secret;
 
-/// The file's object. Other fields (`Code`, `LastUpdated`) are ignored.
-#[derive(Deserialize)]
-struct Written {
-    #[serde(rename = "AccessKeyId", alias = "access_key_id")]
-    id: Secret,
-    #[serde(rename = "AccessKeySecret", alias = "access_key_secret")]
-    secret: Secret,
-    #[serde(
-        rename = "SecurityToken",
-        alias = "security_token",
-        alias = "sts_token"
-    )]
-    token: Option<Secret>,
-    #[serde(rename = "Expiration", alias = "expiration")]
-    expires: Option<String>,
+mod ecs_role;
+mod file;
+mod profile;
+mod role;
+pub(super) mod variables;
+
+/// The names of the sources.
+const SOURCES: [&str; 7] = [
+    "file",
+    "env",
+    "profile",
+    "oidc",
+    "ecs_role",
+    "assume_role",
+    "uri",
+];
+
+/// The keys of an access key in `from`.
+const ACCESS_KEY: [&str; 3] = ["access_key_id", "access_key_secret", "security_token"];
+
+/// Maximum number of sources in a chain: a mistake in it would cause many requests.
+const MAX_CHAIN: usize = 5;
+
+/// Reads the sources of all accounts.
+pub(super) struct SourceReader<'a> {
+    reader: &'a Reader,
+    sts: &'a Sts,
+    session_name: OnceCell<String>,
+    /// The files of profiles that were read.
+    profiles: RefCell<HashMap<PathBuf, Rc<Result<Profiles, String>>>>,
+    /// Whether the environment forbids these sources.
+    metadata_disabled: OnceCell<bool>,
+    profiles_disabled: OnceCell<bool>,
+    warned_of_version: Cell<bool>,
 }
 
-/// Reads the file that the key names. The returned field is `credentials.file`.
-pub(super) fn read(key: Field<'_>) -> Option<(Field<'_>, Credentials, PathBuf)> {
-    let mut section = match key.into_table() {
-        Ok(section) => section,
-        Err(key) => {
-            key.mistake("expected { file = \"path\" }");
+// === impl SourceReader ===
+
+impl<'a> SourceReader<'a> {
+    pub(super) fn new(reader: &'a Reader, sts: &'a Sts) -> Self {
+        Self {
+            reader,
+            sts,
+            session_name: OnceCell::new(),
+            profiles: RefCell::default(),
+            metadata_disabled: OnceCell::new(),
+            profiles_disabled: OnceCell::new(),
+            warned_of_version: Cell::new(false),
+        }
+    }
+
+    /// Reads the `credentials` of an account, and where its source is written.
+    pub(super) fn read(&self, key: Field<'a>) -> Option<(KeyLocation, AccountCredentials)> {
+        let section = table(
+            key,
+            "expected a table with one source, such as { file = \"path\" }",
+        )?;
+        let place = section.place.clone();
+        let found = self.source(section, 0)?;
+        if let AccountCredentials::Session(source) = &found.1
+            && source.chain_length() > MAX_CHAIN
+        {
+            self.reader.mistake(&place, too_long());
             return None;
         }
-    };
-    let field = section.key("file");
-    section.done();
-    let path = field.text("the path of a file", |text| Some(PathBuf::from(text)))?;
-    let path = field.opens(&path);
-    match parse(&path) {
-        Ok(credentials) => {
-            if credentials
-                .expires
-                .is_some_and(|end| end <= SystemTime::now())
-            {
-                field.reader.warn(format!(
-                    "{}: the credentials in the file have expired",
-                    field.place.path
-                ));
+        Some(found)
+    }
+
+    /// Reads the one source of a table. `level` is the number of roles that it is assumed for.
+    fn source(
+        &self,
+        mut section: Section<'a>,
+        level: usize,
+    ) -> Option<(KeyLocation, AccountCredentials)> {
+        let place = section.place.clone();
+        let sources: Vec<_> = SOURCES
+            .into_iter()
+            .map(|name| (name, section.key(name)))
+            .filter(|(_, key)| key.is_given())
+            .collect();
+        let access_key = section
+            .is_from()
+            .then(|| ACCESS_KEY.map(|name| section.key(name)));
+        section.done();
+        if let Some(keys) = access_key
+            && keys.iter().any(Field::is_given)
+        {
+            if !sources.is_empty() {
+                let names = sources.iter().map(|(name, _)| *name);
+                self.refuse_several(&place, names.chain(["access_key_id"]));
             }
-            Some((field, credentials, path))
+            return Some((
+                place,
+                AccountCredentials::Loaded(access_key_of(keys)?, LoadedFrom::Keys),
+            ));
         }
-        Err(expectation) => {
-            field.mistake(expectation);
-            None
+        let (name, key) = self.only(&place, sources)?;
+        let place = key.place.clone();
+        let source = match name {
+            "file" => file::read(&key),
+            "env" => variables::with_prefix(&key),
+            "profile" => self.profile(key),
+            "oidc" => self.oidc(key).map(AccountCredentials::Session),
+            "ecs_role" => self.ecs_role(key).map(AccountCredentials::Session),
+            "assume_role" => self
+                .assume_role(key, level)
+                .map(AccountCredentials::Session),
+            _ => uri(&key).map(AccountCredentials::Session),
+        };
+        Some((place, source?))
+    }
+
+    /// Returns the one source. One that a variable sets replaces those of the file.
+    fn only(
+        &self,
+        place: &KeyLocation,
+        mut sources: Vec<(&'static str, Field<'a>)>,
+    ) -> Option<(&'static str, Field<'a>)> {
+        if sources.iter().filter(|(_, key)| key.is_variable()).count() == 1 {
+            sources.retain(|(_, key)| key.is_variable());
+        }
+        if sources.len() > 1 {
+            self.refuse_several(place, sources.iter().map(|(name, _)| *name));
+            return None;
+        }
+        let only = sources.pop();
+        if only.is_none() {
+            let names = SOURCES.join(", ");
+            self.reader
+                .mistake(place, format!("expected a source: one of {names}"));
+        }
+        only
+    }
+
+    fn refuse_several<'n>(&self, place: &KeyLocation, names: impl Iterator<Item = &'n str>) {
+        let names: Vec<_> = names.collect();
+        self.reader.mistake(
+            place,
+            format!("expected one source, found {}", names.join(" and ")),
+        );
+    }
+
+    /// Reads `oidc`.
+    fn oidc(&self, key: Field<'a>) -> Option<SessionSource> {
+        let form = "expected a table such as { role_arn = \"acs:ram::...:role/name\" }, or {}";
+        self.oidc_table(table(key, form)?)
+    }
+
+    fn oidc_table(&self, mut section: Section<'a>) -> Option<SessionSource> {
+        let provider_arn = section
+            .key("provider_arn")
+            .or_variable(variables::OIDC_PROVIDER_ARN)
+            .text(role::PROVIDER_FORM, role::provider_arn);
+        let token_file = section
+            .key("token_file")
+            .or_variable(variables::OIDC_TOKEN_FILE);
+        let token_file = path(&token_file).map(|path| token_file.resolve(&path));
+        let role_arn = section.key("role_arn").or_variable(variables::ROLE_ARN);
+        let role = self.role(&mut section, &role_arn);
+        section.done();
+        Some(SessionSource::Oidc(Oidc {
+            provider_arn: provider_arn?,
+            token_file: token_file?,
+            role: role?,
+        }))
+    }
+
+    /// Reads `assume_role`, with its source.
+    fn assume_role(&self, key: Field<'a>, level: usize) -> Option<SessionSource> {
+        let form = "expected a table such as { from = { ecs_role = {} }, role_arn = \
+                    \"acs:ram::...:role/name\" }";
+        let mut section = table(key, form)?;
+        let from = self.from(section.key("from"), level);
+        let mut role_arn = section.key("role_arn");
+        let mut external_id = section.key("external_id");
+        // The variables describe one role, which is not assumed from itself.
+        if level == 0 {
+            external_id = external_id.or_variable(variables::EXTERNAL_ID);
+            if !from.as_ref().is_some_and(asks_oidc) {
+                role_arn = role_arn.or_variable(variables::ROLE_ARN);
+            }
+        }
+        let external_id =
+            external_id.optional(|key| key.text(role::EXTERNAL_ID_FORM, role::external_id));
+        let role = self.role(&mut section, &role_arn);
+        section.done();
+        Some(SessionSource::AssumeRole(AssumeRole {
+            from: Box::new(from?),
+            external_id: external_id?,
+            role: role?,
+        }))
+    }
+
+    fn from(&self, key: Field<'a>, level: usize) -> Option<RoleSource> {
+        // Also bounds the recursion.
+        if level + 2 > MAX_CHAIN {
+            key.mistake(too_long());
+            return None;
+        }
+        let form = "expected the source that assumes the role, such as { ecs_role = {} } or \
+                    { access_key_id = \"LTAI...\", access_key_secret = { env = \"NAME\" } }";
+        if !key.is_given() {
+            key.mistake(format!("missing, {form}"));
+            return None;
+        }
+        let (_, source) = self.source(table(key, form)?, level + 1)?;
+        Some(source.into())
+    }
+
+    /// The endpoint of STS.
+    fn sts(&self) -> Option<StsEndpoint> {
+        self.sts.endpoint(self.reader)
+    }
+
+    /// The session's name if none is given.
+    fn default_session_name(&self) -> String {
+        let name = self.session_name.get_or_init(|| {
+            let host = rustix::system::uname();
+            role::default_session_name(&host.nodename().to_string_lossy())
+        });
+        name.clone()
+    }
+
+    fn metadata_is_disabled(&self) -> bool {
+        *self
+            .metadata_disabled
+            .get_or_init(|| self.reader.is_true(variables::ECS_METADATA_DISABLED))
+    }
+
+    fn profiles_are_disabled(&self) -> bool {
+        *self
+            .profiles_disabled
+            .get_or_init(|| self.reader.is_true(variables::CLI_PROFILE_DISABLED))
+    }
+}
+
+/// Returns the key's table.
+fn table<'a>(key: Field<'a>, form: &str) -> Option<Section<'a>> {
+    key.into_table().map_err(|key| key.mistake(form)).ok()
+}
+
+/// Reads the path of a file.
+fn path(key: &Field<'_>) -> Option<PathBuf> {
+    key.text("the path of a file", |text| {
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    })
+}
+
+/// Reads `uri`.
+fn uri(key: &Field<'_>) -> Option<SessionSource> {
+    let text = key.text("a URI such as https://host/path", |text| {
+        Some(text.to_owned())
+    })?;
+    CredentialsUri::parse(&text)
+        .map(SessionSource::Uri)
+        .map_err(|expectation| key.mistake(expectation))
+        .ok()
+}
+
+fn access_key_of(keys: [Field<'_>; 3]) -> Option<Credentials> {
+    let [id, secret_key, token] = keys;
+    let access_key_id = id.text(KEY_FORM, access_key);
+    let secret = secret(secret_key);
+    let security_token = token.given(self::secret);
+    Some(Credentials {
+        access_key_id: access_key_id?,
+        secret: secret?,
+        security_token: security_token?,
+        expires: None,
+    })
+}
+
+/// Whether a session of Kubernetes' token is in the chain.
+fn asks_oidc(source: &RoleSource) -> bool {
+    let mut source = source;
+    loop {
+        match source {
+            RoleSource::Session(SessionSource::Oidc(_)) => return true,
+            RoleSource::Session(SessionSource::AssumeRole(next)) => source = &next.from,
+            RoleSource::Loaded(..) | RoleSource::Session(_) => return false,
         }
     }
 }
 
-fn parse(path: &Path) -> Result<Credentials, String> {
-    // serde's own message would contain the value.
-    let shape = "expected a JSON object with AccessKeyId, AccessKeySecret and, for temporary \
-                 credentials, SecurityToken and Expiration";
-    let bytes = regular(path, MAX_FILE)?;
-    let text = utf8(&bytes)?;
-    if text.starts_with(BYTE_ORDER_MARK) {
-        return Err(format!("the file {STARTS_WITH_MARK}"));
-    }
-    let written: Written = serde_json::from_str(text).map_err(|_| shape)?;
-    let expires = written.expires.map(|end| {
-        time::parse(&end).ok_or("Expiration: expected a time such as 2026-11-24T08:00:00Z")
-    });
-    let expires = expires.transpose()?;
-    let access_key_id = access_key(written.id.expose())
-        .ok_or_else(|| format!("AccessKeyId: expected {KEY_FORM}"))?;
-    let secret =
-        one_line(written.secret.expose()).map_err(|reason| format!("AccessKeySecret: {reason}"))?;
-    let security_token = written
-        .token
-        .map(|token| one_line(token.expose()))
-        .transpose()
-        .map_err(|reason| format!("SecurityToken: {reason}"))?;
-    Ok(Credentials {
-        access_key_id,
-        secret,
-        security_token,
-        expires,
-    })
+fn too_long() -> String {
+    format!("expected at most {MAX_CHAIN} sources in a chain")
 }

@@ -92,6 +92,48 @@ fn names_returns_the_keys_of_one_table() {
         "upstream",
         "accounts",
         "clients",
+        "sts",
     ];
-    assert_eq!(names("")[..6], top);
+    assert_eq!(names("")[..7], top);
+}
+
+#[test]
+fn the_keys_of_a_source_are_repeated_within_a_role_s_source() {
+    let found = |path: &str| find(path).map(|key| key.path);
+    let deep = format!("{FROM}.assume_role.from.assume_role.from");
+    for (path, expected) in [
+        (
+            format!("{FROM}.oidc.role_arn"),
+            Some("accounts[].credentials.oidc.role_arn"),
+        ),
+        (format!("{deep}.file"), Some("accounts[].credentials.file")),
+        (
+            format!("{deep}.assume_role"),
+            Some("accounts[].credentials.assume_role"),
+        ),
+        (
+            format!("{deep}.access_key_id"),
+            Some("accounts[].credentials.assume_role.from.access_key_id"),
+        ),
+        (deep.clone(), Some(FROM)),
+        (format!("{deep}.id"), None),
+        (format!("{deep}."), None),
+        (format!("{FROM}.from.file"), None),
+        (format!("{FROM}file"), None),
+        ("accounts[].credentials.access_key_id".to_owned(), None),
+    ] {
+        assert_eq!(found(&path), expected, "{path}");
+    }
+    let sources = [
+        "file",
+        "env",
+        "profile",
+        "oidc",
+        "ecs_role",
+        "assume_role",
+        "uri",
+    ];
+    assert_eq!(names("accounts[].credentials"), sources);
+    let own = ["access_key_id", "access_key_secret", "security_token"];
+    assert_eq!(names(FROM), [&sources[..], &own].concat());
 }

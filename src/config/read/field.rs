@@ -11,7 +11,6 @@ use crate::config::entries::Entries;
 use crate::config::file::{Item, Node, Style};
 use crate::config::keys::Key;
 use crate::config::mistakes::Origin;
-use crate::config::stamps::stamp;
 use crate::config::units::{Size, Time};
 
 /// One key, which may be absent.
@@ -51,6 +50,25 @@ impl<'a> Field<'a> {
             return false;
         };
         split(text, &self.place.origin).is_empty()
+    }
+
+    /// Whether an environment variable has set the key.
+    pub(crate) fn is_variable(&self) -> bool {
+        self.is_given() && matches!(self.place.origin, Origin::Variable(_))
+    }
+
+    /// Takes the value of an absent key from a variable of Alibaba's SDKs.
+    pub(crate) fn or_variable(mut self, name: &str) -> Self {
+        if !self.is_given()
+            && let Some(text) = self.reader.environment.get(name)
+        {
+            self.item = Some(Item::Scalar {
+                text: text.to_owned(),
+                style: Style::Variable,
+            });
+            self.place.origin = Origin::Variable(name.to_owned());
+        }
+        self
     }
 
     /// Whether exactly this word was written.
@@ -270,11 +288,7 @@ impl<'a> Field<'a> {
     /// Resolves the path of a file that the configuration depends on, and records its stamp.
     pub(crate) fn opens(&self, path: &Path) -> PathBuf {
         let path = self.resolve(path);
-        self.reader
-            .files
-            .borrow_mut()
-            .entry(path.clone())
-            .or_insert_with(|| stamp(&path));
+        self.reader.watch(&path);
         path
     }
 
