@@ -8,6 +8,9 @@ use super::file::{Item, Node};
 use super::keys::KEYS;
 use super::*;
 
+mod credential_sources;
+mod profiles;
+
 const SENTINEL: &str = "hunter2-hunter2";
 
 /// Variables for [`load`].

@@ -311,13 +311,12 @@ async fn an_empty_flowgate_config_is_as_unset_and_an_empty_argument_a_mistake() 
 
 #[tokio::test]
 async fn sources_of_credentials_that_are_not_supported_are_a_warning() {
-    let unsupported = "ALIBABA_CLOUD_ROLE_ARN, ALIBABA_CLOUD_OIDC_TOKEN_FILE, ALIBABA_CLOUD_ECS_METADATA: \
+    let unsupported = "ALIBABA_CLOUD_CREDENTIALS_FILE, ALICLOUD_ROLE_ARN: \
                        not supported, so there is no account";
     let warns = |more: &'static [(&'static str, &'static str)]| async move {
         let Output { status, stderr, .. } = flowgate(&["check"])
-            .env("ALIBABA_CLOUD_ROLE_ARN", "acs:ram::1:role/hidden")
-            .env("ALIBABA_CLOUD_OIDC_TOKEN_FILE", "/hidden")
-            .env("ALIBABA_CLOUD_ECS_METADATA", "hidden")
+            .env("ALIBABA_CLOUD_CREDENTIALS_FILE", "/hidden")
+            .env("ALICLOUD_ROLE_ARN", "acs:ram::1:role/hidden")
             .envs(more.iter().copied())
             .output()
             .await
@@ -334,6 +333,48 @@ async fn sources_of_credentials_that_are_not_supported_are_a_warning() {
     ];
     let says = warns(Box::leak(Box::new(key))).await;
     assert!(!says.contains("not supported"), "{says}");
+}
+
+#[tokio::test]
+async fn check_prints_the_source_of_each_account() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flowgate.toml");
+    let source = "credentials = { assume_role = { from = { ecs_role = { role = \"flowgate\" } }, \
+                  role_arn = \"acs:ram::123456789012:role/x\" } }";
+    let account =
+        |index| format!("[[accounts]]\nid = \"relayed-{index}\"\naliases = [\"LTAI-{index}\"]\n");
+    let others: String = (0..21).map(account).collect();
+    let toml = format!(
+        "[sts]\nregion = \"ap-southeast-1\"\n[[accounts]]\nid = \"acme\"\n{source}\n{others}"
+    );
+    std::fs::write(&file, toml).unwrap();
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = flowgate(&["check", "--config", file.to_str().unwrap()])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(status.code(), Some(0));
+    let stdout = String::from_utf8(stdout).unwrap();
+    let lines: Vec<_> = stdout.lines().collect();
+    assert_eq!(lines.len(), 21, "{stdout}");
+    assert_eq!(
+        lines[0],
+        "account acme: AssumeRole acs:ram::123456789012:role/x, from the ECS role flowgate; \
+         STS at sts.ap-southeast-1.aliyuncs.com"
+    );
+    assert_eq!(
+        lines[1],
+        "account relayed-0: no credentials: calls are relayed as their callers sign them"
+    );
+    assert_eq!(lines[20], "and 2 more accounts");
+    assert_eq!(
+        String::from_utf8(stderr).unwrap(),
+        "warning: accounts without clients: acme: no caller can use their temporary credentials: \
+         add [[clients]] (flowgate client new)\nthe configuration is valid\n"
+    );
 }
 
 #[tokio::test]

@@ -9,8 +9,10 @@ use std::time::Duration;
 use flowgate::config::{self, AccountCredentials, Bind, Config, Loaded, UnknownKeys, effective};
 
 /// The variables that the files in `tests/data/config` name.
-const VARIABLES: [(&str, &str); 4] = [
+const VARIABLES: [(&str, &str); 6] = [
     ("ACME_SECRET", "acme-secret"),
+    ("ACME_ACCESS_KEY_ID", "LTAI-acme-9999"),
+    ("ACME_ACCESS_KEY_SECRET", "acme-secret"),
     ("TEAM_SECRET", "team"),
     ("EMPTY_SECRET", ""),
     ("PROXY", "user:pass"),

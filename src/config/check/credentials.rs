@@ -128,13 +128,13 @@ impl<'a> SourceReader<'a> {
         Some((place, source?))
     }
 
-    /// Returns the one source. One that a variable sets replaces those of the file.
+    /// Returns the one source. Those that variables set replace those of the file.
     fn only(
         &self,
         place: &KeyLocation,
         mut sources: Vec<(&'static str, Field<'a>)>,
     ) -> Option<(&'static str, Field<'a>)> {
-        if sources.iter().filter(|(_, key)| key.is_variable()).count() == 1 {
+        if sources.iter().any(|(_, key)| key.is_variable()) {
             sources.retain(|(_, key)| key.is_variable());
         }
         if sources.len() > 1 {

@@ -50,17 +50,19 @@ pub(super) fn check(mut section: Section<'_>) -> Sts {
     let vpc = vpc_key.optional(Field::flag);
     section.done();
     let (Some(endpoint), Some(region), Some(vpc)) = (endpoint, region, vpc) else {
-        // The mistake is recorded, so nobody uses this endpoint.
-        return Sts {
-            endpoint: Ok(regional(None, false)),
-        };
+        return Sts::mistaken();
     };
     let endpoint = match endpoint {
         Some(endpoint) => Ok(endpoint),
         None => resolve(reader, region, vpc),
     };
-    if endpoint.is_err() && vpc == Some(true) {
+    if vpc == Some(true)
+        && let Err(VariableMistake {
+            name: VPC_VARIABLE, ..
+        }) = endpoint
+    {
         vpc_key.mistake(NO_REGION);
+        return Sts::mistaken();
     }
     Sts { endpoint }
 }
@@ -148,6 +150,13 @@ fn regional(region: Option<&str>, vpc: bool) -> StsEndpoint {
 // === impl Sts ===
 
 impl Sts {
+    /// After a recorded mistake, so that no source uses the endpoint.
+    fn mistaken() -> Self {
+        Self {
+            endpoint: Ok(regional(None, false)),
+        }
+    }
+
     /// The endpoint for a source. Records the mistake if there is none.
     pub(super) fn endpoint(&self, reader: &Reader) -> Option<StsEndpoint> {
         match &self.endpoint {
