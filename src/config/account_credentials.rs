@@ -137,7 +137,7 @@ pub struct EcsRole {
 }
 
 /// A URI that returns credentials. It was checked against addresses that must not be asked.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct CredentialsUri {
     /// Whether the scheme is https. Plaintext leads to loopback only.
     pub is_tls: bool,
@@ -316,6 +316,12 @@ impl fmt::Display for CredentialsUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.is_tls { "https" } else { "http" };
         write!(f, "{scheme}://{}:{}", bracketed(&self.host), self.port)
+    }
+}
+
+impl fmt::Debug for CredentialsUri {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::config::{
     AccountCredentials, AssumeRole, Credentials, CredentialsUri, LoadedFrom, Oidc, Role,
     RoleSource, SessionSource,
 };
-use crate::primitives::secret::Secret;
+use crate::primitives::secret::{Secret, never_shown};
 
 const NAME_FORM: &str = "the name of a profile, or { name = \"...\", file = \"path\" }";
 
@@ -53,7 +53,7 @@ pub(super) struct Profiles {
 }
 
 /// One profile. The tool writes empty texts and zeros for what is not set.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(default)]
 struct Profile {
     name: String,
@@ -75,6 +75,8 @@ struct Profile {
     source_profile: Option<String>,
     credentials_uri: Option<Secret>,
 }
+
+never_shown!(Profiles, Profile);
 
 /// Why a profile is none: what is expected of it, or `None` if that is recorded already.
 type Refusal = Option<String>;
@@ -367,31 +369,6 @@ impl Profile {
     /// Whether the file holds a secret that does not expire.
     fn has_long_lived_secret(&self) -> bool {
         given(&self.access_key_secret).is_some() && given(&self.sts_token).is_none()
-    }
-}
-
-impl Default for Profile {
-    fn default() -> Self {
-        Self {
-            name: String::new(),
-            mode: String::new(),
-            access_key_id: None,
-            access_key_secret: None,
-            sts_token: None,
-            ram_role_arn: None,
-            ram_session_name: None,
-            expired_seconds: None,
-            policy: None,
-            external_id: None,
-            sts_region: None,
-            sts_endpoint: None,
-            enable_vpc: None,
-            ram_role_name: None,
-            oidc_provider_arn: None,
-            oidc_token_file: None,
-            source_profile: None,
-            credentials_uri: None,
-        }
     }
 }
 
