@@ -18,7 +18,7 @@ use super::units::Size;
 use crate::primitives::secret::Secret;
 
 /// Maximum size of a secret's file, in bytes.
-pub(super) const MAX_FILE: usize = 64 * 1024;
+const MAX_FILE: usize = 64 * 1024;
 
 /// Capacity beyond a file's length: one byte detects that the file has grown, the others let the
 /// last read find the end without a reallocation.
@@ -122,7 +122,7 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path, shape: &str) -> Result<T, S
 }
 
 /// Reads a file with secrets. Other users must not be able to replace them.
-fn private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(super) fn private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
     if metadata.is_file() && metadata.mode() & 0o002 != 0 && !is_read_only(path) {
         return Err("all users may write to the file: expected a mode such as 0600".to_owned());

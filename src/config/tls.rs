@@ -81,7 +81,7 @@ pub(super) fn validity(certificate: &CertificateDer<'_>) -> Result<Validity, Str
 
 /// Reads the private key of a PEM file. The file's content is wiped.
 pub(super) fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, String> {
-    let pem = secrets::regular(path, secrets::MAX_FILE)?;
+    let pem = secrets::private(path)?;
     let key = PrivateKeyDer::from_pem_slice(&pem)
         .map_err(|_| "expected an unencrypted private key in PEM")?;
     let key = Zeroizing::new(key);

@@ -73,15 +73,23 @@ impl<'a> SourceReader<'a> {
             key,
             "expected a table with one source, such as { file = \"path\" }",
         )?;
-        let place = section.place.clone();
-        let found = self.source(section, 0)?;
-        if let AccountCredentials::Session(source) = &found.1
-            && source.chain_length() > MAX_CHAIN
-        {
-            self.reader.mistake(&place, too_long());
+        let whole = section.place.clone();
+        let (place, credentials) = self.source(section, 0)?;
+        Some((place, self.of_limited_length(credentials, &whole)?))
+    }
+
+    /// Refuses a chain that is too long because of a profile in it.
+    fn of_limited_length(
+        &self,
+        credentials: AccountCredentials,
+        place: &KeyLocation,
+    ) -> Option<AccountCredentials> {
+        let length = credentials.session().map_or(1, SessionSource::chain_length);
+        if length > MAX_CHAIN {
+            self.reader.mistake(place, too_long());
             return None;
         }
-        Some(found)
+        Some(credentials)
     }
 
     /// Reads the one source of a table. `level` is the number of roles that it is assumed for.

@@ -298,6 +298,16 @@ fn loops_and_long_chains_of_profiles_are_refused_at_load() {
         load_profile("'p1'", &six, &[]).unwrap_err(),
         "3: accounts[0].credentials: expected at most 5 sources in a chain"
     );
+    let home = tempfile::tempdir().unwrap();
+    write(home.path(), &format!("{{\"profiles\": [{six}]}}"));
+    let by_variable = [
+        ("ALIBABA_CLOUD_PROFILE", "p1"),
+        ("HOME", home.path().to_str().unwrap()),
+    ];
+    assert_eq!(
+        load_text("", &by_variable).unwrap_err(),
+        "ALIBABA_CLOUD_PROFILE: expected at most 5 sources in a chain"
+    );
     assert_eq!(
         refused(&chained("first", "none")),
         "profile first of the file: source_profile is none of its profiles"

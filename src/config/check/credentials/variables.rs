@@ -136,7 +136,9 @@ impl<'a> SourceReader<'a> {
             self.reader.mistake(&variable(names[0]), expectation);
             return None;
         };
-        Some((named(name), self.defined(source, &variable(name))?))
+        let place = variable(name);
+        let credentials = self.defined(source, &place)?;
+        Some((named(name), self.of_limited_length(credentials, &place)?))
     }
 
     /// Removes sources that the environment forbids, if another one is left.
