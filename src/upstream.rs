@@ -8,7 +8,8 @@
 //! `upstream/race.rs` races them. `upstream/pool.rs` keeps idle connections and probes an
 //! unreachable upstream, `upstream/exchange.rs` is one request and its response,
 //! `upstream/first_write.rs` reports when the request is written. `upstream/clock.rs` compares its
-//! clock with this host's.
+//! clock with this host's. `upstream/one_request.rs` sends a single request to another service over
+//! a connection of its own.
 
 mod addresses;
 pub(crate) mod clock;
@@ -17,6 +18,7 @@ mod exchange;
 mod failures;
 mod first_write;
 mod link;
+pub(crate) mod one_request;
 mod pool;
 mod race;
 mod reach;
@@ -300,4 +302,4 @@ impl Drop for Connection {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

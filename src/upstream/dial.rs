@@ -222,11 +222,7 @@ impl Dialer {
             let error = DialError::Timeout(self.peer(), reached, self.timeout);
             (*address, error)
         }));
-        match failed.len() {
-            0 => DialError::NoAddress(self.name()),
-            1 => failed.remove(0).1,
-            _ => DialError::Several(failed),
-        }
+        DialError::of_all(&self.name(), failed)
     }
 
     /// The addresses to dial, without Flowgate's own listeners.
@@ -316,6 +312,15 @@ impl Connect for DialRace<'_> {
 // === impl DialError ===
 
 impl DialError {
+    /// The error if each of a name's addresses failed.
+    pub(super) fn of_all(name: &str, mut failed: Vec<(SocketAddr, DialError)>) -> Self {
+        match failed.len() {
+            0 => Self::NoAddress(name.to_owned()),
+            1 => failed.remove(0).1,
+            _ => Self::Several(failed),
+        }
+    }
+
     /// The reason as a metric label. Of several addresses, that of the one that failed first.
     pub(super) fn failure(&self) -> Failure {
         match self {
@@ -402,7 +407,7 @@ impl fmt::Display for GroupedErrors<'_> {
 
 /// Spawns the connection's task, which also notices a close by the other side, and waits until it
 /// is ready for a request.
-async fn start<T>(io: T) -> hyper::Result<Sender>
+pub(super) async fn start<T>(io: T) -> hyper::Result<Sender>
 where
     T: Read + Write + Unpin + Send + 'static,
 {

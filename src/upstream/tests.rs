@@ -1,7 +1,7 @@
 //! Connections over real loopback sockets: reuse, lost and unsent requests. How connections are
 //! opened is tested in `tests/dialling.rs`. The servers write their bytes by hand.
 
-mod dialling;
+pub(crate) mod dialling;
 mod first_write;
 mod tunnels;
 

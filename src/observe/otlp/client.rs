@@ -9,27 +9,22 @@ use std::time::Duration;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::Full;
 use hyper::header::{HOST, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Request, Response, Uri};
-use hyper_util::rt::TokioIo;
 use opentelemetry_http::{HttpClient, HttpError};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
-use tokio_rustls::TlsConnector;
+use tokio::time::Instant;
 use tokio_rustls::rustls::pki_types::ServerName;
 
 use crate::config::{Collector, Scheme};
 use crate::observe::metrics::Metrics;
 use crate::upstream::TlsRoots;
+use crate::upstream::one_request::{self, Destination, any_address};
 
 /// Timeout of one batch, the default of OpenTelemetry's exporters.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Largest answer of a collector in bytes.
-const MAX_ANSWER: usize = 64 * 1024;
 
 /// Sends batches to one collector.
 pub(super) struct Client {
@@ -41,7 +36,7 @@ pub(super) struct Client {
 
 struct Target {
     collector: Collector,
-    tls: Option<(TlsConnector, ServerName<'static>)>,
+    tls: Option<TlsRoots>,
 }
 
 // === impl Client ===
@@ -52,9 +47,8 @@ impl Client {
         let tls = match collector.scheme {
             Scheme::Http => None,
             Scheme::Https => {
-                let name =
-                    ServerName::try_from(collector.host.clone()).context("telemetry.otlp")?;
-                Some((TlsRoots::load(None)?.connector(), name))
+                ServerName::try_from(&*collector.host).context("telemetry.otlp")?;
+                Some(TlsRoots::load(None)?)
             }
         };
         let to = Arc::new(Target {
@@ -103,12 +97,9 @@ impl std::fmt::Debug for Client {
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         let to = self.to.clone();
-        let sent = self
-            .runtime
-            .spawn(async move { timeout(TIMEOUT, to.post(request)).await });
+        let sent = self.runtime.spawn(async move { to.post(request).await });
         let answer = match sent.await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_elapsed)) => Err(format!("no answer within {TIMEOUT:?}").into()),
+            Ok(answer) => answer,
             Err(_) => Err("Flowgate is shutting down".into()),
         };
         self.note(match &answer {
@@ -124,33 +115,22 @@ impl HttpClient for Client {
 
 impl Target {
     async fn post(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let tcp = TcpStream::connect((self.collector.host.as_str(), self.collector.port)).await?;
-        match &self.tls {
-            None => self.post_on(tcp, request).await,
-            Some((connector, name)) => {
-                let stream = connector.connect(name.clone(), tcp).await?;
-                self.post_on(stream, request).await
-            }
-        }
-    }
-
-    async fn post_on(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        request: Request<Bytes>,
-    ) -> Result<Response<Bytes>, HttpError> {
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        // If the connection fails, the request reports it.
-        tokio::spawn(connection);
         let (mut head, body) = request.into_parts();
         let target = head.uri.into_parts().path_and_query;
         head.uri = Uri::from(target.unwrap_or(PathAndQuery::from_static("/")));
         head.headers
             .insert(HOST, HeaderValue::from_str(&self.collector.authority)?);
+        let destination = Destination {
+            host: &self.collector.host,
+            port: self.collector.port,
+            tls: self.tls.clone(),
+            allows: any_address,
+        };
         let request = Request::from_parts(head, Full::new(body));
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, MAX_ANSWER).collect().await?.to_bytes();
-        Ok(Response::from_parts(head, body))
+        let answer = one_request::send(&destination, request, Instant::now() + TIMEOUT).await?;
+        let mut response = Response::new(answer.body);
+        *response.status_mut() = answer.status;
+        *response.headers_mut() = answer.headers;
+        Ok(response)
     }
 }

@@ -36,7 +36,7 @@ async fn a_refusing_port_is_down_and_comes_up_when_it_listens() {
 }
 
 /// A server's TLS settings for one name, and the file of its certificate authority.
-pub(super) fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
+pub(crate) fn tls(name: &str) -> (TlsAcceptor, tempfile::NamedTempFile) {
     tls_with(name, rustls::DEFAULT_VERSIONS, |_| {})
 }
 
