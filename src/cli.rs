@@ -51,11 +51,17 @@ pub enum Command {
     /// Without errors, print the source of each account's credentials.
     ///
     /// Values are never printed, because one of them may be a secret in the wrong place. Exit code
-    /// 64 if there are errors.
+    /// 64 if there are errors, 1 if --live fails for an account.
     Check {
         /// Also print the resulting configuration as JSON, with all defaults and without secrets.
         #[arg(long)]
         print: bool,
+        /// Also obtain the credentials of each account once and ask STS who they belong to
+        /// (GetCallerIdentity).
+        ///
+        /// Prints the source, the end of the session and the identity, never a secret.
+        #[arg(long)]
+        live: bool,
     },
     /// Show the lanes of a running Flowgate and their queues.
     ///
@@ -170,10 +176,18 @@ mod tests {
         );
         let check = Cli {
             config: file,
-            command: Some(Command::Check { print: false }),
+            command: Some(Command::Check {
+                print: false,
+                live: false,
+            }),
         };
         assert_eq!(parse("flowgate check --config f.toml"), check);
         assert_eq!(parse("flowgate --config f.toml check"), check);
+        let live = Command::Check {
+            print: false,
+            live: true,
+        };
+        assert_eq!(parse("flowgate check --live").command, Some(live));
     }
 
     #[test]

@@ -4,13 +4,23 @@
 //! (`credentials/keeper.rs`) has the session to sign with, refreshes it in the background by the
 //! times of `credentials/schedule.rs`, and lets calls wait for it; never more than one request of a
 //! source is under way. `credentials/fetch.rs` obtains one session: it asks STS
-//! (`credentials/sts.rs`), the metadata service (`credentials/metadata.rs`) or a URI
+//! (`credentials/sts.rs`, with the token of `credentials/oidc_token.rs`), the metadata service (`credentials/metadata.rs`) or a URI
 //! (`credentials/uri.rs`) over its own connection (`credentials/http.rs`), and reads the answer
 //! (`credentials/answer.rs`). `credentials/error.rs` says why there is none, without a secret.
+//! `credentials/live.rs` is `flowgate check --live`.
 #![allow(dead_code, reason = "used by the commits that follow")]
 
+mod answer;
 pub(crate) mod error;
 pub(crate) mod fetch;
+mod http;
 pub(crate) mod keeper;
 pub(crate) mod keepers;
+pub(crate) mod live;
+mod metadata;
+mod oidc_token;
+#[cfg(test)]
+mod scripted;
 pub(crate) mod session;
+mod sts;
+pub(crate) mod uri;

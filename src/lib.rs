@@ -66,6 +66,7 @@ mod upstream;
 
 pub use crate::app::App;
 pub use crate::cli::new_client::{fits, new_client};
+pub use crate::credentials::live::check_live;
 
 /// The version, and the commit that it was built from.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("BUILD_COMMIT"), ")");

@@ -17,7 +17,7 @@ use flowgate::config::{Bind, Loaded, Source, account_lines, effective};
 use flowgate::observe::journal;
 use flowgate::process::systemd::InheritedSockets;
 use flowgate::process::{hardening, logging};
-use flowgate::{App, fits, new_client};
+use flowgate::{App, check_live, fits, new_client};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     };
     match &cli.command {
         None => run(source, sealed),
-        Some(Command::Check { print }) => check(&source, *print),
+        Some(Command::Check { print, live }) => check(&source, *print, *live),
         Some(Command::Status(wanted)) => status(wanted, &source),
         Some(Command::Health { ready, admin }) => health(&source, *ready, admin.clone()),
         Some(Command::Journal {
@@ -138,8 +138,8 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 /// Validates the configuration, and prints the sources of its accounts' credentials; with `print`,
-/// all of it.
-fn check(source: &Source, print: bool) -> ExitCode {
+/// all of it. With `live` it tries the credentials.
+fn check(source: &Source, print: bool, live: bool) -> ExitCode {
     let Loaded {
         config, warnings, ..
     } = match source.load() {
@@ -155,13 +155,31 @@ fn check(source: &Source, print: bool) -> ExitCode {
         eprintln!("the configuration (environment variables only) is valid");
     }
     if print {
-        return write(format!("{:#}\n", effective(&config)).as_bytes());
+        write(format!("{:#}\n", effective(&config)).as_bytes());
+    } else {
+        let lines: String = account_lines(&config)
+            .into_iter()
+            .map(|line| line + "\n")
+            .collect();
+        write(lines.as_bytes());
     }
-    let lines: String = account_lines(&config)
-        .into_iter()
-        .map(|line| line + "\n")
-        .collect();
-    write(lines.as_bytes())
+    if !live {
+        return ExitCode::SUCCESS;
+    }
+    let runtime = match runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let checked = runtime.block_on(check_live(&config, |line| {
+        write(format!("{line}\n").as_bytes());
+    }));
+    // Dropping the runtime would wait for a hanging name look-up or file.
+    runtime.shutdown_background();
+    match checked {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => failed(&format!("{error:#}")),
+    }
 }
 
 /// Prints the lanes of a running Flowgate, once or repeatedly.

@@ -30,6 +30,30 @@ pub(crate) fn parse(text: &str) -> Option<SystemTime> {
     Some(parse_whole(&format!("{whole}Z"))? + Duration::from_nanos(nanos))
 }
 
+/// Parses the time of an answer: a timestamp as for [`parse`], or one with an offset from UTC instead
+/// of the `Z`, such as `+08:00`. Callers' stamps have no offset.
+pub(crate) fn parse_with_offset(text: &str) -> Option<SystemTime> {
+    if text.ends_with('Z') {
+        return parse(text);
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub(6)?)?;
+    let (sign, hours_and_minutes) = offset.split_at_checked(1)?;
+    let (hours, minutes) = hours_and_minutes.split_once(':')?;
+    if hours.len() != 2 || minutes.len() != 2 {
+        return None;
+    }
+    let hours = number(hours.as_bytes()).filter(|hours| *hours < 24)?;
+    let minutes = number(minutes.as_bytes()).filter(|minutes| *minutes < 60)?;
+    let offset = Duration::from_secs(hours * 3600 + minutes * 60);
+    let local = parse(&format!("{local}Z"))?;
+    let time = match sign {
+        "+" => local.checked_sub(offset)?,
+        "-" => local.checked_add(offset)?,
+        _ => return None,
+    };
+    (time >= UNIX_EPOCH).then_some(time)
+}
+
 /// Parses a timestamp of whole seconds.
 fn parse_whole(text: &str) -> Option<SystemTime> {
     let text: &[u8; 20] = text.as_bytes().try_into().ok()?;
@@ -198,6 +222,44 @@ mod tests {
         ] {
             assert_eq!(parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn an_offset_is_subtracted_where_one_is_allowed() {
+        for text in [
+            "2030-01-01T00:00:00Z",
+            "2030-01-01T08:00:00+08:00",
+            "2029-12-31T20:30:00-03:30",
+            "2030-01-01T00:00:00+00:00",
+            "2030-01-01T00:00:00-00:00",
+        ] {
+            assert_eq!(parse_with_offset(text), Some(at(1_893_456_000)), "{text}");
+        }
+        let with_fraction = at(1_893_456_000) + Duration::from_millis(123);
+        for text in ["2030-01-01T00:00:00.123Z", "2030-01-01T08:00:00.123+08:00"] {
+            assert_eq!(parse_with_offset(text), Some(with_fraction), "{text}");
+        }
+        for text in [
+            "",
+            "Z",
+            "2030-01-01",
+            "1893456000",
+            "2030-01-01T00:00:00",
+            "2030-01-01T00:00:00+8:00",
+            "2030-01-01T00:00:00+0800",
+            "2030-01-01T00:00:00+08",
+            "2030-01-01T00:00:00+24:00",
+            "2030-01-01T00:00:00+08:60",
+            "2030-01-01T00:00:00 08:00",
+            "2030-01-01T00:00:00++8:00",
+            "2030-01-01T00:00:00+08:0\u{e9}",
+            "2030-01-01T00:00:00Z+08:00",
+            "1970-01-01T00:00:00+08:00",
+        ] {
+            assert_eq!(parse_with_offset(text), None, "{text}");
+            assert_eq!(parse(text), None, "{text}");
+        }
+        assert_eq!(parse("2030-01-01T08:00:00+08:00"), None);
     }
 
     proptest! {

@@ -102,6 +102,13 @@ pub(crate) fn verify(secret: &Secret, string_to_sign: &str, signature: &str) -> 
         .into()
 }
 
+/// A new nonce: 128 random bits from the operating system, in hexadecimal.
+pub(crate) fn nonce() -> String {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    hex(&bytes)
+}
+
 /// Encodes bytes as lower-case hex.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);

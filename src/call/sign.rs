@@ -34,7 +34,7 @@ pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Req
     let fields = AttemptFields {
         host: upstream_host,
         date: time::format(now),
-        nonce: nonce(),
+        nonce: v3::nonce(),
     };
     match call.scheme() {
         Scheme::V1 => sign_v1(call, &fields),
@@ -137,13 +137,6 @@ fn relay(call: &RelayedRequest, upstream_host: &str) -> Request<Full<Bytes>> {
         .or_insert(HeaderValue::from_static("identity"));
     put_length(headers, call.method(), call.body().len());
     request
-}
-
-/// 128 random bits from the operating system, in hexadecimal.
-fn nonce() -> String {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
-    v3::hex(&bytes)
 }
 
 /// The body and its content type; an empty body has none.

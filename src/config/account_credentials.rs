@@ -203,6 +203,15 @@ impl SessionSource {
         }
         length
     }
+
+    /// Where STS is, for sources that ask it.
+    pub(crate) fn sts(&self) -> Option<&StsEndpoint> {
+        match self {
+            Self::Oidc(source) => Some(&source.role.sts),
+            Self::AssumeRole(source) => Some(&source.role.sts),
+            Self::EcsRole(_) | Self::Uri(_) => None,
+        }
+    }
 }
 
 // === impl EcsRole ===

@@ -152,7 +152,7 @@ pub(super) fn utf8(bytes: &[u8]) -> Result<&str, String> {
 }
 
 /// Reads a regular file of at most `max` bytes. The buffer is wiped when dropped.
-pub(super) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(crate) fn regular(path: &Path, max: usize) -> Result<Zeroizing<Vec<u8>>, String> {
     // Checked before the file is opened, because opening a pipe waits for a writer.
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
     if !metadata.is_file() {

@@ -130,7 +130,7 @@ fn exposed(secret: Option<&Secret>) -> Option<&str> {
 }
 
 /// The host of a URL: an IPv6 address is in brackets.
-pub(super) fn bracketed(host: &str) -> Cow<'_, str> {
+pub(crate) fn bracketed(host: &str) -> Cow<'_, str> {
     if host.contains(':') {
         format!("[{host}]").into()
     } else {

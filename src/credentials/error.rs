@@ -78,6 +78,20 @@ impl Failure {
 
 // === impl FetchError ===
 
+impl FetchError {
+    /// A failure without an answer.
+    pub(super) fn new(kind: Failure, place: &str, reason: impl Into<String>) -> Self {
+        Self {
+            kind,
+            place: place.to_owned(),
+            reason: reason.into(),
+            status: None,
+            code: None,
+            request_id: None,
+        }
+    }
+}
+
 impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.reason)?;

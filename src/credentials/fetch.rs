@@ -1,23 +1,71 @@
 //! Obtains one session of a source.
 
-use super::error::FetchError;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::Identity;
+use super::error::{Failure, FetchError};
+use super::http::{self, Roots};
+use super::metadata::{Metadata, TokenCache};
 use super::session::Obtained;
-use crate::config::{Credentials, SessionSource};
+use super::sts::Sts;
+use super::uri;
+use crate::config::{Credentials, SessionSource, StsEndpoint};
 use crate::upstream::TlsRoots;
+use crate::upstream::clock::UpstreamClock;
+
+/// Limit on everything of one fetch.
+const WITHIN: Duration = Duration::from_secs(10);
 
 /// The connections' settings and what one source needs from one request to the next: the metadata
 /// service's token, and the offset of STS's clock.
 pub(crate) struct Fetcher {
     source: SessionSource,
+    roots: Roots,
+    tokens: TokenCache,
+    clock: UpstreamClock,
+}
+
+/// Asks STS who credentials belong to.
+pub(crate) async fn caller_identity(
+    endpoint: &StsEndpoint,
+    roots: TlsRoots,
+    credentials: &Credentials,
+) -> Result<Identity, FetchError> {
+    let sts = Sts {
+        endpoint,
+        roots: &Roots::new(Some(roots)),
+        clock: &clock(&endpoint.to_string()),
+        deadline: Instant::now() + WITHIN,
+    };
+    sts.caller_identity(credentials).await
+}
+
+/// The clock of the service with this name.
+fn clock(name: &str) -> UpstreamClock {
+    UpstreamClock::new(name, true, Instant::now())
 }
 
 // === impl Fetcher ===
 
 impl Fetcher {
-    /// Opens no connection.
+    /// Opens no connection. Without roots those of the system are used.
     pub(crate) fn new(source: SessionSource, roots: Option<TlsRoots>) -> Self {
-        let _ = roots;
-        Self { source }
+        let name = source
+            .sts()
+            .map_or_else(String::new, |sts| format!("https://{sts}"));
+        Self {
+            source,
+            roots: Roots::new(roots),
+            tokens: TokenCache::default(),
+            clock: clock(&name),
+        }
+    }
+
+    /// Lets new connections trust these roots.
+    pub(crate) fn set_tls_roots(&self, roots: TlsRoots) {
+        self.roots.set(roots);
     }
 
     /// Obtains a session, within 10 s. `assuming` are the valid credentials that assume the role;
@@ -26,7 +74,60 @@ impl Fetcher {
         &self,
         assuming: Option<&Credentials>,
     ) -> Result<Obtained, FetchError> {
-        let _ = assuming;
-        unimplemented!()
+        let deadline = Instant::now() + WITHIN;
+        timeout_at(deadline, self.obtain(assuming, deadline))
+            .await
+            .unwrap_or_else(|_elapsed| {
+                let reason = format!("no session within {WITHIN:?}");
+                Err(FetchError::new(
+                    Failure::Unreachable,
+                    &http::place(&self.source),
+                    reason,
+                ))
+            })
+    }
+
+    async fn obtain(
+        &self,
+        assuming: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Obtained, FetchError> {
+        match &self.source {
+            SessionSource::Oidc(source) => {
+                self.sts(&source.role.sts, deadline)
+                    .assume_role_with_oidc(source)
+                    .await
+            }
+            SessionSource::AssumeRole(source) => {
+                let assuming = assuming.ok_or_else(|| {
+                    let reason = "there are no valid credentials to assume the role with";
+                    FetchError::new(Failure::NoSource, &http::place(&self.source), reason)
+                })?;
+                self.sts(&source.role.sts, deadline)
+                    .assume_role(source, assuming)
+                    .await
+            }
+            SessionSource::EcsRole(source) => {
+                let metadata = Metadata {
+                    source,
+                    tokens: &self.tokens,
+                    deadline,
+                };
+                metadata.fetch().await
+            }
+            SessionSource::Uri(source) => uri::fetch(source, &self.roots, deadline).await,
+        }
+    }
+
+    fn sts<'a>(&'a self, endpoint: &'a StsEndpoint, deadline: Instant) -> Sts<'a> {
+        Sts {
+            endpoint,
+            roots: &self.roots,
+            clock: &self.clock,
+            deadline,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -85,7 +85,7 @@ struct OffsetFilter {
 
 impl UpstreamClock {
     /// `correct`: whether stamps are corrected.
-    pub(super) fn new(url: &str, correct: bool, now: Instant) -> Self {
+    pub(crate) fn new(url: &str, correct: bool, now: Instant) -> Self {
         Self {
             url: url.into(),
             correct,

@@ -28,7 +28,8 @@ pub(crate) fn check_account_id(text: &str) -> Result<(), String> {
         .ok_or_else(|| format!("expected {ID_FORM}"))
 }
 
-pub(super) fn access_key(text: &str) -> Option<AccessKeyId> {
+/// Reads an access key id.
+pub(crate) fn access_key(text: &str) -> Option<AccessKeyId> {
     // The name of all unverified callers is reserved, like `UNKNOWN`.
     let key = is_name(text, 128) && text != ClientId::unverified().as_str();
     key.then(|| AccessKeyId::new(text))

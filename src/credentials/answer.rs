@@ -1,0 +1,293 @@
+//! Reads the answers of STS, of the metadata service and of a credentials URI. An answer is either a
+//! whole session or a failure. Failures contain `Code` and `RequestId` of an answer, and nothing
+//! else of it.
+
+use std::time::{Duration, SystemTime};
+
+use hyper::header::CONTENT_TYPE;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::error::{Failure, FetchError};
+use super::http::Answer;
+use super::session::Obtained;
+use crate::acs::{self, time};
+use crate::config::{Credentials, access_key, one_line};
+use crate::primitives::secret::Secret;
+use crate::upstream::clock;
+
+/// Largest `Code` and `RequestId` in characters that a failure repeats.
+const MAX_WORD: usize = 100;
+
+/// `Code` of a session that is not from STS.
+const SUCCESS: &str = "Success";
+
+/// The kinds of failure by `Code`, which decides, not the status. Each code is also a prefix before
+/// a dot. The first that fits counts.
+const KINDS: &[(&str, Failure)] = &[
+    ("AuthenticationFail.OIDCToken.Expired", Failure::OldToken),
+    ("InvalidSecurityToken", Failure::OldToken),
+    ("SecurityTokenExpired", Failure::OldToken),
+    ("MissingSecurityToken", Failure::OldToken),
+    ("InvalidAccessKeyId", Failure::OldToken),
+    ("Forbidden.AccessKeyDisabled", Failure::OldToken),
+    ("Throttling", Failure::Throttled),
+    ("ServiceUnavailable", Failure::Throttled),
+    ("ServiceUnavailableTemporary", Failure::Throttled),
+    ("InternalError", Failure::ServiceError),
+    ("InternalFailure", Failure::ServiceError),
+    // Another nonce is accepted.
+    ("SignatureNonceUsed", Failure::ServiceError),
+    ("InvalidSignatureNonce", Failure::ServiceError),
+    ("AuthenticationFail", Failure::Refused),
+    ("EntityNotExist", Failure::Refused),
+    ("Forbidden", Failure::Refused),
+    ("IllegalTimestamp", Failure::Refused),
+    ("InvalidParameter", Failure::Refused),
+    ("InvalidTimeStamp", Failure::Refused),
+    ("NoPermission", Failure::Refused),
+    ("SignatureDoesNotMatch", Failure::Refused),
+];
+
+/// STS's codes for a time stamp that is too far from its clock.
+const CLOCK_CODES: &[&str] = &["InvalidTimeStamp", "IllegalTimestamp"];
+
+/// Whose answer it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// AssumeRole and AssumeRoleWithOIDC.
+    Sts,
+    /// The metadata service. `Code` is required.
+    Metadata,
+    /// A credentials URI, in the form of the metadata service. `Code` may be missing.
+    Uri,
+}
+
+/// Who the credentials belong to: GetCallerIdentity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) arn: String,
+    pub(crate) account: String,
+}
+
+/// A session as it is written. Every field may be missing.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct SessionFields {
+    code: Option<String>,
+    access_key_id: Option<Secret>,
+    access_key_secret: Option<Secret>,
+    security_token: Option<Secret>,
+    expiration: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct StsDocument {
+    credentials: Option<SessionFields>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct IdentityDocument {
+    arn: Option<String>,
+    account_id: Option<String>,
+}
+
+/// Reads a session. `place` names the service.
+pub(super) fn read(form: Form, place: &str, answer: &Answer) -> Result<Obtained, FetchError> {
+    check_success(form, place, answer)?;
+    let fields = if form == Form::Sts {
+        document::<StsDocument>(answer).and_then(|document| {
+            document
+                .credentials
+                .ok_or_else(|| "the answer has no Credentials".to_owned())
+        })
+    } else {
+        document(answer)
+    };
+    let session = fields.and_then(|fields| {
+        if form == Form::Metadata && fields.code.is_none() {
+            return Err("the answer has no Code".to_owned());
+        }
+        fields.session(answer)
+    });
+    session.map_err(|reason| bad(place, answer, reason))
+}
+
+/// Reads the answer of GetCallerIdentity.
+pub(super) fn read_identity(place: &str, answer: &Answer) -> Result<Identity, FetchError> {
+    check_success(Form::Sts, place, answer)?;
+    let identity = document(answer).and_then(|document: IdentityDocument| {
+        Ok(Identity {
+            arn: printable("Arn", document.arn)?,
+            account: printable("AccountId", document.account_id)?,
+        })
+    });
+    identity.map_err(|reason| bad(place, answer, reason))
+}
+
+/// Whether STS refuses the request's time stamp.
+pub(super) fn refuses_stamp(answer: &Answer) -> bool {
+    let code = summary(answer).code.unwrap_or_default();
+    answer.response.status != 200 && CLOCK_CODES.iter().any(|family| is_of(family, &code))
+}
+
+/// The failure of an answer without a session.
+pub(super) fn refusal(form: Form, place: &str, answer: &Answer) -> FetchError {
+    let status = answer.response.status.as_u16();
+    let code = summary(answer).code;
+    let by_code = code.as_deref().and_then(kind_of_code);
+    let kind = by_code.unwrap_or_else(|| kind_of_status(form, status, code.is_some()));
+    let reason = match kind {
+        Failure::Throttled => "the service asks for fewer requests",
+        Failure::ServiceError => "the service failed",
+        Failure::OldToken => "the service refuses the credentials or the token of the request",
+        Failure::Refused => "the service refuses the request",
+        _ if (300..400).contains(&status) => "the service redirects, which is not followed",
+        _ => "the answer is not a session",
+    };
+    FetchError {
+        kind,
+        ..bad(place, answer, reason)
+    }
+}
+
+/// An answer that cannot be used.
+pub(super) fn bad(place: &str, answer: &Answer, reason: impl Into<String>) -> FetchError {
+    let summary = summary(answer);
+    FetchError {
+        status: Some(answer.response.status.as_u16()),
+        code: summary.code,
+        request_id: summary.request_id,
+        ..FetchError::new(Failure::BadAnswer, place, reason)
+    }
+}
+
+fn check_success(form: Form, place: &str, answer: &Answer) -> Result<(), FetchError> {
+    let has_failed = match summary(answer).code {
+        None => false,
+        Some(code) => form == Form::Sts || code != SUCCESS,
+    };
+    if answer.response.status != 200 || has_failed {
+        return Err(refusal(form, place, answer));
+    }
+    Ok(())
+}
+
+/// `Code` and `RequestId`, if they look like such.
+fn summary(answer: &Answer) -> acs::answer::Summary {
+    let content_type = answer.response.headers.get(CONTENT_TYPE);
+    let content_type = content_type.and_then(|value| value.to_str().ok());
+    let summary = acs::answer::read(content_type, &answer.response.body).unwrap_or_default();
+    acs::answer::Summary {
+        code: summary.code.filter(|text| is_word(text)),
+        request_id: summary.request_id.filter(|text| is_word(text)),
+        ..summary
+    }
+}
+
+fn is_word(text: &str) -> bool {
+    (1..=MAX_WORD).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+/// Whether the code is the family or one of its members: `Throttling`, `Throttling.User`.
+fn is_of(family: &str, code: &str) -> bool {
+    code.strip_prefix(family)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn kind_of_code(code: &str) -> Option<Failure> {
+    let mut kinds = KINDS.iter();
+    kinds
+        .find(|(family, _)| is_of(family, code))
+        .map(|(_, kind)| *kind)
+}
+
+fn kind_of_status(form: Form, status: u16, has_code: bool) -> Failure {
+    match (form, status) {
+        (_, 429 | 503) | (Form::Sts, 302) => Failure::Throttled,
+        (_, 500..=599) => Failure::ServiceError,
+        // STS writes a code with each refusal; without it something else has answered.
+        (Form::Sts, 400..=499) if has_code => Failure::Refused,
+        (Form::Metadata | Form::Uri, 401 | 403) => Failure::Refused,
+        _ => Failure::BadAnswer,
+    }
+}
+
+/// Parses the body. serde's errors may contain values of it and are not repeated.
+fn document<T: for<'de> Deserialize<'de>>(answer: &Answer) -> Result<T, String> {
+    let body = &answer.response.body;
+    // serde also reads a struct from an array.
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err("the answer is not a JSON object".to_owned());
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        if error.is_eof() {
+            "the answer is JSON that ends too early"
+        } else {
+            "the answer is not JSON of the documented form"
+        }
+        .to_owned()
+    })
+}
+
+/// A text for a terminal.
+fn printable(name: &str, text: Option<String>) -> Result<String, String> {
+    text.filter(|text| {
+        (1..=256).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+    })
+    .ok_or_else(|| format!("the answer has no usable {name}"))
+}
+
+fn one_line_of(name: &str, text: Option<Secret>) -> Result<Secret, String> {
+    let text = text.ok_or_else(|| format!("the answer has no {name}"))?;
+    one_line(text.expose()).map_err(|reason| format!("{name}: {reason}"))
+}
+
+/// How long a session with this end is valid. The service's clock counts if the answer has a date,
+/// which has whole seconds and may be as old as the request.
+fn remaining(expires: SystemTime, answer: &Answer) -> Option<Duration> {
+    let now = match clock::date(&answer.response.headers) {
+        Some(date) => date.checked_add(Duration::from_secs(1) + answer.took)?,
+        None => answer.received,
+    };
+    let remaining = expires.duration_since(now).ok()?;
+    (!remaining.is_zero()).then_some(remaining)
+}
+
+// === impl SessionFields ===
+
+impl SessionFields {
+    fn session(self, answer: &Answer) -> Result<Obtained, String> {
+        let key = one_line_of("AccessKeyId", self.access_key_id)?;
+        let access_key_id = access_key(key.expose())
+            .ok_or_else(|| "AccessKeyId is not an access key id".to_owned())?;
+        let secret = one_line_of("AccessKeySecret", self.access_key_secret)?;
+        let security_token = one_line_of("SecurityToken", self.security_token)?;
+        let expiration = self
+            .expiration
+            .ok_or_else(|| "the answer has no Expiration".to_owned())?;
+        let expires = expiration
+            .as_str()
+            .and_then(time::parse_with_offset)
+            .ok_or_else(|| "Expiration is not a time".to_owned())?;
+        let lifetime = remaining(expires, answer)
+            .ok_or_else(|| format!("the session ended at {}", time::format(expires)))?;
+        Ok(Obtained {
+            credentials: Credentials {
+                access_key_id,
+                secret,
+                security_token: Some(security_token),
+                expires: Some(expires),
+            },
+            lifetime,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

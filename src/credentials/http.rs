@@ -1,0 +1,171 @@
+//! One request to a service that returns credentials, over a connection of its own.
+
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::Method;
+use hyper::header::{
+    ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT,
+};
+use hyper::http::uri::PathAndQuery;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::error::{Failure, FetchError};
+use crate::config::{CredentialsUri, EcsRole, SessionSource, bracketed};
+use crate::primitives::secret::never_shown;
+use crate::upstream::one_request::{self, Destination, RequestError};
+use crate::upstream::{Request, TlsRoots, UpstreamResponse};
+
+/// A complete answer of any status. Its body may contain secrets.
+pub(super) struct Answer {
+    pub(super) response: UpstreamResponse,
+    /// When it was complete, by this host's clock.
+    pub(super) received: SystemTime,
+    /// The time from before the connection until then.
+    pub(super) took: Duration,
+}
+
+never_shown!(Answer);
+
+/// The roots for connections with TLS, which can be replaced.
+pub(super) struct Roots(Mutex<Option<TlsRoots>>);
+
+/// The service that a source asks, for the `Host` header and for errors: `host`, or `host:port` if
+/// the port is not the default.
+pub(super) fn place(source: &SessionSource) -> String {
+    match source {
+        SessionSource::Oidc(source) => source.role.sts.to_string(),
+        SessionSource::AssumeRole(source) => source.role.sts.to_string(),
+        SessionSource::EcsRole(source) => place_of_metadata(source),
+        SessionSource::Uri(source) => place_of_uri(source),
+    }
+}
+
+pub(super) fn place_of_metadata(source: &EcsRole) -> String {
+    let address = source.address;
+    authority(&address.ip().to_string(), address.port(), 80)
+}
+
+pub(super) fn place_of_uri(source: &CredentialsUri) -> String {
+    let default_port = if source.is_tls { 443 } else { 80 };
+    authority(&source.host, source.port, default_port)
+}
+
+fn authority(host: &str, port: u16, default_port: u16) -> String {
+    let host = bracketed(host);
+    if port == default_port {
+        host.into_owned()
+    } else {
+        format!("{host}:{port}")
+    }
+}
+
+/// A request in origin form.
+pub(super) fn request(
+    method: Method,
+    target: PathAndQuery,
+    host: &str,
+    body: impl Into<Bytes>,
+) -> Request {
+    let body = body.into();
+    let length = (method != Method::GET).then_some(body.len());
+    let mut request = Request::new(Full::new(body));
+    *request.method_mut() = method;
+    *request.uri_mut() = target.into();
+    put(&mut request, HOST, host);
+    put(
+        &mut request,
+        USER_AGENT,
+        concat!("flowgate/", env!("CARGO_PKG_VERSION")),
+    );
+    put(&mut request, ACCEPT, "application/json");
+    put(&mut request, ACCEPT_ENCODING, "identity");
+    if let Some(length) = length {
+        request
+            .headers_mut()
+            .insert(CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    request
+}
+
+/// Sets a header. The value was checked when it was read.
+pub(super) fn put(request: &mut Request, name: HeaderName, value: &str) {
+    let value = HeaderValue::from_str(value);
+    let value = value.expect("hosts, keys and tokens have only printable characters");
+    request.headers_mut().insert(name, value);
+}
+
+/// The same, for a value that must not be shown.
+pub(super) fn put_secret(request: &mut Request, name: HeaderName, value: &str) {
+    put(request, name.clone(), value);
+    if let Some(value) = request.headers_mut().get_mut(name) {
+        value.set_sensitive(true);
+    }
+}
+
+/// Sends the request and reads the answer, all by the deadline. `place` names the service.
+pub(super) async fn ask(
+    place: &str,
+    destination: &Destination<'_>,
+    request: Request,
+    deadline: Instant,
+) -> Result<Answer, FetchError> {
+    let start = Instant::now();
+    match one_request::send(destination, request, deadline).await {
+        Ok(response) => {
+            let took = start.elapsed();
+            let status = response.status.as_u16();
+            debug!(service = place, status, ?took, "credentials answer");
+            Ok(Answer {
+                response,
+                received: SystemTime::now(),
+                took,
+            })
+        }
+        Err(error) => Err(FetchError::new(kind(&error), place, error.to_string())),
+    }
+}
+
+/// The kind of a failure without a complete answer.
+fn kind(error: &RequestError) -> Failure {
+    match error {
+        RequestError::Unconnected(_)
+        | RequestError::Unsent
+        | RequestError::Closed
+        | RequestError::Timeout(_) => Failure::Unreachable,
+        RequestError::TooLarge | RequestError::Malformed => Failure::BadAnswer,
+        // Another address, or another URI, is needed.
+        RequestError::Forbidden(_) => Failure::Refused,
+    }
+}
+
+// === impl Roots ===
+
+impl Roots {
+    pub(super) fn new(roots: Option<TlsRoots>) -> Self {
+        Self(Mutex::new(roots))
+    }
+
+    pub(super) fn set(&self, roots: TlsRoots) {
+        *self.0.lock() = Some(roots);
+    }
+
+    /// The roots; those of the system if none were set.
+    pub(super) fn get(&self, place: &str) -> Result<TlsRoots, FetchError> {
+        let mut known = self.0.lock();
+        if let Some(roots) = &*known {
+            return Ok(roots.clone());
+        }
+        let roots = TlsRoots::load(None).map_err(|error| {
+            FetchError::new(
+                Failure::Unreachable,
+                place,
+                format!("no TLS roots: {error}"),
+            )
+        })?;
+        Ok(known.insert(roots).clone())
+    }
+}

@@ -1,0 +1,181 @@
+//! `flowgate check --live`: obtains the credentials of each managed account once, and asks STS who
+//! they belong to.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{self, StreamExt};
+use tokio::sync::OnceCell;
+
+use super::error::FetchError;
+use super::fetch::{self, Fetcher};
+use crate::acs::time;
+use crate::config::{
+    Account, AccountCredentials, Config, Credentials, LoadedFrom, RoleSource, SessionSource,
+    StsEndpoint,
+};
+use crate::upstream::TlsRoots;
+
+/// Accounts that are checked at a time. STS permits 100 requests a second for each account.
+const AT_A_TIME: usize = 4;
+
+/// The endpoint of STS if no source of the configuration names one.
+const DEFAULT_STS: &str = "sts.aliyuncs.com";
+
+type Fetched = Result<Arc<Credentials>, FetchError>;
+
+/// The sources of a configuration, each of which is asked at most once.
+struct Sources<'a> {
+    roots: TlsRoots,
+    sessions: HashMap<&'a SessionSource, OnceCell<Fetched>>,
+    /// Where accounts whose source does not name STS ask for their identity.
+    sts: StsEndpoint,
+}
+
+/// Checks the credentials of each managed account. `print` gets a line for each, in the order of the
+/// configuration. Returns whether all are usable.
+pub async fn check_live(config: &Config, print: impl FnMut(&str)) -> anyhow::Result<bool> {
+    let roots = TlsRoots::load(config.upstream.ca_file.as_deref())?;
+    Ok(check_all(config, roots, print).await)
+}
+
+async fn check_all(config: &Config, roots: TlsRoots, mut print: impl FnMut(&str)) -> bool {
+    let sources = Sources::of(config, roots);
+    let checks = config.accounts.iter().filter_map(|account| {
+        let credentials = account.credentials.as_ref()?;
+        Some(sources.check(account, credentials))
+    });
+    let mut all_usable = true;
+    let mut checked = stream::iter(checks).buffered(AT_A_TIME);
+    while let Some((line, is_usable)) = checked.next().await {
+        print(&line);
+        all_usable &= is_usable;
+    }
+    all_usable
+}
+
+/// The source, as it is configured.
+fn source_name(credentials: &AccountCredentials) -> String {
+    match credentials {
+        AccountCredentials::Session(source) => source.name().to_owned(),
+        AccountCredentials::Loaded(_, from) => match from {
+            LoadedFrom::Keys => "keys".to_owned(),
+            LoadedFrom::Variables(prefix) => format!("env {prefix}"),
+            LoadedFrom::File(path) => format!("file {}", path.display()),
+            LoadedFrom::Profile(name) => format!("profile {name}"),
+        },
+    }
+}
+
+fn until(expires: Option<SystemTime>) -> String {
+    expires.map_or_else(String::new, |expires| {
+        format!(", until {}", time::format(expires))
+    })
+}
+
+// === impl Sources ===
+
+impl<'a> Sources<'a> {
+    fn of(config: &'a Config, roots: TlsRoots) -> Self {
+        let mut sessions = HashMap::new();
+        let configured = config
+            .accounts
+            .iter()
+            .filter_map(|account| account.credentials.as_ref()?.session());
+        for mut source in configured {
+            sessions.entry(source).or_insert_with(OnceCell::new);
+            while let Some(from) = assuming_source(source) {
+                sessions.entry(from).or_insert_with(OnceCell::new);
+                source = from;
+            }
+        }
+        let default = StsEndpoint {
+            host: DEFAULT_STS.to_owned(),
+            port: 443,
+        };
+        let sts = config
+            .accounts
+            .iter()
+            .find_map(|account| account.credentials.as_ref()?.session()?.sts());
+        Self {
+            roots,
+            sts: sts.cloned().unwrap_or(default),
+            sessions,
+        }
+    }
+
+    /// The line of an account, and whether its credentials are usable.
+    async fn check(&self, account: &Account, credentials: &AccountCredentials) -> (String, bool) {
+        let source = format!("account {}: {}", account.id, source_name(credentials));
+        let (obtained, sts) = match credentials {
+            AccountCredentials::Loaded(credentials, _) => (Ok(Arc::new(credentials.clone())), None),
+            AccountCredentials::Session(session) => (self.session(session).await, session.sts()),
+        };
+        let credentials = match obtained {
+            Ok(credentials) => credentials,
+            Err(error) => return (format!("{source}: no credentials: {error}"), false),
+        };
+        let until = until(credentials.expires);
+        let sts = sts.unwrap_or(&self.sts);
+        match fetch::caller_identity(sts, self.roots.clone(), &credentials).await {
+            Ok(identity) => {
+                let line = format!(
+                    "{source}{until}, identity {} of account {}",
+                    identity.arn, identity.account
+                );
+                (line, true)
+            }
+            Err(error) => (
+                format!("{source}{until}: GetCallerIdentity failed: {error}"),
+                false,
+            ),
+        }
+    }
+
+    /// The session of a source, after those that assume its role.
+    fn session<'b>(&'b self, source: &'b SessionSource) -> BoxFuture<'b, Fetched> {
+        async move {
+            match self.sessions.get(source) {
+                Some(known) => known.get_or_init(|| self.obtain(source)).await.clone(),
+                None => self.obtain(source).await,
+            }
+        }
+        .boxed()
+    }
+
+    fn obtain<'b>(
+        &'b self,
+        source: &'b SessionSource,
+    ) -> impl Future<Output = Fetched> + Send + 'b {
+        async move {
+            let fetcher = Fetcher::new(source.clone(), Some(self.roots.clone()));
+            let from;
+            let assuming = match source {
+                SessionSource::AssumeRole(role) => match &*role.from {
+                    RoleSource::Loaded(credentials, _) => Some(credentials),
+                    RoleSource::Session(source) => {
+                        from = self.session(source).await?;
+                        Some(&*from)
+                    }
+                },
+                _ => None,
+            };
+            let obtained = fetcher.fetch(assuming).await?;
+            Ok(Arc::new(obtained.credentials))
+        }
+    }
+}
+
+/// The source of the session that assumes the source's role.
+fn assuming_source(source: &SessionSource) -> Option<&SessionSource> {
+    match source {
+        SessionSource::AssumeRole(role) => match &*role.from {
+            RoleSource::Session(source) => Some(source),
+            RoleSource::Loaded(..) => None,
+        },
+        _ => None,
+    }
+}
