@@ -49,10 +49,15 @@ async fn check_all(config: &Config, roots: TlsRoots, mut print: impl FnMut(&str)
         Some(sources.check(account, credentials))
     });
     let mut all_usable = true;
+    let mut count = 0;
     let mut checked = stream::iter(checks).buffered(AT_A_TIME);
     while let Some((line, is_usable)) = checked.next().await {
         print(&line);
         all_usable &= is_usable;
+        count += 1;
+    }
+    if count == 0 {
+        print("no account has credentials");
     }
     all_usable
 }
@@ -179,3 +184,6 @@ fn assuming_source(source: &SessionSource) -> Option<&SessionSource> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,9 @@ pub(super) struct Scripted {
     _serving: AbortOnDropHandle<()>,
 }
 
+/// Returns the answer to a request, or nothing to close the connection.
+type Answers = Box<dyn FnMut(&Received) -> Option<String> + Send>;
+
 /// A request as it was received.
 #[derive(Clone, Debug)]
 pub(super) struct Received {
@@ -110,7 +113,7 @@ pub(super) fn assume_role(sts: StsEndpoint) -> AssumeRole {
 impl Scripted {
     /// Over TCP.
     pub(super) async fn start(answers: impl IntoIterator<Item = String>) -> Self {
-        Self::with(None, answers).await
+        Self::with(None, in_order(answers)).await
     }
 
     /// Over TLS, with a certificate for its address.
@@ -123,18 +126,28 @@ impl Scripted {
         name: &str,
         answers: impl IntoIterator<Item = String>,
     ) -> Self {
+        Self::with_tls(name, in_order(answers)).await
+    }
+
+    /// Over TLS, with an answer by request.
+    pub(super) async fn answering_tls(
+        answers: impl FnMut(&Received) -> Option<String> + Send + 'static,
+    ) -> Self {
+        Self::with_tls("127.0.0.1", Box::new(answers)).await
+    }
+
+    async fn with_tls(name: &str, answers: Answers) -> Self {
         let (acceptor, ca_file) = dialling::tls(name);
         let mut server = Self::with(Some(acceptor), answers).await;
         server.roots = Some(TlsRoots::load(Some(ca_file.path())).unwrap());
         server
     }
 
-    async fn with(tls: Option<TlsAcceptor>, answers: impl IntoIterator<Item = String>) -> Self {
+    async fn with(tls: Option<TlsAcceptor>, mut answers: Answers) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let requests = Arc::<Mutex<Vec<Received>>>::default();
         let seen = requests.clone();
-        let mut answers: std::collections::VecDeque<String> = answers.into_iter().collect();
         let serving = tokio::spawn(async move {
             loop {
                 let (tcp, _) = listener.accept().await.unwrap();
@@ -202,17 +215,24 @@ impl Scripted {
     }
 }
 
+/// One answer after the other, whatever is asked.
+fn in_order(answers: impl IntoIterator<Item = String>) -> Answers {
+    let mut answers = answers.into_iter().collect::<Vec<_>>().into_iter();
+    Box::new(move |_| answers.next())
+}
+
 /// Reads one request and writes the next answer. The connection ends with it.
 async fn serve(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     requests: &Mutex<Vec<Received>>,
-    answers: &mut std::collections::VecDeque<String>,
+    answers: &mut Answers,
 ) {
     let Some(request) = read(&mut stream).await else {
         return;
     };
+    let answer = answers(&request);
     requests.lock().push(request);
-    if let Some(answer) = answers.pop_front() {
+    if let Some(answer) = answer {
         // The client closes early if the answer is too large.
         drop(stream.write_all(answer.as_bytes()).await);
     }

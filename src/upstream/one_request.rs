@@ -122,7 +122,18 @@ async fn dial(
     {
         return Err(RequestError::Forbidden(address.ip()));
     }
-    let outcome = race(&dialling, &addresses, deadline).await;
+    connect(&dialling, host, &addresses, deadline).await
+}
+
+/// Connects to one of the addresses.
+async fn connect(
+    dialling: &DialRace<'_>,
+    host: &str,
+    addresses: &[SocketAddr],
+    deadline: Instant,
+) -> Result<Sender, RequestError> {
+    let limit = deadline.saturating_duration_since(Instant::now());
+    let outcome = race(dialling, addresses, deadline).await;
     if let Some((_, sender)) = outcome.winner {
         return Ok(sender);
     }
@@ -170,5 +181,173 @@ impl Connect for DialRace<'_> {
             }
         };
         sender.map_err(DialError::Http)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::header::HOST;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const WITHIN: Duration = Duration::from_secs(60);
+
+    fn request() -> Request {
+        let request = hyper::Request::get("/").header(HOST, "service.test");
+        request.body(Full::new(Bytes::new())).unwrap()
+    }
+
+    fn to(address: SocketAddr, allows: fn(IpAddr) -> bool) -> Destination<'static> {
+        assert!(address.ip().is_loopback());
+        Destination {
+            host: "127.0.0.1",
+            port: address.port(),
+            tls: None,
+            allows,
+        }
+    }
+
+    async fn listen() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// Sends a request to a server that answers with these bytes and closes.
+    async fn answered(answer: String) -> Result<UpstreamResponse, RequestError> {
+        let (listener, address) = listen().await;
+        let serve = async {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            let mut bytes = [0; 1024];
+            assert!(tcp.read(&mut bytes).await.unwrap() > 0);
+            // The client closes within an answer that is too large.
+            drop(tcp.write_all(answer.as_bytes()).await);
+        };
+        let destination = to(address, any_address);
+        let sent = send(&destination, request(), Instant::now() + WITHIN);
+        tokio::join!(sent, serve).0
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_up_to_64_kib_is_read() {
+        let body = "x".repeat(MAX_BODY);
+        for head in [
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {MAX_BODY}\r\n\r\n"),
+            "HTTP/1.1 200 OK\r\n\r\n".to_owned(),
+        ] {
+            let answer = answered(format!("{head}{body}")).await.ok().unwrap();
+            assert_eq!((answer.status.as_u16(), answer.body.len()), (200, MAX_BODY));
+        }
+    }
+
+    #[tokio::test]
+    async fn larger_broken_and_foreign_answers_are_told_apart() {
+        let body = "x".repeat(MAX_BODY + 1);
+        let long = "x".repeat(70 * 1024);
+        for (answer, expected) in [
+            (
+                format!("HTTP/1.1 200 OK\r\n\r\n{body}"),
+                "the answer is larger than 64 KiB",
+            ),
+            (
+                format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n"),
+                "the answer is larger than 64 KiB",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx".to_owned(),
+                "the connection closed before the answer was complete",
+            ),
+            (
+                "HTTP/1.1 200".to_owned(),
+                "the connection closed before the answer was complete",
+            ),
+            (
+                String::new(),
+                "the connection closed before the answer was complete",
+            ),
+            ("SSH-2.0-x\r\n\r\n".to_owned(), "the answer is not HTTP"),
+            (
+                "HTTP/1.1 101 X\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n".to_owned(),
+                "the answer is not HTTP",
+            ),
+        ] {
+            let error = answered(answer.clone()).await.err().unwrap();
+            let start: String = answer.chars().take(60).collect();
+            assert_eq!(error.to_string(), expected, "{start}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_connected_if_one_address_is_not_permitted() {
+        let (listener, address) = listen().await;
+        let destination = to(address, |address| !address.is_loopback());
+        let sent = send(&destination, request(), Instant::now() + WITHIN).await;
+        assert!(matches!(sent, Err(RequestError::Forbidden(_))));
+        assert!(futures_util::FutureExt::now_or_never(listener.accept()).is_none());
+    }
+
+    #[tokio::test]
+    async fn the_next_address_is_connected_to_if_one_refuses() {
+        let (listener, good) = listen().await;
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
+        let socket = socket.unwrap();
+        socket
+            .bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())
+            .unwrap();
+        let refusing = socket.local_addr().unwrap().as_socket().unwrap();
+        let dialling = DialRace { tls: None };
+        let deadline = Instant::now() + WITHIN;
+        let connected = connect(&dialling, "service.test", &[refusing, good], deadline).await;
+        assert!(connected.is_ok());
+        listener.accept().await.unwrap();
+        let error = connect(&dialling, "service.test", &[refusing], deadline).await;
+        assert_eq!(
+            error.err().unwrap().to_string(),
+            "cannot connect: connection refused"
+        );
+        let error = connect(&dialling, "service.test", &[], deadline).await;
+        assert_eq!(
+            error.err().unwrap().to_string(),
+            "service.test has no address"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_given_up_closes_its_connection() {
+        let (listener, address) = listen().await;
+        let destination = to(address, any_address);
+        let mut sent = Box::pin(send(&destination, request(), Instant::now() + WITHIN));
+        let mut bytes = Vec::new();
+        let mut tcp = tokio::select! {
+            _ = &mut sent => unreachable!("no answer was written"),
+            tcp = async {
+                let (mut tcp, _) = listener.accept().await.unwrap();
+                while !bytes.ends_with(b"\r\n\r\n") {
+                    assert!(tcp.read_buf(&mut bytes).await.unwrap() > 0);
+                }
+                tcp
+            } => tcp,
+        };
+        drop(sent);
+        assert_eq!(tcp.read_buf(&mut bytes).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_deadline_limits_all_of_it() {
+        let (_silent, address) = listen().await;
+        let start = Instant::now();
+        let deadline = start + Duration::from_secs(7);
+        let error = send(&to(address, any_address), request(), deadline).await;
+        assert_eq!(
+            error.err().unwrap().to_string(),
+            "no complete answer within 7s"
+        );
+        assert_eq!(start.elapsed().as_secs(), 7);
     }
 }

@@ -1,0 +1,194 @@
+//! What `flowgate check --live` asks and prints.
+
+use super::*;
+use crate::acs::decode::Params;
+use crate::config;
+use crate::config::AssumeRole;
+use crate::credentials::scripted::{
+    self, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
+};
+use crate::primitives::id::AccountId;
+
+const END: &str = "2999-01-01T00:00:00Z";
+
+fn account(id: &str, credentials: AccountCredentials) -> Account {
+    Account {
+        id: AccountId::new(id),
+        credentials: Some(credentials),
+        aliases: Vec::new(),
+        upstream: None,
+    }
+}
+
+fn keys() -> AccountCredentials {
+    AccountCredentials::Loaded(scripted::long_lived(), LoadedFrom::Keys)
+}
+
+fn config(accounts: Vec<Account>) -> Config {
+    let mut config = config::load(None, []).unwrap().config;
+    config.accounts = accounts;
+    config
+}
+
+/// A session of another role, which this source's session assumes.
+fn second(from: &SessionSource, sts: StsEndpoint) -> SessionSource {
+    let mut role = scripted::role(sts);
+    role.arn = "acs:ram::210987654321:role/second".to_owned();
+    SessionSource::AssumeRole(AssumeRole {
+        from: Box::new(RoleSource::Session(from.clone())),
+        external_id: None,
+        role,
+    })
+}
+
+/// The key id that has signed.
+fn key(request: &Received) -> &str {
+    let authorization = request.header("authorization").unwrap();
+    let (_, rest) = authorization.split_once("Credential=").unwrap();
+    rest.split(',').next().unwrap()
+}
+
+fn asked_role(request: &Received) -> String {
+    let query = request.line.split_once('?').map_or("", |(_, query)| query);
+    let params = Params::from_query(query).unwrap();
+    params.get("RoleArn").unwrap_or_default().to_owned()
+}
+
+/// An STS that knows two roles.
+fn sts(request: &Received) -> Option<String> {
+    let role = asked_role(request);
+    if role.is_empty() {
+        let body = format!(
+            r#"{{"AccountId":"1","Arn":"acs:ram::1:x/{}","RequestId":"R"}}"#,
+            key(request)
+        );
+        return Some(plain(200, &body));
+    }
+    let id = if role.ends_with("second") {
+        "STS.fake2"
+    } else {
+        "STS.fake1"
+    };
+    Some(plain(200, &sts_body(END).replace("STS.fake1", id)))
+}
+
+async fn checked(config: &Config, server: &Scripted) -> (Vec<String>, bool) {
+    let mut lines = Vec::new();
+    let roots = server.roots.clone().unwrap();
+    let all_usable = check_all(config, roots, |line| lines.push(line.to_owned())).await;
+    let text = lines.join("\n");
+    for secret in [SESSION_SECRET, SESSION_TOKEN, "test-secret-1"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+    (lines, all_usable)
+}
+
+#[tokio::test]
+async fn each_source_is_asked_once_and_each_account_says_who_it_is() {
+    let server = Scripted::answering_tls(sts).await;
+    let first = server.assume_role();
+    let chained = second(&first, server.sts());
+    let config = config(vec![
+        account("chained", AccountCredentials::Session(chained)),
+        account("keys", keys()),
+        account("role", AccountCredentials::Session(first)),
+    ]);
+    let (lines, all_usable) = checked(&config, &server).await;
+    assert_eq!(
+        lines,
+        [
+            "account chained: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake2 of account 1",
+            "account keys: keys, identity acs:ram::1:x/LTAI-test-key-id-1 of account 1",
+            "account role: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake1 of account 1",
+        ]
+    );
+    assert!(all_usable);
+    let requests = server.requests();
+    let mut assumed: Vec<_> = requests
+        .iter()
+        .map(|request| (asked_role(request), key(request).to_owned()))
+        .filter(|(role, _)| !role.is_empty())
+        .collect();
+    assumed.sort_unstable();
+    let expected = [
+        (scripted::ROLE.to_owned(), "LTAI-test-key-id-1".to_owned()),
+        (
+            "acs:ram::210987654321:role/second".to_owned(),
+            "STS.fake1".to_owned(),
+        ),
+    ];
+    assert_eq!(assumed, expected);
+    assert_eq!(requests.len(), 5);
+}
+
+#[tokio::test]
+async fn a_failure_is_printed_without_secrets_and_the_others_are_checked() {
+    let server = Scripted::answering_tls(|request| {
+        let is_refused = asked_role(request).ends_with("second")
+            || (asked_role(request).is_empty() && key(request).starts_with("LTAI"));
+        if is_refused {
+            let body = format!(
+                r#"{{"Code":"NoPermission","RequestId":"R-1","Message":"{SESSION_SECRET} {SESSION_TOKEN}"}}"#
+            );
+            return Some(plain(403, &body));
+        }
+        sts(request)
+    })
+    .await;
+    let first = server.assume_role();
+    let chained = second(&first, server.sts());
+    let third = second(&chained, server.sts());
+    let config = config(vec![
+        account("third", AccountCredentials::Session(third)),
+        account("keys", keys()),
+        account("role", AccountCredentials::Session(first)),
+    ]);
+    let (lines, all_usable) = checked(&config, &server).await;
+    let refusal = format!(
+        "{}: the service refuses the request, status 403, code NoPermission, request id R-1",
+        server.address
+    );
+    assert_eq!(
+        lines,
+        [
+            format!("account third: assume_role: no credentials: {refusal}"),
+            format!("account keys: keys: GetCallerIdentity failed: {refusal}"),
+            "account role: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake1 of account 1".to_owned(),
+        ]
+    );
+    assert!(!all_usable);
+}
+
+#[tokio::test]
+async fn many_accounts_of_one_source_cause_one_session() {
+    let server = Scripted::answering_tls(sts).await;
+    let source = server.assume_role();
+    let accounts = (0..200)
+        .map(|number| {
+            let credentials = AccountCredentials::Session(source.clone());
+            account(&format!("a{number}"), credentials)
+        })
+        .collect();
+    let (lines, all_usable) = checked(&config(accounts), &server).await;
+    assert!(all_usable);
+    assert_eq!(lines.len(), 200);
+    assert!(lines[199].starts_with("account a199: "));
+    let requests = server.requests();
+    let assumed = requests.iter().filter(|it| !asked_role(it).is_empty());
+    assert_eq!((assumed.count(), requests.len()), (1, 201));
+}
+
+#[tokio::test]
+async fn without_managed_accounts_nothing_is_asked() {
+    let server = Scripted::answering_tls(sts).await;
+    let relayed = Account {
+        credentials: None,
+        ..account("relayed", keys())
+    };
+    let (lines, all_usable) = checked(&config(vec![relayed]), &server).await;
+    assert_eq!(
+        (lines, all_usable),
+        (vec!["no account has credentials".to_owned()], true)
+    );
+    assert!(server.requests().is_empty());
+}
