@@ -22,5 +22,7 @@ mod oidc_token;
 #[cfg(test)]
 mod scripted;
 pub(crate) mod session;
+#[cfg(test)]
+mod simulated;
 mod sts;
 pub(crate) mod uri;

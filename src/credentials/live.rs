@@ -2,7 +2,6 @@
 //! they belong to.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -151,26 +150,21 @@ impl<'a> Sources<'a> {
         .boxed()
     }
 
-    fn obtain<'b>(
-        &'b self,
-        source: &'b SessionSource,
-    ) -> impl Future<Output = Fetched> + Send + 'b {
-        async move {
-            let fetcher = Fetcher::new(source.clone(), Some(self.roots.clone()));
-            let from;
-            let assuming = match source {
-                SessionSource::AssumeRole(role) => match &*role.from {
-                    RoleSource::Loaded(credentials, _) => Some(credentials),
-                    RoleSource::Session(source) => {
-                        from = self.session(source).await?;
-                        Some(&*from)
-                    }
-                },
-                _ => None,
-            };
-            let obtained = fetcher.fetch(assuming).await?;
-            Ok(Arc::new(obtained.credentials))
-        }
+    async fn obtain(&self, source: &SessionSource) -> Fetched {
+        let fetcher = Fetcher::new(source.clone(), Some(self.roots.clone()));
+        let from;
+        let assuming = match source {
+            SessionSource::AssumeRole(role) => match &*role.from {
+                RoleSource::Loaded(credentials, _) => Some(credentials),
+                RoleSource::Session(source) => {
+                    from = self.session(source).await?;
+                    Some(&*from)
+                }
+            },
+            _ => None,
+        };
+        let obtained = fetcher.fetch(assuming).await?;
+        Ok(Arc::new(obtained.credentials))
     }
 }
 
