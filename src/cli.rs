@@ -60,7 +60,7 @@ pub enum Command {
         /// (GetCallerIdentity).
         ///
         /// Prints the source, the end of the session and the identity, never a secret.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "print")]
         live: bool,
     },
     /// Show the lanes of a running Flowgate and their queues.

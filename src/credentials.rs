@@ -10,10 +10,10 @@
 //! `credentials/live.rs` is `flowgate check --live`.
 #![allow(dead_code, reason = "used by the commits that follow")]
 
-mod answer;
+pub(crate) mod answer;
 pub(crate) mod error;
 pub(crate) mod fetch;
-mod http;
+pub(crate) mod http;
 pub(crate) mod keeper;
 pub(crate) mod keepers;
 pub(crate) mod live;

@@ -2,10 +2,14 @@
 //! whole session or a failure. Failures contain `Code` and `RequestId` of an answer, and nothing
 //! else of it.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::time::{Duration, SystemTime};
 
 use hyper::header::CONTENT_TYPE;
-use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::error::{Failure, FetchError};
@@ -84,8 +88,14 @@ struct SessionFields {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct StsDocument {
-    credentials: Option<SessionFields>,
+    credentials: Option<Object<SessionFields>>,
 }
+
+/// A JSON object. serde also reads a struct from an array.
+struct Object<T>(T);
+
+/// The visitor for [`Object`].
+struct Objects<T>(PhantomData<T>);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -95,12 +105,13 @@ struct IdentityDocument {
 }
 
 /// Reads a session. `place` names the service.
-pub(super) fn read(form: Form, place: &str, answer: &Answer) -> Result<Obtained, FetchError> {
+pub(crate) fn read(form: Form, place: &str, answer: &Answer) -> Result<Obtained, FetchError> {
     check_success(form, place, answer)?;
     let fields = if form == Form::Sts {
         document::<StsDocument>(answer).and_then(|document| {
             document
                 .credentials
+                .map(|Object(fields)| fields)
                 .ok_or_else(|| "the answer has no Credentials".to_owned())
         })
     } else {
@@ -221,11 +232,11 @@ fn kind_of_status(form: Form, status: u16, has_code: bool) -> Failure {
 /// Parses the body. serde's errors may contain values of it and are not repeated.
 fn document<T: for<'de> Deserialize<'de>>(answer: &Answer) -> Result<T, String> {
     let body = &answer.response.body;
-    // serde also reads a struct from an array.
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err("the answer is not a JSON object".to_owned());
     }
-    serde_json::from_slice(body).map_err(|error| {
+    let document = serde_json::from_slice(body);
+    document.map(|Object(document)| document).map_err(|error| {
         if error.is_eof() {
             "the answer is JSON that ends too early"
         } else {
@@ -257,6 +268,26 @@ fn remaining(expires: SystemTime, answer: &Answer) -> Option<Duration> {
     };
     let remaining = expires.duration_since(now).ok()?;
     (!remaining.is_zero()).then_some(remaining)
+}
+
+// === impl Object ===
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(Objects(PhantomData)).map(Self)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Objects<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map))
+    }
 }
 
 // === impl SessionFields ===

@@ -20,12 +20,13 @@ use crate::upstream::one_request::{self, Destination, RequestError};
 use crate::upstream::{Request, TlsRoots, UpstreamResponse};
 
 /// A complete answer of any status. Its body may contain secrets.
-pub(super) struct Answer {
-    pub(super) response: UpstreamResponse,
+pub(crate) struct Answer {
+    /// The answer itself.
+    pub(crate) response: UpstreamResponse,
     /// When it was complete, by this host's clock.
-    pub(super) received: SystemTime,
+    pub(crate) received: SystemTime,
     /// The time from before the connection until then.
-    pub(super) took: Duration,
+    pub(crate) took: Duration,
 }
 
 never_shown!(Answer);

@@ -4,9 +4,11 @@
 mod answers;
 mod gate;
 mod reading;
+mod session;
 
 pub use self::answers::{answer, hints};
 pub use self::gate::Gate;
+pub use self::session::session;
 
 use std::net::IpAddr;
 

@@ -114,6 +114,18 @@ async fn check_prints_the_effective_configuration_without_secrets() {
 }
 
 #[tokio::test]
+async fn check_live_without_accounts_asks_nothing_and_does_not_mix_with_print() {
+    let (code, stdout, stderr) = said(&["check", "--live"]).await;
+    assert_eq!(
+        (code, &*stdout),
+        (Some(0), "no account has credentials\n"),
+        "{stderr}"
+    );
+    let (code, stdout, _) = said(&["check", "--live", "--print"]).await;
+    assert_eq!((code, &*stdout), (Some(64), ""));
+}
+
+#[tokio::test]
 async fn status_shows_lanes_and_their_queues() {
     let sim = sim().await;
     let process = Process::start(&sim, "").await;

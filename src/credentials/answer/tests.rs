@@ -214,6 +214,20 @@ fn a_uri_s_code_may_be_missing_and_sts_has_none() {
         refused(Form::Sts, &answer(200, sts)).kind,
         Failure::BadAnswer
     );
+    let array = sts_body(LATER)
+        .replace(
+            r#""Credentials":{"AccessKeyId":"#,
+            r#""Credentials":[null,"#,
+        )
+        .replace(r#""AccessKeySecret":"#, "")
+        .replace(r#""SecurityToken":"#, "")
+        .replace(r#""Expiration":"#, "")
+        .replace("}}", "]}");
+    let error = refused(Form::Sts, &answer(200, array));
+    assert_eq!(
+        error.reason,
+        "the answer is not JSON of the documented form"
+    );
     // A session of the metadata service is none of STS.
     let error = refused(Form::Sts, &answer(200, without));
     assert_eq!(error.reason, "the answer has no Credentials");
