@@ -9,12 +9,11 @@ use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::OnceCell;
 
-use super::error::FetchError;
 use super::fetch::{self, Fetcher};
 use crate::acs::time;
 use crate::config::{
-    Account, AccountCredentials, Config, Credentials, LoadedFrom, RoleSource, SessionSource,
-    StsEndpoint,
+    Account, AccountCredentials, AssumeRole, Config, Credentials, LoadedFrom, Oidc, RoleSource,
+    SessionSource, StsEndpoint,
 };
 use crate::upstream::TlsRoots;
 
@@ -24,7 +23,8 @@ const AT_A_TIME: usize = 4;
 /// The endpoint of STS if no source of the configuration names one.
 const DEFAULT_STS: &str = "sts.aliyuncs.com";
 
-type Fetched = Result<Arc<Credentials>, FetchError>;
+/// The credentials, or why there are none: of a chain, where it broke.
+type Fetched = Result<Arc<Credentials>, String>;
 
 /// The sources of a configuration, each of which is asked at most once.
 struct Sources<'a> {
@@ -71,6 +71,17 @@ fn source_name(credentials: &AccountCredentials) -> String {
             LoadedFrom::File(path) => format!("file {}", path.display()),
             LoadedFrom::Profile(name) => format!("profile {name}"),
         },
+    }
+}
+
+/// A source within a chain.
+fn step(source: &SessionSource) -> String {
+    match source {
+        SessionSource::Oidc(Oidc { role, .. })
+        | SessionSource::AssumeRole(AssumeRole { role, .. }) => {
+            format!("from {} {}", source.name(), role.arn)
+        }
+        SessionSource::EcsRole(_) | SessionSource::Uri(_) => format!("from {}", source.name()),
     }
 }
 
@@ -157,14 +168,17 @@ impl<'a> Sources<'a> {
             SessionSource::AssumeRole(role) => match &*role.from {
                 RoleSource::Loaded(credentials, _) => Some(credentials),
                 RoleSource::Session(source) => {
-                    from = self.session(source).await?;
+                    let session = self.session(source).await;
+                    from = session.map_err(|error| format!("{}: {error}", step(source)))?;
                     Some(&*from)
                 }
             },
             _ => None,
         };
-        let obtained = fetcher.fetch(assuming).await?;
-        Ok(Arc::new(obtained.credentials))
+        let obtained = fetcher.fetch(assuming).await;
+        obtained
+            .map(|obtained| Arc::new(obtained.credentials))
+            .map_err(|error| error.to_string())
     }
 }
 

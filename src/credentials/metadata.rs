@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::answer::{self, Form};
-use super::error::FetchError;
+use super::error::{Failure, FetchError};
 use super::http::{self, Answer};
 use super::session::Obtained;
 use crate::config::EcsRole;
@@ -102,12 +102,17 @@ impl TokenCache {
 impl Metadata<'_> {
     /// A session of the instance's role.
     pub(super) async fn fetch(&self) -> Result<Obtained, FetchError> {
+        let configured = self.source.role.as_deref();
+        if configured.is_some_and(|role| !is_role(role)) {
+            let reason = "the configured role is not the name of a role";
+            return Err(FetchError::new(Failure::Refused, &self.place(), reason));
+        }
         let mut access = Access {
             token: self.token().await?,
             is_renewed: false,
         };
-        let role = match &self.source.role {
-            Some(role) => role.clone(),
+        let role = match configured {
+            Some(role) => role.to_owned(),
             None => self.role(&mut access).await?,
         };
         let path = format!("{ROLE_PATH}{role}");

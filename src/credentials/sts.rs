@@ -5,9 +5,9 @@
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use hyper::Method;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName};
 use hyper::http::uri::PathAndQuery;
+use hyper::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::answer::{self, Form, Identity};
@@ -216,12 +216,15 @@ impl Sts<'_> {
         let first = self.clock.correction();
         let answer = self.ask_once(&build).await?;
         if !answer::refuses_stamp(&answer) {
-            self.clock.answered(
-                &answer.response.headers,
-                answer.took,
-                answer.received,
-                first,
-            );
+            // Another answer may be that of a balancer, with its own clock.
+            if answer.response.status == StatusCode::OK {
+                self.clock.answered(
+                    &answer.response.headers,
+                    answer.took,
+                    answer.received,
+                    first,
+                );
+            }
             return Ok(answer);
         }
         self.clock.stamp_refused(

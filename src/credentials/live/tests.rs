@@ -3,7 +3,6 @@
 use super::*;
 use crate::acs::decode::Params;
 use crate::config;
-use crate::config::AssumeRole;
 use crate::credentials::scripted::{
     self, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
 };
@@ -151,7 +150,10 @@ async fn a_failure_is_printed_without_secrets_and_the_others_are_checked() {
     assert_eq!(
         lines,
         [
-            format!("account third: assume_role: no credentials: {refusal}"),
+            format!(
+                "account third: assume_role: no credentials: \
+                 from assume_role acs:ram::210987654321:role/second: {refusal}"
+            ),
             format!("account keys: keys: GetCallerIdentity failed: {refusal}"),
             "account role: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake1 of account 1".to_owned(),
         ]

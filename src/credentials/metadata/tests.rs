@@ -54,16 +54,19 @@ async fn the_role_is_asked_with_a_token_that_the_next_refresh_reuses() {
 #[tokio::test]
 async fn a_configured_role_saves_a_request() {
     let server = Scripted::start([token(), session()]).await;
-    let SessionSource::EcsRole(source) = server.ecs_role(false) else {
-        unreachable!()
+    let configured = |role: &str| {
+        let source = EcsRole {
+            role: Some(role.to_owned()),
+            allow_v1: false,
+            address: server.address,
+        };
+        Fetcher::new(SessionSource::EcsRole(source), None)
     };
-    let source = EcsRole {
-        role: Some("flowgate-role".to_owned()),
-        ..source
-    };
-    let fetcher = Fetcher::new(SessionSource::EcsRole(source), None);
-    fetcher.fetch(None).await.ok().unwrap();
+    configured("flowgate-role").fetch(None).await.ok().unwrap();
     assert_eq!(server.lines(), [PUT, GET_SESSION]);
+    let error = configured("../x y").fetch(None).await.err().unwrap();
+    assert_eq!(error.kind, Failure::Refused);
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
