@@ -64,7 +64,6 @@ mod units;
 mod upstreams;
 
 pub(crate) use check::ids::{access_key, check_account_id, check_client_id};
-#[allow(unused_imports, reason = "for the connection to a credentials URI")]
 pub(crate) use credentials_uri::may_be_asked;
 pub(crate) use secrets::{file as secret_file, one_line, regular as regular_file};
 pub(crate) use stamps::{Stamps, stamp};
