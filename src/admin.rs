@@ -20,6 +20,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use crate::admin::events::Events;
+use crate::call::current_config::SessionAccount;
 use crate::call::services::CallServices;
 use crate::config;
 use crate::limiter::LaneView;
@@ -177,7 +178,9 @@ impl Admin {
         let lanes = limiter.lanes_by_label();
         let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
         let config_snapshot = current_config.load();
-        metrics.render(&samples, bytes, config_snapshot.upstreams.all())
+        let sessions = config_snapshot.session_accounts().iter();
+        let sessions: Vec<_> = sessions.map(SessionAccount::sample).collect();
+        metrics.render(&samples, bytes, config_snapshot.upstreams.all(), &sessions)
     }
 
     /// An unreachable upstream does not make a replica unready: other replicas would not reach it

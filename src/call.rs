@@ -6,6 +6,7 @@
 pub(crate) mod attempt;
 pub(crate) mod body;
 pub(crate) mod classify;
+pub(crate) mod credentials;
 pub(crate) mod current_config;
 pub(crate) mod hold;
 pub(crate) mod identify;
@@ -24,6 +25,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
+use futures_util::future::{Either, ready};
 use http_body_util::Full;
 use hyper::body::Body;
 use hyper::{Request, Response};
@@ -31,6 +33,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::acs::actions::{self, Effect};
 use crate::call::attempt::{Attempted, Deadlines, Judged, Sending};
+use crate::call::credentials::SessionWait;
 use crate::call::identify::{Caller, Claim, Sendable};
 use crate::call::judge::Verdict;
 use crate::call::reply::ErrorFormat;
@@ -125,8 +128,11 @@ where
     let accepted = Box::pin(arrive(services, request, admission, record, format)).await?;
     let mut call = ActiveCall::new(services, accepted, record)?;
     loop {
+        call.have_session().await?;
         let permit = call.queue().await?;
-        let sending = call.sign(permit, disconnect)?;
+        let Some(sending) = call.sign(permit, disconnect)? else {
+            continue;
+        };
         let attempted = call.attempt(sending).await;
         let Some(judged) = call.judge(attempted).await else {
             continue;
@@ -153,7 +159,7 @@ struct ActiveCall<'a> {
     limited_call: LimitedCall<Upstream>,
     /// The generation of the configuration that it was last checked with.
     generation: u64,
-    /// Whether its credentials were reread, which is done at most once.
+    /// Whether its credentials were renewed, which is done at most once.
     renewed: bool,
     /// Whether it was sent again with a corrected time stamp, which is done at most once.
     restamped: bool,
@@ -190,6 +196,29 @@ impl<'a> ActiveCall<'a> {
         })
     }
 
+    /// Waits until the call's account has a session to sign with. Boxed if there is none, so that
+    /// other calls do not reserve memory for it.
+    fn have_session(&mut self) -> impl Future<Output = Result<(), Refusal>> {
+        if self.call.missing_session().is_none() {
+            return Either::Left(ready(Ok(())));
+        }
+        Either::Right(Box::pin(self.wait_for_session()))
+    }
+
+    async fn wait_for_session(&mut self) -> Result<(), Refusal> {
+        let began = self.record.waits_for_session();
+        let wait = SessionWait {
+            services: self.services,
+            call: &mut self.call,
+            operation: &self.operation,
+            generation: &mut self.generation,
+            send_by: self.limited_call.send_by(),
+        };
+        let waited = wait.run().await;
+        self.record.waited_for_session(began);
+        waited
+    }
+
     /// Waits for the permission to send one attempt. Not an `async fn`: that would enlarge the
     /// future of every queued call.
     fn queue(&mut self) -> impl Future<Output = Result<SendPermit<Upstream>, Refusal>> {
@@ -197,17 +226,17 @@ impl<'a> ActiveCall<'a> {
     }
 
     /// Builds the request of one attempt with the current configuration, for the permit's
-    /// connection. Fails if the caller has disconnected.
+    /// connection. Fails if the caller has disconnected. Returns `None` if the account's session has
+    /// ended while the call was queued: then the permit is given back.
     fn sign(
         &mut self,
         permit: SendPermit<Upstream>,
         disconnect: &Disconnect,
-    ) -> Result<Sending, CallFailure> {
+    ) -> Result<Option<Sending>, CallFailure> {
         self.record.permit_granted(self.limited_call.age());
         if disconnect.has_disconnected() {
             return Err(CallFailure::CallerDisconnected);
         }
-        let managed = self.is_managed();
         let config_snapshot = self.services.current_config.load();
         config_snapshot.recheck(
             &mut self.call,
@@ -218,26 +247,32 @@ impl<'a> ActiveCall<'a> {
         check_upstream(self.limited_call.connector(), connection)?;
         let correction = connection.clock().correction();
         let stamp = correction.apply(SystemTime::now());
-        let mut request = sign::sign(&self.call, connection.host(), stamp);
-        self.record.sent(request.headers_mut(), !managed);
+        let Some(ready) = self.call.ready() else {
+            self.record.queued_again(Duration::ZERO);
+            return Ok(None);
+        };
+        let mut request = sign::sign(&ready, connection.host(), stamp);
+        let credentials = ready.into_credentials();
+        self.record
+            .sent(request.headers_mut(), credentials.is_none());
         let note = self.services.journal.as_ref().map(|journal| {
             let flow_name = self.record.flow_name();
             let request_id = self.record.request_id();
             Box::new(journal.note(flow_name, &self.operation, request_id))
         });
-        Ok(Sending {
+        Ok(Some(Sending {
             permit,
             request,
             operation: self.operation.clone(),
             metrics: self.metrics.clone(),
-            managed,
+            credentials,
             correction,
             deadlines: Deadlines {
                 send_by: self.limited_call.send_by(),
                 answer_by: self.answer_by(),
             },
             note,
-        })
+        }))
     }
 
     /// Sends one attempt. Not an `async fn`: its future would hold these arguments until it ends.
@@ -255,19 +290,38 @@ impl<'a> ActiveCall<'a> {
         };
         let verdict = &judged.verdict;
         self.record.judged(verdict.code(), verdict.request_id());
-        if verdict.is_old_session() && !std::mem::replace(&mut self.renewed, true) {
-            let current_config = &self.services.current_config;
-            let give_up = self.answer_by();
-            if Box::pin(current_config.wait_for_reload(self.generation, give_up)).await {
-                self.record.queued_again(Duration::ZERO);
-                return None;
-            }
+        if verdict.is_old_session()
+            && !std::mem::replace(&mut self.renewed, true)
+            && Box::pin(self.renew_credentials(&judged)).await
+        {
+            self.record.queued_again(Duration::ZERO);
+            return None;
         }
         if judged.has_better_stamp && !std::mem::replace(&mut self.restamped, true) {
             self.record.queued_again(Duration::ZERO);
             return None;
         }
         Some(judged)
+    }
+
+    /// Waits for other credentials than those that CAMS has refused. Returns whether there are any.
+    async fn renew_credentials(&self, judged: &Judged) -> bool {
+        let current_config = &self.services.current_config;
+        let config_snapshot = current_config.load_full();
+        let keeper = config_snapshot.directory.keeper(&self.operation.account);
+        match (keeper, &judged.credentials) {
+            (Some(keeper), Some(refused)) => {
+                // After the send-by time the call is not sent again.
+                let give_up = self.limited_call.send_by();
+                keeper.replace(&refused.access_key_id, give_up).await
+            }
+            _ => {
+                let give_up = self.answer_by();
+                current_config
+                    .wait_for_reload(self.generation, give_up)
+                    .await
+            }
+        }
     }
 
     /// Decides whether the call is sent again.

@@ -29,6 +29,7 @@
 //! | `call::identify` | parses the request strictly, verifies the signature, and finds the account and the client |
 //! | `call::body` | reads the whole body within its bounds of size and time |
 //! | `call::classify`, `call::hold` | find the operation, whether the client may call it, its limit and its deadline |
+//! | `call::credentials`, `credentials` | wait for the account's session, if Flowgate obtains it itself from STS, the metadata service or a URI |
 //! | `limiter` | decides when the attempt may leave: queue, tokens, pauses, and the quota shared through Redis |
 //! | `call::sign` | builds the request to CAMS, with a new nonce and signature for each attempt |
 //! | `call::attempt`, `upstream` | send one attempt over a pooled connection and read its answer |

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use crate::call::current_config::SessionAccount;
 use crate::call::services::CallServices;
+use crate::config;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::{Reach, Upstream, Upstreams};
@@ -26,10 +28,8 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         .as_ref()
         .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
     let reload_status = services.current_config.reload_status();
-    let credentials = config.accounts.iter().filter_map(|account| {
-        let ends = account.credentials.as_ref()?.loaded()?.expires?;
-        Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
-    });
+    let loaded = config.accounts.iter().filter_map(loaded_credentials);
+    let sessions = config_snapshot.session_accounts().iter().map(session);
     json!({
         "at_ms": millis(since_1970(SystemTime::now())),
         "version": env!("CARGO_PKG_VERSION"),
@@ -46,11 +46,35 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
             "refused": reload_status.rejected,
         },
         "certificate_ends_seconds": config.listen.tls.as_ref().map(|tls| seconds_until(tls.not_after)),
-        "credentials": credentials.collect::<Vec<_>>(),
+        "credentials": loaded.chain(sessions).collect::<Vec<_>>(),
         "queued_bytes": services.limiter.bytes(),
         "all_lanes": all_lanes,
         "lanes": lanes,
         "calls": services.telemetry.recent.views(),
+    })
+}
+
+/// When the credentials of an account expire that are read with the configuration.
+fn loaded_credentials(account: &config::Account) -> Option<Value> {
+    let ends = account.credentials.as_ref()?.loaded()?.expires?;
+    Some(json!({ "account": account.id.as_str(), "seconds": seconds_until(ends) }))
+}
+
+/// The session of an account, and why there is no newer one.
+fn session(account: &SessionAccount) -> Value {
+    let view = account.keeper.view();
+    let failure = view.failure.map(|(at, error)| {
+        json!({
+            "kind": error.kind.label(),
+            "seconds_ago": at.elapsed().as_secs(),
+            "text": error.to_string(),
+        })
+    });
+    json!({
+        "account": account.id.as_str(),
+        "source": account.keeper.source().name(),
+        "seconds": view.ends_at.map(seconds_until),
+        "failure": failure,
     })
 }
 

@@ -15,7 +15,7 @@ use crate::call::current_config::{ConfigSnapshot, ReloadHandle};
 use crate::config::{self, Loaded, Mistakes, Source, Stamps, stamp};
 use crate::observe::metrics::Reload;
 use crate::process::systemd;
-use crate::upstream::{TlsRoots, UpstreamError, Upstreams};
+use crate::upstream::TlsRoots;
 
 /// The task that reads the configuration again, one reload at a time.
 pub(crate) struct Reloader {
@@ -89,8 +89,8 @@ const FIXED_WHOLE: &str = "listen.tls";
 enum ReloadError {
     #[error("{}", .0.summary())]
     Mistakes(Mistakes),
-    #[error("{0}")]
-    Upstream(UpstreamError),
+    #[error("{0:#}")]
+    Endpoint(anyhow::Error),
     #[error("only a restart can change {}", .0.join(", "))]
     Fixed(Vec<String>),
 }
@@ -106,11 +106,11 @@ fn read(source: &Source) -> (Result<(Loaded, Option<TlsRoots>), ReloadError>, St
         }
         Ok(mut loaded) => {
             let files = std::mem::take(&mut loaded.files);
-            let tls_roots = Upstreams::load_roots(&loaded.config);
+            let tls_roots = TlsRoots::of(&loaded.config);
             (
                 tls_roots
                     .map(|tls_roots| (loaded, tls_roots))
-                    .map_err(ReloadError::Upstream),
+                    .map_err(|error| ReloadError::Endpoint(error.into())),
                 files,
             )
         }
@@ -254,10 +254,10 @@ impl ReloadWork {
         let read = read.and_then(|(loaded, tls_roots)| {
             let written = config::outline(&loaded.config);
             let changed = self.last.accept(&written)?;
-            let upstreams = state
-                .next_upstreams(&loaded.config, tls_roots.as_ref())
-                .map_err(ReloadError::Upstream)?;
-            Ok((loaded, tls_roots, upstreams, written, changed))
+            let endpoints = state
+                .next_endpoints(&loaded.config, tls_roots.as_ref())
+                .map_err(ReloadError::Endpoint)?;
+            Ok((loaded, tls_roots, endpoints, written, changed))
         });
         self.last.stamps = files;
         match read {
@@ -266,13 +266,13 @@ impl ReloadWork {
                     config, warnings, ..
                 },
                 tls_roots,
-                upstreams,
+                endpoints,
                 written,
                 changed,
             )) => {
                 self.last.written = written;
                 self.retired.push(state.calls().current_config.load_full());
-                state.apply(config, upstreams, tls_roots.as_ref());
+                state.apply(config, endpoints, tls_roots.as_ref());
                 state.calls().metrics.reloaded(Reload::Done);
                 let reload_status = state.calls().current_config.record_accepted(warnings);
                 reload_status

@@ -7,9 +7,11 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::app::start_error::StartError;
+use crate::call::current_config::Endpoints;
 use crate::call::reply;
 use crate::call::services::CallServices;
 use crate::config::{self, Bind, Config};
+use crate::credentials::keepers::Keepers;
 use crate::limiter::shared::Quota;
 use crate::observe::journal::Journal;
 use crate::observe::metrics::Metrics;
@@ -19,7 +21,7 @@ use crate::process::logging;
 use crate::process::shutdown::Phase;
 use crate::server::bounds::{self, Bounds, CurrentBounds};
 use crate::server::tls::Certificates;
-use crate::upstream::{Reach, TlsRoots, UpstreamError, Upstreams};
+use crate::upstream::{Reach, TlsRoots, Upstreams};
 
 /// A running Flowgate without its listeners.
 pub(crate) struct AppState {
@@ -45,7 +47,11 @@ impl AppState {
             .collect();
         let metrics = Arc::new(Metrics::new());
         metrics.accounts(&config.accounts);
-        let upstreams = Upstreams::new(&config, own)?;
+        let tls_roots = TlsRoots::of(&config)?;
+        let endpoints = Endpoints {
+            upstreams: Upstreams::new(&config, own, tls_roots.as_ref())?,
+            keepers: Keepers::new(&config, tls_roots.as_ref())?,
+        };
         let quota = config
             .quota
             .store
@@ -76,7 +82,7 @@ impl AppState {
         };
         Ok(Self {
             calls: Arc::new(CallServices::new(
-                config, upstreams, quota, journal, telemetry,
+                config, endpoints, quota, journal, telemetry,
             )),
             certificates,
             bounds,
@@ -98,22 +104,25 @@ impl AppState {
         self.bounds.clone()
     }
 
-    /// Sets up the upstreams of a configuration that is not in force yet. Those whose settings have
-    /// not changed keep their connections.
-    pub(crate) fn next_upstreams(
+    /// Sets up what a configuration that is not in force yet connects to. Upstreams whose settings
+    /// have not changed keep their connections, and sources of credentials their sessions.
+    pub(crate) fn next_endpoints(
         &self,
         config: &Config,
         tls_roots: Option<&TlsRoots>,
-    ) -> Result<Upstreams, UpstreamError> {
-        let config_snapshot = self.calls.current_config.load();
-        config_snapshot.upstreams.reloaded(config, tls_roots)
+    ) -> anyhow::Result<Endpoints> {
+        let config_snapshot = self.calls.current_config.load_full();
+        Ok(Endpoints {
+            upstreams: config_snapshot.upstreams.reloaded(config, tls_roots)?,
+            keepers: config_snapshot.keepers.reloaded(config, tls_roots)?,
+        })
     }
 
     /// Puts this configuration in force, except for keys that only a restart can change.
     pub(crate) fn apply(
         &self,
         mut config: Config,
-        upstreams: Upstreams,
+        endpoints: Endpoints,
         tls_roots: Option<&TlsRoots>,
     ) {
         let before = self.calls.current_config.load_full();
@@ -121,7 +130,7 @@ impl AppState {
         config.listen.admin = before.config.listen.admin.clone();
         bounds::fit_to_descriptors(&mut config.listen);
         self.bounds.store(Arc::new(Bounds::from(&config.listen)));
-        let config_snapshot = Arc::new(before.next(config, upstreams));
+        let config_snapshot = Arc::new(before.next(config, endpoints));
         // The limiter first: a call that is identified with the new snapshot must not create a lane
         // with the old ones.
         self.calls.limiter.reroute(config_snapshot.routes());
@@ -137,6 +146,7 @@ impl AppState {
         }
         if let Some(tls_roots) = tls_roots {
             config_snapshot.upstreams.set_tls_roots(tls_roots);
+            config_snapshot.keepers.set_tls_roots(tls_roots);
         }
         self.calls
             .metrics

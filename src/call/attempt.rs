@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::call::judge::{self, Context, ThrottleSource, Verdict};
 use crate::call::services::CallServices;
+use crate::config::Credentials;
 use crate::limiter::{Receipt, SendPermit};
 use crate::observe::journal::{self, Note};
 use crate::observe::metrics::{self, CallMetrics, labels};
@@ -37,6 +38,8 @@ pub(crate) enum Attempted {
 pub(crate) struct Judged {
     pub(crate) answer: Option<UpstreamResponse>,
     pub(crate) verdict: Verdict,
+    /// What the attempt was signed with, if Flowgate signed it and the attempt has ended.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     /// Whether CAMS has refused the time stamp, and would now get another one.
     pub(crate) has_better_stamp: bool,
 }
@@ -48,8 +51,8 @@ pub(crate) struct Sending {
     pub(crate) operation: Arc<Operation>,
     /// The series of the operation's account and action.
     pub(crate) metrics: Arc<CallMetrics>,
-    /// Whether Flowgate made the signature.
-    pub(crate) managed: bool,
+    /// What Flowgate made the signature with; `None` if the caller made it.
+    pub(crate) credentials: Option<Arc<Credentials>>,
     /// The correction of its time stamp.
     pub(crate) correction: Correction,
     pub(crate) deadlines: Deadlines,
@@ -109,7 +112,7 @@ async fn run(
         request,
         operation,
         metrics,
-        managed,
+        credentials,
         correction,
         note,
         deadlines,
@@ -130,7 +133,7 @@ async fn run(
     let clock = connection.clock().clone();
     let sent_at = Instant::now();
     let sent = connection.send(request, receipt.on_write()).await;
-    let Some(mut judged) = Judged::new(sent, &operation, managed) else {
+    let Some(mut judged) = Judged::new(sent, &operation, credentials) else {
         if let Some(note) = &note {
             note.unsent();
         }
@@ -290,6 +293,7 @@ impl Attempted {
         Self::Judged(Box::new(Judged {
             answer,
             verdict,
+            credentials: None,
             has_better_stamp: false,
         }))
     }
@@ -299,9 +303,13 @@ impl Attempted {
 
 impl Judged {
     /// `None` if nothing was sent.
-    fn new(sent: Sent, operation: &Operation, managed: bool) -> Option<Self> {
+    fn new(
+        sent: Sent,
+        operation: &Operation,
+        credentials: Option<Arc<Credentials>>,
+    ) -> Option<Self> {
         let context = Context {
-            managed,
+            managed: credentials.is_some(),
             limited: operation.limit.is_some(),
             action: operation.action.as_str(),
         };
@@ -310,11 +318,13 @@ impl Judged {
             Sent::Answered(answer) => Some(Self {
                 verdict: judge::judge(&answer, context, SystemTime::now),
                 answer: Some(answer),
+                credentials,
                 has_better_stamp: false,
             }),
             Sent::Lost(lost) => Some(Self {
                 verdict: lost.into(),
                 answer: None,
+                credentials,
                 has_better_stamp: false,
             }),
         }
@@ -487,7 +497,7 @@ mod tests {
             permit,
             request: Request::default(),
             metrics: services.metrics.calls(operation.labels()),
-            managed: true,
+            credentials: None,
             correction: Correction::default(),
             deadlines: Deadlines {
                 send_by: Instant::now() + operation.hold,

@@ -1,4 +1,4 @@
-//! The current configuration and what is derived from it. A reload replaces both at once. A call
+//! The current configuration and what is derived from it. A reload replaces all of it at once. A call
 //! keeps the snapshot with which it was identified, and is checked again before an attempt if a
 //! newer snapshot exists.
 
@@ -13,8 +13,11 @@ use tokio::time::{Instant, timeout_at};
 use crate::call::classify;
 use crate::call::identify::{Directory, Sendable};
 use crate::config::Config;
+use crate::credentials::keeper::Keeper;
+use crate::credentials::keepers::Keepers;
 use crate::error::Refusal;
 use crate::limiter::Routes;
+use crate::observe::metrics::SessionSample;
 use crate::primitives::id::AccountId;
 use crate::upstream::{Upstream, Upstreams};
 
@@ -25,8 +28,26 @@ pub(crate) struct ConfigSnapshot {
     pub(crate) directory: Directory,
     /// Its upstreams.
     pub(crate) upstreams: Upstreams,
+    /// What keeps the sessions of its accounts.
+    pub(crate) keepers: Keepers,
+    /// The accounts with a session, which are few among thousands with fixed keys.
+    session_accounts: Vec<SessionAccount>,
     /// Number of reloads before this one.
     pub(crate) generation: u64,
+}
+
+/// An account whose credentials Flowgate obtains itself.
+pub(crate) struct SessionAccount {
+    pub(crate) id: AccountId,
+    pub(crate) keeper: Arc<Keeper>,
+}
+
+/// What a configuration connects to.
+pub(crate) struct Endpoints {
+    /// CAMS.
+    pub(crate) upstreams: Upstreams,
+    /// The sources of temporary credentials.
+    pub(crate) keepers: Keepers,
 }
 
 /// The snapshot in force, the result of the last read, and the way to request a reload.
@@ -35,6 +56,8 @@ pub(crate) struct CurrentConfig {
     /// Requests a reload; unset if the configuration is never read again.
     reload_handle: OnceLock<ReloadHandle>,
     reload_status: Mutex<ReloadStatus>,
+    /// The generation in force, for those who wait for another one.
+    generation: watch::Sender<u64>,
 }
 
 /// Requests that the files are read again. Requests made before a read share it.
@@ -67,23 +90,34 @@ const MAX_RELOAD_WAIT: Duration = Duration::from_secs(5);
 
 impl ConfigSnapshot {
     /// `config` contains the addresses that were actually bound.
-    pub(crate) fn new(config: Config, upstreams: Upstreams) -> Self {
+    pub(crate) fn new(config: Config, endpoints: Endpoints) -> Self {
+        let Endpoints { upstreams, keepers } = endpoints;
         Self {
-            directory: Directory::new(&config, None),
+            directory: Directory::new(&config, &keepers, None),
+            session_accounts: session_accounts(&config, &keepers),
             config,
             upstreams,
+            keepers,
             generation: 0,
         }
     }
 
     /// Returns the snapshot that replaces this one.
-    pub(crate) fn next(&self, config: Config, upstreams: Upstreams) -> Self {
+    pub(crate) fn next(&self, config: Config, endpoints: Endpoints) -> Self {
+        let Endpoints { upstreams, keepers } = endpoints;
         Self {
-            directory: Directory::new(&config, Some(&self.directory)),
+            directory: Directory::new(&config, &keepers, Some(&self.directory)),
+            session_accounts: session_accounts(&config, &keepers),
             config,
             upstreams,
+            keepers,
             generation: self.generation + 1,
         }
+    }
+
+    /// The accounts whose sessions are kept.
+    pub(crate) fn session_accounts(&self) -> &[SessionAccount] {
+        &self.session_accounts
     }
 
     /// The source of each account's connections.
@@ -120,13 +154,44 @@ impl ConfigSnapshot {
     }
 }
 
+// === impl SessionAccount ===
+
+impl SessionAccount {
+    /// Its metrics.
+    pub(crate) fn sample(&self) -> SessionSample<'_> {
+        let view = self.keeper.view();
+        SessionSample {
+            account: self.id.as_str(),
+            ends_at: view.ends_at,
+            obtained_at: view.obtained_at,
+            succeeded: view.succeeded,
+            failed: view.failed,
+        }
+    }
+}
+
+/// The accounts whose sessions are kept. Those that no client uses have none.
+fn session_accounts(config: &Config, keepers: &Keepers) -> Vec<SessionAccount> {
+    let accounts = config.accounts.iter();
+    accounts
+        .filter_map(|account| {
+            let source = account.credentials.as_ref()?.session()?;
+            Some(SessionAccount {
+                id: account.id.clone(),
+                keeper: keepers.get(source)?.clone(),
+            })
+        })
+        .collect()
+}
+
 // === impl CurrentConfig ===
 
 impl CurrentConfig {
     /// `config` contains the addresses that were actually bound.
-    pub(crate) fn new(config: Config, upstreams: Upstreams) -> Self {
+    pub(crate) fn new(config: Config, endpoints: Endpoints) -> Self {
         Self {
-            snapshot: ArcSwap::from_pointee(ConfigSnapshot::new(config, upstreams)),
+            snapshot: ArcSwap::from_pointee(ConfigSnapshot::new(config, endpoints)),
+            generation: watch::Sender::new(0),
             reload_handle: OnceLock::new(),
             reload_status: Mutex::new(ReloadStatus::accepted(Vec::new())),
         }
@@ -144,7 +209,16 @@ impl CurrentConfig {
 
     /// Puts this snapshot in force.
     pub(crate) fn store(&self, snapshot: Arc<ConfigSnapshot>) {
+        let generation = snapshot.generation;
         self.snapshot.store(snapshot);
+        self.generation.send_replace(generation);
+    }
+
+    /// Waits until a configuration after `generation` is in force.
+    pub(crate) async fn replaced(&self, generation: u64) {
+        let mut current = self.generation.subscribe();
+        // An error means that the sender is gone, which this value holds.
+        drop(current.wait_for(|current| *current > generation).await);
     }
 
     /// Enables calls to request a reload. `warnings` are those of the start.

@@ -35,7 +35,7 @@ use hyper::header;
 use hyper::http::request::Parts;
 
 use self::caller::Principal;
-pub(crate) use self::caller::{Caller, Relayed, Scheme, Sendable, Verified};
+pub(crate) use self::caller::{Caller, ReadyCall, Relayed, Scheme, Sendable, Verified};
 use self::checked_head::CheckedHead;
 use self::claims::{Proof, RequestClaims};
 pub(crate) use self::directory::Directory;
@@ -143,6 +143,7 @@ never_shown!(
     Authorization<'_>,
     Caller,
     Claim,
+    ReadyCall<'_>,
     RelayedRequest,
     Relayed,
     RequestClaims,

@@ -39,7 +39,8 @@ const CREDENTIAL_CODES: &[&str] = &[
 /// `IllegalTimestamp` with a text about a missing one.
 const CLOCK_CODES: &[&str] = &["InvalidTimeStamp.Expired", "IllegalTimestamp"];
 
-/// CAMS's codes for a key or a token that may just have been replaced.
+/// CAMS's codes for a key or a token that may just have been replaced. `MissingSecurityToken` is none:
+/// it says that a temporary key came without its token, which no other session changes.
 const SESSION_CODES: &[&str] = &[
     "Forbidden.AccessKeyDisabled",
     "InvalidAccessKeyId",

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::body;
-use super::current_config::CurrentConfig;
+use super::credentials::SessionWaits;
+use super::current_config::{CurrentConfig, Endpoints};
 use super::hold::margin::Margins;
 use super::identify::{self, Caller, Claim, Nonces};
 use crate::config::{Config, Listen};
@@ -19,7 +20,7 @@ use crate::observe::metrics::Metrics;
 use crate::observe::record::CallTelemetry;
 use crate::primitives::byte_budget::ByteBudget;
 use crate::process::shutdown::Phases;
-use crate::upstream::{Upstream, Upstreams};
+use crate::upstream::Upstream;
 
 /// The services that all calls share.
 pub(crate) struct CallServices {
@@ -38,6 +39,8 @@ pub(crate) struct CallServices {
     pub(super) nonces: Nonces,
     /// Recent answer times of CAMS.
     pub(super) margins: Margins,
+    /// Calls that wait for a session of their account.
+    pub(super) session_waits: SessionWaits,
     /// Attempts in flight.
     pub(super) attempts: TaskTracker,
 }
@@ -48,14 +51,14 @@ impl CallServices {
     /// `config` must contain the addresses that were bound.
     pub(crate) fn new(
         config: Config,
-        upstreams: Upstreams,
+        endpoints: Endpoints,
         quota: Option<Arc<Quota>>,
         journal: Option<Arc<Journal>>,
         telemetry: CallTelemetry,
     ) -> Self {
         let metrics = telemetry.metrics.clone();
         let max_unverified = config.listen.max_unverified;
-        let current_config = CurrentConfig::new(config, upstreams);
+        let current_config = CurrentConfig::new(config, endpoints);
         let config_snapshot = current_config.load_full();
         Self {
             limiter: Limiter::new(
@@ -73,6 +76,7 @@ impl CallServices {
             unverified: ByteBudget::new(max_unverified),
             nonces: Nonces::new(SystemTime::now()),
             margins: Margins::default(),
+            session_waits: SessionWaits::default(),
             attempts: TaskTracker::new(),
             current_config,
         }

@@ -12,7 +12,8 @@ use hyper::{Method, Request, Uri};
 
 use crate::acs::v3::Signable;
 use crate::acs::{encode, time, v1, v3};
-use crate::call::identify::{RelayedRequest, Scheme, Sendable, VERSION, Verified};
+use crate::call::identify::{ReadyCall, RelayedRequest, Scheme, VERSION, Verified};
+use crate::config::Credentials;
 
 const USER_AGENT: &str = concat!("flowgate/", env!("CARGO_PKG_VERSION"));
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -26,10 +27,14 @@ struct AttemptFields<'a> {
 }
 
 /// Builds the request of one attempt.
-pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Request<Full<Bytes>> {
-    let call = match call {
-        Sendable::Verified(call) => call,
-        Sendable::Relayed(relayed) => return relay(relayed, upstream_host),
+pub(crate) fn sign(
+    call: &ReadyCall<'_>,
+    upstream_host: &str,
+    now: SystemTime,
+) -> Request<Full<Bytes>> {
+    let (call, credentials) = match call {
+        ReadyCall::Verified { call, credentials } => (*call, &**credentials),
+        ReadyCall::Relayed(relayed) => return relay(relayed, upstream_host),
     };
     let fields = AttemptFields {
         host: upstream_host,
@@ -37,15 +42,18 @@ pub(crate) fn sign(call: &Sendable, upstream_host: &str, now: SystemTime) -> Req
         nonce: v3::nonce(),
     };
     match call.scheme() {
-        Scheme::V1 => sign_v1(call, &fields),
-        Scheme::V3 => sign_v3(call, &fields),
+        Scheme::V1 => sign_v1(call, credentials, &fields),
+        Scheme::V3 => sign_v3(call, credentials, &fields),
     }
 }
 
-fn sign_v3(call: &Verified, fields: &AttemptFields<'_>) -> Request<Full<Bytes>> {
+fn sign_v3(
+    call: &Verified,
+    credentials: &Credentials,
+    fields: &AttemptFields<'_>,
+) -> Request<Full<Bytes>> {
     let (body, content_type) = body(call);
     let body_hash = v3::hash(&body);
-    let credentials = call.credentials();
     let key = credentials.access_key_id.as_str();
     let mut signed = vec![
         ("host", fields.host),
@@ -82,9 +90,12 @@ fn sign_v3(call: &Verified, fields: &AttemptFields<'_>) -> Request<Full<Bytes>> 
     request
 }
 
-fn sign_v1(call: &Verified, fields: &AttemptFields<'_>) -> Request<Full<Bytes>> {
+fn sign_v1(
+    call: &Verified,
+    credentials: &Credentials,
+    fields: &AttemptFields<'_>,
+) -> Request<Full<Bytes>> {
     let (body, content_type) = body(call);
-    let credentials = call.credentials();
     let mut query: Vec<(&str, &str)> =
         vec![("Action", call.action().as_str()), ("Version", VERSION)];
     query.extend(call.format().map(|format| ("Format", format)));

@@ -168,6 +168,11 @@ impl AccountCredentials {
         )
     }
 
+    /// Whether they are obtained over TLS.
+    pub(super) fn use_tls(&self) -> bool {
+        self.session().is_some_and(SessionSource::uses_tls)
+    }
+
     /// The source of temporary credentials that Flowgate obtains itself.
     pub(crate) fn session(&self) -> Option<&SessionSource> {
         match self {
@@ -210,6 +215,15 @@ impl SessionSource {
             Self::Oidc(source) => Some(&source.role.sts),
             Self::AssumeRole(source) => Some(&source.role.sts),
             Self::EcsRole(_) | Self::Uri(_) => None,
+        }
+    }
+
+    /// Whether it is asked over TLS.
+    fn uses_tls(&self) -> bool {
+        match self {
+            Self::Oidc(_) | Self::AssumeRole(_) => true,
+            Self::EcsRole(_) => false,
+            Self::Uri(uri) => uri.is_tls,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::{Config, Upstream};
+use super::{AccountCredentials, Config, Scheme, Upstream};
 use crate::primitives::secret::Secret;
 
 /// The index of an upstream in its configuration. 0 is the one of `[upstream]`.
@@ -52,6 +52,18 @@ impl Config {
     /// All upstreams, in the order of their indices.
     pub(crate) fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
         std::iter::once(&self.upstream).chain(&self.account_upstreams)
+    }
+
+    /// Whether an upstream or a source of temporary credentials is reached over TLS.
+    pub(crate) fn dials_tls(&self) -> bool {
+        let credentials = || {
+            self.accounts
+                .iter()
+                .filter_map(|account| account.credentials.as_ref())
+        };
+        self.upstreams()
+            .any(|upstream| upstream.scheme == Scheme::Https)
+            || credentials().any(AccountCredentials::use_tls)
     }
 }
 

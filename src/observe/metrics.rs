@@ -14,6 +14,7 @@ mod families;
 mod journal;
 pub(crate) mod labels;
 mod lanes;
+mod sessions;
 mod store;
 mod traces;
 mod upstreams;
@@ -33,6 +34,8 @@ use crate::observe::metrics::families::Families;
 use crate::observe::metrics::journal::JournalMetrics;
 use crate::observe::metrics::lanes::LaneGauges;
 pub(crate) use crate::observe::metrics::lanes::LaneSample;
+use crate::observe::metrics::sessions::SessionMetrics;
+pub(crate) use crate::observe::metrics::sessions::SessionSample;
 use crate::observe::metrics::store::StoreMetrics;
 use crate::observe::metrics::traces::TraceMetrics;
 use crate::observe::metrics::upstreams::UpstreamMetrics;
@@ -55,6 +58,7 @@ pub(crate) struct Metrics {
     /// Connections of callers and of operators.
     pub(crate) connections: ConnectionMetrics,
     config: ConfigMetrics,
+    sessions: SessionMetrics,
     lanes: LaneGauges,
     upstreams: UpstreamMetrics,
     store: StoreMetrics,
@@ -118,6 +122,7 @@ impl Metrics {
             log_lines_dropped: r.only_counter("log_lines_dropped_total", lines),
             connections: ConnectionMetrics::new(&r),
             config: ConfigMetrics::new(&r),
+            sessions: SessionMetrics::new(&r),
             lanes: LaneGauges::new(&r),
             upstreams: UpstreamMetrics::new(&r),
             store: StoreMetrics::new(),
@@ -195,15 +200,18 @@ impl Metrics {
         new
     }
 
-    /// All metrics in Prometheus' text format, with the current state of lanes and upstreams.
+    /// All metrics in Prometheus' text format, with the current state of lanes, upstreams and
+    /// sessions.
     pub(crate) fn render(
         &self,
         lanes: &[LaneSample<'_>],
         bytes: Bytes,
         upstreams: &[Arc<Upstream>],
+        sessions: &[SessionSample<'_>],
     ) -> String {
         let _scrape = self.lanes.scrape.lock();
         self.upstreams.set(upstreams);
+        self.sessions.set(&self.config.credentials_end, sessions);
         self.lanes
             .queued_bytes
             .set(i64::try_from(bytes.queued).unwrap_or(i64::MAX));

@@ -50,6 +50,8 @@ pub(crate) struct Record {
     attempts: u32,
     /// Time from the arrival to the latest send permit.
     waited: Option<Duration>,
+    /// Milliseconds that it has waited for a session of its account.
+    session_ms: u32,
     /// CAMS's request id of the latest attempt.
     cams_request_id: Option<Box<str>>,
     trace: Option<Box<Trace>>,
@@ -96,6 +98,7 @@ impl Record {
             stage: Stage::Arriving,
             attempts: 0,
             waited: None,
+            session_ms: 0,
             cams_request_id: None,
             trace: None,
             ended: false,
@@ -174,6 +177,28 @@ impl Record {
                 "call is queued"
             );
         }
+    }
+
+    /// The call waits for a session of its account. Returns when the wait began.
+    pub(crate) fn waits_for_session(&mut self) -> Instant {
+        self.trace(|trace, now| trace.begin(StepKind::Session, now));
+        tracing::debug!(
+            request_id = self.request_id,
+            "call waits for a session of its account"
+        );
+        Instant::now()
+    }
+
+    /// The wait that began then has ended, with a session or without one.
+    pub(crate) fn waited_for_session(&mut self, began: Instant) {
+        let waited = u32::try_from(millis(began.elapsed())).unwrap_or(u32::MAX);
+        self.session_ms = self.session_ms.saturating_add(waited);
+        self.trace(|trace, now| trace.begin(StepKind::Queue, now));
+        tracing::debug!(
+            request_id = self.request_id,
+            waited_ms = waited,
+            "call has waited for a session"
+        );
     }
 
     /// The call is queued again, after this back-off.
@@ -332,6 +357,7 @@ impl Record {
                 .waited
                 .or_else(|| operation.map(|_| self.arrived.elapsed()))
                 .map(millis),
+            session_ms = Some(self.session_ms).filter(|ms| *ms > 0),
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
             detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),

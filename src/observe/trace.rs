@@ -59,6 +59,8 @@ pub(crate) struct TraceStep {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
+    /// Waiting for a session of its account.
+    Session,
     /// Queued.
     Queue,
     /// In flight.
@@ -130,7 +132,7 @@ impl Trace {
         // span.
         self.place.span = match kind {
             Kind::Attempt => span,
-            Kind::Queue | Kind::BackOff => spans.own.span,
+            Kind::Session | Kind::Queue | Kind::BackOff => spans.own.span,
         };
     }
 

@@ -29,6 +29,7 @@ use crate::call::identify::{self, Caller, Directory, Nonces, Sendable};
 use crate::call::judge::{self, Context};
 use crate::call::sign;
 use crate::config::{self, Config, Limit};
+use crate::credentials::keepers::Keepers;
 use crate::limiter::fair::{FairQueue, QueueEntry, Sequence};
 use crate::limiter::tokens::Tokens;
 use crate::primitives::id::{ClientId, TenantId};
@@ -180,8 +181,9 @@ impl Steps {
     /// Prepares the inputs from a captured request without a body.
     pub fn new(capture: &str) -> Self {
         let config = config();
+        let keepers = Keepers::new(&config, None).expect("no account needs a session");
         let head = head(capture);
-        let directory = Directory::new(&config, None);
+        let directory = Directory::new(&config, &keepers, None);
         let date = head.headers["x-acs-date"]
             .to_str()
             .expect("a date is ASCII");
@@ -272,8 +274,9 @@ impl Steps {
 
     /// Builds the request of a managed version 3 attempt.
     fn sign(&mut self) {
+        let ready = black_box(&self.call).ready();
         black_box(sign::sign(
-            black_box(&self.call),
+            &ready.expect("fixed credentials are always valid"),
             &self.config.upstream.host,
             self.now,
         ));

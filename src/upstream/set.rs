@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::{TlsRoots, Upstream, UpstreamError};
-use crate::config::{Config, Scheme, UpstreamIndex};
+use crate::config::{Config, UpstreamIndex};
 
 /// The upstreams by their index, at least one.
 pub(crate) struct Upstreams {
@@ -17,19 +17,14 @@ pub(crate) struct Upstreams {
 // === impl Upstreams ===
 
 impl Upstreams {
-    /// Sets up every upstream of the configuration; opens no connection.
-    pub(crate) fn new(config: &Config, own: Vec<SocketAddr>) -> Result<Self, UpstreamError> {
-        let roots = Self::load_roots(config)?;
-        Self::build(config, own, roots.as_ref(), &[])
-    }
-
-    /// Loads the trusted roots, if an upstream uses TLS.
-    pub(crate) fn load_roots(config: &Config) -> Result<Option<TlsRoots>, UpstreamError> {
-        config
-            .upstreams()
-            .any(|upstream| upstream.scheme == Scheme::Https)
-            .then(|| TlsRoots::load(config.upstream.ca_file.as_deref()))
-            .transpose()
+    /// Sets up every upstream of the configuration; opens no connection. `roots` are those of the
+    /// configuration.
+    pub(crate) fn new(
+        config: &Config,
+        own: Vec<SocketAddr>,
+        roots: Option<&TlsRoots>,
+    ) -> Result<Self, UpstreamError> {
+        Self::build(config, own, roots, &[])
     }
 
     /// The upstreams of the configuration that replaces this one. `roots` are trusted by all of

@@ -9,7 +9,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::UpstreamError;
-use crate::config;
+use crate::config::{self, Config};
 
 /// The trusted roots, ready to dial with.
 #[derive(Clone)]
@@ -18,6 +18,14 @@ pub(crate) struct TlsRoots(pub(super) Arc<ClientConfig>);
 // === impl TlsRoots ===
 
 impl TlsRoots {
+    /// Loads the roots of a configuration, if anything that it connects to uses TLS.
+    pub(crate) fn of(config: &Config) -> Result<Option<Self>, UpstreamError> {
+        config
+            .dials_tls()
+            .then(|| Self::load(config.upstream.ca_file.as_deref()))
+            .transpose()
+    }
+
     /// Loads the system's roots and those of the file.
     pub(crate) fn load(ca_file: Option<&Path>) -> Result<Self, UpstreamError> {
         let mut roots = RootCertStore::empty();

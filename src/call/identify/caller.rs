@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::relayed_request::RelayedRequest;
 use crate::acs::decode::Params;
 use crate::config::{self, Credentials, UpstreamIndex};
+use crate::credentials::keeper::Keeper;
 use crate::primitives::id::{AccessKeyId, AccountId, ActionName, ClientId};
 use crate::primitives::secret::Secret;
 
@@ -45,13 +46,31 @@ pub(crate) enum Sendable {
     Relayed(RelayedRequest),
 }
 
+/// A call whose request to CAMS can be built now.
+pub(crate) enum ReadyCall<'a> {
+    /// Flowgate signs it with these credentials.
+    Verified {
+        call: &'a Verified,
+        credentials: Arc<Credentials>,
+    },
+    /// The request is forwarded unchanged.
+    Relayed(&'a RelayedRequest),
+}
+
 /// An account that Flowgate signs for.
 pub(super) struct Managed {
     pub(super) id: AccountId,
     pub(super) upstream: UpstreamIndex,
+    pub(super) sessions: Sessions,
+}
+
+/// What an account's requests are signed with.
+pub(super) enum Sessions {
     /// The current credentials, then earlier ones, newest first. Applications that read the same
     /// temporary credentials may pick up new ones later than Flowgate.
-    pub(super) sessions: Vec<Arc<Credentials>>,
+    Loaded(Vec<Arc<Credentials>>),
+    /// Flowgate obtains them itself. No caller knows them.
+    Kept(Arc<Keeper>),
 }
 
 /// The owner of a key of a managed account: the account itself, or a client.
@@ -106,14 +125,23 @@ impl Principal {
     }
 }
 
-// === impl Managed ===
+// === impl Sessions ===
 
-impl Managed {
-    /// The credentials to sign with.
-    pub(super) fn credentials(&self) -> &Arc<Credentials> {
-        self.sessions
-            .first()
-            .expect("a managed account always has credentials")
+impl Sessions {
+    /// The credentials to sign with now. `None` if there is no valid session.
+    fn current(&self) -> Option<Arc<Credentials>> {
+        match self {
+            Self::Loaded(sessions) => sessions.first().cloned(),
+            Self::Kept(keeper) => keeper.current(),
+        }
+    }
+
+    /// The credentials that callers may sign with, the current ones first.
+    pub(super) fn of_callers(&self) -> &[Arc<Credentials>] {
+        match self {
+            Self::Loaded(sessions) => sessions,
+            Self::Kept(_) => &[],
+        }
     }
 }
 
@@ -221,17 +249,50 @@ impl Caller {
     }
 }
 
+// === impl Sendable ===
+
+impl Sendable {
+    /// The call with the credentials that are valid now. `None` if its account has none.
+    pub(crate) fn ready(&self) -> Option<ReadyCall<'_>> {
+        match self {
+            Self::Verified(call) => Some(ReadyCall::Verified {
+                call,
+                credentials: call.principal.account.sessions.current()?,
+            }),
+            Self::Relayed(relayed) => Some(ReadyCall::Relayed(relayed)),
+        }
+    }
+
+    /// What keeps the session that the call needs and that is not there now.
+    pub(crate) fn missing_session(&self) -> Option<&Arc<Keeper>> {
+        let Self::Verified(call) = self else {
+            return None;
+        };
+        match &call.principal.account.sessions {
+            Sessions::Loaded(_) => None,
+            Sessions::Kept(keeper) => keeper.current().is_none().then_some(keeper),
+        }
+    }
+}
+
+// === impl ReadyCall ===
+
+impl ReadyCall<'_> {
+    /// The credentials that Flowgate signs with.
+    pub(crate) fn into_credentials(self) -> Option<Arc<Credentials>> {
+        match self {
+            Self::Verified { credentials, .. } => Some(credentials),
+            Self::Relayed(_) => None,
+        }
+    }
+}
+
 // === impl Verified ===
 
 impl Verified {
     /// The client's entry in the configuration; `None` for the key of an account.
     pub(crate) fn client_config(&self) -> Option<&config::Client> {
         self.principal.client.as_deref()
-    }
-
-    /// The credentials that Flowgate signs with.
-    pub(crate) fn credentials(&self) -> &Credentials {
-        self.principal.account.credentials()
     }
 
     /// The signature version of the caller, which is also used towards CAMS: the format of the

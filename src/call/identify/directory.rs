@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use hyper::header::HeaderValue;
 
-use super::caller::{Managed, Principal, Verified};
+use super::caller::{Managed, Principal, Sessions, Verified};
 use super::key_prefixes::KeyPrefixes;
 use super::relayed_request::RelayedRequest;
 use crate::acs::limits;
 use crate::config::names::{Authority, Names, authority, host_name};
-use crate::config::{self, Config, Credentials, UnknownKeys, UpstreamIndex};
+use crate::config::{self, AccountCredentials, Config, Credentials, UnknownKeys, UpstreamIndex};
+use crate::credentials::keeper::Keeper;
+use crate::credentials::keepers::Keepers;
 use crate::error::{Kind, Refusal};
 use crate::primitives::id::{AccessKeyId, AccountId};
 
@@ -34,7 +36,7 @@ pub(crate) struct Directory {
 /// The owner of an access key.
 #[derive(Clone)]
 pub(super) enum Owner {
-    /// An account's own key, or a client's.
+    /// An account's own key that is read with the configuration, or a client's.
     Managed(Arc<Principal>),
     /// An alias of an account, in full or by a prefix, or a key that is not configured.
     Relayed {
@@ -98,9 +100,10 @@ impl Owner {
 
 impl Directory {
     /// Builds the directory. `listen.proxy` must be the address that was bound. Callers may still
-    /// sign with the latest sessions of accounts that were in the directory `before`.
-    pub(crate) fn new(config: &Config, before: Option<&Self>) -> Self {
-        let accounts = accounts(config, before);
+    /// sign with the latest sessions of accounts that were in the directory `before`. `keepers` are
+    /// those of the configuration.
+    pub(crate) fn new(config: &Config, keepers: &Keepers, before: Option<&Self>) -> Self {
+        let accounts = accounts(config, keepers, before);
         let limited = config.limits.keys().map(|action| action.as_str());
         let actions = limits::DOCUMENTED
             .iter()
@@ -180,6 +183,15 @@ impl Directory {
         };
         call.principal = now;
         Ok(())
+    }
+
+    /// What keeps the session of an account; `None` if its credentials are read with the
+    /// configuration.
+    pub(crate) fn keeper(&self, account: &AccountId) -> Option<&Arc<Keeper>> {
+        match &self.accounts.get(account)?.sessions {
+            Sessions::Loaded(_) => None,
+            Sessions::Kept(keeper) => Some(keeper),
+        }
     }
 
     /// Checks a relayed call again that was identified with an earlier directory. `was` is its
@@ -326,11 +338,15 @@ fn check_account(now: Option<&Owner>, was: &AccountId) -> Result<(), Refusal> {
 /// it.
 const SESSIONS: usize = 3;
 
-fn accounts(config: &Config, before: Option<&Directory>) -> HashMap<AccountId, Arc<Managed>> {
+fn accounts(
+    config: &Config,
+    keepers: &Keepers,
+    before: Option<&Directory>,
+) -> HashMap<AccountId, Arc<Managed>> {
     let mut accounts = HashMap::new();
     for account in &config.accounts {
         let before = before.and_then(|before| before.accounts.get(&account.id));
-        if let Some(sessions) = sessions(account, before) {
+        if let Some(sessions) = sessions(account, keepers, before) {
             let managed = Managed {
                 id: account.id.clone(),
                 upstream: account.upstream_index(),
@@ -342,24 +358,35 @@ fn accounts(config: &Config, before: Option<&Directory>) -> HashMap<AccountId, A
     accounts
 }
 
-/// The sessions of an account, the current one first; `None` if Flowgate has no secret of it.
+/// What an account's requests are signed with; `None` if Flowgate has no secret of it, or if the
+/// account needs a session that no client uses.
 fn sessions(
     account: &config::Account,
+    keepers: &Keepers,
     before: Option<&Arc<Managed>>,
-) -> Option<Vec<Arc<Credentials>>> {
-    let credentials = account.credentials.as_ref()?;
-    let current = credentials.loaded()?.clone();
+) -> Option<Sessions> {
+    match account.credentials.as_ref()? {
+        AccountCredentials::Session(source) => Some(Sessions::Kept(keepers.get(source)?.clone())),
+        credentials @ AccountCredentials::Loaded(current, _) => {
+            let before = before.filter(|_| credentials.are_replaced());
+            Some(Sessions::Loaded(loaded(current, before)))
+        }
+    }
+}
+
+/// The credentials of an account that are read with the configuration: the current ones first, then
+/// those before, which its callers may still sign with.
+fn loaded(current: &Credentials, before: Option<&Arc<Managed>>) -> Vec<Arc<Credentials>> {
     let earlier: Vec<_> = before
-        .filter(|_| credentials.are_replaced())
         .into_iter()
-        .flat_map(|before| &before.sessions)
+        .flat_map(|before| before.sessions.of_callers())
         .filter(|session| session.access_key_id != current.access_key_id)
         .take(SESSIONS - 1)
         .cloned()
         .collect();
-    let mut sessions = vec![Arc::new(current)];
+    let mut sessions = vec![Arc::new(current.clone())];
     sessions.extend(earlier);
-    Some(sessions)
+    sessions
 }
 
 fn owners(
@@ -371,7 +398,7 @@ fn owners(
     // session.
     for age in (0..SESSIONS).rev() {
         for account in managed.values() {
-            let Some(session) = account.sessions.get(age) else {
+            let Some(session) = account.sessions.of_callers().get(age) else {
                 continue;
             };
             let principal = Principal {
@@ -414,7 +441,8 @@ mod tests {
     fn checked(listen: &str, name: Option<&str>, host: &str) -> Option<Kind> {
         let mut env = vec![("FLOWGATE_LISTEN__PROXY".into(), listen.into())];
         env.extend(name.map(|name| ("FLOWGATE_LISTEN__NAMES".into(), name.into())));
-        let directory = Directory::new(&config::load(None, env).unwrap().config, None);
+        let config = config::load(None, env).unwrap().config;
+        let directory = Directory::new(&config, &Keepers::new(&config, None).unwrap(), None);
         directory
             .check_host(
                 &HeaderValue::from_str(host).unwrap(),

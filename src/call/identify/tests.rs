@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use http_body_util::Full;
 use hyper::Request;
 
 use self::capture::Capture;
@@ -25,6 +26,7 @@ use crate::call::classify;
 use crate::call::hold::margin::Margins;
 use crate::call::sign;
 use crate::config::Config;
+use crate::credentials::keepers::Keepers;
 use crate::error::Kind;
 use crate::operation::Operation;
 use crate::primitives::secret::Secret;
@@ -72,7 +74,7 @@ impl Gate {
         let now = time::parse(NOW).unwrap();
         let nonces = Nonces::new(now - Duration::from_secs(3600));
         Self {
-            directory: Directory::new(&config, None),
+            directory: Directory::new(&config, &Keepers::new(&config, None).unwrap(), None),
             config,
             nonces,
             now,
@@ -122,6 +124,11 @@ impl Gate {
 
     /// The request that CAMS gets.
     fn send(&self, caller: Caller) -> Capture {
-        sign::sign(&caller.into_sendable(), UPSTREAM, self.now).into()
+        signed(&caller.into_sendable(), self.now).into()
     }
+}
+
+/// The request that CAMS gets for a call of an account with fixed credentials.
+fn signed(call: &Sendable, now: SystemTime) -> Request<Full<Bytes>> {
+    sign::sign(&call.ready().unwrap(), UPSTREAM, now)
 }

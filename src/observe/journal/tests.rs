@@ -334,7 +334,7 @@ async fn lost_lines_are_counted_and_an_outage_is_logged_at_intervals() {
     );
     let page = || {
         test.metrics
-            .render(&[], crate::observe::metrics::Bytes::default(), &[])
+            .render(&[], crate::observe::metrics::Bytes::default(), &[], &[])
     };
     assert!(
         page().contains("flowgate_journal_errors_total 5")

@@ -14,7 +14,8 @@ pub(super) struct ConfigMetrics {
     successful: IntGauge,
     succeeded_at: IntGauge,
     reloads: IntCounterVec,
-    credentials_end: IntGaugeVec,
+    /// Also set for sessions, during a scrape.
+    pub(super) credentials_end: IntGaugeVec,
 }
 
 /// The result of a reload.

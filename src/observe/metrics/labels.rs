@@ -8,7 +8,7 @@ use crate::error::{Kind, Outcome};
 use crate::upstream::Failure;
 
 /// CAMS's codes with a label value of their own.
-const CODES: [&str; 28] = [
+const CODES: [&str; 30] = [
     OK,
     "System.LimitControl",
     "Throttling",
@@ -26,6 +26,8 @@ const CODES: [&str; 28] = [
     "InvalidAccessKeyId.Inactive",
     "InvalidSecurityToken.Expired",
     "InvalidSecurityToken.Malformed",
+    "InvalidSecurityToken.MismatchWithAccessKey",
+    "MissingSecurityToken",
     "SecurityTokenExpired",
     "InvalidTimeStamp.Expired",
     "InvalidTimeStamp.Format",
@@ -86,6 +88,20 @@ const STORE_OPERATIONS: [&str; 10] = [
     "nonce",
 ];
 
+/// The result of a refresh that returned a session.
+pub(super) const REFRESHED: &str = "ok";
+/// The results of failed refreshes: the labels of [`crate::credentials::error::Failure`].
+pub(crate) const FAILED_REFRESHES: [&str; 8] = [
+    "unreachable",
+    "throttled",
+    "service_error",
+    "refused",
+    "old_token",
+    "bad_answer",
+    "token_file",
+    "no_source",
+];
+
 /// The label value of one of CAMS's codes.
 pub(crate) fn code(code: &str) -> &'static str {
     CODES
@@ -113,6 +129,9 @@ pub(super) fn closed(metric: &str, label: &str) -> Option<Vec<&'static str>> {
         ("kind", "flowgate_rate_limit") => vec!["configured", "effective"],
         ("kind", _) => CONNECTION_ERRORS.to_vec(),
         ("result", "flowgate_config_reloads_total") => vec!["done", "refused"],
+        ("result", "flowgate_credentials_refreshes_total") => {
+            [REFRESHED].into_iter().chain(FAILED_REFRESHES).collect()
+        }
         ("result", "flowgate_trace_exports_total") => vec!["done", "failed"],
         ("result", _) => ["ok", "unverified"]
             .into_iter()

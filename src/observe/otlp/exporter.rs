@@ -172,6 +172,7 @@ impl Description {
 
     fn of_step(step: &TraceStep, call: &Call<'_>) -> Self {
         let (name, kind) = match step.kind {
+            Kind::Session => ("session", SpanKind::Internal),
             Kind::Queue => ("queue", SpanKind::Internal),
             Kind::Attempt => ("attempt", SpanKind::Client),
             Kind::BackOff => ("back-off", SpanKind::Internal),

@@ -30,6 +30,7 @@ use crate::call::identify::{self, Claim, Directory, Nonces, Sendable};
 use crate::call::reply::{self, ErrorFormat};
 use crate::call::{body, classify, sign};
 use crate::config::{self, Config};
+use crate::credentials::keepers::Keepers;
 use crate::error::Refusal;
 use crate::primitives::byte_budget::ByteBudget;
 use crate::primitives::secret::Secret;
@@ -82,11 +83,12 @@ fn settings() -> Config {
 impl Default for Gate {
     fn default() -> Self {
         let config = settings();
+        let keepers = Keepers::new(&config, None).expect("no account needs a session");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build();
         Self {
-            directory: Directory::new(&config, None),
+            directory: Directory::new(&config, &keepers, None),
             margins: Margins::default(),
             secret: Secret::new(SIGNER[1]),
             now: time::parse(SIGNER[2]).expect("the time has the form of a timestamp"),
@@ -311,7 +313,8 @@ impl Visit<'_> {
     /// Signs for CAMS, and compares the meaning of that request with the caller's.
     async fn send(&self, call: &Sendable, head: &Parts, body: &Bytes) {
         let host = &self.gate.config.upstream.host;
-        let (sent, sent_body) = sign::sign(call, host, self.gate.now).into_parts();
+        let ready = call.ready().expect("fixed credentials are always valid");
+        let (sent, sent_body) = sign::sign(&ready, host, self.gate.now).into_parts();
         let Ok(sent_body) = sent_body.collect().await;
         let sent_body = sent_body.to_bytes();
         let sent_host = &sent.headers["host"];

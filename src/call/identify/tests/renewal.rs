@@ -3,7 +3,7 @@
 
 use super::call::{Call, v1, v3};
 use super::*;
-use crate::call::current_config::ConfigSnapshot;
+use crate::call::current_config::{ConfigSnapshot, Endpoints};
 use crate::upstream::Upstreams;
 
 /// A gate whose settings can be reloaded.
@@ -29,12 +29,14 @@ impl Gate {
 
     fn then(&mut self, toml: &str) {
         let config = read(&self.folder, toml);
-        let upstreams = self
-            .config_snapshot
-            .upstreams
-            .reloaded(&config, None)
-            .unwrap();
-        self.config_snapshot = self.config_snapshot.next(config, upstreams);
+        let ConfigSnapshot {
+            upstreams, keepers, ..
+        } = &self.config_snapshot;
+        let endpoints = Endpoints {
+            upstreams: upstreams.reloaded(&config, None).unwrap(),
+            keepers: keepers.reloaded(&config, None).unwrap(),
+        };
+        self.config_snapshot = self.config_snapshot.next(config, endpoints);
     }
 
     fn ask(&self, capture: &Capture) -> Result<Waiting, Refusal> {
@@ -61,13 +63,20 @@ impl Gate {
         self.config_snapshot
             .recheck(call, account, &mut generation)?;
         assert_eq!(generation, self.config_snapshot.generation);
-        Ok(sign::sign(call, UPSTREAM, self.now).into())
+        Ok(signed(call, self.now).into())
+    }
+}
+
+fn endpoints(config: &Config) -> Endpoints {
+    Endpoints {
+        upstreams: Upstreams::new(config, Vec::new(), None).unwrap(),
+        keepers: Keepers::new(config, None).unwrap(),
     }
 }
 
 fn snapshot(config: Config) -> ConfigSnapshot {
-    let upstreams = Upstreams::new(&config, Vec::new()).unwrap();
-    ConfigSnapshot::new(config, upstreams)
+    let endpoints = endpoints(&config);
+    ConfigSnapshot::new(config, endpoints)
 }
 
 /// An identified call that is queued.

@@ -137,7 +137,7 @@ fn every_attempt_has_its_own_nonce_and_time() {
     );
     let call = caller.into_sendable();
     let later = gate.now + Duration::from_secs(3600);
-    let sent = [gate.now, later].map(|now| Capture::from(sign::sign(&call, UPSTREAM, now)));
+    let sent = [gate.now, later].map(|now| Capture::from(signed(&call, now)));
     assert_eq!(sent[1].header("x-acs-date"), Some("2026-11-24T03:59:00Z"));
     assert_ne!(
         sent[0].header("x-acs-signature-nonce"),
@@ -152,11 +152,7 @@ fn every_attempt_has_its_own_nonce_and_time() {
 #[test]
 fn debug_output_hides_credentials() {
     let gate = sts();
-    let request = sign::sign(
-        &gate.ask(&v3(|_| ())).unwrap().into_sendable(),
-        UPSTREAM,
-        gate.now,
-    );
+    let request = signed(&gate.ask(&v3(|_| ())).unwrap().into_sendable(), gate.now);
     let shown = format!("{request:?}");
     assert!(
         !shown.contains(TOKEN) && !shown.contains("ACS3-HMAC"),

@@ -131,7 +131,8 @@ impl Bench {
     }
 
     fn metrics(&self) -> String {
-        self.metrics.render(&[], metrics::Bytes::default(), &[])
+        self.metrics
+            .render(&[], metrics::Bytes::default(), &[], &[])
     }
 }
 
@@ -225,7 +226,9 @@ async fn while_the_disk_hangs_memory_is_bounded_and_attempts_wait() {
     assert_eq!(text.lines().count(), 1 + fit + 1);
     assert_eq!(bench.writer.queue_space.available_permits(), MAX_QUEUED);
     assert!(bench.health.is_up(Instant::now()));
-    let page = bench.metrics.render(&[], metrics::Bytes::default(), &[]);
+    let page = bench
+        .metrics
+        .render(&[], metrics::Bytes::default(), &[], &[]);
     assert!(page.contains(&lost(100)) && page.contains("flowgate_journal_up 1\n"));
 }
 
