@@ -242,14 +242,17 @@ function troubles(shown) {
   const recent = (test, within = 60) => calls.filter((call) => call.age_seconds <= within && test(call));
   const about = (list) => [...new Set(list.map((call) => call.account))].join(', ');
   const some = (name, list, text) => list.length && add(name, about(list), `${list.length} of the last ${calls.length} calls: ${text}`);
-  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS rejects the access key that Flowgate signs with. Renew the account\'s access key.');
+  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS rejects the access key that Flowgate signs with, or the account has no session. Renew the account\'s access key, or look at its session below.');
   some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
   some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
   some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired', 'InvalidTimeStamp.Format'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
   const end = shown.certificate_ends_seconds;
   if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate of the proxy port has expired: renew it.' : `The certificate of the proxy port expires in ${seconds(end)}: renew it.`);
-  for (const { account, seconds: left } of shown.credentials) {
-    if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have expired: the program that renews their file has stopped.' : `The temporary credentials expire in ${seconds(left)}, and their file has not been renewed.`);
+  for (const { account, source, seconds: left, failure } of shown.credentials) {
+    if (source) {
+      if (failure && (left === null || left < 300)) add('SessionExpiry', account, `${left === null || left < 0 ? 'There is no valid session, so calls wait and are refused at the end of their hold.' : `The session ends in ${seconds(left)} and could not be renewed.`} Restore the source of the credentials.`, failure.text);
+      if (failure && failure.kind === 'refused') add('SessionRefused', account, 'The source of the credentials refuses Flowgate. Correct the permission, the role or the configuration.', failure.text);
+    } else if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have expired: the program that renews their file has stopped.' : `The temporary credentials expire in ${seconds(left)}, and their file has not been renewed.`);
   }
   if (shown.phase !== 'serving') add('', shown.phase, 'Flowgate is shutting down: calls that fit into the grace finish, the others are refused with Retry-After.');
   if (shown.mode === 'observe') add('', 'mode = observe', 'The limits are not enforced; the queues shown are simulated.');
@@ -281,6 +284,13 @@ function showTroubles(shown) {
 
 // === State ===
 
+// Credentials that expire: of a file, or a session that Flowgate obtains from a source.
+function credentials({ source, seconds: left, failure }) {
+  if (!source) return `expire in ${seconds(Math.max(0, left))}`;
+  const session = left === null ? 'no session yet' : left < 0 ? `session ended ${seconds(-left)} ago` : `session ends in ${seconds(left)}`;
+  return `${source}: ${session}${failure ? `; last request failed ${seconds(failure.seconds_ago)} ago: ${failure.text}` : ''}`;
+}
+
 function showState(shown) {
   const { upstreams, store, journal, config } = shown;
   const facts = [
@@ -291,7 +301,7 @@ function showState(shown) {
     ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'off', journal && !journal.up],
     ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'rejected' : 'in force'}`, config.refused],
     ['Certificate', shown.certificate_ends_seconds === null ? 'none: the proxy port is plain HTTP' : `expires in ${seconds(Math.max(0, shown.certificate_ends_seconds))}`],
-    ...shown.credentials.map(({ account, seconds: left }) => [`Credentials of ${account}`, `expire in ${seconds(Math.max(0, left))}`]),
+    ...shown.credentials.map((one) => [`Credentials of ${one.account}`, credentials(one), one.failure]),
     ['Bodies in memory', bytes(shown.queued_bytes)],
     ['Operator actions', shown.may_order ? 'with the token' : 'off (listen.admin_actions)'],
   ];
