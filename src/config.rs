@@ -66,7 +66,7 @@ mod upstreams;
 pub(crate) use check::ids::{access_key, check_account_id, check_client_id};
 pub(crate) use credentials_uri::may_be_asked;
 pub(crate) use secrets::{file as secret_file, one_line, regular as regular_file};
-pub(crate) use stamps::{Stamps, stamp};
+pub(crate) use stamps::{Stamp, Stamps, stamp};
 pub(crate) use units::Time;
 pub(crate) use upstreams::bracketed;
 

@@ -1,24 +1,68 @@
 //! Keeps the session of one source: refreshes it in the background, lets calls wait for it, and
 //! never has more than one request of the source under way.
+//!
+//! `keeper/state.rs` decides when the source is asked, `keeper/refresh.rs` is the task that asks,
+//! `keeper/report.rs` says what is logged.
 
+use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use tokio::time::Instant;
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::error::{Failure, FetchError};
+use super::flights::Flights;
+use super::obtain::Obtain;
+use super::session::Session;
 use crate::config::{Credentials, SessionSource};
 use crate::primitives::id::AccessKeyId;
+use crate::primitives::secret::never_shown;
+use state::{Demand, State};
 
-/// The keeper of one source.
+#[cfg(test)]
+pub(super) mod fake;
+mod refresh;
+mod report;
+mod state;
+#[cfg(test)]
+mod tests;
+
+/// The keeper of one source. Dropping it ends its task, and a request under way.
 pub(crate) struct Keeper {
-    source: SessionSource,
+    shared: Arc<Shared>,
+    _task: AbortOnDropHandle<()>,
 }
+
+/// What the task and the callers of a keeper share.
+struct Shared {
+    source: Arc<SessionSource>,
+    obtain: Box<dyn Obtain>,
+    /// The keeper of the session that assumes the role, if it is a session.
+    from: Option<Arc<Keeper>>,
+    flights: Arc<Flights>,
+    /// The last session, which may have ended.
+    session: ArcSwapOption<Session>,
+    state: Mutex<State>,
+    /// The number of calls, and of other keepers, that wait for a session.
+    waiting: AtomicUsize,
+    /// Wakes the task, when something waits or a refresh is demanded.
+    wake: Notify,
+    /// Wakes all that wait, after each request.
+    changed: Notify,
+}
+
+/// Counts as one that waits, until it is dropped.
+struct Waiting<'a>(&'a Shared);
 
 /// What a keeper shows to operators.
 #[derive(Clone, Debug)]
 pub(crate) struct KeeperView {
-    /// The end of the session, if there is one.
+    /// The end of the last session, if there was one. It may have passed.
     pub(crate) ends_at: Option<SystemTime>,
     /// When the session was obtained.
     pub(crate) obtained_at: Option<SystemTime>,
@@ -30,25 +74,58 @@ pub(crate) struct KeeperView {
     pub(crate) failed: [u64; Failure::ALL.len()],
 }
 
+never_shown!(Keeper);
+
 // === impl Keeper ===
 
 impl Keeper {
+    /// Begins to obtain a session. Must be called inside a tokio runtime; that one keeps the
+    /// session. `from` is the keeper of the session that assumes the role, if it is a session.
+    pub(super) fn new(
+        source: Arc<SessionSource>,
+        obtain: Box<dyn Obtain>,
+        from: Option<Arc<Self>>,
+        flights: Arc<Flights>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            source,
+            obtain,
+            from,
+            flights,
+            session: ArcSwapOption::empty(),
+            state: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            wake: Notify::new(),
+            changed: Notify::new(),
+        });
+        let task = tokio::spawn(refresh::run(shared.clone()));
+        Self {
+            shared,
+            _task: AbortOnDropHandle::new(task),
+        }
+    }
+
     /// The source.
     pub(crate) fn source(&self) -> &SessionSource {
-        &self.source
+        &self.shared.source
     }
 
     /// The credentials to sign with now. `None` before the first session and after the end of one
     /// that could not be refreshed.
     pub(crate) fn current(&self) -> Option<Arc<Credentials>> {
-        unimplemented!()
+        self.shared.current()
     }
 
     /// Waits until there is a valid session, at most until `give_up`. Returns why there is none
     /// then: the last failure, or `None` if the source has not answered yet.
     pub(crate) async fn ready(&self, give_up: Instant) -> Result<(), Option<FetchError>> {
-        let _ = give_up;
-        unimplemented!()
+        if self.shared.is_valid() {
+            return Ok(());
+        }
+        let _waiting = self.shared.wait();
+        timeout_at(give_up, self.shared.until(Shared::is_valid))
+            .await
+            .map_err(|_| self.shared.failure())
     }
 
     /// Obtains another session, because CAMS or STS has refused this one. Returns whether another
@@ -56,12 +133,111 @@ impl Keeper {
     /// that all refused calls share. A refusal less than 10 s after the last such request causes no
     /// request.
     pub(crate) async fn replace(&self, refused: &AccessKeyId, give_up: Instant) -> bool {
-        let _ = (refused, give_up);
-        unimplemented!()
+        let shared = &self.shared;
+        let Some(ended) = shared.demand(refused) else {
+            return shared.has_other_than(refused);
+        };
+        let _waiting = shared.wait();
+        let answered = shared.until(|shared| shared.state.lock().requests_ended() != ended);
+        // Without an answer by then there may still be another session: the answer decides nothing.
+        drop(timeout_at(give_up, answered).await);
+        shared.has_other_than(refused)
     }
 
     /// What operators see.
     pub(crate) fn view(&self) -> KeeperView {
-        unimplemented!()
+        let session = self.shared.session.load();
+        let state = self.shared.state.lock();
+        KeeperView {
+            ends_at: session.as_ref().map(|session| session.ends_at()),
+            obtained_at: session.as_ref().map(|session| session.obtained_at),
+            failure: state.failure().cloned(),
+            succeeded: state.succeeded,
+            failed: state.failed,
+        }
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn current(&self) -> Option<Arc<Credentials>> {
+        let session = self.session.load();
+        let session = session.as_ref()?;
+        session
+            .is_valid(Instant::now(), self.obtain.clock())
+            .then(|| session.credentials.clone())
+    }
+
+    fn is_valid(&self) -> bool {
+        let session = self.session.load();
+        session
+            .as_ref()
+            .is_some_and(|session| session.is_valid(Instant::now(), self.obtain.clock()))
+    }
+
+    /// Whether there is a valid session with another key.
+    fn has_other_than(&self, refused: &AccessKeyId) -> bool {
+        self.current()
+            .is_some_and(|current| current.access_key_id != *refused)
+    }
+
+    /// The last failure since the last success.
+    fn failure(&self) -> Option<FetchError> {
+        let state = self.state.lock();
+        state.failure().map(|(_, error)| error.clone())
+    }
+
+    /// Demands another session in place of the refused one. Returns the number of requests so far if
+    /// it is worth to wait for the next one.
+    fn demand(&self, refused: &AccessKeyId) -> Option<u64> {
+        // Under the lock, so that a session that arrives now is not missed.
+        let mut state = self.state.lock();
+        match self.current() {
+            Some(current) if current.access_key_id != *refused => None,
+            Some(_) => match state.demand(Instant::now()) {
+                Demand::Pending => Some(state.requests_ended()),
+                Demand::TooSoon => None,
+            },
+            // The source is asked anyway, by the back-off: there is nothing to sign with.
+            None => Some(state.requests_ended()),
+        }
+    }
+
+    /// Counts as one that waits. The task looks again whether a request is due: after this host has
+    /// slept it does not know yet that the session has ended.
+    fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.wake.notify_one();
+        Waiting(self)
+    }
+
+    /// Waits until the condition holds, which only a request's end can change.
+    async fn until(&self, holds: impl Fn(&Self) -> bool) {
+        loop {
+            // Before the condition: a notification between the two is not lost.
+            let changed = self.changed.notified();
+            if holds(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Completes when something waits. For the task only, which alone waits for `wake`.
+    fn is_awaited(&self) -> impl Future<Output = ()> {
+        async {
+            while self.waiting.load(Ordering::Relaxed) == 0 {
+                self.wake.notified().await;
+            }
+        }
+    }
+}
+
+// === impl Waiting ===
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }

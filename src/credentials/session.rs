@@ -6,6 +6,11 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use crate::config::Credentials;
+use crate::primitives::secret::never_shown;
+
+/// The longest lifetime that is believed. STS's is 12 hours; a URI may return any, and times far
+/// away cannot be added to a clock.
+const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What a source returned.
 pub(crate) struct Obtained {
@@ -21,24 +26,26 @@ pub(crate) struct Session {
     pub(crate) credentials: Arc<Credentials>,
     /// When it was obtained.
     pub(crate) obtained: Instant,
+    /// When it was obtained, by this host's clock.
+    pub(crate) obtained_at: SystemTime,
     /// Its end, of the monotonic clock.
     ends: Instant,
     /// Its end, of this host's clock, which continues while the host sleeps.
     ends_at: SystemTime,
 }
 
+never_shown!(Obtained, Session);
+
 // === impl Session ===
 
 impl Session {
     /// `now` and `clock` are the time at which it was obtained.
     pub(crate) fn new(obtained: Obtained, now: Instant, clock: SystemTime) -> Self {
-        let Obtained {
-            credentials,
-            lifetime,
-        } = obtained;
+        let lifetime = obtained.lifetime.min(MAX_LIFETIME);
         Self {
-            credentials: Arc::new(credentials),
+            credentials: Arc::new(obtained.credentials),
             obtained: now,
+            obtained_at: clock,
             ends: now + lifetime,
             ends_at: clock + lifetime,
         }
@@ -62,5 +69,35 @@ impl Session {
     /// Its end, of this host's clock.
     pub(crate) fn ends_at(&self) -> SystemTime {
         self.ends_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keeper::fake::obtained;
+    use super::*;
+
+    #[test]
+    fn a_session_is_valid_until_either_clock_reaches_its_end() {
+        let (now, clock) = (Instant::now(), SystemTime::UNIX_EPOCH);
+        let session = Session::new(obtained("key", 600), now, clock);
+        let valid = |seconds, clock_seconds| {
+            let later = now + Duration::from_secs(seconds);
+            session.is_valid(later, clock + Duration::from_secs(clock_seconds))
+        };
+        assert!(valid(0, 0) && valid(599, 599));
+        assert!(!valid(600, 599) && !valid(599, 600) && !valid(600, 600));
+        assert!(
+            !valid(600, 0),
+            "a clock that was set back extends no session"
+        );
+    }
+
+    #[test]
+    fn a_lifetime_without_bound_is_a_month() {
+        let mut endless = obtained("key", 0);
+        endless.lifetime = Duration::MAX;
+        let session = Session::new(endless, Instant::now(), SystemTime::UNIX_EPOCH);
+        assert_eq!(session.lifetime(), MAX_LIFETIME);
     }
 }

@@ -32,6 +32,9 @@ const DECIDERS: &[&str] = &[
     "limiter/wait.rs",
     "call/retry.rs",
     "call/sign.rs",
+    "credentials/keeper/state.rs",
+    "credentials/schedule.rs",
+    "credentials/session.rs",
 ];
 
 /// The folders and files of `src` in the order in which they may use one another: each only those

@@ -1,0 +1,121 @@
+//! Sessions that CAMS refuses.
+
+use super::*;
+use crate::primitives::id::AccessKeyId;
+
+fn id(key: &str) -> AccessKeyId {
+    AccessKeyId::new(key)
+}
+
+#[tokio::test(start_paused = true)]
+async fn twenty_refused_calls_share_one_forced_refresh() {
+    let fake = Fake::new("STS.", Answer::Session(3600));
+    let keeper = ready(&fake, oidc()).await;
+    seconds(60).await;
+    fake.set(Answer::Session(3600), 3000);
+    let old = id("STS.1");
+    let begun = Instant::now();
+    let calls = (0..20_u64).map(|number| {
+        let (keeper, old) = (&keeper, &old);
+        async move {
+            // Their answers arrive over two seconds, during the request.
+            sleep(Duration::from_millis(number * 100)).await;
+            keeper.replace(old, within(10)).await
+        }
+    });
+    assert_eq!(join_all(calls).await, [true; 20]);
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    assert_eq!(
+        (fake.requests(), key(&keeper).as_deref()),
+        (2, Some("STS.2"))
+    );
+    // An answer to an attempt with the old session that comes later costs nothing.
+    assert!(keeper.replace(&old, within(10)).await);
+    assert_eq!(
+        (fake.requests(), begun.elapsed()),
+        (2, Duration::from_secs(3))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_forced_refresh_is_not_within_10_seconds() {
+    let fake = Fake::new("STS.", Answer::Session(3600));
+    let keeper = ready(&fake, oidc()).await;
+    seconds(60).await;
+    assert!(keeper.replace(&id("STS.1"), within(10)).await);
+    let begun = Instant::now();
+    for _ in 0..99 {
+        let refused = keeper.replace(&id("STS.2"), within(10)).await;
+        assert!(!refused, "at {:?}", begun.elapsed());
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(fake.requests(), 2);
+    sleep(Duration::from_millis(100)).await;
+    assert!(keeper.replace(&id("STS.2"), within(10)).await);
+    assert_eq!(
+        (fake.requests(), key(&keeper).as_deref()),
+        (3, Some("STS.3"))
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_session_stays_if_the_forced_refresh_fails_or_returns_it_again() {
+    for answer in [Answer::Fails(Failure::ServiceError), Answer::Same(3000)] {
+        let fake = Fake::new("STS.", Answer::Session(3600));
+        let keeper = ready(&fake, oidc()).await;
+        seconds(60).await;
+        fake.set(answer, 0);
+        let begun = Instant::now();
+        assert!(!keeper.replace(&id("STS.1"), within(10)).await);
+        assert_eq!(begun.elapsed(), Duration::ZERO, "{answer:?}");
+        assert_eq!(
+            (fake.requests(), key(&keeper).as_deref()),
+            (2, Some("STS.1"))
+        );
+        assert!(!keeper.replace(&id("STS.1"), within(10)).await);
+        assert_eq!(fake.requests(), 2, "{answer:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_refresh_goes_ahead_of_the_back_off_and_its_failures_back_off() {
+    let fake = Fake::new("STS.", Answer::Session(600));
+    let keeper = ready(&fake, oidc()).await;
+    fake.set(Answer::Fails(Failure::Refused), 0);
+    seconds(430).await;
+    let before = fake.requests();
+    assert_eq!(before, 2, "once a minute");
+    assert!(!keeper.replace(&id("STS.1"), within(10)).await);
+    assert_eq!(fake.requests(), 3);
+    seconds(59).await;
+    assert_eq!(fake.requests(), 3);
+    seconds(2).await;
+    assert_eq!(fake.requests(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_joins_the_request_that_is_under_way_and_gives_up_in_time() {
+    let fake = Fake::new("STS.", Answer::Session(3600));
+    let keeper = ready(&fake, oidc()).await;
+    fake.set(Answer::Session(3600), 7000);
+    until_under_way(&fake).await;
+    let (begun, requests) = (Instant::now(), fake.requests());
+    assert!(!keeper.replace(&id("STS.1"), within(1)).await);
+    assert_eq!(begun.elapsed(), Duration::from_secs(1));
+    assert!(keeper.replace(&id("STS.1"), within(10)).await);
+    assert_eq!((fake.requests(), requests), (2, 2));
+    assert_eq!(key(&keeper).as_deref(), Some("STS.2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_after_the_end_of_the_session_waits_for_the_next_request() {
+    let fake = Fake::new("STS.", Answer::Session(600));
+    let keeper = ready(&fake, oidc()).await;
+    fake.set(Answer::Fails(Failure::Refused), 0);
+    seconds(601).await;
+    let requests = fake.requests();
+    assert!(!keeper.replace(&id("STS.1"), within(1)).await);
+    assert_eq!(fake.requests(), requests, "the back-off decides");
+    fake.set(Answer::Session(600), 0);
+    assert!(keeper.replace(&id("STS.1"), within(60)).await);
+}
