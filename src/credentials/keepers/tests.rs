@@ -1,0 +1,218 @@
+//! Which keepers a configuration has, and which ones a reload keeps.
+
+use std::num::NonZeroU32;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::super::flights::AT_ONCE;
+use super::super::keeper::fake::{
+    Answer, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc,
+};
+use super::*;
+use crate::config::{Account, AccountCredentials, Actions, Client, RoleSource};
+use crate::primitives::id::ClientId;
+
+/// The fake of every source, and the sources that keepers were made for.
+struct World {
+    fake: Arc<Fake>,
+    made: Mutex<Vec<SessionSource>>,
+}
+
+impl World {
+    fn new(answer: Answer) -> Self {
+        Self {
+            fake: Fake::new("STS.", answer),
+            made: Mutex::default(),
+        }
+    }
+
+    fn build(&self, config: &Config, before: Option<&Keepers>) -> Keepers {
+        let roots = SharedRoots::new(ArcSwapOption::empty());
+        Keepers::build(config, roots, before, &|source| {
+            self.made.lock().push(SessionSource::clone(source));
+            Box::new(self.fake.clone())
+        })
+    }
+
+    fn take_made(&self) -> Vec<SessionSource> {
+        std::mem::take(&mut *self.made.lock())
+    }
+}
+
+/// Accounts with these names and sources; clients use those that do not begin with `unused`.
+fn config(accounts: &[(&str, SessionSource)]) -> Config {
+    let mut config = crate::config::load(None, []).unwrap().config;
+    config.accounts.clear();
+    config.clients.clear();
+    for (name, source) in accounts {
+        config.accounts.push(Account {
+            id: AccountId::new(*name),
+            credentials: Some(AccountCredentials::Session(source.clone())),
+            aliases: Vec::new(),
+            upstream: None,
+        });
+        if !name.starts_with("unused") {
+            config.clients.push(client(name));
+        }
+    }
+    config
+}
+
+fn client(account: &str) -> Client {
+    Client {
+        id: ClientId::new(format!("client-of-{account}")),
+        secrets: Vec::new(),
+        disabled: false,
+        account: AccountId::new(account),
+        actions: Actions::All,
+        cust_space_ids: Vec::new(),
+        weight: NonZeroU32::MIN,
+        hold: None,
+    }
+}
+
+fn of<'a>(keepers: &'a Keepers, account: &str) -> &'a Arc<Keeper> {
+    keepers.of_account(&AccountId::new(account)).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn accounts_with_one_source_share_a_keeper_and_unused_ones_have_none() {
+    let world = World::new(Answer::Session(3600));
+    let role = assumed_with_key(ROLE);
+    let second = assumed_from(role.clone(), "acs:ram::1:role/second");
+    let keepers = world.build(
+        &config(&[
+            ("a", second.clone()),
+            ("b", second.clone()),
+            ("c", role.clone()),
+            ("unused", oidc()),
+        ]),
+        None,
+    );
+    assert_eq!(world.take_made(), [role.clone(), second.clone()]);
+    assert!(Arc::ptr_eq(of(&keepers, "a"), of(&keepers, "b")));
+    assert!(Arc::ptr_eq(
+        of(&keepers, "a"),
+        keepers.get(&second).unwrap()
+    ));
+    assert!(Arc::ptr_eq(of(&keepers, "c"), keepers.get(&role).unwrap()));
+    assert!(keepers.of_account(&AccountId::new("unused")).is_none());
+    assert!(keepers.get(&oidc()).is_none());
+    assert_eq!((keepers.accounts().count(), keepers.all().len()), (3, 2));
+    sleep(Duration::from_secs(1)).await;
+    let assuming: Vec<_> = world
+        .fake
+        .assuming
+        .lock()
+        .iter()
+        .flatten()
+        .cloned()
+        .collect();
+    assert_eq!(assuming, ["LTAI-test-key-id-1", "STS.1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_assuming_secret_differs_is_another_one() {
+    let world = World::new(Answer::Session(3600));
+    let role = assumed_with_key(ROLE);
+    let mut rotated = role.clone();
+    let SessionSource::AssumeRole(assume) = &mut rotated else {
+        unreachable!()
+    };
+    let RoleSource::Loaded(credentials, _) = &mut *assume.from else {
+        unreachable!()
+    };
+    credentials.secret = crate::primitives::secret::Secret::new("another");
+    let keepers = world.build(&config(&[("a", role), ("b", rotated)]), None);
+    assert_eq!(keepers.all().len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_keeps_a_session_and_a_request_under_way() {
+    let world = World::new(Answer::Session(3600));
+    let role = assumed_with_key(ROLE);
+    let first = world.build(&config(&[("a", role.clone())]), None);
+    let give_up = Instant::now() + Duration::from_secs(60);
+    assert_eq!(of(&first, "a").ready(give_up).await, Ok(()));
+    world.fake.set(Answer::Session(3600), 5000);
+    let second_role = assumed_from(role.clone(), "acs:ram::1:role/second");
+    let accounts = [("a", role.clone()), ("b", second_role.clone())];
+    let second = world.build(&config(&accounts), Some(&first));
+    drop(first);
+    assert_eq!(world.take_made(), [role.clone(), second_role]);
+    assert!(of(&second, "a").current().is_some());
+    // While the request of `b` is under way.
+    sleep(Duration::from_secs(2)).await;
+    let third = world.build(&config(&accounts), Some(&second));
+    drop(second);
+    let begun = Instant::now();
+    assert_eq!(of(&third, "b").ready(give_up).await, Ok(()));
+    assert_eq!(begun.elapsed(), Duration::from_secs(3));
+    assert_eq!((world.fake.requests(), world.take_made().len()), (2, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_another_source_starts_it_and_ends_the_old_one_with_its_calls() {
+    let world = World::new(Answer::Session(3600));
+    let first = world.build(&config(&[("a", ecs_role("old"))]), None);
+    let give_up = Instant::now() + Duration::from_secs(60);
+    assert_eq!(of(&first, "a").ready(give_up).await, Ok(()));
+    let call = of(&first, "a").clone();
+    let second = world.build(&config(&[("a", ecs_role("new"))]), Some(&first));
+    drop(first);
+    assert!(second.get(&ecs_role("old")).is_none());
+    assert_eq!(of(&second, "a").ready(give_up).await, Ok(()));
+    assert_eq!(world.fake.requests(), 2);
+    // A call that began before keeps its session, which is refreshed; then nothing asks for it.
+    assert!(call.current().is_some());
+    sleep(Duration::from_secs(2701)).await;
+    assert_eq!(world.fake.requests(), 4);
+    drop(call);
+    sleep(Duration::from_secs(2701)).await;
+    assert_eq!(world.fake.requests(), 5);
+    assert_eq!(of(&second, "a").view().succeeded, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_that_hangs_delays_no_other_service() {
+    let world = World::new(Answer::Session(3600));
+    world.fake.set(Answer::Session(3600), 1_000_000);
+    let accounts: Vec<_> = (0..100).map(|number| format!("a{number}")).collect();
+    let accounts: Vec<_> = accounts
+        .iter()
+        .map(|name| {
+            (
+                name.as_str(),
+                assumed_with_key(&format!("acs:ram::1:role/{name}")),
+            )
+        })
+        .collect();
+    let first = world.build(&config(&accounts), None);
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.fake.under_way.load(Ordering::Relaxed), AT_ONCE);
+    world.fake.set(Answer::Session(3600), 0);
+    let with_ecs = [accounts, vec![("ecs", ecs_role("role"))]].concat();
+    let second = world.build(&config(&with_ecs), Some(&first));
+    sleep(Duration::from_millis(1)).await;
+    assert!(of(&second, "ecs").current().is_some());
+    // The others keep the bounds that they had before the reload.
+    assert_eq!(world.fake.under_way.load(Ordering::Relaxed), AT_ONCE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_sources_over_tls_load_roots() {
+    let without_tls = config(&[("a", ecs_role("role"))]);
+    let keepers = Keepers::new(&without_tls, None).unwrap();
+    assert!(keepers.roots.load().is_none());
+    let mut with_tls = config(&[("a", oidc())]);
+    let keepers = keepers.reloaded(&with_tls, None).unwrap();
+    let loaded = keepers.roots.load_full().unwrap();
+    keepers.set_tls_roots(&loaded);
+    assert!(!Arc::ptr_eq(&loaded, &keepers.roots.load_full().unwrap()));
+    with_tls.upstream.ca_file = Some("/no/such/roots.pem".into());
+    let error = Keepers::new(&with_tls, None).err().unwrap();
+    assert!(error.to_string().contains("/no/such/roots.pem"), "{error}");
+}
