@@ -1,5 +1,7 @@
 //! Panics and memory of a call as a whole.
 
+mod sessions;
+
 use std::pin::Pin;
 use std::task::{Context as Waking, Poll};
 

@@ -169,4 +169,6 @@ fn needs_tls(source: &SessionSource) -> bool {
 }
 
 #[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
 mod tests;

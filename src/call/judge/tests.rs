@@ -411,19 +411,25 @@ fn a_key_or_token_that_may_just_have_been_replaced_is_an_old_session() {
         ("InvalidAccessKeyId.Inactive", true),
         ("InvalidSecurityToken.Expired", true),
         ("InvalidSecurityToken.MismatchWithAccessKey", true),
+        ("InvalidSecurityToken.Malformed", true),
+        ("InvalidSecurityToken", true),
         ("SecurityTokenExpired", true),
         ("securitytokenexpired", true),
         ("Forbidden.AccessKeyDisabled", true),
         ("SignatureDoesNotMatch", false),
         ("InvalidTimeStamp.Expired", false),
         ("InvalidTimeStamp.Format", false),
+        ("MissingSecurityToken", false),
         ("Forbidden.RAM", false),
+        ("NoPermission", false),
     ] {
-        assert_eq!(
-            verdict(400, &[], &error(code)).is_old_session(),
-            is_old,
-            "{code}"
-        );
+        for status in [400, 403, 404] {
+            assert_eq!(
+                verdict(status, &[], &error(code)).is_old_session(),
+                is_old,
+                "{status} {code}"
+            );
+        }
     }
 }
 

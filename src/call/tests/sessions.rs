@@ -1,0 +1,511 @@
+//! Calls of an account whose session Flowgate obtains itself, from arrival to reply, in simulated
+//! time. CAMS is a listener on loopback.
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::task::JoinSet;
+
+use super::*;
+use crate::acs::v3::{self, Signable};
+use crate::call::current_config::Endpoints;
+use crate::config::{AccountCredentials, Config, Credentials, EcsRole, LoadedFrom, SessionSource};
+use crate::credentials::error::Failure;
+use crate::credentials::keepers::scripted::{Answer, Script};
+use crate::observe::metrics::{Bytes as HeldBytes, SessionSample, labels};
+use crate::primitives::id::AccessKeyId;
+use crate::primitives::secret::Secret;
+
+const OLD: &str = r#"{"Code":"InvalidSecurityToken.Expired","Message":"Specified SecurityToken is expired.","RequestId":"R-1"}"#;
+const DONE: &str = r#"{"Code":"OK","RequestId":"R-2"}"#;
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A CAMS that answers each request by the key that signed it, and keeps those keys and their
+/// tokens.
+#[derive(Default)]
+struct Cams {
+    keys: Mutex<Vec<(String, String)>>,
+    /// The status with which old sessions are refused, and the keys of those sessions.
+    refused: Mutex<(u16, Vec<&'static str>)>,
+}
+
+/// A Flowgate whose account `acme` has the session of a scripted source.
+struct Gateway {
+    services: Arc<CallServices>,
+    script: Arc<Script>,
+    cams: Arc<Cams>,
+}
+
+/// The open connection of one caller.
+struct Connected {
+    disconnect: Disconnect,
+    _caller: TcpStream,
+    _socket_io: SocketIo,
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn session(lifetime: Duration, after: Duration) -> Answer {
+    Answer {
+        result: Ok(lifetime),
+        after,
+    }
+}
+
+fn failure(kind: Failure) -> Answer {
+    Answer {
+        result: Err(kind),
+        after: Duration::ZERO,
+    }
+}
+
+/// Any source: the script answers for it.
+fn source(role: &str) -> AccountCredentials {
+    AccountCredentials::Session(SessionSource::EcsRole(EcsRole {
+        role: Some(role.to_owned()),
+        allow_v1: false,
+        address: "100.100.100.200:80".parse().unwrap(),
+    }))
+}
+
+/// Credentials that are read with the configuration.
+fn fixed() -> AccountCredentials {
+    let credentials = Credentials {
+        access_key_id: AccessKeyId::new("STS.7"),
+        secret: Secret::new("session-secret-7"),
+        security_token: Some(Secret::new("session-token-7")),
+        expires: None,
+    };
+    AccountCredentials::Loaded(credentials, LoadedFrom::Keys)
+}
+
+fn config(upstream: &str, settings: &[(&str, &str)]) -> Config {
+    let env = [
+        ("FLOWGATE_LIMITS__PRESET", "none"),
+        ("FLOWGATE_UPSTREAM__URL", upstream),
+        ("FLOWGATE_ACCOUNTS__0__ID", "acme"),
+        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_ID", "LTAI-acme-1"),
+        ("FLOWGATE_ACCOUNTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_ID", "team-a"),
+        ("FLOWGATE_CLIENTS__0__ACCESS_KEY_SECRET__ENV", "SECRET"),
+        ("FLOWGATE_CLIENTS__0__ACCOUNT", "acme"),
+        ("FLOWGATE_CLIENTS__0__ACTIONS", "*"),
+        ("SECRET", "a-secret"),
+    ];
+    let env = env.iter().chain(settings);
+    let env = env.map(|(name, value)| ((*name).into(), (*value).into()));
+    crate::config::load(None, env).unwrap().config
+}
+
+/// A call of the client that CAMS may execute, signed by version 3.
+fn request(hold: &str) -> Box<Request<Full<Bytes>>> {
+    let hash = v3::hash(b"");
+    let date = time::format(SystemTime::now());
+    let nonce = format!("nonce-{}", fastrand::u128(..));
+    let headers = [
+        ("host", "127.0.0.1:8080"),
+        ("x-acs-action", "ListFlow"),
+        ("x-acs-content-sha256", &hash),
+        ("x-acs-date", &date),
+        ("x-acs-signature-nonce", &nonce),
+        ("x-acs-version", "2020-06-06"),
+    ];
+    let signable = Signable {
+        method: "GET",
+        query: Vec::new(),
+        headers: headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect(),
+        body_hash: &hash,
+    };
+    let authorization = signable.authorization("team-a", &Secret::new("a-secret"));
+    let mut request = Request::get("/").header("x-flowgate-hold", hold);
+    for (name, value) in headers {
+        request = request.header(name, value);
+    }
+    let request = request.header("authorization", authorization);
+    Box::new(request.body(Full::default()).unwrap())
+}
+
+// === impl Cams ===
+
+impl Cams {
+    /// Serves one connection.
+    async fn serve(self: Arc<Self>, mut connection: TcpStream) {
+        let mut read = Vec::new();
+        loop {
+            while !read.ends_with(b"\r\n\r\n") {
+                if connection.read_buf(&mut read).await.unwrap_or(0) == 0 {
+                    return;
+                }
+            }
+            let answer = self.answer(std::str::from_utf8(&read).unwrap());
+            read.clear();
+            connection.write_all(answer.as_bytes()).await.unwrap();
+        }
+    }
+
+    fn answer(&self, head: &str) -> String {
+        let header = |name: &str| {
+            let line = head.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().to_owned()
+        };
+        let key = header("x-acs-accesskey-id: ");
+        assert!(header("authorization: ").contains(&format!("Credential={key},")));
+        let (status, refused) = &*self.refused.lock();
+        let is_old = refused.contains(&&*key);
+        self.keys
+            .lock()
+            .push((key, header("x-acs-security-token: ")));
+        let (status, body) = if is_old { (*status, OLD) } else { (200, DONE) };
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status} x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        )
+    }
+
+    /// The number of the session of each request, in order of arrival. Its token must belong to it.
+    fn sessions(&self) -> Vec<usize> {
+        let keys = self.keys.lock();
+        let numbers = keys.iter().map(|(key, token)| {
+            let number = key.strip_prefix("STS.").unwrap();
+            assert_eq!(*token, format!("session-token-{number}"));
+            number.parse().unwrap()
+        });
+        numbers.collect()
+    }
+}
+
+// === impl Gateway ===
+
+impl Gateway {
+    async fn new(answer: Answer, settings: &[(&str, &str)]) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let cams = Arc::new(Cams::default());
+        let served = cams.clone();
+        tokio::spawn(async move {
+            while let Ok((connection, _)) = listener.accept().await {
+                tokio::spawn(served.clone().serve(connection));
+            }
+        });
+        let state = AppState::new(config(&url, settings)).unwrap();
+        let gateway = Self {
+            services: state.calls().clone(),
+            script: Script::new(answer),
+            cams,
+        };
+        gateway.reload(source("flowgate"));
+        gateway
+    }
+
+    /// Puts other credentials of the account in force.
+    fn reload(&self, credentials: AccountCredentials) {
+        let before = self.services.current_config.load_full();
+        let mut config = before.config.clone();
+        config.accounts[0].credentials = Some(credentials);
+        let endpoints = Endpoints {
+            upstreams: before.upstreams.reloaded(&config, None).unwrap(),
+            keepers: self.script.keepers(&config, Some(&before.keepers)),
+        };
+        let next = Arc::new(before.next(config, endpoints));
+        self.services.limiter.reload(&next.config);
+        self.services.current_config.store(next);
+    }
+
+    async fn connect(&self) -> Connected {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let caller = TcpStream::connect(address).await.unwrap();
+        let socket = Socket::Tcp(listener.accept().await.unwrap().0);
+        let open = &self.services.metrics.connections.open;
+        let source = OpenConnection::new(ConnectionSource::Local, open);
+        let (socket_io, disconnect) = SocketIo::new(socket, source);
+        Connected {
+            disconnect,
+            _caller: caller,
+            _socket_io: socket_io,
+        }
+    }
+
+    /// Begins a call. Its task is polled when a shutdown phase begins, as a connection's is.
+    async fn begin(&self, hold: &str) -> impl Future<Output = Ended> + Send + 'static {
+        let connected = self.connect().await;
+        let services = self.services.clone();
+        let mut phases = services.phases.clone();
+        let request = request(hold);
+        async move {
+            let Connected {
+                disconnect,
+                _caller,
+                _socket_io,
+            } = connected;
+            let mut reply = Box::pin(call(services, request, disconnect));
+            let reply = tokio::select! {
+                biased;
+                reply = &mut reply => reply,
+                () = phases.reached(Phase::Draining) => reply.await,
+            };
+            let reply = reply.unwrap();
+            let status = reply.status().as_u16();
+            let body = reply.into_body().collect().await.unwrap().to_bytes();
+            let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            Ended {
+                status,
+                code: body["Code"].as_str().unwrap().to_owned(),
+                message: body["Message"].as_str().unwrap_or_default().to_owned(),
+            }
+        }
+    }
+
+    async fn ask(&self, hold: &str) -> Ended {
+        self.begin(hold).await.await
+    }
+
+    /// Begins so many calls at once, each in a task.
+    async fn together(&self, count: usize, hold: &str) -> JoinSet<Ended> {
+        let mut calls = JoinSet::new();
+        for _ in 0..count {
+            calls.spawn(self.begin(hold).await);
+        }
+        calls
+    }
+
+    fn metrics(&self) -> String {
+        let config_snapshot = self.services.current_config.load();
+        let accounts = config_snapshot.session_accounts().iter();
+        let samples: Vec<SessionSample<'_>> = accounts.map(|account| account.sample()).collect();
+        let metrics = &self.services.metrics;
+        metrics.render(&[], HeldBytes::default(), &[], &samples)
+    }
+}
+
+/// The reply to a call.
+#[derive(Debug)]
+struct Ended {
+    status: u16,
+    code: String,
+    message: String,
+}
+
+// === impl Ended ===
+
+impl Ended {
+    fn is(&self, status: u16, code: &str) -> bool {
+        (self.status, &*self.code) == (status, code)
+    }
+
+    fn is_without_credentials(&self) -> bool {
+        self.is(403, "Flowgate.AccountCredentials")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_without_a_session_wait_for_one_request_and_are_signed_with_its_session() {
+    let gateway = Gateway::new(session(HOUR, seconds(7)), &[]).await;
+    let start = Instant::now();
+    let calls = gateway.together(200, "30s").await.join_all().await;
+    assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
+    assert_eq!(start.elapsed().as_secs(), 7);
+    assert_eq!(gateway.script.requests(), 1);
+    assert_eq!(gateway.cams.sessions(), [1; 200]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_call_waits_while_a_session_is_refreshed() {
+    let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
+    assert!(gateway.ask("30s").await.is(200, "OK"));
+    gateway.script.set(session(HOUR, seconds(7)));
+    while gateway.script.requests() < 2 {
+        tokio::time::sleep(seconds(1)).await;
+    }
+    let start = Instant::now();
+    let calls = gateway.together(200, "30s").await.join_all().await;
+    assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
+    assert!(start.elapsed() < seconds(1), "{:?}", start.elapsed());
+    assert_eq!(gateway.script.requests(), 2);
+    assert_eq!(gateway.cams.sessions(), [1; 201]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_the_end_of_a_session_nothing_is_sent_until_the_source_answers_again() {
+    let gateway = Gateway::new(session(seconds(600), Duration::ZERO), &[]).await;
+    assert!(gateway.ask("10s").await.is(200, "OK"));
+    gateway.script.set(failure(Failure::ServiceError));
+    tokio::time::sleep(seconds(590)).await;
+    assert!(
+        gateway.ask("5s").await.is(200, "OK"),
+        "the old session is valid"
+    );
+    tokio::time::sleep(seconds(10)).await;
+    let start = Instant::now();
+    let refused = gateway.ask("8s").await;
+    assert!(refused.is_without_credentials(), "{refused:?}");
+    assert!(refused.message.contains(
+        "sts.aliyuncs.com: the service refuses, status 503, code ServiceUnavailable, request id STS-REQUEST-1"
+    ), "{refused:?}");
+    assert!(!refused.message.contains("session-"), "{refused:?}");
+    assert!((4..=8).contains(&start.elapsed().as_secs()));
+    assert_eq!(gateway.cams.sessions(), [1, 1]);
+    let metrics = gateway.metrics();
+    let failed = "flowgate_credentials_refreshes_total{account=\"acme\",result=\"service_error\"}";
+    assert!(metrics.contains(failed), "{metrics}");
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    let start = Instant::now();
+    assert!(gateway.ask("60s").await.is(200, "OK"));
+    assert!(start.elapsed() <= seconds(31));
+    assert_eq!(gateway.cams.sessions()[2], gateway.script.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_whose_session_cams_refuses_share_one_request_and_are_sent_once_more() {
+    for status in [400, 403] {
+        let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
+        assert!(gateway.ask("10s").await.is(200, "OK"));
+        *gateway.cams.refused.lock() = (status, vec!["STS.1"]);
+        gateway.script.set(session(HOUR, seconds(2)));
+        let calls = gateway.together(20, "30s").await.join_all().await;
+        assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
+        assert_eq!(gateway.script.requests(), 2);
+        let sessions = gateway.cams.sessions();
+        assert_eq!(sessions[1..], [[1; 20], [2; 20]].concat());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_refused_again_ends_the_call_without_a_third_attempt() {
+    let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
+    *gateway.cams.refused.lock() = (400, vec!["STS.1", "STS.2"]);
+    let refused = gateway.ask("30s").await;
+    assert!(refused.is_without_credentials(), "{refused:?}");
+    assert_eq!(gateway.cams.sessions(), [1, 2]);
+    // The next call may not demand another session yet.
+    let refused = gateway.ask("5s").await;
+    assert!(refused.is_without_credentials(), "{refused:?}");
+    assert_eq!(gateway.cams.sessions(), [1, 2, 2]);
+    assert_eq!(gateway.script.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_while_a_call_is_queued_gives_the_permit_back() {
+    // The first token comes 20 s after the start; the session has ended by then.
+    let limit = [("FLOWGATE_LIMITS__LISTFLOW", "1/20s")];
+    let gateway = Gateway::new(session(seconds(15), Duration::ZERO), &limit).await;
+    let call = tokio::spawn(gateway.begin("60s").await);
+    tokio::time::sleep(seconds(1)).await;
+    gateway.script.set(failure(Failure::Unreachable));
+    tokio::time::sleep(seconds(24)).await;
+    assert!(!call.is_finished());
+    assert!(gateway.cams.sessions().is_empty());
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    let ended = call.await.unwrap();
+    assert!(ended.is(200, "OK"), "{ended:?}");
+    assert_eq!(gateway.cams.sessions(), [gateway.script.requests()]);
+    let returned = "flowgate_tokens_total{account=\"acme\",event=\"returned\"} 1\n";
+    let metrics = gateway.metrics();
+    assert!(metrics.contains(returned), "{metrics}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn metrics_show_the_session_of_an_account_and_forget_it_with_its_source() {
+    const EXPIRY: &str = "flowgate_credentials_expiry_timestamp_seconds{account=\"acme\"}";
+    const OBTAINED: &str = "flowgate_credentials_obtained_timestamp_seconds{account=\"acme\"}";
+    const REFRESHES: &str = "flowgate_credentials_refreshes_total{account=\"acme\",result=";
+    let gateway = Gateway::new(failure(Failure::Throttled), &[]).await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    let metrics = gateway.metrics();
+    assert!(
+        !metrics.contains(EXPIRY) && !metrics.contains(OBTAINED),
+        "{metrics}"
+    );
+    let results = [
+        ("ok", 0),
+        ("refused", 0),
+        ("throttled", 1),
+        ("unreachable", 0),
+    ];
+    for (result, count) in results {
+        let line = format!("{REFRESHES}\"{result}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line} {metrics}");
+    }
+    assert_eq!(metrics.matches(REFRESHES).count(), results.len());
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    assert!(gateway.ask("30s").await.is(200, "OK"));
+    // A second scrape does not add to the first.
+    drop(gateway.metrics());
+    let metrics = gateway.metrics();
+    assert!(
+        metrics.contains(EXPIRY) && metrics.contains(OBTAINED),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(&format!("{REFRESHES}\"ok\"}} 1\n")),
+        "{metrics}"
+    );
+    gateway.reload(fixed());
+    let metrics = gateway.metrics();
+    for name in [EXPIRY, OBTAINED, REFRESHES] {
+        assert!(!metrics.contains(name), "{metrics}");
+    }
+}
+
+#[test]
+fn the_results_of_refreshes_are_the_kinds_of_failures() {
+    assert_eq!(labels::FAILED_REFRESHES, Failure::ALL.map(Failure::label));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_corrects_the_source_ends_the_wait() {
+    let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+    let call = tokio::spawn(gateway.begin("120s").await);
+    tokio::time::sleep(seconds(10)).await;
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    let start = Instant::now();
+    gateway.reload(source("another"));
+    let ended = call.await.unwrap();
+    assert!(ended.is(200, "OK"), "{ended:?}");
+    assert!(
+        start.elapsed() < seconds(1),
+        "a refused source is asked once a minute"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_to_fixed_credentials_ends_the_wait() {
+    let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+    let call = tokio::spawn(gateway.begin("120s").await);
+    tokio::time::sleep(seconds(1)).await;
+    gateway.reload(fixed());
+    let ended = call.await.unwrap();
+    assert!(ended.is(200, "OK"), "{ended:?}");
+    assert_eq!(gateway.cams.sessions(), [7]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_the_wait_at_once() {
+    let gateway = Gateway::new(failure(Failure::Unreachable), &[]).await;
+    let call = tokio::spawn(gateway.begin("120s").await);
+    tokio::time::sleep(seconds(1)).await;
+    let start = Instant::now();
+    gateway.services.phases.enter(Phase::Draining);
+    let ended = call.await.unwrap();
+    assert!(ended.is(503, "Flowgate.Draining"), "{ended:?}");
+    assert!(start.elapsed() < seconds(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiting_calls_are_bounded_per_client_and_leave_when_they_end() {
+    let bounds = [("FLOWGATE_QUEUE__MAX_WAITING_PER_CLIENT", "3")];
+    let gateway = Gateway::new(session(HOUR, seconds(5)), &bounds).await;
+    let calls = gateway.together(5, "30s").await.join_all().await;
+    let refused: Vec<_> = calls.iter().filter(|call| !call.is(200, "OK")).collect();
+    assert_eq!(refused.len(), 2);
+    for call in refused {
+        assert!(call.is(400, "System.LimitControl"), "{call:?}");
+    }
+    gateway.reload(source("another"));
+    let calls = gateway.together(3, "30s").await.join_all().await;
+    assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
+}
