@@ -16,7 +16,7 @@ pub(crate) mod retry;
 pub(crate) mod services;
 pub(crate) mod sign;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod unread;
 
 use std::panic::AssertUnwindSafe;

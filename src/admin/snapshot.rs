@@ -115,3 +115,38 @@ fn seconds_until(then: SystemTime) -> i64 {
 fn since_1970(time: SystemTime) -> Duration {
     time.duration_since(UNIX_EPOCH).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::tests::sessions::{Gateway, failure, seconds, session};
+    use crate::credentials::error::Failure;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_session_of_an_account_is_shown_with_the_last_failure() {
+        let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+        tokio::time::sleep(seconds(5)).await;
+        let shown = snapshot(&gateway.services);
+        let text = "sts.aliyuncs.com: the service refuses, status 503, code ServiceUnavailable, \
+                    request id STS-REQUEST-1";
+        assert_eq!(
+            shown["credentials"],
+            json!([{
+                "account": "acme",
+                "source": "ecs_role",
+                "seconds": null,
+                "failure": { "kind": "refused", "seconds_ago": 5, "text": text },
+            }])
+        );
+        gateway.script.set(session(seconds(3600), Duration::ZERO));
+        tokio::time::sleep(seconds(70)).await;
+        let shown = snapshot(&gateway.services);
+        let one = &shown["credentials"][0];
+        assert_eq!(one["failure"], Value::Null);
+        assert!(
+            one["seconds"].as_i64().is_some_and(|left| left > 3500),
+            "{one}"
+        );
+        assert!(!shown.to_string().contains("session-"), "{shown}");
+    }
+}

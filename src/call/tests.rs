@@ -1,6 +1,6 @@
 //! Panics and memory of a call as a whole.
 
-mod sessions;
+pub(crate) mod sessions;
 
 use std::pin::Pin;
 use std::task::{Context as Waking, Poll};

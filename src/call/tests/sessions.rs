@@ -29,9 +29,9 @@ struct Cams {
 }
 
 /// A Flowgate whose account `acme` has the session of a scripted source.
-struct Gateway {
-    services: Arc<CallServices>,
-    script: Arc<Script>,
+pub(crate) struct Gateway {
+    pub(crate) services: Arc<CallServices>,
+    pub(crate) script: Arc<Script>,
     cams: Arc<Cams>,
 }
 
@@ -42,18 +42,18 @@ struct Connected {
     _socket_io: SocketIo,
 }
 
-fn seconds(seconds: u64) -> Duration {
+pub(crate) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn session(lifetime: Duration, after: Duration) -> Answer {
+pub(crate) fn session(lifetime: Duration, after: Duration) -> Answer {
     Answer {
         result: Ok(lifetime),
         after,
     }
 }
 
-fn failure(kind: Failure) -> Answer {
+pub(crate) fn failure(kind: Failure) -> Answer {
     Answer {
         result: Err(kind),
         after: Duration::ZERO,
@@ -181,7 +181,7 @@ impl Cams {
 // === impl Gateway ===
 
 impl Gateway {
-    async fn new(answer: Answer, settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn new(answer: Answer, settings: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let cams = Arc::new(Cams::default());
@@ -203,9 +203,14 @@ impl Gateway {
 
     /// Puts other credentials of the account in force.
     fn reload(&self, credentials: AccountCredentials) {
+        self.reload_with(|config| config.accounts[0].credentials = Some(credentials));
+    }
+
+    /// Puts a changed configuration in force.
+    fn reload_with(&self, change: impl FnOnce(&mut Config)) {
         let before = self.services.current_config.load_full();
         let mut config = before.config.clone();
-        config.accounts[0].credentials = Some(credentials);
+        change(&mut config);
         let endpoints = Endpoints {
             upstreams: before.upstreams.reloaded(&config, None).unwrap(),
             keepers: self.script.keepers(&config, Some(&before.keepers)),
@@ -505,7 +510,83 @@ async fn waiting_calls_are_bounded_per_client_and_leave_when_they_end() {
     for call in refused {
         assert!(call.is(400, "System.LimitControl"), "{call:?}");
     }
+    // Callers that disconnect make room, too.
     gateway.reload(source("another"));
+    let waiting = gateway.together(3, "30s").await;
+    tokio::time::sleep(seconds(1)).await;
+    assert!(gateway.ask("30s").await.is(400, "System.LimitControl"));
+    drop(waiting);
+    tokio::task::yield_now().await;
     let calls = gateway.together(3, "30s").await.join_all().await;
     assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_whose_client_or_account_is_removed_stops_to_wait() {
+    for removes_account in [false, true] {
+        let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+        let call = tokio::spawn(gateway.begin("120s").await);
+        tokio::time::sleep(seconds(1)).await;
+        let start = Instant::now();
+        gateway.reload_with(|config| {
+            config.clients.clear();
+            if removes_account {
+                config.accounts.clear();
+            }
+        });
+        let ended = call.await.unwrap();
+        assert!(ended.is(403, "Flowgate.Forbidden"), "{ended:?}");
+        assert!(start.elapsed() < seconds(1));
+        // No client uses the source, so it is not asked any more.
+        assert!(
+            gateway
+                .services
+                .current_config
+                .load()
+                .session_accounts()
+                .is_empty()
+        );
+        let requests = gateway.script.requests();
+        tokio::time::sleep(seconds(600)).await;
+        assert_eq!(gateway.script.requests(), requests);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_queued_call_is_signed_with_the_session_that_replaces_fixed_credentials() {
+    let limit = [("FLOWGATE_LIMITS__LISTFLOW", "1/20s")];
+    let gateway = Gateway::new(session(HOUR, seconds(1)), &limit).await;
+    gateway.reload(fixed());
+    let call = tokio::spawn(gateway.begin("60s").await);
+    tokio::time::sleep(seconds(2)).await;
+    gateway.reload(source("another"));
+    let ended = call.await.unwrap();
+    assert!(ended.is(200, "OK"), "{ended:?}");
+    assert_eq!(gateway.cams.sessions(), [gateway.script.requests()]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_a_reload_has_replaced_is_not_replaced_again() {
+    let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
+    assert!(gateway.ask("10s").await.is(200, "OK"));
+    *gateway.cams.refused.lock() = (400, vec!["STS.1"]);
+    // The keeper of the other source has the second session by the time of the refusal.
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    gateway.reload(source("another"));
+    let ended = gateway.ask("10s").await;
+    assert!(ended.is(200, "OK"), "{ended:?}");
+    assert_eq!(gateway.cams.sessions(), [1, 2]);
+    assert_eq!(gateway.script.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_in_observe_mode_wait_for_a_session_too() {
+    let observe = [
+        ("FLOWGATE_MODE", "observe"),
+        ("FLOWGATE_LIMITS__LISTFLOW", "1/20s"),
+    ];
+    let gateway = Gateway::new(session(HOUR, seconds(3)), &observe).await;
+    let calls = gateway.together(3, "30s").await.join_all().await;
+    assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
+    assert_eq!(gateway.cams.sessions(), [1; 3]);
 }
