@@ -26,6 +26,8 @@ struct Cams {
     keys: Mutex<Vec<(String, String)>>,
     /// The status with which old sessions are refused, and the keys of those sessions.
     refused: Mutex<(u16, Vec<&'static str>)>,
+    /// How long it takes to answer.
+    takes: Mutex<Duration>,
 }
 
 /// A Flowgate whose account `acme` has the session of a scripted source.
@@ -143,6 +145,8 @@ impl Cams {
             }
             let answer = self.answer(std::str::from_utf8(&read).unwrap());
             read.clear();
+            let takes = *self.takes.lock();
+            tokio::time::sleep(takes).await;
             connection.write_all(answer.as_bytes()).await.unwrap();
         }
     }
@@ -386,10 +390,23 @@ async fn a_session_that_is_refused_again_ends_the_call_without_a_third_attempt()
     let refused = gateway.ask("30s").await;
     assert!(refused.is_without_credentials(), "{refused:?}");
     assert_eq!(gateway.cams.sessions(), [1, 2]);
-    // The next call may not demand another session yet.
+    // The next call may not demand another session yet. It is refused at once.
     let refused = gateway.ask("5s").await;
     assert!(refused.is_without_credentials(), "{refused:?}");
     assert_eq!(gateway.cams.sessions(), [1, 2, 2]);
+    assert_eq!(gateway.script.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_renews_its_session_once_also_if_another_one_could_be_demanded() {
+    let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
+    assert!(gateway.ask("10s").await.is(200, "OK"));
+    *gateway.cams.refused.lock() = (403, vec!["STS.1", "STS.2"]);
+    // By the second refusal another session may be demanded again.
+    *gateway.cams.takes.lock() = seconds(11);
+    let refused = gateway.ask("60s").await;
+    assert!(refused.is_without_credentials(), "{refused:?}");
+    assert_eq!(gateway.cams.sessions(), [1, 1, 2]);
     assert_eq!(gateway.script.requests(), 2);
 }
 
