@@ -4,7 +4,6 @@
 //! `keeper/state.rs` decides when the source is asked, `keeper/refresh.rs` is the task that asks,
 //! `keeper/report.rs` says what is logged.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
@@ -225,11 +224,9 @@ impl Shared {
     }
 
     /// Completes when something waits. For the task only, which alone waits for `wake`.
-    fn is_awaited(&self) -> impl Future<Output = ()> {
-        async {
-            while self.waiting.load(Ordering::Relaxed) == 0 {
-                self.wake.notified().await;
-            }
+    async fn is_awaited(&self) {
+        while self.waiting.load(Ordering::Relaxed) == 0 {
+            self.wake.notified().await;
         }
     }
 }

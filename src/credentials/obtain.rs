@@ -37,7 +37,13 @@ pub(super) struct Service {
     source: Arc<SessionSource>,
     roots: SharedRoots,
     /// Made at the first request, and again when other roots are in force.
-    fetcher: Mutex<Option<(Option<Arc<TlsRoots>>, Arc<Fetcher>)>>,
+    made: Mutex<Option<Made>>,
+}
+
+/// A fetcher, and the roots that it was made with.
+struct Made {
+    fetcher: Arc<Fetcher>,
+    roots: Option<Arc<TlsRoots>>,
 }
 
 /// Whether the source is asked over TLS.
@@ -98,7 +104,7 @@ impl Service {
         Self {
             source,
             roots,
-            fetcher: Mutex::new(None),
+            made: Mutex::new(None),
         }
     }
 
@@ -108,15 +114,18 @@ impl Service {
         let roots = uses_tls(&self.source)
             .then(|| self.roots.load_full())
             .flatten();
-        let mut made = self.fetcher.lock();
-        if let Some((with, fetcher)) = &*made
-            && with.as_ref().map(Arc::as_ptr) == roots.as_ref().map(Arc::as_ptr)
+        let mut made = self.made.lock();
+        if let Some(made) = &*made
+            && made.roots.as_ref().map(Arc::as_ptr) == roots.as_ref().map(Arc::as_ptr)
         {
-            return fetcher.clone();
+            return made.fetcher.clone();
         }
         let source = SessionSource::clone(&self.source);
         let fetcher = Arc::new(Fetcher::new(source, roots.as_deref().cloned()));
-        *made = Some((roots, fetcher.clone()));
+        *made = Some(Made {
+            fetcher: fetcher.clone(),
+            roots,
+        });
         fetcher
     }
 }

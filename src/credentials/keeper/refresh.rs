@@ -191,7 +191,7 @@ impl Shared {
                 let reason = format!("no valid credentials to assume the role with: {failure}");
                 let error = self.error(Failure::NoSource, reason);
                 let mut state = self.state.lock();
-                state.reported.failure(&self.source, &error, self.left());
+                state.reported.failure(self, &error, self.left());
                 state.record(error, Instant::now());
                 drop(state);
                 self.changed.notify_waiters();
@@ -208,11 +208,11 @@ impl Shared {
             Ok(obtained) => {
                 let session = Session::new(obtained, now, self.obtain.clock());
                 state.succeed(&session, fastrand::f64());
-                state.reported.success(&self.source, session.lifetime());
+                state.reported.success(self, session.lifetime());
                 self.session.store(Some(Arc::new(session)));
             }
             Err(error) => {
-                state.reported.failure(&self.source, &error, self.left());
+                state.reported.failure(self, &error, self.left());
                 state.fail(error, now, fastrand::f64());
             }
         }
@@ -242,7 +242,7 @@ impl Shared {
             && !state.reported.is_ended()
             && !self.is_valid()
         {
-            state.reported.ended(&self.source, &error);
+            state.reported.ended(self, &error);
         }
     }
 

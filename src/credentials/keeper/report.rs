@@ -1,10 +1,13 @@
-//! What a keeper logs: each kind of failure once until the source works again, not each try.
+//! What a keeper logs: each kind of failure once until the source works again, not each try. All
+//! sources of a service share a bound: `left_out` is the number of lines that exceeded it.
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::super::error::{Failure, FetchError};
 use super::super::obtain;
-use crate::config::SessionSource;
+use super::Shared;
 
 /// What has been logged since the last success.
 #[derive(Clone, Copy, Default)]
@@ -21,34 +24,38 @@ const _: () = assert!(Failure::ALL.len() <= u8::BITS as usize);
 
 impl Reported {
     /// Logs a failure. `left` is the rest of the valid session, if there is one.
-    pub(super) fn failure(
-        &mut self,
-        source: &SessionSource,
-        error: &FetchError,
-        left: Option<Duration>,
-    ) {
+    pub(super) fn failure(&mut self, shared: &Shared, error: &FetchError, left: Option<Duration>) {
+        let source = &*shared.source;
         let (name, role, kind) = (source.name(), obtain::role(source), error.kind.label());
         tracing::debug!(source = name, role, kind, %error, "no session obtained");
         let bit = 1 << error.kind as u8;
         let is_new = self.kinds & bit == 0;
         self.kinds |= bit;
-        match left {
-            None if is_new || !self.is_ended => self.ended(source, error),
-            Some(left) if is_new => tracing::warn!(
-                source = name, role, kind, %error, ends_in_seconds = left.as_secs(),
+        let Some(left) = left else {
+            if is_new || !self.is_ended {
+                self.ended(shared, error);
+            }
+            return;
+        };
+        if is_new && let Some(left_out) = shared.flights.log_line(Instant::now()) {
+            tracing::warn!(
+                source = name, role, kind, %error, ends_in_seconds = left.as_secs(), left_out,
                 "a session cannot be refreshed; it is used until its end"
-            ),
-            _ => {}
+            );
         }
     }
 
-    /// Logs once that there is no valid session, and why.
-    pub(super) fn ended(&mut self, source: &SessionSource, error: &FetchError) {
+    /// Logs that there is no valid session, and why.
+    pub(super) fn ended(&mut self, shared: &Shared, error: &FetchError) {
         self.is_ended = true;
-        tracing::error!(
-            source = source.name(), role = obtain::role(source), kind = error.kind.label(), %error,
-            "no valid session: calls cannot be signed"
-        );
+        let source = &*shared.source;
+        let (name, role, kind) = (source.name(), obtain::role(source), error.kind.label());
+        if let Some(left_out) = shared.flights.log_line(Instant::now()) {
+            tracing::error!(
+                source = name, role, kind, %error, left_out,
+                "no valid session: calls cannot be signed"
+            );
+        }
     }
 
     /// Whether it was logged that there is no valid session.
@@ -57,25 +64,26 @@ impl Reported {
     }
 
     /// Logs a success.
-    pub(super) fn success(&mut self, source: &SessionSource, lifetime: Duration) {
+    pub(super) fn success(&mut self, shared: &Shared, lifetime: Duration) {
         let was_failing = std::mem::take(self).kinds != 0;
+        let source = &*shared.source;
         let (name, role) = (source.name(), obtain::role(source));
         let (place, lifetime_seconds) = (obtain::place(source), lifetime.as_secs());
-        if was_failing {
+        tracing::debug!(
+            source = name,
+            role,
+            place,
+            lifetime_seconds,
+            "session obtained"
+        );
+        if was_failing && let Some(left_out) = shared.flights.log_line(Instant::now()) {
             tracing::info!(
                 source = name,
                 role,
                 place,
                 lifetime_seconds,
+                left_out,
                 "a session is obtained again"
-            );
-        } else {
-            tracing::debug!(
-                source = name,
-                role,
-                place,
-                lifetime_seconds,
-                "session obtained"
             );
         }
     }

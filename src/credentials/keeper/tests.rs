@@ -300,3 +300,13 @@ async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahea
     assert!(keepers.iter().all(|keeper| keeper.current().is_some()));
     assert_eq!(fake.requests(), 1000);
 }
+
+/// 100,000 accounts may have a source each. With the source, its session and its task a keeper takes
+/// about 2.4 KB.
+#[tokio::test]
+async fn a_keeper_is_small() {
+    let fake = Fake::new("STS.", Answer::Session(3600));
+    let keeper = keep(&fake, oidc());
+    let task = size_of_val(&refresh::run(keeper.shared.clone()));
+    assert!(task + size_of::<Shared>() <= 1536, "{task}");
+}

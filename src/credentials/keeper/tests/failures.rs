@@ -215,3 +215,29 @@ async fn each_kind_of_failure_is_logged_once_and_the_end_of_the_session_and_the_
         "{ended}"
     );
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_sources_that_fail_together_log_a_bounded_number_of_lines() {
+    let (log, _guard) = super::super::fake::captured();
+    let fake = Fake::new("STS.", Answer::Fails(Failure::Unreachable));
+    let flights = Arc::new(Flights::new());
+    let _keepers: Vec<_> = (0..1000)
+        .map(|number| {
+            let source = assumed_with_key(&format!("{ROLE}-{number}"));
+            keep_within(&fake, source, None, &flights)
+        })
+        .collect();
+    sleep(Duration::from_millis(9_990)).await;
+    assert_eq!(log.lines().len(), 20);
+    let failed = fake.requests();
+    assert!(failed > 400, "{failed}");
+    sleep(Duration::from_millis(300)).await;
+    let lines = log.lines();
+    let left_out: u64 = lines[20]
+        .split_once("left_out=")
+        .unwrap()
+        .1
+        .parse()
+        .unwrap();
+    assert!((200..500).contains(&left_out), "{left_out} of {failed}");
+}
