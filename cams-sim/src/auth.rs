@@ -87,6 +87,12 @@ impl Gatekeeper {
         }
     }
 
+    /// The secrets and tokens of all issued sessions.
+    pub(crate) fn issued_secrets(&self) -> impl Iterator<Item = &String> {
+        let keys = self.sessions.values().map(|session| &session.key);
+        keys.flat_map(|key| key.security_token.iter().chain([&key.secret]))
+    }
+
     /// The session of a call, if its key is that of one.
     pub(crate) fn session(&self, call: &Call) -> Option<&Session> {
         self.sessions.get(&call.credential.access_key_id)

@@ -143,6 +143,11 @@ impl Tokens {
         Ok(token)
     }
 
+    /// All tokens that were handed out.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &String> {
+        self.ends.keys()
+    }
+
     fn check(&self, request: &Request<Bytes>, required: bool, now: Instant) -> Result<(), Denial> {
         if !request
             .headers()

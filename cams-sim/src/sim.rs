@@ -157,6 +157,15 @@ impl Sim {
         self.inner.state.lock().gatekeeper.end_sessions(now);
     }
 
+    /// Every secret that was issued, for tests that search outputs for them: secrets and tokens of
+    /// sessions, and tokens of the metadata service.
+    #[must_use]
+    pub fn issued_secrets(&self) -> Vec<String> {
+        let state = self.inner.state.lock();
+        let sessions = state.gatekeeper.issued_secrets();
+        sessions.chain(state.tokens.all()).cloned().collect()
+    }
+
     /// All requests for credentials, in order.
     #[must_use]
     pub fn credential_requests(&self) -> Vec<CredentialRequest> {

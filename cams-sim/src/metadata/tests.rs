@@ -68,6 +68,15 @@ async fn version_2_asks_for_a_token_the_role_and_its_session() {
     );
 
     let member = |name: &str| -> &'static str { session[name].as_str().unwrap().to_owned().leak() };
+    let mut secrets = sim.issued_secrets();
+    let mut expected = vec![
+        text.clone(),
+        member("AccessKeySecret").to_owned(),
+        member("SecurityToken").to_owned(),
+    ];
+    secrets.sort();
+    expected.sort();
+    assert_eq!(secrets, expected);
     let call = Draft {
         key: (member("AccessKeyId"), member("AccessKeySecret")),
         token: Some(member("SecurityToken")),
