@@ -43,6 +43,7 @@ mod replicas;
 mod secrets;
 mod security;
 mod service_manager;
+mod sessions;
 mod shutdown;
 mod start;
 mod status;

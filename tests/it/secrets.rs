@@ -42,7 +42,7 @@ fn after<'a>(text: &'a str, name: &str, end: &str) -> Option<&'a str> {
 }
 
 /// All encodings in which a text may appear in another.
-fn forms(text: &str) -> [String; 4] {
+pub(crate) fn forms(text: &str) -> [String; 4] {
     [
         text.to_owned(),
         encode(text),

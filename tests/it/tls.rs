@@ -25,17 +25,17 @@ const NAME: &str = "flowgate.internal";
 const QUEUED: &str = "flowgate_queued{account=\"acme\",action=\"CreateFlow\"}";
 
 /// Signs certificates.
-struct Authority {
+pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
-    pem: String,
+    pub(crate) pem: String,
     der: CertificateDer<'static>,
 }
 
 /// A certificate and its key.
-struct Identity {
-    pem: String,
+pub(crate) struct Identity {
+    pub(crate) pem: String,
     der: CertificateDer<'static>,
-    key: KeyPair,
+    pub(crate) key: KeyPair,
 }
 
 /// A Flowgate with TLS, and the folder of its files.
@@ -58,7 +58,7 @@ enum Manner {
 // === impl Authority ===
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -70,7 +70,7 @@ impl Authority {
         }
     }
 
-    fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Identity {
+    pub(crate) fn issue(&self, change: impl FnOnce(&mut CertificateParams)) -> Identity {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(vec![NAME.to_owned()]).unwrap();
         change(&mut params);
