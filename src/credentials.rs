@@ -10,7 +10,6 @@
 //! (`credentials/uri.rs`) over its own connection (`credentials/http.rs`), and reads the answer
 //! (`credentials/answer.rs`). `credentials/error.rs` says why there is none, without a secret.
 //! `credentials/live.rs` is `flowgate check --live`.
-#![allow(dead_code, reason = "used by the commits that follow")]
 
 pub(crate) mod answer;
 pub(crate) mod error;

@@ -23,6 +23,19 @@ VERSIONS = ("1.30", kubernetes_validate.latest_version())
 # Exposure as `systemd-analyze security` reports it, in tenths: 0 is the most restricted, 100 is unrestricted.
 EXPOSURE = 20
 
+# Where the token of RRSA is, by the webhook of ACK and in the manifests; and what the webhook sets.
+TOKENS = "/var/run/secrets/ack.alibabacloud.com/rrsa-tokens"
+WEBHOOK = {
+    "ALIBABA_CLOUD_ROLE_ARN": "acs:ram::123456789012:role/flowgate",
+    "ALIBABA_CLOUD_OIDC_PROVIDER_ARN": "acs:ram::123456789012:oidc-provider/ack-rrsa-c0123456789",
+    "ALIBABA_CLOUD_OIDC_TOKEN_FILE": f"{TOKENS}/token",
+    "ALIBABA_CLOUD_STS_ENDPOINT": "sts-vpc.ap-southeast-1.aliyuncs.com",
+    "ALIBABA_CLOUD_STS_REGION": "ap-southeast-1",
+    "ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED": "true",
+}
+RRSA = ("ROLE_ARN", "OIDC_PROVIDER_ARN", "OIDC_TOKEN_FILE", "ROLE_SESSION_NAME")
+ROLE_NAME = "pod-identity.alibabacloud.com/role-name"
+
 SELECTORS = {
     "Service": lambda spec: spec["selector"],
     "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
@@ -40,6 +53,13 @@ REFUSED = [
     ({"config": {"listen": {"admin": "127.0.0.1:1"}}}, "admin"),
     ({"service": {"type": "LoadBalancer"}}, "serviceMonitor.enabled needs service.type ClusterIP"),
     ({"replica": 2}, "replica"),
+    ({"rrsa": {"enabled": True, "oidcProviderArn": "acs:ram::1:oidc-provider/p"}}, "roleArn"),
+    ({"rrsa": {"enabled": True, "roleArn": "flowgate", "oidcProviderArn": "acs:ram::1:oidc-provider/p"}}, "roleArn"),
+    ({"rrsa": {"expirationSeconds": 60}}, "expirationSeconds"),
+    (
+        {"config": {"accounts": [{"id": "a", "credentials": {"assume_role": {"from": {"access_key_secret": "the secret itself"}}}}]}},
+        "access_key_secret",
+    ),
 ]
 
 
@@ -65,13 +85,19 @@ def config(flowgate, toml, env=(), secrets=()):
     """The configuration is loaded in the place where it is used, with its secrets beside it, without errors or warnings."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "flowgate.toml")
-        file.write_text(toml)
-        for name in [*secrets, *re.findall(r'file = "([^"/]+)"', toml)]:
+        file.write_text(toml.replace(TOKENS, folder))
+        for name in ["token", *secrets, *re.findall(r'file = "([^"/]+)"', toml)]:
             Path(folder, name).write_text("a-secret\n")
-        env = {name: value.replace("%d", folder) for name, value in dict(env).items()}
+        env = {name: value.replace("%d", folder).replace(TOKENS, folder) for name, value in dict(env).items()}
         said = run(flowgate, "check", "--config", file, env=env).splitlines()
         others = [line for line in said if not line.startswith("account ")]
         assert others == ["the configuration is valid"], said
+
+
+def variables(pods):
+    """The variables of Flowgate's container, and what the webhook adds, if the pods are for it."""
+    containers = [it for pod in pods for it in pod["spec"].get("initContainers", []) + pod["spec"]["containers"] if it["name"] == "flowgate"]
+    return {variable["name"]: variable["value"] for it in containers for variable in it.get("env", []) if "value" in variable}
 
 
 def objects(documents, flowgate):
@@ -79,6 +105,9 @@ def objects(documents, flowgate):
     kinds = [(document["kind"], document) for document in documents]
     maps = {document["metadata"]["name"] for kind, document in kinds if kind == "ConfigMap"}
     pods = [document["spec"]["template"] for kind, document in kinds if kind == "Deployment"]
+    accounts = {document["metadata"]["name"]: document["metadata"] for kind, document in kinds if kind == "ServiceAccount"}
+    annotated = any(ROLE_NAME in account.get("annotations", {}) for account in accounts.values())
+    env = variables(pods) | (WEBHOOK if annotated else {})
     for kind, document in kinds:
         if kind == "ServiceMonitor":
             # Unknown keys would be dropped, so the output must equal the input.
@@ -88,12 +117,15 @@ def objects(documents, flowgate):
             for version in VERSIONS:
                 kubernetes_validate.validate(document, version, strict=True)
         if kind == "ConfigMap":
-            config(flowgate, document["data"]["flowgate.toml"])
+            config(flowgate, document["data"]["flowgate.toml"], env)
         if kind in SELECTORS:
             wanted = SELECTORS[kind](document["spec"]).items()
             assert any(wanted <= pod["metadata"]["labels"].items() for pod in pods), f"{kind} selects no pod"
     volumes = [volume.get("projected", {}) for pod in pods for volume in pod["spec"]["volumes"]]
     sources = [source for volume in volumes for source in volume.get("sources", [])]
+    assert all(pod["spec"].get("serviceAccountName") in accounts for pod in pods) or not accounts, accounts
+    tokens = [source["serviceAccountToken"] for source in sources if "serviceAccountToken" in source]
+    assert all(token["audience"] == "sts.aliyuncs.com" for token in tokens), tokens
     assert maps == {source["configMap"]["name"] for source in sources if "configMap" in source} or not pods, maps
     return pods
 
@@ -131,6 +163,7 @@ def kubernetes(flowgate):
     for file in sorted((DEPLOY / "kubernetes").iterdir()):
         [pod] = objects(list(yaml.safe_load_all(file.read_text())), flowgate)
         assert pod["spec"]["enableServiceLinks"] is False
+        assert pod["spec"]["automountServiceAccountToken"] is False
 
 
 def helm_chart(flowgate):
@@ -146,10 +179,26 @@ def helm_chart(flowgate):
     assert (gateway["replicas"], gateway["strategy"]["type"]) == (1, "Recreate")
     assert (replicas["replicas"], replicas["strategy"]["type"]) == (3, "RollingUpdate")
     assert set(made["sidecar"]) == {"ConfigMap"}
+    check_rrsa(made)
     assert set(made["gateway"]) == {"ConfigMap", "Deployment", "Pod", "ServiceMonitor", *SELECTORS}
     for change, replaces in (({"quota": {"on_store_failure": "refuse"}}, True), ({"queue": {"hold": "9s"}}, False)):
         [pod] = objects(render(CHART, over(VALUES["gateway"], {"config": change})), flowgate)
         assert (pod != gateway["template"]) == replaces, f"{change}: only what a restart must change replaces the pods"
+
+
+def check_rrsa(made):
+    """The variables, the token and the service account of RRSA, mounted by the chart; and nothing of it where the webhook mounts it."""
+    account, pod = made["rrsa"]["ServiceAccount"]["metadata"], made["rrsa"]["Deployment"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert (account["name"], pod["serviceAccountName"]) == ("flowgate-sts", "flowgate-sts")
+    assert {variable["name"] for variable in container["env"]} == {f"ALIBABA_CLOUD_{name}" for name in RRSA}, container["env"]
+    assert TOKENS in {mount["mountPath"] for mount in container["volumeMounts"]}
+    webhook = made["webhook"]["Deployment"]["spec"]["template"]["spec"]
+    assert made["webhook"]["ServiceAccount"]["metadata"]["annotations"] == {ROLE_NAME: "flowgate"}
+    assert "env" not in webhook["containers"][0] and len(webhook["volumes"]) == 1
+    for spec in (pod, webhook, made["gateway"]["Deployment"]["spec"]["template"]["spec"]):
+        assert spec["automountServiceAccountToken"] is False
+    assert "ServiceAccount" not in made["gateway"]
 
 
 def helm_refusals(_):
@@ -168,8 +217,14 @@ def helm_sidecar(flowgate):
             shutil.copytree(DEPLOY / "helm" / chart, Path(folder, chart))
         helm.dependency_build(str(Path(folder, "application")))
         [pod] = objects(render(Path(folder, "application"), {}), flowgate)
+        with_role = {"rrsa": VALUES["rrsa"]["rrsa"], "config": VALUES["rrsa"]["config"]}
+        [role_pod] = objects(render(Path(folder, "application"), {"flowgate": with_role}), flowgate)
     [sidecar] = pod["spec"]["initContainers"]
     assert sidecar["restartPolicy"] == "Always"
+    # Only Flowgate gets the token.
+    [sidecar], [application] = role_pod["spec"]["initContainers"], role_pod["spec"]["containers"]
+    assert TOKENS in {mount["mountPath"] for mount in sidecar["volumeMounts"]}
+    assert "volumeMounts" not in application
 
 
 def systemd(flowgate):

@@ -27,6 +27,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if ne (toString (dig "quota" "store" "memory" .Values.config)) "memory" -}}shared{{- end -}}
 {{- end -}}
 
+{{/* The pods' service account. */}}
+{{- define "flowgate.serviceAccountName" -}}
+{{- default (ternary (include "flowgate.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{/* The folder of the token, as the webhook of ACK mounts it. */}}
+{{- define "flowgate.tokens" -}}/var/run/secrets/ack.alibabacloud.com/rrsa-tokens{{- end -}}
+
+{{/* The container's variables, a list. */}}
+{{- define "flowgate.env" -}}
+{{- if .Values.rrsa.enabled }}
+- {name: ALIBABA_CLOUD_ROLE_ARN, value: {{ .Values.rrsa.roleArn | quote }}}
+- {name: ALIBABA_CLOUD_OIDC_PROVIDER_ARN, value: {{ .Values.rrsa.oidcProviderArn | quote }}}
+- {name: ALIBABA_CLOUD_OIDC_TOKEN_FILE, value: {{ include "flowgate.tokens" . }}/token}
+{{- with .Values.rrsa.sessionName }}
+- {name: ALIBABA_CLOUD_ROLE_SESSION_NAME, value: {{ . | quote }}}
+{{- end }}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
 {{- define "flowgate.image" -}}
 {{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
 {{- end -}}
@@ -68,9 +91,9 @@ name: flowgate
 image: {{ include "flowgate.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 args: ["--config", "/etc/flowgate/flowgate.toml"]
-{{- with .Values.env }}
+{{- with include "flowgate.env" . | trim }}
 env:
-  {{- toYaml . | nindent 2 }}
+  {{- . | nindent 2 }}
 {{- end }}
 startupProbe:
   httpGet: {path: /readyz, port: 9900}
@@ -96,6 +119,9 @@ securityContext:
   seccompProfile: {type: RuntimeDefault}
 volumeMounts:
   - {name: flowgate, mountPath: /etc/flowgate, readOnly: true}
+  {{- if .Values.rrsa.enabled }}
+  - {name: flowgate-rrsa, mountPath: {{ include "flowgate.tokens" . }}, readOnly: true}
+  {{- end }}
   {{- with .Values.volumeMounts }}
   {{- toYaml . | nindent 2 }}
   {{- end }}
@@ -113,7 +139,7 @@ volumeMounts:
       sleep: {seconds: 2}
 {{- end -}}
 
-{{/* Entries for the pod's volumes: one volume, so that a changed configuration and its secrets arrive together. */}}
+{{/* Entries for the pod's volumes: one for the configuration and its secrets, so that changes arrive together. */}}
 {{- define "flowgate.volumes" -}}
 - name: flowgate
   projected:
@@ -127,6 +153,13 @@ volumeMounts:
       - secret:
           name: {{ . }}
       {{- end }}
+{{- if .Values.rrsa.enabled }}
+- name: flowgate-rrsa
+  projected:
+    defaultMode: 0444
+    sources:
+      - serviceAccountToken: {path: token, audience: sts.aliyuncs.com, expirationSeconds: {{ int .Values.rrsa.expirationSeconds }}}
+{{- end }}
 {{- with .Values.volumes }}
 {{ toYaml . }}
 {{- end }}
