@@ -228,20 +228,27 @@ def helm_sidecar(flowgate):
 
 
 def systemd(flowgate):
-    units = {file.name: file.read_text() for file in (DEPLOY / "systemd").iterdir()}
-    toml, service = units.pop("flowgate.toml"), units["flowgate.service"]
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in units.items():
-            Path(folder, name).write_text(text.replace("/usr/bin/flowgate", flowgate))
-        said = run("systemd-analyze", "verify", "--man=no", *units, cwd=folder)
-        assert not said, said
-        security = ("security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", "./flowgate.service")
-        run("systemd-analyze", *security, cwd=folder)
-    env = dict(re.findall(r"^Environment=(\w+)=(.*)$", service, re.M))
-    config(flowgate, toml, env, re.findall(r"^LoadCredential=([^:]+):", service, re.M))
+    units = {file.name: file.read_text() for file in (DEPLOY / "systemd").iterdir() if file.suffix in (".service", ".socket")}
+    toml = (DEPLOY / "systemd" / "flowgate.toml").read_text()
+    drop_in = Path("flowgate.service.d", "ecs-role.conf")
+    for with_drop_in in (False, True):
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in units.items():
+                Path(folder, name).write_text(text.replace("/usr/bin/flowgate", flowgate))
+            if with_drop_in:
+                Path(folder, drop_in.parent).mkdir()
+                shutil.copy(DEPLOY / "systemd" / drop_in, Path(folder, drop_in))
+            said = run("systemd-analyze", "verify", "--man=no", *units, cwd=folder)
+            assert not said, said
+            security = ("security", "--offline=true", "--no-pager", f"--threshold={EXPOSURE}", "./flowgate.service")
+            run("systemd-analyze", *security, cwd=folder)
+    ecs = (DEPLOY / "systemd" / "ecs-role.toml").read_text()
+    for unit, text in ((units["flowgate.service"], toml), ((DEPLOY / "systemd" / drop_in).read_text(), ecs)):
+        env = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.M))
+        config(flowgate, text, env, re.findall(r"^LoadCredential=([^:]+):", unit, re.M))
     for socket, key in (("flowgate.socket", "proxy"), ("flowgate-admin.socket", "admin")):
         address = re.search(r"^ListenStream=(.*)$", units[socket], re.M)[1]
-        assert f'{key} = "{address}"' in toml and f"FileDescriptorName={key}\n" in units[socket], socket
+        assert f'{key} = "{address}"' in toml and f'{key} = "{address}"' in ecs and f"FileDescriptorName={key}\n" in units[socket], socket
 
 
 CHECKS = [dockerfile, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_sidecar, systemd]
