@@ -15,10 +15,10 @@ const ORDERS: &str = "[listen]\nadmin_token = { env = \"TEAM\" }\nadmin_actions 
 const TOKEN: &str = "Bearer team-secret-1";
 
 /// A client of `/events`, and its unread text.
-struct Stream(TcpStream, String);
+pub(crate) struct Stream(TcpStream, String);
 
 impl Stream {
-    async fn open(admin: SocketAddr) -> Self {
+    pub(crate) async fn open(admin: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(admin).await.unwrap();
         stream
             .write_all(format!("GET /events HTTP/1.1\r\nhost: {admin}\r\n\r\n").as_bytes())
@@ -28,7 +28,7 @@ impl Stream {
     }
 
     /// The next snapshot; `None` when the stream has ended.
-    async fn next(&mut self) -> Option<Value> {
+    pub(crate) async fn next(&mut self) -> Option<Value> {
         loop {
             if let Some((event, rest)) = self
                 .1

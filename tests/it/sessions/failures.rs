@@ -12,6 +12,7 @@ use crate::caller::Reply;
 use crate::harness::{Metrics, get};
 use crate::process::Process;
 use crate::relay::Condition;
+use crate::status::Stream;
 
 /// The refusal of a call whose account has no session, which names the cause.
 fn assert_no_session(reply: &Reply, named: &[&str]) {
@@ -33,12 +34,11 @@ async fn until_failed(process: &Process, kind: &str, times: f64) -> Metrics {
 
 /// The account's credentials on the status page.
 async fn shown(process: &Process) -> Value {
-    let page = get(process.admin, "/lanes").await.json();
-    page["accounts"]
-        .as_array()
-        .and_then(|accounts| accounts.iter().find(|account| account["id"] == "default"))
-        .unwrap_or_else(|| panic!("no account: {page}"))["credentials"]
-        .clone()
+    let mut stream = Stream::open(process.admin).await;
+    let page = stream.next().await.unwrap();
+    let rows = page["credentials"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["account"] == "default");
+    row.unwrap_or_else(|| panic!("no account: {page}")).clone()
 }
 
 #[tokio::test]
@@ -55,8 +55,9 @@ async fn calls_wait_for_an_sts_that_is_dead_from_the_start_and_pass_once_it_live
     assert_eq!(refreshes(&metrics, "default", "ok"), 0.0);
     let shown = shown(&process).await;
     assert_eq!(shown["source"], "oidc", "{shown}");
-    assert!(shown["ends"].is_null(), "{shown}");
-    let failure = shown["failure"].as_str().unwrap();
+    assert!(shown["seconds"].is_null(), "{shown}");
+    assert_eq!(shown["failure"]["kind"], "unreachable", "{shown}");
+    let failure = shown["failure"]["text"].as_str().unwrap();
     assert!(failure.contains(&cloud.sts_address()), "{shown}");
 
     // The hold is as long as the longest pause between two attempts.
@@ -67,7 +68,10 @@ async fn calls_wait_for_an_sts_that_is_dead_from_the_start_and_pass_once_it_live
     let reply = waiting.await.unwrap();
     assert_eq!(reply.status, 200, "{reply:?}");
     assert_eq!(cloud.requests(OIDC).len(), 1);
-    assert!(self::shown(&process).await["failure"].is_null());
+    let shown = self::shown(&process).await;
+    assert!(shown["failure"].is_null(), "{shown}");
+    let seconds = shown["seconds"].as_i64().unwrap();
+    assert!((3_500..=3_600).contains(&seconds), "{shown}");
 }
 
 #[tokio::test]
@@ -163,11 +167,9 @@ async fn a_refusal_is_told_to_callers_and_not_repeated_for_each_of_them() {
     assert_eq!(cloud.requests(OIDC).len(), 1);
     assert_eq!(cloud.sim.report().arrived, 0);
     let failure = shown(&process).await["failure"].clone();
-    let failure = failure.as_str().unwrap();
-    assert!(
-        failure.contains("AuthenticationFail.NoPermission"),
-        "{failure}"
-    );
+    assert_eq!(failure["kind"], "refused", "{failure}");
+    let text = failure["text"].as_str().unwrap();
+    assert!(text.contains("AuthenticationFail.NoPermission"), "{text}");
 }
 
 /// What `/config` tells about an account: the source, and nothing of a session.

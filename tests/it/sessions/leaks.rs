@@ -10,11 +10,13 @@ use cams_sim::{Fault, Rule, When, fingerprint};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
 
 use super::cloud::{Cloud, ROLE, TEAM, create_as, oidc_token};
 use crate::caller::{KEY, SECRET};
 use crate::harness::get;
 use crate::secrets::forms;
+use crate::status::Stream;
 
 /// What a broken service may quote.
 const QUOTED: [&str; 2] = ["quoted-secret-1", "quoted-token-1"];
@@ -198,20 +200,25 @@ fn broken() -> Vec<Fault> {
     ]
 }
 
-/// Sends a call of each account; returns the statuses, and records what the callers were told.
+/// Sends a call of each account at the same time; returns the statuses, and records what the callers
+/// were told.
 async fn call_all(
     cloud: &Cloud,
     process: &Verbose,
     hold: &str,
     texts: &mut BTreeMap<String, String>,
 ) -> Vec<u16> {
-    let mut statuses = Vec::new();
+    let mut calls = JoinSet::new();
     for (id, _) in accounts(cloud) {
-        let host = process.proxy.to_string();
-        let call = create_as(&format!("team-{id}"), &host, id, hold);
-        let reply = call.send(process.proxy).await;
+        let proxy = process.proxy;
+        let name = format!("{id}-{}", texts.len());
+        let call = create_as(&format!("team-{id}"), &proxy.to_string(), &name, hold);
+        calls.spawn(async move { (name, call.send(proxy).await) });
+    }
+    let mut statuses = Vec::new();
+    for (name, reply) in calls.join_all().await {
         let text = format!("{:?} {}", reply.headers, reply.body);
-        texts.insert(format!("answer to {id}, {}", texts.len()), text);
+        texts.insert(format!("answer to {name}"), text);
         statuses.push(reply.status);
     }
     statuses
@@ -219,9 +226,11 @@ async fn call_all(
 
 /// Searches the process's pages, its log, and the texts.
 async fn assert_no_leak(cloud: &Cloud, process: &Verbose, mut texts: BTreeMap<String, String>) {
-    for path in ["/config", "/metrics", "/lanes", "/events", "/readyz", "/"] {
+    for path in ["/config", "/metrics", "/lanes", "/readyz", "/"] {
         texts.insert(path.to_owned(), get(process.admin, path).await.body);
     }
+    let page = Stream::open(process.admin).await.next().await.unwrap();
+    texts.insert("page".to_owned(), page.to_string());
     let log = process.output.lock().clone();
     texts.insert("log".to_owned(), log);
     let found: Vec<_> = texts
