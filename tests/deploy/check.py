@@ -251,7 +251,16 @@ def systemd(flowgate):
         assert f'{key} = "{address}"' in toml and f'{key} = "{address}"' in ecs and f"FileDescriptorName={key}\n" in units[socket], socket
 
 
-CHECKS = [dockerfile, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_sidecar, systemd]
+def manual(flowgate):
+    """The chart renders with the values in the manual."""
+    page = (ROOT / "docs" / "credentials.md").read_text()
+    blocks = re.findall(r"^```yaml\n# values\.yaml\n(.*?)^```", page, re.M | re.S)
+    assert len(blocks) == 2, len(blocks)
+    for block in blocks:
+        objects(render(CHART, yaml.safe_load(block)), flowgate)
+
+
+CHECKS = [dockerfile, yaml_files, compose, kubernetes, helm_chart, helm_refusals, helm_sidecar, manual, systemd]
 
 
 def main():

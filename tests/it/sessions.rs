@@ -5,6 +5,7 @@ mod cloud;
 
 mod failures;
 mod leaks;
+mod manual;
 mod proxies;
 mod rotation;
 mod sources;
