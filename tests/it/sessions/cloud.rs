@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cams_sim::{Arrival, CredentialRequest, Limit, Rule, Running, Settings, Sim};
-use rcgen::CertificateParams;
+use rcgen::{CertificateParams, DnType};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -71,6 +71,9 @@ impl Cloud {
         let authority = Authority::new();
         let identity = authority.issue(|params| {
             *params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+            // Another name than the authority's, whose default is the same.
+            let name = &mut params.distinguished_name;
+            name.push(DnType::CommonName, "services");
         });
         let (pem, key) = (identity.pem, identity.key.serialize_pem());
         let api = sim.clone();
