@@ -245,7 +245,7 @@ def systemd(flowgate):
     ecs = (DEPLOY / "systemd" / "ecs-role.toml").read_text()
     for unit, text in ((units["flowgate.service"], toml), ((DEPLOY / "systemd" / drop_in).read_text(), ecs)):
         env = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.M))
-        config(flowgate, text, env, re.findall(r"^LoadCredential=([^:]+):", unit, re.M))
+        config(flowgate, text, env, re.findall(r"^LoadCredential=([^:\n]+):", unit, re.M))
     for socket, key in (("flowgate.socket", "proxy"), ("flowgate-admin.socket", "admin")):
         address = re.search(r"^ListenStream=(.*)$", units[socket], re.M)[1]
         assert f'{key} = "{address}"' in toml and f'{key} = "{address}"' in ecs and f"FileDescriptorName={key}\n" in units[socket], socket
