@@ -11,6 +11,10 @@ from sdks import SDKS
 LIMIT = "5/1200ms"
 
 
+# Whose callers sign with a key that Flowgate issues.
+CLIENTS = ("client", "session")
+
+
 @dataclass(frozen=True)
 class Party:
     """An account and its one caller."""
@@ -34,7 +38,7 @@ class Party:
     @property
     def caller(self):
         """The key and secret that the caller signs with."""
-        if self.what.identity == "client":
+        if self.what.identity in CLIENTS:
             return f"team-{self.account}", f"{self.secret}'s team"
         return self.key, self.secret
 
@@ -131,7 +135,12 @@ def tls(name, certificates):
     return f', tls = {{ cert = "{certificates.server.cert}", key = "{certificates.server.key}"{client_ca} }}'
 
 
-def configuration(parties, upstream, listen, hold, attempts):
+def session_account(parties):
+    """The account whose sessions the simulator's URI issues."""
+    return next((party.account for party in parties if party.what.identity == "session"), "none")
+
+
+def configuration(parties, simulator, upstream, listen, hold, attempts):
     """A configuration file for these accounts, and the environment that holds their secrets."""
     text = f"""\
 listen = {{ proxy = "127.0.0.1:0", admin = "127.0.0.1:0", max_body = "16KiB"{listen} }}
@@ -147,9 +156,12 @@ log = {{ format = "json" }}
         if party.what.identity == "relayed":
             text += f'aliases = ["{party.key}"]\n'
             continue
-        text += f'access_key_id = "{party.key}"\naccess_key_secret = {{ env = "SECRET_{number}" }}\n'
-        secrets[f"SECRET_{number}"] = getattr(party.what, "change", {}).get("account_secret", party.secret)
-        if party.what.identity == "client":
+        if party.what.identity == "session":
+            text += f'credentials = {{ uri = "{simulator.metadata}/credentials" }}\n'
+        else:
+            text += f'access_key_id = "{party.key}"\naccess_key_secret = {{ env = "SECRET_{number}" }}\n'
+            secrets[f"SECRET_{number}"] = getattr(party.what, "change", {}).get("account_secret", party.secret)
+        if party.what.identity in CLIENTS:
             key, secrets[f"TEAM_SECRET_{number}"] = party.caller
             renewing = party.what.flowgate == "renewing"
             clients += f"""

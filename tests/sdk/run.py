@@ -20,6 +20,7 @@ from parties import (
     of_scenarios,
     of_unanswered,
     relayed_retries,
+    session_account,
     sidecar_environment,
     simulator_key,
     tls,
@@ -161,7 +162,8 @@ class Run:
         parties = self.scenarios + self.rows + self.retries + self.crowds + self.renewals + self.unanswered
         self.certificates = certificates.make(options.logs / "certificates")
         keys = [argument for party in parties for argument in ("--key", simulator_key(party))]
-        self.simulator = self.start(Simulator, "simulator", options.cams_sim, options.logs, ["--host", REAL_HOST, *keys])
+        metadata = ["--metadata-listen", "127.0.0.1:0", "--metadata-account", session_account(parties)]
+        self.simulator = self.start(Simulator, "simulator", options.cams_sim, options.logs, ["--host", REAL_HOST, *metadata, *keys])
         self.flowgates = {name: self.start_flowgate(name, parties) for name in FLOWGATES}
         for party in parties:
             if party.what.flowgate == "sidecar":
@@ -188,7 +190,7 @@ class Run:
         if name == "renewing":
             for party in own:
                 write(self.options.logs, party, 1)
-        config, secrets = configuration(own, upstream, tls(name, self.certificates), *FLOWGATES[name])
+        config, secrets = configuration(own, self.simulator, upstream, tls(name, self.certificates), *FLOWGATES[name])
         flowgate = self.start(Flowgate, name, self.options.flowgate, self.options.logs, config, secrets)
         if name == "unanswered":
             # Stopped before Flowgate, whose attempts would else keep it from ending.

@@ -35,7 +35,8 @@ class Scenario:
     scheme: str
     style: str = "endpoint"  # or "proxy": Flowgate is the SDK's http_proxy
     mode: str = "sync"
-    identity: str = "account"  # the account's own key; or "client", "relayed"
+    # The account's own key; or "client", "relayed"; or "session": a client of an account whose sessions Flowgate obtains from a URI.
+    identity: str = "account"
     sts: bool = False  # the caller signs with a temporary key, whose token must not be forwarded
     flowgate: str = "shared"  # or "sidecar": no file, only the environment; "renewing": its clients' secrets are replaced; "unanswered": its upstream never answers; or one of TLS
     trust: str = ""  # with TLS: the CA is set by the SDK's own "option", or by the "environment"
@@ -86,6 +87,8 @@ SCENARIOS = [
     # Twenty calls take four seconds, and the Node SDK waits for three.
     Scenario("node", "V3", flowgate="auto", hold="59s"),
     Scenario("python", "V3", sts=True, flowgate="sidecar"),
+    # One only: the simulator's URI issues sessions of one account.
+    Scenario("python", "V3", identity="session"),
 ]
 
 # Every SDK and signature version over TLS. Over mutual TLS only those that support client certificates, which the old Python SDK does not.

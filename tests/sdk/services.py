@@ -65,12 +65,17 @@ class Service:
 
 class Simulator(Service):
     def __init__(self, name, binary, logs, arguments):
+        found = {}
+        wanted = 2 if "--metadata-listen" in arguments else 1
+
         def ready(line):
-            found = re.search(r"listening on (http://\S+)", line)
-            return found and found[1]
+            address = re.search(r"(listening|metadata) on (http://\S+)", line)
+            if address:
+                found[address[1]] = address[2]
+            return found if len(found) == wanted else None
 
         super().__init__(name, [binary, *arguments], logs, ready)
-        self.url = self._found
+        self.url, self.metadata = found["listening"], found.get("metadata")
 
     def report(self):
         return json.loads(http(f"{self.url}/__report"))
