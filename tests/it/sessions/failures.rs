@@ -32,13 +32,21 @@ async fn until_failed(process: &Process, kind: &str, times: f64) -> Metrics {
     Metrics::until(process.admin, &series, |seen| seen >= times).await
 }
 
-/// The account's credentials on the status page.
-async fn shown(process: &Process) -> Value {
+/// The account's credentials on the status page, once they are as wished: a snapshot is up to a
+/// second old.
+async fn shown(process: &Process, wished: impl Fn(&Value) -> bool) -> Value {
     let mut stream = Stream::open(process.admin).await;
-    let page = stream.next().await.unwrap();
-    let rows = page["credentials"].as_array().unwrap();
-    let row = rows.iter().find(|row| row["account"] == "default");
-    row.unwrap_or_else(|| panic!("no account: {page}")).clone()
+    let mut last = Value::Null;
+    for _ in 0..30 {
+        let page = stream.next().await.unwrap();
+        let rows = page["credentials"].as_array().unwrap();
+        let row = rows.iter().find(|row| row["account"] == "default");
+        last = row.unwrap_or_else(|| panic!("no account: {page}")).clone();
+        if wished(&last) {
+            return last;
+        }
+    }
+    panic!("{last}");
 }
 
 #[tokio::test]
@@ -53,7 +61,7 @@ async fn calls_wait_for_an_sts_that_is_dead_from_the_start_and_pass_once_it_live
     assert!(waited.elapsed() >= Duration::from_millis(1_500));
     let metrics = until_failed(&process, "unreachable", 1.0).await;
     assert_eq!(refreshes(&metrics, "default", "ok"), 0.0);
-    let shown = shown(&process).await;
+    let shown = shown(&process, |row| !row["failure"].is_null()).await;
     assert_eq!(shown["source"], "oidc", "{shown}");
     assert!(shown["seconds"].is_null(), "{shown}");
     assert_eq!(shown["failure"]["kind"], "unreachable", "{shown}");
@@ -68,8 +76,7 @@ async fn calls_wait_for_an_sts_that_is_dead_from_the_start_and_pass_once_it_live
     let reply = waiting.await.unwrap();
     assert_eq!(reply.status, 200, "{reply:?}");
     assert_eq!(cloud.requests(OIDC).len(), 1);
-    let shown = self::shown(&process).await;
-    assert!(shown["failure"].is_null(), "{shown}");
+    let shown = self::shown(&process, |row| row["failure"].is_null()).await;
     let seconds = shown["seconds"].as_i64().unwrap();
     assert!((3_500..=3_600).contains(&seconds), "{shown}");
 }
@@ -82,19 +89,20 @@ async fn a_session_is_used_to_its_end_and_never_after_while_sts_fails() {
     cloud.break_sts(&["unavailable"]);
     let mut served = 0;
     let refused = loop {
-        let reply = send(&process, &format!("flow-{served}"), "400ms").await;
+        let reply = send(&process, &format!("flow-{served}"), "2s").await;
         if reply.status != 200 {
             break reply;
         }
         served += 1;
-        sleep(Duration::from_millis(100)).await;
+        // Within the rate: no call waits for its turn.
+        sleep(Duration::from_millis(300)).await;
     };
     assert_no_session(
         &refused,
         &[&cloud.sts_address(), "503", "ServiceUnavailable"],
     );
-    // The session was used after the first failed refresh.
-    let metrics = until_failed(&process, "service_error", 1.0).await;
+    // The session was used after the first failed refresh. STS documents 503 as a sign of throttling.
+    let metrics = until_failed(&process, "throttled", 1.0).await;
     assert_eq!(refreshes(&metrics, "default", "ok"), 1.0);
     let failed_at = cloud.requests(OIDC)[1].received;
     let arrivals = cloud.sim.arrivals();
@@ -104,7 +112,7 @@ async fn a_session_is_used_to_its_end_and_never_after_while_sts_fails() {
     assert_eq!(cloud.sim.report().codes.len(), 0);
     let before = arrivals.len();
     for name in ["a", "b", "c"] {
-        assert_no_session(&send(&process, name, "400ms").await, &[]);
+        assert_no_session(&send(&process, name, "2s").await, &[]);
     }
     assert_eq!(cloud.sim.arrivals().len(), before);
 
@@ -166,7 +174,8 @@ async fn a_refusal_is_told_to_callers_and_not_repeated_for_each_of_them() {
     assert_eq!(refreshes(&metrics, "default", "refused"), 1.0);
     assert_eq!(cloud.requests(OIDC).len(), 1);
     assert_eq!(cloud.sim.report().arrived, 0);
-    let failure = shown(&process).await["failure"].clone();
+    let shown = shown(&process, |row| !row["failure"].is_null()).await;
+    let failure = &shown["failure"];
     assert_eq!(failure["kind"], "refused", "{failure}");
     let text = failure["text"].as_str().unwrap();
     assert!(text.contains("AuthenticationFail.NoPermission"), "{text}");
