@@ -12,8 +12,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
-use super::cloud::{Cloud, ROLE, TEAM, create_as, oidc_token};
-use crate::caller::{KEY, SECRET};
+use super::cloud::{Cloud, ROLE, TEAM, create_as, oidc_token, send};
+use crate::caller::{KEY, SECRET, encode};
 use crate::harness::get;
 use crate::secrets::forms;
 use crate::status::Stream;
@@ -240,6 +240,16 @@ async fn assert_no_leak(cloud: &Cloud, process: &Verbose, mut texts: BTreeMap<St
     assert_eq!(found, <[String; 0]>::default());
 }
 
+/// What is told about a refusal: the service, its status, its code and its request id.
+fn assert_told(cloud: &Cloud, process: &Verbose, texts: &BTreeMap<String, String>) {
+    let log = process.output.lock().clone();
+    let answer = &texts["answer to oidc-0"];
+    for told in [&cloud.sts_address(), "403", "NoPermission", "R-1"] {
+        assert!(log.contains(told), "{told} in {log}");
+        assert!(answer.contains(told), "{told} in {answer}");
+    }
+}
+
 fn write_config(cloud: &Cloud) -> std::path::PathBuf {
     let path = cloud.folder.path().join("flowgate.toml");
     let upstream = cloud.api_url();
@@ -248,6 +258,35 @@ fn write_config(cloud: &Cloud) -> std::path::PathBuf {
     let text = format!("{head}[upstream]\nurl = \"{upstream}\"\n{toml}");
     std::fs::write(&path, text).unwrap();
     path
+}
+
+#[tokio::test]
+async fn the_search_finds_tokens_sessions_and_signatures() {
+    let cloud = Cloud::start(None).await;
+    let signature = "0123456789abcdef".repeat(4);
+    let request = hyper::Request::post("/?Action=AssumeRole&Version=2015-04-01")
+        .header("host", "sts")
+        .header(
+            "authorization",
+            format!("ACS3-HMAC-SHA256 Credential=a,SignedHeaders=host,Signature={signature}"),
+        )
+        .body(bytes::Bytes::new());
+    cloud.sim.answer(request.unwrap()).await;
+    let process = cloud.sidecar().await;
+    assert_eq!(send(&process, "any", "30s").await.status, 200);
+    let issued = cloud.sim.issued_secrets();
+    assert_eq!(issued.len(), 2);
+    for secret in [
+        &oidc_token(1),
+        &issued[0],
+        &issued[1],
+        &encode(&issued[0]),
+        &signature,
+    ] {
+        let text = format!("error: {secret}, and more");
+        assert!(!leaks(&cloud, "a text", &text).is_empty(), "{secret}");
+    }
+    assert!(leaks(&cloud, "a text", "nothing").is_empty());
 }
 
 #[tokio::test]
@@ -279,6 +318,9 @@ async fn no_output_holds_what_a_broken_service_quotes() {
         let mut texts = BTreeMap::new();
         let statuses = call_all(&cloud, &process, "1s", &mut texts).await;
         assert_eq!(statuses, [403; 5], "{fault:?}: {texts:?}");
+        if number == 0 {
+            assert_told(&cloud, &process, &texts);
+        }
         assert_no_leak(&cloud, &process, texts).await;
     }
 }
