@@ -6,7 +6,7 @@ use std::time::Duration;
 use cams_sim::{Verdict, fingerprint};
 use tokio::time::{Instant, sleep};
 
-use super::cloud::{Cloud, Load, OIDC, key_of, oidc_token, refreshes};
+use super::cloud::{Cloud, Load, OIDC, key_of, oidc_token, refreshes, refreshes_series, send};
 use crate::harness::Metrics;
 
 /// The lifetime of the sessions here.
@@ -57,11 +57,10 @@ async fn a_sidecar_with_only_the_variables_of_the_webhook_serves_through_every_r
         let gap = pair[1].received - pair[0].received;
         assert!(gap >= LIFETIME / 2, "{gap:?}");
     }
-    let metrics = Metrics::of(process.admin).await;
-    assert_eq!(
-        refreshes(&metrics, "default", "ok"),
-        cloud.requests(OIDC).len() as f64
-    );
+    // Each was answered with a session; one may be under way now.
+    let series = refreshes_series("default", "ok");
+    let all = |seen| seen == cloud.requests(OIDC).len() as f64;
+    Metrics::until(process.admin, &series, all).await;
     assert_used(&cloud, calls, requests.len());
 }
 
@@ -71,13 +70,9 @@ fn assert_used(cloud: &Cloud, calls: usize, sessions: usize) {
     let report = cloud.sim.report();
     assert_eq!(report.created as usize, calls);
     assert_eq!(report.codes.len(), 0, "{:?}", report.codes);
-    let arrivals = cloud.sim.arrivals();
-    let used: BTreeSet<_> = arrivals.iter().map(key_of).collect();
-    let issued = cloud.requests(OIDC);
-    let issued: BTreeSet<_> = issued
-        .iter()
-        .filter_map(|request| request.issued.as_deref())
-        .collect();
+    let used = keys_used(cloud);
+    let requests = cloud.requests(OIDC).into_iter();
+    let issued: BTreeSet<_> = requests.filter_map(|request| request.issued).collect();
     assert!(used.is_subset(&issued), "{used:?} {issued:?}");
     assert!(used.len() + 1 >= sessions, "{used:?} {issued:?}");
 }
@@ -101,7 +96,34 @@ async fn sessions_that_alibaba_ends_early_are_replaced_by_one_request_and_no_cal
     assert_eq!(cloud.requests(OIDC).len(), 2);
     let metrics = Metrics::of(process.admin).await;
     assert_eq!(refreshes(&metrics, "default", "ok"), 2.0);
+    assert_eq!(keys_used(&cloud).len(), 2);
+}
+
+/// The keys of the sessions that calls were signed with.
+fn keys_used(cloud: &Cloud) -> BTreeSet<String> {
     let arrivals = cloud.sim.arrivals();
-    let used: BTreeSet<_> = arrivals.iter().map(key_of).collect();
-    assert_eq!(used.len(), 2);
+    arrivals
+        .iter()
+        .map(|call| key_of(call).to_owned())
+        .collect()
+}
+
+#[tokio::test]
+async fn no_call_waits_for_a_refresh_while_the_old_session_is_valid() {
+    let cloud = Cloud::start(Some(Duration::from_secs(12))).await;
+    let process = cloud.sidecar().await;
+    assert_eq!(send(&process, "first", "30s").await.status, 200);
+    // The answer to the refresh is under way for longer than these calls may be kept.
+    cloud.break_sts(&["next=1,slow=3s"]);
+    let mut during = 0;
+    while keys_used(&cloud).len() < 2 {
+        let asked = cloud.requests(OIDC).len();
+        let reply = send(&process, &format!("flow-{during}"), "1500ms").await;
+        assert_eq!(reply.status, 200, "{reply:?}");
+        during += usize::from(asked == 2);
+        sleep(Duration::from_millis(300)).await;
+    }
+    assert!(during > 3, "{during} calls during the refresh");
+    assert_eq!(cloud.requests(OIDC).len(), 2);
+    assert!(cloud.sim.report().codes.is_empty());
 }
