@@ -149,3 +149,45 @@ pub(crate) fn bracketed(host: &str) -> Cow<'_, str> {
         host.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Account, CredentialsUri, EcsRole, SessionSource};
+    use super::*;
+    use crate::primitives::id::AccountId;
+
+    fn dials_tls(url: &str, source: Option<SessionSource>) -> bool {
+        let env = [("FLOWGATE_UPSTREAM__URL".into(), url.into())];
+        let mut config = crate::config::load(None, env).unwrap().config;
+        config.accounts.push(Account {
+            id: AccountId::new("acme"),
+            credentials: source.map(AccountCredentials::Session),
+            aliases: Vec::new(),
+            upstream: None,
+        });
+        config.dials_tls()
+    }
+
+    #[test]
+    fn roots_are_needed_if_an_upstream_or_a_source_of_credentials_uses_tls() {
+        let uri = |is_tls| {
+            SessionSource::Uri(CredentialsUri {
+                is_tls,
+                host: "127.0.0.1".to_owned(),
+                port: 8443,
+                target: "/".parse().unwrap(),
+            })
+        };
+        let ecs_role = SessionSource::EcsRole(EcsRole {
+            role: None,
+            allow_v1: false,
+            address: "100.100.100.200:80".parse().unwrap(),
+        });
+        let http = "http://127.0.0.1:9";
+        assert!(!dials_tls(http, None));
+        assert!(!dials_tls(http, Some(ecs_role)));
+        assert!(!dials_tls(http, Some(uri(false))));
+        assert!(dials_tls(http, Some(uri(true))));
+        assert!(dials_tls("https://cams.ap-southeast-1.aliyuncs.com", None));
+    }
+}

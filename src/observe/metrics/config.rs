@@ -70,9 +70,10 @@ impl super::Metrics {
         } = &self.config;
         match reload {
             Reload::Done => {
-                successful.set(1);
-                succeeded_at.set(seconds(SystemTime::now()));
+                // The counter first: a scrape in between must not show an uncounted success.
                 reloads.with_label_values(&["done"]).inc();
+                succeeded_at.set(seconds(SystemTime::now()));
+                successful.set(1);
             }
             Reload::Refused => {
                 successful.set(0);
