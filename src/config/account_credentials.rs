@@ -199,14 +199,43 @@ impl SessionSource {
     pub(crate) fn chain_length(&self) -> usize {
         let mut length = 1;
         let mut source = self;
-        while let Self::AssumeRole(AssumeRole { from, .. }) = source {
+        while let Some(from) = source.session_from() {
             length += 1;
-            match &**from {
-                RoleSource::Session(next) => source = next,
-                RoleSource::Loaded(..) => break,
-            }
+            source = from;
         }
-        length
+        length + usize::from(source.loaded_from().is_some())
+    }
+
+    /// The source of the credentials that assume the role, if they are temporary.
+    pub(crate) fn session_from(&self) -> Option<&Self> {
+        match self {
+            Self::AssumeRole(role) => match &*role.from {
+                RoleSource::Session(from) => Some(from),
+                RoleSource::Loaded(..) => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The credentials that assume the role, if they are read with the configuration.
+    pub(crate) fn loaded_from(&self) -> Option<&Credentials> {
+        match self {
+            Self::AssumeRole(role) => match &*role.from {
+                RoleSource::Loaded(credentials, _) => Some(credentials),
+                RoleSource::Session(_) => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The role that is asked for; empty if the configuration does not say it.
+    pub(crate) fn role(&self) -> &str {
+        match self {
+            Self::Oidc(source) => &source.role.arn,
+            Self::AssumeRole(source) => &source.role.arn,
+            Self::EcsRole(source) => source.role.as_deref().unwrap_or_default(),
+            Self::Uri(_) => "",
+        }
     }
 
     /// Where STS is, for sources that ask it.
@@ -218,8 +247,8 @@ impl SessionSource {
         }
     }
 
-    /// Whether it is asked over TLS.
-    fn uses_tls(&self) -> bool {
+    /// Whether it, or a source that it needs, is asked over TLS.
+    pub(crate) fn uses_tls(&self) -> bool {
         match self {
             Self::Oidc(_) | Self::AssumeRole(_) => true,
             Self::EcsRole(_) => false,

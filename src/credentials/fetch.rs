@@ -1,5 +1,6 @@
 //! Obtains one session of a source.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
@@ -12,7 +13,6 @@ use super::session::Obtained;
 use super::sts::Sts;
 use super::uri;
 use crate::config::{Credentials, SessionSource, StsEndpoint};
-use crate::upstream::TlsRoots;
 use crate::upstream::clock::UpstreamClock;
 
 /// Limit on everything of one fetch.
@@ -21,8 +21,8 @@ const WITHIN: Duration = Duration::from_secs(10);
 /// The connections' settings and what one source needs from one request to the next: the metadata
 /// service's token, and the offset of STS's clock.
 pub(crate) struct Fetcher {
-    source: SessionSource,
-    roots: Roots,
+    source: Arc<SessionSource>,
+    roots: Arc<Roots>,
     tokens: TokenCache,
     clock: UpstreamClock,
 }
@@ -30,12 +30,12 @@ pub(crate) struct Fetcher {
 /// Asks STS who credentials belong to.
 pub(crate) async fn caller_identity(
     endpoint: &StsEndpoint,
-    roots: TlsRoots,
+    roots: &Roots,
     credentials: &Credentials,
 ) -> Result<Identity, FetchError> {
     let sts = Sts {
         endpoint,
-        roots: &Roots::new(Some(roots)),
+        roots,
         clock: &clock(&endpoint.to_string()),
         deadline: Instant::now() + WITHIN,
     };
@@ -50,22 +50,22 @@ fn clock(name: &str) -> UpstreamClock {
 // === impl Fetcher ===
 
 impl Fetcher {
-    /// Opens no connection. Without roots those of the system are used.
-    pub(crate) fn new(source: SessionSource, roots: Option<TlsRoots>) -> Self {
+    /// Opens no connection.
+    pub(crate) fn new(source: Arc<SessionSource>, roots: Arc<Roots>) -> Self {
         let name = source
             .sts()
             .map_or_else(String::new, |sts| format!("https://{sts}"));
         Self {
             source,
-            roots: Roots::new(roots),
+            roots,
             tokens: TokenCache::default(),
             clock: clock(&name),
         }
     }
 
-    /// Lets new connections trust these roots.
-    pub(crate) fn set_tls_roots(&self, roots: TlsRoots) {
-        self.roots.set(roots);
+    /// The source.
+    pub(super) fn source(&self) -> &SessionSource {
+        &self.source
     }
 
     /// Obtains a session, within 10 s. `assuming` are the valid credentials that assume the role;
@@ -92,7 +92,7 @@ impl Fetcher {
         assuming: Option<&Credentials>,
         deadline: Instant,
     ) -> Result<Obtained, FetchError> {
-        match &self.source {
+        match &*self.source {
             SessionSource::Oidc(source) => {
                 self.sts(&source.role.sts, deadline)
                     .assume_role_with_oidc(source)

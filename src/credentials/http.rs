@@ -1,7 +1,9 @@
 //! One request to a service that returns credentials, over a connection of its own.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Method;
@@ -9,7 +11,6 @@ use hyper::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, USER_AGENT,
 };
 use hyper::http::uri::PathAndQuery;
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::debug;
 
@@ -31,8 +32,9 @@ pub(crate) struct Answer {
 
 never_shown!(Answer);
 
-/// The roots for connections with TLS, which can be replaced.
-pub(super) struct Roots(Mutex<Option<TlsRoots>>);
+/// The roots for connections with TLS, which can be replaced. All sources share them; there are none
+/// if no source uses TLS.
+pub(crate) struct Roots(ArcSwapOption<TlsRoots>);
 
 /// The service that a source asks, for the `Host` header and for errors: `host`, or `host:port` if
 /// the port is not the default.
@@ -146,27 +148,23 @@ fn kind(error: &RequestError) -> Failure {
 // === impl Roots ===
 
 impl Roots {
-    pub(super) fn new(roots: Option<TlsRoots>) -> Self {
-        Self(Mutex::new(roots))
+    pub(super) fn new(roots: Option<TlsRoots>) -> Arc<Self> {
+        Arc::new(Self(ArcSwapOption::from_pointee(roots)))
     }
 
     pub(super) fn set(&self, roots: TlsRoots) {
-        *self.0.lock() = Some(roots);
+        self.0.store(Some(Arc::new(roots)));
     }
 
-    /// The roots; those of the system if none were set.
+    /// The roots for a connection to the service with this name.
     pub(super) fn get(&self, place: &str) -> Result<TlsRoots, FetchError> {
-        let mut known = self.0.lock();
-        if let Some(roots) = &*known {
-            return Ok(roots.clone());
-        }
-        let roots = TlsRoots::load(None).map_err(|error| {
-            FetchError::new(
+        match &*self.0.load() {
+            Some(roots) => Ok(TlsRoots::clone(roots)),
+            None => Err(FetchError::new(
                 Failure::Unreachable,
                 place,
-                format!("no TLS roots: {error}"),
-            )
-        })?;
-        Ok(known.insert(roots).clone())
+                "no TLS roots are loaded",
+            )),
+        }
     }
 }

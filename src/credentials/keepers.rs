@@ -4,23 +4,21 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use arc_swap::ArcSwapOption;
-
+use super::fetch::Fetcher;
 use super::flights::Flights;
+use super::http::{self, Roots};
 use super::keeper::Keeper;
-use super::obtain::{self, Obtain, Service, SharedRoots};
+use super::obtain::Obtain;
 use crate::config::{Config, SessionSource};
-use crate::primitives::id::AccountId;
 use crate::upstream::TlsRoots;
 
-/// The keepers by their source, and by the accounts that use them.
+/// The keepers by their source.
 pub(crate) struct Keepers {
     by_source: HashMap<Arc<SessionSource>, Arc<Keeper>>,
-    by_account: HashMap<AccountId, Arc<Keeper>>,
     /// The bounds of each service, by host and port.
     flights: HashMap<String, Arc<Flights>>,
     /// Replaced for all sources at once, also for those of calls that keep an older configuration.
-    roots: SharedRoots,
+    roots: Arc<Roots>,
 }
 
 /// What a keeper asks for this source.
@@ -34,7 +32,7 @@ impl Keepers {
     /// `roots` are those of the upstreams; they are loaded if a source needs them and there are
     /// none.
     pub(crate) fn new(config: &Config, roots: Option<&TlsRoots>) -> anyhow::Result<Self> {
-        let shared = SharedRoots::new(ArcSwapOption::empty());
+        let shared = Roots::new(None);
         Self::build_with_roots(config, roots, shared, None)
     }
 
@@ -50,39 +48,37 @@ impl Keepers {
     fn build_with_roots(
         config: &Config,
         roots: Option<&TlsRoots>,
-        shared: SharedRoots,
+        shared: Arc<Roots>,
         before: Option<&Self>,
     ) -> anyhow::Result<Self> {
-        let need_tls = used(config).any(|(_, source)| needs_tls(source));
+        let need_tls = used(config).any(SessionSource::uses_tls);
         let loaded = match roots {
             Some(roots) => Some(roots.clone()),
             None if need_tls => Some(TlsRoots::load(config.upstream.ca_file.as_deref())?),
             None => None,
         };
         if let Some(loaded) = loaded {
-            shared.store(Some(Arc::new(loaded)));
+            shared.set(loaded);
         }
         let make = |source: &Arc<SessionSource>| -> Box<dyn Obtain> {
-            Box::new(Service::new(source.clone(), shared.clone()))
+            Box::new(Fetcher::new(source.clone(), shared.clone()))
         };
         Ok(Self::build(config, shared.clone(), before, &make))
     }
 
     fn build(
         config: &Config,
-        roots: SharedRoots,
+        roots: Arc<Roots>,
         before: Option<&Self>,
         make: MakeObtain<'_>,
     ) -> Self {
         let mut keepers = Self {
             by_source: HashMap::new(),
-            by_account: HashMap::new(),
             flights: HashMap::new(),
             roots,
         };
-        for (account, source) in used(config) {
-            let keeper = keepers.keep(source, before, make);
-            keepers.by_account.insert(account.clone(), keeper);
+        for source in used(config) {
+            keepers.keep(source, before, make);
         }
         keepers
     }
@@ -98,7 +94,9 @@ impl Keepers {
         if let Some(keeper) = self.by_source.get(source) {
             return keeper.clone();
         }
-        let from = obtain::session_from(source).map(|from| self.keep(from, before, make));
+        let from = source
+            .session_from()
+            .map(|from| self.keep(from, before, make));
         let known = before.and_then(|before| before.by_source.get_key_value(source));
         let flights = self.flights(source, before);
         let (source, keeper) = match known {
@@ -115,7 +113,7 @@ impl Keepers {
 
     /// The bounds of the source's service, which survive a reload.
     fn flights(&mut self, source: &SessionSource, before: Option<&Self>) -> Arc<Flights> {
-        let place = obtain::place(source);
+        let place = http::place(source);
         let known = before.and_then(|before| before.flights.get(&place));
         self.flights
             .entry(place)
@@ -128,30 +126,14 @@ impl Keepers {
         self.by_source.get(source)
     }
 
-    /// The keeper of an account of the same configuration. `None`: its credentials are read with
-    /// the configuration, or no client uses it.
-    pub(crate) fn of_account(&self, account: &AccountId) -> Option<&Arc<Keeper>> {
-        self.by_account.get(account)
-    }
-
-    /// Each account with a keeper, in no order.
-    pub(crate) fn accounts(&self) -> impl Iterator<Item = (&AccountId, &Arc<Keeper>)> {
-        self.by_account.iter()
-    }
-
-    /// The keepers of all sources, also of those that only assume other roles, in no order.
-    pub(crate) fn all(&self) -> impl ExactSizeIterator<Item = &Arc<Keeper>> {
-        self.by_source.values()
-    }
-
     /// Lets new connections of all sources trust these roots.
     pub(crate) fn set_tls_roots(&self, roots: &TlsRoots) {
-        self.roots.store(Some(Arc::new(roots.clone())));
+        self.roots.set(roots.clone());
     }
 }
 
-/// The accounts that clients use and whose credentials Flowgate obtains.
-fn used(config: &Config) -> impl Iterator<Item = (&AccountId, &SessionSource)> {
+/// The sources of the accounts that clients use.
+fn used(config: &Config) -> impl Iterator<Item = &SessionSource> {
     let used: HashSet<_> = config
         .clients
         .iter()
@@ -159,13 +141,8 @@ fn used(config: &Config) -> impl Iterator<Item = (&AccountId, &SessionSource)> {
         .collect();
     config.accounts.iter().filter_map(move |account| {
         let source = account.credentials.as_ref()?.session()?;
-        used.contains(&account.id).then_some((&account.id, source))
+        used.contains(&account.id).then_some(source)
     })
-}
-
-/// Whether the source or one that it needs is asked over TLS.
-fn needs_tls(source: &SessionSource) -> bool {
-    obtain::uses_tls(source) || obtain::session_from(source).is_some_and(needs_tls)
 }
 
 #[cfg(test)]

@@ -10,28 +10,26 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::OnceCell;
 
 use super::fetch::{self, Fetcher};
+use super::http::Roots;
 use crate::acs::time;
 use crate::config::{
-    Account, AccountCredentials, AssumeRole, Config, Credentials, LoadedFrom, Oidc, RoleSource,
-    SessionSource, StsEndpoint,
+    Account, AccountCredentials, AssumeRole, Config, Credentials, LoadedFrom, Oidc, SessionSource,
+    StsEndpoint,
 };
 use crate::upstream::TlsRoots;
 
 /// Accounts that are checked at a time. STS permits 100 requests a second for each account.
 const AT_A_TIME: usize = 4;
 
-/// The endpoint of STS if no source of the configuration names one.
-const DEFAULT_STS: &str = "sts.aliyuncs.com";
-
 /// The credentials, or why there are none: of a chain, where it broke.
 type Fetched = Result<Arc<Credentials>, String>;
 
 /// The sources of a configuration, each of which is asked at most once.
 struct Sources<'a> {
-    roots: TlsRoots,
+    roots: Arc<Roots>,
     sessions: HashMap<&'a SessionSource, OnceCell<Fetched>>,
     /// Where accounts whose source does not name STS ask for their identity.
-    sts: StsEndpoint,
+    sts: &'a StsEndpoint,
 }
 
 /// Checks the credentials of each managed account. `print` gets a line for each, in the order of the
@@ -102,22 +100,14 @@ impl<'a> Sources<'a> {
             .filter_map(|account| account.credentials.as_ref()?.session());
         for mut source in configured {
             sessions.entry(source).or_insert_with(OnceCell::new);
-            while let Some(from) = assuming_source(source) {
+            while let Some(from) = source.session_from() {
                 sessions.entry(from).or_insert_with(OnceCell::new);
                 source = from;
             }
         }
-        let default = StsEndpoint {
-            host: DEFAULT_STS.to_owned(),
-            port: 443,
-        };
-        let sts = config
-            .accounts
-            .iter()
-            .find_map(|account| account.credentials.as_ref()?.session()?.sts());
         Self {
-            roots,
-            sts: sts.cloned().unwrap_or(default),
+            roots: Roots::new(Some(roots)),
+            sts: &config.sts,
             sessions,
         }
     }
@@ -134,8 +124,8 @@ impl<'a> Sources<'a> {
             Err(error) => return (format!("{source}: no credentials: {error}"), false),
         };
         let until = until(credentials.expires);
-        let sts = sts.unwrap_or(&self.sts);
-        match fetch::caller_identity(sts, self.roots.clone(), &credentials).await {
+        let sts = sts.unwrap_or(self.sts);
+        match fetch::caller_identity(sts, &self.roots, &credentials).await {
             Ok(identity) => {
                 let line = format!(
                     "{source}{until}, identity {} of account {}",
@@ -162,34 +152,20 @@ impl<'a> Sources<'a> {
     }
 
     async fn obtain(&self, source: &SessionSource) -> Fetched {
-        let fetcher = Fetcher::new(source.clone(), Some(self.roots.clone()));
+        let fetcher = Fetcher::new(Arc::new(source.clone()), self.roots.clone());
         let from;
-        let assuming = match source {
-            SessionSource::AssumeRole(role) => match &*role.from {
-                RoleSource::Loaded(credentials, _) => Some(credentials),
-                RoleSource::Session(source) => {
-                    let session = self.session(source).await;
-                    from = session.map_err(|error| format!("{}: {error}", step(source)))?;
-                    Some(&*from)
-                }
-            },
-            _ => None,
+        let assuming = match source.session_from() {
+            Some(assuming) => {
+                let session = self.session(assuming).await;
+                from = session.map_err(|error| format!("{}: {error}", step(assuming)))?;
+                Some(&*from)
+            }
+            None => source.loaded_from(),
         };
         let obtained = fetcher.fetch(assuming).await;
         obtained
             .map(|obtained| Arc::new(obtained.credentials))
             .map_err(|error| error.to_string())
-    }
-}
-
-/// The source of the session that assumes the source's role.
-fn assuming_source(source: &SessionSource) -> Option<&SessionSource> {
-    match source {
-        SessionSource::AssumeRole(role) => match &*role.from {
-            RoleSource::Session(source) => Some(source),
-            RoleSource::Loaded(..) => None,
-        },
-        _ => None,
     }
 }
 

@@ -12,6 +12,8 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::fetch::Fetcher;
+use super::http::Roots;
 use crate::acs::time;
 use crate::config::{
     AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, Role, RoleSource,
@@ -106,6 +108,11 @@ pub(super) fn assume_role(sts: StsEndpoint) -> AssumeRole {
         external_id: None,
         role: role(sts),
     }
+}
+
+/// A fetcher of this source that trusts these roots.
+pub(super) fn fetcher(source: SessionSource, roots: Option<TlsRoots>) -> Fetcher {
+    Fetcher::new(Arc::new(source), Roots::new(roots))
 }
 
 // === impl Scripted ===

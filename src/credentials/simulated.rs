@@ -8,7 +8,8 @@ use rcgen::{CertificateParams, KeyPair};
 use tokio::net::TcpListener;
 
 use super::error::Failure;
-use super::fetch::{self, Fetcher};
+use super::fetch;
+use super::http::Roots;
 use super::scripted;
 use crate::config::{
     AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, RoleSource, SessionSource,
@@ -87,7 +88,7 @@ impl Simulated {
     }
 
     async fn fetch(&self, source: SessionSource, assuming: Option<&Credentials>) -> Credentials {
-        let fetcher = Fetcher::new(source, Some(self.roots.clone()));
+        let fetcher = scripted::fetcher(source, Some(self.roots.clone()));
         let obtained = fetcher.fetch(assuming).await;
         obtained
             .map_err(|error| error.to_string())
@@ -96,10 +97,14 @@ impl Simulated {
     }
 
     async fn identity(&self, credentials: &Credentials) -> String {
-        fetch::caller_identity(&self.endpoint(), self.roots.clone(), credentials)
-            .await
-            .unwrap()
-            .arn
+        fetch::caller_identity(
+            &self.endpoint(),
+            &Roots::new(Some(self.roots.clone())),
+            credentials,
+        )
+        .await
+        .unwrap()
+        .arn
     }
 }
 
@@ -173,7 +178,7 @@ async fn a_wrong_clock_of_this_host_is_corrected() {
         let source = SessionSource::AssumeRole(
             sim.assume_role(RoleSource::Loaded(own.clone(), LoadedFrom::Keys)),
         );
-        let fetcher = Fetcher::new(source, Some(sim.roots.clone()));
+        let fetcher = scripted::fetcher(source, Some(sim.roots.clone()));
         for _ in 0..2 {
             let lifetime = fetcher.fetch(Some(&own)).await.ok().unwrap().lifetime;
             assert!((3500..=3600).contains(&lifetime.as_secs()), "{lifetime:?}");
@@ -220,7 +225,7 @@ async fn faults_of_sts_are_told_apart() {
         let source = SessionSource::AssumeRole(
             sim.assume_role(RoleSource::Loaded(own.clone(), LoadedFrom::Keys)),
         );
-        let fetcher = Fetcher::new(source, Some(sim.roots.clone()));
+        let fetcher = scripted::fetcher(source, Some(sim.roots.clone()));
         let error = fetcher.fetch(Some(&own)).await.err().unwrap();
         assert_eq!(error.kind, kind, "{rule}: {error}");
         fetcher.fetch(Some(&own)).await.ok().unwrap();

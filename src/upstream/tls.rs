@@ -51,6 +51,12 @@ impl TlsRoots {
         Ok(Self(Arc::new(client)))
     }
 
+    /// Whether both are the result of one load.
+    #[cfg(test)]
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// A connector for one connection.
     pub(crate) fn connector(&self) -> TlsConnector {
         self.0.clone().into()

@@ -41,7 +41,7 @@ async fn an_oidc_token_goes_into_the_form_of_an_anonymous_post_without_its_line_
     write_token(folder.path(), "a.b.c");
     let server = Scripted::start_tls([session()]).await;
     let source = server.oidc(folder.path().join("token"));
-    let fetcher = Fetcher::new(source, server.roots.clone());
+    let fetcher = scripted::fetcher(source, server.roots.clone());
     let obtained = fetcher.fetch(None).await.ok().unwrap();
     assert_eq!(obtained.credentials.access_key_id.as_str(), "STS.fake1");
     assert_eq!(obtained.credentials.secret.expose(), SESSION_SECRET);
@@ -79,7 +79,7 @@ async fn a_token_file_that_was_exchanged_is_sent_from_the_next_request_on() {
     write_token(folder.path(), "old.old.old");
     let server = Scripted::start_tls([session(), session(), session()]).await;
     let source = server.oidc(folder.path().join("token"));
-    let fetcher = Fetcher::new(source, server.roots.clone());
+    let fetcher = scripted::fetcher(source, server.roots.clone());
     fetcher.fetch(None).await.ok().unwrap();
     write_token(folder.path(), "new.new.new.new");
     for _ in 0..2 {
@@ -108,7 +108,7 @@ async fn an_unusable_token_file_causes_no_request() {
         folder.path().to_owned(),
         folder.path().join("missing"),
     ] {
-        let fetcher = Fetcher::new(server.oidc(&path), server.roots.clone());
+        let fetcher = scripted::fetcher(server.oidc(&path), server.roots.clone());
         let error = fetcher.fetch(None).await.err().unwrap();
         assert_eq!(error.kind, Failure::TokenFile, "{error}");
         assert_eq!(error.place, path.display().to_string());
@@ -127,7 +127,7 @@ async fn an_expired_oidc_token_is_told_apart_from_a_permanent_refusal() {
         let body = format!(r#"{{"Code":"{code}","RequestId":"R-1","Message":"a.b.c"}}"#);
         let server = Scripted::start_tls([plain(403, &body)]).await;
         let source = server.oidc(folder.path().join("token"));
-        let fetcher = Fetcher::new(source, server.roots.clone());
+        let fetcher = scripted::fetcher(source, server.roots.clone());
         let error = fetcher.fetch(None).await.err().unwrap();
         assert_eq!(error.kind, kind);
         assert!(!format!("{error} {error:?}").contains("a.b.c"));
@@ -137,7 +137,7 @@ async fn an_expired_oidc_token_is_told_apart_from_a_permanent_refusal() {
 #[tokio::test]
 async fn a_role_is_assumed_with_the_token_of_the_assuming_session() {
     let server = Scripted::start_tls([session(), session()]).await;
-    let fetcher = Fetcher::new(server.assume_role(), server.roots.clone());
+    let fetcher = scripted::fetcher(server.assume_role(), server.roots.clone());
     let first = fetcher.fetch(Some(&scripted::long_lived())).await;
     let first = first.ok().unwrap().credentials;
     fetcher.fetch(Some(&first)).await.ok().unwrap();
@@ -162,7 +162,7 @@ async fn a_role_is_assumed_with_the_token_of_the_assuming_session() {
 #[tokio::test]
 async fn a_role_without_assuming_credentials_is_not_asked_for() {
     let server = Scripted::start_tls([session()]).await;
-    let fetcher = Fetcher::new(server.assume_role(), server.roots.clone());
+    let fetcher = scripted::fetcher(server.assume_role(), server.roots.clone());
     let error = fetcher.fetch(None).await.err().unwrap();
     assert_eq!(error.kind, Failure::NoSource);
     assert!(server.requests().is_empty());
@@ -175,7 +175,7 @@ async fn a_uri_is_asked_as_it_is_written() {
     let failed = body.replace("Success", "Fail");
     for (body, is_taken) in [(&body, true), (&without_code, true), (&failed, false)] {
         let server = Scripted::start([plain(200, body)]).await;
-        let fetcher = Fetcher::new(server.uri("/c?x=a%20b"), None);
+        let fetcher = scripted::fetcher(server.uri("/c?x=a%20b"), None);
         let fetched = fetcher.fetch(None).await;
         assert_eq!(fetched.is_ok(), is_taken);
         if let Err(error) = fetched {
@@ -195,20 +195,22 @@ async fn redirects_are_not_followed() {
     let location = format!("Location: http://{}/c\r\n", other.address);
     for status in [301, 302, 303, 307, 308] {
         let server = Scripted::start([answer(status, &location, "")]).await;
-        let fetcher = Fetcher::new(server.uri("/c"), None);
+        let fetcher = scripted::fetcher(server.uri("/c"), None);
         let error = fetcher.fetch(None).await.err().unwrap();
         assert_eq!(error.kind, Failure::BadAnswer);
         assert_eq!(error.status, Some(status));
         assert_eq!(server.requests().len(), 1);
 
         let server = Scripted::start([answer(status, &location, "")]).await;
-        let error = Fetcher::new(server.ecs_role(false), None).fetch(None).await;
+        let error = scripted::fetcher(server.ecs_role(false), None)
+            .fetch(None)
+            .await;
         assert_eq!(error.err().unwrap().status, Some(status));
         assert_eq!(server.requests().len(), 1);
     }
     // STS redirects when it throttles.
     let server = Scripted::start_tls([answer(302, &location, "")]).await;
-    let fetcher = Fetcher::new(server.assume_role(), server.roots.clone());
+    let fetcher = scripted::fetcher(server.assume_role(), server.roots.clone());
     let error = fetcher.fetch(Some(&scripted::long_lived())).await;
     assert_eq!(error.err().unwrap().kind, Failure::Throttled);
     assert!(other.requests().is_empty());
@@ -230,7 +232,7 @@ async fn a_uri_over_plaintext_leads_to_loopback_only_even_if_the_configuration_w
             host: host.to_owned(),
             ..uri
         };
-        let error = Fetcher::new(SessionSource::Uri(uri), None)
+        let error = scripted::fetcher(SessionSource::Uri(uri), None)
             .fetch(None)
             .await;
         let error = error.err().unwrap();
@@ -259,7 +261,7 @@ async fn a_fetch_ends_after_ten_seconds_and_a_uri_s_after_five() {
         (SessionSource::AssumeRole(scripted::assume_role(silent)), 10),
     ] {
         let start = Instant::now();
-        let fetcher = Fetcher::new(source, roots.clone());
+        let fetcher = scripted::fetcher(source, roots.clone());
         let error = fetcher
             .fetch(Some(&scripted::long_lived()))
             .await
@@ -269,7 +271,7 @@ async fn a_fetch_ends_after_ten_seconds_and_a_uri_s_after_five() {
         assert_eq!(start.elapsed().as_secs(), seconds, "{error}");
     }
     uri.is_tls = true;
-    let fetcher = Fetcher::new(SessionSource::Uri(uri), roots);
+    let fetcher = scripted::fetcher(SessionSource::Uri(uri), roots);
     let start = Instant::now();
     assert!(fetcher.fetch(None).await.is_err());
     assert_eq!(start.elapsed().as_secs(), 5);
@@ -363,7 +365,7 @@ async fn assert_silent(source: SessionSource, server: &Scripted, fault: Fault) {
         security_token: Some(Secret::new(OWN_TOKEN)),
         ..scripted::long_lived()
     };
-    let fetcher = Fetcher::new(source, server.roots.clone());
+    let fetcher = scripted::fetcher(source, server.roots.clone());
     let traced = tracing::subscriber::set_default(subscriber);
     let error = fetcher.fetch(Some(&own)).await.err().unwrap();
     tracing::debug!(%error, debugged = ?error, "no session");
@@ -474,11 +476,12 @@ async fn failures_of_a_uri_show_no_secret() {
 async fn replaced_roots_count_for_the_next_connection() {
     let server = Scripted::start_tls([session()]).await;
     let others = Scripted::start_tls([]).await.roots;
-    let fetcher = Fetcher::new(server.assume_role(), others);
+    let roots = Roots::new(others);
+    let fetcher = Fetcher::new(Arc::new(server.assume_role()), roots.clone());
     let own = scripted::long_lived();
     let error = fetcher.fetch(Some(&own)).await.err().unwrap();
     assert!(error.reason.starts_with("TLS failed"), "{error}");
-    fetcher.set_tls_roots(server.roots.clone().unwrap());
+    roots.set(server.roots.clone().unwrap());
     fetcher.fetch(Some(&own)).await.ok().unwrap();
     assert_eq!(server.requests().len(), 1);
 }

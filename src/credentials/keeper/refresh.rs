@@ -10,7 +10,8 @@ use futures_util::FutureExt;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::error::{Failure, FetchError};
-use super::super::obtain;
+use super::super::http;
+
 use super::super::session::{Obtained, Session};
 use super::Shared;
 use super::state::Sent;
@@ -139,7 +140,7 @@ impl Shared {
         };
         self.state.lock().begin(Instant::now());
         let assuming = assuming.as_deref();
-        let request = self.request(assuming.or(obtain::loaded_from(&self.source)));
+        let request = self.request(assuming.or(self.source.loaded_from()));
         timeout(FLIGHT_LIMIT, request).await.unwrap_or_else(|_| {
             Err(self.error(
                 Failure::Unreachable,
@@ -257,7 +258,7 @@ impl Shared {
     fn error(&self, kind: Failure, reason: String) -> FetchError {
         FetchError {
             kind,
-            place: obtain::place(&self.source),
+            place: http::place(&self.source),
             reason,
             status: None,
             code: None,

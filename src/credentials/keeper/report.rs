@@ -6,7 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::super::error::{Failure, FetchError};
-use super::super::obtain;
+use super::super::http;
+
 use super::Shared;
 
 /// What has been logged since the last success.
@@ -26,7 +27,7 @@ impl Reported {
     /// Logs a failure. `left` is the rest of the valid session, if there is one.
     pub(super) fn failure(&mut self, shared: &Shared, error: &FetchError, left: Option<Duration>) {
         let source = &*shared.source;
-        let (name, role, kind) = (source.name(), obtain::role(source), error.kind.label());
+        let (name, role, kind) = (source.name(), source.role(), error.kind.label());
         tracing::debug!(source = name, role, kind, %error, "no session obtained");
         let bit = 1 << error.kind as u8;
         let is_new = self.kinds & bit == 0;
@@ -49,7 +50,7 @@ impl Reported {
     pub(super) fn ended(&mut self, shared: &Shared, error: &FetchError) {
         self.is_ended = true;
         let source = &*shared.source;
-        let (name, role, kind) = (source.name(), obtain::role(source), error.kind.label());
+        let (name, role, kind) = (source.name(), source.role(), error.kind.label());
         if let Some(left_out) = shared.flights.log_line(Instant::now()) {
             tracing::error!(
                 source = name, role, kind, %error, left_out,
@@ -67,8 +68,8 @@ impl Reported {
     pub(super) fn success(&mut self, shared: &Shared, lifetime: Duration) {
         let was_failing = std::mem::take(self).kinds != 0;
         let source = &*shared.source;
-        let (name, role) = (source.name(), obtain::role(source));
-        let (place, lifetime_seconds) = (obtain::place(source), lifetime.as_secs());
+        let (name, role) = (source.name(), source.role());
+        let (place, lifetime_seconds) = (http::place(source), lifetime.as_secs());
         tracing::debug!(
             source = name,
             role,

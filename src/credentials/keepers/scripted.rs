@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::sleep;
 
 use super::super::error::{Failure, FetchError};
-use super::super::obtain::{Obtain, SharedRoots};
+use super::super::http::Roots;
+use super::super::obtain::Obtain;
 use super::super::session::Obtained;
 use super::Keepers;
 use crate::config::{Config, Credentials, Stamp};
@@ -53,7 +53,7 @@ impl Script {
 
     /// The keepers of a configuration, which all ask this source.
     pub(crate) fn keepers(self: &Arc<Self>, config: &Config, before: Option<&Keepers>) -> Keepers {
-        let roots = SharedRoots::new(ArcSwapOption::empty());
+        let roots = Roots::new(None);
         Keepers::build(config, roots, before, &|_| Box::new(self.clone()))
     }
 }

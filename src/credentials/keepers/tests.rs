@@ -13,12 +13,14 @@ use super::super::keeper::fake::{
 };
 use super::*;
 use crate::config::{Account, AccountCredentials, Actions, Client, RoleSource};
-use crate::primitives::id::ClientId;
+use crate::primitives::id::{AccountId, ClientId};
 
 /// The fake of every source, and the sources that keepers were made for.
 struct World {
     fake: Arc<Fake>,
     made: Mutex<Vec<SessionSource>>,
+    /// The source of each account of the last configuration.
+    sources: Mutex<HashMap<String, SessionSource>>,
 }
 
 impl World {
@@ -26,15 +28,29 @@ impl World {
         Self {
             fake: Fake::new("STS.", answer),
             made: Mutex::default(),
+            sources: Mutex::default(),
         }
     }
 
     fn build(&self, config: &Config, before: Option<&Keepers>) -> Keepers {
-        let roots = SharedRoots::new(ArcSwapOption::empty());
+        let roots = Roots::new(None);
+        let sources = config.accounts.iter().map(|account| {
+            let credentials = account.credentials.as_ref().unwrap();
+            (
+                account.id.to_string(),
+                credentials.session().unwrap().clone(),
+            )
+        });
+        *self.sources.lock() = sources.collect();
         Keepers::build(config, roots, before, &|source| {
             self.made.lock().push(SessionSource::clone(source));
             Box::new(self.fake.clone())
         })
+    }
+
+    /// The keeper of an account of the last configuration.
+    fn of<'a>(&self, keepers: &'a Keepers, account: &str) -> &'a Arc<Keeper> {
+        keepers.get(&self.sources.lock()[account]).unwrap()
     }
 
     fn take_made(&self) -> Vec<SessionSource> {
@@ -74,10 +90,6 @@ fn client(account: &str) -> Client {
     }
 }
 
-fn of<'a>(keepers: &'a Keepers, account: &str) -> &'a Arc<Keeper> {
-    keepers.of_account(&AccountId::new(account)).unwrap()
-}
-
 #[tokio::test(start_paused = true)]
 async fn accounts_with_one_source_share_a_keeper_and_unused_ones_have_none() {
     let world = World::new(Answer::Session(3600));
@@ -93,15 +105,20 @@ async fn accounts_with_one_source_share_a_keeper_and_unused_ones_have_none() {
         None,
     );
     assert_eq!(world.take_made(), [role.clone(), second.clone()]);
-    assert!(Arc::ptr_eq(of(&keepers, "a"), of(&keepers, "b")));
     assert!(Arc::ptr_eq(
-        of(&keepers, "a"),
+        world.of(&keepers, "a"),
+        world.of(&keepers, "b")
+    ));
+    assert!(Arc::ptr_eq(
+        world.of(&keepers, "a"),
         keepers.get(&second).unwrap()
     ));
-    assert!(Arc::ptr_eq(of(&keepers, "c"), keepers.get(&role).unwrap()));
-    assert!(keepers.of_account(&AccountId::new("unused")).is_none());
+    assert!(Arc::ptr_eq(
+        world.of(&keepers, "c"),
+        keepers.get(&role).unwrap()
+    ));
     assert!(keepers.get(&oidc()).is_none());
-    assert_eq!((keepers.accounts().count(), keepers.all().len()), (3, 2));
+    assert_eq!(keepers.by_source.len(), 2);
     sleep(Duration::from_secs(1)).await;
     let assuming: Vec<_> = world
         .fake
@@ -127,7 +144,7 @@ async fn a_source_whose_assuming_secret_differs_is_another_one() {
     };
     credentials.secret = crate::primitives::secret::Secret::new("another");
     let keepers = world.build(&config(&[("a", role), ("b", rotated)]), None);
-    assert_eq!(keepers.all().len(), 2);
+    assert_eq!(keepers.by_source.len(), 2);
 }
 
 #[tokio::test(start_paused = true)]
@@ -136,20 +153,20 @@ async fn a_reload_keeps_a_session_and_a_request_under_way() {
     let role = assumed_with_key(ROLE);
     let first = world.build(&config(&[("a", role.clone())]), None);
     let give_up = Instant::now() + Duration::from_secs(60);
-    assert_eq!(of(&first, "a").ready(give_up).await, Ok(()));
+    assert_eq!(world.of(&first, "a").ready(give_up).await, Ok(()));
     world.fake.set(Answer::Session(3600), 5000);
     let second_role = assumed_from(role.clone(), "acs:ram::1:role/second");
     let accounts = [("a", role.clone()), ("b", second_role.clone())];
     let second = world.build(&config(&accounts), Some(&first));
     drop(first);
     assert_eq!(world.take_made(), [role.clone(), second_role]);
-    assert!(of(&second, "a").current().is_some());
+    assert!(world.of(&second, "a").current().is_some());
     // While the request of `b` is under way.
     sleep(Duration::from_secs(2)).await;
     let third = world.build(&config(&accounts), Some(&second));
     drop(second);
     let begun = Instant::now();
-    assert_eq!(of(&third, "b").ready(give_up).await, Ok(()));
+    assert_eq!(world.of(&third, "b").ready(give_up).await, Ok(()));
     assert_eq!(begun.elapsed(), Duration::from_secs(3));
     assert_eq!((world.fake.requests(), world.take_made().len()), (2, 0));
 }
@@ -159,12 +176,12 @@ async fn a_reload_to_another_source_starts_it_and_ends_the_old_one_with_its_call
     let world = World::new(Answer::Session(3600));
     let first = world.build(&config(&[("a", ecs_role("old"))]), None);
     let give_up = Instant::now() + Duration::from_secs(60);
-    assert_eq!(of(&first, "a").ready(give_up).await, Ok(()));
-    let call = of(&first, "a").clone();
+    assert_eq!(world.of(&first, "a").ready(give_up).await, Ok(()));
+    let call = world.of(&first, "a").clone();
     let second = world.build(&config(&[("a", ecs_role("new"))]), Some(&first));
     drop(first);
     assert!(second.get(&ecs_role("old")).is_none());
-    assert_eq!(of(&second, "a").ready(give_up).await, Ok(()));
+    assert_eq!(world.of(&second, "a").ready(give_up).await, Ok(()));
     assert_eq!(world.fake.requests(), 2);
     // A call that began before keeps its session, which is refreshed; then nothing asks for it.
     assert!(call.current().is_some());
@@ -173,7 +190,7 @@ async fn a_reload_to_another_source_starts_it_and_ends_the_old_one_with_its_call
     drop(call);
     sleep(Duration::from_secs(2701)).await;
     assert_eq!(world.fake.requests(), 5);
-    assert_eq!(of(&second, "a").view().succeeded, 3);
+    assert_eq!(world.of(&second, "a").view().succeeded, 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -197,7 +214,7 @@ async fn a_service_that_hangs_delays_no_other_service() {
     let with_ecs = [accounts, vec![("ecs", ecs_role("role"))]].concat();
     let second = world.build(&config(&with_ecs), Some(&first));
     sleep(Duration::from_millis(1)).await;
-    assert!(of(&second, "ecs").current().is_some());
+    assert!(world.of(&second, "ecs").current().is_some());
     // The others keep the bounds that they had before the reload.
     assert_eq!(world.fake.under_way.load(Ordering::Relaxed), AT_ONCE);
 }
@@ -206,12 +223,14 @@ async fn a_service_that_hangs_delays_no_other_service() {
 async fn only_sources_over_tls_load_roots() {
     let without_tls = config(&[("a", ecs_role("role"))]);
     let keepers = Keepers::new(&without_tls, None).unwrap();
-    assert!(keepers.roots.load().is_none());
+    assert!(keepers.roots.get("").is_err());
     let mut with_tls = config(&[("a", oidc())]);
     let keepers = keepers.reloaded(&with_tls, None).unwrap();
-    let loaded = keepers.roots.load_full().unwrap();
-    keepers.set_tls_roots(&loaded);
-    assert!(!Arc::ptr_eq(&loaded, &keepers.roots.load_full().unwrap()));
+    let loaded = keepers.roots.get("").unwrap();
+    let other = TlsRoots::load(None).unwrap();
+    keepers.set_tls_roots(&other);
+    let now = keepers.roots.get("").unwrap();
+    assert!(now.is_same(&other) && !now.is_same(&loaded));
     with_tls.upstream.ca_file = Some("/no/such/roots.pem".into());
     let error = Keepers::new(&with_tls, None).err().unwrap();
     assert!(error.to_string().contains("/no/such/roots.pem"), "{error}");

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::acs::decode::Params;
-use crate::config;
+use crate::config::{self, RoleSource};
 use crate::credentials::scripted::{
     self, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
 };

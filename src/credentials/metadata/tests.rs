@@ -6,7 +6,7 @@ use super::*;
 use crate::config::SessionSource;
 use crate::credentials::error::Failure;
 use crate::credentials::fetch::Fetcher;
-use crate::credentials::scripted::{Scripted, in_an_hour, metadata_body, plain};
+use crate::credentials::scripted::{self, Scripted, in_an_hour, metadata_body, plain};
 
 const PUT: &str = "PUT /latest/api/token";
 const GET_ROLE: &str = "GET /latest/meta-data/ram/security-credentials/";
@@ -25,7 +25,7 @@ fn role_name() -> String {
 }
 
 fn fetcher(server: &Scripted, allow_v1: bool) -> Fetcher {
-    Fetcher::new(server.ecs_role(allow_v1), None)
+    scripted::fetcher(server.ecs_role(allow_v1), None)
 }
 
 #[tokio::test]
@@ -60,7 +60,7 @@ async fn a_configured_role_saves_a_request() {
             allow_v1: false,
             address: server.address,
         };
-        Fetcher::new(SessionSource::EcsRole(source), None)
+        scripted::fetcher(SessionSource::EcsRole(source), None)
     };
     configured("flowgate-role").fetch(None).await.ok().unwrap();
     assert_eq!(server.lines(), [PUT, GET_SESSION]);

@@ -11,7 +11,6 @@ use super::*;
 use crate::acs::decode::Params;
 use crate::acs::v1;
 use crate::credentials::error::Failure;
-use crate::credentials::fetch::Fetcher;
 use crate::credentials::scripted::{self, Scripted, answer, sts_body};
 use crate::primitives::secret::Secret;
 
@@ -266,7 +265,7 @@ async fn a_refused_stamp_is_corrected_by_the_answer_s_date_and_stays_corrected()
         );
         let server =
             Scripted::start_tls([refused_stamp(code, 4000), session.clone(), session]).await;
-        let fetcher = Fetcher::new(server.assume_role(), server.roots.clone());
+        let fetcher = scripted::fetcher(server.assume_role(), server.roots.clone());
         let credentials = scripted::long_lived();
         for _ in 0..2 {
             let obtained = fetcher.fetch(Some(&credentials)).await.ok().unwrap();
@@ -295,7 +294,7 @@ async fn an_anonymous_request_s_stamp_is_corrected_too() {
         answer(200, &date(-4000), &sts_body(&end)),
     ])
     .await;
-    let fetcher = Fetcher::new(server.oidc(token.path()), server.roots.clone());
+    let fetcher = scripted::fetcher(server.oidc(token.path()), server.roots.clone());
     // The session has ended by this host's clock, and not by STS's.
     let lifetime = fetcher.fetch(None).await.ok().unwrap().lifetime.as_secs();
     assert!((3900..=4000).contains(&lifetime), "{lifetime}");
@@ -320,7 +319,7 @@ async fn a_stamp_is_refused_twice_at_most_and_a_used_nonce_is_no_clock() {
         (refused_stamp("SignatureNonceUsed", 4000), None, 1),
     ] {
         let server = Scripted::start_tls([Some(first), second].into_iter().flatten()).await;
-        let fetcher = Fetcher::new(server.assume_role(), server.roots.clone());
+        let fetcher = scripted::fetcher(server.assume_role(), server.roots.clone());
         let error = fetcher.fetch(Some(&credentials)).await.err().unwrap();
         assert_ne!(error.kind, Failure::Unreachable, "{error}");
         assert_eq!(error.status, Some(400));
