@@ -117,11 +117,10 @@ pub(crate) fn read(form: Form, place: &str, answer: &Answer) -> Result<Obtained,
     } else {
         document(answer)
     };
-    let session = fields.and_then(|fields| {
-        if form == Form::Metadata && fields.code.is_none() {
-            return Err("the answer has no Code".to_owned());
-        }
-        fields.session(answer)
+    let session = fields.and_then(|fields| match fields.code.as_deref() {
+        None if form == Form::Metadata => Err("the answer has no Code".to_owned()),
+        None | Some(SUCCESS) => fields.session(answer),
+        Some(_) => Err("the answer is not a session".to_owned()),
     });
     session.map_err(|reason| bad(place, answer, reason))
 }
@@ -235,7 +234,9 @@ fn document<T: for<'de> Deserialize<'de>>(answer: &Answer) -> Result<T, String> 
     if !body.trim_ascii_start().starts_with(b"{") {
         return Err("the answer is not a JSON object".to_owned());
     }
-    let document = serde_json::from_slice(body);
+    // In a field that is not used, serde does not check the encoding of bytes.
+    let body = std::str::from_utf8(body).map_err(|_| "the answer is not UTF-8".to_owned())?;
+    let document = serde_json::from_str(body);
     document.map(|Object(document)| document).map_err(|error| {
         if error.is_eof() {
             "the answer is JSON that ends too early"

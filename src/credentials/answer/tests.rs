@@ -234,6 +234,32 @@ fn a_uri_s_code_may_be_missing_and_sts_has_none() {
 }
 
 #[test]
+fn a_failed_session_is_refused_however_its_code_is_written() {
+    let failed = metadata_body(LATER).replace("Success", "Failed");
+    let mut not_utf8 = failed.clone().replace("LastUpdated", "x").into_bytes();
+    let at = not_utf8.windows(3).position(|three| three == b"\"x\"");
+    not_utf8[at.unwrap() + 1] = 0xbe;
+    let mut xml = answer(200, failed.clone());
+    let content_type = HeaderValue::from_static("text/xml");
+    xml.response.headers.insert(CONTENT_TYPE, content_type);
+    for answer in [
+        answer(200, not_utf8),
+        answer(200, failed.replacen('{', r#"{"code":"Success","#, 1)),
+        answer(200, failed.replace("Failed", "not a word")),
+        xml,
+    ] {
+        for form in [Form::Metadata, Form::Uri] {
+            assert_eq!(refused(form, &answer).kind, Failure::BadAnswer);
+        }
+    }
+    let mut sts = sts_body(LATER).into_bytes();
+    let at = sts.windows(4).position(|four| four == b"6894");
+    sts[at.unwrap()] = 0xbe;
+    let error = refused(Form::Sts, &answer(200, sts));
+    assert_eq!(error.reason, "the answer is not UTF-8");
+}
+
+#[test]
 fn a_long_token_is_taken() {
     let token = "x".repeat(60_000);
     let body = sts_body(LATER).replace(SESSION_TOKEN, &token);
