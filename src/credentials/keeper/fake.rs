@@ -2,16 +2,18 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
+use tracing::Dispatch;
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
 use super::super::error::{Failure, FetchError};
@@ -150,17 +152,30 @@ pub(in crate::credentials) fn error(kind: Failure) -> FetchError {
 #[derive(Clone, Default)]
 pub(in crate::credentials) struct LogText(Arc<Mutex<Vec<u8>>>);
 
+/// Interested in all that [`captured`] is. While there is only one subscriber, tracing caches for all
+/// threads whether an event is enabled on the thread that reaches it first, which may be that of
+/// another test.
+static SECOND: LazyLock<Dispatch> = LazyLock::new(|| Dispatch::new(subscriber(io::sink)));
+
 /// Captures the log of this thread until the guard is dropped.
 pub(in crate::credentials) fn captured() -> (LogText, DefaultGuard) {
+    LazyLock::force(&SECOND);
     let log = LogText::default();
     let writer = log.clone();
+    let captured = subscriber(move || writer.clone());
+    (log, tracing::subscriber::set_default(captured))
+}
+
+fn subscriber<W>(writer: W) -> impl tracing::Subscriber + Send + Sync
+where
+    W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
+{
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(false)
         .with_target(false)
         .without_time()
-        .with_writer(move || writer.clone());
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(LevelFilter::INFO));
-    (log, tracing::subscriber::set_default(subscriber))
+        .with_writer(writer);
+    tracing_subscriber::registry().with(lines.with_filter(LevelFilter::INFO))
 }
 
 // === impl LogText ===
