@@ -71,10 +71,11 @@ fn sts(request: &Received) -> Option<String> {
     Some(plain(200, &sts_body(END).replace("STS.fake1", id)))
 }
 
-async fn checked(config: &Config, server: &Scripted) -> (Vec<String>, bool) {
+async fn checked(mut config: Config, server: &Scripted) -> (Vec<String>, bool) {
     let mut lines = Vec::new();
+    config.sts = server.sts();
     let roots = server.roots.clone().unwrap();
-    let all_usable = check_all(config, roots, |line| lines.push(line.to_owned())).await;
+    let all_usable = check_all(&config, roots, |line| lines.push(line.to_owned())).await;
     let text = lines.join("\n");
     for secret in [SESSION_SECRET, SESSION_TOKEN, "test-secret-1"] {
         assert!(!text.contains(secret), "{text}");
@@ -92,7 +93,7 @@ async fn each_source_is_asked_once_and_each_account_says_who_it_is() {
         account("keys", keys()),
         account("role", AccountCredentials::Session(first)),
     ]);
-    let (lines, all_usable) = checked(&config, &server).await;
+    let (lines, all_usable) = checked(config, &server).await;
     assert_eq!(
         lines,
         [
@@ -142,7 +143,7 @@ async fn a_failure_is_printed_without_secrets_and_the_others_are_checked() {
         account("keys", keys()),
         account("role", AccountCredentials::Session(first)),
     ]);
-    let (lines, all_usable) = checked(&config, &server).await;
+    let (lines, all_usable) = checked(config, &server).await;
     let refusal = format!(
         "{}: the service refuses the request, status 403, code NoPermission, request id R-1",
         server.address
@@ -171,7 +172,7 @@ async fn many_accounts_of_one_source_cause_one_session() {
             account(&format!("a{number}"), credentials)
         })
         .collect();
-    let (lines, all_usable) = checked(&config(accounts), &server).await;
+    let (lines, all_usable) = checked(config(accounts), &server).await;
     assert!(all_usable);
     assert_eq!(lines.len(), 200);
     assert!(lines[199].starts_with("account a199: "));
@@ -187,7 +188,7 @@ async fn without_managed_accounts_nothing_is_asked() {
         credentials: None,
         ..account("relayed", keys())
     };
-    let (lines, all_usable) = checked(&config(vec![relayed]), &server).await;
+    let (lines, all_usable) = checked(config(vec![relayed]), &server).await;
     assert_eq!(
         (lines, all_usable),
         (vec!["no account has credentials".to_owned()], true)
