@@ -290,12 +290,13 @@ impl<'a> ActiveCall<'a> {
         };
         let verdict = &judged.verdict;
         self.record.judged(verdict.code(), verdict.request_id());
-        if verdict.is_old_session()
-            && !std::mem::replace(&mut self.renewed, true)
-            && Box::pin(self.renew_credentials(&judged)).await
-        {
-            self.record.queued_again(Duration::ZERO);
-            return None;
+        if verdict.is_old_session() {
+            if std::mem::replace(&mut self.renewed, true) {
+                self.report_refused(&judged);
+            } else if Box::pin(self.renew_credentials(&judged)).await {
+                self.record.queued_again(Duration::ZERO);
+                return None;
+            }
         }
         if judged.has_better_stamp && !std::mem::replace(&mut self.restamped, true) {
             self.record.queued_again(Duration::ZERO);
@@ -321,6 +322,16 @@ impl<'a> ActiveCall<'a> {
                     .wait_for_reload(self.generation, give_up)
                     .await
             }
+        }
+    }
+
+    /// Reports that CAMS has refused the session that replaced a refused one: other calls wait for
+    /// another one.
+    fn report_refused(&self, judged: &Judged) {
+        let config_snapshot = self.services.current_config.load();
+        let keeper = config_snapshot.directory.keeper(&self.operation.account);
+        if let (Some(keeper), Some(refused)) = (keeper, &judged.credentials) {
+            keeper.refused(&refused.access_key_id);
         }
     }
 

@@ -118,29 +118,37 @@ impl Keeper {
     /// Waits until there is a valid session, at most until `give_up`. Returns why there is none
     /// then: the last failure, or `None` if the source has not answered yet.
     pub(crate) async fn ready(&self, give_up: Instant) -> Result<(), Option<FetchError>> {
-        if self.shared.is_valid() {
+        if self.shared.is_usable() {
             return Ok(());
         }
         let _waiting = self.shared.wait();
-        timeout_at(give_up, self.shared.until(Shared::is_valid))
+        timeout_at(give_up, self.shared.until(Shared::is_usable))
             .await
-            .map_err(|_| self.shared.failure())
+            .map_err(|_| self.shared.failure().or_else(|| self.shared.refusal()))
     }
 
-    /// Obtains another session, because CAMS or STS has refused this one. Returns whether another
-    /// one is there by `give_up`: at once if there is a newer one already; else after one request
-    /// that all refused calls share. A refusal less than 10 s after the last such request causes no
-    /// request.
+    /// CAMS has refused the session with this key again. Calls wait for another one, which is
+    /// requested if the last request for a refused session is 10 s ago.
+    pub(crate) fn refused(&self, key: &AccessKeyId) {
+        self.shared.refuse(key);
+        self.shared.wake.notify_one();
+    }
+
+    /// Obtains another session, because CAMS or STS has refused the one with this key, which is not
+    /// used for a while. All refused calls share one request. Waits until there is another session,
+    /// at most until `give_up`, and returns whether a repetition makes sense.
+    ///
+    /// A refusal less than 10 s after the last such request causes no request: sessions are not what
+    /// is wrong, or the new one is not known everywhere yet. Then the same session is tried again
+    /// after its pause.
     pub(crate) async fn replace(&self, refused: &AccessKeyId, give_up: Instant) -> bool {
         let shared = &self.shared;
-        let Some(ended) = shared.demand(refused) else {
-            return shared.has_other_than(refused);
-        };
+        let awaits_other_than = shared.refuse(refused);
         let _waiting = shared.wait();
-        let answered = shared.until(|shared| shared.state.lock().requests_ended() != ended);
-        // Without an answer by then there may still be another session: the answer decides nothing.
-        drop(timeout_at(give_up, answered).await);
-        shared.has_other_than(refused)
+        let replaced = shared.until(|shared| {
+            shared.is_usable() && awaits_other_than.as_ref().is_none_or(|old| !shared.is(old))
+        });
+        timeout_at(give_up, replaced).await.is_ok()
     }
 
     /// What operators see.
@@ -164,8 +172,21 @@ impl Shared {
         let session = self.session.load();
         let session = session.as_ref()?;
         session
-            .is_valid(Instant::now(), self.obtain.clock())
+            .is_usable(Instant::now(), self.obtain.clock())
             .then(|| session.credentials.clone())
+    }
+
+    fn is_usable(&self) -> bool {
+        let session = self.session.load();
+        session
+            .as_ref()
+            .is_some_and(|session| session.is_usable(Instant::now(), self.obtain.clock()))
+    }
+
+    /// Whether this is the session in force.
+    fn is(&self, session: &Arc<Session>) -> bool {
+        let now = self.session.load();
+        now.as_ref().is_some_and(|now| Arc::ptr_eq(now, session))
     }
 
     fn is_valid(&self) -> bool {
@@ -187,20 +208,29 @@ impl Shared {
         state.failure().map(|(_, error)| error.clone())
     }
 
-    /// Demands another session in place of the refused one. Returns the number of requests so far if
-    /// it is worth to wait for the next one.
-    fn demand(&self, refused: &AccessKeyId) -> Option<u64> {
+    /// Why there is no session if the source has not failed.
+    fn refusal(&self) -> Option<FetchError> {
+        let reason = "the session was refused before its end, and there is no other one yet";
+        self.is_valid()
+            .then(|| self.error(Failure::OldToken, reason.to_owned()))
+    }
+
+    /// Records that the session with this key was refused. Returns the session if another one was
+    /// requested in its place.
+    fn refuse(&self, refused: &AccessKeyId) -> Option<Arc<Session>> {
         // Under the lock, so that a session that arrives now is not missed.
         let mut state = self.state.lock();
-        match self.current() {
-            Some(current) if current.access_key_id != *refused => None,
-            Some(_) => match state.demand(Instant::now()) {
-                Demand::Pending => Some(state.requests_ended()),
-                Demand::TooSoon => None,
-            },
-            // The source is asked anyway, by the back-off: there is nothing to sign with.
-            None => Some(state.requests_ended()),
+        let session = self.session.load_full()?;
+        let now = Instant::now();
+        let is_in_force = session.is_valid(now, self.obtain.clock())
+            && session.credentials.access_key_id == *refused;
+        if !is_in_force {
+            return None;
         }
+        if session.refuse(now) {
+            state.reported.refused(self);
+        }
+        (state.demand(now) == Demand::Pending).then_some(session)
     }
 
     /// Counts as one that waits. The task looks again whether a request is due: after this host has
@@ -211,7 +241,8 @@ impl Shared {
         Waiting(self)
     }
 
-    /// Waits until the condition holds, which only a request's end can change.
+    /// Waits until the condition holds, which only the end of a request and the end of a refused
+    /// session's pause can change.
     async fn until(&self, holds: impl Fn(&Self) -> bool) {
         loop {
             // Before the condition: a notification between the two is not lost.
@@ -219,7 +250,14 @@ impl Shared {
             if holds(self) {
                 return;
             }
-            changed.await;
+            let session = self.session.load_full();
+            let pause = session
+                .and_then(|session| session.refused_until())
+                .filter(|until| *until > Instant::now());
+            match pause {
+                None => changed.await,
+                Some(until) => drop(timeout_at(until, changed).await),
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::config::Credentials;
@@ -11,6 +12,10 @@ use crate::primitives::secret::never_shown;
 /// The longest lifetime that is believed. STS's is 12 hours; a URI may return any, and times far
 /// away cannot be added to a clock.
 const MAX_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How long a refused session is not used. Another one usually takes its place at once. If there is
+/// none, it is tried again after this time: a new session may not be known everywhere yet.
+pub(crate) const REFUSAL_PAUSE: Duration = Duration::from_secs(5);
 
 /// What a source returned.
 pub(crate) struct Obtained {
@@ -32,6 +37,8 @@ pub(crate) struct Session {
     ends: Instant,
     /// Its end, of this host's clock, which continues while the host sleeps.
     ends_at: SystemTime,
+    /// CAMS has refused it; it is not used until then.
+    refused_until: Mutex<Option<Instant>>,
 }
 
 never_shown!(Obtained, Session);
@@ -48,12 +55,30 @@ impl Session {
             obtained_at: clock,
             ends: now + lifetime,
             ends_at: clock + lifetime,
+            refused_until: Mutex::new(None),
         }
     }
 
-    /// Whether it may still be used.
+    /// Whether it has not ended.
     pub(crate) fn is_valid(&self, now: Instant, clock: SystemTime) -> bool {
         now < self.ends && clock < self.ends_at
+    }
+
+    /// Whether calls may be signed with it: it has not ended, and was not refused just now.
+    pub(crate) fn is_usable(&self, now: Instant, clock: SystemTime) -> bool {
+        self.is_valid(now, clock) && self.refused_until().is_none_or(|until| until <= now)
+    }
+
+    /// CAMS or STS has refused it. It is not used for [`REFUSAL_PAUSE`]. Returns whether this is the
+    /// first refusal.
+    pub(crate) fn refuse(&self, now: Instant) -> bool {
+        let before = self.refused_until.lock().replace(now + REFUSAL_PAUSE);
+        before.is_none()
+    }
+
+    /// The end of the pause after a refusal.
+    pub(crate) fn refused_until(&self) -> Option<Instant> {
+        *self.refused_until.lock()
     }
 
     /// How long it was valid when it was obtained.

@@ -375,6 +375,8 @@ async fn calls_whose_session_cams_refuses_share_one_request_and_are_sent_once_mo
         assert!(gateway.ask("10s").await.is(200, "OK"));
         *gateway.cams.refused.lock() = (status, vec!["STS.1"]);
         gateway.script.set(session(HOUR, seconds(2)));
+        // All are in flight before the first is refused.
+        *gateway.cams.takes.lock() = seconds(1);
         let calls = gateway.together(20, "30s").await.join_all().await;
         assert!(calls.iter().all(|call| call.is(200, "OK")), "{calls:?}");
         assert_eq!(gateway.script.requests(), 2);
@@ -390,9 +392,17 @@ async fn a_session_that_is_refused_again_ends_the_call_without_a_third_attempt()
     let refused = gateway.ask("30s").await;
     assert!(refused.is_without_credentials(), "{refused:?}");
     assert_eq!(gateway.cams.sessions(), [1, 2]);
-    // The next call may not demand another session yet. It is refused at once.
-    let refused = gateway.ask("5s").await;
+    // The next call waits: nothing is signed with a session that was just refused.
+    let refused = gateway.ask("4s").await;
     assert!(refused.is_without_credentials(), "{refused:?}");
+    assert!(
+        refused.message.contains("refused before its end"),
+        "{refused:?}"
+    );
+    assert_eq!(gateway.cams.sessions(), [1, 2]);
+    // By now CAMS knows the new session everywhere.
+    *gateway.cams.refused.lock() = (400, vec!["STS.1"]);
+    assert!(gateway.ask("30s").await.is(200, "OK"));
     assert_eq!(gateway.cams.sessions(), [1, 2, 2]);
     assert_eq!(gateway.script.requests(), 2);
 }
@@ -407,7 +417,23 @@ async fn a_call_renews_its_session_once_also_if_another_one_could_be_demanded() 
     let refused = gateway.ask("60s").await;
     assert!(refused.is_without_credentials(), "{refused:?}");
     assert_eq!(gateway.cams.sessions(), [1, 1, 2]);
-    assert_eq!(gateway.script.requests(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_source_fails_calls_with_a_refused_session_wait_for_another_one() {
+    let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
+    assert!(gateway.ask("10s").await.is(200, "OK"));
+    *gateway.cams.refused.lock() = (400, vec!["STS.1"]);
+    gateway.script.set(failure(Failure::ServiceError));
+    let mut calls = gateway.together(5, "60s").await;
+    let later = gateway.begin("60s").await;
+    tokio::time::sleep(seconds(4)).await;
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    while let Some(call) = calls.join_next().await {
+        let call = call.unwrap();
+        assert!(call.is(200, "OK"), "{call:?}");
+    }
+    assert!(later.await.is(200, "OK"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -185,7 +185,7 @@ impl Shared {
         from.wake.notify_one();
         loop {
             let changed = from.changed.notified();
-            if from.is_valid() {
+            if from.is_usable() {
                 return;
             }
             if let Some(failure) = from.failure() {
@@ -255,7 +255,7 @@ impl Shared {
     }
 
     /// A failure that no service has caused.
-    fn error(&self, kind: Failure, reason: String) -> FetchError {
+    pub(super) fn error(&self, kind: Failure, reason: String) -> FetchError {
         FetchError {
             kind,
             place: http::place(&self.source),

@@ -59,6 +59,21 @@ impl Reported {
         }
     }
 
+    /// Logs that the session was refused before its end.
+    pub(super) fn refused(&self, shared: &Shared) {
+        let source = &*shared.source;
+        let (name, role, place) = (source.name(), source.role(), http::place(source));
+        if let Some(left_out) = shared.flights.log_line(Instant::now()) {
+            tracing::warn!(
+                source = name,
+                role,
+                place,
+                left_out,
+                "a session was refused before its end; another one is requested"
+            );
+        }
+    }
+
     /// Whether it was logged that there is no valid session.
     pub(super) fn is_ended(self) -> bool {
         self.is_ended

@@ -22,7 +22,6 @@ pub(super) struct State {
     /// The begin of the last request.
     begun: Option<Instant>,
     is_under_way: bool,
-    requests_ended: u64,
     /// Failures since the last success.
     failures_in_a_row: u32,
     /// After a failure: when the source is asked again.
@@ -143,11 +142,6 @@ impl State {
         Demand::Pending
     }
 
-    /// The number of requests that have ended.
-    pub(super) fn requests_ended(&self) -> u64 {
-        self.requests_ended
-    }
-
     /// The last failure since the last success, and its time.
     pub(super) fn failure(&self) -> Option<&(Instant, FetchError)> {
         self.failure.as_deref()
@@ -155,6 +149,5 @@ impl State {
 
     fn end(&mut self) {
         self.is_under_way = false;
-        self.requests_ended += 1;
     }
 }
