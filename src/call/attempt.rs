@@ -122,6 +122,12 @@ async fn run(
     {
         return Attempted::Unsent;
     }
+    if note.is_some() && !is_session_in_force(&services, &operation, credentials.as_ref()) {
+        if let Some(note) = &note {
+            note.unsent();
+        }
+        return Attempted::Unsent;
+    }
     let Some((connection, receipt)) = permit.begin() else {
         if let Some(note) = &note {
             note.unsent();
@@ -148,6 +154,24 @@ async fn run(
     count(&services, &operation, &in_flight.0, &judged, took);
     settle(receipt, &judged.verdict);
     Attempted::Judged(Box::new(judged))
+}
+
+/// Whether the session that an attempt is signed with is still in force: it may have ended while the
+/// journal was written.
+fn is_session_in_force(
+    services: &CallServices,
+    operation: &Operation,
+    signed_with: Option<&Arc<Credentials>>,
+) -> bool {
+    let config_snapshot = services.current_config.load();
+    let Some(keeper) = config_snapshot.directory.keeper(&operation.account) else {
+        return true;
+    };
+    match (keeper.current(), signed_with) {
+        (Some(current), Some(signed_with)) => Arc::ptr_eq(&current, signed_with),
+        (None, Some(_)) => false,
+        (_, None) => true,
+    }
 }
 
 /// Journals that the attempt is about to be sent, before its first byte is. A slow disk delays the

@@ -12,10 +12,8 @@ use super::services::CallServices;
 use crate::config::{Queue, SessionSource};
 use crate::credentials::error::FetchError;
 use crate::error::{Kind, Refusal};
-use crate::limiter;
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ClientId};
-use crate::process::shutdown::Phase;
 
 /// When a call that does not fit among the waiting ones should be repeated.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -53,8 +51,8 @@ struct WaitingCall<'a> {
 // === impl SessionWait ===
 
 impl SessionWait<'_> {
-    /// Waits until there is a session, at most until the send-by time. Ends at once when a drain
-    /// begins. After a reload the call waits for the source that its account has then.
+    /// Waits until there is a session, at most until the send-by time. A drain ends it only
+    /// with its grace. After a reload the call waits for the source that its account has then.
     pub(super) async fn run(self) -> Result<(), Refusal> {
         let Self {
             services,
@@ -76,7 +74,6 @@ impl SessionWait<'_> {
             };
             tokio::select! {
                 biased;
-                () = services.phases.now_in(Phase::Draining) => return Err(limiter::draining()),
                 () = services.current_config.replaced(*generation) => {}
                 ready = keeper.ready(send_by) => {
                     return ready.map_err(|failure| no_session(keeper.source(), failure.as_ref()));

@@ -255,7 +255,7 @@ impl Gateway {
             let reply = tokio::select! {
                 biased;
                 reply = &mut reply => reply,
-                () = phases.reached(Phase::Draining) => reply.await,
+                () = phases.reached(Phase::Over) => reply.await,
             };
             let reply = reply.unwrap();
             let status = reply.status().as_u16();
@@ -532,12 +532,21 @@ async fn a_reload_to_fixed_credentials_ends_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_ends_the_wait_at_once() {
+async fn calls_wait_for_a_session_through_a_drain_until_its_grace_ends() {
     let gateway = Gateway::new(failure(Failure::Unreachable), &[]).await;
     let call = tokio::spawn(gateway.begin("120s").await);
     tokio::time::sleep(seconds(1)).await;
-    let start = Instant::now();
     gateway.services.phases.enter(Phase::Draining);
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    assert!(call.await.unwrap().is(200, "OK"));
+
+    let gateway = Gateway::new(failure(Failure::Unreachable), &[]).await;
+    let call = tokio::spawn(gateway.begin("120s").await);
+    tokio::time::sleep(seconds(1)).await;
+    gateway.services.phases.enter(Phase::Draining);
+    tokio::time::sleep(seconds(10)).await;
+    let start = Instant::now();
+    gateway.services.phases.enter(Phase::Over);
     let ended = call.await.unwrap();
     assert!(ended.is(503, "Flowgate.Draining"), "{ended:?}");
     assert!(start.elapsed() < seconds(1));
