@@ -21,6 +21,9 @@ use crate::error::{Kind, Refusal};
 const FOR_ANOTHER: &str =
     "a header or parameter states properties of another caller (such as its address)";
 
+/// The first characters of the access key ids of sessions.
+const SESSION_KEY: &str = "STS.";
+
 /// Selects the forwarded parts, without the body. `signed` is the `Authorization` of a version 3
 /// call.
 pub(super) fn relayed_request(
@@ -32,17 +35,10 @@ pub(super) fn relayed_request(
 ) -> Result<RelayedRequest, Refusal> {
     let upstream_host = directory.upstream_host(upstream);
     directory.check_unsigned_host(head.host, upstream)?;
-    if signed.is_some() && !is_for_upstream(head, directory, upstream) {
-        return Err(Refusal::new(
-            Kind::SignedHostMismatch,
-            format!(
-                "The call is not signed for {upstream_host}, and Flowgate has no secret for this access \
-                 key to sign it again. Sign with version 1 (signature_algorithm \"v2\" in Python and \
-                 Node), which does not cover the host; or keep the SDK's endpoint and use Flowgate \
-                 as its http_proxy with protocol HTTP; or add the secret of this access key to \
-                 Flowgate's configuration.",
-            ),
-        ));
+    if let Some(signed) = signed
+        && !is_for_upstream(head, directory, upstream)
+    {
+        return Err(not_for_upstream(upstream_host, signed));
     }
     let all = &head.parts.headers;
     let is_delegated = all.keys().any(|name| is_delegation_header(name.as_str()));
@@ -64,6 +60,24 @@ pub(super) fn relayed_request(
         headers,
         body: Bytes::new(),
     })
+}
+
+/// The refusal of a call that is signed for another host. Nobody can give Flowgate the secret of a
+/// session that an application has obtained.
+fn not_for_upstream(upstream_host: &str, signed: &Authorization<'_>) -> Refusal {
+    let or_secret = if signed.credential.starts_with(SESSION_KEY) {
+        ""
+    } else {
+        "; or add the secret of this access key to Flowgate's configuration"
+    };
+    let message = format!(
+        "The call is not signed for {upstream_host}, and Flowgate has no secret for this access key \
+         to sign it again. Either sign with a key that Flowgate issues ([[clients]], flowgate client \
+         new) for an account whose credentials it has; or sign with version 1 (signature_algorithm \
+         \"v2\" in Python and Node), which does not cover the host; or keep the SDK's endpoint and \
+         use Flowgate as its http_proxy with protocol HTTP{or_secret}."
+    );
+    Refusal::new(Kind::SignedHostMismatch, message)
 }
 
 /// Whether the call is signed for CAMS. CAMS verifies the host as it was signed, so that it is

@@ -129,6 +129,22 @@ fn the_refusal_of_a_relayed_call_signed_for_flowgate_says_what_to_do() {
         message.contains("http_proxy") && message.contains(UPSTREAM) && !message.contains(ALIAS),
         "{message}"
     );
+    assert!(
+        message.contains("[[clients]]") && message.contains("add the secret"),
+        "{message}"
+    );
+}
+
+/// Only the application has the secret of its session.
+#[test]
+fn the_refusal_of_a_relayed_session_does_not_ask_for_its_secret() {
+    let gate = Gate::bare(&[("ALIBABA_CLOUD_ECS_METADATA", "flowgate")]);
+    let (kind, message) = gate.refuses(&v3(|call| call.key = "STS.own"));
+    assert_eq!(kind, Kind::SignedHostMismatch);
+    assert!(
+        message.contains("[[clients]], flowgate client new") && !message.contains("add the secret"),
+        "{message}"
+    );
 }
 
 #[test]
