@@ -234,6 +234,9 @@ pub struct Account {
     /// relayed as their callers signed them.
     #[serde(flatten, serialize_with = "serialize_credentials")]
     pub credentials: Option<AccountCredentials>,
+    /// The profile that the source of `credentials`, or a source in its chain, was read from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
     /// All keys of a relayed account, or additional keys of a managed one: exact, by their first
     /// characters, or all that are not configured. Calls under these keys are relayed unverified.
     pub aliases: Vec<KeyPattern>,

@@ -1,5 +1,5 @@
 //! Applies environment variables over the file: `FLOWGATE_LISTEN__PROXY` sets `listen.proxy`,
-//! `FLOWGATE_ACCOUNTS__0__ID` sets `accounts[0].id`.
+//! `FLOWGATE_ACCOUNTS__0__ID` sets `accounts[0].id`, and `{}` is an empty table.
 //!
 //! The environment is passed in once. A variable that matches no key is ignored with a warning,
 //! because Kubernetes injects some with the same prefix.
@@ -18,6 +18,9 @@ use crate::acs::limits::DOCUMENTED;
 use crate::primitives::secret::never_shown;
 
 const PREFIX: &str = "FLOWGATE_";
+
+/// The value of a variable that sets a table without keys.
+const EMPTY_TABLE: &str = "{}";
 
 /// The path of the configuration, which is not a key. Read in `cli.rs`.
 const FILE: &str = "FLOWGATE_CONFIG";
@@ -180,6 +183,15 @@ fn is_key(manual: &str) -> bool {
 /// Whether the empty text is a value of this path, valid or not: a list may be empty, and what
 /// protects a listener must not vanish with an unset shell variable.
 fn takes_empty(steps: &[Step]) -> bool {
+    let manual = manual(steps);
+    keys::find(&manual).is_some_and(Key::is_list)
+        || ["listen.tls.", "listen.admin_token"]
+            .iter()
+            .any(|protects| manual.starts_with(protects))
+}
+
+/// The path in the form of the manual.
+fn manual(steps: &[Step]) -> String {
     let mut manual = String::new();
     for step in steps {
         match step {
@@ -188,10 +200,7 @@ fn takes_empty(steps: &[Step]) -> bool {
             Step::Key(key) => manual.push_str(&format!(".{key}")),
         }
     }
-    keys::find(&manual).is_some_and(Key::is_list)
-        || ["listen.tls.", "listen.admin_token"]
-            .iter()
-            .any(|protects| manual.starts_with(protects))
+    manual
 }
 
 /// Sets one value, creating the tables and lists on its path.
@@ -224,11 +233,15 @@ fn set(root: &mut Node, steps: &[Step], name: &str, value: &str) -> Result<(), &
             }
         };
     }
-    let item = Item::Scalar {
-        text: value.to_owned(),
-        style: Style::Variable,
+    *node = if value.trim() == EMPTY_TABLE && keys::is_table(&manual(steps)) {
+        empty_table(name)
+    } else {
+        let item = Item::Scalar {
+            text: value.to_owned(),
+            style: Style::Variable,
+        };
+        from_variable(name, item)
     };
-    *node = from_variable(name, item);
     Ok(())
 }
 

@@ -81,6 +81,11 @@ pub(crate) fn is_array(path: &str) -> bool {
     })
 }
 
+/// Whether the key of this path is a table, or may be one.
+pub(crate) fn is_table(path: &str) -> bool {
+    find(path).is_some_and(|key| key.kind == Kind::Table || !names(key.path).is_empty())
+}
+
 /// Returns the manual's name for the key `name` of a table: in `limits`, every action is
 /// `<Action>`.
 pub(crate) fn in_manual<'a>(table: &str, name: &'a str) -> &'a str {

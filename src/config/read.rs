@@ -93,6 +93,11 @@ impl Reader {
         is_true
     }
 
+    /// The number of mistakes so far.
+    pub(crate) fn mistake_count(&self) -> usize {
+        self.mistakes.borrow().len()
+    }
+
     /// Records a warning, which does not invalidate the configuration.
     pub(crate) fn warn(&self, warning: impl Into<String>) {
         self.warnings.borrow_mut().push(warning.into());
@@ -172,6 +177,7 @@ impl<'a> Section<'a> {
             key,
             place,
             item: node.map(|node| node.item),
+            variable: None,
         }
     }
 

@@ -41,6 +41,7 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
         key,
         place,
         item,
+        variable: _,
     } = field;
     let Some(item) = item else {
         reader.mistake(&place, format!("missing, {FORM}"));
@@ -59,6 +60,7 @@ pub(crate) fn secret(field: Field<'_>) -> Option<Secret> {
         key,
         place,
         item: Some(node.item),
+        variable: None,
     };
     let text = field.text("text", |text| Some(text.to_owned()))?;
     let found = if name == "env" {

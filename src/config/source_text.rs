@@ -31,7 +31,13 @@ pub(crate) fn source(account: &Account) -> String {
     match &account.credentials {
         None => "no credentials: calls are relayed as their callers sign them".to_owned(),
         Some(AccountCredentials::Loaded(credentials, from)) => loaded(credentials, from),
-        Some(AccountCredentials::Session(source)) => session(source),
+        Some(AccountCredentials::Session(source)) => {
+            let mut text = session(source);
+            if let Some(profile) = &account.profile {
+                text.push_str(&format!("; profile {}", plain(profile.into())));
+            }
+            text
+        }
     }
 }
 

@@ -162,6 +162,7 @@ mod tests {
         config.accounts.push(Account {
             id: AccountId::new("acme"),
             credentials: source.map(AccountCredentials::Session),
+            profile: None,
             aliases: Vec::new(),
             upstream: None,
         });

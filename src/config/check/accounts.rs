@@ -32,8 +32,13 @@ struct Taken {
     ids: HashMap<AccountId, KeyLocation>,
 }
 
-/// Every account, and whether it has a secret to sign with.
-type Known = HashMap<AccountId, bool>;
+/// The accounts that a client may name.
+struct Known {
+    /// Every account, and whether it has a secret to sign with.
+    are_managed: HashMap<AccountId, bool>,
+    /// Whether there are `[[accounts]]`, so that Alibaba's variables define none.
+    are_written: bool,
+}
 
 /// Checks both lists. Entries with a mistake are left out. `is_local` is whether only applications
 /// of this machine reach the proxy.
@@ -46,7 +51,9 @@ pub(super) fn check(
 ) -> (Vec<Account>, Vec<Client>) {
     let sources = SourceReader::new(root.reader, sts);
     let mut taken = Taken::default();
+    let mistakes = root.reader.mistake_count();
     let written = root.tables("accounts");
+    let is_list = root.reader.mistake_count() == mistakes;
     let count = written.len();
     let mut accounts: Vec<_> = written
         .into_iter()
@@ -54,35 +61,36 @@ pub(super) fn check(
         .collect();
     // If an account has a mistake, its clients would be reported as having no account. In that
     // case they are not checked against the accounts.
-    let whole = accounts.len() == count;
-    if count == 0 {
-        accounts.extend(from_variables(&sources, root.reader, &mut taken));
+    let mut whole = is_list && accounts.len() == count;
+    let are_written = !is_list || count > 0;
+    if !are_written {
+        match from_variables(&sources, root.reader, &mut taken) {
+            Some(account) => accounts.extend(account),
+            None => whole = false,
+        }
     }
-    let known: Option<Known> = whole.then(|| {
-        accounts
-            .iter()
-            .map(|account| (account.id.clone(), account.credentials.is_some()))
-            .collect()
-    });
+    let known = whole.then(|| Known::new(&accounts, are_written));
     let clients: Vec<_> = root
         .tables("clients")
         .into_iter()
         .filter_map(|section| client(section, known.as_ref(), max_hold, &mut taken))
         .collect();
-    if count == 0 && is_local && clients.is_empty() {
+    if !are_written && is_local && clients.is_empty() {
         accounts.iter_mut().for_each(relay_sessions);
     }
     warn_of_unused_sessions(root.reader, &accounts, &clients);
     (accounts, clients)
 }
 
-/// Reads the account that Alibaba's own variables define.
+/// Reads the account that Alibaba's own variables define. The outer `None` is a mistake.
 fn from_variables(
     sources: &SourceReader<'_>,
     reader: &Reader,
     taken: &mut Taken,
-) -> Option<Account> {
-    let (place, credentials) = sources.of_variables()?;
+) -> Option<Option<Account>> {
+    let Some((place, credentials)) = sources.of_variables()? else {
+        return Some(None);
+    };
     if let Some(loaded) = credentials.loaded() {
         taken.own(
             reader,
@@ -90,61 +98,66 @@ fn from_variables(
             &KeyPattern::new(loaded.access_key_id.as_str()),
         )?;
     }
-    Some(Account {
+    Some(Some(Account {
         id: AccountId::new(DEFAULT_ACCOUNT),
         credentials: Some(credentials),
+        profile: sources.taken_profile(),
         aliases: Vec::new(),
         upstream: None,
-    })
+    }))
 }
 
 /// Lets the application of a sidecar keep its own sessions of the source that both use: they are
 /// relayed, and spend the account's quota in one lane per action.
 fn relay_sessions(account: &mut Account) {
-    let session = account
-        .credentials
-        .as_ref()
-        .and_then(AccountCredentials::session);
-    if session.is_some() {
+    if has_session(account) {
         account.aliases.push(KeyPattern::new(SESSIONS));
     }
 }
 
 /// Warns of accounts whose sessions no call can be signed with: unlike an access key, nobody else
-/// has a session's secret.
+/// has a session's secret. Calls under the account's aliases are relayed as they are signed.
 fn warn_of_unused_sessions(reader: &Reader, accounts: &[Account], clients: &[Client]) {
-    let mut sessions = accounts
-        .iter()
-        .filter(|account| {
-            let source = account.credentials.as_ref();
-            source.and_then(AccountCredentials::session).is_some()
-                && account
-                    .aliases
-                    .iter()
-                    .all(|alias| alias.as_str() != SESSIONS)
-        })
-        .peekable();
-    if sessions.peek().is_none() {
-        return;
-    }
     let used: HashSet<_> = clients.iter().map(|client| &client.account).collect();
-    let unused: Vec<_> = sessions
-        .map(|account| &account.id)
-        .filter(|id| !used.contains(id))
-        .collect();
-    if unused.is_empty() {
-        return;
+    let (relaying, unused): (Vec<_>, Vec<_>) = accounts
+        .iter()
+        .filter(|account| has_session(account) && !used.contains(&account.id))
+        .partition(|account| !account.aliases.is_empty());
+    if !relaying.is_empty() {
+        reader.warn(format!(
+            "accounts without clients: {}: their temporary credentials are not used: calls under \
+             their aliases, such as those with sessions of the applications, are relayed, and must \
+             be signed for CAMS's host or with version 1 (docs/faq.md, Flowgate.SignedHostMismatch); \
+             if Flowgate is to sign, add [[clients]] (flowgate client new)",
+            names(&relaying)
+        ));
     }
-    let mut names: Vec<_> = unused.iter().take(NAMED).map(|id| id.as_str()).collect();
-    let more = format!("{} more", unused.len().saturating_sub(NAMED));
-    if unused.len() > NAMED {
+    if !unused.is_empty() {
+        reader.warn(format!(
+            "accounts without clients: {}: no caller can use their temporary credentials: add \
+             [[clients]] (flowgate client new)",
+            names(&unused)
+        ));
+    }
+}
+
+fn has_session(account: &Account) -> bool {
+    let source = account.credentials.as_ref();
+    source.and_then(AccountCredentials::session).is_some()
+}
+
+/// Names the first accounts, and the number of the others.
+fn names(accounts: &[&Account]) -> String {
+    let mut names: Vec<_> = accounts
+        .iter()
+        .take(NAMED)
+        .map(|account| account.id.as_str())
+        .collect();
+    let more = format!("{} more", accounts.len().saturating_sub(NAMED));
+    if accounts.len() > NAMED {
         names.push(&more);
     }
-    reader.warn(format!(
-        "accounts without clients: {}: no caller can use their temporary credentials: add \
-         [[clients]] (flowgate client new)",
-        names.join(", ")
-    ));
+    names.join(", ")
 }
 
 fn account<'a>(
@@ -175,6 +188,7 @@ fn account<'a>(
     Some(Account {
         id: id?,
         credentials: credentials?,
+        profile: sources.taken_profile(),
         aliases: aliases?,
         upstream: upstream?,
     })
@@ -269,8 +283,8 @@ fn managed(key: &Field<'_>, accounts: Option<&Known>) -> Option<AccountId> {
     let Some(accounts) = accounts else {
         return Some(id);
     };
-    match accounts.get(&id) {
-        None => key.mistake("no account has this id: expected the id of one of [[accounts]]"),
+    match accounts.are_managed.get(&id) {
+        None => key.mistake(accounts.expected_instead_of(&id)),
         Some(false) => key.mistake(
             "this account has no secret: expected an account with access_key_secret or credentials",
         ),
@@ -303,6 +317,47 @@ fn actions(key: Field<'_>) -> Option<Actions> {
         "expected the actions that the client may call, or [\"*\"] alone for all actions",
     );
     None
+}
+
+// === impl Known ===
+
+impl Known {
+    fn new(accounts: &[Account], are_written: bool) -> Self {
+        let are_managed = accounts
+            .iter()
+            .map(|account| (account.id.clone(), account.credentials.is_some()))
+            .collect();
+        Self {
+            are_managed,
+            are_written,
+        }
+    }
+
+    /// What a client must name instead of an account that does not exist.
+    fn expected_instead_of(&self, id: &AccountId) -> &'static str {
+        let is_default = id.as_str() == DEFAULT_ACCOUNT;
+        match (self.are_written, self.are_managed.is_empty()) {
+            (true, _) if is_default => {
+                "no account has this id: expected the id of one of [[accounts]], beside which \
+                 Alibaba's variables define no account \"default\""
+            }
+            (true, _) => "no account has this id: expected the id of one of [[accounts]]",
+            (false, true) if is_default => {
+                "no account has this id: expected Alibaba's variables to define the account \
+                 \"default\", such as those that ACK's webhook sets (ALIBABA_CLOUD_ROLE_ARN, \
+                 ALIBABA_CLOUD_OIDC_PROVIDER_ARN, ALIBABA_CLOUD_OIDC_TOKEN_FILE), but none of them \
+                 is set here; or expected [[accounts]]"
+            }
+            (false, true) => {
+                "no account has this id: expected [[accounts]], or \"default\" and Alibaba's \
+                 variables, which define that account"
+            }
+            (false, false) => {
+                "no account has this id: expected \"default\", which Alibaba's variables define, \
+                 or [[accounts]]"
+            }
+        }
+    }
 }
 
 // === impl Taken ===

@@ -36,6 +36,11 @@ const SOURCES: [&str; 7] = [
 /// The keys of an access key in `from`.
 const ACCESS_KEY: [&str; 3] = ["access_key_id", "access_key_secret", "security_token"];
 
+/// What is expected if neither a key of `oidc` nor its variable is set.
+const NO_OIDC: &str = "expected the variables that ACK's webhook sets (ALIBABA_CLOUD_ROLE_ARN, \
+                       ALIBABA_CLOUD_OIDC_PROVIDER_ARN, ALIBABA_CLOUD_OIDC_TOKEN_FILE), none of \
+                       which is set here, or role_arn, provider_arn and token_file";
+
 /// Maximum number of sources in a chain: a mistake in it would cause many requests.
 const MAX_CHAIN: usize = 5;
 
@@ -50,6 +55,15 @@ pub(super) struct SourceReader<'a> {
     metadata_disabled: OnceCell<bool>,
     profiles_disabled: OnceCell<bool>,
     warned_of_version: Cell<bool>,
+    /// The profile that the source of the present account, or a source in its chain, was read from.
+    profile: RefCell<Option<String>>,
+}
+
+/// The required keys of `oidc`.
+struct OidcKeys {
+    role_arn: String,
+    provider_arn: String,
+    token_file: PathBuf,
 }
 
 // === impl SourceReader ===
@@ -64,6 +78,7 @@ impl<'a> SourceReader<'a> {
             metadata_disabled: OnceCell::new(),
             profiles_disabled: OnceCell::new(),
             warned_of_version: Cell::new(false),
+            profile: RefCell::default(),
         }
     }
 
@@ -76,6 +91,11 @@ impl<'a> SourceReader<'a> {
         let whole = section.place.clone();
         let (place, credentials) = self.source(section, 0)?;
         Some((place, self.of_limited_length(credentials, &whole)?))
+    }
+
+    /// The profile that the source which was read last comes from.
+    pub(super) fn taken_profile(&self) -> Option<String> {
+        self.profile.take()
     }
 
     /// Refuses a chain that is too long because of a profile in it.
@@ -173,22 +193,45 @@ impl<'a> SourceReader<'a> {
     }
 
     fn oidc_table(&self, mut section: Section<'a>) -> Option<SessionSource> {
-        let provider_arn = section
-            .key("provider_arn")
-            .or_variable(variables::OIDC_PROVIDER_ARN)
-            .text(role::PROVIDER_FORM, role::provider_arn);
-        let token_file = section
-            .key("token_file")
-            .or_variable(variables::OIDC_TOKEN_FILE);
-        let token_file = path(&token_file).map(|path| token_file.resolve(&path));
-        let role_arn = section.key("role_arn").or_variable(variables::ROLE_ARN);
-        let role = self.role(&mut section, &role_arn);
+        let keys = self.oidc_keys(&mut section);
+        let arn = keys.as_ref().map(|keys| keys.role_arn.clone());
+        let role = self.role(&mut section, arn);
         section.done();
+        let OidcKeys {
+            provider_arn,
+            token_file,
+            ..
+        } = keys?;
         Some(SessionSource::Oidc(Oidc {
-            provider_arn: provider_arn?,
-            token_file: token_file?,
+            provider_arn,
+            token_file,
             role: role?,
         }))
+    }
+
+    /// Reads the required keys of `oidc`. One mistake says that nothing of them is set.
+    fn oidc_keys(&self, section: &mut Section<'a>) -> Option<OidcKeys> {
+        let [role_arn, provider_arn, token_file] = [
+            ("role_arn", variables::ROLE_ARN),
+            ("provider_arn", variables::OIDC_PROVIDER_ARN),
+            ("token_file", variables::OIDC_TOKEN_FILE),
+        ]
+        .map(|(name, variable)| section.key(name).or_variable(variable));
+        if ![&role_arn, &provider_arn, &token_file]
+            .into_iter()
+            .any(Field::is_given)
+        {
+            self.reader.mistake(&section.place, NO_OIDC);
+            return None;
+        }
+        let role_arn = role_arn.text(role::ROLE_FORM, role::role_arn);
+        let provider_arn = provider_arn.text(role::PROVIDER_FORM, role::provider_arn);
+        let path = path(&token_file).map(|path| token_file.resolve(&path));
+        Some(OidcKeys {
+            role_arn: role_arn?,
+            provider_arn: provider_arn?,
+            token_file: path?,
+        })
     }
 
     /// Reads `assume_role`, with its source.
@@ -208,7 +251,8 @@ impl<'a> SourceReader<'a> {
         }
         let external_id =
             external_id.optional(|key| key.text(role::EXTERNAL_ID_FORM, role::external_id));
-        let role = self.role(&mut section, &role_arn);
+        let arn = role_arn.text(role::ROLE_FORM, role::role_arn);
+        let role = self.role(&mut section, arn);
         section.done();
         Some(SessionSource::AssumeRole(AssumeRole {
             from: Box::new(from?),

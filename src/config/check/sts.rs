@@ -1,6 +1,6 @@
-//! Checks `[sts]`: the endpoint of STS. What the table leaves open comes from the variables of
-//! Alibaba's SDKs; a mistake in them is reported only if a source asks STS, because ACK sets them
-//! in pods that may not need it.
+//! Checks `[sts]`: the endpoint of STS. What the table leaves open comes from the fields of a
+//! profile, if the source is one, and then from the variables of Alibaba's SDKs; a mistake in them
+//! is reported only if a source asks STS, because ACK sets them in pods that may not need it.
 
 use super::upstream::{Authority, Endpoint, authority, endpoint};
 use crate::config::mistakes::Origin;
@@ -21,9 +21,19 @@ const REGION_FORM: &str =
 const NO_REGION: &str = "expected a region or an endpoint of STS too: the endpoint within a VPC \
                          has the region in its name";
 
-/// The endpoint of STS for all sources, unless a profile has its own.
+/// The endpoint of STS.
 pub(super) struct Sts {
+    /// That of all sources, except for what a profile says and the table does not.
     endpoint: Result<StsEndpoint, VariableMistake>,
+    written: Written,
+}
+
+/// What the table says. It precedes the fields of a profile, and those precede the variables.
+#[derive(Default)]
+struct Written {
+    has_endpoint: bool,
+    region: Option<String>,
+    vpc: Option<bool>,
 }
 
 /// A mistake in a variable.
@@ -52,9 +62,14 @@ pub(super) fn check(mut section: Section<'_>) -> Sts {
     let (Some(endpoint), Some(region), Some(vpc)) = (endpoint, region, vpc) else {
         return Sts::mistaken();
     };
+    let written = Written {
+        has_endpoint: endpoint.is_some(),
+        region,
+        vpc,
+    };
     let endpoint = match endpoint {
         Some(endpoint) => Ok(endpoint),
-        None => resolve(reader, region, vpc),
+        None => resolve(reader, written.region.as_deref(), vpc),
     };
     if vpc == Some(true)
         && let Err(VariableMistake {
@@ -64,28 +79,25 @@ pub(super) fn check(mut section: Section<'_>) -> Sts {
         vpc_key.mistake(NO_REGION);
         return Sts::mistaken();
     }
-    Sts { endpoint }
+    Sts { endpoint, written }
 }
 
-/// The endpoint by the table's region and `vpc`, and by the variables for what is absent. A region
-/// of the table precedes an endpoint that the environment was given.
+/// The endpoint by the region and `vpc` of the table or a profile, and by the variables for what is
+/// absent. Such a region precedes an endpoint that the environment was given.
 fn resolve(
     reader: &Reader,
-    written_region: Option<String>,
+    given_region: Option<&str>,
     vpc: Option<bool>,
 ) -> Result<StsEndpoint, VariableMistake> {
-    let region = match written_region {
-        Some(region) => Some(region),
-        None => {
-            if let Some(text) = reader.environment.get(ENDPOINT_VARIABLE) {
-                return host_and_port(text)
-                    .ok_or_else(|| VariableMistake::expected(ENDPOINT_VARIABLE, ENDPOINT_FORM));
-            }
-            variable_region(reader)?
-        }
-    };
-    let vpc = vpc.unwrap_or_else(|| reader.is_true(VPC_VARIABLE));
-    if vpc && region.is_none() {
+    if given_region.is_some() {
+        return Ok(in_region(reader, given_region, vpc));
+    }
+    if let Some(text) = reader.environment.get(ENDPOINT_VARIABLE) {
+        return host_and_port(text)
+            .ok_or_else(|| VariableMistake::expected(ENDPOINT_VARIABLE, ENDPOINT_FORM));
+    }
+    let region = variable_region(reader)?;
+    if region.is_none() && vpc.unwrap_or_else(|| reader.is_true(VPC_VARIABLE)) {
         return Err(VariableMistake {
             name: VPC_VARIABLE,
             expectation: format!(
@@ -93,7 +105,12 @@ fn resolve(
             ),
         });
     }
-    Ok(regional(region.as_deref(), vpc))
+    Ok(in_region(reader, region.as_deref(), vpc))
+}
+
+fn in_region(reader: &Reader, region: Option<&str>, vpc: Option<bool>) -> StsEndpoint {
+    let vpc = vpc.unwrap_or_else(|| reader.is_true(VPC_VARIABLE));
+    regional(region, vpc)
 }
 
 fn variable_region(reader: &Reader) -> Result<Option<String>, VariableMistake> {
@@ -154,6 +171,10 @@ impl Sts {
     fn mistaken() -> Self {
         Self {
             endpoint: Ok(regional(None, false)),
+            written: Written {
+                has_endpoint: true,
+                ..Written::default()
+            },
         }
     }
 
@@ -162,24 +183,26 @@ impl Sts {
         match &self.endpoint {
             Ok(endpoint) => Some(endpoint.clone()),
             Err(mistake) => {
-                let VariableMistake { name, expectation } = mistake;
-                let place = KeyLocation {
-                    path: String::new(),
-                    origin: Origin::Variable((*name).to_owned()),
-                };
-                reader.mistake(&place, expectation.clone());
+                mistake.record(reader);
                 None
             }
         }
     }
 
-    /// The endpoint of a profile, which may have its own. The outer error is what is expected of
-    /// the profile's fields; the inner `None` is a recorded mistake.
+    /// The endpoint of a profile, whose fields count where the table says nothing. The outer error
+    /// is what is expected of the fields; the inner `None` is a recorded mistake.
     pub(super) fn of_profile(
         &self,
         profile: &OfProfile<'_>,
         reader: &Reader,
     ) -> Result<Option<StsEndpoint>, String> {
+        if self.written.has_endpoint {
+            return Ok(self.endpoint(reader));
+        }
+        let vpc = self.written.vpc.or(profile.vpc.then_some(true));
+        if let Some(region) = &self.written.region {
+            return Ok(Some(in_region(reader, Some(region), vpc)));
+        }
         if let Some(text) = profile.endpoint {
             let endpoint = host_and_port(text);
             return endpoint
@@ -187,21 +210,25 @@ impl Sts {
                 .ok_or_else(|| format!("sts_endpoint: expected {ENDPOINT_FORM}"));
         }
         if let Some(text) = profile.region {
-            let region = region(text);
-            return region
-                .map(|region| Some(regional(Some(&region), profile.vpc)))
-                .ok_or_else(|| format!("sts_region: expected {REGION_FORM}"));
+            let region =
+                region(text).ok_or_else(|| format!("sts_region: expected {REGION_FORM}"))?;
+            return Ok(Some(in_region(reader, Some(&region), vpc)));
         }
-        let endpoint = self.endpoint(reader);
-        let is_default = endpoint
-            .as_ref()
-            .is_some_and(|endpoint| endpoint.host == DEFAULT_HOST);
-        if profile.vpc && is_default {
-            return Err(format!(
+        if !profile.vpc || self.written.vpc.is_some() {
+            return Ok(self.endpoint(reader));
+        }
+        match resolve(reader, None, vpc) {
+            Ok(endpoint) => Ok(Some(endpoint)),
+            Err(VariableMistake {
+                name: VPC_VARIABLE, ..
+            }) => Err(format!(
                 "enable_vpc: {NO_REGION}: set sts_region in the profile, or sts.region"
-            ));
+            )),
+            Err(mistake) => {
+                mistake.record(reader);
+                Ok(None)
+            }
         }
-        Ok(endpoint)
     }
 
     /// The endpoint of the whole process.
@@ -224,5 +251,13 @@ impl VariableMistake {
             name,
             expectation: format!("expected {form}"),
         }
+    }
+
+    fn record(&self, reader: &Reader) {
+        let place = KeyLocation {
+            path: String::new(),
+            origin: Origin::Variable(self.name.to_owned()),
+        };
+        reader.mistake(&place, self.expectation.clone());
     }
 }

@@ -19,6 +19,8 @@ pub(crate) struct Field<'a> {
     pub(crate) key: &'static Key,
     pub(crate) place: KeyLocation,
     pub(crate) item: Option<Item>,
+    /// The variable of Alibaba's SDKs that sets the key if it is not written.
+    pub(crate) variable: Option<&'static str>,
 }
 
 /// Upper bound of every duration: a longer one is a mistake, and could overflow the clock.
@@ -58,7 +60,8 @@ impl<'a> Field<'a> {
     }
 
     /// Takes the value of an absent key from a variable of Alibaba's SDKs.
-    pub(crate) fn or_variable(mut self, name: &str) -> Self {
+    pub(crate) fn or_variable(mut self, name: &'static str) -> Self {
+        self.variable = Some(name);
         if !self.is_given()
             && let Some(text) = self.reader.environment.get(name)
         {
@@ -128,7 +131,11 @@ impl<'a> Field<'a> {
                 return Some(parse(default).expect("the manual's defaults are well-formed"));
             }
             (None, None) => {
-                self.mistake(format!("missing, expected {expected}"));
+                let or_variable = self
+                    .variable
+                    .map(|name| format!(", or the variable {name}"))
+                    .unwrap_or_default();
+                self.mistake(format!("missing, expected {expected}{or_variable}"));
                 return None;
             }
         };
@@ -221,6 +228,7 @@ impl<'a> Field<'a> {
             key,
             place,
             item,
+            variable: _,
         } = self;
         let nodes = match item {
             None if key.default.is_some() => Vec::new(),
@@ -246,6 +254,7 @@ impl<'a> Field<'a> {
                     origin: node.origin,
                 },
                 item: Some(node.item),
+                variable: None,
             };
             match (read(&entry), &mut values) {
                 (Some(value), Some(values)) => values.push(value),
@@ -276,6 +285,7 @@ impl<'a> Field<'a> {
             key,
             place,
             item: _,
+            variable: _,
         } = self;
         Section {
             reader,

@@ -94,6 +94,74 @@ fn variables_fill_the_keys_that_are_not_written() {
 }
 
 #[test]
+fn a_key_that_a_variable_could_set_says_so_if_it_is_missing() {
+    let written = |source: &str, set: &[(&str, &str)]| written_source(source, set).unwrap_err();
+    assert_eq!(
+        written("{ oidc = {} }", &[]),
+        "3: accounts[0].credentials.oidc: expected the variables that ACK's webhook sets \
+         (ALIBABA_CLOUD_ROLE_ARN, ALIBABA_CLOUD_OIDC_PROVIDER_ARN, \
+         ALIBABA_CLOUD_OIDC_TOKEN_FILE), none of which is set here, or role_arn, provider_arn and \
+         token_file"
+    );
+    assert_eq!(
+        written("{ oidc = {} }", &oidc()[..2]),
+        "3: accounts[0].credentials.oidc.token_file: missing, expected the path of a file, or the \
+         variable ALIBABA_CLOUD_OIDC_TOKEN_FILE"
+    );
+    assert_eq!(
+        written("{ assume_role = { from = { ecs_role = {} } } }", &[]),
+        "3: accounts[0].credentials.assume_role.role_arn: missing, expected the ARN of a role: \
+         acs:ram::<account>:role/<name>, or the variable ALIBABA_CLOUD_ROLE_ARN"
+    );
+}
+
+#[test]
+fn a_variable_can_be_an_empty_table() {
+    let id = ("FLOWGATE_ACCOUNTS__0__ID", "acme");
+    let source_of = |name: &str, value: &str, more: &[(&str, &str)]| {
+        let name = format!("FLOWGATE_ACCOUNTS__0__CREDENTIALS__{name}");
+        source(variables(&[&[id, (name.as_str(), value)], more].concat()))
+    };
+    let SessionSource::EcsRole(role) = source_of("ECS_ROLE", "{}", &[]) else {
+        panic!("is an ECS role")
+    };
+    assert_eq!(role.role, None);
+    let more = (
+        "FLOWGATE_ACCOUNTS__0__CREDENTIALS__ECS_ROLE__ROLE",
+        "flowgate",
+    );
+    let SessionSource::EcsRole(role) = source_of("ECS_ROLE", " {} ", &[more]) else {
+        panic!("is an ECS role")
+    };
+    assert_eq!(role.role.as_deref(), Some("flowgate"));
+    assert!(matches!(
+        source_of("OIDC", "{}", &oidc()),
+        SessionSource::Oidc(_)
+    ));
+    let role = (
+        "FLOWGATE_ACCOUNTS__0__CREDENTIALS__ASSUME_ROLE__ROLE_ARN",
+        ROLE,
+    );
+    let SessionSource::AssumeRole(assumed) =
+        source_of("ASSUME_ROLE__FROM__ECS_ROLE", "{}", &[role])
+    else {
+        panic!("is AssumeRole")
+    };
+    assert_eq!(assumed.role.arn, ROLE);
+    // The name of a profile, not the empty table as a name.
+    let profile = ("FLOWGATE_ACCOUNTS__0__CREDENTIALS__PROFILE", "{}");
+    let mistake = variables(&[id, profile, ("HOME", "/none")]).unwrap_err();
+    assert!(mistake.contains("/none/.aliyun/config.json"), "{mistake}");
+    // Other keys have no tables.
+    let key = ("FLOWGATE_ACCOUNTS__0__CREDENTIALS__ENV", "{}");
+    let mistake = variables(&[id, key]).unwrap_err();
+    assert!(
+        mistake.contains("expected the first characters"),
+        "{mistake}"
+    );
+}
+
+#[test]
 fn a_lifetime_is_15_minutes_to_12_hours_in_whole_seconds() {
     let duration = |text: &str| {
         let text = format!("{{ oidc = {{ duration = '{text}' }} }}");
@@ -267,6 +335,23 @@ fn sessions_that_no_client_uses_are_one_warning() {
             "accounts without clients: a1, a2, a3, a4, a5, 2 more: no caller can use their temporary \
           credentials: add [[clients]] (flowgate client new)"
         ]
+    );
+}
+
+#[test]
+fn sessions_of_accounts_with_aliases_are_not_used_either() {
+    let accounts = "[[accounts]]\nid = 'any'\naliases = ['*']\ncredentials = { ecs_role = {} }\n\
+                    [[accounts]]\nid = 'sts'\naliases = ['STS.*']\ncredentials = { ecs_role = {} }\n\
+                    [[accounts]]\nid = 'none'\ncredentials = { ecs_role = {} }\n";
+    let warnings = load_text(accounts, &[]).unwrap().warnings;
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("accounts without clients: any, sts: their temporary credentials"),
+        "{warnings:?}"
+    );
+    assert!(
+        warnings[1].starts_with("accounts without clients: none: no caller can use"),
+        "{warnings:?}"
     );
 }
 

@@ -416,7 +416,20 @@ fn the_variable_of_a_profile_alone_is_one_account_and_its_file_is_watched() {
     );
     assert_eq!(
         load_text("", &[by_home[0], ("HOME", "/none")]).unwrap_err(),
-        "ALIBABA_CLOUD_PROFILE: the profiles' file: file not found"
+        "ALIBABA_CLOUD_PROFILE: the profiles' file /none/.aliyun/config.json (by HOME): file not found"
+    );
+    // A path that was written may be a misplaced secret.
+    let by_file = [by_home[0], ("ALIBABA_CLOUD_CONFIG_FILE", SENTINEL)];
+    assert_eq!(
+        load_text("", &by_file).unwrap_err(),
+        "ALIBABA_CLOUD_PROFILE: the profiles' file, which ALIBABA_CLOUD_CONFIG_FILE names: file not found"
+    );
+    let account = format!(
+        "[[accounts]]\nid = 'acme'\ncredentials = {{ profile = {{ file = '{SENTINEL}' }} }}\n"
+    );
+    assert_eq!(
+        load_text(&account, &[]).unwrap_err(),
+        "3: accounts[0].credentials.profile: the profiles' file that the key file names: file not found"
     );
 }
 
@@ -440,7 +453,10 @@ fn a_malformed_file_of_profiles_is_never_shown() {
         let mistake = load_text("", &set).unwrap_err();
         assert_eq!(
             mistake,
-            format!("ALIBABA_CLOUD_PROFILE: the profiles' file: {shape}")
+            format!(
+                "ALIBABA_CLOUD_PROFILE: the profiles' file {}/.aliyun/config.json (by HOME): {shape}",
+                home.path().display()
+            )
         );
     }
     write(home.path(), &" ".repeat(65_537));
@@ -476,4 +492,134 @@ fn a_secret_in_a_file_of_profiles_that_other_users_can_read_is_a_warning() {
             .unwrap_err()
             .ends_with("all users may write to the file: expected a mode such as 0600")
     );
+}
+
+#[test]
+fn the_table_of_sts_precedes_a_profile_and_the_profile_precedes_variables() {
+    let profile = |more: &str| {
+        access_key(
+            "RamRoleArn",
+            &format!(r#", "ram_role_arn": "{ROLE}"{more}"#),
+        )
+    };
+    let region = r#", "sts_region": "cn-hangzhou""#;
+    let in_vpc = r#", "sts_region": "cn-hangzhou", "enable_vpc": true"#;
+    // What the tool writes if the flag is not set.
+    let unset = r#", "sts_region": "cn-hangzhou", "enable_vpc": false"#;
+    let only_vpc = r#", "enable_vpc": true"#;
+    let endpoint = r#", "sts_endpoint": "sts.test", "sts_region": "cn-hangzhou""#;
+    let written_endpoint = ("FLOWGATE_STS__ENDPOINT", "127.0.0.1:47143");
+    let written_region = ("FLOWGATE_STS__REGION", "eu-central-1");
+    let written_vpc = ("FLOWGATE_STS__VPC", "true");
+    let not_vpc = ("FLOWGATE_STS__VPC", "false");
+    let variable = ("ALIBABA_CLOUD_STS_REGION", "us-east-1");
+    let variable_endpoint = ("ALIBABA_CLOUD_STS_ENDPOINT", "sts.us-west-1.aliyuncs.com");
+    let variable_vpc = ("ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED", "true");
+    for (fields, more, host) in [
+        (region, vec![], "sts.cn-hangzhou.aliyuncs.com"),
+        (region, vec![written_endpoint], "127.0.0.1:47143"),
+        (endpoint, vec![written_endpoint], "127.0.0.1:47143"),
+        (
+            region,
+            vec![written_region],
+            "sts.eu-central-1.aliyuncs.com",
+        ),
+        (
+            endpoint,
+            vec![written_region],
+            "sts.eu-central-1.aliyuncs.com",
+        ),
+        (
+            in_vpc,
+            vec![written_region],
+            "sts-vpc.eu-central-1.aliyuncs.com",
+        ),
+        (
+            in_vpc,
+            vec![written_region, not_vpc],
+            "sts.eu-central-1.aliyuncs.com",
+        ),
+        (in_vpc, vec![not_vpc], "sts.cn-hangzhou.aliyuncs.com"),
+        (
+            region,
+            vec![written_vpc, variable],
+            "sts-vpc.cn-hangzhou.aliyuncs.com",
+        ),
+        (
+            region,
+            vec![variable, variable_endpoint],
+            "sts.cn-hangzhou.aliyuncs.com",
+        ),
+        (
+            region,
+            vec![variable_vpc, variable],
+            "sts-vpc.cn-hangzhou.aliyuncs.com",
+        ),
+        (
+            unset,
+            vec![variable_vpc, variable],
+            "sts-vpc.cn-hangzhou.aliyuncs.com",
+        ),
+        (only_vpc, vec![variable], "sts-vpc.us-east-1.aliyuncs.com"),
+        (
+            only_vpc,
+            vec![variable_endpoint],
+            "sts.us-west-1.aliyuncs.com",
+        ),
+        (
+            only_vpc,
+            vec![variable, not_vpc],
+            "sts.us-east-1.aliyuncs.com",
+        ),
+        ("", vec![variable], "sts.us-east-1.aliyuncs.com"),
+    ] {
+        let loaded = load_profile("{}", &profile(fields), &more);
+        let asked = session(loaded).sts().unwrap().to_string();
+        assert_eq!(asked, host, "{fields} {more:?}");
+    }
+    let wrong = ("ALIBABA_CLOUD_STS_REGION", "A");
+    let mistake = load_profile("{}", &profile(only_vpc), &[wrong]).unwrap_err();
+    assert!(
+        mistake.starts_with("ALIBABA_CLOUD_STS_REGION: expected a region"),
+        "{mistake}"
+    );
+    assert_eq!(mistake.lines().count(), 1, "{mistake}");
+}
+
+#[test]
+fn a_profile_is_shown_as_the_source_also_in_a_chain() {
+    let oidc = format!(
+        r#"{{"name": "first", "mode": "OIDC", "ram_role_arn": "{ROLE}", "oidc_token_file": "/token",
+           "oidc_provider_arn": "acs:ram::1:oidc-provider/p"}}"#
+    );
+    let home = tempfile::tempdir().unwrap();
+    write(
+        home.path(),
+        &format!("{{\"current\": \"first\", \"profiles\": [{oidc}]}}"),
+    );
+    let home = [("HOME", home.path().to_str().unwrap())];
+    let second = "acs:ram::1:role/second";
+    for (source, words) in [
+        (
+            "{ profile = 'first' }".to_owned(),
+            format!(
+                "account acme: AssumeRoleWithOIDC {ROLE}; STS at sts.aliyuncs.com; profile first"
+            ),
+        ),
+        (
+            format!("{{ assume_role = {{ from = {{ profile = {{}} }}, role_arn = '{second}' }} }}"),
+            format!(
+                "account acme: AssumeRole {second}, from AssumeRoleWithOIDC {ROLE}; \
+                 STS at sts.aliyuncs.com; profile first"
+            ),
+        ),
+    ] {
+        let other = "[[accounts]]\nid = 'other'\ncredentials = { ecs_role = {} }";
+        let text = format!("[[accounts]]\nid = 'acme'\ncredentials = {source}\n{other}");
+        let config = load_text(&text, &home).unwrap().config;
+        assert_eq!(account_lines(&config)[0], words);
+        let shown = effective(&config);
+        assert_eq!(shown["accounts"][0]["profile"], "first");
+        assert_eq!(shown["accounts"][1].get("profile"), None);
+    }
 }

@@ -67,6 +67,7 @@ fn config(accounts: &[(&str, SessionSource)]) -> Config {
         config.accounts.push(Account {
             id: AccountId::new(*name),
             credentials: Some(AccountCredentials::Session(source.clone())),
+            profile: None,
             aliases: Vec::new(),
             upstream: None,
         });

@@ -14,6 +14,7 @@ fn account(id: &str, credentials: AccountCredentials) -> Account {
     Account {
         id: AccountId::new(id),
         credentials: Some(credentials),
+        profile: None,
         aliases: Vec::new(),
         upstream: None,
     }

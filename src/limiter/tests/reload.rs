@@ -214,6 +214,7 @@ fn account(id: &str, aliases: &[&str], credentials: Option<(&str, Option<&str>)>
     Account {
         id: AccountId::new(id),
         credentials,
+        profile: None,
         aliases,
         upstream: None,
     }

@@ -78,6 +78,14 @@ struct Profile {
 
 never_shown!(Profiles, Profile);
 
+/// The file of the profiles.
+struct ProfilesFile {
+    path: PathBuf,
+    /// The file in a mistake. A path that was written, or is the value of a variable, is not
+    /// repeated: it may be a misplaced secret.
+    shown: String,
+}
+
 /// Why a profile is none: what is expected of it, or `None` if that is recorded already.
 type Refusal = Option<String>;
 
@@ -115,7 +123,11 @@ impl<'a> SourceReader<'a> {
                 .mistake(place, format!("expected another source: {name} is true"));
             return None;
         }
-        let Some(file) = file.or_else(|| default_file(self.reader)) else {
+        let found = match file {
+            Some(file) => Some(ProfilesFile::of_key(file)),
+            None => ProfilesFile::of_variables(self.reader),
+        };
+        let Some(ProfilesFile { path, shown }) = found else {
             let name = variables::CONFIG_FILE;
             self.reader.mistake(
                 place,
@@ -123,10 +135,10 @@ impl<'a> SourceReader<'a> {
             );
             return None;
         };
-        let profiles = self.profiles(&file, place);
+        let profiles = self.profiles(&path, place);
         let found = match &*profiles {
             Ok(profiles) => self.source_of(profiles, name.as_deref()),
-            Err(expectation) => Err(Some(format!("the profiles' file: {expectation}"))),
+            Err(expectation) => Err(Some(format!("{shown}: {expectation}"))),
         };
         found
             .map_err(|expectation| {
@@ -160,6 +172,7 @@ impl<'a> SourceReader<'a> {
     ) -> Result<AccountCredentials, Refusal> {
         let variable = self.reader.environment.get(variables::PROFILE);
         let name = name.or(variable).unwrap_or(&profiles.current);
+        *self.profile.borrow_mut() = Some(name.to_owned());
         let chain = profiles.chain(name)?;
         let mut found: Option<AccountCredentials> = None;
         // The chain ends at the profile that needs no other one.
@@ -284,6 +297,34 @@ impl<'a> SourceReader<'a> {
     }
 }
 
+// === impl ProfilesFile ===
+
+impl ProfilesFile {
+    fn of_key(path: PathBuf) -> Self {
+        Self {
+            path,
+            shown: "the profiles' file that the key file names".to_owned(),
+        }
+    }
+
+    /// The default.
+    fn of_variables(reader: &Reader) -> Option<Self> {
+        let name = variables::CONFIG_FILE;
+        if let Some(path) = reader.environment.get(name) {
+            return Some(Self {
+                path: path.into(),
+                shown: format!("the profiles' file, which {name} names"),
+            });
+        }
+        let path = Path::new(reader.environment.get("HOME")?).join(".aliyun/config.json");
+        let text = path.display().to_string();
+        Some(Self {
+            shown: format!("the profiles' file {} (by HOME)", shown(&text)),
+            path,
+        })
+    }
+}
+
 // === impl Profiles ===
 
 impl Profiles {
@@ -375,14 +416,6 @@ impl Profile {
 fn profile_name(key: &Field<'_>) -> Option<String> {
     key.text(NAME_FORM, |text| {
         (!text.is_empty()).then(|| text.to_owned())
-    })
-}
-
-fn default_file(reader: &Reader) -> Option<PathBuf> {
-    let variable = reader.environment.get(variables::CONFIG_FILE);
-    variable.map(PathBuf::from).or_else(|| {
-        let home = reader.environment.get("HOME")?;
-        Some(Path::new(home).join(".aliyun/config.json"))
     })
 }
 

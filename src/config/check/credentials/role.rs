@@ -29,9 +29,8 @@ const MAX_SESSION_NAME: usize = 64;
 // === impl SourceReader ===
 
 impl<'a> SourceReader<'a> {
-    /// Reads the keys of a role.
-    pub(super) fn role(&self, section: &mut Section<'a>, arn: &Field<'_>) -> Option<Role> {
-        let arn = arn.text(ROLE_FORM, role_arn);
+    /// Reads the keys of a role besides its ARN.
+    pub(super) fn role(&self, section: &mut Section<'a>, arn: Option<String>) -> Option<Role> {
         let session_name = section
             .key("session_name")
             .or_variable(variables::ROLE_SESSION_NAME)

@@ -75,10 +75,11 @@ enum Defined {
 // === impl SourceReader ===
 
 impl<'a> SourceReader<'a> {
-    /// Reads the credentials that the variables define, and where they are written.
+    /// Reads the credentials that the variables define, and where they are written. The outer
+    /// `None` is a mistake.
     pub(in crate::config::check) fn of_variables(
         &self,
-    ) -> Option<(KeyLocation, AccountCredentials)> {
+    ) -> Option<Option<(KeyLocation, AccountCredentials)>> {
         let others: Vec<_> = SOURCES
             .into_iter()
             .filter(|name| is_set(self.reader, name))
@@ -93,13 +94,13 @@ impl<'a> SourceReader<'a> {
                     others.join(", ")
                 ));
             }
-            return access_key_of_variables(self.reader);
+            return access_key_of_variables(self.reader).map(Some);
         }
         if others.is_empty() {
             warn_of_unused_variables(self.reader);
-            return None;
+            return Some(None);
         }
-        self.only_source()
+        self.only_source().map(Some)
     }
 
     /// Reads the only source besides an access key.
@@ -254,12 +255,21 @@ fn access_key_of_variables(reader: &Reader) -> Option<(KeyLocation, AccountCrede
     ))
 }
 
-/// Warns if no account is defined, but a variable of its key is set and empty, or the environment
-/// names a source of credentials that another program would use.
+/// Warns if no account is defined, but a variable of its key is set and empty, a variable is set
+/// that is only of use beside another one, or the environment names a source of credentials that
+/// another program would use.
 fn warn_of_unused_variables(reader: &Reader) {
     for name in [ACCESS_KEY_ID, ACCESS_KEY_SECRET] {
         if reader.environment.is_empty(name) {
             reader.warn(format!("{name}: set but empty, so it defines no account"));
+        }
+    }
+    for (name, needed) in [(SECURITY_TOKEN, ACCESS_KEY_ID), (CONFIG_FILE, PROFILE)] {
+        if is_set(reader, name) {
+            reader.warn(format!(
+                "{name}: defines no account without {needed}: set {needed} too, or configure \
+                 [[accounts]]"
+            ));
         }
     }
     let set: Vec<_> = NOT_READ

@@ -7,7 +7,16 @@ fn the_variables_of_ack_s_webhook_are_one_account_whose_application_keeps_its_se
     let Loaded {
         config, warnings, ..
     } = variables(&WEBHOOK).unwrap();
-    assert_eq!(warnings, [""; 0]);
+    // What works, what does not, and what to do.
+    assert_eq!(warnings.len(), 1);
+    for part in [
+        "accounts without clients: default: their temporary credentials are not used",
+        "are relayed, and must be signed for CAMS's host or with version 1",
+        "docs/faq.md",
+        "[[clients]] (flowgate client new)",
+    ] {
+        assert!(warnings[0].contains(part), "{warnings:?}");
+    }
     let [account] = &config.accounts[..] else {
         panic!("{:?}", config.accounts)
     };
@@ -166,7 +175,9 @@ fn an_ecs_role_and_a_uri_come_from_variables() {
         let odd = "ALIBABA_CLOUD_ECS_METADATA_DISABLED: has no effect, because only true has: \
                    expected true or false";
         let expected = if disabled == "1" { vec![odd] } else { vec![] };
-        assert_eq!(loaded.unwrap().warnings, expected, "{disabled}");
+        let mut warnings = loaded.unwrap().warnings;
+        warnings.retain(|warning| !warning.starts_with("accounts without clients: default: "));
+        assert_eq!(warnings, expected, "{disabled}");
     }
     assert_eq!(
         variables(&[("ALIBABA_CLOUD_ECS_METADATA", "../x")]).unwrap_err(),
@@ -186,4 +197,106 @@ fn an_ecs_role_and_a_uri_come_from_variables() {
             .unwrap_err()
             .starts_with("ALIBABA_CLOUD_CREDENTIALS_URI: uri: expected another address"),
     );
+}
+
+/// A client of the account `default`, with variables.
+fn with_client(account: &str, set: &[(&str, &str)], more: &str) -> Vec<String> {
+    let client = format!(
+        "[[clients]]\naccess_key_id = 'team'\naccess_key_secret = {{ env = 'SECRET' }}\n\
+         account = '{account}'\nactions = ['*']\n{more}"
+    );
+    let set = [set, &[("SECRET", SENTINEL)]].concat();
+    let mistakes = load_text(&client, &set).unwrap_err();
+    mistakes.lines().map(str::to_owned).collect()
+}
+
+#[test]
+fn a_client_of_the_account_of_variables_is_told_what_is_not_set() {
+    let client = |account, set: &[(&str, &str)], more| {
+        let [mistake] = &with_client(account, set, more)[..] else {
+            panic!("is one mistake")
+        };
+        let place = "4: clients[0].account: no account has this id: expected ";
+        mistake.strip_prefix(place).unwrap().to_owned()
+    };
+    assert_eq!(
+        client("default", &[], ""),
+        "Alibaba's variables to define the account \"default\", such as those that ACK's webhook \
+         sets (ALIBABA_CLOUD_ROLE_ARN, ALIBABA_CLOUD_OIDC_PROVIDER_ARN, \
+         ALIBABA_CLOUD_OIDC_TOKEN_FILE), but none of them is set here; or expected [[accounts]]"
+    );
+    assert_eq!(
+        client("acme", &[], ""),
+        "[[accounts]], or \"default\" and Alibaba's variables, which define that account"
+    );
+    assert_eq!(
+        client("acme", &oidc(), ""),
+        "\"default\", which Alibaba's variables define, or [[accounts]]"
+    );
+    let written = "[[accounts]]\nid = 'acme'\ncredentials = { ecs_role = {} }\n";
+    assert_eq!(
+        client("default", &oidc(), written),
+        "the id of one of [[accounts]], beside which Alibaba's variables define no account \
+         \"default\""
+    );
+    assert_eq!(
+        client("other", &[], written),
+        "the id of one of [[accounts]]"
+    );
+}
+
+#[test]
+fn a_mistake_in_the_variables_or_the_accounts_is_the_only_one() {
+    let uri = ("ALIBABA_CLOUD_CREDENTIALS_URI", "https://vault.example/x");
+    let key = ("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAI");
+    let [role, ..] = oidc()[..] else {
+        unreachable!()
+    };
+    let vpc = ("ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED", "true");
+    let endpoint = ("ALIBABA_CLOUD_STS_ENDPOINT", "http://sts.aliyuncs.com");
+    for set in [
+        oidc()[..2].to_vec(),
+        [oidc(), vec![uri]].concat(),
+        [oidc(), vec![vpc]].concat(),
+        [oidc(), vec![endpoint]].concat(),
+        vec![key],
+        vec![("ALIBABA_CLOUD_ACCESS_KEY_SECRET", SENTINEL)],
+        vec![role],
+        vec![("ALIBABA_CLOUD_ECS_METADATA", "../x")],
+        vec![("ALIBABA_CLOUD_CREDENTIALS_URI", "ftp://x")],
+        vec![("ALIBABA_CLOUD_PROFILE", "first"), ("HOME", "/none")],
+    ] {
+        let [mistake] = &with_client("default", &set, "")[..] else {
+            panic!("{set:?} is one mistake")
+        };
+        assert!(mistake.starts_with("ALIBABA_CLOUD_"), "{mistake}");
+    }
+    for accounts in ["[accounts]\nid = 'acme'", "[accounts.acme]"] {
+        let mistakes = with_client("acme", &[], accounts);
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(
+            mistakes[0].contains("accounts: expected an array of tables"),
+            "{mistakes:?}"
+        );
+    }
+}
+
+#[test]
+fn a_variable_that_is_of_use_only_beside_another_is_a_warning() {
+    for (name, needed) in [
+        ("ALIBABA_CLOUD_CONFIG_FILE", "ALIBABA_CLOUD_PROFILE"),
+        (
+            "ALIBABA_CLOUD_SECURITY_TOKEN",
+            "ALIBABA_CLOUD_ACCESS_KEY_ID",
+        ),
+    ] {
+        let loaded = variables(&[(name, SENTINEL)]).unwrap();
+        assert_eq!(loaded.config.accounts.len(), 0);
+        assert_eq!(
+            loaded.warnings,
+            [format!(
+                "{name}: defines no account without {needed}: set {needed} too, or configure [[accounts]]"
+            )]
+        );
+    }
 }

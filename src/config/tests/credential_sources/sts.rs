@@ -109,9 +109,9 @@ fn a_mistake_in_a_variable_of_sts_counts_only_if_a_source_asks_sts() {
         config, warnings, ..
     } = variables(&set).unwrap();
     assert_eq!(config.sts.to_string(), "sts.aliyuncs.com");
-    assert_eq!(warnings.len(), 1);
+    assert_eq!(warnings.len(), 2);
     assert!(
-        warnings[0].starts_with("ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED: ignored, because"),
+        warnings[1].starts_with("ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED: ignored, because"),
         "{warnings:?}"
     );
 }
