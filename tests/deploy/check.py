@@ -56,6 +56,14 @@ REFUSED = [
     ({"rrsa": {"enabled": True, "oidcProviderArn": "acs:ram::1:oidc-provider/p"}}, "roleArn"),
     ({"rrsa": {"enabled": True, "roleArn": "flowgate", "oidcProviderArn": "acs:ram::1:oidc-provider/p"}}, "roleArn"),
     ({"rrsa": {"expirationSeconds": 60}}, "expirationSeconds"),
+    ({"serviceAccount": {"annotations": {ROLE_NAME: "flowgate"}}}, "serviceAccount.annotations needs serviceAccount.create"),
+    (
+        {
+            "rrsa": {"enabled": True, "roleArn": "acs:ram::1:role/r", "oidcProviderArn": "acs:ram::1:oidc-provider/p"},
+            "serviceAccount": {"create": True, "annotations": {ROLE_NAME: "flowgate"}},
+        },
+        "rrsa.enabled and the annotation pod-identity.alibabacloud.com/role-name: expected one of them",
+    ),
     (
         {"config": {"accounts": [{"id": "a", "credentials": {"assume_role": {"from": {"access_key_secret": "the secret itself"}}}}]}},
         "access_key_secret",

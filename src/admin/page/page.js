@@ -251,7 +251,7 @@ function troubles(shown) {
   for (const { account, source, seconds: left, failure } of shown.credentials) {
     if (source) {
       if (failure && (left === null || left < 300)) add('SessionExpiry', account, `${left === null || left < 0 ? 'There is no valid session, so calls wait and are refused at the end of their hold.' : `The session ends in ${seconds(left)} and could not be renewed.`} Restore the source of the credentials.`, failure.text);
-      if (failure && failure.kind === 'refused') add('SessionRefused', account, 'The source of the credentials refuses Flowgate. Correct the permission, the role or the configuration.', failure.text);
+      if (failure && ['refused', 'old_token'].includes(failure.kind)) add('SessionRefused', account, 'The source of the credentials refuses Flowgate, or the key or token that it is asked with. Correct the permission, the role, the key, the token or the configuration.', failure.text);
     } else if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have expired: the program that renews their file has stopped.' : `The temporary credentials expire in ${seconds(left)}, and their file has not been renewed.`);
   }
   if (shown.phase !== 'serving') add('', shown.phase, 'Flowgate is shutting down: calls that fit into the grace finish, the others are refused with Retry-After.');

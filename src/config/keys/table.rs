@@ -480,7 +480,7 @@ pub(crate) const KEYS: &[Key] = &[
         "sts.endpoint",
         Kind::Text,
         None,
-        "The endpoint of STS, a host with or without a port, such as `sts.ap-southeast-1.aliyuncs.com`; always over HTTPS. It precedes `region` and `vpc`. Default: `ALIBABA_CLOUD_STS_ENDPOINT`, unless `region` is set.",
+        "The endpoint of STS, a host with or without a port, such as `sts.ap-southeast-1.aliyuncs.com`; always over HTTPS. It precedes `region` and `vpc`. The three precede the fields of a profile. Default: `ALIBABA_CLOUD_STS_ENDPOINT`, unless `region` is set.",
     ),
     key(
         "sts.region",
@@ -492,7 +492,7 @@ pub(crate) const KEYS: &[Key] = &[
         "sts.vpc",
         Kind::Flag,
         None,
-        "`true`: the region's endpoint within VPCs, `sts-vpc.<region>.aliyuncs.com`. Needs a region or an endpoint. Default: `true` if `ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED` is `true`.",
+        "`true`: the region's endpoint within VPCs, `sts-vpc.<region>.aliyuncs.com`. Needs a region or an endpoint. Default: `true` if a profile's `enable_vpc` is `true`, or `ALIBABA_CLOUD_VPC_ENDPOINT_ENABLED` is `true`.",
     ),
     key(
         "limits.preset",
