@@ -63,6 +63,7 @@ pub(crate) mod tls;
 mod units;
 mod upstreams;
 
+pub(crate) use check::accounts::DEFAULT_ACCOUNT;
 pub(crate) use check::ids::{access_key, check_account_id, check_client_id};
 pub(crate) use credentials_uri::may_be_asked;
 pub(crate) use secrets::{file as secret_file, one_line, regular as regular_file};

@@ -68,6 +68,8 @@ pub fn fits(config: &Config, id: &str, account: &str) -> Result<(), String> {
         .iter()
         .find(|known| known.id.as_str() == account);
     match found {
+        // The variables that define it may be set only where Flowgate runs.
+        None if account == config::DEFAULT_ACCOUNT && config.accounts.is_empty() => Ok(()),
         None => Err("--account: no account of the configuration has this id".to_owned()),
         Some(found) if found.credentials.is_none() => Err(
             "--account: this account has no secret in the configuration, so it cannot have clients"

@@ -21,7 +21,7 @@ use super::{
 use crate::primitives::secret::Secret;
 
 mod account_upstreams;
-mod accounts;
+pub(super) mod accounts;
 mod credentials;
 pub(super) mod ids;
 mod limits;

@@ -443,8 +443,15 @@ async fn a_new_client_must_fit_into_the_configuration_that_is_named() {
             ),
         }
     }
-    std::fs::write(&file, "mode = 7").unwrap();
+    // The account of a sidecar is defined by the variables of its pod, which are not set here.
+    std::fs::write(&file, "").unwrap();
     let args = ["client", "new", "--id", "a", "--config", config];
+    let (code, shown, says) = said(&args).await;
+    assert!(
+        code == Some(0) && shown.contains("account = \"default\""),
+        "{says}"
+    );
+    std::fs::write(&file, "mode = 7").unwrap();
     let (code, shown, says) = said(&args).await;
     assert!(code == Some(0) && shown.contains("[[clients]]"));
     assert!(

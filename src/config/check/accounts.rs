@@ -17,7 +17,7 @@ use crate::config::{Account, AccountCredentials, Actions, Client, Credentials, L
 use crate::primitives::id::{AccessKeyId, AccountId, ClientId, KeyPattern};
 
 /// The account that Alibaba's own variables define, for a sidecar without a file.
-const DEFAULT_ACCOUNT: &str = "default";
+pub(crate) const DEFAULT_ACCOUNT: &str = "default";
 
 /// The additional keys of that account in a sidecar: the application's own sessions.
 const SESSIONS: &str = "STS.*";
