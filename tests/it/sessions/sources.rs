@@ -137,6 +137,21 @@ async fn a_sidecar_without_clients_relays_an_applications_own_session_as_its_acc
     let fields = [("Categories", "[\"SIGN_UP\"]"), ("FlowName", "own")];
     let with_token = |call: &mut Call| call.query.push(("SecurityToken".into(), token));
     let host = process.proxy.to_string();
+    // Flowgate says what is needed: at the start, and to a call that it cannot sign again.
+    let warnings = process.logged("configuration", 1).await;
+    let warning = warnings[0]["warning"].as_str().unwrap();
+    assert!(
+        warning.contains("[[clients]] (flowgate client new)"),
+        "{warning}"
+    );
+    let call = Call::v3_with(&host, &fields, |_| {}, (&key, &secret));
+    let reply = call.send(process.proxy).await;
+    assert_eq!(reply.code(), "Flowgate.SignedHostMismatch", "{reply:?}");
+    assert!(
+        reply.body.contains("[[clients]], flowgate client new"),
+        "{reply:?}"
+    );
+
     let call = Call::v1_with(&host, &fields, with_token, (&key, &secret));
     let reply = call.send(process.proxy).await;
     assert_eq!(reply.status, 200, "{reply:?}");
