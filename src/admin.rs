@@ -20,7 +20,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
 use crate::admin::events::Events;
-use crate::call::current_config::SessionAccount;
 use crate::call::services::CallServices;
 use crate::config;
 use crate::limiter::LaneView;
@@ -169,6 +168,7 @@ impl Admin {
             limiter,
             unverified,
             current_config,
+            session_waits,
             ..
         } = &*self.services;
         let bytes = metrics::Bytes {
@@ -179,7 +179,9 @@ impl Admin {
         let samples: Vec<_> = lanes.iter().map(LaneView::sample).collect();
         let config_snapshot = current_config.load();
         let sessions = config_snapshot.session_accounts().iter();
-        let sessions: Vec<_> = sessions.map(SessionAccount::sample).collect();
+        let sessions: Vec<_> = sessions
+            .map(|account| account.sample(session_waits.waiting(&account.id)))
+            .collect();
         metrics.render(&samples, bytes, config_snapshot.upstreams.all(), &sessions)
     }
 
@@ -198,8 +200,15 @@ impl Admin {
         let lanes = self.services.limiter.lanes();
         let upstream = snapshot::upstream(config_snapshot.upstreams.default());
         let upstreams = snapshot::upstreams(&config_snapshot.upstreams);
-        json!({ "mode": mode, "upstream": upstream, "upstreams": upstreams, "queued_bytes": self.services.limiter.bytes(), "lanes": lanes })
-            .to_string()
+        json!({
+            "mode": mode,
+            "upstream": upstream,
+            "upstreams": upstreams,
+            "queued_bytes": self.services.limiter.bytes(),
+            "sessions": snapshot::sessions_in_trouble(&self.services, &config_snapshot),
+            "lanes": lanes,
+        })
+        .to_string()
     }
 }
 

@@ -20,7 +20,7 @@ use crate::primitives::secret::Secret;
 
 pub use account_credentials::{
     AccountCredentials, AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, Role,
-    RoleSource, SessionSource, StsEndpoint,
+    SessionSource, StsEndpoint,
 };
 pub use bind::Bind;
 pub use effective::effective;
@@ -30,8 +30,7 @@ pub use mistakes::{Mistake, Mistakes};
 pub use mode::Mode;
 pub use quota::{OnStoreFailure, Quota, Server, Store, Topology};
 pub use source_text::account_lines;
-#[allow(unused_imports, reason = "for flowgate check --live")]
-pub(crate) use source_text::source as source_in_words;
+pub(crate) use source_text::{source as source_in_words, step as step_in_words};
 pub use telemetry::{Collector, Journal, Log, LogFormat, Telemetry};
 pub use tls::Tls;
 pub use upstreams::{AccountUpstream, HttpProxy, UpstreamIndex};

@@ -3,7 +3,7 @@
 //! `credentials/keepers.rs` holds one keeper per source of the configuration. A keeper
 //! (`credentials/keeper.rs`) has the session to sign with, refreshes it in the background by the
 //! times of `credentials/schedule.rs`, and lets calls wait for it; never more than one request of a
-//! source is under way, and `credentials/flights.rs` bounds those of all sources of a service.
+//! source is under way, and `credentials/service_limits.rs` bounds those of all sources of a service.
 //! `credentials/obtain.rs` is what a keeper asks. `credentials/fetch.rs` obtains one session: it asks
 //! STS (`credentials/sts.rs`, with the token of `credentials/oidc_token.rs`), the metadata service
 //! (`credentials/metadata.rs`) or a URI
@@ -14,7 +14,6 @@
 pub(crate) mod answer;
 pub(crate) mod error;
 pub(crate) mod fetch;
-mod flights;
 pub(crate) mod http;
 pub(crate) mod keeper;
 pub(crate) mod keepers;
@@ -25,6 +24,7 @@ mod oidc_token;
 mod schedule;
 #[cfg(test)]
 mod scripted;
+mod service_limits;
 pub(crate) mod session;
 #[cfg(test)]
 mod simulated;

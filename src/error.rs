@@ -18,7 +18,8 @@ pub(crate) enum Outcome {
     UpstreamError,
     /// CAMS throttled the last attempt, or the only attempt of a relayed call.
     Throttled,
-    /// Flowgate refused: the queue is full, the wait is too long, draining, or not allowed.
+    /// Flowgate refused: the queue is full, the wait is too long, draining, no session to sign with,
+    /// or not allowed.
     Refused,
     /// The call was sent, and it is not known whether CAMS executed it.
     Unknown,
@@ -67,6 +68,8 @@ pub(crate) enum Kind {
     NonceUsed,
     /// CAMS rejected the signature that Flowgate made.
     AccountCredentials,
+    /// Nothing was sent: the account had no valid session by the end of the hold.
+    NoSession,
     /// The client is not permitted to make this call.
     Forbidden,
     /// The request is ambiguous or malformed.
@@ -184,6 +187,7 @@ impl Kind {
             TimestampFormat,
             NonceUsed,
             AccountCredentials,
+            NoSession,
             Forbidden,
             BadRequest,
             TooLarge,
@@ -248,6 +252,7 @@ impl Kind {
                 UpstreamError,
                 "credentials",
             ),
+            Self::NoSession => (403, "Flowgate.AccountCredentials", Refused, "no_session"),
             Self::Forbidden => (403, "Flowgate.Forbidden", Refused, "forbidden"),
             Self::BadRequest => (400, "Flowgate.BadRequest", Invalid, "bad_request"),
             Self::TooLarge => (413, "Flowgate.RequestTooLarge", Invalid, "too_large"),

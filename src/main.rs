@@ -138,7 +138,7 @@ fn runtime() -> io::Result<Runtime> {
 }
 
 /// Validates the configuration, and prints the sources of its accounts' credentials; with `print`,
-/// all of it. With `live` it tries the credentials.
+/// all of it. With `live` it tries the credentials, and prints the sources with the result.
 fn check(source: &Source, print: bool, live: bool) -> ExitCode {
     let Loaded {
         config, warnings, ..
@@ -156,7 +156,7 @@ fn check(source: &Source, print: bool, live: bool) -> ExitCode {
     }
     if print {
         write(format!("{:#}\n", effective(&config)).as_bytes());
-    } else {
+    } else if !live {
         let lines: String = account_lines(&config)
             .into_iter()
             .map(|line| line + "\n")

@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use crate::call::current_config::SessionAccount;
+use crate::call::current_config::{ConfigSnapshot, SessionAccount};
 use crate::call::services::CallServices;
 use crate::config;
+use crate::credentials::keeper::KeeperView;
 use crate::primitives::text::millis;
 use crate::process::shutdown::Phase;
 use crate::upstream::{Reach, Upstream, Upstreams};
@@ -29,7 +30,8 @@ pub(super) fn snapshot(services: &CallServices) -> Value {
         .map(|quota| json!({ "up": quota.is_up(), "replicas": quota.replicas() }));
     let reload_status = services.current_config.reload_status();
     let loaded = config.accounts.iter().filter_map(loaded_credentials);
-    let sessions = config_snapshot.session_accounts().iter().map(session);
+    let sessions = config_snapshot.session_accounts().iter();
+    let sessions = sessions.map(|account| session(services, account, &account.keeper.view()));
     json!({
         "at_ms": millis(since_1970(SystemTime::now())),
         "version": env!("CARGO_PKG_VERSION"),
@@ -61,9 +63,8 @@ fn loaded_credentials(account: &config::Account) -> Option<Value> {
 }
 
 /// The session of an account, and why there is no newer one.
-fn session(account: &SessionAccount) -> Value {
-    let view = account.keeper.view();
-    let failure = view.failure.map(|(at, error)| {
+fn session(services: &CallServices, account: &SessionAccount, view: &KeeperView) -> Value {
+    let failure = view.failure.as_ref().map(|(at, error)| {
         json!({
             "kind": error.kind.label(),
             "seconds_ago": at.elapsed().as_secs(),
@@ -74,8 +75,24 @@ fn session(account: &SessionAccount) -> Value {
         "account": account.id.as_str(),
         "source": account.keeper.source().name(),
         "seconds": view.ends_at.map(seconds_until),
+        "waiting": services.session_waits.waiting(&account.id),
         "failure": failure,
     })
+}
+
+/// The accounts whose session is missing, has ended or could not be refreshed.
+pub(super) fn sessions_in_trouble(
+    services: &CallServices,
+    config_snapshot: &ConfigSnapshot,
+) -> Vec<Value> {
+    let accounts = config_snapshot.session_accounts().iter();
+    accounts
+        .filter_map(|account| {
+            let view = account.keeper.view();
+            let is_in_trouble = view.failure.is_some() || !view.is_valid;
+            is_in_trouble.then(|| session(services, account, &view))
+        })
+        .collect()
 }
 
 /// Every upstream.
@@ -120,11 +137,11 @@ fn since_1970(time: SystemTime) -> Duration {
 mod tests {
     use super::*;
     use crate::call::tests::sessions::{Gateway, failure, seconds, session};
-    use crate::credentials::error::Failure;
+    use crate::credentials::error::FailureKind;
 
     #[tokio::test(start_paused = true)]
     async fn the_session_of_an_account_is_shown_with_the_last_failure() {
-        let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+        let gateway = Gateway::new(failure(FailureKind::Refused), &[]).await;
         tokio::time::sleep(seconds(5)).await;
         let shown = snapshot(&gateway.services);
         let text = "sts.aliyuncs.com: the service refuses, status 503, code ServiceUnavailable, \
@@ -135,11 +152,17 @@ mod tests {
                 "account": "acme",
                 "source": "ecs_role",
                 "seconds": null,
+                "waiting": 0,
                 "failure": { "kind": "refused", "seconds_ago": 5, "text": text },
             }])
         );
+        let config_snapshot = gateway.services.current_config.load_full();
+        let in_trouble = sessions_in_trouble(&gateway.services, &config_snapshot);
+        assert_eq!(Value::Array(in_trouble), shown["credentials"]);
         gateway.script.set(session(seconds(3600), Duration::ZERO));
         tokio::time::sleep(seconds(70)).await;
+        let in_trouble = sessions_in_trouble(&gateway.services, &config_snapshot);
+        assert!(in_trouble.is_empty(), "{in_trouble:?}");
         let shown = snapshot(&gateway.services);
         let one = &shown["credentials"][0];
         assert_eq!(one["failure"], Value::Null);

@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::app::start_error::StartError;
-use crate::call::current_config::Endpoints;
+use crate::call::current_config::{ConfigSnapshot, Endpoints};
 use crate::call::reply;
 use crate::call::services::CallServices;
 use crate::config::{self, Bind, Config};
@@ -184,7 +184,25 @@ impl AppState {
         } else {
             ", CAMS cannot be reached"
         };
-        format!("{phase}: accounts {accounts}, lanes {lanes}, waiting {waiting}{upstream}")
+        let sessions = self.missing_sessions(&config_snapshot);
+        format!(
+            "{phase}: accounts {accounts}, lanes {lanes}, waiting {waiting}{upstream}{sessions}"
+        )
+    }
+
+    /// How many accounts have no session, and how many calls wait for one; empty if none.
+    fn missing_sessions(&self, config_snapshot: &ConfigSnapshot) -> String {
+        let accounts = config_snapshot.session_accounts().iter();
+        let missing = accounts.filter(|account| account.keeper.current().is_none());
+        let (mut accounts, mut calls) = (0, 0);
+        for account in missing {
+            accounts += 1;
+            calls += self.calls.session_waits.waiting(&account.id);
+        }
+        if accounts == 0 {
+            return String::new();
+        }
+        format!(", accounts without a session {accounts}, calls that wait for one {calls}")
     }
 }
 

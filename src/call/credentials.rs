@@ -11,6 +11,7 @@ use super::identify::Sendable;
 use super::services::CallServices;
 use crate::config::{Queue, SessionSource};
 use crate::credentials::error::FetchError;
+use crate::credentials::http::place;
 use crate::error::{Kind, Refusal};
 use crate::operation::Operation;
 use crate::primitives::id::{AccountId, ClientId};
@@ -32,7 +33,7 @@ pub(super) struct SessionWait<'a> {
 /// The calls that wait for a session, by account and client. They are in no lane, so the bounds of
 /// `[queue]` apply here to each account.
 #[derive(Default)]
-pub(super) struct SessionWaits(Mutex<HashMap<AccountId, WaitingCalls>>);
+pub(crate) struct SessionWaits(Mutex<HashMap<AccountId, WaitingCalls>>);
 
 /// The waiting calls of one account.
 #[derive(Default)]
@@ -85,17 +86,18 @@ impl SessionWait<'_> {
 
 /// The refusal of a call whose account had no session by the end of its hold.
 fn no_session(source: &SessionSource, failure: Option<&FetchError>) -> Refusal {
-    let why = match failure {
-        Some(failure) => format!("the last request failed: {failure}"),
-        None => "the source has not answered yet".to_owned(),
+    // The cause first: readers of logs may cut the rest.
+    let cause = match failure {
+        Some(failure) => failure.to_string(),
+        None => format!("{}: the source has not answered yet", place(source)),
     };
     let message = format!(
-        "Flowgate has no valid session to sign for this account: its source (credentials.{}) \
-         returned none within the call's hold; {why}. CAMS has done nothing. Report this to the \
-         operator of Flowgate, or repeat the call later.",
+        "No session to sign with: {cause}. The source of this account's credentials ({}) returned \
+         none within the call's hold. CAMS has done nothing. Report this to the operator of \
+         Flowgate, or repeat the call later.",
         source.name()
     );
-    Refusal::new(Kind::AccountCredentials, message)
+    Refusal::new(Kind::NoSession, message)
 }
 
 // === impl SessionWaits ===
@@ -126,6 +128,11 @@ impl SessionWaits {
             waits: self,
             operation,
         })
+    }
+
+    /// The number of calls that wait for the session of an account.
+    pub(crate) fn waiting(&self, account: &AccountId) -> usize {
+        self.0.lock().get(account).map_or(0, |waiting| waiting.all)
     }
 
     fn leave(&self, operation: &Operation) {

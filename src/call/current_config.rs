@@ -157,13 +157,15 @@ impl ConfigSnapshot {
 // === impl SessionAccount ===
 
 impl SessionAccount {
-    /// Its metrics.
-    pub(crate) fn sample(&self) -> SessionSample<'_> {
+    /// Its metrics. `waiting` is the number of calls that wait for the session.
+    pub(crate) fn sample(&self, waiting: usize) -> SessionSample<'_> {
         let view = self.keeper.view();
         SessionSample {
             account: self.id.as_str(),
             ends_at: view.ends_at,
             obtained_at: view.obtained_at,
+            waiting,
+            is_failing: view.failure.is_some(),
             succeeded: view.succeeded,
             failed: view.failed,
         }

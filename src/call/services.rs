@@ -40,7 +40,7 @@ pub(crate) struct CallServices {
     /// Recent answer times of CAMS.
     pub(super) margins: Margins,
     /// Calls that wait for a session of their account.
-    pub(super) session_waits: SessionWaits,
+    pub(crate) session_waits: SessionWaits,
     /// Attempts in flight.
     pub(super) attempts: TaskTracker,
 }

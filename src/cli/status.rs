@@ -41,7 +41,28 @@ struct Page {
     mode: String,
     upstream: Upstream,
     upstreams: Vec<Upstream>,
+    sessions: Vec<Session>,
     lanes: Vec<LaneView>,
+}
+
+/// An account whose session is missing or could not be refreshed.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Session {
+    account: String,
+    source: String,
+    /// The time until its end; `None` before the first session.
+    seconds: Option<i64>,
+    /// The number of calls that wait for it.
+    waiting: usize,
+    failure: Option<RefreshFailure>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct RefreshFailure {
+    seconds_ago: u64,
+    text: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -59,6 +80,8 @@ const HEAD: [&str; 8] = [
 ];
 /// Maximum number of lanes in the table.
 const MOST: usize = 100;
+/// Maximum number of sessions above the table.
+const MOST_SESSIONS: usize = 20;
 /// Interval of `--watch`.
 const EVERY: Duration = Duration::from_secs(1);
 /// ANSI: moves the cursor home and clears the screen.
@@ -164,7 +187,21 @@ impl Page {
         } else {
             String::new()
         };
-        format!("{}\n{table}{rest}", self.summary())
+        format!("{}\n{}{table}{rest}", self.summary(), self.sessions())
+    }
+
+    /// A line for each session that is missing or failing; those that most calls wait for first.
+    fn sessions(&self) -> String {
+        let mut sessions: Vec<_> = self.sessions.iter().collect();
+        sessions.sort_by_key(|session| std::cmp::Reverse(session.waiting));
+        let lines = sessions.iter().take(MOST_SESSIONS);
+        let mut text: String = lines.map(|session| session.line()).collect();
+        if let Some(more @ 1..) = sessions.len().checked_sub(MOST_SESSIONS) {
+            text.push_str(&format!(
+                "and {more} more accounts whose session is missing or failing\n"
+            ));
+        }
+        text
     }
 
     fn summary(&self) -> String {
@@ -177,10 +214,43 @@ impl Page {
                 .join("; "),
         };
         let waiting: usize = self.lanes.iter().map(LaneView::waiting).sum();
+        let for_session: usize = self.sessions.iter().map(|session| session.waiting).sum();
+        let for_session = if for_session > 0 {
+            format!(", waiting for a session {for_session}")
+        } else {
+            String::new()
+        };
         format!(
-            "mode {}, lanes {}, waiting {waiting}; {upstream}",
+            "mode {}, lanes {}, waiting {waiting}{for_session}; {upstream}",
             shown(&self.mode),
             self.lanes.len()
+        )
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    fn line(&self) -> String {
+        let state = match self.seconds {
+            None => "no session".to_owned(),
+            Some(left @ 1..) => format!("the session ends in {left}s"),
+            Some(left) => format!("the session ended {}s ago", left.unsigned_abs()),
+        };
+        let failure = match &self.failure {
+            None => String::new(),
+            Some(RefreshFailure { seconds_ago, text }) => {
+                format!(
+                    "; the last request failed {seconds_ago}s ago: {}",
+                    shown(text)
+                )
+            }
+        };
+        format!(
+            "account {} ({}): {state}, calls waiting {}{failure}\n",
+            shown(&self.account),
+            shown(&self.source),
+            self.waiting
         )
     }
 }
@@ -316,6 +386,30 @@ b         ListFlow      0       -       -     -      4.97/s  5/s
             "{table}"
         );
         assert_eq!(table_of("{}", true).lines().count(), 1);
+    }
+
+    #[test]
+    fn sessions_that_are_missing_or_failing_are_above_the_lanes() {
+        let page = r#"{"mode":"enforce","upstream":{"reachable":true},"lanes":[],"sessions":[
+            {"account":"a","source":"uri","seconds":240,"failure":{"seconds_ago":3,"text":"x\u001b: down"}},
+            {"account":"b","source":"oidc","seconds":null,"waiting":20,"failure":null},
+            {"account":"c","source":"ecs_role","seconds":-5,"waiting":2}]}"#;
+        let expected = "\
+mode enforce, lanes 0, waiting 0, waiting for a session 22; CAMS is reachable
+account b (oidc): no session, calls waiting 20
+account c (ecs_role): the session ended 5s ago, calls waiting 2
+account a (uri): the session ends in 240s, calls waiting 0; the last request failed 3s ago: x\\u{1b}: down
+";
+        assert_eq!(table_of(page, false), expected);
+        let many: Vec<_> = (0..23)
+            .map(|number| format!(r#"{{"account":"{number}"}}"#))
+            .collect();
+        let table = table_of(&format!(r#"{{"sessions":[{}]}}"#, many.join(",")), false);
+        let last = "and 3 more accounts whose session is missing or failing";
+        assert_eq!(
+            (table.lines().count(), table.lines().last()),
+            (22, Some(last))
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::upstreams::bracketed;
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
 
-/// The credentials of an account that Flowgate signs for.
+/// The source of credentials: of an account that Flowgate signs for, or of those that assume a role.
 #[derive(Clone, Debug)]
 pub enum AccountCredentials {
     /// Read with the configuration.
@@ -81,21 +81,12 @@ pub struct Oidc {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct AssumeRole {
     /// The credentials that assume the role.
-    pub from: Box<RoleSource>,
+    pub from: Box<AccountCredentials>,
     /// The external id that the role's trust policy demands.
     pub external_id: Option<String>,
     /// The role.
     #[serde(flatten)]
     pub role: Role,
-}
-
-/// The credentials that assume a role.
-#[derive(Clone, Debug)]
-pub enum RoleSource {
-    /// Read with the configuration.
-    Loaded(Credentials, LoadedFrom),
-    /// Temporary credentials.
-    Session(SessionSource),
 }
 
 /// The role that STS is asked for.
@@ -182,6 +173,39 @@ impl AccountCredentials {
     }
 }
 
+impl Serialize for AccountCredentials {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Loaded(_, from) => from.serialize(serializer),
+            Self::Session(source) => source.serialize(serializer),
+        }
+    }
+}
+
+impl PartialEq for AccountCredentials {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Loaded(ours, from), Self::Loaded(theirs, theirs_from)) => {
+                ours.are_same(theirs) && from == theirs_from
+            }
+            (Self::Session(ours), Self::Session(theirs)) => ours == theirs,
+            _ => false,
+        }
+    }
+}
+
+impl Eq for AccountCredentials {}
+
+impl Hash for AccountCredentials {
+    /// Secrets are left out; equality decides about them.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Self::Loaded(credentials, _) => credentials.access_key_id.hash(state),
+            Self::Session(source) => source.hash(state),
+        }
+    }
+}
+
 // === impl SessionSource ===
 
 impl SessionSource {
@@ -197,22 +221,19 @@ impl SessionSource {
 
     /// The number of sources that one session needs, including this one.
     pub(crate) fn chain_length(&self) -> usize {
-        let mut length = 1;
-        let mut source = self;
-        while let Some(from) = source.session_from() {
-            length += 1;
-            source = from;
-        }
-        length + usize::from(source.loaded_from().is_some())
+        let from_loaded = self.chain().filter_map(Self::loaded_from);
+        self.chain().count() + from_loaded.count()
+    }
+
+    /// This source and those that it needs, each before the one whose session assumes its role.
+    pub(crate) fn chain(&self) -> impl Iterator<Item = &Self> {
+        std::iter::successors(Some(self), |source| source.session_from())
     }
 
     /// The source of the credentials that assume the role, if they are temporary.
     pub(crate) fn session_from(&self) -> Option<&Self> {
         match self {
-            Self::AssumeRole(role) => match &*role.from {
-                RoleSource::Session(from) => Some(from),
-                RoleSource::Loaded(..) => None,
-            },
+            Self::AssumeRole(role) => role.from.session(),
             _ => None,
         }
     }
@@ -220,10 +241,7 @@ impl SessionSource {
     /// The credentials that assume the role, if they are read with the configuration.
     pub(crate) fn loaded_from(&self) -> Option<&Credentials> {
         match self {
-            Self::AssumeRole(role) => match &*role.from {
-                RoleSource::Loaded(credentials, _) => Some(credentials),
-                RoleSource::Session(_) => None,
-            },
+            Self::AssumeRole(role) => role.from.loaded(),
             _ => None,
         }
     }
@@ -263,6 +281,16 @@ impl EcsRole {
     /// The address of Alibaba's metadata service.
     pub(crate) const METADATA_SERVICE: SocketAddr =
         SocketAddr::new(IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)), 80);
+
+    /// Whether the text is the name of a role, which becomes a part of a path.
+    pub(crate) fn is_role_name(text: &str) -> bool {
+        (1..=64).contains(&text.len())
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+            // A path of them leads elsewhere.
+            && !matches!(text, "." | "..")
+    }
 }
 
 // === impl LoadedFrom ===
@@ -274,50 +302,6 @@ impl Serialize for LoadedFrom {
             Self::Variables(prefix) => json!({ "env": prefix }).serialize(serializer),
             Self::File(path) => json!({ "file": path.display().to_string() }).serialize(serializer),
             Self::Profile(name) => json!({ "profile": name }).serialize(serializer),
-        }
-    }
-}
-
-// === impl RoleSource ===
-
-impl Serialize for RoleSource {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Loaded(_, from) => from.serialize(serializer),
-            Self::Session(source) => source.serialize(serializer),
-        }
-    }
-}
-
-impl From<AccountCredentials> for RoleSource {
-    fn from(credentials: AccountCredentials) -> Self {
-        match credentials {
-            AccountCredentials::Loaded(credentials, from) => Self::Loaded(credentials, from),
-            AccountCredentials::Session(source) => Self::Session(source),
-        }
-    }
-}
-
-impl PartialEq for RoleSource {
-    fn eq(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Loaded(ours, from), Self::Loaded(theirs, theirs_from)) => {
-                ours.are_same(theirs) && from == theirs_from
-            }
-            (Self::Session(ours), Self::Session(theirs)) => ours == theirs,
-            _ => false,
-        }
-    }
-}
-
-impl Eq for RoleSource {}
-
-impl Hash for RoleSource {
-    /// Secrets are left out; equality decides about them.
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        match self {
-            Self::Loaded(credentials, _) => credentials.access_key_id.hash(state),
-            Self::Session(source) => source.hash(state),
         }
     }
 }

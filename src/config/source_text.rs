@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::path::Path;
 
 use super::{
-    Account, AccountCredentials, Config, Credentials, EcsRole, LoadedFrom, RoleSource,
-    SessionSource, StsEndpoint,
+    Account, AccountCredentials, Config, Credentials, EcsRole, LoadedFrom, SessionSource,
+    StsEndpoint,
 };
 
 /// Maximum number of accounts with a line of their own.
@@ -72,8 +72,8 @@ fn session(source: &SessionSource) -> String {
         };
         text.push_str(", from ");
         match &*assumed.from {
-            RoleSource::Session(source) => next = source,
-            RoleSource::Loaded(credentials, from) => {
+            AccountCredentials::Session(source) => next = source,
+            AccountCredentials::Loaded(credentials, from) => {
                 text.push_str(&loaded(credentials, from));
                 break;
             }
@@ -86,7 +86,8 @@ fn session(source: &SessionSource) -> String {
     text
 }
 
-fn step(source: &SessionSource) -> String {
+/// One source, without those that it needs.
+pub(crate) fn step(source: &SessionSource) -> String {
     match source {
         SessionSource::Oidc(oidc) => format!("AssumeRoleWithOIDC {}", oidc.role.arn),
         SessionSource::AssumeRole(assumed) => format!("AssumeRole {}", assumed.role.arn),

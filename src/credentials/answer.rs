@@ -12,7 +12,7 @@ use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::error::{Failure, FetchError};
+use super::error::{FailureKind, FetchError};
 use super::http::Answer;
 use super::session::Obtained;
 use crate::acs::{self, time};
@@ -28,30 +28,39 @@ const SUCCESS: &str = "Success";
 
 /// The kinds of failure by `Code`, which decides, not the status. Each code is also a prefix before
 /// a dot. The first that fits counts.
-const KINDS: &[(&str, Failure)] = &[
-    ("AuthenticationFail.OIDCToken.Expired", Failure::OldToken),
-    ("InvalidSecurityToken", Failure::OldToken),
-    ("SecurityTokenExpired", Failure::OldToken),
-    ("MissingSecurityToken", Failure::OldToken),
-    ("InvalidAccessKeyId", Failure::OldToken),
-    ("Forbidden.AccessKeyDisabled", Failure::OldToken),
-    ("Throttling", Failure::Throttled),
-    ("ServiceUnavailable", Failure::Throttled),
-    ("ServiceUnavailableTemporary", Failure::Throttled),
-    ("InternalError", Failure::ServiceError),
-    ("InternalFailure", Failure::ServiceError),
-    // Another nonce is accepted.
-    ("SignatureNonceUsed", Failure::ServiceError),
-    ("InvalidSignatureNonce", Failure::ServiceError),
-    ("AuthenticationFail", Failure::Refused),
-    ("EntityNotExist", Failure::Refused),
-    ("Forbidden", Failure::Refused),
-    ("IllegalTimestamp", Failure::Refused),
-    ("InvalidParameter", Failure::Refused),
-    ("InvalidTimeStamp", Failure::Refused),
-    ("NoPermission", Failure::Refused),
-    ("SignatureDoesNotMatch", Failure::Refused),
+const KINDS: &[(&str, FailureKind)] = &[
+    (
+        "AuthenticationFail.OIDCToken.Expired",
+        FailureKind::OldToken,
+    ),
+    ("InvalidSecurityToken", FailureKind::OldToken),
+    ("SecurityTokenExpired", FailureKind::OldToken),
+    ("MissingSecurityToken", FailureKind::OldToken),
+    ("InvalidAccessKeyId", FailureKind::OldToken),
+    ("Forbidden.AccessKeyDisabled", FailureKind::OldToken),
+    ("Throttling", FailureKind::Throttled),
+    (UNAVAILABLE_CODES[0], FailureKind::ServiceError),
+    (UNAVAILABLE_CODES[1], FailureKind::ServiceError),
+    ("InternalError", FailureKind::ServiceError),
+    ("InternalFailure", FailureKind::ServiceError),
+    // Not a refusal: another nonce is accepted.
+    (NONCE_CODES[0], FailureKind::ServiceError),
+    (NONCE_CODES[1], FailureKind::ServiceError),
+    ("AuthenticationFail", FailureKind::Refused),
+    ("EntityNotExist", FailureKind::Refused),
+    ("Forbidden", FailureKind::Refused),
+    ("IllegalTimestamp", FailureKind::Refused),
+    ("InvalidParameter", FailureKind::Refused),
+    ("InvalidTimeStamp", FailureKind::Refused),
+    ("NoPermission", FailureKind::Refused),
+    ("SignatureDoesNotMatch", FailureKind::Refused),
 ];
+
+/// Codes of a service that cannot answer now, whoever asks.
+const UNAVAILABLE_CODES: [&str; 2] = ["ServiceUnavailable", "ServiceUnavailableTemporary"];
+
+/// STS's codes for a nonce that it has seen before.
+const NONCE_CODES: [&str; 2] = ["SignatureNonceUsed", "InvalidSignatureNonce"];
 
 /// STS's codes for a time stamp that is too far from its clock.
 const CLOCK_CODES: &[&str] = &["InvalidTimeStamp", "IllegalTimestamp"];
@@ -139,8 +148,8 @@ pub(super) fn read_identity(place: &str, answer: &Answer) -> Result<Identity, Fe
 
 /// Whether STS refuses the request's time stamp.
 pub(super) fn refuses_stamp(answer: &Answer) -> bool {
-    let code = summary(answer).code.unwrap_or_default();
-    answer.response.status != 200 && CLOCK_CODES.iter().any(|family| is_of(family, &code))
+    let code = summary(answer).code;
+    answer.response.status != 200 && is_one_of(CLOCK_CODES, code.as_deref())
 }
 
 /// The failure of an answer without a session.
@@ -149,17 +158,28 @@ pub(super) fn refusal(form: Form, place: &str, answer: &Answer) -> FetchError {
     let code = summary(answer).code;
     let by_code = code.as_deref().and_then(kind_of_code);
     let kind = by_code.unwrap_or_else(|| kind_of_status(form, status, code.is_some()));
-    let reason = match kind {
-        Failure::Throttled => "the service asks for fewer requests",
-        Failure::ServiceError => "the service failed",
-        Failure::OldToken => "the service refuses the credentials or the token of the request",
-        Failure::Refused => "the service refuses the request",
-        _ if (300..400).contains(&status) => "the service redirects, which is not followed",
-        _ => "the answer is not a session",
-    };
+    let reason = reason(kind, status, code.as_deref());
     FetchError {
         kind,
         ..bad(place, answer, reason)
+    }
+}
+
+/// What the service says with this answer.
+fn reason(kind: FailureKind, status: u16, code: Option<&str>) -> &'static str {
+    match kind {
+        FailureKind::Throttled => "the service asks for fewer requests",
+        FailureKind::ServiceError if is_one_of(&NONCE_CODES, code) => {
+            "the service refuses the nonce of the request"
+        }
+        FailureKind::ServiceError if status == 503 || is_one_of(&UNAVAILABLE_CODES, code) => {
+            "the service is unavailable"
+        }
+        FailureKind::ServiceError => "the service failed",
+        FailureKind::OldToken => "the service refuses the credentials or the token of the request",
+        FailureKind::Refused => "the service refuses the request",
+        _ if (300..400).contains(&status) => "the service redirects, which is not followed",
+        _ => "the answer is not a session",
     }
 }
 
@@ -170,7 +190,7 @@ pub(super) fn bad(place: &str, answer: &Answer, reason: impl Into<String>) -> Fe
         status: Some(answer.response.status.as_u16()),
         code: summary.code,
         request_id: summary.request_id,
-        ..FetchError::new(Failure::BadAnswer, place, reason)
+        ..FetchError::new(FailureKind::BadAnswer, place, reason)
     }
 }
 
@@ -210,21 +230,25 @@ fn is_of(family: &str, code: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-fn kind_of_code(code: &str) -> Option<Failure> {
+fn is_one_of(families: &[&str], code: Option<&str>) -> bool {
+    code.is_some_and(|code| families.iter().any(|family| is_of(family, code)))
+}
+
+fn kind_of_code(code: &str) -> Option<FailureKind> {
     let mut kinds = KINDS.iter();
     kinds
         .find(|(family, _)| is_of(family, code))
         .map(|(_, kind)| *kind)
 }
 
-fn kind_of_status(form: Form, status: u16, has_code: bool) -> Failure {
+fn kind_of_status(form: Form, status: u16, has_code: bool) -> FailureKind {
     match (form, status) {
-        (_, 429 | 503) | (Form::Sts, 302) => Failure::Throttled,
-        (_, 500..=599) => Failure::ServiceError,
+        (_, 429) => FailureKind::Throttled,
+        (_, 500..=599) => FailureKind::ServiceError,
         // STS writes a code with each refusal; without it something else has answered.
-        (Form::Sts, 400..=499) if has_code => Failure::Refused,
-        (Form::Metadata | Form::Uri, 401 | 403) => Failure::Refused,
-        _ => Failure::BadAnswer,
+        (Form::Sts, 400..=499) if has_code => FailureKind::Refused,
+        (Form::Metadata | Form::Uri, 401 | 403) => FailureKind::Refused,
+        _ => FailureKind::BadAnswer,
     }
 }
 

@@ -3,11 +3,16 @@
 
 use std::fmt;
 
+use crate::config::{self, SessionSource};
+
 /// Why there is no session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FetchError {
     /// The kind, which decides when the source is asked again.
-    pub(crate) kind: Failure,
+    pub(crate) kind: FailureKind,
+    /// The source of the chain that failed, in words, if the failure is that of a session that
+    /// assumes the role.
+    pub(crate) broken_step: Option<String>,
     /// The service as `host` or `host:port`, or the file.
     pub(crate) place: String,
     /// What went wrong.
@@ -22,12 +27,12 @@ pub(crate) struct FetchError {
 
 /// A kind of failure. The label of a metric, so the set is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Failure {
+pub(crate) enum FailureKind {
     /// There was no complete answer.
     Unreachable,
     /// The service asks for fewer requests.
     Throttled,
-    /// The service failed: a 5xx status or an internal error.
+    /// The service is unavailable or has failed: a 5xx status or an internal error.
     ServiceError,
     /// The service refuses until something is changed: a permission, a role, a policy.
     Refused,
@@ -39,13 +44,15 @@ pub(crate) enum Failure {
     TokenFile,
     /// There are no valid credentials to assume the role with; nothing was sent.
     NoSource,
+    /// Flowgate itself failed: a caught panic.
+    Internal,
 }
 
-// === impl Failure ===
+// === impl FailureKind ===
 
-impl Failure {
+impl FailureKind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Unreachable,
         Self::Throttled,
         Self::ServiceError,
@@ -54,6 +61,7 @@ impl Failure {
         Self::BadAnswer,
         Self::TokenFile,
         Self::NoSource,
+        Self::Internal,
     ];
 
     /// The label in metrics.
@@ -67,12 +75,13 @@ impl Failure {
             Self::BadAnswer => "bad_answer",
             Self::TokenFile => "token_file",
             Self::NoSource => "no_source",
+            Self::Internal => "internal",
         }
     }
 
-    /// Whether only a change of settings helps, so that the source is asked once a minute.
-    pub(crate) fn is_permanent(self) -> bool {
-        self == Self::Refused
+    /// Whether the same request would fail again: what it sends, or the settings, must change.
+    pub(super) fn is_permanent(self) -> bool {
+        matches!(self, Self::Refused | Self::OldToken)
     }
 }
 
@@ -80,9 +89,10 @@ impl Failure {
 
 impl FetchError {
     /// A failure without an answer.
-    pub(super) fn new(kind: Failure, place: &str, reason: impl Into<String>) -> Self {
+    pub(super) fn new(kind: FailureKind, place: &str, reason: impl Into<String>) -> Self {
         Self {
             kind,
+            broken_step: None,
             place: place.to_owned(),
             reason: reason.into(),
             status: None,
@@ -90,10 +100,24 @@ impl FetchError {
             request_id: None,
         }
     }
+
+    /// The failure of a role whose assuming session has failed. It names the source at which the
+    /// chain is broken.
+    pub(super) fn of_broken_chain(from: &SessionSource, failure: Self) -> Self {
+        let step = || config::step_in_words(from);
+        Self {
+            kind: FailureKind::NoSource,
+            broken_step: Some(failure.broken_step.unwrap_or_else(step)),
+            ..failure
+        }
+    }
 }
 
 impl fmt::Display for FetchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(step) = &self.broken_step {
+            write!(f, "no session of {step}: ")?;
+        }
         write!(f, "{}: {}", self.place, self.reason)?;
         if let Some(status) = self.status {
             write!(f, ", status {status}")?;

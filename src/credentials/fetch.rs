@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::answer::Identity;
-use super::error::{Failure, FetchError};
+use super::error::{FailureKind, FetchError};
 use super::http::{self, Roots};
 use super::metadata::{Metadata, TokenCache};
 use super::session::Obtained;
@@ -15,8 +15,8 @@ use super::uri;
 use crate::config::{Credentials, SessionSource, StsEndpoint};
 use crate::upstream::clock::UpstreamClock;
 
-/// Limit on everything of one fetch.
-const WITHIN: Duration = Duration::from_secs(10);
+/// Limit on everything of one fetch, with the waits for the file system.
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The connections' settings and what one source needs from one request to the next: the metadata
 /// service's token, and the offset of STS's clock.
@@ -37,9 +37,27 @@ pub(crate) async fn caller_identity(
         endpoint,
         roots,
         clock: &clock(&endpoint.to_string()),
-        deadline: Instant::now() + WITHIN,
+        deadline: Instant::now() + TIMEOUT,
     };
     sts.caller_identity(credentials).await
+}
+
+/// Runs a fetch of the source and ends it at its deadline.
+pub(super) async fn limited<F>(
+    source: &SessionSource,
+    fetch: impl FnOnce(Instant) -> F,
+) -> Result<Obtained, FetchError>
+where
+    F: Future<Output = Result<Obtained, FetchError>>,
+{
+    let deadline = Instant::now() + TIMEOUT;
+    timeout_at(deadline, fetch(deadline))
+        .await
+        .unwrap_or_else(|_elapsed| {
+            let reason = format!("no complete answer within {} s", TIMEOUT.as_secs());
+            let place = http::place(source);
+            Err(FetchError::new(FailureKind::Unreachable, &place, reason))
+        })
 }
 
 /// The clock of the service with this name.
@@ -74,20 +92,11 @@ impl Fetcher {
         &self,
         assuming: Option<&Credentials>,
     ) -> Result<Obtained, FetchError> {
-        let deadline = Instant::now() + WITHIN;
-        timeout_at(deadline, self.obtain(assuming, deadline))
-            .await
-            .unwrap_or_else(|_elapsed| {
-                let reason = format!("no session within {WITHIN:?}");
-                Err(FetchError::new(
-                    Failure::Unreachable,
-                    &http::place(&self.source),
-                    reason,
-                ))
-            })
+        limited(&self.source, |deadline| self.fetch_by(assuming, deadline)).await
     }
 
-    async fn obtain(
+    /// The same, by the deadline of [`limited`].
+    pub(super) async fn fetch_by(
         &self,
         assuming: Option<&Credentials>,
         deadline: Instant,
@@ -101,7 +110,7 @@ impl Fetcher {
             SessionSource::AssumeRole(source) => {
                 let assuming = assuming.ok_or_else(|| {
                     let reason = "there are no valid credentials to assume the role with";
-                    FetchError::new(Failure::NoSource, &http::place(&self.source), reason)
+                    FetchError::new(FailureKind::NoSource, &http::place(&self.source), reason)
                 })?;
                 self.sts(&source.role.sts, deadline)
                     .assume_role(source, assuming)

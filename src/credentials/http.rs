@@ -14,7 +14,7 @@ use hyper::http::uri::PathAndQuery;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::error::{Failure, FetchError};
+use super::error::{FailureKind, FetchError};
 use crate::config::{CredentialsUri, EcsRole, SessionSource, bracketed};
 use crate::primitives::secret::never_shown;
 use crate::upstream::one_request::{self, Destination, RequestError};
@@ -38,7 +38,7 @@ pub(crate) struct Roots(ArcSwapOption<TlsRoots>);
 
 /// The service that a source asks, for the `Host` header and for errors: `host`, or `host:port` if
 /// the port is not the default.
-pub(super) fn place(source: &SessionSource) -> String {
+pub(crate) fn place(source: &SessionSource) -> String {
     match source {
         SessionSource::Oidc(source) => source.role.sts.to_string(),
         SessionSource::AssumeRole(source) => source.role.sts.to_string(),
@@ -110,7 +110,7 @@ pub(super) fn put_secret(request: &mut Request, name: HeaderName, value: &str) {
 }
 
 /// Sends the request and reads the answer, all by the deadline. `place` names the service.
-pub(super) async fn ask(
+pub(super) async fn send(
     place: &str,
     destination: &Destination<'_>,
     request: Request,
@@ -133,15 +133,15 @@ pub(super) async fn ask(
 }
 
 /// The kind of a failure without a complete answer.
-fn kind(error: &RequestError) -> Failure {
+fn kind(error: &RequestError) -> FailureKind {
     match error {
         RequestError::Unconnected(_)
         | RequestError::Unsent
         | RequestError::Closed
-        | RequestError::Timeout(_) => Failure::Unreachable,
-        RequestError::TooLarge | RequestError::Malformed => Failure::BadAnswer,
+        | RequestError::Timeout(_) => FailureKind::Unreachable,
+        RequestError::TooLarge | RequestError::Malformed => FailureKind::BadAnswer,
         // Another address, or another URI, is needed.
-        RequestError::Forbidden(_) => Failure::Refused,
+        RequestError::Forbidden(_) => FailureKind::Refused,
     }
 }
 
@@ -161,7 +161,7 @@ impl Roots {
         match &*self.0.load() {
             Some(roots) => Ok(TlsRoots::clone(roots)),
             None => Err(FetchError::new(
-                Failure::Unreachable,
+                FailureKind::Unreachable,
                 place,
                 "no TLS roots are loaded",
             )),

@@ -8,19 +8,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::SystemTime;
 
-use arc_swap::ArcSwapOption;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::error::{Failure, FetchError};
-use super::flights::Flights;
+use super::error::{FailureKind, FetchError};
 use super::obtain::Obtain;
+use super::service_limits::ServiceLimits;
 use super::session::Session;
 use crate::config::{Credentials, SessionSource};
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::never_shown;
+pub(super) use report::AccountNames;
 use state::{Demand, State};
 
 #[cfg(test)]
@@ -43,7 +44,9 @@ struct Shared {
     obtain: Box<dyn Obtain>,
     /// The keeper of the session that assumes the role, if it is a session.
     from: Option<Arc<Keeper>>,
-    flights: Arc<Flights>,
+    limits: Arc<ServiceLimits>,
+    /// Whose calls need the session, for the log.
+    accounts: ArcSwap<AccountNames>,
     /// The last session, which may have ended.
     session: ArcSwapOption<Session>,
     state: Mutex<State>,
@@ -61,6 +64,8 @@ struct Waiting<'a>(&'a Shared);
 /// What a keeper shows to operators.
 #[derive(Clone, Debug)]
 pub(crate) struct KeeperView {
+    /// Whether there is a session to sign with.
+    pub(crate) is_valid: bool,
     /// The end of the last session, if there was one. It may have passed.
     pub(crate) ends_at: Option<SystemTime>,
     /// When the session was obtained.
@@ -69,8 +74,8 @@ pub(crate) struct KeeperView {
     pub(crate) failure: Option<(Instant, FetchError)>,
     /// The number of sessions obtained.
     pub(crate) succeeded: u64,
-    /// The number of failures by kind, in the order of [`Failure::ALL`].
-    pub(crate) failed: [u64; Failure::ALL.len()],
+    /// The number of failures by kind, in the order of [`FailureKind::ALL`].
+    pub(crate) failed: [u64; FailureKind::ALL.len()],
 }
 
 never_shown!(Keeper);
@@ -84,13 +89,14 @@ impl Keeper {
         source: Arc<SessionSource>,
         obtain: Box<dyn Obtain>,
         from: Option<Arc<Self>>,
-        flights: Arc<Flights>,
+        limits: Arc<ServiceLimits>,
     ) -> Self {
         let shared = Arc::new(Shared {
             source,
             obtain,
             from,
-            flights,
+            limits,
+            accounts: ArcSwap::default(),
             session: ArcSwapOption::empty(),
             state: Mutex::default(),
             waiting: AtomicUsize::new(0),
@@ -107,6 +113,11 @@ impl Keeper {
     /// The source.
     pub(crate) fn source(&self) -> &SessionSource {
         &self.shared.source
+    }
+
+    /// Sets the accounts that log lines name.
+    pub(super) fn set_accounts(&self, accounts: AccountNames) {
+        self.shared.accounts.store(Arc::new(accounts));
     }
 
     /// The credentials to sign with now. `None` before the first session and after the end of one
@@ -156,6 +167,7 @@ impl Keeper {
         let session = self.shared.session.load();
         let state = self.shared.state.lock();
         KeeperView {
+            is_valid: self.shared.is_valid(),
             ends_at: session.as_ref().map(|session| session.ends_at()),
             obtained_at: session.as_ref().map(|session| session.obtained_at),
             failure: state.failure().cloned(),

@@ -5,18 +5,19 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::fetch::Fetcher;
-use super::flights::Flights;
 use super::http::{self, Roots};
-use super::keeper::Keeper;
+use super::keeper::{AccountNames, Keeper};
 use super::obtain::Obtain;
+use super::service_limits::ServiceLimits;
 use crate::config::{Config, SessionSource};
+use crate::primitives::id::AccountId;
 use crate::upstream::TlsRoots;
 
 /// The keepers by their source.
 pub(crate) struct Keepers {
     by_source: HashMap<Arc<SessionSource>, Arc<Keeper>>,
     /// The bounds of each service, by host and port.
-    flights: HashMap<String, Arc<Flights>>,
+    limits: HashMap<String, Arc<ServiceLimits>>,
     /// Replaced for all sources at once, also for those of calls that keep an older configuration.
     roots: Arc<Roots>,
 }
@@ -51,7 +52,7 @@ impl Keepers {
         shared: Arc<Roots>,
         before: Option<&Self>,
     ) -> anyhow::Result<Self> {
-        let need_tls = used(config).any(SessionSource::uses_tls);
+        let need_tls = used(config).any(|(_, source)| source.uses_tls());
         let loaded = match roots {
             Some(roots) => Some(roots.clone()),
             None if need_tls => Some(TlsRoots::load(config.upstream.ca_file.as_deref())?),
@@ -74,11 +75,20 @@ impl Keepers {
     ) -> Self {
         let mut keepers = Self {
             by_source: HashMap::new(),
-            flights: HashMap::new(),
+            limits: HashMap::new(),
             roots,
         };
-        for source in used(config) {
+        let mut names: HashMap<&SessionSource, AccountNames> = HashMap::new();
+        for (account, source) in used(config) {
             keepers.keep(source, before, make);
+            for source in source.chain() {
+                names.entry(source).or_default().add(account);
+            }
+        }
+        for (source, names) in names {
+            if let Some(keeper) = keepers.get(source) {
+                keeper.set_accounts(names);
+            }
         }
         keepers
     }
@@ -98,12 +108,12 @@ impl Keepers {
             .session_from()
             .map(|from| self.keep(from, before, make));
         let known = before.and_then(|before| before.by_source.get_key_value(source));
-        let flights = self.flights(source, before);
+        let limits = self.limits(source, before);
         let (source, keeper) = match known {
             Some((source, keeper)) => (source.clone(), keeper.clone()),
             None => {
                 let source = Arc::new(source.clone());
-                let keeper = Keeper::new(source.clone(), make(&source), from, flights);
+                let keeper = Keeper::new(source.clone(), make(&source), from, limits);
                 (source, Arc::new(keeper))
             }
         };
@@ -112,12 +122,12 @@ impl Keepers {
     }
 
     /// The bounds of the source's service, which survive a reload.
-    fn flights(&mut self, source: &SessionSource, before: Option<&Self>) -> Arc<Flights> {
+    fn limits(&mut self, source: &SessionSource, before: Option<&Self>) -> Arc<ServiceLimits> {
         let place = http::place(source);
-        let known = before.and_then(|before| before.flights.get(&place));
-        self.flights
+        let known = before.and_then(|before| before.limits.get(&place));
+        self.limits
             .entry(place)
-            .or_insert_with(|| known.map_or_else(|| Arc::new(Flights::new()), Arc::clone))
+            .or_insert_with(|| known.map_or_else(|| Arc::new(ServiceLimits::new()), Arc::clone))
             .clone()
     }
 
@@ -132,8 +142,8 @@ impl Keepers {
     }
 }
 
-/// The sources of the accounts that clients use.
-fn used(config: &Config) -> impl Iterator<Item = &SessionSource> {
+/// The accounts that clients use and whose sessions are kept, with their sources.
+fn used(config: &Config) -> impl Iterator<Item = (&AccountId, &SessionSource)> {
     let used: HashSet<_> = config
         .clients
         .iter()
@@ -141,7 +151,7 @@ fn used(config: &Config) -> impl Iterator<Item = &SessionSource> {
         .collect();
     config.accounts.iter().filter_map(move |account| {
         let source = account.credentials.as_ref()?.session()?;
-        used.contains(&account.id).then_some(source)
+        used.contains(&account.id).then_some((&account.id, source))
     })
 }
 

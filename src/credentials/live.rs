@@ -9,12 +9,12 @@ use futures_util::future::{BoxFuture, FutureExt};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::OnceCell;
 
+use super::error::FetchError;
 use super::fetch::{self, Fetcher};
 use super::http::Roots;
 use crate::acs::time;
 use crate::config::{
-    Account, AccountCredentials, AssumeRole, Config, Credentials, LoadedFrom, Oidc, SessionSource,
-    StsEndpoint,
+    self, Account, AccountCredentials, Config, Credentials, SessionSource, StsEndpoint,
 };
 use crate::upstream::TlsRoots;
 
@@ -22,7 +22,7 @@ use crate::upstream::TlsRoots;
 const AT_A_TIME: usize = 4;
 
 /// The credentials, or why there are none: of a chain, where it broke.
-type Fetched = Result<Arc<Credentials>, String>;
+type Fetched = Result<Arc<Credentials>, FetchError>;
 
 /// The sources of a configuration, each of which is asked at most once.
 struct Sources<'a> {
@@ -32,7 +32,7 @@ struct Sources<'a> {
     sts: &'a StsEndpoint,
 }
 
-/// Checks the credentials of each managed account. `print` gets a line for each, in the order of the
+/// Checks the credentials of each account. `print` gets a line for each, in the order of the
 /// configuration. Returns whether all are usable.
 pub async fn check_live(config: &Config, print: impl FnMut(&str)) -> anyhow::Result<bool> {
     let roots = TlsRoots::load(config.upstream.ca_file.as_deref())?;
@@ -41,51 +41,22 @@ pub async fn check_live(config: &Config, print: impl FnMut(&str)) -> anyhow::Res
 
 async fn check_all(config: &Config, roots: TlsRoots, mut print: impl FnMut(&str)) -> bool {
     let sources = Sources::of(config, roots);
-    let checks = config.accounts.iter().filter_map(|account| {
-        let credentials = account.credentials.as_ref()?;
-        Some(sources.check(account, credentials))
-    });
+    let checks = config.accounts.iter().map(|account| sources.check(account));
     let mut all_usable = true;
-    let mut count = 0;
     let mut checked = stream::iter(checks).buffered(AT_A_TIME);
     while let Some((line, is_usable)) = checked.next().await {
         print(&line);
         all_usable &= is_usable;
-        count += 1;
     }
-    if count == 0 {
-        print("no account has credentials");
+    if config.accounts.is_empty() {
+        print("there are no accounts");
     }
     all_usable
 }
 
-/// The source, as it is configured.
-fn source_name(credentials: &AccountCredentials) -> String {
-    match credentials {
-        AccountCredentials::Session(source) => source.name().to_owned(),
-        AccountCredentials::Loaded(_, from) => match from {
-            LoadedFrom::Keys => "keys".to_owned(),
-            LoadedFrom::Variables(prefix) => format!("env {prefix}"),
-            LoadedFrom::File(path) => format!("file {}", path.display()),
-            LoadedFrom::Profile(name) => format!("profile {name}"),
-        },
-    }
-}
-
-/// A source within a chain.
-fn step(source: &SessionSource) -> String {
-    match source {
-        SessionSource::Oidc(Oidc { role, .. })
-        | SessionSource::AssumeRole(AssumeRole { role, .. }) => {
-            format!("from {} {}", source.name(), role.arn)
-        }
-        SessionSource::EcsRole(_) | SessionSource::Uri(_) => format!("from {}", source.name()),
-    }
-}
-
 fn until(expires: Option<SystemTime>) -> String {
     expires.map_or_else(String::new, |expires| {
-        format!(", until {}", time::format(expires))
+        format!("; valid until {}", time::format(expires))
     })
 }
 
@@ -98,12 +69,8 @@ impl<'a> Sources<'a> {
             .accounts
             .iter()
             .filter_map(|account| account.credentials.as_ref()?.session());
-        for mut source in configured {
+        for source in configured.flat_map(SessionSource::chain) {
             sessions.entry(source).or_insert_with(OnceCell::new);
-            while let Some(from) = source.session_from() {
-                sessions.entry(from).or_insert_with(OnceCell::new);
-                source = from;
-            }
         }
         Self {
             roots: Roots::new(Some(roots)),
@@ -113,28 +80,35 @@ impl<'a> Sources<'a> {
     }
 
     /// The line of an account, and whether its credentials are usable.
-    async fn check(&self, account: &Account, credentials: &AccountCredentials) -> (String, bool) {
-        let source = format!("account {}: {}", account.id, source_name(credentials));
+    async fn check(&self, account: &Account) -> (String, bool) {
+        let source = format!(
+            "account {}: {}",
+            account.id,
+            config::source_in_words(account)
+        );
+        let Some(credentials) = &account.credentials else {
+            return (source, true);
+        };
         let (obtained, sts) = match credentials {
             AccountCredentials::Loaded(credentials, _) => (Ok(Arc::new(credentials.clone())), None),
             AccountCredentials::Session(session) => (self.session(session).await, session.sts()),
         };
         let credentials = match obtained {
             Ok(credentials) => credentials,
-            Err(error) => return (format!("{source}: no credentials: {error}"), false),
+            Err(error) => return (format!("{source}; no credentials: {error}"), false),
         };
-        let until = until(credentials.expires);
+        let source = source + &until(credentials.expires);
         let sts = sts.unwrap_or(self.sts);
         match fetch::caller_identity(sts, &self.roots, &credentials).await {
             Ok(identity) => {
                 let line = format!(
-                    "{source}{until}, identity {} of account {}",
+                    "{source}; identity {} of account {}",
                     identity.arn, identity.account
                 );
                 (line, true)
             }
             Err(error) => (
-                format!("{source}{until}: GetCallerIdentity failed: {error}"),
+                format!("{source}; GetCallerIdentity failed: {error}"),
                 false,
             ),
         }
@@ -157,15 +131,13 @@ impl<'a> Sources<'a> {
         let assuming = match source.session_from() {
             Some(assuming) => {
                 let session = self.session(assuming).await;
-                from = session.map_err(|error| format!("{}: {error}", step(assuming)))?;
+                from = session.map_err(|error| FetchError::of_broken_chain(assuming, error))?;
                 Some(&*from)
             }
             None => source.loaded_from(),
         };
         let obtained = fetcher.fetch(assuming).await;
-        obtained
-            .map(|obtained| Arc::new(obtained.credentials))
-            .map_err(|error| error.to_string())
+        obtained.map(|obtained| Arc::new(obtained.credentials))
     }
 }
 

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::answer::{self, Form};
-use super::error::{Failure, FetchError};
+use super::error::FetchError;
 use super::http::{self, Answer};
 use super::session::Obtained;
 use crate::config::EcsRole;
@@ -31,12 +31,10 @@ const LIFETIME: u64 = 21_600;
 const KEPT: Duration = Duration::from_secs(LIFETIME - 300);
 
 /// Time-out of one request: the service is on the host of the instance.
-const WITHIN: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Maximum length of a token in characters.
 const MAX_TOKEN: usize = 4096;
-/// Maximum length of a role's name in characters.
-const MAX_ROLE: usize = 64;
 
 /// The token of the metadata service, and when it was obtained.
 #[derive(Default)]
@@ -62,15 +60,6 @@ fn line(answer: &Answer) -> Option<&str> {
     let text = std::str::from_utf8(&answer.response.body).ok()?;
     let text = text.strip_suffix('\n').unwrap_or(text);
     Some(text.strip_suffix('\r').unwrap_or(text))
-}
-
-/// Whether the name can be a part of a path.
-fn is_role(name: &str) -> bool {
-    (1..=MAX_ROLE).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
-        && !matches!(name, "." | "..")
 }
 
 fn is_token(text: &str) -> bool {
@@ -102,17 +91,12 @@ impl TokenCache {
 impl Metadata<'_> {
     /// A session of the instance's role.
     pub(super) async fn fetch(&self) -> Result<Obtained, FetchError> {
-        let configured = self.source.role.as_deref();
-        if configured.is_some_and(|role| !is_role(role)) {
-            let reason = "the configured role is not the name of a role";
-            return Err(FetchError::new(Failure::Refused, &self.place(), reason));
-        }
         let mut access = Access {
             token: self.token().await?,
             is_renewed: false,
         };
-        let role = match configured {
-            Some(role) => role.to_owned(),
+        let role = match &self.source.role {
+            Some(role) => role.clone(),
             None => self.role(&mut access).await?,
         };
         let path = format!("{ROLE_PATH}{role}");
@@ -143,7 +127,7 @@ impl Metadata<'_> {
         let mut request = self.request(Method::PUT, TOKEN_PATH);
         http::put(&mut request, TTL, &LIFETIME.to_string());
         let asked = Instant::now();
-        let answer = self.ask(request).await?;
+        let answer = self.send(request).await?;
         if answer.response.status != StatusCode::OK {
             return Err(FetchError {
                 reason: "no token for version 2 of the metadata service".to_owned(),
@@ -162,7 +146,7 @@ impl Metadata<'_> {
         let answer = self.get(ROLE_PATH, access).await?;
         match answer.response.status {
             StatusCode::OK => line(&answer)
-                .filter(|name| is_role(name))
+                .filter(|name| EcsRole::is_role_name(name))
                 .map(str::to_owned)
                 .ok_or_else(|| self.bad(&answer, "the answer is not the name of one role")),
             StatusCode::NOT_FOUND => Err(self.bad(&answer, "the instance has no role")),
@@ -190,15 +174,17 @@ impl Metadata<'_> {
         if let Some(token) = &access.token {
             http::put_secret(&mut request, TOKEN, token.expose());
         }
-        self.ask(request).await
+        self.send(request).await
     }
 
     fn request(&self, method: Method, path: &str) -> Request {
-        let target: PathAndQuery = path.parse().expect("a role's name is checked");
+        let target: PathAndQuery = path
+            .parse()
+            .expect("a role's name is checked when it is read");
         http::request(method, target, &self.place(), "")
     }
 
-    async fn ask(&self, request: Request) -> Result<Answer, FetchError> {
+    async fn send(&self, request: Request) -> Result<Answer, FetchError> {
         let host = self.source.address.ip().to_string();
         let destination = Destination {
             host: &host,
@@ -206,8 +192,8 @@ impl Metadata<'_> {
             tls: None,
             allows: any_address,
         };
-        let deadline = self.deadline.min(Instant::now() + WITHIN);
-        http::ask(&self.place(), &destination, request, deadline).await
+        let deadline = self.deadline.min(Instant::now() + TIMEOUT);
+        http::send(&self.place(), &destination, request, deadline).await
     }
 
     fn bad(&self, answer: &Answer, reason: &str) -> FetchError {

@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use tokio::time::Instant;
 
 use super::error::FetchError;
 use super::fetch::Fetcher;
@@ -12,8 +13,13 @@ use crate::config::{self, Credentials, SessionSource, Stamp};
 /// A source that can be asked.
 #[async_trait]
 pub(super) trait Obtain: Send + Sync {
-    /// Asks for a session. `assuming` are the credentials that assume the role, for AssumeRole.
-    async fn obtain(&self, assuming: Option<&Credentials>) -> Result<Obtained, FetchError>;
+    /// Asks for a session, by the deadline. `assuming` are the credentials that assume the role, for
+    /// AssumeRole.
+    async fn obtain(
+        &self,
+        assuming: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Obtained, FetchError>;
 
     /// The stamp of the file that the source sends. `None`: the file is missing, or the source
     /// sends none.
@@ -27,8 +33,12 @@ pub(super) trait Obtain: Send + Sync {
 
 #[async_trait]
 impl Obtain for Fetcher {
-    async fn obtain(&self, assuming: Option<&Credentials>) -> Result<Obtained, FetchError> {
-        self.fetch(assuming).await
+    async fn obtain(
+        &self,
+        assuming: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Obtained, FetchError> {
+        self.fetch_by(assuming, deadline).await
     }
 
     async fn stamp(&self) -> Option<Stamp> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use tokio::time::{Instant, timeout_at};
 
-use super::error::{Failure, FetchError};
+use super::error::{FailureKind, FetchError};
 use crate::config::regular_file;
 use crate::primitives::secret::Secret;
 
@@ -26,7 +26,7 @@ pub(super) async fn read(path: &Path, deadline: Instant) -> Result<Secret, Fetch
         Err(_elapsed) => "the file cannot be read in time".to_owned(),
     };
     let place = path.display().to_string();
-    Err(FetchError::new(Failure::TokenFile, &place, reason))
+    Err(FetchError::new(FailureKind::TokenFile, &place, reason))
 }
 
 fn read_blocking(path: &Path) -> Result<Secret, String> {
@@ -121,7 +121,7 @@ mod tests {
             .await
             .err()
             .unwrap();
-        assert_eq!(error.kind, Failure::TokenFile);
+        assert_eq!(error.kind, FailureKind::TokenFile);
         assert_eq!(error.to_string(), format!("{}: {expected}", path.display()));
         assert!(!format!("{error:?}").contains("s3c"));
     }

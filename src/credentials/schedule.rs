@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::error::Failure;
+use super::error::FailureKind;
 use super::session::Session;
 use crate::primitives::backoff;
 
@@ -29,7 +29,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 /// The largest step, so that calls are sent within this time after the source works again.
 const MAX_RETRY: Duration = Duration::from_secs(30);
 
-/// The step after a failure that only a change of settings ends. It has no jitter: requests would
+/// The step after a permanent failure. It has no jitter: requests would
 /// be less than a minute apart.
 const PERMANENT_RETRY: Duration = Duration::from_secs(60);
 
@@ -62,22 +62,17 @@ pub(super) fn by_both_clocks(
 pub(super) fn retry_at(
     begun: Instant,
     now: Instant,
-    kind: Failure,
+    kind: FailureKind,
     in_a_row: u32,
     random: f64,
 ) -> Instant {
-    let step = if is_asked_slowly(kind) {
+    let step = if kind.is_permanent() {
         PERMANENT_RETRY
     } else {
         let step = backoff::doubled(FIRST_RETRY, MAX_RETRY, in_a_row.saturating_sub(1));
         step.mul_f64(1.0 - RETRY_JITTER * random.clamp(0.0, 1.0))
     };
     (begun + step).max(now + MIN_INTERVAL)
-}
-
-/// Whether the same request would fail again: what it sends or the settings must change.
-fn is_asked_slowly(kind: Failure) -> bool {
-    kind.is_permanent() || kind == Failure::OldToken
 }
 
 #[cfg(test)]
@@ -95,7 +90,7 @@ mod tests {
     }
 
     /// Milliseconds from the begin of the last of these failures to the next request.
-    fn retry_after(kind: Failure, in_a_row: u32, took: u64, random: f64) -> u128 {
+    fn retry_after(kind: FailureKind, in_a_row: u32, took: u64, random: f64) -> u128 {
         let begun = Instant::now();
         let now = begun + Duration::from_secs(took);
         (retry_at(begun, now, kind, in_a_row, random) - begun).as_millis()
@@ -115,7 +110,7 @@ mod tests {
     #[test]
     fn the_back_off_doubles_from_one_second_to_thirty() {
         let steps =
-            [1, 2, 3, 4, 5, 6, 7, 99].map(|n| retry_after(Failure::ServiceError, n, 0, 0.0));
+            [1, 2, 3, 4, 5, 6, 7, 99].map(|n| retry_after(FailureKind::ServiceError, n, 0, 0.0));
         assert_eq!(
             steps,
             [1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000]
@@ -124,23 +119,23 @@ mod tests {
 
     #[test]
     fn a_retry_is_up_to_a_fifth_earlier_but_not_within_a_second() {
-        let steps = [1, 2, 3, 6].map(|n| retry_after(Failure::Throttled, n, 0, 1.0));
+        let steps = [1, 2, 3, 6].map(|n| retry_after(FailureKind::Throttled, n, 0, 1.0));
         assert_eq!(steps, [1000, 1600, 3200, 24_000]);
     }
 
     #[test]
     fn the_time_of_a_slow_failure_counts() {
-        assert_eq!(retry_after(Failure::Unreachable, 6, 10, 0.0), 30_000);
-        assert_eq!(retry_after(Failure::Unreachable, 2, 10, 0.0), 11_000);
+        assert_eq!(retry_after(FailureKind::Unreachable, 6, 10, 0.0), 30_000);
+        assert_eq!(retry_after(FailureKind::Unreachable, 2, 10, 0.0), 11_000);
     }
 
     #[test]
     fn what_fails_until_a_change_is_asked_once_a_minute() {
-        let slow: Vec<_> = Failure::ALL
+        let slow: Vec<_> = FailureKind::ALL
             .into_iter()
             .filter(|kind| retry_after(*kind, 1, 0, 1.0) == 60_000)
             .collect();
-        assert_eq!(slow, [Failure::Refused, Failure::OldToken]);
+        assert_eq!(slow, [FailureKind::Refused, FailureKind::OldToken]);
     }
 
     #[test]
@@ -166,7 +161,7 @@ mod tests {
             random in 0.0..=1.0_f64,
             in_a_row in 1..u32::MAX,
             took in 0..=10_u64,
-            kind in proptest::sample::select(&Failure::ALL),
+            kind in proptest::sample::select(&FailureKind::ALL),
         ) {
             let now = Instant::now();
             let session = Session::new(obtained("key", lifetime), now, SystemTime::UNIX_EPOCH);

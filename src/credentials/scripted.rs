@@ -16,7 +16,7 @@ use super::fetch::Fetcher;
 use super::http::Roots;
 use crate::acs::time;
 use crate::config::{
-    AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, Role, RoleSource,
+    AccountCredentials, AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, Role,
     SessionSource, StsEndpoint,
 };
 use crate::primitives::id::AccessKeyId;
@@ -104,7 +104,7 @@ pub(super) fn role(sts: StsEndpoint) -> Role {
 
 pub(super) fn assume_role(sts: StsEndpoint) -> AssumeRole {
     AssumeRole {
-        from: Box::new(RoleSource::Loaded(long_lived(), LoadedFrom::Keys)),
+        from: Box::new(AccountCredentials::Loaded(long_lived(), LoadedFrom::Keys)),
         external_id: None,
         role: role(sts),
     }

@@ -7,13 +7,13 @@ use cams_sim::{MetadataSettings, Running, Settings, Sim, StsSettings, Verdict};
 use rcgen::{CertificateParams, KeyPair};
 use tokio::net::TcpListener;
 
-use super::error::Failure;
+use super::error::FailureKind;
 use super::fetch;
 use super::http::Roots;
 use super::scripted;
 use crate::config::{
-    AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc, RoleSource, SessionSource,
-    StsEndpoint,
+    AccountCredentials, AssumeRole, Credentials, CredentialsUri, EcsRole, LoadedFrom, Oidc,
+    SessionSource, StsEndpoint,
 };
 use crate::upstream::TlsRoots;
 
@@ -80,7 +80,7 @@ impl Simulated {
         }
     }
 
-    fn assume_role(&self, from: RoleSource) -> AssumeRole {
+    fn assume_role(&self, from: AccountCredentials) -> AssumeRole {
         AssumeRole {
             from: Box::new(from),
             ..scripted::assume_role(self.endpoint())
@@ -114,7 +114,7 @@ async fn the_simulator_accepts_every_source_and_its_sessions() {
     let own = scripted::long_lived();
     let token = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(token.path(), "a.b.c\n").unwrap();
-    let mut role = sim.assume_role(RoleSource::Loaded(own.clone(), LoadedFrom::Keys));
+    let mut role = sim.assume_role(AccountCredentials::Loaded(own.clone(), LoadedFrom::Keys));
     role.external_id = Some(EXTERNAL_ID.to_owned());
     role.role.policy = Some(r#"{"Version": "1", "Statement": []}"#.to_owned());
     role.role.duration = Some(Duration::from_secs(900));
@@ -151,7 +151,7 @@ async fn the_simulator_accepts_every_source_and_its_sessions() {
     }
     // A chain: the last session assumes a role.
     let chained = SessionSource::AssumeRole(
-        sim.assume_role(RoleSource::Loaded(own.clone(), LoadedFrom::Keys)),
+        sim.assume_role(AccountCredentials::Loaded(own.clone(), LoadedFrom::Keys)),
     );
     let session = sim.fetch(chained, last.as_ref()).await;
     sim.identity(&session).await;
@@ -176,7 +176,7 @@ async fn a_wrong_clock_of_this_host_is_corrected() {
         .await;
         let own = scripted::long_lived();
         let source = SessionSource::AssumeRole(
-            sim.assume_role(RoleSource::Loaded(own.clone(), LoadedFrom::Keys)),
+            sim.assume_role(AccountCredentials::Loaded(own.clone(), LoadedFrom::Keys)),
         );
         let fetcher = scripted::fetcher(source, Some(sim.roots.clone()));
         for _ in 0..2 {
@@ -194,28 +194,28 @@ async fn a_wrong_clock_of_this_host_is_corrected() {
 #[tokio::test]
 async fn faults_of_sts_are_told_apart() {
     for (rule, kind) in [
-        ("throttle,code=Throttling.User", Failure::Throttled),
-        ("unavailable", Failure::Throttled),
-        ("redirect", Failure::Throttled),
-        ("status=503", Failure::Throttled),
-        ("failed", Failure::ServiceError),
-        ("refuse=NoPermission", Failure::Refused),
+        ("throttle,code=Throttling.User", FailureKind::Throttled),
+        ("unavailable", FailureKind::ServiceError),
+        ("redirect", FailureKind::BadAnswer),
+        ("status=503", FailureKind::ServiceError),
+        ("failed", FailureKind::ServiceError),
+        ("refuse=NoPermission", FailureKind::Refused),
         (
             "refuse=InvalidSecurityToken.Expired,status=403",
-            Failure::OldToken,
+            FailureKind::OldToken,
         ),
-        ("garbage", Failure::BadAnswer),
-        ("html", Failure::BadAnswer),
-        ("empty", Failure::BadAnswer),
-        ("half", Failure::BadAnswer),
-        ("huge=70000", Failure::BadAnswer),
-        ("expired", Failure::BadAnswer),
-        ("no-expiration", Failure::BadAnswer),
-        ("expiration=1893456000", Failure::BadAnswer),
-        ("cut", Failure::Unreachable),
-        ("close-before", Failure::Unreachable),
-        ("close-after", Failure::Unreachable),
-        ("reset", Failure::Unreachable),
+        ("garbage", FailureKind::BadAnswer),
+        ("html", FailureKind::BadAnswer),
+        ("empty", FailureKind::BadAnswer),
+        ("half", FailureKind::BadAnswer),
+        ("huge=70000", FailureKind::BadAnswer),
+        ("expired", FailureKind::BadAnswer),
+        ("no-expiration", FailureKind::BadAnswer),
+        ("expiration=1893456000", FailureKind::BadAnswer),
+        ("cut", FailureKind::Unreachable),
+        ("close-before", FailureKind::Unreachable),
+        ("close-after", FailureKind::Unreachable),
+        ("reset", FailureKind::Unreachable),
     ] {
         let sim = Simulated::start(|settings| {
             settings.faults = vec![format!("next=1,action=sts,{rule}").parse().unwrap()];
@@ -223,7 +223,7 @@ async fn faults_of_sts_are_told_apart() {
         .await;
         let own = scripted::long_lived();
         let source = SessionSource::AssumeRole(
-            sim.assume_role(RoleSource::Loaded(own.clone(), LoadedFrom::Keys)),
+            sim.assume_role(AccountCredentials::Loaded(own.clone(), LoadedFrom::Keys)),
         );
         let fetcher = scripted::fetcher(source, Some(sim.roots.clone()));
         let error = fetcher.fetch(Some(&own)).await.err().unwrap();

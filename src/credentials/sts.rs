@@ -39,7 +39,7 @@ pub(super) struct Sts<'a> {
 }
 
 /// What differs between two requests.
-struct Stamp {
+struct DateAndNonce {
     date: String,
     nonce: String,
 }
@@ -86,14 +86,14 @@ fn signed_headers<'a>(
     host: &'a str,
     body_hash: &'a str,
     credentials: &'a Credentials,
-    stamp: &'a Stamp,
+    date_and_nonce: &'a DateAndNonce,
 ) -> Vec<(&'static str, &'a str)> {
     let mut headers = vec![
         ("host", host),
         ("x-acs-action", action),
         ("x-acs-content-sha256", body_hash),
-        ("x-acs-date", &*stamp.date),
-        ("x-acs-signature-nonce", &*stamp.nonce),
+        ("x-acs-date", &*date_and_nonce.date),
+        ("x-acs-signature-nonce", &*date_and_nonce.nonce),
         ("x-acs-version", VERSION),
     ];
     if let Some(token) = &credentials.security_token {
@@ -112,10 +112,10 @@ fn signed(
     host: &str,
     pairs: &Pairs<'_>,
     credentials: &Credentials,
-    stamp: &Stamp,
+    date_and_nonce: &DateAndNonce,
 ) -> Request {
     let body_hash = v3::hash(b"");
-    let headers = signed_headers(action, host, &body_hash, credentials, stamp);
+    let headers = signed_headers(action, host, &body_hash, credentials, date_and_nonce);
     let authorization = Signable {
         method: "POST",
         query: borrowed(pairs).collect(),
@@ -141,11 +141,16 @@ fn signed(
 }
 
 /// A request without a signature and with the parameters in the form.
-fn anonymous(action: &str, host: &str, pairs: &Pairs<'_>, stamp: &Stamp) -> Request {
+fn anonymous(
+    action: &str,
+    host: &str,
+    pairs: &Pairs<'_>,
+    date_and_nonce: &DateAndNonce,
+) -> Request {
     let query = encode::pairs([
         ("Action", action),
         ("Format", "JSON"),
-        ("Timestamp", &*stamp.date),
+        ("Timestamp", &*date_and_nonce.date),
         ("Version", VERSION),
     ]);
     let form = encode::pairs(borrowed(pairs));
@@ -178,7 +183,7 @@ impl Sts<'_> {
         let pairs = assume_role(source);
         let host = self.endpoint.to_string();
         let answer = self
-            .ask(|stamp| signed(ASSUME_ROLE, &host, &pairs, assuming, stamp))
+            .send(|date_and_nonce| signed(ASSUME_ROLE, &host, &pairs, assuming, date_and_nonce))
             .await?;
         answer::read(Form::Sts, &host, &answer)
     }
@@ -192,7 +197,7 @@ impl Sts<'_> {
         let pairs = assume_role_with_oidc(source, token.expose());
         let host = self.endpoint.to_string();
         let answer = self
-            .ask(|stamp| anonymous(ASSUME_ROLE_WITH_OIDC, &host, &pairs, stamp))
+            .send(|date_and_nonce| anonymous(ASSUME_ROLE_WITH_OIDC, &host, &pairs, date_and_nonce))
             .await?;
         answer::read(Form::Sts, &host, &answer)
     }
@@ -205,16 +210,24 @@ impl Sts<'_> {
         let pairs = Pairs::new();
         let host = self.endpoint.to_string();
         let answer = self
-            .ask(|stamp| signed(GET_CALLER_IDENTITY, &host, &pairs, credentials, stamp))
+            .send(|date_and_nonce| {
+                signed(
+                    GET_CALLER_IDENTITY,
+                    &host,
+                    &pairs,
+                    credentials,
+                    date_and_nonce,
+                )
+            })
             .await?;
         answer::read_identity(&host, &answer)
     }
 
     /// Sends the request. If STS refuses its time stamp and its answer has another time, the request
     /// is sent once more with that time.
-    async fn ask(&self, build: impl Fn(&Stamp) -> Request) -> Result<Answer, FetchError> {
+    async fn send(&self, build: impl Fn(&DateAndNonce) -> Request) -> Result<Answer, FetchError> {
         let first = self.clock.correction();
-        let answer = self.ask_once(&build).await?;
+        let answer = self.send_once(&build).await?;
         if !answer::refuses_stamp(&answer) {
             // Another answer may be that of a balancer, with its own clock.
             if answer.response.status == StatusCode::OK {
@@ -236,10 +249,13 @@ impl Sts<'_> {
         if self.clock.correction() == first {
             return Ok(answer);
         }
-        self.ask_once(&build).await
+        self.send_once(&build).await
     }
 
-    async fn ask_once(&self, build: impl Fn(&Stamp) -> Request) -> Result<Answer, FetchError> {
+    async fn send_once(
+        &self,
+        build: impl Fn(&DateAndNonce) -> Request,
+    ) -> Result<Answer, FetchError> {
         let place = self.endpoint.to_string();
         let destination = Destination {
             host: &self.endpoint.host,
@@ -248,11 +264,11 @@ impl Sts<'_> {
             allows: any_address,
         };
         let now = self.clock.correction().apply(SystemTime::now());
-        let request = build(&Stamp {
+        let request = build(&DateAndNonce {
             date: time::format(now),
             nonce: v3::nonce(),
         });
-        http::ask(&place, &destination, request, self.deadline).await
+        http::send(&place, &destination, request, self.deadline).await
     }
 }
 

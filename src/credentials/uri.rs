@@ -14,7 +14,7 @@ use crate::config::{CredentialsUri, may_be_asked};
 use crate::upstream::one_request::Destination;
 
 /// Time-out of the whole request.
-const WITHIN: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks the URI.
 pub(super) async fn fetch(
@@ -38,8 +38,8 @@ pub(super) async fn fetch(
         },
     };
     let request = http::request(Method::GET, uri.target.clone(), &host, "");
-    let deadline = deadline.min(Instant::now() + WITHIN);
-    let answer = http::ask(&host, &destination, request, deadline).await?;
+    let deadline = deadline.min(Instant::now() + TIMEOUT);
+    let answer = http::send(&host, &destination, request, deadline).await?;
     answer::read(Form::Uri, &host, &answer)
 }
 

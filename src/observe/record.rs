@@ -21,7 +21,7 @@ pub(crate) use crate::observe::record::recent::Recent;
 use crate::observe::trace::{Kind as StepKind, Timestamp, Trace};
 use crate::operation::Operation;
 use crate::primitives::id::AccountId;
-use crate::primitives::text::{capped, millis};
+use crate::primitives::text::{capped, capped_at, millis};
 
 /// Where the results of calls are reported.
 pub(crate) struct CallTelemetry {
@@ -81,6 +81,10 @@ struct CallEnd<'a> {
     status: u16,
     detail: &'a str,
 }
+
+/// The longest `detail` in bytes. Flowgate's own text, in which each part from outside is bounded:
+/// the longest names the services of a chain of roles, their status, code and request id.
+const MAX_DETAIL: usize = 1000;
 
 // === impl Record ===
 
@@ -360,7 +364,7 @@ impl Record {
             session_ms = Some(self.session_ms).filter(|ms| *ms > 0),
             took_ms = millis(self.arrived.elapsed()),
             cams_request_id = self.cams_request_id.as_deref().map(capped),
-            detail = Some(capped(ending.detail)).filter(|detail| !detail.is_empty()),
+            detail = Some(capped_at(ending.detail, MAX_DETAIL)).filter(|detail| !detail.is_empty()),
             "call"
         );
         self.export(ending);

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 /// At most the first 200 bytes of a text from outside, which is logged as an escaped field.
 pub(crate) fn capped(text: &str) -> &str {
-    let end = (0..=200.min(text.len()))
+    capped_at(text, 200)
+}
+
+/// At most the first `max` bytes, in whole characters.
+pub(crate) fn capped_at(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len()))
         .rev()
         .find(|end| text.is_char_boundary(*end))
         .unwrap_or(0);

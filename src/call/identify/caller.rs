@@ -61,11 +61,11 @@ pub(crate) enum ReadyCall<'a> {
 pub(super) struct Managed {
     pub(super) id: AccountId,
     pub(super) upstream: UpstreamIndex,
-    pub(super) sessions: Sessions,
+    pub(super) credentials: SigningCredentials,
 }
 
 /// What an account's requests are signed with.
-pub(super) enum Sessions {
+pub(super) enum SigningCredentials {
     /// The current credentials, then earlier ones, newest first. Applications that read the same
     /// temporary credentials may pick up new ones later than Flowgate.
     Loaded(Vec<Arc<Credentials>>),
@@ -125,13 +125,13 @@ impl Principal {
     }
 }
 
-// === impl Sessions ===
+// === impl SigningCredentials ===
 
-impl Sessions {
+impl SigningCredentials {
     /// The credentials to sign with now. `None` if there is no valid session.
     fn current(&self) -> Option<Arc<Credentials>> {
         match self {
-            Self::Loaded(sessions) => sessions.first().cloned(),
+            Self::Loaded(credentials) => credentials.first().cloned(),
             Self::Kept(keeper) => keeper.current(),
         }
     }
@@ -139,7 +139,7 @@ impl Sessions {
     /// The credentials that callers may sign with, the current ones first.
     pub(super) fn of_callers(&self) -> &[Arc<Credentials>] {
         match self {
-            Self::Loaded(sessions) => sessions,
+            Self::Loaded(credentials) => credentials,
             Self::Kept(_) => &[],
         }
     }
@@ -257,7 +257,7 @@ impl Sendable {
         match self {
             Self::Verified(call) => Some(ReadyCall::Verified {
                 call,
-                credentials: call.principal.account.sessions.current()?,
+                credentials: call.principal.account.credentials.current()?,
             }),
             Self::Relayed(relayed) => Some(ReadyCall::Relayed(relayed)),
         }
@@ -268,9 +268,9 @@ impl Sendable {
         let Self::Verified(call) = self else {
             return None;
         };
-        match &call.principal.account.sessions {
-            Sessions::Loaded(_) => None,
-            Sessions::Kept(keeper) => keeper.current().is_none().then_some(keeper),
+        match &call.principal.account.credentials {
+            SigningCredentials::Loaded(_) => None,
+            SigningCredentials::Kept(keeper) => keeper.current().is_none().then_some(keeper),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hyper::header::HeaderValue;
 
-use super::caller::{Managed, Principal, Sessions, Verified};
+use super::caller::{Managed, Principal, SigningCredentials, Verified};
 use super::key_prefixes::KeyPrefixes;
 use super::relayed_request::RelayedRequest;
 use crate::acs::limits;
@@ -188,9 +188,9 @@ impl Directory {
     /// What keeps the session of an account; `None` if its credentials are read with the
     /// configuration.
     pub(crate) fn keeper(&self, account: &AccountId) -> Option<&Arc<Keeper>> {
-        match &self.accounts.get(account)?.sessions {
-            Sessions::Loaded(_) => None,
-            Sessions::Kept(keeper) => Some(keeper),
+        match &self.accounts.get(account)?.credentials {
+            SigningCredentials::Loaded(_) => None,
+            SigningCredentials::Kept(keeper) => Some(keeper),
         }
     }
 
@@ -346,11 +346,11 @@ fn accounts(
     let mut accounts = HashMap::new();
     for account in &config.accounts {
         let before = before.and_then(|before| before.accounts.get(&account.id));
-        if let Some(sessions) = sessions(account, keepers, before) {
+        if let Some(credentials) = signing_credentials(account, keepers, before) {
             let managed = Managed {
                 id: account.id.clone(),
                 upstream: account.upstream_index(),
-                sessions,
+                credentials,
             };
             accounts.insert(account.id.clone(), Arc::new(managed));
         }
@@ -360,16 +360,18 @@ fn accounts(
 
 /// What an account's requests are signed with; `None` if Flowgate has no secret of it, or if the
 /// account needs a session that no client uses.
-fn sessions(
+fn signing_credentials(
     account: &config::Account,
     keepers: &Keepers,
     before: Option<&Arc<Managed>>,
-) -> Option<Sessions> {
+) -> Option<SigningCredentials> {
     match account.credentials.as_ref()? {
-        AccountCredentials::Session(source) => Some(Sessions::Kept(keepers.get(source)?.clone())),
+        AccountCredentials::Session(source) => {
+            Some(SigningCredentials::Kept(keepers.get(source)?.clone()))
+        }
         credentials @ AccountCredentials::Loaded(current, _) => {
             let before = before.filter(|_| credentials.are_replaced());
-            Some(Sessions::Loaded(loaded(current, before)))
+            Some(SigningCredentials::Loaded(loaded(current, before)))
         }
     }
 }
@@ -379,7 +381,7 @@ fn sessions(
 fn loaded(current: &Credentials, before: Option<&Arc<Managed>>) -> Vec<Arc<Credentials>> {
     let earlier: Vec<_> = before
         .into_iter()
-        .flat_map(|before| before.sessions.of_callers())
+        .flat_map(|before| before.credentials.of_callers())
         .filter(|session| session.access_key_id != current.access_key_id)
         .take(SESSIONS - 1)
         .cloned()
@@ -398,7 +400,7 @@ fn owners(
     // session.
     for age in (0..SESSIONS).rev() {
         for account in managed.values() {
-            let Some(session) = account.sessions.of_callers().get(age) else {
+            let Some(session) = account.credentials.of_callers().get(age) else {
                 continue;
             };
             let principal = Principal {

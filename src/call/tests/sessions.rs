@@ -9,8 +9,8 @@ use super::*;
 use crate::acs::v3::{self, Signable};
 use crate::call::current_config::Endpoints;
 use crate::config::{AccountCredentials, Config, Credentials, EcsRole, LoadedFrom, SessionSource};
-use crate::credentials::error::Failure;
-use crate::credentials::keepers::scripted::{Answer, Script};
+use crate::credentials::error::FailureKind;
+use crate::credentials::keepers::scripted::{Behaviour, Script};
 use crate::observe::metrics::{Bytes as HeldBytes, SessionSample, labels};
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
@@ -48,15 +48,15 @@ pub(crate) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-pub(crate) fn session(lifetime: Duration, after: Duration) -> Answer {
-    Answer {
+pub(crate) fn session(lifetime: Duration, after: Duration) -> Behaviour {
+    Behaviour {
         result: Ok(lifetime),
         after,
     }
 }
 
-pub(crate) fn failure(kind: Failure) -> Answer {
-    Answer {
+pub(crate) fn failure(kind: FailureKind) -> Behaviour {
+    Behaviour {
         result: Err(kind),
         after: Duration::ZERO,
     }
@@ -185,7 +185,7 @@ impl Cams {
 // === impl Gateway ===
 
 impl Gateway {
-    pub(crate) async fn new(answer: Answer, settings: &[(&str, &str)]) -> Self {
+    pub(crate) async fn new(answer: Behaviour, settings: &[(&str, &str)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let cams = Arc::new(Cams::default());
@@ -285,7 +285,9 @@ impl Gateway {
     fn metrics(&self) -> String {
         let config_snapshot = self.services.current_config.load();
         let accounts = config_snapshot.session_accounts().iter();
-        let samples: Vec<SessionSample<'_>> = accounts.map(|account| account.sample()).collect();
+        let samples: Vec<SessionSample<'_>> = accounts
+            .map(|account| account.sample(self.services.session_waits.waiting(&account.id)))
+            .collect();
         let metrics = &self.services.metrics;
         metrics.render(&[], HeldBytes::default(), &[], &samples)
     }
@@ -342,7 +344,7 @@ async fn no_call_waits_while_a_session_is_refreshed() {
 async fn after_the_end_of_a_session_nothing_is_sent_until_the_source_answers_again() {
     let gateway = Gateway::new(session(seconds(600), Duration::ZERO), &[]).await;
     assert!(gateway.ask("10s").await.is(200, "OK"));
-    gateway.script.set(failure(Failure::ServiceError));
+    gateway.script.set(failure(FailureKind::ServiceError));
     tokio::time::sleep(seconds(590)).await;
     assert!(
         gateway.ask("5s").await.is(200, "OK"),
@@ -424,7 +426,7 @@ async fn while_the_source_fails_calls_with_a_refused_session_wait_for_another_on
     let gateway = Gateway::new(session(HOUR, Duration::ZERO), &[]).await;
     assert!(gateway.ask("10s").await.is(200, "OK"));
     *gateway.cams.refused.lock() = (400, vec!["STS.1"]);
-    gateway.script.set(failure(Failure::ServiceError));
+    gateway.script.set(failure(FailureKind::ServiceError));
     let mut calls = gateway.together(5, "60s").await;
     let later = gateway.begin("60s").await;
     tokio::time::sleep(seconds(4)).await;
@@ -443,7 +445,7 @@ async fn a_session_that_ends_while_a_call_is_queued_gives_the_permit_back() {
     let gateway = Gateway::new(session(seconds(15), Duration::ZERO), &limit).await;
     let call = tokio::spawn(gateway.begin("60s").await);
     tokio::time::sleep(seconds(1)).await;
-    gateway.script.set(failure(Failure::Unreachable));
+    gateway.script.set(failure(FailureKind::Unreachable));
     tokio::time::sleep(seconds(24)).await;
     assert!(!call.is_finished());
     assert!(gateway.cams.sessions().is_empty());
@@ -461,7 +463,7 @@ async fn metrics_show_the_session_of_an_account_and_forget_it_with_its_source() 
     const EXPIRY: &str = "flowgate_credentials_expiry_timestamp_seconds{account=\"acme\"}";
     const OBTAINED: &str = "flowgate_credentials_obtained_timestamp_seconds{account=\"acme\"}";
     const REFRESHES: &str = "flowgate_credentials_refreshes_total{account=\"acme\",result=";
-    let gateway = Gateway::new(failure(Failure::Throttled), &[]).await;
+    let gateway = Gateway::new(failure(FailureKind::Throttled), &[]).await;
     tokio::time::sleep(Duration::from_millis(1)).await;
     let metrics = gateway.metrics();
     assert!(
@@ -501,12 +503,15 @@ async fn metrics_show_the_session_of_an_account_and_forget_it_with_its_source() 
 
 #[test]
 fn the_results_of_refreshes_are_the_kinds_of_failures() {
-    assert_eq!(labels::FAILED_REFRESHES, Failure::ALL.map(Failure::label));
+    assert_eq!(
+        labels::FAILED_REFRESHES,
+        FailureKind::ALL.map(FailureKind::label)
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_that_corrects_the_source_ends_the_wait() {
-    let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+    let gateway = Gateway::new(failure(FailureKind::Refused), &[]).await;
     let call = tokio::spawn(gateway.begin("120s").await);
     tokio::time::sleep(seconds(10)).await;
     gateway.script.set(session(HOUR, Duration::ZERO));
@@ -522,7 +527,7 @@ async fn a_reload_that_corrects_the_source_ends_the_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_to_fixed_credentials_ends_the_wait() {
-    let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+    let gateway = Gateway::new(failure(FailureKind::Refused), &[]).await;
     let call = tokio::spawn(gateway.begin("120s").await);
     tokio::time::sleep(seconds(1)).await;
     gateway.reload(fixed());
@@ -533,14 +538,14 @@ async fn a_reload_to_fixed_credentials_ends_the_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_wait_for_a_session_through_a_drain_until_its_grace_ends() {
-    let gateway = Gateway::new(failure(Failure::Unreachable), &[]).await;
+    let gateway = Gateway::new(failure(FailureKind::Unreachable), &[]).await;
     let call = tokio::spawn(gateway.begin("120s").await);
     tokio::time::sleep(seconds(1)).await;
     gateway.services.phases.enter(Phase::Draining);
     gateway.script.set(session(HOUR, Duration::ZERO));
     assert!(call.await.unwrap().is(200, "OK"));
 
-    let gateway = Gateway::new(failure(Failure::Unreachable), &[]).await;
+    let gateway = Gateway::new(failure(FailureKind::Unreachable), &[]).await;
     let call = tokio::spawn(gateway.begin("120s").await);
     tokio::time::sleep(seconds(1)).await;
     gateway.services.phases.enter(Phase::Draining);
@@ -574,9 +579,50 @@ async fn waiting_calls_are_bounded_per_client_and_leave_when_they_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_that_wait_for_a_session_are_counted_and_their_refusals_are_no_errors_of_cams() {
+    const WAITING: &str = "flowgate_credentials_waiting{account=\"acme\"}";
+    const SUCCESSFUL: &str = "flowgate_credentials_last_refresh_successful{account=\"acme\"}";
+    let gateway = Gateway::new(session(HOUR, seconds(1)), &[]).await;
+    let metrics = gateway.metrics();
+    assert!(metrics.contains(&format!("{WAITING} 0\n")), "{metrics}");
+    assert!(!metrics.contains(SUCCESSFUL), "no refresh has ended");
+    gateway.script.set(failure(FailureKind::ServiceError));
+    gateway.reload(source("another"));
+    let waiting = gateway.together(20, "10s").await;
+    tokio::time::sleep(seconds(2)).await;
+    let metrics = gateway.metrics();
+    assert!(metrics.contains(&format!("{WAITING} 20\n")), "{metrics}");
+    assert!(metrics.contains(&format!("{SUCCESSFUL} 0\n")), "{metrics}");
+    let ended = waiting.join_all().await;
+    assert!(ended.iter().all(Ended::is_without_credentials), "{ended:?}");
+    let begin = "No session to sign with: sts.aliyuncs.com: the service refuses, status 503, code \
+                 ServiceUnavailable, request id STS-REQUEST-1.";
+    assert!(ended[0].message.starts_with(begin), "{ended:?}");
+    gateway.script.set(session(HOUR, Duration::ZERO));
+    assert!(gateway.ask("60s").await.is(200, "OK"));
+    let metrics = gateway.metrics();
+    for line in [
+        format!("{WAITING} 0\n"),
+        format!("{SUCCESSFUL} 1\n"),
+        "flowgate_refused_total{account=\"acme\",reason=\"no_session\"} 20\n".to_owned(),
+        "flowgate_refused_total{account=\"acme\",reason=\"credentials\"} 0\n".to_owned(),
+        "flowgate_requests_total{account=\"acme\",action=\"ListFlow\",outcome=\"refused\"} 20\n"
+            .to_owned(),
+    ] {
+        assert!(metrics.contains(&line), "{line} {metrics}");
+    }
+    gateway.reload(fixed());
+    let metrics = gateway.metrics();
+    assert!(
+        !metrics.contains(WAITING) && !metrics.contains(SUCCESSFUL),
+        "{metrics}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_whose_client_or_account_is_removed_stops_to_wait() {
     for removes_account in [false, true] {
-        let gateway = Gateway::new(failure(Failure::Refused), &[]).await;
+        let gateway = Gateway::new(failure(FailureKind::Refused), &[]).await;
         let call = tokio::spawn(gateway.begin("120s").await);
         tokio::time::sleep(seconds(1)).await;
         let start = Instant::now();

@@ -12,8 +12,8 @@ use super::sts::Sts;
 use crate::config::read::{Field, KeyLocation, Reader, Section};
 use crate::config::secrets::secret;
 use crate::config::{
-    AccountCredentials, AssumeRole, Credentials, CredentialsUri, LoadedFrom, Oidc, RoleSource,
-    SessionSource, StsEndpoint,
+    AccountCredentials, AssumeRole, Credentials, CredentialsUri, LoadedFrom, Oidc, SessionSource,
+    StsEndpoint,
 };
 
 mod ecs_role;
@@ -261,7 +261,7 @@ impl<'a> SourceReader<'a> {
         }))
     }
 
-    fn from(&self, key: Field<'a>, level: usize) -> Option<RoleSource> {
+    fn from(&self, key: Field<'a>, level: usize) -> Option<AccountCredentials> {
         // Also bounds the recursion.
         if level + 2 > MAX_CHAIN {
             key.mistake(too_long());
@@ -273,8 +273,8 @@ impl<'a> SourceReader<'a> {
             key.mistake(format!("missing, {form}"));
             return None;
         }
-        let (_, source) = self.source(table(key, form)?, level + 1)?;
-        Some(source.into())
+        self.source(table(key, form)?, level + 1)
+            .map(|(_, source)| source)
     }
 
     /// The endpoint of STS.
@@ -341,13 +341,13 @@ fn access_key_of(keys: [Field<'_>; 3]) -> Option<Credentials> {
 }
 
 /// Whether a session of Kubernetes' token is in the chain.
-fn asks_oidc(source: &RoleSource) -> bool {
+fn asks_oidc(source: &AccountCredentials) -> bool {
     let mut source = source;
     loop {
         match source {
-            RoleSource::Session(SessionSource::Oidc(_)) => return true,
-            RoleSource::Session(SessionSource::AssumeRole(next)) => source = &next.from,
-            RoleSource::Loaded(..) | RoleSource::Session(_) => return false,
+            AccountCredentials::Session(SessionSource::Oidc(_)) => return true,
+            AccountCredentials::Session(SessionSource::AssumeRole(next)) => source = &next.from,
+            AccountCredentials::Loaded(..) | AccountCredentials::Session(_) => return false,
         }
     }
 }

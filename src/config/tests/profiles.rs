@@ -114,7 +114,7 @@ fn a_role_has_the_settings_of_its_profile() {
     else {
         panic!("is AssumeRole")
     };
-    let RoleSource::Loaded(from, _) = &*assumed.from else {
+    let AccountCredentials::Loaded(from, _) = &*assumed.from else {
         panic!("is an access key")
     };
     assert_eq!(from.security_token.as_ref().unwrap().expose(), "token");

@@ -82,7 +82,7 @@ fn the_lifetime_counts_from_the_service_s_date_or_else_from_this_host_s_clock() 
         .response
         .headers
         .insert(DATE, HeaderValue::from_str(&date).unwrap());
-    assert_eq!(refused(Form::Sts, &dated).kind, Failure::BadAnswer);
+    assert_eq!(refused(Form::Sts, &dated).kind, FailureKind::BadAnswer);
     dated
         .response
         .headers
@@ -115,7 +115,10 @@ fn three_spellings_of_an_expiration_are_read_and_others_are_refused() {
         ("", "the answer has no Expiration"),
     ] {
         let error = refused(Form::Sts, &answer(200, body.replace(field, other)));
-        assert_eq!((error.kind, &*error.reason), (Failure::BadAnswer, reason));
+        assert_eq!(
+            (error.kind, &*error.reason),
+            (FailureKind::BadAnswer, reason)
+        );
     }
 }
 
@@ -190,7 +193,7 @@ fn a_session_that_failed_is_incomplete_or_has_ended_is_refused() {
         (String::new(), "the answer is not a JSON object"),
     ] {
         let error = refused(Form::Metadata, &answer(200, body.clone()));
-        assert_eq!(error.kind, Failure::BadAnswer, "{body}");
+        assert_eq!(error.kind, FailureKind::BadAnswer, "{body}");
         assert_eq!(error.reason, reason, "{body}");
         assert_eq!(error.status, Some(200));
     }
@@ -212,7 +215,7 @@ fn a_uri_s_code_may_be_missing_and_sts_has_none() {
     let sts = sts_body(LATER).replacen('{', r#"{"Code":"Success","#, 1);
     assert_eq!(
         refused(Form::Sts, &answer(200, sts)).kind,
-        Failure::BadAnswer
+        FailureKind::BadAnswer
     );
     let array = sts_body(LATER)
         .replace(
@@ -249,7 +252,7 @@ fn a_failed_session_is_refused_however_its_code_is_written() {
         xml,
     ] {
         for form in [Form::Metadata, Form::Uri] {
-            assert_eq!(refused(form, &answer).kind, Failure::BadAnswer);
+            assert_eq!(refused(form, &answer).kind, FailureKind::BadAnswer);
         }
     }
     let mut sts = sts_body(LATER).into_bytes();
@@ -269,12 +272,14 @@ fn a_long_token_is_taken() {
 
 #[test]
 fn the_code_decides_before_the_status() {
-    use Failure::{BadAnswer, OldToken, Refused, ServiceError, Throttled};
+    use FailureKind::{BadAnswer, OldToken, Refused, ServiceError, Throttled};
     for (code, status, kind) in [
         ("Throttling", 400, Throttled),
         ("Throttling.User", 400, Throttled),
         ("Throttling.Api", 403, Throttled),
-        ("ServiceUnavailable", 503, Throttled),
+        ("Throttling.User", 302, Throttled),
+        ("ServiceUnavailable", 503, ServiceError),
+        ("ServiceUnavailableTemporary", 400, ServiceError),
         ("InternalError", 500, ServiceError),
         ("InternalError", 400, ServiceError),
         ("SignatureNonceUsed", 400, ServiceError),
@@ -310,7 +315,7 @@ fn the_code_decides_before_the_status() {
         ("InvalidTimeStamp.Expired", 400, Refused),
         // Unknown codes: by status.
         ("Surprise", 400, Refused),
-        ("Surprise", 503, Throttled),
+        ("Surprise", 503, ServiceError),
         ("Surprise", 502, ServiceError),
         ("ThrottlingNot", 400, Refused),
         ("Surprise", 200, BadAnswer),
@@ -324,13 +329,46 @@ fn the_code_decides_before_the_status() {
 }
 
 #[test]
+fn the_reason_says_what_has_happened() {
+    for (code, status, reason) in [
+        (
+            "Throttling.User",
+            503,
+            "the service asks for fewer requests",
+        ),
+        ("ServiceUnavailable", 400, "the service is unavailable"),
+        ("Surprise", 503, "the service is unavailable"),
+        ("InternalError", 500, "the service failed"),
+        (
+            "SignatureNonceUsed",
+            400,
+            "the service refuses the nonce of the request",
+        ),
+        ("NoPermission", 503, "the service refuses the request"),
+    ] {
+        let error = refused(Form::Sts, &answer(status, error_body(code)));
+        assert_eq!(error.reason, reason, "{code} {status}");
+    }
+    for (status, reason) in [
+        (302, "the service redirects, which is not followed"),
+        (429, "the service asks for fewer requests"),
+        (503, "the service is unavailable"),
+        (500, "the service failed"),
+        (403, "the answer is not a session"),
+    ] {
+        let error = refused(Form::Sts, &answer(status, "<html>no</html>"));
+        assert_eq!(error.reason, reason, "{status}");
+    }
+}
+
+#[test]
 fn without_a_code_the_status_decides() {
-    use Failure::{BadAnswer, Refused, ServiceError, Throttled};
+    use FailureKind::{BadAnswer, Refused, ServiceError, Throttled};
     for (form, status, kind) in [
-        (Form::Sts, 302, Throttled),
+        (Form::Sts, 302, BadAnswer),
         (Form::Sts, 301, BadAnswer),
         (Form::Sts, 429, Throttled),
-        (Form::Sts, 503, Throttled),
+        (Form::Sts, 503, ServiceError),
         (Form::Sts, 500, ServiceError),
         (Form::Sts, 403, BadAnswer),
         (Form::Sts, 204, BadAnswer),
@@ -370,7 +408,7 @@ fn a_refusal_in_xml_is_read_too() {
     let content_type = HeaderValue::from_static("text/xml;charset=utf-8");
     xml.response.headers.insert(CONTENT_TYPE, content_type);
     let error = refused(Form::Sts, &xml);
-    assert_eq!(error.kind, Failure::Refused);
+    assert_eq!(error.kind, FailureKind::Refused);
     assert_eq!(error.code.as_deref(), Some("NoPermission"));
 }
 
@@ -383,7 +421,10 @@ fn no_beginning_of_an_answer_is_a_session() {
     ] {
         for end in 0..body.len() {
             let cut = &body.as_bytes()[..end];
-            assert_eq!(refused(form, &answer(200, cut)).kind, Failure::BadAnswer);
+            assert_eq!(
+                refused(form, &answer(200, cut)).kind,
+                FailureKind::BadAnswer
+            );
         }
     }
 }

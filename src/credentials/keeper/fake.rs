@@ -16,37 +16,37 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
 
-use super::super::error::{Failure, FetchError};
+use super::super::error::{FailureKind, FetchError};
 use super::super::obtain::Obtain;
 use super::super::session::Obtained;
 use crate::config::{
-    AssumeRole, Credentials, EcsRole, LoadedFrom, Oidc, Role, RoleSource, SessionSource, Stamp,
-    StsEndpoint,
+    AccountCredentials, AssumeRole, Credentials, EcsRole, LoadedFrom, Oidc, Role, SessionSource,
+    Stamp, StsEndpoint,
 };
 use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::Secret;
 
-/// What the source answers to one request.
+/// What the source does with one request.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::credentials) enum Answer {
+pub(in crate::credentials) enum Behaviour {
     /// A new session with this lifetime in seconds.
     Session(u64),
     /// The session before this one again, with this rest of its lifetime.
     Same(u64),
-    Fails(Failure),
+    Fails(FailureKind),
     Panics,
 }
 
 /// Shared by the test and the keepers of one source.
 pub(in crate::credentials) struct Fake {
     /// What it answers, after how many milliseconds.
-    answer: Mutex<(Answer, u64)>,
+    behaviour: Mutex<(Behaviour, u64)>,
     /// Begins of the requests, in milliseconds from the start.
     pub(in crate::credentials) begun: Mutex<Vec<u64>>,
     /// The keys that the requests were made with.
     pub(in crate::credentials) assuming: Mutex<Vec<Option<String>>>,
     /// What each request is answered, after how many milliseconds.
-    pub(in crate::credentials) answers: Mutex<Vec<(Answer, u64)>>,
+    pub(in crate::credentials) answers: Mutex<Vec<(Behaviour, u64)>>,
     /// The end of each session, by its key.
     pub(in crate::credentials) ends: Mutex<HashMap<String, (Instant, SystemTime)>>,
     /// Requests under way, and the most at once.
@@ -118,7 +118,7 @@ pub(in crate::credentials) fn ecs_role(name: &str) -> SessionSource {
     })
 }
 
-pub(in crate::credentials) fn assume_role(from: RoleSource, arn: &str) -> SessionSource {
+pub(in crate::credentials) fn assume_role(from: AccountCredentials, arn: &str) -> SessionSource {
     SessionSource::AssumeRole(AssumeRole {
         from: Box::new(from),
         external_id: None,
@@ -128,18 +128,19 @@ pub(in crate::credentials) fn assume_role(from: RoleSource, arn: &str) -> Sessio
 
 /// AssumeRole with an access key.
 pub(in crate::credentials) fn assumed_with_key(arn: &str) -> SessionSource {
-    let from = RoleSource::Loaded(credentials("LTAI-test-key-id-1"), LoadedFrom::Keys);
+    let from = AccountCredentials::Loaded(credentials("LTAI-test-key-id-1"), LoadedFrom::Keys);
     assume_role(from, arn)
 }
 
 /// AssumeRole with the session of another source.
 pub(in crate::credentials) fn assumed_from(from: SessionSource, arn: &str) -> SessionSource {
-    assume_role(RoleSource::Session(from), arn)
+    assume_role(AccountCredentials::Session(from), arn)
 }
 
-pub(in crate::credentials) fn error(kind: Failure) -> FetchError {
+pub(in crate::credentials) fn error(kind: FailureKind) -> FetchError {
     FetchError {
         kind,
+        broken_step: None,
         place: "sts.aliyuncs.com".to_owned(),
         reason: "scripted".to_owned(),
         status: Some(503),
@@ -202,9 +203,9 @@ impl Write for LogText {
 
 impl Fake {
     /// Answers at once until something else is set.
-    pub(in crate::credentials) fn new(name: &'static str, answer: Answer) -> Arc<Self> {
+    pub(in crate::credentials) fn new(name: &'static str, behaviour: Behaviour) -> Arc<Self> {
         Arc::new(Self {
-            answer: Mutex::new((answer, 0)),
+            behaviour: Mutex::new((behaviour, 0)),
             begun: Mutex::default(),
             assuming: Mutex::default(),
             answers: Mutex::default(),
@@ -220,8 +221,8 @@ impl Fake {
     }
 
     /// Answers this from now on, after so many milliseconds.
-    pub(in crate::credentials) fn set(&self, answer: Answer, after: u64) {
-        *self.answer.lock() = (answer, after);
+    pub(in crate::credentials) fn set(&self, behaviour: Behaviour, after: u64) {
+        *self.behaviour.lock() = (behaviour, after);
     }
 
     /// The number of requests.
@@ -262,7 +263,11 @@ impl Fake {
 
 #[async_trait]
 impl Obtain for Arc<Fake> {
-    async fn obtain(&self, assuming: Option<&Credentials>) -> Result<Obtained, FetchError> {
+    async fn obtain(
+        &self,
+        assuming: Option<&Credentials>,
+        _deadline: Instant,
+    ) -> Result<Obtained, FetchError> {
         self.begun.lock().push(self.millis());
         self.assuming
             .lock()
@@ -270,19 +275,19 @@ impl Obtain for Arc<Fake> {
         let under_way = self.under_way.fetch_add(1, Ordering::Relaxed) + 1;
         let _under_way = UnderWay(self);
         self.most.fetch_max(under_way, Ordering::Relaxed);
-        let (answer, after) = *self.answer.lock();
-        self.answers.lock().push((answer, after));
+        let (behaviour, after) = *self.behaviour.lock();
+        self.answers.lock().push((behaviour, after));
         if after > 0 {
             sleep(Duration::from_millis(after)).await;
         }
-        match answer {
-            Answer::Session(lifetime) => {
+        match behaviour {
+            Behaviour::Session(lifetime) => {
                 self.sessions.fetch_add(1, Ordering::Relaxed);
                 Ok(self.session(lifetime))
             }
-            Answer::Same(lifetime) => Ok(self.session(lifetime)),
-            Answer::Fails(kind) => Err(error(kind)),
-            Answer::Panics => panic!("scripted"),
+            Behaviour::Same(lifetime) => Ok(self.session(lifetime)),
+            Behaviour::Fails(kind) => Err(error(kind)),
+            Behaviour::Panics => panic!("scripted"),
         }
     }
 

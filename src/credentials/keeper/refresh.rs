@@ -7,18 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
-use super::super::error::{Failure, FetchError};
+use super::super::error::{FailureKind, FetchError};
+use super::super::fetch::{self, TIMEOUT};
 use super::super::http;
-
 use super::super::session::{Obtained, Session};
 use super::Shared;
 use super::state::Sent;
 use crate::config::{Credentials, SessionSource};
-
-/// The longest time that a request may take.
-const FLIGHT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often the task looks at this host's clock, which continues while the host sleeps and the
 /// monotonic clock does not. The shortest window of STS's sessions is as long.
@@ -37,8 +34,9 @@ pub(super) async fn run(shared: Arc<Shared>) {
         };
         // A panic costs one request. It is logged where it is raised.
         if ended.is_err() {
-            let reason = "the request panicked".to_owned();
-            shared.publish(Err(shared.error(Failure::BadAnswer, reason)));
+            shared.publish(Err(
+                shared.error(FailureKind::Internal, "the request panicked")
+            ));
         }
     }
 }
@@ -49,12 +47,12 @@ impl Shared {
     /// Waits until the source is to be asked, and asks it.
     async fn step(&self) {
         self.until_due().await;
-        let mut outcome = self.flight().await;
+        let mut outcome = self.request().await;
         if let Err(error) = &outcome
-            && error.kind == Failure::OldToken
+            && error.kind == FailureKind::OldToken
             && self.replace_from().await
         {
-            outcome = self.flight().await;
+            outcome = self.request().await;
         }
         self.publish(outcome);
     }
@@ -88,10 +86,10 @@ impl Shared {
             (failure, state.sent.clone())
         };
         match (&*self.source, failure) {
-            (SessionSource::Oidc(_), Some(Failure::OldToken | Failure::TokenFile)) => {
+            (SessionSource::Oidc(_), Some(FailureKind::OldToken | FailureKind::TokenFile)) => {
                 self.until_file_changed(&sent).await;
             }
-            (_, Some(Failure::OldToken)) => self.until_from_changed(&sent).await,
+            (_, Some(FailureKind::OldToken)) => self.until_from_changed(&sent).await,
             _ => pending().await,
         }
     }
@@ -117,7 +115,7 @@ impl Shared {
         let refused = self.state.lock().sent.key.clone();
         match (&self.from, refused) {
             (Some(from), Some(refused)) => {
-                let give_up = Instant::now() + 2 * FLIGHT_LIMIT;
+                let give_up = Instant::now() + 2 * TIMEOUT;
                 from.replace(&refused, give_up).await
             }
             _ => false,
@@ -125,10 +123,10 @@ impl Shared {
     }
 
     /// Sends one request.
-    async fn flight(&self) -> Result<Obtained, FetchError> {
+    async fn request(&self) -> Result<Obtained, FetchError> {
         let (_permit, assuming) = loop {
             self.until_from_is_valid().await;
-            let permit = self.flights.permit(self.is_awaited()).await;
+            let permit = self.limits.permit(self.is_awaited()).await;
             match &self.from {
                 None => break (permit, None),
                 // It may have ended while the permit was waited for.
@@ -140,25 +138,24 @@ impl Shared {
         };
         self.state.lock().begin(Instant::now());
         let assuming = assuming.as_deref();
-        let request = self.request(assuming.or(self.source.loaded_from()));
-        timeout(FLIGHT_LIMIT, request).await.unwrap_or_else(|_| {
-            Err(self.error(
-                Failure::Unreachable,
-                "no complete answer within 10 s".to_owned(),
-            ))
-        })
+        let assuming = assuming.or(self.source.loaded_from());
+        fetch::limited(&self.source, |deadline| self.obtain_by(assuming, deadline)).await
     }
 
-    async fn request(&self, assuming: Option<&Credentials>) -> Result<Obtained, FetchError> {
+    async fn obtain_by(
+        &self,
+        assuming: Option<&Credentials>,
+        deadline: Instant,
+    ) -> Result<Obtained, FetchError> {
         let key = assuming.filter(|_| self.from.is_some());
         self.state.lock().sent = Sent {
             // Before the file is read: a change during the request is a change.
             stamp: self.obtain.stamp().await,
             key: key.map(|credentials| credentials.access_key_id.clone()),
         };
-        let obtained = self.obtain.obtain(assuming).await?;
+        let obtained = self.obtain.obtain(assuming, deadline).await?;
         if obtained.lifetime.is_zero() {
-            return Err(self.error(Failure::BadAnswer, "the session has ended".to_owned()));
+            return Err(self.error(FailureKind::BadAnswer, "the session has ended"));
         }
         Ok(obtained)
     }
@@ -189,8 +186,7 @@ impl Shared {
                 return;
             }
             if let Some(failure) = from.failure() {
-                let reason = format!("no valid credentials to assume the role with: {failure}");
-                let error = self.error(Failure::NoSource, reason);
+                let error = FetchError::of_broken_chain(&from.source, failure);
                 let mut state = self.state.lock();
                 state.reported.failure(self, &error, self.left());
                 state.record(error, Instant::now());
@@ -255,14 +251,7 @@ impl Shared {
     }
 
     /// A failure that no service has caused.
-    pub(super) fn error(&self, kind: Failure, reason: String) -> FetchError {
-        FetchError {
-            kind,
-            place: http::place(&self.source),
-            reason,
-            status: None,
-            code: None,
-            request_id: None,
-        }
+    pub(super) fn error(&self, kind: FailureKind, reason: &str) -> FetchError {
+        FetchError::new(kind, &http::place(&self.source), reason)
     }
 }

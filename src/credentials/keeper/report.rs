@@ -1,35 +1,98 @@
-//! What a keeper logs: each kind of failure once until the source works again, not each try. All
-//! sources of a service share a bound: `left_out` is the number of lines that exceeded it.
+//! What a keeper logs: the first session, each kind of failure once until the source works again,
+//! and the recovery, not each try. All sources of a service share a bound: `left_out` is the number
+//! of lines that exceeded it.
 
+use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::super::error::{Failure, FetchError};
+use super::super::error::{FailureKind, FetchError};
 use super::super::http;
-
 use super::Shared;
+use crate::config::SessionSource;
+use crate::primitives::id::AccountId;
 
-/// What has been logged since the last success.
+/// What has been logged.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Reported {
-    /// A bit for each kind.
-    kinds: u8,
+    /// A bit for each kind of failure since the last success.
+    kinds: u16,
     /// Whether it was logged that there is no valid session.
     is_ended: bool,
+    /// Whether there was a session before.
+    has_succeeded: bool,
 }
 
-const _: () = assert!(Failure::ALL.len() <= u8::BITS as usize);
+const _: () = assert!(FailureKind::ALL.len() <= u16::BITS as usize);
+
+/// The accounts whose calls are signed with a session, or with one that it assumes a role for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::credentials) struct AccountNames {
+    /// At most [`MAX_NAMED`].
+    named: Vec<AccountId>,
+    count: usize,
+}
+
+/// The maximum of accounts that a log line names.
+const MAX_NAMED: usize = 3;
+
+/// The fields of a source that all lines have.
+struct SourceFields<'a> {
+    source: &'static str,
+    /// `None` if the configuration does not say it.
+    role: Option<&'a str>,
+    /// The service.
+    place: String,
+    accounts: String,
+}
+
+// === impl AccountNames ===
+
+impl AccountNames {
+    pub(in crate::credentials) fn add(&mut self, account: &AccountId) {
+        if self.named.len() < MAX_NAMED {
+            self.named.push(account.clone());
+        }
+        self.count += 1;
+    }
+}
+
+impl fmt::Display for AccountNames {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, account) in self.named.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{account}")?;
+        }
+        match self.count - self.named.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
+// === impl SourceFields ===
+
+impl<'a> SourceFields<'a> {
+    fn of(shared: &'a Shared) -> Self {
+        let source: &SessionSource = &shared.source;
+        Self {
+            source: source.name(),
+            role: Some(source.role()).filter(|role| !role.is_empty()),
+            place: http::place(source),
+            accounts: shared.accounts.load().to_string(),
+        }
+    }
+}
 
 // === impl Reported ===
 
 impl Reported {
     /// Logs a failure. `left` is the rest of the valid session, if there is one.
     pub(super) fn failure(&mut self, shared: &Shared, error: &FetchError, left: Option<Duration>) {
-        let source = &*shared.source;
-        let (name, role, kind) = (source.name(), source.role(), error.kind.label());
-        tracing::debug!(source = name, role, kind, %error, "no session obtained");
-        let bit = 1 << error.kind as u8;
+        let (source, kind) = (shared.source.name(), error.kind.label());
+        tracing::debug!(source, kind, %error, "no session obtained");
+        let bit = 1 << error.kind as u16;
         let is_new = self.kinds & bit == 0;
         self.kinds |= bit;
         let Some(left) = left else {
@@ -38,9 +101,16 @@ impl Reported {
             }
             return;
         };
-        if is_new && let Some(left_out) = shared.flights.log_line(Instant::now()) {
+        if is_new && let Some(left_out) = shared.limits.failure_lines.line(Instant::now()) {
+            let SourceFields {
+                source,
+                role,
+                place,
+                accounts,
+            } = SourceFields::of(shared);
             tracing::warn!(
-                source = name, role, kind, %error, ends_in_seconds = left.as_secs(), left_out,
+                accounts, source, role, place, kind = error.kind.label(), %error,
+                ends_in_seconds = left.as_secs(), left_out,
                 "a session cannot be refreshed; it is used until its end"
             );
         }
@@ -49,11 +119,15 @@ impl Reported {
     /// Logs that there is no valid session, and why.
     pub(super) fn ended(&mut self, shared: &Shared, error: &FetchError) {
         self.is_ended = true;
-        let source = &*shared.source;
-        let (name, role, kind) = (source.name(), source.role(), error.kind.label());
-        if let Some(left_out) = shared.flights.log_line(Instant::now()) {
+        if let Some(left_out) = shared.limits.failure_lines.line(Instant::now()) {
+            let SourceFields {
+                source,
+                role,
+                place,
+                accounts,
+            } = SourceFields::of(shared);
             tracing::error!(
-                source = name, role, kind, %error, left_out,
+                accounts, source, role, place, kind = error.kind.label(), %error, left_out,
                 "no valid session: calls cannot be signed"
             );
         }
@@ -79,27 +153,44 @@ impl Reported {
         self.is_ended
     }
 
-    /// Logs a success.
+    /// Logs a success: the first one, and each one after a failure.
     pub(super) fn success(&mut self, shared: &Shared, lifetime: Duration) {
-        let was_failing = std::mem::take(self).kinds != 0;
-        let source = &*shared.source;
-        let (name, role) = (source.name(), source.role());
-        let (place, lifetime_seconds) = (http::place(source), lifetime.as_secs());
-        tracing::debug!(
-            source = name,
+        let before = std::mem::take(self);
+        self.has_succeeded = true;
+        let lifetime_seconds = lifetime.as_secs();
+        let source = shared.source.name();
+        tracing::debug!(source, lifetime_seconds, "session obtained");
+        if before.has_succeeded && before.kinds == 0 {
+            return;
+        }
+        let Some(left_out) = shared.limits.success_lines.line(Instant::now()) else {
+            return;
+        };
+        let SourceFields {
+            source,
             role,
             place,
-            lifetime_seconds,
-            "session obtained"
-        );
-        if was_failing && let Some(left_out) = shared.flights.log_line(Instant::now()) {
+            accounts,
+        } = SourceFields::of(shared);
+        if before.has_succeeded {
             tracing::info!(
-                source = name,
+                accounts,
+                source,
                 role,
                 place,
                 lifetime_seconds,
                 left_out,
                 "a session is obtained again"
+            );
+        } else {
+            tracing::info!(
+                accounts,
+                source,
+                role,
+                place,
+                lifetime_seconds,
+                left_out,
+                "a session is obtained"
             );
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::super::error::{Failure, FetchError};
+use super::super::error::{FailureKind, FetchError};
 use super::super::schedule::{self, MIN_INTERVAL};
 use super::super::session::Session;
 use super::report::Reported;
@@ -37,8 +37,8 @@ pub(super) struct State {
     pub(super) sent: Sent,
     failure: Option<Box<(Instant, FetchError)>>,
     pub(super) succeeded: u64,
-    /// By kind, in the order of [`Failure::ALL`].
-    pub(super) failed: [u64; Failure::ALL.len()],
+    /// By kind, in the order of [`FailureKind::ALL`].
+    pub(super) failed: [u64; FailureKind::ALL.len()],
     pub(super) reported: Reported,
 }
 

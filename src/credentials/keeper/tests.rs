@@ -9,9 +9,9 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
-use super::super::error::Failure;
-use super::super::flights::{AT_ONCE, Flights};
-use super::fake::{Answer, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc};
+use super::super::error::FailureKind;
+use super::super::service_limits::{AT_ONCE, ServiceLimits};
+use super::fake::{Behaviour, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc};
 use super::*;
 
 mod chain;
@@ -26,7 +26,7 @@ fn keep(fake: &Arc<Fake>, source: SessionSource) -> Arc<Keeper> {
 
 /// A keeper that assumes a role with the session of another one.
 fn keep_from(fake: &Arc<Fake>, source: SessionSource, from: Option<&Arc<Keeper>>) -> Arc<Keeper> {
-    keep_within(fake, source, from, &Arc::new(Flights::new()))
+    keep_within(fake, source, from, &Arc::new(ServiceLimits::new()))
 }
 
 /// A keeper that shares the bounds of a service.
@@ -34,10 +34,10 @@ fn keep_within(
     fake: &Arc<Fake>,
     source: SessionSource,
     from: Option<&Arc<Keeper>>,
-    flights: &Arc<Flights>,
+    limits: &Arc<ServiceLimits>,
 ) -> Arc<Keeper> {
     let obtain = Box::new(fake.clone());
-    let keeper = Keeper::new(Arc::new(source), obtain, from.cloned(), flights.clone());
+    let keeper = Keeper::new(Arc::new(source), obtain, from.cloned(), limits.clone());
     Arc::new(keeper)
 }
 
@@ -74,7 +74,7 @@ async fn ready(fake: &Arc<Fake>, source: SessionSource) -> Arc<Keeper> {
 async fn a_session_of_an_hour_is_refreshed_between_2610_and_2700_seconds() {
     for seed in 0..200 {
         fastrand::seed(seed);
-        let fake = Fake::new("STS.", Answer::Session(3600));
+        let fake = Fake::new("STS.", Behaviour::Session(3600));
         let keeper = ready(&fake, oidc()).await;
         seconds(2700).await;
         sleep(Duration::from_millis(1)).await;
@@ -88,7 +88,7 @@ async fn a_session_of_an_hour_is_refreshed_between_2610_and_2700_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hundred_calls_a_minute_share_a_session_of_15_minutes_until_570_to_600_seconds() {
-    let fake = Fake::new("STS.", Answer::Session(900));
+    let fake = Fake::new("STS.", Behaviour::Session(900));
     let keeper = ready(&fake, assumed_with_key(ROLE)).await;
     for _ in 0..500 {
         assert_eq!(keeper.ready(within(0)).await, Ok(()));
@@ -105,8 +105,8 @@ async fn a_hundred_calls_a_minute_share_a_session_of_15_minutes_until_570_to_600
 
 #[tokio::test(start_paused = true)]
 async fn two_hundred_calls_without_a_session_share_one_request_of_7_seconds() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
-    fake.set(Answer::Session(3600), 7000);
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
+    fake.set(Behaviour::Session(3600), 7000);
     let keeper = keep(&fake, oidc());
     let begun = Instant::now();
     let calls = (0..200).map(|_| async {
@@ -122,9 +122,9 @@ async fn two_hundred_calls_without_a_session_share_one_request_of_7_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn two_hundred_calls_in_the_refresh_window_share_one_request_and_do_not_wait() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
-    fake.set(Answer::Session(3600), 7000);
+    fake.set(Behaviour::Session(3600), 7000);
     until_under_way(&fake).await;
     let begun = Instant::now();
     let calls = (0..200).map(|_| async { (keeper.ready(within(10)).await, key(&keeper)) });
@@ -141,8 +141,8 @@ async fn two_hundred_calls_in_the_refresh_window_share_one_request_and_do_not_wa
 
 #[tokio::test(start_paused = true)]
 async fn callers_that_give_up_end_no_request() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
-    fake.set(Answer::Session(3600), 7000);
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
+    fake.set(Behaviour::Session(3600), 7000);
     let keeper = keep(&fake, oidc());
     let calls = join_all((0..20).map(|_| keeper.ready(within(1)))).await;
     assert!(calls.iter().all(|call| *call == Err(None)), "no answer yet");
@@ -158,8 +158,8 @@ async fn callers_that_give_up_end_no_request() {
 
 #[tokio::test(start_paused = true)]
 async fn the_keeper_and_its_request_end_with_its_last_user() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
-    fake.set(Answer::Session(3600), 7000);
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
+    fake.set(Behaviour::Session(3600), 7000);
     let keeper = keep(&fake, oidc());
     seconds(1).await;
     assert_eq!(fake.under_way.load(Ordering::Relaxed), 1);
@@ -171,7 +171,7 @@ async fn the_keeper_and_its_request_end_with_its_last_user() {
 
 #[tokio::test(start_paused = true)]
 async fn a_clock_that_jumps_forward_ends_the_session_and_the_next_call_obtains_another() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
     seconds(10).await;
     fake.slept.store(3600, Ordering::Relaxed);
@@ -184,7 +184,7 @@ async fn a_clock_that_jumps_forward_ends_the_session_and_the_next_call_obtains_a
     );
     // The clock is set back: the new session ends by the monotonic clock.
     fake.slept.store(0, Ordering::Relaxed);
-    fake.set(Answer::Fails(Failure::Unreachable), 0);
+    fake.set(Behaviour::Fails(FailureKind::Unreachable), 0);
     seconds(3599).await;
     assert_eq!(key(&keeper).as_deref(), Some("STS.2"));
     seconds(1).await;
@@ -193,7 +193,7 @@ async fn a_clock_that_jumps_forward_ends_the_session_and_the_next_call_obtains_a
 
 #[tokio::test(start_paused = true)]
 async fn a_host_that_slept_into_the_window_refreshes_within_five_minutes_without_a_call() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
     seconds(100).await;
     fake.slept.store(2700, Ordering::Relaxed);
@@ -206,7 +206,7 @@ async fn a_host_that_slept_into_the_window_refreshes_within_five_minutes_without
 #[tokio::test(start_paused = true)]
 async fn short_sessions_cause_at_most_one_request_a_second() {
     for lifetime in [1, 2, 3, 10] {
-        let fake = Fake::new("STS.", Answer::Session(lifetime));
+        let fake = Fake::new("STS.", Behaviour::Session(lifetime));
         let _keeper = ready(&fake, oidc()).await;
         seconds(120).await;
         let least = fake.gaps().into_iter().min().unwrap();
@@ -218,12 +218,12 @@ async fn short_sessions_cause_at_most_one_request_a_second() {
 /// The metadata service returns the same session until shortly before its end.
 #[tokio::test(start_paused = true)]
 async fn a_service_that_repeats_its_session_is_asked_ever_later_but_not_all_the_time() {
-    let fake = Fake::new("STS.", Answer::Session(21_600));
+    let fake = Fake::new("STS.", Behaviour::Session(21_600));
     let keeper = ready(&fake, ecs_role("flowgate-role")).await;
     let ends = Instant::now() + Duration::from_secs(21_600);
     while Instant::now() < ends - Duration::from_secs(2) {
         let left = (ends - Instant::now()).as_secs();
-        fake.set(Answer::Same(left), 0);
+        fake.set(Behaviour::Same(left), 0);
         seconds(1).await;
         assert_eq!(key(&keeper).as_deref(), Some("STS.1"));
     }
@@ -233,22 +233,22 @@ async fn a_service_that_repeats_its_session_is_asked_ever_later_but_not_all_the_
 
 #[tokio::test(start_paused = true)]
 async fn the_view_counts_by_kind_and_keeps_the_end_of_the_last_session() {
-    let fake = Fake::new("STS.", Answer::Session(600));
+    let fake = Fake::new("STS.", Behaviour::Session(600));
     let keeper = ready(&fake, oidc()).await;
     let view = keeper.view();
     let start = super::fake::start_of_clock();
     assert_eq!(view.obtained_at, Some(start));
     assert_eq!(view.ends_at, Some(start + Duration::from_secs(600)));
-    assert_eq!((view.succeeded, view.failed), (1, [0; 8]));
-    fake.set(Answer::Fails(Failure::Throttled), 0);
+    assert_eq!((view.succeeded, view.failed), (1, [0; 9]));
+    fake.set(Behaviour::Fails(FailureKind::Throttled), 0);
     seconds(700).await;
     let view = keeper.view();
     assert_eq!(view.ends_at, Some(start + Duration::from_secs(600)));
     let (at, error) = view.failure.unwrap();
-    assert_eq!(error, super::fake::error(Failure::Throttled));
+    assert_eq!(error, super::fake::error(FailureKind::Throttled));
     assert!(at.elapsed() <= Duration::from_secs(30));
     assert_eq!(
-        view.failed[Failure::Throttled as usize],
+        view.failed[FailureKind::Throttled as usize],
         fake.requests() as u64 - 1
     );
     assert_eq!(view.failed.iter().sum::<u64>(), fake.requests() as u64 - 1);
@@ -256,13 +256,13 @@ async fn the_view_counts_by_kind_and_keeps_the_end_of_the_last_session() {
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahead() {
-    let fake = Fake::new("STS.", Answer::Session(43_200));
-    fake.set(Answer::Session(43_200), 100);
-    let flights = Arc::new(Flights::new());
+    let fake = Fake::new("STS.", Behaviour::Session(43_200));
+    fake.set(Behaviour::Session(43_200), 100);
+    let limits = Arc::new(ServiceLimits::new());
     let keepers: Vec<_> = (0..1000)
         .map(|number| {
             let source = assumed_with_key(&format!("{ROLE}-{number}"));
-            keep_within(&fake, source, None, &flights)
+            keep_within(&fake, source, None, &limits)
         })
         .collect();
     seconds(1).await;
@@ -305,7 +305,7 @@ async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahea
 /// about 2.4 KB.
 #[tokio::test]
 async fn a_keeper_is_small() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = keep(&fake, oidc());
     let task = size_of_val(&refresh::run(keeper.shared.clone()));
     assert!(task + size_of::<Shared>() <= 1536, "{task}");

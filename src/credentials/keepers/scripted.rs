@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::super::error::{Failure, FetchError};
+use super::super::error::{FailureKind, FetchError};
 use super::super::http::Roots;
 use super::super::obtain::Obtain;
 use super::super::session::Obtained;
@@ -19,15 +19,15 @@ use crate::primitives::secret::Secret;
 
 /// The source of all accounts.
 pub(crate) struct Script {
-    answer: Mutex<Answer>,
+    behaviour: Mutex<Behaviour>,
     requests: AtomicUsize,
 }
 
-/// What it answers from now on. The sessions have the keys `STS.1`, `STS.2` and so on.
+/// What the source does from now on. The sessions have the keys `STS.1`, `STS.2` and so on.
 #[derive(Clone, Copy)]
-pub(crate) struct Answer {
+pub(crate) struct Behaviour {
     /// The lifetime of a new session, or why there is none.
-    pub(crate) result: Result<Duration, Failure>,
+    pub(crate) result: Result<Duration, FailureKind>,
     /// How long the source takes.
     pub(crate) after: Duration,
 }
@@ -35,15 +35,15 @@ pub(crate) struct Answer {
 // === impl Script ===
 
 impl Script {
-    pub(crate) fn new(answer: Answer) -> Arc<Self> {
+    pub(crate) fn new(behaviour: Behaviour) -> Arc<Self> {
         Arc::new(Self {
-            answer: Mutex::new(answer),
+            behaviour: Mutex::new(behaviour),
             requests: AtomicUsize::new(0),
         })
     }
 
-    pub(crate) fn set(&self, answer: Answer) {
-        *self.answer.lock() = answer;
+    pub(crate) fn set(&self, behaviour: Behaviour) {
+        *self.behaviour.lock() = behaviour;
     }
 
     /// The number of requests so far.
@@ -60,9 +60,13 @@ impl Script {
 
 #[async_trait]
 impl Obtain for Arc<Script> {
-    async fn obtain(&self, _assuming: Option<&Credentials>) -> Result<Obtained, FetchError> {
+    async fn obtain(
+        &self,
+        _assuming: Option<&Credentials>,
+        _deadline: Instant,
+    ) -> Result<Obtained, FetchError> {
         let number = self.requests.fetch_add(1, Ordering::Relaxed) + 1;
-        let Answer { result, after } = *self.answer.lock();
+        let Behaviour { result, after } = *self.behaviour.lock();
         sleep(after).await;
         match result {
             Ok(lifetime) => Ok(Obtained {
@@ -76,6 +80,7 @@ impl Obtain for Arc<Script> {
             }),
             Err(kind) => Err(FetchError {
                 kind,
+                broken_step: None,
                 place: "sts.aliyuncs.com".to_owned(),
                 reason: "the service refuses".to_owned(),
                 status: Some(503),

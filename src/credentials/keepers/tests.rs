@@ -7,12 +7,13 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::super::flights::AT_ONCE;
+use super::super::error::FailureKind;
 use super::super::keeper::fake::{
-    Answer, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc,
+    Behaviour, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc,
 };
+use super::super::service_limits::AT_ONCE;
 use super::*;
-use crate::config::{Account, AccountCredentials, Actions, Client, RoleSource};
+use crate::config::{Account, AccountCredentials, Actions, Client};
 use crate::primitives::id::{AccountId, ClientId};
 
 /// The fake of every source, and the sources that keepers were made for.
@@ -24,7 +25,7 @@ struct World {
 }
 
 impl World {
-    fn new(answer: Answer) -> Self {
+    fn new(answer: Behaviour) -> Self {
         Self {
             fake: Fake::new("STS.", answer),
             made: Mutex::default(),
@@ -93,7 +94,7 @@ fn client(account: &str) -> Client {
 
 #[tokio::test(start_paused = true)]
 async fn accounts_with_one_source_share_a_keeper_and_unused_ones_have_none() {
-    let world = World::new(Answer::Session(3600));
+    let world = World::new(Behaviour::Session(3600));
     let role = assumed_with_key(ROLE);
     let second = assumed_from(role.clone(), "acs:ram::1:role/second");
     let keepers = world.build(
@@ -134,13 +135,13 @@ async fn accounts_with_one_source_share_a_keeper_and_unused_ones_have_none() {
 
 #[tokio::test(start_paused = true)]
 async fn a_source_whose_assuming_secret_differs_is_another_one() {
-    let world = World::new(Answer::Session(3600));
+    let world = World::new(Behaviour::Session(3600));
     let role = assumed_with_key(ROLE);
     let mut rotated = role.clone();
     let SessionSource::AssumeRole(assume) = &mut rotated else {
         unreachable!()
     };
-    let RoleSource::Loaded(credentials, _) = &mut *assume.from else {
+    let AccountCredentials::Loaded(credentials, _) = &mut *assume.from else {
         unreachable!()
     };
     credentials.secret = crate::primitives::secret::Secret::new("another");
@@ -150,12 +151,12 @@ async fn a_source_whose_assuming_secret_differs_is_another_one() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_keeps_a_session_and_a_request_under_way() {
-    let world = World::new(Answer::Session(3600));
+    let world = World::new(Behaviour::Session(3600));
     let role = assumed_with_key(ROLE);
     let first = world.build(&config(&[("a", role.clone())]), None);
     let give_up = Instant::now() + Duration::from_secs(60);
     assert_eq!(world.of(&first, "a").ready(give_up).await, Ok(()));
-    world.fake.set(Answer::Session(3600), 5000);
+    world.fake.set(Behaviour::Session(3600), 5000);
     let second_role = assumed_from(role.clone(), "acs:ram::1:role/second");
     let accounts = [("a", role.clone()), ("b", second_role.clone())];
     let second = world.build(&config(&accounts), Some(&first));
@@ -174,7 +175,7 @@ async fn a_reload_keeps_a_session_and_a_request_under_way() {
 
 #[tokio::test(start_paused = true)]
 async fn a_reload_to_another_source_starts_it_and_ends_the_old_one_with_its_calls() {
-    let world = World::new(Answer::Session(3600));
+    let world = World::new(Behaviour::Session(3600));
     let first = world.build(&config(&[("a", ecs_role("old"))]), None);
     let give_up = Instant::now() + Duration::from_secs(60);
     assert_eq!(world.of(&first, "a").ready(give_up).await, Ok(()));
@@ -195,9 +196,48 @@ async fn a_reload_to_another_source_starts_it_and_ends_the_old_one_with_its_call
 }
 
 #[tokio::test(start_paused = true)]
+async fn log_lines_name_the_accounts_of_a_source_also_after_a_reload() {
+    let (log, _guard) = super::super::keeper::fake::captured();
+    let world = World::new(Behaviour::Session(3600));
+    let role = assumed_with_key(ROLE);
+    let second = assumed_from(role.clone(), "acs:ram::1:role/second");
+    let first = world.build(
+        &config(&[("a", second.clone()), ("unused", role.clone())]),
+        None,
+    );
+    sleep(Duration::from_secs(1)).await;
+    // The session that assumes the role is of the account, too.
+    let lines = log.lines();
+    assert_eq!(lines.len(), 2, "{lines:#?}");
+    for line in &lines {
+        assert!(
+            line.starts_with("INFO a session is obtained accounts=\"a\" source"),
+            "{line}"
+        );
+    }
+    let accounts = ["b", "c", "d", "e", "f"].map(|name| (name, second.clone()));
+    let _reloaded = world.build(&config(&accounts), Some(&first));
+    drop(first);
+    world
+        .fake
+        .set(Behaviour::Fails(FailureKind::Unreachable), 0);
+    sleep(Duration::from_secs(2701)).await;
+    let lines = log.lines();
+    let warned = &lines[2];
+    assert!(
+        warned.starts_with("WARN a session cannot be refreshed"),
+        "{warned}"
+    );
+    assert!(
+        warned.contains(" accounts=\"b, c, d and 2 more\" "),
+        "{warned}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_service_that_hangs_delays_no_other_service() {
-    let world = World::new(Answer::Session(3600));
-    world.fake.set(Answer::Session(3600), 1_000_000);
+    let world = World::new(Behaviour::Session(3600));
+    world.fake.set(Behaviour::Session(3600), 1_000_000);
     let accounts: Vec<_> = (0..100).map(|number| format!("a{number}")).collect();
     let accounts: Vec<_> = accounts
         .iter()
@@ -211,7 +251,7 @@ async fn a_service_that_hangs_delays_no_other_service() {
     let first = world.build(&config(&accounts), None);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(world.fake.under_way.load(Ordering::Relaxed), AT_ONCE);
-    world.fake.set(Answer::Session(3600), 0);
+    world.fake.set(Behaviour::Session(3600), 0);
     let with_ecs = [accounts, vec![("ecs", ecs_role("role"))]].concat();
     let second = world.build(&config(&with_ecs), Some(&first));
     sleep(Duration::from_millis(1)).await;

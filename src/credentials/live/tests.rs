@@ -2,13 +2,14 @@
 
 use super::*;
 use crate::acs::decode::Params;
-use crate::config::{self, RoleSource};
+use crate::config::{self, AssumeRole, LoadedFrom};
 use crate::credentials::scripted::{
-    self, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
+    self, ROLE, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
 };
 use crate::primitives::id::AccountId;
 
 const END: &str = "2999-01-01T00:00:00Z";
+const SECOND: &str = "acs:ram::210987654321:role/second";
 
 fn account(id: &str, credentials: AccountCredentials) -> Account {
     Account {
@@ -33,12 +34,21 @@ fn config(accounts: Vec<Account>) -> Config {
 /// A session of another role, which this source's session assumes.
 fn second(from: &SessionSource, sts: StsEndpoint) -> SessionSource {
     let mut role = scripted::role(sts);
-    role.arn = "acs:ram::210987654321:role/second".to_owned();
+    role.arn = SECOND.to_owned();
     SessionSource::AssumeRole(AssumeRole {
-        from: Box::new(RoleSource::Session(from.clone())),
+        from: Box::new(AccountCredentials::Session(from.clone())),
         external_id: None,
         role,
     })
+}
+
+/// The begin of the line of the account `role`.
+fn of_role(server: &Scripted) -> String {
+    format!(
+        "account role: AssumeRole {ROLE}, from the access key LTAI***-1; STS at {}; \
+         valid until 2999-01-01T00:00:00Z",
+        server.sts()
+    )
 }
 
 /// The key id that has signed.
@@ -95,12 +105,19 @@ async fn each_source_is_asked_once_and_each_account_says_who_it_is() {
         account("role", AccountCredentials::Session(first)),
     ]);
     let (lines, all_usable) = checked(config, &server).await;
+    let (sts_address, role) = (server.sts(), of_role(&server));
     assert_eq!(
         lines,
         [
-            "account chained: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake2 of account 1",
-            "account keys: keys, identity acs:ram::1:x/LTAI-test-key-id-1 of account 1",
-            "account role: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake1 of account 1",
+            format!(
+                "account chained: AssumeRole {SECOND}, from AssumeRole {ROLE}, \
+                 from the access key LTAI***-1; STS at {sts_address}; \
+                 valid until 2999-01-01T00:00:00Z; identity acs:ram::1:x/STS.fake2 of account 1"
+            ),
+            "account keys: the access key LTAI***-1; \
+             identity acs:ram::1:x/LTAI-test-key-id-1 of account 1"
+                .to_owned(),
+            format!("{role}; identity acs:ram::1:x/STS.fake1 of account 1"),
         ]
     );
     assert!(all_usable);
@@ -112,11 +129,8 @@ async fn each_source_is_asked_once_and_each_account_says_who_it_is() {
         .collect();
     assumed.sort_unstable();
     let expected = [
-        (scripted::ROLE.to_owned(), "LTAI-test-key-id-1".to_owned()),
-        (
-            "acs:ram::210987654321:role/second".to_owned(),
-            "STS.fake1".to_owned(),
-        ),
+        (ROLE.to_owned(), "LTAI-test-key-id-1".to_owned()),
+        (SECOND.to_owned(), "STS.fake1".to_owned()),
     ];
     assert_eq!(assumed, expected);
     assert_eq!(requests.len(), 5);
@@ -153,11 +167,16 @@ async fn a_failure_is_printed_without_secrets_and_the_others_are_checked() {
         lines,
         [
             format!(
-                "account third: assume_role: no credentials: \
-                 from assume_role acs:ram::210987654321:role/second: {refusal}"
+                "account third: AssumeRole {SECOND}, from AssumeRole {SECOND}, from AssumeRole {ROLE}, \
+                 from the access key LTAI***-1; STS at {}; no credentials: \
+                 no session of AssumeRole {SECOND}: {refusal}",
+                server.sts()
             ),
-            format!("account keys: keys: GetCallerIdentity failed: {refusal}"),
-            "account role: assume_role, until 2999-01-01T00:00:00Z, identity acs:ram::1:x/STS.fake1 of account 1".to_owned(),
+            format!("account keys: the access key LTAI***-1; GetCallerIdentity failed: {refusal}"),
+            format!(
+                "{}; identity acs:ram::1:x/STS.fake1 of account 1",
+                of_role(&server)
+            ),
         ]
     );
     assert!(!all_usable);
@@ -183,7 +202,7 @@ async fn many_accounts_of_one_source_cause_one_session() {
 }
 
 #[tokio::test]
-async fn without_managed_accounts_nothing_is_asked() {
+async fn a_relayed_account_has_a_line_and_nothing_is_asked() {
     let server = Scripted::answering_tls(sts).await;
     let relayed = Account {
         credentials: None,
@@ -192,7 +211,13 @@ async fn without_managed_accounts_nothing_is_asked() {
     let (lines, all_usable) = checked(config(vec![relayed]), &server).await;
     assert_eq!(
         (lines, all_usable),
-        (vec!["no account has credentials".to_owned()], true)
+        (
+            vec![
+                "account relayed: no credentials: calls are relayed as their callers sign them"
+                    .to_owned()
+            ],
+            true
+        )
     );
     assert!(server.requests().is_empty());
 }

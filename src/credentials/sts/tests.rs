@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::acs::decode::Params;
 use crate::acs::v1;
-use crate::credentials::error::Failure;
+use crate::credentials::error::FailureKind;
 use crate::credentials::scripted::{self, Scripted, answer, sts_body};
 use crate::primitives::secret::Secret;
 
@@ -51,8 +51,8 @@ impl Capture {
         pairs.find(|(other, _)| other == name).unwrap().1.as_str()
     }
 
-    fn stamp(&self) -> Stamp {
-        Stamp {
+    fn stamp(&self) -> DateAndNonce {
+        DateAndNonce {
             date: self.headers["x-acs-date"].clone(),
             nonce: self.headers["x-acs-signature-nonce"].clone(),
         }
@@ -135,7 +135,7 @@ fn a_policy_with_spaces_has_the_documented_signature_not_the_library_s() {
         "sts.aliyuncs.com",
         &assume_role(&source),
         &scripted::long_lived(),
-        &Stamp {
+        &DateAndNonce {
             date: "2026-11-29T04:12:19Z".to_owned(),
             nonce: "n".to_owned(),
         },
@@ -321,7 +321,7 @@ async fn a_stamp_is_refused_twice_at_most_and_a_used_nonce_is_no_clock() {
         let server = Scripted::start_tls([Some(first), second].into_iter().flatten()).await;
         let fetcher = scripted::fetcher(server.assume_role(), server.roots.clone());
         let error = fetcher.fetch(Some(&credentials)).await.err().unwrap();
-        assert_ne!(error.kind, Failure::Unreachable, "{error}");
+        assert_ne!(error.kind, FailureKind::Unreachable, "{error}");
         assert_eq!(error.status, Some(400));
         assert_eq!(server.requests().len(), requests);
     }

@@ -87,7 +87,11 @@ impl super::Metrics {
     pub(crate) fn accounts(&self, accounts: &[Account]) {
         let ids = accounts.iter().map(|account| account.id.as_str());
         for id in ids.chain([UNKNOWN_ACCOUNT]) {
-            for kind in [Kind::OutcomeUnknown, Kind::AccountCredentials] {
+            for kind in [
+                Kind::OutcomeUnknown,
+                Kind::AccountCredentials,
+                Kind::NoSession,
+            ] {
                 drop(self.refused.with_label_values(&[id, kind.label()]));
             }
         }

@@ -90,8 +90,8 @@ const STORE_OPERATIONS: [&str; 10] = [
 
 /// The result of a refresh that returned a session.
 pub(super) const REFRESHED: &str = "ok";
-/// The results of failed refreshes: the labels of [`crate::credentials::error::Failure`].
-pub(crate) const FAILED_REFRESHES: [&str; 8] = [
+/// The results of failed refreshes: the labels of [`crate::credentials::error::FailureKind`].
+pub(crate) const FAILED_REFRESHES: [&str; 9] = [
     "unreachable",
     "throttled",
     "service_error",
@@ -100,6 +100,7 @@ pub(crate) const FAILED_REFRESHES: [&str; 8] = [
     "bad_answer",
     "token_file",
     "no_source",
+    "internal",
 ];
 
 /// The label value of one of CAMS's codes.

@@ -16,6 +16,10 @@ pub(crate) struct SessionSample<'a> {
     /// When it expires, or has expired.
     pub(crate) ends_at: Option<SystemTime>,
     pub(crate) obtained_at: Option<SystemTime>,
+    /// The number of calls that wait for it.
+    pub(crate) waiting: usize,
+    /// Whether the last refresh has failed.
+    pub(crate) is_failing: bool,
     /// The number of sessions obtained.
     pub(crate) succeeded: u64,
     /// The number of failures, in the order of [`FAILED_REFRESHES`].
@@ -25,6 +29,8 @@ pub(crate) struct SessionSample<'a> {
 /// The metrics of sessions.
 pub(super) struct SessionMetrics {
     obtained: IntGaugeVec,
+    waiting: IntGaugeVec,
+    last_successful: IntGaugeVec,
     refreshes: IntCounterVec,
     /// The accounts whose expiry the last scrape has set.
     shown: Mutex<Vec<String>>,
@@ -39,11 +45,22 @@ impl SessionMetrics {
     pub(super) fn new(r: &Families) -> Self {
         let obtained = "Time at which Flowgate obtained an account's session, in seconds since \
                         1970. Absent before the first one.";
-        let refreshes = "Requests for a session of an account, by result.";
+        let refreshes = "Refreshes of an account's session that have ended, by result. With \
+                         token_file and no_source nothing was sent.";
+        let waiting = "Calls that wait until their account has a session. They are in no queue of \
+                       a lane.";
+        let last_successful = "1 if the last refresh of an account's session succeeded, else 0. \
+                               Absent before the first one has ended.";
         Self {
             obtained: r.gauge(
                 "credentials_obtained_timestamp_seconds",
                 obtained,
+                &["account"],
+            ),
+            waiting: r.gauge("credentials_waiting", waiting, &["account"]),
+            last_successful: r.gauge(
+                "credentials_last_refresh_successful",
+                last_successful,
                 &["account"],
             ),
             refreshes: r.counter(
@@ -60,6 +77,8 @@ impl SessionMetrics {
     pub(super) fn set(&self, expiry: &IntGaugeVec, samples: &[SessionSample<'_>]) {
         self.obtained.reset();
         self.refreshes.reset();
+        self.waiting.reset();
+        self.last_successful.reset();
         let mut shown = self.shown.lock();
         for account in shown.drain(..) {
             // An error means that a reload has removed the series.
@@ -75,6 +94,14 @@ impl SessionMetrics {
                 self.obtained
                     .with_label_values(&[account])
                     .set(seconds(obtained_at));
+            }
+            self.waiting
+                .with_label_values(&[account])
+                .set(i64::try_from(sample.waiting).unwrap_or(i64::MAX));
+            if sample.is_failing || sample.succeeded > 0 {
+                self.last_successful
+                    .with_label_values(&[account])
+                    .set(i64::from(!sample.is_failing));
             }
             let failed = FAILED_REFRESHES.into_iter().zip(sample.failed);
             for (result, count) in failed.chain([(REFRESHED, sample.succeeded)]) {

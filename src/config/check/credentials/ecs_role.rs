@@ -88,13 +88,7 @@ pub(super) fn with_role(name: &str) -> Option<EcsRole> {
 }
 
 fn role_name(text: &str) -> Option<String> {
-    let is_name = (1..=64).contains(&text.len())
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        // A path of them leads elsewhere.
-        && !matches!(text, "." | "..");
-    is_name.then(|| text.to_owned())
+    EcsRole::is_role_name(text).then(|| text.to_owned())
 }
 
 fn address(text: &str) -> Option<SocketAddr> {

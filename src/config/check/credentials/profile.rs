@@ -16,7 +16,7 @@ use crate::config::read::{Field, KeyLocation, Reader};
 use crate::config::secrets::{is_read_only, json, one_line};
 use crate::config::{
     AccountCredentials, AssumeRole, Credentials, CredentialsUri, LoadedFrom, Oidc, Role,
-    RoleSource, SessionSource,
+    SessionSource,
 };
 use crate::primitives::secret::{Secret, never_shown};
 
@@ -179,9 +179,7 @@ impl<'a> SourceReader<'a> {
         for profile in chain.iter().rev() {
             let source = match found {
                 None => self.of_mode(profile),
-                Some(from) => self
-                    .assumed(profile, from.into())
-                    .map(AccountCredentials::Session),
+                Some(from) => self.assumed(profile, from).map(AccountCredentials::Session),
             };
             found = Some(source.map_err(|refusal| {
                 refusal.map(|expectation| {
@@ -203,7 +201,7 @@ impl<'a> SourceReader<'a> {
             }
             "RamRoleArn" => {
                 let from = profile.access_key(given(&profile.sts_token))?;
-                self.assumed(profile, from.into())?
+                self.assumed(profile, from)?
             }
             "EcsRamRole" => self.ecs(profile)?,
             "OIDC" => self.oidc_of(profile)?,
@@ -244,7 +242,11 @@ impl<'a> SourceReader<'a> {
         }))
     }
 
-    fn assumed(&self, profile: &Profile, from: RoleSource) -> Result<SessionSource, Refusal> {
+    fn assumed(
+        &self,
+        profile: &Profile,
+        from: AccountCredentials,
+    ) -> Result<SessionSource, Refusal> {
         let external_id = checked(
             "external_id",
             text(&profile.external_id),

@@ -9,10 +9,10 @@ fn id(key: &str) -> AccessKeyId {
 
 #[tokio::test(start_paused = true)]
 async fn twenty_refused_calls_share_one_forced_refresh() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
     seconds(60).await;
-    fake.set(Answer::Session(3600), 3000);
+    fake.set(Behaviour::Session(3600), 3000);
     let old = id("STS.1");
     let begun = Instant::now();
     let calls = (0..20_u64).map(|number| {
@@ -39,7 +39,7 @@ async fn twenty_refused_calls_share_one_forced_refresh() {
 
 #[tokio::test(start_paused = true)]
 async fn a_second_forced_refresh_is_not_within_10_seconds() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
     seconds(60).await;
     assert!(keeper.replace(&id("STS.1"), within(10)).await);
@@ -62,23 +62,23 @@ async fn a_second_forced_refresh_is_not_within_10_seconds() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_session_is_not_used_until_another_one_is_there_or_its_pause_is_over() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
     seconds(60).await;
-    fake.set(Answer::Fails(Failure::ServiceError), 0);
+    fake.set(Behaviour::Fails(FailureKind::ServiceError), 0);
     let begun = Instant::now();
     let old = id("STS.1");
     let mut refused = Box::pin(keeper.replace(&old, within(20)));
     assert!(futures_util::poll!(&mut refused).is_pending());
     assert_eq!(key(&keeper), None);
     let error = keeper.ready(within(4)).await.unwrap_err().unwrap();
-    assert_eq!(error.kind, Failure::ServiceError);
+    assert_eq!(error.kind, FailureKind::ServiceError);
     assert_eq!(keeper.ready(within(4)).await, Ok(()));
     assert_eq!(begun.elapsed(), Duration::from_secs(5));
     assert_eq!(key(&keeper).as_deref(), Some("STS.1"));
     // The refused call waits for another one; the request is repeated with back-off.
     assert!(futures_util::poll!(&mut refused).is_pending());
-    fake.set(Answer::Session(3600), 0);
+    fake.set(Behaviour::Session(3600), 0);
     assert!(refused.await);
     assert_eq!(key(&keeper).as_deref(), Some("STS.2"));
     assert!(begun.elapsed() <= Duration::from_secs(7));
@@ -86,10 +86,10 @@ async fn a_refused_session_is_not_used_until_another_one_is_there_or_its_pause_i
 
 #[tokio::test(start_paused = true)]
 async fn a_source_that_returns_the_refused_session_again_ends_the_wait() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
     seconds(60).await;
-    fake.set(Answer::Same(3000), 0);
+    fake.set(Behaviour::Same(3000), 0);
     let begun = Instant::now();
     assert!(keeper.replace(&id("STS.1"), within(10)).await);
     assert_eq!(begun.elapsed(), Duration::ZERO);
@@ -101,9 +101,9 @@ async fn a_source_that_returns_the_refused_session_again_ends_the_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn a_forced_refresh_goes_ahead_of_the_back_off_and_its_failures_back_off() {
-    let fake = Fake::new("STS.", Answer::Session(600));
+    let fake = Fake::new("STS.", Behaviour::Session(600));
     let keeper = ready(&fake, oidc()).await;
-    fake.set(Answer::Fails(Failure::Refused), 0);
+    fake.set(Behaviour::Fails(FailureKind::Refused), 0);
     seconds(430).await;
     let before = fake.requests();
     assert_eq!(before, 2, "once a minute");
@@ -117,9 +117,9 @@ async fn a_forced_refresh_goes_ahead_of_the_back_off_and_its_failures_back_off()
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_joins_the_request_that_is_under_way_and_gives_up_in_time() {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = ready(&fake, oidc()).await;
-    fake.set(Answer::Session(3600), 7000);
+    fake.set(Behaviour::Session(3600), 7000);
     until_under_way(&fake).await;
     let (begun, requests) = (Instant::now(), fake.requests());
     assert!(!keeper.replace(&id("STS.1"), within(1)).await);
@@ -131,13 +131,13 @@ async fn a_refusal_joins_the_request_that_is_under_way_and_gives_up_in_time() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_after_the_end_of_the_session_waits_for_the_next_request() {
-    let fake = Fake::new("STS.", Answer::Session(600));
+    let fake = Fake::new("STS.", Behaviour::Session(600));
     let keeper = ready(&fake, oidc()).await;
-    fake.set(Answer::Fails(Failure::Refused), 0);
+    fake.set(Behaviour::Fails(FailureKind::Refused), 0);
     seconds(601).await;
     let requests = fake.requests();
     assert!(!keeper.replace(&id("STS.1"), within(1)).await);
     assert_eq!(fake.requests(), requests, "the back-off decides");
-    fake.set(Answer::Session(600), 0);
+    fake.set(Behaviour::Session(600), 0);
     assert!(keeper.replace(&id("STS.1"), within(60)).await);
 }

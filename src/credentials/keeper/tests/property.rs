@@ -12,7 +12,7 @@ enum Event {
     /// Nothing for so many seconds.
     Wait(u64),
     /// The source answers this from now on, after so many milliseconds.
-    Set(Answer, u64),
+    Set(Behaviour, u64),
     /// A call waits at most so many seconds.
     Call(u64),
     /// CAMS refuses the session in use.
@@ -23,12 +23,12 @@ enum Event {
     File(u64),
 }
 
-fn answer() -> impl Strategy<Value = Answer> {
+fn answer() -> impl Strategy<Value = Behaviour> {
     let lifetime = prop_oneof![2 => 0..5_u64, 2 => 60..1000_u64, 2 => 3600..43_201_u64];
     prop_oneof![
-        4 => lifetime.prop_map(Answer::Session),
-        6 => proptest::sample::select(&Failure::ALL).prop_map(Answer::Fails),
-        1 => Just(Answer::Panics),
+        4 => lifetime.prop_map(Behaviour::Session),
+        6 => proptest::sample::select(&FailureKind::ALL).prop_map(Behaviour::Fails),
+        1 => Just(Behaviour::Panics),
     ]
 }
 
@@ -97,9 +97,12 @@ async fn play(fake: &Arc<Fake>, keeper: &Arc<Keeper>, events: Vec<Event>) -> Vec
 }
 
 /// Whether the source is asked slowly after this answer.
-fn is_slow(answer: (Answer, u64)) -> bool {
+fn is_slow(answer: (Behaviour, u64)) -> bool {
     let (answer, after) = answer;
-    let slow = matches!(answer, Answer::Fails(Failure::Refused | Failure::OldToken));
+    let slow = matches!(
+        answer,
+        Behaviour::Fails(FailureKind::Refused | FailureKind::OldToken)
+    );
     slow && after < 10_000
 }
 
@@ -119,12 +122,12 @@ fn assert_rates(fake: &Fake, exceptions: &[u64]) {
 }
 
 async fn run(events: Vec<Event>) {
-    let fake = Fake::new("STS.", Answer::Session(3600));
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
     let keeper = keep(&fake, oidc());
     let exceptions = play(&fake, &keeper, events).await;
     // The source works again.
     let is_slow = fake.answers.lock().last().copied().is_some_and(is_slow);
-    fake.set(Answer::Session(3600), 0);
+    fake.set(Behaviour::Session(3600), 0);
     let (requests, begun) = (fake.requests(), Instant::now());
     // A retry that is due at the last moment is answered in the same millisecond.
     let recovered = within(if is_slow { 60 } else { 30 }) + Duration::from_millis(1);

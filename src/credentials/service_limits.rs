@@ -24,22 +24,29 @@ pub(super) const AT_ONCE: usize = 16;
 /// How long a permit is held at least.
 pub(super) const MIN_HOLD: Duration = Duration::from_millis(320);
 
-/// The maximum of log lines per service in [`LOG_WINDOW`].
+/// The maximum of log lines per limiter in [`LOG_WINDOW`].
 pub(super) const LOG_LINES: u32 = 20;
 
 /// The window of [`LOG_LINES`].
 const LOG_WINDOW: Duration = Duration::from_secs(10);
 
 /// The bounds of one service.
-pub(super) struct Flights {
+pub(super) struct ServiceLimits {
     background: Arc<Semaphore>,
     awaited: Arc<Semaphore>,
-    logged: Mutex<Logged>,
+    /// Of lines about failures.
+    pub(super) failure_lines: LogLimiter,
+    /// Of lines about sessions that were obtained, which must not displace those about failures.
+    pub(super) success_lines: LogLimiter,
 }
+
+/// Bounds the log lines about the sources of one service.
+#[derive(Default)]
+pub(super) struct LogLimiter(Mutex<LogWindow>);
 
 /// The log lines of a window.
 #[derive(Default)]
-struct Logged {
+struct LogWindow {
     since: Option<Instant>,
     lines: u32,
     /// Lines left out since the last one that was logged.
@@ -47,40 +54,25 @@ struct Logged {
 }
 
 /// The right to send one request.
-pub(super) struct FlightPermit {
+pub(super) struct RequestPermit {
     permit: Option<OwnedSemaphorePermit>,
     since: Instant,
 }
 
-// === impl Flights ===
+// === impl ServiceLimits ===
 
-impl Flights {
+impl ServiceLimits {
     pub(super) fn new() -> Self {
         Self {
             background: Arc::new(Semaphore::new(AT_ONCE)),
             awaited: Arc::new(Semaphore::new(AT_ONCE)),
-            logged: Mutex::default(),
+            failure_lines: LogLimiter::default(),
+            success_lines: LogLimiter::default(),
         }
-    }
-
-    /// Whether a line about one of the sources may be logged. If so, returns how many were left out
-    /// since the last one.
-    pub(super) fn log_line(&self, now: Instant) -> Option<u64> {
-        let mut logged = self.logged.lock();
-        if logged.since.is_none_or(|since| now >= since + LOG_WINDOW) {
-            logged.since = Some(now);
-            logged.lines = 0;
-        }
-        if logged.lines == LOG_LINES {
-            logged.left_out += 1;
-            return None;
-        }
-        logged.lines += 1;
-        Some(std::mem::take(&mut logged.left_out))
     }
 
     /// Waits for a permit. `awaited` completes when a call waits for the request.
-    pub(super) async fn permit(&self, awaited: impl Future<Output = ()>) -> FlightPermit {
+    pub(super) async fn permit(&self, awaited: impl Future<Output = ()>) -> RequestPermit {
         let ahead = async {
             awaited.await;
             self.awaited.clone().acquire_owned().await
@@ -90,16 +82,35 @@ impl Flights {
             permit = self.background.clone().acquire_owned() => permit,
             permit = ahead => permit,
         };
-        FlightPermit {
+        RequestPermit {
             permit: Some(permit.expect("the semaphore is never closed")),
             since: Instant::now(),
         }
     }
 }
 
-// === impl FlightPermit ===
+// === impl LogLimiter ===
 
-impl Drop for FlightPermit {
+impl LogLimiter {
+    /// Whether another line may be logged. If so, returns how many were left out since the last one.
+    pub(super) fn line(&self, now: Instant) -> Option<u64> {
+        let mut window = self.0.lock();
+        if window.since.is_none_or(|since| now >= since + LOG_WINDOW) {
+            window.since = Some(now);
+            window.lines = 0;
+        }
+        if window.lines == LOG_LINES {
+            window.left_out += 1;
+            return None;
+        }
+        window.lines += 1;
+        Some(std::mem::take(&mut window.left_out))
+    }
+}
+
+// === impl RequestPermit ===
+
+impl Drop for RequestPermit {
     /// Returns the permit, at the earliest at the end of [`MIN_HOLD`].
     fn drop(&mut self) {
         let permit = self.permit.take();
