@@ -13,6 +13,9 @@ const MEAN = 5;
 // Flowgate forgets an idle lane immediately; this page keeps it for this long.
 const REMEMBERED_MS = 60_000;
 
+// Accounts that an entry of the attention list names.
+const NAMED = 5;
+
 const at = (id) => document.getElementById(id);
 const lanes = new Map();
 
@@ -242,23 +245,58 @@ function troubles(shown) {
   const recent = (test, within = 60) => calls.filter((call) => call.age_seconds <= within && test(call));
   const about = (list) => [...new Set(list.map((call) => call.account))].join(', ');
   const some = (name, list, text) => list.length && add(name, about(list), `${list.length} of the last ${calls.length} calls: ${text}`);
-  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials', 600), 'CAMS rejects the access key that Flowgate signs with, or the account has no session. Renew the account\'s access key, or look at its session below.');
+  // Calls without a session were refused, not sent: the account's session says why.
+  some('AccountCredentials', recent((call) => call.code === 'Flowgate.AccountCredentials' && call.outcome !== 'refused', 600), 'CAMS rejects the credentials that Flowgate signs with. The replies to the callers and the log name the cause: the key, its secret, the session or the clock.');
   some('OutcomeUnknown', recent((call) => call.outcome === 'outcome_unknown', 600), 'sent, but without a response, so CAMS may have processed them. Check with ListFlow before they are repeated.');
   some('CallsRefused', recent((call) => call.outcome === 'refused' && call.code === 'System.LimitControl'), 'refused because the queue had no room or not enough time, with Retry-After. The demand exceeds the limit.');
   some('SignatureFailures', recent((call) => ['SignatureDoesNotMatch', 'IncompleteSignature', 'InvalidAccessKeyId.NotFound', 'InvalidTimeStamp.Expired', 'InvalidTimeStamp.Format'].includes(call.code)), 'the callers\' signatures, keys or clocks are wrong. The log names the callers.');
   const end = shown.certificate_ends_seconds;
   if (end !== null && end < 14 * DAY) add('CertificateExpiry', '', end < 0 ? 'The certificate of the proxy port has expired: renew it.' : `The certificate of the proxy port expires in ${seconds(end)}: renew it.`);
-  for (const { account, source, seconds: left, failure } of shown.credentials) {
-    if (source) {
-      if (failure && (left === null || left < 300)) add('SessionExpiry', account, `${left === null || left < 0 ? 'There is no valid session, so calls wait and are refused at the end of their hold.' : `The session ends in ${seconds(left)} and could not be renewed.`} Restore the source of the credentials.`, failure.text);
-      if (failure && ['refused', 'old_token'].includes(failure.kind)) add('SessionRefused', account, 'The source of the credentials refuses Flowgate, or the key or token that it is asked with. Correct the permission, the role, the key, the token or the configuration.', failure.text);
-    } else if (left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have expired: the program that renews their file has stopped.' : `The temporary credentials expire in ${seconds(left)}, and their file has not been renewed.`);
+  for (const { account, source, seconds: left } of shown.credentials) {
+    if (!source && left < 300) add('CredentialsExpiry', account, left < 0 ? 'The temporary credentials have expired: the program that renews their file has stopped.' : `The temporary credentials expire in ${seconds(left)}, and their file has not been renewed.`);
+  }
+  for (const { name, cause, sessions } of sessionTroubles(shown.credentials)) {
+    const more = sessions.length - NAMED;
+    const accounts = sessions.slice(0, NAMED).map((one) => one.account).join(', ');
+    add(name, more > 0 ? `${accounts} and ${more} more` : accounts, sessionText(name, sessions), cause);
   }
   if (shown.phase !== 'serving') add('', shown.phase, 'Flowgate is shutting down: calls that fit into the grace finish, the others are refused with Retry-After.');
   if (shown.mode === 'observe') add('', 'mode = observe', 'The limits are not enforced; the queues shown are simulated.');
   for (const lane of shown.lanes.filter((lane) => lane.operator_pause)) add('', laneName(lane), 'Paused by an operator: no call is sent.');
   for (const warning of config.warnings) add('', 'configuration', warning);
   return found;
+}
+
+// The runbook's section for an account's session; empty if the session needs no attention.
+function sessionTrouble({ source, seconds: left, waiting, failure }) {
+  if (!source) return '';
+  if (!failure) return left === null && waiting > 0 ? 'SessionExpiry' : '';
+  if (['refused', 'old_token'].includes(failure.kind)) return 'SessionRefused';
+  return left === null || left < 300 ? 'SessionExpiry' : '';
+}
+
+// The sessions that need attention, by section and cause: accounts may share a source.
+function sessionTroubles(credentials) {
+  const groups = new Map();
+  for (const one of credentials) {
+    const name = sessionTrouble(one);
+    if (!name) continue;
+    const cause = one.failure ? one.failure.text : 'The source has not answered yet.';
+    const key = JSON.stringify([name, cause]);
+    if (!groups.has(key)) groups.set(key, { name, cause, sessions: [] });
+    groups.get(key).sessions.push(one);
+  }
+  return groups.values();
+}
+
+function sessionText(name, sessions) {
+  const left = Math.min(...sessions.map((one) => one.seconds ?? -1));
+  const waiting = sum(sessions.map((one) => one.waiting));
+  const state = left > 0 ? `The session ends in ${seconds(left)} and could not be renewed.`
+    : `There is no valid session: calls wait (${waiting} now) and are refused at the end of their hold.`;
+  const advice = name === 'SessionRefused' ? 'The source of the credentials refuses Flowgate: correct the permission, the role, the token or the configuration.'
+    : 'Restore the source of the credentials.';
+  return `${state} ${advice}`;
 }
 
 let shownNames = '';
@@ -285,10 +323,14 @@ function showTroubles(shown) {
 // === State ===
 
 // Credentials that expire: of a file, or a session that Flowgate obtains from a source.
-function credentials({ source, seconds: left, failure }) {
+function credentials(one) {
+  const { source, seconds: left, waiting, failure } = one;
   if (!source) return `expire in ${seconds(Math.max(0, left))}`;
   const session = left === null ? 'no session yet' : left < 0 ? `session ended ${seconds(-left)} ago` : `session ends in ${seconds(left)}`;
-  return `${source}: ${session}${failure ? `; last request failed ${seconds(failure.seconds_ago)} ago: ${failure.text}` : ''}`;
+  const waits = waiting ? `; ${waiting} calls wait for it` : '';
+  // The cause is shown once.
+  const cause = failure && !sessionTrouble(one) ? `: ${failure.text}` : '';
+  return `${source}: ${session}${waits}${failure ? `; last refresh failed ${seconds(failure.seconds_ago)} ago${cause}` : ''}`;
 }
 
 function showState(shown) {
@@ -301,7 +343,7 @@ function showState(shown) {
     ['Journal', journal ? (journal.up ? 'written' : 'cannot be written') : 'off', journal && !journal.up],
     ['Configuration', `generation ${config.generation}; last read ${seconds(config.read_seconds_ago)} ago, ${config.refused ? 'rejected' : 'in force'}`, config.refused],
     ['Certificate', shown.certificate_ends_seconds === null ? 'none: the proxy port is plain HTTP' : `expires in ${seconds(Math.max(0, shown.certificate_ends_seconds))}`],
-    ...shown.credentials.map((one) => [`Credentials of ${one.account}`, credentials(one), one.failure]),
+    ...shown.credentials.map((one) => [`Credentials of ${one.account}`, credentials(one), one.failure || sessionTrouble(one)]),
     ['Bodies in memory', bytes(shown.queued_bytes)],
     ['Operator actions', shown.may_order ? 'with the token' : 'off (listen.admin_actions)'],
   ];
