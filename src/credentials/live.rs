@@ -49,7 +49,7 @@ async fn check_all(config: &Config, roots: TlsRoots, mut print: impl FnMut(&str)
         all_usable &= is_usable;
     }
     if config.accounts.is_empty() {
-        print("there are no accounts");
+        print("no account has credentials");
     }
     all_usable
 }

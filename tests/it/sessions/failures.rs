@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
@@ -101,8 +102,8 @@ async fn a_session_is_used_to_its_end_and_never_after_while_sts_fails() {
         &refused,
         &[&cloud.sts_address(), "503", "ServiceUnavailable"],
     );
-    // The session was used after the first failed refresh. STS documents 503 as a sign of throttling.
-    let metrics = until_failed(&process, "throttled", 1.0).await;
+    // The session was used after the first failed refresh.
+    let metrics = until_failed(&process, "service_error", 1.0).await;
     assert_eq!(refreshes(&metrics, "default", "ok"), 1.0);
     let failed_at = cloud.requests(OIDC)[1].received;
     let arrivals = cloud.sim.arrivals();
@@ -179,6 +180,79 @@ async fn a_refusal_is_told_to_callers_and_not_repeated_for_each_of_them() {
     assert_eq!(failure["kind"], "refused", "{failure}");
     let text = failure["text"].as_str().unwrap();
     assert!(text.contains("AuthenticationFail.NoPermission"), "{text}");
+    // The log has the whole cause, too: of each call, and of the source.
+    assert!(
+        text.contains("status 403") && text.contains("request id "),
+        "{text}"
+    );
+    let calls = logged(&process, "call");
+    assert_eq!(calls.len(), 5);
+    for call in &calls {
+        assert_eq!(
+            (&call["outcome"], &call["attempts"]),
+            (&"refused".into(), &0.into())
+        );
+        assert!(call["detail"].as_str().unwrap().contains(text), "{call}");
+    }
+    let lines = logged(&process, "no valid session: calls cannot be signed");
+    let [line] = &lines[..] else {
+        panic!("{lines:?}")
+    };
+    assert_eq!(line["accounts"], "default", "{line}");
+    assert_eq!(line["place"], cloud.sts_address(), "{line}");
+    assert_eq!(line["error"], text, "{line}");
+}
+
+/// The log lines with a message.
+fn logged(process: &Process, message: &str) -> Vec<Value> {
+    let log = process.log();
+    let lines = log.lines().map(|line| line.parse::<Value>().unwrap());
+    lines.filter(|line| line["message"] == message).collect()
+}
+
+#[tokio::test]
+async fn waiting_calls_are_shown_by_the_metric_by_lanes_and_by_flowgate_status() {
+    let cloud = Cloud::start(None).await;
+    cloud.break_sts(&["unavailable"]);
+    let process = cloud.sidecar().await;
+    let proxy = process.proxy;
+    let mut calls = JoinSet::new();
+    for number in 0..3 {
+        let call = create(&proxy.to_string(), &format!("flow-{number}"), "60s");
+        calls.spawn(async move { call.send(proxy).await.status });
+    }
+    let waiting = "flowgate_credentials_waiting{account=\"default\"}";
+    Metrics::until(process.admin, waiting, |seen| seen == 3.0).await;
+    until_failed(&process, "service_error", 1.0).await;
+    let lanes: Value = get(process.admin, "/lanes").await.body.parse().unwrap();
+    let session = &lanes["sessions"][0];
+    assert_eq!(
+        (&session["account"], &session["waiting"]),
+        (&"default".into(), &3.into())
+    );
+    let status = Command::new(env!("CARGO_BIN_EXE_flowgate"))
+        .args(["status", "--admin", &process.admin.to_string()])
+        .output()
+        .await
+        .unwrap();
+    let status = String::from_utf8(status.stdout).unwrap();
+    let begin = "account default (oidc): no session, calls waiting 3; the last request failed ";
+    let line = status.lines().find(|line| line.starts_with(begin));
+    let line = line.unwrap_or_else(|| panic!("{status}"));
+    let cause = format!(
+        "s ago: {}: the service is unavailable, status 503, code ServiceUnavailable, request id ",
+        cloud.sts_address()
+    );
+    assert!(line.contains(&cause), "{status}");
+    assert!(status.contains(", waiting for a session 3;"), "{status}");
+
+    cloud.break_sts(&[]);
+    assert_eq!(calls.join_all().await, [200; 3]);
+    let metrics = Metrics::until(process.admin, waiting, |seen| seen == 0.0).await;
+    let successful = "flowgate_credentials_last_refresh_successful{account=\"default\"}";
+    assert_eq!(metrics.get(successful), 1.0);
+    let lanes: Value = get(process.admin, "/lanes").await.body.parse().unwrap();
+    assert_eq!(lanes["sessions"], serde_json::json!([]));
 }
 
 /// What `/config` tells about an account: the source, and nothing of a session.
