@@ -224,7 +224,7 @@ impl Shared {
     fn refusal(&self) -> Option<FetchError> {
         let reason = "the session was refused before its end, and there is no other one yet";
         self.is_valid()
-            .then(|| self.error(Failure::OldToken, reason.to_owned()))
+            .then(|| self.error(FailureKind::OldToken, reason))
     }
 
     /// Records that the session with this key was refused. Returns the session if another one was

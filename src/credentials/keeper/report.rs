@@ -135,11 +135,16 @@ impl Reported {
 
     /// Logs that the session was refused before its end.
     pub(super) fn refused(&self, shared: &Shared) {
-        let source = &*shared.source;
-        let (name, role, place) = (source.name(), source.role(), http::place(source));
-        if let Some(left_out) = shared.flights.log_line(Instant::now()) {
+        if let Some(left_out) = shared.limits.failure_lines.line(Instant::now()) {
+            let SourceFields {
+                source,
+                role,
+                place,
+                accounts,
+            } = SourceFields::of(shared);
             tracing::warn!(
-                source = name,
+                accounts,
+                source,
                 role,
                 place,
                 left_out,
