@@ -7,7 +7,7 @@ use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
 use crate::app::start_error::StartError;
-use crate::call::current_config::{ConfigSnapshot, Endpoints};
+use crate::call::current_config::Endpoints;
 use crate::call::reply;
 use crate::call::services::CallServices;
 use crate::config::{self, Bind, Config};
@@ -184,26 +184,27 @@ impl AppState {
         } else {
             ", CAMS cannot be reached"
         };
-        let sessions = self.missing_sessions(&config_snapshot);
+        let sessions = missing_sessions(&self.calls);
         format!(
             "{phase}: accounts {accounts}, lanes {lanes}, waiting {waiting}{upstream}{sessions}"
         )
     }
+}
 
-    /// How many accounts have no session, and how many calls wait for one; empty if none.
-    fn missing_sessions(&self, config_snapshot: &ConfigSnapshot) -> String {
-        let accounts = config_snapshot.session_accounts().iter();
-        let missing = accounts.filter(|account| account.keeper.current().is_none());
-        let (mut accounts, mut calls) = (0, 0);
-        for account in missing {
-            accounts += 1;
-            calls += self.calls.session_waits.waiting(&account.id);
-        }
-        if accounts == 0 {
-            return String::new();
-        }
-        format!(", accounts without a session {accounts}, calls that wait for one {calls}")
+/// How many accounts have no session, and how many calls wait for one; empty if none.
+fn missing_sessions(services: &CallServices) -> String {
+    let config_snapshot = services.current_config.load();
+    let accounts = config_snapshot.session_accounts().iter();
+    let missing = accounts.filter(|account| account.keeper.current().is_none());
+    let (mut accounts, mut calls) = (0, 0);
+    for account in missing {
+        accounts += 1;
+        calls += services.session_waits.waiting(&account.id);
     }
+    if accounts == 0 {
+        return String::new();
+    }
+    format!(", accounts without a session {accounts}, calls that wait for one {calls}")
 }
 
 fn open_journal(
@@ -234,7 +235,21 @@ pub(crate) async fn sweep(state: Weak<AppState>) {
 mod tests {
     use super::*;
     use crate::app::reload::Reloader;
+    use crate::call::tests::sessions::{Gateway, failure, seconds, session};
     use crate::config::Source;
+    use crate::credentials::error::FailureKind;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_status_line_has_the_accounts_without_a_session() {
+        let gateway = Gateway::new(failure(FailureKind::Unreachable), &[]).await;
+        let waiting = gateway.together(3, "60s").await;
+        tokio::time::sleep(seconds(1)).await;
+        let line = ", accounts without a session 1, calls that wait for one 3";
+        assert_eq!(missing_sessions(&gateway.services), line);
+        gateway.script.set(session(seconds(3600), Duration::ZERO));
+        waiting.join_all().await;
+        assert_eq!(missing_sessions(&gateway.services), "");
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_wait_for_renewed_credentials_ends_with_the_hold_or_after_five_seconds() {

@@ -12,7 +12,7 @@ pub(crate) struct FetchError {
     pub(crate) kind: FailureKind,
     /// The source of the chain that failed, in words, if the failure is that of a session that
     /// assumes the role.
-    pub(crate) broken_step: Option<String>,
+    pub(crate) broken_step: Option<Box<str>>,
     /// The service as `host` or `host:port`, or the file.
     pub(crate) place: String,
     /// What went wrong.
@@ -104,10 +104,10 @@ impl FetchError {
     /// The failure of a role whose assuming session has failed. It names the source at which the
     /// chain is broken.
     pub(super) fn of_broken_chain(from: &SessionSource, failure: Self) -> Self {
-        let step = || config::step_in_words(from);
+        let known = failure.broken_step.clone();
         Self {
             kind: FailureKind::NoSource,
-            broken_step: Some(failure.broken_step.unwrap_or_else(step)),
+            broken_step: known.or_else(|| Some(config::step_in_words(from).into())),
             ..failure
         }
     }

@@ -139,6 +139,28 @@ async function isAccessible(page) {
   assert.deepEqual(violations.map(({ id, nodes }) => [id, nodes.map((node) => node.html)]), []);
 }
 
+const CAUSE = 'sts.aliyuncs.com: the service refuses the request, status 403, code AuthenticationFail.NoPermission, request id R-1';
+
+// A snapshot with two accounts that share a source, which refuses, and one whose session ends soon.
+function withoutSessions() {
+  const failure = (kind, text) => ({ kind, seconds_ago: 5, text });
+  const call = (account, action) => ({
+    account, action, client: 'team-shop-web', tenant: 'tenant-1', flow_name: 'welcome', outcome: 'refused', code: 'Flowgate.AccountCredentials', status: 403,
+    attempts: 0, waited_ms: 2500, took_ms: 2500, age_seconds: 3,
+  });
+  return {
+    at_ms: Date.now(), version: '0', phase: 'serving', mode: 'enforce', may_order: false, upstreams: [], store: null, journal: null, lanes: [], all_lanes: 0,
+    config: { generation: 0, read_seconds_ago: 1, warnings: [], refused: null }, certificate_ends_seconds: null, queued_bytes: 0,
+    credentials: [
+      { account: 'acme', source: 'oidc', seconds: null, waiting: 20, failure: failure('refused', CAUSE) },
+      { account: 'partner', source: 'oidc', seconds: null, waiting: 2, failure: failure('refused', CAUSE) },
+      { account: 'beta', source: 'uri', seconds: 120, waiting: 0, failure: failure('unreachable', '127.0.0.1:8080: connection refused') },
+      { account: 'fine', source: 'ecs_role', seconds: 3000, waiting: 0, failure: null },
+    ],
+    calls: [call('partner', 'CreateFlow'), call('the-account-of-the-shop', 'TriggerChatFlow')],
+  };
+}
+
 async function looks(page, name, scheme, width) {
   await page.emulateMedia({ colorScheme: scheme });
   await page.setViewportSize({ width, height: 900 });
@@ -252,6 +274,34 @@ async function all(browser, sim, gate) {
     await until(page, () => document.getElementById('troubles').textContent.includes('CallsRefused'));
     const metrics = await (await fetch(`${origin}/metrics`)).text();
     for (const action of ['pause', 'resume', 'flush']) assert.ok(metrics.includes(`flowgate_operator_actions_total{action="${action}"} 1\n`), action);
+  });
+
+  await step('a session that is missing has one entry with its cause, and no name is cut on a narrow screen', async () => {
+    const { context, page } = await open(browser, origin);
+    const body = `data: ${JSON.stringify(withoutSessions())}\n\n`;
+    await page.route('**/events', (route) => route.fulfill({ contentType: 'text/event-stream', body }));
+    await page.goto(`${origin}/`);
+    await until(page, () => document.getElementById('calls').tBodies[0].rows.length === 2);
+    const shown = await page.locator('main').innerText();
+    assert.equal(shown.split(CAUSE).length - 1, 1, shown);
+    const troubles = await page.locator('#troubles').innerText();
+    assert.match(troubles, /SessionRefused acme, partner: There is no valid session: calls wait \(22 now\)/);
+    assert.match(troubles, /SessionExpiry beta: The session ends in 2 min/);
+    // A call without a session was not sent: CAMS has rejected nothing.
+    assert.doesNotMatch(troubles, /AccountCredentials [a-z]/);
+    assert.match(await page.locator('#state').innerText(), /oidc: no session yet; 20 calls wait for it; last refresh failed/);
+    await looks(page, 'sessions-narrow', 'light', 390);
+    const cut = await page.evaluate(() => [...document.querySelectorAll('#calls td[data-name^="Account"] span')].filter(({ firstChild }) => {
+      const words = [...firstChild.data.matchAll(/\S+/g)];
+      return words.some(({ index, 0: word }) => {
+        const range = new Range();
+        range.setStart(firstChild, index);
+        range.setEnd(firstChild, index + word.length);
+        return range.getClientRects().length > 1;
+      });
+    }).length);
+    assert.equal(cut, 0);
+    await context.close();
   });
 
   await step('nothing is stored, nothing leaves, nothing is broken', async () => {

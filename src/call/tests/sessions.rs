@@ -274,7 +274,7 @@ impl Gateway {
     }
 
     /// Begins so many calls at once, each in a task.
-    async fn together(&self, count: usize, hold: &str) -> JoinSet<Ended> {
+    pub(crate) async fn together(&self, count: usize, hold: &str) -> JoinSet<Ended> {
         let mut calls = JoinSet::new();
         for _ in 0..count {
             calls.spawn(self.begin(hold).await);
@@ -295,7 +295,7 @@ impl Gateway {
 
 /// The reply to a call.
 #[derive(Debug)]
-struct Ended {
+pub(crate) struct Ended {
     status: u16,
     code: String,
     message: String,
