@@ -251,7 +251,7 @@ impl<'a> ActiveCall<'a> {
             self.record.queued_again(Duration::ZERO);
             return Ok(None);
         };
-        let mut request = sign::sign(&ready, connection.host(), stamp);
+        let mut request = sign::sign(&ready, connection.host(), stamp)?;
         let credentials = ready.into_credentials();
         self.record
             .sent(request.headers_mut(), credentials.is_none());
@@ -314,7 +314,7 @@ impl<'a> ActiveCall<'a> {
             (Some(keeper), Some(refused)) => {
                 // After the send-by time the call is not sent again.
                 let give_up = self.limited_call.send_by();
-                keeper.replace(&refused.access_key_id, give_up).await
+                keeper.replace(refused, give_up).await
             }
             _ => {
                 let give_up = self.answer_by();
@@ -331,7 +331,7 @@ impl<'a> ActiveCall<'a> {
         let config_snapshot = self.services.current_config.load();
         let keeper = config_snapshot.directory.keeper(&self.operation.account);
         if let (Some(keeper), Some(refused)) = (keeper, &judged.credentials) {
-            keeper.refused(&refused.access_key_id);
+            keeper.refused(refused);
         }
     }
 

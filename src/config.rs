@@ -65,7 +65,7 @@ mod upstreams;
 pub(crate) use check::accounts::DEFAULT_ACCOUNT;
 pub(crate) use check::ids::{access_key, check_account_id, check_client_id};
 pub(crate) use credentials_uri::may_be_asked;
-pub(crate) use secrets::{file as secret_file, one_line, regular as regular_file};
+pub(crate) use secrets::{file as secret_file, one_line, private as private_file};
 pub(crate) use stamps::{Stamp, Stamps, stamp};
 pub(crate) use units::Time;
 pub(crate) use upstreams::bracketed;

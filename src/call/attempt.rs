@@ -340,7 +340,8 @@ impl Judged {
         match sent {
             Sent::Unsent => None,
             Sent::Answered(answer) => Some(Self {
-                verdict: judge::judge(&answer, context, SystemTime::now),
+                verdict: judge::judge(&answer, context, SystemTime::now)
+                    .without_secrets_of(credentials.as_deref()),
                 answer: Some(answer),
                 credentials,
                 has_better_stamp: false,

@@ -11,6 +11,7 @@ use hyper::header::{
 
 use crate::acs::actions::{self, Effect};
 use crate::acs::answer::{self, Summary};
+use crate::config::Credentials;
 use crate::error::Outcome;
 use crate::upstream::clock;
 use crate::upstream::{Lost, UpstreamResponse};
@@ -71,6 +72,9 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 pub(crate) const COPY_ARRIVED: &str = "CAMS had already received a copy of the request";
 const SERVER_FAILURE: &str = "CAMS reported a failure of its own";
 const NOT_CAMS_FORMAT: &str = "an answer that is not in CAMS's format";
+
+/// Maximum length of a request id that is shown.
+const MAX_REQUEST_ID: usize = 64;
 
 /// The code of an answer without a code.
 const OTHER: &str = "other";
@@ -241,7 +245,21 @@ fn no_certain_answer(
 }
 
 fn read(answer: &UpstreamResponse) -> Option<Summary> {
-    answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body)
+    let summary = answer::read(text(&answer.headers, &CONTENT_TYPE), &answer.body)?;
+    Some(Summary {
+        // Shown to callers, logged and journalled.
+        request_id: summary.request_id.filter(|id| is_request_id(id)),
+        ..summary
+    })
+}
+
+/// Whether the text has the form of CAMS's request ids, which are UUIDs. Other text may be a part of
+/// the request that the answer quotes.
+fn is_request_id(text: &str) -> bool {
+    (1..=MAX_REQUEST_ID).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Why an answer cannot be from CAMS, which never redirects, switches protocols, compresses without
@@ -510,6 +528,38 @@ impl Context<'_> {
 impl Verdict {
     fn unknown(reason: &'static str, request_id: Option<String>) -> Self {
         Self::Unknown { reason, request_id }
+    }
+
+    /// The same without a code and a request id that quote the credentials of the request: they are
+    /// shown to callers, logged and journalled. Answers that execute a call are not searched.
+    pub(crate) fn without_secrets_of(mut self, credentials: Option<&Credentials>) -> Self {
+        let (code, request_id) = match &mut self {
+            Self::Ok { .. } => return self,
+            Self::UpstreamError { code, request_id }
+            | Self::Throttled {
+                code, request_id, ..
+            }
+            | Self::Credentials { code, request_id }
+            | Self::Clock {
+                code, request_id, ..
+            } => (Some(code), request_id),
+            Self::Unknown { request_id, .. } => (None, request_id),
+        };
+        let Some(credentials) = credentials else {
+            return self;
+        };
+        if request_id
+            .as_deref()
+            .is_some_and(|id| credentials.are_quoted_by(id))
+        {
+            *request_id = None;
+        }
+        if let Some(code) = code
+            && credentials.are_quoted_by(code)
+        {
+            OTHER.clone_into(code);
+        }
+        self
     }
 
     /// The outcome of a call that ends with this verdict.

@@ -14,6 +14,7 @@ use crate::acs::v3::Signable;
 use crate::acs::{encode, time, v1, v3};
 use crate::call::identify::{ReadyCall, RelayedRequest, Scheme, VERSION, Verified};
 use crate::config::Credentials;
+use crate::error::{Kind, Refusal};
 
 const USER_AGENT: &str = concat!("flowgate/", env!("CARGO_PKG_VERSION"));
 const FORM: &str = "application/x-www-form-urlencoded";
@@ -26,15 +27,16 @@ struct AttemptFields<'a> {
     nonce: String,
 }
 
-/// Builds the request of one attempt.
+/// Builds the request of one attempt. Refuses a call whose query has no room for the account's
+/// security token, whose length nothing bounds.
 pub(crate) fn sign(
     call: &ReadyCall<'_>,
     upstream_host: &str,
     now: SystemTime,
-) -> Request<Full<Bytes>> {
+) -> Result<Request<Full<Bytes>>, Refusal> {
     let (call, credentials) = match call {
         ReadyCall::Verified { call, credentials } => (*call, &**credentials),
-        ReadyCall::Relayed(relayed) => return relay(relayed, upstream_host),
+        ReadyCall::Relayed(relayed) => return Ok(relay(relayed, upstream_host)),
     };
     let fields = AttemptFields {
         host: upstream_host,
@@ -51,7 +53,7 @@ fn sign_v3(
     call: &Verified,
     credentials: &Credentials,
     fields: &AttemptFields<'_>,
-) -> Request<Full<Bytes>> {
+) -> Result<Request<Full<Bytes>>, Refusal> {
     let (body, content_type) = body(call);
     let body_hash = v3::hash(&body);
     let key = credentials.access_key_id.as_str();
@@ -81,20 +83,20 @@ fn sign_v3(
         body_hash: &body_hash,
     }
     .authorization(key, &credentials.secret);
-    let mut request = request(call.method(), &target(call.params().query()), body);
+    let mut request = request(call.method(), &target(call.params().query()), body)?;
     for (name, value) in signed {
         put(&mut request, name, value);
     }
     put(&mut request, "accept", "application/json");
     put(&mut request, "authorization", &authorization);
-    request
+    Ok(request)
 }
 
 fn sign_v1(
     call: &Verified,
     credentials: &Credentials,
     fields: &AttemptFields<'_>,
-) -> Request<Full<Bytes>> {
+) -> Result<Request<Full<Bytes>>, Refusal> {
     let (body, content_type) = body(call);
     let mut query: Vec<(&str, &str)> =
         vec![("Action", call.action().as_str()), ("Version", VERSION)];
@@ -119,14 +121,14 @@ fn sign_v1(
         &v1::string_to_sign(call.method().as_str(), all),
     );
     query.push(("Signature", &signature));
-    let mut request = request(call.method(), &target(query), body);
+    let mut request = request(call.method(), &target(query), body)?;
     put(&mut request, "host", fields.host);
     put(&mut request, "x-acs-action", call.action().as_str());
     put(&mut request, "x-acs-version", VERSION);
     if let Some(content_type) = content_type {
         put(&mut request, "content-type", content_type);
     }
-    request
+    Ok(request)
 }
 
 fn relay(call: &RelayedRequest, upstream_host: &str) -> Request<Full<Bytes>> {
@@ -169,18 +171,25 @@ fn target<'a>(query: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     }
 }
 
-fn request(method: &Method, target: &str, body: Bytes) -> Request<Full<Bytes>> {
+fn request(method: &Method, target: &str, body: Bytes) -> Result<Request<Full<Bytes>>, Refusal> {
     let length = body.len();
     let mut request = Request::new(Full::new(body));
     *request.method_mut() = method.clone();
-    let target: PathAndQuery = target
-        .parse()
-        .expect("identify bounds the query, and the encoded query is ASCII");
+    // The encoded query is ASCII, so only its length can be wrong.
+    let target: PathAndQuery = target.parse().map_err(|_| too_long())?;
     *request.uri_mut() = target.into();
     put(&mut request, "user-agent", USER_AGENT);
     put(&mut request, "accept-encoding", "identity");
     put_length(request.headers_mut(), method, length);
-    request
+    Ok(request)
+}
+
+/// The refusal of a call whose query has no room for the security token.
+fn too_long() -> Refusal {
+    let message = "With the account's security token the query is longer than 64 KiB after encoding. \
+                   Sign with version 3, which sends the token in a header, or send long parameters \
+                   in the body. CAMS has done nothing.";
+    Refusal::new(Kind::TooLarge, message)
 }
 
 fn put_length(headers: &mut HeaderMap, method: &Method, length: usize) {

@@ -309,11 +309,27 @@ impl Serialize for LoadedFrom {
 // === impl Credentials ===
 
 impl Credentials {
+    /// Whether the text repeats a part of the secret or of the token.
+    pub(crate) fn are_quoted_by(&self, text: &str) -> bool {
+        let mut secrets = [Some(&self.secret), self.security_token.as_ref()]
+            .into_iter()
+            .flatten();
+        secrets.any(|secret| secret.is_quoted_by(text))
+    }
+
+    /// Whether they are temporary, and not known to have expired.
+    pub(crate) fn is_unexpired_session(&self, now: SystemTime) -> bool {
+        self.security_token.is_some() && self.expires.is_none_or(|expires| now < expires)
+    }
+
+    /// Whether both are of one session. A service may return a new session with the same key id.
+    pub(crate) fn is_same_session(&self, other: &Self) -> bool {
+        self.access_key_id == other.access_key_id && self.token() == other.token()
+    }
+
     /// Whether both sign in the same way.
     fn are_same(&self, other: &Self) -> bool {
-        self.access_key_id == other.access_key_id
-            && self.secret.expose() == other.secret.expose()
-            && self.token() == other.token()
+        self.is_same_session(other) && self.secret.expose() == other.secret.expose()
     }
 
     fn token(&self) -> Option<&str> {

@@ -24,8 +24,8 @@ const ONE_NOTATION: &str = "expected an IPv4 address of four decimal numbers wit
 /// The metadata service of Alibaba Cloud.
 const ALIBABA: Ipv4Addr = Ipv4Addr::new(100, 100, 100, 200);
 
-/// The metadata service of AWS over IPv6.
-const AWS: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// The platform services of Azure.
+const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 
 /// Whether credentials may be requested from this address. Names are checked with it when they
 /// have been resolved.
@@ -33,8 +33,10 @@ pub(crate) fn may_be_asked(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => may_be_asked_v4(address),
         IpAddr::V6(address) => {
-            let is_refused =
-                address.is_unspecified() || address.is_unicast_link_local() || address == AWS;
+            let is_refused = address.is_unspecified()
+                || address.is_unicast_link_local()
+                || is_of_aws(address)
+                || is_teredo(address);
             !is_refused && embedded(address).is_none_or(may_be_asked_v4)
         }
     }
@@ -42,16 +44,27 @@ pub(crate) fn may_be_asked(address: IpAddr) -> bool {
 
 fn may_be_asked_v4(address: Ipv4Addr) -> bool {
     // All of 0.0.0.0/8 is this host.
-    !(address == ALIBABA || address.is_link_local() || address.octets()[0] == 0)
+    !(address == ALIBABA || address == AZURE || address.is_link_local() || address.octets()[0] == 0)
 }
 
-/// The IPv4 address that an IPv6 address leads to: IPv4-mapped, IPv4-compatible, NAT64 (RFC 6052)
-/// or 6to4.
+/// Whether it is a service of AWS's instances over IPv6, such as fd00:ec2::254 and fd00:ec2::23.
+fn is_of_aws(address: Ipv6Addr) -> bool {
+    address.segments()[..7] == [0xfd00, 0xec2, 0, 0, 0, 0, 0]
+}
+
+/// Whether it is a Teredo address (2001::/32), which leads to an IPv4 address through a tunnel.
+fn is_teredo(address: Ipv6Addr) -> bool {
+    address.segments()[..2] == [0x2001, 0]
+}
+
+/// The IPv4 address that an IPv6 address leads to: IPv4-mapped, -compatible or -translated, NAT64
+/// with the prefix of RFC 6052 or one of RFC 8215, ISATAP, or 6to4.
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = address.segments();
     let (high, low) = match [a, b, c, d, e, f] {
         [0, 0, 0, 0, 0, 0 | 0xffff] if address != Ipv6Addr::LOCALHOST => (g, h),
-        [0x64, 0xff9b, 0, 0, 0, 0] => (g, h),
+        [0, 0, 0, 0, 0xffff, 0] | [0x64, 0xff9b, 0, 0, 0, 0] => (g, h),
+        [0x64, 0xff9b, 1, ..] | [_, _, _, _, 0 | 0x200, 0x5efe] => (g, h),
         [0x2002, high, low, ..] => (high, low),
         _ => return None,
     };
@@ -173,6 +186,13 @@ mod tests {
             "[64:ff9b::6464:64c8]",
             "[64:ff9b::169.254.169.254]",
             "[2002:6464:64c8::1]",
+            "[64:ff9b:1::6464:64c8]",
+            "[::ffff:0:100.100.100.200]",
+            "[2001:0:1::1]",
+            "[2001:db8::5efe:6464:64c8]",
+            "[2001:db8::200:5efe:6464:64c8]",
+            "[fd00:ec2::23]",
+            "168.63.129.16",
         ] {
             for scheme in ["http", "https"] {
                 assert_eq!(refused(&format!("{scheme}://{host}/x")), METADATA, "{host}");

@@ -124,7 +124,7 @@ pub(super) fn json<T: DeserializeOwned>(path: &Path, shape: &str) -> Result<T, S
 }
 
 /// Reads a file with secrets. Other users must not be able to replace them.
-pub(super) fn private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
+pub(crate) fn private(path: &Path) -> Result<Zeroizing<Vec<u8>>, String> {
     let metadata = std::fs::metadata(path).map_err(|error| unreadable(&error))?;
     if metadata.is_file() && metadata.mode() & 0o002 != 0 && !is_read_only(path) {
         return Err("all users may write to the file: expected a mode such as 0600".to_owned());

@@ -1,6 +1,6 @@
 //! Reads the answers of STS, of the metadata service and of a credentials URI. An answer is either a
-//! whole session or a failure. Failures contain `Code` and `RequestId` of an answer, and nothing
-//! else of it.
+//! whole session or a failure. Failures contain `Code` and `RequestId` of an answer, unless they
+//! quote a secret, and nothing else of it.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -20,8 +20,22 @@ use crate::config::{Credentials, access_key, one_line};
 use crate::primitives::secret::Secret;
 use crate::upstream::clock;
 
+/// Largest `RequestId` in characters that a failure repeats.
+const MAX_REQUEST_ID: usize = 64;
+
+/// The names of a session's secrets, in JSON and in XML.
+const SECRET_NAMES: [&str; 4] = [
+    r#""AccessKeySecret""#,
+    r#""SecurityToken""#,
+    "<AccessKeySecret>",
+    "<SecurityToken>",
+];
+
 /// Largest `Code` and `RequestId` in characters that a failure repeats.
 const MAX_WORD: usize = 100;
+
+/// How far a service's clock may be from this host's. The same bound as for the stamps of calls.
+const MAX_CLOCK_ERROR: Duration = Duration::from_secs(24 * 3600);
 
 /// `Code` of a session that is not from STS.
 const SUCCESS: &str = "Success";
@@ -128,7 +142,7 @@ pub(crate) fn read(form: Form, place: &str, answer: &Answer) -> Result<Obtained,
     };
     let session = fields.and_then(|fields| match fields.code.as_deref() {
         None if form == Form::Metadata => Err("the answer has no Code".to_owned()),
-        None | Some(SUCCESS) => fields.session(answer),
+        None | Some(SUCCESS) => fields.session(form, answer),
         Some(_) => Err("the answer is not a session".to_owned()),
     });
     session.map_err(|reason| bad(place, answer, reason))
@@ -188,10 +202,51 @@ pub(super) fn bad(place: &str, answer: &Answer, reason: impl Into<String>) -> Fe
     let summary = summary(answer);
     FetchError {
         status: Some(answer.response.status.as_u16()),
-        code: summary.code,
-        request_id: summary.request_id,
+        code: summary
+            .code
+            .filter(|text| is_code(text) && !quotes_secret(answer, text)),
+        request_id: summary
+            .request_id
+            .filter(|text| is_request_id(text) && !quotes_secret(answer, text)),
         ..FetchError::new(FailureKind::BadAnswer, place, reason)
     }
+}
+
+/// Whether the text has the form of Alibaba's codes: words with dots between them. Most secrets have
+/// digits.
+fn is_code(text: &str) -> bool {
+    text.bytes()
+        .all(|byte| byte.is_ascii_alphabetic() || byte == b'.')
+}
+
+/// Whether the text has the form of a request id, which is a UUID.
+fn is_request_id(text: &str) -> bool {
+    text.len() <= MAX_REQUEST_ID
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+}
+
+/// Whether the text repeats a secret, or a part of one, of the request or of the answer.
+fn quotes_secret(answer: &Answer, text: &str) -> bool {
+    let body = String::from_utf8_lossy(&answer.response.body);
+    let mut received = SECRET_NAMES
+        .into_iter()
+        .flat_map(|name| values_of(name, &body));
+    answer.sent.iter().any(|secret| secret.is_quoted_by(text))
+        || received.any(|secret| secret.is_quoted_by(text))
+}
+
+/// The values after a name, in JSON or XML that may be broken.
+fn values_of(name: &'static str, body: &str) -> impl Iterator<Item = Secret> {
+    let mut after_names = body.split(name);
+    after_names.next();
+    after_names.map(|after| {
+        let value = after.trim_start_matches([':', '"', ' ', '\t', '\r', '\n']);
+        let value = value.split(['"', '<']).next().unwrap_or_default();
+        // JSON may escape the slash.
+        Secret::new(value.replace('\\', ""))
+    })
 }
 
 fn check_success(form: Form, place: &str, answer: &Answer) -> Result<(), FetchError> {
@@ -205,7 +260,7 @@ fn check_success(form: Form, place: &str, answer: &Answer) -> Result<(), FetchEr
     Ok(())
 }
 
-/// `Code` and `RequestId`, if they look like such.
+/// `Code` and `RequestId`, if they look like such. They may still quote a secret.
 fn summary(answer: &Answer) -> acs::answer::Summary {
     let content_type = answer.response.headers.get(CONTENT_TYPE);
     let content_type = content_type.and_then(|value| value.to_str().ok());
@@ -285,14 +340,22 @@ fn one_line_of(name: &str, text: Option<Secret>) -> Result<Secret, String> {
 }
 
 /// How long a session with this end is valid. The service's clock counts if the answer has a date,
-/// which has whole seconds and may be as old as the request.
-fn remaining(expires: SystemTime, answer: &Answer) -> Option<Duration> {
-    let now = match clock::date(&answer.response.headers) {
+/// which has whole seconds and may be as old as the request. A date that is more than a day off is
+/// no clock's, and a URI's is not the clock of those who issue the session.
+fn remaining(form: Form, expires: SystemTime, answer: &Answer) -> Option<Duration> {
+    let date = clock::date(&answer.response.headers)
+        .filter(|date| form != Form::Uri && is_within_a_day(*date, answer.received));
+    let now = match date {
         Some(date) => date.checked_add(Duration::from_secs(1) + answer.took)?,
         None => answer.received,
     };
     let remaining = expires.duration_since(now).ok()?;
     (!remaining.is_zero()).then_some(remaining)
+}
+
+fn is_within_a_day(date: SystemTime, clock: SystemTime) -> bool {
+    let apart = date.duration_since(clock);
+    apart.unwrap_or_else(|earlier| earlier.duration()) <= MAX_CLOCK_ERROR
 }
 
 // === impl Object ===
@@ -318,7 +381,7 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for Objects<T> {
 // === impl SessionFields ===
 
 impl SessionFields {
-    fn session(self, answer: &Answer) -> Result<Obtained, String> {
+    fn session(self, form: Form, answer: &Answer) -> Result<Obtained, String> {
         let key = one_line_of("AccessKeyId", self.access_key_id)?;
         let access_key_id = access_key(key.expose())
             .ok_or_else(|| "AccessKeyId is not an access key id".to_owned())?;
@@ -331,7 +394,7 @@ impl SessionFields {
             .as_str()
             .and_then(time::parse_with_offset)
             .ok_or_else(|| "Expiration is not a time".to_owned())?;
-        let lifetime = remaining(expires, answer)
+        let lifetime = remaining(form, expires, answer)
             .ok_or_else(|| format!("the session ended at {}", time::format(expires)))?;
         Ok(Obtained {
             credentials: Credentials {

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::error::{FailureKind, FetchError};
 use crate::config::{CredentialsUri, EcsRole, SessionSource, bracketed};
-use crate::primitives::secret::never_shown;
+use crate::primitives::secret::{Secret, never_shown};
 use crate::upstream::one_request::{self, Destination, RequestError};
 use crate::upstream::{Request, TlsRoots, UpstreamResponse};
 
@@ -28,6 +28,8 @@ pub(crate) struct Answer {
     pub(crate) received: SystemTime,
     /// The time from before the connection until then.
     pub(crate) took: Duration,
+    /// The secrets of the request, which the answer may quote.
+    pub(crate) sent: Vec<Secret>,
 }
 
 never_shown!(Answer);
@@ -109,14 +111,23 @@ pub(super) fn put_secret(request: &mut Request, name: HeaderName, value: &str) {
     }
 }
 
-/// Sends the request and reads the answer, all by the deadline. `place` names the service.
+/// Sends the request and reads the answer, all by the deadline. `place` names the service. `secrets`
+/// are those of the request that are not in its sensitive headers.
 pub(super) async fn send(
     place: &str,
     destination: &Destination<'_>,
     request: Request,
+    secrets: &[&str],
     deadline: Instant,
 ) -> Result<Answer, FetchError> {
     let start = Instant::now();
+    let headers = request.headers().values();
+    let headers = headers.filter(|value| value.is_sensitive());
+    let sent = headers
+        .filter_map(|value| value.to_str().ok())
+        .chain(secrets.iter().copied())
+        .map(Secret::new)
+        .collect();
     match one_request::send(destination, request, deadline).await {
         Ok(response) => {
             let took = start.elapsed();
@@ -126,6 +137,7 @@ pub(super) async fn send(
                 response,
                 received: SystemTime::now(),
                 took,
+                sent,
             })
         }
         Err(error) => Err(FetchError::new(kind(&error), place, error.to_string())),

@@ -19,7 +19,6 @@ use super::obtain::Obtain;
 use super::service_limits::ServiceLimits;
 use super::session::Session;
 use crate::config::{Credentials, SessionSource};
-use crate::primitives::id::AccessKeyId;
 use crate::primitives::secret::never_shown;
 pub(super) use report::AccountNames;
 use state::{Demand, State};
@@ -138,21 +137,21 @@ impl Keeper {
             .map_err(|_| self.shared.failure().or_else(|| self.shared.refusal()))
     }
 
-    /// CAMS has refused the session with this key again. Calls wait for another one, which is
+    /// CAMS has refused this session again. Calls wait for another one, which is
     /// requested if the last request for a refused session is 10 s ago.
-    pub(crate) fn refused(&self, key: &AccessKeyId) {
-        self.shared.refuse(key);
+    pub(crate) fn refused(&self, session: &Credentials) {
+        self.shared.refuse(session);
         self.shared.wake.notify_one();
     }
 
-    /// Obtains another session, because CAMS or STS has refused the one with this key, which is not
-    /// used for a while. All refused calls share one request. Waits until there is another session,
+    /// Obtains another session, because CAMS or STS has refused this one, which is not used for
+    /// a while. All refused calls share one request. Waits until there is another session,
     /// at most until `give_up`, and returns whether a repetition makes sense.
     ///
     /// A refusal less than 10 s after the last such request causes no request: sessions are not what
     /// is wrong, or the new one is not known everywhere yet. Then the same session is tried again
     /// after its pause.
-    pub(crate) async fn replace(&self, refused: &AccessKeyId, give_up: Instant) -> bool {
+    pub(crate) async fn replace(&self, refused: &Credentials, give_up: Instant) -> bool {
         let shared = &self.shared;
         let awaits_other_than = shared.refuse(refused);
         let _waiting = shared.wait();
@@ -208,10 +207,10 @@ impl Shared {
             .is_some_and(|session| session.is_valid(Instant::now(), self.obtain.clock()))
     }
 
-    /// Whether there is a valid session with another key.
-    fn has_other_than(&self, refused: &AccessKeyId) -> bool {
+    /// Whether there is another valid session.
+    fn has_other_than(&self, refused: &Credentials) -> bool {
         self.current()
-            .is_some_and(|current| current.access_key_id != *refused)
+            .is_some_and(|current| !current.is_same_session(refused))
     }
 
     /// The last failure since the last success.
@@ -227,15 +226,15 @@ impl Shared {
             .then(|| self.error(FailureKind::OldToken, reason))
     }
 
-    /// Records that the session with this key was refused. Returns the session if another one was
+    /// Records that this session was refused. Returns the session if another one was
     /// requested in its place.
-    fn refuse(&self, refused: &AccessKeyId) -> Option<Arc<Session>> {
+    fn refuse(&self, refused: &Credentials) -> Option<Arc<Session>> {
         // Under the lock, so that a session that arrives now is not missed.
         let mut state = self.state.lock();
         let session = self.session.load_full()?;
         let now = Instant::now();
         let is_in_force = session.is_valid(now, self.obtain.clock())
-            && session.credentials.access_key_id == *refused;
+            && session.credentials.is_same_session(refused);
         if !is_in_force {
             return None;
         }

@@ -1,6 +1,7 @@
 //! `flowgate check --live`: obtains the credentials of each managed account once, and asks STS who
 //! they belong to.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -45,13 +46,36 @@ async fn check_all(config: &Config, roots: TlsRoots, mut print: impl FnMut(&str)
     let mut all_usable = true;
     let mut checked = stream::iter(checks).buffered(AT_A_TIME);
     while let Some((line, is_usable)) = checked.next().await {
-        print(&line);
+        print(&shown(&line));
         all_usable &= is_usable;
     }
     if config.accounts.is_empty() {
         print("no account has credentials");
     }
     all_usable
+}
+
+/// The line without what could forge another one: names and paths are the operator's own.
+fn shown(line: &str) -> Cow<'_, str> {
+    if !line.contains(is_unprintable) {
+        return line.into();
+    }
+    let mut shown = String::with_capacity(line.len() + 8);
+    for char in line.chars() {
+        if is_unprintable(char) {
+            shown.extend(char.escape_unicode());
+        } else {
+            shown.push(char);
+        }
+    }
+    shown.into()
+}
+
+/// Whether a terminal or a viewer acts upon the character: controls, line and paragraph separators,
+/// and marks of direction.
+fn is_unprintable(char: char) -> bool {
+    char.is_control()
+        || matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn until(expires: Option<SystemTime>) -> String {

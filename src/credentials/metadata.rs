@@ -193,7 +193,7 @@ impl Metadata<'_> {
             allows: any_address,
         };
         let deadline = self.deadline.min(Instant::now() + TIMEOUT);
-        http::send(&self.place(), &destination, request, deadline).await
+        http::send(&self.place(), &destination, request, &[], deadline).await
     }
 
     fn bad(&self, answer: &Answer, reason: &str) -> FetchError {

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::error::FetchError;
 use super::fetch::Fetcher;
+use super::oidc_token;
 use super::session::Obtained;
 use crate::config::{self, Credentials, SessionSource, Stamp};
 
@@ -22,7 +23,7 @@ pub(super) trait Obtain: Send + Sync {
     ) -> Result<Obtained, FetchError>;
 
     /// The stamp of the file that the source sends. `None`: the file is missing, or the source
-    /// sends none.
+    /// sends none. Waits as long as the file system does not respond.
     async fn stamp(&self) -> Option<Stamp>;
 
     /// This host's clock.
@@ -45,9 +46,6 @@ impl Obtain for Fetcher {
         let SessionSource::Oidc(oidc) = self.source() else {
             return None;
         };
-        let path = oidc.token_file.clone();
-        tokio::task::spawn_blocking(move || config::stamp(&path))
-            .await
-            .ok()?
+        oidc_token::look(&oidc.token_file, config::stamp).await?
     }
 }

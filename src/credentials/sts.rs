@@ -18,6 +18,7 @@ use super::session::Obtained;
 use crate::acs::v3::Signable;
 use crate::acs::{encode, time, v3};
 use crate::config::{AssumeRole, Credentials, Oidc, Role, StsEndpoint};
+use crate::primitives::secret::Secret;
 use crate::upstream::Request;
 use crate::upstream::clock::UpstreamClock;
 use crate::upstream::one_request::{Destination, any_address};
@@ -183,7 +184,9 @@ impl Sts<'_> {
         let pairs = assume_role(source);
         let host = self.endpoint.to_string();
         let answer = self
-            .send(|date_and_nonce| signed(ASSUME_ROLE, &host, &pairs, assuming, date_and_nonce))
+            .send(&assuming.secret, |date_and_nonce| {
+                signed(ASSUME_ROLE, &host, &pairs, assuming, date_and_nonce)
+            })
             .await?;
         answer::read(Form::Sts, &host, &answer)
     }
@@ -197,7 +200,9 @@ impl Sts<'_> {
         let pairs = assume_role_with_oidc(source, token.expose());
         let host = self.endpoint.to_string();
         let answer = self
-            .send(|date_and_nonce| anonymous(ASSUME_ROLE_WITH_OIDC, &host, &pairs, date_and_nonce))
+            .send(&token, |date_and_nonce| {
+                anonymous(ASSUME_ROLE_WITH_OIDC, &host, &pairs, date_and_nonce)
+            })
             .await?;
         answer::read(Form::Sts, &host, &answer)
     }
@@ -210,7 +215,7 @@ impl Sts<'_> {
         let pairs = Pairs::new();
         let host = self.endpoint.to_string();
         let answer = self
-            .send(|date_and_nonce| {
+            .send(&credentials.secret, |date_and_nonce| {
                 signed(
                     GET_CALLER_IDENTITY,
                     &host,
@@ -224,10 +229,14 @@ impl Sts<'_> {
     }
 
     /// Sends the request. If STS refuses its time stamp and its answer has another time, the request
-    /// is sent once more with that time.
-    async fn send(&self, build: impl Fn(&DateAndNonce) -> Request) -> Result<Answer, FetchError> {
+    /// is sent once more with that time. `secret` is what the request is made with.
+    async fn send(
+        &self,
+        secret: &Secret,
+        build: impl Fn(&DateAndNonce) -> Request,
+    ) -> Result<Answer, FetchError> {
         let first = self.clock.correction();
-        let answer = self.send_once(&build).await?;
+        let answer = self.send_once(secret, &build).await?;
         if !answer::refuses_stamp(&answer) {
             // Another answer may be that of a balancer, with its own clock.
             if answer.response.status == StatusCode::OK {
@@ -249,11 +258,12 @@ impl Sts<'_> {
         if self.clock.correction() == first {
             return Ok(answer);
         }
-        self.send_once(&build).await
+        self.send_once(secret, &build).await
     }
 
     async fn send_once(
         &self,
+        secret: &Secret,
         build: impl Fn(&DateAndNonce) -> Request,
     ) -> Result<Answer, FetchError> {
         let place = self.endpoint.to_string();
@@ -268,7 +278,8 @@ impl Sts<'_> {
             date: time::format(now),
             nonce: v3::nonce(),
         });
-        http::send(&place, &destination, request, self.deadline).await
+        let secrets = [secret.expose()];
+        http::send(&place, &destination, request, &secrets, self.deadline).await
     }
 }
 

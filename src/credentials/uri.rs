@@ -16,6 +16,10 @@ use crate::upstream::one_request::Destination;
 /// Time-out of the whole request.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The least length of a part of the target that is taken for a secret. Shorter ones are words, which
+/// codes contain, too.
+const MIN_PART: usize = 8;
+
 /// Asks the URI.
 pub(super) async fn fetch(
     uri: &CredentialsUri,
@@ -39,8 +43,17 @@ pub(super) async fn fetch(
     };
     let request = http::request(Method::GET, uri.target.clone(), &host, "");
     let deadline = deadline.min(Instant::now() + TIMEOUT);
-    let answer = http::send(&host, &destination, request, deadline).await?;
+    let answer = http::send(&host, &destination, request, &parts(uri), deadline).await?;
     answer::read(Form::Uri, &host, &answer)
+}
+
+/// The parts of the target that may be secrets.
+fn parts(uri: &CredentialsUri) -> Vec<&str> {
+    let parts = uri
+        .target
+        .as_str()
+        .split(|char: char| !char.is_ascii_alphanumeric() && !matches!(char, '.' | '_' | '-'));
+    parts.filter(|part| part.len() >= MIN_PART).collect()
 }
 
 /// Whether plaintext may lead to the address.
@@ -81,7 +94,7 @@ mod tests {
             "100.100.100.201",
             "100.100.2.136",
             "8.8.8.8",
-            "fd00:ec2::255",
+            "fd00:ec3::254",
             "2001:db8::1",
         ] {
             assert!(may_be_asked(address.parse().unwrap()), "{address}");

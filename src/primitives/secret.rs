@@ -27,6 +27,9 @@ macro_rules! never_shown {
 }
 pub(crate) use never_shown;
 
+/// A text that has so many characters of a secret in common with it quotes it.
+const PIECE: usize = 12;
+
 /// Secret text such as an access key secret or an STS token.
 #[derive(Clone)]
 pub struct Secret(Zeroizing<String>);
@@ -35,6 +38,18 @@ impl Secret {
     /// Takes ownership of the text. Copies that the caller keeps are not wiped.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
+    }
+
+    /// Whether the text repeats this secret, or at least [`PIECE`] characters of it, in either case.
+    pub(crate) fn is_quoted_by(&self, text: &str) -> bool {
+        let (secret, text) = (self.expose().as_bytes(), text.as_bytes());
+        let piece = secret.len().min(PIECE);
+        piece > 0
+            && text.windows(piece).any(|quoted| {
+                secret
+                    .windows(piece)
+                    .any(|part| part.eq_ignore_ascii_case(quoted))
+            })
     }
 
     /// Returns the text, for computing with it.

@@ -275,11 +275,12 @@ impl Steps {
     /// Builds the request of a managed version 3 attempt.
     fn sign(&mut self) {
         let ready = black_box(&self.call).ready();
-        black_box(sign::sign(
+        let signed = sign::sign(
             &ready.expect("fixed credentials are always valid"),
             &self.config.upstream.host,
             self.now,
-        ));
+        );
+        black_box(signed.expect("the token is short"));
     }
 
     /// From CAMS's answer to a verdict.

@@ -34,6 +34,9 @@ use crate::config::{self, Scheme};
 /// Maximum size of a response head, in bytes.
 const MAX_HEAD: usize = 64 * 1024;
 
+/// Maximum length of TLS's error text in characters. The peer writes a part of it.
+const MAX_TLS_ERROR: usize = 300;
+
 /// TCP keep-alive: idle time before the first probe, interval, number of probes. A vanished host is
 /// noticed within 30 s; Linux's default of nine probes would take 60 s.
 const KEEPALIVE: Duration = Duration::from_secs(15);
@@ -105,7 +108,7 @@ pub(super) enum DialError {
     #[error("{0}")]
     Tunnel(TunnelError),
     /// TLS failed.
-    #[error("TLS failed{place}: {error}", place = within(*.0), error = .1)]
+    #[error("TLS failed{place}: {error}", place = within(*.0), error = short(.1))]
     Tls(Peer, io::Error),
     /// hyper rejects the connection.
     #[error("{0}")]
@@ -342,6 +345,15 @@ impl DialError {
     }
 }
 
+/// The text of TLS's error, which may quote all names of the peer's certificate.
+fn short(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.char_indices().nth(MAX_TLS_ERROR) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}
+
 fn itself(peer: Peer) -> &'static str {
     match peer {
         Peer::Upstream => "would dial Flowgate itself: upstream.connect_to pins other addresses",
@@ -462,6 +474,15 @@ mod tests {
         let reason = dialer.dial().await.err().unwrap().to_string();
         assert_eq!(reason, "cannot resolve cams.test: no answer within 3s");
         assert_eq!(start.elapsed(), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn an_error_of_tls_is_cut() {
+        let long = io::Error::other("\u{e9}".repeat(60_000));
+        let text = DialError::Tls(Peer::Upstream, long).to_string();
+        assert_eq!(text, format!("TLS failed: {}...", "\u{e9}".repeat(300)));
+        let whole = DialError::Tls(Peer::Proxy, io::Error::other("\u{e9}".repeat(300)));
+        assert!(whole.to_string().ends_with('\u{e9}'));
     }
 
     #[test]

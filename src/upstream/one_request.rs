@@ -46,8 +46,8 @@ pub(crate) enum RequestError {
     /// The connection broke before the answer was complete.
     #[error("the connection closed before the answer was complete")]
     Closed,
-    /// The head or the body is too large.
-    #[error("the answer is larger than 64 KiB")]
+    /// The head or the body is too large, or there are more headers than hyper reads.
+    #[error("the answer is larger than 64 KiB or has more than 100 headers")]
     TooLarge,
     /// The answer is not HTTP.
     #[error("the answer is not HTTP")]
@@ -253,11 +253,15 @@ mod tests {
         for (answer, expected) in [
             (
                 format!("HTTP/1.1 200 OK\r\n\r\n{body}"),
-                "the answer is larger than 64 KiB",
+                "the answer is larger than 64 KiB or has more than 100 headers",
             ),
             (
                 format!("HTTP/1.1 200 OK\r\nX: {long}\r\n\r\n"),
-                "the answer is larger than 64 KiB",
+                "the answer is larger than 64 KiB or has more than 100 headers",
+            ),
+            (
+                format!("HTTP/1.1 200 OK\r\n{}\r\n", "x:y\r\n".repeat(101)),
+                "the answer is larger than 64 KiB or has more than 100 headers",
             ),
             (
                 "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx".to_owned(),

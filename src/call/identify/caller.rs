@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper::Method;
@@ -80,6 +80,8 @@ pub(super) struct Principal {
     pub(super) secrets: Vec<Secret>,
     pub(super) account: Arc<Managed>,
     pub(super) client: Option<Arc<config::Client>>,
+    /// When the key expires, if it is that of an earlier session and the time is known.
+    pub(super) expires: Option<SystemTime>,
 }
 
 /// A verified call. It contains only what the signature covers, and nothing of the caller's

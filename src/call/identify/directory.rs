@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderValue;
 
@@ -76,6 +76,16 @@ impl UpstreamHost {
 // === impl Owner ===
 
 impl Owner {
+    /// Whether it is the owner of an earlier session that has expired.
+    fn has_expired(&self) -> bool {
+        match self {
+            Self::Managed(principal) => principal
+                .expires
+                .is_some_and(|expires| expires <= SystemTime::now()),
+            Self::Relayed { .. } => false,
+        }
+    }
+
     /// The owner of an account's aliases.
     pub(super) fn alias_of(account: &config::Account) -> Self {
         Self::Relayed {
@@ -145,7 +155,8 @@ impl Directory {
 
     /// The owner of a key that the configuration names, in full or by its first characters.
     fn configured_owner(&self, key: &AccessKeyId) -> Option<Owner> {
-        if let Some(owner) = self.owners.get(key) {
+        let known = self.owners.get(key);
+        if let Some(owner) = known.filter(|owner| !owner.has_expired()) {
             return Some(owner.clone());
         }
         self.prefixes.owner(key).cloned()
@@ -178,6 +189,7 @@ impl Directory {
                 secrets: Vec::new(),
                 account: account.clone(),
                 client: None,
+                expires: None,
             }),
             (_, None) => return Ok(()),
         };
@@ -334,8 +346,8 @@ fn check_account(now: Option<&Owner>, was: &AccountId) -> Result<(), Refusal> {
     }
 }
 
-/// How many sessions of an account its callers may sign with: the current one and the latest before
-/// it.
+/// How many credentials of an account its callers may sign with: the current ones and the latest
+/// sessions before them.
 const SESSIONS: usize = 3;
 
 fn accounts(
@@ -377,12 +389,14 @@ fn signing_credentials(
 }
 
 /// The credentials of an account that are read with the configuration: the current ones first, then
-/// those before, which its callers may still sign with.
+/// the sessions before, which its callers may still sign with until they expire. A long-lived key
+/// that was replaced may have leaked: it is not among them.
 fn loaded(current: &Credentials, before: Option<&Arc<Managed>>) -> Vec<Arc<Credentials>> {
     let earlier: Vec<_> = before
         .into_iter()
         .flat_map(|before| before.credentials.of_callers())
         .filter(|session| session.access_key_id != current.access_key_id)
+        .filter(|session| session.is_unexpired_session(SystemTime::now()))
         .take(SESSIONS - 1)
         .cloned()
         .collect();
@@ -408,6 +422,7 @@ fn owners(
                 secrets: vec![session.secret.clone()],
                 account: account.clone(),
                 client: None,
+                expires: session.expires.filter(|_| age > 0),
             };
             owners.insert(principal.key.clone(), Owner::Managed(Arc::new(principal)));
         }
@@ -430,6 +445,7 @@ fn owners(
             secrets: client.secrets.clone(),
             account: account.clone(),
             client: Some(Arc::new(client.clone())),
+            expires: None,
         };
         owners.insert(principal.key.clone(), Owner::Managed(Arc::new(principal)));
     }

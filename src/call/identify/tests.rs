@@ -130,5 +130,5 @@ impl Gate {
 
 /// The request that CAMS gets for a call of an account with fixed credentials.
 fn signed(call: &Sendable, now: SystemTime) -> Request<Full<Bytes>> {
-    sign::sign(&call.ready().unwrap(), UPSTREAM, now)
+    sign::sign(&call.ready().unwrap(), UPSTREAM, now).unwrap()
 }

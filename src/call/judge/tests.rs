@@ -4,6 +4,8 @@ use bytes::Bytes;
 use hyper::header::HeaderName;
 
 use super::*;
+use crate::primitives::id::AccessKeyId;
+use crate::primitives::secret::Secret;
 
 const LIMITED: Context<'static> = Context {
     managed: true,
@@ -107,6 +109,38 @@ fn nameless(verdict: Verdict) -> Verdict {
             request_id: None,
         },
         other => other,
+    }
+}
+
+#[test]
+fn a_request_id_of_another_form_or_a_quoted_secret_is_not_kept() {
+    let body = |id: &str| format!(r#"{{"Code":"InvalidAccessKeyId.NotFound","RequestId":"{id}"}}"#);
+    let long = "x".repeat(65);
+    for (id, is_kept) in [
+        ("6894B13B-6D71-4EF5-88FA-F32781734A7F", true),
+        (&long[..64], true),
+        (&*long, false),
+        ("CAIS/token+1==", false),
+        ("a b", false),
+        ("", false),
+    ] {
+        let verdict = verdict(404, &[], &body(id));
+        assert_eq!(verdict.request_id(), is_kept.then_some(id), "{id}");
+    }
+    let credentials = Credentials {
+        access_key_id: AccessKeyId::new("STS.1"),
+        secret: Secret::new("a-secret-of-the-account"),
+        security_token: Some(Secret::new("CAIS-token-of-the-session")),
+        expires: None,
+    };
+    for (code, id, expected) in [
+        ("Denied.secret-of-the-a", "R-1", ("other", Some("R-1"))),
+        ("Denied", "CAIS-TOKEN-OF", ("Denied", None)),
+        ("Denied", "R-1", ("Denied", Some("R-1"))),
+    ] {
+        let body = format!(r#"{{"Code":"{code}","RequestId":"{id}"}}"#);
+        let verdict = verdict(403, &[], &body).without_secrets_of(Some(&credentials));
+        assert_eq!((verdict.code(), verdict.request_id()), expected);
     }
 }
 

@@ -9,12 +9,14 @@ use std::rc::Rc;
 use self::profile::Profiles;
 use super::ids::{KEY_FORM, access_key};
 use super::sts::Sts;
+use crate::config::file::Item;
 use crate::config::read::{Field, KeyLocation, Reader, Section};
 use crate::config::secrets::secret;
 use crate::config::{
     AccountCredentials, AssumeRole, Credentials, CredentialsUri, LoadedFrom, Oidc, SessionSource,
     StsEndpoint,
 };
+use crate::primitives::secret::Secret;
 
 mod ecs_role;
 mod file;
@@ -40,6 +42,15 @@ const ACCESS_KEY: [&str; 3] = ["access_key_id", "access_key_secret", "security_t
 const NO_OIDC: &str = "expected the variables that ACK's webhook sets (ALIBABA_CLOUD_ROLE_ARN, \
                        ALIBABA_CLOUD_OIDC_PROVIDER_ARN, ALIBABA_CLOUD_OIDC_TOKEN_FILE), none of \
                        which is set here, or role_arn, provider_arn and token_file";
+
+const URI_FORM: &str =
+    "a URI such as https://host/path, or { env = \"NAME\" } or { file = \"path\" }";
+
+const PATH_FORM: &str = "the path of a file, not its content";
+
+/// Linux's limits in bytes.
+const MAX_PATH: usize = 4095;
+const MAX_NAME: usize = 255;
 
 /// Maximum number of sources in a chain: a mistake in it would cause many requests.
 const MAX_CHAIN: usize = 5;
@@ -151,7 +162,7 @@ impl<'a> SourceReader<'a> {
             "assume_role" => self
                 .assume_role(key, level)
                 .map(AccountCredentials::Session),
-            _ => uri(&key).map(AccountCredentials::Session),
+            _ => uri(key).map(AccountCredentials::Session),
         };
         Some((place, source?))
     }
@@ -311,19 +322,28 @@ fn table<'a>(key: Field<'a>, form: &str) -> Option<Section<'a>> {
 
 /// Reads the path of a file.
 fn path(key: &Field<'_>) -> Option<PathBuf> {
-    key.text("the path of a file", |text| {
-        (!text.is_empty()).then(|| PathBuf::from(text))
-    })
+    key.text(PATH_FORM, path_of)
 }
 
-/// Reads `uri`.
-fn uri(key: &Field<'_>) -> Option<SessionSource> {
-    let text = key.text("a URI such as https://host/path", |text| {
-        Some(text.to_owned())
-    })?;
-    CredentialsUri::parse(&text)
+/// The path, unless the text is what should be in the file: a JSON Web Token, or a text that is too
+/// long for a path. Paths are shown to operators.
+fn path_of(text: &str) -> Option<PathBuf> {
+    let looks_like_token = text.starts_with("eyJ") && text.contains('.') && !text.contains('/');
+    let fits = text.len() <= MAX_PATH && text.split('/').all(|name| name.len() <= MAX_NAME);
+    (!text.is_empty() && fits && !looks_like_token).then(|| PathBuf::from(text))
+}
+
+/// Reads `uri`: the URI, or the place of one that contains a secret.
+fn uri(key: Field<'_>) -> Option<SessionSource> {
+    let (reader, place) = (key.reader, key.place.clone());
+    let uri = if matches!(key.item, Some(Item::Table(_))) {
+        secret(key)?
+    } else {
+        key.text(URI_FORM, |text| Some(Secret::new(text)))?
+    };
+    CredentialsUri::parse(uri.expose())
         .map(SessionSource::Uri)
-        .map_err(|expectation| key.mistake(expectation))
+        .map_err(|expectation| reader.mistake(&place, expectation))
         .ok()
 }
 

@@ -252,7 +252,7 @@ pub(crate) const KEYS: &[Key] = &[
         "accounts[].credentials.file",
         Kind::Text,
         None,
-        "Path of a file: one JSON object with `AccessKeyId`, `AccessKeySecret`, and for temporary keys (STS) `SecurityToken` and `Expiration`, as Alibaba's metadata service returns it. Read again when it changes. Callers that still sign with one of the last three keys are accepted.",
+        "Path of a file: one JSON object with `AccessKeyId`, `AccessKeySecret`, and for temporary keys (STS) `SecurityToken` and `Expiration`, as Alibaba's metadata service returns it. Read again when it changes. Callers that still sign with one of the last three temporary keys are accepted until it expires.",
     ),
     key(
         "accounts[].credentials.env",
@@ -408,7 +408,7 @@ pub(crate) const KEYS: &[Key] = &[
         "accounts[].credentials.uri",
         Kind::Text,
         None,
-        "A URI that returns credentials in the form of the metadata service: `https://`, or `http://` with a literal loopback address. Redirects are not followed.",
+        "A URI that returns credentials in the form of the metadata service: `https://`, or `http://` with a literal loopback address. Redirects are not followed. If its path or query contains a secret, write the place of the URI instead: `{ env = \"NAME\" }` or `{ file = \"path\" }`.",
     ),
     key(
         "accounts[].aliases",

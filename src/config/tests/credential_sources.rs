@@ -105,7 +105,7 @@ fn a_key_that_a_variable_could_set_says_so_if_it_is_missing() {
     );
     assert_eq!(
         written("{ oidc = {} }", &oidc()[..2]),
-        "3: accounts[0].credentials.oidc.token_file: missing, expected the path of a file, or the \
+        "3: accounts[0].credentials.oidc.token_file: missing, expected the path of a file, not its content, or the \
          variable ALIBABA_CLOUD_OIDC_TOKEN_FILE"
     );
     assert_eq!(
@@ -159,6 +159,52 @@ fn a_variable_can_be_an_empty_table() {
         mistake.contains("expected the first characters"),
         "{mistake}"
     );
+}
+
+#[test]
+fn a_token_in_place_of_its_files_path_is_refused_and_not_shown() {
+    let jwt = format!("eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.{SENTINEL}");
+    let long = SENTINEL.repeat(40);
+    for token in [&jwt, &long] {
+        let written = format!("{{ oidc = {{ token_file = '{token}' }} }}");
+        let mistake = written_source(&written, &oidc()).unwrap_err();
+        let form = "expected the path of a file, not its content";
+        assert_eq!(
+            mistake,
+            format!("3: accounts[0].credentials.oidc.token_file: {form}")
+        );
+        let mut set = oidc();
+        set[2].1 = token;
+        assert_eq!(
+            written_source("{ oidc = {} }", &set).unwrap_err(),
+            format!(
+                "ALIBABA_CLOUD_OIDC_TOKEN_FILE: accounts[0].credentials.oidc.token_file: {form}"
+            )
+        );
+    }
+}
+
+#[test]
+fn a_uri_is_written_or_comes_from_a_variable_or_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("uri");
+    std::fs::write(&file, "https://vault.example/s3cret\n").unwrap();
+    let set = [("VAULT", "https://vault.example/s3cret")];
+    for written in [
+        "'https://vault.example/s3cret'".to_owned(),
+        "{ env = 'VAULT' }".to_owned(),
+        format!("{{ file = '{}' }}", file.display()),
+    ] {
+        let text = format!("{{ uri = {written} }}");
+        let SessionSource::Uri(uri) = source(written_source(&text, &set)) else {
+            panic!("is a URI")
+        };
+        assert_eq!(uri.target.as_str(), "/s3cret", "{written}");
+    }
+    let mistake = written_source("{ uri = { env = 'VAULT' } }", &[("VAULT", "ftp://s3cret")]);
+    let mistake = mistake.unwrap_err();
+    assert!(mistake.starts_with("3: accounts[0].credentials.uri: expected a URI such as"));
+    assert!(!mistake.contains("s3cret"), "{mistake}");
 }
 
 #[test]

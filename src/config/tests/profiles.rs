@@ -486,6 +486,10 @@ fn a_secret_in_a_file_of_profiles_that_other_users_can_read_is_a_warning() {
     assert_eq!(warnings(&access_key("AK", ""), 0o640), [open]);
     assert_eq!(warnings(&access_key("AK", ""), 0o644), [open]);
     assert_eq!(warnings(&token, 0o644), [""; 0]);
+    let writable =
+        "ALIBABA_CLOUD_PROFILE: other users can write to the profiles' file: set its mode to 0600";
+    assert_eq!(warnings(&access_key("AK", ""), 0o660), [writable]);
+    assert_eq!(warnings(&token, 0o620), [writable]);
     std::fs::set_permissions(&file, PermissionsExt::from_mode(0o666)).unwrap();
     assert!(
         load_text("", &set)

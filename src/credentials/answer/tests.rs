@@ -24,6 +24,7 @@ fn answer(status: u16, body: impl Into<Vec<u8>>) -> Answer {
         },
         received: now(),
         took: Duration::from_millis(200),
+        sent: Vec::new(),
     }
 }
 
@@ -91,6 +92,79 @@ fn the_lifetime_counts_from_the_service_s_date_or_else_from_this_host_s_clock() 
         read_ok(Form::Sts, &dated).lifetime,
         Duration::from_secs(3600)
     );
+}
+
+fn dated(date: SystemTime, body: String) -> Answer {
+    let mut answer = answer(200, body);
+    let date = HeaderValue::from_str(&httpdate::fmt_http_date(date)).unwrap();
+    answer.response.headers.insert(DATE, date);
+    answer
+}
+
+#[test]
+fn a_date_that_is_more_than_a_day_off_and_the_date_of_a_uri_do_not_count() {
+    let (day, hour) = (Duration::from_secs(24 * 3600), Duration::from_secs(3600));
+    let past = time::format(now() - hour);
+    let (form, body) = (Form::Sts, sts_body(LATER));
+    for date in [
+        SystemTime::UNIX_EPOCH,
+        now() - day - Duration::from_secs(1),
+        now() + day + Duration::from_secs(1),
+        time::parse("9999-12-31T00:00:00Z").unwrap(),
+    ] {
+        assert_eq!(read_ok(form, &dated(date, body.clone())).lifetime, hour);
+        let error = refused(form, &dated(date, sts_body(&past)));
+        assert_eq!(error.reason, format!("the session ended at {past}"));
+    }
+    // The service's clock may be a day behind.
+    assert!(read_ok(form, &dated(now() - day, body)).lifetime > day);
+    for date in [now() - day, now() - hour * 2, now() + hour * 2] {
+        let whole = dated(date, metadata_body(LATER));
+        assert_eq!(read_ok(Form::Uri, &whole).lifetime, hour);
+        let error = refused(Form::Uri, &dated(date, metadata_body(&past)));
+        assert_eq!(error.reason, format!("the session ended at {past}"));
+    }
+}
+
+#[test]
+fn a_code_and_a_request_id_that_quote_a_secret_are_not_repeated() {
+    const SENT: &str = "long-lived-secret-of-44-characters-0123456789";
+    let failure = |code: &str, id: &str, rest: &str| {
+        format!(r#"{{"Code":"{code}","RequestId":"{id}"{rest}}}"#)
+    };
+    let session = r#","Credentials":{"AccessKeySecret" : "the-secret-of-the-answer","SecurityToken":"CAIS-token-of-the-answer"}"#;
+    let xml = "<Error><Code>the-secret-of-the-answer</Code><RequestId>R-1</RequestId><AccessKeySecret>the-secret-of-the-answer</AccessKeySecret></Error>";
+    for (body, code, id) in [
+        (failure(SENT, "R-1", ""), None, Some("R-1")),
+        (failure("X.ong-lived-sec", "R-1", ""), None, Some("R-1")),
+        (
+            failure("NoPermission", &SENT[5..40], ""),
+            Some("NoPermission"),
+            None,
+        ),
+        (failure("X", &SENT.to_uppercase(), ""), Some("X"), None),
+        (
+            failure("the-secret-of-the-answer", "CAIS-token-of", session),
+            None,
+            None,
+        ),
+        (xml.to_owned(), None, Some("R-1")),
+        (
+            failure(
+                "EntityNotExist.Role",
+                "6894B13B-6D71-4EF5-88FA-F32781734A7F",
+                session,
+            ),
+            Some("EntityNotExist.Role"),
+            Some("6894B13B-6D71-4EF5-88FA-F32781734A7F"),
+        ),
+    ] {
+        let mut answer = answer(403, body.clone());
+        answer.sent = vec![Secret::new(SENT)];
+        let error = refused(Form::Sts, &answer);
+        let found = (error.code.as_deref(), error.request_id.as_deref());
+        assert_eq!(found, (code, id), "{body}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
@@ -58,6 +58,8 @@ pub(in crate::credentials) struct Fake {
     pub(in crate::credentials) slept: AtomicU64,
     /// The length of the token's file, if there is one.
     pub(in crate::credentials) file: Mutex<Option<u64>>,
+    /// Whether its file system does not respond.
+    pub(in crate::credentials) file_hangs: AtomicBool,
     /// The first characters of its keys.
     name: &'static str,
 }
@@ -216,6 +218,7 @@ impl Fake {
             start: Instant::now(),
             slept: AtomicU64::new(0),
             file: Mutex::new(None),
+            file_hangs: AtomicBool::new(false),
             name,
         })
     }
@@ -292,6 +295,9 @@ impl Obtain for Arc<Fake> {
     }
 
     async fn stamp(&self) -> Option<Stamp> {
+        if self.file_hangs.load(Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let length = (*self.file.lock())?;
         Some(Stamp::File(SystemTime::UNIX_EPOCH, [0, 0], length, 0, 0))
     }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::super::error::{FailureKind, FetchError};
 use super::super::fetch::{self, TIMEOUT};
-use super::super::http;
 use super::super::session::{Obtained, Session};
+use super::super::{http, oidc_token};
 use super::Shared;
 use super::state::Sent;
 use crate::config::{Credentials, SessionSource};
@@ -104,15 +104,16 @@ impl Shared {
     }
 
     async fn until_from_changed(&self, sent: &Sent) {
-        let (Some(from), Some(key)) = (&self.from, &sent.key) else {
+        let (Some(from), Some(session)) = (&self.from, &sent.session) else {
             return pending().await;
         };
-        from.shared.until(|from| from.has_other_than(key)).await;
+        let changed = from.shared.until(|from| from.has_other_than(session));
+        changed.await;
     }
 
     /// Obtains another session to assume the role with, if it is a session that STS has refused.
     async fn replace_from(&self) -> bool {
-        let refused = self.state.lock().sent.key.clone();
+        let refused = self.state.lock().sent.session.clone();
         match (&self.from, refused) {
             (Some(from), Some(refused)) => {
                 let give_up = Instant::now() + 2 * TIMEOUT;
@@ -137,22 +138,26 @@ impl Shared {
             }
         };
         self.state.lock().begin(Instant::now());
-        let assuming = assuming.as_deref();
-        let assuming = assuming.or(self.source.loaded_from());
         fetch::limited(&self.source, |deadline| self.obtain_by(assuming, deadline)).await
     }
 
+    /// `session` is the one that assumes the role, if it is a session.
     async fn obtain_by(
         &self,
-        assuming: Option<&Credentials>,
+        session: Option<Arc<Credentials>>,
         deadline: Instant,
     ) -> Result<Obtained, FetchError> {
-        let key = assuming.filter(|_| self.from.is_some());
+        // Before the file is read: a change during the request is a change.
+        let stamp = timeout(oidc_token::WITHIN, self.obtain.stamp()).await;
+        let responds = stamp.is_ok();
         self.state.lock().sent = Sent {
-            // Before the file is read: a change during the request is a change.
-            stamp: self.obtain.stamp().await,
-            key: key.map(|credentials| credentials.access_key_id.clone()),
+            stamp: stamp.unwrap_or_default(),
+            session: session.clone(),
         };
+        if !responds {
+            return Err(oidc_token::unresponsive());
+        }
+        let assuming = session.as_deref().or(self.source.loaded_from());
         let obtained = self.obtain.obtain(assuming, deadline).await?;
         if obtained.lifetime.is_zero() {
             return Err(self.error(FailureKind::BadAnswer, "the session has ended"));

@@ -1,6 +1,7 @@
 //! When the source of a keeper is asked, and what its requests have returned. Takes the time as an
 //! argument; has no task.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
@@ -9,8 +10,7 @@ use super::super::error::{FailureKind, FetchError};
 use super::super::schedule::{self, MIN_INTERVAL};
 use super::super::session::Session;
 use super::report::Reported;
-use crate::config::Stamp;
-use crate::primitives::id::AccessKeyId;
+use crate::config::{Credentials, Stamp};
 
 /// The least time between two requests that refused calls demand. A second session that is refused
 /// too shows that sessions are not what is wrong.
@@ -47,8 +47,8 @@ pub(super) struct State {
 pub(super) struct Sent {
     /// The stamp of the token's file.
     pub(super) stamp: Option<Stamp>,
-    /// The key that assumed the role, if it is of a session.
-    pub(super) key: Option<AccessKeyId>,
+    /// The session that assumed the role, if it is one.
+    pub(super) session: Option<Arc<Credentials>>,
 }
 
 /// The answer to a demand for another session.

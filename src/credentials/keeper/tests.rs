@@ -11,7 +11,9 @@ use tokio::time::{Instant, sleep};
 
 use super::super::error::FailureKind;
 use super::super::service_limits::{AT_ONCE, ServiceLimits};
-use super::fake::{Behaviour, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc};
+use super::fake::{
+    Behaviour, Fake, ROLE, assumed_from, assumed_with_key, credentials, ecs_role, oidc,
+};
 use super::*;
 
 mod chain;

@@ -94,6 +94,14 @@ async fn checked(mut config: Config, server: &Scripted) -> (Vec<String>, bool) {
     (lines, all_usable)
 }
 
+#[test]
+fn a_name_cannot_forge_a_line() {
+    let name = "k\u{1b}[31m\naccount z: ok\u{202e}, identity \u{4e2d}";
+    let expected = "k\\u{1b}[31m\\u{a}account z: ok\\u{202e}, identity \u{4e2d}";
+    assert_eq!(shown(name), expected);
+    assert_eq!(shown("account acme: keys"), "account acme: keys");
+}
+
 #[tokio::test]
 async fn each_source_is_asked_once_and_each_account_says_who_it_is() {
     let server = Scripted::answering_tls(sts).await;

@@ -314,7 +314,9 @@ impl Visit<'_> {
     async fn send(&self, call: &Sendable, head: &Parts, body: &Bytes) {
         let host = &self.gate.config.upstream.host;
         let ready = call.ready().expect("fixed credentials are always valid");
-        let (sent, sent_body) = sign::sign(&ready, host, self.gate.now).into_parts();
+        let (sent, sent_body) = sign::sign(&ready, host, self.gate.now)
+            .expect("the token is short")
+            .into_parts();
         let Ok(sent_body) = sent_body.collect().await;
         let sent_body = sent_body.to_bytes();
         let sent_host = &sent.headers["host"];

@@ -34,6 +34,7 @@ fn made(status: u16, kind: &'static str, body: &[u8]) -> Answer {
         },
         received: SystemTime::UNIX_EPOCH,
         took: Duration::from_millis(100),
+        sent: Vec::new(),
     }
 }
 

@@ -334,6 +334,73 @@ fn a_queued_call_whose_account_was_renamed_is_flushed() {
     }
 }
 
+/// A gate with an account whose credentials are in this file.
+fn gate_of_file(content: &serde_json::Value) -> (Gate, &'static str) {
+    let toml = "[[accounts]]\nid = \"acme\"\ncredentials = { file = \"acme.json\" }\n";
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("acme.json"), content.to_string()).unwrap();
+    let now = time::parse(NOW).unwrap();
+    let gate = Gate {
+        config_snapshot: snapshot(read(&folder, toml)),
+        nonces: Nonces::new(now - Duration::from_secs(3600)),
+        now,
+        folder,
+    };
+    (gate, toml)
+}
+
+#[test]
+fn a_long_lived_key_or_an_expired_session_that_was_replaced_is_refused() {
+    for (token, expires, is_accepted) in [
+        (None, None, false),
+        (None, Some("2999-01-01T00:00:00Z"), false),
+        (Some("token"), Some("2020-01-01T00:00:00Z"), false),
+        (Some("token"), Some("2999-01-01T00:00:00Z"), true),
+        (Some("token"), None, true),
+    ] {
+        let (mut gate, toml) = gate_of_file(&serde_json::json!({
+            "AccessKeyId": "LTAI-leaked",
+            "AccessKeySecret": "secret-1",
+            "SecurityToken": token,
+            "Expiration": expires,
+        }));
+        let [call, other] = calls("LTAI-leaked", "secret-1");
+        let mut queued = gate.ask(&call).unwrap();
+        write_session(&gate.folder, "LTAI-new", "secret-2");
+        gate.then(&format!("unknown_keys = \"refuse\"\n{toml}"));
+        let refused = gate.ask(&other).err().map(|refusal| refusal.kind);
+        let expected = (!is_accepted).then_some(Kind::UnknownAccessKey);
+        assert_eq!(refused, expected, "{token:?} {expires:?}");
+        // A call that was verified before is signed with the new key.
+        let sent = gate.send(&mut queued).unwrap();
+        assert!(sent.target.contains("AccessKeyId=LTAI-new"));
+    }
+}
+
+#[test]
+fn a_call_whose_query_has_no_room_for_the_token_is_refused_and_version_3_is_sent() {
+    for length in [21_000, 22_500, 60_000] {
+        let (gate, _) = gate_of_file(&serde_json::json!({
+            "AccessKeyId": "STS.one",
+            "AccessKeySecret": "secret-1",
+            "SecurityToken": "+".repeat(length),
+        }));
+        for call in calls("STS.one", "secret-1") {
+            let caller = gate.ask(&call).unwrap().call;
+            let signed = sign::sign(&caller.ready().unwrap(), UPSTREAM, gate.now);
+            let is_version_1 = call.target.contains("SignatureVersion");
+            match signed {
+                Ok(_) => assert!(!is_version_1 || length == 21_000, "{length}"),
+                Err(refusal) => {
+                    assert!(is_version_1 && length > 21_000, "{length}");
+                    assert_eq!(refusal.kind, Kind::TooLarge);
+                    assert!(refusal.message.contains("Sign with version 3"));
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_last_three_sessions_are_valid_for_callers_and_the_last_one_signs() {
     const NAMES: [(&str, &str); 4] = [

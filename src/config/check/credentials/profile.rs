@@ -234,10 +234,14 @@ impl<'a> SourceReader<'a> {
             role::PROVIDER_FORM,
             role::provider_arn,
         )?;
-        let token_file = text(&profile.oidc_token_file);
+        let token_file = text(&profile.oidc_token_file).map(|text| {
+            let path = super::path_of(text);
+            path.ok_or_else(|| wrong("oidc_token_file", &expected(super::PATH_FORM)))
+        });
+        let token_file = token_file.transpose()?;
         Ok(SessionSource::Oidc(Oidc {
             provider_arn: provider_arn.ok_or_else(|| missing("oidc_provider_arn"))?,
-            token_file: token_file.ok_or_else(|| missing("oidc_token_file"))?.into(),
+            token_file: token_file.ok_or_else(|| missing("oidc_token_file"))?,
             role: self.role_of(profile)?,
         }))
     }
@@ -421,7 +425,8 @@ fn profile_name(key: &Field<'_>) -> Option<String> {
     })
 }
 
-/// Warns if other users can read a secret that does not expire. The tool writes its file with mode
+/// Warns if other users can read a secret that does not expire, or can replace the file: it decides
+/// what is asked for credentials. The tool writes its file with mode
 /// 0600; a file of another user or on a read-only mount, such as a secret of Kubernetes, has a mode
 /// that Flowgate's user did not choose.
 fn warn_of_readers(reader: &Reader, place: &KeyLocation, file: &Path, profiles: &Profiles) {
@@ -429,17 +434,21 @@ fn warn_of_readers(reader: &Reader, place: &KeyLocation, file: &Path, profiles: 
         return;
     };
     let is_ours = metadata.uid() == rustix::process::geteuid().as_raw();
-    let is_open = metadata.mode() & 0o044 != 0;
-    let has_secret = profiles.profiles.iter().any(Profile::has_long_lived_secret);
-    if is_ours && is_open && has_secret && !is_read_only(file) {
+    let is_writable = metadata.mode() & 0o020 != 0;
+    let is_readable = metadata.mode() & 0o044 != 0
+        && profiles.profiles.iter().any(Profile::has_long_lived_secret);
+    if is_ours && (is_writable || is_readable) && !is_read_only(file) {
+        let done = if is_writable {
+            "other users can write to the profiles' file"
+        } else {
+            "other users can read the secrets in the profiles' file"
+        };
         let path = if place.path.is_empty() {
             variables::PROFILE
         } else {
             &place.path
         };
-        reader.warn(format!(
-            "{path}: other users can read the secrets in the profiles' file: set its mode to 0600"
-        ));
+        reader.warn(format!("{path}: {done}: set its mode to 0600"));
     }
 }
 

@@ -165,7 +165,7 @@ impl<'a> SourceReader<'a> {
             Defined::Oidc => self.oidc_table(unwritten("accounts[].credentials.oidc")),
             Defined::Uri => {
                 let key = unwritten("accounts[].credentials").key("uri");
-                super::uri(&key.or_variable(CREDENTIALS_URI))
+                super::uri(key.or_variable(CREDENTIALS_URI))
             }
         };
         source.map(AccountCredentials::Session)

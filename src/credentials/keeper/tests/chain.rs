@@ -35,7 +35,7 @@ async fn a_chain_asks_each_once_and_a_refresh_of_the_second_costs_one_request() 
     );
     // The first has 30 minutes left.
     seconds(1800).await;
-    let refused = crate::primitives::id::AccessKeyId::new("STS.second1");
+    let refused = credentials("STS.second1");
     assert!(keeper.replace(&refused, within(1)).await);
     assert_eq!((first.requests(), second.requests()), (1, 2));
     assert_eq!(assuming(&second)[1], "STS.first1");

@@ -14,6 +14,20 @@ fn assert_back_off(gaps: &[u64]) {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_token_file_that_does_not_respond_is_the_cause_and_not_the_service() {
+    let fake = Fake::new("STS.", Behaviour::Session(3600));
+    fake.file_hangs.store(true, Ordering::Relaxed);
+    let keeper = keep(&fake, oidc());
+    let error = keeper.ready(within(60)).await.unwrap_err().unwrap();
+    assert_eq!(error.kind, FailureKind::TokenFile);
+    let text = "the token file: the file system does not respond";
+    assert_eq!(error.to_string(), text);
+    assert_eq!(fake.requests(), 0);
+    fake.file_hangs.store(false, Ordering::Relaxed);
+    assert_eq!(keeper.ready(within(60)).await, Ok(()));
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_old_session_is_used_to_its_end_and_the_source_is_tried_with_back_off() {
     let fake = Fake::new("STS.", Behaviour::Session(600));
     let keeper = ready(&fake, oidc()).await;

@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use tokio::time::sleep_until;
 
 use super::*;
-use crate::primitives::id::AccessKeyId;
 
 #[derive(Clone, Debug)]
 enum Event {
@@ -78,9 +77,7 @@ async fn play(fake: &Arc<Fake>, keeper: &Arc<Keeper>, events: Vec<Event>) -> Vec
             Event::Refuse => {
                 let refused = key(keeper).unwrap_or_else(|| "STS.0".to_owned());
                 let from = fake.millis();
-                let replaced = keeper
-                    .replace(&AccessKeyId::new(refused.as_str()), within(12))
-                    .await;
+                let replaced = keeper.replace(&credentials(&refused), within(12)).await;
                 assert!(!replaced || key(keeper).is_some());
                 exceptions.push(from);
             }
