@@ -3,7 +3,8 @@
 //! `credentials/keepers.rs` holds one keeper per source of the configuration. A keeper
 //! (`credentials/keeper.rs`) has the session to sign with, refreshes it in the background by the
 //! times of `credentials/schedule.rs`, and lets calls wait for it; never more than one request of a
-//! source is under way, and `credentials/service_limits.rs` bounds those of all sources of a service.
+//! source is under way, and `credentials/service_limits.rs` bounds those of all sources of a service,
+//! which `credentials/pacing.rs` paces.
 //! `credentials/obtain.rs` is what a keeper asks. `credentials/fetch.rs` obtains one session: it asks
 //! STS (`credentials/sts.rs`, with the token of `credentials/oidc_token.rs`), the metadata service
 //! (`credentials/metadata.rs`) or a URI
@@ -21,6 +22,7 @@ pub(crate) mod live;
 mod metadata;
 mod obtain;
 mod oidc_token;
+mod pacing;
 mod schedule;
 #[cfg(test)]
 mod scripted;

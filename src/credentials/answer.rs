@@ -53,6 +53,7 @@ const KINDS: &[(&str, FailureKind)] = &[
     ("InvalidAccessKeyId", FailureKind::OldToken),
     ("Forbidden.AccessKeyDisabled", FailureKind::OldToken),
     ("Throttling", FailureKind::Throttled),
+    ("System.LimitControl", FailureKind::Throttled),
     (UNAVAILABLE_CODES[0], FailureKind::ServiceError),
     (UNAVAILABLE_CODES[1], FailureKind::ServiceError),
     ("InternalError", FailureKind::ServiceError),

@@ -90,18 +90,29 @@ impl Keeper {
         from: Option<Arc<Self>>,
         limits: Arc<ServiceLimits>,
     ) -> Self {
-        let shared = Arc::new(Shared {
-            source,
-            obtain,
-            from,
-            limits,
-            accounts: ArcSwap::default(),
-            session: ArcSwapOption::empty(),
-            state: Mutex::default(),
-            waiting: AtomicUsize::new(0),
-            wake: Notify::new(),
-            changed: Notify::new(),
-        });
+        Self::start(Shared::new(source, obtain, from, limits))
+    }
+
+    /// The same for a source that replaces another one of the same role: the old session is used
+    /// until there is a new one, and the back-off goes on.
+    pub(super) fn in_place_of(
+        old: &Self,
+        source: Arc<SessionSource>,
+        obtain: Box<dyn Obtain>,
+        from: Option<Arc<Self>>,
+        limits: Arc<ServiceLimits>,
+    ) -> Self {
+        let mut shared = Shared::new(source, obtain, from, limits);
+        // Under the lock, so that the session and the state are of the same request.
+        let state = old.shared.state.lock();
+        shared.session = ArcSwapOption::new(old.shared.session.load_full());
+        shared.state = Mutex::new(state.of_changed_source());
+        drop(state);
+        Self::start(shared)
+    }
+
+    fn start(shared: Shared) -> Self {
+        let shared = Arc::new(shared);
         let task = tokio::spawn(refresh::run(shared.clone()));
         Self {
             shared,
@@ -179,6 +190,26 @@ impl Keeper {
 // === impl Shared ===
 
 impl Shared {
+    fn new(
+        source: Arc<SessionSource>,
+        obtain: Box<dyn Obtain>,
+        from: Option<Arc<Keeper>>,
+        limits: Arc<ServiceLimits>,
+    ) -> Self {
+        Self {
+            source,
+            obtain,
+            from,
+            limits,
+            accounts: ArcSwap::default(),
+            session: ArcSwapOption::empty(),
+            state: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            wake: Notify::new(),
+            changed: Notify::new(),
+        }
+    }
+
     fn current(&self) -> Option<Arc<Credentials>> {
         let session = self.session.load();
         let session = session.as_ref()?;

@@ -12,6 +12,9 @@ use super::service_limits::ServiceLimits;
 use crate::config::{Config, SessionSource};
 use crate::primitives::id::AccountId;
 use crate::upstream::TlsRoots;
+use same_role::ByRole;
+
+mod same_role;
 
 /// The keepers by their source.
 pub(crate) struct Keepers {
@@ -20,6 +23,13 @@ pub(crate) struct Keepers {
     limits: HashMap<String, Arc<ServiceLimits>>,
     /// Replaced for all sources at once, also for those of calls that keep an older configuration.
     roots: Arc<Roots>,
+}
+
+/// What a reload replaces.
+#[derive(Clone, Copy)]
+struct Replaced<'a> {
+    before: Option<&'a Keepers>,
+    by_role: Option<&'a ByRole<'a>>,
 }
 
 /// What a keeper asks for this source.
@@ -78,9 +88,14 @@ impl Keepers {
             limits: HashMap::new(),
             roots,
         };
+        let by_role = before.map(|before| ByRole::of(before.by_source.values()));
+        let replaced = Replaced {
+            before,
+            by_role: by_role.as_ref(),
+        };
         let mut names: HashMap<&SessionSource, AccountNames> = HashMap::new();
         for (account, source) in used(config) {
-            keepers.keep(source, before, make);
+            keepers.keep(source, replaced, make);
             for source in source.chain() {
                 names.entry(source).or_default().add(account);
             }
@@ -93,12 +108,12 @@ impl Keepers {
         keepers
     }
 
-    /// The keeper of this source: one that there is, or a new one. Recursive; the configuration
-    /// limits the depth to five.
+    /// The keeper of this source: one that there is, or a new one, which uses the session of the
+    /// same role until it has its own. Recursive; the configuration limits the depth to five.
     fn keep(
         &mut self,
         source: &SessionSource,
-        before: Option<&Self>,
+        replaced: Replaced<'_>,
         make: MakeObtain<'_>,
     ) -> Arc<Keeper> {
         if let Some(keeper) = self.by_source.get(source) {
@@ -106,14 +121,20 @@ impl Keepers {
         }
         let from = source
             .session_from()
-            .map(|from| self.keep(from, before, make));
+            .map(|from| self.keep(from, replaced, make));
+        let before = replaced.before;
         let known = before.and_then(|before| before.by_source.get_key_value(source));
         let limits = self.limits(source, before);
         let (source, keeper) = match known {
             Some((source, keeper)) => (source.clone(), keeper.clone()),
             None => {
                 let source = Arc::new(source.clone());
-                let keeper = Keeper::new(source.clone(), make(&source), from, limits);
+                let obtain = make(&source);
+                let same_role = replaced.by_role.and_then(|by_role| by_role.get(&source));
+                let keeper = match same_role {
+                    Some(old) => Keeper::in_place_of(old, source.clone(), obtain, from, limits),
+                    None => Keeper::new(source.clone(), obtain, from, limits),
+                };
                 (source, Arc::new(keeper))
             }
         };

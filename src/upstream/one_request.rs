@@ -75,7 +75,7 @@ pub(crate) async fn send(
     request: Request,
     deadline: Instant,
 ) -> Result<UpstreamResponse, RequestError> {
-    let limit = deadline.saturating_duration_since(Instant::now());
+    let limit = rounded(deadline.saturating_duration_since(Instant::now()));
     let mut sender = dial(destination, deadline, limit).await?;
     match timeout_at(deadline, exchange(&mut sender, request, MAX_BODY)).await {
         Ok(Sent::Answered(response)) => Ok(response),
@@ -88,6 +88,15 @@ pub(crate) async fn send(
         }),
         Err(_elapsed) => Err(RequestError::Timeout(limit)),
     }
+}
+
+/// The time as errors show it: in tenths of a second.
+fn rounded(time: Duration) -> Duration {
+    const STEP: Duration = Duration::from_millis(100);
+    if time < STEP {
+        return time;
+    }
+    STEP * u32::try_from((time + STEP / 2).as_millis() / STEP.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Connects to one of the host's addresses. The name is resolved once, and the addresses that were
@@ -132,7 +141,7 @@ async fn connect(
     addresses: &[SocketAddr],
     deadline: Instant,
 ) -> Result<Sender, RequestError> {
-    let limit = deadline.saturating_duration_since(Instant::now());
+    let limit = rounded(deadline.saturating_duration_since(Instant::now()));
     let outcome = race(dialling, addresses, deadline).await;
     if let Some((_, sender)) = outcome.winner {
         return Ok(sender);
@@ -353,5 +362,14 @@ mod tests {
             "no complete answer within 7s"
         );
         assert_eq!(start.elapsed().as_secs(), 7);
+    }
+
+    #[test]
+    fn times_in_errors_are_rounded() {
+        let shown = [2_999_998_367, 9_999_903_356, 7_349_000_000, 50_000_000].map(|nanos| {
+            let error = RequestError::Timeout(rounded(Duration::from_nanos(nanos)));
+            error.to_string().replace("no complete answer within ", "")
+        });
+        assert_eq!(shown, ["3s", "10s", "7.3s", "50ms"]);
     }
 }

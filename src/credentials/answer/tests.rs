@@ -351,6 +351,8 @@ fn the_code_decides_before_the_status() {
         ("Throttling", 400, Throttled),
         ("Throttling.User", 400, Throttled),
         ("Throttling.Api", 403, Throttled),
+        ("System.LimitControl", 400, Throttled),
+        ("System.LimitControl", 200, Throttled),
         ("Throttling.User", 302, Throttled),
         ("ServiceUnavailable", 503, ServiceError),
         ("ServiceUnavailableTemporary", 400, ServiceError),

@@ -86,7 +86,11 @@ impl Shared {
             (failure, state.sent.clone())
         };
         match (&*self.source, failure) {
-            (SessionSource::Oidc(_), Some(FailureKind::OldToken | FailureKind::TokenFile)) => {
+            // Any refusal may be about the token.
+            (
+                SessionSource::Oidc(_),
+                Some(FailureKind::OldToken | FailureKind::Refused | FailureKind::TokenFile),
+            ) => {
                 self.until_file_changed(&sent).await;
             }
             (_, Some(FailureKind::OldToken)) => self.until_from_changed(&sent).await,
@@ -125,9 +129,11 @@ impl Shared {
 
     /// Sends one request.
     async fn request(&self) -> Result<Obtained, FetchError> {
-        let (_permit, assuming) = loop {
+        let (permit, assuming) = loop {
             self.until_from_is_valid().await;
-            let permit = self.limits.permit(self.is_awaited()).await;
+            let asked = self.state.lock().asked();
+            let pacing = &self.limits.pacing;
+            let permit = pacing.permit(asked, self.is_awaited()).await;
             match &self.from {
                 None => break (permit, None),
                 // It may have ended while the permit was waited for.
@@ -138,7 +144,9 @@ impl Shared {
             }
         };
         self.state.lock().begin(Instant::now());
-        fetch::limited(&self.source, |deadline| self.obtain_by(assuming, deadline)).await
+        let outcome =
+            fetch::limited(&self.source, |deadline| self.obtain_by(assuming, deadline)).await;
+        outcome.inspect_err(|error| permit.failed(error))
     }
 
     /// `session` is the one that assumes the role, if it is a session.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::super::error::{FailureKind, FetchError};
+use super::super::pacing::Asked;
 use super::super::schedule::{self, MIN_INTERVAL};
 use super::super::session::Session;
 use super::report::Reported;
@@ -86,6 +87,25 @@ impl State {
         }
     }
 
+    /// The state of the source that replaces this one after a reload. It is asked at once, unless
+    /// this one waits after a failure that the change of the source does not end.
+    pub(super) fn of_changed_source(&self) -> Self {
+        let failure = self.failure.as_ref().map(|failure| failure.1.kind);
+        let may_be_mended = failure.is_some_and(FailureKind::is_permanent);
+        Self {
+            begun: self.begun,
+            failures_in_a_row: self.failures_in_a_row,
+            retry_at: self.retry_at.filter(|_| !may_be_mended),
+            forced_at: self.forced_at,
+            sent: self.sent.clone(),
+            failure: self.failure.clone(),
+            succeeded: self.succeeded,
+            failed: self.failed,
+            reported: self.reported,
+            ..Self::default()
+        }
+    }
+
     /// A request begins.
     pub(super) fn begin(&mut self, now: Instant) {
         self.begun = Some(now);
@@ -140,6 +160,15 @@ impl State {
         self.forced_at = Some(now);
         self.is_forced = true;
         Demand::Pending
+    }
+
+    /// How the next request is to be queued.
+    pub(super) fn asked(&self) -> Asked {
+        match self.failures_in_a_row {
+            0 if self.is_forced => Asked::Forced,
+            0 => Asked::Healthy,
+            _ => Asked::Failed,
+        }
     }
 
     /// The last failure since the last success, and its time.

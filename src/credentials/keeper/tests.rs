@@ -10,7 +10,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
 use super::super::error::FailureKind;
-use super::super::service_limits::{AT_ONCE, ServiceLimits};
+use super::super::pacing::BACKGROUND_AT_ONCE;
+use super::super::service_limits::ServiceLimits;
 use super::fake::{
     Behaviour, Fake, ROLE, assumed_from, assumed_with_key, credentials, ecs_role, oidc,
 };
@@ -268,7 +269,7 @@ async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahea
         })
         .collect();
     seconds(1).await;
-    assert_eq!(fake.most.load(Ordering::Relaxed), AT_ONCE);
+    assert!(fake.most.load(Ordering::Relaxed) <= BACKGROUND_AT_ONCE);
     // Calls for the last 20 sources, which are at the end of the queue.
     let begun = Instant::now();
     let calls = keepers[980..].iter().map(|keeper| keeper.ready(within(5)));
@@ -278,7 +279,6 @@ async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahea
         "{:?}",
         begun.elapsed()
     );
-    assert!(fake.most.load(Ordering::Relaxed) <= 2 * AT_ONCE);
     while fake.requests() < 1000 {
         seconds(1).await;
     }
@@ -292,7 +292,7 @@ async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahea
                 .count()
         })
         .max();
-    assert!(busiest <= Some(100), "{busiest:?} a second");
+    assert!(busiest <= Some(51), "{busiest:?} a second");
     assert!(
         (19_000..21_000).contains(&fake.millis()),
         "{}",
@@ -301,6 +301,56 @@ async fn a_thousand_keepers_at_once_keep_the_bounds_and_an_awaited_one_goes_ahea
     seconds(1).await;
     assert!(keepers.iter().all(|keeper| keeper.current().is_some()));
     assert_eq!(fake.requests(), 1000);
+}
+
+/// As if STS answered some roles of another account only after a long time, while calls wait for all
+/// of them.
+#[tokio::test(start_paused = true)]
+async fn roles_whose_requests_hang_do_not_take_the_session_of_another_role() {
+    let hanging = Fake::new("STS.hanging", Behaviour::Session(3600));
+    hanging.set(Behaviour::Session(3600), 30_000);
+    let fake = Fake::new("STS.", Behaviour::Session(40));
+    let flights = Arc::new(ServiceLimits::new());
+    let others: Vec<_> = (0..150)
+        .map(|number| {
+            let source = assumed_with_key(&format!("{ROLE}-{number}"));
+            keep_within(&hanging, source, None, &flights)
+        })
+        .collect();
+    let calls = join_all(others.iter().map(|keeper| keeper.ready(within(200))));
+    let good = async {
+        seconds(1).await;
+        let keeper = keep_within(&fake, assumed_with_key(ROLE), None, &flights);
+        assert_eq!(keeper.ready(within(3)).await, Ok(()));
+        for _ in 0..180 {
+            seconds(1).await;
+            assert!(keeper.current().is_some());
+        }
+    };
+    let (calls, ()) = tokio::join!(calls, good);
+    assert!(calls.iter().all(Result::is_err));
+    assert!(hanging.requests() > 200, "{}", hanging.requests());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_source_slows_all_sources_of_its_service() {
+    let (throttled, fake) = (
+        Fake::new("STS.", Behaviour::Fails(FailureKind::Throttled)),
+        Fake::new("STS.", Behaviour::Session(3600)),
+    );
+    let flights = Arc::new(ServiceLimits::new());
+    let _throttled = keep_within(&throttled, assumed_with_key(ROLE), None, &flights);
+    sleep(Duration::from_millis(1)).await;
+    let others: Vec<_> = (0..50)
+        .map(|number| {
+            let source = assumed_with_key(&format!("{ROLE}-{number}"));
+            keep_within(&fake, source, None, &flights)
+        })
+        .collect();
+    seconds(1).await;
+    assert!((20..=26).contains(&fake.requests()), "{}", fake.requests());
+    seconds(2).await;
+    assert!(others.iter().all(|keeper| keeper.current().is_some()));
 }
 
 /// 100,000 accounts may have a source each. With the source, its session and its task a keeper takes

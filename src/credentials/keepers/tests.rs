@@ -11,7 +11,7 @@ use super::super::error::FailureKind;
 use super::super::keeper::fake::{
     Behaviour, Fake, ROLE, assumed_from, assumed_with_key, ecs_role, oidc,
 };
-use super::super::service_limits::AT_ONCE;
+use super::super::pacing::BACKGROUND_AT_ONCE;
 use super::*;
 use crate::config::{Account, AccountCredentials, Actions, Client};
 use crate::primitives::id::{AccountId, ClientId};
@@ -156,6 +156,7 @@ async fn a_reload_keeps_a_session_and_a_request_under_way() {
     let first = world.build(&config(&[("a", role.clone())]), None);
     let give_up = Instant::now() + Duration::from_secs(60);
     assert_eq!(world.of(&first, "a").ready(give_up).await, Ok(()));
+    sleep(Duration::from_secs(1)).await;
     world.fake.set(Behaviour::Session(3600), 5000);
     let second_role = assumed_from(role.clone(), "acs:ram::1:role/second");
     let accounts = [("a", role.clone()), ("b", second_role.clone())];
@@ -193,6 +194,149 @@ async fn a_reload_to_another_source_starts_it_and_ends_the_old_one_with_its_call
     sleep(Duration::from_secs(2701)).await;
     assert_eq!(world.fake.requests(), 5);
     assert_eq!(world.of(&second, "a").view().succeeded, 3);
+}
+
+/// A source that asks for a session of this name.
+fn named(mut source: SessionSource, name: &str) -> SessionSource {
+    match &mut source {
+        SessionSource::Oidc(source) => source.role.session_name = name.to_owned(),
+        SessionSource::AssumeRole(source) => source.role.session_name = name.to_owned(),
+        SessionSource::EcsRole(_) | SessionSource::Uri(_) => unreachable!(),
+    }
+    source
+}
+
+fn key(keepers: &Keepers, source: &SessionSource) -> Option<String> {
+    let current = keepers.get(source).unwrap().current()?;
+    Some(current.access_key_id.as_str().to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_changes_how_a_role_is_asked_for_keeps_its_session_until_the_new_one() {
+    let world = World::new(Behaviour::Session(3600));
+    let first = world.build(&config(&[("a", oidc())]), None);
+    sleep(Duration::from_secs(100)).await;
+    let SessionSource::Oidc(mut changed) = named(oidc(), "other") else {
+        unreachable!()
+    };
+    changed.role.duration = Some(Duration::from_secs(1800));
+    changed.role.sts.host = "sts-vpc.cn-hangzhou.aliyuncs.com".to_owned();
+    changed.token_file = "/other".into();
+    let changed = SessionSource::Oidc(changed);
+    // STS does not answer for a while.
+    world.fake.set(Behaviour::Session(3600), 5_000);
+    let second = world.build(&config(&[("a", changed.clone())]), Some(&first));
+    let before = first.get(&oidc()).unwrap().view();
+    drop(first);
+    assert_eq!(key(&second, &changed).as_deref(), Some("STS.1"));
+    let view = second.get(&changed).unwrap().view();
+    assert_eq!(view.ends_at, before.ends_at);
+    assert_eq!(view.succeeded, 1);
+    sleep(Duration::from_millis(4_990)).await;
+    assert_eq!(key(&second, &changed).as_deref(), Some("STS.1"));
+    assert_eq!(world.fake.begun.lock()[1], 100_000, "at once");
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(key(&second, &changed).as_deref(), Some("STS.2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_kept_over_a_reload_is_used_to_its_end_and_not_after() {
+    let world = World::new(Behaviour::Session(3600));
+    let first = world.build(&config(&[("a", oidc())]), None);
+    sleep(Duration::from_secs(100)).await;
+    world
+        .fake
+        .set(Behaviour::Fails(FailureKind::Unreachable), 0);
+    let changed = named(oidc(), "other");
+    let second = world.build(&config(&[("a", changed.clone())]), Some(&first));
+    drop(first);
+    sleep(Duration::from_millis(3_499_990)).await;
+    assert_eq!(key(&second, &changed).as_deref(), Some("STS.1"));
+    sleep(Duration::from_millis(20)).await;
+    assert_eq!(key(&second, &changed), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn reloads_while_the_service_fails_continue_the_back_off() {
+    let world = World::new(Behaviour::Fails(FailureKind::Unreachable));
+    let sources = [oidc(), named(oidc(), "other")];
+    let mut keepers = world.build(&config(&[("a", sources[0].clone())]), None);
+    for number in 1..=40 {
+        sleep(Duration::from_millis(1500)).await;
+        let source = sources[number % 2].clone();
+        keepers = world.build(&config(&[("a", source)]), Some(&keepers));
+    }
+    // At 0, 1, 3, 7, 15, 31 and 61 seconds, or up to a fifth earlier.
+    assert!(world.fake.requests() <= 7, "{:?}", world.fake.begun.lock());
+    let view = keepers.get(&sources[0]).unwrap().view();
+    assert_eq!(
+        view.failed.iter().sum::<u64>(),
+        world.fake.requests() as u64
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_that_may_end_a_refusal_asks_at_once() {
+    let world = World::new(Behaviour::Fails(FailureKind::Refused));
+    let first = world.build(&config(&[("a", oidc())]), None);
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(world.fake.requests(), 1);
+    world.fake.set(Behaviour::Session(3600), 0);
+    let changed = named(oidc(), "other");
+    let second = world.build(&config(&[("a", changed.clone())]), Some(&first));
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(key(&second, &changed).as_deref(), Some("STS.1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_with_other_rights_is_not_used_after_a_reload() {
+    let role = assumed_with_key(ROLE);
+    let mut limited = role.clone();
+    let mut other_key = role.clone();
+    for source in [&mut limited, &mut other_key] {
+        let SessionSource::AssumeRole(assume) = source else {
+            unreachable!()
+        };
+        assume.role.policy = Some("{}".to_owned());
+    }
+    if let SessionSource::AssumeRole(assume) = &mut other_key {
+        assume.role.policy = None;
+        if let AccountCredentials::Loaded(credentials, _) = &mut *assume.from {
+            credentials.access_key_id = crate::primitives::id::AccessKeyId::new("LTAI-other");
+        }
+    }
+    let second = assumed_from(role.clone(), "acs:ram::1:role/second");
+    let second_of_other = assumed_from(other_key.clone(), "acs:ram::1:role/second");
+    for (before, after) in [
+        (role.clone(), assumed_with_key("acs:ram::1:role/other")),
+        (role.clone(), limited.clone()),
+        (limited, role.clone()),
+        (role.clone(), other_key),
+        (second, second_of_other),
+        (role, oidc()),
+        (ecs_role("a"), ecs_role("b")),
+    ] {
+        let world = World::new(Behaviour::Session(3600));
+        let first = world.build(&config(&[("a", before.clone())]), None);
+        sleep(Duration::from_secs(2)).await;
+        assert!(key(&first, &before).is_some());
+        let second = world.build(&config(&[("a", after.clone())]), Some(&first));
+        assert_eq!(key(&second, &after), None, "{after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_keeps_its_sessions_when_its_first_source_is_asked_elsewhere() {
+    let world = World::new(Behaviour::Session(3600));
+    let role = assumed_with_key(ROLE);
+    let chained = assumed_from(role.clone(), "acs:ram::1:role/second");
+    let first = world.build(&config(&[("a", chained)]), None);
+    sleep(Duration::from_secs(2)).await;
+    let role = named(role, "other");
+    let chained = assumed_from(role.clone(), "acs:ram::1:role/second");
+    let second = world.build(&config(&[("a", chained.clone())]), Some(&first));
+    assert_eq!(key(&second, &role).as_deref(), Some("STS.1"));
+    assert_eq!(key(&second, &chained).as_deref(), Some("STS.2"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,14 +394,20 @@ async fn a_service_that_hangs_delays_no_other_service() {
         .collect();
     let first = world.build(&config(&accounts), None);
     sleep(Duration::from_secs(1)).await;
-    assert_eq!(world.fake.under_way.load(Ordering::Relaxed), AT_ONCE);
+    assert_eq!(
+        world.fake.under_way.load(Ordering::Relaxed),
+        BACKGROUND_AT_ONCE
+    );
     world.fake.set(Behaviour::Session(3600), 0);
     let with_ecs = [accounts, vec![("ecs", ecs_role("role"))]].concat();
     let second = world.build(&config(&with_ecs), Some(&first));
     sleep(Duration::from_millis(1)).await;
     assert!(world.of(&second, "ecs").current().is_some());
     // The others keep the bounds that they had before the reload.
-    assert_eq!(world.fake.under_way.load(Ordering::Relaxed), AT_ONCE);
+    assert_eq!(
+        world.fake.under_way.load(Ordering::Relaxed),
+        BACKGROUND_AT_ONCE
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,8 +1,11 @@
 //! What `flowgate check --live` asks and prints.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use super::*;
 use crate::acs::decode::Params;
 use crate::config::{self, AssumeRole, LoadedFrom};
+use crate::credentials::keeper::fake::error;
 use crate::credentials::scripted::{
     self, ROLE, Received, SESSION_SECRET, SESSION_TOKEN, Scripted, plain, sts_body,
 };
@@ -228,4 +231,88 @@ async fn a_relayed_account_has_a_line_and_nothing_is_asked() {
         )
     );
     assert!(server.requests().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_request_is_repeated_at_a_slower_pace() {
+    let pacing = Pacing::new();
+    let requests = AtomicU32::new(0);
+    let answer = || async {
+        match requests.fetch_add(1, Ordering::Relaxed) {
+            0..3 => Err(error(FailureKind::Throttled)),
+            number => Ok(number),
+        }
+    };
+    assert_eq!(paced(&pacing, answer).await, Ok(3));
+    assert!(pacing.rate() < 12.0, "{}", pacing.rate());
+    let start = Instant::now();
+    let refused = || async { Err::<(), _>(error(FailureKind::Refused)) };
+    assert_eq!(
+        paced(&pacing, refused).await,
+        Err(error(FailureKind::Refused)),
+        "not repeated"
+    );
+    let throttled = || async { Err::<(), _>(error(FailureKind::Throttled)) };
+    assert_eq!(
+        paced(&pacing, throttled).await,
+        Err(error(FailureKind::Throttled))
+    );
+    assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+/// STS accepts 100 requests a second, a half of which others need.
+#[tokio::test(start_paused = true)]
+async fn two_thousand_accounts_stay_within_the_quota_of_sts() {
+    let pacing = Pacing::new();
+    let begun = Mutex::new(Vec::new());
+    let start = Instant::now();
+    let request = || async {
+        begun.lock().push(start.elapsed().as_millis());
+        sleep(Duration::from_millis(100)).await;
+        Ok(())
+    };
+    let requests = stream::iter(0..2000).map(|_| paced(&pacing, request));
+    let outcomes: Vec<_> = requests.buffered(AT_A_TIME).collect().await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    let begun = begun.lock();
+    let busiest = begun.iter().map(|from| {
+        let second = begun.iter().filter(|at| (*from..from + 1000).contains(at));
+        second.count()
+    });
+    assert!(busiest.max() <= Some(51));
+    assert!((39..42).contains(&start.elapsed().as_secs()));
+}
+
+#[tokio::test]
+async fn what_is_not_checked_within_the_limit_is_said_and_is_not_usable() {
+    let server = Scripted::answering_tls(sts).await;
+    let mut config = config(vec![
+        account("role", AccountCredentials::Session(server.assume_role())),
+        account("keys", keys()),
+    ]);
+    config.sts = server.sts();
+    let sources = Sources::of(&config, server.roots.clone().unwrap());
+    let mut lines = Vec::new();
+    let print = |line: &str| lines.push(line.to_owned());
+    assert!(!check_within(Duration::ZERO, &config, &sources, print).await);
+    assert_eq!(
+        lines,
+        [
+            "account role: not checked within 0 s",
+            "account keys: not checked within 0 s",
+        ]
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_of_many_accounts_is_known_before() {
+    let sources = (0..2000)
+        .map(|number| {
+            let role = crate::credentials::keeper::fake::assumed_with_key(&number.to_string());
+            account(&format!("a{number}"), AccountCredentials::Session(role))
+        })
+        .collect();
+    let config = config(sources);
+    let sources = Sources::of(&config, TlsRoots::load(None).unwrap());
+    assert_eq!(sources.paced_time(), Duration::from_secs(80));
 }
