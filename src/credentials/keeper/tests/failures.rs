@@ -157,19 +157,21 @@ async fn a_request_that_panics_does_not_end_refreshing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_oidc_token_is_sent_again_when_its_file_changes_or_after_a_minute() {
-    let fake = Fake::new("STS.", Behaviour::Fails(FailureKind::OldToken));
-    *fake.file.lock() = Some(100);
-    let keeper = keep(&fake, oidc());
-    seconds(130).await;
-    assert_eq!(*fake.begun.lock(), [0, 60_000, 120_000]);
-    *fake.file.lock() = Some(101);
-    fake.set(Behaviour::Session(3600), 0);
-    assert_eq!(keeper.ready(within(2)).await, Ok(()));
-    assert_eq!(fake.requests(), 4);
-    // No look at the file without a failure.
-    *fake.file.lock() = Some(102);
-    seconds(2600).await;
-    assert_eq!(fake.requests(), 4);
+    for kind in [FailureKind::OldToken, FailureKind::Refused] {
+        let fake = Fake::new("STS.", Behaviour::Fails(kind));
+        *fake.file.lock() = Some(100);
+        let keeper = keep(&fake, oidc());
+        seconds(130).await;
+        assert_eq!(*fake.begun.lock(), [0, 60_000, 120_000]);
+        *fake.file.lock() = Some(101);
+        fake.set(Behaviour::Session(3600), 0);
+        assert_eq!(keeper.ready(within(2)).await, Ok(()));
+        assert_eq!(fake.requests(), 4);
+        // No look at the file without a failure.
+        *fake.file.lock() = Some(102);
+        seconds(2600).await;
+        assert_eq!(fake.requests(), 4);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -310,4 +312,23 @@ async fn a_thousand_sources_that_fail_together_log_a_bounded_number_of_lines() {
         .parse()
         .unwrap();
     assert!((200..500).contains(&left_out), "{left_out} of {failed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_sources_have_sessions_30_seconds_after_the_service_works_again() {
+    let fake = Fake::new("STS.", Behaviour::Fails(FailureKind::ServiceError));
+    let flights = Arc::new(Flights::new());
+    let keepers: Vec<_> = (0..1000)
+        .map(|number| {
+            let source = assumed_with_key(&format!("{ROLE}-{number}"));
+            keep_within(&fake, source, None, &flights)
+        })
+        .collect();
+    let calls = keepers.iter().map(|keeper| keeper.ready(within(330)));
+    let service = async {
+        seconds(300).await;
+        fake.set(Behaviour::Session(43_200), 100);
+    };
+    let (calls, ()) = tokio::join!(join_all(calls), service);
+    assert!(calls.iter().all(Result::is_ok));
 }
